@@ -1,0 +1,73 @@
+"""jaxgen: text generation in JAX, from raw text to a served model.
+
+Every public name is a pure function or frozen data, loaded on first use: importing the package
+touches no device and does not import JAX.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jaxgen.decode.chain import chain, temperature, top_k, top_p
+    from jaxgen.decode.loop import decode
+    from jaxgen.models.api import abstract, apply, axes, init
+    from jaxgen.models.config import ModelConfig
+    from jaxgen.models.presets import preset
+    from jaxgen.text.generate import generate
+    from jaxgen.text.model import load, save
+    from jaxgen.train.losses import causal_loss
+    from jaxgen.train.step import train_step
+
+_HOME = {
+    "ModelConfig": "models.config",
+    "abstract": "models.api",
+    "apply": "models.api",
+    "axes": "models.api",
+    "causal_loss": "train.losses",
+    "chain": "decode.chain",
+    "decode": "decode.loop",
+    "generate": "text.generate",
+    "init": "models.api",
+    "load": "text.model",
+    "preset": "models.presets",
+    "save": "text.model",
+    "temperature": "decode.chain",
+    "top_k": "decode.chain",
+    "top_p": "decode.chain",
+    "train_step": "train.step",
+}
+
+__all__ = [
+    "ModelConfig",
+    "abstract",
+    "apply",
+    "axes",
+    "causal_loss",
+    "chain",
+    "decode",
+    "generate",
+    "init",
+    "load",
+    "preset",
+    "save",
+    "temperature",
+    "top_k",
+    "top_p",
+    "train_step",
+]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(f"jaxgen.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME])

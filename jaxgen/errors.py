@@ -1,0 +1,53 @@
+"""Errors that a user can cause; each knows the exit code that the command line ends with.
+
+A message is one line that says what, where, the value, and what to do about it.
+"""
+
+
+class UserError(ValueError):
+    """Base of every error whose cause is outside the program; `exit_code` is the process's."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A setting, flag or argument is wrong, or two of them contradict each other."""
+
+    exit_code = 2
+
+
+class BusyError(UserError):
+    """The environment refuses: a locked run folder, a read-only or vanished path, no device."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint, tokenizer or model file is missing, damaged, too new, or of another model."""
+
+    exit_code = 4
+
+
+class NonFiniteError(UserError):
+    """Numbers stopped being finite: a loss, a gradient, a parameter or a row of logits."""
+
+    exit_code = 6
+
+
+class DataError(UserError):
+    """A corpus, record or token shard is missing, malformed, or not what was prepared."""
+
+    exit_code = 7
+
+
+PREEMPTED = 75  # the run was told to stop and has saved itself: start it again
+BUG = 70  # our mistake: the traceback is in a file, the terminal gets one line
+INTERRUPTED = 130  # a second Ctrl-C
+
+
+def nearest(word: str, known, label: str = "did you mean") -> str:
+    """Return " (did you mean 'x'?)" for the nearest of `known`, or "" when nothing is near."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f" ({label} {matches[0]!r}?)" if matches else ""

@@ -1,0 +1,77 @@
+"""Nested dicts addressed by paths such as "layers/attn/q"; patterns are shell globs on the path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Any
+
+Tree = Mapping[str, Any]
+
+
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return {"a/b": leaf} for a nested dict, in the dict's own order; empty dicts vanish."""
+    flat = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{path}/")
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dict whose `flatten` is `flat`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def map_paths(function: Callable[..., Any], tree: Tree, *others: Tree) -> dict[str, Any]:
+    """Return the tree of `function(path, leaf, *other_leaves)`; all trees share one structure."""
+    flats = [flatten(other) for other in others]
+    return unflatten(
+        {
+            path: function(path, leaf, *(flat[path] for flat in flats))
+            for path, leaf in flatten(tree).items()
+        }
+    )
+
+
+def match(path: str, patterns: Iterable[str]) -> bool:
+    """Return whether any glob of `patterns` matches the whole path; "*" also crosses "/"."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def split(tree: Tree, patterns: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (matching, rest): two trees that `merge` joins again."""
+    patterns = tuple(patterns)
+    flat = flatten(tree)
+    chosen = {path: leaf for path, leaf in flat.items() if match(path, patterns)}
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten(chosen), unflatten(rest)
+
+
+def merge(*trees: Tree) -> dict[str, Any]:
+    """Return one tree with the leaves of all; on a shared path the last tree wins."""
+    flat: dict[str, Any] = {}
+    for tree in trees:
+        flat |= flatten(tree)
+    return unflatten(flat)
+
+
+def count(tree: Tree) -> int:
+    """Return the number of scalars in a tree of arrays or shapes."""
+    return sum(prod(leaf.shape) for leaf in flatten(tree).values())
+
+
+def nbytes(tree: Tree) -> int:
+    """Return the bytes that the arrays (or shapes) of a tree take, unsharded."""
+    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in flatten(tree).values())

@@ -1,0 +1,95 @@
+"""The house has floors: a file imports from lower floors and from its own folder, nothing else."""
+
+import ast
+import sys
+from pathlib import Path
+
+import jaxgen
+
+ROOT = Path(jaxgen.__file__).parent
+FLOORS = {
+    0: ["errors", "tree", "axes", "settings", "files"],
+    1: ["mesh"],
+    2: ["ops"],
+    3: ["nn"],
+    4: ["models"],
+    5: ["tokens", "data", "store", "decode", "measure"],
+    6: ["train", "text"],
+    7: ["run", "cli", "serve", "plan", "verify", "__main__", "__init__"],
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(name: str) -> str | None:
+    parts = name.split(".")
+    if parts[0] != "jaxgen" or len(parts) == 1:
+        return None
+    return parts[1] if parts[1] in FLOOR else None
+
+
+def files():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def test_every_file_has_a_floor():
+    for path in files():
+        first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        assert first in FLOOR, f"{path}: {first} stands on no floor"
+
+
+def test_imports_never_go_up_or_sideways():
+    for path in files():
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for name in imports(path):
+            other = room(name)
+            if other is None or other == own:
+                continue
+            # The ground and the doors are single files, which may lean on each other.
+            same = FLOOR[other] == FLOOR[own] and FLOOR[own] in (0, 7)
+            below = FLOOR[other] < FLOOR[own]
+            assert below or same, f"{path.relative_to(ROOT)} imports {name}: up or sideways"
+
+
+def test_only_nn_imports_linen():
+    for path in files():
+        if path.relative_to(ROOT).parts[0] != "nn":
+            assert not [n for n in imports(path) if n.startswith("flax")], path
+
+
+def test_nothing_dangerous_is_called():
+    banned = {"eval", "exec", "compile", "__import__"}
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in banned, f"{path}:{node.lineno}"
+        assert not imports(path) & {"pickle", "torch", "tensorflow"}, path
+
+
+def test_files_and_functions_stay_small():
+    for path in files():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}:{node.name}"
+
+
+def test_import_is_lazy_and_touches_no_device():
+    import subprocess
+
+    program = "import sys, jaxgen; print(sorted({'jax', 'flax', 'numpy', 'grain'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
