@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jaxgen.decode.chain import chain, temperature, top_k, top_p
-    from jaxgen.decode.loop import decode
+    from jaxgen.decoding.chain import chain, temperature, top_k, top_p
+    from jaxgen.decoding.loop import decode
     from jaxgen.models.api import abstract, apply, axes, init
-    from jaxgen.models.config import ModelConfig
+    from jaxgen.config import ModelConfig
     from jaxgen.models.presets import preset
     from jaxgen.text.generate import generate
     from jaxgen.text.model import load, save
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from jaxgen.train.step import train_step
 
 _HOME = {
-    "ModelConfig": "models.config",
+    "ModelConfig": "config",
     "abstract": "models.api",
     "apply": "models.api",
     "axes": "models.api",
     "causal_loss": "train.losses",
-    "chain": "decode.chain",
-    "decode": "decode.loop",
+    "chain": "decoding.chain",
+    "decode": "decoding.loop",
     "generate": "text.generate",
     "init": "models.api",
     "load": "text.model",
     "preset": "models.presets",
     "save": "text.model",
-    "temperature": "decode.chain",
-    "top_k": "decode.chain",
-    "top_p": "decode.chain",
+    "temperature": "decoding.chain",
+    "top_k": "decoding.chain",
+    "top_p": "decoding.chain",
     "train_step": "train.step",
 }
 

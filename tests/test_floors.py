@@ -8,12 +8,12 @@ import jaxgen
 
 ROOT = Path(jaxgen.__file__).parent
 FLOORS = {
-    0: ["errors", "tree", "axes", "settings", "files"],
+    0: ["errors", "tree", "legend", "config", "settings", "files"],
     1: ["mesh"],
     2: ["ops"],
     3: ["nn"],
     4: ["models"],
-    5: ["tokens", "data", "store", "decode", "measure"],
+    5: ["tokens", "data", "store", "decoding", "measure"],
     6: ["train", "text"],
     7: ["run", "cli", "serve", "plan", "verify", "__main__", "__init__"],
 }

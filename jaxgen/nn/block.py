@@ -1,0 +1,78 @@
+"""One layer: attention and feed-forward around the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from jaxgen.config import ModelConfig
+from jaxgen.nn.attend import Attend
+from jaxgen.nn.feed import Feed
+from jaxgen.nn.norm import Norm
+from jaxgen.ops.cache import Cache
+
+# What travels through the depth: the residual stream [B, T, D] and the cache of all layers.
+Carry = tuple[jax.Array, Cache | None]
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised where the config says."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Carry,
+        layer: jax.Array | int,
+        positions: jax.Array,
+        masks: tuple[jax.Array, ...],
+    ) -> tuple[Carry, None]:
+        """Return (carry, None), the shape that a scan wants; `masks` holds this layer's mask."""
+        x, cache = carry
+        (mask,) = masks
+        attend = Attend(self.config, deterministic=self.deterministic, name="attn")
+        y, cache = attend(self._before("attn", x), positions, mask, cache, layer)
+        x = self._after("attn", x, y)
+        y = Feed(self.config, name="feed")(self._before("feed", x))
+        x = self._after("feed", x, y)
+        self.sow("taps", "out", x)
+        return (x, cache), None
+
+    def _before(self, name: str, x: jax.Array) -> jax.Array:
+        if self.config.norm_at == "post":
+            return x
+        return Norm(self.config, name=f"{name}_norm")(x)
+
+    def _after(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+        config = self.config
+        self.sow("taps", f"{name}_out", y)
+        if config.norm_at == "both":
+            y = Norm(config, name=f"{name}_out_norm")(y)
+        x = x + nn.Dropout(config.dropout, deterministic=self.deterministic)(y)
+        return Norm(config, name=f"{name}_norm")(x) if config.norm_at == "post" else x
+
+
+class Period(nn.Module):
+    """One period of a layer pattern: blocks "0", "1", ... one after another."""
+
+    config: ModelConfig
+    deterministic: bool
+    block: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: Carry,
+        layer: jax.Array | int,
+        positions: jax.Array,
+        masks: tuple[jax.Array, ...],
+    ) -> tuple[Carry, None]:
+        """Return (carry, None) after as many layers as there are masks."""
+        for index, mask in enumerate(masks):
+            block = self.block(self.config, self.deterministic, name=str(index))
+            carry, _ = block(carry, layer + index, positions, (mask,))
+        return carry, None

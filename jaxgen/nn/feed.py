@@ -1,0 +1,51 @@
+"""The feed-forward sublayer, plain or gated."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from jaxgen.config import ModelConfig
+from jaxgen.nn.weight import weight
+from jaxgen.ops.contract import contract
+from jaxgen.ops.gates import ACTIVATIONS, GATED
+
+
+class Feed(nn.Module):
+    """down(activation(up x)), or down(activation(gate x) * up x) for gated kinds."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return x [B, T, D] transformed position by position."""
+        config = self.config
+        y = self._project("up", x)
+        if config.feed in GATED:
+            y = GATED[config.feed](self._project("gate", x)) * y
+        else:
+            y = ACTIVATIONS[config.feed](y)
+        return self._down(y)
+
+    def _project(self, name: str, x: jax.Array) -> jax.Array:
+        config = self.config
+        normal = nn.initializers.normal(config.init_std)
+        shape = (config.d_model, config.F)
+        w_DF = weight(self, name, shape, "DF", normal, config.param_dtype)
+        y = contract("BTD,DF->BTF", x, w_DF, dtype=config.compute_dtype)
+        return self._bias(f"{name}_bias", y, "F")
+
+    def _down(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
+        shape = (config.F, config.d_model)
+        down_FD = weight(self, "down", shape, "FD", normal, config.param_dtype)
+        y = contract("BTF,FD->BTD", x, down_FD, dtype=config.compute_dtype)
+        return self._bias("down_bias", y, "D")
+
+    def _bias(self, name: str, y: jax.Array, letter: str) -> jax.Array:
+        if self.config.biases != "all":
+            return y
+        zeros = nn.initializers.zeros
+        bias = weight(self, name, y.shape[-1:], letter, zeros, self.config.param_dtype)
+        return y + bias.astype(y.dtype)

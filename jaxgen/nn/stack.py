@@ -1,0 +1,59 @@
+"""The depth of the model: one scan over the periods of the layer pattern."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.config import ModelConfig
+from jaxgen.nn.block import Block, Carry, Period
+from jaxgen.nn.weight import STACK_AXIS
+
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def through_layers(
+    config: ModelConfig,
+    deterministic: bool,
+    carry: Carry,
+    positions: jax.Array,
+    masks: tuple[jax.Array, ...],
+) -> Carry:
+    """Return the carry after all layers; call it inside a module, which then owns the layers.
+
+    `masks` has one [B, T, S] mask per kind of the pattern. Parameters of equal layers are stacked
+    along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
+    each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
+    Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on.
+    """
+    block = Block
+    if config.remat != "none":
+        # Inside a scan nothing can be merged across the barrier anyway, so none is needed.
+        block = nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=False)
+    period = len(masks)
+    periods, rest = divmod(config.layers, period)
+    if periods:
+        extra = {} if period == 1 else {"block": block}
+        scanned = _scanned(block if period == 1 else Period, periods, config.unroll)
+        layers = scanned(config, deterministic, **extra, name="layers")
+        carry, _ = layers(carry, jnp.arange(periods) * period, positions, masks)
+    if rest:
+        tail = Period(config, deterministic, block, name="rest")
+        carry, _ = tail(carry, periods * period, positions, masks[:rest])
+    return carry
+
+
+def _scanned(body, periods: int, unroll: int):
+    return nn.scan(
+        body,
+        variable_axes={"params": 0, "taps": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=periods,
+        unroll=min(unroll, periods),
+        metadata_params={nn.PARTITION_NAME: STACK_AXIS},
+    )

@@ -1,0 +1,42 @@
+"""Scaled dot-product attention with grouped heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Return cap * tanh(x / cap), or x where cap is None (Gemma 2, 2024)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B T S"],
+    *,
+    scale: float,
+    cap: float | None,
+    drop: Callable[[Array], Array] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Return softmax(q k^T * scale) v, computed in float32 inside (Vaswani et al. 2017).
+
+    N / K query heads share one key/value head (Ainslie et al. 2023). `drop` is applied to the
+    probabilities. A row that may see nothing averages all values: its result means nothing.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    scores = soft_cap(scores * scale, cap)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    probs = jax.nn.softmax(scores, axis=-1)
+    if drop is not None:
+        probs = drop(probs)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", probs.astype(v.dtype), v)
+    return out.reshape(B, T, N, H)

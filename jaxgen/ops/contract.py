@@ -1,0 +1,25 @@
+"""Every product with a weight goes through here, so that other leaves can replace arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
+    """Return einsum(equation, x, w) computed in `dtype`; a leaf with `.contract` does it itself.
+
+    Quantised, low-rank or adapted leaves implement `leaf.contract(equation, x, dtype)`.
+    """
+    if hasattr(w, "contract"):
+        return w.contract(equation, x, dtype)
+    return jnp.einsum(equation, x.astype(dtype), w.astype(dtype))
+
+
+def lookup(table: Any, ids: Int[Array, "..."], *, dtype: str) -> Float[Array, "... D"]:
+    """Return rows of an embedding table in `dtype`; a leaf with `.lookup` does it itself."""
+    if hasattr(table, "lookup"):
+        return table.lookup(ids, dtype)
+    return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)

@@ -1,0 +1,113 @@
+"""Cross-entropy over the vocabulary, whole for reference and in chunks for work."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxgen.ops.attention import soft_cap
+from jaxgen.ops.contract import contract
+
+
+def cross_entropy(
+    logits: Float[Array, "... V"], targets: Int[Array, "..."], *, smoothing: float, z: float
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Return (loss, nll) per token, in nats and float32.
+
+    `nll` is the plain negative log-likelihood. `loss` spreads `smoothing` of the target over the
+    vocabulary (Szegedy et al. 2016) and adds z * logsumexp^2 (Mesh TensorFlow; PaLM 2022).
+    """
+    logits = logits.astype(jnp.float32)
+    total = jax.nn.logsumexp(logits, axis=-1)
+    nll = total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    uniform = total - jnp.mean(logits, axis=-1)
+    return (1 - smoothing) * nll + smoothing * uniform + z * total**2, nll
+
+
+def unembed(
+    hidden: Float[Array, "B T D"], table: Any, *, cap: float | None, dtype: str
+) -> Float[Array, "B T V"]:
+    """Return float32 logits: hidden times the [V, D] table, soft-capped."""
+    logits = contract("BTD,VD->BTV", hidden, table, dtype=dtype)
+    return soft_cap(logits.astype(jnp.float32), cap)
+
+
+def vocabulary_loss(
+    hidden: Float[Array, "B T D"],
+    table: Any,
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    cap: float | None,
+    smoothing: float,
+    z: float,
+    chunk: int,
+    dtype: str,
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+    """Return (sum of weighted losses, nll per token) without ever holding all logits.
+
+    Works on `chunk` positions of all rows at a time, so B * chunk * V logits exist at once. The
+    gradient is taken chunk by chunk during the forward pass, while the logits are still there
+    (Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice. `nll` carries no gradient.
+    """
+    part = partial(_chunk_loss, cap=cap, smoothing=smoothing, z=z, dtype=dtype)
+    return _chunked(part, min(chunk, hidden.shape[1]), hidden, table, targets, weights)
+
+
+def _chunk_loss(hidden, table, targets, weights, *, cap, smoothing, z, dtype):
+    logits = unembed(hidden, table, cap=cap, dtype=dtype)
+    loss, nll = cross_entropy(logits, targets, smoothing=smoothing, z=z)
+    # A weight of zero also silences a non-finite loss: padding must not poison the sum.
+    return jnp.sum(jnp.where(weights > 0, loss * weights, 0.0)), nll
+
+
+def _split(x, chunk):
+    """[B, T, ...] -> [T / chunk, B, chunk, ...], T padded with zeros to a multiple."""
+    pad = -x.shape[1] % chunk
+    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+
+def _join(x, length):
+    """The inverse of `_split`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunked(part, chunk, hidden, table, targets, weights):
+    def body(total, xs):
+        loss, nll = part(xs[0], table, *xs[1:])
+        return total + loss, nll
+
+    xs = tuple(_split(x, chunk) for x in (hidden, targets, weights))
+    total, nll = jax.lax.scan(body, jnp.zeros((), jnp.float32), xs)
+    return total, _join(nll, hidden.shape[1])
+
+
+def _chunked_forward(part, chunk, hidden, table, targets, weights):
+    def body(carry, xs):
+        total, table_grad = carry
+        h, *rest = xs
+        loss, pull, nll = jax.vjp(lambda h, t: part(h, t, *rest), h, table, has_aux=True)
+        h_grad, t_grad = pull(jnp.ones_like(loss))
+        return (total + loss, jax.tree.map(jnp.add, table_grad, t_grad)), (nll, h_grad)
+
+    xs = tuple(_split(x, chunk) for x in (hidden, targets, weights))
+    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, table))
+    (total, table_grad), (nll, h_grad) = jax.lax.scan(body, start, xs)
+    length = hidden.shape[1]
+    return (total, _join(nll, length)), (_join(h_grad, length), table_grad)
+
+
+def _chunked_backward(part, chunk, grads, cotangents):
+    scale = cotangents[0]
+    hidden_grad, table_grad = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    return hidden_grad, table_grad, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -1,0 +1,42 @@
+"""Normalisation over the model width, computed in float32 whatever comes in."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def rms_norm(
+    x: Float[Array, "... D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"] | None,
+    *,
+    epsilon: float,
+) -> Float[Array, "... D"]:
+    """Return x / rms(x) * scale (+ bias) (Zhang and Sennrich 2019)."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    return _affine(y, scale, bias).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "... D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"] | None,
+    *,
+    epsilon: float,
+) -> Float[Array, "... D"]:
+    """Return (x - mean) / std * scale (+ bias) (Ba et al. 2016)."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    return _affine(y, scale, bias).astype(x.dtype)
+
+
+def _affine(y, scale, bias):
+    y = y * scale.astype(jnp.float32)
+    return y if bias is None else y + bias.astype(jnp.float32)
+
+
+NORMS = {"rms": rms_norm, "layer": layer_norm}

@@ -1,0 +1,76 @@
+"""Generation from token ids with a Transformer: prefill, then the decoding loop."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from jaxgen.config import ModelConfig
+from jaxgen.decoding.chain import Chain, greedy
+from jaxgen.decoding.loop import decode
+from jaxgen.errors import ConfigError
+from jaxgen.models import api
+from jaxgen.ops.cache import Cache
+
+
+def model_step(params: api.Params, config: ModelConfig):
+    """Return the model as a decoding step: (tokens [B], cache) -> (logits [B, V], cache)."""
+
+    def step(tokens, cache):
+        out = api.apply(params, config, tokens[:, None], cache=cache)
+        return out.logits[:, 0], out.cache
+
+    return step
+
+
+def prefill(
+    params: api.Params,
+    config: ModelConfig,
+    prompt: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    capacity: int,
+) -> tuple[Int[Array, "B"], Cache]:
+    """Return (first, cache): all of each prompt but its last token cached, and that last token.
+
+    The last token is left to the loop's first step, so that every token that is ever drawn comes
+    from one and the same code; no logits are computed here.
+    """
+    cache = api.empty_cache(config, prompt.shape[0], capacity)
+    cache = api.hidden(params, config, prompt, cache=cache).cache
+    assert cache is not None
+    last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
+    return last, cache.rewind(lengths - 1)
+
+
+def generate(
+    params: api.Params,
+    config: ModelConfig,
+    prompt: Int[Array, "B T"],
+    key: PRNGKeyArray,
+    *,
+    length: int,
+    sample: Chain | None = None,
+    lengths: Int[Array, "B"] | None = None,
+    stop: Int[Array, "E"] | None = None,
+) -> Int[Array, "B length"]:
+    """Return `length` new token ids for each prompt; jit it with config and length static.
+
+    prompt: ids [B, T], rows padded on the right to one width; `lengths` says how much is real.
+    sample: a `chain`; None takes the likeliest token.
+    stop: ids that end a row, which then repeats its stop token.
+    Raises ConfigError if T + length exceeds config.context, or for an empty prompt or length.
+    """
+    batch, width = prompt.shape
+    if width < 1 or length < 1:
+        raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
+    if width + length > config.context:
+        raise ConfigError(
+            f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
+            f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
+        )
+    if lengths is None:
+        lengths = jnp.full(batch, width, jnp.int32)
+    first, cache = prefill(params, config, prompt, lengths, width + length)
+    sample = greedy() if sample is None else sample
+    step = model_step(params, config)
+    return decode(step, cache, first, key, sample, length, stop=stop)[0]
