@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from jaxgen.config import ModelConfig
     from jaxgen.decoding.chain import chain, temperature, top_k, top_p
     from jaxgen.decoding.loop import decode
     from jaxgen.models.api import abstract, apply, axes, init
-    from jaxgen.config import ModelConfig
     from jaxgen.models.presets import preset
     from jaxgen.text.generate import generate
     from jaxgen.text.model import load, save

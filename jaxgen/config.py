@@ -30,7 +30,7 @@ class ModelConfig:
     depth: ("local", "global") alternates sliding-window and full attention.
     """
 
-    vocab_size: int = _doc("rows of the embedding; a run takes it from its tokenizer", 50257)
+    vocab_size: int | None = _doc("rows of the embedding; null: a run asks its tokenizer", None)
     context: int = _doc("longest sequence, in tokens", 1024)
     layers: int = _doc("depth", 12)
     d_model: int = _doc("width of the residual stream", 768)
@@ -53,18 +53,22 @@ class ModelConfig:
     dropout: float = _doc("on embeddings, attention probabilities and sublayer outputs", 0.0)
     init_std: float = _doc("of normal initialisation; residual outputs: / sqrt(2 layers)", 0.02)
     param_dtype: DType = _doc("how parameters are stored", "float32")
-    compute_dtype: DType = _doc("how products are computed; norms and softmax stay float32", "float32")
+    compute_dtype: DType = _doc(
+        "how products are computed; norms and softmax stay float32", "float32"
+    )
     remat: Remat = _doc("what backward recomputes: none, all but matmuls (dots), or full", "none")
     unroll: int = _doc("layers compiled in line per scan step; all of them: no loop", 1)
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "layers", "d_model", "heads", "unroll")
-        optional = ("kv_heads", "head_dim", "d_ff", "window")
+        sizes = ("layers", "d_model", "heads", "unroll")
+        optional = ("vocab_size", "kv_heads", "head_dim", "d_ff", "window")
         for name in (*sizes, *(n for n in optional if getattr(self, n) is not None)):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.context < 2:
-            raise ConfigError(f"context={self.context} must be at least 2: one token to read, one to write")
+            raise ConfigError(
+                f"context={self.context} must be at least 2: one token to read, one to write"
+            )
         if self.head_dim is None and self.d_model % self.heads:
             raise ConfigError(
                 f"d_model={self.d_model} is not a multiple of heads={self.heads}; "
@@ -76,9 +80,13 @@ class ModelConfig:
                 f"nearest that work: kv_heads={_divisors_near(self.heads, self.K)}"
             )
         if self.positions == "rope" and self.H % 2:
-            raise ConfigError(f"head_dim={self.H} is odd; rotary positions turn pairs, use an even one")
+            raise ConfigError(
+                f"head_dim={self.H} is odd; rotary positions turn pairs, use an even one"
+            )
         if self.positions == "sinusoid" and self.d_model % 2:
-            raise ConfigError(f"d_model={self.d_model} is odd; sinusoidal positions need an even one")
+            raise ConfigError(
+                f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
         if not self.pattern:
@@ -93,7 +101,14 @@ class ModelConfig:
                 raise ConfigError(f"{name}={value} must be greater than 0")
 
     @property
-    def K(self) -> int:  # noqa: N802  the axis alphabet
+    def V(self) -> int:  # noqa: N802  the axis alphabet
+        """Vocabulary; raises ConfigError while it is undecided."""
+        if self.vocab_size is None:
+            raise ConfigError("vocab_size is null; give the number of token ids")
+        return self.vocab_size
+
+    @property
+    def K(self) -> int:  # noqa: N802
         """Key/value heads."""
         return self.kv_heads or self.heads
 

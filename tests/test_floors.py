@@ -90,6 +90,8 @@ def test_files_and_functions_stay_small():
 def test_import_is_lazy_and_touches_no_device():
     import subprocess
 
-    program = "import sys, jaxgen; print(sorted({'jax', 'flax', 'numpy', 'grain'} & set(sys.modules)))"
+    program = (
+        "import sys, jaxgen; print(sorted({'jax', 'flax', 'numpy', 'grain'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -15,7 +16,7 @@ Step = Callable[[Int[Array, "B"], CacheT], tuple[Float[Array, "B V"], CacheT]]
 Sample = Callable[[Float[Array, "B V"], PRNGKeyArray], Int[Array, "B"]]
 
 NOT_FINITE = -1
-NO_STOP = jnp.full(1, -2, jnp.int32)
+NO_STOP = np.full(1, -2, np.int32)
 
 
 def request_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:

@@ -45,9 +45,7 @@ def axes(config: ModelConfig) -> Params:
 
 def empty_cache(config: ModelConfig, batch: int, capacity: int) -> caches.Cache:
     """Return an empty key/value cache of `capacity` slots for each of `batch` rows."""
-    return caches.empty(
-        config.layers, batch, capacity, config.K, config.H, config.compute_dtype
-    )
+    return caches.empty(config.layers, batch, capacity, config.K, config.H, config.compute_dtype)
 
 
 def hidden(

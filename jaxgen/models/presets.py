@@ -7,6 +7,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError, nearest
 
+_GPT2: dict[str, Any] = {"vocab_size": 50257, "dropout": 0.1}
 _LLAMA: dict[str, Any] = {
     "norm": "rms",
     "positions": "rope",
@@ -16,10 +17,10 @@ _LLAMA: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Radford et al. 2019
-    "gpt2-124m": {"dropout": 0.1},
-    "gpt2-355m": {"layers": 24, "d_model": 1024, "heads": 16, "dropout": 0.1},
-    "gpt2-774m": {"layers": 36, "d_model": 1280, "heads": 20, "dropout": 0.1},
-    "gpt2-1.5b": {"layers": 48, "d_model": 1600, "heads": 25, "dropout": 0.1},
+    "gpt2-124m": _GPT2,
+    "gpt2-355m": _GPT2 | {"layers": 24, "d_model": 1024, "heads": 16},
+    "gpt2-774m": _GPT2 | {"layers": 36, "d_model": 1280, "heads": 20},
+    "gpt2-1.5b": _GPT2 | {"layers": 48, "d_model": 1600, "heads": 25},
     # Llama 3.2 1B (Meta 2024), without the scaling of its rotary frequencies beyond 8192 tokens
     "llama-1b": _LLAMA
     | {

@@ -23,7 +23,7 @@ class Embed(nn.Module):
         """Return (x [B, T, D], table [V, D]) for tokens and positions [B, T]."""
         config = self.config
         normal = nn.initializers.normal(config.init_std)
-        shape = (config.vocab_size, config.d_model)
+        shape = (config.V, config.d_model)
         table = weight(self, "tokens", shape, "VD", normal, config.param_dtype)
         x = lookup(table, tokens, dtype=config.compute_dtype)
         if config.positions == "learned":
@@ -45,6 +45,6 @@ class Unembed(nn.Module):
     def __call__(self) -> Any:
         """Return the table [V, D]."""
         config = self.config
-        shape = (config.vocab_size, config.d_model)
+        shape = (config.V, config.d_model)
         normal = nn.initializers.normal(config.init_std)
         return weight(self, "tokens", shape, "VD", normal, config.param_dtype)

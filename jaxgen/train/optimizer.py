@@ -1,0 +1,109 @@
+"""The Optax chain that the settings describe."""
+
+from __future__ import annotations
+
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from jaxgen import tree
+from jaxgen.errors import ConfigError, nearest
+from jaxgen.train import schedule
+from jaxgen.train.settings import TrainSettings
+
+# Liu et al. 2025: with updates of this RMS one learning rate serves Muon and Adam alike.
+MUON_RMS = 0.2
+
+
+def make(settings: TrainSettings, axes: tree.Tree) -> optax.GradientTransformation:
+    """Return clip -> update rule -> decoupled weight decay -> learning rate, with frozen paths.
+
+    axes: each parameter's logical axes, as `models.api.axes` gives them. Muon takes the weights
+    of the layers as matrices from their input axes to their output axes; embeddings, norms and
+    biases get AdamW. Raises ConfigError for a glob that matches no parameter.
+    """
+    check_patterns("freeze", settings.freeze, axes)
+    # The defaults of no_decay need not match: a model may have neither biases nor norms.
+    decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
+    rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
+    clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
+    chain = optax.chain(clip, rule)
+    if not settings.freeze:
+        return chain
+    labels = tree.map_paths(
+        lambda path, _: "frozen" if tree.match(path, settings.freeze) else "trained", axes
+    )
+    # Frozen gradients are dropped before the clip, which then measures what is trained.
+    return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def check_patterns(field: str, patterns: tuple[str, ...], params: tree.Tree) -> None:
+    """Raise ConfigError for the first glob that matches no path of `params`."""
+    paths = list(tree.flatten(params))
+    for pattern in patterns:
+        if not any(tree.match(path, (pattern,)) for path in paths):
+            raise ConfigError(
+                f"{field}={pattern!r} matches no parameter{nearest(pattern, paths)}; "
+                f"paths look like {paths[0]!r}"
+            )
+
+
+def _adamw(settings, rate, decayed, axes):
+    return optax.adamw(
+        rate,
+        b1=settings.beta1,
+        b2=settings.beta2,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        mask=decayed,
+    )
+
+
+def _lion(settings, rate, decayed, axes):
+    return optax.lion(
+        rate,
+        b1=settings.beta1,
+        b2=settings.beta2,
+        weight_decay=settings.weight_decay,
+        mask=decayed,
+    )
+
+
+def _adafactor(settings, rate, decayed, axes):
+    # Shazeer and Stern 2018, with the caller's learning rate instead of the relative step.
+    return optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(settings.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _muon(settings, rate, decayed, axes):
+    matrices = tree.map_paths(lambda path, letters: matrix_axes(letters), axes)
+    return muon(
+        rate,
+        weight_decay=settings.weight_decay,
+        weight_decay_mask=decayed,
+        adam_b1=settings.beta1,
+        adam_b2=settings.beta2,
+        muon_weight_dimension_numbers=lambda params: matrices,
+        consistent_rms=MUON_RMS,
+    )
+
+
+def matrix_axes(letters: str) -> MuonDimensionNumbers | None:
+    """Return which axes of a weight go in and which come out, None if it is no layer's matrix.
+
+    "LDNH" maps D to (N, H) for each of L layers; "LNHD" maps (N, H) to D.
+    """
+    places = [i for i, letter in enumerate(letters) if letter != "L"]
+    if len(places) < 2 or "D" not in letters or set(letters) & {"V", "S"}:
+        return None
+    width = letters.index("D")
+    others = tuple(i for i in places if i != width)
+    if width == places[0]:
+        return MuonDimensionNumbers(reduction_axis=(width,), output_axis=others)
+    return MuonDimensionNumbers(reduction_axis=others, output_axis=(width,))
+
+
+RULES = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}

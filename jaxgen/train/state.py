@@ -1,0 +1,42 @@
+"""All that changes from step to step, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Health:
+    """What the guard remembers: the running loss, and how many steps it has refused."""
+
+    mean: Float[Array, ""]
+    seen: Int[Array, ""]
+    skipped: Int[Array, ""]
+    streak: Int[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """Parameters, optimizer, step, the run's key and health; a checkpoint holds exactly this."""
+
+    step: Int[Array, ""]
+    params: Any
+    optimizer: Any
+    key: PRNGKeyArray
+    health: Health
+
+
+def make(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> State:
+    """Return the state before the first step; `key` seeds all dropout of the run."""
+    # Each scalar is a buffer of its own: donating one buffer twice is an error.
+    zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
+    health = Health(jnp.zeros(()), *zeros[1:])
+    return State(zeros[0], params, optimizer.init(params), key, health)
