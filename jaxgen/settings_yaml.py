@@ -54,6 +54,14 @@ for _name, _pattern in _SCALARS.items():
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", _anchored, None)
     _Dumper.add_implicit_resolver(f"{_TAG}{_name}", _anchored, None)
 
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds U+0085 and its kin inside single quotes and loses them; escapes survive.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_Dumper.add_representer(str, _string)
 _Dumper.add_representer(
     list, lambda dumper, data: dumper.represent_sequence(f"{_TAG}seq", data, flow_style=True)
 )
