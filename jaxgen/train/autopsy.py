@@ -1,0 +1,69 @@
+"""After a streak of bad steps: which parameter, and which examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgen import tree
+from jaxgen.config import ModelConfig
+from jaxgen.errors import NonFiniteError
+from jaxgen.train import guard
+from jaxgen.train.accumulate import LossFunction, gradients
+from jaxgen.train.state import State
+
+
+def examine(
+    state: State,
+    batch: dict[str, np.ndarray],
+    *,
+    config: ModelConfig,
+    loss: LossFunction,
+    accumulate: int,
+) -> dict[str, Any]:
+    """Return what is wrong with the last batch at the present parameters, as plain data.
+
+    params, gradients: paths that hold something non-finite. rows: batch rows whose loss is not
+    finite or, if all are, the row with the largest. largest: paths of the three largest
+    gradients with their norms.
+    """
+
+    def whole(params, batch, key):
+        return gradients(loss, params, config, batch, key, accumulate=accumulate)
+
+    key = jax.random.fold_in(state.key, state.step - 1)
+    result, grads = jax.jit(whole)(state.params, batch, key)
+    found = guard.blame(state.params, grads, result.nll)
+    losses = jax.device_get(result.nll)
+    if not found["rows"]:
+        found["rows"] = [int(np.argmax(losses))]
+    norms = {path: float(np.linalg.norm(g)) for path, g in tree.flatten(grads).items()}
+    ranked = sorted(norms, key=lambda path: -np.nan_to_num(norms[path], nan=np.inf))
+    return found | {
+        "largest": {path: norms[path] for path in ranked[:3]},
+        "losses": [float(value) for value in losses],
+        "objective": float(result.total) / max(float(result.weight), 1.0),
+    }
+
+
+def error(
+    found: dict[str, Any], step: int, patience: int, examples: list[str], kept: str
+) -> NonFiniteError:
+    """Return the one-line error that names the parameter, the examples and what is kept."""
+    if found["params"]:
+        what = f"parameter {_some(found['params'])} is not finite"
+    elif found["gradients"]:
+        what = f"the gradient of {_some(found['gradients'])} is not finite"
+    else:
+        what = f"the loss of {found['objective']:.3g} is a spike, most of it in the gradient of "
+        what += next(iter(found["largest"]))
+    return NonFiniteError(
+        f"step {step}: {patience} bad steps in a row; {what}; examples: {', '.join(examples)}; "
+        f"{kept}; lower train.learning_rate or remove the examples"
+    )
+
+
+def _some(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} (and {len(paths) - 1} more)"

@@ -1,0 +1,124 @@
+"""The training loop: the only place that decides what happens at which step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxgen.train.settings import TrainSettings
+from jaxgen.train.state import State
+
+Step = Callable[[State, dict[str, Any]], tuple[State, dict[str, Any]]]
+
+
+class Watch(Protocol):
+    """What the loop tells while it runs; `train.log.Log` is one."""
+
+    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+    def validation(self, step: int, metrics: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Duties:
+    """What the loop calls on schedule.
+
+    validate: state -> metrics, with "loss"; sample: shows text after a validation; save: makes a
+    checkpoint with the latest validation loss (None before the first); poll: raises what went
+    wrong in the background; stopping: whether somebody asked to stop; doctor: raises the error
+    that explains a streak of bad steps.
+    """
+
+    validate: Callable[[State], dict[str, float]]
+    sample: Callable[[State, int], None]
+    save: Callable[[State, int, float | None], None]
+    poll: Callable[[], None]
+    stopping: Callable[[], bool]
+    doctor: Callable[[State, int, dict[str, np.ndarray], dict[str, Any]], None]
+    rate: Callable[[int], Any]
+    flops_per_token: float
+    peak: float
+    save_every: int
+
+
+def fit(
+    state: State,
+    batches: Iterator[dict[str, np.ndarray]],
+    step: Step,
+    settings: TrainSettings,
+    duties: Duties,
+    watch: Watch,
+) -> tuple[State, int]:
+    """Return (state, steps done) after training up to settings.steps, or until asked to stop.
+
+    The state's own step says where to begin. One step stays in flight: step k + 1 is dispatched
+    before the metrics of step k are fetched, so the device does not wait for the host. Should
+    step k turn out to end a streak of bad steps, the guard has refused k + 1 as well.
+    """
+    done = int(state.step)
+    clock = Clock(duties)
+    in_flight: tuple[int, dict, dict] | None = None
+    valid_loss: float | None = None
+    while done < settings.steps and not duties.stopping():
+        batch = next(batches)
+        state, metrics = step(state, batch)
+        done += 1
+        previous, in_flight = in_flight, (done, batch, metrics)
+        if previous:
+            _settle(state, previous, settings, duties, clock, watch)
+        last = done == settings.steps
+        checking = last or done % settings.validate_every == 0
+        saving = last or done % duties.save_every == 0
+        if checking or saving:
+            _settle(state, in_flight, settings, duties, clock, watch)
+            in_flight = None
+        if checking:
+            found = duties.validate(state)
+            valid_loss = found["loss"]
+            watch.validation(done, found)
+            duties.sample(state, done)
+        if saving:
+            duties.save(state, done, valid_loss if checking else None)
+        if checking or saving:
+            clock.restart()
+        duties.poll()
+    if in_flight:
+        _settle(state, in_flight, settings, duties, clock, watch)
+    return state, done
+
+
+class Clock:
+    """Tokens per second of training alone, without validation and saving."""
+
+    def __init__(self, duties: Duties) -> None:
+        self.duties, self.tokens = duties, 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the time and tokens since the last reading."""
+        self.since, self.tokens = time.perf_counter(), 0.0
+
+    def read(self) -> dict[str, float]:
+        """Return tokens_per_second and mfu since the last reading, and restart."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        speed = self.tokens / elapsed
+        self.restart()
+        used = speed * self.duties.flops_per_token / self.duties.peak
+        return {"tokens_per_second": speed, "mfu": used}
+
+
+def _settle(state, step, settings, duties, clock, watch):
+    number, batch, metrics = step
+    values = jax.device_get({k: v for k, v in metrics.items() if k != "examples"})
+    clock.tokens += float(batch["tokens"].size)
+    if int(values["streak"]) >= settings.patience:
+        duties.doctor(state, number, batch, metrics)
+    # A refused step is written down at once: it must not hide between two log lines.
+    if number % settings.log_every == 0 or number == 1 or values["streak"]:
+        record = {name: float(value) for name, value in values.items()}
+        record["learning_rate"] = float(duties.rate(number - 1))
+        watch.step(number, record | clock.read())

@@ -1,0 +1,51 @@
+"""How well a model predicts text it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from math import exp, log
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import DataError
+from jaxgen.train.losses import causal_loss
+
+INPUTS = ("tokens", "targets", "weights", "segments", "positions")
+
+
+@partial(jax.jit, static_argnames="config")
+def _sums(params: Any, config: ModelConfig, batch: dict, widths: jax.Array):
+    loss = causal_loss(params, config, batch)
+    real = widths[batch["targets"]] * (batch["weights"] > 0)
+    return loss.nll.sum(), loss.weight, real.sum()
+
+
+def validate(
+    params: Any, config: ModelConfig, batches: Iterable[dict], byte_lengths: np.ndarray
+) -> dict[str, float]:
+    """Return loss (nats per token), perplexity, bits_per_byte and tokens over all `batches`.
+
+    byte_lengths: [V] UTF-8 bytes of the text that each id stands for, so that models with
+    different tokenizers compare. Sums are kept in Python floats, so the result depends on
+    neither batch size nor padding beyond rounding. Raises DataError if nothing is predicted.
+    """
+    widths = jnp.asarray(byte_lengths, jnp.int32)
+    nll, tokens, size = 0.0, 0.0, 0
+    for batch in batches:
+        batch = {name: batch[name] for name in INPUTS}
+        parts = jax.device_get(_sums(params, config, batch, widths))
+        nll, tokens, size = nll + float(parts[0]), tokens + float(parts[1]), size + int(parts[2])
+    if not tokens:
+        raise DataError("the split has no token to predict; give it more text")
+    mean = nll / tokens
+    return {
+        "loss": mean,
+        "perplexity": exp(mean) if mean < 700 else float("inf"),
+        "bits_per_byte": nll / log(2) / size if size else float("nan"),
+        "tokens": tokens,
+    }
