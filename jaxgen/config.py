@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxgen.errors import ConfigError
+from jaxgen.settings import option
 
 Norm = Literal["layer", "rms"]
 NormAt = Literal["pre", "post", "both"]
@@ -18,10 +19,6 @@ Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-def _doc(text: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A Transformer's architecture and numerics; raises ConfigError naming the field at fault.
@@ -30,34 +27,34 @@ class ModelConfig:
     depth: ("local", "global") alternates sliding-window and full attention.
     """
 
-    vocab_size: int | None = _doc("rows of the embedding; null: a run asks its tokenizer", None)
-    context: int = _doc("longest sequence, in tokens", 1024)
-    layers: int = _doc("depth", 12)
-    d_model: int = _doc("width of the residual stream", 768)
-    heads: int = _doc("query heads", 12)
-    kv_heads: int | None = _doc("key/value heads (grouped-query attention); null: as heads", None)
-    head_dim: int | None = _doc("width of one head; null: d_model / heads", None)
-    d_ff: int | None = _doc("feed-forward width; null: 4 d_model", None)
-    norm: Norm = _doc("layer: LayerNorm; rms: RMSNorm", "layer")
-    norm_at: NormAt = _doc("pre, post, or both sides of a sublayer", "pre")
-    norm_epsilon: float = _doc("added to the variance", 1e-5)
-    positions: Positions = _doc("how order is told", "learned")
-    rope_theta: float = _doc("rotary base wavelength", 10000.0)
-    feed: Feed = _doc("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
-    biases: Biases = _doc("which projections (and layer norms) carry biases", "all")
-    output: Output = _doc("tied: logits through the embedding table", "tied")
-    score_cap: float | None = _doc("soft cap of attention scores: cap * tanh(score / cap)", None)
-    logit_cap: float | None = _doc("soft cap of the logits", None)
-    pattern: tuple[Layer, ...] = _doc("layer kinds, repeated over the depth", ("global",))
-    window: int | None = _doc("tokens a local layer sees, itself included", None)
-    dropout: float = _doc("on embeddings, attention probabilities and sublayer outputs", 0.0)
-    init_std: float = _doc("of normal initialisation; residual outputs: / sqrt(2 layers)", 0.02)
-    param_dtype: DType = _doc("how parameters are stored", "float32")
-    compute_dtype: DType = _doc(
+    vocab_size: int | None = option("rows of the embedding; null: a run asks its tokenizer", None)
+    context: int = option("longest sequence, in tokens", 1024)
+    layers: int = option("depth", 12)
+    d_model: int = option("width of the residual stream", 768)
+    heads: int = option("query heads", 12)
+    kv_heads: int | None = option("key/value heads (grouped-query attention); null: as heads", None)
+    head_dim: int | None = option("width of one head; null: d_model / heads", None)
+    d_ff: int | None = option("feed-forward width; null: 4 d_model", None)
+    norm: Norm = option("layer: LayerNorm; rms: RMSNorm", "layer")
+    norm_at: NormAt = option("pre, post, or both sides of a sublayer", "pre")
+    norm_epsilon: float = option("added to the variance", 1e-5)
+    positions: Positions = option("how order is told", "learned")
+    rope_theta: float = option("rotary base wavelength", 10000.0)
+    feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
+    biases: Biases = option("which projections (and layer norms) carry biases", "all")
+    output: Output = option("tied: logits through the embedding table", "tied")
+    score_cap: float | None = option("soft cap of attention scores: cap * tanh(score / cap)", None)
+    logit_cap: float | None = option("soft cap of the logits", None)
+    pattern: tuple[Layer, ...] = option("layer kinds, repeated over the depth", ("global",))
+    window: int | None = option("tokens a local layer sees, itself included", None)
+    dropout: float = option("on embeddings, attention probabilities and sublayer outputs", 0.0)
+    init_std: float = option("of normal initialisation; residual outputs: / sqrt(2 layers)", 0.02)
+    param_dtype: DType = option("how parameters are stored", "float32")
+    compute_dtype: DType = option(
         "how products are computed; norms and softmax stay float32", "float32"
     )
-    remat: Remat = _doc("what backward recomputes: none, all but matmuls (dots), or full", "none")
-    unroll: int = _doc("layers compiled in line per scan step; all of them: no loop", 1)
+    remat: Remat = option("what backward recomputes: none, all but matmuls (dots), or full", "none")
+    unroll: int = option("layers compiled in line per scan step; all of them: no loop", 1)
 
     def __post_init__(self) -> None:
         sizes = ("layers", "d_model", "heads", "unroll")

@@ -2,7 +2,7 @@
 
 A settings class is a frozen dataclass of `bool`, `int`, `float`, `str`, `Path`, `Literal[...]`,
 `X | None`, `tuple[T, ...]`, `dict[str, T]` and further such classes; a key is documented by
-`field(metadata={"help": ...})`. Every refusal is a `ConfigError` that names the key path, the value
+`option(text, default)`. Every refusal is a `ConfigError` that names the key path, the value
 and the remedy.
 """
 
@@ -25,6 +25,11 @@ T = TypeVar("T")
 REQUIRED = "required"
 
 read = settings_yaml.read
+
+
+def option(text: str, default: Any) -> Any:
+    """Return a dataclass field with its default and the sentence that documents its key."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def override(mapping: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from jaxgen.errors import ConfigError
-
-
-def _doc(text: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": text})
+from jaxgen.settings import option
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
     """Prompts and sampling of the texts shown at each validation."""
 
-    prompts: tuple[str, ...] = _doc("prompts to complete; none: no samples", ())
-    max_new_tokens: int = _doc("new tokens per prompt; the context may leave fewer", 64)
-    temperature: float = _doc("0 is greedy", 0.8)
-    top_k: int | None = _doc("keep the k likeliest tokens", None)
-    top_p: float | None = _doc("keep the smallest set of this probability", 0.95)
+    prompts: tuple[str, ...] = option("prompts to complete; none: no samples", ())
+    max_new_tokens: int = option("new tokens per prompt; the context may leave fewer", 64)
+    temperature: float = option("0 is greedy", 0.8)
+    top_k: int | None = option("keep the k likeliest tokens", None)
+    top_p: float | None = option("keep the smallest set of this probability", 0.95)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

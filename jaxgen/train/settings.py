@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from jaxgen.errors import ConfigError
-
-
-def _doc(text: str, default: Any) -> Any:
-    return field(default=default, metadata={"help": text})
+from jaxgen.settings import option
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Optimisation, batching and watching; raises ConfigError naming the field at fault."""
 
-    steps: int = _doc("optimizer steps in all", 1000)
-    batch: int = _doc("sequences per step, over all devices and microbatches", 32)
-    accumulate: int = _doc("microbatches a step is split into; the result is the same", 1)
-    optimizer: Literal["adamw", "adafactor", "lion", "muon"] = _doc("update rule", "adamw")
-    learning_rate: float = _doc("peak learning rate", 1e-3)
-    schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = _doc(
+    steps: int = option("optimizer steps in all", 1000)
+    batch: int = option("sequences per step, over all devices and microbatches", 32)
+    accumulate: int = option("microbatches a step is split into; the result is the same", 1)
+    optimizer: Literal["adamw", "adafactor", "lion", "muon"] = option("update rule", "adamw")
+    learning_rate: float = option("peak learning rate", 1e-3)
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = option(
         "shape of the learning rate after warm-up; wsd: constant, then linear decay", "cosine"
     )
-    warmup: int = _doc("steps of linear warm-up", 100)
-    decay: float = _doc("wsd: last fraction of the steps, in which the rate falls", 0.2)
-    final_rate: float = _doc("learning rate at the end, as a fraction of the peak", 0.1)
-    beta1: float = _doc("decay of the first moment (momentum)", 0.9)
-    beta2: float = _doc("decay of the second moment; lion: of the momentum", 0.99)
-    epsilon: float = _doc("added to the root of the second moment (adamw, muon's adam)", 1e-8)
-    weight_decay: float = _doc("decoupled weight decay", 0.1)
-    no_decay: tuple[str, ...] = _doc("globs of parameter paths without decay", ("*bias", "*norm*"))
-    freeze: tuple[str, ...] = _doc("globs of parameter paths that stay as they are", ())
-    clip: float | None = _doc("largest global gradient norm; null: no clipping", 1.0)
-    smoothing: float = _doc("label smoothing", 0.0)
-    z_loss: float = _doc("weight of logsumexp(logits)^2", 0.0)
-    loss_chunk: int | None = _doc("positions whose logits exist at once; null: by size", None)
-    spike: float | None = _doc("skip a step whose loss exceeds this multiple of its mean", 4.0)
-    patience: int = _doc("skipped steps in a row after which training stops", 3)
-    seed: int = _doc("of initialisation, data order and dropout", 0)
-    log_every: int = _doc("steps between lines of metrics.jsonl", 10)
-    validate_every: int = _doc("steps between validations", 200)
-    validate_batches: int | None = _doc("batches of a validation; null: the whole split", None)
+    warmup: int = option("steps of linear warm-up", 100)
+    decay: float = option("wsd: last fraction of the steps, in which the rate falls", 0.2)
+    final_rate: float = option("learning rate at the end, as a fraction of the peak", 0.1)
+    beta1: float = option("decay of the first moment (momentum)", 0.9)
+    beta2: float = option("decay of the second moment; lion: of the momentum", 0.99)
+    epsilon: float = option("added to the root of the second moment (adamw, muon's adam)", 1e-8)
+    weight_decay: float = option("decoupled weight decay", 0.1)
+    no_decay: tuple[str, ...] = option(
+        "globs of parameter paths without decay", ("*bias", "*norm*")
+    )
+    freeze: tuple[str, ...] = option("globs of parameter paths that stay as they are", ())
+    clip: float | None = option("largest global gradient norm; null: no clipping", 1.0)
+    smoothing: float = option("label smoothing", 0.0)
+    z_loss: float = option("weight of logsumexp(logits)^2", 0.0)
+    loss_chunk: int | None = option("positions whose logits exist at once; null: by size", None)
+    spike: float | None = option("skip a step whose loss exceeds this multiple of its mean", 4.0)
+    patience: int = option("skipped steps in a row after which training stops", 3)
+    seed: int = option("of initialisation, data order and dropout", 0)
+    log_every: int = option("steps between lines of metrics.jsonl", 10)
+    validate_every: int = option("steps between validations", 200)
+    validate_batches: int | None = option("batches of a validation; null: the whole split", None)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "patience", "log_every", "validate_every"):

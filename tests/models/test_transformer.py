@@ -120,9 +120,7 @@ def test_packed_documents_match_each_alone(config):
     positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]])
     packed = jaxgen.apply(params, config, tokens, segments=segments, positions=positions).logits
     parts = [jaxgen.apply(params, config, t).logits for t in (tokens[:, :4], tokens[:, 4:])]
-    np.testing.assert_allclose(
-        packed, jnp.concatenate(parts, 1), atol=tolerance(config), rtol=0
-    )
+    np.testing.assert_allclose(packed, jnp.concatenate(parts, 1), atol=tolerance(config), rtol=0)
 
 
 def test_changing_one_packed_document_leaves_the_other_bit_equal(config):
