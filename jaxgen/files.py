@@ -1,0 +1,179 @@
+"""Files that appear whole or not at all, and refusals of the file system said in one line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from jaxgen.errors import BusyError, CheckpointError
+
+TEMPORARY = ".tmp-"  # how the name of everything unfinished begins
+BLOCK = 1 << 20
+
+_REFUSALS = {
+    errno.EROFS: "is on a read-only file system; give a place that can be written",
+    errno.EACCES: "may not be accessed; change its permissions or give another place",
+    errno.EPERM: "may not be changed; change its permissions or give another place",
+    errno.ENOSPC: "has no space left on its disk; free some, or give another place",
+    errno.EDQUOT: "has no quota left; free some, or give another place",
+    errno.EFBIG: "would exceed the largest file allowed here (ulimit -f)",
+    errno.ENOENT: "does not exist or has vanished; make it, or correct the path",
+    errno.ENOTDIR: "is or lies below a file, not a folder; correct the path",
+    errno.EISDIR: "is a folder, not a file; correct the path",
+    errno.EEXIST: "exists already; give another place or remove it",
+    errno.ENOTEMPTY: "exists already and is not empty; give another place or remove it",
+    errno.ELOOP: "is a loop of symbolic links; correct the path",
+    errno.ENAMETOOLONG: "has too long a name; shorten the path",
+    errno.EIO: "can't be read or written: the disk reports an error (EIO); check the disk",
+    errno.EMFILE: "can't be opened: this process has too many files open (ulimit -n)",
+}
+
+
+@contextmanager
+def refusals(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError of the block into a BusyError of one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise BusyError(f"{path} {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return _REFUSALS.get(error.errno or 0, f"is refused by the system: {error.strerror or error}")
+
+
+def sync_folder(path: str | os.PathLike) -> None:
+    """Make the names in a folder durable; file systems that can't (some network ones) are let be."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file atomically and durably: its old content stays until the new one is on disk.
+
+    Text is UTF-8, newlines as they are. Raises BusyError where the system refuses.
+    """
+    path = Path(path)
+    raw = content.encode("utf-8") if isinstance(content, str) else content
+    draft = _draft(path)
+    with refusals(path):
+        try:
+            with draft.open("xb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a value as indented JSON, atomically; a NaN or infinity in it raises ValueError."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write(path, text + "\n")
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its name when the block succeeds.
+
+    Parents are made. On success every file is made durable first; on failure the temporary folder
+    is removed. Raises BusyError where the system refuses, also when `path` exists already (an
+    empty folder is replaced).
+    """
+    path = Path(path)
+    draft = _draft(path)
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        try:
+            yield draft
+            _sync_tree(draft)
+            draft.rename(path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """Return the sha256 (hex) of a file, read in blocks; OSError if it can't be read."""
+    result = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            result.update(block)
+    return result.hexdigest()
+
+
+def human(size: float) -> str:
+    """Return a number of bytes as people say it: "512 B", "1.2 GiB"."""
+    if abs(size) < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        if abs(size) < 1024 or unit == "TiB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def read_artifact(path: str | os.PathLike, what: str, max_bytes: int) -> bytes:
+    """Return the bytes of a model or tokenizer file, refusing what is plainly no such file.
+
+    what: its role in words, for messages. Raises CheckpointError for a file that is missing,
+    empty, larger than max_bytes, a Git LFS pointer or a web page.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder, not a {what}; name the file in it")
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise CheckpointError(
+                f"{path} has {human(size)}, more than the {human(max_bytes)} a {what} may have"
+            )
+        with path.open("rb") as file:
+            raw = file.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such {what}; correct the path") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} {_reason(error)}") from error
+    if not raw:
+        raise CheckpointError(f"{path} is empty, not a {what}; fetch it again")
+    if raw.startswith(b"version https://git-lfs.github.com/spec"):
+        raise CheckpointError(
+            f"{path} is no {what}: this is an LFS pointer; run git lfs pull in its repository"
+        )
+    if raw[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path} is a web page (HTML), not a {what}; download the raw file")
+    return raw
+
+
+def _draft(path: Path) -> Path:
+    # A random name, not the process id: two machines may share the folder.
+    return path.parent / f"{TEMPORARY}{path.name[:80]}-{uuid.uuid4().hex[:12]}"
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            handle = os.open(os.path.join(root, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(root)
