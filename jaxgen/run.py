@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ from jaxgen import settings as sets
 from jaxgen import settings_yaml
 from jaxgen.config import ModelConfig
 from jaxgen.data.settings import DataSettings
-from jaxgen.errors import BusyError, CheckpointError, ConfigError, UserError
 from jaxgen.models import presets
 from jaxgen.store.settings import CheckpointSettings
 from jaxgen.text.settings import SampleSettings

@@ -1,5 +1,7 @@
 """The Transformer agrees with itself along every path: cached, packed, scanned, rematerialised."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,88 +67,118 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=VARIANTS)
+def marked(names):
+    """One xdist group per variant, so that each is compiled by one worker only."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+
+
+@pytest.fixture(params=marked(VARIANTS))
 def config(request):
     return BASE.replace(**VARIANTS[request.param])
 
 
-def make(config, batch=2, length=9, seed=0):
-    params = jaxgen.init(config, jax.random.key(seed))
+@lru_cache
+def make(config, seed=0):
+    params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(seed))
     # Zero biases and unit scales would hide a bias that is never added.
     params = tree.map_paths(
         lambda path, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(len(path)), leaf.shape),
         params,
     )
     params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, api.abstract(config))
-    tokens = jax.random.randint(jax.random.key(seed + 1), (batch, length), 0, config.V)
+    tokens = jax.random.randint(jax.random.key(seed + 1), (2, 9), 0, config.V)
     return params, tokens
+
+
+apply = jax.jit(jaxgen.apply, static_argnames=("config", "taps"))
 
 
 def tolerance(config):
     return 3e-2 if config.compute_dtype == "bfloat16" else 2e-5
 
 
+def prefilled(params, config, tokens, lengths):
+    """A cache that went through 8 tokens a row and remembers only `lengths` of them."""
+    cache = api.empty_cache(config, 2, 12)
+    return apply(params, config, tokens[:, :8], cache=cache).cache.rewind(jnp.array(lengths))
+
+
 def test_cached_decoding_matches_full_forward(config):
     params, tokens = make(config)
-    whole = jaxgen.apply(params, config, tokens)
-    cache = api.empty_cache(config, 2, 12)
-    parts = []
-    for piece in (tokens[:, :4], tokens[:, 4:5], tokens[:, 5:8], tokens[:, 8:]):
-        out = jaxgen.apply(params, config, piece, cache=cache)
+    whole = apply(params, config, tokens).logits
+    cache = prefilled(params, config, tokens, [4, 4])
+    for place in range(4, 9):
+        out = apply(params, config, tokens[:, place : place + 1], cache=cache)
         cache = out.cache
-        parts.append(out.logits)
-    np.testing.assert_allclose(
-        jnp.concatenate(parts, 1), whole.logits, atol=tolerance(config), rtol=0
-    )
+        np.testing.assert_allclose(
+            out.logits[:, 0], whole[:, place], atol=tolerance(config), rtol=0
+        )
     assert cache.length.tolist() == [9, 9]
 
 
 def test_ragged_prompts_in_one_cache_match_each_alone(config):
     params, tokens = make(config)
-    lengths = jnp.array([3, 7])
-    cache = api.hidden(params, config, tokens[:, :8], cache=api.empty_cache(config, 2, 12)).cache
-    cache = cache.rewind(lengths)
-    follow = jnp.array([[5], [6]])
-    together = jaxgen.apply(params, config, follow, cache=cache).logits[:, 0]
-    for row, length in enumerate(lengths.tolist()):
-        alone = jnp.concatenate([tokens[row, :length], follow[row]])[None]
-        wanted = jaxgen.apply(params, config, alone).logits[0, -1]
-        np.testing.assert_allclose(together[row], wanted, atol=tolerance(config), rtol=0)
+    cache = prefilled(params, config, tokens, [3, 7])
+    together = apply(params, config, jnp.array([[5], [6]]), cache=cache).logits[:, 0]
+    alone = apply(params, config, tokens.at[0, 3].set(5).at[1, 7].set(6)).logits
+    wanted = jnp.stack([alone[0, 3], alone[1, 7]])
+    np.testing.assert_allclose(together, wanted, atol=tolerance(config), rtol=0)
+
+
+@pytest.mark.parametrize("name", marked(["gpt2", "llama", "gemma2", "short_rest"]))
+def test_a_prompt_cached_in_pieces_matches_full_forward(name):
+    config = BASE.replace(**VARIANTS[name])
+    params, tokens = make(config)
+    cache = api.empty_cache(config, 2, 12)
+    parts = []
+    for piece in (tokens[:, :5], tokens[:, 5:7], tokens[:, 7:]):
+        out = apply(params, config, piece, cache=cache)
+        cache = out.cache
+        parts.append(out.logits)
+    whole = apply(params, config, tokens).logits
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5, rtol=0)
+
+
+# Row 0 packs documents of 4 and 5 tokens, row 1 is one document.
+SEGMENTS = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2], [1] * 9])
+POSITIONS = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4], list(range(9))])
+
+
+def packed(params, config, tokens):
+    return apply(params, config, tokens, segments=SEGMENTS, positions=POSITIONS).logits
 
 
 def test_packed_documents_match_each_alone(config):
-    params, tokens = make(config, batch=1, length=10)
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2]])
-    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]])
-    packed = jaxgen.apply(params, config, tokens, segments=segments, positions=positions).logits
-    parts = [jaxgen.apply(params, config, t).logits for t in (tokens[:, :4], tokens[:, 4:])]
-    np.testing.assert_allclose(packed, jnp.concatenate(parts, 1), atol=tolerance(config), rtol=0)
+    params, tokens = make(config)
+    found = packed(params, config, tokens)
+    first = apply(params, config, tokens).logits
+    second = apply(params, config, jnp.roll(tokens, -4, axis=1)).logits
+    wanted = jnp.concatenate([first[0, :4], second[0, :5]])
+    np.testing.assert_allclose(found[0], wanted, atol=tolerance(config), rtol=0)
+    np.testing.assert_allclose(found[1], first[1], atol=tolerance(config), rtol=0)
 
 
 def test_changing_one_packed_document_leaves_the_other_bit_equal(config):
-    params, tokens = make(config, batch=1, length=10)
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2]])
-    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]])
+    params, tokens = make(config)
     changed = tokens.at[0, 1].set((tokens[0, 1] + 1) % config.V)
-    first, second = (
-        jaxgen.apply(params, config, t, segments=segments, positions=positions).logits
-        for t in (tokens, changed)
-    )
-    assert (first[:, 4:] == second[:, 4:]).all()
-    assert (first[:, 1:4] != second[:, 1:4]).any()
+    first, second = (packed(params, config, t)[0] for t in (tokens, changed))
+    assert (first[4:] == second[4:]).all()
+    assert (first[1:4] != second[1:4]).any()
 
 
 def test_future_tokens_change_nothing(config):
     params, tokens = make(config)
     changed = tokens.at[:, 6:].set(0)
-    first, second = (jaxgen.apply(params, config, t).logits for t in (tokens, changed))
+    first, second = (apply(params, config, t).logits for t in (tokens, changed))
     assert (first[:, :6] == second[:, :6]).all()
 
 
-def test_scan_matches_unrolled_layers(config):
+@pytest.mark.parametrize("name", marked(["gpt2", "llama", "gemma2", "short_rest"]))
+def test_scan_matches_unrolled_layers(name):
+    config = BASE.replace(**VARIANTS[name])
     params, tokens = make(config)
-    scanned = jaxgen.apply(params, config.replace(unroll=1), tokens).logits
-    unrolled = jaxgen.apply(params, config.replace(unroll=3), tokens).logits
+    scanned = apply(params, config, tokens).logits
+    unrolled = apply(params, config.replace(unroll=3), tokens).logits
     np.testing.assert_allclose(scanned, unrolled, atol=tolerance(config), rtol=0)
 
 
@@ -158,15 +190,17 @@ def test_remat_changes_no_gradient(remat):
     def loss(params, config):
         return jaxgen.apply(params, config, tokens).logits.var()
 
-    plain = jax.grad(loss)(params, config)
-    saved = jax.grad(loss)(params, config.replace(remat=remat))
+    grad = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, saved = grad(params, config), grad(params, config.replace(remat=remat))
     for path, grad in tree.flatten(plain).items():
         np.testing.assert_allclose(tree.flatten(saved)[path], grad, atol=1e-5, err_msg=path)
     text = str(jax.make_jaxpr(lambda p: jax.grad(loss)(p, config.replace(remat=remat)))(params))
     assert "remat" in text or "checkpoint" in text
 
 
-def test_init_holds_no_tracer_and_matches_abstract(config):
+@pytest.mark.parametrize("name", marked(["gpt2", "llama", "gemma2", "short_rest"]))
+def test_init_holds_no_tracer_and_matches_abstract(name):
+    config = BASE.replace(**VARIANTS[name])
     params = jaxgen.init(config, jax.random.key(0))
     shapes, letters = tree.flatten(jaxgen.abstract(config)), tree.flatten(jaxgen.axes(config))
     flat = tree.flatten(params)
@@ -181,9 +215,9 @@ def test_every_parameter_reaches_the_logits(config):
     params, tokens = make(config)
 
     def loss(params):
-        return (jaxgen.apply(params, config, tokens).logits ** 2).sum()
+        return (api.apply(params, config, tokens).logits ** 2).sum()
 
-    for path, grad in tree.flatten(jax.grad(loss)(params)).items():
+    for path, grad in tree.flatten(jax.jit(jax.grad(loss))(params)).items():
         # Softmax does not see what a key bias adds to all keys alike, unless scores are capped
         # or keys are turned by position first.
         if path.endswith("k_bias") and config.score_cap is None and config.positions != "rope":
@@ -222,7 +256,7 @@ def test_taps_return_the_activations_they_name():
 
 def test_inputs_without_use_are_refused_by_name():
     params, tokens = make(BASE)
-    with pytest.raises(jaxgen.errors.ConfigError, match="'layer/out'.*match nothing"):
+    with pytest.raises(jaxgen.errors.ConfigError, match=r"'layer/out'.*match nothing"):
         jaxgen.apply(params, BASE, tokens, taps=("layer/out",))
     with pytest.raises(jaxgen.errors.ConfigError, match="memory="):
         jaxgen.apply(params, BASE, tokens, memory=jnp.zeros((2, 3, 16)))
