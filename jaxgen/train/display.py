@@ -1,0 +1,212 @@
+"""What training looks like: a live bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Kind = Literal["auto", "live", "plain", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Where a run stands; losses in nats per token, eta in seconds, None where not yet known."""
+
+    step: int
+    total: int
+    loss: float | None = None
+    valid: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    eta: float | None = None
+    skipped: int = 0
+
+    def facts(self) -> list[str]:
+        """Return what is known beyond the step, in words."""
+        parts = [
+            ("loss {:.4f}", self.loss),
+            ("valid {:.4f}", self.valid),
+            ("{} tok/s", None if self.tokens_per_second is None else short(self.tokens_per_second)),
+            ("MFU {:.1f}%", None if self.mfu is None else 100 * self.mfu),
+            ("{} left", None if self.eta is None else duration(self.eta)),
+            ("{} skipped", self.skipped or None),
+        ]
+        return [form.format(value) for form, value in parts if value is not None]
+
+    def line(self) -> str:
+        """Return the whole reading as one plain line."""
+        return "  ".join([f"step {self.step}/{self.total}", *self.facts()])
+
+
+@runtime_checkable
+class Display(Protocol):
+    """Where a run shows itself; a method may raise OSError or ValueError when the place is gone."""
+
+    def update(self, reading: Reading) -> None: ...
+    def say(self, line: str) -> None: ...
+    def text(self, step: int, title: str, text: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def make(kind: Kind, total: int, first: int, stream: Any = None) -> Display:
+    """Return the display of a run of steps first..total on `stream` (None: standard output).
+
+    auto: live where the stream is a terminal, else plain; off: nothing is shown.
+    """
+    stream = stream or sys.stdout
+    if kind == "off" or stream is None:  # pythonw and daemons have no standard output
+        return Off()
+    if kind == "auto":
+        kind = "live" if _moves(stream) else "plain"
+    return Live(total, first, stream) if kind == "live" else Plain(stream)
+
+
+def _moves(stream: Any) -> bool:
+    if not stream.isatty():
+        return False
+    from rich.console import Console
+
+    return Console(file=stream).is_interactive  # a dumb terminal can't redraw a line
+
+
+class Off:
+    """Shows nothing."""
+
+    def update(self, reading: Reading) -> None:
+        """Ignore a reading."""
+
+    def say(self, line: str) -> None:
+        """Ignore a line."""
+
+    def text(self, step: int, title: str, text: str) -> None:
+        """Ignore a text."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Plain:
+    """One line per reading, for files, pipes and logs of clusters."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def update(self, reading: Reading) -> None:
+        """Print the reading."""
+        self.say(reading.line())
+
+    def say(self, line: str) -> None:
+        """Print a line at once."""
+        self.stream.write(_encodable(line, self.stream) + "\n")
+        self.stream.flush()
+
+    def text(self, step: int, title: str, text: str) -> None:
+        """Print a sample, every line of it marked as such."""
+        body = "\n".join(f"  | {line}" for line in printable(text).split("\n"))
+        self.say(f"sample at step {step}: {printable(title)}\n{body}")
+
+    def close(self) -> None:
+        """Do nothing: each line is out already."""
+
+
+class Live:
+    """A progress bar that stays at the bottom while lines and samples scroll above it."""
+
+    def __init__(self, total: int, first: int, stream: Any) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        class Lasting(Console):
+            def on_broken_pipe(self) -> None:
+                # rich would end the process; a closed terminal must not end a training run.
+                raise BrokenPipeError
+
+        self.console = Lasting(file=stream, highlight=False, emoji=False, markup=False)
+        self.bar = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", style="bold"),
+            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
+            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[skipped]}", style="bold red"),
+            console=self.console,
+            expand=True,
+            # A refreshing thread could not hand the error of a lost terminal to anybody.
+            auto_refresh=False,
+        )
+        self.task = self.bar.add_task(
+            "train", total=total, completed=first, facts="compiling", skipped=""
+        )
+        self.bar.start()
+        self.bar.refresh()
+
+    def update(self, reading: Reading) -> None:
+        """Move the bar."""
+        facts = reading.facts()
+        skipped = facts.pop() if reading.skipped else ""
+        self.bar.update(
+            self.task,
+            completed=reading.step,
+            facts=" · ".join(facts),
+            skipped=skipped,
+            refresh=True,
+        )
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.bar.print(_encodable(line, self.console.file), soft_wrap=True)
+
+    def text(self, step: int, title: str, text: str) -> None:
+        """Print a sample above the bar."""
+        from rich.padding import Padding
+        from rich.rule import Rule
+        from rich.text import Text
+
+        head = _encodable(f"step {step} · {printable(title)}", self.console.file)
+        self.bar.print(Rule(Text(head, style="dim"), style="dim", align="left"))
+        body = _encodable(printable(text), self.console.file)
+        self.bar.print(Padding(Text(body), (0, 0, 1, 2)))
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the cursor back."""
+        self.bar.stop()
+
+
+def printable(text: str) -> str:
+    """Return text whose control characters are shown, not obeyed; newlines and tabs stay.
+
+    A sample may hold any bytes the corpus held, escape sequences of terminals among them.
+    """
+    shown = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+    shown |= {0x7F: 0x2421} | dict.fromkeys(range(128, 160), 65533)
+    return text.translate(shown)
+
+
+def short(number: float) -> str:
+    """Return a count in at most five characters: "950", "12.3k", "1.25M"."""
+    if not math.isfinite(number):
+        return str(number)
+    number = float(f"{number:.3g}") if number >= 1e3 else number  # so that 999.9k becomes 1M
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people write it: "0:07", "1:02:03", "3d 4:05:06"."""
+    whole = max(round(seconds), 0)
+    days, rest = divmod(whole, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, rest = divmod(rest, 60)
+    clock = f"{hours}:{minutes:02}:{rest:02}" if days or hours else f"{minutes}:{rest:02}"
+    return f"{days}d {clock}" if days else clock
+
+
+def _encodable(text: str, stream: Any) -> str:
+    # Under LANG=C a stream may hold ASCII only: a lesser text is better than a dead run.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    if isinstance(stream, io.StringIO):
+        encoding = "utf-8"
+    return text.encode(encoding, "replace").decode(encoding, "replace")

@@ -1,0 +1,286 @@
+"""What a run leaves to read: metrics.jsonl, log.txt, samples/ and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jaxgen import files
+from jaxgen.errors import BusyError
+from jaxgen.train import display as displays
+from jaxgen.train import events
+from jaxgen.train.display import Kind, Reading
+
+WAITING = 10_000  # records kept while the disk stalls; later ones are dropped and counted
+CLOSING_SECONDS = 10.0  # how long the end of a run waits for a stalled disk
+
+
+class Log:
+    """Writes down and shows what happens in a run; a `train.loop.Watch`.
+
+    metrics.jsonl: {"step", "kind": "train" | "valid", "seconds", metrics...} a line; a number that
+    is not finite is null there and spelled in "nonfinite". On resume, lines after `resume_step`
+    are removed, so that no step is there twice. All writing is done by a thread of its own: a disk
+    that fails or stalls, or a lost terminal, is said once and training goes on.
+    """
+
+    def __init__(
+        self, folder: Path, *, total_steps: int, resume_step: int = 0, display: Kind = "auto"
+    ) -> None:
+        self.folder, self.total = Path(folder), total_steps
+        self.started, self.first, self.reading = time.monotonic(), None, None
+        self.valid: float | None = None
+        self.sampled: int | None = None
+        self.warned: set[str] = set()
+        self.display = displays.make(display, total_steps, resume_step)
+        self.scribe = _Scribe()
+        self.lines, self.metrics = _Lines(folder / "log.txt"), _Lines(folder / "metrics.jsonl")
+        self.events: events.Events | None = None
+        self.earlier = 0.0
+        try:
+            with files.refusals(self.metrics.path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.earlier = trim(self.metrics.path, resume_step)
+        except BusyError as error:
+            self._warn("metrics.jsonl", error)
+        if events.installed():
+            self._write("events", self._open_events, resume_step)
+        else:
+            self.say(events.ABSENT)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write down and show a training step; the loop's metrics, see `train.loop.fit`."""
+        now = time.monotonic()
+        # The first step pays for compilation, so the pace is counted from its end.
+        self.first = self.first or (now, step)
+        since, begun = self.first
+        pace = (now - since) / (step - begun) if step > begun else None
+        reading = Reading(
+            step=step,
+            total=self.total,
+            loss=metrics.get("loss"),
+            valid=self.valid,
+            tokens_per_second=metrics.get("tokens_per_second"),
+            mfu=metrics.get("mfu"),
+            eta=None if pace is None else pace * (self.total - step),
+            skipped=int(metrics.get("skipped", 0)),
+        )
+        self.reading = reading
+        self._record(step, "train", metrics)
+        self._line(reading.line())
+        self._show(lambda: self.display.update(reading))
+
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write down and show a validation: loss, perplexity, bits_per_byte, tokens."""
+        self.valid = metrics.get("loss")
+        self._record(step, "valid", metrics)
+        forms = {
+            "loss": "valid loss {:.4f}",
+            "perplexity": "perplexity {:.4g}",
+            "bits_per_byte": "{:.4f} bits per byte",
+        }
+        facts = [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
+        self.say("  ".join([f"step {step}/{self.total}", *facts]))
+
+    def text(self, step: int, title: str, text: str) -> None:
+        """Write a sample to samples/<step>.txt and show it."""
+        title, text = _sound(title), _sound(text)
+        self._write("samples", self._sample, step, title, text, step == self.sampled)
+        self.sampled = step
+        self._write("events", self._to_events, "text", step, title, text)
+        self._show(lambda: self.display.text(step, title, text))
+
+    def say(self, line: str) -> None:
+        """Write a line to log.txt and show it."""
+        self._line(line)
+        self._show(lambda: self.display.say(_sound(line)))
+
+    def close(self) -> None:
+        """Finish writing and leave the display; a second call does nothing."""
+        if self.scribe.open:
+            self._write("events", self._close_events)
+            late = self.scribe.close(CLOSING_SECONDS)
+            self._failures()
+            if late:
+                self._warn("log", f"the disk has not answered for {CLOSING_SECONDS:.0f} s")
+            self._show(lambda: self.display.close())
+
+    def _record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+        seconds = round(self.earlier + time.monotonic() - self.started, 3)
+        values = {name: float(value) for name, value in metrics.items()}
+        line = encode({"step": step, "kind": kind, "seconds": seconds, **values})
+        self._write("metrics.jsonl", self.metrics.write, line)
+        self._write("events", self._to_events, "scalars", step, kind, values)
+
+    def _line(self, line: str) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._write("log.txt", self.lines.write, f"{stamp}  {_sound(line)}\n".encode())
+
+    def _sample(self, step: int, title: str, text: str, more: bool) -> None:
+        path = self.folder / "samples" / f"{step}.txt"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab" if more else "wb") as file:
+            file.write(f"=== {title}\n{text}\n\n".encode())
+
+    def _open_events(self, resume_step: int) -> None:
+        self.events = events.Events(self.folder / "events", resume_step=resume_step)
+
+    def _to_events(self, method: str, *arguments: Any) -> None:
+        if self.events:
+            getattr(self.events, method)(*arguments)
+
+    def _close_events(self) -> None:
+        if self.events:
+            self.events.close()
+
+    def _write(self, name: str, action: Callable[..., None], *arguments: Any) -> None:
+        if not self.scribe.put(name, action, *arguments):
+            self._warn(name, "the disk does not answer")
+        self._failures()
+
+    def _failures(self) -> None:
+        for name, error in self.scribe.failures():
+            self._warn(name, error)
+            if name == "events":
+                self.events = None  # its file may end in half a record, which nothing can follow
+
+    def _warn(self, name: str, error: object) -> None:
+        if name not in self.warned:
+            self.warned.add(name)
+            reason = getattr(error, "strerror", None) or error
+            self.say(f"warning: {name} can't be written ({reason}); training goes on")
+
+    def _show(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except (OSError, ValueError):  # the terminal has gone, or the stream is closed
+            lost, self.display = self.display, displays.Off()
+            with suppress(OSError, ValueError):
+                lost.close()
+            self._line("warning: standard output is lost; training goes on")
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """Return a record as one line of valid JSON, also where its numbers are not finite."""
+    odd = {k: str(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+    fine = {name: None if name in odd else value for name, value in record.items()}
+    if odd:
+        fine["nonfinite"] = odd
+    return json.dumps(fine, allow_nan=False).encode() + b"\n"
+
+
+def trim(path: Path, last_step: int) -> float:
+    """Remove records after `last_step`, and torn lines; return the "seconds" of the last one left.
+
+    Raises OSError where the system refuses. A file that is not there, or is no plain file, is
+    left alone.
+    """
+    if not path.is_file():
+        return 0.0
+    content, kept, seconds = path.read_bytes(), [], 0.0
+    for line in content.splitlines(keepends=True):
+        record = decode(line)
+        if record and record["step"] <= last_step:
+            kept.append(line)
+            seconds = record.get("seconds") or seconds
+    left = b"".join(kept)
+    if content == left:
+        return seconds
+    if content.startswith(left):
+        os.truncate(path, len(left))  # atomic, and needs no space on a full disk
+    else:
+        files.write(path, left)
+    return seconds
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line of metrics.jsonl, or None if the line is torn or damaged."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None
+
+
+def _sound(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair can't be written
+
+
+class _Lines:
+    """A file that grows by whole lines: what a failed write left behind is cut off again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file, self.end = path, None, 0
+
+    def write(self, line: bytes) -> None:
+        if self.file is None:
+            self.file = self.path.open("ab", buffering=0)
+            self.end = os.fstat(self.file.fileno()).st_size
+            if self.end and self._last() != b"\n":
+                line = b"\n" + line  # a killed run may have left half a line
+        elif os.fstat(self.file.fileno()).st_size > self.end:
+            self.file.truncate(self.end)
+        if self.file.write(line) != len(line):
+            raise OSError("the disk took only a part of a line")
+        self.end += len(line)
+
+    def _last(self) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1)
+
+
+class _Scribe:
+    """Runs jobs one after another on a thread; nobody who hands in a job ever waits."""
+
+    def __init__(self) -> None:
+        self.jobs: queue.Queue = queue.Queue(WAITING)
+        self.failed: queue.SimpleQueue = queue.SimpleQueue()
+        self.open = True
+        self.thread = threading.Thread(target=self._work, name="jaxgen-log", daemon=True)
+        self.thread.start()
+
+    def put(self, name: str, action: Callable[..., None], *arguments: Any) -> bool:
+        """Return whether there was room for the job; after closing it is dropped quietly."""
+        if not self.open:
+            return True
+        try:
+            self.jobs.put_nowait((name, action, arguments))
+        except queue.Full:
+            return False
+        return True
+
+    def failures(self) -> list[tuple[str, Exception]]:
+        """Return (name of the job, its error) of those that failed since the last call."""
+        return [self.failed.get() for _ in range(self.failed.qsize())]
+
+    def close(self, seconds: float) -> bool:
+        """Return whether jobs are still waiting after `seconds`; no more are taken."""
+        self.open = False
+        with suppress(queue.Full):
+            self.jobs.put(None, timeout=seconds)
+            self.thread.join(seconds)
+        return self.thread.is_alive()
+
+    def _work(self) -> None:
+        while job := self.jobs.get():
+            name, action, arguments = job
+            try:
+                action(*arguments)
+            except Exception as error:  # the log's own faults must not stop a run either
+                self.failed.put((name, error))
