@@ -1,0 +1,224 @@
+"""Hugging Face `tokenizer.json` files, through the `tokenizers` library (extra [hf])."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from typing import Any
+
+from jaxgen.errors import CheckpointError, ConfigError, DataError
+from jaxgen.tokens import folder, protocol
+from jaxgen.tokens.protocol import Special, Surface
+
+MAX_VOCAB = 10_000_000
+SPACE = "\u2581"
+
+
+class HuggingFace:
+    """A tokenizer.json; special pieces written out in a text are encoded as ordinary text."""
+
+    def __init__(self, model: bytes, special: Special | None = None) -> None:
+        """special: which ids play these roles; a tokenizer.json itself declares none.
+
+        Raises CheckpointError if it can't be read or its ids are not 0, 1, 2, ...; ConfigError if
+        `tokenizers` is not installed.
+        """
+        self.model, self.special = model, special or Special()
+        self.fingerprint = protocol.fingerprint("hf", model, self.special)
+        about = _parse(model)
+        self._vocabulary = _check_ids(about)
+        self.vocab_size = len(self._vocabulary)
+        self._names = {i: name for name, i in self._vocabulary.items()}
+        self._engine = _build(model)
+        for name, token in vars(self.special).items():
+            if token is not None and token not in self._names:
+                raise CheckpointError(f"{name}={token} is outside its {self.vocab_size} pieces")
+        silent = [self._names[i] for i in vars(self.special).values() if i is not None]
+        self._engine.add_special_tokens(silent)
+        self._engine.encode_special_tokens = True
+        self._engine.no_truncation()
+        self._engine.no_padding()
+        pieces = _pieces(about, self._names, set(silent))
+        drops = _drops_space(about.get("decoder"))
+        self.surface = None if pieces is None else Surface(tuple(pieces), drops)
+        self.byte_lengths = (self.surface or self._separate()).lengths()
+
+    def _separate(self) -> Surface:
+        # The continuation mark of WordPiece is no text; other words bring the space before them.
+        decode = self._engine.decode
+        words = [decode([i]).removeprefix("##").encode() for i in range(self.vocab_size)]
+        return Surface(tuple(words))
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids, without bos or eos; DataError for a lone surrogate."""
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        texts = list(texts)
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise protocol.not_unicode(text, error) from None
+        encode = self._engine.encode_batch
+        return [row.ids for row in _guard(DataError, encode, texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`; special ids have none. DataError for an id out of range."""
+        ids = [int(token) for token in ids]
+        if self.surface:
+            return self.surface.decode(ids)
+        protocol.check_ids(ids, self.vocab_size)
+        return _guard(DataError, self._engine.decode, ids, skip_special_tokens=True)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return {piece: id}."""
+        return self._vocabulary
+
+    def save(self, path: str | PathLike) -> None:
+        """Write a new folder with the file, which other programs read as well."""
+        folder.save(path, "hf", ("tokenizer.json", self.model), self)
+
+
+def _parse(model: bytes) -> dict[str, Any]:
+    try:
+        about = json.loads(model, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"not a tokenizer.json: {error}; fetch it again") from error
+    if not isinstance(about, dict) or not isinstance(about.get("model"), dict):
+        raise CheckpointError("not a tokenizer.json: it has no `model` section")
+    return about
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in mapping if keys.count(k) > 1)!r} is there twice")
+    return mapping
+
+
+def _check_ids(about: dict[str, Any]) -> dict[str, int]:
+    """Return {piece: id} of the model and its added tokens, whose ids must be 0 .. V - 1."""
+    vocabulary = about["model"].get("vocab")
+    try:
+        if isinstance(vocabulary, list):  # unigram: [piece, score] in the order of ids
+            found = {row[0]: i for i, row in enumerate(vocabulary)}
+            if len(found) < len(vocabulary):
+                raise CheckpointError("its unigram vocabulary holds a piece twice")
+        else:
+            found = dict(vocabulary)
+        found |= {row["content"]: row["id"] for row in about.get("added_tokens") or []}
+    except (TypeError, KeyError, IndexError) as error:
+        raise CheckpointError("not a tokenizer.json: its vocabulary is malformed") from error
+    if not found:
+        raise CheckpointError("its vocabulary is empty; fetch it again")
+    names: dict[int, str] = {}
+    for name, i in found.items():
+        if type(i) is not int or not 0 <= i < MAX_VOCAB:
+            raise CheckpointError(f"piece {name!r} has id {i!r}; ids are 0 .. {MAX_VOCAB - 1}")
+        if i in names:
+            raise CheckpointError(f"pieces {names[i]!r} and {name!r} share id {i}")
+        names[i] = name
+    if max(names) >= len(names):
+        gap = next(i for i in range(len(names)) if i not in names)
+        raise CheckpointError(
+            f"its ids have a gap: {len(names)} pieces, none with id {gap}, one with {max(names)}"
+        )
+    return found
+
+
+def _build(model: bytes) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ConfigError(
+            "a tokenizer.json needs the `tokenizers` package: pip install 'jaxgen[hf]'"
+        ) from error
+    return _guard(CheckpointError, tokenizers.Tokenizer.from_str, model.decode())
+
+
+def _guard(kind: type[Exception], function: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:  # PanicException, of Rust, is no Exception
+        raise kind(f"the tokenizers library refuses: {' '.join(str(error).split())}") from error
+
+
+def _pieces(about: dict[str, Any], names: dict[int, str], silent: set[str]) -> list[bytes] | None:
+    """Return the bytes of each id, or None where decoding is more than joining them."""
+    added = {row["content"]: bool(row.get("special")) for row in about.get("added_tokens") or []}
+    read = _reader(about.get("decoder"))
+    if read is None:
+        return None
+    pieces = []
+    for i in range(len(names)):
+        name = names[i]
+        if name in silent or added.get(name):
+            pieces.append(b"")
+        else:
+            pieces.append(name.encode() if name in added else read(name))
+    return pieces
+
+
+def _reader(decoder: Any) -> Any:
+    steps = _steps(decoder)
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return _byte_level
+    if kinds == ["Metaspace"] or (
+        {"Replace", "ByteFallback", "Fuse", "Strip"} >= set(kinds) and "Fuse" in kinds
+    ):
+        spaces = kinds == ["Metaspace"] or any(
+            step == {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+            for step in steps
+        )
+        if spaces:
+            return _byte_fallback if "ByteFallback" in kinds else _spaced
+    return None
+
+
+def _steps(decoder: Any) -> list[dict[str, Any]]:
+    if not isinstance(decoder, dict):
+        return []
+    return decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
+
+
+def _drops_space(decoder: Any) -> bool:
+    for step in _steps(decoder):
+        if step.get("type") == "Strip":
+            return step.get("content") == " " and step.get("start") == 1
+        if step.get("type") == "Metaspace":
+            return step.get("prepend_scheme", "always") != "never"
+    return False
+
+
+def _byte_fallback(name: str) -> bytes:
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        return bytes([int(name[3:5], 16)])
+    return _spaced(name)
+
+
+def _spaced(name: str) -> bytes:
+    return name.replace(SPACE, " ").encode()
+
+
+def _byte_level(name: str) -> bytes:
+    try:
+        return bytes(BYTE_OF[character] for character in name)
+    except KeyError:
+        return name.encode()
+
+
+def _byte_of() -> dict[str, int]:
+    """Return GPT-2's printable character of each byte, reversed (its encoder.py)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(rest)}
+
+
+BYTE_OF = _byte_of()

@@ -1,0 +1,53 @@
+"""How text becomes token ids: the knobs of the `tokenizer` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxgen.errors import ConfigError
+from jaxgen.settings import option
+
+VOCAB_SIZE = 4096
+SMALLEST = 261  # unk, bos, eos, pad, 256 bytes and one character
+MAX_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """Kind and size of the tokenizer; raises ConfigError naming the field at fault."""
+
+    kind: Literal["bpe", "unigram", "chars", "bytes", "file"] = option(
+        "bpe or unigram: trained on the corpus; chars, bytes: as they are; file: read one", "bpe"
+    )
+    vocab_size: int = option("pieces of a trained bpe or unigram tokenizer", VOCAB_SIZE)
+    file: Path | None = option("a sentencepiece .model or a Hugging Face tokenizer.json", None)
+    bos: str | None = option("kind=file: the piece that begins a document; null: as declared", None)
+    eos: str | None = option("kind=file: the piece that ends a document; null: as declared", None)
+    pad: str | None = option("kind=file: the piece that pads; null: as declared", None)
+    max_bytes: int = option("a bpe or unigram tokenizer learns from this much text", MAX_BYTES)
+
+    def __post_init__(self) -> None:
+        trained = self.kind in ("bpe", "unigram")
+        if trained and self.vocab_size < SMALLEST:
+            raise ConfigError(
+                f"vocab_size={self.vocab_size} must be at least {SMALLEST}: 256 bytes, 4 special "
+                f"pieces and one character; or take kind: bytes"
+            )
+        if self.vocab_size > 10_000_000:
+            raise ConfigError(f"vocab_size={self.vocab_size} must be at most 10000000")
+        if self.max_bytes < 1:
+            raise ConfigError(f"max_bytes={self.max_bytes} must be at least 1")
+        for name, default in (("vocab_size", VOCAB_SIZE), ("max_bytes", MAX_BYTES)):
+            if not trained and getattr(self, name) != default:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} has no effect with kind={self.kind}; remove it"
+                )
+        if self.kind == "file" and self.file is None:
+            raise ConfigError("file=null but kind=file; name a .model or a tokenizer.json")
+        for name in ("file", "bos", "eos", "pad"):
+            if self.kind != "file" and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={str(getattr(self, name))!r} needs kind=file, but kind={self.kind}"
+                )
