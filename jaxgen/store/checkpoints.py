@@ -1,0 +1,320 @@
+"""A folder of checkpoints: saved in the background, whole or absent, verified when read.
+
+    checkpoints/
+      00000200/manifest.json    sizes and sha256 of every file and every array; written last
+      00000200/arrays/          the arrays, by Orbax
+      .tmp-...                  unfinished or half deleted; `clean` removes it
+
+What exists is always read from the disk, so another process, or a hand, may have changed it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxgen import files
+from jaxgen import tree as trees
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.store import arrays as orbax
+from jaxgen.store import leaves, manifest, shelf, space
+from jaxgen.store.manifest import DamageError, Manifest
+
+ARRAYS = "arrays"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A checkpoint as it was saved; `warnings` names the damaged ones that were passed over."""
+
+    step: int
+    tree: Any
+    extra: dict[str, Any]
+    warnings: list[str]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder, which the first `save` makes.
+
+    keep_last, keep_best: how many of the newest, and of those with the lowest metric, survive a
+    save. fingerprints: of the config, tokenizer, data...; kept with each checkpoint, and those
+    given here must agree when one is read. verify: "full" compares every byte with its sha256,
+    "off" names and sizes only. failpoint: called with the name of each stage of a save, for tests.
+    One process at a time may write (`RunLock`); others may read meanwhile.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep_last: int,
+        keep_best: int,
+        fingerprints: Mapping[str, str],
+        verify: Literal["full", "off"] = "full",
+        failpoint: Callable[[str], object] = lambda stage: None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.fingerprints, self.verification = dict(fingerprints), verify
+        self._failpoint = failpoint
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+        self._damaged: set[int] = set()
+
+    def save(self, step: int, tree: Any, extra: Mapping[str, Any], *, metric: float | None) -> None:
+        """Copy the tree to the host and write it in the background; the tree may then be donated.
+
+        extra: plain data that JSON can hold. metric: lower is better; None or NaN: never the best.
+        Waits for the save before. A step that is there already with the same arrays is let be.
+        Raises CheckpointError if the disk has too little room or the folder holds later steps,
+        BusyError if it can't be written; what goes wrong later is raised by `poll` and `wait`.
+        """
+        self.wait()
+        with files.refusals(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        later = [other for other in self.steps() if other > step and other not in self._damaged]
+        if later:
+            raise CheckpointError(
+                f"{self.folder} holds step {later[-1]}, later than {step}: resume from that one, "
+                "or move the later steps away"
+            )
+        described, found = leaves.to_host(tree)
+        draft = Manifest(
+            step=step,
+            metric=float(metric) if metric is not None and math.isfinite(metric) else None,
+            fingerprints=self.fingerprints,
+            extra=json.loads(json.dumps(dict(extra), allow_nan=False)),
+            arrays={
+                name: {"dtype": leaf.dtype, "shape": list(leaf.shape)}
+                | ({"key": leaf.key} if leaf.key else {})
+                for name, leaf in described.items()
+            },
+            files={},
+            versions=manifest.versions(),
+            time=manifest.now(),
+        )
+        space.check(self.folder, step, sum(array.nbytes for array in found.values()))
+        self._thread = Thread(target=self._background, args=(draft, found), name="jaxgen-save")
+        self._thread.start()
+
+    def poll(self) -> None:
+        """Raise what went wrong in the background, once; return at once if nothing has."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk; raise what went wrong, once.
+
+        CheckpointError for a full disk, BusyError where the system refuses. To be called before
+        the program ends: a save that is still running then is given up (and leaves no trace).
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def steps(self) -> list[int]:
+        """Return the steps on disk, sound or not, in order; BusyError if the folder is none."""
+        return shelf.steps(self.folder)
+
+    def best(self) -> int | None:
+        """Return the step with the lowest metric (the newest of equals), None if none has one."""
+        ranked = shelf.ranked(self.folder, self.steps())
+        return ranked[0] if ranked else None
+
+    def restore(self, abstract_tree: Any, step: int | None = None) -> Restored | None:
+        """Return the newest sound checkpoint, or a certain one, as a tree like `abstract_tree`.
+
+        Arrays take the sharding of the abstract leaf if it has one, else the default device; they
+        own their memory. None if the folder holds no step at all and none was asked for. Raises
+        CheckpointError if no step is sound (or the one asked for is not), was written by a newer
+        jaxgen, or has other leaves than the abstract tree; ConfigError if a fingerprint differs.
+        The folder is not changed.
+        """
+        if step is None and not self.steps():
+            return None
+        wanted = leaves.named(abstract_tree)
+
+        def load(record: Manifest) -> dict[str, np.ndarray]:
+            wrong = leaves.mismatches(wanted, record.leaves)
+            if wrong:
+                raise CheckpointError(f"{self._path(record.step)} doesn't fit: {_some(wrong)}")
+            return self._load(record, record.leaves)
+
+        record, found, notes = self._newest_sound(step, load)
+        return Restored(record.step, leaves.rebuild(abstract_tree, found), record.extra, notes)
+
+    def read(self, step: int | None = None) -> dict[str, Any]:
+        """Return {"step": int, "params": nested dict of jax arrays} without knowing their shapes.
+
+        Of the newest sound checkpoint, or a certain one; warns (UserWarning) of damaged ones that
+        are passed over. Raises as `restore` does, and CheckpointError if there is no step.
+        """
+
+        def load(record: Manifest) -> dict[str, np.ndarray]:
+            chosen = {n: leaf for n, leaf in record.leaves.items() if n.startswith("params/")}
+            if not chosen:
+                raise CheckpointError(f"{self._path(record.step)} has no params; it is no model")
+            return self._load(record, chosen)
+
+        record, found, notes = self._newest_sound(step, load)
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+        flat = {name: leaves.bare(name, found[name], record.leaves[name]) for name in found}
+        return {"step": record.step} | trees.unflatten(flat)
+
+    def verify(self, step: int) -> list[str]:
+        """Return what is wrong with a step, in words that name files or arrays; [] if sound.
+
+        Always compares every byte. Raises CheckpointError if there is no such step.
+        """
+        if step not in self.steps():
+            raise self._no_such(step)
+        try:
+            record = shelf.record(self.folder, step)
+            problems = manifest.damages(self._path(step), record, verify="full")
+            if not problems:
+                self._load(record, record.leaves, check=True)
+        except DamageError as error:
+            return [str(error)]
+        return problems
+
+    def clean(self) -> list[str]:
+        """Remove what interrupted saves and deletions left, and return its names.
+
+        To be called by the owner of the run's lock. Raises BusyError where the system refuses.
+        """
+        if self._thread is not None:
+            self._thread.join()  # what it is writing is no leftover
+        return shelf.clean(self.folder)
+
+    def _path(self, step: int) -> Path:
+        return shelf.path(self.folder, step)
+
+    def _newest_sound(
+        self, step: int | None, load: Callable[[Manifest], dict[str, np.ndarray]]
+    ) -> tuple[Manifest, dict[str, np.ndarray], list[str]]:
+        present = self.steps()
+        if step is not None and step not in present:
+            raise self._no_such(step)
+        if not present:
+            raise CheckpointError(f"{self.folder} holds no checkpoint; train first")
+        notes: dict[int, str] = {}
+        for candidate in reversed(present) if step is None else [step]:
+            try:
+                record = shelf.record(self.folder, candidate)
+                self._check_fingerprints(record)
+                problems = manifest.damages(self._path(candidate), record, verify=self.verification)
+                if problems:
+                    raise DamageError(_some(problems))
+                found = load(record)
+            except DamageError as error:
+                notes[candidate] = str(error)
+                continue
+            self._damaged |= notes.keys()
+            back = f"going back to step {candidate}"
+            said = [f"checkpoint {other} is damaged: {why}; {back}" for other, why in notes.items()]
+            return record, found, said
+        if step is None and self.steps() != present:
+            return self._newest_sound(step, load)  # another process has deleted what we read
+        reasons = "; ".join(f"{other}: {why}" for other, why in notes.items())
+        raise CheckpointError(
+            f"{self.folder}: no sound checkpoint ({reasons}); put back a copy, or begin a new run"
+            if step is None
+            else f"checkpoint {step} is damaged: {notes[step]}; give another of {present}"
+        )
+
+    def _load(
+        self, record: Manifest, chosen: Mapping[str, leaves.Leaf], *, check: bool | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the chosen arrays, compared with their digests; DamageError names the first."""
+        folder = self._path(record.step) / ARRAYS
+        try:
+            found = orbax.read(folder, chosen)
+        except Exception as error:
+            # Orbax passes on whatever its storage says of damaged bytes, in any type.
+            raise DamageError(f"{folder} can't be read: {space.first_line(error)}") from error
+        check = self.verification == "full" if check is None else check
+        for name, array in found.items():
+            leaf = chosen[name]
+            same = (array.dtype.name, array.shape) == (leaf.dtype, leaf.shape)
+            if not same or (check and leaves.digest(array) != record.arrays[name]["sha256"]):
+                raise DamageError(f"{folder}: array {name} has been changed")
+        return found
+
+    def _check_fingerprints(self, record: Manifest) -> None:
+        for name, mine in self.fingerprints.items():
+            its = record.fingerprints.get(name)
+            if its != mine:
+                raise ConfigError(
+                    f"{self._path(record.step)} was made with another {name} "
+                    f"({(its or 'none')[:12]}, now {mine[:12]}); use the same, or another folder"
+                )
+
+    def _no_such(self, step: int) -> CheckpointError:
+        there = ", ".join(map(str, self.steps())) or "none"
+        return CheckpointError(f"{self.folder} holds no step {step}; it holds {there}")
+
+    def _background(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
+        try:
+            self._write(draft, found)
+            self._retire()
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
+        rows = {
+            name: {**draft.arrays[name], "sha256": leaves.digest(array)}
+            for name, array in found.items()
+        }
+        if draft.step in self.steps() and draft.step not in self._damaged:
+            if not self.verify(draft.step):
+                self._refuse_other(draft, rows)
+                return
+            self._damaged.add(draft.step)
+        self._failpoint("begin")
+        try:
+            with files.new_folder(self._path(draft.step)) as folder:
+                orbax.write(folder / ARRAYS, found)
+                self._failpoint("arrays")
+                content = manifest.inventory(folder)
+                manifest.write(folder, replace(draft, arrays=rows, files=content))
+                self._failpoint("manifest")
+                if draft.step in self._damaged:
+                    shelf.remove(self.folder, draft.step, self._failpoint)
+        except Exception as error:
+            size = sum(array.nbytes for array in found.values())
+            raise space.told(self.folder, draft.step, size, error) from error
+        self._failpoint("renamed")
+
+    def _refuse_other(self, draft: Manifest, rows: dict[str, Any]) -> None:
+        if shelf.record(self.folder, draft.step).arrays != rows:
+            raise CheckpointError(
+                f"{self._path(draft.step)} exists already with other arrays; move it away"
+            )
+
+    def _retire(self) -> None:
+        """Delete all but the newest and the best; also what `restore` has found damaged."""
+        sound = [step for step in self.steps() if step not in self._damaged]
+        keep = {*sound[-self.keep_last :], *shelf.ranked(self.folder, sound)[: self.keep_best]}
+        for step in self.steps():
+            if step not in keep:
+                shelf.remove(self.folder, step, self._failpoint)
+        self._damaged.clear()
+        self._failpoint("retired")
+
+
+def _some(problems: list[str]) -> str:
+    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more

@@ -1,0 +1,153 @@
+"""The leaves of any pytree as named arrays on the host, and back.
+
+A leaf's name is its path, "params/layers/attn/q". Random keys become their key data, Python
+numbers arrays without axes; what a leaf was is told again by the tree it is restored into.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What the manifest says of an array: dtype, shape, and the generator if it is a random key."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    key: str | None = None
+
+    def __str__(self) -> str:
+        kind = f"key<{self.key}>, {self.dtype}" if self.key else self.dtype
+        return f"{kind}[{','.join(map(str, self.shape))}]"
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Return {"a/b/c": leaf} of any pytree; ValueError if two leaves have one name."""
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name in leaves:
+            raise ValueError(f"two leaves are called {name!r}; a checkpoint needs distinct paths")
+        leaves[name] = leaf
+    return leaves
+
+
+def to_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
+    """Return ({name: Leaf}, {name: array}); the arrays are copies, so the tree may be donated.
+
+    Raises TypeError naming a leaf that is not made of numbers.
+    """
+    leaves = named(tree)
+    keys = {name: generator(leaf) for name, leaf in leaves.items()}
+    plain = {
+        name: jax.random.key_data(leaf) if keys[name] else leaf for name, leaf in leaves.items()
+    }
+    for leaf in plain.values():  # all transfers start before the first is waited for
+        if isinstance(leaf, jax.Array):
+            leaf.copy_to_host_async()
+    arrays = {name: _host(name, leaf) for name, leaf in plain.items()}
+    return {n: Leaf(a.dtype.name, a.shape, keys[n]) for n, a in arrays.items()}, arrays
+
+
+def generator(leaf: Any) -> str | None:
+    """Return the name of the generator of a typed random key, also an abstract one, or None."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return None
+    names: list[str] = []
+    # Only an array knows its generator; under eval_shape an abstract key is one.
+    jax.eval_shape(lambda key: names.append(str(jax.random.key_impl(key))), leaf)
+    return names[0]
+
+
+def wanted(leaf: Any) -> Leaf:
+    """Return what the array of this leaf of an abstract tree must be."""
+    impl = generator(leaf)
+    if impl:
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return Leaf(data.dtype.name, data.shape, impl)
+    if isinstance(leaf, bool | int | float | complex):
+        leaf = np.asarray(leaf)
+    return Leaf(np.dtype(leaf.dtype).name, tuple(leaf.shape))
+
+
+def digest(array: np.ndarray) -> str:
+    """Return the sha256 (hex) of dtype, shape and raw bytes, however the array is laid out."""
+    array = np.asarray(array, order="C")
+    result = hashlib.sha256(f"{array.dtype.name}{list(array.shape)}".encode())
+    result.update(array.reshape(-1).view(np.uint8).data)
+    return result.hexdigest()
+
+
+def mismatches(abstract: Mapping[str, Any], found: Mapping[str, Leaf]) -> list[str]:
+    """Return each path at which the saved leaves are not those of the abstract tree."""
+    want = {name: wanted(leaf) for name, leaf in abstract.items()}
+    return [
+        f"{name}: {found.get(name, 'absent')} instead of {want.get(name, 'nothing')}"
+        for name in sorted(want.keys() | found.keys())
+        if want.get(name) != found.get(name)
+    ]
+
+
+def rebuild(abstract: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Return a tree like `abstract` with the arrays' values, placed as its shardings say."""
+    structure = jax.tree_util.tree_structure(abstract)
+    found = [place(name, arrays[name], like) for name, like in named(abstract).items()]
+    return jax.tree_util.tree_unflatten(structure, found)
+
+
+def place(name: str, array: np.ndarray, like: Any) -> Any:
+    """Return the array as `like` is: a Python number, a numpy array, or a jax array or key.
+
+    Raises CheckpointError for 64 bits that JAX would cut to 32.
+    """
+    if isinstance(like, bool | int | float | complex):
+        return type(like)(array.item())
+    if isinstance(like, np.generic):
+        return array[()]
+    if isinstance(like, np.ndarray):
+        return array
+    impl = generator(like)
+    # An uncommitted array says where it happens to be, not where it must be.
+    where = like.sharding if getattr(like, "committed", True) else None
+    placed = jax.device_put(array, None if impl else where)
+    if placed.dtype != array.dtype:
+        raise CheckpointError(
+            f"{name} is {array.dtype.name}, which JAX would cut to {placed.dtype.name}; "
+            "set JAX_ENABLE_X64=1"
+        )
+    if all(device.platform == "cpu" for device in placed.devices()):
+        # There, JAX may borrow numpy's memory, which a step could then not be given.
+        placed = placed.copy()
+    if impl:
+        placed = jax.random.wrap_key_data(placed, impl=impl)
+        placed = placed if where is None else jax.device_put(placed, where)
+    return placed
+
+
+def bare(name: str, array: np.ndarray, leaf: Leaf) -> Any:
+    """Return the array on the default device, or the random key that it is the data of."""
+    placed = place(name, array, jax.ShapeDtypeStruct(array.shape, array.dtype))
+    return jax.random.wrap_key_data(placed, impl=leaf.key) if leaf.key else placed
+
+
+def _host(name: str, leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    # Numbers, and the narrow floats of ml_dtypes, which numpy takes for opaque bytes.
+    ours = array.dtype.kind in "biufc" and array.dtype.char not in "gG"  # g: the C long double
+    if not ours and (array.dtype.kind != "V" or not jnp.issubdtype(array.dtype, jnp.number)):
+        raise TypeError(f"{name} is {type(leaf).__name__}; a checkpoint holds numbers only")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    on_device = isinstance(leaf, jax.Array) and not any(d.platform == "cpu" for d in leaf.devices())
+    # On the CPU numpy sees the array's own memory, which the next step overwrites.
+    return array if on_device else array.copy(order="C")

@@ -1,0 +1,58 @@
+"""Room on the disk: asked for before a save, and told of when it runs out all the same."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from jaxgen import files
+from jaxgen.errors import BusyError, CheckpointError
+from jaxgen.store import shelf
+from jaxgen.store.manifest import DamageError
+
+HEADROOM = 1.2  # free space asked for, relative to the last checkpoint
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check(folder: Path, step: int, nbytes: int) -> None:
+    """Raise CheckpointError if the disk lacks the room of the last checkpoint, or of `nbytes`."""
+    for other in reversed(shelf.steps(folder)):
+        with suppress(DamageError, CheckpointError):
+            nbytes = shelf.record(folder, other).nbytes
+            break
+    with files.refusals(folder):
+        free = shutil.disk_usage(folder).free
+    if free < HEADROOM * nbytes:
+        raise _disk_full(folder, step, nbytes, free)
+
+
+def told(folder: Path, step: int, nbytes: int, error: Exception) -> Exception:
+    """Return the error that a user understands for one that stopped a save."""
+    root: BaseException | None = error
+    while root is not None:
+        # TensorStore's errors hold the system's only as text.
+        if getattr(root, "errno", None) in _FULL or any(
+            os.strerror(code) in str(root) for code in _FULL
+        ):
+            return _disk_full(folder, step, nbytes, shutil.disk_usage(folder).free)
+        root = root.__cause__
+    if isinstance(error, BusyError | CheckpointError):
+        return error
+    return CheckpointError(f"{folder}: step {step} could not be written: {first_line(error)}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _disk_full(folder: Path, step: int, nbytes: int, free: int) -> CheckpointError:
+    kept = ", ".join(map(str, shelf.steps(folder))) or "none"
+    return CheckpointError(
+        f"{folder}: the disk is full, step {step} is not saved: it needs "
+        f"{files.human(HEADROOM * nbytes)}, {files.human(free)} are free; free some and resume "
+        f"(steps on disk: {kept})"
+    )
