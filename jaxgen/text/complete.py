@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from jaxgen.decoding.chain import Chain, chain, temperature, top_k, top_p
 from jaxgen.decoding.loop import NOT_FINITE, decode, request_keys
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.text.generate import model_step, prefill
+from jaxgen.text.model import load, tokenizer_of
 from jaxgen.tokens import Detokenizer, Tokenizer
 
 CHUNK = 8  # tokens between looks at the result: small enough to stream, large enough to be cheap
@@ -49,12 +52,7 @@ class Session:
 
         length: new tokens wanted; None takes up to 128 of what the context leaves.
         """
-        if not prompt:
-            raise ConfigError("prompt is empty; give at least one character to go on from")
-        special = self.tokenizer.special
-        ids = self.tokenizer.encode(prompt)
-        if special.bos is not None:
-            ids = [special.bos, *ids]
+        ids = self._ids(prompt)
         room = self.context - len(ids)
         if room < 1:
             raise ConfigError(
@@ -67,6 +65,17 @@ class Session:
                 f"ask for at most {room}"
             )
         return ids, min(128, room) if length is None else length
+
+    def room(self, prompt: str) -> int:
+        """Return how many new tokens the context leaves after a prompt; ConfigError if empty."""
+        return self.context - len(self._ids(prompt))
+
+    def _ids(self, prompt: str) -> list[int]:
+        if not prompt:
+            raise ConfigError("prompt is empty; give at least one character to go on from")
+        bos = self.tokenizer.special.bos
+        ids = self.tokenizer.encode(prompt)
+        return ids if bos is None else [bos, *ids]
 
     def stream(
         self,
@@ -84,7 +93,7 @@ class Session:
         """
         ids, length = self.encode(prompt, length)
         sample = sampler(temperature_=temperature, top_k_=top_k, top_p_=top_p)
-        words = Detokenizer(self.tokenizer)
+        words = Detokenizer(self.tokenizer, after=ids)
         for tokens in self._chunks([ids], length, sample, seed):
             piece = "".join(words.push(int(token)) for token in self._until_stop(tokens[0]))
             if piece:
@@ -114,9 +123,14 @@ class Session:
         rows = [ids for ids, _ in encoded]
         tokens = np.concatenate(list(self._chunks(rows, longest, sample, seed)), axis=1)
         return [
-            self.tokenizer.decode(self._until_stop(row[:new]))
-            for row, (_, new) in zip(tokens.tolist(), encoded, strict=True)
+            self._text(ids, self._until_stop(row[:new]))
+            for row, (ids, new) in zip(tokens.tolist(), encoded, strict=True)
         ]
+
+    def _text(self, prompt: list[int], new: list[int]) -> str:
+        """The text that `new` adds after `prompt`, spelled as `stream` would."""
+        words = Detokenizer(self.tokenizer, after=prompt)
+        return "".join(words.push(token) for token in new) + words.flush()
 
     def _chunks(
         self, rows: list[list[int]], length: int, sample: Chain, seed: int
@@ -159,6 +173,15 @@ class Session:
             f"request {request}: the logits of new token {start + place + 1} are not finite; "
             f"the parameters are damaged or diverged: take an earlier checkpoint"
         )
+
+
+def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
+    """Return a Session on a run or saved model; raises what `text.model.load` raises.
+
+    CheckpointError, too, if the folder has no tokenizer. step: a certain checkpoint of a run.
+    """
+    config, params = load(folder, step=step)
+    return Session(config, params, tokenizer_of(Path(folder)))
 
 
 def _bucket(size: int) -> int:

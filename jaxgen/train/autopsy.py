@@ -18,12 +18,13 @@ from jaxgen.train.state import State
 def examine(
     state: State,
     batch: dict[str, np.ndarray],
+    step: int,
     *,
     config: ModelConfig,
     loss: LossFunction,
     accumulate: int,
 ) -> dict[str, Any]:
-    """Return what is wrong with the last batch at the present parameters, as plain data.
+    """Return what is wrong with the batch of `step` at the present parameters, as plain data.
 
     params, gradients: paths that hold something non-finite. rows: batch rows whose loss is not
     finite or, if all are, the row with the largest. largest: paths of the three largest
@@ -33,7 +34,7 @@ def examine(
     def whole(params, batch, key):
         return gradients(loss, params, config, batch, key, accumulate=accumulate)
 
-    key = jax.random.fold_in(state.key, state.step - 1)
+    key = jax.random.fold_in(state.key, step - 1)
     result, grads = jax.jit(whole)(state.params, batch, key)
     found = guard.blame(state.params, grads, result.nll)
     losses = jax.device_get(result.nll)

@@ -1,0 +1,46 @@
+"""A run: model, tokenizer, data, training and checkpoints of one config, in one folder.
+
+Names are loaded on first use, so that a command line can be parsed before JAX is imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxgen.run.evaluation import evaluate
+    from jaxgen.run.first import quickstart
+    from jaxgen.run.inputs import tokenize
+    from jaxgen.run.settings import Settings, build_settings, config_folder, read_settings
+    from jaxgen.run.training import resume, train
+
+_HOME = {
+    "Settings": "settings",
+    "build_settings": "settings",
+    "config_folder": "settings",
+    "evaluate": "evaluation",
+    "quickstart": "first",
+    "read_settings": "settings",
+    "resume": "training",
+    "tokenize": "inputs",
+    "train": "training",
+}
+
+__all__ = [
+    "Settings",
+    "build_settings",
+    "config_folder",
+    "evaluate",
+    "quickstart",
+    "read_settings",
+    "resume",
+    "tokenize",
+    "train",
+]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"jaxgen.run.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'jaxgen.run' has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""The folder of a run: who holds it, and which config it belongs to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jaxgen import files
+from jaxgen import settings as sets
+from jaxgen.errors import CheckpointError, ConfigError, UserError
+from jaxgen.run.settings import Settings
+from jaxgen.store import RunLock
+
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer"
+CHECKPOINTS = "checkpoints"
+LOCK = "LOCK"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the run folder for this process; one that is made here and stays empty vanishes again.
+
+    Raises ConfigError for a folder that holds something else than a run, BusyError if another
+    process holds it or the system refuses.
+    """
+    with files.refusals(folder):
+        found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    # Temporary names are what a kill left behind.
+    found = {name for name in found if not name.startswith(files.TEMPORARY)} - {LOCK}
+    if found and CONFIG not in found:
+        raise ConfigError(
+            f"{folder} exists and is no run: it holds {sorted(found)[0]!r} but no {CONFIG}; "
+            f"give another --out"
+        )
+    with files.refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with RunLock(folder):
+            yield
+            return
+    finally:
+        if not found and {path.name for path in folder.iterdir()} <= {LOCK}:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_settings(folder: Path) -> Settings | None:
+    """Return the resolved settings that a run folder was made with, None if it is new.
+
+    Raises CheckpointError if its config.yaml can't be read.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return None
+    try:
+        return sets.build(Settings, sets.read(path))
+    except UserError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
+
+
+def existing_settings(folder: Path) -> Settings:
+    """Return the settings of a run; ConfigError if there is no such folder, or it is no run."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such run; `jaxgen train CONFIG.yaml --out {folder}` makes it")
+    settings = kept_settings(folder)
+    if settings is None:
+        raise ConfigError(
+            f"{folder} is no run: it has no {CONFIG}; "
+            f"`jaxgen train CONFIG.yaml --out {folder}` makes one"
+        )
+    return settings

@@ -1,0 +1,52 @@
+"""What a run reads: its tokenizer and its token shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxgen import data, tokens
+from jaxgen.files import human
+from jaxgen.run.progress import bar
+from jaxgen.run.settings import Settings, resolve
+from jaxgen.tokens import Tokenizer
+
+
+def make_tokenizer(settings: Settings) -> Tokenizer:
+    """Return the tokenizer of the settings, trained on the corpus where that is its kind.
+
+    Trained pieces see the training split only; characters are listed from all of the corpus,
+    since a validation text must be spellable.
+    """
+    kind = settings.tokenizer.kind
+    if kind in ("bytes", "file"):
+        return tokens.train(settings.tokenizer, ())
+    if kind == "chars":
+        return tokens.train(settings.tokenizer, (d.text for d in data.documents(settings.data)))
+    with bar(f"training a {kind} tokenizer of {settings.tokenizer.vocab_size} pieces"):
+        return tokens.train(settings.tokenizer, data.training_texts(settings.data))
+
+
+def prepare(settings: Settings, tokenizer: Tokenizer, cache: Path) -> data.Corpus:
+    """Return the corpus as token shards in the cache, written now unless they are there."""
+    with bar("writing token shards") as progress:
+        corpus = data.prepare(settings.data, tokenizer, cache / "data", progress=progress)
+        progress.close("reused token shards" if corpus.reused else "wrote token shards")
+    return corpus
+
+
+def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
+    """Return facts of the corpus, as (name, value) rows, after preparing it."""
+    tokenizer = make_tokenizer(settings)
+    settings = resolve(settings, tokenizer.vocab_size)
+    corpus = prepare(settings, tokenizer, cache)
+    rows = [
+        ("tokenizer", f"{settings.tokenizer.kind}, {tokenizer.vocab_size} ids"),
+        ("shards", f"{corpus.folder} ({'reused' if corpus.reused else 'written'})"),
+        ("digest", corpus.digest),
+    ]
+    for name in ("train", "valid", "test"):
+        shard = getattr(corpus, name)
+        count, size = len(shard.tokens), shard.text_bytes
+        ratio = f", {size / count:.2f} bytes a token" if count else ""
+        rows.append((name, f"{shard.documents} documents, {human(size)}, {count:,} tokens{ratio}"))
+    return rows + [(f"skipped: {why}", str(n)) for why, n in corpus.skipped.items()]

@@ -1,0 +1,86 @@
+"""All of a config file as one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jaxgen import settings as sets
+from jaxgen.config import ModelConfig
+from jaxgen.data.settings import DataSettings
+from jaxgen.errors import ConfigError
+from jaxgen.models import presets
+from jaxgen.store.settings import CheckpointSettings
+from jaxgen.text.settings import SampleSettings
+from jaxgen.tokens.settings import TokenizerSettings
+from jaxgen.train.settings import TrainSettings
+
+# What may change when a run goes on: none of it touches a parameter.
+FREE = ("checkpoint.", "sample.", "data.workers", "train.log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All of a config file; `model.preset` is resolved before it gets here."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    sample: SampleSettings = field(default_factory=SampleSettings)
+
+
+def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
+    """Return the Settings of a YAML file with "section.key=value" overrides; ConfigError if bad."""
+    return build_settings(sets.override(sets.read(config), assignments))
+
+
+def build_settings(mapping: Mapping[str, Any]) -> Settings:
+    """Return Settings from a mapping in which model may name a preset."""
+    model = mapping.get("model")
+    if isinstance(model, Mapping) and "preset" in model:
+        own = {name: value for name, value in model.items() if name != "preset"}
+        mapping = {**mapping, "model": {**presets.fields(model["preset"]), **own}}
+    return sets.build(Settings, mapping)
+
+
+def resolve(settings: Settings, vocab_size: int) -> Settings:
+    """Return the settings with what was left open filled in: vocabulary and absolute paths.
+
+    Raises ConfigError if the model's vocabulary is smaller than the tokenizer's; a larger one is
+    a choice (rows padded to a round number).
+    """
+    wanted = settings.model.vocab_size
+    if wanted is not None and wanted < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={wanted} is smaller than the tokenizer's {vocab_size}; "
+            f"leave it null or give at least {vocab_size}"
+        )
+    files = tuple(str(Path(name).absolute()) for name in settings.data.files)
+    return replace(
+        settings,
+        model=settings.model.replace(vocab_size=wanted or vocab_size),
+        data=replace(settings.data, files=files),
+    )
+
+
+def refuse_differences(kept: Settings, asked: Settings, folder: Path) -> None:
+    """Raise ConfigError that shows each differing field, but for those that change no result."""
+    found = [row for row in sets.diff(kept, asked) if not row[0].startswith(FREE)]
+    if found:
+        shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in found[:5])
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ConfigError(
+            f"{folder} holds a run of another config: {shown}{more}; give another --out, "
+            f"or `jaxgen train {folder}` to go on with it as it is"
+        )
+
+
+def config_folder() -> Path:
+    """Return the folder of the configs that come with jaxgen, installed or in a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"

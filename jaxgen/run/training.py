@@ -1,0 +1,276 @@
+"""Training as one document: claim the folder, prepare, restore, fit, save, show."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxgen import data, files, tree
+from jaxgen import settings as sets
+from jaxgen.errors import PREEMPTED, NonFiniteError
+from jaxgen.models import api
+from jaxgen.run import facts, inputs
+from jaxgen.run.folder import CHECKPOINTS, CONFIG, TOKENIZER, claimed, existing_settings
+from jaxgen.run.folder import kept_settings
+from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
+from jaxgen.run.signals import StopRequest
+from jaxgen.store import Checkpoints
+from jaxgen.text.complete import Session
+from jaxgen.tokens import Tokenizer
+from jaxgen.tokens import load as load_tokenizer
+from jaxgen.train import autopsy, flops, optimizer, plot, schedule
+from jaxgen.train import state as states
+from jaxgen.train.log import Log
+from jaxgen.train.loop import Duties, fit
+from jaxgen.train.losses import causal_loss
+from jaxgen.train.state import State
+from jaxgen.train.step import train_step
+from jaxgen.train.validate import validate
+
+
+def train(settings: Settings, folder: Path, *, cache: Path) -> None:
+    """Train in `folder` up to train.steps, from its newest sound checkpoint if it has one.
+
+    Writes config.yaml (resolved), tokenizer/, env.json, metrics.jsonl, events/, samples/,
+    checkpoints/ and loss.png. Raises ConfigError if the folder holds a run of another config,
+    BusyError if another process holds it, DataError or CheckpointError for unusable inputs,
+    NonFiniteError after a streak of bad steps; SystemExit(75) once told to stop and saved.
+    """
+    with claimed(folder):
+        kept = kept_settings(folder)
+        if kept is not None:
+            tokenizer = load_tokenizer(folder / TOKENIZER)
+        else:
+            tokenizer = inputs.make_tokenizer(settings)
+        settings = resolve(settings, tokenizer.vocab_size)
+        if kept is not None:
+            refuse_differences(kept, settings, folder)
+        corpus = inputs.prepare(settings, tokenizer, cache)
+        if kept is None:
+            _found(folder, settings, tokenizer, corpus)
+        elif kept != settings:
+            files.write(folder / CONFIG, sets.dump(settings))
+        _train(_Run(settings, folder, tokenizer, corpus))
+
+
+def resume(folder: Path, assignments: Sequence[str], *, cache: Path) -> None:
+    """Go on with the run in `folder`; overrides may change only what leaves the result alone."""
+    settings = existing_settings(folder)
+    if assignments:
+        settings = build_settings(sets.override(sets.as_dict(settings), assignments))
+    train(settings, folder, cache=cache)
+
+
+def _found(folder: Path, settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus) -> None:
+    """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
+    if not (folder / TOKENIZER).exists():
+        tokenizer.save(folder / TOKENIZER)
+    about = {"data": corpus.digest, "tokenizer": tokenizer.fingerprint}
+    files.write_json(folder / "env.json", facts.environment() | {"digests": about})
+    files.write(folder / CONFIG, sets.dump(settings))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    settings: Settings
+    folder: Path
+    tokenizer: Tokenizer
+    corpus: data.Corpus
+
+    @cached_property
+    def optimizer(self):
+        return optimizer.make(self.settings.train, api.axes(self.settings.model))
+
+    @cached_property
+    def loss(self):
+        train = self.settings.train
+        return partial(
+            causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk
+        )
+
+    @cached_property
+    def step(self):
+        """The compiled training step; it consumes the state it is given."""
+        train = self.settings.train
+        step = partial(
+            train_step,
+            config=self.settings.model,
+            optimizer=self.optimizer,
+            loss=self.loss,
+            accumulate=train.accumulate,
+            spike=train.spike,
+            patience=train.patience,
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        keep = self.settings.checkpoint
+        return Checkpoints(
+            self.folder / CHECKPOINTS,
+            keep_last=keep.keep_last,
+            keep_best=keep.keep_best,
+            verify=keep.verify,
+            fingerprints={"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest},
+        )
+
+    def fresh(self) -> State:
+        """Return the state before the first step."""
+        key = jax.random.key(self.settings.train.seed)
+        params_key, dropout_key = jax.random.split(key)
+        params = api.init(self.settings.model, params_key)
+        return states.make(params, self.optimizer, dropout_key)
+
+    def batches(self) -> data.Batches:
+        train = self.settings.train
+        return data.batches(
+            self.corpus.train,
+            context=self.settings.model.context,
+            batch=train.batch,
+            seed=train.seed,
+            workers=self.settings.data.workers,
+        )
+
+    def validate(self, state: State) -> dict[str, float]:
+        train = self.settings.train
+        rows = data.in_order(
+            self.corpus.valid,
+            context=self.settings.model.context,
+            batch=train.batch,
+            limit=train.validate_batches,
+        )
+        return validate(state.params, self.settings.model, rows, self.tokenizer.byte_lengths)
+
+    def sample(self, params: Any) -> list[tuple[str, str]]:
+        """Return (prompt, completion) for each prompt of the config."""
+        wanted = self.settings.sample
+        if not wanted.prompts:
+            return []
+        session = Session(self.settings.model, params, self.tokenizer)
+        room = min(session.room(prompt) for prompt in wanted.prompts)
+        texts = session.complete(
+            wanted.prompts,
+            length=min(wanted.max_new_tokens, room),
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            seed=self.settings.train.seed,
+        )
+        return list(zip(wanted.prompts, texts, strict=True))
+
+
+def _train(run: _Run) -> None:
+    checkpoints, steps = run.checkpoints, run.settings.train.steps
+    checkpoints.clean()
+    restored = None
+    if checkpoints.steps():
+        restored = checkpoints.restore(jax.eval_shape(run.fresh))
+    state = jax.jit(run.fresh)() if restored is None else restored.tree
+    begin = 0 if restored is None else restored.step
+    batches = run.batches()
+    with Log(run.folder, total_steps=steps, resume_step=begin) as log, StopRequest() as stop:
+        try:
+            if restored is not None:
+                batches.restore(restored.extra["data"])
+                for warning in restored.warnings:
+                    log.say(f"warning: {warning}")
+                log.say(f"resuming at step {begin} of {steps}")
+            _introduce(run, log)
+            duties = _duties(run, batches, log, stop)
+            state, done = fit(state, batches, run.step, run.settings.train, duties, log)
+            if done < steps and done not in checkpoints.steps():
+                duties.save(state, done, None)
+            checkpoints.wait()
+        finally:
+            batches.close()
+        if done < steps:
+            log.say(f"stopped at step {done} and saved; the same command goes on from there")
+            raise SystemExit(PREEMPTED)
+        _conclude(run, log)
+
+
+def _introduce(run: _Run, log: Log) -> None:
+    config, corpus = run.settings.model, run.corpus
+    devices = jax.devices()
+    log.say(
+        f"{tree.count(api.abstract(config)) / 1e6:.2f} M parameters on {len(devices)} x "
+        f"{devices[0].device_kind} ({jax.default_backend()}); {len(corpus.train.tokens):,} "
+        f"training tokens, vocabulary {config.V}"
+    )
+    log.say("compiling the training step (once)")
+
+
+def _duties(run: _Run, batches: data.Batches, log: Log, stop: StopRequest) -> Duties:
+    def save(state: State, step: int, valid_loss: float | None) -> None:
+        extra = {"data": batches.state(), "valid_loss": valid_loss}
+        run.checkpoints.save(step, state, extra, metric=valid_loss)
+
+    def sample(state: State, step: int) -> None:
+        try:
+            pairs = run.sample(state.params)
+        except NonFiniteError as error:
+            # Training goes on to find out, and to say, which parameter it is.
+            log.say(f"no sample at step {step}: {error}")
+            return
+        for prompt, text in pairs:
+            log.text(step, prompt, text)
+
+    return Duties(
+        validate=run.validate,
+        sample=sample,
+        save=save,
+        poll=run.checkpoints.poll,
+        stopping=stop,
+        doctor=partial(_post_mortem, run),
+        rate=schedule.make(run.settings.train),
+        flops_per_token=flops.per_token(run.settings.model),
+        peak=flops.peak(jax.devices()),
+        save_every=run.settings.checkpoint.every,
+    )
+
+
+def _post_mortem(
+    run: _Run, state: State, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]
+) -> None:
+    """Write post-mortem-STEP.json and raise the NonFiniteError that sums it up."""
+    run.checkpoints.wait()
+    train = run.settings.train
+    inputs_only = {name: value for name, value in batch.items() if name != "index"}
+    found = autopsy.examine(
+        state,
+        inputs_only,
+        step,
+        config=run.settings.model,
+        loss=run.loss,
+        accumulate=train.accumulate,
+    )
+    context = run.settings.model.context
+    examples = [
+        f"row {row} ({data.documents_of(run.corpus.train, int(batch['index'][row]), context)})"
+        for row in found["rows"]
+    ]
+    path = run.folder / f"post-mortem-{step}.json"
+    about = found | {"step": step, "examples": examples, "time": time.strftime("%FT%T%z")}
+    files.write(path, json.dumps(about, indent=2) + "\n")
+    kept = run.checkpoints.steps()
+    stays = f"checkpoint {kept[-1]} stays" if kept else "there is no checkpoint yet"
+    raise autopsy.error(found, step, train.patience, examples[:3], f"{stays}, details in {path}")
+
+
+def _conclude(run: _Run, log: Log) -> None:
+    title = f"{run.folder.name}: {tree.count(api.abstract(run.settings.model)) / 1e6:.1f} M"
+    refusal = plot.draw_loss(
+        run.folder / "metrics.jsonl", run.folder / "loss.png", title=f"{title} parameters"
+    )
+    log.say(refusal or f"drew {run.folder / 'loss.png'}")
+    log.say(f"done: {run.folder}; try `jaxgen generate {run.folder}`")

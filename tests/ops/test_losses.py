@@ -1,0 +1,84 @@
+"""The chunked loss against its whole twin, and both against float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.ops.losses import cross_entropy, unembed, vocabulary_loss
+
+B, T, D, V = 2, 11, 6, 17
+
+
+def inputs(scale=1.0):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = scale * jax.random.normal(keys[0], (B, T, D))
+    table = jax.random.normal(keys[1], (V, D))
+    targets = jax.random.randint(keys[2], (B, T), 0, V)
+    weights = jax.random.randint(keys[3], (B, T), 0, 3).astype(jnp.float32)
+    return hidden, table, targets, weights
+
+
+def whole(hidden, table, targets, weights, cap, smoothing, z):
+    logits = unembed(hidden, table, cap=cap, dtype="float32")
+    loss, nll = cross_entropy(logits, targets, smoothing=smoothing, z=z)
+    return jnp.sum(loss * weights), nll
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 64])
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_chunked_loss_and_gradients_match_whole(chunk, cap):
+    hidden, table, targets, weights = inputs()
+    options = {"cap": cap, "smoothing": 0.1, "z": 1e-2}
+
+    def chunked(hidden, table):
+        return vocabulary_loss(
+            hidden, table, targets, weights, chunk=chunk, dtype="float32", **options
+        )
+
+    def plain(hidden, table):
+        return whole(hidden, table, targets, weights, **options)
+
+    found, wanted = chunked(hidden, table), plain(hidden, table)
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], wanted[1], rtol=2e-6, atol=1e-6)
+    grads = jax.grad(lambda h, t: 3 * chunked(h, t)[0], (0, 1))(hidden, table)
+    expected = jax.grad(lambda h, t: 3 * plain(h, t)[0], (0, 1))(hidden, table)
+    for got, want in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_all_logits_never_exist_at_once():
+    hidden, table, targets, weights = inputs()
+
+    def loss(hidden, table):
+        options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
+        return vocabulary_loss(hidden, table, targets, weights, chunk=2, **options)[0]
+
+    program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, table))
+    assert f"[{B},2,{V}]" in program
+    assert f"[{B},{T},{V}]" not in program and f"[{B},12,{V}]" not in program
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_cross_entropy_matches_float64(scale):
+    rng = np.random.default_rng(0)
+    logits = scale * rng.uniform(-1, 1, (5, 9)).astype(np.float32)
+    targets = rng.integers(0, 9, 5)
+    loss, nll = cross_entropy(jnp.asarray(logits), jnp.asarray(targets), smoothing=0.2, z=1e-3)
+    exact = logits.astype(np.float64)
+    top = exact.max(-1)
+    total = top + np.log(np.exp(exact - top[:, None]).sum(-1))
+    wanted = total - exact[np.arange(5), targets]
+    np.testing.assert_allclose(nll, wanted, rtol=1e-6, atol=1e-6 * scale)
+    smooth = 0.8 * wanted + 0.2 * (total - exact.mean(-1)) + 1e-3 * total**2
+    np.testing.assert_allclose(loss, smooth, rtol=2e-6)
+
+
+def test_a_weight_of_zero_silences_a_bad_token():
+    hidden, table, targets, weights = inputs()
+    hidden = hidden.at[0, 3].set(jnp.nan)
+    weights = weights.at[0, 3].set(0.0)
+    options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
+    total, _ = vocabulary_loss(hidden, table, targets, weights, chunk=4, **options)
+    assert jnp.isfinite(total)
