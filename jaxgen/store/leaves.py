@@ -27,8 +27,8 @@ class Leaf:
     key: str | None = None
 
     def __str__(self) -> str:
-        kind = f"key<{self.key}>, {self.dtype}" if self.key else self.dtype
-        return f"{kind}[{','.join(map(str, self.shape))}]"
+        array = f"{self.dtype}[{','.join(map(str, self.shape))}]"
+        return f"a {self.key} key of {array}" if self.key else array
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -120,15 +120,17 @@ def place(name: str, array: np.ndarray, like: Any) -> Any:
     impl = generator(like)
     # An uncommitted array says where it happens to be, not where it must be.
     where = like.sharding if getattr(like, "committed", True) else None
-    placed = jax.device_put(array, None if impl else where)
+    there = None if impl else where
+    placed = jax.device_put(array, there)
     if placed.dtype != array.dtype:
         raise CheckpointError(
             f"{name} is {array.dtype.name}, which JAX would cut to {placed.dtype.name}; "
             "set JAX_ENABLE_X64=1"
         )
     if all(device.platform == "cpu" for device in placed.devices()):
-        # There, JAX may borrow numpy's memory, which a step could then not be given.
-        placed = placed.copy()
+        # There, JAX may borrow numpy's memory, which a step could then not be given. The copy
+        # spells its sharding in another way, so it is told again.
+        placed = jax.device_put(placed.copy(), there)
     if impl:
         placed = jax.random.wrap_key_data(placed, impl=impl)
         placed = placed if where is None else jax.device_put(placed, where)
