@@ -296,6 +296,7 @@ class Checkpoints:
         except Exception as error:
             size = sum(array.nbytes for array in found.values())
             raise space.told(self.folder, draft.step, size, error) from error
+        self._damaged.discard(draft.step)
         self._failpoint("renamed")
 
     def _refuse_other(self, draft: Manifest, rows: dict[str, Any]) -> None:

@@ -1,0 +1,101 @@
+"""Which checkpoints stay, and what a save refuses to do to them."""
+
+import math
+
+import jax.numpy as jnp
+import pytest
+
+from jaxgen.errors import CheckpointError
+from jaxgen.store import Checkpoints
+
+TREE = {"w": jnp.zeros(3)}
+
+
+def saved(folder, metrics, **keep):
+    checkpoints = Checkpoints(folder, fingerprints={}, **keep)
+    for step, metric in enumerate(metrics, 1):
+        checkpoints.save(step, TREE, {}, metric=metric)
+    checkpoints.wait()
+    return checkpoints
+
+
+POLICIES = [
+    (1, 0, [5.0, 1.0, 3.0], [3], 3),
+    (2, 0, [5.0, 1.0, 3.0], [2, 3], 2),
+    (1, 1, [5.0, 1.0, 3.0, 4.0], [2, 4], 2),
+    (1, 2, [5.0, 1.0, 3.0, 4.0], [2, 3, 4], 2),
+    (2, 1, [1.0, None, None, None], [1, 3, 4], 1),
+    (1, 1, [None, None], [2], None),
+    (1, 1, [2.0, math.nan, math.inf], [1, 3], 1),
+    (1, 1, [1.0, 1.0, 2.0], [2, 3], 2),
+]
+
+
+@pytest.mark.parametrize("keep_last, keep_best, metrics, steps, best", POLICIES)
+def test_the_newest_and_the_best_stay(tmp_path, keep_last, keep_best, metrics, steps, best):
+    checkpoints = saved(tmp_path, metrics, keep_last=keep_last, keep_best=keep_best)
+    assert checkpoints.steps() == steps
+    assert checkpoints.best() == best
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{step:08d}" for step in steps]
+
+
+def test_steps_are_read_from_the_disk_whoever_made_or_took_them(tmp_path):
+    checkpoints = saved(tmp_path, [1.0, 2.0, 3.0], keep_last=3, keep_best=0)
+    (tmp_path / "00000002").rename(tmp_path / "mine")
+    for stray in ("4", "0x5", "00000006.bak", "²"):
+        (tmp_path / stray).mkdir()
+    (tmp_path / "00000007").write_text("a file")
+    assert checkpoints.steps() == [1, 3]
+
+
+def test_order_is_by_number_not_by_name(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=2, keep_best=0, fingerprints={})
+    for step in (9, 99_999_999, 100_000_000):
+        checkpoints.save(step, TREE, {}, metric=None)
+    checkpoints.wait()
+    assert checkpoints.steps() == [99_999_999, 100_000_000]
+    assert checkpoints.restore(TREE).step == 100_000_000
+
+
+def test_saving_the_same_step_again_is_no_work_but_other_content_is_refused(tmp_path):
+    checkpoints = saved(tmp_path, [1.0], keep_last=1, keep_best=0)
+    before = (tmp_path / "00000001/manifest.json").read_bytes()
+    checkpoints.save(1, TREE, {"seconds": 3}, metric=None)
+    checkpoints.wait()
+    assert (tmp_path / "00000001/manifest.json").read_bytes() == before
+    checkpoints.save(1, {"w": jnp.ones(3)}, {}, metric=None)
+    with pytest.raises(CheckpointError, match="00000001 exists already with other arrays"):
+        checkpoints.wait()
+    assert (tmp_path / "00000001/manifest.json").read_bytes() == before
+
+
+def test_a_damaged_step_is_replaced_when_it_is_saved_again(tmp_path):
+    checkpoints = saved(tmp_path, [1.0], keep_last=1, keep_best=0)
+    (tmp_path / "00000001/manifest.json").write_text("{}")
+    checkpoints.save(1, TREE, {}, metric=None)
+    checkpoints.wait()
+    assert checkpoints.verify(1) == []
+
+
+def test_a_save_never_goes_behind_a_later_step(tmp_path):
+    checkpoints = saved(tmp_path, [1.0, 2.0, 3.0], keep_last=2, keep_best=0)
+    with pytest.raises(CheckpointError, match="holds step 3, later than 1"):
+        checkpoints.save(1, TREE, {}, metric=None)
+    assert checkpoints.steps() == [2, 3]
+
+
+def test_cleaning_removes_leftovers_only(tmp_path):
+    checkpoints = saved(tmp_path, [1.0], keep_last=1, keep_best=0)
+    (tmp_path / ".tmp-00000002-abc" / "arrays").mkdir(parents=True)
+    (tmp_path / ".tmp-file").write_text("half")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert checkpoints.clean() == [".tmp-00000002-abc", ".tmp-file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001", "notes.txt"]
+
+
+def test_cleaning_waits_for_the_save_that_is_under_way(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=0, fingerprints={})
+    checkpoints.save(1, {"w": jnp.zeros(1 << 20)}, {}, metric=None)
+    assert checkpoints.clean() == []
+    checkpoints.wait()
+    assert checkpoints.verify(1) == []
