@@ -1,0 +1,102 @@
+"""The `jaxgen` command: reads the command line, then calls one verb.
+
+The line is parsed before JAX is imported, so that help and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from cyclopts import App, CycloptsError, Parameter
+
+import jaxgen
+from jaxgen.cli import eval as evaluation
+from jaxgen.cli import exits, generate, mistakes, quickstart, tokenize, train
+from jaxgen.cli.sheet import print_panel, print_usage
+
+ABOUT = """Train Transformers on text and generate with them, in JAX.
+
+First steps:
+    jaxgen quickstart                train a small model on Python's own docs
+    jaxgen generate runs/quickstart  type prompts, and see them completed
+
+Your own text:
+    jaxgen train my.yaml             into runs/my; the same command resumes it
+    jaxgen train my.yaml train.steps=100 model.layers=6
+                                     any key of the config can be overridden
+    jaxgen train --keys              every key, its default and its meaning
+    jaxgen eval runs/my              loss, perplexity and bits per byte
+
+A run folder holds all that is needed to use the model elsewhere: config.yaml,
+tokenizer, checkpoints/, metrics.jsonl, samples/, loss.png. Prepared text and
+compiled programs are kept in $JAXGEN_CACHE, or else in ~/.cache/jaxgen; that
+folder may be removed at any time.
+
+Exit codes: 0 done, 2 usage or config, 3 environment or busy, 4 checkpoint or
+model file, 6 numbers not finite, 7 data, 70 bug, 75 stopped and saved (the
+same command resumes), 130 interrupted.
+"""
+VERBS = (
+    (quickstart.quickstart, "quickstart", "[KEY=VALUE ...] [--out DIR]"),
+    (train.train, "train", "CONFIG|RUN [KEY=VALUE ...] [OPTIONS]"),
+    (generate.generate, "generate", "RUN [OPTIONS]"),
+    (evaluation.evaluate, "eval", "RUN [--split SPLIT]"),
+    (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
+)
+
+
+class _Sheet:
+    """The help formatter that cyclopts wants."""
+
+    def __call__(self, console, options, panel) -> None:
+        print_panel(console, panel)
+
+    def render_usage(self, console, options, usage) -> None:
+        print_usage(console, usage)
+
+
+def make() -> App:
+    """Return the command with its verbs."""
+    app = App(
+        name="jaxgen",
+        help=ABOUT,
+        version=f"jaxgen {jaxgen.__version__}",
+        help_format="plaintext",
+        help_formatter=_Sheet(),
+        default_parameter=Parameter(negative=(), show_default=True),
+    )
+    for order, (verb, name, usage) in enumerate(VERBS):
+        app.command(verb, name=name, sort_key=order, usage=f"Usage: jaxgen {name} {usage}")
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; SystemExit of a verb passes through.
+
+    argv: the words after "jaxgen"; None takes those of the process. Errors are said in one line
+    on standard error.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+    try:
+        call = _parse(words)
+        code = call()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except SystemExit:
+        raise
+    except BaseException as error:  # KeyboardInterrupt too, and the panics of Rust extensions
+        return exits.report(error)
+
+
+def _parse(words: list[str]):
+    app = make()
+    try:
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise mistakes.explain(error, list(app)) from None
+    return partial(command, *bound.args, **bound.kwargs)

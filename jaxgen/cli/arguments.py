@@ -1,0 +1,59 @@
+"""Words of the command line that several verbs share, and numbers read strictly."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from jaxgen.errors import ConfigError
+
+Overrides = Annotated[
+    str,
+    Parameter(
+        help="SECTION.KEY=VALUE: a key of the config and what to set it to", name="KEY=VALUE"
+    ),
+]
+Out = Annotated[str | None, Parameter(name="--out", help="run folder to write", negative=())]
+
+
+def _whole(kind: Any, tokens: Sequence[Any]) -> int:
+    # cyclopts would round 1.5 to 2 without a word.
+    text = tokens[0].value.strip()
+    if not re.fullmatch(r"[-+]?[0-9]{1,30}", text):
+        raise ValueError(f"it wants a whole number, not {text!r}")
+    return int(text)
+
+
+def _real(kind: Any, tokens: Sequence[Any]) -> float:
+    try:
+        value = float(tokens[0].value)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"it wants an ordinary number, not {tokens[0].value!r}")
+    return value
+
+
+WHOLE = Parameter(converter=_whole, allow_leading_hyphen=True)
+REAL = Parameter(converter=_real, allow_leading_hyphen=True)
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Raise ConfigError for a word that is no SECTION.KEY=VALUE."""
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(
+                f"unexpected word {word!r}: after the config come overrides, written "
+                f"SECTION.KEY=VALUE as in train.steps=100"
+            )
+
+
+def print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print (name, value) rows as two columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")

@@ -1,0 +1,113 @@
+"""Where things are: configs by name, run folders, the cache. The environment is read here only."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from jaxgen.errors import ConfigError, nearest
+
+RUNS = Path("runs")
+CONFIGS = Path("configs")
+SUFFIXES = (".yaml", ".yml")
+
+
+def cache() -> Path:
+    """Return the folder of prepared text and compiled programs; it need not exist.
+
+    $JAXGEN_CACHE, else $XDG_CACHE_HOME/jaxgen, else ~/.cache/jaxgen; without a home, a folder of
+    the system's temporary one.
+    """
+    if own := os.environ.get("JAXGEN_CACHE"):
+        return Path(own).absolute()
+    # The XDG rules: a relative path there is to be ignored.
+    if (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
+        return Path(xdg) / "jaxgen"
+    try:
+        return Path.home() / ".cache" / "jaxgen"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"jaxgen-{os.getuid()}"
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is the folder of a run that has begun."""
+    return (path / "config.yaml").is_file()
+
+
+def config(word: str) -> Path:
+    """Return the config file that a word means: a path, or a name in configs/ here or ours.
+
+    Raises ConfigError with the nearest name if there is none.
+    """
+    path = _path(word, "config")
+    if path.is_file() or (path.exists() and not path.is_dir()):
+        return path
+    ours = _own_configs()
+    for folder in (CONFIGS, ours):
+        for suffix in ("", *SUFFIXES):
+            found = folder / f"{word}{suffix}"
+            if path.name == word and found.suffix in SUFFIXES and found.is_file():
+                return found
+    if path.is_dir():
+        raise ConfigError(
+            f"{word} is a folder without config.yaml, so it is no run to go on with; "
+            f"give a config file (.yaml), as in `jaxgen train my.yaml --out {word}`"
+        )
+    here = _stems(CONFIGS) | _stems(Path()) | _stems(ours) | _names(RUNS)
+    hint = nearest(path.stem, here) or f"; there are {', '.join(sorted(here))}"
+    raise ConfigError(f"{word}: no such config or run{hint}")
+
+
+def run_folder(word: str) -> Path:
+    """Return the folder of the run that a word means: a path, or a name in runs/.
+
+    Raises ConfigError with the nearest name if there is none.
+    """
+    path = _path(word, "run")
+    if path.is_dir():
+        return path
+    if path.name == word and (RUNS / word).is_dir():
+        return RUNS / word
+    if path.exists():
+        raise ConfigError(f"{word} is a file; give the folder of a run, as in runs/quickstart")
+    known = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
+    hint = nearest(word, known) or "; `jaxgen train CONFIG.yaml` makes one in runs/"
+    raise ConfigError(f"{word}: no such run{hint}")
+
+
+def new_run(config_file: Path) -> Path:
+    """Return the folder that a config is trained in unless another is given."""
+    return RUNS / config_file.stem
+
+
+def _path(word: str, role: str) -> Path:
+    if not word or "\0" in word:
+        raise ConfigError(f"{word!r} is no {role}; give a path or a name")
+    try:
+        os.lstat(word)
+    except OSError as error:
+        if error.strerror and not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise ConfigError(f"{word[:200]}: {error.strerror}; correct the path") from None
+    return Path(word)
+
+
+def _own_configs() -> Path:
+    from jaxgen import run
+
+    return run.config_folder()
+
+
+def _stems(folder: Path) -> set[str]:
+    return {name.stem for name in _children(folder) if name.suffix in SUFFIXES}
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in _children(folder) if path.is_dir()}
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

@@ -1,0 +1,53 @@
+"""JAX as the command line wants it: compiled programs kept on disk, libraries quiet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+WORTH_KEEPING = 0.3  # seconds of compiling: below, reading the program back costs as much
+NOISY = ("absl", "jax", "orbax", "grain", "matplotlib")
+
+
+def prepare_jax(cache: Path) -> None:
+    """Set up JAX for this process, before the first use of a device.
+
+    cache: programs are kept in its folder xla/. A cache that can't be written, or is damaged, is
+    a warning: everything is compiled anew.
+    """
+    # Read by XLA and absl when they are loaded: anything but errors is noise to our reader.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.formatwarning = _one_line
+    import jax
+
+    if jax.config.values.get("jax_compilation_cache_dir"):  # the user has chosen another
+        return
+    folder = cache / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        print(
+            f"jaxgen: warning: {folder} can't be written ({reason}), so every start compiles "
+            f"anew; set JAXGEN_CACHE to a folder that can",
+            file=sys.stderr,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+
+
+def _one_line(message, category, filename, lineno, line=None) -> str:
+    text = " ".join(str(message).split())
+    return f"jaxgen: warning: {text if len(text) < 300 else text[:297] + '...'}\n"
