@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from jaxgen.errors import ConfigError
 
@@ -83,7 +83,7 @@ class Chain:
             logits = processor(logits)
         return logits
 
-    def __call__(self, logits: Float[Array, "B V"], keys: PRNGKeyArray) -> Int[Array, "B"]:
+    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, "B"]) -> Int[Array, "B"]:
         """Return one draw per row from softmax(process(logits)), each row with its own key."""
         logits = self.process(logits.astype(jnp.float32))
         return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

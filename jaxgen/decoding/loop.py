@@ -9,18 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 CacheT = TypeVar("CacheT")
 Step = Callable[[Int[Array, "B"], CacheT], tuple[Float[Array, "B V"], CacheT]]
-Sample = Callable[[Float[Array, "B V"], PRNGKeyArray], Int[Array, "B"]]
+Sample = Callable[[Float[Array, "B V"], Key[Array, "B"]], Int[Array, "B"]]
 
 NOT_FINITE = -1
 NO_STOP = np.full(1, -2, np.int32)
 
 
-def request_keys(key: PRNGKeyArray, batch: int) -> PRNGKeyArray:
-    """Return one key per request: `key` folded with the row, or `key` itself if it is [B]."""
+Keys = PRNGKeyArray | Key[Array, "B"]  # one key, or one per request
+
+
+def request_keys(key: Keys, batch: int) -> Key[Array, "B"]:
+    """Return one key per request: `key` folded with the row, or `key` itself if it is [B].
+
+    Keys of the old style, uint32 [2] from jax.random.PRNGKey, count as one key.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     if key.ndim == 1:
         return key
     return jax.vmap(lambda request: jax.random.fold_in(key, request))(jnp.arange(batch))
@@ -30,7 +38,7 @@ def decode(
     step: Step,
     cache: Any,
     first: Int[Array, "B"],
-    key: PRNGKeyArray,
+    key: Keys,
     sample: Sample,
     length: int,
     *,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen import tree
@@ -16,6 +17,7 @@ from jaxgen.ops import cache as caches
 from jaxgen.ops.losses import unembed
 
 Params = dict[str, Any]
+Ids = Int[Array | np.ndarray, "B T"]
 
 
 class Output(NamedTuple):
@@ -51,7 +53,7 @@ def empty_cache(config: ModelConfig, batch: int, capacity: int) -> caches.Cache:
 def hidden(
     params: Params,
     config: ModelConfig,
-    tokens: Int[Array, "B T"],
+    tokens: Ids,
     *,
     positions: Int[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
@@ -60,6 +62,7 @@ def hidden(
 ) -> Hidden:
     """Return the last hidden states and the output table, for losses that chunk the logits."""
     positions = _positions(config, tokens, positions, segments, cache)
+    tokens = jnp.asarray(tokens)
     model = Transformer(config, deterministic=key is None)
     rngs = {} if key is None else {"dropout": key}
     return model.apply({"params": params}, tokens, positions, segments, cache, rngs=rngs)
@@ -68,7 +71,7 @@ def hidden(
 def apply(
     params: Params,
     config: ModelConfig,
-    tokens: Int[Array, "B T"],
+    tokens: Ids,
     *,
     positions: Int[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | None = None,
@@ -93,7 +96,7 @@ def apply(
     positions = _positions(config, tokens, positions, segments, cache)
     model = Transformer(config, deterministic=key is None)
     rngs = {} if key is None else {"dropout": key}
-    arguments = ({"params": params}, tokens, positions, segments, cache)
+    arguments = ({"params": params}, jnp.asarray(tokens), positions, segments, cache)
     seen = {}
     if taps:
         out, seen = model.apply(*arguments, rngs=rngs, mutable=["taps"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.chain import Chain, greedy
-from jaxgen.decoding.loop import decode
+from jaxgen.decoding.loop import Keys, decode
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.ops.cache import Cache
@@ -26,7 +26,7 @@ def model_step(params: api.Params, config: ModelConfig):
 def prefill(
     params: api.Params,
     config: ModelConfig,
-    prompt: Int[Array, "B T"],
+    prompt: api.Ids,
     lengths: Int[Array, "B"],
     capacity: int,
 ) -> tuple[Int[Array, "B"], Cache]:
@@ -45,8 +45,8 @@ def prefill(
 def generate(
     params: api.Params,
     config: ModelConfig,
-    prompt: Int[Array, "B T"],
-    key: PRNGKeyArray,
+    prompt: api.Ids,
+    key: Keys,
     *,
     length: int,
     sample: Chain | None = None,

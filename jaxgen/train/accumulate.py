@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxgen.config import ModelConfig
-from jaxgen.train.losses import Loss
+from jaxgen.train.losses import Batch, Loss
 
 LossFunction = Callable[..., Loss]
 
@@ -19,7 +19,7 @@ def gradients(
     loss: LossFunction,
     params: Any,
     config: ModelConfig,
-    batch: dict[str, Array],
+    batch: Batch,
     key: PRNGKeyArray,
     *,
     accumulate: int,

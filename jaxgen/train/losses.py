@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
 from jaxgen.models import api
 from jaxgen.ops.losses import vocabulary_loss
+
+Batch = dict[str, Array | np.ndarray]
 
 # Logits that may exist at once when the chunk is left to us: 2^25 float32 are 128 MiB.
 LOGITS_AT_ONCE = 2**25
@@ -26,7 +29,7 @@ class Loss(NamedTuple):
 def causal_loss(
     params: api.Params,
     config: ModelConfig,
-    batch: dict[str, Array],
+    batch: Batch,
     key: PRNGKeyArray | None = None,
     *,
     smoothing: float = 0.0,
@@ -38,6 +41,7 @@ def causal_loss(
     batch: tokens and targets [B, T]; weights, segments and positions [B, T] are optional.
     key: turns dropout on. chunk: positions whose logits exist at once; None sizes it by memory.
     """
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
     tokens, targets = batch["tokens"], batch["targets"]
     weights = batch.get("weights")
     if weights is None:

@@ -80,14 +80,20 @@ def _adafactor(settings, rate, decayed, axes):
 
 def _muon(settings, rate, decayed, axes):
     matrices = tree.map_paths(lambda path, letters: matrix_axes(letters), axes)
-    return muon(
-        rate,
-        weight_decay=settings.weight_decay,
-        weight_decay_mask=decayed,
+    rule = muon(
+        1.0,
+        eps=settings.epsilon,
         adam_b1=settings.beta1,
         adam_b2=settings.beta2,
         muon_weight_dimension_numbers=lambda params: matrices,
         consistent_rms=MUON_RMS,
+    )
+    # Its own decay has no mask for the parameters that get Adam, so decay and rate come after.
+    return optax.chain(
+        rule,
+        optax.scale(-1.0),
+        optax.add_decayed_weights(settings.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
     )
 
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import Array
 
 from jaxgen.config import ModelConfig
 from jaxgen.train import guard
 from jaxgen.train.accumulate import LossFunction, gradients
+from jaxgen.train.losses import Batch
 from jaxgen.train.state import State
 
 
 def train_step(
     state: State,
-    batch: dict[str, Array],
+    batch: Batch,
     *,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,

@@ -1,0 +1,118 @@
+"""Samplers against exact probabilities, and their properties."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxgen import chain, errors, temperature, top_k, top_p
+from jaxgen.decoding.chain import greedy
+
+LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
+
+
+def probabilities(logits):
+    return np.asarray(jax.nn.softmax(logits, axis=-1))[0]
+
+
+@pytest.mark.parametrize(
+    ("processors", "wanted"),
+    [
+        ([], [0.4, 0.3, 0.2, 0.1]),
+        ([temperature(0.5)], [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        ([top_k(2)], [4 / 7, 3 / 7, 0, 0]),
+        ([top_p(0.7)], [4 / 7, 3 / 7, 0, 0]),
+        ([top_p(0.71)], [4 / 9, 3 / 9, 2 / 9, 0]),
+        ([top_p(1e-9)], [1, 0, 0, 0]),
+        ([top_p(1.0)], [0.4, 0.3, 0.2, 0.1]),
+        ([top_k(99)], [0.4, 0.3, 0.2, 0.1]),
+        ([temperature(0.0)], [1, 0, 0, 0]),
+        # The order that is written is the order that acts: 16/30 reaches 0.5, 0.4 does not.
+        ([temperature(0.5), top_p(0.5)], [1, 0, 0, 0]),
+        ([top_p(0.5), temperature(0.5)], [16 / 25, 9 / 25, 0, 0]),
+    ],
+)
+def test_chains_give_the_exact_distribution(processors, wanted):
+    found = probabilities(chain(*processors).process(LOGITS))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "processors", [[temperature(1.3)], [top_k(5)], [top_p(0.8)], [temperature(0.7), top_p(0.9)]]
+)
+def test_a_hundred_thousand_draws_pass_a_chi_square(processors):
+    sample, logits = chain(*processors), jax.random.normal(jax.random.key(1), (1, 12)) * 2
+    wanted = probabilities(sample.process(logits))
+    draws = 100_000
+    keys = jax.random.split(jax.random.key(0), draws)
+    tokens = jax.jit(sample)(jnp.broadcast_to(logits, (draws, 12)), keys)
+    counts = np.bincount(tokens, minlength=12)
+    assert not counts[wanted == 0].any()
+    likely = wanted > 0
+    statistic = ((counts - draws * wanted)[likely] ** 2 / (draws * wanted[likely])).sum()
+    # P(chi2 with 11 degrees of freedom > 37.4) is 1e-4.
+    assert statistic < 37.4
+
+
+def test_settings_may_differ_by_request():
+    logits = jnp.broadcast_to(LOGITS, (3, 4))
+    sample = chain(temperature(jnp.array([1.0, 0.0, 1.0])), top_k(jnp.array([1, 4, 4])))
+    kept = np.isfinite(sample.process(logits)).sum(-1)
+    assert kept.tolist() == [1, 1, 4]
+
+
+def test_a_changed_setting_does_not_recompile():
+    traces = []
+
+    @jax.jit
+    def process(sample, logits):
+        traces.append(1)
+        return sample.process(logits)
+
+    for heat, mass in ((0.7, 0.9), (1.1, 0.5), (0.0, 0.2)):
+        process(chain(temperature(heat), top_p(mass)), LOGITS)
+    assert len(traces) == 1
+
+
+def test_greedy_takes_the_first_of_equals():
+    logits = jnp.array([[1.0, 3.0, 3.0, 2.0]])
+    for seed in range(5):
+        assert greedy()(logits, jax.random.split(jax.random.key(seed), 1)).tolist() == [1]
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_bad_temperature_is_refused(value):
+    with pytest.raises(errors.ConfigError, match=f"temperature={value}"):
+        temperature(value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.01, float("nan")])
+def test_a_bad_top_p_is_refused(value):
+    with pytest.raises(errors.ConfigError, match=f"top_p={value}"):
+        top_p(value)
+
+
+@pytest.mark.parametrize("value", [0, -3, 1.5])
+def test_a_bad_top_k_is_refused(value):
+    with pytest.raises(errors.ConfigError, match=f"top_k={value}"):
+        top_k(value)
+
+
+rows = st.lists(st.floats(-30, 30, width=32), min_size=6, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows, st.integers(1, 6), st.floats(0.0625, 1.0, width=32))
+def test_what_is_kept_is_never_less_likely_than_what_is_dropped(values, count, mass):
+    logits = jnp.asarray([values], jnp.float32)
+    for processor in (top_k(count), top_p(mass)):
+        kept = np.isfinite(processor(logits))[0]
+        assert kept.any()
+        if not kept.all():
+            assert logits[0][kept].min() >= logits[0][~kept].max()
+    probs = probabilities(logits)
+    kept = np.isfinite(top_p(mass)(logits))[0]
+    assert probs[kept].sum() >= mass - 1e-5
+    assert np.isfinite(top_k(count)(logits)).sum() >= count

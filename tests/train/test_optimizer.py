@@ -1,0 +1,159 @@
+"""The Optax chain does what the settings say; AdamW against its formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxgen
+from jaxgen import errors, tree
+from jaxgen.train import optimizer, schedule
+from jaxgen.train.settings import TrainSettings
+
+CONFIG = jaxgen.ModelConfig(vocab_size=23, context=12, layers=2, d_model=16, heads=2)
+AXES = jaxgen.axes(CONFIG)
+
+
+def settings(**changes):
+    return TrainSettings(**{"schedule": "constant", "warmup": 0, "clip": None} | changes)
+
+
+def trees(seed=0):
+    """Params and gradients of every shape of the model, drawn from normals."""
+    shapes = tree.flatten(jaxgen.abstract(CONFIG))
+    rng = np.random.default_rng(seed)
+
+    def draw():
+        return tree.unflatten(
+            {p: jnp.asarray(rng.normal(size=s.shape), s.dtype) for p, s in shapes.items()}
+        )
+
+    return draw(), draw()
+
+
+def moved(tx, params, grads, steps=1):
+    state = tx.init(params)
+    for _ in range(steps):
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_adamw_matches_its_formula_in_float64():
+    params, grads = trees()
+    tx = optimizer.make(settings(learning_rate=1e-2, weight_decay=0.2, beta2=0.95), AXES)
+    found = tree.flatten(moved(tx, params, grads, steps=5))
+    for path, start in tree.flatten(params).items():
+        p, g = np.float64(start), np.float64(tree.flatten(grads)[path])
+        m = v = np.zeros_like(p)
+        decay = 0.0 if tree.match(path, ("*bias", "*norm*")) else 0.2
+        for t in range(1, 6):
+            m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
+            step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+            p = p - 1e-2 * (step + decay * p)
+        np.testing.assert_allclose(found[path], p, rtol=2e-5, atol=1e-6, err_msg=path)
+
+
+def test_clipping_scales_the_global_norm():
+    params, grads = trees()
+    norm = float(optax.global_norm(grads))
+    tx = optimizer.make(settings(clip=norm / 4), AXES)
+    clipped, _ = tx.update(grads, tx.init(params), params)
+    plain = optimizer.make(settings(), AXES)
+    quarter = jax.tree.map(lambda g: g / 4, grads)
+    wanted, _ = plain.update(quarter, plain.init(params), params)
+    for path, update in tree.flatten(wanted).items():
+        np.testing.assert_allclose(tree.flatten(clipped)[path], update, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+def test_frozen_paths_stay_and_all_others_move(name):
+    params, grads = trees()
+    frozen = ("embed/*", "layers/attn/q*")
+    tx = optimizer.make(settings(optimizer=name, freeze=frozen, clip=1.0), AXES)
+    after = tree.flatten(moved(tx, params, grads))
+    for path, before in tree.flatten(params).items():
+        same = bool((after[path] == before).all())
+        assert same == tree.match(path, frozen), path
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor"])
+def test_decay_shrinks_what_it_may_and_nothing_else(name):
+    params, _ = trees()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tx = optimizer.make(settings(optimizer=name, learning_rate=0.1, weight_decay=0.5), AXES)
+    after = tree.flatten(moved(tx, params, zeros))
+    for path, before in tree.flatten(params).items():
+        kept = 1.0 if tree.match(path, ("*bias", "*norm*")) else 0.95
+        np.testing.assert_allclose(after[path], kept * before, rtol=1e-5, err_msg=path)
+
+
+def test_lion_moves_by_signs():
+    params, grads = trees()
+    tx = optimizer.make(settings(optimizer="lion", learning_rate=0.01, weight_decay=0.0), AXES)
+    after = moved(tx, params, grads)
+    for path, before in tree.flatten(params).items():
+        sign = np.sign(tree.flatten(grads)[path])
+        np.testing.assert_allclose(tree.flatten(after)[path], before - 0.01 * sign, atol=1e-6)
+
+
+def test_muon_orthogonalises_layer_matrices_and_leaves_tables_to_adam():
+    letters = tree.flatten(AXES)
+    for path, axes in letters.items():
+        is_matrix = optimizer.matrix_axes(axes) is not None
+        assert is_matrix == (
+            path.startswith("layers/") and not tree.match(path, ("*norm*", "*bias"))
+        ), path
+    params, grads = trees()
+    tx = optimizer.make(settings(optimizer="muon", learning_rate=1.0, weight_decay=0.0), AXES)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    up = np.asarray(updates["layers"]["feed"]["up"])[0]
+    values = np.linalg.svd(up, compute_uv=False)
+    # Five Newton-Schulz steps leave all singular values within a band around one another.
+    assert values.max() / values.min() < 2.5
+    raw = np.linalg.svd(np.asarray(grads["layers"]["feed"]["up"])[0], compute_uv=False)
+    assert raw.max() / raw.min() > values.max() / values.min()
+    assert np.sqrt((up**2).mean()) == pytest.approx(0.2, rel=0.3)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(errors.ConfigError, match="freeze='layer/attn/q' matches no parameter"):
+        optimizer.make(settings(freeze=("layer/attn/q",)), AXES)
+
+
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [
+        ("cosine", {0: 0.02, 49: 1.0, 50: 1.0, 75: 0.55, 100: 0.1, 500: 0.1}),
+        ("linear", {50: 1.0, 75: 0.55, 100: 0.1}),
+        ("inverse_sqrt", {50: 1.0, 200: 0.1 + 0.9 * 0.5}),
+        ("wsd", {50: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
+        ("constant", {50: 1.0, 100: 1.0}),
+    ],
+)
+def test_schedules_pass_through_their_points(name, points):
+    rate = schedule.make(
+        TrainSettings(
+            steps=100, warmup=50, schedule=name, learning_rate=2.0, final_rate=0.1, decay=0.2
+        )
+    )
+    for step, wanted in points.items():
+        assert float(rate(step)) / 2.0 == pytest.approx(wanted, abs=0.021), step
+
+
+def test_adamw_matches_torch():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    start, target = rng.normal(size=(2, 30)).astype("f4")
+    tx = optax.adamw(1e-2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    ours, state = jnp.asarray(start), tx.init(jnp.asarray(start))
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    other = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    update = jax.jit(tx.update)
+    for _ in range(200):
+        updates, state = update(ours - target, state, ours)
+        ours = ours + updates
+        theirs.grad = theirs.detach() - torch.tensor(target)
+        other.step()
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=5e-5)
