@@ -1,6 +1,8 @@
 """Which checkpoints stay, and what a save refuses to do to them."""
 
 import math
+import threading
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -94,8 +96,16 @@ def test_cleaning_removes_leftovers_only(tmp_path):
 
 
 def test_cleaning_waits_for_the_save_that_is_under_way(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=0, fingerprints={})
-    checkpoints.save(1, {"w": jnp.zeros(1 << 20)}, {}, metric=None)
+    half_way = threading.Event()
+
+    def linger(stage):
+        if stage == "arrays":
+            half_way.set()
+            time.sleep(0.2)
+
+    checkpoints = Checkpoints(tmp_path, keep_last=1, keep_best=0, fingerprints={}, failpoint=linger)
+    checkpoints.save(1, TREE, {}, metric=None)
+    assert half_way.wait(20)
     assert checkpoints.clean() == []
     checkpoints.wait()
     assert checkpoints.verify(1) == []
