@@ -1,0 +1,66 @@
+"""Data: documents to token shards, and shards to batches whose order is a function of the step."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxgen.data.corpora import Pair, docstring_pairs, python_docs, python_docstrings
+    from jaxgen.data.corpus import Corpus, prepare
+    from jaxgen.data.loader import Batches, batches, in_order
+    from jaxgen.data.pack import documents_of
+    from jaxgen.data.reading import Document, Tally, documents
+    from jaxgen.data.settings import DataSettings
+    from jaxgen.data.shard import TokenShard, open_shard
+    from jaxgen.data.split import assigned, training_texts
+
+_HOME = {
+    "Batches": "loader",
+    "Corpus": "corpus",
+    "DataSettings": "settings",
+    "Document": "reading",
+    "Pair": "corpora",
+    "Tally": "reading",
+    "TokenShard": "shard",
+    "assigned": "split",
+    "batches": "loader",
+    "docstring_pairs": "corpora",
+    "documents": "reading",
+    "documents_of": "pack",
+    "in_order": "loader",
+    "open_shard": "shard",
+    "prepare": "corpus",
+    "python_docs": "corpora",
+    "python_docstrings": "corpora",
+    "training_texts": "split",
+}
+
+__all__ = [
+    "Batches",
+    "Corpus",
+    "DataSettings",
+    "Document",
+    "Pair",
+    "Tally",
+    "TokenShard",
+    "assigned",
+    "batches",
+    "docstring_pairs",
+    "documents",
+    "documents_of",
+    "in_order",
+    "open_shard",
+    "prepare",
+    "python_docs",
+    "python_docstrings",
+    "training_texts",
+]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(f"jaxgen.data.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'jaxgen.data' has no attribute {name!r}")

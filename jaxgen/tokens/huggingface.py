@@ -77,6 +77,10 @@ class HuggingFace:
         """Return {piece: id}."""
         return self._vocabulary
 
+    def __reduce__(self) -> Any:
+        # A process that tokenises gets the model and builds its own engine.
+        return HuggingFace, (self.model, self.special)
+
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the file, which other programs read as well."""
         folder.save(path, "hf", ("tokenizer.json", self.model), self)

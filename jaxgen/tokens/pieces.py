@@ -138,6 +138,10 @@ class Pieces:
         """Return {piece: id}."""
         return {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
 
+    def __reduce__(self) -> Any:
+        # A process that tokenises gets the model and builds its own engine.
+        return Pieces, (self.model, self.special)
+
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the model, which other programs read as well."""
         folder.save(path, "sentencepiece", ("tokenizer.model", self.model), self)

@@ -1,0 +1,113 @@
+"""Rows of a fixed length cut from the documents laid end to end, and what each position may see."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxgen.data.shard import TokenShard
+from jaxgen.errors import ConfigError, DataError
+
+Batch = dict[str, np.ndarray]
+
+
+def rows_per_epoch(shard: TokenShard, context: int) -> int:
+    """Return how many rows of `context` targets hold every token once, the last one partly."""
+    return -(-len(shard.tokens) // context)
+
+
+def cut(
+    shard: TokenShard, starts: Int[np.ndarray, "B"], ends: Int[np.ndarray, "B"], context: int
+) -> Batch:
+    """Return the batch of the rows that begin at `starts`; all of it is a pure function of them.
+
+    Row b reads tokens starts[b] .. starts[b] + T - 1 and predicts the one after each. Beyond the
+    last of the N tokens the text goes on at its beginning, as other documents. Where a target is at
+    ends[b] or beyond it, or of another document than its token, its weight is 0.
+
+    tokens, targets: [B, T] int32; weights: [B, T] float32, 0 or 1; segments: [B, T] int32, 1 for
+    the row's first document, 2 for its next, 0 for padding; positions: [B, T] int32, from 0 at the
+    row's beginning and at each document's; index: [B] int64, `starts`, -1 for rows of padding.
+    """
+    count = len(shard.tokens)
+    place = starts[:, None] + np.arange(context + 1)
+    around = place % count
+    document = np.searchsorted(shard.offsets, around.astype(np.uint64), side="right") - 1
+    turn = place - around  # 0, or N after the text has gone on at its beginning
+    begin = shard.offsets[document].astype(np.int64) + turn
+    number = document + (turn // count) * shard.documents
+    tokens = shard.tokens[around].astype(np.int32)
+    inside = place[:, 1:] < ends[:, None]  # a token without a target is padding as well
+    within = (number[:, 1:] == number[:, :-1]) & inside
+    fresh = np.ones_like(number[:, :-1])
+    fresh[:, 1:] = number[:, 1:-1] != number[:, :-2]
+    positions = place[:, :-1] - np.maximum(begin[:, :-1], starts[:, None])
+    return {
+        "tokens": np.where(inside, tokens[:, :-1], 0).astype(np.int32),
+        "targets": np.where(within, tokens[:, 1:], 0).astype(np.int32),
+        "weights": within.astype(np.float32),
+        "segments": np.where(inside, fresh.cumsum(axis=1), 0).astype(np.int32),
+        "positions": np.where(inside, positions, 0).astype(np.int32),
+        "index": np.where(inside[:, 0], starts, -1).astype(np.int64),
+    }
+
+
+def check_room(shard: TokenShard, context: int, *, whole_row: bool) -> None:
+    """Raise DataError where there is nothing to predict, or less than the one row wanted."""
+    if context < 1:
+        raise ConfigError(f"context={context} must be at least 1")
+    count = len(shard.tokens)
+    longest = int(np.diff(shard.offsets.astype(np.int64)).max()) if shard.documents else 0
+    if longest < 2:
+        raise DataError(
+            f"{shard.path}: none of its {shard.documents} documents has 2 tokens, so there is "
+            f"nothing to predict; give longer ones"
+        )
+    if whole_row and count <= context:
+        raise DataError(
+            f"{shard.path} holds {count} tokens, but one row of context={context} takes "
+            f"{context + 1}; give more text, or set model.context below {count}"
+        )
+
+
+def share(batch: int, process: tuple[int, int]) -> slice:
+    """Return the rows of a global batch that process (index, count) holds; ConfigError if none."""
+    index, count = process
+    if batch < 1:
+        raise ConfigError(f"batch={batch} must be at least 1")
+    if not 0 <= index < count:
+        raise ConfigError(f"process={index} is not one of {count}")
+    if batch % count:
+        raise ConfigError(f"batch={batch} is not a multiple of the {count} processes")
+    each = batch // count
+    return slice(index * each, (index + 1) * each)
+
+
+def documents_of(shard: TokenShard, start: int, context: int) -> str:
+    """Return in words which documents the row that begins at token `start` holds, and their files.
+
+    start: as in a batch's "index"; -1, of a row of padding, holds none.
+    """
+    if start < 0 or not len(shard.tokens):
+        return "padding"
+    places = np.asarray([start, start + context - 1]) % len(shard.tokens)
+    first, last = np.searchsorted(shard.offsets, places.astype(np.uint64), side="right") - 1
+    names = [_source(shard, number) for number in dict.fromkeys([int(first), int(last)])]
+    from_ = ", ".join(dict.fromkeys(name for name in names if name))
+    numbers = f"document {first}" if first == last else f"documents {first}-{last}"
+    return f"{numbers} of {shard.path.stem}{f', from {from_}' if from_ else ''}"
+
+
+def _source(shard: TokenShard, document: int) -> str:
+    try:
+        runs: Any = json.loads(shard.path.with_suffix(".sources.json").read_bytes())
+        for name, count in runs:
+            if document < count:
+                return str(name)
+            document -= count
+    except (OSError, ValueError, TypeError):
+        pass  # only a name is missing; the number says the same
+    return ""

@@ -1,0 +1,92 @@
+"""Tokenising in several processes, in order; a worker that dies is an error, never a wait."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from jaxgen.errors import DataError
+
+WORTH_IT = 64 << 20  # bytes of text from which starting processes (a second each) pays
+Chunk = tuple[str, list[str]]
+Encoded = tuple[str, np.ndarray, list[int], int]
+
+_tokenizer: Any = None  # of a worker process
+
+
+def encoded(chunks: Iterator[Chunk], tokenizer: Any, total: int) -> Iterator[Encoded]:
+    """Yield (split, ids of all its documents, number of ids of each, UTF-8 bytes), in order.
+
+    total: bytes of text, which decides whether other processes help. Raises DataError, also when
+    one of them dies.
+    """
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if total < WORTH_IT or processes < 2:
+        for split, texts in chunks:
+            yield _encode(tokenizer, split, texts)
+        return
+    # Spawned, since a fork would copy JAX's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, context, initializer=_begin, initargs=(tokenizer, os.getpid())
+    ) as pool:
+        yield from _in_order(pool, chunks, processes)
+
+
+def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[Chunk], ahead: int) -> Iterator[Encoded]:
+    waiting: deque[Future[Encoded]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append(pool.submit(_work, *chunk))
+            if len(waiting) > 2 * ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            "a tokenising process died (killed, or out of memory); start again, with fewer "
+            "processors allowed (taskset) if memory is short"
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def watch_parent(parent: int) -> None:
+    """End this process within about a second of its parent's death, which may be a kill."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="jaxgen-parent", daemon=True).start()
+
+
+def _begin(tokenizer: Any, parent: int) -> None:
+    global _tokenizer
+    watch_parent(parent)
+    _tokenizer = tokenizer
+
+
+def _work(split: str, texts: list[str]) -> Encoded:
+    return _encode(_tokenizer, split, texts)
+
+
+def _encode(tokenizer: Any, split: str, texts: list[str]) -> Encoded:
+    bos, eos = tokenizer.special.bos, tokenizer.special.eos
+    before = [] if bos is None else [bos]
+    after = [] if eos is None else [eos]
+    rows = [[*before, *row, *after] for row in tokenizer.encode_many(texts)]
+    ids = np.fromiter(chain.from_iterable(rows), np.uint32, sum(map(len, rows)))
+    return split, ids, [len(row) for row in rows], sum(len(text.encode()) for text in texts)

@@ -1,0 +1,216 @@
+"""Token shards: the tokens of one split in one memory-mapped file that is checked when opened.
+
+Layout: a header of 4096 bytes (MAGIC, then JSON padded with spaces), the tokens as little-endian
+uint16 or uint32, zeros up to a multiple of 8, then the offsets of the documents as little-endian
+uint64, one more than there are documents. The digest is the sha256 of all that follows the header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from jaxgen.errors import DataError
+
+MAGIC = b"jaxgen tokens 1\n"
+HEADER = 4096
+BLOCK = 1 << 22
+FIELDS = {
+    "dtype": str,
+    "tokens": int,
+    "documents": int,
+    "vocab_size": int,
+    "text_bytes": int,
+    "tokenizer": str,
+    "sha256": str,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class TokenShard:
+    """The tokens of a split, in a row.
+
+    tokens: [N] uint16 or uint32; offsets: [documents + 1] uint64, where each document begins and,
+    last, N; text_bytes: UTF-8 bytes of the text; digest: sha256 (hex) of tokens and offsets.
+    Documents begin with bos and end with eos where the tokenizer has them.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    text_bytes: int
+    vocab_size: int
+    digest: str
+    documents: int
+    path: Path
+    stamp: tuple[int, int] = field(repr=False)
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file is not the one that was opened (size and time)."""
+        try:
+            now = _stamp(self.path)
+        except OSError as error:
+            raise DataError(f"{self.path} has vanished while it was in use") from error
+        if now != self.stamp:
+            raise DataError(
+                f"{self.path} has changed while it was in use; remove its folder and start again"
+            )
+
+    def __reduce__(self) -> Any:
+        # A worker maps the file itself: sending the tokens would copy the corpus.
+        return _reopen, (self.path, self.digest)
+
+
+def open_shard(path: Path, *, tokenizer: str | None = None, verify: bool = True) -> TokenShard:
+    """Map a shard; DataError if it is damaged, or not of the tokenizer with that fingerprint.
+
+    verify: also read it through: digest, ids below the vocabulary, offsets in order.
+    """
+    header = _read_header(path)
+    kind, count, documents = header["dtype"], header["tokens"], header["documents"]
+    size = _room(kind, count) + 8 * (documents + 1)
+    if HEADER + size != path.stat().st_size:
+        raise _damaged(
+            path,
+            f"its header tells of {count} tokens and {documents} documents, which is "
+            f"{HEADER + size} bytes, but it has {path.stat().st_size}",
+        )
+    if tokenizer is not None and tokenizer != header["tokenizer"]:
+        raise DataError(
+            f"{path} was written with another tokenizer ({header['tokenizer'][:12]}, not "
+            f"{tokenizer[:12]}); prepare the text again"
+        )
+    tokens = _map(path, f"<{kind}", HEADER, count)
+    offsets = _map(path, "<u8", HEADER + _room(kind, count), documents + 1)
+    if verify:
+        _verify(path, header, tokens, offsets)
+    return TokenShard(
+        tokens=tokens,
+        offsets=offsets,
+        text_bytes=header["text_bytes"],
+        vocab_size=header["vocab_size"],
+        digest=header["sha256"],
+        documents=documents,
+        path=path,
+        stamp=_stamp(path),
+    )
+
+
+class ShardWriter:
+    """Writes one shard, document by document; its parts are in order only after `close`."""
+
+    def __init__(self, path: Path, *, vocab_size: int, tokenizer: str) -> None:
+        self.path, self.vocab_size, self.tokenizer = path, vocab_size, tokenizer
+        self.kind = "u2" if vocab_size <= 1 << 16 else "u4"
+        self.text_bytes, self.offsets = 0, [0]
+        self._digest = hashlib.sha256()
+        self._file: IO[bytes] = path.open("wb")
+        self._file.write(b" " * HEADER)
+
+    def add(self, ids: np.ndarray, lengths: list[int], text_bytes: int) -> None:
+        """Append documents: their ids in a row, and the number of ids of each."""
+        if ids.size and int(ids.max()) >= self.vocab_size:
+            raise DataError(
+                f"the tokenizer made id {int(ids.max())}, outside its own vocabulary of "
+                f"{self.vocab_size}; its file is damaged"
+            )
+        self._put(ids.astype(f"<{self.kind}").tobytes())
+        for length in lengths:
+            self.offsets.append(self.offsets[-1] + length)
+        self.text_bytes += text_bytes
+
+    def close(self) -> None:
+        """Write offsets and header, and make the file durable."""
+        count = self.offsets[-1]
+        self._put(b"\0" * (_room(self.kind, count) - count * int(self.kind[1])))
+        self._put(np.asarray(self.offsets, "<u8").tobytes())
+        header = {
+            "dtype": self.kind,
+            "tokens": count,
+            "documents": len(self.offsets) - 1,
+            "vocab_size": self.vocab_size,
+            "text_bytes": self.text_bytes,
+            "tokenizer": self.tokenizer,
+            "sha256": self._digest.hexdigest(),
+        }
+        self._file.seek(0)
+        self._file.write((MAGIC + json.dumps(header).encode()).ljust(HEADER))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is; its folder is about to go."""
+        self._file.close()
+
+    def _put(self, raw: bytes) -> None:
+        self._digest.update(raw)
+        self._file.write(raw)
+
+
+def _room(kind: str, count: int) -> int:
+    return -(-count * int(kind[1]) // 8) * 8
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _reopen(path: Path, digest: str) -> TokenShard:
+    shard = open_shard(path, verify=False)
+    if shard.digest != digest:
+        raise DataError(f"{path} has changed while it was in use")
+    return shard
+
+
+def _map(path: Path, kind: str, place: int, count: int) -> np.ndarray:
+    if not count:  # nothing can't be mapped
+        return np.zeros(0, kind)
+    return np.memmap(path, kind, "r", place, (count,))
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(HEADER)
+    except OSError as error:
+        raise _damaged(path, error.strerror or str(error)) from error
+    if not raw.startswith(MAGIC) or len(raw) < HEADER:
+        raise _damaged(path, "it does not begin as a token shard of this version does")
+    try:
+        header = json.loads(raw[len(MAGIC) :])
+        sound = all(type(header[name]) is kind for name, kind in FIELDS.items())
+        sound = sound and header["dtype"] in ("u2", "u4")
+        sound = sound and all(header[n] >= 0 for n in ("tokens", "documents", "text_bytes"))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(path, f"its header can't be read ({error!r})") from error
+    if not sound:
+        raise _damaged(path, "its header holds a value of the wrong kind")
+    return header
+
+
+def _verify(path: Path, header: dict[str, Any], tokens: np.ndarray, offsets: np.ndarray) -> None:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(HEADER)
+        while block := file.read(BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != header["sha256"]:
+        raise _damaged(path, "its content does not have the sha256 in its header")
+    for start in range(0, len(tokens), BLOCK):
+        most = int(tokens[start : start + BLOCK].max())
+        if most >= header["vocab_size"]:
+            raise _damaged(path, f"id {most} is outside its vocabulary of {header['vocab_size']}")
+    ordered = bool((offsets[1:] >= offsets[:-1]).all())
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(tokens) or not ordered:
+        raise _damaged(path, "the offsets of its documents are out of order")
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"{path} is damaged: {why}; remove {path.parent} to write it anew")
