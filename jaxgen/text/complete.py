@@ -95,7 +95,7 @@ class Session:
         sample = sampler(temperature_=temperature, top_k_=top_k, top_p_=top_p)
         words = Detokenizer(self.tokenizer, after=ids)
         for tokens in self._chunks([ids], length, sample, seed):
-            piece = "".join(words.push(int(token)) for token in self._until_stop(tokens[0]))
+            piece = "".join(words.push(token) for token in self._until_stop(tokens[0].tolist()))
             if piece:
                 yield piece
         if rest := words.flush():
@@ -160,10 +160,9 @@ class Session:
         eos = self.tokenizer.special.eos
         return np.asarray([NOT_FINITE - 1 if eos is None else eos], np.int32)
 
-    def _until_stop(self, tokens: Sequence[int]) -> list[int]:
+    def _until_stop(self, tokens: list[int]) -> list[int]:
         eos = self.tokenizer.special.eos
-        ids = [int(token) for token in tokens]
-        return ids[: ids.index(eos)] if eos in ids else ids
+        return tokens[: tokens.index(eos)] if eos in tokens else tokens
 
     def _check(self, tokens: np.ndarray, start: int) -> None:
         if not (tokens == NOT_FINITE).any():

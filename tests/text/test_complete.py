@@ -1,0 +1,118 @@
+"""Text in, text out: streamed as completed at once, alone as in a batch."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxgen
+from jaxgen import errors, tokens, tree
+from jaxgen.text import complete, model
+
+CONFIG = jaxgen.ModelConfig(vocab_size=259, context=96, layers=2, d_model=16, heads=2, init_std=0.5)
+OPTIONS = {"temperature": 1.0, "top_k": None, "top_p": None, "seed": 4}
+
+
+@pytest.fixture(scope="module")
+def session():
+    tokenizer = tokens.train(tokens.TokenizerSettings(kind="bytes"), ())
+    params = jax.jit(jaxgen.init, static_argnums=0)(CONFIG, jax.random.key(0))
+    return complete.Session(CONFIG, params, tokenizer)
+
+
+def test_streamed_pieces_join_to_the_completion(session):
+    whole = session.complete(["héllo"], length=30, **OPTIONS)
+    pieces = list(session.stream("héllo", length=30, **OPTIONS))
+    assert "".join(pieces) == whole[0] and len(pieces) > 3
+
+
+def test_a_completion_does_not_depend_on_its_neighbours(session):
+    alone = session.complete(["one"], length=20, **OPTIONS)
+    batch = session.complete(["one", "a much longer prompt", "x"], length=20, **OPTIONS)
+    assert batch[0] == alone[0]
+    assert len(set(batch)) == 3
+
+
+def test_several_samples_of_one_prompt_differ(session):
+    texts = session.complete(["a", "b"], samples=3, length=20, **OPTIONS)
+    assert len(texts) == 6 == len(set(texts))
+
+
+def test_the_completion_ends_at_the_end_token(session):
+    eos = session.tokenizer.special.eos
+    flat = tree.flatten(session.params)
+    bias = jnp.zeros_like(flat["final_norm/bias"]).at[0].set(50.0)
+    table = flat["embed/tokens"].at[eos, 0].set(9.0)
+    eager = dataclasses.replace(
+        session,
+        params=tree.unflatten(flat | {"embed/tokens": table, "final_norm/bias": bias}),
+    )
+    assert eager.complete(["abc"], length=30, **OPTIONS) == [""]
+    assert list(eager.stream("abc", length=30, **OPTIONS)) == []
+
+
+def test_logits_that_are_not_finite_end_in_an_error_not_in_text(session):
+    flat = tree.flatten(session.params)
+    sick = flat | {"final_norm/scale": flat["final_norm/scale"].at[0].set(jnp.nan)}
+    broken = dataclasses.replace(session, params=tree.unflatten(sick))
+    with pytest.raises(errors.NonFiniteError, match="new token 1 are not finite") as caught:
+        broken.complete(["abc"], length=4, **OPTIONS)
+    assert caught.value.exit_code == 6
+
+
+def test_prompts_that_cannot_be_completed_are_refused(session):
+    with pytest.raises(errors.ConfigError, match="prompt is empty"):
+        session.complete([""], length=3, **OPTIONS)
+    with pytest.raises(errors.ConfigError, match=r"101 tokens but context=96.*by 6"):
+        session.complete(["a" * 100], length=None, **OPTIONS)
+    with pytest.raises(errors.ConfigError, match=re.escape("at most 46")):
+        session.complete(["a" * 49], length=47, **OPTIONS)
+
+
+def test_prompts_of_many_lengths_compile_few_programs(session):
+    before = complete._more._cache_size()
+    for width in range(1, 30, 4):
+        session.complete(["a" * width], length=9, **OPTIONS)
+    assert complete._more._cache_size() - before <= 2
+
+
+def test_a_saved_model_is_loaded_with_every_bit(session, tmp_path):
+    params = session.params | {
+        "embed": {n: w.astype(jnp.bfloat16) for n, w in session.params["embed"].items()}
+    }
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    config = CONFIG.replace(param_dtype="bfloat16")
+    jaxgen.save(tmp_path / "model", config, params, tokenizer=session.tokenizer)
+    found, loaded = jaxgen.load(tmp_path / "model")
+    assert found == config
+    for path, leaf in tree.flatten(params).items():
+        other = tree.flatten(loaded)[path]
+        assert other.dtype == leaf.dtype and (other == leaf).all(), path
+    again = complete.open_run(tmp_path / "model")
+    assert again.tokenizer.fingerprint == session.tokenizer.fingerprint
+    with pytest.raises(errors.ConfigError, match="exists already"):
+        jaxgen.save(tmp_path / "model", config, params)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "other config", "no weights", "no folder", "html"])
+def test_a_damaged_model_folder_is_refused_in_one_line(session, tmp_path, damage):
+    folder = tmp_path / "model"
+    jaxgen.save(folder, CONFIG, session.params)
+    weights = folder / model.WEIGHTS
+    if damage == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "html":
+        weights.write_text("<html>sign in</html>")
+    elif damage == "other config":
+        text = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(text.replace("d_model: 16", "d_model: 32"))
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        folder = tmp_path / "absent"
+    kind = errors.ConfigError if damage == "no folder" else errors.CheckpointError
+    with pytest.raises(kind) as caught:
+        jaxgen.load(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
