@@ -27,9 +27,7 @@ def evaluate(folder: Path, *, split: Split, cache: Path) -> list[tuple[str, str]
     step = Checkpoints(folder / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={}).steps()[-1:]
     config, params = load(folder)
     corpus = inputs.prepare(settings, tokenizer, cache)
-    rows = data.in_order(
-        getattr(corpus, split), context=config.context, batch=settings.train.batch
-    )
+    rows = data.in_order(getattr(corpus, split), context=config.context, batch=settings.train.batch)
     found = validate(params, config, rows, tokenizer.byte_lengths)
     return [
         ("run", str(folder)),

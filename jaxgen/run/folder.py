@@ -63,7 +63,9 @@ def kept_settings(folder: Path) -> Settings | None:
 def existing_settings(folder: Path) -> Settings:
     """Return the settings of a run; ConfigError if there is no such folder, or it is no run."""
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such run; `jaxgen train CONFIG.yaml --out {folder}` makes it")
+        raise ConfigError(
+            f"{folder}: no such run; `jaxgen train CONFIG.yaml --out {folder}` makes it"
+        )
     settings = kept_settings(folder)
     if settings is None:
         raise ConfigError(

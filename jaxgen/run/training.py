@@ -185,7 +185,8 @@ def _train(run: _Run) -> None:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
                 log.say(f"resuming at step {begin} of {steps}")
-            _introduce(run, log)
+            if begin < steps:
+                _introduce(run, log)
             duties = _duties(run, batches, log, stop)
             state, done = fit(state, batches, run.step, run.settings.train, duties, log)
             if done < steps and done not in checkpoints.steps():

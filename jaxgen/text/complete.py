@@ -115,7 +115,7 @@ class Session:
         """Return `samples` completions of each prompt, prompt by prompt, decoded as one batch.
 
         Request i of the batch draws with fold_in(key(seed), i): its text depends on its own
-        prompt and number, not on its neighbours.
+        prompt and number, not on its neighbours. seed: 0 to 2^64 - 1.
         """
         encoded = [self.encode(prompt, length) for prompt in prompts for _ in range(samples)]
         longest = max(new for _, new in encoded)
@@ -142,7 +142,7 @@ class Session:
         for row, ids in zip(prompt, rows, strict=True):
             row[: len(ids)] = ids
         capacity = _bucket(width + length + CHUNK)
-        keys = request_keys(jax.random.key(seed), len(rows))
+        keys = request_keys(_key(seed), len(rows))
         token, cache = _prefill(self.params, self.config, prompt, widths, capacity)
         for start in range(0, length, CHUNK):
             tokens, cache = _more(
@@ -181,6 +181,12 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
     """
     config, params = load(folder, step=step)
     return Session(config, params, tokenizer_of(Path(folder)))
+
+
+def _key(seed: int) -> jax.Array:
+    """Return jax.random.key(seed), also for seeds of all 64 bits, which it would refuse."""
+    halves = np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+    return jax.random.wrap_key_data(halves, impl="threefry2x32")
 
 
 def _bucket(size: int) -> int:
