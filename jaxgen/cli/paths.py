@@ -32,7 +32,7 @@ def cache() -> Path:
 
 def is_run(path: Path) -> bool:
     """Return whether a path is the folder of a run that has begun."""
-    return (path / "config.yaml").is_file()
+    return os.path.isfile(path / "config.yaml")  # unlike Path.is_file, never raises
 
 
 def config(word: str) -> Path:

@@ -9,6 +9,8 @@ NAMES = 30  # columns for names; longer ones stand on a line of their own
 
 def print_usage(console: Any, usage: Any) -> None:
     """Print the line that shows the order of the words."""
+    # rich would end the process with 1 when `jaxgen --help | head -1` has read enough.
+    console.on_broken_pipe = _broken_pipe
     text = getattr(usage, "plain", str(usage)).strip()
     if text:
         text = text if text.startswith("Usage:") else f"Usage: {text}"
@@ -40,6 +42,10 @@ def print_panel(console: Any, panel: Any) -> None:
                 Padding(line, (0, 0, 0, NAMES if len(name) <= NAMES else 6), expand=False)
             )
     console.print()
+
+
+def _broken_pipe() -> None:
+    raise BrokenPipeError
 
 
 def _meaning(entry: Any) -> str:

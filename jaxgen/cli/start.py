@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 WORTH_KEEPING = 0.3  # seconds of compiling: below, reading the program back costs as much
@@ -45,9 +46,12 @@ def prepare_jax(cache: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-    jax.config.update("jax_compilation_cache_max_size", 4 << 30)
+    warnings.formatwarning = partial(_one_line, folder=folder)
 
 
-def _one_line(message, category, filename, lineno, line=None) -> str:
+def _one_line(message, category, filename, lineno, line=None, folder: Path | None = None) -> str:
     text = " ".join(str(message).split())
+    if "persistent compilation cache" in text:
+        # JAX never replaces a damaged entry, so it would say this at every start.
+        text = f"a program in {folder} is damaged and compiled anew; remove that folder ({text})"
     return f"jaxgen: warning: {text if len(text) < 300 else text[:297] + '...'}\n"

@@ -1,0 +1,239 @@
+"""The verbs: what they call, what they accept, and how they refuse."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import jaxgen as package
+from jaxgen import run
+from jaxgen.cli import paths, train
+from jaxgen.settings import fields_help
+
+COMMAND = [sys.executable, "-m", "jaxgen"]
+TINY = "model: {context: 16, layers: 1, d_model: 8, heads: 2}\n"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def refused(result, *parts):
+    """One line on standard error, exit code 2, nothing on standard output."""
+    assert result.code == 2, result
+    assert result.out == ""
+    assert re.fullmatch(r"jaxgen: error: [^\n]+\n", result.err), result.err
+    for part in parts:
+        assert part in result.err
+    return True
+
+
+def test_train_reads_the_config_and_trains_in_runs(jaxgen, calls, config, tmp_path):
+    assert jaxgen("train", "tiny.yaml", "train.steps=7", "train.warmup=0").code == 0
+    assert calls[0] == ("prepare_jax", tmp_path / "cache")
+    name, (settings, folder), options = calls[1]
+    assert (name, folder) == ("train", Path("runs/tiny"))
+    assert settings.model.d_model == 8 and settings.train.steps == 7
+    assert options == {"cache": tmp_path / "cache"}
+
+
+def test_overrides_and_flags_may_be_mixed_and_flags_take_either_dash(jaxgen, calls, config):
+    jaxgen("train", "tiny.yaml", "train.warmup=0", "--out", "here", "train.steps=3")
+    _, (settings, folder), _ = calls[1]
+    assert (settings.train.steps, folder) == (3, Path("here"))
+    dashed = jaxgen("train", "tiny.yaml", "--print-config")
+    assert dashed.out == jaxgen("train", "tiny.yaml", "--print_config").out
+    assert "d_model: 8" in dashed.out
+
+
+def test_a_name_finds_the_config_in_configs_here_then_ours(jaxgen, calls, config, tmp_path):
+    (tmp_path / "configs").mkdir()
+    config.rename(tmp_path / "configs" / "debug.yaml")
+    jaxgen("train", "debug")
+    jaxgen("train", "shakespeare_char")
+    (_, (here, _), _), (_, (ours, folder), _) = calls[1], calls[3]
+    assert here.model.d_model == 8
+    assert ours.model.d_model == 128 and folder == Path("runs/shakespeare_char")
+
+
+def test_a_run_folder_goes_on_with_its_run(jaxgen, calls, tmp_path):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.yaml").write_text(TINY)
+    assert jaxgen("train", "runs/a", "train.log_every=2").code == 0
+    assert calls[1][:2] == ("resume", (Path("runs/a"), ("train.log_every=2",)))
+    assert refused(jaxgen("train", "runs/a", "--out", "runs/b"), "goes on in its own folder")
+    shown = jaxgen("train", "runs/a", "--print-config", "model.layers=5")
+    assert "layers: 5" in shown.out and len(calls) == 2
+
+
+def test_keys_lists_every_key_with_default_and_meaning(jaxgen, calls):
+    shown = jaxgen("train", "--keys")
+    for key, _, default, text in fields_help(run.Settings):
+        assert f"\n{key}={train._spell(default)}  (" in "\n" + shown.out
+        assert text in shown.out
+    assert not calls
+
+
+def test_tokenize_and_eval_print_their_rows_as_a_table(jaxgen, calls, config, tmp_path):
+    shown = jaxgen("tokenize", "tiny.yaml", "tokenizer.kind=bytes")
+    assert shown.out == "tokenizer  bytes, 256 ids\ndigest     abc\n"
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    shown = jaxgen("eval", "mine", "--split", "test")
+    assert shown.out == "loss           1.5 nats per token\nbits per byte  2.1\n"
+    assert calls[-1][1:] == (
+        (Path("runs/mine"),),
+        {"split": "test", "cache": tmp_path / "cache"},
+    )
+
+
+def test_quickstart_passes_folder_and_overrides(jaxgen, calls):
+    jaxgen("quickstart")
+    jaxgen("quickstart", "--out", "x", "train.steps=5")
+    assert calls[1][1] == (Path("runs/quickstart"), ())
+    assert calls[3][1] == (Path("x"), ("train.steps=5",))
+
+
+def test_being_told_to_stop_passes_its_exit_code_on(jaxgen, config, monkeypatch):
+    def stop(*_, **__):
+        raise SystemExit(75)
+
+    monkeypatch.setitem(vars(run), "train", stop)
+    with pytest.raises(SystemExit) as caught:
+        jaxgen("train", "tiny.yaml")
+    assert caught.value.code == 75
+
+
+MISTAKES = [
+    (["trian"], "unknown verb 'trian'", "did you mean 'train'?"),
+    (["--hepl"], "unknown option '--hepl'", "'--help'"),
+    (["help"], "unknown verb 'help'", "quickstart, train, generate, eval, tokenize"),
+    (["tiny.yaml"], "did you mean `jaxgen train tiny.yaml`?"),
+    (["train"], "CONFIG is missing"),
+    (["train", ""], "'' is no config"),
+    (["train", "train.steps=3"], "CONFIG comes first"),
+    (["train", "tiny.yaml", "7"], "unexpected word '7'", "SECTION.KEY=VALUE"),
+    (["train", "tiny.yaml", "train.stpes=3"], "'train.stpes'", "did you mean 'steps'?"),
+    (["train", "tiny.yaml", "train.steps="], "train.steps="),
+    (["train", "tiny.yaml", "--train.steps=3"], "no dashes", "write train.steps=3"),
+    (["train", "tiny.yaml", "--ouut", "x"], "unknown option '--ouut'", "'--out'"),
+    (["train", "tiny.yaml", "--out"], "--out needs a value"),
+    (["train", "tinny.yaml"], "tinny.yaml: no such config", "did you mean 'tiny'?"),
+    (["train", "shakespear_char"], "did you mean 'shakespeare_char'?"),
+    (["train", "."], "folder without config.yaml"),
+    (["train", "x" * 5000], "File name too long"),
+    (["tokenize"], "CONFIG is missing"),
+    (["eval"], "RUN is missing"),
+    (["eval", "tiny.yaml"], "tiny.yaml is a file"),
+    (["eval", "quickstrt"], "no such run"),
+    (["eval", ".", "--split", "tset"], '"tset"', 'did you mean "test"?'),
+    (["eval", ".", "more"], "unexpected 'more'"),
+    (["quickstart", "fast"], "unexpected word 'fast'"),
+]
+
+
+@pytest.mark.parametrize(("words", "parts"), [(m[0], m[1:]) for m in MISTAKES])
+def test_a_mistake_is_one_line_with_its_remedy(jaxgen, calls, config, words, parts):
+    assert refused(jaxgen(*words), *parts)
+    assert not calls
+
+
+def test_a_mistyped_run_is_answered_with_the_nearest(jaxgen, tmp_path):
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    assert refused(jaxgen("eval", "quickstrt"), "did you mean 'quickstart'?")
+
+
+@pytest.mark.parametrize("verb", [[], ["quickstart"], ["train"], ["generate"], ["eval"]])
+def test_help_teaches_with_examples(jaxgen, verb):
+    shown = jaxgen(*verb, "--help")
+    name = " ".join(["jaxgen", *verb])
+    assert shown.code == 0 and shown.err == ""
+    assert f"Usage: {name} " in shown.out
+    assert len(re.findall(rf"(?m)^    .*{name}\b", shown.out)) >= 2, "two examples at least"
+    assert "╭" not in shown.out and max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_no_words_show_the_help(jaxgen):
+    assert jaxgen().out == jaxgen("--help").out
+
+
+def test_version_is_that_of_the_package(jaxgen):
+    assert jaxgen("--version").out == f"jaxgen {package.__version__}\n"
+
+
+def test_help_is_quick_and_imports_neither_jax_nor_numpy():
+    program = (
+        "import sys\nfrom jaxgen.cli import app\ncode = app.main(['train', '--help'])\n"
+        "bad = {'jax', 'flax', 'numpy', 'grain', 'torch', 'socket'} & set(sys.modules)\n"
+        "sys.exit(f'imported {bad}' if bad - {'socket'} else code)"
+    )
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        times.append(time.monotonic() - start)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 0.7
+
+
+def test_the_module_runs_and_a_mistake_has_its_exit_code_and_no_traceback():
+    done = subprocess.run([*COMMAND, "trian"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("jaxgen: error: unknown verb 'trian'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_into_a_closed_pipe_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([*COMMAND, "--help"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "a"))
+    assert paths.cache() == tmp_path / "a"
+    monkeypatch.delenv("JAXGEN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert paths.cache() == tmp_path / "b" / "jaxgen"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert paths.cache() == tmp_path / "c" / ".cache" / "jaxgen"
+
+
+PROGRAM = (
+    "import sys, pathlib\nfrom jaxgen.cli import start\nstart.WORTH_KEEPING = 0.0\n"
+    "start.prepare_jax(pathlib.Path(sys.argv[1]))\n"
+    "import jax\nprint(jax.jit(lambda x: x * 3 + 1)(2.0))"
+)
+
+
+def compiled(cache):
+    command = [sys.executable, "-c", PROGRAM, str(cache)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_compiled_programs_are_kept_and_a_damaged_one_is_a_warning(tmp_path):
+    assert compiled(tmp_path).stderr == ""
+    kept = list((tmp_path / "xla").glob("*-cache"))
+    assert kept
+    for path in kept:
+        path.write_bytes(b"damaged")
+    done = compiled(tmp_path)
+    assert done.stdout == "7.0\n" and done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert lines and all(line.startswith("jaxgen: warning: a program in") for line in lines)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = compiled(tmp_path / "file")
+    assert done.stdout == "7.0\n" and done.returncode == 0
+    assert re.fullmatch(r"jaxgen: warning: .*can't be written \(Not a.*\n", done.stderr)
