@@ -21,6 +21,30 @@ from jaxgen.errors import ConfigError, UserError
 SEEDS = 2**64
 
 
+Prompts = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--prompt",
+        help="text to go on from; @FILE reads a file, - reads standard input; may be repeated",
+        allow_leading_hyphen=True,
+        consume_multiple=False,
+    ),
+]
+Length = Annotated[
+    int | None, WHOLE, Parameter(help="tokens to make; at most 128 if the context has room")
+]
+Temperature = Annotated[float, REAL, Parameter(help="0 takes the likeliest token")]
+TopK = Annotated[int | None, WHOLE, Parameter(help="draw from the k likeliest tokens")]
+TopP = Annotated[
+    float | None, REAL, Parameter(help="draw from the likeliest tokens of this probability")
+]
+Seed = Annotated[int, WHOLE, Parameter(help="the same seed gives the same text")]
+Samples = Annotated[int, WHOLE, Parameter(help="completions of each prompt")]
+Output = Annotated[
+    str | None, Parameter(help="write there instead; .jsonl gives a JSON object a line")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How to draw; raises ConfigError for a value out of range."""
@@ -48,27 +72,14 @@ def generate(
     run: Annotated[str, Parameter(help="a run folder, or its name in runs/")],
     /,
     *,
-    prompt: Annotated[
-        list[str] | None,
-        Parameter(
-            help="text to go on from; @FILE reads a file, - reads standard input; may be repeated",
-            allow_leading_hyphen=True,
-            consume_multiple=False,
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, WHOLE, Parameter(help="tokens to make; at most 128 if the context has room")
-    ] = None,
-    temperature: Annotated[float, REAL, Parameter(help="0 takes the likeliest token")] = 0.8,
-    top_k: Annotated[int | None, WHOLE, Parameter(help="draw from the k likeliest tokens")] = None,
-    top_p: Annotated[
-        float | None, REAL, Parameter(help="draw from the likeliest tokens of this probability")
-    ] = None,
-    seed: Annotated[int, WHOLE, Parameter(help="the same seed gives the same text")] = 0,
-    samples: Annotated[int, WHOLE, Parameter(help="completions of each prompt")] = 1,
-    output: Annotated[
-        str | None, Parameter(help="write there instead; .jsonl gives a JSON object a line")
-    ] = None,
+    prompt: Prompts = None,
+    max_new_tokens: Length = None,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
+    samples: Samples = 1,
+    output: Output = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
 
