@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -29,6 +30,8 @@ class Events:
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore
 
+        # A NaN is drawn as one; the log and the bar already speak of it.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
         folder.mkdir(parents=True, exist_ok=True)
         # Two resumptions within a second must not share a file.
         suffix = f".{os.getpid()}.{time.monotonic_ns()}"

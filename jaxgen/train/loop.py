@@ -63,6 +63,7 @@ def fit(
     clock = Clock(duties)
     in_flight: tuple[int, dict, dict] | None = None
     valid_loss: float | None = None
+    streak = 0
     while done < settings.steps and not duties.stopping():
         batch = next(batches)
         state, metrics = step(state, batch)
@@ -74,14 +75,15 @@ def fit(
         checking = last or done % settings.validate_every == 0
         saving = last or done % duties.save_every == 0
         if checking or saving:
-            _settle(state, in_flight, settings, duties, clock, watch)
+            streak = _settle(state, in_flight, settings, duties, clock, watch)
             in_flight = None
         if checking:
             found = duties.validate(state)
             valid_loss = found["loss"]
             watch.validation(done, found)
             duties.sample(state, done)
-        if saving:
+        # In a streak nothing new is worth keeping, and a save would push an older one out.
+        if saving and (last or not streak):
             duties.save(state, done, valid_loss if checking else None)
         if checking or saving:
             clock.restart()
@@ -111,7 +113,8 @@ class Clock:
         return {"tokens_per_second": speed, "mfu": used}
 
 
-def _settle(state, step, settings, duties, clock, watch):
+def _settle(state, step, settings, duties, clock, watch) -> int:
+    """Fetch and record the metrics of a step; return how many bad ones it is in a row."""
     number, batch, metrics = step
     values = jax.device_get({k: v for k, v in metrics.items() if k != "examples"})
     clock.tokens += float(batch["tokens"].size)
@@ -122,3 +125,4 @@ def _settle(state, step, settings, duties, clock, watch):
         record = {name: float(value) for name, value in values.items()}
         record["learning_rate"] = float(duties.rate(number - 1))
         watch.step(number, record | clock.read())
+    return int(values["streak"])

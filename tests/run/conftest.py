@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ["the", "of", "a", "to", "in", "is", "it", "return", "value", "list", "string", "object", "number", "function", "class", "if", "for"]
+# fmt: off
+WORDS = ["the", "of", "a", "to", "in", "is", "it", "return", "value", "list", "string", "object",
+         "number", "function", "class", "if", "for"]
+# fmt: on
 CONFIG = """
 model: {context: 24, layers: 2, d_model: 16, heads: 2, dropout: 0.1}
 tokenizer: {kind: bytes}
