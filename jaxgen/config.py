@@ -69,7 +69,8 @@ class ModelConfig:
         if self.head_dim is None and self.d_model % self.heads:
             raise ConfigError(
                 f"d_model={self.d_model} is not a multiple of heads={self.heads}; "
-                f"nearest that work: heads={_divisors_near(self.d_model, self.heads)}, or set head_dim"
+                f"nearest that work: heads={_divisors_near(self.d_model, self.heads)}, "
+                f"or set head_dim"
             )
         if self.heads % self.K:
             raise ConfigError(

@@ -117,7 +117,7 @@ def top_k(count: Any) -> TopK:
 
 
 def top_p(mass: Any) -> TopP:
-    """Return a nucleus processor of probability `mass` (scalar or [B]); ConfigError outside (0, 1]."""
+    """Return a nucleus processor of `mass` (scalar or [B]); ConfigError outside (0, 1]."""
     if isinstance(mass, (int, float)) and not 0 < mass <= 1:
         raise ConfigError(f"top_p={mass} must be greater than 0 and at most 1")
     return TopP(mass)

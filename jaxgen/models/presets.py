@@ -52,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """Return the ModelConfig of a named architecture with fields changed; ConfigError if unknown."""
+    """Return a named architecture with fields changed; ConfigError if the name is unknown."""
     return ModelConfig(**(fields(name) | changes))
 
 

@@ -18,8 +18,14 @@ from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.models import api
 from jaxgen.run import facts, inputs
-from jaxgen.run.folder import CHECKPOINTS, CONFIG, TOKENIZER, claimed, existing_settings
-from jaxgen.run.folder import kept_settings
+from jaxgen.run.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    TOKENIZER,
+    claimed,
+    existing_settings,
+    kept_settings,
+)
 from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.store import Checkpoints
@@ -54,11 +60,13 @@ def train(settings: Settings, folder: Path, *, cache: Path) -> None:
         if kept is not None:
             refuse_differences(kept, settings, folder)
         corpus = inputs.prepare(settings, tokenizer, cache)
+        run = _Run(settings, folder, tokenizer, corpus)
+        run.check()
         if kept is None:
-            _found(folder, settings, tokenizer, corpus)
+            _found(run)
         elif kept != settings:
             files.write(folder / CONFIG, sets.dump(settings))
-        _train(_Run(settings, folder, tokenizer, corpus))
+        _train(run)
 
 
 def resume(folder: Path, assignments: Sequence[str], *, cache: Path) -> None:
@@ -67,15 +75,6 @@ def resume(folder: Path, assignments: Sequence[str], *, cache: Path) -> None:
     if assignments:
         settings = build_settings(sets.override(sets.as_dict(settings), assignments))
     train(settings, folder, cache=cache)
-
-
-def _found(folder: Path, settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus) -> None:
-    """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
-    if not (folder / TOKENIZER).exists():
-        tokenizer.save(folder / TOKENIZER)
-    about = {"data": corpus.digest, "tokenizer": tokenizer.fingerprint}
-    files.write_json(folder / "env.json", facts.environment() | {"digests": about})
-    files.write(folder / CONFIG, sets.dump(settings))
 
 
 @dataclass(frozen=True)
@@ -124,6 +123,14 @@ class _Run:
             fingerprints={"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest},
         )
 
+    def check(self) -> None:
+        """Raise now what would otherwise be raised once the folder is begun, or hours later."""
+        assert self.optimizer
+        self.batches().close()
+        session = Session(self.settings.model, None, self.tokenizer)
+        for prompt in self.settings.sample.prompts:
+            session.encode(prompt)
+
     def fresh(self) -> State:
         """Return the state before the first step."""
         key = jax.random.key(self.settings.train.seed)
@@ -167,6 +174,15 @@ class _Run:
             seed=self.settings.train.seed,
         )
         return list(zip(wanted.prompts, texts, strict=True))
+
+
+def _found(run: _Run) -> None:
+    """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
+    if not (run.folder / TOKENIZER).exists():
+        run.tokenizer.save(run.folder / TOKENIZER)
+    about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
+    files.write_json(run.folder / "env.json", facts.environment() | {"digests": about})
+    files.write(run.folder / CONFIG, sets.dump(run.settings))
 
 
 def _train(run: _Run) -> None:

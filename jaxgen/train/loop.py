@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jaxgen.train.state import State
 Step = Callable[[State, dict[str, Any]], tuple[State, dict[str, Any]]]
 
 
+@runtime_checkable
 class Watch(Protocol):
     """What the loop tells while it runs; `train.log.Log` is one."""
 

@@ -10,16 +10,21 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+# An abstract state, as eval_shape makes it, has the same type as a real one.
+Real = Float[Array, ""] | jax.ShapeDtypeStruct
+Count = Int[Array, ""] | jax.ShapeDtypeStruct
+Key = PRNGKeyArray | jax.ShapeDtypeStruct
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Health:
     """What the guard remembers: the running loss, and how many steps it has refused."""
 
-    mean: Float[Array, ""]
-    seen: Int[Array, ""]
-    skipped: Int[Array, ""]
-    streak: Int[Array, ""]
+    mean: Real
+    seen: Count
+    skipped: Count
+    streak: Count
 
 
 @jax.tree_util.register_dataclass
@@ -27,10 +32,10 @@ class Health:
 class State:
     """Parameters, optimizer, step, the run's key and health; a checkpoint holds exactly this."""
 
-    step: Int[Array, ""]
+    step: Count
     params: Any
     optimizer: Any
-    key: PRNGKeyArray
+    key: Key
     health: Health
 
 
