@@ -121,8 +121,11 @@ def generate(
 
 def _stream(session: Any, prompt: str, sampling: Sampling) -> None:
     """Print the prompt and its completion, piece by piece."""
+    pieces = session.stream(prompt, **asdict(sampling))
+    first = next(pieces, "")  # a prompt that is refused must not be printed
     _put(prompt)
-    for piece in session.stream(prompt, **asdict(sampling)):
+    _put(first)
+    for piece in pieces:
         _put(piece)
     _put("\n")
 

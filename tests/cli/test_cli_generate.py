@@ -85,6 +85,12 @@ def test_on_a_terminal_each_line_is_completed_until_the_end_of_input(generate, c
     assert "jaxgen: error: prompt has 99 tokens" in shown.err
 
 
+def test_a_prompt_that_the_model_refuses_is_not_printed(generate):
+    shown = generate("--prompt", "too long")
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err == "jaxgen: error: prompt has 99 tokens\n"
+
+
 REFUSED = [
     (["--prompt", ""], "empty"),
     (["--prompt", "a", "--temperature", "-1"], "--temperature=-1.0"),
