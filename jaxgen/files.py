@@ -51,7 +51,7 @@ def _reason(error: OSError) -> str:
 
 
 def sync_folder(path: str | os.PathLike) -> None:
-    """Make the names in a folder durable; file systems that can't (some network ones) are let be."""
+    """Make the names in a folder durable; file systems that can't (some on networks) are let be."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):
@@ -99,6 +99,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     draft = _draft(path)
     with refusals(path):
+        if path.parent.exists() and not path.parent.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
         try:
@@ -120,7 +122,7 @@ def digest(path: str | os.PathLike) -> str:
     return result.hexdigest()
 
 
-def human(size: float) -> str:
+def human(size: int | float) -> str:
     """Return a number of bytes as people say it: "512 B", "1.2 GiB"."""
     if abs(size) < 1024:
         return f"{size:.0f} B"

@@ -10,10 +10,11 @@ if TYPE_CHECKING:
     from jaxgen.data.corpus import Corpus, prepare
     from jaxgen.data.loader import Batches, batches, in_order
     from jaxgen.data.pack import documents_of
-    from jaxgen.data.reading import Document, Tally, documents
+    from jaxgen.data.reading import Document, documents
     from jaxgen.data.settings import DataSettings
     from jaxgen.data.shard import TokenShard, open_shard
     from jaxgen.data.split import assigned, training_texts
+    from jaxgen.data.streams import Tally
 
 _HOME = {
     "Batches": "loader",
@@ -21,7 +22,7 @@ _HOME = {
     "DataSettings": "settings",
     "Document": "reading",
     "Pair": "corpora",
-    "Tally": "reading",
+    "Tally": "streams",
     "TokenShard": "shard",
     "assigned": "split",
     "batches": "loader",

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxgen import files
 from jaxgen.data.parallel import encoded
-from jaxgen.data.reading import Document, Tally, documents, paths
+from jaxgen.data.reading import Document, documents, paths
 from jaxgen.data.settings import DataSettings
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
 from jaxgen.data.split import SPLITS, assigned
+from jaxgen.data.streams import Tally
 from jaxgen.errors import BusyError, DataError
 
 FORMAT = 1
@@ -27,6 +28,7 @@ CHUNK = 1 << 20  # characters tokenised at once
 Progress = Callable[[int, int], None]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What preparing needs of a tokenizer; one of `jaxgen.tokens` is it."""
 
@@ -37,7 +39,6 @@ class Encoder(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def encode_many(self, texts: list[str]) -> list[list[int]]: ...
-    def save(self, path: Any) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import glob
 import json
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files
 from jaxgen.data.settings import DataSettings
-from jaxgen.data.streams import MAX_RECORD, Bad, blocks, lines
+from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
 
@@ -22,14 +22,6 @@ class Document:
 
     text: str
     source: str
-
-
-@dataclass
-class Tally:
-    """What reading has come to so far: bytes read on disk, and records skipped by reason."""
-
-    read: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
 
 
 def documents(settings: DataSettings, tally: Tally | None = None) -> Iterator[Document]:
@@ -60,7 +52,7 @@ def paths(settings: DataSettings) -> list[Path]:
         raise ConfigError(
             "data names no text; set data.files, or data.corpus to python-docs or python-docstrings"
         )
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for pattern in settings.files:
         names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
         matches = [Path(name) for name in names if not Path(name).is_dir()]
@@ -68,7 +60,7 @@ def paths(settings: DataSettings) -> list[Path]:
             kind = "only folders match" if names else "no file matches"
             raise DataError(f"{kind} data.files {pattern!r} (in {Path.cwd()}); correct the glob")
         for path in matches:
-            found.setdefault(path.resolve(), path)
+            found.setdefault(os.path.realpath(path), path)
     for path in found.values():
         if _kind(path) not in READERS:
             raise DataError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from jaxgen.data.reading import Document, Tally, documents
+from jaxgen.data.reading import Document, documents
 from jaxgen.data.settings import DataSettings
+from jaxgen.data.streams import Tally
 
 SPLITS = ("train", "valid", "test")
 

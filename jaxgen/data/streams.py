@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from jaxgen.files import human
 
@@ -23,28 +24,30 @@ class Bad(Exception):  # noqa: N818  a record is bad, the program is not
         self.reason = reason
 
 
-class Meter(Protocol):
-    """Counts the bytes read on disk."""
+@dataclass
+class Tally:
+    """What reading has come to so far: bytes read on disk, and records skipped by reason."""
 
-    read: int
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
-def blocks(path: Path, meter: Meter) -> Iterator[bytes]:
+def blocks(path: Path, tally: Tally) -> Iterator[bytes]:
     """Yield the content of a file, or what a .gz file holds; Bad if it is damaged or a bomb."""
     if path.suffix == ".gz":
-        yield from _inflated(path, meter)
+        yield from _inflated(path, tally)
         return
     with path.open("rb") as file:
         while block := file.read(BLOCK):
-            meter.read += len(block)
+            tally.read += len(block)
             yield block
 
 
-def _inflated(path: Path, meter: Meter) -> Iterator[bytes]:
+def _inflated(path: Path, tally: Tally) -> Iterator[bytes]:
     came, went, machine = 0, 0, zlib.decompressobj(wbits=31)
     with path.open("rb") as file:
         while block := file.read(BLOCK // 8):
-            meter.read += len(block)
+            tally.read += len(block)
             came += len(block)
             while block:
                 if machine.eof:  # gzip files may be joined end to end, and padded with zeros
@@ -69,11 +72,11 @@ def _inflated(path: Path, meter: Meter) -> Iterator[bytes]:
         raise Bad("damaged", f"{path} is a truncated gzip file")
 
 
-def lines(path: Path, meter: Meter) -> Iterator[bytes]:
+def lines(path: Path, tally: Tally) -> Iterator[bytes]:
     """Yield lines without their "\\n"; Bad for one that is longer than MAX_RECORD."""
     pending: list[bytes] = []
     size, number = 0, 1
-    for block in blocks(path, meter):
+    for block in blocks(path, tally):
         first, *rest = block.split(b"\n")
         pending.append(first)
         size += len(first)
