@@ -63,11 +63,11 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[Chunk], ahead: int) ->
 
 
 def watch_parent(parent: int) -> None:
-    """End this process within about a second of its parent's death, which may be a kill."""
+    """End this process soon after its parent's death, which may be a kill."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1.0)
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, name="jaxgen-parent", daemon=True).start()
