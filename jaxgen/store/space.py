@@ -53,6 +53,6 @@ def _disk_full(folder: Path, step: int, nbytes: int, free: int) -> CheckpointErr
     kept = ", ".join(map(str, shelf.steps(folder))) or "none"
     return CheckpointError(
         f"{folder}: the disk is full, step {step} is not saved: it needs "
-        f"{files.human(HEADROOM * nbytes)}, {files.human(float(free))} are free; free some and resume "
-        f"(steps on disk: {kept})"
+        f"{files.human(HEADROOM * nbytes)}, {files.human(float(free))} are free; free some and "
+        f"resume (steps on disk: {kept})"
     )
