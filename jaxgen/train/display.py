@@ -46,6 +46,7 @@ class Display(Protocol):
     """Where a run shows itself; a method may raise OSError or ValueError when the place is gone."""
 
     def update(self, reading: Reading) -> None: ...
+    def amend(self, reading: Reading) -> None: ...
     def say(self, line: str) -> None: ...
     def text(self, step: int, title: str, text: str) -> None: ...
     def close(self) -> None: ...
@@ -78,6 +79,9 @@ class Off:
     def update(self, reading: Reading) -> None:
         """Ignore a reading."""
 
+    def amend(self, reading: Reading) -> None:
+        """Ignore a reading."""
+
     def say(self, line: str) -> None:
         """Ignore a line."""
 
@@ -97,6 +101,9 @@ class Plain:
     def update(self, reading: Reading) -> None:
         """Print the reading."""
         self.say(reading.line())
+
+    def amend(self, reading: Reading) -> None:
+        """Leave the line that is out as it is."""
 
     def say(self, line: str) -> None:
         """Print a line at once."""
@@ -152,6 +159,10 @@ class Live:
             skipped=skipped,
             refresh=True,
         )
+
+    def amend(self, reading: Reading) -> None:
+        """Show the same step with what is known of it since."""
+        self.update(reading)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,9 @@ class Log:
         """Write down and show a validation: loss, perplexity, bits_per_byte, tokens."""
         self.valid = metrics.get("loss")
         self._record(step, "valid", metrics)
+        if self.reading:
+            known = self.reading = replace(self.reading, valid=self.valid)
+            self._show(lambda: self.display.amend(known))
         forms = {
             "loss": "valid loss {:.4f}",
             "perplexity": "perplexity {:.4g}",

@@ -197,6 +197,19 @@ def test_help_into_a_closed_pipe_ends_quietly():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("closed", "words", "code"), [(">&-", "--help", 0), ("2>&-", "trian", 2)])
+def test_closed_standard_streams_change_no_exit_code(closed, words, code):
+    line = f'"{sys.executable}" -m jaxgen {words} {closed}'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_a_closed_standard_input_is_an_empty_prompt(tmp_path):
+    line = f'"{sys.executable}" -m jaxgen generate . <&-'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "standard input is empty" in done.stderr
+
+
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "a"))
     assert paths.cache() == tmp_path / "a"

@@ -188,6 +188,16 @@ def test_the_bar_shows_loss_speed_and_skipped_steps_and_prints_samples_above():
     assert "import [bold]statement␛[31m" in shown
 
 
+def test_the_bar_ends_with_the_last_validation(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with Log(tmp_path, total_steps=9, display="live") as writer:
+        writer.display.console.width = 120
+        writer.step(9, METRICS)
+        writer.validation(9, {"loss": 1.2345})
+    assert "9/9" in stream.getvalue() and "valid 1.2345" in stream.getvalue()
+
+
 def test_steps_left_are_timed_from_the_end_of_the_first_step(tmp_path, monkeypatch):
     now = iter([0.0, 60.0, 60.0, 70.0, 70.0])  # a minute of compiling, then a second a step
     monkeypatch.setattr(log.time, "monotonic", lambda: next(now, 70.0))
