@@ -82,11 +82,11 @@ class Batches:
             self._stream = _stream(self._order, self._step, self._workers)
         try:
             batch = next(self._stream)
-        except DataError:
+        except BaseException as error:
             self.close()
-            raise
-        except Exception as error:
-            self.close()
+            # grain says RuntimeError of a dead worker; the rest is of a pipe it died holding.
+            if not self._workers or not isinstance(error, RuntimeError | OSError | EOFError):
+                raise
             raise DataError(
                 f"a process that makes batches died at step {self._step} ({error}); start again, "
                 f"with data.workers=0 if memory is short"
