@@ -6,8 +6,9 @@ touches no device and does not import JAX.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from jaxgen import lazy
 
 __version__ = "0.1.0"
 
@@ -60,14 +61,4 @@ __all__ = [
     "train_step",
 ]
 
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f"jaxgen.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'jaxgen' has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from jaxgen import lazy
 
 if TYPE_CHECKING:
     from jaxgen.data.corpora import Pair, docstring_pairs, python_docs, python_docstrings
@@ -58,10 +59,4 @@ __all__ = [
     "training_texts",
 ]
 
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f"jaxgen.data.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'jaxgen.data' has no attribute {name!r}")
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

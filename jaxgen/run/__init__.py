@@ -5,8 +5,9 @@ Names are loaded on first use, so that a command line can be parsed before JAX i
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from jaxgen import lazy
 
 if TYPE_CHECKING:
     from jaxgen.run.evaluation import evaluate
@@ -39,8 +40,4 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str):
-    if name in _HOME:
-        return getattr(import_module(f"jaxgen.run.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'jaxgen.run' has no attribute {name!r}")
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

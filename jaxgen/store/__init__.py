@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from jaxgen import lazy
 
 if TYPE_CHECKING:
     from jaxgen.store.checkpoints import Checkpoints, Restored
@@ -19,14 +20,4 @@ _HOME = {
 
 __all__ = ["CheckpointSettings", "Checkpoints", "Restored", "RunLock"]
 
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f"jaxgen.store.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'jaxgen.store' has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted([*globals(), *_HOME])
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from jaxgen import lazy
 
 if TYPE_CHECKING:
     from jaxgen.tokens.detokenize import Detokenizer
@@ -22,10 +23,4 @@ _HOME = {
 
 __all__ = ["Detokenizer", "Special", "Tokenizer", "TokenizerSettings", "load", "train"]
 
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f"jaxgen.tokens.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'jaxgen.tokens' has no attribute {name!r}")
+__getattr__, __dir__ = lazy.names(__name__, _HOME)
