@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except SystemExit:
+        exits.flush_output()  # else Python would turn the code into 120 if the reader has gone
         raise
     except BaseException as error:  # KeyboardInterrupt too, and the panics of Rust extensions
         return exits.report(error)

@@ -36,11 +36,9 @@ def report(error: BaseException) -> int:
     UserError: its own. What the system refuses, memory included: 3. Ctrl-C: 130. A reader that
     has gone away: 0, quietly. Anything else is our mistake: 70, the traceback in a file.
     """
+    flush_output()
     if isinstance(error, BrokenPipeError):
-        _abandon_output()
         return 0
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
     code, line = _explain(error)
     with suppress(OSError, ValueError):
         print(f"jaxgen: {line}", file=sys.stderr, flush=True)
@@ -93,7 +91,11 @@ def _flat(message: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _abandon_output() -> None:
-    # Python would complain about the unwritten rest of its buffer when it ends.
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def flush_output() -> None:
+    """Write what is left for standard output, or drop it if nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        # Python would complain about the unwritten rest of its buffer when it ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -210,6 +210,22 @@ def test_a_closed_standard_input_is_an_empty_prompt(tmp_path):
     assert done.returncode == 2 and "standard input is empty" in done.stderr
 
 
+def test_a_lost_reader_does_not_change_the_exit_code_of_a_verb():
+    program = (
+        "import sys\nfrom jaxgen import run\nfrom jaxgen.cli import app, start\n"
+        "start.prepare_jax = lambda cache: None\n"
+        "def stop(*_, **__):\n    print('saved')\n    raise SystemExit(75)\n"
+        "run.quickstart = stop\nsys.exit(app.main(['quickstart']))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", program]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (75, "")
+
+
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "a"))
     assert paths.cache() == tmp_path / "a"
