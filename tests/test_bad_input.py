@@ -155,7 +155,8 @@ CONFIG = {
 DATA = {
     "no such file": (lambda: train("data.files=[none*.txt]"), "none*.txt"),
     "empty file": (lambda: corpus(b""), "corpus.jsonl"),
-    "invalid utf-8": (lambda: corpus(b"fine \xff text", "c.txt"), "c.txt is not UTF-8 at byte offset 5 (0xff)"),
+    "invalid utf-8": (
+        lambda: corpus(b"fine \xff text", "c.txt"), "c.txt is not UTF-8 at byte offset 5 (0xff)"),
     "not json": (lambda: corpus(LINE + b"{oops\n"), "corpus.jsonl:2"),
     "not an object": (lambda: corpus(LINE * 2 + b"[1]\n"), "corpus.jsonl:3"),
     "field missing": (lambda: corpus(LINE + b'{"txt": "x"}\n'), "corpus.jsonl:2"),

@@ -17,6 +17,7 @@ from jaxgen import data, files, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.models import api
+from jaxgen.ops import keys
 from jaxgen.run import facts, inputs
 from jaxgen.run.folder import (
     CHECKPOINTS,
@@ -133,7 +134,7 @@ class _Run:
 
     def fresh(self) -> State:
         """Return the state before the first step."""
-        key = jax.random.key(self.settings.train.seed)
+        key = keys.from_seed(self.settings.train.seed)
         params_key, dropout_key = jax.random.split(key)
         params = api.init(self.settings.model, params_key)
         return states.make(params, self.optimizer, dropout_key)

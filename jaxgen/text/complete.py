@@ -16,6 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.decoding.chain import Chain, chain, temperature, top_k, top_p
 from jaxgen.decoding.loop import NOT_FINITE, decode, request_keys
 from jaxgen.errors import ConfigError, NonFiniteError
+from jaxgen.ops import keys
 from jaxgen.text.generate import model_step, prefill
 from jaxgen.text.model import load, tokenizer_of
 from jaxgen.tokens import Detokenizer, Tokenizer
@@ -142,11 +143,11 @@ class Session:
         for row, ids in zip(prompt, rows, strict=True):
             row[: len(ids)] = ids
         capacity = _bucket(width + length + CHUNK)
-        keys = request_keys(_key(seed), len(rows))
+        requests = request_keys(keys.from_seed(seed), len(rows))
         token, cache = _prefill(self.params, self.config, prompt, widths, capacity)
         for start in range(0, length, CHUNK):
             tokens, cache = _more(
-                self.params, self.config, cache, token, keys, sample, self._stop, start
+                self.params, self.config, cache, token, requests, sample, self._stop, start
             )
             token = tokens[:, -1]
             made = np.asarray(tokens)[:, : length - start]
@@ -181,12 +182,6 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
     """
     config, params = load(folder, step=step)
     return Session(config, params, tokenizer_of(Path(folder)))
-
-
-def _key(seed: int) -> jax.Array:
-    """Return jax.random.key(seed), also for seeds of all 64 bits, which it would refuse."""
-    halves = np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    return jax.random.wrap_key_data(halves, impl="threefry2x32")
 
 
 def _bucket(size: int) -> int:

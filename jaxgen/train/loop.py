@@ -94,31 +94,43 @@ def fit(
     return state, done
 
 
+WINDOW = 0.25  # seconds; over less than that a speed says nothing
+
+
 class Clock:
-    """Tokens per second of training alone, without validation and saving."""
+    """Tokens per second of training alone, without compiling, validating and saving."""
 
     def __init__(self, duties: Duties) -> None:
-        self.duties, self.tokens = duties, 0.0
-        self.restart()
+        self.duties, self.latest = duties, {}
+        self.running = False
 
     def restart(self) -> None:
         """Forget the time and tokens since the last reading."""
-        self.since, self.tokens = time.perf_counter(), 0.0
+        self.since, self.tokens, self.running = time.perf_counter(), 0.0, True
+
+    def count(self, tokens: float) -> None:
+        """Add the tokens of a finished step; the first of all only starts the clock."""
+        if self.running:
+            self.tokens += tokens
+        else:
+            self.restart()
 
     def read(self) -> dict[str, float]:
-        """Return tokens_per_second and mfu since the last reading, and restart."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
-        speed = self.tokens / elapsed
-        self.restart()
-        used = speed * self.duties.flops_per_token / self.duties.peak
-        return {"tokens_per_second": speed, "mfu": used}
+        """Return tokens_per_second and mfu since the last reading; {} before there is one."""
+        elapsed = time.perf_counter() - self.since
+        if elapsed >= WINDOW and self.tokens:
+            speed = self.tokens / elapsed
+            used = speed * self.duties.flops_per_token / self.duties.peak
+            self.latest = {"tokens_per_second": speed, "mfu": used}
+            self.restart()
+        return self.latest
 
 
 def _settle(state, step, settings, duties, clock, watch) -> int:
     """Fetch and record the metrics of a step; return how many bad ones it is in a row."""
     number, batch, metrics = step
     values = jax.device_get({k: v for k, v in metrics.items() if k != "examples"})
-    clock.tokens += float(batch["tokens"].size)
+    clock.count(float(batch["tokens"].size))
     if int(values["streak"]) >= settings.patience:
         duties.doctor(state, number, batch, metrics)
     # A refused step is written down at once: it must not hide between two log lines.

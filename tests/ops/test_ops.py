@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.ops import cache as caches
+from jaxgen.ops import keys
 from jaxgen.ops.attention import attend, soft_cap
 from jaxgen.ops.contract import contract, lookup
 from jaxgen.ops.gates import ACTIVATIONS, GATED
@@ -134,3 +135,12 @@ def test_products_run_in_the_dtype_that_is_asked_for():
     np.testing.assert_allclose(contract("BTD,DF->BTF", x, w, dtype="float32"), x @ w, atol=1e-5)
     assert lookup(w, jnp.array([[1, 3]]), dtype="bfloat16").dtype == jnp.bfloat16
     assert jax.numpy.array_equal(lookup(w, jnp.array([3]), dtype="float32")[0], w[3])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
+def test_a_seed_makes_the_key_that_jax_makes_of_it_and_high_bits_count(seed):
+    key, wanted = keys.from_seed(seed), jax.random.key(seed)
+    assert key.dtype == wanted.dtype
+    assert (jax.random.key_data(key) == jax.random.key_data(wanted)).all()
+    for high in (2**32, 2**63):
+        assert (jax.random.key_data(keys.from_seed(seed + high)) != jax.random.key_data(key)).any()

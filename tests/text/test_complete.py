@@ -116,13 +116,3 @@ def test_a_damaged_model_folder_is_refused_in_one_line(session, tmp_path, damage
     with pytest.raises(kind) as caught:
         jaxgen.load(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
-def test_a_seed_makes_the_key_that_jax_makes_of_it(seed):
-    key, wanted = complete._key(seed), jax.random.key(seed)
-    assert (
-        key.dtype == wanted.dtype
-        and (jax.random.key_data(key) == jax.random.key_data(wanted)).all()
-    )
-    assert (jax.random.key_data(complete._key(seed + 2**63)) != jax.random.key_data(wanted)).any()
