@@ -57,7 +57,7 @@ def decode(
     token made of rubbish.
     """
     keys = request_keys(key, first.shape[0])
-    stop = NO_STOP if stop is None else stop
+    stops = jnp.asarray(NO_STOP if stop is None else stop)
 
     def going(carry):
         place, _, _, _, done = carry
@@ -69,11 +69,11 @@ def decode(
         draw = jax.vmap(lambda k: jax.random.fold_in(k, start + place))(keys)
         new = _checked(sample(logits, draw), logits)
         new = jnp.where(done, token, new)
-        done = done | jnp.isin(new, stop) | (new == NOT_FINITE)
+        done = done | jnp.isin(new, stops) | (new == NOT_FINITE)
         return place + 1, new, tokens.at[:, place].set(new), cache, done
 
     # Rows may be done before they start: a chunked caller passes on a stop token.
-    done = jnp.isin(first, stop) & (jnp.asarray(start) > 0) | (first == NOT_FINITE)
+    done = jnp.isin(first, stops) & (jnp.asarray(start) > 0) | (first == NOT_FINITE)
     blank = jnp.broadcast_to(first[:, None], (first.shape[0], length))
     carry = (jnp.zeros((), jnp.int32), first, blank, cache, done)
     place, token, tokens, cache, _ = lax.while_loop(going, body, carry)

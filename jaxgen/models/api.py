@@ -61,11 +61,7 @@ def hidden(
     key: PRNGKeyArray | None = None,
 ) -> Hidden:
     """Return the last hidden states and the output table, for losses that chunk the logits."""
-    positions = _positions(config, tokens, positions, segments, cache)
-    tokens = jnp.asarray(tokens)
-    model = Transformer(config, deterministic=key is None)
-    rngs = {} if key is None else {"dropout": key}
-    return model.apply({"params": params}, tokens, positions, segments, cache, rngs=rngs)
+    return _forward(params, config, tokens, positions, segments, cache, key)[0]
 
 
 def apply(
@@ -93,18 +89,26 @@ def apply(
     """
     if memory is not None:
         raise ConfigError("memory= was given, but a decoder-only model has no cross-attention")
+    out, seen = _forward(params, config, tokens, positions, segments, cache, key, taps=bool(taps))
+    logits = unembed(out.state, out.table, cap=config.logit_cap, dtype=config.compute_dtype)
+    return Output(logits, out.state, out.cache, _taps(seen, taps))
+
+
+def _forward(
+    params, config, tokens, positions, segments, cache, key, *, taps=False
+) -> tuple[Hidden, dict[str, Any]]:
     positions = _positions(config, tokens, positions, segments, cache)
     model = Transformer(config, deterministic=key is None)
-    rngs = {} if key is None else {"dropout": key}
-    arguments = ({"params": params}, jnp.asarray(tokens), positions, segments, cache)
-    seen = {}
-    if taps:
-        out, seen = model.apply(*arguments, rngs=rngs, mutable=["taps"])
-        seen = _taps(seen["taps"], taps)
-    else:
-        out = model.apply(*arguments, rngs=rngs)
-    logits = unembed(out.state, out.table, cap=config.logit_cap, dtype=config.compute_dtype)
-    return Output(logits, out.state, out.cache, seen)
+    out: Any = model.apply(
+        {"params": params},
+        jnp.asarray(tokens),
+        positions,
+        segments,
+        cache,
+        rngs={} if key is None else {"dropout": key},
+        mutable=["taps"] if taps else False,
+    )
+    return (out[0], out[1]["taps"]) if taps else (out, {})
 
 
 def _positions(config, tokens, positions, segments, cache):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -47,12 +49,13 @@ def through_layers(
     return carry
 
 
-def _scanned(body, periods: int, unroll: int):
+def _scanned(body, periods: int, unroll: int) -> Any:
+    axes: Any = (0, nn.broadcast, nn.broadcast)
     return nn.scan(
         body,
         variable_axes={"params": 0, "taps": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=axes,
         length=periods,
         unroll=min(unroll, periods),
         metadata_params={nn.PARTITION_NAME: STACK_AXIS},

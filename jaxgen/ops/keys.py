@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 
@@ -12,5 +12,5 @@ def from_seed(seed: int) -> PRNGKeyArray:
 
     Up to 2^32 - 1 it is jax.random.key(seed); beyond, that one drops bits or refuses.
     """
-    halves = np.asarray([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+    halves = jnp.asarray([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
     return jax.random.wrap_key_data(halves, impl="threefry2x32")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ def per_token(config: ModelConfig) -> float:
     return 6.0 * products + 12.0 * attention
 
 
-def peak(devices: list[jax.Device]) -> float:
+def peak(devices: Sequence[Any]) -> float:
     """Return the FLOP/s that `devices` can reach together.
 
     Known accelerators by data sheet; anything else by timing a float32 matrix product, so on a

@@ -41,21 +41,20 @@ def causal_loss(
     batch: tokens and targets [B, T]; weights, segments and positions [B, T] are optional.
     key: turns dropout on. chunk: positions whose logits exist at once; None sizes it by memory.
     """
-    batch = {name: jnp.asarray(value) for name, value in batch.items()}
-    tokens, targets = batch["tokens"], batch["targets"]
-    weights = batch.get("weights")
+    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    tokens, targets = arrays["tokens"], arrays["targets"]
+    weights = arrays.get("weights")
     if weights is None:
         weights = jnp.ones(tokens.shape, jnp.float32)
     out = api.hidden(
         params,
         config,
         tokens,
-        positions=batch.get("positions"),
-        segments=batch.get("segments"),
+        positions=arrays.get("positions"),
+        segments=arrays.get("segments"),
         key=key,
     )
-    if chunk is None:
-        chunk = max(LOGITS_AT_ONCE // (tokens.shape[0] * config.V), 1)
+    fitting = max(LOGITS_AT_ONCE // (tokens.shape[0] * config.V), 1)
     total, nll = vocabulary_loss(
         out.state,
         out.table,
@@ -64,7 +63,7 @@ def causal_loss(
         cap=config.logit_cap,
         smoothing=smoothing,
         z=z,
-        chunk=chunk,
+        chunk=chunk or fitting,
         dtype=config.compute_dtype,
     )
     rows: Any = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=1)

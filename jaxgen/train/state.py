@@ -8,12 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-# An abstract state, as eval_shape makes it, has the same type as a real one.
-Real = Float[Array, ""] | jax.ShapeDtypeStruct
-Count = Int[Array, ""] | jax.ShapeDtypeStruct
-Key = PRNGKeyArray | jax.ShapeDtypeStruct
+# Leaves are Any: shapes, shardings and dtypes of a state come as trees of the same two classes.
 
 
 @jax.tree_util.register_dataclass
@@ -21,10 +18,10 @@ Key = PRNGKeyArray | jax.ShapeDtypeStruct
 class Health:
     """What the guard remembers: the running loss, and how many steps it has refused."""
 
-    mean: Real
-    seen: Count
-    skipped: Count
-    streak: Count
+    mean: Any  # Float[Array, ""]
+    seen: Any  # Int[Array, ""]
+    skipped: Any  # Int[Array, ""]
+    streak: Any  # Int[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -32,10 +29,10 @@ class Health:
 class State:
     """Parameters, optimizer, step, the run's key and health; a checkpoint holds exactly this."""
 
-    step: Count
+    step: Any  # Int[Array, ""]
     params: Any
     optimizer: Any
-    key: Key
+    key: Any  # PRNGKeyArray
     health: Health
 
 
