@@ -46,7 +46,7 @@ def measure(name: str, text: Path | None) -> dict:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         about = json.loads((folder / "env.json").read_text())
     valid = [row for row in rows if row["kind"] == "valid"][-1]
-    speeds = sorted(row["tokens_per_second"] for row in rows if row["kind"] == "train")
+    speeds = sorted(row["tokens_per_second"] for row in rows if "tokens_per_second" in row)
     commit = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty"],
         capture_output=True, text=True, check=True,
