@@ -147,7 +147,15 @@ class Session:
         token, cache = _prefill(self.params, self.config, prompt, widths, capacity)
         for start in range(0, length, CHUNK):
             tokens, cache = _more(
-                self.params, self.config, cache, token, requests, sample, self._stop, start
+                self.params,
+                self.config,
+                self.tokenizer.vocab_size,
+                cache,
+                token,
+                requests,
+                sample,
+                self._stop,
+                start,
             )
             token = tokens[:, -1]
             made = np.asarray(tokens)[:, : length - start]
@@ -196,7 +204,13 @@ def _prefill(params, config, prompt, widths, capacity):
     return prefill(params, config, prompt, widths, capacity)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _more(params, config, cache, token, keys, sample, stop, start):
-    step = model_step(params, config)
+@partial(jax.jit, static_argnames=("config", "known"), donate_argnames="cache")
+def _more(params, config, known, cache, token, keys, sample, stop, start):
+    whole = model_step(params, config)
+
+    def step(tokens, cache):
+        logits, cache = whole(tokens, cache)
+        # A table may have more rows than the tokenizer has ids: those spell no text.
+        return jnp.where(jnp.arange(config.V) < known, logits, -jnp.inf), cache
+
     return decode(step, cache, token, keys, sample, CHUNK, stop=stop, start=start)

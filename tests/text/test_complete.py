@@ -116,3 +116,11 @@ def test_a_damaged_model_folder_is_refused_in_one_line(session, tmp_path, damage
     with pytest.raises(kind) as caught:
         jaxgen.load(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_beyond_the_tokenizer_are_never_drawn(session):
+    config = CONFIG.replace(vocab_size=2000)
+    params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
+    padded = complete.Session(config, params, session.tokenizer)
+    texts = padded.complete(["a"], samples=8, length=30, **OPTIONS)
+    assert len(set(texts)) == 8
