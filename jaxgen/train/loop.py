@@ -87,7 +87,7 @@ def fit(
         if saving and (last or not streak):
             duties.save(state, done, valid_loss if checking else None)
         if checking or saving:
-            clock.restart()
+            clock.pause()
         duties.poll()
     if in_flight:
         _settle(state, in_flight, settings, duties, clock, watch)
@@ -102,27 +102,27 @@ class Clock:
 
     def __init__(self, duties: Duties) -> None:
         self.duties, self.latest = duties, {}
-        self.running = False
-
-    def restart(self) -> None:
-        """Forget the time and tokens since the last reading."""
-        self.since, self.tokens, self.running = time.perf_counter(), 0.0, True
+        self.tokens, self.spent = 0.0, 0.0
+        self.since: float | None = None
 
     def count(self, tokens: float) -> None:
-        """Add the tokens of a finished step; the first of all only starts the clock."""
-        if self.running:
-            self.tokens += tokens
-        else:
-            self.restart()
+        """Add the tokens of a finished step; the first after a pause only starts the clock."""
+        now = time.perf_counter()
+        if self.since is not None:
+            self.tokens, self.spent = self.tokens + tokens, self.spent + now - self.since
+        self.since = now
+
+    def pause(self) -> None:
+        """Leave out the time until the next finished step."""
+        self.since = None
 
     def read(self) -> dict[str, float]:
         """Return tokens_per_second and mfu since the last reading; {} before there is one."""
-        elapsed = time.perf_counter() - self.since
-        if elapsed >= WINDOW and self.tokens:
-            speed = self.tokens / elapsed
+        if self.spent >= WINDOW:
+            speed = self.tokens / self.spent
             used = speed * self.duties.flops_per_token / self.duties.peak
             self.latest = {"tokens_per_second": speed, "mfu": used}
-            self.restart()
+            self.tokens, self.spent = 0.0, 0.0
         return self.latest
 
 

@@ -1,0 +1,140 @@
+"""The loop decides what happens at which step; here with a step that only counts."""
+
+import dataclasses
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.train.loop import Clock, Duties, fit
+from jaxgen.train.settings import TrainSettings
+from jaxgen.train.state import Health, State
+
+
+class Diary:
+    """A Watch and all Duties at once: it notes what it is called for."""
+
+    def __init__(self, bad=(), stop_after=None):
+        self.bad, self.stop_after = bad, stop_after
+        self.notes, self.speeds = [], []
+
+    def step(self, step, metrics):
+        self.notes.append(("step", step, metrics["loss"]))
+        self.speeds.append(metrics.get("tokens_per_second"))
+
+    def validation(self, step, metrics):
+        self.notes.append(("valid", step, metrics["loss"]))
+
+    def duties(self, save_every):
+        def stopping():
+            dispatched = self.compute_calls
+            return self.stop_after is not None and dispatched >= self.stop_after
+
+        return Duties(
+            validate=lambda state: {"loss": 100.0 + int(state.step)},
+            sample=lambda state, step: self.notes.append(("sample", step)),
+            save=lambda state, step, loss: self.notes.append(("save", step, int(state.step), loss)),
+            poll=lambda: None,
+            stopping=stopping,
+            doctor=self.doctor,
+            rate=lambda step: 0.5,
+            flops_per_token=1.0,
+            peak=1.0,
+            save_every=save_every,
+        )
+
+    def doctor(self, state, step, batch, metrics):
+        raise ArithmeticError(f"doctor at {step}")
+
+    def compute(self, state, batch):
+        self.compute_calls += 1
+        number = self.compute_calls
+        streak = 0
+        while number - streak in self.bad:
+            streak += 1
+        metrics = {
+            "loss": jnp.float32(number),
+            "streak": jnp.int32(streak),
+            "skipped": jnp.int32(len([b for b in self.bad if b <= number])),
+            "examples": jnp.zeros(2),
+        }
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    def run(self, *, begin=0, save_every=4, **settings):
+        self.compute_calls = begin
+        zero = jnp.zeros((), jnp.int32)
+        health = Health(jnp.zeros(()), zero, zero, zero)
+        state = State(jnp.int32(begin), {}, (), None, health)
+        batches = itertools.repeat({"tokens": np.zeros((2, 8), np.int32)})
+        options = {"steps": 10, "warmup": 0, "log_every": 1, "validate_every": 5} | settings
+        duties = self.duties(save_every)
+        return fit(state, batches, self.compute, TrainSettings(**options), duties, self)
+
+
+def of(diary, kind):
+    return [note for note in diary.notes if note[0] == kind]
+
+
+def test_every_step_is_settled_once_and_in_order():
+    diary = Diary()
+    state, done = diary.run()
+    assert done == int(state.step) == 10
+    assert [note[1:] for note in of(diary, "step")] == [(n, float(n)) for n in range(1, 11)]
+
+
+def test_validations_samples_and_saves_come_on_schedule_and_at_the_end():
+    diary = Diary()
+    diary.run(steps=11)
+    assert [note[1] for note in of(diary, "valid")] == [5, 10, 11]
+    assert [note[1] for note in of(diary, "sample")] == [5, 10, 11]
+    # A save carries the validation loss of its own step only.
+    assert of(diary, "save") == [
+        ("save", 4, 4, None),
+        ("save", 8, 8, None),
+        ("save", 11, 11, 111.0),
+    ]
+
+
+def test_a_resumed_loop_does_only_what_is_left():
+    diary = Diary()
+    _, done = diary.run(begin=8)
+    assert done == 10
+    assert [note[1] for note in of(diary, "step")] == [9, 10]
+
+
+def test_asked_to_stop_it_settles_what_is_in_flight():
+    diary = Diary(stop_after=3)
+    state, done = diary.run()
+    assert done == int(state.step) == 3
+    assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
+
+
+def test_a_bad_step_is_logged_at_once_and_nothing_is_saved_within_a_streak():
+    diary = Diary(bad=(4, 7))
+    diary.run(log_every=100)
+    assert [note[1] for note in of(diary, "step")] == [1, 4, 7]
+    assert [note[1] for note in of(diary, "save")] == [8, 10]
+
+
+def test_the_doctor_is_called_for_the_step_that_ends_the_patience():
+    diary = Diary(bad=(2, 3, 4))
+    with pytest.raises(ArithmeticError, match="doctor at 4"):
+        diary.run(patience=3)
+    assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
+
+
+def test_the_clock_counts_training_time_alone(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = Clock(Diary().duties(1))
+    clock.count(1e9)  # the first step compiles
+    assert clock.read() == {}
+    for pause in (False, True, False):
+        now[0] += 0.5
+        clock.count(100.0)
+        if pause:
+            clock.pause()
+            now[0] += 1000.0
+            clock.count(1e9)
+    assert clock.read() == {"tokens_per_second": 200.0, "mfu": 200.0}
