@@ -14,8 +14,40 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxgen.config import ModelConfig
-    from jaxgen.decoding.chain import chain, temperature, top_k, top_p
+    from jaxgen.decoding.bias import bad_words, sequence_bias
+    from jaxgen.decoding.chain import chain, greedy
+    from jaxgen.decoding.detail import decode_detailed
+    from jaxgen.decoding.force import (
+        force_first,
+        force_last,
+        length_decay,
+        min_length,
+        min_new_tokens,
+        suppress,
+        suppress_first,
+    )
     from jaxgen.decoding.loop import decode
+    from jaxgen.decoding.repeat import (
+        frequency_penalty,
+        no_repeat_ngram,
+        no_repeat_source,
+        presence_penalty,
+        repetition_penalty,
+        source_penalty,
+    )
+    from jaxgen.decoding.shape import (
+        epsilon,
+        eta,
+        min_p,
+        renormalize,
+        temperature,
+        top_h,
+        top_k,
+        top_n_sigma,
+        top_p,
+        typical,
+    )
+    from jaxgen.decoding.watermark import detect, watermark
     from jaxgen.models.api import abstract, apply, axes, init
     from jaxgen.models.presets import preset
     from jaxgen.text.generate import generate
@@ -28,18 +60,44 @@ _HOME = {
     "abstract": "models.api",
     "apply": "models.api",
     "axes": "models.api",
+    "bad_words": "decoding.bias",
     "causal_loss": "train.losses",
     "chain": "decoding.chain",
     "decode": "decoding.loop",
+    "decode_detailed": "decoding.detail",
+    "detect": "decoding.watermark",
+    "epsilon": "decoding.shape",
+    "eta": "decoding.shape",
+    "force_first": "decoding.force",
+    "force_last": "decoding.force",
+    "frequency_penalty": "decoding.repeat",
     "generate": "text.generate",
+    "greedy": "decoding.chain",
     "init": "models.api",
+    "length_decay": "decoding.force",
     "load": "text.model",
+    "min_length": "decoding.force",
+    "min_new_tokens": "decoding.force",
+    "min_p": "decoding.shape",
+    "no_repeat_ngram": "decoding.repeat",
+    "no_repeat_source": "decoding.repeat",
+    "presence_penalty": "decoding.repeat",
     "preset": "models.presets",
+    "renormalize": "decoding.shape",
+    "repetition_penalty": "decoding.repeat",
     "save": "text.model",
-    "temperature": "decoding.chain",
-    "top_k": "decoding.chain",
-    "top_p": "decoding.chain",
+    "sequence_bias": "decoding.bias",
+    "source_penalty": "decoding.repeat",
+    "suppress": "decoding.force",
+    "suppress_first": "decoding.force",
+    "temperature": "decoding.shape",
+    "top_h": "decoding.shape",
+    "top_k": "decoding.shape",
+    "top_n_sigma": "decoding.shape",
+    "top_p": "decoding.shape",
     "train_step": "train.step",
+    "typical": "decoding.shape",
+    "watermark": "decoding.watermark",
 }
 
 __all__ = [
@@ -47,18 +105,44 @@ __all__ = [
     "abstract",
     "apply",
     "axes",
+    "bad_words",
     "causal_loss",
     "chain",
     "decode",
+    "decode_detailed",
+    "detect",
+    "epsilon",
+    "eta",
+    "force_first",
+    "force_last",
+    "frequency_penalty",
     "generate",
+    "greedy",
     "init",
+    "length_decay",
     "load",
+    "min_length",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram",
+    "no_repeat_source",
+    "presence_penalty",
     "preset",
+    "renormalize",
+    "repetition_penalty",
     "save",
+    "sequence_bias",
+    "source_penalty",
+    "suppress",
+    "suppress_first",
     "temperature",
+    "top_h",
     "top_k",
+    "top_n_sigma",
     "top_p",
     "train_step",
+    "typical",
+    "watermark",
 ]
 
 __getattr__, __dir__ = lazy.names(__name__, _HOME)

@@ -8,15 +8,62 @@ from typing import Any, Literal
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Norm = Literal["layer", "rms"]
+Norm = Literal["layer", "rms", "rms_offset"]
 NormAt = Literal["pre", "post", "both"]
 Positions = Literal["learned", "rope", "sinusoid", "none"]
 Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Biases = Literal["all", "attention", "qkv", "none"]
+Scaling = Literal["none", "linear", "llama3", "yarn"]
+HeadNorm = Literal["none", "head"]
+EmbedScale = Literal["one", "root"]
 Output = Literal["tied", "untied"]
 Layer = Literal["global", "local"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary wavelengths are stretched for a longer context; raises ConfigError if it can't be.
+
+    linear (Chen et al. 2023): all of them. llama3 (Meta 2024) and yarn (Peng et al. 2023): those
+    that turn at most `low` times in `original_context`, none that turns more than `high` times,
+    and a mixture in between.
+    """
+
+    kind: Scaling = option("which wavelengths are stretched: none, all (linear), the long", "none")
+    factor: float = option("by how much", 1.0)
+    original_context: int | None = option("llama3, yarn: tokens of the context before", None)
+    low: float = option("llama3, yarn: waves with fewer turns are stretched in full", 1.0)
+    high: float = option("llama3 (4), yarn (32): waves with more turns are left alone", 4.0)
+    attention: float | None = option(
+        "yarn: factor of rotated queries and keys; null: 0.1 ln(factor) + 1", None
+    )
+
+    def __post_init__(self) -> None:
+        if self.kind in ("none", "linear"):
+            fresh = ("original_context", "low", "high", "attention")
+            for name in ("factor", *fresh) if self.kind == "none" else fresh:
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ConfigError(
+                        f"rope_scaling.{name}={getattr(self, name)} has no effect with "
+                        f"kind={self.kind}; remove it"
+                    )
+        elif self.original_context is None or self.original_context < 1:
+            raise ConfigError(
+                f"rope_scaling.original_context={self.original_context} must be given with "
+                f"kind={self.kind}: the tokens of the context before it was stretched"
+            )
+        if self.kind == "llama3" and self.attention is not None:
+            raise ConfigError("rope_scaling.attention has no effect with kind=llama3; remove it")
+        if not self.factor > 0:
+            raise ConfigError(f"rope_scaling.factor={self.factor} must be greater than 0")
+        if not 0 < self.low < self.high:
+            raise ConfigError(
+                f"rope_scaling.low={self.low} must be greater than 0 and less than high={self.high}"
+            )
+        if self.attention is not None and not self.attention > 0:
+            raise ConfigError(f"rope_scaling.attention={self.attention} must be greater than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +82,23 @@ class ModelConfig:
     kv_heads: int | None = option("key/value heads (grouped-query attention); null: as heads", None)
     head_dim: int | None = option("width of one head; null: d_model / heads", None)
     d_ff: int | None = option("feed-forward width; null: 4 d_model", None)
-    norm: Norm = option("layer: LayerNorm; rms: RMSNorm", "layer")
+    norm: Norm = option(
+        "layer: LayerNorm; rms: RMSNorm; rms_offset: RMSNorm, scale kept as its offset from 1",
+        "layer",
+    )
     norm_at: NormAt = option("pre, post, or both sides of a sublayer", "pre")
     norm_epsilon: float = option("added to the variance", 1e-5)
     positions: Positions = option("how order is told", "learned")
     rope_theta: float = option("rotary base wavelength", 10000.0)
+    rope_theta_local: float | None = option(
+        "that of local layers, then without scaling; null: as the global ones", None
+    )
+    rope_scaling: RopeScaling = option("stretched rotary wavelengths", RopeScaling())
+    qk_norm: HeadNorm = option("head: norm over each head of queries and of keys", "none")
+    query_scalar: float | None = option(
+        "scores are divided by its square root; null: head_dim", None
+    )
+    embed_scale: EmbedScale = option("token vectors times one, or the root of d_model", "one")
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
     output: Output = option("tied: logits through the embedding table", "tied")
@@ -81,6 +140,11 @@ class ModelConfig:
             raise ConfigError(
                 f"head_dim={self.H} is odd; rotary positions turn pairs, use an even one"
             )
+        self._check_rope()
+        if self.positions == "sinusoid" and self.embed_scale == "root":
+            raise ConfigError(
+                "embed_scale=root has no effect: sinusoidal positions scale token vectors already"
+            )
         if self.positions == "sinusoid" and self.d_model % 2:
             raise ConfigError(
                 f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
@@ -93,10 +157,27 @@ class ModelConfig:
             raise ConfigError("pattern has local layers but window is null; give window in tokens")
         if "local" not in self.pattern and self.window is not None:
             raise ConfigError(f"window={self.window} has no effect: pattern has no local layer")
-        for name in ("norm_epsilon", "rope_theta", "init_std", "score_cap", "logit_cap"):
+        for name in (
+            *("norm_epsilon", "rope_theta", "rope_theta_local", "query_scalar"),
+            *("init_std", "score_cap", "logit_cap"),
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
+
+    def _check_rope(self) -> None:
+        if self.rope_scaling.kind != "none" and self.positions != "rope":
+            raise ConfigError(
+                f"rope_scaling.kind={self.rope_scaling.kind} needs positions=rope, "
+                f"but positions={self.positions}"
+            )
+        if self.rope_theta_local is not None and (
+            self.positions != "rope" or "local" not in self.pattern
+        ):
+            raise ConfigError(
+                f"rope_theta_local={self.rope_theta_local} has no effect: it needs positions=rope "
+                f"and local layers in pattern"
+            )
 
     @property
     def V(self) -> int:  # noqa: N802  the axis alphabet
@@ -123,6 +204,12 @@ class ModelConfig:
     def windows(self) -> tuple[int | None, ...]:
         """Return the attention window of each layer of one period, None for global ones."""
         return tuple(self.window if kind == "local" else None for kind in self.pattern)
+
+    def rope(self, kind: Layer) -> tuple[float, RopeScaling]:
+        """Return (base wavelength, scaling) of the layers of a kind."""
+        if kind == "local" and self.rope_theta_local is not None:
+            return self.rope_theta_local, RopeScaling()
+        return self.rope_theta, self.rope_scaling
 
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with the given fields changed, checked again."""

@@ -13,80 +13,71 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxgen.decoding import past as pasts
+from jaxgen.decoding.past import NEEDS, Needs, Past
+from jaxgen.decoding.shape import temperature
 from jaxgen.errors import ConfigError
 
-BANNED = -jnp.inf
-
-
-def _column(value, logits: Float[Array, "B V"]) -> Array:
-    """A scalar or [B] setting as something that broadcasts against [B, V]."""
-    value = jnp.asarray(value)
-    return value[:, None] if value.ndim else value
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Temperature:
-    """Divides logits by `value`; at 0 only the largest stays, which makes the draw greedy."""
-
-    value: Any
-
-    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        value = _column(self.value, logits)
-        best = jnp.argmax(logits, axis=-1, keepdims=True)
-        greedy = jnp.where(jnp.arange(logits.shape[-1]) == best, logits, BANNED)
-        return jnp.where(value > 0, logits / jnp.where(value > 0, value, 1.0), greedy)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TopK:
-    """Keeps the `count` largest logits and what equals the last of them (Fan et al. 2018)."""
-
-    count: Any
-
-    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        count = jnp.clip(_column(self.count, logits), 1, logits.shape[-1])
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        index = jnp.broadcast_to(count - 1, (*logits.shape[:-1], 1))
-        return jnp.where(logits >= jnp.take_along_axis(ordered, index, -1), logits, BANNED)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class TopP:
-    """Keeps the smallest set of likeliest tokens that reaches `mass` (Holtzman et al. 2020)."""
-
-    mass: Any
-
-    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        mass = _column(self.mass, logits)
-        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
-        before = jnp.cumsum(probs, axis=-1) - probs
-        # A token stays while those before it have not reached the mass; the first always does.
-        kept = (before < mass).at[..., 0].set(True)
-        rank = jnp.argsort(order, axis=-1)
-        return jnp.where(jnp.take_along_axis(kept, rank, -1), logits, BANNED)
+NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Chain:
-    """Processors in reading order; calling it draws one token per row."""
+    """Processors in reading order; calling it draws one token per row.
+
+    A processor is called with the logits, and with the `Past` if its `needs` says that it reads
+    one; any function of logits is a processor too.
+    """
 
     processors: tuple[Any, ...]
 
-    def process(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    @property
+    def needs(self) -> Needs:
+        """Return the most that any processor reads besides logits."""
+        levels = [NEEDS.index(pasts.needs(processor)) for processor in self.processors]
+        return NEEDS[max(levels, default=0)]
+
+    def process(self, logits: Float[Array, "B V"], past: Past | None = None) -> Array:
         """Return the logits after all processors; -inf marks what can't be drawn."""
         for processor in self.processors:
-            logits = processor(logits)
+            if pasts.needs(processor) == "nothing":
+                logits = processor(logits)
+                continue
+            if past is None or (pasts.needs(processor) == "tokens" and past.tokens is None):
+                raise ConfigError(missing(processor))
+            logits = processor(logits, past)
         return logits
 
-    def __call__(self, logits: Float[Array, "B V"], keys: Key[Array, "B"]) -> Int[Array, "B"]:
-        """Return one draw per row from softmax(process(logits)), each row with its own key."""
-        logits = self.process(logits.astype(jnp.float32))
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+    def __call__(
+        self, logits: Float[Array, "B V"], keys: Key[Array, "B"], past: Past | None = None
+    ) -> Int[Array, "B"]:
+        """Return one draw per row from softmax(process(logits)), each row with its own key.
+
+        NOT_FINITE for a row whose processed logits hold NaN, or leave no token.
+        """
+        logits = self.process(logits.astype(jnp.float32), past)
+        drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+        return checked(drawn, logits)
+
+
+def checked(drawn: Int[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """Return `drawn`, with NOT_FINITE where the logits hold NaN or nothing finite."""
+    usable = ~jnp.any(jnp.isnan(logits), -1) & jnp.any(jnp.isfinite(logits), -1)
+    return jnp.where(usable, drawn, NOT_FINITE).astype(jnp.int32)
+
+
+def missing(sampler: Any) -> str:
+    """Return the line that says which processors read what decoding was not given."""
+    parts = getattr(sampler, "processors", (sampler,))
+    names = [getattr(part, "name", type(part).__name__) for part in parts]
+    reading = [
+        name for name, part in zip(names, parts, strict=True) if pasts.needs(part) != "nothing"
+    ]
+    return (
+        f"{', '.join(reading)} reads earlier tokens, but no prompt was given; "
+        f"pass prompt=ids [B, S] and lengths=[B] (to a chain: past=)"
+    )
 
 
 def chain(*processors: Any) -> Chain:
@@ -97,27 +88,3 @@ def chain(*processors: Any) -> Chain:
 def greedy() -> Chain:
     """Return the sampler that takes the likeliest token, the first of equals."""
     return chain(temperature(0.0))
-
-
-def temperature(value: Any) -> Temperature:
-    """Return a processor that divides logits by `value` (scalar or [B]); 0 is greedy.
-
-    Raises ConfigError for a negative or non-finite number.
-    """
-    if isinstance(value, (int, float)) and not 0 <= value < float("inf"):
-        raise ConfigError(f"temperature={value} must be a finite number, 0 (greedy) or more")
-    return Temperature(value)
-
-
-def top_k(count: Any) -> TopK:
-    """Return a processor that keeps the `count` (int or [B]) likeliest; ConfigError below 1."""
-    if isinstance(count, (int, float)) and (count != int(count) or count < 1):
-        raise ConfigError(f"top_k={count} must be a whole number, 1 or more")
-    return TopK(count)
-
-
-def top_p(mass: Any) -> TopP:
-    """Return a nucleus processor of `mass` (scalar or [B]); ConfigError outside (0, 1]."""
-    if isinstance(mass, (int, float)) and not 0 < mass <= 1:
-        raise ConfigError(f"top_p={mass} must be greater than 0 and at most 1")
-    return TopP(mass)

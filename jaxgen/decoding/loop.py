@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+
+from jaxgen.decoding import past as pasts
+from jaxgen.decoding.chain import NOT_FINITE, checked, missing
+from jaxgen.decoding.past import NO_TOKEN, Past
+from jaxgen.errors import ConfigError
 
 CacheT = TypeVar("CacheT")
 Step = Callable[[Int[Array, "B"], CacheT], tuple[Float[Array, "B V"], CacheT]]
-Sample = Callable[[Float[Array, "B V"], Key[Array, "B"]], Int[Array, "B"]]
+Sample = Callable[..., Int[Array, "B"]]  # (logits [B, V], keys [B]), and a Past if it `needs` one
 
-NOT_FINITE = -1
-NO_STOP = np.full(1, -2, np.int32)
-
-
+NO_STOP = np.full(1, NO_TOKEN, np.int32)
 Keys = PRNGKeyArray | Key[Array, "B"]  # one key, or one per request
+Stops = Int[Array, "E"] | Int[Array, "B E"] | np.ndarray
+Count = Int[Array, "B"] | Int[Array, ""] | np.ndarray | int
 
 
 def request_keys(key: Keys, batch: int) -> Key[Array, "B"]:
@@ -42,8 +46,11 @@ def decode(
     sample: Sample,
     length: int,
     *,
-    stop: Int[Array, "E"] | None = None,
+    stop: Stops | None = None,
     start: Int[Array, ""] | int = 0,
+    limit: Count | None = None,
+    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> tuple[Int[Array, "B length"], Any]:
     """Return (tokens, cache): `length` new tokens per request, in one loop that ends early.
 
@@ -51,36 +58,122 @@ def decode(
     first: each request's last known token, not yet in the cache.
     key: one key, or one per request [B]; the draw at place i of a request uses
       fold_in(request key, start + i), so neighbours in the batch change nothing.
-    stop: ids that end a request; a finished row repeats its last token.
+    stop: ids that end a request, [E] or [B, E] (padded with NO_TOKEN); a finished row repeats
+      its last token.
     start: place of the first new token, to continue a request in chunks.
+    limit: the most new tokens of a request, scalar or [B], counted from place 0.
+    prompt: all known ids [B, S] up to `first`, padded on the right, `lengths` [B] of them real;
+      their last `start` are draws. Only processors that look back read it: ConfigError if one
+      does and there is none.
     A row whose logits hold NaN, or nothing but -inf, yields NOT_FINITE (-1) and ends: never a
     token made of rubbish.
     """
+    plan = plan_of(sample, first, key, length, stop, start, limit, prompt, lengths)
+    run = loop(step, cache, plan, ())
+    return run.tokens, run.cache
+
+
+class Plan(NamedTuple):
+    """What the loop is told, in the form that it uses."""
+
+    sample: Any
+    length: int
+    first: Int[Array, "B"]
+    keys: Key[Array, "B"]
+    stops: Any
+    start: Any
+    limit: Any
+    history: tuple[Any, Any] | None
+
+    def ends(self, token: Int[Array, "B"], made: Any) -> Bool[Array, "B"]:
+        """Return which requests end with `token`, their last of `made` new ones."""
+        return self.stopped(token) | (token == NOT_FINITE) | self.spent(made)
+
+    def stopped(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
+        """Return which tokens are stop ids of their request."""
+        return jnp.any(token[:, None] == self.stops, axis=-1)
+
+    def spent(self, made: Any) -> Bool[Array, "B"]:
+        """Return which requests have no new token left."""
+        if self.limit is None:
+            return jnp.zeros(self.first.shape, bool)
+        return jnp.broadcast_to(made >= jnp.asarray(self.limit), self.first.shape)
+
+    def past(self, place: Array, tokens: Any) -> Past | None:
+        """Return what `sample` reads besides logits, before the draw at `place`."""
+        if self.history is None:
+            return None
+        made = jnp.broadcast_to(self.start + place, self.first.shape).astype(jnp.int32)
+        lengths = self.history[1]
+        return Past(made, tokens, None if lengths is None else lengths + place)
+
+
+def plan_of(sample, first, key, length, stop, start, limit, prompt, lengths) -> Plan:
+    """Return the Plan for `decode`'s arguments; ConfigError if they lack a prompt."""
+    needs, history = pasts.needs(sample), None
+    if needs == "tokens":
+        if prompt is None:
+            raise ConfigError(missing(sample))
+        prompt = jnp.asarray(prompt, jnp.int32)
+        room = jnp.full((prompt.shape[0], length), NO_TOKEN, jnp.int32)
+        known = jnp.full(prompt.shape[0], prompt.shape[1]) if lengths is None else lengths
+        history = (jnp.concatenate([prompt, room], axis=1), jnp.asarray(known))
+    elif needs == "made":
+        history = (None, None)
     keys = request_keys(key, first.shape[0])
     stops = jnp.asarray(NO_STOP if stop is None else stop)
+    return Plan(sample, length, first, keys, stops, start, limit, history)
 
-    def going(carry):
-        place, _, _, _, done = carry
-        return (place < length) & ~jnp.all(done)
 
-    def body(carry):
-        place, token, tokens, cache, done = carry
-        logits, cache = step(jnp.maximum(token, 0), cache)
-        draw = jax.vmap(lambda k: jax.random.fold_in(k, start + place))(keys)
-        new = _checked(sample(logits, draw), logits)
-        new = jnp.where(done, token, new)
-        done = done | jnp.isin(new, stops) | (new == NOT_FINITE)
-        return place + 1, new, tokens.at[:, place].set(new), cache, done
+class Run(NamedTuple):
+    """The carry of the loop: everything that changes from place to place."""
 
+    place: Array
+    token: Array
+    tokens: Array
+    cache: Any
+    done: Array
+    known: Any  # prompt and draws [B, S + length] if a processor reads them
+    record: Any
+
+
+Observe = Callable[[Any, Run, Array, Array, Past | None], Any]
+
+
+def loop(step: Step, cache: Any, plan: Plan, record: Any, observe: Observe | None = None) -> Run:
+    """Return the finished loop; `observe` makes the next record from
+    (record, run before the draw, logits, drawn token, past).
+    """
+
+    def going(run):
+        return (run.place < plan.length) & ~jnp.all(run.done)
+
+    def body(run):
+        logits, cache = step(jnp.maximum(run.token, 0), run.cache)
+        draw = jax.vmap(lambda k: jax.random.fold_in(k, plan.start + run.place))(plan.keys)
+        past = plan.past(run.place, run.known)
+        extra = () if past is None else (past,)
+        new = checked(plan.sample(logits, draw, *extra), logits)
+        new = jnp.where(run.done, run.token, new)
+        record = run.record if observe is None else observe(run.record, run, logits, new, past)
+        done = run.done | plan.ends(new, plan.start + run.place + 1)
+        tokens = run.tokens.at[:, run.place].set(new)
+        known = _written(run.known, past, new)
+        return Run(run.place + 1, new, tokens, cache, done, known, record)
+
+    first = plan.first
     # Rows may be done before they start: a chunked caller passes on a stop token.
-    done = jnp.isin(first, stops) & (jnp.asarray(start) > 0) | (first == NOT_FINITE)
-    blank = jnp.broadcast_to(first[:, None], (first.shape[0], length))
-    carry = (jnp.zeros((), jnp.int32), first, blank, cache, done)
-    place, token, tokens, cache, _ = lax.while_loop(going, body, carry)
-    tail = jnp.arange(length) >= place
-    return jnp.where(tail, token[:, None], tokens), cache
+    begun = jnp.asarray(plan.start) > 0
+    done = plan.stopped(first) & begun | (first == NOT_FINITE) | plan.spent(plan.start)
+    blank = jnp.broadcast_to(first[:, None], (first.shape[0], plan.length))
+    known = None if plan.history is None else plan.history[0]
+    zero = jnp.zeros((), jnp.int32)
+    run = lax.while_loop(going, body, Run(zero, first, blank, cache, done, known, record))
+    tail = jnp.arange(plan.length) >= run.place
+    return run._replace(tokens=jnp.where(tail, run.token[:, None], run.tokens))
 
 
-def _checked(token, logits):
-    usable = ~jnp.any(jnp.isnan(logits), -1) & jnp.any(jnp.isfinite(logits), -1)
-    return jnp.where(usable, token, NOT_FINITE).astype(jnp.int32)
+def _written(known: Any, past: Past | None, new: Array) -> Any:
+    if known is None or past is None:
+        return known
+    return known.at[jnp.arange(new.shape[0]), past.length].set(new)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import Layer, ModelConfig
+from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
@@ -18,6 +19,7 @@ class Attend(nn.Module):
 
     config: ModelConfig
     deterministic: bool
+    kind: Layer
 
     @nn.compact
     def __call__(
@@ -33,14 +35,18 @@ class Attend(nn.Module):
         q = self._project("q", x, config.heads, "N")
         k = self._project("k", x, config.K, "K")
         v = self._project("v", x, config.K, "K")
+        if config.qk_norm == "head":
+            q = Norm(config, axis="H", name="q_norm")(q)
+            k = Norm(config, axis="H", name="k_norm")(k)
         if config.positions == "rope":
-            q = rotate(q, positions, theta=config.rope_theta)
-            k = rotate(k, positions, theta=config.rope_theta)
+            theta, scaling = config.rope(self.kind)
+            q = rotate(q, positions, theta=theta, scaling=scaling)
+            k = rotate(k, positions, theta=theta, scaling=scaling)
         if cache is not None:
             cache = caches.write(cache, layer, k, v)
             k, v = caches.read(cache, layer)
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
-        scale = config.H**-0.5
+        scale = (config.query_scalar or config.H) ** -0.5
         out = attend(q, k, v, mask, scale=scale, cap=config.score_cap, drop=drop)
         return self._output(out), cache
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import Layer, ModelConfig
 from jaxgen.nn.attend import Attend
 from jaxgen.nn.feed import Feed
 from jaxgen.nn.norm import Norm
@@ -22,6 +22,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     deterministic: bool
+    kind: Layer
 
     @nn.compact
     def __call__(
@@ -34,7 +35,7 @@ class Block(nn.Module):
         """Return (carry, None), the shape that a scan wants; `masks` holds this layer's mask."""
         x, cache = carry
         (mask,) = masks
-        attend = Attend(self.config, deterministic=self.deterministic, name="attn")
+        attend = Attend(self.config, self.deterministic, self.kind, name="attn")
         y, cache = attend(self._before("attn", x), positions, mask, cache, layer)
         x = self._after("attn", x, y)
         y = Feed(self.config, name="feed")(self._before("feed", x))
@@ -73,6 +74,7 @@ class Period(nn.Module):
     ) -> tuple[Carry, None]:
         """Return (carry, None) after as many layers as there are masks."""
         for index, mask in enumerate(masks):
-            block = self.block(self.config, self.deterministic, name=str(index))
+            kind = self.config.pattern[index]
+            block = self.block(self.config, self.deterministic, kind, name=str(index))
             carry, _ = block(carry, layer + index, positions, (mask,))
         return carry, None

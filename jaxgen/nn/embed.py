@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
 from jaxgen.nn.weight import weight
@@ -26,6 +27,9 @@ class Embed(nn.Module):
         shape = (config.V, config.d_model)
         table = weight(self, "tokens", shape, "VD", normal, config.param_dtype)
         x = lookup(table, tokens, dtype=config.compute_dtype)
+        if config.embed_scale == "root":
+            # Rounded first, as Gemma multiplies.
+            x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         if config.positions == "learned":
             shape = (config.context, config.d_model)
             waves = weight(self, "positions", shape, "SD", normal, config.param_dtype)

@@ -39,14 +39,26 @@ def through_layers(
     period = len(masks)
     periods, rest = divmod(config.layers, period)
     if periods:
-        extra = {} if period == 1 else {"block": block}
-        scanned = _scanned(block if period == 1 else Period, periods, config.unroll)
-        layers = scanned(config, deterministic, **extra, name="layers")
+        body, extra = (block, config.pattern[0]) if period == 1 else (Period, block)
+        scanned = _scanned(body, periods, config.unroll)
+        layers = scanned(config, deterministic, extra, name="layers")
         carry, _ = layers(carry, jnp.arange(periods) * period, positions, masks)
     if rest:
         tail = Period(config, deterministic, block, name="rest")
         carry, _ = tail(carry, periods * period, positions, masks[:rest])
     return carry
+
+
+def place(config: ModelConfig, layer: int) -> tuple[str, int | None]:
+    """Return (path, index) of a layer's parameters: which tree, and which slice of its L axis.
+
+    A layer left over after the last whole period has a tree of its own, and the index None.
+    """
+    period = len(config.pattern)
+    periods = config.layers // period
+    if layer >= periods * period:
+        return f"rest/{layer - periods * period}", None
+    return ("layers" if period == 1 else f"layers/{layer % period}"), layer // period
 
 
 def _scanned(body, periods: int, unroll: int) -> Any:

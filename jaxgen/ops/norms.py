@@ -20,6 +20,20 @@ def rms_norm(
     return _affine(y, scale, bias).astype(x.dtype)
 
 
+def rms_offset_norm(
+    x: Float[Array, "... D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"] | None,
+    *,
+    epsilon: float,
+) -> Float[Array, "... D"]:
+    """Return x / rms(x) * (1 + scale) (+ bias), as Gemma (2024) keeps its scales.
+
+    Near 1 a bfloat16 has steps of 1/128; its offset from 1 is kept far finer.
+    """
+    return rms_norm(x, 1 + scale.astype(jnp.float32), bias, epsilon=epsilon)
+
+
 def layer_norm(
     x: Float[Array, "... D"],
     scale: Float[Array, "D"],
@@ -39,4 +53,4 @@ def _affine(y, scale, bias):
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
-NORMS = {"rms": rms_norm, "layer": layer_norm}
+NORMS = {"rms": rms_norm, "rms_offset": rms_offset_norm, "layer": layer_norm}

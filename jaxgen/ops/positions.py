@@ -2,22 +2,75 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from jaxgen.config import RopeScaling
+
+
+def frequencies(
+    width: int, *, theta: float, scaling: RopeScaling
+) -> tuple[Float[np.ndarray, "half"], float]:
+    """Return (radians per position of each pair, factor of what is rotated), as transformers does.
+
+    theta^(-2i/H) (Su et al. 2021), stretched as `scaling` says.
+    """
+    plain = theta ** (-np.arange(0, width, 2) / width)
+    kept, gain = _KEPT[scaling.kind](plain, width, theta, scaling)
+    mixed = plain * kept + plain / scaling.factor * (1 - kept)
+    return mixed.astype(np.float32), gain
+
+
+def _linear(plain, width, theta, scaling):
+    return np.zeros_like(plain), 1.0
+
+
+def _none(plain, width, theta, scaling):
+    return np.ones_like(plain), 1.0
+
+
+def _llama3(plain, width, theta, scaling):
+    turns = scaling.original_context * plain / (2 * math.pi)
+    return np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1), 1.0
+
+
+def _yarn(plain, width, theta, scaling):
+    def pair(turns):
+        waves = scaling.original_context / (turns * 2 * math.pi)
+        return width * math.log(waves) / (2 * math.log(theta))
+
+    first = max(math.floor(pair(scaling.high)), 0)
+    last = min(math.ceil(pair(scaling.low)), width - 1)
+    ramp = (np.arange(len(plain)) - first) / (last - first or 0.001)
+    gain = scaling.attention
+    if gain is None:
+        gain = 0.1 * math.log(scaling.factor) + 1 if scaling.factor > 1 else 1.0
+    return 1 - np.clip(ramp, 0, 1), gain
+
+
+# How much of each plain frequency is kept, from 0 (stretched in full) to 1.
+_KEPT = {"none": _none, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
 
 
 def rotate(
-    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], *, theta: float
+    x: Float[Array, "B T N H"],
+    positions: Int[Array, "B T"],
+    *,
+    theta: float,
+    scaling: RopeScaling,
 ) -> Float[Array, "B T N H"]:
-    """Return x with each pair (i, i + H/2) turned by position * theta^(-2i/H) (Su et al. 2021).
+    """Return x with each pair (i, i + H/2) turned by position * its frequency.
 
     The halves convention of GPT-NeoX and Llama in transformers, not the interleaved one.
     """
     half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency, gain = frequencies(x.shape[-1], theta=theta, scaling=scaling)
     # bfloat16 cannot represent positions above 256, so angles stay float32.
     angle = positions[..., None, None].astype(jnp.float32) * frequency
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    sin, cos = jnp.sin(angle) * gain, jnp.cos(angle) * gain
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)

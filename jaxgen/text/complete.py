@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.chain import Chain, chain, temperature, top_k, top_p
+from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.loop import NOT_FINITE, decode, request_keys
+from jaxgen.decoding.shape import temperature, top_k, top_p
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.ops import keys
 from jaxgen.text.generate import model_step, prefill

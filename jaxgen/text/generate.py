@@ -73,4 +73,6 @@ def generate(
     first, cache = prefill(params, config, prompt, lengths, width + length)
     sample = greedy() if sample is None else sample
     step = model_step(params, config)
-    return decode(step, cache, first, key, sample, length, stop=stop)[0]
+    return decode(
+        step, cache, first, key, sample, length, stop=stop, prompt=prompt, lengths=lengths
+    )[0]

@@ -14,6 +14,8 @@ from jaxgen.models import api
 BASE = jaxgen.ModelConfig(
     vocab_size=61, context=32, layers=3, d_model=16, heads=4, init_std=0.3, unroll=1
 )
+LLAMA3 = jaxgen.config.RopeScaling(kind="llama3", factor=4.0, original_context=8, low=0.2, high=0.9)
+YARN = jaxgen.config.RopeScaling(kind="yarn", factor=4.0, original_context=32, high=8.0)
 # One variant per choice that GPT-2 and Llama need, and some of their mixtures.
 VARIANTS = {
     "gpt2": {},
@@ -52,6 +54,22 @@ VARIANTS = {
         "biases": "none",
         "kv_heads": 2,
         "output": "untied",
+    },
+    "llama3_rope": {"positions": "rope", "rope_scaling": LLAMA3, "qk_norm": "head"},
+    "gemma3": {
+        "norm": "rms_offset",
+        "norm_at": "both",
+        "positions": "rope",
+        "rope_theta_local": 50.0,
+        "rope_scaling": YARN,
+        "qk_norm": "head",
+        "query_scalar": 9.0,
+        "embed_scale": "root",
+        "feed": "geglu",
+        "biases": "none",
+        "kv_heads": 2,
+        "pattern": ("local", "global"),
+        "window": 4,
     },
     "gemma2": {
         "norm": "rms",

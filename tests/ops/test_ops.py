@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.config import RopeScaling
 from jaxgen.ops import cache as caches
 from jaxgen.ops import keys
 from jaxgen.ops.attention import attend, soft_cap
@@ -14,6 +15,7 @@ from jaxgen.ops.masks import visible
 from jaxgen.ops.norms import NORMS
 from jaxgen.ops.positions import rotate, sinusoid
 
+PLAIN = RopeScaling()
 rng = np.random.default_rng(0)
 
 
@@ -27,6 +29,7 @@ def test_norms_match_float64(name):
     found = NORMS[name](jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), epsilon=1e-5)
     y = x.astype(np.float64)
     y = y - y.mean(-1, keepdims=True) if name == "layer" else y
+    scale = 1 + scale if name == "rms_offset" else scale
     wanted = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * scale + bias
     np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-6)
 
@@ -43,7 +46,7 @@ def test_norms_keep_the_dtype_but_compute_in_float32(name):
 
 def test_rotation_turns_pairs_by_position_and_keeps_lengths():
     x, positions = normal(1, 3, 2, 8), np.array([[0, 1, 1000]])
-    found = np.asarray(rotate(jnp.asarray(x), jnp.asarray(positions), theta=500.0))
+    found = np.asarray(rotate(jnp.asarray(x), jnp.asarray(positions), theta=500.0, scaling=PLAIN))
     for t, position in enumerate(positions[0]):
         for i in range(4):
             angle = position * 500.0 ** (-2 * i / 8)
@@ -57,7 +60,9 @@ def test_rotated_products_depend_on_distance_alone():
     q, k = jnp.asarray(normal(1, 1, 1, 16)), jnp.asarray(normal(1, 1, 1, 16))
 
     def product(a, b):
-        turned = [rotate(x, jnp.array([[p]]), theta=1e4) for x, p in ((q, a), (k, b))]
+        turned = [
+            rotate(x, jnp.array([[p]]), theta=1e4, scaling=PLAIN) for x, p in ((q, a), (k, b))
+        ]
         return float(jnp.sum(turned[0] * turned[1]))
 
     assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)

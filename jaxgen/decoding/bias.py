@@ -1,0 +1,115 @@
+"""Processors that raise, lower or ban the last token of a sequence whose start has been drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxgen.decoding.past import Needs, Past, last
+from jaxgen.errors import ConfigError
+
+ANY = -3  # in a start: any token, and none, so that starts of different widths share an array
+Words = Sequence[Sequence[int]]
+Biases = Mapping[tuple[int, ...], float]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SequenceBias:
+    """Adds `bias` to the logit of `ends` where the past ends in `starts`.
+
+    starts: [1 or B, N, W], padded with ANY on the left; ends: [1 or B, N]; bias: [1 or B, N].
+    """
+
+    name: ClassVar[str] = "sequence_bias"
+    starts: Any
+    ends: Any
+    bias: Any
+
+    @property
+    def needs(self) -> Needs:
+        """Return what is read: nothing, if all sequences are single tokens."""
+        return "tokens" if self.starts.shape[-1] else "nothing"
+
+    def __call__(
+        self, logits: Float[Array, "B V"], past: Past | None = None
+    ) -> Float[Array, "B V"]:
+        amount = jnp.asarray(self.bias, logits.dtype)
+        if self.needs == "tokens":
+            assert past is not None
+            starts = jnp.asarray(self.starts)
+            ending = last(past, starts.shape[-1])[:, None]
+            matched = jnp.all((starts == ending) | (starts == ANY), axis=-1)
+            amount = jnp.where(matched, amount, 0.0)
+        ends = jnp.broadcast_to(jnp.asarray(self.ends), amount.shape)
+        rows = jnp.arange(amount.shape[0])[:, None]
+        blank = jnp.zeros((amount.shape[0], logits.shape[-1]), logits.dtype)
+        return logits + blank.at[rows, ends].add(amount, mode="drop")
+
+
+def sequence_bias(biases: Biases | Sequence[Biases]) -> SequenceBias:
+    """Return a processor that adds to the logit of a sequence's last token once it may be next.
+
+    biases: {(5,): -2.0, (3, 7): 4.0}, or a list of such, one for each request.
+    Arrays are padded to powers of two, so other sequences seldom recompile.
+    Raises ConfigError for an empty sequence, a negative id or a bias that is NaN.
+    """
+    requests = [biases] if isinstance(biases, Mapping) else list(biases)
+    if not requests:
+        raise ConfigError(f"sequence_bias={biases!r} has no request; give a mapping")
+    for sequence, amount in (pair for request in requests for pair in request.items()):
+        if not _are_ids(sequence):
+            raise ConfigError(f"sequence_bias: {sequence!r} must be token ids, at least one")
+        if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount != amount:
+            raise ConfigError(f"sequence_bias: the bias {amount!r} of {sequence} is no number")
+    return _packed(requests)
+
+
+def bad_words(words: Words | Sequence[Words], *, keep: Sequence[int] = ()) -> SequenceBias:
+    """Return a processor that never lets any of the token sequences `words` be completed.
+
+    words: [[5], [3, 7]], or a list of such, one for each request.
+    keep: ids that stay allowed even if they are among the words, such as the stop ids.
+    """
+    listed = list(words)
+    nested = bool(listed) and all(not _are_ids(word) for word in listed)
+    requests: list[Any] = listed if nested else [listed]
+    if not listed or not all(_are_ids(word) for request in requests for word in request):
+        raise ConfigError(f"bad_words={words!r} must be lists of token ids, none empty")
+    kept = {(token,) for token in keep}
+    banned = [{tuple(word): -np.inf for word in request} for request in requests]
+    return _packed([{w: b for w, b in one.items() if w not in kept} for one in banned])
+
+
+def _are_ids(sequence: Any) -> bool:
+    whole = (int, np.integer)
+    return (
+        isinstance(sequence, (list, tuple))
+        and bool(sequence)
+        and all(isinstance(x, whole) and not isinstance(x, bool) and x >= 0 for x in sequence)
+    )
+
+
+def _packed(requests: Sequence[Biases]) -> SequenceBias:
+    number = _power_of_two(max(len(request) for request in requests))
+    width = _power_of_two(max((len(s) - 1 for r in requests for s in r), default=0))
+    starts = np.full((len(requests), number, width), ANY, np.int32)
+    # An end past any vocabulary is dropped: the rows that only fill up change nothing.
+    ends = np.full((len(requests), number), np.iinfo(np.int32).max, np.int32)
+    bias = np.zeros((len(requests), number), np.float32)
+    for row, request in enumerate(requests):
+        for place, (sequence, amount) in enumerate(request.items()):
+            start = sequence[:-1]
+            starts[row, place, width - len(start) :] = start
+            ends[row, place], bias[row, place] = sequence[-1], amount
+    return SequenceBias(starts, ends, bias)
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length() if size > 0 else 0

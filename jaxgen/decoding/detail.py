@@ -1,0 +1,107 @@
+"""Decoding that also says how it went: why requests ended, and how likely each token was."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
+from jaxgen.decoding.loop import Count, Keys, Step, Stops, loop, plan_of
+from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.errors import ConfigError
+
+Scores = Literal["model", "chain"]
+
+
+class Reason(IntEnum):
+    """Why a request ended."""
+
+    LENGTH = 0  # it ran to `length`, or to its own limit
+    STOP = 1  # its last token is one of its stop ids
+    NOT_FINITE = 2  # the model's logits held NaN, or nothing finite
+    BANNED = 3  # the processors left no token to draw
+
+
+class Decoded(NamedTuple):
+    """New tokens and what is known of them; past a request's end, zeros and NO_TOKEN."""
+
+    tokens: Int[Array, "B length"]
+    cache: Any
+    made: Int[Array, "B"]  # new tokens, the stop token included
+    reason: Int[Array, "B"]  # a Reason
+    logprobs: Float[Array, "B length"]  # natural logarithms
+    top_ids: Int[Array, "B length K"]  # the likeliest first
+    top_logprobs: Float[Array, "B length K"]
+
+
+class _Record(NamedTuple):
+    made: Array
+    reason: Array
+    logprobs: Array
+    top_ids: Array
+    top_logprobs: Array
+
+
+def decode_detailed(
+    step: Step,
+    cache: Any,
+    first: Int[Array, "B"],
+    key: Keys,
+    sample: Chain,
+    length: int,
+    *,
+    top: int,
+    scores: Scores = "model",
+    stop: Stops | None = None,
+    start: Int[Array, ""] | int = 0,
+    limit: Count | None = None,
+    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    lengths: Int[Array, "B"] | np.ndarray | None = None,
+) -> Decoded:
+    """Return what `decode` returns, and each token's log-probability with `top` alternatives.
+
+    scores: "model" takes log-probabilities from the step's logits, "chain" after the processors.
+    The other arguments are those of `decode`. Counts and reasons are of this call, so a chunk of
+    a request that ended before has made=0.
+    Raises ConfigError for a negative `top`, and what `decode` raises.
+    """
+    if top < 0:
+        raise ConfigError(f"top={top} alternatives must be 0 or more")
+    batch = first.shape[0]
+    plan = plan_of(sample, first, key, length, stop, start, limit, prompt, lengths)
+
+    def observe(record, run, logits, new, past):
+        logits = logits.astype(jnp.float32)
+        usable = checked(jnp.zeros_like(new), logits) != NOT_FINITE
+        failed = jnp.where(usable, Reason.BANNED, Reason.NOT_FINITE)
+        ended = jnp.where(plan.stopped(new), Reason.STOP, Reason.LENGTH)
+        reason = jnp.where(new == NOT_FINITE, failed, ended)
+        shown = sample.process(logits, past) if scores == "chain" else logits
+        logprobs = jax.nn.log_softmax(shown, axis=-1)
+        chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
+        best, ids = jax.lax.top_k(logprobs, top)
+        alive, drawn = ~run.done, ~run.done & (new != NOT_FINITE)
+        keep = drawn[:, None]
+        return _Record(
+            record.made + drawn,
+            jnp.where(alive, reason, record.reason).astype(jnp.int32),
+            record.logprobs.at[:, run.place].set(jnp.where(drawn, chosen, 0.0)),
+            record.top_ids.at[:, run.place].set(jnp.where(keep, ids, NO_TOKEN)),
+            record.top_logprobs.at[:, run.place].set(jnp.where(keep, best, 0.0)),
+        )
+
+    before = jnp.where(plan.stopped(first) & (jnp.asarray(start) > 0), Reason.STOP, Reason.LENGTH)
+    record = _Record(
+        jnp.zeros(batch, jnp.int32),
+        jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
+        jnp.zeros((batch, length)),
+        jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
+        jnp.zeros((batch, length, top)),
+    )
+    run = loop(step, cache, plan, record, observe)
+    return Decoded(run.tokens, run.cache, *run.record)

@@ -1,0 +1,149 @@
+"""Processors that force or forbid tokens by place: first, last, before a minimum, always."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.setting import checked, column, ids, marked, whole
+from jaxgen.decoding.shape import BANNED
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Suppress:
+    """Bans `tokens` always."""
+
+    tokens: Any
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return jnp.where(marked(self.tokens, logits.shape[-1]), BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SuppressAt:
+    """Bans `tokens` from the draw at one `place`."""
+
+    needs: ClassVar[Needs] = "made"
+    name: ClassVar[str] = "suppress_at"
+    place: Any
+    tokens: Any
+
+    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+        banned = marked(self.tokens, logits.shape[-1])
+        here = past.made[:, None] == column(self.place)
+        return jnp.where(banned & here, BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ForceAt:
+    """Makes `tokens` the only ones that the draw at one `place` can give, equally likely."""
+
+    needs: ClassVar[Needs] = "made"
+    name: ClassVar[str] = "force_at"
+    place: Any
+    tokens: Any
+
+    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+        forced = jnp.where(marked(self.tokens, logits.shape[-1]), 0.0, BANNED)
+        here = past.made[:, None] == column(self.place)
+        return jnp.where(here, forced, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MinNewTokens:
+    """Bans the `stop` ids until `count` tokens are drawn."""
+
+    needs: ClassVar[Needs] = "made"
+    name: ClassVar[str] = "min_new_tokens"
+    count: Any
+    stop: Any
+
+    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+        early = past.made[:, None] < column(self.count)
+        return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MinLength:
+    """Bans the `stop` ids until prompt and draws are `count` tokens together."""
+
+    needs: ClassVar[Needs] = "tokens"
+    name: ClassVar[str] = "min_length"
+    count: Any
+    stop: Any
+
+    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+        early = past.known()[1][:, None] < column(self.count)
+        return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LengthDecay:
+    """Raises the `stop` logits by |logit| * (factor^n - 1), n draws after the `start`th."""
+
+    needs: ClassVar[Needs] = "made"
+    name: ClassVar[str] = "length_decay"
+    start: Any
+    factor: Any
+    stop: Any
+
+    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+        late = jnp.maximum(past.made[:, None] - column(self.start), 0)
+        grown = jnp.power(jnp.asarray(column(self.factor), logits.dtype), late) - 1
+        # Of the absolute value, so that a negative logit rises too; a banned one stays banned.
+        more = jnp.where(jnp.isfinite(logits), jnp.abs(logits) * grown, 0.0)
+        return jnp.where(marked(self.stop, logits.shape[-1]) & (late > 0), logits + more, logits)
+
+
+def suppress(tokens: Any) -> Suppress:
+    """Return a processor that never lets `tokens` (ids [E], or [B, E] by request) be drawn."""
+    return Suppress(ids("suppress", tokens))
+
+
+def suppress_first(tokens: Any, *, place: Any = 0) -> SuppressAt:
+    """Return a processor that keeps `tokens` from being the first new token (or at `place`)."""
+    return SuppressAt(whole("place", place, 0), ids("suppress_first", tokens))
+
+
+def force_first(token: Any) -> ForceAt:
+    """Return a processor that makes `token` (or one of several) the first new token."""
+    return ForceAt(0, ids("force_first", token))
+
+
+def force_last(token: Any, *, length: Any) -> ForceAt:
+    """Return a processor that makes `token` (or one of several) the `length`th new token.
+
+    length: new tokens in all, int or [B]; pass the same to the decoder.
+    """
+    return ForceAt(whole("length", length, 1) - 1, ids("force_last", token))
+
+
+def min_new_tokens(count: Any, stop: Any) -> MinNewTokens:
+    """Return a processor that bans the `stop` ids until `count` (int or [B]) tokens are drawn."""
+    return MinNewTokens(whole("min_new_tokens", count, 0), ids("stop", stop))
+
+
+def min_length(count: Any, stop: Any) -> MinLength:
+    """Return a processor that bans the `stop` ids while prompt and draws are under `count`."""
+    return MinLength(whole("min_length", count, 0), ids("stop", stop))
+
+
+def length_decay(start: Any, factor: Any, stop: Any) -> LengthDecay:
+    """Return transformers' exponential length decay: `stop` grows likelier from `start` on.
+
+    factor: scalar or [B], above 1 to end sooner. Raises ConfigError unless greater than 0.
+    """
+    rule = "a finite number greater than 0; 1 is off"
+    factor = checked("factor", factor, lambda x: (x > 0) & (x < jnp.inf), rule)
+    return LengthDecay(whole("start", start, 0), factor, ids("stop", stop))

@@ -1,0 +1,274 @@
+"""Processors that look at one row of logits: heat it, or cut its unlikely tail.
+
+Each keeps what transformers' processor of the same name keeps. Where not all of several equal
+logits fit, the smaller ids stay (there, it is up to torch's sort). A setting is a number or an
+array [B]. `keep` (beams need 2) is how many tokens survive at least.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxgen.decoding.setting import checked, column, whole
+
+BANNED = -jnp.inf
+TOP_H_WIDTH = 100  # of the reference implementation: top-h looks at no more tokens than these
+
+
+def static(default: Any) -> Any:
+    """Return a dataclass field that is part of the program, not of its data."""
+    return field(default=default, metadata={"static": True})
+
+
+def _threshold(logits: Float[Array, "B V"], keep: int) -> Float[Array, "B 1"]:
+    """The smallest logit that is among the `keep` largest."""
+    return jax.lax.top_k(logits, min(keep, logits.shape[-1]))[0][:, -1:]
+
+
+def _unsorted(flags: Bool[Array, "B V"], order: Array) -> Bool[Array, "B V"]:
+    """Flags of sorted tokens, back in the order of ids."""
+    return jnp.take_along_axis(flags, jnp.argsort(order, axis=-1), -1)
+
+
+def _entropy(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    terms = jnp.where(jnp.isfinite(logprobs), jnp.exp(logprobs) * logprobs, 0.0)
+    return -jnp.sum(terms, axis=-1, keepdims=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Temperature:
+    """Divides logits by `value`; at 0 only the largest stays, which makes the draw greedy."""
+
+    value: Any
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        value = column(self.value)
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        greedy = jnp.where(jnp.arange(logits.shape[-1]) == best, logits, BANNED)
+        return jnp.where(value > 0, logits / jnp.where(value > 0, value, 1.0), greedy)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TopK:
+    """Keeps the `count` largest logits and what equals the last of them (Fan et al. 2018)."""
+
+    count: Any
+    keep: int = static(1)
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        count = jnp.maximum(column(self.count), self.keep)
+        count = jnp.clip(count, 1, logits.shape[-1])
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        index = jnp.broadcast_to(count - 1, (*logits.shape[:-1], 1))
+        return jnp.where(logits >= jnp.take_along_axis(ordered, index, -1), logits, BANNED)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TopP:
+    """Keeps the smallest set of likeliest tokens that reaches `mass` (Holtzman et al. 2020)."""
+
+    mass: Any
+    keep: int = static(1)
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        mass = column(self.mass)
+        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
+        # Summed from the least likely, so that the tail of a mass near 1 is not rounded away.
+        tail = jax.lax.cumsum(probs, axis=1, reverse=True)
+        dropped = (tail <= 1 - mass) & (jnp.arange(logits.shape[-1]) >= self.keep) & (mass < 1)
+        return jnp.where(_unsorted(dropped, order), BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TopH:
+    """Keeps the likeliest tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
+
+    share: Any
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        top, index = jax.lax.top_k(logits, min(TOP_H_WIDTH, logits.shape[-1]))
+        probs = jax.nn.softmax(top, axis=-1)
+        terms = jnp.where(probs > 0, -probs * jnp.log(probs), 0.0)
+        kept = (jnp.cumsum(terms, -1) <= _entropy(top) * column(self.share)) & (probs > 0)
+        kept = kept.at[:, 0].set(True)
+        rows = jnp.arange(logits.shape[0])[:, None]
+        kept = jnp.zeros(logits.shape, bool).at[rows, index].set(kept)
+        return jnp.where(kept, logits, BANNED)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MinP:
+    """Keeps tokens at least `share` times as likely as the likeliest (Nguyen et al. 2024)."""
+
+    share: Any
+    keep: int = static(1)
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        probs = jax.nn.softmax(logits, axis=-1)
+        dropped = probs < column(self.share) * jnp.max(probs, axis=-1, keepdims=True)
+        if self.keep > 1:
+            best = jax.lax.top_k(probs, min(self.keep, logits.shape[-1]))[1]
+            dropped &= ~jnp.any(jnp.arange(logits.shape[-1]) == best[..., None], axis=1)
+        return jnp.where(dropped, BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Typical:
+    """Keeps tokens of about the expected surprise, to reach `mass` (Meister et al. 2022)."""
+
+    mass: Any
+    keep: int = static(1)
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        surprise = -jax.nn.log_softmax(logits, axis=-1)
+        distance = jnp.abs(surprise - _entropy(logits))
+        order = jnp.argsort(distance, axis=-1, stable=True)
+        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
+        mass, width = column(self.mass), logits.shape[-1]
+        reached = jnp.sum(jnp.cumsum(probs, -1) < mass, axis=-1, keepdims=True)
+        ordered = jnp.take_along_axis(distance, order, -1)
+        furthest = jnp.take_along_axis(ordered, jnp.minimum(reached, width - 1), -1)
+        dropped = (ordered > furthest) & (jnp.arange(width) >= self.keep) & (mass < 1)
+        return jnp.where(_unsorted(dropped, order), BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Epsilon:
+    """Drops tokens less likely than `cutoff`, never the likeliest (Hewitt et al. 2022)."""
+
+    cutoff: Any
+    keep: int = static(1)
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        dropped = jax.nn.softmax(logits, axis=-1) < column(self.cutoff)
+        return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Eta:
+    """Drops tokens below a cutoff that falls with entropy (Hewitt et al. 2022)."""
+
+    cutoff: Any
+    keep: int = static(1)
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        cutoff = column(self.cutoff)
+        eta = jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-_entropy(logits)))
+        dropped = jax.nn.softmax(logits, axis=-1) < eta
+        return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TopNSigma:
+    """Keeps logits within `count` standard deviations of the largest (Tang et al. 2024).
+
+    The deviation is the sample's, as in the authors' code, over logits that are not -inf.
+    """
+
+    count: Any
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        real = jnp.isfinite(logits)
+        number = jnp.sum(real, -1, keepdims=True)
+        mean = jnp.sum(jnp.where(real, logits, 0.0), -1, keepdims=True) / jnp.maximum(number, 1)
+        squares = jnp.sum(jnp.where(real, (logits - mean) ** 2, 0.0), -1, keepdims=True)
+        sigma = jnp.sqrt(squares / jnp.maximum(number - 1, 1))
+        # inf * 0 is NaN, which drops nothing: an infinite count is off.
+        least = jnp.max(logits, axis=-1, keepdims=True) - column(self.count) * sigma
+        return jnp.where(logits < least, BANNED, logits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Renormalize:
+    """Turns logits into log-probabilities, for a reader after the processors before it."""
+
+    def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+        return jax.nn.log_softmax(logits, axis=-1)
+
+
+def temperature(value: Any) -> Temperature:
+    """Return a processor that divides logits by `value` (scalar or [B]); 0 is greedy.
+
+    Raises ConfigError for a negative or non-finite number.
+    """
+    rule = "a finite number, 0 (greedy) or more"
+    return Temperature(checked("temperature", value, lambda x: (x >= 0) & (x < jnp.inf), rule))
+
+
+def top_k(count: Any, *, keep: int = 1) -> TopK:
+    """Return a processor that keeps the `count` (int or [B]) likeliest; ConfigError below 1."""
+    return TopK(whole("top_k", count, 1), _kept(keep))
+
+
+def top_p(mass: Any, *, keep: int = 1) -> TopP:
+    """Return a nucleus processor (scalar or [B]); 1 is off; ConfigError outside (0, 1]."""
+    return TopP(_share("top_p", mass), _kept(keep))
+
+
+def top_h(share: Any) -> TopH:
+    """Return a top-h processor (scalar or [B]); ConfigError outside (0, 1]."""
+    return TopH(_share("top_h", share))
+
+
+def min_p(share: Any, *, keep: int = 1) -> MinP:
+    """Return a min-p processor (scalar or [B]); 0 is off; ConfigError outside [0, 1]."""
+    rule = "0 (off) or more and at most 1"
+    return MinP(checked("min_p", share, lambda x: (x >= 0) & (x <= 1), rule), _kept(keep))
+
+
+def typical(mass: Any, *, keep: int = 1) -> Typical:
+    """Return a processor of locally typical sampling; 1 is off; ConfigError outside (0, 1]."""
+    return Typical(_share("typical", mass), _kept(keep))
+
+
+def epsilon(cutoff: Any, *, keep: int = 1) -> Epsilon:
+    """Return an epsilon processor (scalar or [B]); 0 is off; ConfigError outside [0, 1)."""
+    return Epsilon(_cutoff("epsilon", cutoff), _kept(keep))
+
+
+def eta(cutoff: Any, *, keep: int = 1) -> Eta:
+    """Return an eta processor (scalar or [B]); 0 is off; ConfigError outside [0, 1)."""
+    return Eta(_cutoff("eta", cutoff), _kept(keep))
+
+
+def top_n_sigma(count: Any) -> TopNSigma:
+    """Return a top-n-sigma processor; infinity is off; ConfigError unless greater than 0.
+
+    It keeps the same tokens before and after any temperature.
+    """
+    rule = "greater than 0; infinity is off"
+    return TopNSigma(checked("top_n_sigma", count, lambda x: x > 0, rule))
+
+
+def renormalize() -> Renormalize:
+    """Return a processor that subtracts the log of the sum: what remains sums to 1."""
+    return Renormalize()
+
+
+def _share(name: str, value: Any) -> Any:
+    return checked(name, value, lambda x: (x > 0) & (x <= 1), "greater than 0 and at most 1")
+
+
+def _cutoff(name: str, value: Any) -> Any:
+    return checked(name, value, lambda x: (x >= 0) & (x < 1), "0 (off) or more and less than 1")
+
+
+def _kept(keep: int) -> int:
+    return int(whole("keep", keep, 1))

@@ -1,0 +1,23 @@
+"""Families of published models as data: sizes, names of settings and weights, both ways."""
+
+from __future__ import annotations
+
+from jaxgen.errors import CheckpointError, nearest
+from jaxgen.models.families import gemma, gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3
+from jaxgen.models.families.family import Family
+
+# In this order an export looks for the first family that can say all of a config.
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.model_type: module.FAMILY
+    for module in (gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3)
+}
+
+
+def named(model_type: object) -> Family:
+    """Return the family of a Hugging Face model_type; CheckpointError that lists the known ones."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        hint = nearest(str(model_type), FAMILIES)
+        raise CheckpointError(
+            f"model_type={model_type!r} is no known family{hint}; known are {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]

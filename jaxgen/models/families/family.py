@@ -1,0 +1,155 @@
+"""What a family of models is: how its Hugging Face settings and weights are called, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from jaxgen import settings
+from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError, ConfigError, nearest
+
+# Settings without effect on logits, which any config.json may hold.
+NEUTRAL = frozenset(
+    """
+    _attn_implementation _name_or_path architectures attention_dropout attn_implementation auto_map
+    bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping eos_token_id
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
+    label2id length_penalty max_length min_length model_type name_or_path no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states pad_token_id prefix pretraining_tp problem_type repetition_penalty
+    return_dict sep_token_id suppress_tokens task_specific_params temperature tokenizer_class
+    top_k top_p torch_dtype transformers_version typical_p unsloth_fixed unsloth_version use_cache
+    """.split()
+)
+# Fields of a ModelConfig that a published config has no word for, and that change no logit.
+FREE = ("dropout", "init_std", "param_dtype", "compute_dtype", "remat", "unroll")
+MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
+
+
+class Row(NamedTuple):
+    """One tensor of theirs: its name, the parameters of ours it holds, and how they lie in it.
+
+    layout: a word for each of its dimensions, each a product of letters of the legend; several
+    parameters follow one another along the dimension that is marked with a star.
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    layout: str
+
+
+class Quirk(NamedTuple):
+    """Settings of theirs that are not one setting of ours under another name.
+
+    read: from their settings, defaults filled in, to fields of ours. write: the way back.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    write: Callable[[ModelConfig], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model_type of transformers.
+
+    prefix: what the names of a model without a head lack. layer: what comes before the names of
+    `layer_rows`, {} for the number. sizes: our field -> their key. choices: fields of ours that
+    all of the family share. defaults: what transformers takes for a key that config.json leaves
+    out. only: their keys of which we know these values alone; the first is written.
+    """
+
+    model_type: str
+    architecture: str
+    prefix: str
+    layer: str
+    sizes: Mapping[str, str]
+    choices: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    quirks: tuple[Quirk, ...]
+    rows: tuple[Row, ...]
+    layer_rows: tuple[Row, ...]
+    ignored_tensors: tuple[str, ...] = ()
+
+    def read(self, theirs: Mapping[str, Any]) -> ModelConfig:
+        """Return the ModelConfig of a config.json.
+
+        Raises CheckpointError that names a setting which is missing, wrong or not known.
+        """
+        self._refuse_unknown(theirs)
+        full = {**self.defaults, **theirs}
+        for key in self.sizes.values():
+            if key not in full:
+                raise CheckpointError(f"{key!r} is missing{nearest(key, theirs)}")
+        for key, known in self.only.items():
+            if key in full and full[key] not in known:
+                words = " or ".join(map(repr, known))
+                raise CheckpointError(f"{key}={full[key]!r} is not known here; known is {words}")
+        fields = {**self.choices, **{ours: full[key] for ours, key in self.sizes.items()}}
+        self._check_sizes(fields)
+        for quirk in self.quirks:
+            fields |= quirk.read(full)
+        try:
+            return settings.build(ModelConfig, fields)
+        except ConfigError as error:
+            raise CheckpointError(f"it makes no model: {error}") from error
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the settings of a config.json; CheckpointError if the family can't say it all."""
+        theirs = {key: known[0] for key, known in self.only.items()}
+        full = resolved(config)
+        theirs |= {key: getattr(full, ours) for ours, key in self.sizes.items()}
+        for quirk in self.quirks:
+            theirs |= quirk.write(full)
+        theirs = {"architectures": [self.architecture], "model_type": self.model_type, **theirs}
+        if lost := differences(config, self.read(theirs)):
+            raise CheckpointError(f"{self.model_type} has no {', '.join(lost)}")
+        return theirs
+
+    def _refuse_unknown(self, theirs: Mapping[str, Any]) -> None:
+        if "quantization_config" in theirs:
+            raise CheckpointError("quantization_config: quantised weights are not read")
+        known = {*self.sizes.values(), *self.only, *self.ignored, *NEUTRAL}
+        known |= {key for quirk in self.quirks for key in quirk.keys}
+        for key, value in theirs.items():
+            # What is off changes nothing, even where we don't know what it is.
+            if key not in known and value not in (None, False, "", [], {}):
+                raise CheckpointError(
+                    f"{key}={value!r:.60} is not known for {self.model_type}"
+                    f"{nearest(key, known)}, so logits could differ; remove it if it has no effect"
+                )
+
+    def _check_sizes(self, fields: Mapping[str, Any]) -> None:
+        for ours, key in self.sizes.items():
+            value, most = fields[ours], MAX_LAYERS if ours == "layers" else MAX_SIZE
+            if type(value) is int and value > most:
+                raise CheckpointError(f"{key}={value} is more than the {most} that are read")
+            if type(value) is bool or not isinstance(value, int | float | None):
+                raise CheckpointError(f"{key}={value!r:.60} is no number")
+
+
+def resolved(config: ModelConfig) -> ModelConfig:
+    """Return a config whose derived sizes and layer kinds are written out."""
+    kinds = tuple(config.pattern[i % len(config.pattern)] for i in range(config.layers))
+    window = config.window if "local" in kinds else None
+    theta = config.rope_theta_local if "local" in kinds else None
+    return config.replace(
+        kv_heads=config.K,
+        head_dim=config.H,
+        d_ff=config.F,
+        query_scalar=float(config.query_scalar or config.H),
+        pattern=kinds,
+        window=window,
+        rope_theta_local=theta,
+    )
+
+
+def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
+    """Return "field=value" of `one` where the two compute different logits."""
+    rows = settings.diff(resolved(one), resolved(other))
+    return [f"{key}={value}" for key, value, _ in rows if key not in FREE]

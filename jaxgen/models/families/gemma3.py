@@ -1,0 +1,21 @@
+"""Gemma 3, text only (Google 2025): normalised queries and keys, a rotary base for local layers."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import gemma2
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, TIED, TWO_ROPES
+
+FAMILY = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    choices=gemma2.CHOICES | {"qk_norm": "head"},
+    defaults=gemma2.DEFAULTS
+    | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    | {"rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}
+    | {"sliding_window_pattern": 6},
+    only=gemma2.ONLY,
+    quirks=(TIED, TWO_ROPES, ATTENTION_BIAS, MOST_WINDOWS, gemma2.QUERY),
+    layer_rows=gemma2.LAYER_ROWS,
+    **gemma2.SHARED,
+)

@@ -1,0 +1,92 @@
+"""GPT-2 (Radford et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxgen.config import ModelConfig
+from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.quirks import TIED, one_of
+
+FEED = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def _read_dropout(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dropout": theirs["resid_pdrop"]}
+
+
+def _write_dropout(config: ModelConfig) -> dict[str, Any]:
+    return dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+
+
+FAMILY = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    prefix="transformer.",
+    layer="transformer.h.{}.",
+    sizes={
+        "vocab_size": "vocab_size",
+        "context": "n_positions",
+        "layers": "n_layer",
+        "d_model": "n_embd",
+        "heads": "n_head",
+        "d_ff": "n_inner",
+        "norm_epsilon": "layer_norm_epsilon",
+        "init_std": "initializer_range",
+    },
+    choices={"norm": "layer", "positions": "learned", "biases": "all"},
+    defaults={
+        "n_inner": None,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.1,
+        "tie_word_embeddings": True,
+    },
+    only={
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    ignored=frozenset(
+        "n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout "
+        "summary_proj_to_labels summary_type summary_use_proj".split()
+    ),
+    quirks=(
+        TIED,
+        one_of("feed", "activation_function", FEED),
+        Quirk(("resid_pdrop", "embd_pdrop", "attn_pdrop"), _read_dropout, _write_dropout),
+    ),
+    rows=(
+        Row("transformer.wte.weight", ("embed/tokens",), "V,D"),
+        Row("transformer.wpe.weight", ("embed/positions",), "S,D"),
+        Row("transformer.ln_f.weight", ("final_norm/scale",), "D"),
+        Row("transformer.ln_f.bias", ("final_norm/bias",), "D"),
+        Row("lm_head.weight", ("unembed/tokens",), "V,D"),
+    ),
+    # Its Conv1D keeps [in, out], not the [out, in] of a Linear.
+    layer_rows=(
+        Row("ln_1.weight", ("attn_norm/scale",), "D"),
+        Row("ln_1.bias", ("attn_norm/bias",), "D"),
+        Row("attn.c_attn.weight", ("attn/q", "attn/k", "attn/v"), "D,*NH"),
+        Row("attn.c_attn.bias", ("attn/q_bias", "attn/k_bias", "attn/v_bias"), "*NH"),
+        Row("attn.c_proj.weight", ("attn/o",), "NH,D"),
+        Row("attn.c_proj.bias", ("attn/o_bias",), "D"),
+        Row("ln_2.weight", ("feed_norm/scale",), "D"),
+        Row("ln_2.bias", ("feed_norm/bias",), "D"),
+        Row("mlp.c_fc.weight", ("feed/up",), "D,F"),
+        Row("mlp.c_fc.bias", ("feed/up_bias",), "F"),
+        Row("mlp.c_proj.weight", ("feed/down",), "F,D"),
+        Row("mlp.c_proj.bias", ("feed/down_bias",), "D"),
+    ),
+    # Causal masks, which old files keep as if they were weights.
+    ignored_tensors=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
+)

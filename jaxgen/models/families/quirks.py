@@ -1,0 +1,219 @@
+"""Settings that several families say in a way of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError
+from jaxgen.models.families.family import Quirk
+
+Theirs = Mapping[str, Any]
+KINDS = {"full_attention": "global", "sliding_attention": "local"}
+# Names of rope_parameters (transformers 5) and rope_scaling (4): ours -> theirs, by kind.
+SCALINGS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "low": "low_freq_factor",
+        "high": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "low": "beta_slow",
+        "high": "beta_fast",
+        "attention": "attention_factor",
+    },
+}
+_ROPE_DEFAULTS = {"yarn": {"beta_slow": 1, "beta_fast": 32, "attention_factor": None}}
+_ROPE_ONLY = {"truncate": True, "partial_rotary_factor": 1}
+
+
+def one_of(field: str, key: str, values: Mapping[Any, Any]) -> Quirk:
+    """Return the quirk of a choice: `values` maps theirs to ours; the first of equals is kept."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        value = theirs.get(key)
+        if not isinstance(value, str | bool) or value not in values:
+            known = ", ".join(map(repr, values))
+            raise CheckpointError(f"{key}={value!r:.60} is not known here; known are {known}")
+        return {field: values[value]}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        ours = getattr(config, field)
+        return {key: next((k for k, v in values.items() if v == ours), next(iter(values)))}
+
+    return Quirk((key,), read, write)
+
+
+TIED = one_of("output", "tie_word_embeddings", {True: "tied", False: "untied"})
+ATTENTION_BIAS = one_of("biases", "attention_bias", {False: "none", True: "attention"})
+GATED = one_of(
+    "feed",
+    "hidden_act",
+    {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"},
+)
+
+
+def whole(field: str, key: str) -> Quirk:
+    """Return the quirk of a number that transformers wants without a fraction."""
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        return {key: int(getattr(config, field))}
+
+    return Quirk((key,), lambda theirs: {field: theirs[key]}, write)
+
+
+def _read_rope(theirs: Theirs) -> dict[str, Any]:
+    parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling")
+    theta, scaling = _one_rope(parameters, theirs)
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _write_rope(config: ModelConfig) -> dict[str, Any]:
+    # The spelling of transformers 4, which 5 reads as well.
+    scaling = config.rope_scaling
+    if scaling.kind == "none":
+        return {"rope_theta": config.rope_theta, "rope_scaling": None}
+    found = {name: getattr(scaling, ours) for ours, name in SCALINGS[scaling.kind].items()}
+    found = {name: value for name, value in found.items() if value is not None}
+    return {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": {"rope_type": scaling.kind, **found},
+    }
+
+
+ROPE = Quirk(("rope_theta", "rope_scaling", "rope_parameters"), _read_rope, _write_rope)
+
+
+def _read_two_ropes(theirs: Theirs) -> dict[str, Any]:
+    nested = theirs.get("rope_parameters")
+    if nested is None:
+        fields = _read_rope(theirs)
+        local: Any = theirs["rope_local_base_freq"]
+    else:
+        if not isinstance(nested, dict) or not set(nested) <= set(KINDS):
+            raise CheckpointError(f"rope_parameters={nested!r:.60} has not one part a layer kind")
+        fields = _read_rope({**theirs, "rope_parameters": nested.get("full_attention")})
+        base = {**theirs, "rope_theta": theirs["rope_local_base_freq"]}
+        local, stretched = _one_rope(nested.get("sliding_attention"), base)
+        if stretched["kind"] != "none":
+            raise CheckpointError(
+                f"rope_parameters: sliding_attention of type {stretched['kind']} is not known here"
+            )
+    has_local = "local" in _kinds(theirs, _every_nth)
+    return {**fields, "rope_theta_local": local if has_local else None}
+
+
+def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
+    local = config.rope_theta_local or config.rope_theta
+    return {**_write_rope(config), "rope_local_base_freq": local}
+
+
+# Gemma 3: local layers have a base of their own and are never stretched.
+TWO_ROPES = Quirk((*ROPE.keys, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes)
+
+
+def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
+    """Return (theta, fields of a RopeScaling) of one set of rope parameters."""
+    given = {} if parameters is None else parameters
+    if not isinstance(given, dict):
+        raise CheckpointError(f"rope_scaling={given!r:.60} is no mapping")
+    given = {name: value for name, value in given.items() if value is not None}
+    theta = given.pop("rope_theta", theirs["rope_theta"])
+    kind = given.pop("rope_type", given.pop("type", "default"))
+    given.pop("type", None)
+    if kind not in SCALINGS:
+        known = ", ".join(SCALINGS)
+        raise CheckpointError(f"rope_type={kind!r:.60} is not known here; known are {known}")
+    names = SCALINGS[kind]
+    for name, value in given.items():
+        if name not in names.values() and _ROPE_ONLY.get(name) != value:
+            raise CheckpointError(f"rope_scaling: {name}={value!r:.60} is not known for {kind}")
+    full = {"original_max_position_embeddings": theirs["max_position_embeddings"]}
+    full = {**full, **_ROPE_DEFAULTS.get(kind, {}), **given}
+    if missing := [name for name in names.values() if name not in full]:
+        raise CheckpointError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
+    scaling = {ours: full[name] for ours, name in names.items()}
+    return theta, {"kind": "none" if kind == "default" else kind, **scaling}
+
+
+def layer_types(default: Callable[[Theirs], list[str]], extra: tuple[str, ...] = ()) -> Quirk:
+    """Return the quirk of layers with and without a window.
+
+    default: their kinds where config.json does not list layer_types; extra: keys it looks at.
+    """
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        kinds = _kinds(theirs, default)
+        local = "local" in kinds
+        return {"pattern": _period(kinds), "window": theirs["sliding_window"] if local else None}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        names = {ours: name for name, ours in KINDS.items()}
+        types = [names[kind] for kind in config.pattern]
+        fields: dict[str, Any] = {"layer_types": types, "sliding_window": config.window or 4096}
+        if "use_sliding_window" in extra:
+            fields |= {"use_sliding_window": config.window is not None, "max_window_layers": 0}
+        return fields
+
+    return Quirk(("layer_types", "sliding_window", *extra), read, write)
+
+
+def _kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
+    types = theirs.get("layer_types") or default(theirs)
+    layers = theirs["num_hidden_layers"]
+    if not isinstance(types, list) or len(types) != layers:
+        raise CheckpointError(f"layer_types does not name one kind for each of {layers} layers")
+    if unknown := [name for name in types if not isinstance(name, str) or name not in KINDS]:
+        known = ", ".join(KINDS)
+        raise CheckpointError(f"layer_types: {unknown[0]!r:.60} is not known; known are {known}")
+    return [KINDS[name] for name in types]
+
+
+def _period(kinds: list[str]) -> tuple[str, ...]:
+    """Return the shortest pattern that repeats to `kinds`."""
+    lengths = range(1, len(kinds) + 1)
+    length = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))
+    return tuple(kinds[:length])
+
+
+def _types(theirs: Theirs, local: Callable[[int], bool]) -> list[str]:
+    count = theirs["num_hidden_layers"]
+    if type(count) is not int or count < 1:
+        raise CheckpointError(f"num_hidden_layers={count!r:.60} is no number of layers")
+    return ["sliding_attention" if local(i) else "full_attention" for i in range(count)]
+
+
+def _every_nth(theirs: Theirs) -> list[str]:
+    period = theirs["sliding_window_pattern"]
+    if type(period) is not int or period < 1:
+        raise CheckpointError(f"sliding_window_pattern={period!r:.60} is no number of layers")
+    return _types(theirs, lambda layer: (layer + 1) % period != 0)
+
+
+def _last_layers(theirs: Theirs) -> list[str]:
+    on = theirs["use_sliding_window"] and theirs["sliding_window"] is not None
+    first = theirs["max_window_layers"]
+    if type(first) is not int:
+        raise CheckpointError(f"max_window_layers={first!r:.60} is no number of layers")
+    return _types(theirs, lambda layer: bool(on) and layer >= first)
+
+
+def _all_layers(theirs: Theirs) -> list[str]:
+    return _types(theirs, lambda layer: theirs["sliding_window"] is not None)
+
+
+def _write_one_window(config: ModelConfig) -> dict[str, Any]:
+    return {"sliding_window": config.window}
+
+
+# Mistral: every layer, or none.
+ONE_WINDOW = Quirk(("sliding_window",), layer_types(_all_layers).read, _write_one_window)
+# Qwen: the layers after the first max_window_layers. Gemma: all but every nth.
+LAST_WINDOWS = layer_types(_last_layers, ("use_sliding_window", "max_window_layers"))
+MOST_WINDOWS = layer_types(_every_nth, ("sliding_window_pattern",))

@@ -1,0 +1,19 @@
+"""Qwen 2 and 2.5 (Yang et al. 2024): Llama with biases on queries, keys and values."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import llama
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import GATED, LAST_WINDOWS, ROPE, TIED
+
+WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+
+FAMILY = Family(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    choices=llama.CHOICES | {"biases": "qkv"},
+    defaults=llama.DEFAULTS | WINDOWS | {"num_key_value_heads": 32},
+    quirks=(TIED, GATED, ROPE, LAST_WINDOWS),
+    layer_rows=llama.LAYER_ROWS,
+    **llama.SHARED,
+)
