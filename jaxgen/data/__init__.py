@@ -9,10 +9,11 @@ from jaxgen import lazy
 if TYPE_CHECKING:
     from jaxgen.data.corpora import Pair, docstring_pairs, python_docs, python_docstrings
     from jaxgen.data.corpus import Corpus, prepare
+    from jaxgen.data.labels import labels_of
     from jaxgen.data.loader import Batches, batches, in_order
     from jaxgen.data.pack import documents_of
     from jaxgen.data.reading import Document, documents
-    from jaxgen.data.settings import DataSettings
+    from jaxgen.data.settings import DataSettings, Form
     from jaxgen.data.shard import TokenShard, open_shard
     from jaxgen.data.split import assigned, training_texts
     from jaxgen.data.streams import Tally
@@ -22,6 +23,7 @@ _HOME = {
     "Corpus": "corpus",
     "DataSettings": "settings",
     "Document": "reading",
+    "Form": "settings",
     "Pair": "corpora",
     "Tally": "streams",
     "TokenShard": "shard",
@@ -31,6 +33,7 @@ _HOME = {
     "documents": "reading",
     "documents_of": "pack",
     "in_order": "loader",
+    "labels_of": "labels",
     "open_shard": "shard",
     "prepare": "corpus",
     "python_docs": "corpora",
@@ -43,6 +46,7 @@ __all__ = [
     "Corpus",
     "DataSettings",
     "Document",
+    "Form",
     "Pair",
     "Tally",
     "TokenShard",
@@ -52,6 +56,7 @@ __all__ = [
     "documents",
     "documents_of",
     "in_order",
+    "labels_of",
     "open_shard",
     "prepare",
     "python_docs",

@@ -8,7 +8,7 @@ import os
 import sysconfig
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,7 +93,18 @@ def docstring_pairs() -> Iterator[Pair]:
                     yield pair
 
 
-CORPORA = {"python-docs": python_docs, "python-docstrings": python_docstrings}
+def docstring_documents() -> Iterator[Document]:
+    """Yield `docstring_pairs` as documents whose target is the summary."""
+    for pair in docstring_pairs():
+        yield Document(pair.source, pair.module, pair.summary)
+
+
+# What is built in, by form.
+CORPORA: dict[str, dict[str, Callable[[], Iterable[Document]]]] = {
+    "text": {"python-docs": python_docs, "python-docstrings": python_docstrings},
+    "pairs": {"python-docstrings": docstring_documents},
+    "classes": {},
+}
 
 
 def _pair(

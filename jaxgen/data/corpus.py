@@ -6,17 +6,19 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxgen import files
+from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import encoded
-from jaxgen.data.reading import Document, documents, paths
-from jaxgen.data.settings import DataSettings
+from jaxgen.data.reading import Document, check_form, documents, paths
+from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
+from jaxgen.data.sources import sources
 from jaxgen.data.split import SPLITS, assigned
 from jaxgen.data.streams import Tally
 from jaxgen.errors import BusyError, DataError
@@ -64,21 +66,26 @@ def prepare(
     tokenizer: Encoder,
     cache: Path,
     *,
+    form: Form = "text",
+    labels: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Corpus:
     """Return the corpus as shards in a folder of `cache`, written now unless it is there.
 
+    form: of pairs, sources and targets take turns as documents; of classes, every other document
+    is the place of the class in `labels`, as its only token.
     progress: called with (bytes read, bytes in all). The folder appears whole or not at all.
     Raises DataError for malformed text, a split without text or damaged shards, BusyError where
     the cache can't be written.
     """
-    before = _source(settings)
-    folder = cache / _key(settings, tokenizer, before)
+    check_form(settings, form)
+    before = _source(settings, form)
+    folder = cache / _key(settings, tokenizer, before, form, labels)
     if folder.exists():
         return _open(folder, tokenizer, reused=True)
     try:
         with files.new_folder(folder) as draft:
-            _write(draft, settings, tokenizer, progress)
+            _write(draft, settings, tokenizer, progress, form, labels)
             if _stamps(settings) != before["stamps"]:
                 raise DataError("the text changed while it was read; start again when it is whole")
     except BusyError:
@@ -89,14 +96,13 @@ def prepare(
     return _open(folder, tokenizer, reused=False)
 
 
-def _source(settings: DataSettings) -> dict[str, Any]:
+def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
     if settings.corpus:
         whole = hashlib.sha256()
-        size = 0
-        for document in documents(settings):
-            raw = document.text.encode()
-            whole.update(len(raw).to_bytes(8, "little") + raw)
-            size += len(raw)
+        for document in documents(settings, form=form):
+            for text in document.texts:
+                raw = text.encode()
+                whole.update(len(raw).to_bytes(8, "little") + raw)
         return {"digests": [whole.hexdigest()], "stamps": []}
     stamps = _stamps(settings)
     found = []
@@ -115,7 +121,17 @@ def _stamps(settings: DataSettings) -> list[tuple[str, int, int]]:
     return found
 
 
-def _key(settings: DataSettings, tokenizer: Encoder, source: dict[str, Any]) -> str:
+def _key(
+    settings: DataSettings,
+    tokenizer: Encoder,
+    source: dict[str, Any],
+    form: Form,
+    labels: Sequence[str],
+) -> str:
+    # How many of the files are for validation and for testing decides as much as what is in them.
+    parts_of = [
+        len(sources(g, settings.sides)) for g in (settings.valid_files, settings.test_files)
+    ]
     parts = [
         FORMAT,
         source["digests"],
@@ -123,27 +139,33 @@ def _key(settings: DataSettings, tokenizer: Encoder, source: dict[str, Any]) -> 
         [Path(name).suffixes[-2:] for name, *_ in source["stamps"]],
         settings.field,
         settings.split,
-        settings.valid_fraction,
-        settings.test_fraction,
+        *settings.fractions,
         settings.on_bad_record,
         tokenizer.fingerprint,
+        [form, settings.sides, list(labels), parts_of],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def _write(
-    draft: Path, settings: DataSettings, tokenizer: Encoder, progress: Progress | None
+    draft: Path,
+    settings: DataSettings,
+    tokenizer: Encoder,
+    progress: Progress | None,
+    form: Form,
+    labels: Sequence[str],
 ) -> None:
     fingerprint, size = tokenizer.fingerprint, tokenizer.vocab_size
     writers = {
         split: ShardWriter(draft / f"{split}.tokens", vocab_size=size, tokenizer=fingerprint)
         for split in SPLITS
     }
-    sources: dict[str, list[list]] = {split: [] for split in SPLITS}
-    text, tally, total = hashlib.sha256(), Tally(), _total(settings)
+    origins: dict[str, list[list]] = {split: [] for split in SPLITS}
+    text, tally, total = hashlib.sha256(), Tally(), _total(settings, form)
+    coded = Labelled(tokenizer, tuple(labels)) if form == "classes" else tokenizer
     try:
-        chunks = _chunks(assigned(settings, tally), text, sources)
-        for split, ids, lengths, size in encoded(chunks, tokenizer, total):
+        chunks = _chunks(assigned(settings, tally, form=form), text, origins)
+        for split, ids, lengths, size in encoded(chunks, coded, total):
             writers[split].add(ids, lengths, size)
             if progress:
                 progress(min(tally.read, total), total)
@@ -157,7 +179,7 @@ def _write(
     if progress:
         progress(total, total)
     for split in SPLITS:
-        files.write_json(draft / f"{split}.sources.json", sources[split])
+        files.write_json(draft / f"{split}.sources.json", origins[split])
     about = {
         "format": FORMAT,
         "digest": text.hexdigest(),
@@ -168,21 +190,22 @@ def _write(
 
 
 def _chunks(
-    pairs: Iterator[tuple[str, Document]], text: Any, sources: dict[str, list[list]]
+    pairs: Iterator[tuple[str, Document]], text: Any, origins: dict[str, list[list]]
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield (split, texts) of about CHUNK characters, in order within each split."""
     waiting: dict[str, list[str]] = {split: [] for split in SPLITS}
     sizes = Counter[str]()
     for split, document in pairs:
-        raw = document.text.encode()
-        text.update(f"{split} {len(raw)} ".encode() + raw)
-        runs = sources[split]
+        for part in document.texts:
+            raw = part.encode()
+            text.update(f"{split} {len(raw)} ".encode() + raw)
+        runs = origins[split]
         if runs and runs[-1][0] == document.source:
-            runs[-1][1] += 1
+            runs[-1][1] += len(document.texts)
         else:
-            runs.append([document.source, 1])
-        waiting[split].append(document.text)
-        sizes[split] += len(document.text)
+            runs.append([document.source, len(document.texts)])
+        waiting[split].extend(document.texts)
+        sizes[split] += sum(map(len, document.texts))
         if sizes[split] >= CHUNK:
             yield split, waiting[split]
             waiting[split], sizes[split] = [], 0
@@ -191,9 +214,9 @@ def _chunks(
             yield split, waiting[split]
 
 
-def _total(settings: DataSettings) -> int:
+def _total(settings: DataSettings, form: Form) -> int:
     if settings.corpus:
-        return sum(len(document.text.encode()) for document in documents(settings))
+        return sum(len(t.encode()) for d in documents(settings, form=form) for t in d.texts)
     return sum(size for _, size, _ in _stamps(settings))
 
 
@@ -204,7 +227,7 @@ def _check(settings: DataSettings, writers: dict[str, ShardWriter], skipped: Cou
         why = ", ".join(f"{reason}: {n}" for reason, n in skipped.items())
         raise DataError(f"the corpus holds no text{f' (skipped {why})' if why else ''}")
     for split in ("train", "valid"):
-        if not counts[split] and (split == "train" or settings.valid_fraction):
+        if not counts[split] and (split == "train" or settings.fractions[0]):
             fix = "give more text"
             if settings.split == "hash":
                 fix = "set data.split=tail, which cuts inside documents, or give more of them"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.pack import Batch, check_room, cut, rows_per_epoch, share
+from jaxgen.data.chance import hashed, streams
+from jaxgen.data.pack import Batch, share
 from jaxgen.data.parallel import watch_parent
 from jaxgen.data.pump import Pump
+from jaxgen.data.rows import AS_IT_LIES, Maker, Rows, causal
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError, DataError
 
@@ -25,48 +26,36 @@ PATIENCE = 120.0  # seconds without a batch after which the workers are taken fo
 class Order:
     """Step -> batch: a pure function of seed and step, whoever computes it.
 
-    An epoch is a permutation of the rows; each begins its rows at another, random token, so that
-    a text is not always cut at the same places.
+    An epoch is a permutation of the rows; what the objective draws for one depends on seed, epoch
+    and place alone.
     """
 
-    def __init__(
-        self, shard: TokenShard, context: int, batch: int, seed: int, process: tuple[int, int]
-    ) -> None:
+    def __init__(self, rows: Rows, batch: int, seed: int, process: tuple[int, int]) -> None:
         import grain
 
-        self.shard, self.context, self.batch, self.seed = shard, context, batch, seed
-        self.rows, self.mine = rows_per_epoch(shard, context), share(batch, process)
-        if self.rows >= 2**32:
-            raise ConfigError(f"context={context} makes {self.rows} rows; at most 2^32 - 1 work")
+        self.rows, self.batch, self.seed = rows, batch, seed
+        self.count, self.mine = rows.count, share(batch, process)
+        if self.count >= 2**32:
+            raise ConfigError(f"model.context makes {self.count} rows; at most 2^32 - 1 work")
         # grain takes 32 bits of seed; ours may have 63, and neighbours should not share epochs.
-        self._order = grain.MapDataset.range(self.rows).seed(_hashed(seed, 0)).shuffle().repeat()
+        self._order = grain.MapDataset.range(self.count).seed(hashed(seed, 0)).shuffle().repeat()
 
     def __len__(self) -> int:
         return STEPS
 
     def __getitem__(self, index: int) -> Batch:
-        count = len(self.shard.tokens)
-        first = index * self.batch + self.mine.start
-        places = range(first, index * self.batch + self.mine.stop)
-        rows = np.asarray([self._order[place] for place in places], np.int64)
-        epochs = np.asarray([place // self.rows for place in places], np.int64)
-        offsets = {epoch: self.offset(int(epoch)) for epoch in np.unique(epochs)}
-        shift = np.asarray([offsets[epoch] for epoch in epochs], np.int64)
-        starts = shift + rows * self.context
-        # The row that ends an epoch stops where the first began, so no token counts twice.
-        batch = cut(self.shard, starts, shift + count + 1, self.context)
-        return batch | {"index": starts % count}
-
-    def offset(self, epoch: int) -> int:
-        """Return the token at which the rows of an epoch begin."""
-        return _hashed(self.seed, epoch + 1) % len(self.shard.tokens)
+        first = index * self.batch
+        places = np.arange(first + self.mine.start, first + self.mine.stop, dtype=np.int64)
+        rows = np.asarray([self._order[int(place)] for place in places], np.int64)
+        return self.rows.batch(rows, places // self.count, streams(self.seed, places))
 
 
 class Batches:
     """An endless iterator of batches; see `batches`."""
 
-    def __init__(self, order: Order, *, start: int, workers: int) -> None:
+    def __init__(self, order: Order, context: int, *, start: int, workers: int) -> None:
         self._order, self._workers, self._step = order, workers, start
+        self._context = context
         self._stream: Any = None
         self._closed = False
 
@@ -77,7 +66,7 @@ class Batches:
         """Return the next batch; DataError if the shard changed or a worker died."""
         if self._closed:
             raise ConfigError("the batches are closed; make new ones")
-        self._order.shard.check_unchanged()
+        self._order.rows.shard.check_unchanged()
         if self._stream is None:
             self._stream = _stream(self._order, self._step, self._workers)
         try:
@@ -102,8 +91,9 @@ class Batches:
             "step": self._step,
             "seed": order.seed,
             "batch": order.batch,
-            "context": order.context,
-            "tokens": order.shard.digest,
+            "context": self._context,
+            "tokens": order.rows.shard.digest,
+            "objective": order.rows.name,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -112,6 +102,7 @@ class Batches:
         Raises DataError if it is of another seed, batch, context or text, naming which.
         """
         step, own = state.get("step"), self.state()
+        state = {"objective": "causal"} | state  # there was no other once
         for name, label in NAMES.items():
             if state.get(name) != own[name]:
                 raise DataError(
@@ -140,6 +131,7 @@ NAMES = {
     "batch": "train.batch",
     "context": "model.context",
     "tokens": "data (sha256 of the training tokens)",
+    "objective": "objective",
 }
 
 
@@ -152,20 +144,20 @@ def batches(
     start: int = 0,
     process: tuple[int, int] = (0, 1),
     workers: int = 0,
+    objective: Maker = causal,
 ) -> Batches:
-    """Return endless batches, as `pack.cut` makes them, beginning at step `start`.
+    """Return endless batches, as the objective makes them, beginning at step `start`.
 
     batch: rows over all processes; process: (index, count), this one's share of each batch.
     workers: processes that make batches; with 0, a thread does. The batch of a step is the same
     for any of them. Raises DataError for a shard too small for one row.
     """
-    check_room(shard, context, whole_row=True)
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed={seed} must be in [0, 2^63)")
     if start < 0:
         raise ConfigError(f"start={start} must be 0 or more")
-    order = Order(shard, context, batch, seed, process)
-    return Batches(order, start=start, workers=workers)
+    rows = objective(shard, context=context, seed=seed, ordered=False)
+    return Batches(Order(rows, batch, seed, process), context, start=start, workers=workers)
 
 
 def in_order(
@@ -175,27 +167,21 @@ def in_order(
     batch: int,
     limit: int | None = None,
     process: tuple[int, int] = (0, 1),
+    objective: Maker = causal,
 ) -> Iterator[Batch]:
     """Yield the whole split once, row after row; the last batch is filled up with weight 0.
 
-    limit: at most so many batches. Raises DataError for a split with nothing to predict.
+    limit: at most so many batches. What an objective draws is the same each time. Raises DataError
+    for a split with nothing to predict.
     """
-    check_room(shard, context, whole_row=False)
-    mine, count = share(batch, process), len(shard.tokens)
-    rows = -(-(count - 1) // context)
-    number = -(-rows // batch)
+    rows = objective(shard, context=context, seed=0, ordered=True)
+    mine = share(batch, process)
+    number = -(-rows.count // batch)
     for step in range(number if limit is None else min(limit, number)):
         shard.check_unchanged()
         row = np.arange(step * batch + mine.start, step * batch + mine.stop, dtype=np.int64)
-        starts = row * context
-        # Starts of padding lie beyond the end; they are folded back, and weigh nothing.
-        ends = np.where(row < rows, count, 0).astype(np.int64)
-        yield cut(shard, np.where(row < rows, starts, 0), ends, context)
-
-
-def _hashed(seed: int, number: int) -> int:
-    raw = hashlib.sha256(f"{seed} {number}".encode()).digest()
-    return int.from_bytes(raw[:4], "big")
+        epochs = np.full_like(row, AS_IT_LIES)
+        yield rows.batch(np.where(row < rows.count, row, -1), epochs, streams(0, row))
 
 
 def _stream(order: Order, start: int, workers: int) -> Any:

@@ -84,9 +84,12 @@ def _work(split: str, texts: list[str]) -> Encoded:
 
 
 def _encode(tokenizer: Any, split: str, texts: list[str]) -> Encoded:
-    bos, eos = tokenizer.special.bos, tokenizer.special.eos
-    before = [] if bos is None else [bos]
-    after = [] if eos is None else [eos]
-    rows = [[*before, *row, *after] for row in tokenizer.encode_many(texts)]
+    if hasattr(tokenizer, "encode_documents"):
+        rows = tokenizer.encode_documents(texts)
+    else:
+        bos, eos = tokenizer.special.bos, tokenizer.special.eos
+        before = [] if bos is None else [bos]
+        after = [] if eos is None else [eos]
+        rows = [[*before, *row, *after] for row in tokenizer.encode_many(texts)]
     ids = np.fromiter(chain.from_iterable(rows), np.uint32, sum(map(len, rows)))
     return split, ids, [len(row) for row in rows], sum(len(text.encode()) for text in texts)

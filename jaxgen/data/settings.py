@@ -8,6 +8,10 @@ from typing import Literal
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
+Form = Literal["text", "pairs", "classes"]
+FIELD = "text"
+FRACTION = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -20,14 +24,27 @@ class DataSettings:
     corpus: Literal["python-docs", "python-docstrings"] | None = option(
         "text that ships with every Python; null: `files`", None
     )
-    files: tuple[str, ...] = option("globs of .txt, .jsonl and .parquet files, also .gz", ())
-    field: str = option("key of the text in .jsonl and .parquet files", "text")
+    files: tuple[str, ...] = option(
+        "globs of .txt, .jsonl and .parquet files, also .gz; {side} in a glob stands for each side",
+        (),
+    )
+    valid_files: tuple[str, ...] = option("globs of the validation text; none: from `files`", ())
+    test_files: tuple[str, ...] = option("globs of the test text; none: from `files`", ())
+    sides: tuple[str, ...] = option(
+        "source and target: names of parallel files, or fields of records; classes: text, label", ()
+    )
+    field: str = option("key of the text in .jsonl and .parquet files", FIELD)
     split: Literal["hash", "tail"] = option(
         "hash: whole documents by their sha256; tail: the last of the text, for few documents",
         "hash",
     )
-    valid_fraction: float = option("part of the text for validation", 0.05)
-    test_fraction: float = option("part of the text that no training run looks at", 0.05)
+    valid_fraction: float | None = option(
+        "part of the text for validation; null: 0.05, or nothing where there are valid_files", None
+    )
+    test_fraction: float | None = option(
+        "part that no training run looks at; null: 0.05, or nothing where there are test_files",
+        None,
+    )
     on_bad_record: Literal["stop", "skip"] = option(
         "a malformed file, line or row ends the run, or is skipped and counted", "stop"
     )
@@ -38,17 +55,56 @@ class DataSettings:
             raise ConfigError(
                 f"corpus={self.corpus} and files={list(self.files)} exclude each other; remove one"
             )
-        if not all(pattern.strip() for pattern in self.files):
-            raise ConfigError("files holds an empty glob; remove it")
+        for name in ("files", "valid_files", "test_files"):
+            if not all(pattern.strip() for pattern in getattr(self, name)):
+                raise ConfigError(f"{name} holds an empty glob; remove it")
         if not self.field:
             raise ConfigError("field='' names no key; write the key that holds the text")
-        for name in ("valid_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1)")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ConfigError(
-                f"valid_fraction={self.valid_fraction} + test_fraction={self.test_fraction} leave "
-                f"nothing to train on; their sum must be less than 1"
-            )
+        self._check_sides()
+        self._check_split()
         if self.workers < 0:
             raise ConfigError(f"workers={self.workers} must be 0 or more")
+
+    def _check_sides(self) -> None:
+        if not self.sides:
+            return
+        if len(set(self.sides)) != 2 or len(self.sides) != 2 or not all(self.sides):
+            raise ConfigError(
+                f"sides={list(self.sides)} must be two different names, such as [en, de]"
+            )
+        if self.corpus or self.field != FIELD:
+            other = f"corpus={self.corpus}" if self.corpus else f"field={self.field!r}"
+            raise ConfigError(
+                f"sides={list(self.sides)} and {other} exclude each other; remove one"
+            )
+
+    def _check_split(self) -> None:
+        for name in ("valid", "test"):
+            part, given = getattr(self, f"{name}_fraction"), getattr(self, f"{name}_files")
+            if part is not None and not 0 <= part < 1:
+                raise ConfigError(f"{name}_fraction={part} must be in [0, 1)")
+            if part is not None and given:
+                raise ConfigError(
+                    f"{name}_fraction={part} and {name}_files={list(given)} exclude each other; "
+                    f"remove one"
+                )
+            if given and not self.files:
+                raise ConfigError(f"{name}_files={list(given)} need files to train on; give files")
+        valid, test = self.fractions
+        if valid + test >= 1:
+            raise ConfigError(
+                f"valid_fraction={valid} + test_fraction={test} leave "
+                f"nothing to train on; their sum must be less than 1"
+            )
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """The parts of `files` or `corpus` that validation and test take."""
+        valid, test = (
+            (0.0 if given else FRACTION) if part is None else part
+            for part, given in (
+                (self.valid_fraction, self.valid_files),
+                (self.test_fraction, self.test_files),
+            )
+        )
+        return valid, test

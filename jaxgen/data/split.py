@@ -6,47 +6,53 @@ import hashlib
 from collections.abc import Iterator
 
 from jaxgen.data.reading import Document, documents
-from jaxgen.data.settings import DataSettings
+from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.streams import Tally
 
 SPLITS = ("train", "valid", "test")
 
 
-def assigned(settings: DataSettings, tally: Tally | None = None) -> Iterator[tuple[str, Document]]:
+def assigned(
+    settings: DataSettings, tally: Tally | None = None, *, form: Form = "text"
+) -> Iterator[tuple[str, Document]]:
     """Yield (split, document) in the order of the corpus; errors are those of `documents`.
 
     hash: a document's sha256 decides, so that equal texts are never on both sides and new
     documents move none of the old. tail: all text in a row is cut at two characters, train first,
-    then valid, then test; a document that lies across a cut becomes two.
+    then valid, then test; a document that lies across a cut becomes two, but for one with a
+    target: of those the documents are counted. valid_files and test_files follow as they are.
     """
     if settings.split == "hash":
-        for document in documents(settings, tally):
+        for document in documents(settings, tally, form=form):
             yield _by_hash(document.text, settings), document
-        return
-    yield from _tail(settings, tally)
+    else:
+        yield from (_tail if form == "text" else _tail_whole)(settings, tally, form)
+    for split, files in (("valid", settings.valid_files), ("test", settings.test_files)):
+        if files:
+            for document in documents(settings, tally, form=form, files=files):
+                yield split, document
 
 
-def training_texts(settings: DataSettings) -> Iterator[str]:
-    """Yield the texts of the training split, for a tokenizer to learn from."""
-    for split, document in assigned(settings):
+def training_texts(settings: DataSettings, *, form: Form = "text") -> Iterator[str]:
+    """Yield the texts of the training split, both sides of pairs, for a tokenizer to learn from."""
+    for split, document in assigned(settings, form=form):
         if split == "train":
-            yield document.text
+            yield from document.texts if form == "pairs" else (document.text,)
 
 
 def _by_hash(text: str, settings: DataSettings) -> str:
+    valid, test = settings.fractions
     place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    if place < settings.test_fraction:
+    if place < test:
         return "test"
-    return "valid" if place < settings.test_fraction + settings.valid_fraction else "train"
+    return "valid" if place < test + valid else "train"
 
 
-def _tail(settings: DataSettings, tally: Tally | None) -> Iterator[tuple[str, Document]]:
+def _tail(
+    settings: DataSettings, tally: Tally | None, form: Form
+) -> Iterator[tuple[str, Document]]:
     total = sum(len(document.text) for document in documents(settings))
-    ends = {
-        "train": int(total * (1 - settings.valid_fraction - settings.test_fraction)),
-        "valid": int(total * (1 - settings.test_fraction)),
-        "test": total,
-    }
+    ends = _ends(settings, total)
     place = 0
     for document in documents(settings, tally):
         begin = place
@@ -55,3 +61,20 @@ def _tail(settings: DataSettings, tally: Tally | None) -> Iterator[tuple[str, Do
             if place < end and part:
                 yield split, Document(part, document.source)
                 place += len(part)
+
+
+def _tail_whole(
+    settings: DataSettings, tally: Tally | None, form: Form
+) -> Iterator[tuple[str, Document]]:
+    ends = _ends(settings, sum(1 for _ in documents(settings, form=form)))
+    for number, document in enumerate(documents(settings, tally, form=form)):
+        yield next(split for split, end in ends.items() if number < end), document
+
+
+def _ends(settings: DataSettings, total: int) -> dict[str, int]:
+    valid, test = settings.fractions
+    return {
+        "train": int(total * (1 - valid - test)),
+        "valid": int(total * (1 - test)),
+        "test": total,
+    }

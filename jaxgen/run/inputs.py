@@ -21,7 +21,9 @@ def make_tokenizer(settings: Settings) -> Tokenizer:
     if kind in ("bytes", "file"):
         return tokens.train(settings.tokenizer, ())
     if kind == "chars":
-        return tokens.train(settings.tokenizer, (d.text for d in data.documents(settings.data)))
+        return tokens.train(
+            settings.tokenizer, (t for _, d in data.assigned(settings.data) for t in d.texts)
+        )
     with bar(f"training a {kind} tokenizer of {settings.tokenizer.vocab_size} pieces"):
         return tokens.train(settings.tokenizer, data.training_texts(settings.data))
 

@@ -1,0 +1,52 @@
+"""Classes of texts: their names in the corpus, and their numbers as tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxgen.data.settings import DataSettings
+from jaxgen.data.split import assigned
+from jaxgen.errors import DataError, nearest
+
+
+def labels_of(settings: DataSettings) -> tuple[str, ...]:
+    """Return the names of the classes in the training split, sorted; DataError for fewer than 2."""
+    found = {
+        document.target or ""
+        for split, document in assigned(settings, form="classes")
+        if split == "train"
+    }
+    if len(found) < 2:
+        raise DataError(f"the training text has the classes {sorted(found)}; two are needed")
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A tokenizer for texts and labels in turn: of a label the only id is its place."""
+
+    tokenizer: Any
+    labels: tuple[str, ...]
+
+    @property
+    def special(self) -> Any:
+        """Those of the tokenizer."""
+        return self.tokenizer.special
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each document, special ids included."""
+        rows = self.tokenizer.encode_many(texts[::2])
+        special = self.special
+        before, after = ([] if i is None else [i] for i in (special.bos, special.eos))
+        whole = ([*before, *row, *after] for row in rows)
+        return [ids for row, label in zip(whole, texts[1::2], strict=True)
+                for ids in (row, [self._place(label)])]  # fmt: skip
+
+    def _place(self, label: str) -> int:
+        if label not in self.labels:
+            raise DataError(
+                f"label {label!r} is none of the classes {', '.join(self.labels[:8])}"
+                f"{nearest(label, self.labels)}"
+            )
+        return self.labels.index(label)
