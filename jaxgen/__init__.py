@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         typical,
     )
     from jaxgen.decoding.watermark import detect, watermark
-    from jaxgen.models.api import abstract, apply, axes, init
+    from jaxgen.models.api import abstract, apply, axes, encode, init
     from jaxgen.models.presets import preset
     from jaxgen.text.generate import generate
     from jaxgen.text.model import load, save
@@ -66,6 +66,7 @@ _HOME = {
     "decode": "decoding.loop",
     "decode_detailed": "decoding.detail",
     "detect": "decoding.watermark",
+    "encode": "models.api",
     "epsilon": "decoding.shape",
     "eta": "decoding.shape",
     "force_first": "decoding.force",
@@ -111,6 +112,7 @@ __all__ = [
     "decode",
     "decode_detailed",
     "detect",
+    "encode",
     "epsilon",
     "eta",
     "force_first",

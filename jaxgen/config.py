@@ -10,12 +10,16 @@ from jaxgen.settings import option
 
 Norm = Literal["layer", "rms", "rms_offset"]
 NormAt = Literal["pre", "post", "both"]
-Positions = Literal["learned", "rope", "sinusoid", "none"]
+Positions = Literal["learned", "rope", "sinusoid", "relative", "none"]
+Topology = Literal["decoder", "encoder", "encoder_decoder"]
+EmbedNorm = Literal["none", "norm"]
+OutputBias = Literal["none", "bias"]
+Head = Literal["lm", "mlm", "classes", "spans", "none"]
 Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Biases = Literal["all", "attention", "qkv", "none"]
 Scaling = Literal["none", "linear", "llama3", "yarn"]
 HeadNorm = Literal["none", "head"]
-EmbedScale = Literal["one", "root"]
+Scale = Literal["one", "root"]
 Output = Literal["tied", "untied"]
 Layer = Literal["global", "local"]
 Remat = Literal["none", "dots", "full"]
@@ -75,8 +79,12 @@ class ModelConfig:
     """
 
     vocab_size: int | None = option("rows of the embedding; null: a run asks its tokenizer", None)
+    topology: Topology = option(
+        "decoder: GPT; encoder: BERT, sees both sides; encoder_decoder: T5", "decoder"
+    )
     context: int = option("longest sequence, in tokens", 1024)
-    layers: int = option("depth", 12)
+    layers: int = option("depth; of the decoder, if there are two towers", 12)
+    encoder_layers: int | None = option("depth of the encoder of two; null: as layers", None)
     d_model: int = option("width of the residual stream", 768)
     heads: int = option("query heads", 12)
     kv_heads: int | None = option("key/value heads (grouped-query attention); null: as heads", None)
@@ -89,6 +97,9 @@ class ModelConfig:
     norm_at: NormAt = option("pre, post, or both sides of a sublayer", "pre")
     norm_epsilon: float = option("added to the variance", 1e-5)
     positions: Positions = option("how order is told", "learned")
+    position_offset: int = option("learned: rows of the table before position 0", 0)
+    relative_buckets: int = option("relative: distances told apart", 32)
+    relative_distance: int = option("relative: from here on all distances share a bucket", 128)
     rope_theta: float = option("rotary base wavelength", 10000.0)
     rope_theta_local: float | None = option(
         "that of local layers, then without scaling; null: as the global ones", None
@@ -98,10 +109,19 @@ class ModelConfig:
     query_scalar: float | None = option(
         "scores are divided by its square root; null: head_dim", None
     )
-    embed_scale: EmbedScale = option("token vectors times one, or the root of d_model", "one")
+    embed_scale: Scale = option("token vectors times one, or the root of d_model", "one")
+    embed_norm: EmbedNorm = option("norm: a norm between embeddings and layers", "none")
+    token_types: int = option("rows of a table of token types (BERT's segments); 0: none", 0)
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
     output: Output = option("tied: logits through the embedding table", "tied")
+    output_scale: Scale = option("hidden states before logits: / one, or / sqrt(d_model)", "one")
+    output_bias: OutputBias = option("bias: one learned number a token id", "none")
+    head: Head = option(
+        "lm: token logits; mlm: those of BERT; classes: of the text; spans: begin and end; none",
+        "lm",
+    )
+    classes: int | None = option("head=classes: how many", None)
     score_cap: float | None = option("soft cap of attention scores: cap * tanh(score / cap)", None)
     logit_cap: float | None = option("soft cap of the logits", None)
     pattern: tuple[Layer, ...] = option("layer kinds, repeated over the depth", ("global",))
@@ -116,8 +136,9 @@ class ModelConfig:
     unroll: int = option("layers compiled in line per scan step; all of them: no loop", 1)
 
     def __post_init__(self) -> None:
-        sizes = ("layers", "d_model", "heads", "unroll")
-        optional = ("vocab_size", "kv_heads", "head_dim", "d_ff", "window")
+        sizes = ("layers", "d_model", "heads", "unroll", "relative_buckets", "relative_distance")
+        optional = ("vocab_size", "encoder_layers", "kv_heads", "head_dim", "d_ff", "window")
+        optional += ("classes",)
         for name in (*sizes, *(n for n in optional if getattr(self, n) is not None)):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -141,10 +162,8 @@ class ModelConfig:
                 f"head_dim={self.H} is odd; rotary positions turn pairs, use an even one"
             )
         self._check_rope()
-        if self.positions == "sinusoid" and self.embed_scale == "root":
-            raise ConfigError(
-                "embed_scale=root has no effect: sinusoidal positions scale token vectors already"
-            )
+        self._check_relative()
+        self._check_topology()
         if self.positions == "sinusoid" and self.d_model % 2:
             raise ConfigError(
                 f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
@@ -179,6 +198,45 @@ class ModelConfig:
                 f"and local layers in pattern"
             )
 
+    def _check_relative(self) -> None:
+        fresh = type(self).__dataclass_fields__
+        for name in ("relative_buckets", "relative_distance"):
+            value = getattr(self, name)
+            if self.positions != "relative" and value != fresh[name].default:
+                raise ConfigError(f"{name}={value} has no effect: positions={self.positions}")
+        if self.position_offset and self.positions != "learned":
+            raise ConfigError(
+                f"position_offset={self.position_offset} has no effect: positions={self.positions}"
+            )
+        if self.positions != "relative":
+            return
+        exact = self.relative_buckets // (4 if self.topology != "decoder" else 2)
+        if exact < 1 or self.relative_distance <= exact:
+            raise ConfigError(
+                f"relative_buckets={self.relative_buckets} with "
+                f"relative_distance={self.relative_distance}: give at least 4 buckets, and a "
+                f"distance above the {exact} that have a bucket each"
+            )
+
+    def _check_topology(self) -> None:
+        if self.encoder_layers is not None and self.topology != "encoder_decoder":
+            raise ConfigError(
+                f"encoder_layers={self.encoder_layers} has no effect: topology={self.topology}"
+            )
+        if (self.classes is not None) != (self.head == "classes"):
+            raise ConfigError(
+                f"head={self.head} with classes={self.classes}: classes is given with "
+                f"head=classes, and only there"
+            )
+        if self.head == "mlm" and self.topology != "encoder":
+            raise ConfigError(
+                f"head=mlm fills gaps from both sides, so it needs topology=encoder, "
+                f"but topology={self.topology}"
+            )
+        for name in ("token_types", "position_offset"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
+
     @property
     def V(self) -> int:  # noqa: N802  the axis alphabet
         """Vocabulary; raises ConfigError while it is undecided."""
@@ -210,6 +268,13 @@ class ModelConfig:
         if kind == "local" and self.rope_theta_local is not None:
             return self.rope_theta_local, RopeScaling()
         return self.rope_theta, self.rope_scaling
+
+    def encoder(self) -> ModelConfig:
+        """Return what the encoder of an encoder-decoder is, taken by itself."""
+        depth = self.encoder_layers or self.layers
+        return self.replace(
+            topology="encoder", layers=depth, encoder_layers=None, head="none", classes=None
+        )
 
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with the given fields changed, checked again."""

@@ -12,18 +12,23 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.nn.transformer import Hidden, Transformer
+from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
 from jaxgen.ops.losses import unembed
+from jaxgen.ops.memory import Memory
 
 Params = dict[str, Any]
 Ids = Int[Array | np.ndarray, "B T"]
 
 
 class Output(NamedTuple):
-    """What `apply` returns; unused fields cost nothing under jit."""
+    """What `apply` returns; unused fields cost nothing under jit.
 
-    logits: Float[Array, "B T V"]
+    logits: [B, T, V] of tokens, [B, C] of classes, [B, T, 2] of spans (begin, end), or None
+    without a head.
+    """
+
+    logits: Float[Array, "..."] | None
     hidden: Float[Array, "B T D"]
     cache: caches.Cache | None
     taps: dict[str, Array]
@@ -45,9 +50,48 @@ def axes(config: ModelConfig) -> Params:
     return tree.map_paths(lambda path, box: "".join(box.names), boxes)
 
 
-def empty_cache(config: ModelConfig, batch: int, capacity: int) -> caches.Cache:
-    """Return an empty key/value cache of `capacity` slots for each of `batch` rows."""
-    return caches.empty(config.layers, batch, capacity, config.K, config.H, config.compute_dtype)
+def empty_cache(
+    config: ModelConfig, batch: int, capacity: int, *, memory: int | None = None
+) -> caches.Cache:
+    """Return an empty key/value cache of `capacity` slots for each of `batch` rows.
+
+    memory: tokens of the encoder's output, which an encoder-decoder must know.
+    Raises ConfigError where `memory` is missing, or has no use.
+    """
+    if (memory is not None) != (config.topology == "encoder_decoder"):
+        raise ConfigError(
+            f"memory={memory} with topology={config.topology}: the cache of an encoder_decoder, "
+            f"and of no other, holds keys of a memory"
+        )
+    if config.topology == "encoder":
+        raise ConfigError("topology=encoder sees both sides, so it has no cache")
+    sizes = config.layers, batch, capacity, config.K, config.H
+    return caches.empty(*sizes, config.compute_dtype, memory=memory)
+
+
+def encode(
+    params: Params,
+    config: ModelConfig,
+    tokens: Ids,
+    *,
+    positions: Int[Array, "B S"] | None = None,
+    segments: Int[Array, "B S"] | np.ndarray | None = None,
+    types: Int[Array, "B S"] | np.ndarray | None = None,
+    taps: tuple[str, ...] = (),
+    key: PRNGKeyArray | None = None,
+) -> Memory:
+    """Return the Memory that an encoder makes of token ids [B, S], for `apply(memory=...)`.
+
+    segments: 0 for padding, then document numbers; without them all tokens are one document.
+    The other arguments are those of `apply`; taps begin with "encoder/" in an encoder-decoder.
+    Raises ConfigError for a decoder-only model.
+    """
+    if config.topology == "decoder":
+        raise ConfigError("topology=decoder has no encoder; call apply")
+    inputs = _inputs(config, tokens, positions, segments, types, None, None)
+    out, seen = _forward(params, config, inputs, key, part="encode", taps=bool(taps))
+    marked = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
+    return Memory(out.state, marked, _taps(seen, taps))
 
 
 def hidden(
@@ -56,12 +100,15 @@ def hidden(
     tokens: Ids,
     *,
     positions: Int[Array, "B T"] | None = None,
-    segments: Int[Array, "B T"] | None = None,
+    segments: Int[Array, "B T"] | np.ndarray | None = None,
+    types: Int[Array, "B T"] | np.ndarray | None = None,
     cache: caches.Cache | None = None,
+    memory: Memory | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Hidden:
-    """Return the last hidden states and the output table, for losses that chunk the logits."""
-    return _forward(params, config, tokens, positions, segments, cache, key)[0]
+    """Return hidden states, features and output table, for losses that chunk the logits."""
+    inputs = _inputs(config, tokens, positions, segments, types, cache, memory)
+    return _forward(params, config, inputs, key)[0]
 
 
 def apply(
@@ -70,41 +117,73 @@ def apply(
     tokens: Ids,
     *,
     positions: Int[Array, "B T"] | None = None,
-    segments: Int[Array, "B T"] | None = None,
+    segments: Int[Array, "B T"] | np.ndarray | None = None,
+    types: Int[Array, "B T"] | np.ndarray | None = None,
     cache: caches.Cache | None = None,
-    memory: Float[Array, "B S D"] | None = None,
+    memory: Memory | None = None,
     taps: tuple[str, ...] = (),
     key: PRNGKeyArray | None = None,
 ) -> Output:
     """Return the model's Output for token ids [B, T].
 
     positions: absolute positions; the default counts from 0, or from the cache's length.
-    segments: document numbers; tokens of different documents don't see each other.
+    segments: document numbers, 0 for padding; tokens of different ones don't see each other, and
+      an encoder-decoder's see the part of the memory that has their number (1 by default).
+    types: rows of the table of token types; the default is 0.
     cache: keys and values of earlier tokens; the result's cache holds these T tokens as well.
-    memory: an encoder's output, for models with cross-attention.
+    memory: what `encode` made, for an encoder-decoder; a cache that has seen it needs it no more.
     taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
     key: turns dropout on.
     Ids and positions are trusted here: out of range ones read the nearest valid row.
     Raises ConfigError for an input that this config has no use for.
     """
-    if memory is not None:
-        raise ConfigError("memory= was given, but a decoder-only model has no cross-attention")
-    out, seen = _forward(params, config, tokens, positions, segments, cache, key, taps=bool(taps))
-    logits = unembed(out.state, out.table, cap=config.logit_cap, dtype=config.compute_dtype)
-    return Output(logits, out.state, out.cache, _taps(seen, taps))
+    inputs = _inputs(config, tokens, positions, segments, types, cache, memory)
+    out, seen = _forward(params, config, inputs, key, taps=bool(taps))
+    return Output(_logits(config, out), out.state, out.cache, _taps(seen, taps))
+
+
+def _logits(config: ModelConfig, out: Hidden) -> Array | None:
+    if config.head == "none":
+        return None
+    cap = config.logit_cap if config.head in ("lm", "mlm") else None
+    logits = unembed(out.features, out.table, cap=cap, dtype=config.compute_dtype)
+    return logits[:, 0] if config.head == "classes" else logits
+
+
+def _inputs(config, tokens, positions, segments, types, cache, memory) -> Inputs:
+    _check_parts(config, types, cache, memory)
+    positions = _positions(config, tokens, positions, segments, cache)
+    segments, types = (None if x is None else jnp.asarray(x) for x in (segments, types))
+    return Inputs(jnp.asarray(tokens), positions, segments, types, cache, memory)
+
+
+def _check_parts(config, types, cache, memory) -> None:
+    if memory is not None and config.topology != "encoder_decoder":
+        raise ConfigError(
+            f"memory= was given, but topology={config.topology} has no cross-attention"
+        )
+    if cache is not None and config.topology == "encoder":
+        raise ConfigError("cache= was given, but topology=encoder sees both sides and has none")
+    if types is not None and not config.token_types:
+        raise ConfigError("types= was given, but token_types=0: the model has no table of them")
 
 
 def _forward(
-    params, config, tokens, positions, segments, cache, key, *, taps=False
+    params: Params,
+    config: ModelConfig,
+    inputs: Inputs,
+    key: PRNGKeyArray | None,
+    *,
+    part: Part = "decode",
+    taps: bool = False,
 ) -> tuple[Hidden, dict[str, Any]]:
-    positions = _positions(config, tokens, positions, segments, cache)
-    model = Transformer(config, deterministic=key is None)
+    reads = part == "decode" and config.topology == "encoder_decoder"
+    if reads and inputs.memory is None and inputs.cache is None:
+        raise ConfigError("topology=encoder_decoder reads a memory; pass memory=encode(...)")
+    model = Transformer(config, deterministic=key is None, part=part)
     out: Any = model.apply(
         {"params": params},
-        jnp.asarray(tokens),
-        positions,
-        segments,
-        cache,
+        inputs,
         rngs={} if key is None else {"dropout": key},
         mutable=["taps"] if taps else False,
     )
@@ -126,10 +205,20 @@ def _positions(config, tokens, positions, segments, cache):
 
 
 def _boxed(config: ModelConfig, key: PRNGKeyArray):
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    positions = jnp.zeros((1, 2), jnp.int32)
-    model = Transformer(config, deterministic=True)
-    return dict(model.init({"params": key}, tokens, positions, None, None)["params"])
+    zeros = jnp.zeros((1, 2), jnp.int32)
+    inputs = Inputs(zeros, zeros)
+    if config.topology != "encoder_decoder":
+        return _initialized(config, "decode", key, inputs)
+    encoder = _initialized(config, "encode", key, inputs)
+    # A weight's key depends on its path alone, so the shared table comes out the same twice.
+    state = jnp.zeros((1, 2, config.d_model), config.compute_dtype)
+    decoder = _initialized(config, "decode", key, inputs._replace(memory=Memory(state, zeros)))
+    return decoder | {"encoder": encoder["encoder"]}
+
+
+def _initialized(config, part: Part, key, inputs: Inputs) -> dict[str, Any]:
+    model = Transformer(config, deterministic=True, part=part)
+    return dict(model.init({"params": key}, inputs)["params"])
 
 
 def _unboxed(boxes) -> Params:

@@ -1,4 +1,4 @@
-"""Self-attention: projections around `ops.attention`, and the cache between them."""
+"""Attention: projections around `ops.attention`, and the cache between them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import jax
 
 from jaxgen.config import Layer, ModelConfig
 from jaxgen.nn.norm import Norm
+from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
@@ -23,54 +24,84 @@ class Attend(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array,
-        cache: caches.Cache | None,
-        layer: jax.Array | int,
+        self, x: jax.Array, scene: Scene, cache: caches.Cache | None, layer: jax.Array | int
     ) -> tuple[jax.Array, caches.Cache | None]:
-        """Return (out [B, T, D], cache); mask [B, T, S] spans the cache's slots if there is one."""
+        """Return (out [B, T, D], cache); the scene has one mask, over the cache's slots if any."""
         config = self.config
-        q = self._project("q", x, config.heads, "N")
-        k = self._project("k", x, config.K, "K")
-        v = self._project("v", x, config.K, "K")
+        q = project(self, "q", x, config.heads, "N")
+        k = project(self, "k", x, config.K, "K")
+        v = project(self, "v", x, config.K, "K")
         if config.qk_norm == "head":
             q = Norm(config, axis="H", name="q_norm")(q)
             k = Norm(config, axis="H", name="k_norm")(k)
         if config.positions == "rope":
             theta, scaling = config.rope(self.kind)
-            q = rotate(q, positions, theta=theta, scaling=scaling)
-            k = rotate(k, positions, theta=theta, scaling=scaling)
+            q = rotate(q, scene.positions, theta=theta, scaling=scaling)
+            k = rotate(k, scene.positions, theta=theta, scaling=scaling)
         if cache is not None:
             cache = caches.write(cache, layer, k, v)
             k, v = caches.read(cache, layer)
+        (mask,) = scene.masks
         drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
-        scale = (config.query_scalar or config.H) ** -0.5
-        out = attend(q, k, v, mask, scale=scale, cap=config.score_cap, drop=drop)
-        return self._output(out), cache
+        scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
+        out = attend(q, k, v, mask, scale=scale, cap=cap, bias=scene.bias, drop=drop)
+        return output(self, out), cache
 
-    def _project(self, name: str, x: jax.Array, heads: int, letter: str) -> jax.Array:
-        config = self.config
-        shape = (config.d_model, heads, config.H)
-        normal = nn.initializers.normal(config.init_std)
-        w_DNH = weight(self, name, shape, f"D{letter}H", normal, config.param_dtype)
-        y = contract(f"BTD,D{letter}H->BT{letter}H", x, w_DNH, dtype=config.compute_dtype)
-        if config.biases != "none":
-            zeros = nn.initializers.zeros
-            bias = weight(self, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
-            y = y + bias.astype(y.dtype)
-        return y
 
-    def _output(self, x: jax.Array) -> jax.Array:
+class CrossAttend(nn.Module):
+    """Attention from a decoder's tokens to an encoder's memory."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, scene: Scene, cache: caches.Cache | None, layer: jax.Array | int
+    ) -> tuple[jax.Array, caches.Cache | None]:
+        """Return (out [B, T, D], cache); keys come from the scene's memory, else from the cache."""
         config = self.config
-        shape = (config.heads, config.H, config.d_model)
-        # GPT-2: the residual stream sums 2 * layers outputs, so each starts smaller.
-        normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
-        o_NHD = weight(self, "o", shape, "NHD", normal, config.param_dtype)
-        y = contract("BTNH,NHD->BTD", x, o_NHD, dtype=config.compute_dtype)
-        if config.biases in ("all", "attention"):
-            zeros = nn.initializers.zeros
-            bias = weight(self, "o_bias", (config.d_model,), "D", zeros, config.param_dtype)
-            y = y + bias.astype(y.dtype)
-        return y
+        q = project(self, "q", x, config.heads, "N")
+        if scene.memory is not None:
+            k = project(self, "k", scene.memory.state, config.K, "K")
+            v = project(self, "v", scene.memory.state, config.K, "K")
+            if cache is not None:
+                cache = caches.write_cross(cache, layer, k, v)
+        else:
+            assert cache is not None
+            k, v = caches.read_cross(cache, layer)
+        assert scene.cross_mask is not None
+        drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
+        scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
+        out = attend(q, k, v, scene.cross_mask, scale=scale, cap=cap, drop=drop)
+        return output(self, out), cache
+
+
+def project(
+    module: Attend | CrossAttend, name: str, x: jax.Array, heads: int, letter: str
+) -> jax.Array:
+    """Return x [B, T, D] as heads [B, T, heads, H], through the weight `name` of a module."""
+    config = module.config
+    shape = (config.d_model, heads, config.H)
+    normal = nn.initializers.normal(config.init_std)
+    w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
+    y = contract(f"BTD,D{letter}H->BT{letter}H", x, w_DNH, dtype=config.compute_dtype)
+    if config.biases != "none":
+        zeros = nn.initializers.zeros
+        bias = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
+        y = y + bias.astype(y.dtype)
+    return y
+
+
+def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
+    """Return heads [B, T, N, H] back in the model's width, through a module's weight `o`."""
+    config = module.config
+    shape = (config.heads, config.H, config.d_model)
+    # GPT-2: the residual stream sums 2 * layers outputs, so each starts smaller.
+    normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
+    o_NHD = weight(module, "o", shape, "NHD", normal, config.param_dtype)
+    y = contract("BTNH,NHD->BTD", x, o_NHD, dtype=config.compute_dtype)
+    if config.biases in ("all", "attention"):
+        zeros = nn.initializers.zeros
+        bias = weight(module, "o_bias", (config.d_model,), "D", zeros, config.param_dtype)
+        y = y + bias.astype(y.dtype)
+    return y

@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 
 from jaxgen.config import Layer, ModelConfig
-from jaxgen.nn.attend import Attend
+from jaxgen.nn.attend import Attend, CrossAttend
 from jaxgen.nn.feed import Feed
 from jaxgen.nn.norm import Norm
+from jaxgen.nn.scene import Scene
 from jaxgen.ops.cache import Cache
 
 # What travels through the depth: the residual stream [B, T, D] and the cache of all layers.
@@ -18,26 +19,26 @@ Carry = tuple[jax.Array, Cache | None]
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each normalised where the config says."""
+    """Attention, in a decoder with an encoder that to its memory, then feed-forward.
+
+    Each is normalised where the config says.
+    """
 
     config: ModelConfig
     deterministic: bool
     kind: Layer
 
     @nn.compact
-    def __call__(
-        self,
-        carry: Carry,
-        layer: jax.Array | int,
-        positions: jax.Array,
-        masks: tuple[jax.Array, ...],
-    ) -> tuple[Carry, None]:
-        """Return (carry, None), the shape that a scan wants; `masks` holds this layer's mask."""
+    def __call__(self, carry: Carry, layer: jax.Array | int, scene: Scene) -> tuple[Carry, None]:
+        """Return (carry, None), the shape that a scan wants; the scene has this layer's mask."""
         x, cache = carry
-        (mask,) = masks
         attend = Attend(self.config, self.deterministic, self.kind, name="attn")
-        y, cache = attend(self._before("attn", x), positions, mask, cache, layer)
+        y, cache = attend(self._before("attn", x), scene, cache, layer)
         x = self._after("attn", x, y)
+        if self.config.topology == "encoder_decoder":
+            cross = CrossAttend(self.config, self.deterministic, name="cross")
+            y, cache = cross(self._before("cross", x), scene, cache, layer)
+            x = self._after("cross", x, y)
         y = Feed(self.config, name="feed")(self._before("feed", x))
         x = self._after("feed", x, y)
         self.sow("taps", "out", x)
@@ -65,16 +66,10 @@ class Period(nn.Module):
     block: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(
-        self,
-        carry: Carry,
-        layer: jax.Array | int,
-        positions: jax.Array,
-        masks: tuple[jax.Array, ...],
-    ) -> tuple[Carry, None]:
-        """Return (carry, None) after as many layers as there are masks."""
-        for index, mask in enumerate(masks):
+    def __call__(self, carry: Carry, layer: jax.Array | int, scene: Scene) -> tuple[Carry, None]:
+        """Return (carry, None) after as many layers as the scene has masks."""
+        for index, mask in enumerate(scene.masks):
             kind = self.config.pattern[index]
             block = self.block(self.config, self.deterministic, kind, name=str(index))
-            carry, _ = block(carry, layer + index, positions, (mask,))
+            carry, _ = block(carry, layer + index, scene._replace(masks=(mask,)))
         return carry, None

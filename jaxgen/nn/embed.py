@@ -9,46 +9,68 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
+from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import lookup
 from jaxgen.ops.positions import sinusoid
 
 
-class Embed(nn.Module):
-    """Token vectors plus absolute positions, if the config has any."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
-        """Return (x [B, T, D], table [V, D]) for tokens and positions [B, T]."""
-        config = self.config
-        normal = nn.initializers.normal(config.init_std)
-        shape = (config.V, config.d_model)
-        table = weight(self, "tokens", shape, "VD", normal, config.param_dtype)
-        x = lookup(table, tokens, dtype=config.compute_dtype)
-        if config.embed_scale == "root":
-            # Rounded first, as Gemma multiplies.
-            x = x * jnp.asarray(config.d_model**0.5, x.dtype)
-        if config.positions == "learned":
-            shape = (config.context, config.d_model)
-            waves = weight(self, "positions", shape, "SD", normal, config.param_dtype)
-            x = x + lookup(waves, positions, dtype=config.compute_dtype)
-        elif config.positions == "sinusoid":
-            # Vaswani et al. 2017 bring both terms to one scale by sqrt(d_model).
-            x = x * config.d_model**0.5 + sinusoid(positions, config.d_model).astype(x.dtype)
-        return x, table
+def token_table(module: nn.Module, config: ModelConfig) -> Any:
+    """Return the [V, D] table `tokens` of a module, one vector per token id."""
+    normal = nn.initializers.normal(config.init_std)
+    shape = (config.V, config.d_model)
+    return weight(module, "tokens", shape, "VD", normal, config.param_dtype)
 
 
-class Unembed(nn.Module):
-    """An output table of its own, for models that do not tie it to the embedding."""
+class Tokens(nn.Module):
+    """The table of token vectors alone, where two towers share it."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self) -> Any:
         """Return the table [V, D]."""
+        return token_table(self, self.config)
+
+
+class Embed(nn.Module):
+    """Token vectors plus absolute positions and token types, if the config has any."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        types: jax.Array | None,
+        table: Any,
+    ) -> tuple[jax.Array, Any]:
+        """Return (x [B, T, D], table [V, D]) for tokens, positions and types [B, T].
+
+        table: that of another tower; None where the module has one of its own.
+        """
         config = self.config
-        shape = (config.V, config.d_model)
+        table = token_table(self, config) if table is None else table
+        x = lookup(table, tokens, dtype=config.compute_dtype)
+        if config.embed_scale == "root":
+            # Rounded first, as Gemma multiplies.
+            x = x * jnp.asarray(config.d_model**0.5, x.dtype)
+        if config.positions == "learned":
+            rows = config.context + config.position_offset
+            x = x + self._row("positions", rows, "S", positions + config.position_offset)
+        elif config.positions == "sinusoid":
+            x = x + sinusoid(positions, config.d_model).astype(x.dtype)
+        if config.token_types:
+            types = jnp.zeros_like(tokens) if types is None else types
+            x = x + self._row("types", config.token_types, "Y", types)
+        if config.embed_norm == "norm":
+            x = Norm(config, name="norm")(x)
+        return x, table
+
+    def _row(self, name: str, rows: int, letter: str, ids: jax.Array) -> jax.Array:
+        config = self.config
         normal = nn.initializers.normal(config.init_std)
-        return weight(self, "tokens", shape, "VD", normal, config.param_dtype)
+        shape = (rows, config.d_model)
+        table = weight(self, name, shape, f"{letter}D", normal, config.param_dtype)
+        return lookup(table, ids, dtype=config.compute_dtype)

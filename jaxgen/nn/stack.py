@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
 from jaxgen.nn.block import Block, Carry, Period
+from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import STACK_AXIS
 
 POLICIES = {
@@ -22,12 +23,11 @@ def through_layers(
     config: ModelConfig,
     deterministic: bool,
     carry: Carry,
-    positions: jax.Array,
-    masks: tuple[jax.Array, ...],
+    scene: Scene,
 ) -> Carry:
     """Return the carry after all layers; call it inside a module, which then owns the layers.
 
-    `masks` has one [B, T, S] mask per kind of the pattern. Parameters of equal layers are stacked
+    The scene has one mask per kind of the pattern. Parameters of equal layers are stacked
     along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
     Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on.
@@ -36,16 +36,16 @@ def through_layers(
     if config.remat != "none":
         # Inside a scan nothing can be merged across the barrier anyway, so none is needed.
         block = nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=False)
-    period = len(masks)
+    period = len(scene.masks)
     periods, rest = divmod(config.layers, period)
     if periods:
         body, extra = (block, config.pattern[0]) if period == 1 else (Period, block)
         scanned = _scanned(body, periods, config.unroll)
         layers = scanned(config, deterministic, extra, name="layers")
-        carry, _ = layers(carry, jnp.arange(periods) * period, positions, masks)
+        carry, _ = layers(carry, jnp.arange(periods) * period, scene)
     if rest:
         tail = Period(config, deterministic, block, name="rest")
-        carry, _ = tail(carry, periods * period, positions, masks[:rest])
+        carry, _ = tail(carry, periods * period, scene._replace(masks=scene.masks[:rest]))
     return carry
 
 
@@ -62,7 +62,7 @@ def place(config: ModelConfig, layer: int) -> tuple[str, int | None]:
 
 
 def _scanned(body, periods: int, unroll: int) -> Any:
-    axes: Any = (0, nn.broadcast, nn.broadcast)
+    axes: Any = (0, nn.broadcast)
     return nn.scan(
         body,
         variable_axes={"params": 0, "taps": 0},

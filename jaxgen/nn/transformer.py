@@ -1,58 +1,142 @@
-"""The decoder-only Transformer up to its last hidden state."""
+"""The Transformer up to what logits are made of: one tower, or an encoder and its decoder."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
-from jaxgen.nn.embed import Embed, Unembed
+from jaxgen.nn.embed import Embed, Tokens
+from jaxgen.nn.head import Head, Unembed
 from jaxgen.nn.norm import Norm
+from jaxgen.nn.relative import Relative
+from jaxgen.nn.scene import Scene
 from jaxgen.nn.stack import through_layers
 from jaxgen.ops import cache as caches
-from jaxgen.ops.masks import visible
+from jaxgen.ops.masks import same_segment, visible
+from jaxgen.ops.memory import Memory
+
+Part = Literal["encode", "decode"]
+
+
+class Inputs(NamedTuple):
+    """What a tower reads: tokens and positions [B, T], and what it may do without."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    segments: jax.Array | None = None
+    types: jax.Array | None = None
+    cache: caches.Cache | None = None
+    memory: Memory | None = None
 
 
 class Hidden(NamedTuple):
-    """The last hidden state, the [V, D] table that makes logits of it, and the cache after it."""
+    """The last hidden states, what logits are made of, and the cache after them.
+
+    Logits are `ops.losses.unembed(features, table)`; without a head, table is None.
+    """
 
     state: jax.Array
+    features: jax.Array
     table: Any
     cache: caches.Cache | None
 
 
 class Transformer(nn.Module):
-    """A causal Transformer; logits are `ops.losses.unembed(state, table)`."""
+    """A Transformer; `part` says which tower of an encoder-decoder is meant."""
+
+    config: ModelConfig
+    deterministic: bool
+    part: Part = "decode"
+
+    @nn.compact
+    def __call__(self, inputs: Inputs) -> Hidden:
+        """Return hidden states [B, T, D] of the inputs."""
+        config = self.config
+        if config.topology == "encoder_decoder" and self.part == "encode":
+            table = Tokens(config, name="embed")()
+            encoder = Encoder(config.encoder(), self.deterministic, name="encoder")
+            x = encoder(inputs, table)
+            return Hidden(x, x, None, None)
+        x, table, cache = _tower(self, inputs, None)
+        features, table = self._head(x, table, inputs.segments)
+        return Hidden(x, features, table, cache)
+
+    def _head(self, x: jax.Array, table: Any, segments: jax.Array | None) -> tuple[Any, Any]:
+        config = self.config
+        if config.head == "none":
+            return x, None
+        if config.head in ("classes", "spans"):
+            return Head(config, self.deterministic, name="head")(x, segments)
+        if config.head == "mlm":
+            x, _ = Head(config, self.deterministic, name="head")(x, segments)
+        if config.output_scale == "root":
+            x = x * config.d_model**-0.5
+        return x, Unembed(config, name="unembed")(table)
+
+
+class Encoder(nn.Module):
+    """The encoder of an encoder-decoder, which shares the decoder's token table."""
 
     config: ModelConfig
     deterministic: bool
 
     @nn.compact
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        segments: jax.Array | None,
-        cache: caches.Cache | None,
-    ) -> Hidden:
-        """Return hidden states [B, T, D] for tokens and positions [B, T]."""
-        config = self.config
-        x, table = Embed(config, name="embed")(tokens, positions)
-        x = nn.Dropout(config.dropout, deterministic=self.deterministic)(x)
-        keys = positions if cache is None else jnp.arange(cache.capacity)[None]
-        masks = tuple(
-            visible(positions, keys, window=window, query_segments=segments, key_segments=segments)
-            for window in config.windows()
+    def __call__(self, inputs: Inputs, table: Any) -> jax.Array:
+        """Return the last hidden states [B, T, D]."""
+        return _tower(self, inputs, table)[0]
+
+
+def _tower(
+    module: Transformer | Encoder, inputs: Inputs, table: Any
+) -> tuple[jax.Array, Any, caches.Cache | None]:
+    """Return (x, table, cache) of a tower whose parts belong to `module`."""
+    config, deterministic = module.config, module.deterministic
+    x, table = Embed(config, name="embed")(inputs.tokens, inputs.positions, inputs.types, table)
+    x = nn.Dropout(config.dropout, deterministic=deterministic)(x)
+    scene, cache = _scene(config, inputs)
+    x, cache = through_layers(config, deterministic, (x, cache), scene)
+    if config.norm_at != "post":
+        x = Norm(config, name="final_norm")(x)
+    module.sow("taps", "hidden", x)
+    if cache is not None:
+        cache = caches.advance(cache, inputs.tokens.shape[1])
+    return x, table, cache
+
+
+def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | None]:
+    """Return what the layers see, and the cache, which from now on knows the memory's padding."""
+    _, positions, segments, _, cache, memory = inputs
+    keys = positions if cache is None else jnp.arange(cache.capacity)[None]
+    direction = "both" if config.topology == "encoder" else "back"
+    masks = tuple(
+        visible(
+            positions,
+            keys,
+            direction=direction,
+            window=window,
+            query_segments=segments,
+            key_segments=segments,
         )
-        x, cache = through_layers(config, self.deterministic, (x, cache), positions, masks)
-        if config.norm_at != "post":
-            x = Norm(config, name="final_norm")(x)
-        if config.output == "untied":
-            table = Unembed(config, name="unembed")()
-        self.sow("taps", "hidden", x)
-        if cache is not None:
-            cache = caches.advance(cache, tokens.shape[1])
-        return Hidden(x, table, cache)
+        for window in config.windows()
+    )
+    bias = None
+    if config.positions == "relative":
+        bias = Relative(config, name="relative")(positions, keys)
+    if config.topology != "encoder_decoder":
+        return Scene(positions, masks, bias), cache
+    if memory is not None and cache is not None:
+        cache = caches.begin_cross(cache, memory.segments)
+    own = jnp.ones_like(inputs.tokens) if segments is None else segments
+    cross_mask = same_segment(own, _memory_segments(memory, cache))
+    return Scene(positions, masks, bias, memory, cross_mask), cache
+
+
+def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:
+    if memory is not None:
+        return memory.segments
+    assert cache is not None and cache.cross is not None
+    return cache.cross.segments

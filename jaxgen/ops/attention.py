@@ -22,9 +22,10 @@ def attend(
     *,
     scale: float,
     cap: float | None,
+    bias: Float[Array, "#B N #T S"] | None = None,
     drop: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Return softmax(q k^T * scale) v, computed in float32 inside (Vaswani et al. 2017).
+    """Return softmax(q k^T * scale + bias) v, computed in float32 inside (Vaswani et al. 2017).
 
     N / K query heads share one key/value head (Ainslie et al. 2023). `drop` is applied to the
     probabilities. A row that may see nothing averages all values: its result means nothing.
@@ -34,6 +35,8 @@ def attend(
     q = q.reshape(B, T, K, N // K, H)
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
     scores = soft_cap(scores * scale, cap)
+    if bias is not None:
+        scores += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1)
     if drop is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -23,3 +25,17 @@ def lookup(table: Any, ids: Int[Array, "..."], *, dtype: str) -> Float[Array, ".
     if hasattr(table, "lookup"):
         return table.lookup(ids, dtype)
     return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Biased:
+    """A weight whose products get a bias on their last axis."""
+
+    weight: Any
+    bias: Float[Array, "V"]
+
+    def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
+        """Return the product plus the bias."""
+        y = contract(equation, x, self.weight, dtype=dtype)
+        return y + self.bias.astype(y.dtype)

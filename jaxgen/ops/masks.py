@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+Direction = Literal["back", "both"]
 
 
 def visible(
     query: Int[Array, "B T"],
     key: Int[Array, "#B S"],
     *,
+    direction: Direction = "back",
     window: int | None,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """Return True where a query position may attend to a key position.
 
-    Causal by position; inside the last `window` positions (the query's own included) if given;
-    inside one segment if segments are given, which keeps packed documents apart.
+    back: causal by position, as decoders look; both: also ahead, as encoders do. Less than `window`
+    positions away if given; inside one segment if segments are given, which keeps packed
+    documents, and padding, apart.
     """
     distance = query[:, :, None] - key[:, None, :]
-    mask = distance >= 0
+    mask = distance >= 0 if direction == "back" else jnp.ones_like(distance, bool)
     if window is not None:
-        mask &= distance < window
+        mask &= jnp.abs(distance) < window
     if query_segments is not None and key_segments is not None:
-        mask &= query_segments[:, :, None] == key_segments[:, None, :]
+        mask &= same_segment(query_segments, key_segments)
     return mask
+
+
+def same_segment(query: Int[Array, "B T"], key: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
+    """Return True where a query and a key belong to one document (or are both padding)."""
+    return query[:, :, None] == key[:, None, :]

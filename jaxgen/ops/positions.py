@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgen.config import RopeScaling
+from jaxgen.ops.masks import Direction
 
 
 def frequencies(
@@ -82,3 +83,25 @@ def sinusoid(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
     frequency = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def buckets(
+    distance: Int[Array, "..."], *, number: int, farthest: int, direction: Direction
+) -> Int[Array, "..."]:
+    """Return the bucket of each distance key - query, from 0 to number - 1 (Raffel et al. 2020).
+
+    Half of the buckets (with direction="both": of those of each side) hold one distance each; the
+    others grow as logarithms up to `farthest`, where the last one takes all that is beyond.
+    """
+    if direction == "both":
+        number //= 2
+        side = jnp.where(distance > 0, number, 0)
+        distance = jnp.abs(distance)
+    else:
+        side = 0
+        distance = jnp.maximum(-distance, 0)
+    exact = number // 2
+    # The reference takes these logarithms in float32, and its borders are where it rounds to.
+    share = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
+    coarse = exact + (share / math.log(farthest / exact) * (number - exact)).astype(jnp.int32)
+    return side + jnp.where(distance < exact, distance, jnp.minimum(coarse, number - 1))

@@ -11,6 +11,7 @@ from jaxgen.decoding.loop import Keys, decode
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.ops.cache import Cache
+from jaxgen.ops.memory import Memory
 
 
 def model_step(params: api.Params, config: ModelConfig):
@@ -18,6 +19,7 @@ def model_step(params: api.Params, config: ModelConfig):
 
     def step(tokens, cache):
         out = api.apply(params, config, tokens[:, None], cache=cache)
+        assert out.logits is not None
         return out.logits[:, 0], out.cache
 
     return step
@@ -29,14 +31,17 @@ def prefill(
     prompt: api.Ids,
     lengths: Int[Array, "B"],
     capacity: int,
+    *,
+    memory: Memory | None = None,
 ) -> tuple[Int[Array, "B"], Cache]:
     """Return (first, cache): all of each prompt but its last token cached, and that last token.
 
     The last token is left to the loop's first step, so that every token that is ever drawn comes
     from one and the same code; no logits are computed here.
     """
-    cache = api.empty_cache(config, prompt.shape[0], capacity)
-    cache = api.hidden(params, config, prompt, cache=cache).cache
+    slots = None if memory is None else memory.state.shape[1]
+    cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots)
+    cache = api.hidden(params, config, prompt, cache=cache, memory=memory).cache
     assert cache is not None
     last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
     return last, cache.rewind(lengths - 1)
@@ -52,13 +57,17 @@ def generate(
     sample: Chain | None = None,
     lengths: Int[Array, "B"] | None = None,
     stop: Int[Array, "E"] | None = None,
+    memory: Memory | None = None,
 ) -> Int[Array, "B length"]:
     """Return `length` new token ids for each prompt; jit it with config and length static.
 
     prompt: ids [B, T], rows padded on the right to one width; `lengths` says how much is real.
     sample: a `chain`; None takes the likeliest token.
     stop: ids that end a row, which then repeats its stop token.
-    Raises ConfigError if T + length exceeds config.context, or for an empty prompt or length.
+    memory: what `encode` made of the sources, for an encoder-decoder, whose prompts begin with the
+      token that its family starts decoding from.
+    Raises ConfigError if T + length exceeds config.context, for an empty prompt or length, and for
+    a model that gives no next token.
     """
     batch, width = prompt.shape
     if width < 1 or length < 1:
@@ -68,9 +77,11 @@ def generate(
             f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
             f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
         )
+    if config.head != "lm":
+        raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")
     if lengths is None:
         lengths = jnp.full(batch, width, jnp.int32)
-    first, cache = prefill(params, config, prompt, lengths, width + length)
+    first, cache = prefill(params, config, prompt, lengths, width + length, memory=memory)
     sample = greedy() if sample is None else sample
     step = model_step(params, config)
     return decode(

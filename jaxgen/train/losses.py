@@ -56,7 +56,7 @@ def causal_loss(
     )
     fitting = max(LOGITS_AT_ONCE // (tokens.shape[0] * config.V), 1)
     total, nll = vocabulary_loss(
-        out.state,
+        out.features,
         out.table,
         targets,
         weights,

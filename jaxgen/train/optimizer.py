@@ -103,7 +103,7 @@ def matrix_axes(letters: str) -> MuonDimensionNumbers | None:
     "LDNH" maps D to (N, H) for each of L layers; "LNHD" maps (N, H) to D.
     """
     places = [i for i, letter in enumerate(letters) if letter != "L"]
-    if len(places) < 2 or "D" not in letters or set(letters) & {"V", "S"}:
+    if len(places) < 2 or "D" not in letters or set(letters) & set("VSCYR"):
         return None
     width = letters.index("D")
     others = tuple(i for i in places if i != width)

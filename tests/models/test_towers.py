@@ -1,0 +1,225 @@
+"""Encoders, encoder-decoders and heads agree with themselves along every path."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import tree
+from jaxgen.errors import ConfigError
+from jaxgen.models import api
+
+SMALL = {"vocab_size": 29, "context": 16, "layers": 2, "d_model": 16, "heads": 2, "init_std": 0.3}
+T5 = jaxgen.ModelConfig(
+    topology="encoder_decoder",
+    encoder_layers=1,
+    positions="relative",
+    relative_buckets=8,
+    relative_distance=12,
+    query_scalar=1.0,
+    norm="rms",
+    biases="none",
+    output_scale="root",
+    **SMALL,
+)
+BART = jaxgen.ModelConfig(
+    topology="encoder_decoder",
+    norm_at="post",
+    position_offset=2,
+    embed_norm="norm",
+    output_bias="bias",
+    **SMALL,
+)
+BERT = jaxgen.ModelConfig(
+    topology="encoder",
+    norm_at="post",
+    embed_norm="norm",
+    token_types=2,
+    head="mlm",
+    output_bias="bias",
+    **SMALL,
+)
+TWO_TOWERS = {"t5": T5, "bart": BART}
+SOURCE = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]])
+SEGMENTS = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+TARGET = np.array([[5, 3, 5, 8], [2, 7, 1, 8]])
+
+
+@lru_cache
+def params_of(config):
+    return jax.jit(lambda key: api.init(config, key))(jax.random.key(1))
+
+
+@pytest.mark.parametrize("config", TWO_TOWERS.values(), ids=TWO_TOWERS)
+def test_cached_decoding_of_two_towers_matches_the_full_forward(config):
+    params = params_of(config)
+
+    @jax.jit
+    def whole(params):
+        memory = api.encode(params, config, SOURCE, segments=SEGMENTS)
+        return api.apply(params, config, TARGET, memory=memory).logits
+
+    @jax.jit
+    def begin(params):
+        memory = api.encode(params, config, SOURCE, segments=SEGMENTS)
+        cache = api.empty_cache(config, 2, 6, memory=5)
+        out = api.apply(params, config, TARGET[:, :2], cache=cache, memory=memory)
+        return out.logits, out.cache
+
+    @jax.jit
+    def step(params, tokens, cache):
+        out = api.apply(params, config, tokens, cache=cache)
+        return out.logits, out.cache
+
+    first, cache = begin(params)
+    rows = [first]
+    for place in (2, 3):
+        logits, cache = step(params, jnp.asarray(TARGET[:, place : place + 1]), cache)
+        rows.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(rows, axis=1), whole(params), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", TWO_TOWERS.values(), ids=TWO_TOWERS)
+def test_padding_of_the_source_changes_nothing_and_its_tokens_do(config):
+    params = params_of(config)
+
+    @jax.jit
+    def logits(source, segments):
+        memory = api.encode(params, config, source, segments=segments)
+        return api.apply(params, config, TARGET, memory=memory).logits
+
+    plain = logits(SOURCE, SEGMENTS)
+    padded = logits(np.where(SEGMENTS > 0, SOURCE, 17), SEGMENTS)
+    np.testing.assert_allclose(plain, padded, atol=1e-6)
+    other = logits(np.where(np.arange(5) == 1, 17, SOURCE), SEGMENTS)
+    assert np.abs(np.asarray(plain - other)).max(axis=(1, 2)).min() > 1e-3
+
+
+@pytest.mark.parametrize("config", TWO_TOWERS.values(), ids=TWO_TOWERS)
+def test_packed_pairs_match_each_pair_alone(config):
+    params = params_of(config)
+    source = np.array([[3, 1, 4, 9, 2, 0]])
+    target = np.array([[5, 3, 2, 7, 1, 0]])
+    apart = [(source[:, :3], target[:, :2]), (source[:, 3:5], target[:, 2:5])]
+    packed_source, packed_target = np.array([[1, 1, 1, 2, 2, 0]]), np.array([[1, 1, 2, 2, 2, 0]])
+    places, own = jnp.array([[0, 1, 2, 0, 1, 0]]), jnp.array([[0, 1, 0, 1, 2, 0]])
+
+    @jax.jit
+    def packed(params):
+        memory = api.encode(params, config, source, positions=places, segments=packed_source)
+        out = api.apply(
+            params, config, target, positions=own, segments=packed_target, memory=memory
+        )
+        return out.logits
+
+    @jax.jit
+    def alone(pair):
+        memory = api.encode(params, config, pair[0])
+        return api.apply(params, config, pair[1], memory=memory).logits
+
+    wanted = np.concatenate([np.asarray(alone(pair)) for pair in apart], axis=1)
+    np.testing.assert_allclose(packed(params)[:, :5], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_sees_both_sides_but_no_padding_and_knows_token_types():
+    params = params_of(BERT)
+
+    @jax.jit
+    def logits(tokens, types):
+        return api.apply(params, BERT, tokens, segments=SEGMENTS, types=types).logits
+
+    types = np.array([[0, 0, 0, 1, 1]] * 2)
+    plain = logits(SOURCE, types)
+    later = logits(np.where(np.arange(5) == 2, 17, SOURCE), types)
+    assert np.abs(np.asarray(plain - later))[:, 0].max(axis=-1).min() > 1e-3
+    padded = logits(np.where(SEGMENTS > 0, SOURCE, 17), types)
+    np.testing.assert_allclose(plain[1, :3], padded[1, :3], atol=1e-6)
+    other = logits(SOURCE, np.zeros_like(types))
+    assert np.abs(np.asarray(plain - other)[0]).max() > 1e-3
+
+
+HEADS = [
+    ("encoder", "classes", (2, 3)),
+    ("decoder", "classes", (2, 3)),
+    ("encoder_decoder", "classes", (2, 3)),
+    ("encoder", "spans", (2, 5, 2)),
+    ("decoder", "spans", (2, 5, 2)),
+    ("encoder", "lm", (2, 5, 29)),
+    ("encoder", "none", None),
+]
+
+
+@pytest.mark.parametrize(("topology", "head", "shape"), HEADS)
+def test_heads_give_logits_of_their_shape_whatever_is_padded(topology, head, shape):
+    classes = 3 if head == "classes" else None
+    config = jaxgen.ModelConfig(topology=topology, head=head, classes=classes, **SMALL)
+    params = params_of(config)
+    assert tree.flatten(api.axes(config)).keys() == tree.flatten(params).keys()
+
+    @jax.jit
+    def logits(tokens):
+        memory = None
+        if topology == "encoder_decoder":
+            memory = api.encode(params, config, tokens, segments=SEGMENTS)
+        return api.apply(params, config, tokens, segments=SEGMENTS, memory=memory).logits
+
+    found = logits(SOURCE)
+    if shape is None:
+        assert found is None
+        return
+    assert found.shape == shape
+    other = logits(np.where(SEGMENTS > 0, SOURCE, 17))
+    real = SEGMENTS > 0 if len(shape) == 3 else slice(None)
+    np.testing.assert_allclose(found[real], other[real], atol=1e-6)
+
+
+def test_generation_with_a_memory_matches_a_loop_over_full_forward_passes():
+    params = params_of(T5)
+    memory = jax.jit(lambda p: api.encode(p, T5, SOURCE, segments=SEGMENTS))(params)
+    prompt = jnp.zeros((2, 1), jnp.int32)
+    generate = partial(jaxgen.generate, config=T5, prompt=prompt, key=jax.random.key(0), length=4)
+    found = jax.jit(lambda p: generate(p, memory=memory))(params)
+    logits = jax.jit(lambda tokens: api.apply(params, T5, tokens, memory=memory).logits)
+    tokens = np.zeros((2, 5), np.int32)
+    for place in range(4):
+        tokens[:, place + 1] = logits(tokens)[:, place].argmax(-1)
+    np.testing.assert_array_equal(found, tokens[:, 1:])
+
+
+def test_a_cache_is_reordered_with_its_memory():
+    params = params_of(T5)
+    memory = jax.jit(lambda p: api.encode(p, T5, SOURCE, segments=SEGMENTS))(params)
+
+    @jax.jit
+    def step(tokens, cache, memory):
+        return api.apply(params, T5, tokens, cache=cache, memory=memory)
+
+    cache = step(TARGET[:, :2], api.empty_cache(T5, 2, 4, memory=5), memory).cache
+    swapped = step(jnp.array([[1], [2]]), cache.take(jnp.array([1, 0])), None)
+    plain = step(jnp.array([[2], [1]]), cache, None)
+    np.testing.assert_allclose(swapped.logits, plain.logits[::-1], rtol=1e-5, atol=1e-6)
+
+
+MISTAKES = [
+    (lambda: api.encode({}, jaxgen.ModelConfig(**SMALL), SOURCE), "has no encoder"),
+    (lambda: api.apply({}, T5, TARGET), "pass memory=encode"),
+    (lambda: api.empty_cache(T5, 1, 4), "holds keys of a memory"),
+    (lambda: api.empty_cache(BERT, 1, 4), "has no cache"),
+    (lambda: api.apply({}, T5, TARGET, types=TARGET), "token_types=0"),
+    (lambda: T5.replace(head="mlm"), "needs topology=encoder"),
+    (lambda: BERT.replace(encoder_layers=2), "encoder_layers=2 has no effect"),
+    (lambda: BERT.replace(classes=2), "classes is given with head=classes"),
+    (lambda: BERT.replace(head="classes"), "classes is given with head=classes"),
+    (lambda: T5.replace(relative_buckets=2), "at least 4 buckets"),
+    (lambda: BERT.replace(relative_buckets=8), "has no effect"),
+    (lambda: T5.replace(position_offset=2), "has no effect"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), MISTAKES)
+def test_what_a_topology_has_no_use_for_is_refused(call, words):
+    with pytest.raises(ConfigError, match=words):
+        call()
