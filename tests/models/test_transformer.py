@@ -10,6 +10,7 @@ import pytest
 import jaxgen
 from jaxgen import tree
 from jaxgen.models import api
+from jaxgen.ops.memory import Memory
 
 BASE = jaxgen.ModelConfig(
     vocab_size=61, context=32, layers=3, d_model=16, heads=4, init_std=0.3, unroll=1
@@ -280,7 +281,9 @@ def test_inputs_without_use_are_refused_by_name():
     with pytest.raises(jaxgen.errors.ConfigError, match=r"'layer/out'.*match nothing"):
         jaxgen.apply(params, BASE, tokens, taps=("layer/out",))
     with pytest.raises(jaxgen.errors.ConfigError, match="memory="):
-        jaxgen.apply(params, BASE, tokens, memory=jnp.zeros((2, 3, 16)))
+        jaxgen.apply(
+            params, BASE, tokens, memory=Memory(jnp.zeros((2, 3, 16)), jnp.ones((2, 3), jnp.int32))
+        )
     with pytest.raises(jaxgen.errors.ConfigError, match="40 tokens do not fit context of 32"):
         jaxgen.apply(params, BASE, jnp.zeros((1, 40), jnp.int32))
     cache = api.empty_cache(BASE, 2, 8)
