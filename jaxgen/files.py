@@ -154,6 +154,12 @@ def read_artifact(path: str | os.PathLike, what: str, max_bytes: int) -> bytes:
         raise CheckpointError(f"{path}: no such {what}; correct the path") from error
     except OSError as error:
         raise CheckpointError(f"{path} {_reason(error)}") from error
+    refuse_impostor(path, what, raw)
+    return raw
+
+
+def refuse_impostor(path: str | os.PathLike, what: str, raw: bytes) -> None:
+    """Raise CheckpointError if a file that begins with `raw` is empty, an LFS pointer or HTML."""
     if not raw:
         raise CheckpointError(f"{path} is empty, not a {what}; fetch it again")
     if raw.startswith(b"version https://git-lfs.github.com/spec"):
@@ -162,7 +168,6 @@ def read_artifact(path: str | os.PathLike, what: str, max_bytes: int) -> bytes:
         )
     if raw[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html")):
         raise CheckpointError(f"{path} is a web page (HTML), not a {what}; download the raw file")
-    return raw
 
 
 def _draft(path: Path) -> Path:

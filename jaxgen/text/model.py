@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxgen import settings, settings_yaml, tree
-from jaxgen.config import ModelConfig
-from jaxgen.errors import BusyError, CheckpointError, ConfigError, UserError
+from jaxgen import files, settings, settings_yaml, tree
+from jaxgen.config import DType, ModelConfig
+from jaxgen.errors import CheckpointError, ConfigError, UserError
 from jaxgen.models import api
-from jaxgen.store import Checkpoints
+from jaxgen.store import Checkpoints, safetensors
+from jaxgen.text import hub_export, hub_folder
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
+Layout = Literal["jaxgen", "hf"]
 
 
-def load(path: str | os.PathLike, *, step: int | None = None) -> tuple[ModelConfig, api.Params]:
-    """Return (config, params) from a run (its newest sound checkpoint) or a `save`d folder.
+def load(
+    path: str | os.PathLike,
+    *,
+    step: int | None = None,
+    dtype: DType | None = None,
+    shardings: Mapping[str, Any] | None = None,
+    nonfinite: hub_folder.NonFinite = "refuse",
+) -> tuple[ModelConfig, api.Params]:
+    """Return (config, params) from a run (its newest sound checkpoint), a `save`d or an HF folder.
 
-    step: a certain checkpoint of a run. Raises ConfigError if there is no such folder,
-    CheckpointError if it holds no model, or one whose files are damaged or don't fit the config.
+    step: a certain checkpoint of a run. The others are for a Hugging Face folder, whose tensors are
+    read one by one: dtype: to convert to; None keeps what is stored. shardings: a tree like the
+    params, to place each on its devices. nonfinite: whether NaN and infinity are taken.
+    Raises ConfigError if there is no such folder, CheckpointError if it holds no model, or one
+    whose files are damaged or don't fit the config.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give a run or a folder made by jaxgen.save")
+        raise ConfigError(f"{folder}: no such folder; give a run, a saved or a Hugging Face model")
+    if is_hub(folder):
+        if step is not None:
+            raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
+        hub_folder.refuse_dtype(dtype)
+        return hub_folder.load(folder, dtype=dtype, shardings=shardings, nonfinite=nonfinite)
+    if dtype is not None or shardings is not None:
+        raise ConfigError(f"dtype= and shardings= are for Hugging Face folders; {folder} is none")
     config = read_config(folder)
     if (folder / WEIGHTS).exists():
         params = _read_weights(folder / WEIGHTS)
@@ -40,8 +59,15 @@ def load(path: str | os.PathLike, *, step: int | None = None) -> tuple[ModelConf
     return config, params
 
 
+def is_hub(folder: Path) -> bool:
+    """Return whether a folder is in the Hugging Face layout and no run of ours."""
+    return hub_folder.is_hub(folder) and not (folder / CONFIG).exists()
+
+
 def read_config(folder: Path) -> ModelConfig:
     """Return the model section of the folder's config.yaml; CheckpointError if it is no model."""
+    if is_hub(folder):
+        return hub_folder.read_config(folder)[1]
     path = folder / CONFIG
     has_weights = (folder / WEIGHTS).exists() or (folder / "checkpoints").is_dir()
     if not path.exists() or not has_weights:
@@ -58,6 +84,8 @@ def read_config(folder: Path) -> ModelConfig:
 
 def tokenizer_of(folder: Path) -> Tokenizer:
     """Return the tokenizer kept in a run or saved folder; CheckpointError if there is none."""
+    if is_hub(folder):
+        return hub_folder.tokenizer_of(folder)
     if not (folder / "tokenizer").is_dir():
         raise CheckpointError(f"{folder} has no tokenizer/; text needs one, token ids do not")
     return load_tokenizer(folder / "tokenizer")
@@ -69,44 +97,41 @@ def save(
     params: api.Params,
     *,
     tokenizer: Tokenizer | None = None,
+    layout: Layout = "jaxgen",
+    family: str | None = None,
 ) -> None:
     """Write config, params and (if given) tokenizer as a folder that `load` reads.
 
-    Weights are one safetensors file under our own paths; the folder appears whole or not at all.
-    Raises ConfigError if the path exists already, BusyError if it can't be written.
+    layout: "jaxgen" keeps our own paths in one safetensors file; "hf" is what transformers opens,
+    as the model_type `family`, or the first that can say all of the config. The folder appears
+    whole or not at all. Raises ConfigError if the path exists already or no family has such a
+    model, BusyError if it can't be written.
     """
-    from safetensors.numpy import save_file
-
     folder = Path(path)
-    if folder.exists():
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already; give a new folder")
     _check_shapes(folder, params, config)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=folder.parent) as name:
-            whole = Path(name) / "model"
-            whole.mkdir()
-            flat = {p: np.asarray(leaf) for p, leaf in tree.flatten(params).items()}
-            save_file(flat, whole / WEIGHTS, metadata={"format": "jaxgen"})
-            text = settings_yaml.write({"model": settings.as_dict(config)})
-            (whole / CONFIG).write_text(text, encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save(whole / "tokenizer")
-            whole.rename(folder)
-    except OSError as error:
-        raise BusyError(f"{folder}: {error.strerror or error}; nothing was written") from error
+    if layout == "hf":
+        hub_export.family_of(config, family)
+    with files.new_folder(folder) as draft:
+        if layout == "hf":
+            hub_export.write(draft, config, params, tokenizer=tokenizer, model_type=family)
+            return
+        flat = tree.flatten(params)
+        shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in flat.items()}
+        about = {"format": "jaxgen"}
+        safetensors.write(draft / WEIGHTS, shapes, lambda name: np.asarray(flat[name]), about)
+        files.write(draft / CONFIG, settings_yaml.write({"model": settings.as_dict(config)}))
+        if tokenizer is not None:
+            tokenizer.save(draft / "tokenizer")
 
 
 def _read_weights(path: Path) -> api.Params:
     import jax.numpy as jnp
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    try:
-        flat: dict[str, Any] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
-    return tree.unflatten({name: jnp.asarray(leaf) for name, leaf in flat.items()})
+    found = safetensors.open_file(path)
+    flat = {name: jnp.array(safetensors.read(tensor)) for name, tensor in found.items()}
+    return tree.unflatten(flat)
 
 
 def _check_shapes(folder: Path, params: api.Params, config: ModelConfig) -> None:

@@ -13,11 +13,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def named(model_type: object) -> Family:
+def named(model_type: object, where: str) -> Family:
     """Return the family of a Hugging Face model_type; CheckpointError that lists the known ones."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         hint = nearest(str(model_type), FAMILIES)
         raise CheckpointError(
-            f"model_type={model_type!r} is no known family{hint}; known are {', '.join(FAMILIES)}"
+            f"{where}: model_type={model_type!r:.60} is no known family{hint}; "
+            f"known are {', '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]

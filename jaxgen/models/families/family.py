@@ -59,7 +59,8 @@ class Family:
     prefix: what the names of a model without a head lack. layer: what comes before the names of
     `layer_rows`, {} for the number. sizes: our field -> their key. choices: fields of ours that
     all of the family share. defaults: what transformers takes for a key that config.json leaves
-    out. only: their keys of which we know these values alone; the first is written.
+    out. only: their keys of which we know these values alone; the first is written. copies: tensors
+    that some files hold although they are another one.
     """
 
     model_type: str
@@ -75,6 +76,7 @@ class Family:
     rows: tuple[Row, ...]
     layer_rows: tuple[Row, ...]
     ignored_tensors: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, theirs: Mapping[str, Any]) -> ModelConfig:
         """Return the ModelConfig of a config.json.

@@ -15,6 +15,8 @@ FAMILY = Family(
     | {"rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}
     | {"sliding_window_pattern": 6},
     only=gemma2.ONLY,
+    # transformers saves it beside layer_types, which alone it reads.
+    ignored=frozenset({"_sliding_window_pattern"}),
     quirks=(TIED, TWO_ROPES, ATTENTION_BIAS, MOST_WINDOWS, gemma2.QUERY),
     layer_rows=gemma2.LAYER_ROWS,
     **gemma2.SHARED,

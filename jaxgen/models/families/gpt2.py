@@ -87,6 +87,7 @@ FAMILY = Family(
         Row("mlp.c_proj.weight", ("feed/down",), "F,D"),
         Row("mlp.c_proj.bias", ("feed/down_bias",), "D"),
     ),
+    copies={"lm_head.weight": "transformer.wte.weight"},
     # Causal masks, which old files keep as if they were weights.
     ignored_tensors=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),
 )

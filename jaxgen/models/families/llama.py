@@ -66,6 +66,7 @@ SHARED: dict[str, Any] = {
     "layer": "model.layers.{}.",
     "sizes": SIZES,
     "rows": ROWS,
+    "copies": {"lm_head.weight": "model.embed_tokens.weight"},
     "ignored_tensors": ("model.layers.*.self_attn.rotary_emb.inv_freq",),
 }
 _BIASES = {(False, False): "none", (True, False): "attention", (True, True): "all"}

@@ -1,0 +1,99 @@
+"""The weight table of a family, laid out for one config: every tensor of theirs, both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen import tree
+from jaxgen.config import ModelConfig
+from jaxgen.models import api
+from jaxgen.models.families.family import Family, Row
+from jaxgen.nn.stack import STACK_AXIS, place
+
+
+class Link(NamedTuple):
+    """A parameter of ours (index: one layer of it) and the part of a tensor that holds it.
+
+    cut: that part. sizes: its axes one by one. order: the permutation that makes them ours.
+    """
+
+    path: str
+    index: int | None
+    cut: tuple[slice, ...]
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def read(self, tensor: np.ndarray) -> np.ndarray:
+        """Return our parameter (or its layer) as a view of their tensor."""
+        return tensor[self.cut].reshape(self.sizes).transpose(self.order)
+
+    def write(self, tensor: np.ndarray, ours: np.ndarray) -> None:
+        """Put our parameter (or its layer) where it belongs in their tensor."""
+        part = ours.transpose(np.argsort(self.order))
+        tensor[self.cut] = part.reshape(tensor[self.cut].shape)
+
+
+class Theirs(NamedTuple):
+    """A tensor of theirs: its shape, and the links that fill it."""
+
+    shape: tuple[int, ...]
+    links: tuple[Link, ...]
+
+
+def table(family: Family, config: ModelConfig) -> dict[str, Theirs]:
+    """Return {name of theirs: Theirs} of all tensors that a model of this config has."""
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(api.abstract(config)).items()}
+    letters = tree.flatten(api.axes(config))
+    found = {}
+    for name, row, home, index in _rows(family, config):
+        paths = [f"{home}{path}" for path in row.ours]
+        if paths[0] in shapes:
+            found[name] = _theirs(row, paths, index, shapes, letters)
+    return found
+
+
+def _rows(family: Family, config: ModelConfig):
+    """Yield (name of theirs, row, where ours begins, layer in our stack)."""
+    for row in family.rows:
+        yield row.theirs, row, "", None
+    for layer in range(config.layers):
+        home, index = place(config, layer)
+        for row in family.layer_rows:
+            yield family.layer.format(layer) + row.theirs, row, f"{home}/", index
+
+
+def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> Theirs:
+    words = row.layout.replace("*", "").split(",")
+    star = next((i for i, word in enumerate(row.layout.split(",")) if "*" in word), 0)
+    links, start, whole = [], 0, []
+    for path in paths:
+        axes, shape = letters[path], shapes[path]
+        if index is not None:
+            assert axes.startswith(STACK_AXIS), path
+            axes, shape = axes[1:], shape[1:]
+        # Keys and values may have heads of their own number, under the same name in the layout.
+        flat = [c if c in axes else {"N": "K"}[c] for c in "".join(words)]
+        size = dict(zip(axes, shape, strict=True))
+        widths = iter(size[c] for c in flat)
+        whole = [math.prod(next(widths) for _ in word) for word in words]
+        cut = [slice(None)] * len(words)
+        if len(paths) > 1:
+            cut[star] = slice(start, start + whole[star])
+        start += whole[star]
+        order = tuple(flat.index(c) for c in axes)
+        links.append(Link(path, index, tuple(cut), tuple(size[c] for c in flat), order))
+    whole[star] = start
+    return Theirs(tuple(whole), tuple(links))
+
+
+def fill(theirs: Theirs, flat: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:
+    """Return a tensor of theirs made of our parameters, {path: array}."""
+    tensor = np.empty(theirs.shape, dtype)
+    for link in theirs.links:
+        ours = flat[link.path]
+        link.write(tensor, np.asarray(ours if link.index is None else ours[link.index], dtype))
+    return tensor

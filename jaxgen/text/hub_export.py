@@ -1,0 +1,113 @@
+"""A model written in the Hugging Face layout, so that `transformers` opens it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen import files, tree
+from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError, ConfigError, nearest
+from jaxgen.models import api
+from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.weights import Theirs, fill, table
+from jaxgen.store import safetensors
+from jaxgen.text.hub_folder import CONFIG, GENERATION, INDEX, WEIGHTS
+from jaxgen.tokens import Tokenizer
+
+SHARD = 5_000_000_000  # bytes of a weight file, as transformers cuts them
+
+
+def family_of(config: ModelConfig, model_type: str | None = None) -> tuple[Family, dict[str, Any]]:
+    """Return (family, config.json) for a config: of model_type, or the first that can say it all.
+
+    Raises ConfigError if no family can, with what each lacks.
+    """
+    if model_type is not None and model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigError(
+            f"family {model_type!r} is unknown{nearest(model_type, FAMILIES)}; there are {known}"
+        )
+    reasons = []
+    for family in FAMILIES.values() if model_type is None else (FAMILIES[model_type],):
+        try:
+            return family, family.write(config)
+        except CheckpointError as error:
+            reasons.append(str(error))
+    raise ConfigError(f"no Hugging Face family has such a model: {'; '.join(reasons)}")
+
+
+def write(
+    draft: Path,
+    config: ModelConfig,
+    params: api.Params,
+    *,
+    tokenizer: Tokenizer | None,
+    model_type: str | None = None,
+    shard: int = SHARD,
+) -> None:
+    """Write the files of a model into an empty folder, one tensor in memory at a time."""
+    family, settings = family_of(config, model_type)
+    special = {} if tokenizer is None else vars(tokenizer.special)
+    ids = {f"{name}_token_id": special.get(name) for name in ("bos", "eos", "pad")}
+    settings |= ids | {"torch_dtype": config.param_dtype}
+    files.write_json(draft / CONFIG, settings)
+    files.write_json(draft / GENERATION, {n: i for n, i in ids.items() if i is not None})
+    _write_weights(draft, table(family, config), params, config.param_dtype, shard)
+    if tokenizer is not None:
+        _write_tokenizer(draft, tokenizer, config)
+
+
+def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, shard: int) -> None:
+    flat = tree.flatten(params)
+    width = np.dtype("float32").itemsize if dtype == "float32" else 2
+    groups: list[dict[str, Theirs]] = [{}]
+    room = shard
+    for name, theirs in wanted.items():
+        size = width * int(np.prod(theirs.shape))
+        if groups[-1] and size > room:
+            groups.append({})
+            room = shard
+        room -= size
+        groups[-1][name] = theirs
+
+    def produce(name: str) -> np.ndarray:
+        import jax.numpy as jnp
+
+        return fill(wanted[name], flat, jnp.dtype(dtype))
+
+    where = {}
+    for number, group in enumerate(groups, 1):
+        name = WEIGHTS
+        if len(groups) > 1:
+            name = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        shapes = {n: (dtype, theirs.shape) for n, theirs in group.items()}
+        safetensors.write(draft / name, shapes, produce, {"format": "pt"})
+        where |= dict.fromkeys(group, name)
+    if len(groups) > 1:
+        total = sum(width * int(np.prod(theirs.shape)) for theirs in wanted.values())
+        files.write_json(draft / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Write the tokenizer's own file; one that has none (chars, bytes) is left out."""
+    from jaxgen.tokens.huggingface import HuggingFace
+    from jaxgen.tokens.pieces import Pieces
+
+    if not isinstance(tokenizer, HuggingFace | Pieces):
+        return
+    hub = isinstance(tokenizer, HuggingFace)
+    (draft / ("tokenizer.json" if hub else "tokenizer.model")).write_bytes(tokenizer.model)
+    names = {i: name for name, i in tokenizer.vocabulary().items()}
+    special = vars(tokenizer.special)
+    about: dict[str, Any] = {
+        f"{name}_token": names[i] for name, i in special.items() if i is not None
+    }
+    about |= {
+        "tokenizer_class": "PreTrainedTokenizerFast" if hub else "LlamaTokenizer",
+        "model_max_length": config.context,
+    }
+    files.write_json(draft / "tokenizer_config.json", about)

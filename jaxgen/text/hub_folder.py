@@ -1,0 +1,297 @@
+"""A model in the Hugging Face layout, read: config.json, safetensors, tokenizer. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxgen import files, tree
+from jaxgen.config import DType, ModelConfig
+from jaxgen.errors import CheckpointError, ConfigError, nearest
+from jaxgen.models import api, families
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.weights import Link, table
+from jaxgen.store import safetensors
+from jaxgen.store.safetensors import Tensor
+from jaxgen.tokens import Tokenizer
+from jaxgen.tokens import load as load_tokenizer
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+MAX_CONFIG, MAX_INDEX = 1 << 20, 100 << 20
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+SHOWN = 6  # names in a message
+
+NonFinite = Literal["refuse", "allow"]
+
+
+def is_hub(folder: Path) -> bool:
+    """Return whether a folder is a model in the Hugging Face layout."""
+    return (folder / CONFIG).is_file()
+
+
+def read_config(folder: Path) -> tuple[Family, ModelConfig]:
+    """Return (family, config) of config.json; CheckpointError that names the setting at fault."""
+    path = folder / CONFIG
+    theirs = read_json(path, "model config", MAX_CONFIG)
+    family = families.named(theirs.get("model_type"), str(path))
+    if "auto_map" in theirs:
+        warnings.warn(f"{path}: auto_map is ignored: no code of a model is ever run", stacklevel=2)
+    known = (family.architecture, None)
+    named = theirs.get("architectures") or [None]
+    if named not in [[name] for name in known]:
+        raise CheckpointError(
+            f"{path}: architectures={named!r:.80} is not known here; known for "
+            f"{family.model_type} is {family.architecture}"
+        )
+    try:
+        return family, family.read(theirs)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
+    """Return the JSON object of a file; CheckpointError if it is none, or holds a key twice."""
+    try:
+        value = json.loads(files.read_artifact(path, what, most), object_pairs_hook=_once)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{path} is no {what}: {reason}; fetch it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no {what}: it holds no JSON object; fetch it again")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return mapping
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Return {name: Tensor} of a folder's one or many safetensors files.
+
+    Raises CheckpointError for a missing or damaged file, and for a folder of pickles.
+    """
+    if (folder / INDEX).exists():
+        return _sharded(folder)
+    if (folder / WEIGHTS).exists():
+        return safetensors.open_file(folder / WEIGHTS)
+    if found := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
+        raise CheckpointError(
+            f"{folder / found[0]}: pickle is not read, for it could run any program; convert the "
+            f"model to safetensors where you trust it"
+        )
+    raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}; fetch them")
+
+
+def _sharded(folder: Path) -> dict[str, Tensor]:
+    path = folder / INDEX
+    where = read_json(path, "index of weights", MAX_INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise CheckpointError(f"{path}: its weight_map does not map names to files")
+    found: dict[str, Tensor] = {}
+    for shard in sorted(set(where.values())):
+        if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
+            raise CheckpointError(f"{path}: {shard!r:.80} is no safetensors file of this folder")
+        if not (folder / shard).exists():
+            count = sum(name == shard for name in where.values())
+            raise CheckpointError(
+                f"{folder / shard} is missing; {INDEX} names it for {count} tensors; fetch it"
+            )
+        inside = safetensors.open_file(folder / shard)
+        if twice := sorted(found.keys() & inside.keys()):
+            raise CheckpointError(f"{folder / shard}: {twice[0]!r} is in another shard as well")
+        found |= inside
+        wanted = {name for name, home in where.items() if home == shard}
+        if odd := sorted(wanted ^ inside.keys()):
+            word = "lacks" if odd[0] in wanted else "has, but not its index,"
+            raise CheckpointError(f"{folder / shard} {word} {odd[0]!r}")
+    return found
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: DType | None,
+    shardings: Mapping[str, Any] | None,
+    nonfinite: NonFinite,
+) -> tuple[ModelConfig, api.Params]:
+    """Return (config, params) of a folder, each parameter read and placed by itself.
+
+    dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
+    """
+    family, config = read_config(folder)
+    stored = tensors(folder)
+    wanted = table(family, config)
+    stored = _named(folder, family, config, stored, wanted)
+    check_names(folder, {n: t.shape for n, t in stored.items()}, wanted)
+    kind = dtype or _dtype(folder, stored)
+    config = config.replace(param_dtype=kind, compute_dtype=kind)
+    links: dict[str, list[tuple[Tensor, Link]]] = {}
+    for name, theirs in wanted.items():
+        for link in theirs.links:
+            links.setdefault(link.path, []).append((stored[name], link))
+    homes = tree.flatten(shardings) if shardings is not None else {}
+    shapes = tree.flatten(api.abstract(config))
+    placed = {
+        path: _place(leaf, sorted(links[path], key=_index), homes.get(path), nonfinite)
+        for path, leaf in shapes.items()
+    }
+    return config, tree.unflatten(placed)
+
+
+def _index(pair: tuple[Tensor, Link]) -> int:
+    return pair[1].index or 0
+
+
+def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        """Return the part of the parameter that one device holds; None: all of it."""
+        index = (slice(None),) * len(leaf.shape) if index is None else index
+        if parts[0][1].index is None:
+            return np.array(_read(*parts[0], leaf.dtype, nonfinite)[index], order="C")
+        layers = parts[index[0]]
+        rest = [_read(*part, leaf.dtype, nonfinite)[index[1:]] for part in layers]
+        return np.stack(rest)
+
+    if sharding is None:
+        return jnp.array(piece(None))
+    return jax.make_array_from_callback(leaf.shape, sharding, piece)
+
+
+def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.ndarray:
+    raw = safetensors.read(tensor)
+    with np.errstate(over="ignore"):
+        cast = raw if raw.dtype == dtype else raw.astype(dtype)
+    if nonfinite == "refuse" and not np.isfinite(cast.astype(np.float32, copy=False)).all():
+        if cast is not raw and np.isfinite(raw.astype(np.float32, copy=False)).all():
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name!r} overflows as {dtype}; load it as it is stored"
+            )
+        raise CheckpointError(
+            f"{tensor.path}: {tensor.name!r} holds NaN or infinity; nonfinite='allow' takes it"
+        )
+    return link.read(cast)
+
+
+def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) -> dict[str, Tensor]:
+    """Return the tensors under the family's full names, without those that say nothing new."""
+    if not any(name.startswith(family.prefix) for name in stored):
+        stored = {n if n in wanted else family.prefix + n: t for n, t in stored.items()}
+    found = {n: t for n, t in stored.items() if not tree.match(n, family.ignored_tensors)}
+    for copy, original in family.copies.items():
+        if copy in found and copy not in wanted and original in found:
+            one, other = (safetensors.read(found[n]).tobytes() for n in (copy, original))
+            if one != other:
+                raise CheckpointError(
+                    f"{folder}: tie_word_embeddings says that {copy!r} is {original!r}, but they "
+                    f"differ; set it to false in {CONFIG}"
+                )
+            del found[copy]
+    return found
+
+
+def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, Any]) -> None:
+    """Raise CheckpointError that lists every missing, unknown and misshapen tensor by name."""
+    missing = sorted(wanted.keys() - found.keys())
+    unknown = sorted(found.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {list(found[name])}, not {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & found.keys())
+        if tuple(found[name]) != wanted[name].shape
+    ]
+    named = [
+        (f"{len(missing)} missing", [m + nearest(m, unknown, "is it") for m in missing]),
+        (f"{len(unknown)} unknown", [u + nearest(u, missing, "is it") for u in unknown]),
+        (f"{len(shapes)} of another shape", shapes),
+    ]
+    if told := [f"{word}: {', '.join(names)}" for word, names in named if names]:
+        raise CheckpointError(f"{folder}: the tensors don't fit {CONFIG}; {'; '.join(told)}")
+
+
+def _dtype(folder: Path, stored: Mapping[str, Tensor]) -> Any:
+    kinds: dict[str, str] = {}
+    for name, tensor in stored.items():
+        kinds.setdefault(tensor.dtype, name)
+    if odd := sorted(kinds.keys() - FLOATS.keys()):
+        raise CheckpointError(
+            f"{folder}: {kinds[odd[0]]!r} is {odd[0]}; quantised and other weights than "
+            f"{', '.join(FLOATS)} are not read"
+        )
+    if len(kinds) > 1:
+        told = ", ".join(f"{name!r} is {kind}" for kind, name in kinds.items())
+        raise CheckpointError(f"{folder}: {told}; say which you want, as in dtype='float32'")
+    return FLOATS[next(iter(kinds))]
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    """Return the folder's tokenizer; CheckpointError if there is none, or it does not fit.
+
+    bos is declared only where the tokenizer itself puts it before a text; eos and pad are those of
+    generation_config.json or config.json.
+    """
+    path = next((folder / name for name in TOKENIZERS if (folder / name).exists()), None)
+    if path is None:
+        raise CheckpointError(
+            f"{folder} has no tokenizer.json and no sentencepiece model; ids only"
+        )
+    tokenizer = load_tokenizer(path)
+    _, config = read_config(folder)
+    if tokenizer.vocab_size > config.V:
+        raise CheckpointError(
+            f"{path} has {tokenizer.vocab_size} pieces, but the model knows {config.V}: they are "
+            f"not of one model"
+        )
+    special = replace(tokenizer.special, **_special(folder, tokenizer))
+    model: bytes = tokenizer.model  # pyright: ignore[reportAttributeAccessIssue]
+    return type(tokenizer)(model, special)  # pyright: ignore[reportCallIssue]
+
+
+def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
+    told = read_json(folder / CONFIG, "model config", MAX_CONFIG)
+    if (folder / GENERATION).exists():
+        told |= read_json(folder / GENERATION, "generation config", MAX_CONFIG)
+    found: dict[str, int | None] = {}
+    for name in ("bos", "eos", "pad"):
+        value = told.get(f"{name}_token_id")
+        value = value[0] if isinstance(value, list) and value else value
+        if value is None or value == -1:
+            continue
+        if type(value) is not int or not 0 <= value < tokenizer.vocab_size:
+            raise CheckpointError(
+                f"{folder}: {name}_token_id={value!r:.40} is none of the tokenizer's "
+                f"{tokenizer.vocab_size} ids"
+            )
+        found[name] = value
+    found["bos"] = found.get("bos") if _begins(tokenizer, found.get("bos")) else None
+    return found
+
+
+def _begins(tokenizer: Tokenizer, bos: int | None) -> bool:
+    engine = getattr(tokenizer, "_engine", None)
+    if engine is None:  # sentencepiece: Llama and Gemma begin every text, T5 has no bos
+        return bos is not None
+    return engine.encode("a", add_special_tokens=True).ids[:1] == [bos]
+
+
+def refuse_dtype(dtype: str | None) -> None:
+    """Raise ConfigError for a dtype that no parameter can have."""
+    if dtype is not None and dtype not in FLOATS.values():
+        known = ", ".join(FLOATS.values())
+        raise ConfigError(f"dtype={dtype!r} is not one of {known}{nearest(dtype, FLOATS.values())}")

@@ -1,0 +1,74 @@
+"""Makes golden/*.npz: what transformers computes for each case. Needs torch and transformers.
+
+python tests/parity/make_golden_models.py
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import parity_cases as cases
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+def model_of(family: str, settings: dict):
+    """Return the model of a case with its drawn weights."""
+    config = AutoConfig.for_model(family, attn_implementation="eager", **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, tensor in sorted(model.named_parameters()):  # a tied tensor is there once
+            tensor.copy_(torch.from_numpy(cases.weight(name, tuple(tensor.shape))))
+    return model
+
+
+@torch.no_grad()
+def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
+    """Return {about, logits, hidden, greedy} of a case."""
+    model = model_of(family, settings)
+    tokens = torch.from_numpy(cases.TOKENS)
+    mask = torch.ones_like(tokens)
+    mask[1, : cases.PADDED] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    out = model(tokens, attention_mask=mask, position_ids=positions, output_hidden_states=True)
+    start = tokens[:1, :8]
+    greedy = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        max_new_tokens=cases.NEW,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    model.config.architectures = [type(model).__name__]
+    about = {
+        "config": json.loads(model.config.to_json_string()),
+        "shapes": {name: list(tensor.shape) for name, tensor in model.named_parameters()},
+    }
+    return {
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        "logits": out.logits.numpy(),
+        "hidden": np.stack([state.numpy() for state in out.hidden_states]),
+        "greedy": greedy[0, start.shape[1] :].numpy(),
+    }
+
+
+def main() -> None:
+    """Write one file a family."""
+    cases.GOLDEN.mkdir(exist_ok=True)
+    for family, named in cases.CASES.items():
+        arrays = {
+            f"{name}/{what}": array
+            for name, settings in named.items()
+            for what, array in outputs(family, settings).items()
+        }
+        np.savez_compressed(cases.GOLDEN / f"{family}.npz", **arrays)
+        print(family, len(named))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The cases of parity with transformers: shared by the maker of golden files and the tests.
+
+Weights are not kept: both sides draw them from numpy's frozen generator, by name and shape.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+V, T, NEW = 61, 20, 6
+PADDED = 5  # positions of the second row that are padding, on the left
+TOKENS = np.random.RandomState(0).randint(3, V, (2, T))
+
+_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+GPT2 = _IDS | {"vocab_size": V, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
+LLAMA = _IDS | {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FOUR = LLAMA | {"num_hidden_layers": 4, "sliding_window": 5}
+GEMMA = LLAMA | {"head_dim": 8}
+GEMMA2 = FOUR | {"head_dim": 8, "query_pre_attn_scalar": 6}
+
+
+def rope(kind, **values):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
+
+
+OLD = {"original_max_position_embeddings": 16}
+CASES: dict[str, dict[str, dict]] = {
+    "gpt2": {
+        "plain": GPT2,
+        "untied": GPT2 | {"tie_word_embeddings": False},
+        "wide": GPT2 | {"n_inner": 40, "layer_norm_epsilon": 1e-3},
+        **{name: GPT2 | {"activation_function": name} for name in ("gelu", "relu", "silu")},
+    },
+    "llama": {
+        "grouped": LLAMA,
+        "one key head, tied": LLAMA | {"num_key_value_heads": 1, "tie_word_embeddings": True},
+        "all heads, biases": LLAMA
+        | {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+        "attention biases, wide heads": LLAMA | {"attention_bias": True, "head_dim": 8},
+        "geglu": LLAMA | {"hidden_act": "gelu_pytorch_tanh"},
+        "long waves": LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        "linear": LLAMA | rope("linear", factor=3.0),
+        "llama3": LLAMA
+        | rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, **OLD),
+        "yarn": LLAMA | rope("yarn", factor=4.0, **OLD),
+        "yarn, told": LLAMA
+        | rope("yarn", factor=2.0, beta_fast=16, beta_slow=2, attention_factor=0.9, **OLD),
+    },
+    "mistral": {
+        "window": LLAMA | {"sliding_window": 5},
+        "no window": LLAMA | {"sliding_window": None, "tie_word_embeddings": True},
+    },
+    "qwen2": {
+        "plain": LLAMA,
+        "last layers with windows": FOUR | {"use_sliding_window": True, "max_window_layers": 2},
+        "tied": LLAMA | {"tie_word_embeddings": True},
+    },
+    "qwen3": {
+        "plain": LLAMA | {"head_dim": 8},
+        "biases, tied": LLAMA | {"attention_bias": True, "tie_word_embeddings": True},
+        "windows": FOUR | {"use_sliding_window": True, "max_window_layers": 1},
+    },
+    "gemma": {
+        "plain": GEMMA,
+        "one key head": GEMMA | {"num_key_value_heads": 1, "hidden_activation": None},
+    },
+    "gemma2": {
+        "plain": GEMMA2,
+        "no caps": GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "low caps": GEMMA2 | {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 1.5},
+    },
+    "gemma3_text": {
+        "plain": GEMMA2 | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+        "stretched": GEMMA2
+        | {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            },
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    },
+}
+NAMES = [(family, name) for family, cases in CASES.items() for name in cases]
+
+
+def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the weights of a tensor: norm scales around 1, the rest around 0."""
+    draws = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    norm = "norm" in name or "ln_" in name
+    return (draws * 0.2 + (norm and name.endswith("weight"))).astype(np.float32)
+
+
+def read(family: str) -> dict[str, np.ndarray]:
+    """Return the golden arrays of a family, "case/what"."""
+    with np.load(GOLDEN / f"{family}.npz") as file:
+        return dict(file)
+
+
+def about(golden: dict[str, np.ndarray], name: str) -> dict:
+    """Return {"config": config.json, "shapes": {tensor: shape}} of a case."""
+    return json.loads(bytes(golden[f"{name}/about"]))
