@@ -1,0 +1,36 @@
+"""Where arrays live: the mesh of devices, the rules that lay logical axes on it, and processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxgen import lazy
+
+if TYPE_CHECKING:
+    from jaxgen.mesh.make import describe, make
+    from jaxgen.mesh.place import constrain, fetch, gather, shards, under
+    from jaxgen.mesh.settings import MeshSettings
+
+_HOME = {
+    "MeshSettings": "settings",
+    "constrain": "place",
+    "describe": "make",
+    "fetch": "place",
+    "gather": "place",
+    "make": "make",
+    "shards": "place",
+    "under": "place",
+}
+
+__all__ = [
+    "MeshSettings",
+    "constrain",
+    "describe",
+    "fetch",
+    "gather",
+    "make",
+    "shards",
+    "under",
+]
+
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 
 from jaxgen.config import Layer, ModelConfig
+from jaxgen.mesh import constrain
+from jaxgen.nn.drop import Drop
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import weight
@@ -42,7 +44,7 @@ class Attend(nn.Module):
             cache = caches.write(cache, layer, k, v)
             k, v = caches.read(cache, layer)
         (mask,) = scene.masks
-        drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
+        drop = Drop(config.dropout, self.deterministic)
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, mask, scale=scale, cap=cap, bias=scene.bias, drop=drop)
         return output(self, out), cache
@@ -70,7 +72,7 @@ class CrossAttend(nn.Module):
             assert cache is not None
             k, v = caches.read_cross(cache, layer)
         assert scene.cross_mask is not None
-        drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
+        drop = Drop(config.dropout, self.deterministic)
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, scene.cross_mask, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache
@@ -89,7 +91,8 @@ def project(
         zeros = nn.initializers.zeros
         bias = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
         y = y + bias.astype(y.dtype)
-    return y
+    # Queries stay with their positions; every device that shares a row needs all of its keys.
+    return constrain(y, "BTNH" if letter == "N" else "BSKH")
 
 
 def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
@@ -99,7 +102,7 @@ def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
     # GPT-2: the residual stream sums 2 * layers outputs, so each starts smaller.
     normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
     o_NHD = weight(module, "o", shape, "NHD", normal, config.param_dtype)
-    y = contract("BTNH,NHD->BTD", x, o_NHD, dtype=config.compute_dtype)
+    y = contract("BTNH,NHD->BTD", constrain(x, "BTNH"), o_NHD, dtype=config.compute_dtype)
     if config.biases in ("all", "attention"):
         zeros = nn.initializers.zeros
         bias = weight(module, "o_bias", (config.d_model,), "D", zeros, config.param_dtype)

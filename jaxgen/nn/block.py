@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 
 from jaxgen.config import Layer, ModelConfig
+from jaxgen.mesh import constrain
 from jaxgen.nn.attend import Attend, CrossAttend
+from jaxgen.nn.drop import Drop
 from jaxgen.nn.feed import Feed
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.scene import Scene
@@ -33,6 +35,7 @@ class Block(nn.Module):
         """Return (carry, None), the shape that a scan wants; the scene has this layer's mask."""
         x, cache = carry
         attend = Attend(self.config, self.deterministic, self.kind, name="attn")
+        x = constrain(x, "BTD")
         y, cache = attend(self._before("attn", x), scene, cache, layer)
         x = self._after("attn", x, y)
         if self.config.topology == "encoder_decoder":
@@ -54,7 +57,7 @@ class Block(nn.Module):
         self.sow("taps", f"{name}_out", y)
         if config.norm_at == "both":
             y = Norm(config, name=f"{name}_out_norm")(y)
-        x = x + nn.Dropout(config.dropout, deterministic=self.deterministic)(y)
+        x = x + Drop(config.dropout, self.deterministic)(y)
         return Norm(config, name=f"{name}_norm")(x) if config.norm_at == "post" else x
 
 

@@ -73,4 +73,4 @@ class Embed(nn.Module):
         normal = nn.initializers.normal(config.init_std)
         shape = (rows, config.d_model)
         table = weight(self, name, shape, f"{letter}D", normal, config.param_dtype)
-        return lookup(table, ids, dtype=config.compute_dtype)
+        return lookup(table, ids, dtype=config.compute_dtype, axes=f"{letter}D")

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxgen.config import ModelConfig
+from jaxgen.mesh import constrain
 from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import contract
 from jaxgen.ops.gates import ACTIVATIONS, GATED
@@ -25,7 +26,7 @@ class Feed(nn.Module):
             y = GATED[config.feed](self._project("gate", x)) * y
         else:
             y = ACTIVATIONS[config.feed](y)
-        return self._down(y)
+        return self._down(constrain(y, "BTF"))
 
     def _project(self, name: str, x: jax.Array) -> jax.Array:
         config = self.config

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
+from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import token_table
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
@@ -53,7 +54,7 @@ class Head(nn.Module):
             return x, self._table(2)
         x = x[:, :1] if config.topology == "encoder" else _last(x, segments)
         if config.topology != "decoder":
-            drop = nn.Dropout(config.dropout, deterministic=self.deterministic)
+            drop = Drop(config.dropout, self.deterministic)
             x = drop(jnp.tanh(self._dense(x)))
         return x, self._table(config.classes or 0)
 

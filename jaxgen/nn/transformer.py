@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
+from jaxgen.mesh import constrain
+from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import Embed, Tokens
 from jaxgen.nn.head import Head, Unembed
 from jaxgen.nn.norm import Norm
@@ -96,11 +98,12 @@ def _tower(
     """Return (x, table, cache) of a tower whose parts belong to `module`."""
     config, deterministic = module.config, module.deterministic
     x, table = Embed(config, name="embed")(inputs.tokens, inputs.positions, inputs.types, table)
-    x = nn.Dropout(config.dropout, deterministic=deterministic)(x)
+    x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
     scene, cache = _scene(config, inputs)
     x, cache = through_layers(config, deterministic, (x, cache), scene)
     if config.norm_at != "post":
         x = Norm(config, name="final_norm")(x)
+    x = constrain(x, "BTD")
     module.sow("taps", "hidden", x)
     if cache is not None:
         cache = caches.advance(cache, inputs.tokens.shape[1])

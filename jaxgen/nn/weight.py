@@ -14,6 +14,14 @@ Init = Callable[..., jax.Array]
 STACK_AXIS = "L"
 
 
+class Boxed(nn.Partitioned):
+    """A fresh weight with its letters, which no mesh knows: `mesh/rules.py` says where it lives."""
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        """Return the bare weight, where Linen would lay it on mesh axes named by the letters."""
+        return self.value
+
+
 def weight(
     module: nn.Module, name: str, shape: tuple[int, ...], axes: str, init: Init, dtype: str
 ) -> Any:
@@ -24,7 +32,10 @@ def weight(
     """
     assert len(axes) == len(shape) and set(axes) <= set(LEGEND), (name, shape, axes)
     if module.is_initializing():
-        boxed = nn.with_partitioning(init, tuple(axes))
+
+        def boxed(key: jax.Array, *args: Any) -> Boxed:
+            return Boxed(init(key, *args), names=tuple(axes))
+
         return module.param(name, boxed, shape, jax.numpy.dtype(dtype))
     leaf = module.get_variable("params", name)
     if leaf is None:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen.mesh import constrain
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def empty(
     """
 
     def zeros(slots):
-        return jnp.zeros((layers, batch, slots, heads, width), dtype)
+        return constrain(jnp.zeros((layers, batch, slots, heads, width), dtype), "LBSKH")
 
     cross = None
     if memory is not None:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxgen.mesh import gather
+
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
     """Return einsum(equation, x, w) computed in `dtype`; a leaf with `.contract` does it itself.
@@ -17,14 +19,22 @@ def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Fl
     """
     if hasattr(w, "contract"):
         return w.contract(equation, x, dtype)
-    return jnp.einsum(equation, x.astype(dtype), w.astype(dtype))
+    left, _, rest = equation.partition(",")
+    width = x.shape[left.index("D")] if "D" in left else None
+    w = gather(w.astype(dtype), rest.partition("->")[0], width)
+    return jnp.einsum(equation, x.astype(dtype), w)
 
 
-def lookup(table: Any, ids: Int[Array, "..."], *, dtype: str) -> Float[Array, "... D"]:
-    """Return rows of an embedding table in `dtype`; a leaf with `.lookup` does it itself."""
+def lookup(
+    table: Any, ids: Int[Array, "..."], *, dtype: str, axes: str = "VD"
+) -> Float[Array, "... D"]:
+    """Return rows of an embedding table in `dtype`; a leaf with `.lookup` does it itself.
+
+    axes: the table's own, "VD" for tokens, "SD" for positions.
+    """
     if hasattr(table, "lookup"):
         return table.lookup(ids, dtype)
-    return jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+    return jnp.take(gather(table, axes), ids, axis=0, mode="clip").astype(dtype)
 
 
 @jax.tree_util.register_dataclass

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxgen.mesh import constrain, gather, shards
 from jaxgen.ops.attention import soft_cap
 from jaxgen.ops.contract import contract
 
@@ -32,7 +33,7 @@ def unembed(
     hidden: Float[Array, "B T D"], table: Any, *, cap: float | None, dtype: str
 ) -> Float[Array, "B T V"]:
     """Return float32 logits: hidden times the [V, D] table, soft-capped."""
-    logits = contract("BTD,VD->BTV", hidden, table, dtype=dtype)
+    logits = constrain(contract("BTD,VD->BTV", hidden, table, dtype=dtype), "BTV")
     return soft_cap(logits.astype(jnp.float32), cap)
 
 
@@ -55,7 +56,10 @@ def vocabulary_loss(
     (Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice. `nll` carries no gradient.
     """
     part = partial(_chunk_loss, cap=cap, smoothing=smoothing, z=z, dtype=dtype)
-    return _chunked(part, min(chunk, hidden.shape[1]), hidden, table, targets, weights)
+    # Each chunk takes positions from every device that shares the rows, so that none is idle.
+    spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
+    cut = (min(-(-chunk // spread), hidden.shape[1] // spread), spread)
+    return _chunked(part, cut, hidden, gather(table, "VD", hidden.shape[-1]), targets, weights)
 
 
 def _chunk_loss(hidden, table, targets, weights, *, cap, smoothing, z, dtype):
@@ -65,31 +69,40 @@ def _chunk_loss(hidden, table, targets, weights, *, cap, smoothing, z, dtype):
     return jnp.sum(jnp.where(weights > 0, loss * weights, 0.0)), nll
 
 
-def _split(x, chunk):
-    """[B, T, ...] -> [T / chunk, B, chunk, ...], T padded with zeros to a multiple."""
-    pad = -x.shape[1] % chunk
-    x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+def _split(x, cut):
+    """[B, T, ...] -> [chunks, B, chunk * spread, ...] for cut = (chunk, spread).
+
+    T is dealt out in `spread` equal stretches, each padded with zeros to a multiple of `chunk`.
+    """
+    chunk, spread = cut
+    batch, length, *rest = x.shape
+    x = x.reshape(batch, spread, length // spread, *rest)
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % chunk)) + ((0, 0),) * len(rest))
+    x = jnp.moveaxis(x.reshape(batch, spread, -1, chunk, *rest), 2, 0)
+    return x.reshape(x.shape[0], batch, spread * chunk, *rest)
 
 
-def _join(x, length):
+def _join(x, cut, length):
     """The inverse of `_split`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    chunk, spread = cut
+    count, batch, _, *rest = x.shape
+    x = jnp.moveaxis(x.reshape(count, batch, spread, chunk, *rest), 0, 2)
+    x = x.reshape(batch, spread, count * chunk, *rest)[:, :, : length // spread]
+    return x.reshape(batch, length, *rest)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked(part, chunk, hidden, table, targets, weights):
+def _chunked(part, cut, hidden, table, targets, weights):
     def body(total, xs):
         loss, nll = part(xs[0], table, *xs[1:])
         return total + loss, nll
 
-    xs = tuple(_split(x, chunk) for x in (hidden, targets, weights))
+    xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
     total, nll = jax.lax.scan(body, jnp.zeros((), jnp.float32), xs)
-    return total, _join(nll, hidden.shape[1])
+    return total, _join(nll, cut, hidden.shape[1])
 
 
-def _chunked_forward(part, chunk, hidden, table, targets, weights):
+def _chunked_forward(part, cut, hidden, table, targets, weights):
     def body(carry, xs):
         total, table_grad = carry
         h, *rest = xs
@@ -97,14 +110,14 @@ def _chunked_forward(part, chunk, hidden, table, targets, weights):
         h_grad, t_grad = pull(jnp.ones_like(loss))
         return (total + loss, jax.tree.map(jnp.add, table_grad, t_grad)), (nll, h_grad)
 
-    xs = tuple(_split(x, chunk) for x in (hidden, targets, weights))
+    xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
     start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, table))
     (total, table_grad), (nll, h_grad) = jax.lax.scan(body, start, xs)
     length = hidden.shape[1]
-    return (total, _join(nll, length)), (_join(h_grad, length), table_grad)
+    return (total, _join(nll, cut, length)), (_join(h_grad, cut, length), table_grad)
 
 
-def _chunked_backward(part, chunk, grads, cotangents):
+def _chunked_backward(part, cut, grads, cotangents):
     scale = cotangents[0]
     hidden_grad, table_grad = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     return hidden_grad, table_grad, None, None

@@ -11,6 +11,8 @@ from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.data.settings import DataSettings
 from jaxgen.errors import ConfigError
+from jaxgen.mesh import settings as meshes
+from jaxgen.mesh.settings import MeshSettings
 from jaxgen.models import presets
 from jaxgen.store.settings import CheckpointSettings
 from jaxgen.text.settings import SampleSettings
@@ -18,7 +20,7 @@ from jaxgen.tokens.settings import TokenizerSettings
 from jaxgen.train.settings import TrainSettings
 
 # What may change when a run goes on: none of it touches a parameter.
-FREE = ("checkpoint.", "sample.", "data.workers", "train.log_every")
+FREE = ("mesh.", "checkpoint.", "sample.", "data.workers", "train.log_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class Settings:
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     data: DataSettings = field(default_factory=DataSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
 
@@ -39,11 +42,13 @@ def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
 
 
 def build_settings(mapping: Mapping[str, Any]) -> Settings:
-    """Return Settings from a mapping in which model may name a preset."""
+    """Return Settings from a mapping; model may name a preset, mesh be short ("data:2,fsdp:4")."""
     model = mapping.get("model")
     if isinstance(model, Mapping) and "preset" in model:
         own = {name: value for name, value in model.items() if name != "preset"}
         mapping = {**mapping, "model": {**presets.fields(model["preset"]), **own}}
+    if isinstance(mapping.get("mesh"), str):
+        mapping = {**mapping, "mesh": meshes.parse(mapping["mesh"])}
     return sets.build(Settings, mapping)
 
 

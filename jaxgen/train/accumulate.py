@@ -13,6 +13,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.train.losses import Batch, Loss
 
 LossFunction = Callable[..., Loss]
+Merge = Callable[[Loss, Any], tuple[Loss, Any]]
 
 
 def gradients(
@@ -23,11 +24,13 @@ def gradients(
     key: PRNGKeyArray,
     *,
     accumulate: int,
+    merge: Merge | None = None,
 ) -> tuple[Loss, Any]:
     """Return (loss sums, gradient of total / weight) of a batch in `accumulate` microbatches.
 
     Sums are accumulated and divided once by the tokens of the whole batch: averaging per
     microbatch would weigh short ones too much. Dropout draws anew for each microbatch.
+    merge: adds up (loss sums, gradients of sums) over devices, in code written per device.
     """
 
     def one(rows, key):
@@ -42,6 +45,8 @@ def gradients(
         result, grads = one(batch, key)
     else:
         result, grads = _scan(one, params, _microbatches(batch, accumulate), key, accumulate)
+    if merge is not None:
+        result, grads = merge(result, grads)
     count = jnp.maximum(result.weight, 1.0)
     return result, jax.tree.map(lambda g: (g / count).astype(g.dtype), grads)
 

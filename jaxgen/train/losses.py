@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
+from jaxgen.mesh import shards
 from jaxgen.models import api
 from jaxgen.ops.losses import vocabulary_loss
 
 Batch = dict[str, Array | np.ndarray]
 
-# Logits that may exist at once when the chunk is left to us: 2^25 float32 are 128 MiB.
+# Logits that may exist at once on a device when the chunk is left to us: 2^25 float32 are 128 MiB.
 LOGITS_AT_ONCE = 2**25
 
 
@@ -54,7 +55,7 @@ def causal_loss(
         segments=arrays.get("segments"),
         key=key,
     )
-    fitting = max(LOGITS_AT_ONCE // (tokens.shape[0] * config.V), 1)
+    fitting = max(LOGITS_AT_ONCE * shards("BTV") // (tokens.shape[0] * config.V), 1)
     total, nll = vocabulary_loss(
         out.features,
         out.table,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from jaxgen.config import ModelConfig
+from jaxgen.train import accumulate as accumulation
 from jaxgen.train import guard
-from jaxgen.train.accumulate import LossFunction, gradients
-from jaxgen.train.losses import Batch
+from jaxgen.train.accumulate import LossFunction
+from jaxgen.train.losses import Batch, Loss
 from jaxgen.train.state import State
 
 
@@ -24,11 +26,13 @@ def train_step(
     accumulate: int = 1,
     spike: float | None = None,
     patience: int = 3,
+    gradients: Callable[..., tuple[Loss, Any]] = accumulation.gradients,
 ) -> tuple[State, dict[str, Any]]:
     """Return (state, metrics) after one step; donate the state when you jit it.
 
     A step whose loss or gradient is not finite, or whose loss is a spike (`guard.judge`), leaves
     parameters and optimizer as they were and is counted in metrics["skipped"].
+    gradients: who takes the gradient of a batch; see `train.forms` for others.
     metrics: loss (mean nll, nats), objective (what was minimised), grad_norm, tokens, skipped,
     streak, and examples [B] (summed nll of each row); all are device scalars but the last.
     """

@@ -1,0 +1,33 @@
+"""The only builder of meshes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from jaxgen.mesh.settings import AXES, MeshSettings
+
+
+def make(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """Return the mesh of all devices (or of those given), or None where there is only one.
+
+    Its axes are data, fsdp, tensor, sequence, from the slowest links to the fastest. They are of
+    type Auto: the compiler places the collectives of ordinary model code. Raises ConfigError if
+    the sizes don't multiply to the devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = settings.sizes(len(devices))
+    if len(devices) == 1:
+        return None
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def describe(mesh: Mesh | None) -> str:
+    """Return the mesh in words, "data 4, fsdp 2"; "one device" for None."""
+    if mesh is None:
+        return "one device"
+    sizes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    return ", ".join(sizes) or "one device of each axis"

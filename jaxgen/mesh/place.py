@@ -1,0 +1,207 @@
+"""Arrays onto the mesh, inside compiled programs and outside of them.
+
+Compiled code asks JAX for the mesh it is traced under (`under` sets it); without one, `constrain`
+and `gather` hand back what they are given, and add nothing to the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from math import prod
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgen import tree
+from jaxgen.errors import ConfigError
+from jaxgen.legend import LEGEND
+from jaxgen.mesh import rules
+from jaxgen.mesh.settings import divisors_near
+
+
+def under(mesh: Mesh | None, function: Callable) -> Callable:
+    """Return `function` called under the mesh; itself if there is none."""
+    if mesh is None:
+        return function
+
+    @wraps(function)
+    def placed(*args: Any, **options: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*args, **options)
+
+    return placed
+
+
+def constrain(x: Any, letters: str) -> Any:
+    """Return the activation x, laid out as its axes say if there is a mesh."""
+    sizes = _free()
+    return _laid(x, letters, rules.USED, sizes) if sizes else x
+
+
+def gather(weight: Any, letters: str, width: int | None = None) -> Any:
+    """Return a stored weight as products use it: whole along fsdp, still shared along tensor.
+
+    Its gradient goes back to where the weight is stored, which makes a reduce-scatter of the sum
+    over replicas. A leaf that is no array (quantised, low rank) is handed back. width: the size of
+    D, where it is known; in code written per device a weight that has it is whole already.
+    """
+    if not hasattr(weight, "ndim"):
+        return weight
+    by_hand = manual().get("fsdp", 1) > 1 and "D" in letters
+    if by_hand and weight.shape[letters.index("D")] != width:
+        weight = jax.lax.all_gather(weight, "fsdp", axis=letters.index("D"), tiled=True)
+    return _gathered(letters, weight) if _free() else weight
+
+
+def shards(letters: str) -> int:
+    """Return over how many devices activations with these axes are spread, 1 without a mesh."""
+    sizes = _free()
+    return prod(sizes.get(axis, 1) for letter in letters for axis in rules.USED.get(letter, ()))
+
+
+def manual() -> dict[str, int]:
+    """Return the mesh axes, with sizes, along which this code is written per device by hand."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {} if mesh.empty else {axis: mesh.shape[axis] for axis in mesh.manual_axes}
+
+
+def _free() -> dict[str, int]:
+    """Return the mesh axes of more than one device that the compiler may use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return {}
+    return {a: n for a, n in mesh.shape.items() if n > 1 and a not in mesh.manual_axes}
+
+
+def _laid(x: Any, letters: str, table: rules.Rules, sizes: Mapping[str, int]) -> Any:
+    return jax.lax.with_sharding_constraint(x, rules.spec(letters, x.shape, table, sizes))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(letters: str, weight: Any) -> Any:
+    return _laid(weight, letters, rules.USED, _free())
+
+
+def _gather_forward(letters: str, weight: Any) -> tuple[Any, None]:
+    return _laid(weight, letters, rules.USED, _free()), None
+
+
+def _gather_backward(letters: str, _: None, grad: Any) -> tuple[Any]:
+    return (_laid(grad, letters, rules.STORED, _free()),)
+
+
+_gathered.defvjp(_gather_forward, _gather_backward)
+
+
+def state_shardings(mesh: Mesh, shapes: Any, axes: tree.Tree) -> Any:
+    """Return the sharding of each leaf of a training state (or of params alone).
+
+    shapes: its ShapeDtypeStructs; axes: the parameters' logical axes. A leaf whose path ends with
+    a parameter's path and that has as many dimensions is kept as the parameter: so are the moments
+    of any optimizer. All others (steps, keys, factored moments) are whole everywhere.
+    """
+    letters = tree.flatten(axes)
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        for start in range(len(names)):
+            found = letters.get("/".join(names[start:]))
+            if found is not None and len(found) == len(leaf.shape):
+                return NamedSharding(mesh, rules.stored(found, leaf.shape, mesh.shape))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(place, shapes)
+
+
+def check_params(mesh: Mesh, shapes: tree.Tree, axes: tree.Tree) -> None:
+    """Raise ConfigError for the first parameter dimension that its mesh axis does not divide."""
+    letters = tree.flatten(axes)
+    for path, leaf in tree.flatten(shapes).items():
+        vector = len(letters[path].replace("L", "")) < 2
+        for letter, size in zip(letters[path], leaf.shape, strict=True):
+            for axis in rules.STORED.get(letter, ()):
+                parts = mesh.shape[axis]
+                if size % parts and not (vector and axis == "fsdp"):
+                    raise ConfigError(
+                        f"{path}: axis {letter} ({LEGEND[letter]}) of size {size} is not a "
+                        f"multiple of mesh.{axis}={parts}; nearest sizes that work: "
+                        f"{divisors_near(size, parts)}; nearest mesh.{axis}: "
+                        f"{_fitting(size, parts)}"
+                    )
+
+
+def check_batch(mesh: Mesh, batch: int, accumulate: int, context: int) -> None:
+    """Raise ConfigError if rows or positions of a batch do not divide over the mesh."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    if batch % rows:
+        raise ConfigError(
+            f"train.batch={batch} is not a multiple of mesh.data={mesh.shape['data']} * "
+            f"mesh.fsdp={mesh.shape['fsdp']} * train.accumulate={accumulate} = {rows}; nearest "
+            f"that work: {divisors_near(batch, rows)}"
+        )
+    if context % mesh.shape["sequence"]:
+        raise ConfigError(
+            f"model.context={context} is not a multiple of mesh.sequence="
+            f"{mesh.shape['sequence']}; nearest that work: "
+            f"{divisors_near(context, mesh.shape['sequence'])}"
+        )
+
+
+def _fitting(size: int, wanted: int) -> str:
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    below = max(d for d in divisors if d <= wanted)
+    above = min((d for d in divisors if d >= wanted), default=size)
+    return f"{below} or {above}"
+
+
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Return how an array [B, ...] or [B, T, ...] of a batch is spread."""
+    letters = ("BT" + "." * len(shape))[: len(shape)]
+    return NamedSharding(mesh, rules.spec(letters, shape, rules.USED, mesh.shape))
+
+
+def own_rows(mesh: Mesh | None, batch: int) -> tuple[int, int]:
+    """Return (index, count): which of how many equal parts of a batch this process feeds.
+
+    Processes that share rows (their tensor or sequence axis crosses hosts) feed the same part.
+    """
+    if mesh is None:
+        return 0, 1
+    places = batch_sharding(mesh, (batch,)).addressable_devices_indices_map((batch,))
+    spans = [(index or (slice(None),))[0].indices(batch) for index in places.values()]
+    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+    each = last - first
+    assert batch % each == 0 and first % each == 0, (first, last, batch)
+    return first // each, batch // each
+
+
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
+    """Return this process's rows as arrays of the global batch of `rows` rows."""
+    return {name: _placed(mesh, array, rows) for name, array in batch.items()}
+
+
+def _placed(mesh: Mesh, array: np.ndarray, rows: int) -> jax.Array:
+    shape = (rows, *array.shape[1:])
+    first = own_rows(mesh, rows)[0] * array.shape[0]
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(rows)
+        return array[(slice(start - first, stop - first), *index[1:])]
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), part)
+
+
+def fetch(values: Any) -> Any:
+    """Return a tree on the host, gathered from all processes where it is spread over them."""
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return x
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, values))

@@ -1,0 +1,74 @@
+"""How devices are shared out: the knobs of the `mesh` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxgen.errors import ConfigError, nearest
+from jaxgen.settings import option
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """Sizes of the four mesh axes, whose product is the number of devices; ConfigError if bad."""
+
+    data: int | None = option("replicas; null: as many as the other axes leave devices for", None)
+    fsdp: int = option("replicas that share parameters and optimizer state among them", 1)
+    tensor: int = option("devices that share heads, feed-forward and vocabulary", 1)
+    sequence: int = option("devices that share the positions of each row", 1)
+    form: Literal["jit", "shard_map", "pmap"] = option(
+        "who places the collectives of a step: the compiler, or we, in new or in old style", "jit"
+    )
+    timeout: int = option("seconds after which a lost process or a hang ends the others", 60)
+
+    def __post_init__(self) -> None:
+        for name in (*AXES[1:], *(("data",) if self.data is not None else ()), "timeout"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.form == "pmap" and (self.fsdp, self.tensor, self.sequence) != (1, 1, 1):
+            raise ConfigError(
+                f"form=pmap replicates all parameters: fsdp={self.fsdp}, tensor={self.tensor} and "
+                f"sequence={self.sequence} must be 1; use form=jit"
+            )
+
+    def sizes(self, devices: int) -> tuple[int, int, int, int]:
+        """Return the sizes of `AXES` over so many devices; ConfigError if they don't fit them."""
+        rest = self.fsdp * self.tensor * self.sequence
+        data = max(devices // rest, 1) if self.data is None else self.data
+        if data * rest != devices:
+            fitting = devices // rest
+            hint = (
+                f"data={fitting} fits"
+                if fitting * rest == devices
+                else (f"fsdp * tensor * sequence must divide {devices}")
+            )
+            raise ConfigError(
+                f"mesh of data={data} * fsdp={self.fsdp} * tensor={self.tensor} * "
+                f"sequence={self.sequence} = {data * rest} devices, but there are {devices}; {hint}"
+            )
+        return data, self.fsdp, self.tensor, self.sequence
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return the section that "data:2,fsdp:4" abbreviates; ConfigError for anything else."""
+    found: dict[str, Any] = {}
+    for word in text.split(","):
+        name, colon, size = (part.strip() for part in word.partition(":"))
+        if name not in AXES:
+            hint = nearest(name, AXES) or f"; the axes are {', '.join(AXES)}"
+            raise ConfigError(f"mesh={text!r} names no axis in {word!r}{hint}")
+        if name in found:
+            raise ConfigError(f"mesh={text!r} names {name} twice")
+        if not colon or not size.isdecimal():
+            raise ConfigError(f"mesh={text!r}: write {name}:SIZE, as in data:2,fsdp:4")
+        found[name] = int(size)
+    return {"data": 1} | found
+
+
+def divisors_near(size: int, parts: int) -> str:
+    """Return in words the multiples of `parts` next to `size`."""
+    below, above = size // parts * parts, -(-size // parts) * parts
+    return f"{below} or {above}" if below else str(above)

@@ -1,0 +1,109 @@
+"""One training step in the three forms that JAX users meet: jit, shard_map and pmap.
+
+All wrap the same pure `train_step`. With jit the compiler places the collectives; in shard_map
+each is written out (gathers of weights in `mesh.gather`, sums here), and tensor and sequence axes
+are still the compiler's; pmap is the old way, for parameters that are whole on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgen.errors import ConfigError
+from jaxgen.mesh import place
+from jaxgen.train import accumulate
+from jaxgen.train.losses import Loss
+from jaxgen.train.state import State
+
+Step = Callable[[State, Mapping[str, np.ndarray]], tuple[State, dict[str, Any]]]
+ROWS = ("data", "fsdp")  # the mesh axes that a batch's rows are dealt out over
+
+
+def make(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int) -> Step:
+    """Return the compiled step of (state, this process's batch); the state is consumed.
+
+    step: `train_step` with its options fixed. shardings: of the state (`place.state_shardings`).
+    rows: of the global batch. Without a mesh all forms are plain jit. Raises ConfigError for a
+    form that this number of processes has no use for.
+    """
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    return FORMS[form](step, mesh, shardings, rows)
+
+
+def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
+    whole = NamedSharding(mesh, PartitionSpec())
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+
+    def placed(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        return compiled(state, place.place_batch(mesh, batch, rows))
+
+    return place.under(mesh, placed)
+
+
+def _shard_map(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
+    specs = jax.tree.map(lambda sharding: _manual(sharding.spec), shardings.params)
+    dealt = PartitionSpec(ROWS)
+
+    def merge(result: Loss, grads: Any) -> tuple[Loss, Any]:
+        total, weight = jax.lax.psum((result.total, result.weight), ROWS)
+        # The gradient of a gathered weight comes back scattered, summed over fsdp already.
+        grads = jax.tree.map(
+            lambda grad, spec: jax.lax.psum(grad, "data" if "fsdp" in spec else ROWS), grads, specs
+        )
+        return Loss(total, weight, result.nll), grads
+
+    def gradients(loss, params, config, batch, key, *, accumulate: int) -> tuple[Loss, Any]:
+        def local(params, batch, key):
+            return _gradients(loss, params, config, batch, key, accumulate=accumulate, merge=merge)
+
+        found = Loss(PartitionSpec(), PartitionSpec(), dealt)
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(specs, dealt, PartitionSpec()),
+            out_specs=(found, specs),
+            axis_names=set(ROWS),
+            check_vma=False,
+        )(params, batch, key)
+
+    return _jit(partial(step, gradients=gradients), mesh, shardings, rows)
+
+
+def _manual(spec: PartitionSpec) -> PartitionSpec:
+    """Return the part of a spec that concerns the axes written by hand."""
+    return PartitionSpec(*("fsdp" if part and "fsdp" in part else None for part in spec))
+
+
+def _pmap(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"form=pmap runs in one process, but there are {jax.process_count()}; use form=jit"
+        )
+    devices = list(mesh.devices.flat)
+
+    def merge(result: Loss, grads: Any) -> tuple[Loss, Any]:
+        total, weight, grads = jax.lax.psum((result.total, result.weight, grads), "data")
+        return Loss(total, weight, jax.lax.all_gather(result.nll, "data", tiled=True)), grads
+
+    local = partial(step, gradients=partial(_gradients, merge=merge))
+
+    mapped: Any = jax.pmap(
+        local, axis_name="data", in_axes=(None, 0), out_axes=None, devices=devices
+    )
+
+    def dealt(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+        parts = {n: x.reshape(len(devices), -1, *x.shape[1:]) for n, x in batch.items()}
+        return mapped(state, parts)
+
+    return dealt
+
+
+_gradients = accumulate.gradients
+FORMS = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}

@@ -1,0 +1,53 @@
+"""The law of meshes: however arrays are spread, the loss curve and the tokens are one device's."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+FORMS = ["data:8/pmap", "data:2,fsdp:2,tensor:2/shard_map", "data:2,fsdp:4/shard_map"]
+SAMPLE = ["data:2,fsdp:2,tensor:2", "tensor:2,sequence:4", *FORMS[:2]]
+# All 35 meshes take four minutes, so they are for the night.
+EVERY = [
+    ",".join(f"{axis}:{size}" for axis, size in zip(AXES, sizes, strict=True))
+    for sizes in itertools.product((1, 2, 4, 8), repeat=4)
+    if np.prod(sizes) <= 8
+]
+NAMES = EVERY + FORMS if os.environ.get("JAXGEN_NIGHTLY") else SAMPLE
+
+
+@pytest.fixture(scope="session")
+def curves() -> dict:
+    program = Path(__file__).with_name("curves.py")
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = dict(os.environ) | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(program), "", *NAMES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_mesh_and_form_gives_the_loss_curve_of_one_device(curves, name):
+    single, spread = curves[""], curves[name]
+    assert len(single["losses"]) == 20 and single["losses"][-1] < single["losses"][0] - 0.3
+    np.testing.assert_allclose(spread["losses"], single["losses"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoding_on_a_mesh_draws_the_tokens_of_one_device(curves, name):
+    assert curves[name]["tokens"] == curves[""]["tokens"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("pmap")])
+def test_no_device_holds_a_matrix_whole_where_axes_can_share_it(curves, name):
+    sizes = {axis: int(n) for axis, n in (w.split(":") for w in name.split("/")[0].split(","))}
+    # Every matrix has D; all but none of them has an axis of tensor as well.
+    share = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+    assert curves[name]["largest"] == 1 / share
