@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING
 from jaxgen import lazy
 
 if TYPE_CHECKING:
-    from jaxgen.mesh.make import describe, make
     from jaxgen.mesh.place import constrain, fetch, gather, shards, under
     from jaxgen.mesh.settings import MeshSettings
 
 _HOME = {
     "MeshSettings": "settings",
     "constrain": "place",
-    "describe": "make",
     "fetch": "place",
     "gather": "place",
-    "make": "make",
     "shards": "place",
     "under": "place",
 }
@@ -25,10 +22,8 @@ _HOME = {
 __all__ = [
     "MeshSettings",
     "constrain",
-    "describe",
     "fetch",
     "gather",
-    "make",
     "shards",
     "under",
 ]

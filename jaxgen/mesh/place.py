@@ -187,7 +187,7 @@ def _placed(mesh: Mesh, array: np.ndarray, rows: int) -> jax.Array:
     shape = (rows, *array.shape[1:])
     first = own_rows(mesh, rows)[0] * array.shape[0]
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(rows)
         return array[(slice(start - first, stop - first), *index[1:])]
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxgen import data, files, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, NonFiniteError
+from jaxgen.mesh import make as meshes
+from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.ops import keys
 from jaxgen.run import facts, inputs
@@ -33,7 +36,7 @@ from jaxgen.store import Checkpoints
 from jaxgen.text.complete import Session
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train import autopsy, flops, optimizer, plot, schedule
+from jaxgen.train import autopsy, flops, forms, optimizer, plot, schedule
 from jaxgen.train import state as states
 from jaxgen.train.log import Log
 from jaxgen.train.loop import Duties, fit
@@ -111,7 +114,21 @@ class _Run:
             spike=train.spike,
             patience=train.patience,
         )
-        return jax.jit(step, donate_argnums=0)
+        return forms.make(
+            self.settings.mesh.form, step, self.mesh, self.shardings, self.settings.train.batch
+        )
+
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        return meshes.make(self.settings.mesh)
+
+    @cached_property
+    def shardings(self) -> Any:
+        """Where each leaf of the state lives; None without a mesh."""
+        if self.mesh is None:
+            return None
+        shapes = jax.eval_shape(self.fresh)
+        return place.state_shardings(self.mesh, shapes, api.axes(self.settings.model))
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -127,6 +144,10 @@ class _Run:
     def check(self) -> None:
         """Raise now what would otherwise be raised once the folder is begun, or hours later."""
         assert self.optimizer
+        if self.mesh is not None:
+            model, train = self.settings.model, self.settings.train
+            place.check_params(self.mesh, api.abstract(model), api.axes(model))
+            place.check_batch(self.mesh, train.batch, train.accumulate, model.context)
         self.batches().close()
         session = Session(self.settings.model, None, self.tokenizer)
         for prompt in self.settings.sample.prompts:
@@ -139,6 +160,23 @@ class _Run:
         params = api.init(self.settings.model, params_key)
         return states.make(params, self.optimizer, dropout_key)
 
+    def begin(self) -> State:
+        """Return the state before the first step, each part made where it lives."""
+        if self.mesh is None:
+            return jax.jit(self.fresh)()
+        return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))()
+
+    def expected(self) -> Any:
+        """Return shapes, dtypes and places of the state, for a checkpoint to fill."""
+        shapes = jax.eval_shape(self.fresh)
+        if self.mesh is None:
+            return shapes
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            shapes,
+            self.shardings,
+        )
+
     def batches(self) -> data.Batches:
         train = self.settings.train
         return data.batches(
@@ -147,6 +185,7 @@ class _Run:
             batch=train.batch,
             seed=train.seed,
             workers=self.settings.data.workers,
+            process=place.own_rows(self.mesh, train.batch),
         )
 
     def validate(self, state: State) -> dict[str, float]:
@@ -156,8 +195,12 @@ class _Run:
             context=self.settings.model.context,
             batch=train.batch,
             limit=train.validate_batches,
+            process=place.own_rows(self.mesh, train.batch),
         )
-        return validate(state.params, self.settings.model, rows, self.tokenizer.byte_lengths)
+        if self.mesh is not None:
+            rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
+        check = place.under(self.mesh, validate)
+        return check(state.params, self.settings.model, rows, self.tokenizer.byte_lengths)
 
     def sample(self, params: Any) -> list[tuple[str, str]]:
         """Return (prompt, completion) for each prompt of the config."""
@@ -166,7 +209,7 @@ class _Run:
             return []
         session = Session(self.settings.model, params, self.tokenizer)
         room = min(session.room(prompt) for prompt in wanted.prompts)
-        texts = session.complete(
+        texts = place.under(self.mesh, session.complete)(
             wanted.prompts,
             length=min(wanted.max_new_tokens, room),
             temperature=wanted.temperature,
@@ -191,8 +234,8 @@ def _train(run: _Run) -> None:
     checkpoints.clean()
     restored = None
     if checkpoints.steps():
-        restored = checkpoints.restore(jax.eval_shape(run.fresh))
-    state = jax.jit(run.fresh)() if restored is None else restored.tree
+        restored = checkpoints.restore(run.expected())
+    state = run.begin() if restored is None else restored.tree
     begin = 0 if restored is None else restored.step
     batches = run.batches()
     with Log(run.folder, total_steps=steps, resume_step=begin) as log, StopRequest() as stop:
@@ -220,9 +263,10 @@ def _train(run: _Run) -> None:
 def _introduce(run: _Run, log: Log) -> None:
     config, corpus = run.settings.model, run.corpus
     devices = jax.devices()
+    spread = "" if run.mesh is None else f": {meshes.describe(run.mesh)}"
     log.say(
         f"{tree.count(api.abstract(config)) / 1e6:.2f} M parameters on {len(devices)} x "
-        f"{devices[0].device_kind} ({jax.default_backend()}); {len(corpus.train.tokens):,} "
+        f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
         f"training tokens, vocabulary {config.V}"
     )
     log.say("compiling the training step (once)")
@@ -264,7 +308,7 @@ def _post_mortem(
     run.checkpoints.wait()
     train = run.settings.train
     inputs_only = {name: value for name, value in batch.items() if name != "index"}
-    found = autopsy.examine(
+    found = place.under(run.mesh, autopsy.examine)(
         state,
         inputs_only,
         step,

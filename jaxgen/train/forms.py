@@ -61,17 +61,19 @@ def _shard_map(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
 
     def gradients(loss, params, config, batch, key, *, accumulate: int) -> tuple[Loss, Any]:
         def local(params, batch, key):
-            return _gradients(loss, params, config, batch, key, accumulate=accumulate, merge=merge)
+            options = {"accumulate": accumulate, "merge": merge}
+            result, grads = _gradients(loss, params, config, batch, key, **options)
+            return tuple(result), grads
 
-        found = Loss(PartitionSpec(), PartitionSpec(), dealt)
-        return jax.shard_map(
+        result, grads = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(specs, dealt, PartitionSpec()),
-            out_specs=(found, specs),
+            out_specs=((PartitionSpec(), PartitionSpec(), dealt), specs),
             axis_names=set(ROWS),
             check_vma=False,
         )(params, batch, key)
+        return Loss(*result), grads
 
     return _jit(partial(step, gradients=gradients), mesh, shardings, rows)
 
