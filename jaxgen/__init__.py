@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxgen.config import ModelConfig
+    from jaxgen.decoding.beam import beam_search
     from jaxgen.decoding.bias import bad_words, sequence_bias
     from jaxgen.decoding.chain import chain, greedy
     from jaxgen.decoding.detail import decode_detailed
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         repetition_penalty,
         source_penalty,
     )
+    from jaxgen.decoding.search import beams
     from jaxgen.decoding.shape import (
         epsilon,
         eta,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from jaxgen.decoding.watermark import detect, watermark
     from jaxgen.models.api import abstract, apply, axes, encode, init
     from jaxgen.models.presets import preset
+    from jaxgen.text.beams import generate_beams
     from jaxgen.text.generate import generate
     from jaxgen.text.model import load, save
     from jaxgen.train.losses import causal_loss
@@ -61,6 +64,8 @@ _HOME = {
     "apply": "models.api",
     "axes": "models.api",
     "bad_words": "decoding.bias",
+    "beam_search": "decoding.beam",
+    "beams": "decoding.search",
     "causal_loss": "train.losses",
     "chain": "decoding.chain",
     "decode": "decoding.loop",
@@ -73,6 +78,7 @@ _HOME = {
     "force_last": "decoding.force",
     "frequency_penalty": "decoding.repeat",
     "generate": "text.generate",
+    "generate_beams": "text.beams",
     "greedy": "decoding.chain",
     "init": "models.api",
     "length_decay": "decoding.force",
@@ -107,6 +113,8 @@ __all__ = [
     "apply",
     "axes",
     "bad_words",
+    "beam_search",
+    "beams",
     "causal_loss",
     "chain",
     "decode",
@@ -119,6 +127,7 @@ __all__ = [
     "force_last",
     "frequency_penalty",
     "generate",
+    "generate_beams",
     "greedy",
     "init",
     "length_decay",

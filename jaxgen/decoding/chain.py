@@ -27,7 +27,8 @@ class Chain:
     """Processors in reading order; calling it draws one token per row.
 
     A processor is called with the logits, and with the `Past` if its `needs` says that it reads
-    one; any function of logits is a processor too.
+    one; any function of logits is a processor too. One that needs "tokens" may keep a state, which
+    it is then called with: `begin(past)` makes it, `advance(state, new [B])` goes on.
     """
 
     processors: tuple[Any, ...]
@@ -40,13 +41,15 @@ class Chain:
 
     def process(self, logits: Float[Array, "B V"], past: Past | None = None) -> Array:
         """Return the logits after all processors; -inf marks what can't be drawn."""
-        for processor in self.processors:
+        for place, processor in enumerate(self.processors):
             if pasts.needs(processor) == "nothing":
                 logits = processor(logits)
                 continue
             if past is None or (pasts.needs(processor) == "tokens" and past.tokens is None):
                 raise ConfigError(missing(processor))
-            logits = processor(logits, past)
+            kept = past.states[place : place + 1]
+            state = kept[0] if kept else None
+            logits = processor(logits, past) if state is None else processor(logits, past, state)
         return logits
 
     def __call__(

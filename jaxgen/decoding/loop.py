@@ -83,7 +83,7 @@ class Plan(NamedTuple):
     stops: Any
     start: Any
     limit: Any
-    history: tuple[Any, Any] | None
+    history: Past | None
 
     def ends(self, token: Int[Array, "B"], made: Any) -> Bool[Array, "B"]:
         """Return which requests end with `token`, their last of `made` new ones."""
@@ -99,14 +99,6 @@ class Plan(NamedTuple):
             return jnp.zeros(self.first.shape, bool)
         return jnp.broadcast_to(made >= jnp.asarray(self.limit), self.first.shape)
 
-    def past(self, place: Array, tokens: Any) -> Past | None:
-        """Return what `sample` reads besides logits, before the draw at `place`."""
-        if self.history is None:
-            return None
-        made = jnp.broadcast_to(self.start + place, self.first.shape).astype(jnp.int32)
-        lengths = self.history[1]
-        return Past(made, tokens, None if lengths is None else lengths + place)
-
 
 def plan_of(sample, first, key, length, stop, start, limit, prompt, lengths) -> Plan:
     """Return the Plan for `decode`'s arguments; ConfigError if they lack a prompt."""
@@ -117,9 +109,11 @@ def plan_of(sample, first, key, length, stop, start, limit, prompt, lengths) -> 
         prompt = jnp.asarray(prompt, jnp.int32)
         room = jnp.full((prompt.shape[0], length), NO_TOKEN, jnp.int32)
         known = jnp.full(prompt.shape[0], prompt.shape[1]) if lengths is None else lengths
-        history = (jnp.concatenate([prompt, room], axis=1), jnp.asarray(known))
+        made = jnp.broadcast_to(jnp.asarray(start, jnp.int32), first.shape)
+        tokens = jnp.concatenate([prompt, room], axis=1)
+        history = pasts.begin(sample, Past(made, tokens, jnp.asarray(known, jnp.int32)))
     elif needs == "made":
-        history = (None, None)
+        history = Past(jnp.broadcast_to(jnp.asarray(start, jnp.int32), first.shape))
     keys = request_keys(key, first.shape[0])
     stops = jnp.asarray(NO_STOP if stop is None else stop)
     return Plan(sample, length, first, keys, stops, start, limit, history)
@@ -133,7 +127,7 @@ class Run(NamedTuple):
     tokens: Array
     cache: Any
     done: Array
-    known: Any  # prompt and draws [B, S + length] if a processor reads them
+    past: Past | None  # if a processor reads it
     record: Any
 
 
@@ -151,29 +145,22 @@ def loop(step: Step, cache: Any, plan: Plan, record: Any, observe: Observe | Non
     def body(run):
         logits, cache = step(jnp.maximum(run.token, 0), run.cache)
         draw = jax.vmap(lambda k: jax.random.fold_in(k, plan.start + run.place))(plan.keys)
-        past = plan.past(run.place, run.known)
+        past = run.past
         extra = () if past is None else (past,)
         new = checked(plan.sample(logits, draw, *extra), logits)
         new = jnp.where(run.done, run.token, new)
         record = run.record if observe is None else observe(run.record, run, logits, new, past)
         done = run.done | plan.ends(new, plan.start + run.place + 1)
         tokens = run.tokens.at[:, run.place].set(new)
-        known = _written(run.known, past, new)
-        return Run(run.place + 1, new, tokens, cache, done, known, record)
+        past = None if past is None else pasts.advance(plan.sample, past, new)
+        return Run(run.place + 1, new, tokens, cache, done, past, record)
 
     first = plan.first
     # Rows may be done before they start: a chunked caller passes on a stop token.
     begun = jnp.asarray(plan.start) > 0
     done = plan.stopped(first) & begun | (first == NOT_FINITE) | plan.spent(plan.start)
     blank = jnp.broadcast_to(first[:, None], (first.shape[0], plan.length))
-    known = None if plan.history is None else plan.history[0]
     zero = jnp.zeros((), jnp.int32)
-    run = lax.while_loop(going, body, Run(zero, first, blank, cache, done, known, record))
+    run = lax.while_loop(going, body, Run(zero, first, blank, cache, done, plan.history, record))
     tail = jnp.arange(plan.length) >= run.place
     return run._replace(tokens=jnp.where(tail, run.token[:, None], run.tokens))
-
-
-def _written(known: Any, past: Past | None, new: Array) -> Any:
-    if known is None or past is None:
-        return known
-    return known.at[jnp.arange(new.shape[0]), past.length].set(new)

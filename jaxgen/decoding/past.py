@@ -18,11 +18,13 @@ class Past(NamedTuple):
     made: how many tokens each request has drawn.
     tokens: its prompt and draws, slot = position; None unless some processor needs "tokens".
     length: how many slots are real; None with `tokens`.
+    states: what each processor of the chain that keeps a state has kept, None for the others.
     """
 
     made: Int[Array, "B"]
     tokens: Int[Array, "B S"] | None = None
     length: Int[Array, "B"] | None = None
+    states: tuple[Any, ...] = ()
 
     def known(self) -> tuple[Int[Array, "B S"], Int[Array, "B"]]:
         """Return (tokens, length), which a processor that needs "tokens" may rely on."""
@@ -33,6 +35,30 @@ class Past(NamedTuple):
 def needs(reader: Any) -> Needs:
     """Return what a processor or sampler reads besides logits; a plain function reads nothing."""
     return getattr(reader, "needs", "nothing")
+
+
+def begin(sampler: Any, past: Past) -> Past:
+    """Return the past with the states that the sampler's processors start from."""
+    states = tuple(
+        part.begin(past) if hasattr(part, "begin") else None
+        for part in getattr(sampler, "processors", ())
+    )
+    return past._replace(states=states)
+
+
+def advance(sampler: Any, past: Past, new: Int[Array, "B"]) -> Past:
+    """Return the past after one more token of each request."""
+    made = past.made + 1
+    if past.tokens is None or past.length is None:
+        return past._replace(made=made)
+    rows = jnp.arange(new.shape[0])
+    states = tuple(
+        None if state is None else part.advance(state, new)
+        for part, state in zip(getattr(sampler, "processors", ()), past.states, strict=True)
+    )
+    # A row that is done goes on beyond its slots: what it would write is dropped.
+    tokens = past.tokens.at[rows, past.length].set(new, mode="drop")
+    return Past(made, tokens, past.length + 1, states)
 
 
 def real(past: Past, over: Literal["all", "new"] = "all") -> Bool[Array, "B S"]:

@@ -1,0 +1,71 @@
+"""How beams are kept: the settings of a beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxgen.decoding.setting import checked, whole
+from jaxgen.decoding.shape import static
+from jaxgen.errors import ConfigError
+
+Pick = Literal["best", "draw"]
+RULES = {"full": 0, "likely": 1, "certain": 2}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Search:
+    """How beams are kept; what is not static is data, a number or an array [B]."""
+
+    length_penalty: Any
+    until: Any  # of RULES
+    diversity: Any
+    beams: int = static(1)
+    groups: int = static(1)
+    pick: Pick = static("best")
+
+
+def beams(
+    count: int,
+    *,
+    length_penalty: Any = 1.0,
+    until: str | Sequence[str] = "likely",
+    groups: int = 1,
+    diversity: Any = 0.0,
+    pick: Pick = "best",
+) -> Search:
+    """Return a Search of `count` beams.
+
+    length_penalty: scores are divided by (new tokens)^penalty; above 0 favours long texts.
+    until: when a request ends. "full" as soon as `count` texts have ended; "likely" (the default)
+      when the best beam, were it to end now, could not enter them; "certain" when it could not at
+      any length. These are early_stopping=True, False and "never" of transformers. One, or one
+      per request.
+    groups: beams search in so many groups, each of which avoids the tokens that the groups before
+      it have chosen at the same place: `diversity` is subtracted for each such choice.
+    pick: "best" keeps the best continuations; "draw" draws them without replacement.
+    Raises ConfigError for a value out of range, or two that contradict each other.
+    """
+    whole("beams", count, 1)
+    whole("groups", groups, 1)
+    if count % groups:
+        raise ConfigError(f"beams={count} is not a multiple of groups={groups}")
+    names = [until] if isinstance(until, str) else list(until)
+    unknown = [name for name in names if name not in RULES]
+    if unknown:
+        raise ConfigError(f"until={unknown[0]!r} is unknown; there are {', '.join(RULES)}")
+    checked("diversity", diversity, lambda x: (x >= 0) & (x < np.inf), "a finite number from 0 on")
+    if groups == 1 and np.ndim(diversity) == 0 and diversity != 0:
+        raise ConfigError(f"diversity={diversity} has no effect with groups=1; give groups")
+    if groups > 1 and pick == "draw":
+        raise ConfigError(f"groups={groups} and pick='draw' exclude each other; drop one")
+    rule = "a finite number"
+    checked("length_penalty", length_penalty, lambda x: abs(x) < np.inf, rule)
+    codes = np.asarray([RULES[name] for name in names], np.int32)
+    code = codes[0] if isinstance(until, str) else codes
+    return Search(length_penalty, code, diversity, int(count), int(groups), pick)

@@ -1,0 +1,67 @@
+"""Beam search from token ids with a Transformer."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxgen.config import ModelConfig
+from jaxgen.decoding.beam import Found, beam_search
+from jaxgen.decoding.chain import Chain, chain
+from jaxgen.decoding.loop import Keys
+from jaxgen.decoding.search import Search
+from jaxgen.errors import ConfigError
+from jaxgen.models import api
+from jaxgen.ops.memory import Memory
+from jaxgen.text.generate import model_step, prefill
+
+
+def generate_beams(
+    params: api.Params,
+    config: ModelConfig,
+    prompt: api.Ids,
+    search: Search,
+    *,
+    length: int,
+    key: Keys | None = None,
+    sample: Chain | None = None,
+    returned: int = 1,
+    lengths: Int[Array, "B"] | None = None,
+    stop: Int[Array, "E"] | None = None,
+    memory: Memory | None = None,
+) -> Found:
+    """Return the best texts of up to `length` new tokens for each prompt, by `beams`.
+
+    Each prompt is read once, however many beams there are. sample: a `chain` whose processors
+    change the log-probabilities; None changes nothing. The rest is as in `generate` and
+    `beam_search`; jit it with config, length and returned static.
+    Raises ConfigError for more beams than the vocabulary has tokens, and what those raise.
+    """
+    batch, width = prompt.shape
+    if width < 1 or length < 1:
+        raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
+    if width + length > config.context:
+        raise ConfigError(
+            f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
+            f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
+        )
+    if config.head != "lm":
+        raise ConfigError(f"head={config.head} gives no next token; a search needs head=lm")
+    if search.beams > config.V:
+        raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
+    if lengths is None:
+        lengths = jnp.full(batch, width, jnp.int32)
+    first, cache = prefill(params, config, prompt, lengths, width + length, memory=memory)
+    return beam_search(
+        model_step(params, config),
+        cache,
+        first,
+        key,
+        chain() if sample is None else sample,
+        length,
+        search,
+        returned=returned,
+        stop=stop,
+        prompt=prompt,
+        lengths=lengths,
+    )

@@ -1,0 +1,160 @@
+"""Beam search against exhaustive search, exact draws, and itself in other company."""
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import errors
+from jaxgen.decoding.chain import NOT_FINITE, greedy
+from jaxgen.decoding.detail import Reason
+
+V, LENGTH, STOP = 5, 5, 1
+TABLE = jax.random.normal(jax.random.key(4), (V, V, V)) * 1.5
+FIRST = jnp.array([0, 2, 3])
+
+
+def trigram(tokens, before):
+    """Logits depend on the last two tokens; the cache is the one before."""
+    return TABLE[before, tokens], tokens
+
+
+@partial(jax.jit, static_argnames=("returned",))
+def search(how, first=FIRST, sample=None, key=None, limit=None, *, returned=1):
+    sample = jaxgen.chain() if sample is None else sample
+    given = {"returned": returned, "stop": jnp.array([STOP]), "limit": limit}
+    cache = jnp.zeros_like(first)
+    return jaxgen.beam_search(trigram, cache, first, key, sample, LENGTH, how, **given)
+
+
+def every_text(first, penalty):
+    """All texts that end, or are LENGTH long, with their scores; the best first."""
+    logprobs = np.asarray(jax.nn.log_softmax(TABLE, axis=-1), np.float64)
+    found = []
+    for ids in itertools.product(range(V), repeat=LENGTH):
+        text = ids[: ids.index(STOP) + 1] if STOP in ids else ids
+        if text != ids and ids[len(text) :] != (0,) * (LENGTH - len(text)):
+            continue
+        pairs = zip((0, first, *text), (first, *text), text, strict=False)
+        total = sum(logprobs[two] for two in pairs)
+        found.append((total / len(text) ** penalty, text))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_beams_that_hold_everything_find_the_best_of_all_texts(penalty):
+    found = search(jaxgen.beams(V**4, length_penalty=penalty, until="certain"), returned=4)
+    for row, first in enumerate(FIRST.tolist()):
+        wanted = every_text(first, penalty)[:4]
+        np.testing.assert_allclose(found.scores[row], [s for s, _ in wanted], rtol=1e-5)
+        for place, (_, text) in enumerate(wanted):
+            assert tuple(found.tokens[row, place, : found.made[row, place]].tolist()) == text
+
+
+def test_a_wider_beam_never_scores_worse_on_the_toy():
+    scores = [search(jaxgen.beams(n, length_penalty=0.0)).scores[:, 0] for n in (1, 5, 25)]
+    assert (np.diff(np.asarray(scores), axis=0) >= -1e-5).all()
+
+
+def test_one_beam_is_greedy():
+    found = search(jaxgen.beams(1))
+    wanted, _ = jaxgen.decode(
+        trigram,
+        jnp.zeros_like(FIRST),
+        FIRST,
+        jax.random.key(0),
+        greedy(),
+        LENGTH,
+        stop=jnp.array([STOP]),
+    )
+    assert found.tokens[:, 0].tolist() == wanted.tolist()
+
+
+def test_drawn_beams_follow_the_exact_distribution():
+    """Of V=5 continuations 4 are drawn without replacement; the best of them is what is found."""
+    draws = 20_000
+    probs = np.asarray(jax.nn.softmax(TABLE[0, 0]), np.float64)
+    wanted = np.zeros(V)
+    for order in itertools.permutations(range(V), 4):
+        left, chance = 1.0, 1.0
+        for token in order:
+            chance, left = chance * probs[token] / left, left - probs[token]
+        wanted[max(order, key=lambda t: probs[t])] += chance
+    how = jaxgen.beams(2, pick="draw")
+    first, limit = jnp.zeros(draws, jnp.int32), jnp.ones(draws, jnp.int32)
+    found = search(how, first, None, jax.random.key(1), limit)
+    counts = np.bincount(found.tokens[:, 0, 0], minlength=V)
+    real = wanted > 0
+    statistic = ((counts - draws * wanted)[real] ** 2 / (draws * wanted[real])).sum()
+    assert counts[~real].sum() == 0 and statistic < 23.5  # chi2, 4 degrees: p = 1e-4
+
+
+def test_requests_with_other_rules_and_limits_in_one_batch_are_as_alone():
+    untils, penalties, limits = ["full", "likely", "certain"], [0.0, 1.0, 2.0], [5, 3, 4]
+    mixed = jaxgen.beams(3, length_penalty=jnp.array(penalties), until=untils)
+    together = search(mixed, limit=jnp.array(limits), returned=3)
+    for row, (until, penalty, limit) in enumerate(zip(untils, penalties, limits, strict=True)):
+        how = jaxgen.beams(3, length_penalty=jnp.array([penalty]), until=[until])
+        alone = search(how, FIRST[row : row + 1], limit=jnp.array([limit]), returned=3)
+        for name in ("tokens", "scores", "made", "reason"):
+            mine, other = getattr(together, name)[row], getattr(alone, name)[0]
+            np.testing.assert_array_equal(mine, other, err_msg=name)
+        assert (together.made[row] <= limit).all()
+
+
+def test_a_sick_request_says_so_and_its_neighbours_go_on():
+    def step(tokens, rows):
+        logits, before = trigram(tokens, rows[:, 0])
+        sick = (rows[:, 1] == 1)[:, None]
+        return jnp.where(sick, jnp.nan, logits), jnp.stack([before, rows[:, 1]], 1)
+
+    cache = jnp.array([[0, 0], [0, 1], [0, 0]])
+    chain = jaxgen.chain(jaxgen.suppress([[9], [9], list(range(V))]))
+    given = {"stop": jnp.array([STOP])}
+    found = jaxgen.beam_search(step, cache, FIRST, None, chain, LENGTH, jaxgen.beams(2), **given)
+    assert found.reason[1:, 0].tolist() == [Reason.NOT_FINITE, Reason.BANNED]
+    assert (found.tokens[1:] == NOT_FINITE).all() and (found.made[1:] == 0).all()
+    assert found.tokens[0].tolist() == search(jaxgen.beams(2)).tokens[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"count": 0}, "beams=0"),
+        ({"count": 4, "groups": 3}, "beams=4 is not a multiple of groups=3"),
+        ({"count": 4, "diversity": 1.0}, "diversity=1.0 has no effect with groups=1"),
+        ({"count": 4, "groups": 2, "pick": "draw"}, "groups=2 and pick='draw' exclude"),
+        ({"count": 4, "until": "soon"}, "until='soon'"),
+        ({"count": 4, "length_penalty": float("nan")}, "length_penalty=nan"),
+    ],
+)
+def test_contradictions_are_refused_in_one_line(settings, text):
+    with pytest.raises(errors.ConfigError, match=text):
+        jaxgen.beams(**settings)
+
+
+def test_a_transformer_s_beams_are_scored_as_by_a_full_forward_pass():
+    config = jaxgen.ModelConfig(
+        vocab_size=19, context=24, layers=2, d_model=16, heads=2, init_std=0.5, positions="rope"
+    )
+    params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
+    prompt, lengths = jnp.array([[3, 1, 4, 1], [9, 2, 0, 0]]), jnp.array([4, 2])
+    run = jax.jit(jaxgen.generate_beams, static_argnames=("config", "length", "returned"))
+    found = run(params, config, prompt, jaxgen.beams(4), length=6, returned=3, lengths=lengths)
+    forward = jax.jit(jaxgen.apply, static_argnums=1)
+    for row, length in enumerate(lengths.tolist()):
+        start = jnp.broadcast_to(prompt[row, :length], (3, length))
+        texts = jnp.concatenate([start, found.tokens[row]], axis=1)
+        logits = forward(params, config, jnp.pad(texts, ((0, 0), (0, 4 - length)))).logits
+        logits = logits[:, length - 1 : length + 5]
+        logprobs = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), found.tokens[row][..., None], axis=-1
+        )[..., 0]
+        np.testing.assert_allclose(found.logprobs[row], logprobs, atol=1e-5)
+        np.testing.assert_allclose(found.scores[row], logprobs.sum(-1) / 6, atol=1e-5)
+    with pytest.raises(errors.ConfigError, match="beams=20 exceed vocab_size=19"):
+        jaxgen.generate_beams(params, config, prompt, jaxgen.beams(20), length=6)

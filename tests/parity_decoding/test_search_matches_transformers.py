@@ -1,0 +1,93 @@
+"""Beam searches against golden outputs of transformers' `generate`, token for token."""
+
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import search_cases as the
+
+import jaxgen
+from jaxgen.decoding.past import NO_TOKEN
+
+TABLE = {name: jnp.asarray(x) for name, x in the.weights().items()}
+RULES = {True: "full", False: "likely", "never": "certain"}
+
+
+@cache
+def golden():
+    return dict(np.load(Path(__file__).with_name("golden_search.npz")))
+
+
+def recurrent(tokens, state):
+    state = jnp.tanh(state @ TABLE["turn"] + TABLE["embed"][tokens])
+    return state @ TABLE["out"] + TABLE["bias"], state
+
+
+@partial(jax.jit, static_argnames="returned")
+def search(how, sample, stop, *, returned):
+    prompt = jnp.asarray(the.PROMPTS)
+    state = jnp.zeros((len(prompt), the.D))
+    for token in prompt.T[:-1]:
+        state = recurrent(token, state)[1]
+    first = prompt[:, -1]
+    given = {"returned": returned, "stop": stop, "prompt": prompt}
+    return jaxgen.beam_search(recurrent, state, first, None, sample, the.LENGTH, how, **given)
+
+
+def processors(case):
+    made = []
+    if "repetition_penalty" in case:
+        made.append(jaxgen.repetition_penalty(case["repetition_penalty"]))
+    if "no_repeat_ngram_size" in case:
+        made.append(jaxgen.no_repeat_ngram(case["no_repeat_ngram_size"]))
+    if "bad_words_ids" in case:
+        made.append(jaxgen.bad_words(case["bad_words_ids"]))
+    if "min_new_tokens" in case:
+        made.append(jaxgen.min_new_tokens(case["min_new_tokens"], [the.STOP]))
+    return jaxgen.chain(*made)
+
+
+def ours(case):
+    count = case["num_beams"]
+    how = jaxgen.beams(
+        count,
+        length_penalty=case.get("length_penalty", 1.0),
+        until=RULES[case["early_stopping"]],
+        groups=case.get("num_beam_groups", 1),
+        diversity=case.get("diversity_penalty", 0.0),
+    )
+    stops = case.get("stops", [the.STOP])
+    stop = np.asarray(stops, np.int32) if stops else None
+    return search(how, processors(case), stop, returned=count)
+
+
+@pytest.mark.parametrize("kind", ["plain", "groups"])
+def test_beams_find_the_texts_and_scores_of_transformers(kind):
+    for number, case in enumerate({"plain": the.PLAIN, "groups": the.GROUPS}[kind]):
+        found = ours(case)
+        wanted = golden()[f"{kind}/{number}/tokens"]
+        places = np.arange(the.LENGTH)
+        tokens = np.where(places < np.asarray(found.made)[..., None], found.tokens, -1)
+        assert tokens.tolist() == wanted.tolist(), case
+        if case["num_beams"] > 1:
+            scores = golden()[f"{kind}/{number}/scores"]
+            np.testing.assert_allclose(found.scores, scores, rtol=2e-6, atol=1e-6)
+        penalty = case.get("length_penalty", 1.0)
+        total = np.asarray(found.logprobs).sum(-1) / np.asarray(found.made) ** penalty
+        np.testing.assert_allclose(total, found.scores, rtol=1e-5, atol=1e-5)
+
+
+def test_search_settings_do_not_recompile():
+    before = search._cache_size()
+    chain, stop = jaxgen.chain(), np.asarray([the.STOP], np.int32)
+    for penalty, until in ((0.3, "full"), (1.7, "certain"), (0.0, "likely")):
+        search(jaxgen.beams(2, length_penalty=penalty, until=until), chain, stop, returned=2)
+    assert search._cache_size() - before <= 1
+
+
+def test_no_token_is_never_returned():
+    found = ours(the.PLAIN[0])
+    assert (np.asarray(found.tokens) != NO_TOKEN).all()
