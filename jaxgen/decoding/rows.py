@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -35,19 +37,44 @@ def repeat(cache: Any, batch: int, times: int) -> Any:
     return take(cache, jnp.repeat(jnp.arange(batch), times))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trail:
+    """What a cache that can't go back was after each of the last tokens, leaves [T + 1, B, ...]."""
+
+    states: Any
+
+
+def trail_of(cache: Any) -> Callable[[Any], Any]:
+    """Return what to keep of such a cache after each token, so that it can be rewound."""
+    nodes = jax.tree.leaves(cache, is_leaf=_knows("rewind"))
+    able = all(hasattr(node, "rewind") for node in nodes)
+    return (lambda cache: ()) if able else (lambda cache: cache)
+
+
+def trailed(cache: Any, begun: Any, states: Any) -> Any:
+    """Return the cache as `rewind` takes it: a Trail if states were kept, else as it is."""
+    if not jax.tree.leaves(states):
+        return cache
+    return Trail(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begun, states))
+
+
 def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
     """Return the cache as it was `back` tokens of each row ago.
 
-    Only a cache that keeps every token can: it has `rewind(length)` and `length`, or it is an empty
-    tree (a step that remembers nothing). Raises ConfigError for any other.
+    A cache that keeps every token (`rewind(length)`, `length`) only forgets; of any other, a Trail
+    of the last tokens must have been kept. Raises ConfigError if there is neither.
     """
 
     def one(node):
-        if not hasattr(node, "rewind"):
-            raise ConfigError(
-                f"a cache that is a {type(node).__name__} can't go back, which speculative "
-                f"decoding needs; give it rewind(length) and length"
-            )
-        return node.rewind(node.length - back)
+        if isinstance(node, Trail):
+            number = jnp.arange(back.shape[0])
+            return jax.tree.map(lambda x: x[len(x) - 1 - back, number], node.states)
+        if hasattr(node, "rewind"):
+            return node.rewind(node.length - back)
+        raise ConfigError(
+            f"a cache that holds a {type(node).__name__} can't go back; read with `reader(step)`, "
+            f"or give the cache rewind(length) and length"
+        )
 
-    return jax.tree.map(one, cache, is_leaf=_knows("rewind"))
+    return jax.tree.map(one, cache, is_leaf=lambda x: isinstance(x, Trail) or hasattr(x, "rewind"))

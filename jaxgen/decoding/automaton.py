@@ -1,0 +1,259 @@
+"""Output held to a structure: an automaton over tokens, whose masks are applied inside the loop.
+
+The table is made on the host; on the device a draw costs two gathers. Tokens that no state tells
+apart share a column, so that the table of a regular expression stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.setting import column, whole
+from jaxgen.decoding.shape import BANNED
+from jaxgen.errors import ConfigError
+
+LARGEST = 2**28  # states times tokens while a table is made: 1 GiB
+END = -1  # the state of a text that has stopped
+FAR = np.iinfo(np.int32).max // 2
+Transitions = Mapping[int, Mapping[int, int]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Automaton:
+    """Allows the tokens that lead from a request's state to another.
+
+    table: next state [S, C] or -1; classes: column of each token [V]; starts: [1 or B];
+    distance: the fewest tokens from a state to the end [S]; within: new tokens in all, or [B].
+    """
+
+    needs: ClassVar[Needs] = "tokens"
+    name: ClassVar[str] = "automaton"
+    table: Any
+    classes: Any
+    starts: Any
+    distance: Any
+    within: Any
+
+    def begin(self, past: Past) -> Int[Array, "B"]:
+        """Return the states after what has been drawn already."""
+        tokens, length = past.known()
+        start = jnp.broadcast_to(jnp.asarray(self.starts), past.made.shape)
+
+        def one_more(place, state):
+            slot = (length - past.made + place)[:, None]
+            new = jnp.take_along_axis(tokens, jnp.maximum(slot, 0), axis=1)[:, 0]
+            return jnp.where(place < past.made, self.advance(state, new), state)
+
+        return lax.fori_loop(0, jnp.max(past.made), one_more, start)
+
+    def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
+        """Return the states after one more token; -1 after one that was not allowed."""
+        kind = jnp.asarray(self.classes)[jnp.clip(new, 0, len(self.classes) - 1)]
+        after = jnp.asarray(self.table)[jnp.maximum(state, 0), kind]
+        return jnp.where((state >= 0) & (new >= 0), after, -1)
+
+    def __call__(
+        self, logits: Float[Array, "B V"], past: Past, state: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B V"]:
+        state = self.begin(past) if state is None else state
+        after = jnp.asarray(self.table)[jnp.maximum(state, 0)]
+        distance = jnp.asarray(self.distance)[jnp.maximum(after, 0)]
+        # A text may not go where too few tokens are left to end it.
+        left = column(jnp.asarray(self.within)) - past.made[:, None] - 1
+        allowed = (after >= 0) & (state >= 0)[:, None] & (distance <= left)
+        allowed = allowed[:, jnp.asarray(self.classes)]
+        missing = logits.shape[-1] - allowed.shape[-1]
+        allowed = jnp.pad(allowed, ((0, 0), (0, max(missing, 0))))[:, : logits.shape[-1]]
+        return jnp.where(allowed, logits, BANNED)
+
+
+def regex(
+    pattern: str, pieces: Sequence[bytes], stop: int, *, within: int | None = None
+) -> Automaton:
+    """Return an automaton whose texts match a regular expression as a whole, then `stop`.
+
+    pieces: the bytes of each token, b"" for one that spells nothing. The syntax is that of Rust's
+    regex crate: no look-around, no back-references.
+    within: new tokens in all, the stop token included: a text ends by then, whatever it takes.
+    Raises ConfigError for a pattern that is none, that this vocabulary cannot spell, or that no
+    text of `within` tokens matches.
+    """
+    core = _library("outlines_core")
+    known: dict[bytes, list[int]] = {}
+    for token, piece in enumerate(pieces):
+        if piece and token != stop:
+            known.setdefault(bytes(piece), []).append(token)
+    try:
+        index = core.Index(pattern, core.Vocabulary(stop, known))
+    except ValueError as error:
+        raise ConfigError(
+            f"regex {pattern[:80]!r} can't be compiled: {error}; it takes no look-around and no "
+            f"back-reference, and the vocabulary must spell it"
+        ) from None
+    moves = {state: dict(to) for state, to in index.get_transitions().items()}
+    for state in index.get_final_states():
+        moves.setdefault(state, {})[stop] = END
+    return _built(moves, index.get_initial_state(), stop, len(pieces), within, f"regex {pattern!r}")
+
+
+def choices(
+    texts: Sequence[str], pieces: Sequence[bytes], stop: int, *, within: int | None = None
+) -> Automaton:
+    """Return an automaton that spells one of the `texts`, in any of its tokenisations."""
+    if not texts or any(not text for text in texts):
+        raise ConfigError(f"choices={list(texts)!r} must be texts, none empty")
+    pattern = "|".join(f"(?:{re.escape(text)})" for text in texts)
+    return regex(pattern, pieces, stop, within=within)
+
+
+def schema(
+    description: Mapping[str, Any] | str,
+    pieces: Sequence[bytes],
+    stop: int,
+    *,
+    within: int | None = None,
+) -> Automaton:
+    """Return an automaton whose texts are JSON of a JSON schema.
+
+    Raises ConfigError for a schema that no regular expression can say, such as a recursive one.
+    """
+    build = _library("outlines_core.json_schema").build_regex_from_schema
+    text = description if isinstance(description, str) else json.dumps(description)
+    try:
+        pattern = build(text)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"JSON schema {text[:80]!r} can't be compiled: {error}") from None
+    return regex(pattern, pieces, stop, within=within)
+
+
+def trie(
+    sequences: Sequence[Sequence[int]], stop: int, vocab: int, *, within: int | None = None
+) -> Automaton:
+    """Return an automaton that draws one of the token `sequences`, then `stop`.
+
+    It is what transformers does with prefix_allowed_tokens_fn over a tree of prefixes.
+    """
+    moves: dict[int, dict[int, int]] = {0: {}}
+    for sequence in sequences:
+        state = 0
+        for token in sequence:
+            if not 0 <= token < vocab or token == stop:
+                raise ConfigError(
+                    f"trie: token {token} must be 0 to {vocab - 1}, and not stop={stop}"
+                )
+            if token not in moves[state]:
+                moves[state][token] = len(moves)
+                moves[len(moves)] = {}
+            state = moves[state][token]
+        moves[state][stop] = END
+    if not sequences:
+        raise ConfigError("trie of no sequences allows nothing; give at least one")
+    return _built(moves, 0, stop, vocab, within, "trie")
+
+
+def requests(automata: Sequence[Automaton | None]) -> Automaton:
+    """Return one automaton for a batch: each request's own, None for a free one."""
+    vocab = max((len(one.classes) for one in automata if one is not None), default=0)
+    if not vocab:
+        raise ConfigError("requests: every automaton is None; leave it out of the chain")
+    free = Automaton(
+        *(np.zeros((1, 1), np.int32), np.zeros(vocab, np.int32), np.zeros(1, np.int32)),
+        *(np.zeros(1, np.int32), FAR),
+    )
+    parts = [free if one is None else one for one in automata]
+    kinds, classes = np.unique(
+        np.stack([np.asarray(one.classes) for one in parts]), axis=1, return_inverse=True
+    )
+    offsets = np.cumsum([0, *(len(one.table) for one in parts[:-1])])
+    tables = [
+        np.where(one.table[:, kind] < 0, -1, one.table[:, kind] + offset)
+        for one, kind, offset in zip(parts, kinds, offsets, strict=True)
+    ]
+    starts = [offset + one.starts[0] for one, offset in zip(parts, offsets, strict=True)]
+    table, distance = _padded(
+        np.concatenate(tables), np.concatenate([one.distance for one in parts])
+    )
+    return Automaton(
+        table=table,
+        distance=distance,
+        classes=classes.reshape(-1).astype(np.int32),
+        starts=np.asarray(starts, np.int32),
+        within=np.asarray([one.within for one in parts], np.int32),
+    )
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigError(
+            "regex, choices and schema need outlines-core: pip install 'jaxgen[structure]'"
+        ) from None
+
+
+def _built(
+    moves: Transitions, start: int, stop: int, vocab: int, within: int | None, name: str
+) -> Automaton:
+    moves = {**moves, END: {stop: END}}
+    states = {state: number for number, state in enumerate(sorted({*moves, start}))}
+    for target in (target for targets in moves.values() for target in targets.values()):
+        states.setdefault(target, len(states))
+    if len(states) * vocab > LARGEST:
+        raise ConfigError(
+            f"{name[:80]} has {len(states)} states for {vocab} tokens, too many; simplify it"
+        )
+    table = np.full((len(states), vocab), -1, np.int32)
+    for state, targets in moves.items():
+        table[states[state], list(targets)] = [states[target] for target in targets.values()]
+    columns, classes = np.unique(table, axis=1, return_inverse=True)
+    distance = _distances(columns, states[END])
+    first = states[start]
+    if distance[first] >= FAR:
+        raise ConfigError(f"{name[:80]}: this vocabulary can't spell it and end")
+    if within is not None and distance[first] > whole("within", within, 1):
+        raise ConfigError(
+            f"{name[:80]} needs {distance[first]} tokens at least, but within={within}"
+        )
+    table, distance = _padded(columns, distance)
+    return Automaton(
+        table=table,
+        distance=distance,
+        classes=classes.reshape(-1).astype(np.int32),
+        starts=np.asarray([first], np.int32),
+        within=FAR if within is None else within,
+    )
+
+
+def _distances(columns: np.ndarray, end: int) -> np.ndarray:
+    """The fewest tokens, the stop token included, from each state to the end of the text."""
+    distance = np.where(np.arange(len(columns)) == end, 0, FAR)
+    for _ in range(len(columns)):
+        through = np.where(columns >= 0, distance[np.maximum(columns, 0)], FAR).min(axis=1)
+        nearer = np.minimum(distance, np.minimum(through + 1, FAR))
+        if (nearer == distance).all():
+            break
+        distance = nearer
+    return distance.astype(np.int32)
+
+
+def _padded(table: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with powers of two as sizes, so that another pattern seldom recompiles."""
+    rows, columns = (1 << (size - 1).bit_length() for size in table.shape)
+    more = ((0, rows - table.shape[0]), (0, columns - table.shape[1]))
+    return (
+        np.pad(table, more, constant_values=-1).astype(np.int32),
+        np.pad(distance, more[0], constant_values=FAR),
+    )

@@ -1,0 +1,34 @@
+"""Steps made of other steps: two models' logits, or two prompts', combined at every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.decoding.loop import Step
+from jaxgen.decoding.setting import checked, column
+
+
+def guided(conditional: Step, unconditional: Step, scale: Any) -> Step:
+    """Return the step of classifier-free guidance (Sanchez et al. 2023) over a pair of caches.
+
+    Its logits are u + scale * (c - u), of log-probabilities c and u; 1 is off, 0 leaves the
+    unconditional one alone, a negative scale steers away. scale: a number or [B]; ConfigError
+    unless finite. Both steps get the same tokens: give the pair (conditional cache, unconditional
+    cache) to `decode`, the second filled with a prompt that lacks the condition.
+    """
+    checked("scale", scale, lambda x: abs(x) < jnp.inf, "a finite number; 1 is off")
+
+    def step(tokens, caches):
+        with_it, first = conditional(tokens, caches[0])
+        without, second = unconditional(tokens, caches[1])
+        with_it = jax.nn.log_softmax(with_it.astype(jnp.float32), axis=-1)
+        without = jax.nn.log_softmax(without.astype(jnp.float32), axis=-1)
+        # Where both ban a token, infinity minus infinity must stay a ban.
+        apart = jnp.where(jnp.isneginf(without), 0.0, with_it - without)
+        mixed = jnp.where(jnp.isneginf(with_it), with_it, without + column(scale) * apart)
+        return mixed, (first, second)
+
+    return step
