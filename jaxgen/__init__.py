@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxgen.decoding.beam import beam_search
     from jaxgen.decoding.bias import bad_words, sequence_bias
     from jaxgen.decoding.chain import chain, greedy
+    from jaxgen.decoding.contrast import layer_contrast
     from jaxgen.decoding.detail import decode_detailed
     from jaxgen.decoding.force import (
         force_first,
@@ -87,6 +88,7 @@ _HOME = {
     "greedy": "decoding.chain",
     "guided": "decoding.guide",
     "init": "models.api",
+    "layer_contrast": "decoding.contrast",
     "length_decay": "decoding.force",
     "load": "text.model",
     "lookup": "decoding.speculate",
@@ -143,6 +145,7 @@ __all__ = [
     "greedy",
     "guided",
     "init",
+    "layer_contrast",
     "length_decay",
     "load",
     "lookup",

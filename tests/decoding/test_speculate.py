@@ -42,12 +42,12 @@ def speculate(name, sample, first, key, stop=None, limit=None, *, length=LENGTH)
     return jaxgen.speculate(read, cache, first, key, sample, length, draft, **given)
 
 
-@pytest.mark.parametrize("name", ["bigram", "itself", "lookup"])
+@pytest.mark.parametrize("name", ["bigram", "lookup"])
 def test_greedy_speculation_is_token_for_token_greedy(name):
     first, stop = jnp.arange(V), jnp.array([1])
     sample = jaxgen.chain(jaxgen.no_repeat_ngram(3), *greedy().processors)
     prompt = jnp.stack([jnp.zeros_like(first), first], 1)
-    for limit in (20, jnp.array([5, 1, 20, 7])):
+    for limit in (jnp.full(V, 20), jnp.array([5, 1, 20, 7])):
         given = {"stop": stop, "limit": limit}
         wanted, _ = jaxgen.decode(
             trigram,
