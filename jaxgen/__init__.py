@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxgen.decoding.bias import bad_words, sequence_bias
     from jaxgen.decoding.chain import chain, greedy
     from jaxgen.decoding.contrast import layer_contrast
+    from jaxgen.decoding.contrastive import contrastive_search
     from jaxgen.decoding.detail import decode_detailed
     from jaxgen.decoding.force import (
         force_first,
@@ -73,6 +74,7 @@ _HOME = {
     "best_of": "decoding.rerank",
     "causal_loss": "train.losses",
     "chain": "decoding.chain",
+    "contrastive_search": "decoding.contrastive",
     "decode": "decoding.loop",
     "decode_detailed": "decoding.detail",
     "detect": "decoding.watermark",
@@ -130,6 +132,7 @@ __all__ = [
     "best_of",
     "causal_loss",
     "chain",
+    "contrastive_search",
     "decode",
     "decode_detailed",
     "detect",
