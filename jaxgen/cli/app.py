@@ -13,8 +13,8 @@ from functools import partial
 from cyclopts import App, CycloptsError, Parameter
 
 import jaxgen
+from jaxgen.cli import convert, exits, generate, mistakes, quickstart, tokenize, train
 from jaxgen.cli import eval as evaluation
-from jaxgen.cli import exits, generate, mistakes, quickstart, tokenize, train
 from jaxgen.cli.sheet import print_panel, print_usage
 
 ABOUT = """Train Transformers on text and generate with them, in JAX.
@@ -29,6 +29,7 @@ Your own text:
                                      any key of the config can be overridden
     jaxgen train --keys              every key, its default and its meaning
     jaxgen eval runs/my              loss, perplexity and bits per byte
+    jaxgen convert runs/my out --to hf   a folder that transformers opens
 
 A run folder holds all that is needed to use the model elsewhere: config.yaml,
 tokenizer, checkpoints/, metrics.jsonl, samples/, loss.png. Prepared text and
@@ -44,6 +45,7 @@ VERBS = (
     (train.train, "train", "CONFIG|RUN [KEY=VALUE ...] [OPTIONS]"),
     (generate.generate, "generate", "RUN [OPTIONS]"),
     (evaluation.evaluate, "eval", "RUN [--split SPLIT]"),
+    (convert.convert, "convert", "SOURCE OUT --to hf|jaxgen [OPTIONS]"),
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
 )
 

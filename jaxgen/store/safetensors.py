@@ -131,7 +131,7 @@ def write(
     with path.open("xb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in order:
-            array = np.ascontiguousarray(produce(name))
+            array = np.asarray(produce(name), order="C")
             want = tensors[name]
             assert (array.dtype.name, array.shape) == (want[0], tuple(want[1])), (name, want)
             file.write(array.reshape(-1).view(np.uint8).data)
@@ -145,14 +145,15 @@ def _dtype(name: str) -> np.dtype:
 
 def _header_length(path: Path, head: bytes, size: int) -> int:
     files.refuse_impostor(path, WHAT, head)
-    if head.startswith(_PICKLES):
+    if size < 8:
+        raise CheckpointError(f"{path} has {size} bytes, too few for a {WHAT}; fetch it again")
+    length = int.from_bytes(head[:8], "little")
+    # A sound header may by chance be as long as a pickle's first bytes spell: only then look.
+    if length > size - 8 and head.startswith(_PICKLES):
         raise CheckpointError(
             f"{path} is a pickle under another name, and pickle is not read: it could run any "
             f"program; convert it to safetensors where you trust it"
         )
-    if size < 8:
-        raise CheckpointError(f"{path} has {size} bytes, too few for a {WHAT}; fetch it again")
-    length = int.from_bytes(head[:8], "little")
     if length > size - 8:
         raise CheckpointError(
             f"{path} is no sound {WHAT}, or a truncated one: its header should have {length} bytes "

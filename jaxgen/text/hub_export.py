@@ -110,4 +110,8 @@ def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
         "tokenizer_class": "PreTrainedTokenizerFast" if hub else "LlamaTokenizer",
         "model_max_length": config.context,
     }
+    if not hub:
+        # Else it would put a space before every text, which only some models want.
+        about |= {"add_prefix_space": tokenizer.adds_space, "legacy": False}
+        about |= {"add_bos_token": special["bos"] is not None}
     files.write_json(draft / "tokenizer_config.json", about)

@@ -108,8 +108,7 @@ def save(
     model, BusyError if it can't be written.
     """
     folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists already; give a new folder")
+    check_new(folder)
     _check_shapes(folder, params, config)
     if layout == "hf":
         hub_export.family_of(config, family)
@@ -124,6 +123,19 @@ def save(
         files.write(draft / CONFIG, settings_yaml.write({"model": settings.as_dict(config)}))
         if tokenizer is not None:
             tokenizer.save(draft / "tokenizer")
+
+
+def check_new(folder: Path) -> None:
+    """Raise ConfigError unless a model can be written there: it is absent, or an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists already; give a new folder")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether `tokenizer_of` has something to read."""
+    if is_hub(folder):
+        return any((folder / name).exists() for name in hub_folder.TOKENIZERS)
+    return (folder / "tokenizer").is_dir()
 
 
 def _read_weights(path: Path) -> api.Params:

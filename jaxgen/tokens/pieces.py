@@ -88,6 +88,11 @@ class Pieces:
         self._newline = processor.encode("\n") if self._exact else []
         self._bar = [self._byte_ids[byte] for byte in SPACE.encode()] if self._exact else []
 
+    @property
+    def adds_space(self) -> bool:
+        """Return whether the model puts a space before a text."""
+        return self._normalizer.dummy_prefix
+
     def encode(self, text: str) -> list[int]:
         """Return the ids; DataError for a lone surrogate."""
         try:

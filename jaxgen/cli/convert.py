@@ -1,0 +1,79 @@
+"""`jaxgen convert`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from jaxgen.cli import arguments, exits, paths, start
+from jaxgen.errors import CheckpointError
+
+
+def convert(
+    source: Annotated[str, Parameter(help="a run, a saved model or a Hugging Face folder")],
+    out: Annotated[str, Parameter(help="the new folder to write")],
+    /,
+    *,
+    to: Annotated[Literal["hf", "jaxgen"], Parameter(help="the layout to write")],
+    family: Annotated[
+        str | None, Parameter(help="--to hf: the model_type; else the first that fits")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Parameter(help="of a Hugging Face folder's weights; else as stored"),
+    ] = None,
+) -> None:
+    """Turn a run into a Hugging Face folder, or such a folder into one of ours.
+
+    Nothing is downloaded, no pickle is opened and no code of a model is run.
+    Where torch and transformers are installed, both compute the logits of the
+    same tokens at the end; if they differ the folder is removed again.
+
+    For example:
+        jaxgen convert runs/quickstart hub/ --to hf
+        jaxgen convert downloads/gpt2 models/gpt2 --to jaxgen
+    """
+    folder = paths.run_folder(source)
+    target = Path(out)
+    start.prepare_jax(paths.cache())
+    from jaxgen.text import hub_parity, model
+
+    with exits.in_folder(folder):
+        model.check_new(target)
+        config, params = model.load(folder, dtype=dtype)
+        tokenizer = model.tokenizer_of(folder) if model.has_tokenizer(folder) else None
+        model.save(target, config, params, tokenizer=tokenizer, layout=to, family=family)
+        hub = target if to == "hf" else folder if model.is_hub(folder) else None
+        try:
+            told = _parity(hub, target, hub_parity, model)
+        except CheckpointError:
+            shutil.rmtree(target)
+            raise
+    from jaxgen import tree
+
+    rows = [
+        ("wrote", f"{target} ({to} layout)"),
+        ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
+        ("tokenizer", _tokenizer(tokenizer, target)),
+        ("parity", told),
+    ]
+    arguments.print_rows(rows)
+
+
+def _parity(hub: Path | None, target: Path, hub_parity, model) -> str:
+    if hub is None:
+        return "not measured: neither folder is one that transformers opens"
+    if not hub_parity.can_compare():
+        return "not measured: it needs torch and transformers, which are not installed"
+    return hub_parity.compare(hub, *model.load(target))
+
+
+def _tokenizer(tokenizer, target: Path) -> str:
+    if tokenizer is None:
+        return "none: the source has none"
+    kept = (target / "tokenizer").is_dir() or any(target.glob("tokenizer.*"))
+    kind = type(tokenizer).__name__.lower()
+    return f"{tokenizer.vocab_size} ids" if kept else f"left out: {kind} has no Hugging Face form"
