@@ -45,13 +45,6 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     family = families.named(theirs.get("model_type"), str(path))
     if "auto_map" in theirs:
         warnings.warn(f"{path}: auto_map is ignored: no code of a model is ever run", stacklevel=2)
-    known = (family.architecture, None)
-    named = theirs.get("architectures") or [None]
-    if named not in [[name] for name in known]:
-        raise CheckpointError(
-            f"{path}: architectures={named!r:.80} is not known here; known for "
-            f"{family.model_type} is {family.architecture}"
-        )
     try:
         return family, family.read(theirs)
     except CheckpointError as error:
@@ -192,10 +185,16 @@ def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.nd
 
 def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) -> dict[str, Tensor]:
     """Return the tensors under the family's full names, without those that say nothing new."""
-    if not any(name.startswith(family.prefix) for name in stored):
-        stored = {n if n in wanted else family.prefix + n: t for n, t in stored.items()}
-    found = {n: t for n, t in stored.items() if not tree.match(n, family.ignored_tensors)}
+    stored = {_modern(name): tensor for name, tensor in stored.items()}
+    prefix = family.moved.get(config.head, family.prefix)
+    if not any(name.startswith(prefix) for name in stored):
+        stored = {n if n in wanted else prefix + n: t for n, t in stored.items()}
+    found = {
+        n: t for n, t in stored.items() if n in wanted or not tree.match(n, family.ignored_tensors)
+    }
     for copy, original in family.copies.items():
+        if copy in found and copy not in wanted and original not in found:
+            found[original] = found.pop(copy)
         if copy in found and copy not in wanted and original in found:
             one, other = (safetensors.read(found[n]).tobytes() for n in (copy, original))
             if one != other:
@@ -205,6 +204,13 @@ def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) ->
                 )
             del found[copy]
     return found
+
+
+def _modern(name: str) -> str:
+    # Norms of files that were once TensorFlow's.
+    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+        name = name.removesuffix(old) + new if name.endswith(old) else name
+    return name
 
 
 def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, Any]) -> None:

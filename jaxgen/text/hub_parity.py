@@ -31,7 +31,10 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     length = min(LENGTH, config.context)
     tokens = np.random.default_rng(0).integers(0, config.V, (ROWS, length))
     theirs = _theirs(hub, tokens, config.param_dtype)
-    ours = np.asarray(api.apply(params, config, tokens).logits, np.float64)
+    memory = None
+    if config.topology == "encoder_decoder":
+        memory = api.encode(params, config, tokens)
+    ours = np.asarray(api.apply(params, config, tokens, memory=memory).logits, np.float64)
     if ours.shape != theirs.shape:
         raise CheckpointError(f"{hub}: transformers has logits {theirs.shape}, we {ours.shape}")
     worst, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
@@ -53,11 +56,13 @@ def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
     import transformers  # pyright: ignore[reportMissingImports]
 
     transformers.logging.disable_progress_bar()
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        hub, dtype=getattr(torch, dtype), trust_remote_code=False
-    )
+    settings = transformers.AutoConfig.from_pretrained(hub, trust_remote_code=False)
+    kind: Any = getattr(transformers, (settings.architectures or [""])[0])
+    model = kind.from_pretrained(hub, dtype=getattr(torch, dtype)).eval()
+    ids = torch.from_numpy(tokens)
+    more = {"decoder_input_ids": ids} if settings.is_encoder_decoder else {}
     with torch.no_grad():
-        return model.eval()(torch.from_numpy(tokens)).logits.double().numpy()
+        return model(ids, **more).logits.double().numpy()
 
 
 def _divergence(one: np.ndarray, other: np.ndarray) -> np.ndarray:

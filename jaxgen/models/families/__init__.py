@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from jaxgen.errors import CheckpointError, nearest
-from jaxgen.models.families import gemma, gemma2, gemma3, gpt2, llama, mistral, qwen2, qwen3
+from jaxgen.models.families import (
+    bart,
+    bert,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    marian,
+    mistral,
+    qwen2,
+    qwen3,
+    roberta,
+    t5,
+)
 from jaxgen.models.families.family import Family
 
 # In this order an export looks for the first family that can say all of a config.
-FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY
-    for module in (gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3)
-}
+_ALL = (
+    *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
+    *(bert, roberta, t5, bart, marian),
+)
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
 
 
 def named(model_type: object, where: str) -> Family:

@@ -32,13 +32,17 @@ MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
 class Row(NamedTuple):
     """One tensor of theirs: its name, the parameters of ours it holds, and how they lie in it.
 
-    layout: a word for each of its dimensions, each a product of letters of the legend; several
-    parameters follow one another along the dimension that is marked with a star.
+    layout: a word for each of its dimensions, each a product of letters of the legend (or "1", or
+    "O" for the second axis of a square); several parameters follow one another along the dimension
+    that is marked with a star. unless, beside: a parameter of ours
+    without which, or with which alone, there is such a tensor.
     """
 
     theirs: str
     ours: tuple[str, ...]
     layout: str
+    unless: str | None = None
+    beside: str | None = None
 
 
 class Quirk(NamedTuple):
@@ -60,7 +64,9 @@ class Family:
     `layer_rows`, {} for the number. sizes: our field -> their key. choices: fields of ours that
     all of the family share. defaults: what transformers takes for a key that config.json leaves
     out. only: their keys of which we know these values alone; the first is written. copies: tensors
-    that some files hold although they are another one.
+    that some files hold although they are another one. heads: architectures beside the first, and
+    the heads they have. moved: the prefix of models with a certain head, if
+    another. labels: classes where config.json tells no number.
     """
 
     model_type: str
@@ -77,6 +83,39 @@ class Family:
     layer_rows: tuple[Row, ...]
     ignored_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
+    head_rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    moved: Mapping[str, str] = field(default_factory=dict)
+    labels: int = 2
+    encoder: str = ""
+    encoder_rows: tuple[Row, ...] = ()
+
+    def head_of(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields that config.json's architectures stand for."""
+        heads = {self.architecture: "lm"} | dict(self.heads)
+        named = theirs.get("architectures") or [self.architecture]
+        if not isinstance(named, list) or len(named) != 1 or named[0] not in heads:
+            known = ", ".join(heads)
+            raise CheckpointError(f"architectures={named!r:.80} is not known here; known: {known}")
+        head = heads[named[0]]
+        if head != "classes":
+            return {"head": head}
+        labels = theirs.get("id2label")
+        count = len(labels) if isinstance(labels, dict) else theirs.get("num_labels", self.labels)
+        return {"head": head, "classes": count}
+
+    def write_head(self, config: ModelConfig) -> dict[str, Any]:
+        """Return the settings that name the head; CheckpointError if the family has none such."""
+        heads = {self.architecture: "lm"} | dict(self.heads)
+        named = [name for name, head in heads.items() if head == config.head]
+        if not named:
+            raise CheckpointError(f"{self.model_type} has no head={config.head}")
+        theirs: dict[str, Any] = {"architectures": named[:1], "model_type": self.model_type}
+        if config.classes is not None:
+            labels = [f"LABEL_{i}" for i in range(config.classes)]
+            theirs["id2label"] = {str(i): label for i, label in enumerate(labels)}
+            theirs["label2id"] = {label: i for i, label in enumerate(labels)}
+        return theirs
 
     def read(self, theirs: Mapping[str, Any]) -> ModelConfig:
         """Return the ModelConfig of a config.json.
@@ -92,7 +131,11 @@ class Family:
             if key in full and full[key] not in known:
                 words = " or ".join(map(repr, known))
                 raise CheckpointError(f"{key}={full[key]!r} is not known here; known is {words}")
-        fields = {**self.choices, **{ours: full[key] for ours, key in self.sizes.items()}}
+        fields = {
+            **self.choices,
+            **self.head_of(theirs),
+            **{ours: full[key] for ours, key in self.sizes.items()},
+        }
         self._check_sizes(fields)
         for quirk in self.quirks:
             fields |= quirk.read(full)
@@ -108,7 +151,9 @@ class Family:
         theirs |= {key: getattr(full, ours) for ours, key in self.sizes.items()}
         for quirk in self.quirks:
             theirs |= quirk.write(full)
-        theirs = {"architectures": [self.architecture], "model_type": self.model_type, **theirs}
+        theirs = {**self.write_head(full), **theirs}
+        if config.topology != self.choices.get("topology", "decoder"):
+            raise CheckpointError(f"{self.model_type} has no topology={config.topology}")
         if lost := differences(config, self.read(theirs)):
             raise CheckpointError(f"{self.model_type} has no {', '.join(lost)}")
         return theirs
@@ -141,6 +186,9 @@ def resolved(config: ModelConfig) -> ModelConfig:
     window = config.window if "local" in kinds else None
     theta = config.rope_theta_local if "local" in kinds else None
     return config.replace(
+        encoder_layers=(
+            config.encoder_layers or config.layers if config.topology == "encoder_decoder" else None
+        ),
         kv_heads=config.K,
         head_dim=config.H,
         d_ff=config.F,

@@ -18,6 +18,8 @@ TANH = "gelu_pytorch_tanh"
 FAMILY = Family(
     model_type="gemma",
     architecture="GemmaForCausalLM",
+    heads={"GemmaForSequenceClassification": "classes"},
+    head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"hidden_act": TANH, "num_key_value_heads": 16},
     # "gelu" is how the first files call the tanh form that Gemma was trained with.

@@ -35,6 +35,8 @@ LAYER_ROWS = (
 FAMILY = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
+    heads={"Gemma2ForSequenceClassification": "classes"},
+    head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import gemma2
+from jaxgen.models.families import gemma2, llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, TIED, TWO_ROPES
 
 FAMILY = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    heads={"Gemma3TextForSequenceClassification": "classes"},
+    head_rows=llama.SCORE,
     choices=gemma2.CHOICES | {"qk_norm": "head"},
     defaults=gemma2.DEFAULTS
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None}

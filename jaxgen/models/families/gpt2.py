@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.models.families.family import Family, Quirk, Row
-from jaxgen.models.families.quirks import TIED, one_of
+from jaxgen.models.families.quirks import SPANS, TIED, one_of
 
 FEED = {
     "gelu_new": "gelu_tanh",
@@ -87,6 +87,14 @@ FAMILY = Family(
         Row("mlp.c_proj.weight", ("feed/down",), "F,D"),
         Row("mlp.c_proj.bias", ("feed/down_bias",), "D"),
     ),
+    heads={
+        "GPT2ForSequenceClassification": "classes",
+        "GPT2ForQuestionAnswering": "spans",
+    },
+    head_rows={
+        "classes": (Row("score.weight", ("head/out",), "C,D"),),
+        "spans": SPANS,
+    },
     copies={"lm_head.weight": "transformer.wte.weight"},
     # Causal masks, which old files keep as if they were weights.
     ignored_tensors=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),

@@ -8,7 +8,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Family, Quirk, Row
-from jaxgen.models.families.quirks import GATED, ROPE, TIED
+from jaxgen.models.families.quirks import GATED, ROPE, SPANS, TIED
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -37,6 +37,7 @@ ROWS = (
     Row("model.norm.weight", ("final_norm/scale",), "D"),
     Row("lm_head.weight", ("unembed/tokens",), "V,D"),
 )
+SCORE = {"classes": (Row("score.weight", ("head/out",), "C,D"),), "spans": SPANS}
 SUBLAYERS = (
     Row("self_attn.q_proj.weight", ("attn/q",), "NH,D"),
     Row("self_attn.k_proj.weight", ("attn/k",), "KH,D"),
@@ -87,6 +88,12 @@ def _write_biases(config: ModelConfig) -> dict[str, Any]:
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
+    heads={
+        "LlamaForSequenceClassification": "classes",
+        "LlamaForQuestionAnswering": "spans",
+    },
+    moved={"spans": "transformer."},
+    head_rows=SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
     quirks=(TIED, GATED, ROPE, Quirk(("attention_bias", "mlp_bias"), _read_biases, _write_biases)),

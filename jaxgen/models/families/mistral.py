@@ -9,6 +9,12 @@ from jaxgen.models.families.quirks import GATED, ONE_WINDOW, ROPE, TIED
 FAMILY = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
+    heads={
+        "MistralForSequenceClassification": "classes",
+        "MistralForQuestionAnswering": "spans",
+    },
+    moved={"spans": "transformer."},
+    head_rows=llama.SCORE,
     choices=llama.CHOICES,
     defaults=llama.DEFAULTS | {"sliding_window": 4096, "num_key_value_heads": 8},
     quirks=(TIED, GATED, ROPE, ONE_WINDOW),

@@ -7,9 +7,14 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import Quirk
+from jaxgen.models.families.family import Quirk, Row
 
 Theirs = Mapping[str, Any]
+# The extractive head, which has one name everywhere.
+SPANS = (
+    Row("qa_outputs.weight", ("head/out",), "C,D"),
+    Row("qa_outputs.bias", ("head/out_bias",), "C"),
+)
 KINDS = {"full_attention": "global", "sliding_attention": "local"}
 # Names of rope_parameters (transformers 5) and rope_scaling (4): ours -> theirs, by kind.
 SCALINGS: dict[str, dict[str, str]] = {
@@ -57,6 +62,19 @@ GATED = one_of(
     "hidden_act",
     {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"},
 )
+
+
+def same(keys: tuple[str, ...], field: str) -> Quirk:
+    """Return the quirk of settings that must be equal for us, such as heads of both sides."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        values = {key: theirs[key] for key in keys if key in theirs}
+        if not values or len(set(map(repr, values.values()))) != 1:
+            told = ", ".join(f"{key}={value!r:.20}" for key, value in values.items())
+            raise CheckpointError(f"{told or keys[0]}: they must be there and equal")
+        return {field: next(iter(values.values()))}
+
+    return Quirk(keys, read, lambda config: dict.fromkeys(keys, getattr(config, field)))
 
 
 def whole(field: str, key: str) -> Quirk:

@@ -11,6 +11,12 @@ WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_laye
 FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
+    heads={
+        "Qwen2ForSequenceClassification": "classes",
+        "Qwen2ForQuestionAnswering": "spans",
+    },
+    moved={"spans": "transformer."},
+    head_rows=llama.SCORE,
     choices=llama.CHOICES | {"biases": "qkv"},
     defaults=llama.DEFAULTS | WINDOWS | {"num_key_value_heads": 32},
     quirks=(TIED, GATED, ROPE, LAST_WINDOWS),

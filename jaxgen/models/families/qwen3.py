@@ -10,6 +10,12 @@ from jaxgen.models.families.qwen2 import WINDOWS
 FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
+    heads={
+        "Qwen3ForSequenceClassification": "classes",
+        "Qwen3ForQuestionAnswering": "spans",
+    },
+    moved={"spans": "transformer."},
+    head_rows=llama.SCORE,
     choices=llama.CHOICES | {"qk_norm": "head"},
     defaults=llama.DEFAULTS
     | WINDOWS

@@ -10,9 +10,12 @@ import numpy as np
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError
 from jaxgen.models import api
 from jaxgen.models.families.family import Family, Row
 from jaxgen.nn.stack import STACK_AXIS, place
+
+ONE = "1"  # in a layout: an axis of size 1 that ours lack
 
 
 class Link(NamedTuple):
@@ -51,19 +54,36 @@ def table(family: Family, config: ModelConfig) -> dict[str, Theirs]:
     found = {}
     for name, row, home, index in _rows(family, config):
         paths = [f"{home}{path}" for path in row.ours]
-        if paths[0] in shapes:
+        refused = row.unless is not None and f"{home}{row.unless}" in shapes
+        lacking = row.beside is not None and f"{home}{row.beside}" not in shapes
+        if paths[0] in shapes and not refused and not lacking:
             found[name] = _theirs(row, paths, index, shapes, letters)
+    if lost := shapes.keys() - {link.path for theirs in found.values() for link in theirs.links}:
+        raise CheckpointError(f"{family.model_type} has no tensor for {', '.join(sorted(lost))}")
     return found
 
 
 def _rows(family: Family, config: ModelConfig):
     """Yield (name of theirs, row, where ours begins, layer in our stack)."""
+    for row in family.head_rows.get(config.head, ()):
+        yield row.theirs, row, "", None
+    for name, row, home, index in _body(family, config):
+        if config.head in family.moved and name.startswith(family.prefix):
+            name = family.moved[config.head] + name.removeprefix(family.prefix)
+        yield name, row, home, index
+
+
+def _body(family: Family, config: ModelConfig):
     for row in family.rows:
         yield row.theirs, row, "", None
     for layer in range(config.layers):
         home, index = place(config, layer)
         for row in family.layer_rows:
             yield family.layer.format(layer) + row.theirs, row, f"{home}/", index
+    # An encoder of an encoder-decoder has layers of one kind.
+    for layer in range(config.encoder_layers or config.layers):
+        for row in family.encoder_rows:
+            yield family.encoder.format(layer) + row.theirs, row, "encoder/layers/", layer
 
 
 def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> Theirs:
@@ -75,18 +95,20 @@ def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> T
         if index is not None:
             assert axes.startswith(STACK_AXIS), path
             axes, shape = axes[1:], shape[1:]
+        axes = "DO" if axes == "DD" else axes
+        size = dict(zip(axes, shape, strict=True)) | {ONE: 1}
         # Keys and values may have heads of their own number, under the same name in the layout.
-        flat = [c if c in axes else {"N": "K"}[c] for c in "".join(words)]
-        size = dict(zip(axes, shape, strict=True))
-        widths = iter(size[c] for c in flat)
-        whole = [math.prod(next(widths) for _ in word) for word in words]
+        flat = [[c if c in size else {"N": "K"}[c] for c in word] for word in words]
+        whole = [math.prod(size[c] for c in word) for word in flat]
         cut = [slice(None)] * len(words)
         if len(paths) > 1:
             cut[star] = slice(start, start + whole[star])
         start += whole[star]
-        order = tuple(flat.index(c) for c in axes)
-        links.append(Link(path, index, tuple(cut), tuple(size[c] for c in flat), order))
-    whole[star] = start
+        kept = [c for word in flat for c in word if c != ONE]
+        order = tuple(kept.index(c) for c in axes)
+        links.append(Link(path, index, tuple(cut), tuple(size[c] for c in kept), order))
+    if len(paths) > 1:
+        whole[star] = start
     return Theirs(tuple(whole), tuple(links))
 
 

@@ -1,0 +1,153 @@
+"""BART (Lewis et al. 2019): an encoder-decoder with learned positions, normalised afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.config import ModelConfig
+from jaxgen.models.families.bert import dense
+from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.gpt2 import FEED
+from jaxgen.models.families.quirks import SPANS, one_of, same
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "encoder_layers": "encoder_layers",
+    "layers": "decoder_layers",
+    "d_model": "d_model",
+    "init_std": "init_std",
+    "context": "max_position_embeddings",
+}
+DEFAULTS: dict[str, Any] = {
+    "init_std": 0.02,
+    "activation_function": "gelu",
+    "scale_embedding": False,
+    "dropout": 0.1,
+    "tie_word_embeddings": True,
+    "num_labels": 3,
+}
+CHOICES = {
+    "topology": "encoder_decoder",
+    "norm": "layer",
+    "norm_at": "post",
+    "biases": "all",
+    "norm_epsilon": 1e-5,
+}
+ONLY = {
+    "is_encoder_decoder": (True,),
+    "is_decoder": (False,),
+    "normalize_before": (False,),
+    "normalize_embedding": (True,),
+    "add_final_layer_norm": (False,),
+    "add_bias_logits": (False,),
+    "static_position_embeddings": (False,),
+}
+IGNORED = frozenset(
+    "activation_dropout classifier_dropout classif_dropout encoder_layerdrop decoder_layerdrop "
+    "num_hidden_layers extra_pos_embeddings force_bos_token_to_be_generated "
+    "output_past num_labels".split()
+)
+
+
+def _read_output(theirs) -> dict[str, Any]:
+    words = (theirs.get("architectures") or [""])[0]
+    if words and not words.endswith(("ConditionalGeneration", "MTModel")):
+        return {}
+    tied = "tied" if theirs["tie_word_embeddings"] else "untied"
+    return {"output": tied, "output_bias": "bias"}
+
+
+def _write_output(config: ModelConfig) -> dict[str, Any]:
+    return {"tie_word_embeddings": config.output == "tied"}
+
+
+QUIRKS = (
+    Quirk(("tie_word_embeddings",), _read_output, _write_output),
+    one_of("embed_scale", "scale_embedding", {False: "one", True: "root"}),
+    one_of("feed", "activation_function", FEED),
+    same(("decoder_attention_heads", "encoder_attention_heads"), "heads"),
+    same(("decoder_ffn_dim", "encoder_ffn_dim"), "d_ff"),
+    Quirk(
+        ("dropout", "attention_dropout"),
+        lambda theirs: {"dropout": theirs["dropout"]},
+        lambda config: dict.fromkeys(("dropout", "attention_dropout"), config.dropout),
+    ),
+)
+
+
+def _pairs(name: str, ours: str, letters: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{name}.weight", (ours,), letters),
+        Row(f"{name}.bias", (f"{ours}_bias",), letters.split(",")[0]),
+    )
+
+
+def _norm(name: str, ours: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{name}.weight", (f"{ours}/scale",), "D"),
+        Row(f"{name}.bias", (f"{ours}/bias",), "D"),
+    )
+
+
+def _attention(name: str, ours: str) -> tuple[Row, ...]:
+    return (
+        *(row for x in "qkv" for row in _pairs(f"{name}.{x}_proj", f"{ours}/{x}", "NH,D")),
+        *_pairs(f"{name}.out_proj", f"{ours}/o", "D,NH"),
+        *_norm(f"{name}_layer_norm", f"{ours}_norm"),
+    )
+
+
+ENCODER_ROWS = (
+    *_attention("self_attn", "attn"),
+    *_pairs("fc1", "feed/up", "F,D"),
+    *_pairs("fc2", "feed/down", "D,F"),
+    *_norm("final_layer_norm", "feed_norm"),
+)
+LAYER_ROWS = (*ENCODER_ROWS, *_attention("encoder_attn", "cross"))
+ROWS = (
+    Row("model.shared.weight", ("embed/tokens",), "V,D"),
+    Row("lm_head.weight", ("unembed/tokens",), "V,D"),
+    Row("final_logits_bias", ("unembed/bias",), "1,V"),
+)
+COPIES = (
+    "lm_head.weight",
+    "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight",
+)
+SHARED: dict[str, Any] = {
+    "prefix": "model.",
+    "layer": "model.decoder.layers.{}.",
+    "encoder": "model.encoder.layers.{}.",
+    "sizes": SIZES,
+    "only": ONLY,
+    "ignored": IGNORED,
+    "quirks": QUIRKS,
+    "layer_rows": LAYER_ROWS,
+    "encoder_rows": ENCODER_ROWS,
+    "copies": dict.fromkeys(COPIES, "model.shared.weight"),
+}
+
+FAMILY = Family(
+    model_type="bart",
+    architecture="BartForConditionalGeneration",
+    heads={
+        "BartForSequenceClassification": "classes",
+        "BartForQuestionAnswering": "spans",
+        "BartModel": "none",
+    },
+    labels=3,
+    choices=CHOICES | {"positions": "learned", "position_offset": 2, "embed_norm": "norm"},
+    defaults=DEFAULTS,
+    rows=(
+        *ROWS,
+        Row("model.encoder.embed_positions.weight", ("encoder/embed/positions",), "S,D"),
+        Row("model.decoder.embed_positions.weight", ("embed/positions",), "S,D"),
+        *_norm("model.encoder.layernorm_embedding", "encoder/embed/norm"),
+        *_norm("model.decoder.layernorm_embedding", "embed/norm"),
+    ),
+    head_rows={
+        "classes": dense("classification_head.dense", "classification_head.out_proj"),
+        "spans": SPANS,
+    },
+    **SHARED,
+)

@@ -1,0 +1,140 @@
+"""T5 (Raffel et al. 2019), version 1.0 and 1.1 (Flan): relative positions, unscaled scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.config import ModelConfig
+from jaxgen.models.families.bert import dense
+from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.quirks import SPANS, one_of
+
+CONTEXT = 512  # what it was trained with; its relative positions set no limit
+
+
+def _read_output(theirs) -> dict[str, Any]:
+    tied = theirs["tie_word_embeddings"]
+    words = (theirs.get("architectures") or [""])[0]
+    if words and not words.endswith("ConditionalGeneration"):
+        return {}
+    # transformers 5 saves the scale by itself, 4 lets it follow from the tie.
+    scaled = theirs.get("scale_decoder_outputs")
+    scale = "root" if (tied if scaled is None else scaled) else "one"
+    return {"output": "tied" if tied else "untied", "output_scale": scale}
+
+
+def _write_output(config: ModelConfig) -> dict[str, Any]:
+    theirs: dict[str, Any] = {"tie_word_embeddings": config.output == "tied"}
+    if config.head == "lm" and theirs["tie_word_embeddings"] != (config.output_scale == "root"):
+        theirs["scale_decoder_outputs"] = config.output_scale == "root"
+    return theirs
+
+
+OUTPUT = Quirk(("tie_word_embeddings", "scale_decoder_outputs"), _read_output, _write_output)
+LENGTH = Quirk(
+    ("n_positions",),
+    lambda theirs: {"context": theirs["n_positions"]},
+    lambda config: {"n_positions": config.context},
+)
+DROPOUT = Quirk(
+    ("dropout_rate",),
+    lambda theirs: {"dropout": theirs["dropout_rate"]},
+    lambda config: {"dropout_rate": config.dropout},
+)
+FEED = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
+
+
+def _attention(name: str, ours: str) -> tuple[Row, ...]:
+    return (
+        *(Row(f"{name}.{x}.weight", (f"{ours}/{x}",), "NH,D") for x in "qkv"),
+        Row(f"{name}.o.weight", (f"{ours}/o",), "D,NH"),
+    )
+
+
+def _feed(at: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{at}.DenseReluDense.wi.weight", ("feed/up",), "F,D", unless="feed/gate"),
+        Row(f"{at}.DenseReluDense.wi_0.weight", ("feed/gate",), "F,D"),
+        Row(f"{at}.DenseReluDense.wi_1.weight", ("feed/up",), "F,D", beside="feed/gate"),
+        Row(f"{at}.DenseReluDense.wo.weight", ("feed/down",), "D,F"),
+        Row(f"{at}.layer_norm.weight", ("feed_norm/scale",), "D"),
+    )
+
+
+_SELF = (
+    *_attention("layer.0.SelfAttention", "attn"),
+    Row("layer.0.layer_norm.weight", ("attn_norm/scale",), "D"),
+)
+_CROSS = (
+    *_attention("layer.1.EncDecAttention", "cross"),
+    Row("layer.1.layer_norm.weight", ("cross_norm/scale",), "D"),
+)
+_TABLE = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+FAMILY = Family(
+    model_type="t5",
+    architecture="T5ForConditionalGeneration",
+    heads={
+        "T5ForSequenceClassification": "classes",
+        "T5ForQuestionAnswering": "spans",
+        "T5Model": "none",
+    },
+    prefix="",
+    moved={"classes": "transformer."},
+    layer="decoder.block.{}.",
+    sizes={
+        "vocab_size": "vocab_size",
+        "encoder_layers": "num_layers",
+        "layers": "num_decoder_layers",
+        "d_model": "d_model",
+        "heads": "num_heads",
+        "head_dim": "d_kv",
+        "d_ff": "d_ff",
+        "norm_epsilon": "layer_norm_epsilon",
+        "relative_buckets": "relative_attention_num_buckets",
+        "relative_distance": "relative_attention_max_distance",
+    },
+    choices={
+        "topology": "encoder_decoder",
+        "norm": "rms",
+        "positions": "relative",
+        "biases": "none",
+        "query_scalar": 1.0,
+    },
+    defaults={
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "relu",
+        "dropout_rate": 0.1,
+        "n_positions": CONTEXT,
+        "tie_word_embeddings": True,
+    },
+    only={"is_encoder_decoder": (True,), "is_decoder": (False,)},
+    ignored=frozenset(
+        "initializer_factor dense_act_fn is_gated_act output_past classifier_dropout".split()
+    ),
+    quirks=(OUTPUT, LENGTH, DROPOUT, one_of("feed", "feed_forward_proj", FEED)),
+    rows=(
+        Row("shared.weight", ("embed/tokens",), "V,D"),
+        Row(f"encoder.{_TABLE}", ("encoder/relative/bias",), "R,N"),
+        Row(f"decoder.{_TABLE}", ("relative/bias",), "R,N"),
+        Row("encoder.final_layer_norm.weight", ("encoder/final_norm/scale",), "D"),
+        Row("decoder.final_layer_norm.weight", ("final_norm/scale",), "D"),
+        Row("lm_head.weight", ("unembed/tokens",), "V,D"),
+    ),
+    layer_rows=(*_SELF, *_CROSS, *_feed("layer.2")),
+    encoder="encoder.block.{}.",
+    encoder_rows=(*_SELF, *_feed("layer.1")),
+    head_rows={
+        "classes": dense("classification_head.dense", "classification_head.out_proj"),
+        "spans": SPANS,
+    },
+    copies={
+        "lm_head.weight": "shared.weight",
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    },
+    # A table that early files keep for cross-attention, which never reads it.
+    ignored_tensors=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+)
