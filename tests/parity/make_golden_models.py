@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 import parity_cases as cases
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
@@ -57,9 +58,47 @@ def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     }
 
 
+@torch.no_grad()
+def right_outputs(kind: tuple[str, str], settings: dict) -> dict[str, np.ndarray]:
+    """Return {about, logits, hidden} of a case that is padded on the right."""
+    family, name = kind
+    model = getattr(transformers, name)(AutoConfig.for_model(family, **settings)).eval()
+    weights = dict(model.named_parameters())
+    weights |= {n: t for n, t in model.named_buffers() if "logits_bias" in n}
+    weights = {n: t for n, t in weights.items() if family != "marian" or "positions" not in n}
+    for tensor_name, tensor in sorted(weights.items()):
+        tensor.copy_(torch.from_numpy(cases.weight(tensor_name, tuple(tensor.shape))))
+    given = {"attention_mask": torch.from_numpy(cases.MASK), "output_hidden_states": True}
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = torch.from_numpy(cases.TARGETS)
+    out = model(torch.from_numpy(cases.source(model.config.pad_token_id)), **given)
+    if "start_logits" in out:
+        logits = torch.stack([out.start_logits, out.end_logits], -1)
+    else:
+        logits = out.last_hidden_state if "last_hidden_state" in out else out.logits
+    states = out.decoder_hidden_states if model.config.is_encoder_decoder else out.hidden_states
+    model.config.architectures = [name]
+    about = {
+        "config": json.loads(model.config.to_json_string()),
+        "shapes": {n: list(tensor.shape) for n, tensor in weights.items()},
+    }
+    return {
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        "logits": logits.numpy(),
+        "hidden": np.stack([state.numpy() for state in states]),
+    }
+
+
 def main() -> None:
-    """Write one file a family."""
+    """Write one file a family, and one of the cases that are padded on the right."""
     cases.GOLDEN.mkdir(exist_ok=True)
+    arrays = {
+        f"{kind[1]} {name}/{what}": array
+        for kind, named in cases.RIGHT.items()
+        for name, settings in named.items()
+        for what, array in right_outputs(kind, settings).items()
+    }
+    np.savez_compressed(cases.GOLDEN / "right.npz", **arrays)
     for family, named in cases.CASES.items():
         arrays = {
             f"{name}/{what}": array

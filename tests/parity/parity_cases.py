@@ -92,6 +92,70 @@ CASES: dict[str, dict[str, dict]] = {
         },
     },
 }
+BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
+BART = _IDS | {
+    "vocab_size": V,
+    "d_model": 16,
+    "max_position_embeddings": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "decoder_start_token_id": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "forced_eos_token_id": None,
+}
+T5 = _IDS | {
+    "vocab_size": V,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "decoder_start_token_id": 0,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "eos_token_id": 1,
+}
+# (model_type, class of transformers): the cases whose padding is on the right.
+RIGHT: dict[tuple[str, str], dict[str, dict]] = {
+    ("bert", "BertForMaskedLM"): {"mlm": BERT, "relu": BERT | {"hidden_act": "relu"}},
+    ("bert", "BertForSequenceClassification"): {"classes": BERT | {"num_labels": 3}},
+    ("bert", "BertForQuestionAnswering"): {"spans": BERT},
+    ("bert", "BertModel"): {"base": BERT},
+    ("roberta", "RobertaForMaskedLM"): {"mlm": BERT | {"pad_token_id": 1}},
+    ("roberta", "RobertaForSequenceClassification"): {"classes": BERT | {"pad_token_id": 1}},
+    ("roberta", "RobertaForQuestionAnswering"): {"spans": BERT | {"pad_token_id": 1}},
+    ("t5", "T5ForConditionalGeneration"): {
+        "v1.0": T5,
+        "gated": T5 | {"feed_forward_proj": "gated-gelu"},
+        "v1.1": T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    },
+    ("t5", "T5Model"): {"base": T5},
+    ("bart", "BartForConditionalGeneration"): {"lm": BART},
+    ("bart", "BartModel"): {"base": BART | {"scale_embedding": True}},
+    ("marian", "MarianMTModel"): {
+        "lm": BART | {"scale_embedding": True, "activation_function": "silu"}
+    },
+    ("gpt2", "GPT2ForSequenceClassification"): {"classes": GPT2},
+    ("gpt2", "GPT2ForQuestionAnswering"): {"spans": GPT2},
+    ("llama", "LlamaForSequenceClassification"): {"classes": LLAMA | {"num_labels": 5}},
+    ("llama", "LlamaForQuestionAnswering"): {"spans": LLAMA},
+}
+RIGHT_NAMES = [(kind, name) for kind, cases in RIGHT.items() for name in cases]
+TARGETS = np.random.RandomState(1).randint(3, V, (2, 9))
+MASK = (np.arange(T) < np.array([[T], [T - 7]])).astype(np.int32)
+
+
+def source(pad: int) -> np.ndarray:
+    """Return the tokens with the end of the second row padded."""
+    return np.where(MASK == 1, TOKENS, pad)
+
+
 NAMES = [(family, name) for family, cases in CASES.items() for name in cases]
 
 

@@ -24,7 +24,7 @@ def hub(tmp_path_factory):
 
     @cache
     def make(family, name):
-        folder = home / f"{family}-{name}"
+        folder = home / f"{family}-{name}".replace(" ", "-")
         folder.mkdir()
         about = cases.about(golden(family), name)
         (folder / "config.json").write_text(json.dumps(about["config"]))
@@ -97,3 +97,23 @@ def test_a_round_trip_is_bit_exact(hub, family, name, tmp_path):
     again, same = jaxgen.load(tmp_path / "out")
     assert differences(config, again) == []
     jax.tree.map(np.testing.assert_array_equal, params, same)
+
+
+@pytest.mark.parametrize(("kind", "name"), cases.RIGHT_NAMES)
+def test_heads_and_encoder_decoders_match(hub, kind, name):
+    name = f"{kind[1]} {name}"
+    config, params = jaxgen.load(hub("right", name))
+    want, mask = golden("right"), jnp.asarray(cases.MASK)
+    pad = cases.about(want, name)["config"]["pad_token_id"]
+    tokens, memory, segments = cases.source(pad), None, mask
+    if config.topology == "encoder_decoder":
+        memory = jaxgen.encode(params, config, tokens, segments=mask)
+        tokens, segments = cases.TARGETS, None
+    out = jaxgen.apply(
+        params, config, tokens, segments=segments, memory=memory, taps=("layers/out",)
+    )
+    real = np.ones(tokens.shape, bool) if memory is not None else cases.MASK == 1
+    logits, theirs = out.hidden if out.logits is None else out.logits, want[f"{name}/logits"]
+    close(*((logits, theirs) if config.head == "classes" else (logits[real], theirs[real])))
+    hidden = np.stack([*out.taps["layers/out"][:-1], out.hidden])
+    close(hidden[:, real], want[f"{name}/hidden"][1:][:, real])
