@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import ModelConfig, RopeScaling
 from jaxgen.errors import ConfigError, nearest
 
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "dropout": 0.1}
@@ -15,40 +15,154 @@ _LLAMA: dict[str, Any] = {
     "biases": "none",
 }
 
+_HALF: dict[str, Any] = {"compute_dtype": "bfloat16"}
+_LLAMA2 = _LLAMA | _HALF | {"vocab_size": 32000, "context": 4096, "output": "untied"}
+_LLAMA3 = _LLAMA2 | {"vocab_size": 128256, "context": 8192, "rope_theta": 5e5, "kv_heads": 8}
+
+
+def _sizes(layers: int, d_model: int, heads: int, d_ff: int, **more: Any) -> dict[str, Any]:
+    return {"layers": layers, "d_model": d_model, "heads": heads, "d_ff": d_ff, **more}
+
+
+def _llama31(factor: float) -> dict[str, Any]:
+    stretched = {"kind": "llama3", "factor": factor, "original_context": 8192}
+    return {"context": 131072, "rope_scaling": RopeScaling(**stretched)}
+
+
+_QWEN2 = _LLAMA2 | {"vocab_size": 152064, "context": 32768, "biases": "qkv", "rope_theta": 1e6}
+_QWEN2 |= {"norm_epsilon": 1e-6}
+_QWEN3 = _QWEN2 | {"vocab_size": 151936, "context": 40960, "biases": "none", "qk_norm": "head"}
+_QWEN3 |= {"kv_heads": 8, "head_dim": 128}
+_GEMMA = _LLAMA | _HALF | {"norm": "rms_offset", "feed": "geglu", "embed_scale": "root"}
+_GEMMA |= {"vocab_size": 256000, "context": 8192, "norm_epsilon": 1e-6, "head_dim": 256}
+_GEMMA2 = _GEMMA | {"norm_at": "both", "pattern": ("local", "global"), "window": 4096}
+_GEMMA2 |= {"score_cap": 50.0, "logit_cap": 30.0, "query_scalar": 256.0}
+_GEMMA3 = _GEMMA | {"norm_at": "both", "pattern": ("local",) * 5 + ("global",), "window": 1024}
+_GEMMA3 |= {"vocab_size": 262208, "context": 131072, "qk_norm": "head", "query_scalar": 256.0}
+_GEMMA3 |= {"rope_theta": 1e6, "rope_theta_local": 1e4}
+_LINEAR8 = {"rope_scaling": RopeScaling(kind="linear", factor=8.0)}
+_BERT: dict[str, Any] = {
+    "topology": "encoder",
+    "head": "mlm",
+    "norm_at": "post",
+    "embed_norm": "norm",
+    "vocab_size": 30522,
+    "context": 512,
+    "token_types": 2,
+    "norm_epsilon": 1e-12,
+    "feed": "gelu",
+    "output_bias": "bias",
+    "dropout": 0.1,
+}
+_ROBERTA = _BERT | {"vocab_size": 50265, "token_types": 1, "norm_epsilon": 1e-5}
+_ROBERTA |= {"position_offset": 2}
+_T5: dict[str, Any] = {
+    "topology": "encoder_decoder",
+    "norm": "rms",
+    "positions": "relative",
+    "biases": "none",
+    "vocab_size": 32128,
+    "context": 512,
+    "norm_epsilon": 1e-6,
+    "query_scalar": 1.0,
+    "head_dim": 64,
+    "dropout": 0.1,
+}
+_T5_10 = _T5 | {"feed": "relu", "output_scale": "root"}
+_T5_11 = _T5 | {"feed": "geglu", "output": "untied"}
+_BART: dict[str, Any] = {
+    "topology": "encoder_decoder",
+    "norm_at": "post",
+    "embed_norm": "norm",
+    "feed": "gelu",
+    "vocab_size": 50265,
+    "context": 1024,
+    "position_offset": 2,
+    "output_bias": "bias",
+    "dropout": 0.1,
+}
+_MARIAN: dict[str, Any] = {
+    "topology": "encoder_decoder",
+    "norm_at": "post",
+    "positions": "sinusoid",
+    "vocab_size": 58101,
+    "context": 512,
+    "embed_scale": "root",
+    "feed": "silu",
+    "output_bias": "bias",
+    "dropout": 0.1,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Radford et al. 2019
     "gpt2-124m": _GPT2,
-    "gpt2-355m": _GPT2 | {"layers": 24, "d_model": 1024, "heads": 16},
-    "gpt2-774m": _GPT2 | {"layers": 36, "d_model": 1280, "heads": 20},
-    "gpt2-1.5b": _GPT2 | {"layers": 48, "d_model": 1600, "heads": 25},
-    # Llama 3.2 1B (Meta 2024), without the scaling of its rotary frequencies beyond 8192 tokens
-    "llama-1b": _LLAMA
-    | {
-        "vocab_size": 128256,
-        "context": 8192,
-        "layers": 16,
-        "d_model": 2048,
-        "heads": 32,
-        "kv_heads": 8,
-        "d_ff": 8192,
-        "rope_theta": 500000.0,
-        "compute_dtype": "bfloat16",
-    },
-    # Llama 3 8B (Meta 2024)
-    "llama-8b": _LLAMA
-    | {
-        "vocab_size": 128256,
-        "context": 8192,
-        "layers": 32,
-        "d_model": 4096,
-        "heads": 32,
-        "kv_heads": 8,
-        "d_ff": 14336,
-        "rope_theta": 500000.0,
-        "output": "untied",
-        "compute_dtype": "bfloat16",
-    },
+    "gpt2-355m": _GPT2 | _sizes(24, 1024, 16, 4096),
+    "gpt2-774m": _GPT2 | _sizes(36, 1280, 20, 5120),
+    "gpt2-1.5b": _GPT2 | _sizes(48, 1600, 25, 6400),
+    # Brown et al. 2020; its layers with banded attention are computed in full here
+    "gpt3-175b": _GPT2 | _HALF | _sizes(96, 12288, 96, 49152, context=2048),
+    # Touvron et al. 2023
+    "llama-2-7b": _LLAMA2 | _sizes(32, 4096, 32, 11008),
+    "llama-2-13b": _LLAMA2 | _sizes(40, 5120, 40, 13824),
+    "llama-2-70b": _LLAMA2 | _sizes(80, 8192, 64, 28672, kv_heads=8),
+    # Meta 2024
+    "llama-3-8b": _LLAMA3 | _sizes(32, 4096, 32, 14336),
+    "llama-3-70b": _LLAMA3 | _sizes(80, 8192, 64, 28672),
+    "llama-3.1-8b": _LLAMA3 | _llama31(8.0) | _sizes(32, 4096, 32, 14336),
+    "llama-3.1-70b": _LLAMA3 | _llama31(8.0) | _sizes(80, 8192, 64, 28672),
+    "llama-3.1-405b": _LLAMA3 | _llama31(8.0) | _sizes(126, 16384, 128, 53248),
+    "llama-3.2-1b": _LLAMA3 | _llama31(32.0) | _sizes(16, 2048, 32, 8192, output="tied"),
+    "llama-3.2-3b": _LLAMA3 | _llama31(32.0) | _sizes(28, 3072, 24, 8192, output="tied"),
+    # Jiang et al. 2023: version 0.1
+    "mistral-7b": _LLAMA2
+    | _sizes(32, 4096, 32, 14336, kv_heads=8)
+    | {"context": 32768, "pattern": ("local",), "window": 4096},
+    # Yang et al. 2024 (2.5), 2025
+    "qwen2.5-0.5b": _QWEN2
+    | _sizes(24, 896, 14, 4864, kv_heads=2, output="tied", vocab_size=151936),
+    "qwen2.5-7b": _QWEN2 | _sizes(28, 3584, 28, 18944, kv_heads=4),
+    "qwen3-0.6b": _QWEN3 | _sizes(28, 1024, 16, 3072, output="tied"),
+    "qwen3-8b": _QWEN3 | _sizes(36, 4096, 32, 12288),
+    # Google 2024, 2025
+    "gemma-2b": _GEMMA | _sizes(18, 2048, 8, 16384, kv_heads=1),
+    "gemma-7b": _GEMMA | _sizes(28, 3072, 16, 24576),
+    "gemma-2-2b": _GEMMA2 | _sizes(26, 2304, 8, 9216, kv_heads=4),
+    "gemma-2-9b": _GEMMA2 | _sizes(42, 3584, 16, 14336, kv_heads=8),
+    "gemma-2-27b": _GEMMA2
+    | _sizes(46, 4608, 32, 36864, kv_heads=16, head_dim=128, query_scalar=144.0),
+    "gemma-3-1b": _GEMMA3
+    | _sizes(26, 1152, 4, 6912, kv_heads=1)
+    | {"vocab_size": 262144, "context": 32768, "window": 512},
+    "gemma-3-4b": _GEMMA3 | _LINEAR8 | _sizes(34, 2560, 8, 10240, kv_heads=4),
+    "gemma-3-12b": _GEMMA3 | _LINEAR8 | _sizes(48, 3840, 16, 15360, kv_heads=8),
+    "gemma-3-27b": _GEMMA3
+    | _LINEAR8
+    | _sizes(62, 5376, 32, 21504, kv_heads=16, head_dim=128, query_scalar=168.0),
+    # Devlin et al. 2018 (uncased), Liu et al. 2019
+    "bert-base": _BERT,
+    "bert-large": _BERT | _sizes(24, 1024, 16, 4096),
+    "roberta-base": _ROBERTA,
+    "roberta-large": _ROBERTA | _sizes(24, 1024, 16, 4096),
+    # Raffel et al. 2019
+    "t5-small": _T5_10 | _sizes(6, 512, 8, 2048),
+    "t5-base": _T5_10 | _sizes(12, 768, 12, 3072),
+    "t5-large": _T5_10 | _sizes(24, 1024, 16, 4096),
+    "t5-3b": _T5_10 | _sizes(24, 1024, 32, 16384, head_dim=128),
+    "t5-11b": _T5_10 | _sizes(24, 1024, 128, 65536, head_dim=128),
+    "t5-v1.1-small": _T5_11 | _sizes(8, 512, 6, 1024),
+    "t5-v1.1-base": _T5_11 | _sizes(12, 768, 12, 2048),
+    "t5-v1.1-large": _T5_11 | _sizes(24, 1024, 16, 2816),
+    "t5-v1.1-xl": _T5_11 | _sizes(24, 2048, 32, 5120),
+    "t5-v1.1-xxl": _T5_11 | _sizes(24, 4096, 64, 10240),
+    # Lewis et al. 2019
+    "bart-base": _BART | _sizes(6, 768, 12, 3072),
+    "bart-large": _BART | _sizes(12, 1024, 16, 4096),
+    # Tiedemann and Thottingal 2020: opus-mt-en-de
+    "marian-base": _MARIAN | _sizes(6, 512, 8, 2048),
 }
+# Names of before there were more than one of a size.
+PRESETS |= {"llama-1b": PRESETS["llama-3.2-1b"], "llama-8b": PRESETS["llama-3-8b"]}
+PRESETS |= {"llama-70b": PRESETS["llama-3-70b"]}
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
