@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 import jaxgen
 from jaxgen import tree
@@ -50,7 +51,7 @@ TARGET = np.array([[5, 3, 5, 8], [2, 7, 1, 8]])
 
 @lru_cache
 def params_of(config):
-    return jax.jit(lambda key: api.init(config, key))(jax.random.key(1))
+    return random_params(config)
 
 
 @pytest.mark.parametrize("config", TWO_TOWERS.values(), ids=TWO_TOWERS)

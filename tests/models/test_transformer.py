@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 import jaxgen
 from jaxgen import tree
@@ -101,15 +102,8 @@ def config(request):
 
 @lru_cache
 def make(config, seed=0):
-    params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(seed))
-    # Zero biases and unit scales would hide a bias that is never added.
-    params = tree.map_paths(
-        lambda path, leaf: leaf + 0.1 * jax.random.normal(jax.random.key(len(path)), leaf.shape),
-        params,
-    )
-    params = jax.tree.map(lambda x, y: x.astype(y.dtype), params, api.abstract(config))
-    tokens = jax.random.randint(jax.random.key(seed + 1), (2, 9), 0, config.V)
-    return params, tokens
+    tokens = np.random.default_rng(seed + 1).integers(0, config.V, (2, 9))
+    return random_params(config, seed), jnp.asarray(tokens)
 
 
 apply = jax.jit(jaxgen.apply, static_argnames=("config", "taps"))
