@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgen import data
+from jaxgen.data import objectives
 from jaxgen.run import inputs
 from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, existing_settings
+from jaxgen.run.objective import alphabet
 from jaxgen.store import Checkpoints
 from jaxgen.text.model import load
 from jaxgen.tokens import load as load_tokenizer
@@ -27,12 +29,28 @@ def evaluate(folder: Path, *, split: Split, cache: Path) -> list[tuple[str, str]
     step = Checkpoints(folder / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={}).steps()[-1:]
     config, params = load(folder)
     corpus = inputs.prepare(settings, tokenizer, cache)
-    rows = data.in_order(getattr(corpus, split), context=config.context, batch=settings.train.batch)
+    wanted = settings.objective
+    rows = data.in_order(
+        getattr(corpus, split),
+        context=config.context,
+        batch=settings.train.batch,
+        objective=objectives.make(wanted, alphabet(wanted, tokenizer)),
+    )
     found = validate(params, config, rows, tokenizer.byte_lengths)
-    return [
+    rows = [
         ("run", str(folder)),
         ("checkpoint", f"step {step[0] if step else '?'}"),
         ("split", split),
+    ]
+    if config.classes is not None:
+        return [
+            *rows,
+            ("texts", f"{found['tokens']:,.0f}"),
+            ("loss", f"{found['loss']:.4f} nats per text"),
+            ("accuracy", f"{found['accuracy']:.4f}"),
+        ]
+    return [
+        *rows,
         ("tokens", f"{found['tokens']:,.0f}"),
         ("loss", f"{found['loss']:.4f} nats per token"),
         ("perplexity", f"{found['perplexity']:.3f}"),

@@ -17,21 +17,29 @@ def make_tokenizer(settings: Settings) -> Tokenizer:
     Trained pieces see the training split only; characters are listed from all of the corpus,
     since a validation text must be spellable.
     """
-    kind = settings.tokenizer.kind
+    kind, form = settings.tokenizer.kind, settings.objective.form
     if kind in ("bytes", "file"):
         return tokens.train(settings.tokenizer, ())
     if kind == "chars":
         return tokens.train(
-            settings.tokenizer, (t for _, d in data.assigned(settings.data) for t in d.texts)
+            settings.tokenizer,
+            (t for _, d in data.assigned(settings.data, form=form) for t in d.texts),
         )
     with bar(f"training a {kind} tokenizer of {settings.tokenizer.vocab_size} pieces"):
-        return tokens.train(settings.tokenizer, data.training_texts(settings.data))
+        return tokens.train(settings.tokenizer, data.training_texts(settings.data, form=form))
 
 
 def prepare(settings: Settings, tokenizer: Tokenizer, cache: Path) -> data.Corpus:
     """Return the corpus as token shards in the cache, written now unless they are there."""
     with bar("writing token shards") as progress:
-        corpus = data.prepare(settings.data, tokenizer, cache / "data", progress=progress)
+        corpus = data.prepare(
+            settings.data,
+            tokenizer,
+            cache / "data",
+            form=settings.objective.form,
+            labels=settings.objective.labels,
+            progress=progress,
+        )
         progress.close("reused token shards" if corpus.reused else "wrote token shards")
     return corpus
 
@@ -39,7 +47,7 @@ def prepare(settings: Settings, tokenizer: Tokenizer, cache: Path) -> data.Corpu
 def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
     """Return facts of the corpus, as (name, value) rows, after preparing it."""
     tokenizer = make_tokenizer(settings)
-    settings = resolve(settings, tokenizer.vocab_size)
+    settings = resolve(settings, tokenizer)
     corpus = prepare(settings, tokenizer, cache)
     rows = [
         ("tokenizer", f"{settings.tokenizer.kind}, {tokenizer.vocab_size} ids"),

@@ -9,13 +9,16 @@ from typing import Any
 
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
+from jaxgen.data.objectives.settings import STARTED, ObjectiveSettings
 from jaxgen.data.settings import DataSettings
 from jaxgen.errors import ConfigError
 from jaxgen.mesh import settings as meshes
 from jaxgen.mesh.settings import MeshSettings
 from jaxgen.models import presets
+from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.store.settings import CheckpointSettings
 from jaxgen.text.settings import SampleSettings
+from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
 from jaxgen.train.settings import TrainSettings
 
@@ -30,10 +33,14 @@ class Settings:
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     data: DataSettings = field(default_factory=DataSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     mesh: MeshSettings = field(default_factory=MeshSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
+
+    def __post_init__(self) -> None:
+        self.objective.check_model(self.model.topology, self.model.head)
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
@@ -52,23 +59,32 @@ def build_settings(mapping: Mapping[str, Any]) -> Settings:
     return sets.build(Settings, mapping)
 
 
-def resolve(settings: Settings, vocab_size: int) -> Settings:
-    """Return the settings with what was left open filled in: vocabulary and absolute paths.
+def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
+    """Return the settings with what was left open filled in: vocabulary, ids, absolute paths.
 
-    Raises ConfigError if the model's vocabulary is smaller than the tokenizer's; a larger one is
-    a choice (rows padded to a round number).
+    Raises ConfigError if the model's vocabulary is smaller than the tokenizer's and the ids that
+    the objective adds; a larger one is a choice (rows padded to a round number).
     """
-    wanted = settings.model.vocab_size
-    if wanted is not None and wanted < vocab_size:
+    wanted, needed = settings.model.vocab_size, rows_needed(settings.objective, tokenizer)
+    if wanted is not None and wanted < needed:
+        more = needed - tokenizer.vocab_size
         raise ConfigError(
-            f"model.vocab_size={wanted} is smaller than the tokenizer's {vocab_size}; "
-            f"leave it null or give at least {vocab_size}"
+            f"model.vocab_size={wanted} is smaller than the tokenizer's {tokenizer.vocab_size}"
+            f"{f' and {more} of objective.name={settings.objective.name}' if more else ''}; "
+            f"leave it null or give at least {needed}"
         )
-    files = tuple(str(Path(name).absolute()) for name in settings.data.files)
+    objective = settings.objective
+    if objective.name in STARTED and objective.start is None:
+        objective = replace(objective, start=start_of(tokenizer))
+    globs = {
+        name: tuple(str(Path(glob).absolute()) for glob in getattr(settings.data, name))
+        for name in ("files", "valid_files", "test_files")
+    }
     return replace(
         settings,
-        model=settings.model.replace(vocab_size=wanted or vocab_size),
-        data=replace(settings.data, files=files),
+        model=settings.model.replace(vocab_size=wanted or needed),
+        data=replace(settings.data, **globs),
+        objective=objective,
     )
 
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from jaxgen import data, files, tree
 from jaxgen import settings as sets
+from jaxgen.data import objectives
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place
@@ -30,6 +31,7 @@ from jaxgen.run.folder import (
     existing_settings,
     kept_settings,
 )
+from jaxgen.run.objective import alphabet
 from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.store import Checkpoints
@@ -40,7 +42,7 @@ from jaxgen.train import autopsy, flops, forms, optimizer, plot, schedule
 from jaxgen.train import state as states
 from jaxgen.train.log import Log
 from jaxgen.train.loop import Duties, fit
-from jaxgen.train.losses import causal_loss
+from jaxgen.train.losses import token_loss
 from jaxgen.train.state import State
 from jaxgen.train.step import train_step
 from jaxgen.train.validate import validate
@@ -60,7 +62,7 @@ def train(settings: Settings, folder: Path, *, cache: Path) -> None:
             tokenizer = load_tokenizer(folder / TOKENIZER)
         else:
             tokenizer = inputs.make_tokenizer(settings)
-        settings = resolve(settings, tokenizer.vocab_size)
+        settings = resolve(settings, tokenizer)
         if kept is not None:
             refuse_differences(kept, settings, folder)
         corpus = inputs.prepare(settings, tokenizer, cache)
@@ -95,10 +97,15 @@ class _Run:
         return optimizer.make(self.settings.train, api.axes(self.settings.model))
 
     @cached_property
+    def objective(self):
+        wanted = self.settings.objective
+        return objectives.make(wanted, alphabet(wanted, self.tokenizer))
+
+    @cached_property
     def loss(self):
         train = self.settings.train
         return partial(
-            causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk
+            token_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk
         )
 
     @cached_property
@@ -186,6 +193,7 @@ class _Run:
             seed=train.seed,
             workers=self.settings.data.workers,
             process=place.own_rows(self.mesh, train.batch),
+            objective=self.objective,
         )
 
     def validate(self, state: State) -> dict[str, float]:
@@ -196,6 +204,7 @@ class _Run:
             batch=train.batch,
             limit=train.validate_batches,
             process=place.own_rows(self.mesh, train.batch),
+            objective=self.objective,
         )
         if self.mesh is not None:
             rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)

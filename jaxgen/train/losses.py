@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -27,7 +28,7 @@ class Loss(NamedTuple):
     nll: Float[Array, "B"]  # plain weighted negative log-likelihood of each row; nats
 
 
-def causal_loss(
+def token_loss(
     params: api.Params,
     config: ModelConfig,
     batch: Batch,
@@ -37,31 +38,27 @@ def causal_loss(
     z: float = 0.0,
     chunk: int | None = None,
 ) -> Loss:
-    """Return the next-token Loss of a batch of packed rows.
+    """Return the Loss of what each position predicts: a token, or the class of the whole row.
 
-    batch: tokens and targets [B, T]; weights, segments and positions [B, T] are optional.
-    key: turns dropout on. chunk: positions whose logits exist at once; None sizes it by memory.
+    batch: tokens [B, T], and targets [B, T] or, for classes, [B, 1]; weights like targets,
+    segments and positions [B, T] are optional. An encoder-decoder also reads source [B, S], with
+    source_segments and source_positions. key: turns dropout on. chunk: positions whose logits
+    exist at once; None sizes it by memory.
     """
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    tokens, targets = arrays["tokens"], arrays["targets"]
+    targets = arrays["targets"]
     weights = arrays.get("weights")
     if weights is None:
-        weights = jnp.ones(tokens.shape, jnp.float32)
-    out = api.hidden(
-        params,
-        config,
-        tokens,
-        positions=arrays.get("positions"),
-        segments=arrays.get("segments"),
-        key=key,
-    )
-    fitting = max(LOGITS_AT_ONCE * shards("BTV") // (tokens.shape[0] * config.V), 1)
+        weights = jnp.ones(targets.shape, jnp.float32)
+    out = read(params, config, arrays, key)
+    at_once = LOGITS_AT_ONCE * shards("BTV")
+    fitting = max(at_once // (targets.shape[0] * (config.classes or config.V)), 1)
     total, nll = vocabulary_loss(
         out.features,
         out.table,
         targets,
         weights,
-        cap=config.logit_cap,
+        cap=config.logit_cap if config.classes is None else None,
         smoothing=smoothing,
         z=z,
         chunk=chunk or fitting,
@@ -69,3 +66,32 @@ def causal_loss(
     )
     rows: Any = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=1)
     return Loss(total, jnp.sum(weights), rows)
+
+
+def read(
+    params: api.Params, config: ModelConfig, batch: dict[str, Array], key: PRNGKeyArray | None
+) -> api.Hidden:
+    """Return what the model makes of a batch, up to the logits."""
+    memory = None
+    encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
+    if config.topology == "encoder_decoder":
+        memory = api.encode(
+            params,
+            config,
+            batch["source"],
+            positions=batch.get("source_positions"),
+            segments=batch.get("source_segments"),
+            key=encoder_key,
+        )
+    return api.hidden(
+        params,
+        config,
+        batch["tokens"],
+        positions=batch.get("positions"),
+        segments=batch.get("segments"),
+        memory=memory,
+        key=key if memory is None else decoder_key,
+    )
+
+
+causal_loss = token_loss  # the name under which a decoder's reader looks for it

@@ -13,14 +13,18 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import DataError
-from jaxgen.train.losses import causal_loss
-
-INPUTS = ("tokens", "targets", "weights", "segments", "positions")
+from jaxgen.ops.losses import unembed
+from jaxgen.train.losses import read, token_loss
 
 
 @partial(jax.jit, static_argnames="config")
 def _sums(params: Any, config: ModelConfig, batch: dict, widths: jax.Array):
-    loss = causal_loss(params, config, batch)
+    loss = token_loss(params, config, batch)
+    if config.classes is not None:
+        out = read(params, config, batch, None)
+        logits = unembed(out.features, out.table, cap=None, dtype=config.compute_dtype)
+        right = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["weights"]
+        return loss.nll.sum(), loss.weight, right.sum()
     real = widths[batch["targets"]] * (batch["weights"] > 0)
     return loss.nll.sum(), loss.weight, real.sum()
 
@@ -30,6 +34,7 @@ def validate(
 ) -> dict[str, float]:
     """Return loss (nats per token), perplexity, bits_per_byte and tokens over all `batches`.
 
+    Of a classifier: loss (nats per text), accuracy and tokens (here: texts).
     byte_lengths: [V] UTF-8 bytes of the text that each id stands for, so that models with
     different tokenizers compare. Sums are kept in Python floats, so the result depends on
     neither batch size nor padding beyond rounding. Raises DataError if nothing is predicted.
@@ -37,12 +42,14 @@ def validate(
     widths = jnp.asarray(byte_lengths, jnp.int32)
     nll, tokens, size = 0.0, 0.0, 0
     for batch in batches:
-        batch = {name: batch[name] for name in INPUTS}
+        batch = {name: value for name, value in batch.items() if name != "index"}
         parts = jax.device_get(_sums(params, config, batch, widths))
         nll, tokens, size = nll + float(parts[0]), tokens + float(parts[1]), size + int(parts[2])
     if not tokens:
         raise DataError("the split has no token to predict; give it more text")
     mean = nll / tokens
+    if config.classes is not None:
+        return {"loss": mean, "accuracy": size / tokens, "tokens": tokens}
     return {
         "loss": mean,
         "perplexity": exp(mean) if mean < 700 else float("inf"),

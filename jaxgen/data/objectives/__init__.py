@@ -1,0 +1,18 @@
+"""Objectives: pure functions from token ids and random keys to what a model reads and predicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jaxgen import lazy
+
+if TYPE_CHECKING:
+    from jaxgen.data.objectives.alphabet import Alphabet
+    from jaxgen.data.objectives.make import make
+    from jaxgen.data.objectives.settings import ObjectiveSettings
+
+_HOME = {"Alphabet": "alphabet", "ObjectiveSettings": "settings", "make": "make"}
+
+__all__ = ["Alphabet", "ObjectiveSettings", "make"]
+
+__getattr__, __dir__ = lazy.names(__name__, _HOME)

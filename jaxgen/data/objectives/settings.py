@@ -1,0 +1,89 @@
+"""What a model learns to predict: the knobs of the `objective` section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxgen.data.settings import Form
+from jaxgen.errors import ConfigError
+from jaxgen.settings import option
+
+Name = Literal["causal", "prefix", "masked", "spans", "denoise", "pairs", "classes"]
+# Where a knob does something, and what null means there.
+RATES = {"masked": 0.15, "spans": 0.15, "denoise": 0.3}
+TWO_ROWS = ("pairs",)
+STARTED = ("prefix", "spans", "denoise", "pairs")
+TOWERS: dict[str, tuple[str, ...]] = {
+    "causal": ("decoder",),
+    "prefix": ("decoder", "encoder_decoder"),
+    "masked": ("encoder",),
+    "spans": ("encoder_decoder",),
+    "denoise": ("encoder_decoder",),
+    "pairs": ("encoder_decoder",),
+    "classes": ("decoder", "encoder", "encoder_decoder"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """How rows are made of text; raises ConfigError for a knob without effect."""
+
+    name: Name = option(
+        "causal: the next token; prefix: that of the second part; masked: BERT; spans: T5; "
+        "denoise: BART; pairs: target from source; classes: label from text",
+        "causal",
+    )
+    source: int | None = option("pairs: tokens of an encoder's row; null: model.context", None)
+    target: int | None = option("pairs: tokens of a decoder's row; null: model.context", None)
+    rate: float | None = option(
+        "part of the tokens to guess; null: 0.15 for masked and spans, 0.3 for denoise", None
+    )
+    span: float = option("spans, denoise: mean tokens of a span", 3.0)
+    unit: Literal["tokens", "words"] = option("masked: what is chosen and masked as one", "tokens")
+    start: int | None = option("id that a decoder begins with; null: bos, or else pad or eos", None)
+    labels: tuple[str, ...] = option("classes: their names; none: those of the training text", ())
+
+    def __post_init__(self) -> None:
+        self._check_effect("source", self.name in TWO_ROWS)
+        self._check_effect("target", self.name in TWO_ROWS)
+        self._check_effect("rate", self.name in RATES)
+        self._check_effect("span", self.name in ("spans", "denoise"))
+        self._check_effect("unit", self.name == "masked")
+        self._check_effect("start", self.name in STARTED)
+        self._check_effect("labels", self.name == "classes")
+        for name in ("source", "target"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise ConfigError(f"{name}={value} must be at least 2, or null")
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise ConfigError(f"rate={self.rate} must be greater than 0 and less than 1")
+        if not self.span >= 1:
+            raise ConfigError(f"span={self.span} must be at least 1")
+        if self.start is not None and self.start < 0:
+            raise ConfigError(f"start={self.start} must be a token id, or null")
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ConfigError(f"labels={list(self.labels)} must be two or more different names")
+
+    def _check_effect(self, name: str, used: bool) -> None:
+        value = getattr(self, name)
+        if not used and value != type(self).__dataclass_fields__[name].default:
+            raise ConfigError(f"{name}={value!r} has no effect with name={self.name}; remove it")
+
+    @property
+    def form(self) -> Form:
+        """The form of the records that this objective reads."""
+        return {"pairs": "pairs", "classes": "classes"}.get(self.name, "text")  # pyright: ignore
+
+    def check_model(self, topology: str, head: str) -> None:
+        """Raise ConfigError for a model that can't learn this."""
+        if topology not in TOWERS[self.name]:
+            raise ConfigError(
+                f"objective.name={self.name} needs model.topology="
+                f"{' or '.join(TOWERS[self.name])}, not {topology}"
+            )
+        heads = {"classes": ("classes",), "masked": ("mlm", "lm")}.get(self.name, ("lm",))
+        if head not in heads:
+            raise ConfigError(
+                f"objective.name={self.name} needs model.head={' or '.join(heads)}, not {head}"
+            )
