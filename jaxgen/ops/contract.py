@@ -43,7 +43,7 @@ class Biased:
     """A weight whose products get a bias on their last axis."""
 
     weight: Any
-    bias: Float[Array, "V"]
+    bias: Any  # [V], or what a transformation puts in the place of a leaf
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
         """Return the product plus the bias."""

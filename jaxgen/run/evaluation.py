@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgen import data
-from jaxgen.data import objectives
-from jaxgen.run import inputs
+from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, existing_settings
-from jaxgen.run.objective import alphabet
 from jaxgen.store import Checkpoints
 from jaxgen.text.model import load
 from jaxgen.tokens import load as load_tokenizer
@@ -29,12 +27,11 @@ def evaluate(folder: Path, *, split: Split, cache: Path) -> list[tuple[str, str]
     step = Checkpoints(folder / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={}).steps()[-1:]
     config, params = load(folder)
     corpus = inputs.prepare(settings, tokenizer, cache)
-    wanted = settings.objective
     rows = data.in_order(
         getattr(corpus, split),
         context=config.context,
         batch=settings.train.batch,
-        objective=objectives.make(wanted, alphabet(wanted, tokenizer)),
+        objective=objective.make(settings.objective, tokenizer, config.topology),
     )
     found = validate(params, config, rows, tokenizer.byte_lengths)
     rows = [

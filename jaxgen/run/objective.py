@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from jaxgen.data.objectives.alphabet import Alphabet
+from jaxgen.data.objectives.make import make as make_objective
 from jaxgen.data.objectives.settings import ObjectiveSettings
+from jaxgen.data.rows import Maker
 from jaxgen.errors import ConfigError
+from jaxgen.tokens import marks
 from jaxgen.tokens.protocol import Tokenizer
+
+
+def make(settings: ObjectiveSettings, tokenizer: Tokenizer, topology: str) -> Maker:
+    """Return what makes rows of token shards; ConfigError if the tokenizer does not allow it."""
+    return make_objective(settings, alphabet(settings, tokenizer), topology)
 
 
 def alphabet(settings: ObjectiveSettings, tokenizer: Tokenizer) -> Alphabet:
     """Return the ids that the objective works with."""
-    special = tokenizer.special
+    special, name = tokenizer.special, settings.name
     return Alphabet(
-        size=tokenizer.vocab_size, bos=special.bos, eos=special.eos, start=settings.start
+        size=tokenizer.vocab_size,
+        bos=special.bos,
+        eos=special.eos,
+        start=settings.start,
+        mask=marks.mask_of(tokenizer) if name in ("masked", "denoise") else None,
+        sentinels=marks.sentinels_of(tokenizer) if name == "spans" else (),
+        words=marks.begins_word(tokenizer) if settings.unit == "words" else None,
+        ends=marks.ends_sentence(tokenizer) if name == "denoise" else None,
     )
 
 
 def rows_needed(settings: ObjectiveSettings, tokenizer: Tokenizer) -> int:
     """Return how many ids a model must know: the tokenizer's, and those that it lacks."""
-    return tokenizer.vocab_size
+    known = (
+        alphabet(settings, tokenizer) if settings.name in ("masked", "denoise", "spans") else None
+    )
+    extra = [] if known is None else [known.mask or 0, *known.sentinels]
+    return max([tokenizer.vocab_size, *(token + 1 for token in extra)])
 
 
 def start_of(tokenizer: Tokenizer) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
+from jaxgen.data.labels import labels_of
 from jaxgen.data.objectives.settings import STARTED, ObjectiveSettings
 from jaxgen.data.settings import DataSettings
 from jaxgen.errors import ConfigError
@@ -80,9 +81,17 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
         name: tuple(str(Path(glob).absolute()) for glob in getattr(settings.data, name))
         for name in ("files", "valid_files", "test_files")
     }
+    model = settings.model.replace(vocab_size=wanted or needed)
+    if objective.name == "classes" and not objective.labels:
+        objective = replace(objective, labels=labels_of(settings.data))
+    if objective.name == "classes" and model.classes != len(objective.labels):
+        raise ConfigError(
+            f"model.classes={model.classes}, but there are {len(objective.labels)} classes: "
+            f"{', '.join(objective.labels[:8])}"
+        )
     return replace(
         settings,
-        model=settings.model.replace(vocab_size=wanted or needed),
+        model=model,
         data=replace(settings.data, **globs),
         objective=objective,
     )

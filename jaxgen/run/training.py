@@ -16,13 +16,12 @@ from jax.sharding import Mesh
 
 from jaxgen import data, files, tree
 from jaxgen import settings as sets
-from jaxgen.data import objectives
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.ops import keys
-from jaxgen.run import facts, inputs
+from jaxgen.run import facts, inputs, objective
 from jaxgen.run.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -31,7 +30,6 @@ from jaxgen.run.folder import (
     existing_settings,
     kept_settings,
 )
-from jaxgen.run.objective import alphabet
 from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.store import Checkpoints
@@ -98,8 +96,8 @@ class _Run:
 
     @cached_property
     def objective(self):
-        wanted = self.settings.objective
-        return objectives.make(wanted, alphabet(wanted, self.tokenizer))
+        model = self.settings.model
+        return objective.make(self.settings.objective, self.tokenizer, model.topology)
 
     @cached_property
     def loss(self):

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxgen.data.objectives import spans
 from jaxgen.data.objectives.alphabet import Alphabet
-from jaxgen.data.objectives.settings import ObjectiveSettings
+from jaxgen.data.objectives.classes import class_rows
+from jaxgen.data.objectives.masked import Masking
+from jaxgen.data.objectives.settings import RATES, ObjectiveSettings
+from jaxgen.data.objectives.text import Denoise, Masked, Prefix, Recipe, Spans, TextRows
+from jaxgen.data.pack import check_room
 from jaxgen.data.pairs import pair_rows
-from jaxgen.data.rows import Maker, Rows, causal
+from jaxgen.data.rows import Maker, Rows, Windows, causal
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError
 
 
-def make(settings: ObjectiveSettings, alphabet: Alphabet) -> Maker:
+def make(settings: ObjectiveSettings, alphabet: Alphabet, towers: str) -> Maker:
     """Return the objective: a function from a shard to its rows.
 
-    Raises ConfigError if the tokenizer lacks an id that the objective needs.
+    towers: the model's topology. Raises ConfigError if the tokenizer lacks an id that is needed.
     """
-    if settings.name == "causal":
-        return causal
-    return MAKERS[settings.name](settings, alphabet)
+    fixed: dict[str, Maker] = {"causal": causal, "classes": class_rows}
+    if settings.name in fixed:
+        return fixed[settings.name]
+    if settings.name in ("pairs", "spans") and alphabet.eos is None:
+        raise ConfigError(
+            f"the tokenizer declares no eos, with which a target of objective.name={settings.name} "
+            f"ends; take another tokenizer.kind, or name tokenizer.eos"
+        )
+    if settings.name == "pairs":
+        return _Pairs(settings, alphabet)
+    return _Text(settings, alphabet, towers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,15 +43,69 @@ class _Pairs:
 
     def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
         known, wanted = self.alphabet, self.settings
-        if known.eos is None or known.start is None:
-            raise ConfigError(
-                "the tokenizer declares no eos, which ends the target of a pair; take another "
-                "tokenizer.kind, or name tokenizer.eos"
-            )
+        assert known.eos is not None and known.start is not None
         widths = (wanted.source or context, wanted.target or context)
+        if max(widths) > context:
+            raise ConfigError(
+                f"objective.source={widths[0]} and objective.target={widths[1]} must not exceed "
+                f"model.context={context}"
+            )
         return pair_rows(
             shard, widths=widths, seed=seed, start=known.start, bos=known.bos, eos=known.eos
         )
 
 
-MAKERS = {"pairs": _Pairs}
+@dataclass(frozen=True, eq=False)
+class _Text:
+    settings: ObjectiveSettings
+    alphabet: Alphabet
+    towers: str
+
+    def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
+        check_room(shard, context, whole_row=True)
+        width, recipe = RECIPES[self.settings.name](self, context)
+        settings = self.settings
+        name = f"{settings.name} {settings.rate} {settings.span} {settings.unit} {settings.start}"
+        return TextRows(Windows(shard, width, seed), recipe, name)
+
+    @property
+    def rate(self) -> float:
+        """The part of the tokens to guess."""
+        return self.settings.rate or RATES[self.settings.name]
+
+
+def _masked(text: _Text, context: int) -> tuple[int, Recipe]:
+    known = text.alphabet
+    assert known.mask is not None
+    masking = Masking(text.rate, text.settings.unit, known.mask, known.size)
+    return context, Masked(masking, known)
+
+
+def _prefix(text: _Text, context: int) -> tuple[int, Recipe]:
+    assert text.alphabet.start is not None
+    return context, Prefix(text.towers, text.alphabet.start)
+
+
+def _spans(text: _Text, context: int) -> tuple[int, Recipe]:
+    rate, span, sentinels = text.rate, text.settings.span, len(text.alphabet.sentinels)
+    width, target = spans.lengths(context, rate, span)
+    count = round(round(width * rate) / span)
+    if count > sentinels or target > context or context < 8:
+        raise ConfigError(
+            f"model.context={context} with objective.rate={rate} and objective.span={span} makes "
+            f"{count} spans and a target of {target} tokens; at most {sentinels} spans, {context} "
+            f"tokens and at least a context of 8 work"
+        )
+    return width, Spans(rate, span, text.alphabet)
+
+
+def _denoise(text: _Text, context: int) -> tuple[int, Recipe]:
+    return context, Denoise(text.rate, text.settings.span, text.alphabet)
+
+
+RECIPES: dict[str, Callable[[_Text, int], tuple[int, Recipe]]] = {
+    "masked": _masked,
+    "prefix": _prefix,
+    "spans": _spans,
+    "denoise": _denoise,
+}

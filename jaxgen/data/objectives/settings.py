@@ -21,7 +21,7 @@ TOWERS: dict[str, tuple[str, ...]] = {
     "spans": ("encoder_decoder",),
     "denoise": ("encoder_decoder",),
     "pairs": ("encoder_decoder",),
-    "classes": ("decoder", "encoder", "encoder_decoder"),
+    "classes": ("decoder", "encoder"),
 }
 
 

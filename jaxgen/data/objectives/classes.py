@@ -1,0 +1,58 @@
+"""Rows of one text each, whose class is to be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from jaxgen.data.pack import Batch
+from jaxgen.data.pairs import lay
+from jaxgen.data.shard import TokenShard
+from jaxgen.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRows:
+    """One text a row, its end cut off at `width` tokens; every second document is a class."""
+
+    shard: TokenShard
+    width: int
+    name: str = "classes"
+
+    @property
+    def count(self) -> int:
+        """Texts."""
+        return self.shard.documents // 2
+
+    def batch(
+        self,
+        rows: Int[np.ndarray, "B"],
+        epochs: Int[np.ndarray, "B"],
+        keys: UInt64[np.ndarray, "B"],
+    ) -> Batch:
+        """Return tokens, segments, positions [B, T]; targets [B, 1], the class; weights [B, 1]."""
+        real = rows >= 0
+        texts = 2 * rows[real]
+        offsets = self.shard.offsets.astype(np.int64)
+        lengths = np.minimum(offsets[texts + 1] - offsets[texts], self.width)
+        laid = lay(np.flatnonzero(real), lengths, (len(rows), self.width))
+        targets, index = np.zeros((len(rows), 1), np.int32), np.full(len(rows), -1, np.int64)
+        targets[real, 0] = self.shard.tokens[offsets[texts + 1]]
+        index[real] = offsets[texts]
+        return {
+            "tokens": laid.fill(self.shard.tokens[offsets[texts][laid.owner] + laid.inner]),
+            "segments": laid.segments,
+            "positions": laid.positions,
+            "targets": targets,
+            "weights": real[:, None].astype(np.float32),
+            "index": index,
+        }
+
+
+def class_rows(shard: TokenShard, *, context: int, seed: int, ordered: bool) -> ClassRows:
+    """Return the rows of a shard of texts and classes; DataError if it holds none."""
+    if shard.documents < 2:
+        raise DataError(f"{shard.path} holds no text with a class; give more for this split")
+    return ClassRows(shard, context)

@@ -1,0 +1,77 @@
+"""Each objective trains from its config, and every config in configs/ is one that can be read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen import settings as sets
+from jaxgen.errors import ConfigError
+from jaxgen.run import training
+from jaxgen.run.settings import build_settings, config_folder
+
+SMALL = {"context": 32, "layers": 1, "d_model": 16, "d_ff": 32, "heads": 2}
+WORDS = "return the value of a list if it is there. else raise an error! none is given".split()
+
+
+def files_of(folder, form):
+    """Write a few records of a form; return the data section that reads them."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(80)]
+    records = {
+        "text": [{"text": text} for text in texts],
+        "pairs": [{"a": text, "b": text.split()[0]} for text in texts],
+        "classes": [{"text": t, "label": "short" if len(t) < 60 else "long"} for t in texts],
+    }[form]
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    sides = {"pairs": {"sides": ["a", "b"]}, "classes": {"sides": ["text", "label"]}}
+    return {"files": [str(path)], "valid_fraction": 0.2} | sides.get(form, {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bert_mlm", "t5_span", "bart_denoise", "summarize_docstrings", "translate", "classify"],
+)
+def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
+    given = dict(sets.read(config_folder() / f"{name}.yaml"))
+    form = {"summarize_docstrings": "pairs", "translate": "pairs", "classify": "classes"}
+    given |= {"data": files_of(tmp_path, form.get(name, "text")), "tokenizer": {"kind": "bytes"}}
+    given["model"] = dict(given["model"]) | SMALL
+    if name == "summarize_docstrings":
+        given["objective"] = {"name": "pairs", "target": 16}
+    given["train"] = dict(given["train"]) | {
+        "steps": 3, "batch": 4, "warmup": 1, "log_every": 1, "validate_batches": 1,
+        "validate_every": 3,
+    }  # fmt: skip
+    given["checkpoint"] = {"every": 3}
+    settings = build_settings(given)
+    training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[1] < losses[0] and np.isfinite(losses).all()
+    valid = next(row for row in rows if "valid_loss" in row or "valid/loss" in row)
+    assert ("accuracy" in str(valid)) == (name == "classify")
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().glob("*.yaml")), ids=lambda p: Path(p).stem)
+def test_every_config_can_be_read(path):
+    build_settings(sets.read(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({"objective": {"name": "masked"}}, "needs model.topology=encoder, not decoder"),
+     ({"objective": {"name": "causal", "rate": 0.1}}, "rate=0.1 has no effect with name=causal"),
+     ({"objective": {"name": "spans", "rate": 1.0}}, "rate=1.0"),
+     ({"objective": {"name": "classes", "labels": ["a"]}}, "labels=['a']"),
+     ({"model": {"topology": "encoder", "head": "mlm"}}, "objective.name=causal needs")],
+)  # fmt: skip
+def test_an_objective_that_can_not_work_is_refused(change, part):
+    with pytest.raises(ConfigError) as error:
+        build_settings(change)
+    assert part in str(error.value)
