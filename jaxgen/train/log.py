@@ -96,6 +96,7 @@ class Log:
             "loss": "valid loss {:.4f}",
             "perplexity": "perplexity {:.4g}",
             "bits_per_byte": "{:.4f} bits per byte",
+            "accuracy": "accuracy {:.4f}",
         }
         facts = [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
         self.say("  ".join([f"step {step}/{self.total}", *facts]))
