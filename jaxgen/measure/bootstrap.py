@@ -1,0 +1,64 @@
+"""Confidence intervals by resampling (Efron 1979), percentile method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Estimate(NamedTuple):
+    """A value and the ends of its interval; all None where the value is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+NOTHING = Estimate(None, None, None)
+
+
+def interval(
+    statistic: Callable[..., Any],
+    *columns: Sequence[float] | np.ndarray,
+    seed: int,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Estimate:
+    """Return the statistic of paired columns [N] with its bootstrap interval.
+
+    statistic: (columns [..., N]) -> [...], reducing the last axis. Rows are drawn together, so
+    that a ratio of sums keeps its pairs. One row or none: the value alone, or NOTHING.
+    """
+    arrays = [np.asarray(column, np.float64) for column in columns]
+    count = len(arrays[0])
+    if not count:
+        return NOTHING
+    value = float(statistic(*arrays))
+    if not np.isfinite(value):
+        return NOTHING
+    if count == 1:
+        return Estimate(value, None, None)
+    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    found = statistic(*(array[drawn] for array in arrays))
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(found[np.isfinite(found)], [tail, 100 - tail])
+    return Estimate(value, float(low), float(high))
+
+
+def mean(values: Sequence[float] | np.ndarray, *, seed: int) -> Estimate:
+    """Return the mean of values with its interval."""
+    return interval(lambda x: x.mean(axis=-1), values, seed=seed)
+
+
+def ratio(above: np.ndarray, below: np.ndarray, *, seed: int) -> Estimate:
+    """Return sum(above) / sum(below) with its interval; NOTHING if `below` sums to zero."""
+    if not np.sum(below):
+        return NOTHING
+
+    def divide(a: np.ndarray, b: np.ndarray) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return a.sum(axis=-1) / b.sum(axis=-1)
+
+    return interval(divide, above, below, seed=seed)

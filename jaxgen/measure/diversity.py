@@ -1,0 +1,112 @@
+"""How varied texts are, and how much of them is new. Texts are sequences of tokens or words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from math import log2
+
+import numpy as np
+
+from jaxgen.errors import ConfigError
+from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, ratio
+from jaxgen.measure.quality import EXTRA
+
+Tokens = Sequence[Hashable]
+
+
+def ngrams(text: Tokens, n: int) -> list[tuple]:
+    """Return the n-grams of a text, in order; none if it is shorter."""
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+def distinct(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
+    """Return distinct-n (Li et al. 2016): different n-grams of a text by all of them.
+
+    Counted text by text, then summed, so that the interval is honest and the number of texts
+    does not matter.
+    """
+    found = [ngrams(text, n) for text in texts]
+    return ratio(
+        np.asarray([len(set(x)) for x in found], float),
+        np.asarray([len(x) for x in found], float),
+        seed=seed,
+    )
+
+
+def self_bleu(texts: Sequence[str], *, seed: int, most: int = 64) -> Estimate:
+    """Return self-BLEU (Zhu et al. 2018), 0 to 100: each text's BLEU with the others as references.
+
+    The first `most` texts; NOTHING for fewer than two. ConfigError without sacrebleu.
+    """
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError:
+        raise ConfigError(f"self-BLEU needs sacrebleu; {EXTRA}") from None
+    texts = [text for text in texts if text.strip()][:most]
+    if len(texts) < 2:
+        return NOTHING
+    scorer = BLEU(effective_order=True)
+    scores = [
+        scorer.sentence_score(text, texts[:i] + texts[i + 1 :]).score
+        for i, text in enumerate(texts)
+    ]
+    return mean(scores, seed=seed)
+
+
+def entropy(texts: Sequence[Tokens], n: int) -> float | None:
+    """Return the entropy in bits of the n-grams of all texts; None if there are none."""
+    counts = Counter(gram for text in texts for gram in ngrams(text, n))
+    total = counts.total()
+    if not total:
+        return None
+    return -sum(c / total * log2(c / total) for c in counts.values()) + 0.0
+
+
+def zipf(texts: Sequence[Tokens], *, most: int = 5000) -> float | None:
+    """Return minus the slope of log frequency on log rank (Holtzman et al. 2020), about 1 in prose.
+
+    The `most` frequent tokens; None for fewer than two different ones.
+    """
+    counts = Counter(token for text in texts for token in text)
+    found = np.asarray(sorted(counts.values(), reverse=True)[:most], float)
+    if len(found) < 2:
+        return None
+    return float(-np.polyfit(np.log(np.arange(1, len(found) + 1)), np.log(found), 1)[0]) + 0.0
+
+
+def coverage(texts: Sequence[Tokens], vocabulary: set) -> float | None:
+    """Return which part of a vocabulary the texts use; None for an empty vocabulary."""
+    used = {token for text in texts for token in text}
+    return len(used & vocabulary) / len(vocabulary) if vocabulary else None
+
+
+def copied(texts: Sequence[Sequence[int]], training: np.ndarray, n: int, *, seed: int) -> Estimate:
+    """Return which part of the n-grams of texts stands verbatim in the training tokens [N].
+
+    1 is copying; with n of 8 or more, new text is near 0. NOTHING if no text has n tokens.
+    """
+    wanted = {gram for text in texts for gram in ngrams(text, n)}
+    known = _found(wanted, np.asarray(training), n)
+    rows = [[gram in known for gram in ngrams(text, n)] for text in texts]
+    hits = np.asarray([sum(row) for row in rows], float)
+    return ratio(hits, np.asarray([len(row) for row in rows], float), seed=seed)
+
+
+def _found(wanted: set[tuple], training: np.ndarray, n: int) -> set[tuple]:
+    """Return those of the wanted n-grams that occur, by hash first and then word for word."""
+    if not wanted or len(training) < n:
+        return set()
+    factor = np.uint64(0x9E3779B97F4A7C15)
+    grams = np.asarray(sorted(wanted), np.uint64)
+    hashes, own = np.zeros(len(training) - n + 1, np.uint64), np.zeros(len(grams), np.uint64)
+    for i in range(n):
+        hashes = hashes * factor + training[i : len(training) - n + 1 + i].astype(np.uint64)
+        own = own * factor + grams[:, i]
+    places = np.flatnonzero(np.isin(hashes, own))
+    return {tuple(training[p : p + n].tolist()) for p in places} & wanted
+
+
+def length(texts: Sequence[Tokens], *, seed: int) -> Estimate:
+    """Return the mean length of texts in tokens."""
+    return interval(lambda x: x.mean(axis=-1), [float(len(t)) for t in texts], seed=seed)

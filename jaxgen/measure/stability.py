@@ -1,0 +1,73 @@
+"""How steady a generator is: repetition, calibration, and what small changes do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, ratio
+from jaxgen.measure.diversity import Tokens, ngrams
+
+
+def rep(texts: Sequence[Tokens], window: int, *, seed: int) -> Estimate:
+    """Return rep-l (Welleck et al. 2020): tokens that occur among the `window` tokens before."""
+    hits = [sum(t in x[max(0, i - window) : i] for i, t in enumerate(x)) for x in texts]
+    return ratio(np.asarray(hits, float), np.asarray([len(x) for x in texts], float), seed=seed)
+
+
+def seq_rep(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
+    """Return seq-rep-n (Welleck et al. 2020): the mean part of a text's n-grams that are repeats.
+
+    Texts shorter than n are left out; NOTHING if all are.
+    """
+    found = [ngrams(text, n) for text in texts]
+    return mean([1 - len(set(x)) / len(x) for x in found if x], seed=seed)
+
+
+def loops(texts: Sequence[Tokens], *, seed: int, longest: int = 32) -> Estimate:
+    """Return which part of texts ends in a loop: a phrase of up to `longest` tokens, 3 times."""
+    return mean([float(_loops(list(text), longest)) for text in texts], seed=seed)
+
+
+def _loops(text: list, longest: int) -> bool:
+    for period in range(1, min(longest, len(text) // 3) + 1):
+        tail = text[-3 * period :]
+        if tail[:period] == tail[period : 2 * period] == tail[2 * period :]:
+            return True
+    return False
+
+
+def spread(values: Sequence[float | None]) -> float | None:
+    """Return the standard deviation of a figure over seeds; None for fewer than two of them."""
+    known = [value for value in values if value is not None]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, *, seed: int, bins: int = 10
+) -> Estimate:
+    """Return the expected calibration error (Guo et al. 2017) over `bins` bins of equal width.
+
+    confidence: [N] probability of the likeliest token; correct: [N] whether it was the true one.
+    """
+    if not len(confidence):
+        return NOTHING
+
+    def error(confidence: np.ndarray, correct: np.ndarray) -> Any:
+        which = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1)
+        gaps = [((correct - confidence) * (which == b)).sum(axis=-1) for b in range(bins)]
+        return np.abs(np.stack(gaps)).sum(axis=0) / confidence.shape[-1]
+
+    return interval(error, confidence, np.asarray(correct, float), seed=seed, resamples=300)
+
+
+def variation(p: np.ndarray, q: np.ndarray, *, seed: int) -> Estimate:
+    """Return the mean total variation distance, 0 to 1, of rows of probabilities [N, V]."""
+    return mean(np.abs(np.asarray(p, float) - np.asarray(q, float)).sum(axis=-1) / 2, seed=seed)
+
+
+def changed(a: np.ndarray, b: np.ndarray) -> float:
+    """Return which part of two arrays of token ids differs."""
+    return float(np.mean(np.asarray(a) != np.asarray(b)))

@@ -1,0 +1,129 @@
+"""Measures against sacrebleu, rouge-score, scipy and cases worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from rouge_score import rouge_scorer
+from sacrebleu import metrics
+from scipy import stats
+
+from jaxgen.errors import DataError
+from jaxgen.measure import bootstrap, diversity, quality, stability
+from jaxgen.measure.bootstrap import NOTHING
+
+TEXTS = ["the cat sat on the mat", "a dog barks at night", "it rains", "no word in common"]
+REFERENCES = ["the cat sat on a mat", "the dog barked at night", "it rains", "different text here"]
+
+
+def test_bootstrap_intervals_equal_those_of_scipy():
+    values = np.random.default_rng(1).gamma(2, size=40)
+    ours = bootstrap.mean(values, seed=3)
+    theirs = stats.bootstrap(
+        (values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    np.testing.assert_allclose(ours, (values.mean(), theirs.low, theirs.high), rtol=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
+def test_overlaps_equal_sacrebleu(metric):
+    found, signature = quality.overlap(metric, TEXTS, REFERENCES, seed=0)
+    scorer = {"bleu": metrics.BLEU, "chrf": metrics.CHRF, "ter": metrics.TER}[metric]()
+    assert found.value == scorer.corpus_score(TEXTS, [REFERENCES]).score
+    assert signature == str(scorer.get_signature())
+    assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL"])
+def test_rouge_equals_rouge_score(kind):
+    scorer = rouge_scorer.RougeScorer([kind])
+    pairs = zip(REFERENCES, TEXTS, strict=True)
+    wanted = np.mean([scorer.score(a, b)[kind].fmeasure for a, b in pairs])
+    assert quality.rouge(kind, TEXTS, REFERENCES, seed=0).value == wanted
+
+
+def test_answers_are_compared_as_squad_does():
+    texts, references = ["The Cat!", "a big dog", "x"], ["cat", "big cat", "y"]
+    assert quality.exact_match(texts, references, seed=0).value == pytest.approx(1 / 3)
+    assert quality.f1(texts, references, seed=0).value == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_bits_per_byte_and_perplexity_by_hand():
+    logp, sizes = np.log([1 / 4, 1 / 16]), np.asarray([1, 2])
+    assert quality.bits_per_byte(logp, sizes, seed=0).value == pytest.approx((2 + 4) / 3)
+    assert quality.perplexity(logp, np.ones(2), seed=0).value == pytest.approx(8)
+
+
+def test_similarity_is_the_cosine():
+    table = {"a": [1.0, 0.0], "b": [1.0, 1.0], "zero": [0.0, 0.0]}
+    found = quality.similarity(
+        lambda x: np.asarray([table[t] for t in x]), ["a", "zero"], ["b", "b"], seed=0
+    )
+    assert found.value == pytest.approx(math.sqrt(0.5) / 2)
+
+
+def test_mauve_is_one_for_equal_histograms_and_small_for_disjoint_ones():
+    p, q = np.asarray([0.5, 0.5, 0.0, 0.0]), np.asarray([0.0, 0.0, 0.5, 0.5])
+    assert quality.frontier(p, p) == pytest.approx(1, abs=1e-6)
+    assert quality.frontier(p, q) < 0.05
+    assert quality.frontier(p, (p + q) / 2) == pytest.approx(quality.frontier((p + q) / 2, p))
+
+
+def test_diversity_by_hand():
+    texts = [list("aab"), list("abc")]
+    assert diversity.distinct(texts, 1, seed=0).value == 5 / 6
+    assert diversity.distinct(texts, 2, seed=0).value == 1
+    assert diversity.entropy([list("aabb")], 1) == 1
+    assert diversity.coverage(texts, set("abcd")) == 0.75
+    ranks = [[r] * (840 // r) for r in range(1, 9) if 840 % r == 0]
+    assert diversity.zipf(ranks[:6]) == pytest.approx(1)
+    training = np.asarray([1, 2, 3, 4, 5, 6])
+    assert diversity.copied([[2, 3, 4, 9], [6, 5]], training, 2, seed=0).value == 2 / 4
+
+
+def test_self_bleu_is_100_for_copies_and_undefined_for_one_text():
+    assert diversity.self_bleu(["the same five words here"] * 3, seed=0).value == pytest.approx(100)
+    assert diversity.self_bleu(["alone"], seed=0) == NOTHING
+
+
+def test_repetition_by_hand():
+    texts = [list("abab"), list("abcd")]
+    assert stability.rep(texts, 2, seed=0).value == 2 / 8
+    assert stability.seq_rep(texts, 2, seed=0).value == pytest.approx((1 / 3 + 0) / 2)
+    assert stability.loops([list("xabcabcabc"), list("abcabcabd")], seed=0).value == 0.5
+    assert stability.spread([1.0, None]) is None
+    assert stability.spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+
+
+def test_calibration_error_by_hand():
+    confidence, correct = np.asarray([0.95, 0.95, 0.55]), np.asarray([1, 0, 1])
+    wanted = (abs(1 - 1.9) + 0.45) / 3
+    assert stability.calibration_error(confidence, correct, seed=0).value == pytest.approx(wanted)
+
+
+BAD = {
+    "no hypotheses": ([], [], "no hypotheses"),
+    "unequal": (["a", "b"], ["a"], "2 hypotheses but 1 references"),
+    "reference of spaces": (["a", "b"], ["a", "  "], "reference 2 is empty"),
+}
+
+
+@pytest.mark.parametrize(("texts", "references", "part"), BAD.values(), ids=BAD)
+def test_bad_pairs_are_refused(texts, references, part):
+    for measure in (quality.f1, quality.exact_match):
+        with pytest.raises(DataError, match=part):
+            measure(texts, references, seed=0)
+    for metric in ("bleu", "chrf", "ter"):
+        with pytest.raises(DataError, match=part):
+            quality.overlap(metric, texts, references, seed=0)
+
+
+def test_empty_texts_give_values_or_none_never_nan():
+    empty = [[], []]
+    found = [
+        *diversity.distinct(empty, 2, seed=0), diversity.entropy(empty, 1), diversity.zipf(empty),
+        *diversity.copied(empty, np.arange(9), 2, seed=0), *stability.rep(empty, 4, seed=0),
+        *stability.seq_rep(empty, 4, seed=0), *stability.loops(empty, seed=0),
+        *diversity.self_bleu(["", " "], seed=0),
+    ]  # fmt: skip
+    assert all(value is None or math.isfinite(value) for value in found)
