@@ -13,7 +13,7 @@ from functools import partial
 from cyclopts import App, CycloptsError, Parameter
 
 import jaxgen
-from jaxgen.cli import convert, exits, generate, mistakes, quickstart, tokenize, train
+from jaxgen.cli import convert, exits, generate, mistakes, quickstart, report, tokenize, train
 from jaxgen.cli import eval as evaluation
 from jaxgen.cli.sheet import print_panel, print_usage
 
@@ -46,6 +46,7 @@ VERBS = (
     (generate.generate, "generate", "RUN [OPTIONS]"),
     (evaluation.evaluate, "eval", "RUN [--split SPLIT]"),
     (convert.convert, "convert", "SOURCE OUT --to hf|jaxgen [OPTIONS]"),
+    (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
 )
 

@@ -1,0 +1,1 @@
+"""One report on generators, old and new: the same held-out text, prompts, samplers and measures."""

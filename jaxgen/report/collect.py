@@ -1,0 +1,255 @@
+"""Every measure of every generator, on the same held-out text and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import data
+from jaxgen.decoding.chain import chain
+from jaxgen.decoding.loop import decode
+from jaxgen.decoding.shape import temperature
+from jaxgen.errors import DataError
+from jaxgen.measure import bootstrap, diversity, quality, speed, stability
+from jaxgen.measure.bootstrap import NOTHING, Estimate
+from jaxgen.report.generators import Generator, read_rows
+from jaxgen.tokens import Tokenizer
+
+Figures = dict[str, Estimate]
+STEPS = 60  # timed steps, for percentiles
+WIDE = 8  # rows of the wide batch
+LOOKED = 4  # prompts decoded alone, to compare with the batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How texts are made; the same for all generators."""
+
+    prompts: int = 16
+    prompt_tokens: int = 16
+    new_tokens: int = 48
+    seeds: int = 3
+    temperature: float = 0.8
+    seed: int = 0
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings of the report's JSON."""
+        return asdict(self) | {"confidence": 0.95, "resamples": 1000}
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The text that generators are measured on, and the tokenizer that all of them share."""
+
+    train: data.TokenShard
+    held: data.TokenShard
+    tokenizer: Tokenizer
+    context: int
+
+    def batches(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the held-out text, row by row."""
+        return data.in_order(self.held, context=self.context, batch=batch)
+
+
+def windows(text: Text, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Return (prompts [N, P], true continuations [N, L]), evenly over the held-out text.
+
+    Raises DataError if no document is long enough.
+    """
+    width = plan.prompt_tokens + plan.new_tokens
+    tokens, offsets = text.held.tokens, text.held.offsets.astype(np.int64)
+    begins = [
+        start
+        for begin, end in pairwise(offsets)
+        for start in range(int(begin), int(end) - width + 1, width)
+    ]
+    if not begins:
+        raise DataError(
+            f"no held-out document has the {width} tokens of a prompt and its continuation; give "
+            f"longer ones, or ask for fewer with --max-new-tokens"
+        )
+    chosen = np.linspace(0, len(begins) - 1, min(plan.prompts, len(begins))).astype(int)
+    rows = np.stack([tokens[begins[i] : begins[i] + width] for i in chosen]).astype(np.int32)
+    return rows[:, : plan.prompt_tokens], rows[:, plan.prompt_tokens :]
+
+
+def likelihoods(generator: Generator, text: Text, plan: Plan) -> Figures:
+    """Return bits per byte, perplexity and calibration on all of the held-out text."""
+    read = jax.jit(
+        lambda params, batch: read_rows(
+            Generator(**{**vars(generator), "params": params}), batch, text.tokenizer.vocab_size
+        )
+    )
+    widths, blocks, sure, hits = text.tokenizer.byte_lengths, [], [], []
+    for batch in text.batches(WIDE):
+        inputs = {k: batch[k] for k in ("tokens", "targets", "segments", "positions")}
+        logp, best, hit = (np.asarray(x) for x in read(generator.params, inputs))
+        weights = batch["weights"] > 0
+        sizes = widths[batch["targets"]] * weights
+        blocks.append(np.stack([(logp * weights).sum(1), weights.sum(1), sizes.sum(1)]))
+        sure.append(np.exp(best[weights]))
+        hits.append(hit[weights])
+    logp, tokens, sizes = np.concatenate(blocks, axis=1)
+    return {
+        "bits_per_byte": quality.bits_per_byte(logp, sizes, seed=plan.seed),
+        "perplexity": quality.perplexity(logp, tokens, seed=plan.seed),
+        "calibration_error": stability.calibration_error(
+            np.concatenate(sure), np.concatenate(hits), seed=plan.seed
+        ),
+    }
+
+
+def decoder(generator: Generator, plan: Plan, known: int, length: int) -> Callable[..., Any]:
+    """Return (params, prompt, keys [B]) -> new tokens [B, length], to be jitted."""
+
+    def run(params: Any, prompt: Any, keys: Any) -> Any:
+        lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
+        first, cache = generator.prefill(params, prompt, lengths, prompt.shape[1] + length)
+        inner = generator.step(params)
+
+        def step(tokens, cache):
+            logits, cache = inner(tokens, cache)
+            return jnp.where(jnp.arange(logits.shape[1]) < known, logits, -jnp.inf), cache
+
+        sample = chain(temperature(plan.temperature))
+        return decode(step, cache, first, keys, sample, length)[0]
+
+    return run
+
+
+def request_keys(seed: int, rows: int) -> Any:
+    """Return the keys [rows] of a seed's requests."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
+
+
+def generated(
+    generator: Generator, text: Text, plan: Plan, prompts: np.ndarray
+) -> tuple[np.ndarray, Figures]:
+    """Return (continuations [seeds, N, L], how much of them depends on the batch)."""
+    run = jax.jit(decoder(generator, plan, text.tokenizer.vocab_size, plan.new_tokens))
+    seeds = [
+        np.asarray(run(generator.params, prompts, request_keys(plan.seed + s, len(prompts))))
+        for s in range(plan.seeds)
+    ]
+    keys = request_keys(plan.seed, len(prompts))
+    alone = [
+        np.asarray(run(generator.params, prompts[i : i + 1], keys[i : i + 1]))[0]
+        for i in range(min(LOOKED, len(prompts)))
+    ]
+    change = [stability.changed(a, b) for a, b in zip(alone, seeds[0], strict=False)]
+    return np.stack(seeds), {"batch_change": bootstrap.mean(change, seed=plan.seed)}
+
+
+def of_texts(
+    made: np.ndarray, true: np.ndarray, text: Text, plan: Plan, *, reference: bool
+) -> Figures:
+    """Return the measures of texts [seeds, N, L]; reference: they are the true ones themselves."""
+    seed, flat = plan.seed, made.reshape(-1, made.shape[-1]).tolist()
+    words = [text.tokenizer.decode(row) for row in flat]
+    found = {
+        "distinct_2": diversity.distinct(flat, 2, seed=seed),
+        "self_bleu": diversity.self_bleu(words[: len(true)], seed=seed),
+        "entropy_2": Estimate(diversity.entropy(flat[: len(true)], 2), None, None),
+        "zipf": Estimate(diversity.zipf(flat[: len(true)]), None, None),
+        "coverage": Estimate(
+            diversity.coverage(flat[: len(true)], set(true.reshape(-1).tolist())), None, None
+        ),
+        "copied_8": diversity.copied(flat, text.train.tokens, 8, seed=seed),
+        "rep_16": stability.rep(flat, 16, seed=seed),
+        "seq_rep_4": stability.seq_rep(flat, 4, seed=seed),
+        "loops": stability.loops(flat, seed=seed),
+    }
+    if reference:
+        return found
+    by_seed = [diversity.distinct(rows.tolist(), 2, seed=seed).value for rows in made]
+    found["seed_spread"] = Estimate(stability.spread(by_seed), None, None)
+    references = [text.tokenizer.decode(row) for row in true.tolist()] * len(made)
+    kept = [i for i, reference in enumerate(references) if reference.strip()]
+    if kept:
+        ours, theirs = [words[i] for i in kept], [references[i] for i in kept]
+        for metric in ("bleu", "chrf", "ter"):
+            found[metric] = quality.overlap(metric, ours, theirs, seed=seed)[0]
+        found["rouge_l"] = quality.rouge("rougeL", ours, theirs, seed=seed)
+    return found
+
+
+def sensitivity(generator: Generator, text: Text, plan: Plan, prompts: np.ndarray) -> Figures:
+    """Return what a shorter prompt, and params in bfloat16, do to the next token."""
+    known = text.tokenizer.vocab_size
+
+    def following(params: Any, prompt: Any) -> Any:
+        lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
+        first, cache = generator.prefill(params, prompt, lengths, prompt.shape[1] + 1)
+        return jax.nn.softmax(generator.step(params)(first, cache)[0][:, :known])
+
+    def rounded(leaf: Any) -> Any:
+        return leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.dtype == jnp.float32 else leaf
+
+    run = jax.jit(following)
+    whole = np.asarray(run(generator.params, prompts))
+    shorter = np.asarray(run(generator.params, prompts[:, 1:]))
+    coarse = np.asarray(run(jax.tree.map(rounded, generator.params), prompts))
+    return {
+        "prompt_change": stability.variation(whole, shorter, seed=plan.seed),
+        "precision_change": stability.variation(whole, coarse, seed=plan.seed),
+    }
+
+
+def timing(generator: Generator, text: Text, plan: Plan, prompts: np.ndarray) -> Figures:
+    """Return latencies, throughput, compile time and memory."""
+    known, found = text.tokenizer.vocab_size, {}
+    for rows in (1, WIDE):
+        prompt = jnp.asarray(np.resize(prompts, (rows, prompts.shape[1])))
+        inputs = (generator.params, prompt, request_keys(plan.seed, rows))
+        whole = decoder(generator, plan, known, plan.new_tokens)
+        program, compiling, held = speed.compiled(whole, *inputs)
+        taken = speed.seconds(partial(program, *inputs), 5)
+        rate = rows * plan.new_tokens / taken
+        found[f"tokens_per_second_{rows}"] = bootstrap.mean(rate, seed=plan.seed)
+        if rows == 1:
+            found["compile_seconds"] = Estimate(compiling, None, None)
+            short, _, _ = speed.compiled(decoder(generator, plan, known, 1), *inputs)
+            first = 1000 * speed.seconds(partial(short, *inputs), STEPS)
+            found["first_token_ms"] = bootstrap.mean(first, seed=plan.seed)
+            found |= _steps(generator, prompt, plan)
+        elif held is not None:
+            found["memory_mib"] = Estimate(held / 2**20, None, None)
+    return found
+
+
+def _steps(generator: Generator, prompt: Any, plan: Plan) -> Figures:
+    """Return percentiles of one step, called from the host as a streaming server calls it."""
+    lengths = jnp.full(1, prompt.shape[1], jnp.int32)
+    capacity = prompt.shape[1] + plan.new_tokens
+    reading = jax.jit(generator.prefill, static_argnums=3)
+    first, cache = reading(generator.params, prompt, lengths, capacity)
+    stepping = jax.jit(lambda params, token, cache: generator.step(params)(token, cache))
+    run = partial(stepping, generator.params, first, cache)
+    taken = 1000 * speed.seconds(run, STEPS)
+    return {
+        f"token_ms_p{q}": bootstrap.interval(
+            lambda x, q=q: np.percentile(x, q, axis=-1), taken, seed=plan.seed
+        )
+        for q in (50, 95, 99)
+    }
+
+
+def measured(
+    generator: Generator, text: Text, plan: Plan, prompts: np.ndarray, true: np.ndarray
+) -> tuple[Figures, np.ndarray]:
+    """Return (every figure of one generator, its continuations of the first seed)."""
+    made, figures = generated(generator, text, plan, prompts)
+    figures |= likelihoods(generator, text, plan)
+    figures |= of_texts(made, true, text, plan, reference=False)
+    figures |= sensitivity(generator, text, plan, prompts)
+    figures |= timing(generator, text, plan, prompts)
+    took = generator.train_seconds
+    figures["train_seconds"] = NOTHING if took is None else Estimate(took, None, None)
+    return figures, made[0]

@@ -1,0 +1,129 @@
+"""The report: runs and baselines on one text, as JSON, a table and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgen import files
+from jaxgen.errors import ConfigError
+from jaxgen.report import collect, generators, page
+from jaxgen.report.collect import Plan, Text
+from jaxgen.report.metrics import METRICS, SCHEMA
+from jaxgen.run import facts, inputs
+from jaxgen.run.folder import TOKENIZER, existing_settings
+from jaxgen.text.model import load
+from jaxgen.tokens import load as load_tokenizer
+
+HELD_OUT = "held-out text"
+Say = Callable[[str], None]
+
+
+def make(
+    runs: Sequence[Path],
+    baselines: Sequence[str],
+    *,
+    split: str,
+    plan: Plan,
+    cache: Path,
+    say: Say,
+) -> dict[str, Any]:
+    """Return the report on runs and baselines as JSON-able data, by `metrics.SCHEMA`.
+
+    The corpus, split and tokenizer are those of the first run; baselines learn from its training
+    split. Raises ConfigError for runs of other texts, or what loading a run raises.
+    """
+    generators.check(baselines)
+    say(f"reading {runs[0]}")
+    text, digest = _text(runs[0], split, cache)
+    plan = _fitting(plan, text.context)
+    prompts, true = collect.windows(text, plan)
+    figures = {HELD_OUT: collect.of_texts(true[None], true, text, plan, reference=True)}
+    about = {HELD_OUT: {"about": "the true continuations", "parameters": None}}
+    texts = {HELD_OUT: true}
+    for make_one in _makers(runs, baselines, text, plan, digest, cache):
+        one = make_one()
+        say(f"measuring {one.name}: {one.about}")
+        figures[one.name], texts[one.name] = collect.measured(one, text, plan, prompts, true)
+        about[one.name] = {"about": one.about, "parameters": one.parameters}
+    return {
+        "format": 1,
+        "schema": SCHEMA,
+        "settings": plan.as_json(),
+        "text": {
+            "digest": digest,
+            "split": split,
+            "tokens": len(text.held.tokens),
+            "bytes": text.held.text_bytes,
+            "documents": text.held.documents,
+            "training_tokens": len(text.train.tokens),
+        },
+        "metrics": {m.key: m._asdict() for m in METRICS},
+        "generators": {
+            name: about[name] | {"metrics": {k: e._asdict() for k, e in found.items()}}
+            for name, found in figures.items()
+        },
+        "samples": _samples(text, prompts, texts),
+        "environment": facts.environment(),
+    }
+
+
+def write(found: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write report.json and report.html into a folder, which is made; return their paths."""
+    with files.refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "report.json", found)
+    files.write(folder / "report.html", page.html(found))
+    return folder / "report.json", folder / "report.html"
+
+
+def _text(folder: Path, split: str, cache: Path) -> tuple[Text, str]:
+    settings = existing_settings(folder)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    corpus = inputs.prepare(settings, tokenizer, cache)
+    held = getattr(corpus, split)
+    return Text(corpus.train, held, tokenizer, settings.model.context), corpus.digest
+
+
+def _fitting(plan: Plan, context: int) -> Plan:
+    if plan.prompt_tokens + plan.new_tokens > context:
+        raise ConfigError(
+            f"a prompt of {plan.prompt_tokens} and {plan.new_tokens} new tokens exceed "
+            f"context={context}; ask for fewer with --max-new-tokens or --prompt-tokens"
+        )
+    return plan
+
+
+def _makers(runs, baselines, text: Text, plan: Plan, digest: str, cache: Path):
+    """Return functions that make the generators, one at a time, so that memory is theirs."""
+
+    def from_run(folder: Path):
+        def make_one():
+            settings = existing_settings(folder)
+            tokenizer = load_tokenizer(folder / TOKENIZER)
+            if tokenizer.fingerprint != text.tokenizer.fingerprint:
+                raise ConfigError(
+                    f"{folder} has another tokenizer than {runs[0]}; report runs of one tokenizer"
+                )
+            if inputs.prepare(settings, tokenizer, cache).digest != digest:
+                raise ConfigError(f"{folder} was trained on another text than {runs[0]}")
+            return generators.transformer(folder.name, *load(folder))
+
+        return make_one
+
+    def from_baseline(kind: str):
+        return lambda: generators.baseline(kind, text.train, text.tokenizer, plan.seed)
+
+    return [*map(from_run, runs), *map(from_baseline, baselines)]
+
+
+def _samples(text: Text, prompts: Any, texts: dict[str, Any]) -> list[dict[str, Any]]:
+    decode = text.tokenizer.decode
+    return [
+        {
+            "prompt": decode(prompt.tolist()),
+            "texts": {name: decode(rows[i].tolist()) for name, rows in texts.items()},
+        }
+        for i, prompt in enumerate(prompts[:6])
+    ]

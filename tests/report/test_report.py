@@ -1,0 +1,96 @@
+"""`jaxgen report`: every generator on every axis, in JSON, a table and a page that stands alone."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxgen.cli import app, start
+from jaxgen.report import table
+from jaxgen.report.metrics import METRICS, SCHEMA
+
+CONFIG = """
+model: {context: 24, layers: 1, d_model: 8, heads: 2}
+tokenizer: {kind: bytes}
+data: {files: [corpus.txt], split: tail, valid_fraction: 0.2}
+train: {steps: 2, batch: 2, warmup: 0, validate_every: 2, validate_batches: 1}
+"""
+FEW = ["--prompts", "3", "--prompt-tokens", "4", "--max-new-tokens", "8", "--seeds", "2"]
+UNKNOWN_TO_TEXT = {"train_seconds"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(home)
+        m.setenv("JAXGEN_CACHE", str(home / "cache"))
+        m.setattr(start, "prepare_jax", lambda cache: None)
+        Path("corpus.txt").write_text("".join(f"line {i} of <b>text</b>\n" for i in range(60)))
+        Path("tiny.yaml").write_text(CONFIG)
+        assert app.main(["train", "tiny.yaml", "--out", "run"]) == 0
+        yield home
+
+
+@pytest.fixture(scope="module")
+def found(home):
+    assert app.main(["report", "run", "--baselines", "ngram", "--out", "made", *FEW]) == 0
+    return json.loads(Path("made/report.json").read_text())
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from numbers(inner)
+    elif isinstance(value, float):
+        yield value
+
+
+def test_every_generator_has_every_figure(found):
+    assert set(SCHEMA) <= {*found, "schema"} and set(found) == {*SCHEMA, "schema"}
+    assert list(found["generators"]) == ["held-out text", "run", "ngram"]
+    assert set(found["metrics"]) == {metric.key for metric in METRICS}
+    for name in ("run", "ngram"):
+        figures = found["generators"][name]["metrics"]
+        assert set(figures) == set(found["metrics"]), name
+        undefined = {key for key, e in figures.items() if e["value"] is None}
+        assert undefined <= UNKNOWN_TO_TEXT, name
+    assert all(math.isfinite(number) for number in numbers(found))
+
+
+def test_bits_per_byte_equal_those_of_eval(found, capsys):
+    assert app.main(["eval", "run"]) == 0
+    own = float(re.search(r"bits per byte +([\d.]+)", capsys.readouterr().out).group(1))
+    figures = found["generators"]["run"]["metrics"]["bits_per_byte"]
+    assert figures["value"] == pytest.approx(own, abs=1e-4)
+    assert figures["low"] <= figures["value"] <= figures["high"]
+
+
+def test_the_n_gram_beats_a_model_of_two_steps(found):
+    assert table.best(found, "bits_per_byte", "less") == "ngram"
+    assert found["generators"]["ngram"]["metrics"]["batch_change"]["value"] == 0
+
+
+def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
+    page = (home / "made/report.html").read_text()
+    assert not re.search(r"(src|href)\s*=|@import|url\(", page)
+    assert "<b>text" not in page and page.count("<svg") > 20
+    for metric in METRICS:
+        assert metric.title in page or metric.key in UNKNOWN_TO_TEXT
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["report"], "no run is given"),
+        (["report", "run", "--baselines", "ngramm"], "did you mean 'ngram'"),
+        (["report", "run", "--max-new-tokens", "99"], "exceed context=24"),
+        (["report", "run", "--prompts", "0"], "--prompts=0"),
+        (["report", "rum"], "no such run"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(home, capsys, words, part):
+    assert app.main(words) == 2
+    assert part in capsys.readouterr().err
