@@ -10,6 +10,7 @@ import pytest
 from jaxgen.cli import app, start
 from jaxgen.report import table
 from jaxgen.report.metrics import METRICS, SCHEMA
+from jaxgen.run import first
 
 CONFIG = """
 model: {context: 24, layers: 1, d_model: 8, heads: 2}
@@ -71,6 +72,13 @@ def test_bits_per_byte_equal_those_of_eval(found, capsys):
 def test_the_n_gram_beats_a_model_of_two_steps(found):
     assert table.best(found, "bits_per_byte", "less") == "ngram"
     assert found["generators"]["ngram"]["metrics"]["batch_change"]["value"] == 0
+
+
+def test_the_quickstart_ends_with_an_n_gram_on_the_same_tokens(home, found):
+    whole = first.n_gram(Path("run"), cache=home / "cache")
+    rows = found["generators"]["ngram"]["metrics"]["bits_per_byte"]["value"]
+    # The rows of the report cut its contexts; it reads the documents whole.
+    assert whole < rows < whole + 1
 
 
 def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
