@@ -16,6 +16,12 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+class ProofError(UserError):
+    """A promise that `jaxgen verify` checks does not hold here."""
+
+    exit_code = 1
+
+
 class BusyError(UserError):
     """The environment refuses: a locked run folder, a read-only or vanished path, no device."""
 

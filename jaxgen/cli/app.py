@@ -9,11 +9,23 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 import jaxgen
-from jaxgen.cli import convert, exits, generate, mistakes, quickstart, report, tokenize, train
+from jaxgen.cli import (
+    convert,
+    exits,
+    generate,
+    mistakes,
+    plan,
+    quickstart,
+    report,
+    tokenize,
+    train,
+    verify,
+)
 from jaxgen.cli import eval as evaluation
 from jaxgen.cli.sheet import print_panel, print_usage
 
@@ -36,9 +48,9 @@ tokenizer, checkpoints/, metrics.jsonl, samples/, loss.png. Prepared text and
 compiled programs are kept in $JAXGEN_CACHE, or else in ~/.cache/jaxgen; that
 folder may be removed at any time.
 
-Exit codes: 0 done, 2 usage or config, 3 environment or busy, 4 checkpoint or
-model file, 6 numbers not finite, 7 data, 70 bug, 75 stopped and saved (the
-same command resumes), 130 interrupted.
+Exit codes: 0 done, 1 what verify checks does not hold, 2 usage or config,
+3 environment or busy, 4 checkpoint or model file, 6 numbers not finite, 7 data,
+70 bug, 75 stopped and saved (the same command resumes), 130 interrupted.
 """
 VERBS = (
     (quickstart.quickstart, "quickstart", "[KEY=VALUE ...] [--out DIR]"),
@@ -48,6 +60,7 @@ VERBS = (
     (convert.convert, "convert", "SOURCE OUT --to hf|jaxgen [OPTIONS]"),
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
+    (plan.plan, "plan", "CONFIG [KEY=VALUE ...] --topology CHIP:SHAPE"),
 )
 
 
@@ -63,16 +76,20 @@ class _Sheet:
 
 def make() -> App:
     """Return the command with its verbs."""
+    looks: dict[str, Any] = {
+        "help_format": "plaintext",
+        "help_formatter": _Sheet(),
+        "default_parameter": Parameter(negative=(), show_default=True),
+    }
     app = App(
         name="jaxgen",
         help=ABOUT,
         version=f"jaxgen {jaxgen.__version__}",
-        help_format="plaintext",
-        help_formatter=_Sheet(),
-        default_parameter=Parameter(negative=(), show_default=True),
+        **looks,
     )
     for order, (verb, name, usage) in enumerate(VERBS):
         app.command(verb, name=name, sort_key=order, usage=f"Usage: jaxgen {name} {usage}")
+    app.command(verify.make(sort_key=len(VERBS), **looks))
     return app
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import tree
 from jaxgen.errors import ConfigError
@@ -96,7 +96,7 @@ def _gather_backward(letters: str, _: None, grad: Any) -> tuple[Any]:
 _gathered.defvjp(_gather_forward, _gather_backward)
 
 
-def state_shardings(mesh: Mesh, shapes: Any, axes: tree.Tree) -> Any:
+def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: tree.Tree) -> Any:
     """Return the sharding of each leaf of a training state (or of params alone).
 
     shapes: its ShapeDtypeStructs; axes: the parameters' logical axes. A leaf whose path ends with
@@ -116,7 +116,7 @@ def state_shardings(mesh: Mesh, shapes: Any, axes: tree.Tree) -> Any:
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def check_params(mesh: Mesh, shapes: tree.Tree, axes: tree.Tree) -> None:
+def check_params(mesh: Mesh | AbstractMesh, shapes: tree.Tree, axes: tree.Tree) -> None:
     """Raise ConfigError for the first parameter dimension that its mesh axis does not divide."""
     letters = tree.flatten(axes)
     for path, leaf in tree.flatten(shapes).items():
@@ -133,7 +133,7 @@ def check_params(mesh: Mesh, shapes: tree.Tree, axes: tree.Tree) -> None:
                     )
 
 
-def check_batch(mesh: Mesh, batch: int, accumulate: int, context: int) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch: int, accumulate: int, context: int) -> None:
     """Raise ConfigError if rows or positions of a batch do not divide over the mesh."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
     if batch % rows:

@@ -64,7 +64,7 @@ def train(settings: Settings, folder: Path, *, cache: Path) -> None:
         if kept is not None:
             refuse_differences(kept, settings, folder)
         corpus = inputs.prepare(settings, tokenizer, cache)
-        run = _Run(settings, folder, tokenizer, corpus)
+        run = Run(settings, folder, tokenizer, corpus)
         run.check()
         if kept is None:
             _found(run)
@@ -82,13 +82,14 @@ def resume(folder: Path, assignments: Sequence[str], *, cache: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """What stays the same from the first step to the last."""
 
     settings: Settings
     folder: Path
     tokenizer: Tokenizer
     corpus: data.Corpus
+    devices: tuple[Any, ...] | None = None  # None: all there are
 
     @cached_property
     def optimizer(self):
@@ -125,7 +126,7 @@ class _Run:
 
     @cached_property
     def mesh(self) -> Mesh | None:
-        return meshes.make(self.settings.mesh)
+        return meshes.make(self.settings.mesh, self.devices)
 
     @cached_property
     def shardings(self) -> Any:
@@ -227,7 +228,7 @@ class _Run:
         return list(zip(wanted.prompts, texts, strict=True))
 
 
-def _found(run: _Run) -> None:
+def _found(run: Run) -> None:
     """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
     if not (run.folder / TOKENIZER).exists():
         run.tokenizer.save(run.folder / TOKENIZER)
@@ -236,7 +237,7 @@ def _found(run: _Run) -> None:
     files.write(run.folder / CONFIG, sets.dump(run.settings))
 
 
-def _train(run: _Run) -> None:
+def _train(run: Run) -> None:
     checkpoints, steps = run.checkpoints, run.settings.train.steps
     checkpoints.clean()
     restored = None
@@ -267,7 +268,7 @@ def _train(run: _Run) -> None:
         _conclude(run, log)
 
 
-def _introduce(run: _Run, log: Log) -> None:
+def _introduce(run: Run, log: Log) -> None:
     config, corpus = run.settings.model, run.corpus
     devices = jax.devices()
     spread = "" if run.mesh is None else f": {meshes.describe(run.mesh)}"
@@ -279,7 +280,7 @@ def _introduce(run: _Run, log: Log) -> None:
     log.say("compiling the training step (once)")
 
 
-def _duties(run: _Run, batches: data.Batches, log: Log, stop: StopRequest) -> Duties:
+def _duties(run: Run, batches: data.Batches, log: Log, stop: StopRequest) -> Duties:
     def save(state: State, step: int, valid_loss: float | None) -> None:
         extra = {"data": batches.state(), "valid_loss": valid_loss}
         run.checkpoints.save(step, state, extra, metric=valid_loss)
@@ -309,7 +310,7 @@ def _duties(run: _Run, batches: data.Batches, log: Log, stop: StopRequest) -> Du
 
 
 def _post_mortem(
-    run: _Run, state: State, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]
+    run: Run, state: State, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]
 ) -> None:
     """Write post-mortem-STEP.json and raise the NonFiniteError that sums it up."""
     run.checkpoints.wait()
@@ -336,7 +337,7 @@ def _post_mortem(
     raise autopsy.error(found, step, train.patience, examples[:3], f"{stays}, details in {path}")
 
 
-def _conclude(run: _Run, log: Log) -> None:
+def _conclude(run: Run, log: Log) -> None:
     title = f"{run.folder.name}: {tree.count(api.abstract(run.settings.model)) / 1e6:.1f} M"
     refusal = plot.draw_loss(
         run.folder / "metrics.jsonl", run.folder / "loss.png", title=f"{title} parameters"

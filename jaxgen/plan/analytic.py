@@ -1,0 +1,215 @@
+"""Memory, traffic and time of a training step from shapes alone; bytes and seconds of one device.
+
+Parameters and optimizer are exact: they are the shapes and shardings that training itself would
+use. The rest is arithmetic on what a step must keep and move, without what a compiler adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from jaxgen import tree
+from jaxgen.config import ModelConfig
+from jaxgen.mesh import place
+from jaxgen.mesh.settings import AXES, MeshSettings
+from jaxgen.models import api
+from jaxgen.plan.chips import Chip
+from jaxgen.run.settings import Settings
+from jaxgen.train import flops, optimizer
+from jaxgen.train import state as states
+from jaxgen.train.losses import LOGITS_AT_ONCE
+
+USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
+WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one device of `chips` holds, does and sends in a step."""
+
+    settings: Settings
+    chip: Chip
+    chips: int
+    parameters: int  # scalars of the whole model
+    memory: dict[str, float]  # bytes by what holds them
+    traffic: dict[str, float]  # bytes sent by which collective
+    flops: float
+    seconds: dict[str, float]  # compute, memory, links
+    cache: float  # bytes of a full key/value cache for one row of context, all devices
+    checkpoint: float
+
+    @property
+    def total(self) -> float:
+        """Bytes that the device holds at the step's peak."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is less than the usable memory."""
+        return self.total <= USABLE * self.chip.memory
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step where the three resources overlap perfectly."""
+        return max(self.seconds.values())
+
+    @property
+    def bound(self) -> str:
+        """The resource that takes longest."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+
+def make(settings: Settings, chip: Chip, chips: int) -> Plan:
+    """Return the Plan of a training step; ConfigError if mesh, model and batch don't divide."""
+    model, train = settings.model, settings.train
+    sizes = settings.mesh.sizes(chips)
+    mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    axes, shapes = api.axes(model), _state(settings)
+    place.check_params(mesh, shapes.params, axes)
+    place.check_batch(mesh, train.batch, train.accumulate, model.context)
+    shardings = place.state_shardings(mesh, shapes, axes)
+    parameters = _held(shapes.params, shardings.params)
+    whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(shapes))
+    held = {
+        "parameters": parameters,
+        "optimizer": _held(shapes.optimizer, shardings.optimizer),
+        # With microbatches a float32 sum of gradients lives beside each microbatch's own.
+        "gradients": parameters * (1 if train.accumulate == 1 else 2),
+    }
+    held |= _activations(model, train, sizes)
+    work = flops.per_token(model) * train.batch * model.context / chips
+    work *= 4 / 3 if model.remat == "full" else 1
+    traffic = _traffic(model, train, sizes, tree.count(shapes.params))
+    moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
+    moved += 2 * (held["activations"] + held["logits"]) * train.accumulate
+    seconds = {
+        "compute": work / chip.flops,
+        "memory": moved / chip.bandwidth,
+        "links": sum(traffic.values()) / chip.links,
+    }
+    cache = 2.0 * model.layers * model.context * model.K * model.H * WIDTH[model.compute_dtype]
+    count = tree.count(shapes.params)
+    return Plan(settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole))
+
+
+def nearest(plan: Plan) -> Plan | None:
+    """Return the first change of remat, microbatches or mesh with which the plan fits, or None.
+
+    The cheapest in time are tried first: more microbatches cost least, then recomputing, then a
+    wider fsdp axis in the place of replicas.
+    """
+    for settings in _changes(plan.settings, plan.chips):
+        try:
+            other = make(settings, plan.chip, plan.chips)
+        except ValueError:
+            continue
+        if other.fits:
+            return other
+    return None
+
+
+def _changes(settings: Settings, chips: int) -> Iterator[Settings]:
+    kinds = ("none", "dots", "full")
+    remats = kinds[kinds.index(settings.model.remat) :]
+    for mesh in _meshes(settings.mesh, chips):
+        for remat in remats:
+            for factor in (1, 2, 4, 8, 16, 32, 64):
+                accumulate = settings.train.accumulate * factor
+                if settings.train.batch % accumulate:
+                    continue
+                yield replace(
+                    settings,
+                    mesh=mesh,
+                    model=settings.model.replace(remat=remat),
+                    train=replace(settings.train, accumulate=accumulate),
+                )
+
+
+def _meshes(mesh: MeshSettings, chips: int) -> Iterator[MeshSettings]:
+    yield mesh
+    for tensor in (1, 2, 4, 8, 16):
+        for fsdp in (2**power for power in range(1, 14)):
+            if mesh.fsdp < fsdp and chips % (fsdp * tensor) == 0:
+                yield replace(mesh, data=None, fsdp=fsdp, tensor=tensor)
+
+
+def _state(settings: Settings) -> Any:
+    rule = optimizer.make(settings.train, api.axes(settings.model))
+
+    def fresh():
+        key = jax.random.key(0)
+        return states.make(api.init(settings.model, key), rule, key)
+
+    return jax.eval_shape(fresh)
+
+
+def _bytes(leaf: Any) -> int:
+    return prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _held(shapes: Any, shardings: Any) -> float:
+    parts = jax.tree.map(
+        lambda x, where: prod(where.shard_shape(x.shape)) * x.dtype.itemsize, shapes, shardings
+    )
+    return float(sum(jax.tree.leaves(parts)))
+
+
+def _activations(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> dict[str, float]:
+    """Return bytes of saved activations, one layer's work, its gathered weights, and logits."""
+    data, fsdp, tensor, sequence = sizes
+    width, rows = WIDTH[model.compute_dtype], train.batch / train.accumulate / (data * fsdp)
+    tokens = rows * model.context / sequence
+    heads, kv = model.heads * model.H / tensor, model.K * model.H / tensor
+    gates = 3 if model.feed in ("swiglu", "geglu") else 2
+    dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * model.F / tensor
+    scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence
+    stream = tokens * model.d_model * width
+    saved = {
+        "full": stream,
+        "dots": stream + tokens * dots * width,
+        "none": stream * 4 + tokens * dots * width * 1.5 + scores,
+    }[model.remat]
+    layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * model.F
+    chunk = train.loss_chunk or max(
+        LOGITS_AT_ONCE
+        * data
+        * fsdp
+        * tensor
+        * sequence
+        * train.accumulate
+        // (train.batch * model.V),
+        1,
+    )
+    positions = rows * min(chunk, model.context) / sequence
+    return {
+        "activations": saved * model.layers,
+        "working layer": tokens * dots * width * 2 + scores + 2 * layer / tensor * width,
+        "logits": 3 * 4.0 * positions * model.V / tensor,
+    }
+
+
+def _traffic(
+    model: ModelConfig, train: Any, sizes: tuple[int, ...], count: int
+) -> dict[str, float]:
+    """Return bytes that one device sends in a step, by collective (ring algorithms)."""
+    data, fsdp, tensor, sequence = sizes
+    width, passes = WIDTH[model.compute_dtype], 3 if model.remat == "full" else 2
+    weights = count * width / tensor
+    tokens = train.batch * model.context / (data * fsdp * sequence)
+    stream = tokens * model.d_model * width
+    keys = 2 * tokens * model.K * model.H / tensor * width
+    return {
+        "all-gather of weights (fsdp)": weights * passes * train.accumulate * (fsdp - 1) / fsdp,
+        "reduce-scatter of gradients (fsdp)": weights * train.accumulate * (fsdp - 1) / fsdp,
+        "all-reduce of gradients (data)": 2 * weights / fsdp * train.accumulate * (data - 1) / data,
+        "all-reduce of activations (tensor)": (
+            2 * passes * model.layers * stream * 2 * (tensor - 1) / tensor
+        ),
+        "all-gather of keys and values (sequence)": (passes * model.layers * keys * (sequence - 1)),
+    }

@@ -1,0 +1,57 @@
+"""Accelerators by their makers' data sheets, and topologies in words."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+from jaxgen.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator: dense bfloat16 FLOP/s, memory in bytes, bytes/s of memory and of links."""
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    links: float  # to all neighbours together, in one direction
+
+
+GIB = 2.0**30
+CHIPS = {
+    "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.228e12, 300e9),
+    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9),
+    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9),
+    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 448e9),
+    "h100": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9),
+    "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9),
+}
+LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of one pod
+DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2, "h100": 1, "h200": 1}
+
+
+def parse(topology: str) -> tuple[Chip, int]:
+    """Return (chip, how many) of "v5p:8x8x16" or "h200:8"; ConfigError with the remedy if bad."""
+    kind, colon, shape = topology.partition(":")
+    if kind not in CHIPS:
+        hint = nearest(kind, CHIPS) or f"; there are {', '.join(CHIPS)}"
+        raise ConfigError(f"topology {topology!r}: {kind!r} is no known chip{hint}")
+    wanted = DIMENSIONS[kind]
+    example = f"{kind}:{'x'.join(['4'] * wanted)}"
+    if not colon or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", shape):
+        raise ConfigError(f"topology {topology!r} has no shape; write it as {example}")
+    sizes = [int(size) for size in shape.split("x")]
+    if len(sizes) != wanted:
+        raise ConfigError(
+            f"topology {topology!r} has {len(sizes)} dimensions, {kind} has {wanted}, as in "
+            f"{example}"
+        )
+    count = prod(sizes)
+    if count > LARGEST.get(kind, count):
+        raise ConfigError(
+            f"topology {topology!r} has {count} chips; a pod of {kind} has at most {LARGEST[kind]}"
+        )
+    return CHIPS[kind], count

@@ -1,0 +1,93 @@
+"""A plan's parameters and optimizer are the run's own; what cannot work is refused or repaired."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen.cli import app
+from jaxgen.errors import ConfigError
+from jaxgen.models import api
+from jaxgen.plan import analytic, chips, report
+from jaxgen.run.settings import build_settings
+from jaxgen.train import optimizer
+from jaxgen.train import state as states
+
+TINY = {
+    "model": {"vocab_size": 64, "context": 16, "layers": 2, "d_model": 16, "heads": 4},
+    "train": {"batch": 8, "warmup": 1},
+    "mesh": {"data": 1},
+}
+
+
+def test_parameters_and_optimizer_are_those_of_a_real_state():
+    settings = build_settings(TINY)
+    plan = analytic.make(settings, chips.CHIPS["v5p"], 1)
+    rule = optimizer.make(settings.train, api.axes(settings.model))
+    params = jax.jit(jaxgen.init, static_argnums=0)(settings.model, jax.random.key(0))
+    state = states.make(params, rule, jax.random.key(0))
+    size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+    assert plan.memory["parameters"] == size(state.params)
+    assert plan.memory["optimizer"] == size(state.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("preset", "billions"), [("llama-8b", 8.03), ("llama-70b", 70.55), ("gpt3-175b", 174.6)]
+)
+def test_published_models_have_their_published_size(preset, billions):
+    shapes = api.abstract(jaxgen.preset(preset))
+    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes))
+    assert count / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def test_fsdp_divides_what_is_held_and_adds_what_is_sent():
+    alone = analytic.make(build_settings(TINY), chips.CHIPS["v5p"], 1)
+    spread = analytic.make(build_settings(TINY | {"mesh": "fsdp:4"}), chips.CHIPS["v5p"], 4)
+    assert sum(alone.traffic.values()) == 0 < sum(spread.traffic.values())
+    ratio = alone.memory["optimizer"] / spread.memory["optimizer"]
+    assert 3.4 < ratio <= 4  # vectors are kept whole
+
+
+def test_a_plan_that_does_not_fit_names_one_that_does(capsys):
+    code = app.main(
+        ["plan", "llama_8b", "--topology", "v5e:16x16", "model.remat=none", "train.batch=256"]
+    )
+    shown = capsys.readouterr().out
+    assert code == 0 and "DOES NOT FIT" in shown and "nothing was compiled" in shown
+    words = next(line for line in shown.splitlines() if line.startswith("nearest that fits"))
+    assert "mesh=" in words
+    overrides = [word for word in words.split() if "=" in word]
+    assert (
+        app.main(["plan", "llama_8b", "--topology", "v5e:16x16", "train.batch=256", *overrides])
+        == 0
+    )
+    assert "usable: fits" in capsys.readouterr().out
+
+
+def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
+    settings = build_settings(
+        {"model": {"preset": "gpt3-175b", "vocab_size": 50304, "remat": "full"},
+         "train": {"batch": 2048},
+         "mesh": {"fsdp": 256, "tensor": 4}}
+    )  # fmt: skip
+    plan = analytic.make(settings, *chips.parse("v5p:8x8x16"))
+    state = 12 * plan.parameters / 1024
+    assert plan.memory["parameters"] + plan.memory["optimizer"] == pytest.approx(
+        state, rel=0.06
+    )  # vectors are whole
+    assert plan.fits and plan.bound == "compute" and dict(report.rows(plan))["layout"]
+
+
+@pytest.mark.parametrize(
+    ("topology", "part"),
+    [
+        ("v5q:4", "did you mean 'v5p'"),
+        ("v5p", "has no shape; write it as v5p:4x4x4"),
+        ("v5p:4x4", "2 dimensions, v5p has 3"),
+        ("v5p:0x4x4", "has no shape"),
+        ("v5e:32x16", "a pod of v5e has at most 256"),
+    ],
+)
+def test_a_topology_is_refused_with_the_remedy(topology, part):
+    with pytest.raises(ConfigError, match=part):
+        chips.parse(topology)
