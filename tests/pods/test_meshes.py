@@ -51,3 +51,18 @@ def test_no_device_holds_a_matrix_whole_where_axes_can_share_it(curves, name):
     # Every matrix has D; all but none of them has an axis of tensor as well.
     share = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
     assert curves[name]["largest"] == 1 / share
+
+
+def test_weights_are_gathered_one_layer_at_a_time_and_never_the_whole_stack():
+    program = Path(__file__).with_name("collectives.py")
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    environment = dict(os.environ) | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(program), "fsdp:4"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shapes = json.loads(done.stdout)["all-gather"]
+    weights = [tuple(shape) for shape in shapes if len(shape) > 2 and shape[-1] > 1]
+    # q, k, v; gate, up; o; down: each once in the loop over layers, whose stack would lead with 2.
+    assert 7 <= len(weights) <= 14 and {shape[0] for shape in weights} == {1}
+    assert shapes.count([64, 16]) == 2  # the table of tokens, and that of logits
