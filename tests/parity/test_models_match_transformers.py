@@ -35,6 +35,11 @@ def hub(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="module")
+def loaded(hub):
+    return cache(lambda family, name: jaxgen.load(hub(family, name)))
+
+
 @cache
 def golden(family):
     return cases.read(family)
@@ -67,8 +72,8 @@ def close(ours, want):
 
 
 @pytest.mark.parametrize(("family", "name"), cases.NAMES)
-def test_logits_and_hidden_states_match(hub, family, name):
-    logits, hidden = run(*jaxgen.load(hub(family, name)))
+def test_logits_and_hidden_states_match(loaded, family, name):
+    logits, hidden = run(*loaded(family, name))
     want, real = golden(family), np.asarray(inputs()[2]) == 1
     assert (
         np.abs(want[f"{name}/logits"]).max() > 0.5
@@ -78,18 +83,18 @@ def test_logits_and_hidden_states_match(hub, family, name):
 
 
 @pytest.mark.parametrize("family", cases.CASES)
-def test_greedy_text_is_equal_token_for_token(hub, family):
+def test_greedy_text_is_equal_token_for_token(loaded, family):
     name = list(cases.CASES[family])[-1]
-    config, params = jaxgen.load(hub(family, name))
+    config, params = loaded(family, name)
     start = cases.TOKENS[:1, :8]
     ours = jaxgen.generate(params, config, start, jax.random.key(0), length=cases.NEW)
     assert ours[0].tolist() == golden(family)[f"{name}/greedy"].tolist()
 
 
 @pytest.mark.parametrize(("family", "name"), cases.NAMES)
-def test_a_round_trip_is_bit_exact(hub, family, name, tmp_path):
+def test_a_round_trip_is_bit_exact(hub, loaded, family, name, tmp_path):
     folder = hub(family, name)
-    config, params = jaxgen.load(folder)
+    config, params = loaded(family, name)
     jaxgen.save(tmp_path / "out", config, params, layout="hf", family=family)
     before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
     assert before.keys() == after.keys()
