@@ -1,0 +1,93 @@
+"""BLEU of a translation run on Multi30k, at beam 5, with the last checkpoints averaged.
+
+    python benchmarks/multi30k.py runs/multi30k_en_de multi30k --split val
+    python benchmarks/multi30k.py runs/multi30k_en_de multi30k --split test_2016_flickr
+
+Writes results/multi30k_SOURCE_TARGET_SPLIT.json: sacrebleu of the detokenised, cased text with its
+signature, the same without case, and what Wu et al. (2021) report on: lower-cased text tokenised
+beforehand (here with sacrebleu's 13a), settings, training time and the learning curve.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import sacrebleu
+
+from jaxgen import settings_yaml
+from jaxgen.decoding.search import beams
+from jaxgen.store import Checkpoints
+from jaxgen.text import tasks
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def lines(folder, split, side):
+    with gzip.open(folder / f"{split}.{side}.gz", "rt", encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file]
+
+
+def averaged(run, last):
+    """The mean of the parameters of the last checkpoints (Vaswani et al. 2017, section 6.1)."""
+    shelf = Checkpoints(run / "checkpoints", keep_last=1, keep_best=0, fingerprints={})
+    steps = shelf.steps()[-last:]
+    trees = [shelf.read(step)["params"] for step in steps]
+    return steps, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--beam", type=int, default=5)
+    parser.add_argument("--penalty", type=float, default=1.0)
+    parser.add_argument("--average", type=int, default=10)
+    parser.add_argument("--limit", type=int)
+    asked = parser.parse_args()
+    config = settings_yaml.read(asked.run / "config.yaml")
+    source, target = config["data"]["sides"]
+    texts = lines(asked.data, asked.split, source)[: asked.limit]
+    wanted = lines(asked.data, asked.split, target)[: asked.limit]
+    steps, params = averaged(asked.run, asked.average)
+    model = tasks.open_model(asked.run)
+    model = tasks.Model(model.config, params, model.tokenizer, model.start)
+    begin = time.perf_counter()
+    search = beams(asked.beam, length_penalty=asked.penalty)
+    made = tasks.rewrite(model, texts, search=search, batch=64)
+    took = time.perf_counter() - begin
+    scores = {}
+    for name, lowercase in (("cased", False), ("uncased", True)):
+        metric = sacrebleu.BLEU(lowercase=lowercase)
+        score = metric.corpus_score(made, [wanted])
+        scores[name] = {"bleu": score.score, "signature": str(metric.get_signature())}
+        print(f"{name}: {score}  {metric.get_signature()}")
+    curve = [json.loads(line) for line in (asked.run / "metrics.jsonl").read_text().splitlines()]
+    commit = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
+    result = {
+        "commit": subprocess.run(commit, capture_output=True, text=True, check=True).stdout.strip(),
+        "environment": json.loads((asked.run / "env.json").read_text()),
+        "direction": f"{source}-{target}",
+        "split": asked.split,
+        "lines": len(texts),
+        "scores": scores,
+        "beam": asked.beam,
+        "length_penalty": asked.penalty,
+        "checkpoints_averaged": steps,
+        "decoding_seconds": took,
+        "training_seconds": curve[-1]["seconds"],
+        "curve": [row for row in curve if row["kind"] == "valid"],
+        "config": config,
+    }
+    path = RESULTS / f"multi30k_{source}_{target}_{asked.split}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for texts_ in zip(texts[:3], made[:3], wanted[:3], strict=True):
+        print(*texts_, sep="\n", end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

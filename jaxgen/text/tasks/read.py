@@ -1,0 +1,141 @@
+"""What a model says of a text: its class, its vector, its probability, its missing words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
+from jaxgen.models import api
+from jaxgen.text.tasks.model import Model, by_length
+from jaxgen.tokens.marks import mask_of
+
+
+def classify(
+    model: Model, texts: Sequence[str], *, batch: int = 32
+) -> list[list[tuple[str, float]]]:
+    """Return (label, probability) of each class for each text, the likeliest first.
+
+    Raises ConfigError for a model without a head of classes.
+    """
+    _wants(model, "classify", head=("classes",))
+    names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
+    found: list[list[tuple[str, float]]] = [[] for _ in texts]
+    for numbers, tokens, segments in by_length(_rows(model, texts), batch, model.config.context):
+        probs = np.asarray(_classes(model.params, model.config, tokens, segments))
+        for place, number in enumerate(numbers):
+            order = np.argsort(-probs[place], kind="stable")
+            found[number] = [(names[i], float(probs[place, i])) for i in order]
+    return found
+
+
+def embed(model: Model, texts: Sequence[str], *, batch: int = 32) -> Float[np.ndarray, "N D"]:
+    """Return the mean of each text's last hidden states (an encoder's, where there is one)."""
+    found = np.zeros((len(texts), model.config.d_model), np.float32)
+    for numbers, tokens, segments in by_length(_rows(model, texts), batch, model.config.context):
+        vectors = np.asarray(_vectors(model.params, model.config, tokens, segments))
+        found[numbers] = vectors[: len(numbers)]
+    return found
+
+
+def score(model: Model, texts: Sequence[str], *, batch: int = 32) -> list[tuple[float, int]]:
+    """Return (sum of log-probabilities in nats, tokens) of each text, by a decoder.
+
+    The first token is given, not scored, unless the tokenizer has a bos to begin with.
+    """
+    _wants(model, "score", topology=("decoder",), head=("lm",))
+    found = [(0.0, 0)] * len(texts)
+    for numbers, tokens, segments in by_length(_rows(model, texts), batch, model.config.context):
+        sums = np.asarray(_scores(model.params, model.config, tokens, segments))
+        for place, number in enumerate(numbers):
+            found[number] = float(sums[place]), int(segments[place].sum()) - 1
+    return found
+
+
+def fill_mask(
+    model: Model, texts: Sequence[str], *, mask: str = "<mask>", best: int = 5, batch: int = 32
+) -> list[list[list[tuple[str, float]]]]:
+    """Return, for each text and each `mask` in it, the likeliest (piece, probability)s.
+
+    Raises ConfigError for a model that is no encoder with token logits, or a text without mask.
+    """
+    _wants(model, "fill-mask", topology=("encoder",), head=("mlm", "lm"))
+    hidden, rows = mask_of(model.tokenizer), []
+    for text in texts:
+        parts = text.split(mask)
+        if len(parts) < 2:
+            raise ConfigError(f"text {text[:40]!r} has no {mask}; write it where a word is missing")
+        ids = [model.tokenizer.encode(part) if part else [] for part in parts]
+        special = model.tokenizer.special
+        row = [i for n, part in enumerate(ids) for i in (*([hidden] if n else []), *part)]
+        ends = [[] if i is None else [i] for i in (special.bos, special.eos)]
+        rows.append([*ends[0], *row, *ends[1]])
+        _check_room(model, rows[-1], text)
+    found: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
+    for numbers, tokens, segments in by_length(rows, batch, model.config.context):
+        probs = np.asarray(_tokens(model.params, model.config, tokens, segments))
+        for place, number in enumerate(numbers):
+            for at in np.flatnonzero(tokens[place] == hidden):
+                order = np.argsort(-probs[place, at, : model.tokenizer.vocab_size])[:best]
+                named = [(model.tokenizer.decode([int(i)]), float(probs[place, at, i]))
+                         for i in order]  # fmt: skip
+                found[number].append(named)
+    return found
+
+
+def _rows(model: Model, texts: Sequence[str]) -> list[list[int]]:
+    if not all(texts):
+        raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
+    return [model.ids(text) for text in texts]
+
+
+def _check_room(model: Model, row: list[int], text: str) -> None:
+    if len(row) > model.config.context:
+        raise ConfigError(
+            f"text {text[:40]!r} has {len(row)} tokens, more than context={model.config.context}"
+        )
+
+
+def _wants(model: Model, task: str, **fields: tuple[str, ...]) -> None:
+    for name, values in fields.items():
+        if (value := getattr(model.config, name)) not in values:
+            raise ConfigError(f"{task} needs {name}={' or '.join(values)}, but {name}={value}")
+
+
+@partial(jax.jit, static_argnames="config")
+def _classes(params, config: ModelConfig, tokens, segments):
+    logits = api.apply(params, config, tokens, segments=segments).logits
+    assert logits is not None
+    return jax.nn.softmax(logits)
+
+
+@partial(jax.jit, static_argnames="config")
+def _vectors(params, config: ModelConfig, tokens, segments):
+    if config.topology == "encoder_decoder":
+        state = api.encode(params, config, tokens, segments=segments).state
+    else:
+        state = api.hidden(params, config, tokens, segments=segments).state
+    real = (segments > 0)[..., None]
+    return jnp.sum(jnp.where(real, state, 0), axis=1) / jnp.sum(real, axis=1)
+
+
+@partial(jax.jit, static_argnames="config")
+def _scores(params, config: ModelConfig, tokens, segments):
+    logits = api.apply(params, config, tokens, segments=segments).logits
+    assert logits is not None
+    said = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    picked = jnp.take_along_axis(said, tokens[:, 1:, None], axis=2)[..., 0]
+    return jnp.sum(jnp.where(segments[:, 1:] > 0, picked, 0), axis=1)
+
+
+@partial(jax.jit, static_argnames="config")
+def _tokens(params, config: ModelConfig, tokens, segments):
+    logits = api.apply(params, config, tokens, segments=segments).logits
+    assert logits is not None
+    return jax.nn.softmax(logits.astype(jnp.float32))

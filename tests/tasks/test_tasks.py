@@ -1,0 +1,75 @@
+"""Tasks give what the model says of each text alone, whatever batch it is in."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen.decoding.search import beams
+from jaxgen.errors import ConfigError
+from jaxgen.text import tasks
+from jaxgen.tokens.plain import Bytes
+
+
+class Shown(Bytes):
+    """Bytes, of which any can be seen."""
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+TOKENIZER = Shown()
+TEXTS = ["a bee", "the quick brown fox", "x", "colour"]
+BASE = {"vocab_size": 262, "context": 64, "layers": 1, "d_model": 16, "heads": 2, "init_std": 0.3}
+
+
+def model_of(**fields):
+    config = jaxgen.ModelConfig(**(BASE | fields))
+    params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(1))
+    return tasks.Model(config, params, TOKENIZER, start=256)
+
+
+def test_rewriting_gives_the_same_text_in_any_batch():
+    model = model_of(topology="encoder_decoder", output="untied", init_std=1.5)
+    together = tasks.rewrite(model, TEXTS, length=6, search=beams(2), batch=4)
+    alone = [tasks.rewrite(model, [t], length=6, search=beams(2), batch=4)[0] for t in TEXTS[:2]]
+    assert together[:2] == alone and len(set(together)) > 1
+
+
+def test_classes_are_the_softmax_of_apply_the_likeliest_first():
+    model = model_of(topology="encoder", head="classes", classes=3)
+    found = tasks.classify(model, TEXTS, batch=2)
+    row = np.asarray([model.ids(TEXTS[1])])
+    wanted = np.asarray(jax.nn.softmax(jaxgen.apply(model.params, model.config, row).logits))[0]
+    assert [name for name, _ in found[1]] == [str(i) for i in np.argsort(-wanted)]
+    np.testing.assert_allclose([p for _, p in found[1]], np.sort(wanted)[::-1], rtol=1e-5)
+
+
+def test_scores_and_vectors_are_those_of_the_text_alone():
+    model = model_of()
+    scores, vectors = tasks.score(model, TEXTS, batch=2), tasks.embed(model, TEXTS, batch=4)
+    row = np.asarray([model.ids(TEXTS[3])])
+    out = jaxgen.apply(model.params, model.config, row)
+    said = jax.nn.log_softmax(out.logits)[0, np.arange(row.shape[1] - 1), row[0, 1:]]
+    assert scores[3] == (pytest.approx(float(said.sum()), rel=1e-5), row.shape[1] - 1)
+    np.testing.assert_allclose(vectors[3], out.hidden[0].mean(axis=0), atol=1e-5)
+
+
+def test_a_mask_is_filled_with_the_likeliest_pieces():
+    model = model_of(topology="encoder", head="mlm")
+    found = tasks.fill_mask(model, ["a <mask> c <mask>", "<mask>!"], best=3, batch=2)
+    assert [len(text) for text in found] == [2, 1]
+    row = np.asarray([[256, 259, ord("!"), 257]])
+    probs = np.asarray(jax.nn.softmax(jaxgen.apply(model.params, model.config, row).logits))[0, 1]
+    np.testing.assert_allclose(
+        [p for _, p in found[1][0]], np.sort(probs[:259])[::-1][:3], rtol=1e-4
+    )
+
+
+def test_a_task_that_the_model_can_not_do_is_refused():
+    model = model_of()
+    for task in (tasks.rewrite, tasks.classify, tasks.fill_mask):
+        with pytest.raises(ConfigError, match=r"topology=decoder|head=lm"):
+            task(model, ["a"])
+    with pytest.raises(ConfigError, match=r"text 1 is empty"):
+        tasks.embed(model, ["a", ""])
