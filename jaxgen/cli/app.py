@@ -15,15 +15,20 @@ from cyclopts import App, CycloptsError, Parameter
 
 import jaxgen
 from jaxgen.cli import (
+    classify,
     convert,
+    embed,
     exits,
+    fill_mask,
     generate,
     mistakes,
     plan,
     quickstart,
     report,
+    score,
     tokenize,
     train,
+    translate,
     verify,
 )
 from jaxgen.cli import eval as evaluation
@@ -59,6 +64,12 @@ VERBS = (
     (evaluation.evaluate, "eval", "RUN [--split SPLIT]"),
     (convert.convert, "convert", "SOURCE OUT --to hf|jaxgen [OPTIONS]"),
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
+    (translate.translate, "translate", "RUN [TEXT ...] [OPTIONS]"),
+    (translate.translate, "summarize", "RUN [TEXT ...] [OPTIONS]"),
+    (classify.classify, "classify", "RUN [TEXT ...] [OPTIONS]"),
+    (fill_mask.fill_mask, "fill-mask", "RUN [TEXT ...] [OPTIONS]"),
+    (embed.embed, "embed", "RUN [TEXT ...] [OPTIONS]"),
+    (score.score, "score", "RUN [TEXT ...] [OPTIONS]"),
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
     (plan.plan, "plan", "CONFIG [KEY=VALUE ...] --topology CHIP:SHAPE"),
 )

@@ -1,0 +1,76 @@
+"""Texts in, results out, for the verbs that do one thing with each of many texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from jaxgen import files
+from jaxgen.cli import exits, paths, start
+from jaxgen.cli.arguments import WHOLE
+from jaxgen.errors import ConfigError
+
+Folder = Annotated[str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")]
+Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or standard input")]
+Input = Annotated[str | None, Parameter(help="a file with a text a line; - is standard input")]
+Output = Annotated[str | None, Parameter(help="write there, a line a text; .jsonl gives objects")]
+Batch = Annotated[int, WHOLE, Parameter(help="texts at once")]
+
+
+def gather(texts: Sequence[str], source: str | None) -> list[str]:
+    """Return the texts to work on; ConfigError if there are none, two sources or empty ones."""
+    if texts and source is not None:
+        raise ConfigError(f"--input {source} and {len(texts)} texts exclude each other; remove one")
+    if not texts:
+        where = "standard input" if source in (None, "-") else source
+        raw = sys.stdin.buffer.read() if source in (None, "-") else _bytes(Path(str(source)))
+        try:
+            texts = raw.decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{where} is not UTF-8 at byte {error.start}; convert it") from None
+        empty = next((n for n, text in enumerate(texts, 1) if not text.strip()), None)
+        if empty or not texts:
+            raise ConfigError(f"{where} has no text in line {empty or 1}; write one a line")
+    return list(texts)
+
+
+def run(
+    folder: str,
+    texts: Sequence[str],
+    source: str | None,
+    output: str | None,
+    work: Callable[[Any, list[str]], list[Any]],
+    show: Callable[[Any], str],
+) -> None:
+    """Open the model, do the work on all texts, and print or write a line for each result."""
+    wanted, home = gather(texts, source), paths.run_folder(folder)
+    target = None if output is None else Path(output)
+    if target is not None and (target.is_dir() or not target.resolve().parent.is_dir()):
+        raise ConfigError(f"--output {output} is no file that can be written; name another")
+    start.prepare_jax(paths.cache())
+    from jaxgen.text import tasks
+
+    with exits.in_folder(home):
+        found = work(tasks.open_model(home), wanted)
+    if target is None:
+        print("\n".join(map(show, found)))
+        return
+    if target.suffix == ".jsonl":
+        rows = zip(wanted, found, strict=True)
+        lines = (json.dumps({"text": t, "result": r}, ensure_ascii=False) for t, r in rows)
+    else:
+        lines = map(show, found)
+    files.write(target, "".join(line + "\n" for line in lines))
+    print(f"wrote {target}", file=sys.stderr)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--input {path}: {error.strerror or error}") from None
