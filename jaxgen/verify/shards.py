@@ -25,7 +25,7 @@ def shards(settings: Settings, *, steps: int, cache: Path) -> list[tuple[str, st
     step that differs by more than 1e-5, ConfigError for a mesh that does not fit.
     """
     tokenizer = inputs.make_tokenizer(settings)
-    settings = resolve(settings, tokenizer.vocab_size)
+    settings = resolve(settings, tokenizer)
     corpus = inputs.prepare(settings, tokenizer, cache)
     many = Run(settings, Path(), tokenizer, corpus)
     many.check()
