@@ -22,10 +22,9 @@ class MeshSettings:
     form: Literal["jit", "shard_map", "pmap"] = option(
         "who places the collectives of a step: the compiler, or we, in new or in old style", "jit"
     )
-    timeout: int = option("seconds after which a lost process or a hang ends the others", 60)
 
     def __post_init__(self) -> None:
-        for name in (*AXES[1:], *(("data",) if self.data is not None else ()), "timeout"):
+        for name in (*AXES[1:], *(("data",) if self.data is not None else ())):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
         if self.form == "pmap" and (self.fsdp, self.tensor, self.sequence) != (1, 1, 1):
