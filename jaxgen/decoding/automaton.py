@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import column, whole
 from jaxgen.decoding.shape import BANNED
 from jaxgen.errors import ConfigError
@@ -30,7 +30,7 @@ FAR = np.iinfo(np.int32).max // 2
 Transitions = Mapping[int, Mapping[int, int]]
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Automaton:
     """Allows the tokens that lead from a request's state to another.

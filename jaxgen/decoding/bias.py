@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxgen.decoding.past import Needs, Past, last
+from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 
 ANY = -3  # in a start: any token, and none, so that starts of different widths share an array
@@ -19,7 +19,7 @@ Words = Sequence[Sequence[int]]
 Biases = Mapping[tuple[int, ...], float]
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class SequenceBias:
     """Adds `bias` to the logit of `ends` where the past ends in `starts`.

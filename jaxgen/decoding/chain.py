@@ -15,13 +15,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.past import NEEDS, Needs, Past
+from jaxgen.decoding.record import record
 from jaxgen.decoding.shape import temperature
 from jaxgen.errors import ConfigError
 
 NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Chain:
     """Processors in reading order; calling it draws one token per row.

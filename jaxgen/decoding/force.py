@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, column, ids, marked, whole
 from jaxgen.decoding.shape import BANNED
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Suppress:
     """Bans `tokens` always."""
@@ -25,7 +25,7 @@ class Suppress:
         return jnp.where(marked(self.tokens, logits.shape[-1]), BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class SuppressAt:
     """Bans `tokens` from the draw at one `place`."""
@@ -41,7 +41,7 @@ class SuppressAt:
         return jnp.where(banned & here, BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class ForceAt:
     """Makes `tokens` the only ones that the draw at one `place` can give, equally likely."""
@@ -57,7 +57,7 @@ class ForceAt:
         return jnp.where(here, forced, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class MinNewTokens:
     """Bans the `stop` ids until `count` tokens are drawn."""
@@ -72,7 +72,7 @@ class MinNewTokens:
         return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class MinLength:
     """Bans the `stop` ids until prompt and draws are `count` tokens together."""
@@ -87,7 +87,7 @@ class MinLength:
         return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class LengthDecay:
     """Raises the `stop` logits by |logit| * (factor^n - 1), n draws after the `start`th."""

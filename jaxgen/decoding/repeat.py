@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.decoding.past import Needs, Past, counts, real
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, column, whole
 from jaxgen.decoding.shape import BANNED, static
 
@@ -26,7 +26,7 @@ def _penalized(logits: Array, seen: Array, penalty: Array) -> Array:
     return jnp.where(seen, changed, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class RepetitionPenalty:
     """Divides the odds of every token that occurs in the past (Keskar et al. 2019)."""
@@ -41,7 +41,7 @@ class RepetitionPenalty:
         return _penalized(logits, seen, column(self.penalty))
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class SourcePenalty:
     """Multiplies the odds of every token that occurs in the source, against hallucination."""
@@ -56,7 +56,7 @@ class SourcePenalty:
         return _penalized(logits, seen, 1 / column(self.penalty))
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class CountPenalty:
     """Subtracts `presence` once and `frequency` per occurrence, as OpenAI's interface does."""
@@ -73,7 +73,7 @@ class CountPenalty:
         return logits - once - column(self.frequency) * seen
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class NoRepeatNgram:
     """Bans every token that would repeat an n-gram of the past (Paulus et al. 2017)."""
@@ -88,7 +88,7 @@ class NoRepeatNgram:
         return jnp.where(counts(tokens, ends, logits.shape[-1]) > 0, BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class NoRepeatSource:
     """Bans every token that would repeat an n-gram of the source."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 
 
@@ -37,7 +38,7 @@ def repeat(cache: Any, batch: int, times: int) -> Any:
     return take(cache, jnp.repeat(jnp.arange(batch), times))
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Trail:
     """What a cache that can't go back was after each of the last tokens, leaves [T + 1, B, ...]."""

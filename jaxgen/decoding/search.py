@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import numpy as np
 
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, whole
 from jaxgen.decoding.shape import static
 from jaxgen.errors import ConfigError
@@ -17,7 +17,7 @@ Pick = Literal["best", "draw"]
 RULES = {"full": 0, "likely": 1, "certain": 2}
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Search:
     """How beams are kept; what is not static is data, a number or an array [B]."""

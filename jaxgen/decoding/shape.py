@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, column, whole
 
 BANNED = -jnp.inf
@@ -41,7 +42,7 @@ def _entropy(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
     return -jnp.sum(terms, axis=-1, keepdims=True)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Temperature:
     """Divides logits by `value`; at 0 only the largest stays, which makes the draw greedy."""
@@ -55,7 +56,7 @@ class Temperature:
         return jnp.where(value > 0, logits / jnp.where(value > 0, value, 1.0), greedy)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class TopK:
     """Keeps the `count` largest logits and what equals the last of them (Fan et al. 2018)."""
@@ -71,7 +72,7 @@ class TopK:
         return jnp.where(logits >= jnp.take_along_axis(ordered, index, -1), logits, BANNED)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class TopP:
     """Keeps the smallest set of likeliest tokens that reaches `mass` (Holtzman et al. 2020)."""
@@ -89,7 +90,7 @@ class TopP:
         return jnp.where(_unsorted(dropped, order), BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class TopH:
     """Keeps the likeliest tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
@@ -107,7 +108,7 @@ class TopH:
         return jnp.where(kept, logits, BANNED)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class MinP:
     """Keeps tokens at least `share` times as likely as the likeliest (Nguyen et al. 2024)."""
@@ -124,7 +125,7 @@ class MinP:
         return jnp.where(dropped, BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Typical:
     """Keeps tokens of about the expected surprise, to reach `mass` (Meister et al. 2022)."""
@@ -145,7 +146,7 @@ class Typical:
         return jnp.where(_unsorted(dropped, order), BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Epsilon:
     """Drops tokens less likely than `cutoff`, never the likeliest (Hewitt et al. 2022)."""
@@ -158,7 +159,7 @@ class Epsilon:
         return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Eta:
     """Drops tokens below a cutoff that falls with entropy (Hewitt et al. 2022)."""
@@ -173,7 +174,7 @@ class Eta:
         return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class TopNSigma:
     """Keeps logits within `count` standard deviations of the largest (Tang et al. 2024).
@@ -194,7 +195,7 @@ class TopNSigma:
         return jnp.where(logits < least, BANNED, logits)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Renormalize:
     """Turns logits into log-probabilities, for a reader after the processors before it."""

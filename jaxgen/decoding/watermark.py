@@ -12,18 +12,18 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxgen.decoding.past import Needs, Past, last
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, column, whole
 from jaxgen.decoding.shape import static
 from jaxgen.errors import ConfigError
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclass(frozen=True)
 class Watermark:
     """Adds `bias` to the green logits that `key` and the last `width` tokens choose."""

@@ -54,7 +54,9 @@ def build_settings(mapping: Mapping[str, Any]) -> Settings:
     model = mapping.get("model")
     if isinstance(model, Mapping) and "preset" in model:
         own = {name: value for name, value in model.items() if name != "preset"}
-        mapping = {**mapping, "model": {**presets.fields(model["preset"]), **own}}
+        named = sets.as_dict(presets.preset(model["preset"]))
+        named = {name: named[name] for name in presets.fields(model["preset"])}
+        mapping = {**mapping, "model": {**named, **own}}
     if isinstance(mapping.get("mesh"), str):
         mapping = {**mapping, "mesh": meshes.parse(mapping["mesh"])}
     return sets.build(Settings, mapping)

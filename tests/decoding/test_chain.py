@@ -116,3 +116,13 @@ def test_what_is_kept_is_never_less_likely_than_what_is_dropped(values, count, m
     kept = np.isfinite(top_p(mass)(logits))[0]
     assert probs[kept].sum() >= mass - 1e-5
     assert np.isfinite(top_k(count)(logits)).sum() >= count
+
+
+def test_processors_of_different_kinds_are_different_trees():
+    # jit tells compiled programs apart by this; equal ones ran each other's program now and then.
+    kinds = [jaxgen.eta(0.1), jaxgen.epsilon(0.1), jaxgen.top_p(0.1), jaxgen.typical(0.1)]
+    structures = {jax.tree.structure(kind) for kind in kinds}
+    assert len(structures) == 4
+    for kind in kinds:
+        again = jax.tree.unflatten(jax.tree.structure(kind), jax.tree.leaves(kind))
+        assert again == kind

@@ -54,7 +54,7 @@ def trained(corpus, changes):
     """The parameters after the steps of a run, without its folder."""
     tokenizer, shards = corpus
     settings = build_settings(BASE | {"train": BASE["train"] | changes})
-    run = training._Run(resolve(settings, tokenizer), Path(), tokenizer, shards)
+    run = training.Run(resolve(settings, tokenizer), Path(), tokenizer, shards)
     state, batches = jax.jit(run.fresh)(), run.batches()
     for _ in range(settings.train.steps):
         state, _ = run.step(state, {k: v for k, v in next(batches).items() if k != "index"})
