@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxgen
 from jaxgen import chain, errors, temperature, top_k, top_p
 from jaxgen.decoding.chain import greedy
 
