@@ -13,7 +13,7 @@ from jaxgen.decoding.search import Search
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.ops.memory import Memory
-from jaxgen.text.generate import model_step, prefill
+from jaxgen.text.generate import check, model_step, prefill
 
 
 def generate_beams(
@@ -37,21 +37,13 @@ def generate_beams(
     `beam_search`; jit it with config, length and returned static.
     Raises ConfigError for more beams than the vocabulary has tokens, and what those raise.
     """
-    batch, width = prompt.shape
-    if width < 1 or length < 1:
-        raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
-    if width + length > config.context:
-        raise ConfigError(
-            f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
-            f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
-        )
-    if config.head != "lm":
-        raise ConfigError(f"head={config.head} gives no next token; a search needs head=lm")
+    check(config, prompt.shape[1], length)
     if search.beams > config.V:
         raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
     if lengths is None:
-        lengths = jnp.full(batch, width, jnp.int32)
-    first, cache = prefill(params, config, prompt, lengths, width + length, memory=memory)
+        lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
+    capacity = prompt.shape[1] + length
+    first, cache = prefill(params, config, prompt, lengths, capacity, memory=memory)
     return beam_search(
         model_step(params, config),
         cache,

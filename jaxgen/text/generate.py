@@ -47,6 +47,19 @@ def prefill(
     return last, cache.rewind(lengths - 1)
 
 
+def check(config: ModelConfig, width: int, length: int) -> None:
+    """Raise ConfigError unless a model can go on from `width` tokens with `length` new ones."""
+    if width < 1 or length < 1:
+        raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
+    if width + length > config.context:
+        raise ConfigError(
+            f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
+            f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
+        )
+    if config.head != "lm":
+        raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")
+
+
 def generate(
     params: api.Params,
     config: ModelConfig,
@@ -69,19 +82,11 @@ def generate(
     Raises ConfigError if T + length exceeds config.context, for an empty prompt or length, and for
     a model that gives no next token.
     """
-    batch, width = prompt.shape
-    if width < 1 or length < 1:
-        raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
-    if width + length > config.context:
-        raise ConfigError(
-            f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
-            f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
-        )
-    if config.head != "lm":
-        raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")
+    check(config, prompt.shape[1], length)
     if lengths is None:
-        lengths = jnp.full(batch, width, jnp.int32)
-    first, cache = prefill(params, config, prompt, lengths, width + length, memory=memory)
+        lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
+    capacity = prompt.shape[1] + length
+    first, cache = prefill(params, config, prompt, lengths, capacity, memory=memory)
     sample = greedy() if sample is None else sample
     step = model_step(params, config)
     return decode(
