@@ -6,6 +6,19 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pytest
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("jaxgen", "beartype.beartype")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Let a test's `xdist_group` take effect, so that one worker makes its fixtures, once.
+
+    xdist 3.8 tells the groups by `_nodeid`, where pytest 9.2 no longer looks: ids are in `_id`.
+    """
+    for item in items:
+        said = getattr(item, "_nodeid", item.nodeid)
+        if item.get_closest_marker("xdist_group") and said != item.nodeid:
+            item._id = type(item._id).parse(said)

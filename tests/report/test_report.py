@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -91,6 +92,11 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
     assert "<b>text" not in page and page.count("<svg") > 20
     for metric in METRICS:
         assert metric.title in page or metric.key in UNKNOWN_TO_TEXT
+
+
+def test_one_worker_makes_the_fixtures_of_a_group(request):
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    assert workers == "1" or request.node.nodeid.endswith("@report")
 
 
 @pytest.mark.parametrize(
