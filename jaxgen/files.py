@@ -113,6 +113,15 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of a JSON file (`object_pairs_hook`); ValueError for a key held twice."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return mapping
+
+
 def digest(path: str | os.PathLike) -> str:
     """Return the sha256 (hex) of a file, read in blocks; OSError if it can't be read."""
     result = hashlib.sha256()

@@ -39,16 +39,19 @@ def convert(
     folder = paths.run_folder(source)
     target = Path(out)
     start.prepare_jax(paths.cache())
-    from jaxgen.text import hub_parity, model
+    from jaxgen.text import hub_parity, model, usage
 
     with exits.in_folder(folder):
         model.check_new(target)
         config, params = model.load(folder, dtype=dtype)
         tokenizer = model.tokenizer_of(folder) if model.has_tokenizer(folder) else None
-        model.save(target, config, params, tokenizer=tokenizer, layout=to, family=family)
+        told, lost = usage.read(folder)
+        model.save(
+            target, config, params, tokenizer=tokenizer, usage=told, layout=to, family=family
+        )
         hub = target if to == "hf" else folder if model.is_hub(folder) else None
         try:
-            told = _parity(hub, target, hub_parity, model)
+            compared = _parity(hub, target, hub_parity, model)
         except CheckpointError:
             shutil.rmtree(target)
             raise
@@ -58,8 +61,11 @@ def convert(
         ("wrote", f"{target} ({to} layout)"),
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
         ("tokenizer", _tokenizer(tokenizer, target)),
-        ("parity", told),
+        ("generation", told.told() or "nothing special"),
+        ("parity", compared),
     ]
+    if lost:
+        rows.append(("left out", f"of generation_config.json: {', '.join(lost)}"))
     arguments.print_rows(rows)
 
 

@@ -83,6 +83,11 @@ class Batches:
         self._step += 1
         return batch
 
+    @property
+    def epoch(self) -> int:
+        """Return how many batches show every row once, the last one also some of the next."""
+        return -(-self._order.count // self._order.batch)
+
     def state(self) -> dict[str, Any]:
         """Return the position and what it is a position in, as JSON-able data for `restore`."""
         order = self._order

@@ -18,6 +18,11 @@ def make_tokenizer(settings: Settings) -> Tokenizer:
     since a validation text must be spellable.
     """
     kind, form = settings.tokenizer.kind, settings.objective.form
+    if kind == "init":
+        from jaxgen.run import initial
+
+        assert settings.init_from is not None
+        return initial.tokenizer_of(settings.init_from)
     if kind in ("bytes", "file"):
         return tokens.train(settings.tokenizer, ())
     if kind == "chars":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxgen.mesh import settings as meshes
 from jaxgen.mesh.settings import MeshSettings
 from jaxgen.models import presets
 from jaxgen.run.objective import rows_needed, start_of
+from jaxgen.settings import option
 from jaxgen.store.settings import CheckpointSettings
 from jaxgen.text.settings import SampleSettings
 from jaxgen.tokens.protocol import Tokenizer
@@ -31,6 +32,10 @@ FREE = ("mesh.", "checkpoint.", "sample.", "data.workers", "train.log_every")
 class Settings:
     """All of a config file; `model.preset` is resolved before it gets here."""
 
+    init_from: Path | None = option(
+        "a Hugging Face folder or a run whose weights, sizes and tokenizer training begins with",
+        None,
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -42,6 +47,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.objective.check_model(self.model.topology, self.model.head)
+        kind = self.tokenizer.kind
+        if kind == "init" and self.init_from is None:
+            raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")
+        if self.init_from is not None and kind in ("bpe", "unigram", "chars"):
+            raise ConfigError(
+                f"tokenizer.kind={kind} makes new ids, which the weights of "
+                f"init_from={self.init_from} don't know; leave out the tokenizer section"
+            )
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
@@ -50,7 +63,12 @@ def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
 
 
 def build_settings(mapping: Mapping[str, Any]) -> Settings:
-    """Return Settings from a mapping; model may name a preset, mesh be short ("data:2,fsdp:4")."""
+    """Return Settings from a mapping; model may name a preset, mesh be short ("data:2,fsdp:4").
+
+    With init_from, what the model section leaves out is what that folder's model has, and the
+    tokenizer is its own.
+    """
+    mapping = _from_initial(mapping)
     model = mapping.get("model")
     if isinstance(model, Mapping) and "preset" in model:
         own = {name: value for name, value in model.items() if name != "preset"}
@@ -62,12 +80,30 @@ def build_settings(mapping: Mapping[str, Any]) -> Settings:
     return sets.build(Settings, mapping)
 
 
+def _from_initial(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    folder, model = mapping.get("init_from"), mapping.get("model") or {}
+    if not isinstance(folder, str | Path) or not isinstance(model, Mapping):
+        return mapping
+    if mapping.get("tokenizer") is None:
+        mapping = {**mapping, "tokenizer": {"kind": "init"}}
+    # All of a resolved config is there already, so that a run goes on without the folder.
+    if {f.name for f in fields(ModelConfig)} <= model.keys():
+        return mapping
+    from jaxgen.run import initial
+
+    begun = initial.fields(Path(folder))
+    if model.get("head") not in (None, begun["head"]):
+        begun.pop("classes")
+    return {**mapping, "model": {**begun, **model}}
+
+
 def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
     """Return the settings with what was left open filled in: vocabulary, ids, absolute paths.
 
     Raises ConfigError if the model's vocabulary is smaller than the tokenizer's and the ids that
     the objective adds; a larger one is a choice (rows padded to a round number).
     """
+    settings = _resolve_initial(settings, tokenizer)
     wanted, needed = settings.model.vocab_size, rows_needed(settings.objective, tokenizer)
     if wanted is not None and wanted < needed:
         more = needed - tokenizer.vocab_size
@@ -97,6 +133,26 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
         data=replace(settings.data, **globs),
         objective=objective,
     )
+
+
+def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
+    if settings.init_from is None:
+        return settings
+    folder, objective = settings.init_from.absolute(), settings.objective
+    settings = replace(settings, init_from=folder)
+    if not folder.is_dir():  # a run that has begun needs it no more
+        return settings
+    from jaxgen.run import initial
+
+    initial.check_tokenizer(folder, tokenizer)
+    begun = initial.usage_of(folder)
+    if objective.name in STARTED and objective.start is None and begun.start is not None:
+        objective = replace(objective, start=begun.start)
+    undecided = objective.name == "classes" and not objective.labels and len(begun.labels) > 1
+    # A classifier goes on with its own classes, in its own order.
+    if undecided and set(labels_of(settings.data)) <= set(begun.labels):
+        objective = replace(objective, labels=begun.labels)
+    return replace(settings, objective=objective)
 
 
 def refuse_differences(kept: Settings, asked: Settings, folder: Path) -> None:

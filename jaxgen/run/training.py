@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.ops import keys
-from jaxgen.run import facts, inputs, objective
+from jaxgen.run import facts, initial, inputs, objective
 from jaxgen.run.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -33,6 +33,7 @@ from jaxgen.run.folder import (
 from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.store import Checkpoints
+from jaxgen.text import usage as usages
 from jaxgen.text.complete import Session
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
@@ -44,6 +45,8 @@ from jaxgen.train.losses import token_loss
 from jaxgen.train.state import State
 from jaxgen.train.step import train_step
 from jaxgen.train.validate import validate
+
+ENVIRONMENT = "env.json"
 
 
 def train(settings: Settings, folder: Path, *, cache: Path) -> None:
@@ -155,22 +158,33 @@ class Run:
             place.check_params(self.mesh, api.abstract(model), api.axes(model))
             place.check_batch(self.mesh, train.batch, train.accumulate, model.context)
         self.batches().close()
+        if self.settings.init_from is not None and not self.checkpoints.steps():
+            self.start()
         session = Session(self.settings.model, None, self.tokenizer)
         for prompt in self.settings.sample.prompts:
             session.encode(prompt)
 
-    def fresh(self) -> State:
-        """Return the state before the first step."""
+    def start(self) -> initial.Initial | None:
+        """Return the weights of init_from; None without it."""
+        folder, model = self.settings.init_from, self.settings.model
+        if folder is None:
+            return None
+        return initial.load(folder, model, tree.flatten(api.abstract(model)))
+
+    def fresh(self, given: Mapping[str, Any] | None = None) -> State:
+        """Return the state before the first step; given: parameters by path, not to be drawn."""
         key = keys.from_seed(self.settings.train.seed)
         params_key, dropout_key = jax.random.split(key)
         params = api.init(self.settings.model, params_key)
+        params = tree.map_paths(lambda path, leaf: (given or {}).get(path, leaf), params)
         return states.make(params, self.optimizer, dropout_key)
 
-    def begin(self) -> State:
+    def begin(self, start: initial.Initial | None = None) -> State:
         """Return the state before the first step, each part made where it lives."""
+        given = {} if start is None else dict(start.params)
         if self.mesh is None:
-            return jax.jit(self.fresh)()
-        return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))()
+            return jax.jit(self.fresh)(given)
+        return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))(given)
 
     def expected(self) -> Any:
         """Return shapes, dtypes and places of the state, for a checkpoint to fill."""
@@ -232,8 +246,10 @@ def _found(run: Run) -> None:
     """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
     if not (run.folder / TOKENIZER).exists():
         run.tokenizer.save(run.folder / TOKENIZER)
+    if run.settings.init_from is not None:
+        usages.write(run.folder, initial.usage_of(run.settings.init_from))
     about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
-    files.write_json(run.folder / "env.json", facts.environment() | {"digests": about})
+    files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})
     files.write(run.folder / CONFIG, sets.dump(run.settings))
 
 
@@ -243,7 +259,6 @@ def _train(run: Run) -> None:
     restored = None
     if checkpoints.steps():
         restored = checkpoints.restore(run.expected())
-    state = run.begin() if restored is None else restored.tree
     begin = 0 if restored is None else restored.step
     batches = run.batches()
     with Log(run.folder, total_steps=steps, resume_step=begin) as log, StopRequest() as stop:
@@ -255,6 +270,7 @@ def _train(run: Run) -> None:
                 log.say(f"resuming at step {begin} of {steps}")
             if begin < steps:
                 _introduce(run, log)
+            state = _first_state(run, log) if restored is None else restored.tree
             duties = _duties(run, batches, log, stop)
             state, done = fit(state, batches, run.step, run.settings.train, duties, log)
             if done < steps and done not in checkpoints.steps():
@@ -266,6 +282,15 @@ def _train(run: Run) -> None:
             log.say(f"stopped at step {done} and saved; the same command goes on from there")
             raise SystemExit(PREEMPTED)
         _conclude(run, log)
+
+
+def _first_state(run: Run, log: Log) -> State:
+    start = run.start()
+    if start is not None:
+        assert run.settings.init_from is not None
+        initial.record(run.folder / ENVIRONMENT, start, run.settings.init_from)
+        log.say(start.told(run.settings.init_from))
+    return run.begin(start)
 
 
 def _introduce(run: Run, log: Log) -> None:
@@ -306,6 +331,7 @@ def _duties(run: Run, batches: data.Batches, log: Log, stop: StopRequest) -> Dut
         flops_per_token=flops.per_token(run.settings.model),
         peak=flops.peak(jax.devices()),
         save_every=run.settings.checkpoint.every,
+        epoch=batches.epoch,
     )
 
 

@@ -166,7 +166,7 @@ def _header_length(path: Path, head: bytes, size: int) -> int:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_once)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=files.once)
     except UnicodeDecodeError as error:
         raise ValueError(f"its header is not UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -181,14 +181,6 @@ def _parse(raw: bytes) -> dict[str, Any]:
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it names {len(header)} tensors, more than {MAX_TENSORS}")
     return header
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(k for k in keys if keys.count(k) > 1)!r} is in its header twice")
-    return mapping
 
 
 def _tensors(path: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, fill, table
 from jaxgen.store import safetensors
-from jaxgen.text.hub_folder import CONFIG, GENERATION, INDEX, WEIGHTS
+from jaxgen.text.hub_folder import CONFIG, INDEX, WEIGHTS
+from jaxgen.text.usage import GENERATION, Usage, to_hub
 from jaxgen.tokens import Tokenizer
 
 SHARD = 5_000_000_000  # bytes of a weight file, as transformers cuts them
@@ -46,6 +47,7 @@ def write(
     params: api.Params,
     *,
     tokenizer: Tokenizer | None,
+    usage: Usage,
     model_type: str | None = None,
     shard: int = SHARD,
 ) -> None:
@@ -53,9 +55,11 @@ def write(
     family, settings = family_of(config, model_type)
     special = {} if tokenizer is None else vars(tokenizer.special)
     ids = {f"{name}_token_id": special.get(name) for name in ("bos", "eos", "pad")}
-    settings |= ids | {"torch_dtype": config.param_dtype}
+    about, generation = to_hub(usage)
+    settings |= ids | {"torch_dtype": config.param_dtype} | about
     files.write_json(draft / CONFIG, settings)
-    files.write_json(draft / GENERATION, {n: i for n, i in ids.items() if i is not None})
+    ids = {name: value for name, value in ids.items() if value is not None}
+    files.write_json(draft / GENERATION, ids | generation)
     _write_weights(draft, table(family, config), params, config.param_dtype, shard)
     if tokenizer is not None:
         _write_tokenizer(draft, tokenizer, config)

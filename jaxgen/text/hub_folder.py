@@ -19,10 +19,11 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, table
 from jaxgen.store import safetensors
 from jaxgen.store.safetensors import Tensor
+from jaxgen.text import usage as usages
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
+CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -54,7 +55,7 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
 def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
     """Return the JSON object of a file; CheckpointError if it is none, or holds a key twice."""
     try:
-        value = json.loads(files.read_artifact(path, what, most), object_pairs_hook=_once)
+        value = json.loads(files.read_artifact(path, what, most), object_pairs_hook=files.once)
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
@@ -63,14 +64,6 @@ def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is no {what}: it holds no JSON object; fetch it again")
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
-    return mapping
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -270,18 +263,15 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 
 
 def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
-    told = read_json(folder / CONFIG, "model config", MAX_CONFIG)
-    if (folder / GENERATION).exists():
-        told |= read_json(folder / GENERATION, "generation config", MAX_CONFIG)
+    usage, _ = usages.read(folder)
+    named = {"bos": usage.bos, "eos": usage.stop[0] if usage.stop else None, "pad": usage.pad}
     found: dict[str, int | None] = {}
-    for name in ("bos", "eos", "pad"):
-        value = told.get(f"{name}_token_id")
-        value = value[0] if isinstance(value, list) and value else value
-        if value is None or value == -1:
+    for name, value in named.items():
+        if value is None:
             continue
-        if type(value) is not int or not 0 <= value < tokenizer.vocab_size:
+        if value >= tokenizer.vocab_size:
             raise CheckpointError(
-                f"{folder}: {name}_token_id={value!r:.40} is none of the tokenizer's "
+                f"{folder}: {name}_token_id={value} is none of the tokenizer's "
                 f"{tokenizer.vocab_size} ids"
             )
         found[name] = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from jaxgen.errors import CheckpointError, ConfigError, UserError
 from jaxgen.models import api
 from jaxgen.store import Checkpoints, safetensors
 from jaxgen.text import hub_export, hub_folder
+from jaxgen.text import usage as usages
+from jaxgen.text.usage import Usage
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 
@@ -97,11 +100,13 @@ def save(
     params: api.Params,
     *,
     tokenizer: Tokenizer | None = None,
+    usage: Usage | None = None,
     layout: Layout = "jaxgen",
     family: str | None = None,
 ) -> None:
     """Write config, params and (if given) tokenizer as a folder that `load` reads.
 
+    usage: ids to start and stop with, sampling, names of classes (`text.usage.read`).
     layout: "jaxgen" keeps our own paths in one safetensors file; "hf" is what transformers opens,
     as the model_type `family`, or the first that can say all of the config. The folder appears
     whole or not at all. Raises ConfigError if the path exists already or no family has such a
@@ -110,17 +115,23 @@ def save(
     folder = Path(path)
     check_new(folder)
     _check_shapes(folder, params, config)
+    usage = usage or Usage()
+    if usage.labels and len(usage.labels) != config.classes:
+        usage = replace(usage, labels=())
     if layout == "hf":
         hub_export.family_of(config, family)
     with files.new_folder(folder) as draft:
         if layout == "hf":
-            hub_export.write(draft, config, params, tokenizer=tokenizer, model_type=family)
+            hub_export.write(
+                draft, config, params, tokenizer=tokenizer, usage=usage, model_type=family
+            )
             return
         flat = tree.flatten(params)
         shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in flat.items()}
         about = {"format": "jaxgen"}
         safetensors.write(draft / WEIGHTS, shapes, lambda name: np.asarray(flat[name]), about)
         files.write(draft / CONFIG, settings_yaml.write({"model": settings.as_dict(config)}))
+        usages.write(draft, usage)
         if tokenizer is not None:
             tokenizer.save(draft / "tokenizer")
 

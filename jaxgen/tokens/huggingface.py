@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any
 
+from jaxgen import files
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.tokens import folder, protocol
 from jaxgen.tokens.protocol import Special, Surface
@@ -88,20 +89,12 @@ class HuggingFace:
 
 def _parse(model: bytes) -> dict[str, Any]:
     try:
-        about = json.loads(model, object_pairs_hook=_once)
+        about = json.loads(model, object_pairs_hook=files.once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"not a tokenizer.json: {error}; fetch it again") from error
     if not isinstance(about, dict) or not isinstance(about.get("model"), dict):
         raise CheckpointError("not a tokenizer.json: it has no `model` section")
     return about
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in mapping if keys.count(k) > 1)!r} is there twice")
-    return mapping
 
 
 def _check_ids(about: dict[str, Any]) -> dict[str, int]:

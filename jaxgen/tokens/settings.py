@@ -18,8 +18,10 @@ MAX_BYTES = 50_000_000
 class TokenizerSettings:
     """Kind and size of the tokenizer; raises ConfigError naming the field at fault."""
 
-    kind: Literal["bpe", "unigram", "chars", "bytes", "file"] = option(
-        "bpe or unigram: trained on the corpus; chars, bytes: as they are; file: read one", "bpe"
+    kind: Literal["bpe", "unigram", "chars", "bytes", "file", "init"] = option(
+        "bpe or unigram: trained on the corpus; chars, bytes: as they are; file: read one; "
+        "init: that of init_from",
+        "bpe",
     )
     vocab_size: int = option("pieces of a trained bpe or unigram tokenizer", VOCAB_SIZE)
     file: Path | None = option("a sentencepiece .model or a Hugging Face tokenizer.json", None)

@@ -31,7 +31,7 @@ class Duties:
     validate: state -> metrics, with "loss"; sample: shows text after a validation; save: makes a
     checkpoint with the latest validation loss (None before the first); poll: raises what went
     wrong in the background; stopping: whether somebody asked to stop; doctor: raises the error
-    that explains a streak of bad steps.
+    that explains a streak of bad steps; epoch: steps that show all of the text once.
     """
 
     validate: Callable[[State], dict[str, float]]
@@ -44,6 +44,7 @@ class Duties:
     flops_per_token: float
     peak: float
     save_every: int
+    epoch: int
 
 
 def fit(
@@ -62,6 +63,7 @@ def fit(
     """
     done = int(state.step)
     clock = Clock(duties)
+    pace = duties.epoch if settings.validate_every == "epoch" else settings.validate_every
     in_flight: tuple[int, dict, dict] | None = None
     valid_loss: float | None = None
     streak = 0
@@ -73,7 +75,7 @@ def fit(
         if previous:
             _settle(state, previous, settings, duties, clock, watch)
         last = done == settings.steps
-        checking = last or done % settings.validate_every == 0
+        checking = last or done % pace == 0
         saving = last or done % duties.save_every == 0
         if checking or saving:
             streak = _settle(state, in_flight, settings, duties, clock, watch)

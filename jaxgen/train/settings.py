@@ -40,13 +40,16 @@ class TrainSettings:
     patience: int = option("skipped steps in a row after which training stops", 3)
     seed: int = option("of initialisation, data order and dropout", 0)
     log_every: int = option("steps between lines of metrics.jsonl", 10)
-    validate_every: int = option("steps between validations", 200)
+    validate_every: int | Literal["epoch"] = option(
+        "steps between validations; epoch: as many as show all of the training text once", 200
+    )
     validate_batches: int | None = option("batches of a validation; null: the whole split", None)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "patience", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if value != "epoch" and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
         for name in ("loss_chunk", "validate_batches"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -52,7 +52,7 @@ def shards(settings: Settings, *, steps: int, cache: Path) -> list[tuple[str, st
 
 
 def _curve(run: Run, steps: int) -> list[float]:
-    state, batches, losses = run.begin(), run.batches(), []
+    state, batches, losses = run.begin(run.start()), run.batches(), []
     try:
         for _ in range(steps):
             state, metrics = run.step(state, next(batches))

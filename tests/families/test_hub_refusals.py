@@ -185,7 +185,7 @@ CASES = {
     "header not utf-8": (header(lambda h: b'{"\xff": 1}'), "is not UTF-8"),
     "header too deep": (header(lambda h: b"[" * 100_000), "nested too deeply"),
     "header a list": (header(lambda h: [1]), "no JSON object"),
-    "header key twice": (header(lambda h: b'{"a": {}, "a": {}}'), "'a' is in its header twice"),
+    "header key twice": (header(lambda h: b'{"a": {}, "a": {}}'), "'a' is there twice"),
     "metadata of numbers": (header(lambda h: h | {"__metadata__": {"a": 1}}), "__metadata__"),
     "unknown dtype": (entry(dtype="F12"), "unknown dtype 'F12'"),
     "shape negative": (entry(shape=[-4, 4]), "impossible shape"),

@@ -42,6 +42,7 @@ class Diary:
             flops_per_token=1.0,
             peak=1.0,
             save_every=save_every,
+            epoch=3,
         )
 
     def doctor(self, state, step, batch, metrics):
