@@ -16,7 +16,8 @@ Runs = Annotated[
     str, Parameter(help="run folders of one corpus and tokenizer, or their names in runs/")
 ]
 Baselines = Annotated[
-    str, Parameter(help="traditional generators, with commas: ngram, hmm; none: ''")
+    str,
+    Parameter(help="traditional generators, with commas: ngram, hmm, template, maxent; none: ''"),
 ]
 Split = Annotated[Literal["valid", "test"], Parameter(help="the documents to measure on")]
 Count = Annotated[int, WHOLE, Parameter(help="beginnings of held-out text to go on from")]
@@ -29,7 +30,7 @@ Out = Annotated[str | None, Parameter(help="folder to write; the first run's rep
 
 def report(
     *runs: Runs,
-    baselines: Baselines = "ngram,hmm",
+    baselines: Baselines = "ngram,hmm,template",
     split: Split = "valid",
     prompts: Count = 16,
     prompt_tokens: Width = 16,

@@ -17,7 +17,9 @@ from jaxgen import data, tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import api
-from jaxgen.models.classic import hmm, ngram
+from jaxgen.models.classic import hmm, maxent, ngram, template
+from jaxgen.models.classic.maxent import Fit, MaxEnt
+from jaxgen.models.classic.template import Template
 from jaxgen.ops import keys
 from jaxgen.text.generate import model_step, prefill
 from jaxgen.tokens import Tokenizer
@@ -26,6 +28,9 @@ ORDER = 5  # of the n-gram that everyone means by "the n-gram"
 STATES = 64
 ROUNDS = 15
 PRIOR = 0.01
+FIXED, SUPPORT, LONGEST = 300, 3, 24  # ids of frames, sentences of a frame, its parts
+WORDS, SUFFIXES = 1000, 100  # features of maxent
+FIT = Fit(method="adagrad", rounds=2, l2=1e-6, batch=1024, rate=0.1)
 
 
 @dataclass(frozen=True)
@@ -114,28 +119,86 @@ def _hmm(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
         params, jnp.asarray(tokens), jnp.asarray(lengths), rounds=ROUNDS, prior=PRIOR, batch=1024
     )
 
-    def read(params: Any, prompt: Any, lengths: Any, capacity: int) -> Any:
-        def more(belief, inputs):
-            place, token = inputs
-            new = hmm.step(params)(token, belief)[1]
-            return jnp.where((place < lengths - 1)[:, None], new, belief), None
-
-        places = jnp.arange(prompt.shape[1])
-        belief, _ = lax.scan(more, hmm.start(params, prompt.shape[0]), (places, prompt.T))
-        return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], belief
-
     return Generator(
         name="hmm",
         about=f"hidden Markov model of {STATES} states",
         params=params,
-        prefill=read,
+        prefill=lambda params, prompt, lengths, _: hmm.prefill(params, prompt, lengths),
         step=hmm.step,
         logits=partial(_through_steps, hmm.step, partial(hmm.start, params)),
         context=None,
     )
 
 
-BASELINES: dict[str, Callable[..., Generator]] = {"ngram": _ngram, "hmm": _hmm}
+def _template(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
+    size = tokenizer.vocab_size
+    config = Template(
+        vocab_size=size,
+        fixed=min(FIXED, max(size // 2, 1)),
+        support=SUPPORT,
+        longest=LONGEST,
+        order=2,
+        begin=tokenizer.special.bos,
+    )
+    found = template.train(config, shard.tokens, shard.offsets, sentence_ends(tokenizer))
+    # A row of held-out text begins in mid-document, so outside the tree.
+    begin = template.Cache(jnp.full(1, -1, jnp.int32), jnp.full((1, 1), -1, jnp.int32))
+
+    def start(batch: int) -> Any:
+        return jax.tree.map(lambda x: jnp.repeat(x, batch, axis=0), begin)
+
+    return Generator(
+        name="template",
+        about=f"sentence frames with slots over a {config.order}-gram",
+        params=jax.tree.map(jnp.asarray, found),
+        prefill=lambda params, prompt, lengths, _: template.prefill(
+            params, config, prompt, lengths
+        ),
+        step=lambda params: template.step(params, config),
+        logits=partial(_through_steps, lambda params: template.step(params, config), start),
+        context=None,
+    )
+
+
+def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
+    """Return which ids [V] end a sentence: a full stop, a new line, or the end of a document."""
+    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+    ends = [piece.rstrip().endswith((".", "!", "?")) or "\n" in piece for piece in pieces]
+    ends = np.asarray(ends)
+    for special in (tokenizer.special.bos, tokenizer.special.eos):
+        if special is not None:
+            ends[special] = True
+    return ends
+
+
+def _maxent(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
+    size, begin = tokenizer.vocab_size, tokenizer.special.bos
+    config = MaxEnt(vocab_size=size, order=2, words=min(WORDS, size), suffixes=SUFFIXES)
+    pieces = [tokenizer.decode([i]) for i in range(size)]
+    suffix_of = maxent.endings(pieces, SUFFIXES, length=3)
+    params = maxent.init(config, shard.tokens, suffix_of)
+    params, _ = maxent.train(config, params, shard.tokens, shard.offsets, FIT, begin=begin)
+    return Generator(
+        name="maxent",
+        about="maximum entropy over two words and a suffix",
+        params=jax.tree.map(jnp.asarray, params),
+        prefill=lambda params, prompt, lengths, _: maxent.prefill(config, prompt, lengths),
+        step=lambda params: maxent.step(params, config),
+        logits=partial(
+            _through_steps,
+            lambda params: maxent.step(params, config),
+            partial(maxent.start, config),
+        ),
+        context=None,
+    )
+
+
+BASELINES: dict[str, Callable[..., Generator]] = {
+    "ngram": _ngram,
+    "hmm": _hmm,
+    "template": _template,
+    "maxent": _maxent,
+}
 
 
 def check(kinds: Sequence[str]) -> None:

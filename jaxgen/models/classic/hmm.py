@@ -8,12 +8,15 @@ emission [K, V], natural logarithms of probabilities.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from jaxgen.models.classic.prompt import consume
 
 Params = dict[str, Array]
 
@@ -131,11 +134,25 @@ def step(params: Params) -> Callable[..., tuple[Array, Array]]:
     """Return the model as a decoding step: (tokens [B], cache) -> (log probs [B, V], cache)."""
 
     def run(tokens: Any, belief: Array) -> tuple[Array, Array]:
-        belief = jax.nn.log_softmax(belief + params["emission"].T[tokens])
-        belief = _mixed(belief, params["transition"])
+        belief = read(params, tokens, belief)
         return _mixed(belief, params["emission"]), belief
 
     return run
+
+
+def read(
+    params: Params, tokens: Int[Array, "B"], belief: Float[Array, "B K"]
+) -> Float[Array, "B K"]:
+    """Return the cache after one more token of each row."""
+    belief = jax.nn.log_softmax(belief + params["emission"].T[tokens])
+    return _mixed(belief, params["transition"])
+
+
+def prefill(
+    params: Params, prompt: Int[Array, "B T"], lengths: Int[Array, "B"]
+) -> tuple[Int[Array, "B"], Float[Array, "B K"]]:
+    """Return (first, cache): all of each prompt but its last token read, and that last token."""
+    return consume(partial(read, params), start(params, prompt.shape[0]), prompt, lengths)
 
 
 def _scores(params: Params, tokens: Array) -> Float[Array, "T B K"]:

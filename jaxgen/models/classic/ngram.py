@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic.prompt import consume
 
 Params = dict[str, dict[str, Any]]
 FALLBACK = (0.0, 0.5, 1.0, 1.5)  # lmplz --discount_fallback: for orders with too few counts
@@ -223,7 +225,7 @@ def step(params: Params, config: NGram) -> Callable[..., tuple[Array, Array]]:
 
     def run(tokens, nodes):
         nodes = read(params, config, tokens, nodes)
-        return _next(params, config, nodes), nodes
+        return following(params, config, nodes), nodes
 
     return run
 
@@ -234,7 +236,7 @@ def read(
     """Return the cache after one more token of each row."""
     longer = [tokens.astype(jnp.int32)]
     for n in range(2, config.order):
-        longer.append(_child(params[str(n)], nodes[:, n - 2], tokens, config.size.bit_length()))
+        longer.append(child(params[str(n)], nodes[:, n - 2], tokens, config.size.bit_length()))
     return jnp.stack(longer, axis=1)
 
 
@@ -242,18 +244,11 @@ def prefill(
     params: Params, config: NGram, prompt: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], Int[Array, "B K"]]:
     """Return (first, cache): all of each prompt but its last token read, and that last token."""
-
-    def more(nodes, inputs):
-        place, tokens = inputs
-        new = read(params, config, tokens, nodes)
-        return jnp.where((place < lengths - 1)[:, None], new, nodes), None
-
-    begin = start(config, prompt.shape[0])
-    nodes, _ = lax.scan(more, begin, (jnp.arange(prompt.shape[1]), prompt.T))
-    return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], nodes
+    reading = partial(read, params, config)
+    return consume(reading, start(config, prompt.shape[0]), prompt, lengths)
 
 
-def _child(level: dict[str, Any], context: Array, word: Array, halvings: int) -> Array:
+def child(level: dict[str, Any], context: Array, word: Array, halvings: int) -> Array:
     """Return the index of (context, word) by bisection among the context's children, or -1."""
     starts, words = jnp.asarray(level["starts"]), jnp.asarray(level["words"])
     if not words.size:
@@ -271,7 +266,8 @@ def _child(level: dict[str, Any], context: Array, word: Array, halvings: int) ->
     return jnp.where(hit, low, -1).astype(jnp.int32)
 
 
-def _next(params: Params, config: NGram, nodes: Array) -> Float[Array, "B V"]:
+def following(params: Params, config: NGram, nodes: Int[Array, "B K"]) -> Float[Array, "B V"]:
+    """Return the log probability of each next token after what the cache has read."""
     batch = nodes.shape[0]
     unigrams = jnp.asarray(params["1"]["logp"])
     logits = jnp.broadcast_to(unigrams, (batch, config.size))
@@ -279,11 +275,11 @@ def _next(params: Params, config: NGram, nodes: Array) -> Float[Array, "B V"]:
         context = nodes[:, n - 2]
         backoff = jnp.asarray(params[str(n - 1)]["backoff"])[jnp.maximum(context, 0)]
         logits = logits + jnp.where(context >= 0, backoff, 0.0)[:, None]
-        logits = _overwrite(params[str(n)], context, logits)
+        logits = overwrite(params[str(n)], context, logits)
     return logits[:, : config.vocab_size]
 
 
-def _overwrite(level: dict[str, Any], context: Array, logits: Array) -> Array:
+def overwrite(level: dict[str, Any], context: Array, logits: Array) -> Array:
     """Put the log probabilities of a context's own children over those it inherits."""
     starts, words = jnp.asarray(level["starts"]), jnp.asarray(level["words"])
     logp, rows = jnp.asarray(level["logp"]), jnp.arange(logits.shape[0])[:, None]
