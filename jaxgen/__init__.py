@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         typical,
     )
     from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
+    from jaxgen.decoding.stop import stop_strings
     from jaxgen.decoding.watermark import detect, watermark
     from jaxgen.models.api import abstract, apply, axes, encode, init
     from jaxgen.models.presets import preset
@@ -109,6 +110,7 @@ _HOME = {
     "sequence_bias": "decoding.bias",
     "source_penalty": "decoding.repeat",
     "speculate": "decoding.speculate",
+    "stop_strings": "decoding.stop",
     "suppress": "decoding.force",
     "suppress_first": "decoding.force",
     "temperature": "decoding.shape",
@@ -167,6 +169,7 @@ __all__ = [
     "sequence_bias",
     "source_penalty",
     "speculate",
+    "stop_strings",
     "suppress",
     "suppress_first",
     "temperature",

@@ -18,6 +18,7 @@ from jaxgen.decoding.loop import Count, Plan, Stops, plan_of
 from jaxgen.decoding.past import Past
 from jaxgen.decoding.setting import checked as checked_setting
 from jaxgen.decoding.setting import column, whole
+from jaxgen.decoding.stop import StopStrings
 
 Seeing = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]]
 
@@ -32,6 +33,7 @@ class _Run(NamedTuple):
     length: Array  # of them, by row
     done: Array
     past: Past | None
+    watched: Array | None
 
 
 def contrastive_search(
@@ -46,6 +48,7 @@ def contrastive_search(
     seen: Float[Array, "B S D"],
     seen_lengths: Int[Array, "B"] | np.ndarray,
     stop: Stops | None = None,
+    strings: StopStrings | None = None,
     limit: Count | None = None,
     prompt: Int[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
@@ -64,7 +67,7 @@ def contrastive_search(
     checked_setting("penalty", penalty, lambda x: (x >= 0) & (x <= 1), "from 0 to 1")
     batch = first.shape[0]
     key = jax.random.key(0)  # of a plan; nothing is drawn
-    plan = plan_of(sample, first, key, length, stop, 0, limit, prompt, lengths)
+    plan = plan_of(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)
     logits, hidden, cache = step(jnp.maximum(first, 0), cache)
     room = jnp.pad(_unit(seen), ((0, 0), (0, length + 1), (0, 0)))
     known = jnp.asarray(seen_lengths, jnp.int32)
@@ -79,6 +82,7 @@ def contrastive_search(
         known + 1,
         (first == NOT_FINITE) | plan.spent(0),
         plan.history,
+        plan.watched,
     )
     going = lambda run: (run.place < length) & ~jnp.all(run.done)  # noqa: E731
     run = lax.while_loop(going, _body(step, sample, plan, count, penalty), begun)
@@ -107,6 +111,7 @@ def _body(step: Seeing, sample: Chain, plan: Plan, count: int, penalty: Any):
         index = jnp.arange(batch) * wide + best
         chosen = jnp.take_along_axis(hidden, best[:, None, None], axis=1)[:, 0]
         past = None if run.past is None else pasts.advance(sample, run.past, new)
+        watched = plan.watch(run.watched, new, run.done)
         return _Run(
             run.place + 1,
             new,
@@ -115,8 +120,9 @@ def _body(step: Seeing, sample: Chain, plan: Plan, count: int, penalty: Any):
             rows.take(cache, index),
             run.seen.at[jnp.arange(batch), run.length].set(chosen),
             run.length + 1,
-            run.done | plan.ends(new, run.place + 1),
+            run.done | plan.ends(new, run.place + 1, watched),
             past,
+            watched,
         )
 
     return body

@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
 from jaxgen.decoding.loop import Count, Keys, Step, Stops, loop, plan_of
 from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.errors import ConfigError
 
 Scores = Literal["model", "chain"]
@@ -25,6 +26,8 @@ class Reason(IntEnum):
     STOP = 1  # its last token is one of its stop ids
     NOT_FINITE = 2  # the model's logits held NaN, or nothing finite
     BANNED = 3  # the processors left no token to draw
+    STRING = 4  # its text holds one of its stop strings
+    TIME = 5  # its time was over; only who reads the clock, between chunks, can say so
 
 
 class Decoded(NamedTuple):
@@ -37,6 +40,7 @@ class Decoded(NamedTuple):
     logprobs: Float[Array, "B length"]  # natural logarithms
     top_ids: Int[Array, "B length K"]  # the likeliest first
     top_logprobs: Float[Array, "B length K"]
+    strings: StopStrings | None  # where the texts stand now: give it to the next chunk
 
 
 class _Record(NamedTuple):
@@ -58,6 +62,7 @@ def decode_detailed(
     top: int,
     scores: Scores = "model",
     stop: Stops | None = None,
+    strings: StopStrings | None = None,
     start: Int[Array, ""] | int = 0,
     limit: Count | None = None,
     prompt: Int[Array, "B S"] | np.ndarray | None = None,
@@ -73,13 +78,13 @@ def decode_detailed(
     if top < 0:
         raise ConfigError(f"top={top} alternatives must be 0 or more")
     batch = first.shape[0]
-    plan = plan_of(sample, first, key, length, stop, start, limit, prompt, lengths)
+    plan = plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
 
     def observe(record, run, logits, new, past):
         logits = logits.astype(jnp.float32)
         usable = checked(jnp.zeros_like(new), logits) != NOT_FINITE
         failed = jnp.where(usable, Reason.BANNED, Reason.NOT_FINITE)
-        ended = jnp.where(plan.stopped(new), Reason.STOP, Reason.LENGTH)
+        ended = ended_by(plan.watch(run.watched, new, run.done), plan.stopped(new))
         reason = jnp.where(new == NOT_FINITE, failed, ended)
         shown = sample.process(logits, past) if scores == "chain" else logits
         logprobs = jax.nn.log_softmax(shown, axis=-1)
@@ -95,7 +100,7 @@ def decode_detailed(
             record.top_logprobs.at[:, run.place].set(jnp.where(keep, best, 0.0)),
         )
 
-    before = jnp.where(plan.stopped(first) & (jnp.asarray(start) > 0), Reason.STOP, Reason.LENGTH)
+    before = ended_by(plan.watched, plan.stopped(first) & (jnp.asarray(start) > 0))
     record = _Record(
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
@@ -104,4 +109,13 @@ def decode_detailed(
         jnp.zeros((batch, length, top)),
     )
     run = loop(step, cache, plan, record, observe)
-    return Decoded(run.tokens, run.cache, *run.record)
+    after = None if strings is None else strings.at(run.watched)
+    return Decoded(run.tokens, run.cache, *run.record, strings=after)
+
+
+def ended_by(watched: Int[Array, "..."] | None, stopped: Bool[Array, "..."]) -> Int[Array, "..."]:
+    """Return the Reason of texts that stand at `watched`, whose last token is a stop id or not."""
+    reason = jnp.full(stopped.shape, Reason.LENGTH)
+    if watched is not None:
+        reason = jnp.where(found(watched), Reason.STRING, reason)
+    return jnp.where(stopped, Reason.STOP, reason)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import NOT_FINITE, checked, missing
 from jaxgen.decoding.past import NO_TOKEN, Past
+from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.errors import ConfigError
 
 CacheT = TypeVar("CacheT")
@@ -47,6 +48,7 @@ def decode(
     length: int,
     *,
     stop: Stops | None = None,
+    strings: StopStrings | None = None,
     start: Int[Array, ""] | int = 0,
     limit: Count | None = None,
     prompt: Int[Array, "B S"] | np.ndarray | None = None,
@@ -60,6 +62,7 @@ def decode(
       fold_in(request key, start + i), so neighbours in the batch change nothing.
     stop: ids that end a request, [E] or [B, E] (padded with NO_TOKEN); a finished row repeats
       its last token.
+    strings: `stop_strings`; a request ends with the token that completes one of its own.
     start: place of the first new token, to continue a request in chunks.
     limit: the most new tokens of a request, scalar or [B], counted from place 0.
     prompt: all known ids [B, S] up to `first`, padded on the right, `lengths` [B] of them real;
@@ -68,9 +71,43 @@ def decode(
     A row whose logits hold NaN, or nothing but -inf, yields NOT_FINITE (-1) and ends: never a
     token made of rubbish.
     """
-    plan = plan_of(sample, first, key, length, stop, start, limit, prompt, lengths)
+    given = {"stop": stop, "strings": strings, "start": start, "limit": limit}
+    given |= {"prompt": prompt, "lengths": lengths}
+    return decode_chunk(step, cache, first, key, sample, length, **given)[:2]
+
+
+class Chunk(NamedTuple):
+    """Some new tokens of requests that may go on."""
+
+    tokens: Int[Array, "B length"]
+    cache: Any
+    strings: StopStrings | None  # where the texts stand now: give it to the next chunk
+    done: Bool[Array, "B"]
+
+
+def decode_chunk(
+    step: Step,
+    cache: Any,
+    first: Int[Array, "B"],
+    key: Keys,
+    sample: Sample,
+    length: int,
+    *,
+    stop: Stops | None = None,
+    strings: StopStrings | None = None,
+    start: Int[Array, ""] | int = 0,
+    limit: Count | None = None,
+    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    lengths: Int[Array, "B"] | np.ndarray | None = None,
+) -> Chunk:
+    """Return what `decode` makes of the same arguments, and what the next chunk begins with.
+
+    A chunk may have a lower `limit` than the one before, which ends rows: their time is over.
+    """
+    plan = plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
     run = loop(step, cache, plan, ())
-    return run.tokens, run.cache
+    after = None if strings is None else strings.at(run.watched)
+    return Chunk(run.tokens, run.cache, after, run.done)
 
 
 class Plan(NamedTuple):
@@ -81,13 +118,26 @@ class Plan(NamedTuple):
     first: Int[Array, "B"]
     keys: Key[Array, "B"]
     stops: Any
+    strings: StopStrings | None
     start: Any
     limit: Any
     history: Past | None
 
-    def ends(self, token: Int[Array, "B"], made: Any) -> Bool[Array, "B"]:
+    @property
+    def watched(self) -> Int[Array, "B"] | None:
+        """Return where texts stand among their stop strings, if there are any."""
+        return None if self.strings is None else self.strings.states(self.first.shape[0])
+
+    def watch(self, watched: Any, token: Int[Array, "B"], done: Bool[Array, "B"]) -> Any:
+        """Return where texts stand after `token`; those that are done stay where they are."""
+        if self.strings is None:
+            return None
+        return jnp.where(done, watched, self.strings.advance(watched, token))
+
+    def ends(self, token: Int[Array, "B"], made: Any, watched: Any) -> Bool[Array, "B"]:
         """Return which requests end with `token`, their last of `made` new ones."""
-        return self.stopped(token) | (token == NOT_FINITE) | self.spent(made)
+        ended = self.stopped(token) | (token == NOT_FINITE) | self.spent(made)
+        return ended if watched is None else ended | found(watched)
 
     def stopped(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
         """Return which tokens are stop ids of their request."""
@@ -100,7 +150,7 @@ class Plan(NamedTuple):
         return jnp.broadcast_to(made >= jnp.asarray(self.limit), self.first.shape)
 
 
-def plan_of(sample, first, key, length, stop, start, limit, prompt, lengths) -> Plan:
+def plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths) -> Plan:
     """Return the Plan for `decode`'s arguments; ConfigError if they lack a prompt."""
     needs, history = pasts.needs(sample), None
     if needs == "tokens":
@@ -116,7 +166,7 @@ def plan_of(sample, first, key, length, stop, start, limit, prompt, lengths) -> 
         history = Past(jnp.broadcast_to(jnp.asarray(start, jnp.int32), first.shape))
     keys = request_keys(key, first.shape[0])
     stops = jnp.asarray(NO_STOP if stop is None else stop)
-    return Plan(sample, length, first, keys, stops, start, limit, history)
+    return Plan(sample, length, first, keys, stops, strings, start, limit, history)
 
 
 class Run(NamedTuple):
@@ -128,6 +178,7 @@ class Run(NamedTuple):
     cache: Any
     done: Array
     past: Past | None  # if a processor reads it
+    watched: Array | None  # where texts stand among their stop strings, if there are any
     record: Any
 
 
@@ -150,17 +201,21 @@ def loop(step: Step, cache: Any, plan: Plan, record: Any, observe: Observe | Non
         new = checked(plan.sample(logits, draw, *extra), logits)
         new = jnp.where(run.done, run.token, new)
         record = run.record if observe is None else observe(run.record, run, logits, new, past)
-        done = run.done | plan.ends(new, plan.start + run.place + 1)
+        watched = plan.watch(run.watched, new, run.done)
+        done = run.done | plan.ends(new, plan.start + run.place + 1, watched)
         tokens = run.tokens.at[:, run.place].set(new)
         past = None if past is None else pasts.advance(plan.sample, past, new)
-        return Run(run.place + 1, new, tokens, cache, done, past, record)
+        return Run(run.place + 1, new, tokens, cache, done, past, watched, record)
 
     first = plan.first
     # Rows may be done before they start: a chunked caller passes on a stop token.
     begun = jnp.asarray(plan.start) > 0
     done = plan.stopped(first) & begun | (first == NOT_FINITE) | plan.spent(plan.start)
+    watched = plan.watched
+    done = done if watched is None else done | found(watched)
     blank = jnp.broadcast_to(first[:, None], (first.shape[0], plan.length))
     zero = jnp.zeros((), jnp.int32)
-    run = lax.while_loop(going, body, Run(zero, first, blank, cache, done, plan.history, record))
+    run = Run(zero, first, blank, cache, done, plan.history, watched, record)
+    run = lax.while_loop(going, body, run)
     tail = jnp.arange(plan.length) >= run.place
     return run._replace(tokens=jnp.where(tail, run.token[:, None], run.tokens))

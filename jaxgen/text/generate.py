@@ -8,6 +8,7 @@ from jaxtyping import Array, Int
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.chain import Chain, greedy
 from jaxgen.decoding.loop import Keys, decode
+from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.ops.cache import Cache
@@ -70,13 +71,14 @@ def generate(
     sample: Chain | None = None,
     lengths: Int[Array, "B"] | None = None,
     stop: Int[Array, "E"] | None = None,
+    strings: StopStrings | None = None,
     memory: Memory | None = None,
 ) -> Int[Array, "B length"]:
     """Return `length` new token ids for each prompt; jit it with config and length static.
 
     prompt: ids [B, T], rows padded on the right to one width; `lengths` says how much is real.
     sample: a `chain`; None takes the likeliest token.
-    stop: ids that end a row, which then repeats its stop token.
+    stop: ids that end a row, which then repeats its stop token. strings: `stop_strings` likewise.
     memory: what `encode` made of the sources, for an encoder-decoder, whose prompts begin with the
       token that its family starts decoding from.
     Raises ConfigError if T + length exceeds config.context, for an empty prompt or length, and for
@@ -89,6 +91,5 @@ def generate(
     first, cache = prefill(params, config, prompt, lengths, capacity, memory=memory)
     sample = greedy() if sample is None else sample
     step = model_step(params, config)
-    return decode(
-        step, cache, first, key, sample, length, stop=stop, prompt=prompt, lengths=lengths
-    )[0]
+    ends = {"stop": stop, "strings": strings, "prompt": prompt, "lengths": lengths}
+    return decode(step, cache, first, key, sample, length, **ends)[0]

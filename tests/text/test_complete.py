@@ -40,6 +40,56 @@ def test_several_samples_of_one_prompt_differ(session):
     assert len(texts) == 6 == len(set(texts))
 
 
+def readable(text, size):
+    """The first `size` characters in a row of a text, that are characters."""
+    for place in range(4, len(text) - size):
+        if "\ufffd" not in text[place : place + size]:
+            return text[place : place + size]
+    raise AssertionError(text)
+
+
+def test_a_text_ends_before_its_stop_string_and_no_part_of_one_is_shown(session):
+    (free,) = session.complete(["héllo"], length=60, **OPTIONS)
+    for size in (1, 2, 5):
+        string = readable(free, size)
+        wanted = free[: free.index(string)]
+        stop = ["never seen", string]
+        pieces = list(session.stream("héllo", length=60, stop=stop, **OPTIONS))
+        assert "".join(pieces) == wanted
+        assert session.complete(["héllo"], length=60, stop=stop, **OPTIONS) == [wanted]
+
+
+def test_requests_of_a_batch_end_each_for_its_own_reason(session):
+    sample = complete.sampler(temperature_=1.0, top_k_=None, top_p_=None)
+    ticks = iter(range(100))
+    timed = dataclasses.replace(session, clock=lambda: float(next(ticks)))
+    alike = [complete.Request("abc", 40, (), None)] * 4
+    free = [one.text for one in session.answer(alike, sample, 4)]
+    string = readable(free[1], 2)
+    requests = [
+        alike[0],
+        complete.Request("abc", 40, (string,), None),
+        complete.Request("abc", 11, (), None),
+        complete.Request("abc", 40, (), 1.5),
+    ]
+    before = complete._more._cache_size()
+    found = timed.answer(requests, sample, 4)
+    assert complete._more._cache_size() == before
+    assert [one.reason.name for one in found] == ["STOP", "STRING", "LENGTH", "TIME"]
+    assert found[0].text == free[0] and found[1].text == free[1][: free[1].index(string)]
+    # The clock ticks once a chunk, so the budget ends within the second.
+    for row, count in ((2, 11), (3, 2 * complete.CHUNK)):
+        assert len(found[row].text) <= count and free[row].startswith(found[row].text[:-1])
+        assert found[row].text
+
+
+def test_endings_that_can_not_be_are_refused(session):
+    with pytest.raises(errors.ConfigError, match="stop=''"):
+        session.complete(["a"], length=3, stop=[""], **OPTIONS)
+    with pytest.raises(errors.ConfigError, match="seconds=0"):
+        session.complete(["a"], length=3, seconds=0.0, **OPTIONS)
+
+
 def test_the_completion_ends_at_the_end_token(session):
     eos = session.tokenizer.special.eos
     flat = tree.flatten(session.params)

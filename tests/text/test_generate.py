@@ -74,6 +74,17 @@ def test_generation_stops_at_a_stop_token(params):
     assert ended[0].tolist() == free[: at + 1] + [stop] * (9 - at)
 
 
+def test_generation_stops_at_a_string_of_two_tokens(params):
+    pieces = [b"<%d>" % token for token in range(29)]
+    free = generate(params, CONFIG, PROMPT[:1], jax.random.key(0), length=10)[0].tolist()
+    string = f"{free[3]}><{free[4]}"
+    strings = jaxgen.stop_strings([string], pieces)
+    found = generate(params, CONFIG, PROMPT[:1], jax.random.key(0), length=10, strings=strings)
+    text = "".join(pieces[token].decode() for token in free)
+    ends = text[: text.index(string) + len(string)].count("<")
+    assert found[0].tolist() == free[:ends] + [free[ends - 1]] * (10 - ends) and ends < 10
+
+
 def test_sampling_settings_are_arguments_of_the_compiled_program(params):
     sizes = []
     for heat in (0.5, 0.9):

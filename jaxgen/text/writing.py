@@ -1,0 +1,83 @@
+"""A text while it is written: it ends before a stop string, of which no part is ever shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jaxgen.decoding.detail import Reason
+from jaxgen.tokens import Detokenizer, Tokenizer
+
+
+class Clip:
+    """Text in pieces, up to the first stop string.
+
+    What may yet turn out to be the beginning of a stop string is held back.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.strings, self.found = tuple(strings), False
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Return what is certain to be shown now; nothing once a stop string was found."""
+        if self.found:
+            return ""
+        text = self._held + piece
+        # The first to be complete ends the text, however it came in pieces; of those that end
+        # together the longest.
+        held = [(text.find(one) + len(one), -len(one)) for one in self.strings if one in text]
+        self.found = bool(held)
+        end = sum(min(held)) if held else _certain(text, self.strings)
+        self._held = "" if self.found else text[end:]
+        return text[:end]
+
+    def flush(self) -> str:
+        """Return what was held back: no more text comes to complete it."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _certain(text: str, strings: Sequence[str]) -> int:
+    """The length of `text` without the longest end that begins a string."""
+    longest = max((len(string) for string in strings), default=1) - 1
+    for place in range(max(0, len(text) - longest), len(text)):
+        if any(string.startswith(text[place:]) for string in strings):
+            return place
+    return len(text)
+
+
+class Writing:
+    """One request's text, from its new tokens; `reason` is set when it has ended."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Iterable[int], strings: Sequence[str], limit: int
+    ) -> None:
+        self.made, self.limit = 0, limit
+        self.reason: Reason | None = None
+        self._eos = tokenizer.special.eos
+        self._words = Detokenizer(tokenizer, after=prompt)
+        self._clip = Clip(strings)
+
+    def push(self, tokens: Iterable[int]) -> str:
+        """Return the text that is certain with these tokens, of which those past its end don't
+        count; at its end that is all the rest.
+        """
+        text = ""
+        for token in tokens:
+            if self.reason is not None:
+                break
+            self.made += 1
+            if token == self._eos:
+                return text + self.end(Reason.STOP)
+            text += self._clip.push(self._words.push(token))
+            if self._clip.found:
+                self.reason = Reason.STRING
+            elif self.made >= self.limit:
+                text += self.end(Reason.LENGTH)
+        return text
+
+    def end(self, reason: Reason) -> str:
+        """Return the rest of a text that ends here."""
+        rest = self._clip.push(self._words.flush())
+        self.reason = Reason.STRING if self._clip.found else reason
+        return rest + self._clip.flush()
