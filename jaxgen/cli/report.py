@@ -25,6 +25,10 @@ Width = Annotated[int, WHOLE, Parameter(help="tokens of a beginning")]
 Length = Annotated[int, WHOLE, Parameter(help="tokens to make after each")]
 Seeds = Annotated[int, WHOLE, Parameter(help="how often each is gone on from")]
 Temperature = Annotated[float, REAL, Parameter(help="of all generators")]
+Judge = Annotated[
+    str | None,
+    Parameter(help="model whose vectors MAUVE and similarity compare; the first run by default"),
+]
 Out = Annotated[str | None, Parameter(help="folder to write; the first run's report/ by default")]
 
 
@@ -37,14 +41,15 @@ def report(
     max_new_tokens: Length = 48,
     seeds: Seeds = 3,
     temperature: Temperature = 0.8,
+    judge: Judge = None,
     out: Out = None,
 ) -> None:
     """Compare runs and traditional generators: quality, diversity, stability, speed.
 
     Baselines learn from the training text of the first run; all are measured on
     the same held-out text, from the same beginnings. Prints a table; writes
-    report.json and report.html, a page that needs no network. BLEU, chrF, TER
-    and ROUGE need pip install "jaxgen[eval]".
+    report.json and report.html, a page that needs no network. BLEU, chrF, TER,
+    ROUGE and METEOR need pip install "jaxgen[eval]".
 
     For example:
         jaxgen report quickstart
@@ -82,6 +87,7 @@ def report(
             split=split,
             plan=plan,
             cache=cache,
+            judge=Path(judge) if judge else None,
             say=lambda line: print(line, file=sys.stderr),
         )
         table.show_all(found, Console(width=None if sys.stdout.isatty() else 160))

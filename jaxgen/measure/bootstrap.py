@@ -62,3 +62,42 @@ def ratio(above: np.ndarray, below: np.ndarray, *, seed: int) -> Estimate:
             return a.sum(axis=-1) / b.sum(axis=-1)
 
     return interval(divide, above, below, seed=seed)
+
+
+def around(
+    value: float | None, found: np.ndarray, *, least: float = -np.inf, most: float = np.inf
+) -> Estimate:
+    """Return the value with 1.96 standard deviations of its resampled values on either side.
+
+    For statistics that resampling shifts, since a resample repeats some texts and lacks others:
+    entropy, coverage, divergences. The ends are cut to [least, most].
+    """
+    if value is None or not np.isfinite(value):
+        return NOTHING
+    found = found[np.isfinite(found)]
+    if len(found) < 2:
+        return Estimate(float(value), None, None)
+    half = 1.96 * float(np.std(found, ddof=1))
+    return Estimate(float(value), max(value - half, least), min(value + half, most))
+
+
+def of_counts(
+    statistic: Callable[[np.ndarray], Any],
+    counts: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 300,
+    most: float = np.inf,
+) -> Estimate:
+    """Return a statistic of counts summed over texts, with its interval as `around` has it.
+
+    counts: [texts, kinds]; statistic: [kinds] -> number, NaN where undefined. One text: no ends.
+    """
+    if not counts.size:
+        return NOTHING
+    value = float(statistic(counts.sum(axis=0)))
+    if len(counts) == 1:
+        return around(value, np.empty(0))
+    rng, share = np.random.default_rng(seed), np.full(len(counts), 1 / len(counts))
+    drawn = rng.multinomial(len(counts), share, size=resamples) @ counts
+    return around(value, np.asarray([statistic(row) for row in drawn], float), least=0.0, most=most)

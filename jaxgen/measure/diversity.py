@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from math import log2
 
 import numpy as np
 
 from jaxgen.errors import ConfigError
-from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, ratio
+from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, of_counts, ratio
 from jaxgen.measure.quality import EXTRA
 
 Tokens = Sequence[Hashable]
@@ -26,12 +25,14 @@ def distinct(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
     Counted text by text, then summed, so that the interval is honest and the number of texts
     does not matter.
     """
+    return ratio(*distinct_counts(texts, n), seed=seed)
+
+
+def distinct_counts(texts: Sequence[Tokens], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ([N] different n-grams, [N] n-grams) of each text."""
     found = [ngrams(text, n) for text in texts]
-    return ratio(
-        np.asarray([len(set(x)) for x in found], float),
-        np.asarray([len(x) for x in found], float),
-        seed=seed,
-    )
+    different = np.asarray([len(set(x)) for x in found], float)
+    return different, np.asarray([len(x) for x in found], float)
 
 
 def self_bleu(texts: Sequence[str], *, seed: int, most: int = 64) -> Estimate:
@@ -54,31 +55,55 @@ def self_bleu(texts: Sequence[str], *, seed: int, most: int = 64) -> Estimate:
     return mean(scores, seed=seed)
 
 
-def entropy(texts: Sequence[Tokens], n: int) -> float | None:
-    """Return the entropy in bits of the n-grams of all texts; None if there are none."""
-    counts = Counter(gram for text in texts for gram in ngrams(text, n))
-    total = counts.total()
-    if not total:
-        return None
-    return -sum(c / total * log2(c / total) for c in counts.values()) + 0.0
+def tabulated(texts: Sequence[Tokens], n: int) -> tuple[np.ndarray, list[tuple]]:
+    """Return (counts [texts, kinds], kinds): how often each n-gram occurs in each text."""
+    found = [Counter(ngrams(text, n)) for text in texts]
+    kinds = {gram: i for i, gram in enumerate(dict.fromkeys(g for one in found for g in one))}
+    counts = np.zeros((len(texts), len(kinds)))
+    for row, one in zip(counts, found, strict=True):
+        for gram, count in one.items():
+            row[kinds[gram]] = count
+    return counts, list(kinds)
 
 
-def zipf(texts: Sequence[Tokens], *, most: int = 5000) -> float | None:
+def entropy(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
+    """Return the entropy in bits of the n-grams of all texts; NOTHING if there are none."""
+
+    def bits(counts: np.ndarray) -> float:
+        p = counts[counts > 0] / counts.sum()
+        return float(-(p * np.log2(p)).sum()) + 0.0
+
+    return of_counts(bits, tabulated(texts, n)[0], seed=seed)
+
+
+def zipf(texts: Sequence[Tokens], *, seed: int, most: int = 5000) -> Estimate:
     """Return minus the slope of log frequency on log rank (Holtzman et al. 2020), about 1 in prose.
 
-    The `most` frequent tokens; None for fewer than two different ones.
+    The `most` frequent tokens; NOTHING for fewer than two different ones.
     """
-    counts = Counter(token for text in texts for token in text)
-    found = np.asarray(sorted(counts.values(), reverse=True)[:most], float)
-    if len(found) < 2:
-        return None
-    return float(-np.polyfit(np.log(np.arange(1, len(found) + 1)), np.log(found), 1)[0]) + 0.0
+
+    def slope(counts: np.ndarray) -> float:
+        found = np.sort(counts[counts > 0])[::-1][:most]
+        if len(found) < 2:
+            return np.nan
+        x, y = np.log(np.arange(1, len(found) + 1)), np.log(found)
+        x = x - x.mean()
+        return float(-(x * y).sum() / (x * x).sum()) + 0.0
+
+    return of_counts(slope, tabulated(texts, 1)[0], seed=seed)
 
 
-def coverage(texts: Sequence[Tokens], vocabulary: set) -> float | None:
-    """Return which part of a vocabulary the texts use; None for an empty vocabulary."""
-    used = {token for text in texts for token in text}
-    return len(used & vocabulary) / len(vocabulary) if vocabulary else None
+def coverage(texts: Sequence[Tokens], vocabulary: set, *, seed: int) -> Estimate:
+    """Return which part of a vocabulary the texts use; NOTHING for an empty vocabulary."""
+    if not vocabulary:
+        return NOTHING
+    counts, kinds = tabulated(texts, 1)
+    if not kinds:
+        return Estimate(0.0, None, None)
+    known = np.asarray([kind[0] in vocabulary for kind in kinds])
+    return of_counts(
+        lambda row: ((row > 0) & known).sum() / len(vocabulary), counts, seed=seed, most=1.0
+    )
 
 
 def copied(texts: Sequence[Sequence[int]], training: np.ndarray, n: int, *, seed: int) -> Estimate:

@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import exp, log
 from typing import Any, Literal
 
@@ -97,6 +98,50 @@ def rouge(
     return mean([scorer.score(ref, text)[kind].fmeasure for text, ref in pairs], seed=seed)
 
 
+def meteor(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Estimate:
+    """Return the mean METEOR, 0 to 1, of words that are equal or have equal stems.
+
+    Lavie and Agarwal 2007 as nltk has it, with its Porter stemmer, but without the stage of
+    WordNet's synonyms, which would need a download; words are what white space parts, in lower
+    case. Raises DataError as `check_pairs` does, ConfigError without the extra.
+    """
+    check_pairs(texts, references)
+    try:
+        from nltk.stem.porter import PorterStemmer
+    except ImportError:
+        raise ConfigError(f"METEOR needs nltk; {EXTRA}") from None
+    stem = PorterStemmer().stem
+    pairs = zip(texts, references, strict=True)
+    return mean([_meteor(a.lower().split(), b.lower().split(), stem) for a, b in pairs], seed=seed)
+
+
+def _meteor(text: list[str], reference: list[str], stem: Callable[[str], str]) -> float:
+    pairs = _aligned(text, reference)
+    used = {i for i, _ in pairs}, {j for _, j in pairs}
+    left = [[i for i in range(len(x)) if i not in seen]
+            for x, seen in zip((text, reference), used, strict=True)]  # fmt: skip
+    stems = _aligned([stem(text[i]) for i in left[0]], [stem(reference[j]) for j in left[1]])
+    pairs = sorted([*pairs, *((left[0][i], left[1][j]) for i, j in stems)])
+    if not pairs:
+        return 0.0
+    precision, recall = len(pairs) / len(text), len(pairs) / len(reference)
+    chunks = 1 + sum(b != (a[0] + 1, a[1] + 1) for a, b in pairwise(pairs))
+    penalty = 0.5 * (chunks / len(pairs)) ** 3
+    return (1 - penalty) * precision * recall / (0.9 * precision + 0.1 * recall)
+
+
+def _aligned(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
+    """Return pairs of places with equal words, matched from the end as nltk does."""
+    places: dict[str, list[int]] = {}
+    for j, word in enumerate(b):
+        places.setdefault(word, []).append(j)
+    found = []
+    for i in range(len(a) - 1, -1, -1):
+        if places.get(a[i]):
+            found.append((i, places[a[i]].pop()))
+    return found
+
+
 def normalized(answer: str) -> str:
     """Return an answer as SQuAD compares it: lower case, no punctuation, articles or spaces."""
     plain = "".join(c for c in answer.lower() if c not in string.punctuation)
@@ -137,26 +182,3 @@ def similarity(
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
     return interval(lambda x: x.mean(axis=-1), cosine, seed=seed) if len(a) else NOTHING
-
-
-def frontier(p: np.ndarray, q: np.ndarray, *, scale: float = 5.0, points: int = 25) -> float:
-    """Return MAUVE of two histograms over the same clusters (Pillutla et al. 2021).
-
-    The area under the curve of (exp(-c KL(q|r)), exp(-c KL(p|r))) for mixtures r of p and q,
-    averaged over both axes as mauve-text does. p, q: [clusters], each summing to one.
-    """
-    weights = np.linspace(1e-6, 1 - 1e-6, points)[:, None]
-    mixed = weights * p + (1 - weights) * q
-    # The ends of the curve: one histogram alone leaves the other infinitely far.
-    x = np.r_[1.0, np.exp(-scale * _kl(q, mixed)), 0.0]
-    y = np.r_[0.0, np.exp(-scale * _kl(p, mixed)), 1.0]
-    return (_area(x[::-1], y[::-1]) + _area(y, x)) / 2
-
-
-def _kl(p: np.ndarray, mixed: np.ndarray) -> np.ndarray:
-    positive = p > 0
-    return (p[positive] * np.log(p[positive] / mixed[:, positive])).sum(axis=1)
-
-
-def _area(x: np.ndarray, y: np.ndarray) -> float:
-    return float(((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum())

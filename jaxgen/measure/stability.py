@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, ratio
+from jaxgen.measure.bootstrap import NOTHING, Estimate, around, interval, mean, ratio
 from jaxgen.measure.diversity import Tokens, ngrams
 
 
@@ -39,10 +39,27 @@ def _loops(text: list, longest: int) -> bool:
     return False
 
 
-def spread(values: Sequence[float | None]) -> float | None:
-    """Return the standard deviation of a figure over seeds; None for fewer than two of them."""
-    known = [value for value in values if value is not None]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+def spread(above: np.ndarray, below: np.ndarray, *, seed: int, resamples: int = 300) -> Estimate:
+    """Return the standard deviation over seeds of a figure that is a ratio of sums over texts.
+
+    above, below: [seeds, N], the same N prompts for every seed, which are drawn together for the
+    interval. NOTHING for fewer than two seeds, or where a seed has nothing below.
+    """
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    if len(above) < 2 or not (below.sum(axis=1) > 0).all():
+        return NOTHING
+
+    def deviation(rows: Any) -> Any:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = above[:, rows].sum(axis=-1) / below[:, rows].sum(axis=-1)
+        return values.std(axis=0, ddof=1)
+
+    count = above.shape[1]
+    value = float(deviation(np.arange(count)))
+    if count == 1:
+        return Estimate(value, None, None)
+    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    return around(value, deviation(drawn), least=0.0)
 
 
 def calibration_error(

@@ -17,7 +17,7 @@ from jaxgen.decoding.chain import chain
 from jaxgen.decoding.loop import decode
 from jaxgen.decoding.shape import temperature
 from jaxgen.errors import DataError
-from jaxgen.measure import bootstrap, diversity, quality, speed, stability
+from jaxgen.measure import bootstrap, diversity, energy, mauve, quality, speed, stability
 from jaxgen.measure.bootstrap import NOTHING, Estimate
 from jaxgen.report.generators import Generator, read_rows
 from jaxgen.tokens import Tokenizer
@@ -46,12 +46,16 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The text that generators are measured on, and the tokenizer that all of them share."""
+    """The text that generators are measured on, and the tokenizer that all of them share.
+
+    embed: texts -> vectors [N, D], of the model that judges what texts mean.
+    """
 
     train: data.TokenShard
     held: data.TokenShard
     tokenizer: Tokenizer
     context: int
+    embed: Callable[[list[str]], np.ndarray]
 
     def batches(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield the held-out text, row by row."""
@@ -156,10 +160,10 @@ def of_texts(
     found = {
         "distinct_2": diversity.distinct(flat, 2, seed=seed),
         "self_bleu": diversity.self_bleu(words[: len(true)], seed=seed),
-        "entropy_2": Estimate(diversity.entropy(flat[: len(true)], 2), None, None),
-        "zipf": Estimate(diversity.zipf(flat[: len(true)]), None, None),
-        "coverage": Estimate(
-            diversity.coverage(flat[: len(true)], set(true.reshape(-1).tolist())), None, None
+        "entropy_2": diversity.entropy(flat[: len(true)], 2, seed=seed),
+        "zipf": diversity.zipf(flat[: len(true)], seed=seed),
+        "coverage": diversity.coverage(
+            flat[: len(true)], set(true.reshape(-1).tolist()), seed=seed
         ),
         "copied_8": diversity.copied(flat, text.train.tokens, 8, seed=seed),
         "rep_16": stability.rep(flat, 16, seed=seed),
@@ -168,15 +172,32 @@ def of_texts(
     }
     if reference:
         return found
-    by_seed = [diversity.distinct(rows.tolist(), 2, seed=seed).value for rows in made]
-    found["seed_spread"] = Estimate(stability.spread(by_seed), None, None)
-    references = [text.tokenizer.decode(row) for row in true.tolist()] * len(made)
-    kept = [i for i, reference in enumerate(references) if reference.strip()]
-    if kept:
-        ours, theirs = [words[i] for i in kept], [references[i] for i in kept]
-        for metric in ("bleu", "chrf", "ter"):
-            found[metric] = quality.overlap(metric, ours, theirs, seed=seed)[0]
-        found["rouge_l"] = quality.rouge("rougeL", ours, theirs, seed=seed)
+    pairs = [diversity.distinct_counts(rows.tolist(), 2) for rows in made]
+    above, below = (np.stack(side) for side in zip(*pairs, strict=True))
+    found["seed_spread"] = stability.spread(above, below, seed=seed)
+    return found | beside(words, [text.tokenizer.decode(row) for row in true.tolist()], text, plan)
+
+
+def beside(words: list[str], references: list[str], text: Text, plan: Plan) -> Figures:
+    """Return how near texts [seeds * N] come to the true continuations [N] of their prompts."""
+    seed, found = plan.seed, {}
+    every = references * (len(words) // len(references))
+    kept = [i for i, reference in enumerate(every) if reference.strip()]
+    ours, theirs = [words[i] for i in kept], [every[i] for i in kept]
+    if not kept:
+        return found
+    for metric in ("bleu", "chrf", "ter"):
+        found[metric] = quality.overlap(metric, ours, theirs, seed=seed)[0]
+    found["rouge_l"] = quality.rouge("rougeL", ours, theirs, seed=seed)
+    found["meteor"] = quality.meteor(ours, theirs, seed=seed)
+    said = [i for i, made in enumerate(ours) if made]  # a model has no vector for no text
+    pairs = [ours[i] for i in said], [theirs[i] for i in said]
+    if not said:
+        return found
+    found["similarity"] = quality.similarity(text.embed, *pairs, seed=seed)
+    true = [reference for reference in references if reference.strip()]
+    if min(len(said), len(true)) > 1:
+        found["mauve"] = mauve.mauve(text.embed(pairs[0]), text.embed(true), seed=seed)
     return found
 
 
@@ -219,9 +240,18 @@ def timing(generator: Generator, text: Text, plan: Plan, prompts: np.ndarray) ->
             first = 1000 * speed.seconds(partial(short, *inputs), STEPS)
             found["first_token_ms"] = bootstrap.mean(first, seed=plan.seed)
             found |= _steps(generator, prompt, plan)
-        elif held is not None:
+            continue
+        if held is not None:
             found["memory_mib"] = Estimate(held / 2**20, None, None)
+        found["token_joules"] = _joules(partial(program, *inputs), rows * plan.new_tokens, plan)
     return found
+
+
+def _joules(run: Callable[[], Any], tokens: int, plan: Plan) -> Estimate:
+    """Return joules per token of some calls, NOTHING where the platform does not tell."""
+    taken = [energy.joules(lambda: jax.block_until_ready(run())) for _ in range(5)]
+    each = [joules / tokens for joules in taken if joules is not None]
+    return bootstrap.mean(each, seed=plan.seed)
 
 
 def _steps(generator: Generator, prompt: Any, plan: Plan) -> Figures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxgen.report.collect import Plan, Text
 from jaxgen.report.metrics import METRICS, SCHEMA
 from jaxgen.run import facts, inputs
 from jaxgen.run.folder import TOKENIZER, existing_settings
+from jaxgen.text import tasks
 from jaxgen.text.model import load
 from jaxgen.tokens import load as load_tokenizer
 
@@ -28,15 +30,18 @@ def make(
     plan: Plan,
     cache: Path,
     say: Say,
+    judge: Path | None = None,
 ) -> dict[str, Any]:
     """Return the report on runs and baselines as JSON-able data, by `metrics.SCHEMA`.
 
     The corpus, split and tokenizer are those of the first run; baselines learn from its training
-    split. Raises ConfigError for runs of other texts, or what loading a run raises.
+    split. judge: the folder of any model, whose vectors similarity and MAUVE compare; None: the
+    first run. Raises ConfigError for runs of other texts, or what loading a model raises.
     """
     generators.check(baselines)
     say(f"reading {runs[0]}")
-    text, digest = _text(runs[0], split, cache)
+    judge = runs[0] if judge is None else judge
+    text, digest = _text(runs[0], split, cache, judge)
     plan = _fitting(plan, text.context)
     prompts, true = collect.windows(text, plan)
     figures = {HELD_OUT: collect.of_texts(true[None], true, text, plan, reference=True)}
@@ -50,7 +55,7 @@ def make(
     return {
         "format": 1,
         "schema": SCHEMA,
-        "settings": plan.as_json(),
+        "settings": plan.as_json() | {"judge": judge.name},
         "text": {
             "digest": digest,
             "split": split,
@@ -78,12 +83,13 @@ def write(found: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     return folder / "report.json", folder / "report.html"
 
 
-def _text(folder: Path, split: str, cache: Path) -> tuple[Text, str]:
+def _text(folder: Path, split: str, cache: Path, judge: Path) -> tuple[Text, str]:
     settings = existing_settings(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     corpus = inputs.prepare(settings, tokenizer, cache)
     held = getattr(corpus, split)
-    return Text(corpus.train, held, tokenizer, settings.model.context), corpus.digest
+    embed = partial(tasks.embed, tasks.open_model(judge))
+    return Text(corpus.train, held, tokenizer, settings.model.context, embed), corpus.digest
 
 
 def _fitting(plan: Plan, context: int) -> Plan:

@@ -23,6 +23,12 @@ METRICS = (
     Metric("quality", "chrf", "chrF", "more", "the same, by characters (sacrebleu)"),
     Metric("quality", "ter", "TER", "less", "edits to turn one into the other (sacrebleu)"),
     Metric("quality", "rouge_l", "ROUGE-L", "more", "longest common subsequence (rouge-score)"),
+    Metric("quality", "meteor", "METEOR", "more",
+           "words shared by form or stem, in order (as nltk, without synonyms)"),
+    Metric("quality", "similarity", "similarity", "more",
+           "cosine of a continuation and the true one, in the vectors of the judge"),
+    Metric("quality", "mauve", "MAUVE", "more",
+           "overlap of all continuations with the true ones, in the vectors of the judge"),
     Metric("diversity", "distinct_2", "distinct-2", "reference",
            "different pairs of tokens, by all pairs"),
     Metric("diversity", "self_bleu", "self-BLEU", "reference",
@@ -58,13 +64,16 @@ METRICS = (
     Metric("speed", "compile_seconds", "compiling, s", "less", "prefill and loop, batch 1"),
     Metric("speed", "memory_mib", "memory, MiB", "less",
            "arguments, results and temporaries of the loop, batch 8, as XLA plans them"),
+    Metric("speed", "token_joules", "energy, J per token", "less",
+           "of processor and GPU, batch 8, where the platform tells"),
     Metric("speed", "train_seconds", "training, s", "less", "baselines only"),
 )  # fmt: skip
 
 SCHEMA = {
     "format": "1; a reader refuses a larger one",
     "settings": "how texts were made: prompts, tokens of a prompt and of a continuation, seeds, "
-    "temperature, confidence level of the intervals",
+    "temperature, confidence level of the intervals; judge: the model whose vectors similarity and "
+    "MAUVE compare",
     "text": "the corpus: digest, split, tokens, bytes, documents",
     "generators": "name -> {about, parameters, metrics}; metrics: key -> {value, low, high}, null "
     "where undefined or not measured; 'held-out text' is the true continuations themselves",

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from nltk.translate.meteor_score import meteor_score
 from rouge_score import rouge_scorer
 from sacrebleu import metrics
 from scipy import stats
@@ -42,6 +43,26 @@ def test_rouge_equals_rouge_score(kind):
     assert quality.rouge(kind, TEXTS, REFERENCES, seed=0).value == wanted
 
 
+class NoSynonyms:
+    """What nltk asks WordNet, without a download."""
+
+    @staticmethod
+    def synsets(word):
+        return []
+
+
+def test_meteor_equals_nltk_without_synonyms():
+    texts = [*TEXTS, "the the dogs barking loud , cats run", "runs running the ran The"]
+    references = [*REFERENCES, "the dog barks louder the cat runs", "the runner ran the run"]
+    wanted = [
+        meteor_score([b.split()], a.split(), wordnet=NoSynonyms)
+        for a, b in zip(texts, references, strict=True)
+    ]
+    found = quality.meteor(texts, references, seed=0)
+    assert found.value == pytest.approx(np.mean(wanted), abs=1e-12) and found.value > 0.3
+    assert found.low < found.value < found.high
+
+
 def test_answers_are_compared_as_squad_does():
     texts, references = ["The Cat!", "a big dog", "x"], ["cat", "big cat", "y"]
     assert quality.exact_match(texts, references, seed=0).value == pytest.approx(1 / 3)
@@ -62,21 +83,14 @@ def test_similarity_is_the_cosine():
     assert found.value == pytest.approx(math.sqrt(0.5) / 2)
 
 
-def test_mauve_is_one_for_equal_histograms_and_small_for_disjoint_ones():
-    p, q = np.asarray([0.5, 0.5, 0.0, 0.0]), np.asarray([0.0, 0.0, 0.5, 0.5])
-    assert quality.frontier(p, p) == pytest.approx(1, abs=1e-6)
-    assert quality.frontier(p, q) < 0.05
-    assert quality.frontier(p, (p + q) / 2) == pytest.approx(quality.frontier((p + q) / 2, p))
-
-
 def test_diversity_by_hand():
     texts = [list("aab"), list("abc")]
     assert diversity.distinct(texts, 1, seed=0).value == 5 / 6
     assert diversity.distinct(texts, 2, seed=0).value == 1
-    assert diversity.entropy([list("aabb")], 1) == 1
-    assert diversity.coverage(texts, set("abcd")) == 0.75
+    assert diversity.entropy([list("aabb")], 1, seed=0).value == 1
+    assert diversity.coverage(texts, set("abcd"), seed=0).value == 0.75
     ranks = [[r] * (840 // r) for r in range(1, 9) if 840 % r == 0]
-    assert diversity.zipf(ranks[:6]) == pytest.approx(1)
+    assert diversity.zipf(ranks[:6], seed=0).value == pytest.approx(1)
     training = np.asarray([1, 2, 3, 4, 5, 6])
     assert diversity.copied([[2, 3, 4, 9], [6, 5]], training, 2, seed=0).value == 2 / 4
 
@@ -91,14 +105,34 @@ def test_repetition_by_hand():
     assert stability.rep(texts, 2, seed=0).value == 2 / 8
     assert stability.seq_rep(texts, 2, seed=0).value == pytest.approx((1 / 3 + 0) / 2)
     assert stability.loops([list("xabcabcabc"), list("abcabcabd")], seed=0).value == 0.5
-    assert stability.spread([1.0, None]) is None
-    assert stability.spread([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+    two = np.asarray([[1.0, 1.0], [3.0, 3.0]])
+    assert stability.spread(two, np.ones((2, 2)), seed=0).value == pytest.approx(math.sqrt(2))
+    assert stability.spread(two[:1], np.ones((1, 2)), seed=0) == NOTHING
+    assert stability.spread(two, np.zeros((2, 2)), seed=0) == NOTHING
 
 
 def test_calibration_error_by_hand():
     confidence, correct = np.asarray([0.95, 0.95, 0.55]), np.asarray([1, 0, 1])
     wanted = (abs(1 - 1.9) + 0.45) / 3
     assert stability.calibration_error(confidence, correct, seed=0).value == pytest.approx(wanted)
+
+
+def test_figures_of_all_texts_have_the_interval_of_their_texts():
+    rng = np.random.default_rng(0)
+    few, many = (rng.integers(0, 30, (n, 20)).tolist() for n in (10, 160))
+    measures = [
+        lambda x: diversity.entropy(x, 1, seed=0),
+        lambda x: diversity.zipf(x, seed=0),
+        lambda x: diversity.coverage(x[:5], set(range(60)), seed=0),
+    ]
+    for measure in measures:
+        small, large = measure(few), measure(many)
+        assert small.low < small.value < small.high
+        assert large.high - large.low <= small.high - small.low
+    above = rng.random((3, 40))
+    value, low, high = stability.spread(above, np.ones((3, 40)), seed=0)
+    # 40 uniform numbers have a mean of standard deviation sqrt(1 / 12 / 40) = 0.046.
+    assert 0 <= low < value < high < 0.2
 
 
 BAD = {
@@ -110,7 +144,7 @@ BAD = {
 
 @pytest.mark.parametrize(("texts", "references", "part"), BAD.values(), ids=BAD)
 def test_bad_pairs_are_refused(texts, references, part):
-    for measure in (quality.f1, quality.exact_match):
+    for measure in (quality.f1, quality.exact_match, quality.meteor):
         with pytest.raises(DataError, match=part):
             measure(texts, references, seed=0)
     for metric in ("bleu", "chrf", "ter"):
@@ -121,7 +155,8 @@ def test_bad_pairs_are_refused(texts, references, part):
 def test_empty_texts_give_values_or_none_never_nan():
     empty = [[], []]
     found = [
-        *diversity.distinct(empty, 2, seed=0), diversity.entropy(empty, 1), diversity.zipf(empty),
+        *diversity.distinct(empty, 2, seed=0), *diversity.entropy(empty, 1, seed=0),
+        *diversity.zipf(empty, seed=0), *diversity.coverage(empty, {1}, seed=0),
         *diversity.copied(empty, np.arange(9), 2, seed=0), *stability.rep(empty, 4, seed=0),
         *stability.seq_rep(empty, 4, seed=0), *stability.loops(empty, seed=0),
         *diversity.self_bleu(["", " "], seed=0),

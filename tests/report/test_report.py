@@ -20,7 +20,7 @@ data: {files: [corpus.txt], split: tail, valid_fraction: 0.2}
 train: {steps: 2, batch: 2, warmup: 0, validate_every: 2, validate_batches: 1}
 """
 FEW = ["--prompts", "3", "--prompt-tokens", "4", "--max-new-tokens", "8", "--seeds", "2"]
-UNKNOWN_TO_TEXT = {"train_seconds"}
+UNKNOWN_TO_TEXT = {"train_seconds", "token_joules"}
 
 
 # One worker makes the fixture, once.
@@ -42,7 +42,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(home):
-    assert app.main(["report", "run", "--baselines", "ngram", "--out", "made", *FEW]) == 0
+    assert app.main(["report", "run", "--baselines", "ngram,template", "--out", "made", *FEW]) == 0
     return json.loads(Path("made/report.json").read_text())
 
 
@@ -56,9 +56,9 @@ def numbers(value):
 
 def test_every_generator_has_every_figure(found):
     assert set(SCHEMA) <= {*found, "schema"} and set(found) == {*SCHEMA, "schema"}
-    assert list(found["generators"]) == ["held-out text", "run", "ngram"]
+    assert list(found["generators"]) == ["held-out text", "run", "ngram", "template"]
     assert set(found["metrics"]) == {metric.key for metric in METRICS}
-    for name in ("run", "ngram"):
+    for name in ("run", "ngram", "template"):
         figures = found["generators"][name]["metrics"]
         assert set(figures) == set(found["metrics"]), name
         undefined = {key for key, e in figures.items() if e["value"] is None}
@@ -104,6 +104,7 @@ def test_one_worker_makes_the_fixtures_of_a_group(request):
     [
         (["report"], "no run is given"),
         (["report", "run", "--baselines", "ngramm"], "did you mean 'ngram'"),
+        (["report", "run", "--judge", "none"], "none: no such folder"),
         (["report", "run", "--max-new-tokens", "99"], "exceed context=24"),
         (["report", "run", "--prompts", "0"], "--prompts=0"),
         (["report", "rum"], "no such run"),

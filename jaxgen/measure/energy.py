@@ -1,0 +1,64 @@
+"""How many joules something takes, where the platform counts them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RAPL = Path("/sys/class/powercap")
+
+
+def joules(run: Callable[[], Any], *, folder: Path = RAPL) -> float | None:
+    """Return the joules that processors and GPUs took while `run` ran; None where none are told.
+
+    Processors: Intel's RAPL packages below `folder`, which count for the whole machine and may be
+    readable for root alone. GPUs: NVIDIA's total energy counter, by pynvml if it is installed.
+    """
+    meters = [*_packages(folder), *_gpus()]
+    if not meters:
+        return None
+    before = [read() for read, _ in meters]
+    run()
+    after = [read() for read, _ in meters]
+    # A counter that has come round begins again from zero.
+    return sum(
+        b - a if b >= a else b - a + whole
+        for a, b, (_, whole) in zip(before, after, meters, strict=True)
+    )
+
+
+Meter = tuple[Callable[[], float], float]
+
+
+def _packages(folder: Path) -> list[Meter]:
+    """Return (joules so far, joules at which it comes round) of each processor package."""
+    found: list[Meter] = []
+    # Zones below a package, "intel-rapl:0:0", are parts of it.
+    for zone in sorted(folder.glob("intel-rapl:*")):
+        if zone.name.count(":") != 1:
+            continue
+        counter = zone / "energy_uj"
+        try:
+            counter.read_text()
+            whole = float((zone / "max_energy_range_uj").read_text()) / 1e6
+        except (OSError, ValueError):
+            continue
+        found.append((lambda counter=counter: float(counter.read_text()) / 1e6, whole))
+    return found
+
+
+def _gpus() -> list[Meter]:
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        for handle in handles:
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # no package, no driver, or a GPU that does not count: it is not told
+        return []
+    return [
+        (lambda h=handle: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3, float("inf"))
+        for handle in handles
+    ]
