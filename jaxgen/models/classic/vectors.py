@@ -1,0 +1,170 @@
+"""Vectors of words: neighbours, analogies, the usual text format, and the start of a model.
+
+The text format is word2vec's and GloVe's: a line holds a word and its numbers; word2vec's files
+begin with a line of two numbers, how many words there are and how wide they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxgen import files, tree
+from jaxgen.errors import CheckpointError, ConfigError, DataError, nearest
+
+Header = Literal["word2vec", "none"]
+TABLE = "embed/tokens"
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Words and their vectors [V, D]; raises DataError unless each word has one, once."""
+
+    words: tuple[str, ...]
+    table: Float[np.ndarray, "V D"]
+
+    def __post_init__(self) -> None:
+        if len(self.words) != len(self.table) or not len(self.words):
+            raise DataError(f"{len(self.words)} words but {len(self.table)} vectors")
+        if len(self.index) != len(self.words):
+            twice = next(w for i, w in enumerate(self.words) if self.index[w] != i)
+            raise DataError(f"the word {twice!r} occurs twice")
+
+    @property
+    def index(self) -> Mapping[str, int]:
+        """Return the row of each word."""
+        return {word: i for i, word in enumerate(self.words)}
+
+    def rows(self, words: Sequence[str]) -> list[int]:
+        """Return the rows of words; ConfigError naming one that has none."""
+        index = self.index
+        for word in words:
+            if word not in index:
+                raise ConfigError(f"the word {word!r} has no vector{nearest(word, index)}")
+        return [index[word] for word in words]
+
+
+def neighbours(found: Vectors, word: str, count: int) -> list[tuple[str, float]]:
+    """Return the words of the largest cosine with a word, the nearest first, and the cosines."""
+    (row,) = found.rows([word])
+    return _best(found, _unit(found.table)[row], {row}, count)
+
+
+def analogy(found: Vectors, a: str, b: str, c: str, count: int) -> list[tuple[str, float]]:
+    """Return what is to c as b is to a, the best first (3CosAdd, Mikolov et al. 2013).
+
+    a, b and c themselves are never answers.
+    """
+    rows = found.rows([a, b, c])
+    unit = _unit(found.table)
+    wanted = unit[rows[1]] - unit[rows[0]] + unit[rows[2]]
+    return _best(found, wanted / max(float(np.linalg.norm(wanted)), 1e-12), set(rows), count)
+
+
+def _unit(table: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(table, axis=1, keepdims=True)
+    return table / np.where(norms > 0, norms, 1.0)
+
+
+def _best(found: Vectors, wanted: np.ndarray, without: set[int], count: int):
+    cosines = _unit(found.table) @ wanted
+    order = [int(i) for i in np.argsort(-cosines, kind="stable") if int(i) not in without]
+    return [(found.words[i], float(cosines[i])) for i in order[:count]]
+
+
+def save(path: str | PathLike, found: Vectors, *, header: Header = "word2vec") -> None:
+    """Write vectors as text, whole or not at all; DataError for a word that holds white space."""
+    wrong = next((word for word in found.words if len(word.split()) != 1), None)
+    if wrong is not None:
+        raise DataError(f"the word {wrong!r} is empty or holds white space; a line can't hold it")
+    size, width = found.table.shape
+    lines = [f"{size} {width}"] if header == "word2vec" else []
+    for word, row in zip(found.words, found.table.astype(np.float32), strict=True):
+        lines.append(f"{word} {' '.join(str(number) for number in row)}")
+    files.write(path, "\n".join(lines) + "\n")
+
+
+def load(path: str | PathLike) -> Vectors:
+    """Return the vectors of a text file, with or without word2vec's first line.
+
+    Raises CheckpointError, with the line, for a file that is missing, no text, or malformed.
+    """
+    path = Path(path)
+    raw = files.read_artifact(path, "file of word vectors", 1 << 34)
+    try:
+        rows = raw.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 at byte offset {error.start}") from error
+    first = rows[0].split()
+    headed = len(first) == 2 and all(word.isdigit() for word in first)
+    words, numbers = [], []
+    for number, row in enumerate(rows[headed:], start=1 + headed):
+        if row.strip():
+            word, vector = _row(path, number, row)
+            if numbers and len(vector) != len(numbers[0]):
+                raise CheckpointError(
+                    f"{path}:{number}: {len(vector)} numbers, but {len(numbers[0])} before"
+                )
+            words.append(word)
+            numbers.append(vector)
+    if headed and [len(words), len(numbers[0]) if numbers else 0] != [int(w) for w in first]:
+        raise CheckpointError(
+            f"{path}:1 says {first[0]} words of {first[1]} numbers, but there are {len(words)}; "
+            f"the file is truncated"
+        )
+    try:
+        return Vectors(tuple(words), np.asarray(numbers, np.float32).reshape(len(words), -1))
+    except DataError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _row(path: Path, number: int, row: str) -> tuple[str, np.ndarray]:
+    word, *rest = row.rstrip().split(" ")
+    try:
+        vector = np.asarray([float(x) for x in rest], np.float32)
+        if not word or not rest or not np.isfinite(vector).all():
+            raise ValueError
+    except ValueError:
+        raise CheckpointError(
+            f"{path}:{number}: {row[:60]!r} is no word and its finite numbers"
+        ) from None
+    return word, vector
+
+
+def initial(
+    params: Mapping[str, Any],
+    found: Vectors,
+    pieces: Sequence[str],
+    *,
+    spread: Literal["table", "own"] = "table",
+) -> tuple[dict[str, Any], int]:
+    """Return (params, rows set): a model's params whose token table begins with word vectors.
+
+    pieces: the text of each token id; those that are words of `found`, without the spaces around
+    them, get its vector, all others keep their row. spread: table scales the vectors to the
+    standard deviation of the table's own numbers, own leaves them. Raises ConfigError where the
+    widths differ, or no piece has a vector.
+    """
+    flat = tree.flatten(params)
+    table, index = flat[TABLE], found.index
+    if table.shape[1] != found.table.shape[1]:
+        raise ConfigError(
+            f"vectors of {found.table.shape[1]} numbers don't fit d_model={table.shape[1]}"
+        )
+    pairs = [(i, index[p.strip()]) for i, p in enumerate(pieces) if p.strip() in index]
+    pairs = [(i, row) for i, row in pairs if i < table.shape[0]]
+    if not pairs:
+        raise ConfigError(f"none of {len(pieces)} pieces has a vector; is this its vocabulary?")
+    ids, rows = (list(side) for side in zip(*pairs, strict=True))
+    chosen = found.table[rows]
+    if spread == "table":
+        chosen = chosen * (float(jnp.std(table)) / max(float(chosen.std()), 1e-12))
+    changed = jnp.asarray(table).at[jnp.asarray(ids)].set(chosen.astype(table.dtype))
+    return tree.unflatten({**flat, TABLE: changed}), len(ids)

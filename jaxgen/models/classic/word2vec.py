@@ -1,0 +1,266 @@
+"""Word2Vec (Mikolov et al. 2013): vectors of words that foretell the words around them.
+
+skipgram: each word near a word foretells it; cbow: the mean of all of them does. The output is
+logistic: against words drawn by chance (negative), or along a Huffman tree of the words
+(hierarchical). Params: in [V, D], the vectors that are kept; out [V or V - 1, D].
+
+Gradients are exact: of a mean of n words each gets one n-th, where word2vec.c and gensim give
+each the whole (Irsoy et al. 2021).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxgen.errors import ConfigError, DataError
+
+Params = dict[str, Array]
+Form = Literal["skipgram", "cbow"]
+Output = Literal["negative", "hierarchical"]
+BLOCK = 1 << 16  # tokens whose pairs exist at once on the host
+STEPS = 64  # batches of one call of the compiled loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word2Vec:
+    """What is learned; raises ConfigError naming the field at fault.
+
+    window: words on either side at most; each place draws its own width up to it. negatives: words
+    drawn by chance, in proportion to their count to the power of 0.75; None with hierarchical.
+    sample: words above this share of the text are dropped now and then; None: none is.
+    """
+
+    vocab_size: int
+    width: int
+    window: int
+    form: Form
+    output: Output
+    negatives: int | None = None
+    sample: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("vocab_size", 2), ("width", 1), ("window", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
+        if (self.negatives is not None) != (self.output == "negative") or self.negatives == 0:
+            raise ConfigError(
+                f"negatives={self.negatives} with output={self.output}: a number of at least 1 "
+                f"goes with negative, and with nothing else"
+            )
+        if self.sample is not None and not 0 < self.sample < 1:
+            raise ConfigError(f"sample={self.sample} must be between 0 and 1")
+
+
+class Batch(NamedTuple):
+    """Words that foretell, -1 where there is none, and the word foretold."""
+
+    near: Int[Array | np.ndarray, "B C"]
+    word: Int[Array | np.ndarray, "B"]
+
+
+class Tree(NamedTuple):
+    """The path to each word: its inner nodes, the turn at each (0 left, 1 right), -1 beyond."""
+
+    points: Int[Array | np.ndarray, "V L"]
+    turns: Int[Array | np.ndarray, "V L"]
+
+
+def init(config: Word2Vec, key: PRNGKeyArray) -> Params:
+    """Return fresh params: vectors of uniform draws within 0.5 / width, outputs of zeros."""
+    shape = (config.vocab_size, config.width)
+    half = 0.5 / config.width
+    rows = config.vocab_size - (config.output == "hierarchical")
+    return {
+        "in": jax.random.uniform(key, shape, minval=-half, maxval=half),
+        "out": jnp.zeros((rows, config.width)),
+    }
+
+
+def huffman(counts: Int[np.ndarray, "V"]) -> Tree:
+    """Return the Huffman tree of words by their counts: frequent words have short paths."""
+    size = len(counts)
+    heap = [(int(count), i) for i, count in enumerate(counts)]
+    heapq.heapify(heap)
+    parent, turn = np.zeros(2 * size - 1, int), np.zeros(2 * size - 1, int)
+    for node in range(size, 2 * size - 1):
+        (a, left), (b, right) = heapq.heappop(heap), heapq.heappop(heap)
+        parent[left] = parent[right] = node
+        turn[right] = 1
+        heapq.heappush(heap, (a + b, node))
+    paths = []
+    for word in range(size):
+        node, path = word, []
+        while node != 2 * size - 2:
+            path.append((parent[node] - size, turn[node]))
+            node = parent[node]
+        paths.append(path[::-1])
+    points = np.full((size, max(map(len, paths))), -1, np.int32)
+    turns = points.copy()
+    for word, path in enumerate(paths):
+        points[word, : len(path)], turns[word, : len(path)] = zip(*path, strict=True)
+    return Tree(points, turns)
+
+
+def loss(
+    hidden: Float[Array, "B D"],
+    out: Float[Array, "B L D"],
+    labels: Float[Array, "B L"],
+    real: Float[Array, "B L"],
+) -> Float[Array, ""]:
+    """Return the summed logistic loss: labels 1 for what is, 0 for what is not; real 0: unasked."""
+    scores = jnp.einsum("BD,BLD->BL", hidden, out)
+    return jnp.sum(real * (jax.nn.softplus(scores) - labels * scores))
+
+
+def update(
+    params: Params,
+    batch: Batch,
+    asked: Int[Array, "B L"],
+    labels: Float[Array, "B L"],
+    rate: Any,
+) -> tuple[Params, Float[Array, ""]]:
+    """Return (params, loss) after one step against the summed gradient of a batch's pairs.
+
+    asked: rows of `out`, -1 for none, and the label of each.
+    """
+    near, real = jnp.asarray(batch.near), (asked >= 0).astype(jnp.float32)
+    known = (near >= 0)[..., None]
+    rows, outputs = params["in"][near], params["out"][asked]
+
+    def total(rows: Array, outputs: Array) -> Array:
+        hidden = jnp.sum(jnp.where(known, rows, 0), axis=1) / jnp.maximum(known.sum(axis=1), 1)
+        return loss(hidden, outputs, labels, real)
+
+    value, (to_rows, to_outputs) = jax.value_and_grad(total, argnums=(0, 1))(rows, outputs)
+    # Rows that are not there have gradients of zero, so where they are added does not matter.
+    vectors = params["in"].at[near].add(-rate * to_rows)
+    return {"in": vectors, "out": params["out"].at[asked].add(-rate * to_outputs)}, value
+
+
+def against_noise(
+    word: Int[Array, "B"], drawn: Int[Array, "B N"]
+) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
+    """Return (rows asked, labels): the word, and the drawn ones that are not the word itself."""
+    others = jnp.where(drawn == word[:, None], -1, drawn)
+    asked = jnp.concatenate([word[:, None], others], axis=1)
+    return asked, jnp.zeros(asked.shape).at[:, 0].set(1.0)
+
+
+def along_tree(word: Int[Array, "B"], tree: Tree) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
+    """Return (inner nodes asked, labels): 1 where the path to the word turns left."""
+    asked, turns = jnp.asarray(tree.points)[word], jnp.asarray(tree.turns)[word]
+    return asked, (turns == 0).astype(jnp.float32)
+
+
+def train(
+    config: Word2Vec,
+    tokens: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    passes: int,
+    batch: int,
+    rate: float,
+    seed: int,
+) -> tuple[Params, list[float]]:
+    """Return (params, mean loss of each pass) learned from documents.
+
+    tokens [N], offsets [documents + 1]; rate: of the first pair, falling in a line to 1 / 250 of
+    it. A batch's pairs all see the vectors before it, so keep it small beside the text. Raises
+    DataError for fewer than two tokens.
+    """
+    ids = np.asarray(tokens).astype(np.int64)
+    if len(ids) < 2:
+        raise DataError(f"{len(ids)} tokens hold no pair of words; give more text")
+    counts = np.bincount(ids, minlength=config.vocab_size)
+    key = jax.random.key(seed)
+    params, history = init(config, jax.random.fold_in(key, 0)), []
+    tree = huffman(counts) if config.output == "hierarchical" else None
+    noise = jnp.cumsum(jnp.asarray(counts, jnp.float32) ** 0.75)
+    rng = np.random.default_rng(seed)
+    for turn in range(passes):
+        losses, asked = 0.0, 0
+        for share, part in _parts(config, ids, np.asarray(offsets), counts, batch, rng):
+            now = rate * max(1 - (turn + share) / passes, 1 / 250)
+            key = jax.random.fold_in(key, 1)
+            params, value = _steps(config, params, part, tree, noise, now, key)
+            losses, asked = losses + float(value), asked + part.word.size
+        history.append(losses / max(asked, 1))
+    return params, history
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="params")
+def _steps(config: Word2Vec, params, part: Batch, tree, noise, rate, key):
+    """A step for each batch of the part [steps, B, ...]."""
+
+    def one(carry, inputs):
+        params, key = carry
+        key, draw = jax.random.split(key)
+        if tree is not None:
+            asked, labels = along_tree(inputs.word, tree)
+        else:
+            shape = (inputs.word.shape[0], config.negatives)
+            place = jax.random.uniform(draw, shape) * noise[-1]
+            drawn = jnp.searchsorted(noise, place, side="right").astype(jnp.int32)
+            asked, labels = against_noise(inputs.word, drawn)
+        params, value = update(params, inputs, asked, labels, rate)
+        return (params, key), value
+
+    (params, _), values = lax.scan(one, (params, key), part)
+    return params, jnp.sum(values)
+
+
+def _parts(config: Word2Vec, ids, offsets, counts, batch, rng) -> Iterator[tuple[float, Batch]]:
+    """Yield (how much of the pass is done, batches [steps, B, ...]) of all pairs of a text."""
+    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets.astype(np.int64)))
+    if config.sample is not None:
+        # Kept with the probability of word2vec.c: sqrt(t / f) + t / f.
+        ratio = config.sample * len(ids) / counts[ids]
+        kept = rng.random(len(ids)) < np.sqrt(ratio) + ratio
+        ids, document = ids[kept], document[kept]
+    waiting: list[Batch] = []
+    for begin in range(0, len(ids), BLOCK):
+        waiting.append(pairs(config, ids, document, slice(begin, begin + BLOCK), rng))
+        near, word = (np.concatenate(side) for side in zip(*waiting, strict=True))
+        last, place = begin + BLOCK >= len(ids), 0
+        while len(word) - place >= batch * STEPS or (last and place < len(word)):
+            size = min(batch, len(word) - place)
+            steps = min(STEPS, (len(word) - place) // size)
+            part = slice(place, place + steps * size)
+            place += steps * size
+            shape = (steps, size)
+            yield begin / len(ids), Batch(near[part].reshape(*shape, -1), word[part].reshape(shape))
+        waiting = [Batch(near[place:], word[place:])]
+
+
+def pairs(
+    config: Word2Vec, ids: np.ndarray, document: np.ndarray, part: slice, rng: np.random.Generator
+) -> Batch:
+    """Return the shuffled examples of the places in `part`: words near each, never across texts."""
+    places = np.arange(len(ids))[part]
+    reach = rng.integers(1, config.window + 1, len(places))
+    moves = [d for d in range(-config.window, config.window + 1) if d]
+    near = np.full((len(places), len(moves)), -1, np.int32)
+    for column, move in enumerate(moves):
+        other = places + move
+        inside = (other >= 0) & (other < len(ids)) & (abs(move) <= reach)
+        inside[inside] = document[other[inside]] == document[places[inside]]
+        near[inside, column] = ids[other[inside]]
+    word = ids[places].astype(np.int32)
+    if config.form == "skipgram":
+        rows, columns = np.nonzero(near >= 0)
+        near, word = near[rows, columns][:, None], word[rows]
+    else:
+        some = (near >= 0).any(axis=1)
+        near, word = near[some], word[some]
+    order = rng.permutation(len(word))
+    return Batch(near[order], word[order])
