@@ -57,13 +57,7 @@ def report(
     """
     if not runs:
         raise ConfigError("no run is given; name at least one, as in `jaxgen report quickstart`")
-    sizes = {"prompts": prompts, "prompt-tokens": prompt_tokens, "seeds": seeds}
-    least = {**dict.fromkeys(sizes, 1), "prompt-tokens": 2, "max-new-tokens": 2}
-    for name, value in {**sizes, "max-new-tokens": max_new_tokens}.items():
-        if value < least[name]:
-            raise ConfigError(f"--{name}={value} must be at least {least[name]}")
-    if temperature < 0:
-        raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")
+    _check(prompts, prompt_tokens, max_new_tokens, seeds, temperature)
     folders = [paths.run_folder(word) for word in runs]
     kinds = [word.strip() for word in baselines.split(",") if word.strip()]
     cache = paths.cache()
@@ -94,3 +88,16 @@ def report(
         written = make.write(found, Path(out) if out else folders[0] / "report")
     for path in written:
         print(f"wrote {path}")
+
+
+def _check(
+    prompts: int, prompt_tokens: int, max_new_tokens: int, seeds: int, temperature: float
+) -> None:
+    """Raise ConfigError for a number that nothing can be measured with."""
+    sizes = {"prompts": prompts, "prompt-tokens": prompt_tokens, "seeds": seeds}
+    least = {**dict.fromkeys(sizes, 1), "prompt-tokens": 2, "max-new-tokens": 2}
+    for name, value in {**sizes, "max-new-tokens": max_new_tokens}.items():
+        if value < least[name]:
+            raise ConfigError(f"--{name}={value} must be at least {least[name]}")
+    if temperature < 0:
+        raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")
