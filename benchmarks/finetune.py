@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 BPE = {"kind": "bpe", "vocab_size": 1024}
 MODEL = {"context": 128, "layers": 4, "d_model": 128, "heads": 4, "d_ff": 352, "norm": "rms",
          "positions": "rope", "feed": "swiglu", "biases": "none"}  # fmt: skip
-TRAIN = {"batch": 16, "schedule": "linear", "warmup": 10, "final_rate": 0.0, "beta2": 0.95,
+TRAIN = {"batch": 8, "schedule": "linear", "warmup": 10, "final_rate": 0.0, "beta2": 0.95,
          "optimizer": "muon"}  # fmt: skip
 RATES = {"fine-tuned": (1e-3, 2e-3), "from scratch": (2e-3, 4e-3), "own tokenizer": (2e-3, 4e-3)}
 
@@ -57,7 +57,7 @@ def measure(text, steps, first, seeds, home):
         for rate in RATES[name]:
             for seed in range(seeds):
                 given = TRAIN | {"steps": steps, "learning_rate": rate, "seed": seed,
-                                 "validate_every": max(steps // 8, 1)}  # fmt: skip
+                                 "validate_every": max(steps // 4, 1)}  # fmt: skip
                 folder = home / f"{name}-{rate}-{seed}"
                 curve, took = run(folder, home, data=data, train=given, **sections)
                 found.append({"arm": name, "learning_rate": rate, "seed": seed,
@@ -108,9 +108,9 @@ def draw(found, path):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("text", type=Path)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--pretraining", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         start.prepare_jax(Path(home) / "cache")
