@@ -15,6 +15,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 import jaxgen
 from jaxgen.cli import (
+    answer,
+    chat,
     classify,
     convert,
     embed,
@@ -66,6 +68,8 @@ VERBS = (
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (translate.translate, "translate", "RUN [TEXT ...] [OPTIONS]"),
     (translate.translate, "summarize", "RUN [TEXT ...] [OPTIONS]"),
+    (answer.answer, "answer", "RUN [QUESTION ...] --context TEXT [OPTIONS]"),
+    (chat.chat, "chat", "RUN [MESSAGE ...] [OPTIONS]"),
     (classify.classify, "classify", "RUN [TEXT ...] [OPTIONS]"),
     (fill_mask.fill_mask, "fill-mask", "RUN [TEXT ...] [OPTIONS]"),
     (embed.embed, "embed", "RUN [TEXT ...] [OPTIONS]"),

@@ -5,14 +5,7 @@ from __future__ import annotations
 from jaxgen.cli import texts
 
 
-def classify(
-    run: texts.Folder,
-    /,
-    *text: texts.Texts,
-    input: texts.Input = None,
-    output: texts.Output = None,
-    batch: texts.Batch = 32,
-) -> None:
+def classify(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
     """Tell the class of each text, with its probability.
 
     For example:
@@ -20,9 +13,12 @@ def classify(
         jaxgen classify runs/classify --input reviews.txt --output classes.jsonl
     """
 
-    def work(model, wanted):
+    def work(model, wanted, progress):
         from jaxgen.text import tasks
 
-        return tasks.classify(model, wanted, batch=batch)
+        return tasks.classify(
+            model, wanted, batch=job.batch, overflow=job.overflow, progress=progress
+        )
 
-    texts.run(run, text, input, output, work, lambda found: f"{found[0][0]}\t{found[0][1]:.4f}")
+    wanted = texts.gather(text, job.input)
+    texts.run(run, wanted, job, work, lambda found: f"{found[0][0]}\t{found[0][1]:.4f}")

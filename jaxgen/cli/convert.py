@@ -39,16 +39,14 @@ def convert(
     folder = paths.run_folder(source)
     target = Path(out)
     start.prepare_jax(paths.cache())
-    from jaxgen.text import hub_parity, model, usage
+    from jaxgen.text import hub_parity, model
 
     with exits.in_folder(folder):
         model.check_new(target)
         config, params = model.load(folder, dtype=dtype)
-        tokenizer = model.tokenizer_of(folder) if model.has_tokenizer(folder) else None
-        told, lost = usage.read(folder)
-        model.save(
-            target, config, params, tokenizer=tokenizer, usage=told, layout=to, family=family
-        )
+        kept = model.manners_of(folder)
+        beside = {"tokenizer": kept.tokenizer, "usage": kept.usage, "template": kept.template}
+        model.save(target, config, params, layout=to, family=family, **beside)
         hub = target if to == "hf" else folder if model.is_hub(folder) else None
         try:
             compared = _parity(hub, target, hub_parity, model)
@@ -60,13 +58,13 @@ def convert(
     rows = [
         ("wrote", f"{target} ({to} layout)"),
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
-        ("tokenizer", _tokenizer(tokenizer, target)),
-        ("generation", told.told() or "nothing special"),
+        ("tokenizer", _tokenizer(kept.tokenizer, target)),
+        ("chat template", "none" if kept.template is None else "kept"),
+        ("generation", kept.usage.told() or "nothing special"),
         ("parity", compared),
     ]
-    if lost:
-        rows.append(("left out", f"of generation_config.json: {', '.join(lost)}"))
-    arguments.print_rows(rows)
+    left = [("left out", f"of generation_config.json: {', '.join(kept.lost)}")]
+    arguments.print_rows(rows + (left if kept.lost else []))
 
 
 def _parity(hub: Path | None, target: Path, hub_parity, model) -> str:

@@ -14,23 +14,23 @@ def fill_mask(
     run: texts.Folder,
     /,
     *text: texts.Texts,
-    input: texts.Input = None,
-    output: texts.Output = None,
     best: Annotated[int, WHOLE, Parameter(help="pieces for each mask")] = 5,
-    batch: texts.Batch = 32,
+    job: texts.Given = texts.JOB,
 ) -> None:
     """Print the likeliest pieces for each <mask> of each text.
 
     For example:
         jaxgen fill-mask runs/bert_mlm "Return the<mask> of the list."
     """
+    if job.overflow != "refuse":
+        raise texts.ConfigError("--overflow cut has no effect: a mask may lie in what is cut off")
 
-    def work(model, wanted):
+    def work(model, wanted, progress):
         from jaxgen.text import tasks
 
-        return tasks.fill_mask(model, wanted, best=best, batch=batch)
+        return tasks.fill_mask(model, wanted, best=best, batch=job.batch, progress=progress)
 
     def show(found):
         return "\t".join(" ".join(f"{p!r} {chance:.3f}" for p, chance in mask) for mask in found)
 
-    texts.run(run, text, input, output, work, show)
+    texts.run(run, texts.gather(text, job.input), job, work, show)

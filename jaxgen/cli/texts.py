@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -17,9 +18,27 @@ from jaxgen.errors import ConfigError
 
 Folder = Annotated[str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")]
 Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or standard input")]
-Input = Annotated[str | None, Parameter(help="a file with a text a line; - is standard input")]
-Output = Annotated[str | None, Parameter(help="write there, a line a text; .jsonl gives objects")]
-Batch = Annotated[int, WHOLE, Parameter(help="texts at once")]
+Overflow = Literal["refuse", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where texts come from and results go, and how many are worked on at once."""
+
+    input: Annotated[
+        str | None, Parameter(help="a file with a text a line; - is standard input")
+    ] = None
+    output: Annotated[
+        str | None, Parameter(help="write there, a line a text; .jsonl gives objects")
+    ] = None
+    batch: Annotated[int, WHOLE, Parameter(help="texts at once")] = 32
+    overflow: Annotated[
+        Overflow, Parameter(help="a text longer than the context: refuse it, or cut its end")
+    ] = "refuse"
+
+
+Given = Annotated[Job, Parameter(name="*")]
+JOB = Job()
 
 
 def gather(texts: Sequence[str], source: str | None) -> list[str]:
@@ -41,32 +60,58 @@ def gather(texts: Sequence[str], source: str | None) -> list[str]:
 
 def run(
     folder: str,
-    texts: Sequence[str],
-    source: str | None,
-    output: str | None,
-    work: Callable[[Any, list[str]], list[Any]],
+    wanted: Sequence[Any],
+    job: Job,
+    work: Callable[[Any, Sequence[Any], Callable[[int, int], None]], list[Any]],
     show: Callable[[Any], str],
+    *,
+    search: bool = False,
 ) -> None:
-    """Open the model, do the work on all texts, and print or write a line for each result."""
-    wanted, home = gather(texts, source), paths.run_folder(folder)
-    target = None if output is None else Path(output)
+    """Open the model, do the work on all inputs, and print or write a line for each result.
+
+    work: (model, inputs, progress) -> results. search: what the folder says of generation counts,
+    and is told.
+    """
+    home = paths.run_folder(folder)
+    target = None if job.output is None else Path(job.output)
     if target is not None and (target.is_dir() or not target.resolve().parent.is_dir()):
-        raise ConfigError(f"--output {output} is no file that can be written; name another")
+        raise ConfigError(f"--output {job.output} is no file that can be written; name another")
     start.prepare_jax(paths.cache())
+    from jaxgen.run.progress import bar
     from jaxgen.text import tasks
 
     with exits.in_folder(home):
-        found = work(tasks.open_model(home), wanted)
+        model = tasks.open_model(home)
+        if search and (told := model.usage.told()):
+            print(f"the folder says: {told}", file=sys.stderr)
+        with bar(f"{len(wanted)} texts") as progress:
+            found = work(model, wanted, progress)
     if target is None:
         print("\n".join(map(show, found)))
         return
     if target.suffix == ".jsonl":
         rows = zip(wanted, found, strict=True)
-        lines = (json.dumps({"text": t, "result": r}, ensure_ascii=False) for t, r in rows)
+        lines = (
+            json.dumps({"text": t, "result": r}, ensure_ascii=False, default=float) for t, r in rows
+        )
     else:
         lines = map(show, found)
     files.write(target, "".join(line + "\n" for line in lines))
     print(f"wrote {target}", file=sys.stderr)
+
+
+def objects(name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the objects of a .jsonl file (- is standard input); ConfigError without the keys."""
+    found = []
+    for number, line in enumerate(gather((), name), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{name}:{number} is no JSON: {error}") from None
+        if lost := [key for key in keys if not isinstance(row, dict) or key not in row]:
+            raise ConfigError(f"{name}:{number} is no object with {' and '.join(lost)}")
+        found.append(row)
+    return found
 
 
 def _bytes(path: Path) -> bytes:

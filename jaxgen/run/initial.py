@@ -16,6 +16,7 @@ from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.text import model as models
+from jaxgen.text import template as templates
 from jaxgen.text import usage as usages
 from jaxgen.text.usage import Usage
 from jaxgen.tokens.protocol import Tokenizer
@@ -61,6 +62,13 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 def usage_of(folder: Path) -> Usage:
     """Return what the folder says of generation and classes."""
     return usages.read(folder)[0]
+
+
+def keep_manners(folder: Path, run: Path) -> None:
+    """Write into a run what the folder says of generation, and its chat template."""
+    usages.write(run, usage_of(folder))
+    if templates.has_template(folder):
+        templates.write(run, templates.read(folder))
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:

@@ -33,7 +33,6 @@ from jaxgen.run.folder import (
 from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.store import Checkpoints
-from jaxgen.text import usage as usages
 from jaxgen.text.complete import Session
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
@@ -247,7 +246,7 @@ def _found(run: Run) -> None:
     if not (run.folder / TOKENIZER).exists():
         run.tokenizer.save(run.folder / TOKENIZER)
     if run.settings.init_from is not None:
-        usages.write(run.folder, initial.usage_of(run.settings.init_from))
+        initial.keep_manners(run.settings.init_from, run.folder)
     about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
     files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})
     files.write(run.folder / CONFIG, sets.dump(run.settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, fill, table
 from jaxgen.store import safetensors
 from jaxgen.text.hub_folder import CONFIG, INDEX, WEIGHTS
+from jaxgen.text.template import TEMPLATE, TOKENIZER, Template
 from jaxgen.text.usage import GENERATION, Usage, to_hub
 from jaxgen.tokens import Tokenizer
 
@@ -118,4 +120,12 @@ def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
         # Else it would put a space before every text, which only some models want.
         about |= {"add_prefix_space": tokenizer.adds_space, "legacy": False}
         about |= {"add_bos_token": special["bos"] is not None}
-    files.write_json(draft / "tokenizer_config.json", about)
+    files.write_json(draft / TOKENIZER, about)
+
+
+def write_template(draft: Path, template: Template) -> None:
+    """Write a chat template, and the pieces it calls by name, where transformers looks for them."""
+    (draft / TEMPLATE).write_text(template.source, encoding="utf-8", newline="")
+    path = draft / TOKENIZER
+    about = json.loads(path.read_bytes()) if path.exists() else {}
+    files.write_json(path, dict(template.names) | about)

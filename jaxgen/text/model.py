@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from jaxgen.errors import CheckpointError, ConfigError, UserError
 from jaxgen.models import api
 from jaxgen.store import Checkpoints, safetensors
 from jaxgen.text import hub_export, hub_folder
+from jaxgen.text import template as templates
 from jaxgen.text import usage as usages
+from jaxgen.text.template import Template
 from jaxgen.text.usage import Usage
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
@@ -24,6 +26,26 @@ from jaxgen.tokens import load as load_tokenizer
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 Layout = Literal["jaxgen", "hf"]
+
+
+class Manners(NamedTuple):
+    """What a folder holds besides the model; lost: what it says of generation that is not kept."""
+
+    tokenizer: Tokenizer | None
+    usage: Usage
+    template: Template | None
+    lost: tuple[str, ...]
+
+
+def manners_of(folder: Path) -> Manners:
+    """Return tokenizer, usage and chat template of a folder; CheckpointError if one is damaged."""
+    usage, lost = usages.read(folder)
+    return Manners(
+        tokenizer_of(folder) if has_tokenizer(folder) else None,
+        usage,
+        templates.read(folder) if templates.has_template(folder) else None,
+        lost,
+    )
 
 
 def load(
@@ -101,12 +123,14 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
     usage: Usage | None = None,
+    template: Template | None = None,
     layout: Layout = "jaxgen",
     family: str | None = None,
 ) -> None:
     """Write config, params and (if given) tokenizer as a folder that `load` reads.
 
-    usage: ids to start and stop with, sampling, names of classes (`text.usage.read`).
+    usage: ids to start and stop with, sampling, names of classes (`text.usage.read`). template:
+    that of chats (`text.template.read`).
     layout: "jaxgen" keeps our own paths in one safetensors file; "hf" is what transformers opens,
     as the model_type `family`, or the first that can say all of the config. The folder appears
     whole or not at all. Raises ConfigError if the path exists already or no family has such a
@@ -125,6 +149,8 @@ def save(
             hub_export.write(
                 draft, config, params, tokenizer=tokenizer, usage=usage, model_type=family
             )
+            if template is not None:
+                hub_export.write_template(draft, template)
             return
         flat = tree.flatten(params)
         shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in flat.items()}
@@ -132,6 +158,8 @@ def save(
         safetensors.write(draft / WEIGHTS, shapes, lambda name: np.asarray(flat[name]), about)
         files.write(draft / CONFIG, settings_yaml.write({"model": settings.as_dict(config)}))
         usages.write(draft, usage)
+        if template is not None:
+            templates.write(draft, template)
         if tokenizer is not None:
             tokenizer.save(draft / "tokenizer")
 

@@ -10,6 +10,7 @@ from typing import Any
 from jaxgen import files
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.tokens import folder, protocol
+from jaxgen.tokens.pair import Pair, check_room
 from jaxgen.tokens.protocol import Special, Surface
 
 MAX_VOCAB = 10_000_000
@@ -66,6 +67,31 @@ class HuggingFace:
         encode = self._engine.encode_batch
         return [row.ids for row in _guard(DataError, encode, texts, add_special_tokens=False)]
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Return the ids of a text in which special pieces, written out, are those pieces."""
+        self._engine.encode_special_tokens = False
+        try:
+            return _guard(DataError, self._engine.encode, text, add_special_tokens=False).ids
+        finally:
+            self._engine.encode_special_tokens = True
+
+    def marks(self) -> list[str]:
+        """Return the pieces that `encode_marked` takes for marks."""
+        added = self._engine.get_added_tokens_decoder()
+        return [token.content for _, token in sorted(added.items())]
+
+    def windows(self, first: str, second: str, width: int, stride: int) -> list[Pair]:
+        """Return the rows of two texts, laid as the file declares; see `tokens.pair.pairs`."""
+        engine = self._engine
+        whole = _guard(DataError, engine.encode, first, "", add_special_tokens=True)
+        check_room(first, len(whole.ids), width - len(whole.ids), stride)
+        engine.enable_truncation(width, stride=stride, strategy="only_second")
+        try:
+            row = _guard(DataError, engine.encode, first, second, add_special_tokens=True)
+        finally:
+            engine.no_truncation()
+        return [_pair(part) for part in (row, *row.overflowing)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids have none. DataError for an id out of range."""
         ids = [int(token) for token in ids]
@@ -85,6 +111,21 @@ class HuggingFace:
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the file, which other programs read as well."""
         folder.save(path, "hf", ("tokenizer.json", self.model), self)
+
+
+def _pair(row: Any) -> Pair:
+    """Return a row of the library; a token's characters are those of its word."""
+    words: dict[int, tuple[int, int]] = {}
+    own = [side == 1 for side in row.sequence_ids]
+    for mine, word, (begin, end) in zip(own, row.word_ids, row.offsets, strict=True):
+        if mine and word is not None:
+            low, high = words.get(word, (begin, end))
+            words[word] = min(low, begin), max(high, end)
+    spans = [
+        (words[word] if word is not None else offsets) if mine else None
+        for mine, word, offsets in zip(own, row.word_ids, row.offsets, strict=True)
+    ]
+    return Pair(row.ids, row.type_ids, spans)
 
 
 def _parse(model: bytes) -> dict[str, Any]:

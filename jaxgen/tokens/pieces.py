@@ -131,6 +131,34 @@ class Pieces:
         """Return the ids of each text."""
         return [self.encode(text) for text in texts]
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Return the ids of a text in which control pieces, written out, are those pieces."""
+        marks = {name: self._processor.piece_to_id(name) for name in self.marks()}
+        pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
+        if not pattern:
+            return self.encode(text)
+        ids: list[int] = []
+        for number, part in enumerate(re.split(f"({pattern})", text)):
+            if number % 2:
+                ids.append(marks[part])
+            elif part:
+                ids += self._inside(part) if number else self.encode(part)
+        return ids
+
+    def _inside(self, text: str) -> list[int]:
+        """Return the ids of a text in the middle of another: the model puts no space before it."""
+        if not self.adds_space:
+            return self.encode(text)
+        # As transformers' LlamaTokenizer: a piece in front takes the space, and is cut off again.
+        front = self.encode(self._processor.id_to_piece(self._processor.unk_id()))
+        whole = self.encode(self._processor.id_to_piece(self._processor.unk_id()) + text)
+        return whole[len(front) :]
+
+    def marks(self) -> list[str]:
+        """Return the control pieces."""
+        control = self._processor.is_control
+        return [self._processor.id_to_piece(i) for i in range(self.vocab_size) if control(i)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids have none. DataError for an id out of range."""
         ids = [int(token) for token in ids]

@@ -54,7 +54,13 @@ def test_a_verb_writes_one_result_a_line(models, tmp_path, verb, model, options)
      (["score", "bert", "a"], "score needs topology=decoder"),
      (["score", "gpt", "a", "--input", "b"], "exclude each other"),
      (["score", "gpt", "--input", "none.txt"], "none.txt"),
-     (["embed", "bert", "a", "--output", "none/out"], "--output none/out")],
+     (["embed", "bert", "a", "--output", "none/out"], "--output none/out"),
+     (["embed", "bert", "a" * 70], "text 0 has 72 tokens, more than context=64"),
+     (["fill-mask", "bert", "<mask>", "--overflow", "cut"], "--overflow cut has no effect"),
+     (["translate", "two", "a", "--beams", "0"], "--beams=0"),
+     (["answer", "bert", "who"], "--context is missing"),
+     (["answer", "bert", "who", "--context", "a"], "answer needs head=lm, but head=mlm"),
+     (["chat", "gpt", "hello", "--top-p", "2"], "--top-p=2.0 is out of range")],
 )  # fmt: skip
 def test_what_can_not_be_done_is_one_line(models, monkeypatch, capsys, words, part):
     monkeypatch.chdir(models)

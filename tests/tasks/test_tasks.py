@@ -66,6 +66,19 @@ def test_a_mask_is_filled_with_the_likeliest_pieces():
     )
 
 
+def test_a_text_longer_than_the_context_is_refused_or_cut_as_asked_and_progress_is_told():
+    model, long = model_of(), "a" * 100
+    with pytest.raises(ConfigError, match=r"text 1 has 102 tokens, more than context=64"):
+        tasks.score(model, ["a", long])
+    done = []
+    with pytest.warns(UserWarning, match="1 of 2 texts were cut to 64 tokens"):
+        found = tasks.score(
+            model, ["a", long], batch=2, overflow="cut", progress=lambda *x: done.append(x)
+        )
+    kept = tasks.score(model, ["a", "a" * 62], batch=2)
+    assert found == kept and done == [(2, 2)]
+
+
 def test_a_task_that_the_model_can_not_do_is_refused():
     model = model_of()
     for task in (tasks.rewrite, tasks.classify, tasks.fill_mask):

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from jaxgen import settings_yaml
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
+from jaxgen.text import follow
+from jaxgen.text import usage as usages
 from jaxgen.text.model import load, tokenizer_of
+from jaxgen.text.usage import Usage
 from jaxgen.tokens import Tokenizer
 
 SHORTEST = 16  # the smallest width; widths double, so few shapes are ever compiled
+
+Overflow = Literal["refuse", "cut"]
+Progress = Callable[[int, int], None]  # called with (texts done, texts in all)
 
 
 @dataclass(frozen=True)
@@ -29,45 +34,85 @@ class Model:
     tokenizer: Tokenizer
     start: int | None = None
     labels: tuple[str, ...] = ()
+    usage: Usage = Usage()
+    home: Path | None = None
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Return the ids that end what it writes."""
+        return follow.stops(self.usage, self.tokenizer.special.eos)
 
     def ids(self, text: str) -> list[int]:
-        """Return the ids of a text between bos and eos, cut to the context from its end."""
+        """Return the ids of a text between bos and eos."""
         special = self.tokenizer.special
         before, after = ([] if i is None else [i] for i in (special.bos, special.eos))
-        room = self.config.context - len(before) - len(after)
-        return [*before, *self.tokenizer.encode(text)[:room], *after]
+        return [*before, *self.tokenizer.encode(text), *after]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of ids up to the first that ends it."""
+        kept = []
+        for token in ids:
+            if token in self.stop:
+                break
+            if 0 <= token < self.tokenizer.vocab_size:
+                kept.append(token)
+        return self.tokenizer.decode(kept)
 
 
 def open_model(folder: str | os.PathLike, *, step: int | None = None) -> Model:
     """Return the model of a run, a saved folder or a Hugging Face folder, as `jaxgen.load` does.
 
-    step: a certain checkpoint of a run.
+    step: a certain checkpoint of a run. What the folder says of generation and is not followed
+    here is a warning.
     """
     path = Path(folder)
     config, params = load(path, step=step)
-    start, labels = _of_run(path)
+    usage, lost = usages.read(path)
+    if lost:
+        warnings.warn(f"{path}: not followed: {', '.join(lost)}", stacklevel=2)
     tokenizer = tokenizer_of(path)
-    if start is None:
-        start = tokenizer.special.bos
-    return Model(config, params, tokenizer, start, labels)
+    start = tokenizer.special.bos if usage.start is None else usage.start
+    if start is None and config.topology == "encoder_decoder":
+        start = usage.bos
+    labels = usage.labels if len(usage.labels) == config.classes else ()
+    return Model(config, params, tokenizer, start, labels, usage, path)
 
 
-def _of_run(path: Path) -> tuple[int | None, tuple[str, ...]]:
-    """Return (start, labels) from what a run, or a Hugging Face folder, says of them."""
-    if (path / "config.yaml").exists():
-        objective = settings_yaml.read(path / "config.yaml").get("objective") or {}
-        return objective.get("start"), tuple(objective.get("labels") or ())
-    about: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        if (path / name).exists():
-            about |= json.loads((path / name).read_bytes())
-    names = about.get("id2label") or {}
-    labels = tuple(str(names[key]) for key in sorted(names, key=int))
-    return about.get("decoder_start_token_id"), labels
+def rows_of(model: Model, texts: Sequence[str], overflow: Overflow) -> list[list[int]]:
+    """Return the ids of each text; one longer than the context is refused, or cut at its end.
+
+    Raises ConfigError for an empty text, and for one that is too long unless overflow is "cut";
+    then the number of texts that were cut is a warning.
+    """
+    if not all(texts):
+        raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
+    rows, most, cut = [], model.config.context, 0
+    for number, text in enumerate(texts):
+        row = model.ids(text)
+        if len(row) > most:
+            if overflow == "refuse":
+                raise ConfigError(
+                    f"text {number} has {len(row)} tokens, more than context={most}; shorten it, "
+                    f"or cut such texts with overflow='cut' (--overflow cut)"
+                )
+            cut += 1
+            end = [] if model.tokenizer.special.eos is None else row[-1:]
+            row = [*row[: most - len(end)], *end]
+        rows.append(row)
+    if cut:
+        warnings.warn(f"{cut} of {len(texts)} texts were cut to {most} tokens", stacklevel=3)
+    return rows
+
+
+def wants(model: Model, task: str, **fields: tuple[str, ...]) -> None:
+    """Raise ConfigError unless the model's config has one of the values that a task needs."""
+    for name, values in fields.items():
+        if (value := getattr(model.config, name)) not in values:
+            raise ConfigError(f"{task} needs {name}={' or '.join(values)}, but {name}={value}")
 
 
 def by_length(
-    rows: Sequence[Sequence[int]], batch: int, most: int
+    rows: Sequence[Sequence[int]], batch: int, most: int, progress: Progress | None = None
 ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yield (numbers of the rows, tokens [batch, T], segments [batch, T]), long rows together.
 
@@ -89,3 +134,5 @@ def by_length(
             segments[place, : len(rows[number])] = 1
         segments[len(numbers) :, 0] = 1  # of nothing no mean can be taken
         yield numbers, tokens, segments
+        if progress:
+            progress(begin + len(numbers), len(rows))

@@ -13,21 +13,27 @@ from jaxtyping import Float
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
-from jaxgen.text.tasks.model import Model, by_length
+from jaxgen.text.tasks.model import Model, Overflow, Progress, by_length, rows_of, wants
 from jaxgen.tokens.marks import mask_of
 
 
 def classify(
-    model: Model, texts: Sequence[str], *, batch: int = 32
+    model: Model,
+    texts: Sequence[str],
+    *,
+    batch: int = 32,
+    overflow: Overflow = "refuse",
+    progress: Progress | None = None,
 ) -> list[list[tuple[str, float]]]:
     """Return (label, probability) of each class for each text, the likeliest first.
 
     Raises ConfigError for a model without a head of classes.
     """
-    _wants(model, "classify", head=("classes",))
+    wants(model, "classify", head=("classes",))
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
     found: list[list[tuple[str, float]]] = [[] for _ in texts]
-    for numbers, tokens, segments in by_length(_rows(model, texts), batch, model.config.context):
+    rows = rows_of(model, texts, overflow)
+    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
         probs = np.asarray(_classes(model.params, model.config, tokens, segments))
         for place, number in enumerate(numbers):
             order = np.argsort(-probs[place], kind="stable")
@@ -35,23 +41,39 @@ def classify(
     return found
 
 
-def embed(model: Model, texts: Sequence[str], *, batch: int = 32) -> Float[np.ndarray, "N D"]:
+def embed(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    batch: int = 32,
+    overflow: Overflow = "refuse",
+    progress: Progress | None = None,
+) -> Float[np.ndarray, "N D"]:
     """Return the mean of each text's last hidden states (an encoder's, where there is one)."""
     found = np.zeros((len(texts), model.config.d_model), np.float32)
-    for numbers, tokens, segments in by_length(_rows(model, texts), batch, model.config.context):
+    rows = rows_of(model, texts, overflow)
+    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
         vectors = np.asarray(_vectors(model.params, model.config, tokens, segments))
         found[numbers] = vectors[: len(numbers)]
     return found
 
 
-def score(model: Model, texts: Sequence[str], *, batch: int = 32) -> list[tuple[float, int]]:
+def score(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    batch: int = 32,
+    overflow: Overflow = "refuse",
+    progress: Progress | None = None,
+) -> list[tuple[float, int]]:
     """Return (sum of log-probabilities in nats, tokens) of each text, by a decoder.
 
     The first token is given, not scored, unless the tokenizer has a bos to begin with.
     """
-    _wants(model, "score", topology=("decoder",), head=("lm",))
+    wants(model, "score", topology=("decoder",), head=("lm",))
     found = [(0.0, 0)] * len(texts)
-    for numbers, tokens, segments in by_length(_rows(model, texts), batch, model.config.context):
+    rows = rows_of(model, texts, overflow)
+    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
         sums = np.asarray(_scores(model.params, model.config, tokens, segments))
         for place, number in enumerate(numbers):
             found[number] = float(sums[place]), int(segments[place].sum()) - 1
@@ -59,13 +81,19 @@ def score(model: Model, texts: Sequence[str], *, batch: int = 32) -> list[tuple[
 
 
 def fill_mask(
-    model: Model, texts: Sequence[str], *, mask: str = "<mask>", best: int = 5, batch: int = 32
+    model: Model,
+    texts: Sequence[str],
+    *,
+    mask: str = "<mask>",
+    best: int = 5,
+    batch: int = 32,
+    progress: Progress | None = None,
 ) -> list[list[list[tuple[str, float]]]]:
     """Return, for each text and each `mask` in it, the likeliest (piece, probability)s.
 
     Raises ConfigError for a model that is no encoder with token logits, or a text without mask.
     """
-    _wants(model, "fill-mask", topology=("encoder",), head=("mlm", "lm"))
+    wants(model, "fill-mask", topology=("encoder",), head=("mlm", "lm"))
     hidden, rows = mask_of(model.tokenizer), []
     for text in texts:
         parts = text.split(mask)
@@ -78,7 +106,7 @@ def fill_mask(
         rows.append([*ends[0], *row, *ends[1]])
         _check_room(model, rows[-1], text)
     found: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
-    for numbers, tokens, segments in by_length(rows, batch, model.config.context):
+    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
         probs = np.asarray(_tokens(model.params, model.config, tokens, segments))
         for place, number in enumerate(numbers):
             for at in np.flatnonzero(tokens[place] == hidden):
@@ -89,23 +117,11 @@ def fill_mask(
     return found
 
 
-def _rows(model: Model, texts: Sequence[str]) -> list[list[int]]:
-    if not all(texts):
-        raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
-    return [model.ids(text) for text in texts]
-
-
 def _check_room(model: Model, row: list[int], text: str) -> None:
     if len(row) > model.config.context:
         raise ConfigError(
             f"text {text[:40]!r} has {len(row)} tokens, more than context={model.config.context}"
         )
-
-
-def _wants(model: Model, task: str, **fields: tuple[str, ...]) -> None:
-    for name, values in fields.items():
-        if (value := getattr(model.config, name)) not in values:
-            raise ConfigError(f"{task} needs {name}={' or '.join(values)}, but {name}={value}")
 
 
 @partial(jax.jit, static_argnames="config")

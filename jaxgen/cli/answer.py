@@ -1,0 +1,80 @@
+"""`jaxgen answer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from jaxgen.cli import prompts, texts
+from jaxgen.cli.arguments import WHOLE
+from jaxgen.errors import ConfigError
+
+Questions = Annotated[
+    str, Parameter(help="a question; none: the lines of --input, or standard input")
+]
+Context = Annotated[
+    str | None,
+    Parameter(help="the text that all questions are about; @FILE reads a file"),
+]
+Best = Annotated[int, WHOLE, Parameter(help="answers to each question")]
+Empty = Annotated[
+    Literal["refused", "allowed"],
+    Parameter(help="whether a head of spans may find that the text holds no answer"),
+]
+Length = Annotated[int | None, WHOLE, Parameter(help="of a model that writes: new tokens at most")]
+
+
+def answer(
+    run: texts.Folder,
+    /,
+    *question: Questions,
+    context: Context = None,
+    best: Best = 1,
+    empty: Empty = "refused",
+    max_new_tokens: Length = None,
+    job: texts.Given = texts.JOB,
+) -> None:
+    """Answer questions about a text: from its words, or in words of the model's own.
+
+    A model with a head of spans (BertForQuestionAnswering and the like) finds the
+    answer in the text; any other that gives next tokens writes one. Without
+    --context, each line of --input is an object with "question" and "context".
+
+    For example:
+        jaxgen answer downloads/bert-squad "Who wrote it?" --context @book.txt
+        jaxgen answer downloads/flan-t5 --input questions.jsonl --output answers.jsonl
+    """
+    if context is None:
+        if question:
+            raise ConfigError("--context is missing: the text that the questions are about")
+        rows = texts.objects(job.input or "-", ("question", "context"))
+    else:
+        (about,) = prompts.gather([context])
+        rows = [{"question": q, "context": about} for q in texts.gather(question, job.input)]
+
+    def work(model, wanted, progress):
+        from jaxgen.text import tasks
+
+        found = tasks.answer(
+            model,
+            [str(row["question"]) for row in wanted],
+            [str(row["context"]) for row in wanted],
+            best=best,
+            empty=empty,
+            length=max_new_tokens,
+            batch=job.batch,
+            overflow=job.overflow,
+            progress=progress,
+        )
+        return [[answer._asdict() for answer in answers] for answers in found]
+
+    texts.run(run, rows, job, work, _show, search=True)
+
+
+def _show(answers: list[dict]) -> str:
+    def one(found: dict) -> str:
+        text = " ".join(found["text"].split())
+        return text if found["score"] is None else f"{text}\t{found['score']:.4f}"
+
+    return "\t".join(map(one, answers)) or "(no answer)"

@@ -1,0 +1,79 @@
+"""Two texts in one row, as a question and the text that answers it, with where tokens come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxgen.errors import ConfigError
+from jaxgen.tokens.protocol import Tokenizer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row of ids. types: 0 or 1, of BERT's two segments.
+
+    spans: for each token the characters [begin, end) of the second text that it stands for, those
+    of its whole word; None for tokens of the first text and special ones.
+    """
+
+    ids: list[int]
+    types: list[int]
+    spans: list[tuple[int, int] | None]
+
+
+def pairs(tokenizer: Tokenizer, first: str, second: str, *, width: int, stride: int) -> list[Pair]:
+    """Return the rows of at most `width` tokens in which the second text is read in windows.
+
+    Windows overlap by `stride` tokens. A tokenizer.json lays the row as it declares; any other
+    puts first and second between bos and eos, and an eos between them. Raises ConfigError where
+    the first text leaves no room, or the tokenizer rewrites texts, so that nothing can be found
+    again.
+    """
+    window = getattr(tokenizer, "windows", None)
+    if window is not None:
+        return window(first, second, width, stride)
+    special, surface = tokenizer.special, getattr(tokenizer, "surface", None)
+    ids = tokenizer.encode(second)
+    if surface is None or tokenizer.decode(ids) != second:
+        raise ConfigError("the tokenizer rewrites texts, so no answer can be found in them again")
+    begin, end = ([] if token is None else [token] for token in (special.bos, special.eos))
+    head = [*begin, *tokenizer.encode(first), *end]
+    room = width - len(head) - len(end)
+    check_room(first, len(head), room, stride)
+    places = _characters(second, [len(piece) for piece in map(surface.pieces.__getitem__, ids)],
+                         surface.drop_space)  # fmt: skip
+    found = []
+    for at in range(0, len(ids), room - stride):
+        part = slice(at, at + room)
+        row = [*head, *ids[part], *end]
+        types = [0] * len(head) + [1] * (len(row) - len(head))
+        spans = [*[None] * len(head), *places[part], *[None] * len(end)]
+        found.append(Pair(row, types, spans))
+        if at + room >= len(ids):
+            break
+    return found
+
+
+def check_room(first: str, used: int, room: int, stride: int) -> None:
+    """Raise ConfigError unless windows of `room` tokens that overlap by `stride` go forward."""
+    if room <= stride:
+        raise ConfigError(
+            f"question {first[:40]!r} with its marks takes {used} tokens and leaves {max(room, 0)} "
+            f"for the text, but windows overlap by {stride}; shorten it, or lower the overlap"
+        )
+
+
+def _characters(text: str, sizes: list[int], drops_space: bool) -> list[tuple[int, int]]:
+    """Return the characters of each token, from the bytes that tokens spell."""
+    byte_at, owner = [], 0
+    for owner, character in enumerate(text):
+        byte_at += [owner] * len(character.encode())
+    byte_at.append(len(text))
+    place, found = -1 if drops_space else 0, []
+    for size in sizes:
+        last = max(place + size, 0)
+        begin = byte_at[min(max(place, 0), len(byte_at) - 1)]
+        inside = last > max(place, 0)
+        found.append((begin, byte_at[last - 1] + 1 if inside else begin))
+        place += size
+    return found
