@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import Out, Overrides
+from jaxgen.run.signals import StopRequest
 
 
 def quickstart(*overrides: Overrides, out: Out = None) -> None:
@@ -23,8 +24,8 @@ def quickstart(*overrides: Overrides, out: Out = None) -> None:
     arguments.check_overrides(overrides)
     folder = Path(out) if out else paths.RUNS / "quickstart"
     cache = paths.cache()
-    start.prepare_jax(cache)
     from jaxgen import run
 
-    with exits.in_folder(folder):
-        run.quickstart(folder, overrides, cache=cache)
+    with exits.in_folder(folder), StopRequest() as stop:
+        start.prepare_jax(cache)
+        run.quickstart(folder, overrides, cache=cache, stop=stop)

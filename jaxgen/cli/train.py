@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import Out, Overrides
 from jaxgen.errors import ConfigError
+from jaxgen.run.signals import StopRequest
 
 
 def train(
@@ -60,9 +61,9 @@ def _begin(path: Path, overrides: Sequence[str], out: str | None, print_config: 
         print(dump(settings), end="")
         return
     folder, cache = Path(out) if out else paths.new_run(path), paths.cache()
-    start.prepare_jax(cache)
-    with exits.in_folder(folder):
-        run.train(settings, folder, cache=cache)
+    with exits.in_folder(folder), StopRequest() as stop:
+        start.prepare_jax(cache)
+        run.train(settings, folder, cache=cache, stop=stop)
 
 
 def _go_on(folder: Path, overrides: Sequence[str], out: str | None, print_config: bool) -> None:
@@ -78,9 +79,9 @@ def _go_on(folder: Path, overrides: Sequence[str], out: str | None, print_config
         print(dump(run.read_settings(folder / "config.yaml", overrides)), end="")
         return
     cache = paths.cache()
-    start.prepare_jax(cache)
-    with exits.in_folder(folder):
-        run.resume(folder, overrides, cache=cache)
+    with exits.in_folder(folder), StopRequest() as stop:
+        start.prepare_jax(cache)
+        run.resume(folder, overrides, cache=cache, stop=stop)
 
 
 def _print_keys() -> None:

@@ -14,17 +14,20 @@ from jaxgen.report.generators import ngram_config
 from jaxgen.run import inputs
 from jaxgen.run.folder import TOKENIZER, existing_settings
 from jaxgen.run.settings import config_folder, read_settings
+from jaxgen.run.signals import StopRequest
 from jaxgen.run.training import train
 from jaxgen.tokens import load as load_tokenizer
 
 
-def quickstart(folder: Path, assignments: Sequence[str], *, cache: Path) -> None:
+def quickstart(
+    folder: Path, assignments: Sequence[str], *, cache: Path, stop: StopRequest | None = None
+) -> None:
     """Train configs/quickstart.yaml in `folder` and say what came of it, beside a 5-gram.
 
-    Raises what `training.train` raises; a finished run is shown again.
+    stop: see `training.train`. Raises what that raises; a finished run is shown again.
     """
     settings = read_settings(config_folder() / "quickstart.yaml", assignments)
-    train(settings, folder, cache=cache)
+    train(settings, folder, cache=cache, stop=stop)
     valid = _last_validation(folder / "metrics.jsonl")
     print(f"\nvalidation: {valid['bits_per_byte']:.3f} bits per byte at step {valid['step']}")
     print(f"a 5-gram of the same training text: {n_gram(folder, cache=cache):.3f}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import data, files, tree
@@ -21,7 +20,7 @@ from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.ops import keys
-from jaxgen.run import facts, initial, inputs, objective
+from jaxgen.run import facts, initial, inputs, objective, post_mortem
 from jaxgen.run.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -32,30 +31,40 @@ from jaxgen.run.folder import (
 )
 from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
+from jaxgen.run.watchdog import Watchdog
 from jaxgen.store import Checkpoints
 from jaxgen.text.complete import Session
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train import autopsy, flops, forms, optimizer, plot, schedule
+from jaxgen.train import flops, forms, optimizer, plot, schedule
 from jaxgen.train import state as states
 from jaxgen.train.log import Log
-from jaxgen.train.loop import Duties, fit
+from jaxgen.train.loop import Duties, fit, is_checked
 from jaxgen.train.losses import token_loss
 from jaxgen.train.state import State
 from jaxgen.train.step import train_step
 from jaxgen.train.validate import validate
 
 ENVIRONMENT = "env.json"
+STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
 
-def train(settings: Settings, folder: Path, *, cache: Path) -> None:
+def train(
+    settings: Settings, folder: Path, *, cache: Path, stop: StopRequest | None = None
+) -> None:
     """Train in `folder` up to train.steps, from its newest sound checkpoint if it has one.
+
+    stop: an entered StopRequest, so that the time before this call is answered for too.
 
     Writes config.yaml (resolved), tokenizer/, env.json, metrics.jsonl, events/, samples/,
     checkpoints/ and loss.png. Raises ConfigError if the folder holds a run of another config,
     BusyError if another process holds it, DataError or CheckpointError for unusable inputs,
     NonFiniteError after a streak of bad steps; SystemExit(75) once told to stop and saved.
     """
+    if stop is None:
+        with StopRequest() as stop:
+            train(settings, folder, cache=cache, stop=stop)
+        return
     with claimed(folder):
         kept = kept_settings(folder)
         if kept is not None:
@@ -72,15 +81,17 @@ def train(settings: Settings, folder: Path, *, cache: Path) -> None:
             _found(run)
         elif kept != settings:
             files.write(folder / CONFIG, sets.dump(settings))
-        _train(run)
+        _train(run, stop)
 
 
-def resume(folder: Path, assignments: Sequence[str], *, cache: Path) -> None:
+def resume(
+    folder: Path, assignments: Sequence[str], *, cache: Path, stop: StopRequest | None = None
+) -> None:
     """Go on with the run in `folder`; overrides may change only what leaves the result alone."""
     settings = existing_settings(folder)
     if assignments:
         settings = build_settings(sets.override(sets.as_dict(settings), assignments))
-    train(settings, folder, cache=cache)
+    train(settings, folder, cache=cache, stop=stop)
 
 
 @dataclass(frozen=True)
@@ -208,7 +219,10 @@ class Run:
             objective=self.objective,
         )
 
-    def validate(self, state: State) -> dict[str, float]:
+    def validate(
+        self, state: State, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Return the metrics of the validation split, None if told to stop meanwhile."""
         train = self.settings.train
         rows = data.in_order(
             self.corpus.valid,
@@ -221,7 +235,11 @@ class Run:
         if self.mesh is not None:
             rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
         check = place.under(self.mesh, validate)
-        return check(state.params, self.settings.model, rows, self.tokenizer.byte_lengths)
+        rows, widths = _until(stop, rows), self.tokenizer.byte_lengths
+        try:
+            return check(state.params, self.settings.model, rows, widths)
+        except _ToldError:
+            return None
 
     def sample(self, params: Any) -> list[tuple[str, str]]:
         """Return (prompt, completion) for each prompt of the config."""
@@ -241,6 +259,17 @@ class Run:
         return list(zip(wanted.prompts, texts, strict=True))
 
 
+class _ToldError(Exception):
+    """Somebody asked to stop."""
+
+
+def _until(stop: Callable[[], bool], rows: Iterable[Any]) -> Iterator[Any]:
+    for row in rows:
+        if stop():
+            raise _ToldError
+        yield row
+
+
 def _found(run: Run) -> None:
     """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
     if not (run.folder / TOKENIZER).exists():
@@ -252,33 +281,35 @@ def _found(run: Run) -> None:
     files.write(run.folder / CONFIG, sets.dump(run.settings))
 
 
-def _train(run: Run) -> None:
-    checkpoints, steps = run.checkpoints, run.settings.train.steps
+def _train(run: Run, stop: StopRequest) -> None:
+    checkpoints, settings = run.checkpoints, run.settings.train
     checkpoints.clean()
-    restored = None
-    if checkpoints.steps():
-        restored = checkpoints.restore(run.expected())
-    begin = 0 if restored is None else restored.step
-    batches = run.batches()
-    with Log(run.folder, total_steps=steps, resume_step=begin) as log, StopRequest() as stop:
+    restored = checkpoints.restore(run.expected()) if checkpoints.steps() else None
+    begin, batches, owed = 0, run.batches(), False
+    if restored is not None:
+        begin, known = restored.step, restored.extra.get("valid_loss")
+        owed = known is None and is_checked(begin, settings, batches.epoch)
+    with Log(run.folder, total_steps=settings.steps, resume_step=begin, owed=owed) as log:
         try:
             if restored is not None:
                 batches.restore(restored.extra["data"])
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
-                log.say(f"resuming at step {begin} of {steps}")
-            if begin < steps:
+                log.say(f"resuming at step {begin} of {settings.steps}")
+            if begin < settings.steps:
                 _introduce(run, log)
             state = _first_state(run, log) if restored is None else restored.tree
-            duties = _duties(run, batches, log, stop)
-            state, done = fit(state, batches, run.step, run.settings.train, duties, log)
-            if done < steps and done not in checkpoints.steps():
-                duties.save(state, done, None)
-            checkpoints.wait()
+            with stop.polling(), Watchdog(run.folder, log.say) as dog:
+                duties = _duties(run, batches, log, stop, dog)
+                state, done, owed = fit(state, batches, run.step, settings, duties, log, owed=owed)
+                unfinished = owed or done < settings.steps
+                if unfinished and done not in checkpoints.steps():
+                    duties.save(state, done, None)
+                checkpoints.wait()
         finally:
             batches.close()
-        if done < steps:
-            log.say(f"stopped at step {done} and saved; the same command goes on from there")
+        if unfinished:
+            log.say(STOPPED.format(done))
             raise SystemExit(PREEMPTED)
         _conclude(run, log)
 
@@ -304,10 +335,32 @@ def _introduce(run: Run, log: Log) -> None:
     log.say("compiling the training step (once)")
 
 
-def _duties(run: Run, batches: data.Batches, log: Log, stop: StopRequest) -> Duties:
+def _duties(run: Run, batches: data.Batches, log: Log, stop: StopRequest, dog: Watchdog) -> Duties:
     def save(state: State, step: int, valid_loss: float | None) -> None:
+        if valid_loss is not None and not isfinite(valid_loss):
+            valid_loss = None
         extra = {"data": batches.state(), "valid_loss": valid_loss}
         run.checkpoints.save(step, state, extra, metric=valid_loss)
+
+    def save_aside(state: State, step: int, valid_loss: float | None) -> None:
+        save(state, step, valid_loss)
+        run.checkpoints.wait()
+        log.say(STOPPED.format(step))
+        log.close()
+
+    @contextmanager
+    def during(
+        what: str, step: int, state: State | None = None, valid_loss: float | None = None
+    ) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(dog.watching(what, step))
+            if jax.process_count() > 1:
+                pass  # saving takes all processes, and they agree on it between steps
+            elif what == "compiling":  # the state is on the disk, or a function of the seed
+                stack.enter_context(stop.rescue(stop.say_nothing_lost))
+            elif state is not None:
+                stack.enter_context(stop.rescue(partial(save_aside, state, step, valid_loss)))
+            yield
 
     def sample(state: State, step: int) -> None:
         try:
@@ -320,46 +373,19 @@ def _duties(run: Run, batches: data.Batches, log: Log, stop: StopRequest) -> Dut
             log.text(step, prompt, text)
 
     return Duties(
-        validate=run.validate,
+        validate=partial(run.validate, stop=stop),
         sample=sample,
         save=save,
         poll=run.checkpoints.poll,
         stopping=stop,
-        doctor=partial(_post_mortem, run),
+        during=during,
+        doctor=partial(post_mortem.write, run),
         rate=schedule.make(run.settings.train),
         flops_per_token=flops.per_token(run.settings.model),
         peak=flops.peak(jax.devices()),
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
     )
-
-
-def _post_mortem(
-    run: Run, state: State, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]
-) -> None:
-    """Write post-mortem-STEP.json and raise the NonFiniteError that sums it up."""
-    run.checkpoints.wait()
-    train = run.settings.train
-    inputs_only = {name: value for name, value in batch.items() if name != "index"}
-    found = place.under(run.mesh, autopsy.examine)(
-        state,
-        inputs_only,
-        step,
-        config=run.settings.model,
-        loss=run.loss,
-        accumulate=train.accumulate,
-    )
-    context = run.settings.model.context
-    examples = [
-        f"row {row} ({data.documents_of(run.corpus.train, int(batch['index'][row]), context)})"
-        for row in found["rows"]
-    ]
-    path = run.folder / f"post-mortem-{step}.json"
-    about = found | {"step": step, "examples": examples, "time": time.strftime("%FT%T%z")}
-    files.write(path, json.dumps(about, indent=2) + "\n")
-    kept = run.checkpoints.steps()
-    stays = f"checkpoint {kept[-1]} stays" if kept else "there is no checkpoint yet"
-    raise autopsy.error(found, step, train.patience, examples[:3], f"{stays}, details in {path}")
 
 
 def _conclude(run: Run, log: Log) -> None:

@@ -74,7 +74,8 @@ class Checkpoints:
         """Copy the tree to the host and write it in the background; the tree may then be donated.
 
         extra: plain data that JSON can hold. metric: lower is better; None or NaN: never the best.
-        Waits for the save before. A step that is there already with the same arrays is let be.
+        Waits for the save before. A step that is there already with the same arrays is let be, but
+        for a metric (and its extra) that it lacks.
         Raises CheckpointError if the disk has too little room or the folder holds later steps,
         BusyError if it can't be written; what goes wrong later is raised by `poll` and `wait`.
         """
@@ -280,7 +281,7 @@ class Checkpoints:
         }
         if draft.step in self.steps() and draft.step not in self._damaged:
             if not self.verify(draft.step):
-                self._refuse_other(draft, rows)
+                self._amend(draft, rows)
                 return
             self._damaged.add(draft.step)
         self._failpoint("begin")
@@ -299,11 +300,16 @@ class Checkpoints:
         self._damaged.discard(draft.step)
         self._failpoint("renamed")
 
-    def _refuse_other(self, draft: Manifest, rows: dict[str, Any]) -> None:
-        if shelf.record(self.folder, draft.step).arrays != rows:
+    def _amend(self, draft: Manifest, rows: dict[str, Any]) -> None:
+        """Give a step that is there already the metric it lacks; refuse other arrays."""
+        there = shelf.record(self.folder, draft.step)
+        if there.arrays != rows:
             raise CheckpointError(
                 f"{self._path(draft.step)} exists already with other arrays; move it away"
             )
+        if there.metric is None and draft.metric is not None:
+            known = replace(there, metric=draft.metric, extra=draft.extra)
+            manifest.write(self._path(draft.step), known)
 
     def _retire(self) -> None:
         """Delete all but the newest and the best; also what `restore` has found damaged."""

@@ -29,12 +29,19 @@ class Log:
 
     metrics.jsonl: {"step", "kind": "train" | "valid", "seconds", metrics...} a line; a number that
     is not finite is null there and spelled in "nonfinite". On resume, lines after `resume_step`
-    are removed, so that no step is there twice. All writing is done by a thread of its own: a disk
-    that fails or stalls, or a lost terminal, is said once and training goes on.
+    are removed, and its own validation if that is `owed`, so that nothing is there twice. All
+    writing is done by a thread of its own: a disk that fails or stalls, or a lost terminal, is
+    said once and training goes on.
     """
 
     def __init__(
-        self, folder: Path, *, total_steps: int, resume_step: int = 0, display: Kind = "auto"
+        self,
+        folder: Path,
+        *,
+        total_steps: int,
+        resume_step: int = 0,
+        owed: bool = False,
+        display: Kind = "auto",
     ) -> None:
         self.folder, self.total = Path(folder), total_steps
         self.started, self.first, self.reading = time.monotonic(), None, None
@@ -49,7 +56,7 @@ class Log:
         try:
             with files.refusals(self.metrics.path):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.earlier = trim(self.metrics.path, resume_step)
+                self.earlier = trim(self.metrics.path, resume_step, owed)
         except BusyError as error:
             self._warn("metrics.jsonl", error)
         if events.installed():
@@ -188,18 +195,19 @@ def encode(record: Mapping[str, Any]) -> bytes:
     return json.dumps(fine, allow_nan=False).encode() + b"\n"
 
 
-def trim(path: Path, last_step: int) -> float:
+def trim(path: Path, last_step: int, owed: bool = False) -> float:
     """Remove records after `last_step`, and torn lines; return the "seconds" of the last one left.
 
-    Raises OSError where the system refuses. A file that is not there, or is no plain file, is
-    left alone.
+    owed: the validation of `last_step` goes too. Raises OSError where the system refuses. A file
+    that is not there, or is no plain file, is left alone.
     """
     if not path.is_file():
         return 0.0
     content, kept, seconds = path.read_bytes(), [], 0.0
     for line in content.splitlines(keepends=True):
         record = decode(line)
-        if record and record["step"] <= last_step:
+        again = owed and record and (record["step"], record.get("kind")) == (last_step, "valid")
+        if record and record["step"] <= last_step and not again:
             kept.append(line)
             seconds = record.get("seconds") or seconds
     left = b"".join(kept)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,23 +29,35 @@ class Watch(Protocol):
 class Duties:
     """What the loop calls on schedule.
 
-    validate: state -> metrics, with "loss"; sample: shows text after a validation; save: makes a
-    checkpoint with the latest validation loss (None before the first); poll: raises what went
-    wrong in the background; stopping: whether somebody asked to stop; doctor: raises the error
-    that explains a streak of bad steps; epoch: steps that show all of the text once.
+    validate: state -> metrics, with "loss", or None if somebody asked to stop meanwhile; sample:
+    shows text after a validation; save: makes a checkpoint with the validation loss of its step
+    (None if it had none); poll: raises what went wrong in the background; stopping: whether
+    somebody asked to stop; during: entered with what is done (compiling, training, validating,
+    sampling), the step, and the state with its validation loss if these may be saved meanwhile;
+    doctor: raises the error that explains a streak of bad steps; epoch: steps that show all of
+    the text once.
     """
 
-    validate: Callable[[State], dict[str, float]]
+    validate: Callable[[State], dict[str, float] | None]
     sample: Callable[[State, int], None]
     save: Callable[[State, int, float | None], None]
     poll: Callable[[], None]
     stopping: Callable[[], bool]
+    during: Callable[..., AbstractContextManager]
     doctor: Callable[[State, int, dict[str, np.ndarray], dict[str, Any]], None]
     rate: Callable[[int], Any]
     flops_per_token: float
     peak: float
     save_every: int
     epoch: int
+
+
+class Fitted(NamedTuple):
+    """What `fit` ends with; `owed`: the validation of step `done` was cut short."""
+
+    state: State
+    done: int
+    owed: bool
 
 
 def fit(
@@ -54,46 +67,69 @@ def fit(
     settings: TrainSettings,
     duties: Duties,
     watch: Watch,
-) -> tuple[State, int]:
-    """Return (state, steps done) after training up to settings.steps, or until asked to stop.
+    *,
+    owed: bool = False,
+) -> Fitted:
+    """Train up to settings.steps, or until asked to stop.
 
-    The state's own step says where to begin. One step stays in flight: step k + 1 is dispatched
-    before the metrics of step k are fetched, so the device does not wait for the host. Should
-    step k turn out to end a streak of bad steps, the guard has refused k + 1 as well.
+    The state's own step says where to begin; `owed` makes its validation, and saves it, first.
+    One step stays in flight: step k + 1 is dispatched before the metrics of step k are fetched, so
+    the device does not wait for the host. Should step k turn out to end a streak of bad steps, the
+    guard has refused k + 1 as well.
     """
     done = int(state.step)
     clock = Clock(duties)
-    pace = duties.epoch if settings.validate_every == "epoch" else settings.validate_every
     in_flight: tuple[int, dict, dict] | None = None
-    valid_loss: float | None = None
-    streak = 0
+    what, streak = "compiling", 0
+    if owed:
+        loss = _check(state, done, duties, watch)
+        if loss is None:
+            return Fitted(state, done, True)
+        duties.save(state, done, loss)
     while done < settings.steps and not duties.stopping():
-        batch = next(batches)
-        state, metrics = step(state, batch)
-        done += 1
-        previous, in_flight = in_flight, (done, batch, metrics)
-        if previous:
-            _settle(state, previous, settings, duties, clock, watch)
-        last = done == settings.steps
-        checking = last or done % pace == 0
-        saving = last or done % duties.save_every == 0
-        if checking or saving:
-            streak = _settle(state, in_flight, settings, duties, clock, watch)
-            in_flight = None
-        if checking:
-            found = duties.validate(state)
-            valid_loss = found["loss"]
-            watch.validation(done, found)
-            duties.sample(state, done)
+        last, checking = done + 1 == settings.steps, is_checked(done + 1, settings, duties.epoch)
+        saving = last or (done + 1) % duties.save_every == 0
+        with duties.during(what, done):
+            batch = next(batches)
+            state, metrics = step(state, batch)
+            done += 1
+            previous, in_flight = in_flight, (done, batch, metrics)
+            if previous:
+                _settle(state, previous, settings, duties, clock, watch)
+            if checking or saving:
+                streak = _settle(state, in_flight, settings, duties, clock, watch)
+                in_flight = None
+        what = "training"
+        loss = _check(state, done, duties, watch) if checking else None
+        if checking and loss is None:
+            return Fitted(state, done, True)
         # In a streak nothing new is worth keeping, and a save would push an older one out.
         if saving and (last or not streak):
-            duties.save(state, done, valid_loss if checking else None)
+            duties.save(state, done, loss)
         if checking or saving:
             clock.pause()
         duties.poll()
     if in_flight:
         _settle(state, in_flight, settings, duties, clock, watch)
-    return state, done
+    return Fitted(state, done, False)
+
+
+def is_checked(step: int, settings: TrainSettings, epoch: int) -> bool:
+    """Return whether a validation is due after this step; epoch: in steps."""
+    every = epoch if settings.validate_every == "epoch" else settings.validate_every
+    return step > 0 and (step == settings.steps or step % every == 0)
+
+
+def _check(state: State, step: int, duties: Duties, watch: Watch) -> float | None:
+    """Validate and sample; return the loss, None if somebody asked to stop meanwhile."""
+    with duties.during("validating", step, state):
+        found = duties.validate(state)
+    if found is None:
+        return None
+    watch.validation(step, found)
+    with duties.during("sampling", step, state, found["loss"]):
+        duties.sample(state, step)
+    return found["loss"]
 
 
 WINDOW = 0.25  # seconds; over less than that a speed says nothing

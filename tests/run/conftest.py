@@ -1,13 +1,15 @@
-"""A tiny corpus, a config that trains in seconds, and the command line as a process."""
+"""A tiny corpus, a config that trains in seconds, and the command line: as a process, and here."""
 
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import Command
+
+from jaxgen.cli import app
+from jaxgen.cli import start as cli_start
 
 # fmt: off
 WORDS = ["the", "of", "a", "to", "in", "is", "it", "return", "value", "list", "string", "object",
@@ -41,39 +43,59 @@ def config(corpus) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory):
-    """Start `jaxgen WORDS...` and return the process."""
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory, cache):
+    """Start `jaxgen WORDS...` and return the Command."""
     environment = dict(os.environ) | {
-        "JAXGEN_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "JAXGEN_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
         "JAX_PLATFORMS": "cpu",
     }
     # Users have no flags: what is proven here is proven for the program as they run it.
     environment.pop("XLA_FLAGS", None)
+    outputs = tmp_path_factory.mktemp("outputs")
 
-    def begin(*words, **options):
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = [sys.executable, "-m", "jaxgen", *map(str, words)]
-        return subprocess.Popen(command, env=environment, **(pipes | options))
+    def begin(*words, plant=None):
+        output = outputs / f"{len(list(outputs.iterdir()))}.txt"
+        output.touch()
+        return Command(words, output, environment, plant)
 
     return begin
 
 
 @pytest.fixture(scope="session")
 def finish(start):
-    """Run `jaxgen WORDS...` to its end and return (exit code, stdout, stderr)."""
+    """Run `jaxgen WORDS...` to its end and return (exit code, what it said)."""
 
     def end(*words):
-        process = start(*words)
-        out, err = process.communicate(timeout=240)
-        return process.returncode, out, err
+        return start(*words).end()
 
     return end
+
+
+@pytest.fixture
+def here(monkeypatch, capfd, cache):
+    """Call `jaxgen WORDS...` in this process, for what ends before it computes much."""
+    monkeypatch.setenv("JAXGEN_CACHE", str(cache))
+    monkeypatch.setattr(cli_start, "prepare_jax", lambda cache: None)
+
+    def call(*words):
+        capfd.readouterr()
+        code = app.main([str(word) for word in words])
+        shown = capfd.readouterr()
+        return code, shown.out + shown.err
+
+    return call
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, config, finish) -> Path:
     """A run that nobody has interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    code, out, err = finish("train", config, "--out", folder)
-    assert code == 0, out + err
+    code, said = finish("train", config, "--out", folder)
+    assert code == 0, said
     return folder

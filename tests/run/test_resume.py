@@ -1,11 +1,15 @@
 """A run that was killed, stopped or damaged ends as the one that never was, bit for bit."""
 
 import json
+import shutil
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+import commands
+
+from jaxgen.store import Checkpoints
 
 
 def digests(folder: Path, step: int) -> dict:
@@ -24,11 +28,18 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*"))
 
 
+def metrics(folder: Path) -> dict:
+    """What each checkpoint knows of its validation, by step."""
+    manifests = [path / "manifest.json" for path in (folder / "checkpoints").glob("[0-9]*")]
+    records = [json.loads(path.read_text()) for path in manifests]
+    return {r["step"]: (r["metric"], r["extra"]["valid_loss"]) for r in records}
+
+
 def wait_for(condition, process, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
+        assert process.poll() is None, process.said()
+        assert time.monotonic() < end, process.said()
         time.sleep(0.002)
 
 
@@ -50,49 +61,91 @@ def saving(folder, after):
     return busy
 
 
-def test_a_run_killed_in_training_and_in_a_save_ends_bit_equal(
-    finished, config, start, finish, tmp_path
+def test_a_run_killed_in_training_and_in_a_save_shares_its_folder_with_nobody_and_ends_bit_equal(
+    finished, config, start, finish, here, tmp_path
 ):
     folder = tmp_path / "killed"
     for condition in (at_step(folder, 27), saving(folder, 2), at_step(folder, 90)):
         process = start("train", config, "--out", folder)
         wait_for(condition, process)
+        if not checkpoints(folder)[1:]:
+            process.send_signal(signal.SIGSTOP)
+            # As long as it lives, nobody else may train there.
+            code, said = here("train", config, "--out", folder)
+            assert code == 3 and said.count("\n") == 1 and str(process.pid) in said, said
         before = checkpoints(folder)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.kill()
+        assert process.end()[0] == -signal.SIGKILL
         # What was complete stays complete; at most the newest is new.
         assert set(before) - set(checkpoints(folder)) <= set(before[:-1])
-    code, out, err = finish("train", config, "--out", folder)
-    assert code == 0 and "resuming at step" in out + err
+    code, said = finish("train", config, "--out", folder)
+    assert code == 0 and "resuming at step" in said, said
     assert not list((folder / "checkpoints").glob(".tmp-*"))
     assert digests(folder, 120) == digests(finished, 120)
     assert losses(folder) == losses(finished)
     assert len(losses(folder)) == 120 + 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_told_to_stop_saves_exits_75_and_ends_bit_equal(
-    finished, config, start, finish, tmp_path, number
+def planted(process, moment):
+    return lambda: f"planted: {moment}" in process.said()
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A signal at a moment of a run; `step`: of the checkpoint there is then, None for none."""
+
+    number: int
+    moment: str
+    step: int | None
+    plant: object = None
+    wait: object = None
+
+
+STOPS = (
+    Stop(signal.SIGINT, "preparing", None, plant=commands.stuck_preparing),
+    Stop(signal.SIGTERM, "compiling", None, plant=commands.stuck_compiling),
+    Stop(signal.SIGTERM, "training", 7, wait=lambda folder: at_step(folder, 7)),
+    Stop(signal.SIGTERM, "saving", 20, plant=commands.slow_saving),
+    Stop(signal.SIGINT, "validating", 40, plant=commands.slow_validating),
+    Stop(signal.SIGTERM, "sampling", 40, plant=commands.stuck_sampling),
+    Stop(signal.SIGTERM, "validating", 80, plant=commands.stuck_validating),
+    # Validates what is owed of step 80 first; its line and that of step 40 are there by then.
+    Stop(signal.SIGTERM, "validating", 120, commands.slow_validating, lambda f: at_step(f, 122)),
+)
+
+
+def test_told_to_stop_at_any_moment_a_run_saves_ends_with_75_and_goes_on_bit_equal(
+    finished, config, start, finish, tmp_path
 ):
-    folder = tmp_path / "stopped"
-    process = start("train", config, "--out", folder)
-    wait_for(at_step(folder, 25), process)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 75, out + err
-    assert "Traceback" not in out + err
-    stopped = checkpoints(folder)[-1]
-    assert stopped >= 24 and f"stopped at step {stopped} and saved" in out + err
-    code, out, err = finish("train", folder)
-    assert code == 0 and f"resuming at step {stopped} of 120" in out + err
+    folder, reached = tmp_path / "stopped", 0
+    for stop in STOPS:
+        process = start("train", config, "--out", folder, plant=stop.plant)
+        wait_for(stop.wait(folder) if stop.wait else planted(process, stop.moment), process)
+        process.send_signal(stop.number)
+        told = time.monotonic()
+        code, text = process.end()
+        assert code == 75 and "Traceback" not in text, text
+        assert time.monotonic() - told < 30, "half a minute is what a scheduler grants"
+        if stop.step is None:
+            assert "stopped with nothing to save" in text and not checkpoints(folder), stop
+            continue
+        newest = checkpoints(folder)[-1]
+        assert stop.step <= newest <= stop.step + (stop.moment in ("training", "saving")) * 20, stop
+        assert f"stopped at step {newest} and saved" in text
+        if reached:
+            assert f"resuming at step {reached} of 120" in text
+        store = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=1, fingerprints={})
+        assert store.verify(newest) == []
+        reached = newest
+    code, said = finish("train", folder)
+    assert code == 0 and "resuming at step 120 of 120" in said, said
     assert digests(folder, 120) == digests(finished, 120)
     assert losses(folder) == losses(finished)
+    assert metrics(folder)[120] == metrics(finished)[120] != (None, None)
+    assert not list(folder.rglob(".tmp-*"))
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, finish, tmp_path):
-    import shutil
-
     folder = tmp_path / "damaged"
     shutil.copytree(finished, folder)
     kept = checkpoints(folder)
@@ -101,78 +154,59 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, fini
     raw = bytearray(victim.read_bytes())
     raw[len(raw) // 2] ^= 1
     victim.write_bytes(raw)
-    code, out, err = finish("train", folder)
-    assert code == 0, out + err
-    assert f"resuming at step {kept[-2]} of 120" in out + err
-    assert "warning: " in out + err and victim.name in out + err
+    code, said = finish("train", folder)
+    assert code == 0, said
+    assert f"resuming at step {kept[-2]} of 120" in said
+    assert "warning: " in said and victim.name in said
     assert digests(folder, 120) == digests(finished, 120)
 
 
-def test_two_trainers_never_share_a_folder(config, start, finish, tmp_path):
-    folder = tmp_path / "shared"
-    process = start("train", config, "--out", folder, "train.steps=100000")
-    try:
-        wait_for(at_step(folder, 5), process)
-        began = time.monotonic()
-        code, _, err = finish("train", folder)
-        assert code == 3 and str(process.pid) in err and "Traceback" not in err
-        assert time.monotonic() - began < 30
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_a_run_of_another_config_is_refused_and_left_alone(finished, config, finish):
+def test_a_run_of_another_config_is_refused_and_left_alone(finished, config, here):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
-    code, _, err = finish("train", config, "--out", finished, "model.layers=3", "train.batch=4")
-    assert code == 2 and err.count("\n") == 1
-    assert "model.layers is 2 there, 3 here" in err and "train.batch is 8 there, 4 here" in err
+    code, said = here("train", config, "--out", finished, "model.layers=3", "train.batch=4")
+    assert code == 2 and said.count("error: ") == 1, said
+    assert "model.layers is 2 there, 3 here" in said and "train.batch is 8 there, 4 here" in said
     after = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
     assert {p.name for p in after} == {p.name for p in before}
     changed = {p.name for p in before if before[p] != after[p]}
     assert changed <= {"LOCK"}
 
 
-def test_a_changed_corpus_is_refused(config, corpus, finish, tmp_path):
-    text = tmp_path / "own.jsonl"
-    text.write_text(corpus.read_text())
-    words = ("train", config, "--out", tmp_path / "run", f"data.files=[{text}]")
-    short = ("train.steps=20", "train.validate_every=20")
-    code, out, err = finish(*words, *short)
-    assert code == 0, out + err
-    text.write_text(corpus.read_text() + json.dumps({"text": "one more"}) + "\n")
-    code, _, err = finish(*words, *short)
-    assert code == 2 and "another data" in err
+def test_a_changed_corpus_is_refused(finished, corpus, here, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    text = corpus.read_text()
+    try:
+        corpus.write_text(text + json.dumps({"text": "one more"}) + "\n")
+        code, said = here("train", folder)
+    finally:
+        corpus.write_text(text)
+    assert code == 2 and "another data" in said, said
 
 
 def test_a_streak_of_bad_steps_ends_with_a_post_mortem_and_keeps_the_checkpoint(
-    config, finish, tmp_path
+    config, here, tmp_path
 ):
     folder = tmp_path / "diverged"
-    code, _, err = finish(
-        "train",
-        config,
-        "--out",
-        folder,
+    words = [
         "train.schedule=linear",
         "train.learning_rate=1e12",
         "train.clip=null",
         "train.warmup=0",
         "checkpoint.every=1",
         "train.optimizer=lion",
-    )
-    assert code == 6, err
-    assert "bad steps in a row" in err and "row" in err and err.strip().count("\n") < 60
-    assert "Traceback" not in err
+    ]
+    code, said = here("train", config, "--out", folder, *words)
+    assert code == 6, said
+    assert "bad steps in a row" in said and "row" in said and said.strip().count("\n") < 80
+    assert "Traceback" not in said
     (report,) = folder.glob("post-mortem-*.json")
     found = json.loads(report.read_text())
-    assert found["rows"] and found["examples"] and str(found["step"]) in err
+    assert found["rows"] and found["examples"] and str(found["step"]) in said
     assert checkpoints(folder)
 
 
 def test_the_run_folder_holds_all_that_its_use_needs(finished, finish, tmp_path):
-    import shutil
-
     names = {path.name for path in finished.iterdir()}
     wanted = {
         "config.yaml",
@@ -188,11 +222,11 @@ def test_the_run_folder_holds_all_that_its_use_needs(finished, finish, tmp_path)
     assert wanted <= names
     elsewhere = tmp_path / "copy"
     shutil.copytree(finished, elsewhere)
-    code, out, err = finish("generate", elsewhere, "--prompt", "the ", "--max-new-tokens", 12)
-    assert code == 0 and out.startswith("the ") and len(out) > 5, err
-    again = finish("generate", elsewhere, "--prompt", "the ", "--max-new-tokens", 12)
-    assert again[1] == out
-    code, out, err = finish("eval", elsewhere, "--split", "test")
-    assert code == 0 and "bits per byte" in out, err
+    words = ("generate", elsewhere, "--prompt", "the ", "--max-new-tokens", 12)
+    code, said = finish(*words)
+    assert code == 0 and said.startswith("the ") and len(said) > 5, said
+    assert finish(*words) == (0, said)
+    code, said = finish("eval", elsewhere, "--split", "test")
+    assert code == 0 and "bits per byte" in said, said
     env = json.loads((finished / "env.json").read_text())
     assert len(env["digests"]["data"]) == 64

@@ -1,5 +1,6 @@
 """The loop decides what happens at which step; here with a step that only counts."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -15,9 +16,9 @@ from jaxgen.train.state import Health, State
 class Diary:
     """A Watch and all Duties at once: it notes what it is called for."""
 
-    def __init__(self, bad=(), stop_after=None):
-        self.bad, self.stop_after = bad, stop_after
-        self.notes, self.speeds = [], []
+    def __init__(self, bad=(), stop_after=None, cut=()):
+        self.bad, self.stop_after, self.cut = bad, stop_after, cut
+        self.notes, self.speeds, self.phases = [], [], []
 
     def step(self, step, metrics):
         self.notes.append(("step", step, metrics["loss"]))
@@ -26,17 +27,22 @@ class Diary:
     def validation(self, step, metrics):
         self.notes.append(("valid", step, metrics["loss"]))
 
+    def validate(self, state):
+        step = int(state.step)
+        return None if step in self.cut else {"loss": 100.0 + step}
+
     def duties(self, save_every):
         def stopping():
             dispatched = self.compute_calls
             return self.stop_after is not None and dispatched >= self.stop_after
 
         return Duties(
-            validate=lambda state: {"loss": 100.0 + int(state.step)},
+            validate=self.validate,
             sample=lambda state, step: self.notes.append(("sample", step)),
             save=lambda state, step, loss: self.notes.append(("save", step, int(state.step), loss)),
             poll=lambda: None,
             stopping=stopping,
+            during=self.during,
             doctor=self.doctor,
             rate=lambda step: 0.5,
             flops_per_token=1.0,
@@ -44,6 +50,15 @@ class Diary:
             save_every=save_every,
             epoch=3,
         )
+
+    @contextlib.contextmanager
+    def during(self, what, step, state=None, loss=None):
+        # What may be saved meanwhile is the state after `step`, with its loss if it has one.
+        assert (state is None) == (what in ("compiling", "training"))
+        assert state is None or int(state.step) == step
+        assert (loss is None) == (what != "sampling")
+        self.phases.append((what, step))
+        yield
 
     def doctor(self, state, step, batch, metrics):
         raise ArithmeticError(f"doctor at {step}")
@@ -62,7 +77,7 @@ class Diary:
         }
         return dataclasses.replace(state, step=state.step + 1), metrics
 
-    def run(self, *, begin=0, save_every=4, **settings):
+    def run(self, *, begin=0, save_every=4, owed=False, **settings):
         self.compute_calls = begin
         zero = jnp.zeros((), jnp.int32)
         health = Health(jnp.zeros(()), zero, zero, zero)
@@ -70,7 +85,8 @@ class Diary:
         batches = itertools.repeat({"tokens": np.zeros((2, 8), np.int32)})
         options = {"steps": 10, "warmup": 0, "log_every": 1, "validate_every": 5} | settings
         duties = self.duties(save_every)
-        return fit(state, batches, self.compute, TrainSettings(**options), duties, self)
+        settings = TrainSettings(**options)
+        return fit(state, batches, self.compute, settings, duties, self, owed=owed)
 
 
 def of(diary, kind):
@@ -79,7 +95,7 @@ def of(diary, kind):
 
 def test_every_step_is_settled_once_and_in_order():
     diary = Diary()
-    state, done = diary.run()
+    state, done, _ = diary.run()
     assert done == int(state.step) == 10
     assert [note[1:] for note in of(diary, "step")] == [(n, float(n)) for n in range(1, 11)]
 
@@ -99,16 +115,54 @@ def test_validations_samples_and_saves_come_on_schedule_and_at_the_end():
 
 def test_a_resumed_loop_does_only_what_is_left():
     diary = Diary()
-    _, done = diary.run(begin=8)
+    _, done, _ = diary.run(begin=8)
     assert done == 10
     assert [note[1] for note in of(diary, "step")] == [9, 10]
 
 
 def test_asked_to_stop_it_settles_what_is_in_flight():
     diary = Diary(stop_after=3)
-    state, done = diary.run()
+    state, done, _ = diary.run()
     assert done == int(state.step) == 3
     assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
+
+
+def test_a_validation_cut_short_is_owed_and_nothing_is_saved_without_it():
+    diary = Diary(cut=(8,))
+    state, done, owed = diary.run(validate_every=4)
+    assert (int(state.step), done, owed) == (8, 8, True)
+    assert [note[1] for note in of(diary, "valid")] == [4]
+    assert [note[1] for note in of(diary, "save")] == [4]
+    assert [note[1] for note in of(diary, "step")] == list(range(1, 9))
+
+
+def test_what_is_owed_comes_first_and_is_saved_also_after_the_last_step():
+    for begin in (8, 10):
+        diary = Diary()
+        assert diary.run(begin=begin, owed=True)[1:] == (10, False)
+        assert diary.notes[:3] == [
+            ("valid", begin, 100.0 + begin),
+            ("sample", begin),
+            ("save", begin, begin, 100.0 + begin),
+        ]
+        assert len(of(diary, "valid")) == (2 if begin == 8 else 1)
+    diary = Diary(cut=(8,))
+    assert diary.run(begin=8, owed=True)[1:] == (8, True)
+    assert diary.notes == []
+
+
+def test_the_first_step_compiles_and_each_phase_is_told():
+    diary = Diary()
+    diary.run(begin=3, steps=6)
+    assert diary.phases == [
+        ("compiling", 3),
+        ("training", 4),
+        ("validating", 5),
+        ("sampling", 5),
+        ("training", 5),
+        ("validating", 6),
+        ("sampling", 6),
+    ]
 
 
 def test_a_bad_step_is_logged_at_once_and_nothing_is_saved_within_a_streak():
