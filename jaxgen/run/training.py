@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxgen import data, files, tree
+from jaxgen import data, files, host, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
@@ -332,6 +332,8 @@ def _introduce(run: Run, log: Log) -> None:
         f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
         f"training tokens, vocabulary {config.V}"
     )
+    for told in host.tune():
+        log.say(told)
     log.say("compiling the training step (once)")
 
 
