@@ -8,14 +8,14 @@ import jaxgen
 
 ROOT = Path(jaxgen.__file__).parent
 FLOORS = {
-    0: ["errors", "tree", "legend", "config", "settings", "settings_yaml", "files", "lazy", "host"],
+    0: ["errors", "tree", "legend", "config", "settings", "settings_yaml", "files", "lazy"],
     1: ["mesh"],
     2: ["ops"],
     3: ["nn"],
     4: ["models"],
     5: ["tokens", "data", "store", "decoding", "measure"],
     6: ["train", "text"],
-    7: ["run", "cli", "report", "serve", "plan", "verify", "harness", "__main__", "__init__"],
+    7: ["run", "cli", "report", "serve", "plan", "verify", "__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

@@ -95,8 +95,7 @@ def rouge(
         raise ConfigError(f"{kind} needs rouge-score; {EXTRA}") from None
     scorer = rouge_scorer.RougeScorer([kind], tokenizer=tokenizer)
     pairs = zip(texts, references, strict=True)
-    scores = [float(scorer.score(ref, text)[kind].fmeasure) for text, ref in pairs]
-    return mean(scores, seed=seed)
+    return mean([scorer.score(ref, text)[kind].fmeasure for text, ref in pairs], seed=seed)
 
 
 def meteor(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Estimate:

@@ -21,6 +21,7 @@ from jaxgen.decoding.loop import NOT_FINITE, decode_chunk, request_keys
 from jaxgen.decoding.shape import temperature, top_k, top_p
 from jaxgen.decoding.stop import StopStrings, stop_strings
 from jaxgen.errors import ConfigError, NonFiniteError
+from jaxgen.mesh import place
 from jaxgen.ops import keys
 from jaxgen.text.generate import model_step, prefill
 from jaxgen.text.model import load, tokenizer_of
@@ -228,7 +229,7 @@ class Session:
                 limits.copy(),
             )
             token, cache, strings = chunk.tokens[:, -1], chunk.cache, chunk.strings
-            made = np.asarray(chunk.tokens)
+            made = np.asarray(place.fetch(chunk.tokens))
             self._check(made, start)
             yield made
             if (limits <= start + CHUNK).all():

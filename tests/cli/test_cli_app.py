@@ -41,7 +41,8 @@ def test_train_reads_the_config_and_trains_in_runs(jaxgen, calls, config, tmp_pa
     name, (settings, folder), options = calls[1]
     assert (name, folder) == ("train", Path("runs/tiny"))
     assert settings.model.d_model == 8 and settings.train.steps == 7
-    assert options.pop("stop") is not None and options == {"cache": tmp_path / "cache"}
+    assert options.pop("stop") is not None and options.pop("group").count == 1
+    assert options == {"cache": tmp_path / "cache"}
 
 
 def test_overrides_and_flags_may_be_mixed_and_flags_take_either_dash(jaxgen, calls, config):
