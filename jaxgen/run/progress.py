@@ -28,15 +28,9 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, *, silent: bool = False) -> Iterator[Bar]:
-    """Yield a Bar while something long is done; afterwards one line says how long it took.
-
-    silent: show nothing, in a process that another one speaks for.
-    """
+def bar(title: str) -> Iterator[Bar]:
+    """Yield a Bar while something long is done; afterwards one line says how long it took."""
     start = time.monotonic()
-    if silent:
-        yield Bar(title, None)
-        return
     if not sys.stderr.isatty():
         shown = Bar(title, None)
         yield shown

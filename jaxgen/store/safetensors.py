@@ -46,7 +46,7 @@ DTYPES: dict[str, tuple[int, str | None]] = {
     "F4": (4, None),
     "C64": (64, None),
 }
-WRITABLE = {name: ours for ours, (_, name) in DTYPES.items() if name}
+_NAMES = {name: ours for ours, (_, name) in DTYPES.items() if name}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -67,11 +67,6 @@ def open_file(path: Path) -> dict[str, Tensor]:
     Refused are a header longer than the file, that is no JSON or holds a key twice, and tensors
     that overlap, leave a hole, end elsewhere than the file, or whose size is not their shape's.
     """
-    return open_noted(path)[0]
-
-
-def open_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return `open_file`'s tensors, and the notes that the writer left in the header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -84,8 +79,7 @@ def open_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     try:
-        header, notes = _parse(raw)
-        return _tensors(path, header, 8 + length, size), notes
+        return _tensors(path, _parse(raw), 8 + length, size)
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
@@ -127,7 +121,7 @@ def write(
         dtype, shape = tensors[name]
         end = place + _dtype(dtype).itemsize * math.prod(shape)
         header[name] = {
-            "dtype": WRITABLE[dtype],
+            "dtype": _NAMES[dtype],
             "shape": list(shape),
             "data_offsets": [place, end],
         }
@@ -170,7 +164,7 @@ def _header_length(path: Path, head: bytes, size: int) -> int:
     return length
 
 
-def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+def _parse(raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=files.once)
     except UnicodeDecodeError as error:
@@ -186,7 +180,7 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError("its __metadata__ is no mapping of strings")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it names {len(header)} tensors, more than {MAX_TENSORS}")
-    return header, metadata
+    return header
 
 
 def _tensors(path: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Tensor]:
