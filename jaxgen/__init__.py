@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxgen.config import ModelConfig
+    from jaxgen.decoding.allow import allowed_tokens
     from jaxgen.decoding.beam import beam_search
     from jaxgen.decoding.bias import bad_words, sequence_bias
     from jaxgen.decoding.chain import chain, greedy
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
     from jaxgen.decoding.stop import stop_strings
     from jaxgen.decoding.watermark import detect, watermark
+    from jaxgen.decoding.words import must_appear
     from jaxgen.models.api import abstract, apply, axes, encode, init
     from jaxgen.models.presets import preset
     from jaxgen.text.beams import generate_beams
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ModelConfig": "config",
     "abstract": "models.api",
+    "allowed_tokens": "decoding.allow",
     "apply": "models.api",
     "axes": "models.api",
     "bad_words": "decoding.bias",
@@ -99,6 +102,7 @@ _HOME = {
     "min_new_tokens": "decoding.force",
     "min_p": "decoding.shape",
     "minimum_risk": "decoding.rerank",
+    "must_appear": "decoding.words",
     "no_repeat_ngram": "decoding.repeat",
     "no_repeat_source": "decoding.repeat",
     "presence_penalty": "decoding.repeat",
@@ -126,6 +130,7 @@ _HOME = {
 __all__ = [
     "ModelConfig",
     "abstract",
+    "allowed_tokens",
     "apply",
     "axes",
     "bad_words",
@@ -158,6 +163,7 @@ __all__ = [
     "min_new_tokens",
     "min_p",
     "minimum_risk",
+    "must_appear",
     "no_repeat_ngram",
     "no_repeat_source",
     "presence_penalty",

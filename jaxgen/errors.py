@@ -34,6 +34,12 @@ class CheckpointError(UserError):
     exit_code = 4
 
 
+class PeerError(UserError):
+    """Another process of the same run is lost, stuck, or never came."""
+
+    exit_code = 5
+
+
 class NonFiniteError(UserError):
     """Numbers stopped being finite: a loss, a gradient, a parameter or a row of logits."""
 

@@ -56,7 +56,8 @@ compiled programs are kept in $JAXGEN_CACHE, or else in ~/.cache/jaxgen; that
 folder may be removed at any time.
 
 Exit codes: 0 done, 1 what verify checks does not hold, 2 usage or config,
-3 environment or busy, 4 checkpoint or model file, 6 numbers not finite, 7 data,
+3 environment or busy, 4 checkpoint or model file, 5 another
+process of the run is lost, 6 numbers not finite, 7 data,
 70 bug, 75 stopped and saved (the same command resumes), 130 interrupted.
 """
 VERBS = (

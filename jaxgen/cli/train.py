@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from jaxgen.cli import arguments, exits, paths, start
+from jaxgen.cli import arguments, exits, launch, paths, start
 from jaxgen.cli.arguments import Out, Overrides
 from jaxgen.errors import ConfigError
 from jaxgen.run.signals import StopRequest
@@ -23,6 +23,7 @@ def train(
     out: Out = None,
     print_config: Annotated[bool, Parameter(help="print the resolved config and stop")] = False,
     keys: Annotated[bool, Parameter(help="list every key of a config and stop")] = False,
+    among: launch.Flags | None = None,
 ) -> None:
     """Train a model as a config says, or go on with a run.
 
@@ -37,6 +38,10 @@ def train(
         jaxgen train runs/wide                 go on with a run
         jaxgen train my.yaml --print-config    what would be trained, in full
         jaxgen train --keys                    every key and its meaning
+
+    On a TPU pod, or under Slurm's srun, the same command in every process trains
+    one model; elsewhere each is told its place, and all write one run folder:
+        jaxgen train my.yaml --coordinator host0:8476 --processes 2 --process 0
     """
     if keys:
         _print_keys()
@@ -47,12 +52,18 @@ def train(
         raise ConfigError(f"CONFIG comes first: `jaxgen train CONFIG.yaml {config}`")
     arguments.check_overrides(overrides)
     if paths.is_run(Path(config)):
-        _go_on(Path(config), overrides, out, print_config)
+        _go_on(Path(config), overrides, out, print_config, among)
     else:
-        _begin(paths.config(config), overrides, out, print_config)
+        _begin(paths.config(config), overrides, out, print_config, among)
 
 
-def _begin(path: Path, overrides: Sequence[str], out: str | None, print_config: bool) -> None:
+def _begin(
+    path: Path,
+    overrides: Sequence[str],
+    out: str | None,
+    print_config: bool,
+    among: launch.Flags | None,
+) -> None:
     from jaxgen import run
     from jaxgen.settings import dump
 
@@ -63,10 +74,17 @@ def _begin(path: Path, overrides: Sequence[str], out: str | None, print_config: 
     folder, cache = Path(out) if out else paths.new_run(path), paths.cache()
     with exits.in_folder(folder), StopRequest() as stop:
         start.prepare_jax(cache)
-        run.train(settings, folder, cache=cache, stop=stop)
+        with launch.group(among) as group, exits.in_folder(folder):
+            run.train(settings, folder, cache=cache, stop=stop, group=group)
 
 
-def _go_on(folder: Path, overrides: Sequence[str], out: str | None, print_config: bool) -> None:
+def _go_on(
+    folder: Path,
+    overrides: Sequence[str],
+    out: str | None,
+    print_config: bool,
+    among: launch.Flags | None,
+) -> None:
     if out is not None and Path(out) != folder:
         raise ConfigError(
             f"{folder} is a run, which goes on in its own folder; for a new run in {out} give its "
@@ -81,7 +99,8 @@ def _go_on(folder: Path, overrides: Sequence[str], out: str | None, print_config
     cache = paths.cache()
     with exits.in_folder(folder), StopRequest() as stop:
         start.prepare_jax(cache)
-        run.resume(folder, overrides, cache=cache, stop=stop)
+        with launch.group(among) as group, exits.in_folder(folder):
+            run.resume(folder, overrides, cache=cache, stop=stop, group=group)
 
 
 def _print_keys() -> None:

@@ -1,7 +1,8 @@
 """Beam search in all its kinds, as one compiled loop over any `step`.
 
-One search serves beam search, beam sampling and diverse groups (Vijayakumar et al. 2016). Beams of
-a request never see another request, so results don't depend on the batch.
+One search serves beam search, beam sampling, diverse groups (Vijayakumar et al. 2016) and words
+that must appear. Beams of a request never see another request, so results don't depend on the
+batch.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgen.decoding import ended as endings
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding import rows
+from jaxgen.decoding import words as lexicon
 from jaxgen.decoding.chain import NOT_FINITE, Chain, missing
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.detail import Reason, ended_by
+from jaxgen.decoding.ended import Ended, Texts, gathered
 from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
-from jaxgen.decoding.search import RULES, Search
+from jaxgen.decoding.search import Search
 from jaxgen.decoding.setting import column
+from jaxgen.decoding.stop import StopStrings
+from jaxgen.decoding.words import Progress, Words
 from jaxgen.errors import ConfigError
 
 
@@ -33,16 +39,7 @@ class Found(NamedTuple):
     made: Int[Array, "B N"]
     reason: Int[Array, "B N"]  # a Reason
     logprobs: Float[Array, "B N length"]  # of each token, after the processors
-
-
-class _Ended(NamedTuple):
-    """The best texts that have ended, the best first within their group [B, K, ...]."""
-
-    tokens: Array
-    scores: Array
-    made: Array
-    reason: Array
-    logprobs: Array
+    met: Bool[Array, "B N"]  # whether all words are there that must appear
 
 
 class _Beams(NamedTuple):
@@ -55,7 +52,9 @@ class _Beams(NamedTuple):
     logprobs: Array  # [B, K, length]
     cache: Any
     past: Past | None  # [B, K, ...]
-    ended: _Ended
+    watched: Array | None  # [B, K]: where texts stand among their stop strings
+    progress: Progress | None  # [B, K, ...]
+    ended: Ended
     done: Array  # [B, G]
     sick: Array  # [B]: a Reason of failure, else 0
 
@@ -66,7 +65,10 @@ class _Task(NamedTuple):
     length: int
     keys: Any
     stops: Any
+    strings: StopStrings | None
+    words: Words | None  # a row a request
     limit: Any  # [B, 1]
+    returned: int
 
     @property
     def size(self) -> int:
@@ -84,7 +86,9 @@ def beam_search(
     search: Search,
     *,
     returned: int = 1,
+    words: Words | None = None,
     stop: Stops | None = None,
+    strings: StopStrings | None = None,
     limit: Count | None = None,
     prompt: Int[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
@@ -93,50 +97,59 @@ def beam_search(
 
     sample: its processors change the log-probabilities of each step, as in transformers; its draw
       is not used. key: only `pick="draw"` reads it; its draws are as independent of the batch as
-      those of `decode`. The cache comes with one row a request; see `rows.take` for how a cache is
-      reordered. The other arguments are those of `decode`.
-    Raises ConfigError if `returned` exceeds the beams, or a key or prompt is missing.
+      those of `decode`. words: `must_appear`, for plain beams only. The cache comes with one row a
+      request; see `rows.take` for how a cache is reordered. The other arguments are those of
+      `decode`.
+    Raises ConfigError if `returned` exceeds the beams, a key or prompt is missing, or words meet
+    groups or draws.
     """
-    if not 1 <= returned <= search.beams:
-        raise ConfigError(f"returned={returned} must be from 1 to beams={search.beams}")
-    if search.pick == "draw" and key is None:
-        raise ConfigError("pick='draw' needs key=; give jax.random.key(seed)")
+    _check(search, returned, key, words)
     batch = first.shape[0]
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)
     stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop))
-    task = _Task(search, sample, length, keys, stops, jnp.broadcast_to(most, batch)[:, None])
+    rowed = None if words is None else words.rows(batch)
+    most = jnp.broadcast_to(most, batch)[:, None]
+    task = _Task(search, sample, length, keys, stops, strings, rowed, most, returned)
     begun = _begin(task, cache, first, prompt, lengths)
     run = lax.while_loop(
         lambda run: (run.place < length) & ~jnp.all(run.done), _body(task, step), begun
     )
-    return _found(task, run, returned)
+    return _found(task, run)
+
+
+def _check(search: Search, returned: int, key: Keys | None, words: Words | None) -> None:
+    if not 1 <= returned <= search.beams:
+        raise ConfigError(f"returned={returned} must be from 1 to beams={search.beams}")
+    if search.pick == "draw" and key is None:
+        raise ConfigError("pick='draw' needs key=; give jax.random.key(seed)")
+    if words is not None and search.groups > 1:
+        raise ConfigError(f"groups={search.groups} and words= exclude each other; drop one")
+    if words is not None and search.pick == "draw":
+        raise ConfigError("pick='draw' and words= exclude each other; drop one")
 
 
 def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
     batch, count, length = first.shape[0], task.search.beams, task.length
     # One beam of a group is alive: the others would only repeat it.
     scores = jnp.where(jnp.arange(count) % task.size == 0, 0.0, -jnp.inf)
-    blank = jnp.full((batch, count, length), NO_TOKEN, jnp.int32)
-    none = jnp.zeros((batch, count, length))
-    ended = _Ended(
-        blank,
-        jnp.full((batch, count), -jnp.inf),
-        jnp.zeros((batch, count), jnp.int32),
-        jnp.zeros((batch, count), jnp.int32),
-        none,
-    )
     past = _past(task, batch, prompt, lengths)
-    spread = jnp.repeat(first[:, None], count, axis=1)
+    watched = None if task.strings is None else task.strings.states(batch)
+    words = task.words
+    progress = None if words is None else words.begin(batch, prompt, lengths)
+
+    def spread(state):
+        return jax.tree.map(lambda x: jnp.repeat(x[:, None], count, axis=1), state)
+
     return _Beams(
         jnp.zeros((), jnp.int32),
-        spread,
+        spread(first),
         jnp.broadcast_to(scores, (batch, count)),
-        blank,
-        none,
+        jnp.full((batch, count, length), NO_TOKEN, jnp.int32),
+        jnp.zeros((batch, count, length)),
         rows.repeat(cache, batch, count),
-        None if past is None else jax.tree.map(lambda x: jnp.repeat(x[:, None], count, 1), past),
-        ended,
+        *(spread(past), spread(watched), spread(progress)),
+        endings.none(batch, count, length),
         jnp.broadcast_to(task.limit < 1, (batch, task.search.groups)),
         jnp.zeros(batch, jnp.int32),
     )
@@ -174,117 +187,124 @@ def _body(task: _Task, step: Step):
             here = slice(group * size, (group + 1) * size)
             scores = _apart(task, plain[:, here], parts, run.done)
             scores = _processed(task.sample, scores, _of(run.past, here))
-            found = _candidates(task, run, here, scores)
-            going = lax.top_k(jnp.where(found.stopped, -jnp.inf, found.scores), size)
-            chosen = found.at(going[1])._replace(scores=going[0])
-            mine = jax.tree.map(lambda x, at=here: x[:, at], ended)
-            mine, over = _settled(task, run.place + 1, found, chosen, mine, done[:, group])
+            chosen, mine, over = _grown(task, run, scores, group)
             ended = jax.tree.map(lambda x, new, at=here: x.at[:, at].set(new), ended, mine)
             done = done.at[:, group].set(over)
-            parts.append(chosen._replace(parent=chosen.parent + here.start))
+            parts.append(chosen)
         chosen = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
         failed = jnp.where(sick & ~jnp.all(run.done, axis=1), Reason.NOT_FINITE, run.sick)
-        none = ~jnp.any(jnp.isfinite(chosen.scores), 1) & ~jnp.any(jnp.isfinite(ended.scores), 1)
+        dead = ~jnp.any(jnp.isfinite(chosen.scores), 1)
+        none = dead & ~jnp.any(jnp.isfinite(ended.scores), 1)
         failed = jnp.where(none & (failed == 0), Reason.BANNED, failed).astype(jnp.int32)
-        done = done | (failed > 0)[:, None] | (none | (run.place + 1 >= task.limit[:, 0]))[:, None]
+        done = done | (failed > 0)[:, None] | (dead | (run.place + 1 >= task.limit[:, 0]))[:, None]
         return _reordered(task, run, chosen, cache)._replace(ended=ended, done=done, sick=failed)
 
     return body
 
 
-class _Candidates(NamedTuple):
-    """The best continuations of one group's beams, the best first [B, C, ...]."""
+class _Picks(NamedTuple):
+    """Continuations of beams, the best first [B, C]; scores are of whole texts."""
 
     scores: Array
-    parent: Array
+    parent: Array  # the beam, counted over all groups
     token: Array
-    tokens: Array
-    logprobs: Array
-    stopped: Array  # the token is a stop id
+    single: Array  # the log-probability of the token
+    watched: Array | None
 
-    def at(self, index: Int[Array, "B M"]) -> _Candidates:
+    def at(self, index: Int[Array, "B M"]) -> _Picks:
         """Return those at `index`."""
-        return _Candidates(*(_gathered(x, index) for x in self))
+        return jax.tree.map(lambda x: gathered(x, index), self)
 
 
-def _candidates(task: _Task, run: _Beams, here: slice, scores: Float[Array, "B K V"]):
+def _grown(
+    task: _Task, run: _Beams, scores: Float[Array, "B K V"], group: int
+) -> tuple[_Picks, Ended, Bool[Array, "B"]]:
+    """Return a group's beams after one more token, its ended texts, and whether it is done."""
+    size, search = task.size, task.search
+    here = slice(group * size, (group + 1) * size)
+    total = scores + run.scores[:, here, None]
+    found = _candidates(task, run, scores, total, here)
+    stopped, reason = _stopped(task, found)
+    going = lax.top_k(jnp.where(stopped, -jnp.inf, found.scores), size)
+    chosen = found.at(going[1])._replace(scores=going[0])
+    before = run.progress
+    if task.words is not None and before is not None:
+        picks = (chosen.scores, chosen.parent, chosen.token)
+        picked = lexicon.chosen(task.words, before, total, *picks)
+        chosen = _picks(task, run, scores, here, *picked)
+    made, limit = run.place + 1, task.limit[:, 0]
+    ended = jax.tree.map(lambda x: x[:, here], run.ended)
+    closed = run.done[:, group]
+    # Only what is among the best `size` may end there.
+    ranked = found.at(jnp.broadcast_to(jnp.arange(size), stopped[:, :size].shape))
+    texts = _texts(task, run, ranked, reason[:, :size])
+    # A stop token brings no word in: what counts is what was there before.
+    met = texts.met
+    if before is not None:
+        earlier = lexicon.met(_chosen_of(before, ranked.parent))
+        met = jnp.where(texts.reason == Reason.STOP, earlier, met)
+    which = stopped[:, :size] & met & ~closed[:, None]
+    ended = endings.merged(search, ended, texts._replace(met=met), which, made)
+    legacy = search.groups > 1 or before is not None
+    if legacy:
+        # As transformers' scorer of groups and of words does: the best candidate counts even if
+        # it ends, and open beams don't join a group that is done.
+        closed = closed | endings.satisfied(search, ended, found.scores[:, 0], made, limit)
+    over = (made >= limit) & ~closed
+    texts = _texts(task, run, chosen, jnp.full_like(chosen.token, Reason.LENGTH))
+    enough = jnp.sum(texts.met, axis=1, keepdims=True) >= task.returned
+    open_ = over[:, None] & (texts.met | ~enough)
+    ended = endings.merged(search, ended, texts, open_, made)
+    if not legacy:
+        closed = closed | endings.satisfied(search, ended, chosen.scores[:, 0], made, limit)
+    return chosen, ended, closed
+
+
+def _candidates(task: _Task, run: _Beams, scores, total, here: slice) -> _Picks:
     batch, size, vocab = scores.shape
-    total = (scores + run.scores[:, here, None]).reshape(batch, size * vocab)
     # So many that enough go on even if every beam's likeliest tokens are all its stop ids.
     width = min(max(2, 1 + task.stops.shape[-1]) * size, size * vocab)
-    best, index = _picked(task, total, width, run.place)
-    parent, token = index // vocab, (index % vocab).astype(jnp.int32)
+    best, index = _picked(task, total.reshape(batch, -1), width, run.place)
+    parent, token = index // vocab + here.start, (index % vocab).astype(jnp.int32)
+    return _picks(task, run, scores, here, best, parent, token)
+
+
+def _picks(task: _Task, run: _Beams, scores, here: slice, best, parent, token) -> _Picks:
+    batch, _, vocab = scores.shape
+    index = (parent - here.start) * vocab + token
     single = jnp.take_along_axis(scores.reshape(batch, -1), index, axis=1)
+    watched = None
+    if task.strings is not None and run.watched is not None:
+        before = gathered(run.watched, parent)
+        watched = jax.vmap(task.strings.advance, (1, 1), 1)(before, token)
+    return _Picks(best, parent, token, single, watched)
+
+
+def _stopped(task: _Task, found: _Picks) -> tuple[Bool[Array, "B C"], Int[Array, "B C"]]:
+    """Which continuations end their text, and why."""
+    ids = jnp.any(found.token[..., None] == task.stops[:, None], axis=-1)
+    reason = ended_by(found.watched, ids)
+    return reason != Reason.LENGTH, reason
+
+
+def _texts(task: _Task, run: _Beams, picks: _Picks, reason: Int[Array, "B C"]) -> Texts:
+    """The whole texts of continuations."""
     now = jnp.arange(task.length) == run.place
-    return _Candidates(
-        best,
-        parent,
-        token,
-        jnp.where(now, token[..., None], _gathered(run.tokens[:, here], parent)),
-        jnp.where(now, single[..., None], _gathered(run.logprobs[:, here], parent)),
-        jnp.any(token[..., None] == task.stops[:, None], axis=-1),
+    met = jnp.ones(reason.shape, bool)
+    if task.words is not None and run.progress is not None:
+        before = _chosen_of(run.progress, picks.parent)
+        met = lexicon.met(lexicon.advance(task.words, before, picks.token))
+    return Texts(
+        jnp.where(now, picks.token[..., None], gathered(run.tokens, picks.parent)),
+        picks.scores,
+        reason,
+        jnp.where(now, picks.single[..., None], gathered(run.logprobs, picks.parent)),
+        met,
     )
 
 
-def _settled(
-    task: _Task,
-    made: Array,
-    found: _Candidates,
-    chosen: _Candidates,
-    ended: _Ended,
-    done: Bool[Array, "B"],
-) -> tuple[_Ended, Bool[Array, "B"]]:
-    """Return a group's texts that have ended by now, and whether it is done."""
-    ranked = found.stopped & (jnp.arange(found.scores.shape[1]) < task.size)
-    ended = _merged(task, made, ended, found, ranked & ~done[:, None], Reason.STOP)
-    closed = done
-    if task.search.groups > 1:
-        # As transformers' scorer of groups does: the best candidate counts even if it ends, and
-        # open beams don't join a group that is done.
-        done = closed = done | _satisfied(task, made, ended, found.scores[:, 0])
-    over = (made >= task.limit[:, 0]) & ~closed
-    open_ = jnp.broadcast_to(over[:, None], chosen.token.shape)
-    ended = _merged(task, made, ended, chosen, open_, Reason.LENGTH)
-    if task.search.groups == 1:
-        done = done | _satisfied(task, made, ended, chosen.scores[:, 0])
-    return ended, done
-
-
-def _merged(
-    task: _Task,
-    made: Array,
-    ended: _Ended,
-    fresh: _Candidates,
-    which: Bool[Array, "B C"],
-    reason: Reason,
-) -> _Ended:
-    """The best of the ended texts and `which` of the fresh ones."""
-    scores = fresh.scores / jnp.power(
-        made.astype(jnp.float32), column(jnp.asarray(task.search.length_penalty, jnp.float32))
-    )
-    new = _Ended(
-        fresh.tokens,
-        jnp.where(which, scores, -jnp.inf),
-        jnp.broadcast_to(made, which.shape).astype(jnp.int32),
-        jnp.full(which.shape, int(reason), jnp.int32),
-        fresh.logprobs,
-    )
-    both = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1), ended, new)
-    index = lax.top_k(both.scores, task.size)[1]
-    return jax.tree.map(lambda x: _gathered(x, index), both)
-
-
-def _satisfied(
-    task: _Task, made: Array, ended: _Ended, best: Float[Array, "B"]
-) -> Bool[Array, "B"]:
-    """Which groups are full of texts that no open beam will beat, by the rule of the search."""
-    rule = jnp.asarray(task.search.until)
-    penalty = jnp.broadcast_to(jnp.asarray(task.search.length_penalty, jnp.float32), best.shape)
-    far = (rule == RULES["certain"]) & (penalty > 0)
-    at = jnp.where(far, task.limit[:, 0], made).astype(jnp.float32)
-    worst = jnp.min(ended.scores, axis=1)
-    beaten = worst >= best / jnp.power(at, penalty)
-    return jnp.isfinite(worst) & ((rule == RULES["full"]) | beaten)
+def _chosen_of(state: Any, parent: Int[Array, "B C"]) -> Any:
+    return jax.tree.map(lambda x: gathered(x, parent), state)
 
 
 def _picked(task: _Task, total: Float[Array, "B C"], width: int, place: Array):
@@ -301,7 +321,7 @@ def _picked(task: _Task, total: Float[Array, "B C"], width: int, place: Array):
 
 
 def _apart(
-    task: _Task, scores: Float[Array, "B K V"], earlier: list[_Candidates], done: Bool[Array, "B G"]
+    task: _Task, scores: Float[Array, "B K V"], earlier: list[_Picks], done: Bool[Array, "B G"]
 ) -> Float[Array, "B K V"]:
     """Scores less the diversity for every beam of earlier groups that chose the same token."""
     if not earlier:
@@ -321,40 +341,42 @@ def _of(past: Past | None, here: slice) -> Past | None:
     return None if past is None else jax.tree.map(lambda x: x[:, here], past)
 
 
-def _gathered(x: Array, index: Int[Array, "B M"]) -> Array:
-    """x[b, index[b, m]]."""
-    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-def _reordered(task: _Task, run: _Beams, chosen: _Candidates, cache: Any) -> _Beams:
+def _reordered(task: _Task, run: _Beams, chosen: _Picks, cache: Any) -> _Beams:
     batch, count = chosen.token.shape
     parents = (jnp.arange(batch)[:, None] * count + chosen.parent).reshape(-1)
-    past = run.past
+    texts = _texts(task, run, chosen, jnp.zeros_like(chosen.token))
+    past, progress = run.past, run.progress
     if past is not None:
-        past = jax.tree.map(lambda x: _gathered(x, chosen.parent), past)
+        past = _chosen_of(past, chosen.parent)
         past = jax.vmap(lambda one, new: pasts.advance(task.sample, one, new), (1, 1), 1)(
             past, chosen.token
         )
+    if task.words is not None and progress is not None:
+        before = _chosen_of(progress, chosen.parent)
+        progress = lexicon.advance(task.words, before, chosen.token)
     return run._replace(
         place=run.place + 1,
         token=chosen.token,
         scores=chosen.scores,
-        tokens=chosen.tokens,
-        logprobs=chosen.logprobs,
+        tokens=texts.tokens,
+        logprobs=texts.logprobs,
         cache=rows.take(cache, parents),
         past=past,
+        watched=chosen.watched,
+        progress=progress,
     )
 
 
-def _found(task: _Task, run: _Beams, returned: int) -> Found:
-    scores, index = lax.top_k(run.ended.scores, returned)
-    tokens, _, made, reason, logprobs = jax.tree.map(lambda x: _gathered(x, index), run.ended)
+def _found(task: _Task, run: _Beams) -> Found:
+    scores, index = lax.top_k(run.ended.scores, task.returned)
+    best = jax.tree.map(lambda x: gathered(x, index), run.ended)
     failed = (run.sick > 0)[:, None]
-    made = jnp.where(failed, 0, made)
+    made = jnp.where(failed, 0, best.made)
     places = jnp.arange(task.length)
-    last = jnp.take_along_axis(tokens, jnp.maximum(made - 1, 0)[..., None], axis=2)
-    tokens = jnp.where(places < made[..., None], tokens, last)
+    last = jnp.take_along_axis(best.tokens, jnp.maximum(made - 1, 0)[..., None], axis=2)
+    tokens = jnp.where(places < made[..., None], best.tokens, last)
     tokens = jnp.where(failed[..., None], NOT_FINITE, tokens)
     scores = jnp.where(failed, -jnp.inf, scores)
-    logprobs = jnp.where(places < made[..., None], logprobs, 0.0)
-    return Found(tokens, scores, made, jnp.where(failed, run.sick[:, None], reason), logprobs)
+    logprobs = jnp.where(places < made[..., None], best.logprobs, 0.0)
+    reason = jnp.where(failed, run.sick[:, None], best.reason)
+    return Found(tokens, scores, made, reason, logprobs, best.met & ~failed)

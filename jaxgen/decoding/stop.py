@@ -46,7 +46,7 @@ class StopStrings:
         kind = jnp.asarray(self.classes)[jnp.where(known, new, 0)]
         return jnp.where(known, jnp.asarray(self.table)[state, kind], state)
 
-    def at(self, state: Int[Array, "B"]) -> StopStrings:
+    def at(self, state: Int[Array, "B"] | None) -> StopStrings:
         """Return the same strings for texts that stand at `state`, to go on from."""
         return replace(self, state=state)
 

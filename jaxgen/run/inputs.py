@@ -34,9 +34,11 @@ def make_tokenizer(settings: Settings) -> Tokenizer:
         return tokens.train(settings.tokenizer, data.training_texts(settings.data, form=form))
 
 
-def prepare(settings: Settings, tokenizer: Tokenizer, cache: Path) -> data.Corpus:
+def prepare(
+    settings: Settings, tokenizer: Tokenizer, cache: Path, *, silent: bool = False
+) -> data.Corpus:
     """Return the corpus as token shards in the cache, written now unless they are there."""
-    with bar("writing token shards") as progress:
+    with bar("writing token shards", silent=silent) as progress:
         corpus = data.prepare(
             settings.data,
             tokenizer,

@@ -28,9 +28,15 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Bar]:
-    """Yield a Bar while something long is done; afterwards one line says how long it took."""
+def bar(title: str, *, silent: bool = False) -> Iterator[Bar]:
+    """Yield a Bar while something long is done; afterwards one line says how long it took.
+
+    silent: show nothing, in a process that another one speaks for.
+    """
     start = time.monotonic()
+    if silent:
+        yield Bar(title, None)
+        return
     if not sys.stderr.isatty():
         shown = Bar(title, None)
         yield shown

@@ -2,7 +2,8 @@
 
     checkpoints/
       00000200/manifest.json    sizes and sha256 of every file and every array; written last
-      00000200/arrays/          the arrays, by Orbax
+      00000200/arrays/          the arrays, by Orbax; or, of a run of several processes,
+      00000200/pieces/          one file a process
       .tmp-...                  unfinished or half deleted; `clean` removes it
 
 What exists is always read from the disk, so another process, or a hand, may have changed it.
@@ -16,6 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -25,8 +27,9 @@ import numpy as np
 from jaxgen import files
 from jaxgen import tree as trees
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.mesh.group import ALONE, Group
 from jaxgen.store import arrays as orbax
-from jaxgen.store import leaves, manifest, shelf, space
+from jaxgen.store import leaves, manifest, pieces, shared, shelf, space
 from jaxgen.store.manifest import DamageError, Manifest
 
 ARRAYS = "arrays"
@@ -49,7 +52,8 @@ class Checkpoints:
     save. fingerprints: of the config, tokenizer, data...; kept with each checkpoint, and those
     given here must agree when one is read. verify: "full" compares every byte with its sha256,
     "off" names and sizes only. failpoint: called with the name of each stage of a save, for tests.
-    One process at a time may write (`RunLock`); others may read meanwhile.
+    One run at a time may write (`RunLock`); others may read meanwhile. group: the processes of that
+    run, which then call every method together; the folder is one that all of them see.
     """
 
     def __init__(
@@ -61,11 +65,12 @@ class Checkpoints:
         fingerprints: Mapping[str, str],
         verify: Literal["full", "off"] = "full",
         failpoint: Callable[[str], object] = lambda stage: None,
+        group: Group = ALONE,
     ) -> None:
         self.folder = Path(folder)
         self.keep_last, self.keep_best = keep_last, keep_best
         self.fingerprints, self.verification = dict(fingerprints), verify
-        self._failpoint = failpoint
+        self._failpoint, self._group = failpoint, group
         self._thread: Thread | None = None
         self._error: BaseException | None = None
         self._damaged: set[int] = set()
@@ -80,15 +85,10 @@ class Checkpoints:
         BusyError if it can't be written; what goes wrong later is raised by `poll` and `wait`.
         """
         self.wait()
-        with files.refusals(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        later = [other for other in self.steps() if other > step and other not in self._damaged]
-        if later:
-            raise CheckpointError(
-                f"{self.folder} holds step {later[-1]}, later than {step}: resume from that one, "
-                "or move the later steps away"
-            )
-        described, found = leaves.to_host(tree)
+        alone = self._group.store is None
+        described, found = (
+            leaves.to_host(tree) if alone else pieces.to_host(tree, first=self._group.first)
+        )
         draft = Manifest(
             step=step,
             metric=float(metric) if metric is not None and math.isfinite(metric) else None,
@@ -100,17 +100,37 @@ class Checkpoints:
                 for name, leaf in described.items()
             },
             files={},
+            format=1 if alone else 2,
             versions=manifest.versions(),
             time=manifest.now(),
         )
-        space.check(self.folder, step, sum(array.nbytes for array in found.values()))
+        self._group.lead("save: room", partial(self._make_room, step, described))
         self._thread = Thread(target=self._background, args=(draft, found), name="jaxgen-save")
         self._thread.start()
 
+    def _make_room(self, step: int, described: Mapping[str, leaves.Leaf]) -> None:
+        with files.refusals(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        here = shelf.steps(self.folder)
+        later = [other for other in here if other > step and other not in self._damaged]
+        if later:
+            raise CheckpointError(
+                f"{self.folder} holds step {later[-1]}, later than {step}: resume from that one, "
+                "or move the later steps away"
+            )
+        space.check(self.folder, step, sum(leaf.nbytes for leaf in described.values()))
+
     def poll(self) -> None:
-        """Raise what went wrong in the background, once; return at once if nothing has."""
-        if self._thread is not None and not self._thread.is_alive():
+        """Raise what went wrong in the background, once; return at once if nothing has.
+
+        Of several processes none raises it here, before the others: see `failed`.
+        """
+        if self._group.store is None and self._thread is not None and not self._thread.is_alive():
             self.wait()
+
+    def failed(self) -> bool:
+        """Return whether the save in the background has gone wrong, which `wait` then raises."""
+        return self._error is not None
 
     def wait(self) -> None:
         """Wait until the last save is on disk; raise what went wrong, once.
@@ -127,7 +147,13 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps on disk, sound or not, in order; BusyError if the folder is none."""
-        return shelf.steps(self.folder)
+        found: list[int] = []
+
+        def look() -> None:
+            found.extend(shelf.steps(self.folder))
+
+        self._group.lead("steps", look)
+        return json.loads(self._group.meet("steps seen", decide=lambda _: json.dumps(found)))
 
     def best(self) -> int | None:
         """Return the step with the lowest metric (the newest of equals), None if none has one."""
@@ -147,14 +173,18 @@ class Checkpoints:
             return None
         wanted = leaves.named(abstract_tree)
 
-        def load(record: Manifest) -> dict[str, np.ndarray]:
+        def load(record: Manifest) -> Any:
             wrong = leaves.mismatches(wanted, record.leaves)
             if wrong:
                 raise CheckpointError(f"{self._path(record.step)} doesn't fit: {_some(wrong)}")
-            return self._load(record, record.leaves)
+            if self._group.store is None:
+                return self._load(record, record.leaves)
+            return pieces.spread(abstract_tree, self._regions(record))
 
         record, found, notes = self._newest_sound(step, load)
-        return Restored(record.step, leaves.rebuild(abstract_tree, found), record.extra, notes)
+        # Whole arrays are placed one by one, once it is clear that they are sound.
+        tree = leaves.rebuild(abstract_tree, found) if self._group.store is None else found
+        return Restored(record.step, tree, record.extra, notes)
 
     def read(self, step: int | None = None) -> dict[str, Any]:
         """Return {"step": int, "params": nested dict of jax arrays} without knowing their shapes.
@@ -198,14 +228,16 @@ class Checkpoints:
         """
         if self._thread is not None:
             self._thread.join()  # what it is writing is no leftover
-        return shelf.clean(self.folder)
+        found: list[str] = []
+        self._group.lead("clean", lambda: found.extend(shelf.clean(self.folder)))
+        return found
 
     def _path(self, step: int) -> Path:
         return shelf.path(self.folder, step)
 
     def _newest_sound(
-        self, step: int | None, load: Callable[[Manifest], dict[str, np.ndarray]]
-    ) -> tuple[Manifest, dict[str, np.ndarray], list[str]]:
+        self, step: int | None, load: Callable[[Manifest], Any]
+    ) -> tuple[Manifest, Any, list[str]]:
         present = self.steps()
         if step is not None and step not in present:
             raise self._no_such(step)
@@ -214,12 +246,7 @@ class Checkpoints:
         notes: dict[int, str] = {}
         for candidate in reversed(present) if step is None else [step]:
             try:
-                record = shelf.record(self.folder, candidate)
-                self._check_fingerprints(record)
-                problems = manifest.damages(self._path(candidate), record, verify=self.verification)
-                if problems:
-                    raise DamageError(_some(problems))
-                found = load(record)
+                record, found = shared.sound(self._group, partial(self._opened, candidate, load))
             except DamageError as error:
                 notes[candidate] = str(error)
                 continue
@@ -236,17 +263,38 @@ class Checkpoints:
             else f"checkpoint {step} is damaged: {notes[step]}; give another of {present}"
         )
 
+    def _opened(self, step: int, load: Callable[[Manifest], Any]) -> tuple[Manifest, Any]:
+        """Return a step's manifest and what `load` makes of it; DamageError if it is not sound."""
+        record = shelf.record(self.folder, step)
+        self._check_fingerprints(record)
+        share = (self._group.index, self._group.count)
+        problems = manifest.damages(self._path(step), record, verify=self.verification, share=share)
+        if problems:
+            raise DamageError(_some(problems))
+        return record, load(record)
+
+    def _regions(self, record: Manifest) -> Callable[[str, tuple[slice, ...]], np.ndarray]:
+        """Return what reads a part of an array."""
+        if record.format > 1:
+            check = self.verification == "full"
+            return pieces.Pieces(self._path(record.step), record.leaves, check=check).region
+        whole = self._load(record, record.leaves)
+        return lambda name, index: whole[name][index]
+
     def _load(
         self, record: Manifest, chosen: Mapping[str, leaves.Leaf], *, check: bool | None = None
     ) -> dict[str, np.ndarray]:
         """Return the chosen arrays, compared with their digests; DamageError names the first."""
+        check = self.verification == "full" if check is None else check
+        if record.format > 1:
+            parts = pieces.Pieces(self._path(record.step), record.leaves, check=check)
+            return {name: parts.whole(name) for name in chosen}
         folder = self._path(record.step) / ARRAYS
         try:
             found = orbax.read(folder, chosen)
         except Exception as error:
             # Orbax passes on whatever its storage says of damaged bytes, in any type.
             raise DamageError(f"{folder} can't be read: {space.first_line(error)}") from error
-        check = self.verification == "full" if check is None else check
         for name, array in found.items():
             leaf = chosen[name]
             same = (array.dtype.name, array.shape) == (leaf.dtype, leaf.shape)
@@ -269,8 +317,15 @@ class Checkpoints:
 
     def _background(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
         try:
-            self._write(draft, found)
-            self._retire()
+            if self._group.store is None:
+                self._write(draft, found)
+                self._retire()
+            else:
+                target = self._path(draft.step)
+                replaced = draft.step in self._damaged
+                shared.write(self._group, target, draft, found, replaced=replaced)
+                self._group.lead("save: retire", self._retire)
+            self._damaged.clear()
         except BaseException as error:
             self._error = error
 
@@ -279,7 +334,7 @@ class Checkpoints:
             name: {**draft.arrays[name], "sha256": leaves.digest(array)}
             for name, array in found.items()
         }
-        if draft.step in self.steps() and draft.step not in self._damaged:
+        if draft.step in shelf.steps(self.folder) and draft.step not in self._damaged:
             if not self.verify(draft.step):
                 self._amend(draft, rows)
                 return
@@ -313,12 +368,11 @@ class Checkpoints:
 
     def _retire(self) -> None:
         """Delete all but the newest and the best; also what `restore` has found damaged."""
-        sound = [step for step in self.steps() if step not in self._damaged]
+        sound = [step for step in shelf.steps(self.folder) if step not in self._damaged]
         keep = {*sound[-self.keep_last :], *shelf.ranked(self.folder, sound)[: self.keep_best]}
-        for step in self.steps():
+        for step in shelf.steps(self.folder):
             if step not in keep:
                 shelf.remove(self.folder, step, self._failpoint)
-        self._damaged.clear()
         self._failpoint("retired")
 
 

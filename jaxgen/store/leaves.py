@@ -7,6 +7,7 @@ numbers arrays without axes; what a leaf was is told again by the tree it is res
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,11 @@ class Leaf:
     dtype: str
     shape: tuple[int, ...]
     key: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the array."""
+        return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
 
     def __str__(self) -> str:
         array = f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -55,7 +61,7 @@ def to_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
     for leaf in plain.values():  # all transfers start before the first is waited for
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
-    arrays = {name: _host(name, leaf) for name, leaf in plain.items()}
+    arrays = {name: host(name, leaf) for name, leaf in plain.items()}
     return {n: Leaf(a.dtype.name, a.shape, keys[n]) for n, a in arrays.items()}, arrays
 
 
@@ -143,7 +149,8 @@ def bare(name: str, array: np.ndarray, leaf: Leaf) -> Any:
     return jax.random.wrap_key_data(placed, impl=leaf.key) if leaf.key else placed
 
 
-def _host(name: str, leaf: Any) -> np.ndarray:
+def host(name: str, leaf: Any) -> np.ndarray:
+    """Return a copy of a leaf on the host; TypeError if it is not made of numbers."""
     array = np.asarray(leaf)
     # Numbers, and the narrow floats of ml_dtypes, which numpy takes for opaque bytes.
     ours = array.dtype.kind in "biufc" and array.dtype.char not in "gG"  # g: the C long double

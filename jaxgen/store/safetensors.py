@@ -46,7 +46,7 @@ DTYPES: dict[str, tuple[int, str | None]] = {
     "F4": (4, None),
     "C64": (64, None),
 }
-_NAMES = {name: ours for ours, (_, name) in DTYPES.items() if name}
+WRITABLE = {name: ours for ours, (_, name) in DTYPES.items() if name}
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -67,6 +67,11 @@ def open_file(path: Path) -> dict[str, Tensor]:
     Refused are a header longer than the file, that is no JSON or holds a key twice, and tensors
     that overlap, leave a hole, end elsewhere than the file, or whose size is not their shape's.
     """
+    return open_noted(path)[0]
+
+
+def open_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return `open_file`'s tensors, and the notes that the writer left in the header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -79,7 +84,8 @@ def open_file(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from error
     try:
-        return _tensors(path, _parse(raw), 8 + length, size)
+        header, notes = _parse(raw)
+        return _tensors(path, header, 8 + length, size), notes
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
@@ -121,7 +127,7 @@ def write(
         dtype, shape = tensors[name]
         end = place + _dtype(dtype).itemsize * math.prod(shape)
         header[name] = {
-            "dtype": _NAMES[dtype],
+            "dtype": WRITABLE[dtype],
             "shape": list(shape),
             "data_offsets": [place, end],
         }
@@ -164,7 +170,7 @@ def _header_length(path: Path, head: bytes, size: int) -> int:
     return length
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=files.once)
     except UnicodeDecodeError as error:
@@ -180,7 +186,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise ValueError("its __metadata__ is no mapping of strings")
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it names {len(header)} tensors, more than {MAX_TENSORS}")
-    return header
+    return header, metadata
 
 
 def _tensors(path: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from jaxgen.decoding.beam import Found, beam_search
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.loop import Keys
 from jaxgen.decoding.search import Search
+from jaxgen.decoding.stop import StopStrings
+from jaxgen.decoding.words import Words
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.ops.memory import Memory
@@ -27,7 +29,9 @@ def generate_beams(
     sample: Chain | None = None,
     returned: int = 1,
     lengths: Int[Array, "B"] | None = None,
+    words: Words | None = None,
     stop: Int[Array, "E"] | None = None,
+    strings: StopStrings | None = None,
     memory: Memory | None = None,
 ) -> Found:
     """Return the best texts of up to `length` new tokens for each prompt, by `beams`.
@@ -53,7 +57,9 @@ def generate_beams(
         length,
         search,
         returned=returned,
+        words=words,
         stop=stop,
+        strings=strings,
         prompt=prompt,
         lengths=lengths,
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import NonFiniteError
+from jaxgen.mesh import place
 from jaxgen.train import guard
 from jaxgen.train.accumulate import LossFunction, gradients
 from jaxgen.train.state import State
@@ -36,11 +38,11 @@ def examine(
 
     key = jax.random.fold_in(state.key, step - 1)
     result, grads = jax.jit(whole)(state.params, batch, key)
-    found = guard.blame(state.params, grads, result.nll)
-    losses = jax.device_get(result.nll)
+    losses = place.fetch(result.nll)
+    found = guard.blame(state.params, grads, jnp.asarray(losses))
     if not found["rows"]:
         found["rows"] = [int(np.argmax(losses))]
-    norms = {path: float(np.linalg.norm(g)) for path, g in tree.flatten(grads).items()}
+    norms = {path: float(jnp.linalg.norm(g.ravel())) for path, g in tree.flatten(grads).items()}
     ranked = sorted(norms, key=lambda path: -np.nan_to_num(norms[path], nan=np.inf))
     return found | {
         "largest": {path: norms[path] for path in ranked[:3]},

@@ -186,6 +186,19 @@ class Log:
             self._line("warning: standard output is lost; training goes on")
 
 
+class Mute:
+    """A `Log` that keeps and shows nothing, of a process that another one speaks for."""
+
+    def __enter__(self) -> Mute:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def text(self, step: int, title: str, text: str) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
 def encode(record: Mapping[str, Any]) -> bytes:
     """Return a record as one line of valid JSON, also where its numbers are not finite."""
     odd = {k: str(v) for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}

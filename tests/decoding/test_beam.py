@@ -24,9 +24,9 @@ def trigram(tokens, before):
 
 
 @partial(jax.jit, static_argnames=("returned",))
-def search(how, first=FIRST, sample=None, key=None, limit=None, *, returned=1):
+def search(how, first=FIRST, sample=None, key=None, limit=None, words=None, *, returned=1):
     sample = jaxgen.chain() if sample is None else sample
-    given = {"returned": returned, "stop": jnp.array([STOP]), "limit": limit}
+    given = {"returned": returned, "stop": jnp.array([STOP]), "limit": limit, "words": words}
     cache = jnp.zeros_like(first)
     return jaxgen.beam_search(trigram, cache, first, key, sample, LENGTH, how, **given)
 
@@ -53,6 +53,85 @@ def test_beams_that_hold_everything_find_the_best_of_all_texts(penalty):
         np.testing.assert_allclose(found.scores[row], [s for s, _ in wanted], rtol=1e-5)
         for place, (_, text) in enumerate(wanted):
             assert tuple(found.tokens[row, place, : found.made[row, place]].tolist()) == text
+
+
+def test_beams_that_hold_everything_find_the_best_text_with_the_word():
+    words = jaxgen.must_appear([[[4], [3]], [2]])
+    found = search(jaxgen.beams(V**4, until="certain"), words=words, returned=2)
+    assert found.met.all()
+    changed = 0
+    for row, first in enumerate(FIRST.tolist()):
+        texts = every_text(first, 1.0)
+        wanted = [(score, text) for score, text in texts if 2 in text and {3, 4} & set(text)][:2]
+        changed += wanted[0] != texts[0]
+        np.testing.assert_allclose(found.scores[row], [score for score, _ in wanted], rtol=1e-5)
+        for place, (_, text) in enumerate(wanted):
+            assert tuple(found.tokens[row, place, : found.made[row, place]].tolist()) == text
+    assert changed
+
+
+def test_each_request_has_its_own_words_and_other_words_run_the_same_program():
+    lists = [[[2, 3]], [], [[[0], [4, 2]]]]
+    together = search(jaxgen.beams(3), words=jaxgen.must_appear(lists, each=True), returned=3)
+    before = search._cache_size()
+    for row, words in enumerate(lists):
+        same = jaxgen.must_appear([words or [[0]]] * 3, each=True)
+        alone = search(jaxgen.beams(3), words=same, returned=3)
+        free = search(jaxgen.beams(3), returned=3) if not words else alone
+        np.testing.assert_array_equal(together.tokens[row], free.tokens[row])
+        np.testing.assert_allclose(together.scores[row], free.scores[row], rtol=1e-6)
+        for text, count, met in zip(
+            together.tokens[row].tolist(), together.made[row], together.met[row], strict=True
+        ):
+            held = str([[2, 3], [], [0], [4, 2]][row])[1:-1] in str(text[: int(count)])
+            assert bool(met) == (held or (row == 2 and "4, 2" in str(text[: int(count)])))
+    assert search._cache_size() - before <= 1  # the free search
+    assert together.met.any(axis=1).all()
+
+
+def test_words_of_the_prompt_count_only_if_asked():
+    def found(over):
+        words = jaxgen.must_appear([[2]], over=over)
+        given = {"prompt": jnp.array([[2, 0]]), "stop": jnp.array([STOP]), "words": words}
+        how, cache = jaxgen.beams(2), jnp.array([2])
+        return jaxgen.beam_search(
+            trigram, cache, FIRST[:1], None, jaxgen.chain(), LENGTH, how, **given
+        )
+
+    new, all_ = found("new"), found("all")
+    assert 2 in new.tokens[0, 0].tolist() and new.met[0, 0] and all_.met[0, 0]
+    assert 2 not in all_.tokens[0, 0, : int(all_.made[0, 0])].tolist()
+
+
+def test_a_stop_string_ends_a_beam_as_a_stop_id_does():
+    pieces = [b"a", b"bc", b"d", b"e", b"f"]
+    ids = search(jaxgen.beams(3), returned=3)
+    given = {"returned": 3, "cache": jnp.zeros_like(FIRST), "sample": jaxgen.chain()}
+
+    @jax.jit
+    def stopped(strings):
+        return jaxgen.beam_search(
+            trigram,
+            first=FIRST,
+            key=None,
+            length=LENGTH,
+            search=jaxgen.beams(3),
+            strings=strings,
+            **given,
+        )
+
+    found = stopped(jaxgen.stop_strings(["bc"], pieces))
+    assert found.tokens.tolist() == ids.tokens.tolist()
+    np.testing.assert_allclose(found.scores, ids.scores, rtol=1e-6)
+    assert set(found.reason.ravel().tolist()) >= {Reason.STRING, Reason.LENGTH}
+    two = stopped(jaxgen.stop_strings(["cd", "fb"], pieces))
+    for text, count, reason in zip(
+        two.tokens.reshape(-1, LENGTH).tolist(), two.made.ravel(), two.reason.ravel(), strict=True
+    ):
+        spelled = b"".join(pieces[token] for token in text[: int(count)])
+        before = b"".join(pieces[token] for token in text[: int(count) - 1])
+        assert (reason == Reason.STRING) == (b"cd" in spelled or b"fb" in spelled)
+        assert b"cd" not in before and b"fb" not in before
 
 
 def test_a_wider_beam_never_scores_worse_on_the_toy():
@@ -135,6 +214,27 @@ def test_a_sick_request_says_so_and_its_neighbours_go_on():
 def test_contradictions_are_refused_in_one_line(settings, text):
     with pytest.raises(errors.ConfigError, match=text):
         jaxgen.beams(**settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "names no word"),
+        ([[]], "must be token ids"),
+        ([[3, -1]], "must be token ids"),
+        ([[[3], [3, 4]]], "one alternative begins another"),
+    ],
+)
+def test_words_that_can_not_be_are_refused(words, text):
+    with pytest.raises(errors.ConfigError, match=text):
+        jaxgen.must_appear(words)
+
+
+@pytest.mark.parametrize("how", [{"groups": 2}, {"pick": "draw"}])
+def test_words_want_plain_beams(how):
+    words, how = jaxgen.must_appear([[2]]), jaxgen.beams(2, **how)
+    with pytest.raises(errors.ConfigError, match="and words= exclude each other"):
+        search(how, key=jax.random.key(0), words=words)
 
 
 def test_a_transformer_s_beams_are_scored_as_by_a_full_forward_pass():

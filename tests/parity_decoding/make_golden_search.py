@@ -11,6 +11,8 @@ import search_cases as the
 import torch
 import transformers
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.generation.beam_constraints import DisjunctiveConstraint
+from transformers.generation.beam_search import BeamHypotheses
 from transformers.modeling_outputs import CausalLMOutput
 
 GOLDEN = Path(__file__).with_name("golden_search.npz")
@@ -75,10 +77,35 @@ def searched(model, case: dict) -> tuple[np.ndarray, np.ndarray]:
     return tokens, scores.reshape(batch, number).astype(np.float32)
 
 
+def mended(copy):
+    """Return a copy of alternatives that does not share its progress with the original.
+
+    In 4.55.4 it does, so that of two tokens that go on, the second is judged after the first.
+    """
+
+    def copied(self, stateful=False):
+        new = copy(self, stateful)
+        new.current_seq = list(new.current_seq)
+        return new
+
+    return copied
+
+
+def named(add):
+    """Return an `add` of texts whose beams may be unknown, on which 4.55.4 ends with an error."""
+
+    def added(self, hyp, sum_logprobs, beam_indices=None, generated_len=None):
+        return add(self, hyp, sum_logprobs, beam_indices or (), generated_len)
+
+    return added
+
+
 def main() -> None:
+    BeamHypotheses.add = named(BeamHypotheses.add)
+    DisjunctiveConstraint.copy = mended(DisjunctiveConstraint.copy)
     model = Recurrent(Config(vocab_size=the.V)).eval()
     arrays = {"versions": f"transformers {transformers.__version__}, torch {torch.__version__}"}
-    for kind, cases in (("plain", the.PLAIN), ("groups", the.GROUPS)):
+    for kind, cases in {"plain": the.PLAIN, "groups": the.GROUPS, "words": the.WORDS}.items():
         for number, case in enumerate(cases):
             tokens, scores = searched(model, case)
             arrays[f"{kind}/{number}/tokens"], arrays[f"{kind}/{number}/scores"] = tokens, scores

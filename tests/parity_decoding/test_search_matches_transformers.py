@@ -27,13 +27,13 @@ def recurrent(tokens, state):
 
 
 @partial(jax.jit, static_argnames="returned")
-def search(how, sample, stop, *, returned):
+def search(how, sample, stop, words=None, *, returned):
     prompt = jnp.asarray(the.PROMPTS)
     state = jnp.zeros((len(prompt), the.D))
     for token in prompt.T[:-1]:
         state = recurrent(token, state)[1]
     first = prompt[:, -1]
-    given = {"returned": returned, "stop": stop, "prompt": prompt}
+    given = {"returned": returned, "stop": stop, "prompt": prompt, "words": words}
     return jaxgen.beam_search(recurrent, state, first, None, sample, the.LENGTH, how, **given)
 
 
@@ -61,12 +61,18 @@ def ours(case):
     )
     stops = case.get("stops", [the.STOP])
     stop = np.asarray(stops, np.int32) if stops else None
-    return search(how, processors(case), stop, returned=count)
+    words = None
+    if "force_words_ids" in case:
+        words = jaxgen.must_appear(case["force_words_ids"], over="all")
+    return search(how, processors(case), stop, words, returned=count)
 
 
-@pytest.mark.parametrize("kind", ["plain", "groups"])
+CASES = {"plain": the.PLAIN, "groups": the.GROUPS, "words": the.WORDS}
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_beams_find_the_texts_and_scores_of_transformers(kind):
-    for number, case in enumerate({"plain": the.PLAIN, "groups": the.GROUPS}[kind]):
+    for number, case in enumerate(CASES[kind]):
         found = ours(case)
         wanted = golden()[f"{kind}/{number}/tokens"]
         places = np.arange(the.LENGTH)

@@ -159,9 +159,9 @@ def test_a_newer_format_asks_for_a_newer_jaxgen(folder):
     fields = json.loads((step / "manifest.json").read_text())
     del fields["sha256"]
     (step / "manifest.json").unlink()
-    manifest.write(step, manifest.Manifest(**fields | {"format": 2, "needs": "7.1"}))
+    manifest.write(step, manifest.Manifest(**fields | {"format": 9, "needs": "7.1"}))
     for call in (lambda: open_at(folder).restore(TREE), open_at(folder).read):
-        with pytest.raises(CheckpointError, match=r"format 2; it needs jaxgen >= 7\.1"):
+        with pytest.raises(CheckpointError, match=r"format 9; it needs jaxgen >= 7\.1"):
             call()
 
 

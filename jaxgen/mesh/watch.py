@@ -1,0 +1,161 @@
+"""A thread that ends this process when another one is lost, and says which.
+
+A collective on devices waits for ever for a process that has died, so somebody else must look.
+Each process tells that it lives every few seconds; process 0 reads all of them, and the others
+read what it has found. Three ends are told apart: a process that says why it ends, one that falls
+silent, and process 0, with which JAX's coordination service goes: then JAX aborts the program, and
+a handler of that signal has the last word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from jaxgen.errors import PeerError, UserError
+from jaxgen.mesh.group import AgreedExit, Store
+
+ROOM = "jaxgen/watch"
+VERDICT = f"{ROOM}/verdict/0"  # who is lost, as process 0 has found
+BEATS = 8  # signs of life within the time after which a process is taken for lost
+PARTING = 5.0  # seconds that process 0 stays for the others to hear why it ends
+
+
+class Watch:
+    """Looks after the processes of a group from one of them; `over` runs it."""
+
+    def __init__(self, index: int, names: tuple[str, ...], address: str, timeout: float) -> None:
+        self.index, self.names, self.address, self.timeout = index, names, address, timeout
+        self.beat = timeout / BEATS
+        self._stopping = threading.Event()
+        self._heard: dict[int, tuple[str, float]] = {}  # the last beat, and the silence since
+        self._looked = time.monotonic()
+        self._store: Store | None = None
+        self._handler: Any = None
+
+    @contextmanager
+    def over(self, store: Store) -> Iterator[None]:
+        """Watch while the block runs; if it raises, tell the others, and end without them."""
+        self._store = store
+        thread = threading.Thread(target=self._run, name="jaxgen-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        except BaseException as error:
+            self._explain(error)
+            raise
+        finally:
+            self._stopping.set()
+            thread.join(2 * self.beat)
+
+    def guard_aborts(self) -> None:
+        """Have JAX's abort over a lost process end with one line and the exit code for it."""
+        # Python's own handlers run between two bytecodes, which never comes after an abort.
+        lost = f"{self.names[0]}, the coordinator at {self.address}, is lost"
+        if self.index == 0:
+            lost = "another process is lost, as JAX says above"
+        line = self._line(f"{lost}, and JAX has ended this process").encode()
+
+        def last_word(number: int) -> None:
+            os.write(2, line)
+            os._exit(PeerError.exit_code)
+
+        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_word)
+        library = ctypes.CDLL(None)
+        library.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        library.signal.restype = ctypes.c_void_p
+        library.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+
+    def blame(self) -> None:
+        """Wait for the watch to find who is lost, after an error that a lost process explains."""
+        time.sleep(self.timeout + 3 * self.beat)
+
+    def _run(self) -> None:
+        count = 0
+        while not self._stopping.wait(self.beat if count else 0):
+            count += 1
+            try:
+                found = self._look(count)
+            except PeerError as error:
+                found = _verdict(PeerError.exit_code, str(error))
+            if found and not self._stopping.is_set():
+                self._end(found)
+
+    def _look(self, count: int) -> str | None:
+        """Return the verdict on this group, if there is one: exit code and words."""
+        assert self._store is not None
+        self._store.set(f"{ROOM}/beat/{self.index}", str(count))
+        if self.index:
+            return self._store.find(f"{ROOM}/verdict/").get(VERDICT)
+        found = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._silent()
+        if found:
+            self._store.set(VERDICT, found)
+            self._linger()
+        return found
+
+    def _silent(self) -> str | None:
+        assert self._store is not None
+        beats, now = self._store.find(f"{ROOM}/beat/"), time.monotonic()
+        # Where this process itself was held up, or its machine slept, the others may have been too.
+        passed, self._looked = min(now - self._looked, 2 * self.beat), now
+        for index, name in enumerate(self.names):
+            beat, silence = beats.get(f"{ROOM}/beat/{index}", ""), 0.0
+            if index in self._heard and self._heard[index][0] == beat:
+                silence = self._heard[index][1] + passed
+            self._heard[index] = (beat, silence)
+            if silence > self.timeout:
+                why = f"{name} is lost: nothing was heard of it for {silence:.0f} s"
+                return _verdict(PeerError.exit_code, why)
+        return None
+
+    def _linger(self) -> None:
+        """Stay until the others have read the verdict: JAX's service ends with this process."""
+        time.sleep(min(3 * self.beat, PARTING))
+
+    def _explain(self, error: BaseException) -> None:
+        """Tell the others why this process ends, unless they end alike and by themselves."""
+        store = self._store
+        if store is None or isinstance(error, AgreedExit):
+            return
+        if not isinstance(error, UserError | KeyboardInterrupt | SystemExit) and _of_peers(error):
+            self.blame()
+        code, why = PeerError.exit_code, f"has ended with {type(error).__name__}: {error}"
+        if isinstance(error, SystemExit):
+            # Told to stop on its own, before there was a step to stop at together.
+            code, why = error.code if isinstance(error.code, int) else code, "was told to stop"
+        elif isinstance(error, UserError):
+            why = f"has ended with exit code {error.exit_code}: {error}"
+        verdict = _verdict(code, f"{self.names[self.index]} {' '.join(why.split())[:300]}")
+        with suppress(PeerError):
+            store.set(f"{ROOM}/left/{self.index}" if self.index else VERDICT, verdict)
+            if not self.index:
+                self._linger()
+
+    def _end(self, verdict: str) -> None:
+        code, _, words = verdict.partition(" ")
+        with suppress(OSError, ValueError):
+            print(self._line(words), end="", file=sys.stderr, flush=True)
+        os._exit(int(code))
+
+    def _line(self, found: str) -> str:
+        return (
+            f"jaxgen: error: {found}; start all processes again: the run goes on from its newest "
+            f"checkpoint\n"
+        )
+
+
+def _verdict(code: int, words: str) -> str:
+    return f"{code} {words}"
+
+
+def _of_peers(error: BaseException) -> bool:
+    """Return whether an error is one that a collective raises when its other end is gone."""
+    text = str(error).lower()
+    return any(word in text for word in ("gloo", "connection", "peer", "unavailable", "socket"))

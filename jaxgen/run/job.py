@@ -1,0 +1,211 @@
+"""A run: what its settings make of model, data, mesh and checkpoints, from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxgen import data, tree
+from jaxgen.mesh import make as meshes
+from jaxgen.mesh import place
+from jaxgen.mesh.group import ALONE, Group
+from jaxgen.models import api
+from jaxgen.ops import keys
+from jaxgen.run import initial, objective
+from jaxgen.run.folder import (
+    CHECKPOINTS,
+)
+from jaxgen.run.settings import Settings
+from jaxgen.store import Checkpoints
+from jaxgen.text.complete import Session
+from jaxgen.tokens import Tokenizer
+from jaxgen.train import forms, optimizer
+from jaxgen.train import state as states
+from jaxgen.train.losses import token_loss
+from jaxgen.train.state import State
+from jaxgen.train.step import train_step
+from jaxgen.train.validate import validate
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    settings: Settings
+    folder: Path
+    tokenizer: Tokenizer
+    corpus: data.Corpus
+    devices: tuple[Any, ...] | None = None  # None: all there are
+    group: Group = ALONE
+
+    @cached_property
+    def optimizer(self):
+        return optimizer.make(self.settings.train, api.axes(self.settings.model))
+
+    @cached_property
+    def objective(self):
+        model = self.settings.model
+        return objective.make(self.settings.objective, self.tokenizer, model.topology)
+
+    @cached_property
+    def loss(self):
+        train = self.settings.train
+        return partial(
+            token_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk
+        )
+
+    @cached_property
+    def step(self):
+        """The compiled training step; it consumes the state it is given."""
+        train = self.settings.train
+        step = partial(
+            train_step,
+            config=self.settings.model,
+            optimizer=self.optimizer,
+            loss=self.loss,
+            accumulate=train.accumulate,
+            spike=train.spike,
+            patience=train.patience,
+        )
+        return forms.make(
+            self.settings.mesh.form, step, self.mesh, self.shardings, self.settings.train.batch
+        )
+
+    @cached_property
+    def mesh(self) -> Mesh | None:
+        return meshes.make(self.settings.mesh, self.devices)
+
+    @cached_property
+    def shardings(self) -> Any:
+        """Where each leaf of the state lives; None without a mesh."""
+        if self.mesh is None:
+            return None
+        shapes = jax.eval_shape(self.fresh)
+        return place.state_shardings(self.mesh, shapes, api.axes(self.settings.model))
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        keep = self.settings.checkpoint
+        return Checkpoints(
+            self.folder / CHECKPOINTS,
+            keep_last=keep.keep_last,
+            keep_best=keep.keep_best,
+            verify=keep.verify,
+            fingerprints={"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest},
+            group=self.group,
+        )
+
+    def check(self) -> None:
+        """Raise now what would otherwise be raised once the folder is begun, or hours later."""
+        assert self.optimizer
+        if self.mesh is not None:
+            model, train = self.settings.model, self.settings.train
+            place.check_params(self.mesh, api.abstract(model), api.axes(model))
+            place.check_batch(self.mesh, train.batch, train.accumulate, model.context)
+        self.batches().close()
+        if self.settings.init_from is not None and not self.checkpoints.steps():
+            self.start()
+        session = Session(self.settings.model, None, self.tokenizer)
+        for prompt in self.settings.sample.prompts:
+            session.encode(prompt)
+
+    def start(self) -> initial.Initial | None:
+        """Return the weights of init_from; None without it."""
+        folder, model = self.settings.init_from, self.settings.model
+        if folder is None:
+            return None
+        return initial.load(folder, model, tree.flatten(api.abstract(model)))
+
+    def fresh(self, given: Mapping[str, Any] | None = None) -> State:
+        """Return the state before the first step; given: parameters by path, not to be drawn."""
+        key = keys.from_seed(self.settings.train.seed)
+        params_key, dropout_key = jax.random.split(key)
+        params = api.init(self.settings.model, params_key)
+        params = tree.map_paths(lambda path, leaf: (given or {}).get(path, leaf), params)
+        return states.make(params, self.optimizer, dropout_key)
+
+    def begin(self, start: initial.Initial | None = None) -> State:
+        """Return the state before the first step, each part made where it lives."""
+        given = {} if start is None else dict(start.params)
+        if self.mesh is None:
+            return jax.jit(self.fresh)(given)
+        return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))(given)
+
+    def expected(self) -> Any:
+        """Return shapes, dtypes and places of the state, for a checkpoint to fill."""
+        shapes = jax.eval_shape(self.fresh)
+        if self.mesh is None:
+            return shapes
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            shapes,
+            self.shardings,
+        )
+
+    def batches(self) -> data.Batches:
+        train = self.settings.train
+        return data.batches(
+            self.corpus.train,
+            context=self.settings.model.context,
+            batch=train.batch,
+            seed=train.seed,
+            workers=self.settings.data.workers,
+            process=place.own_rows(self.mesh, train.batch),
+            objective=self.objective,
+        )
+
+    def validate(
+        self, state: State, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
+        """Return the metrics of the validation split, None if told to stop meanwhile."""
+        train = self.settings.train
+        rows = data.in_order(
+            self.corpus.valid,
+            context=self.settings.model.context,
+            batch=train.batch,
+            limit=train.validate_batches,
+            process=place.own_rows(self.mesh, train.batch),
+            objective=self.objective,
+        )
+        if self.mesh is not None:
+            rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
+        check = place.under(self.mesh, validate)
+        rows, widths = _until(stop, rows), self.tokenizer.byte_lengths
+        try:
+            return check(state.params, self.settings.model, rows, widths)
+        except _ToldError:
+            return None
+
+    def sample(self, params: Any) -> list[tuple[str, str]]:
+        """Return (prompt, completion) for each prompt of the config."""
+        wanted = self.settings.sample
+        if not wanted.prompts:
+            return []
+        session = Session(self.settings.model, params, self.tokenizer)
+        room = min(session.room(prompt) for prompt in wanted.prompts)
+        texts = place.under(self.mesh, session.complete)(
+            wanted.prompts,
+            length=min(wanted.max_new_tokens, room),
+            temperature=wanted.temperature,
+            top_k=wanted.top_k,
+            top_p=wanted.top_p,
+            seed=self.settings.train.seed,
+        )
+        return list(zip(wanted.prompts, texts, strict=True))
+
+
+class _ToldError(Exception):
+    """Somebody asked to stop."""
+
+
+def _until(stop: Callable[[], bool], rows: Iterable[Any]) -> Iterator[Any]:
+    for row in rows:
+        if stop():
+            raise _ToldError
+        yield row

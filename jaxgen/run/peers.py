@@ -1,0 +1,109 @@
+"""What the processes of one run settle among themselves before and while they train."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+
+import jaxgen
+from jaxgen import settings as sets
+from jaxgen import tree
+from jaxgen.errors import BusyError
+from jaxgen.mesh.group import Group
+from jaxgen.run.settings import Settings
+
+EVERY = 1.0  # seconds between questions whether somebody was told to stop
+LATE = 10.0  # seconds after which a file that another host has written must be seen
+# A host may have other cores than its neighbours.
+OWN = ("data.workers",)
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Return what must be alike in all processes: every key of the config, the code, JAX."""
+    rows = tree.flatten(sets.as_dict(settings))
+    facts = {path.replace("/", "."): str(value) for path, value in rows.items()}
+    return {key: value for key, value in facts.items() if key not in OWN} | {
+        "the code of jaxgen": code(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+    }
+
+
+def code() -> str:
+    """Return the sha256 (hex) of the package's own modules."""
+    root, result = Path(jaxgen.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        result.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return result.hexdigest()
+
+
+def see(group: Group, path: Path) -> None:
+    """Raise BusyError in all processes unless each reads the same in a file as process 0."""
+    text = group.meet(f"seeing {path.name}", decide=lambda _: path.read_text())
+
+    def look() -> None:
+        end = time.monotonic() + LATE
+        while not path.exists() or path.read_text() != text:
+            if time.monotonic() > end:
+                raise BusyError(
+                    f"{path.parent} is not the folder that {group.names[0]} writes; give an --out "
+                    f"on a file system that all processes share"
+                )
+            time.sleep(0.1)
+
+    group.together(f"seen {path.name}", look)
+
+
+class Stop:
+    """Whether to stop, answered alike to all processes at the same call.
+
+    Each step somebody may have been told to stop, but all must stop at one step. They ask each
+    other about once a second: how many calls until then, process 0 says. failed: whether a save in
+    the background has gone wrong here; then `fail` is called everywhere, and raises it.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        told: Callable[[], bool],
+        failed: Callable[[], bool],
+        fail: Callable[[], None],
+    ) -> None:
+        self.group, self.told, self.failed, self.fail = group, told, failed, fail
+        self.stopped = False
+        self._calls, self._next, self._gap = 0, 0, 1
+        self._since = time.monotonic()
+
+    def __call__(self) -> bool:
+        if self.group.count == 1:
+            return self.told()
+        self._calls += 1
+        if self.stopped or self._calls <= self._next:
+            return self.stopped
+        state = {"told": self.told(), "failed": self.failed()}
+        answer = json.loads(self.group.meet("stop?", json.dumps(state), self._decide))
+        if answer["failed"]:
+            self.fail()
+        self.stopped, self._next = answer["told"], self._calls + answer["skip"]
+        return self.stopped
+
+    def _decide(self, values: list[str]) -> str:
+        states = [json.loads(value) for value in values]
+        now = time.monotonic()
+        each = max(now - self._since, 1e-6) / self._gap
+        # Compiling makes the first calls slow: what is learned from them is not trusted at once.
+        self._gap, self._since = max(1, min(int(EVERY / each), 2 * self._gap)), now
+        return json.dumps(
+            {
+                "told": any(state["told"] for state in states),
+                "failed": any(state["failed"] for state in states),
+                "skip": self._gap - 1,
+            }
+        )
