@@ -15,7 +15,7 @@ FLOORS = {
     4: ["models"],
     5: ["tokens", "data", "store", "decoding", "measure"],
     6: ["train", "text"],
-    7: ["run", "cli", "report", "serve", "plan", "verify", "__main__", "__init__"],
+    7: ["run", "cli", "report", "serve", "plan", "verify", "harness", "__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

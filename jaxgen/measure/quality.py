@@ -95,7 +95,8 @@ def rouge(
         raise ConfigError(f"{kind} needs rouge-score; {EXTRA}") from None
     scorer = rouge_scorer.RougeScorer([kind], tokenizer=tokenizer)
     pairs = zip(texts, references, strict=True)
-    return mean([scorer.score(ref, text)[kind].fmeasure for text, ref in pairs], seed=seed)
+    scores = [float(scorer.score(ref, text)[kind].fmeasure) for text, ref in pairs]
+    return mean(scores, seed=seed)
 
 
 def meteor(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Estimate:

@@ -1,0 +1,122 @@
+"""`jaxgen measure`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from jaxgen import files
+from jaxgen.cli import start
+from jaxgen.errors import ConfigError, DataError
+
+Made = Annotated[str, Parameter(help="file of texts, one a line")]
+References = Annotated[str | None, Parameter(help="file of what each should be, a line for a line")]
+Judge = Annotated[str | None, Parameter(help="model whose vectors MAUVE and similarity compare")]
+Output = Annotated[str | None, Parameter(help="write the figures there, as JSON")]
+
+
+def measure(
+    texts: Made,
+    /,
+    *,
+    references: References = None,
+    judge: Judge = None,
+    output: Output = None,
+) -> None:
+    """Print how good and how varied texts are, each figure with its 95 % interval.
+
+    Diversity and repetition of the texts alone; BLEU, chrF, TER, ROUGE, METEOR,
+    exact match and F1 beside references; similarity and MAUVE with a judge. Words
+    are what white space parts. Needs pip install "jaxgen[eval]".
+
+    For example:
+        jaxgen measure made.txt --references true.txt
+    """
+    if judge is not None and references is None:
+        raise ConfigError(f"--judge {judge} compares texts with --references; give them too")
+    made = _lines(texts)
+    if not any(line.strip() for line in made):
+        raise DataError(f"{texts} holds no text; write one a line")
+    wanted = None if references is None else _lines(references)
+    figures = _of_texts(made)
+    if wanted is not None:
+        figures |= _beside(made, wanted)
+        if judge is not None:
+            figures |= _judged(made, wanted, Path(judge))
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxgen.report.table import cell
+
+    shown = {name: estimate._asdict() for name, estimate in figures.items()}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, estimate in shown.items():
+        table.add_row(name, cell(estimate).replace("[", "\\["))
+    Console().print(table)
+    if output is not None:
+        files.write_json(output, {"texts": len(made), "figures": shown})
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}; correct the path") from None
+    try:
+        return raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _of_texts(made: list[str]) -> dict[str, Any]:
+    from jaxgen.measure import diversity, stability
+
+    words = [line.split() for line in made]
+    return {
+        "distinct-1": diversity.distinct(words, 1, seed=0),
+        "distinct-2": diversity.distinct(words, 2, seed=0),
+        "self-BLEU": diversity.self_bleu(made, seed=0),
+        "entropy of pairs": diversity.entropy(words, 2, seed=0),
+        "Zipf coefficient": diversity.zipf(words, seed=0),
+        "words": diversity.length(words, seed=0),
+        "rep-16": stability.rep(words, 16, seed=0),
+        "seq-rep-4": stability.seq_rep(words, 4, seed=0),
+        "loops": stability.loops(words, seed=0),
+    }
+
+
+def _beside(made: list[str], wanted: list[str]) -> dict[str, Any]:
+    from jaxgen.measure import quality
+
+    found = {
+        name: quality.overlap(metric, made, wanted, seed=0)[0]
+        for name, metric in (("BLEU", "bleu"), ("chrF", "chrf"), ("TER", "ter"))
+    }
+    return found | {
+        "ROUGE-1": quality.rouge("rouge1", made, wanted, seed=0),
+        "ROUGE-2": quality.rouge("rouge2", made, wanted, seed=0),
+        "ROUGE-L": quality.rouge("rougeL", made, wanted, seed=0),
+        "METEOR": quality.meteor(made, wanted, seed=0),
+        "exact match": quality.exact_match(made, wanted, seed=0),
+        "F1": quality.f1(made, wanted, seed=0),
+    }
+
+
+def _judged(made: list[str], wanted: list[str], judge: Path) -> dict[str, Any]:
+    from jaxgen.cli import paths
+    from jaxgen.measure import mauve, quality
+
+    start.prepare_jax(paths.cache())
+    from jaxgen.text import tasks
+
+    model = tasks.open_model(judge)
+    pairs = [(a, b) for a, b in zip(made, wanted, strict=True) if a.strip()]
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    return {
+        "similarity": quality.similarity(
+            lambda texts: tasks.embed(model, texts), ours, theirs, seed=0
+        ),
+        "MAUVE": mauve.mauve(tasks.embed(model, ours), tasks.embed(model, theirs), seed=0),
+    }

@@ -1,0 +1,149 @@
+"""The autoencoder of texts: its terms against closed forms, and what it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+import jaxgen
+from jaxgen import ModelConfig
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic import vae
+from jaxgen.models.classic.vae import VAE, Fit, Gaussian
+from jaxgen.text import latent as latents
+
+MODEL = ModelConfig(
+    vocab_size=12, context=8, layers=1, d_model=16, heads=2, topology="encoder_decoder",
+    norm="rms", feed="relu", biases="none", init_std=0.1,
+)  # fmt: skip
+CONFIG = VAE(model=MODEL, latent=2, slots=1, start=10, eos=11)
+FIT = Fit(steps=250, batch=16, rate=1e-2, cycle=150, cycles=1, free=1.0, hide=0.5)
+# Five texts: n counts on for as long as n itself says.
+TEXTS = [[3, 4, 5, 11], [7, 8, 9, 9, 11], [1, 1, 11], [6, 5, 4, 3, 2, 11], [0, 2, 11]]
+LENGTHS = np.asarray([len(row) for row in TEXTS])
+TOKENS = np.asarray([row + [0] * (6 - len(row)) for row in TEXTS])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return vae.train(CONFIG, TOKENS, LENGTHS, FIT, seed=0)
+
+
+def test_the_divergence_is_the_integral_that_defines_it():
+    seen = Gaussian(jnp.asarray([[0.3, -1.2]]), jnp.asarray([[-0.5, 0.8]]))
+    for i, found in enumerate(np.asarray(vae.divergence(seen))[0]):
+        q = stats.norm(float(seen.mean[0, i]), np.exp(0.5 * float(seen.spread[0, i])))
+        wanted, _ = integrate.quad(
+            lambda x, q=q: q.pdf(x) * (q.logpdf(x) - stats.norm.logpdf(x)), -12, 12
+        )
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_bound_rises_with_its_samples_from_the_elbo_to_the_likelihood(trained):
+    params, _ = trained
+    text, size = TOKENS[:1], LENGTHS[:1]
+
+    def averaged(bound, keys):
+        run = jax.jit(lambda keys: jax.lax.map(bound, keys).mean())
+        return float(run(jax.random.split(jax.random.key(1), keys)))
+
+    def weighted(samples):
+        return lambda key: vae.bound(params, CONFIG, text, size, key, samples)
+
+    elbo = averaged(lambda key: vae.elbo(params, CONFIG, text, size, key), 500)
+    assert averaged(weighted(1), 500) == pytest.approx(elbo, abs=0.3)
+    many = averaged(weighted(10_000), 4)
+    assert many > elbo + 0.05
+    # The truth, by adding up the plane of latents.
+    axis = np.linspace(-6, 6, 121)
+    plane = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
+    texts, sizes = (np.repeat(x, len(plane), axis=0) for x in (text, size))
+    said = jax.jit(vae.likelihood, static_argnums=1)(params, CONFIG, texts, sizes, plane)
+    prior = stats.norm.logpdf(plane).sum(axis=1) + 2 * np.log(axis[1] - axis[0])
+    truth = np.logaddexp.reduce(np.asarray(said) + prior)
+    assert many == pytest.approx(truth, abs=0.15) and elbo < truth
+
+
+@pytest.fixture(scope="module")
+def written():
+    """`latents.write`, compiled once for all that calls it with five rows."""
+    with pytest.MonkeyPatch.context() as m:
+        program = jax.jit(latents.write, static_argnames=("config", "length"))
+
+        def write(*arguments, length, sample=None):
+            chosen = jaxgen.greedy() if sample is None else sample
+            return program(*arguments, length=length, sample=chosen)
+
+        m.setattr(latents, "write", write)
+        yield
+
+
+def test_it_learns_to_write_texts_again_by_their_latents(trained, written):
+    params, history = trained
+    assert history[-1].nll < 0.5 * history[0].nll and history[-1].divergence > 1
+    out = latents.reconstruct(params, CONFIG, TOKENS, LENGTHS, jax.random.key(0), length=6)
+    for row, length, text in zip(np.asarray(out), LENGTHS, TEXTS, strict=True):
+        assert row[:length].tolist() == text
+
+
+def test_interpolation_goes_from_one_text_to_the_other_and_draws_differ(trained, written):
+    params, _ = trained
+    key, two = jax.random.key(0), (jnp.asarray(TOKENS[:2]), jnp.asarray(LENGTHS[:2]))
+    line = np.asarray(latents.interpolate(params, CONFIG, *two, key, number=5, length=6))
+    assert line[0, :4].tolist() == TEXTS[0] and line[4, :5].tolist() == TEXTS[1]
+    warm = jaxgen.chain(jaxgen.temperature(1.0))
+    drawn = latents.sample_prior(params, CONFIG, 5, key, length=6, sample=warm)
+    assert len({tuple(row) for row in drawn.tolist()}) > 1 and int(drawn.max()) < 12
+
+
+def test_decoding_says_what_the_likelihood_says(trained):
+    params, _ = trained
+    latent = jax.random.normal(jax.random.key(5), (1, 2))
+    token, cache = vae.begin(params, CONFIG, latent, 8)
+    step, total = jax.jit(vae.step(params, CONFIG)), 0.0
+    for wanted in TEXTS[0]:
+        logits, cache = step(token, cache)
+        total += float(jax.nn.log_softmax(logits)[0, wanted])
+        token = jnp.asarray([wanted])
+    whole = jax.jit(vae.likelihood, static_argnums=1)(
+        params, CONFIG, TOKENS[:1], LENGTHS[:1], latent
+    )
+    assert float(whole[0]) == pytest.approx(total, abs=1e-3)
+
+
+def test_free_nats_and_hidden_words_change_the_loss_as_they_say(trained):
+    params, _ = trained
+
+    def at(step, **changes):
+        fit = Fit(**{**vars(FIT), **changes})
+        return run(params, CONFIG, fit, TOKENS, LENGTHS, jax.random.key(0), step)
+
+    run = jax.jit(vae.loss, static_argnums=(1, 2))
+    plain, terms = at(0, free=0.0, hide=0.0)
+    assert float(plain) == pytest.approx(float(terms.nll), rel=1e-6)
+    total, _ = at(150, free=0.0, hide=0.0)
+    assert float(total - plain) == pytest.approx(float(terms.divergence), abs=1e-4)
+    total, blind = at(150, free=20.0, hide=0.9)
+    assert float(total - blind.nll) == pytest.approx(40.0, rel=1e-4)
+    assert float(blind.nll) > float(terms.nll) + 0.01
+
+
+def test_the_weight_of_the_divergence_rises_in_each_cycle():
+    found = [float(FIT.weight(step)) for step in (0, 30, 75, 149, 150)]
+    assert found == pytest.approx([0, 0.4, 1, 1, 1])
+    twice = Fit(**{**vars(FIT), "cycles": 2})
+    assert [float(twice.weight(s)) for s in (150, 225, 300)] == [0, 1, 1]
+
+
+def test_bad_sizes_and_texts_are_refused():
+    with pytest.raises(ConfigError, match="topology=decoder"):
+        VAE(model=ModelConfig(vocab_size=12), latent=2, slots=1, start=0, eos=1)
+    with pytest.raises(ConfigError, match="eos=12 is outside"):
+        VAE(model=MODEL, latent=2, slots=1, start=0, eos=12)
+    with pytest.raises(DataError, match="at least one token"):
+        vae.train(CONFIG, TOKENS, LENGTHS * 0, FIT, seed=0)
+    with pytest.raises(DataError, match="exceed context=8"):
+        vae.train(CONFIG, np.zeros((2, 9), int), np.ones(2, int), FIT, seed=0)
+    with pytest.raises(ConfigError, match="length=8 must be from 1 to 7"):
+        latents.write({}, CONFIG, jnp.zeros((1, 2)), jax.random.key(0), length=8)
