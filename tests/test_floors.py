@@ -8,7 +8,7 @@ import jaxgen
 
 ROOT = Path(jaxgen.__file__).parent
 FLOORS = {
-    0: ["errors", "tree", "legend", "config", "settings", "settings_yaml", "files", "lazy"],
+    0: ["errors", "tree", "legend", "config", "settings", "settings_yaml", "files", "lazy", "host"],
     1: ["mesh"],
     2: ["ops"],
     3: ["nn"],

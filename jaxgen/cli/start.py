@@ -10,6 +10,8 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+from jaxgen import host
+
 WORTH_KEEPING = 0.3  # seconds of compiling: below, reading the program back costs as much
 NOISY = ("absl", "jax", "orbax", "grain", "matplotlib")
 
@@ -26,6 +28,7 @@ def prepare_jax(cache: Path) -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.formatwarning = _one_line
+    host.tune()
     import jax
 
     if jax.config.values.get("jax_compilation_cache_dir"):  # the user has chosen another

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -15,9 +17,7 @@ def rms_norm(
     epsilon: float,
 ) -> Float[Array, "... D"]:
     """Return x / rms(x) * scale (+ bias) (Zhang and Sennrich 2019)."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    return _affine(y, scale, bias).astype(x.dtype)
+    return _affine(_unit(x.astype(jnp.float32), epsilon), scale, bias).astype(x.dtype)
 
 
 def rms_offset_norm(
@@ -44,8 +44,25 @@ def layer_norm(
     """Return (x - mean) / std * scale (+ bias) (Ba et al. 2016)."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
-    return _affine(y, scale, bias).astype(x.dtype)
+    return _affine(_unit(y, epsilon), scale, bias).astype(x.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _unit(x, epsilon):
+    """x / rms(x). Its derivative in closed form keeps the result and one number a row."""
+    return x * _inverse(x, epsilon)
+
+
+@_unit.defjvp
+def _unit_jvp(epsilon, primals, tangents):
+    (x,), (t,) = primals, tangents
+    inverse = _inverse(x, epsilon)
+    y = x * inverse
+    return y, inverse * (t - y * jnp.mean(y * t, axis=-1, keepdims=True))
+
+
+def _inverse(x, epsilon):
+    return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + epsilon)
 
 
 def _affine(y, scale, bias):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from jaxgen import data, files, tree
+from jaxgen import data, files, host, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
@@ -184,6 +184,8 @@ def _introduce(run: Run, log: Log | Mute) -> None:
         f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
         f"training tokens, vocabulary {config.V}"
     )
+    for told in host.tune():
+        log.say(told)
     log.say("compiling the training step (once)")
 
 

@@ -1,0 +1,277 @@
+"""How long does a training step take, against PyTorch with the same weights?
+
+    python benchmarks/train_step.py --shape tiny                 a smoke test
+    python benchmarks/train_step.py --shape gpt2-6x384
+    python benchmarks/train_step.py --shape llama-8x512 --sides jaxgen torch.compile
+
+Each side is a process of its own that owns all cores while it is its turn: ours, a plain torch
+model (`peers.py`) with scaled_dot_product_attention and fused AdamW, eager and compiled. All begin
+with the same weights and batch, clip the gradient's norm and decay the weights alike; logits are
+compared before anything is timed, losses after every step. Figures: results/train_step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sides
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"vocab_size": 512, "context": 64, "layers": 2, "d_model": 64, "heads": 4, "batch": 4},
+    "gpt2-6x384": {
+        "vocab_size": 8192, "context": 256, "layers": 6, "d_model": 384, "heads": 6, "batch": 8,
+    },
+    "llama-8x512": {
+        "vocab_size": 8192, "context": 512, "layers": 8, "d_model": 512, "heads": 8, "kv_heads": 2,
+        "d_ff": 1408, "norm": "rms", "positions": "rope", "feed": "swiglu", "biases": "none",
+        "batch": 4,
+    },
+    "encoder-decoder-4x384": {
+        "topology": "encoder_decoder", "vocab_size": 8192, "context": 128, "layers": 4,
+        "d_model": 384, "heads": 6, "batch": 16,
+    },
+    "gpt2-124m": {
+        "vocab_size": 50257, "context": 512, "layers": 12, "d_model": 768, "heads": 12, "batch": 2,
+    },
+}  # fmt: skip
+SIDES = ("jaxgen", "torch eager", "torch.compile")
+RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+
+def config_of(shape: str) -> tuple[Any, int]:
+    """Return (config, rows of a batch)."""
+    import jaxgen
+
+    sizes = dict(SHAPES[shape])
+    batch = sizes.pop("batch")
+    return jaxgen.ModelConfig(**sizes), batch
+
+
+def batch_of(config: Any, rows: int) -> dict[str, np.ndarray]:
+    """Return random tokens, their successors as targets, and a source for an encoder."""
+    drawn = np.random.default_rng(0)
+    tokens = drawn.integers(0, config.V, (rows, config.context + 1)).astype(np.int32)
+    batch = {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
+    if config.topology == "encoder_decoder":
+        source = drawn.integers(0, config.V, (rows, config.context)).astype(np.int32)
+        batch["source"] = source
+    return batch
+
+
+def params_of(config: Any) -> Any:
+    """Return the weights that all sides begin with."""
+    import jax
+
+    import jaxgen
+
+    return jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
+
+
+def ours(shape: str, home: Path) -> tuple[Callable[[], float], dict[str, Any]]:
+    """Return (one step, facts); the weights and logits go into `home` for the others."""
+    import jax
+    import optax
+
+    import jaxgen
+    from jaxgen import tree
+    from jaxgen.train import flops, state
+
+    config, rows = config_of(shape)
+    batch, params = batch_of(config, rows), params_of(config)
+    memory = jaxgen.encode(params, config, batch["source"]) if "source" in batch else None
+    logits = jaxgen.apply(params, config, batch["tokens"], memory=memory).logits
+    np.save(home / "logits.npy", np.asarray(logits[:2]))
+    np.savez(home / "weights.npz", **{p: np.asarray(x) for p, x in tree.flatten(params).items()})
+    first, last = BETAS
+    rule = optax.adamw(RATE, b1=first, b2=last, weight_decay=DECAY)
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), rule)
+    step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
+    held = {"state": state.make(params, optimizer, jax.random.key(1))}
+    del params, logits
+    lowered = jax.jit(step, donate_argnums=0).lower(held["state"], batch)
+    program, compiling = sides.once(lowered.compile)
+
+    def one() -> float:
+        held["state"], metrics = program(held["state"], batch)
+        return float(metrics["loss"])
+
+    tokens = rows * config.context
+    work = flops.per_token(config) * tokens
+    facts = {"compile_seconds": round(compiling, 2), "flops_per_step": work, "tokens": tokens}
+    return one, facts
+
+
+def theirs(shape: str, home: Path, *, compiled: bool) -> tuple[Callable[[], float], dict[str, Any]]:
+    """Return (one step, facts) of the torch model with our weights."""
+    import peers
+    import torch
+
+    from jaxgen import tree
+
+    config, rows = config_of(shape)
+    batch = {k: torch.from_numpy(v).long() for k, v in batch_of(config, rows).items()}
+    with np.load(home / "weights.npz") as stored:
+        model = peers.load(config, tree.unflatten(dict(stored)))
+    inputs = [batch[name] for name in ("tokens", "source") if name in batch]
+    with torch.no_grad():
+        found = model(*(x[:2] for x in inputs)).numpy()
+    apart = float(np.abs(found - np.load(home / "logits.npy")).max())
+    assert apart < 1e-3, f"logits are {apart} apart"
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True
+    )
+
+    def loss(targets, *inputs):
+        logits = model(*inputs)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    loss = torch.compile(loss) if compiled else loss
+
+    def one() -> float:
+        value = loss(batch["targets"], *inputs)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return value.item()
+
+    return one, {"logits_apart": apart}
+
+
+MAKERS = {
+    "jaxgen": ours,
+    "torch eager": partial(theirs, compiled=False),
+    "torch.compile": partial(theirs, compiled=True),
+}
+
+
+def serve(side: str, shape: str, home: Path) -> None:
+    """Be one side: make it, then take a step and tell its seconds and loss for every line read."""
+    tell = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    sides.threads() if side != "jaxgen" else None
+    one, facts = MAKERS[side](shape, home)
+    value, first = sides.once(one)
+    one()
+    print(json.dumps(facts | {"first_step_seconds": round(first, 3), "loss": value}), file=tell)
+    tell.flush()
+    for line in sys.stdin:
+        if line.strip() == "limits":
+            import limits
+
+            answer: dict[str, Any] = limits.measure()
+        elif line.strip() == "peak":
+            answer = {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+        else:
+            value, seconds = sides.once(one)
+            answer = {"seconds": seconds, "loss": value}
+        print(json.dumps(answer), file=tell, flush=True)
+
+
+class Side:
+    """A process that takes training steps when asked."""
+
+    def __init__(self, side: str, shape: str, home: Path) -> None:
+        words = [sys.executable, __file__, "--shape", shape, "--serve", side, "--home", str(home)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
+        self.facts = self._read()
+        self.losses: list[float] = []
+
+    def ask(self, question: str) -> dict[str, Any]:
+        """Return the answer to a line."""
+        assert self.process.stdin
+        self.process.stdin.write(question + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def step(self) -> None:
+        """Take a step."""
+        self.losses.append(self.ask("step")["loss"])
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
+    """Return all figures of a shape."""
+    with tempfile.TemporaryDirectory() as home:
+        running: dict[str, Side] = {}
+        try:
+            for name in names:  # ours first: it writes the weights
+                running[name] = Side(name, shape, Path(home))
+            most = running[names[0]].ask("limits")
+            seconds = sides.in_turn({n: side.step for n, side in running.items()}, rounds)
+            again = running[names[0]].ask("limits")
+            peaks = {name: side.ask("peak")["peak_mib"] for name, side in running.items()}
+        finally:
+            for side in running.values():
+                side.close()
+    facts = running["jaxgen"].facts
+    limit = {name: max(value, again[name]) for name, value in most.items()}
+    found = {
+        "shape": SHAPES[shape],
+        "limits": {name: round(value / 1e9, 1) for name, value in limit.items()},
+        "flops_per_step": facts["flops_per_step"],
+    }
+    for name, side in running.items():
+        times = sides.figures(seconds[name])
+        rate = facts["flops_per_step"] / times["median_seconds"]
+        found[name] = times | side.facts | {
+            "tokens_per_second": round(facts["tokens"] / times["median_seconds"]),
+            "share_of_limit": round(rate / limit["flops"], 3),
+            "peak_mib": peaks[name],
+            "losses": [round(value, 5) for value in side.losses[:3]],
+        }  # fmt: skip
+        if name != "jaxgen":
+            found[f"jaxgen is faster than {name}"] = sides.ratio(seconds, name, "jaxgen")
+    return found | {"environment": sides.environment(PACKAGES)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2-6x384")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(given.serve, given.shape, given.home)
+        return
+    began = time.perf_counter()
+    found = measure(given.shape, given.sides, given.rounds)
+    for name in given.sides[1:]:
+        key = f"jaxgen is faster than {name}"
+        print(f"{given.shape}: {found[key]['of_medians']} times as fast as {name}", file=sys.stderr)
+    path = sides.RESULTS / "train_step.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[given.shape] = found | {"took_seconds": round(time.perf_counter() - began)}
+    sides.write("train_step", {name: known[name] for name in SHAPES if name in known})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Fast forms of products, norms and gates against the plain forms they stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.ops.contract import product
+from jaxgen.ops.gates import ACTIVATIONS
+from jaxgen.ops.norms import NORMS
+
+PLAIN_GATES = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+SIZES = {"B": 2, "T": 3, "D": 4, "N": 2, "K": 1, "H": 6, "F": 5, "V": 7, "E": 3}
+PRODUCTS = ("BTD,DNH->BTNH", "BTNH,NHD->BTD", "BTD,DF->BTF", "BTF,FD->BTD", "BTD,VD->BTV")
+
+
+def drawn(letters: str, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=[SIZES[x] for x in letters]), jnp.float32)
+
+
+@pytest.mark.parametrize("name", PLAIN_GATES)
+def test_slopes_of_gates_match_differentiation(name):
+    x = jnp.asarray(np.concatenate([np.linspace(-6, 6, 41), [-80.0, 0.0, 80.0]]), jnp.float32)
+    found, wanted = (
+        jax.vmap(jax.value_and_grad(gate))(x) for gate in (ACTIVATIONS[name], PLAIN_GATES[name])
+    )
+    np.testing.assert_allclose(found, wanted, atol=5e-6)
+    tangents = jax.jvp(ACTIVATIONS[name], (x,), (2 * x,))[1]
+    np.testing.assert_allclose(tangents, 2 * x * wanted[1], atol=1e-4)
+
+
+def plain_norm(x, scale, bias, name):
+    y = x - jnp.mean(x, axis=-1, keepdims=True) if name == "layer" else x
+    y = y / jnp.sqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-5)
+    return y * (1 + scale if name == "rms_offset" else scale) + bias
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_gradients_of_norms_match_differentiation(name):
+    x, scale, bias, weight = drawn("BTD"), drawn("D", 1), drawn("D", 2), drawn("BTD", 3)
+
+    def gradients(norm):
+        return jax.grad(lambda *args: jnp.sum(norm(*args) * weight), (0, 1, 2))(x, scale, bias)
+
+    found = gradients(lambda *args: NORMS[name](*args, epsilon=1e-5))
+    wanted = gradients(lambda *args: plain_norm(*args, name))
+    for mine, plain in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, plain, atol=2e-6)
+
+
+@pytest.mark.parametrize("equation", PRODUCTS)
+def test_products_of_two_matrices_match_einsum(equation):
+    left, right = equation.partition("->")[0].split(",")
+    x, w = drawn(left), drawn(right, 1)
+
+    def gradients(form):
+        return jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(form(x, w))), (0, 1))(x, w)
+
+    found = gradients(lambda x, w: product(equation, x, w))
+    wanted = gradients(lambda x, w: jnp.einsum(equation, x, w))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), found, wanted)
+    program = jax.make_jaxpr(jax.grad(lambda x, w: jnp.sum(product(equation, x, w)), (0, 1)))(x, w)
+    dots = [line for line in program.eqns if line.primitive.name == "dot_general"]
+    assert dots and all(v.aval.ndim == 2 for dot in dots for v in dot.invars)
+
+
+@pytest.mark.parametrize("equation", ["BTD,EDF->EBTF", "BTD,BDF->BTF", "BT,TD->DB"])
+def test_products_of_another_kind_are_left_to_einsum(equation):
+    left, right = equation.partition("->")[0].split(",")
+    x, w = drawn(left), drawn(right, 1)
+    np.testing.assert_allclose(product(equation, x, w), jnp.einsum(equation, x, w), atol=1e-6)
