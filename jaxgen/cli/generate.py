@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import uuid
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen import files
-from jaxgen.cli import exits, paths, prompts, start
-from jaxgen.cli.arguments import REAL, WHOLE
+from jaxgen.cli import answers, exits, flags, paths, prompts, start
+from jaxgen.cli.flags import Settings
 from jaxgen.errors import ConfigError, UserError
-
-SEEDS = 2**64
-
+from jaxgen.text.generation import SEEDS, Generation
 
 Prompts = Annotated[
     list[str] | None,
@@ -30,107 +23,117 @@ Prompts = Annotated[
         consume_multiple=False,
     ),
 ]
-Length = Annotated[
-    int | None, WHOLE, Parameter(help="tokens to make; at most 128 if the context has room")
+Lines = Annotated[
+    str | None,
+    Parameter(
+        help="a .jsonl file: a prompt a line, with settings of its own, as in max_new_tokens"
+    ),
 ]
-Temperature = Annotated[float, REAL, Parameter(help="0 takes the likeliest token")]
-TopK = Annotated[int | None, WHOLE, Parameter(help="draw from the k likeliest tokens")]
-TopP = Annotated[
-    float | None, REAL, Parameter(help="draw from the likeliest tokens of this probability")
-]
-Seed = Annotated[int, WHOLE, Parameter(help="the same seed gives the same text")]
-Samples = Annotated[int, WHOLE, Parameter(help="completions of each prompt")]
 Output = Annotated[
     str | None, Parameter(help="write there instead; .jsonl gives a JSON object a line")
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How to draw; raises ConfigError for a value out of range."""
-
-    length: int | None
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.length is not None and self.length < 1:
-            raise ConfigError(f"--max-new-tokens={self.length} must be at least 1")
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature={self.temperature} must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"--top-k={self.top_k} must be at least 1; leave it out for no limit")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p={self.top_p} must be greater than 0 and at most 1")
-        if not 0 <= self.seed < SEEDS:
-            raise ConfigError(f"--seed={self.seed} must be at least 0 and less than 2^64")
+Json = Annotated[
+    bool, Parameter(help="print JSON: text, tokens, log-probabilities, scores, why it ended")
+]
 
 
 def generate(
-    run: Annotated[str, Parameter(help="a run folder, or its name in runs/")],
+    run: Annotated[
+        str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")
+    ],
     /,
     *,
     prompt: Prompts = None,
-    max_new_tokens: Length = None,
-    temperature: Temperature = 0.8,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    seed: Seed = 0,
-    samples: Samples = 1,
+    prompts_file: Lines = None,
     output: Output = None,
+    json: Json = False,
+    settings: Settings = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
 
     On a terminal and without --prompt, each line typed is completed (the nth with
     seed + n - 1) until Ctrl-D. Without a terminal the prompt is standard input.
-    Several prompts or samples are made as one batch.
+    Several prompts or samples are made as one batch; an encoder-decoder reads the
+    prompt and writes a text of its own.
 
     For example:
         jaxgen generate runs/quickstart --prompt "Return True if the"
         jaxgen generate quickstart --prompt @start.txt --max-new-tokens 200
         echo "The import statement" | jaxgen generate quickstart --temperature 0.7
         jaxgen generate quickstart --prompt def --prompt class --samples 3
+        jaxgen generate quickstart --prompt "The" --beams 4 --n-best 2 --json
+        jaxgen generate quickstart --prompt "Raises " --choices KeyError --choices OSError
     """
-    sampling = Sampling(
-        length=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    if samples < 1:
-        raise ConfigError(f"--samples={samples} must be at least 1")
+    wanted = flags.settings_of(settings)
     folder = paths.run_folder(run)
-    target = None if output is None else _checked_output(output)
-    talking = not prompt and sys.stdin.isatty()
-    if talking and (target or samples > 1):
-        raise ConfigError("--output and --samples need a --prompt, or standard input from a file")
-    texts = [] if talking else prompts.gather(prompt or ())
+    target = None if output is None else answers.target(output)
+    if prompts_file is not None and prompt:
+        raise ConfigError(
+            f"--prompts-file={prompts_file} and --prompt={prompt[0]} exclude each other; drop one"
+        )
+    talking = not prompt and prompts_file is None and sys.stdin.isatty()
+    if talking and (target or json or wanted.samples > 1):
+        raise ConfigError(
+            "--output, --json and --samples need a --prompt, or standard input from a file"
+        )
+    as_json = json or (target is not None and target.suffix == ".jsonl")
+    if wanted.top_logprobs is not None and not as_json:
+        raise ConfigError(
+            f"--top-logprobs={wanted.top_logprobs} has no effect without --json; give --json"
+        )
+    lines = _lines(prompt, prompts_file, wanted, talking)
     start.prepare_jax(paths.cache())
     from jaxgen.text import complete
 
-    with exits.in_folder(folder):
+    with exits.in_folder(folder), flags.named():
         session = complete.open_run(folder)
         if talking:
-            _converse(session, sampling)
-        elif len(texts) == samples == 1 and target is None:
-            _stream(session, texts[0], sampling)
+            _converse(session, wanted)
+        elif len(lines) == 1 and target is None and not as_json and _has_one_text(lines[0][1]):
+            _stream(session, *lines[0])
         else:
-            made = session.complete(texts, samples=samples, **asdict(sampling))
-            pairs = [(text, i + 1) for text in texts for i in range(samples)]
-            _deliver([(*pair, text) for pair, text in zip(pairs, made, strict=True)], target)
+            made = session.generate(_asked(complete, lines, wanted), detail=as_json)
+            answers.deliver(session, [line[0] for line in lines], made, target, as_json)
 
 
-def _stream(session: Any, prompt: str, sampling: Sampling) -> None:
+def _lines(
+    prompt: list[str] | None, prompts_file: str | None, wanted: Generation, talking: bool
+) -> list[tuple[str, Generation]]:
+    if prompts_file is not None:
+        with flags.named():
+            return prompts.lines(prompts_file, wanted)
+    return [] if talking else [(text, wanted) for text in prompts.gather(prompt or ())]
+
+
+def _asked(complete: Any, lines: list[tuple[str, Generation]], wanted: Generation) -> list[Any]:
+    """What is asked of the session: texts of one seed have a number each, in their order.
+
+    A line with a seed of its own counts from 0, so that its texts don't depend on the lines before.
+    """
+    asked, number = [], 0
+    for text, settings in lines:
+        own = settings.seed != wanted.seed
+        asked.append(complete.Asked(text, settings, 0 if own else number))
+        number += 0 if own else settings.best_of or settings.samples
+    return asked
+
+
+def _has_one_text(settings: Generation) -> bool:
+    return settings.samples == 1 and (settings.n_best or 1) == 1
+
+
+def _stream(session: Any, prompt: str, wanted: Generation) -> None:
     """Print the prompt and its completion, piece by piece."""
-    pieces = session.stream(prompt, **asdict(sampling))
+    pieces = session.stream(prompt, wanted)
     first = next(pieces, "")  # a prompt that is refused must not be printed
-    _put(prompt)
-    _put(first)
+    answers.put(prompt)
+    answers.put(first)
     for piece in pieces:
-        _put(piece)
-    _put("\n")
+        answers.put(piece)
+    answers.put("\n")
 
 
-def _converse(session: Any, sampling: Sampling) -> None:
+def _converse(session: Any, wanted: Generation) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing and history
     print("Type the beginning of a text and press Enter; Ctrl-D ends.", file=sys.stderr)
@@ -148,60 +151,9 @@ def _converse(session: Any, sampling: Sampling) -> None:
         if not line:
             continue
         try:
-            _stream(session, line, replace(sampling, seed=(sampling.seed + turn) % SEEDS))
+            _stream(session, line, replace(wanted, seed=(wanted.seed + turn) % SEEDS))
         except KeyboardInterrupt:  # enough of this one; a second Ctrl-C, at the prompt, leaves
             print()
         except UserError as error:
             print(f"\njaxgen: error: {error}", file=sys.stderr)
         turn += 1
-
-
-def _put(text: str) -> None:
-    if sys.stdout.isatty():
-        from jaxgen.train.display import printable
-
-        text = printable(text)
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _checked_output(name: str) -> Path:
-    """Return the path of --output, which can be written; ConfigError if it can't."""
-    path = Path(name)
-    if not name or path.is_dir():
-        raise ConfigError(f"--output {name!r} is a folder, not a file; name a file in it")
-    if path.exists() and not path.is_file():
-        return path  # a device or a pipe: nothing to try without writing
-    path = path.resolve()
-    draft = path.parent / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
-    try:
-        draft.touch()
-        draft.unlink()
-        if path.exists():
-            path.open("r+b").close()
-    except OSError as error:
-        raise ConfigError(f"--output {name} can't be written: {error.strerror or error}") from None
-    return path
-
-
-def _deliver(rows: Sequence[tuple[str, int, str]], target: Path | None) -> None:
-    """Print or write (prompt, number of the sample, completion) rows."""
-    if target is not None and target.suffix == ".jsonl":
-        keys = ("prompt", "sample", "completion")
-        objects = (dict(zip(keys, row, strict=True)) for row in rows)
-        text = "".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects)
-    elif len(rows) == 1:
-        text = f"{rows[0][0]}{rows[0][2]}\n"
-    else:
-        text = "".join(
-            f"=== {i + 1} of {len(rows)}\n{prompt}{completion}\n\n"
-            for i, (prompt, _, completion) in enumerate(rows)
-        )
-    if target is None:
-        _put(text)
-    elif target.is_file() or not target.exists():
-        files.write(target, text)
-        print(f"wrote {target}", file=sys.stderr)
-    else:
-        with files.refusals(target):
-            target.write_text(text, encoding="utf-8")

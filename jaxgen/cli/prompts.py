@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxgen import files
+from jaxgen import files, settings
 from jaxgen.errors import BusyError, ConfigError
+from jaxgen.text.generation import Generation
 
 
 def gather(words: Sequence[str]) -> list[str]:
@@ -59,3 +61,37 @@ def _checked(text: str, source: str) -> str:
             f"the prompt from {source} is not UTF-8 at character {error.start}; convert it first"
         ) from None
     return text
+
+
+def lines(name: str, wanted: Generation) -> list[tuple[str, Generation]]:
+    """Return (prompt, settings) of each line of a JSONL file; a key of a line overrules `wanted`.
+
+    A line is an object with a "prompt" and any settings by the names that Python has for them.
+    Raises ConfigError with file and line for what is no such object.
+    """
+    path, found = Path(name), []
+    try:
+        with files.refusals(path):
+            raw = path.read_bytes()
+    except BusyError as error:
+        raise ConfigError(f"--prompts-file {name}: {error}") from None
+    for number, line in enumerate(_decode(raw, name).split("\n"), 1):
+        if line.strip():
+            found.append(_line(line, f"{name}:{number}", wanted))
+    if not found:
+        raise ConfigError(f"--prompts-file {name} has no line; write one JSON object a prompt")
+    return found
+
+
+def _line(line: str, place: str, wanted: Generation) -> tuple[str, Generation]:
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place} is no JSON: {error}") from None
+    if not isinstance(given, dict) or not isinstance(given.get("prompt"), str):
+        raise ConfigError(f'{place} must be an object with a text "prompt"; got {line[:60]!r}')
+    prompt = _checked(given.pop("prompt"), place)
+    try:
+        return prompt, settings.build(Generation, settings.as_dict(wanted) | given)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
+from jaxgen.nn.stack import place
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
 from jaxgen.ops.losses import unembed
@@ -140,6 +141,34 @@ def apply(
     inputs = _inputs(config, tokens, positions, segments, types, cache, memory)
     out, seen = _forward(params, config, inputs, key, taps=bool(taps))
     return Output(_logits(config, out), out.state, out.cache, _taps(seen, taps))
+
+
+def early_logits(
+    params: Params,
+    config: ModelConfig,
+    tokens: Ids,
+    layers: tuple[int, ...],
+    *,
+    cache: caches.Cache | None = None,
+) -> tuple[Output, Float[Array, "N B T V"]]:
+    """Return (what `apply` does, the logits that the output table makes of earlier layers).
+
+    layers: how many layers a state has behind it; 0 is the embedding. As DoLa has it (Chuang et
+    al. 2024), the states are not normalised.
+    """
+    inputs = _inputs(config, tokens, None, None, None, cache, None)
+    out, seen = _forward(params, config, inputs, None, taps=True)
+    flat = _taps(seen, ("*",))
+
+    def state(layer: int) -> Array:
+        if not layer:
+            return flat["embedded"]
+        path, index = place(config, layer - 1)
+        return flat[f"{path}/out"] if index is None else flat[f"{path}/out"][index]
+
+    early = [_logits(config, out._replace(features=state(layer))) for layer in layers]
+    assert config.head == "lm" and layers
+    return Output(_logits(config, out), out.state, out.cache, {}), jnp.stack(early)  # pyright: ignore[reportArgumentType]
 
 
 def _logits(config: ModelConfig, out: Hidden) -> Array | None:

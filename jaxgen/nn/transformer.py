@@ -98,6 +98,7 @@ def _tower(
     """Return (x, table, cache) of a tower whose parts belong to `module`."""
     config, deterministic = module.config, module.deterministic
     x, table = Embed(config, name="embed")(inputs.tokens, inputs.positions, inputs.types, table)
+    module.sow("taps", "embedded", x)
     x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
     scene, cache = _scene(config, inputs)
     x, cache = through_layers(config, deterministic, (x, cache), scene)

@@ -24,6 +24,7 @@ from jaxgen.run.folder import (
 from jaxgen.run.settings import Settings
 from jaxgen.store import Checkpoints
 from jaxgen.text.complete import Session
+from jaxgen.text.generation import Generation
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import forms, optimizer
 from jaxgen.train import state as states
@@ -189,14 +190,14 @@ class Run:
             return []
         session = Session(self.settings.model, params, self.tokenizer)
         room = min(session.room(prompt) for prompt in wanted.prompts)
-        texts = place.under(self.mesh, session.complete)(
-            wanted.prompts,
-            length=min(wanted.max_new_tokens, room),
+        settings = Generation(
+            max_new_tokens=min(wanted.max_new_tokens, room),
             temperature=wanted.temperature,
             top_k=wanted.top_k,
             top_p=wanted.top_p,
             seed=self.settings.train.seed,
         )
+        texts = place.under(self.mesh, session.complete)(wanted.prompts, settings)
         return list(zip(wanted.prompts, texts, strict=True))
 
 

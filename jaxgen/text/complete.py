@@ -4,67 +4,52 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.detail import Reason
-from jaxgen.decoding.loop import NOT_FINITE, decode_chunk, request_keys
-from jaxgen.decoding.shape import temperature, top_k, top_p
-from jaxgen.decoding.stop import StopStrings, stop_strings
-from jaxgen.errors import ConfigError, NonFiniteError
-from jaxgen.mesh import place
-from jaxgen.ops import keys
-from jaxgen.text.generate import model_step, prefill
-from jaxgen.text.model import load, tokenizer_of
-from jaxgen.text.writing import Writing
+from jaxgen.errors import ConfigError
+from jaxgen.text import answering
+from jaxgen.text.answering import Answer, Group
+from jaxgen.text.batches import Request
+from jaxgen.text.generation import Generation
+from jaxgen.text.tasks.model import open_model
 from jaxgen.tokens import Tokenizer
 
-CHUNK = 8  # tokens between looks at the result: small enough to stream, large enough to be cheap
-BUCKET = 32  # the smallest prompt width and cache; both double, so few shapes are ever compiled
+DEFAULT_LENGTH = 128  # new tokens, if the context has room for them
 
 
-def sampler(*, temperature_: float, top_k_: int | None, top_p_: float | None) -> Chain:
-    """Return temperature, then top-k, then top-p, in the order of transformers' generate."""
-    processors: list[Any] = [temperature(temperature_)]
-    if top_k_ is not None:
-        processors.append(top_k(top_k_))
-    if top_p_ is not None:
-        processors.append(top_p(top_p_))
-    return chain(*processors)
-
-
-class Request(NamedTuple):
-    """A prompt, and when its completion ends; see `Session.complete`."""
+class Asked(NamedTuple):
+    """A prompt, how to go on from it, and the place of its first text among its seed's draws."""
 
     prompt: str
-    length: int | None
-    stop: tuple[str, ...]
-    seconds: float | None
+    settings: Generation
+    number: int = 0
 
 
-class Completion(NamedTuple):
-    """The text that follows a prompt, and why it ended."""
-
-    text: str
-    reason: Reason
+def numbered(prompts: Sequence[str], settings: Generation) -> list[Asked]:
+    """Return what is asked when many prompts share their settings, no two texts their draws."""
+    each = settings.best_of or settings.samples
+    return [Asked(prompt, settings, i * each) for i, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model with its tokenizer, ready to complete text; the clock counts seconds."""
+    """A model with its tokenizer, ready to complete text.
+
+    start: what the texts of an encoder-decoder begin with; its prompts are what its encoder reads.
+    ends: ids that end a text besides the tokenizer's eos. clock: counts seconds.
+    """
 
     config: ModelConfig
     params: Any
     tokenizer: Tokenizer
+    start: int | None = None
+    ends: tuple[int, ...] = ()
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -78,6 +63,8 @@ class Session:
         length: new tokens wanted; None takes up to 128 of what the context leaves.
         """
         ids = self._ids(prompt)
+        if self.config.topology == "encoder_decoder":
+            return ids, self._beside(ids, length)
         room = self.context - len(ids)
         if room < 1:
             raise ConfigError(
@@ -89,210 +76,179 @@ class Session:
                 f"prompt of {len(ids)} + {length} new tokens exceed context={self.context}; "
                 f"ask for at most {room}"
             )
-        return ids, min(128, room) if length is None else length
+        return ids, min(DEFAULT_LENGTH, room) if length is None else length
 
     def room(self, prompt: str) -> int:
         """Return how many new tokens the context leaves after a prompt; ConfigError if empty."""
         return self.context - len(self._ids(prompt))
 
-    def _ids(self, prompt: str) -> list[int]:
-        if not prompt:
-            raise ConfigError("prompt is empty; give at least one character to go on from")
-        bos = self.tokenizer.special.bos
-        ids = self.tokenizer.encode(prompt)
-        return ids if bos is None else [bos, *ids]
-
-    def stream(
-        self,
-        prompt: str,
-        *,
-        length: int | None,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        seed: int,
-        stop: Sequence[str] = (),
-        seconds: float | None = None,
-    ) -> Generator[str, None, Reason]:
+    def stream(self, prompt: str, settings: Generation) -> Generator[str, None, Reason]:
         """Yield the completion in pieces that never split a character; return why it ended.
 
-        Joined, they are what `complete` returns for the same single prompt and seed.
+        Joined, they are what `complete` returns for the same single prompt. What is not drawn
+        comes in one piece.
         """
-        sample = sampler(temperature_=temperature, top_k_=top_k, top_p_=top_p)
-        request = Request(prompt, length, tuple(stop), seconds)
+        asked = Asked(prompt, settings)
+        if settings.strategy != "draw" or settings.best_of or settings.samples > 1:
+            (answer,) = self.generate([asked])[0]
+            yield answer.text
+            return answer.reason
         reason = Reason.LENGTH
-        for ((piece, ended),) in self.follow([request], sample, seed):
+        for ((piece, ended),) in answering.follow(self._group([self._requests(asked)[0]], None)):
             if piece:
                 yield piece
             reason = reason if ended is None else ended
         return reason
 
-    def complete(
-        self,
-        prompts: Sequence[str],
-        *,
-        length: int | None,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        seed: int,
-        samples: int = 1,
-        stop: Sequence[str] = (),
-        seconds: float | None = None,
-    ) -> list[str]:
-        """Return `samples` completions of each prompt, prompt by prompt, decoded as one batch.
+    def complete(self, prompts: Sequence[str], settings: Generation) -> list[str]:
+        """Return the completions of each prompt, prompt by prompt; see `generate`."""
+        answers = self.generate(numbered(prompts, settings))
+        return [one.text for row in answers for one in row]
 
-        Request i of the batch draws with fold_in(key(seed), i): its text depends on its own
-        prompt and number, not on its neighbours. seed: 0 to 2^64 - 1.
-        stop: texts that end a completion, which is what comes before the first of them.
-        seconds: the time that a completion may take, counted from this call; it ends with the
-        chunk of CHUNK tokens in which that is over.
+    def generate(self, asked: Sequence[Asked], *, detail: bool = False) -> list[list[Answer]]:
+        """Return the answers to each prompt, the best first where they are ranked.
+
+        Request j of a prompt draws with fold_in(key(seed), number + j): its text depends on its
+        own prompt, settings and number, not on its neighbours. Prompts that one program can serve
+        are decoded as one batch.
+        detail: also the log-probability of each token, and `top_logprobs` alternatives.
+        Raises ConfigError for a prompt or setting that can't be, NonFiniteError for logits that
+        are not finite.
         """
-        sample = sampler(temperature_=temperature, top_k_=top_k, top_p_=top_p)
-        requests = [
-            Request(prompt, length, tuple(stop), seconds)
-            for prompt in prompts
-            for _ in range(samples)
-        ]
-        return [one.text for one in self.answer(requests, sample, seed)]
-
-    def answer(self, requests: Sequence[Request], sample: Chain, seed: int) -> list[Completion]:
-        """Return the completions of requests that may differ in all but the sampler."""
-        texts = [""] * len(requests)
-        reasons: list[Reason] = [Reason.LENGTH] * len(requests)
-        for parts in self.follow(requests, sample, seed):
-            for number, (piece, ended) in enumerate(parts):
-                texts[number] += piece
-                reasons[number] = reasons[number] if ended is None else ended
-        return [Completion(*pair) for pair in zip(texts, reasons, strict=True)]
-
-    def follow(
-        self, requests: Sequence[Request], sample: Chain, seed: int
-    ) -> Iterator[list[tuple[str, Reason | None]]]:
-        """Yield, for each request, the next piece of its text, and why it ended if it has by then.
-
-        Raises ConfigError for a prompt that can't be completed, a stop string that can't be, or
-        a time that is none; NonFiniteError for logits that are not finite.
-        """
-        begun = self.clock()
-        encoded = [self.encode(one.prompt, one.length) for one in requests]
-        rows = [ids for ids, _ in encoded]
-        limits = np.asarray([new for _, new in encoded], np.int32)
-        texts = [
-            Writing(self.tokenizer, ids, one.stop, new)
-            for (ids, new), one in zip(encoded, requests, strict=True)
-        ]
-        ends = np.asarray([np.inf if one.seconds is None else one.seconds for one in requests])
-        for tokens in self._chunks(rows, limits, self._strings(requests), sample, seed):
-            over = self.clock() - begun >= ends
-            parts = []
-            for row, text in enumerate(texts):
-                fresh = text.reason is None
-                piece = text.push(tokens[row].tolist())
-                if over[row] and text.reason is None:
-                    piece += text.end(Reason.TIME)
-                parts.append((piece, text.reason if fresh else None))
-                # A lower limit ends the row on the device, with its next chunk.
-                limits[row] = limits[row] if text.reason is None else 0
-            yield parts
-
-    def _chunks(
-        self,
-        rows: list[list[int]],
-        limits: np.ndarray,
-        strings: StopStrings,
-        sample: Chain,
-        seed: int,
-    ) -> Iterator[np.ndarray]:
-        """Yield [B, CHUNK] tokens until all `limits` (which may fall meanwhile) are reached."""
-        widths = np.asarray([len(row) for row in rows], np.int32)
-        width = _bucket(int(widths.max()))
-        prompt = np.zeros((len(rows), width), np.int32)
-        for row, ids in zip(prompt, rows, strict=True):
-            row[: len(ids)] = ids
-        longest = int(limits.max())
-        capacity = _bucket(width + longest + CHUNK)
-        requests = request_keys(keys.from_seed(seed), len(rows))
-        token, cache = _prefill(self.params, self.config, prompt, widths, capacity)
-        for start in range(0, longest, CHUNK):
-            chunk = _more(
-                self.params,
-                self.config,
-                self.tokenizer.vocab_size,
-                cache,
-                token,
-                requests,
-                sample,
-                self._stop,
-                strings,
-                start,
-                limits.copy(),
+        requests = [self._requests(one) for one in asked]
+        groups: dict[Any, list[tuple[int, Request]]] = {}
+        for place, row in enumerate(requests):
+            for request in row:
+                key = answering.program(request.settings)
+                groups.setdefault(key, []).append((place, request))
+        found: list[list[Answer]] = [[] for _ in asked]
+        for members in groups.values():
+            ranked = any(request.settings.best_of for _, request in members)
+            top = max(request.settings.top_logprobs or 0 for _, request in members)
+            group = self._group(
+                [request for _, request in members], top if detail or ranked else None
             )
-            token, cache, strings = chunk.tokens[:, -1], chunk.cache, chunk.strings
-            made = np.asarray(place.fetch(chunk.tokens))
-            self._check(made, start)
-            yield made
-            if (limits <= start + CHUNK).all():
-                return
+            for (place, _), answers in zip(members, answering.answers(group), strict=True):
+                found[place].extend(answers)
+        return [_kept(row, one.settings) for row, one in zip(found, asked, strict=True)]
 
-    def _strings(self, requests: Sequence[Request]) -> StopStrings:
-        for one in requests:
-            if one.seconds is not None and not one.seconds > 0:
-                raise ConfigError(f"seconds={one.seconds} must be greater than 0, or None")
-        surface = getattr(self.tokenizer, "surface", None)
-        if surface is None and any(one.stop for one in requests):
-            raise ConfigError(
-                f"stop={requests[0].stop} needs a tokenizer whose text is its pieces joined, but "
-                f"this one rewrites neighbouring pieces"
-            )
-        pieces = (b"",) * self.tokenizer.vocab_size if surface is None else surface.pieces
-        # Made for requests without a string as well, so that one program serves both.
-        return stop_strings([one.stop for one in requests], pieces)
-
-    @cached_property
-    def _stop(self) -> np.ndarray:
-        eos = self.tokenizer.special.eos
-        return np.asarray([NOT_FINITE - 1 if eos is None else eos], np.int32)
-
-    def _check(self, tokens: np.ndarray, start: int) -> None:
-        if not (tokens == NOT_FINITE).any():
-            return
-        request, place = np.argwhere(tokens == NOT_FINITE)[0]
-        raise NonFiniteError(
-            f"request {request}: the logits of new token {start + place + 1} are not finite; "
-            f"the parameters are damaged or diverged: take an earlier checkpoint"
+    def _group(self, requests: Sequence[Request], top: int | None) -> Group:
+        settings = requests[0].settings
+        draft = None if settings.draft is None else self._draft(settings)
+        return Group(
+            self.config,
+            self.params,
+            self.tokenizer,
+            tuple(requests),
+            self.start,
+            self.ends,
+            top,
+            self.clock,
+            draft,
         )
+
+    def _requests(self, asked: Asked) -> list[Request]:
+        prompt, settings, number = asked
+        ids, limit = self.encode(prompt, settings.max_new_tokens)
+        if settings.min_new_tokens is not None and settings.min_new_tokens > limit:
+            raise ConfigError(
+                f"min_new_tokens={settings.min_new_tokens} is more than the {limit} new tokens "
+                f"that there are to make"
+            )
+        other = (
+            () if settings.negative_prompt is None else tuple(self._ids(settings.negative_prompt))
+        )
+        if len(other) + limit > self.context:
+            raise ConfigError(
+                f"negative_prompt of {len(other)} + {limit} new tokens exceed "
+                f"context={self.context}; shorten it"
+            )
+        if settings.guidance is not None and not other and self.config.topology != "decoder":
+            raise ConfigError(
+                f"guidance={settings.guidance} needs negative_prompt with "
+                f"topology={self.config.topology}: its texts go on from a source"
+            )
+        for name in ("top_logprobs", "beams"):
+            if (getattr(settings, name) or 0) > self.tokenizer.vocab_size:
+                raise ConfigError(
+                    f"{settings.told(name)} exceeds the {self.tokenizer.vocab_size} tokens of the "
+                    f"vocabulary"
+                )
+        draws = range(settings.best_of or settings.samples)
+        return [Request(ids, limit, settings, number + j, other) for j in draws]
+
+    def _draft(self, settings: Generation) -> Session:
+        draft = _opened(str(settings.draft))
+        if draft.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise ConfigError(
+                f"draft={settings.draft} has another tokenizer than this model; it can't guess "
+                f"its tokens"
+            )
+        if draft.context < self.context or draft.config.topology != self.config.topology:
+            raise ConfigError(
+                f"draft={settings.draft} has context={draft.context} and "
+                f"topology={draft.config.topology}, the model context={self.context} and "
+                f"topology={self.config.topology}; it must reach as far"
+            )
+        return draft
+
+    def _beside(self, ids: list[int], length: int | None) -> int:
+        """Return the new tokens of a text beside its source `ids`."""
+        if len(ids) > self.context:
+            raise ConfigError(
+                f"prompt has {len(ids)} tokens but context={self.context}; shorten it by "
+                f"{len(ids) - self.context}"
+            )
+        room = self.context - 1
+        if length is not None and length > room:
+            raise ConfigError(
+                f"{length} new tokens exceed context={self.context} less the one they begin "
+                f"with; ask for at most {room}"
+            )
+        return min(DEFAULT_LENGTH, room) if length is None else length
+
+    def _ids(self, prompt: str) -> list[int]:
+        if not prompt:
+            raise ConfigError("prompt is empty; give at least one character to go on from")
+        special, ids = self.tokenizer.special, self.tokenizer.encode(prompt)
+        ids = ids if special.bos is None else [special.bos, *ids]
+        if self.config.topology != "encoder_decoder" or special.eos is None:
+            return ids
+        return [*ids, special.eos]
 
 
 def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
     """Return a Session on a run or saved model; raises what `text.model.load` raises.
 
-    CheckpointError, too, if the folder has no tokenizer. step: a certain checkpoint of a run.
+    CheckpointError, too, if the folder has no tokenizer; ConfigError for a model that makes no
+    text. step: a certain checkpoint of a run.
     """
-    config, params = load(folder, step=step)
-    return Session(config, params, tokenizer_of(Path(folder)))
+    model = open_model(folder, step=step)
+    config = model.config
+    if config.head != "lm" or config.topology == "encoder":
+        raise ConfigError(
+            f"{Path(folder)} has topology={config.topology} and head={config.head}, which gives "
+            f"no next token; generation needs a decoder with head=lm"
+        )
+    start = model.start if config.topology == "encoder_decoder" else None
+    if config.topology == "encoder_decoder" and start is None:
+        raise ConfigError(f"{Path(folder)} does not say what its decoder begins with")
+    return Session(config, model.params, model.tokenizer, start, model.stop)
 
 
-def _bucket(size: int) -> int:
-    bucket = BUCKET
-    while bucket < size:
-        bucket *= 2
-    return bucket
+@lru_cache(maxsize=2)
+def _opened(folder: str) -> Session:
+    return open_run(folder)
 
 
-@partial(jax.jit, static_argnames=("config", "capacity"))
-def _prefill(params, config, prompt, widths, capacity):
-    return prefill(params, config, prompt, widths, capacity)
+def _kept(answers: list[Answer], settings: Generation) -> list[Answer]:
+    """The likeliest of drawn answers, if they are ranked: by the mean of their tokens."""
+    if not settings.best_of:
+        return answers
+    ranked = [one._replace(score=_mean(one.logprobs)) for one in answers]
+    ranked.sort(key=lambda one: -(one.score or 0.0))
+    return ranked[: settings.samples]
 
 
-@partial(jax.jit, static_argnames=("config", "known"), donate_argnames="cache")
-def _more(params, config, known, cache, token, keys, sample, stop, strings, start, limits):
-    whole = model_step(params, config)
-
-    def step(tokens, cache):
-        logits, cache = whole(tokens, cache)
-        # A table may have more rows than the tokenizer has ids: those spell no text.
-        return jnp.where(jnp.arange(config.V) < known, logits, -jnp.inf), cache
-
-    ends = {"stop": stop, "strings": strings, "start": start, "limit": limits}
-    return decode_chunk(step, cache, token, keys, sample, CHUNK, **ends)
+def _mean(logprobs: Sequence[float]) -> float:
+    return sum(logprobs) / len(logprobs)

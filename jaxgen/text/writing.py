@@ -47,14 +47,22 @@ def _certain(text: str, strings: Sequence[str]) -> int:
 
 
 class Writing:
-    """One request's text, from its new tokens; `reason` is set when it has ended."""
+    """One request's text, from its new tokens; `reason` is set when it has ended.
+
+    ends: ids that end it besides the tokenizer's eos; none of them is part of the text.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt: Iterable[int], strings: Sequence[str], limit: int
+        self,
+        tokenizer: Tokenizer,
+        prompt: Iterable[int],
+        strings: Sequence[str],
+        limit: int,
+        ends: Iterable[int] = (),
     ) -> None:
         self.made, self.limit = 0, limit
         self.reason: Reason | None = None
-        self._eos = tokenizer.special.eos
+        self._ends = {*ends, tokenizer.special.eos}
         self._words = Detokenizer(tokenizer, after=prompt)
         self._clip = Clip(strings)
 
@@ -67,7 +75,7 @@ class Writing:
             if self.reason is not None:
                 break
             self.made += 1
-            if token == self._eos:
+            if token in self._ends:
                 return text + self.end(Reason.STOP)
             text += self._clip.push(self._words.push(token))
             if self._clip.found:

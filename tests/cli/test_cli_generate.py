@@ -1,35 +1,54 @@
 """`jaxgen generate`: prompts in, text out, and all is checked before a model is loaded."""
 
+import dataclasses
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.text import complete
+from jaxgen.text.answering import Alternative, Answer
+from jaxgen.text.generation import NEEDS, Generation
 
-PLAIN = {"length": None, "temperature": 0.8, "top_k": None, "top_p": None, "seed": 0}
+PLAIN = Generation()
 
 
 class Fake:
     """A session that says what it was asked."""
 
+    tokenizer = SimpleNamespace(surface=SimpleNamespace(pieces=[b"a", b"b", b"\xff"]))
+
     def __init__(self, calls):
         self.calls = calls
 
-    def stream(self, prompt, **options):
-        self.calls.append(("stream", prompt, options))
+    def stream(self, prompt, settings):
+        self.calls.append(("stream", prompt, settings))
         if prompt == "too long":
-            raise ConfigError("prompt has 99 tokens")
+            raise ConfigError("prompt has 99 tokens, max_new_tokens=3 do not fit")
         yield from (" one", " two")
 
-    def complete(self, prompts, *, samples, **options):
-        self.calls.append(("complete", prompts, samples, options))
-        return [f" {p}{i}" for p in prompts for i in range(samples)]
+    def generate(self, asked, *, detail):
+        self.calls.append(("generate", asked, detail))
+        return [
+            [self.answer(f" {one.prompt}{i}", one.settings, detail) for i in range(n_texts(one))]
+            for one in asked
+        ]
+
+    def answer(self, text, settings, detail):
+        logprobs, top = ([-0.5, -1.0], [[Alternative(2, -0.1)], []]) if detail else ([], [])
+        score = -2.5 if settings.beams else None
+        return Answer(text, Reason.STOP, [0, 1], 3, logprobs, top, score)
+
+
+def n_texts(asked):
+    return asked.settings.n_best or asked.settings.samples
 
 
 @pytest.fixture
@@ -51,25 +70,84 @@ def test_a_prompt_is_echoed_and_its_completion_streamed(generate, calls):
     assert calls[-1] == ("stream", "The", PLAIN)
 
 
-def test_options_reach_the_session(generate, calls):
-    words = "--max-new-tokens 5 --temperature 0 --top_k 3 --top-p 0.5 --seed 18446744073709551615"
-    assert generate("--prompt", "-x", *words.split()).code == 0
-    wanted = {"length": 5, "temperature": 0.0, "top_k": 3, "top_p": 0.5, "seed": 2**64 - 1}
-    assert calls[-1] == ("stream", "-x", wanted)
+VALUES = {"until": "full", "pick": "draw", "dola": "low", "bias": ("a=1",)}
+TOGETHER = {"groups": ("beams", "diversity"), "diversity": ("beams", "groups")}
+
+
+def test_every_setting_is_an_option_and_reaches_the_session(generate, calls):
+    for field in dataclasses.fields(Generation):
+        partners = tuple(other for one, other in NEEDS if one == field.name)
+        given = {}
+        for name in (field.name, *TOGETHER.get(field.name, partners)):
+            hint = Generation.__dataclass_fields__[name].type
+            value = VALUES.get(name, 0.5 if "float" in hint else 2 if "int" in hint else "x y")
+            given[name] = (value,) if "tuple" in hint and not isinstance(value, tuple) else value
+        words = []
+        for name, value in given.items():
+            shown = value[0] if isinstance(value, tuple) else value
+            words += [f"--{name.replace('_', '-')}", str(shown)]
+        shown = generate("--prompt", "-x", *words, "--json")
+        assert shown.code == 0, (words, shown.err)
+        settings = calls[-1][1][0].settings
+        assert settings == Generation(**given) and settings.gives(field.name), words
 
 
 def test_several_prompts_and_samples_are_one_batch(generate, calls):
     shown = generate("--prompt", "a", "--prompt", "b", "--samples", "2")
-    assert calls[-1] == ("complete", ["a", "b"], 2, PLAIN)
+    several = Generation(samples=2)
+    assert calls[-1] == ("generate", [("a", several, 0), ("b", several, 2)], False)
     texts = ["a a0", "a a1", "b b0", "b b1"]
     assert shown.out == "".join(f"=== {i + 1} of 4\n{t}\n\n" for i, t in enumerate(texts))
+
+
+def test_json_tells_tokens_probabilities_scores_and_the_end(generate, calls):
+    shown = generate("--prompt", "a", "--beams", "2", "--n-best", "2", "--json")
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    assert calls[-1][2] is True
+    assert rows[1] == {
+        "prompt": "a",
+        "sample": 2,
+        "completion": " a1",
+        "finish_reason": "stop",
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "score": -2.5,
+        "tokens": [
+            {
+                "id": 0,
+                "text": "a",
+                "logprob": -0.5,
+                "top": [{"id": 2, "text": "\ufffd", "logprob": -0.1}],
+            },
+            {"id": 1, "text": "b", "logprob": -1.0},
+        ],
+    }
+
+
+def test_lines_of_a_file_have_settings_of_their_own(generate, calls, tmp_path):
+    lines = [
+        {"prompt": "a"},
+        {"prompt": "b", "temperature": 0.0, "stop": ["x"]},
+        {"prompt": "c", "seed": 7},
+        {"prompt": "d"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    shown = generate("--prompts-file", "p.jsonl", "--top-p", "0.5")
+    assert shown.code == 0
+    plain = Generation(top_p=0.5)
+    assert calls[-1][1] == [
+        ("a", plain, 0),
+        ("b", dataclasses.replace(plain, temperature=0.0, stop=("x",)), 1),
+        ("c", dataclasses.replace(plain, seed=7), 0),
+        ("d", plain, 2),
+    ]
 
 
 def test_prompts_come_from_files_and_standard_input(generate, calls, tmp_path):
     (tmp_path / "p.txt").write_bytes("naïve\r\n".encode())
     words = ("--prompt", "@p.txt", "--prompt", "-", "--prompt", "@@home")
     generate(*words, stdin="\ufeffzwei\nlines\n\n".encode())
-    assert calls[-1][1] == ["naïve", "zwei\nlines\n", "@home"]
+    assert [one.prompt for one in calls[-1][1]] == ["naïve", "zwei\nlines\n", "@home"]
 
 
 def test_without_prompt_and_terminal_standard_input_is_the_prompt(generate, calls):
@@ -79,7 +157,7 @@ def test_without_prompt_and_terminal_standard_input_is_the_prompt(generate, call
 def test_on_a_terminal_each_line_is_completed_until_the_end_of_input(generate, calls):
     shown = generate("--seed", "7", typed=b"one\n\ntoo long\ntwo\n")
     assert shown.code == 0
-    made = [(call[1], call[2]["seed"]) for call in calls if call[0] == "stream"]
+    made = [(call[1], call[2].seed) for call in calls if call[0] == "stream"]
     assert made == [("one", 7), ("too long", 8), ("two", 9)]
     assert "one one two\n" in shown.out and "two one two\n" in shown.out
     assert "jaxgen: error: prompt has 99 tokens" in shown.err
@@ -88,7 +166,8 @@ def test_on_a_terminal_each_line_is_completed_until_the_end_of_input(generate, c
 def test_a_prompt_that_the_model_refuses_is_not_printed(generate):
     shown = generate("--prompt", "too long")
     assert (shown.code, shown.out) == (2, "")
-    assert shown.err == "jaxgen: error: prompt has 99 tokens\n"
+    wanted = "jaxgen: error: prompt has 99 tokens, --max-new-tokens=3 do not fit\n"
+    assert shown.err == wanted
 
 
 REFUSED = [
@@ -104,6 +183,29 @@ REFUSED = [
     (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens=0"),
     (["--prompt", "a", "--seed", "18446744073709551616"], "2^64"),
     (["--prompt", "a", "--seed", "-1"], "--seed=-1"),
+    (["--prompt", "a", "--beams", "0"], "--beams=0"),
+    (["--prompt", "a", "--beams", "2", "--temperature", "0.7"], "--temperature=0.7", "--beams=2"),
+    (["--prompt", "a", "--beams", "2", "--samples", "2"], "--samples=2", "--beams=2", "--n-best"),
+    (["--prompt", "a", "--beams", "2", "--lookup", "3"], "--beams=2", "--lookup=3"),
+    (["--prompt", "a", "--beams", "4", "--groups", "3", "--diversity", "1"], "--groups=3"),
+    (["--prompt", "a", "--beams", "2", "--n-best", "3"], "--n-best=3", "--beams=2"),
+    (["--prompt", "a", "--n-best", "3"], "--n-best=3", "--beams"),
+    (["--prompt", "a", "--samples", "2", "--temperature", "0"], "--samples=2", "temperature=0"),
+    (["--prompt", "a", "--contrastive", "0.6"], "--contrastive=0.6", "--top-k"),
+    (["--prompt", "a", "--contrastive", "1.5", "--top-k", "4"], "--contrastive=1.5"),
+    (["--prompt", "a", "--dola", "low", "--guidance", "2"], "--dola=low", "--guidance=2.0"),
+    (["--prompt", "a", "--dola", "middle"], "--dola", "middle"),
+    (["--prompt", "a", "--regex", "a", "--choices", "b"], "--regex=a", "--choices=b"),
+    (["--prompt", "a", "--negative-prompt", "b"], "--negative-prompt=b", "--guidance"),
+    (["--prompt", "a", "--watermark-bias", "2"], "--watermark-bias=2.0", "without --watermark"),
+    (["--prompt", "a", "--repetition-penalty", "0"], "--repetition-penalty=0.0"),
+    (["--prompt", "a", "--stop", ""], "--stop='' is empty"),
+    (["--prompt", "a", "--stop-ids", "x"], "--stop-ids", '"x"'),
+    (["--prompt", "a", "--max-seconds", "1", "--beams", "2"], "--max-seconds=1.0", "--beams=2"),
+    (["--prompt", "a", "--min-new-tokens", "9", "--max-new-tokens", "3"], "--min-new-tokens=9"),
+    (["--prompt", "a", "--top-logprobs", "2"], "--top-logprobs=2", "--json"),
+    (["--prompt", "a", "--prompts-file", "b"], "--prompts-file=b", "--prompt=a"),
+    (["--prompts-file", "no.jsonl"], "no.jsonl"),
     (["--prompt", "@nowhere.txt"], "nowhere.txt", "@@nowhere.txt"),
     (["--prompt", "-", "--prompt", "-"], "twice"),
     (["--prompt", "\udcff"], "not UTF-8"),
@@ -140,13 +242,34 @@ def test_unusable_standard_input_is_refused_with_the_place(generate, calls, raw,
     assert all(part in shown.err for part in parts), shown.err
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ["p.jsonl has no line"]),
+        ('{"prompt": "a"}\n{"prompt":', ["p.jsonl:2 is no JSON"]),
+        ('["a"]', ["p.jsonl:1", "object"]),
+        ('{"prompt": 3}', ["p.jsonl:1", "prompt"]),
+        ('{"prompt": ""}', ["p.jsonl:1 is empty"]),
+        ('{"prompt": "a", "beems": 3}', ["p.jsonl:1", "'beems'", "did you mean 'beams'?"]),
+        ('{"prompt": "a", "beams": "3"}', ["p.jsonl:1", "--beams='3'"]),
+        ('{"prompt": "a", "until": "soon", "beams": 2}', ["p.jsonl:1", "until='soon'"]),
+        ('{"prompt": "a", "top_p": 2.0}', ["p.jsonl:1", "top-p=2.0"]),
+    ],
+)
+def test_a_line_that_can_not_be_is_refused_with_its_place(generate, calls, tmp_path, text, parts):
+    (tmp_path / "p.jsonl").write_text(text)
+    shown = generate("--prompts-file", "p.jsonl")
+    assert shown.code == 2 and not calls and shown.err.count("\n") == 1
+    assert all(part in shown.err for part in parts), shown.err
+
+
 def test_output_is_written_whole_and_nothing_is_printed(generate, tmp_path):
     (tmp_path / "out.txt").write_text("old")
     shown = generate("--prompt", "a", "--output", "out.txt")
     assert shown.out == "" and (tmp_path / "out.txt").read_text() == "a a0\n"
     generate("--prompt", "a", "--samples", "2", "--output", "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert rows[1] == {"prompt": "a", "sample": 2, "completion": " a1"}
+    assert [rows[1][key] for key in ("prompt", "sample", "completion")] == ["a", 2, " a1"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out.jsonl", "out.txt"]
 
 
@@ -154,7 +277,7 @@ def test_a_failed_generation_leaves_the_output_as_it_was(generate, monkeypatch, 
     def fail(*_, **__):
         raise ConfigError("prompt has 99 tokens but context=16")
 
-    monkeypatch.setattr(Fake, "complete", fail)
+    monkeypatch.setattr(Fake, "generate", fail)
     (tmp_path / "out.txt").write_text("old")
     assert generate("--prompt", "a", "--output", "out.txt").code == 2
     assert (tmp_path / "out.txt").read_text() == "old"
@@ -179,7 +302,7 @@ import sys
 from jaxgen.text import complete
 from jaxgen.cli import app, start
 class Session:
-    def stream(self, prompt, **options):
+    def stream(self, prompt, settings):
         yield from (" and", " so", " on", "\\x1b[31m")
 start.prepare_jax = lambda cache: None
 complete.open_run = lambda folder: Session()

@@ -9,10 +9,16 @@ import pytest
 
 import jaxgen
 from jaxgen import errors, tokens, tree
-from jaxgen.text import complete, model
+from jaxgen.text import complete, drawing, model
+from jaxgen.text.answering import CHUNK
+from jaxgen.text.complete import Asked
+from jaxgen.text.generation import Generation
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=96, layers=2, d_model=16, heads=2, init_std=0.5)
-OPTIONS = {"temperature": 1.0, "top_k": None, "top_p": None, "seed": 4}
+
+
+def wanted(**settings):
+    return Generation(**{"temperature": 1.0, "seed": 4} | settings)
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +29,20 @@ def session():
 
 
 def test_streamed_pieces_join_to_the_completion(session):
-    whole = session.complete(["héllo"], length=30, **OPTIONS)
-    pieces = list(session.stream("héllo", length=30, **OPTIONS))
+    whole = session.complete(["héllo"], wanted(max_new_tokens=30))
+    pieces = list(session.stream("héllo", wanted(max_new_tokens=30)))
     assert "".join(pieces) == whole[0] and len(pieces) > 3
 
 
 def test_a_completion_does_not_depend_on_its_neighbours(session):
-    alone = session.complete(["one"], length=20, **OPTIONS)
-    batch = session.complete(["one", "a much longer prompt", "x"], length=20, **OPTIONS)
+    alone = session.complete(["one"], wanted(max_new_tokens=20))
+    batch = session.complete(["one", "a much longer prompt", "x"], wanted(max_new_tokens=20))
     assert batch[0] == alone[0]
     assert len(set(batch)) == 3
 
 
 def test_several_samples_of_one_prompt_differ(session):
-    texts = session.complete(["a", "b"], samples=3, length=20, **OPTIONS)
+    texts = session.complete(["a", "b"], wanted(samples=3, max_new_tokens=20))
     assert len(texts) == 6 == len(set(texts))
 
 
@@ -49,45 +55,40 @@ def readable(text, size):
 
 
 def test_a_text_ends_before_its_stop_string_and_no_part_of_one_is_shown(session):
-    (free,) = session.complete(["héllo"], length=60, **OPTIONS)
+    (free,) = session.complete(["héllo"], wanted(max_new_tokens=60))
     for size in (1, 2, 5):
         string = readable(free, size)
-        wanted = free[: free.index(string)]
-        stop = ["never seen", string]
-        pieces = list(session.stream("héllo", length=60, stop=stop, **OPTIONS))
-        assert "".join(pieces) == wanted
-        assert session.complete(["héllo"], length=60, stop=stop, **OPTIONS) == [wanted]
+        before = free[: free.index(string)]
+        settings = wanted(max_new_tokens=60, stop=("never seen", string))
+        pieces = list(session.stream("héllo", settings))
+        assert "".join(pieces) == before
+        assert session.complete(["héllo"], settings) == [before]
 
 
 def test_requests_of_a_batch_end_each_for_its_own_reason(session):
-    sample = complete.sampler(temperature_=1.0, top_k_=None, top_p_=None)
     ticks = iter(range(100))
     timed = dataclasses.replace(session, clock=lambda: float(next(ticks)))
-    alike = [complete.Request("abc", 40, (), None)] * 4
-    free = [one.text for one in session.answer(alike, sample, 4)]
+    long = wanted(max_new_tokens=40)
+    free = session.complete(["abc"] * 4, long)
     string = readable(free[1], 2)
-    requests = [
-        alike[0],
-        complete.Request("abc", 40, (string,), None),
-        complete.Request("abc", 11, (), None),
-        complete.Request("abc", 40, (), 1.5),
+    ends = [{}, {"stop": (string,)}, {"max_new_tokens": 11}, {"max_seconds": 1.5}]
+    asked = [
+        Asked("abc", dataclasses.replace(long, **end), number) for number, end in enumerate(ends)
     ]
-    before = complete._more._cache_size()
-    found = timed.answer(requests, sample, 4)
-    assert complete._more._cache_size() == before
+    found = [one for (one,) in timed.generate(asked)]
     assert [one.reason.name for one in found] == ["STOP", "STRING", "LENGTH", "TIME"]
     assert found[0].text == free[0] and found[1].text == free[1][: free[1].index(string)]
     # The clock ticks once a chunk, so the budget ends within the second.
-    for row, count in ((2, 11), (3, 2 * complete.CHUNK)):
+    for row, count in ((2, 11), (3, 2 * CHUNK)):
         assert len(found[row].text) <= count and free[row].startswith(found[row].text[:-1])
         assert found[row].text
 
 
 def test_endings_that_can_not_be_are_refused(session):
     with pytest.raises(errors.ConfigError, match="stop=''"):
-        session.complete(["a"], length=3, stop=[""], **OPTIONS)
+        wanted(stop=("",))
     with pytest.raises(errors.ConfigError, match="seconds=0"):
-        session.complete(["a"], length=3, seconds=0.0, **OPTIONS)
+        wanted(max_seconds=0.0)
 
 
 def test_the_completion_ends_at_the_end_token(session):
@@ -99,8 +100,8 @@ def test_the_completion_ends_at_the_end_token(session):
         session,
         params=tree.unflatten(flat | {"embed/tokens": table, "final_norm/bias": bias}),
     )
-    assert eager.complete(["abc"], length=30, **OPTIONS) == [""]
-    assert list(eager.stream("abc", length=30, **OPTIONS)) == []
+    assert eager.complete(["abc"], wanted(max_new_tokens=30)) == [""]
+    assert list(eager.stream("abc", wanted(max_new_tokens=30))) == []
 
 
 def test_logits_that_are_not_finite_end_in_an_error_not_in_text(session):
@@ -108,24 +109,24 @@ def test_logits_that_are_not_finite_end_in_an_error_not_in_text(session):
     sick = flat | {"final_norm/scale": flat["final_norm/scale"].at[0].set(jnp.nan)}
     broken = dataclasses.replace(session, params=tree.unflatten(sick))
     with pytest.raises(errors.NonFiniteError, match="new token 1 are not finite") as caught:
-        broken.complete(["abc"], length=4, **OPTIONS)
+        broken.complete(["abc"], wanted(max_new_tokens=4))
     assert caught.value.exit_code == 6
 
 
 def test_prompts_that_cannot_be_completed_are_refused(session):
     with pytest.raises(errors.ConfigError, match="prompt is empty"):
-        session.complete([""], length=3, **OPTIONS)
+        session.complete([""], wanted(max_new_tokens=3))
     with pytest.raises(errors.ConfigError, match=r"101 tokens but context=96.*by 6"):
-        session.complete(["a" * 100], length=None, **OPTIONS)
+        session.complete(["a" * 100], wanted(max_new_tokens=None))
     with pytest.raises(errors.ConfigError, match=re.escape("at most 46")):
-        session.complete(["a" * 49], length=47, **OPTIONS)
+        session.complete(["a" * 49], wanted(max_new_tokens=47))
 
 
 def test_prompts_of_many_lengths_compile_few_programs(session):
-    before = complete._more._cache_size()
+    before = drawing._more._cache_size()
     for width in range(1, 30, 4):
-        session.complete(["a" * width], length=9, **OPTIONS)
-    assert complete._more._cache_size() - before <= 2
+        session.complete(["a" * width], wanted(max_new_tokens=9))
+    assert drawing._more._cache_size() - before <= 2
 
 
 def test_a_saved_model_is_loaded_with_every_bit(session, tmp_path):
@@ -172,5 +173,5 @@ def test_rows_beyond_the_tokenizer_are_never_drawn(session):
     config = CONFIG.replace(vocab_size=2000)
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
     padded = complete.Session(config, params, session.tokenizer)
-    texts = padded.complete(["a"], samples=8, length=30, **OPTIONS)
+    texts = padded.complete(["a"], wanted(samples=8, max_new_tokens=30))
     assert len(set(texts)) == 8

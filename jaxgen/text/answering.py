@@ -1,0 +1,374 @@
+"""Requests of one program decoded as one batch: which loop, and what each text came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen.config import ModelConfig
+from jaxgen.decoding.chain import NOT_FINITE, Chain
+from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.search import beams
+from jaxgen.decoding.stop import StopStrings, stop_strings
+from jaxgen.errors import ConfigError, NonFiniteError
+from jaxgen.mesh import place as places
+from jaxgen.text import searching
+from jaxgen.text.batches import Request, Rows, batch_size, bucket, padded, rows_of
+from jaxgen.text.drawing import Style, drawn
+from jaxgen.text.generation import DRAFTED, Generation
+from jaxgen.text.shaping import Batch, chain_of
+from jaxgen.text.steps import dola_layers
+from jaxgen.text.writing import Writing
+from jaxgen.tokens import Tokenizer
+
+CHUNK = 8  # tokens between looks at the result: small enough to stream, large enough to be cheap
+SHARED = (
+    *("beams", "n_best", "groups", "pick", "dola", "lookup", "draft", "draft_tokens"),
+    *("watermark", "watermark_width"),
+)
+BANNING = (
+    *("bias", "no_repeat_ngram", "no_repeat_source", "bad_words", "min_length", "min_new_tokens"),
+    *("regex", "json_schema", "choices", "force_first", "force_last", "suppress_ids"),
+)
+Piece = tuple[str, Reason | None]
+
+
+class Alternative(NamedTuple):
+    """A token that could have been, and its log-probability."""
+
+    id: int
+    logprob: float
+
+
+class Answer(NamedTuple):
+    """A text, why it ended, and what it was made of.
+
+    tokens: new ids, the stop token included; logprobs: of each under the model, top: the likeliest
+    alternatives of each (both empty unless asked for); score: of a beam, or of a ranked draw;
+    drafted: (guesses, guesses that were right) of speculation.
+    """
+
+    text: str
+    reason: Reason
+    tokens: list[int]
+    prompt_tokens: int
+    logprobs: Sequence[float] = ()
+    top: Sequence[list[Alternative]] = ()
+    score: float | None = None
+    drafted: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that one program serves, and the model that does it."""
+
+    config: ModelConfig
+    params: Any
+    tokenizer: Tokenizer
+    requests: tuple[Request, ...]
+    start: int | None
+    ends: tuple[int, ...]
+    top: int | None
+    clock: Callable[[], float]
+    draft: Any = None  # a Session
+
+    @property
+    def settings(self) -> Generation:
+        """Return the settings of the first request, for what all of them share."""
+        return self.requests[0].settings
+
+    @property
+    def filled(self) -> list[Request]:
+        """Return the requests and those that only fill up the batch."""
+        more = batch_size(len(self.requests)) - len(self.requests)
+        return [*self.requests, *[self.requests[0]] * more]
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Return the arrays of the batch."""
+        return rows_of(self.requests, self.config, self.tokenizer, self.start, self.ends)
+
+    @cached_property
+    def style(self) -> Style:
+        """Return what is compiled into the step."""
+        which, guided = self.settings.dola, self.settings.guidance is not None
+        layers = () if which is None else dola_layers(self.config, which)
+        return Style(min(self.tokenizer.vocab_size, self.config.V), layers, guided)
+
+    def chain(self) -> Chain:
+        """Return the processors of the batch."""
+        rows = self.rows
+        source = (
+            (rows.prompt, rows.widths)
+            if rows.source is None
+            else padded([one.ids for one in self.filled])
+        )
+        limits = np.asarray([one.limit for one in self.filled], np.int32)
+        batch = Batch(self.tokenizer, self.style.known, rows.stops, limits, *source)
+        return chain_of([one.settings for one in self.filled], batch)
+
+    def writing(self, request: Request) -> Writing:
+        """Return the text of a request before its first token."""
+        before = request.ids if self.start is None else [self.start]
+        ends = (*self.ends, *request.settings.stop_ids)
+        return Writing(self.tokenizer, before, request.settings.stop, request.limit, ends)
+
+    def length(self) -> int:
+        """Return a bucket that holds the new tokens of every request."""
+        return bucket(max(one.limit for one in self.requests))
+
+
+def program(settings: Generation) -> tuple[Any, ...]:
+    """Return what requests must have in common to share a batch."""
+    return (
+        settings.strategy,
+        settings.guidance is None,
+        settings.top_h is None,
+        settings.top_k if settings.strategy == "contrastive" else None,
+        *(getattr(settings, name) for name in SHARED),
+    )
+
+
+def answers(group: Group) -> list[list[Answer]]:
+    """Return the answers to each request: one, or the best beams."""
+    strategies = {
+        "draw": _drawn,
+        "beams": _searched,
+        "contrastive": _contrasted,
+        "speculate": _speculated,
+    }
+    return strategies[group.settings.strategy](group)
+
+
+@dataclass
+class _Line:
+    """A request while it is answered."""
+
+    request: Request
+    writing: Writing
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top: list[list[Alternative]] = field(default_factory=list)
+
+    def push(self, tokens: Sequence[int], detail: Any, row: int) -> Piece:
+        """Take a chunk's tokens; return the piece of text, and the reason if it ended with it."""
+        if self.writing.reason is not None:
+            return "", None
+        before = self.writing.made
+        piece = self.writing.push(tokens)
+        count = self.writing.made - before
+        self.tokens += tokens[:count]
+        if detail is not None:
+            self.logprobs += detail[0][row, :count].tolist()
+            self.top += _alternatives(detail[1][row, :count], detail[2][row, :count])
+        self.text += piece
+        return piece, self.writing.reason
+
+    def end(self, reason: Reason) -> str:
+        piece = self.writing.end(reason)
+        self.text += piece
+        return piece
+
+    def answer(self) -> Answer:
+        reason = self.writing.reason
+        assert reason is not None
+        detail = (self.logprobs, self.top)
+        return Answer(self.text, reason, self.tokens, len(self.request.ids), *detail)
+
+
+def follow(group: Group, lines: list[_Line] | None = None) -> Iterator[list[Piece]]:
+    """Yield, for each request that is drawn, its next piece of text and why it ended, if it did."""
+    begun = group.clock()
+    lines = _lines(group) if lines is None else lines
+    seconds = [one.settings.max_seconds for one in group.requests]
+    top = group.top
+    if top is None and any(one.settings.gives(name) for one in group.requests for name in BANNING):
+        top = 0  # so that a text without a token left is told from logits that are not finite
+    made = drawn(
+        group.params,
+        group.config,
+        group.style,
+        group.rows,
+        group.chain(),
+        CHUNK,
+        strings=_strings(group),
+        top=top,
+    )
+    for chunk in made:
+        tokens = np.asarray(places.fetch(chunk.tokens))
+        detail = None
+        if top is not None:
+            detail = places.fetch((chunk.logprobs, chunk.top_ids, chunk.top_logprobs))
+        spent, pieces = group.clock() - begun, []
+        for row, line in enumerate(lines):
+            fresh = line.writing.reason is None
+            if fresh and NOT_FINITE in tokens[row]:
+                _refuse(group, row, chunk, line.writing.made)
+            piece, ended = line.push(tokens[row].tolist(), detail, row)
+            limit = seconds[row]
+            if fresh and ended is None and limit is not None and spent >= limit:
+                piece, ended = piece + line.end(Reason.TIME), Reason.TIME
+            if ended is not None:
+                group.rows.limits[row] = 0  # ends the row on the device, with its next chunk
+            pieces.append((piece, ended))
+        yield pieces
+
+
+def _lines(group: Group) -> list[_Line]:
+    return [_Line(one, group.writing(one)) for one in group.requests]
+
+
+def _drawn(group: Group) -> list[list[Answer]]:
+    lines = _lines(group)
+    for _ in follow(group, lines):
+        pass
+    return [[line.answer()] for line in lines]
+
+
+def _searched(group: Group) -> list[list[Answer]]:
+    settings, several = group.settings, [one.settings for one in group.filled]
+    search = beams(
+        settings.beams or 1,
+        length_penalty=np.asarray([_or(one.length_penalty, 1.0) for one in several], np.float32),
+        until=[one.until or "likely" for one in several],
+        groups=settings.groups or 1,
+        diversity=np.asarray([_or(one.diversity, 0.0) for one in several], np.float32),
+        pick=settings.pick or "best",
+    )
+    returned = settings.n_best or 1
+    found = searching.searched(
+        *(group.params, group.config, group.style, group.rows, search, group.chain()),
+        length=group.length(),
+        returned=returned,
+    )
+    tokens, scores, made, reasons = (
+        np.asarray(x) for x in (found.tokens, found.scores, found.made, found.reason)
+    )
+    rows = []
+    for row in range(len(group.requests)):
+        if reasons[row, 0] in (Reason.NOT_FINITE, Reason.BANNED):
+            raise _failure(row, int(made[row, 0]), Reason(int(reasons[row, 0])))
+        kept = [n for n in range(returned) if np.isfinite(scores[row, n])]
+        rows.append([(tokens[row, n, : made[row, n]], float(scores[row, n])) for n in kept])
+    return _told(group, rows)
+
+
+def _contrasted(group: Group) -> list[list[Answer]]:
+    penalty = np.asarray([one.settings.contrastive for one in group.filled], np.float32)
+    tokens = searching.contrasted(
+        *(group.params, group.config, group.style, group.rows, penalty, group.chain()),
+        length=group.length(),
+        count=group.settings.top_k or 1,
+    )
+    limited = zip(np.asarray(tokens), group.requests, strict=False)
+    return _told(group, [[(row[: one.limit], None)] for row, one in limited])
+
+
+def _speculated(group: Group) -> list[list[Answer]]:
+    settings, draft = group.settings, group.draft
+    found = searching.speculated(
+        *(group.params, group.config, group.style, group.rows, group.chain()),
+        None if draft is None else draft.params,
+        length=group.length(),
+        count=settings.lookup or settings.draft_tokens or DRAFTED,
+        drafting=None if draft is None else draft.config,
+    )
+    made = np.asarray(found.made)
+    limited = zip(np.asarray(found.tokens), made, group.requests, strict=False)
+    told = _told(group, [[(row[:count], None)] for row, count, _ in limited])
+    counts = np.stack([found.guessed, found.accepted], axis=1).tolist()
+    return [
+        [one._replace(drafted=(int(guessed), int(accepted))) for one in row]
+        for row, (guessed, accepted) in zip(told, counts, strict=False)
+    ]
+
+
+def _told(
+    group: Group, rows: Sequence[Sequence[tuple[np.ndarray, float | None]]]
+) -> list[list[Answer]]:
+    """The answers of whole texts (tokens, score) of each request."""
+    flat = [(row, *one) for row, texts in enumerate(rows) for one in texts]
+    made = []
+    for row, tokens, score in flat:
+        line = _Line(group.requests[row], group.writing(group.requests[row]))
+        if NOT_FINITE in tokens:
+            place = int(np.flatnonzero(tokens == NOT_FINITE)[0])
+            raise _failure(row, place, Reason.NOT_FINITE)
+        line.push(tokens.tolist(), None, 0)
+        if line.writing.reason is None:
+            line.end(Reason.LENGTH)
+        made.append((row, line.answer()._replace(score=score)))
+    if group.top is not None:
+        made = _scored(group, made, group.top)
+    return [[one for owner, one in made if owner == row] for row in range(len(rows))]
+
+
+def _scored(group: Group, made: list[tuple[int, Answer]], top: int) -> list[tuple[int, Answer]]:
+    """The same answers with what the model says of their tokens, read once more."""
+    begins = [group.requests[row].ids if group.start is None else [group.start] for row, _ in made]
+    filling = batch_size(len(made)) - len(made)
+    texts = [[*begin, *one.tokens] for begin, (_, one) in zip(begins, made, strict=True)]
+    tokens, _ = padded([*texts, *texts[:1] * filling])
+    source, segments = None, None
+    if group.start is not None:
+        which = [row for row, _ in made] + [made[0][0]] * filling
+        assert group.rows.source is not None and group.rows.segments is not None
+        source, segments = group.rows.source[which], group.rows.segments[which]
+    tokens = tokens[:, : max(group.config.context, max(map(len, texts)))]
+    found = searching.scored(
+        group.params, group.config, group.style, tokens, source, segments, top=top
+    )
+    logprobs, ids, best = (np.asarray(x) for x in found)
+    told = []
+    for place, ((row, one), begin) in enumerate(zip(made, begins, strict=True)):
+        here = slice(len(begin) - 1, len(begin) - 1 + len(one.tokens))
+        ranked = _alternatives(ids[place, here], best[place, here])
+        told.append((row, one._replace(logprobs=logprobs[place, here].tolist(), top=ranked)))
+    return told
+
+
+def _alternatives(ids: np.ndarray, logprobs: np.ndarray) -> list[list[Alternative]]:
+    return [
+        [Alternative(*pair) for pair in zip(a, b, strict=True)]
+        for a, b in zip(ids.tolist(), logprobs.tolist(), strict=True)
+    ]
+
+
+def _strings(group: Group) -> StopStrings | None:
+    asked = [one.settings.stop for one in group.filled]
+    if not any(asked):
+        return None
+    surface = getattr(group.tokenizer, "surface", None)
+    if surface is None:
+        raise ConfigError(
+            f"stop={next(filter(None, asked))[0]!r} needs a tokenizer whose text is its pieces "
+            f"joined, but this one rewrites neighbouring pieces"
+        )
+    return stop_strings(asked, surface.pieces)
+
+
+def _refuse(group: Group, row: int, chunk: Any, made: int) -> None:
+    reason = Reason(int(np.asarray(chunk.reason)[row])) if hasattr(chunk, "reason") else None
+    place = made + int(np.flatnonzero(np.asarray(chunk.tokens)[row] == NOT_FINITE)[0])
+    raise _failure(row, place, reason or Reason.NOT_FINITE)
+
+
+def _failure(row: int, place: int, reason: Reason) -> ConfigError | NonFiniteError:
+    if reason == Reason.BANNED:
+        return ConfigError(
+            f"request {row}: every token is banned at new token {place + 1}; loosen what bans "
+            f"them, such as bad_words, no_repeat_ngram, suppress_ids or a structure"
+        )
+    return NonFiniteError(
+        f"request {row}: the logits of new token {place + 1} are not finite; "
+        f"the parameters are damaged or diverged: take an earlier checkpoint"
+    )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,294 @@
+"""Settings into processors: one chain for a batch whose requests may all differ.
+
+A processor is in the chain if any request asks for it, with a value for each request; those that
+don't ask get the value that changes nothing. So values are data, and only another set of kinds is
+another program. The order is that of transformers' `generate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen.decoding import automaton, bias, force, repeat, shape, watermark
+from jaxgen.decoding.chain import Chain, chain
+from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.errors import ConfigError
+from jaxgen.text.generation import DRAWING, Generation
+from jaxgen.tokens import Tokenizer
+
+NEVER = 2**30  # a place that no text reaches
+ALL = 2**30  # more tokens than any vocabulary has
+
+
+class Batch(NamedTuple):
+    """What a chain must know of the requests besides their settings.
+
+    stops: [B, E] ids that end each, padded; limits: [B] new tokens at most; sources: [B, S] ids of
+    the prompts with widths [B]; vocab: rows of logits.
+    """
+
+    tokenizer: Tokenizer
+    vocab: int
+    stops: np.ndarray
+    limits: np.ndarray
+    sources: np.ndarray
+    widths: np.ndarray
+
+
+Build = Callable[[Sequence[Generation], Batch], Any]
+
+
+def chain_of(wanted: Sequence[Generation], batch: Batch) -> Chain:
+    """Return the chain of a batch; all requests must have the same strategy.
+
+    Raises ConfigError for a word that the tokenizer can't write, an id outside the vocabulary, or
+    a structure that can't be compiled or ended within a request's limit.
+    """
+    drawn = wanted[0].strategy in ("draw", "speculate") or wanted[0].pick == "draw"
+    parts = []
+    for names, build in ORDER:
+        shapes = names[0] in DRAWING
+        asked = any(one.gives(name) for one in wanted for name in names)
+        if (drawn and names == ("temperature",)) or (asked and (drawn or not shapes)):
+            parts.append(build(wanted, batch))
+    return chain(*parts)
+
+
+def stops_of(
+    wanted: Sequence[Generation], tokenizer: Tokenizer, ends: Sequence[int] = ()
+) -> np.ndarray:
+    """Return the ids [B, E] that end each request: the tokenizer's eos, `ends` and its own."""
+    eos = tokenizer.special.eos
+    shared = dict.fromkeys([*([] if eos is None else [eos]), *ends])
+    rows = [list(dict.fromkeys([*shared, *one.stop_ids])) for one in wanted]
+    for row in rows:
+        _check_ids("stop_ids", row, tokenizer.vocab_size)
+    return _table(rows)
+
+
+def words_of(name: str, text: str, tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the ids of a text as it stands, and after a space; ConfigError if it has none."""
+    found = [tokenizer.encode(one) for one in dict.fromkeys((text, f" {text}"))]
+    kept = [ids for number, ids in enumerate(found) if ids and ids not in found[:number]]
+    if not kept:
+        raise ConfigError(f"{name}={text!r} has no token in this vocabulary; leave it out")
+    return kept
+
+
+def _values(wanted: Sequence[Generation], name: str, off: Any, kind: Any = np.float32):
+    values = [getattr(one, name) for one in wanted]
+    return np.asarray([off if value is None else value for value in values], kind)
+
+
+def _scalar(maker: Callable[[Any], Any], name: str, off: Any, kind: Any = np.float32):
+    """The entry of a processor with one number a request."""
+    return (name,), lambda wanted, batch: maker(_values(wanted, name, off, kind))
+
+
+def _drawing(maker: Any, name: str, off: Any, kind: Any = np.float32):
+    """The same for one that beams must leave some tokens: as many as can end, and one."""
+
+    def build(wanted, batch):
+        keep = batch.stops.shape[1] + 1 if wanted[0].strategy == "beams" else 1
+        return maker(_values(wanted, name, off, kind), keep=keep)
+
+    return (name,), build
+
+
+def _temperature(wanted, batch):
+    return shape.temperature(np.asarray([one.heat for one in wanted], np.float32))
+
+
+def _top_h(wanted, batch):
+    if any(one.top_h is None for one in wanted):
+        raise ConfigError("top_h can't be turned off for part of a batch; give it to all requests")
+    return shape.top_h(_values(wanted, "top_h", None))
+
+
+def _biases(wanted, batch):
+    return bias.sequence_bias([_bias_of(one, batch) for one in wanted])
+
+
+def _bias_of(one: Generation, batch: Batch) -> dict[tuple[int, ...], float]:
+    found: dict[tuple[int, ...], float] = {}
+    for word in one.bias:
+        text, equals, number = word.rpartition("=")
+        try:
+            amount = float(number)
+        except ValueError:
+            amount = math.nan
+        if not (equals and text and math.isfinite(amount)):
+            raise ConfigError(f"bias={word!r} must be TEXT=NUMBER, as in ' cat=2.5'")
+        ids = batch.tokenizer.encode(text)
+        if not ids:
+            raise ConfigError(f"bias={word!r}: {text!r} has no token in this vocabulary")
+        found[tuple(ids)] = amount
+    return found
+
+
+def _bad_words(wanted, batch):
+    none = [[batch.vocab]]  # an id beyond the logits is dropped
+    rows = [
+        [ids for word in one.bad_words for ids in words_of("bad_words", word, batch.tokenizer)]
+        for one in wanted
+    ]
+    return bias.bad_words([row or none for row in rows])
+
+
+def _counted(maker: Any, name: str):
+    return (name,), lambda wanted, batch: maker(_values(wanted, name, 0, np.int32), batch.stops)
+
+
+def _source(maker: Any, name: str, off: Any, kind: Any):
+    def build(wanted, batch):
+        return maker(_values(wanted, name, off, kind), batch.sources, batch.widths)
+
+    return (name,), build
+
+
+def _force_first(wanted, batch):
+    return _force(wanted, batch, "force_first", np.zeros(len(wanted), np.int32))
+
+
+def _force_last(wanted, batch):
+    return _force(wanted, batch, "force_last", batch.limits - 1)
+
+
+def _force(wanted, batch, name: str, places: np.ndarray):
+    rows = [[] if (one := getattr(w, name)) is None else [one] for w in wanted]
+    for row in rows:
+        _check_ids(name, row, batch.vocab)
+    places = np.where([bool(row) for row in rows], places, NEVER).astype(np.int32)
+    return force.ForceAt(places, _table(rows))
+
+
+def _suppress(wanted, batch):
+    rows = [list(one.suppress_ids) for one in wanted]
+    for row in rows:
+        _check_ids("suppress_ids", row, batch.vocab)
+    return force.Suppress(_table(rows))
+
+
+def _decay(wanted, batch):
+    start = _values(wanted, "decay_start", NEVER, np.int32)
+    return force.length_decay(start, _values(wanted, "decay_factor", 1.0), batch.stops)
+
+
+def _watermark(wanted, batch):
+    marks = {(one.watermark, one.watermark_width or 1) for one in wanted if one.gives("watermark")}
+    if len(marks) > 1:
+        raise ConfigError("watermark: requests of one batch share their secret number and width")
+    key, width = marks.pop()
+    amounts = [2.0 if one.watermark_bias is None else one.watermark_bias for one in wanted]
+    amounts = [amount if one.gives("watermark") else 0.0
+               for one, amount in zip(wanted, amounts, strict=True)]  # fmt: skip
+    ratio = _values(wanted, "watermark_ratio", 0.25)
+    return watermark.watermark(key, ratio=ratio, bias=np.asarray(amounts, np.float32), width=width)
+
+
+def _structure(wanted, batch):
+    """One automaton whose table holds each structure once, however many requests have it."""
+    eos = batch.tokenizer.special.eos
+    surface = getattr(batch.tokenizer, "surface", None)
+    if eos is None or surface is None:
+        raise ConfigError(
+            "regex, json_schema and choices need a tokenizer with an end token whose text is its "
+            "pieces joined; this one has none"
+        )
+    asked = [_structure_of(one) for one in wanted]
+    kinds = list(dict.fromkeys(asked))
+    made = [None if kind is None else _compiled(*kind, surface.pieces, eos) for kind in kinds]
+    which = np.asarray([kinds.index(one) for one in asked])
+    whole = automaton.requests(made)
+    starts = np.asarray(whole.starts)[which]
+    for one, kind, start, limit in zip(wanted, asked, starts, batch.limits, strict=True):
+        least = int(np.asarray(whole.distance)[start])
+        if kind is not None and least > limit:
+            raise ConfigError(
+                f"{one.told(kind[0])} needs {least} tokens at least, but max_new_tokens={limit}"
+            )
+    free = np.asarray([kind is None for kind in asked])
+    within = np.where(free, automaton.FAR, batch.limits).astype(np.int32)
+    return dataclasses.replace(whole, starts=starts, within=within)
+
+
+def _structure_of(one: Generation) -> tuple[str, Any] | None:
+    if one.regex is not None:
+        return "regex", one.regex
+    if one.json_schema is not None:
+        return "json_schema", _schema_text(one.json_schema)
+    return ("choices", one.choices) if one.choices else None
+
+
+def _schema_text(given: str) -> str:
+    text = given
+    if given.startswith("@"):
+        try:
+            text = Path(given[1:]).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ConfigError(f"json_schema={given}: {reason}") from None
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"json_schema={given[:60]!r} is no JSON: {error}") from None
+    return text
+
+
+@lru_cache(maxsize=32)
+def _compiled(kind: str, what: Any, pieces: tuple[bytes, ...], stop: int) -> automaton.Automaton:
+    makers = {
+        "regex": automaton.regex,
+        "json_schema": automaton.schema,
+        "choices": automaton.choices,
+    }
+    return makers[kind](what, pieces, stop)
+
+
+def _table(rows: Sequence[Sequence[int]]) -> np.ndarray:
+    width = max((len(row) for row in rows), default=0)
+    width = 1 << (max(width, 1) - 1).bit_length()  # powers of two, so that few are ever compiled
+    return np.asarray([[*row, *[NO_TOKEN] * (width - len(row))] for row in rows], np.int32)
+
+
+def _check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
+    for one in ids:
+        if one >= vocab:
+            raise ConfigError(f"{name}={one} is outside the vocabulary of {vocab} tokens")
+
+
+ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
+    (("bias",), _biases),
+    _source(repeat.source_penalty, "source_penalty", 1.0, np.float32),
+    _scalar(repeat.repetition_penalty, "repetition_penalty", 1.0),
+    _scalar(repeat.presence_penalty, "presence_penalty", 0.0),
+    _scalar(repeat.frequency_penalty, "frequency_penalty", 0.0),
+    _scalar(repeat.no_repeat_ngram, "no_repeat_ngram", 0, np.int32),
+    _source(repeat.no_repeat_source, "no_repeat_source", 0, np.int32),
+    (("bad_words",), _bad_words),
+    _counted(force.min_length, "min_length"),
+    _counted(force.min_new_tokens, "min_new_tokens"),
+    (("regex", "json_schema", "choices"), _structure),
+    (("force_first",), _force_first),
+    (("force_last",), _force_last),
+    (("decay_factor",), _decay),
+    (("suppress_ids",), _suppress),
+    (("temperature",), _temperature),
+    (("top_h",), _top_h),
+    _drawing(shape.top_k, "top_k", ALL, np.int32),
+    _drawing(shape.top_p, "top_p", 1.0),
+    _drawing(shape.min_p, "min_p", 0.0),
+    _drawing(shape.typical, "typical", 1.0),
+    _drawing(shape.epsilon, "epsilon", 0.0),
+    _drawing(shape.eta, "eta", 0.0),
+    _scalar(shape.top_n_sigma, "top_n_sigma", math.inf),
+    (("watermark",), _watermark),
+)
