@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -26,6 +28,7 @@ from jaxgen.errors import BusyError, DataError
 FORMAT = 1
 ABOUT = "corpus.json"
 CHUNK = 1 << 20  # characters tokenised at once
+ABANDONED = 3600.0  # seconds without a write after which an unfinished corpus has no writer
 
 Progress = Callable[[int, int], None]
 
@@ -83,6 +86,7 @@ def prepare(
     folder = cache / _key(settings, tokenizer, before, form, labels)
     if folder.exists():
         return _open(folder, tokenizer, reused=True)
+    _sweep(cache)
     try:
         with files.new_folder(folder) as draft:
             _write(draft, settings, tokenizer, progress, form, labels)
@@ -94,6 +98,15 @@ def prepare(
             raise
         return _open(folder, tokenizer, reused=True)
     return _open(folder, tokenizer, reused=False)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed processes have left half written; others may be writing right now."""
+    with suppress(OSError):
+        for draft in cache.glob(f"{files.TEMPORARY}*"):
+            latest = max(path.stat().st_mtime for path in (draft, *draft.rglob("*")))
+            if time.time() - latest > ABANDONED:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _source(settings: DataSettings, form: Form) -> dict[str, Any]:

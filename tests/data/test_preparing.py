@@ -261,3 +261,20 @@ def test_a_killed_preparation_leaves_no_folder_that_is_taken_for_whole(tmp_path)
     assert [name.name.startswith(".tmp-") for name in cache.iterdir()] == [True]
     settings = DataSettings(files=(str(path),))
     assert not data.prepare(settings, bytes_tokenizer(), cache).reused
+
+
+def test_what_killed_preparations_left_is_removed_once_nobody_can_be_writing_it(tmp_path):
+    drafts = {name: tmp_path / "cache" / f".tmp-{name}" for name in ("old", "busy", "new")}
+    for name, draft in drafts.items():
+        draft.mkdir(parents=True)
+        (draft / "train.tokens").write_bytes(b"half")
+        if name != "new":
+            os.utime(draft, (0, 0))
+        if name == "old":
+            os.utime(draft / "train.tokens", (0, 0))
+    prepared(tmp_path)
+    assert {name: draft.exists() for name, draft in drafts.items()} == {
+        "old": False,
+        "busy": True,
+        "new": True,
+    }

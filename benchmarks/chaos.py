@@ -1,0 +1,288 @@
+"""Does a run that is killed or stopped at random moments end as the one that never was?
+
+    python benchmarks/chaos.py                       # 50 x kill -9, 20 x SIGTERM
+    python benchmarks/chaos.py --kills 3 --stops 2 --output found.json
+
+A tiny run is trained again and again, each time until all of it is done. Between, its process gets
+kill -9 or SIGTERM at a moment drawn at random: at any time, or while it prepares data, trains, or
+saves. After each, every checkpoint on disk must be sound and none that was complete may be gone
+but to a newer one; the next start must go on from the newest (or begin, where there is none); and
+at the end all arrays of the final state, all losses and validations must be those of an
+uninterrupted run, bit for bit. The first that is not ends the program with 1.
+
+Processes are forked from one that has imported JAX already, and compiled programs are kept, so a
+start costs little. Writes benchmarks/results/chaos.json, or what --output names.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+STEPS = 120
+CONFIG = f"""
+model: {{context: 16, layers: 1, d_model: 8, heads: 2, dropout: 0.1}}
+tokenizer: {{kind: bytes}}
+data: {{files: [text.jsonl]}}
+train: {{steps: {STEPS}, batch: 8, warmup: 5, log_every: 1, validate_every: 30,
+  validate_batches: 4}}
+checkpoint: {{every: 10}}
+"""
+WORDS = "the of a to in is it return value list string object number function class if".split()
+PRELOADED = ["jaxgen.run.training", "jaxgen.cli.app", "orbax.checkpoint", "grain", "rich.progress"]
+GRACE = 30.0  # seconds a scheduler usually grants between SIGTERM and kill -9
+
+
+def child(words: list[str], output: str) -> None:
+    """Run the command line in this forked process."""
+    with open(output, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout.reconfigure(line_buffering=True)
+    import jax
+
+    # After a fork: JAX read its environment when it was imported.
+    jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["JAXGEN_CACHE"], "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    from jaxgen.cli import app
+
+    try:
+        code = app.main(words)
+    except SystemExit as error:
+        code = error.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Trainer:
+    """The run folder of one series of interruptions, and the process that trains in it."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home, self.folder = home, home / name
+        self.output = home / f"{name}.txt"
+        self.process = None
+        self.leftovers: set[Path] = set()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        words = ["train", str(self.home / "tiny.yaml"), "--out", str(self.folder)]
+        self.output.write_bytes(b"")
+        self.leftovers = self.drafts()
+        self.process = context.Process(target=child, args=(words, str(self.output)))
+        self.process.start()
+
+    def end(self, number: int | None = None) -> int:
+        """Send a signal if one is given, and return the exit code."""
+        if number is not None and self.process.exitcode is None:
+            os.kill(self.process.pid, number)
+        self.process.join(300)
+        assert self.process.exitcode is not None, f"it hangs: {self.said()}"
+        return self.process.exitcode
+
+    def said(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def steps(self) -> list[int]:
+        return sorted(int(p.name) for p in (self.folder / "checkpoints").glob("[0-9]*"))
+
+    def step(self) -> int:
+        """The last step that is written down."""
+        rows = records(self.folder)
+        return rows[-1]["step"] if rows else 0
+
+    def drafts(self) -> set[Path]:
+        """What is unfinished, in the cache of prepared data and among the checkpoints."""
+        folders = self.home / "cache" / "data", self.folder / "checkpoints"
+        return {path for folder in folders for path in folder.glob(".tmp-*")}
+
+    def preparing(self) -> bool:
+        return any(path.parent.name == "data" for path in self.drafts() - self.leftovers)
+
+    def saving(self) -> bool:
+        return any(path.parent.name != "data" for path in self.drafts() - self.leftovers)
+
+
+def records(folder: Path) -> list[dict]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def digests(folder: Path, step: int) -> dict[str, str]:
+    manifest = json.loads((folder / "checkpoints" / f"{step:08d}" / "manifest.json").read_text())
+    return {name: row["sha256"] for name, row in manifest["arrays"].items()}
+
+
+def curve(folder: Path) -> list[tuple]:
+    names = ("step", "kind", "loss", "grad_norm", "learning_rate", "bits_per_byte")
+    return [tuple(row.get(name) for name in names) for row in records(folder)]
+
+
+def damaged(trainer: Trainer) -> list[str]:
+    """Whatever is wrong with any checkpoint of the run."""
+    from jaxgen.store import Checkpoints
+
+    store = Checkpoints(trainer.folder / "checkpoints", keep_last=2, keep_best=1, fingerprints={})
+    return [problem for step in trainer.steps() for problem in store.verify(step)]
+
+
+def wait(trainer: Trainer, place: str, chance: random.Random, usual: float) -> str:
+    """Wait for a random moment of this kind; return where the process then is, to all appearance.
+
+    usual: seconds that an undisturbed start-to-end takes. The process may end before.
+    """
+    begun, first = time.monotonic(), trainer.step()
+    target = chance.randint(first + 1, max(first + 1, STEPS - 1))
+    delay = chance.uniform(0.0, usual)
+    ready = {
+        "any time": lambda: time.monotonic() - begun > delay,
+        "preparing data": trainer.preparing,
+        "training": lambda: trainer.step() >= target,
+        "saving": trainer.saving,
+    }[place]
+    while trainer.process.exitcode is None and not ready():
+        time.sleep(0.001)
+    if place != "any time":
+        time.sleep(chance.uniform(0.0, 0.03))
+    if trainer.preparing():
+        return "preparing data"
+    if trainer.saving():
+        return "saving"
+    return "training" if trainer.step() > first else "starting"
+
+
+def check_start(trainer: Trainer, newest: int | None) -> None:
+    """The process began where it had to: at the newest checkpoint, or from the beginning."""
+    said = trainer.said()
+    if "compiling" in said or "resuming" in said:
+        resumed = f"resuming at step {newest} of {STEPS}"
+        assert (resumed in said) if newest is not None else ("resuming" not in said), said
+        assert "warning" not in said, said
+
+
+def interrupt(trainer: Trainer, number: int, place: str, chance, usual: float) -> dict | None:
+    """One process from its start to its interruption; None if it was done, or not up, before."""
+    before = trainer.steps()
+    if place == "preparing data":
+        for shard in (trainer.home / "cache" / "data").glob("[0-9a-f]*"):
+            for file in shard.iterdir():
+                file.unlink()
+            shard.rmdir()
+    trainer.start()
+    where = wait(trainer, place, chance, usual)
+    complete = trainer.steps()
+    told = time.monotonic()
+    code = trainer.end(number)
+    seconds = time.monotonic() - told
+    after = trainer.steps()
+    assert "Traceback" not in trainer.said(), trainer.said()
+    assert damaged(trainer) == [], damaged(trainer)
+    # What was complete is there, or a newer one is.
+    assert not complete or after[-1] >= complete[-1], (complete, after)
+    check_start(trainer, before[-1] if before else None)
+    if code == 0 or (number == signal.SIGTERM and code == -number):
+        return None
+    found = {"where": where, "step": after[-1] if after else None, "seconds": round(seconds, 2)}
+    if number == signal.SIGKILL:
+        assert code == -signal.SIGKILL, (code, trainer.said())
+        return found
+    assert code == 75 and seconds < GRACE, (code, seconds, trainer.said())
+    saved = f"stopped at step {after[-1] if after else None} and saved" in trainer.said()
+    assert saved or "stopped with nothing to save" in trainer.said(), trainer.said()
+    # Only a start that has not made a step of its own has nothing to save.
+    assert saved or (after == before and not re.search(r"^step \d", trainer.said(), re.M))
+    return found | {"saved": saved}
+
+
+def series(home: Path, kills: int, stops: int, chance: random.Random) -> tuple[list, int]:
+    """Return the interruptions and the number of runs that were brought to their end."""
+    whole = Trainer(home, "whole")
+    for _ in range(2):  # the first compiles, so only the second's time is usual
+        begun = time.monotonic()
+        whole.start()
+        assert whole.end() == 0, whole.said()
+        usual = time.monotonic() - begun
+        expected = digests(whole.folder, STEPS), curve(whole.folder)
+        whole = Trainer(home, "again")
+    left = Counter({signal.SIGKILL: kills, signal.SIGTERM: stops})
+    found, runs = [], 0
+    trainer = Trainer(home, "run-0")
+    while left.total():
+        number = chance.choice(list(left.elements()))
+        place = chance.choice(["any time", "preparing data", "training", "saving"])
+        done = interrupt(trainer, number, place, chance, usual)
+        if done is not None:
+            found.append({"signal": signal.Signals(number).name} | done)
+            left[number] -= 1
+            print(f"{len(found)}: {found[-1]}", flush=True)
+        if trainer.process.exitcode == 0 or not left.total():
+            newest = trainer.steps()[-1] if trainer.steps() else None
+            trainer.start()
+            assert trainer.end() == 0, trainer.said()
+            check_start(trainer, newest)
+            assert (digests(trainer.folder, STEPS), curve(trainer.folder)) == expected
+            assert not list(trainer.folder.rglob(".tmp-*"))
+            runs += 1
+            print(f"run {runs}: ends bit-equal", flush=True)
+            trainer = Trainer(home, f"run-{runs}")
+    return found, runs
+
+
+def summary(found: list[dict], runs: int) -> dict:
+    kills = [row for row in found if row["signal"] == "SIGKILL"]
+    stops = [row for row in found if row["signal"] == "SIGTERM"]
+    saved = [row for row in stops if row["saved"]]
+    return {
+        "kill -9": {"moments": len(kills), "where": Counter(row["where"] for row in kills)},
+        "SIGTERM": {
+            "moments": len(stops),
+            "where": Counter(row["where"] for row in stops),
+            "saved a complete checkpoint": len(saved),
+            "before its first step, nothing to save": len(stops) - len(saved),
+            "longest seconds to the end": max((row["seconds"] for row in stops), default=None),
+        },
+        "runs brought to their end, all bit-equal": runs,
+        "checkpoints damaged or lost": 0,  # the first would have ended this program
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/chaos.json")
+    asked = parser.parse_args()
+    chance = random.Random(asked.seed)
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        os.environ |= {"JAXGEN_CACHE": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
+        os.environ.pop("XLA_FLAGS", None)  # what is shown is shown for the program as users run it
+        texts = [" ".join(chance.choices(WORDS, k=chance.randint(3, 40))) for _ in range(400)]
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (home / "text.jsonl").write_text(lines)
+        (home / "tiny.yaml").write_text(CONFIG.replace("text.jsonl", str(home / "text.jsonl")))
+        found, runs = series(home, asked.kills, asked.stops, chance)
+    import sides
+
+    about = {"command": f"python benchmarks/chaos.py --seed {asked.seed}"} | summary(found, runs)
+    about |= {"each": found, "environment": sides.environment()}
+    asked.output.write_text(json.dumps(about, indent=2) + "\n")
+    print(json.dumps(summary(found, runs), indent=2))
+
+
+if __name__ == "__main__":
+    main()
