@@ -34,7 +34,8 @@ def record(folder: Path, step: int) -> Manifest:
     """Return a step's manifest; DamageError, or CheckpointError if it is too new."""
     found = manifest.read(path(folder, step))
     if found.step != step:
-        raise DamageError(f"{path(folder, step)} holds step {found.step}: it has been renamed")
+        own = path(folder, step) / manifest.NAME
+        raise DamageError(f"{own} is of step {found.step}: it, or its folder, has been renamed")
     return found
 
 
