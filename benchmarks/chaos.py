@@ -43,16 +43,18 @@ PRELOADED = ["jaxgen.run.training", "jaxgen.cli.app", "orbax.checkpoint", "grain
 GRACE = 30.0  # seconds a scheduler usually grants between SIGTERM and kill -9
 
 
-def child(words: list[str], output: str) -> None:
+def child(words: list[str], output: str, environment: dict[str, str]) -> None:
     """Run the command line in this forked process."""
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
+    os.environ.clear()
+    os.environ.update(environment)
     import jax
 
     # After a fork: JAX read its environment when it was imported.
-    jax.config.update("jax_compilation_cache_dir", os.path.join(os.environ["JAXGEN_CACHE"], "xla"))
+    jax.config.update("jax_compilation_cache_dir", os.path.join(environment["JAXGEN_CACHE"], "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     from jaxgen.cli import app
@@ -67,21 +69,28 @@ def child(words: list[str], output: str) -> None:
 
 
 class Trainer:
-    """The run folder of one series of interruptions, and the process that trains in it."""
+    """The run folder of one series of interruptions, and the process that trains in it.
 
-    def __init__(self, home: Path, name: str) -> None:
-        self.home, self.folder = home, home / name
-        self.output = home / f"{name}.txt"
+    config: a file that trains for STEPS steps; cache: of prepared data and compiled programs.
+    """
+
+    def __init__(self, config: Path, cache: Path, folder: Path) -> None:
+        self.config, self.cache, self.folder = config, cache, folder
+        self.output = folder.with_suffix(".txt")
         self.process = None
         self.leftovers: set[Path] = set()
 
     def start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        words = ["train", str(self.home / "tiny.yaml"), "--out", str(self.folder)]
+        words = ["train", str(self.config), "--out", str(self.folder)]
+        # What is shown is shown for the program as users run it: without flags.
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        environment |= {"JAXGEN_CACHE": str(self.cache), "JAX_PLATFORMS": "cpu"}
         self.output.write_bytes(b"")
         self.leftovers = self.drafts()
-        self.process = context.Process(target=child, args=(words, str(self.output)))
+        given = (words, str(self.output), environment)
+        self.process = context.Process(target=child, args=given)
         self.process.start()
 
     def end(self, number: int | None = None) -> int:
@@ -105,7 +114,7 @@ class Trainer:
 
     def drafts(self) -> set[Path]:
         """What is unfinished, in the cache of prepared data and among the checkpoints."""
-        folders = self.home / "cache" / "data", self.folder / "checkpoints"
+        folders = self.cache / "data", self.folder / "checkpoints"
         return {path for folder in folders for path in folder.glob(".tmp-*")}
 
     def preparing(self) -> bool:
@@ -177,7 +186,7 @@ def interrupt(trainer: Trainer, number: int, place: str, chance, usual: float) -
     """One process from its start to its interruption; None if it was done, or not up, before."""
     before = trainer.steps()
     if place == "preparing data":
-        for shard in (trainer.home / "cache" / "data").glob("[0-9a-f]*"):
+        for shard in (trainer.cache / "data").glob("[0-9a-f]*"):
             for file in shard.iterdir():
                 file.unlink()
             shard.rmdir()
@@ -207,37 +216,41 @@ def interrupt(trainer: Trainer, number: int, place: str, chance, usual: float) -
     return found | {"saved": saved}
 
 
-def series(home: Path, kills: int, stops: int, chance: random.Random) -> tuple[list, int]:
-    """Return the interruptions and the number of runs that were brought to their end."""
-    whole = Trainer(home, "whole")
-    for _ in range(2):  # the first compiles, so only the second's time is usual
-        begun = time.monotonic()
-        whole.start()
-        assert whole.end() == 0, whole.said()
-        usual = time.monotonic() - begun
-        expected = digests(whole.folder, STEPS), curve(whole.folder)
-        whole = Trainer(home, "again")
+def undisturbed(trainer: Trainer) -> float:
+    """Train to the end and return the seconds it took."""
+    begun = time.monotonic()
+    trainer.start()
+    assert trainer.end() == 0, trainer.said()
+    return time.monotonic() - begun
+
+
+def series(
+    whole: Trainer, kills: int, stops: int, chance: random.Random, usual: float
+) -> tuple[list[dict], int]:
+    """Interrupt runs so many times; return the interruptions, and how many runs they were of.
+
+    whole: trained to its end already; usual: seconds that takes when everything is compiled.
+    """
+    expected = digests(whole.folder, STEPS), curve(whole.folder)
     left = Counter({signal.SIGKILL: kills, signal.SIGTERM: stops})
     found, runs = [], 0
-    trainer = Trainer(home, "run-0")
     while left.total():
-        number = chance.choice(list(left.elements()))
-        place = chance.choice(["any time", "preparing data", "training", "saving"])
-        done = interrupt(trainer, number, place, chance, usual)
-        if done is not None:
-            found.append({"signal": signal.Signals(number).name} | done)
-            left[number] -= 1
-            print(f"{len(found)}: {found[-1]}", flush=True)
-        if trainer.process.exitcode == 0 or not left.total():
-            newest = trainer.steps()[-1] if trainer.steps() else None
-            trainer.start()
-            assert trainer.end() == 0, trainer.said()
-            check_start(trainer, newest)
-            assert (digests(trainer.folder, STEPS), curve(trainer.folder)) == expected
-            assert not list(trainer.folder.rglob(".tmp-*"))
-            runs += 1
-            print(f"run {runs}: ends bit-equal", flush=True)
-            trainer = Trainer(home, f"run-{runs}")
+        trainer = Trainer(whole.config, whole.cache, whole.folder.with_name(f"run-{runs}"))
+        while left.total() and (trainer.process is None or trainer.process.exitcode != 0):
+            number = chance.choice(list(left.elements()))
+            place = chance.choice(["any time", "preparing data", "training", "saving"])
+            done = interrupt(trainer, number, place, chance, usual)
+            if done is not None:
+                found.append({"signal": signal.Signals(number).name} | done)
+                left[number] -= 1
+                print(f"{len(found)}: {found[-1]}", flush=True)
+        newest = trainer.steps()[-1] if trainer.steps() else None
+        undisturbed(trainer)
+        check_start(trainer, newest)
+        assert (digests(trainer.folder, STEPS), curve(trainer.folder)) == expected
+        assert not list(trainer.folder.rglob(".tmp-*"))
+        runs += 1
+        print(f"run {runs}: ends bit-equal", flush=True)
     return found, runs
 
 
@@ -269,13 +282,16 @@ def main() -> None:
     chance = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        os.environ |= {"JAXGEN_CACHE": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
-        os.environ.pop("XLA_FLAGS", None)  # what is shown is shown for the program as users run it
         texts = [" ".join(chance.choices(WORDS, k=chance.randint(3, 40))) for _ in range(400)]
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (home / "text.jsonl").write_text(lines)
         (home / "tiny.yaml").write_text(CONFIG.replace("text.jsonl", str(home / "text.jsonl")))
-        found, runs = series(home, asked.kills, asked.stops, chance)
+        whole = Trainer(home / "tiny.yaml", home / "cache", home / "whole")
+        undisturbed(whole)  # compiles
+        again = Trainer(home / "tiny.yaml", home / "cache", home / "again")
+        usual = undisturbed(again)
+        assert digests(again.folder, STEPS) == digests(whole.folder, STEPS)
+        found, runs = series(whole, asked.kills, asked.stops, chance, usual)
     import sides
 
     about = {"command": f"python benchmarks/chaos.py --seed {asked.seed}"} | summary(found, runs)
