@@ -27,7 +27,8 @@ MODEL = {"context": 128, "layers": 4, "d_model": 128, "heads": 4, "d_ff": 352, "
          "positions": "rope", "feed": "swiglu", "biases": "none"}  # fmt: skip
 TRAIN = {"batch": 8, "schedule": "linear", "warmup": 10, "final_rate": 0.0, "beta2": 0.95,
          "optimizer": "muon"}  # fmt: skip
-RATES = {"fine-tuned": (1e-3, 2e-3), "from scratch": (2e-3, 4e-3), "own tokenizer": (2e-3, 4e-3)}
+RATES = (2e-3, 4e-3, 8e-3)
+ARMS = ("fine-tuned", "from scratch", "own tokenizer")
 
 
 def run(folder, home, **sections):
@@ -54,7 +55,7 @@ def measure(text, steps, first, seeds, home):
     data = {"files": [str(text)], "split": "tail", "valid_fraction": 0.05, "test_fraction": 0.0}
     found = []
     for name, sections in arms.items():
-        for rate in RATES[name]:
+        for rate in RATES:
             for seed in range(seeds):
                 given = TRAIN | {"steps": steps, "learning_rate": rate, "seed": seed,
                                  "validate_every": max(steps // 4, 1)}  # fmt: skip
@@ -75,10 +76,10 @@ def last(runs):
 def best(found):
     """For each arm the runs of its best rate: none loses by a rate that is not its own."""
     chosen = {}
-    for name, rates in RATES.items():
+    for name in ARMS:
         by_rate = {
             rate: [r for r in found["runs"] if (r["arm"], r["learning_rate"]) == (name, rate)]
-            for rate in rates
+            for rate in RATES
         }
         chosen[name] = min(by_rate.values(), key=last)
     return chosen
