@@ -14,7 +14,8 @@ Positions = Literal["learned", "rope", "sinusoid", "relative", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
 EmbedNorm = Literal["none", "norm"]
 OutputBias = Literal["none", "bias"]
-Head = Literal["lm", "mlm", "classes", "spans", "none"]
+Head = Literal["lm", "mlm", "classes", "spans", "pooled", "none"]
+Prompt = Literal["back", "both"]
 Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Biases = Literal["all", "attention", "qkv", "none"]
 Scaling = Literal["none", "linear", "llama3", "yarn"]
@@ -118,8 +119,13 @@ class ModelConfig:
     output_scale: Scale = option("hidden states before logits: / one, or / sqrt(d_model)", "one")
     output_bias: OutputBias = option("bias: one learned number a token id", "none")
     head: Head = option(
-        "lm: token logits; mlm: those of BERT; classes: of the text; spans: begin and end; none",
+        "lm: token logits; mlm: those of BERT; classes: of the text; spans: begin and end; "
+        "pooled: BERT's vector of the text; none",
         "lm",
+    )
+    prompt: Prompt = option(
+        "both: a decoder's prompt sees itself from both sides (prefix LM); back: as all else",
+        "back",
     )
     classes: int | None = option("head=classes: how many", None)
     score_cap: float | None = option("soft cap of attention scores: cap * tanh(score / cap)", None)
@@ -228,11 +234,13 @@ class ModelConfig:
                 f"head={self.head} with classes={self.classes}: classes is given with "
                 f"head=classes, and only there"
             )
-        if self.head == "mlm" and self.topology != "encoder":
+        if self.head in ("mlm", "pooled") and self.topology != "encoder":
             raise ConfigError(
-                f"head=mlm fills gaps from both sides, so it needs topology=encoder, "
+                f"head={self.head} reads from both sides, so it needs topology=encoder, "
                 f"but topology={self.topology}"
             )
+        if self.prompt == "both" and self.topology != "decoder":
+            raise ConfigError(f"prompt=both has no effect: topology={self.topology}")
         for name in ("token_types", "position_offset"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")

@@ -26,13 +26,14 @@ class Output(NamedTuple):
     """What `apply` returns; unused fields cost nothing under jit.
 
     logits: [B, T, V] of tokens, [B, C] of classes, [B, T, 2] of spans (begin, end), or None
-    without a head.
+    without a head. pooled: [B, D] of head=pooled.
     """
 
     logits: Float[Array, "..."] | None
     hidden: Float[Array, "B T D"]
     cache: caches.Cache | None
     taps: dict[str, Array]
+    pooled: Float[Array, "B D"] | None = None
 
 
 def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
@@ -105,10 +106,11 @@ def hidden(
     types: Int[Array, "B T"] | np.ndarray | None = None,
     cache: caches.Cache | None = None,
     memory: Memory | None = None,
+    prefix: Int[Array, "B T"] | np.ndarray | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Hidden:
     """Return hidden states, features and output table, for losses that chunk the logits."""
-    inputs = _inputs(config, tokens, positions, segments, types, cache, memory)
+    inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix)
     return _forward(params, config, inputs, key)[0]
 
 
@@ -122,6 +124,7 @@ def apply(
     types: Int[Array, "B T"] | np.ndarray | None = None,
     cache: caches.Cache | None = None,
     memory: Memory | None = None,
+    prefix: Int[Array, "B T"] | np.ndarray | None = None,
     taps: tuple[str, ...] = (),
     key: PRNGKeyArray | None = None,
 ) -> Output:
@@ -133,14 +136,16 @@ def apply(
     types: rows of the table of token types; the default is 0.
     cache: keys and values of earlier tokens; the result's cache holds these T tokens as well.
     memory: what `encode` made, for an encoder-decoder; a cache that has seen it needs it no more.
+    prefix: 1 for tokens that earlier ones see as well, for a decoder with prompt=both.
     taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
     key: turns dropout on.
     Ids and positions are trusted here: out of range ones read the nearest valid row.
     Raises ConfigError for an input that this config has no use for.
     """
-    inputs = _inputs(config, tokens, positions, segments, types, cache, memory)
+    inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix)
     out, seen = _forward(params, config, inputs, key, taps=bool(taps))
-    return Output(_logits(config, out), out.state, out.cache, _taps(seen, taps))
+    pooled = out.features[:, 0] if config.head == "pooled" else None
+    return Output(_logits(config, out), out.state, out.cache, _taps(seen, taps), pooled)
 
 
 def early_logits(
@@ -172,18 +177,21 @@ def early_logits(
 
 
 def _logits(config: ModelConfig, out: Hidden) -> Array | None:
-    if config.head == "none":
+    if config.head in ("none", "pooled"):
         return None
     cap = config.logit_cap if config.head in ("lm", "mlm") else None
     logits = unembed(out.features, out.table, cap=cap, dtype=config.compute_dtype)
     return logits[:, 0] if config.head == "classes" else logits
 
 
-def _inputs(config, tokens, positions, segments, types, cache, memory) -> Inputs:
+def _inputs(config, tokens, positions, segments, types, cache, memory, prefix=None) -> Inputs:
     _check_parts(config, types, cache, memory)
+    if prefix is not None and config.prompt != "both":
+        raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
     positions = _positions(config, tokens, positions, segments, cache)
-    segments, types = (None if x is None else jnp.asarray(x) for x in (segments, types))
-    return Inputs(jnp.asarray(tokens), positions, segments, types, cache, memory)
+    marks = (None if x is None else jnp.asarray(x) for x in (segments, types, prefix))
+    segments, types, prefix = marks
+    return Inputs(jnp.asarray(tokens), positions, segments, types, cache, memory, prefix)
 
 
 def _check_parts(config, types, cache, memory) -> None:

@@ -92,6 +92,16 @@ _MARIAN: dict[str, Any] = {
     "output_bias": "bias",
     "dropout": 0.1,
 }
+_VANILLA: dict[str, Any] = {
+    "topology": "encoder_decoder",
+    "norm_at": "post",
+    "positions": "sinusoid",
+    "vocab_size": 37000,
+    "context": 512,
+    "embed_scale": "root",
+    "feed": "relu",
+    "dropout": 0.1,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Radford et al. 2019
@@ -157,6 +167,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Lewis et al. 2019
     "bart-base": _BART | _sizes(6, 768, 12, 3072),
     "bart-large": _BART | _sizes(12, 1024, 16, 4096),
+    # Vaswani et al. 2017, table 3
+    "transformer-base": _VANILLA | _sizes(6, 512, 8, 2048),
+    "transformer-big": _VANILLA | _sizes(6, 1024, 16, 4096) | {"dropout": 0.3},
     # Tiedemann and Thottingal 2020: opus-mt-en-de
     "marian-base": _MARIAN | _sizes(6, 512, 8, 2048),
 }

@@ -45,6 +45,7 @@ class Head(nn.Module):
 
         mlm: features [B, T, D], table None. classes: [B, 1, D] and [C, D]: of the first token of
         an encoder, of the last that is no padding of a decoder. spans: [B, T, D] and [2, D].
+        pooled: [B, 1, D], None: BERT's pooler.
         """
         config = self.config
         if config.head == "mlm":
@@ -56,7 +57,7 @@ class Head(nn.Module):
         if config.topology != "decoder":
             drop = Drop(config.dropout, self.deterministic)
             x = drop(jnp.tanh(self._dense(x)))
-        return x, self._table(config.classes or 0)
+        return x, None if config.head == "pooled" else self._table(config.classes or 0)
 
     def _dense(self, x: jax.Array) -> jax.Array:
         config = self.config

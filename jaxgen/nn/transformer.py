@@ -25,7 +25,10 @@ Part = Literal["encode", "decode"]
 
 
 class Inputs(NamedTuple):
-    """What a tower reads: tokens and positions [B, T], and what it may do without."""
+    """What a tower reads: tokens and positions [B, T], and what it may do without.
+
+    prefix: [B, T], 1 for tokens that those before them see as well.
+    """
 
     tokens: jax.Array
     positions: jax.Array
@@ -33,6 +36,7 @@ class Inputs(NamedTuple):
     types: jax.Array | None = None
     cache: caches.Cache | None = None
     memory: Memory | None = None
+    prefix: jax.Array | None = None
 
 
 class Hidden(NamedTuple):
@@ -71,7 +75,7 @@ class Transformer(nn.Module):
         config = self.config
         if config.head == "none":
             return x, None
-        if config.head in ("classes", "spans"):
+        if config.head in ("classes", "spans", "pooled"):
             return Head(config, self.deterministic, name="head")(x, segments)
         if config.head == "mlm":
             x, _ = Head(config, self.deterministic, name="head")(x, segments)
@@ -113,15 +117,22 @@ def _tower(
 
 def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | None]:
     """Return what the layers see, and the cache, which from now on knows the memory's padding."""
-    _, positions, segments, _, cache, memory = inputs
+    _, positions, segments, _, cache, memory, prefix = inputs
     keys = positions if cache is None else jnp.arange(cache.capacity)[None]
     direction = "both" if config.topology == "encoder" else "back"
+    ahead = None
+    if prefix is not None:
+        ahead = prefix > 0
+        if cache is not None:  # the token at position p lies in slot p
+            slots = jnp.zeros((ahead.shape[0], cache.capacity), bool)
+            ahead = slots.at[jnp.arange(ahead.shape[0])[:, None], positions].set(ahead)
     masks = tuple(
         visible(
             positions,
             keys,
             direction=direction,
             window=window,
+            ahead=ahead,
             query_segments=segments,
             key_segments=segments,
         )

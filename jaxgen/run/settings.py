@@ -47,6 +47,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.objective.check_model(self.model.topology, self.model.head)
+        if self.model.prompt == "both" and self.objective.name != "prefix":
+            raise ConfigError(
+                f"model.prompt=both needs objective.name=prefix, which says what the prompt is, "
+                f"not {self.objective.name}"
+            )
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")

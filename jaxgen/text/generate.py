@@ -42,7 +42,10 @@ def prefill(
     """
     slots = None if memory is None else memory.state.shape[1]
     cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots)
-    cache = api.hidden(params, config, prompt, cache=cache, memory=memory).cache
+    prefix = None
+    if config.prompt == "both":
+        prefix = (jnp.arange(prompt.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    cache = api.hidden(params, config, prompt, cache=cache, memory=memory, prefix=prefix).cache
     assert cache is not None
     last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
     return last, cache.rewind(lengths - 1)

@@ -35,7 +35,8 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> tuple[Famil
             f"family {model_type!r} is unknown{nearest(model_type, FAMILIES)}; there are {known}"
         )
     reasons = []
-    for family in FAMILIES.values() if model_type is None else (FAMILIES[model_type],):
+    opened = [family for family in FAMILIES.values() if family.library == "transformers"]
+    for family in opened if model_type is None else (FAMILIES[model_type],):
         try:
             return family, family.write(config)
         except CheckpointError as error:

@@ -121,6 +121,8 @@ def load(
     """
     family, config = read_config(folder)
     stored = tensors(folder)
+    if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):
+        config = config.replace(head="none")
     wanted = table(family, config)
     stored = _named(folder, family, config, stored, wanted)
     check_names(folder, {n: t.shape for n, t in stored.items()}, wanted)
@@ -185,6 +187,11 @@ def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) ->
     found = {
         n: t for n, t in stored.items() if n in wanted or not tree.match(n, family.ignored_tensors)
     }
+    if left := sorted(n for n in stored.keys() - found.keys() if ".pooler." in n):
+        warnings.warn(
+            f"{folder}: {', '.join(left)} are left out: no head={config.head} reads a pooler",
+            stacklevel=4,
+        )
     for copy, original in family.copies.items():
         if copy in found and copy not in wanted and original not in found:
             found[original] = found.pop(copy)

@@ -12,6 +12,8 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models import api
+from jaxgen.store import safetensors
+from jaxgen.text import hub_folder
 
 ROWS, LENGTH = 2, 32
 # float32: largest difference, relative to the largest logit. Below it: nats of KL per token.
@@ -26,7 +28,9 @@ def can_compare() -> bool:
 def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     """Return one line with the largest difference between transformers on `hub` and our model.
 
-    Both read the same tokens. Raises CheckpointError if they differ by more than rounding does.
+    Both read the same tokens; compared are logits, or without a head the last hidden states (and
+    what a pooler makes of them). Of the vanilla family torch.nn.Transformer is the other side.
+    Raises CheckpointError if they differ by more than rounding does.
     """
     length = min(LENGTH, config.context)
     tokens = np.random.default_rng(0).integers(0, config.V, (ROWS, length))
@@ -34,7 +38,9 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     memory = None
     if config.topology == "encoder_decoder":
         memory = api.encode(params, config, tokens)
-    ours = np.asarray(api.apply(params, config, tokens, memory=memory).logits, np.float64)
+    out = api.apply(params, config, tokens, memory=memory)
+    logits = out.pooled if config.head == "pooled" else out.logits
+    ours = np.asarray(out.hidden if logits is None else logits, np.float64)
     if ours.shape != theirs.shape:
         raise CheckpointError(f"{hub}: transformers has logits {theirs.shape}, we {ours.shape}")
     worst, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
@@ -55,6 +61,9 @@ def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
+    family, _ = hub_folder.read_config(hub)
+    if family.library == "torch":
+        return vanilla(hub, tokens, tokens, dtype)
     transformers.logging.disable_progress_bar()
     settings = transformers.AutoConfig.from_pretrained(hub, trust_remote_code=False)
     kind: Any = getattr(transformers, (settings.architectures or [""])[0])
@@ -62,7 +71,60 @@ def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
     ids = torch.from_numpy(tokens)
     more = {"decoder_input_ids": ids} if settings.is_encoder_decoder else {}
     with torch.no_grad():
-        return model(ids, **more).logits.double().numpy()
+        out = model(ids, **more)
+    if "start_logits" in out:
+        found = torch.stack([out.start_logits, out.end_logits], -1)
+    else:
+        names = ("logits", "pooler_output", "last_hidden_state")
+        found = next(out[name] for name in names if out.get(name) is not None)
+    return found.double().numpy()
+
+
+def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np.ndarray:
+    """Return the logits of torch.nn.Transformer with the weights of a folder."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+
+    about = hub_folder.read_json(hub / hub_folder.CONFIG, "model config", hub_folder.MAX_CONFIG)
+    shape = [about[name] for name in ("d_model", "nhead", "dim_feedforward")]
+    form = {"batch_first": True, "activation": about["activation"]}
+    form |= {"layer_norm_eps": about["layer_norm_eps"]}
+
+    def tower(kind: Any, stack: Any, depth: int) -> Any:
+        layer = kind(*shape, 0.0, **form)
+        return stack(layer, depth, **({} if stack is nn.TransformerDecoder else _PLAIN))
+
+    model = nn.Transformer(
+        *(about["d_model"], about["nhead"]),
+        custom_encoder=tower(
+            nn.TransformerEncoderLayer, nn.TransformerEncoder, about["num_encoder_layers"]
+        ),
+        custom_decoder=tower(
+            nn.TransformerDecoderLayer, nn.TransformerDecoder, about["num_decoder_layers"]
+        ),
+        batch_first=True,
+    )
+    stored = {
+        name: torch.from_numpy(safetensors.read(tensor).astype(np.float32))
+        for name, tensor in hub_folder.tensors(hub).items()
+    }
+    table = stored.pop("embed.weight").double()
+    model.load_state_dict(stored)
+    model = model.double().eval()
+
+    def embed(ids: np.ndarray) -> Any:
+        half = about["d_model"] // 2
+        angle = np.arange(ids.shape[1])[:, None] / 10000.0 ** (np.arange(half) / half)
+        waves = torch.from_numpy(np.concatenate([np.sin(angle), np.cos(angle)], axis=1))
+        return table[torch.from_numpy(ids)] * about["d_model"] ** 0.5 + waves
+
+    causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.float64)
+    with torch.no_grad():
+        out = model(embed(source), embed(target), tgt_mask=causal, tgt_is_causal=True)
+    return (out @ table.T).numpy()
+
+
+_PLAIN = {"enable_nested_tensor": False}  # which has another, approximate path
 
 
 def _divergence(one: np.ndarray, other: np.ndarray) -> np.ndarray:

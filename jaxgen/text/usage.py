@@ -259,7 +259,9 @@ def _labels(folder: Path, names: Any) -> tuple[str, ...]:
         raise CheckpointError(
             f"{folder / CONFIG}: id2label does not name classes 0, 1, 2, ...: {_short(names)}"
         )
-    return tuple(str(names[key]) for key in wanted)
+    found = tuple(str(names[key]) for key in wanted)
+    # What transformers calls classes that nobody has named.
+    return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
 
 
 def _check(folder: Path, usage: Usage) -> None:

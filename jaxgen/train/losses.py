@@ -41,8 +41,8 @@ def token_loss(
     """Return the Loss of what each position predicts: a token, or the class of the whole row.
 
     batch: tokens [B, T], and targets [B, T] or, for classes, [B, 1]; weights like targets,
-    segments and positions [B, T] are optional. An encoder-decoder also reads source [B, S], with
-    source_segments and source_positions. key: turns dropout on. chunk: positions whose logits
+    segments, positions and prefix [B, T] are optional. An encoder-decoder also reads source [B, S],
+    with source_segments and source_positions. key: turns dropout on. chunk: positions whose logits
     exist at once; None sizes it by memory.
     """
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
@@ -90,6 +90,7 @@ def read(
         positions=batch.get("positions"),
         segments=batch.get("segments"),
         memory=memory,
+        prefix=batch.get("prefix") if config.prompt == "both" else None,
         key=key if memory is None else decoder_key,
     )
 

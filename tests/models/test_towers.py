@@ -12,6 +12,7 @@ import jaxgen
 from jaxgen import tree
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
+from jaxgen.train.losses import causal_loss
 
 SMALL = {"vocab_size": 29, "context": 16, "layers": 2, "d_model": 16, "heads": 2, "init_std": 0.3}
 T5 = jaxgen.ModelConfig(
@@ -204,6 +205,56 @@ def test_a_cache_is_reordered_with_its_memory():
     np.testing.assert_allclose(swapped.logits, plain.logits[::-1], rtol=1e-5, atol=1e-6)
 
 
+PREFIX = jaxgen.ModelConfig(prompt="both", positions="rope", **SMALL)
+
+
+def test_a_prefix_sees_itself_from_both_sides_and_what_follows_sees_no_future():
+    params = params_of(PREFIX)
+    tokens, marks = np.array([[5, 3, 8, 2, 7, 1]]), np.array([[1, 1, 1, 0, 0, 0]])
+
+    @jax.jit
+    def logits(tokens, marks):
+        return api.apply(params, PREFIX, tokens, prefix=marks).logits[0]
+
+    def changed(place, marks=marks):
+        other = np.where(np.arange(6) == place, 17, tokens)
+        difference = np.abs(np.asarray(logits(tokens, marks) - logits(other, marks)))
+        return (difference.max(axis=-1) > 1e-4).tolist()
+
+    assert changed(2) == [True] * 6
+    assert changed(4) == [False] * 4 + [True] * 2
+    assert changed(2, np.zeros_like(marks)) == [False] * 2 + [True] * 4
+
+
+def test_the_loss_of_a_prefix_row_sees_its_prefix_from_both_sides():
+    batch = {
+        "tokens": np.array([[5, 3, 8, 2, 7, 1]]),
+        "targets": np.array([[3, 8, 2, 7, 1, 0]]),
+        "weights": np.array([[0, 0, 1, 1, 1, 0]], np.float32),
+        "prefix": np.array([[1, 1, 1, 0, 0, 0]]),
+    }
+    logits = api.apply(params_of(PREFIX), PREFIX, batch["tokens"], prefix=batch["prefix"]).logits
+    said = jax.nn.log_softmax(logits)[0, [2, 3, 4], [2, 7, 1]]
+    loss = causal_loss(params_of(PREFIX), PREFIX, batch)
+    np.testing.assert_allclose(loss.total, -said.sum(), rtol=1e-5)
+
+
+def test_generation_reads_its_prompt_as_a_prefix_as_training_does():
+    params = params_of(PREFIX)
+    prompt, lengths = np.array([[5, 3, 8, 2], [7, 1, 0, 0]]), jnp.array([4, 2])
+    generate = partial(jaxgen.generate, config=PREFIX, key=jax.random.key(0), length=3)
+    found = jax.jit(lambda p: generate(p, prompt=jnp.asarray(prompt), lengths=lengths))(params)
+    whole = jax.jit(lambda tokens, marks: api.apply(params, PREFIX, tokens, prefix=marks).logits)
+    for row in (0, 1):
+        length = int(lengths[row])
+        tokens = np.zeros((1, 7), np.int32)
+        tokens[0, :length] = prompt[row, :length]
+        marks = (np.arange(7) < length)[None].astype(np.int32)
+        for place in range(length, length + 3):
+            tokens[0, place] = whole(tokens, marks)[0, place - 1].argmax()
+        assert found[row].tolist() == tokens[0, length : length + 3].tolist()
+
+
 MISTAKES = [
     (lambda: api.encode({}, jaxgen.ModelConfig(**SMALL), SOURCE), "has no encoder"),
     (lambda: api.apply({}, T5, TARGET), "pass memory=encode"),
@@ -214,6 +265,9 @@ MISTAKES = [
     (lambda: BERT.replace(encoder_layers=2), "encoder_layers=2 has no effect"),
     (lambda: BERT.replace(classes=2), "classes is given with head=classes"),
     (lambda: BERT.replace(head="classes"), "classes is given with head=classes"),
+    (lambda: T5.replace(prompt="both"), "prompt=both has no effect"),
+    (lambda: T5.replace(head="pooled"), "needs topology=encoder"),
+    (lambda: api.apply({}, BERT, TARGET, prefix=TARGET), "nothing is seen ahead"),
     (lambda: T5.replace(relative_buckets=2), "at least 4 buckets"),
     (lambda: BERT.replace(relative_buckets=8), "has no effect"),
     (lambda: T5.replace(position_offset=2), "has no effect"),

@@ -148,5 +148,9 @@ def test_prefix_gives_the_first_part_and_predicts_the_rest():
         assert (batch["targets"][row][inside] == TOKENS[row, cut:]).all()
         assert batch["tokens"][row, 0] == 7
     alone = Prefix("decoder", 7)(TOKENS, KEYS)
+    # The prefix ends with the token whose successor is the first to be predicted.
+    first = (alone["weights"] > 0).argmax(axis=1)
+    assert (alone["prefix"].sum(axis=1) == first + 1).all()
+    assert (np.diff(alone["prefix"], axis=1) <= 0).all()
     for row, cut in enumerate(cuts):
         assert (alone["targets"][row][alone["weights"][row] > 0] == TOKENS[row, cut:]).all()

@@ -77,6 +77,7 @@ def test_every_config_can_be_read(path, tmp_path):
      ({"objective": {"name": "causal", "rate": 0.1}}, "rate=0.1 has no effect with name=causal"),
      ({"objective": {"name": "spans", "rate": 1.0}}, "rate=1.0"),
      ({"objective": {"name": "classes", "labels": ["a"]}}, "labels=['a']"),
+     ({"model": {"prompt": "both"}}, "model.prompt=both needs objective.name=prefix"),
      ({"model": {"topology": "encoder", "head": "mlm"}}, "objective.name=causal needs")],
 )  # fmt: skip
 def test_an_objective_that_can_not_work_is_refused(change, part):

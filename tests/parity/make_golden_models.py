@@ -76,6 +76,9 @@ def right_outputs(kind: tuple[str, str], settings: dict) -> dict[str, np.ndarray
         logits = torch.stack([out.start_logits, out.end_logits], -1)
     else:
         logits = out.last_hidden_state if "last_hidden_state" in out else out.logits
+    more = {} if "pooler_output" not in out else {"pooled": out.pooler_output.numpy()}
+    if model.config.is_encoder_decoder and "logits" in out:
+        more |= {"greedy": written(model), "asked": written(model, **cases.ASKED)}
     states = out.decoder_hidden_states if model.config.is_encoder_decoder else out.hidden_states
     model.config.architectures = [name]
     about = {
@@ -86,6 +89,74 @@ def right_outputs(kind: tuple[str, str], settings: dict) -> dict[str, np.ndarray
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
         "logits": logits.numpy(),
         "hidden": np.stack([state.numpy() for state in states]),
+        **more,
+    }
+
+
+def written(model, **asked) -> np.ndarray:
+    """Return what an encoder-decoder writes, its start left out; greedy unless asked otherwise."""
+    greedy = {"max_new_tokens": cases.NEW, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    found = model.generate(
+        torch.from_numpy(cases.source(model.config.pad_token_id)),
+        attention_mask=torch.from_numpy(cases.MASK),
+        use_cache=False,  # T5's is sized by the encoder's depth
+        **(asked or greedy),
+    )
+    return found[:, 1:].numpy()
+
+
+def vanilla_layers(theirs: dict) -> torch.nn.Transformer:
+    """Return torch's own Transformer of the paper: post-norm, and no norms at the end."""
+    from torch import nn
+
+    form = {"batch_first": True, "activation": theirs["activation"], "dropout": 0.0}
+    shape = [theirs[name] for name in ("d_model", "nhead", "dim_feedforward")]
+    return nn.Transformer(
+        theirs["d_model"],
+        theirs["nhead"],
+        custom_encoder=nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(*shape, **form),
+            theirs["num_encoder_layers"],
+            enable_nested_tensor=False,
+        ),
+        custom_decoder=nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(*shape, **form), theirs["num_decoder_layers"]
+        ),
+        batch_first=True,
+    ).eval()
+
+
+@torch.no_grad()
+def vanilla_outputs() -> dict[str, np.ndarray]:
+    """Return {about, logits, hidden} of torch.nn.Transformer with padded sources."""
+    theirs = cases.VANILLA
+    model, width = vanilla_layers(theirs), theirs["d_model"]
+    weights = dict(model.named_parameters())
+    for name, tensor in sorted(weights.items()):
+        tensor.copy_(torch.from_numpy(cases.weight(name, tuple(tensor.shape))))
+    shapes = {name: list(tensor.shape) for name, tensor in weights.items()}
+    shapes["embed.weight"] = [cases.V, width]
+    table = torch.from_numpy(cases.weight("embed.weight", (cases.V, width)))
+
+    def embed(ids):
+        place = np.arange(ids.shape[1])[:, None] / 10000 ** (2 * np.arange(width // 2) / width)
+        waves = np.concatenate([np.sin(place), np.cos(place)], axis=1).astype(np.float32)
+        return table[torch.from_numpy(ids)] * width**0.5 + torch.from_numpy(waves)
+
+    padding = torch.from_numpy(cases.MASK == 0)
+    length = cases.TARGETS.shape[1]
+    hidden = model(
+        embed(cases.source(0)),
+        embed(cases.TARGETS),
+        tgt_mask=torch.triu(torch.ones(length, length, dtype=torch.bool), 1),
+        src_key_padding_mask=padding,
+        memory_key_padding_mask=padding,
+    )
+    about = json.dumps({"config": theirs, "shapes": shapes})
+    return {
+        "about": np.frombuffer(about.encode(), np.uint8),
+        "logits": (hidden @ table.T).numpy(),
+        "hidden": hidden.numpy(),
     }
 
 
@@ -98,6 +169,7 @@ def main() -> None:
         for name, settings in named.items()
         for what, array in right_outputs(kind, settings).items()
     }
+    arrays |= {f"vanilla/{what}": array for what, array in vanilla_outputs().items()}
     np.savez_compressed(cases.GOLDEN / "right.npz", **arrays)
     for family, named in cases.CASES.items():
         arrays = {

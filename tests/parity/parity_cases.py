@@ -127,6 +127,7 @@ RIGHT: dict[tuple[str, str], dict[str, dict]] = {
     ("bert", "BertForSequenceClassification"): {"classes": BERT | {"num_labels": 3}},
     ("bert", "BertForQuestionAnswering"): {"spans": BERT},
     ("bert", "BertModel"): {"base": BERT},
+    ("roberta", "RobertaModel"): {"base": BERT | {"pad_token_id": 1}},
     ("roberta", "RobertaForMaskedLM"): {"mlm": BERT | {"pad_token_id": 1}},
     ("roberta", "RobertaForSequenceClassification"): {"classes": BERT | {"pad_token_id": 1}},
     ("roberta", "RobertaForQuestionAnswering"): {"spans": BERT | {"pad_token_id": 1}},
@@ -145,6 +146,41 @@ RIGHT: dict[tuple[str, str], dict[str, dict]] = {
     ("gpt2", "GPT2ForQuestionAnswering"): {"spans": GPT2},
     ("llama", "LlamaForSequenceClassification"): {"classes": LLAMA | {"num_labels": 5}},
     ("llama", "LlamaForQuestionAnswering"): {"spans": LLAMA},
+}
+# What a folder may ask of generation, all at once, in a search with beams.
+ASKED = {
+    "num_beams": 3,
+    "length_penalty": 0.6,
+    "early_stopping": True,
+    "repetition_penalty": 1.4,
+    "encoder_repetition_penalty": 1.3,
+    "no_repeat_ngram_size": 2,
+    "encoder_no_repeat_ngram_size": 2,
+    "forced_bos_token_id": 5,
+    "forced_eos_token_id": 4,  # two would be a tie
+    "bad_words_ids": [[11], [12, 13]],
+    "suppress_tokens": [7, 8],
+    "begin_suppress_tokens": [9, 10],
+    "min_length": 5,
+    "max_new_tokens": 8,
+    "eos_token_id": [2, 3],
+    "decoder_start_token_id": 2,
+    "pad_token_id": 1,
+    "do_sample": False,
+}
+ASKING = ("bart", "BartForConditionalGeneration", "lm")
+VANILLA = {
+    "model_type": "vanilla",
+    "architectures": ["Transformer"],
+    "vocab_size": V,
+    "max_length": 32,
+    "d_model": 16,
+    "nhead": 4,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 3,
+    "dim_feedforward": 24,
+    "layer_norm_eps": 1e-5,
+    "activation": "relu",
 }
 RIGHT_NAMES = [(kind, name) for kind, cases in RIGHT.items() for name in cases]
 TARGETS = np.random.RandomState(1).randint(3, V, (2, 9))

@@ -11,8 +11,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxgen
+from jaxgen.decoding.search import beams
+from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import differences
 from jaxgen.nn.stack import place
+from jaxgen.text import tasks
+from jaxgen.text import usage as usages
+from jaxgen.text.usage import Usage
+from jaxgen.tokens.plain import Bytes
+from jaxgen.tokens.protocol import Special
 
 TOLERANCE = 1e-4
 
@@ -105,9 +112,9 @@ def test_a_round_trip_is_bit_exact(hub, loaded, family, name, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "name"), cases.RIGHT_NAMES)
-def test_heads_and_encoder_decoders_match(hub, kind, name):
+def test_heads_and_encoder_decoders_match(loaded, kind, name):
     name = f"{kind[1]} {name}"
-    config, params = jaxgen.load(hub("right", name))
+    config, params = loaded("right", name)
     want, mask = golden("right"), jnp.asarray(cases.MASK)
     pad = cases.about(want, name)["config"]["pad_token_id"]
     tokens, memory, segments = cases.source(pad), None, mask
@@ -122,3 +129,94 @@ def test_heads_and_encoder_decoders_match(hub, kind, name):
     close(*((logits, theirs) if config.head == "classes" else (logits[real], theirs[real])))
     hidden = np.stack([*out.taps["layers/out"][:-1], out.hidden])
     close(hidden[:, real], want[f"{name}/hidden"][1:][:, real])
+    assert (out.pooled is None) == (f"{name}/pooled" not in want)
+    if out.pooled is not None:
+        close(out.pooled, want[f"{name}/pooled"])
+
+
+class Numbers(Bytes):
+    """A tokenizer whose texts are the ids themselves."""
+
+    vocab_size, special = cases.V, Special()
+
+    def encode(self, text):
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+def written(hub, loaded, name, asked=None):
+    """Return what `rewrite` makes of the padded rows, as lists of ids."""
+    folder = hub("right", name)
+    if asked is not None:
+        (folder / "generation_config.json").write_text(json.dumps(asked))
+    config, params = loaded("right", name)
+    usage, lost = usages.read(folder)
+    assert not lost
+    if asked is None:
+        # As the golden run: nothing ends a text, and nothing is asked of the search.
+        usage = Usage(start=usage.start)
+    model = tasks.Model(config, params, Numbers(), start=usage.start, usage=usage)
+    rows = [cases.TOKENS[0], cases.TOKENS[1][: int(cases.MASK[1].sum())]]
+    texts = [" ".join(map(str, row)) for row in rows]
+    how = {} if asked else {"length": cases.NEW, "search": beams(1)}
+    return [[int(x) for x in text.split()] for text in tasks.rewrite(model, texts, **how, batch=2)]
+
+
+WRITERS = ["T5ForConditionalGeneration v1.0", "BartForConditionalGeneration lm", "MarianMTModel lm"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_greedy_text_of_two_towers_is_equal_token_for_token(hub, loaded, name):
+    assert written(hub, loaded, name) == golden("right")[f"{name}/greedy"].tolist()
+
+
+def test_a_search_follows_generation_config_token_for_token(hub, loaded):
+    name = f"{cases.ASKING[1]} {cases.ASKING[2]}"
+    stops = set(cases.ASKED["eos_token_id"])
+    wanted = [
+        row[: next((i for i, token in enumerate(row) if token in stops), len(row))]
+        for row in golden("right")[f"{name}/asked"].tolist()
+    ]
+    assert written(hub, loaded, name, cases.ASKED) == wanted
+    for key in set(cases.ASKED) - {"decoder_start_token_id", "pad_token_id", "do_sample",
+                                   "eos_token_id"}:  # fmt: skip
+        assert key in usages.KEYS, key
+
+
+def test_the_first_transformer_is_that_of_torch(loaded):
+    config, params = loaded("right", "vanilla")
+    want, mask = golden("right"), jnp.asarray(cases.MASK)
+
+    @jax.jit
+    def run(params):
+        memory = jaxgen.encode(params, config, cases.source(0), segments=mask)
+        return jaxgen.apply(params, config, cases.TARGETS, memory=memory)
+
+    out = run(params)
+    close(out.hidden, want["vanilla/hidden"])
+    close(out.logits, want["vanilla/logits"])
+
+
+@pytest.mark.parametrize(
+    "name", [f"{kind[1]} {name}" for kind, name in cases.RIGHT_NAMES] + ["vanilla"]
+)
+def test_heads_and_encoder_decoders_go_round_bit_exactly(hub, loaded, name, tmp_path):
+    folder = hub("right", name)
+    theirs = json.loads((folder / "config.json").read_text())
+    config, params = loaded("right", name)
+    told, _ = usages.read(folder)
+    jaxgen.save(
+        *(tmp_path / "out", config, params),
+        usage=told,
+        layout="hf",
+        family=theirs["model_type"],
+    )
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "out"))
+    # transformers saves a model without a head under shorter names, and reads both.
+    prefix = FAMILIES[theirs["model_type"]].prefix
+    before = {n if n in after else f"{prefix}{n}": array for n, array in before.items()}
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+    assert usages.read(tmp_path / "out")[0] == told

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import parity_cases as cases
 import pytest
+from random_params import random_params
 
 import jaxgen
 from jaxgen import settings
+from jaxgen.errors import CheckpointError
+from jaxgen.text import hub_parity
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")
@@ -25,6 +28,27 @@ MODELS = {
     | {"qk_norm": "head", "pattern": ("local", "global"), "window": 5, "rope_theta_local": 1e3},
 }
 
+SMALL = SHAPE | {"init_std": 0.3}
+BERT = SMALL | {"topology": "encoder", "norm_at": "post", "embed_norm": "norm", "feed": "gelu"}
+TWO = SMALL | {"topology": "encoder_decoder"}
+BASES = {
+    "bert": BERT | {"token_types": 2, "norm_epsilon": 1e-12},
+    "roberta": BERT | {"token_types": 1, "position_offset": 2},
+    "t5": TWO
+    | {"norm": "rms", "positions": "relative", "biases": "none", "query_scalar": 1.0}
+    | {"feed": "geglu", "output": "untied"},
+    "bart": TWO
+    | {"norm_at": "post", "embed_norm": "norm", "position_offset": 2, "feed": "gelu"}
+    | {"output_bias": "bias"},
+    "marian": TWO
+    | {"norm_at": "post", "positions": "sinusoid", "embed_scale": "root", "feed": "silu"}
+    | {"output_bias": "bias"},
+    "vanilla": TWO
+    | {"norm_at": "post", "positions": "sinusoid", "embed_scale": "root", "feed": "relu"},
+}
+TOWERS = [("bert", "pooled"), ("bert", "spans"), ("roberta", "classes"), ("t5", "lm"),
+          ("bart", "lm"), ("marian", "lm"), ("vanilla", "lm")]  # fmt: skip
+
 
 @pytest.mark.parametrize("family", cases.CASES)
 def test_golden_files_are_what_transformers_computes(family):
@@ -35,6 +59,41 @@ def test_golden_files_are_what_transformers_computes(family):
         for what, array in outputs(family, given).items():
             if what != "about":
                 np.testing.assert_allclose(array, golden[f"{name}/{what}"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", cases.RIGHT, ids=lambda kind: kind[1])
+def test_golden_heads_and_towers_are_what_transformers_computes(kind):
+    from make_golden_models import right_outputs
+
+    golden = cases.read("right")
+    for name, given in cases.RIGHT[kind].items():
+        for what, array in right_outputs(kind, given).items():
+            if what != "about":
+                wanted = golden[f"{kind[1]} {name}/{what}"]
+                np.testing.assert_allclose(array, wanted, atol=2e-5, rtol=0)
+
+
+def test_the_golden_first_transformer_is_what_torch_computes():
+    from make_golden_models import vanilla_outputs
+
+    golden = cases.read("right")
+    for what, array in vanilla_outputs().items():
+        if what != "about":
+            np.testing.assert_allclose(array, golden[f"vanilla/{what}"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "head"), TOWERS, ids=" ".join)
+def test_the_gate_after_an_export_measures_encoders_and_towers(family, head, tmp_path):
+    classes = 3 if head == "classes" else None
+    config = settings.build(jaxgen.ModelConfig, BASES[family] | {"head": head, "classes": classes})
+    params = random_params(config)
+    jaxgen.save(tmp_path / "hub", config, params, layout="hf", family=family)
+    told = hub_parity.compare(tmp_path / "hub", config, params)
+    assert told.startswith("largest difference ")
+    leaf = next(iter(params["layers"]["attn"]))
+    params["layers"]["attn"][leaf] = params["layers"]["attn"][leaf] + 0.3
+    with pytest.raises(CheckpointError, match="computes other logits"):
+        hub_parity.compare(tmp_path / "hub", config, params)
 
 
 @pytest.mark.parametrize("family", MODELS)

@@ -87,7 +87,8 @@ class Masked:
 class Prefix:
     """The first part of a row is given, from one token to all but one; the rest is predicted.
 
-    An encoder reads it where there is one (T5's prefix language model); else the decoder does.
+    An encoder reads it where there is one (T5's prefix language model); else the decoder does,
+    from both sides if the model's prompt is.
     """
 
     towers: str
@@ -105,7 +106,8 @@ class Prefix:
                 "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
                 "weights": (~given & (places < width - 1)).astype(np.float32),
             }
-            return _one_segment(batch)
+            seen = np.broadcast_to(places < cut, tokens.shape).astype(np.int32)
+            return _one_segment(batch) | {"prefix": seen}
         around = np.minimum(cut + places, width - 1)
         target = np.where(places < width - cut, np.take_along_axis(tokens, around, axis=1), 0)
         source = np.where(places < cut, tokens, 0)

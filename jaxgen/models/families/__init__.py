@@ -17,13 +17,14 @@ from jaxgen.models.families import (
     qwen3,
     roberta,
     t5,
+    vanilla,
 )
 from jaxgen.models.families.family import Family
 
 # In this order an export looks for the first family that can say all of a config.
 _ALL = (
     *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
-    *(bert, roberta, t5, bart, marian),
+    *(bert, roberta, t5, bart, marian, vanilla),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
 

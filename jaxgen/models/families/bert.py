@@ -117,7 +117,7 @@ FAMILY = Family(
         "BertForMaskedLM": "mlm",
         "BertForSequenceClassification": "classes",
         "BertForQuestionAnswering": "spans",
-        "BertModel": "none",
+        "BertModel": "pooled",
     },
     prefix="bert.",
     layer="bert.encoder.layer.{}.",
@@ -138,12 +138,13 @@ FAMILY = Family(
             Row(f"{MLM}.decoder.weight", ("unembed/tokens",), "V,D"),
         ),
         "classes": dense("bert.pooler.dense", "classifier"),
+        "pooled": dense("bert.pooler.dense"),
         "spans": SPANS,
     },
     copies={
         f"{MLM}.decoder.weight": "bert.embeddings.word_embeddings.weight",
         f"{MLM}.decoder.bias": f"{MLM}.bias",
     },
-    # The sentence-pair head of pretraining, and the pooler where no head reads it.
+    # The sentence-pair head of pretraining, and its pooler, which no other head reads.
     ignored_tensors=("bert.embeddings.position_ids", "cls.seq_relationship.*", "bert.pooler.*"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxgen import settings
 from jaxgen.config import ModelConfig
@@ -66,7 +66,8 @@ class Family:
     out. only: their keys of which we know these values alone; the first is written. copies: tensors
     that some files hold although they are another one. heads: architectures beside the first, and
     the heads they have. moved: the prefix of models with a certain head, if
-    another. labels: classes where config.json tells no number.
+    another. labels: classes where config.json tells no number. library: what computes the same;
+    a folder of another than transformers is written only if its family is named.
     """
 
     model_type: str
@@ -87,6 +88,7 @@ class Family:
     head_rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
     labels: int = 2
+    library: Literal["transformers", "torch"] = "transformers"
     encoder: str = ""
     encoder_rows: tuple[Row, ...] = ()
 
@@ -107,7 +109,9 @@ class Family:
     def write_head(self, config: ModelConfig) -> dict[str, Any]:
         """Return the settings that name the head; CheckpointError if the family has none such."""
         heads = {self.architecture: "lm"} | dict(self.heads)
-        named = [name for name, head in heads.items() if head == config.head]
+        # A model without its pooler is of the class of one with it.
+        wanted = {config.head, "pooled"} if config.head == "none" else {config.head}
+        named = [name for name, head in heads.items() if head in wanted]
         if not named:
             raise CheckpointError(f"{self.model_type} has no head={config.head}")
         theirs: dict[str, Any] = {"architectures": named[:1], "model_type": self.model_type}
@@ -154,7 +158,10 @@ class Family:
         theirs = {**self.write_head(full), **theirs}
         if config.topology != self.choices.get("topology", "decoder"):
             raise CheckpointError(f"{self.model_type} has no topology={config.topology}")
-        if lost := differences(config, self.read(theirs)):
+        again = self.read(theirs)
+        if (config.head, again.head) == ("none", "pooled"):
+            again = again.replace(head="none")
+        if lost := differences(config, again):
             raise CheckpointError(f"{self.model_type} has no {', '.join(lost)}")
         return theirs
 

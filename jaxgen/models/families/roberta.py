@@ -36,7 +36,7 @@ FAMILY = Family(
         "RobertaForMaskedLM": "mlm",
         "RobertaForSequenceClassification": "classes",
         "RobertaForQuestionAnswering": "spans",
-        "RobertaModel": "none",
+        "RobertaModel": "pooled",
     },
     prefix="roberta.",
     layer="roberta.encoder.layer.{}.",
@@ -57,6 +57,7 @@ FAMILY = Family(
             Row("lm_head.decoder.weight", ("unembed/tokens",), "V,D"),
         ),
         "classes": bert.dense("classifier.dense", "classifier.out_proj"),
+        "pooled": bert.dense("roberta.pooler.dense"),
         "spans": SPANS,
     },
     copies={
