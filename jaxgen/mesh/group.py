@@ -130,6 +130,8 @@ class Group:
 
     def agree(self, name: str, facts: Mapping[str, Any]) -> None:
         """Raise ConfigError in every process if a fact differs between two, naming them."""
+        if self.store is None:
+            return
 
         def decide(values: list[str]) -> str:
             ours, *others = map(json.loads, values)

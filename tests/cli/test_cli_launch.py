@@ -1,0 +1,109 @@
+"""A process finds its place: from flags, JAX's variables, a Slurm step or a TPU pod, in turn."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxgen.cli.launch import Flags, find
+from jaxgen.errors import ConfigError
+
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[007-009,12],login",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x4)",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "0",
+}
+JAX = {
+    "JAX_COORDINATOR_ADDRESS": "a:1",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "1",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def place(flags, environment):
+    found = find(Flags(**flags), {"JAX_PLATFORMS": "cpu"} | environment)
+    return found and (found.coordinator, found.processes, found.process, found.devices)
+
+
+def test_without_flags_and_launcher_a_process_is_alone():
+    assert place({}, {}) is None
+    assert place({}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None
+    # A batch script of Slurm outside of srun is no task of a step.
+    assert place({}, {k: v for k, v in SLURM.items() if "STEP" not in k}) is None
+
+
+def test_flags_go_before_variables_and_these_before_slurm():
+    assert place({}, JAX | SLURM) == ("a:1", 2, 1, None)
+    assert place({"process": 0, "coordinator": "b:2"}, JAX | SLURM) == ("b:2", 2, 0, None)
+    assert place({"processes": 1}, JAX | SLURM) is None
+
+
+def test_timeouts_are_those_of_the_flags():
+    found = find(Flags(start_timeout=7.0, peer_timeout=9.0), JAX)
+    assert (found.start_timeout, found.peer_timeout) == (7.0, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ("node007:61441", 4, 3, None)),
+        ({"SLURM_STEP_NODELIST": "n7,n9"}, ("n7:61441", 4, 3, None)),
+        ({"SLURM_STEP_NODELIST": "login"}, ("login:61441", 4, 3, None)),
+        ({"SLURM_STEP_NODELIST": "gpu[3-4]-ib"}, ("gpu3-ib:61441", 4, 3, None)),
+        ({"SLURM_STEP_NODELIST": "n7,m[1-2]"}, ("n7:61441", 4, 3, None)),
+        ({"JAX_COORDINATOR_PORT": "99"}, ("node007:99", 4, 3, None)),
+        # Two tasks on a node: each takes the GPU of its own number.
+        (
+            {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"},
+            ("node007:61441", 4, 3, (1,)),
+        ),
+    ],
+)
+def test_a_task_of_srun_finds_the_first_node_its_number_and_its_devices(changes, expected):
+    assert place({}, SLURM | changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "part"),
+    [
+        ({"process": 1}, {}, "--coordinator (or JAX_COORDINATOR_ADDRESS) and --processes (or"),
+        ({"coordinator": "a:1", "processes": 2}, {}, "--process (or JAX_PROCESS_ID) is missing"),
+        ({}, JAX | {"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID='one' is no whole number"),
+        ({}, SLURM | {"SLURM_PROCID": ""}, "SLURM_PROCID='' is no whole number"),
+        ({}, JAX | {"JAX_PROCESS_ID": "2"}, "--process 2 is not one of the 2 processes"),
+    ],
+)
+def test_half_a_place_is_refused_with_what_is_missing(flags, environment, part):
+    with pytest.raises(ConfigError) as caught:
+        place(flags, environment)
+    assert part in str(caught.value)
+
+
+def test_a_host_of_a_tpu_pod_takes_its_place_from_what_jax_finds():
+    program = (
+        "import os, json; from jaxgen.cli.launch import Flags, find; "
+        "f = find(Flags(), os.environ); print(json.dumps([f.coordinator, f.processes, f.process]))"
+    )
+    # As on Kubernetes; JAX asks nobody then.
+    pod = {
+        "JAX_FORCE_TPU_INIT": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost,elsewhere",
+        "TPU_WORKER_ID": "1",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "localhost",
+        "MEGASCALE_NUM_SLICES": "2",
+        "MEGASCALE_SLICE_ID": "1",
+    }
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | pod
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["localhost:8482", 4, 3]

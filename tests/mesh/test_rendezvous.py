@@ -1,0 +1,134 @@
+"""Before JAX connects them, all processes come to one address, or the error says who does not."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import jaxgen
+from jaxgen.errors import BusyError, ConfigError, PeerError
+from jaxgen.mesh import rendezvous
+from jaxgen.mesh.launch import Launch
+
+
+def port():
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return door.getsockname()[1]
+
+
+def meet(*calls, at=None, seconds=5.0):
+    """Call `rendezvous.meet` with each (count, index) at once; return results and errors."""
+    at = at or port()
+
+    def call(pair):
+        try:
+            return rendezvous.meet("127.0.0.1", at, *pair, seconds)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls))
+
+
+def test_all_learn_who_is_there_and_the_port_is_free_afterwards():
+    at = port()
+    first, *others = meet((3, 0), (3, 2), (3, 1), at=at)
+    assert [name.split(" (")[0] for name in first] == ["process 0", "process 1", "process 2"]
+    assert others == [first, first]
+    with socket.create_server(("127.0.0.1", at)):
+        pass
+
+
+def test_who_does_not_come_is_named_to_all_that_did_with_address_and_time():
+    at = port()
+    began = time.monotonic()
+    found = meet((4, 0), (4, 2), at=at, seconds=1.0)
+    assert time.monotonic() - began < 5
+    for error in found:
+        assert isinstance(error, PeerError)
+        assert f"process 1, process 3 of 4 did not come to 127.0.0.1:{at} within 1 s" in str(error)
+
+
+def test_an_address_where_nobody_answers_is_named_with_the_time_it_was_tried():
+    at = port()
+    (error,) = meet((2, 1), at=at, seconds=1.0)
+    assert isinstance(error, PeerError) and error.exit_code == 5
+    assert f"process 0 is not at 127.0.0.1:{at} (Connection refused), asked for 1 s" in str(error)
+
+
+def test_another_program_at_the_address_is_told_from_process_0():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        at = other.getsockname()[1]
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(lambda: meet((2, 1), at=at, seconds=1.0))
+            while not call.done():
+                other.settimeout(0.1)
+                try:
+                    link, _ = other.accept()
+                except TimeoutError:
+                    continue
+                link.recv(4096)
+                link.sendall(b"SSH-2.0\r\n")
+                link.close()
+            (error,) = call.result()
+        assert isinstance(error, PeerError) and "what answers is not process 0 of jaxgen" in str(
+            error
+        )
+
+
+def test_a_taken_port_is_the_environments_fault():
+    with socket.create_server(("", 0)) as taken:
+        (error,) = meet((2, 0), at=taken.getsockname()[1])
+    assert isinstance(error, BusyError) and "Address already in use" in str(error)
+
+
+def test_a_stranger_at_the_door_does_not_disturb():
+    at = port()
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(lambda: meet((2, 0), at=at))
+        time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", at)) as link:
+            link.sendall(b"GET / HTTP/1.1\n")
+        with socket.create_connection(("127.0.0.1", at)):
+            pass
+        (second,) = meet((2, 1), at=at)
+        assert call.result() == [second] and len(second) == 2
+
+
+@pytest.mark.parametrize(
+    ("calls", "part"),
+    [
+        ([(3, 0), (3, 1), (3, 1)], "are both started with --process 1; give each its own"),
+        ([(2, 0), (3, 2)], "was started with --processes 3 --process 2, process 0"),
+    ],
+)
+def test_processes_that_contradict_each_other_are_refused_in_all(calls, part):
+    for error in meet(*calls):
+        assert isinstance(error, ConfigError) and error.exit_code == 2 and part in str(error)
+
+
+def test_another_version_of_jaxgen_is_refused(monkeypatch):
+    about = {"process": 1, "processes": 2, "name": "process 1 (b, pid 2)", "jaxgen": "0.0.9"}
+    problem = rendezvous._problem(about, {}, 2)
+    assert "process 1 (b, pid 2) runs jaxgen 0.0.9, process 0" in str(problem)
+    assert rendezvous._problem(about | {"jaxgen": jaxgen.__version__}, {}, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"coordinator": "host"}, "--coordinator 'host' is no HOST:PORT"),
+        ({"coordinator": "host:99999"}, "is no HOST:PORT"),
+        ({"processes": 0}, "--processes 0 must be at least 1"),
+        ({"process": 2}, "--process 2 is not one of the 2 processes, which are 0 to 1"),
+        ({"process": -1}, "--process -1 is not one"),
+        ({"peer_timeout": 0.5}, "--peer-timeout 0.5 must be 1 to 86400 seconds"),
+        ({"start_timeout": 1e9}, "--start-timeout 1000000000.0 must be"),
+    ],
+)
+def test_a_launch_that_makes_no_sense_is_refused(changes, part):
+    with pytest.raises(ConfigError) as caught:
+        Launch(**{"coordinator": "host:80", "processes": 2, "process": 0} | changes)
+    assert part in str(caught.value)
