@@ -61,8 +61,16 @@ class Chain:
         NOT_FINITE for a row whose processed logits hold NaN, or leave no token.
         """
         logits = self.process(logits.astype(jnp.float32), past)
-        drawn = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+        # Noise for a whole vocabulary takes longer than a layer; a row with one token needs none.
+        certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
+        drawn = jax.lax.cond(
+            certain, lambda: jnp.argmax(logits, axis=-1), lambda: _draw(keys, logits)
+        ).astype(jnp.int32)
         return checked(drawn, logits)
+
+
+def _draw(keys, logits):
+    return jax.vmap(jax.random.categorical)(keys, logits)
 
 
 def checked(drawn: Int[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -19,13 +20,34 @@ POLICIES = {
 }
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InLine:
+    """The layers' parameters as one tree per scan step, in the place of trees stacked along L.
+
+    A scan takes the weights of its layer out of the stack, which copies them: in decoding, where
+    each weight is read once a token, that doubles the traffic. These are compiled in line.
+    """
+
+    steps: tuple[Any, ...]
+
+
+def in_line(stacked: Any) -> InLine:
+    """Return the stacked parameters of layers as `InLine`."""
+    length = jax.tree.leaves(stacked)[0].shape[0]
+    parts = jax.tree.map(lambda leaf: tuple(leaf[i] for i in range(length)), stacked)
+    apart = jax.tree.transpose(jax.tree.structure(stacked), None, parts)
+    return InLine(tuple(apart))
+
+
 def through_layers(
+    module: nn.Module,
     config: ModelConfig,
     deterministic: bool,
     carry: Carry,
     scene: Scene,
 ) -> Carry:
-    """Return the carry after all layers; call it inside a module, which then owns the layers.
+    """Return the carry after all layers; call it inside `module`, which then owns the layers.
 
     The scene has one mask per kind of the pattern. Parameters of equal layers are stacked
     along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
@@ -40,12 +62,31 @@ def through_layers(
     periods, rest = divmod(config.layers, period)
     if periods:
         body, extra = (block, config.pattern[0]) if period == 1 else (Period, block)
-        scanned = _scanned(body, periods, config.unroll)
-        layers = scanned(config, deterministic, extra, name="layers")
-        carry, _ = layers(carry, jnp.arange(periods) * period, scene)
+        found = module.get_variable("params", "layers")
+        if isinstance(found, InLine):
+            part = body(config, deterministic, extra, parent=None)
+            carry = _through_steps(module, part, found, carry, scene)
+        else:
+            scanned = _scanned(body, periods, config.unroll)
+            layers = scanned(config, deterministic, extra, name="layers")
+            carry, _ = layers(carry, jnp.arange(periods) * period, scene)
     if rest:
         tail = Period(config, deterministic, block, name="rest")
         carry, _ = tail(carry, periods * period, scene._replace(masks=scene.masks[:rest]))
+    return carry
+
+
+def _through_steps(
+    module: nn.Module, part: nn.Module, found: InLine, carry: Carry, scene: Scene
+) -> Carry:
+    """Return the carry after each step in turn; what they sow is stacked as a scan would."""
+    seen = []
+    for index, weights in enumerate(found.steps):
+        layer = index * len(scene.masks)
+        (carry, _), taps = part.apply({"params": weights}, carry, layer, scene, mutable=["taps"])
+        seen.append(taps.get("taps", {}))
+    if module.is_mutable_collection("taps"):
+        module.put_variable("taps", "layers", jax.tree.map(lambda *x: jnp.stack(x), *seen))
     return carry
 
 

@@ -105,7 +105,7 @@ def _tower(
     module.sow("taps", "embedded", x)
     x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
     scene, cache = _scene(config, inputs)
-    x, cache = through_layers(config, deterministic, (x, cache), scene)
+    x, cache = through_layers(module, config, deterministic, (x, cache), scene)
     if config.norm_at != "post":
         x = Norm(config, name="final_norm")(x)
     x = constrain(x, "BTD")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
+from jaxgen.models import api
 from jaxgen.text import answering
 from jaxgen.text.answering import Answer, Group
 from jaxgen.text.batches import Request
@@ -233,7 +234,8 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
     start = model.start if config.topology == "encoder_decoder" else None
     if config.topology == "encoder_decoder" and start is None:
         raise ConfigError(f"{Path(folder)} does not say what its decoder begins with")
-    return Session(config, model.params, model.tokenizer, start, model.stop)
+    params = api.in_line(model.params, config)
+    return Session(config, params, model.tokenizer, start, model.stop)
 
 
 @lru_cache(maxsize=2)

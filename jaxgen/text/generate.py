@@ -17,6 +17,7 @@ from jaxgen.ops.memory import Memory
 
 def model_step(params: api.Params, config: ModelConfig):
     """Return the model as a decoding step: (tokens [B], cache) -> (logits [B, V], cache)."""
+    params = api.in_line(params, config)
 
     def step(tokens, cache):
         out = api.apply(params, config, tokens[:, None], cache=cache)
@@ -88,6 +89,7 @@ def generate(
     a model that gives no next token.
     """
     check(config, prompt.shape[1], length)
+    params = api.in_line(params, config)
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
     capacity = prompt.shape[1] + length

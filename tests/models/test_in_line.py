@@ -1,0 +1,70 @@
+"""Layers compiled one after another equal the scan over their stack."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_params import random_params
+
+import jaxgen
+from jaxgen.models import api
+from jaxgen.nn import stack
+
+SIZES = {"vocab_size": 32, "context": 16, "d_model": 8, "heads": 2}
+CONFIGS = {
+    "one kind": jaxgen.ModelConfig(layers=3, **SIZES),
+    "two kinds, one layer left over": jaxgen.ModelConfig(
+        layers=5, pattern=("local", "global"), window=4, **SIZES
+    ),
+    "with an encoder": jaxgen.ModelConfig(topology="encoder_decoder", layers=2, **SIZES),
+}
+TOKENS = np.arange(12).reshape(2, 6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_in_line_equal_the_scan_in_logits_cache_and_taps(name):
+    config = CONFIGS[name]
+    params = random_params(config)
+    memory = None
+    if config.topology == "encoder_decoder":
+        memory = jaxgen.encode(params, config, TOKENS[:, :4])
+
+    def read(params):
+        slots = None if memory is None else 4
+        cache = api.empty_cache(config, 2, 8, memory=slots)
+        return jaxgen.apply(params, config, TOKENS, cache=cache, memory=memory, taps=("*",))
+
+    found = jax.jit(read)(params | {"layers": stack.in_line(params["layers"])})
+    wanted = jax.jit(read)(params)
+    assert wanted.taps and jax.tree.structure(found) == jax.tree.structure(wanted)
+    for mine, scanned in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, scanned, atol=1e-6)
+
+
+def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
+    config = CONFIGS["one kind"]
+    params = random_params(config)
+    assert api.in_line(params, config) is params  # small: its copies cost nothing
+    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 2))
+    assert api.in_line(params, config) is params  # deeper than two layers
+    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 3))
+    apart = api.in_line(params, config)
+    assert isinstance(apart["layers"], stack.InLine) and len(apart["layers"].steps) == 3
+    np.testing.assert_array_equal(
+        apart["layers"].steps[2]["attn"]["q"], params["layers"]["attn"]["q"][2]
+    )
+    assert api.in_line(apart, config) is apart
+
+
+def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
+    config, key = CONFIGS["one kind"], jax.random.key(0)
+    params = random_params(config)
+
+    def run(params):
+        return jaxgen.generate(params, config, jnp.asarray(TOKENS), key, length=4)
+
+    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 3))
+    loop = next(e for e in jax.make_jaxpr(run)(params).eqns if e.primitive.name == "while")
+    shapes = [x.aval.shape for x in loop.invars]
+    assert params["layers"]["feed"]["up"].shape not in shapes
+    assert shapes.count(params["layers"]["feed"]["up"].shape[1:]) >= 3
