@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -55,7 +55,7 @@ class Text:
     held: data.TokenShard
     tokenizer: Tokenizer
     context: int
-    embed: Callable[[list[str]], np.ndarray]
+    embed: Callable[[Sequence[str]], np.ndarray]
 
     def batches(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
         """Yield the held-out text, row by row."""

@@ -6,12 +6,17 @@ import os
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxgen.cli import app, start
-from jaxgen.report import table
+from jaxgen.report import generators, table
 from jaxgen.report.metrics import METRICS, SCHEMA
-from jaxgen.run import first
+from jaxgen.run import first, inputs
+from jaxgen.run.folder import existing_settings
+from jaxgen.tokens import load as load_tokenizer
 
 CONFIG = """
 model: {context: 24, layers: 1, d_model: 8, heads: 2}
@@ -92,6 +97,24 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
     assert "<b>text" not in page and page.count("<svg") > 20
     for metric in METRICS:
         assert metric.title in page or metric.key in UNKNOWN_TO_TEXT
+
+
+@pytest.mark.parametrize("kind", ["hmm", "maxent"])  # the others are in the report above
+def test_a_baseline_reads_rows_as_it_decodes(home, kind):
+    tokenizer = load_tokenizer(Path("run/tokenizer"))
+    corpus = inputs.prepare(existing_settings(Path("run")), tokenizer, home / "cache")
+    one = generators.baseline(kind, corpus.train, tokenizer, 0)
+    row = corpus.valid.tokens[None, :5].astype(np.int32)
+
+    def next_word(params, row):
+        first, cache = one.prefill(params, row, jnp.asarray([5]), 6)
+        return one.logits(params, {"tokens": row})[:, -1], one.step(params)(first, cache)[0]
+
+    whole, stepped = jax.jit(next_word)(one.params, row)
+    np.testing.assert_allclose(jax.nn.log_softmax(whole), stepped, atol=1e-4)
+    # "line" follows a line's end in this text, far more often than chance would have it.
+    assert float(np.exp(stepped[0, corpus.valid.tokens[5]])) > 10 / 259
+    assert one.parameters > 1000 and one.train_seconds > 0
 
 
 def test_one_worker_makes_the_fixtures_of_a_group(request):

@@ -208,6 +208,7 @@ def _steps(config: Word2Vec, params, part: Batch, tree, noise, rate, key):
         if tree is not None:
             asked, labels = along_tree(inputs.word, tree)
         else:
+            assert config.negatives is not None
             shape = (inputs.word.shape[0], config.negatives)
             place = jax.random.uniform(draw, shape) * noise[-1]
             drawn = jnp.searchsorted(noise, place, side="right").astype(jnp.int32)

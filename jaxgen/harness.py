@@ -1,0 +1,198 @@
+"""A jaxgen model under EleutherAI's lm-evaluation-harness, as the model "jaxgen".
+
+    python -m jaxgen.harness run --model jaxgen --model_args path=runs/quickstart \\
+        --include_path my_tasks --tasks my_task
+
+is the harness's own command line with this model known to it; from Python, import this module and
+call `lm_eval.simple_evaluate(model="jaxgen", model_args={"path": ...}, ...)`. Texts are tokenized
+and windows cut as the harness's "hf" does it, so that figures compare. Needs the extra [lm-eval].
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
+from jaxgen.models import api
+from jaxgen.text.complete import Request, Session, open_run, sampler
+from jaxgen.text.tasks.model import by_length
+
+try:
+    from lm_eval import utils  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.utils import normalize_gen_kwargs  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise ConfigError(
+        'the harness is not installed; install it with pip install "jaxgen[lm-eval]"'
+    ) from error
+
+GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+
+
+@register_model("jaxgen")
+class Harness(TemplateLM):
+    """A decoder of ours as the harness asks for one: its base class is part of the contract.
+
+    path: a run, a saved or a Hugging Face folder with a tokenizer. batch_size: rows at once.
+    max_gen_toks: new tokens where a task does not say. seed: of sampled texts.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        batch_size: int | str = 8,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        super().__init__()
+        if device is not None or max_batch_size is not None:
+            raise ConfigError(
+                f"device={device}, max_batch_size={max_batch_size}: JAX takes the device that "
+                f"JAX_PLATFORMS names, and a batch has batch_size rows; leave both out"
+            )
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ConfigError(f"batch_size={batch_size} must be a whole number of at least 1")
+        self.session: Session = open_run(path)
+        if self.session.config.topology != "decoder" or self.session.config.head != "lm":
+            raise ConfigError(f"{path} is no decoder with token logits; the harness needs one")
+        self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
+
+    @property
+    def eot_token_id(self) -> int:
+        """Return the id that ends a text; ConfigError for a tokenizer without one."""
+        special = self.session.tokenizer.special
+        found = special.bos if special.eos is None else special.eos
+        if found is None:
+            raise ConfigError("the tokenizer has neither bos nor eos to stand before a text")
+        return found
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Return the id that stands before a text that has nothing before it."""
+        bos = self.session.tokenizer.special.bos
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return the ids of a text, after bos if the tokenizer has one and it is not forbidden."""
+        bos = self.session.tokenizer.special.bos
+        ids = self.session.tokenizer.encode(string)
+        return ids if bos is None or add_special_tokens is False else [bos, *ids]
+
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        """Return (log p in nats, whether all are the likeliest) of each continuation."""
+        width = self.session.config.context
+        rows = [(*before, *after)[-(width + 1) :] for _, before, after in requests]
+        found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+        inputs = [row[:-1] for row in rows]
+        for numbers, tokens, segments in by_length(inputs, self.batch_size, width):
+            targets = np.zeros_like(tokens)
+            for place, number in enumerate(numbers):
+                targets[place, : len(inputs[number])] = rows[number][1:]
+            scored = _scored(self.session.params, self.session.config, tokens, segments, targets)
+            logp, hits = (np.asarray(x) for x in scored)
+            for place, number in enumerate(numbers):
+                end = len(inputs[number])
+                part = slice(end - min(len(requests[number][2]), end), end)
+                sure = bool(hits[place, part].all())
+                found[number] = float(logp[place, part].astype(np.float64).sum()), sure
+        for (texts, _, _), answer in zip(requests, found, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return found
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Return log p of whole texts, cut into windows of the context as the harness cuts them."""
+        found = []
+        for (text,) in (request.args for request in requests):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.session.config.context,
+                context_len=1,
+            )
+            parts = [(None, *utils.make_disjoint_window(window)) for window in windows]
+            found.append(sum(logp for logp, _ in self._loglikelihood_tokens(parts)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Return each text that follows a context, up to the first of its stop strings."""
+        made = [""] * len(requests)
+        settings: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            settings.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+        for numbers in settings.values():
+            for begin in range(0, len(numbers), self.batch_size):
+                part = numbers[begin : begin + self.batch_size]
+                args = requests[part[0]].args[1]
+                texts = self._written([requests[i].args[0] for i in part], args)
+                for number, text in zip(part, texts, strict=True):
+                    made[number] = text
+                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
+        return made
+
+    def _written(self, contexts: list[str], args: dict[str, Any]) -> list[str]:
+        wanted: dict[str, Any] = dict(normalize_gen_kwargs(args, self.max_gen_toks))
+        unknown = sorted(set(wanted) - GENERATION)
+        if unknown:
+            raise ConfigError(
+                f"generation_kwargs {', '.join(unknown)} are not known here; there are "
+                f"{', '.join(sorted(GENERATION))}"
+            )
+        length = wanted["max_gen_toks"]
+        if length >= self.session.config.context:
+            raise ConfigError(
+                f"max_gen_toks={length} leaves no room for a prompt in "
+                f"context={self.session.config.context}"
+            )
+        sample = sampler(
+            temperature_=float(wanted.get("temperature", 0.0)),
+            top_k_=wanted.get("top_k"),
+            top_p_=wanted.get("top_p"),
+        )
+        stop = tuple(text for text in wanted.get("until") or () if text)
+        asked = [Request(self._cut(text, length), length, stop, None) for text in contexts]
+        return [one.text for one in self.session.answer(asked, sample, self.seed)]
+
+    def _cut(self, text: str, length: int) -> str:
+        """Return the end of a context that leaves room for `length` new tokens."""
+        tokenizer = self.session.tokenizer
+        ids = tokenizer.encode(text)
+        room = kept = self.session.config.context - length - 1
+        # The end of a text may take more tokens by itself than it took at the end of all of it.
+        while kept and len(tokenizer.encode(text)) > room:
+            text, kept = tokenizer.decode(ids[-kept:]), kept - 1
+        return text
+
+
+@partial(jax.jit, static_argnames="config")
+def _scored(params, config: ModelConfig, tokens, segments, targets):
+    """log p of each target [B, T], and whether it is the likeliest id."""
+    logits = api.apply(params, config, tokens, segments=segments).logits
+    assert logits is not None
+    said = jax.nn.log_softmax(logits.astype(jnp.float32))
+    own = jnp.take_along_axis(said, targets[..., None], axis=-1)[..., 0]
+    return own, said.argmax(axis=-1) == targets
+
+
+def main() -> None:
+    """Run the harness's command line."""
+    from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The harness asks our model and transformers' for the same figures of the same weights.
+
+lm-eval brings half a hundred packages, so it has an environment of its own:
+
+    pip install -e ".[test,lm-eval]" transformers torch && python -m pytest tests/harness
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen.cli import app, start
+from jaxgen.errors import ConfigError
+
+CONFIG = """
+model: {context: 32, layers: 1, d_model: 16, heads: 2, norm: rms, positions: rope, feed: swiglu,
+        biases: none, init_std: 0.4}
+tokenizer: {kind: bpe, vocab_size: 300}
+data: {files: [corpus.txt], split: tail, valid_fraction: 0.2}
+train: {steps: 2, batch: 2, warmup: 0, validate_every: 2, validate_batches: 1}
+"""
+WORDS = "the cat sat on a mat and the dog lay under it while rain fell on every roof".split()
+SHARED = "dataset_path: json\ntest_split: test\ndataset_kwargs: {data_files: {test: DATA}}\n"
+TASKS = {
+    "choice": "output_type: multiple_choice\ndoc_to_text: '{{text}}'\n"
+    "doc_to_choice: '{{choices}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n",
+    "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{long}}'\n"
+    "metric_list: [{metric: bits_per_byte}]\n",
+    "written": "output_type: generate_until\ndoc_to_text: '{{long[:40]}}'\ndoc_to_target: ' x'\n"
+    "generation_kwargs: {until: ['.', 'roof'], max_gen_toks: 9, do_sample: false}\n"
+    "metric_list: [{metric: bleu}]\n",
+}
+
+
+def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "jaxgen.harness", raising=False)
+    with pytest.raises(ConfigError, match=r'pip install "jaxgen\[lm-eval\]"'):
+        import jaxgen.harness  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each backend answered to each task's requests: task -> backend -> answers."""
+    lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from huggingface_hub import constants
+    from lm_eval.tasks import TaskManager
+
+    import jaxgen.harness  # noqa: F401
+
+    home, rng = tmp_path_factory.mktemp("harness"), np.random.default_rng(0)
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(home)
+        m.setenv("HF_HOME", str(home / "hf"))
+        m.setattr(constants, "HF_HUB_OFFLINE", True)
+        m.setenv("JAXGEN_CACHE", str(home / "cache"))
+        m.setattr(start, "prepare_jax", lambda cache: None)
+        lines = [" ".join(rng.choice(WORDS, 12)) + "." for _ in range(80)]
+        Path("corpus.txt").write_text("\n".join(lines))
+        Path("tiny.yaml").write_text(CONFIG)
+        assert app.main(["train", "tiny.yaml", "--out", "run"]) == 0
+        assert app.main(["convert", "run", "hf_folder", "--to", "hf"]) == 0
+        rows = [
+            {"text": line[: len(line) // 2], "choices": [line[len(line) // 2 :], " a mat", " it "],
+             "long": " ".join(lines[i : i + 4])}
+            for i, line in enumerate(lines[:6])
+        ]  # fmt: skip
+        rows[0]["text"] = ""
+        Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        Path("tasks").mkdir()
+        for name, task in TASKS.items():
+            body = f"task: {name}\n{SHARED.replace('DATA', str(home / 'rows.jsonl'))}{task}"
+            Path(f"tasks/{name}.yaml").write_text(body)
+        manager = TaskManager(include_path=str(home / "tasks"), include_defaults=False)
+        backends = {
+            "jaxgen": {"path": "run"},
+            "hf": {"pretrained": "hf_folder", "dtype": "float32", "device": "cpu"},
+        }
+        found = {name: {} for name in TASKS}
+        for backend, arguments in backends.items():
+            said = lm_eval.simple_evaluate(
+                model=backend, model_args=arguments, tasks=list(TASKS), task_manager=manager,
+                batch_size=4, log_samples=True, bootstrap_iters=0,
+            )  # fmt: skip
+            for name in TASKS:
+                found[name][backend] = [row["resps"] for row in said["samples"][name]]
+        yield found
+
+
+def test_log_likelihoods_equal_those_of_hf(answers):
+    ours, theirs = answers["choice"]["jaxgen"], answers["choice"]["hf"]
+    assert len(ours) == 6 and all(len(row) == 3 for row in ours)
+    for a, b in zip(ours, theirs, strict=True):
+        for (logp, greedy), (their_logp, their_greedy) in zip(flat(a), flat(b), strict=True):
+            assert logp == pytest.approx(their_logp, abs=1e-3) and logp < -1
+            assert greedy == their_greedy
+
+
+def test_rolling_log_likelihoods_of_texts_longer_than_the_context_equal_those_of_hf(answers):
+    ours, theirs = answers["rolling"]["jaxgen"], answers["rolling"]["hf"]
+    for a, b in zip(ours, theirs, strict=True):
+        assert number(a) == pytest.approx(number(b), rel=1e-5) and number(a) < -100
+
+
+def test_texts_equal_those_of_hf_up_to_their_stop(answers):
+    assert answers["written"]["jaxgen"] == answers["written"]["hf"]
+    made = [row[0][0] for row in answers["written"]["jaxgen"]]
+    assert any(made) and not any("roof" in text or "." in text for text in made)
+
+
+def flat(row):
+    return [(float(a), str(b) == "True") for ((a, b),) in row]
+
+
+def number(row):
+    while isinstance(row, (list, tuple)):
+        row = row[0]
+    return float(row)
