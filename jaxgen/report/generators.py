@@ -30,7 +30,7 @@ ROUNDS = 15
 PRIOR = 0.01
 FIXED, SUPPORT, LONGEST = 300, 3, 24  # ids of frames, sentences of a frame, its parts
 WORDS, SUFFIXES = 1000, 100  # features of maxent
-FIT = Fit(method="adagrad", rounds=2, l2=1e-6, batch=1024, rate=0.1)
+ROUNDS_OF_MAXENT, L2, RATE = 2, 1e-6, 0.1
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,10 @@ def _maxent(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generato
     pieces = [tokenizer.decode([i]) for i in range(size)]
     suffix_of = maxent.endings(pieces, SUFFIXES, length=3)
     params = maxent.init(config, shard.tokens, suffix_of)
-    params, _ = maxent.train(config, params, shard.tokens, shard.offsets, FIT, begin=begin)
+    # A small text has smaller batches, so that there are hundreds of steps all the same.
+    batch = min(max(len(shard.tokens) // 256, 16), 1024)
+    fit = Fit(method="adagrad", rounds=ROUNDS_OF_MAXENT, l2=L2, rate=RATE, batch=batch)
+    params, _ = maxent.train(config, params, shard.tokens, shard.offsets, fit, begin=begin)
     return Generator(
         name="maxent",
         about="maximum entropy over two words and a suffix",

@@ -17,10 +17,11 @@ from jaxgen.errors import ConfigError
 
 CONFIG = """
 model: {context: 32, layers: 1, d_model: 16, heads: 2, norm: rms, positions: rope, feed: swiglu,
-        biases: none, init_std: 0.4}
+        biases: none}
 tokenizer: {kind: bpe, vocab_size: 300}
 data: {files: [corpus.txt], split: tail, valid_fraction: 0.2}
-train: {steps: 2, batch: 2, warmup: 0, validate_every: 2, validate_batches: 1}
+train: {steps: 150, batch: 8, warmup: 0, learning_rate: 0.01, validate_every: 150,
+        validate_batches: 1}
 """
 WORDS = "the cat sat on a mat and the dog lay under it while rain fell on every roof".split()
 SHARED = "dataset_path: json\ntest_split: test\ndataset_kwargs: {data_files: {test: DATA}}\n"
@@ -29,7 +30,7 @@ TASKS = {
     "doc_to_choice: '{{choices}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n",
     "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{long}}'\n"
     "metric_list: [{metric: bits_per_byte}]\n",
-    "written": "output_type: generate_until\ndoc_to_text: '{{long[:40]}}'\ndoc_to_target: ' x'\n"
+    "written": "output_type: generate_until\ndoc_to_text: '{{long[:24]}}'\ndoc_to_target: ' x'\n"
     "generation_kwargs: {until: ['.', 'roof'], max_gen_toks: 9, do_sample: false}\n"
     "metric_list: [{metric: bleu}]\n",
 }
