@@ -76,12 +76,21 @@ def in_line(params: Params, config: ModelConfig) -> Params:
 
 
 def empty_cache(
-    config: ModelConfig, batch: int, capacity: int, *, memory: int | None = None
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    *,
+    memory: int | None = None,
+    layout: caches.Layout = "contiguous",
+    store: caches.Store = "plain",
+    slack: int = 0,
 ) -> caches.Cache:
     """Return an empty key/value cache of `capacity` slots for each of `batch` rows.
 
     memory: tokens of the encoder's output, which an encoder-decoder must know.
-    Raises ConfigError where `memory` is missing, or has no use.
+    layout: "ring" gives local layers `window` slots, whatever the capacity, and `slack` more, so
+    that their last slack + 1 tokens can be taken back. store: "int8" keeps a byte a number.
+    Raises ConfigError where `memory` is missing, or one of them has no use.
     """
     if (memory is not None) != (config.topology == "encoder_decoder"):
         raise ConfigError(
@@ -90,8 +99,24 @@ def empty_cache(
         )
     if config.topology == "encoder":
         raise ConfigError("topology=encoder sees both sides, so it has no cache")
-    sizes = config.layers, batch, capacity, config.K, config.H
-    return caches.empty(*sizes, config.compute_dtype, memory=memory)
+    if layout == "ring" and config.window is None:
+        raise ConfigError("layout=ring with window=None: only layers with a window can forget")
+    if layout == "ring" and config.positions == "relative":
+        raise ConfigError("layout=ring with positions=relative: its bias reads slots in order")
+    if layout == "ring" and config.prompt == "both":
+        raise ConfigError("layout=ring with prompt=both: a prompt seen from both sides is kept")
+    if slack and layout != "ring":
+        raise ConfigError(f"slack={slack} has no effect with layout={layout}")
+    kinds = [config.pattern[layer % len(config.pattern)] for layer in range(config.layers)]
+    turned = kinds.count("local") if layout == "ring" else 0
+    return caches.empty(
+        caches.Sizes(batch, config.K, config.H, config.compute_dtype),
+        whole=(config.layers - turned, capacity),
+        ring=(turned, config.window or 0),
+        slack=slack,
+        store=store,
+        cross=None if memory is None else (config.layers, memory),
+    )
 
 
 def encode(
@@ -252,9 +277,10 @@ def _forward(
 
 def _positions(config, tokens, positions, segments, cache):
     length = tokens.shape[1]
-    limit = config.context if cache is None else cache.capacity
+    capacity = None if cache is None else cache.capacity
+    limit = config.context if capacity is None else capacity
     if length > limit:
-        where = "context" if cache is None else "the cache's capacity"
+        where = "context" if capacity is None else "the cache's capacity"
         raise ConfigError(f"{length} tokens do not fit {where} of {limit}")
     if cache is not None and segments is not None:
         raise ConfigError("segments= and cache= exclude each other: a cache row is one document")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.config import Layer, ModelConfig
 from jaxgen.mesh import constrain
@@ -41,8 +43,8 @@ class Attend(nn.Module):
             q = rotate(q, scene.positions, theta=theta, scaling=scaling)
             k = rotate(k, scene.positions, theta=theta, scaling=scaling)
         if cache is not None:
-            cache = caches.write(cache, layer, k, v)
-            k, v = caches.read(cache, layer)
+            number = _number(config, self.kind, layer) if cache.ring is not None else layer
+            cache, k, v = caches.extend(cache, self.kind, number, k, v)
         (mask,) = scene.masks
         drop = Drop(config.dropout, self.deterministic)
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
@@ -76,6 +78,13 @@ class CrossAttend(nn.Module):
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, scene.cross_mask, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache
+
+
+def _number(config: ModelConfig, kind: Layer, layer: jax.Array | int) -> jax.Array | int:
+    """A layer's number among those of its kind."""
+    period, place = len(config.pattern), layer % len(config.pattern)
+    before = np.cumsum([0, *(one == kind for one in config.pattern)])
+    return layer // period * before[-1] + jnp.asarray(before)[place]
 
 
 def project(

@@ -118,7 +118,11 @@ def _tower(
 def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | None]:
     """Return what the layers see, and the cache, which from now on knows the memory's padding."""
     _, positions, segments, _, cache, memory, prefix = inputs
-    keys = positions if cache is None else jnp.arange(cache.capacity)[None]
+    count = inputs.tokens.shape[1]
+    keys = [
+        positions if cache is None else caches.positions(cache, kind, count)
+        for kind in config.pattern
+    ]
     direction = "both" if config.topology == "encoder" else "back"
     ahead = None
     if prefix is not None:
@@ -129,18 +133,18 @@ def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | N
     masks = tuple(
         visible(
             positions,
-            keys,
+            key,
             direction=direction,
             window=window,
             ahead=ahead,
             query_segments=segments,
             key_segments=segments,
         )
-        for window in config.windows()
+        for key, window in zip(keys, config.windows(), strict=True)
     )
     bias = None
     if config.positions == "relative":
-        bias = Relative(config, name="relative")(positions, keys)
+        bias = Relative(config, name="relative")(positions, keys[0])
     if config.topology != "encoder_decoder":
         return Scene(positions, masks, bias), cache
     if memory is not None and cache is not None:

@@ -1,15 +1,29 @@
-"""The key/value cache: a value that goes in and comes out, and owns the notion of time."""
+"""The key/value cache: a value that goes in and comes out, and owns the notion of time.
+
+Layouts: contiguous keeps every token; ring keeps, of layers with a sliding window, the last
+`window` tokens, so that it does not grow with the text. Stores: plain keeps the numbers as they
+are; int8 keeps a byte and, for each head and position, one scale. Query heads that share a key
+head (Ainslie et al. 2023) share its slots: a group is stored once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
+from jaxgen.config import Layer
 from jaxgen.mesh import constrain
+
+Layout = Literal["contiguous", "ring"]
+Store = Literal["plain", "int8"]
+NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
+LEVELS = 127  # int8 is used symmetrically
 
 
 @jax.tree_util.register_dataclass
@@ -24,25 +38,57 @@ class CrossKeys:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Cache:
-    """Keys and values of all layers; the token at position p of a row lies in slot p of that row.
+class Slots:
+    """Keys and values of some layers; with int8, they are times the scales."""
 
-    Slot = position makes a row's numbers independent of its neighbours' lengths: nothing is
-    shifted by padding. Slots at `length` and beyond hold rubbish that no query may see.
+    k: Num[Array, "L B S K H"]
+    v: Num[Array, "L B S K H"]
+    k_scale: Float[Array, "L B S K"] | None
+    v_scale: Float[Array, "L B S K"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of all layers.
+
+    whole: slots of the layers that keep every token; the one at position p of a row lies in slot p
+    of that row, which makes a row's numbers independent of its neighbours' lengths. Slots at
+    `length` and beyond hold rubbish that no query may see. ring: of the local layers, if they have
+    slots of their own; position p lies in slot p mod their number.
+    real: how many of the next tokens count [B], where rows are padded; None: all of them.
+    slack: slots of a ring beyond the window, so that its last tokens can be taken back.
     """
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    whole: Slots | None
+    ring: Slots | None
     length: Int[Array, "B"]
     cross: CrossKeys | None = None
+    real: Int[Array, "B"] | None = None
+    slack: int = field(default=0, metadata={"static": True})
 
     @property
-    def capacity(self) -> int:
-        """Return the slots of a row."""
-        return self.k.shape[2]
+    def capacity(self) -> int | None:
+        """Return the tokens of a row; None if all layers are rings, which have no end."""
+        return None if self.whole is None else self.whole.k.shape[2]
+
+    @property
+    def back(self) -> int | None:
+        """Return how many tokens `rewind` can take back; None: all of them."""
+        return None if self.ring is None else self.slack + 1
+
+    def expect(self, real: Int[Array, "B"]) -> Cache:
+        """Return the cache told that of the tokens that come next, the first `real` count.
+
+        A ring must know it: padding would drive out what is still needed.
+        """
+        return replace(self, real=real)
 
     def rewind(self, length: Int[Array, "B"]) -> Cache:
-        """Return the cache as it was when each row held `length` tokens."""
+        """Return the cache as it was when each row held `length` tokens.
+
+        A ring can go back as far as `back` says; the caller sees to it.
+        """
         return replace(self, length=length)
 
     def take(self, rows: Int[Array, "C"]) -> Cache:
@@ -50,54 +96,172 @@ class Cache:
         cross = self.cross
         if cross is not None:
             cross = CrossKeys(cross.k[:, rows], cross.v[:, rows], cross.segments[rows])
-        return Cache(self.k[:, rows], self.v[:, rows], self.length[rows], cross)
+        whole, ring = (jax.tree.map(lambda x: x[:, rows], one) for one in (self.whole, self.ring))
+        real = None if self.real is None else self.real[rows]
+        return replace(
+            self, whole=whole, ring=ring, length=self.length[rows], cross=cross, real=real
+        )
+
+
+class Sizes(NamedTuple):
+    """What decides the shapes of a cache."""
+
+    batch: int
+    heads: int
+    width: int
+    dtype: str
 
 
 def empty(
-    layers: int,
-    batch: int,
-    capacity: int,
-    heads: int,
-    width: int,
-    dtype: str,
+    sizes: Sizes,
     *,
-    memory: int | None = None,
+    whole: tuple[int, int],
+    ring: tuple[int, int] = (0, 0),
+    slack: int = 0,
+    store: Store = "plain",
+    cross: tuple[int, int] | None = None,
 ) -> Cache:
-    """Return a cache of `capacity` slots a row that holds nothing yet.
+    """Return a cache that holds nothing yet.
 
-    memory: slots for the keys of an encoder's output, in models that read one.
+    whole, ring, cross: (layers, slots of a row) of each part, a ring with `slack` slots more; cross
+    is for the keys of an encoder's output, in models that read one.
     """
-
-    def zeros(slots):
-        return constrain(jnp.zeros((layers, batch, slots, heads, width), dtype), "LBSKH")
-
-    cross = None
-    if memory is not None:
+    memory = None
+    if cross is not None:
+        k, v = (_zeros(sizes, *cross, sizes.dtype) for _ in "kv")
         # Segment 0 is padding: until the memory is written, nothing of it can be seen.
-        cross = CrossKeys(zeros(memory), zeros(memory), jnp.zeros((batch, memory), jnp.int32))
-    return Cache(zeros(capacity), zeros(capacity), jnp.zeros(batch, jnp.int32), cross)
+        memory = CrossKeys(k, v, jnp.zeros((sizes.batch, cross[1]), jnp.int32))
+    parts = (_slots(sizes, *part, store) for part in (whole, (ring[0], ring[1] + slack)))
+    return Cache(*parts, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
 
 
-def write(
+def _zeros(sizes: Sizes, layers: int, slots: int, dtype: str) -> Array:
+    shape = (layers, sizes.batch, slots, sizes.heads, sizes.width)
+    return constrain(jnp.zeros(shape, dtype), "LBSKH")
+
+
+def _slots(sizes: Sizes, layers: int, slots: int, store: Store) -> Slots | None:
+    if not layers:
+        return None
+    if store == "plain":
+        k, v = (_zeros(sizes, layers, slots, sizes.dtype) for _ in "kv")
+        return Slots(k, v, None, None)
+    k, v = (_zeros(sizes, layers, slots, "int8") for _ in "kv")
+    shape = (layers, sizes.batch, slots, sizes.heads)
+    return Slots(k, v, *(constrain(jnp.zeros(shape, jnp.float32), "LBSK") for _ in "kv"))
+
+
+def positions(cache: Cache, kind: Layer, tokens: int) -> Int[Array, "#B S"]:
+    """Return the positions of the keys that `extend` will give a layer of this kind."""
+    if cache.ring is None or kind == "global":
+        assert cache.whole is not None
+        return jnp.arange(cache.whole.k.shape[2])[None]
+    after = cache.length if tokens > 1 else cache.length + _counted(cache, tokens)
+    size = cache.ring.k.shape[2]
+    last = after[:, None] - 1
+    held = last - (last - jnp.arange(size)) % size  # the latest position that belongs in a slot
+    held = jnp.where(held >= 0, held, NEVER)
+    if tokens == 1:
+        return held
+    return jnp.concatenate([held, cache.length[:, None] + jnp.arange(tokens)], axis=1)
+
+
+def extend(
     cache: Cache,
+    kind: Layer,
     layer: Int[Array, ""] | int,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-) -> Cache:
-    """Return the cache with T new tokens of one layer written after each row's `length`.
+) -> tuple[Cache, Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+    """Return (cache with T new tokens of one layer, the keys and values that they may see).
 
-    The caller sees to it that length + T fits the capacity: a write past the end would be
-    clamped onto the last slots without a word, as all dynamic updates in JAX are.
+    layer: its number among those that share its slots. The caller sees to it that length + T fits
+    the capacity: a write past the end would be clamped onto the last slots without a word, as all
+    dynamic updates in JAX are.
     """
+    if cache.ring is None or kind == "global":
+        assert cache.whole is not None
+        whole = _written(cache.whole, layer, k, v, cache.length)
+        return replace(cache, whole=whole), *_read(whole, layer, k.dtype)
+    old = cache.ring
+    ring = _turned(old, layer, k, v, cache.length, _counted(cache, k.shape[1]))
+    cache = replace(cache, ring=ring)
+    if k.shape[1] == 1:
+        return cache, *_read(ring, layer, k.dtype)
+    # Several tokens would drive out what the first of them still see: they come beside the ring.
+    seen = zip(_read(old, layer, k.dtype), _kept(ring, k, v), strict=True)
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in seen)
+    return cache, keys, values
 
-    def rows(slots, new):
-        place = jax.vmap(lambda row, tokens, at: lax.dynamic_update_slice(row, tokens, (at, 0, 0)))
-        return place(slots, new.astype(slots.dtype), cache.length)
 
-    def put(whole, new):
-        return lax.dynamic_update_index_in_dim(whole, rows(_layer(whole, layer), new), layer, 0)
+def _counted(cache: Cache, tokens: int) -> Int[Array, "B"]:
+    return jnp.full_like(cache.length, tokens) if cache.real is None else cache.real
 
-    return replace(cache, k=put(cache.k, k), v=put(cache.v, v))
+
+def _coded(slots: Slots, k: Array, v: Array) -> list[tuple[str, Array]]:
+    """New keys and values as they are stored, by the field they belong in."""
+    if slots.k_scale is None:
+        return [("k", k.astype(slots.k.dtype)), ("v", v.astype(slots.v.dtype))]
+    coded = []
+    for name, x in (("k", k), ("v", v)):
+        x = x.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(x), axis=-1) / LEVELS
+        level = jnp.round(x / jnp.where(scale > 0, scale, 1.0)[..., None])
+        coded += [(name, level.astype(jnp.int8)), (f"{name}_scale", scale)]
+    return coded
+
+
+def _plain(x: Array, scale: Array | None, dtype) -> Array:
+    return x if scale is None else (x.astype(jnp.float32) * scale[..., None]).astype(dtype)
+
+
+def _kept(slots: Slots, k: Array, v: Array) -> tuple[Array, Array]:
+    """New keys and values as they will be read again."""
+    coded = dict(_coded(slots, k, v))
+    return (
+        _plain(coded["k"], coded.get("k_scale"), k.dtype),
+        _plain(coded["v"], coded.get("v_scale"), v.dtype),
+    )
+
+
+def _written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
+    """Slots with T new tokens of one layer after each row's `length`."""
+    changed = {}
+    for name, new in _coded(slots, k, v):
+        whole = getattr(slots, name)
+        place = jax.vmap(
+            lambda row, tokens, at: lax.dynamic_update_slice_in_dim(row, tokens, at, axis=0)
+        )
+        changed[name] = _put(whole, place(_layer(whole, layer), new, length), layer)
+    return replace(slots, **changed)
+
+
+def _turned(slots: Slots, layer, k: Array, v: Array, length: Array, real: Array) -> Slots:
+    """Slots with the last of the `real` new tokens of one layer, in place of the oldest."""
+    tokens, size = k.shape[1], slots.k.shape[2]
+    place = jnp.arange(tokens)
+    lasting = (place < real[:, None]) & (place >= real[:, None] - size)
+    at = jnp.where(lasting, (length[:, None] + place) % size, size)
+    rows = jnp.arange(k.shape[0])[:, None]
+    changed = {}
+    for name, new in _coded(slots, k, v):
+        whole = getattr(slots, name)
+        changed[name] = _put(whole, _layer(whole, layer).at[rows, at].set(new, mode="drop"), layer)
+    return replace(slots, **changed)
+
+
+def _put(whole: Array, one: Array, layer) -> Array:
+    return lax.dynamic_update_index_in_dim(whole, one, layer, 0)
+
+
+def _read(slots: Slots, layer, dtype) -> tuple[Array, Array]:
+    """All slots of one layer's keys and values."""
+    pairs = ((slots.k, slots.k_scale), (slots.v, slots.v_scale))
+    k, v = (
+        _plain(_layer(x, layer), None if scale is None else _layer(scale, layer), dtype)
+        for x, scale in pairs
+    )
+    return k, v
 
 
 def begin_cross(cache: Cache, segments: Int[Array, "B S"]) -> Cache:
@@ -116,17 +280,10 @@ def write_cross(
     assert cache.cross is not None
 
     def put(whole, new):
-        return lax.dynamic_update_index_in_dim(whole, new.astype(whole.dtype), layer, 0)
+        return _put(whole, new.astype(whole.dtype), layer)
 
     cross = replace(cache.cross, k=put(cache.cross.k, k), v=put(cache.cross.v, v))
     return replace(cache, cross=cross)
-
-
-def read(
-    cache: Cache, layer: Int[Array, ""] | int
-) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """Return all slots of one layer's keys and values."""
-    return _layer(cache.k, layer), _layer(cache.v, layer)
 
 
 def read_cross(
@@ -142,5 +299,5 @@ def _layer(whole, layer):
 
 
 def advance(cache: Cache, tokens: int) -> Cache:
-    """Return the cache with every row `tokens` longer, once all layers have written."""
-    return replace(cache, length=cache.length + tokens)
+    """Return the cache with every row longer, by `tokens` or by the real ones it expected."""
+    return replace(cache, length=cache.length + _counted(cache, tokens), real=None)

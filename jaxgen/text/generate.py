@@ -11,7 +11,7 @@ from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
-from jaxgen.ops.cache import Cache
+from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 
 
@@ -35,21 +35,25 @@ def prefill(
     capacity: int,
     *,
     memory: Memory | None = None,
+    layout: Layout = "contiguous",
+    store: Store = "plain",
+    slack: int = 0,
 ) -> tuple[Int[Array, "B"], Cache]:
     """Return (first, cache): all of each prompt but its last token cached, and that last token.
 
     The last token is left to the loop's first step, so that every token that is ever drawn comes
-    from one and the same code; no logits are computed here.
+    from one and the same code; no logits are computed here. The rest is as in `api.empty_cache`.
     """
     slots = None if memory is None else memory.state.shape[1]
-    cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots)
+    about = {"layout": layout, "store": store, "slack": slack}
+    cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots, **about)
+    cache = cache.expect(jnp.asarray(lengths, jnp.int32) - 1)
     prefix = None
     if config.prompt == "both":
         prefix = (jnp.arange(prompt.shape[1]) < lengths[:, None]).astype(jnp.int32)
     cache = api.hidden(params, config, prompt, cache=cache, memory=memory, prefix=prefix).cache
     assert cache is not None
-    last = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
-    return last, cache.rewind(lengths - 1)
+    return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], cache
 
 
 def check(config: ModelConfig, width: int, length: int) -> None:
@@ -77,6 +81,8 @@ def generate(
     stop: Int[Array, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
+    layout: Layout = "contiguous",
+    store: Store = "plain",
 ) -> Int[Array, "B length"]:
     """Return `length` new token ids for each prompt; jit it with config and length static.
 
@@ -85,6 +91,7 @@ def generate(
     stop: ids that end a row, which then repeats its stop token. strings: `stop_strings` likewise.
     memory: what `encode` made of the sources, for an encoder-decoder, whose prompts begin with the
       token that its family starts decoding from.
+    layout, store: of the key/value cache, see `models.api.empty_cache`.
     Raises ConfigError if T + length exceeds config.context, for an empty prompt or length, and for
     a model that gives no next token.
     """
@@ -93,7 +100,8 @@ def generate(
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
     capacity = prompt.shape[1] + length
-    first, cache = prefill(params, config, prompt, lengths, capacity, memory=memory)
+    about = {"memory": memory, "layout": layout, "store": store}
+    first, cache = prefill(params, config, prompt, lengths, capacity, **about)
     sample = greedy() if sample is None else sample
     step = model_step(params, config)
     ends = {"stop": stop, "strings": strings, "prompt": prompt, "lengths": lengths}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxgen.config import RopeScaling
-from jaxgen.ops import cache as caches
 from jaxgen.ops import keys
 from jaxgen.ops.attention import attend, soft_cap
 from jaxgen.ops.contract import contract, lookup
@@ -121,16 +120,6 @@ def test_gates_match_their_formulas():
     exact = ACTIVATIONS["gelu"](jnp.asarray(x))
     assert 1e-5 < np.abs(exact - tanh).max() < 1e-3
     assert GATED["swiglu"] is ACTIVATIONS["silu"] and GATED["geglu"] is ACTIVATIONS["gelu_tanh"]
-
-
-def test_a_cache_writes_each_row_at_its_own_length():
-    cache = caches.empty(2, 2, 5, 1, 1, "float32").rewind(jnp.array([0, 2]))
-    new = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None, None]
-    cache = caches.advance(caches.write(cache, 1, new, -new), 2)
-    assert cache.k[1, :, :, 0, 0].tolist() == [[1, 2, 0, 0, 0], [0, 0, 3, 4, 0]]
-    assert cache.v[1, :, :, 0, 0].tolist() == [[-1, -2, 0, 0, 0], [0, 0, -3, -4, 0]]
-    assert not cache.k[0].any() and cache.length.tolist() == [2, 4]
-    assert caches.read(cache, 1)[0].shape == (2, 5, 1, 1)
 
 
 def test_products_run_in_the_dtype_that_is_asked_for():
