@@ -13,6 +13,11 @@ from jaxgen.tokens.protocol import Tokenizer
 
 def make(settings: ObjectiveSettings, tokenizer: Tokenizer, topology: str) -> Maker:
     """Return what makes rows of token shards; ConfigError if the tokenizer does not allow it."""
+    if settings.name == "pairs" and hasattr(tokenizer, "encode_target"):
+        raise ConfigError(
+            "a Marian tokenizer has a model for each side, which objective.name=pairs does not "
+            "tell apart yet; train with a tokenizer of your own"
+        )
     return make_objective(settings, alphabet(settings, tokenizer), topology)
 
 

@@ -102,8 +102,15 @@ def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, s
 def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Write the tokenizer's own file; one that has none (chars, bytes) is left out."""
     from jaxgen.tokens.huggingface import HuggingFace
+    from jaxgen.tokens.marian import Marian
     from jaxgen.tokens.pieces import Pieces
 
+    if isinstance(tokenizer, Marian):
+        for name, content in tokenizer.parts().items():
+            (draft / name).write_bytes(content)
+        about = {"tokenizer_class": "MarianTokenizer", "model_max_length": config.context}
+        files.write_json(draft / TOKENIZER, about)
+        return
     if not isinstance(tokenizer, HuggingFace | Pieces):
         return
     hub = isinstance(tokenizer, HuggingFace)

@@ -20,7 +20,7 @@ from jaxgen.models.families.weights import Link, table
 from jaxgen.store import safetensors
 from jaxgen.store.safetensors import Tensor
 from jaxgen.text import usage as usages
-from jaxgen.tokens import Tokenizer
+from jaxgen.tokens import Tokenizer, marian
 from jaxgen.tokens import load as load_tokenizer
 
 CONFIG = "config.json"
@@ -249,15 +249,15 @@ def _dtype(folder: Path, stored: Mapping[str, Tensor]) -> Any:
 def tokenizer_of(folder: Path) -> Tokenizer:
     """Return the folder's tokenizer; CheckpointError if there is none, or it does not fit.
 
-    bos is declared only where the tokenizer itself puts it before a text; eos and pad are those of
-    generation_config.json or config.json.
+    bos is what the tokenizer itself puts before a text; eos and pad are those of
+    generation_config.json or config.json, or what it puts after one.
     """
-    path = next((folder / name for name in TOKENIZERS if (folder / name).exists()), None)
-    if path is None:
+    path = next((folder / name for name in TOKENIZERS if (folder / name).exists()), folder)
+    if path == folder and not marian.is_marian(folder):
         raise CheckpointError(
             f"{folder} has no tokenizer.json and no sentencepiece model; ids only"
         )
-    tokenizer = load_tokenizer(path)
+    tokenizer = marian.read(folder) if path == folder else load_tokenizer(path)
     _, config = read_config(folder)
     if tokenizer.vocab_size > config.V:
         raise CheckpointError(
@@ -267,6 +267,11 @@ def tokenizer_of(folder: Path) -> Tokenizer:
     special = replace(tokenizer.special, **_special(folder, tokenizer))
     model: bytes = tokenizer.model  # pyright: ignore[reportAttributeAccessIssue]
     return type(tokenizer)(model, special)  # pyright: ignore[reportCallIssue]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder holds a tokenizer that is read here."""
+    return marian.is_marian(folder) or any((folder / name).exists() for name in TOKENIZERS)
 
 
 def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
@@ -282,15 +287,16 @@ def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
                 f"{tokenizer.vocab_size} ids"
             )
         found[name] = value
-    found["bos"] = found.get("bos") if _begins(tokenizer, found.get("bos")) else None
+    around = getattr(tokenizer, "around", None)
+    if around is None:  # sentencepiece: Llama and Gemma begin every text, T5 and Marian none
+        if isinstance(tokenizer, marian.Marian):
+            found["bos"] = None
+        return found
+    begin, end = around()
+    found["bos"] = begin[0] if len(begin) == 1 else None
+    if "eos" not in found and len(end) == 1:  # BERT ends what it reads, and says so only there
+        found["eos"] = end[0]
     return found
-
-
-def _begins(tokenizer: Tokenizer, bos: int | None) -> bool:
-    engine = getattr(tokenizer, "_engine", None)
-    if engine is None:  # sentencepiece: Llama and Gemma begin every text, T5 has no bos
-        return bos is not None
-    return engine.encode("a", add_special_tokens=True).ids[:1] == [bos]
 
 
 def refuse_dtype(dtype: str | None) -> None:

@@ -173,7 +173,7 @@ def check_new(folder: Path) -> None:
 def has_tokenizer(folder: Path) -> bool:
     """Return whether `tokenizer_of` has something to read."""
     if is_hub(folder):
-        return any((folder / name).exists() for name in hub_folder.TOKENIZERS)
+        return hub_folder.has_tokenizer(folder)
     return (folder / "tokenizer").is_dir()
 
 

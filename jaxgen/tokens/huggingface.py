@@ -67,6 +67,14 @@ class HuggingFace:
         encode = self._engine.encode_batch
         return [row.ids for row in _guard(DataError, encode, texts, add_special_tokens=False)]
 
+    def around(self) -> tuple[list[int], list[int]]:
+        """Return the ids that the file's own template puts before a text, and after it."""
+        inner = self._engine.encode("a", add_special_tokens=False).ids
+        whole = self._engine.encode("a", add_special_tokens=True).ids
+        spots = range(len(whole) - len(inner) + 1)
+        at = next((i for i in spots if whole[i : i + len(inner)] == inner), len(whole))
+        return whole[:at], whole[at + len(inner) :]
+
     def encode_marked(self, text: str) -> list[int]:
         """Return the ids of a text in which special pieces, written out, are those pieces."""
         self._engine.encode_special_tokens = False

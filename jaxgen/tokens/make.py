@@ -79,6 +79,10 @@ def _open(kind: str, raw: bytes, special: Special | None) -> Tokenizer:
         from jaxgen.tokens.pieces import Pieces
 
         return Pieces(raw, special)
+    if kind == "marian":
+        from jaxgen.tokens.marian import Marian
+
+        return Marian(raw, special)
     if kind == "hf":
         from jaxgen.tokens.huggingface import HuggingFace
 

@@ -127,6 +127,13 @@ class Pieces:
                 ids += self._processor.encode(block)
         return ids
 
+    def pieces_of(self, text: str) -> list[str]:
+        """Return the pieces of a text by name; DataError for a lone surrogate."""
+        try:
+            return self._processor.encode(text, out_type=str)
+        except UnicodeEncodeError as error:
+            raise protocol.not_unicode(text, error) from None
+
     def encode_many(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the ids of each text."""
         return [self.encode(text) for text in texts]

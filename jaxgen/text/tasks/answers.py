@@ -165,11 +165,9 @@ def _written(
             model, texts, length=length, batch=batch, overflow=overflow, progress=progress
         )
     else:
-        rows = [model.ids(text) for text in texts]
-        found = write(
-            model, [row[:-1] if row[-1:] == [model.tokenizer.special.eos] else row for row in rows],
-            length=length, heat=0.0, batch=batch, progress=progress,
-        )  # fmt: skip
+        before, _ = model.around
+        rows = [[*before, *model.tokenizer.encode(text)] for text in texts]
+        found = write(model, rows, length=length, heat=0.0, batch=batch, progress=progress)
         # A decoder goes on with the next question: the answer is its first line.
         found = [text.strip().split("\n")[0].strip() for text in found]
     return [[Answer(text.strip(), None, None, None)] for text in found]

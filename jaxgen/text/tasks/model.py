@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.text import follow
 from jaxgen.text import usage as usages
-from jaxgen.text.model import load, tokenizer_of
+from jaxgen.text.model import is_hub, load, tokenizer_of
 from jaxgen.text.usage import Usage
 from jaxgen.tokens import Tokenizer
 
@@ -42,10 +43,25 @@ class Model:
         """Return the ids that end what it writes."""
         return follow.stops(self.usage, self.tokenizer.special.eos)
 
-    def ids(self, text: str) -> list[int]:
-        """Return the ids of a text between bos and eos."""
-        special = self.tokenizer.special
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Return the ids before and after a text that is read.
+
+        Of a Hugging Face folder those that its own tokenizer puts there; else bos and eos, as a
+        run lays its documents.
+        """
+        special, home = self.tokenizer.special, self.home
+        hub = home is not None and is_hub(home)
+        own = getattr(self.tokenizer, "around", None)
+        if hub and own is not None:
+            return own()
         before, after = ([] if i is None else [i] for i in (special.bos, special.eos))
+        # transformers' sentencepiece tokenizers end texts for encoders alone.
+        return before, [] if hub and self.config.topology == "decoder" else after
+
+    def ids(self, text: str) -> list[int]:
+        """Return the ids of a text, with those around it."""
+        before, after = self.around
         return [*before, *self.tokenizer.encode(text), *after]
 
     def text(self, ids: Sequence[int]) -> str:
@@ -96,7 +112,7 @@ def rows_of(model: Model, texts: Sequence[str], overflow: Overflow) -> list[list
                     f"or cut such texts with overflow='cut' (--overflow cut)"
                 )
             cut += 1
-            end = [] if model.tokenizer.special.eos is None else row[-1:]
+            end = model.around[1]
             row = [*row[: most - len(end)], *end]
         rows.append(row)
     if cut:

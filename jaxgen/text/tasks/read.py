@@ -14,7 +14,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.text.tasks.model import Model, Overflow, Progress, by_length, rows_of, wants
-from jaxgen.tokens.marks import mask_of
+from jaxgen.tokens.marks import MASKS, mask_of
 
 
 def classify(
@@ -99,11 +99,8 @@ def fill_mask(
         parts = text.split(mask)
         if len(parts) < 2:
             raise ConfigError(f"text {text[:40]!r} has no {mask}; write it where a word is missing")
-        ids = [model.tokenizer.encode(part) if part else [] for part in parts]
-        special = model.tokenizer.special
-        row = [i for n, part in enumerate(ids) for i in (*([hidden] if n else []), *part)]
-        ends = [[] if i is None else [i] for i in (special.bos, special.eos)]
-        rows.append([*ends[0], *row, *ends[1]])
+        before, after = model.around
+        rows.append([*before, *_hidden(model, parts, hidden), *after])
         _check_room(model, rows[-1], text)
     found: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
@@ -115,6 +112,17 @@ def fill_mask(
                          for i in order]  # fmt: skip
                 found[number].append(named)
     return found
+
+
+def _hidden(model: Model, parts: Sequence[str], hidden: int) -> list[int]:
+    """Return the ids of the parts with the mask between them."""
+    marked = getattr(model.tokenizer, "encode_marked", None)
+    own = next((m for m in MASKS if m in getattr(model.tokenizer, "vocabulary", dict)()), None)
+    if marked is not None and own is not None:
+        # The mask may take the space before it, as RoBERTa's does.
+        return marked(own.join(parts))
+    ids = [model.tokenizer.encode(part) if part else [] for part in parts]
+    return [i for n, part in enumerate(ids) for i in (*([hidden] if n else []), *part)]
 
 
 def _check_room(model: Model, row: list[int], text: str) -> None:

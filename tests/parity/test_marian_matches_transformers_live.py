@@ -1,0 +1,81 @@
+"""Marian's tokenizer gives the ids and texts of transformers' MarianTokenizer, and goes round."""
+
+import io
+import json
+import os
+
+import pytest
+import sentencepiece
+from random_params import random_params
+
+import jaxgen
+from jaxgen.text import tasks
+from jaxgen.tokens import marian
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+transformers = pytest.importorskip("transformers")
+
+TEXTS = {
+    "source": ["A dog runs through the snow.", "Two men talk; a child plays.", "The café is old!"],
+    "target": ["Ein Hund läuft durch den Schnee.", "Zwei Männer reden.", "Das Café ist alt!"],
+}
+ODD = ["A dog", ">>deu<< The snow", "  two   spaces ", "unseen: 漢字", "dog.", ">>fra<< men", "<<"]
+
+
+def model_of(texts):
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 5), model_writer=buffer, vocab_size=60,
+        model_type="unigram", hard_vocab_limit=False, minloglevel=3, bos_id=-1,
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("marian")
+    sides = {side: model_of(texts) for side, texts in TEXTS.items()}
+    pieces = ["</s>", "<unk>", ">>deu<<"]
+    for raw in sides.values():
+        processor = sentencepiece.SentencePieceProcessor(model_proto=raw)
+        names = [processor.id_to_piece(i) for i in range(3, processor.vocab_size())]
+        pieces += [name for name in names[::2] if name not in pieces]
+    vocab = {piece: i for i, piece in enumerate([*pieces, "<pad>"])}
+    config = jaxgen.ModelConfig(
+        vocab_size=len(vocab), context=32, layers=1, d_model=8, heads=2, norm_at="post",
+        topology="encoder_decoder", positions="sinusoid", embed_scale="root", feed="silu",
+        output_bias="bias",
+    )  # fmt: skip
+    tokenizer = marian.Marian(marian.packed(sides["source"], sides["target"], vocab))
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": len(vocab) - 1}
+    jaxgen.save(
+        home / "hub", config, random_params(config), tokenizer=tokenizer, layout="hf",
+        family="marian",
+    )  # fmt: skip
+    path = home / "hub/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | ids | {"decoder_start_token_id": 1}))
+    return home / "hub"
+
+
+def test_ids_and_texts_are_those_of_transformers(folder):
+    theirs = transformers.MarianTokenizer.from_pretrained(folder)
+    model = tasks.open_model(folder)
+    for text in (*TEXTS["source"], *ODD):
+        assert model.ids(text) == theirs(text)["input_ids"], text
+    for text in TEXTS["target"]:
+        wanted = theirs(text_target=text)["input_ids"]
+        assert [*model.tokenizer.encode_target(text), 0] == wanted
+        assert model.tokenizer.decode(wanted) == theirs.decode(wanted, skip_special_tokens=True)
+    assert model.start == 1 and model.stop == (0,)
+
+
+def test_a_round_trip_keeps_models_and_vocabulary(folder, tmp_path):
+    own = tasks.open_model(folder)
+    jaxgen.save(tmp_path / "ours", own.config, own.params, tokenizer=own.tokenizer)
+    again = tasks.open_model(tmp_path / "ours").tokenizer
+    assert again.fingerprint == own.tokenizer.fingerprint
+    jaxgen.save(
+        tmp_path / "hub", own.config, own.params, tokenizer=again, layout="hf", family="marian"
+    )
+    for name in (marian.SOURCE, marian.TARGET, marian.VOCAB):
+        assert (tmp_path / "hub" / name).read_bytes() == (folder / name).read_bytes()

@@ -1,0 +1,130 @@
+"""Texts are laid as the folder's own tokenizer lays them; a run lays them as its documents."""
+
+import json
+
+import pytest
+from random_params import random_params
+
+import jaxgen
+from jaxgen.text import tasks
+from jaxgen.text import usage as usages
+from jaxgen.text.usage import Usage
+from jaxgen.tokens.huggingface import HuggingFace
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
+BASE = {"vocab_size": 8, "context": 16, "layers": 1, "d_model": 8, "heads": 2}
+ENCODER = {"topology": "encoder", "norm_at": "post", "embed_norm": "norm", "token_types": 2,
+           "feed": "gelu", "output_bias": "bias", "norm_epsilon": 1e-12}  # fmt: skip
+
+
+def words(template):
+    import tokenizers
+    from tokenizers import AddedToken, models, pre_tokenizers, processors
+
+    ids = {word: i for i, word in enumerate(WORDS)}
+    engine = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    engine.add_special_tokens([AddedToken("[MASK]", special=True, lstrip=True)])
+    if template:
+        engine.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    return HuggingFace(engine.to_str().encode())
+
+
+def folder(home, template, ids, family, **fields):
+    config = jaxgen.ModelConfig(**BASE, **fields)
+    params = random_params(config)
+    jaxgen.save(home / "hub", config, params, tokenizer=words(template), layout="hf", family=family)
+    path = home / "hub/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | ids))
+    return tasks.open_model(home / "hub")
+
+
+def test_an_encoder_reads_what_its_tokenizer_puts_around_a_text(tmp_path):
+    model = folder(tmp_path, "[CLS] $A [SEP]", {}, "bert", head="mlm", **ENCODER)
+    assert model.ids("a b") == [2, 5, 6, 3]
+    special = model.tokenizer.special
+    assert (special.bos, special.eos) == (2, 3)
+    (found,) = tasks.fill_mask(model, ["a <mask> c"], batch=1)
+    assert len(found) == 1 and len(found[0]) == 5
+
+
+def test_a_decoder_that_ends_documents_does_not_end_what_it_reads(tmp_path):
+    model = folder(tmp_path, None, {"eos_token_id": [3, 1]}, "gpt2")
+    assert model.ids("a b") == [5, 6] and model.stop == (3, 1)
+    own = tasks.Model(model.config, model.params, model.tokenizer)
+    assert own.ids("a b") == [5, 6, 3]
+
+
+TOLD = {
+    "eos_token_id": [3, 1], "decoder_start_token_id": 2, "pad_token_id": 0, "bos_token_id": None,
+    "forced_bos_token_id": 5, "forced_eos_token_id": [3], "suppress_tokens": [6],
+    "begin_suppress_tokens": [7], "bad_words_ids": [[5, 6]], "do_sample": True,
+    "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "typical_p": 0.9,
+    "repetition_penalty": 1.1, "encoder_repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
+    "encoder_no_repeat_ngram_size": 4, "max_new_tokens": 9, "max_length": 12, "min_length": 2,
+    "min_new_tokens": 1, "num_beams": 4, "length_penalty": 0.7, "early_stopping": "never",
+}  # fmt: skip
+
+
+def hub(home, told, about=None):
+    home.mkdir(exist_ok=True)
+    (home / "config.json").write_text(json.dumps(about or {"model_type": "gpt2"}))
+    (home / "generation_config.json").write_text(json.dumps(told))
+    return home
+
+
+def test_every_key_is_read_kept_in_our_folder_and_written_again(tmp_path):
+    assert set(TOLD) == set(usages.KEYS)
+    names = {"id2label": {"1": "bad", "0": "good"}}
+    usage, lost = usages.read(hub(tmp_path / "hub", TOLD, names))
+    assert lost == () and usage.labels == ("good", "bad")
+    (tmp_path / "ours").mkdir()
+    usages.write(tmp_path / "ours", usage)
+    assert usages.read(tmp_path / "ours")[0] == usage
+    about, generation = usages.to_hub(usage)
+    wanted = {key: value for key, value in TOLD.items() if value is not None}
+    assert generation == wanted | {"forced_eos_token_id": 3}
+    assert about["label2id"] == {"good": 0, "bad": 1}
+    assert usages.read(hub(tmp_path / "again", generation, about))[0] == usage
+
+
+def test_what_is_off_is_open_and_what_is_not_followed_is_told(tmp_path):
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0,
+           "no_repeat_ngram_size": 0, "penalty_alpha": 0, "guidance_scale": 1}  # fmt: skip
+    assert usages.read(hub(tmp_path, off)) == (Usage(temperature=1.0), ())
+    usage, lost = usages.read(hub(tmp_path, {"penalty_alpha": 0.6, "dola_layers": "high"}))
+    assert usage == Usage() and lost == ("penalty_alpha=0.6", "dola_layers=high")
+
+
+def test_sampling_settings_of_config_json_count_only_without_the_newer_file(tmp_path):
+    about = {"model_type": "gpt2", "top_k": 7, "eos_token_id": 5}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    assert usages.read(tmp_path)[0] == Usage(top_k=7, stop=(5,))
+    assert usages.read(hub(tmp_path, {}, about))[0] == Usage(stop=(5,))
+
+
+WRONG = {
+    "temperature": (0, "it wants a number above 0"),
+    "top_p": (1.5, "at most 1"),
+    "top_k": (2.5, "it wants a whole number from 1 on"),
+    "eos_token_id": ("x", "it wants a token id"),
+    "bad_words_ids": ([5], "it wants lists of token ids"),
+    "early_stopping": ("maybe", "it wants one of True, False, never"),
+    "num_beams": (0, "from 1 on"),
+    "repetition_penalty": (-1, "it wants a number above 0"),
+}
+
+
+@pytest.mark.parametrize(("key", "case"), WRONG.items(), ids=WRONG)
+def test_a_value_that_can_not_be_names_file_and_key(tmp_path, key, case):
+    value, part = case
+    with pytest.raises(ValueError, match=r"generation_config\.json: ") as error:
+        usages.read(hub(tmp_path, {key: value}))
+    assert f"{key}={value}" in str(error.value) and part in str(error.value)
+
+
+def test_values_that_contradict_each_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="min_length=9 exceeds max_length=5"):
+        usages.read(hub(tmp_path, {"min_length": 9, "max_length": 5}))
