@@ -20,7 +20,7 @@ from jaxgen.text import searching
 from jaxgen.text.batches import Request, Rows, batch_size, bucket, padded, rows_of
 from jaxgen.text.drawing import Style, drawn
 from jaxgen.text.generation import DRAFTED, Generation
-from jaxgen.text.shaping import Batch, chain_of
+from jaxgen.text.shaping import Batch, chain_of, words_for
 from jaxgen.text.steps import dola_layers
 from jaxgen.text.writing import Writing
 from jaxgen.tokens import Tokenizer
@@ -243,6 +243,8 @@ def _searched(group: Group) -> list[list[Answer]]:
     returned = settings.n_best or 1
     found = searching.searched(
         *(group.params, group.config, group.style, group.rows, search, group.chain()),
+        words_for(several, group.tokenizer),
+        _strings(group),
         length=group.length(),
         returned=returned,
     )
@@ -262,6 +264,7 @@ def _contrasted(group: Group) -> list[list[Answer]]:
     penalty = np.asarray([one.settings.contrastive for one in group.filled], np.float32)
     tokens = searching.contrasted(
         *(group.params, group.config, group.style, group.rows, penalty, group.chain()),
+        _strings(group),
         length=group.length(),
         count=group.settings.top_k or 1,
     )

@@ -252,7 +252,8 @@ CONFLICTS = (
     ("regex", "json_schema", "give one structure"),
     ("regex", "choices", "give one structure"),
     ("json_schema", "choices", "give one structure"),
-    ("force_words", "groups", "groups have no constraints"),
+    ("force_words", "groups", "only plain beams bring words in"),
+    ("force_words", "pick", "only plain beams bring words in"),
 )  # fmt: skip
 NEEDS = (
     *((name, "beams") for name in (

@@ -17,6 +17,8 @@ from jaxgen.decoding.chain import Chain
 from jaxgen.decoding.contrastive import contrastive_search
 from jaxgen.decoding.search import Search
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
+from jaxgen.decoding.stop import StopStrings
+from jaxgen.decoding.words import Words
 from jaxgen.models import api
 from jaxgen.text import steps
 from jaxgen.text.batches import Rows
@@ -40,6 +42,8 @@ def searched(
     rows: Rows,
     search: Search,
     sample: Chain,
+    words: Words | None,
+    strings: StopStrings | None,
     *,
     length: int,
     returned: int,
@@ -50,7 +54,9 @@ def searched(
     return beam_search(
         *(step, cache, first, rows.keys, sample, length, search),
         returned=returned,
+        words=words,
         stop=rows.stops,
+        strings=strings,
         limit=rows.limits,
         prompt=rows.prompt,
         lengths=rows.widths,
@@ -65,6 +71,7 @@ def contrasted(
     rows: Rows,
     penalty: Float[Array, "B"] | np.ndarray,
     sample: Chain,
+    strings: StopStrings | None,
     *,
     length: int,
     count: int,
@@ -89,6 +96,7 @@ def contrasted(
         seen=read.state,
         seen_lengths=widths - 1,
         stop=rows.stops,
+        strings=strings,
         limit=rows.limits,
         prompt=rows.prompt,
         lengths=rows.widths,
@@ -131,7 +139,9 @@ def _draft(
 ) -> Draft:
     if config is None:
         return lookup(count)
-    _, cache = prefill(params, config, rows.prompt, jnp.asarray(rows.widths), capacity)
+    memory = memory_of(params, config, rows.source, rows.segments)
+    widths = jnp.asarray(rows.widths)
+    _, cache = prefill(params, config, rows.prompt, widths, capacity, memory=memory)
     # A draft may read nothing but logits: what looks back is left to the target.
     shaping = tuple(part for part in sample.processors if pasts.needs(part) == "nothing")
     return draft_model(steps.plain(params, config, style.known), cache, Chain(shaping), count)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.decoding import automaton, bias, force, repeat, shape, watermark
+from jaxgen.decoding import automaton, bias, force, repeat, shape, watermark, words
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.errors import ConfigError
@@ -81,6 +81,22 @@ def words_of(name: str, text: str, tokenizer: Tokenizer) -> list[list[int]]:
     if not kept:
         raise ConfigError(f"{name}={text!r} has no token in this vocabulary; leave it out")
     return kept
+
+
+def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> words.Words | None:
+    """Return what must appear in each request's text, or None; A|B is satisfied by one of them."""
+    if not any(one.force_words for one in wanted):
+        return None
+    rows: list[list[list[list[int]]]] = []
+    for one in wanted:
+        texts = [word.split("|") for word in one.force_words]
+        if any(not text for row in texts for text in row):
+            raise ConfigError(f"force_words={one.force_words[0]!r} has an empty alternative")
+        rows.append(
+            [[ids for text in row for ids in words_of("force_words", text, tokenizer)]
+             for row in texts]
+        )  # fmt: skip
+    return words.must_appear(rows, each=True)
 
 
 def _values(wanted: Sequence[Generation], name: str, off: Any, kind: Any = np.float32):

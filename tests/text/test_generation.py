@@ -175,6 +175,19 @@ def test_beams_are_those_of_the_library_with_counts_and_probabilities(session):
     assert other[0][0].score != both[0][0].score
 
 
+def test_beams_bring_in_their_words_and_end_before_a_stop_string(session):
+    given = Generation(beams=4, max_new_tokens=LENGTH)
+    rows = [{"force_words": ("no|yes", "q")}, {"stop": ("q",)}, {}]
+    asked = [Asked(PROMPT, dataclasses.replace(given, **row)) for row in rows]
+    forced, stopped, free = (one for (one,) in session.generate(asked))
+    assert "q" in forced.text and ("no" in forced.text or "yes" in forced.text)
+    assert "q" not in stopped.text
+    assert "q" not in free.text and free.text != forced.text
+    ends = dataclasses.replace(given, stop=(free.text[-2:],))
+    (cut,) = session.generate([Asked(PROMPT, ends)])[0]
+    assert free.text[-2:] not in cut.text
+
+
 def test_speculation_with_a_draft_or_the_text_itself_is_greedy_decoding(session, tmp_path):
     greedy = Generation(temperature=0.0, max_new_tokens=LENGTH)
     (wanted,) = session.generate([Asked(PROMPT, greedy)])[0]
