@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from jaxgen.cli import arguments, paths, start
+from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import WHOLE, Overrides
 from jaxgen.errors import ConfigError
 
@@ -45,7 +45,44 @@ def shards(
     arguments.print_rows(compare(settings, steps=steps, cache=cache))
 
 
-VERBS = ((shards, "shards", "CONFIG [KEY=VALUE ...] [--steps N]"),)
+def invariance(
+    run: Annotated[
+        str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")
+    ],
+    /,
+    *,
+    length: Annotated[int, WHOLE, Parameter(help="new tokens of each request")] = 24,
+    devices: Annotated[
+        int, WHOLE, Parameter(help="made of the processor's cores, without a GPU")
+    ] = 8,
+) -> None:
+    """Answer requests alone and in every company, and compare the results token by token.
+
+    Company is a batch, its order, padding, a larger bucket and more devices; texts
+    are greedy, drawn and found by beams. Ends with 1, the first token that differs
+    and the first layer whose activations do.
+
+    For example:
+        jaxgen verify invariance runs/quickstart
+    """
+    for name, value in (("length", length), ("devices", devices)):
+        if value < 1:
+            raise ConfigError(f"--{name}={value} must be at least 1")
+    folder = paths.run_folder(run)
+    start.prepare_jax(paths.cache())
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices)  # the CPU's only, before its first use
+    from jaxgen.verify.invariance import invariance as compare
+
+    with exits.in_folder(folder):
+        arguments.print_rows(compare(folder, length=length))
+
+
+VERBS = (
+    (invariance, "invariance", "RUN [--length N] [--devices N]"),
+    (shards, "shards", "CONFIG [KEY=VALUE ...] [--steps N]"),
+)
 
 
 def make(**looks) -> App:

@@ -69,6 +69,7 @@ def rows_of(
     tokens, widths = padded([one.ids for one in filled])
     rows = Rows(tokens, widths, stops, limits, _keys(filled))
     if config.topology == "encoder_decoder":
+        tokens = tokens[:, : config.context]  # a bucket may be wider than an encoder reads
         segments = (np.arange(tokens.shape[1]) < widths[:, None]).astype(np.int32)
         begin = np.full((size, 1), start, np.int32)
         rows = rows._replace(
@@ -76,6 +77,7 @@ def rows_of(
         )
     if requests[0].settings.guidance is not None:
         other, other_widths = padded([list(one.other) or [0] for one in filled])
+        other = other[:, : config.context]
         scale = np.asarray([one.settings.guidance for one in filled], np.float32)
         # A width of 0 stands for no other prompt.
         other_widths = np.where([bool(one.other) for one in filled], other_widths, 0)
