@@ -86,9 +86,10 @@ def ours(shape: str, home: Path) -> tuple[Callable[[], float], dict[str, Any]]:
     import optax
 
     import jaxgen
-    from jaxgen import tree
+    from jaxgen import host, tree
     from jaxgen.train import flops, state
 
+    host.tune()  # as every verb of the command line does
     config, rows = config_of(shape)
     batch, params = batch_of(config, rows), params_of(config)
     memory = jaxgen.encode(params, config, batch["source"]) if "source" in batch else None

@@ -65,7 +65,7 @@ def through_layers(
         found = module.get_variable("params", "layers")
         if isinstance(found, InLine):
             part = body(config, deterministic, extra, parent=None)
-            carry = _through_steps(module, part, found, carry, scene)
+            carry = _through_steps(module, part, found, period, carry, scene)
         else:
             scanned = _scanned(body, periods, config.unroll)
             layers = scanned(config, deterministic, extra, name="layers")
@@ -77,12 +77,12 @@ def through_layers(
 
 
 def _through_steps(
-    module: nn.Module, part: nn.Module, found: InLine, carry: Carry, scene: Scene
+    module: nn.Module, part: nn.Module, found: InLine, period: int, carry: Carry, scene: Scene
 ) -> Carry:
     """Return the carry after each step in turn; what they sow is stacked as a scan would."""
     seen = []
     for index, weights in enumerate(found.steps):
-        layer = index * len(scene.masks)
+        layer = index * period
         (carry, _), taps = part.apply({"params": weights}, carry, layer, scene, mutable=["taps"])
         seen.append(taps.get("taps", {}))
     if module.is_mutable_collection("taps"):
