@@ -54,18 +54,18 @@ def group(flags: Flags | None) -> Iterator[Group]:
 
     An error that ends one of several processes ends it here, with its line and exit code.
     """
+    from jaxgen.mesh.group import AgreedExit
     from jaxgen.mesh.launch import joined
 
     launch = find(flags or Flags(), os.environ)
     try:
         with joined(launch) as found:
             yield found
-    except SystemExit:
-        raise
     except BaseException as error:
-        if launch is None or launch.processes == 1:
+        if launch is None or launch.processes == 1 or isinstance(error, AgreedExit):
             raise
-        code = exits.report(error)
+        told = isinstance(error, SystemExit) and isinstance(error.code, int)
+        code = error.code if told else exits.report(error)
         with suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code)  # at a usual exit JAX would wait for the others, and abort

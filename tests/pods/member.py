@@ -1,0 +1,35 @@
+"""A process of a group that does one thing: member.py HOST:PORT COUNT INDEX DEED."""
+
+import os
+import signal
+import sys
+import time
+
+from jaxgen.cli import launch
+from jaxgen.errors import DataError
+
+
+def deed(name: str, group) -> None:
+    if name == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "fails":
+        raise DataError("text.txt is empty; give more text")
+    if name == "breaks":
+        raise RuntimeError("a bug")
+    if name == "told":
+        raise SystemExit(75)
+    if name == "sleeps":
+        time.sleep(60)
+
+
+def main(address: str, count: int, index: int, name: str) -> None:
+    flags = launch.Flags(
+        coordinator=address, processes=count, process=index, start_timeout=30.0, peer_timeout=4.0
+    )
+    with launch.group(flags) as group:
+        group.barrier("begin")
+        deed(name, group)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,233 @@
+"""Two processes train one run: as one does, through a kill, a stop and a change of their number."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.run import read_settings, train
+from jaxgen.store import Checkpoints
+
+CONFIG = """
+model: {context: 16, layers: 1, d_model: 8, heads: 2, dropout: 0.1, vocab_size: 260}
+tokenizer: {kind: bytes}
+data: {files: [text.txt], split: tail, valid_fraction: 0.2, test_fraction: 0.0}
+train: {steps: 12, batch: 8, warmup: 2, log_every: 1, validate_every: 6, validate_batches: 2}
+checkpoint: {every: 4, keep_last: 9}
+"""
+HERE = Path(__file__).parent
+PEERS = 8.0  # seconds of silence after which a process is taken for lost
+
+# One worker makes the fixtures, once.
+pytestmark = pytest.mark.xdist_group("two_processes")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    rng = np.random.default_rng(0)
+    words = ["the", "of", "value", "return", "list", "string", "is"]
+    text = "\n\n".join(" ".join(rng.choice(words, 30)) for _ in range(60))
+    (folder / "text.txt").write_text(text)
+    (folder / "tiny.yaml").write_text(CONFIG)
+    return folder
+
+
+def port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return door.getsockname()[1]
+
+
+def environment(home, **more) -> dict:
+    return (
+        dict(os.environ)
+        | {
+            "JAXGEN_CACHE": str(home / "cache"),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        }
+        | more
+    )
+
+
+def run(home, commands, **more):
+    """Run commands at once; return (exit code, output, seconds until the end) of each."""
+    began, options = time.monotonic(), {"cwd": home, "text": True, "env": environment(home, **more)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    processes = [
+        subprocess.Popen([sys.executable, *map(str, words)], **options, **pipes)
+        for words in commands
+    ]
+    found = []
+    for process in processes:
+        said, _ = process.communicate(timeout=240)
+        found.append((process.returncode, said, time.monotonic() - began))
+    return found
+
+
+def pair(home, out, at=(0, 0), number=(0, 0), words=((), ()), **more):
+    """Run two processes of `jaxgen train`; each may signal itself before a step."""
+    address, program = f"127.0.0.1:{port()}", HERE / "recorded.py"
+    return run(
+        home,
+        [
+            [
+                *(program, f"{out}.rows{i}", at[i], int(number[i])),
+                *("train", "tiny.yaml", "--out", out, "--coordinator", address),
+                *("--processes", 2, "--process", i, "--peer-timeout", PEERS, *words[i]),
+            ]
+            for i in range(2)
+        ],
+        **more,
+    )
+
+
+def members(home, *deeds):
+    address, program = f"127.0.0.1:{port()}", HERE / "member.py"
+    return run(home, [[program, address, len(deeds), i, name] for i, name in enumerate(deeds)])
+
+
+def fails(found, code):
+    """Return the one line of error that a process has ended with."""
+    assert found[0] == code, found[1]
+    assert "Traceback" not in found[1]
+    (line,) = [line for line in found[1].splitlines() if line.startswith("jaxgen: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def one(home):
+    """The run of a single process that nobody has interrupted."""
+    return trained_alone(home, "one")
+
+
+def trained_alone(home, out):
+    settings = read_settings(home / "tiny.yaml", [f"data.files=[{home / 'text.txt'}]"])
+    rows = []
+    from jaxgen.data.loader import Batches
+
+    following = Batches.__next__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Batches, "__next__", lambda self: rows.append(batch := following(self)) or batch
+        )
+        train(settings, home / out, cache=home / "cache")
+    return [batch["index"].tolist() for batch in rows]
+
+
+@pytest.fixture(scope="module")
+def killed(home, one):
+    """Process 1 kills itself before step 7, after the checkpoint of step 4."""
+    return pair(home, "two", at=(0, 7), number=(0, signal.SIGKILL))
+
+
+@pytest.fixture(scope="module")
+def stopped(home, killed):
+    """Both again; process 1 is told to stop at step 9."""
+    return pair(home, "two", at=(0, 9), number=(0, signal.SIGTERM))
+
+
+@pytest.fixture(scope="module")
+def gone_on(home, stopped):
+    """The rows that a single process sees, which goes on from there to the end."""
+    return trained_alone(home, "two")
+
+
+def seen(home, out, process):
+    lines = (home / f"{out}.rows{process}").read_text().splitlines()
+    return [(row["step"], row["rows"]) for row in map(json.loads, lines)]
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["kind"]) for row in rows], [row["loss"] for row in rows]
+
+
+def checkpoints(folder):
+    return Checkpoints(folder / "checkpoints", keep_last=9, keep_best=0, fingerprints={})
+
+
+def test_when_one_of_two_processes_is_killed_the_other_ends_within_a_minute_and_says_why(killed):
+    (code, said, seconds), (killed_code, _, before) = killed[0], killed[1]
+    assert killed_code == -signal.SIGKILL
+    line = fails(killed[0], 5)
+    assert "process 1 (" in line and "is lost" in line and "newest checkpoint" in line
+    assert seconds - before < 60
+    assert (code, "Fatal Python error" in said) == (5, False)
+
+
+def test_the_rest_resumes_and_a_stop_of_one_stops_both_at_one_step_with_a_whole_checkpoint(
+    home, stopped
+):
+    for code, said, _ in stopped:
+        assert code == 75, said
+    said = stopped[0][1]
+    assert "resuming at step 4 of 12" in said and "stopped at step 9 and saved" in said
+    kept = checkpoints(home / "two")
+    assert [step for step in kept.steps() if step <= 9] == [4, 8, 9]
+    assert kept.verify(9) == []
+    names = {path.name for path in (home / "two/checkpoints/00000009/pieces").iterdir()}
+    assert names == {"00000.safetensors", "00001.safetensors"}
+
+
+def test_only_process_0_speaks_and_writes(stopped, gone_on, home):
+    assert "step 9/12" in stopped[0][1] and "step" not in stopped[1][1]
+    assert losses(home / "one")[0] == losses(home / "two")[0]
+
+
+def test_the_rows_of_a_step_and_their_order_do_not_depend_on_the_processes(home, one, gone_on):
+    mine = [seen(home, "two", process) for process in (0, 1)]
+    # Killed before step 7; again from step 5; process 0 had taken batch 7 when it heard of it.
+    assert [step for step, _ in mine[1]] == [*range(1, 7), *range(5, 10)]
+    for (step, first), (same, second) in zip(mine[0][-5:], mine[1][-5:], strict=True):
+        assert step == same and first + second == one[step - 1]
+    for step, rows in mine[0] + mine[1]:
+        assert rows in (one[step - 1][:4], one[step - 1][4:])
+    assert gone_on == one[9:]
+
+
+def test_the_curve_of_two_processes_is_that_of_one_through_all_of_it(home, gone_on):
+    np.testing.assert_allclose(losses(home / "two")[1], losses(home / "one")[1], rtol=1e-5)
+    ends = [checkpoints(home / name).read(12)["params"] for name in ("one", "two")]
+    for alone, pair in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(alone, pair, rtol=1e-4, atol=1e-6)
+
+
+def test_a_process_with_another_config_is_refused_by_all_before_anything_is_written(home):
+    words = (("train.seed=1",), ("train.seed=2",))
+    for found in pair(home, "never", words=words):
+        line = fails(found, 2)
+        assert "process 1 (" in line and "has train.seed='2', process 0 (" in line and "'1'" in line
+    assert not (home / "never").exists()
+
+
+def test_the_death_of_the_coordinator_ends_the_others_with_one_line(home):
+    killed, other = members(home, "dies", "sleeps")
+    assert killed[0] == -signal.SIGKILL
+    line = fails(other, 5)
+    assert "process 0 (" in line and "is lost" in line and other[2] - killed[2] < 60
+
+
+@pytest.mark.parametrize(
+    ("deeds", "codes", "part"),
+    [
+        (("sleeps", "fails"), (5, 7), "has ended with exit code 7: text.txt is empty"),
+        (("breaks", "sleeps"), (70, 5), "process 0 ("),
+        (("sleeps", "told"), (75, 75), "was told to stop"),
+    ],
+)
+def test_a_process_that_ends_tells_the_others_why(home, deeds, codes, part):
+    found = members(home, *deeds)
+    assert tuple(code for code, _, _ in found) == codes, found
+    said = found[deeds.index("sleeps")][1]
+    assert part in said and said.count("jaxgen: error") == 1 and max(f[2] for f in found) < 60
