@@ -27,12 +27,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import jax.numpy as jnp
+import limits
 import numpy as np
 import sides
 import torch
 import transformers
 
 import jaxgen
+from jaxgen import host, tree
+from jaxgen.models import api
 from jaxgen.text import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
@@ -83,7 +86,7 @@ def their_side(mode: str, model: Any, prompt: np.ndarray, length: int) -> torch.
     return out[:, ids.shape[1] :]
 
 
-def measure(mode: str, batch: int, config, params, model, given) -> dict[str, Any]:
+def measure(mode: str, batch: int, config, params, model, given, most, read) -> dict[str, Any]:
     """Return the figures of one case."""
     drawn = np.random.default_rng(batch)
     prompt = drawn.integers(0, config.V, (batch, given.prompt)).astype(np.int64)
@@ -109,6 +112,10 @@ def measure(mode: str, batch: int, config, params, model, given) -> dict[str, An
         },
         "times_as_fast": sides.ratio(seconds, THEIRS, OURS),
     }
+    if mode != "beams":
+        # Each step reads every weight once, but positions: the least that memory must deliver.
+        rate = read * given.length / case["seconds"][OURS]["median_seconds"]
+        case["share_of_bandwidth"] = round(rate / most["bytes"], 3)
     if mode != "sampled":
         case["same_tokens"] = round(float((found == wanted).mean()), 4)
     return case
@@ -132,17 +139,22 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="new tokens")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    host.tune()  # as every verb of the command line does; torch, in this process, gains as well
     threads, config = sides.threads(), SIZES[given.size]()
+    most = limits.measure()
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
     with tempfile.TemporaryDirectory() as home:
         model, told = opened(Path(home) / "hub", config, params)
         print(f"logits: {told}")
+        read = tree.nbytes(params) - params["embed"]["positions"].nbytes
+        params = api.in_line(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about = {"prompt": given.prompt, "new_tokens": given.length, "threads": threads}
+        about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         path = sides.RESULTS / f"decode_{given.size}.json"
         known = json.loads(path.read_text())["cases"] if path.exists() else []
         for mode in given.modes:
             for batch in given.batches:
-                case = measure(mode, batch, config, params, model, given) | about
+                case = measure(mode, batch, config, params, model, given, most, read) | about
                 case["environment"] = sides.environment(PACKAGES)
                 known = [c for c in known if (c["mode"], c["batch"]) != (mode, batch)] + [case]
                 print(f"{mode}, batch {batch}: {case['times_as_fast']['of_medians']} times as fast")

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 SIDE, STREAM, TRIES = 2048, 2**26, 5  # a matrix of 16 MiB; 256 MiB to stream through
 
@@ -17,14 +16,19 @@ SIDE, STREAM, TRIES = 2048, 2**26, 5  # a matrix of 16 MiB; 256 MiB to stream th
 def measure() -> dict[str, float]:
     """Return the best float32 matrix products (FLOP/s) and read bandwidth (bytes/s) of all cores.
 
-    Products by XLA and, where it is installed, by torch: the faster one is the limit.
+    By XLA and, where it is installed, by torch: the faster one is the limit. Bandwidth is that of
+    a matrix times a vector, which reads every weight once, as decoding does.
     """
-    found = {"xla_flops": 2 * SIDE**3 / _best(_xla_product())}
-    product = _torch_product()
-    if product is not None:
-        found["torch_flops"] = 2 * SIDE**3 / _best(product)
-    found["flops"] = max(found.values())
-    found["bytes"] = 4 * STREAM / _best(_reading())
+    square, tall = (SIDE, SIDE, SIDE), (STREAM // 4096, 4096, 1)
+    work = {"flops": (2 * SIDE**3, square), "bytes": (4 * STREAM, tall)}
+    found = {}
+    for name, (amount, sizes) in work.items():
+        rates = {"xla": amount / _best(_xla_product(*sizes))}
+        product = _torch_product(*sizes)
+        if product is not None:
+            rates["torch"] = amount / _best(product)
+        found |= {f"{side}_{name}": rate for side, rate in rates.items()}
+        found[name] = max(rates.values())
     return found
 
 
@@ -38,27 +42,19 @@ def _best(call: Callable[[], Any]) -> float:
     return statistics.median_low(seconds)
 
 
-def _xla_product() -> Callable[[], Any]:
-    x = jnp.ones((SIDE, SIDE), jnp.float32)
+def _xla_product(rows: int, inner: int, columns: int) -> Callable[[], Any]:
+    x, y = jnp.ones((rows, inner), jnp.float32), jnp.ones((inner, columns), jnp.float32)
     product = jax.jit(jnp.matmul)
-    return lambda: product(x, x).block_until_ready()
+    return lambda: product(x, y).block_until_ready()
 
 
-def _torch_product() -> Callable[[], Any] | None:
+def _torch_product(rows: int, inner: int, columns: int) -> Callable[[], Any] | None:
     try:
         import torch
     except ImportError:
         return None
-    x, out = torch.ones(SIDE, SIDE), torch.empty(SIDE, SIDE)
-    return lambda: torch.mm(x, x, out=out)
-
-
-def _reading() -> Callable[[], Any]:
-    # A matrix times a vector reads every weight once, as decoding does.
-    rows = STREAM // 4096
-    x, v = jnp.asarray(np.ones((rows, 4096), np.float32)), jnp.ones(4096, jnp.float32)
-    product = jax.jit(lambda x, v: jnp.sum(x * v, axis=1))
-    return lambda: product(x, v).block_until_ready()
+    x, y, out = torch.ones(rows, inner), torch.ones(inner, columns), torch.empty(rows, columns)
+    return lambda: torch.mm(x, y, out=out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Fill the README's table of speed from benchmarks/results; no hand writes a figure there.
+
+    python benchmarks/table.py            rewrite the lines between the markers
+    python benchmarks/table.py --check    exit 1 if they are not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
+HEAD = (
+    "| what | ours | PyTorch | times as fast | of the limit | peak memory, ours and theirs |",
+    "|---|---|---|---|---|---|",
+)
+
+
+def training(found: dict[str, Any]) -> list[str]:
+    """Return a row for each shape and PyTorch side of results/train_step.json."""
+    rows = []
+    for name, shape in found.items():
+        ours = shape["jaxgen"]
+        for side in ("torch.compile", "torch eager"):
+            if side not in shape:
+                continue
+            theirs, ratio = shape[side], shape[f"jaxgen is faster than {side}"]
+            rows.append(
+                f"| training step, {name}, against {side} | {_seconds(ours)} | {_seconds(theirs)} "
+                f"| **{ratio['of_medians']:.2f}** | {ours['share_of_limit']:.0%} of the matrix "
+                f"products | {ours['peak_mib']} and {theirs['peak_mib']} MiB |"
+            )
+    return rows
+
+
+def decoding(name: str, found: dict[str, Any]) -> list[str]:
+    """Return a row for each case of results/decode_SIZE.json."""
+    rows = []
+    for case in found["cases"]:
+        per_token = {
+            side: f"{1e3 * case['batch'] / rate:.1f} ms a token"
+            for side, rate in case["tokens_per_second"].items()
+        }
+        rows.append(
+            f"| {case['mode']} decoding, {name}, batch {case['batch']}, against `generate` of "
+            f"transformers | {per_token['jaxgen']} | {per_token['transformers']} "
+            f"| **{case['times_as_fast']['of_medians']:.2f}** | {_bandwidth(case)} | |"
+        )
+    return rows
+
+
+def _seconds(side: dict[str, Any]) -> str:
+    return f"{side['median_seconds']:.3f} s"
+
+
+def _bandwidth(case: dict[str, Any]) -> str:
+    share = case.get("share_of_bandwidth")
+    return "" if share is None else f"{share:.0%} of the bandwidth"
+
+
+def table() -> str:
+    """Return the lines between the markers."""
+    rows = list(HEAD)
+    path = RESULTS / "train_step.json"
+    if path.exists():
+        rows += training(json.loads(path.read_text()))
+    for path in sorted(RESULTS.glob("decode_*.json")):
+        rows += decoding(path.stem.removeprefix("decode_"), json.loads(path.read_text()))
+    return "\n".join([BEGIN, *rows, END])
+
+
+def filled(text: str) -> str:
+    """Return the README with its table replaced; ValueError if it has no markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md lacks {BEGIN} or {END}")
+    return before + table() + after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    path = ROOT / "README.md"
+    text = path.read_text()
+    wanted = filled(text)
+    if given.check:
+        sys.exit(text != wanted)
+    path.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
