@@ -1,7 +1,7 @@
 """Fill the README's table of speed from benchmarks/results; no hand writes a figure there.
 
-    python benchmarks/table.py            rewrite the lines between the markers
-    python benchmarks/table.py --check    exit 1 if they are not what the results say
+python benchmarks/table.py            rewrite the lines between the markers
+python benchmarks/table.py --check    exit 1 if they are not what the results say
 """
 
 from __future__ import annotations

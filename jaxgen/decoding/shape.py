@@ -31,6 +31,28 @@ def _threshold(logits: Float[Array, "B V"], keep: int) -> Float[Array, "B 1"]:
     return jax.lax.top_k(logits, min(keep, logits.shape[-1]))[0][:, -1:]
 
 
+def descending(logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    """Return the logits of each row from the largest to the least, NaN first.
+
+    As integers in the order of the floats: on a CPU they sort four times as fast.
+    """
+    if logits.dtype != jnp.float32:
+        return jnp.sort(logits, axis=-1, descending=True)
+    # One zero and one NaN: the integers would tell -0.0 from 0.0, and a NaN's sign.
+    plain = jnp.where(jnp.isnan(logits), jnp.nan, logits + 0.0)
+    return _as_floats(~jnp.sort(~_as_integers(plain), axis=-1, stable=False))
+
+
+def _as_integers(x: Float[Array, "B V"]) -> Array:
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _as_floats(keys: Array) -> Float[Array, "B V"]:
+    bits = jnp.where(keys < 0, keys ^ 0x7FFFFFFF, keys)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
 def _unsorted(flags: Bool[Array, "B V"], order: Array) -> Bool[Array, "B V"]:
     """Flags of sorted tokens, back in the order of ids."""
     return jnp.take_along_axis(flags, jnp.argsort(order, axis=-1), -1)
@@ -67,7 +89,7 @@ class TopK:
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         count = jnp.maximum(column(self.count), self.keep)
         count = jnp.clip(count, 1, logits.shape[-1])
-        ordered = jnp.sort(logits, axis=-1, descending=True)
+        ordered = descending(logits)
         index = jnp.broadcast_to(count - 1, (*logits.shape[:-1], 1))
         return jnp.where(logits >= jnp.take_along_axis(ordered, index, -1), logits, BANNED)
 
@@ -82,12 +104,17 @@ class TopP:
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         mass = column(self.mass)
-        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
+        ordered = descending(logits)
         # Summed from the least likely, so that the tail of a mass near 1 is not rounded away.
-        tail = jax.lax.cumsum(probs, axis=1, reverse=True)
+        tail = jax.lax.cumsum(jax.nn.softmax(ordered, axis=-1), axis=1, reverse=True)
         dropped = (tail <= 1 - mass) & (jnp.arange(logits.shape[-1]) >= self.keep) & (mass < 1)
-        return jnp.where(_unsorted(dropped, order), BANNED, logits)
+        count = jnp.maximum(jnp.sum(~dropped, axis=-1, keepdims=True), 1)
+        # Only values were sorted: of those equal to the last one kept, the smaller ids stay.
+        last = jnp.take_along_axis(ordered, count - 1, -1)
+        above, equal = ~(logits <= last), logits == last
+        room = count - jnp.sum(above, axis=-1, keepdims=True)
+        kept = above | (equal & (jnp.cumsum(equal, axis=-1) <= room))
+        return jnp.where(kept, logits, BANNED)
 
 
 @record

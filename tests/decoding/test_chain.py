@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import jaxgen
 from jaxgen import chain, errors, temperature, top_k, top_p
 from jaxgen.decoding.chain import greedy
+from jaxgen.decoding.shape import descending
 
 LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
 
@@ -127,3 +128,24 @@ def test_processors_of_different_kinds_are_different_trees():
     for kind in kinds:
         again = jax.tree.unflatten(jax.tree.structure(kind), jax.tree.leaves(kind))
         assert again == kind
+
+
+def test_sorted_values_are_those_of_a_plain_sort_and_the_nucleus_that_of_sorted_ids():
+    rng = np.random.default_rng(0)
+    rows = np.stack([
+        rng.normal(size=40) * 3,
+        rng.integers(-2, 3, 40),  # many equal ones, on the border as well
+        np.where(rng.random(40) < 0.5, -np.inf, rng.normal(size=40)),
+        np.where(np.arange(40) == 5, np.nan, -np.arange(40)),
+    ])  # fmt: skip
+    logits = jnp.asarray(rows, jnp.float32).at[1, 3].set(-0.0).at[1, 4].set(0.0)
+    wanted = jnp.sort(logits, axis=-1, descending=True)
+    np.testing.assert_array_equal(descending(logits), wanted)
+    for mass in (0.5, 0.95):
+        order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+        probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
+        tail = jax.lax.cumsum(probs, axis=1, reverse=True)
+        dropped = (tail <= 1 - mass) & (jnp.arange(40) >= 1) & (mass < 1)
+        kept = ~jnp.take_along_axis(dropped, jnp.argsort(order, axis=-1), -1)
+        nucleus = top_p(mass)(logits)
+        np.testing.assert_array_equal(nucleus, jnp.where(kept, logits, -jnp.inf))
