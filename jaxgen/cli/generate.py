@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -12,6 +13,8 @@ from cyclopts import Parameter
 from jaxgen.cli import answers, exits, flags, paths, prompts, start
 from jaxgen.cli.flags import Settings
 from jaxgen.errors import ConfigError, UserError
+from jaxgen.text import defaults
+from jaxgen.text import usage as usages
 from jaxgen.text.generation import SEEDS, Generation
 
 Prompts = Annotated[
@@ -81,6 +84,7 @@ def generate(
         raise ConfigError(
             f"--top-logprobs={wanted.top_logprobs} has no effect without --json; give --json"
         )
+    wanted = _with_defaults(wanted, folder)
     lines = _lines(prompt, prompts_file, wanted, talking)
     start.prepare_jax(paths.cache())
     from jaxgen.text import complete
@@ -94,6 +98,14 @@ def generate(
         else:
             made = session.generate(_asked(complete, lines, wanted), detail=as_json)
             answers.deliver(session, [line[0] for line in lines], made, target, as_json)
+
+
+def _with_defaults(wanted: Generation, folder: Path) -> Generation:
+    """Return the settings with what the folder says where nothing was asked, and tell it."""
+    wanted, told = defaults.fill(wanted, usages.read(folder)[0])
+    if told:
+        print(f"the folder says: {told}", file=sys.stderr)
+    return wanted
 
 
 def _lines(

@@ -17,14 +17,12 @@ from jaxgen.mesh import place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops import keys
-from jaxgen.run import initial, objective
+from jaxgen.run import initial, objective, samples
 from jaxgen.run.folder import (
     CHECKPOINTS,
 )
 from jaxgen.run.settings import Settings
 from jaxgen.store import Checkpoints
-from jaxgen.text.complete import Session
-from jaxgen.text.generation import Generation
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import forms, optimizer
 from jaxgen.train import state as states
@@ -112,9 +110,7 @@ class Run:
         self.batches().close()
         if self.settings.init_from is not None and not self.checkpoints.steps():
             self.start()
-        session = Session(self.settings.model, None, self.tokenizer)
-        for prompt in self.settings.sample.prompts:
-            session.encode(prompt)
+        samples.check(self.settings, self.tokenizer)
 
     def start(self) -> initial.Initial | None:
         """Return the weights of init_from; None without it."""
@@ -184,21 +180,9 @@ class Run:
             return None
 
     def sample(self, params: Any) -> list[tuple[str, str]]:
-        """Return (prompt, completion) for each prompt of the config."""
-        wanted = self.settings.sample
-        if not wanted.prompts:
-            return []
-        session = Session(self.settings.model, params, self.tokenizer)
-        room = min(session.room(prompt) for prompt in wanted.prompts)
-        settings = Generation(
-            max_new_tokens=min(wanted.max_new_tokens, room),
-            temperature=wanted.temperature,
-            top_k=wanted.top_k,
-            top_p=wanted.top_p,
-            seed=self.settings.train.seed,
-        )
-        texts = place.under(self.mesh, session.complete)(wanted.prompts, settings)
-        return list(zip(wanted.prompts, texts, strict=True))
+        """Return (prompt, what the model makes of it) for each prompt and example of the config."""
+        make = place.under(self.mesh, samples.make)
+        return make(self.settings, self.tokenizer, self.corpus, params)
 
 
 class _ToldError(Exception):

@@ -32,6 +32,19 @@ def files_of(folder, form):
     return {"files": [str(path)], "valid_fraction": 0.2} | sides.get(form, {})
 
 
+# What a run shows of each kind of model: masks filled in, classes, sources rewritten.
+SAMPLES = {
+    "bert_mlm": {"prompts": ["return <mask> value", "<mask> of a list"]},
+    "classify": {"prompts": ["return the value", "a list"]},
+    "summarize_docstrings": {"examples": 2, "max_new_tokens": 4},
+}
+SHOWN = {
+    "bert_mlm": "return <mask> value -> ",
+    "classify": "long 0.",
+    "summarize_docstrings": " -> ",
+}
+
+
 @pytest.mark.parametrize(
     "name",
     ["bert_mlm", "t5_span", "bart_denoise", "summarize_docstrings", "translate", "classify"],
@@ -48,6 +61,7 @@ def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
         "validate_every": 3,
     }  # fmt: skip
     given["checkpoint"] = {"every": 3}
+    given["sample"] = SAMPLES.get(name, {})
     settings = build_settings(given)
     training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -55,6 +69,11 @@ def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
     assert losses[2] < losses[0] and np.isfinite(losses).all()
     valid = next(row for row in rows if row["kind"] == "valid")
     assert ("accuracy" in valid) == (name == "classify") and np.isfinite(valid["loss"])
+    shown = tmp_path / "run/samples/3.txt"
+    assert shown.exists() == (name in SAMPLES)
+    if name in SAMPLES:
+        text = shown.read_text()
+        assert text.count("===") == text.count(" -> ") == 2 and SHOWN[name] in text
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept
@@ -77,6 +96,7 @@ def test_every_config_can_be_read(path, tmp_path):
      ({"objective": {"name": "causal", "rate": 0.1}}, "rate=0.1 has no effect with name=causal"),
      ({"objective": {"name": "spans", "rate": 1.0}}, "rate=1.0"),
      ({"objective": {"name": "classes", "labels": ["a"]}}, "labels=['a']"),
+     ({"sample": {"examples": -1}}, "examples=-1"),
      ({"model": {"prompt": "both"}}, "model.prompt=both needs objective.name=prefix"),
      ({"model": {"topology": "encoder", "head": "mlm"}}, "objective.name=causal needs")],
 )  # fmt: skip

@@ -1,0 +1,104 @@
+"""What a run shows after a validation: texts that go on, are rewritten, filled in or classified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgen import data
+from jaxgen.errors import ConfigError
+from jaxgen.run.settings import Settings
+from jaxgen.text import tasks
+from jaxgen.text.complete import Session
+from jaxgen.text.generation import Generation
+from jaxgen.tokens import Tokenizer
+
+MASK = "<mask>"  # in a prompt: what is to be filled in
+SHOWN = 3  # pieces for each mask
+ARROW = " -> "
+
+Shown = list[tuple[str, str]]  # (what was given, what the model makes of it)
+
+
+def check(settings: Settings, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError for prompts that this model can do nothing with."""
+    wanted, model = settings.sample, settings.model
+    if wanted.examples and settings.objective.name != "pairs":
+        raise ConfigError(
+            f"sample.examples={wanted.examples} has no effect with objective.name="
+            f"{settings.objective.name}; give sample.prompts"
+        )
+    if model.head == "mlm" or (model.topology, model.head) == ("encoder", "lm"):
+        for prompt in wanted.prompts:
+            if MASK not in prompt:
+                raise ConfigError(
+                    f"sample.prompts: {prompt!r} has no {MASK}; write it where a word is missing"
+                )
+        return
+    if model.head == "lm":
+        session = _session(settings, None, tokenizer)
+        for prompt in wanted.prompts:
+            session.encode(prompt)
+
+
+def make(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus, params: Any) -> Shown:
+    """Return what the model makes of each prompt, and of the first examples of the validation."""
+    prompts = [*settings.sample.prompts, *_sources(settings, tokenizer, corpus)]
+    if not prompts:
+        return []
+    model = settings.model
+    known = tasks.Model(model, params, tokenizer, labels=settings.objective.labels)
+    if model.head == "classes":
+        found = tasks.classify(known, prompts, overflow="cut", batch=len(prompts))
+        texts = [", ".join(f"{label} {chance:.2f}" for label, chance in row) for row in found]
+    elif model.topology == "encoder":
+        filled = tasks.fill_mask(known, prompts, best=SHOWN, batch=len(prompts))
+        texts = [_filled(masks) for masks in filled]
+    else:
+        texts = _written(settings, tokenizer, params, prompts)
+    if model.topology == "decoder" and model.head == "lm":
+        return list(zip(prompts, texts, strict=True))
+    return [(f"{prompt}{ARROW}", text) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _session(settings: Settings, params: Any, tokenizer: Tokenizer) -> Session:
+    return Session(settings.model, params, tokenizer, settings.objective.start)
+
+
+def _written(
+    settings: Settings, tokenizer: Tokenizer, params: Any, prompts: Sequence[str]
+) -> list[str]:
+    wanted, session = settings.sample, _session(settings, params, tokenizer)
+    room = min(session.room(prompt) for prompt in prompts)
+    if settings.model.topology == "encoder_decoder":  # the source takes no room of the text
+        room = settings.model.context - 1
+    how = Generation(
+        max_new_tokens=min(wanted.max_new_tokens, room),
+        temperature=wanted.temperature,
+        top_k=wanted.top_k,
+        top_p=wanted.top_p,
+        seed=settings.train.seed,
+    )
+    return session.complete(prompts, how)
+
+
+def _filled(masks: Sequence[Sequence[tuple[str, float]]]) -> str:
+    return " | ".join(
+        ", ".join(f"{piece!r} {chance:.2f}" for piece, chance in pieces) for pieces in masks
+    )
+
+
+def _sources(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus) -> list[str]:
+    """Return the first sources of the validation split, cut as far as the model can read."""
+    shard, found = corpus.valid, []
+    offsets, most = shard.offsets.astype(np.int64), settings.model.context - 2  # bos and eos
+    for pair in range(min(settings.sample.examples, shard.documents // 2)):
+        ids = shard.tokens[offsets[2 * pair] : offsets[2 * pair + 1]][: most + 1].tolist()
+        text = tokenizer.decode(ids)
+        while len(tokenizer.encode(text)) > most:
+            ids = ids[:-1]
+            text = tokenizer.decode(ids)
+        found.append(text)
+    return [text for text in found if text]
