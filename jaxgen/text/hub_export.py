@@ -59,7 +59,9 @@ def write(
     special = {} if tokenizer is None else vars(tokenizer.special)
     ids = {f"{name}_token_id": special.get(name) for name in ("bos", "eos", "pad")}
     about, generation = to_hub(usage)
-    settings |= ids | {"torch_dtype": config.param_dtype} | about
+    # RoBERTa's positions begin after its padding id, so that one is the family's to say.
+    fixed = {name: settings[name] for name in ids if name in settings}
+    settings |= ids | about | fixed | {"torch_dtype": config.param_dtype}
     files.write_json(draft / CONFIG, settings)
     ids = {name: value for name, value in ids.items() if value is not None}
     files.write_json(draft / GENERATION, ids | generation)

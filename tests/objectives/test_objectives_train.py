@@ -38,11 +38,7 @@ SAMPLES = {
     "classify": {"prompts": ["return the value", "a list"]},
     "summarize_docstrings": {"examples": 2, "max_new_tokens": 4},
 }
-SHOWN = {
-    "bert_mlm": "return <mask> value -> ",
-    "classify": "long 0.",
-    "summarize_docstrings": " -> ",
-}
+SHOWN = {"bert_mlm": "return <mask> value -> ", "classify": "long 0."}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +69,7 @@ def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
     assert shown.exists() == (name in SAMPLES)
     if name in SAMPLES:
         text = shown.read_text()
-        assert text.count("===") == text.count(" -> ") == 2 and SHOWN[name] in text
+        assert text.count("===") == text.count(" -> ") == 2 and SHOWN.get(name, "") in text
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept

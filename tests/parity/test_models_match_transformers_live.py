@@ -82,7 +82,7 @@ def test_the_golden_first_transformer_is_what_torch_computes():
             np.testing.assert_allclose(array, golden[f"vanilla/{what}"], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("family", "head"), TOWERS, ids=" ".join)
+@pytest.mark.parametrize(("family", "head"), TOWERS)
 def test_the_gate_after_an_export_measures_encoders_and_towers(family, head, tmp_path):
     classes = 3 if head == "classes" else None
     config = settings.build(jaxgen.ModelConfig, BASES[family] | {"head": head, "classes": classes})
