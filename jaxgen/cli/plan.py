@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from jaxgen.cli import arguments, paths
 from jaxgen.cli.arguments import Overrides
+from jaxgen.errors import ConfigError
+
+HERE = "here"
+Figures = Literal["auto", "analytic", "compiled", "measured"]
 
 
 def plan(
@@ -15,23 +19,90 @@ def plan(
     /,
     *overrides: Overrides,
     topology: Annotated[
-        str, Parameter(help="chip:shape, such as v5p:8x8x16, v5e:16x16, v6e:4x4, v4:4x4x4, h200:8")
+        str,
+        Parameter(
+            help="chip:shape, such as v5p:8x8x16, v5e:16x16, v6e:4x4, v4:4x4x4, h200:8; or here, "
+            "for this machine"
+        ),
     ],
+    figures: Annotated[
+        Figures,
+        Parameter(
+            help="analytic; compiled: also by the compiler for TPUs, with the extra [tpu]; "
+            "measured: also by steps run on this machine; auto: what there is"
+        ),
+    ] = "auto",
+    steps: Annotated[int, arguments.WHOLE, Parameter(help="measured: how many steps")] = 3,
 ) -> None:
     """Say what a config would need on chips that are not here, before paying for them.
 
     Memory of one chip by what holds it, FLOPs, bytes sent by each collective, the
     time of a step at the roofline and what bounds it. Where it does not fit, the
-    nearest mesh, number of microbatches and remat that do.
+    nearest mesh, number of microbatches and remat that do. With the extra [tpu]
+    the real steps are compiled for the TPUs, without any, and the compiler's own
+    figures follow. For this machine a few real steps are run and compared.
 
     For example:
         jaxgen plan llama_70b --topology v5p:8x8x16
         jaxgen plan llama_8b --topology h200:8 mesh=fsdp:8 train.batch=64
+        jaxgen plan shakespeare_char --topology here
     """
     arguments.check_overrides(overrides)
-    from jaxgen import run
-    from jaxgen.plan import analytic, chips, report
+    from jaxgen.plan import chips, tpu
 
-    chip, count = chips.parse(topology)
+    if steps < 1:
+        raise ConfigError(f"--steps={steps} must be at least 1")
+    chip, count = (None, 0) if topology == HERE else chips.parse(topology)
+    figures = _figures(figures, topology, None if chip is None else chip.platform)
+    tpu.use_no_device()
+    from jaxgen import run
+    from jaxgen.plan import analytic, measured, report
+
     settings = run.read_settings(paths.config(config), overrides)
-    arguments.print_rows(report.rows(analytic.make(settings, chip, count)))
+    if chip is None:
+        chip, count = measured.machine(settings)
+    found = analytic.make(settings, chip, count)
+    arguments.print_rows(report.rows(found, compiling=figures == "compiled"))
+    if figures == "compiled":
+        _compile(found, topology)
+    elif figures == "measured":
+        _measure(found, steps)
+
+
+def _figures(asked: Figures, topology: str, platform: str | None) -> Figures:
+    """Return what "auto" stands for, or what was asked; ConfigError where it makes no sense."""
+    from jaxgen.plan import tpu
+
+    if asked == "compiled" and platform != "tpu":
+        raise ConfigError(f"--figures=compiled is for TPUs, and --topology={topology} is none")
+    if asked == "measured" and platform is not None:
+        raise ConfigError(
+            f"--figures=measured runs on this machine, and --topology={topology} is not here; "
+            f"give --topology here"
+        )
+    if asked != "auto":
+        return asked
+    if platform is None:
+        return "measured"
+    return "compiled" if platform == "tpu" and tpu.installed() else "analytic"
+
+
+def _compile(found, topology: str) -> None:
+    from jaxgen.cli.progress import waiting
+    from jaxgen.plan import compiled, report, tpu
+
+    devices = tpu.devices(topology)
+    for name, make in (("training", compiled.training), ("decoding", compiled.decoding)):
+        with waiting(f"compiling the {name} step for {len(devices)} x {found.chip.name}"):
+            program = make(found.settings, devices)
+        if program is not None:
+            arguments.print_rows(report.compiled_rows(found, program))
+
+
+def _measure(found, steps: int) -> None:
+    from jaxgen.cli.progress import waiting
+    from jaxgen.plan import measured, report
+
+    with waiting(f"running {steps + 1} steps"):
+        seen = measured.steps(found.settings, steps)
+    arguments.print_rows(report.measured_rows(found, seen))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxgen.mesh.settings import AXES, MeshSettings
@@ -22,7 +23,17 @@ def make(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh |
     sizes = settings.sizes(len(devices))
     if len(devices) == 1:
         return None
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return lay(sizes, devices)
+
+
+def lay(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """Return the mesh of these sizes, its fastest axes along neighbours of the machine's torus.
+
+    An axis need not be a product of whole sides of the torus: fsdp=256 on a pod of 8 x 8 x 16 is
+    not, and `jax.make_mesh` refuses it there.
+    """
+    laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def describe(mesh: Mesh | None) -> str:

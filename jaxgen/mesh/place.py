@@ -6,7 +6,7 @@ and `gather` hand back what they are given, and add nothing to the program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from math import prod
 from typing import Any
@@ -56,10 +56,59 @@ def gather(weight: Any, letters: str, width: int | None = None) -> Any:
     return _gathered(letters, weight) if _free() else weight
 
 
+def is_shared() -> bool:
+    """Return whether stored weights are spread over fsdp, so that products must gather them."""
+    return _free().get("fsdp", 1) > 1 or manual().get("fsdp", 1) > 1
+
+
 def shards(letters: str) -> int:
     """Return over how many devices activations with these axes are spread, 1 without a mesh."""
     sizes = _free()
     return prod(sizes.get(axis, 1) for letter in letters for axis in rules.USED.get(letter, ()))
+
+
+def platform() -> str:
+    """Return "cpu", "gpu" or "tpu": what the code being traced will run on.
+
+    That is the mesh's kind of device, which need not be here; without a mesh, JAX's default.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def alone(
+    function: Callable,
+    arrays: Sequence[Any],
+    letters: Sequence[str],
+    out: str,
+    *,
+    first: tuple[Any, Callable] | None = None,
+) -> Any:
+    """Return function(*arrays) where each device works on its own part, as the letters lay it.
+
+    For what the compiler cannot spread by itself. out: the letters of the result, which has the
+    shape of the first array. first: a leading argument, and what makes its specs of the
+    NamedSharding of (heads, queries).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {a for a in mesh.axis_names if a not in mesh.manual_axes} if not mesh.empty else set()
+    lead = () if first is None else (first[0],)
+    if not free:
+        return function(*lead, *arrays)
+    sizes = _free()
+    specs = [
+        None if x is None else rules.spec(words, x.shape, rules.USED, sizes)
+        for x, words in zip(arrays, letters, strict=True)
+    ]
+    if first is not None:
+        queries = rules.spec("T", arrays[0].shape[1:2], rules.USED, sizes)
+        plain = AbstractMesh(mesh.axis_sizes, mesh.axis_names)  # one without manual axes
+        specs.insert(0, first[1](NamedSharding(plain, PartitionSpec(None, *queries))))
+    result = rules.spec(out, arrays[0].shape, rules.USED, sizes)
+    return jax.shard_map(
+        function, in_specs=tuple(specs), out_specs=result, axis_names=free, check_vma=False
+    )(*lead, *arrays)
 
 
 def manual() -> dict[str, int]:

@@ -17,6 +17,7 @@ from jaxgen.nn.stack import in_line as taken_apart
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
 from jaxgen.ops.losses import unembed
+from jaxgen.ops.masks import Order
 from jaxgen.ops.memory import Memory
 
 Params = dict[str, Any]
@@ -128,17 +129,19 @@ def encode(
     segments: Int[Array, "B S"] | np.ndarray | None = None,
     types: Int[Array, "B S"] | np.ndarray | None = None,
     taps: tuple[str, ...] = (),
+    order: Order | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Memory:
     """Return the Memory that an encoder makes of token ids [B, S], for `apply(memory=...)`.
 
     segments: 0 for padding, then document numbers; without them all tokens are one document.
-    The other arguments are those of `apply`; taps begin with "encoder/" in an encoder-decoder.
+    order: see `hidden`. The other arguments are those of `apply`; taps begin with "encoder/" in an
+    encoder-decoder.
     Raises ConfigError for a decoder-only model.
     """
     if config.topology == "decoder":
         raise ConfigError("topology=decoder has no encoder; call apply")
-    inputs = _inputs(config, tokens, positions, segments, types, None, None)
+    inputs = _inputs(config, tokens, positions, segments, types, None, None, order=order)
     out, seen = _forward(params, config, inputs, key, part="encode", taps=bool(taps))
     marked = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
     return Memory(out.state, marked, _taps(seen, taps))
@@ -155,10 +158,15 @@ def hidden(
     cache: caches.Cache | None = None,
     memory: Memory | None = None,
     prefix: Int[Array, "B T"] | np.ndarray | None = None,
+    order: Order | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Hidden:
-    """Return hidden states, features and output table, for losses that chunk the logits."""
-    inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix)
+    """Return hidden states, features and output table, for losses that chunk the logits.
+
+    order: "running" promises that the given positions rise by one inside each segment, which lets
+    kernels skip what causal masks hide; None trusts only positions that were left to us.
+    """
+    inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix, order)
     return _forward(params, config, inputs, key)[0]
 
 
@@ -232,14 +240,17 @@ def _logits(config: ModelConfig, out: Hidden) -> Array | None:
     return logits[:, 0] if config.head == "classes" else logits
 
 
-def _inputs(config, tokens, positions, segments, types, cache, memory, prefix=None) -> Inputs:
+def _inputs(
+    config, tokens, positions, segments, types, cache, memory, prefix=None, order=None
+) -> Inputs:
     _check_parts(config, types, cache, memory)
     if prefix is not None and config.prompt != "both":
         raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
+    order = order or ("running" if positions is None else "free")
     positions = _positions(config, tokens, positions, segments, cache)
     marks = (None if x is None else jnp.asarray(x) for x in (segments, types, prefix))
     segments, types, prefix = marks
-    return Inputs(jnp.asarray(tokens), positions, segments, types, cache, memory, prefix)
+    return Inputs(jnp.asarray(tokens), positions, segments, types, cache, memory, prefix, order)
 
 
 def _check_parts(config, types, cache, memory) -> None:

@@ -30,7 +30,7 @@ class Attend(nn.Module):
     def __call__(
         self, x: jax.Array, scene: Scene, cache: caches.Cache | None, layer: jax.Array | int
     ) -> tuple[jax.Array, caches.Cache | None]:
-        """Return (out [B, T, D], cache); the scene has one mask, over the cache's slots if any."""
+        """Return (out [B, T, D], cache); the scene has one sight, over the cache's slots if any."""
         config = self.config
         q = project(self, "q", x, config.heads, "N")
         k = project(self, "k", x, config.K, "K")
@@ -45,10 +45,10 @@ class Attend(nn.Module):
         if cache is not None:
             number = _number(config, self.kind, layer) if cache.ring is not None else layer
             cache, k, v = caches.extend(cache, self.kind, number, k, v)
-        (mask,) = scene.masks
-        drop = Drop(config.dropout, self.deterministic)
+        (sight,) = scene.sights
+        drop = Drop(config.dropout, self.deterministic).active
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
-        out = attend(q, k, v, mask, scale=scale, cap=cap, bias=scene.bias, drop=drop)
+        out = attend(q, k, v, sight, scale=scale, cap=cap, bias=scene.bias, drop=drop)
         return output(self, out), cache
 
 
@@ -73,10 +73,10 @@ class CrossAttend(nn.Module):
         else:
             assert cache is not None
             k, v = caches.read_cross(cache, layer)
-        assert scene.cross_mask is not None
-        drop = Drop(config.dropout, self.deterministic)
+        assert scene.cross is not None
+        drop = Drop(config.dropout, self.deterministic).active
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
-        out = attend(q, k, v, scene.cross_mask, scale=scale, cap=cap, drop=drop)
+        out = attend(q, k, v, scene.cross, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache
 
 

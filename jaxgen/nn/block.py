@@ -32,7 +32,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry: Carry, layer: jax.Array | int, scene: Scene) -> tuple[Carry, None]:
-        """Return (carry, None), the shape that a scan wants; the scene has this layer's mask."""
+        """Return (carry, None), the shape that a scan wants; the scene has this layer's sight."""
         x, cache = carry
         attend = Attend(self.config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
@@ -70,9 +70,9 @@ class Period(nn.Module):
 
     @nn.compact
     def __call__(self, carry: Carry, layer: jax.Array | int, scene: Scene) -> tuple[Carry, None]:
-        """Return (carry, None) after as many layers as the scene has masks."""
-        for index, mask in enumerate(scene.masks):
+        """Return (carry, None) after as many layers as the scene has sights."""
+        for index, sight in enumerate(scene.sights):
             kind = self.config.pattern[index]
             block = self.block(self.config, self.deterministic, kind, name=str(index))
-            carry, _ = block(carry, layer + index, scene._replace(masks=(mask,)))
+            carry, _ = block(carry, layer + index, scene._replace(sights=(sight,)))
         return carry, None

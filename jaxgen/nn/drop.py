@@ -19,10 +19,15 @@ class Drop(nn.Module):
     rate: float
     deterministic: bool
 
+    @property
+    def active(self) -> Drop | None:
+        """The module where it drops anything, else None."""
+        return None if self.rate == 0.0 or self.deterministic else self
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x [B, ...] with its first axis taken for the rows."""
-        if self.rate == 0.0 or self.deterministic:
+        if self.active is None:
             return x
         keep = 1.0 - self.rate
         mask = _mask(self.make_rng("dropout"), keep, x.shape)

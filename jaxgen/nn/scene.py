@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 import jax
 
+from jaxgen.ops.masks import Sight
 from jaxgen.ops.memory import Memory
 
 
 class Scene(NamedTuple):
     """Positions, who sees whom, and what an encoder has left.
 
-    masks: one [B, T, S] for each kind of the layer pattern. bias: [B, N, T, S], added to scores.
-    memory: None also where the cache holds its keys already; cross_mask: [B, T, S of memory].
+    sights: who sees whom, one for each kind of the layer pattern. bias: [B, N, T, S], added to
+    scores. memory: None also where the cache holds its keys already; cross: who sees what of it.
     """
 
     positions: jax.Array
-    masks: tuple[jax.Array, ...]
+    sights: tuple[Sight, ...]
     bias: jax.Array | None = None
     memory: Memory | None = None
-    cross_mask: jax.Array | None = None
+    cross: Sight | None = None

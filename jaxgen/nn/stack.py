@@ -49,7 +49,7 @@ def through_layers(
 ) -> Carry:
     """Return the carry after all layers; call it inside `module`, which then owns the layers.
 
-    The scene has one mask per kind of the pattern. Parameters of equal layers are stacked
+    The scene has one sight per kind of the pattern. Parameters of equal layers are stacked
     along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
     Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on.
@@ -58,7 +58,7 @@ def through_layers(
     if config.remat != "none":
         # Inside a scan nothing can be merged across the barrier anyway, so none is needed.
         block = nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=False)
-    period = len(scene.masks)
+    period = len(scene.sights)
     periods, rest = divmod(config.layers, period)
     if periods:
         body, extra = (block, config.pattern[0]) if period == 1 else (Period, block)
@@ -72,7 +72,7 @@ def through_layers(
             carry, _ = layers(carry, jnp.arange(periods) * period, scene)
     if rest:
         tail = Period(config, deterministic, block, name="rest")
-        carry, _ = tail(carry, periods * period, scene._replace(masks=scene.masks[:rest]))
+        carry, _ = tail(carry, periods * period, scene._replace(sights=scene.sights[:rest]))
     return carry
 
 

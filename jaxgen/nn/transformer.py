@@ -18,7 +18,7 @@ from jaxgen.nn.relative import Relative
 from jaxgen.nn.scene import Scene
 from jaxgen.nn.stack import through_layers
 from jaxgen.ops import cache as caches
-from jaxgen.ops.masks import same_segment, visible
+from jaxgen.ops.masks import Order, across, sight
 from jaxgen.ops.memory import Memory
 
 Part = Literal["encode", "decode"]
@@ -27,7 +27,8 @@ Part = Literal["encode", "decode"]
 class Inputs(NamedTuple):
     """What a tower reads: tokens and positions [B, T], and what it may do without.
 
-    prefix: [B, T], 1 for tokens that those before them see as well.
+    prefix: [B, T], 1 for tokens that those before them see as well. order: what is known of the
+    positions, see `ops.masks.Sight`.
     """
 
     tokens: jax.Array
@@ -37,6 +38,7 @@ class Inputs(NamedTuple):
     cache: caches.Cache | None = None
     memory: Memory | None = None
     prefix: jax.Array | None = None
+    order: Order = "free"
 
 
 class Hidden(NamedTuple):
@@ -117,7 +119,7 @@ def _tower(
 
 def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | None]:
     """Return what the layers see, and the cache, which from now on knows the memory's padding."""
-    _, positions, segments, _, cache, memory, prefix = inputs
+    _, positions, segments, _, cache, memory, prefix, order = inputs
     count = inputs.tokens.shape[1]
     keys = [
         positions if cache is None else caches.positions(cache, kind, count)
@@ -130,13 +132,14 @@ def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | N
         if cache is not None:  # the token at position p lies in slot p
             slots = jnp.zeros((ahead.shape[0], cache.capacity), bool)
             ahead = slots.at[jnp.arange(ahead.shape[0])[:, None], positions].set(ahead)
-    masks = tuple(
-        visible(
+    sights = tuple(
+        sight(
             positions,
             key,
             direction=direction,
             window=window,
             ahead=ahead,
+            order=order if cache is None else "free",
             query_segments=segments,
             key_segments=segments,
         )
@@ -146,12 +149,12 @@ def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | N
     if config.positions == "relative":
         bias = Relative(config, name="relative")(positions, keys[0])
     if config.topology != "encoder_decoder":
-        return Scene(positions, masks, bias), cache
+        return Scene(positions, sights, bias), cache
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments
-    cross_mask = same_segment(own, _memory_segments(memory, cache))
-    return Scene(positions, masks, bias, memory, cross_mask), cache
+    cross = across(own, _memory_segments(memory, cache))
+    return Scene(positions, sights, bias, memory, cross), cache
 
 
 def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:

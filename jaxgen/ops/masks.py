@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 Direction = Literal["back", "both"]
+Order = Literal["free", "running"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sight:
+    """Who may look at whom: as booleans, and in the words that a kernel can be told.
+
+    order: "running" promises that positions rise by one from token to token of a segment, and that
+    queries and keys are the same tokens; then distances along a row are distances in position.
+    """
+
+    mask: Any  # Bool[Array, "#B T S"]; what nobody reads is never computed
+    query_segments: Any  # Int[Array, "B T"] | None
+    key_segments: Any  # Int[Array, "B S"] | None
+    direction: Direction = field(metadata={"static": True})
+    window: int | None = field(metadata={"static": True})
+    order: Order = field(metadata={"static": True})
+
+    @property
+    def told(self) -> bool:
+        """Whether direction, window and segments say all that the mask says."""
+        return self.order == "running" or (self.direction == "both" and self.window is None)
+
+
+def sight(
+    query: Int[Array, "B T"],
+    key: Int[Array, "#B S"],
+    *,
+    direction: Direction,
+    window: int | None,
+    ahead: Bool[Array, "B S"] | None,
+    order: Order,
+    query_segments: Int[Array, "B T"] | None,
+    key_segments: Int[Array, "B S"] | None,
+) -> Sight:
+    """Return who sees whom among query and key positions; see `visible`."""
+    segments = {"query_segments": query_segments, "key_segments": key_segments}
+    mask = visible(query, key, direction=direction, window=window, ahead=ahead, **segments)
+    # What is seen ahead is in the mask alone.
+    order = "free" if ahead is not None else order
+    return Sight(mask, **segments, direction=direction, window=window, order=order)
+
+
+def across(query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]) -> Sight:
+    """Return the sight from one text to all of another, document by document."""
+    mask = same_segment(query_segments, key_segments)
+    return Sight(mask, query_segments, key_segments, "both", None, "free")
 
 
 def visible(

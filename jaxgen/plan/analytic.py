@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
+from jaxgen.ops.attention import choice
+from jaxgen.ops.attention.case import Case
+from jaxgen.ops.masks import Sight
+from jaxgen.plan import shapes
 from jaxgen.plan.chips import Chip
 from jaxgen.run.settings import Settings
-from jaxgen.train import flops, optimizer
-from jaxgen.train import state as states
+from jaxgen.train import flops
 from jaxgen.train.losses import LOGITS_AT_ONCE
 
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
@@ -50,6 +53,11 @@ class Plan:
         return sum(self.memory.values())
 
     @property
+    def state(self) -> float:
+        """Bytes of parameters and optimizer, which a step is given and gives back."""
+        return self.memory["parameters"] + self.memory["optimizer"]
+
+    @property
     def fits(self) -> bool:
         """Whether that is less than the usable memory."""
         return self.total <= USABLE * self.chip.memory
@@ -65,27 +73,48 @@ class Plan:
         return max(self.seconds, key=lambda name: self.seconds[name])
 
 
+class Known(NamedTuple):
+    """What neither mesh, remat nor microbatches change."""
+
+    axes: tree.Tree
+    state: Any  # ShapeDtypeStructs
+    work: float  # FLOPs of a token
+
+
 def make(settings: Settings, chip: Chip, chips: int) -> Plan:
     """Return the Plan of a training step; ConfigError if mesh, model and batch don't divide."""
+    return _make(_known(settings), settings, chip, chips)
+
+
+def _known(settings: Settings) -> Known:
+    model = settings.model
+    return Known(api.axes(model), shapes.state(settings), flops.per_token(model))
+
+
+def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
     model, train = settings.model, settings.train
     sizes = settings.mesh.sizes(chips)
-    mesh: Any = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    axes, shapes = api.axes(model), _state(settings)
-    place.check_params(mesh, shapes.params, axes)
+    device = AbstractDevice(device_kind=chip.name, num_cores=None, platform=chip.platform)
+    mesh: Any = AbstractMesh(
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device
+    )
+    axes, state, work = known
+    place.check_params(mesh, state.params, axes)
     place.check_batch(mesh, train.batch, train.accumulate, model.context)
-    shardings = place.state_shardings(mesh, shapes, axes)
-    parameters = _held(shapes.params, shardings.params)
-    whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(shapes))
+    shardings = place.state_shardings(mesh, state, axes)
+    parameters = _held(state.params, shardings.params)
+    whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
     held = {
         "parameters": parameters,
-        "optimizer": _held(shapes.optimizer, shardings.optimizer),
+        "optimizer": _held(state.optimizer, shardings.optimizer),
         # With microbatches a float32 sum of gradients lives beside each microbatch's own.
         "gradients": parameters * (1 if train.accumulate == 1 else 2),
     }
-    held |= _activations(model, train, sizes)
-    work = flops.per_token(model) * train.batch * model.context / chips
+    held |= _activations(model, train, sizes, keeps_scores(settings, mesh))
+    work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
-    traffic = _traffic(model, train, sizes, tree.count(shapes.params))
+    count = tree.count(state.params)
+    traffic = _traffic(model, train, sizes, count)
     moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
     moved += 2 * (held["activations"] + held["logits"]) * train.accumulate
     seconds = {
@@ -94,7 +123,6 @@ def make(settings: Settings, chip: Chip, chips: int) -> Plan:
         "links": sum(traffic.values()) / chip.links,
     }
     cache = 2.0 * model.layers * model.context * model.K * model.H * WIDTH[model.compute_dtype]
-    count = tree.count(shapes.params)
     return Plan(settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole))
 
 
@@ -104,9 +132,10 @@ def nearest(plan: Plan) -> Plan | None:
     The cheapest in time are tried first: more microbatches cost least, then recomputing, then a
     wider fsdp axis in the place of replicas.
     """
+    known = _known(plan.settings)
     for settings in _changes(plan.settings, plan.chips):
         try:
-            other = make(settings, plan.chip, plan.chips)
+            other = _make(known, settings, plan.chip, plan.chips)
         except ValueError:
             continue
         if other.fits:
@@ -139,16 +168,6 @@ def _meshes(mesh: MeshSettings, chips: int) -> Iterator[MeshSettings]:
                 yield replace(mesh, data=None, fsdp=fsdp, tensor=tensor)
 
 
-def _state(settings: Settings) -> Any:
-    rule = optimizer.make(settings.train, api.axes(settings.model))
-
-    def fresh():
-        key = jax.random.key(0)
-        return states.make(api.init(settings.model, key), rule, key)
-
-    return jax.eval_shape(fresh)
-
-
 def _bytes(leaf: Any) -> int:
     return prod(leaf.shape) * leaf.dtype.itemsize
 
@@ -160,7 +179,27 @@ def _held(shapes: Any, shardings: Any) -> float:
     return float(sum(jax.tree.leaves(parts)))
 
 
-def _activations(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> dict[str, float]:
+def keeps_scores(settings: Settings, mesh: Any) -> bool:
+    """Return whether attention under a mesh holds all scores, or has a kernel that does not."""
+    model, train = settings.model, settings.train
+    rows, dtype = train.batch // train.accumulate, model.compute_dtype
+    q, k = (
+        jax.ShapeDtypeStruct((rows, model.context, heads, model.H), dtype)
+        for heads in (model.heads, model.K)
+    )
+    direction = "both" if model.topology == "encoder" else "back"
+    ids = jax.ShapeDtypeStruct((rows, model.context), "int32")
+    sight = Sight(None, ids, ids, direction, model.window, "running")
+    bias = q if model.positions == "relative" else None
+    drop = (lambda x: x) if model.dropout else None
+    case = Case(q, k, k, sight, 1.0, model.score_cap, bias, drop)  # pyright: ignore
+    with jax.sharding.use_abstract_mesh(mesh):
+        return choice.choose(case) == "plain"
+
+
+def _activations(
+    model: ModelConfig, train: Any, sizes: tuple[int, ...], keeps: bool
+) -> dict[str, float]:
     """Return bytes of saved activations, one layer's work, its gathered weights, and logits."""
     data, fsdp, tensor, sequence = sizes
     width, rows = WIDTH[model.compute_dtype], train.batch / train.accumulate / (data * fsdp)
@@ -168,7 +207,7 @@ def _activations(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> dict
     heads, kv = model.heads * model.H / tensor, model.K * model.H / tensor
     gates = 3 if model.feed in ("swiglu", "geglu") else 2
     dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * model.F / tensor
-    scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence
+    scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence if keeps else 0
     stream = tokens * model.d_model * width
     saved = {
         "full": stream,
@@ -176,22 +215,20 @@ def _activations(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> dict
         "none": stream * 4 + tokens * dots * width * 1.5 + scores,
     }[model.remat]
     layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * model.F
-    chunk = train.loss_chunk or max(
-        LOGITS_AT_ONCE
-        * data
-        * fsdp
-        * tensor
-        * sequence
-        * train.accumulate
-        // (train.batch * model.V),
-        1,
-    )
-    positions = rows * min(chunk, model.context) / sequence
+    # A layer's weights and their gradients; of two layers where one is gathered ahead of its turn.
+    copies = 4 if fsdp > 1 else 2
+    positions = rows * _chunk(model, train, sizes) / sequence
     return {
         "activations": saved * model.layers,
-        "working layer": tokens * dots * width * 2 + scores + 2 * layer / tensor * width,
+        "working layer": tokens * dots * width * 2 + scores + copies * layer / tensor * width,
         "logits": 3 * 4.0 * positions * model.V / tensor,
     }
+
+
+def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> int:
+    """Return the positions of a row whose logits exist at once, as `train.losses` has it."""
+    at_once = LOGITS_AT_ONCE * prod(sizes) * train.accumulate // (train.batch * model.V)
+    return min(train.loss_chunk or max(at_once, 1), model.context)
 
 
 def _traffic(
@@ -199,17 +236,26 @@ def _traffic(
 ) -> dict[str, float]:
     """Return bytes that one device sends in a step, by collective (ring algorithms)."""
     data, fsdp, tensor, sequence = sizes
-    width, passes = WIDTH[model.compute_dtype], 3 if model.remat == "full" else 2
+    width = WIDTH[model.compute_dtype]
+    # Weights are gathered once forward and once backward: recomputing shares the latter. Of the
+    # two sums over tensor of a layer, recomputing repeats the one that feed-forward reads.
+    passes, sums = 2, 5 if model.remat == "full" else 4
     weights = count * width / tensor
     tokens = train.batch * model.context / (data * fsdp * sequence)
     stream = tokens * model.d_model * width
     keys = 2 * tokens * model.K * model.H / tensor * width
+    # The gradient of the output table cannot stay a partial sum from one chunk to the next.
+    table = model.V * model.d_model * width / tensor * train.accumulate
+    sharing, chunks = max(fsdp, data), -(-model.context // _chunk(model, train, sizes))
     return {
         "all-gather of weights (fsdp)": weights * passes * train.accumulate * (fsdp - 1) / fsdp,
         "reduce-scatter of gradients (fsdp)": weights * train.accumulate * (fsdp - 1) / fsdp,
+        "all-reduce of the output table's gradient, by chunks": (
+            2 * table * chunks * (sharing - 1) / sharing
+        ),
         "all-reduce of gradients (data)": 2 * weights / fsdp * train.accumulate * (data - 1) / data,
         "all-reduce of activations (tensor)": (
-            2 * passes * model.layers * stream * 2 * (tensor - 1) / tensor
+            sums * model.layers * stream * 2 * (tensor - 1) / tensor
         ),
         "all-gather of keys and values (sequence)": (passes * model.layers * keys * (sequence - 1)),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 from jaxgen.errors import ConfigError, nearest
 
@@ -18,6 +19,7 @@ class Chip:
     memory: float
     bandwidth: float
     links: float  # to all neighbours together, in one direction
+    platform: Literal["tpu", "gpu", "cpu"] = "tpu"
 
 
 GIB = 2.0**30
@@ -26,8 +28,8 @@ CHIPS = {
     "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9),
     "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9),
     "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 448e9),
-    "h100": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9),
-    "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9),
+    "h100": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9, "gpu"),
+    "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9, "gpu"),
 }
 LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of one pod
 DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2, "h100": 1, "h200": 1}
@@ -37,7 +39,7 @@ def parse(topology: str) -> tuple[Chip, int]:
     """Return (chip, how many) of "v5p:8x8x16" or "h200:8"; ConfigError with the remedy if bad."""
     kind, colon, shape = topology.partition(":")
     if kind not in CHIPS:
-        hint = nearest(kind, CHIPS) or f"; there are {', '.join(CHIPS)}"
+        hint = nearest(kind, CHIPS) or f"; there are {', '.join(CHIPS)}, and here"
         raise ConfigError(f"topology {topology!r}: {kind!r} is no known chip{hint}")
     wanted = DIMENSIONS[kind]
     example = f"{kind}:{'x'.join(['4'] * wanted)}"

@@ -6,20 +6,27 @@ from jaxgen.files import human
 from jaxgen.mesh.settings import AXES
 from jaxgen.plan import analytic
 from jaxgen.plan.analytic import Plan
+from jaxgen.plan.compiled import Program
+from jaxgen.plan.measured import Measured
 
+ANALYTIC = "analytic: from shapes and rates, nothing was compiled"
+WITH_COMPILER = "analytic: from shapes and data sheets; those of the compiler follow"
 Rows = list[tuple[str, str]]
 
 
-def rows(plan: Plan) -> Rows:
-    """Return (name, value) rows: memory, work, traffic, time, and what would fit if it does not."""
+def rows(plan: Plan, *, compiling: bool = False) -> Rows:
+    """Return (name, value) rows: memory, work, traffic, time, and what would fit if it does not.
+
+    compiling: whether the compiler's figures follow.
+    """
     model, train = plan.settings.model, plan.settings.train
     tokens = train.batch * model.context
     found = [
-        ("model", f"{plan.parameters / 1e9:.3f} B parameters"),
+        ("model", _parameters(plan.parameters)),
         ("machine", f"{plan.chips} x {plan.chip.name}, {human(plan.chip.memory)} each"),
         ("step", f"{tokens:,} tokens: {train.batch} rows of {model.context}"),
         ("layout", layout(plan)),
-        ("figures", "analytic: from shapes and data sheets, nothing was compiled"),
+        ("figures", WITH_COMPILER if compiling else ANALYTIC),
     ]
     found += [(f"{name} per chip", human(size)) for name, size in plan.memory.items()]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
@@ -39,6 +46,43 @@ def rows(plan: Plan) -> Rows:
     return found if plan.fits else found + _remedy(plan)
 
 
+def compiled_rows(plan: Plan, program: Program) -> Rows:
+    """Return what the compiler says of a program, beside what the plan said where it did."""
+    usable = analytic.USABLE * plan.chip.memory
+    verdict = "fits" if program.total <= usable else "DOES NOT FIT"
+    state, name = human(program.state), program.name
+    work, temporary = "", human(program.temporary)
+    if name == "training":
+        state += f"; analytic {_beside(plan.state, program.state)}"
+        work = f"; analytic {_beside(plan.total - plan.state, program.temporary)}"
+    found = [
+        (f"{name} step, compiled in", _time(program.seconds)),
+        ("  " + ("parameters + optimizer" if name == "training" else "cache"), state),
+        ("  other arguments", human(program.given)),
+        ("  temporary", temporary + work),
+        ("  results, code", human(program.results + program.code)),
+        ("  total per chip", f"{human(program.total)} of {human(usable)} usable: {verdict}"),
+        ("  FLOPs, each loop once", f"{program.flops:.3e}"),
+    ]
+    return found + [(f"  {kind}", f"{human(size)} sent") for kind, size in program.traffic.items()]
+
+
+def measured_rows(plan: Plan, found: Measured) -> Rows:
+    """Return what a run of a few steps showed, beside what the plan said."""
+    return [
+        ("steps run here", f"{found.steps} after the first, in a process of its own"),
+        (
+            "peak memory, measured",
+            f"{human(found.memory)}; planned {_beside(plan.total, found.memory)}",
+        ),
+        (
+            "step time, measured",
+            f"{_time(found.seconds)}; planned {_beside_time(plan.step, found.seconds)}",
+        ),
+        ("compiling", _time(found.compiling)),
+    ]
+
+
 def layout(plan: Plan) -> str:
     """Return mesh, microbatches and remat as the overrides that ask for them."""
     sizes = plan.settings.mesh.sizes(plan.chips)
@@ -49,11 +93,23 @@ def layout(plan: Plan) -> str:
     )
 
 
+def _beside(planned: float, found: float) -> str:
+    return f"{human(planned)} ({100 * (planned / found - 1):+.1f}%)"
+
+
+def _beside_time(planned: float, found: float) -> str:
+    return f"{_time(planned)} ({100 * (planned / found - 1):+.1f}%)"
+
+
 def _remedy(plan: Plan) -> Rows:
     other = analytic.nearest(plan)
     if other is None:
         return [("nearest that fits", "none on these chips: take more, or a smaller train.batch")]
     return [("nearest that fits", f"{layout(other)} ({human(other.total)} per chip)")]
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.3f} B parameters" if count >= 1e8 else f"{count / 1e6:.2f} M parameters"
 
 
 def _share(plan: Plan) -> float:

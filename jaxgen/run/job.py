@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from jaxgen.run.folder import (
     CHECKPOINTS,
 )
 from jaxgen.run.settings import Settings
+from jaxgen.run.step import loss_of, step_of
 from jaxgen.store import Checkpoints
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import forms, optimizer
 from jaxgen.train import state as states
-from jaxgen.train.losses import token_loss
 from jaxgen.train.state import State
-from jaxgen.train.step import train_step
 from jaxgen.train.validate import validate
 
 
@@ -54,24 +53,12 @@ class Run:
 
     @cached_property
     def loss(self):
-        train = self.settings.train
-        return partial(
-            token_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk
-        )
+        return loss_of(self.settings)
 
     @cached_property
     def step(self):
         """The compiled training step; it consumes the state it is given."""
-        train = self.settings.train
-        step = partial(
-            train_step,
-            config=self.settings.model,
-            optimizer=self.optimizer,
-            loss=self.loss,
-            accumulate=train.accumulate,
-            spike=train.spike,
-            patience=train.patience,
-        )
+        step = step_of(self.settings, self.optimizer)
         return forms.make(
             self.settings.mesh.form, step, self.mesh, self.shardings, self.settings.train.batch
         )

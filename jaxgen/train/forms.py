@@ -37,9 +37,20 @@ def make(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int
     return FORMS[form](step, mesh, shardings, rows)
 
 
-def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
+def program(form: str, step: Callable, mesh: Mesh, shardings: Any) -> Any:
+    """Return the jitted step of (state, global batch), to call or to lower under the mesh.
+
+    ConfigError for pmap, whose program is made of devices that are here.
+    """
+    if form == "pmap":
+        raise ConfigError("form=pmap cannot be compiled for devices that are not here; use jit")
     whole = NamedSharding(mesh, PartitionSpec())
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, whole))
+    spread = _by_hand(step, mesh, shardings) if form == "shard_map" else step
+    return jax.jit(spread, donate_argnums=0, out_shardings=(shardings, whole))
+
+
+def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int, form: str = "jit") -> Step:
+    compiled = program(form, step, mesh, shardings)
 
     def placed(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
         return compiled(state, place.place_batch(mesh, batch, rows))
@@ -47,7 +58,8 @@ def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
     return place.under(mesh, placed)
 
 
-def _shard_map(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
+def _by_hand(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
+    """Return the step with the collectives of rows and fsdp written out."""
     specs = jax.tree.map(lambda sharding: _manual(sharding.spec), shardings.params)
     dealt = PartitionSpec(ROWS)
 
@@ -75,7 +87,7 @@ def _shard_map(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
         )(params, batch, key)
         return Loss(*result), grads
 
-    return _jit(partial(step, gradients=gradients), mesh, shardings, rows)
+    return partial(step, gradients=gradients)
 
 
 def _manual(spec: PartitionSpec) -> PartitionSpec:
@@ -108,4 +120,4 @@ def _pmap(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
 
 
 _gradients = accumulate.gradients
-FORMS = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}
+FORMS = {"jit": _jit, "shard_map": partial(_jit, form="shard_map"), "pmap": _pmap}

@@ -41,8 +41,9 @@ def token_loss(
     """Return the Loss of what each position predicts: a token, or the class of the whole row.
 
     batch: tokens [B, T], and targets [B, T] or, for classes, [B, 1]; weights like targets,
-    segments, positions and prefix [B, T] are optional. An encoder-decoder also reads source [B, S],
-    with source_segments and source_positions. key: turns dropout on. chunk: positions whose logits
+    segments, positions and prefix [B, T] are optional; positions rise by one from token to token of
+    a segment, as packing makes them. An encoder-decoder also reads source [B, S], with
+    source_segments and source_positions. key: turns dropout on. chunk: positions whose logits
     exist at once; None sizes it by memory.
     """
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
@@ -81,6 +82,7 @@ def read(
             batch["source"],
             positions=batch.get("source_positions"),
             segments=batch.get("source_segments"),
+            order="running",
             key=encoder_key,
         )
     return api.hidden(
@@ -91,6 +93,7 @@ def read(
         segments=batch.get("segments"),
         memory=memory,
         prefix=batch.get("prefix") if config.prompt == "both" else None,
+        order="running",
         key=key if memory is None else decoder_key,
     )
 

@@ -7,7 +7,7 @@ import pytest
 
 from jaxgen.config import RopeScaling
 from jaxgen.ops import keys
-from jaxgen.ops.attention import attend, soft_cap
+from jaxgen.ops.attention.plain import attend, soft_cap
 from jaxgen.ops.contract import contract, lookup
 from jaxgen.ops.gates import ACTIVATIONS, GATED
 from jaxgen.ops.masks import visible

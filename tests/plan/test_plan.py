@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.cli import app
-from jaxgen.errors import ConfigError
+from jaxgen import run
+from jaxgen.cli import app, paths
+from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
-from jaxgen.plan import analytic, chips, report
+from jaxgen.plan import analytic, chips, report, tpu
 from jaxgen.run.settings import build_settings
 from jaxgen.train import optimizer
 from jaxgen.train import state as states
@@ -49,19 +50,15 @@ def test_fsdp_divides_what_is_held_and_adds_what_is_sent():
 
 
 def test_a_plan_that_does_not_fit_names_one_that_does(capsys):
-    code = app.main(
-        ["plan", "llama_8b", "--topology", "v5e:16x16", "model.remat=none", "train.batch=256"]
-    )
+    words = "plan llama_8b --topology v5e:16x16 --figures analytic model.remat=none train.batch=256"
+    code = app.main(words.split())
     shown = capsys.readouterr().out
     assert code == 0 and "DOES NOT FIT" in shown and "nothing was compiled" in shown
     words = next(line for line in shown.splitlines() if line.startswith("nearest that fits"))
     assert "mesh=" in words
     overrides = [word for word in words.split() if "=" in word]
-    assert (
-        app.main(["plan", "llama_8b", "--topology", "v5e:16x16", "train.batch=256", *overrides])
-        == 0
-    )
-    assert "usable: fits" in capsys.readouterr().out
+    settings = run.read_settings(paths.config("llama_8b"), ["train.batch=256", *overrides])
+    assert analytic.make(settings, *chips.parse("v5e:16x16")).fits
 
 
 def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
@@ -91,3 +88,33 @@ def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
 def test_a_topology_is_refused_with_the_remedy(topology, part):
     with pytest.raises(ConfigError, match=part):
         chips.parse(topology)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        ("--topology h200:8 --figures compiled", 2, "--figures=compiled is for TPUs"),
+        ("--topology v5p:4x4x4 --figures measured", 2, "give --topology here"),
+        ("--topology here --steps 0", 2, "--steps=0 must be at least 1"),
+    ],
+)
+def test_figures_that_cannot_be_had_are_refused_in_one_line(words, code, part, capsys):
+    assert app.main(["plan", "llama_8b", *words.split()]) == code
+    shown = capsys.readouterr().err
+    assert part in shown and shown.count("\n") == 1
+
+
+def test_without_the_compiler_its_figures_are_refused_with_the_way_to_get_it(monkeypatch):
+    monkeypatch.setattr(tpu.util, "find_spec", lambda name: None)
+    with pytest.raises(BusyError, match=r"pip install 'jaxgen\[tpu\]'"):
+        tpu.devices("v5p:2x2x1")
+
+
+def test_attention_scores_count_where_no_kernel_attends():
+    long = TINY | {"model": TINY["model"] | {"context": 256}}
+    kept = analytic.make(build_settings(long), chips.CHIPS["v5p"], 1)
+    dropping = long | {"model": long["model"] | {"dropout": 0.1}}
+    dropped = analytic.make(build_settings(dropping), chips.CHIPS["v5p"], 1)
+    rows, heads, layers = 8, 4, 2
+    scores = 2 * 4 * rows * heads * 256**2
+    assert dropped.total - kept.total == scores * (layers + 1)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with grouped heads."""
+"""Scaled dot-product attention with grouped heads, in plain operations: the formula itself."""
 
 from __future__ import annotations
 

@@ -1,0 +1,23 @@
+"""What attention is asked for: the arrays, who sees whom, and how scores become weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from jaxgen.ops.masks import Sight
+
+
+class Case(NamedTuple):
+    """One call of `attend`; see there."""
+
+    q: jax.Array  # [B, T, N, H]
+    k: jax.Array  # [B, S, K, H]
+    v: jax.Array  # [B, S, K, H]
+    sight: Sight
+    scale: float
+    cap: float | None
+    bias: jax.Array | None
+    drop: Callable[[jax.Array], jax.Array] | None

@@ -1,0 +1,68 @@
+"""Which implementation of attention runs: a table by platform, then by what each can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float
+
+from jaxgen.mesh import place
+from jaxgen.ops.attention import cudnn, plain, splash
+from jaxgen.ops.attention.case import Case
+from jaxgen.ops.masks import Sight
+
+
+class Way(NamedTuple):
+    """An implementation: whether it can do a case, and how."""
+
+    can: Callable[[Case], bool]
+    attend: Callable[[Case], Array]
+
+
+def _plain(case: Case) -> Array:
+    q, k, v, sight, *_ = case
+    options = {"scale": case.scale, "cap": case.cap, "bias": case.bias, "drop": case.drop}
+    return plain.attend(q, k, v, sight.mask, **options)
+
+
+WAYS = {
+    "plain": Way(lambda case: True, _plain),
+    "splash": Way(splash.can, splash.attend),
+    "cudnn": Way(cudnn.can, cudnn.attend),
+}
+# The first that can do a case does it. All equal `plain` but for rounding: tests/ops.
+FASTEST = {"tpu": ("splash", "plain"), "gpu": ("cudnn", "plain"), "cpu": ("plain",)}
+
+
+def choose(case: Case, platform: str | None = None) -> str:
+    """Return the name of the implementation that attends on a platform, the one at hand by default.
+
+    Where only the plain way can, the platform is not even asked for: that would start JAX.
+    """
+    able = {name for name, way in WAYS.items() if way.can(case)}
+    if able == {"plain"}:
+        return "plain"
+    return next(
+        name for name in FASTEST.get(platform or place.platform(), ("plain",)) if name in able
+    )
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    sight: Sight,
+    *,
+    scale: float,
+    cap: float | None,
+    bias: Float[Array, "#B N #T S"] | None = None,
+    drop: Callable[[Array], Array] | None = None,
+) -> Float[Array, "B T N H"]:
+    """Return softmax(q k^T * scale + bias) v over what is in sight, by the fastest way there is.
+
+    The platform is that of the mesh under which this is traced, else JAX's default. `drop`, if
+    any, is applied to the probabilities; cap: see `soft_cap`.
+    """
+    case = Case(q, k, v, sight, scale, cap, bias, drop)
+    return WAYS[choose(case)].attend(case)

@@ -1,0 +1,116 @@
+"""The real training and decoding steps, compiled ahead of time for chips that are not here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from jaxgen.mesh import make as meshes
+from jaxgen.mesh import place, rules
+from jaxgen.models import api
+from jaxgen.plan import hlo, shapes
+from jaxgen.run.settings import Settings
+from jaxgen.run.step import step_of
+from jaxgen.text.generate import model_step
+from jaxgen.train import forms, optimizer
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the compiler says of one program on one device, in bytes."""
+
+    name: str
+    state: float  # arguments that are consumed and written anew: parameters, optimizer, cache
+    given: float  # other arguments
+    temporary: float
+    results: float  # outside of the state
+    code: float
+    flops: float  # each loop's body counted once, as the compiler does
+    traffic: dict[str, float]  # bytes sent in all turns of the loops, by kind of collective
+    seconds: float  # of compiling
+
+    @property
+    def total(self) -> float:
+        """Bytes of the device's memory at the program's peak."""
+        return self.state + self.given + self.temporary + self.results + self.code
+
+
+def training(settings: Settings, devices: list[Any]) -> Program:
+    """Return the Program of a training step on all devices."""
+    mesh = meshes.lay(settings.mesh.sizes(len(devices)), devices)
+    model = settings.model
+    state = shapes.state(settings)
+    shardings = place.state_shardings(mesh, state, api.axes(model))
+    step = step_of(settings, optimizer.make(settings.train, api.axes(model)))
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
+        for name, x in shapes.batch(settings).items()
+    }
+    program = forms.program(settings.mesh.form, step, mesh, shardings)
+    return _compiled("training", mesh, program, (_placed(state, shardings), batch))
+
+
+def decoding(settings: Settings, devices: list[Any]) -> Program | None:
+    """Return the Program of a decoding step, a row of context on each share of the rows.
+
+    None for a model that writes no text.
+    """
+    model = settings.model
+    if model.topology == "encoder" or model.head != "lm":
+        return None
+    mesh = meshes.lay(settings.mesh.sizes(len(devices)), devices)
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    memory = settings.objective.source or model.context
+    slots = memory if model.topology == "encoder_decoder" else None
+    cache = jax.eval_shape(lambda: api.empty_cache(model, rows, model.context, memory=slots))
+    cache = jax.tree.map(partial(_as_cache, mesh), cache)
+    params = api.abstract(model)
+    placed = _placed(params, place.state_shardings(mesh, params, api.axes(model)))
+    tokens = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place.batch_sharding(mesh, (rows,)))
+
+    def step(cache: Any, params: Any, tokens: jax.Array) -> Any:
+        logits, cache = model_step(params, model)(tokens, cache)
+        return jnp.argmax(logits, axis=-1), cache
+
+    kept = jax.tree.map(lambda x: x.sharding, cache)
+    program = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, kept))
+    return _compiled("decoding", mesh, program, (cache, placed, tokens))
+
+
+def _compiled(name: str, mesh: Mesh, program: Any, arguments: tuple) -> Program:
+    start = time.perf_counter()
+    with jax.set_mesh(mesh):
+        made = program.lower(*arguments).compile()
+    memory = made.memory_analysis()
+    assert memory is not None
+    state = memory.alias_size_in_bytes
+    return Program(
+        name=name,
+        state=state,
+        given=memory.argument_size_in_bytes - state,
+        temporary=memory.temp_size_in_bytes,
+        results=memory.output_size_in_bytes - state,
+        code=memory.generated_code_size_in_bytes,
+        flops=made.cost_analysis().get("flops", 0.0),
+        traffic=hlo.traffic(made.as_text()),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+    )
+
+
+def _as_cache(mesh: Mesh, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Return the shape of a cache's array, laid as decoding lays it: rows and heads are shared."""
+    letters = {5: "LBSKH", 2: "BS", 1: "B"}[len(x.shape)]
+    spec = rules.spec(letters, x.shape, rules.USED, mesh.shape)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

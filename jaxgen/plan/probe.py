@@ -1,0 +1,87 @@
+"""What the machine at hand can do: matrix products, memory traffic, and memory in use."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.plan.chips import Chip
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SIDES = {"cpu": 1024}  # of the matrices to multiply; elsewhere:
+SIDE = 8192
+MOVED = {"cpu": 2**26}  # float32 numbers to copy; elsewhere:
+MOVE = 2**29
+TRIES = 5
+
+
+def chip(dtype: str) -> Chip:
+    """Return one device of this machine as a Chip: rates are measured, memory is what there is."""
+    platform = jax.default_backend()
+    side, count = SIDES.get(platform, SIDE), MOVED.get(platform, MOVE)
+    x = jnp.ones((side, side), dtype)
+    flops = 2.0 * side**3 / _best(jax.jit(lambda a: a @ a), x)
+    y = jnp.ones(count, jnp.float32)
+    bandwidth = 2.0 * y.nbytes / _best(jax.jit(lambda a: a + 1), y)
+    device = jax.devices()[0]
+    name = f"this machine's {device.device_kind}, measured"
+    kind = platform if platform in ("tpu", "gpu") else "cpu"
+    return Chip(name, flops, _memory(device), bandwidth, bandwidth, kind)
+
+
+def _best(function: Callable, x: jax.Array) -> float:
+    function(x).block_until_ready()
+    times = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        function(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _memory(device: Any) -> float:
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return float(limit)
+    whole = next(
+        int(line.split()[1]) * 1024.0
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal")
+    )
+    return whole / len(jax.devices())
+
+
+class Peak:
+    """The most memory that is used on one device from now on, above what is used now.
+
+    On a CPU that is the process's resident memory, whose high-water mark Linux lets us reset.
+    """
+
+    def __init__(self) -> None:
+        gc.collect()
+        if jax.default_backend() == "cpu":
+            ctypes.CDLL(None).malloc_trim(0)  # what compiling has freed is given back
+            CLEAR.write_text("5")
+            self.base = _resident("VmRSS")
+        else:
+            self.base = 0.0
+
+    def bytes(self) -> float:
+        """Return the peak so far."""
+        if jax.default_backend() != "cpu":
+            return float(max(d.memory_stats()["peak_bytes_in_use"] for d in jax.local_devices()))
+        return (_resident("VmHWM") - self.base) / len(jax.devices())
+
+
+def _resident(name: str) -> float:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024.0
+    raise OSError(f"{STATUS} has no {name}")

@@ -1,0 +1,46 @@
+"""What a training step is given, as shapes: the state and the batch of an objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.models import api
+from jaxgen.run.settings import Settings
+from jaxgen.train import optimizer
+from jaxgen.train import state as states
+
+
+def state(settings: Settings) -> Any:
+    """Return the training state as ShapeDtypeStructs."""
+    rule = optimizer.make(settings.train, api.axes(settings.model))
+    return jax.eval_shape(lambda: fresh(settings, rule))
+
+
+def fresh(settings: Settings, rule: optax.GradientTransformation) -> states.State:
+    """Return a training state before the first step."""
+    key = jax.random.key(0)
+    return states.make(api.init(settings.model, key), rule, jax.random.key(1))
+
+
+def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the global batch as ShapeDtypeStructs, without what only the loop reads."""
+    rows, wanted = settings.train.batch, settings.objective
+    width = source = settings.model.context
+    if wanted.name == "pairs":
+        source, width = wanted.source or width, wanted.target or width
+    targets = 1 if wanted.name == "classes" else width
+    found = dict.fromkeys(("tokens", "segments", "positions"), (rows, width))
+    found |= dict.fromkeys(("targets", "weights"), (rows, targets))
+    if settings.model.topology == "encoder_decoder":
+        found |= dict.fromkeys(("source", "source_segments", "source_positions"), (rows, source))
+    elif wanted.name == "prefix":
+        found["prefix"] = (rows, width)
+    kinds = {"weights": jnp.float32}
+    return {
+        name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))
+        for name, shape in found.items()
+    }

@@ -1,0 +1,109 @@
+"""Each way to attend equals the plain one, and is chosen where it can and nowhere else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from jaxgen.mesh import place
+from jaxgen.ops.attention import choice
+from jaxgen.ops.attention.case import Case
+from jaxgen.ops.masks import across, sight
+
+rng = np.random.default_rng(0)
+B, T, N, H = 2, 256, 2, 8
+DOCUMENTS = np.where(np.arange(T) < 100, 1, 2)[None] * np.ones((B, 1), int)
+MEMORY = jnp.asarray(np.arange(128)[None] < [[90], [128]], jnp.int32)  # the rest is padding
+DOCUMENTS[1] = np.where(np.arange(T) < 250, 1, 0)
+
+
+def looked(direction="back", window=None, segments=None, order="running", ahead=None):
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    ids = None if segments is None else jnp.asarray(segments, jnp.int32)
+    words = {"direction": direction, "window": window, "order": order, "ahead": ahead}
+    return sight(positions, positions, **words, query_segments=ids, key_segments=ids)
+
+
+def case(*, seen=None, kv_heads=N, keys=T, dtype="float32", **options):
+    shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
+    q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    options = {"scale": 0.3, "cap": None, "bias": None, "drop": None} | options
+    return Case(q, k, v, looked() if seen is None else seen, **options)
+
+
+def value_and_grads(name, asked):
+    def loss(q, k, v):
+        out = choice.WAYS[name].attend(asked._replace(q=q, k=k, v=v))
+        real = True if asked.sight.query_segments is None else asked.sight.query_segments > 0
+        # What padding sees means nothing.
+        return jnp.sum(jnp.where(real, jnp.sin(out).sum((2, 3)), 0.0)), out
+
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*asked[:3])
+    return out, grads
+
+
+SPLASH = {
+    "causal, segments, grouped heads, soft cap": lambda: case(
+        seen=looked(segments=DOCUMENTS), kv_heads=1, cap=2.0
+    ),
+    "both sides, window": lambda: case(seen=looked("both", window=20)),
+    "to another text": lambda: case(seen=across(jnp.ones((B, T), jnp.int32), MEMORY), keys=128),
+}
+
+
+@pytest.mark.parametrize("name", SPLASH)
+def test_the_kernel_for_tpus_equals_plain_attention_in_values_and_gradients(name):
+    asked = SPLASH[name]()
+    assert choice.choose(asked, "tpu") == "splash"
+    found, wanted = value_and_grads("splash", asked), value_and_grads("plain", asked)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "on_tpu", "on_gpu"),
+    [
+        ({}, "splash", "plain"),
+        ({"dtype": "bfloat16"}, "splash", "cudnn"),
+        ({"dtype": "bfloat16", "cap": 30.0}, "splash", "plain"),
+        ({"dtype": "bfloat16", "drop": lambda x: x}, "plain", "plain"),
+        ({"dtype": "bfloat16", "bias": jnp.zeros((1, N, T, T))}, "plain", "plain"),
+        ({"dtype": "bfloat16", "seen": looked(order="free")}, "plain", "cudnn"),
+        (
+            {"dtype": "bfloat16", "seen": looked(ahead=jnp.asarray(DOCUMENTS == 1))},
+            "plain",
+            "cudnn",
+        ),
+        ({"dtype": "bfloat16", "keys": 100}, "plain", "cudnn"),
+    ],
+)
+def test_the_table_takes_a_kernel_only_where_it_can(options, on_tpu, on_gpu):
+    asked = case(**options)
+    found = [choice.choose(asked, platform) for platform in ("tpu", "gpu", "cpu", "rocket")]
+    assert found == [on_tpu, on_gpu, "plain", "plain"]
+
+
+def test_heads_rows_or_queries_that_do_not_divide_over_the_mesh_are_left_to_the_compiler():
+    chip = AbstractDevice(device_kind="TPU v5p", num_cores=1, platform="tpu")
+    names = ("data", "fsdp", "tensor", "sequence")
+    for sizes, wanted in [
+        ((1, 2, 2, 2), "splash"),
+        ((1, 3, 1, 1), "plain"),  # 2 rows
+        ((1, 1, 4, 1), "plain"),  # 2 heads
+        ((1, 1, 1, 4), "plain"),  # 256 queries in lanes of 128
+    ]:
+        mesh = AbstractMesh(sizes, names, (AxisType.Auto,) * 4, abstract_device=chip)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert choice.choose(case(), place.platform()) == wanted, sizes
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("segments", [None, DOCUMENTS], ids=["alone", "packed"])
+@pytest.mark.parametrize("window", [None, 33])
+def test_cudnn_equals_plain_attention_in_values_and_gradients(window, segments):
+    asked = case(seen=looked(window=window, segments=segments), kv_heads=1, dtype="bfloat16")
+    assert choice.choose(asked, "gpu") == "cudnn"
+    found, wanted = value_and_grads("cudnn", asked), value_and_grads("plain", asked)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x.astype("float32"), y.astype("float32"), atol=3e-2)
