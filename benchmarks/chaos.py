@@ -247,7 +247,10 @@ def series(
         newest = trainer.steps()[-1] if trainer.steps() else None
         undisturbed(trainer)
         check_start(trainer, newest)
-        assert (digests(trainer.folder, STEPS), curve(trainer.folder)) == expected
+        state, lines = digests(trainer.folder, STEPS), curve(trainer.folder)
+        assert state == expected[0], [name for name in state if state[name] != expected[0][name]]
+        missing = [line for line in expected[1] if line not in lines]
+        assert lines == expected[1], f"missing or misplaced: {missing}; {len(lines)} lines"
         assert not list(trainer.folder.rglob(".tmp-*"))
         runs += 1
         print(f"run {runs}: ends bit-equal", flush=True)

@@ -196,6 +196,7 @@ def _duties(
         if valid_loss is not None and not isfinite(valid_loss):
             valid_loss = None
         extra = {"data": batches.state(), "valid_loss": valid_loss}
+        log.settle()
         run.checkpoints.save(step, state, extra, metric=valid_loss)
 
     def save_aside(state: State, step: int, valid_loss: float | None) -> None:

@@ -21,6 +21,7 @@ from jaxgen.train import events
 from jaxgen.train.display import Kind, Reading
 
 WAITING = 10_000  # records kept while the disk stalls; later ones are dropped and counted
+SETTLING_SECONDS = 5.0  # how long a save waits until the log is as far as the run
 CLOSING_SECONDS = 10.0  # how long the end of a run waits for a stalled disk
 
 
@@ -121,6 +122,14 @@ class Log:
         self._line(line)
         self._show(lambda: self.display.say(_sound(line)))
 
+    def settle(self) -> None:
+        """Wait for what was handed in to be written; a stalled disk is not waited for long.
+
+        To be called before a checkpoint: what is written of the steps before it must not be lost
+        with a process that is killed after it, for nobody will make them again.
+        """
+        self.scribe.settle(SETTLING_SECONDS)
+
     def close(self) -> None:
         """Finish writing and leave the display; a second call does nothing."""
         if self.scribe.open:
@@ -197,6 +206,7 @@ class Mute:
     def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def text(self, step: int, title: str, text: str) -> None: ...
     def say(self, line: str) -> None: ...
+    def settle(self) -> None: ...
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -290,6 +300,12 @@ class _Scribe:
         except queue.Full:
             return False
         return True
+
+    def settle(self, seconds: float) -> None:
+        """Wait until the jobs handed in before are done, at most so long."""
+        done = threading.Event()
+        if self.open and self.put("", done.set):
+            done.wait(seconds)
 
     def failures(self) -> list[tuple[str, Exception]]:
         """Return (name of the job, its error) of those that failed since the last call."""

@@ -31,21 +31,21 @@ def stuck_preparing():
 
 
 def stuck_compiling():
-    from jaxgen.run import training
+    from jaxgen.run import job
 
-    training.train_step = lambda *_, **__: (said("compiling"), stuck())
+    job.train_step = lambda *_, **__: (said("compiling"), stuck())
 
 
 def stuck_validating():
-    from jaxgen.run import training
+    from jaxgen.run import job
 
-    training.validate = lambda *_, **__: (said("validating"), stuck())
+    job.validate = lambda *_, **__: (said("validating"), stuck())
 
 
 def slow_validating():
-    from jaxgen.run import training
+    from jaxgen.run import job
 
-    whole = training.validate
+    whole = job.validate
 
     def slow(params, config, rows, widths):
         def slowly():
@@ -56,7 +56,7 @@ def slow_validating():
 
         return whole(params, config, slowly(), widths)
 
-    training.validate = slow
+    job.validate = slow
 
 
 def stuck_sampling():

@@ -124,6 +124,42 @@ def test_a_vanished_folder_is_a_warning_only(tmp_path, capsys):
     assert "step 1/5" in shown and shown.count("warning: metrics.jsonl") == 1
 
 
+def test_a_settled_log_is_as_far_as_the_run_and_a_stalled_disk_holds_it_up_for_a_moment_only(
+    tmp_path, monkeypatch
+):
+    gate, write = threading.Event(), log._Lines.write
+
+    def slow(lines, line):
+        gate.wait(0.02)
+        write(lines, line)
+
+    monkeypatch.setattr(log._Lines, "write", slow)
+    with Log(tmp_path, total_steps=100, display="off") as writer:
+        for step in range(1, 11):
+            writer.step(step, METRICS)
+        writer.settle()
+        assert [row["step"] for row in records(tmp_path)] == list(range(1, 11))
+        monkeypatch.setattr(log, "SETTLING_SECONDS", 0.05)
+        monkeypatch.setattr(log._Lines, "write", lambda lines, line: gate.wait(30))
+        writer.step(11, METRICS)
+        writer.settle()
+        assert not gate.is_set()
+        gate.set()
+
+
+def test_an_owed_validation_is_removed_with_what_comes_after_the_checkpoint(tmp_path):
+    for owed in (False, True):
+        record(tmp_path, range(1, 5))
+        with Log(tmp_path, total_steps=100, resume_step=2, display="off") as writer:
+            writer.validation(2, {"loss": 2.6})
+            writer.step(3, METRICS)
+        with Log(tmp_path, total_steps=100, resume_step=2, owed=owed, display="off"):
+            pass
+        found = [(row["step"], row["kind"]) for row in records(tmp_path)]
+        assert found == [(1, "train"), (2, "train"), *([] if owed else [(2, "valid")])]
+        (tmp_path / "metrics.jsonl").unlink()
+
+
 def test_a_stalled_disk_does_not_stall_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(log, "CLOSING_SECONDS", 0.2)
     monkeypatch.setattr(log, "WAITING", 8)
