@@ -19,6 +19,7 @@ from jaxgen.cli import (
     chat,
     classify,
     convert,
+    doctor,
     embed,
     exits,
     fill_mask,
@@ -78,6 +79,7 @@ VERBS = (
     (embed.embed, "embed", "RUN [TEXT ...] [OPTIONS]"),
     (score.score, "score", "RUN [TEXT ...] [OPTIONS]"),
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
+    (doctor.doctor, "doctor", "[RUN|CONFIG] [KEY=VALUE ...] [--json]"),
     (plan.plan, "plan", "CONFIG [KEY=VALUE ...] --topology CHIP:SHAPE"),
 )
 

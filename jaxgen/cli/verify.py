@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from math import prod
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import WHOLE, Overrides
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, ProofError
 
 
 def shards(
@@ -79,8 +80,50 @@ def invariance(
         arguments.print_rows(compare(folder, length=length))
 
 
+def resume(
+    config: Annotated[str, Parameter(help="a run folder, or a .yaml file or its name in configs/")],
+    /,
+    *overrides: Overrides,
+    steps: Annotated[int, WHOLE, Parameter(help="steps that are made twice")] = 6,
+    mesh: Annotated[
+        str | None, Parameter(help="restore onto another mesh, as in data:2,fsdp:4")
+    ] = None,
+) -> None:
+    """Kill a training with kill -9, restore it, and compare it with one that nobody disturbed.
+
+    From the newest checkpoint of a run, which is only read, or from the beginning
+    of a config. Compares data, random keys, loss and the sha256 of every leaf of
+    the state, step by step, to the last bit; on another mesh the state as it is
+    restored, data and keys to the last bit and losses to 1e-5. Ends with 1 and
+    the first step and leaf that differ.
+
+    For example:
+        jaxgen verify resume runs/my
+        jaxgen verify resume debug --steps 10 --mesh data:2
+    """
+    arguments.check_overrides(overrides)
+    from jaxgen import run
+    from jaxgen.mesh import settings as meshes
+
+    cache, folder = paths.cache(), Path(config) if paths.is_run(Path(config)) else None
+    if folder is None:
+        settings = run.read_settings(paths.config(config), overrides)
+    else:
+        settings = run.changed_settings(folder, overrides)
+    other = None if mesh is None else meshes.MeshSettings(**meshes.parse(mesh))
+    start.prepare_jax(cache)
+    from jaxgen.verify import table
+    from jaxgen.verify.resume import resume as prove
+
+    found = prove(settings, source=folder, steps=steps, mesh=other, cache=cache)
+    table.print_resume(found)
+    if found.difference:
+        raise ProofError(found.difference)
+
+
 VERBS = (
     (invariance, "invariance", "RUN [--length N] [--devices N]"),
+    (resume, "resume", "RUN|CONFIG [KEY=VALUE ...] [--steps N] [--mesh MESH]"),
     (shards, "shards", "CONFIG [KEY=VALUE ...] [--steps N]"),
 )
 

@@ -12,6 +12,7 @@ from jaxgen import lazy
 if TYPE_CHECKING:
     from jaxgen.run.evaluation import evaluate
     from jaxgen.run.first import quickstart
+    from jaxgen.run.folder import changed_settings
     from jaxgen.run.inputs import tokenize
     from jaxgen.run.settings import Settings, build_settings, config_folder, read_settings
     from jaxgen.run.training import resume, train
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Settings": "settings",
     "build_settings": "settings",
+    "changed_settings": "folder",
     "config_folder": "settings",
     "evaluate": "evaluation",
     "quickstart": "first",
@@ -31,6 +33,7 @@ _HOME = {
 __all__ = [
     "Settings",
     "build_settings",
+    "changed_settings",
     "config_folder",
     "evaluate",
     "quickstart",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from jaxgen import files
 from jaxgen import settings as sets
 from jaxgen.errors import CheckpointError, ConfigError, UserError
-from jaxgen.run.settings import Settings
+from jaxgen.run.settings import Settings, build_settings
 from jaxgen.store import RunLock
 
 CONFIG = "config.yaml"
@@ -72,4 +72,12 @@ def existing_settings(folder: Path) -> Settings:
             f"{folder} is no run: it has no {CONFIG}; "
             f"`jaxgen train CONFIG.yaml --out {folder}` makes one"
         )
+    return settings
+
+
+def changed_settings(folder: Path, assignments: Sequence[str]) -> Settings:
+    """Return the settings of a run with "section.key=value" overrides."""
+    settings = existing_settings(folder)
+    if assignments:
+        settings = build_settings(sets.override(sets.as_dict(settings), assignments))
     return settings

@@ -27,13 +27,18 @@ OWN = ("data.workers",)
 
 def identity(settings: Settings) -> dict[str, Any]:
     """Return what must be alike in all processes: every key of the config, the code, JAX."""
-    rows = tree.flatten(sets.as_dict(settings))
-    facts = {path.replace("/", "."): str(value) for path, value in rows.items()}
-    return {key: value for key, value in facts.items() if key not in OWN} | {
+    return keys(settings) | {
         "the code of jaxgen": code(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
     }
+
+
+def keys(settings: Settings) -> dict[str, str]:
+    """Return every key of the config that must be alike, with its value."""
+    rows = tree.flatten(sets.as_dict(settings))
+    facts = {path.replace("/", "."): str(value) for path, value in rows.items()}
+    return {key: value for key, value in facts.items() if key not in OWN}
 
 
 def code() -> str:

@@ -18,16 +18,9 @@ from jaxgen.mesh import make as meshes
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.run import facts, initial, inputs, peers, post_mortem
-from jaxgen.run.folder import (
-    CONFIG,
-    LOCK,
-    TOKENIZER,
-    claimed,
-    existing_settings,
-    kept_settings,
-)
+from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
 from jaxgen.run.job import Run
-from jaxgen.run.settings import Settings, build_settings, refuse_differences, resolve
+from jaxgen.run.settings import Settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.tokens import load as load_tokenizer
@@ -109,9 +102,7 @@ def resume(
     group: Group = ALONE,
 ) -> None:
     """Go on with the run in `folder`; overrides may change only what leaves the result alone."""
-    settings = existing_settings(folder)
-    if assignments:
-        settings = build_settings(sets.override(sets.as_dict(settings), assignments))
+    settings = changed_settings(folder, assignments)
     train(settings, folder, cache=cache, stop=stop, group=group)
 
 
@@ -164,9 +155,8 @@ def _train(run: Run, stop: StopRequest) -> None:
 
 
 def _first_state(run: Run, log: Log | Mute) -> State:
-    start = run.start()
-    if start is not None:
-        source = run.settings.init_from
+    start, source = run.start(), run.settings.init_from
+    if start is not None and source is not None:
         record = partial(initial.record, run.folder / ENVIRONMENT, start, source)
         run.group.lead("the weights of init_from", record)
         log.say(start.told(source))

@@ -1,0 +1,55 @@
+"""The table of a proof, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxgen.verify.resume import Found
+
+WIDTH = 140  # where there is no terminal to ask, nothing is cut
+HEADINGS = ("step", "rows of the text", "random key", "loss", "state", "killed", "restored")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def print_facts(columns: Sequence[Mapping[str, str]], warnings: Sequence[str]) -> None:
+    """Print a table with a column for each process, then the warnings."""
+    table = Table(box=None, pad_edge=False, show_header=len(columns) > 1, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for index, _ in enumerate(columns):
+        table.add_column(f"process {index}", overflow="fold")
+    names = dict.fromkeys(name for column in columns for name in column)
+    for name in names:
+        # Not markup: a flag may hold brackets.
+        table.add_row(name, *(Text(column.get(name, "")) for column in columns))
+    console = _console()
+    console.print(table)
+    for warning in warnings or ["no known trap is set"]:
+        words = f"warning: {warning}" if warnings else warning
+        console.print(Text(words, "yellow" if warnings else "green"), soft_wrap=True)
+
+
+def print_resume(found: Found) -> None:
+    """Print what each step did, uninterrupted, and whether the others did the same."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=True)
+    for line in found.steps:
+        table.add_row(*map(str, astuple(line)))
+    console = _console()
+    console.print(table)
+    if found.difference is None:
+        last = found.steps[-1].step
+        console.print(
+            f"proof: saved at step {found.saved}, killed after step {found.saved + 1}, restored in "
+            f"another process: the same to step {last}",
+            highlight=False,
+        )
