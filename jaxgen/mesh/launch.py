@@ -49,16 +49,16 @@ class Launch:
             if not 1 <= getattr(self, name) <= 86400:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)} must be 1 to 86400 seconds")
-        assert self.address
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The coordinator's host and port; ConfigError if it is no HOST:PORT."""
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(
                 f"--coordinator {self.coordinator!r} is no HOST:PORT, as in 10.0.0.1:8476"
             )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The coordinator's host and port."""
+        host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
 
