@@ -46,6 +46,9 @@ class Flags:
     peer_timeout: Annotated[
         float, REAL, Parameter(help="seconds of silence after which a process is taken for lost")
     ] = 30.0
+    stall_timeout: Annotated[
+        float, REAL, Parameter(help="seconds without a step after which a process is stuck")
+    ] = 1800.0
 
 
 @contextmanager
@@ -85,7 +88,12 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
     found = _told(flags, environment) or _slurm(environment) or _tpu(environment)
     if found is None:
         return None
-    return Launch(**found, start_timeout=flags.start_timeout, peer_timeout=flags.peer_timeout)
+    return Launch(
+        **found,
+        start_timeout=flags.start_timeout,
+        peer_timeout=flags.peer_timeout,
+        stall_timeout=flags.stall_timeout,
+    )
 
 
 def _told(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any] | None:

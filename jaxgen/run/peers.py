@@ -90,6 +90,7 @@ class Stop:
         if self.group.count == 1:
             return self.told()
         self._calls += 1
+        self.group.progress()
         if self.stopped or self._calls <= self._next:
             return self.stopped
         state = {"told": self.told(), "failed": self.failed()}
