@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -206,6 +207,9 @@ def _stream(order: Order, start: int, workers: int) -> Any:
 
 
 def _watched(parent: int, index: int, count: int) -> None:
+    # A terminal's Ctrl-C, and many schedulers, tell all processes to stop; how, the parent knows.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     watch_parent(parent)
 
 

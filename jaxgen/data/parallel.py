@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -75,6 +76,7 @@ def watch_parent(parent: int) -> None:
 
 def _begin(tokenizer: Any, parent: int) -> None:
     global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's affair; the pool ends us otherwise
     watch_parent(parent)
     _tokenizer = tokenizer
 

@@ -27,8 +27,7 @@ class Launch:
 
     coordinator: HOST:PORT, where process 0 listens. devices: local ones that this process may use,
     None for all. start_timeout: seconds that all wait for all; peer_timeout: seconds of silence
-    after which a process is taken for lost; stall_timeout: seconds without a step of any process
-    after which those that are behind are taken for stuck.
+    after which a process is taken for lost.
     """
 
     coordinator: str
@@ -37,7 +36,6 @@ class Launch:
     devices: tuple[int, ...] | None = None
     start_timeout: float = 300.0
     peer_timeout: float = 30.0
-    stall_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -47,20 +45,20 @@ class Launch:
                 f"--process {self.process} is not one of the {self.processes} processes, which are "
                 f"0 to {self.processes - 1}"
             )
-        for name in ("start_timeout", "peer_timeout", "stall_timeout"):
+        for name in ("start_timeout", "peer_timeout"):
             if not 1 <= getattr(self, name) <= 86400:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)} must be 1 to 86400 seconds")
+        assert self.address
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The coordinator's host and port; ConfigError if it is no HOST:PORT."""
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(
                 f"--coordinator {self.coordinator!r} is no HOST:PORT, as in 10.0.0.1:8476"
             )
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The coordinator's host and port."""
-        host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
 
@@ -75,22 +73,10 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         yield ALONE
         return
     names = rendezvous.meet(*launch.address, launch.processes, launch.process, launch.start_timeout)
-    watch = Watch(
-        launch.process,
-        names,
-        launch.coordinator,
-        timeout=launch.peer_timeout,
-        stall=launch.stall_timeout,
-    )
+    watch = Watch(launch.process, names, launch.coordinator, launch.peer_timeout)
     watch.guard_aborts()
     store = _connect(launch)
-    group = Group(
-        index=launch.process,
-        count=launch.processes,
-        names=names,
-        store=store,
-        progress=watch.progress,
-    )
+    group = Group(index=launch.process, count=launch.processes, names=names, store=store)
     stopped: AgreedExit | None = None
     with watch.over(store):
         try:

@@ -244,10 +244,17 @@ def workers_of(parent):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
-def test_a_killed_worker_is_an_error_within_seconds(tmp_path):
+def test_workers_leave_signals_to_their_parent_and_a_killed_one_is_an_error_within_seconds(
+    tmp_path, capfd
+):
     batches = data.batches(shard_of(tmp_path, LENGTHS), context=8, batch=3, seed=1, workers=1)
     next(batches)
     (worker,) = workers_of(os.getpid())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker, number)
+    for _ in range(50):
+        next(batches)
+    assert workers_of(os.getpid()) == [worker] and capfd.readouterr().err == ""
     os.kill(worker, signal.SIGKILL)
     begin = time.monotonic()
     with pytest.raises(DataError, match="process that makes batches"):

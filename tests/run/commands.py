@@ -129,7 +129,7 @@ class Command:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
-    def end(self, timeout=240.0):
+    def end(self, timeout=600.0):
         """Wait for the end and return (exit code, what it has said)."""
         self.process.join(timeout)
         assert self.process.exitcode is not None, self.said()

@@ -11,6 +11,8 @@ import commands
 
 from jaxgen.store import Checkpoints
 
+UNSAMPLED = "sample.prompts=[]"  # which changes no number, and saves a compilation
+
 
 def digests(folder: Path, step: int) -> dict:
     """The sha256 of every array of a checkpoint: parameters, optimizer, key, step, health."""
@@ -35,7 +37,7 @@ def metrics(folder: Path) -> dict:
     return {r["step"]: (r["metric"], r["extra"]["valid_loss"]) for r in records}
 
 
-def wait_for(condition, process, seconds=120.0):
+def wait_for(condition, process, seconds=300.0):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.said()
@@ -66,7 +68,7 @@ def test_a_run_killed_in_training_and_in_a_save_shares_its_folder_with_nobody_an
 ):
     folder = tmp_path / "killed"
     for condition in (at_step(folder, 27), saving(folder, 2), at_step(folder, 90)):
-        process = start("train", config, "--out", folder)
+        process = start("train", config, "--out", folder, UNSAMPLED)
         wait_for(condition, process)
         if not checkpoints(folder)[1:]:
             process.send_signal(signal.SIGSTOP)
@@ -78,7 +80,7 @@ def test_a_run_killed_in_training_and_in_a_save_shares_its_folder_with_nobody_an
         assert process.end()[0] == -signal.SIGKILL
         # What was complete stays complete; at most the newest is new.
         assert set(before) - set(checkpoints(folder)) <= set(before[:-1])
-    code, said = finish("train", config, "--out", folder)
+    code, said = finish("train", config, "--out", folder, UNSAMPLED)
     assert code == 0 and "resuming at step" in said, said
     assert not list((folder / "checkpoints").glob(".tmp-*"))
     assert digests(folder, 120) == digests(finished, 120)
@@ -119,7 +121,8 @@ def test_told_to_stop_at_any_moment_a_run_saves_ends_with_75_and_goes_on_bit_equ
 ):
     folder, reached = tmp_path / "stopped", 0
     for stop in STOPS:
-        process = start("train", config, "--out", folder, plant=stop.plant)
+        words = () if stop.moment == "sampling" else (UNSAMPLED,)
+        process = start("train", config, "--out", folder, *words, plant=stop.plant)
         wait_for(stop.wait(folder) if stop.wait else planted(process, stop.moment), process)
         process.send_signal(stop.number)
         told = time.monotonic()
@@ -137,7 +140,7 @@ def test_told_to_stop_at_any_moment_a_run_saves_ends_with_75_and_goes_on_bit_equ
         store = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=1, fingerprints={})
         assert store.verify(newest) == []
         reached = newest
-    code, said = finish("train", folder)
+    code, said = finish("train", folder, UNSAMPLED)
     assert code == 0 and "resuming at step 120 of 120" in said, said
     assert digests(folder, 120) == digests(finished, 120)
     assert losses(folder) == losses(finished)
@@ -154,7 +157,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, fini
     raw = bytearray(victim.read_bytes())
     raw[len(raw) // 2] ^= 1
     victim.write_bytes(raw)
-    code, said = finish("train", folder)
+    code, said = finish("train", folder, UNSAMPLED)
     assert code == 0, said
     assert f"resuming at step {kept[-2]} of 120" in said
     assert "warning: " in said and victim.name in said

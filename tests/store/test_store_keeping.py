@@ -109,3 +109,18 @@ def test_cleaning_waits_for_the_save_that_is_under_way(tmp_path):
     assert checkpoints.clean() == []
     checkpoints.wait()
     assert checkpoints.verify(1) == []
+
+
+def test_a_step_saved_before_its_metric_was_known_gets_it_and_keeps_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path, fingerprints={}, keep_last=2, keep_best=1)
+    checkpoints.save(1, TREE, {"loss": None}, metric=None)
+    checkpoints.wait()
+    assert checkpoints.best() is None
+    for metric in (2.5, None, 9.0):
+        checkpoints.save(1, TREE, {"loss": metric}, metric=metric)
+        checkpoints.wait()
+        found = checkpoints.restore(TREE)
+        assert checkpoints.best() == 1 and found.extra == {"loss": 2.5} and not found.warnings
+    checkpoints.save(2, TREE, {}, metric=3.0)
+    checkpoints.wait()
+    assert checkpoints.best() == 1
