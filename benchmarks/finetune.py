@@ -99,7 +99,7 @@ def draw(found, path):
             label = f"{name}, rate {row['learning_rate']:g}" if row is runs[0] else None
             axes.plot(steps, bits, color=color, marker="o", markersize=3, label=label)
     axes.set(xlabel="step", ylabel="bits per byte, held-out text",
-             title="Fine-tuning and training from scratch, each at its best rate")  # fmt: skip
+             title="Fine-tuning and training from scratch, the best of 3 rates")  # fmt: skip
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.tight_layout()

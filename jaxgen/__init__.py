@@ -63,6 +63,12 @@ if TYPE_CHECKING:
     from jaxgen.text.beams import generate_beams
     from jaxgen.text.generate import generate
     from jaxgen.text.model import load, save
+    from jaxgen.text.strategies import (
+        generate_contrastive,
+        generate_dola,
+        generate_lookup,
+        generate_speculative,
+    )
     from jaxgen.train.losses import causal_loss
     from jaxgen.train.step import train_step
 
@@ -91,6 +97,10 @@ _HOME = {
     "frequency_penalty": "decoding.repeat",
     "generate": "text.generate",
     "generate_beams": "text.beams",
+    "generate_contrastive": "text.strategies",
+    "generate_dola": "text.strategies",
+    "generate_lookup": "text.strategies",
+    "generate_speculative": "text.strategies",
     "greedy": "decoding.chain",
     "guided": "decoding.guide",
     "init": "models.api",
@@ -152,6 +162,10 @@ __all__ = [
     "frequency_penalty",
     "generate",
     "generate_beams",
+    "generate_contrastive",
+    "generate_dola",
+    "generate_lookup",
+    "generate_speculative",
     "greedy",
     "guided",
     "init",

@@ -20,7 +20,8 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
-from jaxgen.text.complete import Request, Session, open_run, sampler
+from jaxgen.text.complete import Session, open_run
+from jaxgen.text.generation import Generation
 from jaxgen.text.tasks.model import by_length
 
 try:
@@ -33,7 +34,12 @@ except ImportError as error:
         'the harness is not installed; install it with pip install "jaxgen[lm-eval]"'
     ) from error
 
-GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+# What a task may ask of generation, and our name for it; the harness makes the first three.
+GENERATION = {
+    "until": "stop", "max_gen_toks": "max_new_tokens", "temperature": "temperature",
+    "do_sample": None, "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+}  # fmt: skip
 
 
 @register_model("jaxgen")
@@ -145,7 +151,7 @@ class Harness(TemplateLM):
 
     def _written(self, contexts: list[str], args: dict[str, Any]) -> list[str]:
         wanted: dict[str, Any] = dict(normalize_gen_kwargs(args, self.max_gen_toks))
-        unknown = sorted(set(wanted) - GENERATION)
+        unknown = sorted(set(wanted) - set(GENERATION))
         if unknown:
             raise ConfigError(
                 f"generation_kwargs {', '.join(unknown)} are not known here; there are "
@@ -157,14 +163,11 @@ class Harness(TemplateLM):
                 f"max_gen_toks={length} leaves no room for a prompt in "
                 f"context={self.session.config.context}"
             )
-        sample = sampler(
-            temperature_=float(wanted.get("temperature", 0.0)),
-            top_k_=wanted.get("top_k"),
-            top_p_=wanted.get("top_p"),
-        )
-        stop = tuple(text for text in wanted.get("until") or () if text)
-        asked = [Request(self._cut(text, length), length, stop, None) for text in contexts]
-        return [one.text for one in self.session.answer(asked, sample, self.seed)]
+        ours = {name: wanted[key] for key, name in GENERATION.items() if name and key in wanted}
+        ours.setdefault("temperature", 1.0)  # as transformers has it where a task only says sample
+        ours["stop"] = tuple(text for text in ours.get("stop") or () if text)
+        settings = Generation(**ours, seed=self.seed)
+        return self.session.complete([self._cut(text, length) for text in contexts], settings)
 
     def _cut(self, text: str, length: int) -> str:
         """Return the end of a context that leaves room for `length` new tokens."""

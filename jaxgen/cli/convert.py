@@ -78,6 +78,8 @@ def _parity(hub: Path | None, target: Path, hub_parity, model) -> str:
 def _tokenizer(tokenizer, target: Path) -> str:
     if tokenizer is None:
         return "none: the source has none"
-    kept = (target / "tokenizer").is_dir() or model.has_tokenizer(target)
+    from jaxgen.text.model import has_tokenizer
+
+    kept = (target / "tokenizer").is_dir() or has_tokenizer(target)
     kind = type(tokenizer).__name__.lower()
     return f"{tokenizer.vocab_size} ids" if kept else f"left out: {kind} has no Hugging Face form"

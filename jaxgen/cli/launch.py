@@ -46,6 +46,9 @@ class Flags:
     peer_timeout: Annotated[
         float, REAL, Parameter(help="seconds of silence after which a process is taken for lost")
     ] = 30.0
+    stall_timeout: Annotated[
+        float, REAL, Parameter(help="seconds without a step after which a process is stuck")
+    ] = 1800.0
 
 
 @contextmanager
@@ -64,11 +67,12 @@ def group(flags: Flags | None) -> Iterator[Group]:
     except BaseException as error:
         if launch is None or launch.processes == 1 or isinstance(error, AgreedExit):
             raise
-        told = isinstance(error, SystemExit) and isinstance(error.code, int)
-        code = error.code if told else exits.report(error)
+        code = error.code if isinstance(error, SystemExit) else exits.report(error)
         with suppress(OSError, ValueError):
             sys.stderr.flush()
-        os._exit(code)  # at a usual exit JAX would wait for the others, and abort
+        os._exit(
+            code if isinstance(code, int) else 1
+        )  # at a usual exit JAX would wait for the others, and abort
 
 
 def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
@@ -84,8 +88,12 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
     found = _told(flags, environment) or _slurm(environment) or _tpu(environment)
     if found is None:
         return None
-    timeouts = {"start_timeout": flags.start_timeout, "peer_timeout": flags.peer_timeout}
-    return Launch(**found, **timeouts)
+    return Launch(
+        **found,
+        start_timeout=flags.start_timeout,
+        peer_timeout=flags.peer_timeout,
+        stall_timeout=flags.stall_timeout,
+    )
 
 
 def _told(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.decoding import ended as endings
+from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
-from jaxgen.decoding import rows
 from jaxgen.decoding import words as lexicon
 from jaxgen.decoding.chain import NOT_FINITE, Chain, missing
 from jaxgen.decoding.detail import Reason, ended_by
@@ -104,6 +104,7 @@ def beam_search(
     groups or draws.
     """
     _check(search, returned, key, words)
+    fits.check(sample, length, beams=search.beams)
     batch = first.shape[0]
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)

@@ -11,14 +11,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
-from jaxgen.decoding import rows
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
 from jaxgen.decoding.loop import Count, Plan, Stops, plan_of
 from jaxgen.decoding.past import Past
 from jaxgen.decoding.setting import checked as checked_setting
 from jaxgen.decoding.setting import column, whole
 from jaxgen.decoding.stop import StopStrings
+from jaxgen.errors import ConfigError
 
 Seeing = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]]
 
@@ -64,7 +65,10 @@ def contrastive_search(
     Raises ConfigError for a count below 1, or a penalty outside [0, 1].
     """
     whole("count", count, 1)
+    fits.check(sample, length)
     checked_setting("penalty", penalty, lambda x: (x >= 0) & (x <= 1), "from 0 to 1")
+    if count == 1 and isinstance(penalty, (int, float)) and penalty:
+        raise ConfigError(f"penalty={penalty} has no effect with count=1: nothing is to choose")
     batch = first.shape[0]
     key = jax.random.key(0)  # of a plan; nothing is drawn
     plan = plan_of(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)

@@ -79,3 +79,17 @@ def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
         )
 
     return jax.tree.map(one, cache, is_leaf=lambda x: isinstance(x, Trail) or hasattr(x, "rewind"))
+
+
+def check_back(cache: Any, most: int) -> None:
+    """Raise ConfigError unless every node of a cache can go back `most` tokens.
+
+    A node that can't go back for ever says in `back` how far it can; None is for ever.
+    """
+    for node in jax.tree.leaves(cache, is_leaf=_knows("back")):
+        least = getattr(node, "back", None)
+        if least is not None and least < most:
+            raise ConfigError(
+                f"speculation takes back up to {most} tokens, but a ring cache of slack={least - 1}"
+                f" keeps no more than {least} beyond its window; make it with slack={most - 1}"
+            )

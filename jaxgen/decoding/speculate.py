@@ -16,12 +16,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
-from jaxgen.decoding import rows
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, missing
 from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.setting import whole
+from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.errors import ConfigError
 
 Reader = Callable[[Int[Array, "B T"], Any], tuple[Float[Array, "B T V"], Any]]
@@ -137,10 +138,17 @@ class _Run(NamedTuple):
     cache: Any
     draft: Any
     past: Past
+    watched: Array | None  # where texts stand among their stop strings
     done: Array
     guessed: Array
     accepted: Array
     steps: Array
+
+
+class _Ends(NamedTuple):
+    stops: Array
+    strings: StopStrings | None
+    most: Array  # [B]: new tokens
 
 
 def speculate(
@@ -155,6 +163,7 @@ def speculate(
     prompt: Int[Array, "B S"] | np.ndarray,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
     stop: Stops | None = None,
+    strings: StopStrings | None = None,
     limit: Count | None = None,
 ) -> Speculated:
     """Return up to `length` new tokens a request, distributed as `decode` draws them.
@@ -163,24 +172,24 @@ def speculate(
       can be rewound (see `rows.rewind`) and have draft.count + 1 slots more than the text needs.
     The other arguments are those of `decode`; the draws are others than `decode`'s, but a request's
     own as well: they are a function of its key and place.
+    Raises ConfigError for a cache that can't go back so far, and what `decode` raises.
     """
+    fits.check(sample, length)
+    rows.check_back(cache, draft.count + 1)
+    rows.check_back(draft.cache, draft.count + 1)
     batch, keys = first.shape[0], request_keys(key, first.shape[0])
     most = jnp.broadcast_to(jnp.asarray(length if limit is None else limit), batch)
     most = jnp.minimum(most, length)
     stops = jnp.asarray(NO_STOP if stop is None else stop)
-    known = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
-    room = jnp.full((batch, length), NO_TOKEN, jnp.int32)
-    tokens = jnp.concatenate([jnp.asarray(prompt, jnp.int32), room], axis=1)
-    past = Past(jnp.zeros(batch, jnp.int32), tokens, known.astype(jnp.int32))
-    past = pasts.begin(sample, past)
-    zero = jnp.zeros(batch, jnp.int32)
+    past = _past(sample, prompt, lengths, length)
+    ends = _Ends(stops, strings, most)
 
     def body(run: _Run) -> _Run:
         draws = jax.vmap(jax.random.fold_in)(keys, run.past.made)
         guess = draft.guess(run.token, run.past, run.draft, _fold(draws, 2))
         asked = jnp.concatenate([jnp.maximum(run.token, 0)[:, None], guess.tokens], axis=1)
         logits, cache = read(asked, run.cache)
-        now, taken = _verified(sample, run, logits, draws, guess, stops, most)
+        now, taken = _verified(sample, run, logits, draws, guess, ends)
         back = jnp.where(run.done, draft.count + 1, draft.count - taken)
         fed = jnp.where(run.done, 0, draft.count)
         return now._replace(
@@ -192,10 +201,22 @@ def speculate(
         )
 
     blank = jnp.full((batch, length), NO_TOKEN, jnp.int32)
-    begun = _Run(first, blank, cache, draft.cache, past, most < 1, zero, zero, jnp.zeros((), int))
+    watched = None if strings is None else strings.states(batch)
+    done = most < 1 if watched is None else (most < 1) | found(watched)
+    zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), int))
+    begun = _Run(first, blank, cache, draft.cache, past, watched, done, *zeros)
     run = lax.while_loop(lambda run: ~jnp.all(run.done), body, begun)
     out = jnp.where(jnp.arange(length) < run.past.made[:, None], run.tokens, run.token[:, None])
     return Speculated(out, run.past.made, run.guessed, run.accepted, run.steps)
+
+
+def _past(sample: Chain, prompt: Any, lengths: Any, length: int) -> Past:
+    batch = prompt.shape[0]
+    known = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
+    room = jnp.full((batch, length), NO_TOKEN, jnp.int32)
+    tokens = jnp.concatenate([jnp.asarray(prompt, jnp.int32), room], axis=1)
+    past = Past(jnp.zeros(batch, jnp.int32), tokens, known.astype(jnp.int32))
+    return pasts.begin(sample, past)
 
 
 def _fold(keys: Key[Array, "B"], number: Int[Array, ""] | int) -> Key[Array, "B"]:
@@ -208,8 +229,7 @@ def _verified(
     logits: Float[Array, "B T V"],
     draws: Key[Array, "B"],
     guess: Guess,
-    stops: Array,
-    most: Int[Array, "B"],
+    ends: _Ends,
 ) -> tuple[_Run, Int[Array, "B"]]:
     """The run after the guesses that are taken and one token more, and how many were taken."""
     count = guess.tokens.shape[1]
@@ -227,12 +247,15 @@ def _verified(
         took &= place < count
         new = jnp.where(going, new, now.token)
         now = _written(sample, now, new, going)
-        ends = jnp.any(new[:, None] == stops, axis=-1) | (new == NOT_FINITE)
-        over = going & (ends | (now.past.made >= most))
+        over = jnp.any(new[:, None] == ends.stops, axis=-1) | (new == NOT_FINITE)
+        if ends.strings is not None and now.watched is not None:
+            watched = jnp.where(going, ends.strings.advance(now.watched, new), now.watched)
+            now, over = now._replace(watched=watched), over | found(watched)
+        over = going & (over | (now.past.made >= ends.most))
         now = now._replace(done=now.done | over)
         return now, taken + (going & took), going & took & ~over
 
-    begun = (run, jnp.zeros_like(most), ~run.done)
+    begun = (run, jnp.zeros_like(ends.most), ~run.done)
     return lax.fori_loop(0, count + 1, one, begun)[:2]
 
 

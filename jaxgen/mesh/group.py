@@ -56,6 +56,7 @@ class Group:
     patience: float = PATIENCE
     slow: float = SLOW
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    progress: Callable[[], None] = lambda: None  # to be called at each step, for `mesh.watch`
     _turns: Counter[str] = field(default_factory=Counter)
 
     @property

@@ -27,7 +27,8 @@ class Launch:
 
     coordinator: HOST:PORT, where process 0 listens. devices: local ones that this process may use,
     None for all. start_timeout: seconds that all wait for all; peer_timeout: seconds of silence
-    after which a process is taken for lost.
+    after which a process is taken for lost; stall_timeout: seconds without a step of any process
+    after which those that are behind are taken for stuck.
     """
 
     coordinator: str
@@ -36,6 +37,7 @@ class Launch:
     devices: tuple[int, ...] | None = None
     start_timeout: float = 300.0
     peer_timeout: float = 30.0
+    stall_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -45,20 +47,20 @@ class Launch:
                 f"--process {self.process} is not one of the {self.processes} processes, which are "
                 f"0 to {self.processes - 1}"
             )
-        for name in ("start_timeout", "peer_timeout"):
+        for name in ("start_timeout", "peer_timeout", "stall_timeout"):
             if not 1 <= getattr(self, name) <= 86400:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)} must be 1 to 86400 seconds")
-        assert self.address
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The coordinator's host and port; ConfigError if it is no HOST:PORT."""
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ConfigError(
                 f"--coordinator {self.coordinator!r} is no HOST:PORT, as in 10.0.0.1:8476"
             )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The coordinator's host and port."""
+        host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
 
@@ -73,10 +75,22 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         yield ALONE
         return
     names = rendezvous.meet(*launch.address, launch.processes, launch.process, launch.start_timeout)
-    watch = Watch(launch.process, names, launch.coordinator, launch.peer_timeout)
+    watch = Watch(
+        launch.process,
+        names,
+        launch.coordinator,
+        timeout=launch.peer_timeout,
+        stall=launch.stall_timeout,
+    )
     watch.guard_aborts()
     store = _connect(launch)
-    group = Group(index=launch.process, count=launch.processes, names=names, store=store)
+    group = Group(
+        index=launch.process,
+        count=launch.processes,
+        names=names,
+        store=store,
+        progress=watch.progress,
+    )
     stopped: AgreedExit | None = None
     with watch.over(store):
         try:

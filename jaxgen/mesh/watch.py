@@ -2,9 +2,10 @@
 
 A collective on devices waits for ever for a process that has died, so somebody else must look.
 Each process tells that it lives every few seconds; process 0 reads all of them, and the others
-read what it has found. Three ends are told apart: a process that says why it ends, one that falls
-silent, and process 0, with which JAX's coordination service goes: then JAX aborts the program, and
-a handler of that signal has the last word.
+read what it has found. Four ends are told apart: a process that says why it ends; one that falls
+silent; one that lives but is stuck, so that no process finishes a step; and process 0, with which
+JAX's coordination service goes: then JAX aborts the program, and a handler of that signal has the
+last word.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ PARTING = 5.0  # seconds that process 0 stays for the others to hear why it ends
 class Watch:
     """Looks after the processes of a group from one of them; `over` runs it."""
 
-    def __init__(self, index: int, names: tuple[str, ...], address: str, timeout: float) -> None:
-        self.index, self.names, self.address, self.timeout = index, names, address, timeout
+    def __init__(
+        self, index: int, names: tuple[str, ...], address: str, *, timeout: float, stall: float
+    ) -> None:
+        self.index, self.names, self.address = index, names, address
+        self.timeout, self.stall = timeout, stall
         self.beat = timeout / BEATS
         self._stopping = threading.Event()
         self._heard: dict[int, tuple[str, float]] = {}  # the last beat, and the silence since
         self._looked = time.monotonic()
+        self._steps = 0
+        self._stood: tuple[list[int], float] = ([], 0.0)  # the steps of all, and how long already
         self._store: Store | None = None
         self._handler: Any = None
 
@@ -54,6 +60,10 @@ class Watch:
         finally:
             self._stopping.set()
             thread.join(2 * self.beat)
+
+    def progress(self) -> None:
+        """Tell that this process has begun another step."""
+        self._steps += 1
 
     def guard_aborts(self) -> None:
         """Have JAX's abort over a lost process end with one line and the exit code for it."""
@@ -91,29 +101,44 @@ class Watch:
     def _look(self, count: int) -> str | None:
         """Return the verdict on this group, if there is one: exit code and words."""
         assert self._store is not None
-        self._store.set(f"{ROOM}/beat/{self.index}", str(count))
+        self._store.set(f"{ROOM}/beat/{self.index}", f"{count} {self._steps}")
         if self.index:
             return self._store.find(f"{ROOM}/verdict/").get(VERDICT)
-        found = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._silent()
+        found = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._heartless()
         if found:
             self._store.set(VERDICT, found)
             self._linger()
         return found
 
-    def _silent(self) -> str | None:
+    def _heartless(self) -> str | None:
+        """Return the verdict on a process that is silent, or stuck."""
         assert self._store is not None
         beats, now = self._store.find(f"{ROOM}/beat/"), time.monotonic()
         # Where this process itself was held up, or its machine slept, the others may have been too.
         passed, self._looked = min(now - self._looked, 2 * self.beat), now
-        for index, name in enumerate(self.names):
-            beat, silence = beats.get(f"{ROOM}/beat/{index}", ""), 0.0
-            if index in self._heard and self._heard[index][0] == beat:
-                silence = self._heard[index][1] + passed
-            self._heard[index] = (beat, silence)
+        signs = [beats.get(f"{ROOM}/beat/{index}", "0 0") for index in range(len(self.names))]
+        why = self._silent(signs, passed) or self._stuck(signs, passed)
+        return why and _verdict(PeerError.exit_code, why)
+
+    def _silent(self, signs: list[str], passed: float) -> str | None:
+        for index, sign in enumerate(signs):
+            before, silence = self._heard.get(index, ("", 0.0))
+            silence = silence + passed if sign == before else 0.0
+            self._heard[index] = (sign, silence)
             if silence > self.timeout:
-                why = f"{name} is lost: nothing was heard of it for {silence:.0f} s"
-                return _verdict(PeerError.exit_code, why)
+                return f"{self.names[index]} is lost: nothing was heard of it for {silence:.0f} s"
         return None
+
+    def _stuck(self, signs: list[str], passed: float) -> str | None:
+        steps = [int(sign.partition(" ")[2]) for sign in signs]
+        same = steps == self._stood[0] and max(steps) > 0  # 0: they prepare, however long
+        stood = self._stood[1] + passed if same else 0.0
+        self._stood = (steps, stood)
+        if stood <= self.stall:
+            return None
+        behind = [self.names[index] for index, step in enumerate(steps) if step < max(steps)]
+        who = ", ".join(behind[:8]) or "all processes alike"
+        return f"no process has finished a step for {stood:.0f} s; behind the others: {who}"
 
     def _linger(self) -> None:
         """Stay until the others have read the verdict: JAX's service ends with this process."""

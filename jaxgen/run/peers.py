@@ -6,11 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 import jaxgen
 from jaxgen import settings as sets
@@ -30,7 +30,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     return keys(settings) | {
         "the code of jaxgen": code(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": version("jaxlib"),
     }
 
 
@@ -90,6 +90,7 @@ class Stop:
         if self.group.count == 1:
             return self.told()
         self._calls += 1
+        self.group.progress()
         if self.stopped or self._calls <= self._next:
             return self.stopped
         state = {"told": self.told(), "failed": self.failed()}

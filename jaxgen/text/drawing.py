@@ -16,7 +16,6 @@ from jaxgen.decoding.detail import Decoded, decode_detailed
 from jaxgen.decoding.loop import Chunk, decode_chunk
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.stop import StopStrings
-from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.text import steps
 from jaxgen.text.batches import Rows, bucket
@@ -84,25 +83,30 @@ def drawn(
 ) -> Iterator[Chunk | Decoded]:
     """Yield `chunk` new tokens of all rows at a time, until every row's limit is reached.
 
-    A caller ends a row by lowering its `rows.limits` meanwhile. top: alternatives of each token
-    that are told besides its log-probability and the row's Reason; None tells none of them.
+    A caller ends a row by lowering its `rows.limits` meanwhile; the chunk after the next obeys.
+    top: alternatives of each token that are told besides its log-probability and the row's Reason;
+    None tells none of them.
     """
-    limits, longest = rows.limits, int(rows.limits.max())
-    width = rows.prompt.shape[1]
+    longest, width = int(rows.limits.max()), rows.prompt.shape[1]
     first, cache = _begin(params, config, style, rows, bucket(width + longest + chunk))
     history = None
     if sample.needs == "tokens":
-        history = np.pad(np.asarray(rows.prompt), ((0, 0), (0, bucket(longest + chunk))))
+        history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
+    waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
-        at = (cache, first, rows._replace(limits=limits.copy()), sample, strings)
-        made = _more(params, config, style, chunk, top, *at, np.int32(start), history)
+        at = (cache, first, rows._replace(limits=rows.limits.copy()), sample, strings)
+        made, history = _more(params, config, style, chunk, top, *at, np.int32(start), history)
         first, cache, strings = made.tokens[:, -1], made.cache, made.strings
-        yield made
-        if (limits <= start + chunk).all():
-            return
-        if history is not None:
-            places = rows.widths[:, None] + start + np.arange(chunk)
-            np.put_along_axis(history, places, np.asarray(place.fetch(made.tokens)), axis=1)
+        made = made._replace(cache=None)  # the next chunk takes its memory
+        # The next tokens are made while the caller looks at these: the device never waits. Rows
+        # that have ended in between cost it nothing.
+        if waiting is not None:
+            yield waiting
+            if (rows.limits <= start).all():
+                return
+        waiting = made
+    if waiting is not None:
+        yield waiting
 
 
 @partial(jax.jit, static_argnames=("config", "style", "capacity"))
@@ -110,14 +114,23 @@ def _begin(params, config, style, rows, capacity):
     return begin(params, config, style, rows, capacity)
 
 
-@partial(jax.jit, static_argnames=("config", "style", "chunk", "top"), donate_argnames="cache")
+@partial(
+    jax.jit,
+    static_argnames=("config", "style", "chunk", "top"),
+    donate_argnames=("cache", "history"),
+)
 def _more(
     params, config, style, chunk, top, cache, first, rows, sample, strings, start, history
-) -> Chunk | Decoded:
+) -> tuple[Chunk | Decoded, Any]:
     step = step_of(params, config, style, rows)
     given = {"stop": rows.stops, "strings": strings, "start": start, "limit": rows.limits}
     if history is not None:
         given |= {"prompt": history, "lengths": rows.widths + start}
     if top is None:
-        return decode_chunk(step, cache, first, rows.keys, sample, chunk, **given)
-    return decode_detailed(step, cache, first, rows.keys, sample, chunk, top=top, **given)
+        made = decode_chunk(step, cache, first, rows.keys, sample, chunk, **given)
+    else:
+        made = decode_detailed(step, cache, first, rows.keys, sample, chunk, top=top, **given)
+    if history is not None:
+        places = jnp.asarray(rows.widths)[:, None] + start + jnp.arange(chunk)
+        history = history.at[jnp.arange(history.shape[0])[:, None], places].set(made.tokens)
+    return made, history

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxgen.config import ModelConfig
+from jaxgen.decoding import fits
 from jaxgen.decoding.chain import Chain, greedy
 from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.stop import StopStrings
@@ -95,14 +96,15 @@ def generate(
     Raises ConfigError if T + length exceeds config.context, for an empty prompt or length, and for
     a model that gives no next token.
     """
+    sample = greedy() if sample is None else sample
     check(config, prompt.shape[1], length)
+    fits.check(sample, length)
     params = api.in_line(params, config)
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
     capacity = prompt.shape[1] + length
     about = {"memory": memory, "layout": layout, "store": store}
     first, cache = prefill(params, config, prompt, lengths, capacity, **about)
-    sample = greedy() if sample is None else sample
     step = model_step(params, config)
     ends = {"stop": stop, "strings": strings, "prompt": prompt, "lengths": lengths}
     return decode(step, cache, first, key, sample, length, **ends)[0]

@@ -14,6 +14,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.models import api
 from jaxgen.store import safetensors
 from jaxgen.text import hub_folder
+from jaxgen.text import usage as usages
 
 ROWS, LENGTH = 2, 32
 # float32: largest difference, relative to the largest logit. Below it: nats of KL per token.
@@ -33,7 +34,12 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     Raises CheckpointError if they differ by more than rounding does.
     """
     length = min(LENGTH, config.context)
-    tokens = np.random.default_rng(0).integers(0, config.V, (ROWS, length))
+    # A classifier of transformers' that is a decoder wants padding for more than one row.
+    rows = 1 if (config.topology, config.head) == ("decoder", "classes") else ROWS
+    tokens = np.random.default_rng(0).integers(0, config.V, (rows, length))
+    pad = usages.read(hub)[0].pad
+    if pad is not None:  # padding is no text: RoBERTa does not even count it as a position
+        tokens = np.where(tokens == pad, (pad + 1) % config.V, tokens)
     theirs = _theirs(hub, tokens, config.param_dtype)
     memory = None
     if config.topology == "encoder_decoder":

@@ -8,6 +8,7 @@ from scipy import integrate, stats
 
 import jaxgen
 from jaxgen import ModelConfig
+from jaxgen.decoding.fuse import fused
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic import vae
 from jaxgen.models.classic.vae import VAE, Fit, Gaussian
@@ -110,6 +111,30 @@ def test_decoding_says_what_the_likelihood_says(trained):
         params, CONFIG, TOKENS[:1], LENGTHS[:1], latent
     )
     assert float(whole[0]) == pytest.approx(total, abs=1e-3)
+
+
+def test_it_drafts_for_another_latent_and_weighs_in(trained):
+    params, _ = trained
+    means = vae.posterior(params, CONFIG, TOKENS[:2], LENGTHS[:2]).mean
+    step, key = vae.step(params, CONFIG), jax.random.key(0)
+
+    @jax.jit
+    def both(own, other):
+        first, cache = vae.begin(params, CONFIG, own, 8)
+        _, second = vae.begin(params, CONFIG, other, 8)
+        chain = jaxgen.chain(jaxgen.temperature(1.0))
+        draft = jaxgen.draft_model(step, second, chain, 2)
+        found = jaxgen.speculate(
+            jaxgen.reader(step), cache, first, key, jaxgen.greedy(), 4, draft,
+            prompt=first[:, None], stop=jnp.asarray([11]),
+        )  # fmt: skip
+        mixed, _ = fused(step, step, 0.5)(first, (cache, second))
+        return found.tokens, mixed, step(first, cache)[0], step(first, second)[0]
+
+    tokens, mixed, alone, beside = both(means, means[::-1])
+    assert tokens[0].tolist() == TEXTS[0] and tokens[1].tolist() == TEXTS[1][:4]
+    wanted = jax.nn.log_softmax(alone) + 0.5 * jax.nn.log_softmax(beside)
+    np.testing.assert_allclose(mixed, wanted, atol=1e-5)
 
 
 def test_free_nats_and_hidden_words_change_the_loss_as_they_say(trained):

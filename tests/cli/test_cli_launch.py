@@ -45,8 +45,8 @@ def test_flags_go_before_variables_and_these_before_slurm():
 
 
 def test_timeouts_are_those_of_the_flags():
-    found = find(Flags(start_timeout=7.0, peer_timeout=9.0), JAX)
-    assert (found.start_timeout, found.peer_timeout) == (7.0, 9.0)
+    found = find(Flags(start_timeout=7.0, peer_timeout=9.0, stall_timeout=11.0), JAX)
+    assert (found.start_timeout, found.peer_timeout, found.stall_timeout) == (7.0, 9.0, 11.0)
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,14 @@ def test_a_stop_string_ends_a_beam_as_a_stop_id_does():
 
 
 def test_a_wider_beam_never_scores_worse_on_the_toy():
-    scores = [search(jaxgen.beams(n, length_penalty=0.0)).scores[:, 0] for n in (1, 5, 25)]
-    assert (np.diff(np.asarray(scores), axis=0) >= -1e-5).all()
+    for penalty in (0.0, 1.0):
+        scores = []
+        for count in (1, 5, 25, V**4):
+            how = jaxgen.beams(count, length_penalty=penalty, until="certain")
+            scores.append(search(how, returned=min(count, 4)).scores[:, 0])
+        assert (np.diff(np.asarray(scores), axis=0) >= -1e-5).all()
+        best = [every_text(first, penalty)[0][0] for first in FIRST.tolist()]
+        np.testing.assert_allclose(scores[-1], best, rtol=1e-5)
 
 
 def test_one_beam_is_greedy():

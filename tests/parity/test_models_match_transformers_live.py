@@ -32,6 +32,7 @@ SMALL = SHAPE | {"init_std": 0.3}
 BERT = SMALL | {"topology": "encoder", "norm_at": "post", "embed_norm": "norm", "feed": "gelu"}
 TWO = SMALL | {"topology": "encoder_decoder"}
 BASES = {
+    "gpt2": SMALL,
     "bert": BERT | {"token_types": 2, "norm_epsilon": 1e-12},
     "roberta": BERT | {"token_types": 1, "position_offset": 2},
     "t5": TWO
@@ -46,8 +47,8 @@ BASES = {
     "vanilla": TWO
     | {"norm_at": "post", "positions": "sinusoid", "embed_scale": "root", "feed": "relu"},
 }
-TOWERS = [("bert", "pooled"), ("bert", "spans"), ("roberta", "classes"), ("t5", "lm"),
-          ("bart", "lm"), ("marian", "lm"), ("vanilla", "lm")]  # fmt: skip
+TOWERS = [("gpt2", "classes"), ("bert", "pooled"), ("bert", "spans"), ("roberta", "classes"),
+          ("t5", "lm"), ("bart", "lm"), ("marian", "lm"), ("vanilla", "lm")]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", cases.CASES)

@@ -12,6 +12,8 @@ from jaxgen.errors import DataError
 def deed(name: str, group) -> None:
     if name == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if name == "freezes":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if name == "fails":
         raise DataError("text.txt is empty; give more text")
     if name == "breaks":

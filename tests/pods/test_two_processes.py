@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +28,9 @@ checkpoint: {every: 4, keep_last: 9}
 HERE = Path(__file__).parent
 PEERS = 8.0  # seconds of silence after which a process is taken for lost
 
+nightly = pytest.mark.skipif(
+    not os.environ.get("JAXGEN_NIGHTLY"), reason="a minute each: JAXGEN_NIGHTLY=1"
+)
 # One worker makes the fixtures, once.
 pytestmark = pytest.mark.xdist_group("two_processes")
 
@@ -62,16 +67,24 @@ def environment(home, **more) -> dict:
 
 def run(home, commands, **more):
     """Run commands at once; return (exit code, output, seconds until the end) of each."""
-    began, options = time.monotonic(), {"cwd": home, "text": True, "env": environment(home, **more)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    began = time.monotonic()
     processes = [
-        subprocess.Popen([sys.executable, *map(str, words)], **options, **pipes)
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=home,
+            env=environment(home, **more),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for words in commands
     ]
-    found = []
-    for process in processes:
-        said, _ = process.communicate(timeout=240)
-        found.append((process.returncode, said, time.monotonic() - began))
+    found: list[Any] = [None] * len(processes)
+    for index in sorted(range(len(processes)), key=lambda index: "freezes" in commands[index]):
+        if "freezes" in commands[index]:
+            processes[index].kill()
+        said, _ = processes[index].communicate(timeout=240)
+        found[index] = (processes[index].returncode, said, time.monotonic() - began)
     return found
 
 
@@ -231,3 +244,54 @@ def test_a_process_that_ends_tells_the_others_why(home, deeds, codes, part):
     assert tuple(code for code, _, _ in found) == codes, found
     said = found[deeds.index("sleeps")][1]
     assert part in said and said.count("jaxgen: error") == 1 and max(f[2] for f in found) < 60
+
+
+def devices(count):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+
+
+def drop_after(folder, step):
+    """Put a run back to one of its checkpoints."""
+    for path in (folder / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > step:
+            shutil.rmtree(path)
+
+
+@nightly
+def test_a_checkpoint_of_any_mesh_and_process_count_goes_on_on_any_other(home, one):
+    """Two processes of two devices, then one of four, two of one, and one of one."""
+    forms = [("mesh=fsdp:4",), ("mesh=data:2,tensor:2",), ("mesh=fsdp:2",), ("mesh=data:1",)]
+    for form, (count, each), begin in zip(
+        forms, [(2, 2), (1, 4), (2, 1), (1, 1)], (0, 4, 4, 8), strict=True
+    ):
+        drop_after(home / "moved", begin) if begin else None
+        if count == 2:
+            found = pair(home, "moved", words=(form, form), **devices(each))
+        else:
+            words = ["-m", "jaxgen", "train", "tiny.yaml", "--out", "moved", *form]
+            found = run(home, [words], **devices(each))
+        assert [code for code, _, _ in found] == [0] * count, found[0][1] + found[-1][1]
+        if begin:
+            assert f"resuming at step {begin} of 12" in found[0][1]
+        np.testing.assert_allclose(losses(home / "moved")[1], losses(home / "one")[1], rtol=1e-5)
+
+
+@nightly
+def test_two_processes_that_were_killed_end_bit_equal_to_two_that_were_not(home, stopped):
+    assert [code for code, _, _ in pair(home, "whole")] == [0, 0]
+    survivor, _ = pair(home, "again", (0, 7), (0, signal.SIGKILL))
+    assert survivor[0] == 5
+    assert [code for code, _, _ in pair(home, "again")] == [0, 0]
+    for index in range(2):
+        name = f"checkpoints/00000012/pieces/{index:05d}.safetensors"
+        assert (home / "again" / name).read_bytes() == (home / "whole" / name).read_bytes()
+
+
+@nightly
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_frozen_is_lost_as_well(home, victim):
+    deeds = ["sleeps", "sleeps"]
+    deeds[victim] = "freezes"
+    found = members(home, *deeds)
+    assert found[1 - victim][0] == 5 and f"process {victim} (" in found[1 - victim][1]

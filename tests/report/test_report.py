@@ -118,6 +118,19 @@ def test_a_baseline_reads_rows_as_it_decodes(home, kind):
     assert one.parameters > 1000 and one.train_seconds > 0
 
 
+def test_files_are_judged_by_the_vectors_of_a_model(home):
+    Path("a.txt").write_text("line 1 of text\n\nother words\nline 3\n")
+    Path("b.txt").write_text("line 1 of text\nempty is left out\nline 2 of text\nline 3\n")
+    figures = {}
+    for made in ("a.txt", "b.txt"):
+        words = ["measure", made, "--references", "b.txt", "--judge", "run", "--output", "f.json"]
+        assert app.main(words) == 0
+        figures[made] = json.loads(Path("f.json").read_text())["figures"]
+    for name in ("similarity", "MAUVE"):
+        assert figures["b.txt"][name]["value"] == pytest.approx(1, abs=1e-5)
+    assert figures["a.txt"]["similarity"]["value"] < 0.999
+
+
 def test_one_worker_makes_the_fixtures_of_a_group(request):
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
     assert workers == "1" or request.node.nodeid.endswith("@report")

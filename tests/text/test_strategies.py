@@ -1,0 +1,113 @@
+"""Each strategy in one call, on a small Transformer, against what it must equal."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxgen
+from jaxgen import errors
+from jaxgen.decoding.contrast import contrast
+from jaxgen.models import api
+
+CONFIG = jaxgen.ModelConfig(
+    vocab_size=13, context=40, layers=2, d_model=16, heads=2, init_std=0.6, positions="rope",
+    pattern=("local", "global"), window=4,
+)  # fmt: skip
+SMALL = CONFIG.replace(layers=1, pattern=("global",), window=None)
+PROMPT, LENGTHS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 0, 0, 0]]), jnp.array([5, 2])
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(jaxgen.init, static_argnums=0)(CONFIG, jax.random.key(1))
+
+
+@pytest.fixture(scope="module")
+def greedy(params):
+    run = jax.jit(jaxgen.generate, static_argnames=("config", "length"))
+    return run(params, CONFIG, PROMPT, KEY, length=16, lengths=LENGTHS)
+
+
+def test_a_draft_says_what_the_model_would_have_said(params, greedy):
+    draft = jax.jit(jaxgen.init, static_argnums=0)(SMALL, jax.random.key(2))
+    pieces = [b"<%d>" % token for token in range(13)]
+    text = b"".join(pieces[token] for token in greedy[0].tolist()).decode()
+    string = f"{greedy[0, 5]}><{greedy[0, 6]}"
+    ends = text[: text.index(string) + len(string)].count("<")
+
+    @jax.jit
+    def run(params, draft):
+        given = {"length": 16, "count": 3, "lengths": LENGTHS, "layout": "ring"}
+        strings = jaxgen.stop_strings([[string], []], pieces)
+        return jaxgen.generate_speculative(
+            *(params, CONFIG, draft, SMALL, PROMPT, KEY), strings=strings, **given
+        )
+
+    found = run(params, draft)
+    assert found.tokens[1].tolist() == greedy[1].tolist()
+    assert found.made.tolist() == [ends, 16] and ends < 16
+    assert found.tokens[0, :ends].tolist() == greedy[0, :ends].tolist()
+    assert 0 < int(found.accepted.sum()) < int(found.guessed.sum()) and int(found.steps) < 16
+
+
+def test_a_text_may_draft_itself(params, greedy):
+    run = jax.jit(jaxgen.generate_lookup, static_argnames=("config", "length", "count", "layout"))
+    found = run(params, CONFIG, PROMPT, KEY, length=16, count=3, lengths=LENGTHS, layout="ring")
+    assert found.tokens.tolist() == greedy.tolist()
+    assert found.accepted.sum() > 0
+
+
+def test_a_ring_that_can_not_take_guesses_back_is_refused(params):
+    cache = api.empty_cache(CONFIG, 2, 30, layout="ring")
+    read = lambda tokens, cache: (tokens, cache)  # noqa: E731
+    with pytest.raises(errors.ConfigError, match=r"back up to 4 tokens.*slack=0.*slack=3"):
+        jaxgen.speculate(
+            *(read, cache, PROMPT[:, 0], KEY, jaxgen.greedy(), 4, jaxgen.lookup(3)), prompt=PROMPT
+        )
+
+
+def test_contrastive_search_in_one_call_is_greedy_without_a_penalty(params, greedy):
+    run = jax.jit(jaxgen.generate_contrastive, static_argnames=("config", "length", "count"))
+    given = {"length": 16, "count": 4, "lengths": LENGTHS}
+    found = run(params, CONFIG, PROMPT, penalty=jnp.zeros(2), **given)
+    assert found.tolist() == greedy.tolist()
+    other = run(params, CONFIG, PROMPT, penalty=jnp.array([0.0, 0.9]), **given)
+    assert other[0].tolist() == greedy[0].tolist() and other[1].tolist() != greedy[1].tolist()
+
+
+def test_dola_in_one_call_takes_the_tokens_of_its_contrast(params, greedy):
+    run = jax.jit(jaxgen.generate_dola, static_argnames=("config", "length", "layers"))
+    found = run(params, CONFIG, PROMPT, KEY, length=6, layers=(0, 1), lengths=LENGTHS)
+    early = jax.jit(partial(api.early_logits, config=CONFIG, layers=(0, 1)))
+    for row, length in enumerate(LENGTHS.tolist()):
+        ids = [*PROMPT[row, :length].tolist(), *found[row].tolist()]
+        out, layers = early(params, tokens=jnp.array([ids + [0] * (11 - len(ids))]))
+        places = jnp.arange(length - 1, length + 5)
+        wanted = contrast(out.logits[0, places], layers[:, 0, places])
+        assert found[row].tolist() == wanted.argmax(-1).tolist()
+    assert found.tolist() != greedy[:, :6].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"vocab_size": 14}, "vocab_size=14 is not the model's vocab_size=13"),
+        ({"context": 20}, "exceed context=20"),
+        ({"topology": "encoder_decoder"}, "topology=encoder_decoder; give a decoder"),
+    ],
+)
+def test_a_draft_that_does_not_fit_is_refused(params, change, text):
+    given = {"length": 16, "count": 3}
+    with pytest.raises(errors.ConfigError, match=text):
+        jaxgen.generate_speculative(
+            params, CONFIG, params, SMALL.replace(**change), PROMPT, KEY, **given
+        )
+
+
+def test_layers_that_are_not_there_are_refused(params):
+    for layers in ((2,), (-1,), ()):
+        with pytest.raises(errors.ConfigError, match="numbers from 0 to 1 of layers=2"):
+            jaxgen.generate_dola(params, CONFIG, PROMPT, KEY, length=4, layers=layers)
