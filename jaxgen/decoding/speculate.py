@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, missing
+from jaxgen.decoding.detail import Reason, ended_by
 from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.setting import whole
@@ -56,6 +57,7 @@ class Speculated(NamedTuple):
     guessed: Int[Array, "B"]  # guesses that the target was asked about
     accepted: Int[Array, "B"]  # guesses that it took
     steps: Int[Array, ""]  # how often the target was run
+    reason: Int[Array, "B"]  # a Reason; a row without a token to draw counts as not finite
 
 
 def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
@@ -207,7 +209,9 @@ def speculate(
     begun = _Run(first, blank, cache, draft.cache, past, watched, done, *zeros)
     run = lax.while_loop(lambda run: ~jnp.all(run.done), body, begun)
     out = jnp.where(jnp.arange(length) < run.past.made[:, None], run.tokens, run.token[:, None])
-    return Speculated(out, run.past.made, run.guessed, run.accepted, run.steps)
+    last = jnp.any(run.token[:, None] == stops, axis=-1) & (run.past.made > 0)
+    reason = jnp.where(run.token == NOT_FINITE, Reason.NOT_FINITE, ended_by(run.watched, last))
+    return Speculated(out, run.past.made, run.guessed, run.accepted, run.steps, reason)
 
 
 def _past(sample: Chain, prompt: Any, lengths: Any, length: int) -> Past:

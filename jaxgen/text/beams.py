@@ -14,6 +14,7 @@ from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
+from jaxgen.ops.cache import Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text.generate import check, model_step, prefill
 
@@ -33,6 +34,8 @@ def generate_beams(
     stop: Int[Array, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
+    layout: Layout = "contiguous",
+    store: Store = "plain",
 ) -> Found:
     """Return the best texts of up to `length` new tokens for each prompt, by `beams`.
 
@@ -47,7 +50,8 @@ def generate_beams(
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
     capacity = prompt.shape[1] + length
-    first, cache = prefill(params, config, prompt, lengths, capacity, memory=memory)
+    about = {"memory": memory, "layout": layout, "store": store}
+    first, cache = prefill(params, config, prompt, lengths, capacity, **about)
     return beam_search(
         model_step(params, config),
         cache,

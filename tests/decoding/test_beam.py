@@ -245,12 +245,14 @@ def test_words_want_plain_beams(how):
 
 def test_a_transformer_s_beams_are_scored_as_by_a_full_forward_pass():
     config = jaxgen.ModelConfig(
-        vocab_size=19, context=24, layers=2, d_model=16, heads=2, init_std=0.5, positions="rope"
-    )
+        vocab_size=19, context=24, layers=2, d_model=16, heads=2, init_std=0.5, positions="rope",
+        pattern=("local",), window=3,
+    )  # fmt: skip
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
     prompt, lengths = jnp.array([[3, 1, 4, 1], [9, 2, 0, 0]]), jnp.array([4, 2])
-    run = jax.jit(jaxgen.generate_beams, static_argnames=("config", "length", "returned"))
-    found = run(params, config, prompt, jaxgen.beams(4), length=6, returned=3, lengths=lengths)
+    run = jax.jit(jaxgen.generate_beams, static_argnames=("config", "length", "returned", "layout"))
+    given = {"length": 6, "returned": 3, "lengths": lengths, "layout": "ring"}
+    found = run(params, config, prompt, jaxgen.beams(4), **given)
     forward = jax.jit(jaxgen.apply, static_argnums=1)
     for row, length in enumerate(lengths.tolist()):
         start = jnp.broadcast_to(prompt[row, :length], (3, length))

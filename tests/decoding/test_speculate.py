@@ -9,7 +9,9 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
+from jaxgen.decoding import automaton
 from jaxgen.decoding.chain import NOT_FINITE, greedy
+from jaxgen.decoding.detail import Reason
 from jaxgen.text.generate import prefill
 
 V, LENGTH = 4, 3
@@ -84,6 +86,18 @@ def test_speculative_draws_have_the_target_s_distribution(name):
     assert 0 < int(found.accepted.sum()) < int(found.guessed.sum())
 
 
+def test_a_structure_is_kept_while_guesses_come_and_go():
+    trie = automaton.trie([[0, 0, 2, 0], [3, 3, 0], [2]], 1, V)
+    first, stop = jnp.arange(V), jnp.array([1])
+    for heat in (0.0, 1.0):
+        sample = jaxgen.chain(trie, jaxgen.temperature(heat))
+        found = speculate("lookup", sample, first, jax.random.key(3), stop, length=20)
+        for tokens, made in zip(found.tokens.tolist(), found.made.tolist(), strict=True):
+            assert tokens[:made] in ([0, 0, 2, 0, 1], [3, 3, 0, 1], [2, 1])
+        assert (found.reason == Reason.STOP).all()
+    assert found.accepted.sum() > 0
+
+
 def test_a_request_speculates_alone_as_in_a_batch():
     sample, key = jaxgen.chain(jaxgen.temperature(1.0)), jax.random.split(jax.random.key(0), 4)
     together = speculate("bigram", sample, jnp.arange(4), key, length=LENGTH)
@@ -131,7 +145,7 @@ def test_logits_that_are_not_finite_end_the_request():
         *(jaxgen.chain(), 4, jaxgen.lookup(2)),
         prompt=jnp.array([[0, 2]]),
     )
-    assert found.tokens.tolist() == [[NOT_FINITE] * 4]
+    assert found.tokens.tolist() == [[NOT_FINITE] * 4] and found.reason == Reason.NOT_FINITE
 
 
 def test_a_draft_that_looks_back_is_refused():

@@ -58,12 +58,11 @@ WORDS = [
         (4, [[3, 8, 10], [6]]),
         (4, [[[3, 5], [3, 6, 1], [12]]]),
         (4, [[[4], [9, 10]], [8, 8], [11, 1]]),
-        (6, [[3, 10], [3, 11], [10, 3, 4]]),
+        (4, [[3, 10], [3, 11], [10, 3, 4]]),
     )
     for early in (True, False, "never")
     for penalty in (1.0, 0.0)
 ]
 WORDS += [
     {"num_beams": 4, "force_words_ids": [[9] * 6, [8, 7, 6, 5]], "early_stopping": False},
-    {"num_beams": 4, "force_words_ids": [[4], [3]], "early_stopping": False, "stops": [2, 5, 8]},
 ]

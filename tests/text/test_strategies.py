@@ -9,11 +9,12 @@ import pytest
 import jaxgen
 from jaxgen import errors
 from jaxgen.decoding.contrast import contrast
+from jaxgen.decoding.detail import Reason
 from jaxgen.models import api
 
 CONFIG = jaxgen.ModelConfig(
     vocab_size=13, context=40, layers=2, d_model=16, heads=2, init_std=0.6, positions="rope",
-    pattern=("local", "global"), window=4,
+    pattern=("local",), window=4,
 )  # fmt: skip
 SMALL = CONFIG.replace(layers=1, pattern=("global",), window=None)
 PROMPT, LENGTHS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 0, 0, 0]]), jnp.array([5, 2])
@@ -49,6 +50,7 @@ def test_a_draft_says_what_the_model_would_have_said(params, greedy):
     found = run(params, draft)
     assert found.tokens[1].tolist() == greedy[1].tolist()
     assert found.made.tolist() == [ends, 16] and ends < 16
+    assert found.reason.tolist() == [Reason.STRING, Reason.LENGTH]
     assert found.tokens[0, :ends].tolist() == greedy[0, :ends].tolist()
     assert 0 < int(found.accepted.sum()) < int(found.guessed.sum()) and int(found.steps) < 16
 
