@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("JAXGEN_RESULTS") or Path(__file__).parent / "results")
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -102,13 +102,14 @@ def environment(packages: Sequence[str] = ("jax", "jaxlib", "flax", "numpy")) ->
 
 def commit() -> str:
     """Return what git calls this tree; "-dirty" if it has changes."""
-    words = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "not from a checkout"
 
 
 def write(name: str, found: Mapping[str, Any]) -> None:
     """Write results/NAME.json and print it."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)

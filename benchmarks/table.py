@@ -42,13 +42,13 @@ def decoding(name: str, found: dict[str, Any]) -> list[str]:
     """Return a row for each case of results/decode_SIZE.json."""
     rows = []
     for case in found["cases"]:
-        per_token = {
-            side: f"{1e3 * case['batch'] / rate:.1f} ms a token"
+        per_step = {
+            side: f"{1e3 * case['batch'] / rate:.1f} ms a step"
             for side, rate in case["tokens_per_second"].items()
         }
         rows.append(
             f"| {case['mode']} decoding, {name}, batch {case['batch']}, against `generate` of "
-            f"transformers | {per_token['jaxgen']} | {per_token['transformers']} "
+            f"transformers | {per_step['jaxgen']} | {per_step['transformers']} "
             f"| **{case['times_as_fast']['of_medians']:.2f}** | {_bandwidth(case)} | |"
         )
     return rows

@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 import jaxgen
 from jaxgen.cli import (
     answer,
+    bench,
     chat,
     classify,
     convert,
@@ -81,6 +82,7 @@ VERBS = (
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
     (doctor.doctor, "doctor", "[RUN|CONFIG] [KEY=VALUE ...] [--json]"),
     (plan.plan, "plan", "CONFIG [KEY=VALUE ...] --topology CHIP:SHAPE"),
+    (bench.bench, "bench", "[NAME ...] [OPTIONS]"),
 )
 
 
