@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Float
 
 from jaxgen.mesh import place
-from jaxgen.ops.attention import cudnn, plain, splash
+from jaxgen.ops.attention import blocked, cudnn, plain, splash
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.masks import Sight
 
@@ -28,11 +28,12 @@ def _plain(case: Case) -> Array:
 
 WAYS = {
     "plain": Way(lambda case: True, _plain),
+    "blocked": Way(blocked.can, blocked.attend),
     "splash": Way(splash.can, splash.attend),
     "cudnn": Way(cudnn.can, cudnn.attend),
 }
 # The first that can do a case does it. All equal `plain` but for rounding: tests/ops.
-FASTEST = {"tpu": ("splash", "plain"), "gpu": ("cudnn", "plain"), "cpu": ("plain",)}
+FASTEST = {"tpu": ("splash", "plain"), "gpu": ("cudnn", "plain"), "cpu": ("blocked", "plain")}
 
 
 def choose(case: Case, platform: str | None = None) -> str:

@@ -1,0 +1,197 @@
+"""Attention on CPUs, some rows of queries after the others.
+
+Scores exist for a few rows at a time: memory grows with the length and not with its square, and
+rows under a causal mask or a window stop at the last key that they see. The backward pass makes
+the scores again from two numbers a row (Rabe and Staats 2021; Dao et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgen.mesh import shards
+from jaxgen.ops.attention.case import Case
+from jaxgen.ops.masks import Sight
+
+STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
+NARROWEST, WIDEST = 64, 128  # rows of scores at once
+FEWEST = 8  # queries worth it; parameters are initialised with fewer, where no device is known
+HIDDEN = jnp.finfo(jnp.float32).min
+
+
+def can(case: Case) -> bool:
+    """Return whether scores are plain and lie on one device: no cap, bias or dropout, no mesh."""
+    plain = case.cap is None and case.bias is None and case.drop is None
+    return plain and case.q.shape[1] >= FEWEST and shards("BTNKSH") == 1
+
+
+class Stretch(NamedTuple):
+    """Rows `begin` to `end`, `rows` at a time, and the keys `first` to `last` that they may see."""
+
+    begin: int
+    end: int
+    rows: int
+    first: int
+    last: int
+
+
+def stretches(sight: Sight, queries: int, keys: int) -> list[Stretch]:
+    """Return how the queries are cut, and which keys each part needs."""
+    wide = max(-(-queries // STRETCHES), NARROWEST)
+    rows = min(wide, WIDEST)
+    wide = -(-wide // rows) * rows
+    found = []
+    for begin in range(0, queries, wide):
+        end = min(begin + wide, queries)
+        # The last rows may be fewer than go at a time: they are a stretch of their own.
+        even = begin + max((end - begin) // rows, 1) * rows if end - begin > rows else end
+        for low, high in ((begin, even), (even, end)):
+            if low < high:
+                first, last = _seen(sight, low, high, keys)
+                found.append(Stretch(low, high, min(rows, high - low), first, last))
+    return found
+
+
+def _seen(sight: Sight, low: int, high: int, keys: int) -> tuple[int, int]:
+    """Return the span of keys that rows low to high may see, as far as that is known ahead."""
+    if sight.order != "running":
+        return 0, keys
+    reach = keys if sight.window is None else sight.window - 1
+    last = high if sight.direction == "back" else min(high + reach, keys)
+    return max(low - reach, 0), last
+
+
+def attend(case: Case) -> jax.Array:
+    """Return attention [B, T, N, H] of a case that `can` approves."""
+    B, T, N, H = case.q.shape
+    S, K = case.k.shape[1:3]
+    q = (case.q * jnp.asarray(case.scale, case.q.dtype)).reshape(B, T, K, N // K, H)
+    q, k, v = q.transpose(0, 2, 3, 1, 4), case.k.swapaxes(1, 2), case.v.swapaxes(1, 2)
+    plan = tuple(stretches(case.sight, T, S))
+    out = _attend(plan, q, k, v, case.sight)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(plan: tuple[Stretch, ...], q: Any, k: Any, v: Any, sight: Sight) -> Any:
+    """q [B, K, G, T, H] and k, v [B, K, S, H] -> [B, K, G, T, H]."""
+    return _forward(plan, q, k, v, sight)[0]
+
+
+def _forward(plan, q, k, v, sight):
+    def part(stretch, begin):
+        rows, keys = _rows(q, begin, stretch), k[:, :, stretch.first : stretch.last]
+        scores = _scores(rows, keys, sight, stretch, begin)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        probs = jnp.exp(scores - top)
+        share = 1 / jnp.sum(probs, axis=-1, keepdims=True)
+        values = v[:, :, stretch.first : stretch.last]
+        out = _product(probs.astype(v.dtype), values, 3, 2) * share
+        return _apart(out.astype(v.dtype), q), _apart(top, q), _apart(share, q)
+
+    out, top, share = _over(plan, part)
+    return out, (q, k, v, sight, out, top, share)
+
+
+def _backward(plan, kept, grad):
+    q, k, v, sight, out, top, share = kept
+    inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
+
+    def part(stretch, begin):
+        rows, grads, tops, shares, inners = (
+            _rows(x, begin, stretch) for x in (q, grad, top, share, inner)
+        )
+        keys, values = (x[:, :, stretch.first : stretch.last] for x in (k, v))
+        probs = jnp.exp(_scores(rows, keys, sight, stretch, begin) - tops) * shares
+        slope = (probs * (_product(grads, values, 3, 3) - inners)).astype(k.dtype)
+        to_keys = _product(slope, rows, 2, 2)
+        to_values = _product(probs.astype(v.dtype), grads, 2, 2)
+        return (_apart(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
+
+    zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros)
+    same = (to_queries.astype(q.dtype), to_keys.astype(k.dtype), to_values.astype(v.dtype))
+    return *same, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _over(plan: tuple[Stretch, ...], part: Callable) -> Any:
+    """Return the results of all rows, put together along T."""
+    return _over_and_sum(plan, lambda *args: (part(*args), ()), ())[0]
+
+
+def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any) -> tuple[Any, Any]:
+    """Return (results of all rows, sums with what each part adds to the keys that it sees)."""
+    found = []
+    for stretch in plan:
+
+        def body(sums, begin, stretch=stretch):
+            out, more = part(stretch, begin)
+            seen = slice(stretch.first, stretch.last)
+            return tuple(s.at[:, :, seen].add(m) for s, m in zip(sums, more, strict=True)), out
+
+        if stretch.end - stretch.begin == stretch.rows:
+            sums, out = body(sums, stretch.begin)
+        else:
+            begins = jnp.arange(stretch.begin, stretch.end, stretch.rows)
+            sums, blocks = lax.scan(body, sums, begins)
+            # [blocks, B, K, G, rows, H] -> [B, K, G, T, H]
+            out = tuple(_joined(x) for x in blocks)
+        found.append(out)
+    return tuple(jnp.concatenate(x, axis=3) for x in zip(*found, strict=True)), sums
+
+
+def _joined(blocks: Any) -> Any:
+    moved = jnp.moveaxis(blocks, 0, 3)
+    return moved.reshape(*moved.shape[:3], -1, moved.shape[-1])
+
+
+def _rows(x: Any, begin: Any, stretch: Stretch) -> Any:
+    """[B, K, G, T, X] -> [B, K, G * rows, X]: the rows from `begin` of all heads of a group."""
+    rows = lax.dynamic_slice_in_dim(x, begin, stretch.rows, axis=3)
+    return rows.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _apart(rows: Any, q: Any) -> Any:
+    """The inverse: [B, K, G * rows, X] -> [B, K, G, rows, X]."""
+    return rows.reshape(*q.shape[:3], -1, rows.shape[-1])
+
+
+def _scores(rows: Any, keys: Any, sight: Sight, stretch: Stretch, begin: Any) -> Any:
+    """[B, K, G * rows, H], [B, K, S, H] -> [B, K, G * rows, S] in float32, what is hidden least."""
+    scores = _product(rows, keys, 3, 3)
+    B, K, _, S = scores.shape
+    mask = _mask(sight, stretch, begin)
+    apart = scores.reshape(B, K, -1, stretch.rows, S)
+    return jnp.where(mask[:, None, None], apart, HIDDEN).reshape(scores.shape)
+
+
+def _mask(sight: Sight, stretch: Stretch, begin: Any) -> Any:
+    """Return which of its keys [1 or B, rows, S] the rows from `begin` may see."""
+    _, _, rows, first, last = stretch
+    if not sight.told:
+        part = lax.dynamic_slice_in_dim(sight.mask, begin, rows, axis=1)
+        return part[:, :, first:last]
+    distance = begin + jnp.arange(rows)[:, None] - jnp.arange(first, last)
+    mask = distance >= 0 if sight.direction == "back" else jnp.ones(distance.shape, bool)
+    if sight.window is not None:
+        mask &= jnp.abs(distance) < sight.window
+    mask = mask[None]
+    if sight.query_segments is not None:
+        queries = lax.dynamic_slice_in_dim(sight.query_segments, begin, rows, axis=1)
+        mask = mask & (queries[:, :, None] == sight.key_segments[:, None, first:last])
+    return mask
+
+
+def _product(x: Any, y: Any, left: int, right: int) -> Any:
+    """Return the product over axis `left` of x and `right` of y, for each row and key head."""
+    dims = (((left,), (right,)), ((0, 1), (0, 1)))
+    return lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)

@@ -1,0 +1,91 @@
+"""Attention in blocks equals the plain formula, and its memory grows with the length alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.ops.attention import blocked, choice
+from jaxgen.ops.attention.case import Case
+from jaxgen.ops.masks import Sight, across, sight
+
+B, T, N, H = 2, 19, 4, 6
+SEGMENTS = jnp.asarray(np.where(np.arange(T) < [[7], [12]], 1, 2), jnp.int32)
+MEMORY = jnp.asarray(np.where(np.arange(13) < [[9], [13]], 1, 0), jnp.int32)
+
+
+def looked(direction="back", window=None, segments=None, order="running"):
+    positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+    words = {"direction": direction, "window": window, "order": order, "ahead": None}
+    return sight(positions, positions, **words, query_segments=segments, key_segments=segments)
+
+
+def case(seen: Sight, *, kv_heads=N, keys=T, dtype="float32"):
+    rng = np.random.default_rng(0)
+    shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
+    q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    return Case(q, k, v, seen, 0.3, None, None, None)
+
+
+CASES = {
+    "causal": lambda: case(looked()),
+    "documents, grouped heads": lambda: case(looked(segments=SEGMENTS), kv_heads=2),
+    "a window back": lambda: case(looked(window=3), kv_heads=1),
+    "a window to both sides": lambda: case(looked("both", window=4, segments=SEGMENTS)),
+    "positions of the caller's": lambda: case(looked(window=5, order="free")),
+    "to another text": lambda: case(across(jnp.ones((B, T), jnp.int32), MEMORY), keys=13),
+}
+
+
+def value_and_grads(name, asked):
+    def loss(q, k, v):
+        out = choice.WAYS[name].attend(asked._replace(q=q, k=k, v=v))
+        return jnp.sum(jnp.sin(out)), out
+
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*asked[:3])
+    return out, *grads
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_of_attention_equal_plain_attention_in_values_and_gradients(name, monkeypatch):
+    # Stretches of four and eight rows, four at a time, and three rows that are left over.
+    for limit, value in (("STRETCHES", 3), ("NARROWEST", 2), ("WIDEST", 4)):
+        monkeypatch.setattr(blocked, limit, value)
+    asked = CASES[name]()
+    assert choice.choose(asked, "cpu") == "blocked"
+    for found, wanted in zip(
+        value_and_grads("blocked", asked), value_and_grads("plain", asked), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_rows_stop_at_the_last_key_that_they_may_see():
+    def spans(seen, keys=1024):
+        return [(s.begin, s.end, s.first, s.last) for s in blocked.stretches(seen, 512, keys)]
+
+    assert spans(looked())[:2] == [(0, 64, 0, 64), (64, 128, 0, 128)]
+    assert spans(looked(window=10))[-1] == (448, 512, 439, 512)
+    assert spans(looked("both", window=10))[1] == (64, 128, 55, 137)
+    assert spans(looked(order="free"))[0] == (0, 64, 0, 1024)
+    long = blocked.stretches(looked(), 4096 + 130, 4096 + 130)
+    assert max(s.rows for s in long) == blocked.WIDEST and long[-1].end == 4096 + 130
+    assert [s.begin for s in long[1:]] == [s.end for s in long[:-1]]
+    assert all((s.end - s.begin) % s.rows == 0 for s in long)
+
+
+def test_memory_of_attention_grows_with_the_length_and_not_with_its_square(monkeypatch):
+    monkeypatch.setattr(blocked, "STRETCHES", 2)
+
+    def temporaries(length):
+        shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+
+        def loss(q, k, v):
+            words = {"direction": "back", "window": None, "order": "running", "ahead": None}
+            seen = sight(jnp.arange(length)[None], jnp.arange(length)[None], **words,
+                         query_segments=None, key_segments=None)  # fmt: skip
+            return jnp.sum(blocked.attend(Case(q, k, v, seen, 0.3, None, None, None)))
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 5 * temporaries(1024)
