@@ -234,6 +234,15 @@ def test_a_state_returns_bit_for_bit_to_a_group_and_to_a_single_process(tree, tm
     np.testing.assert_array_equal(alone.read(4)["params"]["w"], np.arange(6.0))
 
 
+def test_what_is_restored_does_not_borrow_the_memory_it_was_read_into(tree):
+    like = jax.ShapeDtypeStruct((1 << 20,), jnp.float32, sharding=tree["n"].sharding)
+    source = np.zeros(1 << 20, np.float32)  # so large that it begins where JAX would borrow it
+    found = pieces.spread({"w": like}, lambda name, index: source)
+    jax.block_until_ready(found)
+    source[:] = 1
+    assert float(found["w"].max()) == 0.0
+
+
 def test_damage_that_one_process_finds_sends_all_back_to_the_step_before(tree, tmp_path):
     (group,) = groups(1)
     several = Checkpoints(tmp_path, keep_last=3, keep_best=0, fingerprints={}, group=group)
