@@ -214,7 +214,8 @@ def _placed(name: str, like: Any, region: Any) -> Any:
         place = bounds(index or (), want.shape)
         if place not in parts:
             parts[place] = region(name, index or ())
-        # A device that borrowed numpy's memory could not give it to the next step.
-        placed.append(jax.device_put(parts[place], device, may_alias=False))
+        there = jax.device_put(parts[place], device)
+        # A processor that borrows numpy's memory, also when told not to, can't give it to a step.
+        placed.append(there.copy() if device.platform == "cpu" else there)
     array = jax.make_array_from_single_device_arrays(want.shape, where, placed)
     return jax.random.wrap_key_data(array, impl=want.key) if want.key else array

@@ -236,7 +236,9 @@ def test_a_state_returns_bit_for_bit_to_a_group_and_to_a_single_process(tree, tm
 
 def test_what_is_restored_does_not_borrow_the_memory_it_was_read_into(tree):
     like = jax.ShapeDtypeStruct((1 << 20,), jnp.float32, sharding=tree["n"].sharding)
-    source = np.zeros(1 << 20, np.float32)  # so large that it begins where JAX would borrow it
+    room = np.zeros((1 << 20) + 16, np.float32)
+    begin = -room.ctypes.data // 4 % 16  # JAX borrows what begins at a multiple of 64 bytes
+    source = room[begin : begin + (1 << 20)]
     found = pieces.spread({"w": like}, lambda name, index: source)
     jax.block_until_ready(found)
     source[:] = 1
