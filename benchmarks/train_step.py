@@ -232,11 +232,14 @@ def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
             for side in running.values():
                 side.close()
     facts = running["jaxgen"].facts
+    kept = "JAX_COMPILATION_CACHE_DIR" in os.environ
     limit = {name: max(value, again[name]) for name, value in most.items()}
     found = {
         "shape": SHAPES[shape],
         "limits": {name: round(value / 1e9, 1) for name, value in limit.items()},
         "flops_per_step": facts["flops_per_step"],
+        # torch keeps what it compiled by itself: only the first run on a machine is a cold one.
+        "compiled_programs": "may come from a cache" if kept else "compiled by jax in this run",
     }
     for name, side in running.items():
         times = sides.figures(seconds[name])
