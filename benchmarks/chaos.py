@@ -210,9 +210,10 @@ def interrupt(trainer: Trainer, number: int, place: str, chance, usual: float) -
         return found
     assert code == 75 and seconds < GRACE, (code, seconds, trainer.said())
     saved = f"stopped at step {after[-1] if after else None} and saved" in trainer.said()
-    assert saved or "stopped with nothing to save" in trainer.said(), trainer.said()
-    # Only a start that has not made a step of its own has nothing to save.
-    assert saved or (after == before and not re.search(r"^step \d", trainer.said(), re.M))
+    assert saved or "stopped with nothing left to save" in trainer.said(), trainer.said()
+    # Nothing is left to save before the first step of this process, and after the run's last.
+    began = after == before and not re.search(r"^step \d", trainer.said(), re.M)
+    assert saved or began or after[-1] == STEPS, trainer.said()
     return found | {"saved": saved}
 
 
@@ -267,7 +268,8 @@ def summary(found: list[dict], runs: int) -> dict:
             "moments": len(stops),
             "where": Counter(row["where"] for row in stops),
             "saved a complete checkpoint": len(saved),
-            "before its first step, nothing to save": len(stops) - len(saved),
+            "nothing left to save: before the first step, or after the last": len(stops)
+            - len(saved),
             "longest seconds to the end": max((row["seconds"] for row in stops), default=None),
         },
         "runs brought to their end, all bit-equal": runs,

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from jaxgen.errors import BUG, INTERRUPTED, PREEMPTED, UserError
 
 GRACE = 2.0  # seconds the main thread has to answer, before it is taken to be out of reach
-NOTHING_LOST = b"stopped with nothing to save; the same command starts again\n"
+NOTHING_LOST = b"stopped with nothing left to save; the same command goes on\n"
 
 
 class StopRequest:

@@ -31,9 +31,10 @@ def stuck_preparing():
 
 
 def stuck_compiling():
-    from jaxgen.run import job
+    from jaxgen.run import step
 
-    job.train_step = lambda *_, **__: (said("compiling"), stuck())
+    assert step.train_step
+    step.train_step = lambda *_, **__: (said("compiling"), stuck())
 
 
 def stuck_validating():

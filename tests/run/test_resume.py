@@ -130,7 +130,7 @@ def test_told_to_stop_at_any_moment_a_run_saves_ends_with_75_and_goes_on_bit_equ
         assert code == 75 and "Traceback" not in text, text
         assert time.monotonic() - told < 30, "half a minute is what a scheduler grants"
         if stop.step is None:
-            assert "stopped with nothing to save" in text and not checkpoints(folder), stop
+            assert "stopped with nothing left to save" in text and not checkpoints(folder), stop
             continue
         newest = checkpoints(folder)[-1]
         assert stop.step <= newest <= stop.step + (stop.moment in ("training", "saving")) * 20, stop

@@ -15,7 +15,7 @@ from jaxgen import run as runs
 from jaxgen.cli import app
 from jaxgen.cli import start as cli_start
 from jaxgen.data import loader
-from jaxgen.run import job
+from jaxgen.run import step as steps
 from jaxgen.store import Checkpoints
 from jaxgen.train.step import train_step
 from jaxgen.verify import resume, stage
@@ -44,7 +44,7 @@ COMPILED = {}
 def here(folder, name, until):
     """A stage in this process, its state made anew or loaded from the disk; left is killed."""
     run, task = stage.make_run(folder, name)
-    if job.train_step is train_step:  # then one compiled step is as good as another
+    if steps.train_step is train_step:  # then one compiled step is as good as another
         run.__dict__["step"] = COMPILED.setdefault("step", run.step)
     made = []
     for row in stage.rows(run, task, name):
@@ -130,14 +130,14 @@ def test_data_that_a_process_draws_for_itself_are_named(proven, monkeypatch):
 
 
 def test_randomness_that_depends_on_the_process_is_named(proven, monkeypatch):
-    genuine = job.train_step
+    genuine = steps.train_step
 
     def by_history(state, batch, **options):
         elsewhere = replace(state, key=jax.random.fold_in(state.key, 12345))
         after, metrics = genuine(elsewhere, batch, **options)
         return replace(after, key=state.key), metrics
 
-    monkeypatch.setattr(job, "train_step", by_history)
+    monkeypatch.setattr(steps, "train_step", by_history)
     said = restored_again(proven).difference
     assert "step 3, the restored process: the loss is" in said
     assert "with the same data and random key; optimizer/" in said or "params/" in said
