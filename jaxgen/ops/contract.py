@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.mesh import gather, shards
+from jaxgen.mesh.place import is_shared
 
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
@@ -21,10 +23,14 @@ def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Fl
     """
     if hasattr(w, "contract"):
         return w.contract(equation, x, dtype)
+    x, w = x.astype(dtype), w.astype(dtype)
+    return _shared(equation, x, w) if is_shared() else _with_whole(equation, x, w)
+
+
+def _with_whole(equation: str, x: Array, w: Array) -> Array:
     left, _, rest = equation.partition(",")
     width = x.shape[left.index("D")] if "D" in left else None
-    w = gather(w.astype(dtype), rest.partition("->")[0], width)
-    return product(equation, x.astype(dtype), w)
+    return product(equation, x, gather(w, rest.partition("->")[0], width))
 
 
 def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..."]:
@@ -45,14 +51,32 @@ def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..
         return jnp.einsum(equation, x, w)
     wide = prod(x.shape[len(rows) :])
     matrix = w.reshape((wide, -1) if first else (-1, wide))
-    x, side, shape = x.reshape(-1, wide), 0 if first else 1, x.shape
-    if len(x) == 1:
-        # One row: the matrix goes first, which a CPU reads up to a quarter faster.
-        y = lax.dot_general(matrix, x, (((side,), (1,)), ((), ())))
-    else:
-        y = lax.dot_general(x, matrix, (((1,), (side,)), ((), ())))
+    y = lax.dot_general(x.reshape(-1, wide), matrix, (((1,), (0 if first else 1,)), ((), ())))
     kept = w.shape[len(inner) :] if first else w.shape[: -len(inner)]
-    return y.reshape(*shape[: len(rows)], *kept)
+    return y.reshape(*x.shape[: len(rows)], *kept)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _shared(equation: str, x: Array, w: Array) -> Array:
+    """Return the product with a weight that devices share, gathered anew for the backward pass.
+
+    Kept from one pass to the other, gathered weights of all layers would be the whole model on
+    every device: what sharing them was to save.
+    """
+    return _with_whole(equation, x, w)
+
+
+def _shared_forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _with_whole(equation, x, w), (x, w)
+
+
+def _shared_backward(equation: str, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    # Tied to the gradient, or the compiler would find both gathers equal and keep the first.
+    (x, w), grad = lax.optimization_barrier((kept, grad))
+    return jax.vjp(partial(_with_whole, equation), x, w)[1](grad)
+
+
+_shared.defvjp(_shared_forward, _shared_backward)
 
 
 def lookup(

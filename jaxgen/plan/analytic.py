@@ -50,7 +50,9 @@ class Plan:
     @property
     def total(self) -> float:
         """Bytes that the device holds at the step's peak."""
-        return sum(self.memory.values())
+        # Logits are gone by the time that the first layer goes backward.
+        apart = min(self.memory["working layer"], self.memory["logits"])
+        return sum(self.memory.values()) - apart
 
     @property
     def state(self) -> float:
@@ -64,8 +66,8 @@ class Plan:
 
     @property
     def step(self) -> float:
-        """Seconds of a step where the three resources overlap perfectly."""
-        return max(self.seconds.values())
+        """Seconds of a step: its resources overlap perfectly, on a CPU they take turns."""
+        return (sum if self.chip.platform == "cpu" else max)(self.seconds.values())
 
     @property
     def bound(self) -> str:
@@ -221,7 +223,7 @@ def _activations(
     return {
         "activations": saved * model.layers,
         "working layer": tokens * dots * width * 2 + scores + copies * layer / tensor * width,
-        "logits": 3 * 4.0 * positions * model.V / tensor,
+        "logits": 2 * 4.0 * positions * model.V / tensor,
     }
 
 

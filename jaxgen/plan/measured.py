@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen import host
 from jaxgen import settings as sets
 from jaxgen.errors import BusyError
 from jaxgen.plan import shapes
@@ -54,6 +55,7 @@ def _elsewhere(function: Any, *arguments: Any) -> Any:
 
 
 def _machine(dtype: str) -> tuple[Chip, int]:
+    host.tune()
     import jax
 
     from jaxgen.plan import probe
@@ -62,6 +64,7 @@ def _machine(dtype: str) -> tuple[Chip, int]:
 
 
 def _steps(mapping: dict[str, Any], count: int) -> Measured:
+    host.tune()  # as the verbs do; before JAX
     import jax
 
     from jaxgen.mesh import make as meshes
