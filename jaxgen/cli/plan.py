@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from jaxgen.cli import arguments, paths
+from jaxgen.cli import arguments, paths, start
 from jaxgen.cli.arguments import Overrides
 from jaxgen.errors import ConfigError
 
@@ -54,6 +54,7 @@ def plan(
         raise ConfigError(f"--steps={steps} must be at least 1")
     chip, count = (None, 0) if topology == HERE else chips.parse(topology)
     figures = _figures(figures, topology, None if chip is None else chip.platform)
+    start.prepare_jax(paths.cache())
     tpu.use_no_device()
     from jaxgen import run
     from jaxgen.plan import analytic, measured, report

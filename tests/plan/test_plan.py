@@ -6,7 +6,7 @@ import pytest
 
 import jaxgen
 from jaxgen import run
-from jaxgen.cli import app, paths
+from jaxgen.cli import app, paths, start
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
 from jaxgen.plan import analytic, chips, report, tpu
@@ -19,6 +19,13 @@ TINY = {
     "train": {"batch": 8, "warmup": 1},
     "mesh": {"data": 1},
 }
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    """This process has found its devices already, and keeps no programs."""
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+    monkeypatch.setattr(tpu, "use_no_device", lambda: None)
 
 
 def test_parameters_and_optimizer_are_those_of_a_real_state():
