@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -45,13 +46,12 @@ def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
 
 def abstract(config: ModelConfig) -> Params:
     """Return the parameters as ShapeDtypeStructs, without memory, for a model of any size."""
-    return _unboxed(jax.eval_shape(lambda: _boxed(config, jax.random.key(0))))
+    return tree.map_paths(lambda path, box: box.value, _shapes(config))
 
 
 def axes(config: ModelConfig) -> Params:
     """Return each parameter's logical axes: a string, one letter of the legend per dimension."""
-    boxes = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
-    return tree.map_paths(lambda path, box: "".join(box.names), boxes)
+    return tree.map_paths(lambda path, box: "".join(box.names), _shapes(config))
 
 
 # Where decoding is faster with its layers in line: the least bytes of their weights, below which
@@ -74,6 +74,17 @@ def in_line(params: Params, config: ModelConfig) -> Params:
     if config.layers > deepest or size < least:
         return params
     return params | {"layers": taken_apart(found)}
+
+
+@lru_cache(maxsize=64)
+def _shapes(config: ModelConfig) -> Any:
+    """Return the boxes of all parameters, of shapes alone: traced once a config."""
+    boxes = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+    # Without what a mesh in force here might have added, for the next caller has another.
+    return tree.map_paths(
+        lambda path, box: box.replace(value=jax.ShapeDtypeStruct(box.value.shape, box.value.dtype)),
+        boxes,
+    )
 
 
 def empty_cache(

@@ -114,7 +114,7 @@ def test_being_told_to_stop_passes_its_exit_code_on(jaxgen, config, monkeypatch)
 MISTAKES = [
     (["trian"], "unknown verb 'trian'", "did you mean 'train'?"),
     (["--hepl"], "unknown option '--hepl'", "'--help'"),
-    (["help"], "unknown verb 'help'", "train, generate, eval, convert, report, translate"),
+    (["help"], "unknown verb 'help'", "train, generate, eval, convert, report"),
     (["tiny.yaml"], "did you mean `jaxgen train tiny.yaml`?"),
     (["train"], "CONFIG is missing"),
     (["train", ""], "'' is no config"),
