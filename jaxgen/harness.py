@@ -41,6 +41,8 @@ GENERATION = {
     "repetition_penalty": "repetition_penalty",
 }  # fmt: skip
 
+UNASKED = "cuda:0"  # what the harness's command line passes where nobody asked for a device
+
 
 @register_model("jaxgen")
 class Harness(TemplateLM):
@@ -61,7 +63,7 @@ class Harness(TemplateLM):
         device: str | None = None,
     ) -> None:
         super().__init__()
-        if device is not None or max_batch_size is not None:
+        if device not in (None, UNASKED) or max_batch_size is not None:
             raise ConfigError(
                 f"device={device}, max_batch_size={max_batch_size}: JAX takes the device that "
                 f"JAX_PLATFORMS names, and a batch has batch_size rows; leave both out"

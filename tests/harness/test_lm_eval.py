@@ -113,6 +113,19 @@ def test_texts_equal_those_of_hf_up_to_their_stop(answers):
     assert any(made) and not any("roof" in text or "." in text for text in made)
 
 
+def test_settings_that_have_no_meaning_here_are_refused(answers):
+    from jaxgen.harness import Harness
+
+    for wrong, part in (({"device": "cuda:1"}, "device=cuda:1"), ({"batch_size": "auto"}, "=auto")):
+        with pytest.raises(ConfigError, match=part):
+            Harness("run", **wrong)
+    ours = Harness("run", batch_size="2", device="cuda:0")
+    with pytest.raises(ConfigError, match="num_beams are not known here"):
+        ours._written(["the cat"], {"num_beams": 3, "max_gen_toks": 4})
+    with pytest.raises(ConfigError, match="max_gen_toks=32 leaves no room"):
+        ours._written(["the cat"], {"max_gen_toks": 32})
+
+
 def flat(row):
     return [(float(a), str(b) == "True") for ((a, b),) in row]
 
