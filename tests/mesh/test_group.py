@@ -1,38 +1,13 @@
 """Processes meet with a deadline, agree on facts and on errors; here they are threads."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from text_store import Texts
 
 from jaxgen.errors import BusyError, ConfigError, DataError, PeerError
 from jaxgen.mesh.group import ALONE, Group
-
-
-class Texts:
-    """A `group.Store` in memory."""
-
-    def __init__(self):
-        self.held, self.news = {}, threading.Condition()
-
-    def set(self, key, value):
-        with self.news:
-            self.held[key] = value
-            self.news.notify_all()
-
-    def get(self, key, seconds):
-        with self.news:
-            self.news.wait_for(lambda: key in self.held, seconds)
-            return self.held.get(key)
-
-    def find(self, prefix):
-        with self.news:
-            return {key: value for key, value in self.held.items() if key.startswith(prefix)}
-
-    def delete(self, prefix):
-        with self.news:
-            self.held = {k: v for k, v in self.held.items() if not k.startswith(prefix)}
 
 
 def together(*actions, patience=5.0, slow=60.0):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from text_store import Texts
 
 from jaxgen.errors import BusyError, CheckpointError
 from jaxgen.mesh.group import Group
@@ -96,31 +96,6 @@ def test_a_missing_file_leaves_a_hole_that_is_found(folder):
     (folder / "pieces" / "00000.safetensors").unlink()
     with pytest.raises(DamageError, match=r"of 60 numbers of params/w are there"):
         opened(folder).whole("params/w")
-
-
-class Texts:
-    """A `group.Store` in memory."""
-
-    def __init__(self):
-        self.held, self.news = {}, threading.Condition()
-
-    def set(self, key, value):
-        with self.news:
-            self.held[key] = value
-            self.news.notify_all()
-
-    def get(self, key, seconds):
-        with self.news:
-            self.news.wait_for(lambda: key in self.held, seconds)
-            return self.held.get(key)
-
-    def find(self, prefix):
-        with self.news:
-            return {key: value for key, value in self.held.items() if key.startswith(prefix)}
-
-    def delete(self, prefix):
-        with self.news:
-            self.held = {k: v for k, v in self.held.items() if not k.startswith(prefix)}
 
 
 def groups(count):
