@@ -61,7 +61,8 @@ def through_layers(
     period = len(scene.sights)
     periods, rest = divmod(config.layers, period)
     if periods:
-        body, extra = (block, config.pattern[0]) if period == 1 else (Period, block)
+        one: tuple[Any, Any] = (block, config.pattern[0])
+        body, extra = one if period == 1 else (Period, block)
         found = module.get_variable("params", "layers")
         if isinstance(found, InLine):
             part = body(config, deterministic, extra, parent=None)

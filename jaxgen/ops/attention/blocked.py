@@ -74,7 +74,7 @@ def attend(case: Case) -> jax.Array:
     q = (case.q * jnp.asarray(case.scale, case.q.dtype)).reshape(B, T, K, N // K, H)
     q, k, v = q.transpose(0, 2, 3, 1, 4), case.k.swapaxes(1, 2), case.v.swapaxes(1, 2)
     plan = tuple(stretches(case.sight, T, S))
-    out = _attend(plan, q, k, v, case.sight)
+    out: Any = _attend(plan, q, k, v, case.sight)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
