@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from jaxgen.cli import exits
 from jaxgen.cli.arguments import REAL, WHOLE
-from jaxgen.errors import ConfigError
+from jaxgen.errors import BusyError, ConfigError
 
 if TYPE_CHECKING:
     from jaxgen.mesh.group import Group
@@ -162,9 +162,15 @@ def _tpu(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
     if not cloud_tpu_init.running_in_cloud_tpu_vm:
         return None
-    address, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, 300
-    )
+    try:
+        address, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, 300
+        )
+    except Exception as error:  # of the metadata server, of its client, or of what it answers
+        raise BusyError(
+            f"the hosts of this TPU pod can't be found out ({type(error).__name__}: {error}); give "
+            f"--coordinator, --processes and --process, or --processes 1 for this host alone"
+        ) from error
     if count is None or count == 1:
         return None
     return {"coordinator": address, "processes": count, "process": index}

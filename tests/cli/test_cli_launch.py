@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from jaxgen.cli.launch import Flags, find
-from jaxgen.errors import ConfigError
+from jaxgen.errors import BusyError, ConfigError
 
 SLURM = {
     "SLURM_JOB_ID": "4097",
@@ -83,6 +83,19 @@ def test_half_a_place_is_refused_with_what_is_missing(flags, environment, part):
     with pytest.raises(ConfigError) as caught:
         place(flags, environment)
     assert part in str(caught.value)
+
+
+def test_a_tpu_pod_that_jax_cannot_find_out_is_refused_with_the_way_around(monkeypatch):
+    from jax._src import cloud_tpu_init, clusters
+
+    def fail(*_):
+        raise ModuleNotFoundError("No module named 'requests'")
+
+    monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(clusters.ClusterEnv, "auto_detect_unset_distributed_params", fail)
+    with pytest.raises(BusyError, match=r"No module named 'requests'.*or --processes 1"):
+        find(Flags(), {})
+    assert find(Flags(processes=1), {}) is None
 
 
 def test_a_host_of_a_tpu_pod_takes_its_place_from_what_jax_finds():
