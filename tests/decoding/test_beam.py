@@ -137,7 +137,7 @@ def test_a_stop_string_ends_a_beam_as_a_stop_id_does():
 def test_a_wider_beam_never_scores_worse_on_the_toy():
     for penalty in (0.0, 1.0):
         scores = []
-        for count in (1, 5, 25, V**4):
+        for count in (1, 5, V**4):
             how = jaxgen.beams(count, length_penalty=penalty, until="certain")
             scores.append(search(how, returned=min(count, 4)).scores[:, 0])
         assert (np.diff(np.asarray(scores), axis=0) >= -1e-5).all()
