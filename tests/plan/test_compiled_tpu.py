@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     not (tpu.installed() and os.environ.get("JAXGEN_NIGHTLY")),
     reason="needs libtpu, and minutes: JAXGEN_NIGHTLY=1",
 )
-MESHES = {"v5e:1x1": (1, 1, 1, 1), "v5p:2x2x1": (1, 1, 2, 2), "v6e:2x2": (2, 2, 1, 1)}
+MESHES = {"v5e:1x1": (1, 1, 1, 1), "v5p:2x2x1": (1, 1, 2, 2), "v6e:2x2": (2, 1, 2, 1)}
 LOOKS = {
     "causal, heads of 64": {"width": 64},
     "window, soft cap": {"window": 300, "cap": 50.0},
@@ -44,6 +44,8 @@ def test_the_kernel_compiles_with_its_gradient_for_every_mask_and_mesh(topology,
         out = attention.attend(q, k, v, seen, scale=0.1, cap=options["cap"])
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
+    if options["direction"] == "both" and MESHES[topology][3] > 1:
+        pytest.skip("left to plain attention: tests/ops/test_attention_ways.py")
     arguments = [shape((B, T, heads, H)) for heads in (N, K, K)] + [shape((B, T), "int32")]
     with jax.set_mesh(mesh):
         text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile().as_text()
