@@ -211,18 +211,15 @@ def _activations(
     dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * model.F / tensor
     scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence if keeps else 0
     stream = tokens * model.d_model * width
-    saved = {
-        "full": stream,
-        "dots": stream + tokens * dots * width,
-        "none": stream * 4 + tokens * dots * width * 1.5 + scores,
-    }[model.remat]
+    every = stream * 4 + tokens * dots * width * 1.5 + scores
+    saved = {"full": stream, "dots": stream + tokens * dots * width, "none": every}[model.remat]
     layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * model.F
     # A layer's weights and their gradients; of two layers where one is gathered ahead of its turn.
     copies = 4 if fsdp > 1 else 2
     positions = rows * _chunk(model, train, sizes) / sequence
     return {
         "activations": saved * model.layers,
-        "working layer": tokens * dots * width * 2 + scores + copies * layer / tensor * width,
+        "working layer": every + tokens * dots * width + copies * layer / tensor * width,
         "logits": 2 * 4.0 * positions * model.V / tensor,
     }
 

@@ -89,15 +89,15 @@ def _compiled(name: str, mesh: Mesh, program: Any, arguments: tuple) -> Program:
         made = program.lower(*arguments).compile()
     memory = made.memory_analysis()
     assert memory is not None
-    state = memory.alias_size_in_bytes
+    state = float(memory.alias_size_in_bytes)
     return Program(
         name=name,
         state=state,
         given=memory.argument_size_in_bytes - state,
-        temporary=memory.temp_size_in_bytes,
+        temporary=float(memory.temp_size_in_bytes),
         results=memory.output_size_in_bytes - state,
-        code=memory.generated_code_size_in_bytes,
-        flops=made.cost_analysis().get("flops", 0.0),
+        code=float(memory.generated_code_size_in_bytes),
+        flops=float(made.cost_analysis().get("flops", 0.0)),
         traffic=hlo.traffic(made.as_text()),
         seconds=time.perf_counter() - start,
     )

@@ -33,7 +33,9 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
     if wanted.name == "pairs":
         source, width = wanted.source or width, wanted.target or width
     targets = 1 if wanted.name == "classes" else width
-    found = dict.fromkeys(("tokens", "segments", "positions"), (rows, width))
+    found: dict[str, tuple[int, int]] = dict.fromkeys(
+        ("tokens", "segments", "positions"), (rows, width)
+    )
     found |= dict.fromkeys(("targets", "weights"), (rows, targets))
     if settings.model.topology == "encoder_decoder":
         found |= dict.fromkeys(("source", "source_segments", "source_positions"), (rows, source))
