@@ -21,7 +21,7 @@ TOKENIZER = tokens.train(tokens.TokenizerSettings(kind="chars"), iter([LETTERS])
 
 
 EVERY = [(family, number) for family in the.MODELS for number in range(len(the.CASES))]
-SAMPLE = [("gpt2", 2), ("bart", 3)]
+SAMPLE = [("gpt2", 3), ("bart", 1)]  # those that notice most
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def session():
 def test_streamed_pieces_join_to_the_completion(session):
     whole = session.complete(["héllo"], wanted(max_new_tokens=30))
     pieces = list(session.stream("héllo", wanted(max_new_tokens=30)))
-    assert "".join(pieces) == whole[0] and len(pieces) > 3
+    assert "".join(pieces) == whole[0] and len(pieces) > 1
 
 
 def test_a_completion_does_not_depend_on_its_neighbours(session):
