@@ -43,21 +43,39 @@ def stuck_validating():
     job.validate = lambda *_, **__: (said("validating"), stuck())
 
 
-def slow_validating():
+def endless_validating(call):
+    """The validation of this number takes for ever, but looks whether to stop."""
     from jaxgen.run import job
 
-    whole = job.validate
+    whole, calls = job.validate, []
 
     def slow(params, config, rows, widths):
+        calls.append(call)
+
         def slowly():
             for row in rows:
-                said("validating")
-                time.sleep(0.5)
+                while len(calls) == call:
+                    said("validating")
+                    time.sleep(0.2)
+                    yield row
                 yield row
 
-        return whole(params, config, slowly(), widths)
+        return whole(params, config, slowly() if len(calls) == call else rows, widths)
 
     job.validate = slow
+
+
+def slow_training(seconds=0.2):
+    """Each step takes a while, so that whoever looks can act before the next ones."""
+    from jaxgen.data.loader import Batches
+
+    whole = Batches.__next__
+
+    def slow(batches):
+        time.sleep(seconds)
+        return whole(batches)
+
+    Batches.__next__ = slow
 
 
 def stuck_sampling():
@@ -72,6 +90,7 @@ def slow_saving():
     whole = arrays.write
 
     def slow(*given):
+        slow_training(0.5)
         said("saving")
         time.sleep(0.5)
         whole(*given)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import commands
@@ -68,7 +69,8 @@ def test_a_run_killed_in_training_and_in_a_save_shares_its_folder_with_nobody_an
 ):
     folder = tmp_path / "killed"
     for condition in (at_step(folder, 27), saving(folder, 2), at_step(folder, 90)):
-        process = start("train", config, "--out", folder, UNSAMPLED)
+        slowly = partial(commands.slow_training, 0.05)  # so that it isn't done before we look
+        process = start("train", config, "--out", folder, UNSAMPLED, plant=slowly)
         wait_for(condition, process)
         if not checkpoints(folder)[1:]:
             process.send_signal(signal.SIGSTOP)
@@ -106,13 +108,13 @@ class Stop:
 STOPS = (
     Stop(signal.SIGINT, "preparing", None, plant=commands.stuck_preparing),
     Stop(signal.SIGTERM, "compiling", None, plant=commands.stuck_compiling),
-    Stop(signal.SIGTERM, "training", 7, wait=lambda folder: at_step(folder, 7)),
-    Stop(signal.SIGTERM, "saving", 20, plant=commands.slow_saving),
-    Stop(signal.SIGINT, "validating", 40, plant=commands.slow_validating),
-    Stop(signal.SIGTERM, "sampling", 40, plant=commands.stuck_sampling),
-    Stop(signal.SIGTERM, "validating", 80, plant=commands.stuck_validating),
-    # Validates what is owed of step 80 first; its line and that of step 40 are there by then.
-    Stop(signal.SIGTERM, "validating", 120, commands.slow_validating, lambda f: at_step(f, 122)),
+    Stop(signal.SIGTERM, "training", 7, commands.slow_training, lambda f: at_step(f, 7)),
+    Stop(signal.SIGTERM, "saving", 20, commands.slow_saving),
+    Stop(signal.SIGINT, "validating", 40, partial(commands.endless_validating, 1)),
+    Stop(signal.SIGTERM, "sampling", 40, commands.stuck_sampling),
+    Stop(signal.SIGTERM, "validating", 80, commands.stuck_validating),
+    # The first is what is owed of step 80.
+    Stop(signal.SIGTERM, "validating", 120, partial(commands.endless_validating, 2)),
 )
 
 
