@@ -62,8 +62,8 @@ def test_the_plan_is_close_to_the_compiler_in_state_and_weights_are_not_kept():
     plan = analytic.make(settings, *chips.parse("v5p:2x2x1"))
     found = compiled.training(settings, tpu.devices("v5p:2x2x1"))
     assert plan.state == pytest.approx(found.state, rel=0.05)
-    whole = 2 * plan.parameters
-    assert found.temporary < 1.5 * (plan.total - plan.state) and found.temporary < 2 * whole
+    # Gathered weights kept from forward to backward would add a third.
+    assert found.temporary == pytest.approx(plan.total - plan.state, rel=0.1)
     gathered = plan.traffic["all-gather of weights (fsdp)"]
     assert found.traffic["all-gather"] == pytest.approx(gathered, rel=0.1)
     decoding = compiled.decoding(settings, tpu.devices("v5p:2x2x1"))
