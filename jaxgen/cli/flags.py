@@ -28,12 +28,13 @@ def _options() -> Any:
         hint = hints[field.name]
         several = typing.get_origin(hint) is tuple
         number = _NUMBERS.get(typing.get_args(hint)[0] if typing.get_args(hint) else hint)
+        repeated: dict[str, Any] = {"consume_multiple": False} if several else {}
         about = Parameter(
             help=field.metadata["help"],
             group=panels[field.metadata["group"]],
             allow_leading_hyphen=True,
             show_default=field.default not in (None, ()),
-            **({"consume_multiple": False} if several else {}),
+            **repeated,
         )
         extra = () if number is None or several else (number,)
         made.append((field.name, Annotated[(hint, *extra, about)], field.default))

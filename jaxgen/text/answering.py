@@ -189,7 +189,7 @@ def follow(group: Group, lines: list[_Line] | None = None) -> Iterator[list[Piec
     top = group.top
     if top is None and any(one.settings.gives(name) for one in group.requests for name in BANNING):
         top = 0  # so that a text without a token left is told from logits that are not finite
-    made = drawn(
+    made: Iterator[Any] = drawn(
         group.params,
         group.config,
         group.style,

@@ -55,6 +55,7 @@ def begin(
     )
     if not style.guided:
         return first, cache
+    assert rows.other is not None
     widths = jnp.asarray(rows.other_widths)
     if rows.source is not None:
         # An encoder-decoder is steered away from another source; its own text is the same.

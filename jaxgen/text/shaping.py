@@ -67,7 +67,7 @@ def stops_of(
 ) -> np.ndarray:
     """Return the ids [B, E] that end each request: the tokenizer's eos, `ends` and its own."""
     eos = tokenizer.special.eos
-    shared = dict.fromkeys([*([] if eos is None else [eos]), *ends])
+    shared: list[int] = [*([] if eos is None else [eos]), *ends]
     rows = [list(dict.fromkeys([*shared, *one.stop_ids])) for one in wanted]
     for row in rows:
         _check_ids("stop_ids", row, tokenizer.vocab_size)
