@@ -68,17 +68,19 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     memory = settings.objective.source or model.context
     slots = memory if model.topology == "encoder_decoder" else None
-    cache = jax.eval_shape(lambda: api.empty_cache(model, rows, model.context, memory=slots))
-    cache = jax.tree.map(partial(_as_cache, mesh), cache)
+    # As a list of arrays: a Cache is made of arrays, and these are only shapes.
+    empty = partial(api.empty_cache, model, rows, model.context, memory=slots)
+    cache = [_as_cache(mesh, x) for x in jax.eval_shape(lambda: jax.tree.leaves(empty()))]
     params = api.abstract(model)
     placed = _placed(params, place.state_shardings(mesh, params, api.axes(model)))
     tokens = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place.batch_sharding(mesh, (rows,)))
 
-    def step(cache: Any, params: Any, tokens: jax.Array) -> Any:
+    def step(leaves: list[jax.Array], params: Any, tokens: jax.Array) -> Any:
+        cache = jax.tree.unflatten(jax.tree.structure(empty()), leaves)
         logits, cache = model_step(params, model)(tokens, cache)
-        return jnp.argmax(logits, axis=-1), cache
+        return jnp.argmax(logits, axis=-1), jax.tree.leaves(cache)
 
-    kept = jax.tree.map(lambda x: x.sharding, cache)
+    kept = [x.sharding for x in cache]
     program = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, kept))
     return _compiled("decoding", mesh, program, (cache, placed, tokens))
 
