@@ -43,11 +43,11 @@ SHOWN = {"bert_mlm": "return <mask> value -> ", "classify": "long 0."}
 
 @pytest.mark.parametrize(
     "name",
-    ["bert_mlm", "t5_span", "bart_denoise", "summarize_docstrings", "translate", "classify"],
+    ["bert_mlm", "t5_span", "bart_denoise", "summarize_docstrings", "classify"],
 )
 def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
     given = dict(sets.read(config_folder() / f"{name}.yaml"))
-    form = {"summarize_docstrings": "pairs", "translate": "pairs", "classify": "classes"}
+    form = {"summarize_docstrings": "pairs", "classify": "classes"}
     given |= {"data": files_of(tmp_path, form.get(name, "text")), "tokenizer": {"kind": "bytes"}}
     given["model"] = dict(given["model"]) | SMALL
     if name == "summarize_docstrings":

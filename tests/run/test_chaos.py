@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-NIGHTLY = pytest.mark.skipif(not os.environ.get("JAXGEN_NIGHTLY"), reason="half an hour")
 
-
-@pytest.mark.parametrize(
-    ("kills", "stops"), [(2, 1), pytest.param(50, 20, marks=NIGHTLY, id="nightly")]
-)
+# Stops and kills at named moments are in test_resume.py, and always tested.
+@pytest.mark.skipif(not os.environ.get("JAXGEN_NIGHTLY"), reason="half a minute, half an hour")
+@pytest.mark.parametrize(("kills", "stops"), [(2, 1), (50, 20)])
 def test_killed_and_stopped_at_random_moments_a_run_ends_bit_equal(
     kills, stops, finished, config, cache, tmp_path, monkeypatch
 ):
