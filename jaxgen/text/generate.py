@@ -61,10 +61,12 @@ def check(config: ModelConfig, width: int, length: int) -> None:
     """Raise ConfigError unless a model can go on from `width` tokens with `length` new ones."""
     if width < 1 or length < 1:
         raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
-    if width + length > config.context:
+    room = config.context - width
+    if length > room:
+        remedy = f" or ask for at most {room}" if room > 0 else ""
         raise ConfigError(
             f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
-            f"shorten the prompt or ask for at most {max(config.context - width, 0)}"
+            f"shorten the prompt{remedy}"
         )
     if config.head != "lm":
         raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")

@@ -62,9 +62,10 @@ def room_for(model: Model, row: Sequence[int], length: int | None) -> int:
     """Return how many new tokens a row gets; ConfigError if the context has no room for them."""
     room = model.config.context - len(row)
     if room < 1 or not row or (length is not None and not 0 < length <= room):
+        remedy = f", or ask for at most {room}" if room > 0 else ""
         raise ConfigError(
             f"{len(row)} tokens of prompt and {length or 'at least 1'} new ones do not fit "
-            f"context={model.config.context}; shorten the prompt, or ask for at most {max(room, 0)}"
+            f"context={model.config.context}; shorten the prompt{remedy}"
         )
     usage = model.usage
     told = usage.length or (usage.whole_length and max(usage.whole_length - len(row), 1))
