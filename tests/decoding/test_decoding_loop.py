@@ -21,7 +21,7 @@ def bigram(tokens, cache):
 def in_python(step, cache, first, key, sample, length, stop=()):
     """What decode does, one token of one request at a time."""
     keys = [jax.random.fold_in(key, row) for row in range(len(first))]
-    rows = []
+    sample, rows = jax.jit(sample), []
     for row, token in enumerate(first.tolist()):
         made, state = [], cache[row : row + 1]
         while len(made) < length:

@@ -1,7 +1,5 @@
 """Generation agrees with the plain loop over full forward passes, whatever shares its batch."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +24,20 @@ PROMPT = jnp.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0], [7, 0, 0, 0, 0]])
 LENGTHS = jnp.array([5, 3, 1])
 
 
+@jax.jit
+def next_token(params, ids, place, sample, key):
+    logits = jaxgen.apply(params, CONFIG, ids).logits[:, place]
+    return sample(logits, key[None])[0]
+
+
 def in_python(params, ids, key, sample, length):
     """One request, by a full forward pass of the whole text for every token."""
-    forward = jax.jit(partial(jaxgen.apply, params, CONFIG))
     ids = list(ids)
     for place in range(length):
-        padded = jnp.zeros((1, 40), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
-        logits = forward(padded).logits[:, len(ids) - 1]
-        ids.append(int(sample(logits, jax.random.fold_in(key, place)[None])[0]))
+        padded = np.zeros((1, 40), np.int32)
+        padded[0, : len(ids)] = ids
+        draw = jax.random.fold_in(key, place)
+        ids.append(int(next_token(params, padded, len(ids) - 1, sample, draw)))
     return ids[-length:]
 
 
