@@ -75,7 +75,7 @@ def test_dropout_draws_anew_for_each_microbatch_and_step(params):
 def test_packed_loss_and_gradients_match_unpacked(params):
     rng = np.random.default_rng(1)
     one, two = rng.integers(0, 23, (1, 8)), rng.integers(0, 23, (1, 6))
-    take = partial(gradients, jaxgen.causal_loss, params, CONFIG, accumulate=1)
+    take = jax.jit(partial(gradients, jaxgen.causal_loss, params, CONFIG, accumulate=1))
     key = jax.random.key(0)
 
     def padded(row):
