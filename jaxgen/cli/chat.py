@@ -52,7 +52,7 @@ def chat(
         jaxgen chat models/qwen --input chats.jsonl --output answers.jsonl
     """
     _check(max_new_tokens, temperature, top_k, top_p, seed)
-    how = {"length": max_new_tokens, "heat": temperature, "k": top_k, "p": top_p}
+    how = {"length": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     first = [] if system is None else [{"role": "system", "content": system}]
     if job.overflow != "refuse":
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
@@ -79,12 +79,18 @@ def chat(
     texts.run(run, chats, job, work, str, search=True)
 
 
-def _check(length: int | None, heat: float | None, k: int | None, p: float | None, seed: int):
+def _check(
+    length: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> None:
     for name, value, sound in (
         ("max-new-tokens", length, length is None or length > 0),
-        ("temperature", heat, heat is None or heat >= 0),
-        ("top-k", k, k is None or k > 0),
-        ("top-p", p, p is None or 0 < p <= 1),
+        ("temperature", temperature, temperature is None or temperature >= 0),
+        ("top-k", top_k, top_k is None or top_k > 0),
+        ("top-p", top_p, top_p is None or 0 < top_p <= 1),
         ("seed", seed, 0 <= seed < SEEDS),
     ):
         if not sound:

@@ -116,9 +116,12 @@ def suppress_first(tokens: Any, *, place: Any = 0) -> SuppressAt:
     return SuppressAt(whole("place", place, 0), ids("suppress_first", tokens))
 
 
-def force_first(token: Any) -> ForceAt:
-    """Return a processor that makes `token` (or one of several) the first new token."""
-    return ForceAt(0, ids("force_first", token))
+def force_first(token: Any, *, place: Any = 0) -> ForceAt:
+    """Return a processor that makes `token` (or one of several) the first new one (or at `place`).
+
+    place: int or [B], counted from 0; a row whose place never comes is left alone.
+    """
+    return ForceAt(whole("place", place, 0), ids("force_first", token))
 
 
 def force_last(token: Any, *, length: Any) -> ForceAt:

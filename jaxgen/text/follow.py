@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from jaxgen.decoding import shape
 from jaxgen.decoding.bias import bad_words
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.force import (
@@ -22,7 +25,6 @@ from jaxgen.decoding.repeat import (
     source_penalty,
 )
 from jaxgen.decoding.search import Search, beams
-from jaxgen.decoding.shape import min_p, temperature, top_k, top_p, typical
 from jaxgen.text.usage import Usage
 
 BEAMS = 5
@@ -41,17 +43,17 @@ def rules(
     usage: Usage,
     *,
     stop: Sequence[int],
-    length: int,
-    prompt: int,
+    length: Any,
+    prompt: Any,
     source: Any = None,
     lengths: Any = None,
 ) -> tuple[Any, ...]:
     """Return the processors that forbid, force and penalise, in transformers' order.
 
-    stop: ids that end a text. length: new tokens at most. prompt: tokens of it. source, lengths:
-    what an encoder reads, [B, S] and [B].
+    stop: ids that end a text. length: new tokens at most, int or [B]. prompt: tokens of it, int or
+    [B]. source, lengths: what an encoder reads, [B, S] and [B].
     """
-    found: list[Any] = []
+    found, begins = [], np.asarray(prompt) == 1
     if usage.source_penalty and source is not None:
         found.append(source_penalty(usage.source_penalty, source, lengths))
     if usage.repetition_penalty:
@@ -66,14 +68,14 @@ def rules(
         found.append(min_length(usage.min_length, list(stop)))
     if usage.min_new_tokens and stop:
         found.append(min_new_tokens(usage.min_new_tokens, list(stop)))
-    if usage.first and prompt == 1:
-        found.append(force_first(list(usage.first)))
+    if usage.first:  # that of texts that only begin; the place `length` never comes
+        found.append(force_first(list(usage.first), place=_where(begins, 0, length)))
     if usage.last:
         found.append(force_last(list(usage.last), length=length))
     if usage.never:
         found.append(suppress(list(usage.never)))
     if usage.never_first:
-        place = 1 if usage.first and prompt == 1 else 0
+        place = _where(begins, 1, 0) if usage.first else 0
         found.append(suppress_first(list(usage.never_first), place=place))
     return tuple(found)
 
@@ -81,31 +83,36 @@ def rules(
 def draw(
     usage: Usage,
     *,
-    heat: float | None = None,
-    k: int | None = None,
-    p: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> tuple[Any, ...]:
-    """Return the processors of a draw, in transformers' order; heat 0 takes the likeliest.
+    """Return the processors of a draw, in transformers' order; temperature 0 the likeliest.
 
-    heat: None takes the folder's temperature: 1 where it draws without one, 0 where it does not
-    draw, and 0.8 where it says nothing. A heat, k or p of the caller's replaces the folder's.
+    temperature: None takes the folder's: 1 where it draws without one, 0 where it does not draw,
+    and 0.8 where it says nothing. What the caller gives replaces the folder's.
     """
-    if heat is None:
+    if temperature is None:
         open_ = 0.8 if usage.temperature is None and usage.top_p is None else 1.0
         fallback = {"draw": 1.0, "best": 0.0, None: open_}[usage.pick]
-        heat = usage.temperature if usage.pick != "best" and usage.temperature else fallback
-    found: list[Any] = [temperature(heat)]
-    if heat == 0:
+        temperature = usage.temperature if usage.pick != "best" and usage.temperature else fallback
+    found: list[Any] = [shape.temperature(temperature)]
+    if temperature == 0:
         return tuple(found)
-    if count := k or usage.top_k:
-        found.append(top_k(count))
-    if mass := p or usage.top_p:
-        found.append(top_p(mass))
+    if count := top_k or usage.top_k:
+        found.append(shape.top_k(count))
+    if mass := top_p or usage.top_p:
+        found.append(shape.top_p(mass))
     if usage.min_p:
-        found.append(min_p(usage.min_p))
+        found.append(shape.min_p(usage.min_p))
     if usage.typical:
-        found.append(typical(usage.typical))
+        found.append(shape.typical(usage.typical))
     return tuple(found)
+
+
+def _where(begins: np.ndarray, yes: Any, no: Any) -> Any:
+    places = np.where(begins, yes, no)
+    return int(places) if places.ndim == 0 else places.astype(np.int32)
 
 
 def sampler(parts: Sequence[Any]) -> Chain:

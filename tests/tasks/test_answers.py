@@ -1,6 +1,7 @@
 """Answers are the likeliest spans of the text, wherever it is cut, or what a model writes."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import jax
@@ -13,6 +14,7 @@ from jaxgen.cli import app, start
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.tasks.answers import spans_of
+from jaxgen.text.usage import Usage
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.pair import pairs
 from jaxgen.tokens.plain import Bytes
@@ -136,8 +138,19 @@ def test_other_models_write_their_answer():
     decoder = model_of(Bytes(), output="untied", context=96)
     (found,) = tasks.answer(decoder, ["Q"], ["C"], **asked, form="{context}|{question}=")
     row = [256, *b"C|Q="]
-    written = tasks.write(decoder, [row], length=3, heat=0.0)[0]
+    written = tasks.write(decoder, [row], length=3, temperature=0.0)[0]
     assert found[0].text == written.strip().split("\n")[0].strip()
+
+
+def test_what_a_folder_forces_is_forced_in_each_row_by_its_own_length():
+    # The first token of texts of one token only; the last where this text, not the batch, ends.
+    usage = Usage(first=(65,), last=(66,), whole_length=6)
+    model = replace(model_of(Bytes(), output="untied", context=96), usage=usage)
+    rows = [[256], [256, 97, 98], [256, 99]]
+    together = tasks.write(model, rows, temperature=0.0)
+    assert together == [tasks.write(model, [row], temperature=0.0)[0] for row in rows]
+    assert [text[:1] == "A" for text in together] == [True, False, False]
+    assert all(text.endswith("B") for text in together)
 
 
 MISTAKES = [

@@ -122,7 +122,7 @@ def test_a_chat_ends_at_any_stop_of_the_folder_and_greedy_is_the_likeliest(model
     from jaxgen.text.tasks.turns import ids_of
 
     ids = ids_of(model, tasks.template_of(model), USER)
-    found = tasks.chat(model, [USER], length=8, heat=0.0)[0]
+    found = tasks.chat(model, [USER], length=8, temperature=0.0)[0]
     prompt = np.asarray([ids])
     tokens = jaxgen.generate(model.params, model.config, prompt, jax.random.key(0), length=8)[
         0

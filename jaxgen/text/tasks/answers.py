@@ -167,7 +167,7 @@ def _written(
     else:
         before, _ = model.around
         rows = [[*before, *model.tokenizer.encode(text)] for text in texts]
-        found = write(model, rows, length=length, heat=0.0, batch=batch, progress=progress)
+        found = write(model, rows, length=length, temperature=0.0, batch=batch, progress=progress)
         # A decoder goes on with the next question: the answer is its first line.
         found = [text.strip().split("\n")[0].strip() for text in found]
     return [[Answer(text.strip(), None, None, None)] for text in found]

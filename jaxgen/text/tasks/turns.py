@@ -55,9 +55,9 @@ def chat(
     *,
     template: Template | None = None,
     length: int | None = None,
-    heat: float | None = None,
-    k: int | None = None,
-    p: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     batch: int = 8,
     progress: Progress | None = None,
@@ -69,9 +69,8 @@ def chat(
     """
     template = template or template_of(model)
     rows = [ids_of(model, template, messages) for messages in chats]
-    return write(
-        model, rows, length=length, heat=heat, k=k, p=p, seed=seed, batch=batch, progress=progress
-    )
+    draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return write(model, rows, length=length, **draw, seed=seed, batch=batch, progress=progress)
 
 
 def reply(
@@ -80,9 +79,9 @@ def reply(
     *,
     template: Template | None = None,
     length: int | None = None,
-    heat: float | None = None,
-    k: int | None = None,
-    p: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
     """Yield the model's next turn in pieces; joined, they are what `chat` returns of one chat."""
@@ -90,7 +89,8 @@ def reply(
     size = room_for(model, row, length)
     requests = request_keys(keys.from_seed(seed), 1)
     words, stop = Detokenizer(model.tokenizer), set(model.stop)
-    for tokens in stream(model, [row], size, requests, heat=heat, k=k, p=p):
+    draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    for tokens in stream(model, [row], [size], requests, **draw):
         for token in tokens[0].tolist():
             if token in stop:
                 yield words.flush()

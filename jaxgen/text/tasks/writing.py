@@ -29,9 +29,9 @@ def write(
     rows: Sequence[Sequence[int]],
     *,
     length: int | None = None,
-    heat: float | None = None,
-    k: int | None = None,
-    p: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     batch: int = 8,
     progress: Progress | None = None,
@@ -39,18 +39,18 @@ def write(
     """Return the text that follows each row of ids, up to a token that ends it.
 
     length: at most so many new tokens; None: as the folder says, else 128, if the context has
-    room. heat, k, p: temperature, top-k and top-p in place of the folder's. Row i draws with
+    room. temperature, top_k, top_p: in place of the folder's. Row i draws with
     fold_in(key(seed), i), so its text does not depend on its batch. Raises ConfigError for a row
     that leaves no room, or a model that gives no next token; NonFiniteError.
     """
     made: list[str] = []
+    draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     everyone = request_keys(keys.from_seed(seed), max(len(rows), 1))
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
         sizes = [room_for(model, row, length) for row in part]
-        chunks = stream(
-            model, part, max(sizes), everyone[begin : begin + len(part)], heat=heat, k=k, p=p
-        )
+        requests = everyone[begin : begin + len(part)]
+        chunks = stream(model, part, sizes, requests, **draw)
         tokens = np.concatenate(list(chunks), axis=1)
         made += [model.text(row[:size]) for row, size in zip(tokens.tolist(), sizes, strict=True)]
         if progress:
@@ -75,22 +75,24 @@ def room_for(model: Model, row: Sequence[int], length: int | None) -> int:
 def stream(
     model: Model,
     rows: Sequence[Sequence[int]],
-    length: int,
+    rooms: Sequence[int],
     requests: jax.Array,
     *,
-    heat: float | None = None,
-    k: int | None = None,
-    p: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> Iterator[Int[np.ndarray, "B N"]]:
-    """Yield the next few tokens of all rows until `length` are made or every row has ended."""
+    """Yield the next few tokens of all rows until `rooms` are made or every row has ended."""
     wants(model, "writing", topology=("decoder",), head=("lm",))
-    sizes = np.asarray([len(row) for row in rows], np.int32)
+    sizes, length = np.asarray([len(row) for row in rows], np.int32), max(rooms)
     width = _bucket(int(sizes.max()))
     known = np.zeros((len(rows), _bucket(width + length + CHUNK)), np.int32)
     for place, row in enumerate(rows):
         known[place, : len(row)] = row
-    rules = follow.rules(model.usage, stop=model.stop, length=length, prompt=int(sizes.min()))
-    sample = follow.sampler((*rules, *follow.draw(model.usage, heat=heat, k=k, p=p)))
+    limits = np.asarray(rooms, np.int32)
+    rules = follow.rules(model.usage, stop=model.stop, length=limits, prompt=sizes)
+    draw = follow.draw(model.usage, temperature=temperature, top_k=top_k, top_p=top_p)
+    sample = follow.sampler((*rules, *draw))
     stop = np.asarray(model.stop, np.int32) if model.stop else NO_STOP
     token, cache = _begin(model.params, model.config, known[:, :width], sizes, known.shape[1])
     ended = np.zeros(len(rows), bool)
