@@ -110,7 +110,7 @@ def draw(
     return tuple(found)
 
 
-def _where(begins: np.ndarray, yes: Any, no: Any) -> Any:
+def _where(begins: Any, yes: Any, no: Any) -> Any:
     places = np.where(begins, yes, no)
     return int(places) if places.ndim == 0 else places.astype(np.int32)
 
