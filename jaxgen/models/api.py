@@ -15,6 +15,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.nn.stack import InLine, place
 from jaxgen.nn.stack import in_line as taken_apart
+from jaxgen.nn.stack import stacked as put_together
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
 from jaxgen.ops.losses import unembed
@@ -74,6 +75,12 @@ def in_line(params: Params, config: ModelConfig) -> Params:
     if config.layers > deepest or size < least:
         return params
     return params | {"layers": taken_apart(found)}
+
+
+def stacked(params: Params) -> Params:
+    """Return parameters in the shapes of `abstract` and `axes`, whatever `in_line` made of them."""
+    found = params.get("layers")
+    return params | {"layers": put_together(found)} if isinstance(found, InLine) else params
 
 
 @lru_cache(maxsize=64)

@@ -40,6 +40,11 @@ def in_line(stacked: Any) -> InLine:
     return InLine(tuple(apart))
 
 
+def stacked(layers: InLine) -> Any:
+    """Return the parameters of layers stacked along L again, as `in_line` was given them."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers.steps)
+
+
 def through_layers(
     module: nn.Module,
     config: ModelConfig,

@@ -49,6 +49,12 @@ def test_scan_matches_loop(sample, stop):
     assert found.tolist() == wanted
 
 
+def test_a_request_has_its_key_whatever_the_batch():
+    key = jax.random.key(5)
+    few, many = (jax.random.key_data(request_keys(key, count)) for count in (2, 7))
+    assert (few == many[:2]).all() and len(np.unique(many, axis=0)) == 7
+
+
 def test_the_loop_ends_when_every_row_has_stopped():
     def always_three(tokens, cache):
         return jax.nn.one_hot(jnp.full_like(tokens, 3), V), cache + 1

@@ -70,6 +70,7 @@ def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
     if name in SAMPLES:
         text = shown.read_text()
         assert text.count("===") == text.count(" -> ") == 2 and SHOWN.get(name, "") in text
+        assert all(part.split("\n===")[0].strip() for part in text.split(" -> ")[1:]), text
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept
