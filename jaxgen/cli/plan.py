@@ -58,8 +58,9 @@ def plan(
     tpu.use_no_device()
     from jaxgen import run
     from jaxgen.plan import analytic, measured, report
+    from jaxgen.run import inputs
 
-    settings = run.read_settings(paths.config(config), overrides)
+    settings = inputs.sized(run.read_settings(paths.config(config), overrides))
     if chip is None:
         chip, count = measured.machine(settings)
     found = analytic.make(settings, chip, count)

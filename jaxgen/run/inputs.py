@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from jaxgen import data, tokens
 from jaxgen.files import human
+from jaxgen.run.objective import rows_needed
 from jaxgen.run.progress import bar
 from jaxgen.run.settings import Settings, resolve
 from jaxgen.tokens import Tokenizer
+
+TRAINED = ("bpe", "unigram")
 
 
 def make_tokenizer(settings: Settings) -> Tokenizer:
@@ -32,6 +36,20 @@ def make_tokenizer(settings: Settings) -> Tokenizer:
         )
     with bar(f"training a {kind} tokenizer of {settings.tokenizer.vocab_size} pieces"):
         return tokens.train(settings.tokenizer, data.training_texts(settings.data, form=form))
+
+
+def sized(settings: Settings) -> Settings:
+    """Return the settings with a vocabulary, for a plan: no tokenizer is trained.
+
+    Pieces to be trained are as many as the settings say, and the few ids that an objective may add
+    are left out; characters are listed from the text, which must be there.
+    """
+    if settings.model.vocab_size is not None:
+        return settings
+    size = settings.tokenizer.vocab_size
+    if settings.tokenizer.kind not in TRAINED:
+        size = rows_needed(settings.objective, make_tokenizer(settings))
+    return replace(settings, model=settings.model.replace(vocab_size=size))
 
 
 def prepare(

@@ -10,6 +10,7 @@ from jaxgen.cli import app, paths, start
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
 from jaxgen.plan import analytic, chips, report, tpu
+from jaxgen.run import inputs
 from jaxgen.run.settings import build_settings
 from jaxgen.train import optimizer
 from jaxgen.train import state as states
@@ -109,6 +110,18 @@ def test_figures_that_cannot_be_had_are_refused_in_one_line(words, code, part, c
     assert app.main(["plan", "llama_8b", *words.split()]) == code
     shown = capsys.readouterr().err
     assert part in shown and shown.count("\n") == 1
+
+
+def test_a_config_is_planned_before_its_tokenizer_is_made(capsys):
+    config = build_settings({"tokenizer": {"kind": "bpe", "vocab_size": 700}})
+    assert inputs.sized(config).model.vocab_size == 700
+    config = build_settings({"tokenizer": {"kind": "bytes"}, "objective": {"name": "masked"}} | {
+        "model": {"topology": "encoder", "head": "mlm"}
+    })  # fmt: skip
+    tokenizer = inputs.make_tokenizer(config)
+    assert inputs.sized(config).model.vocab_size == tokenizer.vocab_size + 1  # and the mask
+    assert app.main(["plan", "quickstart", "--topology", "v5e:2x2"]) == 0
+    assert "2.56 M parameters" in capsys.readouterr().out
 
 
 def test_without_the_compiler_its_figures_are_refused_with_the_way_to_get_it(monkeypatch):
