@@ -132,7 +132,8 @@ class ModelConfig:
     logit_cap: float | None = option("soft cap of the logits", None)
     pattern: tuple[Layer, ...] = option("layer kinds, repeated over the depth", ("global",))
     window: int | None = option("tokens a local layer sees, itself included", None)
-    dropout: float = option("on embeddings, attention probabilities and sublayer outputs", 0.0)
+    dropout: float = option("on embeddings and sublayer outputs", 0.0)
+    attention_dropout: float | None = option("on attention probabilities; null: as dropout", None)
     init_std: float = option("of normal initialisation; residual outputs: / sqrt(2 layers)", 0.02)
     param_dtype: DType = option("how parameters are stored", "float32")
     compute_dtype: DType = option(
@@ -174,8 +175,10 @@ class ModelConfig:
             raise ConfigError(
                 f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+        for name in ("dropout", "attention_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ConfigError(f"{name}={rate} must be in [0, 1)")
         if not self.pattern:
             raise ConfigError("pattern=() names no layer; write [global]")
         if "local" in self.pattern and self.window is None:
@@ -266,6 +269,11 @@ class ModelConfig:
     def F(self) -> int:  # noqa: N802
         """Feed-forward width."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def score_dropout(self) -> float:
+        """Dropout of attention probabilities."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     def windows(self) -> tuple[int | None, ...]:
         """Return the attention window of each layer of one period, None for global ones."""

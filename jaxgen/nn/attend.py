@@ -46,7 +46,7 @@ class Attend(nn.Module):
             number = _number(config, self.kind, layer) if cache.ring is not None else layer
             cache, k, v = caches.extend(cache, self.kind, number, k, v)
         (sight,) = scene.sights
-        drop = Drop(config.dropout, self.deterministic).active
+        drop = Drop(config.score_dropout, self.deterministic).active
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, sight, scale=scale, cap=cap, bias=scene.bias, drop=drop)
         return output(self, out), cache
@@ -74,7 +74,7 @@ class CrossAttend(nn.Module):
             assert cache is not None
             k, v = caches.read_cross(cache, layer)
         assert scene.cross is not None
-        drop = Drop(config.dropout, self.deterministic).active
+        drop = Drop(config.score_dropout, self.deterministic).active
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, scene.cross, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache

@@ -193,7 +193,7 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     ids = jax.ShapeDtypeStruct((rows, model.context), "int32")
     sight = Sight(None, ids, ids, direction, model.window, "running")
     bias = q if model.positions == "relative" else None
-    drop = (lambda x: x) if model.dropout else None
+    drop = (lambda x: x) if model.score_dropout else None
     case = Case(q, k, k, sight, 1.0, model.score_cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
         return choice.choose(case) == "plain"

@@ -59,3 +59,16 @@ def test_every_preset_can_be_exported_by_some_family():
             except ValueError:
                 continue
         assert found, name
+
+
+@pytest.mark.parametrize(
+    "preset, key", [("gpt2-124m", "attn_pdrop"), ("bart-base", "attention_dropout")]
+)
+def test_attention_dropout_is_read_and_written(preset, key):
+    family = FAMILIES[preset.split("-")[0]]
+    config = jaxgen.preset(preset, dropout=0.3, attention_dropout=0.2)
+    theirs = family.write(config)
+    assert theirs[key] == 0.2
+    read = family.read(theirs)
+    assert (read.dropout, read.attention_dropout) == (0.3, 0.2)
+    assert family.read(theirs | {key: 0.3}).attention_dropout is None

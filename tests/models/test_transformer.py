@@ -260,6 +260,19 @@ def test_dropout_acts_with_a_key_only_and_differs_by_layer_and_key():
     assert (one.logits != two.logits).any() and (one.logits != still).any()
 
 
+def test_attention_dropout_is_apart_from_dropout():
+    params, tokens = make(BASE)
+
+    def drawn(**rates):
+        config = BASE.replace(**rates)
+        return jaxgen.apply(params, config, tokens, key=jax.random.key(1)).logits
+
+    still, both, scores = drawn(), drawn(dropout=0.5), drawn(attention_dropout=0.5)
+    others = drawn(dropout=0.5, attention_dropout=0.0)
+    assert (scores != still).any() and (others != still).any() and (others != both).any()
+    assert (both == drawn(dropout=0.5, attention_dropout=0.5)).all()
+
+
 def test_taps_return_the_activations_they_name():
     params, tokens = make(BASE)
     out = jaxgen.apply(params, BASE, tokens, taps=("layers/*_out", "hidden"))

@@ -8,7 +8,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.models.families.bert import dense
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, one_of, same
+from jaxgen.models.families.quirks import SPANS, dropout, one_of, same
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "activation_function": "gelu",
     "scale_embedding": False,
     "dropout": 0.1,
+    "attention_dropout": 0.0,
     "tie_word_embeddings": True,
     "num_labels": 3,
 }
@@ -67,11 +68,7 @@ QUIRKS = (
     one_of("feed", "activation_function", FEED),
     same(("decoder_attention_heads", "encoder_attention_heads"), "heads"),
     same(("decoder_ffn_dim", "encoder_ffn_dim"), "d_ff"),
-    Quirk(
-        ("dropout", "attention_dropout"),
-        lambda theirs: {"dropout": theirs["dropout"]},
-        lambda config: dict.fromkeys(("dropout", "attention_dropout"), config.dropout),
-    ),
+    dropout(("dropout",), "attention_dropout"),
 )
 
 

@@ -25,7 +25,15 @@ NEUTRAL = frozenset(
     """.split()
 )
 # Fields of a ModelConfig that a published config has no word for, and that change no logit.
-FREE = ("dropout", "init_std", "param_dtype", "compute_dtype", "remat", "unroll")
+FREE = (
+    "dropout",
+    "attention_dropout",
+    "init_std",
+    "param_dtype",
+    "compute_dtype",
+    "remat",
+    "unroll",
+)
 MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
 
 

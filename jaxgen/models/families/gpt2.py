@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from jaxgen.config import ModelConfig
-from jaxgen.models.families.family import Family, Quirk, Row
-from jaxgen.models.families.quirks import SPANS, TIED, one_of
+from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of
 
 FEED = {
     "gelu_new": "gelu_tanh",
@@ -17,14 +13,6 @@ FEED = {
     "silu": "silu",
     "swish": "silu",
 }
-
-
-def _read_dropout(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    return {"dropout": theirs["resid_pdrop"]}
-
-
-def _write_dropout(config: ModelConfig) -> dict[str, Any]:
-    return dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
 
 
 FAMILY = Family(
@@ -49,6 +37,7 @@ FAMILY = Family(
         "initializer_range": 0.02,
         "activation_function": "gelu_new",
         "resid_pdrop": 0.1,
+        "attn_pdrop": 0.1,
         "tie_word_embeddings": True,
     },
     only={
@@ -63,7 +52,7 @@ FAMILY = Family(
     quirks=(
         TIED,
         one_of("feed", "activation_function", FEED),
-        Quirk(("resid_pdrop", "embd_pdrop", "attn_pdrop"), _read_dropout, _write_dropout),
+        dropout(("resid_pdrop", "embd_pdrop"), "attn_pdrop"),
     ),
     rows=(
         Row("transformer.wte.weight", ("embed/tokens",), "V,D"),

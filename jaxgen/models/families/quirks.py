@@ -77,6 +77,19 @@ def same(keys: tuple[str, ...], field: str) -> Quirk:
     return Quirk(keys, read, lambda config: dict.fromkeys(keys, getattr(config, field)))
 
 
+def dropout(ours: tuple[str, ...], scores: str) -> Quirk:
+    """Return the quirk of dropout: their names of ours, and that of attention probabilities."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        rate, other = theirs[ours[0]], theirs[scores]
+        return {"dropout": rate, "attention_dropout": None if other == rate else other}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        return dict.fromkeys(ours, config.dropout) | {scores: config.score_dropout}
+
+    return Quirk((*ours, scores), read, write)
+
+
 def whole(field: str, key: str) -> Quirk:
     """Return the quirk of a number that transformers wants without a fraction."""
 
