@@ -24,7 +24,7 @@ from jaxgen.report.collect import Plan
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BASELINES = "ngram,hmm,template,maxent"
+BASELINES = "ngram,hmm,template,maxent,vae"
 # Two or three figures of each axis; report.json has them all.
 COLUMNS = {
     "bits_per_byte": "bits per byte",

@@ -17,7 +17,7 @@ Runs = Annotated[
 ]
 Baselines = Annotated[
     str,
-    Parameter(help="traditional generators, with commas: ngram, hmm, template, maxent; none: ''"),
+    Parameter(help="trained on the spot, with commas: ngram, hmm, template, maxent, vae; none: ''"),
 ]
 Split = Annotated[Literal["valid", "test"], Parameter(help="the documents to measure on")]
 Count = Annotated[int, WHOLE, Parameter(help="beginnings of held-out text to go on from")]

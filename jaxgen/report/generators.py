@@ -17,9 +17,10 @@ from jaxgen import data, tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import api
-from jaxgen.models.classic import hmm, maxent, ngram, template
+from jaxgen.models.classic import hmm, maxent, mixture, ngram, template, vae
 from jaxgen.models.classic.maxent import Fit, MaxEnt
 from jaxgen.models.classic.template import Template
+from jaxgen.models.classic.vae import VAE
 from jaxgen.ops import keys
 from jaxgen.text.generate import model_step, prefill
 from jaxgen.tokens import Tokenizer
@@ -31,6 +32,19 @@ PRIOR = 0.01
 FIXED, SUPPORT, LONGEST = 300, 3, 24  # ids of frames, sentences of a frame, its parts
 WORDS, SUFFIXES = 1000, 100  # features of maxent
 ROUNDS_OF_MAXENT, L2, RATE = 2, 1e-6, 0.1
+AUTOENCODER = {"layers": 2, "d_model": 128, "heads": 4, "d_ff": 512}
+LATENT, SLOTS, DRAWS = 32, 4, 8
+FIT_OF_VAE = vae.Fit(steps=600, batch=32, rate=2e-3, cycle=300, cycles=1, free=0.1, hide=0.2)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a traditional generator learns from: a shard, for rows of `context` tokens."""
+
+    shard: data.TokenShard
+    tokenizer: Tokenizer
+    context: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -74,16 +88,16 @@ def transformer(name: str, config: ModelConfig, params: Any) -> Generator:
     )
 
 
-def baseline(kind: str, shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
-    """Return a traditional generator of BASELINES, trained on a shard."""
+def baseline(kind: str, lesson: Lesson) -> Generator:
+    """Return a generator of BASELINES, trained on the spot."""
     begin = time.perf_counter()
-    made = BASELINES[kind](shard, tokenizer, seed)
+    made = BASELINES[kind](lesson)
     took = time.perf_counter() - begin
     return Generator(**{**vars(made), "train_seconds": took})
 
 
-def _ngram(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
-    config = ngram_config(tokenizer)
+def _ngram(lesson: Lesson) -> Generator:
+    shard, config = lesson.shard, ngram_config(lesson.tokenizer)
     params = ngram.on_device(ngram.train(config, shard.tokens, shard.offsets))
 
     def start(batch: int) -> Any:
@@ -107,14 +121,14 @@ def ngram_config(tokenizer: Tokenizer) -> ngram.NGram:
     return ngram.NGram(vocab_size=size, order=ORDER, begin=begin)
 
 
-def _hmm(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
-    width = 128
+def _hmm(lesson: Lesson) -> Generator:
+    width, shard = 128, lesson.shard
     rows = -(-len(shard.tokens) // width)
     tokens = np.zeros((rows, width), np.int32)
     tokens.reshape(-1)[: len(shard.tokens)] = shard.tokens
     lengths = np.full(rows, width)
     lengths[-1] = len(shard.tokens) - (rows - 1) * width
-    params = hmm.init(STATES, tokenizer.vocab_size, keys.from_seed(seed))
+    params = hmm.init(STATES, lesson.tokenizer.vocab_size, keys.from_seed(lesson.seed))
     params, _ = hmm.train(
         params, jnp.asarray(tokens), jnp.asarray(lengths), rounds=ROUNDS, prior=PRIOR, batch=1024
     )
@@ -130,7 +144,8 @@ def _hmm(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
     )
 
 
-def _template(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
+def _template(lesson: Lesson) -> Generator:
+    shard, tokenizer = lesson.shard, lesson.tokenizer
     size = tokenizer.vocab_size
     config = Template(
         vocab_size=size,
@@ -171,7 +186,8 @@ def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
     return ends
 
 
-def _maxent(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generator:
+def _maxent(lesson: Lesson) -> Generator:
+    shard, tokenizer = lesson.shard, lesson.tokenizer
     size, begin = tokenizer.vocab_size, tokenizer.special.bos
     config = MaxEnt(vocab_size=size, order=2, words=min(WORDS, size), suffixes=SUFFIXES)
     pieces = [tokenizer.decode([i]) for i in range(size)]
@@ -196,11 +212,50 @@ def _maxent(shard: data.TokenShard, tokenizer: Tokenizer, seed: int) -> Generato
     )
 
 
+def _vae(lesson: Lesson) -> Generator:
+    tokens, width, size = lesson.shard.tokens, lesson.context, lesson.tokenizer.vocab_size
+    special, vocabulary = lesson.tokenizer.special, size + 1  # the last id begins a text
+    model = ModelConfig(
+        **AUTOENCODER,
+        topology="encoder_decoder",
+        vocab_size=vocabulary,
+        context=width + 1,
+        positions="sinusoid",
+        embed_scale="root",
+    )
+    eos = size if special.eos is None else special.eos
+    config = VAE(model=model, latent=LATENT, slots=SLOTS, start=size, eos=eos)
+    rows = max(len(tokens) // width, 1)
+    texts = np.resize(tokens, (rows, width)).astype(np.int32)
+    params, _ = vae.train(config, texts, np.full(rows, width), FIT_OF_VAE, seed=lesson.seed)
+    latents = mixture.draws(config, DRAWS, keys.from_seed(lesson.seed))
+
+    def logits(params: Any, batch: dict[str, Any]) -> Any:
+        begin = partial(mixture.start, params["vae"], config, params["latents"], capacity=width)
+        return _through_steps(step, begin, params, batch)
+
+    def step(params: Any) -> Any:
+        return mixture.step(params["vae"], config)
+
+    return Generator(
+        name="vae",
+        about=f"Transformer autoencoder, {DRAWS} draws of {LATENT} numbers",
+        params={"vae": params, "latents": latents},
+        prefill=lambda params, prompt, lengths, capacity: mixture.prefill(
+            params["vae"], config, params["latents"], prompt, lengths, capacity
+        ),
+        step=step,
+        logits=logits,
+        context=width,
+    )
+
+
 BASELINES: dict[str, Callable[..., Generator]] = {
     "ngram": _ngram,
     "hmm": _hmm,
     "template": _template,
     "maxent": _maxent,
+    "vae": _vae,
 }
 
 

@@ -119,7 +119,8 @@ def _makers(runs, baselines, text: Text, plan: Plan, digest: str, cache: Path):
         return make_one
 
     def from_baseline(kind: str):
-        return lambda: generators.baseline(kind, text.train, text.tokenizer, plan.seed)
+        lesson = generators.Lesson(text.train, text.tokenizer, text.context, plan.seed)
+        return lambda: generators.baseline(kind, lesson)
 
     return [*map(from_run, runs), *map(from_baseline, baselines)]
 

@@ -10,7 +10,7 @@ import jaxgen
 from jaxgen import ModelConfig
 from jaxgen.decoding.fuse import fused
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.models.classic import vae
+from jaxgen.models.classic import mixture, vae
 from jaxgen.models.classic.vae import VAE, Fit, Gaussian
 from jaxgen.text import latent as latents
 
@@ -172,3 +172,48 @@ def test_bad_sizes_and_texts_are_refused():
         vae.train(CONFIG, np.zeros((2, 9), int), np.ones(2, int), FIT, seed=0)
     with pytest.raises(ConfigError, match="length=8 must be from 1 to 7"):
         latents.write({}, CONFIG, jnp.zeros((1, 2)), jax.random.key(0), length=8)
+
+
+def test_steps_of_the_mixture_give_a_text_the_mean_of_its_likelihoods(trained):
+    params, _ = trained
+    latents = mixture.draws(CONFIG, 3, jax.random.key(2))
+    tokens, lengths = jnp.asarray(TOKENS), jnp.asarray(LENGTHS)
+
+    @jax.jit
+    def both(params):
+        belief = mixture.start(params, CONFIG, latents, len(tokens), tokens.shape[1])
+        first = jax.nn.logsumexp(belief.weight[..., None] + belief.said, axis=1)
+        step, said = mixture.step(params, CONFIG), [first]
+        for column in tokens.T[:-1]:
+            logits, belief = step(column, belief)
+            said.append(logits)
+        own = jnp.take_along_axis(jnp.stack(said, 1), tokens[..., None], axis=2)[..., 0]
+        stepped = jnp.where(jnp.arange(tokens.shape[1]) < lengths[:, None], own, 0).sum(1)
+        whole = [
+            vae.likelihood(params, CONFIG, tokens, lengths, jnp.repeat(z[None], len(tokens), 0))
+            for z in latents
+        ]
+        return stepped, jax.nn.logsumexp(jnp.stack(whole), axis=0) - jnp.log(3), jnp.stack(whole)
+
+    stepped, wanted, whole = both(params)
+    np.testing.assert_allclose(stepped, wanted, atol=1e-4)
+    assert (whole.max(0) - whole.min(0)).max() > 0.5  # the draws differ, or a mean shows nothing
+
+
+def test_the_mixture_reads_prompts_of_any_length_as_it_reads_tokens(trained):
+    params, _ = trained
+    latents = mixture.draws(CONFIG, 3, jax.random.key(2))
+    prompt, lengths = jnp.asarray(TOKENS[:2]), jnp.asarray([2, 5])
+
+    @jax.jit
+    def both(params):
+        step = mixture.step(params, CONFIG)
+        first, belief = mixture.prefill(params, CONFIG, latents, prompt, lengths, 7)
+        read, _ = step(first, belief)
+        alone, wanted = mixture.start(params, CONFIG, latents, 2, 7), []
+        for column in prompt.T[:5]:
+            logits, alone = step(column, alone)
+            wanted.append(logits)
+        return read, jnp.stack([wanted[1][0], wanted[4][1]])
+
+    np.testing.assert_allclose(*both(params), atol=1e-5)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -99,11 +100,16 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
         assert metric.title in page or metric.key in UNKNOWN_TO_TEXT
 
 
-@pytest.mark.parametrize("kind", ["hmm", "maxent"])  # the others are in the report above
-def test_a_baseline_reads_rows_as_it_decodes(home, kind):
+# The others are in the report above.
+@pytest.mark.parametrize("kind, steps", [("hmm", 1), ("maxent", 1), ("vae", 60)])
+def test_a_baseline_reads_rows_as_it_decodes(home, kind, steps, monkeypatch):
+    small = {"layers": 1, "d_model": 16, "heads": 2}
+    monkeypatch.setattr(generators, "AUTOENCODER", small)
+    fit = generators.FIT_OF_VAE
+    monkeypatch.setattr(generators, "FIT_OF_VAE", replace(fit, steps=steps, batch=16, rate=0.02))
     tokenizer = load_tokenizer(Path("run/tokenizer"))
     corpus = inputs.prepare(existing_settings(Path("run")), tokenizer, home / "cache")
-    one = generators.baseline(kind, corpus.train, tokenizer, 0)
+    one = generators.baseline(kind, generators.Lesson(corpus.train, tokenizer, 24, 0))
     row = corpus.valid.tokens[None, :24].astype(np.int32)
 
     def both(params, row):

@@ -1,0 +1,88 @@
+"""An autoencoder of texts as a model of the next token: its decoder, mixed over draws of a latent.
+
+The mean over draws z of p(text | z) estimates p(text). Draws of the prior stay the same for all
+texts; a token that was read weighs them anew by Bayes' rule, so that each next token has a
+probability, and a text exactly the mean of what the decoder gives it under each draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxgen.models.classic import vae
+from jaxgen.models.classic.vae import VAE
+from jaxgen.ops.cache import Cache
+
+
+class Belief(NamedTuple):
+    """What was read of each of B texts, under each of K draws.
+
+    cache: the decoder's, of B x K rows, those of a text side by side; weight: log probability of
+    each draw; said: log probability of the next token under it.
+    """
+
+    cache: Cache
+    weight: Float[Array, "B K"]
+    said: Float[Array, "B K V"]
+
+
+def draws(config: VAE, number: int, key: PRNGKeyArray) -> Float[Array, "K Z"]:
+    """Return latents of the prior."""
+    return jax.random.normal(key, (number, config.latent))
+
+
+def start(
+    params: vae.Params, config: VAE, latents: Float[Array, "K Z"], batch: int, capacity: int
+) -> Belief:
+    """Return the belief before the first token; `capacity` tokens can be read."""
+    first, cache = vae.begin(params, config, latents, capacity + 1)
+    logits, cache = vae.step(params, config)(first, cache)
+    number = len(latents)
+    said = jnp.broadcast_to(jax.nn.log_softmax(logits), (batch, *logits.shape))
+    weight = jnp.full((batch, number), -jnp.log(number))
+    return Belief(cache.take(jnp.tile(jnp.arange(number), batch)), weight, said)
+
+
+def step(params: vae.Params, config: VAE) -> Callable[..., tuple[Array, Belief]]:
+    """Return the mixture as a decoding step: (tokens [B], belief) -> (logits [B, V], belief)."""
+    inner = vae.step(params, config)
+
+    def run(tokens: Int[Array, "B"], belief: Belief) -> tuple[Array, Belief]:
+        own = jnp.take_along_axis(belief.said, tokens[:, None, None], axis=2)[..., 0]
+        weight = jax.nn.log_softmax(belief.weight + own)
+        logits, cache = inner(jnp.repeat(tokens, weight.shape[1]), belief.cache)
+        said = jax.nn.log_softmax(logits).reshape(belief.said.shape)
+        return jax.nn.logsumexp(weight[..., None] + said, axis=1), Belief(cache, weight, said)
+
+    return run
+
+
+def prefill(
+    params: vae.Params,
+    config: VAE,
+    latents: Float[Array, "K Z"],
+    prompt: Int[Array, "B T"],
+    lengths: Int[Array, "B"],
+    capacity: int,
+) -> tuple[Int[Array, "B"], Belief]:
+    """Return (first, belief): all of each prompt but its last token read, and that last token."""
+    run = step(params, config)
+
+    def more(old: Belief, inputs: Any) -> tuple[Belief, None]:
+        place, tokens = inputs
+        going = place < lengths - 1
+        new = run(tokens, old)[1]
+        # A row that has ended forgets the token again, and takes the others' as they come.
+        rows = jnp.repeat(going, old.weight.shape[1])
+        cache = new.cache.rewind(jnp.where(rows, new.cache.length, old.cache.length))
+        weight = jnp.where(going[:, None], new.weight, old.weight)
+        return Belief(cache, weight, jnp.where(going[:, None, None], new.said, old.said)), None
+
+    belief = start(params, config, latents, len(prompt), capacity)
+    belief, _ = jax.lax.scan(more, belief, (jnp.arange(prompt.shape[1]), prompt.T))
+    return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], belief
