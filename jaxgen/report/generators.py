@@ -32,7 +32,7 @@ PRIOR = 0.01
 FIXED, SUPPORT, LONGEST = 300, 3, 24  # ids of frames, sentences of a frame, its parts
 WORDS, SUFFIXES = 1000, 100  # features of maxent
 ROUNDS_OF_MAXENT, L2, RATE = 2, 1e-6, 0.1
-AUTOENCODER = {"layers": 2, "d_model": 128, "heads": 4, "d_ff": 512}
+AUTOENCODER: dict[str, Any] = {"layers": 2, "d_model": 128, "heads": 4, "d_ff": 512}
 LATENT, SLOTS, DRAWS = 32, 4, 8
 FIT_OF_VAE = vae.Fit(steps=600, batch=32, rate=2e-3, cycle=300, cycles=1, free=0.1, hide=0.2)
 
