@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxgen.config import ModelConfig
-from jaxgen.decoding.chain import Chain
-from jaxgen.decoding.loop import NO_STOP, NOT_FINITE, decode, request_keys
+from jaxgen.decoding.loop import NO_STOP, NOT_FINITE, request_keys
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.ops import keys
-from jaxgen.text import follow
-from jaxgen.text.generate import model_step, prefill
+from jaxgen.text import batches, drawing, follow
 from jaxgen.text.tasks.model import Model, Progress, wants
 
 CHUNK = 8  # tokens between looks at the result
-BUCKET = 32  # the smallest width; widths double, so few shapes are ever compiled
 FRESH = 128  # new tokens where nobody says how many
 
 
@@ -84,59 +78,22 @@ def stream(
 ) -> Iterator[Int[np.ndarray, "B N"]]:
     """Yield the next few tokens of all rows until `rooms` are made or every row has ended."""
     wants(model, "writing", topology=("decoder",), head=("lm",))
-    sizes, length = np.asarray([len(row) for row in rows], np.int32), max(rooms)
-    width = _bucket(int(sizes.max()))
-    known = np.zeros((len(rows), _bucket(width + length + CHUNK)), np.int32)
-    for place, row in enumerate(rows):
-        known[place, : len(row)] = row
+    prompt, sizes = batches.padded(rows)
     limits = np.asarray(rooms, np.int32)
     rules = follow.rules(model.usage, stop=model.stop, length=limits, prompt=sizes)
     draw = follow.draw(model.usage, temperature=temperature, top_k=top_k, top_p=top_p)
     sample = follow.sampler((*rules, *draw))
-    stop = np.asarray(model.stop, np.int32) if model.stop else NO_STOP
-    token, cache = _begin(model.params, model.config, known[:, :width], sizes, known.shape[1])
-    ended = np.zeros(len(rows), bool)
-    for start in range(0, length, CHUNK):
-        tokens, cache = _more(
-            *(model.params, model.config, model.tokenizer.vocab_size, cache, token, requests),
-            *(sample, stop, start, known, sizes + start),
-        )
-        token, fresh = tokens[:, -1], np.asarray(tokens)
+    stops = np.broadcast_to(
+        np.asarray(model.stop or NO_STOP, np.int32), (len(rows), len(model.stop) or 1)
+    )
+    batch = batches.Rows(prompt, sizes, stops, limits.copy(), requests)
+    style, longest = drawing.Style(model.tokenizer.vocab_size), int(limits.max())
+    chunks = drawing.drawn(model.params, model.config, style, batch, sample, CHUNK)
+    for start, chunk in zip(range(0, longest, CHUNK), chunks, strict=False):
+        fresh = np.asarray(chunk.tokens)
         if (fresh == NOT_FINITE).any():
             raise NonFiniteError("the logits are not finite; take an earlier checkpoint")
-        for place, size in enumerate(sizes):
-            known[place, size + start : size + start + CHUNK] = fresh[place]
-        yield fresh[:, : length - start]
-        ended |= np.isin(fresh, stop).any(axis=1)
-        if ended.all():
+        yield fresh[:, : longest - start]
+        batch.limits[np.isin(fresh, stops).any(axis=1)] = 0
+        if not batch.limits.any():
             return
-
-
-def _bucket(size: int) -> int:
-    bucket = BUCKET
-    while bucket < size:
-        bucket *= 2
-    return bucket
-
-
-@partial(jax.jit, static_argnames=("config", "capacity"))
-def _begin(params, config: ModelConfig, prompt, sizes, capacity):
-    return prefill(params, config, prompt, sizes, capacity)
-
-
-@partial(jax.jit, static_argnames=("config", "known"), donate_argnames="cache")
-def _more(params, config, known, cache, token, requests, sample: Chain, stop, start, prompt, sizes):
-    whole = model_step(params, config)
-
-    def step(tokens, cache):
-        logits, cache = whole(tokens, cache)
-        # A table may have more rows than the tokenizer has ids: those spell no text.
-        return jnp.where(jnp.arange(config.V) < known, logits, -jnp.inf), cache
-
-    return decode(
-        *(step, cache, token, requests, sample, CHUNK),
-        stop=stop,
-        start=start,
-        prompt=prompt,
-        lengths=sizes,
-    )
