@@ -13,7 +13,7 @@ FLOORS = {
     2: ["ops"],
     3: ["nn"],
     4: ["models"],
-    5: ["tokens", "data", "store", "decoding", "measure"],
+    5: ["tokens", "data", "store", "decoding", "measure", "profile"],
     6: ["train", "text"],
     7: ["run", "cli", "report", "serve", "plan", "verify", "harness", "__main__", "__init__"],
 }

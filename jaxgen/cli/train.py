@@ -23,6 +23,9 @@ def train(
     out: Out = None,
     print_config: Annotated[bool, Parameter(help="print the resolved config and stop")] = False,
     keys: Annotated[bool, Parameter(help="list every key of a config and stop")] = False,
+    profile: Annotated[
+        bool, Parameter(help="trace steps 3 to 7 into profile/, and say what took their time")
+    ] = False,
     among: launch.Flags | None = None,
 ) -> None:
     """Train a model as a config says, or go on with a run.
@@ -37,6 +40,7 @@ def train(
         jaxgen train my.yaml --out runs/wide model.d_model=512 train.steps=2000
         jaxgen train runs/wide                 go on with a run
         jaxgen train my.yaml --print-config    what would be trained, in full
+        jaxgen train my.yaml --out runs/look train.steps=7 --profile
         jaxgen train --keys                    every key and its meaning
 
     On a TPU pod, or under Slurm's srun, the same command in every process trains
@@ -52,9 +56,9 @@ def train(
         raise ConfigError(f"CONFIG comes first: `jaxgen train CONFIG.yaml {config}`")
     arguments.check_overrides(overrides)
     if paths.is_run(Path(config)):
-        _go_on(Path(config), overrides, out, print_config, among)
+        _go_on(Path(config), overrides, out, print_config, profile, among)
     else:
-        _begin(paths.config(config), overrides, out, print_config, among)
+        _begin(paths.config(config), overrides, out, print_config, profile, among)
 
 
 def _begin(
@@ -62,9 +66,11 @@ def _begin(
     overrides: Sequence[str],
     out: str | None,
     print_config: bool,
+    profile: bool,
     among: launch.Flags | None,
 ) -> None:
     from jaxgen import run
+    from jaxgen.run.folder import PROFILE
     from jaxgen.settings import dump
 
     settings = run.read_settings(path, overrides)
@@ -75,7 +81,8 @@ def _begin(
     with exits.in_folder(folder), StopRequest() as stop:
         start.prepare_jax(cache)
         with launch.group(among) as group, exits.in_folder(folder):
-            run.train(settings, folder, cache=cache, stop=stop, group=group)
+            trace = folder / PROFILE if profile else None
+            run.train(settings, folder, cache=cache, stop=stop, group=group, trace=trace)
 
 
 def _go_on(
@@ -83,6 +90,7 @@ def _go_on(
     overrides: Sequence[str],
     out: str | None,
     print_config: bool,
+    profile: bool,
     among: launch.Flags | None,
 ) -> None:
     if out is not None and Path(out) != folder:
@@ -91,6 +99,7 @@ def _go_on(
             f"config: `jaxgen train {folder / 'config.yaml'} --out {out}`"
         )
     from jaxgen import run
+    from jaxgen.run.folder import PROFILE
     from jaxgen.settings import dump
 
     if print_config:
@@ -100,7 +109,8 @@ def _go_on(
     with exits.in_folder(folder), StopRequest() as stop:
         start.prepare_jax(cache)
         with launch.group(among) as group, exits.in_folder(folder):
-            run.resume(folder, overrides, cache=cache, stop=stop, group=group)
+            trace = folder / PROFILE if profile else None
+            run.resume(folder, overrides, cache=cache, stop=stop, group=group, trace=trace)
 
 
 def _print_keys() -> None:

@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxgen.plan.chips import Chip
+from jaxgen.profile import limits
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-SIDES = {"cpu": 1024}  # of the matrices to multiply; elsewhere:
-SIDE = 8192
-MOVED = {"cpu": 2**26}  # float32 numbers to copy; elsewhere:
-MOVE = 2**29
-TRIES = 5
 
 
 def chip(dtype: str) -> Chip:
     """Return one device of this machine as a Chip: rates are measured, memory is what there is."""
     platform = jax.default_backend()
-    side, count = SIDES.get(platform, SIDE), MOVED.get(platform, MOVE)
-    x = jnp.ones((side, side), dtype)
-    flops = 2.0 * side**3 / _best(jax.jit(lambda a: a @ a), x)
-    y = jnp.ones(count, jnp.float32)
-    bandwidth = 2.0 * y.nbytes / _best(jax.jit(lambda a: a + 1), y)
+    flops, bandwidth = limits.products(dtype), limits.bandwidth()
     device = jax.devices()[0]
     name = f"this machine's {device.device_kind}, measured"
     kind = platform if platform in ("tpu", "gpu") else "cpu"
     return Chip(name, flops, _memory(device), bandwidth, bandwidth, kind)
-
-
-def _best(function: Callable, x: jax.Array) -> float:
-    function(x).block_until_ready()
-    times = []
-    for _ in range(TRIES):
-        start = time.perf_counter()
-        function(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _memory(device: Any) -> float:

@@ -17,6 +17,7 @@ CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 LOCK = "LOCK"
+PROFILE = "profile"
 
 
 @contextmanager

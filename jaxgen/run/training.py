@@ -17,7 +17,7 @@ from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
-from jaxgen.run import facts, initial, inputs, peers, post_mortem
+from jaxgen.run import facts, initial, inputs, peers, post_mortem, profiling
 from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
 from jaxgen.run.job import Run
 from jaxgen.run.settings import Settings, refuse_differences, resolve
@@ -40,10 +40,12 @@ def train(
     cache: Path,
     stop: StopRequest | None = None,
     group: Group = ALONE,
+    trace: Path | None = None,
 ) -> None:
     """Train in `folder` up to train.steps, from its newest sound checkpoint if it has one.
 
-    stop: an entered StopRequest, so that the time before this call is answered for too.
+    stop: an entered StopRequest, so that the time before this call is answered for too. trace:
+    where a profile of a few steps goes, None for none (`profiling`).
 
     Writes config.yaml (resolved), tokenizer/, env.json, metrics.jsonl, events/, samples/,
     checkpoints/ and loss.png. Raises ConfigError if the folder holds a run of another config,
@@ -52,9 +54,12 @@ def train(
     """
     if stop is None:
         with StopRequest() as stop:
-            train(settings, folder, cache=cache, stop=stop, group=group)
+            train(settings, folder, cache=cache, stop=stop, group=group, trace=trace)
         return
-    group.agree("start", {} if group.count == 1 else peers.identity(settings))
+    if trace is not None:
+        profiling.check(settings.train.steps, folder)
+    alike = {} if group.count == 1 else peers.identity(settings) | {"--profile": trace is not None}
+    group.agree("start", alike)
     group.together("devices", jax.devices)
     with ExitStack() as held:
         group.lead("run folder", lambda: held.enter_context(claimed(folder)))
@@ -67,7 +72,7 @@ def train(
         )
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
-        _train(replace(run, group=group), stop)
+        _train(replace(run, group=group), stop, trace)
 
 
 def _prepared(settings: Settings, folder: Path, cache: Path, *, writes: bool = True) -> Run:
@@ -100,10 +105,11 @@ def resume(
     cache: Path,
     stop: StopRequest | None = None,
     group: Group = ALONE,
+    trace: Path | None = None,
 ) -> None:
     """Go on with the run in `folder`; overrides may change only what leaves the result alone."""
     settings = changed_settings(folder, assignments)
-    train(settings, folder, cache=cache, stop=stop, group=group)
+    train(settings, folder, cache=cache, stop=stop, group=group, trace=trace)
 
 
 def _found(run: Run) -> None:
@@ -117,7 +123,7 @@ def _found(run: Run) -> None:
     files.write(run.folder / CONFIG, sets.dump(run.settings))
 
 
-def _train(run: Run, stop: StopRequest) -> None:
+def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
     checkpoints, settings = run.checkpoints, run.settings.train
     checkpoints.clean()
     restored = checkpoints.restore(run.expected()) if checkpoints.steps() else None
@@ -135,12 +141,20 @@ def _train(run: Run, stop: StopRequest) -> None:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
                 log.say(f"resuming at step {begin} of {settings.steps}")
+            if trace is not None:
+                profiling.check(settings.steps - begin, run.folder)
+                run.group.lead("profile", partial(profiling.make_folder, trace))
             if begin < settings.steps:
                 _introduce(run, log)
             state = _first_state(run, log) if restored is None else restored.tree
-            with stop.polling(), Watchdog(run.folder, log.say) as dog:
-                duties = _duties(run, batches, log, stop, dog)
-                state, done, owed = fit(state, batches, run.step, settings, duties, log, owed=owed)
+            with ExitStack() as held:
+                held.enter_context(stop.polling())
+                dog = held.enter_context(Watchdog(run.folder, log.say))
+                step, duties = run.step, _duties(run, batches, log, stop, dog)
+                if trace is not None and run.group.first:
+                    step = held.enter_context(profiling.Profiled(step, trace, begin, log.say))
+                    duties = replace(duties, apart=step.apart)
+                state, done, owed = fit(state, batches, step, settings, duties, log, owed=owed)
                 unfinished = owed or done < settings.steps
                 if unfinished and done not in checkpoints.steps():
                     duties.save(state, done, None)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.models import api
+from jaxgen.profile import limits
 
 # Dense bfloat16 peak of one device, FLOP/s, from the makers' data sheets.
 PEAKS = {
@@ -56,17 +53,4 @@ def peak(devices: Sequence[Any]) -> float:
     known = [value for name, value in PEAKS.items() if kind.startswith(name)]
     if known:
         return known[-1] * len(devices)
-    return _measured_peak()
-
-
-def _measured_peak() -> float:
-    size, tries = 1024, 5
-    x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    product(x).block_until_ready()
-    times = []
-    for _ in range(tries):
-        start = time.perf_counter()
-        product(x).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2.0 * size**3 / min(times)
+    return limits.products("float32")

@@ -35,7 +35,7 @@ class Duties:
     somebody asked to stop; during: entered with what is done (compiling, training, validating,
     sampling), the step, and the state with its validation loss if these may be saved meanwhile;
     doctor: raises the error that explains a streak of bad steps; epoch: steps that show all of
-    the text once.
+    the text once; apart: whether the last call of the step did more than the step.
     """
 
     validate: Callable[[State], dict[str, float] | None]
@@ -50,6 +50,7 @@ class Duties:
     peak: float
     save_every: int
     epoch: int
+    apart: Callable[[], bool] = lambda: False
 
 
 class Fitted(NamedTuple):
@@ -93,6 +94,8 @@ def fit(
             batch = next(batches)
             state, metrics = step(state, batch)
             done += 1
+            if duties.apart():
+                clock.pause()
             previous, in_flight = in_flight, (done, batch, metrics)
             if previous:
                 _settle(state, previous, settings, duties, clock, watch)

@@ -94,8 +94,8 @@ def here(monkeypatch, capfd, cache):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, config, finish) -> Path:
-    """A run that nobody has interrupted."""
+    """A run that nobody has interrupted; a profile of it must change nothing either."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    code, said = finish("train", config, "--out", folder)
+    code, said = finish("train", config, "--out", folder, "--profile")
     assert code == 0, said
     return folder

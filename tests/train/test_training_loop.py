@@ -193,3 +193,24 @@ def test_the_clock_counts_training_time_alone(monkeypatch):
             now[0] += 1000.0
             clock.count(1e9)
     assert clock.read() == {"tokens_per_second": 200.0, "mfu": 200.0}
+
+
+def test_the_clock_leaves_out_a_step_that_did_more(monkeypatch):
+    diary, now = Diary(), [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def compute(state, batch):
+        now[0] += 1000.0 if diary.compute_calls == 3 else 0.5  # the fourth
+        return Diary.compute(diary, state, batch)
+
+    monkeypatch.setattr(diary, "compute", compute)
+    duties = Diary.duties
+    monkeypatch.setattr(
+        diary,
+        "duties",
+        lambda every: dataclasses.replace(
+            duties(diary, every), apart=lambda: diary.compute_calls == 4
+        ),
+    )
+    diary.run(steps=8, validate_every=8, save_every=8)
+    assert set(diary.speeds) - {None} == {32.0}

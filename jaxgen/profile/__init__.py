@@ -1,0 +1,1 @@
+"""Where the time of compiled programs goes: traces, costs of operations, limits of the machine."""

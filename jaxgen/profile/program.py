@@ -1,0 +1,270 @@
+"""What each operation of a compiled program multiplies, moves and stands for, from its text.
+
+Products are counted from shapes (2 M N K), and bytes as what an operation must read and write: of
+what it slices, only the slice. Both are lower bounds; arithmetic beside products is not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+LINE = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+OPERAND = re.compile(r"%([\w.-]+)")
+CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
+CONTRACTED = re.compile(r'(?:lhs_contracting_dims=\{|"lhs_contracting_dimensions":\[)([\d,"]*)')
+OP_NAME, FRAME = re.compile(r'op_name="([^"]*)"'), re.compile(r"stack_frame_id=(\d+)")
+SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')  # of JAX before stack frames
+WINDOW, LABELS = re.compile(r"window=\{([^}]*)\}"), re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+SLICES = ("dynamic-slice", "slice", "gather")
+WRITES = ("dynamic-update-slice", "scatter")  # into a part of what they are given first
+FREE = ("bitcast", "constant", "get-tuple-element", "parameter", "tuple", "while", "conditional",
+        "call", "after-all", "partition-id")  # fmt: skip
+# What JAX puts around the names that a program gives.
+AROUND = re.compile(r".*\(.*|while|body|closed_call|cond|branch_\d+_fun|checkpoint|rematted.*|scan")
+PACKAGE, EVERYWHERE = "jaxgen/", ("ops/contract.py",)  # every product passes through that file
+
+
+class Array(NamedTuple):
+    """Type and sizes of an array."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of its elements without padding."""
+        bits = re.search(r"\d+", self.dtype)
+        return prod(self.sizes) * (int(bits[0]) / 8 if bits else 1.0)
+
+
+class Instruction(NamedTuple):
+    """A line of a program."""
+
+    opcode: str
+    results: tuple[Array, ...]
+    operands: tuple[str, ...]
+    text: str  # behind the opcode
+
+    @property
+    def size(self) -> float:
+        """Bytes of the results."""
+        return sum((array.bytes for array in self.results), 0.0)
+
+
+class Operation(NamedTuple):
+    """What one execution of an operation costs and where it comes from."""
+
+    flops: float  # of products
+    dtype: str | None  # of what is multiplied
+    bytes: float
+    path: str  # names of modules and of the primitive, "layers/attn/dot_general"
+    backward: bool
+    line: str  # of jaxgen, "nn/feed.py:43", else of whoever called JAX; "" if not known
+
+
+@dataclass
+class Program:
+    """A compiled program's computations, and the frames of the Python that made them."""
+
+    computations: dict[str, dict[str, Instruction]] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
+    frames: dict[int, tuple[int, str]] = field(default_factory=dict)  # (parent or 0, "file:line")
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all instructions."""
+        return {name for lines in self.computations.values() for name in lines}
+
+    def operations(self, names: Sequence[str]) -> dict[str, Operation]:
+        """Return what the operations of these names cost; unknown names are left out."""
+        wanted, found = set(names), {}
+        for lines in self.computations.values():
+            for name in wanted & lines.keys():
+                found[name] = self._operation(lines, lines[name])
+        return found
+
+    def _operation(self, lines: dict[str, Instruction], one: Instruction) -> Operation:
+        products = list(self._products(lines, one))
+        most = max(products, key=lambda found: found[0], default=None)
+        # A fusion is named after its last instruction; what it multiplies tells more.
+        text = one.text if most is None else most[2]
+        path = OP_NAME.search(text) or OP_NAME.search(one.text)
+        parts = path[1].split("/") if path else []
+        return Operation(
+            flops=sum(flops for flops, *_ in products),
+            dtype=most[1] if most else None,
+            bytes=self._bytes(lines, one),
+            path="/".join(part for part in parts if not AROUND.fullmatch(part)),
+            backward=any(part.startswith("transpose(") for part in parts),
+            line=self._line(text) or self._line(one.text),
+        )
+
+    def _inside(self, one: Instruction) -> str | None:
+        called = CALLED.search(one.text)
+        inside = one.opcode in ("fusion", "call") and called and called[1]
+        return inside if inside and inside in self.computations else None
+
+    def _products(
+        self, lines: dict[str, Instruction], one: Instruction
+    ) -> Iterator[tuple[float, str, str]]:
+        """Yield (FLOPs, dtype, text) of the products of an instruction and of what it calls."""
+        if inside := self._inside(one):
+            for other in self.computations[inside].values():
+                yield from self._products(self.computations[inside], other)
+            return
+        left = lines.get(one.operands[0]) if one.operands else None
+        if left is None or not left.results:
+            return
+        array, contracted = left.results[0], CONTRACTED.search(one.text)
+        if one.opcode in ("dot", "custom-call") and contracted:
+            axes = [int(axis) for axis in re.findall(r"\d+", contracted[1])]
+            depth = prod(array.sizes[axis] for axis in axes)
+            yield 2.0 * prod(one.results[0].sizes) * depth, array.dtype, one.text
+        elif one.opcode == "convolution":
+            right = lines[one.operands[1]].results[0]
+            yield _convolution(array.sizes, right.sizes, one), array.dtype, one.text
+
+    def _bytes(self, lines: dict[str, Instruction], one: Instruction) -> float:
+        if one.opcode in FREE:
+            return 0.0
+        operands = [lines[name].size for name in one.operands if name in lines]
+        if one.opcode in SLICES:
+            return 2 * one.size + sum(operands[1:])
+        if one.opcode in WRITES:
+            return one.size + sum(operands) - 2 * operands[0] + sum(operands[1:])
+        inside = self._inside(one)
+        if one.opcode != "fusion" or not inside:
+            return one.size + sum(operands)
+        body = self.computations[inside]
+        read = sum(
+            self._read(body, name) for name, other in body.items() if other.opcode == "parameter"
+        )
+        return read + _written(body, self.roots[inside])
+
+    def _read(self, body: dict[str, Instruction], name: str) -> float:
+        """Return the bytes that a fusion reads of its parameter."""
+        total = 0.0
+        for other_name, other in body.items():
+            if name not in other.operands:
+                continue
+            if other.opcode == "bitcast":
+                total += self._read(body, other_name)
+            elif other.opcode in SLICES and other.operands[0] == name:
+                total += other.size
+            elif other.opcode not in WRITES or name in other.operands[1:]:
+                return body[name].size
+        return min(total, body[name].size)
+
+    def _line(self, text: str) -> str:
+        if found := SOURCE.search(text):
+            return _short(f"{found[1]}:{found[2]}")
+        found = FRAME.search(text)
+        number = int(found[1]) if found else 0
+        innermost = ""
+        while number in self.frames:
+            number, line = self.frames[number]
+            innermost = innermost or line
+            if PACKAGE in line and not any(file in line for file in EVERYWHERE):
+                return _short(line)
+        return _short(innermost)
+
+
+def parse(text: str) -> Program:
+    """Return the Program that a compiled executable's text describes."""
+    program, tables, current = Program(), {}, None
+    table: dict[int, str] | None = None
+    for line in text.splitlines():
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            table = tables.setdefault(line, {})
+        elif table is not None and line[:1].isdigit():
+            number, _, rest = line.partition(" ")
+            table[int(number)] = rest
+        elif head := HEAD.match(line):
+            table, current = None, head[2]
+            program.computations[current] = {}
+        elif current and (found := LINE.match(line)):
+            root, name, results, opcode, rest = found.groups()
+            program.computations[current][name] = Instruction(
+                opcode, _arrays(results), tuple(OPERAND.findall(rest.partition(")")[0])), rest
+            )
+            if root:
+                program.roots[current] = name
+    program.frames = _frames(tables)
+    return program
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    found = ARRAY.findall(text)
+    return tuple(Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in found)
+
+
+def _frames(tables: dict[str, dict[int, str]]) -> dict[int, tuple[int, str]]:
+    def fields(row: str) -> dict[str, int]:
+        return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", row)}
+
+    names, locations = tables.get("FileNames", {}), tables.get("FileLocations", {})
+    rows = {number: fields(row) for number, row in tables.get("StackFrames", {}).items()}
+    # Frame 1 has no parent: its number for none tells from where this XLA counts.
+    offset = rows.get(1, {}).get("parent_frame_id", 0)
+    found = {}
+    for number, row in rows.items():
+        place = fields(locations[row["file_location_id"]])
+        file = names[place["file_name_id"]].strip('"')
+        parent = row.get("parent_frame_id", offset) - offset
+        found[number] = (parent if parent < number else 0, f"{file}:{place['line']}")
+    return found
+
+
+def _short(line: str) -> str:
+    """Return where a line is inside of the package, or the last two names of another path."""
+    _, package, rest = line.rpartition(PACKAGE)
+    return rest if package else "/".join(PurePosixPath(line).parts[-2:])
+
+
+def _written(body: dict[str, Instruction], name: str) -> float:
+    """Return the bytes that a fusion writes as its result `name`."""
+    one = body[name]
+    if one.opcode == "tuple":
+        return sum(_written(body, operand) for operand in one.operands)
+    if one.opcode == "bitcast":
+        return _written(body, one.operands[0])
+    if one.opcode in WRITES and len(one.operands) > 1:
+        return body[one.operands[1 if one.opcode == WRITES[0] else -1]].size
+    return one.size if one.opcode != "parameter" else 0.0
+
+
+def _convolution(left: Sequence[int], right: Sequence[int], one: Instruction) -> float:
+    """Return the FLOPs of a convolution, with which a TPU does all products.
+
+    Batch axes become windows that mostly lie in the padding, so valid places are counted.
+    """
+    labels, window = LABELS.search(one.text), WINDOW.search(one.text)
+    if not labels:
+        return 0.0
+    out = one.results[0].sizes
+    fields = dict(part.split("=") for part in window[1].split()) if window else {}
+    space = [label for label in labels[3] if label.isdigit()]
+
+    def each(name: str, default: int) -> list[int]:
+        words = fields[name].split("x") if name in fields else [str(default)] * len(space)
+        return [int(word.partition("_")[0]) for word in words]
+
+    places = 1
+    given = zip(space, each("stride", 1), each("pad", 0), each("lhs_dilate", 1),
+                each("rhs_dilate", 1), strict=True)  # fmt: skip
+    for label, stride, pad, spread, hole in given:
+        sizes = (shape[names.index(label)] for shape, names in zip((left, right, out),
+                 labels.groups(), strict=True))  # fmt: skip
+        inputs, taps, outputs = sizes
+        offsets = (o * stride + k * hole - pad for o, k in product(range(outputs), range(taps)))
+        places *= sum(0 <= at < (inputs - 1) * spread + 1 and at % spread == 0 for at in offsets)
+    rows, features = out[labels[3].index("b")], out[labels[3].index("f")]
+    return 2.0 * rows * features * right[labels[2].index("i")] * places

@@ -1,0 +1,138 @@
+"""The costliest operations of a trace, and how near each comes to what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import NamedTuple
+
+import jax
+
+from jaxgen.profile import limits, program, trace
+from jaxgen.profile.program import Operation, Program
+from jaxgen.profile.trace import Ran
+
+MOST = 10
+# Names of types in programs, of those whose product this can be compared with.
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "f64": "float64"}
+
+
+class Row(NamedTuple):
+    """An operation in all of a trace."""
+
+    name: str
+    times: int
+    seconds: float
+    share: float  # of the time from the first operation to the last
+    bound: str  # "products" or "bandwidth": what it takes longest for at best; "" if unknown
+    reached: float  # that time over its own; above 1 where data stay in caches
+    operation: Operation | None  # None where no program tells
+
+
+class Report(NamedTuple):
+    """The costliest operations first; seconds from the first operation to the last."""
+
+    rows: tuple[Row, ...]
+    others: int
+    rest: float  # share of all other operations
+    idle: float  # share of the time in which none ran
+    seconds: float
+    rates: dict[str, float]  # what the machine did at best, by what was asked of `measured`
+
+
+@cache
+def measured(what: str) -> float:
+    """Return bytes/s of "bandwidth", or FLOP/s of products of a type by its name in programs."""
+    return limits.bandwidth() if what == "bandwidth" else limits.products(DTYPES[what])
+
+
+def make(
+    ran: list[Ran], programs: Mapping[str, Program], rate: Callable[[str], float] = measured
+) -> Report:
+    """Return the Report of what ran; programs: by module. ValueError if nothing ran.
+
+    rate: called like `measured`.
+    """
+    if not ran:
+        raise ValueError("the trace holds no operation")
+    seconds, times = trace.seconds(ran), trace.executions(ran)
+    whole = max(one.end for one in ran) - min(one.begin for one in ran)
+    first = sorted(seconds, key=lambda key: -seconds[key])[:MOST]
+    costs = {
+        module: found.operations([name for of, name in first if of == module])
+        for module, found in programs.items()
+    }
+    known = {key: costs[key[0]][key[1]] for key in first if key[1] in costs.get(key[0], ())}
+    types = {one.dtype for one in known.values() if one.dtype in DTYPES}
+    rates = {what: rate(what) for what in sorted({"bandwidth"} | types)} if known else {}
+    rows = []
+    for key in first:
+        one = known.get(key)
+        bound, reached = _reached(one, seconds[key] / times[key], rates)
+        share = seconds[key] / whole
+        rows.append(Row(key[1], times[key], seconds[key], share, bound, reached, one))
+    rest = sum(seconds.values()) - sum(row.seconds for row in rows)
+    idle = max(1 - sum(seconds.values()) / whole, 0.0)
+    return Report(tuple(rows), len(seconds) - len(rows), rest / whole, idle, whole, rates)
+
+
+def _reached(
+    one: Operation | None, seconds: float, rates: Mapping[str, float]
+) -> tuple[str, float]:
+    """Return (what limits an operation, how much of that limit it reaches)."""
+    if one is None or not (one.bytes or one.flops):
+        return "", 0.0
+    least = {"bandwidth": one.bytes / rates["bandwidth"]}
+    if one.dtype in DTYPES:
+        least["products"] = one.flops / rates[one.dtype]
+    bound = max(least, key=lambda name: least[name])
+    return bound, least[bound] / seconds
+
+
+def live(ran: Iterable[Ran]) -> dict[str, Program]:
+    """Return the Program of each module that ran, from the executables that JAX still holds."""
+    names: dict[str, set[str]] = {}
+    for one in ran:
+        names.setdefault(one.module, set()).add(one.name)
+    found: dict[str, Program] = {}
+    for executable in jax.local_devices()[0].client.live_executables():
+        for module in executable.hlo_modules():
+            if module.name not in names:
+                continue
+            other, wanted = program.parse(module.to_string()), names[module.name]
+            known = found.get(module.name)
+            # Of several programs of one name, the one that has most of what ran.
+            if known is None or len(wanted & other.names) > len(wanted & known.names):
+                found[module.name] = other
+    return found
+
+
+def lines(report: Report, runs: int) -> list[str]:
+    """Return the table as plain lines; times are those of one of `runs` runs."""
+    head = ("time", "times", "of the limit", "operation", "what it does", "line")
+    cells = [head, *(_cells(row, runs) for row in report.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    right = (True, True, True, False, False, False)
+    shown = [
+        "  ".join(
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+    shown.append(f"{report.others} other operations {report.rest:.1%}, none {report.idle:.1%}")
+    rates = [
+        f"{rate / 1e9:.4g} " + ("GB/s" if what == "bandwidth" else f"GFLOP/s of {DTYPES[what]}")
+        for what, rate in report.rates.items()
+    ]
+    return (
+        [*shown, f"limits measured here: {', '.join(rates)}; caches are faster"] if rates else shown
+    )
+
+
+def _cells(row: Row, runs: int) -> tuple[str, ...]:
+    one = row.operation
+    limit = f"{row.reached:.0%} of {row.bound}" if row.bound else "-"
+    what = "" if one is None else one.path + (" (backward)" if one.backward else "")
+    times = f"{row.times / runs:.6g}"
+    return (f"{row.share:.1%}", times, limit, row.name, what, one.line if one else "")

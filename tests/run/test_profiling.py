@@ -1,0 +1,85 @@
+"""A profile says what the steps' time went to, and its failure is never the run's."""
+
+import contextlib
+import dataclasses
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from jaxgen.errors import BusyError, ConfigError
+from jaxgen.profile import trace
+from jaxgen.run import profiling
+from jaxgen.train.state import Health, State
+
+
+def test_a_profiled_run_says_its_costliest_operations_and_keeps_the_trace(finished):
+    lines = [line[26:] for line in (finished / "log.txt").read_text().splitlines()]
+    at = next(n for n, line in enumerate(lines) if line.startswith("profile of steps 3 to 7, "))
+    assert trace.files(finished / "profile")
+    head, *rows = lines[at + 1 : at + 12]
+    assert head.split() == "time times of the limit operation what it does line".split()
+    shares = [float(row.split("%")[0]) for row in rows]
+    assert len(rows) == 10 and shares == sorted(shares, reverse=True) and sum(shares) <= 100
+    assert sum(bool(re.search(r"\d+% of (products|bandwidth)", row)) for row in rows) >= 8
+    assert any(re.search(r"layers/.* \w+/[\w/]+\.py:\d+", row) for row in rows)
+    assert "other operations" in lines[at + 12] and "GB/s" in lines[at + 13]
+    # It stands between the steps that it is of and the next ones.
+    assert any(line.startswith("step 5/") for line in lines[:at])
+    assert any(line.startswith("step 8/") for line in lines[at:])
+
+
+def a_state():
+    zero = jnp.zeros((), jnp.int32)
+    return State(zero, {}, (), None, Health(jnp.zeros(()), zero, zero, zero))
+
+
+def onwards(state, batch):
+    return dataclasses.replace(state, step=state.step + 1), {}
+
+
+def test_a_run_without_steps_to_trace_or_a_place_for_it_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has 6 to train"):
+        profiling.check(6, tmp_path)
+    profiling.check(7, tmp_path)
+    (tmp_path / "profile").touch()
+    with pytest.raises(BusyError, match="profile"):
+        profiling.make_folder(tmp_path / "profile")
+
+
+@pytest.mark.parametrize("fails", ["entering", "leaving"])
+def test_a_trace_that_fails_is_said_and_training_goes_on(monkeypatch, tmp_path, fails):
+    @contextlib.contextmanager
+    def record(folder):
+        if fails == "entering":
+            raise RuntimeError("Profile has already been started.")
+        yield
+        raise RuntimeError("no\nspace left")
+
+    monkeypatch.setattr(trace, "record", record)
+    said = []
+    state = a_state()
+    with profiling.Profiled(onwards, tmp_path, 0, said.append) as step:
+        for _ in range(9):
+            state, _ = step(state, {})
+    assert int(state.step) == 9
+    reason = "Profile has already been started." if fails == "entering" else "no space left"
+    assert said == [f"no profile: {reason}; training goes on"]
+
+
+def test_a_trace_that_the_end_of_training_cuts_short_is_given_up(monkeypatch, tmp_path):
+    left = []
+
+    @contextlib.contextmanager
+    def record(folder):
+        yield
+        left.append(folder)
+
+    monkeypatch.setattr(trace, "record", record)
+    said = []
+    with profiling.Profiled(onwards, tmp_path, 0, said.append) as step:
+        for _ in range(4):
+            step(a_state(), {})
+            assert not step.apart()
+    assert left == [tmp_path]
+    assert said == ["no profile: training ended after 2 of 5 steps"]
