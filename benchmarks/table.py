@@ -54,6 +54,27 @@ def decoding(name: str, found: dict[str, Any]) -> list[str]:
     return rows
 
 
+def first_token(found: dict[str, Any]) -> list[str]:
+    """Return a row for each case of results/first_token.json that has a peer."""
+    named = {"warm": "compiled by an earlier process", "cold": "nothing compiled yet"}
+    rows = []
+    for case, words in named.items():
+        if case not in found["cases"]:
+            continue
+        one = found["cases"][case]
+        ours, theirs = (_seconds(one["seconds"][side]) for side in ("jaxgen", "transformers"))
+        rows.append(
+            f"| first token of a cold process, {found['size']}, {words}, against transformers "
+            f"| {ours} | {theirs} | **{one['times_as_fast']['of_medians']:.2f}** "
+            f"| {one['limit']['share']:.0%} of starting Python and reading the weights | |"
+        )
+    return rows
+
+
+# More results/NAME.json, in the table's order, each with what makes rows of it.
+OTHERS = {"first_token": first_token}
+
+
 def _seconds(side: dict[str, Any]) -> str:
     return f"{side['median_seconds']:.3f} s"
 
@@ -71,6 +92,10 @@ def table() -> str:
         rows += training(json.loads(path.read_text()))
     for path in sorted(RESULTS.glob("decode_*.json")):
         rows += decoding(path.stem.removeprefix("decode_"), json.loads(path.read_text()))
+    for name, make in OTHERS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            rows += make(json.loads(path.read_text()))
     return "\n".join([BEGIN, *rows, END])
 
 

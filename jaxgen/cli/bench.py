@@ -34,6 +34,10 @@ def _decode(*modes: str) -> Bench:
     return Bench("decode.py", ("--modes", *modes), tiny, ("torch", "transformers"))
 
 
+def _tiny(script: str, *needs: str) -> Bench:
+    return Bench(script, (), ("--size", "tiny", "--rounds", "2"), needs)
+
+
 BENCHES = {
     "train": _shape("gpt2-6x384"),
     "train-llama": _shape("llama-8x512"),
@@ -41,6 +45,7 @@ BENCHES = {
     "train-gpt2-124m": _shape("gpt2-124m"),
     "decode": _decode("greedy", "sampled"),
     "decode-beams": _decode("beams"),
+    "first-token": _tiny("first_token.py", "torch", "transformers"),
 }
 FOLDER = "benchmarks"
 
@@ -59,8 +64,8 @@ def bench(
     from an installed package to ./results; so does what the machine could do.
     It needs torch and transformers: pip install "jaxgen[bench]".
 
-    There are train, train-llama, train-encoder-decoder, train-gpt2-124m, decode
-    and decode-beams. For example:
+    There are train, train-llama, train-encoder-decoder, train-gpt2-124m, decode,
+    decode-beams and first-token. For example:
         jaxgen bench --length brief
         jaxgen bench train decode --out results/laptop
     """

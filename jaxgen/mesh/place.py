@@ -21,6 +21,27 @@ from jaxgen.legend import LEGEND
 from jaxgen.mesh import rules
 from jaxgen.mesh.settings import divisors_near
 
+LINE = 64  # bytes; a processor uses numpy's memory as it is where it begins at a multiple of that
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Return an array to be filled and given to `jax.device_put`, without another reference to it.
+
+    A processor then takes it over: nothing is copied, and no program compiled, as `jnp.array` does
+    for each shape.
+    """
+    size = prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + LINE, np.uint8)
+    begin = -room.ctypes.data % LINE
+    return room[begin : begin + size].view(dtype).reshape(shape)
+
+
+def laid(array: np.ndarray) -> np.ndarray:
+    """Return an `aligned` copy, in C order."""
+    held = aligned(array.shape, array.dtype)
+    held[...] = array
+    return held
+
 
 def under(mesh: Mesh | None, function: Callable) -> Callable:
     """Return `function` called under the mesh; itself if there is none."""

@@ -63,8 +63,8 @@ IN_LINE = {"cpu": (2**22, 48)}
 def in_line(params: Params, config: ModelConfig) -> Params:
     """Return the parameters as decoding reads them fastest here; those given if that is the same.
 
-    On a CPU the layers come apart from their stack, once: a copy of their weights, instead of one
-    for each token. Only `apply` and `hidden` without a key take the result.
+    On a CPU the layers come apart from their stack, once, instead of a copy of each layer for each
+    token. Only `apply` and `hidden` without a key take the result.
     """
     steps = config.layers // len(config.pattern)
     found = params.get("layers")

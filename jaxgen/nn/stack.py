@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.nn.block import Block, Carry, Period
@@ -34,10 +36,23 @@ class InLine:
 
 def in_line(stacked: Any) -> InLine:
     """Return the stacked parameters of layers as `InLine`."""
-    length = jax.tree.leaves(stacked)[0].shape[0]
-    parts = jax.tree.map(lambda leaf: tuple(leaf[i] for i in range(length)), stacked)
+    parts = jax.tree.map(_parts, stacked)
     apart = jax.tree.transpose(jax.tree.structure(stacked), None, parts)
     return InLine(tuple(apart))
+
+
+def _parts(leaf: Any) -> tuple[Any, ...]:
+    """Return the layers of one parameter."""
+    if isinstance(leaf, jax.core.Tracer) or not _is_here(leaf):
+        return tuple(leaf[i] for i in range(leaf.shape[0]))
+    # Slices would be compiled, and be copies. These lie in the stack's own memory, which JAX then
+    # gives to no other array, also if the stack itself is donated.
+    return tuple(map(jax.device_put, np.asarray(leaf)))
+
+
+def _is_here(leaf: Any) -> bool:
+    devices = leaf.devices() if isinstance(leaf, jax.Array) else ()
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
 
 
 def stacked(layers: InLine) -> Any:
@@ -89,11 +104,19 @@ def _through_steps(
     seen = []
     for index, weights in enumerate(found.steps):
         layer = index * period
-        (carry, _), taps = part.apply({"params": weights}, carry, layer, scene, mutable=["taps"])
-        seen.append(taps.get("taps", {}))
+        carry, taps = _step(part, weights, carry, layer, scene)
+        seen.append(taps)
     if module.is_mutable_collection("taps"):
         module.put_variable("taps", "layers", jax.tree.map(lambda *x: jnp.stack(x), *seen))
     return carry
+
+
+# Compiled within its caller; being a function of its own, it is traced once for all equal layers.
+@partial(jax.jit, static_argnums=0)
+def _step(part: nn.Module, weights: Any, carry: Carry, layer: Any, scene: Scene) -> Any:
+    """Return (carry, taps) after one step."""
+    (carry, _), seen = part.apply({"params": weights}, carry, layer, scene, mutable=["taps"])
+    return carry, seen.get("taps", {})
 
 
 def place(config: ModelConfig, layer: int) -> tuple[str, int | None]:

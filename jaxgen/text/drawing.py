@@ -96,8 +96,10 @@ def drawn(
     waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
         at = (cache, first, rows._replace(limits=rows.limits.copy()), sample, strings)
-        made, history = _more(params, config, style, chunk, top, *at, np.int32(start), history)
-        first, cache, strings = made.tokens[:, -1], made.cache, made.strings
+        made, first, history = _more(
+            params, config, style, chunk, top, *at, np.int32(start), history
+        )
+        cache, strings = made.cache, made.strings
         made = made._replace(cache=None)  # the next chunk takes its memory
         # The next tokens are made while the caller looks at these: the device never waits. Rows
         # that have ended in between cost it nothing.
@@ -122,7 +124,7 @@ def _begin(params, config, style, rows, capacity):
 )
 def _more(
     params, config, style, chunk, top, cache, first, rows, sample, strings, start, history
-) -> tuple[Chunk | Decoded, Any]:
+) -> tuple[Chunk | Decoded, Any, Any]:
     step = step_of(params, config, style, rows)
     given = {"stop": rows.stops, "strings": strings, "start": start, "limit": rows.limits}
     if history is not None:
@@ -134,4 +136,4 @@ def _more(
     if history is not None:
         places = jnp.asarray(rows.widths)[:, None] + start + jnp.arange(chunk)
         history = history.at[jnp.arange(history.shape[0])[:, None], places].set(made.tokens)
-    return made, history
+    return made, made.tokens[:, -1], history

@@ -14,6 +14,7 @@ import numpy as np
 from jaxgen import files, tree
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
+from jaxgen.mesh.place import aligned, laid
 from jaxgen.models import api, families
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, table
@@ -147,19 +148,18 @@ def _index(pair: tuple[Tensor, Link]) -> int:
 
 def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite) -> Any:
     import jax
-    import jax.numpy as jnp
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         """Return the part of the parameter that one device holds; None: all of it."""
         index = (slice(None),) * len(leaf.shape) if index is None else index
         if parts[0][1].index is None:
-            return np.array(_read(*parts[0], leaf.dtype, nonfinite)[index], order="C")
+            return laid(_read(*parts[0], leaf.dtype, nonfinite)[index])
         layers = parts[index[0]]
         rest = [_read(*part, leaf.dtype, nonfinite)[index[1:]] for part in layers]
-        return np.stack(rest)
+        return np.stack(rest, out=aligned((len(rest), *rest[0].shape), rest[0].dtype))
 
     if sharding is None:
-        return jnp.array(piece(None))
+        return jax.device_put(piece(None))
     return jax.make_array_from_callback(leaf.shape, sharding, piece)
 
 
@@ -265,6 +265,8 @@ def tokenizer_of(folder: Path) -> Tokenizer:
             f"not of one model"
         )
     special = replace(tokenizer.special, **_special(folder, tokenizer))
+    if special == tokenizer.special:
+        return tokenizer
     model: bytes = tokenizer.model  # pyright: ignore[reportAttributeAccessIssue]
     return type(tokenizer)(model, special)  # pyright: ignore[reportCallIssue]
 

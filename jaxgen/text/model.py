@@ -13,6 +13,7 @@ import numpy as np
 from jaxgen import files, settings, settings_yaml, tree
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError
+from jaxgen.mesh.place import laid
 from jaxgen.models import api
 from jaxgen.store import Checkpoints, safetensors
 from jaxgen.text import hub_export, hub_folder
@@ -178,10 +179,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _read_weights(path: Path) -> api.Params:
-    import jax.numpy as jnp
+    import jax
 
     found = safetensors.open_file(path)
-    flat = {name: jnp.array(safetensors.read(tensor)) for name, tensor in found.items()}
+    flat = {name: jax.device_put(laid(safetensors.read(t))) for name, t in found.items()}
     return tree.unflatten(flat)
 
 

@@ -58,7 +58,8 @@ def load(
         name: getattr(tokenizer.special, name) if piece is None else _find(tokenizer, name, piece)
         for name, piece in named.items()
     }
-    return _open(kind, raw, Special(**declared))
+    special = Special(**declared)
+    return tokenizer if special == tokenizer.special else _open(kind, raw, special)
 
 
 def _saved(path: Path) -> Tokenizer:

@@ -56,8 +56,7 @@ def test_the_scripts_have_the_shapes_that_bench_asks_for():
         nodes = [n for n in body if isinstance(n, ast.AnnAssign) and n.target.id == table]
         return {key.value for key in nodes[0].value.keys}
 
-    shapes, sizes = keys("train_step.py", "SHAPES"), keys("decode.py", "SIZES")
     for one in bench.BENCHES.values():
+        option, table = ("--shape", "SHAPES") if "--shape" in one.brief else ("--size", "SIZES")
         for words in (one.full, one.brief):
-            asked = dict(pairwise(words))
-            assert asked.get("--shape", "tiny") in shapes and asked.get("--size", "tiny") in sizes
+            assert dict(pairwise(words)).get(option, "tiny") in keys(one.script, table)
