@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.mesh import gather, shards
-from jaxgen.mesh.place import is_shared
+from jaxgen.mesh.place import is_shared, platform
 
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
@@ -51,9 +51,47 @@ def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..
         return jnp.einsum(equation, x, w)
     wide = prod(x.shape[len(rows) :])
     matrix = w.reshape((wide, -1) if first else (-1, wide))
-    y = lax.dot_general(x.reshape(-1, wide), matrix, (((1,), (0 if first else 1,)), ((), ())))
+    y = _matrices(first, x.reshape(-1, wide), matrix)
     kept = w.shape[len(inner) :] if first else w.shape[: -len(inner)]
     return y.reshape(*x.shape[: len(rows)], *kept)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matrices(first: bool, x: Array, w: Array) -> Array:
+    """Return x [R, I] times w, which is [I, C] if its inner axis comes first, else [C, I]."""
+    return _dot(x, w, 1, 0 if first else 1)
+
+
+def _matrices_forward(first: bool, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    # The product itself, not `_matrices`: remat policies look for it.
+    return _dot(x, w, 1, 0 if first else 1), (x, w)
+
+
+def _matrices_backward(first: bool, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, w = kept
+    left, right = (x, grad) if first else (grad, x)
+    return _dot(grad, w, 1, 1 if first else 0), _over_rows(left, right)
+
+
+_matrices.defvjp(_matrices_forward, _matrices_backward)
+
+
+def _over_rows(left: Array, right: Array) -> Array:
+    """Return left^T right for left [R, M] and right [R, N]: the gradient of a weight.
+
+    XLA on a CPU turns the left factor as it goes, at up to the cost of the product itself where
+    rows of M lie a power of two apart. So the narrower one is on the left, laid out anew, and the
+    result is turned back: both are small beside the product. Without barriers the compiler would
+    undo it.
+    """
+    if left.shape[1] <= right.shape[1] or platform() != "cpu":
+        return _dot(left, right, 0, 0)
+    turned = _dot(lax.optimization_barrier(right.T), left, 1, 0)
+    return lax.optimization_barrier(turned).T
+
+
+def _dot(x: Array, y: Array, left: int, right: int) -> Array:
+    return lax.dot_general(x, y, (((left,), (right,)), ((), ())))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -67,6 +67,10 @@ def test_products_of_two_matrices_match_einsum(equation):
     program = jax.make_jaxpr(jax.grad(lambda x, w: jnp.sum(product(equation, x, w)), (0, 1)))(x, w)
     dots = [line for line in program.eqns if line.primitive.name == "dot_general"]
     assert dots and all(v.aval.ndim == 2 for dot in dots for v in dot.invars)
+    for dot in dots:  # no wide matrix is turned on the way
+        left, right = (v.aval.shape for v in dot.invars)
+        (inner, _), _ = dot.params["dimension_numbers"]
+        assert inner == (1,) or left[1] <= right[1]
 
 
 @pytest.mark.parametrize("equation", ["BTD,EDF->EBTF", "BTD,BDF->BTF", "BT,TD->DB"])
