@@ -147,7 +147,7 @@ def main() -> None:
         model, told = opened(Path(home) / "hub", config, params)
         print(f"logits: {told}")
         read = tree.nbytes(params) - params["embed"]["positions"].nbytes
-        params = api.in_line(params, config)  # once, as `jaxgen.text` does when it opens a folder
+        params = api.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about = {"prompt": given.prompt, "new_tokens": given.length, "threads": threads}
         about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         path = sides.RESULTS / f"decode_{given.size}.json"

@@ -21,16 +21,20 @@ from typing import Any
 RESULTS = Path(os.environ.get("JAXGEN_RESULTS") or Path(__file__).parent / "results")
 
 
-def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+    sides: Mapping[str, Callable[[], Any]], rounds: int, *, pause: float = 0.0
+) -> dict[str, list[float]]:
     """Return the seconds of each side's calls, one call of each side a round.
 
     A side returns only once its work is done (`jax.block_until_ready`). Every other round goes
-    backwards, so that no side always follows the same one.
+    backwards, so that no side always follows the same one. pause: seconds before each call, where
+    the threads of a side go on waiting busily after it, as Intel's OpenMP lets them for 0.2 s.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         names = list(sides) if number % 2 == 0 else list(reversed(sides))
         for name in names:
+            time.sleep(pause)
             begin = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - begin)

@@ -46,6 +46,7 @@ BENCHES = {
     "decode": _decode("greedy", "sampled"),
     "decode-beams": _decode("beams"),
     "first-token": _tiny("first_token.py", "torch", "transformers"),
+    "beams": _tiny("beams.py", "torch", "transformers"),
 }
 FOLDER = "benchmarks"
 
@@ -65,7 +66,8 @@ def bench(
     It needs torch and transformers: pip install "jaxgen[bench]".
 
     There are train, train-llama, train-encoder-decoder, train-gpt2-124m, decode,
-    decode-beams and first-token. For example:
+    decode-beams, first-token and beams: those of an encoder-decoder, against
+    CTranslate2 as well where that is installed. For example:
         jaxgen bench --length brief
         jaxgen bench train decode --out results/laptop
     """

@@ -139,6 +139,7 @@ def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | N
             direction=direction,
             window=window,
             ahead=ahead,
+            among=None if cache is None else caches.descent(cache, count),
             order=order if cache is None else "free",
             query_segments=segments,
             key_segments=segments,

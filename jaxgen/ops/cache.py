@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxgen.config import Layer
 from jaxgen.mesh import constrain
@@ -31,20 +31,42 @@ LEVELS = 127  # int8 is used symmetrically
 class CrossKeys:
     """Keys and values that all layers made, once, of an encoder's memory; segments are its own."""
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    k: Float[Array, "L B K S H"]
+    v: Float[Array, "L B K S H"]
     segments: Int[Array, "B S"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
-    """Keys and values of some layers; with int8, they are times the scales."""
+    """Keys and values of some layers; with int8, they are times the scales.
 
-    k: Num[Array, "L B S K H"]
-    v: Num[Array, "L B S K H"]
-    k_scale: Float[Array, "L B S K"] | None
-    v_scale: Float[Array, "L B S K"] | None
+    The slots of a head lie together, as products read them: a step copies nothing.
+    """
+
+    k: Num[Array, "L B K S H"]
+    v: Num[Array, "L B K S H"]
+    k_scale: Float[Array, "L B K S"] | None
+    v_scale: Float[Array, "L B K S"] | None
+
+    @property
+    def count(self) -> int:
+        """Return the slots of a row."""
+        return self.k.shape[3]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Branches:
+    """The R = B * n texts that n beams make of each of B rows, kept without a copy of anything.
+
+    A row's first `root` slots belong to all of its branches; then come n slots with the next token
+    of each, and so on. What a branch was before it chose its parents stays where it was written:
+    `seen` says which slots it descends from.
+    """
+
+    root: Int[Array, "B"]
+    seen: Bool[Array, "R S"]
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +80,7 @@ class Cache:
     slots of their own; position p lies in slot p mod their number.
     real: how many of the next tokens count [B], where rows are padded; None: all of them.
     slack: slots of a ring beyond the window, so that its last tokens can be taken back.
+    branches: if rows are split into beams, whose new tokens lie side by side in one row.
     """
 
     whole: Slots | None
@@ -65,12 +88,13 @@ class Cache:
     length: Int[Array, "B"]
     cross: CrossKeys | None = None
     real: Int[Array, "B"] | None = None
+    branches: Branches | None = None
     slack: int = field(default=0, metadata={"static": True})
 
     @property
     def capacity(self) -> int | None:
         """Return the tokens of a row; None if all layers are rings, which have no end."""
-        return None if self.whole is None else self.whole.k.shape[2]
+        return None if self.whole is None else self.whole.count
 
     @property
     def back(self) -> int | None:
@@ -91,8 +115,25 @@ class Cache:
         """
         return replace(self, length=length)
 
+    def branch(self) -> Cache:
+        """Return the cache that `take` splits into beams without copying a key.
+
+        Its rows come first as they are, then as often as the first `take` says, each time equally
+        often and side by side. Every token of n beams takes n slots of the row. Rings, which know
+        no other tokens than the last ones, can't branch.
+        """
+        assert self.ring is None and self.capacity is not None
+        seen = jnp.arange(self.capacity) < self.length[:, None]
+        return replace(self, branches=Branches(self.length, seen))
+
     def take(self, rows: Int[Array, "C"]) -> Cache:
-        """Return the cache whose row i is row rows[i] of this one, as a beam search reorders."""
+        """Return the cache whose row i is row rows[i] of this one, as a beam search reorders.
+
+        Of a cache with branches it is they that are taken, each of them from its own row.
+        """
+        if self.branches is not None:
+            seen = self.branches.seen[rows]
+            return replace(self, branches=replace(self.branches, seen=seen))
         cross = self.cross
         if cross is not None:
             cross = CrossKeys(cross.k[:, rows], cross.v[:, rows], cross.segments[rows])
@@ -136,8 +177,8 @@ def empty(
 
 
 def _zeros(sizes: Sizes, layers: int, slots: int, dtype: str) -> Array:
-    shape = (layers, sizes.batch, slots, sizes.heads, sizes.width)
-    return constrain(jnp.zeros(shape, dtype), "LBSKH")
+    shape = (layers, sizes.batch, sizes.heads, slots, sizes.width)
+    return constrain(jnp.zeros(shape, dtype), "LBKSH")
 
 
 def _slots(sizes: Sizes, layers: int, slots: int, store: Store) -> Slots | None:
@@ -147,23 +188,56 @@ def _slots(sizes: Sizes, layers: int, slots: int, store: Store) -> Slots | None:
         k, v = (_zeros(sizes, layers, slots, sizes.dtype) for _ in "kv")
         return Slots(k, v, None, None)
     k, v = (_zeros(sizes, layers, slots, "int8") for _ in "kv")
-    shape = (layers, sizes.batch, slots, sizes.heads)
-    return Slots(k, v, *(constrain(jnp.zeros(shape, jnp.float32), "LBSK") for _ in "kv"))
+    shape = (layers, sizes.batch, sizes.heads, slots)
+    return Slots(k, v, *(constrain(jnp.zeros(shape, jnp.float32), "LBKS") for _ in "kv"))
 
 
 def positions(cache: Cache, kind: Layer, tokens: int) -> Int[Array, "#B S"]:
     """Return the positions of the keys that `extend` will give a layer of this kind."""
+    if cache.branches is not None:
+        return _generation(cache.branches, jnp.arange(cache.capacity)[None], tokens)
     if cache.ring is None or kind == "global":
         assert cache.whole is not None
-        return jnp.arange(cache.whole.k.shape[2])[None]
+        return jnp.arange(cache.whole.count)[None]
     after = cache.length if tokens > 1 else cache.length + _counted(cache, tokens)
-    size = cache.ring.k.shape[2]
+    size = cache.ring.count
     last = after[:, None] - 1
     held = last - (last - jnp.arange(size)) % size  # the latest position that belongs in a slot
     held = jnp.where(held >= 0, held, NEVER)
     if tokens == 1:
         return held
     return jnp.concatenate([held, cache.length[:, None] + jnp.arange(tokens)], axis=1)
+
+
+def upcoming(cache: Cache, tokens: int) -> Int[Array, "B T"]:
+    """Return the positions of the next T tokens of each row; those of branches are the same."""
+    slots = cache.length[:, None] + jnp.arange(tokens, dtype=jnp.int32)
+    return slots if cache.branches is None else _generation(cache.branches, slots, tokens)
+
+
+def _generation(branches: Branches, slots: Int[Array, "#B S"], tokens: int) -> Int[Array, "B S"]:
+    """Return the positions of slots that take `tokens` branches at a time after the root."""
+    root = branches.root[:, None]
+    return jnp.where(slots < root, slots, root + (slots - root) // tokens)
+
+
+def descent(cache: Cache, tokens: int) -> Bool[Array, "B T S"] | None:
+    """Return the slots that each branch descends from, and that of its own next token.
+
+    None without branches.
+    """
+    if cache.branches is None:
+        return None
+    rows = cache.length.shape[0]
+    assert cache.branches.seen.shape[0] == rows * tokens, "each branch reads one token at a time"
+    own = cache.length[:, None] + jnp.arange(tokens)
+    mine = jnp.arange(cache.capacity) == own[..., None]
+    return cache.branches.seen.reshape(rows, tokens, -1) | mine
+
+
+def by_row(cache: Cache, tokens: Int[Array, "R"]) -> Int[Array, "B T"]:
+    """Return the next token of each row, or of each of its branches, as a model reads them."""
+    return tokens.reshape(cache.length.shape[0], -1)
 
 
 def extend(
@@ -228,17 +302,19 @@ def _written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
     """Slots with T new tokens of one layer after each row's `length`."""
     changed = {}
     for name, new in _coded(slots, k, v):
+
+        def place(row, tokens, at):  # [L, K, S, ...] and [K, T, ...]
+            begin = (layer, 0, at, *(0 for _ in tokens.shape[2:]))
+            return lax.dynamic_update_slice(row, tokens[None], begin)
+
         whole = getattr(slots, name)
-        place = jax.vmap(
-            lambda row, tokens, at: lax.dynamic_update_slice_in_dim(row, tokens, at, axis=0)
-        )
-        changed[name] = _put(whole, place(_layer(whole, layer), new, length), layer)
+        changed[name] = jax.vmap(place, (1, 0, 0), 1)(whole, new.swapaxes(1, 2), length)
     return replace(slots, **changed)
 
 
 def _turned(slots: Slots, layer, k: Array, v: Array, length: Array, real: Array) -> Slots:
     """Slots with the last of the `real` new tokens of one layer, in place of the oldest."""
-    tokens, size = k.shape[1], slots.k.shape[2]
+    tokens, size = k.shape[1], slots.count
     place = jnp.arange(tokens)
     lasting = (place < real[:, None]) & (place >= real[:, None] - size)
     at = jnp.where(lasting, (length[:, None] + place) % size, size)
@@ -246,7 +322,8 @@ def _turned(slots: Slots, layer, k: Array, v: Array, length: Array, real: Array)
     changed = {}
     for name, new in _coded(slots, k, v):
         whole = getattr(slots, name)
-        changed[name] = _put(whole, _layer(whole, layer).at[rows, at].set(new, mode="drop"), layer)
+        one = _layer(whole, layer).at[rows, :, at].set(new, mode="drop")
+        changed[name] = _put(whole, one, layer)
     return replace(slots, **changed)
 
 
@@ -255,13 +332,13 @@ def _put(whole: Array, one: Array, layer) -> Array:
 
 
 def _read(slots: Slots, layer, dtype) -> tuple[Array, Array]:
-    """All slots of one layer's keys and values."""
+    """All slots of one layer's keys and values, [B, S, K, H]."""
     pairs = ((slots.k, slots.k_scale), (slots.v, slots.v_scale))
     k, v = (
         _plain(_layer(x, layer), None if scale is None else _layer(scale, layer), dtype)
         for x, scale in pairs
     )
-    return k, v
+    return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
 def begin_cross(cache: Cache, segments: Int[Array, "B S"]) -> Cache:
@@ -280,7 +357,7 @@ def write_cross(
     assert cache.cross is not None
 
     def put(whole, new):
-        return _put(whole, new.astype(whole.dtype), layer)
+        return _put(whole, new.swapaxes(1, 2).astype(whole.dtype), layer)
 
     cross = replace(cache.cross, k=put(cache.cross.k, k), v=put(cache.cross.v, v))
     return replace(cache, cross=cross)
@@ -291,7 +368,8 @@ def read_cross(
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Return one layer's keys and values of the memory."""
     assert cache.cross is not None
-    return _layer(cache.cross.k, layer), _layer(cache.cross.v, layer)
+    k, v = (_layer(x, layer) for x in (cache.cross.k, cache.cross.v))
+    return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
 def _layer(whole, layer):
@@ -300,4 +378,8 @@ def _layer(whole, layer):
 
 def advance(cache: Cache, tokens: int) -> Cache:
     """Return the cache with every row longer, by `tokens` or by the real ones it expected."""
+    seen = descent(cache, tokens)
+    if seen is not None:
+        branches = replace(cache.branches, seen=seen.reshape(cache.branches.seen.shape))
+        cache = replace(cache, branches=branches)
     return replace(cache, length=cache.length + _counted(cache, tokens), real=None)

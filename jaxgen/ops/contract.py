@@ -141,3 +141,22 @@ class Biased:
         """Return the product plus the bias."""
         y = contract(equation, x, self.weight, dtype=dtype)
         return y + self.bias.astype(y.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Turned:
+    """A [V, D] table kept as its transpose, which a CPU multiplies with a few rows faster."""
+
+    columns: Any  # [D, V]
+
+    def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
+        """Return the product that `equation` has with the table."""
+        inputs, _, out = equation.partition("->")
+        left, right = inputs.split(",")
+        return contract(f"{left},{right[::-1]}->{out}", x, self.columns, dtype=dtype)
+
+    def lookup(self, ids: Int[Array, "..."], dtype: str) -> Array:
+        """Return rows of the table."""
+        columns = jnp.take(self.columns, ids, axis=1, mode="clip")
+        return jnp.moveaxis(columns, 0, -1).astype(dtype)

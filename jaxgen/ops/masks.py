@@ -45,12 +45,18 @@ def sight(
     order: Order,
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B S"] | None,
+    among: Bool[Array, "B T S"] | None = None,
 ) -> Sight:
-    """Return who sees whom among query and key positions; see `visible`."""
+    """Return who sees whom among query and key positions; see `visible`.
+
+    among: the keys of which a query sees any at all; None is all.
+    """
     segments = {"query_segments": query_segments, "key_segments": key_segments}
     mask = visible(query, key, direction=direction, window=window, ahead=ahead, **segments)
-    # What is seen ahead is in the mask alone.
-    order = "free" if ahead is not None else order
+    if among is not None:
+        mask &= among
+    # What is seen ahead, or only among some keys, is in the mask alone.
+    order = "free" if ahead is not None or among is not None else order
     return Sight(mask, **segments, direction=direction, window=window, order=order)
 
 

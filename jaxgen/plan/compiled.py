@@ -113,6 +113,6 @@ def _placed(shapes: Any, shardings: Any) -> Any:
 
 def _as_cache(mesh: Mesh, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Return the shape of a cache's array, laid as decoding lays it: rows and heads are shared."""
-    letters = {5: "LBSKH", 2: "BS", 1: "B"}[len(x.shape)]
+    letters = {5: "LBKSH", 2: "BS", 1: "B"}[len(x.shape)]
     spec = rules.spec(letters, x.shape, rules.USED, mesh.shape)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

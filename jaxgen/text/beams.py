@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -14,9 +17,29 @@ from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
-from jaxgen.ops.cache import Layout, Store
+from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text.generate import check, model_step, prefill
+
+# Up to so many beams keep their keys side by side, and a mask hides those of the others. More of
+# them would multiply with so many hidden keys that each had better copy its own.
+SPLIT = 16
+
+
+def room(search: Search, length: int) -> int:
+    """Return the slots of a row that `length` new tokens of all beams take in a `split` cache."""
+    return length * (search.beams if search.beams <= SPLIT else 1)
+
+
+def split(cache: Any, search: Search) -> Any:
+    """Return a cache, or a tree of them, in the form that a search reorders at the least cost."""
+    if search.beams > SPLIT:
+        return cache
+
+    def one(node):
+        return node.branch() if isinstance(node, Cache) and node.ring is None else node
+
+    return jax.tree.map(one, cache, is_leaf=lambda node: isinstance(node, Cache))
 
 
 def generate_beams(
@@ -49,12 +72,12 @@ def generate_beams(
         raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
-    capacity = prompt.shape[1] + length
+    capacity = prompt.shape[1] + room(search, length)
     about = {"memory": memory, "layout": layout, "store": store}
     first, cache = prefill(params, config, prompt, lengths, capacity, **about)
     return beam_search(
         model_step(params, config),
-        cache,
+        split(cache, search),
         first,
         key,
         chain() if sample is None else sample,

@@ -234,7 +234,7 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
     start = model.start if config.topology == "encoder_decoder" else None
     if config.topology == "encoder_decoder" and start is None:
         raise ConfigError(f"{Path(folder)} does not say what its decoder begins with")
-    params = api.in_line(model.params, config)
+    params = api.ready(model.params, config)
     return Session(config, params, model.tokenizer, start, model.stop)
 
 

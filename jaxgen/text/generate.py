@@ -12,18 +12,21 @@ from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
-from jaxgen.ops.cache import Cache, Layout, Store
+from jaxgen.ops.cache import Cache, Layout, Store, by_row
 from jaxgen.ops.memory import Memory
 
 
 def model_step(params: api.Params, config: ModelConfig):
-    """Return the model as a decoding step: (tokens [B], cache) -> (logits [B, V], cache)."""
+    """Return the model as a decoding step: (tokens [R], cache) -> (logits [R, V], cache).
+
+    A token for each row of the cache, or for each of its branches.
+    """
     params = api.in_line(params, config)
 
     def step(tokens, cache):
-        out = api.apply(params, config, tokens[:, None], cache=cache)
+        out = api.apply(params, config, by_row(cache, tokens), cache=cache)
         assert out.logits is not None
-        return out.logits[:, 0], out.cache
+        return out.logits.reshape(len(tokens), -1), out.cache
 
     return step
 

@@ -22,6 +22,7 @@ from jaxgen.decoding.words import Words
 from jaxgen.models import api
 from jaxgen.text import steps
 from jaxgen.text.batches import Rows
+from jaxgen.text.beams import room, split
 from jaxgen.text.drawing import Style, begin, memory_of, step_of
 from jaxgen.text.generate import prefill
 
@@ -49,10 +50,11 @@ def searched(
     returned: int,
 ) -> Found:
     """Return the best texts of each row by beam search, of up to its limit, at most `length`."""
-    first, cache = begin(params, config, style, rows, rows.prompt.shape[1] + length)
+    capacity = rows.prompt.shape[1] + room(search, length)
+    first, cache = begin(params, config, style, rows, capacity)
     step = step_of(params, config, style, rows)
     return beam_search(
-        *(step, cache, first, rows.keys, sample, length, search),
+        *(step, split(cache, search), first, rows.keys, sample, length, search),
         returned=returned,
         words=words,
         stop=rows.stops,

@@ -16,6 +16,7 @@ from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.speculate import Reader
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
+from jaxgen.ops.cache import by_row
 
 WIDE = 40  # layers; a deeper model contrasts with 20 of them
 
@@ -35,9 +36,10 @@ def seen(params: api.Params, config: ModelConfig, known: int) -> Seeing:
     """Return the step that gives its last hidden states, too, for contrastive search."""
 
     def step(tokens, cache):
-        out = api.apply(params, config, tokens[:, None], cache=cache)
+        out = api.apply(params, config, by_row(cache, tokens), cache=cache)
         assert out.logits is not None
-        return _known(out.logits[:, 0], known), out.hidden[:, 0], out.cache
+        logits, hidden = (_each(x, tokens) for x in (out.logits, out.hidden))
+        return _known(logits, known), hidden, out.cache
 
     return step
 
@@ -59,9 +61,11 @@ def contrasted(
     """Return DoLa's step, whose early layers are `layers` (see `dola_layers`)."""
 
     def step(tokens, cache):
-        out, early = api.early_logits(params, config, tokens[:, None], layers, cache=cache)
+        rows = by_row(cache, tokens)
+        out, early = api.early_logits(params, config, rows, layers, cache=cache)
         assert out.logits is not None
-        return _known(out.logits[:, 0], known), _known(early[:, :, 0], known), out.cache
+        early = early.reshape(len(layers), len(tokens), -1)
+        return _known(_each(out.logits, tokens), known), _known(early, known), out.cache
 
     return layer_contrast(step)
 
@@ -92,6 +96,11 @@ def away(step: Step, scale: Float[Array, "B"]) -> Step:
         return logits, (cache, jnp.full_like(pending, NO_TOKEN))
 
     return guided(step, other, scale)
+
+
+def _each(x: Float[Array, "B T *X"], tokens: Int[Array, "R"]) -> Float[Array, "R *X"]:
+    """What a model makes of `by_row`, token by token again."""
+    return x.reshape(len(tokens), *x.shape[2:])
 
 
 def _known(logits: Float[Array, "*B V"], known: int) -> Float[Array, "*B V"]:

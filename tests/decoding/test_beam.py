@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 import jaxgen
 from jaxgen import errors
 from jaxgen.decoding.chain import NOT_FINITE, greedy
 from jaxgen.decoding.detail import Reason
+from jaxgen.text import beams
 
 V, LENGTH, STOP = 5, 5, 1
 TABLE = jax.random.normal(jax.random.key(4), (V, V, V)) * 1.5
@@ -266,3 +268,26 @@ def test_a_transformer_s_beams_are_scored_as_by_a_full_forward_pass():
         np.testing.assert_allclose(found.scores[row], logprobs.sum(-1) / 6, atol=1e-5)
     with pytest.raises(errors.ConfigError, match="beams=20 exceed vocab_size=19"):
         jaxgen.generate_beams(params, config, prompt, jaxgen.beams(20), length=6)
+
+
+def test_beams_that_share_a_row_s_keys_make_the_texts_of_beams_that_copy_them(monkeypatch):
+    config = jaxgen.ModelConfig(
+        vocab_size=23, context=24, layers=2, d_model=16, heads=2, init_std=0.5, biases="none",
+        topology="encoder_decoder", positions="relative", pattern=("local", "global"), window=3,
+    )  # fmt: skip
+    params = random_params(config)
+    prompt, lengths = jnp.array([[3, 1, 4], [9, 0, 0]]), jnp.array([3, 1])
+    source, real = jnp.array([[5, 6, 7, 8], [8, 3, 0, 0]]), jnp.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+    def run(params):
+        memory = jaxgen.encode(params, config, source, segments=real)
+        given = {"length": 7, "lengths": lengths, "memory": memory, "stop": jnp.array([13, 14])}
+        return jaxgen.generate_beams(params, config, prompt, jaxgen.beams(3), returned=3, **given)
+
+    shared = jax.jit(run)(params)
+    monkeypatch.setattr(beams, "SPLIT", 2)
+    copied = jax.jit(lambda params: run(params))(params)
+    assert set(shared.reason.ravel().tolist()) == {Reason.STOP, Reason.LENGTH}
+    for name in ("tokens", "made", "reason"):
+        np.testing.assert_array_equal(getattr(shared, name), getattr(copied, name), err_msg=name)
+    np.testing.assert_allclose(shared.scores, copied.scores, atol=1e-5)

@@ -9,6 +9,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen.models import api
 from jaxgen.nn import stack
+from jaxgen.ops.contract import Turned
 
 SIZES = {"vocab_size": 32, "context": 16, "d_model": 8, "heads": 2}
 CONFIGS = {
@@ -72,3 +73,22 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     shapes = [x.aval.shape for x in loop.invars]
     assert params["layers"]["feed"]["up"].shape not in shapes
     assert shapes.count(params["layers"]["feed"]["up"].shape[1:]) >= 3
+
+
+@pytest.mark.parametrize("output", ["tied", "untied"])
+def test_parameters_made_ready_have_a_turned_table_and_the_same_logits(output, monkeypatch):
+    config = CONFIGS["one kind"].replace(layers=1, output=output)
+    params = random_params(config)
+    monkeypatch.setitem(api.IN_LINE, "cpu", (10**9, 3))
+    assert api.ready(params, config) is params
+    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 3))
+    found = api.ready(params, config)
+    part = "embed" if output == "tied" else "unembed"
+    table = found[part]["tokens"]
+    assert isinstance(table, Turned) and table.columns.shape == (config.d_model, config.V)
+    back = api.stacked(found)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    assert all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(params)))
+    if output == "tied":  # whose table is read both ways
+        run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS).logits)
+        np.testing.assert_allclose(run(found), run(params), atol=1e-6)
