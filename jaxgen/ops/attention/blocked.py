@@ -95,7 +95,7 @@ def _forward(plan, q, k, v, sight):
         out = _product(probs.astype(v.dtype), values, 3, 2) * share
         return _apart(out.astype(v.dtype), q), _apart(top, q), _apart(share, q)
 
-    out, top, share = _over(plan, part)
+    out, top, share = _over(plan, part, q)
     return out, (q, k, v, sight, out, top, share)
 
 
@@ -115,7 +115,7 @@ def _backward(plan, kept, grad):
         return (_apart(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
 
     zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros)
+    (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros, q)
     same = (to_queries.astype(q.dtype), to_keys.astype(k.dtype), to_values.astype(v.dtype))
     return *same, None
 
@@ -123,13 +123,17 @@ def _backward(plan, kept, grad):
 _attend.defvjp(_forward, _backward)
 
 
-def _over(plan: tuple[Stretch, ...], part: Callable) -> Any:
+def _over(plan: tuple[Stretch, ...], part: Callable, q: Any) -> Any:
     """Return the results of all rows, put together along T."""
-    return _over_and_sum(plan, lambda *args: (part(*args), ()), ())[0]
+    return _over_and_sum(plan, lambda *args: (part(*args), ()), (), q)[0]
 
 
-def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any) -> tuple[Any, Any]:
-    """Return (results of all rows, sums with what each part adds to the keys that it sees)."""
+def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any, q: Any) -> tuple[Any, Any]:
+    """Return (results of all rows, sums with what each part adds to the keys that it sees).
+
+    q: anything that differs from layer to layer. Masks are alike in all layers, so that JAX would
+    take them out of a scan over layers, and hold those of all rows at once: T^2 of them.
+    """
     found = []
     for stretch in plan:
 
@@ -142,6 +146,7 @@ def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any) -> tuple
             sums, out = body(sums, stretch.begin)
         else:
             begins = jnp.arange(stretch.begin, stretch.end, stretch.rows)
+            begins, _ = lax.optimization_barrier((begins, q))
             sums, blocks = lax.scan(body, sums, begins)
             # [blocks, B, K, G, rows, H] -> [B, K, G, T, H]
             out = tuple(_joined(x) for x in blocks)
