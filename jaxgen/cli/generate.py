@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen.cli import answers, exits, flags, paths, prompts, start
+from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start
 from jaxgen.cli.flags import Settings
 from jaxgen.errors import ConfigError, UserError
 from jaxgen.text import defaults
@@ -35,6 +37,9 @@ Lines = Annotated[
 Output = Annotated[
     str | None, Parameter(help="write there instead; .jsonl gives a JSON object a line")
 ]
+Profile = Annotated[
+    bool, Parameter(help="make the texts once more, traced, and say what took their time")
+]
 Json = Annotated[
     bool, Parameter(help="print JSON: text, tokens, log-probabilities, scores, why it ended")
 ]
@@ -50,6 +55,7 @@ def generate(
     prompts_file: Lines = None,
     output: Output = None,
     json: Json = False,
+    profile: Profile = False,
     settings: Settings = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
@@ -75,9 +81,10 @@ def generate(
             f"--prompts-file={prompts_file} and --prompt={prompt[0]} exclude each other; drop one"
         )
     talking = not prompt and prompts_file is None and sys.stdin.isatty()
-    if talking and (target or json or wanted.samples > 1):
+    if talking and (target or json or profile or wanted.samples > 1):
         raise ConfigError(
-            "--output, --json and --samples need a --prompt, or standard input from a file"
+            "--output, --json, --profile and --samples need a --prompt, or standard input from a "
+            "file"
         )
     as_json = json or (target is not None and target.suffix == ".jsonl")
     if wanted.top_logprobs is not None and not as_json:
@@ -90,14 +97,33 @@ def generate(
     from jaxgen.text import complete
 
     with exits.in_folder(folder), flags.named():
+        traces = profiles.place(folder) if profile else None
         session = complete.open_run(folder)
         if talking:
             _converse(session, wanted)
-        elif len(lines) == 1 and target is None and not as_json and _has_one_text(lines[0][1]):
-            _stream(session, *lines[0])
-        else:
-            made = session.generate(_asked(complete, lines, wanted), detail=as_json)
-            answers.deliver(session, [line[0] for line in lines], made, target, as_json)
+            return
+        again = _make(session, lines, wanted, target, as_json)
+        if traces is not None:
+            profiles.show(again, traces)
+
+
+def _make(
+    session: Any,
+    lines: list[tuple[str, Generation]],
+    wanted: Generation,
+    target: Path | None,
+    as_json: bool,
+) -> Callable[[], object]:
+    """Make all texts and hand them out; return what makes them once more."""
+    if len(lines) == 1 and target is None and not as_json and _has_one_text(lines[0][1]):
+        _stream(session, *lines[0])
+        return lambda: [*session.stream(*lines[0])]
+    from jaxgen.text import complete
+
+    asked = _asked(complete, lines, wanted)
+    again = partial(session.generate, asked, detail=as_json)
+    answers.deliver(session, [line[0] for line in lines], again(), target, as_json)
+    return again
 
 
 def _with_defaults(wanted: Generation, folder: Path) -> Generation:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxgen.errors import BusyError
 from jaxgen.profile import limits, program, trace
 from jaxgen.profile.program import Operation, Program
 from jaxgen.profile.trace import Ran
@@ -49,12 +50,12 @@ def measured(what: str) -> float:
 def make(
     ran: list[Ran], programs: Mapping[str, Program], rate: Callable[[str], float] = measured
 ) -> Report:
-    """Return the Report of what ran; programs: by module. ValueError if nothing ran.
+    """Return the Report of what ran; programs: by module; rate: called like `measured`.
 
-    rate: called like `measured`.
+    Raises BusyError if nothing ran, as where a GPU's counters are closed to its users.
     """
     if not ran:
-        raise ValueError("the trace holds no operation")
+        raise BusyError("the trace holds no operation: the profiler sees nothing of this device")
     seconds, times = trace.seconds(ran), trace.executions(ran)
     whole = max(one.end for one in ran) - min(one.begin for one in ran)
     first = sorted(seconds, key=lambda key: -seconds[key])[:MOST]

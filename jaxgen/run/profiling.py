@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.profiler import ProfileData
 
-from jaxgen import files
 from jaxgen.errors import ConfigError
-from jaxgen.profile import report, trace
+from jaxgen.profile import report, take, trace
 from jaxgen.train.forms import Step
 from jaxgen.train.state import State
 
@@ -26,14 +23,6 @@ def check(left: int, folder: Path) -> None:
             f"--profile traces {STEPS} steps after {SKIPPED} others, but {folder} has {left} to "
             f"train; give a new --out and at least train.steps={SKIPPED + STEPS}"
         )
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of traces; BusyError if nothing can be written there."""
-    with files.refusals(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
 
 
 class Profiled:
@@ -89,15 +78,11 @@ class Profiled:
     def _finish(self) -> None:
         recording, self.recording = self.recording, None
         recording.__exit__(None, None, None)
-        made = sorted(trace.files(self.folder) - self.before)
-        if not made:
-            raise FileNotFoundError(f"{self.folder} got no trace")
-        ran = trace.read(ProfileData.from_file(str(made[0])))
-        found = report.make(ran, report.live(ran))
+        place, found = take.read(self.folder, self.before)
         first = self.begin + SKIPPED + 1
         self.say(
             f"profile of steps {first} to {first + STEPS - 1}, {found.seconds / STEPS:.4g} s each; "
-            f"trace: {made[0].parent}"
+            f"trace: {place}"
         )
         for line in report.lines(found, STEPS):
             self.say(line)

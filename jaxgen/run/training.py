@@ -17,6 +17,7 @@ from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
+from jaxgen.profile import take
 from jaxgen.run import facts, initial, inputs, peers, post_mortem, profiling
 from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
 from jaxgen.run.job import Run
@@ -143,7 +144,7 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
                 log.say(f"resuming at step {begin} of {settings.steps}")
             if trace is not None:
                 profiling.check(settings.steps - begin, run.folder)
-                run.group.lead("profile", partial(profiling.make_folder, trace))
+                run.group.lead("profile", partial(take.prepare, trace))
             if begin < settings.steps:
                 _introduce(run, log)
             state = _first_state(run, log) if restored is None else restored.tree

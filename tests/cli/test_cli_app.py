@@ -42,13 +42,14 @@ def test_train_reads_the_config_and_trains_in_runs(jaxgen, calls, config, tmp_pa
     assert (name, folder) == ("train", Path("runs/tiny"))
     assert settings.model.d_model == 8 and settings.train.steps == 7
     assert options.pop("stop") is not None and options.pop("group").count == 1
-    assert options == {"cache": tmp_path / "cache"}
+    assert options == {"cache": tmp_path / "cache", "trace": None}
 
 
 def test_overrides_and_flags_may_be_mixed_and_flags_take_either_dash(jaxgen, calls, config):
-    jaxgen("train", "tiny.yaml", "train.warmup=0", "--out", "here", "train.steps=3")
-    _, (settings, folder), _ = calls[1]
+    jaxgen("train", "tiny.yaml", "train.warmup=0", "--out", "here", "train.steps=3", "--profile")
+    _, (settings, folder), options = calls[1]
     assert (settings.train.steps, folder) == (3, Path("here"))
+    assert options["trace"] == Path("here/profile")
     dashed = jaxgen("train", "tiny.yaml", "--print-config")
     assert dashed.out == jaxgen("train", "tiny.yaml", "--print_config").out
     assert "d_model: 8" in dashed.out

@@ -7,12 +7,15 @@ import pty
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
+from jaxgen.profile import report, take
+from jaxgen.profile.trace import Ran
 from jaxgen.text import complete
 from jaxgen.text.answering import Alternative, Answer
 from jaxgen.text.generation import NEEDS, Generation
@@ -68,6 +71,36 @@ def test_a_prompt_is_echoed_and_its_completion_streamed(generate, calls):
     shown = generate("--prompt", "The")
     assert (shown.code, shown.out) == (0, "The one two\n")
     assert calls[-1] == ("stream", "The", PLAIN)
+
+
+@pytest.mark.parametrize(("more", "kind"), [([], "stream"), (["--json"], "generate")])
+def test_a_profile_is_of_the_same_texts_made_once_more(
+    generate, calls, monkeypatch, tmp_path, more, kind
+):
+    found = report.make([Ran("jit_f", "dot.1", "dot.1", 0.0, 2.0)], {})
+
+    def of(call, folder):
+        calls.append(("traced", folder))
+        call()
+        return folder / "here", found
+
+    monkeypatch.setattr(take, "of", of)
+    plain = generate("--prompt", "The", *more)
+    once = [call for call in calls if call[0] == kind]
+    shown = generate("--prompt", "The", "--profile", *more)
+    assert (shown.code, shown.out) == (0, plain.out)
+    assert [call for call in calls if call[0] == kind] == 3 * once
+    assert calls[-2] == ("traced", Path("model/profile"))
+    assert "profile: 2 s; trace: model/profile/here" in shown.err and "dot.1" in shown.err
+
+
+def test_a_profile_needs_a_prompt_and_a_folder_that_can_be_written(generate, calls, tmp_path):
+    refused = generate("--profile", typed=b"")
+    assert refused.code == 2 and "--profile and --samples need a --prompt" in refused.err
+    (tmp_path / "model" / "profile").touch()
+    refused = generate("--prompt", "The", "--profile")
+    assert refused.code == 3 and "profile" in refused.err and refused.err.count("\n") == 1
+    assert "open_run" not in [call[0] for call in calls]
 
 
 VALUES = {"until": "full", "pick": "draw", "dola": "low", "bias": ("a=1",)}

@@ -1,6 +1,7 @@
 """A run that was killed, stopped or damaged ends as the one that never was, bit for bit."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -230,7 +231,10 @@ def test_the_run_folder_holds_all_that_its_use_needs(finished, finish, tmp_path)
     words = ("generate", elsewhere, "--prompt", "the ", "--max-new-tokens", 12)
     code, said = finish(*words)
     assert code == 0 and said.startswith("the ") and len(said) > 5, said
-    assert finish(*words) == (0, said)
+    code, again = finish(*words, "--profile")
+    assert code == 0 and again.startswith(said), again
+    assert "\nprofile: " in again and "GB/s" in again, again
+    assert list((elsewhere / "profile").rglob("*.xplane.pb"))
     code, said = finish("eval", elsewhere, "--split", "test")
     assert code == 0 and "bits per byte" in said, said
     env = json.loads((finished / "env.json").read_text())
