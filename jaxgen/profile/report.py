@@ -134,6 +134,6 @@ def lines(report: Report, runs: int) -> list[str]:
 def _cells(row: Row, runs: int) -> tuple[str, ...]:
     one = row.operation
     limit = f"{row.reached:.0%} of {row.bound}" if row.bound else "-"
-    what = "" if one is None else one.path + (" (backward)" if one.backward else "")
+    what = "" if one is None else f"{one.path} {'(backward)' if one.backward else ''}".strip()
     times = f"{row.times / runs:.6g}"
     return (f"{row.share:.1%}", times, limit, row.name, what, one.line if one else "")

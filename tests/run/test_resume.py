@@ -1,7 +1,6 @@
 """A run that was killed, stopped or damaged ends as the one that never was, bit for bit."""
 
 import json
-import re
 import shutil
 import signal
 import time
