@@ -47,6 +47,7 @@ class Attend(nn.Module):
             cache, k, v = caches.extend(cache, self.kind, number, k, v)
         (sight,) = scene.sights
         drop = Drop(config.score_dropout, self.deterministic).active
+        drop = None if drop is None else drop.chance(x.shape[0])
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, sight, scale=scale, cap=cap, bias=scene.bias, drop=drop)
         return output(self, out), cache
@@ -75,6 +76,7 @@ class CrossAttend(nn.Module):
             k, v = caches.read_cross(cache, layer)
         assert scene.cross is not None
         drop = Drop(config.score_dropout, self.deterministic).active
+        drop = None if drop is None else drop.chance(x.shape[0])
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, scene.cross, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache

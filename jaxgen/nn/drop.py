@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.mesh import place
+from jaxgen.ops.chance import Chance, drop
 
 
 class Drop(nn.Module):
@@ -24,22 +25,17 @@ class Drop(nn.Module):
         """The module where it drops anything, else None."""
         return None if self.rate == 0.0 or self.deterministic else self
 
-    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x [B, ...] with its first axis taken for the rows."""
         if self.active is None:
             return x
-        keep = 1.0 - self.rate
-        mask = _mask(self.make_rng("dropout"), keep, x.shape)
-        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+        return drop(x, self.chance(x.shape[0]))
 
-
-def _mask(key: jax.Array, keep: float, shape: tuple[int, ...]) -> jax.Array:
-    axes = {axis: size for axis, size in place.manual().items() if size > 1}
-    index, count = jnp.zeros((), jnp.int32), 1
-    for axis, size in axes.items():
-        index, count = index * size + jax.lax.axis_index(axis), count * size
-    whole = jax.random.bernoulli(key, keep, (count * shape[0], *shape[1:]))
-    if count == 1:
-        return whole
-    return jax.lax.dynamic_slice_in_dim(whole, index * shape[0], shape[0], axis=0)
+    def chance(self, rows: int) -> Chance:
+        """Return what decides for an array of so many rows, all of them or one device's."""
+        axes = {axis: size for axis, size in place.manual().items() if size > 1}
+        index, count = jnp.zeros((), jnp.int32), 1
+        for axis, size in axes.items():
+            index, count = index * size + jax.lax.axis_index(axis), count * size
+        key = self.make_rng("dropout")
+        return Chance(key, 1.0 - self.rate, index * rows, count * rows)

@@ -19,8 +19,10 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
+from jaxgen.ops import keys
 from jaxgen.ops.attention import choice
 from jaxgen.ops.attention.case import Case
+from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import Sight
 from jaxgen.plan import shapes
 from jaxgen.plan.chips import Chip
@@ -193,7 +195,8 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     ids = jax.ShapeDtypeStruct((rows, model.context), "int32")
     sight = Sight(None, ids, ids, direction, model.window, "running")
     bias = q if model.positions == "relative" else None
-    drop = (lambda x: x) if model.score_dropout else None
+    key = jax.eval_shape(lambda: keys.from_seed(0))
+    drop = Chance(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
     case = Case(q, k, k, sight, 1.0, model.score_cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
         return choice.choose(case) == "plain"

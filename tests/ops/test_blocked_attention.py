@@ -7,6 +7,7 @@ import pytest
 
 from jaxgen.ops.attention import blocked, choice
 from jaxgen.ops.attention.case import Case
+from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import Sight, across, sight
 
 B, T, N, H = 2, 19, 4, 6
@@ -20,16 +21,19 @@ def looked(direction="back", window=None, segments=None, order="running"):
     return sight(positions, positions, **words, query_segments=segments, key_segments=segments)
 
 
-def case(seen: Sight, *, kv_heads=N, keys=T, dtype="float32"):
+def case(seen: Sight, *, kv_heads=N, keys=T, dtype="float32", drop=None):
     rng = np.random.default_rng(0)
     shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-    return Case(q, k, v, seen, 0.3, None, None, None)
+    return Case(q, k, v, seen, 0.3, None, None, drop)
 
 
 CASES = {
     "causal": lambda: case(looked()),
     "documents, grouped heads": lambda: case(looked(segments=SEGMENTS), kv_heads=2),
+    "documents, grouped heads, dropout in rows 2 and 3 of 5": lambda: case(
+        looked(segments=SEGMENTS), kv_heads=2, drop=Chance(jax.random.key(5), 0.7, 2, 5)
+    ),
     "a window back": lambda: case(looked(window=3), kv_heads=1),
     "a window to both sides": lambda: case(looked("both", window=4, segments=SEGMENTS)),
     "positions of the caller's": lambda: case(looked(window=5, order="free")),

@@ -17,6 +17,7 @@ from jax import lax
 
 from jaxgen.mesh import shards
 from jaxgen.ops.attention.case import Case
+from jaxgen.ops.chance import at, indexed
 from jaxgen.ops.masks import Sight
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
@@ -26,9 +27,17 @@ HIDDEN = jnp.finfo(jnp.float32).min
 
 
 def can(case: Case) -> bool:
-    """Return whether scores are plain and lie on one device: no cap, bias or dropout, no mesh."""
-    plain = case.cap is None and case.bias is None and case.drop is None
-    return plain and case.q.shape[1] >= FEWEST and shards("BTNKSH") == 1
+    """Return whether scores are plain and lie on one device: no cap or bias, no mesh."""
+    if case.cap is not None or case.bias is not None or case.q.shape[1] < FEWEST:
+        return False
+    return shards("BTNKSH") == 1 and (case.drop is None or indexed(case.drop, _scores_of(case)))
+
+
+def _scores_of(case: Case) -> tuple[int, ...]:
+    """Return the shape of all scores of the whole batch."""
+    rows = case.q.shape[0] if case.drop is None else case.drop.rows
+    (_, T, N, _), (_, S, K, _) = case.q.shape, case.k.shape
+    return rows, K, N // K, T, S
 
 
 class Stretch(NamedTuple):
@@ -74,17 +83,30 @@ def attend(case: Case) -> jax.Array:
     q = (case.q * jnp.asarray(case.scale, case.q.dtype)).reshape(B, T, K, N // K, H)
     q, k, v = q.transpose(0, 2, 3, 1, 4), case.k.swapaxes(1, 2), case.v.swapaxes(1, 2)
     plan = tuple(stretches(case.sight, T, S))
-    out: Any = _attend(plan, q, k, v, case.sight)
+    fate = None
+    if case.drop is not None:
+        fate = Fate(jax.random.key_data(case.drop.key), jnp.asarray(case.drop.first, jnp.uint32))
+    keep = 1.0 if case.drop is None else case.drop.keep
+    out: Any = _attend(plan, keep, q, k, v, case.sight, fate)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(plan: tuple[Stretch, ...], q: Any, k: Any, v: Any, sight: Sight) -> Any:
+class Fate(NamedTuple):
+    """What the draws of dropout depend on but for an element's place: made again where needed."""
+
+    key: Any  # UInt32[Array, "2"]
+    first: Any  # UInt32[Array, ""]: the number of the first row in the whole batch
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(
+    plan: tuple[Stretch, ...], keep: float, q: Any, k: Any, v: Any, sight: Sight, fate: Fate | None
+) -> Any:
     """q [B, K, G, T, H] and k, v [B, K, S, H] -> [B, K, G, T, H]."""
-    return _forward(plan, q, k, v, sight)[0]
+    return _forward(plan, keep, q, k, v, sight, fate)[0]
 
 
-def _forward(plan, q, k, v, sight):
+def _forward(plan, keep, q, k, v, sight, fate):
     def part(stretch, begin):
         rows, keys = _rows(q, begin, stretch), k[:, :, stretch.first : stretch.last]
         scores = _scores(rows, keys, sight, stretch, begin)
@@ -92,15 +114,17 @@ def _forward(plan, q, k, v, sight):
         probs = jnp.exp(scores - top)
         share = 1 / jnp.sum(probs, axis=-1, keepdims=True)
         values = v[:, :, stretch.first : stretch.last]
+        probs = _dropped(probs, keep, fate, (*q.shape, k.shape[2]), stretch, begin)
         out = _product(probs.astype(v.dtype), values, 3, 2) * share
         return _apart(out.astype(v.dtype), q), _apart(top, q), _apart(share, q)
 
     out, top, share = _over(plan, part, q)
-    return out, (q, k, v, sight, out, top, share)
+    return out, (q, k, v, sight, fate, out, top, share)
 
 
-def _backward(plan, kept, grad):
-    q, k, v, sight, out, top, share = kept
+def _backward(plan, keep, kept, grad):
+    q, k, v, sight, fate, out, top, share = kept
+    dropped = partial(_dropped, keep=keep, fate=fate, sizes=(*q.shape, k.shape[2]))
     inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
 
     def part(stretch, begin):
@@ -109,15 +133,17 @@ def _backward(plan, kept, grad):
         )
         keys, values = (x[:, :, stretch.first : stretch.last] for x in (k, v))
         probs = jnp.exp(_scores(rows, keys, sight, stretch, begin) - tops) * shares
-        slope = (probs * (_product(grads, values, 3, 3) - inners)).astype(k.dtype)
+        to_probs = dropped(_product(grads, values, 3, 3), stretch=stretch, begin=begin)
+        slope = (probs * (to_probs - inners)).astype(k.dtype)
         to_keys = _product(slope, rows, 2, 2)
+        probs = dropped(probs, stretch=stretch, begin=begin)
         to_values = _product(probs.astype(v.dtype), grads, 2, 2)
         return (_apart(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
 
     zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros, q)
     same = (to_queries.astype(q.dtype), to_keys.astype(k.dtype), to_values.astype(v.dtype))
-    return *same, None
+    return *same, None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -177,6 +203,26 @@ def _scores(rows: Any, keys: Any, sight: Sight, stretch: Stretch, begin: Any) ->
     mask = _mask(sight, stretch, begin)
     apart = scores.reshape(B, K, -1, stretch.rows, S)
     return jnp.where(mask[:, None, None], apart, HIDDEN).reshape(scores.shape)
+
+
+def _dropped(scores: Any, keep: float, fate: Any, sizes: Any, stretch: Stretch, begin: Any) -> Any:
+    """Return [B, K, G * rows, S] with what dropout takes zero and the rest scaled up.
+
+    An element is drawn by its index in [B, K, G, T, S], as if all of them were there at once;
+    sizes: those of q, then S.
+    """
+    if fate is None:
+        return scores
+    B, K, G, T, _, S = sizes
+    shape = (B, K, G, stretch.rows, stretch.last - stretch.first)
+    strides = (K * G * T * S, G * T * S, T * S, S, 1)
+    starts = (fate.first, 0, 0, begin, stretch.first)
+    index = jnp.zeros((), jnp.uint32)
+    for axis, (start, stride) in enumerate(zip(starts, strides, strict=True)):
+        place = jnp.asarray(start, jnp.uint32) + lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index = index + place * jnp.uint32(stride)
+    stays = at(fate.key, keep, index).reshape(scores.shape)
+    return jnp.where(stays, scores / keep, 0.0)
 
 
 def _mask(sight: Sight, stretch: Stretch, begin: Any) -> Any:

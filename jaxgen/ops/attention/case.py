@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import Sight
 
 
@@ -20,4 +20,4 @@ class Case(NamedTuple):
     scale: float
     cap: float | None
     bias: jax.Array | None
-    drop: Callable[[jax.Array], jax.Array] | None
+    drop: Chance | None

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from jaxgen.mesh import place
 from jaxgen.ops.attention import blocked, cudnn, plain, splash
 from jaxgen.ops.attention.case import Case
+from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import Sight
 
 
@@ -58,12 +59,12 @@ def attend(
     scale: float,
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
-    drop: Callable[[Array], Array] | None = None,
+    drop: Chance | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T * scale + bias) v over what is in sight, by the fastest way there is.
 
     The platform is that of the mesh under which this is traced, else JAX's default. `drop`, if
-    any, is applied to the probabilities; cap: see `soft_cap`.
+    any, says which probabilities [B, K, N / K, T, S] stay; cap: see `soft_cap`.
     """
     case = Case(q, k, v, sight, scale, cap, bias, drop)
     return WAYS[choose(case)].attend(case)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from jaxgen.ops import chance
+from jaxgen.ops.chance import Chance
 
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
@@ -23,12 +24,12 @@ def attend(
     scale: float,
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
-    drop: Callable[[Array], Array] | None = None,
+    drop: Chance | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T * scale + bias) v, computed in float32 inside (Vaswani et al. 2017).
 
-    N / K query heads share one key/value head (Ainslie et al. 2023). `drop` is applied to the
-    probabilities. A row that may see nothing averages all values: its result means nothing.
+    N / K query heads share one key/value head (Ainslie et al. 2023). `drop` says which of
+    the probabilities stay. A row that may see nothing averages all values, and means nothing.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
@@ -40,6 +41,6 @@ def attend(
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1)
     if drop is not None:
-        probs = drop(probs)
+        probs = chance.drop(probs, drop)
     out = jnp.einsum("BKGTS,BSKH->BTKGH", probs.astype(v.dtype), v)
     return out.reshape(B, T, N, H)

@@ -1,0 +1,99 @@
+"""Which elements dropout keeps: the draws of jax.random.bernoulli, each from its own index.
+
+JAX draws with threefry (Salmon et al. 2011), a function of the key and an element's flat index. On
+a CPU it lowers that to a loop that passes over whole arrays; written out here, it is fused with
+what uses it, and any part of an array can be drawn without the rest.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import ceil, prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt32
+
+from jaxgen.mesh import place
+
+THREEFRY = "key<fry>"  # the type of its keys, abstract ones as well
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+GROUPS = 5  # of four rounds each
+MANTISSA = 23  # bits of a float32 that JAX draws at random
+
+
+class Chance(NamedTuple):
+    """What decides whether an element stays: each does with probability `keep`.
+
+    first: the number of an array's first row among the `rows` of the whole batch, of which every
+    device may hold a part.
+    """
+
+    key: Any  # PRNGKeyArray
+    keep: float
+    first: Any  # Int[Array, ""] | int
+    rows: int
+
+
+def drop(x: Float[Array, "B ..."], chance: Chance) -> Float[Array, "B ..."]:
+    """Return x with the elements that do not stay zero, and the others scaled up."""
+    return jnp.where(kept(chance, x.shape), x / chance.keep, jnp.zeros_like(x))
+
+
+def kept(chance: Chance, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Return which elements stay of an array of this shape, whose first axis is the rows'."""
+    whole = (chance.rows, *shape[1:])
+    if indexed(chance, whole):
+        return at(jax.random.key_data(chance.key), chance.keep, index(chance.first, shape))
+    drawn = jax.random.bernoulli(chance.key, chance.keep, whole)
+    if whole == shape:
+        return drawn
+    return jax.lax.dynamic_slice_in_dim(drawn, chance.first, shape[0], axis=0)
+
+
+def indexed(chance: Chance, whole: tuple[int, ...]) -> bool:
+    """Return whether elements of an array of shape `whole` can be drawn one by one, by `at`."""
+    return (
+        str(chance.key.dtype) == THREEFRY
+        and jax.config.values["jax_threefry_partitionable"]
+        and not jax.config.values["jax_enable_x64"]  # where 64 bits are drawn for each
+        and prod(whole) < 2**32
+        and place.platform() == "cpu"
+    )
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def index(first: Any, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Return the flat index of each element of the rows from `first`."""
+    found = jnp.asarray(first, jnp.uint32) * jnp.uint32(prod(shape[1:]))
+    for axis, stride in enumerate(_strides(shape)):
+        found = found + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return found
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+# Compiled as one even where the caller is not: operation by operation it would be 100 programs.
+@partial(jax.jit, static_argnums=1, inline=True)
+def at(key: UInt32[Array, "2"], keep: float, index: UInt32[Array, "..."]) -> Bool[Array, "..."]:
+    """Return whether the elements with these flat indices stay; key: its data."""
+    # Uniform draws are multiples of 2^-23; JAX compares them with a float32.
+    limit = ceil(float(np.float32(keep)) * 2**MANTISSA)
+    return (_bits(key, index) >> (32 - MANTISSA)) < jnp.uint32(limit)
+
+
+def _bits(key: UInt32[Array, "2"], index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    keys = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(PARITY))
+    left, right = jnp.broadcast_to(keys[0], index.shape), index + keys[1]
+    for group in range(GROUPS):
+        for turn in ROTATIONS[group % 2]:
+            left = left + right
+            right = left ^ ((right << turn) | (right >> (32 - turn)))
+        left = left + keys[(group + 1) % 3]
+        right = right + (keys[(group + 2) % 3] + jnp.uint32(group + 1))
+    return left ^ right
