@@ -6,6 +6,7 @@ what it does. They cover what the benchmarks compare: GPT-2, Llama and an encode
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,30 @@ def load(config: ModelConfig, params: Any) -> Model:
     copies = {name: torch.tensor(np.ascontiguousarray(value)) for name, value in state.items()}
     model.load_state_dict(copies)
     return model
+
+
+class Hub(nn.Module):
+    """A model of transformers that takes tokens, and a source, and gives logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
+        if source is None:
+            return self.model(input_ids=tokens, use_cache=False).logits
+        return self.model(input_ids=source, decoder_input_ids=tokens, use_cache=False).logits
+
+
+def from_hub(folder: Path) -> Hub:
+    """Return what transformers makes of a folder, as its users train it: with torch's attention."""
+    import transformers
+
+    kind = transformers.AutoConfig.from_pretrained(folder)
+    one, two = transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM
+    maker = two if kind.is_encoder_decoder else one
+    model = maker.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    return Hub(model.train())
 
 
 # For each linear layer of the peer, the weights of ours that lie side by side in it.

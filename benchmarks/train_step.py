@@ -3,11 +3,14 @@
     python benchmarks/train_step.py --shape tiny                 a smoke test
     python benchmarks/train_step.py --shape gpt2-6x384
     python benchmarks/train_step.py --shape llama-8x512 --sides jaxgen torch.compile
+    python benchmarks/train_step.py --dtype bfloat16             products in bfloat16 on all sides
+    python benchmarks/train_step.py --rounds 0                   only fills the caches of compilers
 
-Each side is a process of its own that owns all cores while it is its turn: ours, a plain torch
-model (`peers.py`) with scaled_dot_product_attention and fused AdamW, eager and compiled. All begin
-with the same weights and batch, clip the gradient's norm and decay the weights alike; logits are
-compared before anything is timed, losses after every step. Figures: results/train_step.json.
+Each side is a process of its own that owns all cores while it is its turn: ours; a plain torch
+model (`peers.py`) with scaled_dot_product_attention, eager and compiled; and, where our export has
+a family for it, `transformers`. Torch has fused AdamW. All begin with the same weights and batch,
+clip the gradient's norm and decay the weights alike; logits are compared before anything is timed,
+losses after every step. Figures: results/train_step.json.
 """
 
 from __future__ import annotations
@@ -42,22 +45,34 @@ SHAPES: dict[str, dict[str, Any]] = {
         "topology": "encoder_decoder", "vocab_size": 8192, "context": 128, "layers": 4,
         "d_model": 384, "heads": 6, "batch": 16,
     },
+    # What our encoder-decoder of other wiring has no family for: BART's, as transformers writes it.
+    "bart-4x384": {
+        "topology": "encoder_decoder", "vocab_size": 8192, "context": 128, "layers": 4,
+        "d_model": 384, "heads": 6, "feed": "gelu", "norm_at": "post", "embed_norm": "norm",
+        "position_offset": 2, "output_bias": "bias", "batch": 16,
+    },
     "gpt2-124m": {
         "vocab_size": 50257, "context": 512, "layers": 12, "d_model": 768, "heads": 12, "batch": 2,
     },
 }  # fmt: skip
-SIDES = ("jaxgen", "torch eager", "torch.compile")
+SIDES = ("jaxgen", "torch eager", "torch.compile", "transformers")
+# Who has no such model.
+LACKING = {
+    "encoder-decoder-4x384": ("transformers",),
+    "bart-4x384": ("torch eager", "torch.compile"),
+}
+APART = {"float32": 1e-3, "bfloat16": 0.1}  # how far logits may lie from ours
 RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
-def config_of(shape: str) -> tuple[Any, int]:
+def config_of(shape: str, dtype: str) -> tuple[Any, int]:
     """Return (config, rows of a batch)."""
     import jaxgen
 
     sizes = dict(SHAPES[shape])
     batch = sizes.pop("batch")
-    return jaxgen.ModelConfig(**sizes), batch
+    return jaxgen.ModelConfig(**sizes, compute_dtype=dtype), batch
 
 
 def batch_of(config: Any, rows: int) -> dict[str, np.ndarray]:
@@ -80,22 +95,27 @@ def params_of(config: Any) -> Any:
     return jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
 
 
-def ours(shape: str, home: Path) -> tuple[Callable[[], float], dict[str, Any]]:
+def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[str, Any]]:
     """Return (one step, facts); the weights and logits go into `home` for the others."""
     import jax
     import optax
 
     import jaxgen
     from jaxgen import host, tree
+    from jaxgen.text import hub_export
+    from jaxgen.text.usage import Usage
     from jaxgen.train import flops, state
 
     host.tune()  # as every verb of the command line does
-    config, rows = config_of(shape)
+    config, rows = config_of(shape, dtype)
     batch, params = batch_of(config, rows), params_of(config)
     memory = jaxgen.encode(params, config, batch["source"]) if "source" in batch else None
     logits = jaxgen.apply(params, config, batch["tokens"], memory=memory).logits
     np.save(home / "logits.npy", np.asarray(logits[:2]))
     np.savez(home / "weights.npz", **{p: np.asarray(x) for p, x in tree.flatten(params).items()})
+    if "transformers" not in LACKING.get(shape, ()):
+        (home / "hub").mkdir()
+        hub_export.write(home / "hub", config, params, tokenizer=None, usage=Usage())
     first, last = BETAS
     rule = optax.adamw(RATE, b1=first, b2=last, weight_decay=DECAY)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), rule)
@@ -115,31 +135,38 @@ def ours(shape: str, home: Path) -> tuple[Callable[[], float], dict[str, Any]]:
     return one, facts
 
 
-def theirs(shape: str, home: Path, *, compiled: bool) -> tuple[Callable[[], float], dict[str, Any]]:
-    """Return (one step, facts) of the torch model with our weights."""
+def theirs(
+    shape: str, dtype: str, home: Path, *, form: str
+) -> tuple[Callable[[], float], dict[str, Any]]:
+    """Return (one step, facts) of a torch model with our weights: eager, compiled or the hub's."""
     import peers
     import torch
 
     from jaxgen import tree
 
-    config, rows = config_of(shape)
+    config, rows = config_of(shape, dtype)
     batch = {k: torch.from_numpy(v).long() for k, v in batch_of(config, rows).items()}
-    with np.load(home / "weights.npz") as stored:
-        model = peers.load(config, tree.unflatten(dict(stored)))
+    if form == "hub":
+        model = peers.from_hub(home / "hub")
+    else:
+        with np.load(home / "weights.npz") as stored:
+            model = peers.load(config, tree.unflatten(dict(stored)))
     inputs = [batch[name] for name in ("tokens", "source") if name in batch]
-    with torch.no_grad():
-        found = model(*(x[:2] for x in inputs)).numpy()
+    cast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    with torch.no_grad(), cast():
+        found = model(*(x[:2] for x in inputs)).float().numpy()
     apart = float(np.abs(found - np.load(home / "logits.npy")).max())
-    assert apart < 1e-3, f"logits are {apart} apart"
+    assert apart < APART[dtype], f"logits are {apart} apart"
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, betas=BETAS, weight_decay=DECAY, fused=True
     )
 
     def loss(targets, *inputs):
-        logits = model(*inputs)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        with cast():
+            logits = model(*inputs)
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-    loss = torch.compile(loss) if compiled else loss
+    loss = torch.compile(loss) if form == "compiled" else loss
 
     def one() -> float:
         value = loss(batch["targets"], *inputs)
@@ -154,17 +181,18 @@ def theirs(shape: str, home: Path, *, compiled: bool) -> tuple[Callable[[], floa
 
 MAKERS = {
     "jaxgen": ours,
-    "torch eager": partial(theirs, compiled=False),
-    "torch.compile": partial(theirs, compiled=True),
+    "torch eager": partial(theirs, form="eager"),
+    "torch.compile": partial(theirs, form="compiled"),
+    "transformers": partial(theirs, form="hub"),
 }
 
 
-def serve(side: str, shape: str, home: Path) -> None:
+def serve(side: str, shape: str, dtype: str, home: Path) -> None:
     """Be one side: make it, then take a step and tell its seconds and loss for every line read."""
     tell = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     sides.threads() if side != "jaxgen" else None
-    one, facts = MAKERS[side](shape, home)
+    one, facts = MAKERS[side](shape, dtype, home)
     value, first = sides.once(one)
     one()
     print(json.dumps(facts | {"first_step_seconds": round(first, 3), "loss": value}), file=tell)
@@ -185,8 +213,9 @@ def serve(side: str, shape: str, home: Path) -> None:
 class Side:
     """A process that takes training steps when asked."""
 
-    def __init__(self, side: str, shape: str, home: Path) -> None:
-        words = [sys.executable, __file__, "--shape", shape, "--serve", side, "--home", str(home)]
+    def __init__(self, side: str, shape: str, dtype: str, home: Path) -> None:
+        words = [sys.executable, __file__, "--shape", shape, "--dtype", dtype]
+        words += ["--serve", side, "--home", str(home)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True)
         self.facts = self._read()
@@ -217,13 +246,15 @@ class Side:
         self.process.wait()
 
 
-def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
-    """Return all figures of a shape."""
+def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, Any]:
+    """Return all figures of a shape; none for no rounds, after every side has compiled."""
     with tempfile.TemporaryDirectory() as home:
         running: dict[str, Side] = {}
         try:
             for name in names:  # ours first: it writes the weights
-                running[name] = Side(name, shape, Path(home))
+                running[name] = Side(name, shape, dtype, Path(home))
+            if not rounds:
+                return {}
             most = running[names[0]].ask("limits")
             seconds = sides.in_turn({n: side.step for n, side in running.items()}, rounds)
             again = running[names[0]].ask("limits")
@@ -236,6 +267,7 @@ def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
     limit = {name: max(value, again[name]) for name, value in most.items()}
     found = {
         "shape": SHAPES[shape],
+        "dtype": dtype,
         "limits": {name: round(value / 1e9, 1) for name, value in limit.items()},
         "flops_per_step": facts["flops_per_step"],
         # torch keeps what it compiled by itself: only the first run on a machine is a cold one.
@@ -258,23 +290,29 @@ def measure(shape: str, names: list[str], rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="gpt2-6x384")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--dtype", choices=APART, default="float32", help="of products")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, help="all that have the model")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        serve(given.serve, given.shape, given.home)
+        serve(given.serve, given.shape, given.dtype, given.home)
         return
+    names = given.sides or [n for n in SIDES if n not in LACKING.get(given.shape, ())]
     began = time.perf_counter()
-    found = measure(given.shape, given.sides, given.rounds)
-    for name in given.sides[1:]:
+    found = measure(given.shape, given.dtype, names, given.rounds)
+    if not found:
+        return
+    label = given.shape if given.dtype == "float32" else f"{given.shape}, {given.dtype}"
+    for name in names[1:]:
         key = f"jaxgen is faster than {name}"
-        print(f"{given.shape}: {found[key]['of_medians']} times as fast as {name}", file=sys.stderr)
+        print(f"{label}: {found[key]['of_medians']} times as fast as {name}", file=sys.stderr)
     path = sides.RESULTS / "train_step.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    known[given.shape] = found | {"took_seconds": round(time.perf_counter() - began)}
-    sides.write("train_step", {name: known[name] for name in SHAPES if name in known})
+    known[label] = found | {"took_seconds": round(time.perf_counter() - began)}
+    labels = [f"{shape}{more}" for more in ("", ", bfloat16") for shape in SHAPES]
+    sides.write("train_step", {name: known[name] for name in labels if name in known})
 
 
 if __name__ == "__main__":
