@@ -125,9 +125,14 @@ def opened(folder: Path, config, params) -> tuple[Any, str]:
     """Return transformers' model on our weights, and the line that compares the logits."""
     jaxgen.save(folder, config, params, layout="hf", family="gpt2")
     told = hub_parity.compare(folder, config, params)
+    return model_of(folder), told
+
+
+def model_of(folder: Path) -> Any:
+    """Return transformers' model of a folder, which no token stops."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None)
-    return model, told
+    return model
 
 
 def main() -> None:

@@ -91,7 +91,16 @@ def _over_rows(left: Array, right: Array) -> Array:
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
-    return lax.dot_general(x, y, (((left,), (right,)), ((), ())))
+    axes = (((left,), (right,)), ((), ()))
+    if x.dtype != jnp.bfloat16 or platform() != "cpu":
+        return lax.dot_general(x, y, axes)
+    # XLA on a CPU takes the instructions for bfloat16 only where sums are float32, which they are
+    # in either case, and there are two rows or more: else it is two to four times as slow.
+    rows = x.shape[1 - left]
+    if rows == 1:
+        x = jnp.concatenate([x, jnp.zeros_like(x)], axis=1 - left)
+    sums = lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+    return sums[:rows].astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,5 +1,7 @@
 """Fast forms of products, norms and gates against the plain forms they stand for."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,3 +80,20 @@ def test_products_of_another_kind_are_left_to_einsum(equation):
     left, right = equation.partition("->")[0].split(",")
     x, w = drawn(left), drawn(right, 1)
     np.testing.assert_allclose(product(equation, x, w), jnp.einsum(equation, x, w), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_in_bfloat16_sum_in_float32_over_two_rows_or_more(rows):
+    draw = np.random.default_rng(0)
+    x = jnp.asarray(draw.normal(size=(1, rows, 64)), jnp.bfloat16)
+    w = jnp.asarray(draw.normal(size=(64, 8)), jnp.bfloat16)
+    equation = "BTD,DF->BTF"
+    sums = np.einsum(equation, np.asarray(x, np.float64), np.asarray(w, np.float64))
+    found = np.asarray(product(equation, x, w), np.float64)
+    np.testing.assert_allclose(found, sums, rtol=2**-8, atol=1e-4)  # half a unit in the last place
+
+    made = jax.make_jaxpr(partial(product, equation))(x, w)
+    call = next(e for e in made.eqns if "call_jaxpr" in e.params)
+    (dot,) = [e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "dot_general"]
+    assert dot.outvars[0].aval.dtype == jnp.float32
+    assert dot.invars[0].aval.shape[0] == max(rows, 2)
