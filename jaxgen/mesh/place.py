@@ -37,7 +37,9 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def laid(array: np.ndarray) -> np.ndarray:
-    """Return an `aligned` copy, in C order."""
+    """Return the array if it lies as an `aligned` one, in C order, else such a copy."""
+    if array.flags.c_contiguous and array.ctypes.data % LINE == 0:
+        return array
     held = aligned(array.shape, array.dtype)
     held[...] = array
     return held

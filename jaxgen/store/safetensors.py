@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgen import files
 from jaxgen.errors import CheckpointError
+from jaxgen.mesh.place import aligned
 
 WHAT = "safetensors file"
 MAX_HEADER = 100_000_000  # bytes, as in the format's own library
@@ -93,20 +94,27 @@ def open_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read(tensor: Tensor) -> np.ndarray:
-    """Return a tensor's values; CheckpointError if the file has changed or can't be read."""
+    """Return a tensor's values, laid as `mesh.place.aligned` does.
+
+    Raises CheckpointError if the file has changed or can't be read.
+    """
     name = DTYPES[tensor.dtype][1]
     if name is None:
         raise CheckpointError(
             f"{tensor.path}: {tensor.name!r} is {tensor.dtype}, which is not read"
         )
+    found = aligned(tensor.shape, _dtype(name))
+    rest = memoryview(found.reshape(-1).view(np.uint8))
     try:
-        count = tensor.end - tensor.begin
-        raw = np.fromfile(tensor.path, np.uint8, count, offset=tensor.begin)
-    except (OSError, ValueError) as error:
+        with tensor.path.open("rb", buffering=0) as file:
+            file.seek(tensor.begin)
+            while rest and (count := file.readinto(rest)):
+                rest = rest[count:]
+    except OSError as error:
         raise CheckpointError(f"{tensor.path} can't be read: {error}") from error
-    if raw.size != count:
+    if rest:
         raise CheckpointError(f"{tensor.path} has shrunk while it was read; fetch it again")
-    return raw.view(_dtype(name)).reshape(tensor.shape)
+    return found
 
 
 def write(

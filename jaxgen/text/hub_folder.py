@@ -154,9 +154,12 @@ def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite
         index = (slice(None),) * len(leaf.shape) if index is None else index
         if parts[0][1].index is None:
             return laid(_read(*parts[0], leaf.dtype, nonfinite)[index])
-        layers = parts[index[0]]
-        rest = [_read(*part, leaf.dtype, nonfinite)[index[1:]] for part in layers]
-        return np.stack(rest, out=aligned((len(rest), *rest[0].shape), rest[0].dtype))
+        layers, held = parts[index[0]], np.empty(0)
+        for number, part in enumerate(layers):  # one layer at a time is there twice
+            layer = _read(*part, leaf.dtype, nonfinite)[index[1:]]
+            held = held if number else aligned((len(layers), *layer.shape), layer.dtype)
+            held[number] = layer
+        return held
 
     if sharding is None:
         return jax.device_put(piece(None))
