@@ -71,8 +71,39 @@ def first_token(found: dict[str, Any]) -> list[str]:
     return rows
 
 
+def checkpoint(found: dict[str, Any]) -> list[str]:
+    """Return rows of results/checkpoint.json: standing still, saving, restoring."""
+    rows = []
+    for size, cases in found.items():
+        if save := cases.get("save"):
+            seconds, still = save["seconds"], save["stands_still"]["jaxgen"]
+            for way, ratio in save["times_as_short"].items():
+                ours, theirs = (_seconds(seconds[f"{side} call"]) for side in ("jaxgen", way))
+                rows.append(
+                    f"| training stands still for a save, {size}, against {way} | {ours}, "
+                    f"{still:.1%} of the save | {theirs} | **{ratio['of_medians']:.1f}** | | |"
+                )
+            whole, way = seconds["jaxgen whole"], "torch distributed, in the background"
+            rows.append(
+                f"| save until it is on the disk, with sha256 of all, {size}, against {way} "
+                f"| {_seconds(whole)} | {_seconds(seconds[f'{way} whole'])} "
+                f"| **{save['whole_times_as_fast'][way]['of_medians']:.2f}** "
+                f"| {save['limit']['share']:.0%} of plain writing | |"
+            )
+        if restore := cases.get("restore"):
+            seconds = restore["seconds"]
+            rows += [
+                f"| restore, every byte verified, {size}, against {way}, which verifies none "
+                f"| {_seconds(seconds['jaxgen full'])} | {_seconds(seconds[way])} | "
+                f"**{restore['times_as_fast'][f'jaxgen full against {way}']['of_medians']:.2f}** "
+                f"| | |"
+                for way in ("torch.save", "torch distributed")
+            ]
+    return rows
+
+
 # More results/NAME.json, in the table's order, each with what makes rows of it.
-OTHERS = {"first_token": first_token}
+OTHERS = {"first_token": first_token, "checkpoint": checkpoint}
 
 
 def _seconds(side: dict[str, Any]) -> str:

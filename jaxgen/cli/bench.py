@@ -47,6 +47,7 @@ BENCHES = {
     "decode-beams": _decode("beams"),
     "first-token": _tiny("first_token.py", "torch", "transformers"),
     "beams": _tiny("beams.py", "torch", "transformers"),
+    "checkpoint": _tiny("checkpoint.py", "torch"),
 }
 FOLDER = "benchmarks"
 

@@ -76,7 +76,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
 
     def save(self, step: int, tree: Any, extra: Mapping[str, Any], *, metric: float | None) -> None:
-        """Copy the tree to the host and write it in the background; the tree may then be donated.
+        """Take the tree to the host and write it in the background; it may then be donated.
 
         extra: plain data that JSON can hold. metric: lower is better; None or NaN: never the best.
         Waits for the save before. A step that is there already with the same arrays is let be, but

@@ -49,7 +49,7 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def to_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
-    """Return ({name: Leaf}, {name: array}); the arrays are copies, so the tree may be donated.
+    """Return ({name: Leaf}, {name: array}), which last: the tree may be donated, or overwritten.
 
     Raises TypeError naming a leaf that is not made of numbers.
     """
@@ -150,13 +150,13 @@ def bare(name: str, array: np.ndarray, leaf: Leaf) -> Any:
 
 
 def host(name: str, leaf: Any) -> np.ndarray:
-    """Return a copy of a leaf on the host; TypeError if it is not made of numbers."""
+    """Return a leaf on the host, as it is now; TypeError if it is not made of numbers."""
     array = np.asarray(leaf)
     # Numbers, and the narrow floats of ml_dtypes, which numpy takes for opaque bytes.
     ours = array.dtype.kind in "biufc" and array.dtype.char not in "gG"  # g: the C long double
     if not ours and (array.dtype.kind != "V" or not jnp.issubdtype(array.dtype, jnp.number)):
         raise TypeError(f"{name} is {type(leaf).__name__}; a checkpoint holds numbers only")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    on_device = isinstance(leaf, jax.Array) and not any(d.platform == "cpu" for d in leaf.devices())
-    # On the CPU numpy sees the array's own memory, which the next step overwrites.
-    return array if on_device else array.copy(order="C")
+    # On the CPU numpy sees a jax array's own memory. As long as it does, JAX gives that to no step:
+    # one that the array is donated to takes other memory, as a copy would have.
+    return array if isinstance(leaf, jax.Array) else array.copy(order="C")

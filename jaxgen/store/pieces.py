@@ -30,7 +30,7 @@ Bounds = tuple[tuple[int, int], ...]  # (start, stop) of each axis
 
 
 def to_host(tree: Any, *, first: bool) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
-    """Return ({name: Leaf} of all, {piece: array} of this process); the arrays are copies.
+    """Return ({name: Leaf} of all, {piece: array} of this process), which last.
 
     Of what several devices hold alike, one process writes it; first: this is process 0, which
     writes what all processes have on their own. Raises TypeError as `leaves.to_host` does.
