@@ -102,8 +102,24 @@ def checkpoint(found: dict[str, Any]) -> list[str]:
     return rows
 
 
+def loader(found: dict[str, Any]) -> list[str]:
+    """Return rows of results/loader.json: writing shards, making batches."""
+    rows = []
+    for case, one in found["cases"].items():
+        step = one.get("times_the_training_step")
+        if "training_step" in one:
+            what, other, most = f"batches of {case}", "torch DataLoader", ""
+            most = "" if step is None else f"{step:,.0f} times what the fastest training step needs"
+        else:
+            what, other, most = f"writing shards, {case}", "the library alone", ""
+        ours, theirs = (f"{one['tokens_per_second'][n]:,} tokens/s" for n in ("jaxgen", other))
+        ratio = one["times_as_fast"]["of_medians"]
+        rows.append(f"| {what}, against {other} | {ours} | {theirs} | **{ratio:.2f}** | {most} | |")
+    return rows
+
+
 # More results/NAME.json, in the table's order, each with what makes rows of it.
-OTHERS = {"first_token": first_token, "checkpoint": checkpoint}
+OTHERS = {"first_token": first_token, "checkpoint": checkpoint, "loader": loader}
 
 
 def _seconds(side: dict[str, Any]) -> str:

@@ -48,6 +48,7 @@ BENCHES = {
     "first-token": _tiny("first_token.py", "torch", "transformers"),
     "beams": _tiny("beams.py", "torch", "transformers"),
     "checkpoint": _tiny("checkpoint.py", "torch"),
+    "loader": _tiny("loader.py", "torch", "tokenizers"),
 }
 FOLDER = "benchmarks"
 
@@ -67,8 +68,9 @@ def bench(
     It needs torch and transformers: pip install "jaxgen[bench]".
 
     There are train, train-llama, train-encoder-decoder, train-gpt2-124m, decode,
-    decode-beams, first-token and beams: those of an encoder-decoder, against
-    CTranslate2 as well where that is installed. For example:
+    decode-beams, first-token, checkpoint, loader and beams: those of an
+    encoder-decoder, against CTranslate2 as well where that is installed.
+    For example:
         jaxgen bench --length brief
         jaxgen bench train decode --out results/laptop
     """
