@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py                            all axes: memory, time, picture
     python benchmarks/scaling.py --axes context --of memory
-    python benchmarks/scaling.py --largest 2048             a run of a minute
+    python benchmarks/scaling.py --size tiny                two points an axis, to see that it runs
 
 Each point is a process of its own, one for memory and one for time: for time the allocator is told
 to keep what is freed, as in training, after which resident memory says nothing of a step. Memory:
@@ -24,6 +24,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ import numpy as np
 import sides
 
 BASE = {"norm": "rms", "positions": "rope", "feed": "swiglu", "biases": "none"}
-TAIL, STEPS, ENOUGH = 3, 5, 12.0  # points of a tail; steps timed, fewer once so many seconds are up
+TAIL, ENOUGH = 3, 12.0  # points of a tail; seconds after which no further step is timed
+TINY = 2  # points of an axis
 KINDS = ("memory", "time")
 MIB = 2.0**20
 
@@ -158,8 +160,8 @@ def loss_memory(settings: Any) -> int:
     return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 
-def timed(settings: Any) -> dict[str, float]:
-    """Return the seconds of a step: the median of some, after one that is not counted."""
+def timed(settings: Any, rounds: int) -> dict[str, float]:
+    """Return the seconds of a step: the median of `rounds`, after one that is not counted."""
     import jax
 
     from jaxgen import host
@@ -169,7 +171,7 @@ def timed(settings: Any) -> dict[str, float]:
     program, begin, batch, _ = prepared(settings)
     state, seconds = begin(), []
     began = time.perf_counter()
-    for _ in range(STEPS + 1):
+    for _ in range(rounds + 1):
         start = time.perf_counter()
         state, metrics = program(state, batch)
         jax.block_until_ready((state, metrics))
@@ -197,24 +199,24 @@ def fits(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def point(axis: str, value: int, kind: str) -> dict[str, Any]:
+def point(axis: str, value: int, kind: str, rounds: int) -> dict[str, Any]:
     """Return the figures of one point, from a process of its own."""
-    words = [sys.executable, __file__, "--serve", axis, str(value), kind]
+    words = [sys.executable, __file__, "--serve", axis, str(value), kind, "--rounds", str(rounds)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{axis}={value}: the process of its {kind} ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(axis: str, kinds: list[str], largest: int | None, known: dict) -> dict[str, Any]:
-    """Return an axis with what is measured now in the place of what was known."""
+def measure(
+    axis: str, values: list[int], kinds: list[str], rounds: int, known: dict
+) -> dict[str, Any]:
+    """Return an axis, with what is measured now of `values` in the place of what was known."""
     points = {p["value"]: p for p in known.get("points", [])}
     environments = dict(known.get("environments", {}))
-    for value in AXES[axis].values:
-        if largest is not None and value > largest:
-            continue
+    for value in values:
         for kind in kinds:
-            found = point(axis, value, kind)
+            found = point(axis, value, kind, rounds)
             points[value] = points.get(value, {"value": value}) | found
             print(axis, value, kind, found, file=sys.stderr, flush=True)
     environments |= dict.fromkeys(kinds, sides.environment())
@@ -264,7 +266,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         for axes in (upper, lower):
             axes.set(xscale="log", yscale="log")
             axes.grid(alpha=0.3)
-            axes.legend(frameon=False, fontsize=7.5, loc="upper left")
+            if axes.lines:
+                axes.legend(frameon=False, fontsize=7.5, loc="upper left")
             axes.margins(y=0.25)
         lower.set(xlabel=AXES[name].label)
     grid[0][0].set(ylabel="MiB")
@@ -291,20 +294,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--of", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--largest", type=int, help="leave out larger values")
+    parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    parser.add_argument("--rounds", type=int, default=5, help="steps that are timed")
+    parser.add_argument("--smallest", type=int, default=0, help="leave out smaller values")
+    parser.add_argument("--largest", type=int, default=10**9, help="leave out larger values")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         axis, value, kind = given.serve
         settings = settings_of(axis, int(value))
-        print(json.dumps({"memory": memory, "time": timed}[kind](settings)))
+        print(json.dumps(memory(settings) if kind == "memory" else timed(settings, given.rounds)))
         return
     path = sides.RESULTS / "scaling.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for axis in given.axes:
-        known[axis] = measure(axis, given.of, given.largest, known.get(axis, {}))
+        values = AXES[axis].values[: TINY if given.size == "tiny" else None]
+        chosen = [value for value in values if given.smallest <= value <= given.largest]
+        known[axis] = measure(axis, chosen, given.of, given.rounds, known.get(axis, {}))
         sides.write("scaling", {name: known[name] for name in AXES if name in known})
-    draw(known, sides.RESULTS / "scaling.png")
+    if find_spec("matplotlib") is None:
+        print('no scaling.png: pip install "jaxgen[plot]" to have it', file=sys.stderr)
+    else:
+        draw(known, sides.RESULTS / "scaling.png")
 
 
 if __name__ == "__main__":
