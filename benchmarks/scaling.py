@@ -33,7 +33,7 @@ import sides
 
 BASE = {"norm": "rms", "positions": "rope", "feed": "swiglu", "biases": "none"}
 TAIL, ENOUGH = 3, 12.0  # points of a tail; seconds after which no further step is timed
-TINY = 2  # points of an axis
+SIZES: dict[str, int | None] = {"full": None, "tiny": 2}  # points of an axis; None: all
 KINDS = ("memory", "time")
 MIB = 2.0**20
 
@@ -126,7 +126,7 @@ def memory(settings: Any) -> dict[str, float]:
     assert np.isfinite(metrics["loss"])
     plan = analytic.make(settings, Chip("cpu", 1e12, 1e12, 1e11, 1e11, "cpu"), 1)
     return {
-        "planned": program.memory_analysis().temp_size_in_bytes,
+        "planned": temporaries(program),
         "resident": resident,
         "analytic": round(plan.total - plan.state),
         "state": round(plan.state),
@@ -157,7 +157,12 @@ def loss_memory(settings: Any) -> int:
     loss = jax.value_and_grad(
         lambda *given: vocabulary_loss(*given, **options), argnums=(0, 1), has_aux=True
     )
-    return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    return temporaries(jax.jit(loss).lower(*shapes).compile())
+
+
+def temporaries(program: Any) -> int:
+    """Return the bytes that a compiled program holds beside arguments and results."""
+    return program.memory_analysis().temp_size_in_bytes
 
 
 def timed(settings: Any, rounds: int) -> dict[str, float]:
@@ -294,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--of", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--rounds", type=int, default=5, help="steps that are timed")
     parser.add_argument("--smallest", type=int, default=0, help="leave out smaller values")
     parser.add_argument("--largest", type=int, default=10**9, help="leave out larger values")
@@ -308,7 +313,7 @@ def main() -> None:
     path = sides.RESULTS / "scaling.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     for axis in given.axes:
-        values = AXES[axis].values[: TINY if given.size == "tiny" else None]
+        values = AXES[axis].values[: SIZES[given.size]]
         chosen = [value for value in values if given.smallest <= value <= given.largest]
         known[axis] = measure(axis, chosen, given.of, given.rounds, known.get(axis, {}))
         sides.write("scaling", {name: known[name] for name in AXES if name in known})

@@ -49,6 +49,7 @@ BENCHES = {
     "beams": _tiny("beams.py", "torch", "transformers"),
     "checkpoint": _tiny("checkpoint.py", "torch"),
     "loader": _tiny("loader.py", "torch", "tokenizers"),
+    "scaling": _tiny("scaling.py"),
 }
 FOLDER = "benchmarks"
 
@@ -69,7 +70,8 @@ def bench(
 
     There are train, train-llama, train-encoder-decoder, train-gpt2-124m, decode,
     decode-beams, first-token, checkpoint, loader and beams: those of an
-    encoder-decoder, against CTranslate2 as well where that is installed.
+    encoder-decoder, against CTranslate2 as well where that is installed; scaling
+    has no peer: how a step grows with length, batch, layers, width and vocabulary.
     For example:
         jaxgen bench --length brief
         jaxgen bench train decode --out results/laptop
