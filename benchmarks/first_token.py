@@ -83,8 +83,8 @@ def theirs(folder: str, prompt: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     asked = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         found = model.generate(**asked, do_sample=False, max_new_tokens=1, pad_token_id=0)
@@ -142,7 +142,7 @@ def first_token(case: str, folder: Path, rounds: int) -> dict[str, Any]:
     texts = {name: side.texts for name, side in both.items()}
     assert len(set.union(*texts.values())) == 1, texts
     seconds = {name: side.seconds for name, side in both.items()}
-    found = {"seconds": {name: sides.figures(of) for name, of in seconds.items()}}
+    found: dict[str, Any] = {"seconds": {name: sides.figures(of) for name, of in seconds.items()}}
     least = limit(folder)
     found["limit"] = least | {
         "share": round(sum(least.values()) / found["seconds"]["jaxgen"]["median_seconds"], 3)

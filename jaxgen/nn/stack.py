@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxgen.config import ModelConfig
 from jaxgen.nn.block import Block, Carry, Period
@@ -43,7 +44,7 @@ def in_line(stacked: Any) -> InLine:
 
 def _parts(leaf: Any) -> tuple[Any, ...]:
     """Return the layers of one parameter."""
-    if isinstance(leaf, jax.core.Tracer) or not _is_here(leaf):
+    if isinstance(leaf, Tracer) or not _is_here(leaf):
         return tuple(leaf[i] for i in range(leaf.shape[0]))
     # Slices would be compiled, and be copies. These lie in the stack's own memory, which JAX then
     # gives to no other array, also if the stack itself is donated.

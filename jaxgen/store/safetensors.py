@@ -104,7 +104,7 @@ def read(tensor: Tensor) -> np.ndarray:
             f"{tensor.path}: {tensor.name!r} is {tensor.dtype}, which is not read"
         )
     found = aligned(tensor.shape, _dtype(name))
-    rest = memoryview(found.reshape(-1).view(np.uint8))
+    rest = found.reshape(-1).view(np.uint8).data
     try:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.begin)
