@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import sides
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 512, "context": 64, "layers": 2, "d_model": 64, "heads": 4},
     "6x384": {"vocab_size": 8192, "context": 256, "layers": 6, "d_model": 384, "heads": 6},
     "gpt2-124m": {"vocab_size": 50257, "context": 1024, "layers": 12, "d_model": 768, "heads": 12},
@@ -55,7 +55,7 @@ def state_of(size: str) -> Any:
     drawn = np.random.default_rng(0)
 
     def random(leaf: Any) -> Any:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.key(1)
         return jax.numpy.array(drawn.random(leaf.shape, np.float32).astype(leaf.dtype))
 
@@ -109,10 +109,12 @@ class Ours:
         """Read it back, into memory of its own."""
         import jax
 
-        self._timed(
-            verify,
-            lambda: jax.block_until_ready(self.open(verify).restore(self.state).tree),
-        )
+        def read() -> None:
+            found = self.open(verify).restore(self.state)
+            assert found is not None
+            jax.block_until_ready(found.tree)
+
+        self._timed(verify, read)
 
     def _timed(self, name: str, call: Callable[[], Any]) -> None:
         self.seconds.setdefault(name, []).append(sides.once(call)[1])
@@ -156,7 +158,7 @@ class Theirs:
             found = torch.load(self.home / way, weights_only=True)
         else:
             found = {name: torch.empty_like(x) for name, x in self.flat.items()}
-            dcp.load(found, checkpoint_id=self.home / way, no_dist=True)
+            dcp.load(found, checkpoint_id=self.home / way, no_dist=True)  # pyright: ignore
         self.seconds.setdefault(way, []).append(time.perf_counter() - began)
         assert all(torch.equal(found[name], x) for name, x in list(self.flat.items())[-2:])
 
@@ -175,7 +177,7 @@ def _plain(flat: dict[str, Any], path: Path) -> Callable[[], Any]:
 def _distributed(flat: dict[str, Any], path: Path) -> Callable[[], Any]:
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(flat, checkpoint_id=path, no_dist=True)
+    dcp.save(flat, checkpoint_id=path, no_dist=True)  # pyright: ignore
     return lambda: None
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import sides
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"vocab_size": 1024, "context": 64, "layers": 2, "d_model": 64, "heads": 4},
     "gpt2-124m": {"vocab_size": 50257, "context": 1024, "layers": 12, "d_model": 768, "heads": 12},
 }

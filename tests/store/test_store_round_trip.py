@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxgen.errors import BusyError, CheckpointError, ConfigError
-from jaxgen.store import Checkpoints
+from jaxgen.store import Checkpoints, leaves, safetensors
 
 
 @jax.tree_util.register_dataclass
@@ -143,6 +143,7 @@ def test_what_is_restored_can_be_donated_and_does_not_borrow_memory(tmp_path):
 
 def test_what_is_saved_may_be_donated_while_it_is_written(tmp_path):
     state = {"w": jnp.zeros(1 << 16), "n": np.zeros(1 << 10)}
+    assert np.shares_memory(leaves.to_host(state)[1]["w"], np.asarray(state["w"]))  # no copy
     checkpoints = open_at(tmp_path)
     checkpoints.save(1, state, {}, metric=None)
     state["n"] += 1
@@ -150,6 +151,14 @@ def test_what_is_saved_may_be_donated_while_it_is_written(tmp_path):
     checkpoints.wait()
     found = checkpoints.restore(state).tree
     assert not found["w"].any() and not found["n"].any()
+
+
+def test_a_weight_file_is_read_into_the_memory_that_its_arrays_stay_in(tmp_path):
+    wanted = np.arange(30, dtype=np.float32).reshape(5, 6)
+    safetensors.write(tmp_path / "w", {"w": ("float32", (5, 6))}, lambda name: wanted, {"a": "b"})
+    read = safetensors.read(safetensors.open_file(tmp_path / "w")["w"])
+    assert jax.device_put(read).unsafe_buffer_pointer() == read.ctypes.data
+    np.testing.assert_array_equal(read, wanted)
 
 
 def test_arrays_take_the_sharding_of_the_abstract_tree(tmp_path):
