@@ -250,8 +250,7 @@ def extend(
     """Return (cache with T new tokens of one layer, the keys and values that they may see).
 
     layer: its number among those that share its slots. The caller sees to it that length + T fits
-    the capacity: a write past the end would be clamped onto the last slots without a word, as all
-    dynamic updates in JAX are.
+    the capacity: a write past the end is dropped without a word.
     """
     if cache.ring is None or kind == "global":
         assert cache.whole is not None
@@ -300,15 +299,12 @@ def _kept(slots: Slots, k: Array, v: Array) -> tuple[Array, Array]:
 
 def _written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
     """Slots with T new tokens of one layer after each row's `length`."""
-    changed = {}
-    for name, new in _coded(slots, k, v):
-
-        def place(row, tokens, at):  # [L, K, S, ...] and [K, T, ...]
-            begin = (layer, 0, at, *(0 for _ in tokens.shape[2:]))
-            return lax.dynamic_update_slice(row, tokens[None], begin)
-
-        whole = getattr(slots, name)
-        changed[name] = jax.vmap(place, (1, 0, 0), 1)(whole, new.swapaxes(1, 2), length)
+    rows = jnp.arange(k.shape[0])[:, None]
+    at = length[:, None] + jnp.arange(k.shape[1])
+    changed = {
+        name: getattr(slots, name).at[layer, rows, :, at].set(new, mode="drop")
+        for name, new in _coded(slots, k, v)
+    }
     return replace(slots, **changed)
 
 
