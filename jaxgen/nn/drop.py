@@ -13,8 +13,8 @@ from jaxgen.ops.chance import Chance, drop
 class Drop(nn.Module):
     """Zeroes elements with probability `rate` and scales up the rest (Srivastava et al. 2014).
 
-    Where code is written per device (shard_map, pmap), the mask of all rows is drawn and the
-    device takes its own, so that the three forms of a step drop the same elements.
+    Where code is written per device (shard_map, pmap), a device drops what it would as a part of
+    the whole batch, so that the three forms of a step drop the same elements.
     """
 
     rate: float

@@ -51,7 +51,7 @@ def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..
         return jnp.einsum(equation, x, w)
     wide = prod(x.shape[len(rows) :])
     matrix = w.reshape((wide, -1) if first else (-1, wide))
-    y = _matrices(first, x.reshape(-1, wide), matrix)
+    y: Any = _matrices(first, x.reshape(-1, wide), matrix)
     kept = w.shape[len(inner) :] if first else w.shape[: -len(inner)]
     return y.reshape(*x.shape[: len(rows)], *kept)
 

@@ -2,7 +2,8 @@
 
 Scores exist for a few rows at a time: memory grows with the length and not with its square, and
 rows under a causal mask or a window stop at the last key that they see. The backward pass makes
-the scores again from two numbers a row (Rabe and Staats 2021; Dao et al. 2022).
+the scores again from two numbers a row (Rabe and Staats 2021; Dao et al. 2022), and draws what
+dropout took again from their indices.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def attend(case: Case) -> jax.Array:
 
 
 class Fate(NamedTuple):
-    """What the draws of dropout depend on but for an element's place: made again where needed."""
+    """What an element's fate under dropout depends on, besides its index."""
 
     key: Any  # UInt32[Array, "2"]
     first: Any  # UInt32[Array, ""]: the number of the first row in the whole batch
