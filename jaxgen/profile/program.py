@@ -25,8 +25,9 @@ SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')  # of JAX before
 WINDOW, LABELS = re.compile(r"window=\{([^}]*)\}"), re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 SLICES = ("dynamic-slice", "slice", "gather")
 WRITES = ("dynamic-update-slice", "scatter")  # into a part of what they are given first
-FREE = ("bitcast", "constant", "get-tuple-element", "parameter", "tuple", "while", "conditional",
-        "call", "after-all", "partition-id")  # fmt: skip
+CONTROL = ("while", "conditional", "call")  # they run other operations
+FREE = (*CONTROL, "bitcast", "constant", "get-tuple-element", "parameter", "tuple", "after-all",
+        "partition-id")  # fmt: skip
 # What JAX puts around the names that a program gives.
 AROUND = re.compile(r".*\(.*|while|body|closed_call|cond|branch_\d+_fun|checkpoint|rematted.*|scan")
 PACKAGE, EVERYWHERE = "jaxgen/", ("ops/contract.py",)  # every product passes through that file
@@ -66,7 +67,7 @@ class Operation(NamedTuple):
     dtype: str | None  # of what is multiplied
     bytes: float
     path: str  # names of modules and of the primitive, "layers/attn/dot_general"
-    backward: bool
+    note: str  # "backward" or "itself", for an operation that runs others
     line: str  # of jaxgen, "nn/feed.py:43", else of whoever called JAX; "" if not known
 
 
@@ -83,6 +84,12 @@ class Program:
         """The names of all instructions."""
         return {name for lines in self.computations.values() for name in lines}
 
+    @property
+    def control(self) -> set[str]:
+        """The names of the instructions that only run others."""
+        lines = [line for body in self.computations.values() for line in body.items()]
+        return {name for name, one in lines if one.opcode in CONTROL}
+
     def operations(self, names: Sequence[str]) -> dict[str, Operation]:
         """Return what the operations of these names cost; unknown names are left out."""
         wanted, found = set(names), {}
@@ -98,12 +105,13 @@ class Program:
         text = one.text if most is None else most[2]
         path = OP_NAME.search(text) or OP_NAME.search(one.text)
         parts = path[1].split("/") if path else []
+        backward = any(part.startswith("transpose(") for part in parts)
         return Operation(
             flops=sum(flops for flops, *_ in products),
             dtype=most[1] if most else None,
             bytes=self._bytes(lines, one),
             path="/".join(part for part in parts if not AROUND.fullmatch(part)),
-            backward=any(part.startswith("transpose(") for part in parts),
+            note="itself" if one.opcode in CONTROL else "backward" if backward else "",
             line=self._line(text) or self._line(one.text),
         )
 

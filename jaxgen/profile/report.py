@@ -56,7 +56,8 @@ def make(
     """
     if not ran:
         raise BusyError("the trace holds no operation: the profiler sees nothing of this device")
-    seconds, times = trace.seconds(ran), trace.executions(ran)
+    control = {(module, name) for module, one in programs.items() for name in one.control}
+    seconds, times = trace.seconds(ran, control), trace.executions(ran)
     whole = max(one.end for one in ran) - min(one.begin for one in ran)
     first = sorted(seconds, key=lambda key: -seconds[key])[:MOST]
     costs = {
@@ -134,6 +135,6 @@ def lines(report: Report, runs: int) -> list[str]:
 def _cells(row: Row, runs: int) -> tuple[str, ...]:
     one = row.operation
     limit = f"{row.reached:.0%} of {row.bound}" if row.bound else "-"
-    what = "" if one is None else f"{one.path} {'(backward)' if one.backward else ''}".strip()
+    what = "" if one is None else f"{one.path} ({one.note})" if one.note else one.path
     times = f"{row.times / runs:.6g}"
-    return (f"{row.share:.1%}", times, limit, row.name, what, one.line if one else "")
+    return (f"{row.share:.1%}", times, limit, row.name, what.strip(), one.line if one else "")

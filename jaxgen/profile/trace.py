@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,31 +93,33 @@ def _ran(event: Any, stats: dict[str, Any], ended: dict[int, float], modules: li
     return Ran(module, name, event.name, begin / 1e9, end / 1e9)
 
 
-def seconds(ran: Iterable[Ran]) -> dict[tuple[str, str], float]:
+def seconds(
+    ran: Iterable[Ran], control: Set[tuple[str, str]] = frozenset()
+) -> dict[tuple[str, str], float]:
     """Return the seconds of each (module, operation); together, those in which anything ran.
 
-    An instant at which n operations ran counts 1 / n for each of them, and for a loop only if
-    nothing in it ran.
+    An instant at which n operations ran counts 1 / n for each of them, and for one that runs
+    others, as a loop does, only if none of them ran: those of `control`, and by their names.
     """
     changes = []
     for number, one in enumerate(ran):
         if one.end <= one.begin:
             continue
-        control = one.name.partition(".")[0] in CONTROL
         key = (one.module, one.name)
-        changes += [(one.begin, 1, number, control, key), (one.end, 0, number, control, key)]
+        runs = key in control or one.name.partition(".")[0] in CONTROL
+        changes += [(one.begin, 1, number, runs, key), (one.end, 0, number, runs, key)]
     found: dict[tuple[str, str], float] = defaultdict(float)
     running: tuple[dict, dict] = ({}, {})  # work, control
     last = 0.0
-    for now, begins, number, control, key in sorted(changes):
+    for now, begins, number, runs, key in sorted(changes):
         active = running[0] or running[1]
         for one in active.values():
             found[one] += (now - last) / len(active)
         last = now
         if begins:
-            running[control][number] = key
+            running[runs][number] = key
         else:
-            del running[control][number]
+            del running[runs][number]
     return dict(found)
 
 

@@ -61,11 +61,8 @@ source_file="/home/me/jaxgen/nn/attend.py" source_line=9}
     one = program.parse(text).operations(["convolution.1"])["convolution.1"]
     assert one.flops == 2 * 4 * 8 * 16 * 32 and one.dtype == "bf16"
     assert one.bytes == 2 * 4 * 8 * 16 + 2 * 4 * 16 * 32 + 4 * 4 * 8 * 32
-    assert (one.path, one.backward, one.line) == (
-        "layers/attn/dot_general",
-        False,
-        "nn/attend.py:9",
-    )
+    assert (one.path, one.note) == ("layers/attn/dot_general", "")
+    assert one.line == "nn/attend.py:9"
 
 
 @pytest.mark.parametrize("none", [0, 1])
@@ -116,7 +113,7 @@ backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting
 """
     one = program.parse(text).operations(["cublas-gemm.1"])["cublas-gemm.1"]
     assert one.flops == 2 * 64 * 16 * 32 and one.dtype == "f16"
-    assert one.path == "out/dot" and one.backward
+    assert (one.path, one.note) == ("out/dot", "backward")
 
 
 def test_of_what_is_sliced_and_updated_only_the_part_is_moved():
@@ -156,6 +153,23 @@ ENTRY %main (a: f32[100,100]) -> f32[100,100] {
     assert shown[1].split()[:5] == ["80.0%", "1", "50%", "of", "products"]
     assert shown[-2] == "0 other operations 0.0%, none 5.0%"
     assert "0.001 GFLOP/s of float32" in shown[-1]
+
+
+def test_a_conditional_of_any_name_counts_only_what_its_branches_leave():
+    text = """
+ENTRY %main (p: s32[], a: f32[4]) -> f32[4] {
+  %p = s32[] parameter(0)
+  %a = f32[4]{0} parameter(1)
+  ROOT %cond.3.clone = f32[4]{0} conditional(%p, %a, %a), branch_computations={%b, %c}
+}
+"""
+    ran = [Ran("m", "cond.3.clone", "k", 0.0, 10.0), Ran("m", "sine.1", "k", 1.0, 8.0)]
+    found = report.make(ran, {"m": program.parse(text)}, lambda what: 1e9)
+    assert [(row.name, row.seconds) for row in found.rows] == [
+        ("sine.1", 7.0),
+        ("cond.3.clone", 3.0),
+    ]
+    assert "(itself)" in report.lines(found, 1)[2]
 
 
 def test_the_costliest_ten_come_first_and_the_rest_is_one_line():
