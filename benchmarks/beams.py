@@ -59,7 +59,7 @@ class Texts(NamedTuple):
     """The best text of each source, [B, length], and its score: log-probability a token."""
 
     tokens: np.ndarray
-    scores: np.ndarray
+    scores: Any  # [B]; None where they were not asked for
 
 
 def our_side(config: jaxgen.ModelConfig, length: int) -> Callable:
@@ -148,7 +148,8 @@ def measure(batch: int, config, params, weights, models, given, most) -> dict[st
             for name in models
         },
         "largest_difference_of_scores": {
-            name: float(np.abs(texts[OURS].scores - texts[name].scores).max()) for name in models
+            name: float(np.abs(np.subtract(texts[OURS].scores, texts[name].scores)).max())
+            for name in models
         },
     }
 
@@ -190,7 +191,7 @@ def converted(folder: Path, model: Any, threads: int) -> Any:
     spec = loader.get_model_spec(model)
     names = [str(token) for token in range(model.config.vocab_size)]
     loader.set_vocabulary(spec, names)
-    about = spec.config
+    about: Any = spec.config
     about.bos_token, about.eos_token, about.unk_token = names[PAD], names[STOP], names[STOP + 1]
     about.decoder_start_token = names[PAD]
     spec.validate()

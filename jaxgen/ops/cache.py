@@ -375,7 +375,7 @@ def _layer(whole, layer):
 def advance(cache: Cache, tokens: int) -> Cache:
     """Return the cache with every row longer, by `tokens` or by the real ones it expected."""
     seen = descent(cache, tokens)
-    if seen is not None:
+    if seen is not None and cache.branches is not None:
         branches = replace(cache.branches, seen=seen.reshape(cache.branches.seen.shape))
         cache = replace(cache, branches=branches)
     return replace(cache, length=cache.length + _counted(cache, tokens), real=None)
