@@ -219,8 +219,8 @@ def main() -> None:
             told += f"; {times} times the training step, {found['limit']['share']:.0%} of a gather"
         print(f"{case}: {told}", file=sys.stderr)
         cases[case] = found | {"threads": threads, "environment": sides.environment(PACKAGES)}
-    cases = {case: cases[case] for case in CASES if case in cases}
-    sides.write("loader", {"size": given.size, "cases": cases})
+        known = {case: cases[case] for case in CASES if case in cases}
+        sides.write("loader", {"size": given.size, "cases": known})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`jaxgen bench` runs the scripts that it names, with what it says."""
 
 import ast
+import os
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,3 +62,18 @@ def test_the_scripts_have_the_shapes_that_bench_asks_for():
         option, table = ("--shape", "SHAPES") if "--shape" in one.brief else ("--size", "SIZES")
         for words in (one.full, one.brief):
             assert dict(pairwise(words)).get(option, "tiny") in keys(one.script, table)
+
+
+@pytest.mark.skipif("JAXGEN_NIGHTLY" not in os.environ, reason="minutes: set JAXGEN_NIGHTLY=1")
+@pytest.mark.parametrize("name", ["first-token", "checkpoint", "loader"])
+def test_a_brief_run_writes_figures_that_the_table_takes(name, tmp_path, monkeypatch):
+    one = bench.BENCHES[name]
+    environment = {**os.environ, "JAXGEN_RESULTS": str(tmp_path)}
+    command = [sys.executable, str(SCRIPTS / one.script), *one.brief]
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import table
+
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    rows = table.table().splitlines()[3:-1]
+    assert len(rows) >= 2 and all(row.count("|") == 7 for row in rows)
