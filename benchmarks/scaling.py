@@ -191,7 +191,7 @@ def timed(settings: Any, rounds: int) -> dict[str, float]:
 def exponent(points: list[tuple[float, float]]) -> float:
     """Return p of the least squares fit y ~ x^p."""
     x, y = np.log(np.asarray(points, float)).T
-    return round(float(np.polyfit(x, y, 1)[0]), 3)
+    return round(float(np.polyfit(x, y, 1)[0]), 3) + 0.0  # no -0.0
 
 
 def fits(points: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
