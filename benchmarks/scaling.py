@@ -86,8 +86,8 @@ def settings_of(axis: str, value: int) -> Any:
     return build_settings({"model": model, "train": {"batch": batch, "steps": 10, "warmup": 1}})
 
 
-def prepared(settings: Any) -> tuple[Any, Any, dict[str, np.ndarray], float]:
-    """Return (compiled step, how to make its first state, batch, seconds of compiling)."""
+def prepared(settings: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
+    """Return (compiled step, how to make its first state, batch)."""
     import jax
 
     from jaxgen.models import api
@@ -100,13 +100,12 @@ def prepared(settings: Any) -> tuple[Any, Any, dict[str, np.ndarray], float]:
     lowered = jax.jit(step_of(settings, rule), donate_argnums=0).lower(
         shapes.state(settings), batch
     )
-    program, seconds = sides.once(lowered.compile)
     drawn, (rows, width) = np.random.default_rng(0), batch["tokens"].shape
     tokens = drawn.integers(0, settings.model.V, (rows, width + 1)).astype(np.int32)
     given = {name: np.ones(shape.shape, shape.dtype) for name, shape in batch.items()}
     given |= {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
     given["positions"] = np.tile(np.arange(width, dtype=np.int32), (rows, 1))
-    return program, jax.jit(lambda: shapes.fresh(settings, rule)), given, seconds
+    return lowered.compile(), jax.jit(lambda: shapes.fresh(settings, rule)), given
 
 
 def memory(settings: Any) -> dict[str, float]:
@@ -116,7 +115,7 @@ def memory(settings: Any) -> dict[str, float]:
     from jaxgen.plan import analytic, probe
     from jaxgen.plan.chips import Chip
 
-    program, begin, batch, seconds = prepared(settings)
+    program, begin, batch = prepared(settings)
     state = jax.block_until_ready(begin())
     peak = probe.Peak()
     for _ in range(2):
@@ -131,7 +130,6 @@ def memory(settings: Any) -> dict[str, float]:
         "analytic": round(plan.total - plan.state),
         "state": round(plan.state),
         "loss": loss_memory(settings),
-        "compile_seconds": round(seconds, 2),
     }
 
 
@@ -173,7 +171,7 @@ def timed(settings: Any, rounds: int) -> dict[str, float]:
     from jaxgen.train import flops
 
     host.tune()
-    program, begin, batch, _ = prepared(settings)
+    program, begin, batch = prepared(settings)
     state, seconds = begin(), []
     began = time.perf_counter()
     for _ in range(rounds + 1):
