@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,8 @@ WORDS, SUFFIXES = 1000, 100  # features of maxent
 ROUNDS_OF_MAXENT, L2, RATE = 2, 1e-6, 0.1
 AUTOENCODER: dict[str, Any] = {"layers": 2, "d_model": 128, "heads": 4, "d_ff": 512}
 LATENT, SLOTS, DRAWS = 32, 4, 8
-FIT_OF_VAE = vae.Fit(steps=600, batch=32, rate=2e-3, cycle=300, cycles=1, free=0.1, hide=0.2)
+FIT_OF_VAE = vae.Fit(steps=400, batch=32, rate=2e-3, cycle=200, cycles=1, free=0.1, hide=0.2)
+WIDTH = 128  # of the rows that such a batch holds; longer rows are fewer
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,8 @@ def _vae(lesson: Lesson) -> Generator:
     config = VAE(model=model, latent=LATENT, slots=SLOTS, start=size, eos=eos)
     rows = max(len(tokens) // width, 1)
     texts = np.resize(tokens, (rows, width)).astype(np.int32)
-    params, _ = vae.train(config, texts, np.full(rows, width), FIT_OF_VAE, seed=lesson.seed)
+    fit = replace(FIT_OF_VAE, batch=max(FIT_OF_VAE.batch * WIDTH // max(width, WIDTH), 1))
+    params, _ = vae.train(config, texts, np.full(rows, width), fit, seed=lesson.seed)
     latents = mixture.draws(config, DRAWS, keys.from_seed(lesson.seed))
 
     def logits(params: Any, batch: dict[str, Any]) -> Any:
