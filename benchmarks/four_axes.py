@@ -166,6 +166,7 @@ def main() -> None:
     )
     cache = paths.cache()
     start.prepare_jax(cache)
+    asked.out.mkdir(parents=True, exist_ok=True)
     path = asked.out / "four_axes.json"
     found = json.loads(path.read_text()) if path.exists() else {}
     for name, runs in corpora(asked.corpora).items():
