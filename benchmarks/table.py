@@ -1,4 +1,4 @@
-"""Fill the README's table of speed from benchmarks/results; no hand writes a figure there.
+"""Fill the README's tables from benchmarks/results; no hand writes a figure there.
 
 python benchmarks/table.py            rewrite the lines between the markers
 python benchmarks/table.py --check    exit 1 if they are not what the results say
@@ -14,7 +14,6 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- speed -->", "<!-- /speed -->"
 HEAD = (
     "| what | ours | PyTorch | times as fast | of the limit | peak memory, ours and theirs |",
     "|---|---|---|---|---|---|",
@@ -26,7 +25,7 @@ def training(found: dict[str, Any]) -> list[str]:
     rows = []
     for name, shape in found.items():
         ours = shape["jaxgen"]
-        for side in ("torch.compile", "torch eager"):
+        for side in ("torch.compile", "torch eager", "transformers"):
             if side not in shape:
                 continue
             theirs, ratio = shape[side], shape[f"jaxgen is faster than {side}"]
@@ -52,6 +51,29 @@ def decoding(name: str, found: dict[str, Any]) -> list[str]:
             f"| **{case['times_as_fast']['of_medians']:.2f}** | {_bandwidth(case)} | |"
         )
     return rows
+
+
+def beams(found: dict[str, Any]) -> list[str]:
+    """Return a row for each case and peer of results/beams_t5-small.json."""
+    return [
+        f"| {found['settings']['beams']} beams, {found['size']}, batch {case['batch']}, "
+        f"{case['new_tokens']} tokens, against {side} | {_seconds(case['seconds']['jaxgen'])} "
+        f"| {_seconds(case['seconds'][side])} | **{ratio['of_medians']:.2f}** "
+        f"| {case['share_of_limit']:.0%} of products and bandwidth | |"
+        for case in found["cases"]
+        for side, ratio in case["times_as_fast"].items()
+    ]
+
+
+def precision(found: dict[str, Any]) -> list[str]:
+    """Return a row for the best precision of each side of results/precision.json."""
+    (ours, theirs), taken = found["best"], found["milliseconds_a_token"]
+    return [
+        f"| one text at the best precision of each side, {found['size']}: {ours} against {theirs} "
+        f"| {taken[ours]:.1f} ms a step | {taken[theirs]:.1f} ms a step "
+        f"| **{found['times_as_fast']['of_medians']:.2f}** "
+        f"| {found['share_of_bandwidth_float32']:.0%} of the bandwidth | |"
+    ]
 
 
 def first_token(found: dict[str, Any]) -> list[str]:
@@ -121,7 +143,13 @@ def loader(found: dict[str, Any]) -> list[str]:
 
 
 # More results/NAME.json, in the table's order, each with what makes rows of it.
-OTHERS = {"first_token": first_token, "checkpoint": checkpoint, "loader": loader}
+OTHERS = {
+    "beams_t5-small": beams,
+    "precision": precision,
+    "first_token": first_token,
+    "checkpoint": checkpoint,
+    "loader": loader,
+}
 
 
 def _seconds(side: dict[str, Any]) -> str:
@@ -133,8 +161,8 @@ def _bandwidth(case: dict[str, Any]) -> str:
     return "" if share is None else f"{share:.0%} of the bandwidth"
 
 
-def table() -> str:
-    """Return the lines between the markers."""
+def speed() -> str:
+    """Return the table of speed."""
     rows = list(HEAD)
     path = RESULTS / "train_step.json"
     if path.exists():
@@ -145,16 +173,27 @@ def table() -> str:
         path = RESULTS / f"{name}.json"
         if path.exists():
             rows += make(json.loads(path.read_text()))
-    return "\n".join([BEGIN, *rows, END])
+    return "\n".join(rows)
+
+
+def four_axes() -> str:
+    """Return the tables that four_axes.py made."""
+    return (RESULTS / "four_axes.md").read_text().strip()
+
+
+TABLES = {"speed": speed, "four axes": four_axes}
 
 
 def filled(text: str) -> str:
-    """Return the README with its table replaced; ValueError if it has no markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks {BEGIN} or {END}")
-    return before + table() + after
+    """Return the README with its tables replaced; ValueError if it lacks a marker."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"README.md lacks {begin} or {end}")
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
 
 
 def main() -> None:
