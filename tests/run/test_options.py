@@ -40,6 +40,10 @@ CHANGES = {
 ELSEWHERE = {"loss_chunk", "spike", "patience", "log_every", "validate_every", "validate_batches"}
 
 
+# One worker trains the runs that are compared, once.
+pytestmark = pytest.mark.xdist_group("options")
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     home = tmp_path_factory.mktemp("options")

@@ -13,6 +13,7 @@ from jaxgen.run import profiling
 from jaxgen.train.state import Health, State
 
 
+@pytest.mark.xdist_group("finished")
 def test_a_profiled_run_says_its_costliest_operations_and_keeps_the_trace(finished):
     lines = [line[26:] for line in (finished / "log.txt").read_text().splitlines()]
     at = next(n for n, line in enumerate(lines) if line.startswith("profile of steps 3 to 7, "))

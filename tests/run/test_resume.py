@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import commands
+import pytest
 
 from jaxgen.store import Checkpoints
 
@@ -36,6 +37,10 @@ def metrics(folder: Path) -> dict:
     manifests = [path / "manifest.json" for path in (folder / "checkpoints").glob("[0-9]*")]
     records = [json.loads(path.read_text()) for path in manifests]
     return {r["step"]: (r["metric"], r["extra"]["valid_loss"]) for r in records}
+
+
+# One worker makes the finished run, once.
+pytestmark = pytest.mark.xdist_group("finished")
 
 
 def wait_for(condition, process, seconds=300.0):
