@@ -67,6 +67,8 @@ def main():
         score = metric.corpus_score(made, [wanted])
         scores[name] = {"bleu": score.score, "signature": str(metric.get_signature())}
         print(f"{name}: {score}  {metric.get_signature()}")
+    for key in ("files", "valid_files", "test_files"):
+        config["data"][key] = [Path(path).name for path in config["data"][key]]
     curve = [json.loads(line) for line in (asked.run / "metrics.jsonl").read_text().splitlines()]
     commit = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
     result = {
