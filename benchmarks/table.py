@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 HEAD = (
-    "| what | ours | PyTorch | times as fast | of the limit | peak memory, ours and theirs |",
+    "| what | ours | theirs | times as fast | of the limit | peak memory, ours and theirs |",
     "|---|---|---|---|---|---|",
 )
 

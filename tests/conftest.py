@@ -1,6 +1,8 @@
 """The whole suite runs under jaxtyping and beartype: a wrong shape in a signature is an error."""
 
 import os
+import sys
+from pathlib import Path
 
 # Most of a test's time is compiling; what users run, optimised in full, is tested in tests/run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -8,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 from jaxtyping import install_import_hook
+
+MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
 
 hook = install_import_hook("jaxgen", "beartype.beartype")
 
@@ -22,3 +26,12 @@ def pytest_collection_modifyitems(items):
         said = getattr(item, "_nodeid", item.nodeid)
         if item.get_closest_marker("xdist_group") and said != item.nodeid:
             item._id = type(item._id).parse(said)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_let_go():
+    """Forget compiled programs before they are too many: each maps memory, until XLA crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        sys.modules["jax"].clear_caches()
