@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxgen import files
 from jaxgen.data.labels import Labelled
-from jaxgen.data.parallel import encoded
+from jaxgen.data.parallel import Chunk, encoded
 from jaxgen.data.reading import Document, check_form, documents, paths
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
@@ -31,6 +32,7 @@ CHUNK = 1 << 20  # characters tokenised at once
 ABANDONED = 3600.0  # seconds without a write after which an unfinished corpus has no writer
 
 Progress = Callable[[int, int], None]
+Cuts = tuple[float, int]  # dropout, draws
 
 
 @runtime_checkable
@@ -71,25 +73,29 @@ def prepare(
     *,
     form: Form = "text",
     labels: Sequence[str] = (),
+    dropout: float = 0.0,
+    draws: int = 1,
     progress: Progress | None = None,
 ) -> Corpus:
     """Return the corpus as shards in a folder of `cache`, written now unless it is there.
 
     form: of pairs, sources and targets take turns as documents; of classes, every other document
     is the place of the class in `labels`, as its only token.
+    dropout: with it the training text is cut `draws` times, without some of a BPE model's merges.
     progress: called with (bytes read, bytes in all). The folder appears whole or not at all.
     Raises DataError for malformed text, a split without text or damaged shards, BusyError where
     the cache can't be written.
     """
     check_form(settings, form)
     before = _source(settings, form)
-    folder = cache / _key(settings, tokenizer, before, form, labels)
+    cuts = (dropout, draws if dropout else 1)
+    folder = cache / _key(settings, tokenizer, before, form, labels, cuts)
     if folder.exists():
         return _open(folder, tokenizer, reused=True)
     _sweep(cache)
     try:
         with files.new_folder(folder) as draft:
-            _write(draft, settings, tokenizer, progress, form, labels)
+            _write(draft, settings, tokenizer, progress, form, labels, cuts)
             if _stamps(settings) != before["stamps"]:
                 raise DataError("the text changed while it was read; start again when it is whole")
     except BusyError:
@@ -140,6 +146,7 @@ def _key(
     source: dict[str, Any],
     form: Form,
     labels: Sequence[str],
+    cuts: Cuts,
 ) -> str:
     # How many of the files are for validation and for testing decides as much as what is in them.
     parts_of = [
@@ -157,6 +164,7 @@ def _key(
         tokenizer.fingerprint,
         [form, settings.sides, list(labels), parts_of],
     ]
+    parts += [cuts] if cuts[0] else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -167,6 +175,7 @@ def _write(
     progress: Progress | None,
     form: Form,
     labels: Sequence[str],
+    cuts: Cuts,
 ) -> None:
     fingerprint, size = tokenizer.fingerprint, tokenizer.vocab_size
     writers = {
@@ -177,7 +186,7 @@ def _write(
     text, tally, total = hashlib.sha256(), Tally(), _total(settings, form)
     coded = Labelled(tokenizer, tuple(labels)) if form == "classes" else tokenizer
     try:
-        chunks = _chunks(assigned(settings, tally, form=form), text, origins)
+        chunks = _chunks(assigned(settings, tally, form=form), text, origins, cuts)
         for split, ids, lengths, size in encoded(chunks, coded, total):
             writers[split].add(ids, lengths, size)
             if progress:
@@ -203,28 +212,45 @@ def _write(
 
 
 def _chunks(
-    pairs: Iterator[tuple[str, Document]], text: Any, origins: dict[str, list[list]]
-) -> Iterator[tuple[str, list[str]]]:
-    """Yield (split, texts) of about CHUNK characters, in order within each split."""
-    waiting: dict[str, list[str]] = {split: [] for split in SPLITS}
-    sizes = Counter[str]()
+    pairs: Iterator[tuple[str, Document]],
+    text: Any,
+    origins: dict[str, list[list]],
+    cuts: Cuts,
+) -> Iterator[Chunk]:
+    """Yield (split, texts, how they are drawn) of about CHUNK characters, in order in each split.
+
+    A chunk of the training split comes once a draw.
+    """
+    waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    sizes, seeds = Counter[str](), count()
+
+    def chunks_of(split: str) -> Iterator[Chunk]:
+        found, waiting[split], sizes[split] = waiting[split], [], 0
+        texts = [text for document in found for text in document.texts]
+        dropout, draws = cuts if split == "train" else (0.0, 1)
+        for _ in range(draws if texts else 0):
+            _note(origins[split], found)
+            yield split, texts, (dropout, next(seeds)) if dropout else None
+
     for split, document in pairs:
         for part in document.texts:
             raw = part.encode()
             text.update(f"{split} {len(raw)} ".encode() + raw)
-        runs = origins[split]
+        waiting[split].append(document)
+        sizes[split] += sum(map(len, document.texts))
+        if sizes[split] >= CHUNK:
+            yield from chunks_of(split)
+    for split in SPLITS:
+        yield from chunks_of(split)
+
+
+def _note(runs: list[list], written: list[Document]) -> None:
+    """Add to `runs` of [source, texts of it in a row]."""
+    for document in written:
         if runs and runs[-1][0] == document.source:
             runs[-1][1] += len(document.texts)
         else:
             runs.append([document.source, len(document.texts)])
-        waiting[split].extend(document.texts)
-        sizes[split] += sum(map(len, document.texts))
-        if sizes[split] >= CHUNK:
-            yield split, waiting[split]
-            waiting[split], sizes[split] = [], 0
-    for split in SPLITS:
-        if waiting[split]:
-            yield split, waiting[split]
 
 
 def _total(settings: DataSettings, form: Form) -> int:

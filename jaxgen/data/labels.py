@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jaxgen.data.parallel import Draw, whole_documents
 from jaxgen.data.settings import DataSettings
 from jaxgen.data.split import assigned
 from jaxgen.errors import DataError, nearest
@@ -29,17 +30,9 @@ class Labelled:
     tokenizer: Any
     labels: tuple[str, ...]
 
-    @property
-    def special(self) -> Any:
-        """Those of the tokenizer."""
-        return self.tokenizer.special
-
-    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+    def encode_documents(self, texts: list[str], draw: Draw | None) -> list[list[int]]:
         """Return the ids of each document, special ids included."""
-        rows = self.tokenizer.encode_many(texts[::2])
-        special = self.special
-        before, after = ([] if i is None else [i] for i in (special.bos, special.eos))
-        whole = ([*before, *row, *after] for row in rows)
+        whole = whole_documents(self.tokenizer, texts[::2], draw)
         return [ids for row, label in zip(whole, texts[1::2], strict=True)
                 for ids in (row, [self._place(label)])]  # fmt: skip
 

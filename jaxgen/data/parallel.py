@@ -19,7 +19,8 @@ import numpy as np
 from jaxgen.errors import DataError
 
 WORTH_IT = 64 << 20  # bytes of text from which starting processes (a second each) pays
-Chunk = tuple[str, list[str]]
+Draw = tuple[float, int]  # BPE-dropout and the seed of its chances
+Chunk = tuple[str, list[str], Draw | None]
 Encoded = tuple[str, np.ndarray, list[int], int]
 
 _tokenizer: Any = None  # of a worker process
@@ -28,13 +29,14 @@ _tokenizer: Any = None  # of a worker process
 def encoded(chunks: Iterator[Chunk], tokenizer: Any, total: int) -> Iterator[Encoded]:
     """Yield (split, ids of all its documents, number of ids of each, UTF-8 bytes), in order.
 
-    total: bytes of text, which decides whether other processes help. Raises DataError, also when
+    chunks: (split, texts, how they are drawn or None). total: bytes of text, which decides whether
+    other processes help. Raises DataError, also when
     one of them dies.
     """
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if total < WORTH_IT or processes < 2:
-        for split, texts in chunks:
-            yield _encode(tokenizer, split, texts)
+        for chunk in chunks:
+            yield _encode(tokenizer, *chunk)
         return
     # Spawned, since a fork would copy JAX's threads in whatever state they are.
     context = multiprocessing.get_context("spawn")
@@ -81,17 +83,22 @@ def _begin(tokenizer: Any, parent: int) -> None:
     _tokenizer = tokenizer
 
 
-def _work(split: str, texts: list[str]) -> Encoded:
-    return _encode(_tokenizer, split, texts)
+def whole_documents(tokenizer: Any, texts: list[str], draw: Draw | None) -> list[list[int]]:
+    """Return the ids of each text between bos and eos, where the tokenizer has them."""
+    rows = tokenizer.encode_many(texts) if draw is None else tokenizer.encode_drawn(texts, *draw)
+    special = tokenizer.special
+    before, after = ([] if i is None else [i] for i in (special.bos, special.eos))
+    return [[*before, *row, *after] for row in rows]
 
 
-def _encode(tokenizer: Any, split: str, texts: list[str]) -> Encoded:
+def _work(split: str, texts: list[str], draw: Draw | None) -> Encoded:
+    return _encode(_tokenizer, split, texts, draw)
+
+
+def _encode(tokenizer: Any, split: str, texts: list[str], draw: Draw | None) -> Encoded:
     if hasattr(tokenizer, "encode_documents"):
-        rows = tokenizer.encode_documents(texts)
+        rows = tokenizer.encode_documents(texts, draw)
     else:
-        bos, eos = tokenizer.special.bos, tokenizer.special.eos
-        before = [] if bos is None else [bos]
-        after = [] if eos is None else [eos]
-        rows = [[*before, *row, *after] for row in tokenizer.encode_many(texts)]
+        rows = whole_documents(tokenizer, texts, draw)
     ids = np.fromiter(chain.from_iterable(rows), np.uint32, sum(map(len, rows)))
     return split, ids, [len(row) for row in rows], sum(len(text.encode()) for text in texts)

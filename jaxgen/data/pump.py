@@ -10,7 +10,7 @@ from typing import Any
 from jaxgen.errors import DataError
 
 BEAT = 0.2  # seconds between looks at whether to stop
-LEAVE = 5.0  # seconds for the thread to end when asked
+LEAVE = 5.0  # seconds for the thread, and for the stream, to end when asked
 
 
 class Pump:
@@ -43,10 +43,13 @@ class Pump:
         return item
 
     def close(self) -> None:
-        """Stop the thread and the stream."""
+        """Stop the thread and the stream; both are left behind if they don't end in time."""
         self._stopping.set()
         self._thread.join(LEAVE)
-        self._stream.close()
+        # grain waits for ever for a lock that a killed worker took with it (seen in 0.2.18).
+        closing = threading.Thread(target=self._stream.close, name="jaxgen-close", daemon=True)
+        closing.start()
+        closing.join(LEAVE)
 
     def _run(self) -> None:
         try:

@@ -63,6 +63,8 @@ def prepare(
             cache / "data",
             form=settings.objective.form,
             labels=settings.objective.labels,
+            dropout=settings.tokenizer.dropout,
+            draws=settings.tokenizer.draws,
             progress=progress,
         )
         progress.close("reused token shards" if corpus.reused else "wrote token shards")

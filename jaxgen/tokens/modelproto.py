@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 TRAINER, NORMALIZER = 2, 3
 SUFFIX = 24  # TrainerSpec.treat_whitespace_as_suffix
-CHARSMAP, DUMMY_PREFIX, EXTRA_SPACES, ESCAPE = 2, 3, 4, 5  # NormalizerSpec
+CHARSMAP, DUMMY_PREFIX, EXTRA_SPACES, ESCAPE, RULE_FILE = 2, 3, 4, 5, 6  # NormalizerSpec
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -37,26 +37,50 @@ def read_normalizer(model: bytes) -> Normalizer:
     return Normalizer(dummy, bool(trainer.get(SUFFIX, False)), keeps)
 
 
+def without_rule_file(model: bytes) -> bytes:
+    """Return the model without the path of the file that its normaliser was made from."""
+    return _without(model, NORMALIZER, RULE_FILE)
+
+
+def _without(raw: bytes, first: int, *inside: int) -> bytes:
+    kept = b""
+    for number, value, whole in _spans(raw):
+        if number != first:
+            kept += whole
+        elif inside and isinstance(value, bytes):
+            inner = _without(value, *inside)
+            kept += _number(number << 3 | BYTES) + _number(len(inner)) + inner
+    return kept
+
+
+def _number(value: int) -> bytes:
+    digits = [value >> shift & 0x7F for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes([*(digit | 0x80 for digit in digits[:-1]), digits[-1]])
+
+
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
+    return ((number, value) for number, value, _ in _spans(raw))
+
+
+def _spans(raw: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
+    """Yield (number, value, all bytes) of each field."""
     place = 0
-    while place < len(raw):
+    while (start := place) < len(raw):
         key, place = _varint(raw, place)
-        number, wire = key >> 3, key & 7
+        wire = key & 7
+        value: int | bytes
         if wire == VARINT:
             value, place = _varint(raw, place)
-            yield number, value
-        elif wire in (FIXED64, FIXED32):
-            place += 8 if wire == FIXED64 else 4
-        elif wire == BYTES:
-            size, place = _varint(raw, place)
-            if place + size > len(raw):
-                raise ValueError("it ends in the middle of a field")
-            yield number, raw[place : place + size]
-            place += size
+        elif wire in (FIXED64, FIXED32, BYTES):
+            size = {FIXED64: 8, FIXED32: 4}.get(wire)
+            if size is None:
+                size, place = _varint(raw, place)
+            value, place = raw[place : place + size], place + size
         else:
             raise ValueError("it is not a protocol buffer")
-    if place > len(raw):
-        raise ValueError("it ends in the middle of a field")
+        if place > len(raw):
+            raise ValueError("it ends in the middle of a field")
+        yield key >> 3, value, raw[start:place]
 
 
 def _varint(raw: bytes, place: int) -> tuple[int, int]:

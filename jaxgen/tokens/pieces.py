@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import random
 import re
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.tokens import folder, protocol
-from jaxgen.tokens.modelproto import read_normalizer
+from jaxgen.tokens.dropout import drawn_pieces
+from jaxgen.tokens.modelproto import read_normalizer, without_rule_file
 from jaxgen.tokens.protocol import Special, Surface
 from jaxgen.tokens.settings import TokenizerSettings
 
@@ -138,6 +144,35 @@ class Pieces:
         """Return the ids of each text."""
         return [self.encode(text) for text in texts]
 
+    def encode_drawn(self, texts: list[str], dropout: float, seed: int) -> list[list[int]]:
+        """Return the ids of each text where a BPE model leaves out merges by chance (`dropout`).
+
+        For models trained here. sentencepiece's own draws differ from process to process, whatever
+        its seed (seen in 0.2.3); here the seed decides the ids.
+        """
+        chance = random.Random(seed)  # noqa: S311  no secret
+        return [self._draw(text, dropout, chance) for text in texts]
+
+    def _draw(self, text: str, dropout: float, chance: random.Random) -> list[int]:
+        ids: list[int] = []
+        parts = text.split(SPACE) if self._exact else [self._processor.normalize(text)]
+        for number, part in enumerate(parts):
+            ids += self._bar if number else []
+            for piece in drawn_pieces(part.replace(" ", SPACE), self._ranks, dropout, chance):
+                whole = self._ranks.get(piece)
+                ids += [self._byte_ids[b] for b in piece.encode()] if whole is None else [whole]
+        return ids
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        """The ids of pieces that are text, which are in order of a BPE model's merges."""
+        processor = self._processor
+        return {
+            processor.id_to_piece(i): i
+            for i in range(self.vocab_size)
+            if not (processor.is_control(i) or processor.is_byte(i) or processor.is_unknown(i))
+        }
+
     def encode_marked(self, text: str) -> list[int]:
         """Return the ids of a text in which control pieces, written out, are those pieces."""
         marks = {name: self._processor.piece_to_id(name) for name in self.marks()}
@@ -193,14 +228,25 @@ def learn_pieces(settings: TokenizerSettings, texts: Iterable[str]) -> Pieces:
     Raises ConfigError for a vocab_size that is too small or more than the texts support,
     DataError if they hold nothing to learn from.
     """
-    buffer, size = io.BytesIO(), settings.vocab_size
+    buffer = io.BytesIO()
+    with ExitStack() as held:
+        rule: dict[str, Any] = {"normalization_rule_name": "identity"}
+        if settings.lowercase:
+            rule = {"normalization_rule_tsv": held.enter_context(_small_letters())}
+        _train(settings, texts, buffer, rule)
+    return Pieces(without_rule_file(buffer.getvalue()))
+
+
+def _train(
+    settings: TokenizerSettings, texts: Iterable[str], buffer: io.BytesIO, rule: dict[str, Any]
+) -> None:
     try:
         _library().SentencePieceTrainer.train(
             sentence_iterator=_sentences(texts, settings.max_bytes),
             model_writer=buffer,
             model_type=settings.kind,
-            vocab_size=size,
-            normalization_rule_name="identity",
+            vocab_size=settings.vocab_size,
+            **rule,
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
@@ -218,8 +264,19 @@ def learn_pieces(settings: TokenizerSettings, texts: Iterable[str]) -> Pieces:
             minloglevel=QUIET,
         )
     except RuntimeError as error:
-        raise _why(size, str(error)) from error
-    return Pieces(buffer.getvalue())
+        raise _why(settings.vocab_size, str(error)) from error
+
+
+@contextmanager
+def _small_letters() -> Iterator[str]:
+    """Yield the path of a rule file: each character whose small form is another, and that form."""
+    letters = (chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000)
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
+        for letter in letters:
+            if letter.lower() != letter:
+                file.write(f"{ord(letter):X}\t{' '.join(f'{ord(c):X}' for c in letter.lower())}\n")
+        file.flush()
+        yield file.name
 
 
 def _why(size: int, message: str) -> Exception:

@@ -278,3 +278,23 @@ def test_what_killed_preparations_left_is_removed_once_nobody_can_be_writing_it(
         "busy": True,
         "new": True,
     }
+
+
+def test_dropout_cuts_the_training_text_a_number_of_times(tmp_path):
+    texts = stories(100)
+    tokenizer = tokens.train(tokens.TokenizerSettings(vocab_size=300), texts)
+    settings = DataSettings(files=(str(write_lines(tmp_path / "x.jsonl", texts)),))
+    plain = data.prepare(settings, tokenizer, tmp_path / "cache")
+    drawn = data.prepare(settings, tokenizer, tmp_path / "cache", dropout=0.2, draws=3)
+    assert not drawn.reused and drawn.digest == plain.digest
+    rows = [np.split(c.train.tokens, c.train.offsets[1:-1]) for c in (plain, drawn)]
+    plain_texts, drawn_texts = ([tokenizer.decode(row.tolist()) for row in part] for part in rows)
+    assert drawn_texts == plain_texts * 3
+    assert drawn.train.text_bytes == 3 * plain.train.text_bytes
+    size = len(plain_texts)
+    draws = {np.concatenate(rows[1][i : i + size]).tobytes() for i in (0, size, 2 * size)}
+    assert len(draws) == 3
+    assert drawn.valid.digest == plain.valid.digest
+    again = data.prepare(settings, tokenizer, tmp_path / "other", dropout=0.2, draws=3)
+    assert again.train.digest == drawn.train.digest
+    assert data.prepare(settings, tokenizer, tmp_path / "cache", dropout=0.2, draws=3).reused

@@ -1,14 +1,20 @@
 """Text in, the same text out: at once, in pieces, and after saving."""
 
+import random
+from collections import Counter
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 from token_makers import TEXT, make
 
 from jaxgen import tokens
-from jaxgen.errors import DataError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.tokens import Detokenizer, Tokenizer, TokenizerSettings
+from jaxgen.tokens.dropout import drawn_pieces
 from jaxgen.tokens.pieces import BLOCK
 
 BYTE_LEVEL = ("bpe", "unigram", "bytes", "hf")
@@ -16,6 +22,11 @@ KINDS = (*BYTE_LEVEL, "chars")
 AWKWARD = "a \n\t\r\0\u2581\u2585é日👍🏽\u200d\u2028\ufeff<s>0x41"
 awkward = st.text(st.sampled_from(AWKWARD), max_size=30)
 quick = settings(max_examples=100, deadline=None)
+
+
+@cache
+def small_letters(kind):
+    return tokens.train(TokenizerSettings(kind=kind, vocab_size=310, lowercase=True), TEXT)
 
 
 @pytest.mark.parametrize("kind", BYTE_LEVEL)
@@ -176,3 +187,60 @@ def test_text_full_of_special_pieces_trains_and_comes_back():
     tokenizer = tokens.train(TokenizerSettings(kind="bpe", vocab_size=300), [text + TEXT[1]])
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text and min(ids) > 3
+
+
+def test_pieces_drawn_by_dropout_spell_the_text_and_a_seed_decides_them():
+    tokenizer, text = make("bpe"), TEXT[1] + "\u2581 and é\n"
+    draws = [tokenizer.encode_drawn([text, "fox"], 0.3, seed) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+    for rows in draws:
+        assert [tokenizer.decode(ids) for ids in rows] == [text, "fox"]
+        assert len(rows[0]) > len(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("lowercase", (False, True))
+@quick
+@given(text=st.one_of(st.text(st.sampled_from("".join(TEXT)), max_size=60), awkward))
+def test_without_dropout_the_pieces_are_those_of_sentencepiece(lowercase, text):
+    tokenizer = small_letters("bpe") if lowercase else make("bpe")
+    assert tokenizer.encode_drawn([text], 0.0, 1) == [tokenizer.encode(text)]
+
+
+def test_dropout_draws_as_its_paper_says():
+    ranks = {piece: rank for rank, piece in enumerate(("bc", "ab", "abc", "a", "b", "c"))}
+    chance, p = random.Random(0), 0.3
+    # From a b c: bc where it is not left out, else ab; then the one that is left, or all again.
+    bc, ab = 1 - p, p * (1 - p)
+    wanted = {"abc": (bc + ab) * (1 - p), "a bc": bc * p, "ab c": ab * p, "a b c": p * p}
+    drawn = Counter(" ".join(drawn_pieces("abc", ranks, p, chance)) for _ in range(20_000))
+    assert set(drawn) == set(wanted)
+    found = [drawn[text] for text in wanted]
+    assert chisquare(found, [20_000 * share for share in wanted.values()]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("kind", ("bpe", "unigram"))
+def test_small_letters(kind, tmp_path):
+    made = small_letters(kind)
+    made.save(tmp_path / "tokenizer")
+    for text in (*TEXT, "ÀÉÎ Straße\n\tΣΑΣ İ"):
+        wanted = "".join(letter.lower() for letter in text)  # a final sigma is as any other
+        for tokenizer in (made, tokens.load(tmp_path / "tokenizer")):
+            assert tokenizer.decode(tokenizer.encode(text)) == wanted
+    assert not any(piece != piece.lower() for piece in made.vocabulary() if piece[:3] != "<0x")
+    again = tokens.train(TokenizerSettings(kind=kind, vocab_size=310, lowercase=True), TEXT)
+    assert again.fingerprint == made.fingerprint  # it names no file that it was made from
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    (
+        ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ({"dropout": 0.1, "kind": "unigram"}, "needs kind=bpe, but kind=unigram"),
+        ({"draws": 2}, "draws=2 must be 1 or more, and 1 where"),
+        ({"draws": 0, "dropout": 0.1}, "draws=0 must be 1 or more"),
+        ({"lowercase": True, "kind": "bytes"}, "lowercase=True has no effect with kind=bytes"),
+    ),
+)
+def test_settings_that_contradict_are_refused(fields, said):
+    with pytest.raises(ConfigError, match=said):
+        TokenizerSettings(**fields)

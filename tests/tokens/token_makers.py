@@ -1,6 +1,7 @@
 """Small tokenizers, and files of other libraries."""
 
 import json
+from functools import cache
 
 from jaxgen import tokens
 from jaxgen.tokens import TokenizerSettings
@@ -11,6 +12,7 @@ TEXT = [
 ]
 
 
+@cache
 def make(kind: str):
     if kind in ("bpe", "unigram"):
         return tokens.train(TokenizerSettings(kind=kind, vocab_size=310), TEXT)
