@@ -120,6 +120,18 @@ class Ours:
         self.seconds.setdefault(name, []).append(sides.once(call)[1])
 
 
+def timed(
+    ours: Ours, theirs: Theirs, calls: dict[str, Callable[[], None]], rounds: int
+) -> dict[str, list[float]]:
+    """Return the seconds of all parts of the calls, made in turn after one of each to warm up."""
+    for call in calls.values():
+        call()
+    ours.seconds.clear()
+    theirs.seconds.clear()
+    sides.in_turn(calls, rounds)
+    return {f"{OURS} {name}": of for name, of in ours.seconds.items()} | theirs.seconds
+
+
 def tensors(state: Any) -> dict[str, Any]:
     """Return the same bytes as torch tensors, by path."""
     import torch
@@ -200,12 +212,7 @@ def saving(home: Path, state: Any, rounds: int) -> dict[str, Any]:
     ours, theirs = Ours(home / "ours", state), Theirs(home, tensors(state))
     calls: dict[str, Callable[[], None]] = {OURS: ours.save}
     calls |= {way: lambda way=way: theirs.save(way) for way in WAYS}
-    for call in calls.values():
-        call()
-    ours.seconds.clear()
-    theirs.seconds.clear()
-    sides.in_turn(calls, rounds)
-    every = {f"{OURS} {name}": of for name, of in ours.seconds.items()} | theirs.seconds
+    every = timed(ours, theirs, calls, rounds)
     middle = {name: statistics.median(of) for name, of in every.items()}
     extra = middle[f"{OURS} step after"] - middle[f"{OURS} step"]
     whole = middle[f"{OURS} whole"]
@@ -234,12 +241,7 @@ def restoring(home: Path, state: Any, rounds: int) -> dict[str, Any]:
         verify: lambda verify=verify: ours.restore(verify) for verify in ("full", "off")
     }
     calls |= {way: lambda way=way: theirs.restore(way) for way in ways}
-    for call in calls.values():
-        call()
-    ours.seconds.clear()
-    theirs.seconds.clear()
-    sides.in_turn(calls, rounds)
-    every = {f"{OURS} {name}": of for name, of in ours.seconds.items()} | theirs.seconds
+    every = timed(ours, theirs, calls, rounds)
     return {
         "seconds": {name: sides.figures(of) for name, of in every.items()},
         "times_as_fast": {

@@ -47,7 +47,8 @@ def kept(chance: Chance, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """Return which elements stay of an array of this shape, whose first axis is the rows'."""
     whole = (chance.rows, *shape[1:])
     if indexed(chance, whole):
-        return at(jax.random.key_data(chance.key), chance.keep, index(chance.first, shape))
+        starts = (chance.first, *(0 for _ in shape[1:]))
+        return at(jax.random.key_data(chance.key), chance.keep, index(starts, shape, whole))
     drawn = jax.random.bernoulli(chance.key, chance.keep, whole)
     if whole == shape:
         return drawn
@@ -65,17 +66,19 @@ def indexed(chance: Chance, whole: tuple[int, ...]) -> bool:
     )
 
 
-@partial(jax.jit, static_argnums=1, inline=True)
-def index(first: Any, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Return the flat index of each element of the rows from `first`."""
-    found = jnp.asarray(first, jnp.uint32) * jnp.uint32(prod(shape[1:]))
-    for axis, stride in enumerate(_strides(shape)):
-        found = found + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def index(
+    starts: tuple[Any, ...], shape: tuple[int, ...], whole: tuple[int, ...]
+) -> UInt32[Array, "..."]:
+    """Return the flat index, in an array of shape `whole`, of each element of a part of it.
+
+    starts: where the part begins on each axis; shape: that of the part.
+    """
+    found = jnp.zeros((), jnp.uint32)
+    for axis, start in enumerate(starts):
+        place = jnp.asarray(start, jnp.uint32) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        found = found + place * jnp.uint32(prod(whole[axis + 1 :]))
     return found
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    return [prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 # Compiled as one even where the caller is not: operation by operation it would be 100 programs.

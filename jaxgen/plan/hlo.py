@@ -10,12 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from math import prod
 
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4}
-SIZES |= {"u32": 4, "f64": 8, "s64": 8, "u64": 8}
+from jaxgen.profile.program import HEAD, arrays
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
-ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 LOOP = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 CALL = re.compile(r"\b(?:calls|to_apply|branch_computations|called_computations)=\{?(%?[\w., %-]+)")
 LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
@@ -45,10 +43,7 @@ def traffic(text: str) -> dict[str, float]:
 
 
 def _sent(kind: str, found: re.Match, line: str, whole: bool) -> float:
-    size = sum(
-        prod(int(n) for n in dims.split(",") if n) * SIZES.get(dtype, 4)
-        for dtype, dims in ARRAY.findall(found[1])
-    )
+    size = sum(array.bytes for array in arrays(found[1]))
     devices = _devices(line)
     share = (devices - 1) / devices
     if found[3] and kind == "all-gather":

@@ -201,7 +201,7 @@ def parse(text: str) -> Program:
         elif current and (found := LINE.match(line)):
             root, name, results, opcode, rest = found.groups()
             program.computations[current][name] = Instruction(
-                opcode, _arrays(results), tuple(OPERAND.findall(rest.partition(")")[0])), rest
+                opcode, arrays(results), tuple(OPERAND.findall(rest.partition(")")[0])), rest
             )
             if root:
                 program.roots[current] = name
@@ -209,7 +209,8 @@ def parse(text: str) -> Program:
     return program
 
 
-def _arrays(text: str) -> tuple[Array, ...]:
+def arrays(text: str) -> tuple[Array, ...]:
+    """Return the arrays that a type of a program names."""
     found = ARRAY.findall(text)
     return tuple(Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in found)
 

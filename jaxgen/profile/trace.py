@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxgen.profile.program import CONTROL
+
 DEVICE, HOST = "/device:", "/host:CPU"  # planes; a CPU's operations lie on the host's threads
 OPERATIONS, MODULES = "XLA Ops", "XLA Modules"  # lines of a TPU's plane
 ENDED = "end: "
-CONTROL = ("while", "conditional", "call")  # operations that only run others
 NAME = re.compile(r"%?([\w.-]+)")
 
 

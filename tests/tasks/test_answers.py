@@ -14,6 +14,7 @@ from jaxgen.cli import app, start
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.tasks.answers import spans_of
+from jaxgen.text.tasks.writing import CHUNK
 from jaxgen.text.usage import Usage
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.pair import pairs
@@ -151,6 +152,18 @@ def test_what_a_folder_forces_is_forced_in_each_row_by_its_own_length():
     assert together == [tasks.write(model, [row], temperature=0.0)[0] for row in rows]
     assert [text[:1] == "A" for text in together] == [True, False, False]
     assert all(text.endswith("B") for text in together)
+
+
+def test_a_row_that_ends_leaves_the_others_their_length():
+    usage = Usage(stop=tuple(range(97, 127)))
+    model = replace(model_of(Bytes(), output="untied", init_std=0.05), usage=usage)
+    assert set(model.stop) >= set(usage.stop)
+    rows, asked = [[256, 65 + i] for i in range(6)], {"length": 40, "temperature": 1.0}
+    # A row's draws depend on its place, which being alone in a batch leaves alone.
+    together = tasks.write(model, rows, **asked)
+    assert together == tasks.write(model, rows, **asked, batch=1)
+    ended = [len(text.encode(errors="replace")) for text in together]
+    assert min(ended) < CHUNK and max(ended) > 2 * CHUNK
 
 
 MISTAKES = [

@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxgen.mesh import shards
 from jaxgen.ops.attention.case import Case
-from jaxgen.ops.chance import at, indexed
+from jaxgen.ops.chance import at, index, indexed
 from jaxgen.ops.masks import Sight
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
@@ -216,13 +216,8 @@ def _dropped(scores: Any, keep: float, fate: Any, sizes: Any, stretch: Stretch, 
         return scores
     B, K, G, T, _, S = sizes
     shape = (B, K, G, stretch.rows, stretch.last - stretch.first)
-    strides = (K * G * T * S, G * T * S, T * S, S, 1)
     starts = (fate.first, 0, 0, begin, stretch.first)
-    index = jnp.zeros((), jnp.uint32)
-    for axis, (start, stride) in enumerate(zip(starts, strides, strict=True)):
-        place = jnp.asarray(start, jnp.uint32) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-        index = index + place * jnp.uint32(stride)
-    stays = at(fate.key, keep, index).reshape(scores.shape)
+    stays = at(fate.key, keep, index(starts, shape, (B, K, G, T, S))).reshape(scores.shape)
     return jnp.where(stays, scores / keep, 0.0)
 
 

@@ -83,9 +83,7 @@ def stream(
     rules = follow.rules(model.usage, stop=model.stop, length=limits, prompt=sizes)
     draw = follow.draw(model.usage, temperature=temperature, top_k=top_k, top_p=top_p)
     sample = follow.sampler((*rules, *draw))
-    stops = np.broadcast_to(
-        np.asarray(model.stop or NO_STOP, np.int32), (len(rows), len(model.stop) or 1)
-    )
+    stops = np.tile(np.asarray(model.stop or NO_STOP, np.int32), (len(rows), 1))
     batch = batches.Rows(prompt, sizes, stops, limits.copy(), requests)
     style, longest = drawing.Style(model.tokenizer.vocab_size), int(limits.max())
     chunks = drawing.drawn(model.params, model.config, style, batch, sample, CHUNK)
