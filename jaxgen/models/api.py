@@ -81,29 +81,35 @@ def in_line(params: Params, config: ModelConfig) -> Params:
 def ready(params: Params, config: ModelConfig) -> Params:
     """Return the parameters as decoding reads them fastest here; call it once, outside of jit.
 
-    They are `in_line`, and on a CPU the table that makes the logits is kept as its transpose.
+    They are `in_line`, and then on a CPU each matrix of a layer is copied to lie as its transpose.
     """
-    params = in_line(params, config)
-    part = "embed" if config.output == "tied" else "unembed"
-    table = params.get(part, {}).get("tokens")
-    least = IN_LINE.get(jax.default_backend(), (None, None))[0]
-    if config.head != "lm" or least is None or not isinstance(table, jax.Array | np.ndarray):
+    apart = in_line(params, config)
+    if apart is params:
         return params
-    if table.nbytes < least or not jax.sharding.get_abstract_mesh().empty:
-        return params
-    return params | {part: params[part] | {"tokens": Turned(jnp.asarray(table).T)}}
+    letters = axes(config)["layers"]
+    steps = (jax.tree.map(_turned, step, letters) for step in apart["layers"].steps)
+    return apart | {"layers": InLine(tuple(steps))}
+
+
+# How many axes of a layer's matrices are summed over.
+INNER = {"LDNH": 1, "LDKH": 1, "LNHD": 2, "LDF": 1, "LFD": 1}
+
+
+def _turned(leaf: Any, letters: str) -> Any:
+    return Turned.of(leaf, INNER[letters]) if letters in INNER else leaf
+
+
+def _turned_back(leaf: Any) -> Any:
+    return leaf.back() if isinstance(leaf, Turned) else leaf
 
 
 def stacked(params: Params) -> Params:
     """Return parameters in the shapes of `abstract` and `axes`, whatever `ready` made of them."""
     found = params.get("layers")
-    if isinstance(found, InLine):
-        params = params | {"layers": put_together(found)}
-    for part in ("embed", "unembed"):
-        table = params.get(part, {}).get("tokens")
-        if isinstance(table, Turned):
-            params = params | {part: params[part] | {"tokens": table.columns.T}}
-    return params
+    if not isinstance(found, InLine):
+        return params
+    plain = jax.tree.map(_turned_back, found, is_leaf=lambda leaf: isinstance(leaf, Turned))
+    return params | {"layers": put_together(plain)}
 
 
 @lru_cache(maxsize=64)

@@ -75,20 +75,26 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     assert shapes.count(params["layers"]["feed"]["up"].shape[1:]) >= 3
 
 
-@pytest.mark.parametrize("output", ["tied", "untied"])
-def test_parameters_made_ready_have_a_turned_table_and_the_same_logits(output, monkeypatch):
-    config = CONFIGS["one kind"].replace(layers=1, output=output)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, monkeypatch):
+    config = CONFIGS[name]
     params = random_params(config)
-    monkeypatch.setitem(api.IN_LINE, "cpu", (10**9, 3))
+    monkeypatch.setitem(api.IN_LINE, "cpu", (10**9, 9))
     assert api.ready(params, config) is params
-    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 9))
     found = api.ready(params, config)
-    part = "embed" if output == "tied" else "unembed"
-    table = found[part]["tokens"]
-    assert isinstance(table, Turned) and table.columns.shape == (config.d_model, config.V)
+    assert api.ready(found, config) is found
+    is_turned = lambda leaf: isinstance(leaf, Turned)  # noqa: E731
+    leaves = jax.tree.leaves(found["layers"], is_leaf=is_turned)
+    turned, rest = filter(is_turned, leaves), [leaf for leaf in leaves if not is_turned(leaf)]
+    shapes = {leaf.weight.shape for leaf in turned}
+    assert shapes == {(2, 4, 8), (8, 2, 4), (32, 8), (8, 32)}  # NHD, DNH, FD, DF
+    assert rest and all(leaf.size <= 32 for leaf in rest)  # biases and scales
     back = api.stacked(found)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     assert all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(params)))
-    if output == "tied":  # whose table is read both ways
-        run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS).logits)
-        np.testing.assert_allclose(run(found), run(params), atol=1e-6)
+    memory = None
+    if config.topology == "encoder_decoder":
+        memory = jaxgen.encode(params, config, TOKENS[:, :4])
+    run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
+    np.testing.assert_allclose(run(found), run(params), atol=1e-6)

@@ -1,13 +1,14 @@
 """Fast forms of products, norms and gates against the plain forms they stand for."""
 
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.contract import product
+from jaxgen.ops.contract import FEW, Turned, contract, product
 from jaxgen.ops.gates import ACTIVATIONS
 from jaxgen.ops.norms import NORMS
 
@@ -97,3 +98,30 @@ def test_products_in_bfloat16_sum_in_float32_over_two_rows_or_more(rows):
     (dot,) = [e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "dot_general"]
     assert dot.outvars[0].aval.dtype == jnp.float32
     assert dot.invars[0].aval.shape[0] == max(rows, 2)
+
+
+@pytest.mark.parametrize("equation", PRODUCTS)
+@pytest.mark.parametrize("rows", [1, 2, 9, 64, 65])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_turned_weights_give_the_products_of_those_they_were(equation, rows, dtype):
+    left, right = equation.partition("->")[0].split(",")
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(rows, *drawn(left).shape[1:])), dtype)
+    x, w = x[:, :1], jnp.asarray(drawn(right, 1), dtype)
+    form, leaf = partial(contract, equation, dtype=dtype), w
+    if equation != "BTD,VD->BTV":  # a table lies as if it had been turned
+        inner = sum(letter in left for letter in right)
+        leaf = Turned.of(w, inner)
+        np.testing.assert_array_equal(leaf.back(), w)
+        assert leaf.weight.shape == w.shape[inner:] + w.shape[:inner]
+    sums = np.einsum(equation, np.asarray(x, np.float64), np.asarray(w, np.float64))
+    near = {"float32": 2e-6, "bfloat16": 2**-7}[dtype] * max(1, np.abs(sums).max())
+    np.testing.assert_allclose(np.asarray(form(x, leaf), np.float64), sums, atol=near)
+
+    made = jax.make_jaxpr(form)(x, leaf)
+    call = next(e for e in made.eqns if "call_jaxpr" in e.params)
+    (dot,) = [e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "dot_general"]
+    least, most = FEW[dtype]
+    wide = prod(x.shape[2:])
+    fewest = 2 if dtype == "bfloat16" else 1  # a single row is padded
+    outer = w.size // wide if least <= rows <= most else max(rows, fewest)
+    assert dot.invars[0].aval.shape == (outer, wide)

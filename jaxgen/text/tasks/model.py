@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
+from jaxgen.models import api
 from jaxgen.text import follow
 from jaxgen.text import usage as usages
 from jaxgen.text.model import is_hub, load, tokenizer_of
@@ -42,6 +43,11 @@ class Model:
     def stop(self) -> tuple[int, ...]:
         """Return the ids that end what it writes."""
         return follow.stops(self.usage, self.tokenizer.special.eos)
+
+    @cached_property
+    def ready(self) -> Any:
+        """Return the parameters as decoding reads them fastest: `api.ready` of them, made once."""
+        return api.ready(self.params, self.config)
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:

@@ -45,7 +45,6 @@ def rewrite(
     rows, made = rows_of(model, texts, overflow), [""] * len(texts)
     search = follow.search(model.usage) if search is None else search
     stop = np.asarray(model.stop, np.int32) if model.stop else None
-    params = api.ready(model.params, model.config)
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
         wanted = length or most(model, tokens.shape[1])
         lengths = segments.sum(axis=1).astype(np.int32)
@@ -56,7 +55,7 @@ def rewrite(
         spare = range(model.tokenizer.vocab_size, model.config.V)
         sample = follow.sampler((*rules, *((suppress(list(spare)),) if spare else ())))
         found = _search(
-            *(params, model.config, tokens, segments, search, sample, stop),
+            *(model.ready, model.config, tokens, segments, search, sample, stop),
             *(model.start, wanted),
         )
         for place, number in enumerate(numbers):

@@ -86,7 +86,7 @@ def stream(
     stops = np.tile(np.asarray(model.stop or NO_STOP, np.int32), (len(rows), 1))
     batch = batches.Rows(prompt, sizes, stops, limits.copy(), requests)
     style, longest = drawing.Style(model.tokenizer.vocab_size), int(limits.max())
-    chunks = drawing.drawn(model.params, model.config, style, batch, sample, CHUNK)
+    chunks = drawing.drawn(model.ready, model.config, style, batch, sample, CHUNK)
     for start, chunk in zip(range(0, longest, CHUNK), chunks, strict=False):
         fresh = np.asarray(chunk.tokens)
         if (fresh == NOT_FINITE).any():
