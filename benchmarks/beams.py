@@ -37,7 +37,7 @@ import transformers
 
 import jaxgen
 from jaxgen import host, tree
-from jaxgen.models import api
+from jaxgen.models import serving
 from jaxgen.text import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
@@ -223,7 +223,7 @@ def main() -> None:
         if find_spec(THIRD) is not None:
             models[THIRD] = converted(Path(home) / "third", model, threads)
         weights = weights_of_step(params)
-        params = api.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
+        params = serving.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about = {"source": given.source, "new_tokens": given.length, "threads": threads}
         about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         for batch in given.batches:

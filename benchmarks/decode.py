@@ -35,7 +35,7 @@ import transformers
 
 import jaxgen
 from jaxgen import host, tree
-from jaxgen.models import api
+from jaxgen.models import serving
 from jaxgen.text import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
@@ -152,7 +152,7 @@ def main() -> None:
         model, told = opened(Path(home) / "hub", config, params)
         print(f"logits: {told}")
         read = tree.nbytes(params) - params["embed"]["positions"].nbytes
-        params = api.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
+        params = serving.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about = {"prompt": given.prompt, "new_tokens": given.length, "threads": threads}
         about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         path = sides.RESULTS / f"decode_{given.size}.json"

@@ -6,8 +6,8 @@
 One row, greedy, no stop token, a cache. Weights are drawn at random, written by our own export and
 opened by transformers from there. bfloat16 is the dtype of weights and products. int8 is torch's
 `quantize_dynamic`: weights are int8 once, what is multiplied with them becomes int8 product by
-product; GPT-2's Conv1D layers become the linear ones that it knows. We have no int8 weights:
-`products.py` shows that no form of them that XLA compiles would win. Sides are timed in turn.
+product; GPT-2's Conv1D layers become the linear ones that it knows. Ours (`--weights int8`) rounds
+weights alone: products and their sums are float32. Sides are timed in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch
 
 import jaxgen
 from jaxgen import host, tree
-from jaxgen.models import api
+from jaxgen.models import serving
 
 OURS, THEIRS = "jaxgen", "transformers"
 PAUSE = 0.3  # see `sides.in_turn`
@@ -41,9 +41,12 @@ PAUSE = 0.3  # see `sides.in_turn`
 
 def ours(config, params, weights: str, prompt: np.ndarray, length: int) -> Callable[[], Any]:
     """Return our side at a precision, compiled."""
-    config = config.replace(param_dtype=weights, compute_dtype=weights)
-    params = jax.tree.map(lambda leaf: leaf.astype(weights), params)
-    params = api.ready(params, config)
+    if weights == "int8":
+        params = serving.ready(params, config, weights="int8")
+    else:
+        config = config.replace(param_dtype=weights, compute_dtype=weights)
+        params = jax.tree.map(lambda leaf: leaf.astype(weights), params)
+        params = serving.ready(params, config)
     tokens = jnp.asarray(prompt, jnp.int32)
 
     def run(params):
@@ -86,7 +89,7 @@ def _dynamic(model: Any) -> Any:
 
 
 SIDES = (
-    *(f"{OURS} {name}" for name in ("float32", "bfloat16")),
+    *(f"{OURS} {name}" for name in ("float32", "bfloat16", "int8")),
     *(f"{THEIRS} {name}" for name in ("float32", "bfloat16", "int8")),
 )
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -40,6 +40,10 @@ Output = Annotated[
 Profile = Annotated[
     bool, Parameter(help="make the texts once more, traced, and say what took their time")
 ]
+Weights = Annotated[
+    Literal["plain", "int8"],
+    Parameter(help="int8: a byte a weight, faster where one text is made; texts may differ"),
+]
 Json = Annotated[
     bool, Parameter(help="print JSON: text, tokens, log-probabilities, scores, why it ended")
 ]
@@ -56,6 +60,7 @@ def generate(
     output: Output = None,
     json: Json = False,
     profile: Profile = False,
+    weights: Weights = "plain",
     settings: Settings = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
@@ -70,7 +75,6 @@ def generate(
         jaxgen generate quickstart --prompt @start.txt --max-new-tokens 200
         echo "The import statement" | jaxgen generate quickstart --temperature 0.7
         jaxgen generate quickstart --prompt def --prompt class --samples 3
-        jaxgen generate quickstart --prompt "The" --beams 4 --n-best 2 --json
         jaxgen generate quickstart --prompt "Raises " --choices KeyError --choices OSError
     """
     wanted = flags.settings_of(settings)
@@ -98,7 +102,7 @@ def generate(
 
     with exits.in_folder(folder), flags.named():
         traces = profiles.place(folder) if profile else None
-        session = complete.open_run(folder)
+        session = complete.open_run(folder, weights=weights)
         if talking:
             _converse(session, wanted)
             return

@@ -13,12 +13,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.nn.stack import InLine, place
-from jaxgen.nn.stack import in_line as taken_apart
-from jaxgen.nn.stack import stacked as put_together
+from jaxgen.nn.stack import place
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
-from jaxgen.ops.contract import Turned
 from jaxgen.ops.losses import unembed
 from jaxgen.ops.masks import Order
 from jaxgen.ops.memory import Memory
@@ -54,62 +51,6 @@ def abstract(config: ModelConfig) -> Params:
 def axes(config: ModelConfig) -> Params:
     """Return each parameter's logical axes: a string, one letter of the legend per dimension."""
     return tree.map_paths(lambda path, box: "".join(box.names), _shapes(config))
-
-
-# Where decoding is faster with its layers in line: the least bytes of their weights, below which
-# copies stay in the processor's cache, and the greatest depth, for it all has to be compiled.
-IN_LINE = {"cpu": (2**22, 48)}
-
-
-def in_line(params: Params, config: ModelConfig) -> Params:
-    """Return the parameters as decoding reads them fastest here; those given if that is the same.
-
-    On a CPU the layers come apart from their stack, once, instead of a copy of each layer for each
-    token. Only `apply` and `hidden` without a key take the result.
-    """
-    steps = config.layers // len(config.pattern)
-    found = params.get("layers")
-    if steps < 1 or isinstance(found, InLine) or not jax.sharding.get_abstract_mesh().empty:
-        return params
-    least, deepest = IN_LINE.get(jax.default_backend(), (0, 0))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
-    if config.layers > deepest or size < least:
-        return params
-    return params | {"layers": taken_apart(found)}
-
-
-def ready(params: Params, config: ModelConfig) -> Params:
-    """Return the parameters as decoding reads them fastest here; call it once, outside of jit.
-
-    They are `in_line`, and then on a CPU each matrix of a layer is copied to lie as its transpose.
-    """
-    apart = in_line(params, config)
-    if apart is params:
-        return params
-    letters = axes(config)["layers"]
-    steps = (jax.tree.map(_turned, step, letters) for step in apart["layers"].steps)
-    return apart | {"layers": InLine(tuple(steps))}
-
-
-# How many axes of a layer's matrices are summed over.
-INNER = {"LDNH": 1, "LDKH": 1, "LNHD": 2, "LDF": 1, "LFD": 1}
-
-
-def _turned(leaf: Any, letters: str) -> Any:
-    return Turned.of(leaf, INNER[letters]) if letters in INNER else leaf
-
-
-def _turned_back(leaf: Any) -> Any:
-    return leaf.back() if isinstance(leaf, Turned) else leaf
-
-
-def stacked(params: Params) -> Params:
-    """Return parameters in the shapes of `abstract` and `axes`, whatever `ready` made of them."""
-    found = params.get("layers")
-    if not isinstance(found, InLine):
-        return params
-    plain = jax.tree.map(_turned_back, found, is_leaf=lambda leaf: isinstance(leaf, Turned))
-    return params | {"layers": put_together(plain)}
 
 
 @lru_cache(maxsize=64)

@@ -81,7 +81,11 @@ FEW = {"float32": (2, 64), "bfloat16": (8, 64)}
 
 def _forward(first: bool, x: Array, w: Array) -> Array:
     least, most = FEW.get(x.dtype.name, (1, 0))
-    if first or platform() != "cpu" or not least <= x.shape[0] <= most:
+    on_cpu = platform() == "cpu" and not first
+    if on_cpu and x.shape[0] == 1 and w.dtype.itemsize < 4:
+        return _one_row(x, w)
+    w = w.astype(x.dtype)
+    if not (on_cpu and least <= x.shape[0] <= most):
         return _dot(x, w, 1, 0 if first else 1)
     # Without the barrier the compiler would take the two turns for none.
     return lax.optimization_barrier(_dot(w, x, 1, 1)).T
@@ -112,6 +116,13 @@ def _dot(x: Array, y: Array, left: int, right: int) -> Array:
         x = jnp.concatenate([x, jnp.zeros_like(x)], axis=1 - left)
     sums = lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
     return sums[:rows].astype(x.dtype)
+
+
+def _one_row(x: Array, w: Array) -> Array:
+    # In this form alone XLA on a CPU makes float32 of narrower weights as it reads them. Tied to
+    # the row, or they would be written down before the loop over tokens.
+    x, w = lax.optimization_barrier((x, w))
+    return (x.astype(jnp.float32) @ w.astype(jnp.float32).T).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

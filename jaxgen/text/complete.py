@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
+from jaxgen.models import serving
 from jaxgen.text import answering
 from jaxgen.text.answering import Answer, Group
 from jaxgen.text.batches import Request
@@ -218,11 +218,13 @@ class Session:
         return [*ids, special.eos]
 
 
-def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
+def open_run(
+    folder: str | os.PathLike, *, step: int | None = None, weights: serving.Weights = "plain"
+) -> Session:
     """Return a Session on a run or saved model; raises what `text.model.load` raises.
 
     CheckpointError, too, if the folder has no tokenizer; ConfigError for a model that makes no
-    text. step: a certain checkpoint of a run.
+    text. step: a certain checkpoint of a run. weights: "int8" rounds them (`serving.ready`).
     """
     model = open_model(folder, step=step)
     config = model.config
@@ -234,7 +236,7 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Session:
     start = model.start if config.topology == "encoder_decoder" else None
     if config.topology == "encoder_decoder" and start is None:
         raise ConfigError(f"{Path(folder)} does not say what its decoder begins with")
-    params = api.ready(model.params, config)
+    params = serving.ready(model.params, config, weights=weights)
     return Session(config, params, model.tokenizer, start, model.stop)
 
 

@@ -11,7 +11,7 @@ from jaxgen.decoding.chain import Chain, greedy
 from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store, by_row
 from jaxgen.ops.memory import Memory
 
@@ -21,7 +21,7 @@ def model_step(params: api.Params, config: ModelConfig):
 
     A token for each row of the cache, or for each of its branches.
     """
-    params = api.in_line(params, config)
+    params = serving.in_line(params, config)
 
     def step(tokens, cache):
         out = api.apply(params, config, by_row(cache, tokens), cache=cache)
@@ -104,7 +104,7 @@ def generate(
     sample = greedy() if sample is None else sample
     check(config, prompt.shape[1], length)
     fits.check(sample, length)
-    params = api.in_line(params, config)
+    params = serving.in_line(params, config)
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
     capacity = prompt.shape[1] + length

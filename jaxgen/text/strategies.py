@@ -17,7 +17,7 @@ from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.ops.cache import Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text import steps
@@ -117,7 +117,7 @@ def _speculated(
     capacity = prompt.shape[1] + length + draft.count + 1
     # A ring must be able to take back every guess, and the token after them.
     slack = draft.count if cache_of["layout"] == "ring" else 0
-    params = api.in_line(params, config)
+    params = serving.in_line(params, config)
     first, cache = prefill(params, config, prompt, known, capacity, slack=slack, **cache_of)
     read = steps.reading(params, config, config.V)
     ends = {"stop": stop, "strings": strings, "prompt": jnp.asarray(prompt), "lengths": known}
@@ -144,7 +144,7 @@ def generate_contrastive(
     jit it with config, length, count and store static; the rest is as in `generate`.
     """
     check(config, prompt.shape[1], length)
-    params = api.in_line(params, config)
+    params = serving.in_line(params, config)
     known, capacity = _known(prompt, lengths), prompt.shape[1] + length + 1
     slots = None if memory is None else memory.state.shape[1]
     cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots, store=store)

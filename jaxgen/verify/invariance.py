@@ -16,7 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import ProofError
 from jaxgen.mesh import MeshSettings, place
 from jaxgen.mesh import make as meshes
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.nn import stack
 from jaxgen.text import answering
 from jaxgen.text.answering import Answer, Group
@@ -138,7 +138,9 @@ def _answers(session: Session, requests: Sequence[Request]) -> list[Answer]:
 
 def _spread(session: Session, mesh: Any) -> Any:
     shapes, axes = api.abstract(session.config), api.axes(session.config)
-    return jax.device_put(api.stacked(session.params), place.state_shardings(mesh, shapes, axes))
+    return jax.device_put(
+        serving.stacked(session.params), place.state_shardings(mesh, shapes, axes)
+    )
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:
@@ -164,7 +166,7 @@ def _cause(
     session: Session, requests: Sequence[Request], company: _Company, found: _Found, at: int
 ) -> str:
     """The first layer whose activations of the text so far depend on the company."""
-    config, params = session.config, api.stacked(session.params)
+    config, params = session.config, serving.stacked(session.params)
     everyone = [*requests, *company.beside]
     row = everyone.index(found.request)
     texts = [list(one.ids) for one in everyone]

@@ -59,8 +59,8 @@ def generate(jaxgen, calls, monkeypatch, tmp_path):
     """Call `jaxgen generate model ...`."""
     (tmp_path / "model").mkdir()
 
-    def open_run(folder):
-        calls.append(("open_run", folder))
+    def open_run(folder, *, weights):
+        calls.append(("open_run", folder, weights))
         return Fake(calls)
 
     monkeypatch.setattr(complete, "open_run", open_run)
@@ -71,6 +71,15 @@ def test_a_prompt_is_echoed_and_its_completion_streamed(generate, calls):
     shown = generate("--prompt", "The")
     assert (shown.code, shown.out) == (0, "The one two\n")
     assert calls[-1] == ("stream", "The", PLAIN)
+
+
+def test_weights_are_plain_or_rounded_and_nothing_else(generate, calls):
+    generate("--prompt", "The")
+    generate("--prompt", "The", "--weights", "int8")
+    opened = [call for call in calls if call[0] == "open_run"]
+    assert opened == [("open_run", Path("model"), "plain"), ("open_run", Path("model"), "int8")]
+    refused = generate("--prompt", "The", "--weights", "int4")
+    assert refused.code == 2 and "int4" in refused.err and "int8" in refused.err
 
 
 @pytest.mark.parametrize(("more", "kind"), [([], "stream"), (["--json"], "generate")])
@@ -338,7 +347,7 @@ class Session:
     def stream(self, prompt, settings):
         yield from (" and", " so", " on", "\\x1b[31m")
 start.prepare_jax = lambda cache: None
-complete.open_run = lambda folder: Session()
+complete.open_run = lambda folder, **_: Session()
 sys.exit(app.main(["generate", sys.argv[1]]))
 """
 

@@ -7,9 +7,10 @@ import pytest
 from random_params import random_params
 
 import jaxgen
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.nn import stack
 from jaxgen.ops.contract import Turned
+from jaxgen.ops.int8 import Int8
 
 SIZES = {"vocab_size": 32, "context": 16, "d_model": 8, "heads": 2}
 CONFIGS = {
@@ -45,17 +46,17 @@ def test_layers_in_line_equal_the_scan_in_logits_cache_and_taps(name):
 def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
     config = CONFIGS["one kind"]
     params = random_params(config)
-    assert api.in_line(params, config) is params  # small: its copies cost nothing
-    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 2))
-    assert api.in_line(params, config) is params  # deeper than two layers
-    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 3))
-    apart = api.in_line(params, config)
+    assert serving.in_line(params, config) is params  # small: its copies cost nothing
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 2))
+    assert serving.in_line(params, config) is params  # deeper than two layers
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
+    apart = serving.in_line(params, config)
     assert isinstance(apart["layers"], stack.InLine) and len(apart["layers"].steps) == 3
     whole = params["layers"]["attn"]["q"]
     wanted = np.array(whole[2])
     jax.jit(lambda x: 0 * x, donate_argnums=0)(whole)  # the stack may be given away
     np.testing.assert_array_equal(apart["layers"].steps[2]["attn"]["q"], wanted)
-    assert api.in_line(apart, config) is apart
+    assert serving.in_line(apart, config) is apart
 
 
 def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
@@ -65,7 +66,7 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     def run(params):
         return jaxgen.generate(params, config, jnp.asarray(TOKENS), key, length=4)
 
-    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
     loop = next(e for e in jax.make_jaxpr(run)(params).eqns if e.primitive.name == "while")
     bodies = [e.params for e in loop.params["body_jaxpr"].jaxpr.eqns]
     steps = [body["jaxpr"] for body in bodies if body.get("name") == "_step"]
@@ -79,18 +80,18 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
 def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, monkeypatch):
     config = CONFIGS[name]
     params = random_params(config)
-    monkeypatch.setitem(api.IN_LINE, "cpu", (10**9, 9))
-    assert api.ready(params, config) is params
-    monkeypatch.setitem(api.IN_LINE, "cpu", (0, 9))
-    found = api.ready(params, config)
-    assert api.ready(found, config) is found
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (10**9, 9))
+    assert serving.ready(params, config) is params
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
+    found = serving.ready(params, config)
+    assert serving.ready(found, config) is found
     is_turned = lambda leaf: isinstance(leaf, Turned)  # noqa: E731
     leaves = jax.tree.leaves(found["layers"], is_leaf=is_turned)
     turned, rest = filter(is_turned, leaves), [leaf for leaf in leaves if not is_turned(leaf)]
     shapes = {leaf.weight.shape for leaf in turned}
     assert shapes == {(2, 4, 8), (8, 2, 4), (32, 8), (8, 32)}  # NHD, DNH, FD, DF
     assert rest and all(leaf.size <= 32 for leaf in rest)  # biases and scales
-    back = api.stacked(found)
+    back = serving.stacked(found)
     assert jax.tree.structure(back) == jax.tree.structure(params)
     assert all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(params)))
     memory = None
@@ -98,3 +99,25 @@ def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, mo
         memory = jaxgen.encode(params, config, TOKENS[:, :4])
     run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
     np.testing.assert_allclose(run(found), run(params), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("apart", [True, False])
+def test_int8_weights_are_near_and_make_the_logits_of_what_they_were_rounded_to(
+    name, apart, monkeypatch
+):
+    config = CONFIGS[name].replace(output="tied")
+    params = random_params(config)
+    if apart:
+        monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
+    found = serving.ready(params, config, weights="int8")
+    memory = None
+    if config.topology == "encoder_decoder":
+        memory = jaxgen.encode(params, config, TOKENS[:, :4])
+    run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
+    logits, plain = run(found), run(params)
+    assert isinstance(found["embed"]["tokens"], Int8)
+    assert 0 < np.abs(logits - plain).max() < 0.05 * np.std(plain)
+    is_int8 = lambda leaf: isinstance(leaf, Int8)  # noqa: E731
+    rest = [x for x in jax.tree.leaves(found["layers"], is_leaf=is_int8) if not is_int8(x)]
+    assert all(leaf.dtype == "float32" and leaf.size <= 32 * config.layers for leaf in rest)

@@ -122,6 +122,6 @@ def test_turned_weights_give_the_products_of_those_they_were(equation, rows, dty
     (dot,) = [e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "dot_general"]
     least, most = FEW[dtype]
     wide = prod(x.shape[2:])
-    fewest = 2 if dtype == "bfloat16" else 1  # a single row is padded
-    outer = w.size // wide if least <= rows <= most else max(rows, fewest)
+    outer = w.size // wide if least <= rows <= most else rows
     assert dot.invars[0].aval.shape == (outer, wide)
+    assert dot.invars[0].aval.dtype == (jnp.float32 if rows == 1 else dtype)

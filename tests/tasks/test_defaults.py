@@ -47,7 +47,7 @@ def test_the_verb_follows_the_folder_and_says_so(tmp_path, monkeypatch, capsys):
             seen.append(settings)
             yield "!"
 
-    monkeypatch.setattr(complete, "open_run", lambda folder: Heard())
+    monkeypatch.setattr(complete, "open_run", lambda folder, **_: Heard())
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
     (tmp_path / "config.json").write_text("{}")
     told = {"do_sample": True, "temperature": 0.6, "top_k": 20}

@@ -142,6 +142,10 @@ def test_a_saved_model_is_loaded_with_every_bit(session, tmp_path):
         other = tree.flatten(loaded)[path]
         assert other.dtype == leaf.dtype and (other == leaf).all(), path
     again = complete.open_run(tmp_path / "model")
+    rounded = complete.open_run(tmp_path / "model", weights="int8")
+    kinds = jax.tree.leaves(rounded.params["layers"])
+    assert any(leaf.dtype == "int8" for leaf in kinds)
+    assert rounded.complete(["héllo"], wanted(max_new_tokens=20))[0]
     assert again.tokenizer.fingerprint == session.tokenizer.fingerprint
     with pytest.raises(errors.ConfigError, match="exists already"):
         jaxgen.save(tmp_path / "model", config, params)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
+from jaxgen.models import serving
 from jaxgen.text import follow
 from jaxgen.text import usage as usages
 from jaxgen.text.model import is_hub, load, tokenizer_of
@@ -46,8 +46,8 @@ class Model:
 
     @cached_property
     def ready(self) -> Any:
-        """Return the parameters as decoding reads them fastest: `api.ready` of them, made once."""
-        return api.ready(self.params, self.config)
+        """Return the parameters as decoding reads them fastest (`serving.ready`), made once."""
+        return serving.ready(self.params, self.config)
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:

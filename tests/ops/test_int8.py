@@ -1,0 +1,70 @@
+"""Weights of one byte: how far they are from what they were, and what is multiplied with them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.ops.contract import contract, lookup
+from jaxgen.ops.int8 import Int8
+
+SIZES = {"B": 2, "T": 3, "D": 4, "N": 2, "H": 6, "F": 5, "V": 7}
+PRODUCTS = {"BTD,DNH->BTNH": 1, "BTNH,NHD->BTD": 2, "BTD,DF->BTF": 1, "BTD,VD->BTV": 1}
+
+
+def drawn(letters, seed=0):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.normal(size=[SIZES[x] for x in letters]), jnp.float32)
+
+
+def back(leaf):
+    """The rounded weight as float32, axes of the output first."""
+    return np.asarray(leaf.whole, np.float32) * np.asarray(leaf.scale).reshape(-1, 1)
+
+
+@pytest.mark.parametrize("equation", PRODUCTS)
+@pytest.mark.parametrize("rows", [1, 2, 70])
+def test_products_are_those_of_the_rounded_weight(equation, rows):
+    inner = PRODUCTS[equation]
+    left, right = equation.partition("->")[0].split(",")
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(rows, 1, *drawn(left).shape[2:])), "f4")
+    w = drawn(right, 1)
+    if right == "VD":
+        leaf, plain = Int8.of_turned(w, inner), w
+        rounded = back(leaf)
+    else:
+        leaf = Int8.of(w, inner)
+        plain = jnp.transpose(w, (*range(inner, w.ndim), *range(inner)))
+        rounded = np.moveaxis(back(leaf).reshape(plain.shape), range(-inner, 0), range(inner))
+    assert leaf.whole.dtype == jnp.int8 and int(jnp.abs(leaf.whole).max()) == 127
+    half = np.asarray(leaf.scale).reshape(-1, 1) / 2
+    flat = plain.reshape(half.size, -1)
+    assert (np.abs(back(leaf) - flat) <= half * (1 + 1e-5)).all()
+    for dtype, near in (("float32", 1e-5), ("bfloat16", 0.1)):
+        found = jax.jit(partial(contract, equation, dtype=dtype))(x, leaf)
+        assert found.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(found, np.float32), np.einsum(equation, x, rounded), atol=near
+        )
+
+
+def test_rows_of_a_table_and_zeros():
+    table = drawn("VD").at[2].set(0.0)
+    leaf = Int8.of_turned(table, 1)
+    found = lookup(leaf, jnp.array([[2, 5]]), dtype="float32")
+    np.testing.assert_array_equal(found[0, 0], 0.0)
+    np.testing.assert_allclose(found[0, 1], table[5], atol=float(leaf.scale[5]) / 2)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for CPUs")
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_narrow_weights_are_not_written_down_as_float32_for_one_row(dtype):
+    w = drawn("DF")
+    leaf = Int8.of(w, 1) if dtype == "int8" else w.T.astype(dtype)
+    equation = "BTD,DF->BTF" if dtype == "int8" else "BTD,FD->BTF"
+    form = partial(contract, equation, dtype="float32" if dtype == "int8" else dtype)
+    program = jax.jit(form).lower(jnp.ones((1, 1, SIZES["D"])), leaf).compile().as_text()
+    entry = program[program.index("ENTRY") :]
+    assert "convert(" not in entry and f"f32[{SIZES['F']},{SIZES['D']}]" not in entry, entry
