@@ -83,6 +83,7 @@ def _plain(dtype: Any) -> dict[str, Form]:
         "KN": Form(dtype, _same, lambda x, w: _dot(x, w.astype(F32), 1, 0)),
         "KN, matrix first": Form(dtype, _same, lambda x, w: _dot(w.astype(F32), x, 0, 1).T),
         "NK": Form(dtype, _turned, lambda x, w: _dot(x, w.astype(F32), 1, 1)),
+        "NK, its transpose": Form(dtype, _turned, lambda x, w: x @ w.astype(F32).T),
         "NK, matrix first": Form(dtype, _turned, lambda x, w: _dot(w.astype(F32), x, 1, 1).T),
         "NK, multiply and sum": Form(dtype, _turned, _by_rows),
         "tiles, multiply and sum": Form(dtype, _tiles, _in_tiles),

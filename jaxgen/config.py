@@ -25,6 +25,7 @@ Output = Literal["tied", "untied"]
 Layer = Literal["global", "local"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
+Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no model is one or other
 
 
 @dataclass(frozen=True, kw_only=True)

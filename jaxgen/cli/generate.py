@@ -8,12 +8,13 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start
 from jaxgen.cli.flags import Settings
+from jaxgen.config import Weights
 from jaxgen.errors import ConfigError, UserError
 from jaxgen.text import defaults
 from jaxgen.text import usage as usages
@@ -40,8 +41,8 @@ Output = Annotated[
 Profile = Annotated[
     bool, Parameter(help="make the texts once more, traced, and say what took their time")
 ]
-Weights = Annotated[
-    Literal["plain", "int8"],
+Rounding = Annotated[
+    Weights,
     Parameter(help="int8: a byte a weight, faster where one text is made; texts may differ"),
 ]
 Json = Annotated[
@@ -60,7 +61,7 @@ def generate(
     output: Output = None,
     json: Json = False,
     profile: Profile = False,
-    weights: Weights = "plain",
+    weights: Rounding = "plain",
     settings: Settings = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
@@ -75,15 +76,12 @@ def generate(
         jaxgen generate quickstart --prompt @start.txt --max-new-tokens 200
         echo "The import statement" | jaxgen generate quickstart --temperature 0.7
         jaxgen generate quickstart --prompt def --prompt class --samples 3
+        jaxgen generate quickstart --prompt "The" --beams 4 --n-best 2 --json
         jaxgen generate quickstart --prompt "Raises " --choices KeyError --choices OSError
     """
     wanted = flags.settings_of(settings)
     folder = paths.run_folder(run)
     target = None if output is None else answers.target(output)
-    if prompts_file is not None and prompt:
-        raise ConfigError(
-            f"--prompts-file={prompts_file} and --prompt={prompt[0]} exclude each other; drop one"
-        )
     talking = not prompt and prompts_file is None and sys.stdin.isatty()
     if talking and (target or json or profile or wanted.samples > 1):
         raise ConfigError(
@@ -141,6 +139,10 @@ def _with_defaults(wanted: Generation, folder: Path) -> Generation:
 def _lines(
     prompt: list[str] | None, prompts_file: str | None, wanted: Generation, talking: bool
 ) -> list[tuple[str, Generation]]:
+    if prompts_file is not None and prompt:
+        raise ConfigError(
+            f"--prompts-file={prompts_file} and --prompt={prompt[0]} exclude each other; drop one"
+        )
     if prompts_file is not None:
         with flags.named():
             return prompts.lines(prompts_file, wanted)

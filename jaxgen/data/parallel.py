@@ -30,8 +30,7 @@ def encoded(chunks: Iterator[Chunk], tokenizer: Any, total: int) -> Iterator[Enc
     """Yield (split, ids of all its documents, number of ids of each, UTF-8 bytes), in order.
 
     chunks: (split, texts, how they are drawn or None). total: bytes of text, which decides whether
-    other processes help. Raises DataError, also when
-    one of them dies.
+    other processes help. Raises DataError, also when one of them dies.
     """
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if total < WORTH_IT or processes < 2:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import ModelConfig, Weights
 from jaxgen.models.api import Params, axes
 from jaxgen.nn.stack import InLine
 from jaxgen.nn.stack import in_line as taken_apart
 from jaxgen.nn.stack import stacked as put_together
+from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.contract import Turned
 from jaxgen.ops.int8 import Int8
-
-Weights = Literal["plain", "int8"]
 
 # Where decoding is faster with its layers in line: the least bytes of their weights, below which
 # copies stay in the processor's cache, and the greatest depth, for it all has to be compiled.
@@ -56,33 +55,31 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 
 
 # How many axes of a layer's matrices are summed over.
-INNER = {"LDNH": 1, "LDKH": 1, "LNHD": 2, "LDF": 1, "LFD": 1}
-READ = ("layers", "embed", "unembed")  # once a token
+INNER = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}
+READ = ("layers", "rest", "embed", "unembed")  # once a token
 
 
 def _turned(letters: str, leaf: Any) -> Any:
-    plain = letters in INNER and not isinstance(leaf, Int8 | Turned)
-    return Turned.of(leaf, INNER[letters]) if plain else leaf
+    inner = INNER.get(letters.removeprefix(STACK_AXIS))
+    return leaf if inner is None or isinstance(leaf, Int8) else Turned.of(leaf, inner)
 
 
 def _rounded(params: Params, config: ModelConfig) -> Params:
-    def leaf_of(letters: str, leaf: Any) -> Any:
-        if letters == "VD":
-            return _table(leaf)
-        return _matrices(leaf, INNER[letters]) if letters in INNER else leaf
-
     letters = axes(config)
     return params | {
-        part: jax.tree.map(leaf_of, letters[part], params[part]) for part in READ if part in params
+        part: jax.tree.map(_int8, letters[part], params[part]) for part in READ if part in params
     }
 
 
-_table = jax.jit(partial(Int8.of_turned, inner=1))
-
-
-@partial(jax.jit, static_argnums=1)
-def _matrices(stack: Any, inner: int) -> Int8:
-    return jax.vmap(partial(Int8.of, inner=inner))(stack)
+@partial(jax.jit, static_argnums=0)
+def _int8(letters: str, leaf: Any) -> Any:
+    one = letters.removeprefix(STACK_AXIS)
+    if one == "VD":
+        return Int8.of_turned(leaf, 1)
+    if one not in INNER:
+        return leaf
+    form = partial(Int8.of, inner=INNER[one])
+    return form(leaf) if one == letters else jax.vmap(form)(leaf)
 
 
 def _turned_back(leaf: Any) -> Any:

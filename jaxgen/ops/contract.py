@@ -75,21 +75,20 @@ def _matrices_backward(first: bool, kept: tuple[Array, Array], grad: Array) -> t
 
 _matrices.defvjp(_matrices_forward, _matrices_backward)
 
-# Rows of x, from and to, for which XLA on a CPU is faster with w [C, I] on the left. Some shapes of
-# bfloat16 have no such product in jaxlib 0.10.2.
-FEW = {"float32": (2, 64)}
+FEW = 64  # rows of a decoding step at most
 
 
 def _forward(first: bool, x: Array, w: Array) -> Array:
-    least, most = FEW.get(x.dtype.name, (1, 0))
-    on_cpu = platform() == "cpu" and not first
-    if on_cpu and x.shape[0] == 1 and w.dtype.itemsize < 4:
+    rows, turned = x.shape[0], not first and platform() == "cpu"
+    if turned and rows == 1 and w.dtype.itemsize < 4:
         return _one_row(x, w)
     w = w.astype(x.dtype)
-    if not (on_cpu and least <= x.shape[0] <= most):
-        return _dot(x, w, 1, 0 if first else 1)
-    # Without the barrier the compiler would take the two turns for none.
-    return lax.optimization_barrier(_dot(w, x, 1, 1)).T
+    # Of bfloat16, jaxlib 0.10.2 has no such product in some shapes.
+    if turned and 1 < rows <= FEW and x.dtype == jnp.float32:
+        # XLA on a CPU is faster with the weight on the left; without the barrier it would take the
+        # two turns for none.
+        return lax.optimization_barrier(_dot(w, x, 1, 1)).T
+    return _dot(x, w, 1, 0 if first else 1)
 
 
 def _over_rows(left: Array, right: Array) -> Array:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import ModelConfig, Weights
 from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
@@ -219,7 +219,7 @@ class Session:
 
 
 def open_run(
-    folder: str | os.PathLike, *, step: int | None = None, weights: serving.Weights = "plain"
+    folder: str | os.PathLike, *, step: int | None = None, weights: Weights = "plain"
 ) -> Session:
     """Return a Session on a run or saved model; raises what `text.model.load` raises.
 

@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -229,16 +229,13 @@ def learn_pieces(settings: TokenizerSettings, texts: Iterable[str]) -> Pieces:
     DataError if they hold nothing to learn from.
     """
     buffer = io.BytesIO()
-    with ExitStack() as held:
-        rule: dict[str, Any] = {"normalization_rule_name": "identity"}
-        if settings.lowercase:
-            rule = {"normalization_rule_tsv": held.enter_context(_small_letters())}
+    with _rule(settings.lowercase) as rule:
         _train(settings, texts, buffer, rule)
     return Pieces(without_rule_file(buffer.getvalue()))
 
 
 def _train(
-    settings: TokenizerSettings, texts: Iterable[str], buffer: io.BytesIO, rule: dict[str, Any]
+    settings: TokenizerSettings, texts: Iterable[str], buffer: io.BytesIO, rule: dict[str, str]
 ) -> None:
     try:
         _library().SentencePieceTrainer.train(
@@ -268,15 +265,18 @@ def _train(
 
 
 @contextmanager
-def _small_letters() -> Iterator[str]:
-    """Yield the path of a rule file: each character whose small form is another, and that form."""
+def _rule(lowercase: bool) -> Iterator[dict[str, str]]:
+    """Yield how the trainer is told what becomes of characters: nothing, or their small form."""
+    if not lowercase:
+        yield {"normalization_rule_name": "identity"}
+        return
     letters = (chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000)
     with tempfile.NamedTemporaryFile("w", suffix=".tsv") as file:
         for letter in letters:
             if letter.lower() != letter:
                 file.write(f"{ord(letter):X}\t{' '.join(f'{ord(c):X}' for c in letter.lower())}\n")
         file.flush()
-        yield file.name
+        yield {"normalization_rule_tsv": file.name}
 
 
 def _why(size: int, message: str) -> Exception:

@@ -38,7 +38,9 @@ def test_a_stream_that_is_stuck_is_an_error_and_closes_in_time(monkeypatch):
     stream.never.set()
 
 
-def test_a_sound_stream_is_closed():
+def test_a_sound_stream_is_closed(monkeypatch):
+    monkeypatch.setattr(pump, "LEAVE", 0.1)
+
     class Sound(Stuck):
         def close(self):
             self.never.set()
