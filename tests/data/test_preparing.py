@@ -1,5 +1,6 @@
 """Text to shards: split, cached, checked."""
 
+import json
 import os
 import signal
 import subprocess
@@ -294,7 +295,24 @@ def test_dropout_cuts_the_training_text_a_number_of_times(tmp_path):
     size = len(plain_texts)
     draws = {np.concatenate(rows[1][i : i + size]).tobytes() for i in (0, size, 2 * size)}
     assert len(draws) == 3
+    runs = json.loads((drawn.folder / "train.sources.json").read_bytes())
+    assert sum(number for _, number in runs) == drawn.train.documents == 3 * size
     assert drawn.valid.digest == plain.valid.digest
     again = data.prepare(settings, tokenizer, tmp_path / "other", dropout=0.2, draws=3)
     assert again.train.digest == drawn.train.digest
     assert data.prepare(settings, tokenizer, tmp_path / "cache", dropout=0.2, draws=3).reused
+
+
+def test_dropout_cuts_texts_that_have_classes_and_not_their_classes(tmp_path):
+    path = tmp_path / "x.jsonl"
+    rows = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(stories(100))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSettings(files=(str(path),), sides=("text", "label"))
+    tokenizer = tokens.train(tokens.TokenizerSettings(vocab_size=300), stories(100))
+    about = {"form": "classes", "labels": ("a", "b")}
+    plain, drawn = (
+        data.prepare(settings, tokenizer, tmp_path / "cache", **about, dropout=p).train
+        for p in (0.0, 0.3)
+    )
+    sizes = [np.diff(shard.offsets.astype(int)) for shard in (plain, drawn)]
+    assert (sizes[1][1::2] == 1).all() and sizes[1][::2].sum() > sizes[0][::2].sum()

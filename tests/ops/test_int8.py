@@ -55,6 +55,7 @@ def test_rows_of_a_table_and_zeros():
     leaf = Int8.of_turned(table, 1)
     found = lookup(leaf, jnp.array([[2, 5]]), dtype="float32")
     np.testing.assert_array_equal(found[0, 0], 0.0)
+    assert (leaf.scale > 0).all()
     np.testing.assert_allclose(found[0, 1], table[5], atol=float(leaf.scale[5]) / 2)
 
 
@@ -65,6 +66,14 @@ def test_narrow_weights_are_not_written_down_as_float32_for_one_row(dtype):
     leaf = Int8.of(w, 1) if dtype == "int8" else w.T.astype(dtype)
     equation = "BTD,DF->BTF" if dtype == "int8" else "BTD,FD->BTF"
     form = partial(contract, equation, dtype="float32" if dtype == "int8" else dtype)
-    program = jax.jit(form).lower(jnp.ones((1, 1, SIZES["D"])), leaf).compile().as_text()
-    entry = program[program.index("ENTRY") :]
-    assert "convert(" not in entry and f"f32[{SIZES['F']},{SIZES['D']}]" not in entry, entry
+
+    def loop(x, leaf):  # over tokens, and rows of a prompt before it
+        step = lambda _, x: jnp.tile(form(x, leaf).sum(axis=-1, keepdims=True), x.shape[-1])  # noqa: E731
+        return jax.lax.fori_loop(0, 5, step, x), form(jnp.tile(x, (3, 1, 1)), leaf)
+
+    x = jnp.ones((1, 1, SIZES["D"]), "float32" if dtype == "int8" else dtype)
+    program = jax.jit(loop).lower(x, leaf).compile().as_text()
+    carried = next(line for line in program.splitlines() if " while(" in line)
+    assert f"{SIZES['F']},{SIZES['D']}]" in carried  # the narrow weights, and them alone
+    assert f"f32[{SIZES['F']},{SIZES['D']}]" not in carried, carried
+    assert f"f32[{SIZES['D']},{SIZES['F']}]" not in carried, carried
