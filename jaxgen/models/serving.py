@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxgen.nn.stack import stacked as put_together
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.contract import Turned
 from jaxgen.ops.int8 import Int8
+from jaxgen.ops.joined import Part, joined, opened
 
 # Where decoding is faster with its layers in line: the least bytes of their weights, below which
 # copies stay in the processor's cache, and the greatest depth, for it all has to be compiled.
@@ -41,7 +43,8 @@ def in_line(params: Params, config: ModelConfig) -> Params:
 def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") -> Params:
     """Return the parameters as decoding reads them fastest here; call it once, outside of jit.
 
-    They are `in_line`, and then on a CPU each matrix of a layer is copied to lie as its transpose.
+    They are `in_line`, and then on a CPU each matrix of a layer is copied to lie as its transpose,
+    those that meet the same input in one piece (`ops/joined.py`).
     weights: "int8" rounds those matrices and the tables of tokens to a byte each (`ops/int8.py`).
     """
     if weights == "int8":
@@ -50,18 +53,29 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
     if apart is params:
         return params
     letters = axes(config)["layers"]
-    steps = (jax.tree.map(_turned, letters, step) for step in apart["layers"].steps)
+    steps = (_joined(jax.tree.map(_turned, letters, step)) for step in apart["layers"].steps)
     return apart | {"layers": InLine(tuple(steps))}
 
 
 # How many axes of a layer's matrices are summed over.
 INNER = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}
+TOGETHER = {"attn": ("q", "k", "v"), "feed": ("up", "gate")}  # with the same input, by module
 READ = ("layers", "rest", "embed", "unembed")  # once a token
 
 
 def _turned(letters: str, leaf: Any) -> Any:
     inner = INNER.get(letters.removeprefix(STACK_AXIS))
     return leaf if inner is None or isinstance(leaf, Int8) else Turned.of(leaf, inner)
+
+
+def _joined(tree: Any) -> Any:
+    found = {}
+    for name, node in tree.items():
+        names = TOGETHER.get(name)
+        if names and all(one in node for one in names):
+            node = joined(node, names)
+        found[name] = _joined(node) if isinstance(node, Mapping) else node
+    return found
 
 
 def _rounded(params: Params, config: ModelConfig) -> Params:
@@ -82,7 +96,8 @@ def _int8(letters: str, leaf: Any) -> Any:
     return form(leaf) if one == letters else jax.vmap(form)(leaf)
 
 
-def _turned_back(leaf: Any) -> Any:
+def _back(leaf: Any) -> Any:
+    leaf = leaf.alone() if isinstance(leaf, Part) else leaf
     return leaf.back() if isinstance(leaf, Turned) else leaf
 
 
@@ -91,5 +106,8 @@ def stacked(params: Params) -> Params:
     found = params.get("layers")
     if not isinstance(found, InLine):
         return params
-    plain = jax.tree.map(_turned_back, found, is_leaf=lambda leaf: isinstance(leaf, Turned))
-    return params | {"layers": put_together(plain)}
+    steps = (
+        jax.tree.map(_back, opened(step), is_leaf=lambda leaf: isinstance(leaf, Part | Turned))
+        for step in found.steps
+    )
+    return params | {"layers": put_together(InLine(tuple(steps)))}

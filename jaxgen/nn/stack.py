@@ -16,6 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.nn.block import Block, Carry, Period
 from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import STACK_AXIS
+from jaxgen.ops.joined import opened
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -116,7 +117,8 @@ def _through_steps(
 @partial(jax.jit, static_argnums=0)
 def _step(part: nn.Module, weights: Any, carry: Carry, layer: Any, scene: Scene) -> Any:
     """Return (carry, taps) after one step."""
-    (carry, _), seen = part.apply({"params": weights}, carry, layer, scene, mutable=["taps"])
+    params = {"params": opened(weights)}
+    (carry, _), seen = part.apply(params, carry, layer, scene, mutable=["taps"])
     return carry, seen.get("taps", {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -121,8 +122,11 @@ def _dot(x: Array, y: Array, left: int, right: int) -> Array:
 def _one_row(x: Array, w: Array) -> Array:
     # In this form alone XLA on a CPU makes float32 of narrower weights as it reads them. Tied to
     # the row, or they would be written down before the loop over tokens.
-    x, w = lax.optimization_barrier((x, w))
-    return (x.astype(jnp.float32) @ w.astype(jnp.float32).T).astype(x.dtype)
+    dtype, (x, w) = x.dtype, lax.optimization_barrier((x, w))
+    # A remainder, which changes nothing, is an operation that XLA won't compute again for each
+    # output: what makes the row would move into the loop over weights, and its reshapes with it.
+    x = lax.rem(x.astype(jnp.float32), jnp.float32(jnp.inf))
+    return (x @ w.astype(jnp.float32).T).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -190,6 +194,22 @@ class Turned:
         """Return a copy of a weight whose first `inner` axes are summed over."""
         order = (*range(inner, weight.ndim), *range(inner))
         return cls(jnp.transpose(weight, order), inner)
+
+    @classmethod
+    def join(cls, leaves: Sequence[Turned]) -> Turned:
+        """Return weights with one inner axis, of equal length, as one with one output axis."""
+        flat = [leaf.weight.reshape(-1, leaf.weight.shape[-1]) for leaf in leaves]
+        return cls(jnp.concatenate(flat), 1)
+
+    def cut(self, begin: int, shape: tuple[int, ...]) -> Turned:
+        """Return the weight of these output axes, which begins at a row of a joined one."""
+        rows = self.weight[begin : begin + prod(shape)]
+        return type(self)(rows.reshape(*shape, -1), 1)
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """The lengths of the output axes."""
+        return self.weight.shape[: self.weight.ndim - self.inner]
 
     def back(self) -> Array:
         """Return the weight as it was."""

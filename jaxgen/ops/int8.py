@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import jax
@@ -43,6 +45,22 @@ class Int8:
         whole = jnp.round(weight / scale).astype(jnp.int8)
         scale = jnp.squeeze(scale, over)
         return cls(whole.reshape(scale.size, -1), scale, inner)
+
+    @classmethod
+    def join(cls, leaves: Sequence[Int8]) -> Int8:
+        """Return weights with one inner axis, of equal length, as one with one output axis."""
+        scales = [leaf.scale.reshape(-1) for leaf in leaves]
+        return cls(jnp.concatenate([leaf.whole for leaf in leaves]), jnp.concatenate(scales), 1)
+
+    def cut(self, begin: int, shape: tuple[int, ...]) -> Int8:
+        """Return the weight of these output axes, which begins at a row of a joined one."""
+        rows = slice(begin, begin + prod(shape))
+        return type(self)(self.whole[rows], self.scale[rows].reshape(shape), 1)
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """The lengths of the output axes."""
+        return self.scale.shape
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
         """Return the product that `equation`, "BT...->BT...", has with the weight as it was."""

@@ -1,5 +1,7 @@
 """Layers compiled one after another equal the scan over their stack."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,9 @@ CONFIGS = {
     "one kind": jaxgen.ModelConfig(layers=3, **SIZES),
     "two kinds, one layer left over": jaxgen.ModelConfig(
         layers=5, pattern=("local", "global"), window=4, **SIZES
+    ),
+    "gates, shared keys": jaxgen.ModelConfig(
+        layers=2, feed="swiglu", biases="none", norm="rms", positions="rope", kv_heads=1, **SIZES
     ),
     "with an encoder": jaxgen.ModelConfig(topology="encoder_decoder", layers=2, **SIZES),
 }
@@ -89,7 +94,11 @@ def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, mo
     leaves = jax.tree.leaves(found["layers"], is_leaf=is_turned)
     turned, rest = filter(is_turned, leaves), [leaf for leaf in leaves if not is_turned(leaf)]
     shapes = {leaf.weight.shape for leaf in turned}
-    assert shapes == {(2, 4, 8), (8, 2, 4), (32, 8), (8, 32)}  # NHD, DNH, FD, DF
+    gate = 2 if "gate" in params["layers"].get("feed", ()) else 1
+    width, rows = config.F, (config.heads + 2 * config.K) * config.H
+    cross = {(2, 4, 8)} if config.topology == "encoder_decoder" else set()  # NHD
+    # NHD to DNH; q, k and v in one; DF, with its gate in one; FD.
+    assert shapes == {(8, 2, 4), (rows, 8), (gate * width, 8), (8, width)} | cross
     assert rest and all(leaf.size <= 32 for leaf in rest)  # biases and scales
     back = serving.stacked(found)
     assert jax.tree.structure(back) == jax.tree.structure(params)
@@ -99,6 +108,19 @@ def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, mo
         memory = jaxgen.encode(params, config, TOKENS[:, :4])
     run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
     np.testing.assert_allclose(run(found), run(params), atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", ["plain", "int8"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_weights_of_one_input_are_one_product(weights, rows, monkeypatch):
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
+    config = CONFIGS["gates, shared keys"]
+    found = serving.ready(random_params(config), config, weights=weights)
+    cache, tokens = api.empty_cache(config, rows, 8), jnp.zeros((rows, 1), jnp.int32)
+    step = jax.jit(lambda params: api.hidden(params, config, tokens, cache=cache))
+    program = step.lower(found).compile().as_text()
+    # For each layer: q, k and v; scores; values; o; up and gate; down.
+    assert len(re.findall(r"= \S+ dot\(", program)) == 6 * config.layers
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,5 +1,6 @@
 """Weights of one byte: how far they are from what they were, and what is multiplied with them."""
 
+import re
 from functools import partial
 
 import jax
@@ -77,3 +78,30 @@ def test_narrow_weights_are_not_written_down_as_float32_for_one_row(dtype):
     assert f"{SIZES['F']},{SIZES['D']}]" in carried  # the narrow weights, and them alone
     assert f"f32[{SIZES['F']},{SIZES['D']}]" not in carried, carried
     assert f"f32[{SIZES['D']},{SIZES['F']}]" not in carried, carried
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for CPUs")
+def test_the_row_is_made_once_and_not_for_each_output():
+    leaf = Int8.of(drawn("DF"), 1)
+
+    def step(x):  # a row that is computed, from axes of another shape
+        row = (jax.nn.gelu(x) * 3 + 1).reshape(1, 1, -1)
+        return contract("BTD,DF->BTF", row, leaf, dtype="float32")
+
+    program = jax.jit(step).lower(jnp.ones((SIZES["D"] // 2, 2))).compile().as_text()
+    bodies = [body for body in program.split("\n\n") if re.search(r"= \S+ dot\(", body)]
+    assert len(bodies) == 1 and "s8[" in bodies[0]
+    done = set(re.findall(r"= \S+ ([a-z-]+)\(", bodies[0]))
+    assert done <= {"parameter", "bitcast", "convert", "transpose", "copy", "dot"}, done
+
+
+@pytest.mark.parametrize("number", [-0.0, 1e-30, -3e35, 7.25, np.inf, np.nan])
+def test_any_number_of_a_row_is_multiplied_as_it_is(number):
+    leaf = Int8.of(drawn("DF"), 1)
+    x = jnp.zeros((1, 1, SIZES["D"])).at[0, 0, 1].set(number)
+    y = contract("BTD,DF->BTF", x, leaf, dtype="float32")[0, 0]
+    if np.isfinite(number):
+        wanted = np.float32(number) * (leaf.whole[:, 1] * leaf.scale)
+        np.testing.assert_allclose(y, wanted, rtol=1e-6)
+    else:
+        assert not np.isfinite(y).any()

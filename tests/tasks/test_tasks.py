@@ -36,6 +36,26 @@ def test_rewriting_gives_the_same_text_in_any_batch():
     assert together[:2] == alone and len(set(together)) > 1
 
 
+def test_rewrites_are_texts_of_the_beams_the_likeliest_first():
+    model = model_of(topology="encoder_decoder", output="untied", init_std=1.5)
+    how = {"length": 5, "search": beams(4, length_penalty=0.0), "batch": 4}
+    found = tasks.rewrites(model, TEXTS, 3, **how)
+    assert [ways[0] for ways in found] == tasks.rewrite(model, TEXTS, **how)
+    for text, ways in zip(TEXTS, found, strict=True):
+        assert len(set(ways)) == 3
+        said = [log_probability(model, text, [int(id) for id in way.split()]) for way in ways]
+        assert said == sorted(said, reverse=True)
+    with pytest.raises(ConfigError, match="returned=5 must be from 1 to beams=4"):
+        tasks.rewrites(model, TEXTS, 5, **how)
+
+
+def log_probability(model, source, ids):
+    memory = jaxgen.encode(model.params, model.config, np.asarray([model.ids(source)]))
+    read = np.asarray([[model.start, *ids[:-1]]])
+    out = jaxgen.apply(model.params, model.config, read, memory=memory)
+    return float(jax.nn.log_softmax(out.logits)[0, np.arange(len(ids)), ids].sum())
+
+
 def test_classes_are_the_softmax_of_apply_the_likeliest_first():
     model = model_of(topology="encoder", head="classes", classes=3)
     found = tasks.classify(model, TEXTS, batch=2)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxgen.text.tasks.answers import Answer, answer
     from jaxgen.text.tasks.model import Model, open_model
     from jaxgen.text.tasks.read import classify, embed, fill_mask, score
-    from jaxgen.text.tasks.rewriting import rewrite
+    from jaxgen.text.tasks.rewriting import rewrite, rewrites
     from jaxgen.text.tasks.turns import chat, reply, template_of
     from jaxgen.text.tasks.writing import write
 
@@ -25,6 +25,7 @@ _HOME = {
     "open_model": "model",
     "reply": "turns",
     "rewrite": "rewriting",
+    "rewrites": "rewriting",
     "score": "read",
     "template_of": "turns",
     "write": "writing",
@@ -41,6 +42,7 @@ __all__ = [
     "open_model",
     "reply",
     "rewrite",
+    "rewrites",
     "score",
     "template_of",
     "write",

@@ -32,17 +32,36 @@ def rewrite(
 ) -> list[str]:
     """Return the likeliest text that the model makes of each text, in their order.
 
+    The first of each list of `rewrites`, whose arguments and errors these are.
+    """
+    kept = {"search": search, "batch": batch, "overflow": overflow, "progress": progress}
+    return [found[0] for found in rewrites(model, texts, 1, length=length, **kept)]
+
+
+def rewrites(
+    model: Model,
+    texts: Sequence[str],
+    returned: int,
+    *,
+    length: int | None = None,
+    search: Search | None = None,
+    batch: int = 32,
+    overflow: Overflow = "refuse",
+    progress: Progress | None = None,
+) -> list[list[str]]:
+    """Return up to `returned` texts that the model makes of each text, the likeliest first.
+
     length: at most so many new tokens; None: as the folder says, else twice the longest source of
     a batch, and 16. search: how beams are kept; None: as the folder says, else 5 beams. What it
     forbids, forces and penalises is followed. Raises ConfigError for a model that is no
-    encoder-decoder, an empty text, or one too long; NonFiniteError.
+    encoder-decoder, more texts than beams, an empty text, or one too long; NonFiniteError.
     """
     if model.config.topology != "encoder_decoder" or model.start is None:
         raise ConfigError(
             f"topology={model.config.topology} with start={model.start}: rewriting needs an "
             f"encoder_decoder and the id that its decoder begins with"
         )
-    rows, made = rows_of(model, texts, overflow), [""] * len(texts)
+    rows, made = rows_of(model, texts, overflow), [[""]] * len(texts)
     search = follow.search(model.usage) if search is None else search
     stop = np.asarray(model.stop, np.int32) if model.stop else None
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
@@ -56,10 +75,10 @@ def rewrite(
         sample = follow.sampler((*rules, *((suppress(list(spare)),) if spare else ())))
         found = _search(
             *(model.ready, model.config, tokens, segments, search, sample, stop),
-            *(model.start, wanted),
+            *(model.start, wanted, returned),
         )
         for place, number in enumerate(numbers):
-            made[number] = _text(model, found, place)
+            made[number] = _texts(model, found, place)
     return made
 
 
@@ -70,21 +89,25 @@ def most(model: Model, width: int) -> int:
     return min(told or 2 * width + 16, room)
 
 
-@partial(jax.jit, static_argnames=("config", "start", "length"))
-def _search(params, config, tokens, segments, search, sample, stop, start, length) -> Found:
+@partial(jax.jit, static_argnames=("config", "start", "length", "returned"))
+def _search(
+    params, config, tokens, segments, search, sample, stop, start, length, returned
+) -> Found:
     memory = api.encode(params, config, tokens, segments=segments)
     prompt = jnp.full((tokens.shape[0], 1), start, jnp.int32)
     return generate_beams(
         *(params, config, prompt, search),
         length=length,
         sample=sample,
+        returned=returned,
         stop=stop,
         memory=memory,
     )
 
 
-def _text(model: Model, found: Found, place: int) -> str:
+def _texts(model: Model, found: Found, place: int) -> list[str]:
     if int(found.reason[place, 0]) == Reason.NOT_FINITE:
         raise NonFiniteError("the logits are not finite; take an earlier checkpoint")
-    ids = np.asarray(found.tokens[place, 0])[: int(found.made[place, 0])].tolist()
-    return model.text(ids)
+    kept = np.flatnonzero(np.isfinite(found.scores[place])).tolist() or [0]
+    ends = zip(np.asarray(found.tokens[place])[kept], found.made[place, kept], strict=True)
+    return [model.text(ids[: int(made)].tolist()) for ids, made in ends]
