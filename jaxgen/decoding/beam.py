@@ -179,10 +179,8 @@ def _body(task: _Task, step: Step):
         logits, cache = step(jnp.maximum(run.token, 0).reshape(-1), run.cache)
         logits = logits.astype(jnp.float32).reshape(batch, count, -1)
         alive = jnp.isfinite(run.scores)
-        # A row without a finite number has no log-probabilities: not even a processor may see it.
-        bad = jnp.any(jnp.isnan(logits), -1) | ~jnp.any(jnp.isfinite(logits), -1)
+        plain, bad = _logprobs(logits)
         sick = jnp.any(bad & alive & ~jnp.repeat(run.done, size, axis=1), axis=-1)
-        plain = jax.nn.log_softmax(jnp.where(bad[..., None], 0.0, logits), axis=-1)
         ended, done, parts = run.ended, run.done, []
         for group in range(groups):
             here = slice(group * size, (group + 1) * size)
@@ -201,6 +199,17 @@ def _body(task: _Task, step: Step):
         return _reordered(task, run, chosen, cache)._replace(ended=ended, done=done, sick=failed)
 
     return body
+
+
+def _logprobs(logits: Float[Array, "B K V"]) -> tuple[Float[Array, "B K V"], Bool[Array, "B K"]]:
+    """Return (log-probabilities, which rows have none): of those not even a processor sees NaN.
+
+    One number a row tells it, where looking at each logit takes longer than the softmax.
+    """
+    below = logits - jnp.max(logits, axis=-1, keepdims=True)
+    norm = jnp.log(jnp.sum(jnp.exp(below), axis=-1, keepdims=True))
+    bad = ~jnp.isfinite(norm)
+    return jnp.where(bad, 0.0, below - norm), bad[..., 0]
 
 
 class _Picks(NamedTuple):

@@ -40,6 +40,11 @@ def in_line(params: Params, config: ModelConfig) -> Params:
     return params | {"layers": taken_apart(found)}
 
 
+def is_in_line(params: Params) -> bool:
+    """Return whether layers are compiled one after another; then a cache is best `in_line` too."""
+    return isinstance(params.get("layers"), InLine)
+
+
 def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") -> Params:
     """Return the parameters as decoding reads them fastest here; call it once, outside of jit.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -94,9 +95,22 @@ def through_layers(
             layers = scanned(config, deterministic, extra, name="layers")
             carry, _ = layers(carry, jnp.arange(periods) * period, scene)
     if rest:
-        tail = Period(config, deterministic, block, name="rest")
-        carry, _ = tail(carry, periods * period, scene._replace(sights=scene.sights[:rest]))
+        tail, sights = Period(config, deterministic, block, name="rest"), scene.sights[:rest]
+
+        def last(carry: Carry, layer: int) -> tuple[Carry, None]:
+            return tail(carry, layer, scene._replace(sights=sights))
+
+        carry, _ = _through(last, carry, periods, period)
     return carry
+
+
+def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) -> tuple[Carry, Any]:
+    """Return what step(carry, its first layer) does; it may have a cache for its layers alone."""
+    x, cache = carry
+    if cache is None or not cache.in_line:
+        return step(carry, index * period)
+    (x, one), more = step((x, cache.step(index)), 0)
+    return (x, cache.after(index, one)), more
 
 
 def _through_steps(
@@ -105,8 +119,8 @@ def _through_steps(
     """Return the carry after each step in turn; what they sow is stacked as a scan would."""
     seen = []
     for index, weights in enumerate(found.steps):
-        layer = index * period
-        carry, taps = _step(part, weights, carry, layer, scene)
+        step = partial(_step, part, weights, scene)
+        carry, taps = _through(step, carry, index, period)
         seen.append(taps)
     if module.is_mutable_collection("taps"):
         module.put_variable("taps", "layers", jax.tree.map(lambda *x: jnp.stack(x), *seen))
@@ -115,7 +129,7 @@ def _through_steps(
 
 # Compiled within its caller; being a function of its own, it is traced once for all equal layers.
 @partial(jax.jit, static_argnums=0)
-def _step(part: nn.Module, weights: Any, carry: Carry, layer: Any, scene: Scene) -> Any:
+def _step(part: nn.Module, weights: Any, scene: Scene, carry: Carry, layer: Any) -> Any:
     """Return (carry, taps) after one step."""
     params = {"params": opened(weights)}
     (carry, _), seen = part.apply(params, carry, layer, scene, mutable=["taps"])

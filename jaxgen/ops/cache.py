@@ -8,8 +8,9 @@ head (Ainslie et al. 2023) share its slots: a group is stored once.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,25 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxgen.config import Layer
-from jaxgen.mesh import constrain
+from jaxgen.mesh import constrain, shards
+from jaxgen.mesh.place import platform
 
 Layout = Literal["contiguous", "ring"]
 Store = Literal["plain", "int8"]
+Counts = int | Sequence[int]
 NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
 LEVELS = 127  # int8 is used symmetrically
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InLine:
+    """An array for the layers of each step through the depth, in the place of one of all layers.
+
+    Of that one array each product would read a copy of its layer.
+    """
+
+    steps: tuple[Array, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -31,8 +45,8 @@ LEVELS = 127  # int8 is used symmetrically
 class CrossKeys:
     """Keys and values that all layers made, once, of an encoder's memory; segments are its own."""
 
-    k: Float[Array, "L B K S H"]
-    v: Float[Array, "L B K S H"]
+    k: Float[Array, "L B K S H"] | InLine
+    v: Float[Array, "L B K S H"] | InLine
     segments: Int[Array, "B S"]
 
 
@@ -44,15 +58,15 @@ class Slots:
     The slots of a head lie together, as products read them: a step copies nothing.
     """
 
-    k: Num[Array, "L B K S H"]
-    v: Num[Array, "L B K S H"]
-    k_scale: Float[Array, "L B K S"] | None
-    v_scale: Float[Array, "L B K S"] | None
+    k: Num[Array, "L B K S H"] | InLine
+    v: Num[Array, "L B K S H"] | InLine
+    k_scale: Float[Array, "L B K S"] | InLine | None
+    v_scale: Float[Array, "L B K S"] | InLine | None
 
     @property
     def count(self) -> int:
         """Return the slots of a row."""
-        return self.k.shape[3]
+        return jax.tree.leaves(self.k)[0].shape[3]
 
 
 @jax.tree_util.register_dataclass
@@ -101,6 +115,35 @@ class Cache:
         """Return how many tokens `rewind` can take back; None: all of them."""
         return None if self.ring is None else self.slack + 1
 
+    @property
+    def in_line(self) -> bool:
+        """Return whether the layers of each step have arrays of their own."""
+        slots = self.ring if self.whole is None else self.whole
+        return slots is not None and isinstance(slots.k, InLine)
+
+    def step(self, index: int) -> Cache:
+        """Return the cache of one step's layers, numbered from 0."""
+        return self._layers(lambda arrays: arrays.steps[index])
+
+    def after(self, index: int, step: Cache) -> Cache:
+        """Return the cache with that of one step's layers in its place."""
+
+        def put(arrays: InLine, new: Array) -> InLine:
+            return InLine((*arrays.steps[:index], new, *arrays.steps[index + 1 :]))
+
+        return self._layers(put, step)
+
+    def _layers(self, change: Callable[..., Any], *others: Cache) -> Cache:
+        def arrays(cache: Cache) -> tuple[Any, Any, Any]:
+            cross = cache.cross
+            return cache.whole, cache.ring, None if cross is None else (cross.k, cross.v)
+
+        is_leaf = lambda node: isinstance(node, InLine)  # noqa: E731
+        whole, ring, cross = jax.tree.map(change, *map(arrays, (self, *others)), is_leaf=is_leaf)
+        if self.cross is not None:
+            cross = replace(self.cross, k=cross[0], v=cross[1])
+        return replace(self, whole=whole, ring=ring, cross=cross)
+
     def expect(self, real: Int[Array, "B"]) -> Cache:
         """Return the cache told that of the tokens that come next, the first `real` count.
 
@@ -136,7 +179,8 @@ class Cache:
             return replace(self, branches=replace(self.branches, seen=seen))
         cross = self.cross
         if cross is not None:
-            cross = CrossKeys(cross.k[:, rows], cross.v[:, rows], cross.segments[rows])
+            k, v = jax.tree.map(lambda x: x[:, rows], (cross.k, cross.v))
+            cross = CrossKeys(k, v, cross.segments[rows])
         whole, ring = (jax.tree.map(lambda x: x[:, rows], one) for one in (self.whole, self.ring))
         real = None if self.real is None else self.real[rows]
         return replace(
@@ -156,16 +200,17 @@ class Sizes(NamedTuple):
 def empty(
     sizes: Sizes,
     *,
-    whole: tuple[int, int],
-    ring: tuple[int, int] = (0, 0),
+    whole: tuple[Counts, int],
+    ring: tuple[Counts, int] = (0, 0),
     slack: int = 0,
     store: Store = "plain",
-    cross: tuple[int, int] | None = None,
+    cross: tuple[Counts, int] | None = None,
 ) -> Cache:
     """Return a cache that holds nothing yet.
 
     whole, ring, cross: (layers, slots of a row) of each part, a ring with `slack` slots more; cross
-    is for the keys of an encoder's output, in models that read one.
+    is for the keys of an encoder's output, in models that read one. Layers are so many in one
+    array, or, for a cache that is `in_line`, as many as each step has.
     """
     memory = None
     if cross is not None:
@@ -176,20 +221,22 @@ def empty(
     return Cache(*parts, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
 
 
-def _zeros(sizes: Sizes, layers: int, slots: int, dtype: str) -> Array:
+def _zeros(sizes: Sizes, layers: Counts, slots: int, dtype: str, *, scale: bool = False) -> Any:
+    if not isinstance(layers, int):
+        return InLine(tuple(_zeros(sizes, n, slots, dtype, scale=scale) for n in layers))
     shape = (layers, sizes.batch, sizes.heads, slots, sizes.width)
-    return constrain(jnp.zeros(shape, dtype), "LBKSH")
+    letters = "LBKS" if scale else "LBKSH"
+    return constrain(jnp.zeros(shape[: len(letters)], dtype), letters)
 
 
-def _slots(sizes: Sizes, layers: int, slots: int, store: Store) -> Slots | None:
-    if not layers:
+def _slots(sizes: Sizes, layers: Counts, slots: int, store: Store) -> Slots | None:
+    if not (layers if isinstance(layers, int) else sum(layers)):
         return None
     if store == "plain":
         k, v = (_zeros(sizes, layers, slots, sizes.dtype) for _ in "kv")
         return Slots(k, v, None, None)
     k, v = (_zeros(sizes, layers, slots, "int8") for _ in "kv")
-    shape = (layers, sizes.batch, sizes.heads, slots)
-    return Slots(k, v, *(constrain(jnp.zeros(shape, jnp.float32), "LBKS") for _ in "kv"))
+    return Slots(k, v, *(_zeros(sizes, layers, slots, "float32", scale=True) for _ in "kv"))
 
 
 def positions(cache: Cache, kind: Layer, tokens: int) -> Int[Array, "#B S"]:
@@ -273,10 +320,11 @@ def _counted(cache: Cache, tokens: int) -> Int[Array, "B"]:
 
 def _coded(slots: Slots, k: Array, v: Array) -> list[tuple[str, Array]]:
     """New keys and values as they are stored, by the field they belong in."""
+    new = (("k", k), ("v", v))
     if slots.k_scale is None:
-        return [("k", k.astype(slots.k.dtype)), ("v", v.astype(slots.v.dtype))]
+        return [(name, x.astype(getattr(slots, name).dtype)) for name, x in new]
     coded = []
-    for name, x in (("k", k), ("v", v)):
+    for name, x in new:
         x = x.astype(jnp.float32)
         scale = jnp.max(jnp.abs(x), axis=-1) / LEVELS
         level = jnp.round(x / jnp.where(scale > 0, scale, 1.0)[..., None])
@@ -299,10 +347,14 @@ def _kept(slots: Slots, k: Array, v: Array) -> tuple[Array, Array]:
 
 def _written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
     """Slots with T new tokens of one layer after each row's `length`."""
-    rows = jnp.arange(k.shape[0])[:, None]
-    at = length[:, None] + jnp.arange(k.shape[1])
+    rows, heads = jnp.arange(k.shape[0])[:, None, None], jnp.arange(k.shape[2])
+    at = length[:, None, None] + jnp.arange(k.shape[1])[:, None]
+    if platform() != "cpu" or shards("LBKSH") > 1:
+        # One write for all heads. On a CPU that of one row would be an update of a slice, which
+        # XLA does twice, once for what reads it, each time in a copy of all slots.
+        rows, heads, at = rows[..., 0], slice(None), at[..., 0]
     changed = {
-        name: getattr(slots, name).at[layer, rows, :, at].set(new, mode="drop")
+        name: getattr(slots, name).at[layer, rows, heads, at].set(new, mode="drop")
         for name, new in _coded(slots, k, v)
     }
     return replace(slots, **changed)

@@ -16,7 +16,7 @@ from jaxgen.decoding.search import Search
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text.generate import check, model_step, prefill
@@ -72,6 +72,7 @@ def generate_beams(
         raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
+    params = serving.in_line(params, config)
     capacity = prompt.shape[1] + room(search, length)
     about = {"memory": memory, "layout": layout, "store": store}
     first, cache = prefill(params, config, prompt, lengths, capacity, **about)

@@ -49,7 +49,8 @@ def prefill(
     from one and the same code; no logits are computed here. The rest is as in `api.empty_cache`.
     """
     slots = None if memory is None else memory.state.shape[1]
-    about = {"layout": layout, "store": store, "slack": slack}
+    in_line = serving.is_in_line(params)
+    about = {"layout": layout, "store": store, "slack": slack, "in_line": in_line}
     cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots, **about)
     cache = cache.expect(jnp.asarray(lengths, jnp.int32) - 1)
     prefix = None

@@ -147,7 +147,8 @@ def generate_contrastive(
     params = serving.in_line(params, config)
     known, capacity = _known(prompt, lengths), prompt.shape[1] + length + 1
     slots = None if memory is None else memory.state.shape[1]
-    cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots, store=store)
+    about = {"memory": slots, "store": store, "in_line": serving.is_in_line(params)}
+    cache = api.empty_cache(config, prompt.shape[0], capacity, **about)
     read = api.hidden(params, config, prompt, cache=cache, memory=memory)
     assert read.cache is not None
     first = jnp.take_along_axis(jnp.asarray(prompt), known[:, None] - 1, axis=1)[:, 0]

@@ -193,11 +193,17 @@ def test_requests_with_other_rules_and_limits_in_one_batch_are_as_alone():
         assert (together.made[row] <= limit).all()
 
 
-def test_a_sick_request_says_so_and_its_neighbours_go_on():
+ILL = [(np.nan, "everywhere"), (np.nan, "once"), (np.inf, "once"), (-np.inf, "everywhere")]
+
+
+@pytest.mark.parametrize(("number", "where"), ILL)
+def test_a_sick_request_says_so_and_its_neighbours_go_on(number, where):
     def step(tokens, rows):
         logits, before = trigram(tokens, rows[:, 0])
         sick = (rows[:, 1] == 1)[:, None]
-        return jnp.where(sick, jnp.nan, logits), jnp.stack([before, rows[:, 1]], 1)
+        if where == "once":
+            sick &= jnp.arange(V) == 3
+        return jnp.where(sick, number, logits), jnp.stack([before, rows[:, 1]], 1)
 
     cache = jnp.array([[0, 0], [0, 1], [0, 0]])
     chain = jaxgen.chain(jaxgen.suppress([[9], [9], list(range(V))]))

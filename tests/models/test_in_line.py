@@ -1,6 +1,7 @@
 """Layers compiled one after another equal the scan over their stack."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,43 @@ def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
     assert serving.in_line(apart, config) is apart
 
 
+CACHES = [
+    (name, {"layout": layout, "store": store})
+    for name, config in CONFIGS.items()
+    for layout in (("contiguous", "ring") if config.window else ("contiguous",))
+    for store in ("plain", "int8")
+]
+
+
+@pytest.mark.parametrize(("name", "about"), CACHES, ids=str)
+def test_a_cache_in_line_holds_what_that_of_all_layers_does(name, about):
+    config = CONFIGS[name]
+    params, memory, slots = random_params(config), None, None
+    if config.topology == "encoder_decoder":
+        memory, slots = jaxgen.encode(params, config, TOKENS[:, :4]), 4
+    params |= {"layers": stack.in_line(params["layers"])}
+
+    def read(in_line):
+        cache = api.empty_cache(config, 2, 8, memory=slots, in_line=in_line, **about)
+        assert cache.in_line is in_line and cache.capacity == 8
+        first = jaxgen.apply(params, config, TOKENS, cache=cache, memory=memory)
+        out = jaxgen.apply(params, config, TOKENS[:, :1], cache=first.cache.take(jnp.array([1, 0])))
+        return out.logits, out.cache
+
+    (logits, apart), (wanted, whole) = (jax.jit(read, static_argnums=0)(x) for x in (True, False))
+    np.testing.assert_allclose(logits, wanted, atol=1e-6)
+    np.testing.assert_array_equal(apart.length, whole.length)
+    for part in ("whole", "ring", "cross"):
+        mine, theirs = getattr(apart, part), getattr(whole, part)
+        assert (mine is None) == (theirs is None)
+        for array in ("k", "v", "k_scale", "v_scale") if theirs is not None else ():
+            if getattr(theirs, array, None) is not None:
+                steps = getattr(mine, array).steps
+                assert len(steps) == -(-config.layers // len(config.pattern))
+                held, also = np.concatenate(steps), getattr(theirs, array)
+                np.testing.assert_allclose(held, also, atol=1 if held.dtype == "int8" else 1e-6)
+
+
 def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     config, key = CONFIGS["one kind"], jax.random.key(0)
     params = random_params(config)
@@ -116,11 +154,12 @@ def test_weights_of_one_input_are_one_product(weights, rows, monkeypatch):
     monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
     config = CONFIGS["gates, shared keys"]
     found = serving.ready(random_params(config), config, weights=weights)
-    cache, tokens = api.empty_cache(config, rows, 8), jnp.zeros((rows, 1), jnp.int32)
+    cache, tokens = api.empty_cache(config, rows, 8, in_line=True), jnp.zeros((rows, 1), jnp.int32)
     step = jax.jit(lambda params: api.hidden(params, config, tokens, cache=cache))
     program = step.lower(found).compile().as_text()
     # For each layer: q, k and v; scores; values; o; up and gate; down.
     assert len(re.findall(r"= \S+ dot\(", program)) == 6 * config.layers
+    assert not re.search(rf"= f32\[(1,)?{rows},1,8,4\]\S* (dynamic-)?slice\(", program)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -142,3 +181,16 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
     read = [found[part] for part in ("layers", "rest") if part in found]
     rest = [x for x in jax.tree.leaves(read, is_leaf=is_int8) if not is_int8(x)]
     assert all(leaf.dtype == "float32" and leaf.size <= 32 * config.layers for leaf in rest)
+
+
+def test_a_step_of_one_row_copies_no_cache(monkeypatch):
+    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
+    config = CONFIGS["one kind"]
+    prompt = jnp.asarray(TOKENS[:1, :4])
+    run = jax.jit(partial(jaxgen.generate, config=config, length=5))
+    program = run.lower(random_params(config), prompt=prompt, key=jax.random.key(0)).compile()
+    blocks = [block for block in program.as_text().split("\n\n") if "ENTRY" not in block]
+    loop = max(blocks, key=lambda block: block.count("f32[1,1,2,9,4]"))
+    made = re.findall(r"= f32\[1,1,2,9,4\]\S* ([\w-]+)\(", loop)
+    assert {"copy", "dynamic-update-slice"}.isdisjoint(made)
+    assert len([one for one in made if one != "get-tuple-element"]) == 2 * config.layers, made
