@@ -5,9 +5,9 @@
     jaxgen train translate 'data.files=["multi30k/train.{side}.gz","made/*.{side}.gz"]'
 
 The run translates each source of `train` with beam 5, and of the five texts the one nearest to the
-true translation (sentence BLEU) stands beside that source: word-level data diversification (Nguyen
-et al. 2020, "Data Diversification") with the interpolation of Kim and Rush 2016, section 3.3. A
-run of the other direction makes sources for true targets. Writes OUT.SIDE.gz for both sides.
+true translation (sentence BLEU) stands beside that source: data diversification (Nguyen et al.
+2020) with the interpolation of Kim and Rush 2016, section 3.3. A run of the other direction makes
+sources for true targets. Writes OUT.SIDE.gz for both sides.
 """
 
 import argparse

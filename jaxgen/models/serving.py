@@ -10,11 +10,11 @@ import jax
 
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.models.api import Params, axes
-from jaxgen.nn.stack import InLine
 from jaxgen.nn.stack import in_line as taken_apart
 from jaxgen.nn.stack import stacked as put_together
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.contract import Turned
+from jaxgen.ops.in_line import InLine
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.joined import Part, joined, opened
 
@@ -58,7 +58,7 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
     if apart is params:
         return params
     letters = axes(config)["layers"]
-    steps = (_joined(jax.tree.map(_turned, letters, step)) for step in apart["layers"].steps)
+    steps = (_together(jax.tree.map(_turned, letters, step)) for step in apart["layers"].steps)
     return apart | {"layers": InLine(tuple(steps))}
 
 
@@ -73,13 +73,13 @@ def _turned(letters: str, leaf: Any) -> Any:
     return leaf if inner is None or isinstance(leaf, Int8) else Turned.of(leaf, inner)
 
 
-def _joined(tree: Any) -> Any:
+def _together(tree: Any) -> Any:
     found = {}
     for name, node in tree.items():
         names = TOGETHER.get(name)
         if names and all(one in node for one in names):
             node = joined(node, names)
-        found[name] = _joined(node) if isinstance(node, Mapping) else node
+        found[name] = _together(node) if isinstance(node, Mapping) else node
     return found
 
 

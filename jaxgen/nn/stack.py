@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,24 +16,13 @@ from jaxgen.config import ModelConfig
 from jaxgen.nn.block import Block, Carry, Period
 from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import STACK_AXIS
+from jaxgen.ops.in_line import InLine
 from jaxgen.ops.joined import opened
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class InLine:
-    """The layers' parameters as one tree per scan step, in the place of trees stacked along L.
-
-    A scan takes the weights of its layer out of the stack, which copies them: in decoding, where
-    each weight is read once a token, that doubles the traffic. These are compiled in line.
-    """
-
-    steps: tuple[Any, ...]
 
 
 def in_line(stacked: Any) -> InLine:

@@ -1,43 +1,28 @@
 """The key/value cache: a value that goes in and comes out, and owns the notion of time.
 
 Layouts: contiguous keeps every token; ring keeps, of layers with a sliding window, the last
-`window` tokens, so that it does not grow with the text. Stores: plain keeps the numbers as they
-are; int8 keeps a byte and, for each head and position, one scale. Query heads that share a key
-head (Ainslie et al. 2023) share its slots: a group is stored once.
+`window` tokens, so that it does not grow with the text. Query heads that share a key head (Ainslie
+et al. 2023) share its slots: a group is stored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.config import Layer
-from jaxgen.mesh import constrain, shards
-from jaxgen.mesh.place import platform
+from jaxgen.ops import slots as storage
+from jaxgen.ops.in_line import InLine
+from jaxgen.ops.slots import Counts, Sizes, Slots, Store
 
 Layout = Literal["contiguous", "ring"]
-Store = Literal["plain", "int8"]
-Counts = int | Sequence[int]
 NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
-LEVELS = 127  # int8 is used symmetrically
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class InLine:
-    """An array for the layers of each step through the depth, in the place of one of all layers.
-
-    Of that one array each product would read a copy of its layer.
-    """
-
-    steps: tuple[Array, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -48,25 +33,6 @@ class CrossKeys:
     k: Float[Array, "L B K S H"] | InLine
     v: Float[Array, "L B K S H"] | InLine
     segments: Int[Array, "B S"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Slots:
-    """Keys and values of some layers; with int8, they are times the scales.
-
-    The slots of a head lie together, as products read them: a step copies nothing.
-    """
-
-    k: Num[Array, "L B K S H"] | InLine
-    v: Num[Array, "L B K S H"] | InLine
-    k_scale: Float[Array, "L B K S"] | InLine | None
-    v_scale: Float[Array, "L B K S"] | InLine | None
-
-    @property
-    def count(self) -> int:
-        """Return the slots of a row."""
-        return jax.tree.leaves(self.k)[0].shape[3]
 
 
 @jax.tree_util.register_dataclass
@@ -188,15 +154,6 @@ class Cache:
         )
 
 
-class Sizes(NamedTuple):
-    """What decides the shapes of a cache."""
-
-    batch: int
-    heads: int
-    width: int
-    dtype: str
-
-
 def empty(
     sizes: Sizes,
     *,
@@ -214,29 +171,11 @@ def empty(
     """
     memory = None
     if cross is not None:
-        k, v = (_zeros(sizes, *cross, sizes.dtype) for _ in "kv")
+        k, v = (storage.zeros(sizes, *cross, sizes.dtype) for _ in "kv")
         # Segment 0 is padding: until the memory is written, nothing of it can be seen.
         memory = CrossKeys(k, v, jnp.zeros((sizes.batch, cross[1]), jnp.int32))
-    parts = (_slots(sizes, *part, store) for part in (whole, (ring[0], ring[1] + slack)))
+    parts = (storage.empty(sizes, *part, store) for part in (whole, (ring[0], ring[1] + slack)))
     return Cache(*parts, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
-
-
-def _zeros(sizes: Sizes, layers: Counts, slots: int, dtype: str, *, scale: bool = False) -> Any:
-    if not isinstance(layers, int):
-        return InLine(tuple(_zeros(sizes, n, slots, dtype, scale=scale) for n in layers))
-    shape = (layers, sizes.batch, sizes.heads, slots, sizes.width)
-    letters = "LBKS" if scale else "LBKSH"
-    return constrain(jnp.zeros(shape[: len(letters)], dtype), letters)
-
-
-def _slots(sizes: Sizes, layers: Counts, slots: int, store: Store) -> Slots | None:
-    if not (layers if isinstance(layers, int) else sum(layers)):
-        return None
-    if store == "plain":
-        k, v = (_zeros(sizes, layers, slots, sizes.dtype) for _ in "kv")
-        return Slots(k, v, None, None)
-    k, v = (_zeros(sizes, layers, slots, "int8") for _ in "kv")
-    return Slots(k, v, *(_zeros(sizes, layers, slots, "float32", scale=True) for _ in "kv"))
 
 
 def positions(cache: Cache, kind: Layer, tokens: int) -> Int[Array, "#B S"]:
@@ -301,92 +240,21 @@ def extend(
     """
     if cache.ring is None or kind == "global":
         assert cache.whole is not None
-        whole = _written(cache.whole, layer, k, v, cache.length)
-        return replace(cache, whole=whole), *_read(whole, layer, k.dtype)
+        whole = storage.written(cache.whole, layer, k, v, cache.length)
+        return replace(cache, whole=whole), *storage.read(whole, layer, k.dtype)
     old = cache.ring
-    ring = _turned(old, layer, k, v, cache.length, _counted(cache, k.shape[1]))
+    ring = storage.turned(old, layer, k, v, cache.length, _counted(cache, k.shape[1]))
     cache = replace(cache, ring=ring)
     if k.shape[1] == 1:
-        return cache, *_read(ring, layer, k.dtype)
+        return cache, *storage.read(ring, layer, k.dtype)
     # Several tokens would drive out what the first of them still see: they come beside the ring.
-    seen = zip(_read(old, layer, k.dtype), _kept(ring, k, v), strict=True)
+    seen = zip(storage.read(old, layer, k.dtype), storage.kept(ring, k, v), strict=True)
     keys, values = (jnp.concatenate(pair, axis=1) for pair in seen)
     return cache, keys, values
 
 
 def _counted(cache: Cache, tokens: int) -> Int[Array, "B"]:
     return jnp.full_like(cache.length, tokens) if cache.real is None else cache.real
-
-
-def _coded(slots: Slots, k: Array, v: Array) -> list[tuple[str, Array]]:
-    """New keys and values as they are stored, by the field they belong in."""
-    new = (("k", k), ("v", v))
-    if slots.k_scale is None:
-        return [(name, x.astype(getattr(slots, name).dtype)) for name, x in new]
-    coded = []
-    for name, x in new:
-        x = x.astype(jnp.float32)
-        scale = jnp.max(jnp.abs(x), axis=-1) / LEVELS
-        level = jnp.round(x / jnp.where(scale > 0, scale, 1.0)[..., None])
-        coded += [(name, level.astype(jnp.int8)), (f"{name}_scale", scale)]
-    return coded
-
-
-def _plain(x: Array, scale: Array | None, dtype) -> Array:
-    return x if scale is None else (x.astype(jnp.float32) * scale[..., None]).astype(dtype)
-
-
-def _kept(slots: Slots, k: Array, v: Array) -> tuple[Array, Array]:
-    """New keys and values as they will be read again."""
-    coded = dict(_coded(slots, k, v))
-    return (
-        _plain(coded["k"], coded.get("k_scale"), k.dtype),
-        _plain(coded["v"], coded.get("v_scale"), v.dtype),
-    )
-
-
-def _written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
-    """Slots with T new tokens of one layer after each row's `length`."""
-    rows, heads = jnp.arange(k.shape[0])[:, None, None], jnp.arange(k.shape[2])
-    at = length[:, None, None] + jnp.arange(k.shape[1])[:, None]
-    if platform() != "cpu" or shards("LBKSH") > 1:
-        # One write for all heads. On a CPU that of one row would be an update of a slice, which
-        # XLA does twice, once for what reads it, each time in a copy of all slots.
-        rows, heads, at = rows[..., 0], slice(None), at[..., 0]
-    changed = {
-        name: getattr(slots, name).at[layer, rows, heads, at].set(new, mode="drop")
-        for name, new in _coded(slots, k, v)
-    }
-    return replace(slots, **changed)
-
-
-def _turned(slots: Slots, layer, k: Array, v: Array, length: Array, real: Array) -> Slots:
-    """Slots with the last of the `real` new tokens of one layer, in place of the oldest."""
-    tokens, size = k.shape[1], slots.count
-    place = jnp.arange(tokens)
-    lasting = (place < real[:, None]) & (place >= real[:, None] - size)
-    at = jnp.where(lasting, (length[:, None] + place) % size, size)
-    rows = jnp.arange(k.shape[0])[:, None]
-    changed = {}
-    for name, new in _coded(slots, k, v):
-        whole = getattr(slots, name)
-        one = _layer(whole, layer).at[rows, :, at].set(new, mode="drop")
-        changed[name] = _put(whole, one, layer)
-    return replace(slots, **changed)
-
-
-def _put(whole: Array, one: Array, layer) -> Array:
-    return lax.dynamic_update_index_in_dim(whole, one, layer, 0)
-
-
-def _read(slots: Slots, layer, dtype) -> tuple[Array, Array]:
-    """All slots of one layer's keys and values, [B, S, K, H]."""
-    pairs = ((slots.k, slots.k_scale), (slots.v, slots.v_scale))
-    k, v = (
-        _plain(_layer(x, layer), None if scale is None else _layer(scale, layer), dtype)
-        for x, scale in pairs
-    )
-    return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
 def begin_cross(cache: Cache, segments: Int[Array, "B S"]) -> Cache:
@@ -405,7 +273,7 @@ def write_cross(
     assert cache.cross is not None
 
     def put(whole, new):
-        return _put(whole, new.swapaxes(1, 2).astype(whole.dtype), layer)
+        return storage.put(whole, new.swapaxes(1, 2).astype(whole.dtype), layer)
 
     cross = replace(cache.cross, k=put(cache.cross.k, k), v=put(cache.cross.v, v))
     return replace(cache, cross=cross)
@@ -416,12 +284,8 @@ def read_cross(
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Return one layer's keys and values of the memory."""
     assert cache.cross is not None
-    k, v = (_layer(x, layer) for x in (cache.cross.k, cache.cross.v))
+    k, v = (storage.layer_of(x, layer) for x in (cache.cross.k, cache.cross.v))
     return k.swapaxes(1, 2), v.swapaxes(1, 2)
-
-
-def _layer(whole, layer):
-    return lax.dynamic_index_in_dim(whole, layer, keepdims=False)
 
 
 def advance(cache: Cache, tokens: int) -> Cache:

@@ -13,6 +13,7 @@ import jaxgen
 from jaxgen.models import api, serving
 from jaxgen.nn import stack
 from jaxgen.ops.contract import Turned
+from jaxgen.ops.in_line import InLine
 from jaxgen.ops.int8 import Int8
 
 SIZES = {"vocab_size": 32, "context": 16, "d_model": 8, "heads": 2}
@@ -57,7 +58,7 @@ def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
     assert serving.in_line(params, config) is params  # deeper than two layers
     monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
     apart = serving.in_line(params, config)
-    assert isinstance(apart["layers"], stack.InLine) and len(apart["layers"].steps) == 3
+    assert isinstance(apart["layers"], InLine) and len(apart["layers"].steps) == 3
     whole = params["layers"]["attn"]["q"]
     wanted = np.array(whole[2])
     jax.jit(lambda x: 0 * x, donate_argnums=0)(whole)  # the stack may be given away
