@@ -81,7 +81,9 @@ def test_every_config_can_be_read(path, tmp_path):
     given = dict(sets.read(path))
     if "init_from" in given:  # the folder is the user's; tests/tasks trains with one
         folder = tmp_path / "model"
-        config = jaxgen.ModelConfig(vocab_size=9, **SMALL)
+        form = given.get("objective", {}).get("name")
+        topology = "encoder_decoder" if form == "pairs" else "decoder"
+        config = jaxgen.ModelConfig(vocab_size=9, topology=topology, **SMALL)
         jaxgen.save(folder, config, random_params(config))
         given["init_from"] = str(folder)
     build_settings(given)
