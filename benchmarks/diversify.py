@@ -1,8 +1,8 @@
 """More pairs for a translation run, made from its training split alone by an earlier run.
 
-    python benchmarks/diversify.py runs/multi30k_en_de multi30k made/forward
-    python benchmarks/diversify.py runs/multi30k_de_en multi30k made/backward
-    jaxgen train translate 'data.files=["multi30k/train.{side}.gz","made/*.{side}.gz"]'
+    python benchmarks/diversify.py runs/en_de multi30k made/forward
+    python benchmarks/diversify.py runs/de_en multi30k made/backward
+    jaxgen train translate_diverse
 
 The run translates each source of `train` with beam 5, and of the five texts the one nearest to the
 true translation (sentence BLEU) stands beside that source: data diversification (Nguyen et al.
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import sacrebleu
-from multi30k import averaged, lines
+from multi30k import are_small, averaged, lines
 
 from jaxgen import settings_yaml
 from jaxgen.decoding.search import beams
@@ -41,9 +41,7 @@ def main():
     config = settings_yaml.read(asked.run / "config.yaml")
     sides = source, target = config["data"]["sides"]
     texts, truths = (lines(asked.data, "train", side)[: asked.limit] for side in sides)
-    _, params = averaged(asked.run, asked.average)
-    model = tasks.open_model(asked.run)
-    model = tasks.Model(model.config, params, model.tokenizer, model.start)
+    _, model = averaged(asked.run, asked.average)
     begin = time.perf_counter()
 
     def progress(done, of):
@@ -51,7 +49,7 @@ def main():
         print(f"\r{done}/{of} texts, {done / took:.1f} texts/s", end="", file=sys.stderr)
 
     found = tasks.rewrites(model, texts, 5, search=beams(5), batch=128, progress=progress)
-    small = bool(config["tokenizer"].get("lowercase"))
+    small = are_small(ways[0] for ways in found)
     made = [nearest(ways, truth, small) for ways, truth in zip(found, truths, strict=True)]
     print(file=sys.stderr)
     for name, made_ in (("likeliest", [ways[0] for ways in found]), ("nearest", made)):

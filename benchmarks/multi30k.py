@@ -34,11 +34,18 @@ def lines(folder, split, side):
 
 
 def averaged(run, last):
-    """The mean of the parameters of the last checkpoints (Vaswani et al. 2017, section 6.1)."""
+    """(The last steps, their model with the mean of its parameters: Vaswani et al. 2017, 6.1)."""
     shelf = Checkpoints(run / "checkpoints", keep_last=1, keep_best=0, fingerprints={})
     steps = shelf.steps()[-last:]
     trees = [shelf.read(step)["params"] for step in steps]
-    return steps, jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+    params = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
+    model = tasks.open_model(run)
+    return steps, tasks.Model(model.config, params, model.tokenizer, model.start)
+
+
+def are_small(texts):
+    """Whether all letters are small: then the score with case means nothing."""
+    return all(text == text.lower() for text in texts)
 
 
 def main():
@@ -55,22 +62,20 @@ def main():
     source, target = config["data"]["sides"]
     texts = lines(asked.data, asked.split, source)[: asked.limit]
     wanted = lines(asked.data, asked.split, target)[: asked.limit]
-    steps, params = averaged(asked.run, asked.average)
-    model = tasks.open_model(asked.run)
-    model = tasks.Model(model.config, params, model.tokenizer, model.start)
+    steps, model = averaged(asked.run, asked.average)
     begin = time.perf_counter()
     search = beams(asked.beam, length_penalty=asked.penalty)
     made = tasks.rewrite(model, texts, search=search, batch=64)
     took = time.perf_counter() - begin
-    scores, small = {}, all(text == text.lower() for text in made)
-    for name, lowercase in (("uncased", True),) if small else (("cased", False), ("uncased", True)):
+    scores, ways = {}, {"uncased": True} if are_small(made) else {"cased": False, "uncased": True}
+    for name, lowercase in ways.items():
         metric = sacrebleu.BLEU(lowercase=lowercase)
         score = metric.corpus_score(made, [wanted])
         scores[name] = {"bleu": score.score, "signature": str(metric.get_signature())}
         print(f"{name}: {score}  {metric.get_signature()}")
     environment = json.loads((asked.run / "env.json").read_text())
-    for place, name in ((config, "init_from"), (environment.get("init_from", {}), "folder")):
-        place[name] = place.get(name) and Path(place[name]).name
+    if config["init_from"]:  # its name alone, as of the files below
+        config["init_from"] = environment["init_from"]["folder"] = Path(config["init_from"]).name
     for key in ("files", "valid_files", "test_files"):
         config["data"][key] = [Path(path).name for path in config["data"][key]]
     curve = [json.loads(line) for line in (asked.run / "metrics.jsonl").read_text().splitlines()]

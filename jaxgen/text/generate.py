@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -31,6 +33,20 @@ def model_step(params: api.Params, config: ModelConfig):
     return step
 
 
+def new_cache(
+    params: api.Params,
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    memory: Memory | None,
+    **about: Any,
+) -> Cache:
+    """Return an `api.empty_cache` in the form that these parameters read best."""
+    slots = None if memory is None else memory.state.shape[1]
+    in_line = serving.is_in_line(params)
+    return api.empty_cache(config, batch, capacity, memory=slots, in_line=in_line, **about)
+
+
 def prefill(
     params: api.Params,
     config: ModelConfig,
@@ -48,10 +64,8 @@ def prefill(
     The last token is left to the loop's first step, so that every token that is ever drawn comes
     from one and the same code; no logits are computed here. The rest is as in `api.empty_cache`.
     """
-    slots = None if memory is None else memory.state.shape[1]
-    in_line = serving.is_in_line(params)
-    about = {"layout": layout, "store": store, "slack": slack, "in_line": in_line}
-    cache = api.empty_cache(config, prompt.shape[0], capacity, memory=slots, **about)
+    about = {"layout": layout, "store": store, "slack": slack}
+    cache = new_cache(params, config, prompt.shape[0], capacity, memory, **about)
     cache = cache.expect(jnp.asarray(lengths, jnp.int32) - 1)
     prefix = None
     if config.prompt == "both":

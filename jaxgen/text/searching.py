@@ -19,12 +19,12 @@ from jaxgen.decoding.search import Search
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
-from jaxgen.models import api, serving
+from jaxgen.models import api
 from jaxgen.text import steps
 from jaxgen.text.batches import Rows
 from jaxgen.text.beams import room, split
 from jaxgen.text.drawing import Style, begin, memory_of, step_of
-from jaxgen.text.generate import prefill
+from jaxgen.text.generate import new_cache, prefill
 
 
 class Scored(NamedTuple):
@@ -81,10 +81,7 @@ def contrasted(
     """Return each row's text by contrastive search over `count` candidates a token."""
     widths = jnp.asarray(rows.widths)
     memory = memory_of(params, config, rows.source, rows.segments)
-    slots = None if memory is None else memory.state.shape[1]
-    capacity = rows.prompt.shape[1] + length + 1
-    in_line = serving.is_in_line(params)
-    cache = api.empty_cache(config, len(widths), capacity, memory=slots, in_line=in_line)
+    cache = new_cache(params, config, len(widths), rows.prompt.shape[1] + length + 1, memory)
     read = api.hidden(params, config, rows.prompt, cache=cache, memory=memory)
     assert read.cache is not None
     first = jnp.take_along_axis(jnp.asarray(rows.prompt), widths[:, None] - 1, axis=1)[:, 0]

@@ -21,7 +21,7 @@ from jaxgen.models import api, serving
 from jaxgen.ops.cache import Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text import steps
-from jaxgen.text.generate import check, prefill
+from jaxgen.text.generate import check, new_cache, prefill
 
 Lengths = Int[Array, "B"] | np.ndarray | None
 
@@ -146,9 +146,7 @@ def generate_contrastive(
     check(config, prompt.shape[1], length)
     params = serving.in_line(params, config)
     known, capacity = _known(prompt, lengths), prompt.shape[1] + length + 1
-    slots = None if memory is None else memory.state.shape[1]
-    about = {"memory": slots, "store": store, "in_line": serving.is_in_line(params)}
-    cache = api.empty_cache(config, prompt.shape[0], capacity, **about)
+    cache = new_cache(params, config, prompt.shape[0], capacity, memory, store=store)
     read = api.hidden(params, config, prompt, cache=cache, memory=memory)
     assert read.cache is not None
     first = jnp.take_along_axis(jnp.asarray(prompt), known[:, None] - 1, axis=1)[:, 0]
