@@ -141,12 +141,14 @@ class ModelConfig:
         "how products are computed; norms and softmax stay float32", "float32"
     )
     remat: Remat = option("what backward recomputes: none, all but matmuls (dots), or full", "none")
-    unroll: int = option("layers compiled in line per scan step; all of them: no loop", 1)
+    unroll: int | None = option(
+        "layers compiled in line per scan step; null: all, where that is faster, else 1", None
+    )
 
     def __post_init__(self) -> None:
-        sizes = ("layers", "d_model", "heads", "unroll", "relative_buckets", "relative_distance")
+        sizes = ("layers", "d_model", "heads", "relative_buckets", "relative_distance")
         optional = ("vocab_size", "encoder_layers", "kv_heads", "head_dim", "d_ff", "window")
-        optional += ("classes",)
+        optional += ("classes", "unroll")
         for name in (*sizes, *(n for n in optional if getattr(self, n) is not None)):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")

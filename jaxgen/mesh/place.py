@@ -90,6 +90,12 @@ def shards(letters: str) -> int:
     return prod(sizes.get(axis, 1) for letter in letters for axis in rules.USED.get(letter, ()))
 
 
+def is_alone() -> bool:
+    """Return whether one device runs the code being traced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def platform() -> str:
     """Return "cpu", "gpu" or "tpu": what the code being traced will run on.
 

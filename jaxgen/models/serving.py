@@ -10,6 +10,7 @@ import jax
 
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.models.api import Params, axes
+from jaxgen.nn.stack import gains_in_line
 from jaxgen.nn.stack import in_line as taken_apart
 from jaxgen.nn.stack import stacked as put_together
 from jaxgen.nn.weight import STACK_AXIS
@@ -17,10 +18,6 @@ from jaxgen.ops.contract import Turned
 from jaxgen.ops.in_line import InLine
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.joined import Part, joined, opened
-
-# Where decoding is faster with its layers in line: the least bytes of their weights, below which
-# copies stay in the processor's cache, and the greatest depth, for it all has to be compiled.
-IN_LINE = {"cpu": (2**22, 48)}
 
 
 def in_line(params: Params, config: ModelConfig) -> Params:
@@ -31,11 +28,7 @@ def in_line(params: Params, config: ModelConfig) -> Params:
     """
     steps = config.layers // len(config.pattern)
     found = params.get("layers")
-    if steps < 1 or isinstance(found, InLine) or not jax.sharding.get_abstract_mesh().empty:
-        return params
-    least, deepest = IN_LINE.get(jax.default_backend(), (0, 0))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
-    if config.layers > deepest or size < least:
+    if steps < 1 or isinstance(found, InLine) or not gains_in_line(found, config):
         return params
     return params | {"layers": taken_apart(found)}
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxgen.config import ModelConfig
+from jaxgen.mesh.place import is_alone, platform
 from jaxgen.nn.block import Block, Carry, Period
 from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import STACK_AXIS
@@ -23,6 +24,17 @@ POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Where layers are faster in line than in a loop: the least bytes of their weights, below which
+# copies stay in the processor's cache, and the greatest depth, for it all has to be compiled.
+IN_LINE = {"cpu": (2**22, 48)}
+
+
+def gains_in_line(stacked: Any, config: ModelConfig) -> bool:
+    """Return whether layers with these stacked parameters are best compiled one after another."""
+    least, deepest = IN_LINE.get(platform(), (0, 0)) if is_alone() else (0, 0)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stacked))
+    return config.layers <= deepest and size >= least
 
 
 def in_line(stacked: Any) -> InLine:
@@ -65,21 +77,22 @@ def through_layers(
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
     Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on.
     """
-    block = Block
-    if config.remat != "none":
-        # Inside a scan nothing can be merged across the barrier anyway, so none is needed.
-        block = nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=False)
     period = len(scene.sights)
     periods, rest = divmod(config.layers, period)
+    found = module.get_variable("params", "layers")
+    unroll = config.unroll or _unroll(found, config, carry)
+    block = Block
+    if config.remat != "none":
+        # Inside a scan nothing can be merged across the barrier, so none is needed.
+        block = nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=unroll >= periods)
     if periods:
         one: tuple[Any, Any] = (block, config.pattern[0])
         body, extra = one if period == 1 else (Period, block)
-        found = module.get_variable("params", "layers")
         if isinstance(found, InLine):
             part = body(config, deterministic, extra, parent=None)
             carry = _through_steps(module, part, found, period, carry, scene)
         else:
-            scanned = _scanned(body, periods, config.unroll)
+            scanned = _scanned(body, periods, unroll)
             layers = scanned(config, deterministic, extra, name="layers")
             carry, _ = layers(carry, jnp.arange(periods) * period, scene)
     if rest:
@@ -90,6 +103,15 @@ def through_layers(
 
         carry, _ = _through(last, carry, periods, period)
     return carry
+
+
+def _unroll(found: Any, config: ModelConfig, carry: Carry) -> int:
+    """Return how many layers a step of the scan holds when the config leaves it open.
+
+    With a cache, or one layer's activations at a time, the loop is what keeps memory small.
+    """
+    open_ = carry[1] is None and config.remat == "none" and not isinstance(found, InLine)
+    return config.layers if open_ and found and gains_in_line(found, config) else 1
 
 
 def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) -> tuple[Carry, Any]:

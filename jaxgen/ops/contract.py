@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int
 
 from jaxgen.mesh import gather, shards
@@ -95,15 +96,31 @@ def _forward(first: bool, x: Array, w: Array) -> Array:
 def _over_rows(left: Array, right: Array) -> Array:
     """Return left^T right for left [R, M] and right [R, N]: the gradient of a weight.
 
-    XLA on a CPU turns the left factor as it goes, at up to the cost of the product itself where
-    rows of M lie a power of two apart. So the narrower one is on the left, laid out anew, and the
-    result is turned back: both are small beside the product. Without barriers the compiler would
-    undo it.
+    XLA on a CPU turns the left factor as it goes, which two threads hardly share, and which costs
+    as much as the product where rows of M lie a power of two apart. So the narrower factor is laid
+    out anew, small beside the product, and comes first.
     """
-    if left.shape[1] <= right.shape[1] or platform() != "cpu":
+    if platform() != "cpu":
         return _dot(left, right, 0, 0)
-    turned = _dot(lax.optimization_barrier(right.T), left, 1, 0)
-    return lax.optimization_barrier(turned).T
+    if left.shape[1] <= right.shape[1]:
+        return _dot(_turned(left), right, 1, 0)
+    return lax.optimization_barrier(_dot(_turned(right), left, 1, 0)).T
+
+
+@jax.jit
+def _turn(x: Array) -> Array:
+    return x.T
+
+
+def _turned(x: Array) -> Array:
+    """Return x^T as it lies in memory.
+
+    XLA on a CPU would compute what makes x once more, element by element in the order of x^T, ten
+    times as slow as the transposition alone. A call that it has to leave as it is keeps the two
+    apart; it expands barriers before it fuses.
+    """
+    with set_xla_metadata(inlineable="false"):
+        return _turn(x)
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:

@@ -53,15 +53,23 @@ def vocabulary_loss(
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
     """Return (sum of weighted losses, nll per token) without ever holding all logits.
 
-    Works on `chunk` positions of all rows at a time, so B * chunk * V logits exist at once. The
+    Works on at most `chunk` positions of all rows at a time, so B * chunk * V logits exist. The
     gradient is taken chunk by chunk during the forward pass, while the logits are still there
     (Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice. `nll` carries no gradient.
     """
     part = partial(_chunk_loss, cap=cap, smoothing=smoothing, z=z, dtype=dtype)
     # Each chunk takes positions from every device that shares the rows, so that none is idle.
     spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
-    cut = (min(-(-chunk // spread), hidden.shape[1] // spread), spread)
+    cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
     return _chunked(part, cut, hidden, gather(table, "VD", hidden.shape[-1]), targets, weights)
+
+
+def even(length: int, most: int) -> int:
+    """Return the length of parts, `most` at most, that cut a length in as few as there must be.
+
+    The last part is padded: parts of `most` would multiply up to twice the positions there are.
+    """
+    return -(-length // -(-length // most))
 
 
 def _chunk_loss(hidden, table, targets, weights, *, cap, smoothing, z, dtype):

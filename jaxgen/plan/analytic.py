@@ -23,6 +23,7 @@ from jaxgen.ops import keys
 from jaxgen.ops.attention import choice
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
+from jaxgen.ops.losses import even
 from jaxgen.ops.masks import Sight
 from jaxgen.plan import shapes
 from jaxgen.plan.chips import Chip
@@ -230,7 +231,7 @@ def _activations(
 def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> int:
     """Return the positions of a row whose logits exist at once, as `train.losses` has it."""
     at_once = LOGITS_AT_ONCE * prod(sizes) * train.accumulate // (train.batch * model.V)
-    return min(train.loss_chunk or max(at_once, 1), model.context)
+    return even(model.context, train.loss_chunk or max(at_once, 1))
 
 
 def _traffic(

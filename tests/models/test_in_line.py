@@ -54,9 +54,9 @@ def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
     config = CONFIGS["one kind"]
     params = random_params(config)
     assert serving.in_line(params, config) is params  # small: its copies cost nothing
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 2))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 2))
     assert serving.in_line(params, config) is params  # deeper than two layers
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
     apart = serving.in_line(params, config)
     assert isinstance(apart["layers"], InLine) and len(apart["layers"].steps) == 3
     whole = params["layers"]["attn"]["q"]
@@ -110,7 +110,7 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     def run(params):
         return jaxgen.generate(params, config, jnp.asarray(TOKENS), key, length=4)
 
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
     loop = next(e for e in jax.make_jaxpr(run)(params).eqns if e.primitive.name == "while")
     bodies = [e.params for e in loop.params["body_jaxpr"].jaxpr.eqns]
     steps = [body["jaxpr"] for body in bodies if body.get("name") == "_step"]
@@ -124,9 +124,9 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
 def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, monkeypatch):
     config = CONFIGS[name]
     params = random_params(config)
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (10**9, 9))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (10**9, 9))
     assert serving.ready(params, config) is params
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
     found = serving.ready(params, config)
     assert serving.ready(found, config) is found
     is_turned = lambda leaf: isinstance(leaf, Turned)  # noqa: E731
@@ -152,7 +152,7 @@ def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, mo
 @pytest.mark.parametrize("weights", ["plain", "int8"])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_weights_of_one_input_are_one_product(weights, rows, monkeypatch):
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
     config = CONFIGS["gates, shared keys"]
     found = serving.ready(random_params(config), config, weights=weights)
     cache, tokens = api.empty_cache(config, rows, 8, in_line=True), jnp.zeros((rows, 1), jnp.int32)
@@ -169,7 +169,7 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
     config = CONFIGS[name].replace(output="tied")
     params = random_params(config)
     if apart:
-        monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 9))
+        monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
     found = serving.ready(params, config, weights="int8")
     memory = None
     if config.topology == "encoder_decoder":
@@ -185,7 +185,7 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
 
 
 def test_a_step_of_one_row_copies_no_cache(monkeypatch):
-    monkeypatch.setitem(serving.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
     config = CONFIGS["one kind"]
     prompt = jnp.asarray(TOKENS[:1, :4])
     run = jax.jit(partial(jaxgen.generate, config=config, length=5))

@@ -11,6 +11,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import tree
 from jaxgen.models import api
+from jaxgen.nn import stack
 from jaxgen.ops.memory import Memory
 
 BASE = jaxgen.ModelConfig(
@@ -197,6 +198,38 @@ def test_scan_matches_unrolled_layers(name):
     scanned = apply(params, config, tokens).logits
     unrolled = apply(params, config.replace(unroll=3), tokens).logits
     np.testing.assert_allclose(scanned, unrolled, atol=tolerance(config), rtol=0)
+
+
+def test_layers_are_in_line_where_the_table_says_so(monkeypatch):
+    config = BASE.replace(unroll=None)
+    params, tokens = make(config)
+
+    def loops(**fields):
+        def loss(params):
+            return jnp.sum(api.hidden(params, config.replace(**fields), tokens).features)
+
+        return jax.jit(jax.grad(loss)).lower(params).as_text().count("stablehlo.while")
+
+    assert loops() == loops(unroll=1) == 2  # too small to be worth it
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
+    assert loops() == 0 and loops(unroll=1) == 2
+    assert loops(remat="full") == 2  # one layer's activations at a time
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 2))
+    assert loops() == 2
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_what_remat_computes_again_is_not_merged_with_the_first_time(unroll):
+    config = BASE.replace(unroll=unroll, remat="full")
+    params, tokens = make(config)
+
+    def tanhs(config):
+        def loss(params):
+            return jnp.sum(apply(params, config, tokens).logits ** 2)
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().as_text().count(" tanh(")
+
+    assert tanhs(config) > tanhs(config.replace(remat="none"))
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -70,7 +70,8 @@ def test_rows_stop_at_the_last_key_that_they_may_see():
     assert spans(looked())[:2] == [(0, 64, 0, 64), (64, 128, 0, 128)]
     assert spans(looked(window=10))[-1] == (448, 512, 439, 512)
     assert spans(looked("both", window=10))[1] == (64, 128, 55, 137)
-    assert spans(looked(order="free"))[0] == (0, 64, 0, 1024)
+    assert spans(looked(order="free"))[0] == (0, 128, 0, 1024)
+    assert spans(looked("both"))[0] == (0, 128, 0, 1024)
     long = blocked.stretches(looked(), 4096 + 130, 4096 + 130)
     assert max(s.rows for s in long) == blocked.WIDEST and long[-1].end == 4096 + 130
     assert [s.begin for s in long[1:]] == [s.end for s in long[:-1]]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.losses import cross_entropy, unembed, vocabulary_loss
+from jaxgen.ops.losses import cross_entropy, even, unembed, vocabulary_loss
 
 B, T, D, V = 2, 11, 6, 17
 
@@ -82,3 +82,10 @@ def test_a_weight_of_zero_silences_a_bad_token():
     options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
     total, _ = vocabulary_loss(hidden, table, targets, weights, chunk=4, **options)
     assert jnp.isfinite(total)
+
+
+@pytest.mark.parametrize("length, most, wanted", [(512, 333, 256), (512, 512, 512), (9, 4, 3),
+                                                  (7, 1, 1), (5, 64, 5)])  # fmt: skip
+def test_parts_are_as_few_and_as_short_as_they_can_be(length, most, wanted):
+    assert even(length, most) == wanted
+    assert -(-length // wanted) == -(-length // most) and wanted <= most

@@ -22,7 +22,7 @@ from jaxgen.ops.chance import at, index, indexed
 from jaxgen.ops.masks import Sight
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
-NARROWEST, WIDEST = 64, 128  # rows of scores at once
+NARROWEST, WIDEST = 64, 128  # rows of scores at once; the widest where none can skip a key
 FEWEST = 8  # queries worth it; parameters are initialised with fewer, where no device is known
 HIDDEN = jnp.finfo(jnp.float32).min
 
@@ -53,7 +53,8 @@ class Stretch(NamedTuple):
 
 def stretches(sight: Sight, queries: int, keys: int) -> list[Stretch]:
     """Return how the queries are cut, and which keys each part needs."""
-    wide = max(-(-queries // STRETCHES), NARROWEST)
+    skips = sight.order == "running" and (sight.direction == "back" or sight.window is not None)
+    wide = max(-(-queries // STRETCHES), NARROWEST if skips else WIDEST)
     rows = min(wide, WIDEST)
     wide = -(-wide // rows) * rows
     found = []
