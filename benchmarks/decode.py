@@ -3,12 +3,16 @@
     python benchmarks/decode.py --size tiny                     a smoke test, seconds
     python benchmarks/decode.py --modes greedy --batches 1      one case of GPT-2 124M
     python benchmarks/decode.py                                 all of them, minutes
+    python benchmarks/decode.py --modes prefill --prompt 512    up to the first new token
+    python benchmarks/decode.py --size llama-1b --batches 1 --length 16 --rounds 3
 
 Weights are drawn at random, written by our own export and opened by transformers from there; the
-logits of both are compared before anything is timed. Both sides have float32, the same prompts, as
-many threads, exactly as many new tokens (no stop token), a cache and the same sampling settings.
-Sides are timed in turn in one process; compilation and first calls are told apart. Cases of other
-runs stay in results/decode_SIZE.json, each with the commit and time of its own run.
+logits of both are compared before anything is timed. Sides: `generate` of transformers as it
+comes, and with a static cache and its step compiled; a loop by hand (`peers_decode.py`), eager and
+compiled. All have float32, the same prompts, as many threads, exactly as many new tokens (no stop
+token), a cache and the same sampling settings. They are timed in turn in one process; compilation
+and first calls are told apart. Cases of other runs stay in results/decode_SIZE.json, each with the
+commit and time of its own run.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ import jax
 import jax.numpy as jnp
 import limits
 import numpy as np
+import peers
+import peers_decode
 import sides
 import torch
 import transformers
@@ -46,10 +52,28 @@ SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
         vocab_size=8192, context=1024, layers=6, d_model=384, heads=6
     ),
     "gpt2-124m": lambda: jaxgen.preset("gpt2-124m").replace(dropout=0.0),
+    # TinyLlama's shape (Zhang et al. 2024), its output tied: 1.03 billion parameters.
+    "llama-1b": lambda: jaxgen.ModelConfig(
+        vocab_size=32000,
+        context=2048,
+        layers=22,
+        d_model=2048,
+        heads=32,
+        kv_heads=4,
+        d_ff=5632,
+        norm="rms",
+        positions="rope",
+        feed="swiglu",
+        biases="none",
+    ),
 }
 TEMPERATURE, TOP_P, BEAMS = 0.8, 0.95, 4
-OURS, THEIRS = "jaxgen", "transformers"
-MODES = ("greedy", "sampled", "beams")
+OURS, THEIRS, STATIC = "jaxgen", "transformers", "transformers, static and compiled"
+HAND, COMPILED = "torch by hand", "torch by hand, compiled"
+OTHERS = (THEIRS, STATIC, HAND, COMPILED)
+MODES = ("greedy", "sampled", "beams", "prefill")
+# Which of them a mode has: a loop by hand has no beams, and one token is no loop.
+LACKING = {"beams": (STATIC, HAND, COMPILED), "prefill": (STATIC, COMPILED)}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 
 
@@ -69,15 +93,21 @@ def our_side(mode: str, config: jaxgen.ModelConfig, length: int) -> Callable:
     return run
 
 
-def their_side(mode: str, model: Any, prompt: np.ndarray, length: int) -> torch.Tensor:
+def their_side(
+    mode: str, model: Any, prompt: np.ndarray, length: int, *, static: bool
+) -> torch.Tensor:
     """Return transformers' new tokens [B, length]."""
-    how = {
-        "greedy": {"do_sample": False},
+    how: dict[str, Any] = {
         "sampled": {
             "do_sample": True, "temperature": TEMPERATURE, "top_p": TOP_P, "top_k": 0,
         },
         "beams": {"do_sample": False, "num_beams": BEAMS},
-    }[mode]  # fmt: skip
+    }.get(mode, {"do_sample": False})  # fmt: skip
+    if static:
+        # It compiles by itself on accelerators alone, unless told that any device will do.
+        compiling = transformers.CompileConfig()
+        compiling._compile_all_devices = True
+        how |= {"cache_implementation": "static", "compile_config": compiling}
     ids = torch.from_numpy(prompt)
     with torch.inference_mode():
         out = model.generate(
@@ -86,44 +116,70 @@ def their_side(mode: str, model: Any, prompt: np.ndarray, length: int) -> torch.
     return out[:, ids.shape[1] :]
 
 
-def measure(mode: str, batch: int, config, params, model, given, most, read) -> dict[str, Any]:
+def others(
+    mode: str, names: list[str], prompt: np.ndarray, length: int, model: Any, hand: peers.Model
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return what each other side does, by name."""
+    found: dict[str, Callable] = {}
+    for name, static in ((THEIRS, False), (STATIC, True)):
+        found[name] = partial(their_side, mode, model, prompt, length, static=static)
+    how = {"temperature": TEMPERATURE, "top_p": TOP_P} if mode == "sampled" else {}
+    rows, slots = len(prompt), prompt.shape[1] + length
+    for name, compiled in ((HAND, False), (COMPILED, True)):
+        loop = peers_decode.Loop(hand, rows, slots, compiled=compiled)
+        found[name] = partial(loop, torch.from_numpy(prompt), length, **how)
+    return {n: found[n] for n in OTHERS if n in names and n not in LACKING.get(mode, ())}
+
+
+def measure(mode: str, batch: int, config, params, model, hand, given, most, read) -> dict:
     """Return the figures of one case."""
+    length = 1 if mode == "prefill" else given.length
     drawn = np.random.default_rng(batch)
     prompt = drawn.integers(0, config.V, (batch, given.prompt)).astype(np.int64)
     tokens = jnp.asarray(prompt, jnp.int32)
-    lowered = jax.jit(our_side(mode, config, given.length)).lower(params, tokens, jax.random.key(0))
+    lowered = jax.jit(our_side(mode, config, length)).lower(params, tokens, jax.random.key(0))
     program, compiling = sides.once(lowered.compile)
     ours = lambda: jax.block_until_ready(program(params, tokens, jax.random.key(0)))  # noqa: E731
-    theirs = partial(their_side, mode, model, prompt, given.length)
-    found, our_first = sides.once(ours)
-    wanted, their_first = sides.once(theirs)
-    found, wanted = np.asarray(found), wanted.numpy()
-    assert found.shape == wanted.shape == (batch, given.length), (found.shape, wanted.shape)
-    seconds = sides.in_turn({OURS: ours, THEIRS: theirs}, given.rounds)
+    calls = {OURS: ours} | others(mode, given.sides, prompt, length, model, hand)
+    first, out = {}, {}
+    for name, call in calls.items():
+        out[name], first[name] = sides.once(call)
+        assert out[name].shape == (batch, length), (name, out[name].shape)
+    seconds = sides.in_turn(calls, given.rounds)
     case = {
         "mode": mode,
         "batch": batch,
+        "prompt": given.prompt,
+        "new_tokens": length,
         "compile_seconds": round(compiling, 3),
-        "first_call_seconds": {OURS: round(our_first, 4), THEIRS: round(their_first, 4)},
+        "first_call_seconds": {name: round(of, 4) for name, of in first.items()},
         "seconds": {name: sides.figures(of) for name, of in seconds.items()},
         "tokens_per_second": {
-            name: round(batch * given.length / sides.figures(of)["median_seconds"], 1)
+            name: round(batch * length / sides.figures(of)["median_seconds"], 1)
             for name, of in seconds.items()
         },
-        "times_as_fast": sides.ratio(seconds, THEIRS, OURS),
+        "times_as_fast_as": {n: sides.ratio(seconds, n, OURS) for n in calls if n != OURS},
     }
-    if mode != "beams":
+    taken = case["seconds"][OURS]["median_seconds"]
+    if mode == "prefill":
+        # Each matrix once a token, the output's once a row; what attention multiplies is left out.
+        work = 2.0 * batch * (given.prompt * (read / 4 - config.V * config.d_model))
+        case["tokens_per_second"] = {n: round(r * given.prompt) for n, r in
+                                     case["tokens_per_second"].items()}  # fmt: skip
+        case["share_of_products"] = round(work / taken / most["flops"], 3)
+    elif mode != "beams":
         # Each step reads every weight once, but positions: the least that memory must deliver.
-        rate = read * given.length / case["seconds"][OURS]["median_seconds"]
-        case["share_of_bandwidth"] = round(rate / most["bytes"], 3)
+        case["share_of_bandwidth"] = round(read * length / taken / most["bytes"], 3)
     if mode != "sampled":
-        case["same_tokens"] = round(float((found == wanted).mean()), 4)
+        same = {n: np.mean(np.asarray(out[OURS]) == np.asarray(out[n])) for n in calls}
+        case["same_tokens"] = {n: round(float(of), 4) for n, of in same.items() if n != OURS}
     return case
 
 
 def opened(folder: Path, config, params) -> tuple[Any, str]:
     """Return transformers' model on our weights, and the line that compares the logits."""
-    jaxgen.save(folder, config, params, layout="hf", family="gpt2")
+    family = "gpt2" if config.positions == "learned" else "llama"
+    jaxgen.save(folder, config, params, layout="hf", family=family)
     told = hub_parity.compare(folder, config, params)
     return model_of(folder), told
 
@@ -138,7 +194,8 @@ def model_of(folder: Path) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="gpt2-124m")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES[:3])
+    parser.add_argument("--sides", nargs="+", choices=OTHERS, default=OTHERS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--length", type=int, default=64, help="new tokens")
@@ -151,18 +208,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         model, told = opened(Path(home) / "hub", config, params)
         print(f"logits: {told}")
-        read = tree.nbytes(params) - params["embed"]["positions"].nbytes
+        positions = params["embed"].get("positions")
+        read = tree.nbytes(params) - (0 if positions is None else positions.nbytes)
+        hand = peers.load(config, params)
         params = serving.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
-        about = {"prompt": given.prompt, "new_tokens": given.length, "threads": threads}
+        about: dict[str, Any] = {"threads": threads}
         about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         path = sides.RESULTS / f"decode_{given.size}.json"
         known = json.loads(path.read_text())["cases"] if path.exists() else []
         for mode in given.modes:
             for batch in given.batches:
-                case = measure(mode, batch, config, params, model, given, most, read) | about
+                case = measure(mode, batch, config, params, model, hand, given, most, read)
+                case |= about
                 case["environment"] = sides.environment(PACKAGES)
                 known = [c for c in known if (c["mode"], c["batch"]) != (mode, batch)] + [case]
-                print(f"{mode}, batch {batch}: {case['times_as_fast']['of_medians']} times as fast")
+                for name, times in case["times_as_fast_as"].items():
+                    print(f"{mode}, batch {batch}: {times['of_medians']} times as fast as {name}")
     order = [(mode, batch) for mode in MODES for batch in sorted({c["batch"] for c in known})]
     known.sort(key=lambda case: order.index((case["mode"], case["batch"])))
     settings = {"temperature": TEMPERATURE, "top_p": TOP_P, "beams": BEAMS}

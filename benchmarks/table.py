@@ -18,6 +18,7 @@ HEAD = (
     "| what | ours | theirs | times as fast | of the limit | peak memory, ours and theirs |",
     "|---|---|---|---|---|---|",
 )
+PEERS = {"transformers": "`generate` of transformers"}
 
 
 def training(found: dict[str, Any]) -> list[str]:
@@ -38,18 +39,23 @@ def training(found: dict[str, Any]) -> list[str]:
 
 
 def decoding(name: str, found: dict[str, Any]) -> list[str]:
-    """Return a row for each case of results/decode_SIZE.json."""
+    """Return a row for each case and peer of results/decode_SIZE.json."""
     rows = []
     for case in found["cases"]:
-        per_step = {
-            side: f"{1e3 * case['batch'] / rate:.1f} ms a step"
-            for side, rate in case["tokens_per_second"].items()
-        }
-        rows.append(
-            f"| {case['mode']} decoding, {name}, batch {case['batch']}, against `generate` of "
-            f"transformers | {per_step['jaxgen']} | {per_step['transformers']} "
-            f"| **{case['times_as_fast']['of_medians']:.2f}** | {_bandwidth(case)} | |"
-        )
+        what = f"{case['mode']} decoding, {name}, batch {case['batch']}"
+        share, taken = _bandwidth(case), {}
+        for side, of in case["seconds"].items():
+            step = of["median_seconds"] / case["new_tokens"]
+            taken[side] = f"{1e3 * step:.1f} ms a step" if step < 1 else f"{step:.2f} s a step"
+        if case["mode"] == "prefill":
+            what = f"prefill, {name}, batch {case['batch']}, {case['prompt']} tokens a prompt"
+            share = f"{case['share_of_products']:.0%} of the matrix products"
+            taken = {side: _seconds(of) for side, of in case["seconds"].items()}
+        rows += [
+            f"| {what}, against {PEERS.get(side, side)} | {taken['jaxgen']} | {taken[side]} "
+            f"| **{ratio['of_medians']:.2f}** | {share} | |"
+            for side, ratio in case["times_as_fast_as"].items()
+        ]
     return rows
 
 

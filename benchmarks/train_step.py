@@ -64,6 +64,7 @@ LACKING = {
 }
 APART = {"float32": 1e-3, "bfloat16": 0.1}  # how far logits may lie from ours
 RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
+PAUSE = 0.3  # s before each step: threads of the side before wait busily for more work
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
@@ -257,7 +258,8 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
             if not rounds:
                 return {}
             most = running[names[0]].ask("limits")
-            seconds = sides.in_turn({n: side.step for n, side in running.items()}, rounds)
+            steps = {name: side.step for name, side in running.items()}
+            seconds = sides.in_turn(steps, rounds, pause=PAUSE)
             again = running[names[0]].ask("limits")
             peaks = {name: side.ask("peak")["peak_mib"] for name, side in running.items()}
         finally:

@@ -29,9 +29,9 @@ def _shape(name: str) -> Bench:
     return Bench("train_step.py", ("--shape", name), tiny)
 
 
-def _decode(*modes: str) -> Bench:
+def _decode(*modes: str, full: tuple[str, ...] = ()) -> Bench:
     tiny = ("--size", "tiny", "--rounds", "3", "--length", "8", "--batches", "1", "--modes", *modes)
-    return Bench("decode.py", ("--modes", *modes), tiny, ("torch", "transformers"))
+    return Bench("decode.py", ("--modes", *modes, *full), tiny, ("torch", "transformers"))
 
 
 def _tiny(script: str, *needs: str) -> Bench:
@@ -45,6 +45,7 @@ BENCHES = {
     "train-gpt2-124m": _shape("gpt2-124m"),
     "decode": _decode("greedy", "sampled"),
     "decode-beams": _decode("beams"),
+    "prefill": _decode("prefill", full=("--prompt", "512")),
     "first-token": _tiny("first_token.py", "torch", "transformers"),
     "beams": _tiny("beams.py", "torch", "transformers"),
     "checkpoint": _tiny("checkpoint.py", "torch"),
@@ -69,7 +70,7 @@ def bench(
     It needs torch and transformers: pip install "jaxgen[bench]".
 
     There are train, train-llama, train-encoder-decoder, train-gpt2-124m, decode,
-    decode-beams, first-token, checkpoint, loader and beams: those of an
+    decode-beams, prefill, first-token, checkpoint, loader and beams: those of an
     encoder-decoder, against CTranslate2 as well where that is installed; scaling
     has no peer: how a step grows with length, batch, layers, width and vocabulary.
     For example:

@@ -19,6 +19,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
+from jaxgen.nn.stack import gains_in_line
 from jaxgen.ops import keys
 from jaxgen.ops.attention import choice
 from jaxgen.ops.attention.case import Case
@@ -32,6 +33,9 @@ from jaxgen.train import flops
 from jaxgen.train.losses import LOGITS_AT_ONCE
 
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
+# In line nothing is stacked, but buffers overlap less: 1.22 to 1.51 times was measured on three
+# shapes on two CPU cores, 2.5 to 34 million parameters.
+KEPT_IN_LINE = 1.35
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -116,6 +120,8 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
         "gradients": parameters * (1 if train.accumulate == 1 else 2),
     }
     held |= _activations(model, train, sizes, keeps_scores(settings, mesh))
+    if _is_in_line(model, state.params, mesh):
+        held["activations"] *= KEPT_IN_LINE
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
     count = tree.count(state.params)
@@ -201,6 +207,17 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     case = Case(q, k, k, sight, 1.0, model.score_cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
         return choice.choose(case) == "plain"
+
+
+def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:
+    """Return whether a step on a CPU compiles its layers one after another (`nn/stack.py`)."""
+    with jax.sharding.use_abstract_mesh(mesh):
+        if place.platform() != "cpu" or model.remat != "none":
+            return False
+        found = params.get("layers", {})
+        return (model.unroll or 0) >= model.layers or (
+            model.unroll is None and gains_in_line(found, model)
+        )
 
 
 def _activations(

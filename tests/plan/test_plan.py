@@ -1,5 +1,7 @@
 """A plan's parameters and optimizer are the run's own; what cannot work is refused or repaired."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from jaxgen import run
 from jaxgen.cli import app, paths, start
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
+from jaxgen.nn import stack
 from jaxgen.plan import analytic, chips, report, tpu
 from jaxgen.run import inputs
 from jaxgen.run.settings import build_settings
@@ -55,6 +58,22 @@ def test_fsdp_divides_what_is_held_and_adds_what_is_sent():
     assert sum(alone.traffic.values()) == 0 < sum(spread.traffic.values())
     ratio = alone.memory["optimizer"] / spread.memory["optimizer"]
     assert 3.4 < ratio <= 4  # vectors are kept whole
+
+
+def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
+    def activations(chip=chips.CHIPS["v5p"], **model):
+        settings = build_settings(TINY | {"model": TINY["model"] | model})
+        return analytic.make(settings, chip, 1).memory["activations"]
+
+    processor = replace(chips.CHIPS["v5p"], platform="cpu")
+    looped = activations(processor)
+    assert looped == activations(processor, unroll=1) and activations() == activations(unroll=2)
+    assert activations(processor, unroll=2) == analytic.KEPT_IN_LINE * looped
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 2))
+    assert activations(processor) == analytic.KEPT_IN_LINE * looped
+    assert activations(processor, unroll=1) == looped and activations() == activations(unroll=2)
+    again = activations(processor, remat="full", unroll=1)
+    assert activations(processor, remat="full") == again < looped
 
 
 def test_a_plan_that_does_not_fit_names_one_that_does(capsys):
