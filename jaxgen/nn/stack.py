@@ -110,8 +110,8 @@ def _unroll(found: Any, config: ModelConfig, carry: Carry) -> int:
 
     With a cache, or one layer's activations at a time, the loop is what keeps memory small.
     """
-    open_ = carry[1] is None and config.remat == "none" and not isinstance(found, InLine)
-    return config.layers if open_ and found and gains_in_line(found, config) else 1
+    looped = carry[1] is not None or config.remat != "none" or isinstance(found, InLine)
+    return 1 if looped or not found or not gains_in_line(found, config) else config.layers
 
 
 def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) -> tuple[Carry, Any]:

@@ -53,7 +53,7 @@ def vocabulary_loss(
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
     """Return (sum of weighted losses, nll per token) without ever holding all logits.
 
-    Works on at most `chunk` positions of all rows at a time, so B * chunk * V logits exist. The
+    Works on at most `chunk` positions of all rows at a time: so many logits exist at once. The
     gradient is taken chunk by chunk during the forward pass, while the logits are still there
     (Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice. `nll` carries no gradient.
     """
