@@ -4,7 +4,7 @@
     python benchmarks/decode.py --modes greedy --batches 1      one case of GPT-2 124M
     python benchmarks/decode.py                                 all of them, minutes
     python benchmarks/decode.py --modes prefill --prompt 512    up to the first new token
-    python benchmarks/decode.py --size llama-1b --batches 1 --length 16 --rounds 3
+    python benchmarks/decode.py --size tinyllama-1b --batches 1 --length 16 --rounds 3
 
 Weights are drawn at random, written by our own export and opened by transformers from there; the
 logits of both are compared before anything is timed. Sides: `generate` of transformers as it
@@ -52,8 +52,8 @@ SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
         vocab_size=8192, context=1024, layers=6, d_model=384, heads=6
     ),
     "gpt2-124m": lambda: jaxgen.preset("gpt2-124m").replace(dropout=0.0),
-    # TinyLlama's shape (Zhang et al. 2024), its output tied: 1.03 billion parameters.
-    "llama-1b": lambda: jaxgen.ModelConfig(
+    # Zhang et al. 2024, its output tied: 1.03 billion parameters.
+    "tinyllama-1b": lambda: jaxgen.ModelConfig(
         vocab_size=32000,
         context=2048,
         layers=22,
@@ -120,15 +120,15 @@ def others(
     mode: str, names: list[str], prompt: np.ndarray, length: int, model: Any, hand: peers.Model
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Return what each other side does, by name."""
-    found: dict[str, Callable] = {}
-    for name, static in ((THEIRS, False), (STATIC, True)):
-        found[name] = partial(their_side, mode, model, prompt, length, static=static)
     how = {"temperature": TEMPERATURE, "top_p": TOP_P} if mode == "sampled" else {}
-    rows, slots = len(prompt), prompt.shape[1] + length
-    for name, compiled in ((HAND, False), (COMPILED, True)):
-        loop = peers_decode.Loop(hand, rows, slots, compiled=compiled)
-        found[name] = partial(loop, torch.from_numpy(prompt), length, **how)
-    return {n: found[n] for n in OTHERS if n in names and n not in LACKING.get(mode, ())}
+    ids, slots, found = torch.from_numpy(prompt), prompt.shape[1] + length, {}
+    for name in (n for n in OTHERS if n in names and n not in LACKING.get(mode, ())):
+        if name in (THEIRS, STATIC):
+            found[name] = partial(their_side, mode, model, prompt, length, static=name == STATIC)
+        else:
+            loop = peers_decode.Loop(hand, len(prompt), slots, compiled=name == COMPILED)
+            found[name] = partial(loop, ids, length, **how)
+    return found
 
 
 def measure(mode: str, batch: int, config, params, model, hand, given, most, read) -> dict:

@@ -37,6 +37,18 @@ def gains_in_line(stacked: Any, config: ModelConfig) -> bool:
     return config.layers <= deepest and size >= least
 
 
+def in_a_step(stacked: Any, config: ModelConfig) -> int:
+    """Return how many layers a step of the scan over the depth holds where there is no cache.
+
+    What the config leaves open is all of them where that is faster, but not with `remat`: one
+    layer's activations at a time is what keeps memory small then.
+    """
+    if config.unroll:
+        return config.unroll
+    gains = config.remat == "none" and stacked and gains_in_line(stacked, config)
+    return config.layers if gains else 1
+
+
 def in_line(stacked: Any) -> InLine:
     """Return the stacked parameters of layers as `InLine`."""
     parts = jax.tree.map(_parts, stacked)
@@ -80,11 +92,10 @@ def through_layers(
     period = len(scene.sights)
     periods, rest = divmod(config.layers, period)
     found = module.get_variable("params", "layers")
-    unroll = config.unroll or _unroll(found, config, carry)
-    block = Block
-    if config.remat != "none":
-        # Inside a scan nothing can be merged across the barrier, so none is needed.
-        block = nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=unroll >= periods)
+    unroll = config.unroll or 1
+    if carry[1] is None and not isinstance(found, InLine):
+        unroll = in_a_step(found, config)
+    block = _block(config, looped=unroll < periods)
     if periods:
         one: tuple[Any, Any] = (block, config.pattern[0])
         body, extra = one if period == 1 else (Period, block)
@@ -96,7 +107,8 @@ def through_layers(
             layers = scanned(config, deterministic, extra, name="layers")
             carry, _ = layers(carry, jnp.arange(periods) * period, scene)
     if rest:
-        tail, sights = Period(config, deterministic, block, name="rest"), scene.sights[:rest]
+        one_by_one = _block(config, looped=False)
+        tail, sights = Period(config, deterministic, one_by_one, name="rest"), scene.sights[:rest]
 
         def last(carry: Carry, layer: int) -> tuple[Carry, None]:
             return tail(carry, layer, scene._replace(sights=sights))
@@ -105,13 +117,12 @@ def through_layers(
     return carry
 
 
-def _unroll(found: Any, config: ModelConfig, carry: Carry) -> int:
-    """Return how many layers a step of the scan holds when the config leaves it open.
-
-    With a cache, or one layer's activations at a time, the loop is what keeps memory small.
-    """
-    looped = carry[1] is not None or config.remat != "none" or isinstance(found, InLine)
-    return 1 if looped or not found or not gains_in_line(found, config) else config.layers
+def _block(config: ModelConfig, *, looped: bool) -> Callable[..., nn.Module]:
+    """Return the class of a layer, which makes again on the way back what the config says."""
+    if config.remat == "none":
+        return Block
+    # Inside a loop nothing can be merged with the first time anyway, so no barrier is needed.
+    return nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=not looped)
 
 
 def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) -> tuple[Carry, Any]:

@@ -19,7 +19,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
-from jaxgen.nn.stack import gains_in_line
+from jaxgen.nn.stack import in_a_step
 from jaxgen.ops import keys
 from jaxgen.ops.attention import choice
 from jaxgen.ops.attention.case import Case
@@ -214,10 +214,7 @@ def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:
     with jax.sharding.use_abstract_mesh(mesh):
         if place.platform() != "cpu" or model.remat != "none":
             return False
-        found = params.get("layers", {})
-        return (model.unroll or 0) >= model.layers or (
-            model.unroll is None and gains_in_line(found, model)
-        )
+        return in_a_step(params.get("layers"), model) >= model.layers // len(model.pattern)
 
 
 def _activations(

@@ -51,13 +51,16 @@ def test_chunked_loss_and_gradients_match_whole(chunk, cap):
 def test_all_logits_never_exist_at_once():
     hidden, table, targets, weights = inputs()
 
-    def loss(hidden, table):
-        options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
-        return vocabulary_loss(hidden, table, targets, weights, chunk=2, **options)[0]
+    def program(chunk):
+        def loss(hidden, table):
+            options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
+            return vocabulary_loss(hidden, table, targets, weights, chunk=chunk, **options)[0]
 
-    program = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, table))
-    assert f"[{B},2,{V}]" in program
-    assert f"[{B},{T},{V}]" not in program and f"[{B},12,{V}]" not in program
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, table))
+
+    assert f"[{B},2,{V}]" in program(2)
+    assert f"[{B},{T},{V}]" not in program(2) and f"[{B},12,{V}]" not in program(2)
+    assert f"[{B},6,{V}]" in program(8) and f"[{B},8,{V}]" not in program(8)  # of even length
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])

@@ -74,6 +74,20 @@ def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
     assert activations(processor, unroll=1) == looped and activations() == activations(unroll=2)
     again = activations(processor, remat="full", unroll=1)
     assert activations(processor, remat="full") == again < looped
+    two = [
+        analytic.make(build_settings(TINY | {"mesh": "data:2", "model": model}), processor, 2)
+        for model in (TINY["model"], TINY["model"] | {"unroll": 1})
+    ]
+    assert two[0].memory == two[1].memory  # a loop on several devices
+
+
+def test_logits_are_planned_by_even_chunks():
+    train = TINY["train"] | {"loss_chunk": 9}
+    plans = [
+        analytic.make(build_settings(TINY | {"train": train | more}), chips.CHIPS["v5p"], 1)
+        for more in ({}, {"loss_chunk": 8})
+    ]
+    assert plans[0].memory["logits"] == plans[1].memory["logits"]  # two of 8 positions, of 16
 
 
 def test_a_plan_that_does_not_fit_names_one_that_does(capsys):
