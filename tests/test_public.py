@@ -83,6 +83,7 @@ def test_presets_are_named_with_their_nearest():
         ({"kv_heads": 5}, "heads=12 is not a multiple of kv_heads=5; nearest .*kv_heads=4 or 6"),
         ({"positions": "rope", "head_dim": 7}, "head_dim=7 is odd"),
         ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"unroll": 0}, "unroll=0 must be at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"pattern": ()}, "names no layer"),
         ({"pattern": ("local",)}, "window is null"),

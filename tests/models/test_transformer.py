@@ -219,10 +219,16 @@ def test_layers_are_in_line_where_the_table_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("unroll", "pattern", "again"), [(1, ["global"], 1), (3, ["global"], 3), (3, ["global"] * 2, 3)]
+    ("fields", "again"),
+    [
+        ({"unroll": 1}, 1),
+        ({"unroll": 3}, 3),
+        ({"unroll": 3, "pattern": ("global", "global")}, 3),
+        ({"unroll": 1, "pattern": ("global", "global"), "layers": 5}, 3),  # a loop, and a rest
+    ],
 )
-def test_what_remat_computes_again_is_not_merged_with_the_first_time(unroll, pattern, again):
-    config = BASE.replace(unroll=unroll, pattern=tuple(pattern), remat="full")
+def test_what_remat_computes_again_is_not_merged_with_the_first_time(fields, again):
+    config = BASE.replace(**fields, remat="full")
     params, tokens = make(config)
 
     def tanhs(config):
