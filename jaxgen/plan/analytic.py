@@ -214,7 +214,8 @@ def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:
     with jax.sharding.use_abstract_mesh(mesh):
         if place.platform() != "cpu" or model.remat != "none":
             return False
-        return in_a_step(params.get("layers"), model) >= model.layers // len(model.pattern)
+        periods = model.layers // len(model.pattern)
+        return 1 < periods <= in_a_step(params.get("layers"), model)
 
 
 def _activations(

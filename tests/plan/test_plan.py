@@ -74,6 +74,7 @@ def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
     assert activations(processor, unroll=1) == looped and activations() == activations(unroll=2)
     again = activations(processor, remat="full", unroll=1)
     assert activations(processor, remat="full") == again < looped
+    assert activations(processor, layers=1) == looped / 2  # neither a loop nor a line
     two = [
         analytic.make(build_settings(TINY | {"mesh": "data:2", "model": model}), processor, 2)
         for model in (TINY["model"], TINY["model"] | {"unroll": 1})
