@@ -130,6 +130,7 @@ def measure(batch: int, config, params, weights, models, given, most) -> dict[st
     texts[THEIRS] = their_side(models[THEIRS], source, given.length, told=True)
     assert {found.tokens.shape for found in texts.values()} == {(batch, given.length)}
     seconds = sides.in_turn(calls, given.rounds, pause=PAUSE)
+    most = limits.again(most)
     mine = sides.figures(seconds[OURS])["median_seconds"]
     least = least_seconds(weights, batch, given, most)
     return {
@@ -142,6 +143,7 @@ def measure(batch: int, config, params, weights, models, given, most) -> dict[st
             for name, of in seconds.items()
         },
         "times_as_fast": {name: sides.ratio(seconds, name, OURS) for name in models},
+        "limits": limits.told(most),
         "share_of_limit": round(least / mine, 3),
         "same_tokens": {
             name: round(float((texts[OURS].tokens == texts[name].tokens).mean()), 4)
@@ -225,7 +227,6 @@ def main() -> None:
         weights = weights_of_step(params)
         params = serving.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about = {"source": given.source, "new_tokens": given.length, "threads": threads}
-        about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         for batch in given.batches:
             case = measure(batch, config, params, weights, models, given, most) | about
             case["environment"] = sides.environment(PACKAGES)

@@ -146,6 +146,7 @@ def measure(mode: str, batch: int, config, params, model, hand, given, most, rea
         out[name], first[name] = sides.once(call)
         assert out[name].shape == (batch, length), (name, out[name].shape)
     seconds = sides.in_turn(calls, given.rounds)
+    most = limits.again(most)
     case = {
         "mode": mode,
         "batch": batch,
@@ -159,6 +160,7 @@ def measure(mode: str, batch: int, config, params, model, hand, given, most, rea
             for name, of in seconds.items()
         },
         "times_as_fast_as": {n: sides.ratio(seconds, n, OURS) for n in calls if n != OURS},
+        "limits": limits.told(most),
     }
     taken = case["seconds"][OURS]["median_seconds"]
     if mode == "prefill":
@@ -213,7 +215,6 @@ def main() -> None:
         hand = peers.load(config, params)
         params = serving.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about: dict[str, Any] = {"threads": threads}
-        about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
         path = sides.RESULTS / f"decode_{given.size}.json"
         known = json.loads(path.read_text())["cases"] if path.exists() else []
         for mode in given.modes:

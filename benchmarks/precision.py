@@ -119,6 +119,7 @@ def main() -> None:
                 calls[side] = theirs(Path(home) / "hub", config, *of)
         firsts = {side: np.asarray(call()) for side, call in calls.items()}
         seconds = sides.in_turn(calls, given.rounds, pause=PAUSE)
+        most = limits.again(most)
     medians = {side: sides.figures(of) for side, of in seconds.items()}
     best = [
         min((side for side in medians if side.startswith(name)), key=_by_median(medians))
@@ -142,7 +143,7 @@ def main() -> None:
     if f"{OURS} float32" in medians:
         rate = read * given.length / medians[f"{OURS} float32"]["median_seconds"]
         found["share_of_bandwidth_float32"] = round(rate / most["bytes"], 3)
-    found["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
+    found["limits"] = limits.told(most)
     sides.write("precision", found | {"environment": sides.environment(decode.PACKAGES)})
 
 

@@ -159,7 +159,7 @@ def main() -> None:
                 print(case, flush=True)
                 cases.append(case)
     about = {"matrices": MATRICES, "shape": [INNER, WIDE], "threads": threads}
-    about["limits"] = {name: round(value / 1e9, 1) for name, value in most.items()}
+    about["limits"] = limits.told(most)
     sides.write("products", about | {"cases": cases, "environment": sides.environment()})
 
 

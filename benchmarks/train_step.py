@@ -106,14 +106,15 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     from jaxgen import host, tree
     from jaxgen.text import hub_export
     from jaxgen.text.usage import Usage
-    from jaxgen.train import flops, state
+    from jaxgen.train import flops, forms, state
 
     host.tune()  # as every verb of the command line does
     config, rows = config_of(shape, dtype)
     batch, params = batch_of(config, rows), params_of(config)
-    memory = jaxgen.encode(params, config, batch["source"]) if "source" in batch else None
-    logits = jaxgen.apply(params, config, batch["tokens"], memory=memory).logits
-    np.save(home / "logits.npy", np.asarray(logits[:2]))
+    few = {name: x[:2] for name, x in batch.items()}
+    memory = jaxgen.encode(params, config, few["source"]) if "source" in few else None
+    logits = jaxgen.apply(params, config, few["tokens"], memory=memory).logits
+    np.save(home / "logits.npy", np.asarray(logits))
     np.savez(home / "weights.npz", **{p: np.asarray(x) for p, x in tree.flatten(params).items()})
     if "transformers" not in LACKING.get(shape, ()):
         (home / "hub").mkdir()
@@ -124,8 +125,8 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
     held = {"state": state.make(params, optimizer, jax.random.key(1))}
     del params, logits
-    lowered = jax.jit(step, donate_argnums=0).lower(held["state"], batch)
-    program, compiling = sides.once(lowered.compile)
+    jitted = forms.make("jit", step, None, None, rows)
+    program, compiling = sides.once(jitted.lower(held["state"], batch).compile)
 
     def one() -> float:
         held["state"], metrics = program(held["state"], batch)
@@ -196,16 +197,14 @@ def serve(side: str, shape: str, dtype: str, home: Path) -> None:
     sides.threads() if side != "jaxgen" else None
     one, facts = MAKERS[side](shape, dtype, home)
     value, first = sides.once(one)
+    time.sleep(PAUSE)
     one()
     print(json.dumps(facts | {"first_step_seconds": round(first, 3), "loss": value}), file=tell)
     tell.flush()
     for line in sys.stdin:
-        if line.strip() == "limits":
-            import limits
-
-            answer: dict[str, Any] = limits.measure()
-        elif line.strip() == "peak":
-            answer = {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+        if line.strip() == "peak":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answer: dict[str, Any] = {"peak_mib": round(peak / 1024)}
         else:
             value, seconds = sides.once(one)
             answer = {"seconds": seconds, "loss": value}
@@ -250,6 +249,8 @@ class Side:
 
 def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, Any]:
     """Return all figures of a shape; none for no rounds, after every side has compiled."""
+    import limits  # with JAX, which a side of torch need not load
+
     with tempfile.TemporaryDirectory() as home:
         running: dict[str, Side] = {}
         try:
@@ -257,10 +258,10 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
                 running[name] = Side(name, shape, dtype, Path(home))
             if not rounds:
                 return {}
-            most = running[names[0]].ask("limits")
+            most = limits.apart()
             steps = {name: side.step for name, side in running.items()}
             seconds = sides.in_turn(steps, rounds, pause=PAUSE)
-            again = running[names[0]].ask("limits")
+            again = limits.apart()
             peaks = {name: side.ask("peak")["peak_mib"] for name, side in running.items()}
         finally:
             for side in running.values():
@@ -271,7 +272,7 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
     found = {
         "shape": SHAPES[shape],
         "dtype": dtype,
-        "limits": {name: round(value / 1e9, 1) for name, value in limit.items()},
+        "limits": limits.told(limit),
         "flops_per_step": facts["flops_per_step"],
         # torch keeps what it compiled by itself: only the first run on a machine is a cold one.
         "compiled_programs": "may come from a cache" if kept else "compiled by jax in this run",

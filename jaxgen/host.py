@@ -8,6 +8,7 @@ from functools import cache
 # The numbers of malloc.h, and what glibc is told.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 NEVER, NONE, ONE = -1, 0, 1
+COMPILED, LONG = "/jax/core/compile/backend_compile_duration", 1.0  # JAX's event; seconds
 
 
 @cache
@@ -17,16 +18,25 @@ def tune() -> tuple[str, ...]:
     XLA on a CPU allocates its temporaries anew for each call. By default glibc maps allocations of
     that size from the system and gives them back after, so that every page of every training step
     is faulted in and zeroed again: a fifth of the time of a step. Memory then stays at its peak
-    until the process ends. Call it before the first use of a device, for threads that exist
-    already keep the arenas they have. Another C library, or allocator, is left alone: ().
+    until the process ends, less what a long compilation took. Call it before the first use of a
+    device, for threads that exist already keep the arenas they have. Another C library, or
+    allocator, is left alone: ().
     """
     try:
         libc = ctypes.CDLL(None)
-        mallopt, _ = libc.mallopt, libc.gnu_get_libc_version
+        mallopt, trim, _ = libc.mallopt, libc.malloc_trim, libc.gnu_get_libc_version
     except (OSError, AttributeError, TypeError):
         return ()
     # One arena: only the first one can grow to any size, the others map what is large.
     wanted = ((M_ARENA_MAX, ONE), (M_MMAP_MAX, NONE), (M_TRIM_THRESHOLD, NEVER))
     if not all(mallopt(option, value) for option, value in wanted):
         return ()
+    from jax import monitoring
+
+    def trim_after(event: str, duration_secs: float, **_: str | int) -> None:
+        # In pieces too small for a program's temporaries, which would come on top of it.
+        if event == COMPILED and duration_secs > LONG:
+            trim(0)
+
+    monitoring.register_event_duration_secs_listener(trim_after)
     return ("freed memory is kept for reuse, not given back to the system",)

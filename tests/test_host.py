@@ -44,3 +44,47 @@ def test_tuned_memory_is_faulted_in_once_and_in_every_thread(how, wanted):
     words = [sys.executable, "-c", FAULTS, how]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(wanted), str(wanted)]
+
+
+COMPILED = """
+import ctypes, sys
+import jax
+from jax import monitoring
+from jaxgen import host
+if sys.argv[1] == "tuned":
+    assert host.tune()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+# What a compilation leaves: pieces free between others that are not.
+blocks = [libc.malloc(2**16) for _ in range(2**10)]
+for block in blocks:
+    libc.memset(block, 1, 2**16)
+for block in blocks[::2]:
+    libc.free(block)
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+for seconds in (0.1, 10.0):
+    before = resident()
+    monitoring.record_event_duration_secs(host.COMPILED, seconds)
+    print(round(before - resident()))
+f = jax.jit(lambda x: x + 1)
+seen = []
+monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
+f(1)
+print(host.COMPILED in seen)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
+@pytest.mark.parametrize(("how", "mib"), [("tuned", 32), ("plain", 0)])
+def test_what_a_long_compilation_took_is_given_back(how, mib):
+    words = [sys.executable, "-c", COMPILED, how]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    short, long, known = done.stdout.split()
+    assert int(short) == 0
+    assert abs(int(long) - mib) <= mib // 4
+    assert known == "True"

@@ -28,6 +28,7 @@ from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train import flops, plot, schedule
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Duties, fit, is_checked
+from jaxgen.train.options import options
 from jaxgen.train.state import State
 
 ENVIRONMENT = "env.json"
@@ -191,6 +192,8 @@ def _introduce(run: Run, log: Log | Mute) -> None:
     )
     for told in host.tune():
         log.say(told)
+    for name, value in options(jax.default_backend()).items():
+        log.say(f"compiler option {name}={str(value).lower()}")
     log.say("compiling the training step (once)")
 
 
@@ -248,6 +251,8 @@ def _duties(
         peak=flops.peak(jax.devices()),
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
+        # The cores that would run ahead are the ones that compute.
+        ahead=jax.default_backend() != "cpu",
     )
 
 

@@ -19,6 +19,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.mesh import place
 from jaxgen.train import accumulate
 from jaxgen.train.losses import Loss
+from jaxgen.train.options import options
 from jaxgen.train.state import State
 
 Step = Callable[[State, Mapping[str, np.ndarray]], tuple[State, dict[str, Any]]]
@@ -33,7 +34,8 @@ def make(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int
     form that this number of processes has no use for.
     """
     if mesh is None:
-        return jax.jit(step, donate_argnums=0)
+        chosen = options(jax.default_backend())
+        return jax.jit(step, donate_argnums=0, compiler_options=chosen)
     return FORMS[form](step, mesh, shardings, rows)
 
 
@@ -46,7 +48,12 @@ def program(form: str, step: Callable, mesh: Mesh, shardings: Any) -> Any:
         raise ConfigError("form=pmap cannot be compiled for devices that are not here; use jit")
     whole = NamedSharding(mesh, PartitionSpec())
     spread = _by_hand(step, mesh, shardings) if form == "shard_map" else step
-    return jax.jit(spread, donate_argnums=0, out_shardings=(shardings, whole))
+    return jax.jit(
+        spread,
+        donate_argnums=0,
+        out_shardings=(shardings, whole),
+        compiler_options=options(mesh.devices.flat[0].platform),
+    )
 
 
 def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int, form: str = "jit") -> Step:

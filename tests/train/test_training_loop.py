@@ -16,12 +16,13 @@ from jaxgen.train.state import Health, State
 class Diary:
     """A Watch and all Duties at once: it notes what it is called for."""
 
-    def __init__(self, bad=(), stop_after=None, cut=()):
-        self.bad, self.stop_after, self.cut = bad, stop_after, cut
-        self.notes, self.speeds, self.phases = [], [], []
+    def __init__(self, bad=(), stop_after=None, cut=(), ahead=True):
+        self.bad, self.stop_after, self.cut, self.ahead = bad, stop_after, cut, ahead
+        self.notes, self.speeds, self.phases, self.dispatched = [], [], [], []
 
     def step(self, step, metrics):
         self.notes.append(("step", step, metrics["loss"]))
+        self.dispatched.append(self.compute_calls)
         self.speeds.append(metrics.get("tokens_per_second"))
 
     def validation(self, step, metrics):
@@ -49,6 +50,7 @@ class Diary:
             peak=1.0,
             save_every=save_every,
             epoch=3,
+            ahead=self.ahead,
         )
 
     @contextlib.contextmanager
@@ -118,6 +120,15 @@ def test_a_resumed_loop_does_only_what_is_left():
     _, done, _ = diary.run(begin=8)
     assert done == 10
     assert [note[1] for note in of(diary, "step")] == [9, 10]
+
+
+def test_one_step_is_in_flight_unless_told_otherwise():
+    ahead, not_ahead = Diary(), Diary(ahead=False)
+    assert ahead.run()[0].step == not_ahead.run()[0].step
+    assert ahead.notes == not_ahead.notes
+    # Those of a validation or a save (4, 5, 8, 10) are waited for.
+    assert ahead.dispatched == [2, 3, 4, 4, 5, 7, 8, 8, 10, 10]
+    assert not_ahead.dispatched == list(range(1, 11))
 
 
 def test_asked_to_stop_it_settles_what_is_in_flight():
