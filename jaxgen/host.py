@@ -18,25 +18,40 @@ def tune() -> tuple[str, ...]:
     XLA on a CPU allocates its temporaries anew for each call. By default glibc maps allocations of
     that size from the system and gives them back after, so that every page of every training step
     is faulted in and zeroed again: a fifth of the time of a step. Memory then stays at its peak
-    until the process ends, less what a long compilation took. Call it before the first use of a
-    device, for threads that exist already keep the arenas they have. Another C library, or
-    allocator, is left alone: ().
+    until the process ends, or `give_back`, which a long compilation calls. Call it before the
+    first use of a device, for threads that exist already keep the arenas they have. Another C
+    library, or allocator, is left alone: ().
     """
-    try:
-        libc = ctypes.CDLL(None)
-        mallopt, trim, _ = libc.mallopt, libc.malloc_trim, libc.gnu_get_libc_version
-    except (OSError, AttributeError, TypeError):
+    libc = _glibc()
+    if libc is None:
         return ()
     # One arena: only the first one can grow to any size, the others map what is large.
     wanted = ((M_ARENA_MAX, ONE), (M_MMAP_MAX, NONE), (M_TRIM_THRESHOLD, NEVER))
-    if not all(mallopt(option, value) for option, value in wanted):
+    if not all(libc.mallopt(option, value) for option, value in wanted):
         return ()
     from jax import monitoring
 
-    def trim_after(event: str, duration_secs: float, **_: str | int) -> None:
-        # In pieces too small for a program's temporaries, which would come on top of it.
+    def compiled(event: str, duration_secs: float, **_: str | int) -> None:
+        # Free in pieces too small for a program's temporaries, which would come on top of it.
         if event == COMPILED and duration_secs > LONG:
-            trim(0)
+            give_back()
 
-    monitoring.register_event_duration_secs_listener(trim_after)
+    monitoring.register_event_duration_secs_listener(compiled)
     return ("freed memory is kept for reuse, not given back to the system",)
+
+
+def give_back() -> None:
+    """Give what is free to the system after all: for a moment after which other work begins."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        _ = libc.mallopt, libc.malloc_trim, libc.gnu_get_libc_version
+    except (OSError, AttributeError, TypeError):
+        return None
+    return libc

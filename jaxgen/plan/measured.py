@@ -71,7 +71,7 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     from jaxgen.models import api
     from jaxgen.plan import probe
     from jaxgen.run.step import step_of
-    from jaxgen.train import forms, optimizer
+    from jaxgen.train import forms, loop, optimizer
 
     settings = build_settings(mapping)
     mesh = meshes.make(settings.mesh)
@@ -92,6 +92,7 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     peak = probe.Peak()
     state, times = begin(), []
     for _ in range(count):
+        time.sleep(loop.REST)  # or a step might begin before the last one's temporaries are free
         start = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen import host
 from jaxgen.models.classic import ngram
 from jaxgen.report.generators import ngram_config
 from jaxgen.run import inputs
@@ -28,6 +29,7 @@ def quickstart(
     """
     settings = read_settings(config_folder() / "quickstart.yaml", assignments)
     train(settings, folder, cache=cache, stop=stop)
+    host.give_back()
     valid = _last_validation(folder / "metrics.jsonl")
     print(f"\nvalidation: {valid['bits_per_byte']:.3f} bits per byte at step {valid['step']}")
     print(f"a 5-gram of the same training text: {n_gram(folder, cache=cache):.3f}")
