@@ -27,7 +27,7 @@ from jaxgen.run.watchdog import Watchdog
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train import flops, plot, schedule
 from jaxgen.train.log import Log, Mute
-from jaxgen.train.loop import Duties, fit, is_checked
+from jaxgen.train.loop import Duties, fit, is_checked, runs_ahead
 from jaxgen.train.options import options
 from jaxgen.train.state import State
 
@@ -251,8 +251,7 @@ def _duties(
         peak=flops.peak(jax.devices()),
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
-        # The cores that would run ahead are the ones that compute.
-        ahead=jax.default_backend() != "cpu",
+        ahead=runs_ahead(jax.default_backend(), tree.nbytes(api.abstract(run.settings.model))),
     )
 
 

@@ -139,6 +139,18 @@ def _check(state: State, step: int, duties: Duties, watch: Watch) -> float | Non
     return found["loss"]
 
 
+SMALL = 2**20  # bytes of weights
+
+
+def runs_ahead(platform: str, weights: int) -> bool:
+    """Return whether a step should be dispatched before the one before has ended.
+
+    Not on a CPU, whose cores are the ones that compute, unless the model is so small that a step
+    is as short as what the host does between two; weights: bytes.
+    """
+    return platform != "cpu" or weights < SMALL
+
+
 WINDOW = 0.25  # seconds; over less than that a speed says nothing
 REST = 1e-3  # seconds
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.train.loop import Clock, Duties, fit
+from jaxgen.train.loop import SMALL, Clock, Duties, fit, runs_ahead
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import Health, State
 
@@ -129,6 +129,12 @@ def test_one_step_is_in_flight_unless_told_otherwise():
     # Those of a validation or a save (4, 5, 8, 10) are waited for.
     assert ahead.dispatched == [2, 3, 4, 4, 5, 7, 8, 8, 10, 10]
     assert not_ahead.dispatched == list(range(1, 11))
+
+
+def test_only_steps_worth_waiting_for_are_waited_for_and_only_on_a_cpu():
+    assert not runs_ahead("cpu", SMALL)
+    assert runs_ahead("cpu", SMALL - 1)
+    assert runs_ahead("gpu", SMALL)
 
 
 def test_asked_to_stop_it_settles_what_is_in_flight():
