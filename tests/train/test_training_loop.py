@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.train import loop
 from jaxgen.train.loop import SMALL, Clock, Duties, fit, runs_ahead
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import Health, State
@@ -135,6 +136,19 @@ def test_only_steps_worth_waiting_for_are_waited_for_and_only_on_a_cpu():
     assert not runs_ahead("cpu", SMALL)
     assert runs_ahead("cpu", SMALL - 1)
     assert runs_ahead("gpu", SMALL)
+
+
+def test_a_step_that_is_waited_for_is_given_a_moment_to_free_its_memory(monkeypatch):
+    rests = []
+    monkeypatch.setattr(loop.time, "sleep", rests.append)
+    Diary().run()
+    assert rests == []
+    Diary(ahead=False).run()
+    assert len(rests) == 10
+    clock = Clock(Diary().duties(4))
+    for clock.step in (0.1, 60.0):
+        clock.rest()
+    assert rests[-2:] == [0.0005, loop.REST]
 
 
 def test_asked_to_stop_it_settles_what_is_in_flight():
