@@ -45,7 +45,7 @@ SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
     "t5-small": lambda: _t5(),
     "t5-base": lambda: _t5("t5-base"),
 }
-BEAMS, PAD, STOP, PAUSE = 4, 0, 1, 0.3
+BEAMS, PAD, STOP = 4, 0, 1
 OURS, THEIRS, THIRD = "jaxgen", "transformers", "ctranslate2"
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "ctranslate2")
 
@@ -129,7 +129,7 @@ def measure(batch: int, config, params, weights, models, given, most) -> dict[st
     texts = {name: Texts(*map(np.asarray, found)) for name, (found, _) in firsts.items()}
     texts[THEIRS] = their_side(models[THEIRS], source, given.length, told=True)
     assert {found.tokens.shape for found in texts.values()} == {(batch, given.length)}
-    seconds = sides.in_turn(calls, given.rounds, pause=PAUSE)
+    seconds = sides.in_turn(calls, given.rounds, pause=sides.PAUSE)
     most = limits.again(most)
     mine = sides.figures(seconds[OURS])["median_seconds"]
     least = least_seconds(weights, batch, given, most)

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import sides
 
 SIDE, STREAM, TRIES = 2048, 2**26, 5  # a matrix of 16 MiB; 256 MiB to stream through
-PAUSE = 0.3  # s: threads of what ran before wait busily for more work
 
 
 def measure() -> dict[str, float]:
@@ -41,7 +41,7 @@ def again(most: Mapping[str, float]) -> dict[str, float]:
 
     Neighbours of a shared machine take half of its bandwidth for minutes: before and after.
     """
-    time.sleep(PAUSE)
+    time.sleep(sides.PAUSE)
     return {name: max(most[name], rate) for name, rate in measure().items()}
 
 

@@ -36,7 +36,6 @@ from jaxgen import host, tree
 from jaxgen.models import serving
 
 OURS, THEIRS = "jaxgen", "transformers"
-PAUSE = 0.3  # see `sides.in_turn`
 
 
 def ours(config, params, weights: str, prompt: np.ndarray, length: int) -> Callable[[], Any]:
@@ -118,7 +117,7 @@ def main() -> None:
             else:
                 calls[side] = theirs(Path(home) / "hub", config, *of)
         firsts = {side: np.asarray(call()) for side, call in calls.items()}
-        seconds = sides.in_turn(calls, given.rounds, pause=PAUSE)
+        seconds = sides.in_turn(calls, given.rounds, pause=sides.PAUSE)
         most = limits.again(most)
     medians = {side: sides.figures(of) for side, of in seconds.items()}
     best = [

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+PAUSE = 0.3  # s: threads of a side wait busily for more work, Intel's OpenMP ones for 0.2 s
 RESULTS = Path(os.environ.get("JAXGEN_RESULTS") or Path(__file__).parent / "results")
 
 

@@ -64,7 +64,6 @@ LACKING = {
 }
 APART = {"float32": 1e-3, "bfloat16": 0.1}  # how far logits may lie from ours
 RATE, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
-PAUSE = 0.3  # s before each step: threads of the side before wait busily for more work
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
 
 
@@ -197,7 +196,7 @@ def serve(side: str, shape: str, dtype: str, home: Path) -> None:
     sides.threads() if side != "jaxgen" else None
     one, facts = MAKERS[side](shape, dtype, home)
     value, first = sides.once(one)
-    time.sleep(PAUSE)
+    time.sleep(sides.PAUSE)
     one()
     print(json.dumps(facts | {"first_step_seconds": round(first, 3), "loss": value}), file=tell)
     tell.flush()
@@ -260,7 +259,7 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
                 return {}
             most = limits.apart()
             steps = {name: side.step for name, side in running.items()}
-            seconds = sides.in_turn(steps, rounds, pause=PAUSE)
+            seconds = sides.in_turn(steps, rounds, pause=sides.PAUSE)
             again = limits.apart()
             peaks = {name: side.ask("peak")["peak_mib"] for name, side in running.items()}
         finally:

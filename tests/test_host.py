@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-FAULTS = """
+BEGIN = """
 import ctypes, resource, sys, threading
+import jax
 from jaxgen import host
 if sys.argv[1] == "tuned":
     assert host.tune()
@@ -15,6 +16,8 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+"""
+FAULTS = """
 
 def rounds(number, size):
     for _ in range(number):
@@ -38,25 +41,20 @@ for run in (lambda: rounds(4, size), lambda: in_thread(lambda: rounds(4, size)))
 """
 
 
+def told(script, how):
+    """Return the numbers that a process prints."""
+    words = [sys.executable, "-c", BEGIN + script, how]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
 @pytest.mark.parametrize(("how", "wanted"), [("tuned", 0), ("plain", 4)])
 def test_tuned_memory_is_faulted_in_once_and_in_every_thread(how, wanted):
-    words = [sys.executable, "-c", FAULTS, how]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [str(wanted), str(wanted)]
+    assert told(FAULTS, how) == [wanted, wanted]
 
 
 COMPILED = """
-import ctypes, sys
-import jax
-from jax import monitoring
-from jaxgen import host
-if sys.argv[1] == "tuned":
-    assert host.tune()
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
-libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 # What a compilation leaves: pieces free between others that are not.
 blocks = [libc.malloc(2**16) for _ in range(2**10)]
 for block in blocks:
@@ -69,7 +67,7 @@ def resident():
 
 for seconds in (0.1, 10.0):
     before = resident()
-    monitoring.record_event_duration_secs(host.COMPILED, seconds)
+    jax.monitoring.record_event_duration_secs(host.COMPILED, seconds)
     print(round(before - resident()))
 before = resident()
 for block in blocks[1::2]:
@@ -78,19 +76,17 @@ host.give_back()
 print(round(before - resident()))
 f = jax.jit(lambda x: x + 1)
 seen = []
-monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
+jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
 f(1)
-print(host.COMPILED in seen)
+print(int(host.COMPILED in seen))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
 @pytest.mark.parametrize(("how", "mib"), [("tuned", 32), ("plain", 0)])
 def test_what_a_long_compilation_took_is_given_back(how, mib):
-    words = [sys.executable, "-c", COMPILED, how]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    short, long, asked, known = done.stdout.split()
-    assert int(short) == 0
-    assert abs(int(long) - mib) <= mib // 4
-    assert abs(int(asked) - (64 - mib)) <= 8
-    assert known == "True"
+    short, long, asked, known = told(COMPILED, how)
+    assert short == 0
+    assert abs(long - mib) <= mib // 4
+    assert abs(asked - (64 - mib)) <= 8
+    assert known

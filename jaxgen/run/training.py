@@ -25,10 +25,9 @@ from jaxgen.run.settings import Settings, refuse_differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train import flops, plot, schedule
+from jaxgen.train import flops, forms, plot, schedule
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Duties, fit, is_checked, runs_ahead
-from jaxgen.train.options import options
 from jaxgen.train.state import State
 
 ENVIRONMENT = "env.json"
@@ -192,7 +191,7 @@ def _introduce(run: Run, log: Log | Mute) -> None:
     )
     for told in host.tune():
         log.say(told)
-    for name, value in options(jax.default_backend()).items():
+    for name, value in forms.asked(run.settings.mesh.form, run.mesh).items():
         log.say(f"compiler option {name}={str(value).lower()}")
     log.say("compiling the training step (once)")
 

@@ -34,8 +34,7 @@ def make(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int
     form that this number of processes has no use for.
     """
     if mesh is None:
-        chosen = options(jax.default_backend())
-        return jax.jit(step, donate_argnums=0, compiler_options=chosen)
+        return jax.jit(step, donate_argnums=0, compiler_options=asked(form, mesh))
     return FORMS[form](step, mesh, shardings, rows)
 
 
@@ -52,8 +51,15 @@ def program(form: str, step: Callable, mesh: Mesh, shardings: Any) -> Any:
         spread,
         donate_argnums=0,
         out_shardings=(shardings, whole),
-        compiler_options=options(mesh.devices.flat[0].platform),
+        compiler_options=asked(form, mesh),
     )
+
+
+def asked(form: str, mesh: Mesh | None) -> dict[str, bool]:
+    """Return the compiler options of a form's program; pmap takes none."""
+    if mesh is None:
+        return options(jax.default_backend())
+    return {} if form == "pmap" else options(mesh.devices.flat[0].platform)
 
 
 def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int, form: str = "jit") -> Step:

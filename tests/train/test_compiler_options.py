@@ -17,7 +17,7 @@ def asked(monkeypatch):
     platform = jax.default_backend()
 
     def ask(**wanted):
-        monkeypatch.setattr(options, "OPTIONS", {platform: wanted})
+        monkeypatch.setattr(options, "OPTIONS", {platform: wanted, "elsewhere": wanted})
         options.options.cache_clear()
         return options.options(platform)
 
@@ -31,9 +31,9 @@ def test_an_option_that_xla_does_not_know_is_left_out(asked):
     }
 
 
-def test_another_platform_gets_nothing(asked):
+def test_a_platform_that_is_not_here_gets_nothing(asked):
     asked(xla_cpu_enable_fast_math=False)
-    assert options.options("tpu") == {}
+    assert options.options("elsewhere") == {}
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts what a CPU's program copies")
@@ -54,3 +54,11 @@ def test_a_training_step_copies_less_with_them(asked):
     fewer = copies()
     assert asked() == {}
     assert fewer < copies()
+
+
+def test_every_form_asks_but_pmap_which_cannot(asked):
+    wanted = asked(xla_cpu_enable_fast_math=False)
+    mesh = jax.make_mesh((1,), ("data",))
+    assert forms.asked("pmap", None) == forms.asked("jit", mesh) == wanted
+    assert forms.asked("shard_map", mesh) == wanted
+    assert forms.asked("pmap", mesh) == {}
