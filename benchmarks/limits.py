@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +18,10 @@ import sides
 SIDE, STREAM, TRIES = 2048, 2**26, 5  # a matrix of 16 MiB; 256 MiB to stream through
 
 
-def measure() -> dict[str, float]:
-    """Return the best float32 matrix products (FLOP/s) and read bandwidth (bytes/s) of all cores.
+def measure(dtype: str = "float32") -> dict[str, float]:
+    """Return the best matrix products (FLOP/s) and read bandwidth (bytes/s) of all cores.
+
+    Products are of a type, and sum in float32; bandwidth is that of float32.
 
     By XLA and, where it is installed, by torch: the faster one is the limit. Bandwidth is that of
     a matrix times a vector, which reads every weight once, as decoding does.
@@ -27,8 +30,9 @@ def measure() -> dict[str, float]:
     work = {"flops": (2 * SIDE**3, square), "bytes": (4 * STREAM, tall)}
     found = {}
     for name, (amount, sizes) in work.items():
-        rates = {"xla": amount / _best(_xla_product(*sizes))}
-        product = _torch_product(*sizes)
+        of = dtype if name == "flops" else "float32"
+        rates = {"xla": amount / _best(_xla_product(*sizes, of))}
+        product = _torch_product(*sizes, of)
         if product is not None:
             rates["torch"] = amount / _best(product)
         found |= {f"{side}_{name}": rate for side, rate in rates.items()}
@@ -50,9 +54,10 @@ def told(most: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value / 1e9, 1) for name, value in most.items()}
 
 
-def apart() -> dict[str, float]:
+def apart(dtype: str = "float32") -> dict[str, float]:
     """Return what `measure` does, in a process of its own: none of its memory is left here."""
-    done = subprocess.run([sys.executable, __file__], stdout=subprocess.PIPE, text=True, check=True)
+    call = [sys.executable, __file__, dtype]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -66,20 +71,21 @@ def _best(call: Callable[[], Any]) -> float:
     return statistics.median_low(seconds)
 
 
-def _xla_product(rows: int, inner: int, columns: int) -> Callable[[], Any]:
-    x, y = jnp.ones((rows, inner), jnp.float32), jnp.ones((inner, columns), jnp.float32)
-    product = jax.jit(jnp.matmul)
+def _xla_product(rows: int, inner: int, columns: int, dtype: str) -> Callable[[], Any]:
+    x, y = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
     return lambda: product(x, y).block_until_ready()
 
 
-def _torch_product(rows: int, inner: int, columns: int) -> Callable[[], Any] | None:
+def _torch_product(rows: int, inner: int, columns: int, dtype: str) -> Callable[[], Any] | None:
     try:
         import torch
     except ImportError:
         return None
-    x, y, out = torch.ones(rows, inner), torch.ones(inner, columns), torch.empty(rows, columns)
+    shapes = ((rows, inner), (inner, columns), (rows, columns))
+    x, y, out = (torch.ones(shape, dtype=getattr(torch, dtype)) for shape in shapes)
     return lambda: torch.mm(x, y, out=out)
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    print(json.dumps(measure(*sys.argv[1:])))

@@ -257,10 +257,10 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
                 running[name] = Side(name, shape, dtype, Path(home))
             if not rounds:
                 return {}
-            most = limits.apart()
+            most = limits.apart(dtype)
             steps = {name: side.step for name, side in running.items()}
             seconds = sides.in_turn(steps, rounds, pause=sides.PAUSE)
-            again = limits.apart()
+            again = limits.apart(dtype)
             peaks = {name: side.ask("peak")["peak_mib"] for name, side in running.items()}
         finally:
             for side in running.values():

@@ -15,7 +15,7 @@ from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
-from jaxgen.ops.contract import contract
+from jaxgen.ops.contract import contract, shifted
 from jaxgen.ops.positions import rotate
 
 
@@ -101,7 +101,7 @@ def project(
     if config.biases != "none":
         zeros = nn.initializers.zeros
         bias = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
-        y = y + bias.astype(y.dtype)
+        y = shifted(y, bias)
     # Queries stay with their positions; every device that shares a row needs all of its keys.
     return constrain(y, "BTNH" if letter == "N" else "BSKH")
 
@@ -117,5 +117,5 @@ def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
     if config.biases in ("all", "attention"):
         zeros = nn.initializers.zeros
         bias = weight(module, "o_bias", (config.d_model,), "D", zeros, config.param_dtype)
-        y = y + bias.astype(y.dtype)
+        y = shifted(y, bias)
     return y

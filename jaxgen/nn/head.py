@@ -13,7 +13,7 @@ from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import token_table
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
-from jaxgen.ops.contract import Biased, contract
+from jaxgen.ops.contract import Biased, contract, shifted
 from jaxgen.ops.gates import ACTIVATIONS
 
 
@@ -66,7 +66,7 @@ class Head(nn.Module):
         dense_DD = weight(self, "dense", shape, "DD", normal, config.param_dtype)
         y = contract("BTD,DF->BTF", x, dense_DD, dtype=config.compute_dtype)
         bias = weight(self, "dense_bias", shape[1:], "D", zeros, config.param_dtype)
-        return y + bias.astype(y.dtype)
+        return shifted(y, bias)
 
     def _table(self, number: int) -> Any:
         config = self.config

@@ -21,9 +21,22 @@ Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 def _with_slope(function: Activation, slope: Activation) -> Activation:
     """Return the function, differentiated by its slope in both modes of JAX."""
+    function, slope = _wide(function), _wide(slope)
     wrapped = jax.custom_jvp(function)
     wrapped.defjvps(lambda t, _, x: t * slope(x))
     return wrapped
+
+
+def _wide(function: Activation) -> Activation:
+    """Return the function computed in float32 at least, and rounded once.
+
+    In bfloat16 each of its dozen operations would be rounded, and its constants.
+    """
+
+    def computed(x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return function(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+    return computed
 
 
 def _gelu_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:

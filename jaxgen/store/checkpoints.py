@@ -295,10 +295,14 @@ class Checkpoints:
         except Exception as error:
             # Orbax passes on whatever its storage says of damaged bytes, in any type.
             raise DamageError(f"{folder} can't be read: {space.first_line(error)}") from error
-        for name, array in found.items():
-            leaf = chosen[name]
+
+        def sound(name: str) -> bool:
+            array, leaf = found[name], chosen[name]
             same = (array.dtype.name, array.shape) == (leaf.dtype, leaf.shape)
-            if not same or (check and leaves.digest(array) != record.arrays[name]["sha256"]):
+            return same and (not check or leaves.digest(array) == record.arrays[name]["sha256"])
+
+        for name, is_sound in zip(found, files.each(sound, found), strict=True):
+            if not is_sound:
                 raise DamageError(f"{folder}: array {name} has been changed")
         return found
 

@@ -115,19 +115,22 @@ def damages(
     verify: "full" compares contents, "off" sizes only. share: (index, count), for one of several
     processes that look at a part of the files each.
     """
-    found = []
-    for name, row in list(manifest.files.items())[share[0] :: share[1]]:
-        path = folder / name
+
+    def damage(name: str) -> str | None:
+        path, row = folder / name, manifest.files[name]
         try:
             with _reading(path):
                 size = path.stat().st_size
                 if size != row["size"]:
-                    found.append(f"{path} has {size} bytes instead of {row['size']}")
-                elif verify == "full" and files.digest(path) != row["sha256"]:
-                    found.append(f"{path} has been changed: its sha256 differs")
+                    return f"{path} has {size} bytes instead of {row['size']}"
+                if verify == "full" and files.digest(path) != row["sha256"]:
+                    return f"{path} has been changed: its sha256 differs"
         except DamageError as error:
-            found.append(str(error))
-    return found
+            return str(error)
+        return None
+
+    mine = list(manifest.files)[share[0] :: share[1]]
+    return [found for found in files.each(damage, mine) if found is not None]
 
 
 @contextmanager

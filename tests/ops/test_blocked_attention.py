@@ -1,5 +1,7 @@
 """Attention in blocks equals the plain formula, and its memory grows with the length alone."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +63,19 @@ def test_blocks_of_attention_equal_plain_attention_in_values_and_gradients(name,
         value_and_grads("blocked", asked), value_and_grads("plain", asked), strict=True
     ):
         np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [T, 130])  # one stretch of rows, and three
+@pytest.mark.parametrize("kv_heads", [1, N])
+def test_gradients_in_bfloat16_are_near_those_of_plain_attention(length, kv_heads, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "T", length)
+    asked = case(looked(), kv_heads=kv_heads, keys=length, dtype="bfloat16")
+    for found, wanted in zip(
+        value_and_grads("blocked", asked), value_and_grads("plain", asked), strict=True
+    ):
+        wanted = np.asarray(wanted, np.float32)
+        near = 0.03 * np.abs(wanted).max()
+        np.testing.assert_allclose(np.asarray(found, np.float32), wanted, atol=near)
 
 
 def test_rows_stop_at_the_last_key_that_they_may_see():

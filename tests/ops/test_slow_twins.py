@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.contract import FEW, Turned, contract, product
+from jaxgen.ops.contract import FEW, Turned, contract, product, shifted
 from jaxgen.ops.gates import ACTIVATIONS
 from jaxgen.ops.norms import NORMS
 
@@ -110,6 +110,46 @@ def test_products_in_bfloat16_sum_in_float32_over_two_rows_or_more(rows):
     (dot,) = [e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "dot_general"]
     assert dot.outvars[0].aval.dtype == jnp.float32
     assert dot.invars[0].aval.shape[0] == max(rows, 2)
+
+
+def factors(program) -> set[str]:
+    """Return the types that the products of a compiled program multiply."""
+    bodies = [body for body in program.as_text().split("\n}") if " dot(" in body]
+    return {kind for body in bodies for kind in re.findall(r"param\S*: (\w+)\[", body)}
+
+
+@pytest.mark.parametrize("equation", ["BTD,DF->BTF", "BTF,FD->BTD"])
+def test_gradients_of_products_in_bfloat16_multiply_bfloat16(equation):
+    left, right = equation.partition("->")[0].split(",")
+    sizes = {"B": 2, "T": 64, "D": 32, "F": 96}
+    x, w = (jnp.ones([sizes[letter] for letter in of], jnp.bfloat16) for of in (left, right))
+    plain = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
+    if factors(plain.lower(w, w.T).compile()) != {"bf16"}:
+        pytest.skip("XLA has no products of bfloat16 on this processor")
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(product(equation, jnp.cos(x), w)).astype(jnp.float32))
+
+    assert factors(jax.jit(jax.grad(loss, (0, 1))).lower(x, w).compile()) == {"bf16"}
+
+
+def test_a_bias_s_gradient_is_summed_in_float32():
+    y, bias = jnp.zeros((3, 1367, 2), jnp.bfloat16), jnp.asarray([1.0, 2.0])
+    grad = jax.grad(lambda bias: jnp.sum(shifted(y, bias).astype(jnp.float32)))(bias)
+    np.testing.assert_array_equal(grad, 3 * 1367)  # bfloat16 has 4096 and 4112 there
+    np.testing.assert_array_equal(shifted(y, bias), jnp.broadcast_to(bias, y.shape))
+    assert shifted(y, bias).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])
+def test_activations_of_bfloat16_are_rounded_once(name):
+    x = jnp.linspace(-4, 4, 999).astype(jnp.bfloat16)
+    found, wanted = (
+        jax.vmap(jax.value_and_grad(ACTIVATIONS[name]))(one) for one in (x, x.astype(jnp.float32))
+    )
+    for ours, wide in zip(found, wanted, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(ours, wide.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("equation", PRODUCTS)

@@ -128,22 +128,29 @@ def _backward(plan, keep, kept, grad):
     q, k, v, sight, fate, out, top, share = kept
     dropped = partial(_dropped, keep=keep, fate=fate, sizes=(*q.shape, k.shape[2]))
     inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
+    # XLA on a CPU has no fast product that sums over rows of both factors: the narrower of each
+    # pair, not the scores, is turned, once for the whole layer.
+    turned_q, turned_grad = (jnp.moveaxis(x, -1, 2) for x in (q, grad))
 
     def part(stretch, begin):
         rows, grads, tops, shares, inners = (
             _rows(x, begin, stretch) for x in (q, grad, top, share, inner)
         )
+        columns, grad_columns = (_columns(x, begin, stretch) for x in (turned_q, turned_grad))
         keys, values = (x[:, :, stretch.first : stretch.last] for x in (k, v))
         probs = jnp.exp(_scores(rows, keys, sight, stretch, begin) - tops) * shares
         to_probs = dropped(_product(grads, values, 3, 3), stretch=stretch, begin=begin)
         slope = (probs * (to_probs - inners)).astype(k.dtype)
-        to_keys = _product(slope, rows, 2, 2)
+        to_keys = _product(columns, slope, 3, 2)
         probs = dropped(probs, stretch=stretch, begin=begin)
-        to_values = _product(probs.astype(v.dtype), grads, 2, 2)
+        to_values = _product(grad_columns, probs.astype(v.dtype), 3, 2)
         return (_apart(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
 
-    zeros = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    B, K, S, H = k.shape
+    zeros = jnp.zeros((B, K, H, S), jnp.float32), jnp.zeros((B, K, H, S), jnp.float32)
     (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros, q)
+    # Without the barrier XLA would turn one product back, where there is no sum of several.
+    to_keys, to_values = (lax.optimization_barrier(x).swapaxes(2, 3) for x in (to_keys, to_values))
     same = (to_queries.astype(q.dtype), to_keys.astype(k.dtype), to_values.astype(v.dtype))
     return *same, None, None
 
@@ -157,7 +164,7 @@ def _over(plan: tuple[Stretch, ...], part: Callable, q: Any) -> Any:
 
 
 def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any, q: Any) -> tuple[Any, Any]:
-    """Return (results of all rows, sums with what each part adds to the keys that it sees).
+    """Return (results of all rows, sums [..., S] with what each part adds to the keys it sees).
 
     q: anything that differs from layer to layer. Masks are alike in all layers, so that JAX would
     take them out of a scan over layers, and hold those of all rows at once: T^2 of them.
@@ -168,7 +175,7 @@ def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any, q: Any) 
         def body(sums, begin, stretch=stretch):
             out, more = part(stretch, begin)
             seen = slice(stretch.first, stretch.last)
-            return tuple(s.at[:, :, seen].add(m) for s, m in zip(sums, more, strict=True)), out
+            return tuple(s.at[..., seen].add(m) for s, m in zip(sums, more, strict=True)), out
 
         if stretch.end - stretch.begin == stretch.rows:
             sums, out = body(sums, stretch.begin)
@@ -191,6 +198,12 @@ def _rows(x: Any, begin: Any, stretch: Stretch) -> Any:
     """[B, K, G, T, X] -> [B, K, G * rows, X]: the rows from `begin` of all heads of a group."""
     rows = lax.dynamic_slice_in_dim(x, begin, stretch.rows, axis=3)
     return rows.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
+def _columns(x: Any, begin: Any, stretch: Stretch) -> Any:
+    """[B, K, X, G, T] -> [B, K, X, G * rows]: the same rows of what has them last."""
+    columns = lax.dynamic_slice_in_dim(x, begin, stretch.rows, axis=4)
+    return columns.reshape(*x.shape[:3], -1)
 
 
 def _apart(rows: Any, q: Any) -> Any:
