@@ -29,6 +29,7 @@ from jaxgen.decoding.setting import column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Progress, Words
 from jaxgen.errors import ConfigError
+from jaxgen.ops.chance import gumbel
 
 
 class Found(NamedTuple):
@@ -323,7 +324,7 @@ def _picked(task: _Task, total: Float[Array, "B C"], width: int, place: Array):
         return lax.top_k(total, width)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(task.keys)
     # The largest of Gumbel-perturbed logits are a draw without replacement (Kool et al. 2019).
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, total.shape[1:]))(keys)
+    noise = gumbel(keys, total.shape[1])
     index = lax.top_k(total + noise, width)[1]
     order = jnp.argsort(-jnp.take_along_axis(total, index, axis=1), axis=1, stable=True)
     index = jnp.take_along_axis(index, order, axis=1)

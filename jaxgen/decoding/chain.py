@@ -18,6 +18,8 @@ from jaxgen.decoding.past import NEEDS, Needs, Past
 from jaxgen.decoding.record import record
 from jaxgen.decoding.shape import temperature
 from jaxgen.errors import ConfigError
+from jaxgen.ops.chance import categorical
+from jaxgen.ops.largest import argmax
 
 NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
 
@@ -64,13 +66,11 @@ class Chain:
         # Noise for a whole vocabulary takes longer than a layer; a row with one token needs none.
         certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
         drawn = jax.lax.cond(
-            certain, lambda: jnp.argmax(logits, axis=-1), lambda: _draw(keys, logits)
-        ).astype(jnp.int32)
+            certain,
+            lambda: argmax(logits),
+            lambda: categorical(keys, logits),
+        )
         return checked(drawn, logits)
-
-
-def _draw(keys, logits):
-    return jax.vmap(jax.random.categorical)(keys, logits)
 
 
 def checked(drawn: Int[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:

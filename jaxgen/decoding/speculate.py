@@ -25,6 +25,7 @@ from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.setting import whole
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.errors import ConfigError
+from jaxgen.ops.chance import categorical
 
 Reader = Callable[[Int[Array, "B T"], Any], tuple[Float[Array, "B T V"], Any]]
 
@@ -77,7 +78,7 @@ def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
             logits, cache = step(jnp.maximum(token, 0), cache)
             logits = sample.process(logits.astype(jnp.float32))
             draw = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
-            new = jax.vmap(jax.random.categorical)(draw, logits).astype(jnp.int32)
+            new = categorical(draw, logits)
             return (new, cache), (new, jax.nn.softmax(logits, axis=-1), trail(cache))
 
         trail = rows.trail_of(cache)
@@ -282,7 +283,7 @@ def _drawn(
     rest = jnp.maximum(probs - drafted, 0.0)
     # Nothing is left where both are equal, up to rounding: then the guess is always taken.
     rest = jnp.where(jnp.any(rest > 0, axis=-1, keepdims=True), rest, probs)
-    other = jax.vmap(jax.random.categorical)(_fold(keys, 1), jnp.log(rest)).astype(jnp.int32)
+    other = categorical(_fold(keys, 1), jnp.log(rest))
     new = jnp.where(took, token, other)
     return checked(checked(new, target), logits), took
 

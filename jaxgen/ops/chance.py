@@ -1,4 +1,4 @@
-"""Which elements dropout keeps: the draws of jax.random.bernoulli, each from its own index.
+"""Draws of jax.random, each from its own index: what dropout keeps, what noise picks a token.
 
 JAX draws with threefry (Salmon et al. 2011), a function of the key and an element's flat index. On
 a CPU it lowers that to a loop that passes over whole arrays; written out here, it is fused with
@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt32
+from jax.experimental.xla_metadata import set_xla_metadata
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxgen.mesh import place
+from jaxgen.ops.largest import argmax
 
 THREEFRY = "key<fry>"  # the type of its keys, abstract ones as well
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -57,13 +59,50 @@ def kept(chance: Chance, shape: tuple[int, ...]) -> Bool[Array, "..."]:
 
 def indexed(chance: Chance, whole: tuple[int, ...]) -> bool:
     """Return whether elements of an array of shape `whole` can be drawn one by one, by `at`."""
+    return _indexed(chance.key, prod(whole))
+
+
+def _indexed(key: Any, count: int) -> bool:
     return (
-        str(chance.key.dtype) == THREEFRY
+        str(key.dtype) == THREEFRY
         and jax.config.values["jax_threefry_partitionable"]
         and not jax.config.values["jax_enable_x64"]  # where 64 bits are drawn for each
-        and prod(whole) < 2**32
+        and count < 2**32
         and place.platform() == "cpu"
     )
+
+
+def gumbel(keys: Key[Array, "B"], count: int) -> Float[Array, "B count"]:
+    """Return the draws of jax.random.gumbel for each key, float32."""
+    if not _indexed(keys, count) or jax.config.values["jax_high_dynamic_range_gumbel"]:
+        return jax.vmap(lambda key: jax.random.gumbel(key, (count,), jnp.float32))(keys)
+    return _gumbel(jax.random.key_data(keys), count)
+
+
+def categorical(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """Return the draw of jax.random.categorical for each row of logits and its key."""
+    if place.platform() != "cpu":
+        return argmax(gumbel(keys, logits.shape[-1]) + logits)
+    # There XLA would draw the noise within the search for the largest, number by number: a call
+    # that it has to leave as it is keeps the two apart.
+    with set_xla_metadata(inlineable="false"):
+        perturbed = _perturbed(keys, logits)
+    return argmax(perturbed)
+
+
+@jax.jit
+def _perturbed(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+    return gumbel(keys, logits.shape[-1]) + logits
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def _gumbel(keys: UInt32[Array, "B 2"], count: int) -> Float[Array, "B count"]:
+    places = jax.lax.iota(jnp.uint32, count)
+    bits = jax.vmap(_bits, (0, None))(keys, places)
+    # A float32 from 1 to 2 has these bits at random; least: the logarithm of 0 is none.
+    one = jnp.uint32(np.float32(1).view(np.uint32))
+    uniform = jax.lax.bitcast_convert_type((bits >> (32 - MANTISSA)) | one, jnp.float32) - 1
+    return -jnp.log(-jnp.log(jnp.maximum(uniform, jnp.finfo(jnp.float32).tiny)))
 
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)

@@ -1,4 +1,4 @@
-"""What dropout keeps is what jax.random.bernoulli draws, bit for bit."""
+"""What is drawn by index is what jax.random draws, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -41,3 +41,29 @@ def test_indices_that_do_not_fit_32_bits_are_not_drawn_alone():
     whole = Chance(KEY, 0.6, 0, 2**16)
     assert chance.indexed(whole, (2**16, 2**16 - 1))
     assert not chance.indexed(whole, (2**16, 2**16))
+
+
+@pytest.mark.parametrize("impl", ["rbg", "threefry2x32"])
+def test_noise_drawn_by_index_is_that_of_gumbel_and_picks_what_categorical_does(impl):
+    keys = jax.random.split(jax.random.key(5, impl=impl), 3)
+    wanted = jax.vmap(lambda key: jax.random.gumbel(key, (4097,)))(keys)
+    assert (jax.jit(chance.gumbel, static_argnums=1)(keys, 4097) == wanted).all()
+    logits = jax.random.normal(KEY, (3, 4097))
+    picked = jax.jit(chance.categorical)(keys, logits)
+    assert (picked == jax.vmap(jax.random.categorical)(keys, logits)).all()
+
+
+def test_a_draw_of_zero_is_noise_of_the_least_number(monkeypatch):
+    monkeypatch.setattr(chance, "_bits", lambda key, index: index * 0 + jnp.uint32(511))
+    least = -jnp.log(-jnp.log(jnp.finfo(jnp.float32).tiny))
+    assert (chance.gumbel(jax.random.split(KEY, 2), 11) == least).all()
+
+
+def test_noise_of_a_wider_range_is_left_to_jax():
+    wanted = jax.random.gumbel(KEY, (99,), mode="high")
+    assert (chance.gumbel(KEY[None], 99) != wanted).any()
+    jax.config.update("jax_high_dynamic_range_gumbel", True)
+    try:
+        assert (chance.gumbel(KEY[None], 99) == wanted).all()
+    finally:
+        jax.config.update("jax_high_dynamic_range_gumbel", False)
