@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import jaxgen
 from jaxgen import chain, errors, temperature, top_k, top_p
+from jaxgen.decoding import reach
 from jaxgen.decoding.chain import greedy
-from jaxgen.decoding.shape import descending
 
 LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
 
@@ -132,7 +132,7 @@ def test_processors_of_different_kinds_are_different_trees():
         assert again == kind
 
 
-def test_sorted_values_are_those_of_a_plain_sort_and_the_nucleus_that_of_sorted_ids():
+def test_places_in_a_sorted_row_are_found_without_sorting_and_the_nucleus_is_that_of_sorted_ids():
     rng = np.random.default_rng(0)
     rows = np.stack([
         rng.normal(size=40) * 3,
@@ -142,7 +142,10 @@ def test_sorted_values_are_those_of_a_plain_sort_and_the_nucleus_that_of_sorted_
     ])  # fmt: skip
     logits = jnp.asarray(rows, jnp.float32).at[1, 3].set(-0.0).at[1, 4].set(0.0)
     wanted = jnp.sort(logits, axis=-1, descending=True)
-    np.testing.assert_array_equal(descending(logits), wanted)
+    for place in range(40):
+        need = jnp.full((len(rows), 1), place + 1)
+        found = reach.halving(logits, lambda x: jnp.ones(x.shape, jnp.int32), need)
+        np.testing.assert_array_equal(found[:, 0], wanted[:, place])
     for mass in (0.5, 0.95):
         order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
         probs = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
