@@ -21,10 +21,9 @@ SIDE, STREAM, TRIES = 2048, 2**26, 5  # a matrix of 16 MiB; 256 MiB to stream th
 def measure(dtype: str = "float32") -> dict[str, float]:
     """Return the best matrix products (FLOP/s) and read bandwidth (bytes/s) of all cores.
 
-    Products are of a type, and sum in float32; bandwidth is that of float32.
-
-    By XLA and, where it is installed, by torch: the faster one is the limit. Bandwidth is that of
-    a matrix times a vector, which reads every weight once, as decoding does.
+    By XLA and, where it is installed, by torch: the faster one is the limit. dtype: of what is
+    multiplied; sums are float32. Bandwidth is that of a float32 matrix times a vector, which reads
+    every weight once, as decoding does.
     """
     square, tall = (SIDE, SIDE, SIDE), (STREAM // 4096, 4096, 1)
     work = {"flops": (2 * SIDE**3, square), "bytes": (4 * STREAM, tall)}

@@ -65,11 +65,7 @@ class Chain:
         logits = self.process(logits.astype(jnp.float32), past)
         # Noise for a whole vocabulary takes longer than a layer; a row with one token needs none.
         certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
-        drawn = jax.lax.cond(
-            certain,
-            lambda: argmax(logits),
-            lambda: categorical(keys, logits),
-        )
+        drawn = jax.lax.cond(certain, lambda: argmax(logits), lambda: categorical(keys, logits))
         return checked(drawn, logits)
 
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxgen.mesh import place
+from jaxgen.ops.apart import apart
 from jaxgen.ops.largest import argmax
 
 THREEFRY = "key<fry>"  # the type of its keys, abstract ones as well
@@ -83,14 +83,11 @@ def categorical(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array
     """Return the draw of jax.random.categorical for each row of logits and its key."""
     if place.platform() != "cpu":
         return argmax(gumbel(keys, logits.shape[-1]) + logits)
-    # There XLA would draw the noise within the search for the largest, number by number: a call
-    # that it has to leave as it is keeps the two apart.
-    with set_xla_metadata(inlineable="false"):
-        perturbed = _perturbed(keys, logits)
-    return argmax(perturbed)
+    # There XLA would draw the noise within the search for the largest, number by number.
+    return argmax(_perturbed(keys, logits))
 
 
-@jax.jit
+@apart
 def _perturbed(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
     return gumbel(keys, logits.shape[-1]) + logits
 

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float, Int
 
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_shared, platform
+from jaxgen.ops.apart import apart
 
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
@@ -107,8 +107,8 @@ def _over_rows(left: Array, right: Array) -> Array:
     return lax.optimization_barrier(_dot(_turned(right), left, 1, 0)).T
 
 
-@jax.jit
-def _turn(x: Array) -> Array:
+@apart
+def _columns_first(x: Array) -> Array:
     return x.T.ravel()
 
 
@@ -116,12 +116,11 @@ def _turned(x: Array) -> Array:
     """Return x^T as it lies in memory.
 
     XLA on a CPU would compute what makes x once more, element by element in the order of x^T, ten
-    times as slow as the transposition alone. A call that it has to leave as it is keeps the two
-    apart; it expands barriers before it fuses. What the call returns is flat, since a transposed
-    matrix would say that its columns come first, and products of such bfloat16 are made in float32.
+    times as slow as the transposition alone, so the two are kept apart. What the call returns is
+    flat, since a transposed matrix would say that its columns come first, and products of such
+    bfloat16 are made in float32.
     """
-    with set_xla_metadata(inlineable="false"):
-        return _turn(x).reshape(x.shape[::-1])
+    return _columns_first(x).reshape(x.shape[::-1])
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
