@@ -60,8 +60,8 @@ def _halved(rows: tuple[Array, Array, Array]) -> Array:
 
 
 def _plain(x: Float[Array, "B V"]) -> Float[Array, "B V"]:
-    """One zero and one NaN: as integers -0.0 is not 0.0, and a NaN has a sign."""
-    return jnp.where(jnp.isnan(x), jnp.nan, x + 0.0)
+    """One NaN: as integers they have a sign. The two zeros are equal again as floats."""
+    return jnp.where(jnp.isnan(x), jnp.nan, x)
 
 
 def _as_integers(x: Float[Array, "B V"]) -> Array:

@@ -71,3 +71,9 @@ def test_a_nucleus_is_the_smallest_set_that_reaches_its_mass():
         before = np.cumsum(row[order]) - row[order]
         assert np.abs(before - share).min() > 1e-6, "a draw too near to the edge to tell"
         assert set(np.flatnonzero(mine)) == set(order[before < share])
+
+
+@pytest.mark.parametrize(("mass", "wanted"), [(1e-9, [1, 0, 0]), (1.0, [1, 1, 1])])
+def test_the_least_mass_keeps_the_likeliest_and_all_of_it_every_token(mass, wanted):
+    logits = jnp.float32([[100.0, 0.0, -1.0]])  # all but one weigh nothing
+    np.testing.assert_array_equal(np.isfinite(top_p(mass)(logits))[0], wanted)
