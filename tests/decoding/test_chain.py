@@ -15,6 +15,9 @@ from jaxgen.decoding.chain import greedy
 LOGITS = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
 
 
+processed = jax.jit(lambda processor, logits: processor(logits))
+
+
 def probabilities(logits):
     return np.asarray(jax.nn.softmax(logits, axis=-1))[0]
 
@@ -108,18 +111,18 @@ rows = st.lists(st.floats(-30, 30, width=32), min_size=6, max_size=6)
 @settings(max_examples=100, deadline=None)
 @given(rows, st.integers(1, 6), st.floats(0.0625, 1.0, width=32))
 def test_what_is_kept_is_never_less_likely_than_what_is_dropped(values, count, mass):
-    logits = jnp.asarray([values], jnp.float32)
+    logits = np.asarray([values], np.float32)
     for processor in (top_k(count), top_p(mass)):
-        kept = np.isfinite(processor(logits))[0]
+        kept = np.isfinite(processed(processor, logits))[0]
         assert kept.any()
         if not kept.all():
             assert logits[0][kept].min() >= logits[0][~kept].max()
     probs = probabilities(logits)
-    kept = np.isfinite(top_p(mass)(logits))[0]
+    kept = np.isfinite(processed(top_p(mass), logits))[0]
     assert probs[kept].sum() >= mass - 1e-5
     # The smallest set that reaches it: without its last token it falls short.
     assert kept.sum() == 1 or mass == 1 or probs[kept].sum() - probs[kept].min() < mass + 1e-5
-    assert np.isfinite(top_k(count)(logits)).sum() >= count
+    assert np.isfinite(processed(top_k(count), logits)).sum() >= count
 
 
 def test_processors_of_different_kinds_are_different_trees():
@@ -132,6 +135,10 @@ def test_processors_of_different_kinds_are_different_trees():
         assert again == kind
 
 
+def one_each(x):
+    return jnp.ones(x.shape, jnp.int32)
+
+
 def test_places_in_a_sorted_row_are_found_without_sorting_and_the_nucleus_is_that_of_sorted_ids():
     rng = np.random.default_rng(0)
     rows = np.stack([
@@ -142,9 +149,9 @@ def test_places_in_a_sorted_row_are_found_without_sorting_and_the_nucleus_is_tha
     ])  # fmt: skip
     logits = jnp.asarray(rows, jnp.float32).at[1, 3].set(-0.0).at[1, 4].set(0.0)
     wanted = jnp.sort(logits, axis=-1, descending=True)
+    halving = jax.jit(lambda need: reach.halving(logits, one_each, need))
     for place in range(40):
-        need = jnp.full((len(rows), 1), place + 1)
-        found = reach.halving(logits, lambda x: jnp.ones(x.shape, jnp.int32), need)
+        found = halving(jnp.full((len(rows), 1), place + 1))
         np.testing.assert_array_equal(found[:, 0], wanted[:, place])
     for mass in (0.5, 0.95):
         order = jnp.argsort(logits, axis=-1, descending=True, stable=True)

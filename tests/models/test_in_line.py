@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import as_users
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,7 +158,7 @@ def test_weights_of_one_input_are_one_product(weights, rows, monkeypatch):
     found = serving.ready(random_params(config), config, weights=weights)
     cache, tokens = api.empty_cache(config, rows, 8, in_line=True), jnp.zeros((rows, 1), jnp.int32)
     step = jax.jit(lambda params: api.hidden(params, config, tokens, cache=cache))
-    program = step.lower(found).compile().as_text()
+    program = as_users.compile(step.lower(found)).as_text()
     # For each layer: q, k and v; scores; values; o; up and gate; down.
     assert len(re.findall(r"= \S+ dot\(", program)) == 6 * config.layers
     assert not re.search(rf"= f32\[(1,)?{rows},1,8,4\]\S* (dynamic-)?slice\(", program)
@@ -189,7 +190,8 @@ def test_a_step_of_one_row_copies_no_cache(monkeypatch):
     config = CONFIGS["one kind"]
     prompt = jnp.asarray(TOKENS[:1, :4])
     run = jax.jit(partial(jaxgen.generate, config=config, length=5))
-    program = run.lower(random_params(config), prompt=prompt, key=jax.random.key(0)).compile()
+    lowered = run.lower(random_params(config), prompt=prompt, key=jax.random.key(0))
+    program = as_users.compile(lowered)
     blocks = [block for block in program.as_text().split("\n\n") if "ENTRY" not in block]
     loop = max(blocks, key=lambda block: block.count("f32[1,1,2,9,4]"))
     made = re.findall(r"= f32\[1,1,2,9,4\]\S* ([\w-]+)\(", loop)

@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import as_users
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,7 @@ def test_narrow_weights_are_not_written_down_as_float32_for_one_row(dtype):
         return jax.lax.fori_loop(0, 5, step, x), form(jnp.tile(x, (3, 1, 1)), leaf)
 
     x = jnp.ones((1, 1, SIZES["D"]), "float32" if dtype == "int8" else dtype)
-    program = jax.jit(loop).lower(x, leaf).compile().as_text()
+    program = as_users.compile(jax.jit(loop).lower(x, leaf)).as_text()
     carried = next(line for line in program.splitlines() if " while(" in line)
     assert f"{SIZES['F']},{SIZES['D']}]" in carried  # the narrow weights, and them alone
     assert f"f32[{SIZES['F']},{SIZES['D']}]" not in carried, carried
@@ -88,7 +89,7 @@ def test_the_row_is_made_once_and_not_for_each_output():
         row = (jax.nn.gelu(x) * 3 + 1).reshape(1, 1, -1)
         return contract("BTD,DF->BTF", row, leaf, dtype="float32")
 
-    program = jax.jit(step).lower(jnp.ones((SIZES["D"] // 2, 2))).compile().as_text()
+    program = as_users.compile(jax.jit(step).lower(jnp.ones((SIZES["D"] // 2, 2)))).as_text()
     bodies = [body for body in program.split("\n\n") if re.search(r"= \S+ dot\(", body)]
     assert len(bodies) == 1 and "s8[" in bodies[0]
     done = set(re.findall(r"= \S+ ([a-z-]+)\(", bodies[0]))

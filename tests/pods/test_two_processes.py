@@ -57,7 +57,6 @@ def environment(home, **more) -> dict:
         dict(os.environ)
         | {
             "JAXGEN_CACHE": str(home / "cache"),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "PYTHONPATH": os.pathsep.join(sys.path),
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
@@ -247,8 +246,8 @@ def test_a_process_that_ends_tells_the_others_why(home, deeds, codes, part):
 
 
 def devices(count):
-    flags = f"--xla_force_host_platform_device_count={count}"
-    return {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return {"XLA_FLAGS": flags}
 
 
 def drop_after(folder, step):

@@ -1,5 +1,6 @@
 """What an operation costs: shapes counted here against XLA's own analysis of the same program."""
 
+import as_users
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,7 +13,7 @@ from jaxgen.profile.trace import Ran
 
 def compiled(function, *shapes):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    made = jax.jit(function).lower(*arrays).compile()
+    made = as_users.compile(jax.jit(function).lower(*arrays))
     return program.parse(made.as_text()), made.cost_analysis()
 
 
@@ -123,7 +124,7 @@ def test_of_what_is_sliced_and_updated_only_the_part_is_moved():
 
     arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((50, 8), (8,))]
     index = jax.ShapeDtypeStruct((), jnp.int32)
-    made = jax.jit(step, donate_argnums=0).lower(*arrays, index).compile()
+    made = as_users.compile(jax.jit(step, donate_argnums=0).lower(*arrays, index))
     found = program.parse(made.as_text())
     entry = next(body for body in found.computations if body.startswith("main"))
     moved = sum(one.bytes for n, one in costs(found).items() if n in found.computations[entry])

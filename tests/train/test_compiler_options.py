@@ -1,5 +1,6 @@
 """What the compiler is asked for reaches the program, and only where it knows the option."""
 
+import as_users
 import jax
 import numpy as np
 import optax
@@ -46,7 +47,7 @@ def test_a_training_step_copies_less_with_them(asked):
         begun = state.make(params, optimizer, jax.random.key(1))
         step = forms.make("jit", step_of(settings, optimizer), None, None, 2)
         tokens = np.zeros((2, 16), np.int32)
-        program = step.lower(begun, {"tokens": tokens, "targets": tokens}).compile()
+        program = as_users.compile(step.lower(begun, {"tokens": tokens, "targets": tokens}))
         return program.as_text().count(" copy(")
 
     wanted = options.OPTIONS["cpu"]
