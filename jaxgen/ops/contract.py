@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_shared, platform
-from jaxgen.ops.apart import apart
+from jaxgen.ops.apart import transposed
 
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
@@ -103,24 +103,8 @@ def _over_rows(left: Array, right: Array) -> Array:
     if platform() != "cpu":
         return _dot(left, right, 0, 0)
     if left.shape[1] <= right.shape[1]:
-        return _dot(_turned(left), right, 1, 0)
-    return lax.optimization_barrier(_dot(_turned(right), left, 1, 0)).T
-
-
-@apart
-def _columns_first(x: Array) -> Array:
-    return x.T.ravel()
-
-
-def _turned(x: Array) -> Array:
-    """Return x^T as it lies in memory.
-
-    XLA on a CPU would compute what makes x once more, element by element in the order of x^T, ten
-    times as slow as the transposition alone, so the two are kept apart. What the call returns is
-    flat, since a transposed matrix would say that its columns come first, and products of such
-    bfloat16 are made in float32.
-    """
-    return _columns_first(x).reshape(x.shape[::-1])
+        return _dot(transposed(left, 1, 0), right, 1, 0)
+    return transposed(_dot(transposed(right, 1, 0), left, 1, 0), 1, 0)
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
