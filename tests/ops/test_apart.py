@@ -1,0 +1,39 @@
+"""Transpositions that stand by themselves: the numbers and the layout that were asked for."""
+
+import re
+
+import as_users
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.ops.apart import transposed
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1), (0, 1, 2)])
+def test_a_transposition_apart_is_numpy_s_alone_under_vmap_and_backwards(order):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 4)), jnp.float32)
+    turn = lambda x: transposed(x, *order)  # noqa: E731
+    np.testing.assert_array_equal(turn(x[0]), x[0].transpose(order))
+    batched = x.transpose(0, *(1 + axis for axis in order))
+    np.testing.assert_array_equal(jax.vmap(turn)(x), batched)
+    last = np.moveaxis(batched, 0, -1)
+    np.testing.assert_array_equal(
+        jax.vmap(turn, in_axes=-1, out_axes=-1)(jnp.moveaxis(x, 0, -1)), last
+    )
+    weights = np.arange(60, dtype=np.float32).reshape(x[0].transpose(order).shape)
+    found = jax.grad(lambda x: jnp.sum(turn(x) * weights))(x[0])
+    np.testing.assert_array_equal(found, weights.transpose(np.argsort(order)))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for CPUs")
+def test_its_result_lies_row_by_row_and_is_made_once_for_all_who_read_it():
+    def read(x):
+        turned = transposed(jnp.cos(x), 1, 0)
+        return turned @ x, jnp.sum(turned.reshape(-1, 8), axis=0)
+
+    text = as_users.compile(jax.jit(read).lower(jnp.ones((16, 24)))).as_text()
+    calls = re.findall(r"= f32\[24,16\]\{(\d,\d)\} call\(", text)
+    assert calls == ["1,0"]
+    assert len(re.findall(r" transpose\(", text)) == 1
