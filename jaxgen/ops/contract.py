@@ -103,8 +103,8 @@ def _over_rows(left: Array, right: Array) -> Array:
     if platform() != "cpu":
         return _dot(left, right, 0, 0)
     if left.shape[1] <= right.shape[1]:
-        return _dot(transposed(left, 1, 0), right, 1, 0)
-    return transposed(_dot(transposed(right, 1, 0), left, 1, 0), 1, 0)
+        return _dot(transposed(left), right, 1, 0)
+    return transposed(_dot(transposed(right), left, 1, 0))
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import fake_devices
 import numpy as np
 import pytest
 
@@ -28,12 +29,14 @@ def train(tmp_path_factory):
     (folder / "tiny.yaml").write_text(CONFIG)
 
     def run(devices, *arguments, program=("-m", "jaxgen", "train")):
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
-        environment = dict(os.environ) | {
-            "JAXGEN_CACHE": str(folder / "cache"),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "XLA_FLAGS": flags,
-        }
+        environment = (
+            dict(os.environ)
+            | {
+                "JAXGEN_CACHE": str(folder / "cache"),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            }
+            | fake_devices.flags(devices)
+        )
         command = [sys.executable, *program, *map(str, arguments)]
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240

@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import fake_devices
 import numpy as np
 import pytest
 
@@ -27,17 +28,14 @@ NAMES = EVERY + FORMS if os.environ.get("JAXGEN_NIGHTLY") else SAMPLE
 pytestmark = pytest.mark.xdist_group("meshes")
 
 
-def devices(count) -> dict:
-    """An environment of so many fake devices."""
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
-    return dict(os.environ) | {"XLA_FLAGS": flags}
+EIGHT = dict(os.environ) | fake_devices.flags(8)
 
 
 @pytest.fixture(scope="session")
 def curves() -> dict:
     program = Path(__file__).with_name("curves.py")
     command = [sys.executable, str(program), "", *NAMES]
-    done = subprocess.run(command, env=devices(8), capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(command, env=EIGHT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -65,7 +63,7 @@ def test_no_device_holds_a_matrix_whole_where_axes_can_share_it(curves, name):
 def test_weights_are_gathered_one_layer_at_a_time_and_never_the_whole_stack():
     program = Path(__file__).with_name("collectives.py")
     done = subprocess.run(
-        [sys.executable, str(program), "fsdp:4"], env=devices(8), capture_output=True, text=True
+        [sys.executable, str(program), "fsdp:4"], env=EIGHT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     shapes = [tuple(shape) for shape in json.loads(done.stdout)["all-gather"]]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fake_devices
 import jax
 import numpy as np
 import pytest
@@ -245,11 +246,6 @@ def test_a_process_that_ends_tells_the_others_why(home, deeds, codes, part):
     assert part in said and said.count("jaxgen: error") == 1 and max(f[2] for f in found) < 60
 
 
-def devices(count):
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
-    return {"XLA_FLAGS": flags}
-
-
 def drop_after(folder, step):
     """Put a run back to one of its checkpoints."""
     for path in (folder / "checkpoints").iterdir():
@@ -266,10 +262,10 @@ def test_a_checkpoint_of_any_mesh_and_process_count_goes_on_on_any_other(home, o
     ):
         drop_after(home / "moved", begin) if begin else None
         if count == 2:
-            found = pair(home, "moved", words=(form, form), **devices(each))
+            found = pair(home, "moved", words=(form, form), **fake_devices.flags(each))
         else:
             words = ["-m", "jaxgen", "train", "tiny.yaml", "--out", "moved", *form]
-            found = run(home, [words], **devices(each))
+            found = run(home, [words], **fake_devices.flags(each))
         assert [code for code, _, _ in found] == [0] * count, found[0][1] + found[-1][1]
         if begin:
             assert f"resuming at step {begin} of 12" in found[0][1]
