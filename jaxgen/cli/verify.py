@@ -121,7 +121,44 @@ def resume(
         raise ProofError(found.difference)
 
 
+def checkpoints(
+    run: Annotated[str, Parameter(help="a run folder, or its name in runs/")],
+    /,
+) -> None:
+    """List the checkpoints of a run, and compare every byte of each with its sha256.
+
+    A run that is training may go on meanwhile: nothing is written. Ends with 1
+    and the damaged files if there are any; training, generating and evaluating
+    pass over such a checkpoint to the newest sound one.
+
+    For example:
+        jaxgen verify checkpoints runs/my
+    """
+    folder = paths.run_folder(run)
+    start.prepare_jax(paths.cache())
+    from jaxgen.verify import checkpoints as kept
+
+    damaged, sound = [], 0
+    for index, line in enumerate(kept.checkpoints(folder)):
+        if not index:
+            print(f"{'step':>8}  {'saved (UTC)':<19}  {'MiB':>9}  {'valid loss':>10}")
+        saved = (line.saved or "-")[:19].replace("T", " ")
+        size = "-" if line.nbytes is None else f"{line.nbytes / 2**20:,.1f}"
+        loss = "-" if line.loss is None else f"{line.loss:.4f}"
+        state = "unsound" if line.problems else "sound, the best" if line.best else "sound"
+        print(f"{line.step:>8}  {saved:<19}  {size:>9}  {loss:>10}  {state}", flush=True)
+        damaged += line.problems
+        sound += not line.problems
+    for name in kept.unfinished(folder):
+        print(f"{name} is of a save that is under way or was interrupted; the run clears it away")
+    if damaged:
+        more = f" (and {len(damaged) - 3} more)" if len(damaged) > 3 else ""
+        rest = "the others are sound" if sound else "put back a copy, or begin a new run"
+        raise ProofError(f"{'; '.join(damaged[:3])}{more}; {rest}")
+
+
 VERBS = (
+    (checkpoints, "checkpoints", "RUN"),
     (invariance, "invariance", "RUN [--length N] [--devices N]"),
     (resume, "resume", "RUN|CONFIG [KEY=VALUE ...] [--steps N] [--mesh MESH]"),
     (shards, "shards", "CONFIG [KEY=VALUE ...] [--steps N]"),

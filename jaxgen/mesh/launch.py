@@ -16,7 +16,7 @@ import jax
 from jaxgen.errors import ConfigError, PeerError
 from jaxgen.mesh import rendezvous
 from jaxgen.mesh.group import ALONE, AgreedExit, Group
-from jaxgen.mesh.watch import Watch
+from jaxgen.mesh.watch import AGAIN, Watch
 
 LEAST = 50  # seconds of silence that JAX's own service bears; its end is abrupt
 
@@ -83,7 +83,7 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         stall=launch.stall_timeout,
     )
     watch.guard_aborts()
-    store = _connect(launch)
+    store = _connect(launch, watch.coordinator)
     group = Group(
         index=launch.process,
         count=launch.processes,
@@ -103,7 +103,7 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         raise stopped
 
 
-def _connect(launch: Launch) -> _Store:
+def _connect(launch: Launch, keeper: str) -> _Store:
     # Its handler of SIGTERM would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -126,14 +126,14 @@ def _connect(launch: Launch) -> _Store:
         ) from error
     from jax._src import distributed
 
-    return _Store(distributed.global_state.client, launch.coordinator)
+    return _Store(distributed.global_state.client, keeper)
 
 
 class _Store:
-    """JAX's coordination service as a `group.Store`."""
+    """JAX's coordination service as a `group.Store`, kept by process 0."""
 
-    def __init__(self, client: Any, address: str) -> None:
-        self.client, self.address = client, address
+    def __init__(self, client: Any, keeper: str) -> None:
+        self.client, self.keeper = client, keeper
 
     def set(self, key: str, value: str) -> None:
         self._asked(lambda: self.client.key_value_set(key, value, allow_overwrite=True))
@@ -155,7 +155,5 @@ class _Store:
             text = str(error)
             if text.startswith(("DEADLINE_EXCEEDED", "NOT_FOUND")):
                 return None
-            raise PeerError(
-                f"process 0 at {self.address} does not answer any more "
-                f"({text.splitlines()[0][:120]}); start all processes again"
-            ) from error
+            reason = " ".join(text.split())[:120]
+            raise PeerError(f"{self.keeper} is lost: no answer ({reason}); {AGAIN}") from error

@@ -25,6 +25,7 @@ from jaxgen.mesh.group import AgreedExit, Store
 
 ROOM = "jaxgen/watch"
 VERDICT = f"{ROOM}/verdict/0"  # who is lost, as process 0 has found
+AGAIN = "start all processes again: the run goes on from its newest checkpoint"
 BEATS = 8  # signs of life within the time after which a process is taken for lost
 PARTING = 5.0  # seconds that process 0 stays for the others to hear why it ends
 
@@ -35,10 +36,12 @@ class Watch:
     def __init__(
         self, index: int, names: tuple[str, ...], address: str, *, timeout: float, stall: float
     ) -> None:
-        self.index, self.names, self.address = index, names, address
+        self.index, self.names = index, names
+        self.coordinator = f"{names[0]}, the coordinator at {address},"
         self.timeout, self.stall = timeout, stall
         self.beat = timeout / BEATS
         self._stopping = threading.Event()
+        self._ending = threading.Lock()  # taken by the first of several ends of this process
         self._heard: dict[int, tuple[str, float]] = {}  # the last beat, and the silence since
         self._looked = time.monotonic()
         self._steps = 0
@@ -56,6 +59,7 @@ class Watch:
             yield
         except BaseException as error:
             self._explain(error)
+            self._end_once()
             raise
         finally:
             self._stopping.set()
@@ -68,12 +72,13 @@ class Watch:
     def guard_aborts(self) -> None:
         """Have JAX's abort over a lost process end with one line and the exit code for it."""
         # Python's own handlers run between two bytecodes, which never comes after an abort.
-        lost = f"{self.names[0]}, the coordinator at {self.address}, is lost"
+        lost = f"{self.coordinator} is lost"
         if self.index == 0:
             lost = "another process is lost, as JAX says above"
         line = self._line(f"{lost}, and JAX has ended this process").encode()
 
         def last_word(number: int) -> None:
+            self._end_once()
             os.write(2, line)
             os._exit(PeerError.exit_code)
 
@@ -93,8 +98,8 @@ class Watch:
             count += 1
             try:
                 found = self._look(count)
-            except PeerError as error:
-                found = _verdict(PeerError.exit_code, str(error))
+            except PeerError:  # of the store, which goes with its keeper
+                found = _verdict(PeerError.exit_code, f"{self.coordinator} is lost")
             if found and not self._stopping.is_set():
                 self._end(found)
 
@@ -163,17 +168,20 @@ class Watch:
             if not self.index:
                 self._linger()
 
+    def _end_once(self) -> None:
+        """Let the line of whoever ends this process first be the only one."""
+        if not self._ending.acquire(blocking=False):
+            time.sleep(PARTING)
+
     def _end(self, verdict: str) -> None:
+        self._end_once()
         code, _, words = verdict.partition(" ")
         with suppress(OSError, ValueError):
             print(self._line(words), end="", file=sys.stderr, flush=True)
         os._exit(int(code))
 
     def _line(self, found: str) -> str:
-        return (
-            f"jaxgen: error: {found}; start all processes again: the run goes on from its newest "
-            f"checkpoint\n"
-        )
+        return f"jaxgen: error: {found}; {AGAIN}\n"
 
 
 def _verdict(code: int, words: str) -> str:

@@ -33,6 +33,7 @@ from jaxgen.store import leaves, manifest, pieces, shared, shelf, space
 from jaxgen.store.manifest import DamageError, Manifest
 
 ARRAYS = "arrays"
+PART = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class Checkpoints:
     def verify(self, step: int) -> list[str]:
         """Return what is wrong with a step, in words that name files or arrays; [] if sound.
 
-        Always compares every byte. Raises CheckpointError if there is no such step.
+        Always compares every byte, with about PART bytes of arrays in memory at once. Raises
+        CheckpointError if there is no such step, or it was written by a newer jaxgen.
         """
         if step not in self.steps():
             raise self._no_such(step)
@@ -216,10 +218,21 @@ class Checkpoints:
             record = shelf.record(self.folder, step)
             problems = manifest.damages(self._path(step), record, verify="full")
             if not problems:
-                self._load(record, record.leaves, check=True)
+                for part in leaves.parts(record.leaves, PART):
+                    self._load(record, part, check=True)
         except DamageError as error:
             return [str(error)]
         return problems
+
+    def about(self, step: int) -> Manifest | None:
+        """Return what a step's manifest says of it, None if that is damaged.
+
+        Raises CheckpointError if it was written by a newer jaxgen.
+        """
+        try:
+            return shelf.record(self.folder, step)
+        except DamageError:
+            return None
 
     def clean(self) -> list[str]:
         """Remove what interrupted saves and deletions left, and return its names.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,19 @@ def to_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
             leaf.copy_to_host_async()
     arrays = {name: host(name, leaf) for name, leaf in plain.items()}
     return {n: Leaf(a.dtype.name, a.shape, keys[n]) for n, a in arrays.items()}, arrays
+
+
+def parts(leaves: Mapping[str, Leaf], most: int) -> Iterator[dict[str, Leaf]]:
+    """Yield the leaves in parts of at most so many bytes together, or of a single larger one."""
+    part, size = {}, 0
+    for name, leaf in leaves.items():
+        if part and size + leaf.nbytes > most:
+            yield part
+            part, size = {}, 0
+        part[name] = leaf
+        size += leaf.nbytes
+    if part:
+        yield part
 
 
 def generator(leaf: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jaxgen.errors import DataError
 from jaxgen.mesh import watch as watches
 from jaxgen.mesh.watch import ROOM, Watch
 
@@ -84,3 +85,18 @@ def test_a_step_of_anybody_is_progress_and_preparing_may_take_long(look):
 def test_what_a_process_says_when_it_ends_is_the_verdict_for_all(look):
     look.watch._store.set(f"{ROOM}/left/1", "5 process 1 (b, pid 2) has ended with exit code 7: x")
     assert look(p1=(1, 0), p2=(1, 0)) == "5 process 1 (b, pid 2) has ended with exit code 7: x"
+
+
+def test_of_two_ends_at_once_only_the_first_has_a_line(monkeypatch, capsys):
+    watch, waits = Watch(1, NAMES, "a:1", timeout=8.0, stall=20.0), []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        raise InterruptedError  # by the end of the program
+
+    monkeypatch.setattr(watches.time, "sleep", sleep)
+    with pytest.raises(DataError), watch.over(Texts()):
+        raise DataError("the first end, whose line is still to come")
+    with pytest.raises(InterruptedError):
+        watch._end("5 the second")
+    assert waits == [watches.PARTING] and not capsys.readouterr().err

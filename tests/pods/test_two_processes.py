@@ -224,8 +224,9 @@ def test_a_process_with_another_config_is_refused_by_all_before_anything_is_writ
     assert not (home / "never").exists()
 
 
-def test_the_death_of_the_coordinator_ends_the_others_with_one_line(home):
-    killed, other = members(home, "dies", "sleeps")
+@pytest.mark.parametrize("how", ["dies", "vanishes"])
+def test_the_death_of_the_coordinator_ends_the_others_with_one_line(home, how):
+    killed, other = members(home, how, "sleeps")
     assert killed[0] == -signal.SIGKILL
     line = fails(other, 5)
     assert "process 0 (" in line and "is lost" in line and other[2] - killed[2] < 60

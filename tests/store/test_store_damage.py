@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import Checkpoints, manifest
+from jaxgen.store import Checkpoints, leaves, manifest
 
 TREE = {"params": {"w": jnp.arange(600.0), "b": jnp.ones(3, jnp.bfloat16)}, "n": jnp.int32(0)}
 
@@ -154,6 +154,26 @@ def test_wrong_arrays_in_sound_files_are_damage(folder):
     checkpoints = open_at(folder)
     assert "array params/w has been changed" in checkpoints.verify(2)[0]
     assert "array params/w has been changed" in checkpoints.restore(TREE).warnings[0]
+
+
+def test_verifying_array_by_array_finds_the_same_and_misses_none(folder, monkeypatch):
+    read, load = [], Checkpoints._load
+
+    def noted(self, about, part, **how):
+        read.append(list(part))
+        return load(self, about, part, **how)
+
+    monkeypatch.setattr("jaxgen.store.checkpoints.PART", 1)
+    monkeypatch.setattr(Checkpoints, "_load", noted)
+    assert open_at(folder).verify(2) == []
+    assert read == [[name] for name in open_at(folder).about(2).arrays] and len(read) == 3
+
+
+def test_parts_hold_all_in_order_and_no_more_bytes_than_asked():
+    sizes = {"a": 3, "b": 4, "c": 9, "d": 1, "e": 0}
+    rows = {name: leaves.Leaf("int8", (size,)) for name, size in sizes.items()}
+    assert [list(part) for part in leaves.parts(rows, 7)] == [["a", "b"], ["c"], ["d", "e"]]
+    assert not list(leaves.parts({}, 7))
 
 
 def test_unverified_restoring_still_sees_missing_and_short_files(folder):
