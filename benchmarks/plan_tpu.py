@@ -14,9 +14,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from jaxgen.plan import tpu
+from jaxgen.plan import compilers, tpu
 
-tpu.use_no_device()
+compilers.use_no_device()
 
 from jaxgen import run  # noqa: E402
 from jaxgen.cli import paths  # noqa: E402

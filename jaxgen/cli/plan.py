@@ -28,8 +28,8 @@ def plan(
     figures: Annotated[
         Figures,
         Parameter(
-            help="analytic; compiled: also by the compiler for TPUs, with the extra [tpu]; "
-            "measured: also by steps run on this machine; auto: what there is"
+            help="analytic; compiled: also by the compiler for those chips, with the extra [tpu] "
+            "or [cuda]; measured: also by steps run on this machine; auto: what there is"
         ),
     ] = "auto",
     steps: Annotated[int, arguments.WHOLE, Parameter(help="measured: how many steps")] = 3,
@@ -39,8 +39,9 @@ def plan(
     Memory of one chip by what holds it, FLOPs, bytes sent by each collective, the
     time of a step at the roofline and what bounds it. Where it does not fit, the
     nearest mesh, number of microbatches and remat that do. With the extra [tpu]
-    the real steps are compiled for the TPUs, without any, and the compiler's own
-    figures follow. For this machine a few real steps are run and compared.
+    or [cuda] the real steps are compiled for the chips, without any, and the
+    compiler's own figures follow. For this machine a few real steps are run and
+    compared.
 
     For example:
         jaxgen plan llama_70b --topology v5p:8x8x16
@@ -48,14 +49,14 @@ def plan(
         jaxgen plan shakespeare_char --topology here
     """
     arguments.check_overrides(overrides)
-    from jaxgen.plan import chips, tpu
+    from jaxgen.plan import chips, compilers
 
     if steps < 1:
         raise ConfigError(f"--steps={steps} must be at least 1")
     chip, count = (None, 0) if topology == HERE else chips.parse(topology)
     figures = _figures(figures, topology, None if chip is None else chip.platform)
     start.prepare_jax(paths.cache())
-    tpu.use_no_device()
+    compilers.use_no_device()
     from jaxgen import run
     from jaxgen.plan import analytic, measured, report
     from jaxgen.run import inputs
@@ -66,17 +67,20 @@ def plan(
     found = analytic.make(settings, chip, count)
     arguments.print_rows(report.rows(found, compiling=figures == "compiled"))
     if figures == "compiled":
-        _compile(found, topology)
+        _compile(found, topology, chip.platform)
     elif figures == "measured":
         _measure(found, steps)
 
 
 def _figures(asked: Figures, topology: str, platform: str | None) -> Figures:
     """Return what "auto" stands for, or what was asked; ConfigError where it makes no sense."""
-    from jaxgen.plan import tpu
+    from jaxgen.plan.compilers import COMPILERS
 
-    if asked == "compiled" and platform != "tpu":
-        raise ConfigError(f"--figures=compiled is for TPUs, and --topology={topology} is none")
+    if asked == "compiled" and platform is None:
+        raise ConfigError(
+            "--figures=compiled is for chips that are not here; give their --topology, as in "
+            "v5p:2x2x1 or h200:8"
+        )
     if asked == "measured" and platform is not None:
         raise ConfigError(
             f"--figures=measured runs on this machine, and --topology={topology} is not here; "
@@ -86,14 +90,15 @@ def _figures(asked: Figures, topology: str, platform: str | None) -> Figures:
         return asked
     if platform is None:
         return "measured"
-    return "compiled" if platform == "tpu" and tpu.installed() else "analytic"
+    return "compiled" if COMPILERS[platform].installed() else "analytic"
 
 
-def _compile(found, topology: str) -> None:
+def _compile(found, topology: str, platform: str) -> None:
     from jaxgen.cli.progress import waiting
-    from jaxgen.plan import compiled, report, tpu
+    from jaxgen.plan import compiled, report
+    from jaxgen.plan.compilers import COMPILERS
 
-    devices = tpu.devices(topology)
+    devices = COMPILERS[platform].devices(topology)
     for name, make in (("training", compiled.training), ("decoding", compiled.decoding)):
         with waiting(f"compiling the {name} step for {len(devices)} x {found.chip.name}"):
             program = make(found.settings, devices)

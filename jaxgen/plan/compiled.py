@@ -31,7 +31,7 @@ class Program:
     temporary: float
     results: float  # outside of the state
     code: float
-    flops: float  # each loop's body counted once, as the compiler does
+    flops: float | None  # each loop's body counted once; None where the compiler does not count
     traffic: dict[str, float]  # bytes sent in all turns of the loops, by kind of collective
     seconds: float  # of compiling
 
@@ -99,7 +99,7 @@ def _compiled(name: str, mesh: Mesh, program: Any, arguments: tuple) -> Program:
         temporary=float(memory.temp_size_in_bytes),
         results=memory.output_size_in_bytes - state,
         code=float(memory.generated_code_size_in_bytes),
-        flops=float(made.cost_analysis().get("flops", 0.0)),
+        flops=(made.cost_analysis() or {}).get("flops"),
         traffic=hlo.traffic(made.as_text()),
         seconds=time.perf_counter() - start,
     )

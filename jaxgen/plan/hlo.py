@@ -16,6 +16,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 LOOP = re.compile(r"\bwhile\(.*condition=%?([\w.-]+), body=%?([\w.-]+)")
 CALL = re.compile(r"\b(?:calls|to_apply|branch_computations|called_computations)=\{?(%?[\w., %-]+)")
+TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
@@ -46,9 +47,9 @@ def _sent(kind: str, found: re.Match, line: str, whole: bool) -> float:
     size = sum(array.bytes for array in arrays(found[1]))
     devices = _devices(line)
     share = (devices - 1) / devices
-    if found[3] and kind == "all-gather":
+    if found[3] and kind in ("all-gather", "reduce-scatter"):
         size *= devices / (devices + 1)  # the type of a start holds what is given as well
-    if kind == "reduce-scatter" and not whole:
+    elif kind == "reduce-scatter" and not whole:
         size *= devices  # its result is one part of it
     return {"all-reduce": 2 * share * size, "collective-permute": size}.get(kind, share * size)
 
@@ -83,8 +84,8 @@ def _calls(computations: dict[str, list[str]], name: str) -> Iterator[tuple[str,
     """Yield (computation, times) for what a computation runs."""
     for line in computations[name]:
         if loop := LOOP.search(line):
-            limits = [int(n) for n in LIMIT.findall("\n".join(computations.get(loop[1], [])))]
-            yield loop[2], max(limits, default=1)
+            told = TURNS.findall(line) or LIMIT.findall("\n".join(computations.get(loop[1], [])))
+            yield loop[2], max(map(int, told), default=1)
         elif call := CALL.search(line):
             for other in re.findall(r"[\w.-]+", call[1]):
                 if other in computations:

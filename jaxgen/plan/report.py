@@ -62,8 +62,9 @@ def compiled_rows(plan: Plan, program: Program) -> Rows:
         ("  temporary", temporary + work),
         ("  results, code", human(program.results + program.code)),
         ("  total per chip", f"{human(program.total)} of {human(usable)} usable: {verdict}"),
-        ("  FLOPs, each loop once", f"{program.flops:.3e}"),
     ]
+    if program.flops is not None:
+        found.append(("  FLOPs, each loop once", f"{program.flops:.3e}"))
     return found + [(f"  {kind}", f"{human(size)} sent") for kind, size in program.traffic.items()]
 
 

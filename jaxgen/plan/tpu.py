@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxgen.errors import BusyError
 
+NAME = "libtpu"
 INSTALL = "pip install 'jaxgen[tpu]'"
 # Where libtpu looks for the chips of the machine it runs on; here there are none to be found.
 ALONE = {
@@ -31,26 +32,13 @@ def version() -> str:
     return metadata.version("libtpu")
 
 
-def use_no_device() -> None:
-    """Make this process plan on the CPU, before JAX has looked for devices.
-
-    Otherwise JAX would take the accelerators that are here, or, where libtpu is installed without
-    any, wait for one.
-    """
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    # Programs for chips that are not here could be kept, but not read back.
-    jax.config.update("jax_enable_compilation_cache", False)
-
-
 def devices(topology: str) -> list[Any]:
     """Return the devices of "v5p:8x8x16", to compile for; BusyError with the remedy if it can't be.
 
     Nothing can run on them.
     """
     if not installed():
-        raise BusyError(f"compiling for {topology} needs libtpu, which is not installed: {INSTALL}")
+        raise BusyError(f"compiling for {topology} needs {NAME}, which is not installed: {INSTALL}")
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     from jax.errors import JaxRuntimeError
@@ -66,4 +54,4 @@ def devices(topology: str) -> list[Any]:
         return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except JaxRuntimeError as error:
         reason = " ".join(str(error).split())
-        raise BusyError(f"libtpu {version()} knows no topology {topology}: {reason}") from error
+        raise BusyError(f"{NAME} {version()} knows no topology {topology}: {reason}") from error

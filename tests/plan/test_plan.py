@@ -12,7 +12,7 @@ from jaxgen.cli import app, paths, start
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
 from jaxgen.nn import stack
-from jaxgen.plan import analytic, chips, report, tpu
+from jaxgen.plan import analytic, chips, compilers, gpu, report, tpu
 from jaxgen.run import inputs
 from jaxgen.run.settings import build_settings
 from jaxgen.train import optimizer
@@ -29,7 +29,7 @@ TINY = {
 def settled(monkeypatch):
     """This process has found its devices already, and keeps no programs."""
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
-    monkeypatch.setattr(tpu, "use_no_device", lambda: None)
+    monkeypatch.setattr(compilers, "use_no_device", lambda: None)
 
 
 def test_parameters_and_optimizer_are_those_of_a_real_state():
@@ -135,7 +135,7 @@ def test_a_topology_is_refused_with_the_remedy(topology, part):
 @pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        ("--topology h200:8 --figures compiled", 2, "--figures=compiled is for TPUs"),
+        ("--topology here --figures compiled", 2, "--figures=compiled is for chips that are not"),
         ("--topology v5p:4x4x4 --figures measured", 2, "give --topology here"),
         ("--topology here --steps 0", 2, "--steps=0 must be at least 1"),
     ],
@@ -162,6 +162,9 @@ def test_without_the_compiler_its_figures_are_refused_with_the_way_to_get_it(mon
     monkeypatch.setattr(tpu.util, "find_spec", lambda name: None)
     with pytest.raises(BusyError, match=r"pip install 'jaxgen\[tpu\]'"):
         tpu.devices("v5p:2x2x1")
+    monkeypatch.setattr(gpu, "RELEASES", ())
+    with pytest.raises(BusyError, match=r"pip install 'jaxgen\[cuda\]'"):
+        gpu.devices("h200:8")
 
 
 def test_attention_scores_count_where_no_kernel_attends():
