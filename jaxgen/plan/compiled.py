@@ -15,6 +15,7 @@ from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place, rules
 from jaxgen.models import api
 from jaxgen.plan import hlo, shapes
+from jaxgen.profile import program
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
 from jaxgen.text.generate import model_step
@@ -33,6 +34,7 @@ class Program:
     code: float
     flops: float | None  # each loop's body counted once; None where the compiler does not count
     traffic: dict[str, float]  # bytes sent in all turns of the loops, by kind of collective
+    text: program.Program  # its operations
     seconds: float  # of compiling
 
     @property
@@ -52,8 +54,8 @@ def training(settings: Settings, devices: list[Any]) -> Program:
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
         for name, x in shapes.batch(settings).items()
     }
-    program = forms.program(settings.mesh.form, step, mesh, shardings)
-    return _compiled("training", mesh, program, (_placed(state, shardings), batch))
+    whole = forms.program(settings.mesh.form, step, mesh, shardings)
+    return _compiled("training", mesh, whole, (_placed(state, shardings), batch))
 
 
 def decoding(settings: Settings, devices: list[Any]) -> Program | None:
@@ -81,15 +83,15 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
         return jnp.argmax(logits, axis=-1), jax.tree.leaves(cache)
 
     kept = [x.sharding for x in cache]
-    program = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, kept))
-    return _compiled("decoding", mesh, program, (cache, placed, tokens))
+    whole = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, kept))
+    return _compiled("decoding", mesh, whole, (cache, placed, tokens))
 
 
-def _compiled(name: str, mesh: Mesh, program: Any, arguments: tuple) -> Program:
+def _compiled(name: str, mesh: Mesh, whole: Any, arguments: tuple) -> Program:
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        made = program.lower(*arguments).compile()
-    memory = made.memory_analysis()
+        made = whole.lower(*arguments).compile()
+    memory, text = made.memory_analysis(), program.parse(made.as_text())
     assert memory is not None
     state = float(memory.alias_size_in_bytes)
     return Program(
@@ -100,7 +102,8 @@ def _compiled(name: str, mesh: Mesh, program: Any, arguments: tuple) -> Program:
         results=memory.output_size_in_bytes - state,
         code=float(memory.generated_code_size_in_bytes),
         flops=(made.cost_analysis() or {}).get("flops"),
-        traffic=hlo.traffic(made.as_text()),
+        traffic=hlo.traffic(text),
+        text=text,
         seconds=time.perf_counter() - start,
     )
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from jaxgen.files import human
 from jaxgen.mesh.settings import AXES
-from jaxgen.plan import analytic
+from jaxgen.plan import analytic, roofline
 from jaxgen.plan.analytic import Plan
 from jaxgen.plan.compiled import Program
 from jaxgen.plan.measured import Measured
+from jaxgen.plan.roofline import Work
 
 ANALYTIC = "analytic: from shapes and rates, nothing was compiled"
 WITH_COMPILER = "analytic: from shapes and data sheets; those of the compiler follow"
+COSTLIEST = 5  # operations that are named
 Rows = list[tuple[str, str]]
 
 
@@ -65,7 +67,25 @@ def compiled_rows(plan: Plan, program: Program) -> Rows:
     ]
     if program.flops is not None:
         found.append(("  FLOPs, each loop once", f"{program.flops:.3e}"))
-    return found + [(f"  {kind}", f"{human(size)} sent") for kind, size in program.traffic.items()]
+    found += [(f"  {kind}", f"{human(size)} sent") for kind, size in program.traffic.items()]
+    return found + _work(roofline.work(program.text, plan.chip))
+
+
+def _work(work: list[Work]) -> Rows:
+    """Return the least time of a program's operations, and which of them take most of it."""
+    seconds = {"products": 0.0, "bandwidth": 0.0}
+    for one in work:
+        seconds[one.bound] += one.seconds
+    found = [
+        ("  operations at the roofline", f"{_time(sum(seconds.values()))}, all one after another"),
+        ("    bound by products", _time(seconds["products"])),
+        ("    bound by memory", _time(seconds["bandwidth"])),
+        ("    number of them", f"{sum(one.times for one in work):,}"),
+    ]
+    for one in work[:COSTLIEST]:
+        what = f"{one.operation.path} {one.operation.note}".strip() or one.name
+        found.append((f"    {_time(one.seconds)}", f"{one.times} x {what}, {one.operation.line}"))
+    return found
 
 
 def measured_rows(plan: Plan, found: Measured) -> Rows:

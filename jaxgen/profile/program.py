@@ -7,7 +7,8 @@ what it slices, only the slice. Both are lower bounds; arithmetic beside product
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -18,10 +19,15 @@ HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 LINE = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 OPERAND = re.compile(r"%([\w.-]+)")
-CALLED = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
+CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+LOOP = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
+TURNS, LIMIT = re.compile(r'"known_trip_count":\{"n":"(\d+)"'), re.compile(r"^(\d+)\)")
 CONTRACTED = re.compile(r'(?:lhs_contracting_dims=\{|"lhs_contracting_dimensions":\[)([\d,"]*)')
 OP_NAME, FRAME = re.compile(r'op_name="([^"]*)"'), re.compile(r"stack_frame_id=(\d+)")
 SOURCE = re.compile(r'source_file="([^"]*)" source_line=(\d+)')  # of JAX before stack frames
+ATTENTION = re.compile(r'custom_call_target="__cudnn\$fmha\w*?(Backward)?"')
+SLIDING = re.compile(r'"sliding_window_length": ?"?(\d+)')
 WINDOW, LABELS = re.compile(r"window=\{([^}]*)\}"), re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 SLICES = ("dynamic-slice", "slice", "gather")
 WRITES = ("dynamic-update-slice", "scatter")  # into a part of what they are given first
@@ -77,6 +83,7 @@ class Program:
 
     computations: dict[str, dict[str, Instruction]] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
+    entry: str = ""  # where a run begins
     frames: dict[int, tuple[int, str]] = field(default_factory=dict)  # (parent or 0, "file:line")
 
     @property
@@ -89,6 +96,40 @@ class Program:
         """The names of the instructions that only run others."""
         lines = [line for body in self.computations.values() for line in body.items()]
         return {name for name, one in lines if one.opcode in CONTROL}
+
+    def runs(self, through: Collection[str] = CONTROL) -> dict[str, int]:
+        """Return how often each computation runs, counting turns of loops.
+
+        through: the opcodes whose computations are followed; with "fusion" also what they fuse. A
+        loop whose turns nobody tells counts as one turn.
+        """
+        found: dict[str, int] = defaultdict(int)
+
+        def visit(name: str, times: int) -> None:
+            found[name] += times
+            for one in self.computations[name].values():
+                if one.opcode in through:
+                    for other, turns in self._called(one):
+                        visit(other, times * turns)
+
+        visit(self.entry, 1)
+        return found
+
+    def _called(self, one: Instruction) -> Iterator[tuple[str, int]]:
+        """Yield (computation, times) for what an instruction runs."""
+        if loop := LOOP.search(one.text):
+            told = TURNS.search(one.text)
+            limits = [
+                int(limit[1])
+                for other in self.computations.get(loop[1], {}).values()
+                if other.opcode == "constant" and (limit := LIMIT.match(other.text))
+            ]
+            yield loop[2], int(told[1]) if told else max(limits, default=1)
+            return
+        branches = " ".join(BRANCHES.findall(one.text))
+        for name in (*CALLED.findall(one.text), *re.findall(r"[\w.-]+", branches)):
+            if name in self.computations:
+                yield name, 1
 
     def operations(self, names: Sequence[str]) -> dict[str, Operation]:
         """Return what the operations of these names cost; unknown names are left out."""
@@ -136,6 +177,10 @@ class Program:
             axes = [int(axis) for axis in re.findall(r"\d+", contracted[1])]
             depth = prod(array.sizes[axis] for axis in axes)
             yield 2.0 * prod(one.results[0].sizes) * depth, array.dtype, one.text
+        elif attention := ATTENTION.search(one.text):
+            keys = lines[one.operands[1]].results[0].sizes[1]
+            products = 5 if attention[1] else 2
+            yield 2.0 * products * prod(array.sizes) * _seen(keys, one.text), array.dtype, one.text
         elif one.opcode == "convolution":
             right = lines[one.operands[1]].results[0]
             yield _convolution(array.sizes, right.sizes, one), array.dtype, one.text
@@ -198,6 +243,7 @@ def parse(text: str) -> Program:
         elif head := HEAD.match(line):
             table, current = None, head[2]
             program.computations[current] = {}
+            program.entry = current if head[1] else program.entry
         elif current and (found := LINE.match(line)):
             root, name, results, opcode, rest = found.groups()
             program.computations[current][name] = Instruction(
@@ -248,6 +294,15 @@ def _written(body: dict[str, Instruction], name: str) -> float:
     if one.opcode in WRITES and len(one.operands) > 1:
         return body[one.operands[1 if one.opcode == WRITES[0] else -1]].size
     return one.size if one.opcode != "parameter" else 0.0
+
+
+def _seen(keys: int, text: str) -> float:
+    """Return how many keys a query of cuDNN's attention sees, in the mean."""
+    if "CAUSAL" not in text:
+        return float(keys)
+    window = SLIDING.search(text)
+    width = min(int(window[1]) or keys, keys) if window else keys
+    return width - width * (width - 1) / (2 * keys)
 
 
 def _convolution(left: Sequence[int], right: Sequence[int], one: Instruction) -> float:

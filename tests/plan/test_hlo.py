@@ -3,6 +3,7 @@
 import pytest
 
 from jaxgen.plan import hlo
+from jaxgen.profile import program
 
 PROGRAM = """HloModule jit_step, num_partitions=8
 
@@ -46,7 +47,7 @@ ENTRY %main (p0: f32[16]) -> f32[16] {
 
 
 def test_each_collective_counts_what_its_ring_sends_as_often_as_its_loop_turns():
-    assert hlo.traffic(PROGRAM) == pytest.approx(
+    assert hlo.traffic(program.parse(PROGRAM)) == pytest.approx(
         {
             "all-gather": 10 * 64 * 3 / 4 + 64 * 3 / 4,
             "reduce-scatter": 10 * 1024 * 3 / 4 + 2 * 16 / 2 + 2 * 32 * 3 / 4,

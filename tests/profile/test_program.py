@@ -180,3 +180,29 @@ def test_the_costliest_ten_come_first_and_the_rest_is_one_line():
     assert found.others == 3 and found.rest == pytest.approx(6 / found.seconds)
     with pytest.raises(BusyError, match="no operation"):
         report.make([], {})
+
+
+@pytest.mark.parametrize(
+    ("look", "seen"),
+    [
+        ('"mask_type": "NO_MASK", "sliding_window_length": 0', 8.0),
+        ('"mask_type": "CAUSAL", "sliding_window_length": 0', 4.5),
+        ('"mask_type": "CAUSAL", "sliding_window_length": 3', (1 + 2 + 6 * 3) / 8),
+    ],
+)
+def test_attention_by_cudnn_counts_the_products_with_what_is_seen(look, seen):
+    text = f"""
+ENTRY %main (q: bf16[2,8,4,16], k: bf16[2,8,2,16]) -> bf16[2,4,8,16] {{
+  %q = bf16[2,8,4,16]{{3,2,1,0}} parameter(0)
+  %k = bf16[2,8,2,16]{{3,2,1,0}} parameter(1)
+  %there = (bf16[2,4,8,16]{{3,1,2,0}}, u8[0]{{0}}) custom-call(%q, %k, %k), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={{"cudnn_fmha_backend_config": {{{look}}}}}
+  ROOT %back = (bf16[2,4,8,16]{{3,1,2,0}}, u8[0]{{0}}) custom-call(%q, %k, %k), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", \
+backend_config={{"cudnn_fmha_backend_config": {{{look}}}}}
+}}
+"""
+    found = program.parse(text).operations(["there", "back"])
+    once = 2 * 2 * 4 * 8 * 16 * seen  # one product of all queries with what they see
+    assert found["there"].flops == 2 * once and found["back"].flops == 5 * once
+    assert found["there"].dtype == "bf16"
