@@ -106,6 +106,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def memory() -> int | None:
+    """Return the bytes of a device's memory that JAX may use here, None where it does not tell."""
+    stats = jax.local_devices()[0].memory_stats() if platform() == jax.default_backend() else None
+    return (stats or {}).get("bytes_limit")
+
+
 def alone(
     function: Callable,
     arrays: Sequence[Any],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from jaxgen import tree
 from jaxgen.config import ModelConfig, Weights
+from jaxgen.mesh import place
 from jaxgen.models.api import Params, axes
 from jaxgen.nn.stack import gains_in_line
 from jaxgen.nn.stack import in_line as taken_apart
@@ -19,16 +22,22 @@ from jaxgen.ops.in_line import InLine
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.joined import Part, joined, opened
 
+COPIED = 0.25  # of the memory of a device that has its own
+
 
 def in_line(params: Params, config: ModelConfig) -> Params:
     """Return the parameters as decoding reads them fastest here; those given if that is the same.
 
-    On a CPU the layers come apart from their stack, once, instead of a copy of each layer for each
-    token. Only `apply` and `hidden` without a key take the result.
+    On a CPU and a GPU the layers come apart from their stack, once, instead of a copy of each layer
+    for each token; on a GPU only where that copy of all takes a small share of its memory. Only
+    `apply` and `hidden` without a key take the result.
     """
     steps = config.layers // len(config.pattern)
-    found = params.get("layers")
+    found: Any = params.get("layers")
     if steps < 1 or isinstance(found, InLine) or not gains_in_line(found, config):
+        return params
+    room = place.memory()
+    if room is not None and tree.nbytes(found) > COPIED * room:
         return params
     return params | {"layers": taken_apart(found)}
 
@@ -41,22 +50,27 @@ def is_in_line(params: Params) -> bool:
 def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") -> Params:
     """Return the parameters as decoding reads them fastest here; call it once, outside of jit.
 
-    They are `in_line`, and then on a CPU each matrix of a layer is copied to lie as its transpose,
-    those that meet the same input in one piece (`ops/joined.py`).
+    Matrices and tables have the type that they are multiplied in. They are `in_line`, and on a CPU
+    then each matrix of a layer is copied to lie as its transpose, those that meet the same input in
+    one piece (`ops/joined.py`).
     weights: "int8" rounds those matrices and the tables of tokens to a byte each (`ops/int8.py`).
     """
+    letters = axes(config)
     if weights == "int8":
-        params = _rounded(params, config)
+        params = _changed(params, letters, _int8)
+    elif jnp.dtype(config.compute_dtype).itemsize < jnp.dtype(config.param_dtype).itemsize:
+        params = _changed(params, letters, partial(_cast, config.compute_dtype))
     apart = in_line(params, config)
-    if apart is params:
-        return params
-    letters = axes(config)["layers"]
-    steps = (_together(jax.tree.map(_turned, letters, step)) for step in apart["layers"].steps)
+    if apart is params or place.platform() != "cpu":
+        return apart
+    turned = partial(jax.tree.map, _turned, letters["layers"])
+    steps = (_together(turned(step)) for step in apart["layers"].steps)
     return apart | {"layers": InLine(tuple(steps))}
 
 
 # How many axes of a layer's matrices are summed over.
 INNER = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}
+TABLES = ("VD", "SD")  # of tokens and positions
 TOGETHER = {"attn": ("q", "k", "v"), "feed": ("up", "gate")}  # with the same input, by module
 READ = ("layers", "rest", "embed", "unembed")  # once a token
 
@@ -76,11 +90,16 @@ def _together(tree: Any) -> Any:
     return found
 
 
-def _rounded(params: Params, config: ModelConfig) -> Params:
-    letters = axes(config)
-    return params | {
-        part: jax.tree.map(_int8, letters[part], params[part]) for part in READ if part in params
-    }
+def _changed(params: Params, letters: Params, change: Callable[[str, Any], Any]) -> Params:
+    parts = [part for part in READ if part in params and not isinstance(params[part], InLine)]
+    return params | {part: jax.tree.map(change, letters[part], params[part]) for part in parts}
+
+
+def _cast(dtype: str, letters: str, leaf: Any) -> Any:
+    """Return a leaf as its products read it, once instead of for each token."""
+    narrower = jnp.dtype(dtype).itemsize < leaf.dtype.itemsize
+    one = letters.removeprefix(STACK_AXIS)
+    return leaf.astype(dtype) if narrower and (one in INNER or one in TABLES) else leaf
 
 
 @partial(jax.jit, static_argnums=0)

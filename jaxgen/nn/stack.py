@@ -26,8 +26,9 @@ POLICIES = {
 }
 
 # Where layers are faster in line than in a loop: the least bytes of their weights, below which
-# copies stay in the processor's cache, and the greatest depth, for it all has to be compiled.
-IN_LINE = {"cpu": (2**22, 48)}
+# copies stay in the processor's cache, and the greatest depth, for it all has to be compiled. In a
+# loop, a GPU copies what is saved for the way back, and each layer's weights before it decodes.
+IN_LINE = {"cpu": (2**22, 48), "gpu": (2**22, 32)}
 
 
 def gains_in_line(stacked: Any, config: ModelConfig) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -108,16 +108,15 @@ def _over_rows(left: Array, right: Array) -> Array:
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
-    axes = (((left,), (right,)), ((), ()))
-    if x.dtype != jnp.bfloat16 or platform() != "cpu":
-        return lax.dot_general(x, y, axes)
+    axes, rows, where = (((left,), (right,)), ((), ())), x.shape[1 - left], platform()
     # XLA on a CPU takes the instructions for bfloat16 only where sums are float32, which they are
-    # in either case, and there are two rows or more: else it is two to four times as slow.
-    rows = x.shape[1 - left]
-    if rows == 1:
+    # in either case, and there are two rows or more: else it is two to four times as slow. On a
+    # GPU it makes of one row elementwise products, written down and read again to be summed.
+    half = x.dtype == jnp.bfloat16 and where == "cpu"
+    if rows == 1 and (half or where == "gpu"):
         x = jnp.concatenate([x, jnp.zeros_like(x)], axis=1 - left)
-    sums = lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
-    return sums[:rows].astype(x.dtype)
+    found = lax.dot_general(x, y, axes, preferred_element_type=jnp.float32 if half else None)
+    return found[:rows].astype(x.dtype) if half or rows == 1 else found
 
 
 def _one_row(x: Array, w: Array) -> Array:
@@ -151,6 +150,13 @@ def _shared_backward(equation: str, kept: tuple[Array, Array], grad: Array) -> t
 
 
 _shared.defvjp(_shared_forward, _shared_backward)
+
+
+def cast(w: Any, *, dtype: str) -> Any:
+    """Return a weight as its products read it; a leaf that does them itself stays as it is."""
+    if isinstance(w, Biased):
+        return replace(w, weight=cast(w.weight, dtype=dtype))
+    return w if hasattr(w, "contract") else w.astype(dtype)
 
 
 def shifted(y: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:

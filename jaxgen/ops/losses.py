@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.mesh import constrain, gather, shards
 from jaxgen.ops.attention import soft_cap
-from jaxgen.ops.contract import contract
+from jaxgen.ops.contract import cast, contract
 
 
 def cross_entropy(
@@ -24,11 +24,26 @@ def cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     total = jax.nn.logsumexp(logits, axis=-1)
-    nll = total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    nll = total - _picked(logits, targets)
     loss = nll
     if smoothing:  # the compiler keeps a sum over the vocabulary whose result is times zero
         loss = (1 - smoothing) * nll + smoothing * (total - jnp.mean(logits, axis=-1))
     return loss + z * total**2, nll
+
+
+@jax.custom_jvp
+def _picked(logits, targets):
+    """The logit [...] of each target. Its gradient is no scatter, which would have to be written
+    down before anything that follows it: a comparison is fused with the rest of the gradient.
+    """
+    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+@_picked.defjvp
+def _picked_jvp(primals, tangents):
+    logits, targets = primals
+    here = targets[..., None] == jnp.arange(logits.shape[-1])
+    return _picked(logits, targets), jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
 
 
 def unembed(
@@ -61,7 +76,8 @@ def vocabulary_loss(
     # Each chunk takes positions from every device that shares the rows, so that none is idle.
     spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
     cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
-    return _chunked(part, cut, hidden, gather(table, "VD", hidden.shape[-1]), targets, weights)
+    whole = gather(table, "VD", hidden.shape[-1])
+    return _chunked(part, cut, dtype, hidden, whole, targets, weights)
 
 
 def even(length: int, most: int) -> int:
@@ -101,8 +117,10 @@ def _join(x, cut, length):
     return x.reshape(batch, length, *rest)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _chunked(part, cut, hidden, table, targets, weights):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(part, cut, dtype, hidden, table, targets, weights):
+    table = cast(table, dtype=dtype)  # once, not for each chunk
+
     def body(total, xs):
         loss, nll = part(xs[0], table, *xs[1:])
         return total + loss, nll
@@ -112,11 +130,13 @@ def _chunked(part, cut, hidden, table, targets, weights):
     return total, _join(nll, cut, hidden.shape[1])
 
 
-def _chunked_forward(part, cut, hidden, table, targets, weights):
+def _chunked_forward(part, cut, dtype, hidden, table, targets, weights):
+    once = cast(table, dtype=dtype)
+
     def body(carry, xs):
         total, table_grad = carry
         h, *rest = xs
-        loss, pull, nll = jax.vjp(lambda h, t: part(h, t, *rest), h, table, has_aux=True)
+        loss, pull, nll = jax.vjp(lambda h, t: part(h, t, *rest), h, once, has_aux=True)
         h_grad, t_grad = pull(jnp.ones_like(loss))
         return (total + loss, jax.tree.map(jnp.add, table_grad, t_grad)), (nll, h_grad)
 
@@ -127,7 +147,7 @@ def _chunked_forward(part, cut, hidden, table, targets, weights):
     return (total, _join(nll, cut, length)), (_join(h_grad, cut, length), table_grad)
 
 
-def _chunked_backward(part, cut, grads, cotangents):
+def _chunked_backward(part, cut, dtype, grads, cotangents):
     scale = cotangents[0]
     hidden_grad, table_grad = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     return hidden_grad, table_grad, None, None

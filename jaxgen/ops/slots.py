@@ -103,7 +103,7 @@ def written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
     """Return slots with T new tokens of one layer after each row's `length`."""
     rows, heads = jnp.arange(k.shape[0])[:, None, None], jnp.arange(k.shape[2])
     at = length[:, None, None] + jnp.arange(k.shape[1])[:, None]
-    if platform() != "cpu" or shards("LBKSH") > 1:
+    if platform() == "tpu" or shards("LBKSH") > 1:
         # One write for all heads. On a CPU that of one row would be an update of a slice, which
         # XLA does twice, once for what reads it, each time in a copy of all slots.
         rows, heads, at = rows[..., 0], slice(None), at[..., 0]

@@ -30,7 +30,7 @@ from jaxgen.plan import shapes
 from jaxgen.plan.chips import Chip
 from jaxgen.run.settings import Settings
 from jaxgen.train import flops
-from jaxgen.train.losses import LOGITS_AT_ONCE
+from jaxgen.train.losses import logits_at_once
 
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
 # In line nothing is stacked, but buffers overlap less: 1.22 to 1.51 times was measured on three
@@ -119,13 +119,14 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
         # With microbatches a float32 sum of gradients lives beside each microbatch's own.
         "gradients": parameters * (1 if train.accumulate == 1 else 2),
     }
-    held |= _activations(model, train, sizes, keeps_scores(settings, mesh))
+    chunk = _chunk(model, train, sizes, chip.platform)
+    held |= _activations(model, train, sizes, chunk, keeps_scores(settings, mesh))
     if _is_in_line(model, state.params, mesh):
         held["activations"] *= KEPT_IN_LINE
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
     count = tree.count(state.params)
-    traffic = _traffic(model, train, sizes, count)
+    traffic = _traffic(model, train, sizes, chunk, count)
     moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
     moved += 2 * (held["activations"] + held["logits"]) * train.accumulate
     seconds = {
@@ -219,7 +220,7 @@ def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:
 
 
 def _activations(
-    model: ModelConfig, train: Any, sizes: tuple[int, ...], keeps: bool
+    model: ModelConfig, train: Any, sizes: tuple[int, ...], chunk: int, keeps: bool
 ) -> dict[str, float]:
     """Return bytes of saved activations, one layer's work, its gathered weights, and logits."""
     data, fsdp, tensor, sequence = sizes
@@ -235,7 +236,7 @@ def _activations(
     layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * model.F
     # A layer's weights and their gradients; of two layers where one is gathered ahead of its turn.
     copies = 4 if fsdp > 1 else 2
-    positions = rows * _chunk(model, train, sizes) / sequence
+    positions = rows * chunk / sequence
     return {
         "activations": saved * model.layers,
         "working layer": every + tokens * dots * width + copies * layer / tensor * width,
@@ -243,14 +244,15 @@ def _activations(
     }
 
 
-def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...]) -> int:
+def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str) -> int:
     """Return the positions of a row whose logits exist at once, as `train.losses` has it."""
-    at_once = LOGITS_AT_ONCE * prod(sizes) * train.accumulate // (train.batch * model.V)
+    most = logits_at_once(platform) * prod(sizes)
+    at_once = most * train.accumulate // (train.batch * model.V)
     return even(model.context, train.loss_chunk or max(at_once, 1))
 
 
 def _traffic(
-    model: ModelConfig, train: Any, sizes: tuple[int, ...], count: int
+    model: ModelConfig, train: Any, sizes: tuple[int, ...], chunk: int, count: int
 ) -> dict[str, float]:
     """Return bytes that one device sends in a step, by collective (ring algorithms)."""
     data, fsdp, tensor, sequence = sizes
@@ -264,7 +266,7 @@ def _traffic(
     keys = 2 * tokens * model.K * model.H / tensor * width
     # The gradient of the output table cannot stay a partial sum from one chunk to the next.
     table = model.V * model.d_model * width / tensor * train.accumulate
-    sharing, chunks = max(fsdp, data), -(-model.context // _chunk(model, train, sizes))
+    sharing, chunks = max(fsdp, data), -(-model.context // chunk)
     return {
         "all-gather of weights (fsdp)": weights * passes * train.accumulate * (fsdp - 1) / fsdp,
         "reduce-scatter of gradients (fsdp)": weights * train.accumulate * (fsdp - 1) / fsdp,

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place, rules
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.plan import hlo, shapes
 from jaxgen.profile import program
 from jaxgen.run.settings import Settings
@@ -70,11 +70,17 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     memory = settings.objective.source or model.context
     slots = memory if model.topology == "encoder_decoder" else None
-    # As a list of arrays: a Cache is made of arrays, and these are only shapes.
-    empty = partial(api.empty_cache, model, rows, model.context, memory=slots)
-    cache = [_as_cache(mesh, x) for x in jax.eval_shape(lambda: jax.tree.leaves(empty()))]
     params = api.abstract(model)
-    placed = _placed(params, place.state_shardings(mesh, params, api.axes(model)))
+    shardings = place.state_shardings(mesh, params, api.axes(model))
+    with jax.set_mesh(mesh):
+        ready = jax.eval_shape(partial(serving.ready, config=model), params)
+    in_line = serving.is_in_line(ready)
+    if in_line:  # then there is one device, which holds all
+        shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), ready)
+    given = _placed(ready, shardings)
+    # As a list of arrays: a Cache is made of arrays, and these are only shapes.
+    empty = partial(api.empty_cache, model, rows, model.context, memory=slots, in_line=in_line)
+    cache = [_as_cache(mesh, x) for x in jax.eval_shape(lambda: jax.tree.leaves(empty()))]
     tokens = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place.batch_sharding(mesh, (rows,)))
 
     def step(leaves: list[jax.Array], params: Any, tokens: jax.Array) -> Any:
@@ -84,7 +90,7 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
 
     kept = [x.sharding for x in cache]
     whole = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, kept))
-    return _compiled("decoding", mesh, whole, (cache, placed, tokens))
+    return _compiled("decoding", mesh, whole, (cache, given, tokens))
 
 
 def _compiled(name: str, mesh: Mesh, whole: Any, arguments: tuple) -> Program:

@@ -197,19 +197,20 @@ class Program:
         if one.opcode != "fusion" or not inside:
             return one.size + sum(operands)
         body = self.computations[inside]
-        read = sum(
-            self._read(body, name) for name, other in body.items() if other.opcode == "parameter"
-        )
-        return read + _written(body, self.roots[inside])
+        root = self.roots[inside]
+        given = [name for name, other in body.items() if other.opcode == "parameter"]
+        return sum(self._read(body, root, name) for name in given) + _written(body, root)
 
-    def _read(self, body: dict[str, Instruction], name: str) -> float:
+    def _read(self, body: dict[str, Instruction], root: str, name: str) -> float:
         """Return the bytes that a fusion reads of its parameter."""
+        if name == root:
+            return body[name].size
         total = 0.0
         for other_name, other in body.items():
             if name not in other.operands:
                 continue
-            if other.opcode == "bitcast":
-                total += self._read(body, other_name)
+            if other.opcode in ("bitcast", "convert"):  # of what is read from the result only
+                total += self._read(body, root, other_name) * body[name].size / max(other.size, 1)
             elif other.opcode in SLICES and other.operands[0] == name:
                 total += other.size
             elif other.opcode not in WRITES or name in other.operands[1:]:

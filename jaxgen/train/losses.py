@@ -11,13 +11,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import shards
+from jaxgen.mesh.place import platform
 from jaxgen.models import api
 from jaxgen.ops.losses import vocabulary_loss
 
 Batch = dict[str, Array | np.ndarray]
 
 # Logits that may exist at once on a device when the chunk is left to us: 2^25 float32 are 128 MiB.
-LOGITS_AT_ONCE = 2**25
+# For each chunk a GPU writes down the gradient of the whole table, so it has larger ones.
+LOGITS_AT_ONCE, OF_A_GPU = 2**25, 2**27
 
 
 class Loss(NamedTuple):
@@ -52,8 +54,8 @@ def token_loss(
     if weights is None:
         weights = jnp.ones(targets.shape, jnp.float32)
     out = read(params, config, arrays, key)
-    at_once = LOGITS_AT_ONCE * shards("BTV")
-    fitting = max(at_once // (targets.shape[0] * (config.classes or config.V)), 1)
+    each = targets.shape[0] * (config.classes or config.V)
+    fitting = max(logits_at_once(platform()) * shards("BTV") // each, 1)
     total, nll = vocabulary_loss(
         out.features,
         out.table,
@@ -67,6 +69,11 @@ def token_loss(
     )
     rows: Any = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=1)
     return Loss(total, jnp.sum(weights), rows)
+
+
+def logits_at_once(platform: str) -> int:
+    """Return how many logits may exist at once on a device of a platform."""
+    return OF_A_GPU if platform == "gpu" else LOGITS_AT_ONCE
 
 
 def read(

@@ -11,6 +11,7 @@ import pytest
 from random_params import random_params
 
 import jaxgen
+from jaxgen.mesh import place
 from jaxgen.models import api, serving
 from jaxgen.nn import stack
 from jaxgen.ops.contract import Turned
@@ -148,6 +149,48 @@ def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, mo
         memory = jaxgen.encode(params, config, TOKENS[:, :4])
     run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
     np.testing.assert_allclose(run(found), run(params), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("apart", [True, False])
+def test_weights_are_cast_once_to_what_they_are_multiplied_in_and_nothing_else_is(
+    name, apart, monkeypatch
+):
+    config = CONFIGS[name].replace(compute_dtype="bfloat16")
+    params = random_params(config)
+    if apart:
+        monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
+    found = serving.ready(params, config)
+    memory = None
+    if config.topology == "encoder_decoder":
+        memory = jaxgen.encode(params, config, TOKENS[:, :4])
+    run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
+    # The same in line, but cast step by step: not one bit differs.
+    np.testing.assert_array_equal(run(found), run(serving.in_line(params, config)))
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(found["embed"])}
+    assert kinds == {"bfloat16"} | ({"float32"} if "norm" in found["embed"] else set())
+    large = [x for x in jax.tree.leaves(found["layers"]) if x.size > 40 * config.layers]
+    assert large and all(leaf.dtype == "bfloat16" for leaf in large)
+    again = serving.ready(found, config)
+    assert jax.tree.structure(again) == jax.tree.structure(found)
+
+
+def test_on_a_gpu_layers_come_apart_as_they_are_where_the_copy_finds_room(monkeypatch):
+    config = CONFIGS["one kind"]
+    params = random_params(config)
+    for module in (stack, place):
+        monkeypatch.setattr(module, "platform", lambda: "gpu")
+    monkeypatch.setitem(stack.IN_LINE, "gpu", (0, 9))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
+    for room, wanted in ((None, True), (4 * size, True), (4 * size - 1, False)):
+        monkeypatch.setattr(place, "memory", lambda room=room: room)
+        found = serving.ready(params, config)
+        assert serving.is_in_line(found) == wanted
+    monkeypatch.setattr(place, "memory", lambda: None)
+    found = serving.ready(params, config)
+    assert not any(isinstance(leaf, Turned) for leaf in jax.tree.leaves(
+        found["layers"], is_leaf=lambda leaf: isinstance(leaf, Turned)))  # fmt: skip
+    assert found["layers"].steps[1]["feed"]["up"].shape == (8, config.F)
 
 
 @pytest.mark.parametrize("weights", ["plain", "int8"])

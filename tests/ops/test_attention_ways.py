@@ -104,6 +104,40 @@ def test_heads_rows_or_queries_that_do_not_divide_over_the_mesh_are_left_to_the_
             assert choice.choose(asked, place.platform()) == wanted, sizes
 
 
+CUDNN = {
+    "causal": {},
+    "window": {"window": 33},
+    "packed": {"segments": DOCUMENTS},
+    "packed, window": {"segments": DOCUMENTS, "window": 33},
+    "both sides": {"direction": "both"},
+    "both sides, packed": {"direction": "both", "segments": DOCUMENTS},
+    "both sides, window": {"direction": "both", "window": 20},
+    "a prefix": {"ahead": jnp.asarray(DOCUMENTS == 1)},
+    "in no order": {"order": "free", "window": 9},
+}
+
+
+@pytest.mark.parametrize("name", CUDNN)
+def test_what_cudnn_is_told_is_what_the_mask_says(name, monkeypatch):
+    real, told = jax.nn.dot_product_attention, []
+
+    def by_xla(q, k, v, **words):
+        told.append(words)
+        return real(q, k, v, **words | {"implementation": "xla"})
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    asked = case(seen=looked(**CUDNN[name]), kv_heads=1)
+    found, wanted = value_and_grads("cudnn", asked), value_and_grads("plain", asked)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-5)
+    (words,) = told
+    assert words["implementation"] == "cudnn"
+    # What is in order is told in words, with which blocks are skipped.
+    in_words = name not in ("both sides, window", "a prefix", "in no order")
+    assert words.get("is_causal", False) == (in_words and "both" not in name)
+    assert (words["mask"] is not None) == ("packed" in name or not in_words)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("segments", [None, DOCUMENTS], ids=["alone", "packed"])
 @pytest.mark.parametrize("window", [None, 33])

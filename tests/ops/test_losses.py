@@ -1,10 +1,14 @@
 """The chunked loss against its whole twin, and both against float64 numpy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
+from jaxgen.ops.contract import Biased
 from jaxgen.ops.losses import cross_entropy, even, unembed, vocabulary_loss
 
 B, T, D, V = 2, 11, 6, 17
@@ -61,6 +65,45 @@ def test_all_logits_never_exist_at_once():
     assert f"[{B},2,{V}]" in program(2)
     assert f"[{B},{T},{V}]" not in program(2) and f"[{B},12,{V}]" not in program(2)
     assert f"[{B},6,{V}]" in program(8) and f"[{B},8,{V}]" not in program(8)  # of even length
+
+
+def bodies(jaxpr):
+    """Return the text of each loop's body in a jaxpr."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield str(equation.params["jaxpr"])
+        for inner in jaxprs_in_params(equation.params):
+            yield from bodies(inner)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_table_is_cast_once_and_its_gradient_is_summed_in_its_own_type(bias):
+    hidden, table, targets, weights = inputs()
+    hidden = hidden.astype(jnp.bfloat16)
+    table = Biased(table, jnp.linspace(-1, 1, V)) if bias else table
+
+    def loss(table, chunk):
+        options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "bfloat16"}
+        return vocabulary_loss(hidden, table, targets, weights, chunk=chunk, **options)[0]
+
+    grads = jax.grad(loss)(table, 3)
+    wholes = jax.tree.leaves(jax.grad(loss)(table, T))
+    for one, whole in zip(jax.tree.leaves(grads), wholes, strict=True):
+        assert one.dtype == "float32"
+        np.testing.assert_allclose(one, whole, atol=0.02 * np.abs(whole).max())
+    (body,) = bodies(jax.make_jaxpr(jax.grad(partial(loss, chunk=3)))(table).jaxpr)
+    assert f"bf16[{V},{D}] = convert_element_type" not in body and f"bf16[{V},{D}]" in body
+
+
+def test_the_gradient_of_a_loss_scatters_nothing():
+    logits, targets = jax.random.normal(jax.random.key(0), (3, V)), jnp.array([0, 16, 5])
+
+    def loss(logits):
+        return cross_entropy(logits, targets, smoothing=0.0, z=0.0)[0].sum()
+
+    assert "scatter" not in str(jax.make_jaxpr(jax.grad(loss))(logits))
+    wanted = jax.nn.softmax(logits) - jax.nn.one_hot(targets, V)
+    np.testing.assert_allclose(jax.grad(loss)(logits), wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.ops import contract as contracting
 from jaxgen.ops.contract import FEW, Turned, contract, product, shifted
 from jaxgen.ops.gates import ACTIVATIONS
 from jaxgen.ops.norms import NORMS
@@ -111,6 +112,17 @@ def test_products_in_bfloat16_sum_in_float32_over_two_rows_or_more(rows):
     (dot,) = [e for e in call.params["call_jaxpr"].eqns if e.primitive.name == "dot_general"]
     assert dot.outvars[0].aval.dtype == jnp.float32
     assert dot.invars[0].aval.shape[0] == max(rows, 2)
+
+
+@pytest.mark.parametrize("equation", PRODUCTS)
+def test_one_row_is_two_on_a_gpu_and_changes_nothing(equation, monkeypatch):
+    left, right = equation.partition("->")[0].split(",")
+    x, w = drawn(left)[:1, :1], drawn(right, 1)
+    monkeypatch.setattr(contracting, "platform", lambda: "gpu")
+    found = product(equation, x, w)
+    np.testing.assert_allclose(found, jnp.einsum(equation, x, w), atol=1e-6)
+    made = str(jax.make_jaxpr(partial(product, equation))(x, w))
+    assert re.search(r":f32\[2,\d+\] = dot_general", made)
 
 
 def factors(program) -> set[str]:

@@ -1,14 +1,20 @@
 """What only the compiler for NVIDIA GPUs can say; it needs the extra [cuda] and no GPU."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+import jaxgen
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place
+from jaxgen.models import api, serving
 from jaxgen.ops import attention
 from jaxgen.ops.masks import sight
-from jaxgen.plan import analytic, chips, compiled, gpu
+from jaxgen.plan import analytic, chips, compiled, gpu, roofline
+from jaxgen.profile import program
 from jaxgen.run.settings import build_settings
 
 pytestmark = pytest.mark.skipif(not gpu.installed(), reason="needs JAX's CUDA plugin and cuDNN")
@@ -71,3 +77,64 @@ def test_more_gpus_than_a_machine_holds_are_laid_out_in_machines_of_one_size():
     assert len(gpu.devices("h200:24")) == 24
     assert len({device.process_index for device in gpu.devices("h200:24")}) == 3
     assert len({device.process_index for device in gpu.devices("h200:12")}) == 2
+
+
+SMALL = {"vocab_size": 4096, "context": 256, "layers": 4, "d_model": 512, "heads": 8}
+LLAMA = SMALL | {"kv_heads": 2, "feed": "swiglu", "norm": "rms", "positions": "rope"}
+FORMS = {
+    "GPT-2": SMALL,
+    "Llama": LLAMA | {"biases": "none"},
+    "window": LLAMA | {"biases": "none", "window": 64, "pattern": ("local", "global")},
+}
+
+
+def placed(tree, mesh):
+    where = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_of_decoding_on_a_gpu_reads_each_weight_once_and_copies_no_cache(form, rows):
+    config = jaxgen.ModelConfig(**FORMS[form], compute_dtype="bfloat16")
+    mesh = meshes.lay((1, 1, 1, 1), gpu.devices("h200:1"))
+    with jax.set_mesh(mesh):
+        params = jax.eval_shape(partial(serving.ready, config=config), api.abstract(config))
+        prompt = jax.ShapeDtypeStruct((rows, 120), "int32")
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        run = jax.jit(partial(jaxgen.generate, config=config, length=8))
+        params, prompt, key = placed((params, prompt, key), mesh)
+        text = program.parse(run.lower(params, prompt=prompt, key=key).compile().as_text())
+    # Of the computations that run others or are run by loops, the step is the largest.
+    loops = {name: text.computations[name] for name in text.runs() if name != text.entry}
+    lines = loops[max(loops, key=lambda name: len(loops[name]))]
+    names = [name for name, one in lines.items() if one.opcode not in program.FREE]
+    read = sum(one.bytes for one in text.operations(names).values())
+    weights = 2 * sum(x.size for x in jax.tree.leaves(params))
+    slots = rows * 128 * config.K * config.H * 2  # bytes of a layer's keys
+    # Beside the weights, activations, and twice what is cached.
+    assert weights < read < 1.2 * weights + 2 * 2 * slots * config.layers
+    moved = [n for n, one in lines.items() if "copy" in n or "transpose" in n if one.size >= slots]
+    assert not moved
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_training_step_on_a_gpu_copies_nothing_that_it_saves(form):
+    model = FORMS[form] | {"compute_dtype": "bfloat16"}
+    settings = build_settings(
+        {
+            "model": model | {"pattern": list(model.get("pattern", ["global"]))},
+            "train": {"batch": 32, "warmup": 0},
+        }
+    )
+    moves = [
+        one
+        for one in work(compiled.training(settings, gpu.devices("h200:1")))
+        if one.operation.path.endswith(("dynamic_update_slice", "dynamic_slice", "scatter"))
+    ]
+    # All but chunks of the loss, whose gradients are put together, and rows of the token table.
+    assert all(one.operation.line.startswith(("ops/losses.py", "ops/contract.py")) for one in moves)
+
+
+def work(program):
+    return roofline.work(program.text, chips.CHIPS["h200"])

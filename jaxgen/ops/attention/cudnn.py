@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.ops.attention.case import Case
+from jaxgen.ops.masks import same_segment
 
 HALVES = (jnp.bfloat16, jnp.float16)  # the only dtypes it has
 WIDEST = 128  # heads that every GPU since Ampere takes
@@ -22,22 +23,22 @@ def can(case: Case) -> bool:
 def attend(case: Case) -> jax.Array:
     """Return attention [B, T, N, H] of a case that `can` approves.
 
-    cuDNN knows order and windows by themselves; segments, which it does not know, come as a mask
-    [B, 1, T, S] that all heads share.
+    cuDNN knows order and windows by themselves, and skips what they hide; segments, which it does
+    not know, come as a mask [B, 1, T, S] that all heads share, and so does all that is not told.
     """
-    sight = case.sight
-    alone = (
-        sight.told
-        and sight.query_segments is None
-        and (sight.window is None or sight.direction == "back")
-    )
-    options = {"scale": case.scale, "implementation": "cudnn"}
-    if not alone:
-        return jax.nn.dot_product_attention(
-            case.q, case.k, case.v, mask=sight.mask[:, None], **options
-        )
-    window = None if sight.window is None else (sight.window - 1, 0)
-    causal = sight.direction == "back"
+    sight, words, mask = case.sight, {}, case.sight.mask
+    if sight.told and (sight.window is None or sight.direction == "back"):
+        window = None if sight.window is None else (sight.window - 1, 0)
+        words = {"is_causal": sight.direction == "back", "local_window_size": window}
+        mask = None
+        if sight.query_segments is not None:
+            mask = same_segment(sight.query_segments, sight.key_segments)
     return jax.nn.dot_product_attention(
-        case.q, case.k, case.v, is_causal=causal, local_window_size=window, **options
+        case.q,
+        case.k,
+        case.v,
+        mask=None if mask is None else mask[:, None],
+        scale=case.scale,
+        implementation="cudnn",
+        **words,
     )
