@@ -16,6 +16,8 @@ import numpy as np
 from jax.scipy.special import erf
 from jaxtyping import Array, Float
 
+from jaxgen.mesh.place import platform
+
 Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
 
@@ -23,8 +25,17 @@ def _with_slope(function: Activation, slope: Activation) -> Activation:
     """Return the function, differentiated by its slope in both modes of JAX."""
     function, slope = _wide(function), _wide(slope)
     wrapped = jax.custom_jvp(function)
-    wrapped.defjvps(lambda t, _, x: t * slope(x))
+    wrapped.defjvps(lambda t, _, x: t * slope(_anew(x)))
     return wrapped
+
+
+def _anew(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return x as what nothing has been computed of yet.
+
+    Else XLA finds in the slope what it has computed of the function, and keeps that in float32 from
+    one pass to the other: on a GPU reading it back takes longer than doing it again.
+    """
+    return x if platform() == "cpu" else jax.lax.optimization_barrier(x)
 
 
 def _wide(function: Activation) -> Activation:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from jaxgen.mesh.place import platform
+
+Norm = Callable[..., Float[Array, "... D"]]
+ROW = "a row's mean or scale"  # what is kept of a row: `_frugal`
 
 
 def rms_norm(
@@ -43,7 +50,7 @@ def layer_norm(
 ) -> Float[Array, "... D"]:
     """Return (x - mean) / std * scale (+ bias) (Ba et al. 2016)."""
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y - checkpoint_name(jnp.mean(y, axis=-1, keepdims=True), ROW)
     return _affine(_unit(y, epsilon), scale, bias).astype(x.dtype)
 
 
@@ -56,7 +63,7 @@ def _unit(x, epsilon):
 @_unit.defjvp
 def _unit_jvp(epsilon, primals, tangents):
     (x,), (t,) = primals, tangents
-    inverse = _inverse(x, epsilon)
+    inverse = checkpoint_name(_inverse(x, epsilon), ROW)
     y = x * inverse
     return y, inverse * (t - y * jnp.mean(y * t, axis=-1, keepdims=True))
 
@@ -70,4 +77,22 @@ def _affine(y, scale, bias):
     return y if bias is None else y + bias.astype(jnp.float32)
 
 
-NORMS = {"rms": rms_norm, "rms_offset": rms_offset_norm, "layer": layer_norm}
+def _frugal(norm: Norm) -> Norm:
+    """Return a norm that keeps for the way back what it was given, where that is narrower.
+
+    Else it keeps its result in float32, twice as much. What it does again is a few operations on
+    numbers that are read anyway; sums over a row are kept. A CPU's arrays are mostly of float32.
+    """
+
+    @wraps(norm)
+    def frugal(x, scale, bias, *, epsilon):
+        form = partial(norm, epsilon=epsilon)
+        if x.dtype.itemsize < 4 and platform() != "cpu":
+            form = jax.checkpoint(form, policy=jax.checkpoint_policies.save_only_these_names(ROW))
+        return form(x, scale, bias)
+
+    return frugal
+
+
+_ALL = {"rms": rms_norm, "rms_offset": rms_offset_norm, "layer": layer_norm}
+NORMS = {name: _frugal(norm) for name, norm in _ALL.items()}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.ops import contract as contracting
+from jaxgen.ops import gates, norms
 from jaxgen.ops.contract import FEW, Turned, contract, product, shifted
 from jaxgen.ops.gates import ACTIVATIONS
 from jaxgen.ops.norms import NORMS
@@ -57,6 +58,45 @@ def test_gradients_of_norms_match_differentiation(name):
     wanted = gradients(lambda *args: plain_norm(*args, name))
     for mine, plain in zip(found, wanted, strict=True):
         np.testing.assert_allclose(mine, plain, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_halves_keep_what_they_were_given_and_not_its_float32(name, monkeypatch):
+    x, weight = (drawn("BTD", seed).astype(jnp.bfloat16) for seed in (0, 3))
+    scale, bias = drawn("D", 1), drawn("D", 2)
+
+    def loss(x, scale, bias):
+        return jnp.sum(NORMS[name](x, scale, bias, epsilon=1e-5) * weight)
+
+    def kept():
+        pull = jax.vjp(loss, x, scale, bias)[1]
+        return {(leaf.dtype.name, leaf.shape) for leaf in jax.tree.leaves(pull)}
+
+    wanted, wide = jax.grad(loss, (0, 1, 2))(x, scale, bias), ("float32", x.shape)
+    assert wide in kept()
+    monkeypatch.setattr(norms, "platform", lambda: "gpu")
+    found = jax.grad(loss, (0, 1, 2))(x, scale, bias)
+    assert wide not in kept() and ("bfloat16", x.shape) in kept()
+    for mine, plain in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(mine, plain)
+
+
+@pytest.mark.parametrize("name", PLAIN_GATES)
+def test_on_a_gpu_slopes_begin_anew_and_are_the_same(name, monkeypatch):
+    x = jnp.linspace(-6, 6, 41)
+
+    def slopes():
+        slope = jax.vmap(jax.grad(lambda x: ACTIVATIONS[name](x)))
+        return slope(x), "optimization_barrier" in str(jax.make_jaxpr(slope)(x))
+
+    wanted, anew = slopes()
+    assert not anew
+    monkeypatch.setattr(gates, "platform", lambda: "gpu")
+    found, anew = slopes()
+    assert anew
+    np.testing.assert_array_equal(found, wanted)
+    tangents = jax.jvp(ACTIVATIONS[name], (x,), (2 * x,))[1]
+    np.testing.assert_allclose(tangents, 2 * x * wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("equation", PRODUCTS)
