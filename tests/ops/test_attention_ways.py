@@ -138,6 +138,22 @@ def test_what_cudnn_is_told_is_what_the_mask_says(name, monkeypatch):
     assert (words["mask"] is not None) == ("packed" in name or not in_words)
 
 
+def test_cudnn_is_left_where_a_mesh_cuts_sequences_or_heads_of_keys():
+    chip = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    names = ("data", "fsdp", "tensor", "sequence")
+    for sizes, kv_heads, wanted in [
+        ((1, 2, 2, 1), N, "cudnn"),
+        ((2, 1, 1, 1), 1, "cudnn"),
+        ((1, 1, 2, 1), 1, "plain"),  # one head of keys for two devices
+        ((1, 1, 1, 2), N, "plain"),
+        ((1, 3, 1, 1), N, "plain"),  # 2 rows
+    ]:
+        mesh = AbstractMesh(sizes, names, (AxisType.Auto,) * 4, abstract_device=chip)
+        with jax.sharding.use_abstract_mesh(mesh):
+            asked = case(kv_heads=kv_heads, dtype="bfloat16")
+            assert choice.choose(asked, place.platform()) == wanted, (sizes, kv_heads)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("segments", [None, DOCUMENTS], ids=["alone", "packed"])
 @pytest.mark.parametrize("window", [None, 33])

@@ -73,6 +73,14 @@ def test_the_plan_of_a_gpu_is_close_to_its_compiler_in_state_and_weights_are_not
     assert decoding is not None and decoding.state == pytest.approx(plan.cache, rel=0.05)
 
 
+@pytest.mark.parametrize("mesh", ["sequence:4", "tensor:4", "data:2,tensor:2", "data:4"])
+def test_a_step_of_training_compiles_on_every_mesh(mesh):
+    model = LLAMA | {"biases": "none", "compute_dtype": "bfloat16"}
+    settings = build_settings({"model": model, "train": {"batch": 8, "warmup": 0}, "mesh": mesh})
+    found = compiled.training(settings, gpu.devices("h200:4"))
+    assert found.temporary and found.traffic
+
+
 def test_more_gpus_than_a_machine_holds_are_laid_out_in_machines_of_one_size():
     assert len(gpu.devices("h200:24")) == 24
     assert len({device.process_index for device in gpu.devices("h200:24")}) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxgen.mesh import place
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.masks import same_segment
 
@@ -13,11 +14,16 @@ WIDEST = 128  # heads that every GPU since Ampere takes
 
 
 def can(case: Case) -> bool:
-    """Return whether cuDNN does a case: half precision, no cap, no bias, no dropout."""
-    (_, T, _, H), S = case.q.shape, case.k.shape[1]
+    """Return whether cuDNN does a case: half precision, no cap, no bias, no dropout.
+
+    On a mesh it works on whole rows and heads, as many keys' as queries', of whole sequences.
+    """
+    (B, T, N, H), (S, K) = case.q.shape, case.k.shape[1:3]
     plain = case.cap is None and case.bias is None and case.drop is None
     even = T % 2 == 0 and S % 2 == 0 and H % 8 == 0 and H <= WIDEST
-    return plain and even and case.q.dtype in HALVES
+    rows, queries, heads = (place.shards(letter) for letter in "BTN")
+    whole = queries == 1 and B % rows == 0 and N % heads == 0 and K % heads == 0
+    return plain and even and whole and case.q.dtype in HALVES
 
 
 def attend(case: Case) -> jax.Array:
