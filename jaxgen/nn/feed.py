@@ -9,7 +9,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import contract, shifted
-from jaxgen.ops.gates import ACTIVATIONS, GATED
+from jaxgen.ops.gates import ACTIVATIONS, GATED, gated
 
 
 class Feed(nn.Module):
@@ -23,7 +23,7 @@ class Feed(nn.Module):
         config = self.config
         y = self._project("up", x)
         if config.feed in GATED:
-            y = GATED[config.feed](self._project("gate", x)) * y
+            y = gated(config.feed, self._project("gate", x), y)
         else:
             y = ACTIVATIONS[config.feed](y)
         return self._down(constrain(y, "BTF"))

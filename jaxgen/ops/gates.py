@@ -75,3 +75,13 @@ ACTIVATIONS = {
 }
 # Shazeer 2020: activation(gate) * up. The tanh form in geglu is Gemma's.
 GATED = {"swiglu": ACTIVATIONS["silu"], "geglu": ACTIVATIONS["gelu_tanh"]}
+
+
+def gated(name: str, gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return activation(gate) * up of a gated kind.
+
+    For the way back a GPU or TPU keeps the two and makes the rest again, which takes no longer than
+    reading it; a CPU keeps activation and slope as well.
+    """
+    form = lambda gate, up: GATED[name](gate) * up  # noqa: E731
+    return (form if platform() == "cpu" else jax.checkpoint(form))(gate, up)

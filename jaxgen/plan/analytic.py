@@ -119,14 +119,13 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
         # With microbatches a float32 sum of gradients lives beside each microbatch's own.
         "gradients": parameters * (1 if train.accumulate == 1 else 2),
     }
-    chunk = _chunk(model, train, sizes, chip.platform)
-    held |= _activations(model, train, sizes, chunk, keeps_scores(settings, mesh))
+    held |= _activations(model, train, sizes, chip.platform, keeps_scores(settings, mesh))
     if _is_in_line(model, state.params, mesh):
         held["activations"] *= KEPT_IN_LINE
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
     count = tree.count(state.params)
-    traffic = _traffic(model, train, sizes, chunk, count)
+    traffic = _traffic(model, train, sizes, chip.platform, count)
     moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
     moved += 2 * (held["activations"] + held["logits"]) * train.accumulate
     seconds = {
@@ -220,7 +219,7 @@ def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:
 
 
 def _activations(
-    model: ModelConfig, train: Any, sizes: tuple[int, ...], chunk: int, keeps: bool
+    model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str, keeps: bool
 ) -> dict[str, float]:
     """Return bytes of saved activations, one layer's work, its gathered weights, and logits."""
     data, fsdp, tensor, sequence = sizes
@@ -231,12 +230,17 @@ def _activations(
     dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * model.F / tensor
     scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence if keeps else 0
     stream = tokens * model.d_model * width
-    every = stream * 4 + tokens * dots * width * 1.5 + scores
-    saved = {"full": stream, "dots": stream + tokens * dots * width, "none": every}[model.remat]
+    # Of a layer's products, and of all its arrays: those that each compiler was seen to keep.
+    some, most = dots, dots * (1.5 if platform == "cpu" else 1.25)
+    if platform == "gpu":
+        some = heads + 2 * kv + model.d_model + (gates - 1) * model.F / tensor
+        most = dots - 2 * model.d_model
+    every = stream * 4 + tokens * most * width + scores
+    saved = {"full": stream, "dots": stream + tokens * some * width, "none": every}[model.remat]
     layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * model.F
     # A layer's weights and their gradients; of two layers where one is gathered ahead of its turn.
-    copies = 4 if fsdp > 1 else 2
-    positions = rows * chunk / sequence
+    copies = 4 if fsdp > 1 and platform != "gpu" else 2
+    positions = rows * _chunk(model, train, sizes, platform) / sequence
     return {
         "activations": saved * model.layers,
         "working layer": every + tokens * dots * width + copies * layer / tensor * width,
@@ -252,7 +256,7 @@ def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str
 
 
 def _traffic(
-    model: ModelConfig, train: Any, sizes: tuple[int, ...], chunk: int, count: int
+    model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str, count: int
 ) -> dict[str, float]:
     """Return bytes that one device sends in a step, by collective (ring algorithms)."""
     data, fsdp, tensor, sequence = sizes
@@ -264,14 +268,17 @@ def _traffic(
     tokens = train.batch * model.context / (data * fsdp * sequence)
     stream = tokens * model.d_model * width
     keys = 2 * tokens * model.K * model.H / tensor * width
-    # The gradient of the output table cannot stay a partial sum from one chunk to the next.
+    # The gradient of the output table cannot stay a partial sum from one chunk to the next. A TPU's
+    # compiler sums it whole on every device, a GPU's leaves each its own part.
     table = model.V * model.d_model * width / tensor * train.accumulate
-    sharing, chunks = max(fsdp, data), -(-model.context // chunk)
+    kind, times = ("reduce-scatter", 1) if platform == "gpu" else ("all-reduce", 2)
+    sharing = max(fsdp, data)
+    chunks = -(-model.context // _chunk(model, train, sizes, platform))
     return {
         "all-gather of weights (fsdp)": weights * passes * train.accumulate * (fsdp - 1) / fsdp,
         "reduce-scatter of gradients (fsdp)": weights * train.accumulate * (fsdp - 1) / fsdp,
-        "all-reduce of the output table's gradient, by chunks": (
-            2 * table * chunks * (sharing - 1) / sharing
+        f"{kind} of the output table's gradient, by chunks": (
+            times * table * chunks * (sharing - 1) / sharing
         ),
         "all-reduce of gradients (data)": 2 * weights / fsdp * train.accumulate * (data - 1) / data,
         "all-reduce of activations (tensor)": (

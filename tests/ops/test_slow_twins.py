@@ -99,6 +99,24 @@ def test_on_a_gpu_slopes_begin_anew_and_are_the_same(name, monkeypatch):
     np.testing.assert_allclose(tangents, 2 * x * wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["swiglu", "geglu"])
+def test_gated_kinds_keep_what_they_multiply_and_nothing_made_of_it(name, monkeypatch):
+    gate, up, weight = drawn("BTF"), drawn("BTF", 1), drawn("BTF", 2)
+
+    def loss(gate, up):
+        return jnp.sum(gates.gated(name, gate, up) * weight)
+
+    def kept():
+        pull = jax.vjp(loss, gate, up)[1]
+        return sum(leaf.shape == gate.shape for leaf in jax.tree.leaves(pull))
+
+    wanted, before = jax.value_and_grad(loss, (0, 1))(gate, up), kept()
+    monkeypatch.setattr(gates, "platform", lambda: "gpu")
+    found = jax.value_and_grad(loss, (0, 1))(gate, up)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, wanted)
+    assert kept() == before - 1 == 3  # gate, up and what follows; not activation and slope
+
+
 @pytest.mark.parametrize("equation", PRODUCTS)
 def test_products_of_two_matrices_match_einsum(equation):
     left, right = equation.partition("->")[0].split(",")
