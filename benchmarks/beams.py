@@ -212,6 +212,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="new tokens")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    sides.on_cpu()
     host.tune()  # as every verb of the command line does; the others, in this process, gain as well
     threads, config = sides.threads(), SIZES[given.size]()
     most = limits.measure()

@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--home", type=Path, help="write there, to find out about another disk")
     given = parser.parse_args()
+    sides.on_cpu()
     from jaxgen import host, tree
 
     host.tune()  # as every verb of the command line does

@@ -5,14 +5,16 @@
     python benchmarks/decode.py                                 all of them, minutes
     python benchmarks/decode.py --modes prefill --prompt 512    up to the first new token
     python benchmarks/decode.py --size tinyllama-1b --batches 1 --length 16 --rounds 3
+    python benchmarks/decode.py --size tinyllama-1b --dtype bfloat16     on a GPU, all sides
 
 Weights are drawn at random, written by our own export and opened by transformers from there; the
 logits of both are compared before anything is timed. Sides: `generate` of transformers as it
 comes, and with a static cache and its step compiled; a loop by hand (`peers_decode.py`), eager and
-compiled. All have float32, the same prompts, as many threads, exactly as many new tokens (no stop
-token), a cache and the same sampling settings. They are timed in turn in one process; compilation
-and first calls are told apart. Cases of other runs stay in results/decode_SIZE.json, each with the
-commit and time of its own run.
+compiled. All have weights of one type, the same prompts, as many threads, exactly as many new
+tokens (no stop token), a cache and the same sampling settings. They are timed in turn in one
+process; compilation and first calls are told apart. Cases of other runs stay in
+results/decode_SIZE.json, each with the commit and time of its own run; those of a GPU, and of
+bfloat16, in files of their own.
 """
 
 from __future__ import annotations
@@ -108,11 +110,12 @@ def their_side(
         compiling = transformers.CompileConfig()
         compiling._compile_all_devices = True
         how |= {"cache_implementation": "static", "compile_config": compiling}
-    ids = torch.from_numpy(prompt)
+    ids = torch.from_numpy(prompt).to(model.device)
     with torch.inference_mode():
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, use_cache=True, **how
         )
+    peers.wait()
     return out[:, ids.shape[1] :]
 
 
@@ -121,7 +124,8 @@ def others(
 ) -> dict[str, Callable[[], torch.Tensor]]:
     """Return what each other side does, by name."""
     how = {"temperature": TEMPERATURE, "top_p": TOP_P} if mode == "sampled" else {}
-    ids, slots, found = torch.from_numpy(prompt), prompt.shape[1] + length, {}
+    ids = torch.from_numpy(prompt).to(peers.device())
+    slots, found = prompt.shape[1] + length, {}
     for name in (n for n in OTHERS if n in names and n not in LACKING.get(mode, ())):
         if name in (THEIRS, STATIC):
             found[name] = partial(their_side, mode, model, prompt, length, static=name == STATIC)
@@ -146,7 +150,7 @@ def measure(mode: str, batch: int, config, params, model, hand, given, most, rea
         out[name], first[name] = sides.once(call)
         assert out[name].shape == (batch, length), (name, out[name].shape)
     seconds = sides.in_turn(calls, given.rounds)
-    most = limits.again(most)
+    most = limits.again(most, given.dtype)
     case = {
         "mode": mode,
         "batch": batch,
@@ -165,7 +169,8 @@ def measure(mode: str, batch: int, config, params, model, hand, given, most, rea
     taken = case["seconds"][OURS]["median_seconds"]
     if mode == "prefill":
         # Each matrix once a token, the output's once a row; what attention multiplies is left out.
-        work = 2.0 * batch * (given.prompt * (read / 4 - config.V * config.d_model))
+        weights = read / jnp.dtype(config.param_dtype).itemsize - config.V * config.d_model
+        work = 2.0 * batch * given.prompt * weights
         case["tokens_per_second"] = {n: round(r * given.prompt) for n, r in
                                      case["tokens_per_second"].items()}  # fmt: skip
         case["share_of_products"] = round(work / taken / most["flops"], 3)
@@ -173,7 +178,8 @@ def measure(mode: str, batch: int, config, params, model, hand, given, most, rea
         # Each step reads every weight once, but positions: the least that memory must deliver.
         case["share_of_bandwidth"] = round(read * length / taken / most["bytes"], 3)
     if mode != "sampled":
-        same = {n: np.mean(np.asarray(out[OURS]) == np.asarray(out[n])) for n in calls}
+        there = {n: x.cpu().numpy() if isinstance(x, torch.Tensor) else x for n, x in out.items()}
+        same = {n: np.mean(np.asarray(there[OURS]) == there[n]) for n in calls}
         case["same_tokens"] = {n: round(float(of), 4) for n, of in same.items() if n != OURS}
     return case
 
@@ -183,12 +189,14 @@ def opened(folder: Path, config, params) -> tuple[Any, str]:
     family = "gpt2" if config.positions == "learned" else "llama"
     jaxgen.save(folder, config, params, layout="hf", family=family)
     told = hub_parity.compare(folder, config, params)
-    return model_of(folder), told
+    return model_of(folder, config.param_dtype), told
 
 
-def model_of(folder: Path) -> Any:
+def model_of(folder: Path, dtype: str = "float32") -> Any:
     """Return transformers' model of a folder, which no token stops."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    of = getattr(torch, dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=of).eval()
+    model.to(peers.device())
     model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None)
     return model
 
@@ -202,10 +210,15 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--length", type=int, default=64, help="new tokens")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
     host.tune()  # as every verb of the command line does; torch, in this process, gains as well
     threads, config = sides.threads(), SIZES[given.size]()
-    most = limits.measure()
+    config = config.replace(param_dtype=given.dtype, compute_dtype=given.dtype)
+    ours = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")
+    sides.one_device({"jaxgen": ours, "torch": peers.device()})
+    name = "_".join(["decode", given.size, *sorted({ours, given.dtype} - {"cpu", "float32"})])
+    most = limits.measure(given.dtype)
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
     with tempfile.TemporaryDirectory() as home:
         model, told = opened(Path(home) / "hub", config, params)
@@ -213,9 +226,10 @@ def main() -> None:
         positions = params["embed"].get("positions")
         read = tree.nbytes(params) - (0 if positions is None else positions.nbytes)
         hand = peers.load(config, params)
+        hand.to(peers.device(), getattr(torch, given.dtype))
         params = serving.ready(params, config)  # once, as `jaxgen.text` does when it opens a folder
         about: dict[str, Any] = {"threads": threads}
-        path = sides.RESULTS / f"decode_{given.size}.json"
+        path = sides.RESULTS / f"{name}.json"
         known = json.loads(path.read_text())["cases"] if path.exists() else []
         for mode in given.modes:
             for batch in given.batches:
@@ -223,13 +237,13 @@ def main() -> None:
                 case |= about
                 case["environment"] = sides.environment(PACKAGES)
                 known = [c for c in known if (c["mode"], c["batch"]) != (mode, batch)] + [case]
-                for name, times in case["times_as_fast_as"].items():
-                    print(f"{mode}, batch {batch}: {times['of_medians']} times as fast as {name}")
+                for side, times in case["times_as_fast_as"].items():
+                    print(f"{mode}, batch {batch}: {times['of_medians']} times as fast as {side}")
     order = [(mode, batch) for mode in MODES for batch in sorted({c["batch"] for c in known})]
     known.sort(key=lambda case: order.index((case["mode"], case["batch"])))
     settings = {"temperature": TEMPERATURE, "top_p": TOP_P, "beams": BEAMS}
     found = {"size": given.size, "logits": told, "settings": settings, "cases": known}
-    sides.write(f"decode_{given.size}", found)
+    sides.write(name, found)
 
 
 if __name__ == "__main__":

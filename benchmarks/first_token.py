@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="keep the model there, or take it from there")
     parser.add_argument("--theirs", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    sides.on_cpu()
     if given.theirs:
         theirs(given.theirs, PROMPT)
         return

@@ -15,18 +15,21 @@ import jax
 import jax.numpy as jnp
 import sides
 
-SIDE, STREAM, TRIES = 2048, 2**26, 5  # a matrix of 16 MiB; 256 MiB to stream through
+TRIES = 5
+# By platform: the side of a matrix, and the numbers to stream through; 256 MiB of them on a CPU.
+SIZES = {"cpu": (2048, 2**26), "gpu": (8192, 2**30)}
 
 
 def measure(dtype: str = "float32") -> dict[str, float]:
-    """Return the best matrix products (FLOP/s) and read bandwidth (bytes/s) of all cores.
+    """Return the best matrix products (FLOP/s) and read bandwidth (bytes/s) of the device.
 
     By XLA and, where it is installed, by torch: the faster one is the limit. dtype: of what is
     multiplied; sums are float32. Bandwidth is that of a float32 matrix times a vector, which reads
     every weight once, as decoding does.
     """
-    square, tall = (SIDE, SIDE, SIDE), (STREAM // 4096, 4096, 1)
-    work = {"flops": (2 * SIDE**3, square), "bytes": (4 * STREAM, tall)}
+    side, stream = SIZES[jax.default_backend()]
+    square, tall = (side, side, side), (stream // 4096, 4096, 1)
+    work = {"flops": (2 * side**3, square), "bytes": (4 * stream, tall)}
     found = {}
     for name, (amount, sizes) in work.items():
         of = dtype if name == "flops" else "float32"
@@ -39,13 +42,13 @@ def measure(dtype: str = "float32") -> dict[str, float]:
     return found
 
 
-def again(most: Mapping[str, float]) -> dict[str, float]:
+def again(most: Mapping[str, float], dtype: str = "float32") -> dict[str, float]:
     """Return the higher one of each rate in `most` and of a new measurement.
 
     Neighbours of a shared machine take half of its bandwidth for minutes: before and after.
     """
     time.sleep(sides.PAUSE)
-    return {name: max(most[name], rate) for name, rate in measure().items()}
+    return {name: max(most[name], rate) for name, rate in measure(dtype).items()}
 
 
 def told(most: Mapping[str, float]) -> dict[str, float]:
@@ -81,9 +84,17 @@ def _torch_product(rows: int, inner: int, columns: int, dtype: str) -> Callable[
         import torch
     except ImportError:
         return None
+    import peers
+
+    where = {"dtype": getattr(torch, dtype), "device": peers.device()}
     shapes = ((rows, inner), (inner, columns), (rows, columns))
-    x, y, out = (torch.ones(shape, dtype=getattr(torch, dtype)) for shape in shapes)
-    return lambda: torch.mm(x, y, out=out)
+    x, y, out = (torch.ones(shape, **where) for shape in shapes)
+
+    def product() -> None:
+        torch.mm(x, y, out=out)
+        peers.wait()
+
+    return product
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ what it does. They cover what the benchmarks compare: GPT-2, Llama and an encode
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Tower(nn.Module):
         if self.config.positions == "learned":
             x = x + self.positions.weight[:length]
         else:
-            turns = angles(self.config, length)
+            turns = angles(self.config, length, x.device)
         for layer in self.layers:
             x = layer(x, turns, memory)
         return self.final_norm(x)
@@ -122,6 +123,18 @@ class Model(nn.Module):
     def forward(self, tokens: torch.Tensor, source: torch.Tensor | None = None) -> torch.Tensor:
         memory = None if source is None else self.encoder(self.tokens(source))
         return F.linear(self.decoder(self.tokens(tokens), memory), self.tokens.weight)
+
+
+def device() -> str:
+    """Return where torch is to run: on an NVIDIA GPU if it sees one, unless JAX is told not to."""
+    hidden = os.environ.get("JAX_PLATFORMS") == "cpu"
+    return "cuda" if torch.cuda.is_available() and not hidden else "cpu"
+
+
+def wait() -> None:
+    """Return once a GPU has done what it was given."""
+    if device() == "cuda":
+        torch.cuda.synchronize()
 
 
 def check(config: ModelConfig) -> None:
@@ -147,9 +160,11 @@ def norm(config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(config.d_model, eps=config.norm_epsilon)
 
 
-def angles(config: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    waves = config.rope_theta ** (-torch.arange(0, config.H, 2) / config.H)
-    angle = torch.outer(torch.arange(length), waves)
+def angles(
+    config: ModelConfig, length: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    waves = config.rope_theta ** (-torch.arange(0, config.H, 2, device=device) / config.H)
+    angle = torch.outer(torch.arange(length, device=device), waves)
     return angle.cos(), angle.sin()
 
 
@@ -160,7 +175,7 @@ def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
 
 def load(config: ModelConfig, params: Any) -> Model:
     """Return the torch model that holds copies of our parameters."""
-    flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(params).items()}
+    flat = {path: np.asarray(leaf, np.float32) for path, leaf in tree.flatten(params).items()}
     state = {"tokens.weight": flat["embed/tokens"]}
     state |= _tower(flat, "", "decoder")
     if config.topology == "encoder_decoder":

@@ -18,8 +18,12 @@ class Loop:
         config = model.decoder.config
         self.model, self.compiled, self.slots = model.eval(), compiled, slots
         shape = (config.layers, 2, rows, config.K, slots, config.H)
-        self.cache = torch.zeros(shape)
-        self.turns = peers.angles(config, slots) if config.positions == "rope" else None
+        weight = model.tokens.weight
+        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.turns = None
+        if config.positions == "rope":
+            angles = peers.angles(config, slots, weight.device)
+            self.turns = tuple(part.to(weight.dtype) for part in angles)
         self.step = torch.compile(self._forward) if compiled else self._forward
 
     @torch.inference_mode()
@@ -27,7 +31,7 @@ class Loop:
         self, prompt: torch.Tensor, length: int, *, temperature: float = 0.0, top_p: float = 1.0
     ) -> torch.Tensor:
         """Return new tokens [B, length] for prompts [B, T]; temperature 0 is greedy."""
-        place, found = torch.arange(prompt.shape[1]), []
+        place, found = torch.arange(prompt.shape[1], device=prompt.device), []
         logits = self._forward(prompt, place, prompt.shape[1])
         for _ in range(length):
             token = drawn(logits, temperature, top_p) if temperature else logits.argmax(-1)
@@ -35,7 +39,7 @@ class Loop:
             if len(found) == length:
                 break
             place = place[-1:] + 1
-            filled = self.slots if self.compiled else int(place) + 1
+            filled = self.slots if self.compiled else prompt.shape[1] + len(found)
             logits = self.step(token[:, None], place, filled)
         return torch.stack(found, 1)
 
@@ -47,7 +51,7 @@ class Loop:
             x = x + tower.positions.weight[place]
         else:
             turns = tuple(part[place] for part in self.turns)
-        seen = torch.arange(filled) <= place[:, None]
+        seen = torch.arange(filled, device=place.device) <= place[:, None]
         for layer, cache in zip(tower.layers, self.cache, strict=True):
             x = x + self._attend(layer.attn, layer.attn_norm(x), turns, cache, place, seen)
             x = x + layer.feed(layer.feed_norm(x))

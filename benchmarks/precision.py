@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="new tokens")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
+    sides.on_cpu()
     host.tune()
     threads, config = sides.threads(), decode.SIZES[given.size]()
     most = limits.measure()

@@ -11,12 +11,16 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+# JAX would take three quarters of a GPU's memory for itself, beside the sides that share it.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 PAUSE = 0.3  # s: threads of a side wait busily for more work, Intel's OpenMP ones for 0.2 s
 RESULTS = Path(os.environ.get("JAXGEN_RESULTS") or Path(__file__).parent / "results")
@@ -71,6 +75,23 @@ def ratio(seconds: Mapping[str, Sequence[float]], over: str, under: str) -> dict
         "least": round(min(pairs), 3),
         "largest": round(max(pairs), 3),
     }
+
+
+def on_cpu() -> None:
+    """Keep this process, and those that it starts, on the CPU: for peers that know no GPU."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def one_device(where: Mapping[str, str]) -> None:
+    """End the program unless all sides, by name, run on one kind of device."""
+    if len(set(where.values())) > 1:
+        told = ", ".join(f"{name} on {kind}" for name, kind in where.items())
+        raise SystemExit(
+            f"{told}: install JAX and torch for one device, or hide the GPU with "
+            f"CUDA_VISIBLE_DEVICES= and JAX_PLATFORMS=cpu"
+        )
 
 
 def threads() -> int:

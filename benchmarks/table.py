@@ -25,7 +25,8 @@ def training(found: dict[str, Any]) -> list[str]:
     """Return a row for each shape and PyTorch side of results/train_step.json."""
     rows = []
     for name, shape in found.items():
-        ours = shape["jaxgen"]
+        ours, kind = shape["jaxgen"], shape["environment"]["devices"]["kind"]
+        name = name if kind == "cpu" else f"{name}, {kind}"
         for side in ("torch.compile", "torch eager", "transformers"):
             if side not in shape:
                 continue

@@ -6,11 +6,11 @@
     python benchmarks/train_step.py --dtype bfloat16             products in bfloat16 on all sides
     python benchmarks/train_step.py --rounds 0                   only fills the caches of compilers
 
-Each side is a process of its own that owns all cores while it is its turn: ours; a plain torch
-model (`peers.py`) with scaled_dot_product_attention, eager and compiled; and, where our export has
-a family for it, `transformers`. Torch has fused AdamW. All begin with the same weights and batch,
-clip the gradient's norm and decay the weights alike; logits are compared before anything is timed,
-losses after every step. Figures: results/train_step.json.
+Each side is a process of its own that owns all cores, or the GPU, while it is its turn: ours; a
+plain torch model (`peers.py`) with scaled_dot_product_attention, eager and compiled; and, where our
+export has a family for it, `transformers`. Torch has fused AdamW. All begin with the same weights
+and batch, clip the gradient's norm and decay the weights alike; logits are compared before anything
+is timed, losses after every step. Figures: results/train_step.json.
 """
 
 from __future__ import annotations
@@ -54,6 +54,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "gpt2-124m": {
         "vocab_size": 50257, "context": 512, "layers": 12, "d_model": 768, "heads": 12, "batch": 2,
+    },
+    # For a GPU of 80 GB or more.
+    "gpt2-124m-32x1024": {
+        "vocab_size": 50257, "context": 1024, "layers": 12, "d_model": 768, "heads": 12,
+        "batch": 32,
+    },
+    "llama-1b-4x2048": {
+        "vocab_size": 32000, "context": 2048, "layers": 22, "d_model": 2048, "heads": 32,
+        "kv_heads": 4, "d_ff": 5632, "norm": "rms", "positions": "rope", "feed": "swiglu",
+        "biases": "none", "batch": 4,
     },
 }  # fmt: skip
 SIDES = ("jaxgen", "torch eager", "torch.compile", "transformers")
@@ -134,7 +144,7 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     tokens = rows * config.context
     work = flops.per_token(config) * tokens
     facts = {"compile_seconds": round(compiling, 2), "flops_per_step": work, "tokens": tokens}
-    return one, facts
+    return one, facts | {"device": {"gpu": "cuda"}.get(jax.default_backend(), "cpu")}
 
 
 def theirs(
@@ -147,16 +157,18 @@ def theirs(
     from jaxgen import tree
 
     config, rows = config_of(shape, dtype)
-    batch = {k: torch.from_numpy(v).long() for k, v in batch_of(config, rows).items()}
+    where = peers.device()
+    batch = {k: torch.from_numpy(v).long().to(where) for k, v in batch_of(config, rows).items()}
     if form == "hub":
         model = peers.from_hub(home / "hub")
     else:
         with np.load(home / "weights.npz") as stored:
             model = peers.load(config, tree.unflatten(dict(stored)))
+    model.to(where)
     inputs = [batch[name] for name in ("tokens", "source") if name in batch]
-    cast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    cast = partial(torch.autocast, where, torch.bfloat16, enabled=dtype == "bfloat16")
     with torch.no_grad(), cast():
-        found = model(*(x[:2] for x in inputs)).float().numpy()
+        found = model(*(x[:2] for x in inputs)).float().cpu().numpy()
     apart = float(np.abs(found - np.load(home / "logits.npy")).max())
     assert apart < APART[dtype], f"logits are {apart} apart"
     optimizer = torch.optim.AdamW(
@@ -178,7 +190,7 @@ def theirs(
         optimizer.step()
         return value.item()
 
-    return one, {"logits_apart": apart}
+    return one, {"logits_apart": apart, "device": where}
 
 
 MAKERS = {
@@ -202,12 +214,24 @@ def serve(side: str, shape: str, dtype: str, home: Path) -> None:
     tell.flush()
     for line in sys.stdin:
         if line.strip() == "peak":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer: dict[str, Any] = {"peak_mib": round(peak / 1024)}
+            answer: dict[str, Any] = {"peak_mib": round(peak(side, facts["device"]) / 2**20)}
         else:
             value, seconds = sides.once(one)
             answer = {"seconds": seconds, "loss": value}
         print(json.dumps(answer), file=tell, flush=True)
+
+
+def peak(side: str, device: str) -> float:
+    """Return the most bytes that a side has held: of the process, or of a GPU's memory."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    if side == "jaxgen":
+        import jax
+
+        return float(jax.devices()[0].memory_stats()["peak_bytes_in_use"])
+    import torch
+
+    return float(torch.cuda.max_memory_allocated())
 
 
 class Side:
@@ -250,11 +274,14 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
     """Return all figures of a shape; none for no rounds, after every side has compiled."""
     import limits  # with JAX, which a side of torch need not load
 
+    from jaxgen.train import flops
+
     with tempfile.TemporaryDirectory() as home:
         running: dict[str, Side] = {}
         try:
             for name in names:  # ours first: it writes the weights
                 running[name] = Side(name, shape, dtype, Path(home))
+            sides.one_device({name: side.facts["device"] for name, side in running.items()})
             if not rounds:
                 return {}
             most = limits.apart(dtype)
@@ -275,7 +302,10 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
         "flops_per_step": facts["flops_per_step"],
         # torch keeps what it compiled by itself: only the first run on a machine is a cold one.
         "compiled_programs": "may come from a cache" if kept else "compiled by jax in this run",
+        "environment": sides.environment(PACKAGES),
     }
+    kind = found["environment"]["devices"]["kind"]
+    sheets = [value for name, value in flops.PEAKS.items() if kind.startswith(name)]
     for name, side in running.items():
         times = sides.figures(seconds[name])
         rate = facts["flops_per_step"] / times["median_seconds"]
@@ -285,9 +315,11 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
             "peak_mib": peaks[name],
             "losses": [round(value, 5) for value in side.losses[:3]],
         }  # fmt: skip
+        if sheets and dtype == "bfloat16":
+            found[name]["mfu"] = round(rate / sheets[-1], 3)  # of the data sheet's peak
         if name != "jaxgen":
             found[f"jaxgen is faster than {name}"] = sides.ratio(seconds, name, "jaxgen")
-    return found | {"environment": sides.environment(PACKAGES)}
+    return found
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from jaxgen.files import human
 from jaxgen.mesh.settings import AXES
 from jaxgen.plan import analytic, roofline
@@ -82,9 +84,17 @@ def _work(work: list[Work]) -> Rows:
         ("    bound by memory", _time(seconds["bandwidth"])),
         ("    number of them", f"{sum(one.times for one in work):,}"),
     ]
-    for one in work[:COSTLIEST]:
-        what = f"{one.operation.path} {one.operation.note}".strip() or one.name
-        found.append((f"    {_time(one.seconds)}", f"{one.times} x {what}, {one.operation.line}"))
+    # Layers in line have an operation each, and what they do is one.
+    alike: dict[str, list[Work]] = defaultdict(list)
+    for one in work:
+        what = f"{one.operation.path} {one.operation.note}".strip() or one.name.rstrip(
+            ".0123456789"
+        )
+        alike[f"{what}, {one.operation.line}".rstrip(", ")].append(one)
+    costs = {what: sum(one.seconds for one in same) for what, same in alike.items()}
+    for what in sorted(costs, key=lambda what: -costs[what])[:COSTLIEST]:
+        times = sum(one.times for one in alike[what])
+        found.append((f"    {_time(costs[what])}", f"{times} x {what}"))
     return found
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxgen.plan import roofline
+from jaxgen.plan import report, roofline
 from jaxgen.plan.chips import Chip
 from jaxgen.profile import program
+from jaxgen.profile.program import Operation
 
 CHIP = Chip("a chip", flops=1e6, memory=1e9, bandwidth=1e6, links=1.0)
 
@@ -43,3 +44,23 @@ def test_loops_in_loops_multiply():
 
     (first, *_) = work(nested, (64, 64), (64, 64))
     assert first.times == 15
+
+
+def test_operations_of_layers_in_line_are_shown_as_one():
+    def operation(path, line="nn/feed.py:43"):
+        return Operation(1.0, "f32", 1.0, path, "", line)
+
+    def one(name, times, seconds, path):
+        return roofline.Work(name, times, seconds, "products", operation(path))
+
+    work = [
+        one("dot.9", 1, 0.5, "layers/feed"),
+        one("copy.3", 2, 0.3, ""),
+        one("add.1", 1, 0.25, "z"),
+    ]
+    work += [one("dot.7", 1, 0.125, "layers/feed")]
+    rows = dict(report._work(work))
+    assert rows["  operations at the roofline"].startswith("1.18 s")
+    assert rows["    625 ms"] == "2 x layers/feed, nn/feed.py:43"
+    assert rows["    300 ms"] == "2 x copy, nn/feed.py:43"
+    assert rows["    number of them"] == "5"
