@@ -97,9 +97,10 @@ def _changed(params: Params, letters: Params, change: Callable[[str, Any], Any])
 
 def _cast(dtype: str, letters: str, leaf: Any) -> Any:
     """Return a leaf as its products read it, once instead of for each token."""
-    narrower = jnp.dtype(dtype).itemsize < leaf.dtype.itemsize
     one = letters.removeprefix(STACK_AXIS)
-    return leaf.astype(dtype) if narrower and (one in INNER or one in TABLES) else leaf
+    if hasattr(leaf, "contract") or not (one in INNER or one in TABLES):
+        return leaf
+    return leaf.astype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf
 
 
 @partial(jax.jit, static_argnums=0)

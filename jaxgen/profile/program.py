@@ -35,7 +35,8 @@ CONTROL = ("while", "conditional", "call")  # they run other operations
 FREE = (*CONTROL, "bitcast", "constant", "get-tuple-element", "parameter", "tuple", "after-all",
         "partition-id")  # fmt: skip
 # What JAX puts around the names that a program gives.
-AROUND = re.compile(r".*\(.*|while|body|closed_call|cond|branch_\d+_fun|checkpoint|rematted.*|scan")
+AROUND = re.compile(r".*\(.*|while|body|closed_call|cond|branch_\d+_fun|checkpoint|rematted.*|scan"
+                    r"|eval_jaxpr")  # fmt: skip
 PACKAGE, EVERYWHERE = "jaxgen/", ("ops/contract.py",)  # every product passes through that file
 
 
