@@ -108,15 +108,16 @@ def _over_rows(left: Array, right: Array) -> Array:
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
-    axes, rows, where = (((left,), (right,)), ((), ())), x.shape[1 - left], platform()
+    axes, where = (((left,), (right,)), ((), ())), platform()
     # XLA on a CPU takes the instructions for bfloat16 only where sums are float32, which they are
     # in either case, and there are two rows or more: else it is two to four times as slow. On a
     # GPU it makes of one row elementwise products, written down and read again to be summed.
     half = x.dtype == jnp.bfloat16 and where == "cpu"
-    if rows == 1 and (half or where == "gpu"):
+    double = x.shape[1 - left] == 1 and (half or where == "gpu")
+    if double:
         x = jnp.concatenate([x, jnp.zeros_like(x)], axis=1 - left)
     found = lax.dot_general(x, y, axes, preferred_element_type=jnp.float32 if half else None)
-    return found[:rows].astype(x.dtype) if half or rows == 1 else found
+    return (found[:1] if double else found).astype(x.dtype)
 
 
 def _one_row(x: Array, w: Array) -> Array:
