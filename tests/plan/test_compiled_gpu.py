@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import as_users
 import jax
 import jax.numpy as jnp
 import pytest
@@ -112,16 +113,17 @@ def test_a_step_of_decoding_on_a_gpu_reads_each_weight_once_and_copies_no_cache(
         key = jax.eval_shape(lambda: jax.random.key(0))
         run = jax.jit(partial(jaxgen.generate, config=config, length=8))
         params, prompt, key = placed((params, prompt, key), mesh)
-        text = program.parse(run.lower(params, prompt=prompt, key=key).compile().as_text())
-    # Of the computations that run others or are run by loops, the step is the largest.
-    loops = {name: text.computations[name] for name in text.runs() if name != text.entry}
-    lines = loops[max(loops, key=lambda name: len(loops[name]))]
+        lowered = run.lower(params, prompt=prompt, key=key)
+        text = program.parse(as_users.compile(lowered).as_text())
+    loops = [one for one in text.computations[text.entry].values() if one.opcode == "while"]
+    bodies = [text.computations[name] for one in loops for name, _ in text._called(one)]
+    lines = max(bodies, key=len)  # the loop over tokens
     names = [name for name, one in lines.items() if one.opcode not in program.FREE]
     read = sum(one.bytes for one in text.operations(names).values())
     weights = 2 * sum(x.size for x in jax.tree.leaves(params))
     slots = rows * 128 * config.K * config.H * 2  # bytes of a layer's keys
     # Beside the weights, activations, and twice what is cached.
-    assert weights < read < 1.2 * weights + 2 * 2 * slots * config.layers
+    assert weights < read < (1.1 if rows == 1 else 1.3) * weights + 2 * 2 * slots * config.layers
     moved = [n for n, one in lines.items() if "copy" in n or "transpose" in n if one.size >= slots]
     assert not moved
 
