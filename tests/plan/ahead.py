@@ -1,0 +1,43 @@
+"""Compiled for chips that are not here: attention with its gradient, the plan of a small Llama."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.mesh import place
+from jaxgen.ops import attention
+from jaxgen.ops.masks import sight
+from jaxgen.plan import analytic, chips, compiled
+from jaxgen.run.settings import build_settings
+
+B, T, N, K = 4, 1024, 8, 2
+
+
+def attention_text(mesh, *, width, direction="back", window=None, cap=None, packed=True) -> str:
+    """Return the compiled program of attention's gradients in bfloat16 on a mesh."""
+
+    def shape(dims, dtype="bfloat16"):
+        return jax.ShapeDtypeStruct(dims, dtype, sharding=place.batch_sharding(mesh, dims[:1]))
+
+    def loss(q, k, v, ids):
+        ids = ids if packed else None
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        words = {"direction": direction, "window": window, "ahead": None, "order": "running"}
+        seen = sight(positions, positions, **words, query_segments=ids, key_segments=ids)
+        q, k, v = place.constrain(q, "BTNH"), place.constrain(k, "BSKH"), place.constrain(v, "BSKH")
+        out = attention.attend(q, k, v, seen, scale=0.1, cap=cap)
+        return jnp.sum(out.astype(jnp.float32) ** 2)
+
+    arguments = [shape((B, T, heads, width)) for heads in (N, K, K)] + [shape((B, T), "int32")]
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile().as_text()
+
+
+def planned(topology, devices):
+    """Return (plan, training step, decoding step) of a model that four devices share."""
+    sizes = {"vocab_size": 2048, "context": 512, "layers": 16, "d_model": 512, "heads": 4}
+    model = sizes | {"compute_dtype": "bfloat16", "feed": "swiglu", "norm": "rms", "biases": "none"}
+    settings = build_settings(
+        {"model": model, "train": {"batch": 4, "warmup": 0}, "mesh": "fsdp:4"}
+    )
+    plan = analytic.make(settings, *chips.parse(topology))
+    return plan, compiled.training(settings, devices), compiled.decoding(settings, devices)
