@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+import jaxgen
 from jaxgen.ops.contract import Biased
 from jaxgen.ops.losses import cross_entropy, even, unembed, vocabulary_loss
+from jaxgen.train import losses as train_losses
 
 B, T, D, V = 2, 11, 6, 17
 
@@ -135,3 +137,15 @@ def test_a_weight_of_zero_silences_a_bad_token():
 def test_parts_are_as_few_and_as_short_as_they_can_be(length, most, wanted):
     assert even(length, most) == wanted
     assert -(-length // wanted) == -(-length // most) and wanted <= most
+
+
+def test_a_gpu_has_more_logits_at_once(monkeypatch):
+    config = jaxgen.ModelConfig(vocab_size=V, context=64, layers=1, d_model=8, heads=2)
+    params = jaxgen.init(config, jax.random.key(0))
+    batch = {"tokens": jnp.ones((2, 64), int), "targets": jnp.ones((2, 64), int)}
+    monkeypatch.setattr(train_losses, "LOGITS_AT_ONCE", 2 * V * 16)
+    monkeypatch.setattr(train_losses, "OF_A_GPU", 2 * V * 32)
+    for platform, positions in (("cpu", 16), ("tpu", 16), ("gpu", 32)):
+        monkeypatch.setattr(train_losses, "platform", lambda platform=platform: platform)
+        made = str(jax.make_jaxpr(lambda p: jaxgen.causal_loss(p, config, batch)[0])(params))
+        assert f"f32[2,{positions},{V}]" in made, platform

@@ -206,3 +206,29 @@ backend_config={{"cudnn_fmha_backend_config": {{{look}}}}}
     once = 2 * 2 * 4 * 8 * 16 * seen  # one product of all queries with what they see
     assert found["there"].flops == 2 * once and found["back"].flops == 5 * once
     assert found["there"].dtype == "bf16"
+
+
+def test_a_fusion_that_slices_what_it_converts_reads_the_slice_and_one_that_converts_reads_all():
+    text = """
+%sliced (p: bf16[64,32], i: s32[]) -> f32[1,32] {
+  %p = bf16[64,32]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %wide = f32[64,32]{1,0} convert(%p)
+  ROOT %row = f32[1,32]{1,0} dynamic-slice(%wide, %i, %i), dynamic_slice_sizes={1,32}
+}
+
+%whole (q: bf16[64,32]) -> f32[64,32] {
+  %q = bf16[64,32]{1,0} parameter(0)
+  ROOT %all = f32[64,32]{1,0} convert(%q)
+}
+
+ENTRY %main (x: bf16[64,32], i: s32[]) -> f32[64,32] {
+  %x = bf16[64,32]{1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %one = f32[1,32]{1,0} fusion(%x, %at), kind=kLoop, calls=%sliced
+  ROOT %two = f32[64,32]{1,0} fusion(%x), kind=kLoop, calls=%whole
+}
+"""
+    found = program.parse(text).operations(["one", "two"])
+    assert found["one"].bytes == pytest.approx(2 * 32 + 4 + 4 * 32, abs=4)
+    assert found["two"].bytes == (2 + 4) * 64 * 32
