@@ -1,4 +1,4 @@
-"""Fill the README's tables from benchmarks/results; no hand writes a figure there.
+"""Fill the tables of benchmarks/README.md from benchmarks/results; no hand writes a figure there.
 
 python benchmarks/table.py            rewrite the lines between the markers
 python benchmarks/table.py --check    exit 1 if they are not what the results say
@@ -193,11 +193,11 @@ TABLES = {"speed": speed, "four axes": four_axes}
 
 
 def filled(text: str) -> str:
-    """Return the README with its tables replaced; ValueError if it lacks a marker."""
+    """Return the page with its tables replaced; ValueError if it lacks a marker."""
     for name, make in TABLES.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if begin not in text or end not in text:
-            raise ValueError(f"README.md lacks {begin} or {end}")
+            raise ValueError(f"benchmarks/README.md lacks {begin} or {end}")
         before, _, rest = text.partition(begin)
         after = rest.partition(end)[2]
         text = f"{before}{begin}\n{make()}\n{end}{after}"
@@ -208,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    path = ROOT / "README.md"
+    path = ROOT / "benchmarks" / "README.md"
     text = path.read_text()
     wanted = filled(text)
     if given.check:

@@ -16,6 +16,7 @@ FLOORS = {
     5: ["tokens", "data", "store", "decoding", "measure", "profile"],
     6: ["train", "text"],
     7: ["run", "cli", "report", "serve", "plan", "verify", "harness", "__main__", "__init__"],
+    8: ["examples"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

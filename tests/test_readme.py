@@ -33,3 +33,34 @@ def test_paths_and_configs_that_the_readme_names_exist():
         assert (root / path).exists(), path
     for config in (root / "configs").glob("*.yaml"):
         assert f"`{config.stem}`" in text, config
+
+
+def test_the_readme_is_read_in_five_minutes_and_its_links_lead_somewhere():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 150
+    for page in (README, README.parent / "CONTRIBUTING.md", README.parent / "benchmarks/README.md"):
+        for link in re.findall(r"\]\(([\w./]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_wheel_holds_the_benchmarks_that_a_user_can_run_and_no_results():
+    import ast
+    import tomllib
+
+    from jaxgen.cli import bench
+
+    root = README.parent
+    hatch = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    packed = set(hatch["targets"]["wheel"]["force-include"]) - {"configs"}
+    needed, left = set(), {one.script for one in bench.BENCHES.values()}
+    while left:
+        name = left.pop()
+        needed.add(f"benchmarks/{name}")
+        for node in ast.walk(ast.parse((root / "benchmarks" / name).read_text())):
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                names = (
+                    [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+                )
+                scripts = {f"{n}.py" for n in names if (root / "benchmarks" / f"{n}.py").exists()}
+                left |= {s for s in scripts if f"benchmarks/{s}" not in needed}
+    assert packed == needed

@@ -22,6 +22,7 @@ from jaxgen.cli import (
     convert,
     doctor,
     embed,
+    examples,
     exits,
     fill_mask,
     generate,
@@ -83,6 +84,7 @@ VERBS = (
     (doctor.doctor, "doctor", "[RUN|CONFIG] [KEY=VALUE ...] [--json]"),
     (plan.plan, "plan", "CONFIG [KEY=VALUE ...] --topology CHIP:SHAPE"),
     (bench.bench, "bench", "[NAME ...] [OPTIONS]"),
+    (examples.examples, "examples", "[NAME ...] [--out DIR]"),
 )
 
 

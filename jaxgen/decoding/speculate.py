@@ -27,7 +27,8 @@ from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import categorical
 
-Reader = Callable[[Int[Array, "B T"], Any], tuple[Float[Array, "B T V"], Any]]
+# (tokens [B, T], cache) -> (logits [B, T, V], cache)
+Reader = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Guess(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jaxgen.mesh.place import platform
 from jaxgen.models import api
 from jaxgen.ops.losses import vocabulary_loss
 
-Batch = dict[str, Array | np.ndarray]
+Batch = Mapping[str, Array | np.ndarray]
 
 # Logits that may exist at once on a device when the chunk is left to us: 2^25 float32 are 128 MiB.
 # For each chunk a GPU writes down the gradient of the whole table, so it has larger ones.

@@ -1,0 +1,59 @@
+"""The programs in jaxgen/examples run as they are; their own asserts hold what they promise."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_devices
+import pytest
+
+import jaxgen
+
+FOLDER = Path(jaxgen.__file__).parent / "examples"
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+DEVICES = {"sharded_step"}  # needs a process of its own
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in DEVICES])
+def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("name", sorted(DEVICES))
+def test_an_example_runs_on_eight_devices(name):
+    environment = dict(os.environ) | fake_devices.flags(8)
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "on each of 8" in done.stdout
+
+
+def test_an_example_is_short_and_explains_itself():
+    assert len(PROGRAMS) >= 7
+    for name in PROGRAMS:
+        text = (FOLDER / f"{name}.py").read_text()
+        assert 25 <= len(text.splitlines()) <= 90, name
+        assert text.startswith('"""') and "def main()" in text, name
+
+
+def test_the_verb_lists_and_copies_them_and_keeps_what_is_there(tmp_path, capsys):
+    from jaxgen.cli import app
+
+    assert app.main(["examples"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"{name} " in listed for name in PROGRAMS)
+    assert max(map(len, listed.splitlines())) <= 80
+    assert app.main(["examples", "custom_step", "--out", str(tmp_path / "new")]) == 0
+    copied = tmp_path / "new" / "custom_step.py"
+    assert copied.read_text() == (FOLDER / "custom_step.py").read_text()
+    copied.write_text("mine")
+    capsys.readouterr()
+    assert app.main(["examples", "custom_step", "--out", str(tmp_path / "new")]) == 2
+    assert "exists already" in capsys.readouterr().err and copied.read_text() == "mine"
+    assert app.main(["examples", "custom_stp"]) == 2
+    assert "did you mean 'custom_step'" in capsys.readouterr().err
