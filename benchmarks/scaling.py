@@ -113,7 +113,7 @@ def memory(settings: Any) -> dict[str, float]:
     import jax
 
     from jaxgen.plan import analytic, probe
-    from jaxgen.plan.chips import Chip
+    from jaxgen.profile.chips import Chip
 
     program, begin, batch = prepared(settings)
     state = jax.block_until_ready(begin())

@@ -274,7 +274,7 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
     """Return all figures of a shape; none for no rounds, after every side has compiled."""
     import limits  # with JAX, which a side of torch need not load
 
-    from jaxgen.train import flops
+    from jaxgen.profile import chips
 
     with tempfile.TemporaryDirectory() as home:
         running: dict[str, Side] = {}
@@ -305,7 +305,7 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
         "environment": sides.environment(PACKAGES),
     }
     kind = found["environment"]["devices"]["kind"]
-    sheets = [value for name, value in flops.PEAKS.items() if kind.startswith(name)]
+    chip = chips.of_device(kind)
     for name, side in running.items():
         times = sides.figures(seconds[name])
         rate = facts["flops_per_step"] / times["median_seconds"]
@@ -315,8 +315,8 @@ def measure(shape: str, dtype: str, names: list[str], rounds: int) -> dict[str, 
             "peak_mib": peaks[name],
             "losses": [round(value, 5) for value in side.losses[:3]],
         }  # fmt: skip
-        if sheets and dtype == "bfloat16":
-            found[name]["mfu"] = round(rate / sheets[-1], 3)  # of the data sheet's peak
+        if chip is not None and dtype == "bfloat16":
+            found[name]["mfu"] = round(rate / chip.flops, 3)  # of the data sheet's peak
         if name != "jaxgen":
             found[f"jaxgen is faster than {name}"] = sides.ratio(seconds, name, "jaxgen")
     return found

@@ -49,7 +49,8 @@ def plan(
         jaxgen plan shakespeare_char --topology here
     """
     arguments.check_overrides(overrides)
-    from jaxgen.plan import chips, compilers
+    from jaxgen.plan import compilers
+    from jaxgen.profile import chips
 
     if steps < 1:
         raise ConfigError(f"--steps={steps} must be at least 1")

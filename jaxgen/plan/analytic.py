@@ -27,7 +27,7 @@ from jaxgen.ops.chance import Chance
 from jaxgen.ops.losses import even
 from jaxgen.ops.masks import Sight
 from jaxgen.plan import shapes
-from jaxgen.plan.chips import Chip
+from jaxgen.profile.chips import Chip
 from jaxgen.run.settings import Settings
 from jaxgen.train import flops
 from jaxgen.train.losses import logits_at_once

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from jaxgen.errors import BusyError
-from jaxgen.plan import chips
+from jaxgen.profile import chips
 
 NAME = "JAX's CUDA plugin with cuDNN"
 INSTALL = "pip install 'jaxgen[cuda]'"

@@ -14,7 +14,7 @@ import numpy as np
 from jaxgen import settings as sets
 from jaxgen.errors import BusyError
 from jaxgen.plan import shapes
-from jaxgen.plan.chips import Chip
+from jaxgen.profile.chips import Chip
 from jaxgen.run.settings import Settings, build_settings
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from jaxgen.plan.chips import Chip
 from jaxgen.profile import limits
+from jaxgen.profile.chips import Chip
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

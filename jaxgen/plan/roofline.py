@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxgen.plan.chips import Chip
+from jaxgen.profile.chips import Chip
 from jaxgen.profile.program import FREE, Operation, Program
 
 

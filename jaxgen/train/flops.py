@@ -8,21 +8,7 @@ from typing import Any
 from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.models import api
-from jaxgen.profile import limits
-
-# Dense bfloat16 peak of one device, FLOP/s, from the makers' data sheets.
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from jaxgen.profile import chips, limits
 
 
 def per_token(config: ModelConfig) -> float:
@@ -49,8 +35,5 @@ def peak(devices: Sequence[Any]) -> float:
     Known accelerators by data sheet; anything else by timing a float32 matrix product, so on a
     CPU utilisation means "of the best product this machine does".
     """
-    kind = devices[0].device_kind
-    known = [value for name, value in PEAKS.items() if kind.startswith(name)]
-    if known:
-        return known[-1] * len(devices)
-    return limits.products("float32")
+    chip = chips.of_device(devices[0].device_kind)
+    return limits.products("float32") if chip is None else chip.flops * len(devices)

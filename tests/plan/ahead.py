@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxgen.mesh import place
 from jaxgen.ops import attention
 from jaxgen.ops.masks import sight
-from jaxgen.plan import analytic, chips, compiled
+from jaxgen.plan import analytic, compiled
+from jaxgen.profile import chips
 from jaxgen.run.settings import build_settings
 
 B, T, N, K = 4, 1024, 8, 2

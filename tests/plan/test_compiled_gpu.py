@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jaxgen
 from jaxgen.mesh import make as meshes
 from jaxgen.models import api, serving
-from jaxgen.plan import chips, compiled, gpu, roofline
-from jaxgen.profile import program
+from jaxgen.plan import compiled, gpu, roofline
+from jaxgen.profile import chips, program
 from jaxgen.run.settings import build_settings
 
 pytestmark = pytest.mark.skipif(not gpu.installed(), reason="needs JAX's CUDA plugin and cuDNN")

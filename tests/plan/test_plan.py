@@ -12,7 +12,8 @@ from jaxgen.cli import app, paths, start
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
 from jaxgen.nn import stack
-from jaxgen.plan import analytic, chips, compilers, gpu, report, tpu
+from jaxgen.plan import analytic, compilers, gpu, report, tpu
+from jaxgen.profile import chips
 from jaxgen.run import inputs
 from jaxgen.run.settings import build_settings
 from jaxgen.train import optimizer

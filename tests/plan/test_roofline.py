@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgen.plan import report, roofline
-from jaxgen.plan.chips import Chip
 from jaxgen.profile import program
+from jaxgen.profile.chips import Chip
 from jaxgen.profile.program import Operation
 
 CHIP = Chip("a chip", flops=1e6, memory=1e9, bandwidth=1e6, links=1.0)

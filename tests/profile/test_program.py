@@ -232,3 +232,23 @@ ENTRY %main (x: bf16[64,32], i: s32[]) -> f32[64,32] {
     found = program.parse(text).operations(["one", "two"])
     assert found["one"].bytes == pytest.approx(2 * 32 + 4 + 4 * 32, abs=4)
     assert found["two"].bytes == (2 + 4) * 64 * 32
+
+
+def test_a_device_is_its_own_chip_and_not_the_one_whose_name_begins_alike():
+    from jaxgen.profile import chips
+
+    kinds = {
+        "TPU v4": "v4",
+        "TPU v5 lite": "v5e",
+        "TPU v5e": "v5e",
+        "TPU v5": "v5p",
+        "TPU v5p": "v5p",
+        "TPU v6 lite": "v6e",
+        "NVIDIA A100-SXM4-80GB": "a100",
+        "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H200": "h200",
+    }
+    assert {kind: chips.of_device(kind) for kind in kinds} == {
+        kind: chips.CHIPS[name] for kind, name in kinds.items()
+    }
+    assert chips.of_device("cpu") is None and chips.of_device("TPU v7x") is None

@@ -20,27 +20,37 @@ class Chip:
     bandwidth: float
     links: float  # to all neighbours together, in one direction
     platform: Literal["tpu", "gpu", "cpu"] = "tpu"
+    kinds: tuple[str, ...] = ()  # how JAX's `device_kind` begins, where not as `name`
 
 
 GIB = 2.0**30
 CHIPS = {
     "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.228e12, 300e9),
-    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9),
-    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9),
-    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 448e9),
+    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9, kinds=("TPU v5 lite",)),
+    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9, kinds=("TPU v5",)),
+    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 448e9, kinds=("TPU v6 lite",)),
+    "a100": Chip("NVIDIA A100", 312e12, 80e9, 2.039e12, 300e9, "gpu"),
     "h100": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9, "gpu"),
     "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9, "gpu"),
 }
 LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of one pod
+# Of what can be planned: an A100 is known, but no compiler is asked for it.
 DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2, "h100": 1, "h200": 1}
+
+
+def of_device(device_kind: str) -> Chip | None:
+    """Return the chip that JAX calls `device_kind`, or None: "TPU v5 lite" is a v5e, no v5p."""
+    starts = {start: chip for chip in CHIPS.values() for start in (chip.name, *chip.kinds)}
+    fitting = [start for start in starts if device_kind.startswith(start)]
+    return starts[max(fitting, key=len)] if fitting else None
 
 
 def parse(topology: str) -> tuple[Chip, int]:
     """Return (chip, how many) of "v5p:8x8x16" or "h200:8"; ConfigError with the remedy if bad."""
     kind, colon, shape = topology.partition(":")
-    if kind not in CHIPS:
-        hint = nearest(kind, CHIPS) or f"; there are {', '.join(CHIPS)}, and here"
-        raise ConfigError(f"topology {topology!r}: {kind!r} is no known chip{hint}")
+    if kind not in DIMENSIONS:
+        hint = nearest(kind, DIMENSIONS) or f"; there are {', '.join(DIMENSIONS)}, and here"
+        raise ConfigError(f"topology {topology!r}: {kind!r} is no chip to plan for{hint}")
     wanted = DIMENSIONS[kind]
     example = f"{kind}:{'x'.join(['4'] * wanted)}"
     if not colon or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", shape):
