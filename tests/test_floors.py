@@ -8,7 +8,18 @@ import jaxgen
 
 ROOT = Path(jaxgen.__file__).parent
 FLOORS = {
-    0: ["errors", "tree", "legend", "config", "settings", "settings_yaml", "files", "lazy", "host"],
+    0: [
+        "errors",
+        "tree",
+        "legend",
+        "derivatives",
+        "config",
+        "settings",
+        "settings_yaml",
+        "files",
+        "lazy",
+        "host",
+    ],
     1: ["mesh"],
     2: ["ops"],
     3: ["nn"],

@@ -7,7 +7,7 @@ and `gather` hand back what they are given, and add nothing to the program.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial, wraps
+from functools import wraps
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen import tree
+from jaxgen.derivatives import linear_call
 from jaxgen.errors import ConfigError
 from jaxgen.legend import LEGEND
 from jaxgen.mesh import rules
@@ -164,20 +165,10 @@ def _laid(x: Any, letters: str, table: rules.Rules, sizes: Mapping[str, int]) ->
     return jax.lax.with_sharding_constraint(x, rules.spec(letters, x.shape, table, sizes))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gathered(letters: str, weight: Any) -> Any:
-    return _laid(weight, letters, rules.USED, _free())
-
-
-def _gather_forward(letters: str, weight: Any) -> tuple[Any, None]:
-    return _laid(weight, letters, rules.USED, _free()), None
-
-
-def _gather_backward(letters: str, _: None, grad: Any) -> tuple[Any]:
-    return (_laid(grad, letters, rules.STORED, _free()),)
-
-
-_gathered.defvjp(_gather_forward, _gather_backward)
+    whole = lambda _, w: _laid(w, letters, rules.USED, _free())  # noqa: E731
+    stored = lambda _, grad: _laid(grad, letters, rules.STORED, _free())  # noqa: E731
+    return linear_call(whole, stored, (), weight)
 
 
 def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: tree.Tree) -> Any:

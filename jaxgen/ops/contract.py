@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen.derivatives import custom_vjp
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_shared, platform
 from jaxgen.ops.apart import transposed
@@ -58,19 +59,21 @@ def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..
     return y.reshape(*x.shape[: len(rows)], *kept)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _matrices(first: bool, x: Array, w: Array) -> Array:
     """Return x [R, I] times w, which is [I, C] if its inner axis comes first, else [C, I]."""
     return _forward(first, x, w)
 
 
-def _matrices_forward(first: bool, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+def _matrices_forward(first: bool, x: Array, w: Array) -> tuple[Array, tuple[()]]:
     # The product itself, not `_matrices`: remat policies look for it.
-    return _forward(first, x, w), (x, w)
+    return _forward(first, x, w), ()
 
 
-def _matrices_backward(first: bool, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, w = kept
+def _matrices_backward(
+    first: bool, args: tuple[Array, Array], _: tuple[()], grad: Array
+) -> tuple[Array, Array]:
+    x, w = args
     left, right = (x, grad) if first else (grad, x)
     return _dot(grad, w, 1, 1 if first else 0), _over_rows(left, right)
 
@@ -130,7 +133,7 @@ def _one_row(x: Array, w: Array) -> Array:
     return (x @ w.astype(jnp.float32).T).astype(dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _shared(equation: str, x: Array, w: Array) -> Array:
     """Return the product with a weight that devices share, gathered anew for the backward pass.
 
@@ -140,13 +143,15 @@ def _shared(equation: str, x: Array, w: Array) -> Array:
     return _with_whole(equation, x, w)
 
 
-def _shared_forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _with_whole(equation, x, w), (x, w)
+def _shared_forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[()]]:
+    return _with_whole(equation, x, w), ()
 
 
-def _shared_backward(equation: str, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+def _shared_backward(
+    equation: str, args: tuple[Array, Array], _: tuple[()], grad: Array
+) -> tuple[Array, Array]:
     # Tied to the gradient, or the compiler would find both gathers equal and keep the first.
-    (x, w), grad = lax.optimization_barrier((kept, grad))
+    (x, w), grad = lax.optimization_barrier((args, grad))
     return jax.vjp(partial(_with_whole, equation), x, w)[1](grad)
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxgen.derivatives import custom_vjp
 from jaxgen.mesh import shards
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import at, index, indexed
@@ -100,7 +101,7 @@ class Fate(NamedTuple):
     first: Any  # UInt32[Array, ""]: the number of the first row in the whole batch
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
     plan: tuple[Stretch, ...], keep: float, q: Any, k: Any, v: Any, sight: Sight, fate: Fate | None
 ) -> Any:
@@ -121,11 +122,11 @@ def _forward(plan, keep, q, k, v, sight, fate):
         return _apart(out.astype(v.dtype), q), _apart(top, q), _apart(share, q)
 
     out, top, share = _over(plan, part, q)
-    return out, (q, k, v, sight, fate, out, top, share)
+    return out, (out, top, share)
 
 
-def _backward(plan, keep, kept, grad):
-    q, k, v, sight, fate, out, top, share = kept
+def _backward(plan, keep, args, saved, grad):
+    (q, k, v, sight, fate), (out, top, share) = args, saved
     dropped = partial(_dropped, keep=keep, fate=fate, sizes=(*q.shape, k.shape[2]))
     inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
     # XLA on a CPU has no fast product that sums over rows of both factors: the narrower of each
