@@ -38,7 +38,7 @@ import transformers
 import jaxgen
 from jaxgen import host, tree
 from jaxgen.models import serving
-from jaxgen.text import hub_parity
+from jaxgen.pretrained import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
     "tiny": lambda: _t5(vocab_size=512, layers=2, d_model=64, heads=2, d_ff=128),

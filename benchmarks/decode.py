@@ -44,7 +44,7 @@ import transformers
 import jaxgen
 from jaxgen import host, tree
 from jaxgen.models import serving
-from jaxgen.text import hub_parity
+from jaxgen.pretrained import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
     "tiny": lambda: jaxgen.ModelConfig(

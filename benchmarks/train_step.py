@@ -113,8 +113,8 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
 
     import jaxgen
     from jaxgen import host, tree
-    from jaxgen.text import hub_export
-    from jaxgen.text.usage import Usage
+    from jaxgen.pretrained import hub_write
+    from jaxgen.pretrained.generation_config import GenerationConfig
     from jaxgen.train import flops, forms, state
 
     host.tune()  # as every verb of the command line does
@@ -127,7 +127,9 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     np.savez(home / "weights.npz", **{p: np.asarray(x) for p, x in tree.flatten(params).items()})
     if "transformers" not in LACKING.get(shape, ()):
         (home / "hub").mkdir()
-        hub_export.write(home / "hub", config, params, tokenizer=None, usage=Usage())
+        hub_write.write(
+            home / "hub", config, params, tokenizer=None, generation_config=GenerationConfig()
+        )
     first, last = BETAS
     rule = optax.adamw(RATE, b1=first, b2=last, weight_decay=DECAY)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), rule)

@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from jaxgen.decoding.words import must_appear
     from jaxgen.models.api import abstract, apply, axes, encode, init
     from jaxgen.models.presets import preset
+    from jaxgen.pretrained.model import load, save
     from jaxgen.text.beams import generate_beams
     from jaxgen.text.generate import generate
-    from jaxgen.text.model import load, save
     from jaxgen.text.strategies import (
         generate_contrastive,
         generate_dola,
@@ -106,7 +106,7 @@ _HOME = {
     "init": "models.api",
     "layer_contrast": "decoding.contrast",
     "length_decay": "decoding.force",
-    "load": "text.model",
+    "load": "pretrained.model",
     "lookup": "decoding.speculate",
     "min_length": "decoding.force",
     "min_new_tokens": "decoding.force",
@@ -120,7 +120,7 @@ _HOME = {
     "reader": "decoding.speculate",
     "renormalize": "decoding.shape",
     "repetition_penalty": "decoding.repeat",
-    "save": "text.model",
+    "save": "pretrained.model",
     "sequence_bias": "decoding.bias",
     "source_penalty": "decoding.repeat",
     "speculate": "decoding.speculate",

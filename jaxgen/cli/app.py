@@ -5,7 +5,6 @@ The line is parsed before JAX is imported, so that help and mistakes answer at o
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -124,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     on standard error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    _steady_streams()
+    exits.steady_streams()
     try:
         call = _parse(words)
         code = call()
@@ -135,16 +134,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     except BaseException as error:  # KeyboardInterrupt too, and the panics of Rust extensions
         return exits.report(error)
-
-
-def _steady_streams() -> None:
-    """Make standard streams that were closed lead nowhere, and take any character."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for the process's life
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
 
 
 def _parse(words: list[str]):

@@ -107,7 +107,7 @@ def _converse(run: str, said: list[dict[str, str]], how: dict[str, Any], seed: i
     with exits.in_folder(home):
         model = tasks.open_model(home)
         template = tasks.template_of(model)
-        if told := model.usage.told():
+        if told := model.generation_config.told():
             print(f"the folder says: {told}", file=sys.stderr)
         print("Type a message and press Enter; Ctrl-D ends.", file=sys.stderr)
         for turn in range(SEEDS):

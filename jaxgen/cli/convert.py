@@ -39,15 +39,21 @@ def convert(
     folder = paths.run_folder(source)
     target = Path(out)
     start.prepare_jax(paths.cache())
-    from jaxgen.text import hub_parity, model
+    from jaxgen.pretrained import assets, hub_parity, hub_read, model
 
     with exits.in_folder(folder):
         model.check_new(target)
         config, params = model.load(folder, dtype=dtype)
-        kept = model.manners_of(folder)
-        beside = {"tokenizer": kept.tokenizer, "usage": kept.usage, "template": kept.template}
-        model.save(target, config, params, layout=to, family=family, **beside)
-        hub = target if to == "hf" else folder if model.is_hub(folder) else None
+        kept = assets.read_assets(folder)
+        model.save(
+            *(target, config, params),
+            tokenizer=kept.tokenizer,
+            generation_config=kept.generation_config,
+            chat_template=kept.chat_template,
+            layout=to,
+            family=family,
+        )
+        hub = target if to == "hf" else folder if hub_read.is_hub(folder) else None
         try:
             compared = _parity(hub, target, hub_parity, model)
         except CheckpointError:
@@ -59,12 +65,12 @@ def convert(
         ("wrote", f"{target} ({to} layout)"),
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
         ("tokenizer", _tokenizer(kept.tokenizer, target)),
-        ("chat template", "none" if kept.template is None else "kept"),
-        ("generation", kept.usage.told() or "nothing special"),
+        ("chat template", "none" if kept.chat_template is None else "kept"),
+        ("generation", kept.generation_config.told() or "nothing special"),
         ("parity", compared),
     ]
-    left = [("left out", f"of generation_config.json: {', '.join(kept.lost)}")]
-    arguments.print_rows(rows + (left if kept.lost else []))
+    left = [("left out", f"of generation_config.json: {', '.join(kept.dropped)}")]
+    arguments.print_rows(rows + (left if kept.dropped else []))
 
 
 def _parity(hub: Path | None, target: Path, hub_parity, model) -> str:
@@ -78,7 +84,7 @@ def _parity(hub: Path | None, target: Path, hub_parity, model) -> str:
 def _tokenizer(tokenizer, target: Path) -> str:
     if tokenizer is None:
         return "none: the source has none"
-    from jaxgen.text.model import has_tokenizer
+    from jaxgen.pretrained.assets import has_tokenizer
 
     kept = (target / "tokenizer").is_dir() or has_tokenizer(target)
     kind = type(tokenizer).__name__.lower()

@@ -16,8 +16,8 @@ from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start
 from jaxgen.cli.flags import Settings
 from jaxgen.config import Weights
 from jaxgen.errors import ConfigError, UserError
+from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.text import defaults
-from jaxgen.text import usage as usages
 from jaxgen.text.generation import SEEDS, Generation
 
 Prompts = Annotated[
@@ -130,7 +130,7 @@ def _make(
 
 def _with_defaults(wanted: Generation, folder: Path) -> Generation:
     """Return the settings with what the folder says where nothing was asked, and tell it."""
-    wanted, told = defaults.fill(wanted, usages.read(folder)[0])
+    wanted, told = defaults.fill(wanted, read_generation_config(folder)[0])
     if told:
         print(f"the folder says: {told}", file=sys.stderr)
     return wanted

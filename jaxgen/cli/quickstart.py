@@ -24,8 +24,8 @@ def quickstart(*overrides: Overrides, out: Out = None) -> None:
     arguments.check_overrides(overrides)
     folder = Path(out) if out else paths.RUNS / "quickstart"
     cache = paths.cache()
-    from jaxgen import run
+    from jaxgen.report import quickstart as first
 
     with exits.in_folder(folder), StopRequest() as stop:
         start.prepare_jax(cache)
-        run.quickstart(folder, overrides, cache=cache, stop=stop)
+        first.quickstart(folder, overrides, cache=cache, stop=stop)

@@ -82,7 +82,7 @@ def run(
 
     with exits.in_folder(home):
         model = tasks.open_model(home)
-        if search and (told := model.usage.told()):
+        if search and (told := model.generation_config.told()):
             print(f"the folder says: {told}", file=sys.stderr)
         with bar(f"{len(wanted)} texts") as progress:
             found = work(model, wanted, progress)

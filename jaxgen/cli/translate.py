@@ -52,7 +52,7 @@ def translate(
             model,
             wanted,
             length=max_new_tokens,
-            search=follow.search(model.usage, count=beams, penalty=length_penalty),
+            search=follow.search(model.generation_config, count=beams, penalty=length_penalty),
             batch=job.batch,
             overflow=job.overflow,
             progress=progress,

@@ -112,10 +112,12 @@ def resume(
         settings = run.changed_settings(folder, overrides)
     other = None if mesh is None else meshes.MeshSettings(**meshes.parse(mesh))
     start.prepare_jax(cache)
+    from jaxgen.cli import verify_stage
     from jaxgen.verify import table
     from jaxgen.verify.resume import resume as prove
 
-    found = prove(settings, source=folder, steps=steps, mesh=other, cache=cache)
+    begin = {"source": folder, "steps": steps, "mesh": other}
+    found = prove(settings, **begin, cache=cache, launch=verify_stage.launch)
     table.print_resume(found)
     if found.difference:
         raise ProofError(found.difference)

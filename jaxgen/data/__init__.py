@@ -9,10 +9,11 @@ from jaxgen import lazy
 if TYPE_CHECKING:
     from jaxgen.data.corpora import Pair, docstring_pairs, python_docs, python_docstrings
     from jaxgen.data.corpus import Corpus, prepare
+    from jaxgen.data.document import Document
     from jaxgen.data.labels import labels_of
     from jaxgen.data.loader import Batches, batches, in_order
     from jaxgen.data.pack import documents_of
-    from jaxgen.data.reading import Document, documents
+    from jaxgen.data.reading import documents
     from jaxgen.data.settings import DataSettings, Form
     from jaxgen.data.shard import TokenShard, open_shard
     from jaxgen.data.split import assigned, training_texts
@@ -22,7 +23,7 @@ _HOME = {
     "Batches": "loader",
     "Corpus": "corpus",
     "DataSettings": "settings",
-    "Document": "reading",
+    "Document": "document",
     "Form": "settings",
     "Pair": "corpora",
     "Tally": "streams",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from jaxgen.data.reading import Document
+from jaxgen.data.document import Document
 from jaxgen.errors import DataError
 
 # Neither tests nor what a distribution may add or leave out.

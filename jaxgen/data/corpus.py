@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxgen import files
+from jaxgen.data.document import Document
 from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import Chunk, encoded
-from jaxgen.data.reading import Document, check_form, documents, paths
+from jaxgen.data.reading import check_form, documents, paths
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
 from jaxgen.data.sources import sources

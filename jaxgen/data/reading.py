@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files as ground
+from jaxgen.data.corpora import CORPORA
+from jaxgen.data.document import Document
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.sources import Source, kind_of, parallel, sources
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, lines
 from jaxgen.errors import ConfigError, DataError, nearest
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, the file or module it is from, and what is to be made of it, if that is known.
-
-    target: the other side of a pair, or the name of a class.
-    """
-
-    text: str
-    source: str
-    target: str | None = None
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The text, and the target if there is one."""
-        return (self.text,) if self.target is None else (self.text, self.target)
 
 
 def documents(
@@ -51,9 +35,7 @@ def documents(
     tally = Tally() if tally is None else tally
     check_form(settings, form)
     if settings.corpus and files is None:
-        from jaxgen.data import corpora
-
-        for document in corpora.CORPORA[form][settings.corpus]():
+        for document in CORPORA[form][settings.corpus]():
             tally.read += sum(len(text.encode()) for text in document.texts)
             yield document
         return
@@ -75,10 +57,8 @@ def paths(settings: DataSettings) -> list[Path]:
 def check_form(settings: DataSettings, form: Form) -> None:
     """Raise ConfigError if the settings name no text, or none of the form that is wanted."""
     if settings.corpus:
-        from jaxgen.data import corpora
-
-        if settings.corpus not in corpora.CORPORA[form]:
-            able = ", ".join(corpora.CORPORA[form]) or "none that is built in"
+        if settings.corpus not in CORPORA[form]:
+            able = ", ".join(CORPORA[form]) or "none that is built in"
             raise ConfigError(
                 f"data.corpus={settings.corpus} holds no {form}; of the corpora {able} does, "
                 f"or give data.files and data.sides"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from jaxgen.data.reading import Document, documents
+from jaxgen.data.document import Document
+from jaxgen.data.reading import documents
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.streams import Tally
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained.model import load
 from jaxgen.report import collect, generators, page
 from jaxgen.report.collect import Plan, Text
 from jaxgen.report.metrics import METRICS, SCHEMA
 from jaxgen.run import facts, inputs
 from jaxgen.run.folder import TOKENIZER, existing_settings
 from jaxgen.text import tasks
-from jaxgen.text.model import load
 from jaxgen.tokens import load as load_tokenizer
 
 HELD_OUT = "held-out text"

@@ -11,7 +11,6 @@ from jaxgen import lazy
 
 if TYPE_CHECKING:
     from jaxgen.run.evaluation import evaluate
-    from jaxgen.run.first import quickstart
     from jaxgen.run.folder import changed_settings
     from jaxgen.run.inputs import tokenize
     from jaxgen.run.settings import Settings, build_settings, config_folder, read_settings
@@ -23,7 +22,6 @@ _HOME = {
     "changed_settings": "folder",
     "config_folder": "settings",
     "evaluate": "evaluation",
-    "quickstart": "first",
     "read_settings": "settings",
     "resume": "training",
     "tokenize": "inputs",
@@ -36,7 +34,6 @@ __all__ = [
     "changed_settings",
     "config_folder",
     "evaluate",
-    "quickstart",
     "read_settings",
     "resume",
     "tokenize",

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgen import data
+from jaxgen.pretrained.model import load
 from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, existing_settings
 from jaxgen.store import Checkpoints
-from jaxgen.text.model import load
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train.validate import validate
 

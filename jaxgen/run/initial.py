@@ -15,10 +15,9 @@ from jaxgen import files, tree
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.text import model as models
-from jaxgen.text import template as templates
-from jaxgen.text import usage as usages
-from jaxgen.text.usage import Usage
+from jaxgen.pretrained import assets, hub_read
+from jaxgen.pretrained import model as models
+from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.tokens.protocol import Tokenizer
 
 HEADS = ("head", "unembed")  # what another task may have new, or leave behind
@@ -52,30 +51,23 @@ def fields(folder: Path) -> dict[str, Any]:
 def tokenizer_of(folder: Path) -> Tokenizer:
     """Return the folder's tokenizer; ConfigError if it has none."""
     _check_folder(folder)
-    if not models.has_tokenizer(folder):
+    if not assets.has_tokenizer(folder):
         raise ConfigError(
             f"init_from={folder} has no tokenizer; give tokenizer.kind=file and tokenizer.file"
         )
-    return models.tokenizer_of(folder)
+    return assets.read_tokenizer(folder)
 
 
-def usage_of(folder: Path) -> Usage:
+def usage_of(folder: Path) -> GenerationConfig:
     """Return what the folder says of generation and classes."""
-    return usages.read(folder)[0]
-
-
-def keep_manners(folder: Path, run: Path) -> None:
-    """Write into a run what the folder says of generation, and its chat template."""
-    usages.write(run, usage_of(folder))
-    if templates.has_template(folder):
-        templates.write(run, templates.read(folder))
+    return read_generation_config(folder)[0]
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Raise ConfigError if a tokenizer gives other ids than the one the weights know."""
-    if not models.has_tokenizer(folder):
+    if not assets.has_tokenizer(folder):
         return
-    own = models.tokenizer_of(folder)
+    own = assets.read_tokenizer(folder)
     if _pieces(own) != _pieces(tokenizer):
         raise ConfigError(
             f"the tokenizer of {tokenizer.vocab_size} ids is not that of init_from={folder} "
@@ -91,7 +83,7 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initia
     differs, or is damaged.
     """
     _check_folder(folder)
-    if models.is_hub(folder):
+    if hub_read.is_hub(folder):
         _, params = models.load(folder, dtype=config.param_dtype)
     else:
         _, params = models.load(folder)

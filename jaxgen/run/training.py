@@ -17,6 +17,7 @@ from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
+from jaxgen.pretrained.assets import copy_assets
 from jaxgen.profile import take
 from jaxgen.run import facts, initial, inputs, peers, post_mortem, profiling
 from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
@@ -118,7 +119,7 @@ def _found(run: Run) -> None:
     if not (run.folder / TOKENIZER).exists():
         run.tokenizer.save(run.folder / TOKENIZER)
     if run.settings.init_from is not None:
-        initial.keep_manners(run.settings.init_from, run.folder)
+        copy_assets(run.settings.init_from, run.folder)
     about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
     files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})
     files.write(run.folder / CONFIG, sets.dump(run.settings))

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text.generation import Generation
-from jaxgen.text.usage import Usage
 
 # Fields of the same name and meaning on both sides.
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical")
@@ -16,7 +16,7 @@ SAME = ("repetition_penalty", "no_repeat_ngram", "min_length", "min_new_tokens")
 BESIDE_A_SOURCE = ("source_penalty", "no_repeat_source")
 
 
-def fill(wanted: Generation, usage: Usage) -> tuple[Generation, str]:
+def fill(wanted: Generation, usage: GenerationConfig) -> tuple[Generation, str]:
     """Return (settings, what was taken from the folder in words, "" for nothing).
 
     What the request says wins, and what contradicts it is left out.
@@ -33,7 +33,7 @@ def fill(wanted: Generation, usage: Usage) -> tuple[Generation, str]:
     return wanted, ", ".join(told)
 
 
-def _offered(wanted: Generation, usage: Usage) -> Iterator[tuple[str, Any]]:
+def _offered(wanted: Generation, usage: GenerationConfig) -> Iterator[tuple[str, Any]]:
     """Yield (field, value), those first that others depend on."""
     if usage.length is not None:
         yield "max_new_tokens", usage.length

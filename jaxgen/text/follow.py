@@ -25,12 +25,14 @@ from jaxgen.decoding.repeat import (
     source_penalty,
 )
 from jaxgen.decoding.search import Search, beams
-from jaxgen.text.usage import Usage
+from jaxgen.pretrained.generation_config import GenerationConfig
 
 BEAMS = 5
 
 
-def search(usage: Usage, *, count: int | None = None, penalty: float | None = None) -> Search:
+def search(
+    usage: GenerationConfig, *, count: int | None = None, penalty: float | None = None
+) -> Search:
     """Return the search that is asked for: `count` beams (5 where nobody says) and their rules."""
     number = count or usage.beams or BEAMS
     power = penalty if penalty is not None else usage.length_penalty
@@ -40,7 +42,7 @@ def search(usage: Usage, *, count: int | None = None, penalty: float | None = No
 
 
 def rules(
-    usage: Usage,
+    usage: GenerationConfig,
     *,
     stop: Sequence[int],
     length: Any,
@@ -81,7 +83,7 @@ def rules(
 
 
 def draw(
-    usage: Usage,
+    usage: GenerationConfig,
     *,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -120,6 +122,6 @@ def sampler(parts: Sequence[Any]) -> Chain:
     return chain(*parts)
 
 
-def stops(usage: Usage, eos: int | None) -> tuple[int, ...]:
+def stops(usage: GenerationConfig, eos: int | None) -> tuple[int, ...]:
     """Return the ids that end a text: those of the folder, or the tokenizer's."""
     return usage.stop or (() if eos is None else (eos,))

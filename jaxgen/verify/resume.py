@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-import jaxgen
-from jaxgen import errors as errors_of
 from jaxgen import files
-from jaxgen.errors import ConfigError, UserError
+from jaxgen.errors import ConfigError
 from jaxgen.mesh.settings import MeshSettings
 from jaxgen.run import inputs
 from jaxgen.run.folder import TOKENIZER
@@ -31,7 +23,6 @@ from jaxgen.verify import stage
 from jaxgen.verify.stage import SAVED, Name, Row, Task
 
 TOLERANCE = 1e-5  # relative, of the loss on another mesh: sums over devices round in another order
-LAST_WORDS = 2000  # characters of what a stage said, if it fails
 
 # Runs a stage of a folder and returns its rows; killed after the row for which `until` is true.
 Launch = Callable[[Path, Name, Callable[[Row], bool] | None], list[Row]]
@@ -66,7 +57,7 @@ def resume(
     steps: int,
     mesh: MeshSettings | None,
     cache: Path,
-    launch: Launch | None = None,
+    launch: Launch,
 ) -> Found:
     """Make `steps` steps twice, once in one go and once killed and restored, and compare them.
 
@@ -86,7 +77,6 @@ def resume(
         tokenizer = load_tokenizer(source / TOKENIZER)
     settings = resolve(settings, tokenizer)
     inputs.prepare(settings, tokenizer, cache)
-    launch = launch or processes
     task = Task(
         cache=str(cache),
         source=None if source is None else str(source.absolute()),
@@ -213,44 +203,3 @@ def _line(row: Row, marks: dict[str, str]) -> Step:
         state=state.hexdigest()[:12],
         **marks,
     )
-
-
-def processes(folder: Path, name: Name, until: Callable[[Row], bool] | None) -> list[Row]:
-    """Run a stage as a process of its own; with `until`, kill -9 it once a row is so."""
-    words = [sys.executable, "-m", stage.__name__, str(folder), name]
-    root = str(Path(jaxgen.__file__).parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)}
-    output, rows = folder / f"{name}.out", folder / f"{name}.jsonl"
-    with output.open("wb") as file:
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        )
-    try:
-        while process.poll() is None:
-            if until is not None and any(until(row) for row in _read(rows)):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                break
-            time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-    wanted = 0 if until is None else -signal.SIGKILL
-    if process.returncode != wanted:
-        raise _failure(name, process.returncode, output.read_text("utf-8", "replace"))
-    return _read(rows)
-
-
-def _read(path: Path) -> list[Row]:
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
-
-
-def _failure(name: str, code: int, said: str) -> Exception:
-    """Return the error that a stage ended with, as one of ours if it was."""
-    for kind in vars(errors_of).values():
-        ours = isinstance(kind, type) and issubclass(kind, UserError) and kind is not UserError
-        if ours and kind.exit_code == code and "jaxgen: error: " in said:
-            return kind(said.rpartition("jaxgen: error: ")[2].strip())
-    return RuntimeError(f"the {name} process ended with {code}: {said[-LAST_WORDS:].strip()}")

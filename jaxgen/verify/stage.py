@@ -1,7 +1,5 @@
 """One process of the proof of resume: some steps of a run, each written down in a line.
 
-    python -m jaxgen.verify.stage FOLDER whole|killed|restored
-
 FOLDER/task.json says what to do (`Task`); FOLDER/NAME.jsonl gets a row a step.
 """
 
@@ -9,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -231,13 +227,3 @@ def main(words: list[str], prepare: Callable[[Path], None], flags: str) -> None:
         for row in rows(run, task, name):  # pyright: ignore[reportArgumentType]
             file.write(json.dumps(row) + "\n")
             file.flush()
-
-
-if __name__ == "__main__":
-    from jaxgen.cli import app, exits, start
-
-    app._steady_streams()
-    try:
-        main(sys.argv[1:], start.prepare_jax, os.environ.get("XLA_FLAGS", ""))
-    except BaseException as error:
-        sys.exit(exits.report(error))

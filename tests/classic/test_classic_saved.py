@@ -13,7 +13,7 @@ from jaxgen.models.classic.maxent import MaxEnt
 from jaxgen.models.classic.ngram import NGram
 from jaxgen.models.classic.template import Template
 from jaxgen.models.classic.vae import VAE
-from jaxgen.text import classic
+from jaxgen.pretrained import classic
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.tokens.plain import Bytes
 

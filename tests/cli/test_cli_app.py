@@ -223,10 +223,10 @@ def test_a_closed_standard_input_is_an_empty_prompt(tmp_path):
 
 def test_a_lost_reader_does_not_change_the_exit_code_of_a_verb():
     program = (
-        "import sys\nfrom jaxgen import run\nfrom jaxgen.cli import app, start\n"
+        "import sys\nfrom jaxgen.report import quickstart\nfrom jaxgen.cli import app, start\n"
         "start.prepare_jax = lambda cache: None\n"
         "def stop(*_, **__):\n    print('saved')\n    raise SystemExit(75)\n"
-        "run.quickstart = stop\nsys.exit(app.main(['quickstart']))"
+        "quickstart.quickstart = stop\nsys.exit(app.main(['quickstart']))"
     )
     reader, writer = os.pipe()
     os.close(reader)

@@ -8,9 +8,9 @@ import pytest
 from random_params import random_params
 
 import jaxgen
+from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.text import tasks
 from jaxgen.text.tasks.turns import ids_of
-from jaxgen.text.template import Template
 from jaxgen.tokens.huggingface import HuggingFace
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -33,7 +33,7 @@ def test_ids_of_a_chat_are_those_of_transformers(tmp_path):
     marks = ["<|im_start|>", "<|im_end|>", "<s>"]
     engine.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
     config = jaxgen.ModelConfig(vocab_size=259, context=8, layers=1, d_model=8, heads=2)
-    template = Template(cases.TEMPLATES["chatml"], {})
+    template = ChatTemplate(cases.TEMPLATES["chatml"], {})
     words = HuggingFace(engine.to_str().encode())
     jaxgen.save(
         *(tmp_path / "hub", config, random_params(config)),

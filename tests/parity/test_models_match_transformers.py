@@ -15,9 +15,9 @@ from jaxgen.decoding.search import beams
 from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import differences
 from jaxgen.nn.stack import place
+from jaxgen.pretrained import generation_config
+from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.text import tasks
-from jaxgen.text import usage as usages
-from jaxgen.text.usage import Usage
 from jaxgen.tokens.plain import Bytes
 from jaxgen.tokens.protocol import Special
 
@@ -152,12 +152,12 @@ def written(hub, loaded, name, asked=None):
     if asked is not None:
         (folder / "generation_config.json").write_text(json.dumps(asked))
     config, params = loaded("right", name)
-    usage, lost = usages.read(folder)
+    usage, lost = read_generation_config(folder)
     assert not lost
     if asked is None:
         # As the golden run: nothing ends a text, and nothing is asked of the search.
-        usage = Usage(start=usage.start)
-    model = tasks.Model(config, params, Numbers(), start=usage.start, usage=usage)
+        usage = GenerationConfig(start=usage.start)
+    model = tasks.Model(config, params, Numbers(), start=usage.start, generation_config=usage)
     rows = [cases.TOKENS[0], cases.TOKENS[1][: int(cases.MASK[1].sum())]]
     texts = [" ".join(map(str, row)) for row in rows]
     how = {} if asked else {"length": cases.NEW, "search": beams(1)}
@@ -182,7 +182,7 @@ def test_a_search_follows_generation_config_token_for_token(hub, loaded):
     assert written(hub, loaded, name, cases.ASKED) == wanted
     for key in set(cases.ASKED) - {"decoder_start_token_id", "pad_token_id", "do_sample",
                                    "eos_token_id"}:  # fmt: skip
-        assert key in usages.KEYS, key
+        assert key in generation_config.KEYS, key
 
 
 def test_the_first_transformer_is_that_of_torch(loaded):
@@ -206,10 +206,10 @@ def test_heads_and_encoder_decoders_go_round_bit_exactly(hub, loaded, name, tmp_
     folder = hub("right", name)
     theirs = json.loads((folder / "config.json").read_text())
     config, params = loaded("right", name)
-    told, _ = usages.read(folder)
+    told, _ = read_generation_config(folder)
     jaxgen.save(
         *(tmp_path / "out", config, params),
-        usage=told,
+        generation_config=told,
         layout="hf",
         family=theirs["model_type"],
     )
@@ -219,4 +219,4 @@ def test_heads_and_encoder_decoders_go_round_bit_exactly(hub, loaded, name, tmp_
     before = {n if n in after else f"{prefix}{n}": array for n, array in before.items()}
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[n], after[n]) for n in before)
-    assert usages.read(tmp_path / "out")[0] == told
+    assert read_generation_config(tmp_path / "out")[0] == told

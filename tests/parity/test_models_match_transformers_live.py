@@ -11,7 +11,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import settings
 from jaxgen.errors import CheckpointError
-from jaxgen.text import hub_parity
+from jaxgen.pretrained import hub_parity
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")

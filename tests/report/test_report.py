@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from jaxgen.cli import app, start
-from jaxgen.report import generators, table
+from jaxgen.report import generators, quickstart, table
 from jaxgen.report.metrics import METRICS, SCHEMA
-from jaxgen.run import first, inputs
+from jaxgen.run import inputs
 from jaxgen.run.folder import existing_settings
 from jaxgen.tokens import load as load_tokenizer
 
@@ -86,7 +86,7 @@ def test_the_n_gram_beats_a_model_of_two_steps(found):
 
 
 def test_the_quickstart_ends_with_an_n_gram_on_the_same_tokens(home, found):
-    whole = first.n_gram(Path("run"), cache=home / "cache")
+    whole = quickstart.n_gram(Path("run"), cache=home / "cache")
     rows = found["generators"]["ngram"]["metrics"]["bits_per_byte"]["value"]
     # The rows of the report cut its contexts; it reads the documents whole.
     assert whole < rows < whole + 1

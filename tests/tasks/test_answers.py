@@ -12,10 +12,10 @@ from random_params import random_params
 import jaxgen
 from jaxgen.cli import app, start
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import tasks
 from jaxgen.text.tasks.answers import spans_of
 from jaxgen.text.tasks.writing import CHUNK
-from jaxgen.text.usage import Usage
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.pair import pairs
 from jaxgen.tokens.plain import Bytes
@@ -145,8 +145,8 @@ def test_other_models_write_their_answer():
 
 def test_what_a_folder_forces_is_forced_in_each_row_by_its_own_length():
     # The first token of texts of one token only; the last where this text, not the batch, ends.
-    usage = Usage(first=(65,), last=(66,), whole_length=6)
-    model = replace(model_of(Bytes(), output="untied", context=96), usage=usage)
+    usage = GenerationConfig(first=(65,), last=(66,), whole_length=6)
+    model = replace(model_of(Bytes(), output="untied", context=96), generation_config=usage)
     rows = [[256], [256, 97, 98], [256, 99]]
     together = tasks.write(model, rows, temperature=0.0)
     assert together == [tasks.write(model, [row], temperature=0.0)[0] for row in rows]
@@ -155,8 +155,8 @@ def test_what_a_folder_forces_is_forced_in_each_row_by_its_own_length():
 
 
 def test_a_row_that_ends_leaves_the_others_their_length():
-    usage = Usage(stop=tuple(range(97, 127)))
-    model = replace(model_of(Bytes(), output="untied", init_std=0.05), usage=usage)
+    usage = GenerationConfig(stop=tuple(range(97, 127)))
+    model = replace(model_of(Bytes(), output="untied", init_std=0.05), generation_config=usage)
     assert set(model.stop) >= set(usage.stop)
     rows, asked = [[256, 65 + i] for i in range(6)], {"length": 40, "temperature": 1.0}
     # A row's draws depend on its place, which being alone in a batch leaves alone.

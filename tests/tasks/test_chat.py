@@ -12,10 +12,9 @@ from random_params import random_params
 import jaxgen
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.pretrained.chat_template import ChatTemplate, read_chat_template, render_chat
+from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import tasks
-from jaxgen.text import template as templates
-from jaxgen.text.template import Template
-from jaxgen.text.usage import Usage
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.protocol import Special
 
@@ -30,12 +29,12 @@ MARKS = ["<|im_start|>", "<|im_end|>", "<s>"]
 @pytest.mark.parametrize("case", list(cases.cases()), ids=lambda case: case[0])
 def test_a_rendered_chat_is_that_of_transformers(case):
     name, source, messages, answer, values = case
-    template = Template(source, cases.NAMES)
+    template = ChatTemplate(source, cases.NAMES)
     if GOLDEN[name].startswith("refused: "):
         with pytest.raises(ConfigError, match="the chat template refuses"):
-            templates.render(template, messages, answer=answer, **values)
+            render_chat(template, messages, answer=answer, **values)
     else:
-        assert templates.render(template, messages, answer=answer, **values) == GOLDEN[name]
+        assert render_chat(template, messages, answer=answer, **values) == GOLDEN[name]
 
 
 WRONG = {
@@ -59,7 +58,7 @@ WRONG = {
 @pytest.mark.parametrize(("source", "part"), WRONG.values(), ids=WRONG)
 def test_a_template_that_is_wrong_or_out_of_bounds_is_one_line(source, part):
     with pytest.raises(CheckpointError) as error:
-        templates.render(Template(source, {}), USER)
+        render_chat(ChatTemplate(source, {}), USER)
     assert part in str(error.value) and "\n" not in str(error.value)
 
 
@@ -70,7 +69,7 @@ def test_a_template_that_is_wrong_or_out_of_bounds_is_one_line(source, part):
 )  # fmt: skip
 def test_messages_without_role_or_content_are_refused(messages, part):
     with pytest.raises(ConfigError, match=part):
-        templates.render(Template("", {}), messages)
+        render_chat(ChatTemplate("", {}), messages)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +87,11 @@ def folder(tmp_path_factory):
         vocab_size=259, context=160, layers=1, d_model=16, heads=2, init_std=0.4, output="untied"
     )
     hub = tmp_path_factory.mktemp("chat") / "hub"
-    told = Usage(stop=(257, 65), pick="draw", temperature=2.0, top_k=200)
+    told = GenerationConfig(stop=(257, 65), pick="draw", temperature=2.0, top_k=200)
     params = random_params(config)
-    jaxgen.save(hub, config, params, tokenizer=words, usage=told, layout="hf", family="gpt2")
+    jaxgen.save(
+        hub, config, params, tokenizer=words, generation_config=told, layout="hf", family="gpt2"
+    )
     (hub / "chat_template.jinja").write_text(cases.TEMPLATES["chatml"])
     return hub
 
@@ -137,7 +138,7 @@ def test_the_verb_answers_chats_of_a_file_and_keeps_the_template_when_converted(
 ):
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
-    monkeypatch.setattr("jaxgen.text.hub_parity.can_compare", lambda: False)
+    monkeypatch.setattr("jaxgen.pretrained.hub_parity.can_compare", lambda: False)
     chats = tmp_path / "chats.jsonl"
     chats.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in (USER, USER)))
     out = tmp_path / "out.jsonl"
@@ -149,7 +150,7 @@ def test_the_verb_answers_chats_of_a_file_and_keeps_the_template_when_converted(
         target = tmp_path / name
         source = folder if name == "ours" else tmp_path / "ours"
         assert app.main(["convert", str(source), str(target), "--to", layout]) == 0
-        assert templates.read(target).source == templates.read(folder).source
+        assert read_chat_template(target).source == read_chat_template(folder).source
 
 
 MISTAKES = {

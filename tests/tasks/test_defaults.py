@@ -5,12 +5,14 @@ import json
 import pytest
 
 from jaxgen.cli import app, start
+from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import complete, defaults
 from jaxgen.text.generation import Generation
-from jaxgen.text.usage import Usage
 
-DRAW = Usage(pick="draw", temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.1)
-SEARCH = Usage(beams=4, length_penalty=0.7, until="full", no_repeat_ngram=3, length=9, last=(2,))
+DRAW = GenerationConfig(pick="draw", temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.1)
+SEARCH = GenerationConfig(
+    beams=4, length_penalty=0.7, until="full", no_repeat_ngram=3, length=9, last=(2,)
+)
 
 CASES = {
     "a draw": (DRAW, {}, {"temperature": 0.6, "top_k": 20, "top_p": 0.95,
@@ -23,10 +25,10 @@ CASES = {
     "a draw instead of its search": (
         SEARCH, {"temperature": 0.5},
         {"temperature": 0.5, "no_repeat_ngram": 3, "max_new_tokens": 9, "force_last": 2}),
-    "the best": (Usage(pick="best", top_k=5), {}, {"temperature": 0.0}),
-    "ids": (Usage(never=(7, 8), first=(5,), min_new_tokens=2), {},
+    "the best": (GenerationConfig(pick="best", top_k=5), {}, {"temperature": 0.0}),
+    "ids": (GenerationConfig(never=(7, 8), first=(5,), min_new_tokens=2), {},
             {"suppress_ids": (7, 8), "force_first": 5, "min_new_tokens": 2}),
-    "nothing": (Usage(), {}, {}),
+    "nothing": (GenerationConfig(), {}, {}),
 }  # fmt: skip
 
 

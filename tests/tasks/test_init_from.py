@@ -12,12 +12,11 @@ from jaxgen import settings as sets
 from jaxgen import tree
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError
+from jaxgen.pretrained.assets import read_tokenizer
+from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.run import initial, training
 from jaxgen.run.settings import build_settings, config_folder
 from jaxgen.store import Checkpoints
-from jaxgen.text import usage as usages
-from jaxgen.text.model import tokenizer_of
-from jaxgen.text.usage import Usage
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.protocol import Special
 
@@ -45,8 +44,8 @@ def home(tmp_path_factory):
     home, words = tmp_path_factory.mktemp("home"), tokenizer()
     config = jaxgen.ModelConfig(vocab_size=words.vocab_size, **GPT2)
     params = random_params(config)
-    told = Usage(stop=(words.special.eos,), top_k=7)
-    jaxgen.save(home / "gpt2", config, params, tokenizer=words, usage=told, layout="hf")
+    told = GenerationConfig(stop=(words.special.eos,), top_k=7)
+    jaxgen.save(home / "gpt2", config, params, tokenizer=words, generation_config=told, layout="hf")
     (home / "text.txt").write_text(TEXT)
     return home
 
@@ -102,12 +101,14 @@ def test_validation_comes_once_an_epoch_and_at_the_end(run):
 def test_a_run_keeps_what_the_folder_says_of_generation_and_its_export_says_it_again(
     home, run, tmp_path
 ):
-    told = usages.read(run)[0]
-    assert told == usages.read(home / "gpt2")[0] and told.top_k == 7
+    told = read_generation_config(run)[0]
+    assert told == read_generation_config(home / "gpt2")[0] and told.top_k == 7
     config, params = jaxgen.load(run)
-    words = tokenizer_of(run)
-    jaxgen.save(tmp_path / "out", config, params, tokenizer=words, usage=told, layout="hf")
-    assert usages.read(tmp_path / "out")[0] == told
+    words = read_tokenizer(run)
+    jaxgen.save(
+        tmp_path / "out", config, params, tokenizer=words, generation_config=told, layout="hf"
+    )
+    assert read_generation_config(tmp_path / "out")[0] == told
 
 
 def test_a_finished_run_needs_the_folder_no_more(home, run, tmp_path, monkeypatch):

@@ -6,9 +6,13 @@ import pytest
 from random_params import random_params
 
 import jaxgen
+from jaxgen.pretrained import generation_config
+from jaxgen.pretrained.generation_config import (
+    GenerationConfig,
+    read_generation_config,
+    write_generation_config,
+)
 from jaxgen.text import tasks
-from jaxgen.text import usage as usages
-from jaxgen.text.usage import Usage
 from jaxgen.tokens.huggingface import HuggingFace
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
@@ -76,33 +80,35 @@ def hub(home, told, about=None):
 
 
 def test_every_key_is_read_kept_in_our_folder_and_written_again(tmp_path):
-    assert set(TOLD) == set(usages.KEYS)
+    assert set(TOLD) == set(generation_config.KEYS)
     names = {"id2label": {"1": "bad", "0": "good"}}
-    usage, lost = usages.read(hub(tmp_path / "hub", TOLD, names))
+    usage, lost = read_generation_config(hub(tmp_path / "hub", TOLD, names))
     assert lost == () and usage.labels == ("good", "bad")
     (tmp_path / "ours").mkdir()
-    usages.write(tmp_path / "ours", usage)
-    assert usages.read(tmp_path / "ours")[0] == usage
-    about, generation = usages.to_hub(usage)
+    write_generation_config(tmp_path / "ours", usage)
+    assert read_generation_config(tmp_path / "ours")[0] == usage
+    about, generation = generation_config.to_hub(usage)
     wanted = {key: value for key, value in TOLD.items() if value is not None}
     assert generation == wanted | {"forced_eos_token_id": 3}
     assert about["label2id"] == {"good": 0, "bad": 1}
-    assert usages.read(hub(tmp_path / "again", generation, about))[0] == usage
+    assert read_generation_config(hub(tmp_path / "again", generation, about))[0] == usage
 
 
 def test_what_is_off_is_open_and_what_is_not_followed_is_told(tmp_path):
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0,
            "no_repeat_ngram_size": 0, "penalty_alpha": 0, "guidance_scale": 1}  # fmt: skip
-    assert usages.read(hub(tmp_path, off)) == (Usage(temperature=1.0), ())
-    usage, lost = usages.read(hub(tmp_path, {"penalty_alpha": 0.6, "dola_layers": "high"}))
-    assert usage == Usage() and lost == ("penalty_alpha=0.6", "dola_layers=high")
+    assert read_generation_config(hub(tmp_path, off)) == (GenerationConfig(temperature=1.0), ())
+    usage, lost = read_generation_config(
+        hub(tmp_path, {"penalty_alpha": 0.6, "dola_layers": "high"})
+    )
+    assert usage == GenerationConfig() and lost == ("penalty_alpha=0.6", "dola_layers=high")
 
 
 def test_sampling_settings_of_config_json_count_only_without_the_newer_file(tmp_path):
     about = {"model_type": "gpt2", "top_k": 7, "eos_token_id": 5}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    assert usages.read(tmp_path)[0] == Usage(top_k=7, stop=(5,))
-    assert usages.read(hub(tmp_path, {}, about))[0] == Usage(stop=(5,))
+    assert read_generation_config(tmp_path)[0] == GenerationConfig(top_k=7, stop=(5,))
+    assert read_generation_config(hub(tmp_path, {}, about))[0] == GenerationConfig(stop=(5,))
 
 
 WRONG = {
@@ -121,10 +127,10 @@ WRONG = {
 def test_a_value_that_can_not_be_names_file_and_key(tmp_path, key, case):
     value, part = case
     with pytest.raises(ValueError, match=r"generation_config\.json: ") as error:
-        usages.read(hub(tmp_path, {key: value}))
+        read_generation_config(hub(tmp_path, {key: value}))
     assert f"{key}={value}" in str(error.value) and part in str(error.value)
 
 
 def test_values_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(ValueError, match="min_length=9 exceeds max_length=5"):
-        usages.read(hub(tmp_path, {"min_length": 9, "max_length": 5}))
+        read_generation_config(hub(tmp_path, {"min_length": 9, "max_length": 5}))

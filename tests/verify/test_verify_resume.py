@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgen import run as runs
-from jaxgen.cli import app
+from jaxgen.cli import app, verify_stage
 from jaxgen.cli import start as cli_start
 from jaxgen.data import loader
 from jaxgen.run import step as steps
@@ -207,14 +207,14 @@ def test_a_difference_ends_with_1_and_a_stage_that_fails_with_its_own_code(
         "killed": [row, row | {"step": 1, "loss": 1.0}, row | {"step": 2, "loss": 1.0}],
         "restored": [row | {"step": 1}, row | {"step": 2, "loss": 2.0}],
     }
-    monkeypatch.setattr(resume, "processes", lambda folder, name, until: rows[name])
+    monkeypatch.setattr(verify_stage, "launch", lambda folder, name, until: rows[name])
     words = ["verify", "resume", str(home / "tiny.yaml"), "--steps", "2"]
     assert app.main(words) == 1
     shown = capsys.readouterr()
     assert "differs" in shown.out and "proof" not in shown.out
     assert "error: step 2, the restored process: the loss is 1.0, here 2.0" in shown.err
-    failed = resume._failure("killed", 4, "noise\njaxgen: error: the disk is full\n")
+    failed = verify_stage._failure("killed", 4, "noise\njaxgen: error: the disk is full\n")
     assert type(failed).__name__ == "CheckpointError" and str(failed) == "the disk is full"
-    assert isinstance(resume._failure("killed", 70, "boom"), RuntimeError)
+    assert isinstance(verify_stage._failure("killed", 70, "boom"), RuntimeError)
     assert app.main([*words[:-1], "1"]) == 2
     assert app.main([*words, "--mesh", "dta:2"]) == 2

@@ -15,10 +15,11 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
+from jaxgen.pretrained.assets import read_tokenizer
+from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
+from jaxgen.pretrained.hub_read import is_hub
+from jaxgen.pretrained.model import load
 from jaxgen.text import follow
-from jaxgen.text import usage as usages
-from jaxgen.text.model import is_hub, load, tokenizer_of
-from jaxgen.text.usage import Usage
 from jaxgen.tokens import Tokenizer
 
 SHORTEST = 16  # the smallest width; widths double, so few shapes are ever compiled
@@ -36,13 +37,13 @@ class Model:
     tokenizer: Tokenizer
     start: int | None = None
     labels: tuple[str, ...] = ()
-    usage: Usage = Usage()
+    generation_config: GenerationConfig = GenerationConfig()
     home: Path | None = None
 
     @property
     def stop(self) -> tuple[int, ...]:
         """Return the ids that end what it writes."""
-        return follow.stops(self.usage, self.tokenizer.special.eos)
+        return follow.stops(self.generation_config, self.tokenizer.special.eos)
 
     @cached_property
     def ready(self) -> Any:
@@ -89,10 +90,10 @@ def open_model(folder: str | os.PathLike, *, step: int | None = None) -> Model:
     """
     path = Path(folder)
     config, params = load(path, step=step)
-    usage, lost = usages.read(path)
+    usage, lost = read_generation_config(path)
     if lost:
         warnings.warn(f"{path}: not followed: {', '.join(lost)}", stacklevel=2)
-    tokenizer = tokenizer_of(path)
+    tokenizer = read_tokenizer(path)
     start = tokenizer.special.bos if usage.start is None else usage.start
     if start is None and config.topology == "encoder_decoder":
         start = usage.bos

@@ -62,13 +62,18 @@ def rewrites(
             f"encoder_decoder and the id that its decoder begins with"
         )
     rows, made = rows_of(model, texts, overflow), [[""]] * len(texts)
-    search = follow.search(model.usage) if search is None else search
+    search = follow.search(model.generation_config) if search is None else search
     stop = np.asarray(model.stop, np.int32) if model.stop else None
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
         wanted = length or most(model, tokens.shape[1])
         lengths = segments.sum(axis=1).astype(np.int32)
         rules = follow.rules(
-            model.usage, stop=model.stop, length=wanted, prompt=1, source=tokens, lengths=lengths
+            model.generation_config,
+            stop=model.stop,
+            length=wanted,
+            prompt=1,
+            source=tokens,
+            lengths=lengths,
         )
         # A table may have more rows than the tokenizer has ids: those spell no text.
         spare = range(model.tokenizer.vocab_size, model.config.V)
@@ -84,7 +89,7 @@ def rewrites(
 
 def most(model: Model, width: int) -> int:
     """Return how many new tokens the decoder may make from sources of this width."""
-    usage, room = model.usage, model.config.context - 1
+    usage, room = model.generation_config, model.config.context - 1
     told = usage.length or (usage.whole_length and usage.whole_length - 1)
     return min(told or 2 * width + 16, room)
 

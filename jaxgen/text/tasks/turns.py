@@ -9,16 +9,20 @@ from typing import Any
 from jaxgen.decoding.loop import request_keys
 from jaxgen.errors import ConfigError
 from jaxgen.ops import keys
-from jaxgen.text import template as templates
+from jaxgen.pretrained.chat_template import (
+    ChatTemplate,
+    Message,
+    read_chat_template,
+    render_chat,
+)
 from jaxgen.text.tasks.model import Model, Progress
 from jaxgen.text.tasks.writing import room_for, stream, write
-from jaxgen.text.template import Message, Template
 from jaxgen.tokens import Detokenizer
 
 BEGIN, END = "\ue000", "\ue001"  # around what only looks like a mark in somebody's words
 
 
-def ids_of(model: Model, template: Template, messages: Sequence[Message]) -> list[int]:
+def ids_of(model: Model, template: ChatTemplate, messages: Sequence[Message]) -> list[int]:
     """Return the ids of a chat up to where the model's turn begins.
 
     Marks are those that the template writes. A piece like them in a message's content is text, so
@@ -31,7 +35,7 @@ def ids_of(model: Model, template: Template, messages: Sequence[Message]) -> lis
     marks = sorted(model.tokenizer.marks(), key=len, reverse=True)  # pyright: ignore
     any_mark = re.compile("|".join(map(re.escape, marks)) or "(?!)")
     guarded = [_guarded(message, any_mark) for message in messages]
-    text = templates.render(template, guarded)
+    text = render_chat(template, guarded)
     ids: list[int] = []
     for place, part in enumerate(re.split(f"{BEGIN}({any_mark.pattern}){END}", text)):
         part = part.replace(BEGIN, "").replace(END, "")
@@ -53,7 +57,7 @@ def chat(
     model: Model,
     chats: Sequence[Sequence[Message]],
     *,
-    template: Template | None = None,
+    template: ChatTemplate | None = None,
     length: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -77,7 +81,7 @@ def reply(
     model: Model,
     messages: Sequence[Message],
     *,
-    template: Template | None = None,
+    template: ChatTemplate | None = None,
     length: int | None = None,
     temperature: float | None = None,
     top_k: int | None = None,
@@ -100,8 +104,8 @@ def reply(
     yield words.flush()
 
 
-def template_of(model: Model) -> Template:
+def template_of(model: Model) -> ChatTemplate:
     """Return the chat template of the model's folder."""
     if model.home is None:
         raise ConfigError("the model comes from no folder; pass template=")
-    return templates.read(model.home)
+    return read_chat_template(model.home)

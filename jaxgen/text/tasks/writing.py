@@ -61,7 +61,7 @@ def room_for(model: Model, row: Sequence[int], length: int | None) -> int:
             f"{len(row)} tokens of prompt and {length or 'at least 1'} new ones do not fit "
             f"context={model.config.context}; shorten the prompt{remedy}"
         )
-    usage = model.usage
+    usage = model.generation_config
     told = usage.length or (usage.whole_length and max(usage.whole_length - len(row), 1))
     return length or min(told or FRESH, room)
 
@@ -80,8 +80,8 @@ def stream(
     wants(model, "writing", topology=("decoder",), head=("lm",))
     prompt, sizes = batches.padded(rows)
     limits = np.asarray(rooms, np.int32)
-    rules = follow.rules(model.usage, stop=model.stop, length=limits, prompt=sizes)
-    draw = follow.draw(model.usage, temperature=temperature, top_k=top_k, top_p=top_p)
+    rules = follow.rules(model.generation_config, stop=model.stop, length=limits, prompt=sizes)
+    draw = follow.draw(model.generation_config, temperature=temperature, top_k=top_k, top_p=top_p)
     sample = follow.sampler((*rules, *draw))
     stops = np.tile(np.asarray(model.stop or NO_STOP, np.int32), (len(rows), 1))
     batch = batches.Rows(prompt, sizes, stops, limits.copy(), requests)

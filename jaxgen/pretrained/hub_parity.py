@@ -12,9 +12,9 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models import api
+from jaxgen.pretrained import hub_read
+from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.store import safetensors
-from jaxgen.text import hub_folder
-from jaxgen.text import usage as usages
 
 ROWS, LENGTH = 2, 32
 # float32: largest difference, relative to the largest logit. Below it: nats of KL per token.
@@ -37,7 +37,7 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     # A classifier of transformers' that is a decoder wants padding for more than one row.
     rows = 1 if (config.topology, config.head) == ("decoder", "classes") else ROWS
     tokens = np.random.default_rng(0).integers(0, config.V, (rows, length))
-    pad = usages.read(hub)[0].pad
+    pad = read_generation_config(hub)[0].pad
     if pad is not None:  # padding is no text: RoBERTa does not even count it as a position
         tokens = np.where(tokens == pad, (pad + 1) % config.V, tokens)
     theirs = _theirs(hub, tokens, config.param_dtype)
@@ -67,7 +67,7 @@ def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
-    family, _ = hub_folder.read_config(hub)
+    family, _ = hub_read.read_config(hub)
     if family.library == "torch":
         return vanilla(hub, tokens, tokens, dtype)
     transformers.logging.disable_progress_bar()
@@ -91,7 +91,7 @@ def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
-    about = hub_folder.read_json(hub / hub_folder.CONFIG, "model config", hub_folder.MAX_CONFIG)
+    about = hub_read.read_json(hub / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
     shape = [about[name] for name in ("d_model", "nhead", "dim_feedforward")]
     form = {"batch_first": True, "activation": about["activation"]}
     form |= {"layer_norm_eps": about["layer_norm_eps"]}
@@ -112,7 +112,7 @@ def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np
     )
     stored = {
         name: torch.from_numpy(safetensors.read(tensor).astype(np.float32))
-        for name, tensor in hub_folder.tensors(hub).items()
+        for name, tensor in hub_read.tensors(hub).items()
     }
     table = stored.pop("embed.weight").double()
     model.load_state_dict(stored)

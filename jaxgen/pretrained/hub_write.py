@@ -15,10 +15,10 @@ from jaxgen.models import api
 from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, fill, table
+from jaxgen.pretrained.chat_template import TEMPLATE, TOKENIZER, ChatTemplate
+from jaxgen.pretrained.generation_config import GENERATION, GenerationConfig, to_hub
+from jaxgen.pretrained.hub_read import CONFIG, INDEX, WEIGHTS
 from jaxgen.store import safetensors
-from jaxgen.text.hub_folder import CONFIG, INDEX, WEIGHTS
-from jaxgen.text.template import TEMPLATE, TOKENIZER, Template
-from jaxgen.text.usage import GENERATION, Usage, to_hub
 from jaxgen.tokens import Tokenizer
 
 SHARD = 5_000_000_000  # bytes of a weight file, as transformers cuts them
@@ -50,7 +50,7 @@ def write(
     params: api.Params,
     *,
     tokenizer: Tokenizer | None,
-    usage: Usage,
+    generation_config: GenerationConfig,
     model_type: str | None = None,
     shard: int = SHARD,
 ) -> None:
@@ -58,7 +58,7 @@ def write(
     family, settings = family_of(config, model_type)
     special = {} if tokenizer is None else vars(tokenizer.special)
     ids = {f"{name}_token_id": special.get(name) for name in ("bos", "eos", "pad")}
-    about, generation = to_hub(usage)
+    about, generation = to_hub(generation_config)
     # RoBERTa's positions begin after its padding id, so that one is the family's to say.
     fixed = {name: settings[name] for name in ids if name in settings}
     settings |= ids | about | fixed | {"torch_dtype": config.param_dtype}
@@ -133,7 +133,7 @@ def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
     files.write_json(draft / TOKENIZER, about)
 
 
-def write_template(draft: Path, template: Template) -> None:
+def write_template(draft: Path, template: ChatTemplate) -> None:
     """Write a chat template, and the pieces it calls by name, where transformers looks for them."""
     (draft / TEMPLATE).write_text(template.source, encoding="utf-8", newline="")
     path = draft / TOKENIZER

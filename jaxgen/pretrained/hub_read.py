@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +19,9 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, table
 from jaxgen.store import safetensors
 from jaxgen.store.safetensors import Tensor
-from jaxgen.text import usage as usages
-from jaxgen.tokens import Tokenizer, marian
-from jaxgen.tokens import load as load_tokenizer
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 MAX_CONFIG, MAX_INDEX = 1 << 20, 100 << 20
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -36,8 +31,8 @@ NonFinite = Literal["refuse", "allow"]
 
 
 def is_hub(folder: Path) -> bool:
-    """Return whether a folder is a model in the Hugging Face layout."""
-    return (folder / CONFIG).is_file()
+    """Return whether a folder is in the Hugging Face layout and no run of ours."""
+    return (folder / CONFIG).is_file() and not (folder / "config.yaml").exists()
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
@@ -247,61 +242,6 @@ def _dtype(folder: Path, stored: Mapping[str, Tensor]) -> Any:
         told = ", ".join(f"{name!r} is {kind}" for kind, name in kinds.items())
         raise CheckpointError(f"{folder}: {told}; say which you want, as in dtype='float32'")
     return FLOATS[next(iter(kinds))]
-
-
-def tokenizer_of(folder: Path) -> Tokenizer:
-    """Return the folder's tokenizer; CheckpointError if there is none, or it does not fit.
-
-    bos is what the tokenizer itself puts before a text; eos and pad are those of
-    generation_config.json or config.json, or what it puts after one.
-    """
-    path = next((folder / name for name in TOKENIZERS if (folder / name).exists()), folder)
-    if path == folder and not marian.is_marian(folder):
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json and no sentencepiece model; ids only"
-        )
-    tokenizer = marian.read(folder) if path == folder else load_tokenizer(path)
-    _, config = read_config(folder)
-    if tokenizer.vocab_size > config.V:
-        raise CheckpointError(
-            f"{path} has {tokenizer.vocab_size} pieces, but the model knows {config.V}: they are "
-            f"not of one model"
-        )
-    special = replace(tokenizer.special, **_special(folder, tokenizer))
-    if special == tokenizer.special:
-        return tokenizer
-    model: bytes = tokenizer.model  # pyright: ignore[reportAttributeAccessIssue]
-    return type(tokenizer)(model, special)  # pyright: ignore[reportCallIssue]
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds a tokenizer that is read here."""
-    return marian.is_marian(folder) or any((folder / name).exists() for name in TOKENIZERS)
-
-
-def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
-    usage, _ = usages.read(folder)
-    named = {"bos": usage.bos, "eos": usage.stop[0] if usage.stop else None, "pad": usage.pad}
-    found: dict[str, int | None] = {}
-    for name, value in named.items():
-        if value is None:
-            continue
-        if value >= tokenizer.vocab_size:
-            raise CheckpointError(
-                f"{folder}: {name}_token_id={value} is none of the tokenizer's "
-                f"{tokenizer.vocab_size} ids"
-            )
-        found[name] = value
-    around = getattr(tokenizer, "around", None)
-    if around is None:  # sentencepiece: Llama and Gemma begin every text, T5 and Marian none
-        if isinstance(tokenizer, marian.Marian):
-            found["bos"] = None
-        return found
-    begin, end = around()
-    found["bos"] = begin[0] if len(begin) == 1 else None
-    if "eos" not in found and len(end) == 1:  # BERT ends what it reads, and says so only there
-        found["eos"] = end[0]
-    return found
 
 
 def refuse_dtype(dtype: str | None) -> None:

@@ -25,10 +25,10 @@ STEPS = 100_000  # of all ranges of a template together
 BIGGEST = 2**64  # of a power
 MINIMUM = (3, 1, 6)  # of jinja2: sandboxes before it have known holes
 
-Message = Any  # a mapping with role and content; `render` looks
+Message = Any  # a mapping with role and content; `render_chat` looks
 
 
-class Template(NamedTuple):
+class ChatTemplate(NamedTuple):
     """The source of a template, and the pieces it calls by name (bos_token, eos_token, ...)."""
 
     source: str
@@ -36,14 +36,14 @@ class Template(NamedTuple):
     where: str = "the template"
 
 
-def read(folder: Path) -> Template:
+def read_chat_template(folder: Path) -> ChatTemplate:
     """Return the template of a Hugging Face folder, or of one of ours; CheckpointError if none."""
     if (folder / FILE).exists():
         kept = settings_yaml.read(folder / FILE)
         source, names = kept.get("template"), kept.get("names") or {}
         if not isinstance(source, str) or not isinstance(names, dict):
             raise CheckpointError(f"{folder / FILE} is damaged: it holds no template and names")
-        return Template(source, names, str(folder / FILE))
+        return ChatTemplate(source, names, str(folder / FILE))
     about = _json(folder / TOKENIZER)
     found = [
         (folder / TEMPLATE, _text(folder / TEMPLATE)),
@@ -61,26 +61,26 @@ def read(folder: Path) -> Template:
         for key, value in (_json(folder / "special_tokens_map.json") | about).items()
         if key.endswith("_token")
     }
-    return Template(source, {k: v for k, v in names.items() if isinstance(v, str)}, str(path))
+    return ChatTemplate(source, {k: v for k, v in names.items() if isinstance(v, str)}, str(path))
 
 
-def has_template(folder: Path) -> bool:
-    """Return whether `read` finds a template."""
+def has_chat_template(folder: Path) -> bool:
+    """Return whether `read_chat_template` finds a template."""
     try:
-        read(folder)
+        read_chat_template(folder)
     except CheckpointError:
         return False
     return True
 
 
-def write(folder: Path, template: Template) -> None:
+def write_chat_template(folder: Path, template: ChatTemplate) -> None:
     """Write the template into one of our folders."""
     about = {"template": template.source, "names": dict(template.names)}
     files.write(folder / FILE, settings_yaml.write(about))
 
 
-def render(
-    template: Template, messages: Sequence[Message], *, answer: bool = True, **values: Any
+def render_chat(
+    template: ChatTemplate, messages: Sequence[Message], *, answer: bool = True, **values: Any
 ) -> str:
     """Return the text of a chat; answer: with the mark after which the model's turn begins.
 

@@ -23,7 +23,7 @@ Until = Literal["full", "likely", "certain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
+class GenerationConfig:
     """What a folder says of generation and classes; None, or nothing, where it leaves it open."""
 
     start: int | None = option("id that a decoder begins with", None)
@@ -180,8 +180,8 @@ OFF = {"guidance_scale": 1, "num_beam_groups": 1, "diversity_penalty": 0, "epsil
        "eta_cutoff": 0, "penalty_alpha": 0}  # fmt: skip
 
 
-def read(folder: Path) -> tuple[Usage, tuple[str, ...]]:
-    """Return (Usage, keys it holds that are not followed) of any folder that holds a model.
+def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, ...]]:
+    """Return (what a folder says of generation, keys it holds that are not followed).
 
     A Hugging Face folder: config.json, and generation_config.json, which wins. Ours: usage.yaml,
     and what a run's objective says. Raises CheckpointError that names file, key and value.
@@ -198,19 +198,19 @@ def read(folder: Path) -> tuple[Usage, tuple[str, ...]]:
         if objective.get("start") == 0:
             found["start"] = 0
     try:
-        return settings.build(Usage, found), ()
+        return settings.build(GenerationConfig, found), ()
     except ValueError as error:
         raise CheckpointError(f"{folder / FILE} is damaged: {error}") from error
 
 
-def write(folder: Path, usage: Usage) -> None:
-    """Write what is given as usage.yaml of one of our folders; nothing for an open Usage."""
+def write_generation_config(folder: Path, usage: GenerationConfig) -> None:
+    """Write what is given as usage.yaml of one of our folders; nothing if nothing is given."""
     kept = {k: v for k, v in settings.as_dict(usage).items() if v not in (None, [])}
     if kept:
         files.write(folder / FILE, settings_yaml.write(kept))
 
 
-def to_hub(usage: Usage) -> tuple[dict[str, Any], dict[str, Any]]:
+def to_hub(usage: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (keys of config.json, generation_config.json) that say the same."""
     values = {
         key: row.write(getattr(usage, row.ours))
@@ -224,7 +224,7 @@ def to_hub(usage: Usage) -> tuple[dict[str, Any], dict[str, Any]]:
     return about, values
 
 
-def _of_hub(folder: Path) -> tuple[Usage, tuple[str, ...]]:
+def _of_hub(folder: Path) -> tuple[GenerationConfig, tuple[str, ...]]:
     about = _json(folder / CONFIG)
     generation, lost = {}, []
     where = dict.fromkeys(about, CONFIG)
@@ -246,7 +246,7 @@ def _of_hub(folder: Path) -> tuple[Usage, tuple[str, ...]]:
             raise CheckpointError(
                 f"{folder / where[key]}: {key}={_short(value)} can't be: {error}"
             ) from None
-    usage = Usage(**found, labels=_labels(folder, about.get("id2label")))
+    usage = GenerationConfig(**found, labels=_labels(folder, about.get("id2label")))
     _check(folder, usage)
     return usage, tuple(lost)
 
@@ -264,7 +264,7 @@ def _labels(folder: Path, names: Any) -> tuple[str, ...]:
     return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
 
 
-def _check(folder: Path, usage: Usage) -> None:
+def _check(folder: Path, usage: GenerationConfig) -> None:
     for least, most in (("min_new_tokens", "length"), ("min_length", "whole_length")):
         few, many = getattr(usage, least), getattr(usage, most)
         if few is not None and many is not None and few > many:

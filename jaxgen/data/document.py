@@ -1,0 +1,22 @@
+"""One text of a corpus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, the file or module it is from, and what is to be made of it, if that is known.
+
+    target: the other side of a pair, or the name of a class.
+    """
+
+    text: str
+    source: str
+    target: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The text, and the target if there is one."""
+        return (self.text,) if self.target is None else (self.text, self.target)
