@@ -43,7 +43,7 @@ def jaxgen(tmp_path, monkeypatch, capsys, calls):
         # Not setattr: it would look the real one up, and so import all of JAX.
         monkeypatch.setitem(vars(run), name, called)
 
-    for name in ("train", "resume", "quickstart"):
+    for name in ("train", "resume"):
         fake(name)
     fake("tokenize", [("tokenizer", "bytes, 256 ids"), ("digest", "abc")])
     fake("evaluate", [("loss", "1.5 nats per token"), ("bits per byte", "2.1")])
