@@ -19,6 +19,7 @@ FLOORS = {
         "files",
         "lazy",
         "host",
+        "eager",
     ],
     1: ["mesh"],
     2: ["ops"],

@@ -24,10 +24,11 @@ from jaxgen.decoding.detail import Reason, ended_by
 from jaxgen.decoding.ended import Ended, Texts, gathered
 from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
-from jaxgen.decoding.search import Search
+from jaxgen.decoding.search import Search, check
 from jaxgen.decoding.setting import column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Progress, Words
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import gumbel
 
@@ -104,8 +105,18 @@ def beam_search(
     Raises ConfigError if `returned` exceeds the beams, a key or prompt is missing, or words meet
     groups or draws.
     """
-    _check(search, returned, key, words)
+    check(search, returned, key, words)
     fits.check(sample, length, beams=search.beams)
+    given = {"words": words, "stop": stop, "strings": strings, "limit": limit}
+    given |= {"prompt": prompt, "lengths": lengths, "returned": returned}
+    return _search(step, cache, first, key, sample, length, search, **given)
+
+
+@compile_once
+def _search(
+    step, cache, first, key, sample, length, search, *,
+    returned, words, stop, strings, limit, prompt, lengths,
+) -> Found:  # fmt: skip
     batch = first.shape[0]
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)
@@ -118,17 +129,6 @@ def beam_search(
         lambda run: (run.place < length) & ~jnp.all(run.done), _body(task, step), begun
     )
     return _found(task, run)
-
-
-def _check(search: Search, returned: int, key: Keys | None, words: Words | None) -> None:
-    if not 1 <= returned <= search.beams:
-        raise ConfigError(f"returned={returned} must be from 1 to beams={search.beams}")
-    if search.pick == "draw" and key is None:
-        raise ConfigError("pick='draw' needs key=; give jax.random.key(seed)")
-    if words is not None and search.groups > 1:
-        raise ConfigError(f"groups={search.groups} and words= exclude each other; drop one")
-    if words is not None and search.pick == "draw":
-        raise ConfigError("pick='draw' and words= exclude each other; drop one")
 
 
 def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:

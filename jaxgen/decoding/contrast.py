@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxgen.decoding.loop import Step
+from jaxgen.decoding.record import record
 
 KEPT = 0.1  # of the paper: tokens this much less likely than the likeliest are never drawn
 BASE = -1e-3  # what the early log-probability of such a token is set to
@@ -24,12 +26,17 @@ def layer_contrast(step: Layered) -> Step:
     the last one's, by Jensen and Shannon's divergence. (transformers took one layer for the whole
     batch, so that a request's text depended on its neighbours.)
     """
+    return _LayerContrast(step)
 
-    def contrasted(tokens, cache):
-        logits, early, cache = step(tokens, cache)
+
+@record
+@dataclass(frozen=True)
+class _LayerContrast:
+    step: Layered
+
+    def __call__(self, tokens: Int[Array, "B"], cache: Any) -> tuple[Array, Any]:
+        logits, early, cache = self.step(tokens, cache)
         return contrast(logits, early), cache
-
-    return contrasted
 
 
 def contrast(logits: Float[Array, "B V"], early: Float[Array, "L B V"]) -> Float[Array, "B V"]:

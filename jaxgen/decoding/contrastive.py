@@ -19,6 +19,7 @@ from jaxgen.decoding.past import Past
 from jaxgen.decoding.setting import checked as checked_setting
 from jaxgen.decoding.setting import column, whole
 from jaxgen.decoding.stop import StopStrings
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 
 Seeing = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]]
@@ -69,6 +70,16 @@ def contrastive_search(
     checked_setting("penalty", penalty, lambda x: (x >= 0) & (x <= 1), "from 0 to 1")
     if count == 1 and isinstance(penalty, (int, float)) and penalty:
         raise ConfigError(f"penalty={penalty} has no effect with count=1: nothing is to choose")
+    held = {"seen": seen, "seen_lengths": seen_lengths, "prompt": prompt, "lengths": lengths}
+    ends = {"stop": stop, "strings": strings, "limit": limit}
+    return _search(step, cache, first, sample, length, count, jnp.asarray(penalty), **held, **ends)
+
+
+@compile_once
+def _search(
+    step, cache, first, sample, length, count, penalty, *,
+    seen, seen_lengths, prompt, lengths, stop, strings, limit,
+) -> Int[Array, "B length"]:  # fmt: skip
     batch = first.shape[0]
     key = jax.random.key(0)  # of a plan; nothing is drawn
     plan = plan_of(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)

@@ -14,6 +14,7 @@ from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
 from jaxgen.decoding.loop import Count, Keys, Step, Stops, loop, plan_of
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.stop import StopStrings, found
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 
 Scores = Literal["model", "chain"]
@@ -51,6 +52,7 @@ class _Record(NamedTuple):
     top_logprobs: Array
 
 
+@compile_once
 def decode_detailed(
     step: Step,
     cache: Any,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from jaxgen.decoding.loop import Step
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, column
 from jaxgen.errors import ConfigError
 
@@ -22,10 +25,19 @@ def fused(model: Step, prior: Step, weight: Any) -> Step:
     or for steps of two vocabularies.
     """
     checked("weight", weight, lambda x: 0 <= x < jnp.inf, "0 or more; 0 is off")
+    return _Fused(model, prior, weight)
 
-    def step(tokens, caches):
-        own, first = model(tokens, caches[0])
-        other, second = prior(tokens, caches[1])
+
+@record
+@dataclass(frozen=True)
+class _Fused:
+    model: Step
+    prior: Step
+    weight: Any
+
+    def __call__(self, tokens: Int[Array, "B"], caches: Any) -> tuple[Array, Any]:
+        own, first = self.model(tokens, caches[0])
+        other, second = self.prior(tokens, caches[1])
         if own.shape != other.shape:
             raise ConfigError(
                 f"a model of {own.shape[1]} ids and a prior of {other.shape[1]} do not fuse; "
@@ -33,8 +45,6 @@ def fused(model: Step, prior: Step, weight: Any) -> Step:
             )
         own = jax.nn.log_softmax(own.astype(jnp.float32), axis=-1)
         other = jax.nn.log_softmax(other.astype(jnp.float32), axis=-1)
-        share = jnp.broadcast_to(column(weight), other.shape)
+        share = jnp.broadcast_to(column(self.weight), other.shape)
         # Zero times the minus infinity of a ban would be NaN.
         return own + jnp.where(share > 0, share * other, 0.0), (first, second)
-
-    return step

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from jaxgen.decoding.loop import Step
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import checked, column
 
 
@@ -20,15 +23,22 @@ def guided(conditional: Step, unconditional: Step, scale: Any) -> Step:
     cache) to `decode`, the second filled with a prompt that lacks the condition.
     """
     checked("scale", scale, lambda x: abs(x) < jnp.inf, "a finite number; 1 is off")
+    return _Guided(conditional, unconditional, scale)
 
-    def step(tokens, caches):
-        with_it, first = conditional(tokens, caches[0])
-        without, second = unconditional(tokens, caches[1])
+
+@record
+@dataclass(frozen=True)
+class _Guided:
+    conditional: Step
+    unconditional: Step
+    scale: Any
+
+    def __call__(self, tokens: Int[Array, "B"], caches: Any) -> tuple[Array, Any]:
+        with_it, first = self.conditional(tokens, caches[0])
+        without, second = self.unconditional(tokens, caches[1])
         with_it = jax.nn.log_softmax(with_it.astype(jnp.float32), axis=-1)
         without = jax.nn.log_softmax(without.astype(jnp.float32), axis=-1)
         # Where both ban a token, infinity minus infinity must stay a ban.
         apart = jnp.where(jnp.isneginf(without), 0.0, with_it - without)
-        mixed = jnp.where(jnp.isneginf(with_it), with_it, without + column(scale) * apart)
+        mixed = jnp.where(jnp.isneginf(with_it), with_it, without + column(self.scale) * apart)
         return mixed, (first, second)
-
-    return step

@@ -15,6 +15,7 @@ from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import NOT_FINITE, checked, missing
 from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.stop import StopStrings, found
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 
 CacheT = TypeVar("CacheT")
@@ -85,6 +86,7 @@ class Chunk(NamedTuple):
     done: Bool[Array, "B"]
 
 
+@compile_once
 def decode_chunk(
     step: Step,
     cache: Any,

@@ -69,3 +69,15 @@ def beams(
     codes = np.asarray([RULES[name] for name in names], np.int32)
     code = codes[0] if isinstance(until, str) else codes
     return Search(length_penalty, code, diversity, int(count), int(groups), pick)
+
+
+def check(search: Search, returned: int, key: Any, words: Any) -> None:
+    """Raise ConfigError if a search can't return so many texts, or contradicts its key or words."""
+    if not 1 <= returned <= search.beams:
+        raise ConfigError(f"returned={returned} must be from 1 to beams={search.beams}")
+    if search.pick == "draw" and key is None:
+        raise ConfigError("pick='draw' needs key=; give jax.random.key(seed)")
+    if words is not None and search.groups > 1:
+        raise ConfigError(f"groups={search.groups} and words= exclude each other; drop one")
+    if words is not None and search.pick == "draw":
+        raise ConfigError("pick='draw' and words= exclude each other; drop one")

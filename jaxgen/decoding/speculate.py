@@ -7,7 +7,7 @@ What comes out is distributed exactly as the target's own draws (Leviathan et al
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,10 @@ from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, missing
 from jaxgen.decoding.detail import Reason, ended_by
 from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
+from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import whole
 from jaxgen.decoding.stop import StopStrings, found
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import categorical
 
@@ -42,12 +44,13 @@ class Guess(NamedTuple):
     cache: Any
 
 
+@record
 @dataclass(frozen=True)
 class Draft:
     """A way to guess: guess(last token [B], past, cache, keys [B]) -> Guess of `count` tokens."""
 
     guess: Callable[[Any, Past, Any, Any], Guess]
-    count: int
+    count: int = field(metadata={"static": True})
     cache: Any
 
 
@@ -72,25 +75,32 @@ def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
     whole("count", count, 1)
     if pasts.needs(sample) != "nothing":
         raise ConfigError(f"a draft's chain reads logits alone; {missing(sample)}")
+    return Draft(_ModelGuess(step, sample, int(count)), int(count), cache)
 
-    def guess(token, past, cache, keys):
+
+@record
+@dataclass(frozen=True)
+class _ModelGuess:
+    step: Step
+    sample: Chain
+    count: int = field(metadata={"static": True})
+
+    def __call__(self, token: Any, past: Past, cache: Any, keys: Any) -> Guess:
         def one(carry, place):
             token, cache = carry
-            logits, cache = step(jnp.maximum(token, 0), cache)
-            logits = sample.process(logits.astype(jnp.float32))
+            logits, cache = self.step(jnp.maximum(token, 0), cache)
+            logits = self.sample.process(logits.astype(jnp.float32))
             draw = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
             new = categorical(draw, logits)
             return (new, cache), (new, jax.nn.softmax(logits, axis=-1), trail(cache))
 
         trail = rows.trail_of(cache)
         begun = trail(cache)
-        made = lax.scan(one, (token, cache), jnp.arange(count + 1))
+        made = lax.scan(one, (token, cache), jnp.arange(self.count + 1))
         # The last guess is drawn only so that its forerunner is read; it is not made.
         (_, cache), (tokens, probs, states) = made
         cache = rows.trailed(cache, begun, states)
         return Guess(tokens[:-1].T, jnp.moveaxis(probs[:-1], 0, 1), cache)
-
-    return Draft(guess, int(count), cache)
 
 
 def lookup(count: int, *, width: int = 2) -> Draft:
@@ -100,40 +110,51 @@ def lookup(count: int, *, width: int = 2) -> Draft:
     """
     whole("count", count, 1)
     whole("width", width, 1)
+    return Draft(_Lookup(int(count), int(width)), int(count), ())
 
-    def guess(token, past, cache, keys):
+
+@record
+@dataclass(frozen=True)
+class _Lookup:
+    count: int = field(metadata={"static": True})
+    width: int = field(metadata={"static": True})
+
+    def __call__(self, token: Any, past: Past, cache: Any, keys: Any) -> Guess:
         tokens, length = past.known()
         slots = jnp.arange(tokens.shape[1])
         begin = jnp.zeros(length.shape, jnp.int32)
-        for size in range(1, width + 1):
+        for size in range(1, self.width + 1):
             ending = pasts.last(past, size)
             same = slots + size < length[:, None]
             for place in range(size):
                 same &= jnp.roll(tokens, -place, axis=1) == ending[:, place, None]
             latest = jnp.max(jnp.where(same, slots + size, 0), axis=1)
             begin = jnp.where(latest > 0, latest, begin)  # a longer match overrules
-        where = jnp.minimum(begin[:, None] + jnp.arange(count), length[:, None] - 1)
+        where = jnp.minimum(begin[:, None] + jnp.arange(self.count), length[:, None] - 1)
         copied = jnp.take_along_axis(tokens, jnp.maximum(where, 0), axis=1)
         return Guess(jnp.maximum(copied, 0), None, cache)
-
-    return Draft(guess, int(count), ())
 
 
 def reader(step: Step) -> Reader:
     """Return any step as a reader of several tokens, one after the other: exact, but no faster."""
+    return _Reader(step)
 
-    def read(tokens, cache):
+
+@record
+@dataclass(frozen=True)
+class _Reader:
+    step: Step
+
+    def __call__(self, tokens: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
         trail = rows.trail_of(cache)
         begun = trail(cache)
 
         def one(cache, token):
-            logits, cache = step(token, cache)
+            logits, cache = self.step(token, cache)
             return cache, (logits, trail(cache))
 
         cache, (logits, states) = lax.scan(one, cache, tokens.T)
         return jnp.moveaxis(logits, 0, 1), rows.trailed(cache, begun, states)
-
-    return read
 
 
 class _Run(NamedTuple):
@@ -181,6 +202,14 @@ def speculate(
     fits.check(sample, length)
     rows.check_back(cache, draft.count + 1)
     rows.check_back(draft.cache, draft.count + 1)
+    given = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
+    return _speculate(read, cache, first, key, sample, length, draft, prompt, **given)
+
+
+@compile_once
+def _speculate(
+    read, cache, first, key, sample, length, draft, prompt, *, lengths, stop, strings, limit
+) -> Speculated:
     batch, keys = first.shape[0], request_keys(key, first.shape[0])
     most = jnp.broadcast_to(jnp.asarray(length if limit is None else limit), batch)
     most = jnp.minimum(most, length)

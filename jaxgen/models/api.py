@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.nn.stack import place
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
@@ -38,6 +39,7 @@ class Output(NamedTuple):
     pooled: Float[Array, "B D"] | None = None
 
 
+@compile_once
 def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
     """Return freshly initialised parameters: a plain nested dict, paths like "layers/attn/q"."""
     return _unboxed(_boxed(config, key))
@@ -118,6 +120,7 @@ def empty_cache(
     )
 
 
+@compile_once
 def encode(
     params: Params,
     config: ModelConfig,
@@ -145,6 +148,7 @@ def encode(
     return Memory(out.state, marked, _taps(seen, taps))
 
 
+@compile_once
 def hidden(
     params: Params,
     config: ModelConfig,
@@ -168,6 +172,7 @@ def hidden(
     return _forward(params, config, inputs, key)[0]
 
 
+@compile_once
 def apply(
     params: Params,
     config: ModelConfig,

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding import fits
 from jaxgen.decoding.chain import Chain, greedy
 from jaxgen.decoding.loop import Keys, decode
+from jaxgen.decoding.record import record
 from jaxgen.decoding.stop import StopStrings
+from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store, by_row
 from jaxgen.ops.memory import Memory
 
 
-def model_step(params: api.Params, config: ModelConfig):
-    """Return the model as a decoding step: (tokens [R], cache) -> (logits [R, V], cache).
+@record
+@dataclass(frozen=True)
+class ModelStep:
+    """A model as a decoding step: (tokens [R], cache) -> (logits [R, V], cache)."""
 
-    A token for each row of the cache, or for each of its branches.
-    """
-    params = serving.in_line(params, config)
+    params: api.Params
+    config: ModelConfig = field(metadata={"static": True})
 
-    def step(tokens, cache):
-        out = api.apply(params, config, by_row(cache, tokens), cache=cache)
+    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Float[Array, "R V"], Any]:
+        """Return the logits after one more token of each row, or of each of its branches."""
+        out = api.apply(self.params, self.config, by_row(cache, tokens), cache=cache)
         assert out.logits is not None
-        return out.logits.reshape(len(tokens), -1), out.cache
+        return out.logits.reshape(tokens.shape[0], -1), out.cache
 
-    return step
+
+def model_step(params: api.Params, config: ModelConfig) -> ModelStep:
+    """Return the model as the step that `decode` takes, its parameters as decoding reads them."""
+    return ModelStep(serving.in_line(params, config), config)
 
 
 def new_cache(
@@ -47,6 +55,7 @@ def new_cache(
     return api.empty_cache(config, batch, capacity, memory=slots, in_line=in_line, **about)
 
 
+@compile_once
 def prefill(
     params: api.Params,
     config: ModelConfig,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxgen.decoding.contrastive import Seeing
 from jaxgen.decoding.guide import guided
 from jaxgen.decoding.loop import Step
 from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.record import record
 from jaxgen.decoding.speculate import Reader
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
@@ -23,51 +25,74 @@ WIDE = 40  # layers; a deeper model contrasts with 20 of them
 
 def plain(params: api.Params, config: ModelConfig, known: int) -> Step:
     """Return the model as a step; ids from `known` on, which spell no text, are banned."""
-    seeing = seen(params, config, known)
+    return _Plain(seen(params, config, known))
 
-    def step(tokens, cache):
-        logits, _, cache = seeing(tokens, cache)
+
+@record
+@dataclass(frozen=True)
+class _Plain:
+    step: Seeing
+
+    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Array, Any]:
+        logits, _, cache = self.step(tokens, cache)
         return logits, cache
-
-    return step
 
 
 def seen(params: api.Params, config: ModelConfig, known: int) -> Seeing:
     """Return the step that gives its last hidden states, too, for contrastive search."""
+    return _Seen(params, config, known)
 
-    def step(tokens, cache):
-        out = api.apply(params, config, by_row(cache, tokens), cache=cache)
+
+@record
+@dataclass(frozen=True)
+class _Model:
+    params: api.Params
+    config: ModelConfig = field(metadata={"static": True})
+    known: int = field(metadata={"static": True})
+
+
+@record
+@dataclass(frozen=True)
+class _Seen(_Model):
+    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Array, Array, Any]:
+        out = api.apply(self.params, self.config, by_row(cache, tokens), cache=cache)
         assert out.logits is not None
         logits, hidden = (_each(x, tokens) for x in (out.logits, out.hidden))
-        return _known(logits, known), hidden, out.cache
-
-    return step
+        return _known(logits, self.known), hidden, out.cache
 
 
 def reading(params: api.Params, config: ModelConfig, known: int) -> Reader:
     """Return the model as a reader of several tokens at once, for speculation."""
+    return _Reading(params, config, known)
 
-    def read(tokens, cache):
-        out = api.apply(params, config, tokens, cache=cache)
+
+@record
+@dataclass(frozen=True)
+class _Reading(_Model):
+    def __call__(self, tokens: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
+        out = api.apply(self.params, self.config, tokens, cache=cache)
         assert out.logits is not None
-        return _known(out.logits, known), out.cache
-
-    return read
+        return _known(out.logits, self.known), out.cache
 
 
 def contrasted(
     params: api.Params, config: ModelConfig, known: int, layers: tuple[int, ...]
 ) -> Step:
     """Return DoLa's step, whose early layers are `layers` (see `dola_layers`)."""
+    return layer_contrast(_Layered(params, config, known, layers))
 
-    def step(tokens, cache):
-        rows = by_row(cache, tokens)
-        out, early = api.early_logits(params, config, rows, layers, cache=cache)
+
+@record
+@dataclass(frozen=True)
+class _Layered(_Model):
+    layers: tuple[int, ...] = field(metadata={"static": True})
+
+    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Array, Array, Any]:
+        rows, layers = by_row(cache, tokens), self.layers
+        out, early = api.early_logits(self.params, self.config, rows, layers, cache=cache)
         assert out.logits is not None
-        early = early.reshape(len(layers), len(tokens), -1)
-        return _known(_each(out.logits, tokens), known), _known(early, known), out.cache
-
-    return layer_contrast(step)
+        early = _known(early.reshape(len(layers), tokens.shape[0], -1), self.known)
+        return _known(_each(out.logits, tokens), self.known), early, out.cache
 
 
 def dola_layers(config: ModelConfig, which: Literal["low", "high"]) -> tuple[int, ...]:
@@ -100,7 +125,7 @@ def away(step: Step, scale: Float[Array, "B"]) -> Step:
 
 def _each(x: Float[Array, "B T *X"], tokens: Int[Array, "R"]) -> Float[Array, "R *X"]:
     """What a model makes of `by_row`, token by token again."""
-    return x.reshape(len(tokens), *x.shape[2:])
+    return x.reshape(tokens.shape[0], *x.shape[2:])
 
 
 def _known(logits: Float[Array, "*B V"], known: int) -> Float[Array, "*B V"]:

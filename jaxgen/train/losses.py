@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
+from jaxgen.eager import compile_once
 from jaxgen.mesh import shards
 from jaxgen.mesh.place import platform
 from jaxgen.models import api
@@ -31,6 +32,7 @@ class Loss(NamedTuple):
     nll: Float[Array, "B"]  # plain weighted negative log-likelihood of each row; nats
 
 
+@compile_once
 def token_loss(
     params: api.Params,
     config: ModelConfig,

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from jaxgen.config import ModelConfig
+from jaxgen.eager import compile_once
 from jaxgen.train import accumulate as accumulation
 from jaxgen.train import guard
 from jaxgen.train.accumulate import LossFunction
@@ -16,6 +17,7 @@ from jaxgen.train.losses import Batch, Loss
 from jaxgen.train.state import State
 
 
+@compile_once
 def train_step(
     state: State,
     batch: Batch,
