@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.config import ModelConfig
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import api
 from jaxgen.text.complete import Session, open_run
 from jaxgen.text.generation import Generation
@@ -68,7 +68,7 @@ class Harness(TemplateLM):
                 f"device={device}, max_batch_size={max_batch_size}: JAX takes the device that "
                 f"JAX_PLATFORMS names, and a batch has batch_size rows; leave both out"
             )
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"batch_size={batch_size} must be a whole number of at least 1")
         self.session: Session = open_run(path)
         if self.session.config.topology != "decoder" or self.session.config.head != "lm":
@@ -101,6 +101,12 @@ class Harness(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         """Return (log p in nats, whether all are the likeliest) of each continuation."""
         width = self.session.config.context
+        for texts, _, after in requests:
+            if not 0 < len(after) <= width:
+                raise DataError(
+                    f"the continuation {'' if texts is None else texts[1]!r} has {len(after)} "
+                    f"tokens, but the harness scores 1 to context={width} at once; correct the task"
+                )
         rows = [(*before, *after)[-(width + 1) :] for _, before, after in requests]
         found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         inputs = [row[:-1] for row in rows]
@@ -169,17 +175,10 @@ class Harness(TemplateLM):
         ours.setdefault("temperature", 1.0)  # as transformers has it where a task only says sample
         ours["stop"] = tuple(text for text in ours.get("stop") or () if text)
         settings = Generation(**ours, seed=self.seed)
-        return self.session.complete([self._cut(text, length) for text in contexts], settings)
-
-    def _cut(self, text: str, length: int) -> str:
-        """Return the end of a context that leaves room for `length` new tokens."""
-        tokenizer = self.session.tokenizer
-        ids = tokenizer.encode(text)
-        room = kept = self.session.config.context - length - 1
-        # The end of a text may take more tokens by itself than it took at the end of all of it.
-        while kept and len(tokenizer.encode(text)) > room:
-            text, kept = tokenizer.decode(ids[-kept:]), kept - 1
-        return text
+        # As "hf" does: the last tokens that leave room for the new ones, bos cut off like any.
+        room = self.session.config.context - length
+        prompts = [tuple(self.tok_encode(text)[-room:]) for text in contexts]
+        return self.session.complete(prompts, settings)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -74,7 +75,7 @@ def answer(
 
 def _show(answers: list[dict]) -> str:
     def one(found: dict) -> str:
-        text = " ".join(found["text"].split())
+        text = re.sub(r"[ \t\r\n]+", " ", found["text"]).strip(" ")
         return text if found["score"] is None else f"{text}\t{found['score']:.4f}"
 
     return "\t".join(map(one, answers)) or "(no answer)"

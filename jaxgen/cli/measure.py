@@ -65,7 +65,7 @@ def _lines(path: str) -> list[str]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; correct the path") from None
     try:
-        return raw.decode("utf-8-sig").splitlines()
+        return files.lines(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it") from None
 

@@ -49,7 +49,7 @@ def gather(texts: Sequence[str], source: str | None) -> list[str]:
         where = "standard input" if source in (None, "-") else source
         raw = sys.stdin.buffer.read() if source in (None, "-") else _bytes(Path(str(source)))
         try:
-            texts = raw.decode("utf-8-sig").splitlines()
+            texts = files.lines(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise ConfigError(f"{where} is not UTF-8 at byte {error.start}; convert it") from None
         empty = next((n for n, text in enumerate(texts, 1) if not text.strip()), None)

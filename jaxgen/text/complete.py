@@ -20,19 +20,23 @@ from jaxgen.text.batches import Request
 from jaxgen.text.generation import Generation
 from jaxgen.text.tasks.model import open_model
 from jaxgen.tokens import Tokenizer
+from jaxgen.tokens.protocol import check_ids
 
 DEFAULT_LENGTH = 128  # new tokens, if the context has room for them
 
 
 class Asked(NamedTuple):
-    """A prompt, how to go on from it, and the place of its first text among its seed's draws."""
+    """A prompt, how to go on from it, and the place of its first text among its seed's draws.
 
-    prompt: str
+    prompt: a text, or its ids, which are read as they are.
+    """
+
+    prompt: str | tuple[int, ...]
     settings: Generation
     number: int = 0
 
 
-def numbered(prompts: Sequence[str], settings: Generation) -> list[Asked]:
+def numbered(prompts: Sequence[str | tuple[int, ...]], settings: Generation) -> list[Asked]:
     """Return what is asked when many prompts share their settings, no two texts their draws."""
     each = settings.best_of or settings.samples
     return [Asked(prompt, settings, i * each) for i, prompt in enumerate(prompts)]
@@ -58,7 +62,9 @@ class Session:
         """Return how many tokens a prompt and its completion may have together."""
         return self.config.context
 
-    def encode(self, prompt: str, length: int | None = None) -> tuple[list[int], int]:
+    def encode(
+        self, prompt: str | tuple[int, ...], length: int | None = None
+    ) -> tuple[list[int], int]:
         """Return (ids, new tokens to make); ConfigError for an empty or too long prompt.
 
         length: new tokens wanted; None takes up to 128 of what the context leaves.
@@ -101,7 +107,7 @@ class Session:
             reason = reason if ended is None else ended
         return reason
 
-    def complete(self, prompts: Sequence[str], settings: Generation) -> list[str]:
+    def complete(self, prompts: Sequence[str | tuple[int, ...]], settings: Generation) -> list[str]:
         """Return the completions of each prompt, prompt by prompt; see `generate`."""
         answers = self.generate(numbered(prompts, settings))
         return [one.text for row in answers for one in row]
@@ -208,9 +214,12 @@ class Session:
             )
         return min(DEFAULT_LENGTH, room) if length is None else length
 
-    def _ids(self, prompt: str) -> list[int]:
+    def _ids(self, prompt: str | tuple[int, ...]) -> list[int]:
         if not prompt:
             raise ConfigError("prompt is empty; give at least one character to go on from")
+        if not isinstance(prompt, str):
+            check_ids(prompt, self.tokenizer.vocab_size)
+            return list(prompt)
         special, ids = self.tokenizer.special, self.tokenizer.encode(prompt)
         ids = ids if special.bos is None else [special.bos, *ids]
         if self.config.topology != "encoder_decoder" or special.eos is None:

@@ -100,24 +100,120 @@ def test_a_begin_of_the_vocabulary_equals_one_beside_it():
     np.testing.assert_allclose(np.delete(a, [0, 4]), b, atol=0.1)
 
 
+ARPA = """\\data\\
+ngram 1=4
+ngram 2=2
+
+\\1-grams:
+-99\t<s>\t-0.2
+-0.5\ta\t-0.3
+-0.6\tb
+-0.7\t</s>
+
+\\2-grams:
+-0.1\t<s> a
+-0.2\ta b
+
+\\end\\
+"""
+# How a sound file is made unsound: (old, new, what the message must hold).
 BAD = {
-    "no end": (b"\\data\\\n\\1-grams:\n-1 a 0\n", "lacks its"),
-    "no number": (b"\\1-grams:\nx a 0\n\\end\\\n", "x.arpa:2: 'x a 0' is no 1-gram"),
-    "unknown word": (
-        b"\\1-grams:\n-1 <s> 0\n-1 b 0\n\\2-grams:\n-1 a <s>\n\\end\\\n",
-        ":5: 'a' is no",
+    "no data": ("\\data\\\n", "", "x.arpa:1: there is no \\data\\"),
+    "no end": ("\\end\\", "", "x.arpa:15: the file ends without \\end\\"),
+    "no section": (
+        "\\2-grams:\n-0.1\t<s> a\n-0.2\ta b\n",
+        "",
+        ":12: \\end\\ comes before \\2-grams",
     ),
-    "no unigrams": (b"\\end\\\n", "has no words"),
-    "not utf-8": (b"\xff", "byte offset 0"),
+    "no counts": ("ngram 1=4\nngram 2=2\n", "", ":3: '\\\\1-grams:' is out of order"),
+    "no first section": ("\\1-grams:", "\\2-grams:", ":5: '\\\\2-grams:' is out of order"),
+    "a section more": ("\\end\\", "\\3-grams:\n\\end\\", ":15: '\\\\3-grams:' is out of order"),
+    "fewer than counted": ("ngram 2=2", "ngram 2=3", ":11: \\2-grams: holds 2 n-grams, but line 3"),
+    "more than counted": ("ngram 1=4", "ngram 1=3", ":5: \\1-grams: holds 4 n-grams, but line 2"),
+    "count of another order": ("ngram 2=2", "ngram 3=2", ":3: 'ngram 3=2' should be"),
+    "count with an underscore": ("ngram 2=2", "ngram 2=0_2", ":3: 'ngram 2=0_2' should be"),
+    "words as a count": ("ngram 2=2", "ngram 2=two", ":3: 'ngram 2=two' should be"),
+    "no number": ("-0.5\ta", "x\ta", ":7: 'x\\ta\\t-0.3' is no 1-gram"),
+    "not a number": ("-0.5\ta", "nan\ta", "is no 1-gram"),
+    "digits of another script": ("-0.5\ta", "-\u0661\ta", "is no 1-gram"),
+    "number with an underscore": ("-0.5\ta", "-0_5\ta", "is no 1-gram"),
+    "too few words": ("<s> a", "<s>", ":12: '-0.1\\t<s>' is no 2-gram"),
+    "too many words": ("<s> a", "<s> a b c", ":12: '-0.1\\t<s> a b c' is no 2-gram"),
+    "probability above 1": ("-0.5\ta", "0.5\ta", ":7: 0.5 is the log of a probability above 1"),
+    "no back-off of a context": ("a\t-0.3", "a", ":7: 'a' has no back-off weight, but is the"),
+    "back-off of the last order": ("a b", "a b\t-1", ":13: an n-gram of the highest order has a"),
+    "a unigram twice": ("-0.6\tb", "-0.6\ta", ":8: 'a' is there twice, first in 7"),
+    "a bigram twice": ("a b", "<s> a", ":13: '<s> a' is there twice, first in 12"),
+    "unknown word": ("<s> a", "<s> c", ":12: 'c' is no unigram"),
+    "no begin": ("<s>", "s", ":6: there is no unigram <s>"),
+    "not utf-8": ("\ta\t", "\ud8ff\t", "byte offset"),
 }
 
 
-@pytest.mark.parametrize(("raw", "part"), BAD.values(), ids=BAD)
-def test_a_malformed_arpa_file_is_refused_with_its_line(tmp_path, raw, part):
-    (tmp_path / "x.arpa").write_bytes(raw)
+def arpa_file(path, text):
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return path
+
+
+@pytest.mark.parametrize(("old", "new", "part"), BAD.values(), ids=BAD)
+def test_a_malformed_arpa_file_is_refused_with_its_line(tmp_path, old, new, part):
+    assert old in ARPA
+    text = ARPA.replace(old, new) if old == "<s>" else ARPA.replace(old, new, 1)
     with pytest.raises(CheckpointError) as caught:
-        arpa.read(tmp_path / "x.arpa")
-    assert part in str(caught.value)
+        arpa.read(arpa_file(tmp_path / "x.arpa", text))
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text,
+    lambda text: text.replace("\n", "\r\n"),
+    lambda text: text.replace("\t", "  "),
+    lambda text: "made by hand\n\n" + text.replace("=", " = "),
+    lambda text: text.replace("-99", "-inf"),
+])  # fmt: skip
+def test_an_arpa_file_is_read_however_it_is_spaced(tmp_path, change):
+    config, params, words = arpa.read(arpa_file(tmp_path / "x.arpa", change(ARPA)))
+    assert (config.order, words) == (2, ["a", "b", "</s>"])
+    logp = ngram.score(params, config, np.asarray([0, 1, 2]), np.asarray([0, 3]))
+    # b has no back-off weight, as nothing goes on from it: 1.
+    np.testing.assert_allclose(logp / np.log(10), [-0.1, -0.2, -0.7], atol=1e-6)
+    assert params["1"]["logp"][3] == -np.inf
+
+
+ODD = "\u00a0 \u3000 \u2028 \u2029 \u0085 \u1680 \u200a \u205f \x1c \x1d \x1e \x1f".split(" ")
+
+
+def test_only_spaces_tabs_and_line_ends_part_the_words_of_an_arpa_file(tmp_path):
+    names = [f"a{mark}b" for mark in ODD] + ODD
+    config = NGram(vocab_size=len(names), order=2)
+    tokens = np.random.default_rng(0).integers(0, len(names), 200)
+    params = ngram.train(config, tokens, np.asarray([0, 100, 200]))
+    arpa.write(tmp_path / "x.arpa", params, config, names)
+    again, kept, words = arpa.read(tmp_path / "x.arpa")
+    assert (again, words) == (config, names)
+    np.testing.assert_allclose(kept["2"]["logp"], params["2"]["logp"], atol=2e-6)
+    for mark in " \t\n\r\v\f":
+        with pytest.raises(DataError, match="holds white space"):
+            arpa.write(tmp_path / "y.arpa", params, config, [f"a{mark}b", *names[1:]])
+    params["1"]["backoff"][0] = np.nan
+    with pytest.raises(DataError, match="1-grams hold NaN"):
+        arpa.write(tmp_path / "y.arpa", params, config, names)
+
+
+def test_orders_of_which_no_n_gram_was_seen_back_off(tmp_path):
+    config, tokens, offsets = (
+        NGram(vocab_size=3, order=4),
+        np.asarray([0, 1]),
+        np.asarray([0, 1, 2]),
+    )
+    params = ngram.train(config, tokens, offsets)
+    assert not len(params["3"]["words"])
+    short = NGram(vocab_size=3, order=2)
+    wanted = ngram.score(ngram.train(short, tokens, offsets), short, tokens, offsets)
+    np.testing.assert_allclose(ngram.score(params, config, tokens, offsets), wanted, atol=1e-6)
+    arpa.write(tmp_path / "x.arpa", params, config, list("abc"))
+    again, kept, _ = arpa.read(tmp_path / "x.arpa")
+    np.testing.assert_allclose(ngram.score(kept, again, tokens, offsets), wanted, atol=1e-6)
 
 
 def test_bad_text_is_refused():

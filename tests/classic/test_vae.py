@@ -168,7 +168,7 @@ def test_bad_sizes_and_texts_are_refused():
         VAE(model=ModelConfig(vocab_size=12), latent=2, slots=1, start=0, eos=1)
     with pytest.raises(ConfigError, match="eos=12 is outside"):
         VAE(model=MODEL, latent=2, slots=1, start=0, eos=12)
-    with pytest.raises(DataError, match="at least one token"):
+    with pytest.raises(DataError, match=r"lengths\[0\]=0 must be 1 to 6"):
         vae.train(CONFIG, TOKENS, LENGTHS * 0, FIT, seed=0)
     with pytest.raises(DataError, match="exceed context=8"):
         vae.train(CONFIG, np.zeros((2, 9), int), np.ones(2, int), FIT, seed=0)

@@ -10,7 +10,7 @@ from gensim.models import KeyedVectors
 from jaxgen import ModelConfig, tree
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.models import api
-from jaxgen.models.classic import glove, vectors, word2vec
+from jaxgen.models.classic import glove, maxent, ngram, template, vectors, word2vec
 from jaxgen.models.classic.glove import GloVe
 from jaxgen.models.classic.vectors import Vectors
 from jaxgen.models.classic.word2vec import Batch, Word2Vec
@@ -196,7 +196,18 @@ BAD = {
     "no number": (b"a 1 x\n", "x.txt:1: 'a 1 x' is no word"),
     "not finite": (b"1 1\na nan\n", "x.txt:2"),
     "other width": (b"a 1 2\nb 1\n", "x.txt:2: 1 numbers, but 2 before"),
-    "truncated": (b"3 1\na 1\nb 2\n", "x.txt:1 says 3 words of 1 numbers, but there are 2"),
+    "truncated": (b"3 1\na 1\nb 2\n", "x.txt:1 says 3 words of 1 numbers, but there are 2 of 1"),
+    "narrower than said": (
+        b"1 2\na 1\n",
+        "x.txt:1 says 1 words of 2 numbers",
+    ),
+    "sizes in superscript": (
+        "\u00b2\u00a0\u00b2\na 1\n".encode(),
+        "x.txt:1: '\u00b2\\xa0\u00b2' is no word",
+    ),
+    "an underscore": (b"a 1_0\n", "x.txt:1: 'a 1_0' is no word"),
+    "digits of another script": ("a \u0661\n".encode(), "x.txt:1: 'a \u0661' is no word"),
+    "too large": (b"a 1e40\n", "x.txt:1: 'a 1e40' is no word"),
     "twice": (b"a 1\na 2\n", "'a' occurs twice"),
 }
 
@@ -223,3 +234,73 @@ def test_bad_sizes_and_words_are_refused(tmp_path):
             GloVe(vocab_size=4, width=2, window=1, most=1.0, power=1.0),
             np.asarray([1]), np.asarray([0, 1]),
         )  # fmt: skip
+    with pytest.raises(DataError, match="NaN or infinity"):
+        vectors.save(tmp_path / "x", Vectors(("a",), np.full((1, 2), np.nan, np.float32)))
+    same = Vectors(("a", "b"), np.ones((2, 2), np.float32))
+    alike = Vectors(("a", "b", "zero"), np.asarray([[1, 0], [1, 0], [0, 0]], np.float32))
+    with pytest.raises(ConfigError, match=r"'a' - 'b' \+ 'zero' is the vector of zeros"):
+        vectors.analogy(alike, "b", "a", "zero", 1)
+    params = {"embed": {"tokens": jnp.ones((2, 2))}}
+    with pytest.raises(ConfigError, match="numbers of the vectors are the same"):
+        vectors.initial(params, same, ["a", "b"])
+
+
+def test_only_spaces_and_line_ends_part_the_words_of_a_file(tmp_path):
+    odd = "\u00a0 \u3000 \u2028 \u2029 \u0085 \u200a \x1c \x1d \x1e \x1f".split(" ")
+    words = (*odd, *(f"a{mark}b" for mark in odd))
+    ours = Vectors(words, np.random.default_rng(0).normal(size=(len(words), 3)).astype(np.float32))
+    for header in ("word2vec", "none"):
+        vectors.save(tmp_path / "x.txt", ours, header=header)
+        again = vectors.load(tmp_path / "x.txt")
+        assert again.words == words
+        np.testing.assert_array_equal(again.table, ours.table)
+    pieces = [f" {word}" for word in words]
+    table = {"embed": {"tokens": jnp.zeros((len(words), 3))}}
+    assert vectors.initial(table, ours, pieces, spread="own")[1] == len(words)
+    for mark in " \t\n\r\v\f":
+        with pytest.raises(DataError, match="holds white space"):
+            vectors.save(tmp_path / "y.txt", Vectors((f"a{mark}b",), np.ones((1, 2), np.float32)))
+
+
+LEARNERS = {
+    "ngram": lambda tokens, offsets: ngram.train(
+        ngram.NGram(vocab_size=4, order=2), tokens, offsets
+    ),
+    "glove": lambda tokens, offsets: glove.cooccurrences(
+        GloVe(vocab_size=4, width=2, window=1, most=1.0, power=1.0), tokens, offsets
+    ),
+    "word2vec": lambda tokens, offsets: word2vec.train(
+        Word2Vec(vocab_size=4, width=2, window=1, form="cbow", output="hierarchical"),
+        tokens, offsets, passes=1, batch=2, rate=0.1, seed=0,
+    ),
+    "maxent": lambda tokens, offsets: maxent.examples(
+        maxent.MaxEnt(vocab_size=4, order=1, words=2), tokens, offsets, begin=None, classes=None
+    ),
+    "template": lambda tokens, offsets: template.frames(
+        template.Template(vocab_size=4, fixed=1, support=1, longest=2, order=2),
+        tokens, offsets, np.zeros(4, bool),
+    ),
+}  # fmt: skip
+WRONG = {
+    "negative": ([0, -1], [0, 2], "token id -1 is outside the vocabulary of 4"),
+    "too large": ([0, 4], [0, 2], "token id 4 is outside"),
+    "no tokens": ([], [0, 0], "no tokens"),
+    "floats": ([0.5, 1.0], [0, 2], "dtype float64"),
+    "rows": ([[0, 1]], [0, 1], r"shape \(1, 2\)"),
+    "tokens left over": ([0, 1, 2], [0, 2], "must rise from 0 to the 3 tokens"),
+    "beyond the tokens": ([0, 1], [0, 3], "must rise from 0 to the 2 tokens"),
+    "not from 0": ([0, 1], [1, 2], "must rise from 0"),
+    "falling": ([0, 1, 2], [0, 2, 1, 3], "must rise from 0"),
+}
+
+
+@pytest.mark.parametrize(("tokens", "offsets", "part"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("learn", LEARNERS.values(), ids=LEARNERS)
+def test_documents_that_are_none_are_refused(learn, tokens, offsets, part):
+    with pytest.raises(DataError, match=part):
+        learn(np.asarray(tokens), np.asarray(offsets))
+
+
+def test_a_pass_without_two_words_side_by_side_is_refused():
+    with pytest.raises(DataError, match="pass 1 found no two words"):
+        LEARNERS["word2vec"](np.asarray([0, 1, 2]), np.asarray([0, 1, 2, 3]))

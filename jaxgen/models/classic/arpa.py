@@ -1,11 +1,17 @@
-"""N-grams in ARPA's text format, which KenLM, SRILM and speech recognisers read and write."""
+"""N-grams in ARPA's text format, which KenLM, SRILM and speech recognisers read and write.
+
+Lines end at "\\n" or "\\r\\n", and spaces and tabs part the fields of a line: any other character,
+as a no-break space, may be part of a word. The format: doc/ngram-format of SRILM.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,21 +22,39 @@ from jaxgen.models.classic.ngram import NGram, Params
 BEGIN = "<s>"
 NEVER = -99.0  # ARPA's log10 of a probability of zero
 TEN = math.log(10)
+MAX_BYTES = 1 << 34
+SPACES = re.compile(r"[ \t]+")
+BROKEN = re.compile(r"[ \t\n\v\f\r]")  # what ends a word for one reader or another, all in C
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf", re.ASCII)
+COUNT = re.compile(r"ngram[ \t]+(\d{1,3})[ \t]*=[ \t]*(\d{1,15})", re.ASCII)
+SECTION = re.compile(r"\\(\d{1,3})-grams:", re.ASCII)
+
+
+class Gram(NamedTuple):
+    """An n-gram: its line, logarithms to the base 10, its words; backoff None where it has none."""
+
+    line: int
+    logp: float
+    words: tuple[str, ...]
+    backoff: float | None
 
 
 def write(path: str | PathLike, params: Params, config: NGram, names: Sequence[str]) -> None:
     """Write params as an ARPA file, whole or not at all.
 
     names: [V] a word for each id; the begin of documents is written as <s>. Raises DataError for
-    names that are empty, hold white space, or occur twice.
+    names that are empty, hold a space, tab or line end, or occur twice, and for params with NaN.
     """
     words = [*names[: config.vocab_size], *([BEGIN] if config.begin is None else [])]
     words[config.first] = BEGIN
     if len(words) != config.size or len(set(words)) != len(words):
         raise DataError(f"an ARPA file wants {config.vocab_size} words, each once")
-    wrong = next((word for word in words if not word or len(word.split()) != 1), None)
+    wrong = next((word for word in words if not word or BROKEN.search(word)), None)
     if wrong is not None:
         raise DataError(f"the word {wrong!r} is empty or holds white space; ARPA can't hold it")
+    for n, level in params.items():
+        if np.isnan(level["logp"]).any() or np.isnan(level["backoff"]).any():
+            raise DataError(f"the {n}-grams hold NaN, which ARPA can't hold; train them again")
     files.write(path, "\n".join(_lines(params, config, words)) + "\n")
 
 
@@ -49,97 +73,160 @@ def _lines(params: Params, config: NGram, words: list[str]) -> Iterator[str]:
         yield f"\\{n}-grams:"
         rows = zip(texts, level["logp"].tolist(), level["backoff"].tolist(), strict=True)
         for text, logp, backoff in rows:
-            shown = f"{logp / TEN if logp > -math.inf else NEVER:.7g}"
-            tail = f"\t{backoff / TEN:.7g}" if n < config.order else ""
-            yield f"{shown}\t{text}{tail}"
+            tail = f"\t{_shown(backoff)}" if n < config.order else ""
+            yield f"{_shown(logp)}\t{text}{tail}"
     yield ""
     yield "\\end\\"
+
+
+def _shown(natural: float) -> str:
+    return f"{natural / TEN if natural > -math.inf else NEVER:.7g}"
 
 
 def read(path: str | PathLike) -> tuple[NGram, Params, list[str]]:
     """Return (config, params, words) of an ARPA file; id i is the i-th word but <s>, which is last.
 
-    Raises CheckpointError, with the line, for a malformed file, a word that is no unigram, or an
-    n-gram whose context is missing.
+    Raises CheckpointError, with the line, for a malformed file: one without its \\data\\ or
+    \\end\\, a section that is missing or holds another number of n-grams than \\data\\ says, an
+    n-gram that is there twice, has a word that is no unigram or a context that is missing or has
+    no back-off weight.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such ARPA file; correct the path")
-    with files.refusals(path):
-        raw = path.read_bytes()
+    raw = files.read_artifact(path, "ARPA file", MAX_BYTES)
     try:
-        rows = raw.decode("utf-8").splitlines()
+        rows = files.lines(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 at byte offset {error.start}") from error
     sections = _sections(path, rows)
-    if not any(text != BEGIN for _, _, text, _ in (sections or [[]])[0]):
+    words = [gram.words[0] for gram in sections[0] if gram.words[0] != BEGIN]
+    if not words:
         raise CheckpointError(f"{path} has no words; it is no ARPA file, or truncated")
-    words = [text for _, _, text, _ in sections[0] if text != BEGIN]
     ids = {word: i for i, word in enumerate([*words, BEGIN])}
-    if len(ids) != len(words) + 1:
-        raise CheckpointError(f"{path} has the same unigram twice")
     config = NGram(vocab_size=len(words), order=len(sections))
     params: Params = {}
     known: dict[tuple[int, ...], int] = {}
     for n, section in enumerate(sections, start=1):
-        known, params[str(n)] = _level(path, n, section, ids, known)
+        lower = sections[n - 2] if n > 1 else []
+        known, params[str(n)] = _level(path, section, ids, known, lower)
     return config, params, words
 
 
-def _sections(path: Path, rows: list[str]) -> list[list[tuple[int, float, str, float]]]:
-    """Return (line number, log10 p, text, log10 backoff) of each n-gram, order by order."""
-    found: list[list[tuple[int, float, str, float]]] = []
-    for number, row in enumerate(rows, start=1):
-        if row.startswith("\\") and row.endswith("-grams:"):
-            found.append([])
-            if row != f"\\{len(found)}-grams:":
-                raise CheckpointError(f"{path}:{number}: {row[:40]!r} is out of order")
-        elif row.strip() == "\\end\\":
+def _sections(path: Path, rows: list[str]) -> list[list[Gram]]:
+    """Return the n-grams of the file, order by order, as many as its head says."""
+    head = next((i for i, row in enumerate(rows) if row.rstrip(" \t") == "\\data\\"), None)
+    if head is None:
+        raise CheckpointError(f"{path}:1: there is no \\data\\; this is no ARPA file")
+    counts: list[tuple[int, int]] = []  # (line, n-grams) of each order
+    found: list[list[Gram]] = []
+    begins: list[int] = []
+    for number, row in enumerate(rows[head + 1 :], start=head + 2):
+        row = row.strip(" \t")
+        if not row:
+            continue
+        if row == "\\end\\":
+            _check_counts(path, counts, found, begins, number)
             return found
-        elif found and row.strip():
-            found[-1].append(_row(path, number, row, len(found)))
-    raise CheckpointError(f"{path} lacks its \\end\\: it is no ARPA file, or truncated")
+        if begin := SECTION.fullmatch(row):
+            if int(begin[1]) != len(found) + 1 or int(begin[1]) > len(counts):
+                raise CheckpointError(
+                    f"{path}:{number}: {row!r} is out of order: \\data\\ names {len(counts)} "
+                    f"orders, and {len(found)} are before it"
+                )
+            found.append([])
+            begins.append(number)
+        elif found:
+            found[-1].append(_gram(path, number, row, len(found), len(counts)))
+        else:
+            counts.append((number, _count(path, number, row, len(counts) + 1)))
+    raise CheckpointError(f"{path}:{len(rows)}: the file ends without \\end\\; it is truncated")
 
 
-def _row(path: Path, number: int, row: str, n: int) -> tuple[int, float, str, float]:
-    parts = row.split()
-    try:
-        backoff = float(parts[n + 1]) if len(parts) == n + 2 else 0.0
-        logp = float(parts[0])
-        if len(parts) not in (n + 1, n + 2) or logp > 0 or not math.isfinite(logp + backoff):
-            raise ValueError
-    except (ValueError, IndexError):
+def _count(path: Path, number: int, row: str, order: int) -> int:
+    said = COUNT.fullmatch(row)
+    if said is None or int(said[1]) != order:
+        raise CheckpointError(
+            f'{path}:{number}: {row[:60]!r} should be "ngram {order}=" and a number, or a section'
+        )
+    return int(said[2])
+
+
+def _check_counts(path: Path, counts, found, begins, end: int) -> None:
+    for n, ((line, count), section) in enumerate(zip(counts, found, strict=False), start=1):
+        if count != len(section):
+            raise CheckpointError(
+                f"{path}:{begins[n - 1]}: \\{n}-grams: holds {len(section)} n-grams, but line "
+                f"{line} says ngram {n}={count}; the file is damaged"
+            )
+    if not counts or len(found) < len(counts):
+        raise CheckpointError(
+            f"{path}:{end}: \\end\\ comes before \\{len(found) + 1}-grams:; the file is damaged"
+        )
+
+
+def _gram(path: Path, number: int, row: str, n: int, orders: int) -> Gram:
+    parts = SPACES.split(row)
+    logs = [parts[0], *parts[n + 1 :]]
+    if not n + 1 <= len(parts) <= n + 2 or not all(map(NUMBER.fullmatch, logs)):
         raise CheckpointError(
             f"{path}:{number}: {row[:60]!r} is no {n}-gram; a line holds log10 p, {n} words and "
-            f"perhaps log10 of the backoff"
-        ) from None
-    return number, logp, " ".join(parts[1 : n + 1]), backoff
+            f"perhaps log10 of the back-off weight"
+        )
+    logp, backoff = (float(text) if text else None for text in (*logs, "")[:2])
+    assert logp is not None
+    if logp > 0:
+        raise CheckpointError(f"{path}:{number}: {logs[0]} is the log of a probability above 1")
+    if n == orders and backoff:
+        raise CheckpointError(
+            f"{path}:{number}: an n-gram of the highest order has a back-off weight, {logs[1]}"
+        )
+    return Gram(number, logp, tuple(parts[1 : n + 1]), backoff)
 
 
-def _level(path: Path, n: int, section, ids, contexts):
-    table = []
-    for number, logp, text, backoff in section:
+def _level(
+    path: Path,
+    section: list[Gram],
+    ids: dict[str, int],
+    contexts: dict[tuple[int, ...], int],
+    lower: list[Gram],
+):
+    """Return ({ids: index}, arrays) of an order's n-grams, of which `contexts` is that below."""
+    rows: dict[tuple[int, ...], Gram] = {}
+    weights = {gram.words: gram for gram in lower}
+    for gram in section:
+        where, text = f"{path}:{gram.line}", " ".join(gram.words)
         try:
-            key = tuple(ids[word] for word in text.split(" "))
+            key = tuple(ids[word] for word in gram.words)
         except KeyError as error:
-            raise CheckpointError(f"{path}:{number}: {error.args[0]!r} is no unigram") from None
-        context = 0 if n == 1 else contexts.get(key[:-1])
-        if context is None:
-            raise CheckpointError(f"{path}:{number}: the context of {text!r} is no {n - 1}-gram")
-        table.append((context, key[-1], logp if logp > NEVER else -math.inf, backoff, key))
-    table.sort()
-    known = {row[-1]: i for i, row in enumerate(table)}
-    if len(known) != len(table):
-        raise CheckpointError(f"{path} has the same {n}-gram twice")
+            raise CheckpointError(f"{where}: {error.args[0]!r} is no unigram") from None
+        if key in rows:
+            raise CheckpointError(f"{where}: {text!r} is there twice, first in {rows[key].line}")
+        if len(key) > 1:
+            context = weights.get(gram.words[:-1])
+            if context is None:
+                raise CheckpointError(f"{where}: the context of {text!r} is no {len(key) - 1}-gram")
+            if context.backoff is None:
+                raise CheckpointError(
+                    f"{path}:{context.line}: {' '.join(context.words)!r} has no back-off weight, "
+                    f"but is the context of {text!r} in line {gram.line}"
+                )
+        rows[key] = gram
+    # Those of a context lie side by side, in the order of contexts.
+    keys = sorted(rows, key=lambda key: (contexts.get(key[:-1], 0), key[-1]))
+    table = [rows[key] for key in keys]
     level = {
-        "logp": np.asarray([row[2] * TEN for row in table], np.float32),
-        "backoff": np.asarray([row[3] * TEN for row in table], np.float32),
+        "logp": _natural([gram.logp for gram in table]),
+        "backoff": _natural([gram.backoff or 0.0 for gram in table]),
     }
-    if n == 1:
-        if len(table) != len(ids):
-            raise CheckpointError(f"{path} has no unigram {BEGIN}")
+    known = {key: i for i, key in enumerate(keys)}
+    if len(keys[0] if keys else ()) == 1:
+        if len(keys) != len(ids):
+            raise CheckpointError(f"{path}:{table[0].line}: there is no unigram {BEGIN}")
         return known, level
-    order = np.asarray([row[0] for row in table], np.int64)
-    words = np.asarray([row[1] for row in table], np.int32)
+    order = np.asarray([contexts[key[:-1]] for key in keys], np.int64)
+    words = np.asarray([key[-1] for key in keys], np.int32)
     starts = np.searchsorted(order, np.arange(len(contexts) + 1)).astype(np.int32)
     return known, {"words": words, "starts": starts, **level}
+
+
+def _natural(logs: list[float]) -> np.ndarray:
+    return np.asarray([log * TEN if log > NEVER else -math.inf for log in logs], np.float32)

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic.documents import check_documents
 
 Params = dict[str, Array]
 
@@ -55,9 +56,9 @@ class Pairs(NamedTuple):
 def cooccurrences(config: GloVe, tokens: np.ndarray, offsets: np.ndarray) -> Pairs:
     """Return the pairs of words at most `window` apart in one document, in both directions.
 
-    Raises DataError if there are none.
+    Raises DataError if there are none, or for ids outside the vocabulary.
     """
-    ids, offsets = np.asarray(tokens).astype(np.int64), np.asarray(offsets).astype(np.int64)
+    ids, offsets = check_documents(tokens, offsets, config.vocab_size)
     document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys, weights = [np.empty(0, np.int64)], [np.empty(0)]
     for d in range(1, config.window + 1):

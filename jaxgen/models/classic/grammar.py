@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxgen import files
 from jaxgen.errors import DataError, nearest
 
 WORD = re.compile(r'\s*("(?:[^"\\]|\\.)*"|\{\w+\}|\||[A-Za-z_]\w*|[0-9.eE+-]+:)')
@@ -56,7 +57,7 @@ def parse(text: str, *, source: str = "grammar") -> Grammar:
     """
     rules: dict[str, Any] = {}
     lines: dict[str, int] = {}
-    for number, row in enumerate(text.splitlines(), start=1):
+    for number, row in enumerate(files.lines(text), start=1):
         if not row.strip() or row.lstrip().startswith("#"):
             continue
         where = f"{source}:{number}"
@@ -246,7 +247,13 @@ def step(params: Mapping[str, Any], vocab_size: int) -> Callable[..., tuple[Arra
     """Return the grammar as a decoding step: (tokens [B], cache) -> (logits [B, V], cache).
 
     After tokens that begin no text of the grammar all logits are -inf, and decoding stops there.
+    Raises DataError if the grammar says ids that the vocabulary has not.
     """
+    if int(np.max(params["token"])) >= vocab_size:
+        raise DataError(
+            f"the grammar says id {int(np.max(params['token']))}, outside the vocabulary of "
+            f"{vocab_size}; give the size of the tokenizer that encoded it"
+        )
 
     def run(tokens: Any, belief: Array) -> tuple[Array, Array]:
         flow = belief[:, params["source"]] * params["p"] * (params["token"] == tokens[:, None])

@@ -2,7 +2,9 @@
 
 Expected counts are the gradient of the log likelihood by the log parameters (Eisner 2016), so
 Baum-Welch needs the forward recursion alone. Params: initial [K], transition [K, K] (from, to),
-emission [K, V], natural logarithms of probabilities.
+emission [K, V], natural logarithms of probabilities, -inf for zero.
+
+A text that the params can't say has log likelihood -inf, no states and no expected counts.
 """
 
 from __future__ import annotations
@@ -13,12 +15,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic.documents import check_rows
 from jaxgen.models.classic.prompt import consume
 
 Params = dict[str, Array]
+Ids = Int[Array | np.ndarray, "B T"]
+Lengths = Int[Array | np.ndarray, "B"]
+LITTLE = 1e-30  # of a product of exponentials: from here on nothing that counts has underflowed
 
 
 def init(states: int, vocab_size: int, key: PRNGKeyArray) -> Params:
@@ -35,25 +43,30 @@ def init(states: int, vocab_size: int, key: PRNGKeyArray) -> Params:
     }
 
 
-def likelihood(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
-) -> Float[Array, "B"]:
+def likelihood(params: Params, tokens: Ids, lengths: Lengths) -> Float[Array, "B"]:
     """Return the log likelihood of each row's first `lengths` (1 or more) tokens."""
+    check_rows(tokens, lengths, _vocab_size(params))
     return _forward(params, _scores(params, tokens), lengths)
 
 
-def posterior(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
-) -> Float[Array, "B T K"]:
-    """Return the probability of each state at each place, given the whole row; 0 beyond it."""
+def posterior(params: Params, tokens: Ids, lengths: Lengths) -> Float[Array, "B T K"]:
+    """Return the probability of each state at each place, given the whole row; 0 beyond it.
+
+    All zeros for a row that the params can't say.
+    """
+    check_rows(tokens, lengths, _vocab_size(params))
     found = jax.grad(lambda scores: _forward(params, scores, lengths).sum())
     return found(_scores(params, tokens)).transpose(1, 0, 2)
 
 
 def viterbi(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+    params: Params, tokens: Ids, lengths: Lengths
 ) -> tuple[Int[Array, "B T"], Float[Array, "B"]]:
-    """Return (the likeliest states, their log probability with the tokens); beyond a row, -1."""
+    """Return (the likeliest states, their log probability with the tokens); beyond a row, -1.
+
+    A row that the params can't say has log probability -inf, and -1 for all its states.
+    """
+    check_rows(tokens, lengths, _vocab_size(params))
     scores = _scores(params, tokens)
     real = _real(tokens, lengths)
 
@@ -73,31 +86,38 @@ def viterbi(
     last = best.argmax(axis=1)
     _, path = lax.scan(down, last, back, reverse=True)
     path = jnp.concatenate([path, last[None]]).T
-    return jnp.where(real.T, path, -1), best.max(axis=1)
+    top = best.max(axis=1)
+    return jnp.where(real.T & (top > -jnp.inf)[:, None], path, -1), top
 
 
-def counts(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
-) -> tuple[Params, Float[Array, ""]]:
+def counts(params: Params, tokens: Ids, lengths: Lengths) -> tuple[Params, Float[Array, ""]]:
     """Return (expected counts, log likelihood) of rows; both add up over batches."""
     total, found = jax.value_and_grad(lambda p: likelihood(p, tokens, lengths).sum())(params)
     return found, total
 
 
 def maximized(counted: Params, prior: float) -> Params:
-    """Return the params that the expected counts make likeliest, each count raised by `prior`."""
+    """Return the params that the expected counts make likeliest, each count raised by `prior`.
+
+    A state of which nothing is counted gets a uniform row: any is as likely.
+    """
 
     def normal(count: Array) -> Array:
         raised = jnp.maximum(count, 0) + prior
-        return jnp.log(raised) - jnp.log(raised.sum(axis=-1, keepdims=True))
+        total = raised.sum(axis=-1, keepdims=True)
+        return jnp.where(
+            total > 0,
+            jnp.log(raised) - jnp.log(jnp.where(total > 0, total, 1.0)),
+            -jnp.log(count.shape[-1]),
+        )
 
     return {name: normal(count) for name, count in counted.items()}
 
 
 def train(
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, "B"],
+    tokens: Ids,
+    lengths: Lengths,
     *,
     rounds: int,
     prior: float,
@@ -107,7 +127,15 @@ def train(
 
     prior: pseudo-count of every event; with 0 the likelihood never falls, with more the unseen
     keeps some probability. batch: rows whose expected counts are found at once.
+    Raises DataError for no rows, ids or lengths out of range, or a row that the params can't say;
+    ConfigError for a setting out of range.
     """
+    for name, value, least in (("rounds", rounds, 1), ("batch", batch, 1), ("prior", prior, 0)):
+        if not least <= value < float("inf"):
+            raise ConfigError(f"{name}={value} must be at least {least}")
+    if not len(tokens):
+        raise DataError("there are no rows to learn from; give some text")
+    check_rows(tokens, lengths, _vocab_size(params))
     history = []
     for _ in range(rounds):
         counted, total = None, 0.0
@@ -117,9 +145,20 @@ def train(
             counted = more if counted is None else jax.tree.map(jnp.add, counted, more)
             total += float(found)
         assert counted is not None
+        if not np.isfinite(total):
+            raise _impossible(params, tokens, lengths)
         params = maximized(counted, prior)
         history.append(total)
     return params, history
+
+
+def _impossible(params: Params, tokens: Any, lengths: Any) -> DataError:
+    logs = np.asarray(likelihood(params, tokens, lengths))
+    row = int(np.flatnonzero(~np.isfinite(logs))[0])
+    return DataError(
+        f"row {row} of tokens has log likelihood {logs[row]}, so it has no expected counts; leave "
+        f"it out, or begin with params that say every token"
+    )
 
 
 _counts = jax.jit(counts)
@@ -131,7 +170,10 @@ def start(params: Params, batch: int) -> Float[Array, "B K"]:
 
 
 def step(params: Params) -> Callable[..., tuple[Array, Array]]:
-    """Return the model as a decoding step: (tokens [B], cache) -> (log probs [B, V], cache)."""
+    """Return the model as a decoding step: (tokens [B], cache) -> (log probs [B, V], cache).
+
+    After tokens that the params can't say all logits are -inf, and decoding stops there.
+    """
 
     def run(tokens: Any, belief: Array) -> tuple[Array, Array]:
         belief = read(params, tokens, belief)
@@ -144,7 +186,9 @@ def read(
     params: Params, tokens: Int[Array, "B"], belief: Float[Array, "B K"]
 ) -> Float[Array, "B K"]:
     """Return the cache after one more token of each row."""
-    belief = jax.nn.log_softmax(belief + params["emission"].T[tokens])
+    joint = belief + params["emission"].T[tokens]
+    total = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
+    belief = jnp.where(total > -jnp.inf, joint - total, -jnp.inf)
     return _mixed(belief, params["transition"])
 
 
@@ -152,18 +196,23 @@ def prefill(
     params: Params, prompt: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], Float[Array, "B K"]]:
     """Return (first, cache): all of each prompt but its last token read, and that last token."""
+    check_rows(prompt, lengths, _vocab_size(params))
     return consume(partial(read, params), start(params, prompt.shape[0]), prompt, lengths)
 
 
-def _scores(params: Params, tokens: Array) -> Float[Array, "T B K"]:
+def _vocab_size(params: Params) -> int:
+    return params["emission"].shape[1]
+
+
+def _scores(params: Params, tokens: Any) -> Float[Array, "T B K"]:
     return params["emission"].T[tokens].transpose(1, 0, 2)
 
 
-def _real(tokens: Array, lengths: Array) -> Bool[Array, "T B"]:
+def _real(tokens: Any, lengths: Any) -> Bool[Array, "T B"]:
     return jnp.arange(tokens.shape[1])[:, None] < lengths
 
 
-def _forward(params: Params, scores: Float[Array, "T B K"], lengths: Array) -> Float[Array, "B"]:
+def _forward(params: Params, scores: Float[Array, "T B K"], lengths: Any) -> Float[Array, "B"]:
     real = jnp.arange(scores.shape[0])[:, None] < lengths
 
     def forth(alpha, inputs):
@@ -172,13 +221,30 @@ def _forward(params: Params, scores: Float[Array, "T B K"], lengths: Array) -> F
         return jnp.where(real[:, None], new, alpha), None
 
     alpha, _ = lax.scan(forth, params["initial"] + scores[0], (scores[1:], real[1:]))
-    return jax.nn.logsumexp(alpha, axis=-1)
+    # Its gradient is NaN where all are -inf, which no text of these params is.
+    known = alpha.max(axis=-1) > -jnp.inf
+    total = jax.nn.logsumexp(jnp.where(known[:, None], alpha, 0.0), axis=-1)
+    return jnp.where(known, total, -jnp.inf)
 
 
 def _mixed(weights: Float[Array, "B K"], table: Float[Array, "K N"]) -> Float[Array, "B N"]:
     """Return logsumexp over k of weights[b, k] + table[k, n], as one matrix product."""
     top = lax.stop_gradient(weights.max(axis=1, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    # A product of exponentials: what underflows lies 1e-38 below the largest and adds nothing.
     mixed = jnp.matmul(jnp.exp(weights - top), jnp.exp(table), precision="highest")
-    return jnp.log(jnp.maximum(mixed, 1e-37)) + top
+    # A product of exponentials: what underflows lies 1e-38 below the largest, and counts only
+    # where there is little else.
+    return lax.cond(
+        jnp.all(mixed > LITTLE),
+        lambda: jnp.log(mixed) + top,
+        lambda: _mixed_exactly(weights, table),
+    )
+
+
+def _mixed_exactly(weights: Float[Array, "B K"], table: Float[Array, "K N"]) -> Array:
+    """Return what `_mixed` does, state by state, whatever the range; -inf where no way leads."""
+    every = weights[:, :, None] + table
+    top = lax.stop_gradient(every.max(axis=1))
+    some = top > -jnp.inf
+    total = jnp.sum(jnp.exp(every - jnp.where(some, top, 0.0)[:, None]), axis=1)
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + top, -jnp.inf)

@@ -26,6 +26,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic.documents import check_documents, check_rows, is_traced
 from jaxgen.models.classic.prompt import consume
 
 Params = dict[str, Any]
@@ -101,11 +102,12 @@ def init(
     """Return params that know how often each of the tokens [N] occurs, and nothing more.
 
     suffix_of: the ending of each id, 0 .. suffixes - 1, as `endings` finds them. Raises
-    ConfigError if it is missing or of no use.
+    ConfigError if it is missing or of no use, DataError for tokens that are no ids.
     """
     if (suffix_of is not None) != bool(config.suffixes):
         raise ConfigError(f"suffixes={config.suffixes}: suffix_of is given with them, and only so")
-    counts = np.bincount(np.asarray(tokens).astype(np.int64), minlength=config.vocab_size)
+    ids, _ = check_documents(tokens, np.asarray([0, len(tokens)]), config.vocab_size)
+    counts = np.bincount(ids, minlength=config.vocab_size)
     common = np.argsort(-counts, kind="stable")[: config.words]
     row = np.full(config.vocab_size, config.words, np.int32)
     row[common] = np.arange(len(common))
@@ -164,9 +166,8 @@ def examples(
     classes: np.ndarray | None,
 ) -> tuple[Cache, Int[np.ndarray, "N"]]:
     """Return (what is known before each place, the id there) of all places but the begins."""
-    ids, offsets = np.asarray(tokens).astype(np.int32), np.asarray(offsets).astype(np.int64)
-    if not ids.size:
-        raise DataError("there are no tokens to learn from; give some text")
+    ids, offsets = check_documents(tokens, offsets, config.vocab_size)
+    ids = ids.astype(np.int32)
     if (classes is not None) != bool(config.classes):
         raise ConfigError(f"classes={config.classes}: classes= is given with them, and only so")
     words = np.full((len(ids), config.order), NOTHING, np.int32)
@@ -175,11 +176,22 @@ def examples(
             words[first + k : last, k - 1] = ids[first : last - k]
     labels = np.zeros(len(ids), np.int32)
     if classes is not None:
-        labels = np.repeat(np.asarray(classes, np.int32), np.diff(offsets))
+        labels = np.repeat(_checked_classes(config, classes, len(offsets) - 1), np.diff(offsets))
     real = np.ones(len(ids), bool) if begin is None else ids != begin
     if not real.any():
         raise DataError("the documents hold nothing but their begin; give some text")
     return Cache(words[real], labels[real]), ids[real]  # pyright: ignore[reportArgumentType]
+
+
+def _checked_classes(config: MaxEnt, classes: Any, rows: int) -> Int[np.ndarray, "B"]:
+    """Return the class of each row as int32; DataError for another number or unknown ones."""
+    classes = np.asarray(classes)
+    if classes.shape != (rows,) or not ((classes >= 0) & (classes < config.classes)).all():
+        raise DataError(
+            f"classes={np.array2string(classes, threshold=8)} must be {rows} whole numbers, each "
+            f"below classes={config.classes}"
+        )
+    return classes.astype(np.int32)
 
 
 def logits(params: Params, config: MaxEnt, history: Cache) -> Float[Array, "B V"]:
@@ -282,10 +294,12 @@ def _adagrad(config, rows, free, batches, fit: Fit, seed: int):
 def start(config: MaxEnt, batch: int, classes: Int[Array, "B"] | None = None) -> Cache:
     """Return the decoding cache before the first token; classes: what each row is conditioned on.
 
-    Raises ConfigError for classes that are missing or of no use.
+    Raises ConfigError for classes that are missing or of no use, DataError for unknown ones.
     """
     if (classes is not None) != bool(config.classes):
         raise ConfigError(f"classes={config.classes}: classes= is given with them, and only so")
+    if classes is not None and not is_traced(classes):
+        classes = jnp.asarray(_checked_classes(config, classes, batch))
     labels = jnp.zeros(batch, jnp.int32) if classes is None else jnp.asarray(classes, jnp.int32)
     return Cache(jnp.full((batch, config.order), NOTHING, jnp.int32), labels)
 
@@ -313,4 +327,5 @@ def prefill(
     classes: Int[Array, "B"] | None = None,
 ) -> tuple[Int[Array, "B"], Cache]:
     """Return (first, cache): all of each prompt but its last token read, and that last token."""
+    check_rows(prompt, lengths, config.vocab_size)
     return consume(read, start(config, prompt.shape[0], classes), prompt, lengths)

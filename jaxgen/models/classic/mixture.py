@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen.models.classic import vae
+from jaxgen.models.classic.documents import check_rows
 from jaxgen.models.classic.vae import VAE
 from jaxgen.ops.cache import Cache
 
@@ -71,6 +72,7 @@ def prefill(
     capacity: int,
 ) -> tuple[Int[Array, "B"], Belief]:
     """Return (first, belief): all of each prompt but its last token read, and that last token."""
+    check_rows(prompt, lengths, config.model.V)
     run = step(params, config)
 
     def more(old: Belief, inputs: Any) -> tuple[Belief, None]:

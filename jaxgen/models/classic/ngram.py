@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic.documents import check_documents, check_rows
 from jaxgen.models.classic.prompt import consume
 
 Params = dict[str, dict[str, Any]]
@@ -102,12 +103,7 @@ def train(config: NGram, tokens: np.ndarray, offsets: np.ndarray) -> Params:
 
 def _laid_out(config: NGram, tokens: np.ndarray, offsets: np.ndarray):
     """Return (ids, place of each in its document), every document with its begin."""
-    ids, offsets = np.asarray(tokens).astype(np.int64), np.asarray(offsets).astype(np.int64)
-    if not ids.size:
-        raise DataError("there are no tokens to count; give some text")
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        wrong = ids[(ids < 0) | (ids >= config.vocab_size)][0]
-        raise DataError(f"token id {wrong} is outside the vocabulary of {config.vocab_size}")
+    ids, offsets = check_documents(tokens, offsets, config.vocab_size)
     starts = offsets[:-1][np.diff(offsets) > 0]
     if config.begin is None:
         ids = np.insert(ids, starts, config.first)
@@ -185,6 +181,8 @@ def score(
     node = ids
     for n in range(2, config.order + 1):
         level, backoff = params[str(n)], params[str(n - 1)]["backoff"]
+        if not len(level["words"]):
+            break  # no n-gram of this order or a higher one was seen
         at = np.flatnonzero((place >= n - 1) & (np.roll(node, 1) >= 0))
         context = node[at - 1]
         hit = _children(level, config.size, context * config.size + ids[at])
@@ -197,8 +195,6 @@ def score(
 
 def _children(level: dict[str, Any], size: int, wanted: np.ndarray) -> np.ndarray:
     """Return the index of each wanted key context * size + word among the n-grams, or -1."""
-    if not len(level["words"]):
-        return np.full(len(wanted), -1)
     contexts = np.repeat(np.arange(len(level["starts"]) - 1), np.diff(level["starts"]))
     keys = contexts * size + level["words"]
     order = np.argsort(wanted)  # neighbours then read neighbouring keys: several times as fast
@@ -244,6 +240,7 @@ def prefill(
     params: Params, config: NGram, prompt: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], Int[Array, "B K"]]:
     """Return (first, cache): all of each prompt but its last token read, and that last token."""
+    check_rows(prompt, lengths, config.vocab_size)
     reading = partial(read, params, config)
     return consume(reading, start(config, prompt.shape[0]), prompt, lengths)
 

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.errors import ConfigError
 from jaxgen.models.classic import ngram
+from jaxgen.models.classic.documents import check_documents, check_rows
 from jaxgen.models.classic.ngram import NGram
 from jaxgen.models.classic.prompt import consume
 
@@ -168,7 +169,7 @@ def _sentences(config: Template, tokens, offsets, ends) -> tuple[np.ndarray, np.
     """Return (ids without the begin of documents, where a sentence starts)."""
     if np.shape(ends) != (config.vocab_size,):
         raise ConfigError(f"ends has shape {np.shape(ends)}, not one entry for each id")
-    ids, offsets = np.asarray(tokens).astype(np.int64), np.asarray(offsets).astype(np.int64)
+    ids, offsets = check_documents(tokens, offsets, config.vocab_size)
     start = np.zeros(len(ids) + 1, bool)
     start[offsets[:-1]] = True
     start[1:] |= np.asarray(ends)[ids]
@@ -262,5 +263,6 @@ def prefill(
     params: Params, config: Template, prompt: Int[Array, "B T"], lengths: Int[Array, "B"]
 ) -> tuple[Int[Array, "B"], Cache]:
     """Return (first, cache): all of each prompt but its last token read, and that last token."""
+    check_rows(prompt, lengths, config.vocab_size)
     reading = partial(read, params, config)
     return consume(reading, start(config, prompt.shape[0]), prompt, lengths)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import api
+from jaxgen.models.classic.documents import check_rows
 from jaxgen.ops.cache import Cache
 from jaxgen.ops.losses import cross_entropy
 from jaxgen.ops.memory import Memory
@@ -123,6 +124,7 @@ def init(config: VAE, key: PRNGKeyArray) -> Params:
 
 def posterior(params: Params, config: VAE, tokens: Ids, lengths: Count) -> Gaussian:
     """Return what the encoder makes of texts [B, T], of which `lengths` ids are real."""
+    check_rows(tokens, lengths, config.model.V)
     real = _real(tokens, lengths)
     state = api.encode(params["model"], config.model, tokens, segments=real.astype(jnp.int32)).state
     seen = jnp.sum(jnp.where(real[..., None], state, 0), axis=1) / real.sum(axis=1, keepdims=True)
@@ -162,6 +164,7 @@ def likelihood(
 
     hidden: inputs of the decoder (1) that it sees as its start id instead.
     """
+    check_rows(tokens, lengths, config.model.V)
     tokens = jnp.asarray(tokens)
     begin = jnp.full_like(tokens[:, :1], config.start)
     inputs = jnp.concatenate([begin, tokens[:, :-1]], axis=1)
@@ -236,10 +239,11 @@ def train(
     """Return (params, the terms of each step) learned from texts.
 
     tokens: [N, T] texts with their eos, padded on the right; lengths: [N]. Raises DataError for no
-    texts, an empty one, or one longer than the context.
+    texts, lengths or ids out of range, or a text longer than the context.
     """
-    if not len(tokens) or np.min(lengths) < 1:
-        raise DataError("an autoencoder learns from texts of at least one token; give some")
+    if not len(tokens):
+        raise DataError("there are no texts to learn from; give some")
+    check_rows(tokens, lengths, config.model.V)
     if tokens.shape[1] > config.model.context:
         raise DataError(
             f"texts of {tokens.shape[1]} tokens exceed context={config.model.context}; cut them"

@@ -6,6 +6,7 @@ begin with a line of two numbers, how many words there are and how wide they are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -21,6 +22,9 @@ from jaxgen.errors import CheckpointError, ConfigError, DataError, nearest
 
 Header = Literal["word2vec", "none"]
 TABLE = "embed/tokens"
+BROKEN = re.compile(r"[ \t\n\v\f\r]")  # what ends a word for word2vec.c; others are of the word
+SIZES = re.compile(r"(\d+)[ \t]+(\d+)[ \t]*", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +64,16 @@ def neighbours(found: Vectors, word: str, count: int) -> list[tuple[str, float]]
 def analogy(found: Vectors, a: str, b: str, c: str, count: int) -> list[tuple[str, float]]:
     """Return what is to c as b is to a, the best first (3CosAdd, Mikolov et al. 2013).
 
-    a, b and c themselves are never answers.
+    a, b and c themselves are never answers. Raises ConfigError for a word without a vector, or
+    where nothing is left of the three.
     """
     rows = found.rows([a, b, c])
     unit = _unit(found.table)
     wanted = unit[rows[1]] - unit[rows[0]] + unit[rows[2]]
-    return _best(found, wanted / max(float(np.linalg.norm(wanted)), 1e-12), set(rows), count)
+    norm = float(np.linalg.norm(wanted))
+    if not norm:
+        raise ConfigError(f"{b!r} - {a!r} + {c!r} is the vector of zeros, which is near nothing")
+    return _best(found, wanted / norm, set(rows), count)
 
 
 def _unit(table: np.ndarray) -> np.ndarray:
@@ -80,10 +88,15 @@ def _best(found: Vectors, wanted: np.ndarray, without: set[int], count: int):
 
 
 def save(path: str | PathLike, found: Vectors, *, header: Header = "word2vec") -> None:
-    """Write vectors as text, whole or not at all; DataError for a word that holds white space."""
-    wrong = next((word for word in found.words if len(word.split()) != 1), None)
+    """Write vectors as text, whole or not at all.
+
+    Raises DataError for a word that holds a space, tab or line end, or numbers that are not finite.
+    """
+    wrong = next((word for word in found.words if not word or BROKEN.search(word)), None)
     if wrong is not None:
         raise DataError(f"the word {wrong!r} is empty or holds white space; a line can't hold it")
+    if not np.isfinite(found.table).all():
+        raise DataError("the vectors hold NaN or infinity, which `load` refuses; train them again")
     size, width = found.table.shape
     lines = [f"{size} {width}"] if header == "word2vec" else []
     for word, row in zip(found.words, found.table.astype(np.float32), strict=True):
@@ -99,14 +112,14 @@ def load(path: str | PathLike) -> Vectors:
     path = Path(path)
     raw = files.read_artifact(path, "file of word vectors", 1 << 34)
     try:
-        rows = raw.decode("utf-8").split("\n")
+        rows = files.lines(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 at byte offset {error.start}") from error
-    first = rows[0].split()
-    headed = len(first) == 2 and all(word.isdigit() for word in first)
+    sizes = SIZES.fullmatch(rows[0])
+    headed = sizes is not None
     words, numbers = [], []
     for number, row in enumerate(rows[headed:], start=1 + headed):
-        if row.strip():
+        if row.strip(" \t"):
             word, vector = _row(path, number, row)
             if numbers and len(vector) != len(numbers[0]):
                 raise CheckpointError(
@@ -114,10 +127,11 @@ def load(path: str | PathLike) -> Vectors:
                 )
             words.append(word)
             numbers.append(vector)
-    if headed and [len(words), len(numbers[0]) if numbers else 0] != [int(w) for w in first]:
+    width = len(numbers[0]) if numbers else 0
+    if sizes is not None and (len(words), width) != (int(sizes[1]), int(sizes[2])):
         raise CheckpointError(
-            f"{path}:1 says {first[0]} words of {first[1]} numbers, but there are {len(words)}; "
-            f"the file is truncated"
+            f"{path}:1 says {sizes[1]} words of {sizes[2]} numbers, but there are {len(words)} of "
+            f"{width}; the file is damaged"
         )
     try:
         return Vectors(tuple(words), np.asarray(numbers, np.float32).reshape(len(words), -1))
@@ -126,16 +140,13 @@ def load(path: str | PathLike) -> Vectors:
 
 
 def _row(path: Path, number: int, row: str) -> tuple[str, np.ndarray]:
-    word, *rest = row.rstrip().split(" ")
-    try:
-        vector = np.asarray([float(x) for x in rest], np.float32)
-        if not word or not rest or not np.isfinite(vector).all():
-            raise ValueError
-    except ValueError:
-        raise CheckpointError(
-            f"{path}:{number}: {row[:60]!r} is no word and its finite numbers"
-        ) from None
-    return word, vector
+    word, *rest = row.rstrip(" \t").split(" ")
+    if word and rest and all(map(NUMBER.fullmatch, rest)):
+        with np.errstate(over="ignore"):
+            vector = np.asarray([float(x) for x in rest], np.float32)
+        if np.isfinite(vector).all():
+            return word, vector
+    raise CheckpointError(f"{path}:{number}: {row[:60]!r} is no word and its finite numbers")
 
 
 def initial(
@@ -150,7 +161,7 @@ def initial(
     pieces: the text of each token id; those that are words of `found`, without the spaces around
     them, get its vector, all others keep their row. spread: table scales the vectors to the
     standard deviation of the table's own numbers, own leaves them. Raises ConfigError where the
-    widths differ, or no piece has a vector.
+    widths differ, no piece has a vector, or those of the pieces have no spread to scale.
     """
     flat = tree.flatten(params)
     table, index = flat[TABLE], found.index
@@ -158,13 +169,17 @@ def initial(
         raise ConfigError(
             f"vectors of {found.table.shape[1]} numbers don't fit d_model={table.shape[1]}"
         )
-    pairs = [(i, index[p.strip()]) for i, p in enumerate(pieces) if p.strip() in index]
+    texts = [piece.strip(" ") for piece in pieces]
+    pairs = [(i, index[text]) for i, text in enumerate(texts) if text in index]
     pairs = [(i, row) for i, row in pairs if i < table.shape[0]]
     if not pairs:
         raise ConfigError(f"none of {len(pieces)} pieces has a vector; is this its vocabulary?")
     ids, rows = (list(side) for side in zip(*pairs, strict=True))
     chosen = found.table[rows]
     if spread == "table":
-        chosen = chosen * (float(jnp.std(table)) / max(float(chosen.std()), 1e-12))
+        own = float(chosen.std())
+        if not own:
+            raise ConfigError("all numbers of the vectors are the same; take spread='own'")
+        chosen = chosen * (float(jnp.std(table)) / own)
     changed = jnp.asarray(table).at[jnp.asarray(ids)].set(chosen.astype(table.dtype))
     return tree.unflatten({**flat, TABLE: changed}), len(ids)

@@ -23,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.models.classic.documents import check_documents
 
 Params = dict[str, Array]
 Form = Literal["skipgram", "cbow"]
@@ -176,9 +177,9 @@ def train(
 
     tokens [N], offsets [documents + 1]; rate: of the first pair, falling in a line to 1 / 250 of
     it. A batch's pairs all see the vectors before it, so keep it small beside the text. Raises
-    DataError for fewer than two tokens.
+    DataError for ids outside the vocabulary, or no two words side by side.
     """
-    ids = np.asarray(tokens).astype(np.int64)
+    ids, offsets = check_documents(tokens, offsets, config.vocab_size)
     if len(ids) < 2:
         raise DataError(f"{len(ids)} tokens hold no pair of words; give more text")
     counts = np.bincount(ids, minlength=config.vocab_size)
@@ -189,12 +190,17 @@ def train(
     rng = np.random.default_rng(seed)
     for turn in range(passes):
         losses, asked = 0.0, 0
-        for share, part in _parts(config, ids, np.asarray(offsets), counts, batch, rng):
+        for share, part in _parts(config, ids, offsets, counts, batch, rng):
             now = rate * max(1 - (turn + share) / passes, 1 / 250)
             key = jax.random.fold_in(key, 1)
             params, value = _steps(config, params, part, tree, noise, now, key)
             losses, asked = losses + float(value), asked + part.word.size
-        history.append(losses / max(asked, 1))
+        if not asked:
+            raise DataError(
+                f"pass {turn + 1} found no two words of a document side by side; give longer "
+                f"documents, or raise sample={config.sample}"
+            )
+        history.append(losses / asked)
     return params, history
 
 
@@ -222,7 +228,7 @@ def _steps(config: Word2Vec, params, part: Batch, tree, noise, rate, key):
 
 def _parts(config: Word2Vec, ids, offsets, counts, batch, rng) -> Iterator[tuple[float, Batch]]:
     """Yield (how much of the pass is done, batches [steps, B, ...]) of all pairs of a text."""
-    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets.astype(np.int64)))
+    document = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if config.sample is not None:
         # Kept with the probability of word2vec.c: sqrt(t / f) + t / f.
         ratio = config.sample * len(ids) / counts[ids]
