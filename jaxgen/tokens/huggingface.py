@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -14,7 +16,8 @@ from jaxgen.tokens.pair import Pair, check_room
 from jaxgen.tokens.protocol import Special, Surface
 
 MAX_VOCAB = 10_000_000
-SPACE = "\u2581"
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>", re.ASCII)
 
 
 class HuggingFace:
@@ -41,16 +44,35 @@ class HuggingFace:
         self._engine.encode_special_tokens = True
         self._engine.no_truncation()
         self._engine.no_padding()
-        pieces = _pieces(about, self._names, set(silent))
-        drops = _drops_space(about.get("decoder"))
-        self.surface = None if pieces is None else Surface(tuple(pieces), drops)
-        self.byte_lengths = (self.surface or self._separate()).lengths()
+        whole, joined = self._surface(about, set(silent))
+        self.surface = whole if joined else None
+        self.byte_lengths = (whole or self._separate()).lengths()
+
+    def _surface(self, about: dict[str, Any], silent: set[str]) -> tuple[Surface | None, bool]:
+        """Return (the bytes of each id, if they are known; whether decoding is joining them)."""
+        decoder = self._engine.decoder
+        # As the library read it: in its own spelling, with all defaults.
+        steps = [] if decoder is None else _steps(json.loads(decoder.__getstate__()))
+        read = _reader(steps)
+        if read is None:
+            return None, False
+        silent |= {row["content"] for row in about.get("added_tokens") or [] if row.get("special")}
+        names = [self._names[i] for i in range(self.vocab_size)]
+        pieces = tuple(b"" if name in silent else read(name) for name in names)
+        drops = _drops_space(steps)
+        # Metaspace drops all marks of a text's first piece and keeps a space that is none, where
+        # a Surface drops one space.
+        mark = steps[0].get("replacement") if drops else None
+        odd = mark and any(
+            name.startswith(" ") or mark in name.removeprefix(mark) for name in names
+        )
+        return Surface(pieces, drops), not odd
 
     def _separate(self) -> Surface:
         # The continuation mark of WordPiece is no text; other words bring the space before them.
         decode = self._engine.decode
-        words = [decode([i]).removeprefix("##").encode() for i in range(self.vocab_size)]
-        return Surface(tuple(words))
+        words = (_guard(CheckpointError, decode, [i]) for i in range(self.vocab_size))
+        return Surface(tuple(word.removeprefix("##").encode() for word in words))
 
     def encode(self, text: str) -> list[int]:
         """Return the ids, without bos or eos; DataError for a lone surrogate."""
@@ -195,62 +217,37 @@ def _guard(kind: type[Exception], function: Any, *args: Any, **kwargs: Any) -> A
         raise kind(f"the tokenizers library refuses: {' '.join(str(error).split())}") from error
 
 
-def _pieces(about: dict[str, Any], names: dict[int, str], silent: set[str]) -> list[bytes] | None:
-    """Return the bytes of each id, or None where decoding is more than joining them."""
-    added = {row["content"]: bool(row.get("special")) for row in about.get("added_tokens") or []}
-    read = _reader(about.get("decoder"))
-    if read is None:
-        return None
-    pieces = []
-    for i in range(len(names)):
-        name = names[i]
-        if name in silent or added.get(name):
-            pieces.append(b"")
-        else:
-            pieces.append(name.encode() if name in added else read(name))
-    return pieces
+def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
+    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
 
 
-def _reader(decoder: Any) -> Any:
-    steps = _steps(decoder)
-    kinds = [step.get("type") for step in steps]
+def _reader(steps: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
+    """Return what makes a piece's bytes where a decoder does nothing but join them, else None.
+
+    Every setting of every step counts: what is not known here is left to the library.
+    """
+    kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return _byte_level
-    if kinds == ["Metaspace"] or (
-        {"Replace", "ByteFallback", "Fuse", "Strip"} >= set(kinds) and "Fuse" in kinds
-    ):
-        spaces = kinds == ["Metaspace"] or any(
-            step == {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-            for step in steps
-        )
-        if spaces:
-            return _byte_fallback if "ByteFallback" in kinds else _spaced
+    if kinds == ["Metaspace"]:
+        return partial(_spaced, steps[0]["replacement"], bytes_too=False)
+    kinds = kinds[:-1] if steps[-1:] == [STRIP] else kinds
+    if kinds in (["Replace", "Fuse"], ["Replace", "ByteFallback", "Fuse"]):
+        mark = steps[0]["pattern"].get("String")
+        if mark and steps[0]["content"] == " ":
+            return partial(_spaced, mark, bytes_too="ByteFallback" in kinds)
     return None
 
 
-def _steps(decoder: Any) -> list[dict[str, Any]]:
-    if not isinstance(decoder, dict):
-        return []
-    return decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
+def _drops_space(steps: list[dict[str, Any]]) -> bool:
+    """Return whether the steps, which `_reader` knows, drop the first space of a text."""
+    return steps[-1] == STRIP or steps[0].get("prepend_scheme", "never") != "never"
 
 
-def _drops_space(decoder: Any) -> bool:
-    for step in _steps(decoder):
-        if step.get("type") == "Strip":
-            return step.get("content") == " " and step.get("start") == 1
-        if step.get("type") == "Metaspace":
-            return step.get("prepend_scheme", "always") != "never"
-    return False
-
-
-def _byte_fallback(name: str) -> bytes:
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+def _spaced(mark: str, name: str, *, bytes_too: bool) -> bytes:
+    if bytes_too and BYTE.fullmatch(name):
         return bytes([int(name[3:5], 16)])
-    return _spaced(name)
-
-
-def _spaced(name: str) -> bytes:
-    return name.replace(SPACE, " ").encode()
+    return name.replace(mark, " ").encode()
 
 
 def _byte_level(name: str) -> bytes:

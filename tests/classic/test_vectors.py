@@ -197,13 +197,10 @@ BAD = {
     "not finite": (b"1 1\na nan\n", "x.txt:2"),
     "other width": (b"a 1 2\nb 1\n", "x.txt:2: 1 numbers, but 2 before"),
     "truncated": (b"3 1\na 1\nb 2\n", "x.txt:1 says 3 words of 1 numbers, but there are 2 of 1"),
-    "narrower than said": (
-        b"1 2\na 1\n",
-        "x.txt:1 says 1 words of 2 numbers",
-    ),
-    "sizes in superscript": (
+    "narrower than said": (b"1 2\na 1\n", "x.txt:1 says 1 words of 2 numbers"),
+    "superscript": (
         "\u00b2\u00a0\u00b2\na 1\n".encode(),
-        "x.txt:1: '\u00b2\\xa0\u00b2' is no word",
+        "x.txt:1: '\u00b2\\xa0\u00b2' is no",
     ),
     "an underscore": (b"a 1_0\n", "x.txt:1: 'a 1_0' is no word"),
     "digits of another script": ("a \u0661\n".encode(), "x.txt:1: 'a \u0661' is no word"),
