@@ -74,10 +74,23 @@ def detect(
     tokens: ids [B, S] on the host, best without the prompt; lengths: [B], how much is real.
     repeats: "once" counts equal n-grams of width + 1 once, so that a loop proves nothing.
     z: standard deviations above chance; p: the chance of that z or more. Both NaN if no token
-    has `width` others before it.
+    has `width` others before it. Raises ConfigError for what are no ids or lengths.
     """
+    if repeats not in ("each", "once"):
+        raise ConfigError(f"repeats={repeats!r} must be 'each' or 'once'")
     tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+        raise ConfigError(
+            f"tokens of shape {tokens.shape} and dtype {tokens.dtype} must be ids [B, S]"
+        )
     lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.asarray(lengths)
+    if lengths.shape != tokens.shape[:1] or ((lengths < 0) | (lengths > tokens.shape[1])).any():
+        raise ConfigError(
+            f"lengths={np.array2string(lengths, threshold=8)} must be {len(tokens)} numbers from 0 "
+            f"to {tokens.shape[1]}"
+        )
+    if (tokens[np.arange(tokens.shape[1]) < lengths[:, None]] < 0).any():
+        raise ConfigError("tokens hold a negative id; say by lengths= where texts end")
     scored, green = np.zeros(len(tokens)), np.zeros(len(tokens))
     for row, (ids, length) in enumerate(zip(tokens, lengths, strict=True)):
         if length <= mark.width:

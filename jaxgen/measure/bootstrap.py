@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.errors import DataError
+
 
 class Estimate(NamedTuple):
     """A value and the ends of its interval; all None where the value is undefined."""
@@ -29,9 +31,11 @@ def interval(
     """Return the statistic of paired columns [N] with its bootstrap interval.
 
     statistic: (columns [..., N]) -> [...], reducing the last axis. Rows are drawn together, so
-    that a ratio of sums keeps its pairs. One row or none: the value alone, or NOTHING.
+    that a ratio of sums keeps its pairs. One row or none: the value alone, or NOTHING; so, too,
+    where the value is infinite. Raises DataError for columns of unequal lengths, or a NaN in them.
     """
     arrays = [np.asarray(column, np.float64) for column in columns]
+    check_alike("columns", *arrays)
     count = len(arrays[0])
     if not count:
         return NOTHING
@@ -47,13 +51,28 @@ def interval(
     return Estimate(value, float(low), float(high))
 
 
+def check_alike(what: str, *arrays: np.ndarray) -> None:
+    """Raise DataError unless arrays have the same shape and no NaN."""
+    if len({array.shape for array in arrays}) > 1:
+        shapes = " and ".join(str(array.shape) for array in arrays)
+        raise DataError(f"{what} of shapes {shapes} don't belong together; give as many of each")
+    for array in arrays:
+        if np.isnan(array).any():
+            place = tuple(map(int, np.argwhere(np.isnan(array))[0]))
+            raise DataError(f"{what} hold NaN at {place}; leave it out, or correct what made it")
+
+
 def mean(values: Sequence[float] | np.ndarray, *, seed: int) -> Estimate:
     """Return the mean of values with its interval."""
     return interval(lambda x: x.mean(axis=-1), values, seed=seed)
 
 
 def ratio(above: np.ndarray, below: np.ndarray, *, seed: int) -> Estimate:
-    """Return sum(above) / sum(below) with its interval; NOTHING if `below` sums to zero."""
+    """Return sum(above) / sum(below) with its interval; NOTHING if `below` sums to zero.
+
+    Raises DataError as `interval` does.
+    """
+    check_alike("above and below", np.asarray(above, float), np.asarray(below, float))
     if not np.sum(below):
         return NOTHING
 

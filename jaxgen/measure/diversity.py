@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, of_counts, ratio
 from jaxgen.measure.quality import EXTRA
 
@@ -15,7 +15,9 @@ Tokens = Sequence[Hashable]
 
 
 def ngrams(text: Tokens, n: int) -> list[tuple]:
-    """Return the n-grams of a text, in order; none if it is shorter."""
+    """Return the n-grams of a text, in order; none if it is shorter. ConfigError unless n >= 1."""
+    if n < 1:
+        raise ConfigError(f"n={n} must be at least 1, as n-grams have so many tokens")
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
 
 
@@ -94,8 +96,8 @@ def zipf(texts: Sequence[Tokens], *, seed: int, most: int = 5000) -> Estimate:
 
 
 def coverage(texts: Sequence[Tokens], vocabulary: set, *, seed: int) -> Estimate:
-    """Return which part of a vocabulary the texts use; NOTHING for an empty vocabulary."""
-    if not vocabulary:
+    """Return which part of a vocabulary the texts use; NOTHING without texts or vocabulary."""
+    if not vocabulary or not texts:
         return NOTHING
     counts, kinds = tabulated(texts, 1)
     if not kinds:
@@ -110,7 +112,10 @@ def copied(texts: Sequence[Sequence[int]], training: np.ndarray, n: int, *, seed
     """Return which part of the n-grams of texts stands verbatim in the training tokens [N].
 
     1 is copying; with n of 8 or more, new text is near 0. NOTHING if no text has n tokens.
+    Raises DataError for a negative id.
     """
+    if any(min(text, default=0) < 0 for text in texts):
+        raise DataError("a text holds a negative token id; leave it out")
     wanted = {gram for text in texts for gram in ngrams(text, n)}
     known = _found(wanted, np.asarray(training), n)
     rows = [[gram in known for gram in ngrams(text, n)] for text in texts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ def joules(run: Callable[[], Any], *, folder: Path = RAPL) -> float | None:
 
     Processors: Intel's RAPL packages below `folder`, which count for the whole machine and may be
     readable for root alone. GPUs: NVIDIA's total energy counter, by pynvml if it is installed.
+    None, too, where a counter that should only rise has fallen.
     """
     meters = [*_packages(folder), *_gpus()]
     if not meters:
@@ -22,10 +24,11 @@ def joules(run: Callable[[], Any], *, folder: Path = RAPL) -> float | None:
     run()
     after = [read() for read, _ in meters]
     # A counter that has come round begins again from zero.
-    return sum(
+    total = sum(
         b - a if b >= a else b - a + whole
         for a, b, (_, whole) in zip(before, after, meters, strict=True)
     )
+    return total if isfinite(total) else None
 
 
 Meter = tuple[Callable[[], float], float]

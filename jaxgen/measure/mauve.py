@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxgen.errors import DataError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.measure.bootstrap import Estimate, around
 
 RESAMPLES = 300
@@ -28,13 +28,21 @@ def mauve(
 
     clusters: None takes a tenth of the smaller pile, and at least 2, as mauve-text does. The
     interval is of the texts drawn, with the clusters as they are. Raises DataError for fewer than
-    two vectors on a side, or vectors that are not finite.
+    two vectors on a side, vectors of two widths or not finite; ConfigError for a setting out of
+    range.
     """
     made, true = np.asarray(made, float), np.asarray(true, float)
     if min(len(made), len(true)) < 2:
         raise DataError(f"MAUVE of {len(made)} and {len(true)} texts: each side needs at least two")
     if not (np.isfinite(made).all() and np.isfinite(true).all()):
         raise DataError("MAUVE's vectors are not finite; take another model")
+    if made.ndim != 2 or made.shape[1:] != true.shape[1:]:
+        raise DataError(f"vectors of shapes {made.shape} and {true.shape}: give [N, D] and [M, D]")
+    most = len(made) + len(true)
+    if clusters is not None and not 1 <= clusters <= most:
+        raise ConfigError(f"clusters={clusters} must be 1 to {most}, as many as there are vectors")
+    if not 0 < kept <= 1 or not 0 < scale < np.inf:
+        raise ConfigError(f"kept={kept} must be in (0, 1], and scale={scale} greater than 0")
     count = max(2, round(min(len(made), len(true)) / 10)) if clusters is None else clusters
     labels = clustered(_turned(np.concatenate([true, made]), kept), count, seed=seed)
     q, p = labels[: len(true)], labels[len(true) :]

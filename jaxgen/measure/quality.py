@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,6 +17,7 @@ from jaxgen.errors import ConfigError, DataError
 from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, ratio
 
 EXTRA = 'install it with pip install "jaxgen[eval]"'
+LARGEST = log(sys.float_info.max)
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
@@ -25,9 +27,12 @@ def bits_per_byte(logp: np.ndarray, sizes: np.ndarray, *, seed: int) -> Estimate
 
 
 def perplexity(logp: np.ndarray, tokens: np.ndarray, *, seed: int) -> Estimate:
-    """Return perplexity per token of blocks: logp [N] nats, tokens [N] predicted in each."""
+    """Return perplexity per token of blocks: logp [N] nats, tokens [N] predicted in each.
+
+    None where it is infinite, or more than a float holds (1e308).
+    """
     found = ratio(-np.asarray(logp), np.asarray(tokens), seed=seed)
-    return Estimate(*(None if x is None else exp(min(x, 700.0)) for x in found))
+    return Estimate(*(None if x is None or x > LARGEST else exp(x) for x in found))
 
 
 def check_pairs(texts: Sequence[str], references: Sequence[str]) -> None:
@@ -86,14 +91,18 @@ def rouge(
     """Return the mean F-measure of rouge-score, 0 to 1, with stemming off.
 
     tokenizer: an object with .tokenize(text); None takes rouge-score's own, which sees only ASCII
-    letters and digits. Raises DataError as `check_pairs` does, ConfigError without the extra.
+    letters and digits. NOTHING where it sees no word in some reference. Raises DataError as
+    `check_pairs` does, ConfigError without the extra.
     """
     check_pairs(texts, references)
     try:
         from rouge_score import rouge_scorer
+        from rouge_score.tokenizers import DefaultTokenizer
     except ImportError:
         raise ConfigError(f"{kind} needs rouge-score; {EXTRA}") from None
     scorer = rouge_scorer.RougeScorer([kind], tokenizer=tokenizer)
+    if not all(map((tokenizer or DefaultTokenizer()).tokenize, references)):
+        return NOTHING
     pairs = zip(texts, references, strict=True)
     scores = [float(scorer.score(ref, text)[kind].fmeasure) for text, ref in pairs]
     return mean(scores, seed=seed)
@@ -177,9 +186,16 @@ def similarity(
     *,
     seed: int,
 ) -> Estimate:
-    """Return the mean cosine of embeddings, encode: texts -> [N, D]; 0 where one is all zeros."""
+    """Return the mean cosine of embeddings, encode: texts -> [N, D]; 0 where one is all zeros.
+
+    Raises DataError as `check_pairs` does, and for vectors that are not finite or not N.
+    """
     check_pairs(texts, references)
     a, b = np.asarray(encode(texts), float), np.asarray(encode(references), float)
+    if a.shape != b.shape or a.ndim != 2 or len(a) != len(texts):
+        raise DataError(f"{len(texts)} texts got vectors of shapes {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise DataError("the vectors of the texts are not finite; take another model")
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosine = np.divide((a * b).sum(axis=1), norms, out=np.zeros(len(a)), where=norms > 0)
-    return interval(lambda x: x.mean(axis=-1), cosine, seed=seed) if len(a) else NOTHING
+    return interval(lambda x: x.mean(axis=-1), cosine, seed=seed)

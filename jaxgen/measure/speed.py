@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgen.errors import ConfigError
+
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, int | None]:
     """Return (program, seconds to compile, bytes it holds at its peak) for these arguments.
@@ -25,7 +27,12 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float,
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> np.ndarray:
-    """Return [repeats] seconds of calls that are waited for, after one that is not counted."""
+    """Return [repeats] seconds of calls that are waited for, after one that is not counted.
+
+    Raises ConfigError unless repeats >= 1.
+    """
+    if repeats < 1:
+        raise ConfigError(f"repeats={repeats} must be at least 1")
     jax.block_until_ready(function())
     found = []
     for _ in range(repeats):

@@ -7,12 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.measure.bootstrap import NOTHING, Estimate, around, interval, mean, ratio
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.measure.bootstrap import (
+    NOTHING,
+    Estimate,
+    around,
+    check_alike,
+    interval,
+    mean,
+    ratio,
+)
 from jaxgen.measure.diversity import Tokens, ngrams
 
 
 def rep(texts: Sequence[Tokens], window: int, *, seed: int) -> Estimate:
-    """Return rep-l (Welleck et al. 2020): tokens that occur among the `window` tokens before."""
+    """Return rep-l (Welleck et al. 2020): tokens that occur among the `window` tokens before.
+
+    ConfigError unless window >= 1.
+    """
+    if window < 1:
+        raise ConfigError(f"window={window} must be at least 1")
     hits = [sum(t in x[max(0, i - window) : i] for i, t in enumerate(x)) for x in texts]
     return ratio(np.asarray(hits, float), np.asarray([len(x) for x in texts], float), seed=seed)
 
@@ -46,6 +60,7 @@ def spread(above: np.ndarray, below: np.ndarray, *, seed: int, resamples: int = 
     interval. NOTHING for fewer than two seeds, or where a seed has nothing below.
     """
     above, below = np.asarray(above, float), np.asarray(below, float)
+    check_alike("above and below", above, below)
     if len(above) < 2 or not (below.sum(axis=1) > 0).all():
         return NOTHING
 
@@ -68,7 +83,12 @@ def calibration_error(
     """Return the expected calibration error (Guo et al. 2017) over `bins` bins of equal width.
 
     confidence: [N] probability of the likeliest token; correct: [N] whether it was the true one.
+    Raises DataError for confidences outside [0, 1].
     """
+    confidence = np.asarray(confidence, float)
+    if ((confidence < 0) | (confidence > 1)).any():
+        wrong = confidence[(confidence < 0) | (confidence > 1)][0]
+        raise DataError(f"confidence {wrong:g} is no probability; give numbers from 0 to 1")
     if not len(confidence):
         return NOTHING
 
@@ -81,10 +101,18 @@ def calibration_error(
 
 
 def variation(p: np.ndarray, q: np.ndarray, *, seed: int) -> Estimate:
-    """Return the mean total variation distance, 0 to 1, of rows of probabilities [N, V]."""
-    return mean(np.abs(np.asarray(p, float) - np.asarray(q, float)).sum(axis=-1) / 2, seed=seed)
+    """Return the mean total variation distance, 0 to 1, of rows of probabilities [N, V].
+
+    Raises DataError for unequal shapes, or NaN.
+    """
+    p, q = np.asarray(p, float), np.asarray(q, float)
+    check_alike("p and q", p, q)
+    return mean(np.abs(p - q).sum(axis=-1) / 2, seed=seed)
 
 
 def changed(a: np.ndarray, b: np.ndarray) -> float:
-    """Return which part of two arrays of token ids differs."""
-    return float(np.mean(np.asarray(a) != np.asarray(b)))
+    """Return which part of two arrays of token ids differs; DataError for none, or other shapes."""
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or not a.size:
+        raise DataError(f"ids of shapes {a.shape} and {b.shape} can't be compared one by one")
+    return float(np.mean(a != b))

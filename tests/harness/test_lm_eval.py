@@ -8,12 +8,13 @@ lm-eval brings half a hundred packages, so it has an environment of its own:
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxgen.cli import app, start
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 
 CONFIG = """
 model: {context: 32, layers: 1, d_model: 16, heads: 2, norm: rms, positions: rope, feed: swiglu,
@@ -32,6 +33,9 @@ TASKS = {
     "metric_list: [{metric: bits_per_byte}]\n",
     "written": "output_type: generate_until\ndoc_to_text: '{{long[:24]}}'\ndoc_to_target: ' x'\n"
     "generation_kwargs: {until: ['.', 'roof'], max_gen_toks: 9, do_sample: false}\n"
+    "metric_list: [{metric: bleu}]\n",
+    "cut": "output_type: generate_until\ndoc_to_text: '{{long}}'\ndoc_to_target: ' x'\n"
+    "generation_kwargs: {until: [], max_gen_toks: 11, do_sample: false}\n"
     "metric_list: [{metric: bleu}]\n",
 }
 
@@ -111,6 +115,31 @@ def test_texts_equal_those_of_hf_up_to_their_stop(answers):
     assert answers["written"]["jaxgen"] == answers["written"]["hf"]
     made = [row[0][0] for row in answers["written"]["jaxgen"]]
     assert any(made) and not any("roof" in text or "." in text for text in made)
+
+
+def test_contexts_too_long_for_the_model_lose_the_tokens_that_hf_drops(answers):
+    assert answers["cut"]["jaxgen"] == answers["cut"]["hf"]
+    assert all(row[0][0] for row in answers["cut"]["jaxgen"])
+    from jaxgen.harness import Harness
+
+    ours, asked = Harness("run"), []
+    ours.session = SimpleNamespace(
+        config=ours.session.config, tokenizer=ours.session.tokenizer,
+        complete=lambda prompts, settings: asked.extend(prompts),
+    )  # fmt: skip
+    text = "the cat sat on a mat and the dog lay under it " * 4
+    ours._written([text, "it"], {"until": [], "max_gen_toks": 11})
+    ids = ours.tok_encode(text)
+    assert ids[0] == ours.prefix_token_id
+    assert asked == [tuple(ids[-(32 - 11) :]), tuple(ours.tok_encode("it"))]
+
+
+@pytest.mark.parametrize(("after", "part"), [([], "has 0 tokens"), ([5] * 33, "has 33 tokens")])
+def test_continuations_of_which_not_all_can_be_scored_are_refused(answers, after, part):
+    from jaxgen.harness import Harness
+
+    with pytest.raises(DataError, match=part):
+        Harness("run")._loglikelihood_tokens([(("the", " cat"), [5], after)])
 
 
 def test_settings_that_have_no_meaning_here_are_refused(answers):

@@ -9,8 +9,8 @@ from rouge_score import rouge_scorer
 from sacrebleu import metrics
 from scipy import stats
 
-from jaxgen.errors import DataError
-from jaxgen.measure import bootstrap, diversity, quality, stability
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.measure import bootstrap, diversity, mauve, quality, speed, stability
 from jaxgen.measure.bootstrap import NOTHING
 
 TEXTS = ["the cat sat on the mat", "a dog barks at night", "it rains", "no word in common"]
@@ -162,3 +162,133 @@ def test_empty_texts_give_values_or_none_never_nan():
         *diversity.self_bleu(["", " "], seed=0),
     ]  # fmt: skip
     assert all(value is None or math.isfinite(value) for value in found)
+
+
+BESIDE = {
+    **{
+        name: lambda texts, references, name=name: quality.overlap(name, texts, references, seed=0)[
+            0
+        ]
+        for name in ("bleu", "chrf", "ter")
+    },
+    **{
+        name: lambda texts, references, name=name: quality.rouge(name, texts, references, seed=0)
+        for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    },
+    "meteor": lambda texts, references: quality.meteor(texts, references, seed=0),
+    "exact match": lambda texts, references: quality.exact_match(texts, references, seed=0),
+    "f1": lambda texts, references: quality.f1(texts, references, seed=0),
+    "similarity": lambda texts, references: quality.similarity(
+        lambda some: np.asarray([[len(text), 1.0] for text in some]), texts, references, seed=0
+    ),
+}
+
+
+@pytest.mark.parametrize("measure", BESIDE.values(), ids=BESIDE)
+def test_texts_and_references_that_are_no_pairs_are_refused(measure):
+    for texts, references, part in (
+        ([], [], "no hypotheses"),
+        (["a"], [], "1 hypotheses but 0 references"),
+        ([], ["a"], "no hypotheses"),
+        (["a", "b"], ["a"], "2 hypotheses but 1 references"),
+        (["a", "b"], ["a", " \u3000"], "reference 2 is empty"),
+    ):
+        with pytest.raises(DataError, match=part):
+            measure(texts, references)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_empty_texts_and_a_single_one_have_their_value(name):
+    worst = {"ter": 100.0, "similarity": 1 / math.sqrt(5 * 5 + 1)}.get(name, 0.0)
+    alone = BESIDE[name]([""], ["words"])
+    assert alone == (pytest.approx(worst), None, None)
+    two = BESIDE[name](["", ""], ["words", "words"])
+    assert two == pytest.approx((worst,) * 3)
+
+
+def test_rouge_is_undefined_where_its_tokenizer_sees_no_word():
+    assert quality.rouge("rouge1", ["\u65e5\u672c"], ["\u65e5\u672c"], seed=0) == NOTHING
+    assert quality.rouge("rouge1", ["a", "b"], ["a", "..."], seed=0) == NOTHING
+
+    class Characters:
+        tokenize = staticmethod(list)
+
+    found = quality.rouge(
+        "rouge1", ["\u65e5\u672c"], ["\u65e5\u672c"], seed=0, tokenizer=Characters()
+    )
+    assert found.value == 1
+
+
+OF_TEXTS = {
+    "distinct": lambda texts: diversity.distinct(texts, 2, seed=0),
+    "entropy": lambda texts: diversity.entropy(texts, 2, seed=0),
+    "zipf": lambda texts: diversity.zipf(texts, seed=0),
+    "copied": lambda texts: diversity.copied(texts, np.asarray([1, 2, 3]), 2, seed=0),
+    "rep": lambda texts: stability.rep(texts, 2, seed=0),
+    "seq_rep": lambda texts: stability.seq_rep(texts, 2, seed=0),
+    "coverage": lambda texts: diversity.coverage(texts, {1, 2}, seed=0),
+    "length": lambda texts: diversity.length(texts, seed=0),
+    "loops": lambda texts: stability.loops(texts, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", OF_TEXTS)
+@pytest.mark.parametrize("texts", [[], [[]], [[], []], [[1]], [[1], []], [[1, 2], []]])
+def test_measures_of_little_are_undefined_or_right_and_never_nan(name, texts):
+    found = OF_TEXTS[name](texts)
+    assert all(one is None or np.isfinite(one) for one in found)
+    tokens = [token for text in texts for token in text]
+    if name in ("coverage", "length", "loops"):
+        wanted = {
+            "coverage": len(set(tokens)) / 2, "length": len(tokens) / max(len(texts), 1), "loops": 0
+        }[name]  # fmt: skip
+        assert found.value == (wanted if texts else None)
+    elif len(tokens) < (1 if name == "rep" else 2):
+        assert found == NOTHING
+
+
+def test_settings_and_numbers_without_a_meaning_are_refused():
+    nan, one = np.asarray([1.0, np.nan]), np.asarray([1.0])
+    for call, part in (
+        (lambda: diversity.distinct([[1, 2]], 0, seed=0), "n=0"),
+        (lambda: diversity.entropy([[1, 2]], -1, seed=0), "n=-1"),
+        (lambda: diversity.copied([[1, 2]], np.asarray([1, 2]), 0, seed=0), "n=0"),
+        (lambda: stability.rep([[1, 1]], 0, seed=0), "window=0"),
+        (lambda: speed.seconds(lambda: None, 0), "repeats=0"),
+        (lambda: mauve.mauve(np.eye(4), np.eye(4), seed=0, clusters=0), "clusters=0"),
+        (lambda: mauve.mauve(np.eye(4), np.eye(4), seed=0, clusters=9), "clusters=9"),
+        (lambda: mauve.mauve(np.eye(4), np.eye(4), seed=0, kept=0.0), "kept=0.0"),
+    ):
+        with pytest.raises(ConfigError, match=part):
+            call()
+    for call, part in (
+        (lambda: bootstrap.mean(nan, seed=0), r"NaN at \(1,\)"),
+        (lambda: bootstrap.ratio(nan, np.ones(2), seed=0), "NaN"),
+        (lambda: bootstrap.ratio(one, np.ones(2), seed=0), "don't belong together"),
+        (lambda: quality.bits_per_byte(nan, np.ones(2), seed=0), "NaN"),
+        (lambda: quality.perplexity(np.zeros(3), np.ones(2), seed=0), "don't belong together"),
+        (lambda: stability.spread(np.ones((2, 3)), np.ones((2, 2)), seed=0), "don't belong"),
+        (lambda: stability.calibration_error(np.asarray([2.0]), one, seed=0), "confidence 2"),
+        (lambda: stability.calibration_error(np.asarray([0.5, 0.1]), one, seed=0), "belong"),
+        (lambda: stability.variation(np.ones((2, 3)), np.ones((1, 3)), seed=0), "belong"),
+        (lambda: stability.changed(np.asarray([1, 2]), np.asarray([1])), "can't be compared"),
+        (lambda: stability.changed(np.asarray([]), np.asarray([])), "can't be compared"),
+        (lambda: diversity.copied([[-1, 2]], np.asarray([1, 2]), 2, seed=0), "negative"),
+        (lambda: quality.similarity(lambda x: np.full((1, 2), np.nan), ["a"], ["b"], seed=0),
+         "not finite"),
+        (lambda: quality.similarity(lambda x: np.ones((2, 2)), ["a"], ["b"], seed=0), "1 texts"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=part):
+            call()
+
+
+def test_figures_beyond_a_float_are_undefined():
+    assert quality.perplexity(np.asarray([-np.inf, -1.0]), np.ones(2), seed=0) == NOTHING
+    assert quality.perplexity(np.asarray([-1e6, -1e6]), np.ones(2), seed=0) == NOTHING
+    assert quality.perplexity(np.asarray([-700.0]), np.ones(1), seed=0).value == math.exp(700)
+
+
+def test_an_interval_of_one_is_its_value_and_of_equals_has_no_width():
+    assert bootstrap.mean([2.0], seed=0) == (2.0, None, None)
+    assert bootstrap.mean([2.0] * 3, seed=0) == (2.0, 2.0, 2.0)
+    assert bootstrap.mean([], seed=0) == bootstrap.mean([np.inf, 1.0], seed=0) == NOTHING
