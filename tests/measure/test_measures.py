@@ -166,9 +166,7 @@ def test_empty_texts_give_values_or_none_never_nan():
 
 BESIDE = {
     **{
-        name: lambda texts, references, name=name: quality.overlap(name, texts, references, seed=0)[
-            0
-        ]
+        name: lambda texts, refs, name=name: quality.overlap(name, texts, refs, seed=0)[0]
         for name in ("bleu", "chrf", "ter")
     },
     **{
