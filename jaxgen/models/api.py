@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxgen import tree
@@ -21,6 +23,7 @@ from jaxgen.ops.losses import unembed
 from jaxgen.ops.masks import Order
 from jaxgen.ops.memory import Memory
 
+F = TypeVar("F", bound=Callable[..., Any])
 Params = dict[str, Any]
 Ids = Int[Array | np.ndarray, "B T"]
 
@@ -37,6 +40,38 @@ class Output(NamedTuple):
     cache: caches.Cache | None
     taps: dict[str, Array]
     pooled: Float[Array, "B D"] | None = None
+
+
+def _prefix_checked(function: F) -> F:
+    """Decorate a function so that a wrong prefix= is refused before anything is traced."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        config = kwargs["config"] if "config" in kwargs else args[1]
+        if kwargs.get("prefix") is not None and config.prompt == "both":
+            _check_prefix(kwargs["prefix"], kwargs.get("segments"))
+        return function(*args, **kwargs)
+
+    return cast(F, call)
+
+
+def _check_prefix(prefix: Any, segments: Any) -> None:
+    """Raise ConfigError unless 1s come first in every segment, where that can be known."""
+    for given in (prefix, segments):
+        if isinstance(given, Tracer) or not getattr(given, "is_fully_addressable", True):
+            return
+    marks = np.asarray(prefix)
+    if not np.isin(marks, (0, 1)).all():
+        raise ConfigError(f"prefix= holds {marks[~np.isin(marks, (0, 1))][0]}; it marks by 0 and 1")
+    late = (marks[:, 1:] == 1) & (marks[:, :-1] == 0)
+    if segments is not None:
+        late &= np.diff(np.asarray(segments), axis=1) == 0
+    if late.any():
+        row, place = map(int, np.argwhere(late)[0])
+        raise ConfigError(
+            f"prefix[{row}, {place + 1}]=1 comes after a 0: tokens in between would see what they "
+            f"are to predict; let the 1s of a segment be its first tokens"
+        )
 
 
 @compile_once
@@ -148,6 +183,7 @@ def encode(
     return Memory(out.state, marked, _taps(seen, taps))
 
 
+@_prefix_checked
 @compile_once
 def hidden(
     params: Params,
@@ -172,6 +208,7 @@ def hidden(
     return _forward(params, config, inputs, key)[0]
 
 
+@_prefix_checked
 @compile_once
 def apply(
     params: Params,
@@ -195,7 +232,8 @@ def apply(
     types: rows of the table of token types; the default is 0.
     cache: keys and values of earlier tokens; the result's cache holds these T tokens as well.
     memory: what `encode` made, for an encoder-decoder; a cache that has seen it needs it no more.
-    prefix: 1 for tokens that earlier ones see as well, for a decoder with prompt=both.
+    prefix: 1 for tokens that earlier ones see as well, for a decoder with prompt=both: the first
+      tokens of a row or, of packed rows, of each segment; the rest is 0.
     taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
     key: turns dropout on.
     Ids and positions are trusted here: out of range ones read the nearest valid row.

@@ -239,6 +239,36 @@ def test_the_loss_of_a_prefix_row_sees_its_prefix_from_both_sides():
     np.testing.assert_allclose(loss.total, -said.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("marks", "segments", "part"),
+    [
+        ([0, 1, 1, 0, 0, 0], None, r"prefix\[0, 1\]=1 comes after a 0"),
+        ([1, 0, 1, 0, 0, 0], None, r"prefix\[0, 2\]=1 comes after a 0"),
+        ([1, 1, 0, 0, 1, 0], [1, 1, 1, 2, 2, 2], r"prefix\[0, 4\]=1 comes after a 0"),
+        ([2, 1, 0, 0, 0, 0], None, "prefix= holds 2"),
+        ([-1, 0, 0, 0, 0, 0], None, "prefix= holds -1"),
+    ],
+)
+def test_a_prefix_that_is_not_at_the_beginning_is_refused(marks, segments, part):
+    tokens = np.arange(6)[None]
+    segments = None if segments is None else np.asarray([segments])
+    for call in (api.apply, api.hidden):
+        with pytest.raises(ConfigError, match=part):
+            call(params_of(PREFIX), PREFIX, tokens, prefix=np.asarray([marks]), segments=segments)
+
+
+def test_packed_prefixes_see_themselves_as_they_do_alone():
+    params, tokens = params_of(PREFIX), np.arange(7)[None]
+    positions = np.asarray([[0, 1, 2, 3, 0, 1, 2]])
+    marks, segments = np.asarray([[1, 1, 0, 0, 1, 1, 0]]), np.asarray([[1, 1, 1, 1, 2, 2, 2]])
+    packed = api.apply(
+        params, PREFIX, tokens, positions=positions, segments=segments, prefix=marks
+    ).logits
+    for part in (slice(0, 4), slice(4, 7)):
+        alone = api.apply(params, PREFIX, tokens[:, part], prefix=marks[:, part]).logits
+        np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
+
+
 def test_generation_reads_its_prompt_as_a_prefix_as_training_does():
     params = params_of(PREFIX)
     prompt, lengths = np.array([[5, 3, 8, 2], [7, 1, 0, 0]]), jnp.array([4, 2])
