@@ -20,6 +20,7 @@ FLOORS = {
         "lazy",
         "host",
         "eager",
+        "export",
     ],
     1: ["mesh"],
     2: ["ops"],

@@ -17,6 +17,7 @@ from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.export import Size
 
 CacheT = TypeVar("CacheT")
 Step = Callable[[Int[Array, "B"], CacheT], tuple[Float[Array, "B V"], CacheT]]
@@ -28,7 +29,7 @@ Stops = Int[Array, "E"] | Int[Array, "B E"] | np.ndarray
 Count = Int[Array, "B"] | Int[Array, ""] | np.ndarray | int
 
 
-def request_keys(key: Keys, batch: int) -> Key[Array, "B"]:
+def request_keys(key: Keys, batch: Size) -> Key[Array, "B"]:
     """Return one key per request: `key` folded with the row, or `key` itself if it is [B].
 
     Keys of the old style, uint32 [2] from jax.random.PRNGKey, count as one key.

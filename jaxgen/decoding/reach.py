@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen.export import are_known
 from jaxgen.mesh.place import platform
 
 Weigh = Callable[[Float[Array, "B V"]], Int[Array, "B V"]]  # a weight is a function of its value
@@ -43,7 +44,7 @@ def halving(x: Float[Array, "B V"], weigh: Weigh, need: Int[Array, "B 1"]) -> Fl
     A sum over the row for each bit: on a CPU a sixth of the time of sorting it, or less.
     """
     rows = _as_integers(_plain(x)), weigh(x), need
-    if len(x) <= ROWS:
+    if not are_known(x.shape[0]) or x.shape[0] <= ROWS:
         return _as_floats(_halved(rows))
     return _as_floats(lax.map(_halved, rows, batch_size=ROWS))
 

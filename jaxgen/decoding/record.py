@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import jax
 
+from jaxgen.export import serializable
+
 T = TypeVar("T")
 
 
@@ -33,4 +35,4 @@ def record(kind: type[T]) -> type[T]:
         return kind(**dict(zip(names, leaves, strict=True)), **dict(zip(fixed, about, strict=True)))
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)
-    return kind
+    return serializable(kind)

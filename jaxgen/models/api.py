@@ -16,6 +16,7 @@ from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.export import Size, are_known, serializable, surely
 from jaxgen.nn.stack import place
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
@@ -28,6 +29,7 @@ Params = dict[str, Any]
 Ids = Int[Array | np.ndarray, "B T"]
 
 
+@serializable
 class Output(NamedTuple):
     """What `apply` returns; unused fields cost nothing under jit.
 
@@ -103,10 +105,10 @@ def _shapes(config: ModelConfig) -> Any:
 
 def empty_cache(
     config: ModelConfig,
-    batch: int,
-    capacity: int,
+    batch: Size,
+    capacity: Size,
     *,
-    memory: int | None = None,
+    memory: Size | None = None,
     layout: caches.Layout = "contiguous",
     store: caches.Store = "plain",
     slack: int = 0,
@@ -331,7 +333,13 @@ def _positions(config, tokens, positions, segments, cache):
     length = tokens.shape[1]
     capacity = None if cache is None else cache.capacity
     limit = config.context if capacity is None else capacity
-    if length > limit:
+    fits = surely(lambda: length <= limit)
+    if not fits and capacity is None and config.positions == "learned" and not are_known(length):
+        raise ConfigError(
+            f"{length} tokens may not fit the {limit} learned positions of context={limit}; say "
+            f"that they do: jax.export.symbolic_shape(..., constraints=['{length} <= {limit}'])"
+        )
+    if surely(lambda: length > limit):
         where = "context" if capacity is None else "the cache's capacity"
         raise ConfigError(f"{length} tokens do not fit {where} of {limit}")
     if cache is not None and segments is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.config import Layer
+from jaxgen.export import Size, serializable
 from jaxgen.ops import slots as storage
 from jaxgen.ops.in_line import InLine
 from jaxgen.ops.slots import Counts, Sizes, Slots, Store
@@ -25,16 +26,18 @@ Layout = Literal["contiguous", "ring"]
 NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class CrossKeys:
     """Keys and values that all layers made, once, of an encoder's memory; segments are its own."""
 
-    k: Float[Array, "L B K S H"] | InLine
-    v: Float[Array, "L B K S H"] | InLine
-    segments: Int[Array, "B S"]
+    k: Any  # Float[Array, "L B K S H"] | InLine
+    v: Any  # Float[Array, "L B K S H"] | InLine
+    segments: Any  # Int[Array, "B S"]
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Branches:
@@ -45,10 +48,11 @@ class Branches:
     `seen` says which slots it descends from.
     """
 
-    root: Int[Array, "B"]
-    seen: Bool[Array, "R S"]
+    root: Any  # Int[Array, "B"]
+    seen: Any  # Bool[Array, "R S"]
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
@@ -65,14 +69,14 @@ class Cache:
 
     whole: Slots | None
     ring: Slots | None
-    length: Int[Array, "B"]
+    length: Any  # Int[Array, "B"]
     cross: CrossKeys | None = None
-    real: Int[Array, "B"] | None = None
+    real: Any = None  # Int[Array, "B"] | None
     branches: Branches | None = None
     slack: int = field(default=0, metadata={"static": True})
 
     @property
-    def capacity(self) -> int | None:
+    def capacity(self) -> Size | None:
         """Return the tokens of a row; None if all layers are rings, which have no end."""
         return None if self.whole is None else self.whole.count
 
@@ -157,11 +161,11 @@ class Cache:
 def empty(
     sizes: Sizes,
     *,
-    whole: tuple[Counts, int],
+    whole: tuple[Counts, Size],
     ring: tuple[Counts, int] = (0, 0),
     slack: int = 0,
     store: Store = "plain",
-    cross: tuple[Counts, int] | None = None,
+    cross: tuple[Counts, Size] | None = None,
 ) -> Cache:
     """Return a cache that holds nothing yet.
 
@@ -178,7 +182,7 @@ def empty(
     return Cache(*parts, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
 
 
-def positions(cache: Cache, kind: Layer, tokens: int) -> Int[Array, "#B S"]:
+def positions(cache: Cache, kind: Layer, tokens: Size) -> Int[Array, "#B S"]:
     """Return the positions of the keys that `extend` will give a layer of this kind."""
     if cache.branches is not None:
         return _generation(cache.branches, jnp.arange(cache.capacity)[None], tokens)
@@ -195,19 +199,19 @@ def positions(cache: Cache, kind: Layer, tokens: int) -> Int[Array, "#B S"]:
     return jnp.concatenate([held, cache.length[:, None] + jnp.arange(tokens)], axis=1)
 
 
-def upcoming(cache: Cache, tokens: int) -> Int[Array, "B T"]:
+def upcoming(cache: Cache, tokens: Size) -> Int[Array, "B T"]:
     """Return the positions of the next T tokens of each row; those of branches are the same."""
     slots = cache.length[:, None] + jnp.arange(tokens, dtype=jnp.int32)
     return slots if cache.branches is None else _generation(cache.branches, slots, tokens)
 
 
-def _generation(branches: Branches, slots: Int[Array, "#B S"], tokens: int) -> Int[Array, "B S"]:
+def _generation(branches: Branches, slots: Int[Array, "#B S"], tokens: Size) -> Int[Array, "B S"]:
     """Return the positions of slots that take `tokens` branches at a time after the root."""
     root = branches.root[:, None]
     return jnp.where(slots < root, slots, root + (slots - root) // tokens)
 
 
-def descent(cache: Cache, tokens: int) -> Bool[Array, "B T S"] | None:
+def descent(cache: Cache, tokens: Size) -> Bool[Array, "B T S"] | None:
     """Return the slots that each branch descends from, and that of its own next token.
 
     None without branches.
@@ -253,7 +257,7 @@ def extend(
     return cache, keys, values
 
 
-def _counted(cache: Cache, tokens: int) -> Int[Array, "B"]:
+def _counted(cache: Cache, tokens: Size) -> Int[Array, "B"]:
     return jnp.full_like(cache.length, tokens) if cache.real is None else cache.real
 
 
@@ -288,7 +292,7 @@ def read_cross(
     return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
-def advance(cache: Cache, tokens: int) -> Cache:
+def advance(cache: Cache, tokens: Size) -> Cache:
     """Return the cache with every row longer, by `tokens` or by the real ones it expected."""
     seen = descent(cache, tokens)
     if seen is not None and cache.branches is not None:

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.derivatives import custom_vjp
+from jaxgen.export import are_known
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_shared, platform
 from jaxgen.ops.apart import transposed
@@ -89,7 +90,7 @@ def _forward(first: bool, x: Array, w: Array) -> Array:
         return _one_row(x, w)
     w = w.astype(x.dtype)
     # Of bfloat16, jaxlib 0.10.2 has no such product in some shapes.
-    if turned and 1 < rows <= FEW and x.dtype == jnp.float32:
+    if turned and are_known(rows) and 1 < rows <= FEW and x.dtype == jnp.float32:
         # XLA on a CPU is faster with the weight on the left; without the barrier it would take the
         # two turns for none.
         return lax.optimization_barrier(_dot(w, x, 1, 1)).T

@@ -7,7 +7,10 @@ from typing import Any
 
 import jax
 
+from jaxgen.export import serializable
 
+
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class InLine:

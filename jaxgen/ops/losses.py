@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxgen.export import are_known
 from jaxgen.mesh import constrain, gather, shards
 from jaxgen.ops.attention import soft_cap
 from jaxgen.ops.contract import cast, contract
@@ -80,11 +81,14 @@ def vocabulary_loss(
     return _chunked(part, cut, dtype, hidden, whole, targets, weights)
 
 
-def even(length: int, most: int) -> int:
+def even(length: Any, most: int) -> Any:
     """Return the length of parts, `most` at most, that cut a length in as few as there must be.
 
     The last part is padded: parts of `most` would multiply up to twice the positions there are.
+    A length that is a symbol stays whole.
     """
+    if not are_known(length):
+        return length
     return -(-length // -(-length // most))
 
 

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int
 
+from jaxgen.export import serializable
 
+
+@serializable
 class Memory(NamedTuple):
     """An encoder's last hidden states.
 

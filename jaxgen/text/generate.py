@@ -16,6 +16,7 @@ from jaxgen.decoding.record import record
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.export import Size, surely
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store, by_row
 from jaxgen.ops.memory import Memory
@@ -44,8 +45,8 @@ def model_step(params: api.Params, config: ModelConfig) -> ModelStep:
 def new_cache(
     params: api.Params,
     config: ModelConfig,
-    batch: int,
-    capacity: int,
+    batch: Size,
+    capacity: Size,
     memory: Memory | None,
     **about: Any,
 ) -> Cache:
@@ -61,7 +62,7 @@ def prefill(
     config: ModelConfig,
     prompt: api.Ids,
     lengths: Int[Array, "B"],
-    capacity: int,
+    capacity: Size,
     *,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
@@ -84,13 +85,13 @@ def prefill(
     return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], cache
 
 
-def check(config: ModelConfig, width: int, length: int) -> None:
+def check(config: ModelConfig, width: Size, length: int) -> None:
     """Raise ConfigError unless a model can go on from `width` tokens with `length` new ones."""
-    if width < 1 or length < 1:
+    if surely(lambda: width < 1) or length < 1:
         raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
     room = config.context - width
-    if length > room:
-        remedy = f" or ask for at most {room}" if room > 0 else ""
+    if surely(lambda: length > room):
+        remedy = f" or ask for at most {room}" if surely(lambda: room > 0) else ""
         raise ConfigError(
             f"prompt of {width} + length={length} new tokens exceed context={config.context}; "
             f"shorten the prompt{remedy}"

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
+from jaxgen.export import are_known, serializable
 from jaxgen.mesh import shards
 from jaxgen.mesh.place import platform
 from jaxgen.models import api
@@ -24,6 +25,7 @@ Batch = Mapping[str, Array | np.ndarray]
 LOGITS_AT_ONCE, OF_A_GPU = 2**25, 2**27
 
 
+@serializable
 class Loss(NamedTuple):
     """Sums over a batch, so that microbatches add up: divide by `weight` to get means."""
 
@@ -58,7 +60,9 @@ def token_loss(
         weights = jnp.ones(targets.shape, jnp.float32)
     out = read(params, config, arrays, key)
     each = targets.shape[0] * (config.classes or config.V)
-    fitting = max(logits_at_once(platform()) * shards("BTV") // each, 1)
+    fitting = targets.shape[1] if are_known(targets.shape[1]) else 1
+    if are_known(each):
+        fitting = max(logits_at_once(platform()) * shards("BTV") // each, 1)
     total, nll = vocabulary_loss(
         out.features,
         out.table,

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
+from jaxgen.export import make_serializable, serializable
+
 # Leaves are Any: shapes, shardings and dtypes of a state come as trees of the same two classes.
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Health:
@@ -24,6 +27,7 @@ class Health:
     streak: Any  # Int[Array, ""]
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
@@ -41,4 +45,6 @@ def make(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray
     # Each scalar is a buffer of its own: donating one buffer twice is an error.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
     health = Health(jnp.zeros(()), *zeros[1:])
-    return State(zeros[0], params, optimizer.init(params), key, health)
+    moments = optimizer.init(params)
+    make_serializable(moments)
+    return State(zeros[0], params, moments, key, health)

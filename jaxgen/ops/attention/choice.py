@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
+from jaxgen.export import are_known
 from jaxgen.mesh import place
 from jaxgen.ops.attention import blocked, cudnn, plain, splash
 from jaxgen.ops.attention.case import Case
@@ -27,6 +28,11 @@ def _plain(case: Case) -> Array:
     return plain.attend(q, k, v, sight.mask, **options)
 
 
+def _is_known(case: Case) -> bool:
+    """Return whether all sizes are numbers; kernels are cut to them, the formula is not."""
+    return are_known(*case.q.shape, *case.k.shape)
+
+
 WAYS = {
     "plain": Way(lambda case: True, _plain),
     "blocked": Way(blocked.can, blocked.attend),
@@ -42,7 +48,9 @@ def choose(case: Case, platform: str | None = None) -> str:
 
     Where only the plain way can, the platform is not even asked for: that would start JAX.
     """
-    able = {name for name, way in WAYS.items() if way.can(case)}
+    able = {
+        name for name, way in WAYS.items() if name == "plain" or (_is_known(case) and way.can(case))
+    }
     if able == {"plain"}:
         return "plain"
     return next(
