@@ -20,8 +20,8 @@ import sacrebleu
 from multi30k import are_small, averaged, lines
 
 from jaxgen import settings_yaml
-from jaxgen.decoding.search import beams
 from jaxgen.text import tasks
+from jaxgen.text.request import Generation
 
 
 def nearest(texts, truth, lowercase):
@@ -48,7 +48,9 @@ def main():
         took = time.perf_counter() - begin
         print(f"\r{done}/{of} texts, {done / took:.1f} texts/s", end="", file=sys.stderr)
 
-    found = tasks.rewrites(model, texts, 5, search=beams(5), batch=128, progress=progress)
+    search = Generation(beams=5, n_best=5)
+    rows = tasks.rewrites(model, texts, search, batch=128, progress=progress)
+    found = [[one.text for one in row] for row in rows]
     small = are_small(ways[0] for ways in found)
     made = [nearest(ways, truth, small) for ways, truth in zip(found, truths, strict=True)]
     print(file=sys.stderr)

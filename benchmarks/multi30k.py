@@ -21,9 +21,10 @@ import jax
 import sacrebleu
 
 from jaxgen import settings_yaml
-from jaxgen.decoding.search import beams
 from jaxgen.store import Checkpoints
 from jaxgen.text import tasks
+from jaxgen.text.loaded_model import LoadedModel, open_model
+from jaxgen.text.request import Generation
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,8 +40,8 @@ def averaged(run, last):
     steps = shelf.steps()[-last:]
     trees = [shelf.read(step)["params"] for step in steps]
     params = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
-    model = tasks.open_model(run)
-    return steps, tasks.Model(model.config, params, model.tokenizer, model.start)
+    model = open_model(run)
+    return steps, LoadedModel(model.config, params, model.tokenizer, model.start)
 
 
 def are_small(texts):
@@ -64,8 +65,8 @@ def main():
     wanted = lines(asked.data, asked.split, target)[: asked.limit]
     steps, model = averaged(asked.run, asked.average)
     begin = time.perf_counter()
-    search = beams(asked.beam, length_penalty=asked.penalty)
-    made = tasks.rewrite(model, texts, search=search, batch=64)
+    search = Generation(beams=asked.beam, length_penalty=asked.penalty)
+    made = tasks.rewrite(model, texts, search, batch=64)
     took = time.perf_counter() - begin
     scores, ways = {}, {"uncased": True} if are_small(made) else {"cased": False, "uncased": True}
     for name, lowercase in ways.items():

@@ -17,10 +17,11 @@ import sides
 
 import jaxgen
 from jaxgen import tokens
-from jaxgen.text import drawing
-from jaxgen.text.answering import CHUNK, Group
-from jaxgen.text.complete import Asked, Session
-from jaxgen.text.generation import Generation
+from jaxgen.text import programs
+from jaxgen.text.batch_decoding import CHUNK
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.request import Generation
+from jaxgen.text.session import Prompt, Session
 
 CONFIG = jaxgen.ModelConfig(vocab_size=8192, context=256, layers=6, d_model=384, heads=6)
 PROMPT = "The value of a list"
@@ -35,15 +36,14 @@ def streamed(session: Session, settings: Generation) -> tuple[str, int]:
 
 def whole(session: Session, settings: Generation) -> str:
     """Return the same text, made by one scan."""
-    (request,) = session._requests(Asked(PROMPT, settings))
-    model = (session.config, session.params, session.tokenizer)
-    group = Group(*model, (request,), session.start, session.ends, None, session.clock)
-    (made,) = drawing.drawn(
-        *(group.params, group.config, group.style, group.rows, group.chain()),
+    (request,) = session._requests(Prompt(PROMPT, settings))
+    group = session._batch((request,), None)
+    (made,) = programs.sample_chunks(
+        *(*group.parts, group.chain()),
         request.limit,
         top=0,  # as the stream does where a setting bans tokens
     )
-    return group.writing(request).push(np.asarray(made.tokens)[0].tolist())
+    return group.text_stream(request).push(np.asarray(made.tokens)[0].tolist())
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     tokenizer = tokens.train(tokens.TokenizerSettings(kind="bytes"), ())
     params = jax.jit(jaxgen.init, static_argnums=0)(CONFIG, jax.random.key(0))
-    session = Session(CONFIG, params, tokenizer)
+    session = Session(LoadedModel(CONFIG, params, tokenizer), params)
     length = given.length
     settings = Generation(temperature=1.0, max_new_tokens=length, min_new_tokens=length)
     (text, pieces), first = sides.once(lambda: streamed(session, settings))

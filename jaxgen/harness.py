@@ -10,19 +10,15 @@ and windows cut as the harness's "hf" does it, so that figures compare. Needs th
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.models import api
-from jaxgen.text.complete import Session, open_run
-from jaxgen.text.generation import Generation
-from jaxgen.text.tasks.model import by_length
+from jaxgen.text import programs
+from jaxgen.text.batches import by_length
+from jaxgen.text.request import Generation
+from jaxgen.text.session import Session, open_session
 
 try:
     from lm_eval import utils  # pyright: ignore[reportMissingImports]
@@ -70,7 +66,7 @@ class Harness(TemplateLM):
             )
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"batch_size={batch_size} must be a whole number of at least 1")
-        self.session: Session = open_run(path)
+        self.session: Session = open_session(path)
         if self.session.config.topology != "decoder" or self.session.config.head != "lm":
             raise ConfigError(f"{path} is no decoder with token logits; the harness needs one")
         self.batch_size, self.max_gen_toks, self.seed = int(batch_size), max_gen_toks, seed
@@ -114,8 +110,8 @@ class Harness(TemplateLM):
             targets = np.zeros_like(tokens)
             for place, number in enumerate(numbers):
                 targets[place, : len(inputs[number])] = rows[number][1:]
-            scored = _scored(self.session.params, self.session.config, tokens, segments, targets)
-            logp, hits = (np.asarray(x) for x in scored)
+            parts = (self.session.params, self.session.config, tokens, segments, targets)
+            logp, hits = map(np.asarray, programs.target_log_probabilities(*parts))
             for place, number in enumerate(numbers):
                 end = len(inputs[number])
                 part = slice(end - min(len(requests[number][2]), end), end)
@@ -179,16 +175,6 @@ class Harness(TemplateLM):
         room = self.session.config.context - length
         prompts = [tuple(self.tok_encode(text)[-room:]) for text in contexts]
         return self.session.complete(prompts, settings)
-
-
-@partial(jax.jit, static_argnames="config")
-def _scored(params, config: ModelConfig, tokens, segments, targets):
-    """log p of each target [B, T], and whether it is the likeliest id."""
-    logits = api.apply(params, config, tokens, segments=segments).logits
-    assert logits is not None
-    said = jax.nn.log_softmax(logits.astype(jnp.float32))
-    own = jnp.take_along_axis(said, targets[..., None], axis=-1)[..., 0]
-    return own, said.argmax(axis=-1) == targets
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from jaxgen.cli import prompts, texts
+from jaxgen.cli import flags, prompts, texts
 from jaxgen.cli.arguments import WHOLE
 from jaxgen.errors import ConfigError
 
@@ -23,7 +23,6 @@ Empty = Annotated[
     Literal["refused", "allowed"],
     Parameter(help="whether a head of spans may find that the text holds no answer"),
 ]
-Length = Annotated[int | None, WHOLE, Parameter(help="of a model that writes: new tokens at most")]
 
 
 def answer(
@@ -33,19 +32,23 @@ def answer(
     context: Context = None,
     best: Best = 1,
     empty: Empty = "refused",
-    max_new_tokens: Length = None,
+    settings: flags.Settings = None,
     job: texts.Given = texts.JOB,
 ) -> None:
     """Answer questions about a text: from its words, or in words of the model's own.
 
     A model with a head of spans (BertForQuestionAnswering and the like) finds the
-    answer in the text; any other that gives next tokens writes one. Without
-    --context, each line of --input is an object with "question" and "context".
+    answer in the text; any other that gives next tokens writes one, as the
+    options below say. Without --context, each line of --input is an object with
+    "question" and "context".
 
     For example:
         jaxgen answer downloads/bert-squad "Who wrote it?" --context @book.txt
         jaxgen answer downloads/flan-t5 --input questions.jsonl --output answers.jsonl
     """
+    asked = flags.settings_of(settings)
+    if asked.top_logprobs is not None:
+        raise ConfigError(f"--top-logprobs={asked.top_logprobs} has no effect on answers; drop it")
     if context is None:
         if question:
             raise ConfigError("--context is missing: the text that the questions are about")
@@ -63,14 +66,14 @@ def answer(
             [str(row["context"]) for row in wanted],
             best=best,
             empty=empty,
-            length=max_new_tokens,
+            settings=asked,
             batch=job.batch,
             overflow=job.overflow,
             progress=progress,
         )
         return [[answer._asdict() for answer in answers] for answers in found]
 
-    texts.run(run, rows, job, work, _show, search=True)
+    texts.run(run, rows, job, work, _show, asked)
 
 
 def _show(answers: list[dict]) -> str:

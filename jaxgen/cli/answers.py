@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def deliver(
         for number, answer in enumerate(answers, 1)
     ]
     if as_json:
-        spell = _speller(session.tokenizer)
+        spell = speller(session.tokenizer)
         objects = (_object(*row, spell) for row in rows)
         text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
     elif len(rows) == 1:
@@ -77,7 +77,11 @@ def deliver(
 
 
 def _object(prompt: str, number: int, answer: Any, spell: Any) -> dict[str, Any]:
-    """One answer as JSON's data; what was not asked for is left out."""
+    return {"prompt": prompt, "sample": number} | describe(answer, spell)
+
+
+def describe(answer: Any, spell: Callable[[int], str]) -> dict[str, Any]:
+    """Return a completion as JSON's data; what was not asked for is left out."""
     tokens: list[dict[str, Any]] = [{"id": one, "text": spell(one)} for one in answer.tokens]
     for token, logprob in zip(tokens, answer.logprobs, strict=False):
         token["logprob"] = logprob
@@ -85,8 +89,6 @@ def _object(prompt: str, number: int, answer: Any, spell: Any) -> dict[str, Any]
         if top:
             token["top"] = [{"id": a.id, "text": spell(a.id), "logprob": a.logprob} for a in top]
     found: dict[str, Any] = {
-        "prompt": prompt,
-        "sample": number,
         "completion": answer.text,
         "finish_reason": answer.reason.name.lower(),
         "prompt_tokens": answer.prompt_tokens,
@@ -99,7 +101,8 @@ def _object(prompt: str, number: int, answer: Any, spell: Any) -> dict[str, Any]
     return found | {"tokens": tokens}
 
 
-def _speller(tokenizer: Any) -> Any:
+def speller(tokenizer: Any) -> Callable[[int], str]:
+    """Return what shows the text of one token."""
     surface = getattr(tokenizer, "surface", None)
     if surface is None:
         return lambda token: tokenizer.decode([token])

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from jaxgen.cli.arguments import REAL, WHOLE
 from jaxgen.errors import ConfigError
-from jaxgen.text.generation import GROUPS, Generation
+from jaxgen.text.request import GROUPS, Generation
 
 _NUMBERS = {int: WHOLE, float: REAL}
 _NAMES = re.compile(rf"\b({'|'.join(field.name for field in dataclasses.fields(Generation))})\b")

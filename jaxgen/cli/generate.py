@@ -12,13 +12,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start
+from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start, texts
 from jaxgen.cli.flags import Settings
 from jaxgen.config import Weights
 from jaxgen.errors import ConfigError, UserError
-from jaxgen.pretrained.generation_config import read_generation_config
-from jaxgen.text import defaults
-from jaxgen.text.generation import SEEDS, Generation
+from jaxgen.text.request import SEEDS, Generation
 
 Prompts = Annotated[
     list[str] | None,
@@ -93,14 +91,14 @@ def generate(
         raise ConfigError(
             f"--top-logprobs={wanted.top_logprobs} has no effect without --json; give --json"
         )
-    wanted = _with_defaults(wanted, folder)
     lines = _lines(prompt, prompts_file, wanted, talking)
     start.prepare_jax(paths.cache())
-    from jaxgen.text import complete
+    from jaxgen.text import session as sessions
 
     with exits.in_folder(folder), flags.named():
         traces = profiles.place(folder) if profile else None
-        session = complete.open_run(folder, weights=weights)
+        session = sessions.open_session(folder, weights=weights)
+        texts.tell_defaults(wanted, session.model.generation_config)
         if talking:
             _converse(session, wanted)
             return
@@ -120,20 +118,9 @@ def _make(
     if len(lines) == 1 and target is None and not as_json and _has_one_text(lines[0][1]):
         _stream(session, *lines[0])
         return lambda: [*session.stream(*lines[0])]
-    from jaxgen.text import complete
-
-    asked = _asked(complete, lines, wanted)
-    again = partial(session.generate, asked, detail=as_json)
+    again = partial(session.run, _prompts(lines, wanted), detail=as_json)
     answers.deliver(session, [line[0] for line in lines], again(), target, as_json)
     return again
-
-
-def _with_defaults(wanted: Generation, folder: Path) -> Generation:
-    """Return the settings with what the folder says where nothing was asked, and tell it."""
-    wanted, told = defaults.fill(wanted, read_generation_config(folder)[0])
-    if told:
-        print(f"the folder says: {told}", file=sys.stderr)
-    return wanted
 
 
 def _lines(
@@ -149,16 +136,18 @@ def _lines(
     return [] if talking else [(text, wanted) for text in prompts.gather(prompt or ())]
 
 
-def _asked(complete: Any, lines: list[tuple[str, Generation]], wanted: Generation) -> list[Any]:
+def _prompts(lines: list[tuple[str, Generation]], wanted: Generation) -> list[Any]:
     """What is asked of the session: texts of one seed have a number each, in their order.
 
     A line with a seed of its own counts from 0, so that its texts don't depend on the lines before.
     """
+    from jaxgen.text.session import Prompt
+
     asked, number = [], 0
     for text, settings in lines:
         own = settings.seed != wanted.seed
-        asked.append(complete.Asked(text, settings, 0 if own else number))
-        number += 0 if own else settings.best_of or settings.samples
+        asked.append(Prompt(text, settings, 0 if own else number))
+        number += 0 if own else settings.draws_each
     return asked
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxgen import files, settings
 from jaxgen.errors import BusyError, ConfigError
-from jaxgen.text.generation import Generation
+from jaxgen.text.request import Generation
 
 
 def gather(words: Sequence[str]) -> list[str]:

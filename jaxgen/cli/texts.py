@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from jaxgen import files
-from jaxgen.cli import exits, paths, start
+from jaxgen.cli import answers, exits, flags, paths, start
 from jaxgen.cli.arguments import WHOLE
 from jaxgen.errors import ConfigError
+from jaxgen.text.request import Generation
 
 Folder = Annotated[str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")]
 Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or standard input")]
@@ -64,13 +65,12 @@ def run(
     job: Job,
     work: Callable[[Any, Sequence[Any], Callable[[int, int], None]], list[Any]],
     show: Callable[[Any], str],
-    *,
-    search: bool = False,
+    settings: Generation | None = None,
 ) -> None:
     """Open the model, do the work on all inputs, and print or write a line for each result.
 
-    work: (model, inputs, progress) -> results. search: what the folder says of generation counts,
-    and is told.
+    work: (model, inputs, progress) -> results. settings: of what is generated; what the folder
+    adds to them is told.
     """
     home = paths.run_folder(folder)
     target = None if job.output is None else Path(job.output)
@@ -78,12 +78,12 @@ def run(
         raise ConfigError(f"--output {job.output} is no file that can be written; name another")
     start.prepare_jax(paths.cache())
     from jaxgen.run.progress import bar
-    from jaxgen.text import tasks
+    from jaxgen.text.loaded_model import open_model
 
-    with exits.in_folder(home):
-        model = tasks.open_model(home)
-        if search and (told := model.generation_config.told()):
-            print(f"the folder says: {told}", file=sys.stderr)
+    with exits.in_folder(home), flags.named():
+        model = open_model(home)
+        if settings is not None:
+            tell_defaults(settings, model.generation_config)
         with bar(f"{len(wanted)} texts") as progress:
             found = work(model, wanted, progress)
     if target is None:
@@ -98,6 +98,46 @@ def run(
         lines = map(show, found)
     files.write(target, "".join(line + "\n" for line in lines))
     print(f"wrote {target}", file=sys.stderr)
+
+
+def generate(
+    folder: str,
+    wanted: Sequence[Any],
+    job: Job,
+    settings: Generation,
+    work: Callable[[Any, Sequence[Any], Callable[[int, int], None], bool], list[Any]],
+) -> None:
+    """Run a task that generates: a line a text; several results of one are parted by tabs.
+
+    work: (model, inputs, progress, detail) -> completions of each input. With --top-logprobs a
+    line of --output .jsonl holds tokens and their log-probabilities.
+    """
+    detail = settings.top_logprobs is not None
+    if detail and not str(job.output).endswith(".jsonl"):
+        raise ConfigError(
+            f"--top-logprobs={settings.top_logprobs} has no effect without --output FILE.jsonl"
+        )
+
+    def results(model, wanted, progress):
+        spell = answers.speller(model.tokenizer)
+        rows = [
+            [answers.describe(one, spell) if detail else one.text for one in row]
+            for row in work(model, wanted, progress, detail)
+        ]
+        return [row[0] if len(row) == 1 else row for row in rows]
+
+    def show(found):
+        return found if isinstance(found, str) else "\t".join(found)
+
+    run(folder, wanted, job, results, show, settings)
+
+
+def tell_defaults(settings: Generation, told: Any) -> None:
+    """Say on standard error what a folder adds to the settings of a request."""
+    from jaxgen.text import defaults
+
+    if found := defaults.describe(settings, told):
+        print(f"the folder says: {found}", file=sys.stderr)
 
 
 def objects(name: str, keys: Sequence[str]) -> list[dict[str, Any]]:

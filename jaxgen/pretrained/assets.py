@@ -102,7 +102,8 @@ def _hub_tokenizer(folder: Path) -> Tokenizer:
 
 def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
     told, _ = read_generation_config(folder)
-    named = {"bos": told.bos, "eos": told.stop[0] if told.stop else None, "pad": told.pad}
+    eos = next(iter(told.eos_token_id), None)
+    named = {"bos": told.bos_token_id, "eos": eos, "pad": told.pad_token_id}
     found: dict[str, int | None] = {}
     for name, value in named.items():
         if value is None:

@@ -8,6 +8,7 @@ transformers (`utils/chat_template_utils.py`), and within bounds: numbers, repea
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +25,8 @@ LONGEST = 10_000_000  # characters of a rendered chat, and of a repeated text
 STEPS = 100_000  # of all ranges of a template together
 BIGGEST = 2**64  # of a power
 MINIMUM = (3, 1, 6)  # of jinja2: sandboxes before it have known holes
+
+BEGIN, END = "\ue000", "\ue001"  # around what only looks like a mark in somebody's words
 
 Message = Any  # a mapping with role and content; `render_chat` looks
 
@@ -122,6 +125,37 @@ def render_chat(
             f"{template.where} fails: {type(error).__name__}: {_line(error)}"
         ) from error
     return "".join(parts)
+
+
+def encode_chat(template: ChatTemplate, tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """Return the ids of a chat up to where the model's turn begins.
+
+    Marks are those that the template writes. A piece like them in a message's content is text, so
+    that nobody's words can end their turn (transformers: `sanitize_control_tokens`).
+    """
+    encode = getattr(tokenizer, "encode_marked", None)
+    if encode is None:
+        kind = type(tokenizer).__name__.lower()
+        raise ConfigError(f"chat needs a tokenizer with marks, and a {kind} one has none")
+    marks = sorted(tokenizer.marks(), key=len, reverse=True)  # pyright: ignore
+    any_mark = re.compile("|".join(map(re.escape, marks)) or "(?!)")
+    guarded = [_guarded(message, any_mark) for message in messages]
+    text = render_chat(template, guarded)
+    ids: list[int] = []
+    for place, part in enumerate(re.split(f"{BEGIN}({any_mark.pattern}){END}", text)):
+        part = part.replace(BEGIN, "").replace(END, "")
+        if part:
+            ids += tokenizer.encode(part) if place % 2 else encode(part)
+    return ids
+
+
+def _guarded(value: Any, marks: re.Pattern[str]) -> Any:
+    if isinstance(value, str):
+        value = value.replace(BEGIN, "").replace(END, "")
+        return marks.sub(lambda found: f"{BEGIN}{found[0]}{END}", value)
+    if isinstance(value, dict):
+        return {key: _guarded(item, marks) for key, item in value.items()}
+    return [_guarded(item, marks) for item in value] if isinstance(value, list) else value
 
 
 class Refused(Exception):  # noqa: N818  a template says it of messages

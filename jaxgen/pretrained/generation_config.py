@@ -1,81 +1,19 @@
-"""How a published model wants to be used: ids it starts and stops with, its search, its classes."""
+"""What a folder says of generation: generation_config.json, by the names that it has there."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from jaxgen import files, settings, settings_yaml
+from jaxgen import files, settings_yaml
 from jaxgen.errors import CheckpointError
-from jaxgen.settings import option
 
-FILE = "usage.yaml"  # in our own folders
 CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_BYTES = 1 << 20
-UNTIL = {True: "full", False: "likely", "never": "certain"}
-
-Draw = Literal["draw", "best"]
-Until = Literal["full", "likely", "certain"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """What a folder says of generation and classes; None, or nothing, where it leaves it open."""
-
-    start: int | None = option("id that a decoder begins with", None)
-    bos: int | None = option("id that begins a text", None)
-    stop: tuple[int, ...] = option("ids that end a text", ())
-    pad: int | None = option("id that pads", None)
-    first: tuple[int, ...] = option("the only ids that can be the first new one", ())
-    last: tuple[int, ...] = option("the only ids that can be the last of a text cut off", ())
-    never: tuple[int, ...] = option("ids that are never made", ())
-    never_first: tuple[int, ...] = option("ids that are never the first new one", ())
-    never_words: tuple[tuple[int, ...], ...] = option("sequences that are never made", ())
-    pick: Draw | None = option("whether tokens are drawn, or the best are taken", None)
-    temperature: float | None = option("of a draw", None)
-    top_k: int | None = option("of a draw", None)
-    top_p: float | None = option("of a draw", None)
-    min_p: float | None = option("of a draw", None)
-    typical: float | None = option("of a draw", None)
-    repetition_penalty: float | None = option("above 1: what is there already is less likely", None)
-    source_penalty: float | None = option("above 1: what the source holds is likelier", None)
-    no_repeat_ngram: int | None = option("no n-gram of this size occurs twice", None)
-    no_repeat_source: int | None = option("no n-gram of this size is copied from the source", None)
-    length: int | None = option("at most so many new tokens", None)
-    whole_length: int | None = option("at most so many tokens, the prompt's among them", None)
-    min_length: int | None = option("at least so many tokens, the prompt's among them", None)
-    min_new_tokens: int | None = option("at least so many new tokens", None)
-    beams: int | None = option("beams of a search", None)
-    length_penalty: float | None = option("above 0 favours long texts", None)
-    until: Until | None = option("when a search ends", None)
-    labels: tuple[str, ...] = option("names of the classes", ())
-
-    def told(self) -> str:
-        """Return what is asked of a search or a draw, in words; "" for nothing."""
-        silent = {"start", "bos", "stop", "pad", "labels"}
-        given = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in silent and getattr(self, f.name) != f.default
-        }
-        return ", ".join(f"{name}={_short(value)}" for name, value in given.items())
-
-
-def _short(value: Any) -> str:
-    text = str(list(value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-class _Key(NamedTuple):
-    """A key of theirs: the field of ours, how its value is read, and how it is written."""
-
-    ours: str
-    read: Callable[[Any], Any]
-    write: Callable[[Any], Any] = lambda value: list(value) if isinstance(value, tuple) else value
 
 
 def _id(value: Any) -> int | None:
@@ -118,137 +56,217 @@ def _count(least: int, off: int | None = 0):
     return read
 
 
-def _choice(names: Mapping[Any, str]) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if not isinstance(value, bool | str) or value not in names:
-            raise ValueError(f"it wants one of {', '.join(map(str, names))}")
-        return names[value]
+def _flag(*words: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if not isinstance(value, bool) and value not in words:
+            raise ValueError(f"it wants one of {', '.join(('True', 'False', *words))}")
+        return value
 
     return read
 
 
-def _back(names: Mapping[Any, str]) -> Callable[[str], Any]:
-    return {ours: theirs for theirs, ours in names.items()}.__getitem__
+def _texts(value: Any) -> tuple[str, ...]:
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) and text for text in found):
+        raise ValueError("it wants texts")
+    return tuple(found)
 
 
-def _one_or_many(value: tuple[int, ...]) -> Any:
-    return value[0] if len(value) == 1 else list(value)
+def _layers(value: Any) -> str:
+    if value not in ("low", "high"):
+        raise ValueError("only low and high are known here")
+    return value
 
 
-PICKS = {True: "draw", False: "best"}
-IDS: dict[str, _Key] = {
-    "bos_token_id": _Key("bos", _id),
-    "eos_token_id": _Key("stop", _ids, _one_or_many),
-    "pad_token_id": _Key("pad", _id),
-    "decoder_start_token_id": _Key("start", _id),
-}
-KEYS: dict[str, _Key] = {
-    **IDS,
-    "forced_bos_token_id": _Key("first", _ids, _one_or_many),
-    "forced_eos_token_id": _Key("last", _ids, _one_or_many),
-    "suppress_tokens": _Key("never", _ids),
-    "begin_suppress_tokens": _Key("never_first", _ids),
-    "bad_words_ids": _Key("never_words", _sequences, lambda rows: [list(row) for row in rows]),
-    "do_sample": _Key("pick", _choice(PICKS), _back(PICKS)),
-    "temperature": _Key("temperature", _number(0.0)),
-    "top_k": _Key("top_k", _count(1)),
-    "top_p": _Key("top_p", _number(0.0, 1.0, off=1.0)),
-    "min_p": _Key("min_p", _number(0.0, 1.0, off=0.0)),
-    "typical_p": _Key("typical", _number(0.0, 1.0, off=1.0)),
-    "repetition_penalty": _Key("repetition_penalty", _number(0.0, off=1.0)),
-    "encoder_repetition_penalty": _Key("source_penalty", _number(0.0, off=1.0)),
-    "no_repeat_ngram_size": _Key("no_repeat_ngram", _count(1)),
-    "encoder_no_repeat_ngram_size": _Key("no_repeat_source", _count(1)),
-    "max_new_tokens": _Key("length", _count(1, off=None)),
-    "max_length": _Key("whole_length", _count(1, off=None)),
-    "min_length": _Key("min_length", _count(1)),
-    "min_new_tokens": _Key("min_new_tokens", _count(1)),
-    "num_beams": _Key("beams", _count(1, off=None)),
-    "length_penalty": _Key("length_penalty", _number(-math.inf)),
-    "early_stopping": _Key("until", _choice(UNTIL), _back(UNTIL)),
-}
-# Keys of a generation config that would change a text and are not followed here.
-OTHERS = frozenset(
+def _decay(value: Any) -> tuple[int | None, float | None]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("it wants [start, factor]")
+    return _count(0, off=None)(value[0]), _number(0.0)(value[1])
+
+
+def _one_or_many(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _key(read: Callable[[Any], Any], write: Callable[[Any], Any] = _plain, default: Any = None):
+    """Return the field of a key: how its value is read, and how it is written again."""
+    return field(default=default, metadata={"read": read, "write": write})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """The keys of generation_config.json; None, or nothing, where a folder leaves one open.
+
+    forced_eos_token_id may name several ids, one of which then ends a text that is cut off.
+    labels: names of the classes, id2label of config.json.
     """
-    assistant_early_exit constraints diversity_penalty dola_layers epsilon_cutoff eta_cutoff
-    exponential_decay_length_penalty force_words_ids guidance_scale num_beam_groups penalty_alpha
-    prompt_lookup_num_tokens remove_invalid_values renormalize_logits sequence_bias stop_strings
-    token_healing top_h watermarking_config
+
+    bos_token_id: int | None = _key(_id)
+    eos_token_id: tuple[int, ...] = _key(_ids, _one_or_many, ())
+    pad_token_id: int | None = _key(_id)
+    decoder_start_token_id: int | None = _key(_id)
+    forced_bos_token_id: tuple[int, ...] = _key(_ids, _one_or_many, ())
+    forced_eos_token_id: tuple[int, ...] = _key(_ids, _one_or_many, ())
+    suppress_tokens: tuple[int, ...] = _key(_ids, default=())
+    begin_suppress_tokens: tuple[int, ...] = _key(_ids, default=())
+    bad_words_ids: tuple[tuple[int, ...], ...] = _key(_sequences, default=())
+    stop_strings: tuple[str, ...] = _key(_texts, _one_or_many, ())
+    do_sample: bool | None = _key(_flag())
+    temperature: float | None = _key(_number(0.0))
+    top_k: int | None = _key(_count(1))
+    top_p: float | None = _key(_number(0.0, 1.0, off=1.0))
+    min_p: float | None = _key(_number(0.0, 1.0, off=0.0))
+    top_h: float | None = _key(_number(0.0, 1.0))
+    typical_p: float | None = _key(_number(0.0, 1.0, off=1.0))
+    epsilon_cutoff: float | None = _key(_number(0.0, 1.0, off=0.0))
+    eta_cutoff: float | None = _key(_number(0.0, 1.0, off=0.0))
+    repetition_penalty: float | None = _key(_number(0.0, off=1.0))
+    encoder_repetition_penalty: float | None = _key(_number(0.0, off=1.0))
+    no_repeat_ngram_size: int | None = _key(_count(1))
+    encoder_no_repeat_ngram_size: int | None = _key(_count(1))
+    max_new_tokens: int | None = _key(_count(1, off=None))
+    max_length: int | None = _key(_count(1, off=None))
+    min_length: int | None = _key(_count(1))
+    min_new_tokens: int | None = _key(_count(1))
+    max_time: float | None = _key(_number(0.0))
+    exponential_decay_length_penalty: tuple[int, float] | None = _key(_decay)
+    num_beams: int | None = _key(_count(1, off=None))
+    num_beam_groups: int | None = _key(_count(1, off=1))
+    diversity_penalty: float | None = _key(_number(0.0, off=0.0))
+    length_penalty: float | None = _key(_number(-math.inf))
+    early_stopping: bool | Literal["never"] | None = _key(_flag("never"))
+    penalty_alpha: float | None = _key(_number(0.0, 1.0, off=0.0))
+    dola_layers: Literal["low", "high"] | None = _key(_layers)
+    guidance_scale: float | None = _key(_number(-math.inf, off=1.0))
+    prompt_lookup_num_tokens: int | None = _key(_count(1))
+    labels: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """Return what is asked of a search or a draw, in words; "" for nothing."""
+        given = {
+            name: getattr(self, name)
+            for name, one in KEYS.items()
+            if name not in IDS and getattr(self, name) != one.default
+        }
+        return ", ".join(f"{name}={_short(value)}" for name, value in given.items())
+
+
+KEYS = {one.name: one for one in fields(GenerationConfig) if one.metadata}
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # of config.json
+# Keys that would change a text, and are not followed here: they are named.
+UNSUPPORTED = frozenset(
+    """
+    assistant_early_exit constraints force_words_ids num_return_sequences remove_invalid_values
+    renormalize_logits sequence_bias token_healing watermarking_config
     """.split()
 )
-OFF = {"guidance_scale": 1, "num_beam_groups": 1, "diversity_penalty": 0, "epsilon_cutoff": 0,
-       "eta_cutoff": 0, "penalty_alpha": 0}  # fmt: skip
+OFF = {"num_return_sequences": 1}
+# Keys that change no text: how transformers computes, caches and returns it.
+NO_EFFECT = frozenset(
+    """
+    _from_model_config assistant_confidence_threshold assistant_ensemble_weight
+    assistant_lookbehind cache_config cache_implementation compile_config
+    continuous_batching_config disable_compile is_assistant low_memory max_cache_len
+    max_matching_ngram_size num_assistant_tokens num_assistant_tokens_schedule output_attentions
+    output_hidden_states output_logits output_scores prefill_chunk_size return_dict_in_generate
+    return_legacy_cache speculation_type target_lookbehind transformers_version use_cache use_mtp
+    generation_kwargs _commit_hash use_model_defaults
+    """.split()
+)
+
+
+def _short(value: Any) -> str:
+    text = str(list(value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, ...]]:
     """Return (what a folder says of generation, keys it holds that are not followed).
 
-    A Hugging Face folder: config.json, and generation_config.json, which wins. Ours: usage.yaml,
-    and what a run's objective says. Raises CheckpointError that names file, key and value.
+    A Hugging Face folder: config.json, and generation_config.json, which wins. Ours:
+    generation_config.json, and what a run's objective says. Raises CheckpointError that names
+    file, key and value.
     """
+    path = folder / GENERATION
+    if (folder / "usage.yaml").exists():
+        raise CheckpointError(
+            f"{folder / 'usage.yaml'} was written by an older jaxgen; convert the model again, or "
+            f"write its keys into {GENERATION} by the names they have there, and remove it"
+        )
+    newer = _json(path) if path.exists() else {}
     if (folder / CONFIG).exists() and not (folder / "config.yaml").exists():
-        return _of_hub(folder)
-    found: dict[str, Any] = {}
-    if (folder / FILE).exists():
-        found = settings_yaml.read(folder / FILE)
-    if (folder / "config.yaml").exists():
-        objective = settings_yaml.read(folder / "config.yaml").get("objective") or {}
-        told = {"start": objective.get("start"), "labels": objective.get("labels")}
-        found |= {name: value for name, value in told.items() if value}
-        if objective.get("start") == 0:
-            found["start"] = 0
-    try:
-        return settings.build(GenerationConfig, found), ()
-    except ValueError as error:
-        raise CheckpointError(f"{folder / FILE} is damaged: {error}") from error
+        told = _json(folder / CONFIG)
+        if path.exists():
+            # The old place of all this counts only for ids once there is the new one.
+            told = {key: value for key, value in told.items() if key in (*IDS, "id2label")}
+        where = dict.fromkeys(told, CONFIG)
+    else:
+        told, where = _objective(folder / "config.yaml"), {}
+    told |= {key: value for key, value in newer.items() if value is not None}
+    where |= dict.fromkeys(newer, GENERATION)
+    found, labels = _read(folder, told, where), told.get("id2label")
+    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, "id2label", "label2id"}
+    dropped = [key for key in told if key in UNSUPPORTED or (key in newer and key not in known)]
+    if isinstance(told.get("dola_layers"), list):  # of which only the two halves are known here
+        dropped.append("dola_layers")
+    config = GenerationConfig(**found, labels=_labels(folder, labels))
+    _check(folder, config)
+    return config, tuple(
+        f"{key}={_short(told[key])}"
+        for key in dropped
+        if told[key] not in (None, False, [], OFF.get(key))
+    )
 
 
-def write_generation_config(folder: Path, usage: GenerationConfig) -> None:
-    """Write what is given as usage.yaml of one of our folders; nothing if nothing is given."""
-    kept = {k: v for k, v in settings.as_dict(usage).items() if v not in (None, [])}
+def write_generation_config(folder: Path, config: GenerationConfig) -> None:
+    """Write what is given as generation_config.json of one of our folders, labels included."""
+    about, kept = to_hub(config)
+    kept |= {"id2label": about["id2label"]} if config.labels else {}
     if kept:
-        files.write(folder / FILE, settings_yaml.write(kept))
+        files.write_json(folder / GENERATION, kept)
 
 
-def to_hub(usage: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (keys of config.json, generation_config.json) that say the same."""
     values = {
-        key: row.write(getattr(usage, row.ours))
-        for key, row in KEYS.items()
-        if getattr(usage, row.ours) not in (None, ())
+        name: one.metadata["write"](getattr(config, name))
+        for name, one in KEYS.items()
+        if getattr(config, name) not in (None, ())
     }
-    about = {key: values[key] for key in IDS if key in values}
-    if usage.labels:
-        about["id2label"] = {str(i): label for i, label in enumerate(usage.labels)}
-        about["label2id"] = {label: i for i, label in enumerate(usage.labels)}
+    about: dict[str, Any] = {key: values[key] for key in IDS if key in values}
+    if config.labels:
+        about["id2label"] = {str(i): label for i, label in enumerate(config.labels)}
+        about["label2id"] = {label: i for i, label in enumerate(config.labels)}
     return about, values
 
 
-def _of_hub(folder: Path) -> tuple[GenerationConfig, tuple[str, ...]]:
-    about = _json(folder / CONFIG)
-    generation, lost = {}, []
-    where = dict.fromkeys(about, CONFIG)
-    if (folder / GENERATION).exists():
-        generation = _json(folder / GENERATION)
-        where |= dict.fromkeys(generation, GENERATION)
-        # The old place of all this counts only for ids once there is the new one.
-        about = {key: value for key, value in about.items() if key in (*IDS, "id2label")}
-    told = about | {key: value for key, value in generation.items() if value is not None}
+def _objective(path: Path) -> dict[str, Any]:
+    """Return what a run's config says, as the keys of a Hugging Face folder."""
+    objective = (settings_yaml.read(path).get("objective") or {}) if path.exists() else {}
+    found: dict[str, Any] = {}
+    if objective.get("start") is not None:
+        found["decoder_start_token_id"] = objective["start"]
+    if objective.get("labels"):
+        found["id2label"] = {str(i): label for i, label in enumerate(objective["labels"])}
+    return found
+
+
+def _read(folder: Path, told: dict[str, Any], where: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in told.items():
-        if key in OTHERS and value not in (None, False, [], OFF.get(key)):
-            lost.append(f"{key}={_short(value)}")
-        if key not in KEYS or value is None:
+        if key not in KEYS or value is None or (key == "dola_layers" and isinstance(value, list)):
             continue
         try:
-            found[KEYS[key].ours] = KEYS[key].read(value)
+            found[key] = KEYS[key].metadata["read"](value)
         except (ValueError, TypeError) as error:
             raise CheckpointError(
-                f"{folder / where[key]}: {key}={_short(value)} can't be: {error}"
+                f"{folder / where.get(key, 'config.yaml')}: {key}={_short(value)} can't be: {error}"
             ) from None
-    usage = GenerationConfig(**found, labels=_labels(folder, about.get("id2label")))
-    _check(folder, usage)
-    return usage, tuple(lost)
+    return found
 
 
 def _labels(folder: Path, names: Any) -> tuple[str, ...]:
@@ -264,14 +282,11 @@ def _labels(folder: Path, names: Any) -> tuple[str, ...]:
     return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
 
 
-def _check(folder: Path, usage: GenerationConfig) -> None:
-    for least, most in (("min_new_tokens", "length"), ("min_length", "whole_length")):
-        few, many = getattr(usage, least), getattr(usage, most)
+def _check(folder: Path, config: GenerationConfig) -> None:
+    for least, most in (("min_new_tokens", "max_new_tokens"), ("min_length", "max_length")):
+        few, many = getattr(config, least), getattr(config, most)
         if few is not None and many is not None and few > many:
-            names = {row.ours: key for key, row in KEYS.items()}
-            raise CheckpointError(
-                f"{folder / GENERATION}: {names[least]}={few} exceeds {names[most]}={many}"
-            )
+            raise CheckpointError(f"{folder / GENERATION}: {least}={few} exceeds {most}={many}")
 
 
 def _json(path: Path) -> dict[str, Any]:

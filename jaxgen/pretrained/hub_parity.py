@@ -37,7 +37,7 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     # A classifier of transformers' that is a decoder wants padding for more than one row.
     rows = 1 if (config.topology, config.head) == ("decoder", "classes") else ROWS
     tokens = np.random.default_rng(0).integers(0, config.V, (rows, length))
-    pad = read_generation_config(hub)[0].pad
+    pad = read_generation_config(hub)[0].pad_token_id
     if pad is not None:  # padding is no text: RoBERTa does not even count it as a position
         tokens = np.where(tokens == pad, (pad + 1) % config.V, tokens)
     theirs = _theirs(hub, tokens, config.param_dtype)

@@ -17,7 +17,6 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.pretrained import assets, hub_read
 from jaxgen.pretrained import model as models
-from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.tokens.protocol import Tokenizer
 
 HEADS = ("head", "unembed")  # what another task may have new, or leave behind
@@ -56,11 +55,6 @@ def tokenizer_of(folder: Path) -> Tokenizer:
             f"init_from={folder} has no tokenizer; give tokenizer.kind=file and tokenizer.file"
         )
     return assets.read_tokenizer(folder)
-
-
-def usage_of(folder: Path) -> GenerationConfig:
-    """Return what the folder says of generation and classes."""
-    return read_generation_config(folder)[0]
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:

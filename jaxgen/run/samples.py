@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from jaxgen import data
 from jaxgen.errors import ConfigError
 from jaxgen.run.settings import Settings
 from jaxgen.text import tasks
-from jaxgen.text.complete import Session
-from jaxgen.text.generation import Generation
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.session import Session, number_prompts
 from jaxgen.tokens import Tokenizer
 
 MASK = "<mask>"  # in a prompt: what is to be filled in
@@ -38,9 +39,9 @@ def check(settings: Settings, tokenizer: Tokenizer) -> None:
                 )
         return
     if model.head == "lm":
-        session = _session(settings, None, tokenizer)
+        session = Session(_model(settings, None, tokenizer), None)
         for prompt in wanted.prompts:
-            session.encode(prompt)
+            session.room(prompt)
 
 
 def make(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus, params: Any) -> Shown:
@@ -49,7 +50,7 @@ def make(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus, params: 
     if not prompts:
         return []
     model = settings.model
-    known = tasks.Model(model, params, tokenizer, labels=settings.objective.labels)
+    known = _model(settings, params, tokenizer)
     if model.head == "classes":
         found = tasks.classify(known, prompts, overflow="cut", batch=len(prompts))
         texts = [", ".join(f"{label} {chance:.2f}" for label, chance in row) for row in found]
@@ -57,31 +58,24 @@ def make(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus, params: 
         filled = tasks.fill_mask(known, prompts, best=SHOWN, batch=len(prompts))
         texts = [_filled(masks) for masks in filled]
     else:
-        texts = _written(settings, tokenizer, params, prompts)
+        texts = _generated(settings, known, prompts)
     if model.topology == "decoder" and model.head == "lm":
         return list(zip(prompts, texts, strict=True))
     return [(f"{prompt}{ARROW}", text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
-def _session(settings: Settings, params: Any, tokenizer: Tokenizer) -> Session:
-    return Session(settings.model, params, tokenizer, settings.objective.start)
+def _model(settings: Settings, params: Any, tokenizer: Tokenizer) -> LoadedModel:
+    objective = settings.objective
+    return LoadedModel(settings.model, params, tokenizer, objective.start, objective.labels)
 
 
-def _written(
-    settings: Settings, tokenizer: Tokenizer, params: Any, prompts: Sequence[str]
-) -> list[str]:
-    wanted, session = settings.sample, _session(settings, params, tokenizer)
-    room = min(session.room(prompt) for prompt in prompts)
-    if settings.model.topology == "encoder_decoder":  # the source takes no room of the text
-        room = settings.model.context - 1
-    how = Generation(
-        max_new_tokens=min(wanted.max_new_tokens, room),
-        temperature=wanted.temperature,
-        top_k=wanted.top_k,
-        top_p=wanted.top_p,
-        seed=settings.train.seed,
-    )
-    return session.complete(prompts, how)
+def _generated(settings: Settings, model: LoadedModel, prompts: Sequence[str]) -> list[str]:
+    session = Session(model, model.params)
+    asked = []
+    for one in number_prompts(prompts, settings.sample.request(settings.train.seed)):
+        length = min(one.settings.max_new_tokens or 1, session.room(one.text))
+        asked.append(one._replace(settings=replace(one.settings, max_new_tokens=length)))
+    return [completion.text for (completion,) in session.run(asked)]
 
 
 def _filled(masks: Sequence[Sequence[tuple[str, float]]]) -> str:

@@ -16,16 +16,48 @@ from jaxgen.errors import ConfigError
 from jaxgen.mesh import settings as meshes
 from jaxgen.mesh.settings import MeshSettings
 from jaxgen.models import presets
+from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
 from jaxgen.store.settings import CheckpointSettings
-from jaxgen.text.settings import SampleSettings
+from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
 from jaxgen.train.settings import TrainSettings
 
 # What may change when a run goes on: none of it touches a parameter.
 FREE = ("mesh.", "checkpoint.", "sample.", "data.workers", "train.log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """Prompts and sampling of the texts shown at each validation."""
+
+    prompts: tuple[str, ...] = option(
+        "texts to go on from, rewrite, classify or (at <mask>) fill in; none: no samples", ()
+    )
+    examples: int = option("objective.name=pairs: so many sources of the validation text", 0)
+    max_new_tokens: int = option("new tokens per prompt; the context may leave fewer", 64)
+    temperature: float = option("0 is greedy", 0.8)
+    top_k: int | None = option("keep the k likeliest tokens", None)
+    top_p: float | None = option("keep the smallest set of this probability", 0.95)
+
+    def __post_init__(self) -> None:
+        if self.examples < 0:
+            raise ConfigError(f"examples={self.examples} must be 0 or more")
+        if any(not prompt for prompt in self.prompts):
+            raise ConfigError("prompts holds an empty prompt; remove it")
+        self.request(seed=0)
+
+    def request(self, seed: int) -> Generation:
+        """Return the settings of a sample's request; ConfigError if one of them can't be."""
+        return Generation(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +182,13 @@ def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
     from jaxgen.run import initial
 
     initial.check_tokenizer(folder, tokenizer)
-    begun = initial.usage_of(folder)
-    if objective.name in STARTED and objective.start is None and begun.start is not None:
-        objective = replace(objective, start=begun.start)
+    begun = read_generation_config(folder)[0]
+    if (
+        objective.name in STARTED
+        and objective.start is None
+        and begun.decoder_start_token_id is not None
+    ):
+        objective = replace(objective, start=begun.decoder_start_token_id)
     undecided = objective.name == "classes" and not objective.labels and len(begun.labels) > 1
     # A classifier goes on with its own classes, in its own order.
     if undecided and set(labels_of(settings.data)) <= set(begun.labels):

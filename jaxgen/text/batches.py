@@ -1,26 +1,30 @@
-"""Requests as the arrays of one batch: padded, bucketed, with keys and the end of each."""
+"""Rows of ids as the arrays of one batch: the only buckets and the only padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxgen.config import ModelConfig
-from jaxgen.text.generation import Generation
-from jaxgen.text.shaping import stops_of
-from jaxgen.tokens import Tokenizer
+from jaxgen.errors import ConfigError
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.processors import stops_of
+from jaxgen.text.request import Generation
 
 SMALLEST = 32  # prompt widths, lengths and caches; all double, so few shapes are ever compiled
+SHORTEST = 16  # the same of texts that are only read
+
+Progress = Callable[[int, int], None]  # called with (texts done, texts in all)
 
 
 class Request(NamedTuple):
     """A request, ready to decode.
 
     ids: its prompt, or what its encoder reads; limit: new tokens at most; number: its place among
-    the draws of its seed; other: the negative prompt's ids, if any.
+    the draws of its seed; other: the negative prompt's ids, if any; after: ids whose text its own
+    goes on from.
     """
 
     ids: list[int]
@@ -28,6 +32,7 @@ class Request(NamedTuple):
     settings: Generation
     number: int = 0
     other: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 class Rows(NamedTuple):
@@ -50,44 +55,41 @@ class Rows(NamedTuple):
     scale: np.ndarray | None = None
 
 
-def rows_of(
-    requests: Sequence[Request],
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    start: int | None,
-    ends: Sequence[int] = (),
-) -> Rows:
-    """Return the rows of a batch.
-
-    start: what an encoder-decoder's texts begin with; ends: ids that end every text.
-    """
-    size = batch_size(len(requests))
-    filled = [*requests, *[requests[0]] * (size - len(requests))]
+def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
+    """Return the rows of a batch of `size`, filled up with copies of the first request."""
+    filled = fill_up(requests, size)
     limits = np.asarray([one.limit for one in filled], np.int32)
     limits[len(requests) :] = 0
-    stops = stops_of([one.settings for one in filled], tokenizer, ends)
-    tokens, widths = padded([one.ids for one in filled])
+    stops = stops_of([one.settings for one in filled], model.tokenizer, model.stop)
+    tokens, widths = pad([one.ids for one in filled])
     rows = Rows(tokens, widths, stops, limits, _keys(filled))
-    if config.topology == "encoder_decoder":
-        tokens = tokens[:, : config.context]  # a bucket may be wider than an encoder reads
-        segments = (np.arange(tokens.shape[1]) < widths[:, None]).astype(np.int32)
-        begin = np.full((size, 1), start, np.int32)
+    context = model.config.context
+    if model.config.topology == "encoder_decoder":
+        tokens = tokens[:, :context]  # a bucket may be wider than an encoder reads
+        begin = np.full((size, 1), model.start, np.int32)
+        ones = np.ones(size, np.int32)
         rows = rows._replace(
-            prompt=begin, widths=np.ones(size, np.int32), source=tokens, segments=segments
+            prompt=begin, widths=ones, source=tokens, segments=segments_of(tokens, widths)
         )
     if requests[0].settings.guidance is not None:
-        other, other_widths = padded([list(one.other) or [0] for one in filled])
-        other = other[:, : config.context]
+        other, other_widths = pad([list(one.other) or [0] for one in filled])
         scale = np.asarray([one.settings.guidance for one in filled], np.float32)
         # A width of 0 stands for no other prompt.
         other_widths = np.where([bool(one.other) for one in filled], other_widths, 0)
-        rows = rows._replace(other=other, other_widths=other_widths.astype(np.int32), scale=scale)
+        rows = rows._replace(
+            other=other[:, :context], other_widths=other_widths.astype(np.int32), scale=scale
+        )
     return rows
 
 
-def bucket(size: int) -> int:
-    """Return the smallest of 32, 64, 128, ... that holds `size`."""
-    return max(SMALLEST, 1 << (size - 1).bit_length())
+def fill_up(requests: Sequence[Request], size: int) -> list[Request]:
+    """Return the requests and copies of the first one, `size` in all."""
+    return [*requests, *[requests[0]] * (size - len(requests))]
+
+
+def bucket(size: int, smallest: int = SMALLEST) -> int:
+    """Return the least of smallest, 2 * smallest, 4 * smallest, ... that holds `size`."""
+    return max(smallest, 1 << (size - 1).bit_length())
 
 
 def batch_size(rows: int) -> int:
@@ -97,13 +99,51 @@ def batch_size(rows: int) -> int:
     return middle if middle >= rows and middle > 3 else power
 
 
-def padded(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (tokens [B, W], widths [B]) of rows of ids, padded on the right to a bucket."""
-    widths = np.asarray([len(row) for row in rows], np.int32)
-    tokens = np.zeros((len(rows), bucket(int(widths.max()))), np.int32)
-    for row, ids in zip(tokens, rows, strict=True):
+def pad(
+    rows: Sequence[Sequence[int]], *, width: int | None = None, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens [size, width], widths [size]) of rows of ids, padded on the right with 0.
+
+    width: None takes the bucket of the longest; size: None as many as there are rows.
+    """
+    size = len(rows) if size is None else size
+    widths = np.zeros(size, np.int32)
+    widths[: len(rows)] = [len(row) for row in rows]
+    tokens = np.zeros((size, bucket(int(widths.max())) if width is None else width), np.int32)
+    for row, ids in zip(tokens, rows, strict=False):
         row[: len(ids)] = ids
     return tokens, widths
+
+
+def segments_of(tokens: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Return [B, T] 1 where a row's token is real, 0 where it is padding."""
+    return (np.arange(tokens.shape[1]) < widths[:, None]).astype(np.int32)
+
+
+def split_by_length(lengths: Sequence[int], batch: int) -> list[list[int]]:
+    """Return the numbers of the rows in batches, rows of about one length together."""
+    if batch < 1:
+        raise ConfigError(f"batch={batch} must be at least 1")
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[begin : begin + batch] for begin in range(0, len(order), batch)]
+
+
+def by_length(
+    rows: Sequence[Sequence[int]], batch: int, most: int, progress: Progress | None = None
+) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Yield (numbers of the rows, tokens [batch, T], segments [batch, T]), long rows together.
+
+    T is 16, 32, ... up to `most`; the last batch is filled up with rows of padding, so that each
+    width is compiled once. Raises ConfigError for a batch below 1.
+    """
+    done = 0
+    for numbers in split_by_length([len(row) for row in rows], batch):
+        width = min(bucket(len(rows[numbers[-1]]), SHORTEST), most)
+        tokens, widths = pad([rows[i] for i in numbers], width=width, size=batch)
+        yield numbers, tokens, segments_of(tokens, np.maximum(widths, 1))  # no mean of nothing
+        done += len(numbers)
+        if progress:
+            progress(done, len(rows))
 
 
 def _keys(requests: Sequence[Request]) -> Any:

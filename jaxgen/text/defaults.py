@@ -1,57 +1,139 @@
-"""What a folder says of generation, as defaults of the settings that a request leaves open."""
+"""What a folder says of generation, as the settings that a request leaves open.
+
+The only translation of generation_config.json: each of its keys stands here once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from jaxgen.errors import ConfigError
-from jaxgen.pretrained.generation_config import GenerationConfig
-from jaxgen.text.generation import Generation
+from jaxgen.pretrained.generation_config import IDS, GenerationConfig
+from jaxgen.text.request import CHANCE, DRAWING, Generation
 
-# Fields of the same name and meaning on both sides.
-DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical")
-SAME = ("repetition_penalty", "no_repeat_ngram", "min_length", "min_new_tokens")
-BESIDE_A_SOURCE = ("source_penalty", "no_repeat_source")
+# Keys that are ours under another name, in the order in which later ones depend on earlier ones.
+SAME: dict[str, str] = {
+    "max_new_tokens": "max_new_tokens",
+    "max_length": "max_length",
+    "min_length": "min_length",
+    "min_new_tokens": "min_new_tokens",
+    "max_time": "max_seconds",
+    "stop_strings": "stop",
+    "length_penalty": "length_penalty",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "top_h": "top_h",
+    "typical_p": "typical",
+    "epsilon_cutoff": "epsilon",
+    "eta_cutoff": "eta",
+    "prompt_lookup_num_tokens": "lookup",
+    "dola_layers": "dola",
+    "guidance_scale": "guidance",
+    "repetition_penalty": "repetition_penalty",
+    "encoder_repetition_penalty": "source_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "encoder_no_repeat_ngram_size": "no_repeat_source",
+    "suppress_tokens": "suppress_ids",
+    "forced_eos_token_id": "force_last",
+}
+TOP_K = 50  # candidates of contrastive search, as transformers has them where nobody says
+UNTIL = {True: "full", False: "likely", "never": "certain"}
 
 
-def fill(wanted: Generation, usage: GenerationConfig) -> tuple[Generation, str]:
-    """Return (settings, what was taken from the folder in words, "" for nothing).
+def _bad_words(told: GenerationConfig, begins: bool) -> dict[str, Any]:
+    return {"bad_words_ids": tuple(",".join(map(str, row)) for row in told.bad_words_ids)}
 
-    What the request says wins, and what contradicts it is left out.
+
+def _decay(told: GenerationConfig, begins: bool) -> dict[str, Any]:
+    start, factor = told.exponential_decay_length_penalty or (None, None)
+    return {"decay_start": start, "decay_factor": factor}
+
+
+def _first(told: GenerationConfig, begins: bool) -> dict[str, Any]:
+    # A text that goes on from a prompt has begun already.
+    return {"force_first": told.forced_bos_token_id} if begins else {}
+
+
+# Keys that want more than another name: what each makes of the settings.
+OTHERS: dict[str, Callable[[GenerationConfig, bool], dict[str, Any]]] = {
+    "early_stopping": lambda told, _: {"until": UNTIL[told.early_stopping]},
+    "num_beam_groups": lambda told, _: {
+        "groups": told.num_beam_groups, "diversity": told.diversity_penalty,
+    },
+    "diversity_penalty": lambda told, _: {},  # with num_beam_groups
+    "exponential_decay_length_penalty": _decay,
+    "bad_words_ids": _bad_words,
+    "forced_bos_token_id": _first,
+    "begin_suppress_tokens": lambda told, _: {"suppress_first_ids": told.begin_suppress_tokens},
+    # The way of decoding, which `_way` chooses.
+    **dict.fromkeys(("do_sample", "temperature", "num_beams", "penalty_alpha"), lambda told, _: {}),
+    # What a model starts, ends and pads with is the model's, not a request's.
+    **dict.fromkeys(IDS, lambda told, _: {}),
+}  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def fill(asked: Generation, told: GenerationConfig, begins: bool) -> Generation:
+    """Return the settings of a request with what the folder says where it asks for nothing.
+
+    begins: the text begins with its first new token, as every text of an encoder-decoder, and goes
+    on from no prompt. What contradicts the request is left out: it asks for another way to decode.
     """
-    told, fresh = [], Generation()
-    for name, value in _offered(wanted, usage):
-        if getattr(wanted, name) != getattr(fresh, name):
-            continue
+    offers = [_way(asked, told)]
+    offers += [{ours: getattr(told, key)} for key, ours in SAME.items()]
+    offers += [
+        make(told, begins) for key, make in OTHERS.items() if getattr(told, key) not in (None, ())
+    ]
+    for offer in offers:
+        wanted = {n: v for n, v in offer.items() if v not in (None, ()) and not asked.gives(n)}
+        if asked.max_length is not None:  # the request says in another way how long
+            wanted.pop("max_new_tokens", None)
+        if asked.temperature == 0.0:  # the likeliest token, whatever else could have been drawn
+            wanted = {n: v for n, v in wanted.items() if n not in DRAWING}
         try:
-            wanted = replace(wanted, **{name: value})
-        except ConfigError:  # the request asks for another way to decode
+            asked = replace(asked, **wanted)
+        except ConfigError:
             continue
-        told.append(f"{name}={value}")
-    return wanted, ", ".join(told)
+    return asked
 
 
-def _offered(wanted: Generation, usage: GenerationConfig) -> Iterator[tuple[str, Any]]:
-    """Yield (field, value), those first that others depend on."""
-    if usage.length is not None:
-        yield "max_new_tokens", usage.length
-    if usage.beams and usage.beams > 1 and usage.pick != "draw":
-        yield "beams", usage.beams
-        yield "length_penalty", usage.length_penalty
-        yield "until", usage.until
-    elif usage.pick == "best" and wanted.strategy == "draw":
-        yield "temperature", 0.0
-    for name in SAME if usage.pick == "best" else (*DRAWING, *SAME):
-        if (value := getattr(usage, name)) is not None:
-            yield name, value
-    for name in BESIDE_A_SOURCE:
-        if (value := getattr(usage, name)) is not None:
-            yield name, value
-    if usage.never:
-        yield "suppress_ids", usage.never
-    if len(usage.first) == 1:
-        yield "force_first", usage.first[0]
-    if len(usage.last) == 1:
-        yield "force_last", usage.last[0]
+def settle(asked: Generation, told: GenerationConfig, *ways: dict[str, Any]) -> Generation:
+    """Return the settings with the first of some ways to decode that goes with them.
+
+    They are left alone where they, or the folder, choose a way.
+    """
+    filled = fill(asked, told, True)
+    if filled.strategy == "draw" and not any(map(filled.gives, CHANCE)):
+        for way in ways:
+            try:
+                return replace(asked, **way)
+            except ConfigError:
+                continue
+    return asked
+
+
+def describe(asked: Generation, told: GenerationConfig) -> str:
+    """Return what `fill` takes from the folder for a text from its beginning; "" for nothing."""
+    found = fill(asked, told, True)
+    return ", ".join(
+        f"{name}={value}" for name, value in vars(found).items() if value != getattr(asked, name)
+    )
+
+
+def _way(asked: Generation, told: GenerationConfig) -> dict[str, Any]:
+    """Return how tokens are chosen: a search, the likeliest, or drawn ones."""
+    if asked.temperature is not None or asked.strategy != "draw":
+        return {}
+    if (told.num_beams or 1) > 1:
+        drawn = {"pick": "draw", "temperature": told.temperature} if told.do_sample else {}
+        return {"beams": told.num_beams} | drawn
+    if told.penalty_alpha and not told.do_sample:
+        return {"contrastive": told.penalty_alpha, "top_k": told.top_k or TOP_K}
+    if told.do_sample is False:
+        return {"temperature": 0.0}
+    plain = 1.0 if told.do_sample or told.top_p is not None else None
+    return {"temperature": plain if told.temperature is None else told.temperature}

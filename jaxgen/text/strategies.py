@@ -20,7 +20,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Layout, Store
 from jaxgen.ops.memory import Memory
-from jaxgen.text import steps
+from jaxgen.text import model_steps as steps
 from jaxgen.text.generate import check, new_cache, prefill
 
 Lengths = Int[Array, "B"] | np.ndarray | None
@@ -199,6 +199,7 @@ def generate_dola(
             f"layers={layers} must be numbers from 0 to {config.layers - 1} of layers="
             f"{config.layers}"
         )
+    params = serving.in_line(params, config)
     known = _known(prompt, lengths)
     capacity = prompt.shape[1] + length
     first, cache = prefill(params, config, prompt, known, capacity, layout=layout, store=store)

@@ -18,11 +18,11 @@ from jaxgen.mesh import MeshSettings, place
 from jaxgen.mesh import make as meshes
 from jaxgen.models import api, serving
 from jaxgen.nn import stack
-from jaxgen.text import answering
-from jaxgen.text.answering import Answer, Group
-from jaxgen.text.batches import Request
-from jaxgen.text.complete import Session, open_run
-from jaxgen.text.generation import Generation
+from jaxgen.text import batch_decoding
+from jaxgen.text.batch_decoding import Completion, RequestBatch
+from jaxgen.text.batches import Request, batch_size
+from jaxgen.text.request import Generation
+from jaxgen.text.session import Session, open_session
 
 REQUESTS = 8
 MODES = {
@@ -45,8 +45,8 @@ class _Company:
 
 class _Found(NamedTuple):
     request: Request
-    alone: Answer
-    other: Answer
+    alone: Completion
+    other: Completion
 
 
 def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
@@ -57,7 +57,7 @@ def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
     the first token that differs, and the first layer whose activations do; ConfigError for a
     folder that can't generate.
     """
-    session = open_run(folder)
+    session = open_session(folder)
     requests, companies = _requests(session, length), _companies(session, length)
     rows = [
         ("model", f"{folder}: {session.config.layers} layers, context {session.context}"),
@@ -111,13 +111,13 @@ def _companies(session: Session, length: int) -> list[_Company]:
     return found
 
 
-def _alone(session: Session, requests: Sequence[Request], settings: Generation) -> list[Answer]:
+def _alone(session: Session, requests: Sequence[Request], settings: Generation) -> list[Completion]:
     return [_answers(session, [one._replace(settings=settings)])[0] for one in requests]
 
 
 def _together(
     session: Session, requests: Sequence[Request], settings: Generation, company: _Company
-) -> list[Answer]:
+) -> list[Completion]:
     group = [one._replace(settings=settings) for one in (*requests, *company.beside)]
     if company.backwards:
         group.reverse()
@@ -128,12 +128,10 @@ def _together(
     return found[: len(requests)]
 
 
-def _answers(session: Session, requests: Sequence[Request]) -> list[Answer]:
-    group = Group(
-        *(session.config, session.params, session.tokenizer, tuple(requests)),
-        *(session.start, session.ends, 0, time.monotonic),
-    )
-    return [answers[0] for answers in answering.answers(group)]
+def _answers(session: Session, requests: Sequence[Request]) -> list[Completion]:
+    size = batch_size(len(requests))
+    group = RequestBatch(session.model, session.params, tuple(requests), size, 0, time.monotonic)
+    return [found[0] for found in batch_decoding.complete(group)]
 
 
 def _spread(session: Session, mesh: Any) -> Any:
@@ -170,9 +168,9 @@ def _cause(
     everyone = [*requests, *company.beside]
     row = everyone.index(found.request)
     texts = [list(one.ids) for one in everyone]
-    sources = None if session.start is None else [list(one.ids) for one in everyone]
-    if session.start is not None:
-        texts = [[session.start] for _ in everyone]
+    sources = None if not session.reads_sources else [list(one.ids) for one in everyone]
+    if session.reads_sources:
+        texts = [[int(session.model.start or 0)] for _ in everyone]
     texts[row] = texts[row] + found.alone.tokens[:at]
     one = _seen(params, config, [texts[row]], None if sources is None else [sources[row]])
     if company.mesh is not None:

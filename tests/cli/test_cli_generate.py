@@ -14,11 +14,12 @@ import pytest
 
 from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.profile import report, take
 from jaxgen.profile.trace import Ran
-from jaxgen.text import complete
-from jaxgen.text.answering import Alternative, Answer
-from jaxgen.text.generation import NEEDS, Generation
+from jaxgen.text import session as sessions
+from jaxgen.text.batch_decoding import Alternative, Completion
+from jaxgen.text.request import NEEDS, Generation
 
 PLAIN = Generation()
 
@@ -37,17 +38,19 @@ class Fake:
             raise ConfigError("prompt has 99 tokens, max_new_tokens=3 do not fit")
         yield from (" one", " two")
 
-    def generate(self, asked, *, detail):
+    model = SimpleNamespace(generation_config=GenerationConfig())
+
+    def run(self, asked, *, detail):
         self.calls.append(("generate", asked, detail))
         return [
-            [self.answer(f" {one.prompt}{i}", one.settings, detail) for i in range(n_texts(one))]
+            [self.answer(f" {one.text}{i}", one.settings, detail) for i in range(n_texts(one))]
             for one in asked
         ]
 
     def answer(self, text, settings, detail):
         logprobs, top = ([-0.5, -1.0], [[Alternative(2, -0.1)], []]) if detail else ([], [])
         score = -2.5 if settings.beams else None
-        return Answer(text, Reason.STOP, [0, 1], 3, logprobs, top, score)
+        return Completion(text, Reason.STOP, [0, 1], 3, logprobs, top, score)
 
 
 def n_texts(asked):
@@ -63,7 +66,7 @@ def generate(jaxgen, calls, monkeypatch, tmp_path):
         calls.append(("open_run", folder, weights))
         return Fake(calls)
 
-    monkeypatch.setattr(complete, "open_run", open_run)
+    monkeypatch.setattr(sessions, "open_session", open_run)
     return lambda *words, **options: jaxgen("generate", "model", *words, **options)
 
 
@@ -189,7 +192,7 @@ def test_prompts_come_from_files_and_standard_input(generate, calls, tmp_path):
     (tmp_path / "p.txt").write_bytes("naïve\r\n".encode())
     words = ("--prompt", "@p.txt", "--prompt", "-", "--prompt", "@@home")
     generate(*words, stdin="\ufeffzwei\nlines\n\n".encode())
-    assert [one.prompt for one in calls[-1][1]] == ["naïve", "zwei\nlines\n", "@home"]
+    assert [one.text for one in calls[-1][1]] == ["naïve", "zwei\nlines\n", "@home"]
 
 
 def test_without_prompt_and_terminal_standard_input_is_the_prompt(generate, calls):
@@ -319,7 +322,7 @@ def test_a_failed_generation_leaves_the_output_as_it_was(generate, monkeypatch, 
     def fail(*_, **__):
         raise ConfigError("prompt has 99 tokens but context=16")
 
-    monkeypatch.setattr(Fake, "generate", fail)
+    monkeypatch.setattr(Fake, "run", fail)
     (tmp_path / "out.txt").write_text("old")
     assert generate("--prompt", "a", "--output", "out.txt").code == 2
     assert (tmp_path / "out.txt").read_text() == "old"
@@ -341,13 +344,16 @@ def test_output_to_a_device_or_a_link_does_not_replace_it(generate, tmp_path):
 
 PROGRAM = """
 import sys
-from jaxgen.text import complete
+from types import SimpleNamespace
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.text import session as sessions
 from jaxgen.cli import app, start
 class Session:
+    model = SimpleNamespace(generation_config=GenerationConfig())
     def stream(self, prompt, settings):
         yield from (" and", " so", " on", "\\x1b[31m")
 start.prepare_jax = lambda cache: None
-complete.open_run = lambda folder, **_: Session()
+sessions.open_session = lambda folder, **_: Session()
 sys.exit(app.main(["generate", sys.argv[1]]))
 """
 

@@ -9,8 +9,7 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen.pretrained.chat_template import ChatTemplate
-from jaxgen.text import tasks
-from jaxgen.text.tasks.turns import ids_of
+from jaxgen.text.session import open_session
 from jaxgen.tokens.huggingface import HuggingFace
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -38,12 +37,12 @@ def test_ids_of_a_chat_are_those_of_transformers(tmp_path):
     jaxgen.save(
         *(tmp_path / "hub", config, random_params(config)),
         tokenizer=words,
-        template=template,
+        chat_template=template,
         layout="hf",
         family="gpt2",
     )
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hub")
-    model = tasks.open_model(tmp_path / "hub")
+    session = open_session(tmp_path / "hub")
     for messages in cases.CHATS.values():
         wanted = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        assert ids_of(model, tasks.template_of(model), messages) == wanted
+        assert list(session.chat_ids(messages)) == wanted

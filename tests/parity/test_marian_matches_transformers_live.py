@@ -9,7 +9,7 @@ import sentencepiece
 from random_params import random_params
 
 import jaxgen
-from jaxgen.text import tasks
+from jaxgen.text.loaded_model import open_model
 from jaxgen.tokens import marian
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 def test_ids_and_texts_are_those_of_transformers(folder):
     theirs = transformers.MarianTokenizer.from_pretrained(folder)
-    model = tasks.open_model(folder)
+    model = open_model(folder)
     for text in (*TEXTS["source"], *ODD):
         assert model.ids(text) == theirs(text)["input_ids"], text
     for text in TEXTS["target"]:
@@ -70,9 +70,9 @@ def test_ids_and_texts_are_those_of_transformers(folder):
 
 
 def test_a_round_trip_keeps_models_and_vocabulary(folder, tmp_path):
-    own = tasks.open_model(folder)
+    own = open_model(folder)
     jaxgen.save(tmp_path / "ours", own.config, own.params, tokenizer=own.tokenizer)
-    again = tasks.open_model(tmp_path / "ours").tokenizer
+    again = open_model(tmp_path / "ours").tokenizer
     assert again.fingerprint == own.tokenizer.fingerprint
     jaxgen.save(
         tmp_path / "hub", own.config, own.params, tokenizer=again, layout="hf", family="marian"

@@ -11,13 +11,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxgen
-from jaxgen.decoding.search import beams
 from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import differences
 from jaxgen.nn.stack import place
 from jaxgen.pretrained import generation_config
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.text import tasks
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.request import Generation
 from jaxgen.tokens.plain import Bytes
 from jaxgen.tokens.protocol import Special
 
@@ -152,16 +153,17 @@ def written(hub, loaded, name, asked=None):
     if asked is not None:
         (folder / "generation_config.json").write_text(json.dumps(asked))
     config, params = loaded("right", name)
-    usage, lost = read_generation_config(folder)
-    assert not lost
+    told, dropped = read_generation_config(folder)
+    assert not dropped
     if asked is None:
         # As the golden run: nothing ends a text, and nothing is asked of the search.
-        usage = GenerationConfig(start=usage.start)
-    model = tasks.Model(config, params, Numbers(), start=usage.start, generation_config=usage)
+        told = GenerationConfig(decoder_start_token_id=told.decoder_start_token_id)
+    start = told.decoder_start_token_id
+    model = LoadedModel(config, params, Numbers(), start=start, generation_config=told)
     rows = [cases.TOKENS[0], cases.TOKENS[1][: int(cases.MASK[1].sum())]]
     texts = [" ".join(map(str, row)) for row in rows]
-    how = {} if asked else {"length": cases.NEW, "search": beams(1)}
-    return [[int(x) for x in text.split()] for text in tasks.rewrite(model, texts, **how, batch=2)]
+    how = Generation() if asked else Generation(max_new_tokens=cases.NEW, beams=1)
+    return [[int(x) for x in text.split()] for text in tasks.rewrite(model, texts, how, batch=2)]
 
 
 WRITERS = ["T5ForConditionalGeneration v1.0", "BartForConditionalGeneration lm", "MarianMTModel lm"]

@@ -11,10 +11,12 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen import tokens
-from jaxgen.text import answering
-from jaxgen.text.answering import Group
-from jaxgen.text.batches import Request
-from jaxgen.text.generation import Generation
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.text import batch_decoding
+from jaxgen.text.batch_decoding import RequestBatch
+from jaxgen.text.batches import Request, batch_size
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.request import Generation
 
 LETTERS = "".join(map(chr, range(97, 97 + the.V)))
 TOKENIZER = tokens.train(tokens.TokenizerSettings(kind="chars"), iter([LETTERS]))
@@ -35,7 +37,9 @@ def test_contrastive_search_finds_the_texts_of_transformers(family, number):
     case = the.CASES[number]
     settings = Generation(max_new_tokens=the.LENGTH, **case)
     requests = tuple(Request(source, the.LENGTH, settings) for source in the.sources())
-    model = (config, params, TOKENIZER)
-    group = Group(*model, requests, start, (the.STOP,), None, time.monotonic)
-    for row, (answer,) in enumerate(answering.answers(group)):
+    told = GenerationConfig(eos_token_id=(the.STOP,))
+    model = LoadedModel(config, params, TOKENIZER, start, generation_config=told)
+    size = batch_size(len(requests))
+    group = RequestBatch(model, params, requests, size, None, time.monotonic)
+    for row, (answer,) in enumerate(batch_decoding.complete(group)):
         assert answer.tokens == golden[f"{family}/{number}/{row}"].tolist(), (case, row)

@@ -13,10 +13,12 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen import tokens
-from jaxgen.text import answering, shaping
-from jaxgen.text.answering import Group
-from jaxgen.text.batches import Request
-from jaxgen.text.generation import Generation
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.text import batch_decoding, processors
+from jaxgen.text.batch_decoding import RequestBatch
+from jaxgen.text.batches import Request, batch_size
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.request import Generation
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -49,11 +51,11 @@ KNOBS = {
     "bad_words": (("a", "ef"), ("B",)),
     "bias": (("c=2", "xy=-4"),),
     "stop_ids": (tuple(range(9, 54, 3)), (21,)),
-    "force_last": (17,),
+    "force_last": ((17,),),
     "length": (1, 5, LENGTH),
 }
 BEAMS = {"length_penalty": (0.0, 0.6, 2.0), "until": ("full", "likely", "certain")}
-SEQ2SEQ = {"min_length": (5,), "force_first": (11,)}
+SEQ2SEQ = {"min_length": (5,), "force_first": ((11,),)}
 NAMES = {
     "repetition_penalty": "repetition_penalty",
     "no_repeat_ngram": "no_repeat_ngram_size",
@@ -94,8 +96,11 @@ def theirs(model, settings, sources):
     encoder = model.config.is_encoder_decoder
     how = {NAMES[n]: getattr(settings, n) for n in NAMES if getattr(settings, n) not in (None, ())}
     how["suppress_tokens"] = [PAD]
+    how |= {
+        name: how[name][0] for name in ("forced_bos_token_id", "forced_eos_token_id") if name in how
+    }
     if settings.bad_words:
-        words = [shaping.words_of("bad_words", w, TOKENIZER) for w in settings.bad_words]
+        words = [processors.words_of("bad_words", w, TOKENIZER) for w in settings.bad_words]
         how["bad_words_ids"] = [ids for row in words for ids in row]
     if settings.bias:
         pairs = [word.rpartition("=") for word in settings.bias]
@@ -167,8 +172,11 @@ def test_random_settings_in_one_batch_make_the_texts_of_transformers(both, beams
     cases = list(drawn_cases(family, beams=beams))
     requests = [Request(source, case.max_new_tokens, case) for case in cases for source in sources]
     start = START if config.topology == "encoder_decoder" else None
-    group = Group(config, params, TOKENIZER, tuple(requests), start, (EOS,), None, time.monotonic)
-    found, ends = iter(answering.answers(group)), set()
+    told = GenerationConfig(eos_token_id=(EOS,))
+    loaded = LoadedModel(config, params, TOKENIZER, start, generation_config=told)
+    size = batch_size(len(requests))
+    group = RequestBatch(loaded, params, tuple(requests), size, None, time.monotonic)
+    found, ends = iter(batch_decoding.complete(group)), set()
     for case in cases:
         texts, scores = theirs(model, case, sources)
         for row in range(len(sources)):

@@ -79,9 +79,9 @@ def slow_training(seconds=0.2):
 
 
 def stuck_sampling():
-    from jaxgen.text.complete import Session
+    from jaxgen.text.session import Session
 
-    Session.complete = lambda *_, **__: (said("sampling"), stuck())
+    Session.run = lambda *_, **__: (said("sampling"), stuck())
 
 
 def slow_saving():

@@ -14,8 +14,11 @@ from jaxgen.cli import app, start
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import tasks
-from jaxgen.text.tasks.answers import spans_of
-from jaxgen.text.tasks.writing import CHUNK
+from jaxgen.text.batch_decoding import CHUNK
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.request import Generation
+from jaxgen.text.session import session_of
+from jaxgen.text.tasks.question_answering import spans_of
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.pair import pairs
 from jaxgen.tokens.plain import Bytes
@@ -43,7 +46,7 @@ def wordpiece():
 
 def model_of(tokenizer, **fields):
     config = jaxgen.ModelConfig(**(BASE | fields))
-    return tasks.Model(config, random_params(config), tokenizer, start=0)
+    return LoadedModel(config, random_params(config), tokenizer, start=0)
 
 
 @pytest.fixture(scope="module")
@@ -132,45 +135,51 @@ def test_any_tokenizer_that_keeps_texts_finds_answers_again(text):
 def test_other_models_write_their_answer():
     config = {"topology": "encoder_decoder", "output": "untied"}
     writer = model_of(Bytes(), **config, context=96)
-    asked = {"best": 1, "length": 3}
+    asked = {"best": 1, "settings": Generation(max_new_tokens=3)}
     (found,) = tasks.answer(writer, ["Q"], ["C"], **asked)
     assert found[0].score is None
-    assert found[0].text == tasks.rewrite(writer, ["question: Q context: C"], length=3)[0].strip()
+    assert (
+        found[0].text
+        == tasks.rewrite(writer, ["question: Q context: C"], asked["settings"])[0].strip()
+    )
     decoder = model_of(Bytes(), output="untied", context=96)
     (found,) = tasks.answer(decoder, ["Q"], ["C"], **asked, form="{context}|{question}=")
-    row = [256, *b"C|Q="]
-    written = tasks.write(decoder, [row], length=3, temperature=0.0)[0]
+    greedy = Generation(max_new_tokens=3, temperature=0.0)
+    written = session_of(decoder).complete([(256, *b"C|Q=")], greedy)[0]
     assert found[0].text == written.strip().split("\n")[0].strip()
 
 
 def test_what_a_folder_forces_is_forced_in_each_row_by_its_own_length():
     # The first token of texts of one token only; the last where this text, not the batch, ends.
-    usage = GenerationConfig(first=(65,), last=(66,), whole_length=6)
-    model = replace(model_of(Bytes(), output="untied", context=96), generation_config=usage)
-    rows = [[256], [256, 97, 98], [256, 99]]
-    together = tasks.write(model, rows, temperature=0.0)
-    assert together == [tasks.write(model, [row], temperature=0.0)[0] for row in rows]
+    told = GenerationConfig(
+        forced_bos_token_id=(65,), forced_eos_token_id=(66, 67), max_length=6, do_sample=False
+    )
+    model = replace(model_of(Bytes(), output="untied", context=96), generation_config=told)
+    rows, session = [(256,), (256, 97, 98), (256, 99)], session_of(model)
+    together = session.complete(rows, Generation())
+    assert together == [session.complete([row], Generation())[0] for row in rows]
     assert [text[:1] == "A" for text in together] == [True, False, False]
-    assert all(text.endswith("B") for text in together)
+    assert all(text.endswith(("B", "C")) for text in together)
 
 
 def test_a_row_that_ends_leaves_the_others_their_length():
-    usage = GenerationConfig(stop=tuple(range(97, 127)))
-    model = replace(model_of(Bytes(), output="untied", init_std=0.05), generation_config=usage)
-    assert set(model.stop) >= set(usage.stop)
-    rows, asked = [[256, 65 + i] for i in range(6)], {"length": 40, "temperature": 1.0}
+    told = GenerationConfig(eos_token_id=tuple(range(97, 127)))
+    model = replace(model_of(Bytes(), output="untied", init_std=0.05), generation_config=told)
+    assert set(model.stop) >= set(told.eos_token_id)
+    rows, session = [(256, 65 + i) for i in range(6)], session_of(model)
+    asked = Generation(max_new_tokens=40, temperature=1.0)
     # A row's draws depend on its place, which being alone in a batch leaves alone.
-    together = tasks.write(model, rows, **asked)
-    assert together == tasks.write(model, rows, **asked, batch=1)
+    together = session.complete(rows, asked)
+    assert together == session.complete(rows, asked, batch=1)
     ended = [len(text.encode(errors="replace")) for text in together]
-    assert min(ended) < CHUNK and max(ended) > 2 * CHUNK
+    assert min(ended) < CHUNK and max(ended) > CHUNK
 
 
 MISTAKES = [
     (lambda m: tasks.answer(m, ["a"], []), "1 questions but 0 contexts"),
     (lambda m: tasks.answer(m, [""], ["a"]), "question 0 is empty"),
     (lambda m: tasks.answer(m, ["a"], ["a"], best=0), "best=0"),
-    (lambda m: tasks.answer(m, ["a"], ["a"], form="x"), "form= and length= are for models"),
+    (lambda m: tasks.answer(m, ["a"], ["a"], form="x"), "form= is for models that write"),
     (lambda m: tasks.answer(m, ["who " * 40], ["a"]), "leaves 5 for the text"),
     (lambda m: tasks.answer(m, ["who"], ["a"], width=8, overlap=5), "windows overlap by 5"),
 ]

@@ -44,7 +44,7 @@ def home(tmp_path_factory):
     home, words = tmp_path_factory.mktemp("home"), tokenizer()
     config = jaxgen.ModelConfig(vocab_size=words.vocab_size, **GPT2)
     params = random_params(config)
-    told = GenerationConfig(stop=(words.special.eos,), top_k=7)
+    told = GenerationConfig(eos_token_id=(words.special.eos,), top_k=7)
     jaxgen.save(home / "gpt2", config, params, tokenizer=words, generation_config=told, layout="hf")
     (home / "text.txt").write_text(TEXT)
     return home

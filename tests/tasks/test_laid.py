@@ -1,5 +1,6 @@
 """Texts are laid as the folder's own tokenizer lays them; a run lays them as its documents."""
 
+import itertools
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from jaxgen.pretrained.generation_config import (
     write_generation_config,
 )
 from jaxgen.text import tasks
+from jaxgen.text.loaded_model import LoadedModel, open_model
 from jaxgen.tokens.huggingface import HuggingFace
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
@@ -42,7 +44,7 @@ def folder(home, template, ids, family, **fields):
     jaxgen.save(home / "hub", config, params, tokenizer=words(template), layout="hf", family=family)
     path = home / "hub/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | ids))
-    return tasks.open_model(home / "hub")
+    return open_model(home / "hub")
 
 
 def test_an_encoder_reads_what_its_tokenizer_puts_around_a_text(tmp_path):
@@ -57,7 +59,7 @@ def test_an_encoder_reads_what_its_tokenizer_puts_around_a_text(tmp_path):
 def test_a_decoder_that_ends_documents_does_not_end_what_it_reads(tmp_path):
     model = folder(tmp_path, None, {"eos_token_id": [3, 1]}, "gpt2")
     assert model.ids("a b") == [5, 6] and model.stop == (3, 1)
-    own = tasks.Model(model.config, model.params, model.tokenizer)
+    own = LoadedModel(model.config, model.params, model.tokenizer)
     assert own.ids("a b") == [5, 6, 3]
 
 
@@ -69,6 +71,10 @@ TOLD = {
     "repetition_penalty": 1.1, "encoder_repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
     "encoder_no_repeat_ngram_size": 4, "max_new_tokens": 9, "max_length": 12, "min_length": 2,
     "min_new_tokens": 1, "num_beams": 4, "length_penalty": 0.7, "early_stopping": "never",
+    "stop_strings": "end", "top_h": 0.4, "epsilon_cutoff": 0.1, "eta_cutoff": 0.2, "max_time": 3.0,
+    "exponential_decay_length_penalty": [4, 1.5], "num_beam_groups": 2, "diversity_penalty": 0.5,
+    "penalty_alpha": 0.6, "dola_layers": "high", "guidance_scale": 1.5,
+    "prompt_lookup_num_tokens": 3,
 }  # fmt: skip
 
 
@@ -96,19 +102,30 @@ def test_every_key_is_read_kept_in_our_folder_and_written_again(tmp_path):
 
 def test_what_is_off_is_open_and_what_is_not_followed_is_told(tmp_path):
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0,
-           "no_repeat_ngram_size": 0, "penalty_alpha": 0, "guidance_scale": 1}  # fmt: skip
+           "no_repeat_ngram_size": 0, "penalty_alpha": 0, "guidance_scale": 1,
+           "num_return_sequences": 1, "use_cache": True, "output_scores": True}  # fmt: skip
     assert read_generation_config(hub(tmp_path, off)) == (GenerationConfig(temperature=1.0), ())
-    usage, lost = read_generation_config(
-        hub(tmp_path, {"penalty_alpha": 0.6, "dola_layers": "high"})
-    )
-    assert usage == GenerationConfig() and lost == ("penalty_alpha=0.6", "dola_layers=high")
+    told = {"sequence_bias": [[[5], 2.0]], "dola_layers": [1, 2], "colour": "red"}
+    config, dropped = read_generation_config(hub(tmp_path, told))
+    assert config == GenerationConfig()
+    assert set(dropped) == {"sequence_bias=[[[5], 2.0]]", "dola_layers=[1, 2]", "colour=red"}
+
+
+def test_every_key_of_transformers_is_followed_named_or_changes_no_text():
+    transformers = pytest.importorskip("transformers")
+    theirs = set(vars(transformers.GenerationConfig()))
+    sets = (set(generation_config.KEYS), generation_config.UNSUPPORTED, generation_config.NO_EFFECT)
+    assert not theirs - set().union(*sets)
+    assert not any(a & b for a, b in itertools.combinations(sets, 2))
 
 
 def test_sampling_settings_of_config_json_count_only_without_the_newer_file(tmp_path):
     about = {"model_type": "gpt2", "top_k": 7, "eos_token_id": 5}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    assert read_generation_config(tmp_path)[0] == GenerationConfig(top_k=7, stop=(5,))
-    assert read_generation_config(hub(tmp_path, {}, about))[0] == GenerationConfig(stop=(5,))
+    assert read_generation_config(tmp_path)[0] == GenerationConfig(top_k=7, eos_token_id=(5,))
+    assert read_generation_config(hub(tmp_path, {}, about))[0] == GenerationConfig(
+        eos_token_id=(5,)
+    )
 
 
 WRONG = {

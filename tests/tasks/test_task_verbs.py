@@ -60,7 +60,7 @@ def test_a_verb_writes_one_result_a_line(models, tmp_path, verb, model, options)
      (["translate", "two", "a", "--beams", "0"], "--beams=0"),
      (["answer", "bert", "who"], "--context is missing"),
      (["answer", "bert", "who", "--context", "a"], "answer needs head=lm, but head=mlm"),
-     (["chat", "gpt", "hello", "--top-p", "2"], "--top-p=2.0 is out of range")],
+     (["chat", "gpt", "hello", "--top-p", "2"], "--top-p=2.0 must be greater than 0")],
 )  # fmt: skip
 def test_what_can_not_be_done_is_one_line(models, monkeypatch, capsys, words, part):
     monkeypatch.chdir(models)

@@ -5,20 +5,13 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.decoding.search import beams
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.request import Generation
 from jaxgen.tokens.plain import Bytes
 
-
-class Shown(Bytes):
-    """Bytes, of which any can be seen."""
-
-    def decode(self, ids):
-        return " ".join(map(str, ids))
-
-
-TOKENIZER = Shown()
+TOKENIZER = Bytes()
 TEXTS = ["a bee", "the quick brown fox", "x", "colour"]
 BASE = {"vocab_size": 262, "context": 64, "layers": 1, "d_model": 16, "heads": 2, "init_std": 0.3}
 
@@ -26,27 +19,27 @@ BASE = {"vocab_size": 262, "context": 64, "layers": 1, "d_model": 16, "heads": 2
 def model_of(**fields):
     config = jaxgen.ModelConfig(**(BASE | fields))
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(1))
-    return tasks.Model(config, params, TOKENIZER, start=256)
+    return LoadedModel(config, params, TOKENIZER, start=256)
 
 
 def test_rewriting_gives_the_same_text_in_any_batch():
     model = model_of(topology="encoder_decoder", output="untied", init_std=1.5)
-    together = tasks.rewrite(model, TEXTS, length=6, search=beams(2), batch=4)
-    alone = [tasks.rewrite(model, [t], length=6, search=beams(2), batch=4)[0] for t in TEXTS[:2]]
-    assert together[:2] == alone and len(set(together)) > 1
+    # With no length either, and with a last batch that is not full.
+    for how in (Generation(beams=2, max_new_tokens=6), Generation(beams=2), Generation()):
+        together = tasks.rewrite(model, TEXTS, how, batch=3)
+        alone = [tasks.rewrite(model, [text], how)[0] for text in TEXTS]
+        assert together == alone and len(set(together)) > 1
 
 
 def test_rewrites_are_texts_of_the_beams_the_likeliest_first():
     model = model_of(topology="encoder_decoder", output="untied", init_std=1.5)
-    how = {"length": 5, "search": beams(4, length_penalty=0.0), "batch": 4}
-    found = tasks.rewrites(model, TEXTS, 3, **how)
-    assert [ways[0] for ways in found] == tasks.rewrite(model, TEXTS, **how)
+    how = Generation(max_new_tokens=5, beams=4, n_best=3, length_penalty=0.0)
+    found = tasks.rewrites(model, TEXTS, how)
+    assert [ways[0].text for ways in found] == tasks.rewrite(model, TEXTS, how)
     for text, ways in zip(TEXTS, found, strict=True):
-        assert len(set(ways)) == 3
-        said = [log_probability(model, text, [int(id) for id in way.split()]) for way in ways]
+        assert len({tuple(way.tokens) for way in ways}) == 3
+        said = [log_probability(model, text, way.tokens) for way in ways]
         assert said == sorted(said, reverse=True)
-    with pytest.raises(ConfigError, match="returned=5 must be from 1 to beams=4"):
-        tasks.rewrites(model, TEXTS, 5, **how)
 
 
 def log_probability(model, source, ids):

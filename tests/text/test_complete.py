@@ -6,13 +6,16 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from sessions import session_on
 
 import jaxgen
 from jaxgen import errors, tokens, tree
-from jaxgen.text import complete, drawing, model
-from jaxgen.text.answering import CHUNK
-from jaxgen.text.complete import Asked
-from jaxgen.text.generation import Generation
+from jaxgen.pretrained import model
+from jaxgen.text import programs
+from jaxgen.text import session as sessions
+from jaxgen.text.batch_decoding import CHUNK
+from jaxgen.text.request import Generation
+from jaxgen.text.session import Prompt
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=96, layers=2, d_model=16, heads=2, init_std=0.5)
 
@@ -25,7 +28,7 @@ def wanted(**settings):
 def session():
     tokenizer = tokens.train(tokens.TokenizerSettings(kind="bytes"), ())
     params = jax.jit(jaxgen.init, static_argnums=0)(CONFIG, jax.random.key(0))
-    return complete.Session(CONFIG, params, tokenizer)
+    return session_on(CONFIG, params, tokenizer)
 
 
 def test_streamed_pieces_join_to_the_completion(session):
@@ -73,9 +76,9 @@ def test_requests_of_a_batch_end_each_for_its_own_reason(session):
     string = readable(free[1], 2)
     ends = [{}, {"stop": (string,)}, {"max_new_tokens": 11}, {"max_seconds": 1.5}]
     asked = [
-        Asked("abc", dataclasses.replace(long, **end), number) for number, end in enumerate(ends)
+        Prompt("abc", dataclasses.replace(long, **end), number) for number, end in enumerate(ends)
     ]
-    found = [one for (one,) in timed.generate(asked)]
+    found = [one for (one,) in timed.run(asked)]
     assert [one.reason.name for one in found] == ["STOP", "STRING", "LENGTH", "TIME"]
     assert found[0].text == free[0] and found[1].text == free[1][: free[1].index(string)]
     # The clock ticks once a chunk, so the budget ends within the second.
@@ -123,10 +126,10 @@ def test_prompts_that_cannot_be_completed_are_refused(session):
 
 
 def test_prompts_of_many_lengths_compile_few_programs(session):
-    before = drawing._more._cache_size()
+    before = programs._more._cache_size()
     for width in range(1, 30, 4):
         session.complete(["a" * width], wanted(max_new_tokens=9))
-    assert drawing._more._cache_size() - before <= 2
+    assert programs._more._cache_size() - before <= 2
 
 
 def test_a_saved_model_is_loaded_with_every_bit(session, tmp_path):
@@ -141,8 +144,8 @@ def test_a_saved_model_is_loaded_with_every_bit(session, tmp_path):
     for path, leaf in tree.flatten(params).items():
         other = tree.flatten(loaded)[path]
         assert other.dtype == leaf.dtype and (other == leaf).all(), path
-    again = complete.open_run(tmp_path / "model")
-    rounded = complete.open_run(tmp_path / "model", weights="int8")
+    again = sessions.open_session(tmp_path / "model")
+    rounded = sessions.open_session(tmp_path / "model", weights="int8")
     kinds = jax.tree.leaves(rounded.params["layers"])
     assert any(leaf.dtype == "int8" for leaf in kinds)
     assert rounded.complete(["héllo"], wanted(max_new_tokens=20))[0]
@@ -176,6 +179,6 @@ def test_a_damaged_model_folder_is_refused_in_one_line(session, tmp_path, damage
 def test_rows_beyond_the_tokenizer_are_never_drawn(session):
     config = CONFIG.replace(vocab_size=2000)
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
-    padded = complete.Session(config, params, session.tokenizer)
+    padded = session_on(config, params, session.tokenizer)
     texts = padded.complete(["a"], wanted(samples=8, max_new_tokens=30))
     assert len(set(texts)) == 8

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_params import random_params
+from sessions import session_on
 
 import jaxgen
 from jaxgen import errors, tokens
 from jaxgen.decoding.detail import Reason
-from jaxgen.text import complete, drawing, searching
-from jaxgen.text.complete import Asked, Session
-from jaxgen.text.generation import Generation
+from jaxgen.text import programs
+from jaxgen.text.request import Generation
+from jaxgen.text.session import Prompt, number_prompts
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=96, layers=3, d_model=16, heads=2, init_std=0.5)
 SMALL = CONFIG.replace(layers=1)
@@ -42,8 +43,10 @@ MIXED = [
     {"bias": ("z=30",)},
     {"bias": ("z=30",), "bad_words": ("z", "q")},
     {"suppress_ids": tuple(range(128, 256))},
-    {"force_first": 70},
-    {"force_last": 71},
+    {"suppress_first_ids": tuple(range(256))},
+    {"bad_words_ids": tuple(map(str, range(0, 256, 2)))},
+    {"force_first": (70,)},
+    {"force_last": (71,)},
     {"decay_start": 0, "decay_factor": 3.0},
     {"stop_ids": tuple(range(0, 256, 3))},
     {"stop_ids": tuple(range(0, 256, 3)), "min_new_tokens": 6},
@@ -70,7 +73,7 @@ def logprobs_of(params, config, ids, source=None):
 
 @pytest.fixture(scope="module")
 def session():
-    return Session(CONFIG, random_params(CONFIG), TOKENIZER)
+    return session_on(CONFIG, random_params(CONFIG), TOKENIZER)
 
 
 def settings(**given):
@@ -81,9 +84,9 @@ def test_each_setting_of_a_mixed_batch_changes_its_own_text(session):
     # One batch holds all of them, so the chain is one program; numbers are equal, so draws are.
     marked = {"watermark": 3, "watermark_bias": 0.0}
     rows = [settings(**marked)] * 2 + [settings(**marked | given) for given in MIXED]
-    before = drawing._more._cache_size()
-    found = [one for (one,) in session.generate([Asked(PROMPT, row) for row in rows])]
-    assert drawing._more._cache_size() == before + 1
+    before = programs._more._cache_size()
+    found = [one for (one,) in session.run([Prompt(PROMPT, row) for row in rows])]
+    assert programs._more._cache_size() == before + 1
     assert found[0] == found[1]
     told = dict(zip(map(str, MIXED), found[2:], strict=True))
     for given in MIXED:  # a second setting is seen against the first alone
@@ -111,8 +114,8 @@ def test_each_setting_of_a_mixed_batch_changes_its_own_text(session):
 
     # Other values of the same kinds, in another order, are the same program.
     again = [dataclasses.replace(row, seed=n) for n, row in enumerate(reversed(rows))]
-    session.generate([Asked("other", row, n) for n, row in enumerate(again)])
-    assert drawing._more._cache_size() == before + 1
+    session.run([Prompt("other", row, n) for n, row in enumerate(again)])
+    assert programs._more._cache_size() == before + 1
 
 
 def test_settings_are_the_chain_that_transformers_order_makes_of_them(session):
@@ -128,7 +131,7 @@ def test_settings_are_the_chain_that_transformers_order_makes_of_them(session):
         bias=("e=3", "ll=-2"),
     )
     number = 3
-    (answer,) = session.generate([Asked(PROMPT, given, number)], detail=True)[0]
+    (answer,) = session.run([Prompt(PROMPT, given, number)], detail=True)[0]
     ids = jnp.asarray([TOKENIZER.encode(PROMPT)])
     ids = ids if TOKENIZER.special.bos is None else jnp.insert(ids, 0, TOKENIZER.special.bos, 1)
     sample = jaxgen.chain(
@@ -155,9 +158,9 @@ def test_settings_are_the_chain_that_transformers_order_makes_of_them(session):
 
 def test_beams_are_those_of_the_library_with_counts_and_probabilities(session):
     given = Generation(beams=3, n_best=2, length_penalty=0.5, until="full", max_new_tokens=LENGTH)
-    asked = [Asked(PROMPT, dataclasses.replace(given, top_logprobs=2)), Asked("x", given)]
-    both = session.generate(asked, detail=True)
-    ids = jnp.asarray([session.encode(PROMPT)[0]])
+    asked = [Prompt(PROMPT, dataclasses.replace(given, top_logprobs=2)), Prompt("x", given)]
+    both = session.run(asked, detail=True)
+    ids = jnp.asarray([session.ids(PROMPT)])
     how = jaxgen.beams(3, length_penalty=0.5, until="full")
     stop = jnp.asarray([EOS])
     found = search(session.params, CONFIG, ids, how, length=LENGTH, returned=2, stop=stop)
@@ -168,51 +171,51 @@ def test_beams_are_those_of_the_library_with_counts_and_probabilities(session):
                                    atol=1e-4)  # fmt: skip
         assert answer.prompt_tokens == ids.shape[1] and len(answer.top[0]) == 2
         assert max(one.logprob for one in answer.top[0]) >= answer.logprobs[0] - 1e-6
-    before = searching.searched._cache_size()
+    before = programs.search_beams._cache_size()
     changed = dataclasses.replace(given, length_penalty=2.0, until="likely", max_new_tokens=9)
-    other = session.generate([Asked(PROMPT, changed), Asked("y", given)], detail=True)
-    assert searching.searched._cache_size() == before
+    other = session.run([Prompt(PROMPT, changed), Prompt("y", given)], detail=True)
+    assert programs.search_beams._cache_size() == before
     assert other[0][0].score != both[0][0].score
 
 
 def test_beams_bring_in_their_words_and_end_before_a_stop_string(session):
     given = Generation(beams=4, max_new_tokens=LENGTH)
     rows = [{"force_words": ("no|yes", "q")}, {"stop": ("q",)}, {}]
-    asked = [Asked(PROMPT, dataclasses.replace(given, **row)) for row in rows]
-    forced, stopped, free = (one for (one,) in session.generate(asked))
+    asked = [Prompt(PROMPT, dataclasses.replace(given, **row)) for row in rows]
+    forced, stopped, free = (one for (one,) in session.run(asked))
     assert "q" in forced.text and ("no" in forced.text or "yes" in forced.text)
     assert "q" not in stopped.text
     assert "q" not in free.text and free.text != forced.text
     ends = dataclasses.replace(given, stop=(free.text[-2:],))
-    (cut,) = session.generate([Asked(PROMPT, ends)])[0]
+    (cut,) = session.run([Prompt(PROMPT, ends)])[0]
     assert free.text[-2:] not in cut.text
 
 
 def test_speculation_with_a_draft_or_the_text_itself_is_greedy_decoding(session, tmp_path):
     greedy = Generation(temperature=0.0, max_new_tokens=LENGTH)
-    (wanted,) = session.generate([Asked(PROMPT, greedy)])[0]
+    (wanted,) = session.run([Prompt(PROMPT, greedy)])[0]
     small = random_params(SMALL)
     jaxgen.save(tmp_path / "small", SMALL, small, tokenizer=TOKENIZER)
     for given in ({"lookup": 3}, {"draft": str(tmp_path / "small"), "draft_tokens": 2}):
-        (found,) = session.generate([Asked(PROMPT, dataclasses.replace(greedy, **given))])[0]
+        (found,) = session.run([Prompt(PROMPT, dataclasses.replace(greedy, **given))])[0]
         assert found.tokens == wanted.tokens and found.text == wanted.text
         assert found.drafted is not None and found.drafted[0] > 0
     other = tokens.train(tokens.TokenizerSettings(kind="chars"), iter(["abc"]))
     tiny = SMALL.replace(vocab_size=other.vocab_size)
     jaxgen.save(tmp_path / "other", tiny, random_params(tiny), tokenizer=other)
     with pytest.raises(errors.ConfigError, match="another tokenizer"):
-        session.generate([Asked(PROMPT, Generation(draft=str(tmp_path / "other")))])
+        session.run([Prompt(PROMPT, Generation(draft=str(tmp_path / "other")))])
 
 
 def test_dola_and_guidance_are_what_their_full_forward_passes_give(session):
     params, greedy = session.params, Generation(temperature=0.0, max_new_tokens=6)
-    asked = [Asked(PROMPT, dataclasses.replace(greedy, dola="low"))]
+    asked = [Prompt(PROMPT, dataclasses.replace(greedy, dola="low"))]
     asked += [
-        Asked(PROMPT, dataclasses.replace(greedy, guidance=1.5, negative_prompt=negative))
+        Prompt(PROMPT, dataclasses.replace(greedy, guidance=1.5, negative_prompt=negative))
         for negative in ("no", None)
     ]
-    dola, away, alone = (one.tokens for (one,) in session.generate(asked))
-    prompt = session.encode(PROMPT)[0]
+    dola, away, alone = (one.tokens for (one,) in session.run(asked))
+    prompt = session.ids(PROMPT)
 
     @jax.jit
     def last(ids, length):
@@ -229,7 +232,7 @@ def test_dola_and_guidance_are_what_their_full_forward_passes_give(session):
         contrast = jax.nn.log_softmax(final) - jax.nn.log_softmax(early)
         likely = jax.nn.softmax(final) >= 0.1 * jax.nn.softmax(final).max()
         assert int(jnp.argmax(jnp.where(likely, contrast, -jnp.inf))) == dola[place]
-        for found, other in ((away, session.encode("no")[0]), (alone, prompt[-1:])):
+        for found, other in ((away, session.ids("no")), (alone, prompt[-1:])):
             with_it = jax.nn.log_softmax(logits(prompt + found[:place])[0])
             without = jax.nn.log_softmax(logits(other + found[:place])[0])
             assert int(jnp.argmax(without + 1.5 * (with_it - without))) == found[place]
@@ -238,41 +241,41 @@ def test_dola_and_guidance_are_what_their_full_forward_passes_give(session):
 def test_contrastive_search_penalises_what_repeats(session):
     free = Generation(contrastive=0.0, top_k=4, max_new_tokens=LENGTH)
     greedy = Generation(temperature=0.0, max_new_tokens=LENGTH)
-    asked = [Asked(PROMPT, free), Asked(PROMPT, dataclasses.replace(free, contrastive=0.9))]
-    (same,), (other,) = session.generate(asked, detail=True)
-    assert same.tokens == session.generate([Asked(PROMPT, greedy)])[0][0].tokens != other.tokens
+    asked = [Prompt(PROMPT, free), Prompt(PROMPT, dataclasses.replace(free, contrastive=0.9))]
+    (same,), (other,) = session.run(asked, detail=True)
+    assert same.tokens == session.run([Prompt(PROMPT, greedy)])[0][0].tokens != other.tokens
     assert len(other.logprobs) == len(other.tokens)
 
 
 def test_the_likeliest_of_several_draws_are_kept_in_order(session):
-    every = session.generate([Asked(PROMPT, settings(samples=4))], detail=True)[0]
-    kept = session.generate([Asked(PROMPT, settings(best_of=4, samples=2))])[0]
+    every = session.run([Prompt(PROMPT, settings(samples=4))], detail=True)[0]
+    kept = session.run([Prompt(PROMPT, settings(best_of=4, samples=2))])[0]
     means = sorted((sum(one.logprobs) / len(one.tokens) for one in every), reverse=True)
     np.testing.assert_allclose([one.score for one in kept], means[:2], rtol=1e-5)
 
 
 def test_an_encoder_decoder_writes_a_text_of_its_own_beside_the_source():
-    session = Session(PAIR, random_params(PAIR), TOKENIZER, start=3)
+    session = session_on(PAIR, random_params(PAIR), TOKENIZER, start=3)
     greedy = Generation(temperature=0.0, max_new_tokens=8)
-    asked = [Asked("a source", greedy), Asked("another, longer source", greedy)]
-    found = [one for (one,) in session.generate(asked, detail=True)]
+    asked = [Prompt("a source", greedy), Prompt("another, longer source", greedy)]
+    found = [one for (one,) in session.run(asked, detail=True)]
     for (text, _, _), answer in zip(asked, found, strict=True):
-        source = jnp.asarray([session.encode(text)[0]])
+        source = jnp.asarray([session.ids(text)])
         assert source[0, -1] == EOS and answer.prompt_tokens == source.shape[1]
         ids = jnp.asarray([3, *answer.tokens])
         said = logprobs_of(session.params, PAIR, ids[:-1], source[0])
         assert jnp.argmax(said, -1).tolist() == answer.tokens
         np.testing.assert_allclose(answer.logprobs, said.max(-1), atol=1e-4)
     with pytest.raises(errors.ConfigError, match=r"guidance=2\.0 needs negative_prompt"):
-        session.generate([Asked("a", Generation(guidance=2.0))])
+        session.run([Prompt("a", Generation(guidance=2.0))])
     with pytest.raises(errors.ConfigError, match="at most 63"):
-        session.generate([Asked("a", Generation(max_new_tokens=64))])
+        session.run([Prompt("a", Generation(max_new_tokens=64))])
 
 
 REFUSED = [
     ({"stop_ids": (999,)}, "stop_ids=999 is outside the vocabulary of 259"),
     ({"suppress_ids": (259,)}, "suppress_ids=259"),
-    ({"force_first": 300}, "force_first=300"),
+    ({"force_first": (300,)}, "force_first=300"),
     ({"bias": ("a",)}, "bias='a' must be TEXT=NUMBER"),
     ({"bias": ("a=x",)}, "bias='a=x'"),
     ({"regex": "(?=a)"}, "regex '(?=a)' can't be compiled"),
@@ -295,14 +298,14 @@ def test_what_the_model_can_not_do_is_refused_in_one_line(session, given, part):
     else:
         prompt = PROMPT
     with pytest.raises(errors.UserError, match=re.escape(part)) as caught:
-        session.generate([Asked(prompt, settings(**given))], detail="top_logprobs" in given)
+        session.run([Prompt(prompt, settings(**given))], detail="top_logprobs" in given)
     assert "\n" not in str(caught.value)
 
 
 def test_requests_of_different_strategies_keep_their_order(session):
     greedy = Generation(temperature=0.0, max_new_tokens=LENGTH)
-    asked = [Asked(PROMPT, greedy), Asked(PROMPT, Generation(beams=1, max_new_tokens=LENGTH))]
-    asked.append(Asked("x", greedy))
-    found = [one.tokens for (one,) in session.generate(asked)]
+    asked = [Prompt(PROMPT, greedy), Prompt(PROMPT, Generation(beams=1, max_new_tokens=LENGTH))]
+    asked.append(Prompt("x", greedy))
+    found = [one.tokens for (one,) in session.run(asked)]
     assert found[0] == found[1] != found[2]
-    assert complete.numbered(["a", "b"], settings(samples=3))[1].number == 3
+    assert number_prompts(["a", "b"], settings(samples=3))[1].number == 3

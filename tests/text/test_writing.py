@@ -8,7 +8,7 @@ import pytest
 from jaxgen import tokens
 from jaxgen.decoding.detail import Reason
 from jaxgen.decoding.stop import FOUND, stop_strings
-from jaxgen.text.writing import Clip, Writing
+from jaxgen.text.text_stream import StopStringFilter, TextStream
 
 CORPUS = ["the cat sat on the mat, \u00e9t\u00e9 \U0001f600 stop here\nUser: and there "] * 40
 KINDS = {"bytes": {}, "chars": {}, "bpe": {"vocab_size": 300}, "unigram": {"vocab_size": 280}}
@@ -18,7 +18,7 @@ def test_clipped_pieces_are_the_text_before_the_first_string():
     for text in map("".join, itertools.product("ab", repeat=7)):
         for strings in (["aab"], ["ab", "ba"], ["abab", "b"], ["bb"], []):
             for cut in (1, 2, 3, 7):
-                clip = Clip(strings)
+                clip = StopStringFilter(strings)
                 shown = [clip.push(text[i : i + cut]) for i in range(0, 7, cut)]
                 ends = [n for n in range(8) if any(text[:n].endswith(one) for one in strings)]
                 wanted = text
@@ -43,7 +43,7 @@ def test_no_stop_string_appears_with_any_tokenizer(kind):
         ids = tokenizer.encode(CORPUS[0][random.integers(0, 30) :])
         for place in random.integers(0, len(ids), 3):
             ids[place] = int(random.integers(0, tokenizer.vocab_size))
-        writing = Writing(tokenizer, prompt, strings, len(ids))
+        writing = TextStream(tokenizer, prompt, strings, len(ids))
         pieces = [writing.push([token]) for token in ids]
         text = "".join(pieces)
         assert not any(one in text for one in strings)

@@ -14,7 +14,7 @@ from jaxgen import tokens
 from jaxgen.errors import ProofError
 from jaxgen.nn import stack
 from jaxgen.ops import gates
-from jaxgen.text.generation import Generation
+from jaxgen.text.request import Generation
 from jaxgen.verify import invariance
 
 TINY = jaxgen.ModelConfig(vocab_size=259, context=24, layers=2, d_model=8, heads=2, init_std=0.5)
@@ -63,7 +63,7 @@ def test_a_layer_that_sees_its_neighbours_is_named(topology, tmp_path, monkeypat
     monkeypatch.setattr(invariance, "MODES", {"greedy": Generation(temperature=0.0)})
     folder = saved(tmp_path / "tiny", config)
     if topology == "encoder_decoder":
-        (folder / "usage.yaml").write_text("start: 1\n")
+        (folder / "generation_config.json").write_text('{"decoder_start_token_id": 1}')
     with pytest.raises(ProofError) as caught:
         invariance.invariance(folder, length=4)
     tower = "encoder/" if topology == "encoder_decoder" else ""
@@ -77,11 +77,11 @@ def test_a_layer_that_sees_its_neighbours_is_named(topology, tmp_path, monkeypat
 def test_a_draw_that_knows_its_row_is_told_from_a_layer(tmp_path, monkeypatch):
     config = TINY.replace(context=26)
     monkeypatch.setattr(invariance, "MODES", {"drawn": Generation(temperature=1.0)})
-    right = invariance.answering.rows_of
+    right = invariance.batch_decoding.rows_of
 
     def planted(requests, *rest):  # keys by the row of the batch, not by the request
         return right([one._replace(number=n) for n, one in enumerate(requests)], *rest)
 
-    monkeypatch.setattr(invariance.answering, "rows_of", planted)
+    monkeypatch.setattr(invariance.batch_decoding, "rows_of", planted)
     with pytest.raises(ProofError, match=r"no layer .* differs|rounding sets in"):
         invariance.invariance(saved(tmp_path / "tiny", config), length=4)

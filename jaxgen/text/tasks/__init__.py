@@ -7,45 +7,33 @@ from typing import TYPE_CHECKING
 from jaxgen import lazy
 
 if TYPE_CHECKING:
-    from jaxgen.text.tasks.answers import Answer, answer
-    from jaxgen.text.tasks.model import Model, open_model
-    from jaxgen.text.tasks.read import classify, embed, fill_mask, score
-    from jaxgen.text.tasks.rewriting import rewrite, rewrites
-    from jaxgen.text.tasks.turns import chat, reply, template_of
-    from jaxgen.text.tasks.writing import write
+    from jaxgen.text.tasks.chat import chat
+    from jaxgen.text.tasks.question_answering import Answer, answer
+    from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
+    from jaxgen.text.tasks.seq2seq import rewrite, rewrites
 
 _HOME = {
-    "Answer": "answers",
-    "Model": "model",
-    "answer": "answers",
-    "chat": "turns",
-    "classify": "read",
-    "embed": "read",
-    "fill_mask": "read",
-    "open_model": "model",
-    "reply": "turns",
-    "rewrite": "rewriting",
-    "rewrites": "rewriting",
-    "score": "read",
-    "template_of": "turns",
-    "write": "writing",
+    "Answer": "question_answering",
+    "answer": "question_answering",
+    "chat": "chat",
+    "classify": "scoring",
+    "embed": "scoring",
+    "fill_mask": "scoring",
+    "rewrite": "seq2seq",
+    "rewrites": "seq2seq",
+    "score": "scoring",
 }
 
 __all__ = [
     "Answer",
-    "Model",
     "answer",
     "chat",
     "classify",
     "embed",
     "fill_mask",
-    "open_model",
-    "reply",
     "rewrite",
     "rewrites",
     "score",
-    "template_of",
-    "write",
 ]
 
 __getattr__, __dir__ = lazy.names(__name__, _HOME)

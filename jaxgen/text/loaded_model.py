@@ -1,16 +1,14 @@
-"""A model with all that its tasks need, and batches of texts of about one length."""
+"""A model of a folder, ready to use: parameters, tokenizer, and what the folder says of both."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
@@ -19,18 +17,18 @@ from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.pretrained.hub_read import is_hub
 from jaxgen.pretrained.model import load
-from jaxgen.text import follow
 from jaxgen.tokens import Tokenizer
 
-SHORTEST = 16  # the smallest width; widths double, so few shapes are ever compiled
-
 Overflow = Literal["refuse", "cut"]
-Progress = Callable[[int, int], None]  # called with (texts done, texts in all)
 
 
 @dataclass(frozen=True)
-class Model:
-    """A loaded model. start: the id that its decoder begins with; labels: of its classes."""
+class LoadedModel:
+    """A model with all that text needs.
+
+    start: the id that an encoder-decoder's texts begin with; labels: of its classes; home: its
+    folder, None for one that was made in memory.
+    """
 
     config: ModelConfig
     params: Any
@@ -42,8 +40,9 @@ class Model:
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Return the ids that end what it writes."""
-        return follow.stops(self.generation_config, self.tokenizer.special.eos)
+        """Return the ids that end what it writes: the folder's, or the tokenizer's."""
+        eos = self.tokenizer.special.eos
+        return self.generation_config.eos_token_id or (() if eos is None else (eos,))
 
     @cached_property
     def ready(self) -> Any:
@@ -71,37 +70,28 @@ class Model:
         before, after = self.around
         return [*before, *self.tokenizer.encode(text), *after]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Return the text of ids up to the first that ends it."""
-        kept = []
-        for token in ids:
-            if token in self.stop:
-                break
-            if 0 <= token < self.tokenizer.vocab_size:
-                kept.append(token)
-        return self.tokenizer.decode(kept)
 
-
-def open_model(folder: str | os.PathLike, *, step: int | None = None) -> Model:
+def open_model(folder: str | os.PathLike, *, step: int | None = None) -> LoadedModel:
     """Return the model of a run, a saved folder or a Hugging Face folder, as `jaxgen.load` does.
 
     step: a certain checkpoint of a run. What the folder says of generation and is not followed
-    here is a warning.
+    here is a warning. CheckpointError, too, if the folder has no tokenizer.
     """
     path = Path(folder)
     config, params = load(path, step=step)
-    usage, lost = read_generation_config(path)
-    if lost:
-        warnings.warn(f"{path}: not followed: {', '.join(lost)}", stacklevel=2)
+    told, dropped = read_generation_config(path)
+    if dropped:
+        warnings.warn(f"{path}: not followed: {', '.join(dropped)}", stacklevel=2)
     tokenizer = read_tokenizer(path)
-    start = tokenizer.special.bos if usage.start is None else usage.start
+    start = told.decoder_start_token_id
+    start = tokenizer.special.bos if start is None else start
     if start is None and config.topology == "encoder_decoder":
-        start = usage.bos
-    labels = usage.labels if len(usage.labels) == config.classes else ()
-    return Model(config, params, tokenizer, start, labels, usage, path)
+        start = told.bos_token_id
+    labels = told.labels if len(told.labels) == config.classes else ()
+    return LoadedModel(config, params, tokenizer, start, labels, told, path)
 
 
-def rows_of(model: Model, texts: Sequence[str], overflow: Overflow) -> list[list[int]]:
+def encode_texts(model: LoadedModel, texts: Sequence[str], overflow: Overflow) -> list[list[int]]:
     """Return the ids of each text; one longer than the context is refused, or cut at its end.
 
     Raises ConfigError for an empty text, and for one that is too long unless overflow is "cut";
@@ -127,35 +117,8 @@ def rows_of(model: Model, texts: Sequence[str], overflow: Overflow) -> list[list
     return rows
 
 
-def wants(model: Model, task: str, **fields: tuple[str, ...]) -> None:
+def require(model: LoadedModel, task: str, **fields: tuple[str, ...]) -> None:
     """Raise ConfigError unless the model's config has one of the values that a task needs."""
     for name, values in fields.items():
         if (value := getattr(model.config, name)) not in values:
             raise ConfigError(f"{task} needs {name}={' or '.join(values)}, but {name}={value}")
-
-
-def by_length(
-    rows: Sequence[Sequence[int]], batch: int, most: int, progress: Progress | None = None
-) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yield (numbers of the rows, tokens [batch, T], segments [batch, T]), long rows together.
-
-    T is 16, 32, ... up to `most`; the last batch is filled up with rows of padding, so that each
-    width is compiled once. Raises ConfigError for a batch below 1.
-    """
-    if batch < 1:
-        raise ConfigError(f"batch={batch} must be at least 1")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for begin in range(0, len(order), batch):
-        numbers = order[begin : begin + batch]
-        width = SHORTEST
-        while width < len(rows[numbers[-1]]):
-            width *= 2
-        tokens = np.zeros((batch, min(width, most)), np.int32)
-        segments = np.zeros_like(tokens)
-        for place, number in enumerate(numbers):
-            tokens[place, : len(rows[number])] = rows[number]
-            segments[place, : len(rows[number])] = 1
-        segments[len(numbers) :, 0] = 1  # of nothing no mean can be taken
-        yield numbers, tokens, segments
-        if progress:
-            progress(begin + len(numbers), len(rows))

@@ -16,14 +16,14 @@ from jaxgen.decoding.search import beams
 from jaxgen.decoding.stop import StopStrings, stop_strings
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.mesh import place as places
-from jaxgen.text import searching
-from jaxgen.text.batches import Request, Rows, batch_size, bucket, padded, rows_of
-from jaxgen.text.drawing import Style, drawn
-from jaxgen.text.generation import DRAFTED, Generation
-from jaxgen.text.shaping import Batch, chain_of, words_for
-from jaxgen.text.steps import dola_layers
-from jaxgen.text.writing import Writing
-from jaxgen.tokens import Tokenizer
+from jaxgen.text import programs
+from jaxgen.text.batches import Request, Rows, batch_size, bucket, fill_up, pad, rows_of
+from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.model_steps import dola_layers
+from jaxgen.text.processors import ChainContext, chain_of, words_for
+from jaxgen.text.programs import StepKind
+from jaxgen.text.request import DRAFTED, Generation
+from jaxgen.text.text_stream import TextStream
 
 CHUNK = 16  # tokens between looks at the result: 8 cost 7 % of a scan (benchmarks/streaming.py)
 SHARED = (
@@ -33,6 +33,7 @@ SHARED = (
 BANNING = (
     *("bias", "no_repeat_ngram", "no_repeat_source", "bad_words", "min_length", "min_new_tokens"),
     *("regex", "json_schema", "choices", "force_first", "force_last", "suppress_ids"),
+    *("bad_words_ids", "suppress_first_ids"),
 )
 Piece = tuple[str, Reason | None]
 
@@ -44,7 +45,7 @@ class Alternative(NamedTuple):
     logprob: float
 
 
-class Answer(NamedTuple):
+class Completion(NamedTuple):
     """A text, why it ended, and what it was made of.
 
     tokens: new ids, the stop token included; logprobs: of each under the model, top: the likeliest
@@ -63,66 +64,71 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Group:
-    """Requests that one program serves, and the model that does it."""
+class RequestBatch:
+    """Requests that one program serves, and the model that does it.
 
-    config: ModelConfig
+    size: rows of the batch, those that only fill it up among them; top: alternatives that are told
+    of each token, None where nothing is told of them; draft: a Session that guesses tokens.
+    """
+
+    model: LoadedModel
     params: Any
-    tokenizer: Tokenizer
     requests: tuple[Request, ...]
-    start: int | None
-    ends: tuple[int, ...]
+    size: int
     top: int | None
     clock: Callable[[], float]
-    draft: Any = None  # a Session
+    draft: Any = None
 
     @property
     def settings(self) -> Generation:
         """Return the settings of the first request, for what all of them share."""
         return self.requests[0].settings
 
-    @property
-    def filled(self) -> list[Request]:
-        """Return the requests and those that only fill up the batch."""
-        more = batch_size(len(self.requests)) - len(self.requests)
-        return [*self.requests, *[self.requests[0]] * more]
+    @cached_property
+    def each(self) -> list[Generation]:
+        """Return the settings of every row."""
+        return [one.settings for one in fill_up(self.requests, self.size)]
 
     @cached_property
     def rows(self) -> Rows:
         """Return the arrays of the batch."""
-        return rows_of(self.requests, self.config, self.tokenizer, self.start, self.ends)
+        return rows_of(self.requests, self.model, self.size)
 
     @cached_property
-    def style(self) -> Style:
+    def kind(self) -> StepKind:
         """Return what is compiled into the step."""
-        which, guided = self.settings.dola, self.settings.guidance is not None
-        layers = () if which is None else dola_layers(self.config, which)
-        return Style(min(self.tokenizer.vocab_size, self.config.V), layers, guided)
+        config, which = self.model.config, self.settings.dola
+        layers = () if which is None else dola_layers(config, which)
+        known = min(self.model.tokenizer.vocab_size, config.V)
+        return StepKind(known, layers, self.settings.guidance is not None)
+
+    @property
+    def parts(self) -> tuple[Any, ModelConfig, StepKind, Rows]:
+        """Return what every program begins with."""
+        return self.params, self.model.config, self.kind, self.rows
 
     def chain(self) -> Chain:
         """Return the processors of the batch."""
-        rows = self.rows
-        source = (
-            (rows.prompt, rows.widths)
-            if rows.source is None
-            else padded([one.ids for one in self.filled])
+        filled = fill_up(self.requests, self.size)
+        limits = np.asarray([one.limit for one in filled], np.int32)
+        source = pad([one.ids for one in filled])
+        context = ChainContext(
+            self.model.tokenizer, self.kind.known, self.rows.stops, limits, *source
         )
-        limits = np.asarray([one.limit for one in self.filled], np.int32)
-        batch = Batch(self.tokenizer, self.style.known, rows.stops, limits, *source)
-        return chain_of([one.settings for one in self.filled], batch)
+        return chain_of(self.each, context)
 
-    def writing(self, request: Request) -> Writing:
+    def text_stream(self, request: Request) -> TextStream:
         """Return the text of a request before its first token."""
-        before = request.ids if self.start is None else [self.start]
-        ends = (*self.ends, *request.settings.stop_ids)
-        return Writing(self.tokenizer, before, request.settings.stop, request.limit, ends)
+        ends = (*self.model.stop, *request.settings.stop_ids)
+        settings = request.settings
+        return TextStream(self.model.tokenizer, request.after, settings.stop, request.limit, ends)
 
     def length(self) -> int:
         """Return a bucket that holds the new tokens of every request."""
         return bucket(max(one.limit for one in self.requests))
 
 
-def program(settings: Generation) -> tuple[Any, ...]:
+def batch_key(settings: Generation) -> tuple[Any, ...]:
     """Return what requests must have in common to share a batch."""
     return (
         settings.strategy,
@@ -133,8 +139,8 @@ def program(settings: Generation) -> tuple[Any, ...]:
     )
 
 
-def answers(group: Group) -> list[list[Answer]]:
-    """Return the answers to each request: one, or the best beams."""
+def complete(group: RequestBatch) -> list[list[Completion]]:
+    """Return the completions of each request: one, or the best beams."""
     strategies = {
         "draw": _drawn,
         "beams": _searched,
@@ -145,11 +151,11 @@ def answers(group: Group) -> list[list[Answer]]:
 
 
 @dataclass
-class _Line:
+class RequestState:
     """A request while it is answered."""
 
     request: Request
-    writing: Writing
+    stream: TextStream
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -157,31 +163,31 @@ class _Line:
 
     def push(self, tokens: Sequence[int], detail: Any, row: int) -> Piece:
         """Take a chunk's tokens; return the piece of text, and the reason if it ended with it."""
-        if self.writing.reason is not None:
+        if self.stream.reason is not None:
             return "", None
-        before = self.writing.made
-        piece = self.writing.push(tokens)
-        count = self.writing.made - before
+        before = self.stream.made
+        piece = self.stream.push(tokens)
+        count = self.stream.made - before
         self.tokens += tokens[:count]
         if detail is not None:
             self.logprobs += detail[0][row, :count].tolist()
             self.top += _alternatives(detail[1][row, :count], detail[2][row, :count])
         self.text += piece
-        return piece, self.writing.reason
+        return piece, self.stream.reason
 
     def end(self, reason: Reason) -> str:
-        piece = self.writing.end(reason)
+        piece = self.stream.end(reason)
         self.text += piece
         return piece
 
-    def answer(self) -> Answer:
-        reason = self.writing.reason
+    def answer(self) -> Completion:
+        reason = self.stream.reason
         assert reason is not None
         detail = (self.logprobs, self.top)
-        return Answer(self.text, reason, self.tokens, len(self.request.ids), *detail)
+        return Completion(self.text, reason, self.tokens, len(self.request.ids), *detail)
 
 
-def follow(group: Group, lines: list[_Line] | None = None) -> Iterator[list[Piece]]:
+def stream(group: RequestBatch, lines: list[RequestState] | None = None) -> Iterator[list[Piece]]:
     """Yield, for each request that is drawn, its next piece of text and why it ended, if it did."""
     begun = group.clock()
     lines = _lines(group) if lines is None else lines
@@ -189,13 +195,8 @@ def follow(group: Group, lines: list[_Line] | None = None) -> Iterator[list[Piec
     top = group.top
     if top is None and any(one.settings.gives(name) for one in group.requests for name in BANNING):
         top = 0  # so that a text without a token left is told from logits that are not finite
-    made: Iterator[Any] = drawn(
-        group.params,
-        group.config,
-        group.style,
-        group.rows,
-        group.chain(),
-        CHUNK,
+    made: Iterator[Any] = programs.sample_chunks(
+        *(*group.parts, group.chain(), CHUNK),
         strings=_strings(group),
         top=top,
     )
@@ -206,9 +207,9 @@ def follow(group: Group, lines: list[_Line] | None = None) -> Iterator[list[Piec
             detail = places.fetch((chunk.logprobs, chunk.top_ids, chunk.top_logprobs))
         spent, pieces = group.clock() - begun, []
         for row, line in enumerate(lines):
-            fresh = line.writing.reason is None
+            fresh = line.stream.reason is None
             if fresh and NOT_FINITE in tokens[row]:
-                _refuse(group, row, chunk, line.writing.made)
+                _refuse(group, row, chunk, line.stream.made)
             piece, ended = line.push(tokens[row].tolist(), detail, row)
             limit = seconds[row]
             if fresh and ended is None and limit is not None and spent >= limit:
@@ -219,19 +220,19 @@ def follow(group: Group, lines: list[_Line] | None = None) -> Iterator[list[Piec
         yield pieces
 
 
-def _lines(group: Group) -> list[_Line]:
-    return [_Line(one, group.writing(one)) for one in group.requests]
+def _lines(group: RequestBatch) -> list[RequestState]:
+    return [RequestState(one, group.text_stream(one)) for one in group.requests]
 
 
-def _drawn(group: Group) -> list[list[Answer]]:
+def _drawn(group: RequestBatch) -> list[list[Completion]]:
     lines = _lines(group)
-    for _ in follow(group, lines):
+    for _ in stream(group, lines):
         pass
     return [[line.answer()] for line in lines]
 
 
-def _searched(group: Group) -> list[list[Answer]]:
-    settings, several = group.settings, [one.settings for one in group.filled]
+def _searched(group: RequestBatch) -> list[list[Completion]]:
+    settings, several = group.settings, group.each
     search = beams(
         settings.beams or 1,
         length_penalty=np.asarray([_or(one.length_penalty, 1.0) for one in several], np.float32),
@@ -241,9 +242,9 @@ def _searched(group: Group) -> list[list[Answer]]:
         pick=settings.pick or "best",
     )
     returned = settings.n_best or 1
-    found = searching.searched(
-        *(group.params, group.config, group.style, group.rows, search, group.chain()),
-        words_for(several, group.tokenizer),
+    found = programs.search_beams(
+        *(*group.parts, search, group.chain()),
+        words_for(several, group.model.tokenizer),
         _strings(group),
         length=group.length(),
         returned=returned,
@@ -260,10 +261,10 @@ def _searched(group: Group) -> list[list[Answer]]:
     return _told(group, rows)
 
 
-def _contrasted(group: Group) -> list[list[Answer]]:
-    penalty = np.asarray([one.settings.contrastive for one in group.filled], np.float32)
-    tokens = searching.contrasted(
-        *(group.params, group.config, group.style, group.rows, penalty, group.chain()),
+def _contrasted(group: RequestBatch) -> list[list[Completion]]:
+    penalty = np.asarray([one.contrastive for one in group.each], np.float32)
+    tokens = programs.search_contrastive(
+        *(*group.parts, penalty, group.chain()),
         _strings(group),
         length=group.length(),
         count=group.settings.top_k or 1,
@@ -272,10 +273,10 @@ def _contrasted(group: Group) -> list[list[Answer]]:
     return _told(group, [[(row[: one.limit], None)] for row, one in limited])
 
 
-def _speculated(group: Group) -> list[list[Answer]]:
+def _speculated(group: RequestBatch) -> list[list[Completion]]:
     settings, draft = group.settings, group.draft
-    found = searching.speculated(
-        *(group.params, group.config, group.style, group.rows, group.chain()),
+    found = programs.speculate_tokens(
+        *(*group.parts, group.chain()),
         None if draft is None else draft.params,
         length=group.length(),
         count=settings.lookup or settings.draft_tokens or DRAFTED,
@@ -292,18 +293,18 @@ def _speculated(group: Group) -> list[list[Answer]]:
 
 
 def _told(
-    group: Group, rows: Sequence[Sequence[tuple[np.ndarray, float | None]]]
-) -> list[list[Answer]]:
+    group: RequestBatch, rows: Sequence[Sequence[tuple[np.ndarray, float | None]]]
+) -> list[list[Completion]]:
     """The answers of whole texts (tokens, score) of each request."""
     flat = [(row, *one) for row, texts in enumerate(rows) for one in texts]
     made = []
     for row, tokens, score in flat:
-        line = _Line(group.requests[row], group.writing(group.requests[row]))
+        line = RequestState(group.requests[row], group.text_stream(group.requests[row]))
         if NOT_FINITE in tokens:
             place = int(np.flatnonzero(tokens == NOT_FINITE)[0])
             raise _failure(row, place, Reason.NOT_FINITE)
         line.push(tokens.tolist(), None, 0)
-        if line.writing.reason is None:
+        if line.stream.reason is None:
             line.end(Reason.LENGTH)
         made.append((row, line.answer()._replace(score=score)))
     if group.top is not None:
@@ -311,21 +312,22 @@ def _told(
     return [[one for owner, one in made if owner == row] for row in range(len(rows))]
 
 
-def _scored(group: Group, made: list[tuple[int, Answer]], top: int) -> list[tuple[int, Answer]]:
+def _scored(
+    group: RequestBatch, made: list[tuple[int, Completion]], top: int
+) -> list[tuple[int, Completion]]:
     """The same answers with what the model says of their tokens, read once more."""
-    begins = [group.requests[row].ids if group.start is None else [group.start] for row, _ in made]
-    filling = batch_size(len(made)) - len(made)
+    start = [group.model.start] if group.rows.source is not None else None
+    begins = [group.requests[row].ids if start is None else start for row, _ in made]
     texts = [[*begin, *one.tokens] for begin, (_, one) in zip(begins, made, strict=True)]
-    tokens, _ = padded([*texts, *texts[:1] * filling])
+    size = batch_size(len(made))
+    tokens, _ = pad([*texts, *texts[:1] * (size - len(made))])
     source, segments = None, None
-    if group.start is not None:
-        which = [row for row, _ in made] + [made[0][0]] * filling
-        assert group.rows.source is not None and group.rows.segments is not None
+    if group.rows.source is not None and group.rows.segments is not None:
+        which = [row for row, _ in made] + [made[0][0]] * (size - len(made))
         source, segments = group.rows.source[which], group.rows.segments[which]
-    tokens = tokens[:, : max(group.config.context, max(map(len, texts)))]
-    found = searching.scored(
-        group.params, group.config, group.style, tokens, source, segments, top=top
-    )
+    tokens = tokens[:, : max(group.model.config.context, max(map(len, texts)))]
+    params, config, kind, _ = group.parts
+    found = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)
     logprobs, ids, best = (np.asarray(x) for x in found)
     told = []
     for place, ((row, one), begin) in enumerate(zip(made, begins, strict=True)):
@@ -342,11 +344,11 @@ def _alternatives(ids: np.ndarray, logprobs: np.ndarray) -> list[list[Alternativ
     ]
 
 
-def _strings(group: Group) -> StopStrings | None:
-    asked = [one.settings.stop for one in group.filled]
+def _strings(group: RequestBatch) -> StopStrings | None:
+    asked = [one.stop for one in group.each]
     if not any(asked):
         return None
-    surface = getattr(group.tokenizer, "surface", None)
+    surface = getattr(group.model.tokenizer, "surface", None)
     if surface is None:
         raise ConfigError(
             f"stop={next(filter(None, asked))[0]!r} needs a tokenizer whose text is its pieces "
@@ -355,7 +357,7 @@ def _strings(group: Group) -> StopStrings | None:
     return stop_strings(asked, surface.pieces)
 
 
-def _refuse(group: Group, row: int, chunk: Any, made: int) -> None:
+def _refuse(group: RequestBatch, row: int, chunk: Any, made: int) -> None:
     reason = Reason(int(np.asarray(chunk.reason)[row])) if hasattr(chunk, "reason") else None
     place = made + int(np.flatnonzero(np.asarray(chunk.tokens)[row] == NOT_FINITE)[0])
     raise _failure(row, place, reason or Reason.NOT_FINITE)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
-from jaxgen.text.tasks.model import SHORTEST, Model, Overflow, Progress, wants
-from jaxgen.text.tasks.rewriting import rewrite
-from jaxgen.text.tasks.writing import write
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.text import programs
+from jaxgen.text.batches import Progress, by_length, pad
+from jaxgen.text.defaults import settle
+from jaxgen.text.loaded_model import LoadedModel, Overflow, require
+from jaxgen.text.request import Generation
+from jaxgen.text.session import number_prompts, session_of
+from jaxgen.text.tasks.seq2seq import rewrites
 from jaxgen.tokens.pair import Pair, pairs
 
 FORMS = {
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 def answer(
-    model: Model,
+    model: LoadedModel,
     questions: Sequence[str],
     contexts: Sequence[str],
     *,
@@ -50,7 +50,7 @@ def answer(
     width: int | None = None,
     overlap: int | None = None,
     form: str | None = None,
-    length: int | None = None,
+    settings: Generation | None = None,
     batch: int = 16,
     overflow: Overflow = "refuse",
     progress: Progress | None = None,
@@ -61,7 +61,7 @@ def answer(
     do: at most `longest` tokens; contexts are read in windows of `width` tokens (question and
     marks among them; None: the model's context, at most 384) that share `overlap` (None: a third);
     empty "allowed" lets no answer at all be the best, with an empty text. Other models write one
-    answer from `form`, a text with {question} and {context}, of `length` new tokens at most.
+    answer (or as many as `settings` asks for) from `form`, a text with {question} and {context}.
     Raises ConfigError for sides of different numbers, an empty text, or a model that does neither.
     """
     if len(questions) != len(contexts):
@@ -72,10 +72,12 @@ def answer(
     if best < 1 or longest < 1:
         raise ConfigError(f"best={best} and longest={longest} must be at least 1")
     if model.config.head != "spans":
-        return _written(model, questions, contexts, form, length, batch, overflow, progress)
-    wants(model, "answer", topology=("encoder", "decoder"))
-    if form is not None or length is not None:
-        raise ConfigError("form= and length= are for models that write; this one finds spans")
+        return _written(model, questions, contexts, form, settings, batch, overflow, progress)
+    require(model, "answer", topology=("encoder", "decoder"))
+    given = [] if settings is None else [n for n in vars(settings) if settings.gives(n)]
+    if form is not None or given:
+        name = "form=" if settings is None or not given else settings.told(given[0])
+        raise ConfigError(f"{name} is for models that write; this one finds spans in the text")
     most = min(model.config.context, width or 384)
     shared = most // 3 if overlap is None else overlap
     rows = [
@@ -125,34 +127,23 @@ def _answer(context: str, pair: Pair, first: int, last: int, score: float) -> An
     return Answer(context[begin[0] : end[1]], score, begin[0], end[1])
 
 
-def _batches(model, flat: list[tuple[int, Pair]], batch: int, most: int, progress):
+def _batches(model: LoadedModel, flat: list[tuple[int, Pair]], batch: int, most: int, progress):
     """Yield (numbers of the questions, pairs, logits [B, T, 2]), long rows together."""
-    if batch < 1:
-        raise ConfigError(f"batch={batch} must be at least 1")
-    flat = sorted(flat, key=lambda row: len(row[1].ids))
-    for begin in range(0, len(flat), batch):
-        part = flat[begin : begin + batch]
-        size = SHORTEST
-        while size < len(part[-1][1].ids):
-            size *= 2
-        tokens = np.zeros((batch, min(size, most)), np.int32)
-        types, segments = np.zeros_like(tokens), np.zeros_like(tokens)
-        for place, (_, pair) in enumerate(part):
-            tokens[place, : len(pair.ids)] = pair.ids
-            types[place, : len(pair.ids)] = pair.types
-            segments[place, : len(pair.ids)] = 1
-        known = model.config.token_types
-        types = np.minimum(types, known - 1) if known else None
-        logits = np.asarray(_spans(model.params, model.config, tokens, segments, types))
-        yield [number for number, _ in part], [pair for _, pair in part], logits[: len(part)]
-        if progress:
-            progress(begin + len(part), len(flat))
+    known = model.config.token_types
+    for places, tokens, segments in by_length([p.ids for _, p in flat], batch, most, progress):
+        part = [flat[place] for place in places]
+        shape = {"width": tokens.shape[1], "size": batch}
+        types = (
+            np.minimum(pad([p.types for _, p in part], **shape)[0], known - 1) if known else None
+        )
+        logits = programs.span_logits(model.params, model.config, tokens, segments, types)
+        yield [number for number, _ in part], [p for _, p in part], np.asarray(logits)[: len(part)]
 
 
 def _written(
-    model: Model, questions, contexts, form, length, batch, overflow: Overflow, progress
+    model: LoadedModel, questions, contexts, form, settings, batch, overflow: Overflow, progress
 ) -> list[list[Answer]]:
-    wants(model, "answer", head=("lm",), topology=tuple(FORMS))
+    require(model, "answer", head=("lm",), topology=tuple(FORMS))
     form = form or FORMS[model.config.topology]
     if "{question}" not in form:
         raise ConfigError(f"form={form[:60]!r} has no {{question}}; write it where it belongs")
@@ -160,21 +151,15 @@ def _written(
         form.replace("{context}", context).replace("{question}", question)
         for question, context in zip(questions, contexts, strict=True)
     ]
+    settings, how = settings or Generation(), {"batch": batch, "progress": progress}
     if model.config.topology == "encoder_decoder":
-        found = rewrite(
-            model, texts, length=length, batch=batch, overflow=overflow, progress=progress
-        )
+        rows = rewrites(model, texts, settings, overflow=overflow, **how)
+        found = [[one.text.strip() for one in row] for row in rows]
     else:
-        before, _ = model.around
-        rows = [[*before, *model.tokenizer.encode(text)] for text in texts]
-        found = write(model, rows, length=length, temperature=0.0, batch=batch, progress=progress)
+        session = session_of(model)
+        settings = settle(settings, GenerationConfig(), {"temperature": 0.0})
+        prompts = number_prompts([tuple(session.ids(text)) for text in texts], settings)
         # A decoder goes on with the next question: the answer is its first line.
-        found = [text.strip().split("\n")[0].strip() for text in found]
-    return [[Answer(text.strip(), None, None, None)] for text in found]
-
-
-@partial(jax.jit, static_argnames="config")
-def _spans(params, config: ModelConfig, tokens, segments, types):
-    logits = api.apply(params, config, tokens, segments=segments, types=types).logits
-    assert logits is not None
-    return logits.astype(jnp.float32)
+        found = [[one.text.strip().split("\n")[0].strip() for one in row]
+                 for row in session.run(prompts, **how)]  # fmt: skip
+    return [[Answer(text, None, None, None) for text in row] for row in found]

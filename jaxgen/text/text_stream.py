@@ -8,7 +8,7 @@ from jaxgen.decoding.detail import Reason
 from jaxgen.tokens import Detokenizer, Tokenizer
 
 
-class Clip:
+class StopStringFilter:
     """Text in pieces, up to the first stop string.
 
     What may yet turn out to be the beginning of a stop string is held back.
@@ -46,7 +46,7 @@ def _certain(text: str, strings: Sequence[str]) -> int:
     return len(text)
 
 
-class Writing:
+class TextStream:
     """One request's text, from its new tokens; `reason` is set when it has ended.
 
     ends: ids that end it besides the tokenizer's eos; none of them is part of the text.
@@ -64,7 +64,7 @@ class Writing:
         self.reason: Reason | None = None
         self._ends = {*ends, tokenizer.special.eos}
         self._words = Detokenizer(tokenizer, after=prompt)
-        self._clip = Clip(strings)
+        self._clip = StopStringFilter(strings)
 
     def push(self, tokens: Iterable[int]) -> str:
         """Return the text that is certain with these tokens, of which those past its end don't

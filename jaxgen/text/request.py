@@ -1,7 +1,7 @@
 """How a text is generated: all settings of one request, checked before anything is compiled.
 
-The command line, a line of a JSONL file and Python share these names; `text.shaping` turns them
-into a chain of processors, `text.strategies` into a way to decode.
+The command line, a line of a JSONL file and Python share these names; `text.processors` turns them
+into a chain of processors, `text.programs` decodes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Generation:
         "Length and end", "tokens to make; at most 128 if the context has room"
     )
     min_new_tokens: int | None = knob("Length and end", "make so many before the text may end")
-    min_length: int | None = knob("Length and end", "the same, with the prompt counted")
+    max_length: int | None = knob(
+        "Length and end", "tokens to make, the prompt's among them; --max-new-tokens wins"
+    )
+    min_length: int | None = knob("Length and end", "as --min-new-tokens, the prompt's among them")
     stop: tuple[str, ...] = knob("Length and end", "end before this text; may be repeated", ())
     stop_ids: tuple[int, ...] = knob(
         "Length and end", "end with this token id, too; repeatable", ()
@@ -78,9 +81,17 @@ class Generation:
         "Words", "write this somewhere, or one of A|B; needs --beams; may be repeated", ()
     )
     bias: tuple[str, ...] = knob("Words", "TEXT=NUMBER: added to its logit; may be repeated", ())
+    bad_words_ids: tuple[str, ...] = knob(
+        "Words", "never make these token ids in a row, as in 5,17; may be repeated", ()
+    )
     suppress_ids: tuple[int, ...] = knob("Words", "never draw this token id; may be repeated", ())
-    force_first: int | None = knob("Words", "token id that the text begins with")
-    force_last: int | None = knob("Words", "token id of the last of --max-new-tokens")
+    suppress_first_ids: tuple[int, ...] = knob(
+        "Words", "never begin with this token id (after --force-first); may be repeated", ()
+    )
+    force_first: tuple[int, ...] = knob("Words", "begin with this token id; more: one of them", ())
+    force_last: tuple[int, ...] = knob(
+        "Words", "end with this token id at the limit of tokens; more: one of them", ()
+    )
     regex: str | None = knob("Structure", "the text matches this regular expression")
     json_schema: str | None = knob("Structure", "the text is JSON of this schema; @FILE reads it")
     choices: tuple[str, ...] = knob("Structure", "the text is this, or another choice", ())
@@ -153,6 +164,11 @@ class Generation:
         value = getattr(self, name)
         return f"{name}={value[0] if isinstance(value, tuple) and value else value}"
 
+    @property
+    def draws_each(self) -> int:
+        """Return how many texts are drawn of a prompt."""
+        return self.best_of or self.samples
+
     def listed(self, name: str) -> tuple[str, ...]:
         """Return the texts of a setting that is a text, several, or none."""
         value = getattr(self, name)
@@ -208,11 +224,12 @@ _SHARE = _number(0.0, 1.0, "(]", "greater than 0 and at most 1")
 _CUTOFF = _number(0.0, 1.0, "[)", "0 or more and less than 1")
 _UNIT = _number(0.0, 1.0, "[]", "from 0 to 1")
 RANGES: dict[str, Rule] = {
-    **dict.fromkeys(("max_new_tokens", "samples", "beams", "n_best", "groups"), _least(1)),
-    **dict.fromkeys(("lookup", "draft_tokens", "watermark_width", "best_of"), _least(1)),
+    **dict.fromkeys(("max_new_tokens", "max_length", "samples", "beams", "n_best"), _least(1)),
+    **dict.fromkeys(("lookup", "draft_tokens", "watermark_width", "best_of", "groups"), _least(1)),
     **dict.fromkeys(("min_new_tokens", "min_length", "decay_start", "top_logprobs"), _least(0)),
     **dict.fromkeys(("no_repeat_ngram", "no_repeat_source"), _least(1)),
-    **dict.fromkeys(("stop_ids", "suppress_ids", "force_first", "force_last"), _least(0)),
+    **dict.fromkeys(("stop_ids", "suppress_ids", "suppress_first_ids"), _least(0)),
+    **dict.fromkeys(("force_first", "force_last"), _least(0)),
     "top_k": (lambda x: x >= 1, "at least 1; leave it out for no limit"),
     "temperature": _number(0.0, math.inf, "[)", "0 (greedy) or more"),
     "max_seconds": _POSITIVE,
@@ -230,11 +247,21 @@ RANGES: dict[str, Rule] = {
     "watermark": _number(0.0, 2.0**32, "[)", "at least 0 and less than 2^32"),
     "seed": _number(0.0, float(SEEDS), "[)", "at least 0 and less than 2^64"),
 }
-TEXTS = ("stop", "bad_words", "force_words", "regex", "json_schema", "choices", "draft")
+TEXTS = (
+    "stop",
+    "bad_words",
+    "bad_words_ids",
+    "force_words",
+    "regex",
+    "json_schema",
+    "choices",
+    "draft",
+)
 DRAWING = (
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical", "epsilon", "eta"),
     "top_n_sigma",
 )
+CHANCE = (*DRAWING, "samples", "best_of")  # what only a request for drawn texts gives
 _ONE_WAY = "there is one way to decode"
 _WHOLE = "only drawn texts are made in pieces"
 CONFLICTS = (
@@ -267,10 +294,10 @@ NEEDS = (
     ("decay_start", "decay_factor"),
     ("decay_factor", "decay_start"),
     *((name, "watermark") for name in ("watermark_ratio", "watermark_bias", "watermark_width")),
-    ("force_last", "max_new_tokens"),
 )  # fmt: skip
 AT_MOST = (
     ("min_new_tokens", "max_new_tokens"),
+    ("min_length", "max_length"),
     ("n_best", "beams"),
     ("samples", "best_of"),
 )

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
-from jaxgen.text.tasks.model import Model, Overflow, Progress, by_length, rows_of, wants
+from jaxgen.text import programs
+from jaxgen.text.batches import Progress, by_length
+from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require
 from jaxgen.tokens.marks import MASKS, mask_of
 
 
 def classify(
-    model: Model,
+    model: LoadedModel,
     texts: Sequence[str],
     *,
     batch: int = 32,
@@ -29,12 +26,14 @@ def classify(
 
     Raises ConfigError for a model without a head of classes.
     """
-    wants(model, "classify", head=("classes",))
+    require(model, "classify", head=("classes",))
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
     found: list[list[tuple[str, float]]] = [[] for _ in texts]
-    rows = rows_of(model, texts, overflow)
+    rows = encode_texts(model, texts, overflow)
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
-        probs = np.asarray(_classes(model.params, model.config, tokens, segments))
+        probs = np.asarray(
+            programs.class_probabilities(model.params, model.config, tokens, segments)
+        )
         for place, number in enumerate(numbers):
             order = np.argsort(-probs[place], kind="stable")
             found[number] = [(names[i], float(probs[place, i])) for i in order]
@@ -42,7 +41,7 @@ def classify(
 
 
 def embed(
-    model: Model,
+    model: LoadedModel,
     texts: Sequence[str],
     *,
     batch: int = 32,
@@ -51,15 +50,15 @@ def embed(
 ) -> Float[np.ndarray, "N D"]:
     """Return the mean of each text's last hidden states (an encoder's, where there is one)."""
     found = np.zeros((len(texts), model.config.d_model), np.float32)
-    rows = rows_of(model, texts, overflow)
+    rows = encode_texts(model, texts, overflow)
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
-        vectors = np.asarray(_vectors(model.params, model.config, tokens, segments))
+        vectors = np.asarray(programs.mean_states(model.params, model.config, tokens, segments))
         found[numbers] = vectors[: len(numbers)]
     return found
 
 
 def score(
-    model: Model,
+    model: LoadedModel,
     texts: Sequence[str],
     *,
     batch: int = 32,
@@ -70,18 +69,22 @@ def score(
 
     The first token is given, not scored, unless the tokenizer has a bos to begin with.
     """
-    wants(model, "score", topology=("decoder",), head=("lm",))
+    require(model, "score", topology=("decoder",), head=("lm",))
     found = [(0.0, 0)] * len(texts)
-    rows = rows_of(model, texts, overflow)
+    rows = encode_texts(model, texts, overflow)
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
-        sums = np.asarray(_scores(model.params, model.config, tokens, segments))
+        read, targets, real = tokens[:, :-1], tokens[:, 1:], segments[:, 1:]
+        logp, _ = programs.target_log_probabilities(
+            model.params, model.config, read, segments[:, :-1], targets
+        )
+        sums = np.where(real > 0, np.asarray(logp), 0).sum(axis=1)
         for place, number in enumerate(numbers):
-            found[number] = float(sums[place]), int(segments[place].sum()) - 1
+            found[number] = float(sums[place]), int(real[place].sum())
     return found
 
 
 def fill_mask(
-    model: Model,
+    model: LoadedModel,
     texts: Sequence[str],
     *,
     mask: str = "<mask>",
@@ -93,7 +96,7 @@ def fill_mask(
 
     Raises ConfigError for a model that is no encoder with token logits, or a text without mask.
     """
-    wants(model, "fill-mask", topology=("encoder",), head=("mlm", "lm"))
+    require(model, "fill-mask", topology=("encoder",), head=("mlm", "lm"))
     hidden, rows = mask_of(model.tokenizer), []
     for text in texts:
         parts = text.split(mask)
@@ -104,7 +107,9 @@ def fill_mask(
         _check_room(model, rows[-1], text)
     found: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
-        probs = np.asarray(_tokens(model.params, model.config, tokens, segments))
+        probs = np.asarray(
+            programs.token_probabilities(model.params, model.config, tokens, segments)
+        )
         for place, number in enumerate(numbers):
             for at in np.flatnonzero(tokens[place] == hidden):
                 order = np.argsort(-probs[place, at, : model.tokenizer.vocab_size])[:best]
@@ -114,7 +119,7 @@ def fill_mask(
     return found
 
 
-def _hidden(model: Model, parts: Sequence[str], hidden: int) -> list[int]:
+def _hidden(model: LoadedModel, parts: Sequence[str], hidden: int) -> list[int]:
     """Return the ids of the parts with the mask between them."""
     marked = getattr(model.tokenizer, "encode_marked", None)
     own = next((m for m in MASKS if m in getattr(model.tokenizer, "vocabulary", dict)()), None)
@@ -125,41 +130,8 @@ def _hidden(model: Model, parts: Sequence[str], hidden: int) -> list[int]:
     return [i for n, part in enumerate(ids) for i in (*([hidden] if n else []), *part)]
 
 
-def _check_room(model: Model, row: list[int], text: str) -> None:
+def _check_room(model: LoadedModel, row: list[int], text: str) -> None:
     if len(row) > model.config.context:
         raise ConfigError(
             f"text {text[:40]!r} has {len(row)} tokens, more than context={model.config.context}"
         )
-
-
-@partial(jax.jit, static_argnames="config")
-def _classes(params, config: ModelConfig, tokens, segments):
-    logits = api.apply(params, config, tokens, segments=segments).logits
-    assert logits is not None
-    return jax.nn.softmax(logits)
-
-
-@partial(jax.jit, static_argnames="config")
-def _vectors(params, config: ModelConfig, tokens, segments):
-    if config.topology == "encoder_decoder":
-        state = api.encode(params, config, tokens, segments=segments).state
-    else:
-        state = api.hidden(params, config, tokens, segments=segments).state
-    real = (segments > 0)[..., None]
-    return jnp.sum(jnp.where(real, state, 0), axis=1) / jnp.sum(real, axis=1)
-
-
-@partial(jax.jit, static_argnames="config")
-def _scores(params, config: ModelConfig, tokens, segments):
-    logits = api.apply(params, config, tokens, segments=segments).logits
-    assert logits is not None
-    said = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
-    picked = jnp.take_along_axis(said, tokens[:, 1:, None], axis=2)[..., 0]
-    return jnp.sum(jnp.where(segments[:, 1:] > 0, picked, 0), axis=1)
-
-
-@partial(jax.jit, static_argnames="config")
-def _tokens(params, config: ModelConfig, tokens, segments):
-    logits = api.apply(params, config, tokens, segments=segments).logits
-    assert logits is not None
-    return jax.nn.softmax(logits.astype(jnp.float32))

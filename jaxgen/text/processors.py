@@ -21,14 +21,14 @@ from jaxgen.decoding import automaton, bias, force, repeat, shape, watermark, wo
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.errors import ConfigError
-from jaxgen.text.generation import DRAWING, Generation
+from jaxgen.text.request import DRAWING, Generation
 from jaxgen.tokens import Tokenizer
 
 NEVER = 2**30  # a place that no text reaches
 ALL = 2**30  # more tokens than any vocabulary has
 
 
-class Batch(NamedTuple):
+class ChainContext(NamedTuple):
     """What a chain must know of the requests besides their settings.
 
     stops: [B, E] ids that end each, padded; limits: [B] new tokens at most; sources: [B, S] ids of
@@ -43,10 +43,10 @@ class Batch(NamedTuple):
     widths: np.ndarray
 
 
-Build = Callable[[Sequence[Generation], Batch], Any]
+Build = Callable[[Sequence[Generation], ChainContext], Any]
 
 
-def chain_of(wanted: Sequence[Generation], batch: Batch) -> Chain:
+def chain_of(wanted: Sequence[Generation], batch: ChainContext) -> Chain:
     """Return the chain of a batch; all requests must have the same strategy.
 
     Raises ConfigError for a word that the tokenizer can't write, an id outside the vocabulary, or
@@ -133,7 +133,7 @@ def _biases(wanted, batch):
     return bias.sequence_bias([_bias_of(one, batch) for one in wanted])
 
 
-def _bias_of(one: Generation, batch: Batch) -> dict[tuple[int, ...], float]:
+def _bias_of(one: Generation, batch: ChainContext) -> dict[tuple[int, ...], float]:
     found: dict[tuple[int, ...], float] = {}
     for word in one.bias:
         text, equals, number = word.rpartition("=")
@@ -152,11 +152,21 @@ def _bias_of(one: Generation, batch: Batch) -> dict[tuple[int, ...], float]:
 
 def _bad_words(wanted, batch):
     none = [[batch.vocab]]  # an id beyond the logits is dropped
-    rows = [
-        [ids for word in one.bad_words for ids in words_of("bad_words", word, batch.tokenizer)]
-        for one in wanted
-    ]
-    return bias.bad_words([row or none for row in rows])
+    rows = []
+    for one, stops in zip(wanted, batch.stops.tolist(), strict=True):
+        row = [i for text in one.bad_words for i in words_of("bad_words", text, batch.tokenizer)]
+        given = [_ids_of(text, batch.vocab) for text in one.bad_words_ids]
+        row += [ids for ids in given if len(ids) > 1 or ids[0] not in stops]  # a text may end
+        rows.append(row or none)
+    return bias.bad_words(rows)
+
+
+def _ids_of(text: str, vocab: int) -> list[int]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise ConfigError(f"bad_words_ids={text!r} must be token ids, as in 5,17")
+    ids = [int(part) for part in text.split(",")]
+    _check_ids("bad_words_ids", ids, vocab)
+    return ids
 
 
 def _counted(maker: Any, name: str):
@@ -179,7 +189,7 @@ def _force_last(wanted, batch):
 
 
 def _force(wanted, batch, name: str, places: np.ndarray):
-    rows = [[] if (one := getattr(w, name)) is None else [one] for w in wanted]
+    rows = [list(getattr(one, name)) for one in wanted]
     for row in rows:
         _check_ids(name, row, batch.vocab)
     places = np.where([bool(row) for row in rows], places, NEVER).astype(np.int32)
@@ -187,10 +197,19 @@ def _force(wanted, batch, name: str, places: np.ndarray):
 
 
 def _suppress(wanted, batch):
-    rows = [list(one.suppress_ids) for one in wanted]
+    return force.Suppress(_suppressed(wanted, batch, "suppress_ids"))
+
+
+def _suppress_first(wanted, batch):
+    places = np.asarray([1 if one.force_first else 0 for one in wanted], np.int32)
+    return force.SuppressAt(places, _suppressed(wanted, batch, "suppress_first_ids"))
+
+
+def _suppressed(wanted, batch, name: str) -> np.ndarray:
+    rows = [list(getattr(one, name)) for one in wanted]
     for row in rows:
-        _check_ids("suppress_ids", row, batch.vocab)
-    return force.Suppress(_table(rows))
+        _check_ids(name, row, batch.vocab)
+    return _table(rows)
 
 
 def _decay(wanted, batch):
@@ -289,7 +308,7 @@ ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     _scalar(repeat.frequency_penalty, "frequency_penalty", 0.0),
     _scalar(repeat.no_repeat_ngram, "no_repeat_ngram", 0, np.int32),
     _source(repeat.no_repeat_source, "no_repeat_source", 0, np.int32),
-    (("bad_words",), _bad_words),
+    (("bad_words", "bad_words_ids"), _bad_words),
     _counted(force.min_length, "min_length"),
     _counted(force.min_new_tokens, "min_new_tokens"),
     (("regex", "json_schema", "choices"), _structure),
@@ -297,6 +316,7 @@ ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("force_last",), _force_last),
     (("decay_factor",), _decay),
     (("suppress_ids",), _suppress),
+    (("suppress_first_ids",), _suppress_first),
     (("temperature",), _temperature),
     (("top_h",), _top_h),
     _drawing(shape.top_k, "top_k", ALL, np.int32),

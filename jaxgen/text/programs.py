@@ -1,0 +1,335 @@
+"""Every jitted program that makes or reads text: sampling in chunks, searches, speculation, scores.
+
+Their parameters lie as `serving.ready` leaves them; config and what is compiled in are static.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxgen.config import ModelConfig
+from jaxgen.decoding import past as pasts
+from jaxgen.decoding.beam import Found, beam_search
+from jaxgen.decoding.chain import Chain
+from jaxgen.decoding.contrastive import contrastive_search
+from jaxgen.decoding.detail import Decoded, decode_detailed
+from jaxgen.decoding.loop import Chunk, decode_chunk
+from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.search import Search
+from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
+from jaxgen.decoding.stop import StopStrings
+from jaxgen.decoding.words import Words
+from jaxgen.models import api
+from jaxgen.text import model_steps as steps
+from jaxgen.text.batches import Rows, bucket
+from jaxgen.text.beams import room, split
+from jaxgen.text.generate import new_cache, prefill
+
+
+class StepKind(NamedTuple):
+    """What is compiled into a step: ids the tokenizer knows, DoLa's layers, guidance or none."""
+
+    known: int
+    layers: tuple[int, ...] = ()
+    guided: bool = False
+
+
+class Scores(NamedTuple):
+    """The model's log-probability of each token [B, T - 1] but the first, and alternatives."""
+
+    logprobs: Float[Array, "B S"]
+    top_ids: Int[Array, "B S K"]
+    top_logprobs: Float[Array, "B S K"]
+
+
+def step_of(params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows):
+    """Return the step of a kind; its cache is what `begin` makes."""
+    if kind.layers:
+        return steps.contrasted(params, config, kind.known, kind.layers)
+    step = steps.plain(params, config, kind.known)
+    return steps.away(step, jnp.asarray(rows.scale)) if kind.guided else step
+
+
+def memory_of(params: api.Params, config: ModelConfig, source: Any, segments: Any):
+    """Return what the encoder makes of sources, or None without any."""
+    if source is None:
+        return None
+    return api.encode(params, config, source, segments=segments)
+
+
+def begin(
+    params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows, capacity: int
+) -> tuple[Any, Any]:
+    """Return (first, cache) of a batch, its prompts read."""
+    memory = memory_of(params, config, rows.source, rows.segments)
+    first, cache = prefill(
+        params, config, rows.prompt, jnp.asarray(rows.widths), capacity, memory=memory
+    )
+    if not kind.guided:
+        return first, cache
+    assert rows.other is not None
+    widths = jnp.asarray(rows.other_widths)
+    if rows.source is not None:
+        # An encoder-decoder is steered away from another source; its own text is the same.
+        places = jnp.arange(rows.other.shape[1])
+        memory = memory_of(params, config, rows.other, (places < widths[:, None]).astype(int))
+        _, other = prefill(
+            params, config, rows.prompt, jnp.asarray(rows.widths), capacity, memory=memory
+        )
+        return first, (cache, (other, jnp.full_like(first, NO_TOKEN)))
+    least = jnp.maximum(widths, 1)
+    capacity = capacity + rows.other.shape[1]
+    last, other = prefill(params, config, rows.other, least, capacity)
+    return first, (cache, (other, jnp.where(widths > 0, last, NO_TOKEN)))
+
+
+def sample_chunks(
+    params: api.Params,
+    config: ModelConfig,
+    kind: StepKind,
+    rows: Rows,
+    sample: Chain,
+    chunk: int,
+    *,
+    strings: StopStrings | None = None,
+    top: int | None = None,
+) -> Iterator[Chunk | Decoded]:
+    """Yield `chunk` new tokens of all rows at a time, until every row's limit is reached.
+
+    A caller ends a row by lowering its `rows.limits` meanwhile; the chunk after the next obeys.
+    top: alternatives of each token that are told besides its log-probability and the row's Reason;
+    None tells none of them.
+    """
+    longest, width = int(rows.limits.max()), rows.prompt.shape[1]
+    first, cache = _begin(params, config, kind, rows, bucket(width + longest + chunk))
+    history = None
+    if sample.needs == "tokens":
+        history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
+    waiting: Chunk | Decoded | None = None
+    for start in range(0, longest, chunk):
+        at = (cache, first, rows._replace(limits=rows.limits.copy()), sample, strings)
+        made, first, history = _more(
+            params, config, kind, chunk, top, *at, np.int32(start), history
+        )
+        cache, strings = made.cache, made.strings
+        made = made._replace(cache=None)  # the next chunk takes its memory
+        # The next tokens are made while the caller looks at these: the device never waits. Rows
+        # that have ended in between cost it nothing.
+        if waiting is not None:
+            yield waiting
+            if (rows.limits <= start).all():
+                return
+        waiting = made
+    if waiting is not None:
+        yield waiting
+
+
+@partial(jax.jit, static_argnames=("config", "kind", "capacity"))
+def _begin(params, config, kind, rows, capacity):
+    return begin(params, config, kind, rows, capacity)
+
+
+@partial(
+    jax.jit,
+    static_argnames=("config", "kind", "chunk", "top"),
+    donate_argnames=("cache", "history"),
+)
+def _more(
+    params, config, kind, chunk, top, cache, first, rows, sample, strings, start, history
+) -> tuple[Chunk | Decoded, Any, Any]:
+    step = step_of(params, config, kind, rows)
+    given = {"stop": rows.stops, "strings": strings, "start": start, "limit": rows.limits}
+    if history is not None:
+        given |= {"prompt": history, "lengths": rows.widths + start}
+    if top is None:
+        made = decode_chunk(step, cache, first, rows.keys, sample, chunk, **given)
+    else:
+        made = decode_detailed(step, cache, first, rows.keys, sample, chunk, top=top, **given)
+    if history is not None:
+        places = jnp.asarray(rows.widths)[:, None] + start + jnp.arange(chunk)
+        history = history.at[jnp.arange(history.shape[0])[:, None], places].set(made.tokens)
+    return made, made.tokens[:, -1], history
+
+
+@partial(jax.jit, static_argnames=("config", "kind", "length", "returned"))
+def search_beams(
+    params: api.Params,
+    config: ModelConfig,
+    kind: StepKind,
+    rows: Rows,
+    search: Search,
+    sample: Chain,
+    words: Words | None,
+    strings: StopStrings | None,
+    *,
+    length: int,
+    returned: int,
+) -> Found:
+    """Return the best texts of each row by beam search, of up to its limit, at most `length`."""
+    capacity = rows.prompt.shape[1] + room(search, length)
+    first, cache = begin(params, config, kind, rows, capacity)
+    step = step_of(params, config, kind, rows)
+    return beam_search(
+        *(step, split(cache, search), first, rows.keys, sample, length, search),
+        returned=returned,
+        words=words,
+        stop=rows.stops,
+        strings=strings,
+        limit=rows.limits,
+        prompt=rows.prompt,
+        lengths=rows.widths,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "kind", "length", "count"))
+def search_contrastive(
+    params: api.Params,
+    config: ModelConfig,
+    kind: StepKind,
+    rows: Rows,
+    penalty: Float[Array, "B"] | np.ndarray,
+    sample: Chain,
+    strings: StopStrings | None,
+    *,
+    length: int,
+    count: int,
+) -> Int[Array, "B length"]:
+    """Return each row's text by contrastive search over `count` candidates a token."""
+    widths = jnp.asarray(rows.widths)
+    memory = memory_of(params, config, rows.source, rows.segments)
+    cache = new_cache(params, config, len(widths), rows.prompt.shape[1] + length + 1, memory)
+    read = api.hidden(params, config, rows.prompt, cache=cache, memory=memory)
+    assert read.cache is not None
+    first = jnp.take_along_axis(jnp.asarray(rows.prompt), widths[:, None] - 1, axis=1)[:, 0]
+    return contrastive_search(
+        steps.seen(params, config, kind.known),
+        read.cache.rewind(widths - 1),
+        first,
+        sample,
+        length,
+        count=count,
+        penalty=penalty,
+        seen=read.state,
+        seen_lengths=widths - 1,
+        stop=rows.stops,
+        strings=strings,
+        limit=rows.limits,
+        prompt=rows.prompt,
+        lengths=rows.widths,
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "kind", "length", "count", "drafting"))
+def speculate_tokens(
+    params: api.Params,
+    config: ModelConfig,
+    kind: StepKind,
+    rows: Rows,
+    sample: Chain,
+    draft: api.Params | None,
+    *,
+    length: int,
+    count: int,
+    drafting: ModelConfig | None,
+) -> Speculated:
+    """Return each row's text, guessed `count` tokens at a time by a draft, or by lookup."""
+    capacity = rows.prompt.shape[1] + length + count + 1
+    first, cache = begin(params, config, kind, rows, capacity)
+    return speculate(
+        steps.reading(params, config, kind.known),
+        cache,
+        first,
+        rows.keys,
+        sample,
+        length,
+        _draft(draft, drafting, kind, rows, sample, count, capacity),
+        prompt=jnp.asarray(rows.prompt),
+        lengths=rows.widths,
+        stop=rows.stops,
+        limit=rows.limits,
+    )
+
+
+def _draft(
+    params: Any, config: ModelConfig | None, kind: StepKind, rows: Rows, sample, count, capacity
+) -> Draft:
+    if config is None:
+        return lookup(count)
+    memory = memory_of(params, config, rows.source, rows.segments)
+    widths = jnp.asarray(rows.widths)
+    _, cache = prefill(params, config, rows.prompt, widths, capacity, memory=memory)
+    # A draft may read nothing but logits: what looks back is left to the target.
+    shaping = tuple(part for part in sample.processors if pasts.needs(part) == "nothing")
+    return draft_model(steps.plain(params, config, kind.known), cache, Chain(shaping), count)
+
+
+@partial(jax.jit, static_argnames=("config", "kind", "top"))
+def score_tokens(
+    params: api.Params,
+    config: ModelConfig,
+    kind: StepKind,
+    tokens: Int[Array, "B T"] | np.ndarray,
+    source: Any,
+    segments: Any,
+    *,
+    top: int,
+) -> Scores:
+    """Return how likely the model finds each token after those before it."""
+    memory = memory_of(params, config, source, segments)
+    logits = api.apply(params, config, tokens, memory=memory).logits
+    assert logits is not None
+    known = jnp.arange(config.V) < kind.known
+    logprobs = jax.nn.log_softmax(jnp.where(known, logits[:, :-1], -jnp.inf), axis=-1)
+    chosen = jnp.take_along_axis(logprobs, jnp.asarray(tokens)[:, 1:, None], axis=2)[..., 0]
+    best, ids = jax.lax.top_k(logprobs, top)
+    return Scores(chosen, ids, best)
+
+
+@partial(jax.jit, static_argnames="config")
+def class_probabilities(params, config: ModelConfig, tokens, segments) -> Float[Array, "B C"]:
+    """Return the probability of each class."""
+    return jax.nn.softmax(_logits(params, config, tokens, segments))
+
+
+@partial(jax.jit, static_argnames="config")
+def token_probabilities(params, config: ModelConfig, tokens, segments) -> Float[Array, "B T V"]:
+    """Return the probability of each id at each place."""
+    return jax.nn.softmax(_logits(params, config, tokens, segments).astype(jnp.float32))
+
+
+@partial(jax.jit, static_argnames="config")
+def span_logits(params, config: ModelConfig, tokens, segments, types) -> Float[Array, "B T 2"]:
+    """Return the logits of each place to begin and to end an answer."""
+    return _logits(params, config, tokens, segments, types=types).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames="config")
+def mean_states(params, config: ModelConfig, tokens, segments) -> Float[Array, "B D"]:
+    """Return the mean of each text's last hidden states (an encoder's, where there is one)."""
+    read = api.encode if config.topology == "encoder_decoder" else api.hidden
+    state = read(params, config, tokens, segments=segments).state
+    real = (segments > 0)[..., None]
+    return jnp.sum(jnp.where(real, state, 0), axis=1) / jnp.sum(real, axis=1)
+
+
+@partial(jax.jit, static_argnames="config")
+def target_log_probabilities(
+    params, config: ModelConfig, tokens, segments, targets
+) -> tuple[Float[Array, "B T"], Array]:
+    """Return the log-probability of each target [B, T], and whether it is the likeliest id."""
+    said = jax.nn.log_softmax(_logits(params, config, tokens, segments).astype(jnp.float32))
+    own = jnp.take_along_axis(said, targets[..., None], axis=-1)[..., 0]
+    return own, said.argmax(axis=-1) == targets
+
+
+def _logits(params, config: ModelConfig, tokens, segments, **more: Any) -> Array:
+    logits = api.apply(params, config, tokens, segments=segments, **more).logits
+    assert logits is not None
+    return logits

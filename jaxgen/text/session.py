@@ -1,0 +1,331 @@
+"""Text in, text out: a loaded model that goes on from prompts, streamed or in batches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgen.config import ModelConfig, Weights
+from jaxgen.decoding.detail import Reason
+from jaxgen.errors import ConfigError
+from jaxgen.models import serving
+from jaxgen.pretrained.chat_template import ChatTemplate, Message, encode_chat, read_chat_template
+from jaxgen.text import batch_decoding
+from jaxgen.text.batch_decoding import Completion, RequestBatch
+from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
+from jaxgen.text.defaults import fill
+from jaxgen.text.loaded_model import LoadedModel, open_model
+from jaxgen.text.request import Generation
+from jaxgen.tokens import Tokenizer
+from jaxgen.tokens.protocol import check_ids
+
+DEFAULT_LENGTH = 128  # new tokens after a prompt, if the context has room for them
+
+Text = str | Sequence[int]
+
+
+class Prompt(NamedTuple):
+    """A prompt, how to go on from it, and the place of its first text among its seed's draws.
+
+    text: a text, or ids, which are read as they are.
+    """
+
+    text: Text
+    settings: Generation = Generation()
+    number: int = 0
+
+
+def number_prompts(texts: Sequence[Text], settings: Generation) -> list[Prompt]:
+    """Return prompts that share their settings, no two texts of them their draws."""
+    return [Prompt(text, settings, i * settings.draws_each) for i, text in enumerate(texts)]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model ready to generate: `jaxgen.open(folder)` makes one.
+
+    What the folder says of generation holds where a request says nothing. params: the model's as
+    decoding reads them (`serving.ready`). clock: counts seconds.
+    """
+
+    model: LoadedModel
+    params: Any
+    clock: Callable[[], float] = time.monotonic
+
+    @property
+    def config(self) -> ModelConfig:
+        """Return the model's config."""
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def context(self) -> int:
+        """Return how many tokens a prompt and its completion may have together."""
+        return self.config.context
+
+    @property
+    def reads_sources(self) -> bool:
+        """Return whether a prompt is a source that an encoder reads, beside the text."""
+        return self.config.topology == "encoder_decoder"
+
+    def generate(self, prompt: Text, **settings: Any) -> str:
+        """Return the text that follows a prompt; settings: the fields of `Generation`."""
+        return self.complete([prompt], Generation(**settings))[0]
+
+    def chat(self, messages: Sequence[Message], **settings: Any) -> str:
+        """Return the model's next turn in a chat: [{"role": ..., "content": ...}, ...].
+
+        Raises CheckpointError if the folder has no chat template or it is wrong, ConfigError for a
+        chat that it refuses or that is too long.
+        """
+        return self.generate(self.chat_ids(messages), **settings)
+
+    def chat_ids(
+        self, messages: Sequence[Message], template: ChatTemplate | None = None
+    ) -> tuple[int, ...]:
+        """Return the ids of a chat up to where the model's turn begins."""
+        if template is None and self.model.home is None:
+            raise ConfigError("the model comes from no folder; pass template=")
+        template = template or read_chat_template(Path(str(self.model.home)))
+        return tuple(encode_chat(template, self.tokenizer, messages))
+
+    def stream(self, prompt: Text, settings: Generation) -> Generator[str, None, Reason]:
+        """Yield the completion in pieces that never split a character; return why it ended.
+
+        Joined, they are what `complete` returns for the same single prompt. What is not drawn
+        comes in one piece.
+        """
+        asked = Prompt(prompt, settings)
+        requests = self._requests(asked)
+        if requests[0].settings.strategy != "draw" or len(requests) > 1 or settings.best_of:
+            (answer,) = self.run([asked])[0]
+            yield answer.text
+            return answer.reason
+        reason = Reason.LENGTH
+        for ((piece, ended),) in batch_decoding.stream(self._batch(requests, None)):
+            if piece:
+                yield piece
+            reason = reason if ended is None else ended
+        return reason
+
+    def complete(
+        self,
+        prompts: Sequence[Text],
+        settings: Generation,
+        *,
+        batch: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        """Return the completions of each prompt, prompt by prompt; see `run`."""
+        found = self.run(number_prompts(prompts, settings), batch=batch, progress=progress)
+        return [one.text for row in found for one in row]
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        detail: bool = False,
+        batch: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[list[Completion]]:
+        """Return the completions of each prompt, the best first where they are ranked.
+
+        Text j of a prompt draws with fold_in(key(seed), number + j): it depends on its own prompt,
+        settings and number, not on its neighbours. Prompts that one program can serve are decoded
+        together, at most `batch` texts at once, those of about one length together.
+        detail: also the log-probability of each token, and `top_logprobs` alternatives.
+        Raises ConfigError for a prompt or setting that can't be, NonFiniteError for logits that
+        are not finite.
+        """
+        requests = [self._requests(one) for one in prompts]
+        groups: dict[Any, list[tuple[int, Request]]] = {}
+        for place, row in enumerate(requests):
+            for request in row:
+                key = batch_decoding.batch_key(request.settings)
+                groups.setdefault(key, []).append((place, request))
+        found: list[list[tuple[int, list[Completion]]]] = [[] for _ in prompts]
+        done, total = 0, sum(map(len, requests))
+        for members in groups.values():
+            settings = [request.settings for _, request in members]
+            ranked = any(one.best_of for one in settings)
+            top = max(one.top_logprobs or 0 for one in settings) if detail or ranked else None
+            parts, size = [list(range(len(members)))], batch_size(len(members))
+            if batch is not None and batch < len(members):
+                parts = split_by_length([len(request.ids) for _, request in members], batch)
+                size = batch  # the last one, too, so that no other program is compiled for it
+            for part in parts:
+                group = self._batch([members[i][1] for i in part], top, size)
+                for i, answers in zip(part, batch_decoding.complete(group), strict=True):
+                    place, request = members[i]
+                    found[place].append((request.number, answers))
+                done += len(part)
+                if progress:
+                    progress(done, total)
+        return [
+            _kept([one for _, answers in sorted(row, key=_number) for one in answers], prompt)
+            for row, prompt in zip(found, prompts, strict=True)
+        ]
+
+    def ids(self, text: Text) -> list[int]:
+        """Return what the model reads of a prompt; ConfigError for an empty one."""
+        if not text:
+            raise ConfigError("prompt is empty; give at least one character to go on from")
+        if not isinstance(text, str):
+            check_ids(text, self.tokenizer.vocab_size)
+            return [int(token) for token in text]
+        before, after = self.model.around
+        ids = [*before, *self.tokenizer.encode(text)]
+        return [*ids, *after] if self.reads_sources else ids
+
+    def room(self, text: Text) -> int:
+        """Return how many new tokens the context leaves after a prompt; ConfigError if none."""
+        return self._room(self.ids(text))
+
+    def _room(self, ids: Sequence[int]) -> int:
+        """The only check of a prompt's length."""
+        room = self.context - (1 if self.reads_sources else len(ids))
+        over = len(ids) - self.context if self.reads_sources else 1 - room
+        if over > 0:
+            more = "" if self.reads_sources else ", which must hold at least one more"
+            raise ConfigError(
+                f"prompt has {len(ids)} tokens but context={self.context}{more}; shorten the "
+                f"prompt by {over}"
+            )
+        return room
+
+    def _limit(self, ids: Sequence[int], asked: Generation, filled: Generation) -> int:
+        """Return the new tokens at most: what is asked, else what the folder says, else ours."""
+        room, before = self._room(ids), 1 if self.reads_sources else len(ids)
+        length = filled.max_new_tokens
+        if length is None and filled.max_length is not None:
+            length = max(filled.max_length - before, 1)
+        if length is None:
+            length = 2 * len(ids) + 16 if self.reads_sources else DEFAULT_LENGTH
+        elif length > room and (asked.max_new_tokens or asked.max_length):
+            raise ConfigError(
+                f"prompt of {before} + {length} new tokens exceed context={self.context}; ask for "
+                f"at most {room}"
+            )
+        return min(length, room)
+
+    def _batch(
+        self, requests: Sequence[Request], top: int | None, size: int | None = None
+    ) -> RequestBatch:
+        draft = requests[0].settings.draft
+        return RequestBatch(
+            self.model,
+            self.params,
+            tuple(requests),
+            batch_size(len(requests)) if size is None else size,
+            top,
+            self.clock,
+            None if draft is None else self._draft(draft),
+        )
+
+    def _requests(self, prompt: Prompt) -> list[Request]:
+        text, asked, number = prompt
+        ids = self.ids(text)
+        settings = fill(asked, self.model.generation_config, self.reads_sources or len(ids) == 1)
+        limit = self._limit(ids, asked, settings)
+        if settings.min_new_tokens is not None and settings.min_new_tokens > limit:
+            raise ConfigError(
+                f"min_new_tokens={settings.min_new_tokens} is more than the {limit} new tokens "
+                f"that there are to make"
+            )
+        other = (
+            () if settings.negative_prompt is None else tuple(self.ids(settings.negative_prompt))
+        )
+        if len(other) + limit > self.context:
+            raise ConfigError(
+                f"negative_prompt of {len(other)} + {limit} new tokens exceed "
+                f"context={self.context}; shorten it"
+            )
+        if settings.guidance is not None and not other and self.reads_sources:
+            raise ConfigError(
+                f"guidance={settings.guidance} needs negative_prompt with "
+                f"topology={self.config.topology}: its texts go on from a source"
+            )
+        for name in ("top_logprobs", "beams"):
+            if (getattr(settings, name) or 0) > self.tokenizer.vocab_size:
+                raise ConfigError(
+                    f"{settings.told(name)} exceeds the {self.tokenizer.vocab_size} tokens of the "
+                    f"vocabulary"
+                )
+        # A text goes on from a prompt that is a text; ids, and a source, it stands beside.
+        after = tuple(ids) if isinstance(text, str) and not self.reads_sources else ()
+        draws = range(settings.draws_each)
+        return [Request(ids, limit, settings, number + j, other, after) for j in draws]
+
+    def _draft(self, folder: str) -> Session:
+        draft = _opened(folder)
+        if draft.tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise ConfigError(
+                f"draft={folder} has another tokenizer than this model; it can't guess its tokens"
+            )
+        if draft.context < self.context or draft.config.topology != self.config.topology:
+            raise ConfigError(
+                f"draft={folder} has context={draft.context} and "
+                f"topology={draft.config.topology}, the model context={self.context} and "
+                f"topology={self.config.topology}; it must reach as far"
+            )
+        return draft
+
+
+def open_session(
+    folder: str | os.PathLike, *, step: int | None = None, weights: Weights = "plain"
+) -> Session:
+    """Return a Session on a run, a saved or a Hugging Face folder; raises what `jaxgen.load` does.
+
+    CheckpointError, too, if the folder has no tokenizer; ConfigError for a model that makes no
+    text. step: a certain checkpoint of a run. weights: "int8" rounds them (`serving.ready`).
+    """
+    model = open_model(folder, step=step)
+    check_generates(model)
+    # The parameters as they were read are needed no more.
+    params = serving.ready(model.params, model.config, weights=weights)
+    return Session(replace(model, params=params), params)
+
+
+def session_of(model: LoadedModel) -> Session:
+    """Return a Session on a model that is loaded; ConfigError if it makes no text."""
+    check_generates(model)
+    return Session(model, model.ready)
+
+
+def check_generates(model: LoadedModel) -> None:
+    """Raise ConfigError unless a model gives next tokens."""
+    config, where = model.config, model.home or "the model"
+    if config.head != "lm" or config.topology == "encoder":
+        raise ConfigError(
+            f"{where} has topology={config.topology} and head={config.head}, which gives "
+            f"no next token; generation needs a decoder with head=lm"
+        )
+    if config.topology == "encoder_decoder" and model.start is None:
+        raise ConfigError(f"{where} does not say what its decoder begins with")
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: str) -> Session:
+    return open_session(folder)
+
+
+def _number(pair: tuple[int, Any]) -> int:
+    return pair[0]
+
+
+def _kept(answers: list[Completion], prompt: Prompt) -> list[Completion]:
+    """The likeliest of drawn answers, if they are ranked: by the mean of their tokens."""
+    if not prompt.settings.best_of:
+        return answers
+    ranked = [one._replace(score=sum(one.logprobs) / len(one.logprobs)) for one in answers]
+    ranked.sort(key=lambda one: -(one.score or 0.0))
+    return ranked[: prompt.settings.samples]
