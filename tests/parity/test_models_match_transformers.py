@@ -163,7 +163,8 @@ def written(hub, loaded, name, asked=None):
     rows = [cases.TOKENS[0], cases.TOKENS[1][: int(cases.MASK[1].sum())]]
     texts = [" ".join(map(str, row)) for row in rows]
     how = Generation() if asked else Generation(max_new_tokens=cases.NEW, beams=1)
-    return [[int(x) for x in text.split()] for text in tasks.rewrite(model, texts, how, batch=2)]
+    found = [one.tokens for (one,) in tasks.rewrites(model, texts, how, batch=2)]
+    return [[x for x in row if x not in told.eos_token_id] for row in found]
 
 
 WRITERS = ["T5ForConditionalGeneration v1.0", "BartForConditionalGeneration lm", "MarianMTModel lm"]
