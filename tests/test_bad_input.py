@@ -127,7 +127,6 @@ CONFIG = {
     "context 1": (lambda: train("model.context=1"), "context=1 must be at least 2"),
     "context 0": (lambda: train("model.context=0"), "context=0"),
     "batch does not divide": (lambda: train("train.accumulate=3"), "accumulate=3"),
-    "warm-up longer than steps": (lambda: train("train.warmup=9"), "warmup=9 exceeds steps=4"),
     "too few steps for a profile": (lambda: train("--profile"), "traces 5 steps after 2 others"),
     "unknown dtype": (lambda: train("model.param_dtype=float12"), "'float12' is not one of"),
     "unknown optimizer": (lambda: train("train.optimizer=adamv"), "did you mean 'adamw'"),

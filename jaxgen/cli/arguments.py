@@ -17,6 +17,10 @@ Overrides = Annotated[
         help="SECTION.KEY=VALUE: a key of the config and what to set it to", name="KEY=VALUE"
     ),
 ]
+Step = Annotated[
+    str | None,
+    Parameter(name="--step", help="checkpoint of a run: its number, best or last; by default last"),
+]
 Out = Annotated[str | None, Parameter(name="--out", help="run folder to write", negative=())]
 
 

@@ -42,7 +42,7 @@ def chat(
     if not message and job.input is None and sys.stdin.isatty():
         if job.output is not None:
             raise ConfigError("--output needs messages, or chats from --input")
-        _converse(run, first, wanted)
+        _converse(run, job.step, first, wanted)
         return
     if message and job.input is not None:
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
@@ -61,8 +61,8 @@ def chat(
     texts.generate(run, chats, job, wanted, work)
 
 
-def _converse(run: str, said: list[dict[str, str]], wanted: Generation) -> None:
-    home = paths.run_folder(run)
+def _converse(run: str, step: str | None, said: list[dict[str, str]], wanted: Generation) -> None:
+    home, which = paths.model(run, step)
     start.prepare_jax(paths.cache())
     from jaxgen.pretrained.chat_template import read_chat_template
     from jaxgen.text.session import open_session
@@ -70,7 +70,7 @@ def _converse(run: str, said: list[dict[str, str]], wanted: Generation) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing and history
     with exits.in_folder(home), flags.named():
-        session, template = open_session(home), read_chat_template(home)
+        session, template = open_session(home, step=which), read_chat_template(home)
         texts.tell_defaults(wanted, session.model.generation_config)
         print("Type a message and press Enter; Ctrl-D ends.", file=sys.stderr)
         for turn in range(SEEDS):

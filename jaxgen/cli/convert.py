@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from jaxgen.cli import arguments, exits, paths, start
+from jaxgen.cli.arguments import Step
 from jaxgen.errors import CheckpointError
 
 
@@ -25,6 +26,7 @@ def convert(
         Literal["float32", "bfloat16", "float16"] | None,
         Parameter(help="of a Hugging Face folder's weights; else as stored"),
     ] = None,
+    step: Step = None,
 ) -> None:
     """Turn a run into a Hugging Face folder, or such a folder into one of ours.
 
@@ -36,14 +38,14 @@ def convert(
         jaxgen convert runs/quickstart hub/ --to hf
         jaxgen convert downloads/gpt2 models/gpt2 --to jaxgen
     """
-    folder = paths.run_folder(source)
+    folder, which = paths.model(source, step)
     target = Path(out)
     start.prepare_jax(paths.cache())
     from jaxgen.pretrained import assets, hub_parity, hub_read, model
 
     with exits.in_folder(folder):
         model.check_new(target)
-        config, params = model.load(folder, dtype=dtype)
+        config, params = model.load(folder, step=which, dtype=dtype)
         kept = assets.read_assets(folder)
         model.save(
             *(target, config, params),

@@ -7,28 +7,35 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from jaxgen.cli import arguments, exits, paths, start
+from jaxgen.cli.arguments import Overrides, Step
 
 
 def evaluate(
     run: Annotated[str, Parameter(help="a run folder, or its name in runs/")],
     /,
-    *,
+    *overrides: Overrides,
     split: Annotated[
         Literal["valid", "test", "train"], Parameter(help="the documents to measure on")
     ] = "valid",
+    step: Step = None,
 ) -> None:
     """Print loss, perplexity and bits per byte of a run.
 
-    All of a split is read. Bits per byte compare models with different
-    tokenizers; less is better. Nothing is written but the cache of token shards.
+    All of a split is read: of the run's own text, which data.files=[...] finds
+    where it has moved, or of other text that is given in that way. Bits per
+    byte compare models with different tokenizers; less is better. Nothing is
+    written but the cache of token shards.
 
     For example:
         jaxgen eval runs/quickstart
-        jaxgen eval quickstart --split test
+        jaxgen eval quickstart --split test --step best
+        jaxgen eval runs/my data.files=[elsewhere/mine.txt]
     """
-    folder, cache = paths.run_folder(run), paths.cache()
+    arguments.check_overrides(overrides)
+    (folder, which), cache = paths.model(run, step), paths.cache()
     start.prepare_jax(cache)
     from jaxgen import run as runs
 
     with exits.in_folder(folder):
-        arguments.print_rows(runs.evaluate(folder, split=split, cache=cache))
+        rows = runs.evaluate(folder, overrides, split=split, cache=cache, step=which)
+        arguments.print_rows(rows)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start, texts
+from jaxgen.cli.arguments import Step
 from jaxgen.cli.flags import Settings
 from jaxgen.config import Weights
 from jaxgen.errors import ConfigError, UserError
@@ -60,6 +61,7 @@ def generate(
     json: Json = False,
     profile: Profile = False,
     weights: Rounding = "plain",
+    step: Step = None,
     settings: Settings = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
@@ -78,7 +80,7 @@ def generate(
         jaxgen generate quickstart --prompt "Raises " --choices KeyError --choices OSError
     """
     wanted = flags.settings_of(settings)
-    folder = paths.run_folder(run)
+    folder, which = paths.model(run, step)
     target = None if output is None else answers.target(output)
     talking = not prompt and prompts_file is None and sys.stdin.isatty()
     if talking and (target or json or profile or wanted.samples > 1):
@@ -97,7 +99,7 @@ def generate(
 
     with exits.in_folder(folder), flags.named():
         traces = profiles.place(folder) if profile else None
-        session = sessions.open_session(folder, weights=weights)
+        session = sessions.open_session(folder, step=which, weights=weights)
         texts.tell_defaults(wanted, session.model.generation_config)
         if talking:
             _converse(session, wanted)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from jaxgen.errors import ConfigError, nearest
+from jaxgen.store.steps import Step, run_and_step
 
 RUNS = Path("runs")
 CONFIGS = Path("configs")
@@ -74,6 +76,23 @@ def run_folder(word: str) -> Path:
     known = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
     hint = nearest(word, known) or "; `jaxgen train CONFIG.yaml` makes one in runs/"
     raise ConfigError(f"{word}: no such run{hint}")
+
+
+def model(word: str, step: str | None) -> tuple[Path, Step]:
+    """Return the folder of the run or model that a word means, and which checkpoint of it.
+
+    word: as for `run_folder`, or the folder of a checkpoint; step: what --step says.
+    """
+    folder, own = run_and_step(run_folder(word))
+    if step is None or step in ("best", "last"):
+        wanted: Step = step
+    elif re.fullmatch("[0-9]{1,15}", step):
+        wanted = int(step)
+    else:
+        raise ConfigError(f"--step {step} is no checkpoint; give its number, best or last")
+    if own is not None and wanted not in (None, own):
+        raise ConfigError(f"{word} is step {own}, but --step {step} is asked for; remove one")
+    return folder, own if own is not None else wanted
 
 
 def new_run(config_file: Path) -> Path:

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from jaxgen import files
 from jaxgen.cli import answers, exits, flags, paths, start
-from jaxgen.cli.arguments import WHOLE
+from jaxgen.cli.arguments import WHOLE, Step
 from jaxgen.errors import ConfigError
 from jaxgen.text.request import Generation
 
@@ -36,6 +36,7 @@ class Job:
     overflow: Annotated[
         Overflow, Parameter(help="a text longer than the context: refuse it, or cut its end")
     ] = "refuse"
+    step: Step = None
 
 
 Given = Annotated[Job, Parameter(name="*")]
@@ -72,7 +73,7 @@ def run(
     work: (model, inputs, progress) -> results. settings: of what is generated; what the folder
     adds to them is told.
     """
-    home = paths.run_folder(folder)
+    home, step = paths.model(folder, job.step)
     target = None if job.output is None else Path(job.output)
     if target is not None and (target.is_dir() or not target.resolve().parent.is_dir()):
         raise ConfigError(f"--output {job.output} is no file that can be written; name another")
@@ -81,7 +82,7 @@ def run(
     from jaxgen.text.loaded_model import open_model
 
     with exits.in_folder(home), flags.named():
-        model = open_model(home)
+        model = open_model(home, step=step)
         if settings is not None:
             tell_defaults(settings, model.generation_config)
         with bar(f"{len(wanted)} texts") as progress:

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,15 +19,15 @@ from jaxgen import files
 from jaxgen.data.document import Document
 from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import Chunk, encoded
-from jaxgen.data.reading import check_form, documents, paths
+from jaxgen.data.reading import check_form, documents
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
-from jaxgen.data.sources import sources
+from jaxgen.data.sources import Sources, kind_of, split_sources
 from jaxgen.data.split import SPLITS, assigned
 from jaxgen.data.streams import Tally
 from jaxgen.errors import BusyError, DataError
 
-FORMAT = 1
+FORMAT = 2
 ABOUT = "corpus.json"
 CHUNK = 1 << 20  # characters tokenised at once
 ABANDONED = 3600.0  # seconds without a write after which an unfinished corpus has no writer
@@ -54,7 +54,8 @@ class Corpus:
     """A prepared text: a shard a split.
 
     digest: sha256 (hex) of text and split, whatever the tokenizer; fingerprint: the tokenizer's;
-    reused: whether the shards were there already; skipped: records left out, by reason.
+    reused: whether the shards were there already; skipped: records left out, by reason; notes:
+    what of the files a reader should know, a line each.
     """
 
     train: TokenShard
@@ -65,6 +66,7 @@ class Corpus:
     folder: Path
     reused: bool
     skipped: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -91,20 +93,22 @@ def prepare(
     before = _source(settings, form)
     cuts = (dropout, draws if dropout else 1)
     folder = cache / _key(settings, tokenizer, before, form, labels, cuts)
-    if folder.exists():
-        return _open(folder, tokenizer, reused=True)
-    _sweep(cache)
-    try:
-        with files.new_folder(folder) as draft:
-            _write(draft, settings, tokenizer, progress, form, labels, cuts)
-            if _stamps(settings) != before["stamps"]:
-                raise DataError("the text changed while it was read; start again when it is whole")
-    except BusyError:
-        # Another process may have prepared the same text meanwhile: then its work is ours.
-        if not (folder / ABOUT).exists():
-            raise
-        return _open(folder, tokenizer, reused=True)
-    return _open(folder, tokenizer, reused=False)
+    reused = folder.exists()
+    if not reused:
+        _sweep(cache)
+        try:
+            with files.new_folder(folder) as draft:
+                _write(draft, settings, tokenizer, progress, form, labels, cuts)
+                if _stamps(settings) != before["stamps"]:
+                    raise DataError(
+                        "the text changed while it was read; start again when it is whole"
+                    )
+        except BusyError:
+            # Another process may have prepared the same text meanwhile: then its work is ours.
+            if not (folder / ABOUT).exists():
+                raise
+            reused = True
+    return replace(_open(folder, tokenizer, reused=reused), notes=before["notes"])
 
 
 def _sweep(cache: Path) -> None:
@@ -117,24 +121,41 @@ def _sweep(cache: Path) -> None:
 
 
 def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
+    """Return the digests of the text, split by split, its files' stamps, and notes of them."""
     if settings.corpus:
         whole = hashlib.sha256()
         for document in documents(settings, form=form):
             for text in document.texts:
                 raw = text.encode()
                 whole.update(len(raw).to_bytes(8, "little") + raw)
-        return {"digests": [whole.hexdigest()], "stamps": []}
-    stamps = _stamps(settings)
-    found = []
-    for path in paths(settings):
+        return {"digests": [whole.hexdigest()], "stamps": [], "notes": ()}
+    found, stamps = split_sources(settings), _stamps(settings)
+    sums: dict[Path, str] = {}
+    for path in found.paths:
         with files.refusals(path):
-            found.append(files.digest(path))
-    return {"digests": found, "stamps": stamps}
+            sums[path] = files.digest(path)
+    # Two types of file may hold the same bytes and mean different texts.
+    digests = [
+        [[(sums[path], kind_of(path)) for path in source] for source in split]
+        for split in found[:3]
+    ]
+    return {"digests": digests, "stamps": stamps, "notes": tuple(_notes(found, sums))}
+
+
+def _notes(found: Sources, sums: dict[Path, str]) -> Iterator[str]:
+    """Yield what would otherwise be a surprise: files of training text that are also held out."""
+    if found.withheld:
+        names = ", ".join(str(source[0]) for source in found.withheld[:3])
+        more = f" and {len(found.withheld) - 3} more" if len(found.withheld) > 3 else ""
+        yield f"{names}{more}: in data.files, but left out of training as validation or test text"
+    held = {sums[path]: path for source in [*found.valid, *found.test] for path in source}
+    for path in (path for source in found.train for path in source if sums[path] in held):
+        yield f"warning: {path} is training text and holds the same bytes as {held[sums[path]]}"
 
 
 def _stamps(settings: DataSettings) -> list[tuple[str, int, int]]:
     found = []
-    for path in () if settings.corpus else paths(settings):
+    for path in () if settings.corpus else split_sources(settings).paths:
         with files.refusals(path):
             now = path.stat()
         found.append((str(path), now.st_size, now.st_mtime_ns))
@@ -149,21 +170,15 @@ def _key(
     labels: Sequence[str],
     cuts: Cuts,
 ) -> str:
-    # How many of the files are for validation and for testing decides as much as what is in them.
-    parts_of = [
-        len(sources(g, settings.sides)) for g in (settings.valid_files, settings.test_files)
-    ]
     parts = [
         FORMAT,
         source["digests"],
-        # Two types of file may hold the same bytes and mean different texts.
-        [Path(name).suffixes[-2:] for name, *_ in source["stamps"]],
         settings.field,
         settings.split,
         *settings.fractions,
         settings.on_bad_record,
         tokenizer.fingerprint,
-        [form, settings.sides, list(labels), parts_of],
+        [form, settings.sides, list(labels)],
     ]
     parts += [cuts] if cuts[0] else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
@@ -266,6 +281,12 @@ def _check(settings: DataSettings, writers: dict[str, ShardWriter], skipped: Cou
     if not whole:
         why = ", ".join(f"{reason}: {n}" for reason, n in skipped.items())
         raise DataError(f"the corpus holds no text{f' (skipped {why})' if why else ''}")
+    given = {"valid": settings.valid_files, "test": settings.test_files}
+    for split, patterns in given.items():
+        if patterns and not counts[split]:
+            raise DataError(
+                f"data.{split}_files={list(patterns)} hold no text; give some, or leave them out"
+            )
     for split in ("train", "valid"):
         if not counts[split] and (split == "train" or settings.fractions[0]):
             fix = "give more text"
@@ -291,7 +312,9 @@ def _open(folder: Path, tokenizer: Encoder, *, reused: bool) -> Corpus:
         with suppress(OSError):  # so that the least used can be told from the rest
             os.utime(folder / ABOUT)
     return Corpus(
-        **shards,
+        train=shards["train"],
+        valid=shards["valid"],
+        test=shards["test"],
         digest=digest,
         fingerprint=fingerprint,
         folder=folder,

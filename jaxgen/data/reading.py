@@ -11,9 +11,11 @@ from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
 from jaxgen.data.settings import DataSettings, Form
-from jaxgen.data.sources import Source, kind_of, parallel, sources
-from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, lines
+from jaxgen.data.sources import Source, kind_of, parallel, sources, split_sources
+from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
+
+DEEPEST = 4  # objects in objects whose fields a message lists
 
 
 def documents(
@@ -25,8 +27,10 @@ def documents(
 ) -> Iterator[Document]:
     """Yield the corpus: .txt one document a file, .jsonl one a line, .parquet one a row.
 
-    form: pairs and classes have two sides, from two parallel files, line by line, or from two
-    fields of a record. files: globs to read instead of settings.files.
+    .ndjson is as .jsonl; .json holds an array of objects, one object, or lines. A field "a.b" is
+    the b of the object a, unless there is a field of that name. form: pairs and classes have two
+    sides, from two parallel files, line by line, or from two fields of a record. files: globs to
+    read instead of settings.files, which leave out what is validation or test text.
 
     A byte order mark is dropped, CRLF becomes LF; texts that are empty are left out and counted.
     Raises DataError for a malformed record unless settings.on_bad_record is "skip", ConfigError
@@ -40,18 +44,9 @@ def documents(
             yield document
         return
     keys = settings.sides or (settings.field,)
-    for source in sources(settings.files if files is None else files, settings.sides):
+    read = split_sources(settings).train if files is None else sources(files, settings.sides)
+    for source in read:
         yield from _of_source(source, keys, settings, tally)
-
-
-def paths(settings: DataSettings) -> list[Path]:
-    """Return all files that the globs match, each once, in order of glob and name.
-
-    Raises DataError for a glob without a match, a folder's worth of nothing, or an unknown type.
-    """
-    globs = (*settings.files, *settings.valid_files, *settings.test_files)
-    found = [path for source in sources(globs, settings.sides) for path in source]
-    return list(dict.fromkeys(found))
 
 
 def check_form(settings: DataSettings, form: Form) -> None:
@@ -121,22 +116,16 @@ def _of_side(line: bytes, where: str, *, first: bool) -> str:
 def _text_file(
     source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
 ) -> Iterator[tuple[str, ...]]:
-    path, raw = source[0], bytearray()
+    path = source[0]
     if len(keys) > 1:
         raise Bad(
             "one side",
             f"{path} has one side of {' and '.join(keys)}; write the glob with {{side}}, as in "
             f"train.{{side}}.txt, or give .jsonl",
         )
-    for block in blocks(path, tally):
-        raw += block
-        if len(raw) > MAX_RECORD:
-            raise Bad(
-                "too long",
-                f"{path} is a text of more than {ground.human(MAX_RECORD)}; split it into files",
-            )
-    text = _decoded(bytes(raw.removeprefix(b"\xef\xbb\xbf")), str(path), len(raw))
-    yield (_sound(text.replace("\r\n", "\n"), str(path)),)
+    raw = _whole(path, tally)
+    text = _decoded(raw.removeprefix(b"\xef\xbb\xbf"), str(path), len(raw))
+    yield (_sound(text, str(path)),)
 
 
 def _json_lines(
@@ -155,26 +144,84 @@ def _json_lines(
 
 
 def _of_line(line: bytes, keys: tuple[str, ...], where: str, place: int) -> tuple[str, ...]:
+    return _of_record(_parsed(line, where, place), keys, where)
+
+
+def _parsed(raw: bytes, where: str, place: int = 0) -> Any:
     try:
-        record = json.loads(_decoded(line, where, len(line), place))
+        return json.loads(_decoded(raw, where, len(raw), place))
     except Bad:
         raise
     except (ValueError, RecursionError) as error:
         raise Bad("not JSON", f"{where} is not JSON: {error}") from error
+
+
+def _of_record(record: Any, keys: tuple[str, ...], where: str) -> tuple[str, ...]:
     if not isinstance(record, dict):
         raise Bad("not an object", f"{where} is {_name(record)}, not an object with {keys[0]!r}")
     return tuple(_field(record, key, where) for key in keys)
 
 
+def _json_file(
+    source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
+) -> Iterator[tuple[str, ...]]:
+    path = source[0]
+    if _has_records_by_line(path):
+        yield from _json_lines(source, keys, tally, bad)
+        return
+    raw = _whole(path, tally).removeprefix(b"\xef\xbb\xbf")
+    found = _parsed(raw, str(path))
+    for number, record in enumerate(found if isinstance(found, list) else [found], 1):
+        try:
+            yield _of_record(record, keys, f"{path}: item {number}")
+        except Bad as error:
+            bad(error)
+
+
+def _has_records_by_line(path: Path) -> bool:
+    """Return whether the first line of a .json file is an object by itself, as of many it is."""
+    blank = b"\xef\xbb\xbf \t\r\n"
+    if not next(blocks(path, Tally()), b"").lstrip(blank).startswith(b"{"):
+        return False
+    first = next(line for line in lines(path, Tally()) if line.strip(blank))
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _whole(path: Path, tally: Tally) -> bytes:
+    raw = bytearray()
+    for block in blocks(path, tally):
+        raw += block
+        if len(raw) > MAX_RECORD:
+            raise Bad(
+                "too long",
+                f"{path} is a text of more than {ground.human(MAX_RECORD)}; split it into files",
+            )
+    return bytes(raw)
+
+
 def _field(record: dict, key: str, where: str) -> str:
-    if key not in record:
-        near = (
-            nearest(key, record) or f"; it has {', '.join(map(repr, list(record)[:8])) or 'none'}"
-        )
-        raise Bad("no such field", f"{where} has no field {key!r}{near}")
-    if not isinstance(record[key], str):
-        raise Bad("not a string", f"{where}: {key!r} is {_name(record[key])}, not a string")
-    return _sound(record[key], where)
+    value: Any = record
+    for name in [key] if key in record else key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            known = list(_keys(record))
+            near = nearest(key, known) or f"; it has {', '.join(map(repr, known[:8])) or 'none'}"
+            raise Bad("no such field", f"{where} has no field {key!r}{near}")
+        value = value[name]
+    if not isinstance(value, str):
+        raise Bad("not a string", f"{where}: {key!r} is {_name(value)}, not a string")
+    return _sound(value, where)
+
+
+def _keys(record: dict, before: str = "") -> Iterator[str]:
+    """Yield the names of all fields, those of objects as "outer.inner"."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value and before.count(".") < DEEPEST:
+            yield from _keys(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
 
 
 def _parquet(
@@ -189,7 +236,7 @@ def _parquet(
             f"{path} needs the `pyarrow` package: pip install 'jaxgen[parquet]'"
         ) from error
     opened: Any = path
-    if path.suffix == ".gz":
+    if is_packed(path):
         opened = pyarrow.BufferReader(b"".join(blocks(path, tally)))
     else:
         tally.read += path.stat().st_size
@@ -199,7 +246,7 @@ def _parquet(
                 _check_column(table.schema_arrow, key, path)
             number = 0
             for batch in table.iter_batches(columns=list(keys), batch_size=1024):
-                for values in zip(*(batch.column(key) for key in keys), strict=True):
+                for values in zip(*(_column(batch, key) for key in keys), strict=True):
                     number += 1
                     where = f"{path}: row {number}"
                     try:
@@ -213,12 +260,37 @@ def _parquet(
 def _check_column(schema: Any, key: str, path: Path) -> None:
     import pyarrow
 
-    if key not in schema.names:
-        near = nearest(key, schema.names) or f"; it has {', '.join(map(repr, schema.names[:8]))}"
+    known = dict(_columns(schema))
+    if key not in known:
+        near = nearest(key, known) or f"; it has {', '.join(map(repr, list(known)[:8]))}"
         raise Bad("no such field", f"{path} has no column {key!r}{near}")
-    column = schema.field(key).type
-    if not (pyarrow.types.is_string(column) or pyarrow.types.is_large_string(column)):
-        raise Bad("not a string", f"{path}: column {key!r} holds {column}, not strings")
+    held, kinds = known[key], pyarrow.types
+    held = held.value_type if kinds.is_dictionary(held) else held
+    able = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
+    if not any(is_one(held) for is_one in able):
+        raise Bad("not a string", f"{path}: column {key!r} holds {held}, not strings")
+
+
+def _columns(fields: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name and type of each column, those of structs as "outer.inner"."""
+    import pyarrow
+
+    for field in fields:
+        if pyarrow.types.is_struct(field.type):
+            inner = [field.type.field(i) for i in range(field.type.num_fields)]
+            yield from _columns(inner, f"{before}{field.name}.")
+        else:
+            yield f"{before}{field.name}", field.type
+
+
+def _column(batch: Any, key: str) -> Any:
+    from pyarrow import compute
+
+    if key in batch.schema.names:
+        return batch.column(key)
+    outer, *inner = key.split(".")
+    # What lies in a missing struct is missing, which `StructArray.field` would not say.
+    return compute.struct_field(batch.column(outer), inner)  # pyright: ignore
 
 
 def _of_cell(value: Any, key: str, where: str) -> str:
@@ -236,6 +308,8 @@ def _of_cell(value: Any, key: str, where: str) -> str:
 READERS: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
     ".txt": _text_file,
     ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_file,
     ".parquet": _parquet,
 }
 
@@ -263,7 +337,7 @@ def _sound(text: str, where: str) -> str:
             f"{where} holds the lone surrogate U+{ord(text[error.start]):04X}, at character "
             f"{error.start} of its text",
         ) from error
-    return text
+    return text.replace("\r\n", "\n")
 
 
 def _name(value: Any) -> str:

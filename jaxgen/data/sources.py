@@ -6,25 +6,83 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from jaxgen.data.streams import Bad, Tally, lines
+from jaxgen.data.settings import DataSettings
+from jaxgen.data.streams import Bad, Tally, is_packed, lines
 from jaxgen.errors import ConfigError, DataError
 
 SIDE = "{side}"  # stands for the name of each side in a glob of parallel files
-KINDS = (".txt", ".jsonl", ".parquet")
+KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
 Source = tuple[Path, ...]
+
+
+class Sources(NamedTuple):
+    """What the globs of a corpus match; withheld: what would be training text and is not."""
+
+    train: list[Source]
+    valid: list[Source]
+    test: list[Source]
+    withheld: list[Source]
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files, each once."""
+        found = [path for split in self[:3] for source in split for path in source]
+        return list(dict.fromkeys(found))
+
+
+def split_sources(settings: DataSettings) -> Sources:
+    """Return the files of each split; no file of one is in another, by whatever name or link.
+
+    Training text that is validation or test text as well is withheld from training. Raises what
+    `sources` raises, DataError if nothing is left to train on, and ConfigError for a file that is
+    for validation and for the test.
+    """
+    every, valid, test = (
+        sources(globs, settings.sides)
+        for globs in (settings.files, settings.valid_files, settings.test_files)
+    )
+    for source in _shared(test, valid):
+        raise ConfigError(
+            f"{source[0]} is matched by data.valid_files and data.test_files; it can be for one of "
+            f"them only"
+        )
+    withheld = _shared(every, [*valid, *test])
+    train = [source for source in every if source not in withheld]
+    if withheld and not train:
+        raise DataError(
+            f"all that data.files match ({withheld[0][0]}...) is validation or test text as well; "
+            f"give other files to train on"
+        )
+    return Sources(train, valid, test, withheld)
+
+
+def _shared(some: Sequence[Source], others: Sequence[Source]) -> list[Source]:
+    known = {_identity(path) for source in others for path in source}
+    return [source for source in some if any(_identity(path) in known for path in source)]
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """Return what two names of one file have in common, be they links of either kind."""
+    try:
+        there = path.stat()
+    except OSError:  # said when it is read
+        return os.path.realpath(path)
+    return there.st_dev, there.st_ino
 
 
 def sources(globs: Sequence[str], sides: Sequence[str]) -> list[Source]:
     """Return the files that the globs match, each once, in order of glob and name.
 
-    A glob with {side} gives (source, target) files, paired in order of name. Raises DataError for
-    a glob without a match, sides that differ in number, or a file of an unknown type.
+    A name that is there as it is written is no glob, whatever characters it has. A glob with {side}
+    gives (source, target) files, paired in order of name. Raises DataError for a glob without a
+    match, sides that differ in number, or a file of an unknown type.
     """
-    found: dict[tuple[str, ...], Source] = {}
+    found: dict[tuple, Source] = {}
     for pattern in globs:
         for source in _matches(pattern, sides):
-            found.setdefault(tuple(os.path.realpath(path) for path in source), source)
+            found.setdefault(tuple(map(_identity, source)), source)
     for source in found.values():
         if len(source) == 1 and kind_of(source[0]) not in KINDS:
             raise DataError(
@@ -34,8 +92,20 @@ def sources(globs: Sequence[str], sides: Sequence[str]) -> list[Source]:
 
 
 def kind_of(path: Path) -> str:
-    """Return the suffix that tells how to read a file, without .gz."""
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    """Return the suffix that tells how to read a file, in small letters and without .gz."""
+    return (path.with_suffix("") if is_packed(path) else path).suffix.lower()
+
+
+def absolute(pattern: str, sides: Sequence[str]) -> str:
+    """Return a glob that means the same in every working directory."""
+    path = Path(pattern).expanduser()
+    if any(os.path.lexists(name) for name in _names(str(path), sides)):
+        return str(path.absolute())
+    return str(path if path.is_absolute() else Path(glob.escape(os.getcwd())) / path)
+
+
+def _names(pattern: str, sides: Sequence[str]) -> list[str]:
+    return [pattern.replace(SIDE, side) for side in sides] if SIDE in pattern else [pattern]
 
 
 def parallel(source: Source, tally: Tally) -> Iterator[tuple[bytes, ...]]:
@@ -52,12 +122,15 @@ def parallel(source: Source, tally: Tally) -> Iterator[tuple[bytes, ...]]:
 
 def _matches(pattern: str, sides: Sequence[str]) -> list[Source]:
     if SIDE not in pattern:
-        return [(path,) for path in _glob(pattern)]
+        return [(path,) for path in _glob(pattern, pattern)]
     if not sides:
         raise ConfigError(
             f"data.files {pattern!r} holds {SIDE} but data.sides is empty; write the two names"
         )
-    both = [_glob(pattern.replace(SIDE, side)) for side in sides]
+    both = [
+        _glob(name, pattern.replace(SIDE, glob.escape(side)))
+        for name, side in zip(_names(pattern, sides), sides, strict=True)
+    ]
     if len(both[0]) != len(both[1]):
         raise DataError(
             f"data.files {pattern!r} matches {len(both[0])} files for {sides[0]} and "
@@ -66,10 +139,15 @@ def _matches(pattern: str, sides: Sequence[str]) -> list[Source]:
     return list(zip(*both, strict=True))
 
 
-def _glob(pattern: str) -> list[Path]:
-    names = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+def _glob(literal: str, pattern: str) -> list[Path]:
+    literal, pattern = (str(Path(text).expanduser()) for text in (literal, pattern))
+    there = os.path.lexists(literal)
+    names = [literal] if there else sorted(glob.glob(pattern, recursive=True))
     matches = [Path(name) for name in names if not Path(name).is_dir()]
     if not matches:
         kind = "only folders match" if names else "no file matches"
-        raise DataError(f"{kind} data.files {pattern!r} (in {Path.cwd()}); correct the glob")
+        raise DataError(
+            f"{kind} data.files {literal!r} (in {Path.cwd()}); correct the glob, or if the text "
+            f"has moved say where it is, as in data.files=[other/*.txt]"
+        )
     return matches

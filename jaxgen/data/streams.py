@@ -32,9 +32,14 @@ class Tally:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
+def is_packed(path: Path) -> bool:
+    """Return whether a file's name says that it is gzip."""
+    return path.suffix.lower() == ".gz"
+
+
 def blocks(path: Path, tally: Tally) -> Iterator[bytes]:
     """Yield the content of a file, or what a .gz file holds; Bad if it is damaged or a bomb."""
-    if path.suffix == ".gz":
+    if is_packed(path):
         yield from _inflated(path, tally)
         return
     with path.open("rb") as file:

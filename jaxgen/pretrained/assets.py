@@ -19,6 +19,7 @@ from jaxgen.pretrained.generation_config import (
     read_generation_config,
     write_generation_config,
 )
+from jaxgen.store.steps import run_and_step
 from jaxgen.tokens import Tokenizer, marian
 from jaxgen.tokens import load as load_tokenizer
 
@@ -54,6 +55,7 @@ def read_assets(folder: Path) -> ModelAssets:
 
 def copy_assets(folder: Path, run: Path) -> None:
     """Write the generation config and the chat template of a folder into a run."""
+    folder, _ = run_and_step(folder)
     write_generation_config(run, read_generation_config(folder)[0])
     if has_chat_template(folder):
         write_chat_template(run, read_chat_template(folder))
@@ -61,6 +63,7 @@ def copy_assets(folder: Path, run: Path) -> None:
 
 def has_tokenizer(folder: Path) -> bool:
     """Return whether `read_tokenizer` has something to read."""
+    folder, _ = run_and_step(folder)
     if hub_read.is_hub(folder):
         return marian.is_marian(folder) or any((folder / name).exists() for name in HUB)
     return (folder / OURS).is_dir()
@@ -68,6 +71,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a folder; CheckpointError if there is none, or it does not fit."""
+    folder, _ = run_and_step(folder)
     if hub_read.is_hub(folder):
         return _hub_tokenizer(folder)
     if not (folder / OURS).is_dir():

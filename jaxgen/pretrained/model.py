@@ -19,6 +19,7 @@ from jaxgen.pretrained import hub_read, hub_write
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
 from jaxgen.store import Checkpoints, safetensors
+from jaxgen.store.steps import CHECKPOINTS, Step, run_and_step
 from jaxgen.tokens import Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -26,23 +27,53 @@ CONFIG = "config.yaml"
 Layout = Literal["jaxgen", "hf"]
 
 
+def located(path: str | os.PathLike, step: Step = None) -> tuple[Path, int | None]:
+    """Return the folder of a model and which of its checkpoints is meant; None: the newest sound.
+
+    path: as for `load`. step: a number, "best" (lowest validation loss) or "last". Raises
+    ConfigError for two steps that differ, or none of these; CheckpointError if none is best.
+    """
+    folder, own = run_and_step(path)
+    if step is None or step == own:
+        return folder, own
+    if own is not None:
+        raise ConfigError(f"{path} is step {own}, but step={step} is asked for; give one of them")
+    if step == "last":
+        return folder, None
+    if step != "best":
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise ConfigError(f"step={step!r} must be the number of a checkpoint, 'best' or 'last'")
+        return folder, step
+    checkpoints = _checkpoints(folder)
+    best = checkpoints.best()
+    if best is None:
+        there = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise CheckpointError(
+            f"{folder} has no checkpoint with a validation loss, so none is best; of its steps "
+            f"({there}) give one"
+        )
+    return folder, best
+
+
 def load(
     path: str | os.PathLike,
     *,
-    step: int | None = None,
+    step: Step = None,
     dtype: DType | None = None,
     shardings: Mapping[str, Any] | None = None,
     nonfinite: hub_read.NonFinite = "refuse",
 ) -> tuple[ModelConfig, api.Params]:
     """Return (config, params) from a run (its newest sound checkpoint), a `save`d or an HF folder.
 
-    step: a certain checkpoint of a run. The others are for a Hugging Face folder, whose tensors are
-    read one by one: dtype: to convert to; None keeps what is stored. shardings: a tree like the
-    params, to place each on its devices. nonfinite: whether NaN and infinity are taken.
+    path: may be the folder of a checkpoint, RUN/checkpoints/00000200. step: a certain checkpoint of
+    a run, "best" (that of the lowest validation loss) or "last". The others are for a Hugging Face
+    folder, whose tensors are read one by one: dtype: to convert to; None keeps what is stored.
+    shardings: a tree like the params, to place each on its devices. nonfinite: whether NaN and
+    infinity are taken.
     Raises ConfigError if there is no such folder, CheckpointError if it holds no model, or one
     whose files are damaged or don't fit the config.
     """
-    folder = Path(path)
+    folder = run_and_step(path)[0]
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder; give a run, a saved or a Hugging Face model")
     if hub_read.is_hub(folder):
@@ -52,22 +83,31 @@ def load(
         return hub_read.load(folder, dtype=dtype, shardings=shardings, nonfinite=nonfinite)
     if dtype is not None or shardings is not None:
         raise ConfigError(f"dtype= and shardings= are for Hugging Face folders; {folder} is none")
-    config = read_config(folder)
     if (folder / WEIGHTS).exists():
-        params = _read_weights(folder / WEIGHTS)
-    else:
-        checkpoints = Checkpoints(folder / "checkpoints", keep_last=1, keep_best=0, fingerprints={})
-        params = checkpoints.read(step)["params"]
-    _check_shapes(folder, params, config)
-    return config, params
+        if step is not None:
+            raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
+        config, params = read_config(folder), _read_weights(folder / WEIGHTS)
+        _check_shapes(folder, params, config)
+        return config, params
+    return load_step(path, step)[:2]
+
+
+def load_step(path: str | os.PathLike, step: Step = None) -> tuple[ModelConfig, api.Params, int]:
+    """Return (config, params, step) of a run; arguments and errors are those of `load`."""
+    folder, wanted = located(path, step)
+    config = read_config(folder)
+    found = _checkpoints(folder).read(wanted)
+    _check_shapes(folder, found["params"], config)
+    return config, found["params"], found["step"]
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the model section of the folder's config.yaml; CheckpointError if it is no model."""
+    folder, _ = run_and_step(folder)
     if hub_read.is_hub(folder):
         return hub_read.read_config(folder)[1]
     path = folder / CONFIG
-    has_weights = (folder / WEIGHTS).exists() or (folder / "checkpoints").is_dir()
+    has_weights = (folder / WEIGHTS).exists() or (folder / CHECKPOINTS).is_dir()
     if not path.exists() or not has_weights:
         raise CheckpointError(
             f"{folder} is no run: it lacks {CONFIG if has_weights else 'checkpoints/'}; "
@@ -134,6 +174,10 @@ def check_new(folder: Path) -> None:
     """Raise ConfigError unless a model can be written there: it is absent, or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already; give a new folder")
+
+
+def _checkpoints(folder: Path) -> Checkpoints:
+    return Checkpoints(folder / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={})
 
 
 def _read_weights(path: Path) -> api.Params:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from jaxgen import data
-from jaxgen.pretrained.model import load
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.pretrained.model import load_step
 from jaxgen.run import inputs, objective
-from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, existing_settings
-from jaxgen.store import Checkpoints
+from jaxgen.run.folder import TOKENIZER, changed_settings
+from jaxgen.store.steps import Step
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train.validate import validate
 
 Split = Literal["train", "valid", "test"]
 
 
-def evaluate(folder: Path, *, split: Split, cache: Path) -> list[tuple[str, str]]:
+def evaluate(
+    folder: Path,
+    assignments: Sequence[str] = (),
+    *,
+    split: Split,
+    cache: Path,
+    step: Step = None,
+) -> list[tuple[str, str]]:
     """Return (name, value) rows: loss, perplexity and bits per byte of the whole split.
 
-    Raises ConfigError if the folder is no run, CheckpointError if no checkpoint of it is sound,
-    DataError if the corpus is no more what the run was trained on or the split is empty.
+    assignments: "data.key=value", for text that has moved, or other text. step: which checkpoint,
+    as for `jaxgen.load`. Raises ConfigError if the folder is no run, CheckpointError if no
+    checkpoint of it is sound, DataError if the split is empty, or the text is no more what the run
+    was trained on though no other was asked for.
     """
-    settings = existing_settings(folder)
+    for word in assignments:
+        if not word.startswith("data."):
+            raise ConfigError(f"{word}: of a run's settings eval may change those of data.* only")
+    settings = changed_settings(folder, assignments)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    step = Checkpoints(folder / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={}).steps()[-1:]
-    config, params = load(folder)
+    config, params, number = load_step(folder, step)
     corpus = inputs.prepare(settings, tokenizer, cache)
+    changed = inputs.changed_text(folder, corpus)
+    if changed and not assignments:
+        raise DataError(changed)
     rows = data.in_order(
         getattr(corpus, split),
         context=config.context,
@@ -36,8 +52,8 @@ def evaluate(folder: Path, *, split: Split, cache: Path) -> list[tuple[str, str]
     found = validate(params, config, rows, tokenizer.byte_lengths)
     rows = [
         ("run", str(folder)),
-        ("checkpoint", f"step {step[0] if step else '?'}"),
-        ("split", split),
+        ("checkpoint", f"step {number}"),
+        ("split", split if not changed else f"{split}, of other text than the run was trained on"),
     ]
     if config.classes is not None:
         return [

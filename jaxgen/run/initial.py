@@ -42,9 +42,13 @@ class Initial:
 
 
 def fields(folder: Path) -> dict[str, Any]:
-    """Return the `model` section of a folder's model; ConfigError if there is none there."""
+    """Return the `model` section of a folder's model; ConfigError if there is none there.
+
+    In which type the folder keeps its numbers is no wish to train in it: that is left out.
+    """
     _check_folder(folder)
-    return sets.as_dict(models.read_config(folder))
+    found = sets.as_dict(models.read_config(folder))
+    return {name: value for name, value in found.items() if name != "param_dtype"}
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from jaxgen.run.progress import bar
 from jaxgen.run.settings import Settings, resolve
 from jaxgen.tokens import Tokenizer
 
+ENVIRONMENT = "env.json"
 TRAINED = ("bpe", "unigram")
 
 
@@ -68,7 +71,26 @@ def prepare(
             progress=progress,
         )
         progress.close("reused token shards" if corpus.reused else "wrote token shards")
+    for note in () if silent else corpus.notes:
+        print(note, file=sys.stderr, flush=True)
     return corpus
+
+
+def changed_text(folder: Path, corpus: data.Corpus) -> str | None:
+    """Return a sentence if a corpus is not what the run in `folder` was begun with, else None.
+
+    Where its files lie and what they are called does not count: only the text, and its split.
+    """
+    try:
+        begun = json.loads((folder / ENVIRONMENT).read_bytes())["digests"]["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a run without a record; its checkpoints have the digest as well
+    if begun == corpus.digest:
+        return None
+    return (
+        f"the text is not what {folder} was begun with (sha256 {begun[:12]}, now "
+        f"{corpus.digest[:12]}): put it back, or say where it is with data.files=[...]"
+    )
 
 
 def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:

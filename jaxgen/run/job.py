@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxgen import data, tree
+from jaxgen.errors import DataError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh import place
 from jaxgen.mesh.group import ALONE, Group
@@ -23,7 +24,7 @@ from jaxgen.run.folder import (
 )
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, step_of
-from jaxgen.store import Checkpoints
+from jaxgen.store import Checkpoints, space
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import forms, optimizer
 from jaxgen.train import state as states
@@ -41,6 +42,7 @@ class Run:
     corpus: data.Corpus
     devices: tuple[Any, ...] | None = None  # None: all there are
     group: Group = ALONE
+    changes: tuple[str, ...] = ()  # of settings, since the steps that are made
 
     @cached_property
     def optimizer(self):
@@ -95,9 +97,31 @@ class Run:
             place.check_params(self.mesh, api.abstract(model), api.axes(model))
             place.check_batch(self.mesh, train.batch, train.accumulate, model.context)
         self.batches().close()
+        if self.validates:
+            self._check_validation()
+        self._check_room()
         if self.settings.init_from is not None and not self.checkpoints.steps():
             self.start()
         samples.check(self.settings, self.tokenizer)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is validation text."""
+        return len(self.corpus.valid.tokens) > 0
+
+    def _check_validation(self) -> None:
+        if not any((batch["weights"] != 0).any() for batch in self._validation((0, 1))):
+            raise DataError(
+                "the validation text has no token to predict; give more of it, or none with "
+                "data.valid_fraction=0"
+            )
+
+    def _check_room(self) -> None:
+        keep, done = self.settings.checkpoint, (self.checkpoints.steps() or [0])[-1]
+        saves = -(-(self.settings.train.steps - done) // keep.every)
+        # A step is deleted once the next is whole.
+        most = min(saves, keep.keep_last + keep.keep_best + 1)
+        space.check_run(self.checkpoints.folder, jax.eval_shape(self.fresh), most)
 
     def start(self) -> initial.Initial | None:
         """Return the weights of init_from; None without it."""
@@ -149,14 +173,7 @@ class Run:
     ) -> dict[str, float] | None:
         """Return the metrics of the validation split, None if told to stop meanwhile."""
         train = self.settings.train
-        rows = data.in_order(
-            self.corpus.valid,
-            context=self.settings.model.context,
-            batch=train.batch,
-            limit=train.validate_batches,
-            process=place.own_rows(self.mesh, train.batch),
-            objective=self.objective,
-        )
+        rows = self._validation(place.own_rows(self.mesh, train.batch))
         if self.mesh is not None:
             rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
         check = place.under(self.mesh, validate)
@@ -165,6 +182,17 @@ class Run:
             return check(state.params, self.settings.model, rows, widths)
         except _ToldError:
             return None
+
+    def _validation(self, process: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        train = self.settings.train
+        return data.in_order(
+            self.corpus.valid,
+            context=self.settings.model.context,
+            batch=train.batch,
+            limit=train.validate_batches,
+            process=process,
+            objective=self.objective,
+        )
 
     def sample(self, params: Any) -> list[tuple[str, str]]:
         """Return (prompt, what the model makes of it) for each prompt and example of the config."""

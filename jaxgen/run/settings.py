@@ -12,6 +12,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
 from jaxgen.data.objectives.settings import STARTED, ObjectiveSettings
 from jaxgen.data.settings import DataSettings
+from jaxgen.data.sources import absolute
 from jaxgen.errors import ConfigError
 from jaxgen.mesh import settings as meshes
 from jaxgen.mesh.settings import MeshSettings
@@ -20,13 +21,24 @@ from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
 from jaxgen.store.settings import CheckpointSettings
+from jaxgen.store.steps import run_and_step
 from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
 from jaxgen.train.settings import TrainSettings
 
-# What may change when a run goes on: none of it touches a parameter.
-FREE = ("mesh.", "checkpoint.", "sample.", "data.workers", "train.log_every")
+# What may change when a run goes on: none of it touches a parameter. The text itself is known by
+# its digest, so that its files may move.
+FREE = (
+    *("mesh.", "checkpoint.", "sample.", "data.", "train.log_every", "train.validate_every"),
+    "train.validate_batches",
+)
+# What decides of the steps to come alone, and may change where a run is told to go on.
+ONWARD = (
+    *("steps", "learning_rate", "schedule", "warmup", "decay", "final_rate", "beta1", "beta2"),
+    *("epsilon", "weight_decay", "no_decay", "clip", "smoothing", "z_loss", "loss_chunk", "spike"),
+    *("patience", "accumulate"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +165,7 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
     if objective.name in STARTED and objective.start is None:
         objective = replace(objective, start=start_of(tokenizer))
     globs = {
-        name: tuple(str(Path(glob).absolute()) for glob in getattr(settings.data, name))
+        name: tuple(absolute(glob, settings.data.sides) for glob in getattr(settings.data, name))
         for name in ("files", "valid_files", "test_files")
     }
     model = settings.model.replace(vocab_size=wanted or needed)
@@ -182,7 +194,7 @@ def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
     from jaxgen.run import initial
 
     initial.check_tokenizer(folder, tokenizer)
-    begun = read_generation_config(folder)[0]
+    begun = read_generation_config(run_and_step(folder)[0])[0]
     if (
         objective.name in STARTED
         and objective.start is None
@@ -196,16 +208,27 @@ def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
     return replace(settings, objective=objective)
 
 
-def refuse_differences(kept: Settings, asked: Settings, folder: Path) -> None:
-    """Raise ConfigError that shows each differing field, but for those that change no result."""
+def differences(
+    kept: Settings, asked: Settings, folder: Path, *, onward: bool
+) -> list[tuple[str, Any, Any]]:
+    """Return (key, old, new) of what is asked for and changes the steps to come.
+
+    onward: whether that may be. Raises ConfigError that shows each field that may not differ.
+    """
     found = [row for row in sets.diff(kept, asked) if not row[0].startswith(FREE)]
-    if found:
-        shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in found[:5])
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ConfigError(
-            f"{folder} holds a run of another config: {shown}{more}; give another --out, "
-            f"or `jaxgen train {folder}` to go on with it as it is"
-        )
+    later = [row for row in found if row[0] in {f"train.{name}" for name in ONWARD}]
+    wrong = [row for row in found if not (onward and row in later)]
+    if not wrong:
+        return later
+    shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in wrong[:5])
+    more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+    go_on = f"or `jaxgen train {folder}` to go on with it as it is"
+    if wrong == later:
+        words = " ".join(f"{key}={new}" for key, _, new in later)
+        go_on = f"or `jaxgen train {folder} {words}` to go on with it in this way"
+    raise ConfigError(
+        f"{folder} holds a run of another config: {shown}{more}; give another --out, {go_on}"
+    )
 
 
 def config_folder() -> Path:

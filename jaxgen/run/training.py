@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 import jax
 
 from jaxgen import data, files, host, tree
 from jaxgen import settings as sets
-from jaxgen.errors import PREEMPTED, NonFiniteError
+from jaxgen.errors import PREEMPTED, ConfigError, DataError, NonFiniteError
 from jaxgen.mesh import make as meshes
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
@@ -21,8 +20,10 @@ from jaxgen.pretrained.assets import copy_assets
 from jaxgen.profile import take
 from jaxgen.run import facts, initial, inputs, peers, post_mortem, profiling
 from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
+from jaxgen.run.inputs import ENVIRONMENT
 from jaxgen.run.job import Run
-from jaxgen.run.settings import Settings, refuse_differences, resolve
+from jaxgen.run.saving import Saver
+from jaxgen.run.settings import Settings, differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.tokens import load as load_tokenizer
@@ -31,7 +32,6 @@ from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Duties, fit, is_checked, runs_ahead
 from jaxgen.train.state import State
 
-ENVIRONMENT = "env.json"
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
 
@@ -43,11 +43,13 @@ def train(
     stop: StopRequest | None = None,
     group: Group = ALONE,
     trace: Path | None = None,
+    onward: bool = False,
 ) -> None:
     """Train in `folder` up to train.steps, from its newest sound checkpoint if it has one.
 
     stop: an entered StopRequest, so that the time before this call is answered for too. trace:
-    where a profile of a few steps goes, None for none (`profiling`).
+    where a profile of a few steps goes, None for none (`profiling`). onward: whether settings may
+    differ from those that the run was begun with where they decide of steps to come alone.
 
     Writes config.yaml (resolved), tokenizer/, env.json, metrics.jsonl, events/, samples/,
     checkpoints/ and loss.png. Raises ConfigError if the folder holds a run of another config,
@@ -56,7 +58,7 @@ def train(
     """
     if stop is None:
         with StopRequest() as stop:
-            train(settings, folder, cache=cache, stop=stop, group=group, trace=trace)
+            train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, onward=onward)
         return
     if trace is not None:
         profiling.check(settings.train.steps, folder)
@@ -67,20 +69,20 @@ def train(
         group.lead("run folder", lambda: held.enter_context(claimed(folder)))
         peers.see(group, folder / LOCK)
         made: list[Run] = []
-        group.lead("preparing", lambda: made.append(_prepared(settings, folder, cache)))
-        run = group.together(
-            "prepared",
-            lambda: made[0] if made else _prepared(settings, folder, cache, writes=False),
-        )
+        prepare = partial(_prepared, settings, folder, cache, onward=onward)
+        group.lead("preparing", lambda: made.append(prepare()))
+        run = group.together("prepared", lambda: made[0] if made else prepare(writes=False))
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
         _train(replace(run, group=group), stop, trace)
 
 
-def _prepared(settings: Settings, folder: Path, cache: Path, *, writes: bool = True) -> Run:
+def _prepared(
+    settings: Settings, folder: Path, cache: Path, *, onward: bool, writes: bool = True
+) -> Run:
     """Return the run of these settings, begun in `folder` unless it is there.
 
-    writes: whether this process makes the folder; another one only looks.
+    writes: whether this process makes the folder; another one only looks. onward: see `train`.
     """
     kept = kept_settings(folder)
     if kept is not None:
@@ -88,16 +90,34 @@ def _prepared(settings: Settings, folder: Path, cache: Path, *, writes: bool = T
     else:
         tokenizer = inputs.make_tokenizer(settings)
     settings = resolve(settings, tokenizer)
-    if kept is not None:
-        refuse_differences(kept, settings, folder)
+    new = [] if kept is None else differences(kept, settings, folder, onward=onward)
     corpus = inputs.prepare(settings, tokenizer, cache, silent=not writes)
-    run = Run(settings, folder, tokenizer, corpus)
+    if kept is not None and (changed := inputs.changed_text(folder, corpus)):
+        raise DataError(f"{changed}, or give another --out for a run of this text")
+    changes = tuple(f"{key}={value} (was {old})" for key, old, value in new)
+    run = Run(settings, folder, tokenizer, corpus, changes=changes)
+    if changes:
+        _check_changes(run)
     run.check()
     if writes and kept is None:
         _found(run)
     elif writes and kept != settings:
         files.write(folder / CONFIG, sets.dump(settings))
     return run
+
+
+def _check_changes(run: Run) -> None:
+    """Raise ConfigError for changes that come too late for the steps that are made."""
+    done, steps = (run.checkpoints.steps() or [0])[-1], run.settings.train.steps
+    if steps < done:
+        raise ConfigError(
+            f"{run.folder} has made {done} steps already; give train.steps={done} or more"
+        )
+    if steps == done:
+        raise ConfigError(
+            f"{run.folder} has made all its {done} steps, so {run.changes[0]} changes nothing; "
+            f"give more train.steps with it"
+        )
 
 
 def resume(
@@ -109,9 +129,9 @@ def resume(
     group: Group = ALONE,
     trace: Path | None = None,
 ) -> None:
-    """Go on with the run in `folder`; overrides may change only what leaves the result alone."""
+    """Go on with the run in `folder`; overrides may change what leaves the steps made alone."""
     settings = changed_settings(folder, assignments)
-    train(settings, folder, cache=cache, stop=stop, group=group, trace=trace)
+    train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, onward=True)
 
 
 def _found(run: Run) -> None:
@@ -132,7 +152,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
     begin, batches, owed = 0, run.batches(), False
     if restored is not None:
         begin, known = restored.step, restored.extra.get("valid_loss")
-        owed = known is None and is_checked(begin, settings, batches.epoch)
+        due = run.validates and is_checked(begin, settings, batches.epoch)
+        owed = known is None and due
     made = Mute()
     if run.group.first:
         made = Log(run.folder, total_steps=settings.steps, resume_step=begin, owed=owed)
@@ -143,6 +164,12 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
                 log.say(f"resuming at step {begin} of {settings.steps}")
+            for change in run.changes:
+                log.say(f"from step {begin} on: {change}")
+            if run.changes:
+                rate = float(schedule.make(settings)(begin))
+                log.say(f"the learning rate is now {rate:.3g}, as {settings.schedule} over "
+                        f"{settings.steps} steps has it")  # fmt: skip
             if trace is not None:
                 profiling.check(settings.steps - begin, run.folder)
                 run.group.lead("profile", partial(take.prepare, trace))
@@ -158,9 +185,10 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
                     duties = replace(duties, apart=step.apart)
                 state, done, owed = fit(state, batches, step, settings, duties, log, owed=owed)
                 unfinished = owed or done < settings.steps
+                checkpoints.wait()
                 if unfinished and done not in checkpoints.steps():
                     duties.save(state, done, None)
-                checkpoints.wait()
+                    checkpoints.wait()
         finally:
             batches.close()
         if unfinished:
@@ -194,22 +222,24 @@ def _introduce(run: Run, log: Log | Mute) -> None:
         log.say(told)
     for name, value in forms.asked(run.settings.mesh.form, run.mesh).items():
         log.say(f"compiler option {name}={str(value).lower()}")
+    settings = run.settings.train
+    if settings.warmup > settings.steps:
+        log.say(
+            f"train.warmup={settings.warmup} is longer than the run; it is cut to "
+            f"train.steps={settings.steps}"
+        )
+    if not run.validates:
+        log.say("no validation: the data settings keep no text for it")
     log.say("compiling the training step (once)")
 
 
 def _duties(
     run: Run, batches: data.Batches, log: Log | Mute, stop: StopRequest, dog: Watchdog
 ) -> Duties:
-    def save(state: State, step: int, valid_loss: float | None) -> None:
-        if valid_loss is not None and not isfinite(valid_loss):
-            valid_loss = None
-        extra = {"data": batches.state(), "valid_loss": valid_loss}
-        log.settle()
-        run.checkpoints.save(step, state, extra, metric=valid_loss)
+    saver = Saver(run.checkpoints, batches, log)
 
     def save_aside(state: State, step: int, valid_loss: float | None) -> None:
-        save(state, step, valid_loss)
-        run.checkpoints.wait()
+        saver.keep(state, step, valid_loss)
         log.say(STOPPED.format(step))
         log.close()
 
@@ -225,6 +255,7 @@ def _duties(
                 stack.enter_context(stop.rescue(stop.say_nothing_lost))
             elif state is not None:
                 stack.enter_context(stop.rescue(partial(save_aside, state, step, valid_loss)))
+                stack.enter_context(saver.kept_if_it_fails(state, step, valid_loss))
             yield
 
     def sample(state: State, step: int) -> None:
@@ -239,9 +270,11 @@ def _duties(
 
     asked = peers.Stop(run.group, stop, run.checkpoints.failed, run.checkpoints.wait)
     return Duties(
-        validate=partial(run.validate, stop=asked),
+        validate=partial(run.validate, stop=asked) if run.validates else None,
         sample=sample,
-        save=save,
+        save=saver.save,
+        add_loss=saver.add_loss,
+        is_best=run.checkpoints.is_best,
         poll=run.checkpoints.poll,
         stopping=asked,
         during=during,

@@ -12,7 +12,6 @@ What exists is always read from the disk, so another process, or a hand, may hav
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,10 +25,11 @@ import numpy as np
 
 from jaxgen import files
 from jaxgen import tree as trees
-from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.errors import CheckpointError
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.store import arrays as orbax
 from jaxgen.store import leaves, manifest, pieces, shared, shelf, space
+from jaxgen.store.best import Best
 from jaxgen.store.manifest import DamageError, Manifest
 
 ARRAYS = "arrays"
@@ -75,13 +75,13 @@ class Checkpoints:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
         self._damaged: set[int] = set()
+        self._best = Best(self.folder, keep_best, group)
 
     def save(self, step: int, tree: Any, extra: Mapping[str, Any], *, metric: float | None) -> None:
         """Take the tree to the host and write it in the background; it may then be donated.
 
         extra: plain data that JSON can hold. metric: lower is better; None or NaN: never the best.
-        Waits for the save before. A step that is there already with the same arrays is let be, but
-        for a metric (and its extra) that it lacks.
+        Waits for the save before. A step that is there already with the same arrays is let be.
         Raises CheckpointError if the disk has too little room or the folder holds later steps,
         BusyError if it can't be written; what goes wrong later is raised by `poll` and `wait`.
         """
@@ -90,11 +90,12 @@ class Checkpoints:
         described, found = (
             leaves.to_host(tree) if alone else pieces.to_host(tree, first=self._group.first)
         )
+        metric = manifest.finite(metric)
         draft = Manifest(
             step=step,
-            metric=float(metric) if metric is not None and math.isfinite(metric) else None,
+            metric=metric,
             fingerprints=self.fingerprints,
-            extra=json.loads(json.dumps(dict(extra), allow_nan=False)),
+            extra=manifest.plain(extra),
             arrays={
                 name: {"dtype": leaf.dtype, "shape": list(leaf.shape)}
                 | ({"key": leaf.key} if leaf.key else {})
@@ -106,7 +107,34 @@ class Checkpoints:
             time=manifest.now(),
         )
         self._group.lead("save: room", partial(self._make_room, step, described))
-        self._thread = Thread(target=self._background, args=(draft, found), name="jaxgen-save")
+        self._best.add(metric)
+        self._begin(partial(self._save, draft, found))
+
+    def add_metric(self, step: int, metric: float | None, extra: Mapping[str, Any]) -> None:
+        """Give a saved step the metric that it lacks, and other extra, once it is on the disk.
+
+        Returns at once; errors come by `poll` and `wait`. None or NaN changes nothing.
+        """
+        metric, extra = manifest.finite(metric), manifest.plain(extra)
+        if metric is None:
+            return
+        self._best.add(metric)
+        before, self._thread = self._thread, None
+
+        def add() -> None:
+            if before is not None:
+                before.join()
+            if self._error is None:
+                self._group.lead("save: metric", partial(self._add, step, metric, extra))
+
+        self._begin(add)
+
+    def is_best(self, metric: float) -> bool:
+        """Return whether a step of this metric would be kept for it: one of `keep_best`."""
+        return self._best.is_best(metric)
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        self._thread = Thread(target=self._background, args=(work,), name="jaxgen-save")
         self._thread.start()
 
     def _make_room(self, step: int, described: Mapping[str, leaves.Leaf]) -> None:
@@ -279,7 +307,7 @@ class Checkpoints:
     def _opened(self, step: int, load: Callable[[Manifest], Any]) -> tuple[Manifest, Any]:
         """Return a step's manifest and what `load` makes of it; DamageError if it is not sound."""
         record = shelf.record(self.folder, step)
-        self._check_fingerprints(record)
+        manifest.refuse_others(self._path(step), record, self.fingerprints)
         share = (self._group.index, self._group.count)
         problems = manifest.damages(self._path(step), record, verify=self.verification, share=share)
         if problems:
@@ -302,49 +330,33 @@ class Checkpoints:
         if record.format > 1:
             parts = pieces.Pieces(self._path(record.step), record.leaves, check=check)
             return {name: parts.whole(name) for name in chosen}
-        folder = self._path(record.step) / ARRAYS
-        try:
-            found = orbax.read(folder, chosen)
-        except Exception as error:
-            # Orbax passes on whatever its storage says of damaged bytes, in any type.
-            raise DamageError(f"{folder} can't be read: {space.first_line(error)}") from error
-
-        def sound(name: str) -> bool:
-            array, leaf = found[name], chosen[name]
-            same = (array.dtype.name, array.shape) == (leaf.dtype, leaf.shape)
-            return same and (not check or leaves.digest(array) == record.arrays[name]["sha256"])
-
-        for name, is_sound in zip(found, files.each(sound, found), strict=True):
-            if not is_sound:
-                raise DamageError(f"{folder}: array {name} has been changed")
-        return found
-
-    def _check_fingerprints(self, record: Manifest) -> None:
-        for name, mine in self.fingerprints.items():
-            its = record.fingerprints.get(name)
-            if its != mine:
-                raise ConfigError(
-                    f"{self._path(record.step)} was made with another {name} "
-                    f"({(its or 'none')[:12]}, now {mine[:12]}); use the same, or another folder"
-                )
+        sums = {name: row["sha256"] for name, row in record.arrays.items()} if check else {}
+        return orbax.read_sound(self._path(record.step) / ARRAYS, chosen, sums)
 
     def _no_such(self, step: int) -> CheckpointError:
         there = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(f"{self.folder} holds no step {step}; it holds {there}")
 
-    def _background(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
+    def _background(self, work: Callable[[], None]) -> None:
         try:
-            if self._group.store is None:
-                self._write(draft, found)
-                self._retire()
-            else:
-                target = self._path(draft.step)
-                replaced = draft.step in self._damaged
-                shared.write(self._group, target, draft, found, replaced=replaced)
-                self._group.lead("save: retire", self._retire)
-            self._damaged.clear()
+            work()
         except BaseException as error:
             self._error = error
+
+    def _save(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
+        if self._group.store is None:
+            self._write(draft, found)
+            self._retire()
+        else:
+            target = self._path(draft.step)
+            replaced = draft.step in self._damaged
+            shared.write(self._group, target, draft, found, replaced=replaced)
+            self._group.lead("save: retire", self._retire)
+        self._damaged.clear()
+
+    def _add(self, step: int, metric: float, extra: dict[str, Any]) -> None:
+        shelf.add_metric(self.folder, step, metric, extra)
+        self._retire()
 
     def _write(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
         rows = {
@@ -353,7 +365,10 @@ class Checkpoints:
         }
         if draft.step in shelf.steps(self.folder) and draft.step not in self._damaged:
             if not self.verify(draft.step):
-                self._amend(draft, rows)
+                if shelf.record(self.folder, draft.step).arrays != rows:
+                    raise CheckpointError(
+                        f"{self._path(draft.step)} exists already with other arrays; move it away"
+                    )
                 return
             self._damaged.add(draft.step)
         self._failpoint("begin")
@@ -361,6 +376,7 @@ class Checkpoints:
             with files.new_folder(self._path(draft.step)) as folder:
                 orbax.write(folder / ARRAYS, found)
                 self._failpoint("arrays")
+                orbax.check(folder / ARRAYS, draft.leaves)
                 content = manifest.inventory(folder)
                 manifest.write(folder, replace(draft, arrays=rows, files=content))
                 self._failpoint("manifest")
@@ -372,25 +388,11 @@ class Checkpoints:
         self._damaged.discard(draft.step)
         self._failpoint("renamed")
 
-    def _amend(self, draft: Manifest, rows: dict[str, Any]) -> None:
-        """Give a step that is there already the metric it lacks; refuse other arrays."""
-        there = shelf.record(self.folder, draft.step)
-        if there.arrays != rows:
-            raise CheckpointError(
-                f"{self._path(draft.step)} exists already with other arrays; move it away"
-            )
-        if there.metric is None and draft.metric is not None:
-            known = replace(there, metric=draft.metric, extra=draft.extra)
-            manifest.write(self._path(draft.step), known)
-
     def _retire(self) -> None:
         """Delete all but the newest and the best; also what `restore` has found damaged."""
         sound = [step for step in shelf.steps(self.folder) if step not in self._damaged]
         keep = {*sound[-self.keep_last :], *shelf.ranked(self.folder, sound)[: self.keep_best]}
-        for step in shelf.steps(self.folder):
-            if step not in keep:
-                shelf.remove(self.folder, step, self._failpoint)
-        self._failpoint("retired")
+        shelf.keep_only(self.folder, keep, self._failpoint)
 
 
 def _some(problems: list[str]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Any
 
 import jaxgen
 from jaxgen import files
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.store.leaves import Leaf
 
 NAME = "manifest.json"
@@ -59,6 +60,27 @@ def versions() -> dict[str, str]:
     """Return the versions that a checkpoint was written with."""
     others = {"jax": "jax", "orbax": "orbax-checkpoint"}
     return {"jaxgen": jaxgen.__version__} | {name: version(dist) for name, dist in others.items()}
+
+
+def finite(metric: float | None) -> float | None:
+    """Return a metric as a manifest holds it: None for NaN and infinity."""
+    return float(metric) if metric is not None and math.isfinite(metric) else None
+
+
+def plain(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return extra as it will be read again; ValueError for a NaN in it."""
+    return json.loads(json.dumps(dict(extra), allow_nan=False))
+
+
+def refuse_others(folder: Path, manifest: Manifest, mine: Mapping[str, str]) -> None:
+    """Raise ConfigError, naming it, if a fingerprint of mine is not that of a checkpoint."""
+    for name, own in mine.items():
+        its = manifest.fingerprints.get(name)
+        if its != own:
+            raise ConfigError(
+                f"{folder} was made with another {name} ({(its or 'none')[:12]}, now {own[:12]}); "
+                f"use the same, or another folder"
+            )
 
 
 def now() -> str:

@@ -128,6 +128,15 @@ class Pieces:
             for piece in found
         }
 
+    def missing(self) -> list[str]:
+        """Return the arrays that the pieces don't make whole, by what their files' headers say."""
+        held = {
+            name: sum(math.prod(stop - start for start, stop in piece.where) for piece in found)
+            for name, found in self._found.items()
+        }
+        wanted = {name: math.prod(leaf.shape) for name, leaf in self.arrays.items()}
+        return [name for name, size in wanted.items() if held.get(name, 0) != size]
+
     def whole(self, name: str) -> np.ndarray:
         """Return an array, all of it."""
         return self.region(name, tuple(slice(0, size) for size in self.arrays[name].shape))

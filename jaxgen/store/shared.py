@@ -69,6 +69,7 @@ def write(
 
         def commit() -> None:
             _see_all(folder, rows, group)
+            _open_again(folder, draft)
             manifest.write(folder, replace(draft, files=rows))
             if replaced:
                 shelf.remove(target.parent, draft.step, lambda stage: None)
@@ -89,6 +90,16 @@ def _see_all(folder: Path, rows: dict[str, Any], group: Group) -> None:
                 f"{path}, written by {group.names[index]}, is not seen by {group.names[0]}; give "
                 f"an --out on a file system that all processes share"
             )
+
+
+def _open_again(folder: Path, draft: Manifest) -> None:
+    """Raise CheckpointError if what all processes have written is not all of the arrays."""
+    try:
+        lost = pieces.Pieces(folder, draft.leaves, check=False).missing()
+    except DamageError as error:
+        raise CheckpointError(f"{folder} can't be opened after writing it: {error}") from error
+    if lost:
+        raise CheckpointError(f"{folder}: {lost[0]} was not written")
 
 
 def _refuse_other(target: Path, sums: dict[str, str]) -> None:

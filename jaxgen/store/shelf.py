@@ -6,7 +6,9 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import CheckpointError
@@ -43,6 +45,29 @@ def ranked(folder: Path, among: Collection[int]) -> list[int]:
     """Return the steps that have a metric, the lowest first; of equals the newest first."""
     pairs = sorted(_metrics(folder, among), key=lambda pair: (pair[0], -pair[1]))
     return [step for _, step in pairs]
+
+
+def metrics(folder: Path) -> list[float]:
+    """Return the metrics of the steps on disk that have one."""
+    return [metric for metric, _ in _metrics(folder, steps(folder))]
+
+
+def add_metric(folder: Path, step: int, metric: float, extra: dict[str, Any]) -> None:
+    """Give a step the metric, and the extra, that it lacks; CheckpointError if it is not sound."""
+    try:
+        there = record(folder, step)
+    except DamageError as error:
+        raise CheckpointError(f"{error}; its validation loss can't be added") from error
+    if there.metric is None:
+        manifest.write(path(folder, step), replace(there, metric=metric, extra=extra))
+
+
+def keep_only(folder: Path, keep: Collection[int], failpoint: Callable[[str], object]) -> None:
+    """Delete all steps but these."""
+    for step in steps(folder):
+        if step not in keep:
+            remove(folder, step, failpoint)
+    failpoint("retired")
 
 
 def remove(folder: Path, step: int, failpoint: Callable[[str], object]) -> None:

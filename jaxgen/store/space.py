@@ -7,10 +7,11 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import BusyError, CheckpointError
-from jaxgen.store import shelf
+from jaxgen.store import leaves, shelf
 from jaxgen.store.manifest import DamageError
 
 HEADROOM = 1.2  # free space asked for, relative to the last checkpoint
@@ -27,6 +28,30 @@ def check(folder: Path, step: int, nbytes: int) -> None:
         free = shutil.disk_usage(folder).free
     if free < HEADROOM * nbytes:
         raise _disk_full(folder, step, nbytes, free)
+
+
+def check_run(folder: Path, abstract_tree: Any, number: int) -> None:
+    """Raise CheckpointError if the disk lacks room for so many checkpoints of a tree.
+
+    Those that are there already are counted among them.
+    """
+    number -= len(shelf.steps(folder))
+    nbytes = sum(leaves.wanted(leaf).nbytes for leaf in leaves.named(abstract_tree).values())
+    if number < 1:
+        return
+    with files.refusals(folder):
+        free = shutil.disk_usage(_existing(folder)).free
+    need = HEADROOM * nbytes * number
+    if free < need:
+        raise CheckpointError(
+            f"{folder}: {number} checkpoints of {files.human(nbytes)} need {files.human(need)}, "
+            f"{files.human(float(free))} are free; free some, or set checkpoint.keep_last and "
+            f"checkpoint.keep_best lower"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def told(folder: Path, step: int, nbytes: int, error: Exception) -> Exception:

@@ -17,6 +17,7 @@ from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.pretrained.hub_read import is_hub
 from jaxgen.pretrained.model import load
+from jaxgen.store.steps import Step, run_and_step
 from jaxgen.tokens import Tokenizer
 
 Overflow = Literal["refuse", "cut"]
@@ -71,14 +72,14 @@ class LoadedModel:
         return [*before, *self.tokenizer.encode(text), *after]
 
 
-def open_model(folder: str | os.PathLike, *, step: int | None = None) -> LoadedModel:
+def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
     """Return the model of a run, a saved folder or a Hugging Face folder, as `jaxgen.load` does.
 
-    step: a certain checkpoint of a run. What the folder says of generation and is not followed
-    here is a warning. CheckpointError, too, if the folder has no tokenizer.
+    step: which checkpoint of a run, as for `jaxgen.load`. What the folder says of generation and is
+    not followed here is a warning. CheckpointError, too, if the folder has no tokenizer.
     """
-    path = Path(folder)
-    config, params = load(path, step=step)
+    config, params = load(folder, step=step)
+    path, _ = run_and_step(folder)
     told, dropped = read_generation_config(path)
     if dropped:
         warnings.warn(f"{path}: not followed: {', '.join(dropped)}", stacklevel=2)

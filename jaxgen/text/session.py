@@ -15,6 +15,7 @@ from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
 from jaxgen.pretrained.chat_template import ChatTemplate, Message, encode_chat, read_chat_template
+from jaxgen.store.steps import Step
 from jaxgen.text import batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch
 from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
@@ -281,12 +282,13 @@ class Session:
 
 
 def open_session(
-    folder: str | os.PathLike, *, step: int | None = None, weights: Weights = "plain"
+    folder: str | os.PathLike, *, step: Step = None, weights: Weights = "plain"
 ) -> Session:
     """Return a Session on a run, a saved or a Hugging Face folder; raises what `jaxgen.load` does.
 
     CheckpointError, too, if the folder has no tokenizer; ConfigError for a model that makes no
-    text. step: a certain checkpoint of a run. weights: "int8" rounds them (`serving.ready`).
+    text. step: which checkpoint of a run, as for `jaxgen.load`. weights: "int8" rounds them
+    (`serving.ready`).
     """
     model = open_model(folder, step=step)
     check_generates(model)

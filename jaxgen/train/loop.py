@@ -29,9 +29,11 @@ class Watch(Protocol):
 class Duties:
     """What the loop calls on schedule.
 
-    validate: state -> metrics, with "loss", or None if somebody asked to stop meanwhile; sample:
-    shows text after a validation; save: makes a checkpoint with the validation loss of its step
-    (None if it had none); poll: raises what went wrong in the background; stopping: whether
+    validate: state -> metrics, with "loss", or None if somebody asked to stop meanwhile; None
+    where there is no validation text. sample: shows text after a validation, or where one would be;
+    save: makes a checkpoint with the validation loss of its step (None if it has none yet);
+    add_loss: adds that loss to a checkpoint that is made; is_best: whether a checkpoint of such a
+    loss would be kept for it; poll: raises what went wrong in the background; stopping: whether
     somebody asked to stop; during: entered with what is done (compiling, training, validating,
     sampling), the step, and the state with its validation loss if these may be saved meanwhile;
     doctor: raises the error that explains a streak of bad steps; epoch: steps that show all of
@@ -39,9 +41,11 @@ class Duties:
     a step is dispatched before the one before it has ended.
     """
 
-    validate: Callable[[State], dict[str, float] | None]
+    validate: Callable[[State], dict[str, float] | None] | None
     sample: Callable[[State, int], None]
     save: Callable[[State, int, float | None], None]
+    add_loss: Callable[[int, float], None]
+    is_best: Callable[[float], bool]
     poll: Callable[[], None]
     stopping: Callable[[], bool]
     during: Callable[..., AbstractContextManager]
@@ -75,7 +79,9 @@ def fit(
 ) -> Fitted:
     """Train up to settings.steps, or until asked to stop.
 
-    The state's own step says where to begin; `owed` makes its validation, and saves it, first.
+    The state's own step says where to begin; `owed` makes its validation first, of a state that is
+    saved. A step that is due is saved before it is validated, so that nothing that fails can lose
+    it; one that is not due is saved if its validation loss is among the best.
     If `duties.ahead`, one step stays in flight: step k + 1 is dispatched before the metrics of step
     k are fetched, so the device does not wait for the host. Should step k turn out to end a streak
     of bad steps, the guard has refused k + 1 as well.
@@ -84,11 +90,8 @@ def fit(
     clock = Clock(duties)
     in_flight: tuple[int, dict, dict] | None = None
     what, streak = "compiling", 0
-    if owed:
-        loss = _check(state, done, duties, watch)
-        if loss is None:
-            return Fitted(state, done, True)
-        duties.save(state, done, loss)
+    if owed and not _check(state, done, duties, watch, saved=True):
+        return Fitted(state, done, True)
     while done < settings.steps and not duties.stopping():
         last, checking = done + 1 == settings.steps, is_checked(done + 1, settings, duties.epoch)
         saving = last or (done + 1) % duties.save_every == 0
@@ -107,12 +110,12 @@ def fit(
             if not duties.ahead:
                 clock.rest()
         what = "training"
-        loss = _check(state, done, duties, watch) if checking else None
-        if checking and loss is None:
-            return Fitted(state, done, True)
         # In a streak nothing new is worth keeping, and a save would push an older one out.
-        if saving and (last or not streak):
-            duties.save(state, done, loss)
+        saved = saving and (last or not streak)
+        if saved:
+            duties.save(state, done, None)
+        if checking and not _check(state, done, duties, watch, saved=saved, streak=streak):
+            return Fitted(state, done, True)
         if checking or saving:
             clock.pause()
         duties.poll()
@@ -122,21 +125,30 @@ def fit(
 
 
 def is_checked(step: int, settings: TrainSettings, epoch: int) -> bool:
-    """Return whether a validation is due after this step; epoch: in steps."""
+    """Return whether a validation, or a sample, is due after this step; epoch: in steps."""
     every = epoch if settings.validate_every == "epoch" else settings.validate_every
     return step > 0 and (step == settings.steps or step % every == 0)
 
 
-def _check(state: State, step: int, duties: Duties, watch: Watch) -> float | None:
-    """Validate and sample; return the loss, None if somebody asked to stop meanwhile."""
-    with duties.during("validating", step, state):
-        found = duties.validate(state)
-    if found is None:
-        return None
-    watch.validation(step, found)
-    with duties.during("sampling", step, state, found["loss"]):
+def _check(
+    state: State, step: int, duties: Duties, watch: Watch, *, saved: bool, streak: int = 0
+) -> bool:
+    """Validate and sample; return False if somebody asked to stop meanwhile."""
+    loss = None
+    if duties.validate is not None:
+        with duties.during("validating", step, state):
+            found = duties.validate(state)
+        if found is None:
+            return False
+        watch.validation(step, found)
+        loss = found["loss"]
+        if saved:
+            duties.add_loss(step, loss)
+        elif not streak and duties.is_best(loss):
+            duties.save(state, step, loss)
+    with duties.during("sampling", step, state, loss):
         duties.sample(state, step)
-    return found["loss"]
+    return True
 
 
 SMALL = 2**20  # bytes of weights

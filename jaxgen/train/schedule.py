@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax.numpy as jnp
 
@@ -12,9 +13,11 @@ from jaxgen.train.settings import TrainSettings
 def make(settings: TrainSettings) -> Callable:
     """Return step -> learning rate: a linear warm-up, then the schedule's own shape.
 
-    The warm-up's first step already learns: rate * (step + 1) / (warmup + 1). cosine: Loshchilov
-    and Hutter 2017; inverse_sqrt: Vaswani et al. 2017; wsd: Hu et al. 2024 (MiniCPM).
+    The warm-up's first step already learns: rate * (step + 1) / (warmup + 1); a warm-up longer than
+    the run is cut to it. cosine: Loshchilov and Hutter 2017; inverse_sqrt: Vaswani et al. 2017;
+    wsd: Hu et al. 2024 (MiniCPM).
     """
+    settings = replace(settings, warmup=min(settings.warmup, settings.steps))
     shape = SHAPES[settings.schedule]
     warmup, final = settings.warmup, settings.final_rate
 

@@ -21,7 +21,7 @@ class TrainSettings:
     schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = option(
         "shape of the learning rate after warm-up; wsd: constant, then linear decay", "cosine"
     )
-    warmup: int = option("steps of linear warm-up", 100)
+    warmup: int = option("steps of linear warm-up; cut to a run that is shorter", 100)
     decay: float = option("wsd: last fraction of the steps, in which the rate falls", 0.2)
     final_rate: float = option("learning rate at the end, as a fraction of the peak", 0.1)
     beta1: float = option("decay of the first moment (momentum)", 0.9)
@@ -71,8 +71,6 @@ class TrainSettings:
             raise ConfigError(
                 f"batch={self.batch} is not a multiple of accumulate={self.accumulate}"
             )
-        if self.warmup > self.steps:
-            raise ConfigError(f"warmup={self.warmup} exceeds steps={self.steps}")
         if self.spike is not None and self.spike <= 1:
             raise ConfigError(f"spike={self.spike} must be greater than 1, or null")
         if self.seed >= 2**63:

@@ -130,7 +130,7 @@ def _beginning(run: Run, task: Task, name: Name) -> tuple[State, dict[str, Any] 
 def _steps(run: Run, state: State, batches: Any, last: int, saving: int | None) -> Iterator[Row]:
     """Yield the rows that the loop of `jaxgen train` makes, asked to stop after each step."""
     seen = _Seen(batches)
-    limit = replace(run.settings.train, steps=last, warmup=0, validate_every=1, log_every=1)
+    limit = replace(run.settings.train, steps=last, validate_every=1, log_every=1)
     while int(state.step) < last:
         made: list[Row] = []
         duties = _duties(run, seen, made, saving)
@@ -165,7 +165,7 @@ def _duties(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Dutie
         made.append(describe(state) | about | {"loss": seen.loss})
         return {"loss": seen.loss}
 
-    def save(state: State, step: int, _: float | None) -> None:
+    def save(state: State, step: int) -> None:
         if step == saving:
             extra = {"data": seen.batches.state(), "valid_loss": None}
             run.checkpoints.save(step, state, extra, metric=None)
@@ -177,8 +177,10 @@ def _duties(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Dutie
 
     return Duties(
         validate=note,
-        sample=lambda state, step: None,
-        save=save,
+        sample=save,  # which comes last
+        save=lambda *_: None,
+        add_loss=lambda *_: None,
+        is_best=lambda _: False,
         poll=lambda: None,
         stopping=lambda: bool(made),
         during=lambda *_: nullcontext(),

@@ -8,7 +8,7 @@ import pytest
 from data_makers import write_lines
 
 from jaxgen import data, settings
-from jaxgen.data import DataSettings, Tally, streams
+from jaxgen.data import DataSettings, Tally, sources, streams
 from jaxgen.errors import BusyError, ConfigError, DataError
 
 
@@ -196,3 +196,118 @@ def test_contradictory_settings_are_refused(fields):
 def test_settings_without_a_corpus_say_how_to_name_one():
     with pytest.raises(ConfigError, match=r"set data\.files, or data\.corpus"):
         list(data.documents(DataSettings()))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.NDJSON", "x.json", "X.JSON.GZ", "y.json", "z.Json"])
+def test_objects_by_line_in_an_array_or_alone_are_read_whatever_the_ending(tmp_path, name):
+    records = [{"text": "a\r\nb"}, {"text": "c", "n": 1}]
+    raw = "".join(json.dumps(record) + "\r\n" for record in records)
+    if name.startswith("y"):
+        raw = "\ufeff" + json.dumps(records, indent=1)
+    if name.startswith("z"):
+        records, raw = records[:1], json.dumps(records[0], indent=1)
+    packed = name.endswith("GZ")
+    (tmp_path / name).write_bytes(gzip.compress(raw.encode()) if packed else raw.encode())
+    assert texts(tmp_path / name) == ["a\nb", "c"][: len(records)]
+
+
+def test_a_bad_item_of_a_json_array_is_named_or_skipped(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('[{"text": "a"},\n {"txt": "b"}, 3, {"text": "c"}]')
+    with pytest.raises(DataError, match=r"x.json: item 2 has no field 'text' \(did you mean 'txt'"):
+        texts(path)
+    tally = Tally()
+    assert texts(path, tally, on_bad_record="skip") == ["a", "c"]
+    assert sum(tally.skipped.values()) == 2 and tally.read == path.stat().st_size
+    path.write_text('[{"text": "a"}')
+    with pytest.raises(DataError, match=r"x.json is not JSON"):
+        texts(path)
+
+
+def test_a_field_within_an_object_is_named_by_its_path(tmp_path):
+    records = [{"meta": {"text": "deep"}, "text": "flat", "a.b": "dotted", "a": {"b": "inner"}}]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert texts(path, field="meta.text") == ["deep"]
+    assert texts(path, field="a.b") == ["dotted"]
+    with pytest.raises(DataError, match=r"'meta.txt' \(did you mean 'meta.text'"):
+        texts(path, field="meta.txt")
+    with pytest.raises(DataError, match=r"has no field 'text.more'"):
+        texts(path, field="text.more")
+    with pytest.raises(DataError, match=r"'meta' is an object, not a string"):
+        texts(path, field="meta")
+
+
+def test_columns_of_any_kind_of_string_and_within_structs_are_read(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    wanted = ["a\r\nb", "c", None, "c"]
+    kinds = {
+        "plain": pyarrow.string(),
+        "large": pyarrow.large_string(),
+        "view": pyarrow.string_view(),
+        "coded": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()),
+    }
+    columns = {name: pyarrow.array(wanted).cast(kind) for name, kind in kinds.items()}
+    structs = [None if text is None else {"inner": {"text": text}} for text in wanted]
+    table = pyarrow.table({**columns, "doc": structs, "nothing": pyarrow.nulls(4), "n": [1] * 4})
+    path = tmp_path / "x.Parquet"
+    parquet.write_table(table, path)
+    for field in (*kinds, "doc.inner.text"):
+        tally = Tally()
+        assert texts(path, tally, field=field, on_bad_record="skip") == ["a\nb", "c", "c"], field
+        with pytest.raises(DataError, match=f"row 3: '{field}' is null"):
+            texts(path, field=field)
+    with pytest.raises(DataError, match="row 1: 'nothing' is null, not a string"):
+        texts(path, field="nothing")
+    with pytest.raises(DataError, match=r"no column 'doc.text' \(did you mean 'doc.inner.text'"):
+        texts(path, field="doc.text")
+
+
+@pytest.mark.parametrize("name", ["x[1].txt", "*.txt", "a?.txt", "{b}.txt", "c\\d.txt", "-e f.txt"])
+def test_a_name_that_is_there_as_written_is_no_glob(tmp_path, monkeypatch, name):
+    home = tmp_path / "proj [v2]"
+    home.mkdir()
+    for other in ("x1.txt", "ab.txt", "b.txt"):
+        (home / other).write_text("another")
+    (home / name).write_text("this")
+    monkeypatch.chdir(home)
+    for pattern in (name, str(home / name), sources.absolute(name, ())):
+        assert texts(pattern) == ["this"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home))
+    assert texts(f"~/{name}") == texts(sources.absolute(f"~/{name}", ())) == ["this"]
+
+
+def test_a_glob_means_the_same_from_everywhere(tmp_path, monkeypatch):
+    home = tmp_path / "proj [v2]"
+    home.mkdir()
+    (home / "b1.txt").write_text("one")
+    (home / "a.de").write_text("eins\n")
+    (home / "a.en").write_text("one\n")
+    monkeypatch.chdir(home)
+    pattern, sides = sources.absolute("b[0-9].txt", ()), sources.absolute("*.{side}", ("de", "en"))
+    monkeypatch.chdir(tmp_path)
+    assert texts(pattern) == ["one"]
+    settings = DataSettings(files=(sides,), sides=("de", "en"))
+    assert [d.texts for d in data.documents(settings, form="pairs")] == [("eins", "one")]
+
+
+def test_text_that_is_held_out_is_no_training_text_whatever_its_name(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "valid.txt")
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "test.txt")
+    every, valid, test = (str(tmp_path / name) for name in ("*.txt", "valid.txt", "test.txt"))
+    found = DataSettings(
+        files=(every, f"{tmp_path}/t*.txt"), valid_files=(valid,), test_files=(test,)
+    )
+    assert [(split, d.text) for split, d in data.assigned(found)] == [
+        (name, name) for name in ("train", "valid", "test")
+    ]
+    with pytest.raises(ConfigError, match=r"link.txt is matched by data.valid_files and data.test"):
+        list(data.documents(DataSettings(files=(every,), valid_files=(valid,),
+                                         test_files=(f"{tmp_path}/link.txt",))))  # fmt: skip
+    with pytest.raises(DataError, match=r"valid.txt...\) is validation or test text as well"):
+        list(data.documents(DataSettings(files=(valid,), valid_files=(valid,))))

@@ -182,16 +182,36 @@ def test_a_run_of_another_config_is_refused_and_left_alone(finished, config, her
     assert changed <= {"LOCK"}
 
 
-def test_a_changed_corpus_is_refused(finished, corpus, here, tmp_path):
+def test_settings_of_steps_to_come_may_change_where_a_run_is_told_to_go_on(finished, config, here):
+    code, said = here("train", config, "--out", finished, "train.steps=130")
+    assert code == 2 and f"`jaxgen train {finished} train.steps=130` to go on" in said, said
+    code, said = here("train", finished, "train.steps=100")
+    assert code == 2 and "has made 120 steps already; give train.steps=120 or more" in said, said
+    code, said = here("train", finished, "train.learning_rate=1.0")
+    assert code == 2 and "so train.learning_rate=1.0 (was 0.001) changes nothing" in said, said
+    code, said = here("train", finished, "train.steps=130", "train.seed=1")
+    assert code == 2 and "train.seed is 0 there, 1 here" in said and "steps is" not in said, said
+
+
+def test_a_changed_corpus_is_refused_and_one_that_moved_is_known(finished, corpus, here, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     text = corpus.read_text()
     try:
         corpus.write_text(text + json.dumps({"text": "one more"}) + "\n")
-        code, said = here("train", folder)
+        for verb in ("train", "eval"):
+            code, said = here(verb, folder)
+            assert code == 7 and f"the text is not what {folder} was begun with" in said, said
+        other = here("eval", folder, f"data.files=[{corpus}]")
     finally:
         corpus.write_text(text)
-    assert code == 2 and "another data" in said, said
+    assert other[0] == 0 and "valid, of other text than the run was trained on" in other[1]
+    moved = tmp_path / "moved [1].jsonl"
+    moved.write_text(text)
+    code, said = here("eval", folder, f"data.files=['{moved}']", "--step", "best")
+    assert code == 0 and "other text" not in said, said
+    assert here("train", folder, f"data.files=['{moved}']")[0] == 0
+    assert str(moved) in (folder / "config.yaml").read_text()
 
 
 def test_a_streak_of_bad_steps_ends_with_a_post_mortem_and_keeps_the_checkpoint(

@@ -4,7 +4,8 @@ import jax
 import pytest
 
 from jaxgen.errors import ConfigError
-from jaxgen.run import training
+from jaxgen.pretrained import model
+from jaxgen.run import job, training
 from jaxgen.train import forms, loop
 
 
@@ -25,3 +26,83 @@ def test_a_run_says_the_compilers_options_and_waits_for_steps_on_a_cpu(
     assert handed[0].ahead == (small > 0 or jax.default_backend() != "cpu")
     for name in forms.asked("jit", None):
         assert f"compiler option {name}=true" in said
+
+
+TINY = """
+model: {context: 16, layers: 1, d_model: 8, heads: 2}
+tokenizer: {kind: bytes}
+data: {files: [FILES], valid_fraction: 0.0, test_fraction: 0.0}
+train: {steps: 3, batch: 4, warmup: 100, schedule: constant, log_every: 1}
+sample: {prompts: [the], max_new_tokens: 2}
+"""
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("FILES", str(corpus)))
+    return path
+
+
+def steps_of(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_a_run_without_validation_text_finishes_is_saved_and_goes_on_to_more_steps(
+    tiny, here, tmp_path
+):
+    folder = tmp_path / "run [1]"
+    code, said = here("train", tiny, "--out", folder)
+    assert code == 0 and said.count("no validation:") == 1, said
+    assert "train.warmup=100 is longer than the run; it is cut to train.steps=3" in said
+    assert steps_of(folder) == [3] and (folder / "samples" / "3.txt").exists()
+    code, said = here("train", folder, "train.steps=5", "train.warmup=0")
+    assert code == 0 and "from step 3 on: train.steps=5 (was 3)" in said, said
+    assert "the learning rate is now 0.001, as constant over 5 steps has it" in said
+    assert steps_of(folder) == [3, 5]
+
+
+def test_what_a_failing_validation_or_sample_interrupts_is_saved_before(
+    tiny, here, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise ConfigError("planted")
+
+    monkeypatch.setattr(job, "validate", fail)
+    words = ("data.valid_fraction=0.3", "train.validate_every=2")
+    code, said = here("train", tiny, "--out", tmp_path / "run", *words)
+    assert code == 2 and "planted" in said, said
+    assert steps_of(tmp_path / "run") == [2]
+
+
+def test_the_best_validation_is_kept_and_named_wherever_it_falls(tiny, here, tmp_path, monkeypatch):
+    losses = iter((3.0, 1.0, 2.0))
+    monkeypatch.setattr(job, "validate", lambda *_, **__: {"loss": next(losses)})
+    folder = tmp_path / "run"
+    words = ("data.valid_fraction=0.3", "train.validate_every=1", "checkpoint.keep_last=1")
+    code, said = here("train", tiny, "--out", folder, *words, "checkpoint.every=100")
+    assert code == 0, said
+    assert steps_of(folder) == [2, 3]
+    step_folder = folder / "checkpoints" / "00000002"
+    for path, step, number in (
+        (folder, "best", 2), (folder, "last", 3), (folder, None, 3), (folder, 2, 2),
+        (step_folder, None, 2), (step_folder, 2, 2),
+    ):  # fmt: skip
+        assert model.load_step(path, step)[2] == number
+    with pytest.raises(ConfigError, match="is step 2, but step=3 is asked for"):
+        model.load(step_folder, step=3)
+    for words in ((folder, "--step", "best"), (step_folder,)):
+        code, said = here("score", *words, "the text")
+        assert code == 0, said
+    assert here("score", step_folder, "--step", "3", "the text")[0] == 2
+    code, said = here("score", folder, "--step", "newest", "the text")
+    assert code == 2 and "--step newest is no checkpoint" in said, said
+
+
+def test_validation_text_without_a_token_to_predict_is_found_before_the_first_step(
+    tiny, here, tmp_path
+):
+    (tmp_path / "valid.jsonl").write_text('{"text": ""}\n')
+    valid = f"data.valid_files=[{tmp_path}/valid.jsonl]"
+    code, said = here("train", tiny, "--out", tmp_path / "run", valid, "data.valid_fraction=null")
+    assert code == 7 and "hold no text" in said and not (tmp_path / "run").exists(), said

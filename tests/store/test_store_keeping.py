@@ -1,14 +1,16 @@
 """Which checkpoints stay, and what a save refuses to do to them."""
 
 import math
+import shutil
 import threading
 import time
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import Checkpoints
+from jaxgen.store import Checkpoints, space
 
 TREE = {"w": jnp.zeros(3)}
 
@@ -112,15 +114,46 @@ def test_cleaning_waits_for_the_save_that_is_under_way(tmp_path):
 
 
 def test_a_step_saved_before_its_metric_was_known_gets_it_and_keeps_it(tmp_path):
-    checkpoints = Checkpoints(tmp_path, fingerprints={}, keep_last=2, keep_best=1)
+    checkpoints = Checkpoints(tmp_path, fingerprints={}, keep_last=1, keep_best=1)
     checkpoints.save(1, TREE, {"loss": None}, metric=None)
+    for metric in (math.nan, 2.5, None, 9.0):  # while the save may still be under way
+        checkpoints.add_metric(1, metric, {"loss": 2.5})
     checkpoints.wait()
-    assert checkpoints.best() is None
-    for metric in (2.5, None, 9.0):
-        checkpoints.save(1, TREE, {"loss": metric}, metric=metric)
+    found = checkpoints.restore(TREE)
+    assert checkpoints.best() == 1 and found.extra == {"loss": 2.5} and not found.warnings
+    checkpoints.save(2, TREE, {}, metric=None)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.add_metric(2, 1.5, {})  # what was best before need not stay
+    checkpoints.wait()
+    assert checkpoints.steps() == [2] and checkpoints.best() == 2
+
+
+def test_a_metric_for_a_step_that_is_not_there_is_refused(tmp_path):
+    checkpoints = saved(tmp_path, [1.0], keep_last=1, keep_best=1)
+    checkpoints.add_metric(7, 1.0, {})
+    with pytest.raises(CheckpointError, match="00000007"):
         checkpoints.wait()
-        found = checkpoints.restore(TREE)
-        assert checkpoints.best() == 1 and found.extra == {"loss": 2.5} and not found.warnings
-    checkpoints.save(2, TREE, {}, metric=3.0)
+
+
+def test_a_metric_is_best_if_its_step_would_be_kept_for_it(tmp_path):
+    checkpoints = saved(tmp_path, [3.0, 2.0, 4.0], keep_last=1, keep_best=2)
+    another = Checkpoints(tmp_path, keep_last=1, keep_best=2, fingerprints={})
+    for each in (checkpoints, another):
+        answers = [each.is_best(metric) for metric in (2.5, 3.0, 3.5, math.nan)]
+        assert answers == [True, False, False, False]
+    checkpoints.save(4, TREE, {}, metric=1.0)
     checkpoints.wait()
-    assert checkpoints.best() == 1
+    assert not checkpoints.is_best(2.5) and checkpoints.is_best(1.5)
+    assert not Checkpoints(tmp_path, keep_last=1, keep_best=0, fingerprints={}).is_best(0.0)
+
+
+def test_room_for_all_that_a_run_keeps_is_asked_for_at_its_start(tmp_path, monkeypatch):
+    big = {"w": jax.ShapeDtypeStruct((1 << 20,), jnp.float32)}  # 4 MiB
+    free = shutil.disk_usage(tmp_path)._replace(free=12 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    space.check_run(tmp_path / "new", big, 2)
+    with pytest.raises(CheckpointError, match=r"3 checkpoints of 4.0 MiB need 14.4 MiB, 12.0 MiB"):
+        space.check_run(tmp_path / "new", big, 3)
+    saved(tmp_path / "new", [1.0], keep_last=1, keep_best=0)
+    space.check_run(tmp_path / "new", big, 3)

@@ -104,7 +104,8 @@ def groups(count):
 
 
 def draft(step):
-    rows = {n: {"dtype": a.dtype.name, "shape": list(a.shape)} for n, a in ARRAYS.items()}
+    array = ARRAYS["params/w"]
+    rows = {"params/w": {"dtype": array.dtype.name, "shape": list(array.shape)}}
     return manifest.Manifest(
         step=step, metric=None, fingerprints={}, extra={}, arrays=rows, files={}, format=2,
         versions={}, time="",
@@ -126,6 +127,18 @@ def written(target, step, fault=None):
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(write, groups(2)))
+
+
+def test_a_step_of_which_a_part_was_not_written_is_a_failed_save(tmp_path, monkeypatch):
+    whole = pieces.write
+
+    def forgetful(path, mine, sums):
+        whole(path, {} if path.name.startswith("00001") else mine, sums)
+
+    monkeypatch.setattr(pieces, "write", forgetful)
+    found = written(tmp_path / "00000007", 7)
+    assert all(isinstance(error, CheckpointError) for error in found), found
+    assert "params/w was not written" in str(found[0]) and not list(tmp_path.iterdir())
 
 
 def test_a_step_is_whole_once_both_have_written_and_again_is_let_be(tmp_path):

@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from jaxgen.errors import BusyError, CheckpointError, ConfigError
 from jaxgen.store import Checkpoints, leaves, safetensors
+from jaxgen.store import arrays as orbax
 
 
 @jax.tree_util.register_dataclass
@@ -287,3 +288,65 @@ def test_a_folder_that_cannot_be_is_refused_in_one_line(tmp_path, name):
         with pytest.raises(BusyError, match=name) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+TREE = {"a": {"w": np.arange(6.0, dtype="f4").reshape(2, 3)}, "none": np.zeros((0, 2)), "n": 3}
+ODD_NAMES = [
+    *("lr=[1e-3]", "[", "a[!b]c", "*", "a?", "{a,b}", "back\\slash", "~", "%41%", "#a", "a b"),
+    *("$HOME", "a\nb", "-x", "a:b|c;d&e", "'\"`", "\x7f", "日本", "\udc80", "file:x"),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_character_may_stand_in_the_path_of_a_run(tmp_path, name):
+    for matched in ("lr=e", "a", "b", "aa", "a9c"):  # what a pattern of that name would find
+        (tmp_path / matched / "arrays").mkdir(parents=True)
+    assert_same(TREE, there_and_back(tmp_path / name / "checkpoints", TREE, TREE))
+    assert open_at(tmp_path / name / "checkpoints").verify(1) == []
+
+
+def test_characters_of_a_path_may_be_any(tmp_path_factory):
+    @settings(max_examples=12, deadline=None)
+    @given(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=40))
+    def check(name):
+        if name.strip(".") and len(os.fsencode(name)) < 200:
+            assert_same(TREE, there_and_back(tmp_path_factory.mktemp("paths") / name, TREE, TREE))
+
+    check()
+
+
+def _loses_all(folder, arrays):
+    folder.mkdir()
+    (folder / "_METADATA").write_text("{}")
+
+
+def _loses_one(folder, arrays, whole=orbax.write):
+    whole(folder, {name: array for name, array in arrays.items() if name != "a/w"})
+
+
+def _reshapes_one(folder, arrays, whole=orbax.write):
+    whole(folder, {name: array.reshape(-1) for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize("writer", [_loses_all, _loses_one, _reshapes_one])
+def test_a_step_that_cannot_be_opened_again_is_a_failed_save(tmp_path, monkeypatch, writer):
+    monkeypatch.setattr(orbax, "write", writer)
+    checkpoints = open_at(tmp_path)
+    checkpoints.save(1, TREE, {}, metric=None)
+    with pytest.raises(CheckpointError, match=r"arrays( can't be opened|: a/w was not written)"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [] and not list(tmp_path.iterdir())
+
+
+def test_an_array_whose_chunk_is_lost_is_no_whole_array(tmp_path):
+    import tensorstore
+
+    arrays = {"w": np.ones((2, 3), "f4"), "n": np.int32(3)[...]}
+    orbax.write(tmp_path / "arrays", arrays)
+    described = {name: leaves.Leaf(a.dtype.name, a.shape) for name, a in arrays.items()}
+    orbax.check(tmp_path / "arrays", described)
+    base = {"driver": "file", "path": f"{tmp_path}/arrays/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    store.delete_range(tensorstore.KvStore.KeyRange("w/c", "w/d")).result()
+    with pytest.raises(CheckpointError, match="a part of w was not written"):
+        orbax.check(tmp_path / "arrays", described)

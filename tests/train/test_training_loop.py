@@ -17,8 +17,9 @@ from jaxgen.train.state import Health, State
 class Diary:
     """A Watch and all Duties at once: it notes what it is called for."""
 
-    def __init__(self, bad=(), stop_after=None, cut=(), ahead=True):
+    def __init__(self, bad=(), stop_after=None, cut=(), ahead=True, best=(), validates=True):
         self.bad, self.stop_after, self.cut, self.ahead = bad, stop_after, cut, ahead
+        self.best, self.validates = best, validates
         self.notes, self.speeds, self.phases, self.dispatched = [], [], [], []
 
     def step(self, step, metrics):
@@ -39,9 +40,11 @@ class Diary:
             return self.stop_after is not None and dispatched >= self.stop_after
 
         return Duties(
-            validate=self.validate,
+            validate=self.validate if self.validates else None,
             sample=lambda state, step: self.notes.append(("sample", step)),
             save=lambda state, step, loss: self.notes.append(("save", step, int(state.step), loss)),
+            add_loss=lambda step, loss: self.notes.append(("loss", step, loss)),
+            is_best=lambda loss: loss in self.best,
             poll=lambda: None,
             stopping=stopping,
             during=self.during,
@@ -59,7 +62,7 @@ class Diary:
         # What may be saved meanwhile is the state after `step`, with its loss if it has one.
         assert (state is None) == (what in ("compiling", "training"))
         assert state is None or int(state.step) == step
-        assert (loss is None) == (what != "sampling")
+        assert (loss is None) == (what != "sampling" or not self.validates)
         self.phases.append((what, step))
         yield
 
@@ -108,12 +111,34 @@ def test_validations_samples_and_saves_come_on_schedule_and_at_the_end():
     diary.run(steps=11)
     assert [note[1] for note in of(diary, "valid")] == [5, 10, 11]
     assert [note[1] for note in of(diary, "sample")] == [5, 10, 11]
-    # A save carries the validation loss of its own step only.
+    # A save comes before what may fail, and gets the validation loss of its own step only.
+    assert of(diary, "save") == [("save", step, step, None) for step in (4, 8, 11)]
+    assert of(diary, "loss") == [("loss", 11, 111.0)]
+    assert [note[0] for note in diary.notes[-4:]] == ["save", "valid", "loss", "sample"]
+
+
+def test_a_validation_between_saves_that_is_among_the_best_is_saved():
+    diary = Diary(best=(103.0, 109.0, 112.0))
+    diary.run(steps=12, validate_every=3)
     assert of(diary, "save") == [
+        ("save", 3, 3, 103.0),
         ("save", 4, 4, None),
         ("save", 8, 8, None),
-        ("save", 11, 11, 111.0),
+        ("save", 9, 9, 109.0),
+        ("save", 12, 12, None),
     ]
+    assert of(diary, "loss") == [("loss", 12, 112.0)]
+    streak = Diary(best=(105.0,), bad=(5,))
+    streak.run()
+    assert [note[1] for note in of(streak, "save")] == [4, 8, 10]
+
+
+def test_without_validation_text_all_steps_are_made_saved_and_shown():
+    diary = Diary(validates=False)
+    assert diary.run()[1:] == (10, False)
+    assert of(diary, "valid") == of(diary, "loss") == []
+    assert [note[1] for note in of(diary, "sample")] == [5, 10]
+    assert [note[1] for note in of(diary, "save")] == [4, 8, 10]
 
 
 def test_a_resumed_loop_does_only_what_is_left():
@@ -158,12 +183,13 @@ def test_asked_to_stop_it_settles_what_is_in_flight():
     assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
 
 
-def test_a_validation_cut_short_is_owed_and_nothing_is_saved_without_it():
+def test_a_validation_cut_short_is_owed_and_its_step_is_saved():
     diary = Diary(cut=(8,))
     state, done, owed = diary.run(validate_every=4)
     assert (int(state.step), done, owed) == (8, 8, True)
     assert [note[1] for note in of(diary, "valid")] == [4]
-    assert [note[1] for note in of(diary, "save")] == [4]
+    assert of(diary, "save")[1:] == [("save", 8, 8, None)]
+    assert [note[1] for note in of(diary, "loss")] == [4]
     assert [note[1] for note in of(diary, "step")] == list(range(1, 9))
 
 
@@ -173,8 +199,8 @@ def test_what_is_owed_comes_first_and_is_saved_also_after_the_last_step():
         assert diary.run(begin=begin, owed=True)[1:] == (10, False)
         assert diary.notes[:3] == [
             ("valid", begin, 100.0 + begin),
+            ("loss", begin, 100.0 + begin),
             ("sample", begin),
-            ("save", begin, begin, 100.0 + begin),
         ]
         assert len(of(diary, "valid")) == (2 if begin == 8 else 1)
     diary = Diary(cut=(8,))

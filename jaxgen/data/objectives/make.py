@@ -89,7 +89,7 @@ def _prefix(text: _Text, context: int) -> tuple[int, Recipe]:
 def _spans(text: _Text, context: int) -> tuple[int, Recipe]:
     rate, span, sentinels = text.rate, text.settings.span, len(text.alphabet.sentinels)
     width, target = spans.lengths(context, rate, span)
-    count = round(round(width * rate) / span)
+    count = spans.counts(width, rate, span)[1]
     if count > sentinels or target > context or context < 8:
         raise ConfigError(
             f"model.context={context} with objective.rate={rate} and objective.span={span} makes "

@@ -11,21 +11,24 @@ from jaxgen.data.chance import order
 def lengths(source: int, rate: float, span: float) -> tuple[int, int]:
     """Return (tokens of text, tokens of the target) that make a source of `source` at most.
 
-    As `random_spans_helper` of T5's published code: source and target end with eos.
+    source: at least 3. As `random_spans_helper` of T5's published code, source and target end with
+    eos. That code counts no noise in a short text, which gets one noise token all the same, and so
+    makes a source of one token too many; here both lengths are those that `corrupt` comes to.
     """
 
     def come_to(tokens: int) -> tuple[int, int]:
-        noise = round(tokens * rate)
-        spans = round(noise / span)
+        noise, spans = counts(tokens, rate, span)
         return tokens - noise + spans + 1, noise + spans + 1
 
     tokens = source
+    while tokens > 2 and come_to(tokens)[0] > source:
+        tokens -= 1
     while come_to(tokens + 1)[0] <= source:
         tokens += 1
     reached, target = come_to(tokens)
     # T5's own exception, so that both are the same round number.
     if rate == 0.5 and target > reached:
-        return tokens - 1, target - 1
+        return tokens - 1, come_to(tokens - 1)[1]
     return tokens, target
 
 
@@ -36,9 +39,7 @@ def noise_mask(
 
     Every row has as many noise tokens and spans; rows begin with text and end with noise.
     """
-    noise = min(max(round(length * rate), 1), length - 1)
-    # More spans than there are tokens between them could not be told apart.
-    spans = min(max(round(noise / span), 1), noise, length - noise)
+    noise, spans = counts(length, rate, span)
     parts = np.stack(
         [
             _segments(keys, length - noise, spans, stream=1),
@@ -50,6 +51,13 @@ def noise_mask(
     marks = np.zeros((len(keys), length), np.int64)
     np.put_along_axis(marks, begins, 1, axis=1)
     return np.cumsum(marks, axis=1) % 2 == 1
+
+
+def counts(length: int, rate: float, span: float) -> tuple[int, int]:
+    """Return how many of so many tokens are noise, and in how many spans."""
+    noise = min(max(round(length * rate), 1), length - 1)
+    # More spans than there are tokens between them could not be told apart.
+    return noise, min(max(round(noise / span), 1), noise, length - noise)
 
 
 def _segments(keys: np.ndarray, items: int, segments: int, *, stream: int) -> np.ndarray:
