@@ -50,7 +50,7 @@ def state_of(size: str) -> Any:
     from jaxgen.train import state
 
     config = jaxgen.ModelConfig(**SIZES[size])
-    make = lambda key: state.make(jaxgen.init(config, key), optax.adamw(1e-3), key)  # noqa: E731
+    make = lambda key: state.train_state(jaxgen.init(config, key), optax.adamw(1e-3), key)  # noqa: E731
     shapes = jax.eval_shape(make, jax.random.key(0))
     drawn = np.random.default_rng(0)
 

@@ -134,7 +134,7 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     rule = optax.adamw(RATE, b1=first, b2=last, weight_decay=DECAY)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), rule)
     step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
-    held = {"state": state.make(params, optimizer, jax.random.key(1))}
+    held = {"state": state.train_state(params, optimizer, jax.random.key(1))}
     del params, logits
     jitted = forms.make("jit", step, None, None, rows)
     program, compiling = sides.once(jitted.lower(held["state"], batch).compile)

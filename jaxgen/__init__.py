@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxgen.config import ModelConfig
     from jaxgen.decoding.allow import allowed_tokens
+    from jaxgen.decoding.automaton import choices, json_schema, regex
     from jaxgen.decoding.beam import beam_search
     from jaxgen.decoding.bias import bad_words, sequence_bias
     from jaxgen.decoding.chain import chain, greedy
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         suppress,
         suppress_first,
     )
+    from jaxgen.decoding.fuse import fused
     from jaxgen.decoding.guide import guided
     from jaxgen.decoding.loop import decode
     from jaxgen.decoding.repeat import (
@@ -58,11 +60,12 @@ if TYPE_CHECKING:
     from jaxgen.decoding.stop import stop_strings
     from jaxgen.decoding.watermark import detect, watermark
     from jaxgen.decoding.words import must_appear
-    from jaxgen.models.api import abstract, apply, axes, encode, init
+    from jaxgen.models.api import abstract, apply, axes, empty_cache, encode, init
     from jaxgen.models.presets import preset
     from jaxgen.pretrained.model import load, save
     from jaxgen.text.beams import generate_beams
-    from jaxgen.text.generate import generate
+    from jaxgen.text.generate import generate, model_step, prefill
+    from jaxgen.text.session import open_session as open
     from jaxgen.text.strategies import (
         generate_contrastive,
         generate_dola,
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
         generate_speculative,
     )
     from jaxgen.train.losses import causal_loss
+    from jaxgen.train.state import train_state
     from jaxgen.train.step import train_step
 
 _HOME = {
@@ -84,17 +88,20 @@ _HOME = {
     "best_of": "decoding.rerank",
     "causal_loss": "train.losses",
     "chain": "decoding.chain",
+    "choices": "decoding.automaton",
     "contrastive_search": "decoding.contrastive",
     "decode": "decoding.loop",
     "decode_detailed": "decoding.detail",
     "detect": "decoding.watermark",
     "draft_model": "decoding.speculate",
+    "empty_cache": "models.api",
     "encode": "models.api",
     "epsilon": "decoding.shape",
     "eta": "decoding.shape",
     "force_first": "decoding.force",
     "force_last": "decoding.force",
     "frequency_penalty": "decoding.repeat",
+    "fused": "decoding.fuse",
     "generate": "text.generate",
     "generate_beams": "text.beams",
     "generate_contrastive": "text.strategies",
@@ -104,6 +111,7 @@ _HOME = {
     "greedy": "decoding.chain",
     "guided": "decoding.guide",
     "init": "models.api",
+    "json_schema": "decoding.automaton",
     "layer_contrast": "decoding.contrast",
     "length_decay": "decoding.force",
     "load": "pretrained.model",
@@ -112,12 +120,16 @@ _HOME = {
     "min_new_tokens": "decoding.force",
     "min_p": "decoding.shape",
     "minimum_risk": "decoding.rerank",
+    "model_step": "text.generate",
     "must_appear": "decoding.words",
     "no_repeat_ngram": "decoding.repeat",
     "no_repeat_source": "decoding.repeat",
+    "open": "text.session:open_session",
+    "prefill": "text.generate",
     "presence_penalty": "decoding.repeat",
     "preset": "models.presets",
     "reader": "decoding.speculate",
+    "regex": "decoding.automaton",
     "renormalize": "decoding.shape",
     "repetition_penalty": "decoding.repeat",
     "save": "pretrained.model",
@@ -132,6 +144,7 @@ _HOME = {
     "top_k": "decoding.shape",
     "top_n_sigma": "decoding.shape",
     "top_p": "decoding.shape",
+    "train_state": "train.state",
     "train_step": "train.step",
     "typical": "decoding.shape",
     "watermark": "decoding.watermark",
@@ -149,17 +162,20 @@ __all__ = [
     "best_of",
     "causal_loss",
     "chain",
+    "choices",
     "contrastive_search",
     "decode",
     "decode_detailed",
     "detect",
     "draft_model",
+    "empty_cache",
     "encode",
     "epsilon",
     "eta",
     "force_first",
     "force_last",
     "frequency_penalty",
+    "fused",
     "generate",
     "generate_beams",
     "generate_contrastive",
@@ -169,6 +185,7 @@ __all__ = [
     "greedy",
     "guided",
     "init",
+    "json_schema",
     "layer_contrast",
     "length_decay",
     "load",
@@ -177,12 +194,16 @@ __all__ = [
     "min_new_tokens",
     "min_p",
     "minimum_risk",
+    "model_step",
     "must_appear",
     "no_repeat_ngram",
     "no_repeat_source",
+    "open",
+    "prefill",
     "presence_penalty",
     "preset",
     "reader",
+    "regex",
     "renormalize",
     "repetition_penalty",
     "save",
@@ -197,6 +218,7 @@ __all__ = [
     "top_k",
     "top_n_sigma",
     "top_p",
+    "train_state",
     "train_step",
     "typical",
     "watermark",

@@ -11,12 +11,16 @@ from typing import Any
 def names(
     package: str, home: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the (__getattr__, __dir__) of a package; `home` maps each name to its module."""
+    """Return the (__getattr__, __dir__) of a package.
+
+    home: the module of each name, or "module:name" where it has another name there.
+    """
 
     def load(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{home[name]}"), name)
+        module, _, inside = home[name].partition(":")
+        value = getattr(import_module(f"{package}.{module}"), inside or name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -64,7 +64,7 @@ CALLS = {
     "gradient": lambda p: jax.grad(lambda p: jaxgen.causal_loss(p, CONFIG, BATCH).total)(p),
     "step": lambda p: (
         jaxgen.train_step(
-            state.make(p, OPTIMIZER, KEY),
+            state.train_state(p, OPTIMIZER, KEY),
             BATCH,
             config=CONFIG,
             optimizer=OPTIMIZER,

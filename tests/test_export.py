@@ -88,7 +88,7 @@ def test_texts_of_any_prompts_greedy_and_sampled(params):
 
 def test_a_training_step_whose_state_goes_in_and_out(params):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9), optax.scale(-0.1))
-    begun = state.make(params, tx, jax.random.PRNGKey(0))
+    begun = state.train_state(params, tx, jax.random.PRNGKey(0))
     step = partial(jaxgen.train_step, config=CONFIG, optimizer=tx, loss=jaxgen.causal_loss)
     check(step, begun, {"tokens": TOKENS, "targets": TOKENS})
 

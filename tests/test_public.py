@@ -36,11 +36,9 @@ def test_the_face_works_as_written():
 def test_a_research_loop_needs_nothing_but_optax():
     import optax
 
-    from jaxgen.train import state as states
-
     config = jaxgen.ModelConfig(vocab_size=31, context=16, layers=1, d_model=16, heads=2)
     tx = optax.adam(1e-2)
-    state = states.make(jaxgen.init(config, jax.random.key(0)), tx, jax.random.key(1))
+    state = jaxgen.train_state(jaxgen.init(config, jax.random.key(0)), tx, jax.random.key(1))
     step = jax.jit(partial(jaxgen.train_step, config=config, optimizer=tx, loss=jaxgen.causal_loss))
     tokens = jnp.arange(17)[None] % 5
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
@@ -68,6 +66,32 @@ def test_every_public_name_is_there_and_a_wrong_one_is_not():
         assert name in dir(jaxgen)
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
         jaxgen.sampel
+
+
+def test_a_folder_opens_as_text_in_and_text_out(tmp_path):
+    from jaxgen.tokens.plain import Bytes
+
+    config = jaxgen.ModelConfig(vocab_size=259, context=32, layers=1, d_model=16, heads=2)
+    words, params = Bytes(), jaxgen.init(config, jax.random.key(0))
+    jaxgen.save(tmp_path / "model", config, params, tokenizer=words)
+    session = jaxgen.open(tmp_path / "model")
+    text = session.generate("abc", temperature=0.0, max_new_tokens=5)
+    # The same in the terms of `decode`: a prefilled cache, a step, and a chain of processors.
+    eos, length = words.special.eos, 5
+    ids = jnp.asarray([[words.special.bos, *words.encode("abc")]])
+    first, cache = jaxgen.prefill(params, config, ids, jnp.asarray([ids.shape[1]]), 16)
+    step, key = jaxgen.model_step(params, config), jax.random.key(0)
+    stop = jnp.asarray([eos])
+    made, _ = jaxgen.decode(step, cache, first, key, jaxgen.greedy(), length, stop=stop)
+    row = made[0].tolist()
+    assert text == words.decode(row[: row.index(eos)] if eos in row else row)
+    pieces = words.surface.pieces
+    one_of = jaxgen.chain(jaxgen.choices(["ja", "nein"], pieces, eos, within=length))
+    ends = {"stop": stop, "prompt": ids, "lengths": jnp.asarray([ids.shape[1]])}
+    made, _ = jaxgen.decode(step, cache, first, key, one_of, length, **ends)
+    row = made[0].tolist()
+    assert words.decode(row[: row.index(eos)]) in ("ja", "nein")
+    assert jaxgen.empty_cache(config, 2, 8) is not None
 
 
 def test_presets_are_named_with_their_nearest():

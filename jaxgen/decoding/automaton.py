@@ -119,7 +119,7 @@ def choices(
     return regex(pattern, pieces, stop, within=within)
 
 
-def schema(
+def json_schema(
     description: Mapping[str, Any] | str,
     pieces: Sequence[bytes],
     stop: int,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 import jaxgen
-from jaxgen.train import state
 
 SEEDS, STEPS = 4, 40
 
@@ -24,7 +23,7 @@ def main() -> None:
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
 
     def begin(key):
-        return state.make(jaxgen.init(config, key), optimizer, key)
+        return jaxgen.train_state(jaxgen.init(config, key), optimizer, key)
 
     step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
     states = jax.vmap(begin)(jax.random.split(jax.random.key(0), SEEDS))

@@ -13,8 +13,6 @@ import optax
 
 import jaxgen
 from jaxgen.models.classic import ngram
-from jaxgen.text.generate import prefill
-from jaxgen.train import state
 
 VOCAB, GUESSES, LENGTH = 24, 4, 32
 
@@ -22,7 +20,9 @@ VOCAB, GUESSES, LENGTH = 24, 4, 32
 def trained(config, tokens):
     """Return the parameters of a Transformer after a few steps on rows of tokens [B, T]."""
     optimizer = optax.adam(5e-3)
-    training = state.make(jaxgen.init(config, jax.random.key(0)), optimizer, jax.random.key(1))
+    training = jaxgen.train_state(
+        jaxgen.init(config, jax.random.key(0)), optimizer, jax.random.key(1)
+    )
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
     step = jax.jit(
         partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss),
@@ -56,7 +56,7 @@ def main() -> None:
         return out.logits, out.cache
 
     room = prompt.shape[1] + LENGTH + GUESSES + 1
-    first, cache = prefill(params, config, prompt, lengths, room)
+    first, cache = jaxgen.prefill(params, config, prompt, lengths, room)
     found = jaxgen.speculate(
         read, cache, first, jax.random.key(2), greedy, LENGTH, draft, prompt=prompt, lengths=lengths
     )

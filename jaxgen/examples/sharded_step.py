@@ -19,7 +19,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxgen
-from jaxgen.train import state
 
 RULES = {"D": "fsdp", "N": None, "F": None, "V": None}  # FSDP: share the model axis
 
@@ -43,9 +42,9 @@ def main() -> None:
     rows = jax.device_put(batch, NamedSharding(mesh, P(("data", "fsdp"))))
 
     step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
-    alone = jax.jit(step)(state.make(params, optimizer, jax.random.key(2)), batch)[1]
+    alone = jax.jit(step)(jaxgen.train_state(params, optimizer, jax.random.key(2)), batch)[1]
     with jax.set_mesh(mesh):
-        training = state.make(placed, optimizer, jax.random.key(2))
+        training = jaxgen.train_state(placed, optimizer, jax.random.key(2))
         training, metrics = jax.jit(step, donate_argnums=0)(training, rows)
     q = training.params["layers"]["attn"]["q"]
     print(f"attn/q {q.shape}: {q.addressable_shards[0].data.shape} on each of {len(q.devices())}")

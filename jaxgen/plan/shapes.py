@@ -23,7 +23,7 @@ def state(settings: Settings) -> Any:
 def fresh(settings: Settings, rule: optax.GradientTransformation) -> states.State:
     """Return a training state before the first step."""
     key = jax.random.key(0)
-    return states.make(api.init(settings.model, key), rule, jax.random.key(1))
+    return states.train_state(api.init(settings.model, key), rule, jax.random.key(1))
 
 
 def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:

@@ -136,7 +136,7 @@ class Run:
         params_key, dropout_key = jax.random.split(key)
         params = api.init(self.settings.model, params_key)
         params = tree.map_paths(lambda path, leaf: (given or {}).get(path, leaf), params)
-        return states.make(params, self.optimizer, dropout_key)
+        return states.train_state(params, self.optimizer, dropout_key)
 
     def begin(self, start: initial.Initial | None = None) -> State:
         """Return the state before the first step, each part made where it lives."""

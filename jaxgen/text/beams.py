@@ -64,7 +64,7 @@ def generate_beams(
 
     Each prompt is read once, however many beams there are. sample: a `chain` whose processors
     change the log-probabilities; None changes nothing. The rest is as in `generate` and
-    `beam_search`; jit it with config, length and returned static.
+    `beam_search`. Static where it is jitted: config, length, returned, layout and store.
     Raises ConfigError for more beams than the vocabulary has tokens, and what those raise.
     """
     check(config, prompt.shape[1], length)

@@ -115,7 +115,9 @@ def generate(
     layout: Layout = "contiguous",
     store: Store = "plain",
 ) -> Int[Array, "B length"]:
-    """Return `length` new token ids for each prompt; jit it with config and length static.
+    """Return `length` new token ids for each prompt.
+
+    Static where it is jitted: config, length, layout and store.
 
     prompt: ids [B, T], rows padded on the right to one width; `lengths` says how much is real.
     sample: a `chain`; None takes the likeliest token.

@@ -282,7 +282,7 @@ def _schema_text(given: str) -> str:
 def _compiled(kind: str, what: Any, pieces: tuple[bytes, ...], stop: int) -> automaton.Automaton:
     makers = {
         "regex": automaton.regex,
-        "json_schema": automaton.schema,
+        "json_schema": automaton.json_schema,
         "choices": automaton.choices,
     }
     return makers[kind](what, pieces, stop)

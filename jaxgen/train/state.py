@@ -40,7 +40,7 @@ class State:
     health: Health
 
 
-def make(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> State:
+def train_state(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> State:
     """Return the state before the first step; `key` seeds all dropout of the run."""
     # Each scalar is a buffer of its own: donating one buffer twice is an error.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]

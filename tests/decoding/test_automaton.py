@@ -60,7 +60,7 @@ def test_every_text_matches_the_expression_within_its_tokens(pattern):
 
 
 def test_every_text_of_a_schema_is_json_of_it():
-    out = draw(automaton.schema(SCHEMA, PIECES, STOP, within=LENGTH), jax.random.key(2))
+    out = draw(automaton.json_schema(SCHEMA, PIECES, STOP, within=LENGTH), jax.random.key(2))
     for text in texts(out):
         value = json.loads(text)
         assert isinstance(value["a"], bool) and set(value) <= {"a", "n"}
@@ -130,7 +130,7 @@ def test_a_trie_allows_exactly_its_sequences_also_to_beams():
         (lambda: automaton.choices([], PIECES, STOP), r"choices=\[\]"),
         (lambda: automaton.trie([[V]], STOP, V), "trie: token"),
         (lambda: automaton.requests([None]), "every automaton is None"),
-        (lambda: automaton.schema("{", PIECES, STOP), "JSON schema '{'"),
+        (lambda: automaton.json_schema("{", PIECES, STOP), "JSON schema '{'"),
     ],
 )
 def test_structures_that_cannot_be_are_refused_in_one_line(make, text):

@@ -38,7 +38,7 @@ def test_parameters_and_optimizer_are_those_of_a_real_state():
     plan = analytic.make(settings, chips.CHIPS["v5p"], 1)
     rule = optimizer.make(settings.train, api.axes(settings.model))
     params = jax.jit(jaxgen.init, static_argnums=0)(settings.model, jax.random.key(0))
-    state = states.make(params, rule, jax.random.key(0))
+    state = states.train_state(params, rule, jax.random.key(0))
     size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
     assert plan.memory["parameters"] == size(state.params)
     assert plan.memory["optimizer"] == size(state.optimizer)

@@ -53,7 +53,7 @@ def batches():
 
 def fresh():
     key = jax.random.key(0)
-    return states.make(api.init(CONFIG, key), OPTIMIZER, jax.random.fold_in(key, 1))
+    return states.train_state(api.init(CONFIG, key), OPTIMIZER, jax.random.fold_in(key, 1))
 
 
 def started(words: str, form: str = "jit"):

@@ -44,7 +44,7 @@ def test_a_training_step_copies_less_with_them(asked):
         settings = Settings(model=config)
         optimizer = optax.adamw(1e-3)
         params = jaxgen.init(config, jax.random.key(0))
-        begun = state.make(params, optimizer, jax.random.key(1))
+        begun = state.train_state(params, optimizer, jax.random.key(1))
         step = forms.make("jit", step_of(settings, optimizer), None, None, 2)
         tokens = np.zeros((2, 16), np.int32)
         program = as_users.compile(step.lower(begun, {"tokens": tokens, "targets": tokens}))

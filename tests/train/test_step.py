@@ -58,7 +58,7 @@ def test_dropout_draws_anew_for_each_microbatch_and_step(params):
     rows = jax.tree.map(lambda x: np.repeat(x[:1], 4, 0), batch())
     loss, _ = gradients(jaxgen.causal_loss, params, config, rows, jax.random.key(0), accumulate=4)
     assert len(set(loss.nll.tolist())) == 4
-    state = states.make(params, optax.set_to_zero(), jax.random.key(1))
+    state = states.train_state(params, optax.set_to_zero(), jax.random.key(1))
     step = jax.jit(
         partial(
             jaxgen.train_step,
@@ -104,7 +104,7 @@ def test_packed_loss_and_gradients_match_unpacked(params):
 
 def test_a_step_lowers_the_loss_and_leaves_its_arguments_alone(params):
     tx = optax.adam(1e-2)
-    state = states.make(params, tx, jax.random.key(0))
+    state = states.train_state(params, tx, jax.random.key(0))
     step, losses = stepper(tx), []
     now = state
     for _ in range(30):
@@ -119,7 +119,7 @@ def test_a_step_lowers_the_loss_and_leaves_its_arguments_alone(params):
 def test_a_donated_state_is_consumed(params):
     tx = optimizer.make(TrainSettings(), jaxgen.axes(CONFIG))
     copy = jax.tree.map(jnp.copy, params)
-    state = states.make(copy, tx, jax.random.key(0))
+    state = states.train_state(copy, tx, jax.random.key(0))
     step = partial(jaxgen.train_step, config=CONFIG, optimizer=tx, loss=jaxgen.causal_loss)
     jax.jit(step, donate_argnums=0)(state, batch())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
@@ -135,7 +135,7 @@ def poisoned(params):
 def test_a_bad_step_changes_nothing_and_is_counted(params):
     tx = optax.adam(1e-2)
     step = stepper(tx, patience=5)
-    state, _ = step(states.make(params, tx, jax.random.key(0)), batch())
+    state, _ = step(states.train_state(params, tx, jax.random.key(0)), batch())
     bad = batch() | {"weights": np.full((B, T), np.inf, "f4")}
     after, metrics = step(state, bad)
     assert not np.isfinite(metrics["objective"])
@@ -154,7 +154,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(params):
 def test_after_the_last_bad_step_nothing_moves_any_more(params):
     tx = optax.adam(1e-2)
     step = stepper(tx, patience=2)
-    state = states.make(params, tx, jax.random.key(0))
+    state = states.train_state(params, tx, jax.random.key(0))
     bad = batch() | {"weights": np.full((B, T), np.inf, "f4")}
     for _ in range(2):
         state, metrics = step(state, bad)
@@ -171,7 +171,7 @@ def with_params(state, params):
 def test_a_spike_is_skipped_once_the_loss_has_settled(params):
     tx = optax.set_to_zero()
     step = stepper(tx, spike=2.0, patience=5)
-    state = states.make(params, tx, jax.random.key(0))
+    state = states.train_state(params, tx, jax.random.key(0))
     spiked = jax.tree.map(lambda x: x * 30, params)
     wild = jax.jit(jaxgen.causal_loss, static_argnums=1)(spiked, CONFIG, batch())
     assert float(wild.total / wild.weight) > 10
@@ -186,7 +186,7 @@ def test_a_spike_is_skipped_once_the_loss_has_settled(params):
 
 
 def test_the_post_mortem_names_parameter_and_examples(params):
-    state = states.make(poisoned(params), optax.set_to_zero(), jax.random.key(0))
+    state = states.train_state(poisoned(params), optax.set_to_zero(), jax.random.key(0))
     options = {"config": CONFIG, "loss": jaxgen.causal_loss, "accumulate": 1}
     found = autopsy.examine(state, batch(), 1, **options)
     assert found["params"] == ["layers/feed/up"]
@@ -198,7 +198,7 @@ def test_the_post_mortem_names_parameter_and_examples(params):
 
 
 def test_the_post_mortem_of_a_bad_example_names_its_row(params):
-    state = states.make(params, optax.set_to_zero(), jax.random.key(0))
+    state = states.train_state(params, optax.set_to_zero(), jax.random.key(0))
     weights = batch()["weights"].copy()
     weights[3, 2] = np.inf
     options = {"config": CONFIG, "loss": jaxgen.causal_loss, "accumulate": 1}
