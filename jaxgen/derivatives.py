@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.dtypes import float0
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
+
+from jaxgen.varying import vary_alike
 
 
 class custom_vjp:  # noqa: N801 - the name and the look of JAX's decorator
@@ -58,7 +59,7 @@ class custom_vjp:  # noqa: N801 - the name and the look of JAX's decorator
     def __call__(self, *args: Any) -> Any:
         """Return body(*args)."""
         static, args = args[: self.num_static], args[self.num_static :]
-        return self._function(*static, *_varying_alike(args))
+        return self._function(*static, *vary_alike(args))
 
     def _jvp(self, *rest: Any) -> tuple[Any, Any]:
         *static, args, tangents = rest
@@ -107,7 +108,7 @@ def linear_call(forward: Callable, backward: Callable, residuals: Any, operands:
     Returns:
         The results: a pytree of floating arrays.
     """
-    residuals, operands = _varying_alike((residuals, operands))
+    residuals, operands = vary_alike((residuals, operands))
     # Traced here and now, under the mesh and the settings of the caller.
     traced, shapes = jax.make_jaxpr(forward, return_shape=True)(residuals, operands)
     tree = jax.tree.structure(shapes)
@@ -144,23 +145,6 @@ def _leaves_like(arg: Any, grad: Any) -> list[Any]:
 
 def _is_tangent(x: Any) -> bool:
     return not isinstance(x, SymbolicZero) and jax.typeof(x).dtype != float0
-
-
-def _varying_alike(args: Any) -> Any:
-    """Return arrays that vary over the same axes of a shard_map.
-
-    What does not vary gets its cotangent summed over the axes, as JAX does it for its own
-    operations.
-    """
-    axes = frozenset().union(*(jax.typeof(x).mat.varying for x in jax.tree.leaves(args)))
-    if not axes:
-        return args
-
-    def cast(x: Any) -> Any:
-        rest = axes - jax.typeof(x).mat.varying
-        return lax.pcast(x, tuple(sorted(rest)), to="varying") if rest else x
-
-    return jax.tree.map(cast, args)
 
 
 # The primitive, on flat lists. forward: (residuals, operands) -> results; backward: (residuals,

@@ -21,6 +21,7 @@ FLOORS = {
         "host",
         "eager",
         "export",
+        "varying",
     ],
     1: ["mesh"],
     2: ["ops"],

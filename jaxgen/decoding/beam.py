@@ -31,6 +31,7 @@ from jaxgen.decoding.words import Progress, Words
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import gumbel
+from jaxgen.varying import while_loop
 
 
 class Found(NamedTuple):
@@ -125,7 +126,7 @@ def _search(
     most = jnp.broadcast_to(most, batch)[:, None]
     task = _Task(search, sample, length, keys, stops, strings, rowed, most, returned)
     begun = _begin(task, cache, first, prompt, lengths)
-    run = lax.while_loop(
+    run = while_loop(
         lambda run: (run.place < length) & ~jnp.all(run.done), _body(task, step), begun
     )
     return _found(task, run)

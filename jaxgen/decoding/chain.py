@@ -20,6 +20,7 @@ from jaxgen.decoding.shape import temperature
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import categorical
 from jaxgen.ops.largest import argmax
+from jaxgen.varying import vary_alike
 
 NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
 
@@ -63,6 +64,7 @@ class Chain:
         NOT_FINITE for a row whose processed logits hold NaN, or leave no token.
         """
         logits = self.process(logits.astype(jnp.float32), past)
+        logits, keys = vary_alike((logits, keys))
         # Noise for a whole vocabulary takes longer than a layer; a row with one token needs none.
         certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
         drawn = jax.lax.cond(certain, lambda: argmax(logits), lambda: categorical(keys, logits))

@@ -21,6 +21,7 @@ from jaxgen.decoding.setting import column, whole
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.varying import while_loop
 
 Seeing = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]]
 
@@ -100,7 +101,7 @@ def _search(
         plan.watched,
     )
     going = lambda run: (run.place < length) & ~jnp.all(run.done)  # noqa: E731
-    run = lax.while_loop(going, _body(step, sample, plan, count, penalty), begun)
+    run = while_loop(going, _body(step, sample, plan, count, penalty), begun)
     return jnp.where(jnp.arange(length) >= run.place, run.token[:, None], run.tokens)
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from jaxgen.decoding import past as pasts
@@ -18,6 +17,7 @@ from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size
+from jaxgen.varying import while_loop
 
 CacheT = TypeVar("CacheT")
 Step = Callable[[Int[Array, "B"], CacheT], tuple[Float[Array, "B V"], CacheT]]
@@ -219,6 +219,6 @@ def loop(step: Step, cache: Any, plan: Plan, record: Any, observe: Observe | Non
     blank = jnp.broadcast_to(first[:, None], (first.shape[0], plan.length))
     zero = jnp.zeros((), jnp.int32)
     run = Run(zero, first, blank, cache, done, plan.history, watched, record)
-    run = lax.while_loop(going, body, run)
+    run = while_loop(going, body, run)
     tail = jnp.arange(plan.length) >= run.place
     return run._replace(tokens=jnp.where(tail, run.token[:, None], run.tokens))

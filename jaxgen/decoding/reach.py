@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.export import are_known
 from jaxgen.mesh.place import platform
+from jaxgen.varying import fori_loop
 
 Weigh = Callable[[Float[Array, "B V"]], Int[Array, "B V"]]  # a weight is a function of its value
 BITS = 32
@@ -57,7 +58,7 @@ def _halved(rows: tuple[Array, Array, Array]) -> Array:
         found = jnp.sum(jnp.where(keys >= higher, weights, 0), axis=-1, keepdims=True)
         return jnp.where(found >= need, higher, least)
 
-    return lax.fori_loop(0, BITS, more, jnp.zeros(need.shape, jnp.uint32))
+    return fori_loop(0, BITS, more, jnp.zeros(need.shape, jnp.uint32))
 
 
 def _plain(x: Float[Array, "B V"]) -> Float[Array, "B V"]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgen.decoding import fits, rows
@@ -28,6 +27,7 @@ from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import categorical
+from jaxgen.varying import fori_loop, scan, while_loop
 
 # (tokens [B, T], cache) -> (logits [B, T, V], cache)
 Reader = Callable[[Any, Any], tuple[Any, Any]]
@@ -96,7 +96,7 @@ class _ModelGuess:
 
         trail = rows.trail_of(cache)
         begun = trail(cache)
-        made = lax.scan(one, (token, cache), jnp.arange(self.count + 1))
+        made = scan(one, (token, cache), jnp.arange(self.count + 1))
         # The last guess is drawn only so that its forerunner is read; it is not made.
         (_, cache), (tokens, probs, states) = made
         cache = rows.trailed(cache, begun, states)
@@ -153,7 +153,7 @@ class _Reader:
             logits, cache = self.step(token, cache)
             return cache, (logits, trail(cache))
 
-        cache, (logits, states) = lax.scan(one, cache, tokens.T)
+        cache, (logits, states) = scan(one, cache, tokens.T)
         return jnp.moveaxis(logits, 0, 1), rows.trailed(cache, begun, states)
 
 
@@ -238,7 +238,7 @@ def _speculate(
     done = most < 1 if watched is None else (most < 1) | found(watched)
     zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), int))
     begun = _Run(first, blank, cache, draft.cache, past, watched, done, *zeros)
-    run = lax.while_loop(lambda run: ~jnp.all(run.done), body, begun)
+    run = while_loop(lambda run: ~jnp.all(run.done), body, begun)
     out = jnp.where(jnp.arange(length) < run.past.made[:, None], run.tokens, run.token[:, None])
     last = jnp.any(run.token[:, None] == stops, axis=-1) & (run.past.made > 0)
     reason = jnp.where(run.token == NOT_FINITE, Reason.NOT_FINITE, ended_by(run.watched, last))
@@ -291,7 +291,7 @@ def _verified(
         return now, taken + (going & took), going & took & ~over
 
     begun = (run, jnp.zeros_like(ends.most), ~run.done)
-    return lax.fori_loop(0, count + 1, one, begun)[:2]
+    return fori_loop(0, count + 1, one, begun)[:2]
 
 
 def _drawn(

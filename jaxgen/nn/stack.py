@@ -19,6 +19,7 @@ from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.in_line import InLine
 from jaxgen.ops.joined import opened
+from jaxgen.varying import vary_alike
 
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -93,6 +94,7 @@ def through_layers(
     period = len(scene.sights)
     periods, rest = divmod(config.layers, period)
     found = module.get_variable("params", "layers")
+    carry, *_ = vary_alike((carry, scene, module.variables.get("params")))
     unroll = config.unroll or 1
     if carry[1] is None and not isinstance(found, InLine):
         unroll = in_a_step(found, config)

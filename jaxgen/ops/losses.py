@@ -13,6 +13,7 @@ from jaxgen.export import are_known
 from jaxgen.mesh import constrain, gather, shards
 from jaxgen.ops.attention import soft_cap
 from jaxgen.ops.contract import cast, contract
+from jaxgen.varying import scan, vary_alike
 
 
 def cross_entropy(
@@ -78,7 +79,7 @@ def vocabulary_loss(
     spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
     cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
     whole = gather(table, "VD", hidden.shape[-1])
-    return _chunked(part, cut, dtype, hidden, whole, targets, weights)
+    return _chunked(part, cut, dtype, *vary_alike((hidden, whole, targets, weights)))
 
 
 def even(length: Any, most: int) -> Any:
@@ -130,7 +131,7 @@ def _chunked(part, cut, dtype, hidden, table, targets, weights):
         return total + loss, nll
 
     xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
-    total, nll = jax.lax.scan(body, jnp.zeros((), jnp.float32), xs)
+    total, nll = scan(body, jnp.zeros((), jnp.float32), xs)
     return total, _join(nll, cut, hidden.shape[1])
 
 
@@ -146,7 +147,7 @@ def _chunked_forward(part, cut, dtype, hidden, table, targets, weights):
 
     xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
     start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, table))
-    (total, table_grad), (nll, h_grad) = jax.lax.scan(body, start, xs)
+    (total, table_grad), (nll, h_grad) = scan(body, start, xs)
     length = hidden.shape[1]
     return (total, _join(nll, cut, length)), (_join(h_grad, cut, length), table_grad)
 

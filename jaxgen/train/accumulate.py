@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxgen.config import ModelConfig
 from jaxgen.train.losses import Batch, Loss
+from jaxgen.varying import scan
 
 LossFunction = Callable[..., Loss]
 Merge = Callable[[Loss, Any], tuple[Loss, Any]]
@@ -62,7 +63,7 @@ def _scan(one, params, batches, key, accumulate):
     # Sums stay in float32 even for parameters in bfloat16, whose eight bits would stop counting.
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     start = (jnp.zeros(()), jnp.zeros(()), zeros)
-    (total, weight, sums), nll = jax.lax.scan(body, start, (batches, jnp.arange(accumulate)))
+    (total, weight, sums), nll = scan(body, start, (batches, jnp.arange(accumulate)))
     grads = jax.tree.map(lambda s, p: s.astype(p.dtype), sums, params)
     return Loss(total, weight, jnp.swapaxes(nll, 0, 1).reshape(-1)), grads
 

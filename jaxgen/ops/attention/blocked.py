@@ -21,6 +21,7 @@ from jaxgen.mesh import shards
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import at, index, indexed
 from jaxgen.ops.masks import Sight
+from jaxgen.varying import scan
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
 NARROWEST, WIDEST = 64, 128  # rows of scores at once; the widest where none can skip a key
@@ -183,7 +184,7 @@ def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any, q: Any) 
         else:
             begins = jnp.arange(stretch.begin, stretch.end, stretch.rows)
             begins, _ = lax.optimization_barrier((begins, q))
-            sums, blocks = lax.scan(body, sums, begins)
+            sums, blocks = scan(body, sums, begins)
             # [blocks, B, K, G, rows, H] -> [B, K, G, T, H]
             out = tuple(_joined(x) for x in blocks)
         found.append(out)
