@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen.decoding import ended as endings
 from jaxgen.decoding import fits, rows
@@ -93,7 +93,7 @@ def beam_search(
     stop: Stops | None = None,
     strings: StopStrings | None = None,
     limit: Count | None = None,
-    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Found:
     """Return the `returned` best texts of each request.
@@ -121,7 +121,7 @@ def _search(
     batch = first.shape[0]
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)
-    stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop))
+    stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop, jnp.int32))
     rowed = None if words is None else words.rows(batch)
     most = jnp.broadcast_to(most, batch)[:, None]
     task = _Task(search, sample, length, keys, stops, strings, rowed, most, returned)
@@ -135,7 +135,7 @@ def _search(
 def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
     batch, count, length = first.shape[0], task.search.beams, task.length
     # One beam of a group is alive: the others would only repeat it.
-    scores = jnp.where(jnp.arange(count) % task.size == 0, 0.0, -jnp.inf)
+    scores = jnp.where(jnp.arange(count) % task.size == 0, jnp.float32(0), -jnp.inf)
     past = _past(task, batch, prompt, lengths)
     watched = None if task.strings is None else task.strings.states(batch)
     words = task.words
@@ -146,10 +146,10 @@ def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
 
     return _Beams(
         jnp.zeros((), jnp.int32),
-        spread(first),
+        spread(jnp.asarray(first, jnp.int32)),
         jnp.broadcast_to(scores, (batch, count)),
         jnp.full((batch, count, length), NO_TOKEN, jnp.int32),
-        jnp.zeros((batch, count, length)),
+        jnp.zeros((batch, count, length), jnp.float32),
         rows.repeat(cache, batch, count),
         *(spread(past), spread(watched), spread(progress)),
         endings.none(batch, count, length),
@@ -384,7 +384,7 @@ def _found(task: _Task, run: _Beams) -> Found:
     best = jax.tree.map(lambda x: gathered(x, index), run.ended)
     failed = (run.sick > 0)[:, None]
     made = jnp.where(failed, 0, best.made)
-    places = jnp.arange(task.length)
+    places = jnp.arange(task.length)[None, None]
     last = jnp.take_along_axis(best.tokens, jnp.maximum(made - 1, 0)[..., None], axis=2)
     tokens = jnp.where(places < made[..., None], best.tokens, last)
     tokens = jnp.where(failed[..., None], NOT_FINITE, tokens)

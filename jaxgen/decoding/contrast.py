@@ -41,12 +41,13 @@ class _LayerContrast:
 
 def contrast(logits: Float[Array, "B V"], early: Float[Array, "L B V"]) -> Float[Array, "B V"]:
     """Return log p(last) - log p(early); -inf where p(last) is under a tenth of the largest."""
-    last = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    last = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)[None]
     layers = jax.nn.log_softmax(early.astype(jnp.float32), axis=-1)
     middle = 0.5 * (jnp.exp(last) + jnp.exp(layers))
     # As torch's kl_div has it, with the mixture as the target: sum m (log m - log p).
     divergence = middle * (2 * jnp.log(middle) - last - layers)
     furthest = jnp.argmax(jnp.mean(jnp.where(middle > 0, divergence, 0.0), axis=-1), axis=0)
     base = jnp.take_along_axis(layers, furthest[None, :, None], axis=0)[0]
-    likely = last >= jnp.max(last, axis=-1, keepdims=True) + jnp.log(KEPT)
+    last = last[0]
+    likely = last >= jnp.max(last, axis=-1, keepdims=True) + jnp.log(jnp.float32(KEPT))
     return jnp.where(likely, last, -jnp.inf) - jnp.where(likely, base, BASE)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
@@ -53,7 +53,7 @@ def contrastive_search(
     stop: Stops | None = None,
     strings: StopStrings | None = None,
     limit: Count | None = None,
-    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Int[Array, "B length"]:
     """Return `length` new tokens per request; like greedy decoding, it draws nothing.
@@ -81,7 +81,7 @@ def _search(
     step, cache, first, sample, length, count, penalty, *,
     seen, seen_lengths, prompt, lengths, stop, strings, limit,
 ) -> Int[Array, "B length"]:  # fmt: skip
-    batch = first.shape[0]
+    batch, first = first.shape[0], jnp.asarray(first, jnp.int32)
     key = jax.random.key(0)  # of a plan; nothing is drawn
     plan = plan_of(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)
     logits, hidden, cache = step(jnp.maximum(first, 0), cache)
@@ -116,7 +116,7 @@ def _body(step: Seeing, sample: Chain, plan: Plan, count: int, penalty: Any):
         logits, hidden, cache = step(ids.reshape(-1), spread)
         hidden = _unit(hidden).reshape(batch, wide, -1)
         cosines = jnp.einsum("BSD,BKD->BKS", run.seen, hidden)
-        real = jnp.arange(run.seen.shape[1]) < run.length[:, None]
+        real = jnp.arange(run.seen.shape[1])[None] < run.length[:, None]
         likeness = jnp.max(jnp.where(real[:, None], cosines, -jnp.inf), axis=-1)
         alpha = column(penalty)
         merit = jnp.where(probs > 0, (1 - alpha) * probs - alpha * likeness, -jnp.inf)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
 from jaxgen.decoding.loop import Count, Keys, Step, Stops, loop, plan_of
@@ -67,7 +67,7 @@ def decode_detailed(
     strings: StopStrings | None = None,
     start: Int[Array, ""] | int = 0,
     limit: Count | None = None,
-    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Decoded:
     """Return what `decode` returns, and each token's log-probability with `top` alternatives.

@@ -40,10 +40,10 @@ def none(batch: int, count: int, length: int) -> Ended:
     zero = jnp.zeros((batch, count), jnp.int32)
     return Ended(
         jnp.full((batch, count, length), NO_TOKEN, jnp.int32),
-        jnp.full((batch, count), -jnp.inf),
+        jnp.full((batch, count), -jnp.inf, jnp.float32),
         zero,
         zero,
-        jnp.zeros((batch, count, length)),
+        jnp.zeros((batch, count, length), jnp.float32),
         jnp.zeros((batch, count), bool),
     )
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import NOT_FINITE, checked, missing
@@ -44,7 +44,7 @@ def request_keys(key: Keys, batch: Size) -> Key[Array, "B"]:
 def decode(
     step: Step,
     cache: Any,
-    first: Int[Array, "B"],
+    first: Integer[Array, "B"],
     key: Keys,
     sample: Sample,
     length: int,
@@ -53,7 +53,7 @@ def decode(
     strings: StopStrings | None = None,
     start: Int[Array, ""] | int = 0,
     limit: Count | None = None,
-    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> tuple[Int[Array, "B length"], Any]:
     """Return (tokens, cache): `length` new tokens per request, in one loop that ends early.
@@ -91,7 +91,7 @@ class Chunk(NamedTuple):
 def decode_chunk(
     step: Step,
     cache: Any,
-    first: Int[Array, "B"],
+    first: Integer[Array, "B"],
     key: Keys,
     sample: Sample,
     length: int,
@@ -100,7 +100,7 @@ def decode_chunk(
     strings: StopStrings | None = None,
     start: Int[Array, ""] | int = 0,
     limit: Count | None = None,
-    prompt: Int[Array, "B S"] | np.ndarray | None = None,
+    prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Chunk:
     """Return what `decode` makes of the same arguments, and what the next chunk begins with.
@@ -144,7 +144,7 @@ class Plan(NamedTuple):
 
     def stopped(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
         """Return which tokens are stop ids of their request."""
-        return jnp.any(token[:, None] == self.stops, axis=-1)
+        return jnp.any(token[:, None] == jnp.atleast_2d(self.stops), axis=-1)
 
     def spent(self, made: Any) -> Bool[Array, "B"]:
         """Return which requests have no new token left."""
@@ -168,7 +168,8 @@ def plan_of(sample, first, key, length, stop, strings, start, limit, prompt, len
     elif needs == "made":
         history = Past(jnp.broadcast_to(jnp.asarray(start, jnp.int32), first.shape))
     keys = request_keys(key, first.shape[0])
-    stops = jnp.asarray(NO_STOP if stop is None else stop)
+    stops = jnp.asarray(NO_STOP if stop is None else stop, jnp.int32)
+    first = jnp.asarray(first, jnp.int32)  # the loop carries tokens of one type
     return Plan(sample, length, first, keys, stops, strings, start, limit, history)
 
 

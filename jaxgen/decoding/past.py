@@ -64,7 +64,7 @@ def advance(sampler: Any, past: Past, new: Int[Array, "B"]) -> Past:
 def real(past: Past, over: Literal["all", "new"] = "all") -> Bool[Array, "B S"]:
     """Return which slots hold tokens; over="new" leaves out those of the prompt."""
     tokens, length = past.known()
-    slots = jnp.arange(tokens.shape[1])
+    slots = jnp.arange(tokens.shape[1])[None]
     mask = slots < length[:, None]
     return mask if over == "all" else mask & (slots >= (length - past.made)[:, None])
 
@@ -72,7 +72,7 @@ def real(past: Past, over: Literal["all", "new"] = "all") -> Bool[Array, "B S"]:
 def last(past: Past, width: int) -> Int[Array, "B width"]:
     """Return the last `width` tokens of each request; NO_TOKEN where it is shorter."""
     tokens, length = past.known()
-    slots = length[:, None] + jnp.arange(-width, 0)
+    slots = length[:, None] + jnp.arange(-width, 0)[None]
     found = jnp.take_along_axis(tokens, jnp.clip(slots, 0, tokens.shape[1] - 1), axis=1)
     return jnp.where(slots >= 0, found, NO_TOKEN)
 

@@ -69,7 +69,8 @@ class CountPenalty:
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         seen = counts(past.known()[0], real(past, self.over), logits.shape[-1])
-        once = column(self.presence) * (seen > 0)
+        seen = seen.astype(logits.dtype)
+        once = column(self.presence) * (seen > 0).astype(logits.dtype)
         return logits - once - column(self.frequency) * seen
 
 
@@ -116,7 +117,7 @@ def _ends_ngram(
     """
     known, length = past.known()
     size = column(size)
-    slots = jnp.arange(tokens.shape[1])
+    slots = jnp.arange(tokens.shape[1])[None]
 
     def one_more(back, alive):
         before = jnp.roll(tokens, back, axis=1)

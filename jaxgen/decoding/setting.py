@@ -16,6 +16,8 @@ from jaxgen.errors import ConfigError
 def column(value: Any) -> Array:
     """Return a scalar or [B] setting as something that broadcasts against [B, V]."""
     value = jnp.asarray(value)
+    if jnp.issubdtype(value.dtype, jnp.floating):  # 64 bits with jax_enable_x64
+        value = value.astype(jnp.float32)
     return value[:, None] if value.ndim else value
 
 

@@ -61,7 +61,7 @@ class Temperature:
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         value = column(self.value)
         best = argmax(logits)[..., None]
-        greedy = jnp.where(jnp.arange(logits.shape[-1]) == best, logits, BANNED)
+        greedy = jnp.where(jnp.arange(logits.shape[-1])[None] == best, logits, BANNED)
         return jnp.where(value > 0, logits / jnp.where(value > 0, value, 1.0), greedy)
 
 
@@ -166,7 +166,7 @@ class Typical:
         reached = jnp.sum(jnp.cumsum(probs, -1) < mass, axis=-1, keepdims=True)
         ordered = jnp.take_along_axis(distance, order, -1)
         furthest = jnp.take_along_axis(ordered, jnp.minimum(reached, width - 1), -1)
-        dropped = (ordered > furthest) & (jnp.arange(width) >= self.keep) & (mass < 1)
+        dropped = (ordered > furthest) & (jnp.arange(width)[None] >= self.keep) & (mass < 1)
         return jnp.where(_unsorted(dropped, order), BANNED, logits)
 
 
@@ -210,7 +210,7 @@ class TopNSigma:
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         real = jnp.isfinite(logits)
-        number = jnp.sum(real, -1, keepdims=True)
+        number = jnp.sum(real, -1, keepdims=True).astype(logits.dtype)
         mean = jnp.sum(jnp.where(real, logits, 0.0), -1, keepdims=True) / jnp.maximum(number, 1)
         squares = jnp.sum(jnp.where(real, (logits - mean) ** 2, 0.0), -1, keepdims=True)
         sigma = jnp.sqrt(squares / jnp.maximum(number - 1, 1))

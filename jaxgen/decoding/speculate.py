@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
@@ -121,7 +121,7 @@ class _Lookup:
 
     def __call__(self, token: Any, past: Past, cache: Any, keys: Any) -> Guess:
         tokens, length = past.known()
-        slots = jnp.arange(tokens.shape[1])
+        slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         begin = jnp.zeros(length.shape, jnp.int32)
         for size in range(1, self.width + 1):
             ending = pasts.last(past, size)
@@ -130,7 +130,7 @@ class _Lookup:
                 same &= jnp.roll(tokens, -place, axis=1) == ending[:, place, None]
             latest = jnp.max(jnp.where(same, slots + size, 0), axis=1)
             begin = jnp.where(latest > 0, latest, begin)  # a longer match overrules
-        where = jnp.minimum(begin[:, None] + jnp.arange(self.count), length[:, None] - 1)
+        where = jnp.minimum(begin[:, None] + jnp.arange(self.count)[None], length[:, None] - 1)
         copied = jnp.take_along_axis(tokens, jnp.maximum(where, 0), axis=1)
         return Guess(jnp.maximum(copied, 0), None, cache)
 
@@ -185,7 +185,7 @@ def speculate(
     length: int,
     draft: Draft,
     *,
-    prompt: Int[Array, "B S"] | np.ndarray,
+    prompt: Integer[Array, "B S"] | np.ndarray,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
     stop: Stops | None = None,
     strings: StopStrings | None = None,
@@ -211,9 +211,10 @@ def _speculate(
     read, cache, first, key, sample, length, draft, prompt, *, lengths, stop, strings, limit
 ) -> Speculated:
     batch, keys = first.shape[0], request_keys(key, first.shape[0])
-    most = jnp.broadcast_to(jnp.asarray(length if limit is None else limit), batch)
+    first = jnp.asarray(first, jnp.int32)
+    most = jnp.broadcast_to(jnp.asarray(length if limit is None else limit, jnp.int32), batch)
     most = jnp.minimum(most, length)
-    stops = jnp.asarray(NO_STOP if stop is None else stop)
+    stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop, jnp.int32))
     past = _past(sample, prompt, lengths, length)
     ends = _Ends(stops, strings, most)
 
@@ -228,7 +229,7 @@ def _speculate(
         return now._replace(
             cache=rows.rewind(cache, back),
             draft=rows.rewind(guess.cache, back),
-            guessed=run.guessed + fed,
+            guessed=run.guessed + fed.astype(jnp.int32),
             accepted=run.accepted + taken,
             steps=run.steps + 1,
         )
@@ -236,10 +237,12 @@ def _speculate(
     blank = jnp.full((batch, length), NO_TOKEN, jnp.int32)
     watched = None if strings is None else strings.states(batch)
     done = most < 1 if watched is None else (most < 1) | found(watched)
-    zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), int))
+    zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), jnp.int32))
     begun = _Run(first, blank, cache, draft.cache, past, watched, done, *zeros)
     run = while_loop(lambda run: ~jnp.all(run.done), body, begun)
-    out = jnp.where(jnp.arange(length) < run.past.made[:, None], run.tokens, run.token[:, None])
+    out = jnp.where(
+        jnp.arange(length)[None] < run.past.made[:, None], run.tokens, run.token[:, None]
+    )
     last = jnp.any(run.token[:, None] == stops, axis=-1) & (run.past.made > 0)
     reason = jnp.where(run.token == NOT_FINITE, Reason.NOT_FINITE, ended_by(run.watched, last))
     return Speculated(out, run.past.made, run.guessed, run.accepted, run.steps, reason)
@@ -271,7 +274,7 @@ def _verified(
     tokens = jnp.pad(guess.tokens, ((0, 0), (0, 1)))
     probs = guess.probs
     if probs is None:
-        probs = jax.nn.one_hot(guess.tokens, logits.shape[-1])
+        probs = jax.nn.one_hot(guess.tokens, logits.shape[-1], dtype=jnp.float32)
     # Past the last guess nothing is drafted: what is left for the target's own draw is everything.
     probs = jnp.pad(probs, ((0, 0), (0, 1), (0, 0)))
 
@@ -288,7 +291,7 @@ def _verified(
             now, over = now._replace(watched=watched), over | found(watched)
         over = going & (over | (now.past.made >= ends.most))
         now = now._replace(done=now.done | over)
-        return now, taken + (going & took), going & took & ~over
+        return now, taken + (going & took).astype(taken.dtype), going & took & ~over
 
     begun = (run, jnp.zeros_like(ends.most), ~run.done)
     return fori_loop(0, count + 1, one, begun)[:2]
@@ -308,7 +311,8 @@ def _drawn(
     probs = jax.nn.softmax(target, axis=-1)
     chance = jnp.take_along_axis(probs, token[:, None], axis=1)[:, 0]
     offered = jnp.take_along_axis(drafted, token[:, None], axis=1)[:, 0]
-    took = jax.vmap(jax.random.uniform)(_fold(keys, 0)) * offered < chance
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(_fold(keys, 0))
+    took = uniform * offered < chance
     took &= offered > 0
     rest = jnp.maximum(probs - drafted, 0.0)
     # Nothing is left where both are equal, up to rounding: then the guess is always taken.

@@ -115,7 +115,9 @@ def _hashed(state: Any, words: list[Any]) -> Array:
     """Mix `words` one after the other into `state`: 32 bits, the last steps of murmur3."""
     state = jnp.asarray(state, jnp.uint32)
     for word in words:
-        state = state ^ (jnp.asarray(word) * jnp.uint32(0x9E3779B1) + jnp.uint32(0x7F4A7C15))
+        word = jnp.asarray(word)
+        state, word = jnp.broadcast_arrays(state, word)
+        state = state ^ (word * jnp.uint32(0x9E3779B1) + jnp.uint32(0x7F4A7C15))
         for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
             state = (state ^ (state >> shift)) * jnp.uint32(factor)
         state = state ^ (state >> 16)

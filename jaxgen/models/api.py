@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
@@ -26,7 +26,7 @@ from jaxgen.ops.memory import Memory
 
 F = TypeVar("F", bound=Callable[..., Any])
 Params = dict[str, Any]
-Ids = Int[Array | np.ndarray, "B T"]
+Ids = Integer[Array | np.ndarray, "B T"]
 
 
 @serializable
@@ -163,7 +163,7 @@ def encode(
     config: ModelConfig,
     tokens: Ids,
     *,
-    positions: Int[Array, "B S"] | None = None,
+    positions: Integer[Array, "B S"] | None = None,
     segments: Int[Array, "B S"] | np.ndarray | None = None,
     types: Int[Array, "B S"] | np.ndarray | None = None,
     taps: tuple[str, ...] = (),
@@ -192,7 +192,7 @@ def hidden(
     config: ModelConfig,
     tokens: Ids,
     *,
-    positions: Int[Array, "B T"] | None = None,
+    positions: Integer[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | np.ndarray | None = None,
     types: Int[Array, "B T"] | np.ndarray | None = None,
     cache: caches.Cache | None = None,
@@ -217,7 +217,7 @@ def apply(
     config: ModelConfig,
     tokens: Ids,
     *,
-    positions: Int[Array, "B T"] | None = None,
+    positions: Integer[Array, "B T"] | None = None,
     segments: Int[Array, "B T"] | np.ndarray | None = None,
     types: Int[Array, "B T"] | np.ndarray | None = None,
     cache: caches.Cache | None = None,
@@ -291,9 +291,11 @@ def _inputs(
         raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
     order = order or ("running" if positions is None else "free")
     positions = _positions(config, tokens, positions, segments, cache)
-    marks = (None if x is None else jnp.asarray(x) for x in (segments, types, prefix))
+    # Of one signed type: differences of unsigned positions would wrap around.
+    tokens, positions = (jnp.asarray(x, jnp.int32) for x in (tokens, positions))
+    marks = (None if x is None else jnp.asarray(x, jnp.int32) for x in (segments, types, prefix))
     segments, types, prefix = marks
-    return Inputs(jnp.asarray(tokens), positions, segments, types, cache, memory, prefix, order)
+    return Inputs(tokens, positions, segments, types, cache, memory, prefix, order)
 
 
 def _check_parts(config, types, cache, memory) -> None:

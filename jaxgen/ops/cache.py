@@ -136,7 +136,7 @@ class Cache:
         no other tokens than the last ones, can't branch.
         """
         assert self.ring is None and self.capacity is not None
-        seen = jnp.arange(self.capacity) < self.length[:, None]
+        seen = jnp.arange(self.capacity)[None] < self.length[:, None]
         return replace(self, branches=Branches(self.length, seen))
 
     def take(self, rows: Int[Array, "C"]) -> Cache:
@@ -192,16 +192,18 @@ def positions(cache: Cache, kind: Layer, tokens: Size) -> Int[Array, "#B S"]:
     after = cache.length if tokens > 1 else cache.length + _counted(cache, tokens)
     size = cache.ring.count
     last = after[:, None] - 1
-    held = last - (last - jnp.arange(size)) % size  # the latest position that belongs in a slot
+    held = (
+        last - (last - jnp.arange(size)[None]) % size
+    )  # the latest position that belongs in a slot
     held = jnp.where(held >= 0, held, NEVER)
     if tokens == 1:
         return held
-    return jnp.concatenate([held, cache.length[:, None] + jnp.arange(tokens)], axis=1)
+    return jnp.concatenate([held, cache.length[:, None] + jnp.arange(tokens)[None]], axis=1)
 
 
 def upcoming(cache: Cache, tokens: Size) -> Int[Array, "B T"]:
     """Return the positions of the next T tokens of each row; those of branches are the same."""
-    slots = cache.length[:, None] + jnp.arange(tokens, dtype=jnp.int32)
+    slots = cache.length[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None]
     return slots if cache.branches is None else _generation(cache.branches, slots, tokens)
 
 
@@ -220,8 +222,8 @@ def descent(cache: Cache, tokens: Size) -> Bool[Array, "B T S"] | None:
         return None
     rows = cache.length.shape[0]
     assert cache.branches.seen.shape[0] == rows * tokens, "each branch reads one token at a time"
-    own = cache.length[:, None] + jnp.arange(tokens)
-    mine = jnp.arange(cache.capacity) == own[..., None]
+    own = cache.length[:, None] + jnp.arange(tokens)[None]
+    mine = jnp.arange(cache.capacity)[None, None] == own[..., None]
     return cache.branches.seen.reshape(rows, tokens, -1) | mine
 
 

@@ -51,7 +51,8 @@ def kept(chance: Chance, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     if indexed(chance, whole):
         starts = (chance.first, *(0 for _ in shape[1:]))
         return at(jax.random.key_data(chance.key), chance.keep, index(starts, shape, whole))
-    drawn = jax.random.bernoulli(chance.key, chance.keep, whole)
+    # A float32 whatever jax_enable_x64 says: of 64 bits come other draws.
+    drawn = jax.random.bernoulli(chance.key, jnp.float32(chance.keep), whole)
     if whole == shape:
         return drawn
     return jax.lax.dynamic_slice_in_dim(drawn, chance.first, shape[0], axis=0)
@@ -66,7 +67,6 @@ def _indexed(key: Any, count: int) -> bool:
     return (
         str(key.dtype) == THREEFRY
         and jax.config.values["jax_threefry_partitionable"]
-        and not jax.config.values["jax_enable_x64"]  # where 64 bits are drawn for each
         and count < 2**32
         and place.platform() == "cpu"
     )

@@ -172,7 +172,8 @@ def shifted(y: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "
     Added in float32, and so is the bias's gradient: a sum over all positions, which XLA on a CPU
     takes 25 times as long for in bfloat16.
     """
-    return (y.astype(jnp.float32) + bias.astype(jnp.float32)).astype(y.dtype)
+    bias = jnp.expand_dims(bias.astype(jnp.float32), tuple(range(y.ndim - bias.ndim)))
+    return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
 def lookup(

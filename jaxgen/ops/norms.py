@@ -73,8 +73,9 @@ def _inverse(x, epsilon):
 
 
 def _affine(y, scale, bias):
-    y = y * scale.astype(jnp.float32)
-    return y if bias is None else y + bias.astype(jnp.float32)
+    wide = lambda x: x.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))  # noqa: E731
+    y = y * wide(scale)
+    return y if bias is None else y + wide(bias)
 
 
 def _frugal(norm: Norm) -> Norm:

@@ -70,7 +70,7 @@ def rotate(
     half = x.shape[-1] // 2
     frequency, gain = frequencies(x.shape[-1], theta=theta, scaling=scaling)
     # bfloat16 cannot represent positions above 256, so angles stay float32.
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     sin, cos = jnp.sin(angle) * gain, jnp.cos(angle) * gain
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
@@ -81,7 +81,7 @@ def sinusoid(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
     """Return the waves of Vaswani et al. 2017, sines then cosines, in float32."""
     half = width // 2
     frequency = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None].astype(jnp.float32) * frequency
+    angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 

@@ -103,8 +103,8 @@ def kept(slots: Slots, k: Array, v: Array) -> tuple[Array, Array]:
 
 def written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
     """Return slots with T new tokens of one layer after each row's `length`."""
-    rows, heads = jnp.arange(k.shape[0])[:, None, None], jnp.arange(k.shape[2])
-    at = length[:, None, None] + jnp.arange(k.shape[1])[:, None]
+    rows, heads = jnp.arange(k.shape[0])[:, None, None], jnp.arange(k.shape[2])[None, None]
+    at = length[:, None, None] + jnp.arange(k.shape[1])[None, :, None]
     if platform() == "tpu" or shards("LBKSH") > 1:
         # One write for all heads. On a CPU that of one row would be an update of a slice, which
         # XLA does twice, once for what reads it, each time in a copy of all slots.
@@ -119,7 +119,7 @@ def written(slots: Slots, layer, k: Array, v: Array, length: Array) -> Slots:
 def turned(slots: Slots, layer, k: Array, v: Array, length: Array, real: Array) -> Slots:
     """Return slots with the last of the `real` new tokens of one layer, in place of the oldest."""
     tokens, size = k.shape[1], slots.count
-    place = jnp.arange(tokens)
+    place = jnp.arange(tokens)[None]
     lasting = (place < real[:, None]) & (place >= real[:, None] - size)
     at = jnp.where(lasting, (length[:, None] + place) % size, size)
     rows = jnp.arange(k.shape[0])[:, None]

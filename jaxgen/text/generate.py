@@ -82,6 +82,7 @@ def prefill(
         prefix = (jnp.arange(prompt.shape[1]) < lengths[:, None]).astype(jnp.int32)
     cache = api.hidden(params, config, prompt, cache=cache, memory=memory, prefix=prefix).cache
     assert cache is not None
+    prompt = jnp.asarray(prompt, jnp.int32)
     return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], cache
 
 

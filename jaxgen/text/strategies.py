@@ -149,7 +149,7 @@ def generate_contrastive(
     cache = new_cache(params, config, prompt.shape[0], capacity, memory, store=store)
     read = api.hidden(params, config, prompt, cache=cache, memory=memory)
     assert read.cache is not None
-    first = jnp.take_along_axis(jnp.asarray(prompt), known[:, None] - 1, axis=1)[:, 0]
+    first = jnp.take_along_axis(jnp.asarray(prompt, jnp.int32), known[:, None] - 1, axis=1)[:, 0]
     return contrastive_search(
         steps.seen(params, config, config.V),
         read.cache.rewind(known - 1),

@@ -243,7 +243,7 @@ def _mask(sight: Sight, stretch: Stretch, begin: Any) -> Any:
     if not sight.told:
         part = lax.dynamic_slice_in_dim(sight.mask, begin, rows, axis=1)
         return part[:, :, first:last]
-    distance = begin + jnp.arange(rows)[:, None] - jnp.arange(first, last)
+    distance = begin + jnp.arange(rows)[:, None] - jnp.arange(first, last)[None]
     mask = distance >= 0 if sight.direction == "back" else jnp.ones(distance.shape, bool)
     if sight.window is not None:
         mask &= jnp.abs(distance) < sight.window
