@@ -24,7 +24,7 @@ model: {context: 16, layers: 1, d_model: 8, heads: 2, dropout: 0.1, vocab_size: 
 tokenizer: {kind: bytes}
 data: {files: [text.txt], split: tail, valid_fraction: 0.2, test_fraction: 0.0}
 train: {steps: 12, batch: 8, warmup: 2, log_every: 1, validate_every: 6, validate_batches: 2}
-checkpoint: {every: 4, keep_last: 9}
+checkpoint: {every: 4, keep_best: 0, keep_last: 9}
 """
 HERE = Path(__file__).parent
 PEERS = 8.0  # seconds of silence after which a process is taken for lost
