@@ -72,11 +72,12 @@ if TYPE_CHECKING:
         generate_lookup,
         generate_speculative,
     )
-    from jaxgen.train.losses import causal_loss
+    from jaxgen.train.losses import Loss, causal_loss
     from jaxgen.train.state import train_state
     from jaxgen.train.step import train_step
 
 _HOME = {
+    "Loss": "train.losses",
     "ModelConfig": "config",
     "abstract": "models.api",
     "allowed_tokens": "decoding.allow",
@@ -151,6 +152,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Loss",
     "ModelConfig",
     "abstract",
     "allowed_tokens",

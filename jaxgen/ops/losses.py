@@ -15,6 +15,9 @@ from jaxgen.ops.attention import soft_cap
 from jaxgen.ops.contract import cast, contract
 from jaxgen.varying import scan, vary_alike
 
+# As a target: nothing is predicted there. The signs of PyTorch and transformers, and of nanoGPT.
+IGNORED = (-100, -1)
+
 
 def cross_entropy(
     logits: Float[Array, "... V"], targets: Int[Array, "..."], *, smoothing: float, z: float
@@ -22,7 +25,8 @@ def cross_entropy(
     """Return (loss, nll) per token, in nats and float32.
 
     `nll` is the plain negative log-likelihood. `loss` spreads `smoothing` of the target over the
-    vocabulary (Szegedy et al. 2016) and adds z * logsumexp^2 (Mesh TensorFlow; PaLM 2022).
+    vocabulary (Szegedy et al. 2016) and adds z * logsumexp^2 (Mesh TensorFlow; PaLM 2022). Both
+    are 0 where a target is ignored, and NaN where it is any other id outside the vocabulary.
     """
     logits = logits.astype(jnp.float32)
     total = jax.nn.logsumexp(logits, axis=-1)
@@ -30,15 +34,31 @@ def cross_entropy(
     loss = nll
     if smoothing:  # the compiler keeps a sum over the vocabulary whose result is times zero
         loss = (1 - smoothing) * nll + smoothing * (total - jnp.mean(logits, axis=-1))
-    return loss + z * total**2, nll
+    ignored = is_ignored(targets)
+    return jnp.where(ignored, 0.0, loss + z * total**2), jnp.where(ignored, 0.0, nll)
+
+
+def is_ignored(targets: Any) -> Any:
+    """Return where an array of targets is one of IGNORED."""
+    return (targets == IGNORED[0]) | (targets == IGNORED[1])
+
+
+def weighted(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return values * weights; a weight of 0 silences a value that is not finite.
+
+    Padding must not poison a sum. Everywhere else the derivatives are those of the product.
+    """
+    return weights * jnp.where((weights == 0) & ~jnp.isfinite(values), 0.0, values)
 
 
 @jax.custom_jvp
 def _picked(logits, targets):
     """The logit [...] of each target. Its gradient is no scatter, which would have to be written
     down before anything that follows it: a comparison is fused with the rest of the gradient.
+    An id outside the vocabulary has NaN: a negative one would count from its end.
     """
-    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    places = jnp.where(targets < 0, logits.shape[-1], targets)[..., None]
+    return jnp.take_along_axis(logits, places, axis=-1, mode="fill")[..., 0]
 
 
 @_picked.defjvp
@@ -71,14 +91,17 @@ def vocabulary_loss(
     """Return (sum of weighted losses, nll per token) without ever holding all logits.
 
     Works on at most `chunk` positions of all rows at a time: so many logits exist at once. The
-    gradient is taken chunk by chunk during the forward pass, while the logits are still there
-    (Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice. `nll` carries no gradient.
+    gradient of the sum is taken chunk by chunk during the forward pass, while the logits are still
+    there (Hsu et al. 2024, "Liger Kernel"), so nothing is computed twice. The gradient of `nll`,
+    whose cotangents come later, computes them again, and only where it is asked for. Both are
+    exact with respect to hidden, table and weights, of either sign, in forward mode as well.
     """
     part = partial(_chunk_loss, cap=cap, smoothing=smoothing, z=z, dtype=dtype)
     # Each chunk takes positions from every device that shares the rows, so that none is idle.
     spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
     cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
     whole = gather(table, "VD", hidden.shape[-1])
+    weights = weights.astype(jnp.float32)
     return _chunked(part, cut, dtype, *vary_alike((hidden, whole, targets, weights)))
 
 
@@ -94,10 +117,10 @@ def even(length: Any, most: int) -> Any:
 
 
 def _chunk_loss(hidden, table, targets, weights, *, cap, smoothing, z, dtype):
+    """Return (sum of weighted losses, (nll, loss) of each token)."""
     logits = unembed(hidden, table, cap=cap, dtype=dtype)
     loss, nll = cross_entropy(logits, targets, smoothing=smoothing, z=z)
-    # A weight of zero also silences a non-finite loss: padding must not poison the sum.
-    return jnp.sum(jnp.where(weights > 0, loss * weights, 0.0)), nll
+    return jnp.sum(weighted(loss, weights)), (nll, loss)
 
 
 def _split(x, cut):
@@ -122,12 +145,12 @@ def _join(x, cut, length):
     return x.reshape(batch, length, *rest)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _chunked(part, cut, dtype, hidden, table, targets, weights):
     table = cast(table, dtype=dtype)  # once, not for each chunk
 
     def body(total, xs):
-        loss, nll = part(xs[0], table, *xs[1:])
+        loss, (nll, _) = part(xs[0], table, *xs[1:])
         return total + loss, nll
 
     xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
@@ -135,27 +158,59 @@ def _chunked(part, cut, dtype, hidden, table, targets, weights):
     return total, _join(nll, cut, hidden.shape[1])
 
 
-def _chunked_forward(part, cut, dtype, hidden, table, targets, weights):
-    once = cast(table, dtype=dtype)
-
-    def body(carry, xs):
-        total, table_grad = carry
-        h, *rest = xs
-        loss, pull, nll = jax.vjp(lambda h, t: part(h, t, *rest), h, once, has_aux=True)
-        h_grad, t_grad = pull(jnp.ones_like(loss))
-        return (total + loss, jax.tree.map(jnp.add, table_grad, t_grad)), (nll, h_grad)
-
+@partial(_chunked.defjvp, symbolic_zeros=True)
+def _chunked_jvp(part, cut, dtype, primals, tangents):
+    hidden, table, targets, weights = primals
+    h_dot, table_dots, _, w_dot = tangents
+    leaves, structure = jax.tree.flatten(cast(table, dtype=dtype))
+    # Only what moves has a gradient: no frozen table, nor the integers of a quantised one.
+    dots = {i: dot for i, dot in enumerate(jax.tree.leaves(table_dots)) if _moves(dot)}
+    h_dots = [h_dot] if _moves(h_dot) else []
+    once = [leaves[i] for i in dots]
     xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
-    start = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, table))
-    (total, table_grad), (nll, h_grad) = scan(body, start, xs)
-    length = hidden.shape[1]
-    return (total, _join(nll, cut, length)), (_join(h_grad, cut, length), table_grad)
+
+    def losses(xs, hs, moved):
+        h, *rest = xs
+        at = dict(zip(dots, moved, strict=True))
+        whole = jax.tree.unflatten(structure, [at.get(i, x) for i, x in enumerate(leaves)])
+        return part(hs[0] if hs else h, whole, *rest)
+
+    def gradient(carry, xs):
+        total, sums = carry
+        hs = [xs[0] for _ in h_dots]
+        loss, pull, (nll, each) = jax.vjp(partial(losses, xs), hs, once, has_aux=True)
+        h_grads, grads = pull(jnp.ones_like(loss))
+        sums = [s + grad.astype(s.dtype) for s, grad in zip(sums, grads, strict=True)]
+        return (total + loss, sums), (h_grads, nll, each if _moves(w_dot) else None)
+
+    # Sums of bfloat16 stay in float32: with its eight bits they would stop growing.
+    wide = [jnp.promote_types(dot.dtype, jnp.float32) for dot in dots.values()]
+    zeros = [jnp.zeros(dot.shape, kind) for dot, kind in zip(dots.values(), wide, strict=True)]
+    (total, grads), (h_grads, nll, each) = scan(gradient, (jnp.zeros(()), zeros), xs)
+    join = partial(_join, cut=cut, length=hidden.shape[1])
+    grads = [*map(join, h_grads), *grads]
+    total_dot = sum(map(_inner, grads, [*h_dots, *dots.values()]), jnp.zeros(()))
+    if _moves(w_dot):
+        total_dot += jax.jvp(partial(weighted, join(each)), (weights,), (w_dot,))[1].sum()
+
+    # Linear, and made again where it is transposed: nothing of it is computed or kept until then.
+    @jax.checkpoint
+    def tangent(_, xs):
+        xs, *hs_dot = xs
+        moved = [dot.astype(x.dtype) for dot, x in zip(wide_dots, once, strict=True)]
+        nlls = lambda hs, moved: losses(xs, hs, moved)[1][0]  # noqa: E731
+        return None, jax.jvp(nlls, ([xs[0] for _ in hs_dot], once), (hs_dot, moved))[1]
+
+    wide_dots = [dot.astype(kind) for dot, kind in zip(dots.values(), wide, strict=True)]
+    nll_dot = jnp.zeros_like(nll)
+    if grads:
+        nll_dot = scan(tangent, None, (xs, *(_split(dot, cut) for dot in h_dots)))[1]
+    return (total, join(nll)), (total_dot, join(nll_dot))
 
 
-def _chunked_backward(part, cut, dtype, grads, cotangents):
-    scale = cotangents[0]
-    hidden_grad, table_grad = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-    return hidden_grad, table_grad, None, None
+def _moves(dot):
+    return not isinstance(dot, jax.custom_derivatives.SymbolicZero)
 
 
-_chunked.defvjp(_chunked_forward, _chunked_backward)
+def _inner(grad, dot):
+    return jnp.sum(grad.astype(jnp.float32) * dot.astype(jnp.float32))

@@ -95,7 +95,7 @@ def likelihoods(generator: Generator, text: Text, plan: Plan) -> Figures:
     for batch in text.batches(WIDE):
         inputs = {k: batch[k] for k in ("tokens", "targets", "segments", "positions")}
         logp, best, hit = (np.asarray(x) for x in read(generator.params, inputs))
-        weights = batch["weights"] > 0
+        weights = batch["weights"] != 0
         sizes = widths[batch["targets"]] * weights
         blocks.append(np.stack([(logp * weights).sum(1), weights.sum(1), sizes.sum(1)]))
         sure.append(np.exp(best[weights]))

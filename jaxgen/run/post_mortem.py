@@ -35,6 +35,7 @@ def write(
         config=run.settings.model,
         loss=run.loss,
         accumulate=train.accumulate,
+        optimizer=run.optimizer,
     )
     examples = _examples(run, found["rows"], batch["index"])
     path = run.folder / f"post-mortem-{step}.json"

@@ -77,12 +77,13 @@ def _by_hand(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
     dealt = PartitionSpec(ROWS)
 
     def merge(result: Loss, grads: Any) -> tuple[Loss, Any]:
-        total, weight = jax.lax.psum((result.total, result.weight), ROWS)
+        sums: Any = jax.lax.psum((result.total, result.weight, result.metrics), ROWS)
+        total, weight, metrics = sums
         # The gradient of a gathered weight comes back scattered, summed over fsdp already.
         grads = jax.tree.map(
             lambda grad, spec: jax.lax.psum(grad, "data" if "fsdp" in spec else ROWS), grads, specs
         )
-        return Loss(total, weight, result.nll), grads
+        return Loss(total, weight, result.nll, metrics), grads
 
     def gradients(loss, params, config, batch, key, *, accumulate: int) -> tuple[Loss, Any]:
         def local(params, batch, key):
@@ -90,17 +91,23 @@ def _by_hand(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
             result, grads = _gradients(loss, params, config, batch, key, **options)
             return tuple(result), grads
 
-        result, grads = jax.shard_map(
+        whole, spread = PartitionSpec(), jax.tree.map(lambda x: _rows(x, dealt), batch)
+        summed: Any = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, dealt, PartitionSpec()),
-            out_specs=((PartitionSpec(), PartitionSpec(), dealt), specs),
+            in_specs=(specs, spread, whole),
+            out_specs=((whole, whole, dealt, whole), specs),
             axis_names=set(ROWS),
             check_vma=False,
         )(params, batch, key)
-        return Loss(*result), grads
+        return Loss(*summed[0]), summed[1]
 
     return partial(step, gradients=gradients)
+
+
+def _rows(x: Any, dealt: PartitionSpec) -> PartitionSpec:
+    """Return how a part of a batch is spread: a number is whole everywhere."""
+    return dealt if np.ndim(x) else PartitionSpec()
 
 
 def _manual(spec: PartitionSpec) -> PartitionSpec:
@@ -116,8 +123,10 @@ def _pmap(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
     devices = list(mesh.devices.flat)
 
     def merge(result: Loss, grads: Any) -> tuple[Loss, Any]:
-        total, weight, grads = jax.lax.psum((result.total, result.weight, grads), "data")
-        return Loss(total, weight, jax.lax.all_gather(result.nll, "data", tiled=True)), grads
+        sums = (result.total, result.weight, result.metrics, grads)
+        total, weight, metrics, grads = jax.lax.psum(sums, "data")
+        rows = jax.lax.all_gather(result.nll, "data", tiled=True)
+        return Loss(total, weight, rows, metrics), grads
 
     local = partial(step, gradients=partial(_gradients, merge=merge))
 

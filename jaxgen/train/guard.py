@@ -23,13 +23,17 @@ def judge(
     *,
     spike: float | None,
     patience: int,
+    update: Any,
 ) -> tuple[Bool[Array, ""], Health]:
     """Return (good, health): whether a step with this mean loss and gradient norm may be taken.
 
-    Bad is a non-finite loss or norm, or a settled loss above spike * mean and mean + 1 nat. After
-    `patience` bad steps in a row nothing is good any more: the run has to stop and look.
+    Bad is a non-finite loss, norm or number in the tree `update`, or a settled loss above spike *
+    mean and mean + 1 nat. After `patience` bad steps in a row nothing is good any more: the run has
+    to stop and look.
     """
     good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    for leaf in jax.tree.leaves(update):
+        good &= jnp.isfinite(leaf).all()
     if spike is not None:
         settled = health.seen >= SETTLED
         good &= ~(settled & (loss > spike * health.mean) & (loss > health.mean + FLOOR))
@@ -49,12 +53,18 @@ def choose(good: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
 
-def blame(params: tree.Tree, grads: tree.Tree, nll: Float[Array, "B"]) -> dict[str, list]:
-    """Return what is non-finite: paths of `params`, paths of `grads`, and rows of the batch."""
+def blame(
+    params: tree.Tree, grads: tree.Tree, updated: tree.Tree, nll: Float[Array, "B"]
+) -> dict[str, list]:
+    """Return what is non-finite: paths of `params`, `grads` and `updated`, and rows of the batch.
+
+    updated: the parameters as the step would have left them.
+    """
 
     def bad(leaves: tree.Tree) -> list[str]:
         flags = tree.map_paths(lambda path, leaf: jnp.all(jnp.isfinite(leaf)), leaves)
         return [path for path, fine in tree.flatten(jax.device_get(flags)).items() if not fine]
 
     rows = [i for i, value in enumerate(jax.device_get(nll).tolist()) if not abs(value) < 1e30]
-    return {"params": bad(params), "gradients": bad(grads), "rows": rows}
+    found = {"params": params, "gradients": grads, "updates": updated}
+    return {name: bad(leaves) for name, leaves in found.items()} | {"rows": rows}

@@ -8,17 +8,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
+from jaxgen.errors import ConfigError, DataError, nearest
 from jaxgen.export import are_known, serializable
 from jaxgen.mesh import shards
 from jaxgen.mesh.place import platform
 from jaxgen.models import api
-from jaxgen.ops.losses import vocabulary_loss
+from jaxgen.ops.losses import is_ignored, vocabulary_loss, weighted
 
-Batch = Mapping[str, Array | np.ndarray]
+Batch = Mapping[str, Any]  # arrays, or nested lists
+
+# What a batch may hold: arrays like tokens, like targets, and like source.
+TOKENS = ("tokens", "segments", "positions", "prefix")
+TARGETS = ("targets", "weights")
+SOURCE = ("source", "source_segments", "source_positions")
+UNREAD = ("index",)  # where in its shard each row begins, for a post-mortem
 
 # Logits that may exist at once on a device when the chunk is left to us: 2^25 float32 are 128 MiB.
 # For each chunk a GPU writes down the gradient of the whole table, so it has larger ones.
@@ -27,14 +35,18 @@ LOGITS_AT_ONCE, OF_A_GPU = 2**25, 2**27
 
 @serializable
 class Loss(NamedTuple):
-    """Sums over a batch, so that microbatches add up: divide by `weight` to get means."""
+    """Sums over a batch, so that microbatches add up: divide by `weight` to get means.
+
+    A loss of your own may return one. With weights of 1, `weight` counts tokens; else it is the sum
+    of their absolute values, which cannot cancel.
+    """
 
     total: Float[Array, ""]  # what is differentiated: weighted, smoothed, with z-loss; nats
-    weight: Float[Array, ""]  # tokens that count
+    weight: Float[Array, ""]  # what the total is divided by where it is not 0
     nll: Float[Array, "B"]  # plain weighted negative log-likelihood of each row; nats
+    metrics: dict[str, Array] = {}  # noqa: RUF012  means over the batch, to be shown beside it
 
 
-@compile_once
 def token_loss(
     params: api.Params,
     config: ModelConfig,
@@ -47,17 +59,41 @@ def token_loss(
 ) -> Loss:
     """Return the Loss of what each position predicts: a token, or the class of the whole row.
 
-    batch: tokens [B, T], and targets [B, T] or, for classes, [B, 1]; weights like targets,
-    segments, positions and prefix [B, T] are optional; positions rise by one from token to token of
-    a segment, as packing makes them. An encoder-decoder also reads source [B, S], with
-    source_segments and source_positions. key: turns dropout on. chunk: positions whose logits
-    exist at once; None sizes it by memory.
+    `total` and `nll` are exact to differentiate with respect to params and weights.
+
+    Args:
+        params: of the model.
+        config: of the model; static under jit.
+        batch: tokens [B, T], and targets [B, T] or, for classes, [B, 1], of which -100 and
+            -1 count for nothing; optional are weights like targets, of either sign, and segments,
+            positions and prefix [B, T]. Positions rise by one from token to token of a segment, as
+            packing makes them. An encoder-decoder also reads source [B, S], with source_segments
+            and source_positions. `index` is not read.
+        key: turns dropout on.
+        smoothing: part of each target that is spread over the vocabulary, in [0, 1).
+        z: weight of logsumexp(logits)^2, 0 or more.
+        chunk: positions whose logits exist at once; None sizes it by memory.
+
+    Raises:
+        ConfigError: for a key of the batch that is missing, unknown, or of another shape.
+        DataError: for an id outside the vocabulary, where values are known; under jit they are not,
+            and the loss of such a target is NaN.
     """
-    arrays = {name: jnp.asarray(value) for name, value in batch.items()}
+    if not 0 <= smoothing < 1 or not z >= 0 or (chunk is not None and chunk < 1):
+        raise ConfigError(
+            f"smoothing={smoothing} must be in [0, 1), z={z} 0 or more, and chunk={chunk} at "
+            f"least 1, or None"
+        )
+    arrays = _checked(batch, config)
+    return _loss(params, config, arrays, key, smoothing=smoothing, z=z, chunk=chunk)
+
+
+@compile_once
+def _loss(params, config, arrays, key, *, smoothing, z, chunk):
     targets = arrays["targets"]
     weights = arrays.get("weights")
-    if weights is None:
-        weights = jnp.ones(targets.shape, jnp.float32)
+    weights = jnp.ones(targets.shape) if weights is None else weights
+    weights = jnp.where(is_ignored(targets), 0.0, weights.astype(jnp.float32))
     out = read(params, config, arrays, key)
     each = targets.shape[0] * (config.classes or config.V)
     fitting = targets.shape[1] if are_known(targets.shape[1]) else 1
@@ -74,8 +110,127 @@ def token_loss(
         chunk=chunk or fitting,
         dtype=config.compute_dtype,
     )
-    rows: Any = jnp.sum(jnp.where(weights > 0, nll * weights, 0.0), axis=1)
-    return Loss(total, jnp.sum(weights), rows)
+    rows: Any = jnp.sum(weighted(nll, weights), axis=1)
+    return Loss(total, jnp.sum(jnp.abs(weights)), rows)
+
+
+def rows_of(batch: Any) -> int:
+    """Return how many rows the arrays of a batch have; ConfigError if they don't agree."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    counts = {shape[0] for shape in shapes if shape}
+    if len(counts) > 1:
+        raise ConfigError(
+            f"the arrays of the batch have {' and '.join(map(str, sorted(counts)))} rows; they "
+            f"must have equally many"
+        )
+    return counts.pop() if counts else 1
+
+
+def as_loss(result: Any, batch: Any) -> Loss:
+    """Return what a loss function has returned as a Loss.
+
+    That is a Loss, or a scalar, which is taken for the mean over the rows of the batch; or a pair
+    of either and a dict of arrays, means over the batch too, which become metrics of the step.
+    Raises ConfigError for anything else.
+    """
+    wants = "a loss returns a scalar, a jaxgen.Loss, or a pair of one of them and a dict of arrays"
+    metrics: Any = {}
+    if type(result) is tuple:
+        if len(result) != 2:
+            raise ConfigError(f"the loss returned a tuple of {len(result)}; {wants}")
+        result, metrics = result
+    if not isinstance(result, Loss):
+        if not hasattr(result, "dtype") and not isinstance(result, float):
+            raise ConfigError(f"the loss returned a {type(result).__name__}; {wants}")
+        mean = jnp.asarray(result)
+        if mean.shape or not jnp.issubdtype(mean.dtype, jnp.floating):
+            raise ConfigError(f"the loss returned {mean.dtype}{list(mean.shape)}; {wants}")
+        rows = rows_of(batch)
+        mean = mean.astype(jnp.promote_types(mean.dtype, jnp.float32))
+        result = Loss(rows * mean, jnp.full((), rows, mean.dtype), jnp.full(rows, mean))
+    parts = [("total", result.total, 0), ("weight", result.weight, 0), ("nll", result.nll, 1)]
+    arrays = {name: jnp.asarray(value) for name, value, _ in parts}
+    for name, _, axes in parts:
+        found = arrays[name]
+        if found.ndim != axes or (
+            name == "total" and not jnp.issubdtype(found.dtype, jnp.floating)
+        ):
+            wanted = "floats [B], one of each row" if axes else "one float"
+            raise ConfigError(f"Loss.{name} is {found.dtype}{list(found.shape)}; it wants {wanted}")
+        arrays[name] = found.astype(jnp.promote_types(found.dtype, jnp.float32))
+    if not isinstance(metrics, Mapping) or not isinstance(result.metrics, Mapping):
+        raise ConfigError(f"the loss returned a {type(metrics).__name__} beside its value; {wants}")
+    shown = {**result.metrics, **metrics}
+    for name, value in shown.items():
+        if not hasattr(value, "dtype") and not isinstance(value, int | float):
+            raise ConfigError(f"the loss returned {name!r}={value!r} beside its value; {wants}")
+    means = {name: jnp.asarray(value, jnp.float32) for name, value in shown.items()}
+    return Loss(**arrays, metrics=means)
+
+
+# What others call the keys of a batch.
+_MEANT = {
+    "input_ids": " (did you mean 'tokens'?)",
+    "labels": " (did you mean 'targets'? tokens[:, t] predicts targets[:, t]: shift them by one)",
+    "attention_mask": " (did you mean 'segments'? 1 for a document, 0 for padding)",
+}
+
+
+def _checked(batch: Batch, config: ModelConfig) -> dict[str, Array]:
+    """Return the arrays that the loss reads, none misspelt, missing or of another shape."""
+    if not isinstance(batch, Mapping):
+        raise ConfigError(f"batch is a {type(batch).__name__}; it wants a dict of arrays")
+    towers = config.topology == "encoder_decoder"
+    known = (*TOKENS, *TARGETS, *(SOURCE if towers else ()), *UNREAD)
+    for name in batch:
+        if name not in known:
+            why = f": topology={config.topology} reads no source" if name in SOURCE else ""
+            hint = why or _MEANT.get(name) or nearest(str(name), known)
+            raise ConfigError(f"batch has an unknown key {name!r}{hint}; known: {', '.join(known)}")
+    needed = ("tokens", "targets", "source") if towers else ("tokens", "targets")
+    for name in needed:
+        if name not in batch:
+            raise ConfigError(f"batch has no {name!r}, only {', '.join(batch) or 'nothing'}")
+    arrays = {name: jnp.asarray(value) for name, value in batch.items() if name not in UNREAD}
+    rows, *width = arrays["tokens"].shape
+    shapes = {
+        TOKENS: (rows, *width),
+        TARGETS: (rows, *width) if config.classes is None else (rows, 1),
+        SOURCE: (rows, *arrays["source"].shape[1:]) if towers else (),
+    }
+    for names, shape in shapes.items():
+        for name in (name for name in names if name in arrays):
+            array, numbers = arrays[name], jnp.integer
+            if array.shape != shape or array.ndim != 2:
+                wanted = list(shape) if len(shape) == 2 else "two axes, of rows and positions"
+                raise ConfigError(f"batch[{name!r}] is {list(array.shape)}; it wants {wanted}")
+            if name == "prefix" or name == "weights":
+                numbers = jnp.bool if array.dtype == bool else jnp.number
+            if not jnp.issubdtype(array.dtype, numbers):
+                raise ConfigError(f"batch[{name!r}] holds {array.dtype}; it wants integers")
+    for name in needed:
+        _check_ids(name, batch[name], config)
+    return arrays
+
+
+def _check_ids(name: str, value: Any, config: ModelConfig) -> None:
+    """Raise DataError for an id that is known here and does not exist."""
+    if isinstance(value, Tracer) or (
+        isinstance(value, jax.Array) and not value.is_fully_addressable
+    ):
+        return
+    ids, classes = np.asarray(value), config.classes if name == "targets" else None
+    size, what = (config.V, "vocabulary") if classes is None else (classes, "classes")
+    wrong = (ids < 0) | (ids >= size)
+    if name == "targets":
+        wrong &= ~is_ignored(ids)
+    if wrong.any():
+        row, place = (int(i) for i in np.argwhere(wrong)[0])
+        more = "; -100 and -1 count for nothing" if name == "targets" else ""
+        raise DataError(
+            f"batch[{name!r}][{row}, {place}]={ids[row, place]} is not in the {what}: ids are 0 to "
+            f"{size - 1}{more}"
+        )
 
 
 def logits_at_once(platform: str) -> int:

@@ -8,6 +8,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from jaxgen import tree
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.train import schedule
+from jaxgen.train.master import Float32Updates, in_float32
 from jaxgen.train.settings import TrainSettings
 
 # Liu et al. 2025: with updates of this RMS one learning rate serves Muon and Adam alike.
@@ -26,14 +27,16 @@ def make(settings: TrainSettings, axes: tree.Tree) -> optax.GradientTransformati
     decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
     clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
-    chain = optax.chain(clip, rule)
+    chain = in_float32(optax.chain(clip, rule))
     if not settings.freeze:
         return chain
     labels = tree.map_paths(
         lambda path, _: "frozen" if tree.match(path, settings.freeze) else "trained", axes
     )
-    # Frozen gradients are dropped before the clip, which then measures what is trained.
-    return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+    # Frozen gradients are dropped before the clip, which then measures what is trained; no frozen
+    # parameter has a float32 copy.
+    parts = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+    return Float32Updates(*parts)
 
 
 def check_patterns(field: str, patterns: tuple[str, ...], params: tree.Tree) -> None:

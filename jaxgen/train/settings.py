@@ -19,13 +19,19 @@ class TrainSettings:
     optimizer: Literal["adamw", "adafactor", "lion", "muon"] = option("update rule", "adamw")
     learning_rate: float = option("peak learning rate", 1e-3)
     schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = option(
-        "shape of the learning rate after warm-up; wsd: constant, then linear decay", "cosine"
+        "of the learning rate after warm-up; wsd: constant, then linear decay; inverse_sqrt: of "
+        "step / warmup (Vaswani et al. 2017)",
+        "cosine",
     )
     warmup: int = option("steps of linear warm-up; cut to a run that is shorter", 100)
     decay: float = option("wsd: last fraction of the steps, in which the rate falls", 0.2)
-    final_rate: float = option("learning rate at the end, as a fraction of the peak", 0.1)
-    beta1: float = option("decay of the first moment (momentum)", 0.9)
-    beta2: float = option("decay of the second moment; lion: of the momentum", 0.99)
+    final_rate: float = option(
+        "cosine, linear, wsd: learning rate at the end, as a fraction of the peak", 0.1
+    )
+    beta1: float = option("decay of the first moment (momentum); not adafactor's", 0.9)
+    beta2: float = option(
+        "decay of the second moment; lion: of the momentum; not adafactor's", 0.99
+    )
     epsilon: float = option("added to the root of the second moment (adamw, muon's adam)", 1e-8)
     weight_decay: float = option("decoupled weight decay", 0.1)
     no_decay: tuple[str, ...] = option(

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
+from optax import contrib
 
 from jaxgen.export import make_serializable, serializable
+from jaxgen.train.master import Master, in_float32
 
 # Leaves are Any: shapes, shardings and dtypes of a state come as trees of the same two classes.
 
@@ -41,10 +43,34 @@ class State:
 
 
 def train_state(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> State:
-    """Return the state before the first step; `key` seeds all dropout of the run."""
+    """Return the state before the first step; `key` seeds all dropout of the run.
+
+    For parameters narrower than float32 it holds a float32 copy (`master`).
+    """
     # Each scalar is a buffer of its own: donating one buffer twice is an error.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
     health = Health(jnp.zeros(()), *zeros[1:])
-    moments = optimizer.init(params)
+    moments = in_float32(optimizer).init(params)
     make_serializable(moments)
     return State(zeros[0], params, moments, key, health)
+
+
+def evaluation_params(state: State) -> Any:
+    """Return the parameters to validate, save and generate with.
+
+    They are those of the state, but for an optimizer that trains at other points than it is judged
+    at (`optax.contrib.schedule_free`; Defazio et al. 2024): then they are computed of both.
+    """
+
+    def states(kind: type) -> list[Any]:
+        leaves = jax.tree.leaves(state.optimizer, is_leaf=lambda x: isinstance(x, kind))
+        return [leaf for leaf in leaves if isinstance(leaf, kind)]
+
+    free = states(contrib.ScheduleFreeState)
+    if not free:
+        return state.params
+    masters = states(Master)
+    found = contrib.schedule_free_eval_params(
+        free[0], masters[0].params if masters else state.params
+    )
+    return jax.tree.map(lambda x, p: x.astype(p.dtype), found, state.params)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
+from jaxgen.errors import ConfigError
 from jaxgen.train import accumulate as accumulation
 from jaxgen.train import guard
 from jaxgen.train.accumulate import LossFunction
 from jaxgen.train.losses import Batch, Loss
-from jaxgen.train.state import State
+from jaxgen.train.master import in_float32, wide
+from jaxgen.train.state import Health, State
 
 
 @compile_once
@@ -32,20 +36,44 @@ def train_step(
 ) -> tuple[State, dict[str, Any]]:
     """Return (state, metrics) after one step; donate the state when you jit it.
 
-    A step whose loss or gradient is not finite, or whose loss is a spike (`guard.judge`), leaves
-    parameters and optimizer as they were and is counted in metrics["skipped"].
-    gradients: who takes the gradient of a batch; see `train.forms` for others.
-    metrics: loss (mean nll, nats), objective (what was minimised), grad_norm, tokens, skipped,
-    streak, and examples [B] (summed nll of each row); all are device scalars but the last.
+    A step whose loss, gradient or update is not finite, or whose loss is a spike (`guard.judge`),
+    leaves parameters and optimizer as they were and is counted in metrics["skipped"]. Parameters
+    narrower than float32 are updated in float32 (`master`).
+
+    Args:
+        state: as `train_state` begins it, with the same optimizer.
+        batch: a dict of arrays, one row each; numbers in it are given to every microbatch.
+        optimizer: of Optax. One that reads the loss gets value=, grad= and value_fn=: the mean over
+            the batch, its gradient, and the mean as a function of the parameters.
+        loss: (params, config, batch, key) -> a Loss, a scalar, or a pair of either and a dict of
+            arrays (`losses.as_loss`).
+        accumulate: microbatches that the rows are dealt out to, 1 or more; the result is the same.
+        spike: multiple of the running mean from which on a loss is refused; None: none is.
+        patience: bad steps in a row after which nothing is taken any more, 1 or more.
+        gradients: who takes the gradient of a batch; see `train.forms` for others.
+
+    Returns:
+        The state, and metrics: loss (mean nll, nats), objective (what was minimised), grad_norm,
+        tokens (`Loss.weight`), skipped, streak, examples [B] (summed nll of each row), and those
+        of the loss. Raises ConfigError for rows that `accumulate` does not divide, or for a loss
+        that returns something else.
     """
+    if accumulate < 1 or patience < 1:
+        raise ConfigError(f"accumulate={accumulate} and patience={patience} must be at least 1")
     key = jax.random.fold_in(state.key, state.step)
-    result, grads = gradients(loss, state.params, config, batch, key, accumulate=accumulate)
-    count = jax.numpy.maximum(result.weight, 1.0)
+    take = partial(gradients, loss, config=config, batch=batch, key=key, accumulate=accumulate)
+    result, grads = take(state.params)
+    count = accumulation.divisor(result.weight)
     mean, norm = result.nll.sum() / count, optax.global_norm(grads)
     objective = result.total / count
-    good, health = guard.judge(state.health, objective, norm, spike=spike, patience=patience)
-    updates, moments = optimizer.update(grads, state.optimizer, state.params)
+    more = {"value": objective, "grad": grads, "value_fn": _objective_of(take, state.params)}
+    tx = in_float32(optimizer)
+    update = lambda g: tx.update(g, state.optimizer, state.params, **more)  # noqa: E731
+    updates, moments = update(grads)
     params = optax.apply_updates(state.params, updates)
+    judged = _judged(update, grads, updates, norm, state.params)
+    limits = {"spike": spike, "patience": patience, "update": judged}
+    good, health = guard.judge(state.health, objective, norm, **limits)
     state = State(
         step=state.step + 1,
         params=guard.choose(good, params, state.params),
@@ -53,7 +81,11 @@ def train_step(
         key=state.key,
         health=health,
     )
-    return state, {
+    return state, _metrics(result, mean, objective, norm, health)
+
+
+def _metrics(result: Loss, mean: Any, objective: Any, norm: Any, health: Health) -> dict[str, Any]:
+    metrics = {
         "loss": mean,
         "objective": objective,
         "grad_norm": norm,
@@ -62,3 +94,50 @@ def train_step(
         "streak": health.streak,
         "examples": result.nll,
     }
+    for name in result.metrics.keys() & metrics.keys():
+        raise ConfigError(
+            f"the loss returned a metric {name!r}, which a step has itself; call it otherwise"
+        )
+    return metrics | result.metrics
+
+
+def _judged(update: Callable, grads: Any, updates: Any, norm: Any, params: Any) -> Any:
+    """Return what of an update has to be finite.
+
+    XLA writes down what two read, here updates and moments: the guard, and then the step. Where an
+    update costs no more than reading its inputs it is computed twice instead; tied to the norm, or
+    the compiler would find both equal.
+    """
+    costly = ("dot_general[", "while[", "scan[")  # Muon's products, a search along a line
+    text = str(jax.make_jaxpr(lambda grads: update(grads)[0])(grads))
+    if not any(word in text for word in costly):
+        one = 1 + 0 * norm  # a norm that is not finite makes the step a bad one anyway
+        updates, _ = update(jax.tree.map(lambda g: g * one, grads))
+    # Added to a narrow parameter, an update may exceed what that can hold.
+    return jax.tree.map(
+        lambda u, p: u if wide(p.dtype) == p.dtype else (p + u).astype(p.dtype), updates, params
+    )
+
+
+def _objective_of(take: Callable[..., tuple[Loss, Any]], params: Any) -> Callable[[Any], Any]:
+    """Return the mean loss of the batch as a function of parameters, for a search along a line.
+
+    Its derivative is the gradient that `take` finds, microbatch by microbatch and over devices.
+    """
+
+    def value_and_gradient(moved: Any) -> tuple[Any, Any]:
+        rounded = jax.tree.map(lambda x, p: x.astype(p.dtype), moved, params)
+        result, grads = take(rounded)
+        return result.total / accumulation.divisor(result.weight), grads
+
+    @jax.custom_jvp
+    def objective(moved: Any) -> Any:
+        return value_and_gradient(moved)[0]
+
+    @objective.defjvp
+    def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        value, grads = value_and_gradient(*primals)
+        inner = jax.tree.map(lambda g, dot: jnp.sum(g * dot), grads, *tangents)
+        return value, jax.tree.reduce(jnp.add, inner).astype(value.dtype)
+
+    return objective

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import DataError
-from jaxgen.ops.losses import unembed
+from jaxgen.ops.losses import is_ignored, unembed
 from jaxgen.train.losses import read, token_loss
 
 
@@ -25,7 +25,8 @@ def _sums(params: Any, config: ModelConfig, batch: dict, widths: jax.Array):
         logits = unembed(out.features, out.table, cap=None, dtype=config.compute_dtype)
         right = (jnp.argmax(logits, axis=-1) == batch["targets"]) * batch["weights"]
         return loss.nll.sum(), loss.weight, right.sum()
-    real = widths[batch["targets"]] * (batch["weights"] > 0)
+    counted = (batch["weights"] != 0) & ~is_ignored(batch["targets"])
+    real = widths[batch["targets"]] * counted
     return loss.nll.sum(), loss.weight, real.sum()
 
 

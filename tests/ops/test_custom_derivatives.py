@@ -20,6 +20,7 @@ from jaxgen.ops.attention import blocked, plain
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import sight
+from jaxgen.train import step
 
 RULES = {"custom_jvp", "custom_vjp", "linear_call", "custom_gradient"}
 B, T, D, V = 2, 11, 8, 7
@@ -53,6 +54,13 @@ def whole_loss(hidden, table, weights):
 def chunked_loss(hidden, table, weights):
     words = {"cap": 30.0, "smoothing": 0.1, "z": 0.01, "chunk": 4, "dtype": hidden.dtype.name}
     return losses.vocabulary_loss(hidden, table, TARGETS, weights, **words)
+
+
+def sines(x):
+    """A loss and its gradient, as a step takes them."""
+    x = x.astype(jnp.float32)
+    loss = jaxgen.Loss(jnp.sum(jnp.sin(x)), jnp.float32(2.0), jnp.zeros(1))
+    return loss, jnp.cos(x) / 2
 
 
 def twins(name, fast, slow, *arrays):
@@ -133,6 +141,14 @@ TWINS = {
             array(B, T),
         )
     ],
+    "train/step.py:_objective_of": [
+        twins(
+            "a loss with its gradient",
+            lambda x: step._objective_of(sines, x)(x),
+            lambda x: jnp.sum(jnp.sin(x.astype(jnp.float32))) / 2,
+            array(D),
+        )
+    ],
     "mesh/place.py:_gathered": [
         twins(
             "a weight on a mesh",
@@ -143,12 +159,6 @@ TWINS = {
     ],
 }
 EVERY = [case for cases in TWINS.values() for case in cases]
-# Its gradient with respect to weights and of single rows, and forward mode.
-APART = pytest.mark.xfail(reason="the chunked loss drops cotangents", strict=False)
-EVERY = [
-    pytest.param(*case.values, id=case.id, marks=APART if case.values[0] is chunked_loss else ())
-    for case in EVERY
-]
 DTYPES = {"float32": 1e-5, "bfloat16": 0.03}  # of the largest number there
 
 

@@ -54,19 +54,103 @@ def test_chunked_loss_and_gradients_match_whole(chunk, cap):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_all_logits_never_exist_at_once():
+# What a loss may make of (sum, nll of each token).
+USES = {
+    "the sum": lambda total, nll: 3 * total,
+    "rows": lambda total, nll: jnp.sum(jnp.array([1.0, -2.0]) * nll.sum(axis=1)),
+    "focal": lambda total, nll: jnp.sum((1 - jnp.exp(-nll)) ** 2 * nll),
+    "both": lambda total, nll: total * jnp.tanh(nll.sum(axis=1)).sum(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_every_derivative_is_that_of_the_whole_loss(use, dtype, compute):
+    hidden, table, targets, _ = inputs()
+    table = Biased(table.astype(dtype), jnp.linspace(-1, 1, V).astype(dtype))
+    hidden, options = hidden.astype(dtype), {"cap": 3.0, "smoothing": 0.1, "z": 1e-2}
+    weights = jax.random.normal(jax.random.key(5), (B, T)).at[0, :3].set(0.0)
+    targets = targets.at[1, 4].set(-100)
+
+    def chunked(*given):
+        *parts, weights = given
+        found = vocabulary_loss(*parts, targets, weights, chunk=4, dtype=compute, **options)
+        return USES[use](*found)
+
+    def plain(hidden, table, weights):
+        logits = unembed(hidden, table, cap=3.0, dtype=compute)
+        loss, nll = cross_entropy(logits, targets, smoothing=0.1, z=1e-2)
+        return USES[use](jnp.sum(loss * weights), nll)
+
+    # Of float32 to 1e-5; else to the last bits of what is rounded.
+    exact = max(float(jnp.finfo(d).eps) for d in (dtype, compute))
+    near = 1e-5 if exact < 1e-6 else 4 * exact
+    given = hidden, table, weights
+    found, wanted = (jax.jit(jax.grad(f, (0, 1, 2)))(*given) for f in (chunked, plain))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == other.dtype
+        one, other = np.float32(one), np.float32(other)
+        np.testing.assert_allclose(one, other, atol=near * max(np.abs(other).max(), 1.0))
+    tangents = jax.tree.map(jnp.cos, given)
+    (value, slope), (right, wanted) = (
+        jax.jit(lambda *x, f=f: jax.jvp(f, x, tangents))(*given) for f in (chunked, plain)
+    )
+    np.testing.assert_allclose(value, right, rtol=near)
+    np.testing.assert_allclose(slope, wanted, rtol=8 * near, atol=8 * near * abs(value))
+
+
+def test_second_derivatives_are_those_of_the_whole_loss():
+    hidden, table, targets, weights = inputs()
+    options = {"cap": None, "smoothing": 0.0, "z": 0.0}
+
+    def bend(f):
+        slope = jax.grad(lambda h: USES["both"](*f(h, table, targets, weights, **options)))
+        return jax.jit(lambda h: jax.jvp(slope, (h,), (jnp.sin(h),))[1])(hidden)
+
+    found, wanted = bend(partial(vocabulary_loss, chunk=4, dtype="float32")), bend(whole)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def gradient_of(use, chunk):
     hidden, table, targets, weights = inputs()
 
-    def program(chunk):
-        def loss(hidden, table):
-            options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
-            return vocabulary_loss(hidden, table, targets, weights, chunk=chunk, **options)[0]
+    def loss(hidden, table):
+        options = {"cap": None, "smoothing": 0.0, "z": 0.0, "dtype": "float32"}
+        return USES[use](*vocabulary_loss(hidden, table, targets, weights, chunk=chunk, **options))
 
-        return str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, table))
+    return jax.grad(loss, (0, 1)), (hidden, table)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_all_logits_never_exist_at_once(use):
+    def program(chunk):
+        function, given = gradient_of(use, chunk)
+        return str(jax.make_jaxpr(function)(*given))
 
     assert f"[{B},2,{V}]" in program(2)
     assert f"[{B},{T},{V}]" not in program(2) and f"[{B},12,{V}]" not in program(2)
     assert f"[{B},6,{V}]" in program(8) and f"[{B},8,{V}]" not in program(8)  # of even length
+
+
+@pytest.mark.parametrize("use, loops", [("the sum", 1), ("both", 2)])
+def test_logits_are_made_again_only_for_a_gradient_of_each_token(use, loops):
+    function, given = gradient_of(use, 4)
+    compiled = jax.jit(function).lower(*given).compile()
+    assert compiled.as_text().count(" while(") == loops
+
+
+@pytest.mark.parametrize("target, silent", [(-100, True), (-1, True), (-2, False), (V, False)])
+def test_a_target_is_ignored_or_a_token_or_not_a_number(target, silent):
+    hidden, table, targets, weights = inputs()
+    options = {"cap": None, "smoothing": 0.1, "z": 1e-2, "chunk": 4, "dtype": "float32"}
+    found = vocabulary_loss(hidden, table, targets.at[1, 2].set(target), weights + 1, **options)
+    wanted = vocabulary_loss(hidden, table, targets, weights.at[1, 2].set(-1.0) + 1, **options)
+    if silent:
+        np.testing.assert_allclose(found[0], wanted[0], rtol=1e-6)
+        assert found[1][1, 2] == 0.0
+    else:
+        assert np.isnan(found[0]) and np.isnan(found[1]).sum() == 1
 
 
 def bodies(jaxpr):

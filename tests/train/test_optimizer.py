@@ -122,24 +122,46 @@ def test_a_pattern_that_matches_nothing_is_refused():
         optimizer.make(settings(freeze=("layer/attn/q",)), AXES)
 
 
-@pytest.mark.parametrize(
-    ("name", "points"),
-    [
-        ("cosine", {0: 0.02, 49: 1.0, 50: 1.0, 75: 0.55, 100: 0.1, 500: 0.1}),
-        ("linear", {50: 1.0, 75: 0.55, 100: 0.1}),
-        ("inverse_sqrt", {50: 1.0, 200: 0.1 + 0.9 * 0.5}),
-        ("wsd", {50: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
-        ("constant", {50: 1.0, 100: 1.0}),
-    ],
-)
-def test_schedules_pass_through_their_points(name, points):
+STEPS, WARMUP = 1000, 100
+AFTER = {  # fraction of the peak at a step from WARMUP on, each as its paper or Optax has it
+    "cosine": lambda step: optax.cosine_decay_schedule(1.0, STEPS - WARMUP, 0.1)(step - WARMUP),
+    "linear": lambda step: optax.linear_schedule(1.0, 0.1, STEPS - WARMUP)(step - WARMUP),
+    "inverse_sqrt": lambda step: (WARMUP / step) ** 0.5,
+    "wsd": lambda step: optax.linear_schedule(1.0, 0.1, 200, STEPS - 200)(step),
+    "constant": lambda step: 1.0,
+}
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_schedules_are_those_of_their_papers(name):
+    rate = schedule.make(
+        TrainSettings(steps=STEPS, warmup=WARMUP, schedule=name, learning_rate=2.0, final_rate=0.1)
+    )
+    for step in range(0, WARMUP, 9):
+        assert float(rate(step)) == pytest.approx(2.0 * (step + 1) / (WARMUP + 1), rel=1e-6)
+    for step in range(WARMUP, STEPS + 1, 50):
+        assert float(rate(step)) == pytest.approx(2.0 * float(AFTER[name](step)), rel=1e-5), step
+
+
+def test_inverse_sqrt_is_the_formula_of_attention_is_all_you_need():
+    width, warmup = 512, 4000
+    peak = (width * warmup) ** -0.5
+    wanted = [width**-0.5 * min(n**-0.5, n * warmup**-1.5) for n in (4000, 16000, 100_000)]
     rate = schedule.make(
         TrainSettings(
-            steps=100, warmup=50, schedule=name, learning_rate=2.0, final_rate=0.1, decay=0.2
+            steps=100_000,
+            warmup=warmup,
+            schedule="inverse_sqrt",
+            learning_rate=peak,
+            final_rate=0.0,
         )
     )
-    for step, wanted in points.items():
-        assert float(rate(step)) / 2.0 == pytest.approx(wanted, abs=0.021), step
+    np.testing.assert_allclose([rate(n) for n in (4000, 16000, 100_000)], wanted, rtol=1e-6)
+
+
+def test_a_rate_never_jumps_where_the_fall_would_begin_in_the_warmup():
+    rate = schedule.make(TrainSettings(steps=100, warmup=50, schedule="wsd", decay=0.8))
+    assert float(rate(50)) == pytest.approx(1e-3) and float(rate(100)) == pytest.approx(1e-4)
 
 
 def test_adamw_matches_torch():

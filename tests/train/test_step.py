@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 import jaxgen
 from jaxgen import tree
+from jaxgen.errors import ConfigError
 from jaxgen.train import autopsy, optimizer
 from jaxgen.train import state as states
 from jaxgen.train.accumulate import gradients
@@ -125,6 +127,9 @@ def test_a_donated_state_is_consumed(params):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
+OPTIONS = {"config": CONFIG, "loss": jaxgen.causal_loss, "accumulate": 1}
+
+
 def poisoned(params):
     flat = tree.flatten(params)
     return tree.unflatten(
@@ -164,6 +169,241 @@ def test_after_the_last_bad_step_nothing_moves_any_more(params):
     assert (frozen.params["layers"]["attn"]["q"] == state.params["layers"]["attn"]["q"]).all()
 
 
+def unchanged(before, after):
+    """Whether parameters and optimizer are the same bits."""
+    old, new = (jax.tree.leaves((state.params, state.optimizer)) for state in (before, after))
+    return all((a == b).all() for a, b in zip(old, new, strict=True))
+
+
+def spoiled(value, path="layers/feed/up"):
+    """An optimizer whose second update holds one number that is not finite."""
+
+    def update(grads, count, params=None):
+        flat = tree.flatten(jax.tree.map(lambda g: -0.1 * g, grads))
+        flat[path] = jnp.where(count == 1, flat[path].at[0, 0, 0].set(value), flat[path])
+        return tree.unflatten(flat), count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def multiplied(grads):
+    one = (jnp.eye(2) @ jnp.ones((2, 2)))[0, 0]
+    return jax.tree.map(lambda g: g * one, grads)
+
+
+UPDATES = {
+    "a number": spoiled(jnp.nan),
+    "an infinity": spoiled(jnp.inf),
+    "a learning rate": optax.sgd(lambda step: jnp.where(step == 1, jnp.nan, 0.1)),
+    "after a matrix product": optax.chain(
+        optax.stateless(lambda g, _: multiplied(g)), spoiled(-jnp.inf)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_that_is_not_finite_is_not_taken(params, name):
+    step = stepper(UPDATES[name], patience=2)
+    state, _ = step(states.train_state(params, UPDATES[name], jax.random.key(0)), batch())
+    after, metrics = step(state, batch())
+    assert (int(metrics["skipped"]), int(metrics["streak"])) == (1, 1)
+    assert np.isfinite(metrics["objective"]) and np.isfinite(metrics["grad_norm"])
+    assert unchanged(state, after)
+    found = autopsy.examine(after, batch(), 2, **OPTIONS, optimizer=UPDATES[name])
+    assert "the optimizer's update of " in str(autopsy.error(found, 2, 2, [], "none"))
+
+
+def test_weights_that_sum_to_less_than_one_do_not_scale_the_loss(params):
+    small = batch() | {"weights": 1e-4 * batch()["weights"]}
+    take = jax.jit(partial(gradients, jaxgen.causal_loss, params, CONFIG, accumulate=2))
+    (loss, grads), (right, wanted) = (take(b, jax.random.key(0)) for b in (small, batch()))
+    np.testing.assert_allclose(loss.total / loss.weight, right.total / right.weight, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-7), grads, wanted)
+
+
+LOSSES = {
+    "a Loss": jaxgen.causal_loss,
+    "a scalar": lambda *given: mean_of(jaxgen.causal_loss(*given)),
+    "a Loss and values": lambda *given: with_values(jaxgen.causal_loss(*given)),
+    "a scalar and values": lambda *given: (mean_of(jaxgen.causal_loss(*given)), {"kept": 0.5}),
+    "a Loss with values": lambda *given: jaxgen.causal_loss(*given)._replace(
+        metrics={"mean": jnp.float32(2.0)}
+    ),
+}
+
+
+def mean_of(loss):
+    return loss.total / loss.weight
+
+
+def with_values(loss):
+    return loss, {"mean": mean_of(loss), "pair": jnp.stack([mean_of(loss), loss.weight])}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_may_be_of_several_forms(params, name, accumulate):
+    tx, even = optax.sgd(0.1), {n: x for n, x in batch().items() if n != "weights"}
+    found, wanted = (
+        jax.jit(
+            partial(
+                jaxgen.train_step, config=CONFIG, optimizer=tx, loss=loss, accumulate=accumulate
+            )
+        )(states.train_state(params, tx, jax.random.key(0)), even)
+        for loss in (LOSSES[name], jaxgen.causal_loss)
+    )
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, found[0].params, wanted[0].params)
+    close(found[1]["objective"], wanted[1]["objective"])
+    if name == "a Loss and values":
+        close(found[1]["mean"], wanted[1]["objective"])
+        close(found[1]["pair"], [wanted[1]["objective"], B * T / accumulate])
+    if name == "a scalar and values":
+        assert float(found[1]["kept"]) == 0.5 and float(found[1]["tokens"]) == B
+
+
+def test_a_metric_that_a_step_has_itself_is_refused(params):
+    tx, loss = optax.sgd(0.1), lambda *given: (jaxgen.causal_loss(*given), {"loss": 1.0})
+    state = states.train_state(params, tx, jax.random.key(0))
+    with pytest.raises(ConfigError, match="metric 'loss'"):
+        jaxgen.train_step(state, batch(), config=CONFIG, optimizer=tx, loss=loss)
+
+
+def test_rows_that_cannot_be_dealt_out_are_named_and_numbers_go_to_every_microbatch(params):
+    tx = optax.sgd(0.1)
+    state = states.train_state(params, tx, jax.random.key(0))
+    options = {"config": CONFIG, "optimizer": tx}
+    with pytest.raises(ConfigError, match="accumulate=3 does not divide the 8 rows"):
+        jaxgen.train_step(state, batch(), loss=jaxgen.causal_loss, accumulate=3, **options)
+    with pytest.raises(ConfigError, match="8 and 9 rows"):
+        uneven = {"one": np.ones(8), "two": np.ones(9)}
+        jaxgen.train_step(state, uneven, loss=jaxgen.causal_loss, accumulate=2, **options)
+
+    def scaled(params, config, rows, key):
+        rows = dict(rows)
+        return rows.pop("beta") * mean_of(jaxgen.causal_loss(params, config, rows, key))
+
+    _, metrics = jaxgen.train_step(
+        state, batch() | {"beta": 0.5}, loss=scaled, accumulate=2, **options
+    )
+    assert np.isfinite(metrics["objective"])
+
+
+READERS = {
+    "value": optax.chain(optax.adam(1e-2), contrib.reduce_on_plateau()),
+    "value and gradient": optax.polyak_sgd(),
+    "a search along a line": optax.lbfgs(),
+    "schedule free": contrib.schedule_free_adamw(1e-1, warmup_steps=1),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_optimizers_that_read_the_loss_lower_it(params, name):
+    step = stepper(READERS[name], accumulate=2)
+    state, losses = states.train_state(params, READERS[name], jax.random.key(0)), []
+    for _ in range(6):
+        state, metrics = step(state, batch())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.2 and int(metrics["skipped"]) == 0
+    judged = jax.jit(jaxgen.causal_loss, static_argnums=1)(
+        states.evaluation_params(state), CONFIG, batch()
+    )
+    assert float(mean_of(judged)) < losses[0] - 0.2
+    same = states.evaluation_params(state) is state.params
+    assert same == (name != "schedule free")
+
+
+def test_lbfgs_steps_as_optax_alone_does(params):
+    tx, key = optax.lbfgs(), jax.random.key(0)
+
+    @jax.jit
+    def alone(params, held):
+        value = lambda p: mean_of(jaxgen.causal_loss(p, CONFIG, batch()))  # noqa: E731
+        loss, grad = jax.value_and_grad(value)(params)
+        updates, held = tx.update(grad, held, params, value=loss, grad=grad, value_fn=value)
+        return optax.apply_updates(params, updates), held
+
+    step, state, wanted, held = (
+        stepper(tx),
+        states.train_state(params, tx, key),
+        params,
+        tx.init(params),
+    )
+    for _ in range(2):
+        state, _ = step(state, batch())
+        wanted, held = alone(wanted, held)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), state.params, wanted)
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def losses_of(kept, compute):
+    """The losses of a few steps in these dtypes, and the state after them."""
+    config = CONFIG.replace(param_dtype=kept, compute_dtype=compute)
+    tx = optimizer.make(TrainSettings(warmup=0, learning_rate=3e-3), jaxgen.axes(config))
+    params = jax.jit(jaxgen.init, static_argnums=0)(CONFIG, jax.random.key(0))
+    params = jax.tree.map(lambda p: p.astype(kept), params)
+    state, found = states.train_state(params, tx, jax.random.key(0)), []
+    step = partial(jaxgen.train_step, config=config, optimizer=tx, loss=jaxgen.causal_loss)
+    step = jax.jit(step, donate_argnums=0)
+    for _ in range(10):
+        state, metrics = step(state, batch())
+        found.append(float(metrics["loss"]))
+    assert int(metrics["skipped"]) == 0
+    return np.array(found), state
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    return losses_of("float32", "float32")[0]
+
+
+@pytest.mark.parametrize("compute", DTYPES)
+@pytest.mark.parametrize("kept", DTYPES)
+def test_every_pair_of_dtypes_learns_as_float32_does(kept, compute, in_float32):
+    found, state = losses_of(kept, compute)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {kept}
+    assert in_float32[-1] < in_float32[0] - 0.2
+    rough = 0.05 if "bfloat16" in (kept, compute) else 0.005
+    np.testing.assert_allclose(found, in_float32, atol=rough)
+
+
+@pytest.mark.parametrize("freeze", [(), ("embed/*",)])
+def test_narrow_parameters_take_steps_smaller_than_their_last_bit(freeze):
+    config = CONFIG.replace(param_dtype="bfloat16")
+    settings = TrainSettings(
+        warmup=0, learning_rate=1e-4, schedule="constant", weight_decay=0.0, freeze=freeze
+    )
+    tx = optimizer.make(settings, jaxgen.axes(config))
+    before = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
+    state = states.train_state(before, tx, jax.random.key(0))
+    step = partial(jaxgen.train_step, config=config, optimizer=tx, loss=jaxgen.causal_loss)
+    step = jax.jit(step)
+    for _ in range(40):  # of 1e-4 each, where the last bit of 1.0 is 2^-8
+        state, _ = step(state, batch())
+    scale = np.float32(state.params["final_norm"]["scale"])
+    assert (scale != 1.0).mean() > 0.5 and np.abs(scale - 1).max() < 0.01
+    same = (state.params["embed"]["tokens"] == before["embed"]["tokens"]).all()
+    assert bool(same) == bool(freeze)
+    masters = [x for x in jax.tree.leaves(state.optimizer) if x.shape == (23, 16)]
+    assert len(masters) == (0 if freeze else 3)  # a float32 copy and two moments
+
+
+def test_an_update_that_float16_cannot_hold_is_not_taken():
+    config = CONFIG.replace(param_dtype="float16")
+    params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
+    tx = optax.stateless(lambda grads, _: jax.tree.map(lambda g: jnp.full_like(g, 7e4), grads))
+    state = states.train_state(params, tx, jax.random.key(0))
+    step = partial(jaxgen.train_step, config=config, optimizer=tx, loss=jaxgen.causal_loss)
+    after, metrics = jax.jit(step)(state, batch())
+    assert int(metrics["skipped"]) == 1 and unchanged(state, after)
+    found = autopsy.examine(
+        after, batch(), 1, config=config, loss=jaxgen.causal_loss, accumulate=1, optimizer=tx
+    )
+    assert "float16 ends at 65504" in str(autopsy.error(found, 1, 1, [], "none"))
+
+
 def with_params(state, params):
     return dataclasses.replace(state, params=params)
 
@@ -187,7 +427,7 @@ def test_a_spike_is_skipped_once_the_loss_has_settled(params):
 
 def test_the_post_mortem_names_parameter_and_examples(params):
     state = states.train_state(poisoned(params), optax.set_to_zero(), jax.random.key(0))
-    options = {"config": CONFIG, "loss": jaxgen.causal_loss, "accumulate": 1}
+    options = {**OPTIONS, "optimizer": optax.set_to_zero()}
     found = autopsy.examine(state, batch(), 1, **options)
     assert found["params"] == ["layers/feed/up"]
     assert found["rows"] == list(range(B))
@@ -201,7 +441,7 @@ def test_the_post_mortem_of_a_bad_example_names_its_row(params):
     state = states.train_state(params, optax.set_to_zero(), jax.random.key(0))
     weights = batch()["weights"].copy()
     weights[3, 2] = np.inf
-    options = {"config": CONFIG, "loss": jaxgen.causal_loss, "accumulate": 1}
+    options = {**OPTIONS, "optimizer": optax.set_to_zero()}
     found = autopsy.examine(state, batch() | {"weights": weights}, 1, **options)
     assert found["rows"] == [3] and found["params"] == []
     assert "the gradient of" in str(autopsy.error(found, 1, 3, [], "none"))
