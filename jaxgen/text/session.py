@@ -22,6 +22,7 @@ from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
 from jaxgen.text.defaults import fill
 from jaxgen.text.loaded_model import LoadedModel, open_model
 from jaxgen.text.request import Generation
+from jaxgen.text.tasks import scoring
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens.protocol import check_ids
 
@@ -48,10 +49,11 @@ def number_prompts(texts: Sequence[Text], settings: Generation) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Session:
-    """A model ready to generate: `jaxgen.open(folder)` makes one.
+    """A model ready for text: `jaxgen.open(folder)` makes one.
 
-    What the folder says of generation holds where a request says nothing. params: the model's as
-    decoding reads them (`serving.ready`). clock: counts seconds.
+    An encoder embeds and classifies; asked to generate, it raises ConfigError. What the folder says
+    of generation holds where a request says nothing. params: the model's as decoding
+    reads them (`serving.ready`). clock: counts seconds.
     """
 
     model: LoadedModel
@@ -89,6 +91,18 @@ class Session:
         chat that it refuses or that is too long.
         """
         return self.generate(self.chat_ids(messages), **settings)
+
+    def embed(self, texts: Sequence[str], **options: Any) -> Any:
+        """Return a vector [N, D] of each text; options: those of `text.tasks.scoring.embed`."""
+        return scoring.embed(self.model, texts, **options)
+
+    def score(self, texts: Sequence[str], **options: Any) -> list[tuple[float, int]]:
+        """Return (sum of log-probabilities in nats, tokens) of each text, by a decoder."""
+        return scoring.score(self.model, texts, **options)
+
+    def classify(self, texts: Sequence[str], **options: Any) -> list[list[tuple[str, float]]]:
+        """Return (label, probability) of each class for each text, the likeliest first."""
+        return scoring.classify(self.model, texts, **options)
 
     def chat_ids(
         self, messages: Sequence[Message], template: ChatTemplate | None = None
@@ -233,6 +247,7 @@ class Session:
         )
 
     def _requests(self, prompt: Prompt) -> list[Request]:
+        check_generates(self.model)
         text, asked, number = prompt
         ids = self.ids(text)
         settings = fill(asked, self.model.generation_config, self.reads_sources or len(ids) == 1)
@@ -286,11 +301,12 @@ def open_session(
 ) -> Session:
     """Return a Session on a run, a saved or a Hugging Face folder; raises what `jaxgen.load` does.
 
-    CheckpointError, too, if the folder has no tokenizer; ConfigError for a model that makes no
-    text. step: which checkpoint of a run, as for `jaxgen.load`. weights: "int8" rounds them
-    (`serving.ready`).
+    CheckpointError, too, if the folder has no tokenizer. step: which checkpoint of a run, as for
+    `jaxgen.load`. weights: "int8" rounds those of a decoder (`serving.ready`).
     """
     model = open_model(folder, step=step)
+    if model.config.topology == "encoder" and weights == "plain":
+        return Session(model, model.params)
     check_generates(model)
     # The parameters as they were read are needed no more.
     params = serving.ready(model.params, model.config, weights=weights)

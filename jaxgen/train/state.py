@@ -55,6 +55,9 @@ def train_state(params: Any, optimizer: optax.GradientTransformation, key: PRNGK
     return State(zeros[0], params, moments, key, health)
 
 
+make = train_state  # the name it had before it was public, kept for programs that use it
+
+
 def evaluation_params(state: State) -> Any:
     """Return the parameters to validate, save and generate with.
 

@@ -99,3 +99,16 @@ def test_a_task_that_the_model_can_not_do_is_refused():
             task(model, ["a"])
     with pytest.raises(ConfigError, match=r"text 1 is empty"):
         tasks.embed(model, ["a", ""])
+
+
+def test_a_session_embeds_classifies_and_scores_as_the_tasks_do_and_an_encoder_writes_nothing():
+    from jaxgen.text.session import Session
+
+    reader = model_of(topology="encoder", head="classes", classes=3)
+    session = Session(reader, reader.params)
+    np.testing.assert_array_equal(session.embed(TEXTS), tasks.embed(reader, TEXTS))
+    assert session.classify(TEXTS) == tasks.classify(reader, TEXTS)
+    with pytest.raises(ConfigError, match="gives no next token"):
+        session.generate("a")
+    writer = model_of()
+    assert Session(writer, writer.params).score(TEXTS) == tasks.score(writer, TEXTS)
