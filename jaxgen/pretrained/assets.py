@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +18,12 @@ from jaxgen.pretrained.generation_config import (
     read_generation_config,
     write_generation_config,
 )
+from jaxgen.pretrained.hub_tokenizer import has_hub_tokenizer, read_hub_tokenizer
 from jaxgen.store.steps import run_and_step
-from jaxgen.tokens import Tokenizer, marian
+from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 
 OURS = "tokenizer"  # a folder in our own
-HUB = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 class ModelAssets(NamedTuple):
@@ -65,7 +64,7 @@ def has_tokenizer(folder: Path) -> bool:
     """Return whether `read_tokenizer` has something to read."""
     folder, _ = run_and_step(folder)
     if hub_read.is_hub(folder):
-        return marian.is_marian(folder) or any((folder / name).exists() for name in HUB)
+        return has_hub_tokenizer(folder)
     return (folder / OURS).is_dir()
 
 
@@ -73,58 +72,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer of a folder; CheckpointError if there is none, or it does not fit."""
     folder, _ = run_and_step(folder)
     if hub_read.is_hub(folder):
-        return _hub_tokenizer(folder)
+        return read_hub_tokenizer(folder)
     if not (folder / OURS).is_dir():
         raise CheckpointError(f"{folder} has no tokenizer/; text needs one, token ids do not")
     return load_tokenizer(folder / OURS)
-
-
-def _hub_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of a Hugging Face folder, which must fit its model.
-
-    bos is what the tokenizer itself puts before a text; eos and pad are those of
-    generation_config.json or config.json, or what it puts after one.
-    """
-    path = next((folder / name for name in HUB if (folder / name).exists()), folder)
-    if path == folder and not marian.is_marian(folder):
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json and no sentencepiece model; ids only"
-        )
-    tokenizer = marian.read(folder) if path == folder else load_tokenizer(path)
-    _, config = hub_read.read_config(folder)
-    if tokenizer.vocab_size > config.V:
-        raise CheckpointError(
-            f"{path} has {tokenizer.vocab_size} pieces, but the model knows {config.V}: they are "
-            f"not of one model"
-        )
-    special = replace(tokenizer.special, **_special(folder, tokenizer))
-    if special == tokenizer.special:
-        return tokenizer
-    model: bytes = tokenizer.model  # pyright: ignore[reportAttributeAccessIssue]
-    return type(tokenizer)(model, special)  # pyright: ignore[reportCallIssue]
-
-
-def _special(folder: Path, tokenizer: Tokenizer) -> dict[str, int | None]:
-    told, _ = read_generation_config(folder)
-    eos = next(iter(told.eos_token_id), None)
-    named = {"bos": told.bos_token_id, "eos": eos, "pad": told.pad_token_id}
-    found: dict[str, int | None] = {}
-    for name, value in named.items():
-        if value is None:
-            continue
-        if value >= tokenizer.vocab_size:
-            raise CheckpointError(
-                f"{folder}: {name}_token_id={value} is none of the tokenizer's "
-                f"{tokenizer.vocab_size} ids"
-            )
-        found[name] = value
-    around = getattr(tokenizer, "around", None)
-    if around is None:  # sentencepiece: Llama and Gemma begin every text, T5 and Marian none
-        if isinstance(tokenizer, marian.Marian):
-            found["bos"] = None
-        return found
-    begin, end = around()
-    found["bos"] = begin[0] if len(begin) == 1 else None
-    if "eos" not in found and len(end) == 1:  # BERT ends what it reads, and says so only there
-        found["eos"] = end[0]
-    return found

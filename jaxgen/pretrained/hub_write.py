@@ -102,35 +102,21 @@ def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, s
 
 
 def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Write the tokenizer's own file; one that has none (chars, bytes) is left out."""
-    from jaxgen.tokens.huggingface import HuggingFace
+    """Write the tokenizer as a tokenizer.json, Marian's as its own three files."""
+    from jaxgen.tokens.export import tokenizer_json
     from jaxgen.tokens.marian import Marian
-    from jaxgen.tokens.pieces import Pieces
 
+    about: dict[str, Any] = {"model_max_length": config.context}
     if isinstance(tokenizer, Marian):
         for name, content in tokenizer.parts().items():
             (draft / name).write_bytes(content)
-        about = {"tokenizer_class": "MarianTokenizer", "model_max_length": config.context}
-        files.write_json(draft / TOKENIZER, about)
+        files.write_json(draft / TOKENIZER, about | {"tokenizer_class": "MarianTokenizer"})
         return
-    if not isinstance(tokenizer, HuggingFace | Pieces):
-        return
-    hub = isinstance(tokenizer, HuggingFace)
-    (draft / ("tokenizer.json" if hub else "tokenizer.model")).write_bytes(tokenizer.model)
-    names = {i: name for name, i in tokenizer.vocabulary().items()}
-    special = vars(tokenizer.special)
-    about: dict[str, Any] = {
-        f"{name}_token": names[i] for name, i in special.items() if i is not None
-    }
-    about |= {
-        "tokenizer_class": "PreTrainedTokenizerFast" if hub else "LlamaTokenizer",
-        "model_max_length": config.context,
-    }
-    if not hub:
-        # Else it would put a space before every text, which only some models want.
-        about |= {"add_prefix_space": tokenizer.adds_space, "legacy": False}
-        about |= {"add_bos_token": special["bos"] is not None}
-    files.write_json(draft / TOKENIZER, about)
+    found = tokenizer_json(tokenizer, rows=config.V, topology=config.topology)
+    (draft / "tokenizer.json").write_bytes(found.file)
+    # The class that reads a tokenizer.json as it is; the others build their own of its vocabulary.
+    about |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    files.write_json(draft / TOKENIZER, found.roles | about)
 
 
 def write_template(draft: Path, template: ChatTemplate) -> None:

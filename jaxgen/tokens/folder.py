@@ -34,6 +34,8 @@ def save(
         "vocab_size": tokenizer.vocab_size,
         "fingerprint": tokenizer.fingerprint,
     }
+    if roles := getattr(tokenizer, "roles", None):
+        about["roles"] = roles
     with files.new_folder(path) as draft:
         if model:
             (draft / model[0]).write_bytes(model[1])
@@ -51,9 +53,11 @@ def read(path: Path) -> tuple[dict[str, Any], bytes, Special]:
         newest, kind, name, wanted = (about[k] for k in ("format", "kind", "model", "sha256"))
         special = Special(**about["special"])
         known = all(i is None or type(i) is int for i in asdict(special).values())
-        if not (known and isinstance(kind, str) and isinstance(about["fingerprint"], str)):
+        texts = (kind, about["fingerprint"], *about.get("roles", {}).values())
+        sized = type(about["vocab_size"]) is int and about["vocab_size"] > 0
+        if not (known and sized and all(isinstance(text, str) for text in texts)):
             raise ValueError("a field is of the wrong type")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / ABOUT} is damaged: {error!r}; save it again") from error
     if newest != FORMAT:
         raise CheckpointError(

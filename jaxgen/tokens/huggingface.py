@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import secrets
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from os import PathLike
 from typing import Any
 
@@ -23,24 +25,41 @@ BYTE = re.compile("<0x[0-9A-Fa-f]{2}>", re.ASCII)
 class HuggingFace:
     """A tokenizer.json; special pieces written out in a text are encoded as ordinary text."""
 
-    def __init__(self, model: bytes, special: Special | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        special: Special | None = None,
+        *,
+        roles: Mapping[str, str] | None = None,
+        added: Sequence[Mapping[str, Any]] = (),
+        vocab_size: int | None = None,
+    ) -> None:
         """special: which ids play these roles; a tokenizer.json itself declares none.
 
-        Raises CheckpointError if it can't be read or its ids are not 0, 1, 2, ...; ConfigError if
-        `tokenizers` is not installed.
+        roles: {"mask_token": "[MASK]", ...} as tokenizer_config.json names pieces for other
+        programs. added: rows as of `added_tokens`, which come after the file's own or change the
+        flags of theirs. vocab_size: ids that its model knows, None for all; a text that needs
+        another is refused. Raises CheckpointError if it can't be read or two pieces share an id;
+        ConfigError if `tokenizers` is not installed.
         """
-        self.model, self.special = model, special or Special()
-        self.fingerprint = protocol.fingerprint("hf", model, self.special)
+        self.special, self.roles = special or Special(), dict(roles or {})
         about = _parse(model)
-        self._vocabulary = _check_ids(about)
-        self.vocab_size = len(self._vocabulary)
-        self._names = {i: name for name, i in self._vocabulary.items()}
+        declared = _declared(about)
         self._engine = _build(model)
+        if _extend(self._engine, added):
+            model = self._engine.to_str().encode()
+            about = _parse(model)
+        self.model = model
+        self.fingerprint = protocol.fingerprint("hf", model, self.special)
+        self._vocabulary = self._engine.get_vocab(with_added_tokens=True)
+        self._names = _names(self._vocabulary, declared)
+        self._count = max(self._names) + 1
+        self.vocab_size = self._count if vocab_size is None else min(vocab_size, self._count)
         for name, token in vars(self.special).items():
-            if token is not None and token not in self._names:
+            if token is not None and not (token in self._names and token < self.vocab_size):
                 raise CheckpointError(f"{name}={token} is outside its {self.vocab_size} pieces")
         silent = [self._names[i] for i in vars(self.special).values() if i is not None]
-        self._engine.add_special_tokens(silent)
+        _silence(self._engine, silent)
         self._engine.encode_special_tokens = True
         self._engine.no_truncation()
         self._engine.no_padding()
@@ -57,7 +76,7 @@ class HuggingFace:
         if read is None:
             return None, False
         silent |= {row["content"] for row in about.get("added_tokens") or [] if row.get("special")}
-        names = [self._names[i] for i in range(self.vocab_size)]
+        names = [self._names.get(i, "") for i in range(self.vocab_size)]
         pieces = tuple(b"" if name in silent else read(name) for name in names)
         drops = _drops_space(steps)
         # Metaspace drops all marks of a text's first piece and keeps a space that is none, where
@@ -87,7 +106,17 @@ class HuggingFace:
             except UnicodeEncodeError as error:
                 raise protocol.not_unicode(text, error) from None
         encode = self._engine.encode_batch
-        return [row.ids for row in _guard(DataError, encode, texts, add_special_tokens=False)]
+        found = _guard(DataError, encode, texts, add_special_tokens=False)
+        return [self._known(row.ids) for row in found]
+
+    def _known(self, ids: list[int]) -> list[int]:
+        if self.vocab_size < self._count and ids and max(ids) >= self.vocab_size:
+            wrong = max(ids)
+            raise DataError(
+                f"the text needs the piece {self._names[wrong]!r} of id {wrong}, but the model "
+                f"has {self.vocab_size} rows; remove it from the text"
+            )
+        return ids
 
     def around(self) -> tuple[list[int], list[int]]:
         """Return the ids that the file's own template puts before a text, and after it."""
@@ -97,18 +126,53 @@ class HuggingFace:
         at = next((i for i in spots if whole[i : i + len(inner)] == inner), len(whole))
         return whole[:at], whole[at + len(inner) :]
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Return the ids of a text in which special pieces, written out, are those pieces."""
-        self._engine.encode_special_tokens = False
-        try:
-            return _guard(DataError, self._engine.encode, text, add_special_tokens=False).ids
-        finally:
-            self._engine.encode_special_tokens = True
+    def encode_marked(self, text: str, *, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
+        """Return the ids of a text in which special pieces, written out, are those pieces.
+
+        plain: spans [begin, end) of the text in which they are only text.
+        """
+        if not plain:
+            self._engine.encode_special_tokens = False
+            try:
+                return self._known(_guard(DataError, self._engine.encode, text,
+                                          add_special_tokens=False).ids)  # fmt: skip
+            finally:
+                self._engine.encode_special_tokens = True
+        # One pass over the whole text, for pieces depend on what is around them: marks that are
+        # meant are spelled in a way that nobody can guess, as pieces that are not special.
+        stand_ins, engine = self._stand_ins
+        pieces = sorted(self._special_pieces(), key=lambda token: -len(token.content))
+        meant = protocol.marked(text, [_pattern(token) for token in pieces], plain)
+        spelled = "".join(stand_ins[part] if mark else part for part, mark in meant)
+        ids = _guard(DataError, engine.encode, spelled, add_special_tokens=False).ids
+        own = {engine.token_to_id(stand_ins[name]): self._vocabulary[name] for name in stand_ins}
+        return self._known([own.get(token, token) for token in ids])
+
+    @cached_property
+    def _stand_ins(self) -> tuple[dict[str, str], Any]:
+        """Return ({mark: its stand-in}, an engine that takes stand-ins alone for marks)."""
+        import tokenizers
+
+        engine = _build(self._engine.to_str().encode())
+        engine.encode_special_tokens = True
+        secret = secrets.token_hex(8)
+        found, rows = {}, []
+        for number, token in enumerate(self._special_pieces()):
+            found[token.content] = f"\U000f0000{secret}{number}\U000f0001"
+            rows.append(tokenizers.AddedToken(
+                found[token.content], special=False, normalized=False, lstrip=token.lstrip,
+                rstrip=token.rstrip, single_word=token.single_word,
+            ))  # fmt: skip
+        engine.add_tokens(rows)
+        return found, engine
+
+    def _special_pieces(self) -> list[Any]:
+        added = self._engine.get_added_tokens_decoder()
+        return [token for _, token in sorted(added.items()) if token.special]
 
     def marks(self) -> list[str]:
-        """Return the pieces that `encode_marked` takes for marks."""
-        added = self._engine.get_added_tokens_decoder()
-        return [token.content for _, token in sorted(added.items())]
+        """Return the pieces that only `encode_marked` takes for more than text."""
+        return [token.content for token in self._special_pieces()]
 
     def windows(self, first: str, second: str, width: int, stride: int) -> list[Pair]:
         """Return the rows of two texts, laid as the file declares; see `tokens.pair.pairs`."""
@@ -136,11 +200,17 @@ class HuggingFace:
 
     def __reduce__(self) -> Any:
         # A process that tokenises gets the model and builds its own engine.
-        return HuggingFace, (self.model, self.special)
+        about = {"roles": self.roles, "vocab_size": self.vocab_size}
+        return partial(HuggingFace, **about), (self.model, self.special)
 
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the file, which other programs read as well."""
         folder.save(path, "hf", ("tokenizer.json", self.model), self)
+
+
+def _pattern(token: Any) -> str:
+    name = re.escape(token.content)
+    return rf"(?<!\w){name}(?!\w)" if token.single_word else name
 
 
 def _pair(row: Any) -> Pair:
@@ -168,8 +238,8 @@ def _parse(model: bytes) -> dict[str, Any]:
     return about
 
 
-def _check_ids(about: dict[str, Any]) -> dict[str, int]:
-    """Return {piece: id} of the model and its added tokens, whose ids must be 0 .. V - 1."""
+def _declared(about: dict[str, Any]) -> dict[str, int]:
+    """Return {piece: id} as the file says of its model and its added tokens."""
     vocabulary = about["model"].get("vocab")
     try:
         if isinstance(vocabulary, list):  # unigram: [piece, score] in the order of ids
@@ -190,12 +260,63 @@ def _check_ids(about: dict[str, Any]) -> dict[str, int]:
         if i in names:
             raise CheckpointError(f"pieces {names[i]!r} and {name!r} share id {i}")
         names[i] = name
-    if max(names) >= len(names):
-        gap = next(i for i in range(len(names)) if i not in names)
-        raise CheckpointError(
-            f"its ids have a gap: {len(names)} pieces, none with id {gap}, one with {max(names)}"
-        )
     return found
+
+
+def _names(vocabulary: Mapping[str, int], declared: Mapping[str, int]) -> dict[int, str]:
+    """Return {id: piece} as the library numbers them: it ignores the ids of added tokens."""
+    names: dict[int, str] = {}
+    for name, i in vocabulary.items():
+        if i in names:
+            raise CheckpointError(
+                f"its ids have a hole, so that the library gives {names[i]!r} and {name!r} "
+                f"both id {i}; fill the hole"
+            )
+        names[i] = name
+    moved = [name for name, i in declared.items() if vocabulary.get(name, i) != i]
+    if moved:
+        warnings.warn(
+            f"its ids have a hole: {moved[0]!r} is id {declared[moved[0]]} in the file, but the "
+            f"tokenizers library, and so transformers, makes it {vocabulary[moved[0]]}",
+            stacklevel=4,
+        )
+    return names
+
+
+def _extend(engine: Any, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Add pieces, or change the flags of those that are there; return whether anything changed."""
+    if not rows:
+        return False
+    import tokenizers
+
+    known = {t.content: t for t in engine.get_added_tokens_decoder().values()}
+    flags = ("special", "normalized", "lstrip", "rstrip", "single_word")
+    changed = []
+    for row in rows:
+        token = tokenizers.AddedToken(row["content"], **{name: row[name] for name in flags})
+        old = known.get(token.content)
+        if old is None or any(getattr(old, name) != row[name] for name in flags):
+            changed.append(token)
+    if changed:
+        _guard(CheckpointError, engine.add_tokens, changed)
+    return bool(changed)
+
+
+def _silence(engine: Any, names: Sequence[str]) -> None:
+    """Make pieces special, with the flags they have: no text yields them, and they have none."""
+    import tokenizers
+
+    known = {t.content: t for t in engine.get_added_tokens_decoder().values()}
+    for name in names:
+        old = known.get(name)
+        if old is not None and old.special:
+            continue
+        flags = {} if old is None else {
+            flag: getattr(old, flag) for flag in ("lstrip", "rstrip", "single_word")
+        }  # fmt: skip
+        engine.add_special_tokens(
+            [tokenizers.AddedToken(name, special=True, normalized=False, **flags)]
+        )
 
 
 def _build(model: bytes) -> Any:
@@ -229,6 +350,8 @@ def _reader(steps: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"]:
         return _byte_level
+    if kinds in (["Fuse"], ["ByteFallback", "Fuse"]):
+        return partial(_spaced, " ", bytes_too="ByteFallback" in kinds)
     if kinds == ["Metaspace"]:
         return partial(_spaced, steps[0]["replacement"], bytes_too=False)
     kinds = kinds[:-1] if steps[-1:] == [STRIP] else kinds

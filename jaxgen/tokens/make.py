@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import CheckpointError, ConfigError, nearest
@@ -65,13 +66,15 @@ def load(
 def _saved(path: Path) -> Tokenizer:
     about, raw, special = folder.read(path)
     with _at(path):
-        tokenizer = _open(about["kind"], raw, special)
+        tokenizer = _open(about["kind"], raw, special, about)
     if tokenizer.fingerprint != about["fingerprint"]:
         raise CheckpointError(f"{path} is damaged: the tokenizer is not the one that was saved")
     return tokenizer
 
 
-def _open(kind: str, raw: bytes, special: Special | None) -> Tokenizer:
+def _open(
+    kind: str, raw: bytes, special: Special | None, about: Mapping[str, Any] | None = None
+) -> Tokenizer:
     if kind == "chars":
         return Chars(raw.decode())
     if kind == "bytes":
@@ -87,7 +90,10 @@ def _open(kind: str, raw: bytes, special: Special | None) -> Tokenizer:
     if kind == "hf":
         from jaxgen.tokens.huggingface import HuggingFace
 
-        return HuggingFace(raw, special)
+        about = about or {}
+        return HuggingFace(
+            raw, special, roles=about.get("roles"), vocab_size=about.get("vocab_size")
+        )
     raise CheckpointError(f"kind={kind!r} is of a newer jaxgen; upgrade")
 
 

@@ -5,11 +5,17 @@ Field numbers: sentencepiece_model.proto of google/sentencepiece, unchanged sinc
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-TRAINER, NORMALIZER = 2, 3
-SUFFIX = 24  # TrainerSpec.treat_whitespace_as_suffix
+PIECES, TRAINER, NORMALIZER = 1, 2, 3
+NAME, SCORE, KIND = 1, 2, 3  # SentencePiece
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # its Type
+# TrainerSpec: model_type, treat_whitespace_as_suffix, byte_fallback, and what is unknown
+MODEL_TYPE, SUFFIX, BYTE_FALLBACK, UNK = 3, 24, 35, 40
+UNIGRAM, BPE = 1, 2  # its ModelType
 CHARSMAP, DUMMY_PREFIX, EXTRA_SPACES, ESCAPE, RULE_FILE = 2, 3, 4, 5, 6  # NormalizerSpec
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -37,9 +43,89 @@ def read_normalizer(model: bytes) -> Normalizer:
     return Normalizer(dummy, bool(trainer.get(SUFFIX, False)), keeps)
 
 
+class Piece(NamedTuple):
+    """A piece of a model: its text with U+2581 for spaces, its score, and its kind."""
+
+    name: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True)
+class Proto:
+    """What a sentencepiece model file says, as far as another library needs it."""
+
+    pieces: tuple[Piece, ...]
+    model_type: int
+    unk: int
+    byte_fallback: bool
+    suffix: bool
+    charsmap: bytes
+    dummy_prefix: bool
+    extra_spaces: bool
+    escape: bool
+
+
+def read_proto(model: bytes) -> Proto:
+    """Return the pieces and settings of a model; ValueError if the bytes are no whole model."""
+    pieces, sections = [], {}
+    for number, value in _fields(model):
+        if number == PIECES and isinstance(value, bytes):
+            pieces.append(_piece(value))
+        elif isinstance(value, bytes):
+            sections[number] = dict(_fields(value))
+    if not pieces or TRAINER not in sections or NORMALIZER not in sections:
+        raise ValueError("it has no pieces, trainer or normaliser section")
+    trainer, normalizer = sections[TRAINER], sections[NORMALIZER]
+    return Proto(
+        tuple(pieces),
+        int(trainer.get(MODEL_TYPE, UNIGRAM)),
+        _signed(int(trainer.get(UNK, 0))),
+        bool(trainer.get(BYTE_FALLBACK, False)),
+        bool(trainer.get(SUFFIX, False)),
+        bytes(normalizer.get(CHARSMAP, b"")),
+        bool(normalizer.get(DUMMY_PREFIX, True)),
+        bool(normalizer.get(EXTRA_SPACES, True)),
+        bool(normalizer.get(ESCAPE, True)),
+    )
+
+
+def _piece(raw: bytes) -> Piece:
+    about = dict(_fields(raw))
+    name, score = about.get(NAME, b""), about.get(SCORE, b"\0\0\0\0")
+    if not (isinstance(name, bytes) and isinstance(score, bytes)):
+        raise ValueError("a piece is malformed")
+    return Piece(name.decode(), struct.unpack("<f", score)[0], int(about.get(KIND, NORMAL)))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
 def without_rule_file(model: bytes) -> bytes:
     """Return the model without the path of the file that its normaliser was made from."""
     return _without(model, NORMALIZER, RULE_FILE)
+
+
+def with_short_scores(model: bytes) -> bytes:
+    """Return a unigram model whose scores are multiples of 1/256.
+
+    Their sums over a line are then exact in every precision, so that all libraries see the same
+    ties, as between the orders of two runs of spaces.
+    """
+    kept = bytearray()
+    for number, value, whole in _spans(model):
+        if number != PIECES or not isinstance(value, bytes):
+            kept += whole
+            continue
+        inner = b""
+        for field, content, raw in _spans(value):
+            if field == SCORE and isinstance(content, bytes):
+                score = round(struct.unpack("<f", content)[0] * 256) / 256
+                raw = raw[: -len(content)] + struct.pack("<f", score)
+            inner += raw
+        kept += _number(number << 3 | BYTES) + _number(len(inner)) + inner
+    return bytes(kept)
 
 
 def _without(raw: bytes, first: int, *inside: int) -> bytes:

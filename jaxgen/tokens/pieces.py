@@ -16,7 +16,7 @@ from typing import Any
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.tokens import folder, protocol
 from jaxgen.tokens.dropout import drawn_pieces
-from jaxgen.tokens.modelproto import read_normalizer, without_rule_file
+from jaxgen.tokens.modelproto import read_normalizer, with_short_scores, without_rule_file
 from jaxgen.tokens.protocol import Special, Surface
 from jaxgen.tokens.settings import TokenizerSettings
 
@@ -95,9 +95,13 @@ class Pieces:
         self._bar = [self._byte_ids[byte] for byte in SPACE.encode()] if self._exact else []
 
     @property
-    def adds_space(self) -> bool:
-        """Return whether the model puts a space before a text."""
-        return self._normalizer.dummy_prefix
+    def exact(self) -> bool:
+        """Return whether every text comes back as it was (in small letters, if trained so)."""
+        return self._exact
+
+    def normalize(self, text: str) -> str:
+        """Return what the model makes of a text before it looks for pieces."""
+        return self._processor.normalize(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids; DataError for a lone surrogate."""
@@ -173,28 +177,16 @@ class Pieces:
             if not (processor.is_control(i) or processor.is_byte(i) or processor.is_unknown(i))
         }
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Return the ids of a text in which control pieces, written out, are those pieces."""
-        marks = {name: self._processor.piece_to_id(name) for name in self.marks()}
-        pattern = "|".join(map(re.escape, sorted(marks, key=len, reverse=True)))
-        if not pattern:
-            return self.encode(text)
-        ids: list[int] = []
-        for number, part in enumerate(re.split(f"({pattern})", text)):
-            if number % 2:
-                ids.append(marks[part])
-            elif part:
-                ids += self._inside(part) if number else self.encode(part)
-        return ids
+    def encode_marked(self, text: str, *, plain: Sequence[tuple[int, int]] = ()) -> list[int]:
+        """Return the ids of a text in which control pieces, written out, are those pieces.
 
-    def _inside(self, text: str) -> list[int]:
-        """Return the ids of a text in the middle of another: the model puts no space before it."""
-        if not self.adds_space:
-            return self.encode(text)
-        # As transformers' LlamaTokenizer: a piece in front takes the space, and is cut off again.
-        front = self.encode(self._processor.id_to_piece(self._processor.unk_id()))
-        whole = self.encode(self._processor.id_to_piece(self._processor.unk_id()) + text)
-        return whole[len(front) :]
+        plain: spans [begin, end) of the text in which they are only text.
+        """
+        ids: list[int] = []
+        marks = [re.escape(name) for name in sorted(self.marks(), key=len, reverse=True)]
+        for part, mark in protocol.marked(text, marks, plain):
+            ids += [self._processor.piece_to_id(part)] if mark else self.encode(part)
+        return ids
 
     def marks(self) -> list[str]:
         """Return the control pieces."""
@@ -231,7 +223,8 @@ def learn_pieces(settings: TokenizerSettings, texts: Iterable[str]) -> Pieces:
     buffer = io.BytesIO()
     with _rule(settings.lowercase) as rule:
         _train(settings, texts, buffer, rule)
-    return Pieces(without_rule_file(buffer.getvalue()))
+    model = without_rule_file(buffer.getvalue())
+    return Pieces(with_short_scores(model) if settings.kind == "unigram" else model)
 
 
 def _train(

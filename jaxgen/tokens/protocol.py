@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Protocol, runtime_checkable
@@ -73,6 +74,28 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     if len(ids) and not (min(ids) >= 0 and max(ids) < vocab_size):
         wrong = next(i for i in ids if not 0 <= i < vocab_size)
         raise DataError(f"token id {wrong} is outside the vocabulary of {vocab_size}")
+
+
+def marked(
+    text: str, marks: Sequence[str], plain: Sequence[tuple[int, int]]
+) -> Iterator[tuple[str, bool]]:
+    """Yield (part of the text, whether it is a mark) in turn; within the spans `plain` none is.
+
+    marks: regular expressions, of which those of long marks come first.
+    """
+    pattern = re.compile("|".join(marks) or "(?!)")
+    place = start = 0
+    while found := pattern.search(text, place):
+        begin, end = found.span()
+        if any(low < end and begin < high for low, high in plain):
+            place = begin + 1
+            continue
+        if begin > start:
+            yield text[start:begin], False
+        yield found[0], True
+        place = start = end
+    if start < len(text):
+        yield text[start:], False
 
 
 def not_unicode(text: str, error: UnicodeEncodeError) -> DataError:

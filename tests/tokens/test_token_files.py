@@ -52,7 +52,13 @@ def _vocabulary(about):
 
 HF = {
     "shared id": (lambda a: _vocabulary(a).update(zzz=5), "share id 5"),
-    "gap": (lambda a: _vocabulary(a).update(zzz=5000), "have a gap"),
+    "an added piece that the library moves onto another": (
+        lambda a: (
+            _vocabulary(a).update({"!": 300}),
+            a["added_tokens"].append(a["added_tokens"][0] | {"content": "<x>", "id": 301}),
+        ),
+        "have a hole",
+    ),
     "huge id": (lambda a: _vocabulary(a).update(zzz=2**32 - 1), "4294967295"),
     "negative id": (lambda a: _vocabulary(a).update(zzz=-1), "-1"),
     "text as id": (lambda a: _vocabulary(a).update(zzz="7"), "'7'"),

@@ -1,0 +1,280 @@
+"""The tokenizer of a Hugging Face folder, of whichever files it is published as.
+
+All become one tokenizer.json, with the pieces, flags and roles that tokenizer_config.json,
+special_tokens_map.json and added_tokens.json add, as transformers' `AutoTokenizer` reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jaxgen import files
+from jaxgen.errors import CheckpointError
+from jaxgen.pretrained import hub_read
+from jaxgen.pretrained.generation_config import read_generation_config
+from jaxgen.pretrained.tokenizer_kinds import ANY, CONFIG, FILE, Kind, kind_of
+from jaxgen.tokens import Special, Tokenizer, folder, marian, modelproto, pipelines
+from jaxgen.tokens.huggingface import HuggingFace
+from jaxgen.tokens.pipelines import Json
+
+ROLES, ADDED = "special_tokens_map.json", "added_tokens.json"
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+PROTOS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+VOCAB, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
+TIKTOKEN = "tiktoken.model"
+MAX_CONFIG = 100 << 20
+
+
+def has_hub_tokenizer(home: Path) -> bool:
+    """Return whether a Hugging Face folder has files of a tokenizer."""
+    pairs = ((VOCAB, MERGES), (WORDS,), (TIKTOKEN,))
+    alone = ((name,) for name in (FILE, *PROTOS))
+    found = any(all((home / name).exists() for name in names) for names in (*alone, *pairs))
+    return found or marian.is_marian(home)
+
+
+def read_hub_tokenizer(home: Path) -> Tokenizer:
+    """Return the tokenizer of a Hugging Face folder.
+
+    bos is what the tokenizer itself puts before a text; eos and pad are those of
+    generation_config.json or config.json, or what it puts after one. Where it has more ids than
+    the model, texts that need one of them are refused. Raises CheckpointError if there is none, or
+    its files are damaged or of a kind that is not read.
+    """
+    if marian.is_marian(home) and not (home / FILE).exists():
+        tokenizer = marian.read(home)
+        _, config = hub_read.read_config(home)
+        if tokenizer.vocab_size > config.V:
+            raise CheckpointError(
+                f"{home / VOCAB} has {tokenizer.vocab_size} pieces, but the model knows "
+                f"{config.V}: they are not of one model"
+            )
+        told = _told(home, tokenizer.vocab_size) | {"bos": None}
+        return marian.Marian(tokenizer.model, replace(tokenizer.special, **told))
+    about = _about(home)
+    kind = kind_of(home, about)
+    names = {**kind.names, **_roles(about)}
+    try:
+        _, config = hub_read.read_config(home)
+        roles = {role: name for role, name in names.items() if name is not None}
+        rest = {"roles": roles, "vocab_size": config.V}
+        rows = _added(home, about, names)
+        if (home / FILE).exists():
+            found = HuggingFace(_bytes(home / FILE), added=rows, **rest)
+        else:
+            base, more = _base(home, kind, about, names)
+            declared = about.get("added_tokens_decoder") or {}
+            known = {row["content"] for row in rows} if declared else set()
+            named = set(roles.values())
+            rows += [
+                row | {"special": row["special"] or row["content"] in named}
+                for row in more
+                if row["content"] not in known
+            ]
+            built = HuggingFace(json.dumps(base).encode(), added=rows)
+            found = HuggingFace(_ended(built, kind, about, names), **rest)
+        special = _special(home, found)
+        return found if special == found.special else HuggingFace(found.model, special, **rest)
+    except CheckpointError as error:
+        where = next((home / name for name in (FILE, *PROTOS) if (home / name).exists()), home)
+        told = str(error)
+        raise CheckpointError(told if told.startswith(str(home)) else f"{where}: {told}") from error
+
+
+def _special(home: Path, tokenizer: HuggingFace) -> Special:
+    found = _told(home, tokenizer.vocab_size)
+    begin, end = tokenizer.around()
+    found["bos"] = begin[0] if len(begin) == 1 else None
+    if "eos" not in found and len(end) == 1:  # BERT ends what it reads, and says so only there
+        found["eos"] = end[0]
+    return Special(**found)
+
+
+def _told(home: Path, vocab_size: int) -> dict[str, int | None]:
+    """Return the ids that the folder names, of those that the tokenizer has."""
+    told, _ = read_generation_config(home)
+    eos = next(iter(told.eos_token_id), None)
+    named = {"bos": told.bos_token_id, "eos": eos, "pad": told.pad_token_id}
+    return {name: i for name, i in named.items() if i is not None and i < vocab_size}
+
+
+def _about(home: Path) -> Json:
+    """Return tokenizer_config.json, with what special_tokens_map.json adds to an old one."""
+    found = _json(home / CONFIG)
+    if "added_tokens_decoder" not in found:
+        found = found | _json(home / ROLES)
+    return found
+
+
+def _json(path: Path) -> Json:
+    if not path.exists():
+        return {}
+    return hub_read.read_json(path, "tokenizer file", MAX_CONFIG)
+
+
+def _roles(about: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return {"mask_token": name, ...} of what a tokenizer_config.json names; None: it has none."""
+    found: dict[str, str | None] = {}
+    for role, value in about.items():
+        if role in NAMED or (role.endswith("_token") and isinstance(value, str | dict)):
+            name = value.get("content") if isinstance(value, dict) else value
+            if name is None or isinstance(name, str):
+                found[role] = name or None
+    more = about.get("extra_special_tokens")
+    if isinstance(more, dict):
+        found |= {role: name for role, name in more.items() if isinstance(name, str)}
+    return found
+
+
+def _added(home: Path, about: Mapping[str, Any], names: Mapping[str, str | None]) -> list[Json]:
+    """Return the rows of the pieces that a folder adds, in the order of their ids."""
+    rows: dict[str, Json] = {}
+    own = _json(home / FILE).get("added_tokens") or []
+    declared = about.get("added_tokens_decoder")
+    if isinstance(declared, dict):
+        for _, value in sorted(declared.items(), key=lambda item: _number(item[0])):
+            row = _row(value, f"{CONFIG}: added_tokens_decoder")
+            rows[row["content"]] = row
+    else:
+        marks = {name for name in names.values() if name} | set(_extra(about))
+        for name, _ in sorted(_json(home / ADDED).items(), key=lambda item: _number(item[1])):
+            special = name in marks
+            rows[name] = pipelines.added_token(name, special=special, normalized=not special)
+    # Names alone say no flags: a piece that is there keeps its own.
+    rows = {row["content"]: _row(row, FILE) for row in own} | rows
+    for role, name in names.items():
+        if name and name not in rows:
+            value = about.get(role)
+            flags = value | {"special": True} if isinstance(value, dict) else name
+            rows[name] = _row(flags, f"{CONFIG}: {role}")
+    for value in _extra(about, whole=True):
+        row = _row(value, f"{CONFIG}: extra_special_tokens")
+        rows.setdefault(row["content"], row)
+    return list(rows.values())
+
+
+def _extra(about: Mapping[str, Any], *, whole: bool = False) -> list[Any]:
+    """Return further special pieces by name, or as they are written out."""
+    found = about.get("extra_special_tokens") or about.get("additional_special_tokens") or []
+    rows = found if isinstance(found, list) else []
+    return rows if whole else [r.get("content") if isinstance(r, dict) else r for r in rows]
+
+
+def _row(value: Any, where: str) -> Json:
+    """Return the row of an added piece, written out or by name alone."""
+    if isinstance(value, str):
+        return pipelines.added_token(value)
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise CheckpointError(f"{where}: {value!r:.80} is no piece; fetch the file again")
+    known = pipelines.added_token(value["content"], special=False, normalized=True)
+    known |= {name: bool(value[name]) for name in known if name != "content" and name in value}
+    return known
+
+
+def _number(text: Any) -> int:
+    if isinstance(text, bool) or not (isinstance(text, int) or str(text).isdecimal()):
+        raise CheckpointError(f"the id {text!r:.40} of an added piece is no number")
+    return int(text)
+
+
+def _base(
+    home: Path, kind: Kind, about: Mapping[str, Any], names: Mapping[str, Any]
+) -> tuple[Json, list[Json]]:
+    """Return (tokenizer.json of older files, rows of pieces that come after the config's)."""
+    try:
+        for name in PROTOS:
+            if (home / name).exists() and kind.proto is not None:
+                proto = _proto(home / name)
+                found = kind.proto(proto, about, names)
+                more = pipelines.added(proto) if kind.pieces and not _extra(about) else []
+                if kind is ANY:
+                    more = [row for row in more if row["special"]]
+                return found, [*found.pop("sentinels", []), *more]
+        if (home / VOCAB).exists() and (home / MERGES).exists() and kind.merges is not None:
+            return kind.merges(_vocab(home / VOCAB), _merges(home / MERGES), about, names), []
+        if (home / WORDS).exists() and kind.words is not None:
+            return kind.words(_words(home / WORDS), about, names), []
+    except KeyError as error:
+        raise CheckpointError(
+            f"its vocabulary has no {error.args[0]!r}, which {CONFIG} or its kind names"
+        ) from error
+    if (home / TIKTOKEN).exists():
+        raise _tiktoken(TIKTOKEN)
+    raise CheckpointError(
+        f"there is no {FILE}, no {', '.join(PROTOS)}, no {VOCAB} with {MERGES} and no {WORDS} "
+        f"that such a model reads; fetch them, or go without text"
+    )
+
+
+def _proto(path: Path) -> modelproto.Proto:
+    raw = _bytes(path)
+    if _is_tiktoken(raw):
+        raise _tiktoken(path.name)
+    try:
+        return modelproto.read_proto(raw)
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"no sentencepiece model, or a truncated one ({error}); fetch it again"
+        ) from error
+
+
+def _ended(
+    found: HuggingFace, kind: Kind, about: Mapping[str, Any], names: Mapping[str, Any]
+) -> bytes:
+    """Return a file without a template of its own with bos and eos where its config says so."""
+    marks: list[list[str]] = []
+    for role, default in (("bos", kind.begins), ("eos", False)):
+        said, name = about.get(f"add_{role}_token", default), names.get(f"{role}_token")
+        marks.append([name] if said and name else [])
+    written = json.loads(found.model)
+    if written["post_processor"] is None and any(marks):
+        written["post_processor"] = pipelines.template(marks[0], marks[1], found.vocabulary())
+    return json.dumps(written, ensure_ascii=False).encode()
+
+
+def _is_tiktoken(raw: bytes) -> bool:
+    """Return whether a file is OpenAI's list of base64 pieces and ranks, as Llama 3 ships it."""
+    first, *rest = raw[:200].split(b"\n", 1)[0].split(b" ")
+    return len(rest) == 1 and rest[0].strip().isdigit() and first.isascii() and len(first) % 4 == 0
+
+
+def _tiktoken(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is a tiktoken file (as of Llama 3), no sentencepiece model; fetch {FILE} of the "
+        f"same model, which holds the same pieces"
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    return files.read_artifact(path, "tokenizer file", folder.MAX_BYTES)
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path.name}: byte {error.start} is not UTF-8") from error
+
+
+def _vocab(path: Path) -> dict[str, int]:
+    found = hub_read.read_json(path, "vocabulary", folder.MAX_BYTES)
+    if not all(type(i) is int for i in found.values()):
+        raise CheckpointError(f"{path.name} does not map pieces to ids; fetch it again")
+    return found
+
+
+def _merges(path: Path) -> list[list[str]]:
+    lines = _text(path).split("\n")
+    pairs = [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := [pair for pair in pairs if len(pair) != 2]:
+        raise CheckpointError(f"{path.name}: {' '.join(wrong[0])!r:.60} is no merge of two pieces")
+    return [[left, right.removesuffix("\r")] for left, right in pairs]
+
+
+def _words(path: Path) -> dict[str, int]:
+    lines = _text(path).removesuffix("\n").split("\n")
+    return {line.rstrip(): i for i, line in enumerate(lines)}
