@@ -64,7 +64,8 @@ if TYPE_CHECKING:
     from jaxgen.models.presets import preset
     from jaxgen.pretrained.model import load, save
     from jaxgen.text.beams import generate_beams
-    from jaxgen.text.generate import generate, model_step, prefill
+    from jaxgen.text.generate import generate, prefill
+    from jaxgen.text.model_steps import model_step
     from jaxgen.text.session import open_session as open
     from jaxgen.text.strategies import (
         generate_contrastive,
@@ -121,7 +122,7 @@ _HOME = {
     "min_new_tokens": "decoding.force",
     "min_p": "decoding.shape",
     "minimum_risk": "decoding.rerank",
-    "model_step": "text.generate",
+    "model_step": "text.model_steps",
     "must_appear": "decoding.words",
     "no_repeat_ngram": "decoding.repeat",
     "no_repeat_source": "decoding.repeat",

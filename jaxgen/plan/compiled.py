@@ -18,7 +18,7 @@ from jaxgen.plan import hlo, shapes
 from jaxgen.profile import program
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
-from jaxgen.text.generate import model_step
+from jaxgen.text.model_steps import model_step
 from jaxgen.train import forms, optimizer
 
 

@@ -22,7 +22,8 @@ from jaxgen.models.classic.maxent import Fit, MaxEnt
 from jaxgen.models.classic.template import Template
 from jaxgen.models.classic.vae import VAE
 from jaxgen.ops import keys
-from jaxgen.text.generate import model_step, prefill
+from jaxgen.text.generate import prefill
+from jaxgen.text.model_steps import model_step
 from jaxgen.tokens import Tokenizer
 
 ORDER = 5  # of the n-gram that everyone means by "the n-gram"

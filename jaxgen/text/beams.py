@@ -19,7 +19,8 @@ from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
-from jaxgen.text.generate import check, model_step, prefill
+from jaxgen.text.generate import check, prefill
+from jaxgen.text.model_steps import model_step
 
 # Up to so many beams keep their keys side by side, and a mask hides those of the others. More of
 # them would multiply with so many hidden keys that each had better copy its own.

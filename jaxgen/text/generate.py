@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding import fits
 from jaxgen.decoding.chain import Chain, greedy
 from jaxgen.decoding.loop import Keys, decode
-from jaxgen.decoding.record import record
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size, surely
 from jaxgen.models import api, serving
-from jaxgen.ops.cache import Cache, Layout, Store, by_row
+from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
-
-
-@record
-@dataclass(frozen=True)
-class ModelStep:
-    """A model as a decoding step: (tokens [R], cache) -> (logits [R, V], cache)."""
-
-    params: api.Params
-    config: ModelConfig = field(metadata={"static": True})
-
-    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Float[Array, "R V"], Any]:
-        """Return the logits after one more token of each row, or of each of its branches."""
-        out = api.apply(self.params, self.config, by_row(cache, tokens), cache=cache)
-        assert out.logits is not None
-        return out.logits.reshape(tokens.shape[0], -1), out.cache
-
-
-def model_step(params: api.Params, config: ModelConfig) -> ModelStep:
-    """Return the model as the step that `decode` takes, its parameters as decoding reads them."""
-    return ModelStep(serving.in_line(params, config), config)
+from jaxgen.text.model_steps import model_step
 
 
 def new_cache(

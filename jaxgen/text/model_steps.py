@@ -1,4 +1,4 @@
-"""A Transformer as the steps that decoding wants: plain, seeing, reading, contrasted or guided."""
+"""A Transformer as the steps that decoding takes: one token or many, hidden states, or DoLa."""
 
 from __future__ import annotations
 
@@ -10,89 +10,94 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.contrast import layer_contrast
-from jaxgen.decoding.contrastive import Seeing
 from jaxgen.decoding.guide import guided
 from jaxgen.decoding.loop import Step
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.record import record
-from jaxgen.decoding.speculate import Reader
 from jaxgen.errors import ConfigError
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.ops.cache import by_row
 
 WIDE = 40  # layers; a deeper model contrasts with 20 of them
 
 
-def plain(params: api.Params, config: ModelConfig, known: int) -> Step:
-    """Return the model as a step; ids from `known` on, which spell no text, are banned."""
-    return _Plain(seen(params, config, known))
-
-
-@record
-@dataclass(frozen=True)
-class _Plain:
-    step: Seeing
-
-    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Array, Any]:
-        logits, _, cache = self.step(tokens, cache)
-        return logits, cache
-
-
-def seen(params: api.Params, config: ModelConfig, known: int) -> Seeing:
-    """Return the step that gives its last hidden states, too, for contrastive search."""
-    return _Seen(params, config, known)
-
-
 @record
 @dataclass(frozen=True)
 class _Model:
+    """A model whose ids from `known` on are banned, for they spell no text; None: it has none."""
+
     params: api.Params
     config: ModelConfig = field(metadata={"static": True})
-    known: int = field(metadata={"static": True})
+    known: int | None = field(default=None, metadata={"static": True})
+
+    def _ban(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+        size = logits.shape[-1]
+        known = size if self.known is None else self.known
+        return logits if known >= size else jnp.where(jnp.arange(size) < known, logits, -jnp.inf)
 
 
 @record
 @dataclass(frozen=True)
-class _Seen(_Model):
+class StepWithHidden(_Model):
+    """The step that gives its last hidden states, too, for contrastive search."""
+
     def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Array, Array, Any]:
+        """Return (logits [R, V], hidden [R, D], cache) after one more token of each row."""
         out = api.apply(self.params, self.config, by_row(cache, tokens), cache=cache)
         assert out.logits is not None
-        logits, hidden = (_each(x, tokens) for x in (out.logits, out.hidden))
-        return _known(logits, self.known), hidden, out.cache
-
-
-def reading(params: api.Params, config: ModelConfig, known: int) -> Reader:
-    """Return the model as a reader of several tokens at once, for speculation."""
-    return _Reading(params, config, known)
+        return self._ban(_each(out.logits, tokens)), _each(out.hidden, tokens), out.cache
 
 
 @record
 @dataclass(frozen=True)
-class _Reading(_Model):
+class ModelStep(_Model):
+    """A model as a decoding step: (tokens [R], cache) -> (logits [R, V], cache)."""
+
+    def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Float[Array, "R V"], Any]:
+        """Return the logits after one more token of each row, or of each of its branches."""
+        out = api.apply(self.params, self.config, by_row(cache, tokens), cache=cache)
+        assert out.logits is not None
+        return self._ban(_each(out.logits, tokens)), out.cache
+
+
+@record
+@dataclass(frozen=True)
+class MultiTokenStep(_Model):
+    """The model as a reader of several tokens at once, for speculation."""
+
     def __call__(self, tokens: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
+        """Return (logits [B, T, V], cache) after all of the tokens."""
         out = api.apply(self.params, self.config, tokens, cache=cache)
         assert out.logits is not None
-        return _known(out.logits, self.known), out.cache
-
-
-def contrasted(
-    params: api.Params, config: ModelConfig, known: int, layers: tuple[int, ...]
-) -> Step:
-    """Return DoLa's step, whose early layers are `layers` (see `dola_layers`)."""
-    return layer_contrast(_Layered(params, config, known, layers))
+        return self._ban(out.logits), out.cache
 
 
 @record
 @dataclass(frozen=True)
-class _Layered(_Model):
-    layers: tuple[int, ...] = field(metadata={"static": True})
+class _EarlyLogits(_Model):
+    layers: tuple[int, ...] = field(default=(), metadata={"static": True})
 
     def __call__(self, tokens: Int[Array, "R"], cache: Any) -> tuple[Array, Array, Any]:
         rows, layers = by_row(cache, tokens), self.layers
         out, early = api.early_logits(self.params, self.config, rows, layers, cache=cache)
         assert out.logits is not None
-        early = _known(early.reshape(len(layers), tokens.shape[0], -1), self.known)
-        return _known(_each(out.logits, tokens), self.known), early, out.cache
+        early = self._ban(early.reshape(len(layers), tokens.shape[0], -1))
+        return self._ban(_each(out.logits, tokens)), early, out.cache
+
+
+def model_step(params: api.Params, config: ModelConfig, known: int | None = None) -> ModelStep:
+    """Return the model as the step that `decode` takes, its parameters as decoding reads them.
+
+    known: ids that a tokenizer spells; those from it on are banned. None bans none.
+    """
+    return ModelStep(serving.in_line(params, config), config, known)
+
+
+def dola_step(
+    params: api.Params, config: ModelConfig, layers: tuple[int, ...], known: int | None = None
+) -> Step:
+    """Return DoLa's step, whose early layers are `layers` (see `dola_layers`)."""
+    return layer_contrast(_EarlyLogits(serving.in_line(params, config), config, known, layers))
 
 
 def dola_layers(config: ModelConfig, which: Literal["low", "high"]) -> tuple[int, ...]:
@@ -108,7 +113,7 @@ def dola_layers(config: ModelConfig, which: Literal["low", "high"]) -> tuple[int
     return tuple(found) or (first,)
 
 
-def away(step: Step, scale: Float[Array, "B"]) -> Step:
+def cfg_step(step: Step, scale: Float[Array, "B"]) -> Step:
     """Return the step of classifier-free guidance over (cache, (other cache, pending token)).
 
     pending: [B] what the other prompt has to be given first instead of the request's own last
@@ -126,8 +131,3 @@ def away(step: Step, scale: Float[Array, "B"]) -> Step:
 def _each(x: Float[Array, "B T *X"], tokens: Int[Array, "R"]) -> Float[Array, "R *X"]:
     """What a model makes of `by_row`, token by token again."""
     return x.reshape(tokens.shape[0], *x.shape[2:])
-
-
-def _known(logits: Float[Array, "*B V"], known: int) -> Float[Array, "*B V"]:
-    size = logits.shape[-1]
-    return logits if known >= size else jnp.where(jnp.arange(size) < known, logits, -jnp.inf)

@@ -26,7 +26,7 @@ from jaxgen.decoding.search import Search
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
-from jaxgen.models import api
+from jaxgen.models import api, serving
 from jaxgen.text import model_steps as steps
 from jaxgen.text.batches import Rows, bucket
 from jaxgen.text.beams import room, split
@@ -52,9 +52,9 @@ class Scores(NamedTuple):
 def step_of(params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows):
     """Return the step of a kind; its cache is what `begin` makes."""
     if kind.layers:
-        return steps.contrasted(params, config, kind.known, kind.layers)
-    step = steps.plain(params, config, kind.known)
-    return steps.away(step, jnp.asarray(rows.scale)) if kind.guided else step
+        return steps.dola_step(params, config, kind.layers, kind.known)
+    step = steps.model_step(params, config, kind.known)
+    return steps.cfg_step(step, jnp.asarray(rows.scale)) if kind.guided else step
 
 
 def memory_of(params: api.Params, config: ModelConfig, source: Any, segments: Any):
@@ -68,6 +68,7 @@ def begin(
     params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows, capacity: int
 ) -> tuple[Any, Any]:
     """Return (first, cache) of a batch, its prompts read."""
+    params = serving.in_line(params, config)
     memory = memory_of(params, config, rows.source, rows.segments)
     first, cache = prefill(
         params, config, rows.prompt, jnp.asarray(rows.widths), capacity, memory=memory
@@ -202,6 +203,7 @@ def search_contrastive(
     count: int,
 ) -> Int[Array, "B length"]:
     """Return each row's text by contrastive search over `count` candidates a token."""
+    params = serving.in_line(params, config)
     widths = jnp.asarray(rows.widths)
     memory = memory_of(params, config, rows.source, rows.segments)
     cache = new_cache(params, config, len(widths), rows.prompt.shape[1] + length + 1, memory)
@@ -209,7 +211,7 @@ def search_contrastive(
     assert read.cache is not None
     first = jnp.take_along_axis(jnp.asarray(rows.prompt), widths[:, None] - 1, axis=1)[:, 0]
     return contrastive_search(
-        steps.seen(params, config, kind.known),
+        steps.StepWithHidden(params, config, kind.known),
         read.cache.rewind(widths - 1),
         first,
         sample,
@@ -241,9 +243,10 @@ def speculate_tokens(
 ) -> Speculated:
     """Return each row's text, guessed `count` tokens at a time by a draft, or by lookup."""
     capacity = rows.prompt.shape[1] + length + count + 1
+    params = serving.in_line(params, config)
     first, cache = begin(params, config, kind, rows, capacity)
     return speculate(
-        steps.reading(params, config, kind.known),
+        steps.MultiTokenStep(params, config, kind.known),
         cache,
         first,
         rows.keys,
@@ -262,12 +265,13 @@ def _draft(
 ) -> Draft:
     if config is None:
         return lookup(count)
+    params = serving.in_line(params, config)
     memory = memory_of(params, config, rows.source, rows.segments)
     widths = jnp.asarray(rows.widths)
     _, cache = prefill(params, config, rows.prompt, widths, capacity, memory=memory)
     # A draft may read nothing but logits: what looks back is left to the target.
     shaping = tuple(part for part in sample.processors if pasts.needs(part) == "nothing")
-    return draft_model(steps.plain(params, config, kind.known), cache, Chain(shaping), count)
+    return draft_model(steps.model_step(params, config, kind.known), cache, Chain(shaping), count)
 
 
 @partial(jax.jit, static_argnames=("config", "kind", "top"))

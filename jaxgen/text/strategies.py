@@ -65,9 +65,9 @@ def generate_speculative(
         parts = (part for part in sample.processors if pasts.needs(part) == "nothing")
         draft_sample = chain(*parts)
     capacity = prompt.shape[1] + length + count + 1
+    draft_params = serving.in_line(draft_params, draft_config)
     cache = prefill(draft_params, draft_config, prompt, known, capacity)[1]
-    step = steps.plain(draft_params, draft_config, draft_config.V)
-    draft = draft_model(step, cache, draft_sample, count)
+    draft = draft_model(steps.model_step(draft_params, draft_config), cache, draft_sample, count)
     given = {"stop": stop, "strings": strings, "memory": memory, "layout": layout, "store": store}
     return _speculated(params, config, prompt, key, length, draft, sample, known, **given)
 
@@ -119,7 +119,7 @@ def _speculated(
     slack = draft.count if cache_of["layout"] == "ring" else 0
     params = serving.in_line(params, config)
     first, cache = prefill(params, config, prompt, known, capacity, slack=slack, **cache_of)
-    read = steps.reading(params, config, config.V)
+    read = steps.MultiTokenStep(params, config)
     ends = {"stop": stop, "strings": strings, "prompt": jnp.asarray(prompt), "lengths": known}
     return speculate(read, cache, first, key, sample, length, draft, **ends)
 
@@ -151,7 +151,7 @@ def generate_contrastive(
     assert read.cache is not None
     first = jnp.take_along_axis(jnp.asarray(prompt, jnp.int32), known[:, None] - 1, axis=1)[:, 0]
     return contrastive_search(
-        steps.seen(params, config, config.V),
+        steps.StepWithHidden(params, config),
         read.cache.rewind(known - 1),
         first,
         chain() if sample is None else sample,
@@ -203,7 +203,7 @@ def generate_dola(
     known = _known(prompt, lengths)
     capacity = prompt.shape[1] + length
     first, cache = prefill(params, config, prompt, known, capacity, layout=layout, store=store)
-    step = steps.contrasted(params, config, config.V, chosen)
+    step = steps.dola_step(params, config, chosen)
     ends = {"stop": stop, "strings": strings, "prompt": prompt, "lengths": known}
     return decode(step, cache, first, key, sample, length, **ends)[0]
 

@@ -11,6 +11,7 @@ from jaxgen import errors
 from jaxgen.decoding.contrast import contrast
 from jaxgen.decoding.detail import Reason
 from jaxgen.models import api
+from jaxgen.nn import stack
 
 CONFIG = jaxgen.ModelConfig(
     vocab_size=13, context=40, layers=2, d_model=16, heads=2, init_std=0.6, positions="rope",
@@ -113,3 +114,31 @@ def test_layers_that_are_not_there_are_refused(params):
     for layers in ((2,), (-1,), ()):
         with pytest.raises(errors.ConfigError, match="numbers from 0 to 1 of layers=2"):
             jaxgen.generate_dola(params, CONFIG, PROMPT, KEY, length=4, layers=layers)
+
+
+def test_every_strategy_decodes_through_unrolled_layers(monkeypatch):
+    config = SMALL.replace(layers=7)  # a number that no other loop has
+    draft = SMALL.replace(layers=11)
+    ways = {
+        "generate": lambda p, d: jaxgen.generate(p, config, PROMPT, KEY, length=4),
+        "beams": lambda p, d: jaxgen.generate_beams(p, config, PROMPT, jaxgen.beams(2), length=4),
+        "dola": lambda p, d: jaxgen.generate_dola(p, config, PROMPT, KEY, length=4, layers="low"),
+        "contrastive": lambda p, d: jaxgen.generate_contrastive(
+            p, config, PROMPT, length=4, count=2, penalty=0.5
+        ),
+        "lookup": lambda p, d: jaxgen.generate_lookup(p, config, PROMPT, KEY, length=4, count=2),
+        "draft": lambda p, d: jaxgen.generate_speculative(
+            p, config, d, draft, PROMPT, KEY, length=4, count=2
+        ),
+    }
+    shapes = jaxgen.abstract(config), jaxgen.abstract(draft)
+
+    def traced(way):
+        # Another function each time, for JAX keeps what it has traced.
+        return str(jax.make_jaxpr(lambda p, d: way(p, d))(*shapes))
+
+    for name, way in ways.items():
+        assert "length=7" in traced(way), name  # a model not worth it
+    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 48))  # as of one that is
+    for name, way in ways.items():
+        assert not {"length=7", "length=11"} & set(traced(way).split()), name
