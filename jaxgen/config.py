@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -28,6 +29,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no model is one or other
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
     """How rotary wavelengths are stretched for a longer context; raises ConfigError if it can't be.
@@ -72,6 +74,7 @@ class RopeScaling:
             raise ConfigError(f"rope_scaling.attention={self.attention} must be greater than 0")
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A Transformer's architecture and numerics; raises ConfigError naming the field at fault.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -13,6 +14,7 @@ FIELD = "text"
 FRACTION = 0.05
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """A corpus and its split; raises ConfigError naming the field at fault.

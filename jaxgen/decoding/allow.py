@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxgen import arguments
 from jaxgen.decoding.past import Needs, Past
 from jaxgen.decoding.record import record
 from jaxgen.decoding.shape import BANNED, static
@@ -39,6 +40,7 @@ class Allowed:
         return jnp.where(mask, logits, BANNED)
 
 
+@arguments.checked
 def allowed_tokens(function: Allow, *data: Any) -> Allowed:
     """Return a processor that allows what function(tokens, length, *data) says, a bool per token.
 

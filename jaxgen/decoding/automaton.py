@@ -18,9 +18,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.decoding.past import Needs, Past
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import column, whole
+from jaxgen.decoding.setting import column
 from jaxgen.decoding.shape import BANNED
 from jaxgen.errors import ConfigError
 
@@ -80,6 +82,7 @@ class Automaton:
         return jnp.where(allowed, logits, BANNED)
 
 
+@arguments.checked(stop=at_least(0), within=at_least(1))
 def regex(
     pattern: str, pieces: Sequence[bytes], stop: int, *, within: int | None = None
 ) -> Automaton:
@@ -109,6 +112,7 @@ def regex(
     return _built(moves, index.get_initial_state(), stop, len(pieces), within, f"regex {pattern!r}")
 
 
+@arguments.checked(stop=at_least(0), within=at_least(1))
 def choices(
     texts: Sequence[str], pieces: Sequence[bytes], stop: int, *, within: int | None = None
 ) -> Automaton:
@@ -119,6 +123,7 @@ def choices(
     return regex(pattern, pieces, stop, within=within)
 
 
+@arguments.checked(stop=at_least(0), within=at_least(1))
 def json_schema(
     description: Mapping[str, Any] | str,
     pieces: Sequence[bytes],
@@ -139,6 +144,7 @@ def json_schema(
     return regex(pattern, pieces, stop, within=within)
 
 
+@arguments.checked(stop=at_least(0), vocab=at_least(1), within=at_least(1))
 def trie(
     sequences: Sequence[Sequence[int]], stop: int, vocab: int, *, within: int | None = None
 ) -> Automaton:
@@ -223,7 +229,7 @@ def _built(
     first = states[start]
     if distance[first] >= FAR:
         raise ConfigError(f"{name[:80]}: this vocabulary can't spell it and end")
-    if within is not None and distance[first] > whole("within", within, 1):
+    if within is not None and distance[first] > within:
         raise ConfigError(
             f"{name[:80]} needs {distance[first]} tokens at least, but within={within}"
         )

@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.decoding import ended as endings
 from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
@@ -22,7 +24,7 @@ from jaxgen.decoding import words as lexicon
 from jaxgen.decoding.chain import NOT_FINITE, Chain, missing
 from jaxgen.decoding.detail import Reason, ended_by
 from jaxgen.decoding.ended import Ended, Texts, gathered
-from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
+from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.search import Search, check
 from jaxgen.decoding.setting import column
@@ -79,10 +81,11 @@ class _Task(NamedTuple):
         return self.search.beams // self.search.groups
 
 
+@arguments.checked(**LOOP, returned=at_least(1))
 def beam_search(
     step: Step,
     cache: Any,
-    first: Int[Array, "B"],
+    first: Int[Array | np.ndarray, "B"],
     key: Keys | None,
     sample: Chain,
     length: int,

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
+from jaxgen.arrays import Axes
 from jaxgen.decoding.past import Needs, Past, last
 from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 
 ANY = -3  # in a start: any token, and none, so that starts of different widths share an array
 Words = Sequence[Sequence[int]]
-Biases = Mapping[tuple[int, ...], float]
+Biases = Mapping[Any, Any]  # of {(id, id, ...): number}
 
 
 @record
@@ -28,9 +31,9 @@ class SequenceBias:
     """
 
     name: ClassVar[str] = "sequence_bias"
-    starts: Any
-    ends: Any
-    bias: Any
+    starts: Annotated[Any, Axes("integer", ("#B N W",))]
+    ends: Annotated[Any, Axes("integer", ("#B N",))]
+    bias: Annotated[Any, Axes("float", ("#B N",))]
 
     @property
     def needs(self) -> Needs:
@@ -53,6 +56,7 @@ class SequenceBias:
         return logits + blank.at[rows, ends].add(amount, mode="drop")
 
 
+@arguments.checked
 def sequence_bias(biases: Biases | Sequence[Biases]) -> SequenceBias:
     """Return a processor that adds to the logit of a sequence's last token once it may be next.
 
@@ -71,6 +75,7 @@ def sequence_bias(biases: Biases | Sequence[Biases]) -> SequenceBias:
     return _packed(requests)
 
 
+@arguments.checked(keep=at_least(0))
 def bad_words(words: Words | Sequence[Words], *, keep: Sequence[int] = ()) -> SequenceBias:
     """Return a processor that never lets any of the token sequences `words` be completed.
 

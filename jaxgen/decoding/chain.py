@@ -6,13 +6,16 @@ and a setting may be an array [B] with a value for each request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import FunctionType
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from jaxgen import arguments
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.past import NEEDS, Needs, Past
 from jaxgen.decoding.record import record
@@ -35,6 +38,7 @@ class Chain:
     it is then called with: `begin(past)` makes it, `advance(state, new [B])` goes on.
     """
 
+    made_by: ClassVar[str] = "chain"
     processors: tuple[Any, ...]
 
     @property
@@ -90,7 +94,24 @@ def missing(sampler: Any) -> str:
     )
 
 
-def chain(*processors: Any) -> Chain:
+def one_processor(path: str, value: Any, call: arguments.Call) -> None:
+    """Raise ConfigError for what a chain can't apply: a chain, or a function that makes one."""
+    if isinstance(value, Chain):
+        raise ConfigError(f"{path} is a chain; give its processors: chain(*one.processors)")
+    if isinstance(value, type | FunctionType) and value.__module__.startswith("jaxgen.decoding"):
+        raise ConfigError(f"{path}={value.__name__} is no processor, but makes one; call it")
+
+
+def sampler(path: str, value: Any, call: arguments.Call) -> None:
+    """Raise ConfigError for a processor where a chain of them is wanted."""
+    if type(value).__module__.startswith("jaxgen.decoding") and not isinstance(value, Chain):
+        name = type(value).__name__
+        raise ConfigError(f"{path}={name}(...) is a processor; make it a chain: chain({path})")
+    one_processor(path, None if isinstance(value, Chain) else value, call)
+
+
+@arguments.checked(processors=one_processor)
+def chain(*processors: Callable[..., Any]) -> Chain:
     """Return a sampler that applies `processors` in the order written, then draws."""
     return Chain(tuple(processors))
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxgen import arguments
 from jaxgen.decoding.loop import Step
 from jaxgen.decoding.record import record
 
@@ -18,6 +19,7 @@ BASE = -1e-3  # what the early log-probability of such a token is set to
 Layered = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "L B V"], Any]]
 
 
+@arguments.checked
 def layer_contrast(step: Layered) -> Step:
     """Return the step whose logits are what the late layers know and an early one does not.
 

@@ -11,13 +11,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least, between
 from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
-from jaxgen.decoding.loop import Count, Plan, Stops, plan_of
+from jaxgen.decoding.loop import LOOP, Count, Plan, Stops, plan_of
 from jaxgen.decoding.past import Past
-from jaxgen.decoding.setting import checked as checked_setting
-from jaxgen.decoding.setting import column, whole
+from jaxgen.decoding.setting import Number, column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -39,15 +40,16 @@ class _Run(NamedTuple):
     watched: Array | None
 
 
+@arguments.checked(**LOOP, count=at_least(1), penalty=between(0, 1), seen_lengths=between(0, "S"))
 def contrastive_search(
     step: Seeing,
     cache: Any,
-    first: Int[Array, "B"],
+    first: Int[Array | np.ndarray, "B"],
     sample: Chain,
     length: int,
     *,
     count: int,
-    penalty: Any,
+    penalty: Number,
     seen: Float[Array, "B S D"],
     seen_lengths: Int[Array, "B"] | np.ndarray,
     stop: Stops | None = None,
@@ -66,9 +68,7 @@ def contrastive_search(
     sample: its processors come before the choice. The rest is as in `decode`.
     Raises ConfigError for a count below 1, or a penalty outside [0, 1].
     """
-    whole("count", count, 1)
     fits.check(sample, length)
-    checked_setting("penalty", penalty, lambda x: (x >= 0) & (x <= 1), "from 0 to 1")
     if count == 1 and isinstance(penalty, (int, float)) and penalty:
         raise ConfigError(f"penalty={penalty} has no effect with count=1: nothing is to choose")
     held = {"seen": seen, "seen_lengths": seen_lengths, "prompt": prompt, "lengths": lengths}

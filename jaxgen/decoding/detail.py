@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
-from jaxgen.decoding.loop import Count, Keys, Step, Stops, loop, plan_of
+from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, plan_of
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
-from jaxgen.errors import ConfigError
 
 Scores = Literal["model", "chain"]
 
@@ -52,11 +53,12 @@ class _Record(NamedTuple):
     top_logprobs: Array
 
 
+@arguments.checked(**LOOP, top=at_least(0))
 @compile_once
 def decode_detailed(
     step: Step,
     cache: Any,
-    first: Int[Array, "B"],
+    first: Int[Array | np.ndarray, "B"],
     key: Keys,
     sample: Chain,
     length: int,
@@ -77,8 +79,6 @@ def decode_detailed(
     a request that ended before has made=0.
     Raises ConfigError for a negative `top`, and what `decode` raises.
     """
-    if top < 0:
-        raise ConfigError(f"top={top} alternatives must be 0 or more")
     batch = first.shape[0]
     plan = plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
 
@@ -102,7 +102,7 @@ def decode_detailed(
             record.top_logprobs.at[:, run.place].set(jnp.where(keep, best, 0.0)),
         )
 
-    before = ended_by(plan.watched, plan.stopped(first) & (jnp.asarray(start) > 0))
+    before = ended_by(plan.watched, plan.stopped(plan.first) & (jnp.asarray(start) > 0))
     record = _Record(
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxgen import arguments
+from jaxgen.arguments import above, at_least
 from jaxgen.decoding.past import Needs, Past
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, column, ids, marked, whole
+from jaxgen.decoding.setting import Number, TokenIds, Whole, column, ids, marked
 from jaxgen.decoding.shape import BANNED
 
 
@@ -19,7 +21,7 @@ from jaxgen.decoding.shape import BANNED
 class Suppress:
     """Bans `tokens` always."""
 
-    tokens: Any
+    tokens: TokenIds
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         return jnp.where(marked(self.tokens, logits.shape[-1]), BANNED, logits)
@@ -32,8 +34,8 @@ class SuppressAt:
 
     needs: ClassVar[Needs] = "made"
     name: ClassVar[str] = "suppress_at"
-    place: Any
-    tokens: Any
+    place: Whole
+    tokens: TokenIds
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         banned = marked(self.tokens, logits.shape[-1])
@@ -48,8 +50,8 @@ class ForceAt:
 
     needs: ClassVar[Needs] = "made"
     name: ClassVar[str] = "force_at"
-    place: Any
-    tokens: Any
+    place: Whole
+    tokens: TokenIds
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         forced = jnp.where(marked(self.tokens, logits.shape[-1]), 0.0, BANNED)
@@ -64,8 +66,8 @@ class MinNewTokens:
 
     needs: ClassVar[Needs] = "made"
     name: ClassVar[str] = "min_new_tokens"
-    count: Any
-    stop: Any
+    count: Whole
+    stop: TokenIds
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         early = past.made[:, None] < column(self.count)
@@ -79,8 +81,8 @@ class MinLength:
 
     needs: ClassVar[Needs] = "tokens"
     name: ClassVar[str] = "min_length"
-    count: Any
-    stop: Any
+    count: Whole
+    stop: TokenIds
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         early = past.known()[1][:, None] < column(self.count)
@@ -94,9 +96,9 @@ class LengthDecay:
 
     needs: ClassVar[Needs] = "made"
     name: ClassVar[str] = "length_decay"
-    start: Any
-    factor: Any
-    stop: Any
+    start: Whole
+    factor: Number
+    stop: TokenIds
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         late = jnp.maximum(past.made[:, None] - column(self.start), 0)
@@ -108,45 +110,49 @@ class LengthDecay:
 
 def suppress(tokens: Any) -> Suppress:
     """Return a processor that never lets `tokens` (ids [E], or [B, E] by request) be drawn."""
-    return Suppress(ids("suppress", tokens))
+    return Suppress(ids("tokens", tokens))
 
 
-def suppress_first(tokens: Any, *, place: Any = 0) -> SuppressAt:
+@arguments.checked(place=at_least(0))
+def suppress_first(tokens: Any, *, place: Whole = 0) -> SuppressAt:
     """Return a processor that keeps `tokens` from being the first new token (or at `place`)."""
-    return SuppressAt(whole("place", place, 0), ids("suppress_first", tokens))
+    return SuppressAt(place, ids("tokens", tokens))
 
 
-def force_first(token: Any, *, place: Any = 0) -> ForceAt:
+@arguments.checked(place=at_least(0))
+def force_first(token: Any, *, place: Whole = 0) -> ForceAt:
     """Return a processor that makes `token` (or one of several) the first new one (or at `place`).
 
     place: int or [B], counted from 0; a row whose place never comes is left alone.
     """
-    return ForceAt(whole("place", place, 0), ids("force_first", token))
+    return ForceAt(place, ids("token", token))
 
 
-def force_last(token: Any, *, length: Any) -> ForceAt:
+@arguments.checked(length=at_least(1))
+def force_last(token: Any, *, length: Whole) -> ForceAt:
     """Return a processor that makes `token` (or one of several) the `length`th new token.
 
     length: new tokens in all, int or [B]; pass the same to the decoder.
     """
-    return ForceAt(whole("length", length, 1) - 1, ids("force_last", token))
+    return ForceAt(length - 1, ids("token", token))
 
 
-def min_new_tokens(count: Any, stop: Any) -> MinNewTokens:
+@arguments.checked(count=at_least(0))
+def min_new_tokens(count: Whole, stop: Any) -> MinNewTokens:
     """Return a processor that bans the `stop` ids until `count` (int or [B]) tokens are drawn."""
-    return MinNewTokens(whole("min_new_tokens", count, 0), ids("stop", stop))
+    return MinNewTokens(count, ids("stop", stop))
 
 
-def min_length(count: Any, stop: Any) -> MinLength:
+@arguments.checked(count=at_least(0))
+def min_length(count: Whole, stop: Any) -> MinLength:
     """Return a processor that bans the `stop` ids while prompt and draws are under `count`."""
-    return MinLength(whole("min_length", count, 0), ids("stop", stop))
+    return MinLength(count, ids("stop", stop))
 
 
-def length_decay(start: Any, factor: Any, stop: Any) -> LengthDecay:
+@arguments.checked(start=at_least(0), factor=above(0, note="1 is off"))
+def length_decay(start: Whole, factor: Number, stop: Any) -> LengthDecay:
     """Return transformers' exponential length decay: `stop` grows likelier from `start` on.
 
     factor: scalar or [B], above 1 to end sooner. Raises ConfigError unless greater than 0.
     """
-    rule = "a finite number greater than 0; 1 is off"
-    factor = checked("factor", factor, lambda x: (x > 0) & (x < jnp.inf), rule)
-    return LengthDecay(whole("start", start, 0), factor, ids("stop", stop))
+    return LengthDecay(start, factor, ids("stop", stop))

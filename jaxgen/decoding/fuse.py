@@ -9,13 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.decoding.loop import Step
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, column
+from jaxgen.decoding.setting import Number, column
 from jaxgen.errors import ConfigError
 
 
-def fused(model: Step, prior: Step, weight: Any) -> Step:
+@arguments.checked(weight=at_least(0, note="0 is off"))
+def fused(model: Step, prior: Step, weight: Number) -> Step:
     """Return the step of shallow fusion (Gulcehre et al. 2015) over a pair of caches.
 
     Its logits are log p + weight * log q of the model's p and the prior's q, an n-gram for
@@ -24,7 +27,6 @@ def fused(model: Step, prior: Step, weight: Any) -> Step:
     prior's cache) to `decode`, both filled with the prompt. Raises ConfigError for another weight,
     or for steps of two vocabularies.
     """
-    checked("weight", weight, lambda x: 0 <= x < jnp.inf, "0 or more; 0 is off")
     return _Fused(model, prior, weight)
 
 
@@ -33,7 +35,7 @@ def fused(model: Step, prior: Step, weight: Any) -> Step:
 class _Fused:
     model: Step
     prior: Step
-    weight: Any
+    weight: Number
 
     def __call__(self, tokens: Int[Array, "B"], caches: Any) -> tuple[Array, Any]:
         own, first = self.model(tokens, caches[0])

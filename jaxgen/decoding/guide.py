@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import Range
 from jaxgen.decoding.loop import Step
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, column
+from jaxgen.decoding.setting import Number, column
 
 
-def guided(conditional: Step, unconditional: Step, scale: Any) -> Step:
+@arguments.checked(scale=Range(note="1 is off"))
+def guided(conditional: Step, unconditional: Step, scale: Number) -> Step:
     """Return the step of classifier-free guidance (Sanchez et al. 2023) over a pair of caches.
 
     Its logits are u + scale * (c - u), of log-probabilities c and u; 1 is off, 0 leaves the
@@ -22,7 +25,6 @@ def guided(conditional: Step, unconditional: Step, scale: Any) -> Step:
     unless finite. Both steps get the same tokens: give the pair (conditional cache, unconditional
     cache) to `decode`, the second filled with a prompt that lacks the condition.
     """
-    checked("scale", scale, lambda x: abs(x) < jnp.inf, "a finite number; 1 is off")
     return _Guided(conditional, unconditional, scale)
 
 
@@ -31,7 +33,7 @@ def guided(conditional: Step, unconditional: Step, scale: Any) -> Step:
 class _Guided:
     conditional: Step
     unconditional: Step
-    scale: Any
+    scale: Number
 
     def __call__(self, tokens: Int[Array, "B"], caches: Any) -> tuple[Array, Any]:
         with_it, first = self.conditional(tokens, caches[0])

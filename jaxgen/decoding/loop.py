@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least, between
 from jaxgen.decoding import past as pasts
-from jaxgen.decoding.chain import NOT_FINITE, checked, missing
+from jaxgen.decoding.chain import NOT_FINITE, checked, missing, sampler
 from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
@@ -29,6 +31,19 @@ Stops = Int[Array, "E"] | Int[Array, "B E"] | np.ndarray
 Count = Int[Array, "B"] | Int[Array, ""] | np.ndarray | int
 
 
+# What the arguments of every loop over tokens may hold; a `step` does not tell its vocabulary.
+LOOP = {
+    "first": at_least(0, also=(NOT_FINITE,)),
+    "sample": sampler,
+    "length": at_least(1),
+    "stop": at_least(0, also=(NO_TOKEN,)),
+    "start": at_least(0),
+    "limit": at_least(0),
+    "prompt": at_least(0, also=(NO_TOKEN,), real="lengths"),
+    "lengths": between(1, "S"),
+}
+
+
 def request_keys(key: Keys, batch: Size) -> Key[Array, "B"]:
     """Return one key per request: `key` folded with the row, or `key` itself if it is [B].
 
@@ -41,10 +56,11 @@ def request_keys(key: Keys, batch: Size) -> Key[Array, "B"]:
     return jax.vmap(lambda request: jax.random.fold_in(key, request))(jnp.arange(batch))
 
 
+@arguments.checked(**LOOP)
 def decode(
     step: Step,
     cache: Any,
-    first: Integer[Array, "B"],
+    first: Integer[Array | np.ndarray, "B"],
     key: Keys,
     sample: Sample,
     length: int,
@@ -87,11 +103,12 @@ class Chunk(NamedTuple):
     done: Bool[Array, "B"]
 
 
+@arguments.checked(**LOOP)
 @compile_once
 def decode_chunk(
     step: Step,
     cache: Any,
-    first: Integer[Array, "B"],
+    first: Integer[Array | np.ndarray, "B"],
     key: Keys,
     sample: Sample,
     length: int,
@@ -156,6 +173,7 @@ class Plan(NamedTuple):
 def plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths) -> Plan:
     """Return the Plan for `decode`'s arguments; ConfigError if they lack a prompt."""
     needs, history = pasts.needs(sample), None
+    first = jnp.asarray(first)
     if needs == "tokens":
         if prompt is None:
             raise ConfigError(missing(sample))

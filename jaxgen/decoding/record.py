@@ -32,7 +32,11 @@ def record(kind: type[T]) -> type[T]:
         return tuple(zip(keys, leaves, strict=True)), about
 
     def unflatten(about, leaves):
-        return kind(**dict(zip(names, leaves, strict=True)), **dict(zip(fixed, about, strict=True)))
+        # JAX puts anything in the place of a leaf, which a check of arguments would refuse.
+        node = object.__new__(kind)
+        for name, value in zip((*names, *fixed), (*leaves, *about), strict=True):
+            object.__setattr__(node, name, value)
+        return node
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)
     return serializable(kind)

@@ -9,15 +9,24 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import Range, above, at_least, between
 from jaxgen.decoding.past import Needs, Past, counts, real
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, column, whole
+from jaxgen.decoding.setting import Number, Whole, column
 from jaxgen.decoding.shape import BANNED, static
 
 Over = Literal["all", "new"]
+Source = Int[Array | np.ndarray, "B S"]
+Lengths = Int[Array | np.ndarray, "B"]
+_PENALTY = above(0, note="1 is off")
+_AMOUNT = Range(note="0 is off")
+_SOURCE = at_least(0, real="lengths")
+_LENGTHS = between(0, "S")
 
 
 def _penalized(logits: Array, seen: Array, penalty: Array) -> Array:
@@ -26,6 +35,7 @@ def _penalized(logits: Array, seen: Array, penalty: Array) -> Array:
     return jnp.where(seen, changed, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class RepetitionPenalty:
@@ -33,7 +43,7 @@ class RepetitionPenalty:
 
     needs: ClassVar[Needs] = "tokens"
     name: ClassVar[str] = "repetition_penalty"
-    penalty: Any
+    penalty: Number
     over: Over = static("all")
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
@@ -41,14 +51,15 @@ class RepetitionPenalty:
         return _penalized(logits, seen, column(self.penalty))
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class SourcePenalty:
     """Multiplies the odds of every token that occurs in the source, against hallucination."""
 
-    penalty: Any
-    source: Any
-    lengths: Any
+    penalty: Number
+    source: Source
+    lengths: Lengths
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         counted = jnp.arange(self.source.shape[1]) < self.lengths[:, None]
@@ -56,6 +67,7 @@ class SourcePenalty:
         return _penalized(logits, seen, 1 / column(self.penalty))
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class CountPenalty:
@@ -63,8 +75,8 @@ class CountPenalty:
 
     needs: ClassVar[Needs] = "tokens"
     name: ClassVar[str] = "presence_penalty / frequency_penalty"
-    presence: Any
-    frequency: Any
+    presence: Number
+    frequency: Number
     over: Over = static("new")
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
@@ -74,6 +86,7 @@ class CountPenalty:
         return logits - once - column(self.frequency) * seen
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class NoRepeatNgram:
@@ -81,7 +94,7 @@ class NoRepeatNgram:
 
     needs: ClassVar[Needs] = "tokens"
     name: ClassVar[str] = "no_repeat_ngram"
-    size: Any
+    size: Whole
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         tokens, _ = past.known()
@@ -89,6 +102,7 @@ class NoRepeatNgram:
         return jnp.where(counts(tokens, ends, logits.shape[-1]) > 0, BANNED, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class NoRepeatSource:
@@ -96,9 +110,9 @@ class NoRepeatSource:
 
     needs: ClassVar[Needs] = "tokens"
     name: ClassVar[str] = "no_repeat_source"
-    size: Any
-    source: Any
-    lengths: Any
+    size: Whole
+    source: Source
+    lengths: Lengths
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
         source = jnp.asarray(self.source)
@@ -129,43 +143,40 @@ def _ends_ngram(
     return lax.fori_loop(1, most, one_more, counted & (size > 0))
 
 
-def repetition_penalty(penalty: Any, *, over: Over = "all") -> RepetitionPenalty:
+@arguments.checked(penalty=_PENALTY)
+def repetition_penalty(penalty: Number, *, over: Over = "all") -> RepetitionPenalty:
     """Return a repetition penalty (scalar or [B]; 1 is off); ConfigError unless above 0.
 
     over: "all" counts the prompt too, as transformers does; "new" only what was drawn.
     """
-    return RepetitionPenalty(_positive("repetition_penalty", penalty), over)
+    return RepetitionPenalty(penalty, over)
 
 
-def source_penalty(penalty: Any, source: Any, lengths: Any) -> SourcePenalty:
+@arguments.checked(penalty=_PENALTY, source=_SOURCE, lengths=_LENGTHS)
+def source_penalty(penalty: Number, source: Source, lengths: Lengths) -> SourcePenalty:
     """Return transformers' encoder repetition penalty: above 1 favours the source's tokens."""
-    return SourcePenalty(_positive("source_penalty", penalty), source, lengths)
+    return SourcePenalty(penalty, source, lengths)
 
 
-def presence_penalty(amount: Any, *, over: Over = "new") -> CountPenalty:
+@arguments.checked(amount=_AMOUNT)
+def presence_penalty(amount: Number, *, over: Over = "new") -> CountPenalty:
     """Return a processor that subtracts `amount` (scalar or [B]) from every token drawn before."""
-    return CountPenalty(_finite("presence_penalty", amount), 0.0, over)
+    return CountPenalty(amount, 0.0, over)
 
 
-def frequency_penalty(amount: Any, *, over: Over = "new") -> CountPenalty:
+@arguments.checked(amount=_AMOUNT)
+def frequency_penalty(amount: Number, *, over: Over = "new") -> CountPenalty:
     """Return a processor that subtracts `amount` (scalar or [B]) for each earlier draw."""
-    return CountPenalty(0.0, _finite("frequency_penalty", amount), over)
+    return CountPenalty(0.0, amount, over)
 
 
-def no_repeat_ngram(size: Any) -> NoRepeatNgram:
+@arguments.checked(size=at_least(0))
+def no_repeat_ngram(size: Whole) -> NoRepeatNgram:
     """Return a processor that lets no n-gram of `size` (int or [B]; 0 is off) occur twice."""
-    return NoRepeatNgram(whole("no_repeat_ngram", size, 0))
+    return NoRepeatNgram(size)
 
 
-def no_repeat_source(size: Any, source: Any, lengths: Any) -> NoRepeatSource:
+@arguments.checked(size=at_least(0), source=_SOURCE, lengths=_LENGTHS)
+def no_repeat_source(size: Whole, source: Source, lengths: Lengths) -> NoRepeatSource:
     """Return transformers' encoder no-repeat-n-gram: no n-gram of the source is copied."""
-    return NoRepeatSource(whole("no_repeat_source", size, 0), source, lengths)
-
-
-def _positive(name: str, value: Any) -> Any:
-    rule = "a finite number greater than 0; 1 is off"
-    return checked(name, value, lambda x: (x > 0) & (x < jnp.inf), rule)
-
-
-def _finite(name: str, value: Any) -> Any:
-    return checked(name, value, lambda x: abs(x) < jnp.inf, "a finite number; 0 is off")
+    return NoRepeatSource(size, source, lengths)

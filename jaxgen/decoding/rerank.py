@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.errors import ConfigError
 
 T = TypeVar("T")
 
 
+@arguments.checked
 def best_of(candidates: Sequence[T], scorer: Callable[[T], float]) -> tuple[int, list[float]]:
     """Return (place of the best candidate, all scores); of equals the first.
 
@@ -23,6 +26,7 @@ def best_of(candidates: Sequence[T], scorer: Callable[[T], float]) -> tuple[int,
     return max(range(len(scores)), key=scores.__getitem__), scores
 
 
+@arguments.checked(weights=at_least(0))
 def minimum_risk(
     candidates: Sequence[T],
     utility: Callable[[T, T], float],
@@ -36,6 +40,8 @@ def minimum_risk(
     sentence's chrF. weights: how much each reference counts; None counts all the same, which
     is right for drawn candidates. Equal candidates are scored once.
     """
+    if not candidates:
+        raise ConfigError("minimum_risk of no candidates; give at least one")
     shares = [1.0] * len(candidates) if weights is None else [float(one) for one in weights]
     if len(shares) != len(candidates) or not sum(shares) > 0 or min(shares) < 0:
         raise ConfigError(

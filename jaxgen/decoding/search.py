@@ -4,39 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from jaxgen import arguments
+from jaxgen.arguments import Range, at_least
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, whole
+from jaxgen.decoding.setting import Number
 from jaxgen.decoding.shape import static
 from jaxgen.errors import ConfigError
 
 Pick = Literal["best", "draw"]
+Until = Literal["full", "likely", "certain"]
 RULES = {"full": 0, "likely": 1, "certain": 2}
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Search:
     """How beams are kept; what is not static is data, a number or an array [B]."""
 
-    length_penalty: Any
-    until: Any  # of RULES
-    diversity: Any
+    length_penalty: Number
+    until: Number  # of RULES
+    diversity: Number
     beams: int = static(1)
     groups: int = static(1)
     pick: Pick = static("best")
+    made_by: ClassVar[str] = "beams"
 
 
+@arguments.checked(
+    count=at_least(1), groups=at_least(1), diversity=at_least(0), length_penalty=Range()
+)
 def beams(
     count: int,
     *,
-    length_penalty: Any = 1.0,
-    until: str | Sequence[str] = "likely",
+    length_penalty: Number = 1.0,
+    until: Until | Sequence[Until] = "likely",
     groups: int = 1,
-    diversity: Any = 0.0,
+    diversity: Number = 0.0,
     pick: Pick = "best",
 ) -> Search:
     """Return a Search of `count` beams.
@@ -51,24 +59,16 @@ def beams(
     pick: "best" keeps the best continuations; "draw" draws them without replacement.
     Raises ConfigError for a value out of range, or two that contradict each other.
     """
-    whole("beams", count, 1)
-    whole("groups", groups, 1)
     if count % groups:
         raise ConfigError(f"beams={count} is not a multiple of groups={groups}")
     names = [until] if isinstance(until, str) else list(until)
-    unknown = [name for name in names if name not in RULES]
-    if unknown:
-        raise ConfigError(f"until={unknown[0]!r} is unknown; there are {', '.join(RULES)}")
-    checked("diversity", diversity, lambda x: (x >= 0) & (x < np.inf), "a finite number from 0 on")
     if groups == 1 and np.ndim(diversity) == 0 and diversity != 0:
         raise ConfigError(f"diversity={diversity} has no effect with groups=1; give groups")
     if groups > 1 and pick == "draw":
         raise ConfigError(f"groups={groups} and pick='draw' exclude each other; drop one")
-    rule = "a finite number"
-    checked("length_penalty", length_penalty, lambda x: abs(x) < np.inf, rule)
     codes = np.asarray([RULES[name] for name in names], np.int32)
     code = codes[0] if isinstance(until, str) else codes
-    return Search(length_penalty, code, diversity, int(count), int(groups), pick)
+    return Search(length_penalty, code, diversity, count, groups, pick)
 
 
 def check(search: Search, returned: int, key: Any, words: Any) -> None:

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import above, at_least, between
 from jaxgen.decoding import reach
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, column, whole
+from jaxgen.decoding.setting import Number, Whole, column
 from jaxgen.ops.largest import argmax
 
 BANNED = -jnp.inf
@@ -51,12 +53,13 @@ def _entropy(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
     return -jnp.sum(terms, axis=-1, keepdims=True)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Temperature:
     """Divides logits by `value`; at 0 only the largest stays, which makes the draw greedy."""
 
-    value: Any
+    value: Number
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         value = column(self.value)
@@ -65,12 +68,13 @@ class Temperature:
         return jnp.where(value > 0, logits / jnp.where(value > 0, value, 1.0), greedy)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class TopK:
     """Keeps the `count` largest logits and what equals the last of them (Fan et al. 2018)."""
 
-    count: Any
+    count: Whole
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -81,12 +85,13 @@ class TopK:
         return jnp.where(logits >= least, logits, BANNED)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class TopP:
     """Keeps the smallest set of likeliest tokens that reaches `mass` (Holtzman et al. 2020)."""
 
-    mass: Any
+    mass: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -114,12 +119,13 @@ class TopP:
         return jnp.where(kept, logits, BANNED)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class TopH:
     """Keeps the likeliest tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
 
-    share: Any
+    share: Number
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         top, index = jax.lax.top_k(logits, min(TOP_H_WIDTH, logits.shape[-1]))
@@ -132,12 +138,13 @@ class TopH:
         return jnp.where(kept, logits, BANNED)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class MinP:
     """Keeps tokens at least `share` times as likely as the likeliest (Nguyen et al. 2024)."""
 
-    share: Any
+    share: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -149,12 +156,13 @@ class MinP:
         return jnp.where(dropped, BANNED, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Typical:
     """Keeps tokens of about the expected surprise, to reach `mass` (Meister et al. 2022)."""
 
-    mass: Any
+    mass: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -170,12 +178,13 @@ class Typical:
         return jnp.where(_unsorted(dropped, order), BANNED, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Epsilon:
     """Drops tokens less likely than `cutoff`, never the likeliest (Hewitt et al. 2022)."""
 
-    cutoff: Any
+    cutoff: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -183,12 +192,13 @@ class Epsilon:
         return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Eta:
     """Drops tokens below a cutoff that falls with entropy (Hewitt et al. 2022)."""
 
-    cutoff: Any
+    cutoff: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
@@ -198,6 +208,7 @@ class Eta:
         return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class TopNSigma:
@@ -206,7 +217,7 @@ class TopNSigma:
     The deviation is the sample's, as in the authors' code, over logits that are not -inf.
     """
 
-    count: Any
+    count: Number
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         real = jnp.isfinite(logits)
@@ -219,6 +230,7 @@ class TopNSigma:
         return jnp.where(logits < least, BANNED, logits)
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Renormalize:
@@ -228,72 +240,70 @@ class Renormalize:
         return jax.nn.log_softmax(logits, axis=-1)
 
 
-def temperature(value: Any) -> Temperature:
+_SHARE = between(0, 1, above=True)
+_CUTOFF = between(0, 1, below=True, note="0 is off")
+
+
+@arguments.checked(value=at_least(0, note="0 is greedy"))
+def temperature(value: Number) -> Temperature:
     """Return a processor that divides logits by `value` (scalar or [B]); 0 is greedy.
 
     Raises ConfigError for a negative or non-finite number.
     """
-    rule = "a finite number, 0 (greedy) or more"
-    return Temperature(checked("temperature", value, lambda x: (x >= 0) & (x < jnp.inf), rule))
+    return Temperature(value)
 
 
-def top_k(count: Any, *, keep: int = 1) -> TopK:
+@arguments.checked(count=at_least(1), keep=at_least(1))
+def top_k(count: Whole, *, keep: int = 1) -> TopK:
     """Return a processor that keeps the `count` (int or [B]) likeliest; ConfigError below 1."""
-    return TopK(whole("top_k", count, 1), _kept(keep))
+    return TopK(count, keep)
 
 
-def top_p(mass: Any, *, keep: int = 1) -> TopP:
+@arguments.checked(mass=_SHARE, keep=at_least(1))
+def top_p(mass: Number, *, keep: int = 1) -> TopP:
     """Return a nucleus processor (scalar or [B]); 1 is off; ConfigError outside (0, 1]."""
-    return TopP(_share("top_p", mass), _kept(keep))
+    return TopP(mass, keep)
 
 
-def top_h(share: Any) -> TopH:
+@arguments.checked(share=_SHARE)
+def top_h(share: Number) -> TopH:
     """Return a top-h processor (scalar or [B]); ConfigError outside (0, 1]."""
-    return TopH(_share("top_h", share))
+    return TopH(share)
 
 
-def min_p(share: Any, *, keep: int = 1) -> MinP:
+@arguments.checked(share=between(0, 1, note="0 is off"), keep=at_least(1))
+def min_p(share: Number, *, keep: int = 1) -> MinP:
     """Return a min-p processor (scalar or [B]); 0 is off; ConfigError outside [0, 1]."""
-    rule = "0 (off) or more and at most 1"
-    return MinP(checked("min_p", share, lambda x: (x >= 0) & (x <= 1), rule), _kept(keep))
+    return MinP(share, keep)
 
 
-def typical(mass: Any, *, keep: int = 1) -> Typical:
+@arguments.checked(mass=_SHARE, keep=at_least(1))
+def typical(mass: Number, *, keep: int = 1) -> Typical:
     """Return a processor of locally typical sampling; 1 is off; ConfigError outside (0, 1]."""
-    return Typical(_share("typical", mass), _kept(keep))
+    return Typical(mass, keep)
 
 
-def epsilon(cutoff: Any, *, keep: int = 1) -> Epsilon:
+@arguments.checked(cutoff=_CUTOFF, keep=at_least(1))
+def epsilon(cutoff: Number, *, keep: int = 1) -> Epsilon:
     """Return an epsilon processor (scalar or [B]); 0 is off; ConfigError outside [0, 1)."""
-    return Epsilon(_cutoff("epsilon", cutoff), _kept(keep))
+    return Epsilon(cutoff, keep)
 
 
-def eta(cutoff: Any, *, keep: int = 1) -> Eta:
+@arguments.checked(cutoff=_CUTOFF, keep=at_least(1))
+def eta(cutoff: Number, *, keep: int = 1) -> Eta:
     """Return an eta processor (scalar or [B]); 0 is off; ConfigError outside [0, 1)."""
-    return Eta(_cutoff("eta", cutoff), _kept(keep))
+    return Eta(cutoff, keep)
 
 
-def top_n_sigma(count: Any) -> TopNSigma:
+@arguments.checked(count=above(0, infinite=True, note="infinity is off"))
+def top_n_sigma(count: Number) -> TopNSigma:
     """Return a top-n-sigma processor; infinity is off; ConfigError unless greater than 0.
 
     It keeps the same tokens before and after any temperature.
     """
-    rule = "greater than 0; infinity is off"
-    return TopNSigma(checked("top_n_sigma", count, lambda x: x > 0, rule))
+    return TopNSigma(count)
 
 
 def renormalize() -> Renormalize:
     """Return a processor that subtracts the log of the sum: what remains sums to 1."""
     return Renormalize()
-
-
-def _share(name: str, value: Any) -> Any:
-    return checked(name, value, lambda x: (x > 0) & (x <= 1), "greater than 0 and at most 1")
-
-
-def _cutoff(name: str, value: Any) -> Any:
-    return checked(name, value, lambda x: (x >= 0) & (x < 1), "0 (off) or more and less than 1")
-
-
-def _kept(keep: int) -> int:
-    return int(whole("keep", keep, 1))

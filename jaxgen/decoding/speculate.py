@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.decoding import fits, rows
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, missing
 from jaxgen.decoding.detail import Reason, ended_by
-from jaxgen.decoding.loop import NO_STOP, Count, Keys, Step, Stops, request_keys
+from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import whole
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -65,6 +66,7 @@ class Speculated(NamedTuple):
     reason: Int[Array, "B"]  # a Reason; a row without a token to draw counts as not finite
 
 
+@arguments.checked(count=at_least(1))
 def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
     """Return the draft that draws `count` tokens from any other step: a small model, an n-gram.
 
@@ -72,10 +74,9 @@ def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
     closer that is to the target's, the more is accepted. The cache has a row for each request, and
     all but its last known token. Raises ConfigError for processors that look back.
     """
-    whole("count", count, 1)
     if pasts.needs(sample) != "nothing":
         raise ConfigError(f"a draft's chain reads logits alone; {missing(sample)}")
-    return Draft(_ModelGuess(step, sample, int(count)), int(count), cache)
+    return Draft(_ModelGuess(step, sample, count), count, cache)
 
 
 @record
@@ -103,14 +104,13 @@ class _ModelGuess:
         return Guess(tokens[:-1].T, jnp.moveaxis(probs[:-1], 0, 1), cache)
 
 
+@arguments.checked(count=at_least(1), width=at_least(1))
 def lookup(count: int, *, width: int = 2) -> Draft:
     """Return the draft that copies what followed the last `width` (or fewer) tokens before.
 
     Prompt lookup (Saxena 2023): it costs nothing, and guesses well where a text quotes itself.
     """
-    whole("count", count, 1)
-    whole("width", width, 1)
-    return Draft(_Lookup(int(count), int(width)), int(count), ())
+    return Draft(_Lookup(count, width), count, ())
 
 
 @record
@@ -135,6 +135,7 @@ class _Lookup:
         return Guess(jnp.maximum(copied, 0), None, cache)
 
 
+@arguments.checked
 def reader(step: Step) -> Reader:
     """Return any step as a reader of several tokens, one after the other: exact, but no faster."""
     return _Reader(step)
@@ -176,10 +177,11 @@ class _Ends(NamedTuple):
     most: Array  # [B]: new tokens
 
 
+@arguments.checked(**LOOP)
 def speculate(
     read: Reader,
     cache: Any,
-    first: Int[Array, "B"],
+    first: Int[Array | np.ndarray, "B"],
     key: Keys,
     sample: Chain,
     length: int,
@@ -210,6 +212,7 @@ def speculate(
 def _speculate(
     read, cache, first, key, sample, length, draft, prompt, *, lengths, stop, strings, limit
 ) -> Speculated:
+    first = jnp.asarray(first)
     batch, keys = first.shape[0], request_keys(key, first.shape[0])
     first = jnp.asarray(first, jnp.int32)
     most = jnp.broadcast_to(jnp.asarray(length if limit is None else limit, jnp.int32), batch)

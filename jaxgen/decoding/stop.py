@@ -12,12 +12,14 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from jaxgen import arguments
+from jaxgen.arrays import Axes
 from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 
@@ -38,7 +40,8 @@ class StopStrings:
 
     table: Any
     classes: Any
-    state: Any
+    state: Annotated[Any, Axes("integer", ("#B",))]
+    made_by: ClassVar[str] = "stop_strings"
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
         """Return the states after one more token; ids that spell nothing change none."""
@@ -60,6 +63,7 @@ def found(state: Int[Array, "..."]) -> Bool[Array, "..."]:
     return state == FOUND
 
 
+@arguments.checked
 def stop_strings(texts: Texts, pieces: Sequence[bytes]) -> StopStrings:
     """Return what ends a request once its new text holds one of its stop strings.
 

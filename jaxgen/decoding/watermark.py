@@ -14,15 +14,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import Range, at_least, between
 from jaxgen.decoding.past import Needs, Past, last
 from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import checked, column, whole
+from jaxgen.decoding.setting import Number, column
 from jaxgen.decoding.shape import static
-from jaxgen.errors import ConfigError
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Watermark:
@@ -30,9 +32,9 @@ class Watermark:
 
     needs: ClassVar[Needs] = "tokens"
     name: ClassVar[str] = "watermark"
-    key: Any
-    ratio: Any
-    bias: Any
+    key: Number
+    ratio: Number
+    bias: Number
     width: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
@@ -53,21 +55,28 @@ class Detection(NamedTuple):
     p: np.ndarray
 
 
-def watermark(key: int, *, ratio: Any = 0.25, bias: Any = 2.0, width: int = 1) -> Watermark:
+@arguments.checked(
+    key=between(0, 2**32 - 1),
+    ratio=between(0, 1, above=True, below=True),
+    bias=Range(),
+    width=at_least(1),
+)
+def watermark(key: int, *, ratio: Number = 0.25, bias: Number = 2.0, width: int = 1) -> Watermark:
     """Return a processor that raises a secret share `ratio` of the vocabulary by `bias`.
 
     key: the secret, 0 to 2^32 - 1. width: how many earlier tokens choose the share.
     Raises ConfigError for a ratio outside (0, 1), or another setting out of range.
     """
-    if isinstance(key, bool) or not isinstance(key, (int, np.integer)) or not 0 <= key < 2**32:
-        raise ConfigError(f"watermark key={key} must be a whole number from 0 to 2^32 - 1")
-    checked("ratio", ratio, lambda x: (x > 0) & (x < 1), "greater than 0 and less than 1")
-    checked("bias", bias, lambda x: abs(x) < math.inf, "a finite number")
-    return Watermark(np.uint32(key), ratio, bias, int(whole("width", width, 1)))
+    return Watermark(np.uint32(key), ratio, bias, width)
 
 
+@arguments.checked(tokens=at_least(0, real="lengths"), lengths=between(0, "S"))
 def detect(
-    mark: Watermark, tokens: Any, lengths: Any = None, *, repeats: Literal["each", "once"] = "each"
+    mark: Watermark,
+    tokens: Int[Array | np.ndarray, "B S"],
+    lengths: Int[Array | np.ndarray, "B"] | None = None,
+    *,
+    repeats: Literal["each", "once"] = "each",
 ) -> Detection:
     """Return how green texts are, for the watermark's key, ratio and width (scalars).
 
@@ -76,21 +85,8 @@ def detect(
     z: standard deviations above chance; p: the chance of that z or more. Both NaN if no token
     has `width` others before it. Raises ConfigError for what are no ids or lengths.
     """
-    if repeats not in ("each", "once"):
-        raise ConfigError(f"repeats={repeats!r} must be 'each' or 'once'")
     tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
-        raise ConfigError(
-            f"tokens of shape {tokens.shape} and dtype {tokens.dtype} must be ids [B, S]"
-        )
     lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.asarray(lengths)
-    if lengths.shape != tokens.shape[:1] or ((lengths < 0) | (lengths > tokens.shape[1])).any():
-        raise ConfigError(
-            f"lengths={np.array2string(lengths, threshold=8)} must be {len(tokens)} numbers from 0 "
-            f"to {tokens.shape[1]}"
-        )
-    if (tokens[np.arange(tokens.shape[1]) < lengths[:, None]] < 0).any():
-        raise ConfigError("tokens hold a negative id; say by lengths= where texts end")
     scored, green = np.zeros(len(tokens)), np.zeros(len(tokens))
     for row, (ids, length) in enumerate(zip(tokens, lengths, strict=True)):
         if length <= mark.width:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgen import arguments
+from jaxgen.arrays import Axes
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.record import record
 from jaxgen.decoding.shape import static
 from jaxgen.errors import ConfigError
 
 Over = Literal["all", "new"]
-Word = Sequence[int] | Sequence[Sequence[int]]
 SMALLEST = 8  # words and nodes are padded to powers of two from here on, so few are ever compiled
 BANK = 100.0  # of transformers: one step of progress outweighs so much log-probability
 
@@ -37,6 +38,7 @@ class Progress(NamedTuple):
     node: Int[Array, "..."]  # where in its word it is; 0: in none
 
 
+@arguments.checked
 @record
 @dataclass(frozen=True)
 class Words:
@@ -51,8 +53,9 @@ class Words:
     word: Any
     depth: Any
     leaf: Any
-    height: Any
+    height: Annotated[Any, Axes("integer", ("#B W",))]
     over: Over = static("new")
+    made_by: ClassVar[str] = "must_appear"
 
     def rows(self, batch: int) -> Words:
         """Return the same with a row for each of `batch` requests."""
@@ -91,9 +94,8 @@ class Words:
         return lax.fori_loop(0, prompt.shape[1], one_more, fresh)
 
 
-def must_appear(
-    words: Sequence[Word] | Sequence[Sequence[Word]], *, over: Over = "new", each: bool = False
-) -> Words:
+@arguments.checked
+def must_appear(words: Sequence[Sequence[Any]], *, over: Over = "new", each: bool = False) -> Words:
     """Return words for a beam search: [[3, 7], [[4], [5, 6]]] asks for 3 7 and for 4 or 5 6.
 
     each: whether `words` is a list of such lists, one for each request (which may be empty).

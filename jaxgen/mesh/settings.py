@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class MeshSettings:
     """Sizes of the four mesh axes, whose product is the number of devices; ConfigError if bad."""

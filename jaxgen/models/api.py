@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
-from jaxgen import tree
+from jaxgen import arguments, tree
+from jaxgen.arguments import Call, at_least, size, token_ids
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size, are_known, serializable, surely
+from jaxgen.models.inputs import first_in_segments, of_table, readable
 from jaxgen.nn.stack import place
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
@@ -24,7 +24,6 @@ from jaxgen.ops.losses import unembed
 from jaxgen.ops.masks import Order
 from jaxgen.ops.memory import Memory
 
-F = TypeVar("F", bound=Callable[..., Any])
 Params = dict[str, Any]
 Ids = Integer[Array | np.ndarray, "B T"]
 
@@ -44,49 +43,65 @@ class Output(NamedTuple):
     pooled: Float[Array, "B D"] | None = None
 
 
-def _prefix_checked(function: F) -> F:
-    """Decorate a function so that a wrong prefix= is refused before anything is traced."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        config = kwargs["config"] if "config" in kwargs else args[1]
-        if kwargs.get("prefix") is not None and config.prompt == "both":
-            _check_prefix(kwargs["prefix"], kwargs.get("segments"))
-        return function(*args, **kwargs)
-
-    return cast(F, call)
+def fits(path: str, params: Params, call: Call) -> None:
+    """Raise ConfigError unless the parameters, where arrays, are those of the call's config."""
+    _fits(path, params, call.given["config"])
 
 
-def _check_prefix(prefix: Any, segments: Any) -> None:
-    """Raise ConfigError unless 1s come first in every segment, where that can be known."""
-    for given in (prefix, segments):
-        if isinstance(given, Tracer) or not getattr(given, "is_fully_addressable", True):
-            return
-    marks = np.asarray(prefix)
-    if not np.isin(marks, (0, 1)).all():
-        raise ConfigError(f"prefix= holds {marks[~np.isin(marks, (0, 1))][0]}; it marks by 0 and 1")
-    late = (marks[:, 1:] == 1) & (marks[:, :-1] == 0)
-    if segments is not None:
-        late &= np.diff(np.asarray(segments), axis=1) == 0
-    if late.any():
-        row, place = map(int, np.argwhere(late)[0])
-        raise ConfigError(
-            f"prefix[{row}, {place + 1}]=1 comes after a 0: tokens in between would see what they "
-            f"are to predict; let the 1s of a segment be its first tokens"
-        )
+def fits_draft(path: str, params: Params, call: Call) -> None:
+    """Raise ConfigError unless the parameters are those of the call's `draft_config`."""
+    _fits(path, params, call.given["draft_config"])
 
 
+def _fits(path: str, params: Params, config: Any) -> None:
+    if not isinstance(config, ModelConfig):  # which its own line will say
+        return
+    wanted = _shapes_of(config)
+    found = {p: getattr(leaf, "shape", None) for p, leaf in tree.flatten(params).items()}
+    if found == wanted:
+        return
+    opaque = tuple(f"{name}/" for name, shape in found.items() if shape is None)
+    for name in sorted(wanted.keys() | found.keys()):
+        if f"{name}/".startswith(opaque):
+            continue
+        if wanted.get(name) != found.get(name):
+            have, want = found.get(name, "absent"), wanted.get(name, "nothing")
+            raise ConfigError(
+                f"{path} are of another config: {name} is {have} instead of {want}; "
+                f"give the config that they were made or loaded with"
+            )
+
+
+@lru_cache(maxsize=64)
+def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in tree.flatten(abstract(config)).items()}
+
+
+# What the arguments of a model may hold, where their numbers are known.
+_INPUTS = {
+    "params": fits,
+    "tokens": token_ids(real="segments"),
+    "positions": readable,
+    "segments": at_least(0),
+    "types": of_table,
+    "prefix": first_in_segments,
+}
+
+
+@arguments.checked
 @compile_once
 def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
     """Return freshly initialised parameters: a plain nested dict, paths like "layers/attn/q"."""
     return _unboxed(_boxed(config, key))
 
 
+@arguments.checked
 def abstract(config: ModelConfig) -> Params:
     """Return the parameters as ShapeDtypeStructs, without memory, for a model of any size."""
     return tree.map_paths(lambda path, box: box.value, _shapes(config))
 
 
+@arguments.checked
 def axes(config: ModelConfig) -> Params:
     """Return each parameter's logical axes: a string, one letter of the legend per dimension."""
     return tree.map_paths(lambda path, box: "".join(box.names), _shapes(config))
@@ -103,6 +118,7 @@ def _shapes(config: ModelConfig) -> Any:
     )
 
 
+@arguments.checked(batch=size(1), capacity=size(1), memory=size(1), slack=at_least(0))
 def empty_cache(
     config: ModelConfig,
     batch: Size,
@@ -157,15 +173,16 @@ def empty_cache(
     )
 
 
+@arguments.checked(**_INPUTS)
 @compile_once
 def encode(
     params: Params,
     config: ModelConfig,
     tokens: Ids,
     *,
-    positions: Integer[Array, "B S"] | None = None,
-    segments: Int[Array, "B S"] | np.ndarray | None = None,
-    types: Int[Array, "B S"] | np.ndarray | None = None,
+    positions: Ids | None = None,
+    segments: Ids | None = None,
+    types: Ids | None = None,
     taps: tuple[str, ...] = (),
     order: Order | None = None,
     key: PRNGKeyArray | None = None,
@@ -185,19 +202,19 @@ def encode(
     return Memory(out.state, marked, _taps(seen, taps))
 
 
-@_prefix_checked
+@arguments.checked(**_INPUTS)
 @compile_once
 def hidden(
     params: Params,
     config: ModelConfig,
     tokens: Ids,
     *,
-    positions: Integer[Array, "B T"] | None = None,
-    segments: Int[Array, "B T"] | np.ndarray | None = None,
-    types: Int[Array, "B T"] | np.ndarray | None = None,
+    positions: Ids | None = None,
+    segments: Ids | None = None,
+    types: Ids | None = None,
     cache: caches.Cache | None = None,
     memory: Memory | None = None,
-    prefix: Int[Array, "B T"] | np.ndarray | None = None,
+    prefix: Ids | None = None,
     order: Order | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Hidden:
@@ -210,23 +227,23 @@ def hidden(
     return _forward(params, config, inputs, key)[0]
 
 
-@_prefix_checked
+@arguments.checked(**_INPUTS)
 @compile_once
 def apply(
     params: Params,
     config: ModelConfig,
     tokens: Ids,
     *,
-    positions: Integer[Array, "B T"] | None = None,
-    segments: Int[Array, "B T"] | np.ndarray | None = None,
-    types: Int[Array, "B T"] | np.ndarray | None = None,
+    positions: Ids | None = None,
+    segments: Ids | None = None,
+    types: Ids | None = None,
     cache: caches.Cache | None = None,
     memory: Memory | None = None,
-    prefix: Int[Array, "B T"] | np.ndarray | None = None,
+    prefix: Ids | None = None,
     taps: tuple[str, ...] = (),
     key: PRNGKeyArray | None = None,
 ) -> Output:
-    """Return the model's Output for token ids [B, T].
+    """Return the model's Output for token ids [B, T] of any integer type, or nested lists.
 
     positions: absolute positions; the default counts from 0, or from the cache's length.
     segments: document numbers, 0 for padding; tokens of different ones don't see each other, and
@@ -238,7 +255,7 @@ def apply(
       tokens of a row or, of packed rows, of each segment; the rest is 0.
     taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
     key: turns dropout on.
-    Ids and positions are trusted here: out of range ones read the nearest valid row.
+    Traced ids and positions are trusted: out of range ones read the nearest valid row.
     Raises ConfigError for an input that this config has no use for.
     """
     inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from jaxgen import arguments
 from jaxgen.config import ModelConfig, RopeScaling
 from jaxgen.errors import ConfigError, nearest
 
@@ -178,8 +180,13 @@ PRESETS |= {"llama-1b": PRESETS["llama-3.2-1b"], "llama-8b": PRESETS["llama-3-8b
 PRESETS |= {"llama-70b": PRESETS["llama-3-70b"]}
 
 
+@arguments.checked
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """Return a named architecture with fields changed; ConfigError if the name is unknown."""
+    """Return a named architecture with fields changed; ConfigError if it or a field is unknown."""
+    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    for field in changes:
+        if field not in known:
+            raise ConfigError(f"{field}= is no field of ModelConfig{nearest(field, known)}")
     return ModelConfig(**(fields(name) | changes))
 
 
@@ -187,5 +194,6 @@ def fields(name: str) -> dict[str, Any]:
     """Return the fields in which a named architecture differs from the defaults."""
     if name not in PRESETS:
         known = ", ".join(PRESETS)
-        raise ConfigError(f"preset {name!r} is unknown{nearest(name, PRESETS)}; there are {known}")
+        near = nearest(name, PRESETS)
+        raise ConfigError(f"preset {name!r} is unknown{near}; there are {known}")
     return PRESETS[name]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxgen import files, settings_yaml
+from jaxgen import arguments, files, settings_yaml
 from jaxgen.errors import CheckpointError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -97,6 +97,7 @@ def _key(read: Callable[[Any], Any], write: Callable[[Any], Any] = _plain, defau
     return field(default=default, metadata={"read": read, "write": write})
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
     """The keys of generation_config.json; None, or nothing, where a folder leaves one open.

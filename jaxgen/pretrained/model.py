@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxgen import files, settings, settings_yaml, tree
+from jaxgen import arguments, files, settings, settings_yaml, tree
+from jaxgen.arguments import at_least
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError
 from jaxgen.mesh.place import laid
@@ -55,6 +56,7 @@ def located(path: str | os.PathLike, step: Step = None) -> tuple[Path, int | Non
     return folder, best
 
 
+@arguments.checked(step=at_least(0))
 def load(
     path: str | os.PathLike,
     *,
@@ -120,6 +122,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
+@arguments.checked
 def save(
     path: str | os.PathLike,
     config: ModelConfig,
@@ -147,6 +150,8 @@ def save(
         about = replace(about, labels=())
     if layout == "hf":
         hub_write.family_of(config, family)
+    elif family is not None:
+        raise ConfigError(f"family={family!r} has no effect with layout={layout}; drop it")
     with files.new_folder(folder) as draft:
         if layout == "hf":
             hub_write.write(
@@ -189,6 +194,12 @@ def _read_weights(path: Path) -> api.Params:
 
 
 def _check_shapes(folder: Path, params: api.Params, config: ModelConfig) -> None:
+    for path, leaf in tree.flatten(params).items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise ConfigError(
+                f"params: {path} is a {type(leaf).__name__}, which is no array and can't be saved; "
+                f"merge it into its weight, or save it on its own"
+            )
     wanted = {p: leaf.shape for p, leaf in tree.flatten(api.abstract(config)).items()}
     found = {p: leaf.shape for p, leaf in tree.flatten(params).items()}
     wrong = [

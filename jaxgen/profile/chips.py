@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError, nearest
 
 
+@arguments.checked
 @dataclass(frozen=True)
 class Chip:
     """One accelerator: dense bfloat16 FLOP/s, memory in bytes, bytes/s of memory and of links."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from jaxgen import arguments
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
@@ -41,6 +42,7 @@ ONWARD = (
 )
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
     """Prompts and sampling of the texts shown at each validation."""

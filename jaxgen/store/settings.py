@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
     """When to save and what to keep; raises ConfigError naming the field at fault."""

@@ -6,8 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.beam import Found, beam_search
 from jaxgen.decoding.chain import Chain, chain
@@ -19,7 +22,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
-from jaxgen.text.generate import check, prefill
+from jaxgen.text.generate import PROMPTED, check, prefill
 from jaxgen.text.model_steps import model_step
 
 # Up to so many beams keep their keys side by side, and a mask hides those of the others. More of
@@ -43,6 +46,7 @@ def split(cache: Any, search: Search) -> Any:
     return jax.tree.map(one, cache, is_leaf=lambda node: isinstance(node, Cache))
 
 
+@arguments.checked(**PROMPTED, returned=at_least(1))
 def generate_beams(
     params: api.Params,
     config: ModelConfig,
@@ -53,9 +57,9 @@ def generate_beams(
     key: Keys | None = None,
     sample: Chain | None = None,
     returned: int = 1,
-    lengths: Int[Array, "B"] | None = None,
+    lengths: Int[Array | np.ndarray, "B"] | None = None,
     words: Words | None = None,
-    stop: Int[Array, "E"] | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",

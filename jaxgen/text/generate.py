@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least, between, size, token_ids
 from jaxgen.config import ModelConfig
 from jaxgen.decoding import fits
 from jaxgen.decoding.chain import Chain, greedy
 from jaxgen.decoding.loop import Keys, decode
+from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -19,6 +23,15 @@ from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text.model_steps import model_step
+
+# What the arguments of every way to go on from prompts may hold, where their numbers are known.
+PROMPTED = {
+    "params": api.fits,
+    "prompt": token_ids(real="lengths"),
+    "length": at_least(1),
+    "lengths": between(1, "T"),
+    "stop": token_ids(also=(NO_TOKEN,)),
+}
 
 
 def new_cache(
@@ -35,12 +48,19 @@ def new_cache(
     return api.empty_cache(config, batch, capacity, memory=slots, in_line=in_line, **about)
 
 
+@arguments.checked(
+    params=api.fits,
+    prompt=token_ids(real="lengths"),
+    lengths=between(1, "T"),
+    capacity=size(1),
+    slack=at_least(0),
+)
 @compile_once
 def prefill(
     params: api.Params,
     config: ModelConfig,
     prompt: api.Ids,
-    lengths: Int[Array, "B"],
+    lengths: Int[Array | np.ndarray, "B"],
     capacity: Size,
     *,
     memory: Memory | None = None,
@@ -53,6 +73,7 @@ def prefill(
     The last token is left to the loop's first step, so that every token that is ever drawn comes
     from one and the same code; no logits are computed here. The rest is as in `api.empty_cache`.
     """
+    lengths = jnp.asarray(lengths)
     about = {"layout": layout, "store": store, "slack": slack}
     cache = new_cache(params, config, prompt.shape[0], capacity, memory, **about)
     cache = cache.expect(jnp.asarray(lengths, jnp.int32) - 1)
@@ -80,6 +101,7 @@ def check(config: ModelConfig, width: Size, length: int) -> None:
         raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")
 
 
+@arguments.checked(**PROMPTED)
 def generate(
     params: api.Params,
     config: ModelConfig,
@@ -88,8 +110,8 @@ def generate(
     *,
     length: int,
     sample: Chain | None = None,
-    lengths: Int[Array, "B"] | None = None,
-    stop: Int[Array, "E"] | None = None,
+    lengths: Int[Array | np.ndarray, "B"] | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
@@ -99,7 +121,8 @@ def generate(
 
     Static where it is jitted: config, length, layout and store.
 
-    prompt: ids [B, T], rows padded on the right to one width; `lengths` says how much is real.
+    prompt: ids [B, T] of any integer type, or nested lists, rows padded on the right to one width;
+      `lengths` says how much is real. Traced ids and lengths are trusted to be in range.
     sample: a `chain`; None takes the likeliest token.
     stop: ids that end a row, which then repeats its stop token. strings: `stop_strings` likewise.
     memory: what `encode` made of the sources, for an encoder-decoder, whose prompts begin with the

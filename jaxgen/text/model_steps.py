@@ -8,6 +8,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.contrast import layer_contrast
 from jaxgen.decoding.guide import guided
@@ -85,6 +87,7 @@ class _EarlyLogits(_Model):
         return self._ban(_each(out.logits, tokens)), early, out.cache
 
 
+@arguments.checked(params=api.fits, known=at_least(1))
 def model_step(params: api.Params, config: ModelConfig, known: int | None = None) -> ModelStep:
     """Return the model as the step that `decode` takes, its parameters as decoding reads them.
 

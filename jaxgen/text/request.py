@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError
 
 Strategy = Literal["draw", "beams", "contrastive", "speculate"]
@@ -35,6 +36,7 @@ def knob(group: str, text: str, default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, "group": group})
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """Settings of a request; None is off. Raises ConfigError out of range or for contradictions."""

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxgen import arguments
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.decoding.detail import Reason
 from jaxgen.errors import ConfigError
@@ -296,6 +297,7 @@ class Session:
         return draft
 
 
+@arguments.checked
 def open_session(
     folder: str | os.PathLike, *, step: Step = None, weights: Weights = "plain"
 ) -> Session:

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least, between
 from jaxgen.config import ModelConfig
 from jaxgen.decoding import fits
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import Chain, chain, greedy
 from jaxgen.decoding.contrastive import contrastive_search
 from jaxgen.decoding.loop import Keys, decode
+from jaxgen.decoding.setting import Number
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
@@ -21,11 +24,12 @@ from jaxgen.models import api, serving
 from jaxgen.ops.cache import Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text import model_steps as steps
-from jaxgen.text.generate import check, new_cache, prefill
+from jaxgen.text.generate import PROMPTED, check, new_cache, prefill
 
 Lengths = Int[Array, "B"] | np.ndarray | None
 
 
+@arguments.checked(**PROMPTED, draft_params=api.fits_draft, count=at_least(1))
 def generate_speculative(
     params: api.Params,
     config: ModelConfig,
@@ -39,7 +43,7 @@ def generate_speculative(
     sample: Chain | None = None,
     draft_sample: Chain | None = None,
     lengths: Lengths = None,
-    stop: Int[Array, "E"] | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
@@ -72,6 +76,7 @@ def generate_speculative(
     return _speculated(params, config, prompt, key, length, draft, sample, known, **given)
 
 
+@arguments.checked(**PROMPTED, count=at_least(1), width=at_least(1))
 def generate_lookup(
     params: api.Params,
     config: ModelConfig,
@@ -83,7 +88,7 @@ def generate_lookup(
     width: int = 2,
     sample: Chain | None = None,
     lengths: Lengths = None,
-    stop: Int[Array, "E"] | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
@@ -124,6 +129,7 @@ def _speculated(
     return speculate(read, cache, first, key, sample, length, draft, **ends)
 
 
+@arguments.checked(**PROMPTED, count=at_least(1), penalty=between(0, 1))
 def generate_contrastive(
     params: api.Params,
     config: ModelConfig,
@@ -131,10 +137,10 @@ def generate_contrastive(
     *,
     length: int,
     count: int,
-    penalty: Any,
+    penalty: Number,
     sample: Chain | None = None,
     lengths: Lengths = None,
-    stop: Int[Array, "E"] | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     store: Store = "plain",
@@ -167,6 +173,7 @@ def generate_contrastive(
     )
 
 
+@arguments.checked(**PROMPTED)
 def generate_dola(
     params: api.Params,
     config: ModelConfig,
@@ -177,7 +184,7 @@ def generate_dola(
     layers: Literal["low", "high"] | tuple[int, ...],
     sample: Chain | None = None,
     lengths: Lengths = None,
-    stop: Int[Array, "E"] | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     layout: Layout = "contiguous",
     store: Store = "plain",

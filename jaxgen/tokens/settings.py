@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -15,6 +16,7 @@ MAX_BYTES = 50_000_000
 DEFAULTS = {"vocab_size": VOCAB_SIZE, "max_bytes": MAX_BYTES, "lowercase": False}  # if trained
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
     """Kind and size of the tokenizer; raises ConfigError naming the field at fault."""

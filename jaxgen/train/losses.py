@@ -11,6 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least, between
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError, DataError, nearest
@@ -47,6 +49,9 @@ class Loss(NamedTuple):
     metrics: dict[str, Array] = {}  # noqa: RUF012  means over the batch, to be shown beside it
 
 
+@arguments.checked(
+    params=api.fits, smoothing=between(0, 1, below=True), z=at_least(0), chunk=at_least(1)
+)
 def token_loss(
     params: api.Params,
     config: ModelConfig,
@@ -79,11 +84,6 @@ def token_loss(
         DataError: for an id outside the vocabulary, where values are known; under jit they are not,
             and the loss of such a target is NaN.
     """
-    if not 0 <= smoothing < 1 or not z >= 0 or (chunk is not None and chunk < 1):
-        raise ConfigError(
-            f"smoothing={smoothing} must be in [0, 1), z={z} 0 or more, and chunk={chunk} at "
-            f"least 1, or None"
-        )
     arrays = _checked(batch, config)
     return _loss(params, config, arrays, key, smoothing=smoothing, z=z, chunk=chunk)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Optimisation, batching and watching; raises ConfigError naming the field at fault."""

@@ -11,9 +11,11 @@ import optax
 from jaxtyping import PRNGKeyArray
 from optax import contrib
 
+from jaxgen import arguments
 from jaxgen.export import make_serializable, serializable
 from jaxgen.train.master import Master, in_float32
 
+Params = dict[str, Any]
 # Leaves are Any: shapes, shardings and dtypes of a state come as trees of the same two classes.
 
 
@@ -42,7 +44,10 @@ class State:
     health: Health
 
 
-def train_state(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> State:
+@arguments.checked
+def train_state(
+    params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+) -> State:
     """Return the state before the first step; `key` seeds all dropout of the run.
 
     For parameters narrower than float32 it holds a float32 copy (`master`).

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen import arguments
+from jaxgen.arguments import above, at_least
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -21,6 +23,7 @@ from jaxgen.train.master import in_float32, wide
 from jaxgen.train.state import Health, State
 
 
+@arguments.checked(accumulate=at_least(1), spike=above(1), patience=at_least(1))
 @compile_once
 def train_step(
     state: State,
@@ -58,8 +61,6 @@ def train_step(
         of the loss. Raises ConfigError for rows that `accumulate` does not divide, or for a loss
         that returns something else.
     """
-    if accumulate < 1 or patience < 1:
-        raise ConfigError(f"accumulate={accumulate} and patience={patience} must be at least 1")
     key = jax.random.fold_in(state.key, state.step)
     take = partial(gradients, loss, config=config, batch=batch, key=key, accumulate=accumulate)
     result, grads = take(state.params)

@@ -217,7 +217,7 @@ def test_a_sick_request_says_so_and_its_neighbours_go_on(number, where):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"count": 0}, "beams=0"),
+        ({"count": 0}, "count=0"),
         ({"count": 4, "groups": 3}, "beams=4 is not a multiple of groups=3"),
         ({"count": 4, "diversity": 1.0}, "diversity=1.0 has no effect with groups=1"),
         ({"count": 4, "groups": 2, "pick": "draw"}, "groups=2 and pick='draw' exclude"),

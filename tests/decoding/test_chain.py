@@ -89,19 +89,19 @@ def test_greedy_takes_the_first_of_equals():
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
 def test_a_bad_temperature_is_refused(value):
-    with pytest.raises(errors.ConfigError, match=f"temperature={value}"):
+    with pytest.raises(errors.ConfigError, match=f"temperature: value={value}"):
         temperature(value)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1.01, float("nan")])
 def test_a_bad_top_p_is_refused(value):
-    with pytest.raises(errors.ConfigError, match=f"top_p={value}"):
+    with pytest.raises(errors.ConfigError, match=f"top_p: mass={value}"):
         top_p(value)
 
 
 @pytest.mark.parametrize("value", [0, -3, 1.5])
 def test_a_bad_top_k_is_refused(value):
-    with pytest.raises(errors.ConfigError, match=f"top_k={value}"):
+    with pytest.raises(errors.ConfigError, match=f"top_k: count={value}"):
         top_k(value)
 
 

@@ -81,7 +81,7 @@ def test_without_penalty_it_is_greedy_and_what_is_out_of_range_is_refused():
     plain = lambda tokens, state: recurrent(tokens, state)[::2]  # noqa: E731
     wanted, _ = jaxgen.decode(plain, cache, first, jax.random.key(0), greedy(), LENGTH)
     assert search(jnp.zeros(2), jnp.array([99])).tolist() == wanted.tolist()
-    with pytest.raises(errors.ConfigError, match=r"penalty=1\.5 must be from 0 to 1"):
+    with pytest.raises(errors.ConfigError, match=r"penalty=1\.5 must be at least 0 and at most 1"):
         jaxgen.contrastive_search(
             *(recurrent, cache, first, jaxgen.chain(), 3),
             count=4,

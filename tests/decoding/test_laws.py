@@ -105,7 +105,8 @@ def drawn(*processors):
     config = jaxgen.ModelConfig(vocab_size=V, context=16, layers=1, d_model=8, heads=1)
     prompt = np.zeros((1, 2), np.int32)
     sample = jaxgen.chain(*processors)
-    return jaxgen.generate({}, config, prompt, jax.random.key(0), length=5, sample=sample)
+    params = jaxgen.init(config, jax.random.key(1))
+    return jaxgen.generate(params, config, prompt, jax.random.key(0), length=5, sample=sample)
 
 
 TRIE = automaton.trie([[1, 2, 3, 4, 5, 6]], 0, V, within=9)

@@ -59,12 +59,15 @@ def test_a_loop_proves_nothing_where_repeats_count_once():
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"tokens": np.asarray([1, 2, 3])}, r"shape \(3,\)"),
-        ({"tokens": np.ones((1, 4))}, "float64"),
-        ({"tokens": np.asarray([[1, -1, 2, 3]])}, "negative id"),
-        ({"lengths": np.asarray([5])}, r"lengths=\[5\] must be 1 numbers from 0 to 4"),
-        ({"lengths": np.asarray([-1])}, r"lengths=\[-1\]"),
-        ({"lengths": np.asarray([2, 2])}, r"lengths=\[2 2\]"),
+        (
+            {"tokens": np.asarray([1, 2, 3])},
+            r"tokens=int64\[3\] has one axis; .* give \[1, S\], tokens\[None\]",
+        ),
+        ({"tokens": np.ones((1, 4))}, "tokens=float64.* holds floats"),
+        ({"tokens": np.asarray([[1, -1, 2, 3]])}, r"tokens\[0, 1\]=-1 must be at least 0"),
+        ({"lengths": np.asarray([5])}, r"lengths\[0\]=5 must be at least 0 and at most 4"),
+        ({"lengths": np.asarray([-1])}, r"lengths\[0\]=-1"),
+        ({"lengths": np.asarray([2, 2])}, r"lengths=int64\[2\] has B=2, but tokens has B=1"),
     ],
 )
 def test_what_is_no_text_is_refused(change, part):

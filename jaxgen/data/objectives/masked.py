@@ -8,12 +8,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
+from jaxgen import arguments
 from jaxgen.data.chance import uniform
 
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 Unit = Literal["tokens", "words"]
 
 
+@arguments.checked
 @dataclass(frozen=True)
 class Masking:
     """What to hide. mask: the id that hides; size: ids that a random token is drawn from."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxgen import arguments
 from jaxgen.data.settings import Form
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
@@ -25,6 +26,7 @@ TOWERS: dict[str, tuple[str, ...]] = {
 }
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
     """How rows are made of text; raises ConfigError for a knob without effect."""

@@ -16,12 +16,14 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic.documents import check_documents
 
 Params = dict[str, Array]
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class GloVe:
     """What is learned; raises ConfigError naming the field at fault.

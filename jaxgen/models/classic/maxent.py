@@ -25,6 +25,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic.documents import check_documents, check_rows, is_traced
 from jaxgen.models.classic.prompt import consume
@@ -34,6 +35,7 @@ Method = Literal["lbfgs", "adagrad"]
 NOTHING = -1  # the word before a document's first
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class MaxEnt:
     """Sizes of a maximum-entropy model; raises ConfigError naming the field at fault.
@@ -64,6 +66,7 @@ class MaxEnt:
         return found | ({"class": self.classes} if self.classes else {})
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """How the optimum is sought.

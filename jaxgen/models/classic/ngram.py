@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen import arguments
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic.documents import check_documents, check_rows
 from jaxgen.models.classic.prompt import consume
@@ -31,6 +32,7 @@ FALLBACK = (0.0, 0.5, 1.0, 1.5)  # lmplz --discount_fallback: for orders with to
 CHUNK = 128  # children of a context read at once on the device
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class NGram:
     """Sizes of an n-gram; raises ConfigError naming the field at fault.

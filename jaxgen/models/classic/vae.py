@@ -18,6 +18,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxgen import arguments
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models import api
@@ -31,6 +32,7 @@ Ids = Int[Array | np.ndarray, "B T"]
 Count = Int[Array | np.ndarray, "B"]
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class VAE:
     """Sizes of an autoencoder; raises ConfigError naming the field at fault.
@@ -61,6 +63,7 @@ class VAE:
                 )
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """How it is trained, by Adam with learning rate `rate`.

@@ -22,6 +22,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxgen import arguments
+from jaxgen.arguments import at_least
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic.documents import check_documents
 
@@ -32,6 +34,7 @@ BLOCK = 1 << 16  # tokens whose pairs exist at once on the host
 STEPS = 64  # batches of one call of the compiled loop
 
 
+@arguments.checked(negatives=at_least(1))
 @dataclass(frozen=True, kw_only=True)
 class Word2Vec:
     """What is learned; raises ConfigError naming the field at fault.
@@ -53,7 +56,7 @@ class Word2Vec:
         for name, least in (("vocab_size", 2), ("width", 1), ("window", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {least}")
-        if (self.negatives is not None) != (self.output == "negative") or self.negatives == 0:
+        if (self.negatives is not None) != (self.output == "negative"):
             raise ConfigError(
                 f"negatives={self.negatives} with output={self.output}: a number of at least 1 "
                 f"goes with negative, and with nothing else"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from jaxgen import settings
+from jaxgen import arguments, settings
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 
@@ -64,6 +64,7 @@ class Quirk(NamedTuple):
     write: Callable[[ModelConfig], dict[str, Any]]
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One model_type of transformers.
