@@ -18,6 +18,7 @@ OutputBias = Literal["none", "bias"]
 Head = Literal["lm", "mlm", "classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
 Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Biases = Literal["all", "attention", "qkv", "none"]
 Scaling = Literal["none", "linear", "llama3", "yarn"]
 HeadNorm = Literal["none", "head"]
@@ -126,6 +127,9 @@ class ModelConfig:
         "lm: token logits; mlm: those of BERT; classes: of the text; spans: begin and end; "
         "pooled: BERT's vector of the text; none",
         "lm",
+    )
+    mlm_activation: Activation | None = option(
+        "head=mlm: activation after its dense layer; null: as feed", None
     )
     prompt: Prompt = option(
         "both: a decoder's prompt sees itself from both sides (prefix LM); back: as all else",
@@ -248,6 +252,15 @@ class ModelConfig:
                 f"head={self.head} reads from both sides, so it needs topology=encoder, "
                 f"but topology={self.topology}"
             )
+        if self.mlm_activation is not None and self.head != "mlm":
+            raise ConfigError(
+                f"mlm_activation={self.mlm_activation} has no effect: head={self.head}"
+            )
+        if self.head == "mlm" and self.mlm_activation is None and self.feed in ("swiglu", "geglu"):
+            raise ConfigError(
+                f"head=mlm has one dense layer, which feed={self.feed} does not fit; give "
+                f"mlm_activation, such as gelu"
+            )
         if self.prompt == "both" and self.topology != "decoder":
             raise ConfigError(f"prompt=both has no effect: topology={self.topology}")
         for name in ("token_types", "position_offset"):
@@ -275,6 +288,11 @@ class ModelConfig:
     def F(self) -> int:  # noqa: N802
         """Feed-forward width."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def head_activation(self) -> str:
+        """Activation of the dense layer of head=mlm."""
+        return self.mlm_activation or self.feed
 
     @property
     def score_dropout(self) -> float:

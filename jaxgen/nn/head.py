@@ -50,7 +50,7 @@ class Head(nn.Module):
         config = self.config
         if config.head == "mlm":
             y = self._dense(x)
-            return Norm(config, name="norm")(ACTIVATIONS[config.feed](y)), None
+            return Norm(config, name="norm")(ACTIVATIONS[config.head_activation](y)), None
         if config.head == "spans":
             return x, self._table(2)
         x = x[:, :1] if config.topology == "encoder" else _last(x, segments)

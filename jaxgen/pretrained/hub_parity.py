@@ -72,16 +72,18 @@ def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
         return vanilla(hub, tokens, tokens, dtype)
     transformers.logging.disable_progress_bar()
     settings = transformers.AutoConfig.from_pretrained(hub, trust_remote_code=False)
-    kind: Any = getattr(transformers, (settings.architectures or [""])[0])
+    named = (settings.architectures or [family.architecture])[0]
+    kind: Any = getattr(transformers, named, getattr(transformers, family.architecture))
     model = kind.from_pretrained(hub, dtype=getattr(torch, dtype)).eval()
     ids = torch.from_numpy(tokens)
-    more = {"decoder_input_ids": ids} if settings.is_encoder_decoder else {}
+    two = settings.is_encoder_decoder and named not in family.towers
+    more = {"decoder_input_ids": ids} if two else {}
     with torch.no_grad():
         out = model(ids, **more)
     if "start_logits" in out:
         found = torch.stack([out.start_logits, out.end_logits], -1)
     else:
-        names = ("logits", "pooler_output", "last_hidden_state")
+        names = ("logits", "prediction_logits", "pooler_output", "last_hidden_state")
         found = next(out[name] for name in names if out.get(name) is not None)
     return found.double().numpy()
 

@@ -40,12 +40,22 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     path = folder / CONFIG
     theirs = read_json(path, "model config", MAX_CONFIG)
     family = families.named(theirs.get("model_type"), str(path))
-    if "auto_map" in theirs:
-        warnings.warn(f"{path}: auto_map is ignored: no code of a model is ever run", stacklevel=2)
     try:
         return family, family.read(theirs)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) -> None:
+    """Warn once of all that config.json says and no family, nor transformers, reads."""
+    path = folder / CONFIG
+    if "auto_map" in theirs:
+        warnings.warn(f"{path}: auto_map is ignored: no code of a model is ever run", stacklevel=4)
+    if ignored := family.ignored_settings(theirs):
+        warnings.warn(
+            f"{path}: ignored, as transformers does for {family.model_type}: {', '.join(ignored)}",
+            stacklevel=4,
+        )
 
 
 def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
@@ -116,17 +126,19 @@ def load(
     dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
     """
     family, config = read_config(folder)
+    theirs = read_json(folder / CONFIG, "model config", MAX_CONFIG)
+    _warn_of_ignored(folder, family, theirs)
     stored = tensors(folder)
     if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):
         config = config.replace(head="none")
     wanted = table(family, config)
     stored = _named(folder, family, config, stored, wanted)
     check_names(folder, {n: t.shape for n, t in stored.items()}, wanted)
-    kind = dtype or _dtype(folder, stored)
-    config = config.replace(param_dtype=kind, compute_dtype=kind)
+    kind = dtype or _dtype(folder, {n: stored[n] for n in wanted}, theirs)
+    config = config.replace(param_dtype=kind, compute_dtype=family.compute.get(kind, kind))
     links: dict[str, list[tuple[Tensor, Link]]] = {}
-    for name, theirs in wanted.items():
-        for link in theirs.links:
+    for name, tensor in wanted.items():
+        for link in tensor.links:
             links.setdefault(link.path, []).append((stored[name], link))
     homes = tree.flatten(shardings) if shardings is not None else {}
     shapes = tree.flatten(api.abstract(config))
@@ -229,7 +241,8 @@ def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, A
         raise CheckpointError(f"{folder}: the tensors don't fit {CONFIG}; {'; '.join(told)}")
 
 
-def _dtype(folder: Path, stored: Mapping[str, Tensor]) -> Any:
+def _dtype(folder: Path, stored: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> Any:
+    """Return the dtype of the tensors; of several, the one that config.json names, or float32."""
     kinds: dict[str, str] = {}
     for name, tensor in stored.items():
         kinds.setdefault(tensor.dtype, name)
@@ -239,8 +252,14 @@ def _dtype(folder: Path, stored: Mapping[str, Tensor]) -> Any:
             f"{', '.join(FLOATS)} are not read"
         )
     if len(kinds) > 1:
-        told = ", ".join(f"{name!r} is {kind}" for kind, name in kinds.items())
-        raise CheckpointError(f"{folder}: {told}; say which you want, as in dtype='float32'")
+        told = ", ".join(f"{name!r} is {FLOATS[kind]}" for kind, name in kinds.items())
+        named = theirs.get("dtype") or theirs.get("torch_dtype")
+        chosen = named if named in [FLOATS[kind] for kind in kinds] else "float32"
+        warnings.warn(
+            f"{folder}: {told}; all are read as {chosen}; dtype= of jaxgen.load says another",
+            stacklevel=4,
+        )
+        return chosen
     return FLOATS[next(iter(kinds))]
 
 

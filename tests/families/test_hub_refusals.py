@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from random_params import random_params
 from safetensors.numpy import load_file, save_file
 
 import jaxgen
@@ -34,8 +36,6 @@ def weights():
         output="untied",
     )
     import tempfile
-
-    import jax
 
     with tempfile.TemporaryDirectory() as home:
         params = jaxgen.init(config, jax.random.key(0))
@@ -167,7 +167,9 @@ CASES = {
     "bogus rope": (config(rope_scaling={"rope_type": "magic"}), "rope_type='magic' is not known"),
     "rope lacks": (config(rope_scaling={"rope_type": "llama3", "factor": 2.0}), "lacks"),
     "unknown activation": (config(hidden_act="sine"), "hidden_act='sine' is not known"),
-    "unknown setting": (config(hiden_act=7), "hiden_act=7 is not known"),
+    "setting of other models": (
+        config(residual_multiplier=0.2), "residual_multiplier=0.2 is not known for llama"),
+    "part of each head": (config(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
     "quantised": (config(quantization_config={"bits": 4}), "quantised weights are not read"),
     "other sizes than the weights": (config(intermediate_size=7), "of another shape"),
     "tied, but two tables": (config(tie_word_embeddings=True), "but they differ"),
@@ -201,7 +203,6 @@ CASES = {
     "extra tensor": (tensors(lambda w: w | {"extra": w[Q]}), "1 unknown: extra"),
     "misshapen tensor": (replaced(Q, lambda a: a[:2].copy()), f"{Q} is [2, 4], not [4, 4]"),
     "integers": (replaced(Q, lambda a: a.astype(np.int8)), "is I8; quantised"),
-    "mixed dtypes": (replaced(Q, lambda a: a.astype(np.float16)), "dtype='float32'"),
     "NaN": (replaced(Q, lambda a: a * np.nan), "holds NaN or infinity"),
     "missing shard": (
         sharded(lambda hub, *_: (hub / "b.safetensors").unlink()), "b.safetensors is missing"),
@@ -234,9 +235,55 @@ def test_the_sound_folder_is_taken_and_code_of_a_model_is_ignored_with_notice(fo
     assert "evil" not in sys.modules
 
 
-def test_many_files_with_an_index_are_the_same_as_one(folder, weights):
-    import jax
+def test_settings_that_nobody_reads_are_named_in_one_warning(folder, weights):
+    plain = jaxgen.load(folder)[0]
+    config(hiden_act=7, _num_labels=3, output_past=True, name="x", use_bfloat16=False)(
+        folder, weights
+    )
+    with pytest.warns(UserWarning) as told:
+        assert jaxgen.load(folder)[0] == plain
+    assert len(told) == 1
+    message = str(told[0].message)
+    assert "hiden_act=7 (did you mean 'hidden_act'?)" in message
+    assert "_num_labels=3, output_past=True, name='x'" in message
+    assert "use_bfloat16" not in message
 
+
+@pytest.mark.parametrize(
+    ("named", "kept"), [({}, "float32"), ({"torch_dtype": "float16"}, "float16"),
+                        ({"dtype": "bfloat16"}, "float32")]
+)  # fmt: skip
+def test_weights_of_two_dtypes_are_read_as_config_json_says_or_exactly(
+    folder, weights, named, kept
+):
+    config(**named)(folder, weights)
+    replaced(Q, lambda a: a.astype(np.float16))(folder, weights)
+    with pytest.warns(UserWarning, match=f"is float16; all are read as {kept}"):
+        read, params = jaxgen.load(folder)
+    assert read.param_dtype == kept
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {kept}
+    assert jaxgen.load(folder, dtype="bfloat16")[0].param_dtype == "bfloat16"
+
+
+def test_t5_of_half_numbers_is_computed_in_float32(tmp_path):
+    sizes = {"vocab_size": 11, "context": 8, "layers": 1, "d_model": 4, "heads": 2, "d_ff": 6}
+    t5 = {"topology": "encoder_decoder", "norm": "rms", "positions": "relative", "feed": "relu"}
+    made = jaxgen.ModelConfig(
+        **sizes, **t5, biases="none", query_scalar=1.0, param_dtype="float16", output_scale="root"
+    )
+    params = random_params(made)
+    params["layers"]["feed"]["up"] *= 3e4  # beyond the range of float16, once multiplied
+    jaxgen.save(tmp_path / "hub", made, params, layout="hf", family="t5")
+    read, params = jaxgen.load(tmp_path / "hub")
+    assert (read.param_dtype, read.compute_dtype) == ("float16", "float32")
+    ids = np.arange(8)[None]
+    memory = jaxgen.encode(params, read, ids)
+    assert np.isfinite(jaxgen.apply(params, read, ids, memory=memory).logits).all()
+    plain = jaxgen.load(tmp_path / "hub", dtype="float32")[0]
+    assert (plain.param_dtype, plain.compute_dtype) == ("float32", "float32")
+
+
+def test_many_files_with_an_index_are_the_same_as_one(folder, weights):
     one = jaxgen.load(folder)
     sharded(lambda *_: None)(folder, weights)
     many = jaxgen.load(folder)
@@ -270,8 +317,6 @@ def test_a_target_that_is_not_empty_is_refused(folder, capsys):
 
 
 def test_tensors_are_placed_as_the_shardings_say(folder):
-    import jax
-
     mesh = jax.make_mesh((1,), ("x",))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shapes = jaxgen.abstract(jaxgen.load(folder)[0])

@@ -116,6 +116,7 @@ SHARED: dict[str, Any] = {
     "layer": "model.decoder.layers.{}.",
     "encoder": "model.encoder.layers.{}.",
     "sizes": SIZES,
+    "aliases": {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"},
     "only": ONLY,
     "ignored": IGNORED,
     "quirks": QUIRKS,

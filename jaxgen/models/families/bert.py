@@ -53,7 +53,7 @@ DROPOUT = Quirk(
 def _read_output(theirs) -> dict[str, Any]:
     words = theirs["architectures"][0] if theirs.get("architectures") else "MaskedLM"
     tied = "tied" if theirs["tie_word_embeddings"] else "untied"
-    if not words.endswith("MaskedLM"):
+    if not words.endswith(("MaskedLM", "PreTraining")):
         return {"output": "tied", "output_bias": "none"}
     return {"output": tied, "output_bias": "bias"}
 
@@ -117,6 +117,7 @@ FAMILY = Family(
         "BertForMaskedLM": "mlm",
         "BertForSequenceClassification": "classes",
         "BertForQuestionAnswering": "spans",
+        "BertForPreTraining": "mlm",
         "BertModel": "pooled",
     },
     prefix="bert.",

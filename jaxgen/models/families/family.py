@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from jaxgen import arguments, settings
-from jaxgen.config import ModelConfig
+from jaxgen.config import DType, ModelConfig, Topology
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 
-# Settings without effect on logits, which any config.json may hold.
+# Settings without effect on logits, which any config.json may hold. Others that a family does not
+# know are named in a warning: transformers ignores them as well.
 NEUTRAL = frozenset(
     """
     _attn_implementation _name_or_path architectures attention_dropout attn_implementation auto_map
@@ -24,6 +25,39 @@ NEUTRAL = frozenset(
     top_k top_p torch_dtype transformers_version typical_p unsloth_fixed unsloth_version use_cache
     """.split()
 )
+# Settings that code beside transformers computes by, whatever the model_type: the values that
+# change nothing, or () for those that switch something on. With another value the weights belong
+# to a model that is not the family's.
+ELSEWHERE: dict[str, tuple[Any, ...]] = {
+    "alibi": (),
+    "attention_chunk_size": (),
+    "attention_multiplier": (),
+    "clip_qkv": (),
+    "embedding_multiplier": (1, None),
+    "is_causal": (True, None),
+    "layer_types": (),
+    "logit_scale": (1, None),
+    "logits_scaling": (1, None),
+    "n_routed_experts": (0, 1, None),
+    "normalize_before": (),
+    "no_rope_layers": (),
+    "num_experts": (0, 1, None),
+    "num_local_experts": (0, 1, None),
+    "parallel_attn": (),
+    "position_embedding_type": ("absolute", None),
+    "pruned_heads": (),
+    "qk_layernorm": (),
+    "residual_multiplier": (1, None),
+    "rotary_pct": (1, None),
+    "scale_depth": (),
+    "scale_emb": (1, None),
+    "sliding_window": (),
+    "static_position_embeddings": (),
+    "use_alibi": (),
+    "use_bidirectional_attention": (),
+    "use_parallel_residual": (),
+    "use_qk_norm": (),
+}
 # Fields of a ModelConfig that a published config has no word for, and that change no logit.
 FREE = (
     "dropout",
@@ -34,6 +68,7 @@ FREE = (
     "remat",
     "unroll",
 )
+_OFF: tuple[Any, ...] = (None, False, "", [], {})
 MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
 
 
@@ -57,11 +92,13 @@ class Quirk(NamedTuple):
     """Settings of theirs that are not one setting of ours under another name.
 
     read: from their settings, defaults filled in, to fields of ours. write: the way back.
+    ignored: of nested settings, those that transformers reads no more than we do.
     """
 
     keys: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
+    ignored: Callable[[Mapping[str, Any]], list[str]] = lambda theirs: []
 
 
 @arguments.checked
@@ -72,11 +109,15 @@ class Family:
     prefix: what the names of a model without a head lack. layer: what comes before the names of
     `layer_rows`, {} for the number. sizes: our field -> their key. choices: fields of ours that
     all of the family share. defaults: what transformers takes for a key that config.json leaves
-    out. only: their keys of which we know these values alone; the first is written. copies: tensors
+    out. aliases: other names that it takes for a key; inherited: the key whose value one has that
+    is absent or null. only: their keys of which we know these values alone; the first is written.
+    copies: tensors
     that some files hold although they are another one. heads: architectures beside the first, and
-    the heads they have. moved: the prefix of models with a certain head, if
-    another. labels: classes where config.json tells no number. library: what computes the same;
-    a folder of another than transformers is written only if its family is named.
+    the heads they have. towers: those that are one tower of two. moved: the prefix of models with a
+    certain head, if
+    another. labels: classes where config.json tells no number. compute: the compute_dtype of a
+    param_dtype, where its own range is too small for the hidden states. library: what computes the
+    same; a folder of another than transformers is written only if its family is named.
     """
 
     model_type: str
@@ -86,6 +127,8 @@ class Family:
     sizes: Mapping[str, str]
     choices: Mapping[str, Any]
     defaults: Mapping[str, Any]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    inherited: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     quirks: tuple[Quirk, ...]
@@ -94,12 +137,18 @@ class Family:
     ignored_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
+    towers: Mapping[str, Topology] = field(default_factory=dict)
     head_rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
     labels: int = 2
+    compute: Mapping[DType, DType] = field(default_factory=dict)
     library: Literal["transformers", "torch"] = "transformers"
     encoder: str = ""
     encoder_rows: tuple[Row, ...] = ()
+
+    def topology(self, architecture: str) -> Topology:
+        """Return the towers that a model of an architecture has."""
+        return self.towers.get(architecture, self.choices.get("topology", "decoder"))
 
     def head_of(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields that config.json's architectures stand for."""
@@ -109,6 +158,8 @@ class Family:
             known = ", ".join(heads)
             raise CheckpointError(f"architectures={named!r:.80} is not known here; known: {known}")
         head = heads[named[0]]
+        if named[0] in self.towers:
+            return {"head": head, "topology": self.towers[named[0]]}
         if head != "classes":
             return {"head": head}
         labels = theirs.get("id2label")
@@ -120,9 +171,15 @@ class Family:
         heads = {self.architecture: "lm"} | dict(self.heads)
         # A model without its pooler is of the class of one with it.
         wanted = {config.head, "pooled"} if config.head == "none" else {config.head}
-        named = [name for name, head in heads.items() if head in wanted]
+        named = [
+            name
+            for name, head in heads.items()
+            if head in wanted and self.topology(name) == config.topology
+        ]
         if not named:
-            raise CheckpointError(f"{self.model_type} has no head={config.head}")
+            raise CheckpointError(
+                f"{self.model_type} has no topology={config.topology} with head={config.head}"
+            )
         theirs: dict[str, Any] = {"architectures": named[:1], "model_type": self.model_type}
         if config.classes is not None:
             labels = [f"LABEL_{i}" for i in range(config.classes)]
@@ -135,8 +192,8 @@ class Family:
 
         Raises CheckpointError that names a setting which is missing, wrong or not known.
         """
-        self._refuse_unknown(theirs)
-        full = {**self.defaults, **theirs}
+        self._refuse_others(theirs)
+        full = self._filled(theirs)
         for key in self.sizes.values():
             if key not in full:
                 raise CheckpointError(f"{key!r} is missing{nearest(key, theirs)}")
@@ -150,6 +207,8 @@ class Family:
             **{ours: full[key] for ours, key in self.sizes.items()},
         }
         self._check_sizes(fields)
+        if self._is_encoder(fields.get("topology", "decoder")):
+            fields["layers"] = fields.pop("encoder_layers")
         for quirk in self.quirks:
             fields |= quirk.read(full)
         try:
@@ -162,11 +221,11 @@ class Family:
         theirs = {key: known[0] for key, known in self.only.items()}
         full = resolved(config)
         theirs |= {key: getattr(full, ours) for ours, key in self.sizes.items()}
+        if self._is_encoder(full.topology):
+            theirs[self.sizes["encoder_layers"]] = full.layers
         for quirk in self.quirks:
             theirs |= quirk.write(full)
         theirs = {**self.write_head(full), **theirs}
-        if config.topology != self.choices.get("topology", "decoder"):
-            raise CheckpointError(f"{self.model_type} has no topology={config.topology}")
         again = self.read(theirs)
         if (config.head, again.head) == ("none", "pooled"):
             again = again.replace(head="none")
@@ -174,18 +233,53 @@ class Family:
             raise CheckpointError(f"{self.model_type} has no {', '.join(lost)}")
         return theirs
 
-    def _refuse_unknown(self, theirs: Mapping[str, Any]) -> None:
-        if "quantization_config" in theirs:
+    def ignored_settings(self, theirs: Mapping[str, Any]) -> list[str]:
+        """Return "key=value" of the settings that the family does not know, nor transformers."""
+        known = self._known()
+        # What is off changes nothing, even where we don't know what it is.
+        odd = {k: v for k, v in theirs.items() if k not in known and v not in _OFF}
+        absent = known - theirs.keys() - NEUTRAL
+        found = [f"{key}={value!r:.40}{nearest(key, absent)}" for key, value in odd.items()]
+        full = self._filled(theirs)
+        return found + [name for quirk in self.quirks for name in quirk.ignored(full)]
+
+    def _known(self) -> set[str]:
+        known = {*self.sizes.values(), *self.aliases, *self.only, *self.ignored, *NEUTRAL}
+        return known | {key for quirk in self.quirks for key in quirk.keys}
+
+    def _refuse_others(self, theirs: Mapping[str, Any]) -> None:
+        if theirs.get("quantization_config") is not None:
             raise CheckpointError("quantization_config: quantised weights are not read")
-        known = {*self.sizes.values(), *self.only, *self.ignored, *NEUTRAL}
-        known |= {key for quirk in self.quirks for key in quirk.keys}
+        known = self._known()
         for key, value in theirs.items():
-            # What is off changes nothing, even where we don't know what it is.
-            if key not in known and value not in (None, False, "", [], {}):
+            neutral = ELSEWHERE.get(key)
+            if key in known or neutral is None or value in (neutral or _OFF):
+                continue
+            raise CheckpointError(
+                f"{key}={value!r:.60} is not known for {self.model_type}, and other models compute "
+                f"by it, so logits could differ; remove it if it has no effect"
+            )
+
+    def _filled(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return their settings with defaults, other names of a key taken for it."""
+        full = {**self.defaults, **theirs}
+        for alias, key in self.aliases.items():
+            if theirs.get(alias) is None:
+                continue
+            full[key] = theirs[alias]
+            if theirs.get(key, theirs[alias]) != theirs[alias]:
                 raise CheckpointError(
-                    f"{key}={value!r:.60} is not known for {self.model_type}"
-                    f"{nearest(key, known)}, so logits could differ; remove it if it has no effect"
+                    f"{alias}={theirs[alias]!r:.40} but {key}={theirs[key]!r:.40}: they are two "
+                    f"names of one setting; remove the wrong one"
                 )
+        for key, other in self.inherited.items():
+            if full.get(key) is None and other in full:
+                full[key] = full[other]
+        return full
+
+    def _is_encoder(self, topology: str) -> bool:
+        """Return whether that is the encoder of a family of two towers, by itself."""
+        return topology == "encoder" and "encoder_layers" in self.sizes
 
     def _check_sizes(self, fields: Mapping[str, Any]) -> None:
         for ours, key in self.sizes.items():
@@ -212,6 +306,7 @@ def resolved(config: ModelConfig) -> ModelConfig:
         pattern=kinds,
         window=window,
         rope_theta_local=theta,
+        mlm_activation=config.head_activation if config.head == "mlm" else None,
     )
 
 

@@ -9,7 +9,7 @@ from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, TIED, TW
 FAMILY = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
-    heads={"Gemma3TextForSequenceClassification": "classes"},
+    heads={"Gemma3TextForSequenceClassification": "classes", "Gemma3TextModel": "none"},
     head_rows=llama.SCORE,
     choices=gemma2.CHOICES | {"qk_norm": "head"},
     defaults=gemma2.DEFAULTS

@@ -8,7 +8,9 @@ from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of
 FEED = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
@@ -39,6 +41,12 @@ FAMILY = Family(
         "resid_pdrop": 0.1,
         "attn_pdrop": 0.1,
         "tie_word_embeddings": True,
+    },
+    aliases={
+        "max_position_embeddings": "n_positions",
+        "num_hidden_layers": "n_layer",
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
     },
     only={
         "scale_attn_weights": (True,),
@@ -79,6 +87,7 @@ FAMILY = Family(
     heads={
         "GPT2ForSequenceClassification": "classes",
         "GPT2ForQuestionAnswering": "spans",
+        "GPT2Model": "none",
     },
     head_rows={
         "classes": (Row("score.weight", ("head/out",), "C,D"),),

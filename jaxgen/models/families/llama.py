@@ -91,6 +91,7 @@ FAMILY = Family(
     heads={
         "LlamaForSequenceClassification": "classes",
         "LlamaForQuestionAnswering": "spans",
+        "LlamaModel": "none",
     },
     moved={"spans": "transformer."},
     head_rows=SCORE,

@@ -14,9 +14,10 @@ FAMILY = Family(
     rows=bart.ROWS,
     **bart.SHARED
     | {
-        "only": bart.ONLY
+        "only": {k: v for k, v in bart.ONLY.items() if k != "static_position_embeddings"}
         | {"share_encoder_decoder_embeddings": (True,), "normalize_embedding": (False,)},
-        "ignored": bart.IGNORED | {"decoder_vocab_size"},
+        # Its positions are waves anyhow.
+        "ignored": bart.IGNORED | {"decoder_vocab_size", "static_position_embeddings"},
     },
     # Waves, which files keep as if they were weights.
     ignored_tensors=("model.*.embed_positions.weight",),

@@ -12,6 +12,7 @@ FAMILY = Family(
     heads={
         "MistralForSequenceClassification": "classes",
         "MistralForQuestionAnswering": "spans",
+        "MistralModel": "none",
     },
     moved={"spans": "transformer."},
     head_rows=llama.SCORE,

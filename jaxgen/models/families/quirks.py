@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,7 +36,11 @@ SCALINGS: dict[str, dict[str, str]] = {
     },
 }
 _ROPE_DEFAULTS = {"yarn": {"beta_slow": 1, "beta_fast": 32, "attention_factor": None}}
+# Values that we know alone, of names that transformers reads for all kinds, or for one.
 _ROPE_ONLY = {"truncate": True, "partial_rotary_factor": 1}
+_ROPE_NAMES = ("rope_theta", "rope_type", "type")
+# Two numbers, from which the attention factor of yarn follows where it is not given.
+_YARN_SCALES = ("mscale", "mscale_all_dim")
 
 
 def one_of(field: str, key: str, values: Mapping[Any, Any]) -> Quirk:
@@ -118,7 +123,32 @@ def _write_rope(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-ROPE = Quirk(("rope_theta", "rope_scaling", "rope_parameters"), _read_rope, _write_rope)
+def _ignored_rope(theirs: Theirs) -> list[str]:
+    """Return "rope_scaling.name=value" of what no code of transformers reads for the kind."""
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        parameters = theirs.get(key)
+        if not isinstance(parameters, dict):
+            continue
+        parts = {name: parameters[name] for name in KINDS if isinstance(parameters.get(name), dict)}
+        for part, given in parts.items() or {"": parameters}.items():
+            kind = given.get("rope_type", given.get("type", "default"))
+            read = {*SCALINGS.get(kind, {}).values(), *_ROPE_ONLY, *_ROPE_NAMES}
+            read |= {*_YARN_SCALES} if kind == "yarn" else set()
+            home = f"{key}.{part}." if part else f"{key}."
+            found += [f"{home}{k}={v!r:.40}" for k, v in given.items() if k not in read]
+    return found
+
+
+ROPE = Quirk(
+    (
+        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+        "original_max_position_embeddings",
+    ),
+    _read_rope,
+    _write_rope,
+    _ignored_rope,
+)
 
 
 def _read_two_ropes(theirs: Theirs) -> dict[str, Any]:
@@ -146,7 +176,9 @@ def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
 
 
 # Gemma 3: local layers have a base of their own and are never stretched.
-TWO_ROPES = Quirk((*ROPE.keys, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes)
+TWO_ROPES = Quirk(
+    (*ROPE.keys, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes, _ignored_rope
+)
 
 
 def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
@@ -162,15 +194,37 @@ def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
         known = ", ".join(SCALINGS)
         raise CheckpointError(f"rope_type={kind!r:.60} is not known here; known are {known}")
     names = SCALINGS[kind]
-    for name, value in given.items():
-        if name not in names.values() and _ROPE_ONLY.get(name) != value:
-            raise CheckpointError(f"rope_scaling: {name}={value!r:.60} is not known for {kind}")
+    part = theirs.get("partial_rotary_factor")
+    given = {"partial_rotary_factor": 1 if part is None else part} | given
+    for name, known in _ROPE_ONLY.items():
+        if given.get(name, known) != known:
+            raise CheckpointError(
+                f"rope_scaling: {name}={given[name]!r:.60} is not known here; known is {known}"
+            )
+    # The context of before, where it is told, stands beside the rest and wins.
+    before = theirs.get("original_max_position_embeddings")
     full = {"original_max_position_embeddings": theirs["max_position_embeddings"]}
     full = {**full, **_ROPE_DEFAULTS.get(kind, {}), **given}
+    if before is not None:
+        full["original_max_position_embeddings"] = before
+    if kind == "yarn" and given.get("attention_factor") is None:
+        full["attention_factor"] = _yarn_factor(given)
     if missing := [name for name in names.values() if name not in full]:
         raise CheckpointError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
     scaling = {ours: full[name] for ours, name in names.items()}
     return theta, {"kind": "none" if kind == "default" else kind, **scaling}
+
+
+def _yarn_factor(given: Theirs) -> float | None:
+    """Return the attention factor of two scales; None: the one of the paper."""
+    scales = [given.get(name) for name in _YARN_SCALES]
+    factor = given.get("factor")
+    if not all(scales) or not isinstance(factor, int | float):
+        return None
+    if not all(isinstance(scale, int | float) for scale in scales):
+        raise CheckpointError(f"rope_scaling: {', '.join(_YARN_SCALES)} want numbers")
+    waves = [1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0 for scale in scales]
+    return waves[0] / waves[1]
 
 
 def layer_types(default: Callable[[Theirs], list[str]], extra: tuple[str, ...] = ()) -> Quirk:

@@ -14,6 +14,7 @@ FAMILY = Family(
     heads={
         "Qwen2ForSequenceClassification": "classes",
         "Qwen2ForQuestionAnswering": "spans",
+        "Qwen2Model": "none",
     },
     moved={"spans": "transformer."},
     head_rows=llama.SCORE,

@@ -13,6 +13,7 @@ FAMILY = Family(
     heads={
         "Qwen3ForSequenceClassification": "classes",
         "Qwen3ForQuestionAnswering": "spans",
+        "Qwen3Model": "none",
     },
     moved={"spans": "transformer."},
     head_rows=llama.SCORE,

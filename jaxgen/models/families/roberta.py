@@ -27,6 +27,13 @@ def _write_positions(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _read_activation(theirs) -> dict[str, Any]:
+    words = theirs["architectures"][0] if theirs.get("architectures") else "MaskedLM"
+    return {"mlm_activation": "gelu"} if words.endswith("MaskedLM") else {}
+
+
+# Its head of masked tokens is a GELU, whatever hidden_act says.
+ACTIVATION = Quirk((), _read_activation, lambda config: {})
 POSITIONS = Quirk(("max_position_embeddings", "pad_token_id"), _read_positions, _write_positions)
 
 FAMILY = Family(
@@ -45,7 +52,7 @@ FAMILY = Family(
     defaults=bert.DEFAULTS | {"pad_token_id": 1},
     only=bert.ONLY,
     ignored=bert.IGNORED,
-    quirks=(bert.OUTPUT, POSITIONS, one_of("feed", "hidden_act", FEED), bert.DROPOUT),
+    quirks=(bert.OUTPUT, POSITIONS, one_of("feed", "hidden_act", FEED), ACTIVATION, bert.DROPOUT),
     rows=bert.rows("roberta."),
     layer_rows=bert.LAYER_ROWS,
     head_rows={

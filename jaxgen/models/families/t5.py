@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError
 from jaxgen.models.families.bert import dense
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.quirks import SPANS, one_of
@@ -15,7 +16,7 @@ CONTEXT = 512  # what it was trained with; its relative positions set no limit
 def _read_output(theirs) -> dict[str, Any]:
     tied = theirs["tie_word_embeddings"]
     words = (theirs.get("architectures") or [""])[0]
-    if words and not words.endswith("ConditionalGeneration"):
+    if words and not words.endswith(("ConditionalGeneration", "LMHeadModel")):
         return {}
     # transformers 5 saves the scale by itself, 4 lets it follow from the tie.
     scaled = theirs.get("scale_decoder_outputs")
@@ -42,6 +43,20 @@ DROPOUT = Quirk(
     lambda config: {"dropout_rate": config.dropout},
 )
 FEED = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
+FEEDS = one_of("feed", "feed_forward_proj", FEED)
+
+
+def _read_feed(theirs) -> dict[str, Any]:
+    found = FEEDS.read(theirs)
+    word = theirs["feed_forward_proj"]
+    last = "gelu_new" if word == "gated-gelu" else word.rpartition("-")[2]
+    told = {"is_gated_act": word.startswith("gated-"), "dense_act_fn": last}
+    for key, value in told.items():
+        if theirs.get(key, value) not in (value, None):
+            raise CheckpointError(
+                f"{key}={theirs[key]!r:.40} but feed_forward_proj={word}, which means {value!r}"
+            )
+    return found
 
 
 def _attention(name: str, ours: str) -> tuple[Row, ...]:
@@ -78,7 +93,12 @@ FAMILY = Family(
         "T5ForSequenceClassification": "classes",
         "T5ForQuestionAnswering": "spans",
         "T5Model": "none",
+        "T5EncoderModel": "none",
+        "T5WithLMHeadModel": "lm",
     },
+    towers={"T5EncoderModel": "encoder"},
+    # Its hidden states pass the range of float16, which transformers leaves for the feed-forward.
+    compute={"float16": "float32"},
     prefix="",
     moved={"classes": "transformer."},
     layer="decoder.block.{}.",
@@ -110,11 +130,21 @@ FAMILY = Family(
         "n_positions": CONTEXT,
         "tie_word_embeddings": True,
     },
-    only={"is_encoder_decoder": (True,), "is_decoder": (False,)},
-    ignored=frozenset(
-        "initializer_factor dense_act_fn is_gated_act output_past classifier_dropout".split()
+    aliases={
+        "num_hidden_layers": "num_layers",
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "head_dim": "d_kv",
+    },
+    inherited={"num_decoder_layers": "num_layers"},
+    only={"is_encoder_decoder": (True, False), "is_decoder": (False,)},
+    ignored=frozenset("initializer_factor output_past classifier_dropout".split()),
+    quirks=(
+        OUTPUT,
+        LENGTH,
+        DROPOUT,
+        Quirk((*FEEDS.keys, "is_gated_act", "dense_act_fn"), _read_feed, FEEDS.write),
     ),
-    quirks=(OUTPUT, LENGTH, DROPOUT, one_of("feed", "feed_forward_proj", FEED)),
     rows=(
         Row("shared.weight", ("embed/tokens",), "V,D"),
         Row(f"encoder.{_TABLE}", ("encoder/relative/bias",), "R,N"),

@@ -74,6 +74,9 @@ def _rows(family: Family, config: ModelConfig):
 
 
 def _body(family: Family, config: ModelConfig):
+    if config.topology == "encoder" and family.encoder:
+        yield from _encoder(family, config)
+        return
     for row in family.rows:
         yield row.theirs, row, "", None
     for layer in range(config.layers):
@@ -84,6 +87,18 @@ def _body(family: Family, config: ModelConfig):
     for layer in range(config.encoder_layers or config.layers):
         for row in family.encoder_rows:
             yield family.encoder.format(layer) + row.theirs, row, "encoder/layers/", layer
+
+
+def _encoder(family: Family, config: ModelConfig):
+    """Yield the rows of an encoder without its decoder: our whole model."""
+    for row in family.rows:
+        if not row.theirs.startswith(family.layer.partition("decoder.")[0] + "decoder."):
+            ours = tuple(path.removeprefix("encoder/") for path in row.ours)
+            yield row.theirs, row._replace(ours=ours), "", None
+    for layer in range(config.layers):
+        home, index = place(config, layer)
+        for row in family.encoder_rows:
+            yield family.encoder.format(layer) + row.theirs, row, f"{home}/", index
 
 
 def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> Theirs:

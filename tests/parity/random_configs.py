@@ -1,0 +1,143 @@
+"""Random configurations of all families: sizes of `published`, and any of these keys."""
+
+import published
+
+from jaxgen.models.families import FAMILIES
+
+ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu", "quick_gelu"]
+ROPE = {
+    "rope_theta": [100.0, 1e6],
+    "rope_scaling": [
+        None,
+        {"type": "linear", "factor": 2.0},
+        {"rope_type": "linear", "factor": 3.0, "partial_rotary_factor": 0.5},
+        {"rope_type": "dynamic", "factor": 2.0},
+        published.LLAMA3,
+        published.LLAMA3 | {"low_freq_factor": 2.0, "finetuned": True},
+        published.YARN,
+        published.YARN | {"beta_fast": 16, "beta_slow": 2},
+        published.YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
+        published.YARN | {"attention_factor": 0.8, "mscale": 2.0},
+        published.YARN | {"truncate": False},
+    ],
+    "partial_rotary_factor": [1.0, 0.5],
+    "original_max_position_embeddings": [8],
+}
+ANY = {
+    "initializer_range": [0.01],
+    "tie_word_embeddings": [True, False],
+    "output_past": [True],
+    "_num_labels": [5],
+    "pruned_heads": [{}, {"0": [1]}],
+    "is_decoder": [False, True],
+    "add_cross_attention": [False],
+    "chunk_size_feed_forward": [0, 3],
+    "use_cache": [False],
+    "nobody_knows": [1],
+    "is_causal": [True, False],
+    "task_specific_params": [{"a": {"max_length": 3}}],
+}
+LLAMA = ROPE | {
+    "num_key_value_heads": [1, 4],
+    "head_dim": [4, 8],
+    "hidden_act": ["silu", "gelu_pytorch_tanh", "gelu"],
+    "rms_norm_eps": [1e-2],
+    "attention_bias": [True, False],
+    "mlp_bias": [True, False],
+    "attention_dropout": [0.1],
+    "pretraining_tp": [2],
+    "sliding_window": [None, 4],
+    "layer_types": [["full_attention"] * 2, ["sliding_attention", "full_attention"]],
+}
+QWEN = LLAMA | {"use_sliding_window": [True, False], "max_window_layers": [0, 1]}
+GEMMA = {k: v for k, v in LLAMA.items() if k != "hidden_act"} | {
+    "hidden_activation": [None, "gelu_pytorch_tanh"],
+    "hidden_act": ["gelu", "gelu_pytorch_tanh"],
+    "use_bidirectional_attention": [None, False, True],
+}
+GEMMA2 = {k: v for k, v in GEMMA.items() if k != "sliding_window"} | {
+    "hidden_activation": ["gelu_pytorch_tanh", "gelu"],
+    "query_pre_attn_scalar": [3, 16],
+    "sliding_window": [4, 7],
+    "attn_logit_softcapping": [None, 1.5],
+    "final_logit_softcapping": [None, 2.0],
+    "sliding_window_pattern": [2],
+}
+BERT = {
+    "hidden_act": ACTIVATIONS,
+    "layer_norm_eps": [1e-3],
+    "type_vocab_size": [1, 3],
+    "position_embedding_type": ["absolute", "relative_key"],
+    "classifier_dropout": [0.2],
+    "directionality": ["bidi"],
+    "problem_type": ["regression"],
+}
+BART = {
+    "activation_function": ACTIVATIONS,
+    "scale_embedding": [True, False],
+    "static_position_embeddings": [True, False],
+    "normalize_before": [True, False],
+    "normalize_embedding": [True, False],
+    "add_final_layer_norm": [True, False],
+    "add_bias_logits": [True, False],
+    "encoder_ffn_dim": [24, 32],
+    "decoder_attention_heads": [2, 4],
+    "num_hidden_layers": [2],
+    "encoder_layerdrop": [0.1],
+    "tie_encoder_decoder": [False],
+}
+OPTIONAL: dict[str, tuple[dict, dict[str, list]]] = {
+    "gpt2": (
+        published.GPT2,
+        {
+            "n_inner": [None, 40],
+            "activation_function": ACTIVATIONS,
+            "layer_norm_epsilon": [1e-3],
+            "scale_attn_weights": [True, False],
+            "scale_attn_by_inverse_layer_idx": [True, False],
+            "reorder_and_upcast_attn": [True, False],
+            "n_ctx": [32],
+            "hidden_size": [16],
+            "num_attention_heads": [4, 2],
+        },
+    ),
+    "llama": (published.LLAMA, LLAMA),
+    "mistral": (published.LLAMA, LLAMA),
+    "qwen2": (published.LLAMA, QWEN),
+    "qwen3": (published.GEMMA, QWEN),
+    "gemma": (published.GEMMA, GEMMA),
+    "gemma2": (published.GEMMA2, GEMMA2),
+    "gemma3_text": (
+        published.GEMMA2,
+        GEMMA2 | {"rope_local_base_freq": [100.0], "_sliding_window_pattern": [2]},
+    ),
+    "bert": (published.BERT, BERT),
+    "roberta": (published.ROBERTA, BERT | {"pad_token_id": [0, 1, 3]}),
+    "t5": (
+        published.T5,
+        {
+            "feed_forward_proj": ["relu", "gated-gelu", "gated-silu", "gelu", "gated-relu"],
+            "num_decoder_layers": [None, 1],
+            "layer_norm_epsilon": [1e-2],
+            "scale_decoder_outputs": [True, False],
+            "is_gated_act": [True, False],
+            "dense_act_fn": ["gelu_new", "relu"],
+            "n_positions": [512],
+            "num_hidden_layers": [2],
+            "d_kv": [4],
+        },
+    ),
+    "bart": (published.BART, BART),
+    "marian": (published.MARIAN, BART | {"share_encoder_decoder_embeddings": [True, False]}),
+}
+
+
+def drawn(rng, model_type):
+    """Return (class of transformers, sizes and keys) of one random configuration."""
+    family = FAMILIES[model_type]
+    names = [family.architecture, *(n for n in family.heads if n != "T5WithLMHeadModel")]
+    sizes, optional = OPTIONAL[model_type]
+    optional = ANY | optional
+    keys = {k: optional[k][rng.integers(len(optional[k]))] for k in sorted(optional)}
+    chosen = {key: value for key, value in keys.items() if rng.random() < 0.18}
+    return str(rng.choice(names)), sizes, chosen
