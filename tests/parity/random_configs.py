@@ -86,6 +86,13 @@ BART = {
     "encoder_layerdrop": [0.1],
     "tie_encoder_decoder": [False],
 }
+# Keys of which most values are refused: drawn seldom, or little else would be compared.
+MOSTLY_REFUSED = {
+    *("add_bias_logits", "add_final_layer_norm", "decoder_attention_heads", "encoder_ffn_dim"),
+    *("is_causal", "is_decoder", "is_gated_act", "layer_types", "normalize_before"),
+    *("partial_rotary_factor", "position_embedding_type", "pruned_heads", "sliding_window"),
+    *("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "static_position_embeddings"),
+}
 OPTIONAL: dict[str, tuple[dict, dict[str, list]]] = {
     "gpt2": (
         published.GPT2,
@@ -139,5 +146,7 @@ def drawn(rng, model_type):
     sizes, optional = OPTIONAL[model_type]
     optional = ANY | optional
     keys = {k: optional[k][rng.integers(len(optional[k]))] for k in sorted(optional)}
-    chosen = {key: value for key, value in keys.items() if rng.random() < 0.18}
+    chosen = {
+        k: v for k, v in keys.items() if rng.random() < (0.02 if k in MOSTLY_REFUSED else 0.18)
+    }
     return str(rng.choice(names)), sizes, chosen

@@ -57,8 +57,8 @@ def computed(model, ids=IDS):
     """Return what a model of transformers' makes of the ids, whatever its head."""
     ids = torch.from_numpy(ids)
     decodes = model.config.is_encoder_decoder and "Encoder" not in type(model).__name__
-    classes = "SequenceClassification" in type(model).__name__
-    more = {"decoder_input_ids": ids} if decodes and not classes else {}
+    shifts = type(model).__name__.endswith(("SequenceClassification", "QuestionAnswering"))
+    more = {"decoder_input_ids": ids} if decodes and not shifts else {}
     with torch.no_grad():
         out = model(ids, **more)
     if "start_logits" in out:

@@ -34,7 +34,6 @@ ELSEWHERE: dict[str, tuple[Any, ...]] = {
     "attention_multiplier": (),
     "clip_qkv": (),
     "embedding_multiplier": (1, None),
-    "is_causal": (True, None),
     "layer_types": (),
     "logit_scale": (1, None),
     "logits_scaling": (1, None),
@@ -251,6 +250,12 @@ class Family:
         if theirs.get("quantization_config") is not None:
             raise CheckpointError("quantization_config: quantised weights are not read")
         known = self._known()
+        causal = theirs.get("is_causal")
+        if causal is not None and causal is not (self.choices.get("topology") is None):
+            raise CheckpointError(
+                f"is_causal={causal!r:.60} is not what {self.model_type} is; remove it if it has "
+                f"no effect"
+            )
         for key, value in theirs.items():
             neutral = ELSEWHERE.get(key)
             if key in known or neutral is None or value in (neutral or _OFF):

@@ -16,10 +16,11 @@ FAMILY = Family(
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     | {"rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}
     | {"sliding_window_pattern": 6},
-    only=gemma2.ONLY,
+    # Its attention has no soft cap, whatever the key says.
+    only=gemma2.ONLY | {"attn_logit_softcapping": (None,)},
     # transformers saves it beside layer_types, which alone it reads.
     ignored=frozenset({"_sliding_window_pattern"}),
     quirks=(TIED, TWO_ROPES, ATTENTION_BIAS, MOST_WINDOWS, gemma2.QUERY),
     layer_rows=gemma2.LAYER_ROWS,
-    **gemma2.SHARED,
+    **llama.SHARED | {"sizes": llama.SIZES | {"logit_cap": "final_logit_softcapping"}},
 )

@@ -14,7 +14,6 @@ FAMILY = Family(
         "MistralForQuestionAnswering": "spans",
         "MistralModel": "none",
     },
-    moved={"spans": "transformer."},
     head_rows=llama.SCORE,
     choices=llama.CHOICES,
     defaults=llama.DEFAULTS | {"sliding_window": 4096, "num_key_value_heads": 8},
