@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from jaxgen.cli import texts
+from jaxgen.errors import ConfigError
 
 
-def classify(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
+def classify(
+    run: texts.Folder,
+    /,
+    *text: texts.Texts,
+    pairs: Annotated[
+        bool, Parameter(help="each text is two, parted by a tab: a premise and a claim, say")
+    ] = False,
+    job: texts.Given = texts.JOB,
+) -> None:
     """Tell the class of each text, with its probability.
 
     For example:
@@ -21,4 +34,8 @@ def classify(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.
         )
 
     wanted = texts.gather(text, job.input)
+    if pairs:
+        if odd := next((one for one in wanted if one.count("\t") != 1), None):
+            raise ConfigError(f"--pairs: {odd[:40]!r} has not one tab between its two texts")
+        wanted = [tuple(one.split("\t")) for one in wanted]
     texts.run(run, wanted, job, work, lambda found: f"{found[0][0]}\t{found[0][1]:.4f}")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jaxgen import arguments, files, settings_yaml
 from jaxgen.errors import CheckpointError
@@ -16,7 +16,12 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_BYTES = 1 << 20
 
 
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
 def _id(value: Any) -> int | None:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if type(value) is not int or value < -1:
         raise ValueError("it wants a token id")
     return None if value == -1 else value  # how old files leave it open
@@ -47,13 +52,19 @@ def _number(least: float, most: float = math.inf, off: float | None = None):
     return read
 
 
-def _count(least: int, off: int | None = 0):
+def _count(least: int, off: tuple[int, ...] = (0,)):
     def read(value: Any) -> int | None:
-        if type(value) is not int or (value != off and value < least):
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or (value not in off and value < least):
             raise ValueError(f"it wants a whole number from {least} on")
-        return None if value == off else value
+        return None if value in off else value
 
     return read
+
+
+def _temperature(value: Any) -> float | None:
+    return 0.0 if value == 0 and value is not False else _number(0.0)(value)
 
 
 def _flag(*words: str) -> Callable[[Any], Any]:
@@ -81,7 +92,7 @@ def _layers(value: Any) -> str:
 def _decay(value: Any) -> tuple[int | None, float | None]:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("it wants [start, factor]")
-    return _count(0, off=None)(value[0]), _number(0.0)(value[1])
+    return _count(0, off=())(value[0]), _number(0.0)(value[1])
 
 
 def _one_or_many(value: Any) -> Any:
@@ -103,7 +114,7 @@ class GenerationConfig:
     """The keys of generation_config.json; None, or nothing, where a folder leaves one open.
 
     forced_eos_token_id may name several ids, one of which then ends a text that is cut off.
-    labels: names of the classes, id2label of config.json.
+    labels: names of the classes, id2label of config.json. problem_type: what those classes are.
     """
 
     bos_token_id: int | None = _key(_id)
@@ -117,8 +128,8 @@ class GenerationConfig:
     bad_words_ids: tuple[tuple[int, ...], ...] = _key(_sequences, default=())
     stop_strings: tuple[str, ...] = _key(_texts, _one_or_many, ())
     do_sample: bool | None = _key(_flag())
-    temperature: float | None = _key(_number(0.0))
-    top_k: int | None = _key(_count(1))
+    temperature: float | None = _key(_temperature)
+    top_k: int | None = _key(_count(1, off=(0, -1)))
     top_p: float | None = _key(_number(0.0, 1.0, off=1.0))
     min_p: float | None = _key(_number(0.0, 1.0, off=0.0))
     top_h: float | None = _key(_number(0.0, 1.0))
@@ -129,14 +140,14 @@ class GenerationConfig:
     encoder_repetition_penalty: float | None = _key(_number(0.0, off=1.0))
     no_repeat_ngram_size: int | None = _key(_count(1))
     encoder_no_repeat_ngram_size: int | None = _key(_count(1))
-    max_new_tokens: int | None = _key(_count(1, off=None))
-    max_length: int | None = _key(_count(1, off=None))
+    max_new_tokens: int | None = _key(_count(1, off=()))
+    max_length: int | None = _key(_count(1, off=()))
     min_length: int | None = _key(_count(1))
     min_new_tokens: int | None = _key(_count(1))
     max_time: float | None = _key(_number(0.0))
     exponential_decay_length_penalty: tuple[int, float] | None = _key(_decay)
-    num_beams: int | None = _key(_count(1, off=None))
-    num_beam_groups: int | None = _key(_count(1, off=1))
+    num_beams: int | None = _key(_count(1, off=()))
+    num_beam_groups: int | None = _key(_count(1, off=(1,)))
     diversity_penalty: float | None = _key(_number(0.0, off=0.0))
     length_penalty: float | None = _key(_number(-math.inf))
     early_stopping: bool | Literal["never"] | None = _key(_flag("never"))
@@ -145,6 +156,7 @@ class GenerationConfig:
     guidance_scale: float | None = _key(_number(-math.inf, off=1.0))
     prompt_lookup_num_tokens: int | None = _key(_count(1))
     labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
 
     def told(self) -> str:
         """Return what is asked of a search or a draw, in words; "" for nothing."""
@@ -158,6 +170,7 @@ class GenerationConfig:
 
 KEYS = {one.name: one for one in fields(GenerationConfig) if one.metadata}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # of config.json
+CLASSES = ("id2label", "problem_type")
 # Keys that would change a text, and are not followed here: they are named.
 UNSUPPORTED = frozenset(
     """
@@ -189,8 +202,9 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
     """Return (what a folder says of generation, keys it holds that are not followed).
 
     A Hugging Face folder: config.json, and generation_config.json, which wins. Ours:
-    generation_config.json, and what a run's objective says. Raises CheckpointError that names
-    file, key and value.
+    generation_config.json, and what a run's objective says. A value that can't be is not followed,
+    and named with the reason: it matters to those who generate alone. Raises CheckpointError for a
+    damaged file.
     """
     path = folder / GENERATION
     if (folder / "usage.yaml").exists():
@@ -203,30 +217,25 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
         told = _json(folder / CONFIG)
         if path.exists():
             # The old place of all this counts only for ids once there is the new one.
-            told = {key: value for key, value in told.items() if key in (*IDS, "id2label")}
-        where = dict.fromkeys(told, CONFIG)
+            told = {key: value for key, value in told.items() if key in (*IDS, *CLASSES)}
     else:
-        told, where = _objective(folder / "config.yaml"), {}
+        told = _objective(folder / "config.yaml")
+        if "id2label" in told:
+            newer.pop("problem_type", None)  # the classes that a run is trained for exclude others
     told |= {key: value for key, value in newer.items() if value is not None}
-    where |= dict.fromkeys(newer, GENERATION)
-    found, labels = _read(folder, told, where), told.get("id2label")
-    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, "id2label", "label2id"}
+    found, odd = _read(told)
+    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, *CLASSES, "label2id"}
     dropped = [key for key in told if key in UNSUPPORTED or (key in newer and key not in known)]
     if isinstance(told.get("dola_layers"), list):  # of which only the two halves are known here
         dropped.append("dola_layers")
-    config = GenerationConfig(**found, labels=_labels(folder, labels))
-    _check(folder, config)
-    return config, tuple(
-        f"{key}={_short(told[key])}"
-        for key in dropped
-        if told[key] not in (None, False, [], OFF.get(key))
-    )
+    dropped = [key for key in dropped if told[key] not in (None, False, [], OFF.get(key))]
+    return GenerationConfig(**found), (*(f"{key}={_short(told[key])}" for key in dropped), *odd)
 
 
 def write_generation_config(folder: Path, config: GenerationConfig) -> None:
     """Write what is given as generation_config.json of one of our folders, labels included."""
     about, kept = to_hub(config)
-    kept |= {"id2label": about["id2label"]} if config.labels else {}
+    kept |= {key: about[key] for key in CLASSES if key in about}
     if kept:
         files.write_json(folder / GENERATION, kept)
 
@@ -242,6 +251,8 @@ def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.labels:
         about["id2label"] = {str(i): label for i, label in enumerate(config.labels)}
         about["label2id"] = {label: i for i, label in enumerate(config.labels)}
+    if config.problem_type is not None:
+        about["problem_type"] = config.problem_type
     return about, values
 
 
@@ -256,38 +267,43 @@ def _objective(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read(folder: Path, told: dict[str, Any], where: dict[str, str]) -> dict[str, Any]:
+def _read(told: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return (fields of a GenerationConfig, "key=value (reason)" of what can't be)."""
     found: dict[str, Any] = {}
+    odd: list[str] = []
+    readers = {key: one.metadata["read"] for key, one in KEYS.items()}
+    readers |= {"id2label": _labels, "problem_type": _problem}
     for key, value in told.items():
-        if key not in KEYS or value is None or (key == "dola_layers" and isinstance(value, list)):
+        if (
+            key not in readers
+            or value is None
+            or (key == "dola_layers" and isinstance(value, list))
+        ):
             continue
         try:
-            found[key] = KEYS[key].metadata["read"](value)
+            found["labels" if key == "id2label" else key] = readers[key](value)
         except (ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder / where.get(key, 'config.yaml')}: {key}={_short(value)} can't be: {error}"
-            ) from None
-    return found
+            odd.append(f"{key}={_short(value)} ({error})")
+    for least, most in (("min_new_tokens", "max_new_tokens"), ("min_length", "max_length")):
+        few, many = found.get(least), found.get(most)
+        if few is not None and many is not None and few > many:
+            odd.append(f"{least}={found.pop(least)} (it exceeds {most}={many})")
+    return found, odd
 
 
-def _labels(folder: Path, names: Any) -> tuple[str, ...]:
-    if names is None:
-        return ()
+def _labels(names: Any) -> tuple[str, ...]:
     wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None
     if wanted is None or sorted(names, key=str) != sorted(wanted):
-        raise CheckpointError(
-            f"{folder / CONFIG}: id2label does not name classes 0, 1, 2, ...: {_short(names)}"
-        )
+        raise ValueError("it does not name classes 0, 1, 2, ...")
     found = tuple(str(names[key]) for key in wanted)
     # What transformers calls classes that nobody has named.
     return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
 
 
-def _check(folder: Path, config: GenerationConfig) -> None:
-    for least, most in (("min_new_tokens", "max_new_tokens"), ("min_length", "max_length")):
-        few, many = getattr(config, least), getattr(config, most)
-        if few is not None and many is not None and few > many:
-            raise CheckpointError(f"{folder / GENERATION}: {least}={few} exceeds {most}={many}")
+def _problem(value: Any) -> str:
+    if value not in get_args(ProblemType):
+        raise ValueError(f"it wants one of {', '.join(get_args(ProblemType))}")
+    return value
 
 
 def _json(path: Path) -> dict[str, Any]:

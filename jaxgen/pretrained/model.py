@@ -148,6 +148,8 @@ def save(
     about = generation_config or GenerationConfig()
     if about.labels and len(about.labels) != config.classes:
         about = replace(about, labels=())
+    if config.head != "classes":
+        about = replace(about, problem_type=None)
     if layout == "hf":
         hub_write.family_of(config, family)
     elif family is not None:

@@ -27,6 +27,7 @@ from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, sp
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
 from jaxgen.models import api, serving
+from jaxgen.pretrained.generation_config import ProblemType
 from jaxgen.text import model_steps as steps
 from jaxgen.text.batches import Rows, bucket
 from jaxgen.text.beams import room, split
@@ -296,10 +297,32 @@ def score_tokens(
     return Scores(chosen, ids, best)
 
 
-@partial(jax.jit, static_argnames="config")
-def class_probabilities(params, config: ModelConfig, tokens, segments) -> Float[Array, "B C"]:
-    """Return the probability of each class."""
-    return jax.nn.softmax(_logits(params, config, tokens, segments))
+@partial(jax.jit, static_argnames=("config", "start", "problem_type"))
+def class_scores(
+    params,
+    config: ModelConfig,
+    tokens,
+    segments,
+    types,
+    start: int | None,
+    problem_type: ProblemType | None,
+) -> Float[Array, "B C"]:
+    """Return the probability of each class, or the values of a regression.
+
+    Classes exclude one another, unless the problem_type says otherwise or there is but one. An
+    encoder-decoder reads a text with its encoder, and again after `start` with its decoder.
+    """
+    memory, read = None, tokens
+    if config.topology == "encoder_decoder":
+        memory = api.encode(params, config, tokens, segments=segments)
+        read = jnp.concatenate([jnp.full_like(tokens[:, :1], start), tokens[:, :-1]], axis=1)
+    logits = _logits(params, config, read, segments, types=types, memory=memory)
+    logits = logits.astype(jnp.float32)
+    if problem_type == "regression":
+        return logits
+    if problem_type == "multi_label_classification" or config.classes == 1:
+        return jax.nn.sigmoid(logits)
+    return jax.nn.softmax(logits)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -17,6 +17,7 @@ import jaxgen
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import FAMILIES
 from jaxgen.pretrained import hub_read
+from jaxgen.text import loaded_model, tasks
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -144,3 +145,68 @@ def test_a_random_configuration_is_computed_as_transformers_does_or_refused(run,
         pytest.skip(f"refused: {error!s:.80}")
     assert found.shape == theirs.shape
     np.testing.assert_allclose(found, theirs, atol=1e-4 * max(1, np.abs(theirs).max()), rtol=0)
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
+
+
+def with_words(folder, types=False):
+    """Write a tokenizer of words, which begins texts and ends them, and parts two of them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    engine = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    engine.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    engine.add_special_tokens(WORDS[:5])
+    engine.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    if types:
+        about["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+ENDS = {"eos_token_id": 3, "pad_token_id": 0, "decoder_start_token_id": 3}
+NAMES = {"id2label": {0: "no", 1: "maybe", 2: "yes"}}
+CLASSES = {
+    "single label": ("BertForSequenceClassification", published.BERT | NAMES),
+    "many labels": (
+        "BertForSequenceClassification",
+        published.BERT | NAMES | {"problem_type": "multi_label_classification"},
+    ),
+    "one label": ("RobertaForSequenceClassification", published.ROBERTA | {"num_labels": 1}),
+    "regression": (
+        "BertForSequenceClassification",
+        published.BERT | {"num_labels": 1, "problem_type": "regression"},
+    ),
+    "BART": ("BartForSequenceClassification", published.BART | NAMES | ENDS),
+    "T5": ("T5ForSequenceClassification", published.T5 | NAMES | ENDS),
+    "a decoder": ("Qwen2ForSequenceClassification", published.LLAMA | NAMES),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes_mean_what_they_mean_in_transformers(name, tmp_path):
+    architecture, sizes = CLASSES[name]
+    model = saved(tmp_path, architecture, sizes)
+    with_words(tmp_path, types=architecture.startswith("Bert"))
+    pipeline = transformers.pipeline(
+        "text-classification",
+        model=model,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path),
+        top_k=None,
+    )
+    texts = ["a b c", ("d d", "a c b a")] if "Roberta" not in architecture else ["a b c"]
+    opened = loaded_model.open_model(tmp_path)
+    for text, found in zip(texts, tasks.classify(opened, texts, batch=2), strict=True):
+        asked = text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
+        theirs = pipeline(asked)
+        theirs = theirs[0] if isinstance(theirs[0], list) else theirs
+        wanted = sorted((row["score"] for row in theirs), reverse=True)
+        np.testing.assert_allclose([score for _, score in found], wanted, atol=1e-5, rtol=0)
+        if "id2label" in sizes:
+            best = max(theirs, key=lambda row: row["score"])["label"]
+            assert found[0][0] == best

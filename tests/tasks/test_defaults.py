@@ -119,5 +119,5 @@ def test_the_verb_follows_the_folder_and_says_so(tmp_path, monkeypatch, capsys):
     assert "the folder says: temperature=0.6" in capsys.readouterr().err
     told |= {"temperature": -1}
     (tmp_path / "generation_config.json").write_text(json.dumps(told))
-    assert app.main(["generate", str(tmp_path), "--prompt", "a"]) == 4
-    assert "temperature=-1 can't be" in capsys.readouterr().err
+    assert app.main(["generate", str(tmp_path), "--prompt", "a"]) == 0
+    assert seen[1] == Generation()

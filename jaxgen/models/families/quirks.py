@@ -192,7 +192,9 @@ def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
     given.pop("type", None)
     if kind not in SCALINGS:
         known = ", ".join(SCALINGS)
-        raise CheckpointError(f"rope_type={kind!r:.60} is not known here; known are {known}")
+        raise CheckpointError(
+            f"rope_scaling: rope_type={kind!r:.60} is not known here; known are {known}"
+        )
     names = SCALINGS[kind]
     part = theirs.get("partial_rotary_factor")
     given = {"partial_rotary_factor": 1 if part is None else part} | given
@@ -217,14 +219,15 @@ def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
 
 def _yarn_factor(given: Theirs) -> float | None:
     """Return the attention factor of two scales; None: the one of the paper."""
-    scales = [given.get(name) for name in _YARN_SCALES]
+    over, under = (given.get(name) for name in _YARN_SCALES)
     factor = given.get("factor")
-    if not all(scales) or not isinstance(factor, int | float):
+    if not over or not under or not isinstance(factor, int | float):
         return None
-    if not all(isinstance(scale, int | float) for scale in scales):
-        raise CheckpointError(f"rope_scaling: {', '.join(_YARN_SCALES)} want numbers")
-    waves = [1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0 for scale in scales]
-    return waves[0] / waves[1]
+    if not isinstance(over, int | float) or not isinstance(under, int | float):
+        raise CheckpointError(f"rope_scaling: {' and '.join(_YARN_SCALES)} are no numbers")
+    if factor <= 1:
+        return 1.0
+    return (0.1 * over * math.log(factor) + 1.0) / (0.1 * under * math.log(factor) + 1.0)
 
 
 def layer_types(default: Callable[[Theirs], list[str]], extra: tuple[str, ...] = ()) -> Quirk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,35 +10,75 @@ from jaxtyping import Float
 
 from jaxgen.errors import ConfigError
 from jaxgen.text import programs
-from jaxgen.text.batches import Progress, by_length
+from jaxgen.text.batches import Progress, by_length, pad
 from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require
 from jaxgen.tokens.marks import MASKS, mask_of
+from jaxgen.tokens.pair import pairs
 
 
 def classify(
     model: LoadedModel,
-    texts: Sequence[str],
+    texts: Sequence[str | tuple[str, str]],
     *,
     batch: int = 32,
     overflow: Overflow = "refuse",
     progress: Progress | None = None,
 ) -> list[list[tuple[str, float]]]:
-    """Return (label, probability) of each class for each text, the likeliest first.
+    """Return (label, probability) of each class for each text, or pair of texts, likeliest first.
 
-    Raises ConfigError for a model without a head of classes.
+    Classes exclude one another, or each is a question by itself, or they are numbers without
+    bounds (a regression), as problem_type of the folder says. Raises ConfigError for a model
+    without a head of classes, or an encoder-decoder without an id to begin with.
     """
     require(model, "classify", head=("classes",))
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
     found: list[list[tuple[str, float]]] = [[] for _ in texts]
-    rows = encode_texts(model, texts, overflow)
+    if model.config.topology == "encoder_decoder" and model.start is None:
+        raise ConfigError("classify needs decoder_start_token_id in config.json: a decoder begins")
+    rows, types = _rows(model, texts, overflow)
+    known = model.config.token_types
+    problem = model.generation_config.problem_type
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
+        kinds = None
+        if known and types is not None:
+            kinds, _ = pad([types[i] for i in numbers], width=tokens.shape[1], size=batch)
+            kinds = np.minimum(kinds, known - 1)
         probs = np.asarray(
-            programs.class_probabilities(model.params, model.config, tokens, segments)
+            programs.class_scores(
+                model.params, model.config, tokens, segments, kinds, model.start, problem
+            )
         )
         for place, number in enumerate(numbers):
             order = np.argsort(-probs[place], kind="stable")
             found[number] = [(names[i], float(probs[place, i])) for i in order]
     return found
+
+
+def _rows(
+    model: LoadedModel, texts: Sequence[str | tuple[str, str]], overflow: Overflow
+) -> tuple[list[list[int]], list[list[int]] | None]:
+    """Return (ids of each row, types of their tokens, or None without any pair)."""
+    single = [text for text in texts if isinstance(text, str)]
+    if len(single) == len(texts):
+        return encode_texts(model, single, overflow), None
+    most, rows, types, cut = model.config.context, [], [], 0
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            rows += encode_texts(model, [text], overflow)
+            types.append([0] * len(rows[-1]))
+            continue
+        found = pairs(model.tokenizer, *text, width=most, stride=0)
+        if len(found) > 1 and overflow == "refuse":
+            raise ConfigError(
+                f"pair {number} has more tokens than context={most}; shorten it, or cut the second "
+                f"text of such pairs with overflow='cut' (--overflow cut)"
+            )
+        cut += len(found) > 1
+        rows.append(found[0].ids)
+        types.append(found[0].types)
+    if cut:
+        warnings.warn(f"{cut} of {len(texts)} pairs were cut to {most} tokens", stacklevel=3)
+    return rows, types
 
 
 def embed(
