@@ -42,8 +42,10 @@ class LoadedModel:
     @property
     def stop(self) -> tuple[int, ...]:
         """Return the ids that end what it writes: the folder's, or the tokenizer's."""
-        eos = self.tokenizer.special.eos
-        return self.generation_config.eos_token_id or (() if eos is None else (eos,))
+        eos, known = self.tokenizer.special.eos, self.tokenizer.vocab_size
+        # Some folders name ends of a larger vocabulary, which are never made.
+        told = tuple(i for i in self.generation_config.eos_token_id if i < known)
+        return told or (() if eos is None else (eos,))
 
     @cached_property
     def ready(self) -> Any:
