@@ -314,8 +314,10 @@ def class_scores(
     """
     memory, read = None, tokens
     if config.topology == "encoder_decoder":
+        assert start is not None
         memory = api.encode(params, config, tokens, segments=segments)
-        read = jnp.concatenate([jnp.full_like(tokens[:, :1], start), tokens[:, :-1]], axis=1)
+        begin = jnp.full((len(tokens), 1), start, tokens.dtype)
+        read = jnp.concatenate([begin, tokens[:, :-1]], axis=1)
     logits = _logits(params, config, read, segments, types=types, memory=memory)
     logits = logits.astype(jnp.float32)
     if problem_type == "regression":

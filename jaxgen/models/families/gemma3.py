@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxgen.models.families import gemma2, llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, TIED, TWO_ROPES
+
+SIZES = llama.SIZES | {"logit_cap": "final_logit_softcapping"}
+SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
 
 FAMILY = Family(
     model_type="gemma3_text",
@@ -22,5 +27,5 @@ FAMILY = Family(
     ignored=frozenset({"_sliding_window_pattern"}),
     quirks=(TIED, TWO_ROPES, ATTENTION_BIAS, MOST_WINDOWS, gemma2.QUERY),
     layer_rows=gemma2.LAYER_ROWS,
-    **llama.SHARED | {"sizes": llama.SIZES | {"logit_cap": "final_logit_softcapping"}},
+    **SHARED,
 )
