@@ -41,7 +41,7 @@ class Call(Source):
             return values.read(hint, value, path, self)
         return arrays.read(wanted, value, path, self)
 
-    def size(self, letter: str) -> int | None:
+    def size(self, letter: str) -> Any:
         """Return the size of an axis, as arrays or the `config` have it; None if unknown."""
         if letter in self.sizes:
             return self.sizes[letter][0]
@@ -72,7 +72,7 @@ class Range:
 
         numbers = arrays.concrete(value)
         limit = call.size(self.high) if isinstance(self.high, str) else self.high
-        if numbers is None or not numbers.size or limit is None:
+        if numbers is None or not numbers.size or not isinstance(limit, int | float):
             return
         good = numbers > self.low if self.above else numbers >= self.low
         good &= numbers < limit if self.below else numbers <= limit

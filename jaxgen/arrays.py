@@ -166,7 +166,7 @@ def _from_list(wanted: Arrays, value: Any, path: str, source: Source) -> Any:
     return array
 
 
-def _fits(dims: str, shape: tuple[int, ...]) -> bool:
+def _fits(dims: str, shape: tuple[Any, ...]) -> bool:
     letters = dims.split()
     if any(one.startswith(("...", "*")) for one in letters):
         return len(shape) >= len(letters) - 1
@@ -185,7 +185,7 @@ def _reshaped(wanted: Arrays, fitting: list[str], path: str, value: Any) -> str:
     return f"it wants {wanted.words()}: give [{axes}], {row}"
 
 
-def bind(source: Source, path: str, value: Any, dims: str, shape: tuple[int, ...]) -> None:
+def bind(source: Source, path: str, value: Any, dims: str, shape: tuple[Any, ...]) -> None:
     """Note the sizes of an array's axes; ConfigError where a letter has another size already."""
     if "..." in dims or "*" in dims:
         return
@@ -195,7 +195,8 @@ def bind(source: Source, path: str, value: Any, dims: str, shape: tuple[int, ...
         if not letter.isidentifier() or letter == "_" or (loose and size == 1):
             continue
         known, other = source.sizes.setdefault(letter, (size, path))
-        if known != size:
+        # A symbol of `jax.export` may be of any size.
+        if isinstance(known, int) and isinstance(size, int) and known != size:
             what = f"{letter} ({LEGEND[letter]})" if letter in LEGEND else letter
             raise ConfigError(
                 f"{source.at(path, value)} has {letter}={size}, but {other} has {letter}={known}; "
