@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     )
     from jaxgen.decoding.rerank import best_of, minimum_risk
     from jaxgen.decoding.search import beams
-    from jaxgen.decoding.shape import (
+    from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
+    from jaxgen.decoding.stop import stop_strings
+    from jaxgen.decoding.truncation import (
         epsilon,
         eta,
         min_p,
@@ -56,8 +58,6 @@ if TYPE_CHECKING:
         top_p,
         typical,
     )
-    from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
-    from jaxgen.decoding.stop import stop_strings
     from jaxgen.decoding.watermark import detect, watermark
     from jaxgen.decoding.words import must_appear
     from jaxgen.models.api import abstract, apply, axes, empty_cache, encode, init
@@ -98,8 +98,8 @@ _HOME = {
     "draft_model": "decoding.speculate",
     "empty_cache": "models.api",
     "encode": "models.api",
-    "epsilon": "decoding.shape",
-    "eta": "decoding.shape",
+    "epsilon": "decoding.truncation",
+    "eta": "decoding.truncation",
     "force_first": "decoding.force",
     "force_last": "decoding.force",
     "frequency_penalty": "decoding.repeat",
@@ -120,7 +120,7 @@ _HOME = {
     "lookup": "decoding.speculate",
     "min_length": "decoding.force",
     "min_new_tokens": "decoding.force",
-    "min_p": "decoding.shape",
+    "min_p": "decoding.truncation",
     "minimum_risk": "decoding.rerank",
     "model_step": "text.model_steps",
     "must_appear": "decoding.words",
@@ -132,7 +132,7 @@ _HOME = {
     "preset": "models.presets",
     "reader": "decoding.speculate",
     "regex": "decoding.automaton",
-    "renormalize": "decoding.shape",
+    "renormalize": "decoding.truncation",
     "repetition_penalty": "decoding.repeat",
     "save": "pretrained.model",
     "sequence_bias": "decoding.bias",
@@ -141,14 +141,14 @@ _HOME = {
     "stop_strings": "decoding.stop",
     "suppress": "decoding.force",
     "suppress_first": "decoding.force",
-    "temperature": "decoding.shape",
-    "top_h": "decoding.shape",
-    "top_k": "decoding.shape",
-    "top_n_sigma": "decoding.shape",
-    "top_p": "decoding.shape",
+    "temperature": "decoding.truncation",
+    "top_h": "decoding.truncation",
+    "top_k": "decoding.truncation",
+    "top_n_sigma": "decoding.truncation",
+    "top_p": "decoding.truncation",
     "train_state": "train.state",
     "train_step": "train.step",
-    "typical": "decoding.shape",
+    "typical": "decoding.truncation",
     "watermark": "decoding.watermark",
 }
 

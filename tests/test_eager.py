@@ -120,8 +120,8 @@ def test_encoders_are_compiled_once_as_well(compiled):
 
 
 def test_other_values_run_the_same_program_and_count(params, compiled):
-    def drawn(seed, heat):
-        sample, key = jaxgen.chain(jaxgen.temperature(heat)), jax.random.key(seed)
+    def drawn(seed, value):
+        sample, key = jaxgen.chain(jaxgen.temperature(value)), jax.random.key(seed)
         return jaxgen.generate(params, CONFIG, PROMPT, key, length=8, sample=sample).tolist()
 
     greedy, logits = drawn(0, 0.0), jaxgen.apply(params, CONFIG, PROMPT).logits

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxgen import arguments
 from jaxgen.decoding.past import Needs, Past
 from jaxgen.decoding.record import record
-from jaxgen.decoding.shape import BANNED, static
+from jaxgen.decoding.truncation import BANNED, static
 from jaxgen.errors import ConfigError
 
 Allow = Callable[..., Any]  # (tokens [S], length [], *data) -> bool [V]

@@ -23,7 +23,7 @@ from jaxgen.arguments import at_least
 from jaxgen.decoding.past import Needs, Past
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import column
-from jaxgen.decoding.shape import BANNED
+from jaxgen.decoding.truncation import BANNED
 from jaxgen.errors import ConfigError
 
 LARGEST = 2**28  # states times tokens while a table is made: 1 GiB

@@ -19,7 +19,7 @@ from jaxgen import arguments
 from jaxgen.decoding import past as pasts
 from jaxgen.decoding.past import NEEDS, Needs, Past
 from jaxgen.decoding.record import record
-from jaxgen.decoding.shape import temperature
+from jaxgen.decoding.truncation import temperature
 from jaxgen.errors import ConfigError
 from jaxgen.ops.chance import categorical
 from jaxgen.ops.largest import argmax

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgen.decoding.automaton import FAR, Automaton
 from jaxgen.decoding.force import ForceAt, MinNewTokens
-from jaxgen.decoding.shape import Temperature
+from jaxgen.decoding.truncation import Temperature
 from jaxgen.errors import ConfigError
 
 

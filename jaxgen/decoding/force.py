@@ -13,7 +13,7 @@ from jaxgen.arguments import above, at_least
 from jaxgen.decoding.past import Needs, Past
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, TokenIds, Whole, column, ids, marked
-from jaxgen.decoding.shape import BANNED
+from jaxgen.decoding.truncation import BANNED
 
 
 @record

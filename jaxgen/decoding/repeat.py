@@ -18,7 +18,7 @@ from jaxgen.arguments import Range, above, at_least, between
 from jaxgen.decoding.past import Needs, Past, counts, real
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, Whole, column
-from jaxgen.decoding.shape import BANNED, static
+from jaxgen.decoding.truncation import BANNED, static
 
 Over = Literal["all", "new"]
 Source = Int[Array | np.ndarray, "B S"]

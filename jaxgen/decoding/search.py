@@ -12,7 +12,7 @@ from jaxgen import arguments
 from jaxgen.arguments import Range, at_least
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number
-from jaxgen.decoding.shape import static
+from jaxgen.decoding.truncation import static
 from jaxgen.errors import ConfigError
 
 Pick = Literal["best", "draw"]

@@ -21,7 +21,7 @@ from jaxgen.arguments import Range, at_least, between
 from jaxgen.decoding.past import Needs, Past, last
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, column
-from jaxgen.decoding.shape import static
+from jaxgen.decoding.truncation import static
 
 
 @arguments.checked

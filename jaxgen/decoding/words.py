@@ -22,7 +22,7 @@ from jaxgen import arguments
 from jaxgen.arrays import Axes
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.record import record
-from jaxgen.decoding.shape import static
+from jaxgen.decoding.truncation import static
 from jaxgen.errors import ConfigError
 
 Over = Literal["all", "new"]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.decoding import automaton, bias, force, repeat, shape, watermark, words
+from jaxgen.decoding import automaton, bias, force, repeat, truncation, watermark, words
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.errors import ConfigError
@@ -120,13 +120,14 @@ def _drawing(maker: Any, name: str, off: Any, kind: Any = np.float32):
 
 
 def _temperature(wanted, batch):
-    return shape.temperature(np.asarray([one.heat for one in wanted], np.float32))
+    values = [one.sampling_temperature for one in wanted]
+    return truncation.temperature(np.asarray(values, np.float32))
 
 
 def _top_h(wanted, batch):
     if any(one.top_h is None for one in wanted):
         raise ConfigError("top_h can't be turned off for part of a batch; give it to all requests")
-    return shape.top_h(_values(wanted, "top_h", None))
+    return truncation.top_h(_values(wanted, "top_h", None))
 
 
 def _biases(wanted, batch):
@@ -319,12 +320,12 @@ ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("suppress_first_ids",), _suppress_first),
     (("temperature",), _temperature),
     (("top_h",), _top_h),
-    _drawing(shape.top_k, "top_k", ALL, np.int32),
-    _drawing(shape.top_p, "top_p", 1.0),
-    _drawing(shape.min_p, "min_p", 0.0),
-    _drawing(shape.typical, "typical", 1.0),
-    _drawing(shape.epsilon, "epsilon", 0.0),
-    _drawing(shape.eta, "eta", 0.0),
-    _scalar(shape.top_n_sigma, "top_n_sigma", math.inf),
+    _drawing(truncation.top_k, "top_k", ALL, np.int32),
+    _drawing(truncation.top_p, "top_p", 1.0),
+    _drawing(truncation.min_p, "min_p", 0.0),
+    _drawing(truncation.typical, "typical", 1.0),
+    _drawing(truncation.epsilon, "epsilon", 0.0),
+    _drawing(truncation.eta, "eta", 0.0),
+    _scalar(truncation.top_n_sigma, "top_n_sigma", math.inf),
     (("watermark",), _watermark),
 )

@@ -150,10 +150,10 @@ class Generation:
     def draws(self) -> bool:
         """Return whether chance takes part."""
         by_strategy = {"beams": self.pick == "draw", "contrastive": False}
-        return by_strategy.get(self.strategy, self.heat != 0)
+        return by_strategy.get(self.strategy, self.sampling_temperature != 0)
 
     @property
-    def heat(self) -> float:
+    def sampling_temperature(self) -> float:
         """Return the temperature of a request whose tokens are drawn."""
         return TEMPERATURE if self.temperature is None else self.temperature
 

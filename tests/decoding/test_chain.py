@@ -76,8 +76,8 @@ def test_a_changed_setting_does_not_recompile():
         traces.append(1)
         return sample.process(logits)
 
-    for heat, mass in ((0.7, 0.9), (1.1, 0.5), (0.0, 0.2)):
-        process(chain(temperature(heat), top_p(mass)), LOGITS)
+    for value, mass in ((0.7, 0.9), (1.1, 0.5), (0.0, 0.2)):
+        process(chain(temperature(value), top_p(mass)), LOGITS)
     assert len(traces) == 1
 
 

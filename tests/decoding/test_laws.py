@@ -16,7 +16,7 @@ V, LENGTH = 11, 12
 TABLE = jax.random.normal(jax.random.key(7), (V, V)) * 2
 PIECES = [b"", *(bytes([97 + i]) for i in range(V - 1))]
 SETTINGS = {
-    "heat": [0.0, 0.7, 1.3, 1.0],
+    "temperature": [0.0, 0.7, 1.3, 1.0],
     "count": [3, V, 5, V],
     "mass": [1.0, 0.8, 1.0, 0.5],
     "penalty": [1.0, 1.5, 0.8, 1.2],
@@ -38,7 +38,7 @@ def chain_of(s):
         jaxgen.frequency_penalty(np.asarray(s["frequency"], np.float32)),
         jaxgen.no_repeat_ngram(np.asarray(s["ngram"], np.int32)),
         jaxgen.min_new_tokens(np.asarray(s["least"], np.int32), stop.astype(np.int32)),
-        jaxgen.temperature(np.asarray(s["heat"], np.float32)),
+        jaxgen.temperature(np.asarray(s["temperature"], np.float32)),
         jaxgen.top_k(np.asarray(s["count"], np.int32)),
         jaxgen.top_p(np.asarray(s["mass"], np.float32)),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.decoding import reach
-from jaxgen.decoding.shape import top_k, top_p
+from jaxgen.decoding.truncation import top_k, top_p
 
 ROWS = np.float32(
     [

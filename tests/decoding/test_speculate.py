@@ -89,8 +89,8 @@ def test_speculative_draws_have_the_target_s_distribution(name):
 def test_a_structure_is_kept_while_guesses_come_and_go():
     trie = automaton.trie([[0, 0, 2, 0], [3, 3, 0], [2]], 1, V)
     first, stop = jnp.arange(V), jnp.array([1])
-    for heat in (0.0, 1.0):
-        sample = jaxgen.chain(trie, jaxgen.temperature(heat))
+    for value in (0.0, 1.0):
+        sample = jaxgen.chain(trie, jaxgen.temperature(value))
         found = speculate("lookup", sample, first, jax.random.key(3), stop, length=20)
         for tokens, made in zip(found.tokens.tolist(), found.made.tolist(), strict=True):
             assert tokens[:made] in ([0, 0, 2, 0, 1], [3, 3, 0, 1], [2, 1])

@@ -91,9 +91,9 @@ def test_generation_stops_at_a_string_of_two_tokens(params):
 
 def test_sampling_settings_are_arguments_of_the_compiled_program(params):
     sizes = []
-    for heat in (0.5, 0.9):
+    for value in (0.5, 0.9):
         generate(
-            params, CONFIG, PROMPT, jax.random.key(0), length=3, sample=chain(temperature(heat))
+            params, CONFIG, PROMPT, jax.random.key(0), length=3, sample=chain(temperature(value))
         )
         sizes.append(generate._cache_size())
     assert sizes[0] == sizes[1]

@@ -1,8 +1,8 @@
-"""Processors that look at one row of logits: heat it, or cut its unlikely tail.
+"""Temperature and the truncations of a distribution: top-k, top-p, min-p, typical and others.
 
-Each keeps what transformers' processor of the same name keeps. Where not all of several equal
-logits fit, the smaller ids stay (there, it is up to torch's sort). A setting is a number or an
-array [B]. `keep` (beams need 2) is how many tokens survive at least.
+Each keeps the tokens that transformers' processor of the same name keeps. Ties at the cut go to
+the smaller ids (in transformers, to torch's sort). A setting is a number or an array [B]. `keep`
+is the minimum number of tokens left; beam search needs 2.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from jaxgen.decoding.setting import Number, Whole, column
 from jaxgen.ops.largest import argmax
 
 BANNED = -jnp.inf
-WHOLE = 2.0**30  # a mass of 1 in whole numbers, whose sums are exact
-TOP_H_WIDTH = 100  # of the reference implementation: top-h looks at no more tokens than these
+MASS_SCALE = 2.0**30  # probability mass 1 as an integer: integer sums are exact in any order
+TOP_H_WIDTH = 100  # as in the reference implementation: top-h considers the 100 best tokens
 
 
 def static(default: Any) -> Any:
-    """Return a dataclass field that is part of the program, not of its data."""
+    """Return a dataclass field that is static under jit: part of the pytree's structure."""
     return field(default=default, metadata={"static": True})
 
 
 def _threshold(logits: Float[Array, "B V"], keep: int) -> Float[Array, "B 1"]:
-    """The smallest logit that is among the `keep` largest."""
+    """The `keep`-th largest logit."""
     return jax.lax.top_k(logits, min(keep, logits.shape[-1]))[0][:, -1:]
 
 
-def _unsorted(flags: Bool[Array, "B V"], order: Array) -> Bool[Array, "B V"]:
-    """Flags of sorted tokens, back in the order of ids."""
+def _unsort(flags: Bool[Array, "B V"], order: Array) -> Bool[Array, "B V"]:
+    """Scatter flags of sorted tokens back to the order of ids."""
     return jnp.take_along_axis(flags, jnp.argsort(order, axis=-1), -1)
 
 
-def _first(flags: Bool[Array, "B V"], room: Int[Array, "B 1"]) -> Bool[Array, "B V"]:
-    """Return the first `room` flags of each row; seldom are there more, and only then counted."""
+def _take_first(flags: Bool[Array, "B V"], room: Int[Array, "B 1"]) -> Bool[Array, "B V"]:
+    """Return the first `room` flags of each row; the cumsum runs only if a row has more."""
     more = jnp.any(jnp.sum(flags, axis=-1, keepdims=True) > room)
     return jax.lax.cond(more, lambda: flags & (jnp.cumsum(flags, axis=-1) <= room), lambda: flags)
 
@@ -57,7 +57,7 @@ def _entropy(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
 @record
 @dataclass(frozen=True)
 class Temperature:
-    """Divides logits by `value`; at 0 only the largest stays, which makes the draw greedy."""
+    """Divides logits by `value`; at 0 keeps only the largest logit (greedy)."""
 
     value: Number
 
@@ -72,7 +72,7 @@ class Temperature:
 @record
 @dataclass(frozen=True)
 class TopK:
-    """Keeps the `count` largest logits and what equals the last of them (Fan et al. 2018)."""
+    """Keeps the `count` largest logits and those equal to the smallest kept (Fan et al. 2018)."""
 
     count: Whole
     keep: int = static(1)
@@ -81,15 +81,15 @@ class TopK:
         count = jnp.maximum(column(self.count), self.keep)
         count = jnp.clip(count, 1, logits.shape[-1]).astype(jnp.int32)
         need = jnp.broadcast_to(count, (*logits.shape[:-1], 1))
-        least = reach.last(logits, lambda x: jnp.ones(x.shape, jnp.int32), need)
-        return jnp.where(logits >= least, logits, BANNED)
+        cutoff = reach.last(logits, lambda x: jnp.ones(x.shape, jnp.int32), need)
+        return jnp.where(logits >= cutoff, logits, BANNED)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class TopP:
-    """Keeps the smallest set of likeliest tokens that reaches `mass` (Holtzman et al. 2020)."""
+    """Keeps the smallest set of top tokens with total probability `mass` (Holtzman et al. 2020)."""
 
     mass: Number
     keep: int = static(1)
@@ -97,33 +97,33 @@ class TopP:
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         mass = column(self.mass)
         best = jnp.max(logits, axis=-1, keepdims=True)
-        unit = WHOLE / jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True)
+        unit = MASS_SCALE / jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True)
 
         def weigh(x: Float[Array, "B V"]) -> Int[Array, "B V"]:
             return jnp.round(jnp.exp(x - best) * unit).astype(jnp.int32)
 
         weights = weigh(logits)
-        # From the tail that may go, so that one of a mass near 1 is not rounded away.
-        tail = jnp.floor((1 - mass) * WHOLE).astype(jnp.int32)
+        # Subtract the drop tail: rounding the mass itself would lose the tail of one near 1.
+        tail = jnp.floor((1 - mass) * MASS_SCALE).astype(jnp.int32)
         need = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True) - tail, 1)
-        least = reach.last(logits, weigh, need)
+        cutoff = reach.last(logits, weigh, need)
         if self.keep > 1:
-            least = jnp.minimum(least, _threshold(logits, self.keep))
-        above, equal = ~(logits <= least), logits == least
+            cutoff = jnp.minimum(cutoff, _threshold(logits, self.keep))
+        above, equal = ~(logits <= cutoff), logits == cutoff
         left = need - jnp.sum(jnp.where(above, weights, 0), axis=-1, keepdims=True)
         room = jnp.maximum(
-            -(-left // jnp.maximum(weigh(least), 1)),
+            -(-left // jnp.maximum(weigh(cutoff), 1)),
             self.keep - jnp.sum(above, axis=-1, keepdims=True),
         )
-        kept = above | _first(equal, room) | (mass >= 1)
-        return jnp.where(kept, logits, BANNED)
+        allowed = above | _take_first(equal, room) | (mass >= 1)
+        return jnp.where(allowed, logits, BANNED)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class TopH:
-    """Keeps the likeliest tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
+    """Keeps the top tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
 
     share: Number
 
@@ -131,36 +131,36 @@ class TopH:
         top, index = jax.lax.top_k(logits, min(TOP_H_WIDTH, logits.shape[-1]))
         probs = jax.nn.softmax(top, axis=-1)
         terms = jnp.where(probs > 0, -probs * jnp.log(probs), 0.0)
-        kept = (jnp.cumsum(terms, -1) <= _entropy(top) * column(self.share)) & (probs > 0)
-        kept = kept.at[:, 0].set(True)
+        allowed = (jnp.cumsum(terms, -1) <= _entropy(top) * column(self.share)) & (probs > 0)
+        allowed = allowed.at[:, 0].set(True)
         rows = jnp.arange(logits.shape[0])[:, None]
-        kept = jnp.zeros(logits.shape, bool).at[rows, index].set(kept)
-        return jnp.where(kept, logits, BANNED)
+        allowed = jnp.zeros(logits.shape, bool).at[rows, index].set(allowed)
+        return jnp.where(allowed, logits, BANNED)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class MinP:
-    """Keeps tokens at least `share` times as likely as the likeliest (Nguyen et al. 2024)."""
+    """Keeps tokens with at least `share` times the top probability (Nguyen et al. 2024)."""
 
     share: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         probs = jax.nn.softmax(logits, axis=-1)
-        dropped = probs < column(self.share) * jnp.max(probs, axis=-1, keepdims=True)
+        drop = probs < column(self.share) * jnp.max(probs, axis=-1, keepdims=True)
         if self.keep > 1:
             best = jax.lax.top_k(probs, min(self.keep, logits.shape[-1]))[1]
-            dropped &= ~jnp.any(jnp.arange(logits.shape[-1]) == best[..., None], axis=1)
-        return jnp.where(dropped, BANNED, logits)
+            drop &= ~jnp.any(jnp.arange(logits.shape[-1]) == best[..., None], axis=1)
+        return jnp.where(drop, BANNED, logits)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class Typical:
-    """Keeps tokens of about the expected surprise, to reach `mass` (Meister et al. 2022)."""
+    """Keeps the most typical tokens with total probability `mass` (Meister et al. 2022)."""
 
     mass: Number
     keep: int = static(1)
@@ -174,29 +174,29 @@ class Typical:
         reached = jnp.sum(jnp.cumsum(probs, -1) < mass, axis=-1, keepdims=True)
         ordered = jnp.take_along_axis(distance, order, -1)
         furthest = jnp.take_along_axis(ordered, jnp.minimum(reached, width - 1), -1)
-        dropped = (ordered > furthest) & (jnp.arange(width)[None] >= self.keep) & (mass < 1)
-        return jnp.where(_unsorted(dropped, order), BANNED, logits)
+        drop = (ordered > furthest) & (jnp.arange(width)[None] >= self.keep) & (mass < 1)
+        return jnp.where(_unsort(drop, order), BANNED, logits)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class Epsilon:
-    """Drops tokens less likely than `cutoff`, never the likeliest (Hewitt et al. 2022)."""
+    """Drops tokens with probability below `cutoff`, never the top one (Hewitt et al. 2022)."""
 
     cutoff: Number
     keep: int = static(1)
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        dropped = jax.nn.softmax(logits, axis=-1) < column(self.cutoff)
-        return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
+        drop = jax.nn.softmax(logits, axis=-1) < column(self.cutoff)
+        return jnp.where(drop & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class Eta:
-    """Drops tokens below a cutoff that falls with entropy (Hewitt et al. 2022)."""
+    """Drops tokens below a cutoff that decreases with entropy (Hewitt et al. 2022)."""
 
     cutoff: Number
     keep: int = static(1)
@@ -204,8 +204,8 @@ class Eta:
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         cutoff = column(self.cutoff)
         eta = jnp.minimum(cutoff, jnp.sqrt(cutoff) * jnp.exp(-_entropy(logits)))
-        dropped = jax.nn.softmax(logits, axis=-1) < eta
-        return jnp.where(dropped & (logits < _threshold(logits, self.keep)), BANNED, logits)
+        drop = jax.nn.softmax(logits, axis=-1) < eta
+        return jnp.where(drop & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
 @arguments.checked
@@ -214,27 +214,27 @@ class Eta:
 class TopNSigma:
     """Keeps logits within `count` standard deviations of the largest (Tang et al. 2024).
 
-    The deviation is the sample's, as in the authors' code, over logits that are not -inf.
+    The sample standard deviation (as in the authors' code) over logits that are not -inf.
     """
 
     count: Number
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
-        real = jnp.isfinite(logits)
-        number = jnp.sum(real, -1, keepdims=True).astype(logits.dtype)
-        mean = jnp.sum(jnp.where(real, logits, 0.0), -1, keepdims=True) / jnp.maximum(number, 1)
-        squares = jnp.sum(jnp.where(real, (logits - mean) ** 2, 0.0), -1, keepdims=True)
+        finite = jnp.isfinite(logits)
+        number = jnp.sum(finite, -1, keepdims=True).astype(logits.dtype)
+        mean = jnp.sum(jnp.where(finite, logits, 0.0), -1, keepdims=True) / jnp.maximum(number, 1)
+        squares = jnp.sum(jnp.where(finite, (logits - mean) ** 2, 0.0), -1, keepdims=True)
         sigma = jnp.sqrt(squares / jnp.maximum(number - 1, 1))
-        # inf * 0 is NaN, which drops nothing: an infinite count is off.
-        least = jnp.max(logits, axis=-1, keepdims=True) - column(self.count) * sigma
-        return jnp.where(logits < least, BANNED, logits)
+        # inf * 0 is NaN and compares false, so an infinite count drops nothing.
+        cutoff = jnp.max(logits, axis=-1, keepdims=True) - column(self.count) * sigma
+        return jnp.where(logits < cutoff, BANNED, logits)
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class Renormalize:
-    """Turns logits into log-probabilities, for a reader after the processors before it."""
+    """Turns logits into log-probabilities."""
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         return jax.nn.log_softmax(logits, axis=-1)
@@ -255,7 +255,7 @@ def temperature(value: Number) -> Temperature:
 
 @arguments.checked(count=at_least(1), keep=at_least(1))
 def top_k(count: Whole, *, keep: int = 1) -> TopK:
-    """Return a processor that keeps the `count` (int or [B]) likeliest; ConfigError below 1."""
+    """Return a processor that keeps the `count` (int or [B]) top tokens; ConfigError below 1."""
     return TopK(count, keep)
 
 
@@ -305,5 +305,5 @@ def top_n_sigma(count: Number) -> TopNSigma:
 
 
 def renormalize() -> Renormalize:
-    """Return a processor that subtracts the log of the sum: what remains sums to 1."""
+    """Return a processor that normalizes logits to log-probabilities (log-softmax)."""
     return Renormalize()
