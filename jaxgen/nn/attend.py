@@ -10,8 +10,8 @@ import numpy as np
 from jaxgen.config import Layer, ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.drop import Drop
+from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
-from jaxgen.nn.scene import Scene
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
@@ -28,9 +28,13 @@ class Attend(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, scene: Scene, cache: caches.Cache | None, layer: jax.Array | int
+        self,
+        x: jax.Array,
+        context: LayerContext,
+        cache: caches.Cache | None,
+        layer: jax.Array | int,
     ) -> tuple[jax.Array, caches.Cache | None]:
-        """Return (out [B, T, D], cache); the scene has one sight, over the cache's slots if any."""
+        """Return (out [B, T, D], cache); context holds one mask, over the cache's slots if any."""
         config = self.config
         q = project(self, "q", x, config.heads, "N")
         k = project(self, "k", x, config.K, "K")
@@ -40,16 +44,16 @@ class Attend(nn.Module):
             k = Norm(config, axis="H", name="k_norm")(k)
         if config.positions == "rope":
             theta, scaling = config.rope(self.kind)
-            q = rotate(q, scene.positions, theta=theta, scaling=scaling)
-            k = rotate(k, scene.positions, theta=theta, scaling=scaling)
+            q = rotate(q, context.positions, theta=theta, scaling=scaling)
+            k = rotate(k, context.positions, theta=theta, scaling=scaling)
         if cache is not None:
             number = _number(config, self.kind, layer) if cache.ring is not None else layer
             cache, k, v = caches.extend(cache, self.kind, number, k, v)
-        (sight,) = scene.sights
+        (mask,) = context.masks
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.chance(x.shape[0])
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
-        out = attend(q, k, v, sight, scale=scale, cap=cap, bias=scene.bias, drop=drop)
+        out = attend(q, k, v, mask, scale=scale, cap=cap, bias=context.bias, drop=drop)
         return output(self, out), cache
 
 
@@ -61,24 +65,28 @@ class CrossAttend(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, scene: Scene, cache: caches.Cache | None, layer: jax.Array | int
+        self,
+        x: jax.Array,
+        context: LayerContext,
+        cache: caches.Cache | None,
+        layer: jax.Array | int,
     ) -> tuple[jax.Array, caches.Cache | None]:
-        """Return (out [B, T, D], cache); keys come from the scene's memory, else from the cache."""
+        """Return (out [B, T, D], cache); keys come from the context's memory, else from the cache."""
         config = self.config
         q = project(self, "q", x, config.heads, "N")
-        if scene.memory is not None:
-            k = project(self, "k", scene.memory.state, config.K, "K")
-            v = project(self, "v", scene.memory.state, config.K, "K")
+        if context.memory is not None:
+            k = project(self, "k", context.memory.state, config.K, "K")
+            v = project(self, "v", context.memory.state, config.K, "K")
             if cache is not None:
                 cache = caches.write_cross(cache, layer, k, v)
         else:
             assert cache is not None
             k, v = caches.read_cross(cache, layer)
-        assert scene.cross is not None
+        assert context.cross_mask is not None
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.chance(x.shape[0])
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
-        out = attend(q, k, v, scene.cross, scale=scale, cap=cap, drop=drop)
+        out = attend(q, k, v, context.cross_mask, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache
 
 

@@ -12,8 +12,8 @@ from jaxgen.mesh import constrain
 from jaxgen.nn.attend import Attend, CrossAttend
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.feed import Feed
+from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
-from jaxgen.nn.scene import Scene
 from jaxgen.ops.cache import Cache
 
 # What travels through the depth: the residual stream [B, T, D] and the cache of all layers.
@@ -31,16 +31,18 @@ class Block(nn.Module):
     kind: Layer
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: jax.Array | int, scene: Scene) -> tuple[Carry, None]:
-        """Return (carry, None), the shape that a scan wants; the scene has this layer's sight."""
+    def __call__(
+        self, carry: Carry, layer: jax.Array | int, context: LayerContext
+    ) -> tuple[Carry, None]:
+        """Return (carry, None), the shape that a scan wants; the context holds this layer's mask."""
         x, cache = carry
         attend = Attend(self.config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
-        y, cache = attend(self._before("attn", x), scene, cache, layer)
+        y, cache = attend(self._before("attn", x), context, cache, layer)
         x = self._after("attn", x, y)
         if self.config.topology == "encoder_decoder":
             cross = CrossAttend(self.config, self.deterministic, name="cross")
-            y, cache = cross(self._before("cross", x), scene, cache, layer)
+            y, cache = cross(self._before("cross", x), context, cache, layer)
             x = self._after("cross", x, y)
         y = Feed(self.config, name="feed")(self._before("feed", x))
         x = self._after("feed", x, y)
@@ -69,10 +71,12 @@ class Period(nn.Module):
     block: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: jax.Array | int, scene: Scene) -> tuple[Carry, None]:
-        """Return (carry, None) after as many layers as the scene has sights."""
-        for index, sight in enumerate(scene.sights):
+    def __call__(
+        self, carry: Carry, layer: jax.Array | int, context: LayerContext
+    ) -> tuple[Carry, None]:
+        """Return (carry, None) after one layer for each mask of the context."""
+        for index, mask in enumerate(context.masks):
             kind = self.config.pattern[index]
             block = self.block(self.config, self.deterministic, kind, name=str(index))
-            carry, _ = block(carry, layer + index, scene._replace(sights=(sight,)))
+            carry, _ = block(carry, layer + index, context._replace(masks=(mask,)))
         return carry, None

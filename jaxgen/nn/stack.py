@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxgen.config import ModelConfig
 from jaxgen.mesh.place import is_alone, platform
 from jaxgen.nn.block import Block, Carry, Period
-from jaxgen.nn.scene import Scene
+from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.in_line import InLine
 from jaxgen.ops.joined import opened
@@ -82,19 +82,19 @@ def through_layers(
     config: ModelConfig,
     deterministic: bool,
     carry: Carry,
-    scene: Scene,
+    context: LayerContext,
 ) -> Carry:
     """Return the carry after all layers; call it inside `module`, which then owns the layers.
 
-    The scene has one sight per kind of the pattern. Parameters of equal layers are stacked
+    The context holds one mask per kind of the pattern. Parameters of equal layers are stacked
     along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
     Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on.
     """
-    period = len(scene.sights)
+    period = len(context.masks)
     periods, rest = divmod(config.layers, period)
     found = module.get_variable("params", "layers")
-    carry, *_ = vary_alike((carry, scene, module.variables.get("params")))
+    carry, *_ = vary_alike((carry, context, module.variables.get("params")))
     unroll = config.unroll or 1
     if carry[1] is None and not isinstance(found, InLine):
         unroll = in_a_step(found, config)
@@ -104,17 +104,17 @@ def through_layers(
         body, extra = one if period == 1 else (Period, block)
         if isinstance(found, InLine):
             part = body(config, deterministic, extra, parent=None)
-            carry = _through_steps(module, part, found, period, carry, scene)
+            carry = _through_steps(module, part, found, period, carry, context)
         else:
             scanned = _scanned(body, periods, unroll)
             layers = scanned(config, deterministic, extra, name="layers")
-            carry, _ = layers(carry, jnp.arange(periods) * period, scene)
+            carry, _ = layers(carry, jnp.arange(periods) * period, context)
     if rest:
         one_by_one = _block(config, looped=False)
-        tail, sights = Period(config, deterministic, one_by_one, name="rest"), scene.sights[:rest]
+        tail, masks = Period(config, deterministic, one_by_one, name="rest"), context.masks[:rest]
 
         def last(carry: Carry, layer: int) -> tuple[Carry, None]:
-            return tail(carry, layer, scene._replace(sights=sights))
+            return tail(carry, layer, context._replace(masks=masks))
 
         carry, _ = _through(last, carry, periods, period)
     return carry
@@ -138,12 +138,17 @@ def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) ->
 
 
 def _through_steps(
-    module: nn.Module, part: nn.Module, found: InLine, period: int, carry: Carry, scene: Scene
+    module: nn.Module,
+    part: nn.Module,
+    found: InLine,
+    period: int,
+    carry: Carry,
+    context: LayerContext,
 ) -> Carry:
     """Return the carry after each step in turn; what they sow is stacked as a scan would."""
     seen = []
     for index, weights in enumerate(found.steps):
-        step = partial(_step, part, weights, scene)
+        step = partial(_step, part, weights, context)
         carry, taps = _through(step, carry, index, period)
         seen.append(taps)
     if module.is_mutable_collection("taps"):
@@ -153,10 +158,10 @@ def _through_steps(
 
 # Compiled within its caller; being a function of its own, it is traced once for all equal layers.
 @partial(jax.jit, static_argnums=0)
-def _step(part: nn.Module, weights: Any, scene: Scene, carry: Carry, layer: Any) -> Any:
+def _step(part: nn.Module, weights: Any, context: LayerContext, carry: Carry, layer: Any) -> Any:
     """Return (carry, taps) after one step."""
     params = {"params": opened(weights)}
-    (carry, _), seen = part.apply(params, carry, layer, scene, mutable=["taps"])
+    (carry, _), seen = part.apply(params, carry, layer, context, mutable=["taps"])
     return carry, seen.get("taps", {})
 
 

@@ -13,9 +13,9 @@ from jaxgen.mesh import constrain
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import Embed, Tokens
 from jaxgen.nn.head import Head, Unembed
+from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative
-from jaxgen.nn.scene import Scene
 from jaxgen.nn.stack import through_layers
 from jaxgen.ops import cache as caches
 from jaxgen.ops.masks import Order, across, sight
@@ -106,8 +106,8 @@ def _tower(
     x, table = Embed(config, name="embed")(inputs.tokens, inputs.positions, inputs.types, table)
     module.sow("taps", "embedded", x)
     x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
-    scene, cache = _scene(config, inputs)
-    x, cache = through_layers(module, config, deterministic, (x, cache), scene)
+    context, cache = _layer_context(config, inputs)
+    x, cache = through_layers(module, config, deterministic, (x, cache), context)
     if config.norm_at != "post":
         x = Norm(config, name="final_norm")(x)
     x = constrain(x, "BTD")
@@ -117,8 +117,8 @@ def _tower(
     return x, table, cache
 
 
-def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | None]:
-    """Return what the layers see, and the cache, which from now on knows the memory's padding."""
+def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, caches.Cache | None]:
+    """Return the context of all layers, and the cache with the padding of the memory."""
     _, positions, segments, _, cache, memory, prefix, order = inputs
     count = inputs.tokens.shape[1]
     keys = [
@@ -132,7 +132,7 @@ def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | N
         if cache is not None:  # the token at position p lies in slot p
             slots = jnp.zeros((ahead.shape[0], cache.capacity), bool)
             ahead = slots.at[jnp.arange(ahead.shape[0])[:, None], positions].set(ahead)
-    sights = tuple(
+    masks = tuple(
         sight(
             positions,
             key,
@@ -150,12 +150,12 @@ def _scene(config: ModelConfig, inputs: Inputs) -> tuple[Scene, caches.Cache | N
     if config.positions == "relative":
         bias = Relative(config, name="relative")(positions, keys[0])
     if config.topology != "encoder_decoder":
-        return Scene(positions, sights, bias), cache
+        return LayerContext(positions, masks, bias), cache
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments
-    cross = across(own, _memory_segments(memory, cache))
-    return Scene(positions, sights, bias, memory, cross), cache
+    cross_mask = across(own, _memory_segments(memory, cache))
+    return LayerContext(positions, masks, bias, memory, cross_mask), cache
 
 
 def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:

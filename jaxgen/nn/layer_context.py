@@ -1,0 +1,24 @@
+"""The inputs of a layer besides the residual stream and the cache; all layers share them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from jaxgen.ops.masks import Sight
+from jaxgen.ops.memory import Memory
+
+
+class LayerContext(NamedTuple):
+    """Positions, attention masks and an encoder's output.
+
+    positions: [B, T]. masks: one for each kind of the layer pattern. bias: [B, N, T, S], added to
+    scores. memory: None also where the cache holds its keys already; cross_mask: the mask over it.
+    """
+
+    positions: jax.Array
+    masks: tuple[Sight, ...]
+    bias: jax.Array | None = None
+    memory: Memory | None = None
+    cross_mask: Sight | None = None
