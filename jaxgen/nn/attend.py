@@ -34,7 +34,7 @@ class Attend(nn.Module):
         cache: caches.Cache | None,
         layer: jax.Array | int,
     ) -> tuple[jax.Array, caches.Cache | None]:
-        """Return (out [B, T, D], cache); context holds one mask, over the cache's slots if any."""
+        """Return (out [B, T, D], cache); the one mask is over the cache's slots if any."""
         config = self.config
         q = project(self, "q", x, config.heads, "N")
         k = project(self, "k", x, config.K, "K")
@@ -71,7 +71,7 @@ class CrossAttend(nn.Module):
         cache: caches.Cache | None,
         layer: jax.Array | int,
     ) -> tuple[jax.Array, caches.Cache | None]:
-        """Return (out [B, T, D], cache); keys come from the context's memory, else from the cache."""
+        """Return (out [B, T, D], cache); keys are of the context's memory, else the cache's."""
         config = self.config
         q = project(self, "q", x, config.heads, "N")
         if context.memory is not None:

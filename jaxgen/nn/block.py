@@ -34,7 +34,7 @@ class Block(nn.Module):
     def __call__(
         self, carry: Carry, layer: jax.Array | int, context: LayerContext
     ) -> tuple[Carry, None]:
-        """Return (carry, None), the shape that a scan wants; the context holds this layer's mask."""
+        """Return (carry, None), as a scan wants; the context holds this layer's mask."""
         x, cache = carry
         attend = Attend(self.config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxgen.ops.masks import Sight
+from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.memory import Memory
 
 
@@ -18,7 +18,7 @@ class LayerContext(NamedTuple):
     """
 
     positions: jax.Array
-    masks: tuple[Sight, ...]
+    masks: tuple[AttentionMask, ...]
     bias: jax.Array | None = None
     memory: Memory | None = None
-    cross_mask: Sight | None = None
+    cross_mask: AttentionMask | None = None

@@ -18,7 +18,7 @@ from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative
 from jaxgen.nn.stack import through_layers
 from jaxgen.ops import cache as caches
-from jaxgen.ops.masks import Order, across, sight
+from jaxgen.ops.masks import Order, cross_mask, make_mask
 from jaxgen.ops.memory import Memory
 
 Part = Literal["encode", "decode"]
@@ -28,7 +28,7 @@ class Inputs(NamedTuple):
     """What a tower reads: tokens and positions [B, T], and what it may do without.
 
     prefix: [B, T], 1 for tokens that those before them see as well. order: what is known of the
-    positions, see `ops.masks.Sight`.
+    positions, see `ops.masks.AttentionMask`.
     """
 
     tokens: jax.Array
@@ -126,20 +126,21 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
         for kind in config.pattern
     ]
     direction = "both" if config.topology == "encoder" else "back"
-    ahead = None
+    in_prefix = None
     if prefix is not None:
-        ahead = prefix > 0
+        in_prefix = prefix > 0
         if cache is not None:  # the token at position p lies in slot p
-            slots = jnp.zeros((ahead.shape[0], cache.capacity), bool)
-            ahead = slots.at[jnp.arange(ahead.shape[0])[:, None], positions].set(ahead)
+            slots = jnp.zeros((in_prefix.shape[0], cache.capacity), bool)
+            rows = jnp.arange(in_prefix.shape[0])[:, None]
+            in_prefix = slots.at[rows, positions].set(in_prefix)
     masks = tuple(
-        sight(
+        make_mask(
             positions,
             key,
             direction=direction,
             window=window,
-            ahead=ahead,
-            among=None if cache is None else caches.descent(cache, count),
+            prefix=in_prefix,
+            ancestors=None if cache is None else caches.ancestors(cache, count),
             order=order if cache is None else "free",
             query_segments=segments,
             key_segments=segments,
@@ -154,8 +155,8 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments
-    cross_mask = across(own, _memory_segments(memory, cache))
-    return LayerContext(positions, masks, bias, memory, cross_mask), cache
+    over_memory = cross_mask(own, _memory_segments(memory, cache))
+    return LayerContext(positions, masks, bias, memory, over_memory), cache
 
 
 def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:

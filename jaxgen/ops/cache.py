@@ -213,7 +213,7 @@ def _generation(branches: Branches, slots: Int[Array, "#B S"], tokens: Size) -> 
     return jnp.where(slots < root, slots, root + (slots - root) // tokens)
 
 
-def descent(cache: Cache, tokens: Size) -> Bool[Array, "B T S"] | None:
+def ancestors(cache: Cache, tokens: Size) -> Bool[Array, "B T S"] | None:
     """Return the slots that each branch descends from, and that of its own next token.
 
     None without branches.
@@ -296,7 +296,7 @@ def read_cross(
 
 def advance(cache: Cache, tokens: Size) -> Cache:
     """Return the cache with every row longer, by `tokens` or by the real ones it expected."""
-    seen = descent(cache, tokens)
+    seen = ancestors(cache, tokens)
     if seen is not None and cache.branches is not None:
         branches = replace(cache.branches, seen=seen.reshape(cache.branches.seen.shape))
         cache = replace(cache, branches=branches)

@@ -1,4 +1,4 @@
-"""Who may look at whom, as booleans from positions and segments."""
+"""Attention masks from positions and segments."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Order = Literal["free", "running"]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Sight:
-    """Who may look at whom: as booleans, and in the words that a kernel can be told.
+class AttentionMask:
+    """Which keys a query may attend to: as booleans, and as the structure that kernels take.
 
     order: "running" promises that positions rise by one from token to token of a segment, and that
     queries and keys are the same tokens; then distances along a row are distances in position.
     """
 
-    mask: Any  # Bool[Array, "#B T S"]; what nobody reads is never computed
+    allowed: Any  # Bool[Array, "#B T S"]; under jit not computed where only the structure is read
     query_segments: Any  # Int[Array, "B T"] | None
     key_segments: Any  # Int[Array, "B S"] | None
     direction: Direction = field(metadata={"static": True})
@@ -30,40 +30,41 @@ class Sight:
     order: Order = field(metadata={"static": True})
 
     @property
-    def told(self) -> bool:
-        """Whether direction, window and segments say all that the mask says."""
+    def is_structured(self) -> bool:
+        """Whether direction, window and segments say all that `allowed` says."""
         return self.order == "running" or (self.direction == "both" and self.window is None)
 
 
-def sight(
+def make_mask(
     query: Int[Array, "B T"],
     key: Int[Array, "#B S"],
     *,
     direction: Direction,
     window: int | None,
-    ahead: Bool[Array, "B S"] | None,
+    prefix: Bool[Array, "B S"] | None,
     order: Order,
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B S"] | None,
-    among: Bool[Array, "B T S"] | None = None,
-) -> Sight:
-    """Return who sees whom among query and key positions; see `visible`.
+    ancestors: Bool[Array, "B T S"] | None = None,
+) -> AttentionMask:
+    """Return the mask of query and key positions.
 
-    among: the keys of which a query sees any at all; None is all.
+    direction, window, prefix and segments: see `visible`. ancestors: the only keys that a query
+    may attend to, as in a tree of beams; None is all.
     """
     segments = {"query_segments": query_segments, "key_segments": key_segments}
-    mask = visible(query, key, direction=direction, window=window, ahead=ahead, **segments)
-    if among is not None:
-        mask &= among
-    # What is seen ahead, or only among some keys, is in the mask alone.
-    order = "free" if ahead is not None or among is not None else order
-    return Sight(mask, **segments, direction=direction, window=window, order=order)
+    allowed = visible(query, key, direction=direction, window=window, prefix=prefix, **segments)
+    if ancestors is not None:
+        allowed &= ancestors
+    # The structure has no word for a prefix or for ancestors: kernels must read `allowed`.
+    order = "free" if prefix is not None or ancestors is not None else order
+    return AttentionMask(allowed, **segments, direction=direction, window=window, order=order)
 
 
-def across(query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]) -> Sight:
-    """Return the sight from one text to all of another, document by document."""
-    mask = same_segment(query_segments, key_segments)
-    return Sight(mask, query_segments, key_segments, "both", None, "free")
+def cross_mask(query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]) -> AttentionMask:
+    """Return the mask of cross-attention: all of the other text, document by document."""
+    allowed = same_segment(query_segments, key_segments)
+    return AttentionMask(allowed, query_segments, key_segments, "both", None, "free")
 
 
 def visible(
@@ -72,26 +73,26 @@ def visible(
     *,
     direction: Direction = "back",
     window: int | None,
-    ahead: Bool[Array, "B S"] | None = None,
+    prefix: Bool[Array, "B S"] | None = None,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """Return True where a query position may attend to a key position.
 
-    back: causal by position, as decoders look; both: also ahead, as encoders do; ahead: keys that
-    are seen from before them as well (a prefix: Raffel et al. 2020, figure 3). Less than `window`
-    positions away if given; inside one segment if segments are given, which keeps packed
-    documents, and padding, apart.
+    direction: "back" is causal by position, as in decoders; "both" is bidirectional, as in
+    encoders. prefix: keys that earlier queries attend to as well (Raffel et al. 2020, figure 3).
+    window: only keys less than so many positions away. Segments: only keys of the query's own,
+    which separates packed documents, and padding.
     """
     distance = query[:, :, None] - key[:, None, :]
-    mask = distance >= 0 if direction == "back" else jnp.ones_like(distance, bool)
-    if ahead is not None:
-        mask |= ahead[:, None, :]
+    allowed = distance >= 0 if direction == "back" else jnp.ones_like(distance, bool)
+    if prefix is not None:
+        allowed |= prefix[:, None, :]
     if window is not None:
-        mask &= jnp.abs(distance) < window
+        allowed &= jnp.abs(distance) < window
     if query_segments is not None and key_segments is not None:
-        mask &= same_segment(query_segments, key_segments)
-    return mask
+        allowed &= same_segment(query_segments, key_segments)
+    return allowed
 
 
 def same_segment(query: Int[Array, "B T"], key: Int[Array, "B S"]) -> Bool[Array, "B T S"]:

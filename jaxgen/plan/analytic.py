@@ -25,7 +25,7 @@ from jaxgen.ops.attention import choice
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
 from jaxgen.ops.losses import even
-from jaxgen.ops.masks import Sight
+from jaxgen.ops.masks import AttentionMask
 from jaxgen.plan import shapes
 from jaxgen.profile.chips import Chip
 from jaxgen.run.settings import Settings
@@ -200,11 +200,11 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     )
     direction = "both" if model.topology == "encoder" else "back"
     ids = jax.ShapeDtypeStruct((rows, model.context), "int32")
-    sight = Sight(None, ids, ids, direction, model.window, "running")
+    mask = AttentionMask(None, ids, ids, direction, model.window, "running")
     bias = q if model.positions == "relative" else None
     key = jax.eval_shape(lambda: keys.from_seed(0))
     drop = Chance(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
-    case = Case(q, k, k, sight, 1.0, model.score_cap, bias, drop)  # pyright: ignore
+    case = Case(q, k, k, mask, 1.0, model.score_cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
         return choice.choose(case) == "plain"
 

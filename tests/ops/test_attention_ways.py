@@ -10,7 +10,7 @@ from jaxgen.mesh import place
 from jaxgen.ops.attention import choice
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
-from jaxgen.ops.masks import across, sight
+from jaxgen.ops.masks import cross_mask, make_mask
 
 rng = np.random.default_rng(0)
 B, T, N, H = 2, 256, 2, 8
@@ -20,24 +20,24 @@ MEMORY = jnp.asarray(np.arange(128)[None] < [[90], [128]], jnp.int32)  # the res
 DOCUMENTS[1] = np.where(np.arange(T) < 250, 1, 0)
 
 
-def looked(direction="back", window=None, segments=None, order="running", ahead=None):
+def looked(direction="back", window=None, segments=None, order="running", prefix=None):
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     ids = None if segments is None else jnp.asarray(segments, jnp.int32)
-    words = {"direction": direction, "window": window, "order": order, "ahead": ahead}
-    return sight(positions, positions, **words, query_segments=ids, key_segments=ids)
+    words = {"direction": direction, "window": window, "order": order, "prefix": prefix}
+    return make_mask(positions, positions, **words, query_segments=ids, key_segments=ids)
 
 
-def case(*, seen=None, kv_heads=N, keys=T, dtype="float32", **options):
+def case(*, mask=None, kv_heads=N, keys=T, dtype="float32", **options):
     shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     options = {"scale": 0.3, "cap": None, "bias": None, "drop": None} | options
-    return Case(q, k, v, looked() if seen is None else seen, **options)
+    return Case(q, k, v, looked() if mask is None else mask, **options)
 
 
 def value_and_grads(name, asked):
     def loss(q, k, v):
         out = choice.WAYS[name].attend(asked._replace(q=q, k=k, v=v))
-        real = True if asked.sight.query_segments is None else asked.sight.query_segments > 0
+        real = True if asked.mask.query_segments is None else asked.mask.query_segments > 0
         # What padding sees means nothing.
         return jnp.sum(jnp.where(real, jnp.sin(out).sum((2, 3)), 0.0)), out
 
@@ -47,10 +47,10 @@ def value_and_grads(name, asked):
 
 SPLASH = {
     "causal, segments, grouped heads, soft cap": lambda: case(
-        seen=looked(segments=DOCUMENTS), kv_heads=1, cap=2.0
+        mask=looked(segments=DOCUMENTS), kv_heads=1, cap=2.0
     ),
-    "both sides, window": lambda: case(seen=looked("both", window=20)),
-    "to another text": lambda: case(seen=across(jnp.ones((B, T), jnp.int32), MEMORY), keys=128),
+    "both sides, window": lambda: case(mask=looked("both", window=20)),
+    "to another text": lambda: case(mask=cross_mask(jnp.ones((B, T), jnp.int32), MEMORY), keys=128),
 }
 
 
@@ -71,9 +71,9 @@ def test_the_kernel_for_tpus_equals_plain_attention_in_values_and_gradients(name
         ({"dtype": "bfloat16", "cap": 30.0}, "splash", "plain"),
         ({"dtype": "bfloat16", "drop": CHANCE}, "plain", "plain"),
         ({"dtype": "bfloat16", "bias": jnp.zeros((1, N, T, T))}, "plain", "plain"),
-        ({"dtype": "bfloat16", "seen": looked(order="free")}, "plain", "cudnn"),
+        ({"dtype": "bfloat16", "mask": looked(order="free")}, "plain", "cudnn"),
         (
-            {"dtype": "bfloat16", "seen": looked(ahead=jnp.asarray(DOCUMENTS == 1))},
+            {"dtype": "bfloat16", "mask": looked(prefix=jnp.asarray(DOCUMENTS == 1))},
             "plain",
             "cudnn",
         ),
@@ -100,7 +100,7 @@ def test_heads_rows_or_queries_that_do_not_divide_over_the_mesh_are_left_to_the_
     ]:
         mesh = AbstractMesh(sizes, names, (AxisType.Auto,) * 4, abstract_device=chip)
         with jax.sharding.use_abstract_mesh(mesh):
-            asked = case(seen=looked(look))
+            asked = case(mask=looked(look))
             assert choice.choose(asked, place.platform()) == wanted, sizes
 
 
@@ -112,7 +112,7 @@ CUDNN = {
     "both sides": {"direction": "both"},
     "both sides, packed": {"direction": "both", "segments": DOCUMENTS},
     "both sides, window": {"direction": "both", "window": 20},
-    "a prefix": {"ahead": jnp.asarray(DOCUMENTS == 1)},
+    "a prefix": {"prefix": jnp.asarray(DOCUMENTS == 1)},
     "in no order": {"order": "free", "window": 9},
 }
 
@@ -126,7 +126,7 @@ def test_what_cudnn_is_told_is_what_the_mask_says(name, monkeypatch):
         return real(q, k, v, **words | {"implementation": "xla"})
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
-    asked = case(seen=looked(**CUDNN[name]), kv_heads=1)
+    asked = case(mask=looked(**CUDNN[name]), kv_heads=1)
     found, wanted = value_and_grads("cudnn", asked), value_and_grads("plain", asked)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
@@ -158,7 +158,7 @@ def test_cudnn_is_left_where_a_mesh_cuts_sequences_or_heads_of_keys():
 @pytest.mark.parametrize("segments", [None, DOCUMENTS], ids=["alone", "packed"])
 @pytest.mark.parametrize("window", [None, 33])
 def test_cudnn_equals_plain_attention_in_values_and_gradients(window, segments):
-    asked = case(seen=looked(window=window, segments=segments), kv_heads=1, dtype="bfloat16")
+    asked = case(mask=looked(window=window, segments=segments), kv_heads=1, dtype="bfloat16")
     assert choice.choose(asked, "gpu") == "cudnn"
     found, wanted = value_and_grads("cudnn", asked), value_and_grads("plain", asked)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):

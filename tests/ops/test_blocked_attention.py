@@ -10,7 +10,7 @@ import pytest
 from jaxgen.ops.attention import blocked, choice
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
-from jaxgen.ops.masks import Sight, across, sight
+from jaxgen.ops.masks import AttentionMask, cross_mask, make_mask
 
 B, T, N, H = 2, 19, 4, 6
 SEGMENTS = jnp.asarray(np.where(np.arange(T) < [[7], [12]], 1, 2), jnp.int32)
@@ -19,15 +19,15 @@ MEMORY = jnp.asarray(np.where(np.arange(13) < [[9], [13]], 1, 0), jnp.int32)
 
 def looked(direction="back", window=None, segments=None, order="running"):
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-    words = {"direction": direction, "window": window, "order": order, "ahead": None}
-    return sight(positions, positions, **words, query_segments=segments, key_segments=segments)
+    words = {"direction": direction, "window": window, "order": order, "prefix": None}
+    return make_mask(positions, positions, **words, query_segments=segments, key_segments=segments)
 
 
-def case(seen: Sight, *, kv_heads=N, keys=T, dtype="float32", drop=None):
+def case(mask: AttentionMask, *, kv_heads=N, keys=T, dtype="float32", drop=None):
     rng = np.random.default_rng(0)
     shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-    return Case(q, k, v, seen, 0.3, None, None, drop)
+    return Case(q, k, v, mask, 0.3, None, None, drop)
 
 
 CASES = {
@@ -39,7 +39,7 @@ CASES = {
     "a window back": lambda: case(looked(window=3), kv_heads=1),
     "a window to both sides": lambda: case(looked("both", window=4, segments=SEGMENTS)),
     "positions of the caller's": lambda: case(looked(window=5, order="free")),
-    "to another text": lambda: case(across(jnp.ones((B, T), jnp.int32), MEMORY), keys=13),
+    "to another text": lambda: case(cross_mask(jnp.ones((B, T), jnp.int32), MEMORY), keys=13),
 }
 
 
@@ -79,8 +79,8 @@ def test_gradients_in_bfloat16_are_near_those_of_plain_attention(length, kv_head
 
 
 def test_rows_stop_at_the_last_key_that_they_may_see():
-    def spans(seen, keys=1024):
-        return [(s.begin, s.end, s.first, s.last) for s in blocked.stretches(seen, 512, keys)]
+    def spans(mask, keys=1024):
+        return [(s.begin, s.end, s.first, s.last) for s in blocked.stretches(mask, 512, keys)]
 
     assert spans(looked())[:2] == [(0, 64, 0, 64), (64, 128, 0, 128)]
     assert spans(looked(window=10))[-1] == (448, 512, 439, 512)
@@ -100,13 +100,13 @@ def test_memory_of_attention_grows_with_the_length_and_not_with_its_square(monke
         shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
 
         def loss(x, weights):
-            words = {"direction": "back", "window": None, "order": "running", "ahead": None}
-            seen = sight(jnp.arange(length)[None], jnp.arange(length)[None], **words,
+            words = {"direction": "back", "window": None, "order": "running", "prefix": None}
+            mask = make_mask(jnp.arange(length)[None], jnp.arange(length)[None], **words,
                          query_segments=None, key_segments=None)  # fmt: skip
 
             # JAX takes what is alike in all layers, as masks are, out of a scan.
             def layer(x, weight):
-                return blocked.attend(Case(x * weight, x, x, seen, 0.3, None, None, None)), None
+                return blocked.attend(Case(x * weight, x, x, mask, 0.3, None, None, None)), None
 
             return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 

@@ -19,7 +19,7 @@ from jaxgen.ops import contract, gates, losses, norms
 from jaxgen.ops.attention import blocked, plain
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
-from jaxgen.ops.masks import sight
+from jaxgen.ops.masks import make_mask
 from jaxgen.train import step
 
 RULES = {"custom_jvp", "custom_vjp", "linear_call", "custom_gradient"}
@@ -34,15 +34,15 @@ def array(*shape, seed=0):
 
 def attention(attend, drop, kv_heads, q, k, v):
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-    words = {"direction": "back", "window": None, "order": "running", "ahead": None}
-    seen = sight(positions, positions, **words, query_segments=SEGMENTS, key_segments=SEGMENTS)
-    case = Case(q, k[:, :, :kv_heads], v[:, :, :kv_heads], seen, 0.3, None, None, drop)
+    words = {"direction": "back", "window": None, "order": "running", "prefix": None}
+    mask = make_mask(positions, positions, **words, query_segments=SEGMENTS, key_segments=SEGMENTS)
+    case = Case(q, k[:, :, :kv_heads], v[:, :, :kv_heads], mask, 0.3, None, None, drop)
     return attend(case)
 
 
 def plain_attention(case):
-    q, k, v, seen, scale, cap, bias, drop = case
-    return plain.attend(q, k, v, seen.mask, scale=scale, cap=cap, bias=bias, drop=drop)
+    q, k, v, mask, scale, cap, bias, drop = case
+    return plain.attend(q, k, v, mask.allowed, scale=scale, cap=cap, bias=bias, drop=drop)
 
 
 def whole_loss(hidden, table, weights):

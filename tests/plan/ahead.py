@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxgen.mesh import place
 from jaxgen.ops import attention
-from jaxgen.ops.masks import sight
+from jaxgen.ops.masks import make_mask
 from jaxgen.plan import analytic, compiled
 from jaxgen.profile import chips
 from jaxgen.run.settings import build_settings
@@ -22,10 +22,10 @@ def attention_text(mesh, *, width, direction="back", window=None, cap=None, pack
     def loss(q, k, v, ids):
         ids = ids if packed else None
         positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        words = {"direction": direction, "window": window, "ahead": None, "order": "running"}
-        seen = sight(positions, positions, **words, query_segments=ids, key_segments=ids)
+        words = {"direction": direction, "window": window, "prefix": None, "order": "running"}
+        mask = make_mask(positions, positions, **words, query_segments=ids, key_segments=ids)
         q, k, v = place.constrain(q, "BTNH"), place.constrain(k, "BSKH"), place.constrain(v, "BSKH")
-        out = attention.attend(q, k, v, seen, scale=0.1, cap=cap)
+        out = attention.attend(q, k, v, mask, scale=0.1, cap=cap)
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     arguments = [shape((B, T, heads, width)) for heads in (N, K, K)] + [shape((B, T), "int32")]

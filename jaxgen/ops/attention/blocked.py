@@ -20,7 +20,7 @@ from jaxgen.derivatives import custom_vjp
 from jaxgen.mesh import shards
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import at, index, indexed
-from jaxgen.ops.masks import Sight
+from jaxgen.ops.masks import AttentionMask
 from jaxgen.varying import scan
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
@@ -53,9 +53,9 @@ class Stretch(NamedTuple):
     last: int
 
 
-def stretches(sight: Sight, queries: int, keys: int) -> list[Stretch]:
+def stretches(mask: AttentionMask, queries: int, keys: int) -> list[Stretch]:
     """Return how the queries are cut, and which keys each part needs."""
-    skips = sight.order == "running" and (sight.direction == "back" or sight.window is not None)
+    skips = mask.order == "running" and (mask.direction == "back" or mask.window is not None)
     wide = max(-(-queries // STRETCHES), NARROWEST if skips else WIDEST)
     rows = min(wide, WIDEST)
     wide = -(-wide // rows) * rows
@@ -66,17 +66,17 @@ def stretches(sight: Sight, queries: int, keys: int) -> list[Stretch]:
         even = begin + max((end - begin) // rows, 1) * rows if end - begin > rows else end
         for low, high in ((begin, even), (even, end)):
             if low < high:
-                first, last = _seen(sight, low, high, keys)
+                first, last = _seen(mask, low, high, keys)
                 found.append(Stretch(low, high, min(rows, high - low), first, last))
     return found
 
 
-def _seen(sight: Sight, low: int, high: int, keys: int) -> tuple[int, int]:
-    """Return the span of keys that rows low to high may see, as far as that is known ahead."""
-    if sight.order != "running":
+def _seen(mask: AttentionMask, low: int, high: int, keys: int) -> tuple[int, int]:
+    """Return the span of keys that rows low to high may see, as far as positions are known here."""
+    if mask.order != "running":
         return 0, keys
-    reach = keys if sight.window is None else sight.window - 1
-    last = high if sight.direction == "back" else min(high + reach, keys)
+    reach = keys if mask.window is None else mask.window - 1
+    last = high if mask.direction == "back" else min(high + reach, keys)
     return max(low - reach, 0), last
 
 
@@ -86,12 +86,12 @@ def attend(case: Case) -> jax.Array:
     S, K = case.k.shape[1:3]
     q = (case.q * jnp.asarray(case.scale, case.q.dtype)).reshape(B, T, K, N // K, H)
     q, k, v = q.transpose(0, 2, 3, 1, 4), case.k.swapaxes(1, 2), case.v.swapaxes(1, 2)
-    plan = tuple(stretches(case.sight, T, S))
+    plan = tuple(stretches(case.mask, T, S))
     fate = None
     if case.drop is not None:
         fate = Fate(jax.random.key_data(case.drop.key), jnp.asarray(case.drop.first, jnp.uint32))
     keep = 1.0 if case.drop is None else case.drop.keep
-    out: Any = _attend(plan, keep, q, k, v, case.sight, fate)
+    out: Any = _attend(plan, keep, q, k, v, case.mask, fate)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
@@ -104,16 +104,22 @@ class Fate(NamedTuple):
 
 @partial(custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
-    plan: tuple[Stretch, ...], keep: float, q: Any, k: Any, v: Any, sight: Sight, fate: Fate | None
+    plan: tuple[Stretch, ...],
+    keep: float,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: AttentionMask,
+    fate: Fate | None,
 ) -> Any:
     """q [B, K, G, T, H] and k, v [B, K, S, H] -> [B, K, G, T, H]."""
-    return _forward(plan, keep, q, k, v, sight, fate)[0]
+    return _forward(plan, keep, q, k, v, mask, fate)[0]
 
 
-def _forward(plan, keep, q, k, v, sight, fate):
+def _forward(plan, keep, q, k, v, mask, fate):
     def part(stretch, begin):
         rows, keys = _rows(q, begin, stretch), k[:, :, stretch.first : stretch.last]
-        scores = _scores(rows, keys, sight, stretch, begin)
+        scores = _scores(rows, keys, mask, stretch, begin)
         top = jnp.max(scores, axis=-1, keepdims=True)
         probs = jnp.exp(scores - top)
         share = 1 / jnp.sum(probs, axis=-1, keepdims=True)
@@ -127,7 +133,7 @@ def _forward(plan, keep, q, k, v, sight, fate):
 
 
 def _backward(plan, keep, args, saved, grad):
-    (q, k, v, sight, fate), (out, top, share) = args, saved
+    (q, k, v, mask, fate), (out, top, share) = args, saved
     dropped = partial(_dropped, keep=keep, fate=fate, sizes=(*q.shape, k.shape[2]))
     inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
     # XLA on a CPU has no fast product that sums over rows of both factors: the narrower of each
@@ -140,7 +146,7 @@ def _backward(plan, keep, args, saved, grad):
         )
         columns, grad_columns = (_columns(x, begin, stretch) for x in (turned_q, turned_grad))
         keys, values = (x[:, :, stretch.first : stretch.last] for x in (k, v))
-        probs = jnp.exp(_scores(rows, keys, sight, stretch, begin) - tops) * shares
+        probs = jnp.exp(_scores(rows, keys, mask, stretch, begin) - tops) * shares
         to_probs = dropped(_product(grads, values, 3, 3), stretch=stretch, begin=begin)
         slope = (probs * (to_probs - inners)).astype(k.dtype)
         to_keys = _product(columns, slope, 3, 2)
@@ -213,13 +219,13 @@ def _apart(rows: Any, q: Any) -> Any:
     return rows.reshape(*q.shape[:3], -1, rows.shape[-1])
 
 
-def _scores(rows: Any, keys: Any, sight: Sight, stretch: Stretch, begin: Any) -> Any:
-    """[B, K, G * rows, H], [B, K, S, H] -> [B, K, G * rows, S] in float32, what is hidden least."""
+def _scores(rows: Any, keys: Any, mask: AttentionMask, stretch: Stretch, begin: Any) -> Any:
+    """[B, K, G * rows, H], [B, K, S, H] -> [B, K, G * rows, S] float32; hidden: the least."""
     scores = _product(rows, keys, 3, 3)
     B, K, _, S = scores.shape
-    mask = _mask(sight, stretch, begin)
-    apart = scores.reshape(B, K, -1, stretch.rows, S)
-    return jnp.where(mask[:, None, None], apart, HIDDEN).reshape(scores.shape)
+    allowed = _allowed(mask, stretch, begin)
+    split = scores.reshape(B, K, -1, stretch.rows, S)
+    return jnp.where(allowed[:, None, None], split, HIDDEN).reshape(scores.shape)
 
 
 def _dropped(scores: Any, keep: float, fate: Any, sizes: Any, stretch: Stretch, begin: Any) -> Any:
@@ -237,21 +243,21 @@ def _dropped(scores: Any, keep: float, fate: Any, sizes: Any, stretch: Stretch, 
     return jnp.where(stays, scores / keep, 0.0)
 
 
-def _mask(sight: Sight, stretch: Stretch, begin: Any) -> Any:
+def _allowed(mask: AttentionMask, stretch: Stretch, begin: Any) -> Any:
     """Return which of its keys [1 or B, rows, S] the rows from `begin` may see."""
     _, _, rows, first, last = stretch
-    if not sight.told:
-        part = lax.dynamic_slice_in_dim(sight.mask, begin, rows, axis=1)
+    if not mask.is_structured:
+        part = lax.dynamic_slice_in_dim(mask.allowed, begin, rows, axis=1)
         return part[:, :, first:last]
     distance = begin + jnp.arange(rows)[:, None] - jnp.arange(first, last)[None]
-    mask = distance >= 0 if sight.direction == "back" else jnp.ones(distance.shape, bool)
-    if sight.window is not None:
-        mask &= jnp.abs(distance) < sight.window
-    mask = mask[None]
-    if sight.query_segments is not None:
-        queries = lax.dynamic_slice_in_dim(sight.query_segments, begin, rows, axis=1)
-        mask = mask & (queries[:, :, None] == sight.key_segments[:, None, first:last])
-    return mask
+    allowed = distance >= 0 if mask.direction == "back" else jnp.ones(distance.shape, bool)
+    if mask.window is not None:
+        allowed &= jnp.abs(distance) < mask.window
+    allowed = allowed[None]
+    if mask.query_segments is not None:
+        queries = lax.dynamic_slice_in_dim(mask.query_segments, begin, rows, axis=1)
+        allowed = allowed & (queries[:, :, None] == mask.key_segments[:, None, first:last])
+    return allowed
 
 
 def _product(x: Any, y: Any, left: int, right: int) -> Any:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from jaxgen.ops.chance import Chance
-from jaxgen.ops.masks import Sight
+from jaxgen.ops.masks import AttentionMask
 
 
 class Case(NamedTuple):
@@ -16,7 +16,7 @@ class Case(NamedTuple):
     q: jax.Array  # [B, T, N, H]
     k: jax.Array  # [B, S, K, H]
     v: jax.Array  # [B, S, K, H]
-    sight: Sight
+    mask: AttentionMask
     scale: float
     cap: float | None
     bias: jax.Array | None

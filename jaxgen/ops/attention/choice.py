@@ -12,7 +12,7 @@ from jaxgen.mesh import place
 from jaxgen.ops.attention import blocked, cudnn, plain, splash
 from jaxgen.ops.attention.case import Case
 from jaxgen.ops.chance import Chance
-from jaxgen.ops.masks import Sight
+from jaxgen.ops.masks import AttentionMask
 
 
 class Way(NamedTuple):
@@ -23,9 +23,9 @@ class Way(NamedTuple):
 
 
 def _plain(case: Case) -> Array:
-    q, k, v, sight, *_ = case
+    q, k, v, mask, *_ = case
     options = {"scale": case.scale, "cap": case.cap, "bias": case.bias, "drop": case.drop}
-    return plain.attend(q, k, v, sight.mask, **options)
+    return plain.attend(q, k, v, mask.allowed, **options)
 
 
 def _is_known(case: Case) -> bool:
@@ -62,17 +62,17 @@ def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    sight: Sight,
+    mask: AttentionMask,
     *,
     scale: float,
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
     drop: Chance | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Return softmax(q k^T * scale + bias) v over what is in sight, by the fastest way there is.
+    """Return softmax(q k^T * scale + bias) v under a mask, by the fastest kernel.
 
     The platform is that of the mesh under which this is traced, else JAX's default. `drop`, if
     any, says which probabilities [B, K, N / K, T, S] stay; cap: see `soft_cap`.
     """
-    case = Case(q, k, v, sight, scale, cap, bias, drop)
+    case = Case(q, k, v, mask, scale, cap, bias, drop)
     return WAYS[choose(case)].attend(case)

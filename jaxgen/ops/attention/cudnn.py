@@ -30,20 +30,20 @@ def attend(case: Case) -> jax.Array:
     """Return attention [B, T, N, H] of a case that `can` approves.
 
     cuDNN knows order and windows by themselves, and skips what they hide; segments, which it does
-    not know, come as a mask [B, 1, T, S] that all heads share, and so does all that is not told.
+    not know, come as a boolean mask [B, 1, T, S] for all heads, as does an unstructured mask.
     """
-    sight, words, mask = case.sight, {}, case.sight.mask
-    if sight.told and (sight.window is None or sight.direction == "back"):
-        window = None if sight.window is None else (sight.window - 1, 0)
-        words = {"is_causal": sight.direction == "back", "local_window_size": window}
-        mask = None
-        if sight.query_segments is not None:
-            mask = same_segment(sight.query_segments, sight.key_segments)
+    mask, words, allowed = case.mask, {}, case.mask.allowed
+    if mask.is_structured and (mask.window is None or mask.direction == "back"):
+        window = None if mask.window is None else (mask.window - 1, 0)
+        words = {"is_causal": mask.direction == "back", "local_window_size": window}
+        allowed = None
+        if mask.query_segments is not None:
+            allowed = same_segment(mask.query_segments, mask.key_segments)
     return jax.nn.dot_product_attention(
         case.q,
         case.k,
         case.v,
-        mask=None if mask is None else mask[:, None],
+        mask=None if allowed is None else allowed[:, None],
         scale=case.scale,
         implementation="cudnn",
         **words,

@@ -20,12 +20,12 @@ BLOCKS = (512, 256, 128)  # queries or keys at a time: the first that divides th
 
 
 def can(case: Case) -> bool:
-    """Return whether the kernel does a case: no bias, no dropout, a mask that it can be told."""
-    if case.bias is not None or case.drop is not None or not case.sight.told:
+    """Return whether the kernel does a case: no bias, no dropout, a structured mask."""
+    if case.bias is not None or case.drop is not None or not case.mask.is_structured:
         return False
     (B, T, N, _), (S, K) = case.q.shape, case.k.shape[1:3]
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
-    if queries > 1 and case.sight.direction == "both" and case.sight.window is None:
+    if queries > 1 and case.mask.direction == "both" and case.mask.window is None:
         return False  # JAX cannot cut the table of a mask that hides nothing
     whole = B % rows == 0 and N % heads == 0 and K % heads == 0
     return whole and T % (queries * LANES) == 0 and S % LANES == 0
@@ -35,7 +35,7 @@ def attend(case: Case) -> jax.Array:
     """Return attention [B, T, N, H] of a case that `can` approves; interpreted where no TPU is."""
     kernel, spec = _kernel(case)
     q = (case.q.astype(jnp.float32) * case.scale).astype(case.q.dtype)
-    ids = case.sight.query_segments, case.sight.key_segments
+    ids = case.mask.query_segments, case.mask.key_segments
 
     def own(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *ids: Any) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as tpu
@@ -55,7 +55,7 @@ def _kernel(case: Case) -> tuple[Any, Any]:
 
     T, S = case.q.shape[1], case.k.shape[1]
     queries, heads = place.shards("T"), case.q.shape[2] // place.shards("N")
-    back, window = case.sight.direction == "back", case.sight.window
+    back, window = case.mask.direction == "back", case.mask.window
     if window is not None:
         one = masks.LocalMask((T, S), (window - 1, 0 if back else window - 1), 0)
     else:
