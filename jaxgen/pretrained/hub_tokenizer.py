@@ -85,6 +85,13 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
         raise CheckpointError(told if told.startswith(str(home)) else f"{where}: {told}") from error
 
 
+def named_pieces(home: Path) -> dict[str, str]:
+    """Return {"bos_token": name, ...} of a folder, with what its kind names by itself."""
+    about = _about(home)
+    kind = kind_of(home, about) if hub_read.is_hub(home) else ANY
+    return {role: name for role, name in {**kind.names, **_roles(about)}.items() if name}
+
+
 def _special(home: Path, tokenizer: HuggingFace) -> Special:
     found = _told(home, tokenizer.vocab_size)
     begin, end = tokenizer.around()

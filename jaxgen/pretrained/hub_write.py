@@ -15,7 +15,7 @@ from jaxgen.models import api
 from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, fill, table
-from jaxgen.pretrained.chat_template import TEMPLATE, TOKENIZER, ChatTemplate
+from jaxgen.pretrained.chat_template import FOLDER, TEMPLATE, TOKENIZER, ChatTemplate
 from jaxgen.pretrained.generation_config import GENERATION, GenerationConfig, to_hub
 from jaxgen.pretrained.hub_read import CONFIG, INDEX, WEIGHTS
 from jaxgen.store import safetensors
@@ -121,7 +121,11 @@ def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
 
 def write_template(draft: Path, template: ChatTemplate) -> None:
     """Write a chat template, and the pieces it calls by name, where transformers looks for them."""
-    (draft / TEMPLATE).write_text(template.source, encoding="utf-8", newline="")
+    if template.source:
+        (draft / TEMPLATE).write_text(template.source, encoding="utf-8", newline="")
+    for name, source in (template.others or {}).items():
+        (draft / FOLDER).mkdir(exist_ok=True)
+        (draft / FOLDER / f"{name}.jinja").write_text(source, encoding="utf-8", newline="")
     path = draft / TOKENIZER
     about = json.loads(path.read_bytes()) if path.exists() else {}
     files.write_json(path, dict(template.names) | about)

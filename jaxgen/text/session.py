@@ -106,13 +106,16 @@ class Session:
         return scoring.classify(self.model, texts, **options)
 
     def chat_ids(
-        self, messages: Sequence[Message], template: ChatTemplate | None = None
+        self, messages: Sequence[Message], template: ChatTemplate | None = None, **values: Any
     ) -> tuple[int, ...]:
-        """Return the ids of a chat up to where the model's turn begins."""
+        """Return the ids of a chat up to where the model's turn begins.
+
+        values: what its template knows beside the messages, such as tools or enable_thinking.
+        """
         if template is None and self.model.home is None:
             raise ConfigError("the model comes from no folder; pass template=")
         template = template or read_chat_template(Path(str(self.model.home)))
-        return tuple(encode_chat(template, self.tokenizer, messages))
+        return tuple(encode_chat(template, self.tokenizer, messages, **values))
 
     def stream(self, prompt: Text, settings: Generation) -> Generator[str, None, Reason]:
         """Yield the completion in pieces that never split a character; return why it ended.
