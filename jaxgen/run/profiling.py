@@ -58,8 +58,8 @@ class Profiled:
             self._attempt(self._finish)
         return state, metrics
 
-    def apart(self) -> bool:
-        """Return whether the last call did more than its step."""
+    def extra_work(self) -> bool:
+        """Return whether the last call did more than its step: it wrote the profile."""
         return self.calls == SKIPPED + STEPS
 
     def _attempt(self, action: Callable[[], object]) -> None:

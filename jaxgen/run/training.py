@@ -29,7 +29,7 @@ from jaxgen.run.watchdog import Watchdog
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train import flops, forms, plot, schedule
 from jaxgen.train.log import Log, Mute
-from jaxgen.train.loop import Duties, fit, is_checked, runs_ahead
+from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
 from jaxgen.train.state import State
 
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
@@ -149,15 +149,16 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
     checkpoints, settings = run.checkpoints, run.settings.train
     checkpoints.clean()
     restored = checkpoints.restore(run.expected()) if checkpoints.steps() else None
-    begin, batches, owed = 0, run.batches(), False
+    begin, batches, pending = 0, run.batches(), False
     if restored is not None:
         begin, known = restored.step, restored.extra.get("valid_loss")
-        due = run.validates and is_checked(begin, settings, batches.epoch)
-        owed = known is None and due
-    made = Mute()
+        due = run.validates and is_validation_due(begin, settings, batches.epoch)
+        pending = known is None and due
+    logger = Mute()
     if run.group.first:
-        made = Log(run.folder, total_steps=settings.steps, resume_step=begin, owed=owed)
-    with made as log:
+        steps = {"total_steps": settings.steps, "resume_step": begin}
+        logger = Log(run.folder, **steps, validation_pending=pending)
+    with logger as log:
         try:
             if restored is not None:
                 batches.restore(restored.extra["data"])
@@ -179,15 +180,17 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
-                step, duties = run.step, _duties(run, batches, log, stop, dog)
+                step, callbacks = run.step, _callbacks(run, batches, log, stop, dog)
                 if trace is not None and run.group.first:
                     step = held.enter_context(profiling.Profiled(step, trace, begin, log.say))
-                    duties = replace(duties, apart=step.apart)
-                state, done, owed = fit(state, batches, step, settings, duties, log, owed=owed)
-                unfinished = owed or done < settings.steps
+                    callbacks = replace(callbacks, extra_work=step.extra_work)
+                state, done, pending = fit(
+                    state, batches, step, settings, callbacks, log, validation_pending=pending
+                )
+                unfinished = pending or done < settings.steps
                 checkpoints.wait()
                 if unfinished and done not in checkpoints.steps():
-                    duties.save(state, done, None)
+                    callbacks.save(state, done, None)
                     checkpoints.wait()
         finally:
             batches.close()
@@ -233,9 +236,9 @@ def _introduce(run: Run, log: Log | Mute) -> None:
     log.say("compiling the training step (once)")
 
 
-def _duties(
+def _callbacks(
     run: Run, batches: data.Batches, log: Log | Mute, stop: StopRequest, dog: Watchdog
-) -> Duties:
+) -> Callbacks:
     saver = Saver(run.checkpoints, batches, log)
 
     def save_aside(state: State, step: int, valid_loss: float | None) -> None:
@@ -244,7 +247,7 @@ def _duties(
         log.close()
 
     @contextmanager
-    def during(
+    def phase(
         what: str, step: int, state: State | None = None, valid_loss: float | None = None
     ) -> Iterator[None]:
         with ExitStack() as stack:
@@ -269,7 +272,7 @@ def _duties(
             log.text(step, prompt, text)
 
     asked = peers.Stop(run.group, stop, run.checkpoints.failed, run.checkpoints.wait)
-    return Duties(
+    return Callbacks(
         validate=partial(run.validate, stop=asked) if run.validates else None,
         sample=sample,
         save=saver.save,
@@ -277,14 +280,16 @@ def _duties(
         is_best=run.checkpoints.is_best,
         poll=run.checkpoints.poll,
         stopping=asked,
-        during=during,
-        doctor=partial(post_mortem.write, run),
+        phase=phase,
+        on_bad_streak=partial(post_mortem.write, run),
         rate=schedule.make(run.settings.train),
         flops_per_token=flops.per_token(run.settings.model),
         peak=flops.peak(jax.devices()),
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
-        ahead=runs_ahead(jax.default_backend(), tree.nbytes(api.abstract(run.settings.model))),
+        dispatch_ahead=should_dispatch_ahead(
+            jax.default_backend(), tree.nbytes(api.abstract(run.settings.model))
+        ),
     )
 
 

@@ -26,13 +26,13 @@ CLOSING_SECONDS = 10.0  # how long the end of a run waits for a stalled disk
 
 
 class Log:
-    """Writes down and shows what happens in a run; a `train.loop.Watch`.
+    """Records and shows the progress of a run; a `train.loop.MetricWriter`.
 
     metrics.jsonl: {"step", "kind": "train" | "valid", "seconds", metrics...} a line; a number that
     is not finite is null there and spelled in "nonfinite". On resume, lines after `resume_step`
-    are removed, and its own validation if that is `owed`, so that nothing is there twice. All
-    writing is done by a thread of its own: a disk that fails or stalls, or a lost terminal, is
-    said once and training goes on.
+    are removed, and its own validation if `validation_pending`, so that nothing is there twice. A
+    thread does all writing: a disk that fails or stalls, or a lost terminal, is reported once and
+    training goes on.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Log:
         *,
         total_steps: int,
         resume_step: int = 0,
-        owed: bool = False,
+        validation_pending: bool = False,
         display: Kind = "auto",
     ) -> None:
         self.folder, self.total = Path(folder), total_steps
@@ -57,7 +57,7 @@ class Log:
         try:
             with files.refusals(self.metrics.path):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.earlier = trim(self.metrics.path, resume_step, owed)
+                self.earlier = trim(self.metrics.path, resume_step, validation_pending)
         except BusyError as error:
             self._warn("metrics.jsonl", error)
         if events.installed():
@@ -219,18 +219,22 @@ def encode(record: Mapping[str, Any]) -> bytes:
     return json.dumps(fine, allow_nan=False).encode() + b"\n"
 
 
-def trim(path: Path, last_step: int, owed: bool = False) -> float:
+def trim(path: Path, last_step: int, validation_pending: bool = False) -> float:
     """Remove records after `last_step`, and torn lines; return the "seconds" of the last one left.
 
-    owed: the validation of `last_step` goes too. Raises OSError where the system refuses. A file
-    that is not there, or is no plain file, is left alone.
+    validation_pending: remove the validation of `last_step` too. Raises OSError where the system
+    refuses. A path without a regular file is left alone.
     """
     if not path.is_file():
         return 0.0
     content, kept, seconds = path.read_bytes(), [], 0.0
     for line in content.splitlines(keepends=True):
         record = decode(line)
-        again = owed and record and (record["step"], record.get("kind")) == (last_step, "valid")
+        again = (
+            validation_pending
+            and record
+            and (record["step"], record.get("kind")) == (last_step, "valid")
+        )
         if record and record["step"] <= last_step and not again:
             kept.append(line)
             seconds = record.get("seconds") or seconds

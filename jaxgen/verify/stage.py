@@ -24,7 +24,7 @@ from jaxgen.run.folder import CHECKPOINTS, CONFIG, TOKENIZER, existing_settings
 from jaxgen.run.job import Run
 from jaxgen.store import Checkpoints, leaves
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train.loop import Duties, fit
+from jaxgen.train.loop import Callbacks, fit
 from jaxgen.train.state import State
 
 Name = Literal["whole", "killed", "restored"]
@@ -133,13 +133,13 @@ def _steps(run: Run, state: State, batches: Any, last: int, saving: int | None) 
     limit = replace(run.settings.train, steps=last, validate_every=1, log_every=1)
     while int(state.step) < last:
         made: list[Row] = []
-        duties = _duties(run, seen, made, saving)
-        state, _, _ = fit(state, seen, run.step, limit, duties, seen)
+        callbacks = _callbacks(run, seen, made, saving)
+        state, _, _ = fit(state, seen, run.step, limit, callbacks, seen)
         yield from made
 
 
 class _Seen:
-    """The batches on their way to the loop, and its `Watch`: remembers the last of each."""
+    """The batches on their way to the loop, and its `MetricWriter`: remembers the last of each."""
 
     def __init__(self, batches: Any) -> None:
         self.batches, self.batch, self.loss = batches, {}, float("nan")
@@ -157,7 +157,7 @@ class _Seen:
     def validation(self, step: int, metrics: dict[str, float]) -> None: ...
 
 
-def _duties(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Duties:
+def _callbacks(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Callbacks:
     def note(state: State) -> dict[str, float]:
         inputs_only = {k: np.asarray(v) for k, v in sorted(seen.batch.items()) if k != "index"}
         digest = hashlib.sha256("".join(map(leaves.digest, inputs_only.values())).encode())
@@ -175,7 +175,7 @@ def _duties(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Dutie
     def refuse(state: State, step: int, *_: Any) -> None:
         raise NonFiniteError(f"step {step} ends a streak of bad steps; there is nothing to compare")
 
-    return Duties(
+    return Callbacks(
         validate=note,
         sample=save,  # which comes last
         save=lambda *_: None,
@@ -183,8 +183,8 @@ def _duties(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Dutie
         is_best=lambda _: False,
         poll=lambda: None,
         stopping=lambda: bool(made),
-        during=lambda *_: nullcontext(),
-        doctor=refuse,
+        phase=lambda *_: nullcontext(),
+        on_bad_streak=refuse,
         rate=lambda step: 0.0,
         flops_per_token=0.0,
         peak=1.0,

@@ -81,6 +81,6 @@ def test_a_trace_that_the_end_of_training_cuts_short_is_given_up(monkeypatch, tm
     with profiling.Profiled(onwards, tmp_path, 0, said.append) as step:
         for _ in range(4):
             step(a_state(), {})
-            assert not step.apart()
+            assert not step.extra_work()
     assert left == [tmp_path]
     assert said == ["no profile: training ended after 2 of 5 steps"]

@@ -118,7 +118,7 @@ STOPS = (
     Stop(signal.SIGINT, "validating", 40, partial(commands.endless_validating, 1)),
     Stop(signal.SIGTERM, "sampling", 40, commands.stuck_sampling),
     Stop(signal.SIGTERM, "validating", 80, commands.stuck_validating),
-    # The first is what is owed of step 80.
+    # The first is the pending validation of step 80.
     Stop(signal.SIGTERM, "validating", 120, partial(commands.endless_validating, 2)),
 )
 

@@ -15,15 +15,15 @@ def test_a_run_says_the_compilers_options_and_waits_for_steps_on_a_cpu(
 ):
     handed = []
 
-    def fit(state, batches, step, settings, duties, *_, **__):
-        handed.append(duties)
+    def fit(state, batches, step, settings, callbacks, *_, **__):
+        handed.append(callbacks)
         raise ConfigError("enough seen")
 
     monkeypatch.setattr(training, "fit", fit)
     monkeypatch.setattr(loop, "SMALL", small)
     code, said = here("train", config, "--out", tmp_path / "run")
     assert code == 2 and "enough seen" in said
-    assert handed[0].ahead == (small > 0 or jax.default_backend() != "cpu")
+    assert handed[0].dispatch_ahead == (small > 0 or jax.default_backend() != "cpu")
     for name in forms.asked("jit", None):
         assert f"compiler option {name}=true" in said
 

@@ -148,15 +148,25 @@ def test_a_settled_log_is_as_far_as_the_run_and_a_stalled_disk_holds_it_up_for_a
 
 
 def test_an_owed_validation_is_removed_with_what_comes_after_the_checkpoint(tmp_path):
-    for owed in (False, True):
+    for pending in (False, True):
         record(tmp_path, range(1, 5))
         with Log(tmp_path, total_steps=100, resume_step=2, display="off") as writer:
             writer.validation(2, {"loss": 2.6})
             writer.step(3, METRICS)
-        with Log(tmp_path, total_steps=100, resume_step=2, owed=owed, display="off"):
+        with Log(
+            tmp_path,
+            total_steps=100,
+            resume_step=2,
+            validation_pending=pending,
+            display="off",
+        ):
             pass
         found = [(row["step"], row["kind"]) for row in records(tmp_path)]
-        assert found == [(1, "train"), (2, "train"), *([] if owed else [(2, "valid")])]
+        assert found == [
+            (1, "train"),
+            (2, "train"),
+            *([] if pending else [(2, "valid")]),
+        ]
         (tmp_path / "metrics.jsonl").unlink()
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from jaxgen.train import loop
-from jaxgen.train.loop import SMALL, Clock, Duties, fit, runs_ahead
+from jaxgen.train.loop import SMALL, Callbacks, Clock, fit, should_dispatch_ahead
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import Health, State
 
 
 class Diary:
-    """A Watch and all Duties at once: it notes what it is called for."""
+    """A MetricWriter and all Callbacks at once: it notes what it is called for."""
 
     def __init__(self, bad=(), stop_after=None, cut=(), ahead=True, best=(), validates=True):
         self.bad, self.stop_after, self.cut, self.ahead = bad, stop_after, cut, ahead
@@ -34,12 +34,12 @@ class Diary:
         step = int(state.step)
         return None if step in self.cut else {"loss": 100.0 + step}
 
-    def duties(self, save_every):
+    def callbacks(self, save_every):
         def stopping():
             dispatched = self.compute_calls
             return self.stop_after is not None and dispatched >= self.stop_after
 
-        return Duties(
+        return Callbacks(
             validate=self.validate if self.validates else None,
             sample=lambda state, step: self.notes.append(("sample", step)),
             save=lambda state, step, loss: self.notes.append(("save", step, int(state.step), loss)),
@@ -47,18 +47,18 @@ class Diary:
             is_best=lambda loss: loss in self.best,
             poll=lambda: None,
             stopping=stopping,
-            during=self.during,
-            doctor=self.doctor,
+            phase=self.phase,
+            on_bad_streak=self.on_bad_streak,
             rate=lambda step: 0.5,
             flops_per_token=1.0,
             peak=1.0,
             save_every=save_every,
             epoch=3,
-            ahead=self.ahead,
+            dispatch_ahead=self.ahead,
         )
 
     @contextlib.contextmanager
-    def during(self, what, step, state=None, loss=None):
+    def phase(self, what, step, state=None, loss=None):
         # What may be saved meanwhile is the state after `step`, with its loss if it has one.
         assert (state is None) == (what in ("compiling", "training"))
         assert state is None or int(state.step) == step
@@ -66,8 +66,8 @@ class Diary:
         self.phases.append((what, step))
         yield
 
-    def doctor(self, state, step, batch, metrics):
-        raise ArithmeticError(f"doctor at {step}")
+    def on_bad_streak(self, state, step, batch, metrics):
+        raise ArithmeticError(f"bad streak at {step}")
 
     def compute(self, state, batch):
         self.compute_calls += 1
@@ -83,23 +83,31 @@ class Diary:
         }
         return dataclasses.replace(state, step=state.step + 1), metrics
 
-    def run(self, *, begin=0, save_every=4, owed=False, **settings):
+    def run(self, *, begin=0, save_every=4, validation_pending=False, **settings):
         self.compute_calls = begin
         zero = jnp.zeros((), jnp.int32)
         health = Health(jnp.zeros(()), zero, zero, zero)
         state = State(jnp.int32(begin), {}, (), None, health)
         batches = itertools.repeat({"tokens": np.zeros((2, 8), np.int32)})
         options = {"steps": 10, "warmup": 0, "log_every": 1, "validate_every": 5} | settings
-        duties = self.duties(save_every)
+        callbacks = self.callbacks(save_every)
         settings = TrainSettings(**options)
-        return fit(state, batches, self.compute, settings, duties, self, owed=owed)
+        return fit(
+            state,
+            batches,
+            self.compute,
+            settings,
+            callbacks,
+            self,
+            validation_pending=validation_pending,
+        )
 
 
 def of(diary, kind):
     return [note for note in diary.notes if note[0] == kind]
 
 
-def test_every_step_is_settled_once_and_in_order():
+def test_every_step_is_recorded_once_and_in_order():
     diary = Diary()
     state, done, _ = diary.run()
     assert done == int(state.step) == 10
@@ -158,9 +166,9 @@ def test_one_step_is_in_flight_unless_told_otherwise():
 
 
 def test_only_steps_worth_waiting_for_are_waited_for_and_only_on_a_cpu():
-    assert not runs_ahead("cpu", SMALL)
-    assert runs_ahead("cpu", SMALL - 1)
-    assert runs_ahead("gpu", SMALL)
+    assert not should_dispatch_ahead("cpu", SMALL)
+    assert should_dispatch_ahead("cpu", SMALL - 1)
+    assert should_dispatch_ahead("gpu", SMALL)
 
 
 def test_a_step_that_is_waited_for_is_given_a_moment_to_free_its_memory(monkeypatch):
@@ -170,33 +178,33 @@ def test_a_step_that_is_waited_for_is_given_a_moment_to_free_its_memory(monkeypa
     assert rests == []
     Diary(ahead=False).run()
     assert len(rests) == 10
-    clock = Clock(Diary().duties(4))
+    clock = Clock(Diary().callbacks(4))
     for clock.step in (0.1, 60.0):
         clock.rest()
     assert rests[-2:] == [0.0005, loop.REST]
 
 
-def test_asked_to_stop_it_settles_what_is_in_flight():
+def test_asked_to_stop_it_records_the_step_in_flight():
     diary = Diary(stop_after=3)
     state, done, _ = diary.run()
     assert done == int(state.step) == 3
     assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
 
 
-def test_a_validation_cut_short_is_owed_and_its_step_is_saved():
+def test_a_validation_cut_short_is_pending_and_its_step_is_saved():
     diary = Diary(cut=(8,))
-    state, done, owed = diary.run(validate_every=4)
-    assert (int(state.step), done, owed) == (8, 8, True)
+    state, done, pending = diary.run(validate_every=4)
+    assert (int(state.step), done, pending) == (8, 8, True)
     assert [note[1] for note in of(diary, "valid")] == [4]
     assert of(diary, "save")[1:] == [("save", 8, 8, None)]
     assert [note[1] for note in of(diary, "loss")] == [4]
     assert [note[1] for note in of(diary, "step")] == list(range(1, 9))
 
 
-def test_what_is_owed_comes_first_and_is_saved_also_after_the_last_step():
+def test_a_pending_validation_comes_first_and_is_saved_also_after_the_last_step():
     for begin in (8, 10):
         diary = Diary()
-        assert diary.run(begin=begin, owed=True)[1:] == (10, False)
+        assert diary.run(begin=begin, validation_pending=True)[1:] == (10, False)
         assert diary.notes[:3] == [
             ("valid", begin, 100.0 + begin),
             ("loss", begin, 100.0 + begin),
@@ -204,7 +212,7 @@ def test_what_is_owed_comes_first_and_is_saved_also_after_the_last_step():
         ]
         assert len(of(diary, "valid")) == (2 if begin == 8 else 1)
     diary = Diary(cut=(8,))
-    assert diary.run(begin=8, owed=True)[1:] == (8, True)
+    assert diary.run(begin=8, validation_pending=True)[1:] == (8, True)
     assert diary.notes == []
 
 
@@ -229,9 +237,9 @@ def test_a_bad_step_is_logged_at_once_and_nothing_is_saved_within_a_streak():
     assert [note[1] for note in of(diary, "save")] == [8, 10]
 
 
-def test_the_doctor_is_called_for_the_step_that_ends_the_patience():
+def test_a_bad_streak_is_reported_for_the_step_that_ends_the_patience():
     diary = Diary(bad=(2, 3, 4))
-    with pytest.raises(ArithmeticError, match="doctor at 4"):
+    with pytest.raises(ArithmeticError, match="bad streak at 4"):
         diary.run(patience=3)
     assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
 
@@ -239,7 +247,7 @@ def test_the_doctor_is_called_for_the_step_that_ends_the_patience():
 def test_the_clock_counts_training_time_alone(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock = Clock(Diary().duties(1))
+    clock = Clock(Diary().callbacks(1))
     clock.count(1e9)  # the first step compiles
     assert clock.read() == {}
     for pause in (False, True, False):
@@ -261,12 +269,12 @@ def test_the_clock_leaves_out_a_step_that_did_more(monkeypatch):
         return Diary.compute(diary, state, batch)
 
     monkeypatch.setattr(diary, "compute", compute)
-    duties = Diary.duties
+    callbacks = Diary.callbacks
     monkeypatch.setattr(
         diary,
-        "duties",
+        "callbacks",
         lambda every: dataclasses.replace(
-            duties(diary, every), apart=lambda: diary.compute_calls == 4
+            callbacks(diary, every), extra_work=lambda: diary.compute_calls == 4
         ),
     )
     diary.run(steps=8, validate_every=8, save_every=8)
