@@ -41,7 +41,7 @@ def convert(
     folder, which = paths.model(source, step)
     target = Path(out)
     start.prepare_jax(paths.cache())
-    from jaxgen.pretrained import assets, hub_parity, hub_read, model
+    from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
 
     with exits.in_folder(folder):
         model.check_new(target)
@@ -55,6 +55,7 @@ def convert(
             layout=to,
             family=family,
         )
+        pooling.copy_pooling(folder, target)
         hub = target if to == "hf" else folder if hub_read.is_hub(folder) else None
         try:
             compared = _parity(hub, target, hub_parity, model)

@@ -8,6 +8,9 @@ from jaxgen.cli import texts
 def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
     """Print a vector for each text: the mean of its last hidden states.
 
+    A folder of sentence-transformers may say otherwise: its pooling,
+    dense layers, normalisation, prompt and length are followed.
+
     For example:
         jaxgen embed runs/bert_mlm --input texts.txt --output vectors.jsonl
     """

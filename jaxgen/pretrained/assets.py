@@ -19,6 +19,7 @@ from jaxgen.pretrained.generation_config import (
     write_generation_config,
 )
 from jaxgen.pretrained.hub_tokenizer import has_hub_tokenizer, read_hub_tokenizer
+from jaxgen.pretrained.pooling import copy_pooling
 from jaxgen.store.steps import run_and_step
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
@@ -53,9 +54,10 @@ def read_assets(folder: Path) -> ModelAssets:
 
 
 def copy_assets(folder: Path, run: Path) -> None:
-    """Write the generation config and the chat template of a folder into a run."""
+    """Write generation config, chat template and pooling of a folder into a run."""
     folder, _ = run_and_step(folder)
     write_generation_config(run, read_generation_config(folder)[0])
+    copy_pooling(folder, run)
     if has_chat_template(folder):
         write_chat_template(run, read_chat_template(folder))
 

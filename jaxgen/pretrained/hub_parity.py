@@ -40,7 +40,7 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     pad = read_generation_config(hub)[0].pad_token_id
     if pad is not None:  # padding is no text: RoBERTa does not even count it as a position
         tokens = np.where(tokens == pad, (pad + 1) % config.V, tokens)
-    theirs = _theirs(hub, tokens, config.param_dtype)
+    theirs = _theirs(hub, tokens, config)
     memory = None
     if config.topology == "encoder_decoder":
         memory = api.encode(params, config, tokens)
@@ -61,7 +61,8 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     return told
 
 
-def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
+def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
+    dtype = config.param_dtype
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch  # pyright: ignore[reportMissingImports]
@@ -84,6 +85,7 @@ def _theirs(hub: Path, tokens: np.ndarray, dtype: str) -> np.ndarray:
         found = torch.stack([out.start_logits, out.end_logits], -1)
     else:
         names = ("logits", "prediction_logits", "pooler_output", "last_hidden_state")
+        names = names[-1:] if config.head == "none" else names  # it would make up a pooler
         found = next(out[name] for name in names if out.get(name) is not None)
     return found.double().numpy()
 

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHOWN = 6  # names in a message
 
 NonFinite = Literal["refuse", "allow"]
+J = TypeVar("J", dict, list)
 
 
 def is_hub(folder: Path) -> bool:
@@ -60,6 +61,11 @@ def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) ->
 
 def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
     """Return the JSON object of a file; CheckpointError if it is none, or holds a key twice."""
+    return read_json_value(path, what, most, dict)
+
+
+def read_json_value(path: Path, what: str, most: int, kind: type[J]) -> J:
+    """Return the JSON object (dict) or array (list) of a file; errors are those of `read_json`."""
     try:
         value = json.loads(files.read_artifact(path, what, most), object_pairs_hook=files.once)
     except CheckpointError:
@@ -67,8 +73,9 @@ def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise CheckpointError(f"{path} is no {what}: {reason}; fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no {what}: it holds no JSON object; fetch it again")
+    if not isinstance(value, kind):
+        word = "object" if kind is dict else "array"
+        raise CheckpointError(f"{path} is no {what}: it holds no JSON {word}; fetch it again")
     return value
 
 

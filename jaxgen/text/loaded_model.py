@@ -94,15 +94,20 @@ def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
     return LoadedModel(config, params, tokenizer, start, labels, told, path)
 
 
-def encode_texts(model: LoadedModel, texts: Sequence[str], overflow: Overflow) -> list[list[int]]:
+def encode_texts(
+    model: LoadedModel, texts: Sequence[str], overflow: Overflow, *, longest: int | None = None
+) -> list[list[int]]:
     """Return the ids of each text; one longer than the context is refused, or cut at its end.
+
+    longest: tokens at most, where a folder says fewer than its context.
 
     Raises ConfigError for an empty text, and for one that is too long unless overflow is "cut";
     then the number of texts that were cut is a warning.
     """
     if not all(texts):
         raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
-    rows, most, cut = [], model.config.context, 0
+    rows, cut = [], 0
+    most = min(model.config.context, longest or model.config.context)
     for number, text in enumerate(texts):
         row = model.ids(text)
         if len(row) > most:

@@ -28,6 +28,7 @@ from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
 from jaxgen.models import api, serving
 from jaxgen.pretrained.generation_config import ProblemType
+from jaxgen.pretrained.pooling import Mode
 from jaxgen.text import model_steps as steps
 from jaxgen.text.batches import Rows, bucket
 from jaxgen.text.beams import room, split
@@ -339,13 +340,24 @@ def span_logits(params, config: ModelConfig, tokens, segments, types) -> Float[A
     return _logits(params, config, tokens, segments, types=types).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames="config")
-def mean_states(params, config: ModelConfig, tokens, segments) -> Float[Array, "B D"]:
-    """Return the mean of each text's last hidden states (an encoder's, where there is one)."""
+@partial(jax.jit, static_argnames=("config", "mode"))
+def pooled_states(params, config: ModelConfig, mode: Mode, tokens, segments) -> Float[Array, "B D"]:
+    """Return one vector of each text's last hidden states (an encoder's, where there is one)."""
     read = api.encode if config.topology == "encoder_decoder" else api.hidden
-    state = read(params, config, tokens, segments=segments).state
+    state = read(params, config, tokens, segments=segments).state.astype(jnp.float32)
+    if mode == "cls":
+        return state[:, 0]
     real = (segments > 0)[..., None]
-    return jnp.sum(jnp.where(real, state, 0), axis=1) / jnp.sum(real, axis=1)
+    count = jnp.sum(real, axis=1)
+    if mode == "last":
+        return jnp.take_along_axis(state, count[:, None] - 1, axis=1)[:, 0]
+    if mode == "max":
+        return jnp.max(jnp.where(real, state, -jnp.inf), axis=1)
+    if mode == "weighted_mean":  # the nth token weighs n
+        weights = real * (1.0 + jnp.arange(state.shape[1]))[:, None]
+        return jnp.sum(state * weights, axis=1) / jnp.sum(weights, axis=1)
+    total = jnp.sum(jnp.where(real, state, 0), axis=1)
+    return total / (jnp.sqrt(count) if mode == "root_mean" else count)
 
 
 @partial(jax.jit, static_argnames="config")

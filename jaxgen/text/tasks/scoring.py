@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained.pooling import read_pooling
 from jaxgen.text import programs
 from jaxgen.text.batches import Progress, by_length, pad
 from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require
@@ -89,12 +90,23 @@ def embed(
     overflow: Overflow = "refuse",
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "N D"]:
-    """Return the mean of each text's last hidden states (an encoder's, where there is one)."""
+    """Return a vector of each text: the mean of its last hidden states (of an encoder's, if any).
+
+    A folder of sentence-transformers says by its modules.json how else one is made, and of how many
+    tokens. Raises CheckpointError that names a module which is not known here.
+    """
+    pooling = read_pooling(model.home)
     found = np.zeros((len(texts), model.config.d_model), np.float32)
-    rows = encode_texts(model, texts, overflow)
+    if not all(texts):
+        raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
+    texts = [pooling.prompt + text for text in texts]
+    texts = [text.lower() for text in texts] if pooling.lower else texts
+    rows = encode_texts(model, texts, overflow, longest=pooling.longest)
     for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
-        vectors = np.asarray(programs.mean_states(model.params, model.config, tokens, segments))
-        found[numbers] = vectors[: len(numbers)]
+        vectors = programs.pooled_states(model.params, model.config, pooling.mode, tokens, segments)
+        found[numbers] = np.asarray(vectors)[: len(numbers)]
+    for step in pooling.after:
+        found = step(found)
     return found
 
 

@@ -1,0 +1,142 @@
+"""A folder of sentence-transformers makes its vectors as its modules.json says."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import test_laid
+from safetensors.numpy import save_file
+
+import jaxgen
+from jaxgen.cli import app, start
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.pretrained import pooling
+from jaxgen.text import tasks
+
+TEXTS = ["a b c", "c"]
+FIELDS = test_laid.ENCODER | {"output_bias": "none", "head": "none"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    home = tmp_path_factory.mktemp("plain")
+    return test_laid.folder(home, "[CLS] $A [SEP]", {}, "bert", **FIELDS)
+
+
+@pytest.fixture
+def home(plain, tmp_path):
+    """A copy of the folder, to which modules can be added."""
+    for path in plain.home.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def write(home, *kinds, **files):
+    at = "sentence_transformers.models."
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{at}Transformer"}]
+    for number, kind in enumerate(kinds, 1):
+        path = f"{number}_{kind}"
+        (home / path).mkdir()
+        modules.append({"idx": number, "path": path, "type": f"{at}{kind}"})
+        if kind in files:
+            (home / path / "config.json").write_text(json.dumps(files[kind]))
+    (home / "modules.json").write_text(json.dumps(modules))
+
+
+def opened(plain, home):
+    return dataclasses.replace(plain, home=home)
+
+
+def states(plain):
+    rows = [plain.ids(text) for text in TEXTS]
+    return [
+        np.asarray(jaxgen.apply(plain.params, plain.config, np.array([row])).hidden[0])
+        for row in rows
+    ]
+
+
+HOW = {
+    "mean": ("pooling_mode_mean_tokens", lambda x: x.mean(0)),
+    "cls": ("pooling_mode_cls_token", lambda x: x[0]),
+    "last": ("pooling_mode_lasttoken", lambda x: x[-1]),
+    "max": ("pooling_mode_max_tokens", lambda x: x.max(0)),
+    "root_mean": ("pooling_mode_mean_sqrt_len_tokens", lambda x: x.sum(0) / len(x) ** 0.5),
+    "weighted_mean": (
+        "pooling_mode_weightedmean_tokens",
+        lambda x: np.average(x, axis=0, weights=np.arange(1, len(x) + 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", HOW)
+def test_each_pooling_is_followed(plain, home, mode):
+    key, how = HOW[mode]
+    keys = dict.fromkeys((k for k, _ in HOW.values()), False) | {key: True}
+    write(home, "Pooling", Pooling=keys | {"word_embedding_dimension": 8, "include_prompt": True})
+    found = tasks.embed(opened(plain, home), TEXTS, batch=2)
+    np.testing.assert_allclose(found, [how(x) for x in states(plain)], atol=1e-5)
+
+
+def test_what_follows_the_pooling_is_followed_in_turn(plain, home):
+    write(home, "Pooling", "Dense", "Normalize", Pooling={"pooling_mode": "cls"},
+          Dense={"in_features": 8, "out_features": 3,
+                 "activation_function": "torch.nn.modules.activation.Tanh"})  # fmt: skip
+    draw = np.random.default_rng(0)
+    weight = draw.normal(size=(3, 8)).astype(np.float32)
+    bias = draw.normal(size=3).astype(np.float32)
+    save_file({"linear.weight": weight, "linear.bias": bias}, home / "2_Dense/model.safetensors")
+    wanted = np.tanh(np.stack([x[0] for x in states(plain)]) @ weight.T + bias)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    found = tasks.embed(opened(plain, home), TEXTS, batch=2)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_length_and_prompt_are_followed(plain, home):
+    write(home, "Pooling", Pooling={"pooling_mode_mean_tokens": True})
+    (home / "sentence_bert_config.json").write_text('{"max_seq_length": 5, "do_lower_case": true}')
+    about = {"prompts": {"query": "B "}, "default_prompt_name": "query"}
+    (home / "config_sentence_transformers.json").write_text(json.dumps(about))
+    model = opened(plain, home)
+    short, prompted = tasks.embed(model, ["A", "a"]), tasks.embed(plain, ["b a", "b a"])
+    np.testing.assert_allclose(short, prompted, atol=1e-6)
+    with pytest.raises(ConfigError, match="has 6 tokens, more than"):
+        tasks.embed(model, ["a b c"])
+    with pytest.warns(UserWarning, match="cut to 5 tokens"):
+        cut = tasks.embed(model, ["a b c"], overflow="cut")
+    np.testing.assert_allclose(cut, tasks.embed(plain, ["b a b"]), atol=1e-6)
+
+
+REFUSED = {
+    "module": (("Pooling", "LSTM"), {"pooling_mode": "cls"}, "LSTM is not known"),
+    "two modes": (
+        ("Pooling",), {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
+        "pooling_mode_cls_token, pooling_mode_max_tokens"),
+    "mode": (("Pooling",), {"pooling_mode": "attention"}, "pooling_mode='attention'"),
+    "no mode": (("Pooling",), {"pooling_mode_cls_token": False}, "no mode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kinds", "told", "part"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_known_is_refused_by_embed_alone(plain, home, kinds, told, part):
+    write(home, *kinds, Pooling=told)
+    with pytest.raises(CheckpointError, match=part):
+        tasks.embed(opened(plain, home), TEXTS)
+    jaxgen.load(home)
+
+
+def test_modules_are_looked_for_beside_the_model_alone(home):
+    write(home, "Pooling", Pooling={"pooling_mode": "cls"})
+    path = home / "modules.json"
+    path.write_text(path.read_text().replace("1_Pooling", "../1_Pooling"))
+    with pytest.raises(CheckpointError, match=r"'\.\./1_Pooling' is no folder beside it"):
+        pooling.read_pooling(home)
+
+
+def test_the_pooling_goes_along_when_a_folder_is_converted(home, monkeypatch, capsys):
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+    write(home, "Pooling", "Normalize", Pooling={"pooling_mode": "lasttoken"})
+    for target, to in (("ours", "jaxgen"), ("theirs", "hf")):
+        assert app.main(["convert", str(home), str(home / target), "--to", to]) == 0
+        found = pooling.read_pooling(home / target)
+        assert (found.mode, len(found.after)) == ("last", 1)
