@@ -27,6 +27,7 @@ Output = Literal["tied", "untied"]
 Layer = Literal["global", "local"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
+UNLIMITED = 1 << 20  # tokens; stands for no limit, and is beyond what a machine can hold
 Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no model is one or other
 
 
@@ -288,6 +289,15 @@ class ModelConfig:
     def F(self) -> int:  # noqa: N802
         """Feed-forward width."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row it reads: context, which sets no limit to relative positions.
+
+        T5 (Raffel et al. 2020) shares one bias among all distances beyond the farthest it tells
+        apart, so texts longer than those of its training can be read.
+        """
+        return UNLIMITED if self.positions == "relative" else self.context
 
     @property
     def head_activation(self) -> str:

@@ -351,7 +351,7 @@ def _forward(
 def _positions(config, tokens, positions, segments, cache):
     length = tokens.shape[1]
     capacity = None if cache is None else cache.capacity
-    limit = config.context if capacity is None else capacity
+    limit = config.longest if capacity is None else capacity
     fits = surely(lambda: length <= limit)
     if not fits and capacity is None and config.positions == "learned" and not are_known(length):
         raise ConfigError(

@@ -325,7 +325,7 @@ def _scored(
     if group.rows.source is not None and group.rows.segments is not None:
         which = [row for row, _ in made] + [made[0][0]] * (size - len(made))
         source, segments = group.rows.source[which], group.rows.segments[which]
-    tokens = tokens[:, : max(group.model.config.context, max(map(len, texts)))]
+    tokens = tokens[:, : max(group.model.config.longest, max(map(len, texts)))]
     params, config, kind, _ = group.parts
     found = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)
     logprobs, ids, best = (np.asarray(x) for x in found)

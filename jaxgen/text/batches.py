@@ -63,7 +63,7 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
     stops = stops_of([one.settings for one in filled], model.tokenizer, model.stop)
     tokens, widths = pad([one.ids for one in filled])
     rows = Rows(tokens, widths, stops, limits, _keys(filled))
-    context = model.config.context
+    context = model.config.longest
     if model.config.topology == "encoder_decoder":
         tokens = tokens[:, :context]  # a bucket may be wider than an encoder reads
         begin = np.full((size, 1), model.start, np.int32)

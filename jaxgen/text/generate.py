@@ -90,7 +90,7 @@ def check(config: ModelConfig, width: Size, length: int) -> None:
     """Raise ConfigError unless a model can go on from `width` tokens with `length` new ones."""
     if surely(lambda: width < 1) or length < 1:
         raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
-    room = config.context - width
+    room = config.longest - width
     if surely(lambda: length > room):
         remedy = f" or ask for at most {room}" if surely(lambda: room > 0) else ""
         raise ConfigError(

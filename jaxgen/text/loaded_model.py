@@ -107,7 +107,9 @@ def encode_texts(
     if not all(texts):
         raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
     rows, cut = [], 0
-    most = min(model.config.context, longest or model.config.context)
+    # What may be longer than the context is cut to it all the same: it was trained with that.
+    room = model.config.context if overflow == "cut" else model.config.longest
+    most = min(room, longest or room)
     for number, text in enumerate(texts):
         row = model.ids(text)
         if len(row) > most:

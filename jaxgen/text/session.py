@@ -74,7 +74,7 @@ class Session:
     @property
     def context(self) -> int:
         """Return how many tokens a prompt and its completion may have together."""
-        return self.config.context
+        return self.config.longest
 
     @property
     def reads_sources(self) -> bool:

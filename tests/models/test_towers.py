@@ -191,6 +191,25 @@ def test_generation_with_a_memory_matches_a_loop_over_full_forward_passes():
     np.testing.assert_array_equal(found, tokens[:, 1:])
 
 
+def test_relative_positions_set_no_limit_to_what_is_read_and_written():
+    params = random_params(T5)
+    source = np.arange(1, 41)[None] % 29
+    wide = T5.replace(context=64)
+    memory, wider = (jaxgen.encode(params, config, source) for config in (T5, wide))
+    np.testing.assert_array_equal(memory.state, wider.state)
+    assert source.shape[1] > T5.context
+    key, begin = jax.random.key(0), np.zeros((1, 1), np.int32)
+    made = [
+        jaxgen.generate(
+            params, config, begin, key, sample=jaxgen.greedy(), length=24, memory=memory
+        )
+        for config in (T5, wide)
+    ]
+    np.testing.assert_array_equal(*made)
+    with pytest.raises(ConfigError, match="40 tokens do not fit context of 16"):
+        jaxgen.encode(random_params(BART), BART, source)
+
+
 def test_a_cache_is_reordered_with_its_memory():
     params = params_of(T5)
     memory = jax.jit(lambda p: api.encode(p, T5, SOURCE, segments=SEGMENTS))(params)

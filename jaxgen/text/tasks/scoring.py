@@ -39,7 +39,7 @@ def classify(
     rows, types = _rows(model, texts, overflow)
     known = model.config.token_types
     problem = model.generation_config.problem_type
-    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
+    for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         kinds = None
         if known and types is not None:
             kinds, _ = pad([types[i] for i in numbers], width=tokens.shape[1], size=batch)
@@ -62,7 +62,7 @@ def _rows(
     single = [text for text in texts if isinstance(text, str)]
     if len(single) == len(texts):
         return encode_texts(model, single, overflow), None
-    most, rows, types, cut = model.config.context, [], [], 0
+    most, rows, types, cut = model.config.longest, [], [], 0
     for number, text in enumerate(texts):
         if isinstance(text, str):
             rows += encode_texts(model, [text], overflow)
@@ -102,7 +102,7 @@ def embed(
     texts = [pooling.prompt + text for text in texts]
     texts = [text.lower() for text in texts] if pooling.lower else texts
     rows = encode_texts(model, texts, overflow, longest=pooling.longest)
-    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
+    for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         vectors = programs.pooled_states(model.params, model.config, pooling.mode, tokens, segments)
         found[numbers] = np.asarray(vectors)[: len(numbers)]
     for step in pooling.after:
@@ -125,7 +125,7 @@ def score(
     require(model, "score", topology=("decoder",), head=("lm",))
     found = [(0.0, 0)] * len(texts)
     rows = encode_texts(model, texts, overflow)
-    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
+    for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         read, targets, real = tokens[:, :-1], tokens[:, 1:], segments[:, 1:]
         logp, _ = programs.target_log_probabilities(
             model.params, model.config, read, segments[:, :-1], targets
@@ -159,7 +159,7 @@ def fill_mask(
         rows.append([*before, *_hidden(model, parts, hidden), *after])
         _check_room(model, rows[-1], text)
     found: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
-    for numbers, tokens, segments in by_length(rows, batch, model.config.context, progress):
+    for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         probs = np.asarray(
             programs.token_probabilities(model.params, model.config, tokens, segments)
         )
@@ -184,7 +184,7 @@ def _hidden(model: LoadedModel, parts: Sequence[str], hidden: int) -> list[int]:
 
 
 def _check_room(model: LoadedModel, row: list[int], text: str) -> None:
-    if len(row) > model.config.context:
+    if len(row) > model.config.longest:
         raise ConfigError(
             f"text {text[:40]!r} has {len(row)} tokens, more than context={model.config.context}"
         )
