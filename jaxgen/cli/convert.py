@@ -41,6 +41,7 @@ def convert(
     folder, which = paths.model(source, step)
     target = Path(out)
     start.prepare_jax(paths.cache())
+    from jaxgen import tree
     from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
 
     with exits.in_folder(folder):
@@ -55,15 +56,13 @@ def convert(
             layout=to,
             family=family,
         )
-        pooling.copy_pooling(folder, target)
         hub = target if to == "hf" else folder if hub_read.is_hub(folder) else None
         try:
+            pooling.copy_pooling(folder, target)
             compared = _parity(hub, target, hub_parity, model)
         except CheckpointError:
             shutil.rmtree(target)
             raise
-    from jaxgen import tree
-
     rows = [
         ("wrote", f"{target} ({to} layout)"),
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
