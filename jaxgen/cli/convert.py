@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +32,8 @@ def convert(
     """Turn a run into a Hugging Face folder, or such a folder into one of ours.
 
     Nothing is downloaded, no pickle is opened and no code of a model is run.
-    Where torch and transformers are installed, both compute the logits of the
-    same tokens at the end; if they differ the folder is removed again.
+    Where torch and transformers are installed, ids of texts and logits of the
+    two are compared at the end; if they differ the folder is removed again.
 
     For example:
         jaxgen convert runs/quickstart hub/ --to hf
@@ -59,14 +60,14 @@ def convert(
         hub = target if to == "hf" else folder if hub_read.is_hub(folder) else None
         try:
             pooling.copy_pooling(folder, target)
-            compared = _parity(hub, target, hub_parity, model)
+            compared = _parity(hub, target, kept.tokenizer, hub_parity, model)
         except CheckpointError:
             shutil.rmtree(target)
             raise
     rows = [
         ("wrote", f"{target} ({to} layout)"),
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
-        ("tokenizer", _tokenizer(kept.tokenizer, target)),
+        ("tokenizer", _tokenizer(kept.tokenizer)),
         ("chat template", "none" if kept.chat_template is None else "kept"),
         ("generation", kept.generation_config.told() or "nothing special"),
         ("parity", compared),
@@ -75,19 +76,26 @@ def convert(
     arguments.print_rows(rows + (left if kept.dropped else []))
 
 
-def _parity(hub: Path | None, target: Path, hub_parity, model) -> str:
+def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:
     if hub is None:
         return "not measured: neither folder is one that transformers opens"
     if not hub_parity.can_compare():
         return "not measured: it needs torch and transformers, which are not installed"
-    return hub_parity.compare(hub, *model.load(target))
+    config, params = model.load(target)
+    told = hub_parity.compare(hub, config, params)
+    if tokenizer is None:
+        return told
+    try:
+        return f"{told}; {hub_parity.compare_texts(hub, tokenizer, config.topology)}"
+    except CheckpointError as error:
+        if hub == target:
+            raise
+        # A published tokenizer.json is what its model was taught with, however it is read.
+        warnings.warn(str(error), stacklevel=2)
+        return f"{told}; ids differ"
 
 
-def _tokenizer(tokenizer, target: Path) -> str:
+def _tokenizer(tokenizer) -> str:
     if tokenizer is None:
         return "none: the source has none"
-    from jaxgen.pretrained.assets import has_tokenizer
-
-    kept = (target / "tokenizer").is_dir() or has_tokenizer(target)
-    kind = type(tokenizer).__name__.lower()
-    return f"{tokenizer.vocab_size} ids" if kept else f"left out: {kind} has no Hugging Face form"
+    return f"{tokenizer.vocab_size} ids"

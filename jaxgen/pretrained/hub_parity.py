@@ -1,4 +1,4 @@
-"""The gate after an import or export: transformers and we compute the same logits."""
+"""The gate after an import or export: transformers and we give the same ids and logits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,41 @@ from typing import Any
 import numpy as np
 
 from jaxgen.config import ModelConfig
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, DataError
 from jaxgen.models import api
 from jaxgen.pretrained import hub_read
 from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.store import safetensors
+from jaxgen.tokens import Tokenizer
+from jaxgen.tokens.export import ends
+from jaxgen.tokens.marian import Marian
 
 ROWS, LENGTH = 2, 32
 # float32: largest difference, relative to the largest logit. Below it: nats of KL per token.
 LARGEST, DIVERGENCE = 1e-4, 1e-2
+
+TRICKY = (  # what tokenizers are known to read differently
+    "",
+    " ",
+    "  two  spaces   three ",
+    "\ttab\tand space ",
+    "a line\nanother\n\nand a third\n",
+    "\r\nof Windows\r\n",
+    "Caf\u00e9, cafe\u0301 and STRASSE or Stra\u00dfe",
+    "\u6771\u4eac\u3068\ud55c\uad6d\uc5b4",
+    "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
+    "\U0001f469\u200d\U0001f680 \U0001f44d\U0001f3fd \U0001f1e9\U0001f1ea",
+    "<s> </s> <pad> <unk> [MASK] <|endoftext|> <0x41>",
+    "a<s>b</s>c",
+    "1234567890 3.14159 1,000,000 007",
+    "don't we'll I'm it's 'quoted' \"too\"",
+    "def f(x):\n    return x ** 2  # twice\n",
+    "https://example.org/a?b=c&d=%20#e",
+    "supercalifragilistic" * 20,
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "\u2581 \u00a0\u2028\ufeff\u200b\x01",
+    "the cat sat on the mat.",
+)
 
 
 def can_compare() -> bool:
@@ -59,6 +85,43 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     if not (worst <= LARGEST * max(1.0, scale) if exact else nats <= DIVERGENCE):
         raise CheckpointError(f"{hub}: transformers computes other logits: {told}")
     return told
+
+
+def compare_texts(hub: Path, tokenizer: Tokenizer, topology: str) -> str:
+    """Return one line about the ids and texts that transformers on `hub` and our tokenizer give.
+
+    Raises CheckpointError with the first text of `TRICKY` that they read otherwise.
+    """
+    if isinstance(tokenizer, Marian):
+        return "ids not compared: Marian's files are read by sentencepiece alone"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    family, _ = hub_read.read_config(hub)
+    known = family.library == "transformers"
+    kind = transformers.AutoTokenizer if known else transformers.PreTrainedTokenizerFast
+    theirs = kind.from_pretrained(hub, trust_remote_code=False)
+    before, after = ends(tokenizer, topology)
+    who = f"{hub}: transformers ({type(theirs).__name__})"
+    texts = {text: ids for text in TRICKY if (ids := _ids(tokenizer, text)) is not None}
+    for text, ids in texts.items():
+        found = theirs(text, split_special_tokens=True)["input_ids"]
+        wanted = [*before, *ids, *after]
+        if found != wanted:
+            raise CheckpointError(f"{who} reads {text!r:.60} as {found[:12]}, we as {wanted[:12]}")
+        shown = theirs.decode(ids, skip_special_tokens=True)
+        if theirs.unk_token_id not in ids and shown != tokenizer.decode(ids):
+            raise CheckpointError(f"{who} writes {shown!r:.60} for the ids of {text!r:.60}")
+    return f"ids and texts of {len(texts)} texts equal"
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
+    """Return the ids of a text, None if it holds a character that the tokenizer lacks."""
+    try:
+        return tokenizer.encode(text)
+    except DataError:
+        return None
 
 
 def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:

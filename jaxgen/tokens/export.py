@@ -58,6 +58,15 @@ def tokenizer_json(tokenizer: Tokenizer, *, rows: int, topology: str) -> Exporte
     )
 
 
+def ends(tokenizer: Tokenizer, topology: str) -> tuple[list[int], list[int]]:
+    """Return the ids that an exported tokenizer puts before a text, and after it."""
+    own = tokenizer.around() if isinstance(tokenizer, HuggingFace) else ([], [])
+    if own != ([], []):
+        return own
+    begin, end = ([] if i is None else [i] for i in (tokenizer.special.bos, tokenizer.special.eos))
+    return begin, end if topology != "decoder" else []
+
+
 def _extended(tokenizer: HuggingFace, rows: int, topology: str) -> Exported:
     names = {i: name for name, i in tokenizer.vocabulary().items()}
     special = {
