@@ -90,8 +90,8 @@ def test_tokenize_and_eval_print_their_rows_as_a_table(jaxgen, calls, config, tm
     shown = jaxgen("eval", "mine", "--split", "test")
     assert shown.out == "loss           1.5 nats per token\nbits per byte  2.1\n"
     assert calls[-1][1:] == (
-        (Path("runs/mine"),),
-        {"split": "test", "cache": tmp_path / "cache"},
+        (Path("runs/mine"), ()),
+        {"split": "test", "cache": tmp_path / "cache", "step": None},
     )
 
 
@@ -136,7 +136,7 @@ MISTAKES = [
     (["eval", "tiny.yaml"], "tiny.yaml is a file"),
     (["eval", "quickstrt"], "no such run"),
     (["eval", ".", "--split", "tset"], '"tset"', 'did you mean "test"?'),
-    (["eval", ".", "more"], "unexpected 'more'"),
+    (["eval", ".", "more"], "unexpected word 'more'"),
     (["quickstart", "fast"], "unexpected word 'fast'"),
 ]
 
