@@ -18,7 +18,7 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.pretrained.assets import copy_assets
 from jaxgen.profile import take
-from jaxgen.run import facts, initial, inputs, peers, post_mortem, profiling
+from jaxgen.run import bad_streak, facts, initial, inputs, peers, profiling
 from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
 from jaxgen.run.inputs import ENVIRONMENT
 from jaxgen.run.job import Run
@@ -156,8 +156,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
         pending = known is None and due
     logger = Mute()
     if run.group.first:
-        steps = {"total_steps": settings.steps, "resume_step": begin}
-        logger = Log(run.folder, **steps, validation_pending=pending)
+        total = settings.steps
+        logger = Log(run.folder, total_steps=total, resume_step=begin, validation_pending=pending)
     with logger as log:
         try:
             if restored is not None:
@@ -281,7 +281,7 @@ def _callbacks(
         poll=run.checkpoints.poll,
         stopping=asked,
         phase=phase,
-        on_bad_streak=partial(post_mortem.write, run),
+        on_bad_streak=partial(bad_streak.report, run),
         rate=schedule.make(run.settings.train),
         flops_per_token=flops.per_token(run.settings.model),
         peak=flops.peak(jax.devices()),

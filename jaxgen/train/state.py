@@ -1,4 +1,4 @@
-"""All that changes from step to step, as one value."""
+"""The training state: everything that changes from step to step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Params = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Health:
-    """What the guard remembers: the running loss, and how many steps it has refused."""
+    """State of `nonfinite.check`: the running mean of the loss, and counts of refused steps."""
 
     mean: Any  # Float[Array, ""]
     seen: Any  # Int[Array, ""]
@@ -66,7 +66,7 @@ make = train_state  # the name it had before it was public, kept for programs th
 def evaluation_params(state: State) -> Any:
     """Return the parameters to validate, save and generate with.
 
-    They are those of the state, but for an optimizer that trains at other points than it is judged
+    They are those of the state, but for an optimizer that trains at other points than it is evaluated
     at (`optax.contrib.schedule_free`; Defazio et al. 2024): then they are computed of both.
     """
 
@@ -78,7 +78,7 @@ def evaluation_params(state: State) -> Any:
     if not free:
         return state.params
     masters = states(Master)
-    found = contrib.schedule_free_eval_params(
+    averaged = contrib.schedule_free_eval_params(
         free[0], masters[0].params if masters else state.params
     )
-    return jax.tree.map(lambda x, p: x.astype(p.dtype), found, state.params)
+    return jax.tree.map(lambda x, p: x.astype(p.dtype), averaged, state.params)

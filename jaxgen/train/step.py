@@ -16,7 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.train import accumulate as accumulation
-from jaxgen.train import guard
+from jaxgen.train import nonfinite
 from jaxgen.train.accumulate import LossFunction
 from jaxgen.train.losses import Batch, Loss
 from jaxgen.train.master import in_float32, wide
@@ -39,8 +39,8 @@ def train_step(
 ) -> tuple[State, dict[str, Any]]:
     """Return (state, metrics) after one step; donate the state when you jit it.
 
-    A step whose loss, gradient or update is not finite, or whose loss is a spike (`guard.judge`),
-    leaves parameters and optimizer as they were and is counted in metrics["skipped"]. Parameters
+    A step whose loss, gradient or update is not finite, or whose loss is a spike, leaves parameters
+    and optimizer as they were and is counted in metrics["skipped"] (`nonfinite.check`). Parameters
     narrower than float32 are updated in float32 (`master`).
 
     Args:
@@ -53,7 +53,7 @@ def train_step(
         accumulate: microbatches that the rows are dealt out to, 1 or more; the result is the same.
         spike: multiple of the running mean from which on a loss is refused; None: none is.
         patience: bad steps in a row after which nothing is taken any more, 1 or more.
-        gradients: who takes the gradient of a batch; see `train.forms` for others.
+        gradients: computes the gradient of a batch; see `train.forms` for others.
 
     Returns:
         The state, and metrics: loss (mean nll, nats), objective (what was minimised), grad_norm,
@@ -72,13 +72,13 @@ def train_step(
     update = lambda g: tx.update(g, state.optimizer, state.params, **more)  # noqa: E731
     updates, moments = update(grads)
     params = optax.apply_updates(state.params, updates)
-    judged = _judged(update, grads, updates, norm, state.params)
-    limits = {"spike": spike, "patience": patience, "update": judged}
-    good, health = guard.judge(state.health, objective, norm, **limits)
+    checked = _checked_update(update, grads, updates, norm, state.params)
+    limits = {"spike": spike, "patience": patience, "update": checked}
+    good, health = nonfinite.check(state.health, objective, norm, **limits)
     state = State(
         step=state.step + 1,
-        params=guard.choose(good, params, state.params),
-        optimizer=guard.choose(good, moments, state.optimizer),
+        params=nonfinite.select(good, params, state.params),
+        optimizer=nonfinite.select(good, moments, state.optimizer),
         key=state.key,
         health=health,
     )
@@ -102,14 +102,14 @@ def _metrics(result: Loss, mean: Any, objective: Any, norm: Any, health: Health)
     return metrics | result.metrics
 
 
-def _judged(update: Callable, grads: Any, updates: Any, norm: Any, params: Any) -> Any:
-    """Return what of an update has to be finite.
+def _checked_update(update: Callable, grads: Any, updates: Any, norm: Any, params: Any) -> Any:
+    """Return the tree of numbers of an update that must be finite.
 
-    XLA writes down what two read, here updates and moments: the guard, and then the step. Where an
-    update costs no more than reading its inputs it is computed twice instead; tied to the norm, or
-    the compiler would find both equal.
+    XLA materialises a value with two readers, here updates and moments (the check, then the step).
+    Where an update costs no more than reading its inputs, it is computed twice instead; the factor
+    tied to the norm keeps the compiler from merging the two.
     """
-    costly = ("dot_general[", "while[", "scan[")  # Muon's products, a search along a line
+    costly = ("dot_general[", "while[", "scan[")  # Muon's matmuls, a line search
     text = str(jax.make_jaxpr(lambda grads: update(grads)[0])(grads))
     if not any(word in text for word in costly):
         one = 1 + 0 * norm  # a norm that is not finite makes the step a bad one anyway
@@ -121,9 +121,9 @@ def _judged(update: Callable, grads: Any, updates: Any, norm: Any, params: Any) 
 
 
 def _objective_of(take: Callable[..., tuple[Loss, Any]], params: Any) -> Callable[[Any], Any]:
-    """Return the mean loss of the batch as a function of parameters, for a search along a line.
+    """Return the mean loss of the batch as a function of parameters, for a line search.
 
-    Its derivative is the gradient that `take` finds, microbatch by microbatch and over devices.
+    Its derivative is the gradient of `take`, microbatch by microbatch and over devices.
     """
 
     def value_and_gradient(moved: Any) -> tuple[Any, Any]:

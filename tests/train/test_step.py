@@ -13,7 +13,7 @@ from optax import contrib
 import jaxgen
 from jaxgen import tree
 from jaxgen.errors import ConfigError
-from jaxgen.train import autopsy, optimizer
+from jaxgen.train import nonfinite, optimizer
 from jaxgen.train import state as states
 from jaxgen.train.accumulate import gradients
 from jaxgen.train.settings import TrainSettings
@@ -209,8 +209,8 @@ def test_an_update_that_is_not_finite_is_not_taken(params, name):
     assert (int(metrics["skipped"]), int(metrics["streak"])) == (1, 1)
     assert np.isfinite(metrics["objective"]) and np.isfinite(metrics["grad_norm"])
     assert unchanged(state, after)
-    found = autopsy.examine(after, batch(), 2, **OPTIONS, optimizer=UPDATES[name])
-    assert "the optimizer's update of " in str(autopsy.error(found, 2, 2, [], "none"))
+    found = nonfinite.locate(after, batch(), 2, **OPTIONS, optimizer=UPDATES[name])
+    assert "the optimizer's update of " in str(nonfinite.report(found, 2, 2, [], "none"))
 
 
 def test_weights_that_sum_to_less_than_one_do_not_scale_the_loss(params):
@@ -305,10 +305,10 @@ def test_optimizers_that_read_the_loss_lower_it(params, name):
         state, metrics = step(state, batch())
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.2 and int(metrics["skipped"]) == 0
-    judged = jax.jit(jaxgen.causal_loss, static_argnums=1)(
+    checked = jax.jit(jaxgen.causal_loss, static_argnums=1)(
         states.evaluation_params(state), CONFIG, batch()
     )
-    assert float(mean_of(judged)) < losses[0] - 0.2
+    assert float(mean_of(checked)) < losses[0] - 0.2
     same = states.evaluation_params(state) is state.params
     assert same == (name != "schedule free")
 
@@ -398,10 +398,10 @@ def test_an_update_that_float16_cannot_hold_is_not_taken():
     step = partial(jaxgen.train_step, config=config, optimizer=tx, loss=jaxgen.causal_loss)
     after, metrics = jax.jit(step)(state, batch())
     assert int(metrics["skipped"]) == 1 and unchanged(state, after)
-    found = autopsy.examine(
+    found = nonfinite.locate(
         after, batch(), 1, config=config, loss=jaxgen.causal_loss, accumulate=1, optimizer=tx
     )
-    assert "float16 ends at 65504" in str(autopsy.error(found, 1, 1, [], "none"))
+    assert "float16 ends at 65504" in str(nonfinite.report(found, 1, 1, [], "none"))
 
 
 def with_params(state, params):
@@ -428,10 +428,10 @@ def test_a_spike_is_skipped_once_the_loss_has_settled(params):
 def test_the_post_mortem_names_parameter_and_examples(params):
     state = states.train_state(poisoned(params), optax.set_to_zero(), jax.random.key(0))
     options = {**OPTIONS, "optimizer": optax.set_to_zero()}
-    found = autopsy.examine(state, batch(), 1, **options)
+    found = nonfinite.locate(state, batch(), 1, **options)
     assert found["params"] == ["layers/feed/up"]
     assert found["rows"] == list(range(B))
-    error = autopsy.error(found, 7, 3, ["row 0"], "checkpoint 5 stays")
+    error = nonfinite.report(found, 7, 3, ["row 0"], "checkpoint 5 stays")
     assert error.exit_code == 6
     assert "step 7" in str(error) and "parameter layers/feed/up is not finite" in str(error)
     assert "checkpoint 5 stays" in str(error) and "\n" not in str(error)
@@ -442,6 +442,6 @@ def test_the_post_mortem_of_a_bad_example_names_its_row(params):
     weights = batch()["weights"].copy()
     weights[3, 2] = np.inf
     options = {**OPTIONS, "optimizer": optax.set_to_zero()}
-    found = autopsy.examine(state, batch() | {"weights": weights}, 1, **options)
+    found = nonfinite.locate(state, batch() | {"weights": weights}, 1, **options)
     assert found["rows"] == [3] and found["params"] == []
-    assert "the gradient of" in str(autopsy.error(found, 1, 3, [], "none"))
+    assert "the gradient of" in str(nonfinite.report(found, 1, 3, [], "none"))

@@ -1,4 +1,4 @@
-"""The end of a run whose steps went bad: what was wrong, and in which examples, in one file."""
+"""Ends a run after a streak of bad steps, with a file that names the parameters and examples."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from jaxgen import data, files
 from jaxgen.mesh import place
-from jaxgen.train import autopsy
+from jaxgen.train import nonfinite
 from jaxgen.train.state import State
 
 
-def write(
+def report(
     run: Any, state: State, step: int, batch: dict[str, np.ndarray], metrics: dict[str, Any]
 ) -> None:
     """Write post-mortem-STEP.json and raise the NonFiniteError that sums it up.
@@ -28,7 +28,7 @@ def write(
     if run.group.count > 1:
         assert run.mesh is not None
         inputs_only = place.place_batch(run.mesh, inputs_only, train.batch)
-    found = place.under(run.mesh, autopsy.examine)(
+    located = place.under(run.mesh, nonfinite.locate)(
         state,
         inputs_only,
         step,
@@ -37,17 +37,19 @@ def write(
         accumulate=train.accumulate,
         optimizer=run.optimizer,
     )
-    examples = _examples(run, found["rows"], batch["index"])
+    examples = _examples(run, located["rows"], batch["index"])
     path = run.folder / f"post-mortem-{step}.json"
-    about = found | {"step": step, "examples": examples, "time": time.strftime("%FT%T%z")}
+    about = located | {"step": step, "examples": examples, "time": time.strftime("%FT%T%z")}
     run.group.lead("post-mortem", lambda: files.write(path, json.dumps(about, indent=2) + "\n"))
-    kept = run.checkpoints.steps()
-    stays = f"checkpoint {kept[-1]} stays" if kept else "there is no checkpoint yet"
-    raise autopsy.error(found, step, train.patience, examples[:3], f"{stays}, details in {path}")
+    steps = run.checkpoints.steps()
+    left = f"checkpoint {steps[-1]} stays" if steps else "there is no checkpoint yet"
+    raise nonfinite.report(
+        located, step, train.patience, examples[:3], f"{stays}, details in {path}"
+    )
 
 
 def _examples(run: Any, rows: Sequence[int], index: np.ndarray) -> list[str]:
-    """Return in words what rows of the global batch hold; index: of this process's rows."""
+    """Describe rows of the global batch; index: where each row of this process begins."""
     context, train = run.settings.model.context, run.settings.train
     begin = place.own_rows(run.mesh, train.batch)[0] * len(index)
     mine = {
