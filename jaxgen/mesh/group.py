@@ -1,8 +1,8 @@
-"""The processes of one run, and how they meet: named, timed, and naming who is missing.
+"""Synchronisation of the processes of one run, with deadlines and errors that name the missing.
 
-Nothing here touches a device. The processes write to a store of small texts that process 0 keeps
-(JAX's coordination service has one), so that a meeting has a deadline and an error a culprit; a
-collective on devices has neither.
+Nothing here touches a device. The processes exchange small texts through a key-value store that
+process 0 hosts (that of JAX's coordination service), because a collective on devices has no
+deadline and its errors name no process.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 from jaxgen import errors
 from jaxgen.errors import ConfigError, PeerError, UserError
 
-ROOM = "jaxgen/meet"  # where the keys of meetings begin
-PATIENCE = 600.0  # seconds that a meeting waits for a process that is alive but does not come
-SLOW = 10.0  # seconds after which a line says who is waited for
-POLL = (0.002, 0.2)  # seconds between looks, at first and at most
+ROOM = "jaxgen/sync"  # prefix of the keys
+PATIENCE = 600.0  # seconds that `sync` waits for a process that is alive but does not call it
+SLOW = 10.0  # seconds after which a line names the processes waited for
+POLL = (0.002, 0.2)  # seconds between polls, at first and at most
 
 T = TypeVar("T")
 Decide = Callable[[list[str]], str]
@@ -29,7 +29,7 @@ Decide = Callable[[list[str]], str]
 
 @runtime_checkable
 class Store(Protocol):
-    """Texts by key that all processes read and write; PeerError if its keeper is gone."""
+    """Key-value store of all processes; PeerError if the process that hosts it is lost."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str, seconds: float) -> str | None: ...
@@ -38,15 +38,15 @@ class Store(Protocol):
 
 
 class AgreedExit(SystemExit):
-    """The end of all processes of a group, at the same place and with the same code."""
+    """Raised in all processes of a group at the same place, to exit with the same code."""
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """This process and its peers; `ALONE` where there are none.
+    """This process and its peers; `ALONE` without any.
 
-    names: each process in words, "process 1 (host, pid 7)". Every method but `first` must be
-    called by all processes in the same order; threads of one process may use different names.
+    names: a description of each process, "process 1 (host, pid 7)". All processes must call every
+    method but `first` in the same order; threads of one process may use different names.
     """
 
     index: int = 0
@@ -64,7 +64,7 @@ class Group:
         """Whether this is process 0, which writes and speaks for all."""
         return self.index == 0
 
-    def meet(
+    def sync(
         self,
         name: str,
         value: str = "",
@@ -72,35 +72,35 @@ class Group:
         *,
         patient: bool = False,
     ) -> str:
-        """Return what process 0 decides of the values of all processes, once all have come.
+        """Return process 0's `decide(values of all processes)`, once all have called this.
 
-        patient: wait as long as it takes, as for work that process 0 does alone; a process that
-        has died still ends the wait (`mesh.watch`). Raises PeerError that names the missing.
+        patient: no deadline, as for work that process 0 does alone; a process that dies still
+        ends the wait (`mesh.watch`). Raises PeerError naming the missing processes.
         """
         if self.store is None:
             return decide([value])
         turn = self._turns[name]
         self._turns[name] += 1
-        place = f"{ROOM}/{name}/{turn}"
+        prefix = f"{ROOM}/{name}/{turn}"
         limit = None if patient else self.patience
-        self.store.set(f"{place}/came/{self.index}", value)
+        self.store.set(f"{prefix}/came/{self.index}", value)
         if self.first:
-            answer = self._gather(name, place, decide, limit)
+            answer = self._gather(name, prefix, decide, limit)
             if turn:  # all are here, so all have read the answer before
                 self.store.delete(f"{ROOM}/{name}/{turn - 1}/")
         else:
-            answer = self._answer(name, place, limit)
-        found = json.loads(answer)
-        if "missing" in found:
-            raise self._absent(name, found["missing"], found["seconds"])
-        return found["answer"]
+            answer = self._answer(name, prefix, limit)
+        reply = json.loads(answer)
+        if "missing" in reply:
+            raise self._absent(name, reply["missing"], reply["seconds"])
+        return reply["answer"]
 
     def barrier(self, name: str) -> None:
-        """Return once all processes have come; PeerError names those that do not."""
-        self.meet(name)
+        """Wait for all processes; PeerError names the missing."""
+        self.sync(name)
 
-    def together(self, name: str, action: Callable[[], T], *, patient: bool = False) -> T:
-        """Return what `action` returns here, once it has succeeded in every process.
+    def all_ok(self, name: str, action: Callable[[], T], *, patient: bool = False) -> T:
+        """Return this process's `action()`, once it has succeeded in every process.
 
         A UserError of any process is raised in all, so that they end alike.
         """
@@ -111,21 +111,21 @@ class Group:
             if self.store is None:
                 raise
             own = error
-        told = "" if own is None else json.dumps([type(own).__name__, self.index, str(own)])
-        found = self.meet(name, told, _first_told, patient=patient)
+        failure = "" if own is None else json.dumps([type(own).__name__, self.index, str(own)])
+        first = self.sync(name, failure, _first_error, patient=patient)
         if own is not None:
             raise own
-        if found:
-            kind, index, text = json.loads(found)
+        if first:
+            kind, index, text = json.loads(first)
             raise _error(kind, f"{self.names[index]}: {text}")
         return result  # pyright: ignore[reportReturnType]
 
-    def lead(self, name: str, action: Callable[[], Any]) -> None:
-        """Let process 0 act while the others wait; its UserError is raised in all."""
-        self.together(name, action if self.first else lambda: None, patient=True)
+    def on_primary(self, name: str, action: Callable[[], Any]) -> None:
+        """Run `action` in process 0 while the others wait; its UserError is raised in all."""
+        self.all_ok(name, action if self.first else lambda: None, patient=True)
 
     def leave(self, code: int) -> NoReturn:
-        """End all processes with this exit code, which they have decided on together."""
+        """Exit with this code in all processes, which must all call this."""
         self.barrier("leaving")
         raise AgreedExit(code)
 
@@ -142,25 +142,25 @@ class Group:
                         return json.dumps([index, key, theirs.get(key), ours.get(key)])
             return ""
 
-        found = self.meet(name, json.dumps(dict(facts)), decide)
-        if found:
-            index, key, theirs, ours = json.loads(found)
+        difference = self.sync(name, json.dumps(dict(facts)), decide)
+        if difference:
+            index, key, theirs, ours = json.loads(difference)
             raise ConfigError(
                 f"{self.names[index]} has {key}={theirs!r}, {self.names[0]} has {ours!r}; start "
                 f"all processes with the same config, code and data"
             )
 
-    def _gather(self, name: str, place: str, decide: Decide, limit: float | None) -> str:
+    def _gather(self, name: str, prefix: str, decide: Decide, limit: float | None) -> str:
         assert self.store is not None
         began, said, pause = time.monotonic(), 0.0, POLL[0]
-        came = f"{place}/came/"
+        came = f"{prefix}/came/"
         while True:
-            found = {int(k.removeprefix(came)): v for k, v in self.store.find(came).items()}
+            values = {int(k.removeprefix(came)): v for k, v in self.store.find(came).items()}
             waited = time.monotonic() - began
-            if len(found) == self.count:
-                answer = {"answer": decide([found[index] for index in range(self.count)])}
+            if len(values) == self.count:
+                answer = {"answer": decide([values[index] for index in range(self.count)])}
                 break
-            missing = [index for index in range(self.count) if index not in found]
+            missing = [index for index in range(self.count) if index not in values]
             if limit is not None and waited > limit:
                 answer = {"missing": missing, "seconds": round(waited)}
                 break
@@ -171,17 +171,17 @@ class Group:
             pause = min(pause * 1.5, POLL[1])
         if said:
             self.say(f"waited at {name!r} for {waited:.0f} s")
-        self.store.set(f"{place}/answer", json.dumps(answer))
+        self.store.set(f"{prefix}/answer", json.dumps(answer))
         return json.dumps(answer)
 
-    def _answer(self, name: str, place: str, limit: float | None) -> str:
+    def _answer(self, name: str, prefix: str, limit: float | None) -> str:
         assert self.store is not None
         began = time.monotonic()
         # Process 0 gives up first, and knows better who is missing.
         while limit is None or time.monotonic() - began < limit + self.slow:
-            found = self.store.get(f"{place}/answer", self.slow)
-            if found is not None:
-                return found
+            answer = self.store.get(f"{prefix}/answer", self.slow)
+            if answer is not None:
+                return answer
         raise self._absent(name, [0], round(time.monotonic() - began))
 
     def _absent(self, name: str, missing: list[int], seconds: int) -> PeerError:
@@ -199,7 +199,7 @@ class Group:
 ALONE = Group()
 
 
-def _first_told(values: list[str]) -> str:
+def _first_error(values: list[str]) -> str:
     return next((value for value in values if value), "")
 
 

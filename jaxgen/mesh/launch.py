@@ -74,7 +74,9 @@ def joined(launch: Launch | None) -> Iterator[Group]:
     if launch is None or launch.processes == 1:
         yield ALONE
         return
-    names = rendezvous.meet(*launch.address, launch.processes, launch.process, launch.start_timeout)
+    names = rendezvous.wait_for_all(
+        *launch.address, launch.processes, launch.process, launch.start_timeout
+    )
     watch = Watch(
         launch.process,
         names,

@@ -1,7 +1,7 @@
-"""Before JAX connects its processes: do all of them come, each once, and of one kind?
+"""Waits for all processes before JAX connects them, and checks that they fit together.
 
-JAX's own start ends the whole program when somebody is missing, and does not say who. So the
-processes call on process 0 first, at the address that JAX's service takes over afterwards.
+`jax.distributed.initialize` aborts the program when a process is missing and does not name it. So
+all processes connect to process 0 first, at the address that JAX's service uses afterwards.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ RETRY = 0.2  # seconds between calls on a process 0 that is not there yet
 LONGEST = 1 << 20  # bytes of a message
 
 
-def called(index: int) -> str:
-    """Return this process in words."""
+def describe_self(index: int) -> str:
+    """Describe this process, "process 3 (host, pid 7)"."""
     return f"process {index} ({socket.gethostname()}, pid {os.getpid()})"
 
 
-def meet(host: str, port: int, count: int, index: int, seconds: float) -> tuple[str, ...]:
-    """Return all processes in words, once each of them has come.
+def wait_for_all(host: str, port: int, count: int, index: int, seconds: float) -> tuple[str, ...]:
+    """Return the descriptions of all processes, once each of them has connected.
 
-    Raises PeerError that names who is missing or the address at which nobody answers, ConfigError
+    Raises PeerError naming missing processes or an address without an answer, ConfigError
     if two processes claim one index or count differently, BusyError for a port that is taken.
     """
     if index == 0:
@@ -39,9 +39,9 @@ def meet(host: str, port: int, count: int, index: int, seconds: float) -> tuple[
 
 
 @dataclass
-class _Guest:
+class Peer:
     link: socket.socket
-    heard: bytes = b""
+    received: bytes = b""
     about: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,20 +50,20 @@ def _receive(host: str, port: int, count: int, seconds: float) -> tuple[str, ...
     try:
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
-        door = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
+        server = socket.create_server(("", port), family=family, backlog=count, dualstack_ipv6=both)
     except OSError as error:
         raise BusyError(
             f"port {port} of {host} can't be had ({error.strerror}); stop what uses it, or give "
             f"another --coordinator to all processes"
         ) from error
-    guests: list[_Guest] = []
-    with door, selectors.DefaultSelector() as ears:
-        door.setblocking(False)
-        ears.register(door, selectors.EVENT_READ)
+    peers: list[Peer] = []
+    with server, selectors.DefaultSelector() as selector:
+        server.setblocking(False)
+        selector.register(server, selectors.EVENT_READ)
         try:
-            problem = _listen(door, ears, guests, count, deadline)
-            came = {guest.about["process"]: guest for guest in guests if guest.about}
-            missing = [index for index in range(1, count) if index not in came]
+            problem = _accept_peers(server, selector, peers, count, deadline)
+            arrived = {peer.about["process"]: peer for peer in peers if peer.about}
+            missing = [index for index in range(1, count) if index not in arrived]
             error: Exception | None = problem
             if problem is None and missing:
                 names = ", ".join(f"process {index}" for index in missing[:8])
@@ -72,88 +72,88 @@ def _receive(host: str, port: int, count: int, seconds: float) -> tuple[str, ...
                     f"{names}{more} of {count} did not come to {host}:{port} within "
                     f"{seconds:.0f} s; start all, with the same --coordinator and --processes"
                 )
-            names = [called(0), *(came[index].about["name"] for index in sorted(came))]
+            names = [describe_self(0), *(arrived[index].about["name"] for index in sorted(arrived))]
             answer = {"names": names} if error is None else {"error": str(error)}
             kind = {} if error is None else {"kind": type(error).__name__}
-            for guest in guests:
+            for peer in peers:
                 with suppress(OSError):
-                    guest.link.sendall(json.dumps(answer | kind).encode() + b"\n")
+                    peer.link.sendall(json.dumps(answer | kind).encode() + b"\n")
             if error is not None:
                 raise error
-            _see_off(guests)
+            _wait_for_close(peers)
             return tuple(names)
         finally:
-            for guest in guests:
-                guest.link.close()
+            for peer in peers:
+                peer.link.close()
 
 
-def _listen(
-    door: socket.socket,
-    ears: selectors.BaseSelector,
-    guests: list[_Guest],
+def _accept_peers(
+    server: socket.socket,
+    selector: selectors.BaseSelector,
+    peers: list[Peer],
     count: int,
     deadline: float,
 ) -> ConfigError | None:
-    """Fill `guests` until all have said who they are; return what is wrong with one of them."""
-    came: dict[int, _Guest] = {}
-    while len(came) < count - 1 and (left := deadline - time.monotonic()) > 0:
-        for key, _ in ears.select(left):
-            if key.fileobj is door:
-                link, _ = door.accept()
+    """Fill `peers` until all are identified; return the first error of one of them."""
+    arrived: dict[int, Peer] = {}
+    while len(arrived) < count - 1 and (left := deadline - time.monotonic()) > 0:
+        for key, _ in selector.select(left):
+            if key.fileobj is server:
+                link, _ = server.accept()
                 link.settimeout(5.0)
-                guests.append(_Guest(link))
-                ears.register(link, selectors.EVENT_READ, guests[-1])
+                peers.append(Peer(link))
+                selector.register(link, selectors.EVENT_READ, peers[-1])
                 continue
-            guest: _Guest = key.data
+            peer: Peer = key.data
             with suppress(OSError):
-                guest.heard += (part := guest.link.recv(4096))
-                if part and b"\n" not in guest.heard and len(guest.heard) < LONGEST:
+                peer.received += (part := peer.link.recv(4096))
+                if part and b"\n" not in peer.received and len(peer.received) < LONGEST:
                     continue
-            ears.unregister(guest.link)
-            about = _about(guest.heard)
+            selector.unregister(peer.link)
+            about = _about(peer.received)
             if about is None:  # a port scanner, or a health check
                 continue
-            guest.about = about
-            if problem := _problem(about, came, count):
+            peer.about = about
+            if problem := _problem(about, arrived, count):
                 return problem
-            came[about["process"]] = guest
+            arrived[about["process"]] = peer
     return None
 
 
-def _about(heard: bytes) -> dict[str, Any] | None:
+def _about(received: bytes) -> dict[str, Any] | None:
     try:
-        about = json.loads(heard)
+        about = json.loads(received)
         whole = all(type(about[key]) is int for key in ("process", "processes"))
         return about if whole and isinstance(about["name"], str) else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _problem(about: dict[str, Any], came: dict[int, _Guest], count: int) -> ConfigError | None:
+def _problem(about: dict[str, Any], arrived: dict[int, Peer], count: int) -> ConfigError | None:
     index, name = about["process"], about["name"]
     if about.get("jaxgen") != jaxgen.__version__:
         return ConfigError(
-            f"{name} runs jaxgen {about.get('jaxgen')}, {called(0)} {jaxgen.__version__}; install "
-            f"one version everywhere"
+            f"{name} runs jaxgen {about.get('jaxgen')}, {describe_self(0)} {jaxgen.__version__}; "
+            f"install one version everywhere"
         )
     if about["processes"] != count or not 0 < index < count:
         return ConfigError(
             f"{name} was started with --processes {about['processes']} --process {index}, "
-            f"{called(0)} with --processes {count}; give all the same number"
+            f"{describe_self(0)} with --processes {count}; give all the same number"
         )
-    if index in came:
+    if index in arrived:
         return ConfigError(
-            f"{came[index].about['name']} and {name} are both started with --process {index}; "
+            f"{arrived[index].about['name']} and {name} are both started with --process {index}; "
             f"give each its own, from 0 to {count - 1}"
         )
     return None
 
 
-def _see_off(guests: list[_Guest]) -> None:
-    # Who closes first keeps the port busy for a while, and we need it again.
-    for guest in guests:
+def _wait_for_close(peers: list[Peer]) -> None:
+    # The side that closes first keeps the port in TIME_WAIT, and we need it again.
+    for peer in peers:
         with suppress(OSError):
-            guest.link.recv(1)
+            peer.link.recv(1)
 
 
 def _call(host: str, port: int, count: int, index: int, seconds: float) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def _call(host: str, port: int, count: int, index: int, seconds: float) -> tuple
         "jaxgen": jaxgen.__version__,
         "process": index,
         "processes": count,
-        "name": called(index),
+        "name": describe_self(index),
     }
     while True:
         reason = "nobody answers"

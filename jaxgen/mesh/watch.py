@@ -88,7 +88,7 @@ class Watch:
         library.signal.restype = ctypes.c_void_p
         library.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
-    def blame(self) -> None:
+    def wait_for_verdict(self) -> None:
         """Wait for the watch to find who is lost, after an error that a lost process explains."""
         time.sleep(self.timeout + 3 * self.beat)
 
@@ -97,25 +97,25 @@ class Watch:
         while not self._stopping.wait(self.beat if count else 0):
             count += 1
             try:
-                found = self._look(count)
+                found = self._poll(count)
             except PeerError:  # of the store, which goes with its keeper
                 found = _verdict(PeerError.exit_code, f"{self.coordinator} is lost")
             if found and not self._stopping.is_set():
                 self._end(found)
 
-    def _look(self, count: int) -> str | None:
+    def _poll(self, count: int) -> str | None:
         """Return the verdict on this group, if there is one: exit code and words."""
         assert self._store is not None
         self._store.set(f"{ROOM}/beat/{self.index}", f"{count} {self._steps}")
         if self.index:
             return self._store.find(f"{ROOM}/verdict/").get(VERDICT)
-        found = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._heartless()
+        found = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._find_lost()
         if found:
             self._store.set(VERDICT, found)
             self._linger()
         return found
 
-    def _heartless(self) -> str | None:
+    def _find_lost(self) -> str | None:
         """Return the verdict on a process that is silent, or stuck."""
         assert self._store is not None
         beats, now = self._store.find(f"{ROOM}/beat/"), time.monotonic()
@@ -155,7 +155,7 @@ class Watch:
         if store is None or isinstance(error, AgreedExit):
             return
         if not isinstance(error, UserError | KeyboardInterrupt | SystemExit) and _of_peers(error):
-            self.blame()
+            self.wait_for_verdict()
         code, why = PeerError.exit_code, f"has ended with {type(error).__name__}: {error}"
         if isinstance(error, SystemExit):
             # Told to stop on its own, before there was a step to stop at together.

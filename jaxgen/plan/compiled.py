@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgen.mesh import make as meshes
-from jaxgen.mesh import place, rules
+from jaxgen.mesh import device_mesh, place, rules
 from jaxgen.models import api, serving
 from jaxgen.plan import hlo, shapes
 from jaxgen.profile import program
@@ -45,7 +44,7 @@ class Program:
 
 def training(settings: Settings, devices: list[Any]) -> Program:
     """Return the Program of a training step on all devices."""
-    mesh = meshes.lay(settings.mesh.sizes(len(devices)), devices)
+    mesh = device_mesh.mesh_of_sizes(settings.mesh.sizes(len(devices)), devices)
     model = settings.model
     state = shapes.state(settings)
     shardings = place.state_shardings(mesh, state, api.axes(model))
@@ -66,7 +65,7 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
     model = settings.model
     if model.topology == "encoder" or model.head != "lm":
         return None
-    mesh = meshes.lay(settings.mesh.sizes(len(devices)), devices)
+    mesh = device_mesh.mesh_of_sizes(settings.mesh.sizes(len(devices)), devices)
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     memory = settings.objective.source or model.context
     slots = memory if model.topology == "encoder_decoder" else None

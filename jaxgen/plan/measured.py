@@ -66,15 +66,14 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     # nothing of what a step needs.
     import jax
 
-    from jaxgen.mesh import make as meshes
-    from jaxgen.mesh import place
+    from jaxgen.mesh import device_mesh, place
     from jaxgen.models import api
     from jaxgen.plan import probe
     from jaxgen.run.step import step_of
     from jaxgen.train import forms, loop, optimizer
 
     settings = build_settings(mapping)
-    mesh = meshes.make(settings.mesh)
+    mesh = device_mesh.make_mesh(settings.mesh)
     axes, state = api.axes(settings.model), shapes.state(settings)
     shardings = None if mesh is None else place.state_shardings(mesh, state, axes)
     rule = optimizer.make(settings.train, axes)

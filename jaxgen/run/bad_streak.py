@@ -40,11 +40,13 @@ def report(
     examples = _examples(run, located["rows"], batch["index"])
     path = run.folder / f"post-mortem-{step}.json"
     about = located | {"step": step, "examples": examples, "time": time.strftime("%FT%T%z")}
-    run.group.lead("post-mortem", lambda: files.write(path, json.dumps(about, indent=2) + "\n"))
+    run.group.on_primary(
+        "post-mortem", lambda: files.write(path, json.dumps(about, indent=2) + "\n")
+    )
     steps = run.checkpoints.steps()
     left = f"checkpoint {steps[-1]} stays" if steps else "there is no checkpoint yet"
     raise nonfinite.report(
-        located, step, train.patience, examples[:3], f"{stays}, details in {path}"
+        located, step, train.patience, examples[:3], f"{left}, details in {path}"
     )
 
 
@@ -63,5 +65,5 @@ def _examples(run: Any, rows: Sequence[int], index: np.ndarray) -> list[str]:
             {row: text for value in values for row, text in json.loads(value).items()}
         )
 
-    known = json.loads(run.group.meet("examples", json.dumps(mine), merge))
+    known = json.loads(run.group.sync("examples", json.dumps(mine), merge))
     return [f"row {row} ({known[str(row)]})" for row in rows]

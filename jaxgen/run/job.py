@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 
 from jaxgen import data, tree
 from jaxgen.errors import DataError
-from jaxgen.mesh import make as meshes
-from jaxgen.mesh import place
+from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops import keys
@@ -67,7 +66,7 @@ class Run:
 
     @cached_property
     def mesh(self) -> Mesh | None:
-        return meshes.make(self.settings.mesh, self.devices)
+        return device_mesh.make_mesh(self.settings.mesh, self.devices)
 
     @cached_property
     def shardings(self) -> Any:

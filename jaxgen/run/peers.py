@@ -51,7 +51,7 @@ def code() -> str:
 
 def see(group: Group, path: Path) -> None:
     """Raise BusyError in all processes unless each reads the same in a file as process 0."""
-    text = group.meet(f"seeing {path.name}", decide=lambda _: path.read_text())
+    text = group.sync(f"seeing {path.name}", decide=lambda _: path.read_text())
 
     def look() -> None:
         end = time.monotonic() + LATE
@@ -63,7 +63,7 @@ def see(group: Group, path: Path) -> None:
                 )
             time.sleep(0.1)
 
-    group.together(f"seen {path.name}", look)
+    group.all_ok(f"seen {path.name}", look)
 
 
 class Stop:
@@ -94,7 +94,7 @@ class Stop:
         if self.stopped or self._calls <= self._next:
             return self.stopped
         state = {"told": self.told(), "failed": self.failed()}
-        answer = json.loads(self.group.meet("stop?", json.dumps(state), self._decide))
+        answer = json.loads(self.group.sync("stop?", json.dumps(state), self._decide))
         if answer["failed"]:
             self.fail()
         self.stopped, self._next = answer["told"], self._calls + answer["skip"]

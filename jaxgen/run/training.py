@@ -13,7 +13,7 @@ import jax
 from jaxgen import data, files, host, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, ConfigError, DataError, NonFiniteError
-from jaxgen.mesh import make as meshes
+from jaxgen.mesh import device_mesh
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.pretrained.assets import copy_assets
@@ -64,14 +64,14 @@ def train(
         profiling.check(settings.train.steps, folder)
     alike = {} if group.count == 1 else peers.identity(settings) | {"--profile": trace is not None}
     group.agree("start", alike)
-    group.together("devices", jax.devices)
+    group.all_ok("devices", jax.devices)
     with ExitStack() as held:
-        group.lead("run folder", lambda: held.enter_context(claimed(folder)))
+        group.on_primary("run folder", lambda: held.enter_context(claimed(folder)))
         peers.see(group, folder / LOCK)
         made: list[Run] = []
         prepare = partial(_prepared, settings, folder, cache, onward=onward)
-        group.lead("preparing", lambda: made.append(prepare()))
-        run = group.together("prepared", lambda: made[0] if made else prepare(writes=False))
+        group.on_primary("preparing", lambda: made.append(prepare()))
+        run = group.all_ok("prepared", lambda: made[0] if made else prepare(writes=False))
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
         _train(replace(run, group=group), stop, trace)
@@ -173,7 +173,7 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
                         f"{settings.steps} steps has it")  # fmt: skip
             if trace is not None:
                 profiling.check(settings.steps - begin, run.folder)
-                run.group.lead("profile", partial(take.prepare, trace))
+                run.group.on_primary("profile", partial(take.prepare, trace))
             if begin < settings.steps:
                 _introduce(run, log)
             state = _first_state(run, log) if restored is None else restored.tree
@@ -205,7 +205,7 @@ def _first_state(run: Run, log: Log | Mute) -> State:
     start, source = run.start(), run.settings.init_from
     if start is not None and source is not None:
         record = partial(initial.record, run.folder / ENVIRONMENT, start, source)
-        run.group.lead("the weights of init_from", record)
+        run.group.on_primary("the weights of init_from", record)
         log.say(start.told(source))
     return run.begin(start)
 
@@ -213,7 +213,7 @@ def _first_state(run: Run, log: Log | Mute) -> State:
 def _introduce(run: Run, log: Log | Mute) -> None:
     config, corpus = run.settings.model, run.corpus
     devices = jax.devices()
-    spread = "" if run.mesh is None else f": {meshes.describe(run.mesh)}"
+    spread = "" if run.mesh is None else f": {device_mesh.describe(run.mesh)}"
     if run.group.count > 1:
         spread += f", in {run.group.count} processes"
     log.say(

@@ -33,7 +33,7 @@ class Best:
 
     def _known(self) -> list[float]:
         if self._lowest is None:
-            there = self.group.meet(
+            there = self.group.sync(
                 "metrics", decide=lambda _: json.dumps(shelf.metrics(self.folder))
             )
             self._lowest = sorted(json.loads(there))[: self.keep]

@@ -106,7 +106,7 @@ class Checkpoints:
             versions=manifest.versions(),
             time=manifest.now(),
         )
-        self._group.lead("save: room", partial(self._make_room, step, described))
+        self._group.on_primary("save: room", partial(self._make_room, step, described))
         self._best.add(metric)
         self._begin(partial(self._save, draft, found))
 
@@ -125,7 +125,7 @@ class Checkpoints:
             if before is not None:
                 before.join()
             if self._error is None:
-                self._group.lead("save: metric", partial(self._add, step, metric, extra))
+                self._group.on_primary("save: metric", partial(self._add, step, metric, extra))
 
         self._begin(add)
 
@@ -181,8 +181,8 @@ class Checkpoints:
         def look() -> None:
             found.extend(shelf.steps(self.folder))
 
-        self._group.lead("steps", look)
-        return json.loads(self._group.meet("steps seen", decide=lambda _: json.dumps(found)))
+        self._group.on_primary("steps", look)
+        return json.loads(self._group.sync("steps seen", decide=lambda _: json.dumps(found)))
 
     def best(self) -> int | None:
         """Return the step with the lowest metric (the newest of equals), None if none has one."""
@@ -270,7 +270,7 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()  # what it is writing is no leftover
         found: list[str] = []
-        self._group.lead("clean", lambda: found.extend(shelf.clean(self.folder)))
+        self._group.on_primary("clean", lambda: found.extend(shelf.clean(self.folder)))
         return found
 
     def _path(self, step: int) -> Path:
@@ -351,7 +351,7 @@ class Checkpoints:
             target = self._path(draft.step)
             replaced = draft.step in self._damaged
             shared.write(self._group, target, draft, found, replaced=replaced)
-            self._group.lead("save: retire", self._retire)
+            self._group.on_primary("save: retire", self._retire)
         self._damaged.clear()
 
     def _add(self, step: int, metric: float, extra: dict[str, Any]) -> None:

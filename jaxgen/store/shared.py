@@ -34,18 +34,18 @@ def write(
     Raises CheckpointError or BusyError, in all processes, if any of them fails.
     """
     sums = pieces.digests(mine)
-    there = group.meet("save: there", decide=lambda _: str(int(target.exists())))
+    there = group.sync("save: there", decide=lambda _: str(int(target.exists())))
     if there == "1" and not replaced:
-        group.together("save: compare", lambda: _refuse_other(target, sums))
+        group.all_ok("save: compare", lambda: _refuse_other(target, sums))
         return
     size = sum(array.nbytes for array in mine.values())
     with ExitStack() as unfinished:
         made: list[Path] = []
-        group.lead(
+        group.on_primary(
             "save: begin",
             lambda: made.append(unfinished.enter_context(files.new_folder(target))),
         )
-        name = group.meet("save: folder", decide=lambda _: made[0].name)
+        name = group.sync("save: folder", decide=lambda _: made[0].name)
         own = Path(pieces.PIECES) / f"{group.index:05d}.safetensors"
         folder = target.parent / name
 
@@ -57,7 +57,7 @@ def write(
             except OSError as error:
                 raise space.told(target.parent, draft.step, size, error) from error
 
-        row = group.together("save: write", mine_too)
+        row = group.all_ok("save: write", mine_too)
         rows: dict[str, Any] = {}
 
         def collect(values: list[str]) -> str:
@@ -65,7 +65,7 @@ def write(
                 rows.update(json.loads(value))
             return ""
 
-        group.meet("save: files", json.dumps(row), collect)
+        group.sync("save: files", json.dumps(row), collect)
 
         def commit() -> None:
             _see_all(folder, rows, group)
@@ -78,7 +78,7 @@ def write(
             except (OSError, BusyError) as error:
                 raise space.told(target.parent, draft.step, size, error) from error
 
-        group.lead("save: commit", commit)
+        group.on_primary("save: commit", commit)
 
 
 def _see_all(folder: Path, rows: dict[str, Any], group: Group) -> None:
@@ -124,8 +124,8 @@ def sound(group: Group, look: Callable[[], T]) -> T:
             problem.append(str(error))
             return None
 
-    found = group.together("restore", tried)
-    told = group.meet(
+    found = group.all_ok("restore", tried)
+    told = group.sync(
         "restore: sound", "".join(problem), lambda values: next((v for v in values if v), "")
     )
     if told:

@@ -66,8 +66,8 @@ make = train_state  # the name it had before it was public, kept for programs th
 def evaluation_params(state: State) -> Any:
     """Return the parameters to validate, save and generate with.
 
-    They are those of the state, but for an optimizer that trains at other points than it is evaluated
-    at (`optax.contrib.schedule_free`; Defazio et al. 2024): then they are computed of both.
+    Those of the state, except for `optax.contrib.schedule_free` (Defazio et al. 2024), which trains
+    at other points than it is evaluated at: then they are computed from the optimizer's state.
     """
 
     def states(kind: type) -> list[Any]:

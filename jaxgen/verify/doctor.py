@@ -58,7 +58,7 @@ def examine(
     found["clock"]["seconds"] = time.time()
     if group.count == 1:
         return [found]
-    answer = group.meet("doctor", json.dumps(found), lambda values: f"[{','.join(values)}]")
+    answer = group.sync("doctor", json.dumps(found), lambda values: f"[{','.join(values)}]")
     return json.loads(answer)
 
 

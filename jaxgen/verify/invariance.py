@@ -14,8 +14,7 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ProofError
-from jaxgen.mesh import MeshSettings, place
-from jaxgen.mesh import make as meshes
+from jaxgen.mesh import MeshSettings, device_mesh, place
 from jaxgen.models import api, serving
 from jaxgen.nn import stack
 from jaxgen.text import batch_decoding
@@ -106,7 +105,7 @@ def _companies(session: Session, length: int) -> list[_Company]:
     devices = jax.devices()
     if len(devices) > 1:
         count = max(n for n in range(1, len(devices) + 1) if REQUESTS % n == 0)
-        mesh = meshes.make(MeshSettings(data=count), devices[:count])
+        mesh = device_mesh.make_mesh(MeshSettings(data=count), devices[:count])
         found.append(_Company(f"on {count} devices", mesh=mesh))
     return found
 

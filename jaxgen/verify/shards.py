@@ -8,8 +8,7 @@ from pathlib import Path
 import jax
 
 from jaxgen.errors import ProofError
-from jaxgen.mesh import MeshSettings
-from jaxgen.mesh import make as meshes
+from jaxgen.mesh import MeshSettings, device_mesh
 from jaxgen.run import inputs
 from jaxgen.run.settings import Settings, resolve
 from jaxgen.run.training import Run
@@ -39,11 +38,11 @@ def shards(settings: Settings, *, steps: int, cache: Path) -> list[tuple[str, st
         if not error <= TOLERANCE:  # a NaN proves nothing either
             raise ProofError(
                 f"step {step}: the loss is {wanted!r} on one device and {found!r} on "
-                f"{meshes.describe(many.mesh)}: {error:.2e} apart, more than {TOLERANCE:g}; with "
-                f"compute_dtype={settings.model.compute_dtype} try float32, else report it"
+                f"{device_mesh.describe(many.mesh)}: {error:.2e} apart, more than {TOLERANCE:g}; "
+                f"with compute_dtype={settings.model.compute_dtype} try float32, else report it"
             )
     return [
-        ("mesh", meshes.describe(many.mesh)),
+        ("mesh", device_mesh.describe(many.mesh)),
         ("steps", str(steps)),
         ("loss", f"{single[0]:.4f} to {single[-1]:.4f} on both"),
         ("largest difference", f"{worst:.1e} relative, of {TOLERANCE:g} allowed"),

@@ -10,7 +10,7 @@ from jaxgen.errors import BusyError, ConfigError, DataError, PeerError
 from jaxgen.mesh.group import ALONE, Group
 
 
-def together(*actions, patience=5.0, slow=60.0):
+def run_all(*actions, patience=5.0, slow=60.0):
     """Run an action of (group) in each of so many processes; return results and errors."""
     count, store, said = len(actions), Texts(), []
     groups = [
@@ -41,13 +41,13 @@ def together(*actions, patience=5.0, slow=60.0):
 def test_all_get_the_answer_that_process_0_gives_to_what_all_have_said():
     def talk(group):
         sums = [
-            group.meet("sum", str(group.index + turn), lambda all_: "+".join(all_))
+            group.sync("sum", str(group.index + turn), lambda all_: "+".join(all_))
             for turn in range(3)
         ]
         group.barrier("end")
         return sums
 
-    assert together(talk, talk, talk) == [["0+1+2", "1+2+3", "2+3+4"]] * 3
+    assert run_all(talk, talk, talk) == [["0+1+2", "1+2+3", "2+3+4"]] * 3
     # Keys of meetings that are over do not pile up.
     assert len({key.rpartition("/")[0] for key in together.store.held if "/sum/" in key}) <= 2
 
@@ -60,7 +60,7 @@ def test_a_meeting_that_not_all_come_to_ends_in_time_and_names_the_meeting_and_t
         time.sleep(0.9)
 
     began = time.monotonic()
-    first, missing, other, missing_too = together(come, stay, come, stay, patience=0.3, slow=0.2)
+    first, missing, other, missing_too = run_all(come, stay, come, stay, patience=0.3, slow=0.2)
     assert time.monotonic() - began < 5
     assert missing is None and missing_too is None
     for error in (first, other):
@@ -71,16 +71,16 @@ def test_a_meeting_that_not_all_come_to_ends_in_time_and_names_the_meeting_and_t
 
 
 def test_without_process_0_the_others_end_in_time_and_name_it():
-    found = together(lambda g: time.sleep(0.6), lambda g: g.barrier("x"), patience=0.2, slow=0.1)
+    found = run_all(lambda g: time.sleep(0.6), lambda g: g.barrier("x"), patience=0.2, slow=0.1)
     assert isinstance(found[1], PeerError) and "process 0 (host0, pid 0) has not" in str(found[1])
 
 
 def test_a_meeting_that_is_patient_waits_for_long_work_and_says_so():
     def work(group):
-        group.lead("preparing", lambda: time.sleep(0.5))
+        group.on_primary("preparing", lambda: time.sleep(0.5))
         return "done"
 
-    assert together(work, work, patience=0.1, slow=0.2) == ["done", "done"]
+    assert run_all(work, work, patience=0.1, slow=0.2) == ["done", "done"]
 
 
 def test_an_error_of_one_is_raised_in_all_with_its_class_and_its_place():
@@ -90,9 +90,9 @@ def test_an_error_of_one_is_raised_in_all_with_its_class_and_its_place():
                 raise DataError("text.txt is empty")
             return group.index
 
-        return group.together("reading", fail)
+        return group.all_ok("reading", fail)
 
-    first, second, third = together(act, act, act)
+    first, second, third = run_all(act, act, act)
     assert type(first) is type(second) is type(third) is DataError
     assert str(first) == str(second) == "process 2 (host2, pid 2): text.txt is empty"
     assert str(third) == "text.txt is empty"
@@ -108,11 +108,11 @@ def test_while_process_0_acts_the_others_wait_and_hear_of_its_failure():
             raise BusyError("runs/a is in use")
 
         try:
-            group.lead("claim", claim)
+            group.on_primary("claim", claim)
         finally:
             order.append("done")
 
-    found = together(act, act)
+    found = run_all(act, act)
     assert order == ["claimed", "done", "done"]
     assert [type(error) for error in found] == [BusyError, BusyError]
 
@@ -130,7 +130,7 @@ def test_while_process_0_acts_the_others_wait_and_hear_of_its_failure():
 )
 def test_a_fact_that_differs_is_refused_everywhere_naming_process_and_field(facts, part):
     ours = {"train.seed": "0", "jax": "0.10"}
-    found = together(
+    found = run_all(
         lambda g: g.agree("start", ours),
         lambda g: g.agree("start", ours),
         lambda g: g.agree("start", facts),
@@ -138,12 +138,12 @@ def test_a_fact_that_differs_is_refused_everywhere_naming_process_and_field(fact
     for error in found:
         assert isinstance(error, ConfigError) and error.exit_code == 2
         assert str(error).startswith("process 2 (host2, pid 2) ") and part in str(error)
-    assert together(*[lambda g: g.agree("start", ours)] * 3) == [None] * 3
+    assert run_all(*[lambda g: g.agree("start", ours)] * 3) == [None] * 3
 
 
 def test_a_process_on_its_own_waits_for_nobody():
-    assert ALONE.meet("x", "1", lambda all_: "".join(all_)) == "1"
-    assert ALONE.together("x", lambda: 3) == 3
+    assert ALONE.sync("x", "1", lambda all_: "".join(all_)) == "1"
+    assert ALONE.all_ok("x", lambda: 3) == 3
     ALONE.agree("x", {"a": object})
     with pytest.raises(BusyError):
-        ALONE.lead("x", lambda: (_ for _ in ()).throw(BusyError("no")))
+        ALONE.on_primary("x", lambda: (_ for _ in ()).throw(BusyError("no")))

@@ -13,18 +13,18 @@ from jaxgen.mesh.launch import Launch
 
 
 def port():
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
-def meet(*calls, at=None, seconds=5.0):
-    """Call `rendezvous.meet` with each (count, index) at once; return results and errors."""
+def gather(*calls, at=None, seconds=5.0):
+    """Call `rendezvous.wait_for_all` with each (count, index) at once; return its results."""
     at = at or port()
 
     def call(pair):
         try:
-            return rendezvous.meet("127.0.0.1", at, *pair, seconds)
+            return rendezvous.wait_for_all("127.0.0.1", at, *pair, seconds)
         except Exception as error:
             return error
 
@@ -34,7 +34,7 @@ def meet(*calls, at=None, seconds=5.0):
 
 def test_all_learn_who_is_there_and_the_port_is_free_afterwards():
     at = port()
-    first, *others = meet((3, 0), (3, 2), (3, 1), at=at)
+    first, *others = gather((3, 0), (3, 2), (3, 1), at=at)
     assert [name.split(" (")[0] for name in first] == ["process 0", "process 1", "process 2"]
     assert others == [first, first]
     with socket.create_server(("127.0.0.1", at)):
@@ -44,7 +44,7 @@ def test_all_learn_who_is_there_and_the_port_is_free_afterwards():
 def test_who_does_not_come_is_named_to_all_that_did_with_address_and_time():
     at = port()
     began = time.monotonic()
-    found = meet((4, 0), (4, 2), at=at, seconds=1.0)
+    found = gather((4, 0), (4, 2), at=at, seconds=1.0)
     assert time.monotonic() - began < 5
     for error in found:
         assert isinstance(error, PeerError)
@@ -53,7 +53,7 @@ def test_who_does_not_come_is_named_to_all_that_did_with_address_and_time():
 
 def test_an_address_where_nobody_answers_is_named_with_the_time_it_was_tried():
     at = port()
-    (error,) = meet((2, 1), at=at, seconds=1.0)
+    (error,) = gather((2, 1), at=at, seconds=1.0)
     assert isinstance(error, PeerError) and error.exit_code == 5
     assert f"process 0 is not at 127.0.0.1:{at} (Connection refused), asked for 1 s" in str(error)
 
@@ -62,7 +62,7 @@ def test_another_program_at_the_address_is_told_from_process_0():
     with socket.create_server(("127.0.0.1", 0)) as other:
         at = other.getsockname()[1]
         with ThreadPoolExecutor(1) as pool:
-            call = pool.submit(lambda: meet((2, 1), at=at, seconds=1.0))
+            call = pool.submit(lambda: gather((2, 1), at=at, seconds=1.0))
             while not call.done():
                 other.settimeout(0.1)
                 try:
@@ -80,20 +80,20 @@ def test_another_program_at_the_address_is_told_from_process_0():
 
 def test_a_taken_port_is_the_environments_fault():
     with socket.create_server(("", 0)) as taken:
-        (error,) = meet((2, 0), at=taken.getsockname()[1])
+        (error,) = gather((2, 0), at=taken.getsockname()[1])
     assert isinstance(error, BusyError) and "Address already in use" in str(error)
 
 
 def test_a_stranger_at_the_door_does_not_disturb():
     at = port()
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(lambda: meet((2, 0), at=at))
+        call = pool.submit(lambda: gather((2, 0), at=at))
         time.sleep(0.3)
         with socket.create_connection(("127.0.0.1", at)) as link:
             link.sendall(b"GET / HTTP/1.1\n")
         with socket.create_connection(("127.0.0.1", at)):
             pass
-        (second,) = meet((2, 1), at=at)
+        (second,) = gather((2, 1), at=at)
         assert call.result() == [second] and len(second) == 2
 
 
@@ -105,7 +105,7 @@ def test_a_stranger_at_the_door_does_not_disturb():
     ],
 )
 def test_processes_that_contradict_each_other_are_refused_in_all(calls, part):
-    for error in meet(*calls):
+    for error in gather(*calls):
         assert isinstance(error, ConfigError) and error.exit_code == 2 and part in str(error)
 
 

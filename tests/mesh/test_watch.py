@@ -37,7 +37,7 @@ def look(monkeypatch):
         for name, (count, steps) in beats.items():
             watch._store.set(f"{ROOM}/beat/{name[1:]}", f"{count} {steps}")
         once.count += 1
-        return watch._look(once.count)
+        return watch._poll(once.count)
 
     once.count, once.watch = 0, watch
     return once

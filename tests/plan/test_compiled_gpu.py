@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxgen
-from jaxgen.mesh import make as meshes
+from jaxgen.mesh import device_mesh
 from jaxgen.models import api, serving
 from jaxgen.plan import compiled, gpu, roofline
 from jaxgen.profile import chips, program
@@ -29,7 +29,7 @@ LOOKS = {
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("topology", MESHES)
 def test_cudnn_attention_compiles_with_its_gradient_for_every_mask_and_mesh(topology, look):
-    mesh = meshes.lay(MESHES[topology], gpu.devices(topology))
+    mesh = device_mesh.mesh_of_sizes(MESHES[topology], gpu.devices(topology))
     text = ahead.attention_text(mesh, width=64, **{"packed": False} | LOOKS[look])
     assert text.count("__cudnn$fmha") == 2  # forward and backward
     heads = ahead.N // mesh.shape["tensor"]
@@ -79,7 +79,7 @@ def placed(tree, mesh):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_of_decoding_on_a_gpu_reads_each_weight_once_and_copies_no_cache(form, rows):
     config = jaxgen.ModelConfig(**FORMS[form], compute_dtype="bfloat16")
-    mesh = meshes.lay((1, 1, 1, 1), gpu.devices("h200:1"))
+    mesh = device_mesh.mesh_of_sizes((1, 1, 1, 1), gpu.devices("h200:1"))
     with jax.set_mesh(mesh):
         params = jax.eval_shape(partial(serving.ready, config=config), api.abstract(config))
         prompt = jax.ShapeDtypeStruct((rows, 120), "int32")

@@ -5,7 +5,7 @@ import os
 import ahead
 import pytest
 
-from jaxgen.mesh import make as meshes
+from jaxgen.mesh import device_mesh
 from jaxgen.plan import tpu
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ LOOKS = {
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("topology", MESHES)
 def test_the_kernel_compiles_with_its_gradient_for_every_mask_and_mesh(topology, look):
-    mesh = meshes.lay(MESHES[topology], tpu.devices(topology))
+    mesh = device_mesh.mesh_of_sizes(MESHES[topology], tpu.devices(topology))
     if LOOKS[look].get("direction") == "both" and MESHES[topology][3] > 1:
         pytest.skip("left to plain attention: tests/ops/test_attention_ways.py")
     text = ahead.attention_text(mesh, **{"width": 128} | LOOKS[look])

@@ -10,15 +10,14 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxgen
-from jaxgen.mesh import make as meshes
-from jaxgen.mesh import place
+from jaxgen.mesh import device_mesh, place
 
 OPERATION = re.compile(r"= \w+\[([\d,]*)\]\S* (all-gather|all-reduce|reduce-scatter)(?:-start)?\(")
 
 
 def main(words: str) -> None:
     settings = curves.MeshSettings(**curves.parse(words))
-    mesh = meshes.make(settings, jax.devices()[: curves._devices(settings)])
+    mesh = device_mesh.make_mesh(settings, jax.devices()[: curves._devices(settings)])
     shapes, axes = jax.eval_shape(curves.fresh), curves.api.axes(curves.CONFIG)
     shardings = place.state_shardings(mesh, shapes, axes)
     state = jax.tree.map(

@@ -14,8 +14,7 @@ import numpy as np
 
 import jaxgen
 from jaxgen import tree
-from jaxgen.mesh import MeshSettings, fetch, place
-from jaxgen.mesh import make as meshes
+from jaxgen.mesh import MeshSettings, device_mesh, fetch, place
 from jaxgen.mesh.settings import parse
 from jaxgen.models import api
 from jaxgen.train import forms, optimizer
@@ -60,7 +59,7 @@ def started(words: str, form: str = "jit"):
     """Return (mesh, state, step) of a mesh in words; "" is one device."""
     settings = MeshSettings(**(parse(words) if words else {"data": 1}), form=form)
     count = int(np.prod(settings.sizes(_devices(settings))))
-    mesh = meshes.make(settings, jax.devices()[:count])
+    mesh = device_mesh.make_mesh(settings, jax.devices()[:count])
     options = {
         "config": CONFIG,
         "optimizer": OPTIMIZER,

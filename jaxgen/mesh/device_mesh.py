@@ -1,4 +1,4 @@
-"""The only builder of meshes."""
+"""Builds the device mesh, the only place that does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from jaxgen.mesh.settings import AXES, MeshSettings
 
 
-def make(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh | None:
+def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh | None:
     """Return the mesh of all devices (or of those given), or None where there is only one.
 
     Its axes are data, fsdp, tensor, sequence, from the slowest links to the fastest. They are of
@@ -23,21 +23,21 @@ def make(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh |
     sizes = settings.sizes(len(devices))
     if len(devices) == 1:
         return None
-    return lay(sizes, devices)
+    return mesh_of_sizes(sizes, devices)
 
 
-def lay(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
-    """Return the mesh of these sizes, its fastest axes along neighbours of the machine's torus.
+def mesh_of_sizes(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """Return the mesh of these axis sizes, its fastest axes along neighbours of the TPU torus.
 
     An axis need not be a product of whole sides of the torus: fsdp=256 on a pod of 8 x 8 x 16 is
     not, and `jax.make_mesh` refuses it there.
     """
-    laid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def describe(mesh: Mesh | None) -> str:
-    """Return the mesh in words, "data 4, fsdp 2"; "one device" for None."""
+    """Describe the mesh, "data 4, fsdp 2"; "one device" for None."""
     if mesh is None:
         return "one device"
     sizes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
