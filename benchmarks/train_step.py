@@ -115,7 +115,7 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     from jaxgen import host, tree
     from jaxgen.pretrained import hub_write
     from jaxgen.pretrained.generation_config import GenerationConfig
-    from jaxgen.train import flops, forms, state
+    from jaxgen.train import flops, partitioner, state
 
     host.tune()  # as every verb of the command line does
     config, rows = config_of(shape, dtype)
@@ -136,7 +136,7 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
     held = {"state": state.train_state(params, optimizer, jax.random.key(1))}
     del params, logits
-    jitted = forms.make("jit", step, None, None, rows)
+    jitted = partitioner.make_step("jit", step, None, None, rows)
     program, compiling = sides.once(jitted.lower(held["state"], batch).compile)
 
     def one() -> float:

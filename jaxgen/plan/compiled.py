@@ -18,7 +18,7 @@ from jaxgen.profile import program
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
 from jaxgen.text.model_steps import model_step
-from jaxgen.train import forms, optimizer
+from jaxgen.train import optimizer, partitioner
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def training(settings: Settings, devices: list[Any]) -> Program:
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
         for name, x in shapes.batch(settings).items()
     }
-    whole = forms.program(settings.mesh.form, step, mesh, shardings)
+    whole = partitioner.jit_step(settings.mesh.form, step, mesh, shardings)
     return _compiled("training", mesh, whole, (_placed(state, shardings), batch))
 
 

@@ -70,14 +70,14 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     from jaxgen.models import api
     from jaxgen.plan import probe
     from jaxgen.run.step import step_of
-    from jaxgen.train import forms, loop, optimizer
+    from jaxgen.train import loop, optimizer, partitioner
 
     settings = build_settings(mapping)
     mesh = device_mesh.make_mesh(settings.mesh)
     axes, state = api.axes(settings.model), shapes.state(settings)
     shardings = None if mesh is None else place.state_shardings(mesh, state, axes)
     rule = optimizer.make(settings.train, axes)
-    step = forms.make(
+    step = partitioner.make_step(
         settings.mesh.form, step_of(settings, rule), mesh, shardings, settings.train.batch
     )
     batch = _random(settings)

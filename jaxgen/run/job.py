@@ -25,7 +25,7 @@ from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, step_of
 from jaxgen.store import Checkpoints, space
 from jaxgen.tokens import Tokenizer
-from jaxgen.train import forms, optimizer
+from jaxgen.train import optimizer, partitioner
 from jaxgen.train import state as states
 from jaxgen.train.state import State
 from jaxgen.train.validate import validate
@@ -60,7 +60,7 @@ class Run:
     def step(self):
         """The compiled training step; it consumes the state it is given."""
         step = step_of(self.settings, self.optimizer)
-        return forms.make(
+        return partitioner.make_step(
             self.settings.mesh.form, step, self.mesh, self.shardings, self.settings.train.batch
         )
 

@@ -10,7 +10,7 @@ import jax
 
 from jaxgen.errors import ConfigError
 from jaxgen.profile import report, take, trace
-from jaxgen.train.forms import Step
+from jaxgen.train.partitioner import Step
 from jaxgen.train.state import State
 
 SKIPPED, STEPS = 2, 5  # the first step compiles, and the second may wait for what came of that

@@ -27,7 +27,7 @@ from jaxgen.run.settings import Settings, differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train import flops, forms, plot, schedule
+from jaxgen.train import flops, partitioner, plot, schedule
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
 from jaxgen.train.state import State
@@ -223,7 +223,7 @@ def _introduce(run: Run, log: Log | Mute) -> None:
     )
     for told in host.tune():
         log.say(told)
-    for name, value in forms.asked(run.settings.mesh.form, run.mesh).items():
+    for name, value in partitioner.compile_options_for(run.settings.mesh.form, run.mesh).items():
         log.say(f"compiler option {name}={str(value).lower()}")
     settings = run.settings.train
     if settings.warmup > settings.steps:

@@ -53,7 +53,7 @@ def train_step(
         accumulate: microbatches that the rows are dealt out to, 1 or more; the result is the same.
         spike: multiple of the running mean from which on a loss is refused; None: none is.
         patience: bad steps in a row after which nothing is taken any more, 1 or more.
-        gradients: computes the gradient of a batch; see `train.forms` for others.
+        gradients: computes the gradient of a batch; see `train.partitioner` for others.
 
     Returns:
         The state, and metrics: loss (mean nll, nats), objective (what was minimised), grad_norm,

@@ -17,7 +17,7 @@ from jaxgen import tree
 from jaxgen.mesh import MeshSettings, device_mesh, fetch, place
 from jaxgen.mesh.settings import parse
 from jaxgen.models import api
-from jaxgen.train import forms, optimizer
+from jaxgen.train import optimizer, partitioner
 from jaxgen.train import state as states
 from jaxgen.train.settings import TrainSettings
 
@@ -68,13 +68,13 @@ def started(words: str, form: str = "jit"):
     }
     step = partial(jaxgen.train_step, **options)
     if mesh is None:
-        return None, jax.jit(fresh)(), forms.make(form, step, None, None, B)
+        return None, jax.jit(fresh)(), partitioner.make_step(form, step, None, None, B)
     shapes = jax.eval_shape(fresh)
     place.check_params(mesh, shapes.params, api.axes(CONFIG))
     place.check_batch(mesh, B, SETTINGS.accumulate, T)
     shardings = place.state_shardings(mesh, shapes, api.axes(CONFIG))
     state = place.under(mesh, jax.jit(fresh, out_shardings=shardings))()
-    return mesh, state, forms.make(form, step, mesh, shardings, B)
+    return mesh, state, partitioner.make_step(form, step, mesh, shardings, B)
 
 
 def _devices(settings):

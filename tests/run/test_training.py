@@ -6,7 +6,7 @@ import pytest
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained import model
 from jaxgen.run import job, training
-from jaxgen.train import forms, loop
+from jaxgen.train import loop, partitioner
 
 
 @pytest.mark.parametrize("small", [0, 2**20])
@@ -24,7 +24,7 @@ def test_a_run_says_the_compilers_options_and_waits_for_steps_on_a_cpu(
     code, said = here("train", config, "--out", tmp_path / "run")
     assert code == 2 and "enough seen" in said
     assert handed[0].dispatch_ahead == (small > 0 or jax.default_backend() != "cpu")
-    for name in forms.asked("jit", None):
+    for name in partitioner.compile_options_for("jit", None):
         assert f"compiler option {name}=true" in said
 
 

@@ -1,8 +1,9 @@
-"""One training step in the three forms that JAX users meet: jit, shard_map and pmap.
+"""Partitions a training step over the mesh with jit, shard_map or pmap (`mesh.form`).
 
-All wrap the same pure `train_step`. With jit the compiler places the collectives; in shard_map
-each is written out (gathers of weights in `mesh.gather`, sums here), and tensor and sequence axes
-are still the compiler's; pmap is the old way, for parameters that are whole on every device.
+All three wrap the same pure `train_step`. With jit the compiler places the collectives. With
+shard_map the data and fsdp collectives are explicit (weights gathered in `mesh.gather`, sums
+here), and the compiler places those of the tensor and sequence axes. With pmap, the older API,
+parameters are replicated.
 """
 
 from __future__ import annotations
@@ -17,69 +18,68 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import ConfigError
 from jaxgen.mesh import place
-from jaxgen.train import accumulate
+from jaxgen.train import accumulate, compile_options
 from jaxgen.train.losses import Loss
-from jaxgen.train.options import options
 from jaxgen.train.state import State
 
 Step = Callable[[State, Mapping[str, np.ndarray]], tuple[State, dict[str, Any]]]
-ROWS = ("data", "fsdp")  # the mesh axes that a batch's rows are dealt out over
+ROWS = ("data", "fsdp")  # the mesh axes that a batch's rows are sharded over
 
 
-def make(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int) -> Step:
+def make_step(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int) -> Step:
     """Return the compiled step of (state, this process's batch); the state is consumed.
 
     step: `train_step` with its options fixed. shardings: of the state (`place.state_shardings`).
-    rows: of the global batch. Without a mesh all forms are plain jit. Raises ConfigError for a
-    form that this number of processes has no use for.
+    rows: of the global batch. Without a mesh every form is plain jit. Raises ConfigError for pmap in
+    several processes.
     """
     if mesh is None:
-        return jax.jit(step, donate_argnums=0, compiler_options=asked(form, mesh))
-    return FORMS[form](step, mesh, shardings, rows)
+        return jax.jit(step, donate_argnums=0, compiler_options=compile_options_for(form, mesh))
+    return PARTITIONERS[form](step, mesh, shardings, rows)
 
 
-def program(form: str, step: Callable, mesh: Mesh, shardings: Any) -> Any:
+def jit_step(form: str, step: Callable, mesh: Mesh, shardings: Any) -> Any:
     """Return the jitted step of (state, global batch), to call or to lower under the mesh.
 
-    ConfigError for pmap, whose program is made of devices that are here.
+    Raises ConfigError for pmap, which compiles for local devices only.
     """
     if form == "pmap":
         raise ConfigError("form=pmap cannot be compiled for devices that are not here; use jit")
-    whole = NamedSharding(mesh, PartitionSpec())
-    spread = _by_hand(step, mesh, shardings) if form == "shard_map" else step
+    replicated = NamedSharding(mesh, PartitionSpec())
+    spread = _shard_map_step(step, mesh, shardings) if form == "shard_map" else step
     return jax.jit(
         spread,
         donate_argnums=0,
-        out_shardings=(shardings, whole),
-        compiler_options=asked(form, mesh),
+        out_shardings=(shardings, replicated),
+        compiler_options=compile_options_for(form, mesh),
     )
 
 
-def asked(form: str, mesh: Mesh | None) -> dict[str, bool]:
-    """Return the compiler options of a form's program; pmap takes none."""
+def compile_options_for(form: str, mesh: Mesh | None) -> dict[str, bool]:
+    """Return the XLA options for a form's program; pmap takes none."""
     if mesh is None:
-        return options(jax.default_backend())
-    return {} if form == "pmap" else options(mesh.devices.flat[0].platform)
+        return compile_options.for_platform(jax.default_backend())
+    return {} if form == "pmap" else compile_options.for_platform(mesh.devices.flat[0].platform)
 
 
 def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int, form: str = "jit") -> Step:
-    compiled = program(form, step, mesh, shardings)
+    compiled = jit_step(form, step, mesh, shardings)
 
-    def placed(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def global_step(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
         return compiled(state, place.place_batch(mesh, batch, rows))
 
-    return place.under(mesh, placed)
+    return place.under(mesh, global_step)
 
 
-def _by_hand(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
-    """Return the step with the collectives of rows and fsdp written out."""
+def _shard_map_step(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
+    """Return the step with explicit collectives over the data and fsdp axes."""
     specs = jax.tree.map(lambda sharding: _manual(sharding.spec), shardings.params)
-    dealt = PartitionSpec(ROWS)
+    sharded = PartitionSpec(ROWS)
 
     def merge(result: Loss, grads: Any) -> tuple[Loss, Any]:
         sums: Any = jax.lax.psum((result.total, result.weight, result.metrics), ROWS)
         total, weight, metrics = sums
-        # The gradient of a gathered weight comes back scattered, summed over fsdp already.
+        # The gradient of a gathered weight is already summed and scattered over fsdp.
         grads = jax.tree.map(
             lambda grad, spec: jax.lax.psum(grad, "data" if "fsdp" in spec else ROWS), grads, specs
         )
@@ -91,12 +91,12 @@ def _by_hand(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
             result, grads = _gradients(loss, params, config, batch, key, **options)
             return tuple(result), grads
 
-        whole, spread = PartitionSpec(), jax.tree.map(lambda x: _rows(x, dealt), batch)
+        replicated, spread = PartitionSpec(), jax.tree.map(lambda x: _rows(x, sharded), batch)
         summed: Any = jax.shard_map(
             local,
             mesh=mesh,
-            in_specs=(specs, spread, whole),
-            out_specs=((whole, whole, dealt, whole), specs),
+            in_specs=(specs, spread, replicated),
+            out_specs=((replicated, replicated, sharded, replicated), specs),
             axis_names=set(ROWS),
             check_vma=False,
         )(params, batch, key)
@@ -105,13 +105,13 @@ def _by_hand(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
     return partial(step, gradients=gradients)
 
 
-def _rows(x: Any, dealt: PartitionSpec) -> PartitionSpec:
-    """Return how a part of a batch is spread: a number is whole everywhere."""
-    return dealt if np.ndim(x) else PartitionSpec()
+def _rows(x: Any, sharded: PartitionSpec) -> PartitionSpec:
+    """Return the spec of an entry of a batch: rows are sharded, a scalar is replicated."""
+    return sharded if np.ndim(x) else PartitionSpec()
 
 
 def _manual(spec: PartitionSpec) -> PartitionSpec:
-    """Return the part of a spec that concerns the axes written by hand."""
+    """Return the fsdp part of a spec, whose collectives are explicit."""
     return PartitionSpec(*("fsdp" if part and "fsdp" in part else None for part in spec))
 
 
@@ -134,12 +134,12 @@ def _pmap(step: Callable, mesh: Mesh, shardings: Any, rows: int) -> Step:
         local, axis_name="data", in_axes=(None, 0), out_axes=None, devices=devices
     )
 
-    def dealt(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
+    def sharded(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
         parts = {n: x.reshape(len(devices), -1, *x.shape[1:]) for n, x in batch.items()}
         return mapped(state, parts)
 
-    return dealt
+    return sharded
 
 
 _gradients = accumulate.gradients
-FORMS = {"jit": _jit, "shard_map": partial(_jit, form="shard_map"), "pmap": _pmap}
+PARTITIONERS = {"jit": _jit, "shard_map": partial(_jit, form="shard_map"), "pmap": _pmap}
