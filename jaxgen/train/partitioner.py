@@ -30,8 +30,8 @@ def make_step(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows
     """Return the compiled step of (state, this process's batch); the state is consumed.
 
     step: `train_step` with its options fixed. shardings: of the state (`place.state_shardings`).
-    rows: of the global batch. Without a mesh every form is plain jit. Raises ConfigError for pmap in
-    several processes.
+    rows: of the global batch. Without a mesh every form is plain jit. Raises ConfigError for pmap
+    in several processes.
     """
     if mesh is None:
         return jax.jit(step, donate_argnums=0, compiler_options=compile_options_for(form, mesh))

@@ -34,7 +34,7 @@ def run_all(*actions, patience=5.0, slow=60.0):
 
     with ThreadPoolExecutor(count) as pool:
         found = list(pool.map(run, range(count)))
-    together.store, together.said = store, said
+    run_all.store, run_all.said = store, said
     return found
 
 
@@ -49,10 +49,10 @@ def test_all_get_the_answer_that_process_0_gives_to_what_all_have_said():
 
     assert run_all(talk, talk, talk) == [["0+1+2", "1+2+3", "2+3+4"]] * 3
     # Keys of meetings that are over do not pile up.
-    assert len({key.rpartition("/")[0] for key in together.store.held if "/sum/" in key}) <= 2
+    assert len({key.rpartition("/")[0] for key in run_all.store.held if "/sum/" in key}) <= 2
 
 
-def test_a_meeting_that_not_all_come_to_ends_in_time_and_names_the_meeting_and_the_missing():
+def test_a_sync_that_not_all_reach_ends_in_time_and_names_itself_and_the_missing():
     def come(group):
         group.barrier("save 200")
 
@@ -67,7 +67,7 @@ def test_a_meeting_that_not_all_come_to_ends_in_time_and_names_the_meeting_and_t
         assert isinstance(error, PeerError) and error.exit_code == 5
         assert "process 1 (host1, pid 1), process 3 (host3, pid 3) have not come" in str(error)
         assert "'save 200' within 0 s" in str(error)
-    assert "waiting at 'save 200' for 0 s for process 1 (host1, pid 1)" in together.said[0]
+    assert "waiting at 'save 200' for 0 s for process 1 (host1, pid 1)" in run_all.said[0]
 
 
 def test_without_process_0_the_others_end_in_time_and_name_it():
@@ -75,7 +75,7 @@ def test_without_process_0_the_others_end_in_time_and_name_it():
     assert isinstance(found[1], PeerError) and "process 0 (host0, pid 0) has not" in str(found[1])
 
 
-def test_a_meeting_that_is_patient_waits_for_long_work_and_says_so():
+def test_a_patient_sync_waits_for_long_work_and_says_so():
     def work(group):
         group.on_primary("preparing", lambda: time.sleep(0.5))
         return "done"
