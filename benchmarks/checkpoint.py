@@ -136,9 +136,9 @@ def tensors(state: Any) -> dict[str, Any]:
     """Return the same bytes as torch tensors, by path."""
     import torch
 
-    from jaxgen.store import leaves
+    from jaxgen.store import pytree_io
 
-    _, arrays = leaves.to_host(state)
+    _, arrays = pytree_io.to_host(state)
     return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 

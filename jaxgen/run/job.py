@@ -23,7 +23,7 @@ from jaxgen.run.folder import (
 )
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, step_of
-from jaxgen.store import Checkpoints, space
+from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import optimizer, partitioner
 from jaxgen.train import state as states
@@ -120,7 +120,7 @@ class Run:
         saves = -(-(self.settings.train.steps - done) // keep.every)
         # A step is deleted once the next is whole.
         most = min(saves, keep.keep_last + keep.keep_best + 1)
-        space.check_run(self.checkpoints.folder, jax.eval_shape(self.fresh), most)
+        disk_space.check_run(self.checkpoints.folder, jax.eval_shape(self.fresh), most)
 
     def start(self) -> initial.Initial | None:
         """Return the weights of init_from; None without it."""

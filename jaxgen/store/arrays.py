@@ -20,9 +20,9 @@ import numpy as np
 
 from jaxgen import files
 from jaxgen.errors import CheckpointError
-from jaxgen.store.leaves import Leaf, digest
+from jaxgen.store.disk_space import first_line
 from jaxgen.store.manifest import DamageError
-from jaxgen.store.space import first_line
+from jaxgen.store.pytree_io import Leaf, digest
 
 # Orbax finds the parts of a save by a glob of their whole path, and TensorStore reads a backslash
 # as a slash. Characters outside of these are never shown to them.

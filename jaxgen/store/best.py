@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from jaxgen.mesh.group import Group
-from jaxgen.store import shelf
+from jaxgen.store import directory
 
 
 class Best:
@@ -34,7 +34,7 @@ class Best:
     def _known(self) -> list[float]:
         if self._lowest is None:
             there = self.group.sync(
-                "metrics", decide=lambda _: json.dumps(shelf.metrics(self.folder))
+                "metrics", decide=lambda _: json.dumps(directory.list_metrics(self.folder))
             )
             self._lowest = sorted(json.loads(there))[: self.keep]
         return self._lowest

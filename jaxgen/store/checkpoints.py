@@ -1,4 +1,4 @@
-"""A folder of checkpoints: saved in the background, whole or absent, verified when read.
+"""A folder of checkpoints: saved in the background, complete or absent, verified when read.
 
     checkpoints/
       00000200/manifest.json    sizes and sha256 of every file and every array; written last
@@ -6,7 +6,7 @@
       00000200/pieces/          one file a process
       .tmp-...                  unfinished or half deleted; `clean` removes it
 
-What exists is always read from the disk, so another process, or a hand, may have changed it.
+The list of steps is always read from the disk, where other processes may change it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jaxgen import tree as trees
 from jaxgen.errors import CheckpointError
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.store import arrays as orbax
-from jaxgen.store import leaves, manifest, pieces, shared, shelf, space
+from jaxgen.store import directory, disk_space, manifest, multihost, pytree_io, shards
 from jaxgen.store.best import Best
 from jaxgen.store.manifest import DamageError, Manifest
 
@@ -38,7 +38,7 @@ PART = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class Restored:
-    """A checkpoint as it was saved; `warnings` names the damaged ones that were passed over."""
+    """A checkpoint as it was saved; `warnings` names the damaged ones skipped."""
 
     step: int
     tree: Any
@@ -78,17 +78,17 @@ class Checkpoints:
         self._best = Best(self.folder, keep_best, group)
 
     def save(self, step: int, tree: Any, extra: Mapping[str, Any], *, metric: float | None) -> None:
-        """Take the tree to the host and write it in the background; it may then be donated.
+        """Copy the tree to the host and write it in the background; the tree may be donated.
 
         extra: plain data that JSON can hold. metric: lower is better; None or NaN: never the best.
-        Waits for the save before. A step that is there already with the same arrays is let be.
+        Waits for the previous save. An existing step with the same arrays is left unchanged.
         Raises CheckpointError if the disk has too little room or the folder holds later steps,
-        BusyError if it can't be written; what goes wrong later is raised by `poll` and `wait`.
+        BusyError if it can't be written; `poll` and `wait` raise errors of the background.
         """
         self.wait()
         alone = self._group.store is None
         described, found = (
-            leaves.to_host(tree) if alone else pieces.to_host(tree, first=self._group.first)
+            pytree_io.to_host(tree) if alone else shards.to_host(tree, first=self._group.first)
         )
         metric = manifest.finite(metric)
         draft = Manifest(
@@ -111,7 +111,7 @@ class Checkpoints:
         self._begin(partial(self._save, draft, found))
 
     def add_metric(self, step: int, metric: float | None, extra: Mapping[str, Any]) -> None:
-        """Give a saved step the metric that it lacks, and other extra, once it is on the disk.
+        """Add the metric and a new extra to a saved step without one, once it is on disk.
 
         Returns at once; errors come by `poll` and `wait`. None or NaN changes nothing.
         """
@@ -137,20 +137,20 @@ class Checkpoints:
         self._thread = Thread(target=self._background, args=(work,), name="jaxgen-save")
         self._thread.start()
 
-    def _make_room(self, step: int, described: Mapping[str, leaves.Leaf]) -> None:
+    def _make_room(self, step: int, described: Mapping[str, pytree_io.Leaf]) -> None:
         with files.refusals(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        here = shelf.steps(self.folder)
+        here = directory.list_steps(self.folder)
         later = [other for other in here if other > step and other not in self._damaged]
         if later:
             raise CheckpointError(
                 f"{self.folder} holds step {later[-1]}, later than {step}: resume from that one, "
                 "or move the later steps away"
             )
-        space.check(self.folder, step, sum(leaf.nbytes for leaf in described.values()))
+        disk_space.check(self.folder, step, sum(leaf.nbytes for leaf in described.values()))
 
     def poll(self) -> None:
-        """Raise what went wrong in the background, once; return at once if nothing has.
+        """Raise an error of the background, once; never waits.
 
         Of several processes none raises it here, before the others: see `failed`.
         """
@@ -158,11 +158,11 @@ class Checkpoints:
             self.wait()
 
     def failed(self) -> bool:
-        """Return whether the save in the background has gone wrong, which `wait` then raises."""
+        """Return whether the background save has failed; `wait` then raises its error."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Wait until the last save is on disk; raise what went wrong, once.
+        """Wait until the last save is on disk; raise its error, once.
 
         CheckpointError for a full disk, BusyError where the system refuses. To be called before
         the program ends: a save that is still running then is given up (and leaves no trace).
@@ -175,18 +175,18 @@ class Checkpoints:
             raise error
 
     def steps(self) -> list[int]:
-        """Return the steps on disk, sound or not, in order; BusyError if the folder is none."""
+        """Return the steps on disk, sound or damaged, in order; BusyError if it is no folder."""
         found: list[int] = []
 
         def look() -> None:
-            found.extend(shelf.steps(self.folder))
+            found.extend(directory.list_steps(self.folder))
 
         self._group.on_primary("steps", look)
         return json.loads(self._group.sync("steps seen", decide=lambda _: json.dumps(found)))
 
     def best(self) -> int | None:
         """Return the step with the lowest metric (the newest of equals), None if none has one."""
-        ranked = shelf.ranked(self.folder, self.steps())
+        ranked = directory.rank_by_metric(self.folder, self.steps())
         return ranked[0] if ranked else None
 
     def restore(self, abstract_tree: Any, step: int | None = None) -> Restored | None:
@@ -200,19 +200,19 @@ class Checkpoints:
         """
         if step is None and not self.steps():
             return None
-        wanted = leaves.named(abstract_tree)
+        wanted = pytree_io.named_leaves(abstract_tree)
 
         def load(record: Manifest) -> Any:
-            wrong = leaves.mismatches(wanted, record.leaves)
+            wrong = pytree_io.mismatches(wanted, record.leaves)
             if wrong:
                 raise CheckpointError(f"{self._path(record.step)} doesn't fit: {_some(wrong)}")
             if self._group.store is None:
                 return self._load(record, record.leaves)
-            return pieces.spread(abstract_tree, self._regions(record))
+            return shards.place_shards(abstract_tree, self._regions(record))
 
         record, found, notes = self._newest_sound(step, load)
         # Whole arrays are placed one by one, once it is clear that they are sound.
-        tree = leaves.rebuild(abstract_tree, found) if self._group.store is None else found
+        tree = pytree_io.rebuild(abstract_tree, found) if self._group.store is None else found
         return Restored(record.step, tree, record.extra, notes)
 
     def read(self, step: int | None = None) -> dict[str, Any]:
@@ -231,11 +231,14 @@ class Checkpoints:
         record, found, notes = self._newest_sound(step, load)
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        flat = {name: leaves.bare(name, found[name], record.leaves[name]) for name in found}
+        flat = {
+            name: pytree_io.place_on_default(name, found[name], record.leaves[name])
+            for name in found
+        }
         return {"step": record.step} | trees.unflatten(flat)
 
     def verify(self, step: int) -> list[str]:
-        """Return what is wrong with a step, in words that name files or arrays; [] if sound.
+        """Return the problems of a step, naming files or arrays; [] if sound.
 
         Always compares every byte, with about PART bytes of arrays in memory at once. Raises
         CheckpointError if there is no such step, or it was written by a newer jaxgen.
@@ -243,38 +246,40 @@ class Checkpoints:
         if step not in self.steps():
             raise self._no_such(step)
         try:
-            record = shelf.record(self.folder, step)
+            record = directory.read_record(self.folder, step)
             problems = manifest.damages(self._path(step), record, verify="full")
             if not problems:
-                for part in leaves.parts(record.leaves, PART):
+                for part in pytree_io.batches(record.leaves, PART):
                     self._load(record, part, check=True)
         except DamageError as error:
             return [str(error)]
         return problems
 
     def about(self, step: int) -> Manifest | None:
-        """Return what a step's manifest says of it, None if that is damaged.
+        """Return a step's manifest, None if that is damaged.
 
         Raises CheckpointError if it was written by a newer jaxgen.
         """
         try:
-            return shelf.record(self.folder, step)
+            return directory.read_record(self.folder, step)
         except DamageError:
             return None
 
     def clean(self) -> list[str]:
-        """Remove what interrupted saves and deletions left, and return its names.
+        """Remove the leftovers of interrupted saves and deletions, and return their names.
 
         To be called by the owner of the run's lock. Raises BusyError where the system refuses.
         """
         if self._thread is not None:
             self._thread.join()  # what it is writing is no leftover
         found: list[str] = []
-        self._group.on_primary("clean", lambda: found.extend(shelf.clean(self.folder)))
+        self._group.on_primary(
+            "clean", lambda: found.extend(directory.remove_leftovers(self.folder))
+        )
         return found
 
     def _path(self, step: int) -> Path:
-        return shelf.path(self.folder, step)
+        return directory.step_path(self.folder, step)
 
     def _newest_sound(
         self, step: int | None, load: Callable[[Manifest], Any]
@@ -287,7 +292,9 @@ class Checkpoints:
         notes: dict[int, str] = {}
         for candidate in reversed(present) if step is None else [step]:
             try:
-                record, found = shared.sound(self._group, partial(self._opened, candidate, load))
+                record, found = multihost.load_sound(
+                    self._group, partial(self._opened, candidate, load)
+                )
             except DamageError as error:
                 notes[candidate] = str(error)
                 continue
@@ -306,7 +313,7 @@ class Checkpoints:
 
     def _opened(self, step: int, load: Callable[[Manifest], Any]) -> tuple[Manifest, Any]:
         """Return a step's manifest and what `load` makes of it; DamageError if it is not sound."""
-        record = shelf.record(self.folder, step)
+        record = directory.read_record(self.folder, step)
         manifest.refuse_others(self._path(step), record, self.fingerprints)
         share = (self._group.index, self._group.count)
         problems = manifest.damages(self._path(step), record, verify=self.verification, share=share)
@@ -315,21 +322,23 @@ class Checkpoints:
         return record, load(record)
 
     def _regions(self, record: Manifest) -> Callable[[str, tuple[slice, ...]], np.ndarray]:
-        """Return what reads a part of an array."""
+        """Return the function that reads a slice of an array."""
         if record.format > 1:
             check = self.verification == "full"
-            return pieces.Pieces(self._path(record.step), record.leaves, check=check).region
+            return shards.ShardReader(
+                self._path(record.step), record.leaves, check=check
+            ).read_region
         whole = self._load(record, record.leaves)
         return lambda name, index: whole[name][index]
 
     def _load(
-        self, record: Manifest, chosen: Mapping[str, leaves.Leaf], *, check: bool | None = None
+        self, record: Manifest, chosen: Mapping[str, pytree_io.Leaf], *, check: bool | None = None
     ) -> dict[str, np.ndarray]:
         """Return the chosen arrays, compared with their digests; DamageError names the first."""
         check = self.verification == "full" if check is None else check
         if record.format > 1:
-            parts = pieces.Pieces(self._path(record.step), record.leaves, check=check)
-            return {name: parts.whole(name) for name in chosen}
+            parts = shards.ShardReader(self._path(record.step), record.leaves, check=check)
+            return {name: parts.read_array(name) for name in chosen}
         sums = {name: row["sha256"] for name, row in record.arrays.items()} if check else {}
         return orbax.read_sound(self._path(record.step) / ARRAYS, chosen, sums)
 
@@ -350,22 +359,22 @@ class Checkpoints:
         else:
             target = self._path(draft.step)
             replaced = draft.step in self._damaged
-            shared.write(self._group, target, draft, found, replaced=replaced)
+            multihost.write_step(self._group, target, draft, found, replaced=replaced)
             self._group.on_primary("save: retire", self._retire)
         self._damaged.clear()
 
     def _add(self, step: int, metric: float, extra: dict[str, Any]) -> None:
-        shelf.add_metric(self.folder, step, metric, extra)
+        directory.add_metric(self.folder, step, metric, extra)
         self._retire()
 
     def _write(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
         rows = {
-            name: {**draft.arrays[name], "sha256": leaves.digest(array)}
+            name: {**draft.arrays[name], "sha256": pytree_io.digest(array)}
             for name, array in found.items()
         }
-        if draft.step in shelf.steps(self.folder) and draft.step not in self._damaged:
+        if draft.step in directory.list_steps(self.folder) and draft.step not in self._damaged:
             if not self.verify(draft.step):
-                if shelf.record(self.folder, draft.step).arrays != rows:
+                if directory.read_record(self.folder, draft.step).arrays != rows:
                     raise CheckpointError(
                         f"{self._path(draft.step)} exists already with other arrays; move it away"
                     )
@@ -381,18 +390,21 @@ class Checkpoints:
                 manifest.write(folder, replace(draft, arrays=rows, files=content))
                 self._failpoint("manifest")
                 if draft.step in self._damaged:
-                    shelf.remove(self.folder, draft.step, self._failpoint)
+                    directory.remove_step(self.folder, draft.step, self._failpoint)
         except Exception as error:
             size = sum(array.nbytes for array in found.values())
-            raise space.told(self.folder, draft.step, size, error) from error
+            raise disk_space.explain(self.folder, draft.step, size, error) from error
         self._damaged.discard(draft.step)
         self._failpoint("renamed")
 
     def _retire(self) -> None:
-        """Delete all but the newest and the best; also what `restore` has found damaged."""
-        sound = [step for step in shelf.steps(self.folder) if step not in self._damaged]
-        keep = {*sound[-self.keep_last :], *shelf.ranked(self.folder, sound)[: self.keep_best]}
-        shelf.keep_only(self.folder, keep, self._failpoint)
+        """Delete all but the newest and the best, and the steps that `restore` found damaged."""
+        sound = [step for step in directory.list_steps(self.folder) if step not in self._damaged]
+        keep = {
+            *sound[-self.keep_last :],
+            *directory.rank_by_metric(self.folder, sound)[: self.keep_best],
+        }
+        directory.keep_only(self.folder, keep, self._failpoint)
 
 
 def _some(problems: list[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import jaxgen
 from jaxgen import files
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.store.leaves import Leaf
+from jaxgen.store.pytree_io import Leaf
 
 NAME = "manifest.json"
 FORMAT = 2  # the newest we read: 1 has whole arrays, 2 the pieces of several processes

@@ -22,7 +22,7 @@ from jaxgen.mesh.settings import MeshSettings
 from jaxgen.run import inputs
 from jaxgen.run.folder import CHECKPOINTS, CONFIG, TOKENIZER, existing_settings
 from jaxgen.run.job import Run
-from jaxgen.store import Checkpoints, leaves
+from jaxgen.store import Checkpoints, pytree_io
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train.loop import Callbacks, fit
 from jaxgen.train.state import State
@@ -160,7 +160,7 @@ class _Seen:
 def _callbacks(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Callbacks:
     def note(state: State) -> dict[str, float]:
         inputs_only = {k: np.asarray(v) for k, v in sorted(seen.batch.items()) if k != "index"}
-        digest = hashlib.sha256("".join(map(leaves.digest, inputs_only.values())).encode())
+        digest = hashlib.sha256("".join(map(pytree_io.digest, inputs_only.values())).encode())
         about = {"data": np.asarray(seen.batch["index"]).tolist(), "batch": digest.hexdigest()}
         made.append(describe(state) | about | {"loss": seen.loss})
         return {"loss": seen.loss}
@@ -198,14 +198,14 @@ def describe(state: State) -> Row:
     step = int(state.step)
     folded = jax.random.fold_in(state.key, step)
     keys = [jax.random.key_data(key) for key in (state.key, folded)]
-    described, arrays = leaves.to_host(state)
+    described, arrays = pytree_io.to_host(state)
     found = {}
     for path, array in arrays.items():
         flat = array.reshape(-1)
         places = sorted({int(i) for i in np.linspace(0, max(flat.size - 1, 0), SAMPLES)})
         values = [[i, repr(flat[i].item())] for i in places if flat.size]
         shape = list(described[path].shape)
-        found[path] = {"sha256": leaves.digest(array), "shape": shape, "values": values}
+        found[path] = {"sha256": pytree_io.digest(array), "shape": shape, "values": values}
     return {
         "step": step,
         "rng": [np.asarray(key).tobytes().hex() for key in keys],

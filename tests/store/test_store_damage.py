@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import Checkpoints, leaves, manifest
+from jaxgen.store import Checkpoints, manifest, pytree_io
 
 TREE = {"params": {"w": jnp.arange(600.0), "b": jnp.ones(3, jnp.bfloat16)}, "n": jnp.int32(0)}
 
@@ -171,9 +171,13 @@ def test_verifying_array_by_array_finds_the_same_and_misses_none(folder, monkeyp
 
 def test_parts_hold_all_in_order_and_no_more_bytes_than_asked():
     sizes = {"a": 3, "b": 4, "c": 9, "d": 1, "e": 0}
-    rows = {name: leaves.Leaf("int8", (size,)) for name, size in sizes.items()}
-    assert [list(part) for part in leaves.parts(rows, 7)] == [["a", "b"], ["c"], ["d", "e"]]
-    assert not list(leaves.parts({}, 7))
+    rows = {name: pytree_io.Leaf("int8", (size,)) for name, size in sizes.items()}
+    assert [list(part) for part in pytree_io.batches(rows, 7)] == [
+        ["a", "b"],
+        ["c"],
+        ["d", "e"],
+    ]
+    assert not list(pytree_io.batches({}, 7))
 
 
 def test_unverified_restoring_still_sees_missing_and_short_files(folder):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgen.errors import CheckpointError
-from jaxgen.store import Checkpoints, space
+from jaxgen.store import Checkpoints, disk_space
 
 TREE = {"w": jnp.zeros(3)}
 
@@ -152,8 +152,8 @@ def test_room_for_all_that_a_run_keeps_is_asked_for_at_its_start(tmp_path, monke
     big = {"w": jax.ShapeDtypeStruct((1 << 20,), jnp.float32)}  # 4 MiB
     free = shutil.disk_usage(tmp_path)._replace(free=12 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    space.check_run(tmp_path / "new", big, 2)
+    disk_space.check_run(tmp_path / "new", big, 2)
     with pytest.raises(CheckpointError, match=r"3 checkpoints of 4.0 MiB need 14.4 MiB, 12.0 MiB"):
-        space.check_run(tmp_path / "new", big, 3)
+        disk_space.check_run(tmp_path / "new", big, 3)
     saved(tmp_path / "new", [1.0], keep_last=1, keep_best=0)
-    space.check_run(tmp_path / "new", big, 3)
+    disk_space.check_run(tmp_path / "new", big, 3)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxgen.errors import BusyError, CheckpointError, ConfigError
-from jaxgen.store import Checkpoints, leaves, safetensors
+from jaxgen.store import Checkpoints, pytree_io, safetensors
 from jaxgen.store import arrays as orbax
 
 
@@ -144,7 +144,7 @@ def test_what_is_restored_can_be_donated_and_does_not_borrow_memory(tmp_path):
 
 def test_what_is_saved_may_be_donated_while_it_is_written(tmp_path):
     state = {"w": jnp.zeros(1 << 16), "n": np.zeros(1 << 10)}
-    assert np.shares_memory(leaves.to_host(state)[1]["w"], np.asarray(state["w"]))  # no copy
+    assert np.shares_memory(pytree_io.to_host(state)[1]["w"], np.asarray(state["w"]))  # no copy
     checkpoints = open_at(tmp_path)
     checkpoints.save(1, state, {}, metric=None)
     state["n"] += 1
@@ -343,7 +343,7 @@ def test_an_array_whose_chunk_is_lost_is_no_whole_array(tmp_path):
 
     arrays = {"w": np.ones((2, 3), "f4"), "n": np.int32(3)[...]}
     orbax.write(tmp_path / "arrays", arrays)
-    described = {name: leaves.Leaf(a.dtype.name, a.shape) for name, a in arrays.items()}
+    described = {name: pytree_io.Leaf(a.dtype.name, a.shape) for name, a in arrays.items()}
     orbax.check(tmp_path / "arrays", described)
     base = {"driver": "file", "path": f"{tmp_path}/arrays/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()

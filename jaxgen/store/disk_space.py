@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before a save, and told of when it runs out all the same."""
+"""Disk space: checked before a save, and explained when it runs out during one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import BusyError, CheckpointError
-from jaxgen.store import leaves, shelf
+from jaxgen.store import directory, pytree_io
 from jaxgen.store.manifest import DamageError
 
-HEADROOM = 1.2  # free space asked for, relative to the last checkpoint
+HEADROOM = 1.2  # free space required, relative to the last checkpoint
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check(folder: Path, step: int, nbytes: int) -> None:
     """Raise CheckpointError if the disk lacks the room of the last checkpoint, or of `nbytes`."""
-    for other in reversed(shelf.steps(folder)):
+    for other in reversed(directory.list_steps(folder)):
         with suppress(DamageError, CheckpointError):
-            nbytes = shelf.record(folder, other).nbytes
+            nbytes = directory.read_record(folder, other).nbytes
             break
     with files.refusals(folder):
         free = shutil.disk_usage(folder).free
     if free < HEADROOM * nbytes:
-        raise _disk_full(folder, step, nbytes, free)
+        raise _disk_full_error(folder, step, nbytes, free)
 
 
 def check_run(folder: Path, abstract_tree: Any, number: int) -> None:
@@ -35,8 +35,10 @@ def check_run(folder: Path, abstract_tree: Any, number: int) -> None:
 
     Those that are there already are counted among them.
     """
-    number -= len(shelf.steps(folder))
-    nbytes = sum(leaves.wanted(leaf).nbytes for leaf in leaves.named(abstract_tree).values())
+    number -= len(directory.list_steps(folder))
+    nbytes = sum(
+        pytree_io.spec_of(leaf).nbytes for leaf in pytree_io.named_leaves(abstract_tree).values()
+    )
     if number < 1:
         return
     with files.refusals(folder):
@@ -54,15 +56,15 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
-def told(folder: Path, step: int, nbytes: int, error: Exception) -> Exception:
-    """Return the error that a user understands for one that stopped a save."""
+def explain(folder: Path, step: int, nbytes: int, error: Exception) -> Exception:
+    """Return the error to show a user for one that stopped a save."""
     root: BaseException | None = error
     while root is not None:
         # TensorStore's errors hold the system's only as text.
         if getattr(root, "errno", None) in _FULL or any(
             os.strerror(code) in str(root) for code in _FULL
         ):
-            return _disk_full(folder, step, nbytes, shutil.disk_usage(folder).free)
+            return _disk_full_error(folder, step, nbytes, shutil.disk_usage(folder).free)
         root = root.__cause__
     if isinstance(error, BusyError | CheckpointError):
         return error
@@ -70,14 +72,14 @@ def told(folder: Path, step: int, nbytes: int, error: Exception) -> Exception:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error of another library says, in one line."""
+    """Return the message of another library's error, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _disk_full(folder: Path, step: int, nbytes: int, free: int) -> CheckpointError:
-    kept = ", ".join(map(str, shelf.steps(folder))) or "none"
+def _disk_full_error(folder: Path, step: int, nbytes: int, free: int) -> CheckpointError:
+    steps = ", ".join(map(str, directory.list_steps(folder))) or "none"
     return CheckpointError(
         f"{folder}: the disk is full, step {step} is not saved: it needs "
         f"{files.human(HEADROOM * nbytes)}, {files.human(float(free))} are free; free some and "
-        f"resume (steps on disk: {kept})"
+        f"resume (steps on disk: {steps})"
     )

@@ -1,7 +1,7 @@
 """The leaves of any pytree as named arrays on the host, and back.
 
 A leaf's name is its path, "params/layers/attn/q". Random keys become their key data, Python
-numbers arrays without axes; what a leaf was is told again by the tree it is restored into.
+numbers 0-d arrays; the abstract tree given to restore says which type a leaf had.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxgen.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Leaf:
-    """What the manifest says of an array: dtype, shape, and the generator if it is a random key."""
+    """An array's entry in the manifest; key: the PRNG implementation if it is a random key."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Leaf:
         return f"a {self.key} key of {array}" if self.key else array
 
 
-def named(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: Any) -> dict[str, Any]:
     """Return {"a/b/c": leaf} of any pytree; ValueError if two leaves have one name."""
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -49,23 +49,23 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def to_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
-    """Return ({name: Leaf}, {name: array}), which last: the tree may be donated, or overwritten.
+    """Return ({name: Leaf}, {name: array}), valid also after donation of the tree.
 
     Raises TypeError naming a leaf that is not made of numbers.
     """
-    leaves = named(tree)
-    keys = {name: generator(leaf) for name, leaf in leaves.items()}
+    leaves = named_leaves(tree)
+    keys = {name: key_impl(leaf) for name, leaf in leaves.items()}
     plain = {
         name: jax.random.key_data(leaf) if keys[name] else leaf for name, leaf in leaves.items()
     }
     for leaf in plain.values():  # all transfers start before the first is waited for
         if isinstance(leaf, jax.Array):
             leaf.copy_to_host_async()
-    arrays = {name: host(name, leaf) for name, leaf in plain.items()}
+    arrays = {name: to_numpy(name, leaf) for name, leaf in plain.items()}
     return {n: Leaf(a.dtype.name, a.shape, keys[n]) for n, a in arrays.items()}, arrays
 
 
-def parts(leaves: Mapping[str, Leaf], most: int) -> Iterator[dict[str, Leaf]]:
+def batches(leaves: Mapping[str, Leaf], most: int) -> Iterator[dict[str, Leaf]]:
     """Yield the leaves in parts of at most so many bytes together, or of a single larger one."""
     part, size = {}, 0
     for name, leaf in leaves.items():
@@ -78,20 +78,20 @@ def parts(leaves: Mapping[str, Leaf], most: int) -> Iterator[dict[str, Leaf]]:
         yield part
 
 
-def generator(leaf: Any) -> str | None:
-    """Return the name of the generator of a typed random key, also an abstract one, or None."""
+def key_impl(leaf: Any) -> str | None:
+    """Return the PRNG implementation of a typed random key, also an abstract one, or None."""
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return None
     names: list[str] = []
-    # Only an array knows its generator; under eval_shape an abstract key is one.
+    # Only an array knows its implementation; under eval_shape an abstract key is one.
     jax.eval_shape(lambda key: names.append(str(jax.random.key_impl(key))), leaf)
     return names[0]
 
 
-def wanted(leaf: Any) -> Leaf:
-    """Return what the array of this leaf of an abstract tree must be."""
-    impl = generator(leaf)
+def spec_of(leaf: Any) -> Leaf:
+    """Return the Leaf that an array for this leaf of an abstract tree must match."""
+    impl = key_impl(leaf)
     if impl:
         data = jax.eval_shape(jax.random.key_data, leaf)
         return Leaf(data.dtype.name, data.shape, impl)
@@ -108,24 +108,24 @@ def digest(array: np.ndarray) -> str:
     return result.hexdigest()
 
 
-def mismatches(abstract: Mapping[str, Any], found: Mapping[str, Leaf]) -> list[str]:
+def mismatches(abstract: Mapping[str, Any], saved: Mapping[str, Leaf]) -> list[str]:
     """Return each path at which the saved leaves are not those of the abstract tree."""
-    want = {name: wanted(leaf) for name, leaf in abstract.items()}
+    want = {name: spec_of(leaf) for name, leaf in abstract.items()}
     return [
-        f"{name}: {found.get(name, 'absent')} instead of {want.get(name, 'nothing')}"
-        for name in sorted(want.keys() | found.keys())
-        if want.get(name) != found.get(name)
+        f"{name}: {saved.get(name, 'absent')} instead of {want.get(name, 'nothing')}"
+        for name in sorted(want.keys() | saved.keys())
+        if want.get(name) != saved.get(name)
     ]
 
 
 def rebuild(abstract: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Return a tree like `abstract` with the arrays' values, placed as its shardings say."""
     structure = jax.tree_util.tree_structure(abstract)
-    found = [place(name, arrays[name], like) for name, like in named(abstract).items()]
-    return jax.tree_util.tree_unflatten(structure, found)
+    leaves = [place_like(name, arrays[name], like) for name, like in named_leaves(abstract).items()]
+    return jax.tree_util.tree_unflatten(structure, leaves)
 
 
-def place(name: str, array: np.ndarray, like: Any) -> Any:
+def place_like(name: str, array: np.ndarray, like: Any) -> Any:
     """Return the array as `like` is: a Python number, a numpy array, or a jax array or key.
 
     Raises CheckpointError for 64 bits that JAX would cut to 32.
@@ -136,8 +136,8 @@ def place(name: str, array: np.ndarray, like: Any) -> Any:
         return array[()]
     if isinstance(like, np.ndarray):
         return array
-    impl = generator(like)
-    # An uncommitted array says where it happens to be, not where it must be.
+    impl = key_impl(like)
+    # The sharding of an uncommitted array is no constraint.
     where = like.sharding if getattr(like, "committed", True) else None
     there = None if impl else where
     placed = jax.device_put(array, there)
@@ -147,8 +147,8 @@ def place(name: str, array: np.ndarray, like: Any) -> Any:
             "set JAX_ENABLE_X64=1"
         )
     if all(device.platform == "cpu" for device in placed.devices()):
-        # There, JAX may borrow numpy's memory, which a step could then not be given. The copy
-        # spells its sharding in another way, so it is told again.
+        # On CPU, JAX may alias numpy's memory, which a step could then not donate. The copy's
+        # sharding has another type, so it is set again.
         placed = jax.device_put(placed.copy(), there)
     if impl:
         placed = jax.random.wrap_key_data(placed, impl=impl)
@@ -156,20 +156,20 @@ def place(name: str, array: np.ndarray, like: Any) -> Any:
     return placed
 
 
-def bare(name: str, array: np.ndarray, leaf: Leaf) -> Any:
+def place_on_default(name: str, array: np.ndarray, leaf: Leaf) -> Any:
     """Return the array on the default device, or the random key that it is the data of."""
-    placed = place(name, array, jax.ShapeDtypeStruct(array.shape, array.dtype))
+    placed = place_like(name, array, jax.ShapeDtypeStruct(array.shape, array.dtype))
     return jax.random.wrap_key_data(placed, impl=leaf.key) if leaf.key else placed
 
 
-def host(name: str, leaf: Any) -> np.ndarray:
+def to_numpy(name: str, leaf: Any) -> np.ndarray:
     """Return a leaf on the host, as it is now; TypeError if it is not made of numbers."""
     array = np.asarray(leaf)
-    # Numbers, and the narrow floats of ml_dtypes, which numpy takes for opaque bytes.
+    # Numbers, and the narrow floats of ml_dtypes, which are opaque bytes to numpy.
     ours = array.dtype.kind in "biufc" and array.dtype.char not in "gG"  # g: the C long double
     if not ours and (array.dtype.kind != "V" or not jnp.issubdtype(array.dtype, jnp.number)):
         raise TypeError(f"{name} is {type(leaf).__name__}; a checkpoint holds numbers only")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    # On the CPU numpy sees a jax array's own memory. As long as it does, JAX gives that to no step:
-    # one that the array is donated to takes other memory, as a copy would have.
+    # On CPU numpy aliases a jax array's memory. While it does, JAX does not donate that buffer: a
+    # step that the array is donated to allocates another.
     return array if isinstance(leaf, jax.Array) else array.copy(order="C")

@@ -1,4 +1,4 @@
-"""What several processes write in pieces is read back as any part of the whole, or refused."""
+"""Shards of several processes are read back as any slice of the whole, or refused."""
 
 import itertools
 import json
@@ -13,16 +13,16 @@ from text_store import Texts
 
 from jaxgen.errors import BusyError, CheckpointError
 from jaxgen.mesh.group import Group
-from jaxgen.store import Checkpoints, leaves, manifest, pieces, shared
+from jaxgen.store import Checkpoints, manifest, multihost, pytree_io, shards
 from jaxgen.store.manifest import DamageError
 
 
 def parts(name, array, cuts):
-    """Cut an array along each axis; return its pieces."""
+    """Cut an array along each axis; return its shards."""
     edges = [[0, *cut, size] for cut, size in zip(cuts, array.shape, strict=True)]
     spans = [list(itertools.pairwise(edge)) for edge in edges]
     return {
-        pieces.called(name, where): np.asarray(array[tuple(slice(*span) for span in where)])
+        shards.shard_name(name, where): np.asarray(array[tuple(slice(*span) for span in where)])
         for where in itertools.product(*spans)
     }
 
@@ -45,30 +45,30 @@ CUTS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """The pieces of two processes, dealt out in turn."""
+    """The shards of two processes, dealt out alternately."""
     every = [pair for name in ARRAYS for pair in parts(name, ARRAYS[name], CUTS[name]).items()]
     for process in (0, 1):
         mine = dict(every[process::2])
-        path = tmp_path / pieces.PIECES / f"{process:05d}.safetensors"
-        pieces.write(path, mine, pieces.digests(mine))
+        path = tmp_path / shards.FOLDER / f"{process:05d}.safetensors"
+        shards.write_shards(path, mine, shards.digests(mine))
     return tmp_path
 
 
 def opened(folder, check=True):
-    described = {name: leaves.Leaf(a.dtype.name, a.shape) for name, a in ARRAYS.items()}
-    return pieces.Pieces(folder, described, check=check)
+    described = {name: pytree_io.Leaf(a.dtype.name, a.shape) for name, a in ARRAYS.items()}
+    return shards.ShardReader(folder, described, check=check)
 
 
 def test_every_region_of_every_array_is_fitted_together_bit_for_bit(folder):
     found = opened(folder)
     for name, array in ARRAYS.items():
-        assert found.whole(name).tobytes() == array.tobytes()
-        assert found.whole(name).dtype == array.dtype
+        assert found.read_array(name).tobytes() == array.tobytes()
+        assert found.read_array(name).dtype == array.dtype
     rng = np.random.default_rng(0)
     for _ in range(60):
         a, b = sorted(rng.integers(0, 7, 2))
         c, d = sorted(rng.integers(0, 11, 2))
-        region = found.region("params/w", (slice(a, b), slice(c, d)))
+        region = found.read_region("params/w", (slice(a, b), slice(c, d)))
         np.testing.assert_array_equal(region, ARRAYS["params/w"][a:b, c:d])
 
 
@@ -81,21 +81,21 @@ def test_the_files_are_plain_safetensors(folder):
 
 def test_a_flipped_bit_of_any_piece_is_named_and_only_where_it_is_read(folder):
     path = folder / "pieces" / "00001.safetensors"
-    tensors = pieces.safetensors.open_file(path)
+    tensors = shards.safetensors.open_file(path)
     tensor = tensors["params/w@0:2,3:7"]
     raw = bytearray(path.read_bytes())
     raw[tensor.begin + 5] ^= 1
     path.write_bytes(raw)
     with pytest.raises(DamageError, match=r"00001.*piece params/w@0:2,3:7 has been changed"):
-        opened(folder).whole("params/w")
-    opened(folder).region("params/w", (slice(2, 6), slice(0, 10)))
-    opened(folder, check=False).whole("params/w")
+        opened(folder).read_array("params/w")
+    opened(folder).read_region("params/w", (slice(2, 6), slice(0, 10)))
+    opened(folder, check=False).read_array("params/w")
 
 
 def test_a_missing_file_leaves_a_hole_that_is_found(folder):
     (folder / "pieces" / "00000.safetensors").unlink()
     with pytest.raises(DamageError, match=r"of 60 numbers of params/w are there"):
-        opened(folder).whole("params/w")
+        opened(folder).read_array("params/w")
 
 
 def groups(count):
@@ -121,7 +121,7 @@ def written(target, step, fault=None):
             own = dict([list(mine.items())[group.index]])
             if fault is not None:
                 fault(group)
-            shared.write(group, target, draft(step), own, replaced=False)
+            multihost.write_step(group, target, draft(step), own, replaced=False)
         except Exception as error:
             return error
 
@@ -130,12 +130,12 @@ def written(target, step, fault=None):
 
 
 def test_a_step_of_which_a_part_was_not_written_is_a_failed_save(tmp_path, monkeypatch):
-    whole = pieces.write
+    whole = shards.write_shards
 
     def forgetful(path, mine, sums):
         whole(path, {} if path.name.startswith("00001") else mine, sums)
 
-    monkeypatch.setattr(pieces, "write", forgetful)
+    monkeypatch.setattr(shards, "write_shards", forgetful)
     found = written(tmp_path / "00000007", 7)
     assert all(isinstance(error, CheckpointError) for error in found), found
     assert "params/w was not written" in str(found[0]) and not list(tmp_path.iterdir())
@@ -158,24 +158,24 @@ def test_a_step_is_whole_once_both_have_written_and_again_is_let_be(tmp_path):
 
 
 def test_a_process_that_cannot_write_fails_all_and_leaves_no_step(tmp_path, monkeypatch):
-    real = pieces.write
+    real = shards.write_shards
 
     def full(path, mine, sums):
         if path.name == "00001.safetensors":
             raise OSError(28, "No space left on device")
         real(path, mine, sums)
 
-    monkeypatch.setattr(pieces, "write", full)
+    monkeypatch.setattr(shards, "write_shards", full)
     for error in written(tmp_path / "00000007", 7):
         assert isinstance(error, CheckpointError) and "the disk is full, step 7" in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_process_0_does_not_see_is_no_checkpoint(tmp_path, monkeypatch):
-    seen = shared._see_all
+    seen = multihost._check_visible
     monkeypatch.setattr(
-        shared,
-        "_see_all",
+        multihost,
+        "_check_visible",
         lambda folder, rows, group: (
             (folder / "pieces/00001.safetensors").unlink(),
             seen(folder, rows, group),
@@ -227,7 +227,7 @@ def test_what_is_restored_does_not_borrow_the_memory_it_was_read_into(tree):
     room = np.zeros((1 << 20) + 16, np.float32)
     begin = -room.ctypes.data // 4 % 16  # JAX borrows what begins at a multiple of 64 bytes
     source = room[begin : begin + (1 << 20)]
-    found = pieces.spread({"w": like}, lambda name, index: source)
+    found = shards.place_shards({"w": like}, lambda name, index: source)
     jax.block_until_ready(found)
     source[:] = 1
     assert float(found["w"].max()) == 0.0
@@ -256,7 +256,7 @@ def test_damage_that_one_process_finds_sends_all_back_to_the_step_before(tree, t
 
 def test_digests_are_in_the_notes_of_each_file(folder):
     path = folder / "pieces" / "00000.safetensors"
-    notes = pieces.safetensors.open_noted(path)[1]
+    notes = shards.safetensors.open_noted(path)[1]
     head = path.read_bytes()
     length = int.from_bytes(head[:8], "little")
     assert notes == json.loads(head[8 : 8 + length])["__metadata__"]

@@ -1,4 +1,4 @@
-"""The steps in a folder of checkpoints: which there are, which are best, which go."""
+"""The steps in a folder of checkpoints: listed, ranked by metric, deleted."""
 
 from __future__ import annotations
 
@@ -16,73 +16,73 @@ from jaxgen.store import manifest
 from jaxgen.store.manifest import DamageError, Manifest
 
 
-def path(folder: Path, step: int) -> Path:
-    """Return where a step is, or would be."""
+def step_path(folder: Path, step: int) -> Path:
+    """Return the path of a step, which need not exist."""
     return folder / f"{step:08d}"
 
 
-def steps(folder: Path) -> list[int]:
-    """Return the steps on disk, sound or not, in order; BusyError if the folder is none."""
+def list_steps(folder: Path) -> list[int]:
+    """Return the steps on disk, sound or damaged, in order; BusyError if `folder` is a file."""
     with files.refusals(folder):
         try:
             names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
         except FileNotFoundError:
             return []
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
-    return sorted(step for step in numbers if path(folder, step).name in names)
+    return sorted(step for step in numbers if step_path(folder, step).name in names)
 
 
-def record(folder: Path, step: int) -> Manifest:
+def read_record(folder: Path, step: int) -> Manifest:
     """Return a step's manifest; DamageError, or CheckpointError if it is too new."""
-    found = manifest.read(path(folder, step))
-    if found.step != step:
-        own = path(folder, step) / manifest.NAME
-        raise DamageError(f"{own} is of step {found.step}: it, or its folder, has been renamed")
-    return found
+    record = manifest.read(step_path(folder, step))
+    if record.step != step:
+        own = step_path(folder, step) / manifest.NAME
+        raise DamageError(f"{own} is of step {record.step}: it, or its folder, has been renamed")
+    return record
 
 
-def ranked(folder: Path, among: Collection[int]) -> list[int]:
-    """Return the steps that have a metric, the lowest first; of equals the newest first."""
-    pairs = sorted(_metrics(folder, among), key=lambda pair: (pair[0], -pair[1]))
+def rank_by_metric(folder: Path, among: Collection[int]) -> list[int]:
+    """Return the steps with a metric, lowest first; of equal metrics the newest first."""
+    pairs = sorted(_metrics_of(folder, among), key=lambda pair: (pair[0], -pair[1]))
     return [step for _, step in pairs]
 
 
-def metrics(folder: Path) -> list[float]:
+def list_metrics(folder: Path) -> list[float]:
     """Return the metrics of the steps on disk that have one."""
-    return [metric for metric, _ in _metrics(folder, steps(folder))]
+    return [metric for metric, _ in _metrics_of(folder, list_steps(folder))]
 
 
 def add_metric(folder: Path, step: int, metric: float, extra: dict[str, Any]) -> None:
-    """Give a step the metric, and the extra, that it lacks; CheckpointError if it is not sound."""
+    """Add the metric and the extra to a step without one; CheckpointError if it is damaged."""
     try:
-        there = record(folder, step)
+        record = read_record(folder, step)
     except DamageError as error:
         raise CheckpointError(f"{error}; its validation loss can't be added") from error
-    if there.metric is None:
-        manifest.write(path(folder, step), replace(there, metric=metric, extra=extra))
+    if record.metric is None:
+        manifest.write(step_path(folder, step), replace(record, metric=metric, extra=extra))
 
 
 def keep_only(folder: Path, keep: Collection[int], failpoint: Callable[[str], object]) -> None:
     """Delete all steps but these."""
-    for step in steps(folder):
+    for step in list_steps(folder):
         if step not in keep:
-            remove(folder, step, failpoint)
+            remove_step(folder, step, failpoint)
     failpoint("retired")
 
 
-def remove(folder: Path, step: int, failpoint: Callable[[str], object]) -> None:
+def remove_step(folder: Path, step: int, failpoint: Callable[[str], object]) -> None:
     """Delete a step; BusyError where the system refuses."""
     # Renamed first: a half-deleted step must not look like a damaged one.
-    away = folder / f"{files.TEMPORARY}{step:08d}-{uuid.uuid4().hex[:12]}"
+    trash = folder / f"{files.TEMPORARY}{step:08d}-{uuid.uuid4().hex[:12]}"
     with files.refusals(folder):
-        path(folder, step).rename(away)
+        step_path(folder, step).rename(trash)
         files.sync_folder(folder)
         failpoint("renamed away")
-        shutil.rmtree(away)
+        shutil.rmtree(trash)
 
 
-def clean(folder: Path) -> list[str]:
-    """Delete what is unfinished or half deleted, and return its names."""
+def remove_leftovers(folder: Path) -> list[str]:
+    """Delete unfinished and half-deleted steps, and return their names."""
     with files.refusals(folder):
         left = sorted(folder.glob(f"{files.TEMPORARY}*"))
         for entry in left:
@@ -93,9 +93,9 @@ def clean(folder: Path) -> list[str]:
     return [entry.name for entry in left]
 
 
-def _metrics(folder: Path, among: Collection[int]) -> Iterator[tuple[float, int]]:
+def _metrics_of(folder: Path, among: Collection[int]) -> Iterator[tuple[float, int]]:
     for step in among:
         with suppress(DamageError, CheckpointError):
-            metric = record(folder, step).metric
+            metric = read_record(folder, step).metric
             if metric is not None:
                 yield metric, step
