@@ -1,7 +1,7 @@
-"""Start-up of a run of several processes: a rendezvous, JAX's own connection, and the watch.
+"""Start-up of a run of several processes: rendezvous, `jax.distributed`, and the watch.
 
-The one file that reaches into JAX's private state: `jax.distributed` connects processes, but lends
-the store of its coordination service to nobody.
+The one file that uses JAX's private state: `jax.distributed` has no public access to the key-value
+store of its coordination service.
 """
 
 from __future__ import annotations

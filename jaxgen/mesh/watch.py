@@ -1,11 +1,10 @@
-"""A thread that ends this process when another one is lost, and says which.
+"""A thread that ends this process when another one is lost, and names it.
 
-A collective on devices waits for ever for a process that has died, so somebody else must look.
-Each process tells that it lives every few seconds; process 0 reads all of them, and the others
-read what it has found. Four ends are told apart: a process that says why it ends; one that falls
-silent; one that lives but is stuck, so that no process finishes a step; and process 0, with which
-JAX's coordination service goes: then JAX aborts the program, and a handler of that signal has the
-last word.
+A collective on devices waits for ever for a process that has died, hence the thread. Each process
+sends a heartbeat every few seconds; process 0 reads all of them and publishes a verdict, which the
+others read. There are four cases: a process that reports why it ends; a silent one; one that is
+alive but stuck, so that no process finishes a step; and the loss of process 0 with JAX's
+coordination service: then JAX aborts the program, and a handler of that signal prints the error.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from jaxgen.errors import PeerError, UserError
 from jaxgen.mesh.group import AgreedExit, Store
 
 ROOM = "jaxgen/watch"
-VERDICT = f"{ROOM}/verdict/0"  # who is lost, as process 0 has found
+VERDICT = f"{ROOM}/verdict/0"  # the lost process, published by process 0
 AGAIN = "start all processes again: the run goes on from its newest checkpoint"
-BEATS = 8  # signs of life within the time after which a process is taken for lost
-PARTING = 5.0  # seconds that process 0 stays for the others to hear why it ends
+BEATS = 8  # heartbeats within the timeout
+PARTING = 5.0  # seconds that process 0 stays for the others to read why it ends
 
 
 class Watch:
-    """Looks after the processes of a group from one of them; `over` runs it."""
+    """Watches the processes of a group from one of them, while `over` is entered."""
 
     def __init__(
         self, index: int, names: tuple[str, ...], address: str, *, timeout: float, stall: float
@@ -51,7 +50,7 @@ class Watch:
 
     @contextmanager
     def over(self, store: Store) -> Iterator[None]:
-        """Watch while the block runs; if it raises, tell the others, and end without them."""
+        """Watch while the block runs; if it raises, report that to the others and end."""
         self._store = store
         thread = threading.Thread(target=self._run, name="jaxgen-watch", daemon=True)
         thread.start()
@@ -66,12 +65,12 @@ class Watch:
             thread.join(2 * self.beat)
 
     def progress(self) -> None:
-        """Tell that this process has begun another step."""
+        """Count another step of this process."""
         self._steps += 1
 
     def guard_aborts(self) -> None:
-        """Have JAX's abort over a lost process end with one line and the exit code for it."""
-        # Python's own handlers run between two bytecodes, which never comes after an abort.
+        """Make JAX's abort over a lost process print one line and use our exit code."""
+        # Python's own handlers run between two bytecodes, which an abort never reaches.
         lost = f"{self.coordinator} is lost"
         if self.index == 0:
             lost = "another process is lost, as JAX says above"
@@ -89,7 +88,7 @@ class Watch:
         library.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def wait_for_verdict(self) -> None:
-        """Wait for the watch to find who is lost, after an error that a lost process explains."""
+        """Wait for the verdict after an error that a lost process would explain."""
         time.sleep(self.timeout + 3 * self.beat)
 
     def _run(self) -> None:
@@ -98,13 +97,13 @@ class Watch:
             count += 1
             try:
                 found = self._poll(count)
-            except PeerError:  # of the store, which goes with its keeper
+            except PeerError:  # the store is lost with process 0
                 found = _verdict(PeerError.exit_code, f"{self.coordinator} is lost")
             if found and not self._stopping.is_set():
                 self._end(found)
 
     def _poll(self, count: int) -> str | None:
-        """Return the verdict on this group, if there is one: exit code and words."""
+        """Return the verdict on this group, if there is one: exit code and message."""
         assert self._store is not None
         self._store.set(f"{ROOM}/beat/{self.index}", f"{count} {self._steps}")
         if self.index:
@@ -150,7 +149,7 @@ class Watch:
         time.sleep(min(3 * self.beat, PARTING))
 
     def _explain(self, error: BaseException) -> None:
-        """Tell the others why this process ends, unless they end alike and by themselves."""
+        """Report to the others why this process ends, unless all end in agreement."""
         store = self._store
         if store is None or isinstance(error, AgreedExit):
             return
@@ -169,7 +168,7 @@ class Watch:
                 self._linger()
 
     def _end_once(self) -> None:
-        """Let the line of whoever ends this process first be the only one."""
+        """Let only the first of several ends of this process print its line."""
         if not self._ending.acquire(blocking=False):
             time.sleep(PARTING)
 

@@ -1,4 +1,4 @@
-"""What the processes of one run settle among themselves before and while they train."""
+"""Agreement of the processes of a run: same inputs at the start, same step to stop at."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from jaxgen.errors import BusyError
 from jaxgen.mesh.group import Group
 from jaxgen.run.settings import Settings
 
-EVERY = 1.0  # seconds between questions whether somebody was told to stop
-LATE = 10.0  # seconds after which a file that another host has written must be seen
+EVERY = 1.0  # seconds between exchanges of stop requests
+LATE = 10.0  # seconds until a file written by another host must be visible
 # A host may have other cores than its neighbours.
 OWN = ("data.workers",)
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Return what must be alike in all processes: every key of the config, the code, JAX."""
+    """Return the facts that must be equal in all processes: config, code, JAX version."""
     return keys(settings) | {
         "the code of jaxgen": code(),
         "jax": jax.__version__,
@@ -35,7 +35,7 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 
 def keys(settings: Settings) -> dict[str, str]:
-    """Return every key of the config that must be alike, with its value."""
+    """Return every key of the config that must be equal in all processes, with its value."""
     rows = tree.flatten(sets.as_dict(settings))
     facts = {path.replace("/", "."): str(value) for path, value in rows.items()}
     return {key: value for key, value in facts.items() if key not in OWN}
@@ -50,7 +50,7 @@ def code() -> str:
 
 
 def see(group: Group, path: Path) -> None:
-    """Raise BusyError in all processes unless each reads the same in a file as process 0."""
+    """Raise BusyError in all processes unless each reads the same content as process 0."""
     text = group.sync(f"seeing {path.name}", decide=lambda _: path.read_text())
 
     def look() -> None:
@@ -67,11 +67,11 @@ def see(group: Group, path: Path) -> None:
 
 
 class Stop:
-    """Whether to stop, answered alike to all processes at the same call.
+    """Whether to stop, with the same answer in all processes at the same call.
 
-    Each step somebody may have been told to stop, but all must stop at one step. They ask each
-    other about once a second: how many calls until then, process 0 says. failed: whether a save in
-    the background has gone wrong here; then `fail` is called everywhere, and raises it.
+    Any process may get a stop request, but all must stop at the same step. They exchange requests
+    about once a second; process 0 sets the number of calls in between. failed: whether a background
+    save has failed here; then `fail` is called in all processes, and raises the error.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Stop:
         states = [json.loads(value) for value in values]
         now = time.monotonic()
         each = max(now - self._since, 1e-6) / self._gap
-        # Compiling makes the first calls slow: what is learned from them is not trusted at once.
+        # Compiling makes the first calls slow, so the gap grows by at most 2x at a time.
         self._gap, self._since = max(1, min(int(EVERY / each), 2 * self._gap)), now
         return json.dumps(
             {
