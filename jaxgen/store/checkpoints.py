@@ -87,9 +87,8 @@ class Checkpoints:
         """
         self.wait()
         alone = self._group.store is None
-        described, found = (
-            pytree_io.to_host(tree) if alone else shards.to_host(tree, first=self._group.first)
-        )
+        to_host = partial(shards.to_host, first=self._group.first)
+        described, found = (pytree_io.to_host if alone else to_host)(tree)
         metric = manifest.finite(metric)
         draft = Manifest(
             step=step,
@@ -177,11 +176,8 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Return the steps on disk, sound or damaged, in order; BusyError if it is no folder."""
         found: list[int] = []
-
-        def look() -> None:
-            found.extend(directory.list_steps(self.folder))
-
-        self._group.on_primary("steps", look)
+        list_steps = partial(directory.list_steps, self.folder)
+        self._group.on_primary("steps", lambda: found.extend(list_steps()))
         return json.loads(self._group.sync("steps seen", decide=lambda _: json.dumps(found)))
 
     def best(self) -> int | None:
@@ -231,10 +227,8 @@ class Checkpoints:
         record, found, notes = self._newest_sound(step, load)
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        flat = {
-            name: pytree_io.place_on_default(name, found[name], record.leaves[name])
-            for name in found
-        }
+        leaves, place = record.leaves, pytree_io.place_on_default
+        flat = {name: place(name, found[name], leaves[name]) for name in found}
         return {"step": record.step} | trees.unflatten(flat)
 
     def verify(self, step: int) -> list[str]:
@@ -273,9 +267,8 @@ class Checkpoints:
         if self._thread is not None:
             self._thread.join()  # what it is writing is no leftover
         found: list[str] = []
-        self._group.on_primary(
-            "clean", lambda: found.extend(directory.remove_leftovers(self.folder))
-        )
+        remove = partial(directory.remove_leftovers, self.folder)
+        self._group.on_primary("clean", lambda: found.extend(remove()))
         return found
 
     def _path(self, step: int) -> Path:
@@ -292,9 +285,8 @@ class Checkpoints:
         notes: dict[int, str] = {}
         for candidate in reversed(present) if step is None else [step]:
             try:
-                record, found = multihost.load_sound(
-                    self._group, partial(self._opened, candidate, load)
-                )
+                opened = partial(self._opened, candidate, load)
+                record, found = multihost.load_sound(self._group, opened)
             except DamageError as error:
                 notes[candidate] = str(error)
                 continue
@@ -325,9 +317,8 @@ class Checkpoints:
         """Return the function that reads a slice of an array."""
         if record.format > 1:
             check = self.verification == "full"
-            return shards.ShardReader(
-                self._path(record.step), record.leaves, check=check
-            ).read_region
+            reader = shards.ShardReader(self._path(record.step), record.leaves, check=check)
+            return reader.read_region
         whole = self._load(record, record.leaves)
         return lambda name, index: whole[name][index]
 
@@ -400,11 +391,8 @@ class Checkpoints:
     def _retire(self) -> None:
         """Delete all but the newest and the best, and the steps that `restore` found damaged."""
         sound = [step for step in directory.list_steps(self.folder) if step not in self._damaged]
-        keep = {
-            *sound[-self.keep_last :],
-            *directory.rank_by_metric(self.folder, sound)[: self.keep_best],
-        }
-        directory.keep_only(self.folder, keep, self._failpoint)
+        best = directory.rank_by_metric(self.folder, sound)[: self.keep_best]
+        directory.keep_only(self.folder, {*sound[-self.keep_last :], *best}, self._failpoint)
 
 
 def _some(problems: list[str]) -> str:
