@@ -21,8 +21,8 @@ from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
 from jaxgen.nn.stack import in_a_step
 from jaxgen.ops import keys
-from jaxgen.ops.attention import choice
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention import dispatch
+from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.chance import Chance
 from jaxgen.ops.losses import even
 from jaxgen.ops.masks import AttentionMask
@@ -204,9 +204,9 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     bias = q if model.positions == "relative" else None
     key = jax.eval_shape(lambda: keys.from_seed(0))
     drop = Chance(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
-    case = Case(q, k, k, mask, 1.0, model.score_cap, bias, drop)  # pyright: ignore
+    args = AttentionArgs(q, k, k, mask, 1.0, model.score_cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
-        return choice.choose(case) == "plain"
+        return dispatch.choose(args) == "plain"
 
 
 def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:

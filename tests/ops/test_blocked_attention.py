@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.attention import blocked, choice
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention import blocked, dispatch
+from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import AttentionMask, cross_mask, make_mask
 
@@ -17,38 +17,38 @@ SEGMENTS = jnp.asarray(np.where(np.arange(T) < [[7], [12]], 1, 2), jnp.int32)
 MEMORY = jnp.asarray(np.where(np.arange(13) < [[9], [13]], 1, 0), jnp.int32)
 
 
-def looked(direction="back", window=None, segments=None, order="running"):
+def mask_of(direction="back", window=None, segments=None, order="running"):
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     words = {"direction": direction, "window": window, "order": order, "prefix": None}
     return make_mask(positions, positions, **words, query_segments=segments, key_segments=segments)
 
 
-def case(mask: AttentionMask, *, kv_heads=N, keys=T, dtype="float32", drop=None):
+def make_args(mask: AttentionMask, *, kv_heads=N, keys=T, dtype="float32", drop=None):
     rng = np.random.default_rng(0)
     shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-    return Case(q, k, v, mask, 0.3, None, None, drop)
+    return AttentionArgs(q, k, v, mask, 0.3, None, None, drop)
 
 
 CASES = {
-    "causal": lambda: case(looked()),
-    "documents, grouped heads": lambda: case(looked(segments=SEGMENTS), kv_heads=2),
-    "documents, grouped heads, dropout in rows 2 and 3 of 5": lambda: case(
-        looked(segments=SEGMENTS), kv_heads=2, drop=Chance(jax.random.key(5), 0.7, 2, 5)
+    "causal": lambda: make_args(mask_of()),
+    "documents, grouped heads": lambda: make_args(mask_of(segments=SEGMENTS), kv_heads=2),
+    "documents, grouped heads, dropout in rows 2 and 3 of 5": lambda: make_args(
+        mask_of(segments=SEGMENTS), kv_heads=2, drop=Chance(jax.random.key(5), 0.7, 2, 5)
     ),
-    "a window back": lambda: case(looked(window=3), kv_heads=1),
-    "a window to both sides": lambda: case(looked("both", window=4, segments=SEGMENTS)),
-    "positions of the caller's": lambda: case(looked(window=5, order="free")),
-    "to another text": lambda: case(cross_mask(jnp.ones((B, T), jnp.int32), MEMORY), keys=13),
+    "a window back": lambda: make_args(mask_of(window=3), kv_heads=1),
+    "a window to both sides": lambda: make_args(mask_of("both", window=4, segments=SEGMENTS)),
+    "positions of the caller's": lambda: make_args(mask_of(window=5, order="free")),
+    "to another text": lambda: make_args(cross_mask(jnp.ones((B, T), jnp.int32), MEMORY), keys=13),
 }
 
 
-def value_and_grads(name, asked):
+def value_and_grads(name, args):
     def loss(q, k, v):
-        out = choice.WAYS[name].attend(asked._replace(q=q, k=k, v=v))
+        out = dispatch.KERNELS[name].attend(args._replace(q=q, k=k, v=v))
         return jnp.sum(jnp.sin(out)), out
 
-    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*asked[:3])
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args[:3])
     return out, *grads
 
 
@@ -57,10 +57,10 @@ def test_blocks_of_attention_equal_plain_attention_in_values_and_gradients(name,
     # Stretches of four and eight rows, four at a time, and three rows that are left over.
     for limit, value in (("STRETCHES", 3), ("NARROWEST", 2), ("WIDEST", 4)):
         monkeypatch.setattr(blocked, limit, value)
-    asked = CASES[name]()
-    assert choice.choose(asked, "cpu") == "blocked"
+    args = CASES[name]()
+    assert dispatch.choose(args, "cpu") == "blocked"
     for found, wanted in zip(
-        value_and_grads("blocked", asked), value_and_grads("plain", asked), strict=True
+        value_and_grads("blocked", args), value_and_grads("plain", args), strict=True
     ):
         np.testing.assert_allclose(found, wanted, atol=2e-6)
 
@@ -69,9 +69,9 @@ def test_blocks_of_attention_equal_plain_attention_in_values_and_gradients(name,
 @pytest.mark.parametrize("kv_heads", [1, N])
 def test_gradients_in_bfloat16_are_near_those_of_plain_attention(length, kv_heads, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "T", length)
-    asked = case(looked(), kv_heads=kv_heads, keys=length, dtype="bfloat16")
+    args = make_args(mask_of(), kv_heads=kv_heads, keys=length, dtype="bfloat16")
     for found, wanted in zip(
-        value_and_grads("blocked", asked), value_and_grads("plain", asked), strict=True
+        value_and_grads("blocked", args), value_and_grads("plain", args), strict=True
     ):
         wanted = np.asarray(wanted, np.float32)
         near = 0.03 * np.abs(wanted).max()
@@ -82,12 +82,12 @@ def test_rows_stop_at_the_last_key_that_they_may_see():
     def spans(mask, keys=1024):
         return [(s.begin, s.end, s.first, s.last) for s in blocked.stretches(mask, 512, keys)]
 
-    assert spans(looked())[:2] == [(0, 64, 0, 64), (64, 128, 0, 128)]
-    assert spans(looked(window=10))[-1] == (448, 512, 439, 512)
-    assert spans(looked("both", window=10))[1] == (64, 128, 55, 137)
-    assert spans(looked(order="free"))[0] == (0, 128, 0, 1024)
-    assert spans(looked("both"))[0] == (0, 128, 0, 1024)
-    long = blocked.stretches(looked(), 4096 + 130, 4096 + 130)
+    assert spans(mask_of())[:2] == [(0, 64, 0, 64), (64, 128, 0, 128)]
+    assert spans(mask_of(window=10))[-1] == (448, 512, 439, 512)
+    assert spans(mask_of("both", window=10))[1] == (64, 128, 55, 137)
+    assert spans(mask_of(order="free"))[0] == (0, 128, 0, 1024)
+    assert spans(mask_of("both"))[0] == (0, 128, 0, 1024)
+    long = blocked.stretches(mask_of(), 4096 + 130, 4096 + 130)
     assert max(s.rows for s in long) == blocked.WIDEST and long[-1].end == 4096 + 130
     assert [s.begin for s in long[1:]] == [s.end for s in long[:-1]]
     assert all((s.end - s.begin) % s.rows == 0 for s in long)
@@ -106,7 +106,8 @@ def test_memory_of_attention_grows_with_the_length_and_not_with_its_square(monke
 
             # JAX takes what is alike in all layers, as masks are, out of a scan.
             def layer(x, weight):
-                return blocked.attend(Case(x * weight, x, x, mask, 0.3, None, None, None)), None
+                args = AttentionArgs(x * weight, x, x, mask, 0.3, None, None, None)
+                return blocked.attend(args), None
 
             return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 

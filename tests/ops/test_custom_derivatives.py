@@ -17,7 +17,7 @@ import jaxgen
 from jaxgen.mesh import place
 from jaxgen.ops import contract, gates, losses, norms
 from jaxgen.ops.attention import blocked, plain
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import make_mask
 from jaxgen.train import step
@@ -36,12 +36,12 @@ def attention(attend, drop, kv_heads, q, k, v):
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     words = {"direction": "back", "window": None, "order": "running", "prefix": None}
     mask = make_mask(positions, positions, **words, query_segments=SEGMENTS, key_segments=SEGMENTS)
-    case = Case(q, k[:, :, :kv_heads], v[:, :, :kv_heads], mask, 0.3, None, None, drop)
-    return attend(case)
+    args = AttentionArgs(q, k[:, :, :kv_heads], v[:, :, :kv_heads], mask, 0.3, None, None, drop)
+    return attend(args)
 
 
-def plain_attention(case):
-    q, k, v, mask, scale, cap, bias, drop = case
+def plain_attention(args):
+    q, k, v, mask, scale, cap, bias, drop = args
     return plain.attend(q, k, v, mask.allowed, scale=scale, cap=cap, bias=bias, drop=drop)
 
 

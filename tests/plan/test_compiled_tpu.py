@@ -25,7 +25,7 @@ LOOKS = {
 def test_the_kernel_compiles_with_its_gradient_for_every_mask_and_mesh(topology, look):
     mesh = device_mesh.mesh_of_sizes(MESHES[topology], tpu.devices(topology))
     if LOOKS[look].get("direction") == "both" and MESHES[topology][3] > 1:
-        pytest.skip("left to plain attention: tests/ops/test_attention_ways.py")
+        pytest.skip("left to plain attention: tests/ops/test_attention_kernels.py")
     text = ahead.attention_text(mesh, **{"width": 128} | LOOKS[look])
     assert text.count("custom-call(") >= 3 and "tpu_custom_call" in text  # forward, dq, dkv
     assert f"{ahead.T},{ahead.T}]" not in text  # no scores are held

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from jaxgen import lazy
 
 if TYPE_CHECKING:
-    from jaxgen.ops.attention.choice import attend
+    from jaxgen.ops.attention.dispatch import attend
     from jaxgen.ops.attention.plain import soft_cap
 
-_HOME = {"attend": "choice", "soft_cap": "plain"}
+_HOME = {"attend": "dispatch", "soft_cap": "plain"}
 
 __all__ = ["attend", "soft_cap"]
 

@@ -1,9 +1,9 @@
-"""Attention on CPUs, some rows of queries after the others.
+"""Attention on CPUs, block by block of queries.
 
 Scores exist for a few rows at a time: memory grows with the length and not with its square, and
 rows under a causal mask or a window stop at the last key that they see. The backward pass makes
-the scores again from two numbers a row (Rabe and Staats 2021; Dao et al. 2022), and draws what
-dropout took again from their indices.
+the scores again from two numbers a row (Rabe and Staats 2021; Dao et al. 2022), and the dropout
+mask again from the indices of its elements.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxgen.derivatives import custom_vjp
 from jaxgen.mesh import shards
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.chance import at, index, indexed
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.varying import scan
@@ -29,17 +29,17 @@ FEWEST = 8  # queries worth it; parameters are initialised with fewer, where no 
 HIDDEN = jnp.finfo(jnp.float32).min
 
 
-def can(case: Case) -> bool:
+def supports(args: AttentionArgs) -> bool:
     """Return whether scores are plain and lie on one device: no cap or bias, no mesh."""
-    if case.cap is not None or case.bias is not None or case.q.shape[1] < FEWEST:
+    if args.cap is not None or args.bias is not None or args.q.shape[1] < FEWEST:
         return False
-    return shards("BTNKSH") == 1 and (case.drop is None or indexed(case.drop, _scores_of(case)))
+    return shards("BTNKSH") == 1 and (args.drop is None or indexed(args.drop, _scores_of(args)))
 
 
-def _scores_of(case: Case) -> tuple[int, ...]:
+def _scores_of(args: AttentionArgs) -> tuple[int, ...]:
     """Return the shape of all scores of the whole batch."""
-    rows = case.q.shape[0] if case.drop is None else case.drop.rows
-    (_, T, N, _), (_, S, K, _) = case.q.shape, case.k.shape
+    rows = args.q.shape[0] if args.drop is None else args.drop.rows
+    (_, T, N, _), (_, S, K, _) = args.q.shape, args.k.shape
     return rows, K, N // K, T, S
 
 
@@ -80,18 +80,18 @@ def _seen(mask: AttentionMask, low: int, high: int, keys: int) -> tuple[int, int
     return max(low - reach, 0), last
 
 
-def attend(case: Case) -> jax.Array:
-    """Return attention [B, T, N, H] of a case that `can` approves."""
-    B, T, N, H = case.q.shape
-    S, K = case.k.shape[1:3]
-    q = (case.q * jnp.asarray(case.scale, case.q.dtype)).reshape(B, T, K, N // K, H)
-    q, k, v = q.transpose(0, 2, 3, 1, 4), case.k.swapaxes(1, 2), case.v.swapaxes(1, 2)
-    plan = tuple(stretches(case.mask, T, S))
+def attend(args: AttentionArgs) -> jax.Array:
+    """Return attention [B, T, N, H] of arguments that it `supports`."""
+    B, T, N, H = args.q.shape
+    S, K = args.k.shape[1:3]
+    q = (args.q * jnp.asarray(args.scale, args.q.dtype)).reshape(B, T, K, N // K, H)
+    q, k, v = q.transpose(0, 2, 3, 1, 4), args.k.swapaxes(1, 2), args.v.swapaxes(1, 2)
+    plan = tuple(stretches(args.mask, T, S))
     fate = None
-    if case.drop is not None:
-        fate = Fate(jax.random.key_data(case.drop.key), jnp.asarray(case.drop.first, jnp.uint32))
-    keep = 1.0 if case.drop is None else case.drop.keep
-    out: Any = _attend(plan, keep, q, k, v, case.mask, fate)
+    if args.drop is not None:
+        fate = Fate(jax.random.key_data(args.drop.key), jnp.asarray(args.drop.first, jnp.uint32))
+    keep = 1.0 if args.drop is None else args.drop.keep
+    out: Any = _attend(plan, keep, q, k, v, args.mask, fate)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

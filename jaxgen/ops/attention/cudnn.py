@@ -6,45 +6,45 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.mesh import place
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.masks import same_segment
 
 HALVES = (jnp.bfloat16, jnp.float16)  # the only dtypes it has
 WIDEST = 128  # heads that every GPU since Ampere takes
 
 
-def can(case: Case) -> bool:
-    """Return whether cuDNN does a case: half precision, no cap, no bias, no dropout.
+def supports(args: AttentionArgs) -> bool:
+    """Return whether cuDNN can: half precision, no cap, no bias, no dropout.
 
     On a mesh it works on whole rows and heads, as many keys' as queries', of whole sequences.
     """
-    (B, T, N, H), (S, K) = case.q.shape, case.k.shape[1:3]
-    plain = case.cap is None and case.bias is None and case.drop is None
+    (B, T, N, H), (S, K) = args.q.shape, args.k.shape[1:3]
+    plain = args.cap is None and args.bias is None and args.drop is None
     even = T % 2 == 0 and S % 2 == 0 and H % 8 == 0 and H <= WIDEST
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
     whole = queries == 1 and B % rows == 0 and N % heads == 0 and K % heads == 0
-    return plain and even and whole and case.q.dtype in HALVES
+    return plain and even and whole and args.q.dtype in HALVES
 
 
-def attend(case: Case) -> jax.Array:
-    """Return attention [B, T, N, H] of a case that `can` approves.
+def attend(args: AttentionArgs) -> jax.Array:
+    """Return attention [B, T, N, H] of arguments that it `supports`.
 
-    cuDNN knows order and windows by themselves, and skips what they hide; segments, which it does
-    not know, come as a boolean mask [B, 1, T, S] for all heads, as does an unstructured mask.
+    cuDNN takes causality and windows as options, and skips what they hide; segments, which it does
+    not take, come as a boolean mask [B, 1, T, S] for all heads, as does an unstructured mask.
     """
-    mask, words, allowed = case.mask, {}, case.mask.allowed
+    mask, options, allowed = args.mask, {}, args.mask.allowed
     if mask.is_structured and (mask.window is None or mask.direction == "back"):
         window = None if mask.window is None else (mask.window - 1, 0)
-        words = {"is_causal": mask.direction == "back", "local_window_size": window}
+        options = {"is_causal": mask.direction == "back", "local_window_size": window}
         allowed = None
         if mask.query_segments is not None:
             allowed = same_segment(mask.query_segments, mask.key_segments)
     return jax.nn.dot_product_attention(
-        case.q,
-        case.k,
-        case.v,
+        args.q,
+        args.k,
+        args.v,
         mask=None if allowed is None else allowed[:, None],
-        scale=case.scale,
+        scale=args.scale,
         implementation="cudnn",
-        **words,
+        **options,
     )

@@ -13,29 +13,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.mesh import place
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention.args import AttentionArgs
 
 LANES = 128  # of a TPU's vector unit: what lengths must be a multiple of
 BLOCKS = (512, 256, 128)  # queries or keys at a time: the first that divides the length
 
 
-def can(case: Case) -> bool:
-    """Return whether the kernel does a case: no bias, no dropout, a structured mask."""
-    if case.bias is not None or case.drop is not None or not case.mask.is_structured:
+def supports(args: AttentionArgs) -> bool:
+    """Return whether the kernel can: no bias, no dropout, a structured mask."""
+    if args.bias is not None or args.drop is not None or not args.mask.is_structured:
         return False
-    (B, T, N, _), (S, K) = case.q.shape, case.k.shape[1:3]
+    (B, T, N, _), (S, K) = args.q.shape, args.k.shape[1:3]
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
-    if queries > 1 and case.mask.direction == "both" and case.mask.window is None:
+    if queries > 1 and args.mask.direction == "both" and args.mask.window is None:
         return False  # JAX cannot cut the table of a mask that hides nothing
     whole = B % rows == 0 and N % heads == 0 and K % heads == 0
     return whole and T % (queries * LANES) == 0 and S % LANES == 0
 
 
-def attend(case: Case) -> jax.Array:
-    """Return attention [B, T, N, H] of a case that `can` approves; interpreted where no TPU is."""
-    kernel, spec = _kernel(case)
-    q = (case.q.astype(jnp.float32) * case.scale).astype(case.q.dtype)
-    ids = case.mask.query_segments, case.mask.key_segments
+def attend(args: AttentionArgs) -> jax.Array:
+    """Return attention [B, T, N, H] of arguments that it `supports`; interpreted without a TPU."""
+    kernel, spec = _kernel(args)
+    q = (args.q.astype(jnp.float32) * args.scale).astype(args.q.dtype)
+    ids = args.mask.query_segments, args.mask.key_segments
 
     def own(kernel: Any, q: jax.Array, k: jax.Array, v: jax.Array, *ids: Any) -> jax.Array:
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as tpu
@@ -45,17 +45,17 @@ def attend(case: Case) -> jax.Array:
         return jnp.swapaxes(jax.vmap(kernel)(*heads_first, segments), 1, 2)
 
     letters = ("BTNH", "BSKH", "BSKH", "BT", "BS")
-    return place.alone(own, (q, case.k, case.v, *ids), letters, "BTNH", first=(kernel, spec))
+    return place.alone(own, (q, args.k, args.v, *ids), letters, "BTNH", first=(kernel, spec))
 
 
-def _kernel(case: Case) -> tuple[Any, Any]:
+def _kernel(args: AttentionArgs) -> tuple[Any, Any]:
     """Return the kernel for one device's heads, and how its tables are laid on the mesh."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as tpu
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    T, S = case.q.shape[1], case.k.shape[1]
-    queries, heads = place.shards("T"), case.q.shape[2] // place.shards("N")
-    back, window = case.mask.direction == "back", case.mask.window
+    T, S = args.q.shape[1], args.k.shape[1]
+    queries, heads = place.shards("T"), args.q.shape[2] // place.shards("N")
+    back, window = args.mask.direction == "back", args.mask.window
     if window is not None:
         one = masks.LocalMask((T, S), (window - 1, 0 if back else window - 1), 0)
     else:
@@ -73,7 +73,7 @@ def _kernel(case: Case) -> tuple[Any, Any]:
         ),
         head_shards=1,
         q_seq_shards=queries,
-        attn_logits_soft_cap=case.cap,
+        attn_logits_soft_cap=args.cap,
         interpret=place.platform() != "tpu",
     )
     return kernel, kernel.manual_sharding_spec

@@ -1,4 +1,4 @@
-"""Each way to attend equals the plain one, and is chosen where it can and nowhere else."""
+"""Each kernel of attention equals the plain formula, and is chosen where it supports the call."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen.mesh import place
-from jaxgen.ops.attention import choice
-from jaxgen.ops.attention.case import Case
+from jaxgen.ops.attention import dispatch
+from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import cross_mask, make_mask
 
@@ -20,45 +20,47 @@ MEMORY = jnp.asarray(np.arange(128)[None] < [[90], [128]], jnp.int32)  # the res
 DOCUMENTS[1] = np.where(np.arange(T) < 250, 1, 0)
 
 
-def looked(direction="back", window=None, segments=None, order="running", prefix=None):
+def mask_of(direction="back", window=None, segments=None, order="running", prefix=None):
     positions = jnp.broadcast_to(jnp.arange(T), (B, T))
     ids = None if segments is None else jnp.asarray(segments, jnp.int32)
     words = {"direction": direction, "window": window, "order": order, "prefix": prefix}
     return make_mask(positions, positions, **words, query_segments=ids, key_segments=ids)
 
 
-def case(*, mask=None, kv_heads=N, keys=T, dtype="float32", **options):
+def make_args(*, mask=None, kv_heads=N, keys=T, dtype="float32", **options):
     shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     options = {"scale": 0.3, "cap": None, "bias": None, "drop": None} | options
-    return Case(q, k, v, looked() if mask is None else mask, **options)
+    return AttentionArgs(q, k, v, mask_of() if mask is None else mask, **options)
 
 
-def value_and_grads(name, asked):
+def value_and_grads(name, args):
     def loss(q, k, v):
-        out = choice.WAYS[name].attend(asked._replace(q=q, k=k, v=v))
-        real = True if asked.mask.query_segments is None else asked.mask.query_segments > 0
+        out = dispatch.KERNELS[name].attend(args._replace(q=q, k=k, v=v))
+        real = True if args.mask.query_segments is None else args.mask.query_segments > 0
         # What padding sees means nothing.
         return jnp.sum(jnp.where(real, jnp.sin(out).sum((2, 3)), 0.0)), out
 
-    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*asked[:3])
+    grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(*args[:3])
     return out, grads
 
 
 SPLASH = {
-    "causal, segments, grouped heads, soft cap": lambda: case(
-        mask=looked(segments=DOCUMENTS), kv_heads=1, cap=2.0
+    "causal, segments, grouped heads, soft cap": lambda: make_args(
+        mask=mask_of(segments=DOCUMENTS), kv_heads=1, cap=2.0
     ),
-    "both sides, window": lambda: case(mask=looked("both", window=20)),
-    "to another text": lambda: case(mask=cross_mask(jnp.ones((B, T), jnp.int32), MEMORY), keys=128),
+    "both sides, window": lambda: make_args(mask=mask_of("both", window=20)),
+    "to another text": lambda: make_args(
+        mask=cross_mask(jnp.ones((B, T), jnp.int32), MEMORY), keys=128
+    ),
 }
 
 
 @pytest.mark.parametrize("name", SPLASH)
 def test_the_kernel_for_tpus_equals_plain_attention_in_values_and_gradients(name):
-    asked = SPLASH[name]()
-    assert choice.choose(asked, "tpu") == "splash"
-    found, wanted = value_and_grads("splash", asked), value_and_grads("plain", asked)
+    args = SPLASH[name]()
+    assert dispatch.choose(args, "tpu") == "splash"
+    found, wanted = value_and_grads("splash", args), value_and_grads("plain", args)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -71,18 +73,18 @@ def test_the_kernel_for_tpus_equals_plain_attention_in_values_and_gradients(name
         ({"dtype": "bfloat16", "cap": 30.0}, "splash", "plain"),
         ({"dtype": "bfloat16", "drop": CHANCE}, "plain", "plain"),
         ({"dtype": "bfloat16", "bias": jnp.zeros((1, N, T, T))}, "plain", "plain"),
-        ({"dtype": "bfloat16", "mask": looked(order="free")}, "plain", "cudnn"),
+        ({"dtype": "bfloat16", "mask": mask_of(order="free")}, "plain", "cudnn"),
         (
-            {"dtype": "bfloat16", "mask": looked(prefix=jnp.asarray(DOCUMENTS == 1))},
+            {"dtype": "bfloat16", "mask": mask_of(prefix=jnp.asarray(DOCUMENTS == 1))},
             "plain",
             "cudnn",
         ),
         ({"dtype": "bfloat16", "keys": 100}, "plain", "cudnn"),
     ],
 )
-def test_the_table_takes_a_kernel_only_where_it_can(options, on_tpu, on_gpu):
-    asked = case(**options)
-    found = [choice.choose(asked, platform) for platform in ("tpu", "gpu", "cpu", "rocket")]
+def test_the_table_takes_a_kernel_only_where_it_is_supported(options, on_tpu, on_gpu):
+    args = make_args(**options)
+    found = [dispatch.choose(args, platform) for platform in ("tpu", "gpu", "cpu", "rocket")]
     on_cpu = "plain" if set(options) & {"cap", "bias"} else "blocked"
     assert found == [on_tpu, on_gpu, on_cpu, "plain"]
 
@@ -100,8 +102,8 @@ def test_heads_rows_or_queries_that_do_not_divide_over_the_mesh_are_left_to_the_
     ]:
         mesh = AbstractMesh(sizes, names, (AxisType.Auto,) * 4, abstract_device=chip)
         with jax.sharding.use_abstract_mesh(mesh):
-            asked = case(mask=looked(look))
-            assert choice.choose(asked, place.platform()) == wanted, sizes
+            args = make_args(mask=mask_of(look))
+            assert dispatch.choose(args, place.platform()) == wanted, sizes
 
 
 CUDNN = {
@@ -126,8 +128,8 @@ def test_what_cudnn_is_told_is_what_the_mask_says(name, monkeypatch):
         return real(q, k, v, **words | {"implementation": "xla"})
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
-    asked = case(mask=looked(**CUDNN[name]), kv_heads=1)
-    found, wanted = value_and_grads("cudnn", asked), value_and_grads("plain", asked)
+    args = make_args(mask=mask_of(**CUDNN[name]), kv_heads=1)
+    found, wanted = value_and_grads("cudnn", args), value_and_grads("plain", args)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
     (words,) = told
@@ -150,16 +152,16 @@ def test_cudnn_is_left_where_a_mesh_cuts_sequences_or_heads_of_keys():
     ]:
         mesh = AbstractMesh(sizes, names, (AxisType.Auto,) * 4, abstract_device=chip)
         with jax.sharding.use_abstract_mesh(mesh):
-            asked = case(kv_heads=kv_heads, dtype="bfloat16")
-            assert choice.choose(asked, place.platform()) == wanted, (sizes, kv_heads)
+            args = make_args(kv_heads=kv_heads, dtype="bfloat16")
+            assert dispatch.choose(args, place.platform()) == wanted, (sizes, kv_heads)
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("segments", [None, DOCUMENTS], ids=["alone", "packed"])
 @pytest.mark.parametrize("window", [None, 33])
 def test_cudnn_equals_plain_attention_in_values_and_gradients(window, segments):
-    asked = case(mask=looked(window=window, segments=segments), kv_heads=1, dtype="bfloat16")
-    assert choice.choose(asked, "gpu") == "cudnn"
-    found, wanted = value_and_grads("cudnn", asked), value_and_grads("plain", asked)
+    args = make_args(mask=mask_of(window=window, segments=segments), kv_heads=1, dtype="bfloat16")
+    assert dispatch.choose(args, "gpu") == "cudnn"
+    found, wanted = value_and_grads("cudnn", args), value_and_grads("plain", args)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x.astype("float32"), y.astype("float32"), atol=3e-2)

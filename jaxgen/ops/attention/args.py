@@ -1,4 +1,4 @@
-"""What attention is asked for: the arrays, who sees whom, and how scores become weights."""
+"""The arguments of one call of attention, as kernels take them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import AttentionMask
 
 
-class Case(NamedTuple):
+class AttentionArgs(NamedTuple):
     """One call of `attend`; see there."""
 
     q: jax.Array  # [B, T, N, H]
