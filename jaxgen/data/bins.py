@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
-from jaxgen.data.chance import hashed, streams, uniform
+from jaxgen.data.random import hash_seed, stream_keys, uniform
 
 GROUP = 1 << 14  # pairs packed together: more would hardly pack better, and take longer
 
@@ -18,7 +18,7 @@ def pack(
     sources, targets: lengths, none above its width. Best fit, the largest first, in two dimensions
     at once, as Krell et al. (2021, "Efficient sequence packing") do in one.
     """
-    shuffled = np.argsort(uniform(streams(0, np.arange(len(sources))), 1, stream=0)[:, 0])
+    shuffled = np.argsort(uniform(stream_keys(0, np.arange(len(sources))), 1, stream=0)[:, 0])
     row = np.empty(len(sources), np.int64)
     first = 0
     for begin in range(0, len(shuffled), GROUP):
@@ -55,7 +55,7 @@ def swapped(
     So each epoch puts pairs together anew, and yet packs as well, in as many rows.
     """
     kinds = sources.astype(np.int64) * (int(targets.max()) + 1) + targets
-    chance = uniform(streams(hashed(seed, epoch), np.arange(len(kinds))), 1, stream=1)[:, 0]
+    chance = uniform(stream_keys(hash_seed(seed, epoch), np.arange(len(kinds))), 1, stream=1)[:, 0]
     pairs = np.empty(len(kinds), np.int64)
     pairs[np.argsort(kinds, kind="stable")] = np.lexsort((chance, kinds))
     return pairs

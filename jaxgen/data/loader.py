@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.chance import hashed, streams
 from jaxgen.data.pack import Batch, share
 from jaxgen.data.parallel import watch_parent
 from jaxgen.data.pump import Pump
+from jaxgen.data.random import hash_seed, stream_keys
 from jaxgen.data.rows import AS_IT_LIES, Maker, Rows, causal
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ class Order:
         if self.count >= 2**32:
             raise ConfigError(f"model.context makes {self.count} rows; at most 2^32 - 1 work")
         # grain takes 32 bits of seed; ours may have 63, and neighbours should not share epochs.
-        self._order = grain.MapDataset.range(self.count).seed(hashed(seed, 0)).shuffle().repeat()
+        self._order = grain.MapDataset.range(self.count).seed(hash_seed(seed, 0)).shuffle().repeat()
 
     def __len__(self) -> int:
         return STEPS
@@ -48,7 +48,7 @@ class Order:
         first = index * self.batch
         places = np.arange(first + self.mine.start, first + self.mine.stop, dtype=np.int64)
         rows = np.asarray([self._order[int(place)] for place in places], np.int64)
-        return self.rows.batch(rows, places // self.count, streams(self.seed, places))
+        return self.rows.batch(rows, places // self.count, stream_keys(self.seed, places))
 
 
 class Batches:
@@ -187,7 +187,7 @@ def in_order(
         shard.check_unchanged()
         row = np.arange(step * batch + mine.start, step * batch + mine.stop, dtype=np.int64)
         epochs = np.full_like(row, AS_IT_LIES)
-        yield rows.batch(np.where(row < rows.count, row, -1), epochs, streams(0, row))
+        yield rows.batch(np.where(row < rows.count, row, -1), epochs, stream_keys(0, row))
 
 
 def _stream(order: Order, start: int, workers: int) -> Any:

@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from jaxgen.data.chance import hashed
 from jaxgen.data.pack import Batch, check_room, cut, rows_per_epoch
+from jaxgen.data.random import hash_seed
 from jaxgen.data.shard import TokenShard
 
 AS_IT_LIES = -1  # the epoch of a split that is read once, in order
@@ -56,7 +56,7 @@ class Windows:
         """Return the token at which the rows of an epoch begin."""
         if epoch == AS_IT_LIES:
             return 0
-        return hashed(self.seed, epoch + 1) % len(self.shard.tokens)
+        return hash_seed(self.seed, epoch + 1) % len(self.shard.tokens)
 
     def offsets(self, epochs: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
         """Return `offset` of each epoch."""

@@ -32,7 +32,7 @@ from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Progress, Words
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
-from jaxgen.ops.chance import gumbel
+from jaxgen.ops.random import gumbel
 from jaxgen.varying import while_loop
 
 

@@ -21,8 +21,8 @@ from jaxgen.decoding.past import NEEDS, Needs, Past
 from jaxgen.decoding.record import record
 from jaxgen.decoding.truncation import temperature
 from jaxgen.errors import ConfigError
-from jaxgen.ops.chance import categorical
 from jaxgen.ops.largest import argmax
+from jaxgen.ops.random import categorical
 from jaxgen.varying import vary_alike
 
 NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned

@@ -27,7 +27,7 @@ from jaxgen.decoding.record import record
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
-from jaxgen.ops.chance import categorical
+from jaxgen.ops.random import categorical
 from jaxgen.varying import fori_loop, scan, while_loop
 
 # (tokens [B, T], cache) -> (logits [B, T, V], cache)

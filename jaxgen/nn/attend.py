@@ -51,7 +51,7 @@ class Attend(nn.Module):
             cache, k, v = caches.extend(cache, self.kind, number, k, v)
         (mask,) = context.masks
         drop = Drop(config.score_dropout, self.deterministic).active
-        drop = None if drop is None else drop.chance(x.shape[0])
+        drop = None if drop is None else drop.rng(x.shape[0])
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, mask, scale=scale, cap=cap, bias=context.bias, drop=drop)
         return output(self, out), cache
@@ -84,7 +84,7 @@ class CrossAttend(nn.Module):
             k, v = caches.read_cross(cache, layer)
         assert context.cross_mask is not None
         drop = Drop(config.score_dropout, self.deterministic).active
-        drop = None if drop is None else drop.chance(x.shape[0])
+        drop = None if drop is None else drop.rng(x.shape[0])
         scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
         out = attend(q, k, v, context.cross_mask, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache

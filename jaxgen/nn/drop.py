@@ -1,4 +1,4 @@
-"""Dropout whose draws are those of the whole batch, however the batch is spread."""
+"""Dropout whose mask does not depend on how the batch is sharded."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.mesh import place
-from jaxgen.ops.chance import Chance, drop
+from jaxgen.ops.random import DropoutRng, dropout
 
 
 class Drop(nn.Module):
     """Zeroes elements with probability `rate` and scales up the rest (Srivastava et al. 2014).
 
-    Where code is written per device (shard_map, pmap), a device drops what it would as a part of
-    the whole batch, so that the three forms of a step drop the same elements.
+    Inside shard_map or pmap each device takes its part of the whole batch's mask, so that every
+    partitioning of a step drops the same elements.
     """
 
     rate: float
@@ -26,16 +26,16 @@ class Drop(nn.Module):
         return None if self.rate == 0.0 or self.deterministic else self
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Return x [B, ...] with its first axis taken for the rows."""
+        """Return x [B, ...] with elements dropped; its first axis is the batch."""
         if self.active is None:
             return x
-        return drop(x, self.chance(x.shape[0]))
+        return dropout(x, self.rng(x.shape[0]))
 
-    def chance(self, rows: int) -> Chance:
-        """Return what decides for an array of so many rows, all of them or one device's."""
+    def rng(self, rows: int) -> DropoutRng:
+        """Return the source of the mask of an array of `rows` rows: all, or one device's."""
         axes = {axis: size for axis, size in place.manual().items() if size > 1}
         index, count = jnp.zeros((), jnp.int32), 1
         for axis, size in axes.items():
             index, count = index * size + jax.lax.axis_index(axis), count * size
         key = self.make_rng("dropout")
-        return Chance(key, 1.0 - self.rate, index * rows, count * rows)
+        return DropoutRng(key, 1.0 - self.rate, index * rows, count * rows)

@@ -23,9 +23,9 @@ from jaxgen.nn.stack import in_a_step
 from jaxgen.ops import keys
 from jaxgen.ops.attention import dispatch
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.chance import Chance
 from jaxgen.ops.losses import even
 from jaxgen.ops.masks import AttentionMask
+from jaxgen.ops.random import DropoutRng
 from jaxgen.plan import shapes
 from jaxgen.profile.chips import Chip
 from jaxgen.run.settings import Settings
@@ -203,7 +203,7 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     mask = AttentionMask(None, ids, ids, direction, model.window, "running")
     bias = q if model.positions == "relative" else None
     key = jax.eval_shape(lambda: keys.from_seed(0))
-    drop = Chance(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
+    drop = DropoutRng(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
     args = AttentionArgs(q, k, k, mask, 1.0, model.score_cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
         return dispatch.choose(args) == "plain"

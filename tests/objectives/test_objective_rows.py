@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxgen.data.chance import streams, uniform
 from jaxgen.data.objectives import denoise, spans
 from jaxgen.data.objectives.masked import Masking, hide
 from jaxgen.data.objectives.text import Prefix
+from jaxgen.data.random import stream_keys, uniform
 
-KEYS = streams(5, np.arange(64))
+KEYS = stream_keys(5, np.arange(64))
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(10, 1000, (64, 200))
 OPEN = np.ones_like(TOKENS, bool)
@@ -105,7 +105,7 @@ def test_rows_of_spans_are_as_long_as_their_lengths_say(rate, span):
     seed=st.integers(0, 2**32),
 )  # fmt: skip
 def test_source_and_target_of_spans_hold_the_text_between_them(length, rate, span, seed):
-    keys, tokens = streams(seed, np.arange(4)), np.tile(np.arange(100, 100 + length), (4, 1))
+    keys, tokens = stream_keys(seed, np.arange(4)), np.tile(np.arange(100, 100 + length), (4, 1))
     noise = spans.noise_mask(keys, length, rate, span)
     assert (noise.sum(axis=1) == min(max(round(length * rate), 1), length - 1)).all()
     assert not noise[:, 0].any() and noise[:, -1].all()

@@ -9,13 +9,13 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxgen.mesh import place
 from jaxgen.ops.attention import dispatch
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import cross_mask, make_mask
+from jaxgen.ops.random import DropoutRng
 
 rng = np.random.default_rng(0)
 B, T, N, H = 2, 256, 2, 8
 DOCUMENTS = np.where(np.arange(T) < 100, 1, 2)[None] * np.ones((B, 1), int)
-CHANCE = Chance(jax.random.key(0), 0.5, 0, B)
+CHANCE = DropoutRng(jax.random.key(0), 0.5, 0, B)
 MEMORY = jnp.asarray(np.arange(128)[None] < [[90], [128]], jnp.int32)  # the rest is padding
 DOCUMENTS[1] = np.where(np.arange(T) < 250, 1, 0)
 

@@ -9,8 +9,8 @@ import pytest
 
 from jaxgen.ops.attention import blocked, dispatch
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import AttentionMask, cross_mask, make_mask
+from jaxgen.ops.random import DropoutRng
 
 B, T, N, H = 2, 19, 4, 6
 SEGMENTS = jnp.asarray(np.where(np.arange(T) < [[7], [12]], 1, 2), jnp.int32)
@@ -34,7 +34,7 @@ CASES = {
     "causal": lambda: make_args(mask_of()),
     "documents, grouped heads": lambda: make_args(mask_of(segments=SEGMENTS), kv_heads=2),
     "documents, grouped heads, dropout in rows 2 and 3 of 5": lambda: make_args(
-        mask_of(segments=SEGMENTS), kv_heads=2, drop=Chance(jax.random.key(5), 0.7, 2, 5)
+        mask_of(segments=SEGMENTS), kv_heads=2, drop=DropoutRng(jax.random.key(5), 0.7, 2, 5)
     ),
     "a window back": lambda: make_args(mask_of(window=3), kv_heads=1),
     "a window to both sides": lambda: make_args(mask_of("both", window=4, segments=SEGMENTS)),

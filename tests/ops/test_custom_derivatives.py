@@ -18,8 +18,8 @@ from jaxgen.mesh import place
 from jaxgen.ops import contract, gates, losses, norms
 from jaxgen.ops.attention import blocked, plain
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import make_mask
+from jaxgen.ops.random import DropoutRng
 from jaxgen.train import step
 
 RULES = {"custom_jvp", "custom_vjp", "linear_call", "custom_gradient"}
@@ -105,7 +105,7 @@ TWINS = {
             KV,
             array(B, T, 4, 6, seed=2),
         )
-        for kv_heads, drop in ((4, None), (2, None), (2, Chance(jax.random.key(5), 0.7, 0, B)))
+        for kv_heads, drop in ((4, None), (2, None), (2, DropoutRng(jax.random.key(5), 0.7, 0, B)))
     ],
     "ops/norms.py:_unit": [
         twins(

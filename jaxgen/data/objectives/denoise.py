@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from jaxgen.data.chance import uniform
+from jaxgen.data.random import uniform
 
 LONGEST = 64  # of a Poisson span; for means up to 20 the rest of the distribution is below 1e-9
 

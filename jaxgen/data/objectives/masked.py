@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from jaxgen import arguments
-from jaxgen.data.chance import uniform
+from jaxgen.data.random import uniform
 
 MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 Unit = Literal["tokens", "words"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-from jaxgen.data.chance import order
+from jaxgen.data.random import order
 
 
 def lengths(source: int, rate: float, span: float) -> tuple[int, int]:

@@ -8,11 +8,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from jaxgen.data.chance import uniform
 from jaxgen.data.objectives import denoise, spans
 from jaxgen.data.objectives.alphabet import Alphabet
 from jaxgen.data.objectives.masked import Masking, hide
 from jaxgen.data.pack import Batch
+from jaxgen.data.random import uniform
 from jaxgen.data.rows import AS_IT_LIES, Windows
 from jaxgen.data.shard import TokenShard
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import AttentionMask
+from jaxgen.ops.random import DropoutRng
 
 
 class AttentionArgs(NamedTuple):
@@ -20,4 +20,4 @@ class AttentionArgs(NamedTuple):
     scale: float
     cap: float | None
     bias: jax.Array | None
-    drop: Chance | None
+    drop: DropoutRng | None

@@ -19,8 +19,8 @@ from jax import lax
 from jaxgen.derivatives import custom_vjp
 from jaxgen.mesh import shards
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.chance import at, index, indexed
 from jaxgen.ops.masks import AttentionMask
+from jaxgen.ops.random import flat_index, is_indexable, keep_at
 from jaxgen.varying import scan
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
@@ -33,7 +33,9 @@ def supports(args: AttentionArgs) -> bool:
     """Return whether scores are plain and lie on one device: no cap or bias, no mesh."""
     if args.cap is not None or args.bias is not None or args.q.shape[1] < FEWEST:
         return False
-    return shards("BTNKSH") == 1 and (args.drop is None or indexed(args.drop, _scores_of(args)))
+    return shards("BTNKSH") == 1 and (
+        args.drop is None or is_indexable(args.drop, _scores_of(args))
+    )
 
 
 def _scores_of(args: AttentionArgs) -> tuple[int, ...]:
@@ -87,16 +89,18 @@ def attend(args: AttentionArgs) -> jax.Array:
     q = (args.q * jnp.asarray(args.scale, args.q.dtype)).reshape(B, T, K, N // K, H)
     q, k, v = q.transpose(0, 2, 3, 1, 4), args.k.swapaxes(1, 2), args.v.swapaxes(1, 2)
     plan = tuple(stretches(args.mask, T, S))
-    fate = None
+    rng = None
     if args.drop is not None:
-        fate = Fate(jax.random.key_data(args.drop.key), jnp.asarray(args.drop.first, jnp.uint32))
+        rng = RngArrays(
+            jax.random.key_data(args.drop.key), jnp.asarray(args.drop.first, jnp.uint32)
+        )
     keep = 1.0 if args.drop is None else args.drop.keep
-    out: Any = _attend(plan, keep, q, k, v, args.mask, fate)
+    out: Any = _attend(plan, keep, q, k, v, args.mask, rng)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
-class Fate(NamedTuple):
-    """What an element's fate under dropout depends on, besides its index."""
+class RngArrays(NamedTuple):
+    """The arrays of a `DropoutRng`."""
 
     key: Any  # UInt32[Array, "2"]
     first: Any  # UInt32[Array, ""]: the number of the first row in the whole batch
@@ -110,13 +114,13 @@ def _attend(
     k: Any,
     v: Any,
     mask: AttentionMask,
-    fate: Fate | None,
+    rng: RngArrays | None,
 ) -> Any:
     """q [B, K, G, T, H] and k, v [B, K, S, H] -> [B, K, G, T, H]."""
-    return _forward(plan, keep, q, k, v, mask, fate)[0]
+    return _forward(plan, keep, q, k, v, mask, rng)[0]
 
 
-def _forward(plan, keep, q, k, v, mask, fate):
+def _forward(plan, keep, q, k, v, mask, rng):
     def part(stretch, begin):
         rows, keys = _rows(q, begin, stretch), k[:, :, stretch.first : stretch.last]
         scores = _scores(rows, keys, mask, stretch, begin)
@@ -124,7 +128,7 @@ def _forward(plan, keep, q, k, v, mask, fate):
         probs = jnp.exp(scores - top)
         share = 1 / jnp.sum(probs, axis=-1, keepdims=True)
         values = v[:, :, stretch.first : stretch.last]
-        probs = _dropped(probs, keep, fate, (*q.shape, k.shape[2]), stretch, begin)
+        probs = _dropped(probs, keep, rng, (*q.shape, k.shape[2]), stretch, begin)
         out = _product(probs.astype(v.dtype), values, 3, 2) * share
         return _apart(out.astype(v.dtype), q), _apart(top, q), _apart(share, q)
 
@@ -133,8 +137,8 @@ def _forward(plan, keep, q, k, v, mask, fate):
 
 
 def _backward(plan, keep, args, saved, grad):
-    (q, k, v, mask, fate), (out, top, share) = args, saved
-    dropped = partial(_dropped, keep=keep, fate=fate, sizes=(*q.shape, k.shape[2]))
+    (q, k, v, mask, rng), (out, top, share) = args, saved
+    dropped = partial(_dropped, keep=keep, rng=rng, sizes=(*q.shape, k.shape[2]))
     inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
     # XLA on a CPU has no fast product that sums over rows of both factors: the narrower of each
     # pair, not the scores, is turned, once for the whole layer.
@@ -228,19 +232,19 @@ def _scores(rows: Any, keys: Any, mask: AttentionMask, stretch: Stretch, begin: 
     return jnp.where(allowed[:, None, None], split, HIDDEN).reshape(scores.shape)
 
 
-def _dropped(scores: Any, keep: float, fate: Any, sizes: Any, stretch: Stretch, begin: Any) -> Any:
+def _dropped(scores: Any, keep: float, rng: Any, sizes: Any, stretch: Stretch, begin: Any) -> Any:
     """Return [B, K, G * rows, S] with what dropout takes zero and the rest scaled up.
 
     An element is drawn by its index in [B, K, G, T, S], as if all of them were there at once;
     sizes: those of q, then S.
     """
-    if fate is None:
+    if rng is None:
         return scores
     B, K, G, T, _, S = sizes
     shape = (B, K, G, stretch.rows, stretch.last - stretch.first)
-    starts = (fate.first, 0, 0, begin, stretch.first)
-    stays = at(fate.key, keep, index(starts, shape, (B, K, G, T, S))).reshape(scores.shape)
-    return jnp.where(stays, scores / keep, 0.0)
+    starts = (rng.first, 0, 0, begin, stretch.first)
+    keeps = keep_at(rng.key, keep, flat_index(starts, shape, (B, K, G, T, S))).reshape(scores.shape)
+    return jnp.where(keeps, scores / keep, 0.0)
 
 
 def _allowed(mask: AttentionMask, stretch: Stretch, begin: Any) -> Any:

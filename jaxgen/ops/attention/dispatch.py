@@ -11,8 +11,8 @@ from jaxgen.export import are_known
 from jaxgen.mesh import place
 from jaxgen.ops.attention import blocked, cudnn, plain, splash
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.chance import Chance
 from jaxgen.ops.masks import AttentionMask
+from jaxgen.ops.random import DropoutRng
 
 
 class Kernel(NamedTuple):
@@ -66,7 +66,7 @@ def attend(
     scale: float,
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
-    drop: Chance | None = None,
+    drop: DropoutRng | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T * scale + bias) v under a mask, by the fastest kernel.
 

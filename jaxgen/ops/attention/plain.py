@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxgen.ops import chance
-from jaxgen.ops.chance import Chance
+from jaxgen.ops import random
+from jaxgen.ops.random import DropoutRng
 
 
 def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
@@ -25,7 +25,7 @@ def attend(
     scale: float,
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
-    drop: Chance | None = None,
+    drop: DropoutRng | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T * scale + bias) v, computed in float32 inside (Vaswani et al. 2017).
 
@@ -42,7 +42,7 @@ def attend(
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1)
     if drop is not None:
-        probs = chance.drop(probs, drop)
+        probs = random.dropout(probs, drop)
     # Probabilities come first: einsum would take the values first, which on a CPU is ten times as
     # slow for a few queries.
     axes = (((4,), (1,)), ((0, 1), (0, 2)))

@@ -1,4 +1,4 @@
-"""Draws of jax.random, each from its own index: what dropout keeps, what noise picks a token.
+"""jax.random, one element at a time: the masks of dropout and the noise of sampling.
 
 JAX draws with threefry (Salmon et al. 2011), a function of the key and an element's flat index. On
 a CPU it lowers that to a loop that passes over whole arrays; written out here, it is fused with
@@ -27,8 +27,8 @@ GROUPS = 5  # of four rounds each
 MANTISSA = 23  # bits of a float32 that JAX draws at random
 
 
-class Chance(NamedTuple):
-    """What decides whether an element stays: each does with probability `keep`.
+class DropoutRng(NamedTuple):
+    """The source of a dropout mask, which keeps each element with probability `keep`.
 
     first: the number of an array's first row among the `rows` of the whole batch, of which every
     device may hold a part.
@@ -40,30 +40,30 @@ class Chance(NamedTuple):
     rows: int
 
 
-def drop(x: Float[Array, "B ..."], chance: Chance) -> Float[Array, "B ..."]:
-    """Return x with the elements that do not stay zero, and the others scaled up."""
-    return jnp.where(kept(chance, x.shape), x / chance.keep, jnp.zeros_like(x))
+def dropout(x: Float[Array, "B ..."], rng: DropoutRng) -> Float[Array, "B ..."]:
+    """Return x with the dropped elements 0 and the others divided by `keep`."""
+    return jnp.where(keep_mask(rng, x.shape), x / rng.keep, jnp.zeros_like(x))
 
 
-def kept(chance: Chance, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """Return which elements stay of an array of this shape, whose first axis is the rows'."""
-    whole = (chance.rows, *shape[1:])
-    if indexed(chance, whole):
-        starts = (chance.first, *(0 for _ in shape[1:]))
-        return at(jax.random.key_data(chance.key), chance.keep, index(starts, shape, whole))
-    # A float32 whatever jax_enable_x64 says: of 64 bits come other draws.
-    drawn = jax.random.bernoulli(chance.key, jnp.float32(chance.keep), whole)
+def keep_mask(rng: DropoutRng, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    """Return True where dropout keeps an element of an array of this shape [B, ...]."""
+    whole = (rng.rows, *shape[1:])
+    if is_indexable(rng, whole):
+        starts = (rng.first, *(0 for _ in shape[1:]))
+        return keep_at(jax.random.key_data(rng.key), rng.keep, flat_index(starts, shape, whole))
+    # A float32 whatever jax_enable_x64 says: 64 bits would draw other numbers.
+    mask = jax.random.bernoulli(rng.key, jnp.float32(rng.keep), whole)
     if whole == shape:
-        return drawn
-    return jax.lax.dynamic_slice_in_dim(drawn, chance.first, shape[0], axis=0)
+        return mask
+    return jax.lax.dynamic_slice_in_dim(mask, rng.first, shape[0], axis=0)
 
 
-def indexed(chance: Chance, whole: tuple[int, ...]) -> bool:
-    """Return whether elements of an array of shape `whole` can be drawn one by one, by `at`."""
-    return _indexed(chance.key, prod(whole))
+def is_indexable(rng: DropoutRng, whole: tuple[int, ...]) -> bool:
+    """Return whether `keep_at` can draw elements of an array of shape `whole` one by one."""
+    return _is_indexable(rng.key, prod(whole))
 
 
-def _indexed(key: Any, count: int) -> bool:
+def _is_indexable(key: Any, count: int) -> bool:
     return (
         str(key.dtype) == THREEFRY
         and jax.config.values["jax_threefry_partitionable"]
@@ -74,7 +74,7 @@ def _indexed(key: Any, count: int) -> bool:
 
 def gumbel(keys: Key[Array, "B"], count: int) -> Float[Array, "B count"]:
     """Return the draws of jax.random.gumbel for each key, float32."""
-    if not _indexed(keys, count) or jax.config.values["jax_high_dynamic_range_gumbel"]:
+    if not _is_indexable(keys, count) or jax.config.values["jax_high_dynamic_range_gumbel"]:
         return jax.vmap(lambda key: jax.random.gumbel(key, (count,), jnp.float32))(keys)
     return _gumbel(jax.random.key_data(keys), count)
 
@@ -83,7 +83,7 @@ def categorical(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array
     """Return the draw of jax.random.categorical for each row of logits and its key."""
     if place.platform() != "cpu":
         return argmax(gumbel(keys, logits.shape[-1]) + logits)
-    # There XLA would draw the noise within the search for the largest, number by number.
+    # XLA on a CPU would fuse the noise into the loop of argmax, one number at a time.
     return argmax(_perturbed(keys, logits))
 
 
@@ -103,24 +103,26 @@ def _gumbel(keys: UInt32[Array, "B 2"], count: int) -> Float[Array, "B count"]:
 
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
-def index(
+def flat_index(
     starts: tuple[Any, ...], shape: tuple[int, ...], whole: tuple[int, ...]
 ) -> UInt32[Array, "..."]:
     """Return the flat index, in an array of shape `whole`, of each element of a part of it.
 
     starts: where the part begins on each axis; shape: that of the part.
     """
-    found = jnp.zeros((), jnp.uint32)
+    flat = jnp.zeros((), jnp.uint32)
     for axis, start in enumerate(starts):
-        place = jnp.asarray(start, jnp.uint32) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        found = found + place * jnp.uint32(prod(whole[axis + 1 :]))
-    return found
+        along = jnp.asarray(start, jnp.uint32) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        flat = flat + along * jnp.uint32(prod(whole[axis + 1 :]))
+    return flat
 
 
 # Compiled as one even where the caller is not: operation by operation it would be 100 programs.
 @partial(jax.jit, static_argnums=1, inline=True)
-def at(key: UInt32[Array, "2"], keep: float, index: UInt32[Array, "..."]) -> Bool[Array, "..."]:
-    """Return whether the elements with these flat indices stay; key: its data."""
+def keep_at(
+    key: UInt32[Array, "2"], keep: float, index: UInt32[Array, "..."]
+) -> Bool[Array, "..."]:
+    """Return whether dropout keeps the elements with these flat indices; key: its data."""
     # Uniform draws are multiples of 2^-23; JAX compares them with a float32.
     limit = ceil(float(np.float32(keep)) * 2**MANTISSA)
     return (_bits(key, index) >> (32 - MANTISSA)) < jnp.uint32(limit)

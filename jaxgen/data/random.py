@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of (seed, place), on any machine and numpy."""
+"""Random numbers as a pure function of (seed, position), alike on any machine and numpy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jaxtyping import Float, UInt64
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def hashed(seed: int, number: int) -> int:
+def hash_seed(seed: int, number: int) -> int:
     """Return 32 bits of seed and number."""
     raw = hashlib.sha256(f"{seed} {number}".encode()).digest()
     return int.from_bytes(raw[:4], "big")
 
 
-def streams(seed: int, places: np.ndarray) -> UInt64[np.ndarray, "B"]:
+def stream_keys(seed: int, places: np.ndarray) -> UInt64[np.ndarray, "B"]:
     """Return the key of the random stream of each place (a row of an epoch, say)."""
     start = int.from_bytes(hashlib.sha256(f"stream {seed}".encode()).digest()[:8], "big")
-    return _mixed(np.uint64(start) + places.astype(np.uint64) * GOLDEN)  # wraps, as it should
+    return _mix(np.uint64(start) + places.astype(np.uint64) * GOLDEN)  # wraps, as it should
 
 
 def uniform(
@@ -27,12 +27,12 @@ def uniform(
 ) -> Float[np.ndarray, "B {count}"]:
     """Return `count` numbers in [0, 1) for each key: SplitMix64 (Steele et al. 2014).
 
-    stream: tells draws of one key for different ends apart.
+    stream: another number gives the same key independent draws, for another use.
     """
     turn = np.uint64((stream + 1) * 0xD1B54A32D192ED03 % 2**64)
-    starts = _mixed(keys + turn)
+    starts = _mix(keys + turn)
     counters = starts[:, None] + GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
-    return (_mixed(counters) >> np.uint64(11)) * 2.0**-53
+    return (_mix(counters) >> np.uint64(11)) * 2.0**-53
 
 
 def order(keys: UInt64[np.ndarray, "B"], count: int, *, stream: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def order(keys: UInt64[np.ndarray, "B"], count: int, *, stream: int) -> np.ndarr
     return np.argsort(uniform(keys, count, stream=stream), axis=1, kind="stable")
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
+def _mix(x: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
