@@ -150,7 +150,7 @@ class ModelConfig:
     )
     remat: Remat = option("what backward recomputes: none, all but matmuls (dots), or full", "none")
     unroll: int | None = option(
-        "layers compiled in line per scan step; null: all, where that is faster, else 1", None
+        "layers unrolled per scan step; null: all, where that is faster, else 1", None
     )
 
     def __post_init__(self) -> None:

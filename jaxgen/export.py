@@ -28,13 +28,13 @@ def surely(condition: Callable[[], bool]) -> bool:
         return False
 
 
-def serializable(kind: type[T]) -> type[T]:
+def serializable(kind: type[T], name: str | None = None) -> type[T]:
     """Let an exported function that takes or returns such a node be serialized, and return it.
 
     kind: a NamedTuple, or a class that is registered as a pytree, whose static fields JSON can
-    write.
+    write. name: of the type in the file; the default is that of the class.
     """
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    name = name or f"{kind.__module__}.{kind.__qualname__}"
     if hasattr(kind, "_fields"):
         return export.register_namedtuple_serialization(kind, serialized_name=name)
     return export.register_pytree_node_serialization(

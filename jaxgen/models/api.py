@@ -128,14 +128,14 @@ def empty_cache(
     layout: caches.Layout = "contiguous",
     store: caches.Store = "plain",
     slack: int = 0,
-    in_line: bool = False,
+    unrolled: bool = False,
 ) -> caches.Cache:
     """Return an empty key/value cache of `capacity` slots for each of `batch` rows.
 
     memory: tokens of the encoder's output, which an encoder-decoder must know.
     layout: "ring" gives local layers `window` slots, whatever the capacity, and `slack` more, so
     that their last slack + 1 tokens can be taken back. store: "int8" keeps a byte a number.
-    in_line: for parameters whose layers are (`serving.in_line`), and for no others.
+    unrolled: for parameters whose layers are (`serving.unroll`), and for no others.
     Raises ConfigError where `memory` is missing, or one of them has no use.
     """
     if (memory is not None) != (config.topology == "encoder_decoder"):
@@ -155,13 +155,13 @@ def empty_cache(
         raise ConfigError(f"slack={slack} has no effect with layout={layout}")
     period = len(config.pattern)
     kinds = [config.pattern[layer % period] for layer in range(config.layers)]
-    step = period if in_line else config.layers
+    step = period if unrolled else config.layers
     steps = [kinds[begin : begin + step] for begin in range(0, config.layers, step)]
     turned = [step.count("local") if layout == "ring" else 0 for step in steps]
     kept = [len(step) - count for step, count in zip(steps, turned, strict=True)]
 
     def layers(counts: list[int]) -> caches.Counts:
-        return counts if in_line else sum(counts)
+        return counts if unrolled else sum(counts)
 
     return caches.empty(
         caches.Sizes(batch, config.K, config.H, config.compute_dtype),

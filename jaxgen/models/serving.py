@@ -1,4 +1,4 @@
-"""How parameters lie for decoding, where each weight is read once a token."""
+"""Parameters laid out for decoding, where each weight is read once a token."""
 
 from __future__ import annotations
 
@@ -13,92 +13,93 @@ from jaxgen import tree
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.mesh import place
 from jaxgen.models.api import Params, axes
-from jaxgen.nn.stack import gains_in_line
-from jaxgen.nn.stack import in_line as taken_apart
-from jaxgen.nn.stack import stacked as put_together
+from jaxgen.nn.stack import should_unroll, stack_layers
+from jaxgen.nn.stack import unroll as unroll_layers
 from jaxgen.nn.weight import STACK_AXIS
-from jaxgen.ops.contract import Turned
-from jaxgen.ops.in_line import InLine
+from jaxgen.ops.contract import TransposedWeight
+from jaxgen.ops.fused_weights import FusedSlice, fuse, unfuse
 from jaxgen.ops.int8 import Int8
-from jaxgen.ops.joined import Part, joined, opened
+from jaxgen.ops.unrolled import UnrolledLayers
 
 COPIED = 0.25  # of the memory of a device that has its own
 
 
-def in_line(params: Params, config: ModelConfig) -> Params:
-    """Return the parameters as decoding reads them fastest here; those given if that is the same.
+def unroll(params: Params, config: ModelConfig) -> Params:
+    """Return the parameters with unrolled layers where that decodes faster, else as they are.
 
-    On a CPU and a GPU the layers come apart from their stack, once, instead of a copy of each layer
-    for each token; on a GPU only where that copy of all takes a small share of its memory. Only
-    `apply` and `hidden` without a key take the result.
+    On a CPU and a GPU the layers are sliced from their stack once, instead of for each token; on a
+    GPU only where a copy of all takes a small share of its memory. Only `apply` and `hidden`
+    without a key take the result.
     """
     steps = config.layers // len(config.pattern)
-    found: Any = params.get("layers")
-    if steps < 1 or isinstance(found, InLine) or not gains_in_line(found, config):
+    layers: Any = params.get("layers")
+    if steps < 1 or isinstance(layers, UnrolledLayers) or not should_unroll(layers, config):
         return params
     room = place.memory()
-    if room is not None and tree.nbytes(found) > COPIED * room:
+    if room is not None and tree.nbytes(layers) > COPIED * room:
         return params
-    return params | {"layers": taken_apart(found)}
+    return params | {"layers": unroll_layers(layers)}
 
 
-def is_in_line(params: Params) -> bool:
-    """Return whether layers are compiled one after another; then a cache is best `in_line` too."""
-    return isinstance(params.get("layers"), InLine)
+def is_unrolled(params: Params) -> bool:
+    """Return whether layers are unrolled; then the cache should be unrolled as well."""
+    return isinstance(params.get("layers"), UnrolledLayers)
 
 
 def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") -> Params:
-    """Return the parameters as decoding reads them fastest here; call it once, outside of jit.
+    """Return the parameters in the layout that decodes fastest; call it once, outside of jit.
 
-    Matrices and tables have the type that they are multiplied in. They are `in_line`, and on a CPU
-    then each matrix of a layer is copied to lie as its transpose, those that meet the same input in
-    one piece (`ops/joined.py`).
-    weights: "int8" rounds those matrices and the tables of tokens to a byte each (`ops/int8.py`).
+    Matrices and tables are cast to the compute dtype. Layers are unrolled (`unroll`), and on a CPU
+    each matrix of an unrolled layer is transposed, and fused with those that have the same input
+    (`ops/fused_weights.py`).
+    weights: "int8" quantises those matrices and the tables of tokens (`ops/int8.py`).
     """
     letters = axes(config)
     if weights == "int8":
         params = _changed(params, letters, _int8)
     elif jnp.dtype(config.compute_dtype).itemsize < jnp.dtype(config.param_dtype).itemsize:
         params = _changed(params, letters, partial(_cast, config.compute_dtype))
-    apart = in_line(params, config)
-    if apart is params or place.platform() != "cpu":
-        return apart
-    turned = partial(jax.tree.map, _turned, letters["layers"])
-    steps = (_together(turned(step)) for step in apart["layers"].steps)
-    return apart | {"layers": InLine(tuple(steps))}
+    params, stacked_params = unroll(params, config), params
+    if params is stacked_params or place.platform() != "cpu":
+        return params
+    transpose = partial(jax.tree.map, _transpose, letters["layers"])
+    steps = (_fuse(transpose(step)) for step in params["layers"].steps)
+    return params | {"layers": UnrolledLayers(tuple(steps))}
 
 
 # How many axes of a layer's matrices are summed over.
-INNER = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}
+NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}
 TABLES = ("VD", "SD")  # of tokens and positions
-TOGETHER = {"attn": ("q", "k", "v"), "feed": ("up", "gate")}  # with the same input, by module
+FUSED = {"attn": ("q", "k", "v"), "feed": ("up", "gate")}  # with the same input, by module
 READ = ("layers", "rest", "embed", "unembed")  # once a token
 
 
-def _turned(letters: str, leaf: Any) -> Any:
-    inner = INNER.get(letters.removeprefix(STACK_AXIS))
-    return leaf if inner is None or isinstance(leaf, Int8) else Turned.of(leaf, inner)
+def _transpose(letters: str, leaf: Any) -> Any:
+    count = NUM_CONTRACTED.get(letters.removeprefix(STACK_AXIS))
+    return leaf if count is None or isinstance(leaf, Int8) else TransposedWeight.of(leaf, count)
 
 
-def _together(tree: Any) -> Any:
-    found = {}
+def _fuse(tree: Any) -> Any:
+    result = {}
     for name, node in tree.items():
-        names = TOGETHER.get(name)
+        names = FUSED.get(name)
         if names and all(one in node for one in names):
-            node = joined(node, names)
-        found[name] = _together(node) if isinstance(node, Mapping) else node
-    return found
+            node = fuse(node, names)
+        result[name] = _fuse(node) if isinstance(node, Mapping) else node
+    return result
 
 
 def _changed(params: Params, letters: Params, change: Callable[[str, Any], Any]) -> Params:
-    parts = [part for part in READ if part in params and not isinstance(params[part], InLine)]
+    parts = [
+        part for part in READ if part in params and not isinstance(params[part], UnrolledLayers)
+    ]
     return params | {part: jax.tree.map(change, letters[part], params[part]) for part in parts}
 
 
 def _cast(dtype: str, letters: str, leaf: Any) -> Any:
-    """Return a leaf as its products read it, once instead of for each token."""
+    """Return a leaf in the dtype of its matmuls, cast once instead of for each token."""
     one = letters.removeprefix(STACK_AXIS)
-    if hasattr(leaf, "contract") or not (one in INNER or one in TABLES):
+    if hasattr(leaf, "contract") or not (one in NUM_CONTRACTED or one in TABLES):
         return leaf
     return leaf.astype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf
 
@@ -107,25 +108,23 @@ def _cast(dtype: str, letters: str, leaf: Any) -> Any:
 def _int8(letters: str, leaf: Any) -> Any:
     one = letters.removeprefix(STACK_AXIS)
     if one == "VD":
-        return Int8.of_turned(leaf, 1)
-    if one not in INNER:
+        return Int8.of_transposed(leaf, 1)
+    if one not in NUM_CONTRACTED:
         return leaf
-    form = partial(Int8.of, inner=INNER[one])
+    form = partial(Int8.of, num_contracted=NUM_CONTRACTED[one])
     return form(leaf) if one == letters else jax.vmap(form)(leaf)
 
 
-def _back(leaf: Any) -> Any:
-    leaf = leaf.alone() if isinstance(leaf, Part) else leaf
-    return leaf.back() if isinstance(leaf, Turned) else leaf
+def _plain(leaf: Any) -> Any:
+    leaf = leaf.unfused() if isinstance(leaf, FusedSlice) else leaf
+    return leaf.untransposed() if isinstance(leaf, TransposedWeight) else leaf
 
 
 def stacked(params: Params) -> Params:
-    """Return parameters in the shapes of `abstract` and `axes`, whatever `ready` made of them."""
-    found = params.get("layers")
-    if not isinstance(found, InLine):
+    """Return parameters in the shapes of `abstract` and `axes`: the inverse of `ready`."""
+    layers = params.get("layers")
+    if not isinstance(layers, UnrolledLayers):
         return params
-    steps = (
-        jax.tree.map(_back, opened(step), is_leaf=lambda leaf: isinstance(leaf, Part | Turned))
-        for step in found.steps
-    )
-    return params | {"layers": put_together(InLine(tuple(steps)))}
+    is_leaf = lambda leaf: isinstance(leaf, FusedSlice | TransposedWeight)  # noqa: E731
+    steps = (jax.tree.map(_plain, unfuse(step), is_leaf=is_leaf) for step in layers.steps)
+    return params | {"layers": stack_layers(UnrolledLayers(tuple(steps)))}

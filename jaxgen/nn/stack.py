@@ -17,8 +17,8 @@ from jaxgen.mesh.place import is_alone, platform
 from jaxgen.nn.block import Block, Carry, Period
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.weight import STACK_AXIS
-from jaxgen.ops.in_line import InLine
-from jaxgen.ops.joined import opened
+from jaxgen.ops.fused_weights import unfuse
+from jaxgen.ops.unrolled import UnrolledLayers
 from jaxgen.varying import vary_alike
 
 POLICIES = {
@@ -26,40 +26,40 @@ POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# Where layers are faster in line than in a loop: the least bytes of their weights, below which
-# copies stay in the processor's cache, and the greatest depth, for it all has to be compiled. In a
-# loop, a GPU copies what is saved for the way back, and each layer's weights before it decodes.
-IN_LINE = {"cpu": (2**22, 48), "gpu": (2**22, 32)}
+# (min weight bytes, max depth) for unrolling instead of scanning. Smaller weights stay in the CPU
+# cache, so unrolling gains nothing; deeper stacks compile too slowly. In a scan a GPU copies what
+# is saved for the backward pass, and each layer's weights while decoding.
+UNROLL_LIMITS = {"cpu": (2**22, 48), "gpu": (2**22, 32)}
 
 
-def gains_in_line(stacked: Any, config: ModelConfig) -> bool:
-    """Return whether layers with these stacked parameters are best compiled one after another."""
-    least, deepest = IN_LINE.get(platform(), (0, 0)) if is_alone() else (0, 0)
+def should_unroll(stacked: Any, config: ModelConfig) -> bool:
+    """Return whether unrolling layers with these stacked parameters is faster than a scan."""
+    least, deepest = UNROLL_LIMITS.get(platform(), (0, 0)) if is_alone() else (0, 0)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stacked))
     return config.layers <= deepest and size >= least
 
 
-def in_a_step(stacked: Any, config: ModelConfig) -> int:
+def layers_per_step(stacked: Any, config: ModelConfig) -> int:
     """Return how many layers a step of the scan over the depth holds where there is no cache.
 
-    What the config leaves open is all of them where that is faster, but not with `remat`: one
-    layer's activations at a time is what keeps memory small then.
+    If the config leaves it open: all of them where that is faster, else 1. With `remat` it is 1,
+    for memory stays small only if one layer's activations exist at a time.
     """
     if config.unroll:
         return config.unroll
-    gains = config.remat == "none" and stacked and gains_in_line(stacked, config)
-    return config.layers if gains else 1
+    faster = config.remat == "none" and stacked and should_unroll(stacked, config)
+    return config.layers if faster else 1
 
 
-def in_line(stacked: Any) -> InLine:
-    """Return the stacked parameters of layers as `InLine`."""
-    parts = jax.tree.map(_parts, stacked)
-    apart = jax.tree.transpose(jax.tree.structure(stacked), None, parts)
-    return InLine(tuple(apart))
+def unroll(stacked: Any) -> UnrolledLayers:
+    """Return the stacked parameters of layers as `UnrolledLayers`."""
+    slices = jax.tree.map(_slices, stacked)
+    steps = jax.tree.transpose(jax.tree.structure(stacked), None, slices)
+    return UnrolledLayers(tuple(steps))
 
 
-def _parts(leaf: Any) -> tuple[Any, ...]:
-    """Return the layers of one parameter."""
+def _slices(leaf: Any) -> tuple[Any, ...]:
+    """Return one parameter of each layer."""
     if isinstance(leaf, Tracer) or not _is_here(leaf):
         return tuple(leaf[i] for i in range(leaf.shape[0]))
     # Slices would be compiled, and be copies. These lie in the stack's own memory, which JAX then
@@ -72,8 +72,8 @@ def _is_here(leaf: Any) -> bool:
     return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
 
 
-def stacked(layers: InLine) -> Any:
-    """Return the parameters of layers stacked along L again, as `in_line` was given them."""
+def stack_layers(layers: UnrolledLayers) -> Any:
+    """Return the parameters of layers stacked along L again: the inverse of `unroll`."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers.steps)
 
 
@@ -96,13 +96,13 @@ def through_layers(
     found = module.get_variable("params", "layers")
     carry, *_ = vary_alike((carry, context, module.variables.get("params")))
     unroll = config.unroll or 1
-    if carry[1] is None and not isinstance(found, InLine):
-        unroll = in_a_step(found, config)
+    if carry[1] is None and not isinstance(found, UnrolledLayers):
+        unroll = layers_per_step(found, config)
     block = _block(config, looped=unroll < periods)
     if periods:
         one: tuple[Any, Any] = (block, config.pattern[0])
         body, extra = one if period == 1 else (Period, block)
-        if isinstance(found, InLine):
+        if isinstance(found, UnrolledLayers):
             part = body(config, deterministic, extra, parent=None)
             carry = _through_steps(module, part, found, period, carry, context)
         else:
@@ -121,17 +121,17 @@ def through_layers(
 
 
 def _block(config: ModelConfig, *, looped: bool) -> Callable[..., nn.Module]:
-    """Return the class of a layer, which makes again on the way back what the config says."""
+    """Return the class of a layer, rematerialised in the backward pass as the config says."""
     if config.remat == "none":
         return Block
-    # Inside a loop nothing can be merged with the first time anyway, so no barrier is needed.
+    # Inside a loop XLA cannot merge recomputation with the forward pass: no barrier is needed.
     return nn.remat(Block, policy=POLICIES[config.remat], prevent_cse=not looped)
 
 
 def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) -> tuple[Carry, Any]:
-    """Return what step(carry, its first layer) does; it may have a cache for its layers alone."""
+    """Return step(carry, its first layer); of an unrolled cache it gets its own part."""
     x, cache = carry
-    if cache is None or not cache.in_line:
+    if cache is None or not cache.is_unrolled:
         return step(carry, index * period)
     (x, one), more = step((x, cache.step(index)), 0)
     return (x, cache.after(index, one)), more
@@ -140,12 +140,12 @@ def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) ->
 def _through_steps(
     module: nn.Module,
     part: nn.Module,
-    found: InLine,
+    found: UnrolledLayers,
     period: int,
     carry: Carry,
     context: LayerContext,
 ) -> Carry:
-    """Return the carry after each step in turn; what they sow is stacked as a scan would."""
+    """Return the carry after all unrolled steps; their taps are stacked as by a scan."""
     seen = []
     for index, weights in enumerate(found.steps):
         step = partial(_step, part, weights, context)
@@ -160,7 +160,7 @@ def _through_steps(
 @partial(jax.jit, static_argnums=0)
 def _step(part: nn.Module, weights: Any, context: LayerContext, carry: Carry, layer: Any) -> Any:
     """Return (carry, taps) after one step."""
-    params = {"params": opened(weights)}
+    params = {"params": unfuse(weights)}
     (carry, _), seen = part.apply(params, carry, layer, context, mutable=["taps"])
     return carry, seen.get("taps", {})
 

@@ -19,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgen.config import Layer
 from jaxgen.export import Size, serializable
 from jaxgen.ops import slots as storage
-from jaxgen.ops.in_line import InLine
 from jaxgen.ops.slots import Counts, Sizes, Slots, Store
+from jaxgen.ops.unrolled import UnrolledLayers
 
 Layout = Literal["contiguous", "ring"]
 NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
@@ -32,8 +32,8 @@ NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after ever
 class CrossKeys:
     """Keys and values that all layers made, once, of an encoder's memory; segments are its own."""
 
-    k: Any  # Float[Array, "L B K S H"] | InLine
-    v: Any  # Float[Array, "L B K S H"] | InLine
+    k: Any  # Float[Array, "L B K S H"] | UnrolledLayers
+    v: Any  # Float[Array, "L B K S H"] | UnrolledLayers
     segments: Any  # Int[Array, "B S"]
 
 
@@ -86,10 +86,10 @@ class Cache:
         return None if self.ring is None else self.slack + 1
 
     @property
-    def in_line(self) -> bool:
-        """Return whether the layers of each step have arrays of their own."""
+    def is_unrolled(self) -> bool:
+        """Return whether each step of layers has arrays of its own."""
         slots = self.ring if self.whole is None else self.whole
-        return slots is not None and isinstance(slots.k, InLine)
+        return slots is not None and isinstance(slots.k, UnrolledLayers)
 
     def step(self, index: int) -> Cache:
         """Return the cache of one step's layers, numbered from 0."""
@@ -98,8 +98,8 @@ class Cache:
     def after(self, index: int, step: Cache) -> Cache:
         """Return the cache with that of one step's layers in its place."""
 
-        def put(arrays: InLine, new: Array) -> InLine:
-            return InLine((*arrays.steps[:index], new, *arrays.steps[index + 1 :]))
+        def put(arrays: UnrolledLayers, new: Array) -> UnrolledLayers:
+            return UnrolledLayers((*arrays.steps[:index], new, *arrays.steps[index + 1 :]))
 
         return self._layers(put, step)
 
@@ -108,7 +108,7 @@ class Cache:
             cross = cache.cross
             return cache.whole, cache.ring, None if cross is None else (cross.k, cross.v)
 
-        is_leaf = lambda node: isinstance(node, InLine)  # noqa: E731
+        is_leaf = lambda node: isinstance(node, UnrolledLayers)  # noqa: E731
         whole, ring, cross = jax.tree.map(change, *map(arrays, (self, *others)), is_leaf=is_leaf)
         if self.cross is not None:
             cross = replace(self.cross, k=cross[0], v=cross[1])
@@ -171,7 +171,7 @@ def empty(
 
     whole, ring, cross: (layers, slots of a row) of each part, a ring with `slack` slots more; cross
     is for the keys of an encoder's output, in models that read one. Layers are so many in one
-    array, or, for a cache that is `in_line`, as many as each step has.
+    array, or, for an unrolled cache, as many as each step has.
     """
     memory = None
     if cross is not None:

@@ -204,45 +204,45 @@ class Biased:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Turned:
-    """A weight kept with the axes of its output first: a CPU reads it faster for a few rows.
+class TransposedWeight:
+    """A weight stored with its output axes first, which a CPU reads faster for a few rows.
 
-    inner: how many axes, now the last, are summed over.
+    num_contracted: how many axes, now the last, are summed over.
     """
 
-    weight: Any  # [output axes, inner axes]
-    inner: int = field(metadata={"static": True})
+    weight: Any  # [output axes, contracted axes]
+    num_contracted: int = field(metadata={"static": True})
 
     @classmethod
-    def of(cls, weight: Any, inner: int) -> Turned:
-        """Return a copy of a weight whose first `inner` axes are summed over."""
-        order = (*range(inner, weight.ndim), *range(inner))
-        return cls(jnp.transpose(weight, order), inner)
+    def of(cls, weight: Any, num_contracted: int) -> TransposedWeight:
+        """Return a copy of a weight whose first `num_contracted` axes are summed over."""
+        order = (*range(num_contracted, weight.ndim), *range(num_contracted))
+        return cls(jnp.transpose(weight, order), num_contracted)
 
     @classmethod
-    def join(cls, leaves: Sequence[Turned]) -> Turned:
-        """Return weights with one inner axis, of equal length, as one with one output axis."""
+    def join(cls, leaves: Sequence[TransposedWeight]) -> TransposedWeight:
+        """Return weights with one contracted axis, of equal length, as one with one output axis."""
         flat = [leaf.weight.reshape(-1, leaf.weight.shape[-1]) for leaf in leaves]
         return cls(jnp.concatenate(flat), 1)
 
-    def cut(self, begin: int, shape: tuple[int, ...]) -> Turned:
+    def cut(self, begin: int, shape: tuple[int, ...]) -> TransposedWeight:
         """Return the weight of these output axes, which begins at a row of a joined one."""
         rows = self.weight[begin : begin + prod(shape)]
         return type(self)(rows.reshape(*shape, -1), 1)
 
     @property
-    def outer(self) -> tuple[int, ...]:
+    def out_axes(self) -> tuple[int, ...]:
         """The lengths of the output axes."""
-        return self.weight.shape[: self.weight.ndim - self.inner]
+        return self.weight.shape[: self.weight.ndim - self.num_contracted]
 
-    def back(self) -> Array:
-        """Return the weight as it was."""
-        outer = self.weight.ndim - self.inner
-        return jnp.transpose(self.weight, (*range(outer, self.weight.ndim), *range(outer)))
+    def untransposed(self) -> Array:
+        """Return the weight with its contracted axes first again."""
+        count = len(self.out_axes)
+        return jnp.transpose(self.weight, (*range(count, self.weight.ndim), *range(count)))
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
-        """Return the product that `equation` has with the weight as it was."""
+        """Return einsum(equation, x, the untransposed weight)."""
         inputs, _, out = equation.partition("->")
         left, right = inputs.split(",")
-        turned = right[self.inner :] + right[: self.inner]
-        return contract(f"{left},{turned}->{out}", x, self.weight, dtype=dtype)
+        letters = right[self.num_contracted :] + right[: self.num_contracted]
+        return contract(f"{left},{letters}->{out}", x, self.weight, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Weights of one byte each, for decoding: memory is what a step of few rows waits for."""
+"""int8 weights for decoding: a step of few rows is bound by memory bandwidth."""
 
 from __future__ import annotations
 
@@ -19,56 +19,57 @@ LARGEST = 127
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Int8:
-    """A weight as whole numbers and a scale for each output; products are in the dtype asked for.
+    """A weight as int8 values and one scale per output; matmuls run in the compute dtype.
 
-    Axes of the output come first, as in `Turned`; inner: how many of x are summed over. Rounding
-    moves a weight by at most half a scale (absmax quantisation: Dettmers et al. 2022, section 2).
+    Output axes come first, as in `TransposedWeight`; num_contracted: how many axes are summed over.
+    Rounding moves a weight by at most half a scale (absmax quantisation: Dettmers et al. 2022,
+    section 2).
     """
 
-    whole: Any  # [O, I] int8
+    values: Any  # [O, I] int8
     scale: Any  # [output axes] float32
-    inner: int = field(metadata={"static": True})
+    num_contracted: int = field(metadata={"static": True})
 
     @classmethod
-    def of(cls, weight: Any, inner: int) -> Int8:
-        """Return a weight, whose first `inner` axes are summed over, rounded."""
-        order = (*range(inner, weight.ndim), *range(inner))
-        return cls.of_turned(jnp.transpose(weight, order), inner)
+    def of(cls, weight: Any, num_contracted: int) -> Int8:
+        """Quantise a weight whose first `num_contracted` axes are summed over."""
+        order = (*range(num_contracted, weight.ndim), *range(num_contracted))
+        return cls.of_transposed(jnp.transpose(weight, order), num_contracted)
 
     @classmethod
-    def of_turned(cls, weight: Any, inner: int) -> Int8:
-        """Return a weight, whose last `inner` axes are summed over, rounded: a table is one."""
+    def of_transposed(cls, weight: Any, num_contracted: int) -> Int8:
+        """Quantise a weight whose last `num_contracted` axes are summed over, such as a table."""
         weight = weight.astype(jnp.float32)
-        over = tuple(range(weight.ndim - inner, weight.ndim))
+        over = tuple(range(weight.ndim - num_contracted, weight.ndim))
         most = jnp.max(jnp.abs(weight), axis=over, keepdims=True)
         scale = jnp.where(most > 0, most, 1.0) / LARGEST
-        whole = jnp.round(weight / scale).astype(jnp.int8)
+        values = jnp.round(weight / scale).astype(jnp.int8)
         scale = jnp.squeeze(scale, over)
-        return cls(whole.reshape(scale.size, -1), scale, inner)
+        return cls(values.reshape(scale.size, -1), scale, num_contracted)
 
     @classmethod
     def join(cls, leaves: Sequence[Int8]) -> Int8:
-        """Return weights with one inner axis, of equal length, as one with one output axis."""
+        """Return weights with one contracted axis, of equal length, as one with one output axis."""
         scales = [leaf.scale.reshape(-1) for leaf in leaves]
-        return cls(jnp.concatenate([leaf.whole for leaf in leaves]), jnp.concatenate(scales), 1)
+        return cls(jnp.concatenate([leaf.values for leaf in leaves]), jnp.concatenate(scales), 1)
 
     def cut(self, begin: int, shape: tuple[int, ...]) -> Int8:
         """Return the weight of these output axes, which begins at a row of a joined one."""
         rows = slice(begin, begin + prod(shape))
-        return type(self)(self.whole[rows], self.scale[rows].reshape(shape), 1)
+        return type(self)(self.values[rows], self.scale[rows].reshape(shape), 1)
 
     @property
-    def outer(self) -> tuple[int, ...]:
+    def out_axes(self) -> tuple[int, ...]:
         """The lengths of the output axes."""
         return self.scale.shape
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
-        """Return the product that `equation`, "BT...->BT...", has with the weight as it was."""
-        rows = x.astype(dtype).reshape(*x.shape[: x.ndim - self.inner], -1)
-        y = product("BTD,FD->BTF", rows, self.whole)
+        """Return einsum(equation, x, weight) for an equation "BT...->BT..."."""
+        rows = x.astype(dtype).reshape(*x.shape[: x.ndim - self.num_contracted], -1)
+        y = product("BTD,FD->BTF", rows, self.values)
         return y.reshape(*y.shape[:-1], *self.scale.shape) * self.scale.astype(y.dtype)
 
     def lookup(self, ids: Int[Array, "..."], dtype: str) -> Array:
         """Return rows of a table."""
-        rows, scales = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.whole, self.scale))
+        rows, scales = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.values, self.scale))
         return (rows * scales[..., None]).astype(dtype)

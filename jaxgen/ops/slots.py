@@ -18,7 +18,7 @@ from jaxtyping import Array
 from jaxgen.export import Size, serializable
 from jaxgen.mesh import constrain, shards
 from jaxgen.mesh.place import platform
-from jaxgen.ops.in_line import InLine
+from jaxgen.ops.unrolled import UnrolledLayers
 
 Store = Literal["plain", "int8"]
 Counts = int | Sequence[int]  # of layers: in one array, or in that of each step
@@ -34,10 +34,10 @@ class Slots:
     The slots of a head lie together, as products read them: a step copies nothing.
     """
 
-    k: Any  # Num[Array, "L B K S H"] | InLine
-    v: Any  # Num[Array, "L B K S H"] | InLine
-    k_scale: Any  # Float[Array, "L B K S"] | InLine | None
-    v_scale: Any  # Float[Array, "L B K S"] | InLine | None
+    k: Any  # Num[Array, "L B K S H"] | UnrolledLayers
+    v: Any  # Num[Array, "L B K S H"] | UnrolledLayers
+    k_scale: Any  # Float[Array, "L B K S"] | UnrolledLayers | None
+    v_scale: Any  # Float[Array, "L B K S"] | UnrolledLayers | None
 
     @property
     def count(self) -> Size:
@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
 def zeros(sizes: Sizes, layers: Counts, slots: Size, dtype: str, *, scale: bool = False) -> Any:
     """Return zeros for so many slots of a row, or for their scales."""
     if not isinstance(layers, int):
-        return InLine(tuple(zeros(sizes, n, slots, dtype, scale=scale) for n in layers))
+        return UnrolledLayers(tuple(zeros(sizes, n, slots, dtype, scale=scale) for n in layers))
     shape = (layers, sizes.batch, sizes.heads, slots, sizes.width)
     letters = "LBKS" if scale else "LBKSH"
     return constrain(jnp.zeros(shape[: len(letters)], dtype), letters)

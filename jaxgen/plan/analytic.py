@@ -19,7 +19,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
-from jaxgen.nn.stack import in_a_step
+from jaxgen.nn.stack import layers_per_step
 from jaxgen.ops import keys
 from jaxgen.ops.attention import dispatch
 from jaxgen.ops.attention.args import AttentionArgs
@@ -35,7 +35,7 @@ from jaxgen.train.losses import logits_at_once
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
 # In line nothing is stacked, but buffers overlap less: 1.22 to 1.51 times was measured on three
 # shapes on two CPU cores, 2.5 to 34 million parameters.
-KEPT_IN_LINE = 1.35
+KEPT_UNROLLED = 1.35
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -120,8 +120,8 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
         "gradients": parameters * (1 if train.accumulate == 1 else 2),
     }
     held |= _activations(model, train, sizes, chip.platform, keeps_scores(settings, mesh))
-    if _is_in_line(model, state.params, mesh):
-        held["activations"] *= KEPT_IN_LINE
+    if _is_unrolled(model, state.params, mesh):
+        held["activations"] *= KEPT_UNROLLED
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
     count = tree.count(state.params)
@@ -209,13 +209,13 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
         return dispatch.choose(args) == "plain"
 
 
-def _is_in_line(model: ModelConfig, params: Any, mesh: Any) -> bool:
+def _is_unrolled(model: ModelConfig, params: Any, mesh: Any) -> bool:
     """Return whether a step on a CPU compiles its layers one after another (`nn/stack.py`)."""
     with jax.sharding.use_abstract_mesh(mesh):
         if place.platform() != "cpu" or model.remat != "none":
             return False
         periods = model.layers // len(model.pattern)
-        return 1 < periods <= in_a_step(params.get("layers"), model)
+        return 1 < periods <= layers_per_step(params.get("layers"), model)
 
 
 def _activations(

@@ -73,12 +73,12 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
     shardings = place.state_shardings(mesh, params, api.axes(model))
     with jax.set_mesh(mesh):
         ready = jax.eval_shape(partial(serving.ready, config=model), params)
-    in_line = serving.is_in_line(ready)
-    if in_line:  # then there is one device, which holds all
+    unrolled = serving.is_unrolled(ready)
+    if unrolled:  # then there is one device, which holds all
         shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), ready)
     given = _placed(ready, shardings)
     # As a list of arrays: a Cache is made of arrays, and these are only shapes.
-    empty = partial(api.empty_cache, model, rows, model.context, memory=slots, in_line=in_line)
+    empty = partial(api.empty_cache, model, rows, model.context, memory=slots, unrolled=unrolled)
     cache = [_as_cache(mesh, x) for x in jax.eval_shape(lambda: jax.tree.leaves(empty()))]
     tokens = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=place.batch_sharding(mesh, (rows,)))
 

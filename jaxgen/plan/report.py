@@ -84,7 +84,7 @@ def _work(work: list[Work]) -> Rows:
         ("    bound by memory", _time(seconds["bandwidth"])),
         ("    number of them", f"{sum(one.times for one in work):,}"),
     ]
-    # Layers in line have an operation each, and what they do is one.
+    # Unrolled layers have an operation each, and what they do is one.
     alike: dict[str, list[Work]] = defaultdict(list)
     for one in work:
         what = f"{one.operation.path} {one.operation.note}".strip() or one.name.rstrip(

@@ -77,7 +77,7 @@ def generate_beams(
         raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     capacity = prompt.shape[1] + room(search, length)
     about = {"memory": memory, "layout": layout, "store": store}
     first, cache = prefill(params, config, prompt, lengths, capacity, **about)

@@ -44,8 +44,8 @@ def new_cache(
 ) -> Cache:
     """Return an `api.empty_cache` in the form that these parameters read best."""
     slots = None if memory is None else memory.state.shape[1]
-    in_line = serving.is_in_line(params)
-    return api.empty_cache(config, batch, capacity, memory=slots, in_line=in_line, **about)
+    unrolled = serving.is_unrolled(params)
+    return api.empty_cache(config, batch, capacity, memory=slots, unrolled=unrolled, **about)
 
 
 @arguments.checked(
@@ -134,7 +134,7 @@ def generate(
     sample = greedy() if sample is None else sample
     check(config, prompt.shape[1], length)
     fits.check(sample, length)
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
     capacity = prompt.shape[1] + length

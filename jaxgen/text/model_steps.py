@@ -93,14 +93,14 @@ def model_step(params: api.Params, config: ModelConfig, known: int | None = None
 
     known: ids that a tokenizer spells; those from it on are banned. None bans none.
     """
-    return ModelStep(serving.in_line(params, config), config, known)
+    return ModelStep(serving.unroll(params, config), config, known)
 
 
 def dola_step(
     params: api.Params, config: ModelConfig, layers: tuple[int, ...], known: int | None = None
 ) -> Step:
     """Return DoLa's step, whose early layers are `layers` (see `dola_layers`)."""
-    return layer_contrast(_EarlyLogits(serving.in_line(params, config), config, known, layers))
+    return layer_contrast(_EarlyLogits(serving.unroll(params, config), config, known, layers))
 
 
 def dola_layers(config: ModelConfig, which: Literal["low", "high"]) -> tuple[int, ...]:

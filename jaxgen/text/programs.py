@@ -70,7 +70,7 @@ def begin(
     params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows, capacity: int
 ) -> tuple[Any, Any]:
     """Return (first, cache) of a batch, its prompts read."""
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     memory = memory_of(params, config, rows.source, rows.segments)
     first, cache = prefill(
         params, config, rows.prompt, jnp.asarray(rows.widths), capacity, memory=memory
@@ -205,7 +205,7 @@ def search_contrastive(
     count: int,
 ) -> Int[Array, "B length"]:
     """Return each row's text by contrastive search over `count` candidates a token."""
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     widths = jnp.asarray(rows.widths)
     memory = memory_of(params, config, rows.source, rows.segments)
     cache = new_cache(params, config, len(widths), rows.prompt.shape[1] + length + 1, memory)
@@ -245,7 +245,7 @@ def speculate_tokens(
 ) -> Speculated:
     """Return each row's text, guessed `count` tokens at a time by a draft, or by lookup."""
     capacity = rows.prompt.shape[1] + length + count + 1
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     first, cache = begin(params, config, kind, rows, capacity)
     return speculate(
         steps.MultiTokenStep(params, config, kind.known),
@@ -267,7 +267,7 @@ def _draft(
 ) -> Draft:
     if config is None:
         return lookup(count)
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     memory = memory_of(params, config, rows.source, rows.segments)
     widths = jnp.asarray(rows.widths)
     _, cache = prefill(params, config, rows.prompt, widths, capacity, memory=memory)

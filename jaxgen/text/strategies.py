@@ -69,7 +69,7 @@ def generate_speculative(
         parts = (part for part in sample.processors if pasts.needs(part) == "nothing")
         draft_sample = chain(*parts)
     capacity = prompt.shape[1] + length + count + 1
-    draft_params = serving.in_line(draft_params, draft_config)
+    draft_params = serving.unroll(draft_params, draft_config)
     cache = prefill(draft_params, draft_config, prompt, known, capacity)[1]
     draft = draft_model(steps.model_step(draft_params, draft_config), cache, draft_sample, count)
     given = {"stop": stop, "strings": strings, "memory": memory, "layout": layout, "store": store}
@@ -122,7 +122,7 @@ def _speculated(
     capacity = prompt.shape[1] + length + draft.count + 1
     # A ring must be able to take back every guess, and the token after them.
     slack = draft.count if cache_of["layout"] == "ring" else 0
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     first, cache = prefill(params, config, prompt, known, capacity, slack=slack, **cache_of)
     read = steps.MultiTokenStep(params, config)
     ends = {"stop": stop, "strings": strings, "prompt": jnp.asarray(prompt), "lengths": known}
@@ -150,7 +150,7 @@ def generate_contrastive(
     jit it with config, length, count and store static; the rest is as in `generate`.
     """
     check(config, prompt.shape[1], length)
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     known, capacity = _known(prompt, lengths), prompt.shape[1] + length + 1
     cache = new_cache(params, config, prompt.shape[0], capacity, memory, store=store)
     read = api.hidden(params, config, prompt, cache=cache, memory=memory)
@@ -206,7 +206,7 @@ def generate_dola(
             f"layers={layers} must be numbers from 0 to {config.layers - 1} of layers="
             f"{config.layers}"
         )
-    params = serving.in_line(params, config)
+    params = serving.unroll(params, config)
     known = _known(prompt, lengths)
     capacity = prompt.shape[1] + length
     first, cache = prefill(params, config, prompt, known, capacity, layout=layout, store=store)

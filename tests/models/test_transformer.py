@@ -212,10 +212,10 @@ def test_layers_are_in_line_where_the_table_says_so(monkeypatch):
         return jax.jit(jax.grad(loss)).lower(params).as_text().count("stablehlo.while")
 
     assert loops() == loops(unroll=1) == 2  # too small to be worth it
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
     assert loops() == 0 and loops(unroll=1) == 2
     assert loops(remat="full") == 2  # one layer's activations at a time
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 2))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 2))
     assert loops() == 2
 
 

@@ -23,7 +23,7 @@ def drawn(letters, seed=0):
 
 def back(leaf):
     """The rounded weight as float32, axes of the output first."""
-    return np.asarray(leaf.whole, np.float32) * np.asarray(leaf.scale).reshape(-1, 1)
+    return np.asarray(leaf.values, np.float32) * np.asarray(leaf.scale).reshape(-1, 1)
 
 
 @pytest.mark.parametrize("equation", PRODUCTS)
@@ -34,13 +34,13 @@ def test_products_are_those_of_the_rounded_weight(equation, rows):
     x = jnp.asarray(np.random.default_rng(3).normal(size=(rows, 1, *drawn(left).shape[2:])), "f4")
     w = drawn(right, 1)
     if right == "VD":
-        leaf, plain = Int8.of_turned(w, inner), w
+        leaf, plain = Int8.of_transposed(w, inner), w
         rounded = back(leaf)
     else:
         leaf = Int8.of(w, inner)
         plain = jnp.transpose(w, (*range(inner, w.ndim), *range(inner)))
         rounded = np.moveaxis(back(leaf).reshape(plain.shape), range(-inner, 0), range(inner))
-    assert leaf.whole.dtype == jnp.int8 and int(jnp.abs(leaf.whole).max()) == 127
+    assert leaf.values.dtype == jnp.int8 and int(jnp.abs(leaf.values).max()) == 127
     half = np.asarray(leaf.scale).reshape(-1, 1) / 2
     flat = plain.reshape(half.size, -1)
     assert (np.abs(back(leaf) - flat) <= half * (1 + 1e-5)).all()
@@ -54,7 +54,7 @@ def test_products_are_those_of_the_rounded_weight(equation, rows):
 
 def test_rows_of_a_table_and_zeros():
     table = drawn("VD").at[2].set(0.0)
-    leaf = Int8.of_turned(table, 1)
+    leaf = Int8.of_transposed(table, 1)
     found = lookup(leaf, jnp.array([[2, 5]]), dtype="float32")
     np.testing.assert_array_equal(found[0, 0], 0.0)
     assert (leaf.scale > 0).all()
@@ -102,7 +102,7 @@ def test_any_number_of_a_row_is_multiplied_as_it_is(number):
     x = jnp.zeros((1, 1, SIZES["D"])).at[0, 0, 1].set(number)
     y = contract("BTD,DF->BTF", x, leaf, dtype="float32")[0, 0]
     if np.isfinite(number):
-        wanted = np.float32(number) * (leaf.whole[:, 1] * leaf.scale)
+        wanted = np.float32(number) * (leaf.values[:, 1] * leaf.scale)
         np.testing.assert_allclose(y, wanted, rtol=1e-6)
     else:
         assert not np.isfinite(y).any()

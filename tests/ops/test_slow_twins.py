@@ -12,7 +12,7 @@ import pytest
 
 from jaxgen.ops import contract as contracting
 from jaxgen.ops import gates, norms
-from jaxgen.ops.contract import FEW, Turned, contract, product, shifted
+from jaxgen.ops.contract import FEW, TransposedWeight, contract, product, shifted
 from jaxgen.ops.gates import ACTIVATIONS
 from jaxgen.ops.norms import NORMS
 
@@ -233,8 +233,8 @@ def test_turned_weights_give_the_products_of_those_they_were(equation, rows, dty
     form, leaf = partial(contract, equation, dtype=dtype), w
     if equation != "BTD,VD->BTV":  # a table lies as if it had been turned
         inner = sum(letter in left for letter in right)
-        leaf = Turned.of(w, inner)
-        np.testing.assert_array_equal(leaf.back(), w)
+        leaf = TransposedWeight.of(w, inner)
+        np.testing.assert_array_equal(leaf.untransposed(), w)
         assert leaf.weight.shape == w.shape[inner:] + w.shape[:inner]
     sums = np.einsum(equation, np.asarray(x, np.float64), np.asarray(w, np.float64))
     near = {"float32": 2e-6, "bfloat16": 2**-7}[dtype] * max(1, np.abs(sums).max())

@@ -69,9 +69,9 @@ def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
     processor = replace(chips.CHIPS["v5p"], platform="cpu")
     looped = activations(processor)
     assert looped == activations(processor, unroll=1) and activations() == activations(unroll=2)
-    assert activations(processor, unroll=2) == analytic.KEPT_IN_LINE * looped
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 2))
-    assert activations(processor) == analytic.KEPT_IN_LINE * looped
+    assert activations(processor, unroll=2) == analytic.KEPT_UNROLLED * looped
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 2))
+    assert activations(processor) == analytic.KEPT_UNROLLED * looped
     assert activations(processor, unroll=1) == looped and activations() == activations(unroll=2)
     again = activations(processor, remat="full", unroll=1)
     assert activations(processor, remat="full") == again < looped

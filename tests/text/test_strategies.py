@@ -139,6 +139,6 @@ def test_every_strategy_decodes_through_unrolled_layers(monkeypatch):
 
     for name, way in ways.items():
         assert "length=7" in traced(way), name  # a model not worth it
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 48))  # as of one that is
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 48))  # as of one that is
     for name, way in ways.items():
         assert not {"length=7", "length=11"} & set(traced(way).split()), name

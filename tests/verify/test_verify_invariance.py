@@ -27,7 +27,7 @@ def saved(folder, config):
 
 
 def test_a_sound_model_is_proven_in_every_company_and_on_more_devices(tmp_path):
-    saved(tmp_path / "tiny", TINY.replace(layers=1, d_model=320))  # wide enough to be in line
+    saved(tmp_path / "tiny", TINY.replace(layers=1, d_model=320))  # wide enough to be unrolled
     environment = dict(os.environ) | {"JAXGEN_CACHE": str(tmp_path / "cache")}
     words = ["verify", "invariance", "tiny", "--length", "4", "--devices", "2"]
     done = subprocess.run(
@@ -59,7 +59,7 @@ def test_a_layer_that_sees_its_neighbours_is_named(topology, tmp_path, monkeypat
         return y + 0.5 * (jnp.mean(y, axis=0, keepdims=True) - y)  # nothing, for a request alone
 
     monkeypatch.setitem(gates.ACTIVATIONS, "gelu_tanh", planted)
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 48))  # as of a model that is worth it
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 48))  # as of a model that is worth it
     monkeypatch.setattr(invariance, "MODES", {"greedy": Generation(temperature=0.0)})
     folder = saved(tmp_path / "tiny", config)
     if topology == "encoder_decoder":

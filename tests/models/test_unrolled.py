@@ -14,9 +14,9 @@ import jaxgen
 from jaxgen.mesh import place
 from jaxgen.models import api, serving
 from jaxgen.nn import stack
-from jaxgen.ops.contract import Turned
-from jaxgen.ops.in_line import InLine
+from jaxgen.ops.contract import TransposedWeight
 from jaxgen.ops.int8 import Int8
+from jaxgen.ops.unrolled import UnrolledLayers
 
 SIZES = {"vocab_size": 32, "context": 16, "d_model": 8, "heads": 2}
 CONFIGS = {
@@ -45,7 +45,7 @@ def test_layers_in_line_equal_the_scan_in_logits_cache_and_taps(name):
         cache = api.empty_cache(config, 2, 8, memory=slots)
         return jaxgen.apply(params, config, TOKENS, cache=cache, memory=memory, taps=("*",))
 
-    found = jax.jit(read)(params | {"layers": stack.in_line(params["layers"])})
+    found = jax.jit(read)(params | {"layers": stack.unroll(params["layers"])})
     wanted = jax.jit(read)(params)
     assert wanted.taps and jax.tree.structure(found) == jax.tree.structure(wanted)
     for mine, scanned in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -55,17 +55,17 @@ def test_layers_in_line_equal_the_scan_in_logits_cache_and_taps(name):
 def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
     config = CONFIGS["one kind"]
     params = random_params(config)
-    assert serving.in_line(params, config) is params  # small: its copies cost nothing
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 2))
-    assert serving.in_line(params, config) is params  # deeper than two layers
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
-    apart = serving.in_line(params, config)
-    assert isinstance(apart["layers"], InLine) and len(apart["layers"].steps) == 3
+    assert serving.unroll(params, config) is params  # small: its copies cost nothing
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 2))
+    assert serving.unroll(params, config) is params  # deeper than two layers
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
+    apart = serving.unroll(params, config)
+    assert isinstance(apart["layers"], UnrolledLayers) and len(apart["layers"].steps) == 3
     whole = params["layers"]["attn"]["q"]
     wanted = np.array(whole[2])
     jax.jit(lambda x: 0 * x, donate_argnums=0)(whole)  # the stack may be given away
     np.testing.assert_array_equal(apart["layers"].steps[2]["attn"]["q"], wanted)
-    assert serving.in_line(apart, config) is apart
+    assert serving.unroll(apart, config) is apart
 
 
 CACHES = [
@@ -82,11 +82,11 @@ def test_a_cache_in_line_holds_what_that_of_all_layers_does(name, about):
     params, memory, slots = random_params(config), None, None
     if config.topology == "encoder_decoder":
         memory, slots = jaxgen.encode(params, config, TOKENS[:, :4]), 4
-    params |= {"layers": stack.in_line(params["layers"])}
+    params |= {"layers": stack.unroll(params["layers"])}
 
-    def read(in_line):
-        cache = api.empty_cache(config, 2, 8, memory=slots, in_line=in_line, **about)
-        assert cache.in_line is in_line and cache.capacity == 8
+    def read(unrolled):
+        cache = api.empty_cache(config, 2, 8, memory=slots, unrolled=unrolled, **about)
+        assert cache.is_unrolled is unrolled and cache.capacity == 8
         first = jaxgen.apply(params, config, TOKENS, cache=cache, memory=memory)
         out = jaxgen.apply(params, config, TOKENS[:, :1], cache=first.cache.take(jnp.array([1, 0])))
         return out.logits, out.cache
@@ -112,7 +112,7 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     def run(params):
         return jaxgen.generate(params, config, jnp.asarray(TOKENS), key, length=4)
 
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
     loop = next(e for e in jax.make_jaxpr(run)(params).eqns if e.primitive.name == "while")
     bodies = [e.params for e in loop.params["body_jaxpr"].jaxpr.eqns]
     steps = [body["jaxpr"] for body in bodies if body.get("name") == "_step"]
@@ -126,12 +126,12 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
 def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, monkeypatch):
     config = CONFIGS[name]
     params = random_params(config)
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (10**9, 9))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (10**9, 9))
     assert serving.ready(params, config) is params
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
     found = serving.ready(params, config)
     assert serving.ready(found, config) is found
-    is_turned = lambda leaf: isinstance(leaf, Turned)  # noqa: E731
+    is_turned = lambda leaf: isinstance(leaf, TransposedWeight)  # noqa: E731
     leaves = jax.tree.leaves(found["layers"], is_leaf=is_turned)
     turned, rest = filter(is_turned, leaves), [leaf for leaf in leaves if not is_turned(leaf)]
     shapes = {leaf.weight.shape for leaf in turned}
@@ -159,14 +159,14 @@ def test_weights_are_cast_once_to_what_they_are_multiplied_in_and_nothing_else_i
     config = CONFIGS[name].replace(compute_dtype="bfloat16")
     params = random_params(config)
     if apart:
-        monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
+        monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
     found = serving.ready(params, config)
     memory = None
     if config.topology == "encoder_decoder":
         memory = jaxgen.encode(params, config, TOKENS[:, :4])
     run = jax.jit(lambda params: jaxgen.apply(params, config, TOKENS, memory=memory).logits)
-    # The same in line, but cast step by step: not one bit differs.
-    np.testing.assert_array_equal(run(found), run(serving.in_line(params, config)))
+    # The same unrolled, but cast step by step: not one bit differs.
+    np.testing.assert_array_equal(run(found), run(serving.unroll(params, config)))
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(found["embed"])}
     assert kinds == {"bfloat16"} | ({"float32"} if "norm" in found["embed"] else set())
     large = [x for x in jax.tree.leaves(found["layers"]) if x.size > 40 * config.layers]
@@ -180,26 +180,26 @@ def test_on_a_gpu_layers_come_apart_as_they_are_where_the_copy_finds_room(monkey
     params = random_params(config)
     for module in (stack, place):
         monkeypatch.setattr(module, "platform", lambda: "gpu")
-    monkeypatch.setitem(stack.IN_LINE, "gpu", (0, 9))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "gpu", (0, 9))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
     for room, wanted in ((None, True), (4 * size, True), (4 * size - 1, False)):
         monkeypatch.setattr(place, "memory", lambda room=room: room)
         found = serving.ready(params, config)
-        assert serving.is_in_line(found) == wanted
+        assert serving.is_unrolled(found) == wanted
     monkeypatch.setattr(place, "memory", lambda: None)
     found = serving.ready(params, config)
-    assert not any(isinstance(leaf, Turned) for leaf in jax.tree.leaves(
-        found["layers"], is_leaf=lambda leaf: isinstance(leaf, Turned)))  # fmt: skip
+    assert not any(isinstance(leaf, TransposedWeight) for leaf in jax.tree.leaves(
+        found["layers"], is_leaf=lambda leaf: isinstance(leaf, TransposedWeight)))  # fmt: skip
     assert found["layers"].steps[1]["feed"]["up"].shape == (8, config.F)
 
 
 @pytest.mark.parametrize("weights", ["plain", "int8"])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_weights_of_one_input_are_one_product(weights, rows, monkeypatch):
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
     config = CONFIGS["gates, shared keys"]
     found = serving.ready(random_params(config), config, weights=weights)
-    cache, tokens = api.empty_cache(config, rows, 8, in_line=True), jnp.zeros((rows, 1), jnp.int32)
+    cache, tokens = api.empty_cache(config, rows, 8, unrolled=True), jnp.zeros((rows, 1), jnp.int32)
     step = jax.jit(lambda params: api.hidden(params, config, tokens, cache=cache))
     program = as_users.compile(step.lower(found)).as_text()
     # For each layer: q, k and v; scores; values; o; up and gate; down.
@@ -213,7 +213,7 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
     config = CONFIGS[name].replace(output="tied")
     params = random_params(config)
     if apart:
-        monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 9))
+        monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
     found = serving.ready(params, config, weights="int8")
     memory = None
     if config.topology == "encoder_decoder":
@@ -229,7 +229,7 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
 
 
 def test_a_step_of_one_row_copies_no_cache(monkeypatch):
-    monkeypatch.setitem(stack.IN_LINE, "cpu", (0, 3))
+    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
     config = CONFIGS["one kind"]
     prompt = jnp.asarray(TOKENS[:1, :4])
     run = jax.jit(partial(jaxgen.generate, config=config, length=5))
