@@ -84,10 +84,10 @@ def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
 def check_back(cache: Any, most: int) -> None:
     """Raise ConfigError unless every node of a cache can go back `most` tokens.
 
-    A node that can't go back for ever says in `back` how far it can; None is for ever.
+    A node with a limit gives it as `max_rewind`; None is no limit.
     """
-    for node in jax.tree.leaves(cache, is_leaf=_knows("back")):
-        least = getattr(node, "back", None)
+    for node in jax.tree.leaves(cache, is_leaf=_knows("max_rewind")):
+        least = getattr(node, "max_rewind", None)
         if least is not None and least < most:
             raise ConfigError(
                 f"speculation takes back up to {most} tokens, but a ring cache of slack={least - 1}"

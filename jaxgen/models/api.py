@@ -157,16 +157,16 @@ def empty_cache(
     kinds = [config.pattern[layer % period] for layer in range(config.layers)]
     step = period if unrolled else config.layers
     steps = [kinds[begin : begin + step] for begin in range(0, config.layers, step)]
-    turned = [step.count("local") if layout == "ring" else 0 for step in steps]
-    kept = [len(step) - count for step, count in zip(steps, turned, strict=True)]
+    sliding = [step.count("local") if layout == "ring" else 0 for step in steps]
+    full = [len(step) - count for step, count in zip(steps, sliding, strict=True)]
 
     def layers(counts: list[int]) -> caches.Counts:
         return counts if unrolled else sum(counts)
 
     return caches.empty(
         caches.Sizes(batch, config.K, config.H, config.compute_dtype),
-        whole=(layers(kept), capacity),
-        ring=(layers(turned), config.window or 0),
+        full=(layers(full), capacity),
+        sliding=(layers(sliding), config.window or 0),
         slack=slack,
         store=store,
         cross=None if memory is None else (layers([*map(len, steps)]), memory),

@@ -47,7 +47,7 @@ class Attend(nn.Module):
             q = rotate(q, context.positions, theta=theta, scaling=scaling)
             k = rotate(k, context.positions, theta=theta, scaling=scaling)
         if cache is not None:
-            number = _number(config, self.kind, layer) if cache.ring is not None else layer
+            number = _number(config, self.kind, layer) if cache.sliding is not None else layer
             cache, k, v = caches.extend(cache, self.kind, number, k, v)
         (mask,) = context.masks
         drop = Drop(config.score_dropout, self.deterministic).active

@@ -1,4 +1,4 @@
-"""The key/value cache: a value that goes in and comes out, and owns the notion of time.
+"""The key/value cache: an immutable value that also holds the length of each row.
 
 Layouts: contiguous keeps every token; ring keeps, of layers with a sliding window, the last
 `window` tokens, so that it does not grow with the text. Query heads that share a key head (Ainslie
@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.config import Layer
 from jaxgen.export import Size, serializable
-from jaxgen.ops import slots as storage
-from jaxgen.ops.slots import Counts, Sizes, Slots, Store
+from jaxgen.ops import kv_buffer
+from jaxgen.ops.kv_buffer import Counts, KVBuffer, Sizes, Store
 from jaxgen.ops.unrolled import UnrolledLayers
 
 Layout = Literal["contiguous", "ring"]
@@ -58,37 +58,37 @@ class Branches:
 class Cache:
     """Keys and values of all layers.
 
-    whole: slots of the layers that keep every token; the one at position p of a row lies in slot p
-    of that row, which makes a row's numbers independent of its neighbours' lengths. Slots at
-    `length` and beyond hold rubbish that no query may see. ring: of the local layers, if they have
-    slots of their own; position p lies in slot p mod their number.
-    real: how many of the next tokens count [B], where rows are padded; None: all of them.
-    slack: slots of a ring beyond the window, so that its last tokens can be taken back.
-    branches: if rows are split into beams, whose new tokens lie side by side in one row.
+    full: the buffer of layers that keep every token: position p of a row is in slot p, so that a
+    row's numbers do not depend on the lengths of its neighbours. Slots from `length` on hold
+    garbage that no query may see. sliding: the ring buffer of local layers, if they have one;
+    position p is in slot p mod the number of slots.
+    num_valid: how many of the next tokens of each row are no padding; None: all of them.
+    slack: slots of a ring beyond the window, so that its last tokens can be rewound.
+    branches: where rows are split into beams, whose new tokens lie side by side in one row.
     """
 
-    whole: Slots | None
-    ring: Slots | None
+    full: KVBuffer | None
+    sliding: KVBuffer | None
     length: Any  # Int[Array, "B"]
     cross: CrossKeys | None = None
-    real: Any = None  # Int[Array, "B"] | None
+    num_valid: Any = None  # Int[Array, "B"] | None
     branches: Branches | None = None
     slack: int = field(default=0, metadata={"static": True})
 
     @property
     def capacity(self) -> Size | None:
         """Return the tokens of a row; None if all layers are rings, which have no end."""
-        return None if self.whole is None else self.whole.count
+        return None if self.full is None else self.full.count
 
     @property
-    def back(self) -> int | None:
-        """Return how many tokens `rewind` can take back; None: all of them."""
-        return None if self.ring is None else self.slack + 1
+    def max_rewind(self) -> int | None:
+        """Return how many tokens `rewind` can remove; None: all of them."""
+        return None if self.sliding is None else self.slack + 1
 
     @property
     def is_unrolled(self) -> bool:
         """Return whether each step of layers has arrays of its own."""
-        slots = self.ring if self.whole is None else self.whole
+        slots = self.sliding if self.full is None else self.full
         return slots is not None and isinstance(slots.k, UnrolledLayers)
 
     def step(self, index: int) -> Cache:
@@ -106,25 +106,25 @@ class Cache:
     def _layers(self, change: Callable[..., Any], *others: Cache) -> Cache:
         def arrays(cache: Cache) -> tuple[Any, Any, Any]:
             cross = cache.cross
-            return cache.whole, cache.ring, None if cross is None else (cross.k, cross.v)
+            return cache.full, cache.sliding, None if cross is None else (cross.k, cross.v)
 
         is_leaf = lambda node: isinstance(node, UnrolledLayers)  # noqa: E731
-        whole, ring, cross = jax.tree.map(change, *map(arrays, (self, *others)), is_leaf=is_leaf)
+        full, sliding, cross = jax.tree.map(change, *map(arrays, (self, *others)), is_leaf=is_leaf)
         if self.cross is not None:
             cross = replace(self.cross, k=cross[0], v=cross[1])
-        return replace(self, whole=whole, ring=ring, cross=cross)
+        return replace(self, full=full, sliding=sliding, cross=cross)
 
-    def expect(self, real: Int[Array, "B"]) -> Cache:
-        """Return the cache told that of the tokens that come next, the first `real` count.
+    def with_valid_lengths(self, num_valid: Int[Array, "B"]) -> Cache:
+        """Return the cache for a padded input, of which the first `num_valid` tokens count.
 
-        A ring must know it: padding would drive out what is still needed.
+        A ring needs it: padding would overwrite tokens that are still in the window.
         """
-        return replace(self, real=real)
+        return replace(self, num_valid=num_valid)
 
     def rewind(self, length: Int[Array, "B"]) -> Cache:
         """Return the cache as it was when each row held `length` tokens.
 
-        A ring can go back as far as `back` says; the caller sees to it.
+        The caller must not rewind a ring by more than `max_rewind` tokens.
         """
         return replace(self, length=length)
 
@@ -135,7 +135,7 @@ class Cache:
         often and side by side. Every token of n beams takes n slots of the row. Rings, which know
         no other tokens than the last ones, can't branch.
         """
-        assert self.ring is None and self.capacity is not None
+        assert self.sliding is None and self.capacity is not None
         seen = jnp.arange(self.capacity)[None] < self.length[:, None]
         return replace(self, branches=Branches(self.length, seen))
 
@@ -151,46 +151,54 @@ class Cache:
         if cross is not None:
             k, v = jax.tree.map(lambda x: x[:, rows], (cross.k, cross.v))
             cross = CrossKeys(k, v, cross.segments[rows])
-        whole, ring = (jax.tree.map(lambda x: x[:, rows], one) for one in (self.whole, self.ring))
-        real = None if self.real is None else self.real[rows]
+        full, sliding = (
+            jax.tree.map(lambda x: x[:, rows], one) for one in (self.full, self.sliding)
+        )
+        num_valid = None if self.num_valid is None else self.num_valid[rows]
         return replace(
-            self, whole=whole, ring=ring, length=self.length[rows], cross=cross, real=real
+            self,
+            full=full,
+            sliding=sliding,
+            length=self.length[rows],
+            cross=cross,
+            num_valid=num_valid,
         )
 
 
 def empty(
     sizes: Sizes,
     *,
-    whole: tuple[Counts, Size],
-    ring: tuple[Counts, int] = (0, 0),
+    full: tuple[Counts, Size],
+    sliding: tuple[Counts, int] = (0, 0),
     slack: int = 0,
     store: Store = "plain",
     cross: tuple[Counts, Size] | None = None,
 ) -> Cache:
     """Return a cache that holds nothing yet.
 
-    whole, ring, cross: (layers, slots of a row) of each part, a ring with `slack` slots more; cross
-    is for the keys of an encoder's output, in models that read one. Layers are so many in one
+    full, sliding, cross: (layers, slots of a row) of each part; `slack` slots are added to sliding;
+    cross is for the keys of an encoder's output, in models that read one. Layers are so many in one
     array, or, for an unrolled cache, as many as each step has.
     """
     memory = None
     if cross is not None:
-        k, v = (storage.zeros(sizes, *cross, sizes.dtype) for _ in "kv")
+        k, v = (kv_buffer.zeros(sizes, *cross, sizes.dtype) for _ in "kv")
         # Segment 0 is padding: until the memory is written, nothing of it can be seen.
         memory = CrossKeys(k, v, jnp.zeros((sizes.batch, cross[1]), jnp.int32))
-    parts = (storage.empty(sizes, *part, store) for part in (whole, (ring[0], ring[1] + slack)))
-    return Cache(*parts, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
+    parts = (full, (sliding[0], sliding[1] + slack))
+    buffers = (kv_buffer.empty(sizes, *part, store) for part in parts)
+    return Cache(*buffers, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
 
 
 def positions(cache: Cache, kind: Layer, tokens: Size) -> Int[Array, "#B S"]:
     """Return the positions of the keys that `extend` will give a layer of this kind."""
     if cache.branches is not None:
         return _generation(cache.branches, jnp.arange(cache.capacity)[None], tokens)
-    if cache.ring is None or kind == "global":
-        assert cache.whole is not None
-        return jnp.arange(cache.whole.count)[None]
-    after = cache.length if tokens > 1 else cache.length + _counted(cache, tokens)
-    size = cache.ring.count
+    if cache.sliding is None or kind == "global":
+        assert cache.full is not None
+        return jnp.arange(cache.full.count)[None]
+    after = cache.length if tokens > 1 else cache.length + _num_valid(cache, tokens)
+    size = cache.sliding.count
     last = after[:, None] - 1
     held = (
         last - (last - jnp.arange(size)[None]) % size
@@ -214,7 +222,7 @@ def _generation(branches: Branches, slots: Int[Array, "#B S"], tokens: Size) -> 
 
 
 def ancestors(cache: Cache, tokens: Size) -> Bool[Array, "B T S"] | None:
-    """Return the slots that each branch descends from, and that of its own next token.
+    """Return True for the slots of each branch's ancestors, and of its own next token.
 
     None without branches.
     """
@@ -244,27 +252,29 @@ def extend(
     layer: its number among those that share its slots. The caller sees to it that length + T fits
     the capacity: a write past the end is dropped without a word.
     """
-    if cache.ring is None or kind == "global":
-        assert cache.whole is not None
-        whole = storage.written(cache.whole, layer, k, v, cache.length)
-        return replace(cache, whole=whole), *storage.read(whole, layer, k.dtype)
-    old = cache.ring
-    ring = storage.turned(old, layer, k, v, cache.length, _counted(cache, k.shape[1]))
-    cache = replace(cache, ring=ring)
+    if cache.sliding is None or kind == "global":
+        assert cache.full is not None
+        full = kv_buffer.write(cache.full, layer, k, v, cache.length)
+        return replace(cache, full=full), *kv_buffer.read(full, layer, k.dtype)
+    old = cache.sliding
+    sliding = kv_buffer.write_ring(old, layer, k, v, cache.length, _num_valid(cache, k.shape[1]))
+    cache = replace(cache, sliding=sliding)
     if k.shape[1] == 1:
-        return cache, *storage.read(ring, layer, k.dtype)
-    # Several tokens would drive out what the first of them still see: they come beside the ring.
-    seen = zip(storage.read(old, layer, k.dtype), storage.kept(ring, k, v), strict=True)
+        return cache, *kv_buffer.read(sliding, layer, k.dtype)
+    # Several tokens would overwrite keys that the first of them still see: they follow the ring.
+    seen = zip(
+        kv_buffer.read(old, layer, k.dtype), kv_buffer.round_trip(sliding, k, v), strict=True
+    )
     keys, values = (jnp.concatenate(pair, axis=1) for pair in seen)
     return cache, keys, values
 
 
-def _counted(cache: Cache, tokens: Size) -> Int[Array, "B"]:
-    return jnp.full_like(cache.length, tokens) if cache.real is None else cache.real
+def _num_valid(cache: Cache, tokens: Size) -> Int[Array, "B"]:
+    return jnp.full_like(cache.length, tokens) if cache.num_valid is None else cache.num_valid
 
 
 def begin_cross(cache: Cache, segments: Int[Array, "B S"]) -> Cache:
-    """Return the cache told which slots of the memory are padding, before layers write its keys."""
+    """Return the cache with the memory's segments, before layers write its keys; 0 is padding."""
     assert cache.cross is not None
     return replace(cache, cross=replace(cache.cross, segments=segments))
 
@@ -278,8 +288,8 @@ def write_cross(
     """Return the cache with one layer's keys and values of the memory."""
     assert cache.cross is not None
 
-    def put(whole, new):
-        return storage.put(whole, new.swapaxes(1, 2).astype(whole.dtype), layer)
+    def put(stacked, new):
+        return kv_buffer.put_layer(stacked, new.swapaxes(1, 2).astype(stacked.dtype), layer)
 
     cross = replace(cache.cross, k=put(cache.cross.k, k), v=put(cache.cross.v, v))
     return replace(cache, cross=cross)
@@ -290,14 +300,14 @@ def read_cross(
 ) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Return one layer's keys and values of the memory."""
     assert cache.cross is not None
-    k, v = (storage.layer_of(x, layer) for x in (cache.cross.k, cache.cross.v))
+    k, v = (kv_buffer.layer_of(x, layer) for x in (cache.cross.k, cache.cross.v))
     return k.swapaxes(1, 2), v.swapaxes(1, 2)
 
 
 def advance(cache: Cache, tokens: Size) -> Cache:
-    """Return the cache with every row longer, by `tokens` or by the real ones it expected."""
+    """Return the cache with every row longer, by `tokens` or by the number of valid ones."""
     seen = ancestors(cache, tokens)
     if seen is not None and cache.branches is not None:
         branches = replace(cache.branches, seen=seen.reshape(cache.branches.seen.shape))
         cache = replace(cache, branches=branches)
-    return replace(cache, length=cache.length + _counted(cache, tokens), real=None)
+    return replace(cache, length=cache.length + _num_valid(cache, tokens), num_valid=None)

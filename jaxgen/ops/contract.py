@@ -17,7 +17,7 @@ from jaxgen.derivatives import custom_vjp
 from jaxgen.export import are_known
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_shared, platform
-from jaxgen.ops.apart import transposed
+from jaxgen.ops.noinline import transposed
 
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from jaxgen.mesh import place
-from jaxgen.ops.apart import apart
 from jaxgen.ops.largest import argmax
+from jaxgen.ops.noinline import noinline
 
 THREEFRY = "key<fry>"  # the type of its keys, abstract ones as well
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -87,7 +87,7 @@ def categorical(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array
     return argmax(_perturbed(keys, logits))
 
 
-@apart
+@noinline
 def _perturbed(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
     return gumbel(keys, logits.shape[-1]) + logits
 

@@ -76,7 +76,7 @@ def prefill(
     lengths = jnp.asarray(lengths)
     about = {"layout": layout, "store": store, "slack": slack}
     cache = new_cache(params, config, prompt.shape[0], capacity, memory, **about)
-    cache = cache.expect(jnp.asarray(lengths, jnp.int32) - 1)
+    cache = cache.with_valid_lengths(jnp.asarray(lengths, jnp.int32) - 1)
     prefix = None
     if config.prompt == "both":
         prefix = (jnp.arange(prompt.shape[1]) < lengths[:, None]).astype(jnp.int32)

@@ -91,11 +91,13 @@ def test_a_cache_in_line_holds_what_that_of_all_layers_does(name, about):
         out = jaxgen.apply(params, config, TOKENS[:, :1], cache=first.cache.take(jnp.array([1, 0])))
         return out.logits, out.cache
 
-    (logits, apart), (wanted, whole) = (jax.jit(read, static_argnums=0)(x) for x in (True, False))
+    (logits, unrolled), (wanted, stacked) = (
+        jax.jit(read, static_argnums=0)(x) for x in (True, False)
+    )
     np.testing.assert_allclose(logits, wanted, atol=1e-6)
-    np.testing.assert_array_equal(apart.length, whole.length)
-    for part in ("whole", "ring", "cross"):
-        mine, theirs = getattr(apart, part), getattr(whole, part)
+    np.testing.assert_array_equal(unrolled.length, stacked.length)
+    for part in ("full", "sliding", "cross"):
+        mine, theirs = getattr(unrolled, part), getattr(stacked, part)
         assert (mine is None) == (theirs is None)
         for array in ("k", "v", "k_scale", "v_scale") if theirs is not None else ():
             if getattr(theirs, array, None) is not None:

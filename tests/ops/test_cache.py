@@ -18,20 +18,20 @@ def row(*numbers):
 
 
 def test_a_cache_writes_each_row_at_its_own_length():
-    cache = caches.empty(SIZES, whole=(2, 5)).rewind(jnp.array([0, 2]))
+    cache = caches.empty(SIZES, full=(2, 5)).rewind(jnp.array([0, 2]))
     new = row([1.0, 2.0], [3.0, 4.0])
     cache, k, v = caches.extend(cache, "global", 1, new, -new)
     cache = caches.advance(cache, 2)
     assert k[..., 0, 0].tolist() == [[1, 2, 0, 0, 0], [0, 0, 3, 4, 0]]
     assert v[..., 0, 0].tolist() == [[-1, -2, 0, 0, 0], [0, 0, -3, -4, 0]]
-    assert not cache.whole.k[0].any() and cache.length.tolist() == [2, 4]
+    assert not cache.full.k[0].any() and cache.length.tolist() == [2, 4]
 
 
 @pytest.mark.parametrize("pieces", [[4, 1, 1, 3], [2, 7]])
 def test_a_ring_gives_every_query_its_window(pieces):
     """Keys are their positions, so what a query sees can be read off."""
     window = 3
-    cache = caches.empty(SIZES, whole=(0, 0), ring=(1, window))
+    cache = caches.empty(SIZES, full=(0, 0), sliding=(1, window))
     at = 0
     for count in pieces:
         new = jnp.tile(jnp.arange(at, at + count, dtype=jnp.float32), (2, 1))[..., None, None]
@@ -44,15 +44,15 @@ def test_a_ring_gives_every_query_its_window(pieces):
             assert sorted(keys[0, :, 0, 0][seen].tolist()) == wanted
             assert sorted(known[0][seen].tolist()) == wanted
         at += count
-    assert cache.ring.count == window and cache.length.tolist() == [9, 9]
+    assert cache.sliding.count == window and cache.length.tolist() == [9, 9]
 
 
 def test_padding_drives_nothing_out_of_a_ring():
-    cache = caches.empty(SIZES, whole=(0, 0), ring=(1, 4)).expect(jnp.array([2, 6]))
+    cache = caches.empty(SIZES, full=(0, 0), sliding=(1, 4)).with_valid_lengths(jnp.array([2, 6]))
     new = jnp.tile(jnp.arange(1.0, 8.0), (2, 1))[..., None, None]
     cache = caches.advance(caches.extend(cache, "local", 0, new, new)[0], 7)
-    assert cache.length.tolist() == [2, 6] and cache.real is None
-    assert cache.ring.k[0, :, 0, :, 0].tolist() == [[1, 2, 0, 0], [5, 6, 3, 4]]
+    assert cache.length.tolist() == [2, 6] and cache.num_valid is None
+    assert cache.sliding.k[0, :, 0, :, 0].tolist() == [[1, 2, 0, 0], [5, 6, 3, 4]]
 
 
 LOCAL = {"pattern": ("local",), "window": 5}
@@ -109,7 +109,7 @@ def config_numbers(config):
 def test_int8_rounds_each_head_and_position_to_its_own_scale():
     sizes = caches.Sizes(2, 3, 8, "float32")
     k = jax.random.normal(jax.random.key(0), (2, 5, 3, 8)) * jnp.array([0.01, 1, 100])[:, None]
-    cache = caches.empty(sizes, whole=(1, 6), store="int8")
+    cache = caches.empty(sizes, full=(1, 6), store="int8")
     cache, keys, values = caches.extend(cache, "global", 0, k, -k)
     largest = jnp.max(jnp.abs(k), axis=-1, keepdims=True)
     error = jnp.abs(keys[:, :5] - k) / largest

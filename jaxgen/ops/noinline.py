@@ -1,4 +1,4 @@
-"""A computation that XLA keeps apart from what is around it."""
+"""Computations that XLA does not fuse with the code around them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 
-def apart(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return the function as a call that XLA does not inline, so that it fuses nothing across it.
+def noinline(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Decorate a function so that XLA does not inline its call, and fuses nothing across it.
 
-    A barrier does not do that on a CPU, where XLA expands it before it fuses.
+    optimization_barrier does not do that on a CPU, where XLA removes it before it fuses.
     """
     compiled = jax.jit(function)
 
     @wraps(function)
-    def called(*args: jax.Array) -> jax.Array:
+    def call(*args: jax.Array) -> jax.Array:
         with set_xla_metadata(inlineable="false"):
             return compiled(*args)
 
-    return called
+    return call
 
 
-@apart
+@noinline
 def transposed(x: jax.Array) -> jax.Array:
-    """Return a matrix transposed in memory too, by one pass of its own.
+    """Return x^T as a copy in memory, made by one pass of its own.
 
-    XLA on a CPU would fuse it with what makes x, which it then computes in the order of x^T, or
-    with a reshape after it: both are three to nine times as slow; or do it again for everyone who
-    reads it. Without its layout the result would be x as it is, under another name, whose columns
-    come first: products of such bfloat16 are made in float32.
+    XLA on a CPU would fuse the transpose with the producer of x, or with a reshape after it, which
+    is three to nine times as slow; or repeat it for every reader. Without the layout constraint the
+    result would be a column-major view of x, and bfloat16 matmuls with it run in float32.
     """
     return _rows_first.bind(x.T)
 
