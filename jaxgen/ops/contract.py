@@ -1,4 +1,4 @@
-"""Every product with a weight goes through here, so that other leaves can replace arrays."""
+"""Every matmul with a weight goes through here, so that other leaves can replace arrays."""
 
 from __future__ import annotations
 
@@ -128,18 +128,17 @@ def _one_row(x: Array, w: Array) -> Array:
     # In this form alone XLA on a CPU makes float32 of narrower weights as it reads them. Tied to
     # the row, or they would be written down before the loop over tokens.
     dtype, (x, w) = x.dtype, lax.optimization_barrier((x, w))
-    # A remainder, which changes nothing, is an operation that XLA won't compute again for each
-    # output: what makes the row would move into the loop over weights, and its reshapes with it.
+    # rem(x, inf) is a no-op that XLA does not duplicate into the matmul loop; it pins x outside.
     x = lax.rem(x.astype(jnp.float32), jnp.float32(jnp.inf))
     return (x @ w.astype(jnp.float32).T).astype(dtype)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
 def _shared(equation: str, x: Array, w: Array) -> Array:
-    """Return the product with a weight that devices share, gathered anew for the backward pass.
+    """Return the matmul with a sharded weight, which the backward pass gathers again.
 
-    Kept from one pass to the other, gathered weights of all layers would be the whole model on
-    every device: what sharing them was to save.
+    Saved for the backward pass, the gathered weights of all layers would be the whole model on
+    every device, which sharding them is to avoid.
     """
     return _with_whole(equation, x, w)
 
@@ -160,7 +159,7 @@ _shared.defvjp(_shared_forward, _shared_backward)
 
 
 def cast(w: Any, *, dtype: str) -> Any:
-    """Return a weight as its products read it; a leaf that does them itself stays as it is."""
+    """Return a weight in the dtype of its matmuls; a leaf with `.contract` stays as it is."""
     if isinstance(w, Biased):
         return replace(w, weight=cast(w.weight, dtype=dtype))
     return w if hasattr(w, "contract") else w.astype(dtype)
@@ -191,13 +190,13 @@ def lookup(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Biased:
-    """A weight whose products get a bias on their last axis."""
+    """A weight with a bias that is added to the last axis of its matmuls."""
 
     weight: Any
     bias: Any  # [V], or what a transformation puts in the place of a leaf
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
-        """Return the product plus the bias."""
+        """Return the matmul plus the bias."""
         y = contract(equation, x, self.weight, dtype=dtype)
         return shifted(y, self.bias)
 

@@ -25,15 +25,15 @@ def _with_slope(function: Activation, slope: Activation) -> Activation:
     """Return the function, differentiated by its slope in both modes of JAX."""
     function, slope = _wide(function), _wide(slope)
     wrapped = jax.custom_jvp(function)
-    wrapped.defjvps(lambda t, _, x: t * slope(_anew(x)))
+    wrapped.defjvps(lambda t, _, x: t * slope(_with_barrier(x)))
     return wrapped
 
 
-def _anew(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return x as what nothing has been computed of yet.
+def _with_barrier(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Put a barrier on x so that XLA recomputes the activation in the backward pass.
 
-    Else XLA finds in the slope what it has computed of the function, and keeps that in float32 from
-    one pass to the other: on a GPU reading it back takes longer than doing it again.
+    Else XLA saves what the slope shares with the function, in float32: on a GPU reading it back
+    takes longer than recomputing it.
     """
     return x if platform() == "cpu" else jax.lax.optimization_barrier(x)
 
@@ -80,8 +80,8 @@ GATED = {"swiglu": ACTIVATIONS["silu"], "geglu": ACTIVATIONS["gelu_tanh"]}
 def gated(name: str, gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return activation(gate) * up of a gated kind.
 
-    For the way back a GPU or TPU keeps the two and makes the rest again, which takes no longer than
-    reading it; a CPU keeps activation and slope as well.
+    For the backward pass a GPU or TPU saves the two inputs and recomputes the rest, which takes no
+    longer than reading it; a CPU saves activation and slope as well.
     """
     form = lambda gate, up: GATED[name](gate) * up  # noqa: E731
     return (form if platform() == "cpu" else jax.checkpoint(form))(gate, up)
