@@ -32,6 +32,7 @@ from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Progress, Words
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.ops.random import gumbel
 from jaxgen.varying import while_loop
 
@@ -117,6 +118,7 @@ def beam_search(
 
 
 @compile_once
+@auto_inside("first")
 def _search(
     step, cache, first, key, sample, length, search, *,
     returned, words, stop, strings, limit, prompt, lengths,

@@ -22,6 +22,7 @@ from jaxgen.decoding.setting import Number, column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.varying import while_loop
 
 Seeing = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]]
@@ -77,6 +78,7 @@ def contrastive_search(
 
 
 @compile_once
+@auto_inside("first")
 def _search(
     step, cache, first, sample, length, count, penalty, *,
     seen, seen_lengths, prompt, lengths, stop, strings, limit,

@@ -17,6 +17,7 @@ from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, plan_of
 from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
+from jaxgen.mesh.explicit import auto_inside, with_cache
 
 Scores = Literal["model", "chain"]
 
@@ -55,6 +56,7 @@ class _Record(NamedTuple):
 
 @arguments.checked(**LOOP, top=at_least(0))
 @compile_once
+@auto_inside("first", with_cache)
 def decode_detailed(
     step: Step,
     cache: Any,

@@ -19,6 +19,7 @@ from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size
+from jaxgen.mesh.explicit import auto_inside, with_cache
 from jaxgen.varying import while_loop
 
 CacheT = TypeVar("CacheT")
@@ -105,6 +106,7 @@ class Chunk(NamedTuple):
 
 @arguments.checked(**LOOP)
 @compile_once
+@auto_inside("first", with_cache)
 def decode_chunk(
     step: Step,
     cache: Any,

@@ -27,6 +27,7 @@ from jaxgen.decoding.record import record
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.ops.random import categorical
 from jaxgen.varying import fori_loop, scan, while_loop
 
@@ -209,6 +210,7 @@ def speculate(
 
 
 @compile_once
+@auto_inside("first")
 def _speculate(
     read, cache, first, key, sample, length, draft, prompt, *, lengths, stop, strings, limit
 ) -> Speculated:

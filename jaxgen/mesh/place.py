@@ -20,7 +20,7 @@ from jaxgen.derivatives import linear_call
 from jaxgen.errors import ConfigError
 from jaxgen.legend import LEGEND
 from jaxgen.mesh import rules
-from jaxgen.mesh.settings import divisors_near
+from jaxgen.mesh.settings import AXES, divisors_near
 
 LINE = 64  # bytes; a processor uses numpy's memory as it is where it begins at a multiple of that
 
@@ -60,9 +60,9 @@ def under(mesh: Mesh | None, function: Callable) -> Callable:
 
 
 def constrain(x: Any, letters: str) -> Any:
-    """Return the activation x, laid out as its axes say if there is a mesh."""
+    """Return the activation x, laid out as its axes say if there is a mesh, and it `is_ruled`."""
     sizes = _free()
-    return _laid(x, letters, rules.USED, sizes) if sizes else x
+    return _laid(x, letters, rules.USED, sizes) if sizes and is_ruled() else x
 
 
 def gather(weight: Any, letters: str, width: int | None = None) -> Any:
@@ -77,12 +77,22 @@ def gather(weight: Any, letters: str, width: int | None = None) -> Any:
     by_hand = manual().get("fsdp", 1) > 1 and "D" in letters
     if by_hand and weight.shape[letters.index("D")] != width:
         weight = jax.lax.all_gather(weight, "fsdp", axis=letters.index("D"), tiled=True)
-    return _gathered(letters, weight) if _free() else weight
+    return _gathered(letters, weight) if _free() and is_ruled() else weight
+
+
+def is_ruled() -> bool:
+    """Return whether the rules know all axes that the compiler may spread activations over.
+
+    Where somebody has named axes of his own, it follows the layout of parameters and batch: any
+    layout of ours would gather what is spread over an axis that we know nothing of.
+    """
+    return all(axis in AXES for axis in _free())
 
 
 def is_shared() -> bool:
     """Return whether stored weights are spread over fsdp, so that products must gather them."""
-    return _free().get("fsdp", 1) > 1 or manual().get("fsdp", 1) > 1
+    ruled = is_ruled() and _free().get("fsdp", 1) > 1
+    return ruled or manual().get("fsdp", 1) > 1
 
 
 def shards(letters: str) -> int:
@@ -158,7 +168,7 @@ def _free() -> dict[str, int]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return {}
-    return {a: n for a, n in mesh.shape.items() if n > 1 and a not in mesh.manual_axes}
+    return {axis: mesh.shape[axis] for axis in mesh.auto_axes if mesh.shape[axis] > 1}
 
 
 def _laid(x: Any, letters: str, table: rules.Rules, sizes: Mapping[str, int]) -> Any:

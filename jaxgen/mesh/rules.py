@@ -46,9 +46,12 @@ def stored(letters: str, shape: Sequence[int], sizes: Mapping[str, int]) -> Part
     Norm scales and biases of the model width are kept whole: gathering them would cost more
     than they weigh.
     """
-    vector = len(letters.replace("L", "")) < 2
-    rules = {k: v for k, v in STORED.items() if k != "D"} if vector else STORED
-    return spec(letters, shape, rules, sizes)
+    return spec(divided(letters), shape, STORED, sizes)
+
+
+def divided(letters: str) -> str:
+    """Return the letters of a parameter, "." in the place of those that are kept whole."""
+    return letters.replace("D", ".") if len(letters.replace("L", "")) < 2 else letters
 
 
 def _product(axes: tuple[str, ...], sizes: Mapping[str, int]) -> int:

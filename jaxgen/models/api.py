@@ -16,7 +16,8 @@ from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size, are_known, serializable, surely
-from jaxgen.models.inputs import first_in_segments, of_table, readable
+from jaxgen.models import layout as layouts
+from jaxgen.models.inputs import check_parts, first_in_segments, of_table, readable
 from jaxgen.nn.stack import place
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
@@ -90,6 +91,7 @@ _INPUTS = {
 
 @arguments.checked
 @compile_once
+@layouts.stored(lambda config: axes(config))
 def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
     """Return freshly initialised parameters: a plain nested dict, paths like "layers/attn/q"."""
     return _unboxed(_boxed(config, key))
@@ -119,6 +121,7 @@ def _shapes(config: ModelConfig) -> Any:
 
 
 @arguments.checked(batch=size(1), capacity=size(1), memory=size(1), slack=at_least(0))
+@layouts.of_cache
 def empty_cache(
     config: ModelConfig,
     batch: Size,
@@ -175,6 +178,7 @@ def empty_cache(
 
 @arguments.checked(**_INPUTS)
 @compile_once
+@layouts.by_tokens
 def encode(
     params: Params,
     config: ModelConfig,
@@ -204,6 +208,7 @@ def encode(
 
 @arguments.checked(**_INPUTS)
 @compile_once
+@layouts.by_tokens
 def hidden(
     params: Params,
     config: ModelConfig,
@@ -229,6 +234,7 @@ def hidden(
 
 @arguments.checked(**_INPUTS)
 @compile_once
+@layouts.by_tokens
 def apply(
     params: Params,
     config: ModelConfig,
@@ -303,7 +309,7 @@ def _logits(config: ModelConfig, out: Hidden) -> Array | None:
 def _inputs(
     config, tokens, positions, segments, types, cache, memory, prefix=None, order=None
 ) -> Inputs:
-    _check_parts(config, types, cache, memory)
+    check_parts(config, types, cache, memory)
     if prefix is not None and config.prompt != "both":
         raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
     order = order or ("running" if positions is None else "free")
@@ -313,17 +319,6 @@ def _inputs(
     marks = (None if x is None else jnp.asarray(x, jnp.int32) for x in (segments, types, prefix))
     segments, types, prefix = marks
     return Inputs(tokens, positions, segments, types, cache, memory, prefix, order)
-
-
-def _check_parts(config, types, cache, memory) -> None:
-    if memory is not None and config.topology != "encoder_decoder":
-        raise ConfigError(
-            f"memory= was given, but topology={config.topology} has no cross-attention"
-        )
-    if cache is not None and config.topology == "encoder":
-        raise ConfigError("cache= was given, but topology=encoder sees both sides and has none")
-    if types is not None and not config.token_types:
-        raise ConfigError("types= was given, but token_types=0: the model has no table of them")
 
 
 def _forward(

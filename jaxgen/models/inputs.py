@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxgen import arrays
 from jaxgen.arguments import Call, between
+from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 
 
@@ -46,3 +47,15 @@ def first_in_segments(path: str, prefix: Any, call: Call) -> None:
             f"{path}[{row}, {place + 1}]=1 comes after a 0: tokens in between would see what they "
             f"are to predict; let the 1s of a segment be its first tokens"
         )
+
+
+def check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> None:
+    """Raise ConfigError for an input that a model of this config has no use for."""
+    if memory is not None and config.topology != "encoder_decoder":
+        raise ConfigError(
+            f"memory= was given, but topology={config.topology} has no cross-attention"
+        )
+    if cache is not None and config.topology == "encoder":
+        raise ConfigError("cache= was given, but topology=encoder sees both sides and has none")
+    if types is not None and not config.token_types:
+        raise ConfigError("types= was given, but token_types=0: the model has no table of them")

@@ -190,6 +190,11 @@ def empty(
     return Cache(*buffers, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
 
 
+def letters(cache: Any) -> Any:
+    """Return the letters of the first axes of each array of a cache."""
+    return jax.tree.map(lambda x: "LBKSH" if x.ndim > 3 else "B", cache)
+
+
 def positions(cache: Cache, kind: Layer, tokens: Size) -> Int[Array, "#B S"]:
     """Return the positions of the keys that `extend` will give a layer of this kind."""
     if cache.branches is not None:

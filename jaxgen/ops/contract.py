@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from jaxgen.derivatives import custom_vjp
 from jaxgen.export import are_known
 from jaxgen.mesh import gather, shards
-from jaxgen.mesh.place import is_shared, platform
+from jaxgen.mesh.place import is_ruled, is_shared, platform
 from jaxgen.ops.noinline import transposed
 
 
@@ -50,7 +50,8 @@ def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..
     inner = left.removeprefix(rows)
     first = right.startswith(inner)
     columns = right.removeprefix(inner) if first else right.removesuffix(inner)
-    flat = out == rows + columns and inner and shards(left + right) == 1
+    spread = shards(left + right) > 1 or not is_ruled()
+    flat = out == rows + columns and inner and not spread
     if not flat or set(columns) & set(left):
         return jnp.einsum(equation, x, w)
     wide = prod(x.shape[len(rows) :])

@@ -19,6 +19,7 @@ from jaxgen.decoding.search import Search
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Words
 from jaxgen.errors import ConfigError
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
@@ -47,6 +48,7 @@ def split(cache: Any, search: Search) -> Any:
 
 
 @arguments.checked(**PROMPTED, returned=at_least(1))
+@auto_inside("prompt")
 def generate_beams(
     params: api.Params,
     config: ModelConfig,

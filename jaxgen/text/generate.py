@@ -19,7 +19,9 @@ from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size, surely
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.models import api, serving
+from jaxgen.ops import cache as caches
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text.model_steps import model_step
@@ -56,6 +58,7 @@ def new_cache(
     slack=at_least(0),
 )
 @compile_once
+@auto_inside("prompt", lambda out, _: ("B", caches.letters(out[1])))
 def prefill(
     params: api.Params,
     config: ModelConfig,
@@ -102,6 +105,7 @@ def check(config: ModelConfig, width: Size, length: int) -> None:
 
 
 @arguments.checked(**PROMPTED)
+@auto_inside("prompt")
 def generate(
     params: api.Params,
     config: ModelConfig,

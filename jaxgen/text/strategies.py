@@ -20,6 +20,7 @@ from jaxgen.decoding.setting import Number
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import Layout, Store
 from jaxgen.ops.memory import Memory
@@ -30,6 +31,7 @@ Lengths = Int[Array, "B"] | np.ndarray | None
 
 
 @arguments.checked(**PROMPTED, draft_params=api.fits_draft, count=at_least(1))
+@auto_inside("prompt")
 def generate_speculative(
     params: api.Params,
     config: ModelConfig,
@@ -77,6 +79,7 @@ def generate_speculative(
 
 
 @arguments.checked(**PROMPTED, count=at_least(1), width=at_least(1))
+@auto_inside("prompt")
 def generate_lookup(
     params: api.Params,
     config: ModelConfig,
@@ -130,6 +133,7 @@ def _speculated(
 
 
 @arguments.checked(**PROMPTED, count=at_least(1), penalty=between(0, 1))
+@auto_inside("prompt")
 def generate_contrastive(
     params: api.Params,
     config: ModelConfig,
@@ -174,6 +178,7 @@ def generate_contrastive(
 
 
 @arguments.checked(**PROMPTED)
+@auto_inside("prompt")
 def generate_dola(
     params: api.Params,
     config: ModelConfig,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.export import are_known
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.train.losses import Batch, Loss, as_loss, rows_of
 from jaxgen.train.master import wide, widened
 from jaxgen.varying import scan
@@ -95,15 +96,22 @@ def _scan(one, params, batch, key, accumulate):
         return jax.tree.map(jnp.add, sums, grads), result
 
     # Sums stay in float32 even for parameters in bfloat16, whose eight bits would stop counting.
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide(p.dtype)), params)
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, wide(p.dtype)), params)
     dealt = [_dealt(x, accumulate) for is_cut, x in zip(cut, leaves, strict=True) if is_cut]
     grads, each = scan(body, zeros, (dealt, jnp.arange(accumulate)))
     total, weight, metrics = jax.tree.map(
         lambda x: jnp.sum(x, axis=0), (each.total, each.weight, each.metrics)
     )
-    return Loss(total, weight, jnp.swapaxes(each.nll, 0, 1).reshape(-1), metrics), grads
+    return Loss(total, weight, _in_order(each.nll), metrics), grads
 
 
+@auto_inside("x", lambda out, _: ".B")
 def _dealt(x, accumulate):
     """[B, ...] -> [A, B / A, ...], dealing rows out in turn so that each device keeps its own."""
     return jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)
+
+
+@auto_inside("nll", lambda out, _: "T")
+def _in_order(nll):
+    """[A, B / A] -> [B], the rows as they were before they were dealt out."""
+    return jnp.swapaxes(nll, 0, 1).reshape(-1)

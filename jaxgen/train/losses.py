@@ -18,6 +18,7 @@ from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError, DataError, nearest
 from jaxgen.export import are_known, serializable
 from jaxgen.mesh import shards
+from jaxgen.mesh.explicit import auto_inside
 from jaxgen.mesh.place import platform
 from jaxgen.models import api
 from jaxgen.ops.losses import is_ignored, vocabulary_loss, weighted
@@ -89,6 +90,7 @@ def token_loss(
 
 
 @compile_once
+@auto_inside("arrays")
 def _loss(params, config, arrays, key, *, smoothing, z, chunk):
     targets = arrays["targets"]
     weights = arrays.get("weights")

@@ -23,6 +23,8 @@ def supports(args: AttentionArgs) -> bool:
     """Return whether the kernel can: no bias, no dropout, a structured mask."""
     if args.bias is not None or args.drop is not None or not args.mask.is_structured:
         return False
+    if not place.is_ruled():
+        return False  # cut by hand, it would gather what is spread over an axis unknown to us
     (B, T, N, _), (S, K) = args.q.shape, args.k.shape[1:3]
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
     if queries > 1 and args.mask.direction == "both" and args.mask.window is None:
