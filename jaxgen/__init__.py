@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         suppress_first,
     )
     from jaxgen.decoding.fuse import fused
-    from jaxgen.decoding.guide import guided
+    from jaxgen.decoding.guidance import classifier_free_guidance, guided
     from jaxgen.decoding.loop import decode
     from jaxgen.decoding.repeat import (
         frequency_penalty,
@@ -91,6 +91,7 @@ _HOME = {
     "causal_loss": "train.losses",
     "chain": "decoding.chain",
     "choices": "decoding.automaton",
+    "classifier_free_guidance": "decoding.guidance",
     "contrastive_search": "decoding.contrastive",
     "decode": "decoding.loop",
     "decode_detailed": "decoding.detail",
@@ -111,7 +112,7 @@ _HOME = {
     "generate_lookup": "text.strategies",
     "generate_speculative": "text.strategies",
     "greedy": "decoding.chain",
-    "guided": "decoding.guide",
+    "guided": "decoding.guidance",
     "init": "models.api",
     "json_schema": "decoding.automaton",
     "layer_contrast": "decoding.contrast",
@@ -166,6 +167,7 @@ __all__ = [
     "causal_loss",
     "chain",
     "choices",
+    "classifier_free_guidance",
     "contrastive_search",
     "decode",
     "decode_detailed",

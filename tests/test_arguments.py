@@ -153,10 +153,21 @@ def test_generate_names_what_is_wrong(case, params):
     assert "\n" not in str(caught.value)
 
 
+class OldProcessor:
+    needs = "tokens"
+
+    def __call__(self, logits, history):
+        return logits
+
+
 SLIPS = {
     "a function that makes one": (
         lambda params: jaxgen.chain(jaxgen.temperature),
         r"chain: processors\[0\]=temperature is no processor, but makes one; call it",
+    ),
+    "a processor of an older release": (
+        lambda params: jaxgen.chain(OldProcessor()),
+        r"processors\[0\]: OldProcessor\.needs='tokens' is now OldProcessor\.requires; rename it",
     ),
     "a chain of chains": (lambda params: jaxgen.chain(jaxgen.greedy()), r"\[0\] is a chain"),
     "settings of two batches": (

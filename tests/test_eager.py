@@ -89,7 +89,7 @@ CALLS = {
         count, ZERO, FIRST, None, jaxgen.chain(), 3, jaxgen.beams(2)
     ),
     "speculate": lambda p: speculated(),
-    "guided": lambda p: decoded(jaxgen.guided(count, count, 1.5), (ZERO, ZERO)),
+    "guided": lambda p: decoded(jaxgen.classifier_free_guidance(count, count, 1.5), (ZERO, ZERO)),
     "fused": lambda p: decoded(fused(count, count, 0.5), (ZERO, ZERO)),
 }
 

@@ -85,6 +85,7 @@ MODEL = {
     "types": IDS * 0,
 }
 MODEL |= {"segments": IDS, "prefix": IDS * 0, "taps": (), "key": KEY}
+GUIDANCE = {"conditional": step, "unconditional": step, "scale": 1.5}
 SEARCH = {"search": jaxgen.beams(2), "words": WORDS}
 SEEN = {"seen": jnp.zeros((2, 3, 4)), "seen_lengths": ROW}
 
@@ -106,6 +107,7 @@ CALLS = {
     "best_of": {"candidates": ["a", "bb"], "scorer": len},
     "causal_loss": {"params": PARAMS, "config": DECODER, "batch": BATCH, "key": KEY},
     "chain": {},
+    "classifier_free_guidance": GUIDANCE,
     "choices": {"texts": ["ab"], "pieces": PIECES, "stop": 0},
     "contrastive_search": without(LOOP, "key", "step")
     | {"step": seeing, "count": 2, "penalty": 0.5, **SEEN},
@@ -129,7 +131,7 @@ CALLS = {
     "generate_lookup": TEXT | {"count": 2},
     "generate_speculative": TEXT | {"draft_params": PARAMS, "draft_config": DECODER, "count": 2},
     "greedy": {},
-    "guided": {"conditional": step, "unconditional": step, "scale": 1.5},
+    "guided": GUIDANCE,
     "init": {"config": DECODER, "key": KEY},
     "json_schema": {"description": {"type": "null"}, "pieces": PIECES, "stop": 0},
     "layer_contrast": {"step": step},
@@ -193,6 +195,7 @@ ACCEPTED = {
     ("beams", "length_penalty"): SIGNED,
     ("beams", "diversity"): REAL,
     ("*", "amount"): SIGNED,
+    ("classifier_free_guidance", "scale"): SIGNED,
     ("guided", "scale"): SIGNED,
     ("fused", "weight"): REAL,
     ("watermark", "bias"): SIGNED,

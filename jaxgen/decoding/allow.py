@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxgen import arguments
-from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.history import History, Requires
 from jaxgen.decoding.record import record
 from jaxgen.decoding.truncation import BANNED, static
 from jaxgen.errors import ConfigError
@@ -24,13 +24,13 @@ Allow = Callable[..., Any]  # (tokens [S], length [], *data) -> bool [V]
 class Allowed:
     """Bans what `function` does not allow after the tokens so far."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "allowed_tokens"
     data: Any
     function: Allow = static(None)
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        tokens, length = past.known()
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        tokens, length = history.tokens_and_length()
         mask = jax.vmap(lambda *row: self.function(*row, *self.data))(tokens, length)
         if mask.shape != logits.shape or mask.dtype != jnp.bool_:
             raise ConfigError(

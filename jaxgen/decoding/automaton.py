@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.history import History, Requires
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import column
 from jaxgen.decoding.truncation import BANNED
@@ -41,7 +41,7 @@ class Automaton:
     distance: the fewest tokens from a state to the end [S]; within: new tokens in all, or [B].
     """
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "automaton"
     table: Any
     classes: Any
@@ -49,17 +49,17 @@ class Automaton:
     distance: Any
     within: Any
 
-    def begin(self, past: Past) -> Int[Array, "B"]:
+    def begin(self, history: History) -> Int[Array, "B"]:
         """Return the states after what has been drawn already."""
-        tokens, length = past.known()
-        start = jnp.broadcast_to(jnp.asarray(self.starts), past.made.shape)
+        tokens, length = history.tokens_and_length()
+        start = jnp.broadcast_to(jnp.asarray(self.starts), history.num_generated.shape)
 
         def one_more(place, state):
-            slot = (length - past.made + place)[:, None]
+            slot = (length - history.num_generated + place)[:, None]
             new = jnp.take_along_axis(tokens, jnp.maximum(slot, 0), axis=1)[:, 0]
-            return jnp.where(place < past.made, self.advance(state, new), state)
+            return jnp.where(place < history.num_generated, self.advance(state, new), state)
 
-        return lax.fori_loop(0, jnp.max(past.made), one_more, start)
+        return lax.fori_loop(0, jnp.max(history.num_generated), one_more, start)
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
         """Return the states after one more token; -1 after one that was not allowed."""
@@ -68,13 +68,13 @@ class Automaton:
         return jnp.where((state >= 0) & (new >= 0), after, -1)
 
     def __call__(
-        self, logits: Float[Array, "B V"], past: Past, state: Int[Array, "B"] | None = None
+        self, logits: Float[Array, "B V"], history: History, state: Int[Array, "B"] | None = None
     ) -> Float[Array, "B V"]:
-        state = self.begin(past) if state is None else state
+        state = self.begin(history) if state is None else state
         after = jnp.asarray(self.table)[jnp.maximum(state, 0)]
         distance = jnp.asarray(self.distance)[jnp.maximum(after, 0)]
         # A text may not go where too few tokens are left to end it.
-        left = column(jnp.asarray(self.within)) - past.made[:, None] - 1
+        left = column(jnp.asarray(self.within)) - history.num_generated[:, None] - 1
         allowed = (after >= 0) & (state >= 0)[:, None] & (distance <= left)
         allowed = allowed[:, jnp.asarray(self.classes)]
         missing = logits.shape[-1] - allowed.shape[-1]

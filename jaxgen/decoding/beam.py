@@ -17,35 +17,33 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
+from jaxgen.decoding import cache_rows, fits
 from jaxgen.decoding import ended as endings
-from jaxgen.decoding import fits, rows
-from jaxgen.decoding import past as pasts
 from jaxgen.decoding import words as lexicon
-from jaxgen.decoding.chain import NOT_FINITE, Chain, missing
+from jaxgen.decoding.chain import NOT_FINITE, Chain, initial_history
 from jaxgen.decoding.detail import Reason, ended_by
 from jaxgen.decoding.ended import Ended, Texts, gathered
+from jaxgen.decoding.history import NO_TOKEN, History, append_token, count_tokens
 from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
-from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.search import Search, check
 from jaxgen.decoding.setting import column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.decoding.words import Progress, Words
 from jaxgen.eager import compile_once
-from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.ops.random import gumbel
 from jaxgen.varying import while_loop
 
 
-class Found(NamedTuple):
+class BeamResult(NamedTuple):
     """Texts of each request, the best first; past its end a text repeats its last token."""
 
     tokens: Int[Array, "B N length"]
-    scores: Float[Array, "B N"]  # sum of log-probabilities / made^length_penalty; -inf: no text
-    made: Int[Array, "B N"]
+    scores: Float[Array, "B N"]  # logprob sum / num_generated^length_penalty; -inf: no text
+    num_generated: Int[Array, "B N"]
     reason: Int[Array, "B N"]  # a Reason
     logprobs: Float[Array, "B N length"]  # of each token, after the processors
-    met: Bool[Array, "B N"]  # whether all words are there that must appear
+    constraints_met: Bool[Array, "B N"]  # whether all words are there that must appear
 
 
 class _Beams(NamedTuple):
@@ -57,12 +55,12 @@ class _Beams(NamedTuple):
     tokens: Array  # [B, K, length]
     logprobs: Array  # [B, K, length]
     cache: Any
-    past: Past | None  # [B, K, ...]
-    watched: Array | None  # [B, K]: where texts stand among their stop strings
+    history: History | None  # [B, K, ...]
+    stop_state: Array | None  # [B, K]: of the stop-string automata
     progress: Progress | None  # [B, K, ...]
     ended: Ended
     done: Array  # [B, G]
-    sick: Array  # [B]: a Reason of failure, else 0
+    failed: Array  # [B]: a Reason of failure, else 0
 
 
 class _Task(NamedTuple):
@@ -74,7 +72,7 @@ class _Task(NamedTuple):
     strings: StopStrings | None
     words: Words | None  # a row a request
     limit: Any  # [B, 1]
-    returned: int
+    num_return: int
 
     @property
     def size(self) -> int:
@@ -82,7 +80,7 @@ class _Task(NamedTuple):
         return self.search.beams // self.search.groups
 
 
-@arguments.checked(**LOOP, returned=at_least(1))
+@arguments.checked(**LOOP, num_return=at_least(1))
 def beam_search(
     step: Step,
     cache: Any,
@@ -92,28 +90,28 @@ def beam_search(
     length: int,
     search: Search,
     *,
-    returned: int = 1,
+    num_return: int = 1,
     words: Words | None = None,
     stop: Stops | None = None,
     strings: StopStrings | None = None,
     limit: Count | None = None,
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
-) -> Found:
-    """Return the `returned` best texts of each request.
+) -> BeamResult:
+    """Return the `num_return` best texts of each request.
 
     sample: its processors change the log-probabilities of each step, as in transformers; its draw
-      is not used. key: only `pick="draw"` reads it; its draws are as independent of the batch as
+      is not used. key: only `do_sample=True` reads it; its draws are as independent of the batch as
       those of `decode`. words: `must_appear`, for plain beams only. The cache comes with one row a
-      request; see `rows.take` for how a cache is reordered. The other arguments are those of
+      request; see `cache_rows.take` for how a cache is reordered. The other arguments are those of
       `decode`.
-    Raises ConfigError if `returned` exceeds the beams, a key or prompt is missing, or words meet
+    Raises ConfigError if `num_return` exceeds the beams, a key or prompt is missing, or words meet
     groups or draws.
     """
-    check(search, returned, key, words)
+    check(search, num_return, key, words)
     fits.check(sample, length, beams=search.beams)
     given = {"words": words, "stop": stop, "strings": strings, "limit": limit}
-    given |= {"prompt": prompt, "lengths": lengths, "returned": returned}
+    given |= {"prompt": prompt, "lengths": lengths, "num_return": num_return}
     return _search(step, cache, first, key, sample, length, search, **given)
 
 
@@ -121,28 +119,28 @@ def beam_search(
 @auto_inside("first")
 def _search(
     step, cache, first, key, sample, length, search, *,
-    returned, words, stop, strings, limit, prompt, lengths,
-) -> Found:  # fmt: skip
+    num_return, words, stop, strings, limit, prompt, lengths,
+) -> BeamResult:  # fmt: skip
     batch = first.shape[0]
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)
     stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop, jnp.int32))
     rowed = None if words is None else words.rows(batch)
     most = jnp.broadcast_to(most, batch)[:, None]
-    task = _Task(search, sample, length, keys, stops, strings, rowed, most, returned)
+    task = _Task(search, sample, length, keys, stops, strings, rowed, most, num_return)
     begun = _begin(task, cache, first, prompt, lengths)
-    run = while_loop(
-        lambda run: (run.place < length) & ~jnp.all(run.done), _body(task, step), begun
+    state = while_loop(
+        lambda state: (state.place < length) & ~jnp.all(state.done), _body(task, step), begun
     )
-    return _found(task, run)
+    return _result(task, state)
 
 
 def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
     batch, count, length = first.shape[0], task.search.beams, task.length
     # One beam of a group is alive: the others would only repeat it.
     scores = jnp.where(jnp.arange(count) % task.size == 0, jnp.float32(0), -jnp.inf)
-    past = _past(task, batch, prompt, lengths)
-    watched = None if task.strings is None else task.strings.states(batch)
+    history = initial_history(task.sample, batch, length, prompt, lengths)
+    stop_state = None if task.strings is None else task.strings.states(batch)
     words = task.words
     progress = None if words is None else words.begin(batch, prompt, lengths)
 
@@ -155,55 +153,46 @@ def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
         jnp.broadcast_to(scores, (batch, count)),
         jnp.full((batch, count, length), NO_TOKEN, jnp.int32),
         jnp.zeros((batch, count, length), jnp.float32),
-        rows.repeat(cache, batch, count),
-        *(spread(past), spread(watched), spread(progress)),
+        cache_rows.repeat(cache, batch, count),
+        *(spread(history), spread(stop_state), spread(progress)),
         endings.none(batch, count, length),
         jnp.broadcast_to(task.limit < 1, (batch, task.search.groups)),
         jnp.zeros(batch, jnp.int32),
     )
 
 
-def _past(task: _Task, batch: int, prompt, lengths) -> Past | None:
-    needs = pasts.needs(task.sample)
-    if needs == "nothing":
-        return None
-    made = jnp.zeros(batch, jnp.int32)
-    if needs == "made":
-        return Past(made)
-    if prompt is None:
-        raise ConfigError(missing(task.sample))
-    room = jnp.full((batch, task.length), NO_TOKEN, jnp.int32)
-    known = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
-    tokens = jnp.concatenate([jnp.asarray(prompt, jnp.int32), room], axis=1)
-    return pasts.begin(task.sample, Past(made, tokens, known.astype(jnp.int32)))
-
-
 def _body(task: _Task, step: Step):
     groups, size = task.search.groups, task.size
 
-    def body(run: _Beams) -> _Beams:
-        batch, count = run.token.shape
-        logits, cache = step(jnp.maximum(run.token, 0).reshape(-1), run.cache)
+    def body(state: _Beams) -> _Beams:
+        batch, count = state.token.shape
+        logits, cache = step(jnp.maximum(state.token, 0).reshape(-1), state.cache)
         logits = logits.astype(jnp.float32).reshape(batch, count, -1)
-        alive = jnp.isfinite(run.scores)
+        alive = jnp.isfinite(state.scores)
         plain, bad = _logprobs(logits)
-        sick = jnp.any(bad & alive & ~jnp.repeat(run.done, size, axis=1), axis=-1)
-        ended, done, parts = run.ended, run.done, []
+        not_finite = jnp.any(bad & alive & ~jnp.repeat(state.done, size, axis=1), axis=-1)
+        ended, done, parts = state.ended, state.done, []
         for group in range(groups):
             here = slice(group * size, (group + 1) * size)
-            scores = _apart(task, plain[:, here], parts, run.done)
-            scores = _processed(task.sample, scores, _of(run.past, here))
-            chosen, mine, over = _grown(task, run, scores, group)
+            scores = _apart(task, plain[:, here], parts, state.done)
+            scores = _processed(task.sample, scores, _of(state.history, here))
+            chosen, mine, over = _grown(task, state, scores, group)
             ended = jax.tree.map(lambda x, new, at=here: x.at[:, at].set(new), ended, mine)
             done = done.at[:, group].set(over)
             parts.append(chosen)
         chosen = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
-        failed = jnp.where(sick & ~jnp.all(run.done, axis=1), Reason.NOT_FINITE, run.sick)
+        failed = jnp.where(
+            not_finite & ~jnp.all(state.done, axis=1), Reason.NOT_FINITE, state.failed
+        )
         dead = ~jnp.any(jnp.isfinite(chosen.scores), 1)
         none = dead & ~jnp.any(jnp.isfinite(ended.scores), 1)
         failed = jnp.where(none & (failed == 0), Reason.BANNED, failed).astype(jnp.int32)
-        done = done | (failed > 0)[:, None] | (dead | (run.place + 1 >= task.limit[:, 0]))[:, None]
-        return _reordered(task, run, chosen, cache)._replace(ended=ended, done=done, sick=failed)
+        done = (
+            done | (failed > 0)[:, None] | (dead | (state.place + 1 >= task.limit[:, 0]))[:, None]
+        )
+        return _reordered(task, state, chosen, cache)._replace(
+            ended=ended, done=done, failed=failed
+        )
 
     return body
 
@@ -226,7 +215,7 @@ class _Picks(NamedTuple):
     parent: Array  # the beam, counted over all groups
     token: Array
     single: Array  # the log-probability of the token
-    watched: Array | None
+    stop_state: Array | None
 
     def at(self, index: Int[Array, "B M"]) -> _Picks:
         """Return those at `index`."""
@@ -234,89 +223,93 @@ class _Picks(NamedTuple):
 
 
 def _grown(
-    task: _Task, run: _Beams, scores: Float[Array, "B K V"], group: int
+    task: _Task, state: _Beams, scores: Float[Array, "B K V"], group: int
 ) -> tuple[_Picks, Ended, Bool[Array, "B"]]:
     """Return a group's beams after one more token, its ended texts, and whether it is done."""
     size, search = task.size, task.search
     here = slice(group * size, (group + 1) * size)
-    total = scores + run.scores[:, here, None]
-    found = _candidates(task, run, scores, total, here)
+    total = scores + state.scores[:, here, None]
+    found = _candidates(task, state, scores, total, here)
     stopped, reason = _stopped(task, found)
     going = lax.top_k(jnp.where(stopped, -jnp.inf, found.scores), size)
     chosen = found.at(going[1])._replace(scores=going[0])
-    before = run.progress
+    before = state.progress
     if task.words is not None and before is not None:
         picks = (chosen.scores, chosen.parent, chosen.token)
         picked = lexicon.chosen(task.words, before, total, *picks)
-        chosen = _picks(task, run, scores, here, *picked)
-    made, limit = run.place + 1, task.limit[:, 0]
-    ended = jax.tree.map(lambda x: x[:, here], run.ended)
-    closed = run.done[:, group]
+        chosen = _picks(task, state, scores, here, *picked)
+    num_generated, limit = state.place + 1, task.limit[:, 0]
+    ended = jax.tree.map(lambda x: x[:, here], state.ended)
+    closed = state.done[:, group]
     # Only what is among the best `size` may end there.
     ranked = found.at(jnp.broadcast_to(jnp.arange(size), stopped[:, :size].shape))
-    texts = _texts(task, run, ranked, reason[:, :size])
+    texts = _texts(task, state, ranked, reason[:, :size])
     # A stop token brings no word in: what counts is what was there before.
-    met = texts.met
+    constraints_met = texts.constraints_met
     if before is not None:
-        earlier = lexicon.met(_chosen_of(before, ranked.parent))
-        met = jnp.where(texts.reason == Reason.STOP, earlier, met)
-    which = stopped[:, :size] & met & ~closed[:, None]
-    ended = endings.merged(search, ended, texts._replace(met=met), which, made)
+        earlier = lexicon.constraints_met(_chosen_of(before, ranked.parent))
+        constraints_met = jnp.where(texts.reason == Reason.STOP, earlier, constraints_met)
+    which = stopped[:, :size] & constraints_met & ~closed[:, None]
+    ended = endings.merged(
+        search, ended, texts._replace(constraints_met=constraints_met), which, num_generated
+    )
     legacy = search.groups > 1 or before is not None
     if legacy:
         # As transformers' scorer of groups and of words does: the best candidate counts even if
         # it ends, and open beams don't join a group that is done.
-        closed = closed | endings.satisfied(search, ended, found.scores[:, 0], made, limit)
-    over = (made >= limit) & ~closed
-    texts = _texts(task, run, chosen, jnp.full_like(chosen.token, Reason.LENGTH))
-    enough = jnp.sum(texts.met, axis=1, keepdims=True) >= task.returned
-    open_ = over[:, None] & (texts.met | ~enough)
-    ended = endings.merged(search, ended, texts, open_, made)
+        closed = closed | endings.satisfied(search, ended, found.scores[:, 0], num_generated, limit)
+    over = (num_generated >= limit) & ~closed
+    texts = _texts(task, state, chosen, jnp.full_like(chosen.token, Reason.LENGTH))
+    enough = jnp.sum(texts.constraints_met, axis=1, keepdims=True) >= task.num_return
+    open_ = over[:, None] & (texts.constraints_met | ~enough)
+    ended = endings.merged(search, ended, texts, open_, num_generated)
     if not legacy:
-        closed = closed | endings.satisfied(search, ended, chosen.scores[:, 0], made, limit)
+        closed = closed | endings.satisfied(
+            search, ended, chosen.scores[:, 0], num_generated, limit
+        )
     return chosen, ended, closed
 
 
-def _candidates(task: _Task, run: _Beams, scores, total, here: slice) -> _Picks:
+def _candidates(task: _Task, state: _Beams, scores, total, here: slice) -> _Picks:
     batch, size, vocab = scores.shape
     # So many that enough go on even if every beam's likeliest tokens are all its stop ids.
     width = min(max(2, 1 + task.stops.shape[-1]) * size, size * vocab)
-    best, index = _picked(task, total.reshape(batch, -1), width, run.place)
+    best, index = _picked(task, total.reshape(batch, -1), width, state.place)
     parent, token = index // vocab + here.start, (index % vocab).astype(jnp.int32)
-    return _picks(task, run, scores, here, best, parent, token)
+    return _picks(task, state, scores, here, best, parent, token)
 
 
-def _picks(task: _Task, run: _Beams, scores, here: slice, best, parent, token) -> _Picks:
+def _picks(task: _Task, state: _Beams, scores, here: slice, best, parent, token) -> _Picks:
     batch, _, vocab = scores.shape
     index = (parent - here.start) * vocab + token
     single = jnp.take_along_axis(scores.reshape(batch, -1), index, axis=1)
-    watched = None
-    if task.strings is not None and run.watched is not None:
-        before = gathered(run.watched, parent)
-        watched = jax.vmap(task.strings.advance, (1, 1), 1)(before, token)
-    return _Picks(best, parent, token, single, watched)
+    stop_state = None
+    if task.strings is not None and state.stop_state is not None:
+        before = gathered(state.stop_state, parent)
+        stop_state = jax.vmap(task.strings.advance, (1, 1), 1)(before, token)
+    return _Picks(best, parent, token, single, stop_state)
 
 
 def _stopped(task: _Task, found: _Picks) -> tuple[Bool[Array, "B C"], Int[Array, "B C"]]:
     """Which continuations end their text, and why."""
     ids = jnp.any(found.token[..., None] == task.stops[:, None], axis=-1)
-    reason = ended_by(found.watched, ids)
+    reason = ended_by(found.stop_state, ids)
     return reason != Reason.LENGTH, reason
 
 
-def _texts(task: _Task, run: _Beams, picks: _Picks, reason: Int[Array, "B C"]) -> Texts:
+def _texts(task: _Task, state: _Beams, picks: _Picks, reason: Int[Array, "B C"]) -> Texts:
     """The whole texts of continuations."""
-    now = jnp.arange(task.length) == run.place
-    met = jnp.ones(reason.shape, bool)
-    if task.words is not None and run.progress is not None:
-        before = _chosen_of(run.progress, picks.parent)
-        met = lexicon.met(lexicon.advance(task.words, before, picks.token))
+    now = jnp.arange(task.length) == state.place
+    constraints_met = jnp.ones(reason.shape, bool)
+    if task.words is not None and state.progress is not None:
+        before = _chosen_of(state.progress, picks.parent)
+        constraints_met = lexicon.constraints_met(lexicon.advance(task.words, before, picks.token))
     return Texts(
-        jnp.where(now, picks.token[..., None], gathered(run.tokens, picks.parent)),
+        jnp.where(now, picks.token[..., None], gathered(state.tokens, picks.parent)),
         picks.scores,
         reason,
-        jnp.where(now, picks.single[..., None], gathered(run.logprobs, picks.parent)),
-        met,
+        jnp.where(now, picks.single[..., None], gathered(state.logprobs, picks.parent)),
+        constraints_met,
     )
 
 
@@ -326,7 +319,7 @@ def _chosen_of(state: Any, parent: Int[Array, "B C"]) -> Any:
 
 def _picked(task: _Task, total: Float[Array, "B C"], width: int, place: Array):
     """The candidates of each request, the best first."""
-    if task.search.pick == "best":
+    if not task.search.do_sample:
         return lax.top_k(total, width)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(task.keys)
     # The largest of Gumbel-perturbed logits are a draw without replacement (Kool et al. 2019).
@@ -345,55 +338,57 @@ def _apart(
         return scores
     tokens = jnp.concatenate([group.token for group in earlier], axis=1)
     counted = jnp.repeat(~done[:, : len(earlier)], task.size, axis=1)
-    chosen = pasts.counts(tokens, counted, scores.shape[-1])
+    chosen = count_tokens(tokens, counted, scores.shape[-1])
     return scores - (column(task.search.diversity) * chosen)[:, None]
 
 
-def _processed(sample: Chain, scores: Float[Array, "B K V"], past: Past | None) -> Array:
+def _processed(sample: Chain, scores: Float[Array, "B K V"], history: History | None) -> Array:
     # Beam by beam, so that settings [B] of the processors meet rows [B, V].
-    return jax.vmap(sample.process, in_axes=1, out_axes=1)(scores, past)
+    return jax.vmap(sample.process, in_axes=1, out_axes=1)(scores, history)
 
 
-def _of(past: Past | None, here: slice) -> Past | None:
-    return None if past is None else jax.tree.map(lambda x: x[:, here], past)
+def _of(history: History | None, here: slice) -> History | None:
+    return None if history is None else jax.tree.map(lambda x: x[:, here], history)
 
 
-def _reordered(task: _Task, run: _Beams, chosen: _Picks, cache: Any) -> _Beams:
+def _reordered(task: _Task, state: _Beams, chosen: _Picks, cache: Any) -> _Beams:
     batch, count = chosen.token.shape
     parents = (jnp.arange(batch)[:, None] * count + chosen.parent).reshape(-1)
-    texts = _texts(task, run, chosen, jnp.zeros_like(chosen.token))
-    past, progress = run.past, run.progress
-    if past is not None:
-        past = _chosen_of(past, chosen.parent)
-        past = jax.vmap(lambda one, new: pasts.advance(task.sample, one, new), (1, 1), 1)(
-            past, chosen.token
+    texts = _texts(task, state, chosen, jnp.zeros_like(chosen.token))
+    history, progress = state.history, state.progress
+    if history is not None:
+        history = _chosen_of(history, chosen.parent)
+        history = jax.vmap(lambda one, new: append_token(task.sample, one, new), (1, 1), 1)(
+            history, chosen.token
         )
     if task.words is not None and progress is not None:
         before = _chosen_of(progress, chosen.parent)
         progress = lexicon.advance(task.words, before, chosen.token)
-    return run._replace(
-        place=run.place + 1,
+    return state._replace(
+        place=state.place + 1,
         token=chosen.token,
         scores=chosen.scores,
         tokens=texts.tokens,
         logprobs=texts.logprobs,
-        cache=rows.take(cache, parents),
-        past=past,
-        watched=chosen.watched,
+        cache=cache_rows.take(cache, parents),
+        history=history,
+        stop_state=chosen.stop_state,
         progress=progress,
     )
 
 
-def _found(task: _Task, run: _Beams) -> Found:
-    scores, index = lax.top_k(run.ended.scores, task.returned)
-    best = jax.tree.map(lambda x: gathered(x, index), run.ended)
-    failed = (run.sick > 0)[:, None]
-    made = jnp.where(failed, 0, best.made)
+def _result(task: _Task, state: _Beams) -> BeamResult:
+    scores, index = lax.top_k(state.ended.scores, task.num_return)
+    best = jax.tree.map(lambda x: gathered(x, index), state.ended)
+    failed = (state.failed > 0)[:, None]
+    num_generated = jnp.where(failed, 0, best.num_generated)
     places = jnp.arange(task.length)[None, None]
-    last = jnp.take_along_axis(best.tokens, jnp.maximum(made - 1, 0)[..., None], axis=2)
-    tokens = jnp.where(places < made[..., None], best.tokens, last)
+    last = jnp.take_along_axis(best.tokens, jnp.maximum(num_generated - 1, 0)[..., None], axis=2)
+    tokens = jnp.where(places < num_generated[..., None], best.tokens, last)
     tokens = jnp.where(failed[..., None], NOT_FINITE, tokens)
     scores = jnp.where(failed, -jnp.inf, scores)
-    logprobs = jnp.where(places < made[..., None], best.logprobs, 0.0)
-    reason = jnp.where(failed, run.sick[:, None], best.reason)
-    return Found(tokens, scores, made, reason, logprobs, best.met & ~failed)
+    logprobs = jnp.where(places < num_generated[..., None], best.logprobs, 0.0)
+    reason = jnp.where(failed, state.failed[:, None], best.reason)
+    return BeamResult(
+        tokens, scores, num_generated, reason, logprobs, best.constraints_met & ~failed
+    )

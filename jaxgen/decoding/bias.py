@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.arrays import Axes
-from jaxgen.decoding.past import Needs, Past, last
+from jaxgen.decoding.history import History, Requires, last_tokens
 from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 
@@ -25,7 +25,7 @@ Biases = Mapping[Any, Any]  # of {(id, id, ...): number}
 @record
 @dataclass(frozen=True)
 class SequenceBias:
-    """Adds `bias` to the logit of `ends` where the past ends in `starts`.
+    """Adds `bias` to the logit of `ends` where the history ends in `starts`.
 
     starts: [1 or B, N, W], padded with ANY on the left; ends: [1 or B, N]; bias: [1 or B, N].
     """
@@ -36,18 +36,18 @@ class SequenceBias:
     bias: Annotated[Any, Axes("float", ("#B N",))]
 
     @property
-    def needs(self) -> Needs:
+    def requires(self) -> Requires:
         """Return what is read: nothing, if all sequences are single tokens."""
         return "tokens" if self.starts.shape[-1] else "nothing"
 
     def __call__(
-        self, logits: Float[Array, "B V"], past: Past | None = None
+        self, logits: Float[Array, "B V"], history: History | None = None
     ) -> Float[Array, "B V"]:
         amount = jnp.asarray(self.bias, logits.dtype)
-        if self.needs == "tokens":
-            assert past is not None
+        if self.requires == "tokens":
+            assert history is not None
             starts = jnp.asarray(self.starts)
-            ending = last(past, starts.shape[-1])[:, None]
+            ending = last_tokens(history, starts.shape[-1])[:, None]
             matched = jnp.all((starts == ending) | (starts == ANY), axis=-1)
             amount = jnp.where(matched, amount, 0.0)
         ends = jnp.broadcast_to(jnp.asarray(self.ends), amount.shape)

@@ -16,8 +16,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxgen import arguments
-from jaxgen.decoding import past as pasts
-from jaxgen.decoding.past import NEEDS, Needs, Past
+from jaxgen.decoding.history import (
+    NO_TOKEN,
+    REQUIRES,
+    History,
+    Requires,
+    init_states,
+    required_history,
+)
 from jaxgen.decoding.record import record
 from jaxgen.decoding.truncation import temperature
 from jaxgen.errors import ConfigError
@@ -33,41 +39,43 @@ NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
 class Chain:
     """Processors in reading order; calling it draws one token per row.
 
-    A processor is called with the logits, and with the `Past` if its `needs` says that it reads
-    one; any function of logits is a processor too. One that needs "tokens" may keep a state, which
-    it is then called with: `begin(past)` makes it, `advance(state, new [B])` goes on.
+    A processor is a function of logits; if it has the attribute `requires` ("num_generated" or
+    "tokens"), it is called with (logits, History). One that requires "tokens" may keep a state and
+    is then called with (logits, History, state): `begin(history)` returns the initial state,
+    `advance(state, new [B])` the next one.
     """
 
     made_by: ClassVar[str] = "chain"
     processors: tuple[Any, ...]
 
     @property
-    def needs(self) -> Needs:
+    def requires(self) -> Requires:
         """Return the most that any processor reads besides logits."""
-        levels = [NEEDS.index(pasts.needs(processor)) for processor in self.processors]
-        return NEEDS[max(levels, default=0)]
+        levels = [REQUIRES.index(required_history(processor)) for processor in self.processors]
+        return REQUIRES[max(levels, default=0)]
 
-    def process(self, logits: Float[Array, "B V"], past: Past | None = None) -> Array:
+    def process(self, logits: Float[Array, "B V"], history: History | None = None) -> Array:
         """Return the logits after all processors; -inf marks what can't be drawn."""
         for place, processor in enumerate(self.processors):
-            if pasts.needs(processor) == "nothing":
+            if required_history(processor) == "nothing":
                 logits = processor(logits)
                 continue
-            if past is None or (pasts.needs(processor) == "tokens" and past.tokens is None):
+            needs_tokens = required_history(processor) == "tokens"
+            if history is None or (needs_tokens and history.tokens is None):
                 raise ConfigError(missing(processor))
-            kept = past.states[place : place + 1]
-            state = kept[0] if kept else None
-            logits = processor(logits, past) if state is None else processor(logits, past, state)
+            state = history.states[place] if history.states else None
+            inputs = (history,) if state is None else (history, state)
+            logits = processor(logits, *inputs)
         return logits
 
     def __call__(
-        self, logits: Float[Array, "B V"], keys: Key[Array, "B"], past: Past | None = None
+        self, logits: Float[Array, "B V"], keys: Key[Array, "B"], history: History | None = None
     ) -> Int[Array, "B"]:
         """Return one draw per row from softmax(process(logits)), each row with its own key.
 
         NOT_FINITE for a row whose processed logits hold NaN, or leave no token.
         """
-        logits = self.process(logits.astype(jnp.float32), past)
+        logits = self.process(logits.astype(jnp.float32), history)
         logits, keys = vary_alike((logits, keys))
         # Noise for a whole vocabulary takes longer than a layer; a row with one token needs none.
         certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
@@ -86,12 +94,43 @@ def missing(sampler: Any) -> str:
     parts = getattr(sampler, "processors", (sampler,))
     names = [getattr(part, "name", type(part).__name__) for part in parts]
     reading = [
-        name for name, part in zip(names, parts, strict=True) if pasts.needs(part) != "nothing"
+        name for name, part in zip(names, parts, strict=True) if required_history(part) != "nothing"
     ]
     return (
         f"{', '.join(reading)} reads earlier tokens, but no prompt was given; "
-        f"pass prompt=ids [B, S] and lengths=[B] (to a chain: past=)"
+        f"pass prompt=ids [B, S] and lengths=[B] (to a chain: history=)"
     )
+
+
+def initial_history(
+    sample: Any,
+    batch: Any,
+    length: int,
+    prompt: Any,
+    lengths: Any,
+    *,
+    start: Any = 0,
+    requires: Requires | None = None,
+) -> History | None:
+    """Return the History before the first of `length` new tokens; None if nothing requires one.
+
+    start: number of tokens at the end of the prompt that were generated already.
+    requires: what the caller reads; None for what the sampler requires.
+    Raises ConfigError if tokens are required and there is no prompt.
+    """
+    requires = required_history(sample) if requires is None else requires
+    if requires == "nothing":
+        return None
+    num_generated = jnp.broadcast_to(jnp.asarray(start, jnp.int32), (batch,))
+    if requires == "num_generated":
+        return History(num_generated)
+    if prompt is None:
+        raise ConfigError(missing(sample))
+    prompt = jnp.asarray(prompt, jnp.int32)
+    room = jnp.full((prompt.shape[0], length), NO_TOKEN, jnp.int32)
+    tokens = jnp.concatenate([prompt, room], axis=1)
+    valid = jnp.full(prompt.shape[0], prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
+    return init_states(sample, History(num_generated, tokens, valid.astype(jnp.int32)))
 
 
 def one_processor(path: str, value: Any, call: arguments.Call) -> None:
@@ -100,6 +139,9 @@ def one_processor(path: str, value: Any, call: arguments.Call) -> None:
         raise ConfigError(f"{path} is a chain; give its processors: chain(*one.processors)")
     if isinstance(value, type | FunctionType) and value.__module__.startswith("jaxgen.decoding"):
         raise ConfigError(f"{path}={value.__name__} is no processor, but makes one; call it")
+    if hasattr(value, "needs") and not hasattr(value, "requires"):
+        kind = getattr(value, "__name__", type(value).__name__)
+        raise ConfigError(f"{path}: {kind}.needs={value.needs!r} is now {kind}.requires; rename it")
 
 
 def sampler(path: str, value: Any, call: arguments.Call) -> None:

@@ -13,11 +13,10 @@ from jaxtyping import Array, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between
-from jaxgen.decoding import fits, rows
-from jaxgen.decoding import past as pasts
+from jaxgen.decoding import cache_rows, fits
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
-from jaxgen.decoding.loop import LOOP, Count, Plan, Stops, plan_of
-from jaxgen.decoding.past import Past
+from jaxgen.decoding.history import History, append_token
+from jaxgen.decoding.loop import LOOP, Count, DecodeSpec, Stops, make_spec
 from jaxgen.decoding.setting import Number, column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
@@ -25,10 +24,12 @@ from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.varying import while_loop
 
-Seeing = Callable[[Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]]
+StepWithHidden = Callable[
+    [Int[Array, "B"], Any], tuple[Float[Array, "B V"], Float[Array, "B D"], Any]
+]
 
 
-class _Run(NamedTuple):
+class _LoopState(NamedTuple):
     place: Array
     token: Array
     tokens: Array
@@ -37,13 +38,13 @@ class _Run(NamedTuple):
     seen: Array  # unit hidden states [B, S + length, D]
     length: Array  # of them, by row
     done: Array
-    past: Past | None
-    watched: Array | None
+    history: History | None
+    stop_state: Array | None
 
 
 @arguments.checked(**LOOP, count=at_least(1), penalty=between(0, 1), seen_lengths=between(0, "S"))
 def contrastive_search(
-    step: Seeing,
+    step: StepWithHidden,
     cache: Any,
     first: Int[Array | np.ndarray, "B"],
     sample: Chain,
@@ -85,12 +86,12 @@ def _search(
 ) -> Int[Array, "B length"]:  # fmt: skip
     batch, first = first.shape[0], jnp.asarray(first, jnp.int32)
     key = jax.random.key(0)  # of a plan; nothing is drawn
-    plan = plan_of(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)
+    spec = make_spec(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)
     logits, hidden, cache = step(jnp.maximum(first, 0), cache)
     room = jnp.pad(_unit(seen), ((0, 0), (0, length + 1), (0, 0)))
     known = jnp.asarray(seen_lengths, jnp.int32)
 
-    begun = _Run(
+    begun = _LoopState(
         jnp.zeros((), jnp.int32),
         first,
         jnp.broadcast_to(first[:, None], (batch, length)),
@@ -98,49 +99,49 @@ def _search(
         cache,
         room.at[jnp.arange(batch), known].set(_unit(hidden)),
         known + 1,
-        (first == NOT_FINITE) | plan.spent(0),
-        plan.history,
-        plan.watched,
+        (first == NOT_FINITE) | spec.spent(0),
+        spec.history,
+        spec.initial_stop_state,
     )
-    going = lambda run: (run.place < length) & ~jnp.all(run.done)  # noqa: E731
-    run = while_loop(going, _body(step, sample, plan, count, penalty), begun)
-    return jnp.where(jnp.arange(length) >= run.place, run.token[:, None], run.tokens)
+    going = lambda state: (state.place < length) & ~jnp.all(state.done)  # noqa: E731
+    state = while_loop(going, _body(step, sample, spec, count, penalty), begun)
+    return jnp.where(jnp.arange(length) >= state.place, state.token[:, None], state.tokens)
 
 
-def _body(step: Seeing, sample: Chain, plan: Plan, count: int, penalty: Any):
-    def body(run: _Run) -> _Run:
-        batch = run.token.shape[0]
-        wide = min(count, run.logits.shape[-1])
-        extra = () if run.past is None else (run.past,)
-        scores = sample.process(run.logits.astype(jnp.float32), *extra)
+def _body(step: StepWithHidden, sample: Chain, spec: DecodeSpec, count: int, penalty: Any):
+    def body(state: _LoopState) -> _LoopState:
+        batch = state.token.shape[0]
+        wide = min(count, state.logits.shape[-1])
+        extra = () if state.history is None else (state.history,)
+        scores = sample.process(state.logits.astype(jnp.float32), *extra)
         probs, ids = lax.top_k(jax.nn.softmax(scores, axis=-1), wide)
-        spread = rows.repeat(run.cache, batch, wide)
+        spread = cache_rows.repeat(state.cache, batch, wide)
         logits, hidden, cache = step(ids.reshape(-1), spread)
         hidden = _unit(hidden).reshape(batch, wide, -1)
-        cosines = jnp.einsum("BSD,BKD->BKS", run.seen, hidden)
-        real = jnp.arange(run.seen.shape[1])[None] < run.length[:, None]
+        cosines = jnp.einsum("BSD,BKD->BKS", state.seen, hidden)
+        real = jnp.arange(state.seen.shape[1])[None] < state.length[:, None]
         likeness = jnp.max(jnp.where(real[:, None], cosines, -jnp.inf), axis=-1)
         alpha = column(penalty)
         merit = jnp.where(probs > 0, (1 - alpha) * probs - alpha * likeness, -jnp.inf)
         best = jnp.argmax(merit, axis=-1)
         new = jnp.take_along_axis(ids, best[:, None], axis=1)[:, 0].astype(jnp.int32)
-        new = checked(checked(new, scores), run.logits)
-        new = jnp.where(run.done, run.token, new)
+        new = checked(checked(new, scores), state.logits)
+        new = jnp.where(state.done, state.token, new)
         index = jnp.arange(batch) * wide + best
         chosen = jnp.take_along_axis(hidden, best[:, None, None], axis=1)[:, 0]
-        past = None if run.past is None else pasts.advance(sample, run.past, new)
-        watched = plan.watch(run.watched, new, run.done)
-        return _Run(
-            run.place + 1,
+        history = None if state.history is None else append_token(sample, state.history, new)
+        stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
+        return _LoopState(
+            state.place + 1,
             new,
-            run.tokens.at[:, run.place].set(new),
+            state.tokens.at[:, state.place].set(new),
             logits[index],
-            rows.take(cache, index),
-            run.seen.at[jnp.arange(batch), run.length].set(chosen),
-            run.length + 1,
-            run.done | plan.ends(new, run.place + 1, watched),
-            past,
-            watched,
+            cache_rows.take(cache, index),
+            state.seen.at[jnp.arange(batch), state.length].set(chosen),
+            state.length + 1,
+            state.done | spec.ends(new, state.place + 1, stop_state),
+            history,
+            stop_state,
         )
 
     return body

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
-from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, plan_of
-from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.history import NO_TOKEN
+from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, make_spec
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
 from jaxgen.mesh.explicit import auto_inside, with_cache
@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
 
     tokens: Int[Array, "B length"]
     cache: Any
-    made: Int[Array, "B"]  # new tokens, the stop token included
+    num_generated: Int[Array, "B"]  # new tokens, the stop token included
     reason: Int[Array, "B"]  # a Reason
     logprobs: Float[Array, "B length"]  # natural logarithms
     top_ids: Int[Array, "B length K"]  # the likeliest first
@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
 
 
 class _Record(NamedTuple):
-    made: Array
+    num_generated: Array
     reason: Array
     logprobs: Array
     top_ids: Array
@@ -78,33 +78,35 @@ def decode_detailed(
 
     scores: "model" takes log-probabilities from the step's logits, "chain" after the processors.
     The other arguments are those of `decode`. Counts and reasons are of this call, so a chunk of
-    a request that ended before has made=0.
+    a request that ended before has num_generated=0.
     Raises ConfigError for a negative `top`, and what `decode` raises.
     """
     batch = first.shape[0]
-    plan = plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
+    spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
 
-    def observe(record, run, logits, new, past):
+    def observe(record, state, logits, new, history):
         logits = logits.astype(jnp.float32)
         usable = checked(jnp.zeros_like(new), logits) != NOT_FINITE
         failed = jnp.where(usable, Reason.BANNED, Reason.NOT_FINITE)
-        ended = ended_by(plan.watch(run.watched, new, run.done), plan.stopped(new))
+        ended = ended_by(
+            spec.advance_stop_state(state.stop_state, new, state.done), spec.stopped(new)
+        )
         reason = jnp.where(new == NOT_FINITE, failed, ended)
-        shown = sample.process(logits, past) if scores == "chain" else logits
+        shown = sample.process(logits, history) if scores == "chain" else logits
         logprobs = jax.nn.log_softmax(shown, axis=-1)
         chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
         best, ids = jax.lax.top_k(logprobs, top)
-        alive, drawn = ~run.done, ~run.done & (new != NOT_FINITE)
+        alive, drawn = ~state.done, ~state.done & (new != NOT_FINITE)
         keep = drawn[:, None]
         return _Record(
-            record.made + drawn,
+            record.num_generated + drawn,
             jnp.where(alive, reason, record.reason).astype(jnp.int32),
-            record.logprobs.at[:, run.place].set(jnp.where(drawn, chosen, 0.0)),
-            record.top_ids.at[:, run.place].set(jnp.where(keep, ids, NO_TOKEN)),
-            record.top_logprobs.at[:, run.place].set(jnp.where(keep, best, 0.0)),
+            record.logprobs.at[:, state.place].set(jnp.where(drawn, chosen, 0.0)),
+            record.top_ids.at[:, state.place].set(jnp.where(keep, ids, NO_TOKEN)),
+            record.top_logprobs.at[:, state.place].set(jnp.where(keep, best, 0.0)),
         )
 
-    before = ended_by(plan.watched, plan.stopped(plan.first) & (jnp.asarray(start) > 0))
+    before = ended_by(spec.initial_stop_state, spec.stopped(spec.first) & (jnp.asarray(start) > 0))
     record = _Record(
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
@@ -112,14 +114,16 @@ def decode_detailed(
         jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
         jnp.zeros((batch, length, top)),
     )
-    run = loop(step, cache, plan, record, observe)
-    after = None if strings is None else strings.at(run.watched)
-    return Decoded(run.tokens, run.cache, *run.record, strings=after)
+    state = loop(step, cache, spec, record, observe)
+    after = None if strings is None else strings.at(state.stop_state)
+    return Decoded(state.tokens, state.cache, *state.record, strings=after)
 
 
-def ended_by(watched: Int[Array, "..."] | None, stopped: Bool[Array, "..."]) -> Int[Array, "..."]:
-    """Return the Reason of texts that stand at `watched`, whose last token is a stop id or not."""
+def ended_by(
+    stop_state: Int[Array, "..."] | None, stopped: Bool[Array, "..."]
+) -> Int[Array, "..."]:
+    """Return the Reason of texts, from their stop-string state and whether a stop id ended them."""
     reason = jnp.full(stopped.shape, Reason.LENGTH)
-    if watched is not None:
-        reason = jnp.where(found(watched), Reason.STRING, reason)
+    if stop_state is not None:
+        reason = jnp.where(found(stop_state), Reason.STRING, reason)
     return jnp.where(stopped, Reason.STOP, reason)

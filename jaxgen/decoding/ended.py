@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.decoding.past import NO_TOKEN
-from jaxgen.decoding.search import RULES, Search
+from jaxgen.decoding.history import NO_TOKEN
+from jaxgen.decoding.search import STOP_RULES, Search
 from jaxgen.decoding.setting import column
 
 
@@ -19,10 +19,10 @@ class Ended(NamedTuple):
 
     tokens: Array
     scores: Array
-    made: Array
+    num_generated: Array
     reason: Array
     logprobs: Array
-    met: Array  # whether all words are there
+    constraints_met: Array  # whether all words are there
 
 
 class Texts(NamedTuple):
@@ -32,7 +32,7 @@ class Texts(NamedTuple):
     scores: Array
     reason: Array
     logprobs: Array
-    met: Array
+    constraints_met: Array
 
 
 def none(batch: int, count: int, length: int) -> Ended:
@@ -53,18 +53,18 @@ def merged(
     ended: Ended,
     fresh: Texts,
     which: Bool[Array, "B C"],
-    made: Int[Array, ""],
+    num_generated: Int[Array, ""],
 ) -> Ended:
-    """Return the best of the ended texts and `which` of the fresh ones, of `made` tokens."""
+    """Return the best of the ended texts and of the `which` fresh ones, all of one length."""
     penalty = column(jnp.asarray(search.length_penalty, jnp.float32))
-    scores = fresh.scores / jnp.power(made.astype(jnp.float32), penalty)
+    scores = fresh.scores / jnp.power(num_generated.astype(jnp.float32), penalty)
     new = Ended(
         fresh.tokens,
         jnp.where(which, scores, -jnp.inf),
-        jnp.broadcast_to(made, which.shape).astype(jnp.int32),
+        jnp.broadcast_to(num_generated, which.shape).astype(jnp.int32),
         jnp.broadcast_to(fresh.reason, which.shape).astype(jnp.int32),
         fresh.logprobs,
-        fresh.met,
+        fresh.constraints_met,
     )
     both = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1), ended, new)
     index = lax.top_k(both.scores, ended.scores.shape[1])[1]
@@ -75,20 +75,20 @@ def satisfied(
     search: Search,
     ended: Ended,
     best: Float[Array, "B"],
-    made: Int[Array, ""],
+    num_generated: Int[Array, ""],
     limit: Int[Array, "B"],
 ) -> Bool[Array, "B"]:
     """Return which groups are full of texts that no open beam will beat, by the search's rule.
 
-    best: the largest sum of log-probabilities of an open beam, of `made` tokens.
+    best: the largest sum of log-probabilities of an open beam, of `num_generated` tokens.
     """
-    rule = jnp.asarray(search.until)
+    rule = jnp.asarray(search.early_stopping)
     penalty = jnp.broadcast_to(jnp.asarray(search.length_penalty, jnp.float32), best.shape)
-    far = (rule == RULES["certain"]) & (penalty > 0)
-    at = jnp.where(far, limit, made).astype(jnp.float32)
+    far = (rule == STOP_RULES["never"]) & (penalty > 0)
+    at = jnp.where(far, limit, num_generated).astype(jnp.float32)
     worst = jnp.min(ended.scores, axis=1)
     beaten = worst >= best / jnp.power(at, penalty)
-    return jnp.isfinite(worst) & ((rule == RULES["full"]) | beaten)
+    return jnp.isfinite(worst) & ((rule == STOP_RULES[True]) | beaten)
 
 
 def gathered(x: Any, index: Int[Array, "B M"]) -> Array:

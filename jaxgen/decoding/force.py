@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxgen import arguments
 from jaxgen.arguments import above, at_least
-from jaxgen.decoding.past import Needs, Past
+from jaxgen.decoding.history import History, Requires
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, TokenIds, Whole, column, ids, marked
 from jaxgen.decoding.truncation import BANNED
@@ -32,14 +32,14 @@ class Suppress:
 class SuppressAt:
     """Bans `tokens` from the draw at one `place`."""
 
-    needs: ClassVar[Needs] = "made"
+    requires: ClassVar[Requires] = "num_generated"
     name: ClassVar[str] = "suppress_at"
     place: Whole
     tokens: TokenIds
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
         banned = marked(self.tokens, logits.shape[-1])
-        here = past.made[:, None] == column(self.place)
+        here = history.num_generated[:, None] == column(self.place)
         return jnp.where(banned & here, BANNED, logits)
 
 
@@ -48,14 +48,14 @@ class SuppressAt:
 class ForceAt:
     """Makes `tokens` the only ones that the draw at one `place` can give, equally likely."""
 
-    needs: ClassVar[Needs] = "made"
+    requires: ClassVar[Requires] = "num_generated"
     name: ClassVar[str] = "force_at"
     place: Whole
     tokens: TokenIds
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
         forced = jnp.where(marked(self.tokens, logits.shape[-1]), 0.0, BANNED)
-        here = past.made[:, None] == column(self.place)
+        here = history.num_generated[:, None] == column(self.place)
         return jnp.where(here, forced, logits)
 
 
@@ -64,13 +64,13 @@ class ForceAt:
 class MinNewTokens:
     """Bans the `stop` ids until `count` tokens are drawn."""
 
-    needs: ClassVar[Needs] = "made"
+    requires: ClassVar[Requires] = "num_generated"
     name: ClassVar[str] = "min_new_tokens"
     count: Whole
     stop: TokenIds
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        early = past.made[:, None] < column(self.count)
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        early = history.num_generated[:, None] < column(self.count)
         return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
 
 
@@ -79,13 +79,13 @@ class MinNewTokens:
 class MinLength:
     """Bans the `stop` ids until prompt and draws are `count` tokens together."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "min_length"
     count: Whole
     stop: TokenIds
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        early = past.known()[1][:, None] < column(self.count)
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        early = history.tokens_and_length()[1][:, None] < column(self.count)
         return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
 
 
@@ -94,14 +94,14 @@ class MinLength:
 class LengthDecay:
     """Raises the `stop` logits by |logit| * (factor^n - 1), n draws after the `start`th."""
 
-    needs: ClassVar[Needs] = "made"
+    requires: ClassVar[Requires] = "num_generated"
     name: ClassVar[str] = "length_decay"
     start: Whole
     factor: Number
     stop: TokenIds
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        late = jnp.maximum(past.made[:, None] - column(self.start), 0)
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        late = jnp.maximum(history.num_generated[:, None] - column(self.start), 0)
         grown = jnp.power(jnp.asarray(column(self.factor), logits.dtype), late) - 1
         # Of the absolute value, so that a negative logit rises too; a banned one stays banned.
         more = jnp.where(jnp.isfinite(logits), jnp.abs(logits) * grown, 0.0)

@@ -1,4 +1,4 @@
-"""Shallow fusion: a second generator's opinion, weighed, at every token."""
+"""Shallow fusion: add the weighted log-probabilities of a second model at every token."""
 
 from __future__ import annotations
 

@@ -12,19 +12,17 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between
-from jaxgen.decoding import past as pasts
-from jaxgen.decoding.chain import NOT_FINITE, checked, missing, sampler
-from jaxgen.decoding.past import NO_TOKEN, Past
+from jaxgen.decoding.chain import NOT_FINITE, checked, initial_history, sampler
+from jaxgen.decoding.history import NO_TOKEN, History, append_token
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
-from jaxgen.errors import ConfigError
 from jaxgen.export import Size
 from jaxgen.mesh.explicit import auto_inside, with_cache
 from jaxgen.varying import while_loop
 
 CacheT = TypeVar("CacheT")
 Step = Callable[[Int[Array, "B"], CacheT], tuple[Float[Array, "B V"], CacheT]]
-Sample = Callable[..., Int[Array, "B"]]  # (logits [B, V], keys [B]), and a Past if it `needs` one
+Sample = Callable[..., Int[Array, "B"]]  # (logits [B, V], keys [B]), a History if it `requires` one
 
 NO_STOP = np.full(1, NO_TOKEN, np.int32)
 Keys = PRNGKeyArray | Key[Array, "B"]  # one key, or one per request
@@ -126,14 +124,14 @@ def decode_chunk(
 
     A chunk may have a lower `limit` than the one before, which ends rows: their time is over.
     """
-    plan = plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
-    run = loop(step, cache, plan, ())
-    after = None if strings is None else strings.at(run.watched)
-    return Chunk(run.tokens, run.cache, after, run.done)
+    spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
+    state = loop(step, cache, spec, ())
+    after = None if strings is None else strings.at(state.stop_state)
+    return Chunk(state.tokens, state.cache, after, state.done)
 
 
-class Plan(NamedTuple):
-    """What the loop is told, in the form that it uses."""
+class DecodeSpec(NamedTuple):
+    """The arguments of `decode` as arrays, constant during the loop."""
 
     sample: Any
     length: int
@@ -143,103 +141,100 @@ class Plan(NamedTuple):
     strings: StopStrings | None
     start: Any
     limit: Any
-    history: Past | None
+    history: History | None
 
     @property
-    def watched(self) -> Int[Array, "B"] | None:
-        """Return where texts stand among their stop strings, if there are any."""
+    def initial_stop_state(self) -> Int[Array, "B"] | None:
+        """Return the initial state of the stop-string automata; None without stop strings."""
         return None if self.strings is None else self.strings.states(self.first.shape[0])
 
-    def watch(self, watched: Any, token: Int[Array, "B"], done: Bool[Array, "B"]) -> Any:
-        """Return where texts stand after `token`; those that are done stay where they are."""
+    def advance_stop_state(
+        self, stop_state: Any, token: Int[Array, "B"], done: Bool[Array, "B"]
+    ) -> Any:
+        """Return the stop-string state after `token`; finished rows keep theirs."""
         if self.strings is None:
             return None
-        return jnp.where(done, watched, self.strings.advance(watched, token))
+        return jnp.where(done, stop_state, self.strings.advance(stop_state, token))
 
-    def ends(self, token: Int[Array, "B"], made: Any, watched: Any) -> Bool[Array, "B"]:
-        """Return which requests end with `token`, their last of `made` new ones."""
-        ended = self.stopped(token) | (token == NOT_FINITE) | self.spent(made)
-        return ended if watched is None else ended | found(watched)
+    def ends(self, token: Int[Array, "B"], num_generated: Any, stop_state: Any) -> Bool[Array, "B"]:
+        """Return which requests end with `token`, their last of `num_generated` new ones."""
+        ended = self.stopped(token) | (token == NOT_FINITE) | self.spent(num_generated)
+        return ended if stop_state is None else ended | found(stop_state)
 
     def stopped(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
         """Return which tokens are stop ids of their request."""
         return jnp.any(token[:, None] == jnp.atleast_2d(self.stops), axis=-1)
 
-    def spent(self, made: Any) -> Bool[Array, "B"]:
+    def spent(self, num_generated: Any) -> Bool[Array, "B"]:
         """Return which requests have no new token left."""
         if self.limit is None:
             return jnp.zeros(self.first.shape, bool)
-        return jnp.broadcast_to(made >= jnp.asarray(self.limit), self.first.shape)
+        return jnp.broadcast_to(num_generated >= jnp.asarray(self.limit), self.first.shape)
 
 
-def plan_of(sample, first, key, length, stop, strings, start, limit, prompt, lengths) -> Plan:
-    """Return the Plan for `decode`'s arguments; ConfigError if they lack a prompt."""
-    needs, history = pasts.needs(sample), None
+def make_spec(
+    sample, first, key, length, stop, strings, start, limit, prompt, lengths
+) -> DecodeSpec:
+    """Return the DecodeSpec for `decode`'s arguments; ConfigError if they lack a prompt."""
     first = jnp.asarray(first)
-    if needs == "tokens":
-        if prompt is None:
-            raise ConfigError(missing(sample))
-        prompt = jnp.asarray(prompt, jnp.int32)
-        room = jnp.full((prompt.shape[0], length), NO_TOKEN, jnp.int32)
-        known = jnp.full(prompt.shape[0], prompt.shape[1]) if lengths is None else lengths
-        made = jnp.broadcast_to(jnp.asarray(start, jnp.int32), first.shape)
-        tokens = jnp.concatenate([prompt, room], axis=1)
-        history = pasts.begin(sample, Past(made, tokens, jnp.asarray(known, jnp.int32)))
-    elif needs == "made":
-        history = Past(jnp.broadcast_to(jnp.asarray(start, jnp.int32), first.shape))
+    history = initial_history(sample, first.shape[0], length, prompt, lengths, start=start)
     keys = request_keys(key, first.shape[0])
     stops = jnp.asarray(NO_STOP if stop is None else stop, jnp.int32)
     first = jnp.asarray(first, jnp.int32)  # the loop carries tokens of one type
-    return Plan(sample, length, first, keys, stops, strings, start, limit, history)
+    return DecodeSpec(sample, length, first, keys, stops, strings, start, limit, history)
 
 
-class Run(NamedTuple):
-    """The carry of the loop: everything that changes from place to place."""
+class LoopState(NamedTuple):
+    """The carry of the decoding loop."""
 
     place: Array
     token: Array
     tokens: Array
     cache: Any
     done: Array
-    past: Past | None  # if a processor reads it
-    watched: Array | None  # where texts stand among their stop strings, if there are any
+    history: History | None  # if a processor requires it
+    stop_state: Array | None  # of the stop-string automata, if there are any
     record: Any
 
 
-Observe = Callable[[Any, Run, Array, Array, Past | None], Any]
+Observe = Callable[[Any, LoopState, Array, Array, History | None], Any]
 
 
-def loop(step: Step, cache: Any, plan: Plan, record: Any, observe: Observe | None = None) -> Run:
+def loop(
+    step: Step, cache: Any, spec: DecodeSpec, record: Any, observe: Observe | None = None
+) -> LoopState:
     """Return the finished loop; `observe` makes the next record from
-    (record, run before the draw, logits, drawn token, past).
+    (record, state before the draw, logits, drawn token, history).
     """
 
-    def going(run):
-        return (run.place < plan.length) & ~jnp.all(run.done)
+    def going(state):
+        return (state.place < spec.length) & ~jnp.all(state.done)
 
-    def body(run):
-        logits, cache = step(jnp.maximum(run.token, 0), run.cache)
-        draw = jax.vmap(lambda k: jax.random.fold_in(k, plan.start + run.place))(plan.keys)
-        past = run.past
-        extra = () if past is None else (past,)
-        new = checked(plan.sample(logits, draw, *extra), logits)
-        new = jnp.where(run.done, run.token, new)
-        record = run.record if observe is None else observe(run.record, run, logits, new, past)
-        watched = plan.watch(run.watched, new, run.done)
-        done = run.done | plan.ends(new, plan.start + run.place + 1, watched)
-        tokens = run.tokens.at[:, run.place].set(new)
-        past = None if past is None else pasts.advance(plan.sample, past, new)
-        return Run(run.place + 1, new, tokens, cache, done, past, watched, record)
+    def body(state):
+        logits, cache = step(jnp.maximum(state.token, 0), state.cache)
+        draw = jax.vmap(lambda k: jax.random.fold_in(k, spec.start + state.place))(spec.keys)
+        history = state.history
+        extra = () if history is None else (history,)
+        new = checked(spec.sample(logits, draw, *extra), logits)
+        new = jnp.where(state.done, state.token, new)
+        record = (
+            state.record if observe is None else observe(state.record, state, logits, new, history)
+        )
+        stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
+        done = state.done | spec.ends(new, spec.start + state.place + 1, stop_state)
+        tokens = state.tokens.at[:, state.place].set(new)
+        history = None if history is None else append_token(spec.sample, history, new)
+        return LoopState(state.place + 1, new, tokens, cache, done, history, stop_state, record)
 
-    first = plan.first
+    first = spec.first
     # Rows may be done before they start: a chunked caller passes on a stop token.
-    begun = jnp.asarray(plan.start) > 0
-    done = plan.stopped(first) & begun | (first == NOT_FINITE) | plan.spent(plan.start)
-    watched = plan.watched
-    done = done if watched is None else done | found(watched)
-    blank = jnp.broadcast_to(first[:, None], (first.shape[0], plan.length))
+    begun = jnp.asarray(spec.start) > 0
+    done = spec.stopped(first) & begun | (first == NOT_FINITE) | spec.spent(spec.start)
+    stop_state = spec.initial_stop_state
+    done = done if stop_state is None else done | found(stop_state)
+    blank = jnp.broadcast_to(first[:, None], (first.shape[0], spec.length))
     zero = jnp.zeros((), jnp.int32)
-    run = Run(zero, first, blank, cache, done, plan.history, watched, record)
-    run = while_loop(going, body, run)
-    tail = jnp.arange(plan.length) >= run.place
-    return run._replace(tokens=jnp.where(tail, run.token[:, None], run.tokens))
+    state = LoopState(zero, first, blank, cache, done, spec.history, stop_state, record)
+    state = while_loop(going, body, state)
+    tail = jnp.arange(spec.length) >= state.place
+    return state._replace(tokens=jnp.where(tail, state.token[:, None], state.tokens))

@@ -1,6 +1,6 @@
 """Processors against repetition, of what was drawn or of a source text.
 
-A source is ids [B, S] (an encoder's input) with `lengths` [B]; by default the past is its own.
+A source is ids [B, S] (an encoder's input) with `lengths` [B]; by default it is the history.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arguments import Range, above, at_least, between
-from jaxgen.decoding.past import Needs, Past, counts, real
+from jaxgen.decoding.history import History, Requires, count_tokens, valid_mask
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, Whole, column
 from jaxgen.decoding.truncation import BANNED, static
@@ -39,15 +39,20 @@ def _penalized(logits: Array, seen: Array, penalty: Array) -> Array:
 @record
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Divides the odds of every token that occurs in the past (Keskar et al. 2019)."""
+    """Divides the odds of every token that occurs in the history (Keskar et al. 2019)."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "repetition_penalty"
     penalty: Number
     over: Over = static("all")
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        seen = counts(past.known()[0], real(past, self.over), logits.shape[-1]) > 0
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        seen = (
+            count_tokens(
+                history.tokens_and_length()[0], valid_mask(history, self.over), logits.shape[-1]
+            )
+            > 0
+        )
         return _penalized(logits, seen, column(self.penalty))
 
 
@@ -63,7 +68,7 @@ class SourcePenalty:
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         counted = jnp.arange(self.source.shape[1]) < self.lengths[:, None]
-        seen = counts(jnp.asarray(self.source), counted, logits.shape[-1]) > 0
+        seen = count_tokens(jnp.asarray(self.source), counted, logits.shape[-1]) > 0
         return _penalized(logits, seen, 1 / column(self.penalty))
 
 
@@ -73,14 +78,16 @@ class SourcePenalty:
 class CountPenalty:
     """Subtracts `presence` once and `frequency` per occurrence, as OpenAI's interface does."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "presence_penalty / frequency_penalty"
     presence: Number
     frequency: Number
     over: Over = static("new")
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        seen = counts(past.known()[0], real(past, self.over), logits.shape[-1])
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        seen = count_tokens(
+            history.tokens_and_length()[0], valid_mask(history, self.over), logits.shape[-1]
+        )
         seen = seen.astype(logits.dtype)
         once = column(self.presence) * (seen > 0).astype(logits.dtype)
         return logits - once - column(self.frequency) * seen
@@ -90,16 +97,16 @@ class CountPenalty:
 @record
 @dataclass(frozen=True)
 class NoRepeatNgram:
-    """Bans every token that would repeat an n-gram of the past (Paulus et al. 2017)."""
+    """Bans every token that would repeat an n-gram of the history (Paulus et al. 2017)."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "no_repeat_ngram"
     size: Whole
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        tokens, _ = past.known()
-        ends = _ends_ngram(tokens, real(past), past, self.size)
-        return jnp.where(counts(tokens, ends, logits.shape[-1]) > 0, BANNED, logits)
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        tokens, _ = history.tokens_and_length()
+        ends = _ends_ngram(tokens, valid_mask(history), history, self.size)
+        return jnp.where(count_tokens(tokens, ends, logits.shape[-1]) > 0, BANNED, logits)
 
 
 @arguments.checked
@@ -108,28 +115,28 @@ class NoRepeatNgram:
 class NoRepeatSource:
     """Bans every token that would repeat an n-gram of the source."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "no_repeat_source"
     size: Whole
     source: Source
     lengths: Lengths
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
         source = jnp.asarray(self.source)
         counted = jnp.arange(source.shape[1]) < self.lengths[:, None]
-        ends = _ends_ngram(source, counted, past, self.size)
-        return jnp.where(counts(source, ends, logits.shape[-1]) > 0, BANNED, logits)
+        ends = _ends_ngram(source, counted, history, self.size)
+        return jnp.where(count_tokens(source, ends, logits.shape[-1]) > 0, BANNED, logits)
 
 
 def _ends_ngram(
-    tokens: Int[Array, "B S"], counted: Bool[Array, "B S"], past: Past, size: Any
+    tokens: Int[Array, "B S"], counted: Bool[Array, "B S"], history: History, size: Any
 ) -> Bool[Array, "B S"]:
-    """Slots of `tokens` that end an n-gram which begins as the past ends; none for size 0.
+    """Slots of `tokens` that end an n-gram that begins as the history ends; none for size 0.
 
     The size is data, so one program serves all sizes: it steps back over one more token of the
     prefix as long as some request's n-gram is longer.
     """
-    known, length = past.known()
+    known, length = history.tokens_and_length()
     size = column(size)
     slots = jnp.arange(tokens.shape[1])[None]
 

@@ -1,4 +1,4 @@
-"""How beams are kept: the settings of a beam search."""
+"""Settings of a beam search."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from jaxgen.decoding.setting import Number
 from jaxgen.decoding.truncation import static
 from jaxgen.errors import ConfigError
 
-Pick = Literal["best", "draw"]
-Until = Literal["full", "likely", "certain"]
-RULES = {"full": 0, "likely": 1, "certain": 2}
+EarlyStopping = bool | Literal["never"]
+STOP_RULES: dict[EarlyStopping, int] = {True: 0, False: 1, "never": 2}
 
 
 @arguments.checked
 @record
 @dataclass(frozen=True)
 class Search:
-    """How beams are kept; what is not static is data, a number or an array [B]."""
+    """Settings of a beam search; those that are not static are numbers or arrays [B]."""
 
     length_penalty: Number
-    until: Number  # of RULES
+    early_stopping: Number  # one of STOP_RULES
     diversity: Number
     beams: int = static(1)
     groups: int = static(1)
-    pick: Pick = static("best")
+    do_sample: bool = static(False)
     made_by: ClassVar[str] = "beams"
 
 
@@ -42,42 +41,51 @@ def beams(
     count: int,
     *,
     length_penalty: Number = 1.0,
-    until: Until | Sequence[Until] = "likely",
+    early_stopping: EarlyStopping | Sequence[EarlyStopping] = False,
     groups: int = 1,
     diversity: Number = 0.0,
-    pick: Pick = "best",
+    do_sample: bool = False,
 ) -> Search:
     """Return a Search of `count` beams.
 
-    length_penalty: scores are divided by (new tokens)^penalty; above 0 favours long texts.
-    until: when a request ends. "full" as soon as `count` texts have ended; "likely" (the default)
-      when the best beam, were it to end now, could not enter them; "certain" when it could not at
-      any length. These are early_stopping=True, False and "never" of transformers. One, or one
-      per request.
-    groups: beams search in so many groups, each of which avoids the tokens that the groups before
-      it have chosen at the same place: `diversity` is subtracted for each such choice.
-    pick: "best" keeps the best continuations; "draw" draws them without replacement.
-    Raises ConfigError for a value out of range, or two that contradict each other.
+    Args:
+      count: number of beams.
+      length_penalty: scores are divided by (new tokens)^penalty; above 0 favours long texts. A
+        number or [B].
+      early_stopping: when a request ends, as in transformers; one value, or one per request. True:
+        as soon as `count` texts have ended. False: when the best open beam, ended now, would not
+        be among them. "never": when it would not at any length.
+      groups: number of groups of diverse beam search (Vijayakumar et al. 2016).
+      diversity: diversity penalty, a number or [B]: subtracted from a token's score for each beam
+        of an earlier group that chose it at the same position.
+      do_sample: sample continuations without replacement instead of taking the best.
+
+    Returns:
+      The settings, for `beam_search` and `generate_beams`.
+
+    Raises:
+      ConfigError: for a value out of range, or two that contradict each other.
     """
     if count % groups:
         raise ConfigError(f"beams={count} is not a multiple of groups={groups}")
-    names = [until] if isinstance(until, str) else list(until)
+    one = isinstance(early_stopping, (bool, str))
+    rules: list[Any] = [early_stopping] if one else list(early_stopping)  # pyright: ignore[reportArgumentType]
     if groups == 1 and np.ndim(diversity) == 0 and diversity != 0:
         raise ConfigError(f"diversity={diversity} has no effect with groups=1; give groups")
-    if groups > 1 and pick == "draw":
-        raise ConfigError(f"groups={groups} and pick='draw' exclude each other; drop one")
-    codes = np.asarray([RULES[name] for name in names], np.int32)
-    code = codes[0] if isinstance(until, str) else codes
-    return Search(length_penalty, code, diversity, count, groups, pick)
+    if groups > 1 and do_sample:
+        raise ConfigError(f"groups={groups} and do_sample=True exclude each other; drop one")
+    codes = np.asarray([STOP_RULES[rule] for rule in rules], np.int32)
+    code = codes[0] if one else codes
+    return Search(length_penalty, code, diversity, count, groups, do_sample)
 
 
-def check(search: Search, returned: int, key: Any, words: Any) -> None:
-    """Raise ConfigError if a search can't return so many texts, or contradicts its key or words."""
-    if not 1 <= returned <= search.beams:
-        raise ConfigError(f"returned={returned} must be from 1 to beams={search.beams}")
-    if search.pick == "draw" and key is None:
-        raise ConfigError("pick='draw' needs key=; give jax.random.key(seed)")
+def check(search: Search, num_return: int, key: Any, words: Any) -> None:
+    """Raise ConfigError for a num_return out of range, a missing key, or unsupported words."""
+    if not 1 <= num_return <= search.beams:
+        raise ConfigError(f"num_return={num_return} must be from 1 to beams={search.beams}")
+    if search.do_sample and key is None:
+        raise ConfigError("do_sample=True needs key=; give jax.random.key(seed)")
     if words is not None and search.groups > 1:
         raise ConfigError(f"groups={search.groups} and words= exclude each other; drop one")
-    if words is not None and search.pick == "draw":
-        raise ConfigError("pick='draw' and words= exclude each other; drop one")
+    if words is not None and search.do_sample:
+        raise ConfigError("do_sample=True and words= exclude each other; drop one")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 from jaxgen import arrays
 from jaxgen.arguments import Call, at_least
 from jaxgen.arrays import Arrays, Axes
-from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.errors import ConfigError
 
 Number = Annotated[Any, Axes("number", ("", "B"))]

@@ -17,12 +17,17 @@ from jaxtyping import Array, Float, Int, Integer, Key
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding import fits, rows
-from jaxgen.decoding import past as pasts
-from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, missing
+from jaxgen.decoding import cache_rows, fits
+from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, initial_history, missing
 from jaxgen.decoding.detail import Reason, ended_by
+from jaxgen.decoding.history import (
+    NO_TOKEN,
+    History,
+    append_token,
+    last_tokens,
+    required_history,
+)
 from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
-from jaxgen.decoding.past import NO_TOKEN, Past
 from jaxgen.decoding.record import record
 from jaxgen.decoding.stop import StopStrings, found
 from jaxgen.eager import compile_once
@@ -32,7 +37,7 @@ from jaxgen.ops.random import categorical
 from jaxgen.varying import fori_loop, scan, while_loop
 
 # (tokens [B, T], cache) -> (logits [B, T, V], cache)
-Reader = Callable[[Any, Any], tuple[Any, Any]]
+MultiTokenStep = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Guess(NamedTuple):
@@ -49,9 +54,9 @@ class Guess(NamedTuple):
 @record
 @dataclass(frozen=True)
 class Draft:
-    """A way to guess: guess(last token [B], past, cache, keys [B]) -> Guess of `count` tokens."""
+    """A drafter: guess(last token [B], history, cache, keys [B]) -> Guess of `count` tokens."""
 
-    guess: Callable[[Any, Past, Any, Any], Guess]
+    guess: Callable[[Any, History, Any, Any], Guess]
     count: int = field(metadata={"static": True})
     cache: Any
 
@@ -60,7 +65,7 @@ class Speculated(NamedTuple):
     """What speculation made; past its end a row repeats its last token."""
 
     tokens: Int[Array, "B length"]
-    made: Int[Array, "B"]
+    num_generated: Int[Array, "B"]
     guessed: Int[Array, "B"]  # guesses that the target was asked about
     accepted: Int[Array, "B"]  # guesses that it took
     steps: Int[Array, ""]  # how often the target was run
@@ -75,7 +80,7 @@ def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
     closer that is to the target's, the more is accepted. The cache has a row for each request, and
     all but its last known token. Raises ConfigError for processors that look back.
     """
-    if pasts.needs(sample) != "nothing":
+    if required_history(sample) != "nothing":
         raise ConfigError(f"a draft's chain reads logits alone; {missing(sample)}")
     return Draft(_ModelGuess(step, sample, count), count, cache)
 
@@ -87,21 +92,21 @@ class _ModelGuess:
     sample: Chain
     count: int = field(metadata={"static": True})
 
-    def __call__(self, token: Any, past: Past, cache: Any, keys: Any) -> Guess:
+    def __call__(self, token: Any, history: History, cache: Any, keys: Any) -> Guess:
         def one(carry, place):
             token, cache = carry
             logits, cache = self.step(jnp.maximum(token, 0), cache)
             logits = self.sample.process(logits.astype(jnp.float32))
             draw = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
             new = categorical(draw, logits)
-            return (new, cache), (new, jax.nn.softmax(logits, axis=-1), trail(cache))
+            return (new, cache), (new, jax.nn.softmax(logits, axis=-1), take_snapshot(cache))
 
-        trail = rows.trail_of(cache)
-        begun = trail(cache)
-        made = scan(one, (token, cache), jnp.arange(self.count + 1))
+        take_snapshot = cache_rows.snapshot_function(cache)
+        begun = take_snapshot(cache)
+        out = scan(one, (token, cache), jnp.arange(self.count + 1))
         # The last guess is drawn only so that its forerunner is read; it is not made.
-        (_, cache), (tokens, probs, states) = made
-        cache = rows.trailed(cache, begun, states)
+        (_, cache), (tokens, probs, states) = out
+        cache = cache_rows.with_snapshots(cache, begun, states)
         return Guess(tokens[:-1].T, jnp.moveaxis(probs[:-1], 0, 1), cache)
 
 
@@ -120,12 +125,12 @@ class _Lookup:
     count: int = field(metadata={"static": True})
     width: int = field(metadata={"static": True})
 
-    def __call__(self, token: Any, past: Past, cache: Any, keys: Any) -> Guess:
-        tokens, length = past.known()
+    def __call__(self, token: Any, history: History, cache: Any, keys: Any) -> Guess:
+        tokens, length = history.tokens_and_length()
         slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         begin = jnp.zeros(length.shape, jnp.int32)
         for size in range(1, self.width + 1):
-            ending = pasts.last(past, size)
+            ending = last_tokens(history, size)
             same = slots + size < length[:, None]
             for place in range(size):
                 same &= jnp.roll(tokens, -place, axis=1) == ending[:, place, None]
@@ -137,35 +142,35 @@ class _Lookup:
 
 
 @arguments.checked
-def reader(step: Step) -> Reader:
+def reader(step: Step) -> MultiTokenStep:
     """Return any step as a reader of several tokens, one after the other: exact, but no faster."""
-    return _Reader(step)
+    return _TokenByToken(step)
 
 
 @record
 @dataclass(frozen=True)
-class _Reader:
+class _TokenByToken:
     step: Step
 
     def __call__(self, tokens: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
-        trail = rows.trail_of(cache)
-        begun = trail(cache)
+        take_snapshot = cache_rows.snapshot_function(cache)
+        begun = take_snapshot(cache)
 
         def one(cache, token):
             logits, cache = self.step(token, cache)
-            return cache, (logits, trail(cache))
+            return cache, (logits, take_snapshot(cache))
 
         cache, (logits, states) = scan(one, cache, tokens.T)
-        return jnp.moveaxis(logits, 0, 1), rows.trailed(cache, begun, states)
+        return jnp.moveaxis(logits, 0, 1), cache_rows.with_snapshots(cache, begun, states)
 
 
-class _Run(NamedTuple):
+class _LoopState(NamedTuple):
     token: Array
     tokens: Array
     cache: Any
     draft: Any
-    past: Past
-    watched: Array | None  # where texts stand among their stop strings
+    history: History
+    stop_state: Array | None  # of the stop-string automata
     done: Array
     guessed: Array
     accepted: Array
@@ -180,7 +185,7 @@ class _Ends(NamedTuple):
 
 @arguments.checked(**LOOP)
 def speculate(
-    read: Reader,
+    read: MultiTokenStep,
     cache: Any,
     first: Int[Array | np.ndarray, "B"],
     key: Keys,
@@ -197,14 +202,15 @@ def speculate(
     """Return up to `length` new tokens a request, distributed as `decode` draws them.
 
     read: (tokens [B, T], cache) -> (logits [B, T, V], cache), the target; its cache and the draft's
-      can be rewound (see `rows.rewind`) and have draft.count + 1 slots more than the text needs.
+      can be rewound (see `cache_rows.rewind`) and have draft.count + 1 slots more than the text
+      needs.
     The other arguments are those of `decode`; the draws are others than `decode`'s, but a request's
     own as well: they are a function of its key and place.
     Raises ConfigError for a cache that can't go back so far, and what `decode` raises.
     """
     fits.check(sample, length)
-    rows.check_back(cache, draft.count + 1)
-    rows.check_back(draft.cache, draft.count + 1)
+    cache_rows.check_back(cache, draft.count + 1)
+    cache_rows.check_back(draft.cache, draft.count + 1)
     given = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
     return _speculate(read, cache, first, key, sample, length, draft, prompt, **given)
 
@@ -220,46 +226,44 @@ def _speculate(
     most = jnp.broadcast_to(jnp.asarray(length if limit is None else limit, jnp.int32), batch)
     most = jnp.minimum(most, length)
     stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop, jnp.int32))
-    past = _past(sample, prompt, lengths, length)
+    history = initial_history(sample, batch, length, prompt, lengths, requires="tokens")
+    assert history is not None
     ends = _Ends(stops, strings, most)
 
-    def body(run: _Run) -> _Run:
-        draws = jax.vmap(jax.random.fold_in)(keys, run.past.made)
-        guess = draft.guess(run.token, run.past, run.draft, _fold(draws, 2))
-        asked = jnp.concatenate([jnp.maximum(run.token, 0)[:, None], guess.tokens], axis=1)
-        logits, cache = read(asked, run.cache)
-        now, taken = _verified(sample, run, logits, draws, guess, ends)
-        back = jnp.where(run.done, draft.count + 1, draft.count - taken)
-        fed = jnp.where(run.done, 0, draft.count)
+    def body(state: _LoopState) -> _LoopState:
+        draws = jax.vmap(jax.random.fold_in)(keys, state.history.num_generated)
+        guess = draft.guess(state.token, state.history, state.draft, _fold(draws, 2))
+        asked = jnp.concatenate([jnp.maximum(state.token, 0)[:, None], guess.tokens], axis=1)
+        logits, cache = read(asked, state.cache)
+        now, taken = _verified(sample, state, logits, draws, guess, ends)
+        back = jnp.where(state.done, draft.count + 1, draft.count - taken)
+        fed = jnp.where(state.done, 0, draft.count)
         return now._replace(
-            cache=rows.rewind(cache, back),
-            draft=rows.rewind(guess.cache, back),
-            guessed=run.guessed + fed.astype(jnp.int32),
-            accepted=run.accepted + taken,
-            steps=run.steps + 1,
+            cache=cache_rows.rewind(cache, back),
+            draft=cache_rows.rewind(guess.cache, back),
+            guessed=state.guessed + fed.astype(jnp.int32),
+            accepted=state.accepted + taken,
+            steps=state.steps + 1,
         )
 
     blank = jnp.full((batch, length), NO_TOKEN, jnp.int32)
-    watched = None if strings is None else strings.states(batch)
-    done = most < 1 if watched is None else (most < 1) | found(watched)
+    stop_state = None if strings is None else strings.states(batch)
+    done = most < 1 if stop_state is None else (most < 1) | found(stop_state)
     zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), jnp.int32))
-    begun = _Run(first, blank, cache, draft.cache, past, watched, done, *zeros)
-    run = while_loop(lambda run: ~jnp.all(run.done), body, begun)
+    begun = _LoopState(first, blank, cache, draft.cache, history, stop_state, done, *zeros)
+    state = while_loop(lambda state: ~jnp.all(state.done), body, begun)
     out = jnp.where(
-        jnp.arange(length)[None] < run.past.made[:, None], run.tokens, run.token[:, None]
+        jnp.arange(length)[None] < state.history.num_generated[:, None],
+        state.tokens,
+        state.token[:, None],
     )
-    last = jnp.any(run.token[:, None] == stops, axis=-1) & (run.past.made > 0)
-    reason = jnp.where(run.token == NOT_FINITE, Reason.NOT_FINITE, ended_by(run.watched, last))
-    return Speculated(out, run.past.made, run.guessed, run.accepted, run.steps, reason)
-
-
-def _past(sample: Chain, prompt: Any, lengths: Any, length: int) -> Past:
-    batch = prompt.shape[0]
-    known = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
-    room = jnp.full((batch, length), NO_TOKEN, jnp.int32)
-    tokens = jnp.concatenate([jnp.asarray(prompt, jnp.int32), room], axis=1)
-    past = Past(jnp.zeros(batch, jnp.int32), tokens, known.astype(jnp.int32))
-    return pasts.begin(sample, past)
+    last = jnp.any(state.token[:, None] == stops, axis=-1) & (state.history.num_generated > 0)
+    reason = jnp.where(
+        state.token == NOT_FINITE, Reason.NOT_FINITE, ended_by(state.stop_state, last)
+    )
+    return Speculated(
+        out, state.history.num_generated, state.guessed, state.accepted, state.steps, reason
+    )
 
 
 def _fold(keys: Key[Array, "B"], number: Int[Array, ""] | int) -> Key[Array, "B"]:
@@ -268,12 +272,12 @@ def _fold(keys: Key[Array, "B"], number: Int[Array, ""] | int) -> Key[Array, "B"
 
 def _verified(
     sample: Chain,
-    run: _Run,
+    state: _LoopState,
     logits: Float[Array, "B T V"],
     draws: Key[Array, "B"],
     guess: Guess,
     ends: _Ends,
-) -> tuple[_Run, Int[Array, "B"]]:
+) -> tuple[_LoopState, Int[Array, "B"]]:
     """The run after the guesses that are taken and one token more, and how many were taken."""
     count = guess.tokens.shape[1]
     tokens = jnp.pad(guess.tokens, ((0, 0), (0, 1)))
@@ -286,25 +290,25 @@ def _verified(
     def one(place, carry):
         now, taken, going = carry
         at = (logits[:, place], tokens[:, place], probs[:, place])
-        new, took = _drawn(sample, now.past, *at, _fold(_fold(draws, 1), place))
+        new, took = _drawn(sample, now.history, *at, _fold(_fold(draws, 1), place))
         took &= place < count
         new = jnp.where(going, new, now.token)
         now = _written(sample, now, new, going)
         over = jnp.any(new[:, None] == ends.stops, axis=-1) | (new == NOT_FINITE)
-        if ends.strings is not None and now.watched is not None:
-            watched = jnp.where(going, ends.strings.advance(now.watched, new), now.watched)
-            now, over = now._replace(watched=watched), over | found(watched)
-        over = going & (over | (now.past.made >= ends.most))
+        if ends.strings is not None and now.stop_state is not None:
+            stop_state = jnp.where(going, ends.strings.advance(now.stop_state, new), now.stop_state)
+            now, over = now._replace(stop_state=stop_state), over | found(stop_state)
+        over = going & (over | (now.history.num_generated >= ends.most))
         now = now._replace(done=now.done | over)
         return now, taken + (going & took).astype(taken.dtype), going & took & ~over
 
-    begun = (run, jnp.zeros_like(ends.most), ~run.done)
+    begun = (state, jnp.zeros_like(ends.most), ~state.done)
     return fori_loop(0, count + 1, one, begun)[:2]
 
 
 def _drawn(
     sample: Chain,
-    past: Past,
+    history: History,
     logits: Float[Array, "B V"],
     token: Int[Array, "B"],
     drafted: Float[Array, "B V"],
@@ -312,7 +316,7 @@ def _drawn(
 ) -> tuple[Int[Array, "B"], Array]:
     """The token at one place, and whether it is the guess that was taken."""
     logits = logits.astype(jnp.float32)
-    target = sample.process(logits, past)
+    target = sample.process(logits, history)
     probs = jax.nn.softmax(target, axis=-1)
     chance = jnp.take_along_axis(probs, token[:, None], axis=1)[:, 0]
     offered = jnp.take_along_axis(drafted, token[:, None], axis=1)[:, 0]
@@ -327,15 +331,15 @@ def _drawn(
     return checked(checked(new, target), logits), took
 
 
-def _written(sample: Chain, run: _Run, new: Int[Array, "B"], going: Array) -> _Run:
+def _written(sample: Chain, state: _LoopState, new: Int[Array, "B"], going: Array) -> _LoopState:
     """The run after one more token of the rows that are going."""
-    after = pasts.advance(sample, run.past, new)
+    after = append_token(sample, state.history, new)
 
     def kept(fresh, old):
         return jnp.where(going.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh, old)
 
     rows_ = jnp.arange(new.shape[0])
-    place = jnp.where(going, run.past.made, run.tokens.shape[1])
-    tokens = run.tokens.at[rows_, place].set(new, mode="drop")
-    past = jax.tree.map(kept, after, run.past)
-    return run._replace(token=new, tokens=tokens, past=past)
+    place = jnp.where(going, state.history.num_generated, state.tokens.shape[1])
+    tokens = state.tokens.at[rows_, place].set(new, mode="drop")
+    history = jax.tree.map(kept, after, state.history)
+    return state._replace(token=new, tokens=tokens, history=history)

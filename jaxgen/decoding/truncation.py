@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arguments import above, at_least, between
-from jaxgen.decoding import reach
+from jaxgen.decoding import top_mass
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, Whole, column
 from jaxgen.ops.largest import argmax
@@ -81,7 +81,7 @@ class TopK:
         count = jnp.maximum(column(self.count), self.keep)
         count = jnp.clip(count, 1, logits.shape[-1]).astype(jnp.int32)
         need = jnp.broadcast_to(count, (*logits.shape[:-1], 1))
-        cutoff = reach.last(logits, lambda x: jnp.ones(x.shape, jnp.int32), need)
+        cutoff = top_mass.mass_cutoff(logits, lambda x: jnp.ones(x.shape, jnp.int32), need)
         return jnp.where(logits >= cutoff, logits, BANNED)
 
 
@@ -106,7 +106,7 @@ class TopP:
         # Subtract the drop tail: rounding the mass itself would lose the tail of one near 1.
         tail = jnp.floor((1 - mass) * MASS_SCALE).astype(jnp.int32)
         need = jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True) - tail, 1)
-        cutoff = reach.last(logits, weigh, need)
+        cutoff = top_mass.mass_cutoff(logits, weigh, need)
         if self.keep > 1:
             cutoff = jnp.minimum(cutoff, _threshold(logits, self.keep))
         above, equal = ~(logits <= cutoff), logits == cutoff

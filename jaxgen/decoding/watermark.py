@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arguments import Range, at_least, between
-from jaxgen.decoding.past import Needs, Past, last
+from jaxgen.decoding.history import History, Requires, last_tokens
 from jaxgen.decoding.record import record
 from jaxgen.decoding.setting import Number, column
 from jaxgen.decoding.truncation import static
@@ -30,19 +30,19 @@ from jaxgen.decoding.truncation import static
 class Watermark:
     """Adds `bias` to the green logits that `key` and the last `width` tokens choose."""
 
-    needs: ClassVar[Needs] = "tokens"
+    requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "watermark"
     key: Number
     ratio: Number
     bias: Number
     width: int = static(1)
 
-    def __call__(self, logits: Float[Array, "B V"], past: Past) -> Float[Array, "B V"]:
-        window = last(past, self.width).astype(jnp.uint32)
+    def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
+        window = last_tokens(history, self.width).astype(jnp.uint32)
         candidates = jnp.arange(logits.shape[-1], dtype=jnp.uint32)
         hashed = _hashed(column(self.key), [window[:, i, None] for i in range(self.width)])
         green = _hashed(hashed, [candidates]) < _level(column(self.ratio))
-        whole_window = past.known()[1][:, None] >= self.width
+        whole_window = history.tokens_and_length()[1][:, None] >= self.width
         return jnp.where(green & whole_window, logits + column(self.bias), logits)
 
 

@@ -1,8 +1,8 @@
-"""Words that a beam search must bring in: phrases, and alternatives of which one is enough.
+"""Constraints of a beam search: phrases that must appear, or one of several alternatives.
 
 The semantics are those of transformers 4 (`PhrasalConstraint`, `DisjunctiveConstraint` and
 `ConstrainedBeamSearchScorer`, after Post and Vilar 2018): a beam works on one word at a time, loses
-its progress with a token that does not go on, and beams are taken in turn from banks of equal
+its progress with a token that does not go on, and beams are taken alternately from banks of equal
 progress, so that unlikely words are not crowded out.
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arrays import Axes
-from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.record import record
 from jaxgen.decoding.truncation import static
 from jaxgen.errors import ConfigError
@@ -100,8 +100,9 @@ def must_appear(words: Sequence[Sequence[Any]], *, over: Over = "new", each: boo
 
     each: whether `words` is a list of such lists, one for each request (which may be empty).
     over: "new" counts the new text alone, "all" the prompt too, as transformers does.
-    A text that ends without its words is returned only if there are too few with them; `Found.met`
-    tells. Arrays are padded to powers of two, so other words seldom recompile.
+    A text without its words is returned only if too few have them: see
+    `BeamResult.constraints_met`. Arrays are padded to powers of two, so other words seldom
+    recompile.
     Raises ConfigError for an empty word, a negative id, or an alternative that begins another.
     """
     requests = [_tries(row) for row in (words if each else [words])]
@@ -153,7 +154,7 @@ def _power(size: int) -> int:
     return max(SMALLEST, 1 << (size - 1).bit_length())
 
 
-def met(progress: Progress) -> Bool[Array, "..."]:
+def constraints_met(progress: Progress) -> Bool[Array, "..."]:
     """Return whether all words are there."""
     return jnp.all(progress.complete, axis=-1)
 
@@ -165,7 +166,7 @@ def _open(words: Words, progress: Progress) -> Bool[Array, "M"]:
     pending = ~progress.complete & ~(going & mine)
     begins = (words.parent == 0) & pending[words.word]
     opened = jnp.where(going, words.parent == progress.node, begins)
-    return opened & (words.token >= 0) & ~met(progress)
+    return opened & (words.token >= 0) & ~constraints_met(progress)
 
 
 def _after(words: Words, progress: Progress, token: Int[Array, ""]) -> Progress:
@@ -183,7 +184,7 @@ def _after(words: Words, progress: Progress, token: Int[Array, ""]) -> Progress:
         jnp.where(lost, jnp.max(progress.waited) + 1, progress.waited),
         jnp.where(any_ & ~ended, node, 0).astype(jnp.int32),
     )
-    over = met(progress)
+    over = constraints_met(progress)
     return jax.tree.map(lambda new, old: jnp.where(over, old, new), after, progress)
 
 
@@ -212,7 +213,7 @@ def chosen(
     """Return (scores, parent, token) of the beams that go on.
 
     They are the best by score (`scores, parent, token`) and those that a word's next token makes
-    of every beam, taken in turn from the banks of equal progress, the most advanced bank first.
+    of every beam, taken alternately from the banks of equal progress, the most advanced bank first.
     """
     return jax.vmap(_chosen)(words, progress, total, scores, parent, token)
 

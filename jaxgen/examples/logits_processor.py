@@ -1,7 +1,7 @@
 """Write a logits processor: a function of logits, or a dataclass that also reads earlier tokens.
 
 `jaxgen.chain` takes processors in reading order. A plain function sees logits [B, V]; one with
-`needs = "tokens"` is called with the request's history as well. Settings that are leaves of a
+`requires = "tokens"` is called with the request's history as well. Settings that are leaves of a
 pytree can change from call to call without compiling anew, and differ from row to row.
 """
 
@@ -20,10 +20,10 @@ class NoImmediateRepeat:
     """Lowers the logit of the token that was just read by `penalty`, a number or an array [B]."""
 
     penalty: Any
-    needs: ClassVar[str] = "tokens"
+    requires: ClassVar[str] = "tokens"
 
-    def __call__(self, logits, past):
-        tokens, length = past.known()  # [B, S] and [B]: what each request has so far
+    def __call__(self, logits, history):
+        tokens, length = history.tokens_and_length()  # [B, S] and [B]: what each request has so far
         last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)
         repeated = jnp.arange(logits.shape[1]) == last
         return logits - jnp.where(repeated, jnp.reshape(self.penalty, (-1, 1)), 0.0)

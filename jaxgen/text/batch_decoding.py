@@ -22,7 +22,7 @@ from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.model_steps import dola_layers
 from jaxgen.text.processors import ChainContext, chain_of, words_for
 from jaxgen.text.programs import StepKind
-from jaxgen.text.request import DRAFTED, Generation
+from jaxgen.text.request import DRAFTED, EARLY_STOPPING, Generation
 from jaxgen.text.text_stream import TextStream
 
 CHUNK = 16  # tokens between looks at the result: 8 cost 7 % of a scan (benchmarks/streaming.py)
@@ -165,9 +165,9 @@ class RequestState:
         """Take a chunk's tokens; return the piece of text, and the reason if it ended with it."""
         if self.stream.reason is not None:
             return "", None
-        before = self.stream.made
+        before = self.stream.num_generated
         piece = self.stream.push(tokens)
-        count = self.stream.made - before
+        count = self.stream.num_generated - before
         self.tokens += tokens[:count]
         if detail is not None:
             self.logprobs += detail[0][row, :count].tolist()
@@ -209,7 +209,7 @@ def stream(group: RequestBatch, lines: list[RequestState] | None = None) -> Iter
         for row, line in enumerate(lines):
             fresh = line.stream.reason is None
             if fresh and NOT_FINITE in tokens[row]:
-                _refuse(group, row, chunk, line.stream.made)
+                _refuse(group, row, chunk, line.stream.num_generated)
             piece, ended = line.push(tokens[row].tolist(), detail, row)
             limit = seconds[row]
             if fresh and ended is None and limit is not None and spent >= limit:
@@ -236,27 +236,27 @@ def _searched(group: RequestBatch) -> list[list[Completion]]:
     search = beams(
         settings.beams or 1,
         length_penalty=np.asarray([_or(one.length_penalty, 1.0) for one in several], np.float32),
-        until=[one.until or "likely" for one in several],
+        early_stopping=[EARLY_STOPPING[one.until or "likely"] for one in several],
         groups=settings.groups or 1,
         diversity=np.asarray([_or(one.diversity, 0.0) for one in several], np.float32),
-        pick=settings.pick or "best",
+        do_sample=settings.pick == "draw",
     )
-    returned = settings.n_best or 1
+    num_return = settings.n_best or 1
     found = programs.search_beams(
         *(*group.parts, search, group.chain()),
         words_for(several, group.model.tokenizer),
         _strings(group),
         length=group.length(),
-        returned=returned,
+        num_return=num_return,
     )
     tokens, scores, made, reasons = (
-        np.asarray(x) for x in (found.tokens, found.scores, found.made, found.reason)
+        np.asarray(x) for x in (found.tokens, found.scores, found.num_generated, found.reason)
     )
     rows = []
     for row in range(len(group.requests)):
         if reasons[row, 0] in (Reason.NOT_FINITE, Reason.BANNED):
             raise _failure(row, int(made[row, 0]), Reason(int(reasons[row, 0])))
-        kept = [n for n in range(returned) if np.isfinite(scores[row, n])]
+        kept = [n for n in range(num_return) if np.isfinite(scores[row, n])]
         rows.append([(tokens[row, n, : made[row, n]], float(scores[row, n])) for n in kept])
     return _told(group, rows)
 
@@ -282,7 +282,7 @@ def _speculated(group: RequestBatch) -> list[list[Completion]]:
         count=settings.lookup or settings.draft_tokens or DRAFTED,
         drafting=None if draft is None else draft.config,
     )
-    made = np.asarray(found.made)
+    made = np.asarray(found.num_generated)
     limited = zip(np.asarray(found.tokens), made, group.requests, strict=False)
     told = _told(group, [[(row[:count], None)] for row, count, _ in limited])
     counts = np.stack([found.guessed, found.accepted], axis=1).tolist()

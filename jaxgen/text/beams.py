@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.beam import Found, beam_search
+from jaxgen.decoding.beam import BeamResult, beam_search
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.loop import Keys
 from jaxgen.decoding.search import Search
@@ -47,7 +47,7 @@ def split(cache: Any, search: Search) -> Any:
     return jax.tree.map(one, cache, is_leaf=lambda node: isinstance(node, Cache))
 
 
-@arguments.checked(**PROMPTED, returned=at_least(1))
+@arguments.checked(**PROMPTED, num_return=at_least(1))
 @auto_inside("prompt")
 def generate_beams(
     params: api.Params,
@@ -58,7 +58,7 @@ def generate_beams(
     length: int,
     key: Keys | None = None,
     sample: Chain | None = None,
-    returned: int = 1,
+    num_return: int = 1,
     lengths: Int[Array | np.ndarray, "B"] | None = None,
     words: Words | None = None,
     stop: Int[Array | np.ndarray, "E"] | None = None,
@@ -66,12 +66,12 @@ def generate_beams(
     memory: Memory | None = None,
     layout: Layout = "contiguous",
     store: Store = "plain",
-) -> Found:
+) -> BeamResult:
     """Return the best texts of up to `length` new tokens for each prompt, by `beams`.
 
     Each prompt is read once, however many beams there are. sample: a `chain` whose processors
     change the log-probabilities; None changes nothing. The rest is as in `generate` and
-    `beam_search`. Static where it is jitted: config, length, returned, layout and store.
+    `beam_search`. Static where it is jitted: config, length, num_return, layout and store.
     Raises ConfigError for more beams than the vocabulary has tokens, and what those raise.
     """
     check(config, prompt.shape[1], length)
@@ -91,7 +91,7 @@ def generate_beams(
         chain() if sample is None else sample,
         length,
         search,
-        returned=returned,
+        num_return=num_return,
         words=words,
         stop=stop,
         strings=strings,

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.generation_config import IDS, GenerationConfig
-from jaxgen.text.request import CHANCE, DRAWING, Generation
+from jaxgen.text.request import CHANCE, DRAWING, EARLY_STOPPING, Generation
 
 # Keys that are ours under another name, in the order in which later ones depend on earlier ones.
 SAME: dict[str, str] = {
@@ -41,7 +41,7 @@ SAME: dict[str, str] = {
     "forced_eos_token_id": "force_last",
 }
 TOP_K = 50  # candidates of contrastive search, as transformers has them where nobody says
-UNTIL = {True: "full", False: "likely", "never": "certain"}
+UNTIL: dict[Any, str] = {rule: name for name, rule in EARLY_STOPPING.items()}
 
 
 def _bad_words(told: GenerationConfig, begins: bool) -> dict[str, Any]:

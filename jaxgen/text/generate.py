@@ -13,8 +13,8 @@ from jaxgen.arguments import at_least, between, size, token_ids
 from jaxgen.config import ModelConfig
 from jaxgen.decoding import fits
 from jaxgen.decoding.chain import Chain, greedy
+from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Keys, decode
-from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError

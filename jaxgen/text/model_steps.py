@@ -12,9 +12,9 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.contrast import layer_contrast
-from jaxgen.decoding.guide import guided
+from jaxgen.decoding.guidance import classifier_free_guidance
+from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Step
-from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
@@ -128,7 +128,7 @@ def cfg_step(step: Step, scale: Float[Array, "B"]) -> Step:
         logits, cache = step(jnp.where(pending == NO_TOKEN, tokens, pending), cache)
         return logits, (cache, jnp.full_like(pending, NO_TOKEN))
 
-    return guided(step, other, scale)
+    return classifier_free_guidance(step, other, scale)
 
 
 def _each(x: Float[Array, "B T *X"], tokens: Int[Array, "R"]) -> Float[Array, "R *X"]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxgen.decoding import automaton, bias, force, repeat, truncation, watermark, words
 from jaxgen.decoding.chain import Chain, chain
-from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.errors import ConfigError
 from jaxgen.text.request import DRAWING, Generation
 from jaxgen.tokens import Tokenizer

@@ -15,13 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgen.config import ModelConfig
-from jaxgen.decoding import past as pasts
-from jaxgen.decoding.beam import Found, beam_search
+from jaxgen.decoding.beam import BeamResult, beam_search
 from jaxgen.decoding.chain import Chain
 from jaxgen.decoding.contrastive import contrastive_search
 from jaxgen.decoding.detail import Decoded, decode_detailed
+from jaxgen.decoding.history import NO_TOKEN, required_history
 from jaxgen.decoding.loop import Chunk, decode_chunk
-from jaxgen.decoding.past import NO_TOKEN
 from jaxgen.decoding.search import Search
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
@@ -113,7 +112,7 @@ def sample_chunks(
     longest, width = int(rows.limits.max()), rows.prompt.shape[1]
     first, cache = _begin(params, config, kind, rows, bucket(width + longest + chunk))
     history = None
-    if sample.needs == "tokens":
+    if sample.requires == "tokens":
         history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
     waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
@@ -161,7 +160,7 @@ def _more(
     return made, made.tokens[:, -1], history
 
 
-@partial(jax.jit, static_argnames=("config", "kind", "length", "returned"))
+@partial(jax.jit, static_argnames=("config", "kind", "length", "num_return"))
 def search_beams(
     params: api.Params,
     config: ModelConfig,
@@ -173,15 +172,15 @@ def search_beams(
     strings: StopStrings | None,
     *,
     length: int,
-    returned: int,
-) -> Found:
+    num_return: int,
+) -> BeamResult:
     """Return the best texts of each row by beam search, of up to its limit, at most `length`."""
     capacity = rows.prompt.shape[1] + room(search, length)
     first, cache = begin(params, config, kind, rows, capacity)
     step = step_of(params, config, kind, rows)
     return beam_search(
         *(step, split(cache, search), first, rows.keys, sample, length, search),
-        returned=returned,
+        num_return=num_return,
         words=words,
         stop=rows.stops,
         strings=strings,
@@ -272,7 +271,7 @@ def _draft(
     widths = jnp.asarray(rows.widths)
     _, cache = prefill(params, config, rows.prompt, widths, capacity, memory=memory)
     # A draft may read nothing but logits: what looks back is left to the target.
-    shaping = tuple(part for part in sample.processors if pasts.needs(part) == "nothing")
+    shaping = tuple(part for part in sample.processors if required_history(part) == "nothing")
     return draft_model(steps.model_step(params, config, kind.known), cache, Chain(shaping), count)
 
 

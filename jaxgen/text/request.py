@@ -18,6 +18,8 @@ from jaxgen.errors import ConfigError
 Strategy = Literal["draw", "beams", "contrastive", "speculate"]
 Until = Literal["full", "likely", "certain"]
 Pick = Literal["best", "draw"]
+EARLY_STOPPING: dict[Until, bool | Literal["never"]]
+EARLY_STOPPING = {"full": True, "likely": False, "certain": "never"}
 Layers = Literal["low", "high"]
 Rule = tuple[Callable[[Any], bool], str]  # what a value may be, and the same in words
 

@@ -12,9 +12,9 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least, between
 from jaxgen.config import ModelConfig
 from jaxgen.decoding import fits
-from jaxgen.decoding import past as pasts
 from jaxgen.decoding.chain import Chain, chain, greedy
 from jaxgen.decoding.contrastive import contrastive_search
+from jaxgen.decoding.history import required_history
 from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.setting import Number
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
@@ -68,7 +68,7 @@ def generate_speculative(
         raise ConfigError(f"a draft of topology={draft_config.topology}; give a decoder")
     sample, known = greedy() if sample is None else sample, _known(prompt, lengths)
     if draft_sample is None:
-        parts = (part for part in sample.processors if pasts.needs(part) == "nothing")
+        parts = (part for part in sample.processors if required_history(part) == "nothing")
         draft_sample = chain(*parts)
     capacity = prompt.shape[1] + length + count + 1
     draft_params = serving.unroll(draft_params, draft_config)

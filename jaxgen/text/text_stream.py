@@ -60,7 +60,7 @@ class TextStream:
         limit: int,
         ends: Iterable[int] = (),
     ) -> None:
-        self.made, self.limit = 0, limit
+        self.num_generated, self.limit = 0, limit
         self.reason: Reason | None = None
         self._ends = {*ends, tokenizer.special.eos}
         self._words = Detokenizer(tokenizer, after=prompt)
@@ -74,13 +74,13 @@ class TextStream:
         for token in tokens:
             if self.reason is not None:
                 break
-            self.made += 1
+            self.num_generated += 1
             if token in self._ends:
                 return text + self.end(Reason.STOP)
             text += self._clip.push(self._words.push(token))
             if self._clip.found:
                 self.reason = Reason.STRING
-            elif self.made >= self.limit:
+            elif self.num_generated >= self.limit:
                 text += self.end(Reason.LENGTH)
         return text
 

@@ -45,7 +45,7 @@ def test_only_what_the_function_allows_is_drawn_and_its_data_may_change():
     other = run(jaxgen.chain(jaxgen.allowed_tokens(rising, jnp.array([2]))))
     assert drawn._cache_size() == before
     for one, least in ((found, 1), (other, 2)):
-        for text, made in zip(one.tokens.tolist(), one.made.tolist(), strict=True):
+        for text, made in zip(one.tokens.tolist(), one.num_generated.tolist(), strict=True):
             new = text[:made]
             body = new[:-1] if new[-1] == STOP else new
             assert body == sorted(set(body)) and (not body or body[0] >= least)

@@ -38,7 +38,7 @@ def draw(machine, seed, start=0, first=None, prompt=None, lengths=None, *, lengt
 
 
 def texts(out):
-    rows = zip(np.asarray(out.tokens).tolist(), np.asarray(out.made).tolist(), strict=True)
+    rows = zip(np.asarray(out.tokens).tolist(), np.asarray(out.num_generated).tolist(), strict=True)
     return [b"".join(PIECES[t] for t in row[:made]).decode(errors="replace") for row, made in rows]
 
 
@@ -111,13 +111,13 @@ def test_a_trie_allows_exactly_its_sequences_also_to_beams():
         scored.append((sum(logprobs[pair] for pair in steps), text))
     found = jaxgen.beam_search(
         *(bigram, (), jnp.array([first]), None, jaxgen.chain(machine), 6),
-        jaxgen.beams(4, length_penalty=0.0, until="certain"),
-        returned=4,
+        jaxgen.beams(4, length_penalty=0.0, early_stopping="never"),
+        num_return=4,
         stop=jnp.array([STOP]),
         prompt=jnp.array([[first]]),
     )
     for place, (score, text) in enumerate(sorted(scored, reverse=True)):
-        assert found.tokens[0, place, : found.made[0, place]].tolist() == [*text, STOP]
+        assert found.tokens[0, place, : found.num_generated[0, place]].tolist() == [*text, STOP]
         np.testing.assert_allclose(found.scores[0, place], score, rtol=1e-5)
 
 

@@ -25,10 +25,10 @@ def trigram(tokens, before):
     return TABLE[before, tokens], tokens
 
 
-@partial(jax.jit, static_argnames=("returned",))
-def search(how, first=FIRST, sample=None, key=None, limit=None, words=None, *, returned=1):
+@partial(jax.jit, static_argnames=("num_return",))
+def search(how, first=FIRST, sample=None, key=None, limit=None, words=None, *, num_return=1):
     sample = jaxgen.chain() if sample is None else sample
-    given = {"returned": returned, "stop": jnp.array([STOP]), "limit": limit, "words": words}
+    given = {"num_return": num_return, "stop": jnp.array([STOP]), "limit": limit, "words": words}
     cache = jnp.zeros_like(first)
     return jaxgen.beam_search(trigram, cache, first, key, sample, LENGTH, how, **given)
 
@@ -49,18 +49,20 @@ def every_text(first, penalty):
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_beams_that_hold_everything_find_the_best_of_all_texts(penalty):
-    found = search(jaxgen.beams(V**4, length_penalty=penalty, until="certain"), returned=4)
+    found = search(jaxgen.beams(V**4, length_penalty=penalty, early_stopping="never"), num_return=4)
     for row, first in enumerate(FIRST.tolist()):
         wanted = every_text(first, penalty)[:4]
         np.testing.assert_allclose(found.scores[row], [s for s, _ in wanted], rtol=1e-5)
         for place, (_, text) in enumerate(wanted):
-            assert tuple(found.tokens[row, place, : found.made[row, place]].tolist()) == text
+            assert (
+                tuple(found.tokens[row, place, : found.num_generated[row, place]].tolist()) == text
+            )
 
 
 def test_beams_that_hold_everything_find_the_best_text_with_the_word():
     words = jaxgen.must_appear([[[4], [3]], [2]])
-    found = search(jaxgen.beams(V**4, until="certain"), words=words, returned=2)
-    assert found.met.all()
+    found = search(jaxgen.beams(V**4, early_stopping="never"), words=words, num_return=2)
+    assert found.constraints_met.all()
     changed = 0
     for row, first in enumerate(FIRST.tolist()):
         texts = every_text(first, 1.0)
@@ -68,27 +70,32 @@ def test_beams_that_hold_everything_find_the_best_text_with_the_word():
         changed += wanted[0] != texts[0]
         np.testing.assert_allclose(found.scores[row], [score for score, _ in wanted], rtol=1e-5)
         for place, (_, text) in enumerate(wanted):
-            assert tuple(found.tokens[row, place, : found.made[row, place]].tolist()) == text
+            assert (
+                tuple(found.tokens[row, place, : found.num_generated[row, place]].tolist()) == text
+            )
     assert changed
 
 
 def test_each_request_has_its_own_words_and_other_words_run_the_same_program():
     lists = [[[2, 3]], [], [[[0], [4, 2]]]]
-    together = search(jaxgen.beams(3), words=jaxgen.must_appear(lists, each=True), returned=3)
+    together = search(jaxgen.beams(3), words=jaxgen.must_appear(lists, each=True), num_return=3)
     before = search._cache_size()
     for row, words in enumerate(lists):
         same = jaxgen.must_appear([words or [[0]]] * 3, each=True)
-        alone = search(jaxgen.beams(3), words=same, returned=3)
-        free = search(jaxgen.beams(3), returned=3) if not words else alone
+        alone = search(jaxgen.beams(3), words=same, num_return=3)
+        free = search(jaxgen.beams(3), num_return=3) if not words else alone
         np.testing.assert_array_equal(together.tokens[row], free.tokens[row])
         np.testing.assert_allclose(together.scores[row], free.scores[row], rtol=1e-6)
         for text, count, met in zip(
-            together.tokens[row].tolist(), together.made[row], together.met[row], strict=True
+            together.tokens[row].tolist(),
+            together.num_generated[row],
+            together.constraints_met[row],
+            strict=True,
         ):
             held = str([[2, 3], [], [0], [4, 2]][row])[1:-1] in str(text[: int(count)])
             assert bool(met) == (held or (row == 2 and "4, 2" in str(text[: int(count)])))
     assert search._cache_size() - before <= 1  # the free search
-    assert together.met.any(axis=1).all()
+    assert together.constraints_met.any(axis=1).all()
 
 
 def test_words_of_the_prompt_count_only_if_asked():
@@ -101,14 +108,16 @@ def test_words_of_the_prompt_count_only_if_asked():
         )
 
     new, all_ = found("new"), found("all")
-    assert 2 in new.tokens[0, 0].tolist() and new.met[0, 0] and all_.met[0, 0]
-    assert 2 not in all_.tokens[0, 0, : int(all_.made[0, 0])].tolist()
+    assert (
+        2 in new.tokens[0, 0].tolist() and new.constraints_met[0, 0] and all_.constraints_met[0, 0]
+    )
+    assert 2 not in all_.tokens[0, 0, : int(all_.num_generated[0, 0])].tolist()
 
 
 def test_a_stop_string_ends_a_beam_as_a_stop_id_does():
     pieces = [b"a", b"bc", b"d", b"e", b"f"]
-    ids = search(jaxgen.beams(3), returned=3)
-    given = {"returned": 3, "cache": jnp.zeros_like(FIRST), "sample": jaxgen.chain()}
+    ids = search(jaxgen.beams(3), num_return=3)
+    given = {"num_return": 3, "cache": jnp.zeros_like(FIRST), "sample": jaxgen.chain()}
 
     @jax.jit
     def stopped(strings):
@@ -128,7 +137,10 @@ def test_a_stop_string_ends_a_beam_as_a_stop_id_does():
     assert set(found.reason.ravel().tolist()) >= {Reason.STRING, Reason.LENGTH}
     two = stopped(jaxgen.stop_strings(["cd", "fb"], pieces))
     for text, count, reason in zip(
-        two.tokens.reshape(-1, LENGTH).tolist(), two.made.ravel(), two.reason.ravel(), strict=True
+        two.tokens.reshape(-1, LENGTH).tolist(),
+        two.num_generated.ravel(),
+        two.reason.ravel(),
+        strict=True,
     ):
         spelled = b"".join(pieces[token] for token in text[: int(count)])
         before = b"".join(pieces[token] for token in text[: int(count) - 1])
@@ -140,8 +152,8 @@ def test_a_wider_beam_never_scores_worse_on_the_toy():
     for penalty in (0.0, 1.0):
         scores = []
         for count in (1, 5, V**4):
-            how = jaxgen.beams(count, length_penalty=penalty, until="certain")
-            scores.append(search(how, returned=min(count, 4)).scores[:, 0])
+            how = jaxgen.beams(count, length_penalty=penalty, early_stopping="never")
+            scores.append(search(how, num_return=min(count, 4)).scores[:, 0])
         assert (np.diff(np.asarray(scores), axis=0) >= -1e-5).all()
         best = [every_text(first, penalty)[0][0] for first in FIRST.tolist()]
         np.testing.assert_allclose(scores[-1], best, rtol=1e-5)
@@ -171,7 +183,7 @@ def test_drawn_beams_follow_the_exact_distribution():
         for token in order:
             chance, left = chance * probs[token] / left, left - probs[token]
         wanted[max(order, key=lambda t: probs[t])] += chance
-    how = jaxgen.beams(2, pick="draw")
+    how = jaxgen.beams(2, do_sample=True)
     first, limit = jnp.zeros(draws, jnp.int32), jnp.ones(draws, jnp.int32)
     found = search(how, first, None, jax.random.key(1), limit)
     counts = np.bincount(found.tokens[:, 0, 0], minlength=V)
@@ -181,16 +193,16 @@ def test_drawn_beams_follow_the_exact_distribution():
 
 
 def test_requests_with_other_rules_and_limits_in_one_batch_are_as_alone():
-    untils, penalties, limits = ["full", "likely", "certain"], [0.0, 1.0, 2.0], [5, 3, 4]
-    mixed = jaxgen.beams(3, length_penalty=jnp.array(penalties), until=untils)
-    together = search(mixed, limit=jnp.array(limits), returned=3)
-    for row, (until, penalty, limit) in enumerate(zip(untils, penalties, limits, strict=True)):
-        how = jaxgen.beams(3, length_penalty=jnp.array([penalty]), until=[until])
-        alone = search(how, FIRST[row : row + 1], limit=jnp.array([limit]), returned=3)
-        for name in ("tokens", "scores", "made", "reason"):
+    rules, penalties, limits = [True, False, "never"], [0.0, 1.0, 2.0], [5, 3, 4]
+    mixed = jaxgen.beams(3, length_penalty=jnp.array(penalties), early_stopping=rules)
+    together = search(mixed, limit=jnp.array(limits), num_return=3)
+    for row, (rule, penalty, limit) in enumerate(zip(rules, penalties, limits, strict=True)):
+        how = jaxgen.beams(3, length_penalty=jnp.array([penalty]), early_stopping=[rule])
+        alone = search(how, FIRST[row : row + 1], limit=jnp.array([limit]), num_return=3)
+        for name in ("tokens", "scores", "num_generated", "reason"):
             mine, other = getattr(together, name)[row], getattr(alone, name)[0]
             np.testing.assert_array_equal(mine, other, err_msg=name)
-        assert (together.made[row] <= limit).all()
+        assert (together.num_generated[row] <= limit).all()
 
 
 ILL = [(np.nan, "everywhere"), (np.nan, "once"), (np.inf, "once"), (-np.inf, "everywhere")]
@@ -210,7 +222,7 @@ def test_a_sick_request_says_so_and_its_neighbours_go_on(number, where):
     given = {"stop": jnp.array([STOP])}
     found = jaxgen.beam_search(step, cache, FIRST, None, chain, LENGTH, jaxgen.beams(2), **given)
     assert found.reason[1:, 0].tolist() == [Reason.NOT_FINITE, Reason.BANNED]
-    assert (found.tokens[1:] == NOT_FINITE).all() and (found.made[1:] == 0).all()
+    assert (found.tokens[1:] == NOT_FINITE).all() and (found.num_generated[1:] == 0).all()
     assert found.tokens[0].tolist() == search(jaxgen.beams(2)).tokens[0].tolist()
 
 
@@ -220,8 +232,8 @@ def test_a_sick_request_says_so_and_its_neighbours_go_on(number, where):
         ({"count": 0}, "count=0"),
         ({"count": 4, "groups": 3}, "beams=4 is not a multiple of groups=3"),
         ({"count": 4, "diversity": 1.0}, "diversity=1.0 has no effect with groups=1"),
-        ({"count": 4, "groups": 2, "pick": "draw"}, "groups=2 and pick='draw' exclude"),
-        ({"count": 4, "until": "soon"}, "until='soon'"),
+        ({"count": 4, "groups": 2, "do_sample": True}, "groups=2 and do_sample=True exclude"),
+        ({"count": 4, "early_stopping": "soon"}, "early_stopping='soon'"),
         ({"count": 4, "length_penalty": float("nan")}, "length_penalty=nan"),
     ],
 )
@@ -244,7 +256,7 @@ def test_words_that_can_not_be_are_refused(words, text):
         jaxgen.must_appear(words)
 
 
-@pytest.mark.parametrize("how", [{"groups": 2}, {"pick": "draw"}])
+@pytest.mark.parametrize("how", [{"groups": 2}, {"do_sample": True}])
 def test_words_want_plain_beams(how):
     words, how = jaxgen.must_appear([[2]]), jaxgen.beams(2, **how)
     with pytest.raises(errors.ConfigError, match="and words= exclude each other"):
@@ -258,8 +270,10 @@ def test_a_transformer_s_beams_are_scored_as_by_a_full_forward_pass():
     )  # fmt: skip
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))
     prompt, lengths = jnp.array([[3, 1, 4, 1], [9, 2, 0, 0]]), jnp.array([4, 2])
-    run = jax.jit(jaxgen.generate_beams, static_argnames=("config", "length", "returned", "layout"))
-    given = {"length": 6, "returned": 3, "lengths": lengths, "layout": "ring"}
+    run = jax.jit(
+        jaxgen.generate_beams, static_argnames=("config", "length", "num_return", "layout")
+    )
+    given = {"length": 6, "num_return": 3, "lengths": lengths, "layout": "ring"}
     found = run(params, config, prompt, jaxgen.beams(4), **given)
     forward = jax.jit(jaxgen.apply, static_argnums=1)
     for row, length in enumerate(lengths.tolist()):
@@ -288,12 +302,12 @@ def test_beams_that_share_a_row_s_keys_make_the_texts_of_beams_that_copy_them(mo
     def run(params):
         memory = jaxgen.encode(params, config, source, segments=real)
         given = {"length": 7, "lengths": lengths, "memory": memory, "stop": jnp.array([13, 14])}
-        return jaxgen.generate_beams(params, config, prompt, jaxgen.beams(3), returned=3, **given)
+        return jaxgen.generate_beams(params, config, prompt, jaxgen.beams(3), num_return=3, **given)
 
     shared = jax.jit(run)(params)
     monkeypatch.setattr(beams, "SPLIT", 2)
     copied = jax.jit(lambda params: run(params))(params)
     assert set(shared.reason.ravel().tolist()) == {Reason.STOP, Reason.LENGTH}
-    for name in ("tokens", "made", "reason"):
+    for name in ("tokens", "num_generated", "reason"):
         np.testing.assert_array_equal(getattr(shared, name), getattr(copied, name), err_msg=name)
     np.testing.assert_allclose(shared.scores, copied.scores, atol=1e-5)

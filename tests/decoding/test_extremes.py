@@ -9,7 +9,7 @@ import numpy as np
 import jaxgen
 from jaxgen.decoding.chain import NOT_FINITE
 from jaxgen.decoding.detail import Reason
-from jaxgen.decoding.past import Past
+from jaxgen.decoding.history import History
 
 V, STOP = 9, 4
 TABLE = jax.random.normal(jax.random.key(1), (V, V)) * 2
@@ -38,7 +38,7 @@ def test_a_vocabulary_of_one_has_one_text():
     def all_(key):
         drawn, _ = jaxgen.decode(step, (), first, key, chain, 4, prompt=prompt)
         beams = jaxgen.beam_search(
-            *(step, (), first, None, jaxgen.chain(), 4, jaxgen.beams(2)), returned=2
+            *(step, (), first, None, jaxgen.chain(), 4, jaxgen.beams(2)), num_return=2
         )
         read, draft = jaxgen.reader(step), jaxgen.lookup(2)
         guessed = jaxgen.speculate(read, (), first, key, chain, 4, draft, prompt=prompt)
@@ -58,9 +58,9 @@ def test_256_thousand_ids_are_cut_to_the_smallest_set_that_reaches_p():
         jaxgen.top_p(mass),
     )
     tokens = jnp.array([[5, size - 1], [7, 7]])
-    past = Past(jnp.zeros(2, jnp.int32), tokens, jnp.array([2, 2]))
-    found = jax.jit(chain.process)(logits, past)
-    drawn = jax.jit(chain)(logits, jax.random.split(jax.random.key(0), 2), past)
+    history = History(jnp.zeros(2, jnp.int32), tokens, jnp.array([2, 2]))
+    found = jax.jit(chain.process)(logits, history)
+    drawn = jax.jit(chain)(logits, jax.random.split(jax.random.key(0), 2), history)
     for row in range(2):
         x = np.asarray(logits[row], np.float64)
         x[tokens[row]] = np.where(x[tokens[row]] < 0, x[tokens[row]] * 1.2, x[tokens[row]] / 1.2)
@@ -87,16 +87,16 @@ def test_one_row_of_257_is_as_alone_and_one_token_is_the_first_of_six():
     together = made(sample, first, keys, stop, length=6)
     one = made(sample, first, keys, stop, length=1)
     assert one.tokens[:, 0].tolist() == together.tokens[:, 0].tolist()
-    assert (one.made == 1).all()
+    assert (one.num_generated == 1).all()
     for row in (0, 100, 256):
         mine = slice(row, row + 1)
         alone = made(sample, first[mine], keys[mine], stop, length=6)
-        for name in ("tokens", "made", "reason", "logprobs", "top_ids"):
+        for name in ("tokens", "num_generated", "reason", "logprobs", "top_ids"):
             assert getattr(alone, name)[0].tolist() == getattr(together, name)[row].tolist()
-    assert together.made.max() == 6
+    assert together.num_generated.max() == 6
     # An end token that comes first is all there is of its text.
     ended = together.tokens[:, 0] == STOP
-    assert ended.any() and (together.made[ended] == 1).all()
+    assert ended.any() and (together.num_generated[ended] == 1).all()
     assert (together.reason[ended] == Reason.STOP).all()
     assert (together.tokens[ended] == STOP).all()
 
@@ -106,7 +106,7 @@ def test_where_every_token_is_banned_the_row_says_so_and_ends():
     keys = jax.random.split(jax.random.key(0), 2)
     found = made(jaxgen.chain(banned), jnp.array([1, 2]), keys, length=6)
     assert found.reason.tolist() == [Reason.BANNED, Reason.LENGTH]
-    assert found.made.tolist() == [0, 6] and (found.tokens[0] == NOT_FINITE).all()
+    assert found.num_generated.tolist() == [0, 6] and (found.tokens[0] == NOT_FINITE).all()
     assert (found.tokens[1] == 0).all()
 
 

@@ -10,7 +10,7 @@ import pytest
 import jaxgen
 from jaxgen import errors
 from jaxgen.decoding import automaton
-from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.history import NO_TOKEN
 
 V, LENGTH = 11, 12
 TABLE = jax.random.normal(jax.random.key(7), (V, V)) * 2
@@ -82,7 +82,7 @@ def test_mixed_settings_in_any_company_run_one_program_and_change_nothing():
     for rows in ([3, 1, 0, 2], [2, 2, 2, 2], [0, 0, 1, 1]):
         found = run(rows, key)
         for place, row in enumerate(rows):
-            for name in ("tokens", "made", "reason", "logprobs"):
+            for name in ("tokens", "num_generated", "reason", "logprobs"):
                 mine, other = getattr(found, name)[place], getattr(together, name)[row]
                 np.testing.assert_array_equal(mine, other, err_msg=f"{name} of {row} in {rows}")
     other = run([0, 1, 2, 3], jax.random.key(4))

@@ -46,7 +46,7 @@ def test_guidance_mixes_the_log_probabilities_of_two_prompts():
         return tables[which, tokens], which
 
     ones = jnp.ones(2, jnp.int32)
-    both = jaxgen.guided(step, step, jnp.array([1.7, 0.0]))
+    both = jaxgen.classifier_free_guidance(step, step, jnp.array([1.7, 0.0]))
     logits, _ = both(jnp.array([3, 4]), (0 * ones, ones))
     with_it, without = (np.asarray(jax.nn.log_softmax(table)) for table in tables)
     # The line of transformers' UnbatchedClassifierFreeGuidanceLogitsProcessor.
@@ -60,4 +60,4 @@ def test_guidance_mixes_the_log_probabilities_of_two_prompts():
     found = jaxgen.decode(guided, pair, jnp.array([3, 4]), jax.random.key(0), greedy(), 5)[0]
     assert found.tolist() == alone.tolist()
     with pytest.raises(errors.ConfigError, match="scale=nan"):
-        jaxgen.guided(step, step, float("nan"))
+        jaxgen.classifier_free_guidance(step, step, float("nan"))

@@ -63,7 +63,7 @@ def test_greedy_speculation_is_token_for_token_greedy(name):
         )
         found = speculate(name, sample, first, jax.random.key(3), stop, limit, length=20)
         for row in range(V):
-            made = int(found.made[row])
+            made = int(found.num_generated[row])
             assert found.tokens[row, :made].tolist() == wanted[row, :made].tolist()
             assert found.tokens[row].tolist() == wanted[row].tolist() or made < 20
 
@@ -92,7 +92,7 @@ def test_a_structure_is_kept_while_guesses_come_and_go():
     for value in (0.0, 1.0):
         sample = jaxgen.chain(trie, jaxgen.temperature(value))
         found = speculate("lookup", sample, first, jax.random.key(3), stop, length=20)
-        for tokens, made in zip(found.tokens.tolist(), found.made.tolist(), strict=True):
+        for tokens, made in zip(found.tokens.tolist(), found.num_generated.tolist(), strict=True):
             assert tokens[:made] in ([0, 0, 2, 0, 1], [3, 3, 0, 1], [2, 1])
         assert (found.reason == Reason.STOP).all()
     assert found.accepted.sum() > 0

@@ -77,7 +77,7 @@ def test_each_request_ends_with_its_own_string_and_says_so():
         free = made(stop_strings([[]] * 4, PIECES), key)
         found = made(stop_strings(SETS, PIECES), key)
         for row, strings in enumerate(SETS):
-            tokens, count = free.tokens[row].tolist(), int(found.made[row])
+            tokens, count = free.tokens[row].tolist(), int(found.num_generated[row])
             ends = [
                 n
                 for n in range(1, LENGTH + 1)
@@ -99,7 +99,7 @@ def test_chunks_follow_a_string_across_their_border():
         parts.append(part.tokens)
     assert jnp.concatenate(parts, axis=1).tolist() == whole.tokens.tolist()
     assert part.reason.tolist() == whole.reason.tolist()
-    assert Reason.STRING in whole.reason.tolist() and (whole.made % 3 != 0).any()
+    assert Reason.STRING in whole.reason.tolist() and (whole.num_generated % 3 != 0).any()
 
 
 def test_a_stop_id_is_the_reason_where_both_end_a_text():

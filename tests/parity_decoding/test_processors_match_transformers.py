@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.decoding.past import Past
+from jaxgen.decoding.history import History
 
 TIED = 1  # the logits of this number hold ties
 SOURCED = ("source_penalty", "no_repeat_source")
@@ -36,7 +36,7 @@ def made(name, settings):
 
 @jax.jit
 def process(sample, logits, tokens, length, made):
-    return jax.vmap(lambda one: sample.process(one, Past(made, tokens, length)))(logits)
+    return jax.vmap(lambda one: sample.process(one, History(made, tokens, length)))(logits)
 
 
 def titles():

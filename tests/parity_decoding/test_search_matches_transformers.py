@@ -10,10 +10,9 @@ import pytest
 import search_cases as the
 
 import jaxgen
-from jaxgen.decoding.past import NO_TOKEN
+from jaxgen.decoding.history import NO_TOKEN
 
 TABLE = {name: jnp.asarray(x) for name, x in the.weights().items()}
-RULES = {True: "full", False: "likely", "never": "certain"}
 
 
 @cache
@@ -26,14 +25,14 @@ def recurrent(tokens, state):
     return state @ TABLE["out"] + TABLE["bias"], state
 
 
-@partial(jax.jit, static_argnames="returned")
-def search(how, sample, stop, words=None, *, returned):
+@partial(jax.jit, static_argnames="num_return")
+def search(how, sample, stop, words=None, *, num_return):
     prompt = jnp.asarray(the.PROMPTS)
     state = jnp.zeros((len(prompt), the.D))
     for token in prompt.T[:-1]:
         state = recurrent(token, state)[1]
     first = prompt[:, -1]
-    given = {"returned": returned, "stop": stop, "prompt": prompt, "words": words}
+    given = {"num_return": num_return, "stop": stop, "prompt": prompt, "words": words}
     return jaxgen.beam_search(recurrent, state, first, None, sample, the.LENGTH, how, **given)
 
 
@@ -55,7 +54,7 @@ def ours(case):
     how = jaxgen.beams(
         count,
         length_penalty=case.get("length_penalty", 1.0),
-        until=RULES[case["early_stopping"]],
+        early_stopping=case["early_stopping"],
         groups=case.get("num_beam_groups", 1),
         diversity=case.get("diversity_penalty", 0.0),
     )
@@ -64,7 +63,7 @@ def ours(case):
     words = None
     if "force_words_ids" in case:
         words = jaxgen.must_appear(case["force_words_ids"], over="all")
-    return search(how, processors(case), stop, words, returned=count)
+    return search(how, processors(case), stop, words, num_return=count)
 
 
 CASES = {"plain": the.PLAIN, "groups": the.GROUPS, "words": the.WORDS}
@@ -76,21 +75,23 @@ def test_beams_find_the_texts_and_scores_of_transformers(kind):
         found = ours(case)
         wanted = golden()[f"{kind}/{number}/tokens"]
         places = np.arange(the.LENGTH)
-        tokens = np.where(places < np.asarray(found.made)[..., None], found.tokens, -1)
+        tokens = np.where(places < np.asarray(found.num_generated)[..., None], found.tokens, -1)
         assert tokens.tolist() == wanted.tolist(), case
         if case["num_beams"] > 1:
             scores = golden()[f"{kind}/{number}/scores"]
             np.testing.assert_allclose(found.scores, scores, rtol=2e-6, atol=1e-6)
         penalty = case.get("length_penalty", 1.0)
-        total = np.asarray(found.logprobs).sum(-1) / np.asarray(found.made) ** penalty
+        total = np.asarray(found.logprobs).sum(-1) / np.asarray(found.num_generated) ** penalty
         np.testing.assert_allclose(total, found.scores, rtol=1e-5, atol=1e-5)
 
 
 def test_search_settings_do_not_recompile():
     before = search._cache_size()
     chain, stop = jaxgen.chain(), np.asarray([the.STOP], np.int32)
-    for penalty, until in ((0.3, "full"), (1.7, "certain"), (0.0, "likely")):
-        search(jaxgen.beams(2, length_penalty=penalty, until=until), chain, stop, returned=2)
+    for penalty, early in ((0.3, True), (1.7, "never"), (0.0, False)):
+        search(
+            jaxgen.beams(2, length_penalty=penalty, early_stopping=early), chain, stop, num_return=2
+        )
     assert search._cache_size() - before <= 1
 
 

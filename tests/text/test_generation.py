@@ -60,7 +60,7 @@ MIXED = [
 
 
 generate = jax.jit(jaxgen.generate, static_argnames=("config", "length"))
-search = jax.jit(jaxgen.generate_beams, static_argnames=("config", "length", "returned"))
+search = jax.jit(jaxgen.generate_beams, static_argnames=("config", "length", "num_return"))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -161,11 +161,13 @@ def test_beams_are_those_of_the_library_with_counts_and_probabilities(session):
     asked = [Prompt(PROMPT, dataclasses.replace(given, top_logprobs=2)), Prompt("x", given)]
     both = session.run(asked, detail=True)
     ids = jnp.asarray([session.ids(PROMPT)])
-    how = jaxgen.beams(3, length_penalty=0.5, until="full")
+    how = jaxgen.beams(3, length_penalty=0.5, early_stopping=True)
     stop = jnp.asarray([EOS])
-    found = search(session.params, CONFIG, ids, how, length=LENGTH, returned=2, stop=stop)
+    found = search(session.params, CONFIG, ids, how, length=LENGTH, num_return=2, stop=stop)
     for place, answer in enumerate(both[0]):
-        assert answer.tokens == found.tokens[0, place].tolist()[: int(found.made[0, place])]
+        assert (
+            answer.tokens == found.tokens[0, place].tolist()[: int(found.num_generated[0, place])]
+        )
         np.testing.assert_allclose(answer.score, found.scores[0, place], rtol=1e-5)
         np.testing.assert_allclose(answer.logprobs, found.logprobs[0, place][: len(answer.tokens)],
                                    atol=1e-4)  # fmt: skip

@@ -50,7 +50,7 @@ def test_a_draft_says_what_the_model_would_have_said(params, greedy):
 
     found = run(params, draft)
     assert found.tokens[1].tolist() == greedy[1].tolist()
-    assert found.made.tolist() == [ends, 16] and ends < 16
+    assert found.num_generated.tolist() == [ends, 16] and ends < 16
     assert found.reason.tolist() == [Reason.STRING, Reason.LENGTH]
     assert found.tokens[0, :ends].tolist() == greedy[0, :ends].tolist()
     assert 0 < int(found.accepted.sum()) < int(found.guessed.sum()) and int(found.steps) < 16

@@ -50,7 +50,7 @@ def test_no_stop_string_appears_with_any_tokenizer(kind):
         state, made = int(table.state[0]), 0
         while made < len(ids) and state != FOUND and tokenizer.special.eos not in ids[:made]:
             state, made = int(table.table[state, table.classes[ids[made]]]), made + 1
-        assert writing.made == made
+        assert writing.num_generated == made
         assert (writing.reason == Reason.STRING) == (state == FOUND)
         whole = tokenizer.decode([*prompt, *ids[:made]])[3:]
         assert whole.startswith(text)

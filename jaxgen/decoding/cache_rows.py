@@ -1,4 +1,4 @@
-"""Caches of any kind by rows: reordered, repeated, rewound."""
+"""Reorder, repeat and rewind the rows of any cache."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _knows(method: str):
 def take(cache: Any, rows: Int[Array, "R"]) -> Any:
     """Return the cache whose row i is row `rows[i]`.
 
-    A node of the tree with a method `take(rows)` says itself where its rows are; the rows of any
-    other array are its axis 0, and a scalar belongs to all rows.
+    A node of the tree may have its own `take(rows)`. The rows of any other array are its axis 0; a
+    scalar is shared by all rows.
     """
 
     def one(node):
@@ -34,41 +34,41 @@ def take(cache: Any, rows: Int[Array, "R"]) -> Any:
 
 
 def repeat(cache: Any, batch: int, times: int) -> Any:
-    """Return the cache with each of its `batch` rows `times` times in a row."""
+    """Return the cache with each of its `batch` rows repeated `times` times, as jnp.repeat."""
     return take(cache, jnp.repeat(jnp.arange(batch), times))
 
 
 @record
 @dataclass(frozen=True)
-class Trail:
-    """What a cache that can't go back was after each of the last tokens, leaves [T + 1, B, ...]."""
+class Snapshots:
+    """A non-rewindable cache before and after each of the last T tokens, leaves [T + 1, B, ...]."""
 
     states: Any
 
 
-def trail_of(cache: Any) -> Callable[[Any], Any]:
-    """Return what to keep of such a cache after each token, so that it can be rewound."""
+def snapshot_function(cache: Any) -> Callable[[Any], Any]:
+    """Return what takes a snapshot of such a cache; the snapshot is () if the cache can rewind."""
     nodes = jax.tree.leaves(cache, is_leaf=_knows("rewind"))
     able = all(hasattr(node, "rewind") for node in nodes)
     return (lambda cache: ()) if able else (lambda cache: cache)
 
 
-def trailed(cache: Any, begun: Any, states: Any) -> Any:
-    """Return the cache as `rewind` takes it: a Trail if states were kept, else as it is."""
+def with_snapshots(cache: Any, begun: Any, states: Any) -> Any:
+    """Return the cache for `rewind`: its Snapshots if there are any, else the cache itself."""
     if not jax.tree.leaves(states):
         return cache
-    return Trail(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begun, states))
+    return Snapshots(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begun, states))
 
 
 def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
     """Return the cache as it was `back` tokens of each row ago.
 
-    A cache that keeps every token (`rewind(length)`, `length`) only forgets; of any other, a Trail
-    of the last tokens must have been kept. Raises ConfigError if there is neither.
+    A cache that keeps every token is truncated (`rewind(length)`, `length`); any other is taken
+    from its Snapshots. Raises ConfigError if there are none.
     """
 
     def one(node):
-        if isinstance(node, Trail):
+        if isinstance(node, Snapshots):
             number = jnp.arange(back.shape[0])
             return jax.tree.map(lambda x: x[len(x) - 1 - back, number], node.states)
         if hasattr(node, "rewind"):
@@ -78,7 +78,9 @@ def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
             f"or give the cache rewind(length) and length"
         )
 
-    return jax.tree.map(one, cache, is_leaf=lambda x: isinstance(x, Trail) or hasattr(x, "rewind"))
+    return jax.tree.map(
+        one, cache, is_leaf=lambda x: isinstance(x, Snapshots) or hasattr(x, "rewind")
+    )
 
 
 def check_back(cache: Any, most: int) -> None:

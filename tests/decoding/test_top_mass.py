@@ -1,11 +1,11 @@
-"""The end of a row's largest values: both ways of finding it, and one by one as the oracle."""
+"""The cutoff of a row's largest values: both methods, and adding one by one as the oracle."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.decoding import reach
+from jaxgen.decoding import top_mass
 from jaxgen.decoding.truncation import top_k, top_p
 
 ROWS = np.float32(
@@ -30,9 +30,9 @@ def one_by_one(row, weights, need):
     raise AssertionError("a row that does not reach what is needed")
 
 
-@pytest.mark.parametrize("way", [reach.halving, reach.sorting])
+@pytest.mark.parametrize("way", [top_mass.radix_select, top_mass.sort_select])
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_the_end_is_that_of_adding_up_one_by_one(way, name):
+def test_the_cutoff_is_that_of_adding_up_one_by_one(way, name):
     weights = np.asarray(WEIGHTS[name](jnp.asarray(ROWS)))
     for need in (1, 2, 5, 6, 8):
         found = jax.jit(way, static_argnums=1)(ROWS, WEIGHTS[name], jnp.full((3, 1), need))
@@ -40,7 +40,7 @@ def test_the_end_is_that_of_adding_up_one_by_one(way, name):
             assert ours == one_by_one(row, weight, need), need
 
 
-@pytest.mark.parametrize("way", [reach.halving, reach.sorting])
+@pytest.mark.parametrize("way", [top_mass.radix_select, top_mass.sort_select])
 def test_nan_counts_as_the_largest(way):
     row = jnp.float32([[1.0, -jnp.nan, 2.0, jnp.nan]])
     ends = [way(row, WEIGHTS["ones"], jnp.full((1, 1), need))[0, 0] for need in (2, 3, 4)]
@@ -53,8 +53,8 @@ def test_samplers_keep_the_same_by_either_way(make, monkeypatch):
     logits = jnp.asarray(np.round(draw.normal(size=(64, 300)) * 3, 1), jnp.float32)  # many ties
     values = draw.integers(1, 300, 64) if make is top_k else draw.uniform(0.01, 1, 64)
     kept = []
-    for way in (reach.halving, reach.sorting):
-        monkeypatch.setattr(reach, "last", way)
+    for way in (top_mass.radix_select, top_mass.sort_select):
+        monkeypatch.setattr(top_mass, "mass_cutoff", way)
         kept.append(np.isfinite(make(jnp.asarray(values))(logits)))
     np.testing.assert_array_equal(*kept)
 

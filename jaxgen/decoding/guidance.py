@@ -1,4 +1,4 @@
-"""Steps made of other steps: two models' logits, or two prompts', combined at every token."""
+"""Classifier-free guidance: combine the logits of two prompts, or two models, at every token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxgen.decoding.setting import Number, column
 
 
 @arguments.checked(scale=Range(note="1 is off"))
-def guided(conditional: Step, unconditional: Step, scale: Number) -> Step:
+def classifier_free_guidance(conditional: Step, unconditional: Step, scale: Number) -> Step:
     """Return the step of classifier-free guidance (Sanchez et al. 2023) over a pair of caches.
 
     Its logits are u + scale * (c - u), of log-probabilities c and u; 1 is off, 0 leaves the
@@ -25,12 +25,15 @@ def guided(conditional: Step, unconditional: Step, scale: Number) -> Step:
     unless finite. Both steps get the same tokens: give the pair (conditional cache, unconditional
     cache) to `decode`, the second filled with a prompt that lacks the condition.
     """
-    return _Guided(conditional, unconditional, scale)
+    return _ClassifierFreeGuidance(conditional, unconditional, scale)
+
+
+guided = classifier_free_guidance  # the name of version 0.1
 
 
 @record
 @dataclass(frozen=True)
-class _Guided:
+class _ClassifierFreeGuidance:
     conditional: Step
     unconditional: Step
     scale: Number
@@ -40,7 +43,7 @@ class _Guided:
         without, second = self.unconditional(tokens, caches[1])
         with_it = jax.nn.log_softmax(with_it.astype(jnp.float32), axis=-1)
         without = jax.nn.log_softmax(without.astype(jnp.float32), axis=-1)
-        # Where both ban a token, infinity minus infinity must stay a ban.
-        apart = jnp.where(jnp.isneginf(without), 0.0, with_it - without)
-        mixed = jnp.where(jnp.isneginf(with_it), with_it, without + column(self.scale) * apart)
+        # Where both ban a token, inf - inf would be NaN; it must stay banned.
+        difference = jnp.where(jnp.isneginf(without), 0.0, with_it - without)
+        mixed = jnp.where(jnp.isneginf(with_it), with_it, without + column(self.scale) * difference)
         return mixed, (first, second)
