@@ -21,7 +21,8 @@ compilers.use_no_device()
 
 from jaxgen import run  # noqa: E402
 from jaxgen.cli import paths  # noqa: E402
-from jaxgen.plan import analytic, chips, compiled, report, roofline  # noqa: E402
+from jaxgen.plan import analytic, compiled, report, roofline  # noqa: E402
+from jaxgen.profile import chips  # noqa: E402
 from jaxgen.run import facts  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "plan_chips.json"

@@ -109,8 +109,9 @@ def _judged(made: list[str], wanted: list[str], judge: Path) -> dict[str, Any]:
 
     start.prepare_jax(paths.cache())
     from jaxgen.text import tasks
+    from jaxgen.text.loaded_model import open_model
 
-    model = tasks.open_model(judge)
+    model = open_model(judge)
     pairs = [(a, b) for a, b in zip(made, wanted, strict=True) if a.strip()]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     return {

@@ -101,7 +101,11 @@ def compare_texts(hub: Path, tokenizer: Tokenizer, topology: str) -> str:
     family, _ = hub_read.read_config(hub)
     known = family.library == "transformers"
     kind = transformers.AutoTokenizer if known else transformers.PreTrainedTokenizerFast
-    theirs = kind.from_pretrained(hub, trust_remote_code=False)
+    try:
+        theirs = kind.from_pretrained(hub, trust_remote_code=False)
+    except Exception as error:  # its readers raise whatever a file makes them
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{hub}: transformers can't open its tokenizer: {reason}") from error
     before, after = ends(tokenizer, topology)
     who = f"{hub}: transformers ({type(theirs).__name__})"
     texts = {text: ids for text in TRICKY if (ids := _ids(tokenizer, text)) is not None}

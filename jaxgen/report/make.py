@@ -16,6 +16,7 @@ from jaxgen.report.metrics import METRICS, SCHEMA
 from jaxgen.run import facts, inputs
 from jaxgen.run.folder import TOKENIZER, existing_settings
 from jaxgen.text import tasks
+from jaxgen.text.loaded_model import open_model
 from jaxgen.tokens import load as load_tokenizer
 
 HELD_OUT = "held-out text"
@@ -88,7 +89,7 @@ def _text(folder: Path, split: str, cache: Path, judge: Path) -> tuple[Text, str
     tokenizer = load_tokenizer(folder / TOKENIZER)
     corpus = inputs.prepare(settings, tokenizer, cache)
     held = getattr(corpus, split)
-    embed = partial(tasks.embed, tasks.open_model(judge))
+    embed = partial(tasks.embed, open_model(judge))
     return Text(corpus.train, held, tokenizer, settings.model.context, embed), corpus.digest
 
 
