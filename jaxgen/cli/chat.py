@@ -56,7 +56,7 @@ def chat(
         from jaxgen.text import tasks
 
         how = {"batch": min(job.batch, 8), "progress": progress, "detail": detail}
-        return tasks.chat(model, wanted_chats, wanted, **how)
+        return tasks.reply(model, wanted_chats, wanted, **how)
 
     texts.generate(run, chats, job, wanted, work)
 

@@ -64,7 +64,8 @@ def _picked(logits, targets):
 @_picked.defjvp
 def _picked_jvp(primals, tangents):
     logits, targets = primals
-    here = targets[..., None] == jnp.arange(logits.shape[-1])
+    ids = jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    here = targets[..., None] == ids.reshape((1,) * targets.ndim + (-1,))
     return _picked(logits, targets), jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
 
 
@@ -186,10 +187,10 @@ def _chunked_jvp(part, cut, dtype, primals, tangents):
     # Sums of bfloat16 stay in float32: with its eight bits they would stop growing.
     wide = [jnp.promote_types(dot.dtype, jnp.float32) for dot in dots.values()]
     zeros = [jnp.zeros(dot.shape, kind) for dot, kind in zip(dots.values(), wide, strict=True)]
-    (total, grads), (h_grads, nll, each) = scan(gradient, (jnp.zeros(()), zeros), xs)
+    (total, grads), (h_grads, nll, each) = scan(gradient, (jnp.zeros((), jnp.float32), zeros), xs)
     join = partial(_join, cut=cut, length=hidden.shape[1])
     grads = [*map(join, h_grads), *grads]
-    total_dot = sum(map(_inner, grads, [*h_dots, *dots.values()]), jnp.zeros(()))
+    total_dot = sum(map(_inner, grads, [*h_dots, *dots.values()]), jnp.zeros((), jnp.float32))
     if _moves(w_dot):
         total_dot += jax.jvp(partial(weighted, join(each)), (weights,), (w_dot,))[1].sum()
 

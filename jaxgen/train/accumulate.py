@@ -44,7 +44,7 @@ def gradients(
     # with the clip's; the number itself it makes a product of, and writes the clip's quotient down.
     sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(batch)]
     largest = max([size for size in sizes if are_known(size)], default=1)
-    size = jnp.sum(jnp.ones(1 << (largest.bit_length() - 1)))
+    size = jnp.sum(jnp.ones(1 << (largest.bit_length() - 1), jnp.float32))
 
     def one(rows, key):
         def total(params):

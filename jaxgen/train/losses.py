@@ -94,7 +94,7 @@ def token_loss(
 def _loss(params, config, arrays, key, *, smoothing, z, chunk):
     targets = arrays["targets"]
     weights = arrays.get("weights")
-    weights = jnp.ones(targets.shape) if weights is None else weights
+    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
     weights = jnp.where(is_ignored(targets), 0.0, weights.astype(jnp.float32))
     out = read(params, config, arrays, key)
     each = targets.shape[0] * (config.classes or config.V)

@@ -54,7 +54,7 @@ def train_state(
     """
     # Each scalar is a buffer of its own: donating one buffer twice is an error.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]
-    health = Health(jnp.zeros(()), *zeros[1:])
+    health = Health(jnp.zeros((), jnp.float32), *zeros[1:])
     moments = in_float32(optimizer).init(params)
     make_serializable(moments)
     return State(zeros[0], params, moments, key, health)

@@ -116,12 +116,12 @@ def test_marks_of_the_template_are_ids_and_marks_in_a_message_are_text(model):
 def test_a_reply_is_the_chat_in_pieces_whatever_else_is_in_the_batch(model):
     chats = [USER, [{"role": "user", "content": "Something quite different"}]]
     how, session = Generation(max_new_tokens=12, seed=3), session_of(model)
-    found = [one.text for (one,) in tasks.chat(model, chats, how)]
+    found = [one.text for (one,) in tasks.reply(model, chats, how)]
     assert "".join(session.stream(session.chat_ids(USER), how)) == found[0]
     assert session.chat(USER, max_new_tokens=12, seed=3) == found[0]
     assert found[0] != session.chat(USER, max_new_tokens=12, seed=4)
     # With no length either.
-    (alone,), (beside, _) = (tasks.chat(model, part) for part in (chats[:1], chats))
+    (alone,), (beside, _) = (tasks.reply(model, part) for part in (chats[:1], chats))
     assert alone == beside
 
 

@@ -103,11 +103,10 @@ def test_dola_in_one_call_takes_the_tokens_of_its_contrast(params, greedy):
     ],
 )
 def test_a_draft_that_does_not_fit_is_refused(params, change, text):
-    given = {"length": 16, "count": 3}
+    draft, given = SMALL.replace(**change), {"length": 16, "count": 3}
+    of_draft = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jaxgen.abstract(draft))
     with pytest.raises(errors.ConfigError, match=text):
-        jaxgen.generate_speculative(
-            params, CONFIG, params, SMALL.replace(**change), PROMPT, KEY, **given
-        )
+        jaxgen.generate_speculative(params, CONFIG, of_draft, draft, PROMPT, KEY, **given)
 
 
 def test_layers_that_are_not_there_are_refused(params):

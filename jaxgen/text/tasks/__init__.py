@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxgen import lazy
 
 if TYPE_CHECKING:
-    from jaxgen.text.tasks.chat import chat
+    from jaxgen.text.tasks.chat import reply
     from jaxgen.text.tasks.question_answering import Answer, answer
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
     from jaxgen.text.tasks.seq2seq import rewrite, rewrites
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "question_answering",
     "answer": "question_answering",
-    "chat": "chat",
     "classify": "scoring",
     "embed": "scoring",
     "fill_mask": "scoring",
+    "reply": "chat",
     "rewrite": "seq2seq",
     "rewrites": "seq2seq",
     "score": "scoring",
@@ -27,10 +27,10 @@ _HOME = {
 __all__ = [
     "Answer",
     "answer",
-    "chat",
     "classify",
     "embed",
     "fill_mask",
+    "reply",
     "rewrite",
     "rewrites",
     "score",

@@ -12,7 +12,7 @@ from jaxgen.text.request import Generation
 from jaxgen.text.session import number_prompts, session_of
 
 
-def chat(
+def reply(
     model: LoadedModel,
     chats: Sequence[Sequence[Message]],
     settings: Generation | None = None,
