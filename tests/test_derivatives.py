@@ -137,3 +137,34 @@ def test_a_linear_call_runs_its_own_transpose(transform):
     else:
         both = [jax.jvp(jax.grad(f), (X, W), (X, W))[1] for f in (times, rule)]
         np.testing.assert_allclose(both[0], 2 * both[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("topology", ["decoder", "encoder_decoder"])
+def test_forward_mode_of_a_whole_model_agrees_with_its_gradient(topology):
+    import jaxgen
+
+    config = jaxgen.ModelConfig(
+        vocab_size=13, context=16, layers=2, d_model=16, heads=2, topology=topology, output="untied"
+    )
+    params = jaxgen.init(config, jax.random.key(0))
+    ids = jax.random.randint(jax.random.key(1), (2, 9), 0, 13)
+
+    def loss(params):
+        if topology == "decoder":
+            batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+            return jaxgen.causal_loss(params, config, batch).total
+        memory = jaxgen.encode(params, config, ids)
+        return jnp.sum(jaxgen.apply(params, config, ids, memory=memory).logits ** 2)
+
+    keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(params)))
+    leaves, form = jax.tree.flatten(params)
+    moved = form.unflatten(
+        [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    )
+    value, slope = jax.jit(lambda p, t: jax.jvp(loss, (p,), (t,)))(params, moved)
+    wanted, grads = jax.jit(jax.value_and_grad(loss))(params)
+    products = jax.tree.map(jnp.vdot, grads, moved)
+    assert jnp.allclose(value, wanted, rtol=1e-6)
+    assert jnp.allclose(slope, sum(jax.tree.leaves(products)), rtol=2e-4)
+    linear = jax.linearize(loss, params)[1]
+    assert jnp.allclose(linear(moved), slope, rtol=1e-5)
