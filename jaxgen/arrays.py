@@ -76,9 +76,9 @@ def arrays_of(hint: Any) -> Arrays | None:
     arms = typing.get_args(hint) if union else (hint,)
     axes, others, bare = [], [], False
     for arm in arms:
-        found = _axes(arm)
-        if found is not None:
-            axes += [found] * (found not in axes)
+        names = _axes(arm)
+        if names is not None:
+            axes += [names] * (names not in axes)
         elif getattr(arm, "__name__", "") in ("ndarray", "Array"):
             bare = True
         else:
@@ -230,9 +230,9 @@ def _inside(kind: type) -> dict[str, Arrays | None]:
         hints = typing.get_type_hints(kind, include_extras=True)
     except NameError:  # a class of the user's own, whose annotations are not ours to read
         return {}
-    found = {name: arrays_of(hint) for name, hint in hints.items()}
+    kinds = {name: arrays_of(hint) for name, hint in hints.items()}
     tuples = {name for name, hint in hints.items() if typing.get_origin(hint) is tuple}
-    return {name: wanted for name, wanted in found.items() if wanted is not None or name in tuples}
+    return {name: wanted for name, wanted in kinds.items() if wanted is not None or name in tuples}
 
 
 def concrete(value: Any) -> Any:

@@ -69,27 +69,27 @@ class custom_vjp:  # noqa: N801 - the name and the look of JAX's decorator
         known = tree.flatten_up_to(tangents)
         where = [i for i, t in enumerate(known) if _is_tangent(t)]
 
-        def forward_mode(kept: Any, tangents: Any) -> Any:
-            leaves = list(kept[0])
+        def forward_mode(constants: Any, tangents: Any) -> Any:
+            leaves = list(constants[0])
 
-            def body(*moved: Any) -> Any:
-                for i, x in zip(where, moved, strict=True):
+            def body(*inputs: Any) -> Any:
+                for i, x in zip(where, inputs, strict=True):
                     leaves[i] = x
                 return self.body(*static, *jax.tree.unflatten(tree, leaves))
 
             return jax.jvp(body, tuple(leaves[i] for i in where), tuple(tangents))[1]
 
-        def backward_mode(kept: Any, grads: Any) -> Any:
-            args = jax.tree.unflatten(tree, kept[0])
-            pairs = zip(args, self.backward(*static, args, kept[1], grads), strict=True)
-            found = [grad for pair in pairs for grad in _leaves_like(*pair)]
-            if any(found[i] is None for i in where):
+        def backward_mode(constants: Any, grads: Any) -> Any:
+            args = jax.tree.unflatten(tree, constants[0])
+            pairs = zip(args, self.backward(*static, args, constants[1], grads), strict=True)
+            results = [grad for pair in pairs for grad in _leaves_like(*pair)]
+            if any(results[i] is None for i in where):
                 raise TypeError(f"the backward pass of {self.body.__name__} drops a cotangent")
-            return [found[i] for i in where]
+            return [results[i] for i in where]
 
-        moved = [known[i] for i in where]
+        inputs = [known[i] for i in where]
         types = jax.tree.map(lambda x: jax.typeof(x).to_tangent_aval(), out)
-        return out, _call(forward_mode, backward_mode, (leaves, saved), moved, types)
+        return out, _call(forward_mode, backward_mode, (leaves, saved), inputs, types)
 
 
 def linear_call(forward: Callable, backward: Callable, residuals: Any, operands: Any) -> Any:
@@ -121,20 +121,24 @@ def linear_call(forward: Callable, backward: Callable, residuals: Any, operands:
 
 def _call(forward: Callable, backward: Callable, residuals: Any, operands: Any, types: Any) -> Any:
     """`linear_call` with the types of its results; they and the operands may vary more widely."""
-    kept, kept_tree = jax.tree.flatten(residuals)
-    moved, moved_tree = jax.tree.flatten(operands)
+    constants, constants_tree = jax.tree.flatten(residuals)
+    inputs, inputs_tree = jax.tree.flatten(operands)
     out, out_tree = jax.tree.flatten(types)
 
-    def flat_forward(kept: Any, moved: Any) -> Any:
-        found = forward(jax.tree.unflatten(kept_tree, kept), jax.tree.unflatten(moved_tree, moved))
-        return jax.tree.leaves(found)
+    def flat_forward(constants: Any, inputs: Any) -> Any:
+        results = forward(
+            jax.tree.unflatten(constants_tree, constants), jax.tree.unflatten(inputs_tree, inputs)
+        )
+        return jax.tree.leaves(results)
 
-    def flat_backward(kept: Any, grads: Any) -> Any:
-        found = backward(jax.tree.unflatten(kept_tree, kept), jax.tree.unflatten(out_tree, grads))
-        return jax.tree.leaves(found)
+    def flat_backward(constants: Any, grads: Any) -> Any:
+        results = backward(
+            jax.tree.unflatten(constants_tree, constants), jax.tree.unflatten(out_tree, grads)
+        )
+        return jax.tree.leaves(results)
 
-    found = _bind(kept, moved, forward=flat_forward, backward=flat_backward, out=tuple(out))
-    return jax.tree.unflatten(out_tree, found)
+    results = _bind(constants, inputs, forward=flat_forward, backward=flat_backward, out=tuple(out))
+    return jax.tree.unflatten(out_tree, results)
 
 
 def _leaves_like(arg: Any, grad: Any) -> list[Any]:
@@ -155,8 +159,8 @@ _linear = core.Primitive("linear_call")
 _linear.multiple_results = True
 
 
-def _bind(kept: Sequence[Any], moved: Sequence[Any], **rules: Any) -> list[Any]:
-    return _linear.bind(*kept, *moved, number=len(kept), **rules)
+def _bind(constants: Sequence[Any], inputs: Sequence[Any], **rules: Any) -> list[Any]:
+    return _linear.bind(*constants, *inputs, number=len(constants), **rules)
 
 
 @_linear.def_impl
@@ -173,31 +177,31 @@ mlir.register_lowering(_linear, mlir.lower_fun(_evaluated, multiple_results=True
 
 
 def _jvp(primals: Any, tangents: Any, *, number: int, forward: Callable, **rules: Any) -> Any:
-    kept, moved = primals[:number], primals[number:]
-    found = _bind(kept, moved, forward=forward, **rules)
+    constants, inputs = primals[:number], primals[number:]
+    results = _bind(constants, inputs, forward=forward, **rules)
     terms = []
     if any(type(t) is not ad.Zero for t in tangents[number:]):
         slopes = [ad.instantiate_zeros(t) for t in tangents[number:]]
-        terms.append(_bind(kept, slopes, forward=forward, **rules))
+        terms.append(_bind(constants, slopes, forward=forward, **rules))
     curved = [i for i, t in enumerate(tangents[:number]) if type(t) is not ad.Zero]
     if curved:
 
         def of_residuals(*changed: Any) -> Any:
-            new = list(kept)
+            new = list(constants)
             for i, x in zip(curved, changed, strict=True):
                 new[i] = x
-            return forward(new, list(moved))
+            return forward(new, list(inputs))
 
         before, slopes = (tuple(xs[i] for i in curved) for xs in (primals, tangents))
         terms.append(jax.jvp(of_residuals, before, slopes)[1])
-    return found, [reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
+    return results, [reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
 
 
 def _transpose(grads: Any, *args: Any, number: int, backward: Callable, **_: Any) -> list[Any]:
-    kept, moved = args[:number], args[number:]
-    found = backward(list(kept), [ad.instantiate_zeros(g) for g in grads])
+    constants, inputs = args[:number], args[number:]
+    results = backward(list(constants), [ad.instantiate_zeros(g) for g in grads])
     # A known operand is one that somebody wrote zeros for.
-    pairs = zip(moved, found, strict=True)
+    pairs = zip(inputs, results, strict=True)
     return [None] * number + [x if ad.is_undefined_primal(m) else None for m, x in pairs]
 
 
@@ -208,10 +212,10 @@ def _batch(
         rules = {"forward": forward, "backward": backward, "out": out}
         return _bind(args[:number], args[number:], **rules), [None] * len(out)
     front = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
-    kept, moved = front[:number], front[number:]
-    moved = [
+    constants, inputs = front[:number], front[number:]
+    inputs = [
         jnp.broadcast_to(x, (axis.size, *x.shape)) if d is None else x
-        for x, d in zip(moved, dims[number:], strict=True)
+        for x, d in zip(inputs, dims[number:], strict=True)
     ]
     axes = [None if d is None else 0 for d in dims[:number]]
     spread = axis.spmd_name or axis.explicit_mesh_axis
@@ -224,7 +228,7 @@ def _batch(
     )
     types = [core.unmapped_aval(axis.size, 0, t, axis.explicit_mesh_axis) for t in out]
     rules = {"forward": rows(forward), "backward": rows(backward), "out": tuple(types)}
-    return _bind(kept, moved, **rules), [0] * len(out)
+    return _bind(constants, inputs, **rules), [0] * len(out)
 
 
 ad.primitive_jvps[_linear] = _jvp

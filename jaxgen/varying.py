@@ -49,8 +49,8 @@ def _settled(body: Callable[[T], T], begun: T) -> T:
         return begun
     leaves, tree = jax.tree.flatten(begun)
     while True:  # one value's axes may reach another a step later
-        found = jax.make_jaxpr(body)(tree.unflatten(leaves)).out_avals
-        wider = [_axes(x) | new.mat.varying for x, new in zip(leaves, found, strict=True)]
+        outputs = jax.make_jaxpr(body)(tree.unflatten(leaves)).out_avals
+        wider = [_axes(x) | new.mat.varying for x, new in zip(leaves, outputs, strict=True)]
         if wider == [*map(_axes, leaves)]:
             return tree.unflatten(leaves)
         leaves = [_vary(x, axes) for x, axes in zip(leaves, wider, strict=True)]

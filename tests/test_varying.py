@@ -1,9 +1,5 @@
 """Inside shard_map, with its check of what varies and without, a model does what it does alone."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import fake_devices
@@ -14,15 +10,7 @@ from jaxgen import varying
 
 
 def test_models_inside_shard_map_are_those_outside():
-    program = Path(__file__).with_name("varying_program.py")
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        env=dict(os.environ) | fake_devices.flags(4),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert fake_devices.run_checks(Path(__file__).with_name("varying_program.py"), 4) == []
 
 
 def test_outside_of_shard_map_loops_are_those_of_jax():

@@ -106,9 +106,9 @@ def _explicit(arguments: Any) -> AbstractMesh | None:
     if not mesh.empty:
         return mesh if _axes(mesh) else None
     for leaf in jax.tree.leaves(arguments):
-        found = jax.typeof(leaf).sharding.mesh if _is_array(leaf) else mesh
-        if not found.empty and _axes(found):
-            return cast(AbstractMesh, found)
+        own = jax.typeof(leaf).sharding.mesh if _is_array(leaf) else mesh
+        if not own.empty and _axes(own):
+            return cast(AbstractMesh, own)
     return None
 
 

@@ -145,8 +145,8 @@ class Session:
         progress: Progress | None = None,
     ) -> list[str]:
         """Return the completions of each prompt, prompt by prompt; see `run`."""
-        found = self.run(number_prompts(prompts, settings), batch=batch, progress=progress)
-        return [one.text for row in found for one in row]
+        completions = self.run(number_prompts(prompts, settings), batch=batch, progress=progress)
+        return [one.text for row in completions for one in row]
 
     def run(
         self,
@@ -171,7 +171,7 @@ class Session:
             for request in row:
                 key = batch_decoding.batch_key(request.settings)
                 groups.setdefault(key, []).append((place, request))
-        found: list[list[tuple[int, list[Completion]]]] = [[] for _ in prompts]
+        completions: list[list[tuple[int, list[Completion]]]] = [[] for _ in prompts]
         done, total = 0, sum(map(len, requests))
         for members in groups.values():
             settings = [request.settings for _, request in members]
@@ -185,13 +185,13 @@ class Session:
                 group = self._batch([members[i][1] for i in part], top, size)
                 for i, answers in zip(part, batch_decoding.complete(group), strict=True):
                     place, request = members[i]
-                    found[place].append((request.number, answers))
+                    completions[place].append((request.number, answers))
                 done += len(part)
                 if progress:
                     progress(done, total)
         return [
             _kept([one for _, answers in sorted(row, key=_number) for one in answers], prompt)
-            for row, prompt in zip(found, prompts, strict=True)
+            for row, prompt in zip(completions, prompts, strict=True)
         ]
 
     def ids(self, text: Text) -> list[int]:

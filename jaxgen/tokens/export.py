@@ -38,23 +38,23 @@ def tokenizer_json(tokenizer: Tokenizer, *, rows: int, topology: str) -> Exporte
     if isinstance(tokenizer, HuggingFace):
         return _extended(tokenizer, rows, topology)
     if isinstance(tokenizer, Bytes):
-        found, special, roles = _bytes(), BYTES, {}
+        document, special, roles = _bytes(), BYTES, {}
     elif isinstance(tokenizer, Chars):
-        found, special, roles = _chars(tokenizer), {}, {}
+        document, special, roles = _chars(tokenizer), {}, {}
     elif isinstance(tokenizer, Pieces):
-        found, special, roles = _pieces(tokenizer)
+        document, special, roles = _pieces(tokenizer)
     else:
         kind = type(tokenizer).__name__.lower()
         raise ConfigError(f"a {kind} tokenizer has no form as a tokenizer.json")
     more = _beyond(rows - tokenizer.vocab_size, topology)
     for number, name in enumerate(more):
         row = pipelines.added_token(name) | {"id": tokenizer.vocab_size + number}
-        found["added_tokens"].append(row)
-    ids = {row["content"]: row["id"] for row in found["added_tokens"]}
-    found["post_processor"] = _around(special, ids, topology)
+        document["added_tokens"].append(row)
+    ids = {row["content"]: row["id"] for row in document["added_tokens"]}
+    document["post_processor"] = _around(special, ids, topology)
     roles |= {f"{role}_token": name for role, name in special.items()}
     return Exported(
-        json.dumps(found, ensure_ascii=False).encode(), _roles(roles, special, more, topology)
+        json.dumps(document, ensure_ascii=False).encode(), _roles(roles, special, more, topology)
     )
 
 
@@ -101,22 +101,22 @@ def _around(special: Mapping[str, str], ids: Mapping[str, int], topology: str) -
 def _roles(
     roles: Mapping[str, str], special: Mapping[str, str], more: list[str], topology: str
 ) -> dict[str, str]:
-    found = dict(roles)
+    names = dict(roles)
     if topology == "encoder" and "bos" in special and "eos" in special:
-        found = {"cls_token": special["bos"], "sep_token": special["eos"]} | found
+        names = {"cls_token": special["bos"], "sep_token": special["eos"]} | names
     if more[:1] == [MASKS[0]]:
-        found["mask_token"] = MASKS[0]
-    return found
+        names["mask_token"] = MASKS[0]
+    return names
 
 
 def _bytes() -> Json:
     names = {byte: name for name, byte in BYTE_OF.items()}
-    found = pipelines.byte_level({names[byte]: byte for byte in range(256)}, [], use_regex=False)
+    document = pipelines.byte_level({names[byte]: byte for byte in range(256)}, [], use_regex=False)
     special = vars(Bytes.special)
-    found["added_tokens"] = [
+    document["added_tokens"] = [
         pipelines.added_token(name) | {"id": special[role]} for role, name in BYTES.items()
     ]
-    return found
+    return document
 
 
 def _chars(tokenizer: Chars) -> Json:
@@ -171,19 +171,19 @@ def _pieces(tokenizer: Pieces) -> tuple[Json, dict[str, str], dict[str, str]]:
     decoders.append({"type": "Fuse"})
     if proto.dummy_prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    found = pipelines.document(
+    document = pipelines.document(
         model,
         normalizer=_sequence("normalizers", list(_normalizers(tokenizer, proto))),
         pre_tokenizer=_sequence("pretokenizers", cuts),
         decoder=_sequence("decoders", decoders),
     )
     special = {role: spaced[i].name for role, i in vars(tokenizer.special).items() if i is not None}
-    found["added_tokens"] = [
+    document["added_tokens"] = [
         pipelines.added_token(piece.name) | {"id": i}
         for i, piece in enumerate(spaced)
         if piece.kind == CONTROL or i == proto.unk or piece.name in special.values()
     ]
-    return found, special, {"unk_token": spaced[proto.unk].name}
+    return document, special, {"unk_token": spaced[proto.unk].name}
 
 
 def _normalizers(tokenizer: Pieces, proto: Proto) -> Iterator[Json]:

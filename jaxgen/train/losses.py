@@ -72,9 +72,9 @@ def token_loss(
         config: of the model; static under jit.
         batch: tokens [B, T], and targets [B, T] or, for classes, [B, 1], of which -100 and
             -1 count for nothing; optional are weights like targets, of either sign, and segments,
-            positions and prefix [B, T]. Positions rise by one from token to token of a segment, as
-            packing makes them. An encoder-decoder also reads source [B, S], with source_segments
-            and source_positions. `index` is not read.
+            positions and prefix [B, T]. The prefix is read with prompt=both alone. Positions rise
+            by one from token to token of a segment, as packing makes them. An encoder-decoder also
+            reads source [B, S], with source_segments and source_positions. `index` is not read.
         key: turns dropout on.
         smoothing: part of each target that is spread over the vocabulary, in [0, 1).
         z: weight of logsumexp(logits)^2, 0 or more.

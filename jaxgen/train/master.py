@@ -45,10 +45,10 @@ def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransfo
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         if not isinstance(state, Master):
             return inner.update(updates, state, params, **extra)
-        updates, kept = inner.update(updates, state.inner, state.params, **extra)
+        updates, inner_state = inner.update(updates, state.inner, state.params, **extra)
         master: Any = optax.apply_updates(state.params, updates)
         steps = jax.tree.map(lambda new, old: new - old.astype(new.dtype), master, params)
-        return steps, Master(master, kept)
+        return steps, Master(master, inner_state)
 
     return Float32Updates(init, update)
 

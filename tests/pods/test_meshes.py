@@ -34,10 +34,7 @@ EIGHT = dict(os.environ) | fake_devices.flags(8)
 @pytest.fixture(scope="session")
 def curves() -> dict:
     program = Path(__file__).with_name("curves.py")
-    command = [sys.executable, str(program), "", *NAMES]
-    done = subprocess.run(command, env=EIGHT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(fake_devices.run(program, 8, "", *NAMES))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,8 +28,8 @@ def rewrite(
 
     The first of each list of `rewrites`, whose arguments and errors these are.
     """
-    kept = {"batch": batch, "overflow": overflow, "progress": progress}
-    return [found[0].text for found in rewrites(model, texts, settings, **kept)]
+    options = {"batch": batch, "overflow": overflow, "progress": progress}
+    return [best[0].text for best in rewrites(model, texts, settings, **options)]
 
 
 def rewrites(
@@ -54,8 +54,8 @@ def rewrites(
             f"topology={model.config.topology} with start={model.start}: rewriting needs an "
             f"encoder_decoder and the id that its decoder begins with"
         )
-    told = model.generation_config
-    settings = settle(settings or Generation(), told, {"beams": BEAMS}, {"temperature": 0.0})
+    defaults = model.generation_config
+    settings = settle(settings or Generation(), defaults, {"beams": BEAMS}, {"temperature": 0.0})
     rows = [tuple(row) for row in encode_texts(model, texts, overflow)]
     prompts = number_prompts(rows, settings)
     return session_of(model).run(prompts, batch=batch, progress=progress, detail=detail)
