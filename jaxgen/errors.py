@@ -57,9 +57,9 @@ BUG = 70  # our mistake: the traceback is in a file, the terminal gets one line
 INTERRUPTED = 130  # a second Ctrl-C
 
 
-def nearest(word: str, known, label: str = "did you mean") -> str:
+def nearest(word: str, known, label: str = "did you mean", prefix: str = "") -> str:
     """Return " (did you mean 'x'?)" for the nearest of `known`, or "" when nothing is near."""
     from difflib import get_close_matches
 
     matches = get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return f" ({label} {matches[0]!r}?)" if matches else ""
+    return f" ({label} {prefix + matches[0]!r}?)" if matches else ""

@@ -174,7 +174,7 @@ def _section(cls: type[T], mapping: Any, where: str, known: list[str]) -> T:
 
 
 def _unknown(key: str, where: str, names: list[str], known: list[str]) -> str:
-    hint = nearest(key, names)
+    hint = nearest(key, names, prefix=_join(where, ""))
     # A key in the wrong section is the commonest slip after a typing error.
     elsewhere = [path for path in known if path.rpartition(".")[2] == key]
     if elsewhere:

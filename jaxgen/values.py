@@ -160,6 +160,9 @@ def _read_choice(arms: Any, value: Any, path: str, source: Source) -> Any:
             return choice
     choices = ", ".join(map(str, arms))
     near = nearest(value, arms) if isinstance(value, str) else ""
+    name = getattr(value, "name", getattr(value, "__name__", None))  # of a dtype, say
+    if name in arms:
+        near = f"; write the string {name!r}"
     raise ConfigError(f"{source.at(path, value)} is not one of {choices}{near}")
 
 

@@ -275,3 +275,8 @@ def test_checking_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_dtype_where_its_name_is_wanted_is_told_to_be_written_as_a_string():
+    with pytest.raises(ConfigError, match="write the string 'bfloat16'"):
+        jaxgen.ModelConfig(param_dtype=jnp.bfloat16)

@@ -221,7 +221,7 @@ def test_unreadable_paths_are_config_errors(tmp_path):
 GOOD = {"name": "n"}
 EDITS = {
     "unknown": ({"name": "n", "trian": {}}, "unknown key 'trian' (did you mean 'train'?)"),
-    "nested": ({"train": {"step": 1}}, "unknown key 'train.step' (did you mean 'steps'?)"),
+    "nested": ({"train": {"step": 1}}, "unknown key 'train.step' (did you mean 'train.steps'?)"),
     "wrong section": (
         {"model": {"learning_rate": 1.0}},
         "unknown key 'model.learning_rate' (did you mean 'train.learning_rate'?)",

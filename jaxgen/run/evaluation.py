@@ -43,8 +43,14 @@ def evaluate(
     changed = inputs.changed_text(folder, corpus)
     if changed and not assignments:
         raise DataError(changed)
+    shard = getattr(corpus, split)
+    if not shard.documents:
+        raise DataError(
+            f"{folder} keeps no {split} text (data.{split}_fraction, data.{split}_files): give "
+            f"another --split, or other text with data.files=[...]"
+        )
     rows = data.in_order(
-        getattr(corpus, split),
+        shard,
         context=config.context,
         batch=settings.train.batch,
         objective=objective.make(settings.objective, tokenizer, config.topology),

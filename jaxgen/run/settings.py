@@ -225,7 +225,7 @@ def differences(
     shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in wrong[:5])
     more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     go_on = f"or `jaxgen train {folder}` to go on with it as it is"
-    if wrong == later:
+    if wrong == later and asked.train.steps >= kept.train.steps:
         words = " ".join(f"{key}={new}" for key, _, new in later)
         go_on = f"or `jaxgen train {folder} {words}` to go on with it in this way"
     raise ConfigError(

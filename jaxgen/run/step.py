@@ -8,14 +8,14 @@ from functools import partial
 import optax
 
 from jaxgen.run.settings import Settings
-from jaxgen.train.losses import token_loss
+from jaxgen.train.losses import causal_loss
 from jaxgen.train.step import train_step
 
 
 def loss_of(settings: Settings) -> Callable:
     """Return the loss with its options fixed."""
     train = settings.train
-    return partial(token_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
+    return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
 
 
 def step_of(settings: Settings, optimizer: optax.GradientTransformation) -> Callable:

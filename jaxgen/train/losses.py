@@ -53,7 +53,7 @@ class Loss(NamedTuple):
 @arguments.checked(
     params=api.fits, smoothing=between(0, 1, below=True), z=at_least(0), chunk=at_least(1)
 )
-def token_loss(
+def causal_loss(
     params: api.Params,
     config: ModelConfig,
     batch: Batch,
@@ -83,7 +83,7 @@ def token_loss(
     Raises:
         ConfigError: for a key of the batch that is missing, unknown, or of another shape.
         DataError: for an id outside the vocabulary, where values are known; under jit they are not,
-            and the loss of such a target is NaN.
+            and the loss of such a target is NaN, and its gradient.
     """
     arrays = _checked(batch, config)
     return _loss(params, config, arrays, key, smoothing=smoothing, z=z, chunk=chunk)
@@ -96,6 +96,9 @@ def _loss(params, config, arrays, key, *, smoothing, z, chunk):
     weights = arrays.get("weights")
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
     weights = jnp.where(is_ignored(targets), 0.0, weights.astype(jnp.float32))
+    # Under jit ids are not known: one outside makes its loss NaN, and must its gradient too.
+    outside = (targets < 0) | (targets >= (config.classes or config.V))
+    loud = jnp.where(outside & (weights != 0), jnp.nan, weights)
     out = read(params, config, arrays, key)
     each = targets.shape[0] * (config.classes or config.V)
     fitting = targets.shape[1] if are_known(targets.shape[1]) else 1
@@ -105,14 +108,14 @@ def _loss(params, config, arrays, key, *, smoothing, z, chunk):
         out.features,
         out.table,
         targets,
-        weights,
+        loud,
         cap=config.logit_cap if config.classes is None else None,
         smoothing=smoothing,
         z=z,
         chunk=chunk or fitting,
         dtype=config.compute_dtype,
     )
-    rows: Any = jnp.sum(weighted(nll, weights), axis=1)
+    rows: Any = jnp.sum(weighted(nll, loud), axis=1)
     return Loss(total, jnp.sum(jnp.abs(weights)), rows)
 
 
@@ -173,6 +176,7 @@ def as_loss(result: Any, batch: Any) -> Loss:
 # What others call the keys of a batch.
 _MEANT = {
     "input_ids": " (did you mean 'tokens'?)",
+    "label": " (did you mean 'targets'?)",
     "labels": " (did you mean 'targets'? tokens[:, t] predicts targets[:, t]: shift them by one)",
     "attention_mask": " (did you mean 'segments'? 1 for a document, 0 for padding)",
 }
@@ -267,6 +271,3 @@ def read(
         order="running",
         key=key if memory is None else decoder_key,
     )
-
-
-causal_loss = token_loss  # the name under which a decoder's reader looks for it

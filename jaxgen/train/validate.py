@@ -14,12 +14,12 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import DataError
 from jaxgen.ops.losses import is_ignored, unembed
-from jaxgen.train.losses import read, token_loss
+from jaxgen.train.losses import causal_loss, read
 
 
 @partial(jax.jit, static_argnames="config")
 def _sums(params: Any, config: ModelConfig, batch: dict, widths: jax.Array):
-    loss = token_loss(params, config, batch)
+    loss = causal_loss(params, config, batch)
     if config.classes is not None:
         out = read(params, config, batch, None)
         logits = unembed(out.features, out.table, cap=None, dtype=config.compute_dtype)

@@ -122,7 +122,7 @@ MISTAKES = [
     (["train", ""], "'' is no config"),
     (["train", "train.steps=3"], "CONFIG comes first"),
     (["train", "tiny.yaml", "7"], "unexpected word '7'", "SECTION.KEY=VALUE"),
-    (["train", "tiny.yaml", "train.stpes=3"], "'train.stpes'", "did you mean 'steps'?"),
+    (["train", "tiny.yaml", "train.stpes=3"], "'train.stpes'", "did you mean 'train.steps'?"),
     (["train", "tiny.yaml", "train.steps="], "train.steps="),
     (["train", "tiny.yaml", "--train.steps=3"], "no dashes", "write train.steps=3"),
     (["train", "tiny.yaml", "--ouut", "x"], "unknown option '--ouut'", "'--out'"),

@@ -8,7 +8,7 @@ import pytest
 
 import jaxgen
 from jaxgen.train.accumulate import gradients
-from jaxgen.train.losses import token_loss
+from jaxgen.train.losses import causal_loss
 
 CONFIG = jaxgen.ModelConfig(
     topology="encoder_decoder", vocab_size=29, context=16, layers=1, d_model=16, heads=2,
@@ -45,7 +45,7 @@ def params():
 
 @partial(jax.jit, static_argnames="accumulate")
 def found(params, batch, accumulate=1):
-    return gradients(token_loss, params, CONFIG, batch, jax.random.key(0), accumulate=accumulate)
+    return gradients(causal_loss, params, CONFIG, batch, jax.random.key(0), accumulate=accumulate)
 
 
 def same(left, right):

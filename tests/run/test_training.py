@@ -60,6 +60,11 @@ def test_a_run_without_validation_text_finishes_is_saved_and_goes_on_to_more_ste
     assert code == 0 and "from step 3 on: train.steps=5 (was 3)" in said, said
     assert "the learning rate is now 0.001, as constant over 5 steps has it" in said
     assert steps_of(folder) == [3, 5]
+    code, said = here("eval", folder)
+    assert code == 7 and "keeps no valid text" in said and "another --split" in said, said
+    # The command that goes on is named where there is one, and else the one that does not differ.
+    code, said = here("train", tiny, "--out", folder)
+    assert code == 2 and f"`jaxgen train {folder}` to go on" in said, said
 
 
 def test_what_a_failing_validation_or_sample_interrupts_is_saved_before(

@@ -129,3 +129,21 @@ def test_what_is_no_loss_is_named(result):
     with pytest.raises(ConfigError, match=r"loss returned|Loss\.") as caught:
         as_loss(result, BATCH)
     assert "\n" not in str(caught.value)
+
+
+def test_under_jit_a_target_outside_the_vocabulary_is_loud_and_an_ignored_one_is_not(params):
+    def gradient(targets, **more):
+        batch = {**BATCH, "targets": targets, **more}
+        grads = jax.jit(jax.grad(lambda p, b: jaxgen.causal_loss(p, CONFIG, b).total))(
+            params, batch
+        )
+        return bool(
+            jnp.isfinite(jnp.concatenate([g.ravel() for g in jax.tree.leaves(grads)])).all()
+        )
+
+    targets = BATCH["targets"].copy()
+    targets[1, 3] = 999
+    assert not gradient(targets) and not gradient(np.where(targets == 999, -7, targets))
+    weights = np.where(targets == 999, 0.0, 1.0)
+    assert gradient(targets, weights=weights)  # padding of any value
+    assert gradient(np.where(targets == 999, -100, targets))
