@@ -22,6 +22,7 @@ FLOORS = {
         "eager",
         "export",
         "varying",
+        "pytree",
         "values",
         "arrays",
         "arguments",

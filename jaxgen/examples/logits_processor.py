@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 import jaxgen
+from jaxgen.pytree import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class NoImmediateRepeat:
     """Lowers the logit of the token that was just read by `penalty`, a number or an array [B]."""

@@ -17,17 +17,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen.config import Layer
-from jaxgen.export import Size, serializable
+from jaxgen.export import Size
 from jaxgen.ops import kv_buffer
 from jaxgen.ops.kv_buffer import Counts, KVBuffer, Sizes, Store
 from jaxgen.ops.unrolled import UnrolledLayers
+from jaxgen.pytree import register_dataclass
 
 Layout = Literal["contiguous", "ring"]
 NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
 
 
-@serializable
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class CrossKeys:
     """Keys and values that all layers made, once, of an encoder's memory; segments are its own."""
@@ -37,8 +37,7 @@ class CrossKeys:
     segments: Any  # Int[Array, "B S"]
 
 
-@serializable
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Branches:
     """The R = B * n texts that n beams make of each of B rows, kept without a copy of anything.
@@ -52,8 +51,7 @@ class Branches:
     seen: Any  # Bool[Array, "R S"]
 
 
-@serializable
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Cache:
     """Keys and values of all layers.

@@ -18,6 +18,7 @@ from jaxgen.export import are_known
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_ruled, is_shared, platform
 from jaxgen.ops.noinline import transposed
+from jaxgen.pytree import register_dataclass
 
 
 def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Float[Array, "..."]:
@@ -188,7 +189,7 @@ def lookup(
     return jnp.take(gather(table, axes), ids, axis=0, mode="clip").astype(dtype)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Biased:
     """A weight with a bias that is added to the last axis of its matmuls."""
@@ -202,7 +203,7 @@ class Biased:
         return shifted(y, self.bias)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class TransposedWeight:
     """A weight stored with its output axes first, which a CPU reads faster for a few rows.

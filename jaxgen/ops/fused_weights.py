@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float
+
+from jaxgen.pytree import register_dataclass
 
 SIGN = "+"  # between the names of fused weights
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class FusedWeights:
     """One weight in place of several in a tree of parameters; `unfuse` is the inverse.
@@ -35,7 +36,7 @@ class FusedWeights:
         return [FusedSlice(self.leaf, *part) for part in zip(begins, self.shapes, strict=True)]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class FusedSlice:
     """One of the fused weights: its matmul is a slice of the matmul with all of them.

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxgen.ops.contract import product
+from jaxgen.pytree import register_dataclass
 
 LARGEST = 127
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Int8:
     """A weight as int8 values and one scale per output; matmuls run in the compute dtype.

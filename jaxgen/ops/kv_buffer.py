@@ -16,18 +16,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from jaxgen.export import Size, serializable
+from jaxgen.export import Size
 from jaxgen.mesh import constrain, shards
 from jaxgen.mesh.place import platform
 from jaxgen.ops.unrolled import UnrolledLayers
+from jaxgen.pytree import register_dataclass
 
 Store = Literal["plain", "int8"]
 Counts = int | Sequence[int]  # of layers: in one array, or in that of each step
 LEVELS = 127  # int8 is used symmetrically
 
 
-@partial(serializable, name="jaxgen.ops.slots.Slots")  # as in files written before
-@jax.tree_util.register_dataclass
+# The name is that of files written before.
+@partial(register_dataclass, serialized_name="jaxgen.ops.slots.Slots")
 @dataclass(frozen=True)
 class KVBuffer:
     """Keys and values of some layers; of int8 ones the numbers are levels times the scales.

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
+
+from jaxgen.pytree import register_dataclass
 
 Direction = Literal["back", "both"]
 Order = Literal["free", "running"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class AttentionMask:
     """Which keys a query may attend to: as booleans, and as the structure that kernels take.

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
-
-from jaxgen.export import serializable
+from jaxgen.pytree import register_dataclass
 
 
-@partial(serializable, name="jaxgen.ops.in_line.InLine")  # as in files written before
-@jax.tree_util.register_dataclass
+@partial(
+    register_dataclass, serialized_name="jaxgen.ops.in_line.InLine"
+)  # as in files written before
 @dataclass(frozen=True)
 class UnrolledLayers:
     """One tree per step through the depth, instead of one tree whose arrays have an L axis.

@@ -12,15 +12,15 @@ from jaxtyping import PRNGKeyArray
 from optax import contrib
 
 from jaxgen import arguments
-from jaxgen.export import make_serializable, serializable
+from jaxgen.export import make_serializable
+from jaxgen.pytree import register_dataclass
 from jaxgen.train.master import Master, in_float32
 
 Params = dict[str, Any]
 # Leaves are Any: shapes, shardings and dtypes of a state come as trees of the same two classes.
 
 
-@serializable
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class Health:
     """State of `nonfinite.check`: the running mean of the loss, and counts of refused steps."""
@@ -31,8 +31,7 @@ class Health:
     streak: Any  # Int[Array, ""]
 
 
-@serializable
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclass(frozen=True)
 class State:
     """Parameters, optimizer, step, the run's key and health; a checkpoint holds exactly this."""

@@ -105,7 +105,9 @@ def test_a_bad_top_k_is_refused(value):
         top_k(value)
 
 
-rows = st.lists(st.floats(-30, 30, width=32), min_size=6, max_size=6)
+# XLA on a CPU takes subnormal numbers for 0.
+normal = st.floats(-30, 30, width=32, allow_subnormal=False)
+rows = st.lists(normal, min_size=6, max_size=6)
 
 
 @settings(max_examples=100, deadline=None)
