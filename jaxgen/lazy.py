@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
-def names(
-    package: str, home: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the (__getattr__, __dir__) of a package.
+def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return (__getattr__, __dir__) for a package whose names are imported on first use.
 
-    home: the module of each name, or "module:name" where it has another name there.
+    The names and their modules are those that the package imports under `if TYPE_CHECKING:`, so a
+    type checker and the interpreter read one list. Raises ImportError where the source was not
+    shipped beside the compiled file.
     """
+    loader = getattr(sys.modules[package].__spec__, "loader", None)
+    source = getattr(loader, "get_source", lambda name: None)(package)
+    if source is None:
+        raise ImportError(f"{package} was installed without its source; install it with *.py files")
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    home = {
+        alias.asname or alias.name: (line.module or "", alias.name)
+        for line in block.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
 
     def load(name: str) -> Any:
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, _, inside = home[name].partition(":")
-        value = getattr(import_module(f"{package}.{module}"), inside or name)
+        module, inside = home[name]
+        value = getattr(import_module(module), inside)
         setattr(sys.modules[package], name, value)
         return value
 
-    def listed() -> list[str]:
+    def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *home})
 
-    return load, listed
+    return load, names

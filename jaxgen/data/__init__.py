@@ -19,29 +19,6 @@ if TYPE_CHECKING:
     from jaxgen.data.split import assigned, training_texts
     from jaxgen.data.streams import Tally
 
-_HOME = {
-    "Batches": "loader",
-    "Corpus": "corpus",
-    "DataSettings": "settings",
-    "Document": "document",
-    "Form": "settings",
-    "Pair": "corpora",
-    "Tally": "streams",
-    "TokenShard": "shard",
-    "assigned": "split",
-    "batches": "loader",
-    "docstring_pairs": "corpora",
-    "documents": "reading",
-    "documents_of": "pack",
-    "in_order": "loader",
-    "labels_of": "labels",
-    "open_shard": "shard",
-    "prepare": "corpus",
-    "python_docs": "corpora",
-    "python_docstrings": "corpora",
-    "training_texts": "split",
-}
-
 __all__ = [
     "Batches",
     "Corpus",
@@ -65,4 +42,4 @@ __all__ = [
     "training_texts",
 ]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

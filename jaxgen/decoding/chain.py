@@ -139,9 +139,10 @@ def one_processor(path: str, value: Any, call: arguments.Call) -> None:
         raise ConfigError(f"{path} is a chain; give its processors: chain(*one.processors)")
     if isinstance(value, type | FunctionType) and value.__module__.startswith("jaxgen.decoding"):
         raise ConfigError(f"{path}={value.__name__} is no processor, but makes one; call it")
-    if hasattr(value, "needs") and not hasattr(value, "requires"):
+    needs = getattr(value, "needs", None)
+    if needs is not None and not hasattr(value, "requires"):
         kind = getattr(value, "__name__", type(value).__name__)
-        raise ConfigError(f"{path}: {kind}.needs={value.needs!r} is now {kind}.requires; rename it")
+        raise ConfigError(f"{path}: {kind}.needs={needs!r} is now {kind}.requires; rename it")
 
 
 def sampler(path: str, value: Any, call: arguments.Call) -> None:

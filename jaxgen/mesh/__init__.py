@@ -10,22 +10,6 @@ if TYPE_CHECKING:
     from jaxgen.mesh.place import constrain, fetch, gather, shards, under
     from jaxgen.mesh.settings import MeshSettings
 
-_HOME = {
-    "MeshSettings": "settings",
-    "constrain": "place",
-    "fetch": "place",
-    "gather": "place",
-    "shards": "place",
-    "under": "place",
-}
+__all__ = ["MeshSettings", "constrain", "fetch", "gather", "shards", "under"]
 
-__all__ = [
-    "MeshSettings",
-    "constrain",
-    "fetch",
-    "gather",
-    "shards",
-    "under",
-]
-
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

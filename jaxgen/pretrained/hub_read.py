@@ -157,7 +157,7 @@ def load(
 
 
 def _index(pair: tuple[Tensor, Link]) -> int:
-    return pair[1].index or 0
+    return pair[1].layer or 0
 
 
 def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite) -> Any:
@@ -166,7 +166,7 @@ def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         """Return the part of the parameter that one device holds; None: all of it."""
         index = (slice(None),) * len(leaf.shape) if index is None else index
-        if parts[0][1].index is None:
+        if parts[0][1].layer is None:
             return laid(_read(*parts[0], leaf.dtype, nonfinite)[index])
         layers, held = parts[index[0]], np.empty(0)
         for number, part in enumerate(layers):  # one layer at a time is there twice

@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from jaxgen.run.settings import Settings, build_settings, config_folder, read_settings
     from jaxgen.run.training import resume, train
 
-_HOME = {
-    "Settings": "settings",
-    "build_settings": "settings",
-    "changed_settings": "folder",
-    "config_folder": "settings",
-    "evaluate": "evaluation",
-    "read_settings": "settings",
-    "resume": "training",
-    "tokenize": "inputs",
-    "train": "training",
-}
-
 __all__ = [
     "Settings",
     "build_settings",
@@ -40,4 +28,4 @@ __all__ = [
     "train",
 ]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

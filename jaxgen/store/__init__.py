@@ -11,13 +11,6 @@ if TYPE_CHECKING:
     from jaxgen.store.lock import RunLock
     from jaxgen.store.settings import CheckpointSettings
 
-_HOME = {
-    "CheckpointSettings": "settings",
-    "Checkpoints": "checkpoints",
-    "Restored": "checkpoints",
-    "RunLock": "lock",
-}
-
 __all__ = ["CheckpointSettings", "Checkpoints", "Restored", "RunLock"]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from jaxgen.tokens.protocol import Special, Tokenizer
     from jaxgen.tokens.settings import TokenizerSettings
 
-_HOME = {
-    "Detokenizer": "detokenize",
-    "Special": "protocol",
-    "Tokenizer": "protocol",
-    "TokenizerSettings": "settings",
-    "load": "make",
-    "train": "make",
-}
-
 __all__ = ["Detokenizer", "Special", "Tokenizer", "TokenizerSettings", "load", "train"]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

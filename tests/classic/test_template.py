@@ -50,7 +50,7 @@ def test_the_frames_are_those_the_corpus_was_made_of():
     frame = shapes["the _ of _ is here ."]
     assert all(len(filler) == 1 for filler in frame.fillers[0])
     assert all(len(filler) == 2 for filler in frame.fillers[1])
-    assert frame.count == frame.fillers[0].total() == frame.fillers[1].total()
+    assert frame.num_sentences == frame.fillers[0].total() == frame.fillers[1].total()
 
 
 def test_frames_are_a_grammar_that_says_only_such_sentences():

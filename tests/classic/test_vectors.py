@@ -129,7 +129,7 @@ def test_glove_counts_by_distance_and_finds_the_optimum():
     config = GloVe(vocab_size=10, width=4, window=2, most=10.0, power=0.75)
     pairs = glove.cooccurrences(config, np.asarray([0, 1, 0, 2]), np.asarray([0, 3, 4]))
     found = dict(
-        zip(zip(pairs.word.tolist(), pairs.near.tolist(), strict=True), pairs.count, strict=True)
+        zip(zip(pairs.word.tolist(), pairs.near.tolist(), strict=True), pairs.times, strict=True)
     )
     assert found == {(0, 1): 2.0, (1, 0): 2.0, (0, 0): 1.0}
     params = {"in": jnp.asarray([[1.0], [2.0]]), "near": jnp.asarray([[0.5], [1.0]]),

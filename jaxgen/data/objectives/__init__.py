@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from jaxgen.data.objectives.make import make
     from jaxgen.data.objectives.settings import ObjectiveSettings
 
-_HOME = {"Alphabet": "alphabet", "ObjectiveSettings": "settings", "make": "make"}
-
 __all__ = ["Alphabet", "ObjectiveSettings", "make"]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

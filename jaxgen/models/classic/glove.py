@@ -52,7 +52,7 @@ class Pairs(NamedTuple):
 
     word: Int[Array | np.ndarray, "N"]
     near: Int[Array | np.ndarray, "N"]
-    count: Float[Array | np.ndarray, "N"]
+    times: Float[Array | np.ndarray, "N"]
 
 
 def cooccurrences(config: GloVe, tokens: np.ndarray, offsets: np.ndarray) -> Pairs:
@@ -104,7 +104,7 @@ def train(
     key = jax.random.key(seed)
     params = init(config, key)
     state, history, rng = optimizer.init(params), [], np.random.default_rng(seed)
-    number = len(pairs.count)
+    number = len(pairs.times)
     size = min(batch, number)
     steps = number // size
     for _ in range(passes):

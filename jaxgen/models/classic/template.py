@@ -65,7 +65,7 @@ class Template:
 class Frame(NamedTuple):
     """A template: ids and slots (None), the sentences that have it, what they fill slots with."""
 
-    count: int
+    num_sentences: int
     parts: tuple[int | None, ...]
     fillers: tuple[Counter[tuple[int, ...]], ...]
 
@@ -105,7 +105,7 @@ def frames(
         for parts, rows in found.items()
         if len(rows) >= config.support
     ]
-    return sorted(made, key=lambda frame: -frame.count)
+    return sorted(made, key=lambda frame: -frame.num_sentences)
 
 
 def as_grammar(
@@ -114,7 +114,7 @@ def as_grammar(
     """Return (text, slots) of frames for `grammar.parse` and `grammar.sample`, weighed as found."""
     ways, slots = [], {}
     for n, frame in enumerate(found):
-        words, k = [f"{frame.count}:"], 0
+        words, k = [f"{frame.num_sentences}:"], 0
         for empty, run in groupby(frame.parts, key=lambda part: part is None):
             if not empty:
                 words.append(json.dumps(decode([part for part in run if part is not None])))

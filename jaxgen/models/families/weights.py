@@ -19,13 +19,13 @@ ONE = "1"  # in a layout: an axis of size 1 that ours lack
 
 
 class Link(NamedTuple):
-    """A parameter of ours (index: one layer of it) and the part of a tensor that holds it.
+    """A parameter of ours (layer: one layer of it) and the part of a tensor that holds it.
 
     cut: that part. sizes: its axes one by one. order: the permutation that makes them ours.
     """
 
     path: str
-    index: int | None
+    layer: int | None
     cut: tuple[slice, ...]
     sizes: tuple[int, ...]
     order: tuple[int, ...]
@@ -132,5 +132,5 @@ def fill(theirs: Theirs, flat: Mapping[str, Any], dtype: np.dtype) -> np.ndarray
     tensor = np.empty(theirs.shape, dtype)
     for link in theirs.links:
         ours = flat[link.path]
-        link.write(tensor, np.asarray(ours if link.index is None else ours[link.index], dtype))
+        link.write(tensor, np.asarray(ours if link.layer is None else ours[link.layer], dtype))
     return tensor

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from jaxgen.ops.attention.dispatch import attend
     from jaxgen.ops.attention.plain import soft_cap
 
-_HOME = {"attend": "dispatch", "soft_cap": "plain"}
-
 __all__ = ["attend", "soft_cap"]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)

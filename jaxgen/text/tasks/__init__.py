@@ -12,18 +12,6 @@ if TYPE_CHECKING:
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
     from jaxgen.text.tasks.seq2seq import rewrite, rewrites
 
-_HOME = {
-    "Answer": "question_answering",
-    "answer": "question_answering",
-    "classify": "scoring",
-    "embed": "scoring",
-    "fill_mask": "scoring",
-    "reply": "chat",
-    "rewrite": "seq2seq",
-    "rewrites": "seq2seq",
-    "score": "scoring",
-}
-
 __all__ = [
     "Answer",
     "answer",
@@ -36,4 +24,4 @@ __all__ = [
     "score",
 ]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOME)
+__getattr__, __dir__ = lazy.attach(__name__)
