@@ -77,8 +77,9 @@ class Source:
 def read(hint: Any, value: Any, path: str, source: Source) -> Any:
     """Return a value as its annotation says; ConfigError, which begins with `path`, if it can't be.
 
-    Integers are taken for floats, lists for tuples, NumPy's scalars for numbers; in a config also
-    mappings for dataclasses. Nothing else is converted. TypeError for an unknown annotation.
+    Integers are taken for floats, lists for tuples, one string for a tuple of strings, NumPy's
+    scalars for numbers; in a config also mappings for dataclasses. Nothing else is converted.
+    TypeError for an unknown annotation.
     """
     if source.section is not None and dataclasses.is_dataclass(hint):
         return source.section(hint, value, path)
@@ -188,6 +189,8 @@ def _read_union(arms: Any, value: Any, path: str, source: Source) -> Any:
 
 
 def _read_tuple(arms: Any, value: Any, path: str, source: Source) -> tuple:
+    if isinstance(value, str) and arms == (str, ...):
+        return (value,)
     if not isinstance(value, list | tuple):
         raise source.wrong(path, value, f"a {words_of(tuple[arms] if arms else tuple)}")
     if not arms:

@@ -271,6 +271,15 @@ def test_an_empty_section_means_the_defaults():
     assert settings.build(Config, {"name": "n", "model": None}).model == Model()
 
 
+def test_one_string_stands_for_a_list_of_it():
+    from jaxgen.data import DataSettings
+
+    wanted = DataSettings(files=("a.txt",))
+    assert settings.build(DataSettings, {"files": "a.txt"}) == wanted == DataSettings(files="a.txt")
+    with pytest.raises(ConfigError, match=r"data\.files=3"):
+        settings.build(DataSettings, {"files": 3}, "data")
+
+
 def test_integers_are_accepted_for_floats_only():
     config = settings.build(Config, {"name": "n", "train": {"learning_rate": 1}})
     assert config.train.learning_rate == 1.0 and type(config.train.learning_rate) is float

@@ -22,8 +22,8 @@ from jaxgen.data.parallel import Chunk, encoded
 from jaxgen.data.reading import check_form, documents
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
-from jaxgen.data.sources import Sources, kind_of, split_sources
-from jaxgen.data.split import SPLITS, assigned
+from jaxgen.data.sources import Sources, kind_of, split_sources, text_below
+from jaxgen.data.split import SPLITS, assigned, split_kind
 from jaxgen.data.streams import Tally
 from jaxgen.errors import BusyError, DataError
 
@@ -90,7 +90,16 @@ def prepare(
     the cache can't be written.
     """
     check_form(settings, form)
+    asked, settings = settings.split, replace(settings, split=split_kind(settings, form))
     before = _source(settings, form)
+    notes = before["notes"]
+    if asked == "auto" and settings.split == "tail":
+        held = " and ".join(f"{100 * part:g} %" for part in settings.fractions if part)
+        if held:
+            notes += (
+                f"few documents, so validation and test are the last {held} of the text "
+                f"(data.split=tail)",
+            )
     cuts = (dropout, draws if dropout else 1)
     folder = cache / _key(settings, tokenizer, before, form, labels, cuts)
     reused = folder.exists()
@@ -108,7 +117,7 @@ def prepare(
             if not (folder / ABOUT).exists():
                 raise
             reused = True
-    return replace(_open(folder, tokenizer, reused=reused), notes=before["notes"])
+    return replace(_open(folder, tokenizer, reused=reused), notes=notes)
 
 
 def _sweep(cache: Path) -> None:
@@ -139,18 +148,26 @@ def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
         [[(sums[path], kind_of(path)) for path in source] for source in split]
         for split in found[:3]
     ]
-    return {"digests": digests, "stamps": stamps, "notes": tuple(_notes(found, sums))}
+    return {"digests": digests, "stamps": stamps, "notes": tuple(_notes(settings, found, sums))}
 
 
-def _notes(found: Sources, sums: dict[Path, str]) -> Iterator[str]:
-    """Yield what would otherwise be a surprise: files of training text that are also held out."""
+def _notes(settings: DataSettings, found: Sources, sums: dict[Path, str]) -> Iterator[str]:
+    """Yield what would otherwise be a surprise: text that is left out, or held out as well."""
+    folders = [Path(name).expanduser() for name in settings.files]
+    left = [path for folder in folders if folder.is_dir() for path in text_below(folder)[1]]
+    if left:
+        yield f"left out as empty or no text: {_listed(left)}"
     if found.withheld:
-        names = ", ".join(str(source[0]) for source in found.withheld[:3])
-        more = f" and {len(found.withheld) - 3} more" if len(found.withheld) > 3 else ""
-        yield f"{names}{more}: in data.files, but left out of training as validation or test text"
+        names = _listed([source[0] for source in found.withheld])
+        yield f"{names}: in data.files, but left out of training as validation or test text"
     held = {sums[path]: path for source in [*found.valid, *found.test] for path in source}
     for path in (path for source in found.train for path in source if sums[path] in held):
         yield f"warning: {path} is training text and holds the same bytes as {held[sums[path]]}"
+
+
+def _listed(paths: list[Path]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(map(str, paths[:3]))}{more}"
 
 
 def _stamps(settings: DataSettings) -> list[tuple[str, int, int]]:

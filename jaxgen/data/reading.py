@@ -11,7 +11,7 @@ from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
 from jaxgen.data.settings import DataSettings, Form
-from jaxgen.data.sources import Source, kind_of, parallel, sources, split_sources
+from jaxgen.data.sources import Source, kind_of, parallel, signature, sources, split_sources
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
@@ -25,7 +25,7 @@ def documents(
     form: Form = "text",
     files: Sequence[str] | None = None,
 ) -> Iterator[Document]:
-    """Yield the corpus: .txt one document a file, .jsonl one a line, .parquet one a row.
+    """Yield the corpus: .jsonl one document a line, .parquet one a row, any other one a file.
 
     .ndjson is as .jsonl; .json holds an array of objects, one object, or lines. A field "a.b" is
     the b of the object a, unless there is a field of that name. form: pairs and classes have two
@@ -85,7 +85,7 @@ def _of_source(
             for path in source:
                 if path.stat().st_size == 0:
                     raise Bad("empty file", f"{path} is empty")
-            read = READERS[kind_of(source[0])] if len(source) == 1 else _parallel
+            read = READERS.get(kind_of(source[0]), _text_file) if len(source) == 1 else _parallel
             for texts in read(source, keys, tally, bad):
                 if all(texts):
                     yield Document(texts[0], str(source[0]), *texts[1:])
@@ -124,6 +124,9 @@ def _text_file(
             f"train.{{side}}.txt, or give .jsonl",
         )
     raw = _whole(path, tally)
+    if what := signature(raw):
+        fix = "save it as UTF-8" if what == "UTF-16" else "convert it, or name it for what it is"
+        raise Bad("no text", f"{path} is {what}, not UTF-8 text; {fix}")
     text = _decoded(raw.removeprefix(b"\xef\xbb\xbf"), str(path), len(raw))
     yield (_sound(text, str(path)),)
 
@@ -306,7 +309,6 @@ def _of_cell(value: Any, key: str, where: str) -> str:
 
 
 READERS: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
-    ".txt": _text_file,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json_file,

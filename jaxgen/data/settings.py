@@ -12,6 +12,7 @@ from jaxgen.settings import option
 Form = Literal["text", "pairs", "classes"]
 FIELD = "text"
 FRACTION = 0.05
+FEW = 20  # documents, of which a hash might leave a split none
 
 
 @arguments.checked
@@ -27,7 +28,8 @@ class DataSettings:
         "text that ships with every Python; null: `files`", None
     )
     files: tuple[str, ...] = option(
-        "globs of .txt, .jsonl and .parquet files, also .gz; {side} in a glob stands for each side",
+        "globs of text files, .jsonl and .parquet, also .gz, and folders; {side} in a glob stands "
+        "for each side",
         (),
     )
     valid_files: tuple[str, ...] = option("globs of the validation text; none: from `files`", ())
@@ -36,9 +38,10 @@ class DataSettings:
         "source and target: names of parallel files, or fields of records; classes: text, label", ()
     )
     field: str = option("key of the text in .jsonl and .parquet files", FIELD)
-    split: Literal["hash", "tail"] = option(
-        "hash: whole documents by their sha256; tail: the last of the text, for few documents",
-        "hash",
+    split: Literal["auto", "hash", "tail"] = option(
+        f"hash: whole documents by their sha256; tail: the last of the text; auto: tail for fewer "
+        f"than {FEW} documents",
+        "auto",
     )
     valid_fraction: float | None = option(
         "part of the text for validation; null: 0.05, or nothing where there are valid_files", None

@@ -13,7 +13,20 @@ from jaxgen.data.streams import Bad, Tally, is_packed, lines
 from jaxgen.errors import ConfigError, DataError
 
 SIDE = "{side}"  # stands for the name of each side in a glob of parallel files
-KINDS = (".txt", ".jsonl", ".ndjson", ".json", ".parquet")
+RECORDS = (".jsonl", ".ndjson", ".json", ".parquet")  # any other ending is read as text
+# How files begin that are no text, whatever they are called.
+SIGNATURES = {
+    b"%PDF": "a PDF",
+    b"PK\x03\x04": "a zip archive, as .docx and .epub are",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"GIF8": "an image",
+    b"\x1f\x8b": "gzip, without the ending .gz",
+    b"PAR1": "Parquet, without the ending .parquet",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+SNIFFED = 4096  # bytes in which a file that is no text shows a NUL
 Source = tuple[Path, ...]
 
 
@@ -75,20 +88,45 @@ def _identity(path: Path) -> tuple[int, int] | str:
 def sources(globs: Sequence[str], sides: Sequence[str]) -> list[Source]:
     """Return the files that the globs match, each once, in order of glob and name.
 
-    A name that is there as it is written is no glob, whatever characters it has. A glob with {side}
-    gives (source, target) files, paired in order of name. Raises DataError for a glob without a
-    match, sides that differ in number, or a file of an unknown type.
+    A name that is there as it is written is no glob, whatever characters it has; a folder stands
+    for the text in it (`text_below`). A glob with {side} gives (source, target) files, paired in
+    order of name. Raises DataError for a glob without a match, or sides that differ in number.
     """
     found: dict[tuple, Source] = {}
     for pattern in globs:
         for source in _matches(pattern, sides):
             found.setdefault(tuple(map(_identity, source)), source)
-    for source in found.values():
-        if len(source) == 1 and kind_of(source[0]) not in KINDS:
-            raise DataError(
-                f"{source[0]} is of an unknown type; data.files takes {', '.join(KINDS)}, also .gz"
-            )
     return list(found.values())
+
+
+def text_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder and those below it, and which of them are empty or no text.
+
+    In order of name; hidden files and folders count for nothing.
+    """
+    texts, others = [], []
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            path = Path(above, name)
+            (texts if _looks_like_text(path) else others).append(path)
+    return texts, others
+
+
+def _looks_like_text(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(SNIFFED)
+    except OSError:  # said when it is read
+        return True
+    if is_packed(path) or kind_of(path) in RECORDS:
+        return bool(head)
+    return bool(head) and b"\0" not in head and signature(head) is None
+
+
+def signature(head: bytes) -> str | None:
+    """Return what a file that begins like this is, if it is known to be no text."""
+    return next((what for start, what in SIGNATURES.items() if head.startswith(start)), None)
 
 
 def kind_of(path: Path) -> str:
@@ -145,7 +183,9 @@ def _glob(literal: str, pattern: str) -> list[Path]:
     names = [literal] if there else sorted(glob.glob(pattern, recursive=True))
     matches = [Path(name) for name in names if not Path(name).is_dir()]
     if not matches:
-        kind = "only folders match" if names else "no file matches"
+        matches = [path for name in names for path in text_below(Path(name))[0]]
+    if not matches:
+        kind = "only folders without text match" if names else "no file matches"
         raise DataError(
             f"{kind} data.files {literal!r} (in {Path.cwd()}); correct the glob, or if the text "
             f"has moved say where it is, as in data.files=[other/*.txt]"

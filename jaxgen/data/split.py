@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import islice
+from typing import Literal
 
 from jaxgen.data.document import Document
 from jaxgen.data.reading import documents
-from jaxgen.data.settings import DataSettings, Form
+from jaxgen.data.settings import FEW, DataSettings, Form
 from jaxgen.data.streams import Tally
 
 SPLITS = ("train", "valid", "test")
@@ -23,7 +25,7 @@ def assigned(
     then valid, then test; a document that lies across a cut becomes two, but for one with a
     target: of those the documents are counted. valid_files and test_files follow as they are.
     """
-    if settings.split == "hash":
+    if split_kind(settings, form) == "hash":
         for document in documents(settings, tally, form=form):
             yield _by_hash(document.text, settings), document
     else:
@@ -32,6 +34,14 @@ def assigned(
         if files:
             for document in documents(settings, tally, form=form, files=files):
                 yield split, document
+
+
+def split_kind(settings: DataSettings, form: Form) -> Literal["hash", "tail"]:
+    """Return how the text is split: what data.split says, or what its auto means for it."""
+    if settings.split != "auto":
+        return settings.split
+    some = islice(documents(settings, form=form), FEW)
+    return "tail" if sum(1 for _ in some) < FEW else "hash"
 
 
 def training_texts(settings: DataSettings, *, form: Form = "text") -> Iterator[str]:

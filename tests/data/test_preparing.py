@@ -14,6 +14,7 @@ from data_makers import REAL, bytes_tokenizer, prepared, stories, write_lines
 
 from jaxgen import data, tokens
 from jaxgen.data import DataSettings, open_shard, parallel
+from jaxgen.data.settings import FEW
 from jaxgen.data.shard import HEADER
 from jaxgen.errors import BusyError, DataError
 
@@ -125,9 +126,24 @@ def test_progress_ends_at_the_whole(tmp_path):
 @pytest.mark.parametrize("count", (1, 3))
 def test_a_split_without_text_suggests_the_tail(tmp_path, count):
     path = write_lines(tmp_path / "x.jsonl", stories(count))
+    settings = DataSettings(files=(str(path),), split="hash")
     with pytest.raises(DataError, match=r"without text; set data\.split=tail"):
-        data.prepare(DataSettings(files=(str(path),)), bytes_tokenizer(), tmp_path / "cache")
+        data.prepare(settings, bytes_tokenizer(), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, "tail"), (FEW - 1, "tail"), (FEW, "hash")])
+def test_few_documents_are_split_by_tail_by_themselves_and_it_is_said(tmp_path, count, kind):
+    path = write_lines(tmp_path / "x.jsonl", stories(count, seed=3))
+    shards = {}
+    for split in ("auto", kind):
+        settings = DataSettings(files=(str(path),), split=split, test_fraction=0.0)
+        shards[split] = data.prepare(settings, bytes_tokenizer(), tmp_path / "cache")
+    found, same = shards["auto"], shards[kind]
+    assert found.folder == same.folder and len(found.valid.tokens)
+    assert same.notes == () and ("the last 5 % of the text" in "".join(found.notes)) == (
+        kind == "tail"
+    )
 
 
 def test_a_corpus_of_nothing_but_bad_records_says_so(tmp_path):

@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-from data_makers import write_lines
+from data_makers import bytes_tokenizer, write_lines
 
 from jaxgen import data, settings
 from jaxgen.data import DataSettings, Tally, sources, streams
@@ -89,7 +89,9 @@ BAD_FILES = {
     "empty.txt": (b"", "is empty"),
     "latin.txt": (b"caf\xe9 au lait", r"latin.txt is not UTF-8 at byte offset 3 \(0xe9\)"),
     "bom.txt": (b"\xef\xbb\xbfab\xff", "byte offset 5"),
-    "utf16.txt": ("hello".encode("utf-16"), "not UTF-8 at byte offset 0"),
+    "utf16.txt": ("hello".encode("utf-16"), "is UTF-16, not UTF-8 text; save it as UTF-8"),
+    "paper.txt": (b"%PDF-1.4 and so on", "is a PDF, not UTF-8 text; convert it"),
+    "letter.docx": (b"PK\x03\x04 and so on", "is a zip archive, as .docx and .epub are"),
     "nul.txt": (b"ab\0cd", "holds a NUL, at character 2"),
     "cut.txt.gz": (gzip.compress(b"some text" * 1000)[:-20], "truncated gzip"),
     "no.txt.gz": (b"not gzip at all", "no sound gzip"),
@@ -163,17 +165,42 @@ def test_a_record_beyond_the_cap_is_refused(tmp_path, monkeypatch, name):
         texts(tmp_path / name)
 
 
-def test_a_glob_without_a_match_or_of_an_unknown_type_is_refused(tmp_path):
+def test_a_glob_without_a_match_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"no file matches data\.files"):
         texts(tmp_path / "*.txt")
-    (tmp_path / "x.csv").write_text("a")
-    with pytest.raises(DataError, match=r"x\.csv is of an unknown type; .*\.jsonl"):
-        texts(tmp_path / "*")
-    with pytest.raises(DataError, match="only folders match"):
+    (tmp_path / "empty.md").write_text("")
+    with pytest.raises(DataError, match="only folders without text match"):
         texts(tmp_path)
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
     with pytest.raises((DataError, BusyError), match="loop"):
         texts(tmp_path / "loop.txt")
+
+
+ENDINGS = ["a.md", "b.PY", "c.csv", "d.html", "e.rst", "f.tex", "g.TXT", "h", "i.weird", "j.log.gz"]
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_whatever_a_text_file_is_called_it_is_read_as_it_is(tmp_path, name):
+    raw = b"a,b\r\n<p>c"
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert texts(tmp_path / name) == texts(tmp_path / "*") == texts(tmp_path) == ["a,b\n<p>c"]
+
+
+def test_a_folder_stands_for_the_text_below_it_and_what_is_left_out_is_said(tmp_path):
+    home = tmp_path / "notes [old]"
+    for name in ("b.md", "deep/er/a.TXT", "c.jsonl", ".git/config", ".hidden", "void.py"):
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name if name != "c.jsonl" else '{"text": "c"}')
+    (home / "void.py").write_text("")
+    (home / "cat.png").write_bytes(b"\x89PNG no text")
+    (home / "data.bin").write_bytes(b"1\0" * 9)
+    assert texts(home) == ["b.md", "c", "deep/er/a.TXT"]
+    settings = DataSettings(files=(str(home),), test_fraction=0.0)
+    notes = "\n".join(data.prepare(settings, bytes_tokenizer(), tmp_path / "cache").notes)
+    assert "left out as empty or no text" in notes and ".hidden" not in notes
+    assert all(name in notes for name in ("void.py", "cat.png", "data.bin"))
+    assert texts(tmp_path / "notes*") == texts(home)
 
 
 def test_a_file_that_two_globs_match_is_read_once(tmp_path):
