@@ -14,15 +14,22 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jaxgen.config import ModelConfig
-    from jaxgen.decoding.allow import allowed_tokens
-    from jaxgen.decoding.automaton import choices, json_schema, regex
-    from jaxgen.decoding.beam import beam_search
-    from jaxgen.decoding.bias import bad_words, sequence_bias
+    from jaxgen.decoding.beam.constraints import must_appear
+    from jaxgen.decoding.beam.search import beam_search
+    from jaxgen.decoding.beam.settings import beams
     from jaxgen.decoding.chain import chain, greedy
-    from jaxgen.decoding.contrast import layer_contrast
+    from jaxgen.decoding.combined_steps import (
+        classifier_free_guidance,
+        fused,
+        guided,
+        layer_contrast,
+    )
     from jaxgen.decoding.contrastive import contrastive_search
-    from jaxgen.decoding.detail import decode_detailed
-    from jaxgen.decoding.force import (
+    from jaxgen.decoding.detailed import decode_detailed
+    from jaxgen.decoding.loop import decode
+    from jaxgen.decoding.processors.allowed import allowed_tokens
+    from jaxgen.decoding.processors.bias import bad_words, sequence_bias
+    from jaxgen.decoding.processors.forcing import (
         force_first,
         force_last,
         length_decay,
@@ -31,10 +38,7 @@ if TYPE_CHECKING:
         suppress,
         suppress_first,
     )
-    from jaxgen.decoding.fuse import fused
-    from jaxgen.decoding.guidance import classifier_free_guidance, guided
-    from jaxgen.decoding.loop import decode
-    from jaxgen.decoding.repeat import (
+    from jaxgen.decoding.processors.repetition import (
         frequency_penalty,
         no_repeat_ngram,
         no_repeat_source,
@@ -42,11 +46,8 @@ if TYPE_CHECKING:
         repetition_penalty,
         source_penalty,
     )
-    from jaxgen.decoding.rerank import best_of, minimum_risk
-    from jaxgen.decoding.search import beams
-    from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
-    from jaxgen.decoding.stop import stop_strings
-    from jaxgen.decoding.truncation import (
+    from jaxgen.decoding.processors.structure import choices, json_schema, regex
+    from jaxgen.decoding.processors.truncation import (
         epsilon,
         eta,
         min_p,
@@ -58,8 +59,10 @@ if TYPE_CHECKING:
         top_p,
         typical,
     )
-    from jaxgen.decoding.watermark import detect, watermark
-    from jaxgen.decoding.words import must_appear
+    from jaxgen.decoding.processors.watermark import detect, watermark
+    from jaxgen.decoding.rerank import best_of, minimum_risk
+    from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
+    from jaxgen.decoding.stop import stop_strings
     from jaxgen.models.api import abstract, apply, axes, empty_cache, encode, init
     from jaxgen.models.presets import preset
     from jaxgen.pretrained.model import load, save

@@ -17,7 +17,7 @@ import pytest
 import jaxgen
 from jaxgen import arguments, arrays
 from jaxgen.arguments import at_least, between
-from jaxgen.decoding.setting import Number
+from jaxgen.decoding.per_request import Number
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
 

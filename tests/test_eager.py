@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxgen
-from jaxgen.decoding.fuse import fused
+from jaxgen.decoding.combined_steps import fused
 from jaxgen.train import state
 
 CONFIG = jaxgen.ModelConfig(vocab_size=17, context=16, layers=2, d_model=8, heads=2)

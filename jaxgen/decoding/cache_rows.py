@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 
 def _knows(method: str):
@@ -38,7 +38,7 @@ def repeat(cache: Any, batch: int, times: int) -> Any:
     return take(cache, jnp.repeat(jnp.arange(batch), times))
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Snapshots:
     """A non-rewindable cache before and after each of the last T tokens, leaves [T + 1, B, ...]."""

@@ -24,17 +24,18 @@ from jaxgen.decoding.history import (
     init_states,
     required_history,
 )
-from jaxgen.decoding.record import record
-from jaxgen.decoding.truncation import temperature
+from jaxgen.decoding.processors.structure import Automaton
+from jaxgen.decoding.processors.truncation import temperature
 from jaxgen.errors import ConfigError
 from jaxgen.ops.largest import argmax
 from jaxgen.ops.random import categorical
+from jaxgen.pytree import register_dataclass
 from jaxgen.varying import vary_alike
 
 NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Chain:
     """Processors in reading order; calling it draws one token per row.
@@ -162,3 +163,20 @@ def chain(*processors: Callable[..., Any]) -> Chain:
 def greedy() -> Chain:
     """Return the sampler that takes the likeliest token, the first of equals."""
     return chain(temperature(0.0))
+
+
+def check_chain(sample: Any, length: int, *, beams: int = 1) -> None:
+    """Raise ConfigError for processors that contradict each other, `length` or the beams.
+
+    A processor with a method `validate(length, beams)` is asked by it.
+    """
+    processors = getattr(sample, "processors", ())
+    for processor in processors:
+        if hasattr(processor, "validate"):
+            processor.validate(length, beams)
+    number = sum(isinstance(one, Automaton) for one in processors)
+    if number > 1:
+        raise ConfigError(
+            f"{number} automata in one chain exclude each other: where they disagree, no token is "
+            f"left; write them as one expression"
+        )

@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between
-from jaxgen.decoding import cache_rows, fits
-from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
+from jaxgen.decoding import cache_rows
+from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, checked
 from jaxgen.decoding.history import History, append_token
 from jaxgen.decoding.loop import LOOP, Count, DecodeSpec, Stops, make_spec
-from jaxgen.decoding.setting import Number, column
+from jaxgen.decoding.per_request import Number, column
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -70,7 +70,7 @@ def contrastive_search(
     sample: its processors come before the choice. The rest is as in `decode`.
     Raises ConfigError for a count below 1, or a penalty outside [0, 1].
     """
-    fits.check(sample, length)
+    check_chain(sample, length)
     if count == 1 and isinstance(penalty, (int, float)) and penalty:
         raise ConfigError(f"penalty={penalty} has no effect with count=1: nothing is to choose")
     held = {"seen": seen, "seen_lengths": seen_lengths, "prompt": prompt, "lengths": lengths}

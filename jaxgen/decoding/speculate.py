@@ -17,9 +17,8 @@ from jaxtyping import Array, Float, Int, Integer, Key
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding import cache_rows, fits
-from jaxgen.decoding.chain import NOT_FINITE, Chain, checked, initial_history, missing
-from jaxgen.decoding.detail import Reason, ended_by
+from jaxgen.decoding import cache_rows
+from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, checked, initial_history, missing
 from jaxgen.decoding.history import (
     NO_TOKEN,
     History,
@@ -28,12 +27,12 @@ from jaxgen.decoding.history import (
     required_history,
 )
 from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
-from jaxgen.decoding.record import record
-from jaxgen.decoding.stop import StopStrings, found
+from jaxgen.decoding.stop import Reason, StopStrings, ended_by, found
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.ops.random import categorical
+from jaxgen.pytree import register_dataclass
 from jaxgen.varying import fori_loop, scan, while_loop
 
 # (tokens [B, T], cache) -> (logits [B, T, V], cache)
@@ -51,7 +50,7 @@ class Guess(NamedTuple):
     cache: Any
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Draft:
     """A drafter: guess(last token [B], history, cache, keys [B]) -> Guess of `count` tokens."""
@@ -85,7 +84,7 @@ def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
     return Draft(_ModelGuess(step, sample, count), count, cache)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class _ModelGuess:
     step: Step
@@ -119,7 +118,7 @@ def lookup(count: int, *, width: int = 2) -> Draft:
     return Draft(_Lookup(count, width), count, ())
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class _Lookup:
     count: int = field(metadata={"static": True})
@@ -147,7 +146,7 @@ def reader(step: Step) -> MultiTokenStep:
     return _TokenByToken(step)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class _TokenByToken:
     step: Step
@@ -208,7 +207,7 @@ def speculate(
     own as well: they are a function of its key and place.
     Raises ConfigError for a cache that can't go back so far, and what `decode` raises.
     """
-    fits.check(sample, length)
+    check_chain(sample, length)
     cache_rows.check_back(cache, draft.count + 1)
     cache_rows.check_back(draft.cache, draft.count + 1)
     given = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}

@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ from jaxtyping import Array, Bool, Int
 
 from jaxgen import arguments
 from jaxgen.arrays import Axes
-from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 FOUND = 0  # the state of a text that holds one of its strings; it has no way out
 LONGEST = 2**13  # bytes of all strings
@@ -30,7 +31,18 @@ SMALLEST = 32  # of either side of the table: both are powers of two, so few are
 Texts = Sequence[str] | Sequence[Sequence[str]]
 
 
-@record
+class Reason(IntEnum):
+    """Why a request ended."""
+
+    LENGTH = 0  # it ran to `length`, or to its own limit
+    STOP = 1  # its last token is one of its stop ids
+    NOT_FINITE = 2  # the model's logits held NaN, or nothing finite
+    BANNED = 3  # the processors left no token to draw
+    STRING = 4  # its text holds one of its stop strings
+    TIME = 5  # its time was over; only who reads the clock, between chunks, can say so
+
+
+@register_dataclass
 @dataclass(frozen=True)
 class StopStrings:
     """Where each request's text stands among its stop strings.
@@ -61,6 +73,16 @@ class StopStrings:
 def found(state: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Return which texts hold one of their stop strings."""
     return state == FOUND
+
+
+def ended_by(
+    stop_state: Int[Array, "..."] | None, stopped: Bool[Array, "..."]
+) -> Int[Array, "..."]:
+    """Return the Reason of texts, from their stop-string state and whether a stop id ended them."""
+    reason = jnp.full(stopped.shape, Reason.LENGTH)
+    if stop_state is not None:
+        reason = jnp.where(found(stop_state), Reason.STRING, reason)
+    return jnp.where(stopped, Reason.STOP, reason)
 
 
 @arguments.checked

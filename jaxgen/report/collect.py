@@ -15,7 +15,7 @@ import numpy as np
 from jaxgen import data
 from jaxgen.decoding.chain import chain
 from jaxgen.decoding.loop import decode
-from jaxgen.decoding.truncation import temperature
+from jaxgen.decoding.processors.truncation import temperature
 from jaxgen.errors import DataError
 from jaxgen.measure import bootstrap, diversity, energy, mauve, quality, speed, stability
 from jaxgen.measure.bootstrap import NOTHING, Estimate

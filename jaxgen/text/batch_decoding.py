@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.config import ModelConfig
+from jaxgen.decoding.beam.settings import beams
 from jaxgen.decoding.chain import NOT_FINITE, Chain
-from jaxgen.decoding.detail import Reason
-from jaxgen.decoding.search import beams
-from jaxgen.decoding.stop import StopStrings, stop_strings
+from jaxgen.decoding.stop import Reason, StopStrings, stop_strings
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.mesh import place as places
 from jaxgen.text import programs

@@ -12,12 +12,12 @@ from jaxtyping import Array, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.beam import BeamResult, beam_search
+from jaxgen.decoding.beam.constraints import Words
+from jaxgen.decoding.beam.search import BeamResult, beam_search
+from jaxgen.decoding.beam.settings import Search
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.loop import Keys
-from jaxgen.decoding.search import Search
 from jaxgen.decoding.stop import StopStrings
-from jaxgen.decoding.words import Words
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.models import api, serving

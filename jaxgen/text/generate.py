@@ -11,8 +11,7 @@ from jaxtyping import Array, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between, size, token_ids
 from jaxgen.config import ModelConfig
-from jaxgen.decoding import fits
-from jaxgen.decoding.chain import Chain, greedy
+from jaxgen.decoding.chain import Chain, check_chain, greedy
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Keys, decode
 from jaxgen.decoding.stop import StopStrings
@@ -137,7 +136,7 @@ def generate(
     """
     sample = greedy() if sample is None else sample
     check(config, prompt.shape[1], length)
-    fits.check(sample, length)
+    check_chain(sample, length)
     params = serving.unroll(params, config)
     if lengths is None:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)

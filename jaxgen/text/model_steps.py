@@ -11,19 +11,18 @@ from jaxtyping import Array, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.contrast import layer_contrast
-from jaxgen.decoding.guidance import classifier_free_guidance
+from jaxgen.decoding.combined_steps import classifier_free_guidance, layer_contrast
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Step
-from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
 from jaxgen.ops.cache import by_row
+from jaxgen.pytree import register_dataclass
 
 WIDE = 40  # layers; a deeper model contrasts with 20 of them
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class _Model:
     """A model whose ids from `known` on are banned, for they spell no text; None: it has none."""
@@ -38,7 +37,7 @@ class _Model:
         return logits if known >= size else jnp.where(jnp.arange(size) < known, logits, -jnp.inf)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class StepWithHidden(_Model):
     """The step that gives its last hidden states, too, for contrastive search."""
@@ -50,7 +49,7 @@ class StepWithHidden(_Model):
         return self._ban(_each(out.logits, tokens)), _each(out.hidden, tokens), out.cache
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class ModelStep(_Model):
     """A model as a decoding step: (tokens [R], cache) -> (logits [R, V], cache)."""
@@ -62,7 +61,7 @@ class ModelStep(_Model):
         return self._ban(_each(out.logits, tokens)), out.cache
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class MultiTokenStep(_Model):
     """The model as a reader of several tokens at once, for speculation."""
@@ -74,7 +73,7 @@ class MultiTokenStep(_Model):
         return self._ban(out.logits), out.cache
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class _EarlyLogits(_Model):
     layers: tuple[int, ...] = field(default=(), metadata={"static": True})

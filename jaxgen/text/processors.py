@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.decoding import automaton, bias, force, repeat, truncation, watermark, words
+from jaxgen.decoding.beam import constraints
 from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.history import NO_TOKEN
+from jaxgen.decoding.processors import bias, forcing, repetition, structure, truncation, watermark
 from jaxgen.errors import ConfigError
 from jaxgen.text.request import DRAWING, Generation
 from jaxgen.tokens import Tokenizer
@@ -83,7 +84,7 @@ def words_of(name: str, text: str, tokenizer: Tokenizer) -> list[list[int]]:
     return kept
 
 
-def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> words.Words | None:
+def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> constraints.Words | None:
     """Return what must appear in each request's text, or None; A|B is satisfied by one of them."""
     if not any(one.force_words for one in wanted):
         return None
@@ -96,7 +97,7 @@ def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> words.Words
             [[ids for text in row for ids in words_of("force_words", text, tokenizer)]
              for row in texts]
         )  # fmt: skip
-    return words.must_appear(rows, each=True)
+    return constraints.must_appear(rows, each=True)
 
 
 def _values(wanted: Sequence[Generation], name: str, off: Any, kind: Any = np.float32):
@@ -194,16 +195,16 @@ def _force(wanted, batch, name: str, places: np.ndarray):
     for row in rows:
         _check_ids(name, row, batch.vocab)
     places = np.where([bool(row) for row in rows], places, NEVER).astype(np.int32)
-    return force.ForceAt(places, _table(rows))
+    return forcing.ForceAt(places, _table(rows))
 
 
 def _suppress(wanted, batch):
-    return force.Suppress(_suppressed(wanted, batch, "suppress_ids"))
+    return forcing.Suppress(_suppressed(wanted, batch, "suppress_ids"))
 
 
 def _suppress_first(wanted, batch):
     places = np.asarray([1 if one.force_first else 0 for one in wanted], np.int32)
-    return force.SuppressAt(places, _suppressed(wanted, batch, "suppress_first_ids"))
+    return forcing.SuppressAt(places, _suppressed(wanted, batch, "suppress_first_ids"))
 
 
 def _suppressed(wanted, batch, name: str) -> np.ndarray:
@@ -215,7 +216,7 @@ def _suppressed(wanted, batch, name: str) -> np.ndarray:
 
 def _decay(wanted, batch):
     start = _values(wanted, "decay_start", NEVER, np.int32)
-    return force.length_decay(start, _values(wanted, "decay_factor", 1.0), batch.stops)
+    return forcing.length_decay(start, _values(wanted, "decay_factor", 1.0), batch.stops)
 
 
 def _watermark(wanted, batch):
@@ -243,7 +244,7 @@ def _structure(wanted, batch):
     kinds = list(dict.fromkeys(asked))
     made = [None if kind is None else _compiled(*kind, surface.pieces, eos) for kind in kinds]
     which = np.asarray([kinds.index(one) for one in asked])
-    whole = automaton.requests(made)
+    whole = structure.requests(made)
     starts = np.asarray(whole.starts)[which]
     for one, kind, start, limit in zip(wanted, asked, starts, batch.limits, strict=True):
         least = int(np.asarray(whole.distance)[start])
@@ -252,7 +253,7 @@ def _structure(wanted, batch):
                 f"{one.told(kind[0])} needs {least} tokens at least, but max_new_tokens={limit}"
             )
     free = np.asarray([kind is None for kind in asked])
-    within = np.where(free, automaton.FAR, batch.limits).astype(np.int32)
+    within = np.where(free, structure.FAR, batch.limits).astype(np.int32)
     return dataclasses.replace(whole, starts=starts, within=within)
 
 
@@ -280,11 +281,11 @@ def _schema_text(given: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _compiled(kind: str, what: Any, pieces: tuple[bytes, ...], stop: int) -> automaton.Automaton:
+def _compiled(kind: str, what: Any, pieces: tuple[bytes, ...], stop: int) -> structure.Automaton:
     makers = {
-        "regex": automaton.regex,
-        "json_schema": automaton.json_schema,
-        "choices": automaton.choices,
+        "regex": structure.regex,
+        "json_schema": structure.json_schema,
+        "choices": structure.choices,
     }
     return makers[kind](what, pieces, stop)
 
@@ -303,15 +304,15 @@ def _check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
 
 ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("bias",), _biases),
-    _source(repeat.source_penalty, "source_penalty", 1.0, np.float32),
-    _scalar(repeat.repetition_penalty, "repetition_penalty", 1.0),
-    _scalar(repeat.presence_penalty, "presence_penalty", 0.0),
-    _scalar(repeat.frequency_penalty, "frequency_penalty", 0.0),
-    _scalar(repeat.no_repeat_ngram, "no_repeat_ngram", 0, np.int32),
-    _source(repeat.no_repeat_source, "no_repeat_source", 0, np.int32),
+    _source(repetition.source_penalty, "source_penalty", 1.0, np.float32),
+    _scalar(repetition.repetition_penalty, "repetition_penalty", 1.0),
+    _scalar(repetition.presence_penalty, "presence_penalty", 0.0),
+    _scalar(repetition.frequency_penalty, "frequency_penalty", 0.0),
+    _scalar(repetition.no_repeat_ngram, "no_repeat_ngram", 0, np.int32),
+    _source(repetition.no_repeat_source, "no_repeat_source", 0, np.int32),
     (("bad_words", "bad_words_ids"), _bad_words),
-    _counted(force.min_length, "min_length"),
-    _counted(force.min_new_tokens, "min_new_tokens"),
+    _counted(forcing.min_length, "min_length"),
+    _counted(forcing.min_new_tokens, "min_new_tokens"),
     (("regex", "json_schema", "choices"), _structure),
     (("force_first",), _force_first),
     (("force_last",), _force_last),

@@ -15,16 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.beam import BeamResult, beam_search
+from jaxgen.decoding.beam.constraints import Words
+from jaxgen.decoding.beam.search import BeamResult, beam_search
+from jaxgen.decoding.beam.settings import Search
 from jaxgen.decoding.chain import Chain
 from jaxgen.decoding.contrastive import contrastive_search
-from jaxgen.decoding.detail import Decoded, decode_detailed
+from jaxgen.decoding.detailed import Decoded, decode_detailed
 from jaxgen.decoding.history import NO_TOKEN, required_history
 from jaxgen.decoding.loop import Chunk, decode_chunk
-from jaxgen.decoding.search import Search
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
-from jaxgen.decoding.words import Words
 from jaxgen.models import api, serving
 from jaxgen.pretrained.generation_config import ProblemType
 from jaxgen.pretrained.pooling import Mode

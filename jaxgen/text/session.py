@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxgen import arguments
 from jaxgen.config import ModelConfig, Weights
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
 from jaxgen.pretrained.chat_template import ChatTemplate, Message, encode_chat, read_chat_template

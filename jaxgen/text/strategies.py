@@ -11,12 +11,11 @@ from jaxtyping import Array, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between
 from jaxgen.config import ModelConfig
-from jaxgen.decoding import fits
-from jaxgen.decoding.chain import Chain, chain, greedy
+from jaxgen.decoding.chain import Chain, chain, check_chain, greedy
 from jaxgen.decoding.contrastive import contrastive_search
 from jaxgen.decoding.history import required_history
 from jaxgen.decoding.loop import Keys, decode
-from jaxgen.decoding.setting import Number
+from jaxgen.decoding.per_request import Number
 from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
@@ -203,7 +202,7 @@ def generate_dola(
     """
     sample = greedy() if sample is None else sample
     check(config, prompt.shape[1], length)
-    fits.check(sample, length)
+    check_chain(sample, length)
     chosen = steps.dola_layers(config, layers) if isinstance(layers, str) else layers
     wrong = [layer for layer in chosen if not 0 <= layer < config.layers]
     if wrong or not chosen:

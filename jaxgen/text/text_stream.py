@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.stop import Reason
 from jaxgen.tokens import Detokenizer, Tokenizer
 
 

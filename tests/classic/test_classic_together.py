@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.decoding.fuse import fused
+from jaxgen.decoding.combined_steps import fused
 from jaxgen.errors import ConfigError
 from jaxgen.models.classic import hmm, maxent, ngram, template
 from jaxgen.models.classic.maxent import MaxEnt

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 import jaxgen
 from jaxgen import ModelConfig
-from jaxgen.decoding.fuse import fused
+from jaxgen.decoding.combined_steps import fused
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.models.classic import mixture, vae
 from jaxgen.models.classic.vae import VAE, Fit, Gaussian

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.profile import report, take

@@ -8,8 +8,8 @@ import numpy as np
 
 import jaxgen
 from jaxgen.decoding.chain import NOT_FINITE
-from jaxgen.decoding.detail import Reason
 from jaxgen.decoding.history import History
+from jaxgen.decoding.stop import Reason
 
 V, STOP = 9, 4
 TABLE = jax.random.normal(jax.random.key(1), (V, V)) * 2

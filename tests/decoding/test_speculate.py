@@ -9,9 +9,9 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
-from jaxgen.decoding import automaton
 from jaxgen.decoding.chain import NOT_FINITE, greedy
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.processors import structure
+from jaxgen.decoding.stop import Reason
 from jaxgen.text.generate import prefill
 
 V, LENGTH = 4, 3
@@ -87,7 +87,7 @@ def test_speculative_draws_have_the_target_s_distribution(name):
 
 
 def test_a_structure_is_kept_while_guesses_come_and_go():
-    trie = automaton.trie([[0, 0, 2, 0], [3, 3, 0], [2]], 1, V)
+    trie = structure.trie([[0, 0, 2, 0], [3, 3, 0], [2]], 1, V)
     first, stop = jnp.arange(V), jnp.array([1])
     for value in (0.0, 1.0):
         sample = jaxgen.chain(trie, jaxgen.temperature(value))

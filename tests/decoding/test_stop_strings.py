@@ -9,9 +9,8 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
-from jaxgen.decoding.detail import Reason
 from jaxgen.decoding.loop import decode_chunk
-from jaxgen.decoding.stop import FOUND, stop_strings
+from jaxgen.decoding.stop import FOUND, Reason, stop_strings
 
 V, LENGTH = 12, 24
 PIECES = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.decoding import top_mass
-from jaxgen.decoding.truncation import top_k, top_p
+from jaxgen.decoding.processors.truncation import top_k, top_p
 
 ROWS = np.float32(
     [

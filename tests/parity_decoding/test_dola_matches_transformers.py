@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxgen
 from jaxgen.decoding.chain import greedy
-from jaxgen.decoding.contrast import contrast
+from jaxgen.decoding.combined_steps import contrast
 
 GOLDEN = dict(np.load(Path(__file__).with_name("golden_dola.npz")))
 

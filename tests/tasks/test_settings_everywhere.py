@@ -9,7 +9,7 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen.cli import app, start
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.text import batch_decoding, loaded_model

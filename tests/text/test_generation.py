@@ -14,7 +14,7 @@ from sessions import session_on
 
 import jaxgen
 from jaxgen import errors, tokens
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.stop import Reason
 from jaxgen.text import programs
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt, number_prompts

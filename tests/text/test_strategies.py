@@ -8,8 +8,8 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
-from jaxgen.decoding.contrast import contrast
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.combined_steps import contrast
+from jaxgen.decoding.stop import Reason
 from jaxgen.models import api
 from jaxgen.nn import stack
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen import tokens
-from jaxgen.decoding.detail import Reason
-from jaxgen.decoding.stop import FOUND, stop_strings
+from jaxgen.decoding.stop import FOUND, Reason, stop_strings
 from jaxgen.text.text_stream import StopStringFilter, TextStream
 
 CORPUS = ["the cat sat on the mat, \u00e9t\u00e9 \U0001f600 stop here\nUser: and there "] * 40

@@ -19,13 +19,13 @@ from jaxtyping import Array, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import Range, at_least, between
 from jaxgen.decoding.history import History, Requires, last_tokens
-from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import Number, column
-from jaxgen.decoding.truncation import static
+from jaxgen.decoding.per_request import Number, column
+from jaxgen.decoding.processors.truncation import static
+from jaxgen.pytree import register_dataclass
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Watermark:
     """Adds `bias` to the green logits that `key` and the last `width` tokens choose."""

@@ -17,18 +17,16 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding import cache_rows, fits
-from jaxgen.decoding import ended as endings
-from jaxgen.decoding import words as lexicon
-from jaxgen.decoding.chain import NOT_FINITE, Chain, initial_history
-from jaxgen.decoding.detail import Reason, ended_by
-from jaxgen.decoding.ended import Ended, Texts, gathered
+from jaxgen.decoding import cache_rows
+from jaxgen.decoding.beam import constraints, hypotheses
+from jaxgen.decoding.beam.constraints import Progress, Words
+from jaxgen.decoding.beam.hypotheses import Ended, Texts, gathered
+from jaxgen.decoding.beam.settings import Search, check
+from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, initial_history
 from jaxgen.decoding.history import NO_TOKEN, History, append_token, count_tokens
 from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
-from jaxgen.decoding.search import Search, check
-from jaxgen.decoding.setting import column
-from jaxgen.decoding.stop import StopStrings
-from jaxgen.decoding.words import Progress, Words
+from jaxgen.decoding.per_request import column
+from jaxgen.decoding.stop import Reason, StopStrings, ended_by
 from jaxgen.eager import compile_once
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.ops.random import gumbel
@@ -109,7 +107,7 @@ def beam_search(
     groups or draws.
     """
     check(search, num_return, key, words)
-    fits.check(sample, length, beams=search.beams)
+    check_chain(sample, length, beams=search.beams)
     given = {"words": words, "stop": stop, "strings": strings, "limit": limit}
     given |= {"prompt": prompt, "lengths": lengths, "num_return": num_return}
     return _search(step, cache, first, key, sample, length, search, **given)
@@ -155,7 +153,7 @@ def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
         jnp.zeros((batch, count, length), jnp.float32),
         cache_rows.repeat(cache, batch, count),
         *(spread(history), spread(stop_state), spread(progress)),
-        endings.none(batch, count, length),
+        hypotheses.none(batch, count, length),
         jnp.broadcast_to(task.limit < 1, (batch, task.search.groups)),
         jnp.zeros(batch, jnp.int32),
     )
@@ -236,7 +234,7 @@ def _grown(
     before = state.progress
     if task.words is not None and before is not None:
         picks = (chosen.scores, chosen.parent, chosen.token)
-        picked = lexicon.chosen(task.words, before, total, *picks)
+        picked = constraints.chosen(task.words, before, total, *picks)
         chosen = _picks(task, state, scores, here, *picked)
     num_generated, limit = state.place + 1, task.limit[:, 0]
     ended = jax.tree.map(lambda x: x[:, here], state.ended)
@@ -247,24 +245,26 @@ def _grown(
     # A stop token brings no word in: what counts is what was there before.
     constraints_met = texts.constraints_met
     if before is not None:
-        earlier = lexicon.constraints_met(_chosen_of(before, ranked.parent))
+        earlier = constraints.constraints_met(_chosen_of(before, ranked.parent))
         constraints_met = jnp.where(texts.reason == Reason.STOP, earlier, constraints_met)
     which = stopped[:, :size] & constraints_met & ~closed[:, None]
-    ended = endings.merged(
+    ended = hypotheses.merged(
         search, ended, texts._replace(constraints_met=constraints_met), which, num_generated
     )
     legacy = search.groups > 1 or before is not None
     if legacy:
         # As transformers' scorer of groups and of words does: the best candidate counts even if
         # it ends, and open beams don't join a group that is done.
-        closed = closed | endings.satisfied(search, ended, found.scores[:, 0], num_generated, limit)
+        closed = closed | hypotheses.satisfied(
+            search, ended, found.scores[:, 0], num_generated, limit
+        )
     over = (num_generated >= limit) & ~closed
     texts = _texts(task, state, chosen, jnp.full_like(chosen.token, Reason.LENGTH))
     enough = jnp.sum(texts.constraints_met, axis=1, keepdims=True) >= task.num_return
     open_ = over[:, None] & (texts.constraints_met | ~enough)
-    ended = endings.merged(search, ended, texts, open_, num_generated)
+    ended = hypotheses.merged(search, ended, texts, open_, num_generated)
     if not legacy:
-        closed = closed | endings.satisfied(
+        closed = closed | hypotheses.satisfied(
             search, ended, chosen.scores[:, 0], num_generated, limit
         )
     return chosen, ended, closed
@@ -303,7 +303,9 @@ def _texts(task: _Task, state: _Beams, picks: _Picks, reason: Int[Array, "B C"])
     constraints_met = jnp.ones(reason.shape, bool)
     if task.words is not None and state.progress is not None:
         before = _chosen_of(state.progress, picks.parent)
-        constraints_met = lexicon.constraints_met(lexicon.advance(task.words, before, picks.token))
+        constraints_met = constraints.constraints_met(
+            constraints.advance(task.words, before, picks.token)
+        )
     return Texts(
         jnp.where(now, picks.token[..., None], gathered(state.tokens, picks.parent)),
         picks.scores,
@@ -363,7 +365,7 @@ def _reordered(task: _Task, state: _Beams, chosen: _Picks, cache: Any) -> _Beams
         )
     if task.words is not None and progress is not None:
         before = _chosen_of(progress, chosen.parent)
-        progress = lexicon.advance(task.words, before, chosen.token)
+        progress = constraints.advance(task.words, before, chosen.token)
     return state._replace(
         place=state.place + 1,
         token=chosen.token,

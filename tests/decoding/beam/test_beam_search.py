@@ -12,7 +12,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import errors
 from jaxgen.decoding.chain import NOT_FINITE, greedy
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.stop import Reason
 from jaxgen.text import beams
 
 V, LENGTH, STOP = 5, 5, 1

@@ -10,17 +10,17 @@ import numpy as np
 
 from jaxgen import arguments
 from jaxgen.arguments import Range, at_least
-from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import Number
-from jaxgen.decoding.truncation import static
+from jaxgen.decoding.per_request import Number
+from jaxgen.decoding.processors.truncation import static
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 EarlyStopping = bool | Literal["never"]
 STOP_RULES: dict[EarlyStopping, int] = {True: 0, False: 1, "never": 2}
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Search:
     """Settings of a beam search; those that are not static are numbers or arrays [B]."""

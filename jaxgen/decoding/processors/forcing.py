@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 from jaxgen import arguments
 from jaxgen.arguments import above, at_least
 from jaxgen.decoding.history import History, Requires
-from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import Number, TokenIds, Whole, column, ids, marked
-from jaxgen.decoding.truncation import BANNED
+from jaxgen.decoding.per_request import Number, TokenIds, Whole, column, ids, marked, refuse
+from jaxgen.decoding.processors.truncation import BANNED
+from jaxgen.pytree import register_dataclass
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Suppress:
     """Bans `tokens` always."""
@@ -27,7 +27,7 @@ class Suppress:
         return jnp.where(marked(self.tokens, logits.shape[-1]), BANNED, logits)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class SuppressAt:
     """Bans `tokens` from the draw at one `place`."""
@@ -43,7 +43,7 @@ class SuppressAt:
         return jnp.where(banned & here, BANNED, logits)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class ForceAt:
     """Makes `tokens` the only ones that the draw at one `place` can give, equally likely."""
@@ -53,13 +53,18 @@ class ForceAt:
     place: Whole
     tokens: TokenIds
 
+    def validate(self, length: int, beams: int) -> None:
+        """Raise ConfigError if the place is past `length`."""
+        message = f"never comes: length={length} ends before; lower one"
+        refuse(self.place, lambda x: x >= length, f"a token forced at place={{}} {message}")
+
     def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
         forced = jnp.where(marked(self.tokens, logits.shape[-1]), 0.0, BANNED)
         here = history.num_generated[:, None] == column(self.place)
         return jnp.where(here, forced, logits)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class MinNewTokens:
     """Bans the `stop` ids until `count` tokens are drawn."""
@@ -69,12 +74,17 @@ class MinNewTokens:
     count: Whole
     stop: TokenIds
 
+    def validate(self, length: int, beams: int) -> None:
+        """Raise ConfigError if no text could end within `length`."""
+        message = f"exceeds length={length}, so that no text could end; lower one"
+        refuse(self.count, lambda x: x > length, f"min_new_tokens={{}} {message}")
+
     def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
         early = history.num_generated[:, None] < column(self.count)
         return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class MinLength:
     """Bans the `stop` ids until prompt and draws are `count` tokens together."""
@@ -89,7 +99,7 @@ class MinLength:
         return jnp.where(marked(self.stop, logits.shape[-1]) & early, BANNED, logits)
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class LengthDecay:
     """Raises the `stop` logits by |logit| * (factor^n - 1), n draws after the `start`th."""

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import Range, above, at_least, between
 from jaxgen.decoding.history import History, Requires, count_tokens, valid_mask
-from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import Number, Whole, column
-from jaxgen.decoding.truncation import BANNED, static
+from jaxgen.decoding.per_request import Number, Whole, column
+from jaxgen.decoding.processors.truncation import BANNED, static
+from jaxgen.pytree import register_dataclass
 
 Over = Literal["all", "new"]
 Source = Int[Array | np.ndarray, "B S"]
@@ -36,7 +36,7 @@ def _penalized(logits: Array, seen: Array, penalty: Array) -> Array:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class RepetitionPenalty:
     """Divides the odds of every token that occurs in the history (Keskar et al. 2019)."""
@@ -57,7 +57,7 @@ class RepetitionPenalty:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class SourcePenalty:
     """Multiplies the odds of every token that occurs in the source, against hallucination."""
@@ -73,7 +73,7 @@ class SourcePenalty:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class CountPenalty:
     """Subtracts `presence` once and `frequency` per occurrence, as OpenAI's interface does."""
@@ -94,7 +94,7 @@ class CountPenalty:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class NoRepeatNgram:
     """Bans every token that would repeat an n-gram of the history (Paulus et al. 2017)."""
@@ -110,7 +110,7 @@ class NoRepeatNgram:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class NoRepeatSource:
     """Bans every token that would repeat an n-gram of the source."""

@@ -21,10 +21,10 @@ from jaxtyping import Array, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.history import History, Requires
-from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import column
-from jaxgen.decoding.truncation import BANNED
+from jaxgen.decoding.per_request import column, refuse
+from jaxgen.decoding.processors.truncation import BANNED
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 LARGEST = 2**28  # states times tokens while a table is made: 1 GiB
 END = -1  # the state of a text that has stopped
@@ -32,7 +32,7 @@ FAR = np.iinfo(np.int32).max // 2
 Transitions = Mapping[int, Mapping[int, int]]
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Automaton:
     """Allows the tokens that lead from a request's state to another.
@@ -48,6 +48,11 @@ class Automaton:
     starts: Any
     distance: Any
     within: Any
+
+    def validate(self, length: int, beams: int) -> None:
+        """Raise ConfigError if texts may be longer than `length`."""
+        message = f"of an automaton exceeds length={length}: the text would be cut before it ends"
+        refuse(self.within, lambda x: (x > length) & (x < FAR), f"within={{}} {message}")
 
     def begin(self, history: History) -> Int[Array, "B"]:
         """Return the states after what has been drawn already."""

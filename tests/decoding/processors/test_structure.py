@@ -12,8 +12,8 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
-from jaxgen.decoding import automaton
-from jaxgen.decoding.detail import Reason
+from jaxgen.decoding.processors import structure
+from jaxgen.decoding.stop import Reason
 
 WORDS = ["tr", "ue", "fal", "se", '"a', '":', "12", "é", "{}", "nul"]
 PIECES = [b"", *(bytes([i]) for i in range(32, 127)), "é".encode()[:1], "é".encode()[1:]]
@@ -52,7 +52,7 @@ SCHEMA = {
 
 @pytest.mark.parametrize("pattern", ["[a-c]+(12|é){1,2}", "(true|false)[0-9]*", "x|y{3}|"])
 def test_every_text_matches_the_expression_within_its_tokens(pattern):
-    out = draw(automaton.regex(pattern, PIECES, STOP, within=LENGTH), jax.random.key(1))
+    out = draw(structure.regex(pattern, PIECES, STOP, within=LENGTH), jax.random.key(1))
     assert (out.reason == Reason.STOP).all()
     found = texts(out)
     assert all(re.fullmatch(pattern, text) for text in found), found
@@ -60,7 +60,7 @@ def test_every_text_matches_the_expression_within_its_tokens(pattern):
 
 
 def test_every_text_of_a_schema_is_json_of_it():
-    out = draw(automaton.json_schema(SCHEMA, PIECES, STOP, within=LENGTH), jax.random.key(2))
+    out = draw(structure.json_schema(SCHEMA, PIECES, STOP, within=LENGTH), jax.random.key(2))
     for text in texts(out):
         value = json.loads(text)
         assert isinstance(value["a"], bool) and set(value) <= {"a", "n"}
@@ -68,9 +68,9 @@ def test_every_text_of_a_schema_is_json_of_it():
 
 def test_choices_and_free_requests_share_a_batch():
     wanted = ["true", "false", "a.b", "null"]
-    one = automaton.choices(wanted, PIECES, STOP)
-    number = automaton.regex("[0-9]{3}", PIECES, STOP)
-    machine = automaton.requests([one, None, number] * 10 + [one, one])
+    one = structure.choices(wanted, PIECES, STOP)
+    number = structure.regex("[0-9]{3}", PIECES, STOP)
+    machine = structure.requests([one, None, number] * 10 + [one, one])
     found = draw(machine, jax.random.key(3))
     said = texts(found)
     assert all(text in wanted for text in said[::3]) and len(set(said[:30:3])) > 1
@@ -88,7 +88,7 @@ def test_choices_and_free_requests_share_a_batch():
 
 
 def test_chunks_go_on_in_the_state_that_they_left():
-    machine = automaton.regex("[a-f0-9]{14}", PIECES, STOP, within=LENGTH)
+    machine = structure.regex("[a-f0-9]{14}", PIECES, STOP, within=LENGTH)
     whole = draw(machine, jax.random.key(4)).tokens
     first, prompt, parts = jnp.arange(32) % V, (jnp.arange(32) % V)[:, None], []
     for start in range(0, LENGTH, 8):
@@ -102,7 +102,7 @@ def test_chunks_go_on_in_the_state_that_they_left():
 
 def test_a_trie_allows_exactly_its_sequences_also_to_beams():
     sequences = [[5, 6, 7], [5, 6], [5, 9, 9, 4], [8]]
-    machine = automaton.trie(sequences, STOP, V)
+    machine = structure.trie(sequences, STOP, V)
     logprobs = np.asarray(jax.nn.log_softmax(TABLE), np.float64)
     first = 3
     scored = []
@@ -124,13 +124,13 @@ def test_a_trie_allows_exactly_its_sequences_also_to_beams():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: automaton.regex("(a", PIECES, STOP), r"regex '\(a' can't be compiled"),
-        (lambda: automaton.regex("(?=a)b", PIECES, STOP), "no look-around"),
-        (lambda: automaton.regex("[a]{9}", PIECES, STOP, within=9), "needs 10 tokens.*within=9"),
-        (lambda: automaton.choices([], PIECES, STOP), r"choices=\[\]"),
-        (lambda: automaton.trie([[V]], STOP, V), "trie: token"),
-        (lambda: automaton.requests([None]), "every automaton is None"),
-        (lambda: automaton.json_schema("{", PIECES, STOP), "JSON schema '{'"),
+        (lambda: structure.regex("(a", PIECES, STOP), r"regex '\(a' can't be compiled"),
+        (lambda: structure.regex("(?=a)b", PIECES, STOP), "no look-around"),
+        (lambda: structure.regex("[a]{9}", PIECES, STOP, within=9), "needs 10 tokens.*within=9"),
+        (lambda: structure.choices([], PIECES, STOP), r"choices=\[\]"),
+        (lambda: structure.trie([[V]], STOP, V), "trie: token"),
+        (lambda: structure.requests([None]), "every automaton is None"),
+        (lambda: structure.json_schema("{", PIECES, STOP), "JSON schema '{'"),
     ],
 )
 def test_structures_that_cannot_be_are_refused_in_one_line(make, text):
@@ -142,5 +142,5 @@ def test_structures_that_cannot_be_are_refused_in_one_line(make, text):
 def test_another_pattern_does_not_recompile():
     before = draw._cache_size()
     for pattern in ("[a-c]{4}", "[d-f]{4}", "[x-z]{4}"):
-        draw(automaton.regex(pattern, PIECES, STOP, within=9), jax.random.key(0), length=9)
+        draw(structure.regex(pattern, PIECES, STOP, within=9), jax.random.key(0), length=9)
     assert draw._cache_size() - before == 1

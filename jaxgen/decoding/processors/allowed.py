@@ -12,14 +12,14 @@ from jaxtyping import Array, Float
 
 from jaxgen import arguments
 from jaxgen.decoding.history import History, Requires
-from jaxgen.decoding.record import record
-from jaxgen.decoding.truncation import BANNED, static
+from jaxgen.decoding.processors.truncation import BANNED, static
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 Allow = Callable[..., Any]  # (tokens [S], length [], *data) -> bool [V]
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Allowed:
     """Bans what `function` does not allow after the tokens so far."""

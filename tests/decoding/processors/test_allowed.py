@@ -9,7 +9,7 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
-from jaxgen.decoding import automaton
+from jaxgen.decoding.processors import structure
 
 V, STOP = 7, 6
 TABLE = jax.random.normal(jax.random.key(3), (V, V)) * 2
@@ -71,7 +71,7 @@ def test_the_function_of_a_trie_draws_as_the_trie_does():
         after = jnp.where(after < 0, STOP, after)
         return jnp.any(whole[:, None] & (jnp.arange(V) == after[:, None]), axis=0)
 
-    trie = automaton.trie(SEQUENCES, STOP, V)
+    trie = structure.trie(SEQUENCES, STOP, V)
     wanted = run(jaxgen.chain(trie), length=4)
     found = run(jaxgen.chain(jaxgen.allowed_tokens(prefix, jnp.asarray(table))), length=4)
     assert found.tokens.tolist() == wanted.tokens.tolist()

@@ -21,9 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgen import arguments
 from jaxgen.arrays import Axes
 from jaxgen.decoding.history import NO_TOKEN
-from jaxgen.decoding.record import record
-from jaxgen.decoding.truncation import static
+from jaxgen.decoding.processors.truncation import static
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 Over = Literal["all", "new"]
 SMALLEST = 8  # words and nodes are padded to powers of two from here on, so few are ever compiled
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Words:
     """The words of each request: tries whose nodes are numbered from 1.

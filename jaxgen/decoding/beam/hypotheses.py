@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgen.decoding.beam.settings import STOP_RULES, Search
 from jaxgen.decoding.history import NO_TOKEN
-from jaxgen.decoding.search import STOP_RULES, Search
-from jaxgen.decoding.setting import column
+from jaxgen.decoding.per_request import column
 
 
 class Ended(NamedTuple):

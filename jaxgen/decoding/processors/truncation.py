@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import above, at_least, between
 from jaxgen.decoding import top_mass
-from jaxgen.decoding.record import record
-from jaxgen.decoding.setting import Number, Whole, column
+from jaxgen.decoding.per_request import Number, Whole, column, refuse
 from jaxgen.ops.largest import argmax
+from jaxgen.pytree import register_dataclass
 
 BANNED = -jnp.inf
 MASS_SCALE = 2.0**30  # probability mass 1 as an integer: integer sums are exact in any order
@@ -54,12 +54,18 @@ def _entropy(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Temperature:
     """Divides logits by `value`; at 0 keeps only the largest logit (greedy)."""
 
     value: Number
+
+    def validate(self, length: int, beams: int) -> None:
+        """Raise ConfigError for a temperature of 0 with several beams."""
+        if beams > 1:
+            message = f"temperature={{}} with beams={beams}: every beam would have one way to go on"
+            refuse(self.value, lambda x: x == 0, f"{message}; drop one")
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         value = column(self.value)
@@ -69,7 +75,7 @@ class Temperature:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class TopK:
     """Keeps the `count` largest logits and those equal to the smallest kept (Fan et al. 2018)."""
@@ -86,7 +92,7 @@ class TopK:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class TopP:
     """Keeps the smallest set of top tokens with total probability `mass` (Holtzman et al. 2020)."""
@@ -120,7 +126,7 @@ class TopP:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class TopH:
     """Keeps the top tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
@@ -139,7 +145,7 @@ class TopH:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class MinP:
     """Keeps tokens with at least `share` times the top probability (Nguyen et al. 2024)."""
@@ -157,7 +163,7 @@ class MinP:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Typical:
     """Keeps the most typical tokens with total probability `mass` (Meister et al. 2022)."""
@@ -179,7 +185,7 @@ class Typical:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Epsilon:
     """Drops tokens with probability below `cutoff`, never the top one (Hewitt et al. 2022)."""
@@ -193,7 +199,7 @@ class Epsilon:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Eta:
     """Drops tokens below a cutoff that decreases with entropy (Hewitt et al. 2022)."""
@@ -209,7 +215,7 @@ class Eta:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class TopNSigma:
     """Keeps logits within `count` standard deviations of the largest (Tang et al. 2024).
@@ -231,7 +237,7 @@ class TopNSigma:
 
 
 @arguments.checked
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class Renormalize:
     """Turns logits into log-probabilities."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxgen
-from jaxgen.decoding.watermark import detect
+from jaxgen.decoding.processors.watermark import detect
 from jaxgen.errors import ConfigError
 
 MARK = jaxgen.watermark(7, ratio=0.5, bias=8.0, width=2)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, make_spec
-from jaxgen.decoding.stop import StopStrings, found
+from jaxgen.decoding.stop import Reason, StopStrings, ended_by
 from jaxgen.eager import compile_once
 from jaxgen.mesh.explicit import auto_inside, with_cache
 
 Scores = Literal["model", "chain"]
-
-
-class Reason(IntEnum):
-    """Why a request ended."""
-
-    LENGTH = 0  # it ran to `length`, or to its own limit
-    STOP = 1  # its last token is one of its stop ids
-    NOT_FINITE = 2  # the model's logits held NaN, or nothing finite
-    BANNED = 3  # the processors left no token to draw
-    STRING = 4  # its text holds one of its stop strings
-    TIME = 5  # its time was over; only who reads the clock, between chunks, can say so
 
 
 class Decoded(NamedTuple):
@@ -117,13 +105,3 @@ def decode_detailed(
     state = loop(step, cache, spec, record, observe)
     after = None if strings is None else strings.at(state.stop_state)
     return Decoded(state.tokens, state.cache, *state.record, strings=after)
-
-
-def ended_by(
-    stop_state: Int[Array, "..."] | None, stopped: Bool[Array, "..."]
-) -> Int[Array, "..."]:
-    """Return the Reason of texts, from their stop-string state and whether a stop id ended them."""
-    reason = jnp.full(stopped.shape, Reason.LENGTH)
-    if stop_state is not None:
-        reason = jnp.where(found(stop_state), Reason.STRING, reason)
-    return jnp.where(stopped, Reason.STOP, reason)

@@ -9,8 +9,8 @@ import pytest
 
 import jaxgen
 from jaxgen import errors
-from jaxgen.decoding import automaton
 from jaxgen.decoding.history import NO_TOKEN
+from jaxgen.decoding.processors import structure
 
 V, LENGTH = 11, 12
 TABLE = jax.random.normal(jax.random.key(7), (V, V)) * 2
@@ -109,7 +109,7 @@ def drawn(*processors):
     return jaxgen.generate(params, config, prompt, jax.random.key(0), length=5, sample=sample)
 
 
-TRIE = automaton.trie([[1, 2, 3, 4, 5, 6]], 0, V, within=9)
+TRIE = structure.trie([[1, 2, 3, 4, 5, 6]], 0, V, within=9)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ TRIE = automaton.trie([[1, 2, 3, 4, 5, 6]], 0, V, within=9)
         (drawn, [jaxgen.force_last(3, length=6)], "forced at place=5 never comes: length=5"),
         (
             drawn,
-            [automaton.trie([[1]], 0, V), automaton.trie([[2]], 0, V)],
+            [structure.trie([[1]], 0, V), structure.trie([[2]], 0, V)],
             "2 automata in one chain exclude each other",
         ),
     ],

@@ -14,15 +14,15 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.arrays import Axes
 from jaxgen.decoding.history import History, Requires, last_tokens
-from jaxgen.decoding.record import record
 from jaxgen.errors import ConfigError
+from jaxgen.pytree import register_dataclass
 
 ANY = -3  # in a start: any token, and none, so that starts of different widths share an array
 Words = Sequence[Sequence[int]]
 Biases = Mapping[Any, Any]  # of {(id, id, ...): number}
 
 
-@record
+@register_dataclass
 @dataclass(frozen=True)
 class SequenceBias:
     """Adds `bias` to the logit of `ends` where the history ends in `starts`.

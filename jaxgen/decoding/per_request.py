@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax.numpy as jnp
@@ -26,6 +27,16 @@ def column(value: Any) -> Array:
     if jnp.issubdtype(value.dtype, jnp.floating):  # 64 bits with jax_enable_x64
         value = value.astype(jnp.float32)
     return value[:, None] if value.ndim else value
+
+
+def refuse(value: Any, wrong: Callable[[np.ndarray], Any], message: str) -> None:
+    """Raise ConfigError if a setting on the host is wrong; one on a device, or traced, is trusted.
+
+    message: what is said, with {} for the value.
+    """
+    known = isinstance(value, (int, float, np.ndarray, np.generic))
+    if known and np.any(wrong(np.asarray(value))):
+        raise ConfigError(message.format(value))
 
 
 def ids(name: str, value: Any) -> Array | np.ndarray:

@@ -1,5 +1,0 @@
-"""Settings of decoding as pytree nodes."""
-
-from jaxgen.pytree import register_dataclass as record
-
-__all__ = ["record"]
