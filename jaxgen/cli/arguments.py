@@ -54,10 +54,3 @@ def check_overrides(words: Sequence[str]) -> None:
                 f"unexpected word {word!r}: after the config come overrides, written "
                 f"SECTION.KEY=VALUE as in train.steps=100"
             )
-
-
-def print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print (name, value) rows as two columns."""
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")

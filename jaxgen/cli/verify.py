@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import WHOLE, Overrides
 from jaxgen.errors import ConfigError, ProofError
@@ -43,7 +44,7 @@ def shards(
     )
     from jaxgen.verify.shards import shards as compare
 
-    arguments.print_rows(compare(settings, steps=steps, cache=cache))
+    terminal.print_rows(compare(settings, steps=steps, cache=cache))
 
 
 def invariance(
@@ -77,7 +78,7 @@ def invariance(
     from jaxgen.verify.invariance import invariance as compare
 
     with exits.in_folder(folder):
-        arguments.print_rows(compare(folder, length=length))
+        terminal.print_rows(compare(folder, length=length))
 
 
 def resume(
