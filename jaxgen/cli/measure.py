@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from jaxgen import files, terminal
-from jaxgen.cli import start
+from jaxgen.cli import inputs, start
 from jaxgen.errors import ConfigError, DataError
 
 Made = Annotated[str, Parameter(help="file of texts, one a line")]
@@ -60,14 +60,7 @@ def measure(
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; correct the path") from None
-    try:
-        return files.lines(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it") from None
+    return files.lines(inputs.read_text(path, path, undecodable=DataError))
 
 
 def _of_texts(made: list[str]) -> Figures:

@@ -33,7 +33,7 @@ def plan(
             "or [cuda]; measured: also by steps run on this machine; auto: what there is"
         ),
     ] = "auto",
-    steps: Annotated[int, arguments.WHOLE, Parameter(help="measured: how many steps")] = 3,
+    steps: Annotated[int, arguments.at_least(1), Parameter(help="measured: how many steps")] = 3,
 ) -> None:
     """Say what a config would need on chips that are not here, before paying for them.
 
@@ -53,8 +53,6 @@ def plan(
     from jaxgen.plan import compilers
     from jaxgen.profile import chips
 
-    if steps < 1:
-        raise ConfigError(f"--steps={steps} must be at least 1")
     chip, count = (None, 0) if topology == HERE else chips.parse(topology)
     figures = _figures(figures, topology, None if chip is None else chip.platform)
     start.prepare_jax(paths.cache())

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from jaxgen import terminal
 from jaxgen.cli import exits, paths, start
-from jaxgen.cli.arguments import REAL, WHOLE
+from jaxgen.cli.arguments import REAL, at_least
 from jaxgen.errors import ConfigError
 
 Runs = Annotated[
@@ -22,10 +22,10 @@ Baselines = Annotated[
     Parameter(help="trained on the spot, with commas: ngram, hmm, template, maxent, vae; none: ''"),
 ]
 Split = Annotated[Literal["valid", "test"], Parameter(help="the documents to measure on")]
-Count = Annotated[int, WHOLE, Parameter(help="beginnings of held-out text to go on from")]
-Width = Annotated[int, WHOLE, Parameter(help="tokens of a beginning")]
-Length = Annotated[int, WHOLE, Parameter(help="tokens to make after each")]
-Seeds = Annotated[int, WHOLE, Parameter(help="how often each is gone on from")]
+Count = Annotated[int, at_least(1), Parameter(help="beginnings of held-out text to go on from")]
+Width = Annotated[int, at_least(2), Parameter(help="tokens of a beginning")]
+Length = Annotated[int, at_least(2), Parameter(help="tokens to make after each")]
+Seeds = Annotated[int, at_least(1), Parameter(help="how often each is gone on from")]
 Temperature = Annotated[float, REAL, Parameter(help="of all generators")]
 Judge = Annotated[
     str | None,
@@ -72,7 +72,8 @@ def report(
         return
     if not runs:
         raise ConfigError("no run is given; name at least one, as in `jaxgen report quickstart`")
-    _check(prompts, prompt_tokens, max_new_tokens, seeds, temperature)
+    if temperature < 0:
+        raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")
     folders = [paths.run_folder(word) for word in runs]
     kinds = [word.strip() for word in baselines.split(",") if word.strip()]
     cache = paths.cache()
@@ -122,16 +123,3 @@ def _deliver(found: dict[str, Any], folder: Path) -> None:
     table.show_all(found, terminal.console())
     for path in make.write(found, folder):
         print(f"wrote {path}")
-
-
-def _check(
-    prompts: int, prompt_tokens: int, max_new_tokens: int, seeds: int, temperature: float
-) -> None:
-    """Raise ConfigError for a number that nothing can be measured with."""
-    sizes = {"prompts": prompts, "prompt-tokens": prompt_tokens, "seeds": seeds}
-    least = {**dict.fromkeys(sizes, 1), "prompt-tokens": 2, "max-new-tokens": 2}
-    for name, value in {**sizes, "max-new-tokens": max_new_tokens}.items():
-        if value < least[name]:
-            raise ConfigError(f"--{name}={value} must be at least {least[name]}")
-    if temperature < 0:
-        raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")
