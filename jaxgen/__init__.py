@@ -66,13 +66,12 @@ if TYPE_CHECKING:
     from jaxgen.models.api import abstract, apply, axes, empty_cache, encode, init
     from jaxgen.models.presets import preset
     from jaxgen.pretrained.model import load, save
-    from jaxgen.text.beams import generate_beams
-    from jaxgen.text.generate import generate, prefill
+    from jaxgen.text.generate import generate, generate_detailed, generate_dola, prefill
     from jaxgen.text.model_steps import model_step
     from jaxgen.text.session import open_session as open
     from jaxgen.text.strategies import (
+        generate_beams,
         generate_contrastive,
-        generate_dola,
         generate_lookup,
         generate_speculative,
     )
@@ -111,6 +110,7 @@ __all__ = [
     "generate",
     "generate_beams",
     "generate_contrastive",
+    "generate_detailed",
     "generate_dola",
     "generate_lookup",
     "generate_speculative",

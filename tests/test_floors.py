@@ -19,7 +19,6 @@ FLOORS = {
         "files",
         "lazy",
         "host",
-        "terminal",
         "eager",
         "pytree",
         "export",

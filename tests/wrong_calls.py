@@ -127,6 +127,7 @@ CALLS = {
     "generate": TEXT,
     "generate_beams": TEXT | SEARCH,
     "generate_contrastive": without(TEXT, "key") | {"count": 2, "penalty": 0.5},
+    "generate_detailed": TEXT | {"top": 2},
     "generate_dola": TEXT | {"layers": "low"},
     "generate_lookup": TEXT | {"count": 2},
     "generate_speculative": TEXT | {"draft_params": PARAMS, "draft_config": DECODER, "count": 2},

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.cli import inputs, texts
-from jaxgen.text import tasks
+from jaxgen.cli import texts
 
 
 def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
@@ -17,12 +16,12 @@ def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB
     """
 
     def work(model, wanted, progress):
-        vectors = tasks.embed(
+        from jaxgen.text import tasks
+
+        found = tasks.embed(
             model, wanted, batch=job.batch, overflow=job.overflow, progress=progress
         )
-        return vectors.tolist()
+        return found.tolist()
 
-    def show(vector):
-        return " ".join(f"{x:.6g}" for x in vector)
-
-    texts.run(run, inputs.texts(text, job.input), job, work, show)
+    wanted = texts.gather(text, job.input)
+    texts.run(run, wanted, job, work, lambda row: " ".join(f"{x:.6g}" for x in row))

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from jaxgen import terminal
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import Overrides, Step
 
@@ -39,4 +38,4 @@ def evaluate(
 
     with exits.in_folder(folder):
         rows = runs.evaluate(folder, overrides, split=split, cache=cache, step=which)
-        terminal.print_rows(rows)
+        arguments.print_rows(rows)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.cli import flags, inputs, texts
-from jaxgen.text import tasks
+from jaxgen.cli import flags, texts
 
 
 def translate(
@@ -27,15 +26,10 @@ def translate(
     """
     wanted = flags.settings_of(settings)
 
-    def work(model, sources, progress, detail):
-        return tasks.rewrites(
-            model,
-            sources,
-            wanted,
-            batch=job.batch,
-            overflow=job.overflow,
-            progress=progress,
-            detail=detail,
-        )
+    def work(model, wanted_texts, progress, detail):
+        from jaxgen.text import tasks
 
-    texts.generate(run, inputs.texts(text, job.input), job, wanted, work)
+        how = {"batch": job.batch, "overflow": job.overflow, "progress": progress}
+        return tasks.rewrites(model, wanted_texts, wanted, detail=detail, **how)
+
+    texts.generate(run, texts.gather(text, job.input), job, wanted, work)

@@ -15,10 +15,11 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least, between
 from jaxgen.decoding import cache_rows
 from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, checked
+from jaxgen.decoding.detailed import Decoded, logprob_of, reason_of
 from jaxgen.decoding.history import History, append_token
 from jaxgen.decoding.loop import LOOP, Count, DecodeSpec, Stops, make_spec
 from jaxgen.decoding.per_request import Number, column
-from jaxgen.decoding.stop import StopStrings
+from jaxgen.decoding.stop import Reason, StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
@@ -33,6 +34,9 @@ class _LoopState(NamedTuple):
     place: Array
     token: Array
     tokens: Array
+    num_generated: Array
+    reason: Array
+    logprobs: Array
     logits: Array
     cache: Any
     seen: Array  # unit hidden states [B, S + length, D]
@@ -59,8 +63,8 @@ def contrastive_search(
     limit: Count | None = None,
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
-) -> Int[Array, "B length"]:
-    """Return `length` new tokens per request; like greedy decoding, it draws nothing.
+) -> Decoded:
+    """Return `length` new tokens per request as a `Decoded`; like greedy, it draws nothing.
 
     step: (tokens, cache) -> (logits, last hidden states, cache). Of the `count` likeliest tokens
       that is taken whose (1 - penalty) * probability - penalty * (largest cosine with the hidden
@@ -83,7 +87,7 @@ def contrastive_search(
 def _search(
     step, cache, first, sample, length, count, penalty, *,
     seen, seen_lengths, prompt, lengths, stop, strings, limit,
-) -> Int[Array, "B length"]:  # fmt: skip
+) -> Decoded:  # fmt: skip
     batch, first = first.shape[0], jnp.asarray(first, jnp.int32)
     key = jax.random.key(0)  # of a plan; nothing is drawn
     spec = make_spec(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)
@@ -95,6 +99,9 @@ def _search(
         jnp.zeros((), jnp.int32),
         first,
         jnp.broadcast_to(first[:, None], (batch, length)),
+        jnp.zeros(batch, jnp.int32),
+        jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, Reason.LENGTH).astype(jnp.int32),
+        jnp.zeros((batch, length)),
         logits,
         cache,
         room.at[jnp.arange(batch), known].set(_unit(hidden)),
@@ -105,7 +112,8 @@ def _search(
     )
     going = lambda state: (state.place < length) & ~jnp.all(state.done)  # noqa: E731
     state = while_loop(going, _body(step, sample, spec, count, penalty), begun)
-    return jnp.where(jnp.arange(length) >= state.place, state.token[:, None], state.tokens)
+    tokens = jnp.where(jnp.arange(length) >= state.place, state.token[:, None], state.tokens)
+    return Decoded(tokens, state.num_generated, state.reason, state.logprobs)
 
 
 def _body(step: StepWithHidden, sample: Chain, spec: DecodeSpec, count: int, penalty: Any):
@@ -131,10 +139,16 @@ def _body(step: StepWithHidden, sample: Chain, spec: DecodeSpec, count: int, pen
         chosen = jnp.take_along_axis(hidden, best[:, None, None], axis=1)[:, 0]
         history = None if state.history is None else append_token(sample, state.history, new)
         stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
+        reason = reason_of(new, state.logits, stop_state, spec.stopped(new)).astype(jnp.int32)
+        drawn = ~state.done & (new != NOT_FINITE)
+        logprob = jnp.where(drawn, logprob_of(new, state.logits), 0.0)
         return _LoopState(
             state.place + 1,
             new,
             state.tokens.at[:, state.place].set(new),
+            state.num_generated + drawn,
+            jnp.where(state.done, state.reason, reason),
+            state.logprobs.at[:, state.place].set(logprob),
             logits[index],
             cache_rows.take(cache, index),
             state.seen.at[jnp.arange(batch), state.length].set(chosen),

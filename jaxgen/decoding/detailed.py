@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
@@ -22,16 +22,32 @@ Scores = Literal["model", "chain"]
 
 
 class Decoded(NamedTuple):
-    """New tokens and what is known of them; past a request's end, zeros and NO_TOKEN."""
+    """Texts, in the one shape that all strategies return; what a strategy doesn't know is None.
 
-    tokens: Int[Array, "B length"]
-    cache: Any
-    num_generated: Int[Array, "B"]  # new tokens, the stop token included
-    reason: Int[Array, "B"]  # a Reason
-    logprobs: Float[Array, "B length"]  # natural logarithms
-    top_ids: Int[Array, "B length K"]  # the likeliest first
-    top_logprobs: Float[Array, "B length K"]
-    strings: StopStrings | None  # where the texts stand now: give it to the next chunk
+    Past its end a text repeats its last token; its log-probabilities there are 0, top_ids NO_TOKEN.
+    A beam search has N texts a request, the best first: [B, N] and [B, N, length].
+    """
+
+    tokens: Int[Array, "*B length"]
+    num_generated: Int[Array, "*B"]  # new tokens, the stop token included
+    reason: Int[Array, "*B"]  # a Reason
+    logprobs: Float[Array, "*B length"]  # of each token, in nats
+    top_ids: Int[Array, "B length K"] | None = None  # alternatives, the likeliest first
+    top_logprobs: Float[Array, "B length K"] | None = None
+    # Of a beam search:
+    scores: Float[Array, "B N"] | None = None  # logprob sum / num_generated^length_penalty, or -inf
+    constraints_met: Bool[Array, "B N"] | None = None  # all words are there that must appear
+    # Of speculation:
+    guessed: Int[Array, "B"] | None = None  # drafted tokens that the model was asked about
+    accepted: Int[Array, "B"] | None = None  # drafted tokens that it took
+    steps: Int[Array, ""] | None = None  # calls of the model
+    # What the next chunk begins with, of `decode_detailed`:
+    cache: Any = None
+    strings: StopStrings | None = None
+
+    def without_cache(self) -> Decoded:
+        """Return the texts without what only another chunk needs."""
+        return self._replace(cache=None, strings=None)
 
 
 class _Record(NamedTuple):
@@ -62,7 +78,7 @@ def decode_detailed(
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Decoded:
-    """Return what `decode` returns, and each token's log-probability with `top` alternatives.
+    """Return what `decode` does as a `Decoded`: each token's log-probability, `top` alternatives.
 
     scores: "model" takes log-probabilities from the step's logits, "chain" after the processors.
     The other arguments are those of `decode`. Counts and reasons are of this call, so a chunk of
@@ -74,12 +90,8 @@ def decode_detailed(
 
     def observe(record, state, logits, new, history):
         logits = logits.astype(jnp.float32)
-        usable = checked(jnp.zeros_like(new), logits) != NOT_FINITE
-        failed = jnp.where(usable, Reason.BANNED, Reason.NOT_FINITE)
-        ended = ended_by(
-            spec.advance_stop_state(state.stop_state, new, state.done), spec.stopped(new)
-        )
-        reason = jnp.where(new == NOT_FINITE, failed, ended)
+        stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
+        reason = reason_of(new, logits, stop_state, spec.stopped(new))
         shown = sample.process(logits, history) if scores == "chain" else logits
         logprobs = jax.nn.log_softmax(shown, axis=-1)
         chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
@@ -104,4 +116,21 @@ def decode_detailed(
     )
     state = loop(step, cache, spec, record, observe)
     after = None if strings is None else strings.at(state.stop_state)
-    return Decoded(state.tokens, state.cache, *state.record, strings=after)
+    return Decoded(state.tokens, *state.record, cache=state.cache, strings=after)
+
+
+def reason_of(
+    token: Int[Array, "B"], logits: Float[Array, "B V"], stop_state: Any, stopped: Bool[Array, "B"]
+) -> Int[Array, "B"]:
+    """Return the Reason of rows that end with `token`, drawn from processed logits; else LENGTH."""
+    usable = checked(jnp.zeros_like(token), logits) != NOT_FINITE
+    failed = jnp.where(usable, Reason.BANNED, Reason.NOT_FINITE)
+    ended = ended_by(stop_state, stopped)
+    return jnp.where(token == NOT_FINITE, failed, ended)
+
+
+def logprob_of(token: Int[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B"]:
+    """Return the log-probability of each token in nats; 0 for NOT_FINITE."""
+    logits = logits.astype(jnp.float32)
+    own = jnp.take_along_axis(logits, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(token == NOT_FINITE, 0.0, own - jax.nn.logsumexp(logits, axis=1))

@@ -19,6 +19,7 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding import cache_rows
 from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, checked, initial_history, missing
+from jaxgen.decoding.detailed import Decoded, logprob_of
 from jaxgen.decoding.history import (
     NO_TOKEN,
     History,
@@ -58,17 +59,6 @@ class Draft:
     guess: Callable[[Any, History, Any, Any], Guess]
     count: int = field(metadata={"static": True})
     cache: Any
-
-
-class Speculated(NamedTuple):
-    """What speculation made; past its end a row repeats its last token."""
-
-    tokens: Int[Array, "B length"]
-    num_generated: Int[Array, "B"]
-    guessed: Int[Array, "B"]  # guesses that the target was asked about
-    accepted: Int[Array, "B"]  # guesses that it took
-    steps: Int[Array, ""]  # how often the target was run
-    reason: Int[Array, "B"]  # a Reason; a row without a token to draw counts as not finite
 
 
 @arguments.checked(count=at_least(1))
@@ -166,6 +156,7 @@ class _TokenByToken:
 class _LoopState(NamedTuple):
     token: Array
     tokens: Array
+    logprobs: Array
     cache: Any
     draft: Any
     history: History
@@ -197,14 +188,15 @@ def speculate(
     stop: Stops | None = None,
     strings: StopStrings | None = None,
     limit: Count | None = None,
-) -> Speculated:
+) -> Decoded:
     """Return up to `length` new tokens a request, distributed as `decode` draws them.
 
     read: (tokens [B, T], cache) -> (logits [B, T, V], cache), the target; its cache and the draft's
       can be rewound (see `cache_rows.rewind`) and have draft.count + 1 slots more than the text
       needs.
     The other arguments are those of `decode`; the draws are others than `decode`'s, but a request's
-    own as well: they are a function of its key and place.
+    own as well: they are a function of its key and place. A row without a token to draw counts
+    as not finite.
     Raises ConfigError for a cache that can't go back so far, and what `decode` raises.
     """
     check_chain(sample, length)
@@ -218,7 +210,7 @@ def speculate(
 @auto_inside("first")
 def _speculate(
     read, cache, first, key, sample, length, draft, prompt, *, lengths, stop, strings, limit
-) -> Speculated:
+) -> Decoded:
     first = jnp.asarray(first)
     batch, keys = first.shape[0], request_keys(key, first.shape[0])
     first = jnp.asarray(first, jnp.int32)
@@ -249,7 +241,9 @@ def _speculate(
     stop_state = None if strings is None else strings.states(batch)
     done = most < 1 if stop_state is None else (most < 1) | found(stop_state)
     zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), jnp.int32))
-    begun = _LoopState(first, blank, cache, draft.cache, history, stop_state, done, *zeros)
+    logprobs = jnp.zeros((batch, length))
+    caches = (cache, draft.cache)
+    begun = _LoopState(first, blank, logprobs, *caches, history, stop_state, done, *zeros)
     state = while_loop(lambda state: ~jnp.all(state.done), body, begun)
     out = jnp.where(
         jnp.arange(length)[None] < state.history.num_generated[:, None],
@@ -260,8 +254,11 @@ def _speculate(
     reason = jnp.where(
         state.token == NOT_FINITE, Reason.NOT_FINITE, ended_by(state.stop_state, last)
     )
-    return Speculated(
-        out, state.history.num_generated, state.guessed, state.accepted, state.steps, reason
+    return Decoded(
+        *(out, state.history.num_generated, reason, state.logprobs),
+        guessed=state.guessed,
+        accepted=state.accepted,
+        steps=state.steps,
     )
 
 
@@ -292,7 +289,7 @@ def _verified(
         new, took = _drawn(sample, now.history, *at, _fold(_fold(draws, 1), place))
         took &= place < count
         new = jnp.where(going, new, now.token)
-        now = _written(sample, now, new, going)
+        now = _written(sample, now, new, logits[:, place], going)
         over = jnp.any(new[:, None] == ends.stops, axis=-1) | (new == NOT_FINITE)
         if ends.strings is not None and now.stop_state is not None:
             stop_state = jnp.where(going, ends.strings.advance(now.stop_state, new), now.stop_state)
@@ -330,7 +327,9 @@ def _drawn(
     return checked(checked(new, target), logits), took
 
 
-def _written(sample: Chain, state: _LoopState, new: Int[Array, "B"], going: Array) -> _LoopState:
+def _written(
+    sample: Chain, state: _LoopState, new: Int[Array, "B"], logits: Array, going: Array
+) -> _LoopState:
     """The run after one more token of the rows that are going."""
     after = append_token(sample, state.history, new)
 
@@ -340,5 +339,6 @@ def _written(sample: Chain, state: _LoopState, new: Int[Array, "B"], going: Arra
     rows_ = jnp.arange(new.shape[0])
     place = jnp.where(going, state.history.num_generated, state.tokens.shape[1])
     tokens = state.tokens.at[rows_, place].set(new, mode="drop")
+    logprobs = state.logprobs.at[rows_, place].set(logprob_of(new, logits), mode="drop")
     history = jax.tree.map(kept, after, state.history)
-    return state._replace(token=new, tokens=tokens, history=history)
+    return state._replace(token=new, tokens=tokens, logprobs=logprobs, history=history)

@@ -242,9 +242,8 @@ def _searched(group: RequestBatch) -> list[list[Completion]]:
     )
     num_return = settings.n_best or 1
     found = programs.search_beams(
-        *(*group.parts, search, group.chain()),
+        *(*group.parts, group.chain(), _strings(group), search),
         words_for(several, group.model.tokenizer),
-        _strings(group),
         length=group.length(),
         num_return=num_return,
     )
@@ -262,13 +261,12 @@ def _searched(group: RequestBatch) -> list[list[Completion]]:
 
 def _contrasted(group: RequestBatch) -> list[list[Completion]]:
     penalty = np.asarray([one.contrastive for one in group.each], np.float32)
-    tokens = programs.search_contrastive(
-        *(*group.parts, penalty, group.chain()),
-        _strings(group),
+    found = programs.search_contrastive(
+        *(*group.parts, group.chain(), _strings(group), penalty),
         length=group.length(),
         count=group.settings.top_k or 1,
     )
-    limited = zip(np.asarray(tokens), group.requests, strict=False)
+    limited = zip(np.asarray(found.tokens), group.requests, strict=False)
     return _told(group, [[(row[: one.limit], None)] for row, one in limited])
 
 
@@ -279,7 +277,7 @@ def _speculated(group: RequestBatch) -> list[list[Completion]]:
         None if draft is None else draft.params,
         length=group.length(),
         count=settings.lookup or settings.draft_tokens or DRAFTED,
-        drafting=None if draft is None else draft.config,
+        draft_config=None if draft is None else draft.config,
     )
     made = np.asarray(found.num_generated)
     limited = zip(np.asarray(found.tokens), made, group.requests, strict=False)

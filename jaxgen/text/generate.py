@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Required, TypedDict, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +15,9 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least, between, size, token_ids
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.chain import Chain, check_chain, greedy
+from jaxgen.decoding.detailed import Decoded, Scores, decode_detailed
 from jaxgen.decoding.history import NO_TOKEN
-from jaxgen.decoding.loop import Keys, decode
+from jaxgen.decoding.loop import Count, Keys, Stops, decode
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -23,9 +27,12 @@ from jaxgen.models import api, serving
 from jaxgen.ops import cache as caches
 from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
-from jaxgen.text.model_steps import model_step
+from jaxgen.text.model_steps import dola_layers, dola_step, model_step
 
-# What the arguments of every way to go on from prompts may hold, where their numbers are known.
+F = TypeVar("F", bound=Callable[..., Any])
+Lengths = Int[Array | np.ndarray, "B"]
+
+# What the arguments of every way to continue prompts may hold, where their numbers are known.
 PROMPTED = {
     "params": api.fits,
     "prompt": token_ids(real="lengths"),
@@ -34,6 +41,72 @@ PROMPTED = {
     "stop": token_ids(also=(NO_TOKEN,)),
 }
 
+# The same of their docstrings.
+SHARED_ARGS = {
+    "params": "parameters of the model, as `init` or `load` returns them.",
+    "config": "config of the model. Static.",
+    "prompt": "token ids [B, T], or nested lists, rows padded on the right.",
+    "key": "a PRNG key for the batch, or one for each row [B]; neighbours change no row's draws.",
+    "sample": "logits processors, as `chain` makes them; None takes the likeliest token.",
+    "lengths": "number of real tokens in each row [B]; None: all T.",
+    "stop": "token ids [E] that end a row, which then repeats its last token.",
+    "strings": "`stop_strings` that end a row likewise.",
+    "memory": "output of `encode`, for an encoder-decoder; prompts begin with its start token.",
+    "layout": "of the KV cache: `contiguous`, or `ring` for layers with a window. Static.",
+    "store": "of the KV cache: `plain`, or `int8`. Static.",
+}
+
+
+def with_shared_args(function: F) -> F:
+    """Return the function with a docstring of all its arguments, in their order."""
+    before, args, after = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:\n")
+    own, end, after = after.partition("\n\n")
+    lines = {line.strip().partition(":")[0]: line for line in re.split(r"\n(?=  \w)", own)}
+    lines = {name: f"  {name}: {text}" for name, text in SHARED_ARGS.items()} | lines
+    listed = [lines[name] for name in inspect.signature(function).parameters if name in lines]
+    function.__doc__ = before + args + "\n".join(listed) + end + after
+    return function
+
+
+class Ends(TypedDict, total=False):
+    """Where texts begin and end: keyword arguments that every decoding loop takes."""
+
+    prompt: Required[Any]
+    lengths: Required[Any]
+    stop: Stops | None
+    strings: StopStrings | None
+    limit: Count | None
+
+
+class Prompts(NamedTuple):
+    """Prompts as a caller gives them, and where their texts end."""
+
+    prompt: api.Ids
+    length: int
+    lengths: Lengths | None
+    stop: Stops | None
+    strings: StopStrings | None
+
+
+class CacheForm(NamedTuple):
+    """How the slots of a KV cache lie in memory; see `api.empty_cache`."""
+
+    layout: Layout = "contiguous"
+    store: Store = "plain"
+    slack: int = 0
+
+
+PLAIN = CacheForm()
+
+
+class Prefilled(NamedTuple):
+    """Prompts that a model has read, and its parameters as decoding reads them."""
+
+    params: api.Params
+    first: Int[Array, "B"]
+    cache: Cache
+    ends: Ends
+
 
 def new_cache(
     params: api.Params,
@@ -41,14 +114,15 @@ def new_cache(
     batch: Size,
     capacity: Size,
     memory: Memory | None,
-    **about: Any,
+    form: CacheForm,
 ) -> Cache:
     """Return an `api.empty_cache` in the form that these parameters read best."""
     slots = None if memory is None else memory.state.shape[1]
-    unrolled = serving.is_unrolled(params)
-    return api.empty_cache(config, batch, capacity, memory=slots, unrolled=unrolled, **about)
+    about = {"memory": slots, "unrolled": serving.is_unrolled(params), **form._asdict()}
+    return api.empty_cache(config, batch, capacity, **about)
 
 
+@with_shared_args
 @arguments.checked(
     params=api.fits,
     prompt=token_ids(real="lengths"),
@@ -62,7 +136,7 @@ def prefill(
     params: api.Params,
     config: ModelConfig,
     prompt: api.Ids,
-    lengths: Int[Array | np.ndarray, "B"],
+    lengths: Lengths,
     capacity: Size,
     *,
     memory: Memory | None = None,
@@ -70,14 +144,35 @@ def prefill(
     store: Store = "plain",
     slack: int = 0,
 ) -> tuple[Int[Array, "B"], Cache]:
-    """Return (first, cache): all of each prompt but its last token cached, and that last token.
+    """Read prompts into a new cache: all of their tokens but the last, which `decode` begins with.
 
-    The last token is left to the loop's first step, so that every token that is ever drawn comes
-    from one and the same code; no logits are computed here. The rest is as in `api.empty_cache`.
+    The last token is left to the loop's first step, so that one and the same code computes the
+    logits of every new token; none are computed here.
+
+    Args:
+      lengths: number of real tokens in each row [B], at least 1.
+      capacity: slots of the cache: prompt and new tokens together. Static.
+      slack: tokens that a ring can be rewound by, for speculation. Static.
+
+    Returns:
+      (first, cache): the last token of each prompt [B], and the cache of those before it.
+
+    Raises:
+      ConfigError: for ids outside the vocabulary, lengths that are none, or a cache that the
+        config does not allow.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=8, layers=1, d_model=8, heads=2)
+      >>> params = jaxgen.init(config, jax.random.key(0))
+      >>> prompt, lengths = jnp.array([[1, 2, 3], [4, 0, 0]]), jnp.array([3, 1])
+      >>> first, cache = jaxgen.prefill(params, config, prompt, lengths, 8)
+      >>> first.tolist()
+      [3, 4]
     """
     lengths = jnp.asarray(lengths)
-    about = {"layout": layout, "store": store, "slack": slack}
-    cache = new_cache(params, config, prompt.shape[0], capacity, memory, **about)
+    form = CacheForm(layout, store, slack)
+    cache = new_cache(params, config, prompt.shape[0], capacity, memory, form)
     cache = cache.with_valid_lengths(jnp.asarray(lengths, jnp.int32) - 1)
     prefix = None
     if config.prompt == "both":
@@ -89,7 +184,7 @@ def prefill(
 
 
 def check(config: ModelConfig, width: Size, length: int) -> None:
-    """Raise ConfigError unless a model can go on from `width` tokens with `length` new ones."""
+    """Raise ConfigError unless a model can continue `width` tokens with `length` new ones."""
     if surely(lambda: width < 1) or length < 1:
         raise ConfigError(f"prompt of {width} and length={length} tokens: both must be at least 1")
     room = config.longest - width
@@ -103,6 +198,37 @@ def check(config: ModelConfig, width: Size, length: int) -> None:
         raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")
 
 
+def read_prompts(
+    params: api.Params,
+    config: ModelConfig,
+    asked: Prompts,
+    form: CacheForm,
+    *,
+    memory: Memory | None = None,
+    room: Size | None = None,
+) -> Prefilled:
+    """Check and read the prompts of a public function; room: slots for new tokens, if not length.
+
+    Raises ConfigError if T + length exceeds the context, or the model gives no next token.
+    """
+    prompt, width = asked.prompt, asked.prompt.shape[1]
+    check(config, width, asked.length)
+    params, known = serving.unroll(params, config), lengths_of(prompt, asked.lengths)
+    capacity = width + (asked.length if room is None else room)
+    about = {"memory": memory, **form._asdict()}
+    first, cache = prefill(params, config, prompt, known, capacity, **about)
+    ends = Ends(prompt=jnp.asarray(prompt), lengths=known, stop=asked.stop, strings=asked.strings)
+    return Prefilled(params, first, cache, ends)
+
+
+def lengths_of(prompt: api.Ids, lengths: Lengths | None) -> Int[Array, "B"]:
+    """Return the lengths of prompts; None: all of them are as wide as the array."""
+    if lengths is None:
+        return jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
+    return jnp.asarray(lengths, jnp.int32)
+
+
+@with_shared_args
 @arguments.checked(**PROMPTED)
 @auto_inside("prompt")
 def generate(
@@ -113,36 +239,145 @@ def generate(
     *,
     length: int,
     sample: Chain | None = None,
-    lengths: Int[Array | np.ndarray, "B"] | None = None,
+    lengths: Lengths | None = None,
     stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
     store: Store = "plain",
 ) -> Int[Array, "B length"]:
-    """Return `length` new token ids for each prompt.
+    """Continue prompts by `length` tokens each, sampled one after the other.
 
-    Static where it is jitted: config, length, layout and store.
+    Works as it is, and under `jax.jit` with the arguments marked static in `static_argnames`.
 
-    prompt: ids [B, T] of any integer type, or nested lists, rows padded on the right to one width;
-      `lengths` says how much is real. Traced ids and lengths are trusted to be in range.
-    sample: a `chain`; None takes the likeliest token.
-    stop: ids that end a row, which then repeats its stop token. strings: `stop_strings` likewise.
-    memory: what `encode` made of the sources, for an encoder-decoder, whose prompts begin with the
-      token that its family starts decoding from.
-    layout, store: of the key/value cache, see `models.api.empty_cache`.
-    Raises ConfigError if T + length exceeds config.context, for an empty prompt or length, and for
-    a model that gives no next token.
+    Args:
+      length: number of new tokens, at least 1. Static.
+
+    Returns:
+      The new token ids [B, length]. `generate_detailed` returns their log-probabilities as well.
+
+    Raises:
+      ConfigError: if T + length exceeds the context, an argument is out of range, or the model
+        gives no next token.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=8, layers=1, d_model=8, heads=2)
+      >>> params, key = jaxgen.init(config, jax.random.key(0)), jax.random.key(1)
+      >>> sample = jaxgen.chain(jaxgen.temperature(0.7), jaxgen.top_p(0.9))
+      >>> jaxgen.generate(params, config, [[1, 2, 3]], key, length=5, sample=sample).shape
+      (1, 5)
     """
     sample = greedy() if sample is None else sample
-    check(config, prompt.shape[1], length)
     check_chain(sample, length)
-    params = serving.unroll(params, config)
-    if lengths is None:
-        lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
-    capacity = prompt.shape[1] + length
-    about = {"memory": memory, "layout": layout, "store": store}
-    first, cache = prefill(params, config, prompt, lengths, capacity, **about)
-    step = model_step(params, config)
-    ends = {"stop": stop, "strings": strings, "prompt": prompt, "lengths": lengths}
-    return decode(step, cache, first, key, sample, length, **ends)[0]
+    asked, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
+    begun = read_prompts(params, config, asked, form, memory=memory)
+    step = model_step(begun.params, config)
+    return decode(step, begun.cache, begun.first, key, sample, length, **begun.ends)[0]
+
+
+@with_shared_args
+@arguments.checked(**PROMPTED, top=at_least(0))
+@auto_inside("prompt")
+def generate_detailed(
+    params: api.Params,
+    config: ModelConfig,
+    prompt: api.Ids,
+    key: Keys,
+    *,
+    length: int,
+    top: int = 0,
+    scores: Scores = "model",
+    sample: Chain | None = None,
+    lengths: Lengths | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
+    strings: StopStrings | None = None,
+    memory: Memory | None = None,
+    layout: Layout = "contiguous",
+    store: Store = "plain",
+) -> Decoded:
+    """Continue prompts as `generate` does, with the log-probability of each new token.
+
+    Args:
+      length: number of new tokens, at least 1. Static.
+      top: number of likeliest alternatives to return for each token, 0 or more. Static.
+      scores: "model": log-probabilities of the model; "chain": after the logits processors. Static.
+
+    Returns:
+      A `Decoded`: tokens [B, length], num_generated [B], reason [B], logprobs [B, length] in nats,
+      top_ids and top_logprobs [B, length, top]; zeros and -1 past the end of a row.
+
+    Raises:
+      ConfigError: as `generate` does.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=8, layers=1, d_model=8, heads=2)
+      >>> params, key = jaxgen.init(config, jax.random.key(0)), jax.random.key(1)
+      >>> out = jaxgen.generate_detailed(params, config, [[1, 2, 3]], key, length=5, top=2)
+      >>> out.tokens.shape, out.logprobs.shape, out.top_ids.shape
+      ((1, 5), (1, 5), (1, 5, 2))
+      >>> bool((out.logprobs <= 0).all())
+      True
+    """
+    sample = greedy() if sample is None else sample
+    check_chain(sample, length)
+    asked, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
+    begun = read_prompts(params, config, asked, form, memory=memory)
+    step, loop = model_step(begun.params, config), (begun.cache, begun.first, key, sample, length)
+    return decode_detailed(step, *loop, top=top, scores=scores, **begun.ends).without_cache()
+
+
+@with_shared_args
+@arguments.checked(**PROMPTED)
+@auto_inside("prompt")
+def generate_dola(
+    params: api.Params,
+    config: ModelConfig,
+    prompt: api.Ids,
+    key: Keys,
+    *,
+    length: int,
+    layers: Literal["low", "high"] | tuple[int, ...],
+    sample: Chain | None = None,
+    lengths: Lengths | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
+    strings: StopStrings | None = None,
+    layout: Layout = "contiguous",
+    store: Store = "plain",
+) -> Decoded:
+    """Continue prompts by DoLa (Chuang et al. 2024): late layers contrasted with early ones.
+
+    Args:
+      length: number of new tokens, at least 1. Static.
+      layers: early layers to contrast with, by the number of layers below them (0 is the
+        embedding), or "low" or "high": the lower or upper half, as transformers chooses. Static.
+
+    Returns:
+      A `Decoded`: tokens [B, length], num_generated [B], reason [B], logprobs [B, length] of the
+      contrasted distribution.
+
+    Raises:
+      ConfigError: for a layer that the model does not have, and as `generate`.
+
+    Example:
+      >>> import jax, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=16, layers=4, d_model=8, heads=2)
+      >>> params, key = jaxgen.init(config, jax.random.key(0)), jax.random.key(1)
+      >>> found = jaxgen.generate_dola(params, config, [[1, 2]], key, length=6, layers="low")
+      >>> found.tokens.shape, found.num_generated.tolist()
+      ((1, 6), [6])
+    """
+    sample = greedy() if sample is None else sample
+    check_chain(sample, length)
+    chosen = dola_layers(config, layers) if isinstance(layers, str) else layers
+    wrong = [layer for layer in chosen if not 0 <= layer < config.layers]
+    if wrong or not chosen:
+        raise ConfigError(
+            f"layers={layers} must be numbers from 0 to {config.layers - 1} of layers="
+            f"{config.layers}"
+        )
+    asked = Prompts(prompt, length, lengths, stop, strings)
+    begun = read_prompts(params, config, asked, CacheForm(layout, store))
+    step, loop = dola_step(begun.params, config, chosen), (begun.cache, begun.first)
+    return decode_detailed(step, *loop, key, sample, length, top=0, **begun.ends).without_cache()

@@ -16,22 +16,22 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.beam.constraints import Words
-from jaxgen.decoding.beam.search import BeamResult, beam_search
+from jaxgen.decoding.beam.search import beam_search
 from jaxgen.decoding.beam.settings import Search
 from jaxgen.decoding.chain import Chain
-from jaxgen.decoding.contrastive import contrastive_search
 from jaxgen.decoding.detailed import Decoded, decode_detailed
-from jaxgen.decoding.history import NO_TOKEN, required_history
+from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Chunk, decode_chunk
-from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
+from jaxgen.decoding.speculate import lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.models import api, serving
 from jaxgen.pretrained.generation_config import ProblemType
 from jaxgen.pretrained.pooling import Mode
 from jaxgen.text import model_steps as steps
+from jaxgen.text import strategies
 from jaxgen.text.batches import Rows, bucket
-from jaxgen.text.beams import room, split
-from jaxgen.text.generate import new_cache, prefill
+from jaxgen.text.generate import Ends, prefill
+from jaxgen.text.strategies import draft_of, split, split_room, without_history
 
 
 class StepKind(NamedTuple):
@@ -56,6 +56,12 @@ def step_of(params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows)
         return steps.dola_step(params, config, kind.layers, kind.known)
     step = steps.model_step(params, config, kind.known)
     return steps.cfg_step(step, jnp.asarray(rows.scale)) if kind.guided else step
+
+
+def ends_of(rows: Rows, strings: StopStrings | None) -> Ends:
+    """Return where the texts of a batch begin and end."""
+    about = {"limit": rows.limits, "stop": rows.stops, "strings": strings}
+    return Ends(prompt=jnp.asarray(rows.prompt), lengths=rows.widths, **about)
 
 
 def memory_of(params: api.Params, config: ModelConfig, source: Any, segments: Any):
@@ -166,28 +172,20 @@ def search_beams(
     config: ModelConfig,
     kind: StepKind,
     rows: Rows,
-    search: Search,
     sample: Chain,
-    words: Words | None,
     strings: StopStrings | None,
+    search: Search,
+    words: Words | None,
     *,
     length: int,
     num_return: int,
-) -> BeamResult:
+) -> Decoded:
     """Return the best texts of each row by beam search, of up to its limit, at most `length`."""
-    capacity = rows.prompt.shape[1] + room(search, length)
+    capacity = rows.prompt.shape[1] + split_room(search, length)
     first, cache = begin(params, config, kind, rows, capacity)
-    step = step_of(params, config, kind, rows)
-    return beam_search(
-        *(step, split(cache, search), first, rows.keys, sample, length, search),
-        num_return=num_return,
-        words=words,
-        stop=rows.stops,
-        strings=strings,
-        limit=rows.limits,
-        prompt=rows.prompt,
-        lengths=rows.widths,
-    )
+    step, cache = step_of(params, config, kind, rows), split(cache, search)
+    loop = (step, cache, first, rows.keys, sample, length, search)
+    return beam_search(*loop, num_return=num_return, words=words, **ends_of(rows, strings))
 
 
 @partial(jax.jit, static_argnames=("config", "kind", "length", "count"))
@@ -196,83 +194,49 @@ def search_contrastive(
     config: ModelConfig,
     kind: StepKind,
     rows: Rows,
-    penalty: Float[Array, "B"] | np.ndarray,
     sample: Chain,
     strings: StopStrings | None,
+    penalty: Float[Array, "B"] | np.ndarray,
     *,
     length: int,
     count: int,
-) -> Int[Array, "B length"]:
+) -> Decoded:
     """Return each row's text by contrastive search over `count` candidates a token."""
     params = serving.unroll(params, config)
-    widths = jnp.asarray(rows.widths)
     memory = memory_of(params, config, rows.source, rows.segments)
-    cache = new_cache(params, config, len(widths), rows.prompt.shape[1] + length + 1, memory)
-    read = api.hidden(params, config, rows.prompt, cache=cache, memory=memory)
-    assert read.cache is not None
-    first = jnp.take_along_axis(jnp.asarray(rows.prompt), widths[:, None] - 1, axis=1)[:, 0]
-    return contrastive_search(
-        steps.StepWithHidden(params, config, kind.known),
-        read.cache.rewind(widths - 1),
-        first,
-        sample,
-        length,
-        count=count,
-        penalty=penalty,
-        seen=read.state,
-        seen_lengths=widths - 1,
-        stop=rows.stops,
-        strings=strings,
-        limit=rows.limits,
-        prompt=rows.prompt,
-        lengths=rows.widths,
+    ends, choice = ends_of(rows, strings), (sample, length, count, penalty)
+    return strategies.search_contrastive(
+        params, config, ends, *choice, known=kind.known, memory=memory
     )
 
 
-@partial(jax.jit, static_argnames=("config", "kind", "length", "count", "drafting"))
+@partial(jax.jit, static_argnames=("config", "kind", "length", "count", "draft_config"))
 def speculate_tokens(
     params: api.Params,
     config: ModelConfig,
     kind: StepKind,
     rows: Rows,
     sample: Chain,
-    draft: api.Params | None,
+    draft_params: api.Params | None,
     *,
     length: int,
     count: int,
-    drafting: ModelConfig | None,
-) -> Speculated:
+    draft_config: ModelConfig | None,
+) -> Decoded:
     """Return each row's text, guessed `count` tokens at a time by a draft, or by lookup."""
     capacity = rows.prompt.shape[1] + length + count + 1
     params = serving.unroll(params, config)
     first, cache = begin(params, config, kind, rows, capacity)
-    return speculate(
-        steps.MultiTokenStep(params, config, kind.known),
-        cache,
-        first,
-        rows.keys,
-        sample,
-        length,
-        _draft(draft, drafting, kind, rows, sample, count, capacity),
-        prompt=jnp.asarray(rows.prompt),
-        lengths=rows.widths,
-        stop=rows.stops,
-        limit=rows.limits,
-    )
-
-
-def _draft(
-    params: Any, config: ModelConfig | None, kind: StepKind, rows: Rows, sample, count, capacity
-) -> Draft:
-    if config is None:
-        return lookup(count)
-    params = serving.unroll(params, config)
-    memory = memory_of(params, config, rows.source, rows.segments)
-    widths = jnp.asarray(rows.widths)
-    _, cache = prefill(params, config, rows.prompt, widths, capacity, memory=memory)
-    # A draft may read nothing but logits: what looks back is left to the target.
-    shaping = tuple(part for part in sample.processors if required_history(part) == "nothing")
-    return draft_model(steps.model_step(params, config, kind.known), cache, Chain(shaping), count)
+    draft = lookup(count)
+    if draft_params is not None and draft_config is not None:
+        draft_params = serving.unroll(draft_params, draft_config)
+        memory = memory_of(draft_params, draft_config, rows.source, rows.segments)
+        read = (draft_params, draft_config, rows.prompt, jnp.asarray(rows.widths), capacity)
+        own = without_history(sample)
+        draft = draft_of(*read, own, count, known=kind.known, memory=memory)
+    read = steps.MultiTokenStep(params, config, kind.known)
+    loop = (read, cache, first, rows.keys, sample, length, draft)
+    return speculate(*loop, **ends_of(rows, None))
 
 
 @partial(jax.jit, static_argnames=("config", "kind", "top"))

@@ -1,9 +1,10 @@
-"""Generation from token ids in one call, by strategies that do more than draw."""
+"""Generation from token ids by beams, contrast or speculation, each in one call."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -11,24 +12,116 @@ from jaxtyping import Array, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.chain import Chain, chain, check_chain, greedy
+from jaxgen.decoding.beam.constraints import Words
+from jaxgen.decoding.beam.search import beam_search
+from jaxgen.decoding.beam.settings import Search
+from jaxgen.decoding.chain import Chain, chain, greedy
 from jaxgen.decoding.contrastive import contrastive_search
+from jaxgen.decoding.detailed import Decoded
 from jaxgen.decoding.history import required_history
-from jaxgen.decoding.loop import Keys, decode
+from jaxgen.decoding.loop import Keys
 from jaxgen.decoding.per_request import Number
-from jaxgen.decoding.speculate import Draft, Speculated, draft_model, lookup, speculate
+from jaxgen.decoding.speculate import Draft, draft_model, lookup, speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.models import api, serving
-from jaxgen.ops.cache import Layout, Store
+from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text import model_steps as steps
-from jaxgen.text.generate import PROMPTED, check, new_cache, prefill
+from jaxgen.text.generate import (
+    PLAIN,
+    PROMPTED,
+    CacheForm,
+    Ends,
+    Lengths,
+    Prompts,
+    check,
+    lengths_of,
+    new_cache,
+    prefill,
+    read_prompts,
+    with_shared_args,
+)
 
-Lengths = Int[Array, "B"] | np.ndarray | None
+# Up to so many beams keep their keys side by side, and a mask hides those of the others. More of
+# them would multiply with so many hidden keys that each had better copy its own.
+SPLIT = 16
 
 
+@with_shared_args
+@arguments.checked(**PROMPTED, num_return=at_least(1))
+@auto_inside("prompt")
+def generate_beams(
+    params: api.Params,
+    config: ModelConfig,
+    prompt: api.Ids,
+    search: Search,
+    *,
+    length: int,
+    key: Keys | None = None,
+    sample: Chain | None = None,
+    num_return: int = 1,
+    lengths: Lengths | None = None,
+    words: Words | None = None,
+    stop: Int[Array | np.ndarray, "E"] | None = None,
+    strings: StopStrings | None = None,
+    memory: Memory | None = None,
+    layout: Layout = "contiguous",
+    store: Store = "plain",
+) -> Decoded:
+    """Find the best continuations of prompts by beam search; each prompt is read once.
+
+    Args:
+      search: settings of the search, as `beams` makes them.
+      length: number of new tokens at most, at least 1. Static.
+      key: a PRNG key, or one for each row [B]; only `do_sample=True` reads it.
+      sample: processors that change the log-probabilities of each step; None changes nothing.
+      num_return: texts to return of each prompt, at most as many as beams. Static.
+      words: `must_appear`: what every text has to contain.
+
+    Returns:
+      A `Decoded`, the best text of each prompt first: tokens [B, num_return, length],
+      num_generated, reason and scores [B, num_return], logprobs [B, num_return, length].
+
+    Raises:
+      ConfigError: for more beams than the vocabulary has tokens, a missing key, and as `generate`.
+
+    Example:
+      >>> import jax, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=8, layers=1, d_model=8, heads=2)
+      >>> params, search = jaxgen.init(config, jax.random.key(0)), jaxgen.beams(3)
+      >>> found = jaxgen.generate_beams(params, config, [[1, 2]], search, length=4, num_return=2)
+      >>> found.tokens.shape, bool(found.scores[0, 0] >= found.scores[0, 1])
+      ((1, 2, 4), True)
+    """
+    if search.beams > config.V:
+        raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
+    asked, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
+    room = split_room(search, length)
+    begun = read_prompts(params, config, asked, form, memory=memory, room=room)
+    step, cache = steps.model_step(begun.params, config), split(begun.cache, search)
+    loop = (begun.first, key, chain() if sample is None else sample, length, search)
+    return beam_search(step, cache, *loop, num_return=num_return, words=words, **begun.ends)
+
+
+def split_room(search: Search, length: int) -> int:
+    """Return the slots of a row that `length` new tokens of all beams take in a `split` cache."""
+    return length * (search.beams if search.beams <= SPLIT else 1)
+
+
+def split(cache: Any, search: Search) -> Any:
+    """Return a cache, or a tree of them, in the form that a search reorders at the least cost."""
+    if search.beams > SPLIT:
+        return cache
+
+    def one(node):
+        return node.branch() if isinstance(node, Cache) and node.sliding is None else node
+
+    return jax.tree.map(one, cache, is_leaf=lambda node: isinstance(node, Cache))
+
+
+@with_shared_args
 @arguments.checked(**PROMPTED, draft_params=api.fits_draft, count=at_least(1))
 @auto_inside("prompt")
 def generate_speculative(
@@ -43,40 +136,54 @@ def generate_speculative(
     count: int,
     sample: Chain | None = None,
     draft_sample: Chain | None = None,
-    lengths: Lengths = None,
+    lengths: Lengths | None = None,
     stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
     store: Store = "plain",
-) -> Speculated:
-    """Return what `speculate` makes of prompts, with a smaller decoder that drafts `count` tokens.
+) -> Decoded:
+    """Continue prompts faster: a smaller decoder drafts tokens, the model reads them in one step.
 
-    The text is distributed as `generate`'s, and with a greedy `sample` it is the same; jit it with
-    both configs, length, count, layout and store static. draft_sample: the draft's chain; None
-    takes the processors of `sample` that read logits alone. The rest is as in `generate`.
-    Raises ConfigError for a draft of another vocabulary, or one that needs a memory.
+    Texts are distributed as those of `generate`, and with a greedy `sample` they are the same.
+    Args:
+      draft_params: parameters of the draft.
+      draft_config: config of the draft, a decoder with the model's vocabulary. Static.
+      length: number of new tokens at most, at least 1. Static.
+      count: number of tokens to draft at once, at least 1. Static.
+      draft_sample: those of the draft; None takes the ones of `sample` that read logits alone.
+
+    Returns:
+      A `Decoded`: tokens [B, length], num_generated, reason, guessed and accepted [B], logprobs
+      [B, length], and steps, the number of calls of the model.
+
+    Raises:
+      ConfigError: for a draft that is no decoder or has another vocabulary, and as `generate`.
+
+    Example:
+      >>> import jax, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=16, layers=2, d_model=8, heads=2)
+      >>> small = config.replace(layers=1)
+      >>> key = jax.random.key(0)
+      >>> params, draft = jaxgen.init(config, key), jaxgen.init(small, key)
+      >>> found = jaxgen.generate_speculative(
+      ...     params, config, draft, small, [[1, 2]], key, length=6, count=2)
+      >>> plain = jaxgen.generate(params, config, [[1, 2]], key, length=6)
+      >>> bool((found.tokens == plain).all())
+      True
     """
     check(draft_config, prompt.shape[1], length)
-    if draft_config.V != config.V:
-        raise ConfigError(
-            f"the draft's vocab_size={draft_config.V} is not the model's vocab_size={config.V}; "
-            f"both must speak of the same ids"
-        )
-    if draft_config.topology != "decoder":
-        raise ConfigError(f"a draft of topology={draft_config.topology}; give a decoder")
-    sample, known = greedy() if sample is None else sample, _known(prompt, lengths)
-    if draft_sample is None:
-        parts = (part for part in sample.processors if required_history(part) == "nothing")
-        draft_sample = chain(*parts)
-    capacity = prompt.shape[1] + length + count + 1
-    draft_params = serving.unroll(draft_params, draft_config)
-    cache = prefill(draft_params, draft_config, prompt, known, capacity)[1]
-    draft = draft_model(steps.model_step(draft_params, draft_config), cache, draft_sample, count)
-    given = {"stop": stop, "strings": strings, "memory": memory, "layout": layout, "store": store}
-    return _speculated(params, config, prompt, key, length, draft, sample, known, **given)
+    _check_draft(draft_config, config)
+    sample = greedy() if sample is None else sample
+    draft_sample = without_history(sample) if draft_sample is None else draft_sample
+    capacity, known = prompt.shape[1] + length + count + 1, lengths_of(prompt, lengths)
+    read = (draft_params, draft_config, prompt, known, capacity)
+    draft = draft_of(*read, draft_sample, count)
+    asked = Prompts(prompt, length, lengths, stop, strings)
+    return _speculate(params, config, asked, key, sample, draft, memory, layout, store)
 
 
+@with_shared_args
 @arguments.checked(**PROMPTED, count=at_least(1), width=at_least(1))
 @auto_inside("prompt")
 def generate_lookup(
@@ -89,48 +196,86 @@ def generate_lookup(
     count: int,
     width: int = 2,
     sample: Chain | None = None,
-    lengths: Lengths = None,
+    lengths: Lengths | None = None,
     stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     layout: Layout = "contiguous",
     store: Store = "plain",
-) -> Speculated:
-    """Return what `speculate` makes of prompts, with the text so far as the draft (`lookup`).
+) -> Decoded:
+    """Continue prompts faster where they repeat themselves: the text so far is the draft.
 
-    The rest is as in `generate_speculative`.
+    Prompt lookup decoding (Saxena 2023). Texts are distributed as those of `generate`.
+
+    Args:
+      length: number of new tokens at most, at least 1. Static.
+      count: number of tokens to copy at once, at least 1. Static.
+      width: number of last tokens to look for in the text, or fewer. Static.
+
+    Returns:
+      A `Decoded`, as of `generate_speculative`.
+
+    Raises:
+      ConfigError: as `generate` does.
+
+    Example:
+      >>> import jax, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=16, layers=1, d_model=8, heads=2)
+      >>> params, key = jaxgen.init(config, jax.random.key(0)), jax.random.key(1)
+      >>> found = jaxgen.generate_lookup(params, config, [[1, 2, 1]], key, length=6, count=2)
+      >>> bool((found.tokens == jaxgen.generate(params, config, [[1, 2, 1]], key, length=6)).all())
+      True
     """
-    sample, known = greedy() if sample is None else sample, _known(prompt, lengths)
-    given = {"stop": stop, "strings": strings, "memory": memory, "layout": layout, "store": store}
-    draft = lookup(count, width=width)
-    return _speculated(params, config, prompt, key, length, draft, sample, known, **given)
+    sample, draft = greedy() if sample is None else sample, lookup(count, width=width)
+    asked = Prompts(prompt, length, lengths, stop, strings)
+    return _speculate(params, config, asked, key, sample, draft, memory, layout, store)
 
 
-def _speculated(
+def _speculate(
+    params, config, asked: Prompts, key, sample, draft: Draft, memory, layout, store
+) -> Decoded:
+    # A ring must be able to take back every guess, and the token after them.
+    form = CacheForm(layout, store, draft.count if layout == "ring" else 0)
+    room = asked.length + draft.count + 1
+    begun = read_prompts(params, config, asked, form, memory=memory, room=room)
+    read = steps.MultiTokenStep(begun.params, config)
+    return speculate(read, begun.cache, begun.first, key, sample, asked.length, draft, **begun.ends)
+
+
+def _check_draft(draft: ModelConfig, config: ModelConfig) -> None:
+    if draft.V != config.V:
+        raise ConfigError(
+            f"the draft's vocab_size={draft.V} is not the model's vocab_size={config.V}; "
+            f"both must speak of the same ids"
+        )
+    if draft.topology != "decoder":
+        raise ConfigError(f"a draft of topology={draft.topology}; give a decoder")
+
+
+def draft_of(
     params: api.Params,
     config: ModelConfig,
     prompt: api.Ids,
-    key: Keys,
-    length: int,
-    draft: Draft,
+    lengths: Lengths,
+    capacity: int,
     sample: Chain,
-    known: Array,
+    count: int,
     *,
-    stop: Any,
-    strings: StopStrings | None,
-    **cache_of: Any,
-) -> Speculated:
-    check(config, prompt.shape[1], length)
-    capacity = prompt.shape[1] + length + draft.count + 1
-    # A ring must be able to take back every guess, and the token after them.
-    slack = draft.count if cache_of["layout"] == "ring" else 0
+    known: int | None = None,
+    memory: Memory | None = None,
+) -> Draft:
+    """Return the draft of a model that has read the prompts."""
     params = serving.unroll(params, config)
-    first, cache = prefill(params, config, prompt, known, capacity, slack=slack, **cache_of)
-    read = steps.MultiTokenStep(params, config)
-    ends = {"stop": stop, "strings": strings, "prompt": jnp.asarray(prompt), "lengths": known}
-    return speculate(read, cache, first, key, sample, length, draft, **ends)
+    _, cache = prefill(params, config, prompt, lengths, capacity, memory=memory)
+    return draft_model(steps.model_step(params, config, known), cache, sample, count)
 
 
+def without_history(sample: Chain) -> Chain:
+    """Return the processors of a chain that read logits alone, as a draft's must."""
+    return chain(*(part for part in sample.processors if required_history(part) == "nothing"))
+
+
+@with_shared_args
 @arguments.checked(**PROMPTED, count=at_least(1), penalty=between(0, 1))
 @auto_inside("prompt")
 def generate_contrastive(
@@ -142,84 +287,72 @@ def generate_contrastive(
     count: int,
     penalty: Number,
     sample: Chain | None = None,
-    lengths: Lengths = None,
+    lengths: Lengths | None = None,
     stop: Int[Array | np.ndarray, "E"] | None = None,
     strings: StopStrings | None = None,
     memory: Memory | None = None,
     store: Store = "plain",
-) -> Int[Array, "B length"]:
-    """Return `length` new tokens for each prompt by `contrastive_search`.
+) -> Decoded:
+    """Continue prompts by contrastive search (Su et al. 2022), which draws nothing.
 
-    jit it with config, length, count and store static; the rest is as in `generate`.
+    Args:
+      length: number of new tokens, at least 1. Static.
+      count: number of likeliest tokens to choose from, at least 1. Static.
+      penalty: weight from 0 to 1, a number or [B], of a candidate's likeness to earlier tokens
+        against its probability; 0 is greedy decoding.
+      sample: logits processors before the choice; None changes nothing.
+
+    Returns:
+      A `Decoded`: tokens [B, length], num_generated [B], reason [B], logprobs [B, length].
+
+    Raises:
+      ConfigError: as `generate` does.
+
+    Example:
+      >>> import jax, jaxgen
+      >>> config = jaxgen.ModelConfig(vocab_size=11, context=16, layers=1, d_model=8, heads=2)
+      >>> params = jaxgen.init(config, jax.random.key(0))
+      >>> found = jaxgen.generate_contrastive(
+      ...     params, config, [[1, 2]], length=6, count=4, penalty=0.6)
+      >>> found.tokens.shape
+      (1, 6)
     """
     check(config, prompt.shape[1], length)
+    known = lengths_of(prompt, lengths)
+    ends = Ends(prompt=jnp.asarray(prompt), lengths=known, stop=stop, strings=strings)
+    sample = chain() if sample is None else sample
+    rest, form = (sample, length, count, penalty), CacheForm(store=store)
+    return search_contrastive(params, config, ends, *rest, memory=memory, form=form)
+
+
+def search_contrastive(
+    params: api.Params,
+    config: ModelConfig,
+    ends: Ends,
+    sample: Chain,
+    length: int,
+    count: int,
+    penalty: Number,
+    *,
+    known: int | None = None,
+    memory: Memory | None = None,
+    form: CacheForm = PLAIN,
+) -> Decoded:
+    """Read prompts with their hidden states and continue them; known: ids of the tokenizer."""
     params = serving.unroll(params, config)
-    known, capacity = _known(prompt, lengths), prompt.shape[1] + length + 1
-    cache = new_cache(params, config, prompt.shape[0], capacity, memory, store=store)
+    prompt, lengths = ends["prompt"], jnp.asarray(ends["lengths"])
+    capacity = prompt.shape[1] + length + 1
+    cache = new_cache(params, config, prompt.shape[0], capacity, memory, form)
     read = api.hidden(params, config, prompt, cache=cache, memory=memory)
     assert read.cache is not None
-    first = jnp.take_along_axis(jnp.asarray(prompt, jnp.int32), known[:, None] - 1, axis=1)[:, 0]
+    prompt = jnp.asarray(prompt, jnp.int32)
+    first = jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0]
     return contrastive_search(
-        steps.StepWithHidden(params, config),
-        read.cache.rewind(known - 1),
-        first,
-        chain() if sample is None else sample,
-        length,
+        *(steps.StepWithHidden(params, config, known), read.cache.rewind(lengths - 1)),
+        *(first, sample, length),
         count=count,
         penalty=penalty,
         seen=read.state,
-        seen_lengths=known - 1,
-        stop=stop,
-        strings=strings,
-        prompt=prompt,
-        lengths=known,
+        seen_lengths=lengths - 1,
+        **ends,
     )
-
-
-@arguments.checked(**PROMPTED)
-@auto_inside("prompt")
-def generate_dola(
-    params: api.Params,
-    config: ModelConfig,
-    prompt: api.Ids,
-    key: Keys,
-    *,
-    length: int,
-    layers: Literal["low", "high"] | tuple[int, ...],
-    sample: Chain | None = None,
-    lengths: Lengths = None,
-    stop: Int[Array | np.ndarray, "E"] | None = None,
-    strings: StopStrings | None = None,
-    layout: Layout = "contiguous",
-    store: Store = "plain",
-) -> Int[Array, "B length"]:
-    """Return `length` new tokens for each prompt, from DoLa's logits (`layer_contrast`).
-
-    layers: early layers to contrast with, by the number of layers below them (0 is the embedding),
-      or the lower or upper half of them, as transformers chooses. jit it with config, length,
-      layers, layout and store static; the rest is as in `generate`.
-    Raises ConfigError for a layer that there is not.
-    """
-    sample = greedy() if sample is None else sample
-    check(config, prompt.shape[1], length)
-    check_chain(sample, length)
-    chosen = steps.dola_layers(config, layers) if isinstance(layers, str) else layers
-    wrong = [layer for layer in chosen if not 0 <= layer < config.layers]
-    if wrong or not chosen:
-        raise ConfigError(
-            f"layers={layers} must be numbers from 0 to {config.layers - 1} of layers="
-            f"{config.layers}"
-        )
-    params = serving.unroll(params, config)
-    known = _known(prompt, lengths)
-    capacity = prompt.shape[1] + length
-    first, cache = prefill(params, config, prompt, known, capacity, layout=layout, store=store)
-    step = steps.dola_step(params, config, chosen)
-    ends = {"stop": stop, "strings": strings, "prompt": prompt, "lengths": known}
-    return decode(step, cache, first, key, sample, length, **ends)[0]
-
-
-def _known(prompt: api.Ids, lengths: Lengths) -> Array:
-    if lengths is None:
-        return jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
-    return jnp.asarray(lengths, jnp.int32)

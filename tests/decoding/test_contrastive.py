@@ -69,7 +69,7 @@ def search(penalty, stop):
 
 def test_contrastive_search_matches_a_loop_that_reads_everything_again():
     for alphas, stop in (((0.6, 0.3), 99), ((0.0, 0.9), 5), ((0.2, 0.6), 7)):
-        found = search(jnp.array(alphas), jnp.array([stop]))
+        found = search(jnp.array(alphas), jnp.array([stop])).tokens
         for row, length in enumerate(LENGTHS):
             wanted = in_numpy(PROMPT[row, :length], 4, alphas[row], stop)
             assert found[row].tolist() == wanted
@@ -80,7 +80,7 @@ def test_without_penalty_it_is_greedy_and_what_is_out_of_range_is_refused():
     first = jnp.asarray(PROMPT[np.arange(2), LENGTHS - 1])
     plain = lambda tokens, state: recurrent(tokens, state)[::2]  # noqa: E731
     wanted, _ = jaxgen.decode(plain, cache, first, jax.random.key(0), greedy(), LENGTH)
-    assert search(jnp.zeros(2), jnp.array([99])).tolist() == wanted.tolist()
+    assert search(jnp.zeros(2), jnp.array([99])).tokens.tolist() == wanted.tolist()
     with pytest.raises(errors.ConfigError, match=r"penalty=1\.5 must be at least 0 and at most 1"):
         jaxgen.contrastive_search(
             *(recurrent, cache, first, jaxgen.chain(), 3),

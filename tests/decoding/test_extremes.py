@@ -127,7 +127,7 @@ def test_contrastive_search_ends_a_row_of_nan_and_no_other():
             seen_lengths=jnp.zeros(3, jnp.int32),
         )
 
-    found = search(jnp.nan)
+    found = search(jnp.nan).tokens
     assert (found[1] == NOT_FINITE).all()
     for row in (0, 2):
         kept = found[row].tolist()

@@ -191,8 +191,10 @@ def test_ids_of_every_integer_type_are_the_same_ids(dtype):
             lambda p: jaxgen.generate(p, config, prompt, KEY, **options),
             lambda p: jaxgen.generate_beams(p, config, prompt, jaxgen.beams(2), **options).tokens,
             lambda p: jaxgen.generate_lookup(p, config, prompt, KEY, count=2, **options).tokens,
-            lambda p: jaxgen.generate_contrastive(
-                p, config, prompt, count=3, penalty=0.5, **options
+            lambda p: (
+                jaxgen.generate_contrastive(
+                    p, config, prompt, count=3, penalty=0.5, **options
+                ).tokens
             ),
         ):
             assert jax.eval_shape(generate, params).dtype == jnp.int32

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxgen
@@ -20,6 +21,7 @@ CONFIG = jaxgen.ModelConfig(
 SMALL = CONFIG.replace(layers=1, pattern=("global",), window=None)
 PROMPT, LENGTHS = jnp.array([[3, 1, 4, 1, 5], [9, 2, 0, 0, 0]]), jnp.array([5, 2])
 KEY = jax.random.key(0)
+forward = jax.jit(jaxgen.apply, static_argnums=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,40 @@ def params():
 def greedy(params):
     run = jax.jit(jaxgen.generate, static_argnames=("config", "length"))
     return run(params, CONFIG, PROMPT, KEY, length=16, lengths=LENGTHS)
+
+
+WAYS = {
+    "detailed": lambda p, **how: jaxgen.generate_detailed(p, CONFIG, PROMPT, KEY, **how),
+    "lookup": lambda p, **how: jaxgen.generate_lookup(p, CONFIG, PROMPT, KEY, count=2, **how),
+    "contrastive": lambda p, **how: jaxgen.generate_contrastive(
+        p, CONFIG, PROMPT, count=3, penalty=0.3, **how
+    ),
+    "dola": lambda p, **how: jaxgen.generate_dola(p, CONFIG, PROMPT, KEY, layers="low", **how),
+    "beams": lambda p, **how: jaxgen.generate_beams(p, CONFIG, PROMPT, jaxgen.beams(3), **how),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_strategy_tells_lengths_reasons_and_log_probabilities_alike(name, params, greedy):
+    stop = jnp.array([int(greedy[0, 2])])
+    run = jax.jit(lambda p: WAYS[name](p, length=8, lengths=LENGTHS, stop=stop))
+    found = jax.tree.map(lambda x: x[:, 0] if name == "beams" and x.ndim > 1 else x, run(params))
+    assert found.tokens.shape == found.logprobs.shape == (2, 8)
+    if name in ("detailed", "lookup"):
+        assert found.num_generated[0] == greedy[0].tolist().index(int(stop[0])) + 1
+    for row, (length, size) in enumerate(zip(LENGTHS, found.num_generated, strict=True)):
+        text = found.tokens[row, :size]
+        ended = stop[0] in text.tolist()
+        assert found.reason[row] == (Reason.STOP if ended else Reason.LENGTH)
+        assert ended or size == 8
+        assert (found.tokens[row, size:] == text[-1]).all()
+        assert (found.logprobs[row, size:] == 0).all()
+        if name != "dola":  # its distribution is no layer's
+            ids = jnp.zeros(13, jnp.int32).at[:length].set(PROMPT[row, :length])
+            ids = ids.at[length : length + size].set(text)
+            logits = forward(params, CONFIG, ids[None]).logits[0]
+            said = jax.nn.log_softmax(logits)[jnp.arange(size) + length - 1, text]
+            np.testing.assert_allclose(found.logprobs[row, :size], said, atol=1e-4)
 
 
 def test_a_draft_says_what_the_model_would_have_said(params, greedy):
@@ -76,14 +112,17 @@ def test_contrastive_search_in_one_call_is_greedy_without_a_penalty(params, gree
     run = jax.jit(jaxgen.generate_contrastive, static_argnames=("config", "length", "count"))
     given = {"length": 16, "count": 4, "lengths": LENGTHS}
     found = run(params, CONFIG, PROMPT, penalty=jnp.zeros(2), **given)
-    assert found.tolist() == greedy.tolist()
+    assert found.tokens.tolist() == greedy.tolist()
     other = run(params, CONFIG, PROMPT, penalty=jnp.array([0.0, 0.9]), **given)
-    assert other[0].tolist() == greedy[0].tolist() and other[1].tolist() != greedy[1].tolist()
+    assert (
+        other.tokens[0].tolist() == greedy[0].tolist()
+        and other.tokens[1].tolist() != greedy[1].tolist()
+    )
 
 
 def test_dola_in_one_call_takes_the_tokens_of_its_contrast(params, greedy):
     run = jax.jit(jaxgen.generate_dola, static_argnames=("config", "length", "layers"))
-    found = run(params, CONFIG, PROMPT, KEY, length=6, layers=(0, 1), lengths=LENGTHS)
+    found = run(params, CONFIG, PROMPT, KEY, length=6, layers=(0, 1), lengths=LENGTHS).tokens
     early = jax.jit(partial(api.early_logits, config=CONFIG, layers=(0, 1)))
     for row, length in enumerate(LENGTHS.tolist()):
         ids = [*PROMPT[row, :length].tolist(), *found[row].tolist()]

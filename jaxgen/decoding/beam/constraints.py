@@ -101,7 +101,7 @@ def must_appear(words: Sequence[Sequence[Any]], *, over: Over = "new", each: boo
     each: whether `words` is a list of such lists, one for each request (which may be empty).
     over: "new" counts the new text alone, "all" the prompt too, as transformers does.
     A text without its words is returned only if too few have them: see
-    `BeamResult.constraints_met`. Arrays are padded to powers of two, so other words seldom
+    `Decoded.constraints_met`. Arrays are padded to powers of two, so other words seldom
     recompile.
     Raises ConfigError for an empty word, a negative id, or an alternative that begins another.
     """

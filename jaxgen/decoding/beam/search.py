@@ -23,6 +23,7 @@ from jaxgen.decoding.beam.constraints import Progress, Words
 from jaxgen.decoding.beam.hypotheses import Ended, Texts, gathered
 from jaxgen.decoding.beam.settings import Search, check
 from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, initial_history
+from jaxgen.decoding.detailed import Decoded
 from jaxgen.decoding.history import NO_TOKEN, History, append_token, count_tokens
 from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
 from jaxgen.decoding.per_request import column
@@ -31,17 +32,6 @@ from jaxgen.eager import compile_once
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.ops.random import gumbel
 from jaxgen.varying import while_loop
-
-
-class BeamResult(NamedTuple):
-    """Texts of each request, the best first; past its end a text repeats its last token."""
-
-    tokens: Int[Array, "B N length"]
-    scores: Float[Array, "B N"]  # logprob sum / num_generated^length_penalty; -inf: no text
-    num_generated: Int[Array, "B N"]
-    reason: Int[Array, "B N"]  # a Reason
-    logprobs: Float[Array, "B N length"]  # of each token, after the processors
-    constraints_met: Bool[Array, "B N"]  # whether all words are there that must appear
 
 
 class _Beams(NamedTuple):
@@ -95,8 +85,8 @@ def beam_search(
     limit: Count | None = None,
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
-) -> BeamResult:
-    """Return the `num_return` best texts of each request.
+) -> Decoded:
+    """Return the `num_return` best texts of each request, their `logprobs` after the processors.
 
     sample: its processors change the log-probabilities of each step, as in transformers; its draw
       is not used. key: only `do_sample=True` reads it; its draws are as independent of the batch as
@@ -118,7 +108,7 @@ def beam_search(
 def _search(
     step, cache, first, key, sample, length, search, *,
     num_return, words, stop, strings, limit, prompt, lengths,
-) -> BeamResult:  # fmt: skip
+) -> Decoded:  # fmt: skip
     batch = first.shape[0]
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)
@@ -379,7 +369,7 @@ def _reordered(task: _Task, state: _Beams, chosen: _Picks, cache: Any) -> _Beams
     )
 
 
-def _result(task: _Task, state: _Beams) -> BeamResult:
+def _result(task: _Task, state: _Beams) -> Decoded:
     scores, index = lax.top_k(state.ended.scores, task.num_return)
     best = jax.tree.map(lambda x: gathered(x, index), state.ended)
     failed = (state.failed > 0)[:, None]
@@ -391,6 +381,5 @@ def _result(task: _Task, state: _Beams) -> BeamResult:
     scores = jnp.where(failed, -jnp.inf, scores)
     logprobs = jnp.where(places < num_generated[..., None], best.logprobs, 0.0)
     reason = jnp.where(failed, state.failed[:, None], best.reason)
-    return BeamResult(
-        tokens, scores, num_generated, reason, logprobs, best.constraints_met & ~failed
-    )
+    met = best.constraints_met & ~failed
+    return Decoded(tokens, num_generated, reason, logprobs, scores=scores, constraints_met=met)

@@ -13,7 +13,7 @@ import jaxgen
 from jaxgen import errors
 from jaxgen.decoding.chain import NOT_FINITE, greedy
 from jaxgen.decoding.stop import Reason
-from jaxgen.text import beams
+from jaxgen.text import strategies
 
 V, LENGTH, STOP = 5, 5, 1
 TABLE = jax.random.normal(jax.random.key(4), (V, V, V)) * 1.5
@@ -305,7 +305,7 @@ def test_beams_that_share_a_row_s_keys_make_the_texts_of_beams_that_copy_them(mo
         return jaxgen.generate_beams(params, config, prompt, jaxgen.beams(3), num_return=3, **given)
 
     shared = jax.jit(run)(params)
-    monkeypatch.setattr(beams, "SPLIT", 2)
+    monkeypatch.setattr(strategies, "SPLIT", 2)
     copied = jax.jit(lambda params: run(params))(params)
     assert set(shared.reason.ravel().tolist()) == {Reason.STOP, Reason.LENGTH}
     for name in ("tokens", "num_generated", "reason"):

@@ -1,0 +1,29 @@
+"""The examples in docstrings of the public face do what they show."""
+
+import doctest
+
+import pytest
+
+import jaxgen
+from jaxgen.text.session import Session
+
+FACE = {name: getattr(jaxgen, name) for name in jaxgen.__all__} | {"Session": Session}
+FOUND = [
+    test
+    for name, thing in FACE.items()
+    for test in doctest.DocTestFinder().find(thing, name, module=False, globs={})
+    if test.examples
+]
+
+
+@pytest.mark.parametrize("test", FOUND, ids=lambda test: test.name)
+def test_an_example_shows_what_happens(test, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_every_way_to_generate_has_an_example():
+    names = {test.name for test in FOUND}
+    assert {name for name in FACE if name.startswith("generate")} <= names
