@@ -16,6 +16,10 @@ class ConfigError(UserError):
     exit_code = 2
 
 
+class MissingPackageError(ConfigError):
+    """A package is not installed; the message names the extra of jaxgen that brings it."""
+
+
 class ProofError(UserError):
     """A promise that `jaxgen verify` checks does not hold here."""
 

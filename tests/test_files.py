@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxgen import files
-from jaxgen.cli import measure, texts
+from jaxgen.cli import inputs, measure
 from jaxgen.models.classic import grammar
 
 # Where str.splitlines cuts besides, and what str.split takes for white space.
@@ -29,16 +29,17 @@ def test_a_text_a_line_is_one_text_whatever_it_holds(tmp_path, monkeypatch, mark
     wanted = ["first", f"one{mark}two", "last"]
     raw = b"\xef\xbb\xbf" + "".join(line + end for line in wanted).encode()
     (tmp_path / "x.txt").write_bytes(raw)
-    assert texts.gather((), str(tmp_path / "x.txt")) == wanted
+    assert inputs.texts((), str(tmp_path / "x.txt")) == wanted
     assert measure._lines(str(tmp_path / "x.txt")) == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
-    assert texts.gather((), "-") == wanted
+    assert inputs.texts((), "-") == wanted
 
 
 @pytest.mark.parametrize("mark", ["\x85", "\u2028", "\u2029", "\u00a0"])
 def test_objects_and_rules_a_line_hold_every_character(tmp_path, mark):
     row = {"question": f"who{mark}?", "context": f"a{mark}b"}
     (tmp_path / "x.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert texts.objects(str(tmp_path / "x.jsonl"), ("question", "context")) == [row]
+    path = str(tmp_path / "x.jsonl")
+    assert [*inputs.objects(path, ("question", "context"))] == [(f"{path}:1", row)]
     found = grammar.parse(f'S -> "a{mark}b" T\r\nT -> "c"\n')
     assert found.rules["S"][0][1][0].name == f"a{mark}b"

@@ -19,6 +19,7 @@ FLOORS = {
         "files",
         "lazy",
         "host",
+        "terminal",
         "eager",
         "pytree",
         "export",

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from jaxgen.cli import flags, prompts, texts
-from jaxgen.cli.arguments import WHOLE
+from jaxgen.cli import flags, inputs, texts
+from jaxgen.cli.arguments import at_least
 from jaxgen.errors import ConfigError
+from jaxgen.text import tasks
 
 Questions = Annotated[
     str, Parameter(help="a question; none: the lines of --input, or standard input")
@@ -18,7 +19,7 @@ Context = Annotated[
     str | None,
     Parameter(help="the text that all questions are about; @FILE reads a file"),
 ]
-Best = Annotated[int, WHOLE, Parameter(help="answers to each question")]
+Best = Annotated[int, at_least(1), Parameter(help="answers to each question")]
 Empty = Annotated[
     Literal["refused", "allowed"],
     Parameter(help="whether a head of spans may find that the text holds no answer"),
@@ -52,15 +53,13 @@ def answer(
     if context is None:
         if question:
             raise ConfigError("--context is missing: the text that the questions are about")
-        rows = texts.objects(job.input or "-", ("question", "context"))
+        rows = [row for _, row in inputs.objects(job.input or "-", ("question", "context"))]
     else:
-        (about,) = prompts.gather([context])
-        rows = [{"question": q, "context": about} for q in texts.gather(question, job.input)]
+        (about,) = inputs.prompts([context], "--context")
+        rows = [{"question": q, "context": about} for q in inputs.texts(question, job.input)]
 
     def work(model, wanted, progress):
-        from jaxgen.text import tasks
-
-        found = tasks.answer(
+        answers = tasks.answer(
             model,
             [str(row["question"]) for row in wanted],
             [str(row["context"]) for row in wanted],
@@ -71,14 +70,14 @@ def answer(
             overflow=job.overflow,
             progress=progress,
         )
-        return [[answer._asdict() for answer in answers] for answers in found]
+        return [[one._asdict() for one in row] for row in answers]
 
     texts.run(run, rows, job, work, _show, asked)
 
 
 def _show(answers: list[dict]) -> str:
-    def one(found: dict) -> str:
-        text = re.sub(r"[ \t\r\n]+", " ", found["text"]).strip(" ")
-        return text if found["score"] is None else f"{text}\t{found['score']:.4f}"
+    def line(answer: dict) -> str:
+        text = re.sub(r"[ \t\r\n]+", " ", answer["text"]).strip(" ")
+        return text if answer["score"] is None else f"{text}\t{answer['score']:.4f}"
 
-    return "\t".join(map(one, answers)) or "(no answer)"
+    return "\t".join(map(line, answers)) or "(no answer)"

@@ -37,7 +37,7 @@ from jaxgen.cli import (
     verify,
 )
 from jaxgen.cli import eval as evaluation
-from jaxgen.cli.sheet import print_panel, print_usage
+from jaxgen.cli.sheet import HelpFormatter
 
 ABOUT = """Train Transformers on text and generate with them, in JAX.
 
@@ -87,22 +87,17 @@ VERBS = (
 )
 
 
-class _Sheet:
-    """The help formatter that cyclopts wants."""
-
-    def __call__(self, console, options, panel) -> None:
-        print_panel(console, panel)
-
-    def render_usage(self, console, options, usage) -> None:
-        print_usage(console, usage)
+def _default(value: Any) -> Any:
+    """Return what `--help` shows as a default: nothing for what stands for "not given"."""
+    return None if value is None or value is False or value in ("", ()) else value
 
 
 def make() -> App:
     """Return the command with its verbs."""
     looks: dict[str, Any] = {
         "help_format": "plaintext",
-        "help_formatter": _Sheet(),
-        "default_parameter": Parameter(negative=(), show_default=True),
+        "help_formatter": HelpFormatter(),
+        "default_parameter": Parameter(negative=(), show_default=_default),
     }
     app = App(
         name="jaxgen",

@@ -46,6 +46,16 @@ WHOLE = Parameter(converter=_whole, allow_leading_hyphen=True)
 REAL = Parameter(converter=_real, allow_leading_hyphen=True)
 
 
+def at_least(low: int) -> Parameter:
+    """Return how a whole number from `low` on is read."""
+
+    def validate(kind: Any, value: Any) -> None:
+        if value < low:
+            raise ValueError(f"must be at least {low}")
+
+    return Parameter(converter=_whole, validator=validate, allow_leading_hyphen=True)
+
+
 def check_overrides(words: Sequence[str]) -> None:
     """Raise ConfigError for a word that is no SECTION.KEY=VALUE."""
     for word in words:
@@ -54,10 +64,3 @@ def check_overrides(words: Sequence[str]) -> None:
                 f"unexpected word {word!r}: after the config come overrides, written "
                 f"SECTION.KEY=VALUE as in train.steps=100"
             )
-
-
-def print_rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print (name, value) rows as two columns."""
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        print(f"{name:<{width}}  {value}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen.cli import exits, flags, paths, start, texts
-from jaxgen.errors import ConfigError, UserError
+from jaxgen.cli import exits, flags, inputs, outputs, paths, start, texts
+from jaxgen.errors import ConfigError
+from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
 
 System = Annotated[str | None, Parameter(help="what the system says before the first message")]
@@ -48,60 +48,39 @@ def chat(
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
     chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
     if not message:
-        chats = [
-            [*first, *row["messages"]] for row in texts.objects(job.input or "-", ["messages"])
-        ]
+        rows = inputs.objects(job.input or "-", ["messages"])
+        chats = [[*first, *row["messages"]] for _, row in rows]
 
-    def work(model, wanted_chats, progress, detail):
-        from jaxgen.text import tasks
-
-        how = {"batch": min(job.batch, 8), "progress": progress, "detail": detail}
-        return tasks.reply(model, wanted_chats, wanted, **how)
+    def work(model, conversations, progress, detail):
+        return tasks.reply(
+            model,
+            conversations,
+            wanted,
+            batch=min(job.batch, 8),
+            progress=progress,
+            detail=detail,
+        )
 
     texts.generate(run, chats, job, wanted, work)
 
 
-def _converse(run: str, step: str | None, said: list[dict[str, str]], wanted: Generation) -> None:
+def _converse(
+    run: str, step: str | None, messages: list[dict[str, str]], wanted: Generation
+) -> None:
     home, which = paths.model(run, step)
     start.prepare_jax(paths.cache())
     from jaxgen.pretrained.chat_template import read_chat_template
     from jaxgen.text.session import open_session
 
-    with suppress(ImportError):
-        import readline  # noqa: F401 - gives input() its line editing and history
     with exits.in_folder(home), flags.named():
         session, template = open_session(home, step=which), read_chat_template(home)
         texts.tell_defaults(wanted, session.model.generation_config)
-        print("Type a message and press Enter; Ctrl-D ends.", file=sys.stderr)
-        for turn in range(SEEDS):
-            try:
-                line = input("> ")
-            except EOFError:
-                print()
-                return
-            if not line.strip():
-                continue
-            asked = [*said, {"role": "user", "content": line}]
+
+        def answer(turn: int, line: str) -> None:
+            said = [*messages, {"role": "user", "content": line}]
             settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
-            try:
-                pieces = session.stream(session.chat_ids(asked, template), settings)
-                text = _spoken(pieces)
-            except KeyboardInterrupt:  # enough of this one; a second Ctrl-C, at the prompt, leaves
-                print()
-            except UserError as error:
-                print(f"jaxgen: error: {error}", file=sys.stderr)
-            else:
-                said = [*asked, {"role": "assistant", "content": text}]
+            text = outputs.put(session.stream(session.chat_ids(said, template), settings))
+            print()
+            messages[:] = [*said, {"role": "assistant", "content": text}]
 
-
-def _spoken(pieces: Any) -> str:
-    """Print an answer as it comes, and return it."""
-    from jaxgen.train.display import printable
-
-    parts = []
-    for piece in pieces:
-        parts.append(piece)
-        sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
-        sys.stdout.flush()
-    print()
-    return "".join(parts)
+        outputs.converse("a message", answer)

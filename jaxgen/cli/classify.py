@@ -6,8 +6,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from jaxgen.cli import texts
+from jaxgen.cli import inputs, texts
 from jaxgen.errors import ConfigError
+from jaxgen.text import tasks
 
 
 def classify(
@@ -25,17 +26,15 @@ def classify(
         jaxgen classify runs/classify "What a wonderful film."
         jaxgen classify runs/classify --input reviews.txt --output classes.jsonl
     """
-
-    def work(model, wanted, progress):
-        from jaxgen.text import tasks
-
-        return tasks.classify(
-            model, wanted, batch=job.batch, overflow=job.overflow, progress=progress
-        )
-
-    wanted = texts.gather(text, job.input)
+    wanted = inputs.texts(text, job.input)
     if pairs:
         if odd := next((one for one in wanted if one.count("\t") != 1), None):
             raise ConfigError(f"--pairs: {odd[:40]!r} has not one tab between its two texts")
         wanted = [tuple(one.split("\t")) for one in wanted]
-    texts.run(run, wanted, job, work, lambda found: f"{found[0][0]}\t{found[0][1]:.4f}")
+
+    def work(model, wanted, progress):
+        return tasks.classify(
+            model, wanted, batch=job.batch, overflow=job.overflow, progress=progress
+        )
+
+    texts.run(run, wanted, job, work, lambda best: f"{best[0][0]}\t{best[0][1]:.4f}")

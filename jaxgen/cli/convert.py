@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from jaxgen.cli import arguments, exits, paths, start
+from jaxgen import terminal
+from jaxgen.cli import exits, paths, start
 from jaxgen.cli.arguments import Step
 from jaxgen.errors import CheckpointError
 
@@ -73,7 +74,7 @@ def convert(
         ("parity", compared),
     ]
     left = [("left out", f"of generation_config.json: {', '.join(kept.dropped)}")]
-    arguments.print_rows(rows + (left if kept.dropped else []))
+    terminal.print_rows(rows + (left if kept.dropped else []))
 
 
 def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:

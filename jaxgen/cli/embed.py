@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxgen.cli import texts
+from jaxgen.cli import inputs, texts
+from jaxgen.text import tasks
 
 
 def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
@@ -16,12 +17,12 @@ def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB
     """
 
     def work(model, wanted, progress):
-        from jaxgen.text import tasks
-
-        found = tasks.embed(
+        vectors = tasks.embed(
             model, wanted, batch=job.batch, overflow=job.overflow, progress=progress
         )
-        return found.tolist()
+        return vectors.tolist()
 
-    wanted = texts.gather(text, job.input)
-    texts.run(run, wanted, job, work, lambda row: " ".join(f"{x:.6g}" for x in row))
+    def show(vector):
+        return " ".join(f"{x:.6g}" for x in vector)
+
+    texts.run(run, inputs.texts(text, job.input), job, work, show)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import Overrides, Step
 
@@ -38,4 +39,4 @@ def evaluate(
 
     with exits.in_folder(folder):
         rows = runs.evaluate(folder, overrides, split=split, cache=cache, step=which)
-        arguments.print_rows(rows)
+        terminal.print_rows(rows)

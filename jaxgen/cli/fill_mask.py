@@ -6,15 +6,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from jaxgen.cli import texts
-from jaxgen.cli.arguments import WHOLE
+from jaxgen.cli import inputs, texts
+from jaxgen.cli.arguments import at_least
+from jaxgen.errors import ConfigError
+from jaxgen.text import tasks
 
 
 def fill_mask(
     run: texts.Folder,
     /,
     *text: texts.Texts,
-    best: Annotated[int, WHOLE, Parameter(help="pieces for each mask")] = 5,
+    best: Annotated[int, at_least(1), Parameter(help="pieces for each mask")] = 5,
     job: texts.Given = texts.JOB,
 ) -> None:
     """Print the likeliest pieces for each <mask> of each text.
@@ -23,14 +25,12 @@ def fill_mask(
         jaxgen fill-mask runs/bert_mlm "Return the<mask> of the list."
     """
     if job.overflow != "refuse":
-        raise texts.ConfigError("--overflow cut has no effect: a mask may lie in what is cut off")
+        raise ConfigError("--overflow cut has no effect: a mask may lie in what is cut off")
 
     def work(model, wanted, progress):
-        from jaxgen.text import tasks
-
         return tasks.fill_mask(model, wanted, best=best, batch=job.batch, progress=progress)
 
-    def show(found):
-        return "\t".join(" ".join(f"{p!r} {chance:.3f}" for p, chance in mask) for mask in found)
+    def show(masks):
+        return "\t".join(" ".join(f"{p!r} {chance:.3f}" for p, chance in mask) for mask in masks)
 
-    texts.run(run, texts.gather(text, job.input), job, work, show)
+    texts.run(run, inputs.texts(text, job.input), job, work, show)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen.cli import answers, exits, flags, paths, profiles, prompts, start, texts
+from jaxgen.cli import exits, flags, inputs, outputs, paths, profiles, start, texts
 from jaxgen.cli.arguments import Step
 from jaxgen.cli.flags import Settings
 from jaxgen.config import Weights
-from jaxgen.errors import ConfigError, UserError
+from jaxgen.errors import ConfigError
 from jaxgen.text.request import SEEDS, Generation
 
 Prompts = Annotated[
@@ -50,9 +50,7 @@ Json = Annotated[
 
 
 def generate(
-    run: Annotated[
-        str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")
-    ],
+    run: texts.Folder,
     /,
     *,
     prompt: Prompts = None,
@@ -81,7 +79,7 @@ def generate(
     """
     wanted = flags.settings_of(settings)
     folder, which = paths.model(run, step)
-    target = None if output is None else answers.target(output)
+    target = None if output is None else outputs.target(output)
     talking = not prompt and prompts_file is None and sys.stdin.isatty()
     if talking and (target or json or profile or wanted.samples > 1):
         raise ConfigError(
@@ -121,7 +119,7 @@ def _make(
         _stream(session, *lines[0])
         return lambda: [*session.stream(*lines[0])]
     again = partial(session.run, _prompts(lines, wanted), detail=as_json)
-    answers.deliver(session, [line[0] for line in lines], again(), target, as_json)
+    outputs.deliver(session, [line[0] for line in lines], again(), target, as_json)
     return again
 
 
@@ -134,8 +132,8 @@ def _lines(
         )
     if prompts_file is not None:
         with flags.named():
-            return prompts.lines(prompts_file, wanted)
-    return [] if talking else [(text, wanted) for text in prompts.gather(prompt or ())]
+            return inputs.prompts_file(prompts_file, wanted)
+    return [] if talking else [(text, wanted) for text in inputs.prompts(prompt or ())]
 
 
 def _prompts(lines: list[tuple[str, Generation]], wanted: Generation) -> list[Any]:
@@ -161,34 +159,11 @@ def _stream(session: Any, prompt: str, wanted: Generation) -> None:
     """Print the prompt and its completion, piece by piece."""
     pieces = session.stream(prompt, wanted)
     first = next(pieces, "")  # a prompt that is refused must not be printed
-    answers.put(prompt)
-    answers.put(first)
-    for piece in pieces:
-        answers.put(piece)
-    answers.put("\n")
+    outputs.put(chain((prompt, first), pieces, "\n"))
 
 
 def _converse(session: Any, wanted: Generation) -> None:
-    with suppress(ImportError):
-        import readline  # noqa: F401 - gives input() its line editing and history
-    print("Type the beginning of a text and press Enter; Ctrl-D ends.", file=sys.stderr)
-    turn = 0
-    while True:
-        try:
-            line = input("> ")
-            line.encode()
-        except EOFError:
-            print()
-            return
-        except UnicodeError:
-            print("jaxgen: error: that line is not UTF-8", file=sys.stderr)
-            continue
-        if not line:
-            continue
-        try:
-            _stream(session, line, replace(wanted, seed=(wanted.seed + turn) % SEEDS))
-        except KeyboardInterrupt:  # enough of this one; a second Ctrl-C, at the prompt, leaves
-            print()
-        except UserError as error:
-            print(f"\njaxgen: error: {error}", file=sys.stderr)
-        turn += 1
+    def answer(turn: int, line: str) -> None:
+        _stream(session, line, replace(wanted, seed=(wanted.seed + turn) % SEEDS))
+
+    outputs.converse("the beginning of a text", answer)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen import files
-from jaxgen.cli import start
+from jaxgen import files, terminal
+from jaxgen.cli import inputs, start
 from jaxgen.errors import ConfigError, DataError
 
 Made = Annotated[str, Parameter(help="file of texts, one a line")]
 References = Annotated[str | None, Parameter(help="file of what each should be, a line for a line")]
 Judge = Annotated[str | None, Parameter(help="model whose vectors MAUVE and similarity compare")]
 Output = Annotated[str | None, Parameter(help="write the figures there, as JSON")]
+Figures = dict[str, Callable[[], Any]]  # name -> what computes its estimate
 
 
 def measure(
@@ -29,7 +31,8 @@ def measure(
 
     Diversity and repetition of the texts alone; BLEU, chrF, TER, ROUGE, METEOR,
     exact match and F1 beside references; similarity and MAUVE with a judge. Words
-    are what white space parts. Needs pip install "jaxgen[eval]".
+    are what white space parts. What needs pip install "jaxgen[eval]" is left out
+    without it.
 
     For example:
         jaxgen measure made.txt --references true.txt
@@ -45,65 +48,55 @@ def measure(
         figures |= _beside(made, wanted)
         if judge is not None:
             figures |= _judged(made, wanted, Path(judge))
-    from rich.console import Console
-    from rich.table import Table
-
+    from jaxgen.measure import quality
     from jaxgen.report.table import cell
 
-    shown = {name: estimate._asdict() for name, estimate in figures.items()}
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, estimate in shown.items():
-        table.add_row(name, cell(estimate).replace("[", "\\["))
-    Console().print(table)
+    shown = {name: value._asdict() for name, value in quality.installed(figures).items()}
+    terminal.print_rows([(name, cell(value)) for name, value in shown.items()])
+    if lacking := [name for name in figures if name not in shown]:
+        print(f"left out: {', '.join(lacking)}; {quality.EXTRA} adds them")
     if output is not None:
         files.write_json(output, {"texts": len(made), "figures": shown})
 
 
 def _lines(path: str) -> list[str]:
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}; correct the path") from None
-    try:
-        return files.lines(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it") from None
+    return files.lines(inputs.read_text(path, path, undecodable=DataError))
 
 
-def _of_texts(made: list[str]) -> dict[str, Any]:
+def _of_texts(made: list[str]) -> Figures:
     from jaxgen.measure import diversity, stability
 
     words = [line.split() for line in made]
     return {
-        "distinct-1": diversity.distinct(words, 1, seed=0),
-        "distinct-2": diversity.distinct(words, 2, seed=0),
-        "self-BLEU": diversity.self_bleu(made, seed=0),
-        "entropy of pairs": diversity.entropy(words, 2, seed=0),
-        "Zipf coefficient": diversity.zipf(words, seed=0),
-        "words": diversity.length(words, seed=0),
-        "rep-16": stability.rep(words, 16, seed=0),
-        "seq-rep-4": stability.seq_rep(words, 4, seed=0),
-        "loops": stability.loops(words, seed=0),
+        "distinct-1": lambda: diversity.distinct(words, 1, seed=0),
+        "distinct-2": lambda: diversity.distinct(words, 2, seed=0),
+        "self-BLEU": lambda: diversity.self_bleu(made, seed=0),
+        "entropy of pairs": lambda: diversity.entropy(words, 2, seed=0),
+        "Zipf coefficient": lambda: diversity.zipf(words, seed=0),
+        "words": lambda: diversity.length(words, seed=0),
+        "rep-16": lambda: stability.rep(words, 16, seed=0),
+        "seq-rep-4": lambda: stability.seq_rep(words, 4, seed=0),
+        "loops": lambda: stability.loops(words, seed=0),
     }
 
 
-def _beside(made: list[str], wanted: list[str]) -> dict[str, Any]:
+def _beside(made: list[str], wanted: list[str]) -> Figures:
     from jaxgen.measure import quality
 
     return {
-        "BLEU": quality.overlap("bleu", made, wanted, seed=0)[0],
-        "chrF": quality.overlap("chrf", made, wanted, seed=0)[0],
-        "TER": quality.overlap("ter", made, wanted, seed=0)[0],
-        "ROUGE-1": quality.rouge("rouge1", made, wanted, seed=0),
-        "ROUGE-2": quality.rouge("rouge2", made, wanted, seed=0),
-        "ROUGE-L": quality.rouge("rougeL", made, wanted, seed=0),
-        "METEOR": quality.meteor(made, wanted, seed=0),
-        "exact match": quality.exact_match(made, wanted, seed=0),
-        "F1": quality.f1(made, wanted, seed=0),
+        "BLEU": lambda: quality.overlap("bleu", made, wanted, seed=0)[0],
+        "chrF": lambda: quality.overlap("chrf", made, wanted, seed=0)[0],
+        "TER": lambda: quality.overlap("ter", made, wanted, seed=0)[0],
+        "ROUGE-1": lambda: quality.rouge("rouge1", made, wanted, seed=0),
+        "ROUGE-2": lambda: quality.rouge("rouge2", made, wanted, seed=0),
+        "ROUGE-L": lambda: quality.rouge("rougeL", made, wanted, seed=0),
+        "METEOR": lambda: quality.meteor(made, wanted, seed=0),
+        "exact match": lambda: quality.exact_match(made, wanted, seed=0),
+        "F1": lambda: quality.f1(made, wanted, seed=0),
     }
 
 
-def _judged(made: list[str], wanted: list[str], judge: Path) -> dict[str, Any]:
+def _judged(made: list[str], wanted: list[str], judge: Path) -> Figures:
     from jaxgen.cli import paths
     from jaxgen.measure import mauve, quality
 
@@ -115,8 +108,8 @@ def _judged(made: list[str], wanted: list[str], judge: Path) -> dict[str, Any]:
     pairs = [(a, b) for a, b in zip(made, wanted, strict=True) if a.strip()]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     return {
-        "similarity": quality.similarity(
+        "similarity": lambda: quality.similarity(
             lambda texts: tasks.embed(model, texts), ours, theirs, seed=0
         ),
-        "MAUVE": mauve.mauve(tasks.embed(model, ours), tasks.embed(model, theirs), seed=0),
+        "MAUVE": lambda: mauve.mauve(tasks.embed(model, ours), tasks.embed(model, theirs), seed=0),
     }

@@ -10,6 +10,7 @@ from cyclopts import (
     UnknownCommandError,
     UnknownOptionError,
     UnusedCliTokensError,
+    ValidationError,
 )
 
 from jaxgen.errors import ConfigError, nearest
@@ -42,6 +43,9 @@ def explain(error: CycloptsError, verbs: Sequence[str]) -> ConfigError:
         name = error.argument.name
         what = "needs a value" if name.startswith("-") else "is missing"
         return ConfigError(f"{name} {what}{more}")
+    if isinstance(error, ValidationError) and error.argument is not None:
+        name, value = error.argument.name, error.argument.tokens[0].value
+        return ConfigError(f"{name}={value} {error.exception_message}{more}")
     text = (
         " ".join(str(error).split())
         .removesuffix(".")

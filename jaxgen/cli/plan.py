@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import arguments, paths, start
 from jaxgen.cli.arguments import Overrides
 from jaxgen.errors import ConfigError
@@ -32,7 +33,7 @@ def plan(
             "or [cuda]; measured: also by steps run on this machine; auto: what there is"
         ),
     ] = "auto",
-    steps: Annotated[int, arguments.WHOLE, Parameter(help="measured: how many steps")] = 3,
+    steps: Annotated[int, arguments.at_least(1), Parameter(help="measured: how many steps")] = 3,
 ) -> None:
     """Say what a config would need on chips that are not here, before paying for them.
 
@@ -52,8 +53,6 @@ def plan(
     from jaxgen.plan import compilers
     from jaxgen.profile import chips
 
-    if steps < 1:
-        raise ConfigError(f"--steps={steps} must be at least 1")
     chip, count = (None, 0) if topology == HERE else chips.parse(topology)
     figures = _figures(figures, topology, None if chip is None else chip.platform)
     start.prepare_jax(paths.cache())
@@ -66,7 +65,7 @@ def plan(
     if chip is None:
         chip, count = measured.machine(settings)
     found = analytic.make(settings, chip, count)
-    arguments.print_rows(report.rows(found, compiling=figures == "compiled"))
+    terminal.print_rows(report.rows(found, compiling=figures == "compiled"))
     if figures == "compiled":
         _compile(found, topology, chip.platform)
     elif figures == "measured":
@@ -95,22 +94,22 @@ def _figures(asked: Figures, topology: str, platform: str | None) -> Figures:
 
 
 def _compile(found, topology: str, platform: str) -> None:
-    from jaxgen.cli.progress import waiting
     from jaxgen.plan import compiled, report
     from jaxgen.plan.compilers import COMPILERS
+    from jaxgen.terminal import waiting
 
     devices = COMPILERS[platform].devices(topology)
     for name, make in (("training", compiled.training), ("decoding", compiled.decoding)):
         with waiting(f"compiling the {name} step for {len(devices)} x {found.chip.name}"):
             program = make(found.settings, devices)
         if program is not None:
-            arguments.print_rows(report.compiled_rows(found, program))
+            terminal.print_rows(report.compiled_rows(found, program))
 
 
 def _measure(found, steps: int) -> None:
-    from jaxgen.cli.progress import waiting
     from jaxgen.plan import measured, report
+    from jaxgen.terminal import waiting
 
     with waiting(f"running {steps + 1} steps"):
         seen = measured.steps(found.settings, steps)
-    arguments.print_rows(report.measured_rows(found, seen))
+    terminal.print_rows(report.measured_rows(found, seen))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import exits, paths, start
-from jaxgen.cli.arguments import REAL, WHOLE
+from jaxgen.cli.arguments import REAL, at_least
 from jaxgen.errors import ConfigError
 
 Runs = Annotated[
@@ -20,16 +22,23 @@ Baselines = Annotated[
     Parameter(help="trained on the spot, with commas: ngram, hmm, template, maxent, vae; none: ''"),
 ]
 Split = Annotated[Literal["valid", "test"], Parameter(help="the documents to measure on")]
-Count = Annotated[int, WHOLE, Parameter(help="beginnings of held-out text to go on from")]
-Width = Annotated[int, WHOLE, Parameter(help="tokens of a beginning")]
-Length = Annotated[int, WHOLE, Parameter(help="tokens to make after each")]
-Seeds = Annotated[int, WHOLE, Parameter(help="how often each is gone on from")]
+Count = Annotated[int, at_least(1), Parameter(help="beginnings of held-out text to go on from")]
+Width = Annotated[int, at_least(2), Parameter(help="tokens of a beginning")]
+Length = Annotated[int, at_least(2), Parameter(help="tokens to make after each")]
+Seeds = Annotated[int, at_least(1), Parameter(help="how often each is gone on from")]
 Temperature = Annotated[float, REAL, Parameter(help="of all generators")]
 Judge = Annotated[
     str | None,
     Parameter(help="model whose vectors MAUVE and similarity compare; the first run by default"),
 ]
-Out = Annotated[str | None, Parameter(help="folder to write; the first run's report/ by default")]
+Out = Annotated[
+    str | None,
+    Parameter(help="folder to write; the first run's report/, or that of --from, by default"),
+]
+From = Annotated[
+    str | None,
+    Parameter(name="--from", help="a report.json, to print and write again without measuring"),
+]
 
 
 def report(
@@ -43,28 +52,33 @@ def report(
     temperature: Temperature = 0.8,
     judge: Judge = None,
     out: Out = None,
+    source: From = None,
 ) -> None:
     """Compare runs and traditional generators: quality, diversity, stability, speed.
 
     Baselines learn from the training text of the first run; all are measured on
-    the same held-out text, from the same beginnings. Prints a table; writes
+    the same held-out text, from the same beginnings. Prints tables; writes
     report.json and report.html, a page that needs no network. BLEU, chrF, TER,
-    ROUGE and METEOR need pip install "jaxgen[eval]".
+    ROUGE, METEOR and self-BLEU are left out without pip install "jaxgen[eval]".
 
     For example:
         jaxgen report quickstart
         jaxgen report runs/a runs/b --baselines ngram --split test --out compared
+        jaxgen report --from compared/report.json
     """
+    given = locals()
+    if source is not None:
+        _again(Path(source), out, [*runs, *_changed(given)])
+        return
     if not runs:
         raise ConfigError("no run is given; name at least one, as in `jaxgen report quickstart`")
-    _check(prompts, prompt_tokens, max_new_tokens, seeds, temperature)
+    if temperature < 0:
+        raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")
     folders = [paths.run_folder(word) for word in runs]
     kinds = [word.strip() for word in baselines.split(",") if word.strip()]
     cache = paths.cache()
     start.prepare_jax(cache)
-    from rich.console import Console
-
-    from jaxgen.report import make, table
+    from jaxgen.report import make
     from jaxgen.report.collect import Plan
 
     plan = Plan(
@@ -84,20 +98,28 @@ def report(
             judge=Path(judge) if judge else None,
             say=lambda line: print(line, file=sys.stderr),
         )
-        table.show_all(found, Console(width=None if sys.stdout.isatty() else 160))
-        written = make.write(found, Path(out) if out else folders[0] / "report")
-    for path in written:
+        _deliver(found, Path(out) if out else folders[0] / "report")
+
+
+def _changed(given: dict[str, Any]) -> list[str]:
+    """Return the options of a measurement that differ from their defaults."""
+    options = inspect.signature(report).parameters.keys() - {"runs", "out", "source"}
+    defaults = {name: inspect.signature(report).parameters[name].default for name in options}
+    return sorted(f"--{k.replace('_', '-')}" for k in options if given[k] != defaults[k])
+
+
+def _again(source: Path, out: str | None, unused: list[str]) -> None:
+    if unused:
+        raise ConfigError(f"--from {source} measures nothing; leave out {' '.join(unused)}")
+    from jaxgen.report import make
+
+    path = source / "report.json" if source.is_dir() else source
+    _deliver(make.read(path), Path(out) if out else path.parent)
+
+
+def _deliver(found: dict[str, Any], folder: Path) -> None:
+    from jaxgen.report import make, table
+
+    table.show_all(found, terminal.console())
+    for path in make.write(found, folder):
         print(f"wrote {path}")
-
-
-def _check(
-    prompts: int, prompt_tokens: int, max_new_tokens: int, seeds: int, temperature: float
-) -> None:
-    """Raise ConfigError for a number that nothing can be measured with."""
-    sizes = {"prompts": prompts, "prompt-tokens": prompt_tokens, "seeds": seeds}
-    least = {**dict.fromkeys(sizes, 1), "prompt-tokens": 2, "max-new-tokens": 2}
-    for name, value in {**sizes, "max-new-tokens": max_new_tokens}.items():
-        if value < least[name]:
-            raise ConfigError(f"--{name}={value} must be at least {least[name]}")
-    if temperature < 0:
-        raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")

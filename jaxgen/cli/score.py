@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxgen.cli import texts
+from jaxgen.cli import inputs, texts
+from jaxgen.text import tasks
 
 
 def score(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
@@ -13,9 +14,9 @@ def score(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB
     """
 
     def work(model, wanted, progress):
-        from jaxgen.text import tasks
-
         return tasks.score(model, wanted, batch=job.batch, overflow=job.overflow, progress=progress)
 
-    wanted = texts.gather(text, job.input)
-    texts.run(run, wanted, job, work, lambda found: f"{found[0]:.4f}\t{found[1]}")
+    def show(scored):
+        return f"{scored[0]:.4f}\t{scored[1]}"
+
+    texts.run(run, inputs.texts(text, job.input), job, work, show)

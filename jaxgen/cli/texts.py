@@ -7,19 +7,24 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from jaxgen import files
-from jaxgen.cli import answers, exits, flags, paths, start
-from jaxgen.cli.arguments import WHOLE, Step
+from jaxgen.cli import exits, flags, outputs, paths, start
+from jaxgen.cli.arguments import Step, at_least
 from jaxgen.errors import ConfigError
 from jaxgen.text.request import Generation
+
+if TYPE_CHECKING:
+    from jaxgen.pretrained.generation_config import GenerationConfig
+    from jaxgen.text.loaded_model import LoadedModel
 
 Folder = Annotated[str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")]
 Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or standard input")]
 Overflow = Literal["refuse", "cut"]
+Progress = Callable[[int, int], None]  # (texts done, of how many)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class Job:
     output: Annotated[
         str | None, Parameter(help="write there, a line a text; .jsonl gives objects")
     ] = None
-    batch: Annotated[int, WHOLE, Parameter(help="texts at once")] = 32
+    batch: Annotated[int, at_least(1), Parameter(help="texts at once")] = 32
     overflow: Annotated[
         Overflow, Parameter(help="a text longer than the context: refuse it, or cut its end")
     ] = "refuse"
@@ -43,35 +48,18 @@ Given = Annotated[Job, Parameter(name="*")]
 JOB = Job()
 
 
-def gather(texts: Sequence[str], source: str | None) -> list[str]:
-    """Return the texts to work on; ConfigError if there are none, two sources or empty ones."""
-    if texts and source is not None:
-        raise ConfigError(f"--input {source} and {len(texts)} texts exclude each other; remove one")
-    if not texts:
-        where = "standard input" if source in (None, "-") else source
-        raw = sys.stdin.buffer.read() if source in (None, "-") else _bytes(Path(str(source)))
-        try:
-            texts = files.lines(raw.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{where} is not UTF-8 at byte {error.start}; convert it") from None
-        empty = next((n for n, text in enumerate(texts, 1) if not text.strip()), None)
-        if empty or not texts:
-            raise ConfigError(f"{where} has no text in line {empty or 1}; write one a line")
-    return list(texts)
-
-
 def run(
     folder: str,
-    wanted: Sequence[Any],
+    inputs: Sequence[Any],
     job: Job,
-    work: Callable[[Any, Sequence[Any], Callable[[int, int], None]], list[Any]],
+    work: Callable[[LoadedModel, Sequence[Any], Progress], list[Any]],
     show: Callable[[Any], str],
     settings: Generation | None = None,
 ) -> None:
     """Open the model, do the work on all inputs, and print or write a line for each result.
 
-    work: (model, inputs, progress) -> results. settings: of what is generated; what the folder
-    adds to them is told.
+    work: (model, inputs, progress) -> results. settings: those of a text that is generated; what
+    the folder adds to them is printed on standard error.
     """
     home, step = paths.model(folder, job.step)
     target = None if job.output is None else Path(job.output)
@@ -85,28 +73,28 @@ def run(
         model = open_model(home, step=step)
         if settings is not None:
             tell_defaults(settings, model.generation_config)
-        with bar(f"{len(wanted)} texts") as progress:
-            found = work(model, wanted, progress)
+        with bar(f"{len(inputs)} texts") as progress:
+            results = work(model, inputs, progress)
     if target is None:
-        print("\n".join(map(show, found)))
+        print("\n".join(map(show, results)))
         return
     if target.suffix == ".jsonl":
-        rows = zip(wanted, found, strict=True)
+        rows = zip(inputs, results, strict=True)
         lines = (
             json.dumps({"text": t, "result": r}, ensure_ascii=False, default=float) for t, r in rows
         )
     else:
-        lines = map(show, found)
+        lines = map(show, results)
     files.write(target, "".join(line + "\n" for line in lines))
     print(f"wrote {target}", file=sys.stderr)
 
 
 def generate(
     folder: str,
-    wanted: Sequence[Any],
+    inputs: Sequence[Any],
     job: Job,
     settings: Generation,
-    work: Callable[[Any, Sequence[Any], Callable[[int, int], None], bool], list[Any]],
+    work: Callable[[LoadedModel, Sequence[Any], Progress, bool], list[Any]],
 ) -> None:
     """Run a task that generates: a line a text; several results of one are parted by tabs.
 
@@ -119,44 +107,23 @@ def generate(
             f"--top-logprobs={settings.top_logprobs} has no effect without --output FILE.jsonl"
         )
 
-    def results(model, wanted, progress):
-        spell = answers.speller(model.tokenizer)
+    def describe(model, inputs, progress):
+        spell = outputs.speller(model.tokenizer)
         rows = [
-            [answers.describe(one, spell) if detail else one.text for one in row]
-            for row in work(model, wanted, progress, detail)
+            [outputs.describe(one, spell) if detail else one.text for one in row]
+            for row in work(model, inputs, progress, detail)
         ]
         return [row[0] if len(row) == 1 else row for row in rows]
 
-    def show(found):
-        return found if isinstance(found, str) else "\t".join(found)
+    def show(result):
+        return result if isinstance(result, str) else "\t".join(result)
 
-    run(folder, wanted, job, results, show, settings)
+    run(folder, inputs, job, describe, show, settings)
 
 
-def tell_defaults(settings: Generation, told: Any) -> None:
-    """Say on standard error what a folder adds to the settings of a request."""
+def tell_defaults(settings: Generation, folder_config: GenerationConfig) -> None:
+    """Say on standard error what a folder's generation config adds to the settings of a request."""
     from jaxgen.text import defaults
 
-    if found := defaults.describe(settings, told):
-        print(f"the folder says: {found}", file=sys.stderr)
-
-
-def objects(name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the objects of a .jsonl file (- is standard input); ConfigError without the keys."""
-    found = []
-    for number, line in enumerate(gather((), name), 1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{name}:{number} is no JSON: {error}") from None
-        if lost := [key for key in keys if not isinstance(row, dict) or key not in row]:
-            raise ConfigError(f"{name}:{number} is no object with {' and '.join(lost)}")
-        found.append(row)
-    return found
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"--input {path}: {error.strerror or error}") from None
+    if added := defaults.describe(settings, folder_config):
+        print(f"the folder says: {added}", file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import arguments, paths, start
 from jaxgen.cli.arguments import Overrides
 
@@ -31,4 +32,4 @@ def tokenize(
 
     settings = run.read_settings(path, overrides)
     start.prepare_jax(cache)
-    arguments.print_rows(run.tokenize(settings, cache=cache))
+    terminal.print_rows(run.tokenize(settings, cache=cache))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxgen.cli import flags, texts
+from jaxgen.cli import flags, inputs, texts
+from jaxgen.text import tasks
 
 
 def translate(
@@ -26,10 +27,15 @@ def translate(
     """
     wanted = flags.settings_of(settings)
 
-    def work(model, wanted_texts, progress, detail):
-        from jaxgen.text import tasks
+    def work(model, sources, progress, detail):
+        return tasks.rewrites(
+            model,
+            sources,
+            wanted,
+            batch=job.batch,
+            overflow=job.overflow,
+            progress=progress,
+            detail=detail,
+        )
 
-        how = {"batch": job.batch, "overflow": job.overflow, "progress": progress}
-        return tasks.rewrites(model, wanted_texts, wanted, detail=detail, **how)
-
-    texts.generate(run, texts.gather(text, job.input), job, wanted, work)
+    texts.generate(run, inputs.texts(text, job.input), job, wanted, work)

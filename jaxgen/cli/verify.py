@@ -8,16 +8,17 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import arguments, exits, paths, start
-from jaxgen.cli.arguments import WHOLE, Overrides
-from jaxgen.errors import ConfigError, ProofError
+from jaxgen.cli.arguments import Overrides, at_least
+from jaxgen.errors import ProofError
 
 
 def shards(
     config: Annotated[str, Parameter(help="a .yaml file, or its name in configs/")],
     /,
     *overrides: Overrides,
-    steps: Annotated[int, WHOLE, Parameter(help="steps that are compared")] = 20,
+    steps: Annotated[int, at_least(1), Parameter(help="steps that are compared")] = 20,
 ) -> None:
     """Train on one device and on the mesh of a config, and compare the loss step by step.
 
@@ -27,8 +28,6 @@ def shards(
     For example:
         jaxgen verify shards debug mesh=data:2,fsdp:4
     """
-    if steps < 1:
-        raise ConfigError(f"--steps={steps} must be at least 1")
     arguments.check_overrides(overrides)
     from jaxgen import run
 
@@ -43,7 +42,7 @@ def shards(
     )
     from jaxgen.verify.shards import shards as compare
 
-    arguments.print_rows(compare(settings, steps=steps, cache=cache))
+    terminal.print_rows(compare(settings, steps=steps, cache=cache))
 
 
 def invariance(
@@ -52,9 +51,9 @@ def invariance(
     ],
     /,
     *,
-    length: Annotated[int, WHOLE, Parameter(help="new tokens of each request")] = 24,
+    length: Annotated[int, at_least(1), Parameter(help="new tokens of each request")] = 24,
     devices: Annotated[
-        int, WHOLE, Parameter(help="made of the processor's cores, without a GPU")
+        int, at_least(1), Parameter(help="made of the processor's cores, without a GPU")
     ] = 8,
 ) -> None:
     """Answer requests alone and in every company, and compare the results token by token.
@@ -66,9 +65,6 @@ def invariance(
     For example:
         jaxgen verify invariance runs/quickstart
     """
-    for name, value in (("length", length), ("devices", devices)):
-        if value < 1:
-            raise ConfigError(f"--{name}={value} must be at least 1")
     folder = paths.run_folder(run)
     start.prepare_jax(paths.cache())
     import jax
@@ -77,14 +73,14 @@ def invariance(
     from jaxgen.verify.invariance import invariance as compare
 
     with exits.in_folder(folder):
-        arguments.print_rows(compare(folder, length=length))
+        terminal.print_rows(compare(folder, length=length))
 
 
 def resume(
     config: Annotated[str, Parameter(help="a run folder, or a .yaml file or its name in configs/")],
     /,
     *overrides: Overrides,
-    steps: Annotated[int, WHOLE, Parameter(help="steps that are made twice")] = 6,
+    steps: Annotated[int, at_least(1), Parameter(help="steps that are made twice")] = 6,
     mesh: Annotated[
         str | None, Parameter(help="restore onto another mesh, as in data:2,fsdp:4")
     ] = None,

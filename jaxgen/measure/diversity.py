@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from jaxgen.errors import ConfigError, DataError
+from jaxgen.errors import ConfigError, DataError, MissingPackageError
 from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, of_counts, ratio
 from jaxgen.measure.quality import EXTRA
 
@@ -45,7 +45,7 @@ def self_bleu(texts: Sequence[str], *, seed: int, most: int = 64) -> Estimate:
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:
-        raise ConfigError(f"self-BLEU needs sacrebleu; {EXTRA}") from None
+        raise MissingPackageError(f"self-BLEU needs sacrebleu: {EXTRA}") from None
     texts = [text for text in texts if text.strip()][:most]
     if len(texts) < 2:
         return NOTHING

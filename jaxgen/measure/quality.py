@@ -6,19 +6,29 @@ import re
 import string
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from math import exp, log
 from typing import Any, Literal
 
 import numpy as np
 
-from jaxgen.errors import ConfigError, DataError
+from jaxgen.errors import DataError, MissingPackageError
 from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, ratio
 
-EXTRA = 'install it with pip install "jaxgen[eval]"'
+EXTRA = 'pip install "jaxgen[eval]"'
 LARGEST = log(sys.float_info.max)
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+
+
+def installed(figures: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:
+    """Return the figures whose packages are installed, each computed by calling it."""
+    found = {}
+    for name, figure in figures.items():
+        with suppress(MissingPackageError):
+            found[name] = figure()
+    return found
 
 
 def bits_per_byte(logp: np.ndarray, sizes: np.ndarray, *, seed: int) -> Estimate:
@@ -67,7 +77,7 @@ def overlap(
         from sacrebleu.metrics.chrf import CHRF
         from sacrebleu.metrics.ter import TER
     except ImportError:
-        raise ConfigError(f"{metric} needs sacrebleu; {EXTRA}") from None
+        raise MissingPackageError(f"{metric} needs sacrebleu: {EXTRA}") from None
     scorer: Any = {"bleu": BLEU, "chrf": CHRF, "ter": TER}[metric]()
     value = scorer.corpus_score(list(texts), [list(references)]).score
     signature = str(scorer.get_signature())
@@ -99,7 +109,7 @@ def rouge(
         from rouge_score import rouge_scorer
         from rouge_score.tokenizers import DefaultTokenizer
     except ImportError:
-        raise ConfigError(f"{kind} needs rouge-score; {EXTRA}") from None
+        raise MissingPackageError(f"{kind} needs rouge-score: {EXTRA}") from None
     scorer = rouge_scorer.RougeScorer([kind], tokenizer=tokenizer)
     if not all(map((tokenizer or DefaultTokenizer()).tokenize, references)):
         return NOTHING
@@ -119,7 +129,7 @@ def meteor(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Est
     try:
         from nltk.stem.porter import PorterStemmer
     except ImportError:
-        raise ConfigError(f"METEOR needs nltk; {EXTRA}") from None
+        raise MissingPackageError(f"METEOR needs nltk: {EXTRA}") from None
     stem = PorterStemmer().stem
     pairs = zip(texts, references, strict=True)
     return mean([_meteor(a.lower().split(), b.lower().split(), stem) for a, b in pairs], seed=seed)

@@ -25,6 +25,7 @@ from jaxgen.tokens import Tokenizer
 Figures = dict[str, Estimate]
 STEPS = 60  # timed steps, for percentiles
 WIDE = 8  # rows of the wide batch
+COMPARED = ("bleu", "chrf", "ter", "rouge_l", "meteor", "similarity", "mauve")
 LOOKED = 4  # prompts decoded alone, to compare with the batch
 
 
@@ -159,7 +160,6 @@ def of_texts(
     words = [text.tokenizer.decode(row) for row in flat]
     found = {
         "distinct_2": diversity.distinct(flat, 2, seed=seed),
-        "self_bleu": diversity.self_bleu(words[: len(true)], seed=seed),
         "entropy_2": diversity.entropy(flat[: len(true)], 2, seed=seed),
         "zipf": diversity.zipf(flat[: len(true)], seed=seed),
         "coverage": diversity.coverage(
@@ -170,6 +170,9 @@ def of_texts(
         "seq_rep_4": stability.seq_rep(flat, 4, seed=seed),
         "loops": stability.loops(flat, seed=seed),
     }
+    found |= quality.installed(
+        {"self_bleu": lambda: diversity.self_bleu(words[: len(true)], seed=seed)}
+    )
     if reference:
         return found
     pairs = [diversity.distinct_counts(rows.tolist(), 2) for rows in made]
@@ -180,22 +183,27 @@ def of_texts(
 
 def beside(words: list[str], references: list[str], text: Text, plan: Plan) -> Figures:
     """Return how near texts [seeds * N] come to the true continuations [N] of their prompts."""
-    seed, found = plan.seed, {}
+    seed = plan.seed
     every = references * (len(words) // len(references))
     kept = [i for i, reference in enumerate(every) if reference.strip()]
     ours, theirs = [words[i] for i in kept], [every[i] for i in kept]
     if not kept:
-        return found
-    for metric in ("bleu", "chrf", "ter"):
-        found[metric] = quality.overlap(metric, ours, theirs, seed=seed)[0]
-    found["rouge_l"] = quality.rouge("rougeL", ours, theirs, seed=seed)
-    found["meteor"] = quality.meteor(ours, theirs, seed=seed)
+        return dict.fromkeys(COMPARED, NOTHING)
+    found = quality.installed(
+        {
+            "bleu": lambda: quality.overlap("bleu", ours, theirs, seed=seed)[0],
+            "chrf": lambda: quality.overlap("chrf", ours, theirs, seed=seed)[0],
+            "ter": lambda: quality.overlap("ter", ours, theirs, seed=seed)[0],
+            "rouge_l": lambda: quality.rouge("rougeL", ours, theirs, seed=seed),
+            "meteor": lambda: quality.meteor(ours, theirs, seed=seed),
+        }
+    )
     said = [i for i, made in enumerate(ours) if made]  # a model has no vector for no text
     pairs = [ours[i] for i in said], [theirs[i] for i in said]
-    if not said:
-        return found
-    found["similarity"] = quality.similarity(text.embed, *pairs, seed=seed)
     true = [reference for reference in references if reference.strip()]
+    found |= {"similarity": NOTHING, "mauve": NOTHING}
+    if said:
+        found["similarity"] = quality.similarity(text.embed, *pairs, seed=seed)
     if min(len(said), len(true)) > 1:
         found["mauve"] = mauve.mauve(text.embed(pairs[0]), text.embed(true), seed=seed)
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.pretrained.model import load
 from jaxgen.report import collect, generators, page
 from jaxgen.report.collect import Plan, Text
@@ -19,6 +20,7 @@ from jaxgen.text import tasks
 from jaxgen.text.loaded_model import open_model
 from jaxgen.tokens import load as load_tokenizer
 
+FORMAT = 1
 HELD_OUT = "held-out text"
 Say = Callable[[str], None]
 
@@ -54,7 +56,7 @@ def make(
         figures[one.name], texts[one.name] = collect.measured(one, text, plan, prompts, true)
         about[one.name] = {"about": one.about, "parameters": one.parameters}
     return {
-        "format": 1,
+        "format": FORMAT,
         "schema": SCHEMA,
         "settings": plan.as_json() | {"judge": judge.name},
         "text": {
@@ -73,6 +75,27 @@ def make(
         "samples": _samples(text, prompts, texts),
         "environment": facts.environment(),
     }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the report in a report.json, as `make` returned it.
+
+    Raises BusyError for a file that can't be read, DataError for one that holds no report of ours.
+    """
+    with files.refusals(path):
+        raw = path.read_bytes()
+    try:
+        found = json.loads(raw)
+        if found["format"] > FORMAT:
+            raise DataError(f"{path} has format {found['format']}, which needs a newer jaxgen")
+        page.html(found)
+        return {key: found[key] for key in ("format", "schema", *SCHEMA)}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} is no report.json of `jaxgen report` ({type(error).__name__}: {error})"
+        ) from None
 
 
 def write(found: dict[str, Any], folder: Path) -> tuple[Path, Path]:

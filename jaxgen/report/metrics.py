@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
@@ -13,18 +13,35 @@ class Metric(NamedTuple):
     title: str
     better: str  # "less", "more", "reference" (near the held-out text's own) or ""
     about: str
+    extra: str = ""  # of jaxgen, that brings the package it needs
+
+
+def left_out(found: dict[str, Any]) -> str:
+    """Return which metrics a report lacks, and which extra adds them; "" if it lacks none."""
+    lacking: dict[str, list[str]] = {}
+    for metric in METRICS:
+        if metric.extra and not any(
+            metric.key in one["metrics"] for one in found["generators"].values()
+        ):
+            lacking.setdefault(metric.extra, []).append(metric.title)
+    return "; ".join(
+        f'{", ".join(titles)} (pip install "jaxgen[{extra}]" adds them)'
+        for extra, titles in lacking.items()
+    )
 
 
 METRICS = (
     Metric("quality", "bits_per_byte", "bits per byte", "less",
            "of held-out text; compares models with different tokenizers"),
     Metric("quality", "perplexity", "perplexity", "less", "per token of held-out text"),
-    Metric("quality", "bleu", "BLEU", "more", "of continuations with the true ones (sacrebleu)"),
-    Metric("quality", "chrf", "chrF", "more", "the same, by characters (sacrebleu)"),
-    Metric("quality", "ter", "TER", "less", "edits to turn one into the other (sacrebleu)"),
-    Metric("quality", "rouge_l", "ROUGE-L", "more", "longest common subsequence (rouge-score)"),
+    Metric("quality", "bleu", "BLEU", "more", "of continuations with the true ones (sacrebleu)",
+           "eval"),
+    Metric("quality", "chrf", "chrF", "more", "the same, by characters (sacrebleu)", "eval"),
+    Metric("quality", "ter", "TER", "less", "edits to turn one into the other (sacrebleu)", "eval"),
+    Metric("quality", "rouge_l", "ROUGE-L", "more", "longest common subsequence (rouge-score)",
+           "eval"),
     Metric("quality", "meteor", "METEOR", "more",
-           "words shared by form or stem, in order (as nltk, without synonyms)"),
+           "words shared by form or stem, in order (as nltk, without synonyms)", "eval"),
     Metric("quality", "similarity", "similarity", "more",
            "cosine of a continuation and the true one, in the vectors of the judge"),
     Metric("quality", "mauve", "MAUVE", "more",
@@ -32,7 +49,7 @@ METRICS = (
     Metric("diversity", "distinct_2", "distinct-2", "reference",
            "different pairs of tokens, by all pairs"),
     Metric("diversity", "self_bleu", "self-BLEU", "reference",
-           "how much the continuations resemble each other"),
+           "how much the continuations resemble each other", "eval"),
     Metric("diversity", "entropy_2", "entropy of pairs", "reference", "bits"),
     Metric("diversity", "zipf", "Zipf coefficient", "reference",
            "slope of frequency on rank, in logarithms"),
@@ -76,8 +93,9 @@ SCHEMA = {
     "MAUVE compare",
     "text": "the corpus: digest, split, tokens, bytes, documents",
     "generators": "name -> {about, parameters, metrics}; metrics: key -> {value, low, high}, null "
-    "where undefined or not measured; 'held-out text' is the true continuations themselves",
-    "metrics": "key -> {axis, title, better, about}",
+    "where undefined or not measured, absent where the extra is not installed; 'held-out text' is "
+    "the true continuations themselves",
+    "metrics": "key -> {axis, title, better, about, extra: what has to be installed for it}",
     "samples": "list of {prompt, texts: name -> continuation}",
     "environment": "versions, devices, cores",
 }

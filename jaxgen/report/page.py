@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from jaxgen.report.metrics import METRICS, Metric
+from jaxgen.report.metrics import METRICS, Metric, left_out
 from jaxgen.report.table import AXES, best, show
 
 COLORS = ("#8a8f98", "#2f6fde", "#e07a3f", "#2a9d7c", "#a64ca6", "#c2a02c", "#d1495b", "#4c8fa6")
@@ -146,6 +146,8 @@ def _samples(found: dict[str, Any], color: dict[str, str]) -> str:
 def _facts(found: dict[str, Any]) -> str:
     rows = {**found["settings"], **{f"text: {k}": v for k, v in found["text"].items()}}
     rows |= {f"machine: {k}": v for k, v in found["environment"].items()}
+    if absent := left_out(found):
+        rows["left out"] = absent
     cells = "".join(f"<tr><td>{escape(str(k))}<td>{escape(str(v))}</tr>" for k, v in rows.items())
     return (
         f"<h2>How it was measured</h2><p>The same figures, for programs, are in report.json.</p>"

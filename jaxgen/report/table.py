@@ -6,16 +6,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from jaxgen.report.metrics import METRICS
+from jaxgen.report.metrics import METRICS, Metric, left_out
 
 AXES = ("quality", "diversity", "stability", "speed")
+UNDEFINED = "-"
+GAP = 2  # spaces between columns
+HEADING = 14  # characters of a name that a column is made wide enough for; the rest is folded
 
 
 def show(number: float | None) -> str:
     """Return a figure in four digits or so; a dash where it is undefined."""
     if number is None:
-        return "-"
+        return UNDEFINED
     if number and abs(number) < 0.001:
         return f"{number:.1e}"
     if abs(number) >= 1000:
@@ -27,10 +31,17 @@ def show(number: float | None) -> str:
 def cell(estimate: dict[str, Any] | None) -> str:
     """Return a value with its interval."""
     if estimate is None or estimate["value"] is None:
-        return "-"
+        return UNDEFINED
     if estimate["low"] is None:
         return show(estimate["value"])
     return f"{show(estimate['value'])} [{show(estimate['low'])}, {show(estimate['high'])}]"
+
+
+def half(estimate: dict[str, Any] | None) -> str:
+    """Return a value with half the width of its interval."""
+    if estimate is None or estimate["value"] is None or estimate["low"] is None:
+        return cell(estimate)
+    return f"{show(estimate['value'])} ±{show((estimate['high'] - estimate['low']) / 2)}"
 
 
 def best(found: dict[str, Any], key: str, better: str) -> str | None:
@@ -51,22 +62,66 @@ def best(found: dict[str, Any], key: str, better: str) -> str | None:
 
 
 def show_all(found: dict[str, Any], console: Console) -> None:
-    """Print a table for each axis; the best value of a row is bold."""
-    names = list(found["generators"])
+    """Print a table for each axis; the best value of a row is bold.
+
+    What no generator has a value of is left out. Where a table is wider than the console, intervals
+    become half their width, and columns go on in a table below: row names are never cut.
+    """
+    halved = False
     for axis in AXES:
-        table = Table(title=axis, title_justify="left", box=None, pad_edge=False)
-        table.add_column("")
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
-        for metric in METRICS:
-            if metric.axis != axis:
-                continue
-            winner = best(found, metric.key, metric.better)
-            row = []
-            for name in names:
-                value = cell(found["generators"][name]["metrics"].get(metric.key))
-                row.append(f"[bold]{value.replace('[', chr(92) + '[')}[/bold]"
-                           if name == winner else value.replace("[", "\\["))  # fmt: skip
-            table.add_row(metric.title, *row)
-        console.print(table)
-        console.print()
+        metrics = [m for m in METRICS if m.axis == axis and _known(found, m)]
+        columns = _columns(found, metrics, cell)
+        names = max((len(m.title) for m in metrics), default=0)
+        blocks = _blocks(columns, console.width - names)
+        if len(blocks) > 1:
+            halved, columns = True, _columns(found, metrics, half)
+            blocks = _blocks(columns, console.width - names)
+        for block in blocks:
+            console.print(_table(found, metrics, {name: columns[name] for name in block}))
+            console.print()
+    if halved:
+        console.print("± is half of the 95 % interval; a wider terminal shows its ends")
+    if absent := left_out(found):
+        console.print(Text(f"left out: {absent}"))
+
+
+def _known(found: dict[str, Any], metric: Metric) -> bool:
+    return any(cell(one["metrics"].get(metric.key)) != UNDEFINED
+               for one in found["generators"].values())  # fmt: skip
+
+
+def _columns(found: dict[str, Any], metrics: list[Metric], form: Any) -> dict[str, list[str]]:
+    """Return generator -> cells, of the generators that have any value."""
+    columns = {
+        name: [form(one["metrics"].get(metric.key)) for metric in metrics]
+        for name, one in found["generators"].items()
+    }
+    return {name: cells for name, cells in columns.items() if set(cells) != {UNDEFINED}}
+
+
+def _blocks(columns: dict[str, list[str]], room: int) -> list[list[str]]:
+    """Return which columns stand side by side in `room`; a long heading is folded."""
+    blocks: list[list[str]] = []
+    left = -1
+    for name, cells in columns.items():
+        need = GAP + max(*map(len, cells), min(len(name), HEADING))
+        if need > left:
+            blocks.append([])
+            left = room
+        blocks[-1].append(name)
+        left -= need
+    return blocks
+
+
+def _table(found: dict[str, Any], metrics: list[Metric], columns: dict[str, list[str]]) -> Table:
+    title = metrics[0].axis
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name, cells in columns.items():
+        width = max(*map(len, cells), min(len(name), HEADING))
+        table.add_column(Text(name), justify="right", overflow="fold", width=width)
+    for metric, *cells in zip(metrics, *columns.values(), strict=True):
+        winner = best(found, metric.key, metric.better)
+        bold = ["bold" if name == winner else "" for name in columns]
+        table.add_row(metric.title, *map(Text, cells, bold))
+    return table

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jaxgen import terminal
 from jaxgen.verify.resume import Found
 
-WIDTH = 140  # where there is no terminal to ask, nothing is cut
 HEADINGS = ("step", "rows of the text", "random key", "loss", "state", "killed", "restored")
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def print_facts(columns: Sequence[Mapping[str, str]], warnings: Sequence[str]) -> None:
@@ -30,7 +24,7 @@ def print_facts(columns: Sequence[Mapping[str, str]], warnings: Sequence[str]) -
     for name in names:
         # Not markup: a flag may hold brackets.
         table.add_row(name, *(Text(column.get(name, "")) for column in columns))
-    console = _console()
+    console = terminal.console()
     console.print(table)
     for warning in warnings or ["no known trap is set"]:
         words = f"warning: {warning}" if warnings else warning
@@ -41,10 +35,10 @@ def print_resume(found: Found) -> None:
     """Print what each step did, uninterrupted, and whether the others did the same."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")
     for line in found.steps:
         table.add_row(*map(str, astuple(line)))
-    console = _console()
+    console = terminal.console()
     console.print(table)
     if found.difference is None:
         last = found.steps[-1].step

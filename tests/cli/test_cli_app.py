@@ -138,6 +138,10 @@ MISTAKES = [
     (["eval", ".", "--split", "tset"], '"tset"', 'did you mean "test"?'),
     (["eval", ".", "more"], "unexpected word 'more'"),
     (["quickstart", "fast"], "unexpected word 'fast'"),
+    (["verify", "shards", "tiny", "--steps", "0"], "--steps=0 must be at least 1"),
+    (["report", ".", "--prompt-tokens", "1"], "--prompt-tokens=1 must be at least 2"),
+    (["score", ".", "a", "--batch", "1.5"], "--batch", "whole number, not '1.5'"),
+    (["answer", ".", "a", "--context", "@none"], "--context @none: No such file"),
 ]
 
 

@@ -45,7 +45,7 @@ def test_one_text_has_no_self_bleu_and_says_so(capsys):
         (["blank.txt"], 7, "blank.txt holds no text"),
         (["made.txt", "--references", "one.txt"], 7, "3 hypotheses but 1 references"),
         (["made.txt", "--references", "spaces.txt"], 7, "reference 2 is empty or only spaces"),
-        (["latin.txt"], 7, "latin.txt is not UTF-8 at byte 3"),
+        (["latin.txt"], 7, "latin.txt is not UTF-8: byte 0xe9 at offset 3"),
         (["none.txt"], 2, "none.txt: No such file"),
         (["made.txt", "--judge", "x"], 2, "--judge x compares texts with --references"),
         (["made.txt", "--references", "true.txt", "--judge", "x"], 2, "x: no such folder"),

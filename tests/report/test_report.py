@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen import terminal
 from jaxgen.cli import app, start
-from jaxgen.report import generators, quickstart, table
+from jaxgen.report import collect, generators, make, metrics, page, quickstart, table
 from jaxgen.report.metrics import METRICS, SCHEMA
 from jaxgen.run import inputs
 from jaxgen.run.folder import existing_settings
@@ -98,6 +100,83 @@ def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
     assert "<b>text" not in page and page.count("<svg") > 20
     for metric in METRICS:
         assert metric.title in page or metric.key in UNKNOWN_TO_TEXT
+
+
+@pytest.mark.parametrize("width", [160, 120, 80, 70, 60])
+def test_tables_keep_names_and_figures_whole_at_every_width(found, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    kinds = ("run", "ngram", "a run with a name that is longer than any column", "hmm")
+    generators = dict.fromkeys(("held-out text", *kinds), found["generators"]["run"])
+    table.show_all(found | {"generators": generators}, terminal.console())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    figures = found["generators"]["run"]["metrics"]
+    for metric in METRICS:
+        value = figures[metric.key]
+        rows = [line for line in lines if line.startswith(metric.title + "  ")]
+        if value["value"] is None:
+            assert not rows  # nothing has it
+            continue
+        written = {form(value) for form in (table.cell, table.half)}
+        assert sum(row.count(words) for row in rows for words in written) >= len(generators)
+    assert any("±" in line for line in lines) == (width < 160)
+
+
+def test_a_report_is_printed_and_written_again_without_measuring(found, home, capsys, monkeypatch):
+    capsys.readouterr()
+    monkeypatch.setattr(make, "make", lambda *_, **__: pytest.fail("measured again"))
+    Path("made/report.html").unlink()
+    assert app.main(["report", "--from", "made/report.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "bits per byte" in shown and "wrote made/report.html" in shown
+    assert json.loads(Path("made/report.json").read_text()) == found
+    assert app.main(["report", "--from", "made", "--out", "copy"]) == 0
+    assert Path("copy/report.html").read_text() == Path("made/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "code", "part"),
+    [
+        ("{}", [], 7, "no report.json"),
+        ('{"format": 2}', [], 7, "newer jaxgen"),
+        ("half a re", [], 7, "no report.json"),
+        (None, [], 3, "does not exist"),
+        ("{}", ["run"], 2, "leave out run"),
+        ("{}", ["--seeds", "9", "--judge", "run"], 2, "leave out --judge --seeds"),
+    ],
+)
+def test_what_is_no_report_is_not_printed_again(home, capsys, content, words, code, part):
+    Path("odd.json").unlink(missing_ok=True)
+    if content is not None:
+        Path("odd.json").write_text(content)
+    assert app.main(["report", *words, "--from", "odd.json"]) == code
+    assert part in capsys.readouterr().err
+
+
+def test_what_an_extra_would_add_is_left_out_and_named_once(found, home, capsys, monkeypatch):
+    for name in ("bleu", "chrf", "ter"):
+        monkeypatch.setitem(sys.modules, f"sacrebleu.metrics.{name}", None)
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    Path("c.txt").write_text("some words\nother words\n")
+    assert app.main(["measure", "c.txt", "--references", "c.txt"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out: self-BLEU, BLEU, chrF, TER, ROUGE-1, ROUGE-2, ROUGE-L;" in shown
+    assert "exact match" in shown and shown.count("jaxgen[eval]") == 1
+    shard = inputs.prepare(
+        existing_settings(Path("run")), load_tokenizer(Path("run/tokenizer")), home / "cache"
+    ).valid
+    embed = lambda texts: np.ones((len(texts), 2))  # noqa: E731
+    text = collect.Text(shard, shard, load_tokenizer(Path("run/tokenizer")), 24, embed)
+    made = collect.beside(["a b", "c d"], ["a b", "c e"], text, collect.Plan())
+    assert set(made) == {"meteor", "similarity", "mauve"}
+    generators = {
+        name: one | {"metrics": {k: e for k, e in one["metrics"].items() if k != "bleu"}}
+        for name, one in found["generators"].items()
+    }
+    assert metrics.left_out(found) == ""
+    found = found | {"generators": generators}
+    assert metrics.left_out(found) == 'BLEU (pip install "jaxgen[eval]" adds them)'
+    assert "BLEU (pip install" in page.html(found)
 
 
 # The n-gram is in the report above.

@@ -5,22 +5,58 @@ from __future__ import annotations
 import json
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, UserError
 
 
-def put(text: str) -> None:
-    """Print a text at once; on a terminal, what would steer it is shown instead of obeyed."""
-    if sys.stdout.isatty():
-        from jaxgen.train.display import printable
+def put(pieces: Iterable[str]) -> str:
+    """Print a text piece by piece, as each comes, and return it.
 
-        text = printable(text)
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    On a terminal, what would steer it is shown instead of obeyed.
+    """
+    from jaxgen.train.display import printable
+
+    parts = []
+    for piece in pieces:
+        sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
+        parts.append(piece)
+    return "".join(parts)
+
+
+def converse(what: str, answer: Callable[[int, str], None]) -> None:
+    """Read lines from a terminal until Ctrl-D, and answer each: (its number from 0, the line).
+
+    Ctrl-C ends an answer; at the prompt it ends the program. A refused line is told, no more.
+    """
+    with suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its line editing and history
+    print(f"Type {what} and press Enter; Ctrl-D ends.", file=sys.stderr)
+    turn = 0
+    while True:
+        try:
+            line = input("> ")
+            line.encode()
+        except EOFError:
+            print()
+            return
+        except UnicodeError:
+            print("jaxgen: error: that line is not UTF-8", file=sys.stderr)
+            continue
+        if not line.strip():
+            continue
+        try:
+            answer(turn, line)
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:
+            print(f"\njaxgen: error: {error}", file=sys.stderr)
+        turn += 1
 
 
 def target(name: str) -> Path:
@@ -44,21 +80,26 @@ def target(name: str) -> Path:
 
 def deliver(
     session: Any,
-    asked: Sequence[str],
-    made: Sequence[Sequence[Any]],
+    prompts: Sequence[str],
+    completions: Sequence[Sequence[Any]],
     to: Path | None,
     as_json: bool,
 ) -> None:
-    """Print, or write whole, the answers to each prompt."""
+    """Print, or write whole, the completions of each prompt."""
     rows = [
         (prompt, number, answer)
-        for prompt, answers in zip(asked, made, strict=True)
+        for prompt, answers in zip(prompts, completions, strict=True)
         for number, answer in enumerate(answers, 1)
     ]
     if as_json:
         spell = speller(session.tokenizer)
-        objects = (_object(*row, spell) for row in rows)
-        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects)
+        text = "".join(
+            json.dumps(
+                {"prompt": prompt, "sample": number} | describe(answer, spell), ensure_ascii=False
+            )
+            + "\n"
+            for prompt, number, answer in rows
+        )
     elif len(rows) == 1:
         text = f"{rows[0][0]}{rows[0][2].text}\n"
     else:
@@ -67,17 +108,13 @@ def deliver(
             for i, (prompt, _, answer) in enumerate(rows)
         )
     if to is None:
-        put(text)
+        put([text])
     elif to.is_file() or not to.exists():
         files.write(to, text)
         print(f"wrote {to}", file=sys.stderr)
     else:
         with files.refusals(to):
             to.write_text(text, encoding="utf-8")
-
-
-def _object(prompt: str, number: int, answer: Any, spell: Any) -> dict[str, Any]:
-    return {"prompt": prompt, "sample": number} | describe(answer, spell)
 
 
 def describe(answer: Any, spell: Callable[[int], str]) -> dict[str, Any]:
@@ -88,17 +125,17 @@ def describe(answer: Any, spell: Callable[[int], str]) -> dict[str, Any]:
     for token, top in zip(tokens, answer.top, strict=False):
         if top:
             token["top"] = [{"id": a.id, "text": spell(a.id), "logprob": a.logprob} for a in top]
-    found: dict[str, Any] = {
+    completion: dict[str, Any] = {
         "completion": answer.text,
         "finish_reason": answer.reason.name.lower(),
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": len(answer.tokens),
     }
     if answer.score is not None:
-        found["score"] = answer.score
+        completion["score"] = answer.score
     if answer.drafted is not None:
-        found["guessed"], found["accepted"] = answer.drafted
-    return found | {"tokens": tokens}
+        completion["guessed"], completion["accepted"] = answer.drafted
+    return completion | {"tokens": tokens}
 
 
 def speller(tokenizer: Any) -> Callable[[int], str]:
