@@ -104,6 +104,7 @@ CORPORA: dict[str, dict[str, Callable[[], Iterable[Document]]]] = {
     "text": {"python-docs": python_docs, "python-docstrings": python_docstrings},
     "pairs": {"python-docstrings": docstring_documents},
     "classes": {},
+    "messages": {},
 }
 
 

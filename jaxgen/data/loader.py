@@ -85,6 +85,11 @@ class Batches:
         return batch
 
     @property
+    def rows(self) -> Rows:
+        """The rows that an epoch consists of."""
+        return self._order.rows
+
+    @property
     def epoch(self) -> int:
         """Return how many batches show every row once, the last one also some of the next."""
         return -(-self._order.count // self._order.batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -45,20 +46,6 @@ class PairRows:
         """Rows that hold every pair once."""
         return len(self.ends) - 1
 
-    def pairs_of(self, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (pairs, place in the batch of the row that each is in), row after row."""
-        found, places = [], []
-        for place, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
-            if row < 0:
-                continue
-            pairs = self.order[self.ends[row] : self.ends[row + 1]]
-            if epoch != AS_IT_LIES:
-                pairs = _swapped(self, int(epoch))[pairs]
-            found.append(pairs)
-            places.append(np.full(len(pairs), place))
-        empty = np.zeros(0, np.int64)
-        return np.concatenate([empty, *found]), np.concatenate([empty, *places])
-
     def batch(
         self,
         rows: Int[np.ndarray, "B"],
@@ -72,7 +59,7 @@ class PairRows:
         segment n of its source; 0 is padding. tokens begin with `start`, and are the targets one
         place later. index: [B] int64, the token of the shard at which the row's first pair begins.
         """
-        pairs, places = self.pairs_of(rows, epochs)
+        pairs, places = pairs_of(self, rows, epochs)
         size, lengths = len(rows), self.lengths[:, pairs]
         offsets = self.shard.offsets.astype(np.int64)
         source = lay(places, lengths[0], (size, self.widths[0]))
@@ -151,9 +138,8 @@ def pair_rows(
     eos: int,
 ) -> PairRows:
     """Return the rows of a shard of pairs; DataError if it holds none."""
+    check_pairs(shard)
     whole = np.diff(shard.offsets.astype(np.int64))
-    if not shard.documents or shard.documents % 2:
-        raise DataError(f"{shard.path} holds no pairs; give more text for this split")
     wanted = np.stack([whole[::2], whole[1::2] - (bos is not None)])
     lengths = np.minimum(wanted, np.asarray(widths)[:, None])
     order, ends = pack(lengths[0], lengths[1], widths)
@@ -171,6 +157,41 @@ def pair_rows(
     )
 
 
+@runtime_checkable
+class Packed(Protocol):
+    """Rows into which pairs of texts are packed; lengths [2, pairs], order and ends of `pack`."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def lengths(self) -> np.ndarray: ...
+    @property
+    def order(self) -> np.ndarray: ...
+    @property
+    def ends(self) -> np.ndarray: ...
+
+
+def check_pairs(shard: TokenShard) -> None:
+    """Raise DataError for a shard without pairs."""
+    if not shard.documents or shard.documents % 2:
+        raise DataError(f"{shard.path} holds no pairs; give more text for this split")
+
+
+def pairs_of(packed: Packed, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (pairs, place in the batch of the row that each is in), row after row."""
+    chosen, places = [], []
+    for place, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
+        if row < 0:
+            continue
+        pairs = packed.order[packed.ends[row] : packed.ends[row + 1]]
+        if epoch != AS_IT_LIES:
+            pairs = _swapped(packed, int(epoch))[pairs]
+        chosen.append(pairs)
+        places.append(np.full(len(pairs), place))
+    empty = np.zeros(0, np.int64)
+    return np.concatenate([empty, *chosen]), np.concatenate([empty, *places])
+
+
 @lru_cache(maxsize=4)
-def _swapped(rows: PairRows, epoch: int) -> np.ndarray:
+def _swapped(rows: Packed, epoch: int) -> np.ndarray:
     return swapped(rows.lengths[0], rows.lengths[1], rows.seed, epoch)

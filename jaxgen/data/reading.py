@@ -10,12 +10,18 @@ from typing import Any
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
-from jaxgen.data.settings import DataSettings, Form
+from jaxgen.data.settings import FIELD, MESSAGES, DataSettings, Form
 from jaxgen.data.sources import Source, kind_of, parallel, signature, sources, split_sources
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
+FORMS = {"text": "plain text", "messages": "chats"}
+ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
 DEEPEST = 4  # objects in objects whose fields a message lists
+
+
+class Messages(str):
+    """The name of a field that holds the messages of a chat, where others hold a text."""
 
 
 def documents(
@@ -29,8 +35,10 @@ def documents(
 
     .ndjson is as .jsonl; .json holds an array of objects, one object, or lines. A field "a.b" is
     the b of the object a, unless there is a field of that name. form: pairs and classes have two
-    sides, from two parallel files, line by line, or from two fields of a record. files: globs to
-    read instead of settings.files, which leave out what is validation or test text.
+    sides, from two parallel files, line by line, or from two fields of a record; messages are
+    chats, a document for each turn of the assistant: its text is the chat as JSON, its target the
+    turn's number. files: globs to read instead of settings.files, which leave out what is
+    validation or test text.
 
     A byte order mark is dropped, CRLF becomes LF; texts that are empty are left out and counted.
     Raises DataError for a malformed record unless settings.on_bad_record is "skip", ConfigError
@@ -44,6 +52,8 @@ def documents(
             yield document
         return
     keys = settings.sides or (settings.field,)
+    if form == "messages":
+        keys = (Messages(MESSAGES if settings.field == FIELD else settings.field),)
     read = split_sources(settings).train if files is None else sources(files, settings.sides)
     for source in read:
         yield from _of_source(source, keys, settings, tally)
@@ -56,19 +66,19 @@ def check_form(settings: DataSettings, form: Form) -> None:
             able = ", ".join(CORPORA[form]) or "none that is built in"
             raise ConfigError(
                 f"data.corpus={settings.corpus} holds no {form}; of the corpora {able} does, "
-                f"or give data.files and data.sides"
+                f"or give data.files{'' if form == 'messages' else ' and data.sides'}"
             )
         return
     if not settings.files:
         raise ConfigError(
             "data names no text; set data.files, or data.corpus to python-docs or python-docstrings"
         )
-    if form == "text" and settings.sides:
+    if form in ("text", "messages") and settings.sides:
         raise ConfigError(
-            f"data.sides={list(settings.sides)} has no effect on plain text; remove it, or set "
+            f"data.sides={list(settings.sides)} has no effect on {FORMS[form]}; remove it, or set "
             f"objective.name to pairs or classes"
         )
-    if form != "text" and not settings.sides:
+    if form in ("pairs", "classes") and not settings.sides:
         raise ConfigError(f"data.sides=[] but {form} have two; write their names, as in [en, de]")
 
 
@@ -87,7 +97,9 @@ def _of_source(
                     raise Bad("empty file", f"{path} is empty")
             read = READERS.get(kind_of(source[0]), _text_file) if len(source) == 1 else _parallel
             for texts in read(source, keys, tally, bad):
-                if all(texts):
+                if isinstance(keys[0], Messages):
+                    yield from _turns(texts[0], str(source[0]), tally)
+                elif all(texts):
                     yield Document(texts[0], str(source[0]), *texts[1:])
                 else:
                     tally.skipped["empty text"] += 1
@@ -117,6 +129,10 @@ def _text_file(
     source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
 ) -> Iterator[tuple[str, ...]]:
     path = source[0]
+    if isinstance(keys[0], Messages):
+        raise Bad(
+            "no records", f"{path} is plain text; chats are records with {keys[0]!r}, as .jsonl"
+        )
     if len(keys) > 1:
         raise Bad(
             "one side",
@@ -213,9 +229,38 @@ def _field(record: dict, key: str, where: str) -> str:
             near = nearest(key, known) or f"; it has {', '.join(map(repr, known[:8])) or 'none'}"
             raise Bad("no such field", f"{where} has no field {key!r}{near}")
         value = value[name]
+    if isinstance(key, Messages):
+        return _of_messages(value, key, where)
     if not isinstance(value, str):
         raise Bad("not a string", f"{where}: {key!r} is {_name(value)}, not a string")
     return _sound(value, where)
+
+
+def _of_messages(value: Any, key: str, where: str) -> str:
+    """Return a chat as JSON, its messages named as Hugging Face names them (role, content)."""
+    if not isinstance(value, list) or not value:
+        raise Bad("no messages", f"{where}: {key!r} is {_name(value)}, not a list of messages")
+    rows = []
+    for number, row in enumerate(value):
+        if isinstance(row, dict) and {"from", "value"} <= row.keys():  # as ShareGPT names them
+            more = {name: row[name] for name in row if name not in ("from", "value")}
+            row = {"role": ROLES.get(row["from"], row["from"]), "content": row["value"]} | more
+        if not isinstance(row, dict) or not isinstance(row.get("role"), str):
+            raise Bad(
+                "no messages", f"{where}: message {number} of {key!r} has no role; write role and "
+                f"content"
+            )  # fmt: skip
+        rows.append({name: item for name, item in row.items() if item is not None})
+    return _sound(json.dumps(rows, ensure_ascii=False), where)
+
+
+def _turns(chat: str, source: str, tally: Tally) -> Iterator[Document]:
+    """Yield a document for each turn of the assistant: the whole chat, and the turn's number."""
+    turns = [n for n, row in enumerate(json.loads(chat)) if row["role"] == "assistant" and n]
+    if not turns:
+        tally.skipped["chat without an answer"] += 1
+    for turn in turns:
+        yield Document(chat, source, str(turn))
 
 
 def _keys(record: dict, before: str = "") -> Iterator[str]:
@@ -269,6 +314,8 @@ def _check_column(schema: Any, key: str, path: Path) -> None:
         raise Bad("no such field", f"{path} has no column {key!r}{near}")
     held, kinds = known[key], pyarrow.types
     held = held.value_type if kinds.is_dictionary(held) else held
+    if isinstance(key, Messages) and (kinds.is_list(held) or kinds.is_large_list(held)):
+        return
     able = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
     if not any(is_one(held) for is_one in able):
         raise Bad("not a string", f"{path}: column {key!r} holds {held}, not strings")
@@ -303,6 +350,8 @@ def _of_cell(value: Any, key: str, where: str) -> str:
         raise Bad(
             "not UTF-8", f"{where}: {key!r} is not UTF-8 at its byte {error.start}"
         ) from error
+    if isinstance(key, Messages):
+        return _of_messages(text, key, where)
     if text is None:
         raise Bad("not a string", f"{where}: {key!r} is null, not a string")
     return _sound(text, where)

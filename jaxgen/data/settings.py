@@ -9,8 +9,9 @@ from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Form = Literal["text", "pairs", "classes"]
+Form = Literal["text", "pairs", "classes", "messages"]
 FIELD = "text"
+MESSAGES = "messages"  # the field of chats, unless another is named
 FRACTION = 0.05
 FEW = 20  # documents, of which a hash might leave a split none
 
@@ -37,7 +38,9 @@ class DataSettings:
     sides: tuple[str, ...] = option(
         "source and target: names of parallel files, or fields of records; classes: text, label", ()
     )
-    field: str = option("key of the text in .jsonl and .parquet files", FIELD)
+    field: str = option(
+        "key of the text in .jsonl and .parquet files; objective.name=chat: messages", FIELD
+    )
     split: Literal["auto", "hash", "tail"] = option(
         f"hash: whole documents by their sha256; tail: the last of the text; auto: tail for fewer "
         f"than {FEW} documents",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Literal
@@ -45,10 +46,23 @@ def split_kind(settings: DataSettings, form: Form) -> Literal["hash", "tail"]:
 
 
 def training_texts(settings: DataSettings, *, form: Form = "text") -> Iterator[str]:
-    """Yield the texts of the training split, both sides of pairs, for a tokenizer to learn from."""
+    """Yield the texts of the training split, for a tokenizer to learn from.
+
+    Of pairs both sides; of a chat what its messages say, once.
+    """
     for split, document in assigned(settings, form=form):
         if split == "train":
-            yield from document.texts if form == "pairs" else (document.text,)
+            yield from spoken(document) if form == "messages" else (
+                document.texts if form == "pairs" else (document.text,))  # fmt: skip
+
+
+def spoken(document: Document) -> Iterator[str]:
+    """Yield the words of a chat's messages at the first of its turns, nothing at the others."""
+    rows = json.loads(document.text)
+    if document.target == str(
+        next(n for n, row in enumerate(rows) if n and row["role"] == "assistant")
+    ):
+        yield from (row["content"] for row in rows if isinstance(row.get("content"), str))
 
 
 def _by_hash(text: str, settings: DataSettings) -> str:

@@ -30,7 +30,7 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the global batch as ShapeDtypeStructs, without what only the loop reads."""
     rows, wanted = settings.train.batch, settings.objective
     width = source = settings.model.context
-    if wanted.name == "pairs":
+    if wanted.name == "pairs" and settings.model.topology == "encoder_decoder":
         source, width = wanted.source or width, wanted.target or width
     targets = 1 if wanted.name == "classes" else width
     found: dict[str, tuple[int, int]] = dict.fromkeys(

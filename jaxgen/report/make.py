@@ -110,7 +110,7 @@ def write(found: dict[str, Any], folder: Path) -> tuple[Path, Path]:
 def _text(folder: Path, split: str, cache: Path, judge: Path) -> tuple[Text, str]:
     settings = existing_settings(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    corpus = inputs.prepare(settings, tokenizer, cache)
+    corpus = inputs.prepare(settings, tokenizer, cache, folder=folder)
     held = getattr(corpus, split)
     embed = partial(tasks.embed, open_model(judge))
     return Text(corpus.train, held, tokenizer, settings.model.context, embed), corpus.digest
@@ -136,7 +136,7 @@ def _makers(runs, baselines, text: Text, plan: Plan, digest: str, cache: Path):
                 raise ConfigError(
                     f"{folder} has another tokenizer than {runs[0]}; report runs of one tokenizer"
                 )
-            if inputs.prepare(settings, tokenizer, cache).digest != digest:
+            if inputs.prepare(settings, tokenizer, cache, folder=folder).digest != digest:
                 raise ConfigError(f"{folder} was trained on another text than {runs[0]}")
             return generators.transformer(folder.name, *load(folder))
 

@@ -46,7 +46,7 @@ def n_gram(folder: Path, *, cache: Path) -> float:
     It predicts the tokens that `train.validate` predicts: all but the first of each document.
     """
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    corpus = inputs.prepare(existing_settings(folder), tokenizer, cache)
+    corpus = inputs.prepare(existing_settings(folder), tokenizer, cache, folder=folder)
     config, held = ngram_config(tokenizer), corpus.valid
     params = ngram.train(config, corpus.train.tokens, corpus.train.offsets)
     logp = ngram.score(params, config, held.tokens, held.offsets)

@@ -39,7 +39,7 @@ def evaluate(
     settings = changed_settings(folder, assignments)
     tokenizer = load_tokenizer(folder / TOKENIZER)
     config, params, number = load_step(folder, step)
-    corpus = inputs.prepare(settings, tokenizer, cache)
+    corpus = inputs.prepare(settings, tokenizer, cache, folder=folder)
     changed = inputs.changed_text(folder, corpus)
     if changed and not assignments:
         raise DataError(changed)

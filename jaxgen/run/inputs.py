@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxgen import data, tokens
 from jaxgen.files import human
+from jaxgen.run import conversations
 from jaxgen.run.objective import rows_needed
 from jaxgen.run.progress import bar
 from jaxgen.run.settings import Settings, resolve
@@ -56,13 +57,25 @@ def sized(settings: Settings) -> Settings:
 
 
 def prepare(
-    settings: Settings, tokenizer: Tokenizer, cache: Path, *, silent: bool = False
+    settings: Settings,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    folder: Path | None = None,
+    silent: bool = False,
 ) -> data.Corpus:
-    """Return the corpus as token shards in the cache, written now unless they are there."""
+    """Return the corpus as token shards in the cache, written now unless they are there.
+
+    folder: of the run, whose chat template is taken if it has one.
+    """
+    encoder: Tokenizer | conversations.ChatEncoder = tokenizer
+    if settings.objective.name == "chat":
+        template = conversations.template_of(settings, tokenizer, folder)
+        encoder = conversations.ChatEncoder(tokenizer, template)
     with bar("writing token shards", silent=silent) as progress:
         corpus = data.prepare(
             settings.data,
-            tokenizer,
+            encoder,
             cache / "data",
             form=settings.objective.form,
             labels=settings.objective.labels,

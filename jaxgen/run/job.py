@@ -17,7 +17,9 @@ from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops import keys
+from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.run import initial, objective, samples
+from jaxgen.run.conversations import template_of
 from jaxgen.run.folder import (
     CHECKPOINTS,
 )
@@ -51,6 +53,13 @@ class Run:
     def objective(self):
         model = self.settings.model
         return objective.make(self.settings.objective, self.tokenizer, model.topology)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """How a chat is laid; None for other objectives."""
+        if self.settings.objective.name != "chat":
+            return None
+        return template_of(self.settings, self.tokenizer, self.folder)
 
     @cached_property
     def loss(self):
@@ -101,7 +110,7 @@ class Run:
         self._check_room()
         if self.settings.init_from is not None and not self.checkpoints.steps():
             self.start()
-        samples.check(self.settings, self.tokenizer)
+        samples.check(self.settings, self.tokenizer, self.chat_template)
 
     @property
     def validates(self) -> bool:
@@ -196,7 +205,7 @@ class Run:
     def sample(self, params: Any) -> list[tuple[str, str]]:
         """Return (prompt, what the model makes of it) for each prompt and example of the config."""
         make = place.under(self.mesh, samples.make)
-        return make(self.settings, self.tokenizer, self.corpus, params)
+        return make(self.settings, self.tokenizer, self.corpus, params, self.chat_template)
 
 
 class _ToldError(Exception):

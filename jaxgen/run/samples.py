@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxgen import data
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.run.settings import Settings
 from jaxgen.text import tasks
 from jaxgen.text.loaded_model import LoadedModel
@@ -23,8 +24,11 @@ ARROW = " -> "
 Shown = list[tuple[str, str]]  # (what was given, what the model makes of it)
 
 
-def check(settings: Settings, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError for prompts that this model can do nothing with."""
+def check(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> None:
+    """Raise ConfigError for prompts that this model can do nothing with.
+
+    template: of a run that learns from chats, where a prompt is what a user says.
+    """
     wanted, model = settings.sample, settings.model
     if wanted.examples and settings.objective.name != "pairs":
         raise ConfigError(
@@ -41,10 +45,16 @@ def check(settings: Settings, tokenizer: Tokenizer) -> None:
     if model.head == "lm":
         session = Session(_model(settings, None, tokenizer), None)
         for prompt in wanted.prompts:
-            session.room(prompt)
+            session.room(_asked(session, prompt, template))
 
 
-def make(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus, params: Any) -> Shown:
+def make(
+    settings: Settings,
+    tokenizer: Tokenizer,
+    corpus: data.Corpus,
+    params: Any,
+    template: ChatTemplate | None = None,
+) -> Shown:
     """Return what the model makes of each prompt, and of the first examples of the validation."""
     prompts = [*settings.sample.prompts, *_sources(settings, tokenizer, corpus)]
     if not prompts:
@@ -58,8 +68,8 @@ def make(settings: Settings, tokenizer: Tokenizer, corpus: data.Corpus, params: 
         filled = tasks.fill_mask(known, prompts, best=SHOWN, batch=len(prompts))
         texts = [_filled(masks) for masks in filled]
     else:
-        texts = _generated(settings, known, prompts)
-    if model.topology == "decoder" and model.head == "lm":
+        texts = _generated(settings, known, prompts, template)
+    if model.topology == "decoder" and model.head == "lm" and template is None:
         return list(zip(prompts, texts, strict=True))
     return [(f"{prompt}{ARROW}", text) for prompt, text in zip(prompts, texts, strict=True)]
 
@@ -69,10 +79,22 @@ def _model(settings: Settings, params: Any, tokenizer: Tokenizer) -> LoadedModel
     return LoadedModel(settings.model, params, tokenizer, objective.start, objective.labels)
 
 
-def _generated(settings: Settings, model: LoadedModel, prompts: Sequence[str]) -> list[str]:
+def _asked(session: Session, prompt: str, template: ChatTemplate | None) -> str | tuple[int, ...]:
+    if template is None:
+        return prompt
+    return session.chat_ids([{"role": "user", "content": prompt}], template)
+
+
+def _generated(
+    settings: Settings,
+    model: LoadedModel,
+    prompts: Sequence[str],
+    template: ChatTemplate | None,
+) -> list[str]:
     session = Session(model, model.params)
+    texts = [_asked(session, prompt, template) for prompt in prompts]
     asked = []
-    for one in number_prompts(prompts, settings.sample.request(settings.train.seed)):
+    for one in number_prompts(texts, settings.sample.request(settings.train.seed)):
         length = min(one.settings.max_new_tokens or 1, session.room(one.text))
         asked.append(one._replace(settings=replace(one.settings, max_new_tokens=length)))
     return [completion.text for (completion,) in session.run(asked)]

@@ -11,7 +11,7 @@ from jaxgen import arguments
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
-from jaxgen.data.objectives.settings import STARTED, ObjectiveSettings
+from jaxgen.data.objectives.settings import ObjectiveSettings
 from jaxgen.data.settings import DataSettings
 from jaxgen.data.sources import absolute
 from jaxgen.errors import ConfigError
@@ -164,7 +164,7 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
             f"leave it null or give at least {needed}"
         )
     objective = settings.objective
-    if objective.name in STARTED and objective.start is None:
+    if objective.starts(settings.model.topology) and objective.start is None:
         objective = replace(objective, start=start_of(tokenizer))
     globs = {
         name: tuple(absolute(glob, settings.data.sides) for glob in getattr(settings.data, name))
@@ -198,7 +198,7 @@ def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
     initial.check_tokenizer(folder, tokenizer)
     begun = read_generation_config(run_and_step(folder)[0])[0]
     if (
-        objective.name in STARTED
+        objective.starts(settings.model.topology)
         and objective.start is None
         and begun.decoder_start_token_id is not None
     ):

@@ -17,8 +17,10 @@ from jaxgen.mesh import device_mesh
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.pretrained.assets import copy_assets
+from jaxgen.pretrained.chat_template import write_chat_template
 from jaxgen.profile import take
 from jaxgen.run import bad_streak, facts, initial, inputs, peers, profiling
+from jaxgen.run.conversations import template_of
 from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
 from jaxgen.run.inputs import ENVIRONMENT
 from jaxgen.run.job import Run
@@ -91,7 +93,7 @@ def _prepared(
         tokenizer = inputs.make_tokenizer(settings)
     settings = resolve(settings, tokenizer)
     new = [] if kept is None else differences(kept, settings, folder, onward=onward)
-    corpus = inputs.prepare(settings, tokenizer, cache, silent=not writes)
+    corpus = inputs.prepare(settings, tokenizer, cache, folder=folder, silent=not writes)
     if kept is not None and (changed := inputs.changed_text(folder, corpus)):
         raise DataError(f"{changed}, or give another --out for a run of this text")
     changes = tuple(f"{key}={value} (was {old})" for key, old, value in new)
@@ -140,6 +142,9 @@ def _found(run: Run) -> None:
         run.tokenizer.save(run.folder / TOKENIZER)
     if run.settings.init_from is not None:
         copy_assets(run.settings.init_from, run.folder)
+    if run.settings.objective.name == "chat":
+        template = template_of(run.settings, run.tokenizer, None)
+        write_chat_template(run.folder, template)
     about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
     files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})
     files.write(run.folder / CONFIG, sets.dump(run.settings))
@@ -175,7 +180,7 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
                 profiling.check(settings.steps - begin, run.folder)
                 run.group.on_primary("profile", partial(take.prepare, trace))
             if begin < settings.steps:
-                _introduce(run, log)
+                _introduce(run, batches, log)
             state = _first_state(run, log) if restored is None else restored.tree
             with ExitStack() as held:
                 held.enter_context(stop.polling())
@@ -210,7 +215,7 @@ def _first_state(run: Run, log: Log | Mute) -> State:
     return run.begin(start)
 
 
-def _introduce(run: Run, log: Log | Mute) -> None:
+def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
     config, corpus = run.settings.model, run.corpus
     devices = jax.devices()
     spread = "" if run.mesh is None else f": {device_mesh.describe(run.mesh)}"
@@ -231,6 +236,9 @@ def _introduce(run: Run, log: Log | Mute) -> None:
             f"train.warmup={settings.warmup} is longer than the run; it is cut to "
             f"train.steps={settings.steps}"
         )
+    if cut := getattr(batches.rows, "cut", 0):
+        pairs = corpus.train.documents // 2
+        log.say(f"{cut:,} of {pairs:,} pairs are longer than a row and are cut to it")
     if not run.validates:
         log.say("no validation: the data settings keep no text for it")
     log.say("compiling the training step (once)")

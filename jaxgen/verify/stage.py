@@ -82,7 +82,7 @@ def make_run(folder: Path, name: Name) -> tuple[Run, Task]:
     mesh = mesh_of(folder, name)
     task, settings = read_task(folder), replace(existing_settings(folder), mesh=mesh)
     tokenizer = load_tokenizer(folder / TOKENIZER)
-    corpus = inputs.prepare(settings, tokenizer, Path(task.cache), silent=True)
+    corpus = inputs.prepare(settings, tokenizer, Path(task.cache), folder=folder, silent=True)
     devices = jax.devices()
     if mesh.data is not None:
         devices = devices[: _wanted(mesh)]

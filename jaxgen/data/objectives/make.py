@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxgen.data.answers import answer_rows
 from jaxgen.data.objectives import spans
 from jaxgen.data.objectives.alphabet import Alphabet
 from jaxgen.data.objectives.classes import class_rows
 from jaxgen.data.objectives.masked import Masking
-from jaxgen.data.objectives.settings import RATES, ObjectiveSettings
+from jaxgen.data.objectives.settings import RATES, TWO_ROWS, ObjectiveSettings
 from jaxgen.data.objectives.text import Denoise, Masked, Prefix, Recipe, Spans, TextRows
 from jaxgen.data.pack import check_room
 from jaxgen.data.pairs import pair_rows
@@ -31,9 +32,12 @@ def make(settings: ObjectiveSettings, alphabet: Alphabet, towers: str) -> Maker:
             f"the tokenizer declares no eos, with which a target of objective.name={settings.name} "
             f"ends; take another tokenizer.kind, or name tokenizer.eos"
         )
-    if settings.name == "pairs":
-        return _Pairs(settings, alphabet)
+    if settings.name in TWO_ROWS:
+        return (_Answers if towers == "decoder" else _Pairs)(settings, alphabet)
     return _Text(settings, alphabet, towers)
+
+
+_TOO_WIDE = "objective.source={} and objective.target={} must not exceed model.context={}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +50,27 @@ class _Pairs:
         assert known.eos is not None and known.start is not None
         widths = (wanted.source or context, wanted.target or context)
         if max(widths) > context:
-            raise ConfigError(
-                f"objective.source={widths[0]} and objective.target={widths[1]} must not exceed "
-                f"model.context={context}"
-            )
+            raise ConfigError(_TOO_WIDE.format(*widths, context))
         return pair_rows(
             shard, widths=widths, seed=seed, start=known.start, bos=known.bos, eos=known.eos
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    settings: ObjectiveSettings
+    alphabet: Alphabet
+
+    def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
+        known, wanted = self.alphabet, self.settings
+        most = (wanted.source or context, wanted.target or context)
+        if max(most) > context:
+            raise ConfigError(_TOO_WIDE.format(*most, context))
+        # Each side of a pair is a text by itself; a chat is one text, cut where an answer begins.
+        alone = wanted.name == "pairs"
+        trim = (int(alone and known.eos is not None), int(alone and known.bos is not None))
+        return answer_rows(
+            shard, width=context, most=most, trim=trim, seed=seed, name=f"{wanted.name} answers"
         )
 
 

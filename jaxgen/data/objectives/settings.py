@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jaxgen import arguments
@@ -10,18 +11,20 @@ from jaxgen.data.settings import Form
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Name = Literal["causal", "prefix", "masked", "spans", "denoise", "pairs", "classes"]
+Name = Literal["causal", "prefix", "masked", "spans", "denoise", "pairs", "chat", "classes"]
 # Where a knob does something, and what null means there.
 RATES = {"masked": 0.15, "spans": 0.15, "denoise": 0.3}
-TWO_ROWS = ("pairs",)
+TWO_ROWS = ("pairs", "chat")
 STARTED = ("prefix", "spans", "denoise", "pairs")
+FORMS: dict[str, Form] = {"pairs": "pairs", "classes": "classes", "chat": "messages"}
 TOWERS: dict[str, tuple[str, ...]] = {
     "causal": ("decoder",),
     "prefix": ("decoder", "encoder_decoder"),
     "masked": ("encoder",),
     "spans": ("encoder_decoder",),
     "denoise": ("encoder_decoder",),
-    "pairs": ("encoder_decoder",),
+    "pairs": ("encoder_decoder", "decoder"),
+    "chat": ("decoder",),
     "classes": ("decoder", "encoder"),
 }
 
@@ -33,17 +36,24 @@ class ObjectiveSettings:
 
     name: Name = option(
         "causal: the next token; prefix: that of the second part; masked: BERT; spans: T5; "
-        "denoise: BART; pairs: target from source; classes: label from text",
+        "denoise: BART; pairs: target from source; chat: the assistant's turns; "
+        "classes: label from text",
         "causal",
     )
-    source: int | None = option("pairs: tokens of an encoder's row; null: model.context", None)
-    target: int | None = option("pairs: tokens of a decoder's row; null: model.context", None)
+    source: int | None = option(
+        "pairs, chat: most tokens of a source, or of a chat before the turn; null: model.context",
+        None,
+    )
+    target: int | None = option("pairs, chat: most tokens of a target; null: model.context", None)
     rate: float | None = option(
         "part of the tokens to guess; null: 0.15 for masked and spans, 0.3 for denoise", None
     )
     span: float = option("spans, denoise: mean tokens of a span", 3.0)
     unit: Literal["tokens", "words"] = option("masked: what is chosen and masked as one", "tokens")
     start: int | None = option("id that a decoder begins with; null: bos, or else pad or eos", None)
+    template: Path | None = option(
+        "chat: a Jinja file that lays the messages; null: that of init_from, else a plain one", None
+    )
     labels: tuple[str, ...] = option("classes: their names; none: those of the training text", ())
 
     def __post_init__(self) -> None:
@@ -53,6 +63,7 @@ class ObjectiveSettings:
         self._check_effect("span", self.name in ("spans", "denoise"))
         self._check_effect("unit", self.name == "masked")
         self._check_effect("start", self.name in STARTED)
+        self._check_effect("template", self.name == "chat")
         self._check_effect("labels", self.name == "classes")
         for name in ("source", "target"):
             value = getattr(self, name)
@@ -75,7 +86,11 @@ class ObjectiveSettings:
     @property
     def form(self) -> Form:
         """The form of the records that this objective reads."""
-        return {"pairs": "pairs", "classes": "classes"}.get(self.name, "text")  # pyright: ignore
+        return FORMS.get(self.name, "text")
+
+    def starts(self, topology: str) -> bool:
+        """Return whether a decoder begins with an id of its own (`start`)."""
+        return self.name in STARTED and (self.name, topology) != ("pairs", "decoder")
 
     def check_model(self, topology: str, head: str) -> None:
         """Raise ConfigError for a model that can't learn this."""
@@ -83,6 +98,11 @@ class ObjectiveSettings:
             raise ConfigError(
                 f"objective.name={self.name} needs model.topology="
                 f"{' or '.join(TOWERS[self.name])}, not {topology}"
+            )
+        if self.start is not None and self.name in STARTED and not self.starts(topology):
+            raise ConfigError(
+                f"objective.start={self.start} has no effect: a decoder begins with the source; "
+                f"remove it"
             )
         heads = {"classes": ("classes",), "masked": ("mlm", "lm")}.get(self.name, ("lm",))
         if head not in heads:

@@ -1,0 +1,113 @@
+"""Rows of prompts and their answers for a decoder, which learns the answers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from jaxgen.data.bins import pack
+from jaxgen.data.pack import Batch
+from jaxgen.data.pairs import check_pairs, lay, pairs_of
+from jaxgen.data.shard import TokenShard
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerRows:
+    """Rows of `width` tokens that hold whole prompts, each before its answer.
+
+    The shard holds prompts and answers in turn; begins, lengths: [2, pairs], where in it the two
+    begin and how many of their tokens are used. Of a prompt that is too long the end is kept.
+    order, ends: as `bins.pack` returns them. cut: pairs of which a side did not fit.
+    """
+
+    shard: TokenShard
+    width: int
+    seed: int
+    name: str
+    begins: np.ndarray = field(repr=False)
+    lengths: np.ndarray = field(repr=False)
+    order: np.ndarray = field(repr=False)
+    ends: np.ndarray = field(repr=False)
+    cut: int
+
+    @property
+    def count(self) -> int:
+        """Rows that hold every pair once."""
+        return len(self.ends) - 1
+
+    def batch(
+        self,
+        rows: Int[np.ndarray, "B"],
+        epochs: Int[np.ndarray, "B"],
+        keys: UInt64[np.ndarray, "B"],
+    ) -> Batch:
+        """Return tokens, targets, segments, positions, weights [B, T] and index [B].
+
+        Segment n of a row is its n-th prompt and answer; weights are 1 where the target is of an
+        answer, else 0. index: the token of the shard at which the row's first prompt begins.
+        """
+        pairs, places = pairs_of(self, rows, epochs)
+        (prompt, answer), size = self.lengths[:, pairs], len(rows)
+        laid = lay(places, prompt + answer - 1, (size, self.width))
+        owner, inner = laid.owner, laid.inner
+
+        def ids_at(place: np.ndarray) -> np.ndarray:
+            within = place < prompt[owner]
+            begins = self.begins[:, pairs]
+            at = np.where(
+                within, begins[0][owner] + place, begins[1][owner] + place - prompt[owner]
+            )
+            return self.shard.tokens[at].astype(np.int32)
+
+        weights = np.zeros((size, self.width), np.float32)
+        weights[laid.rows, laid.columns] = inner + 1 >= prompt[owner]
+        index = np.full(size, -1, np.int64)
+        index[places[::-1]] = self.begins[0, pairs][::-1]  # the first of a row is written last
+        return {
+            "tokens": laid.fill(ids_at(inner)),
+            "targets": laid.fill(ids_at(inner + 1)),
+            "weights": weights,
+            "segments": laid.segments,
+            "positions": laid.positions,
+            "index": index,
+        }
+
+
+def answer_rows(
+    shard: TokenShard,
+    *,
+    width: int,
+    most: tuple[int, int],
+    trim: tuple[int, int],
+    seed: int,
+    name: str,
+) -> AnswerRows:
+    """Return the rows of a shard of prompts and answers; DataError if it holds none.
+
+    most: tokens of a prompt and of an answer that are used at most. trim: tokens left out at the
+    end of each prompt and at the beginning of each answer (the eos and bos that stand around a
+    text by itself).
+    """
+    check_pairs(shard)
+    offsets = shard.offsets.astype(np.int64)
+    whole = np.diff(offsets)
+    wanted = np.stack([whole[::2] - trim[0], whole[1::2] - trim[1]])
+    # A token of the prompt stays, for the first of an answer is predicted from it.
+    answer = np.minimum(wanted[1], min(most[1], width))
+    prompt = np.minimum(np.minimum(wanted[0], most[0]), width + 1 - answer)
+    lengths = np.stack([prompt, answer])
+    begins = np.stack([offsets[:-1:2] + wanted[0] - prompt, offsets[1:-1:2] + trim[1]])
+    order, ends = pack(lengths.sum(0) - 1, np.zeros_like(answer), (width, 1))
+    return AnswerRows(
+        shard=shard,
+        width=width,
+        seed=seed,
+        name=f"{name} {width} {most[0]} {most[1]}",
+        begins=begins,
+        lengths=lengths,
+        order=order,
+        ends=ends,
+        cut=int((wanted > lengths).any(axis=0).sum()),
+    )
