@@ -21,9 +21,9 @@ compilers.use_no_device()
 
 from jaxgen import run  # noqa: E402
 from jaxgen.cli import paths  # noqa: E402
-from jaxgen.plan import analytic, compiled, report, roofline  # noqa: E402
+from jaxgen.plan import compiled, report, roofline  # noqa: E402
 from jaxgen.profile import chips  # noqa: E402
-from jaxgen.run import facts  # noqa: E402
+from jaxgen.run import facts, forecast  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "plan_chips.json"
 
@@ -61,7 +61,7 @@ def by_compiler(name: str, topology: str) -> dict:
 
 
 def by_shapes(name: str, topology: str, step: dict) -> dict:
-    plan = analytic.make(run.read_settings(paths.config(name)), *chips.parse(topology))
+    plan = forecast.make(run.read_settings(paths.config(name)), *chips.parse(topology))
     working, sent = plan.total - plan.state, sum(step["traffic"].values())
     return {
         "layout": report.layout(plan),

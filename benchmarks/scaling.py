@@ -91,7 +91,7 @@ def prepared(settings: Any) -> tuple[Any, Any, dict[str, np.ndarray]]:
     import jax
 
     from jaxgen.models import api
-    from jaxgen.plan import shapes
+    from jaxgen.run import shapes
     from jaxgen.run.step import step_of
     from jaxgen.train import optimizer
 
@@ -112,8 +112,9 @@ def memory(settings: Any) -> dict[str, float]:
     """Return the bytes of a step, as the compiler, the system and the plan see them."""
     import jax
 
-    from jaxgen.plan import analytic, probe
+    from jaxgen.plan import probe
     from jaxgen.profile.chips import Chip
+    from jaxgen.run import forecast
 
     program, begin, batch = prepared(settings)
     state = jax.block_until_ready(begin())
@@ -123,7 +124,7 @@ def memory(settings: Any) -> dict[str, float]:
         jax.block_until_ready((state, metrics))
     resident = peak.bytes()
     assert np.isfinite(metrics["loss"])
-    plan = analytic.make(settings, Chip("cpu", 1e12, 1e12, 1e11, 1e11, "cpu"), 1)
+    plan = forecast.make(settings, Chip("cpu", 1e12, 1e12, 1e11, 1e11, "cpu"), 1)
     return {
         "planned": temporaries(program),
         "resident": resident,

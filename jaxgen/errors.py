@@ -3,6 +3,9 @@
 A message is one line that says what, where, the value, and what to do about it.
 """
 
+import os
+import re
+
 
 class UserError(ValueError):
     """Base of every error whose cause is outside the program; `exit_code` is the process's."""
@@ -59,6 +62,29 @@ class DataError(UserError):
 PREEMPTED = 75  # the run was told to stop and has saved itself: start it again
 BUG = 70  # our mistake: the traceback is in a file, the terminal gets one line
 INTERRUPTED = 130  # a second Ctrl-C
+
+
+# How the ids of the hub's models look: OWNER/NAME, or an old name without an owner.
+HUB = re.compile(
+    r"[\w-]+/[\w.-]+|(distil|al|x?lm-|xlm-)?(gpt2|bert|roberta|t5|mt5|bart|llama|qwen|gemma|mistral)"
+    r"[\w.-]*",
+    re.IGNORECASE,
+)
+
+
+def hub_advice(name: str, use: str) -> str:
+    """Return what to do if a name that is no folder is that of a model of the hub, or "".
+
+    use: what to call then, "{}" standing for the folder.
+    """
+    first = name.partition("/")[0]
+    if not HUB.fullmatch(name) or name.endswith((".yaml", ".yml", ".txt")) or os.path.exists(first):
+        return ""
+    folder = f"models/{name.rpartition('/')[2]}"
+    return (
+        f"; a model of the Hugging Face hub is downloaded first (pip install huggingface_hub; "
+        f"`hf download {name} --local-dir {folder}`), then it is {use.format(folder)}"
+    )
 
 
 def nearest(word: str, known, label: str = "did you mean", prefix: str = "") -> str:

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 # The numbers of malloc.h, and what glibc is told.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 NEVER, NONE, ONE = -1, 0, 1
 COMPILED, LONG = "/jax/core/compile/backend_compile_duration", 1.0  # JAX's event; seconds
+
+
+# The limit of a container, by the newer and the older control groups.
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory() -> float:
+    """Return the bytes of memory that there are: the machine's, or a container's limit."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no limit
+            whole = min(whole, int(Path(path).read_text()))
+    return float(whole)
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @cache

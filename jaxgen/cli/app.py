@@ -65,7 +65,7 @@ process of the run is lost, 6 numbers not finite, 7 data,
 """
 VERBS = (
     (quickstart.quickstart, "quickstart", "[KEY=VALUE ...] [--out DIR]"),
-    (train.train, "train", "CONFIG|RUN [KEY=VALUE ...] [OPTIONS]"),
+    (train.train, "train", "TEXT|CONFIG|RUN [TEXT ...] [KEY=VALUE ...] [OPTIONS]"),
     (generate.generate, "generate", "RUN [OPTIONS]"),
     (evaluation.evaluate, "eval", "RUN [--split SPLIT]"),
     (convert.convert, "convert", "SOURCE OUT --to hf|jaxgen [OPTIONS]"),

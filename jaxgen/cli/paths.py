@@ -7,12 +7,13 @@ import re
 import tempfile
 from pathlib import Path
 
-from jaxgen.errors import ConfigError, nearest
+from jaxgen.errors import ConfigError, hub_advice, nearest
 from jaxgen.store.steps import Step, run_and_step
 
 RUNS = Path("runs")
 CONFIGS = Path("configs")
 SUFFIXES = (".yaml", ".yml")
+GLOB = re.compile(r"[*?]|\[.+\]")
 
 
 def cache() -> Path:
@@ -37,6 +38,34 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / "config.yaml")  # unlike Path.is_file, never raises
 
 
+def is_text(word: str) -> bool:
+    """Return whether a word means text to train on: files, a folder of them, or a glob.
+
+    Raises ConfigError for the folder of a model, with how to go on with it.
+    """
+    path = _path(word, "config, run or text").expanduser()
+    if path.is_file():
+        return path.suffix.lower() not in SUFFIXES
+    if not path.is_dir():
+        return bool(GLOB.search(word))
+    if _named(word) is not None or {"checkpoints", "LOCK"} & {p.name for p in _children(path)}:
+        return False
+    if (path / "config.json").is_file():
+        raise ConfigError(
+            f"{word} is the folder of a model, not of text; to go on with it: `jaxgen train "
+            f"my.txt init_from={word}`"
+        )
+    return True
+
+
+def text_home(word: str) -> Path:
+    """Return the file or folder that a text's run is named after."""
+    path = Path(word).expanduser().absolute()
+    while not path.exists():  # a glob is named after the folder that it looks in
+        path = path.parent
+    return path
+
+
 def config(word: str) -> Path:
     """Return the config file that a word means: a path, or a name in configs/ here or ours.
 
@@ -45,20 +74,29 @@ def config(word: str) -> Path:
     path = _path(word, "config")
     if path.is_file() or (path.exists() and not path.is_dir()):
         return path
-    ours = _own_configs()
-    for folder in (CONFIGS, ours):
-        for suffix in ("", *SUFFIXES):
-            found = folder / f"{word}{suffix}"
-            if path.name == word and found.suffix in SUFFIXES and found.is_file():
-                return found
+    if (found := _named(word)) is not None:
+        return found
     if path.is_dir():
         raise ConfigError(
             f"{word} is a folder without config.yaml, so it is no run to go on with; "
             f"give a config file (.yaml), as in `jaxgen train my.yaml --out {word}`"
         )
-    here = _stems(CONFIGS) | _stems(Path()) | _stems(ours) | _names(RUNS)
-    hint = nearest(path.stem, here) or f"; there are {', '.join(sorted(here))}"
-    raise ConfigError(f"{word}: no such config or run{hint}")
+    here = _stems(CONFIGS) | _stems(Path()) | _stems(_own_configs()) | _names(RUNS)
+    texts = {path.name for path in _children(Path()) if path.is_file()}
+    hint = hub_advice(word, "jaxgen train my.txt init_from={}")
+    hint = hint or nearest(path.stem, here) or nearest(word, texts)
+    hint = hint or f"; there are {', '.join(sorted(here))}"
+    raise ConfigError(f"{word}: no such config, run or text{hint}")
+
+
+def _named(word: str) -> Path | None:
+    """Return the config of a name, in configs/ here or ours."""
+    for folder in (CONFIGS, _own_configs()):
+        for suffix in ("", *SUFFIXES):
+            found = folder / f"{word}{suffix}"
+            if Path(word).name == word and found.suffix in SUFFIXES and found.is_file():
+                return found
+    return None
 
 
 def run_folder(word: str) -> Path:
@@ -74,8 +112,9 @@ def run_folder(word: str) -> Path:
     if path.exists():
         raise ConfigError(f"{word} is a file; give the folder of a run, as in runs/quickstart")
     known = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
-    hint = nearest(word, known) or "; `jaxgen train CONFIG.yaml` makes one in runs/"
-    raise ConfigError(f"{word}: no such run{hint}")
+    hint = hub_advice(word, "this command with {}") or nearest(word, known)
+    hint = hint or "; `jaxgen train my.txt` makes one in runs/"
+    raise ConfigError(f"{word}: no such run or model{hint}")
 
 
 def model(word: str, step: str | None) -> tuple[Path, Step]:
@@ -83,21 +122,24 @@ def model(word: str, step: str | None) -> tuple[Path, Step]:
 
     word: as for `run_folder`, or the folder of a checkpoint; step: what --step says.
     """
-    folder, own = run_and_step(run_folder(word))
-    if step is None or step in ("best", "last"):
-        wanted: Step = step
-    elif re.fullmatch("[0-9]{1,15}", step):
-        wanted = int(step)
-    else:
-        raise ConfigError(f"--step {step} is no checkpoint; give its number, best or last")
+    (folder, own), wanted = run_and_step(run_folder(word)), checkpoint(step)
     if own is not None and wanted not in (None, own):
         raise ConfigError(f"{word} is step {own}, but --step {step} is asked for; remove one")
     return folder, own if own is not None else wanted
 
 
+def checkpoint(step: str | None, option: str = "--step") -> Step:
+    """Return the checkpoint that an option names; ConfigError if that is none."""
+    if step is None or step in ("best", "last"):
+        return step
+    if re.fullmatch("[0-9]{1,15}", step):
+        return int(step)
+    raise ConfigError(f"{option} {step} is no checkpoint; give its number, best or last")
+
+
 def new_run(config_file: Path) -> Path:
-    """Return the folder that a config is trained in unless another is given."""
-    return RUNS / config_file.stem
+    """Return the folder that a config, or a text, is trained in unless another is given."""
+    return RUNS / (config_file.name if config_file.is_dir() else config_file.stem)
 
 
 def _path(word: str, role: str) -> Path:

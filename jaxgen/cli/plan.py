@@ -58,13 +58,13 @@ def plan(
     start.prepare_jax(paths.cache())
     compilers.use_no_device()
     from jaxgen import run
-    from jaxgen.plan import analytic, measured, report
-    from jaxgen.run import inputs
+    from jaxgen.plan import measured, report
+    from jaxgen.run import forecast, inputs
 
     settings = inputs.sized(run.read_settings(paths.config(config), overrides))
     if chip is None:
         chip, count = measured.machine(settings)
-    found = analytic.make(settings, chip, count)
+    found = forecast.make(settings, chip, count)
     terminal.print_rows(report.rows(found, compiling=figures == "compiled"))
     if figures == "compiled":
         _compile(found, topology, chip.platform)

@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen.cli import arguments, exits, launch, paths, start
-from jaxgen.cli.arguments import Out, Overrides
+from jaxgen.cli import exits, launch, paths, start
+from jaxgen.cli.arguments import REAL, Out
 from jaxgen.errors import ConfigError
 from jaxgen.run.signals import StopRequest
 
+if TYPE_CHECKING:
+    from jaxgen.run import Settings
+
+TUNED = "finetune_gpt2"  # the config of text that goes on with a model
+
+
+Config = Annotated[
+    str | None,
+    Parameter(help="text files or folders; a .yaml, or its name in configs/; a run folder"),
+]
+More = Annotated[
+    str,
+    Parameter(
+        help="more text, which replaces a config's; SECTION.KEY=VALUE: a key of the config",
+        name="KEY=VALUE",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    REAL,
+    Parameter(help="text without a config: about how long to train; by default 10"),
+]
+From = Annotated[
+    str | None,
+    Parameter(name="--from", help="go on from this checkpoint of the run: its number, or best"),
+]
+Force = Annotated[
+    bool,
+    Parameter(help="remove the run in the folder, to begin anew; with --from, its later steps"),
+]
+Printed = Annotated[bool, Parameter(help="print the resolved config and stop")]
+Keys = Annotated[bool, Parameter(help="list every key of a config and stop")]
+Profile = Annotated[
+    bool, Parameter(help="trace steps 3 to 7 into profile/, and say what took their time")
+]
+
 
 def train(
-    config: Annotated[
-        str | None, Parameter(help="a .yaml file, its name in configs/, or a run folder")
-    ] = None,
+    config: Config = None,
     /,
-    *overrides: Overrides,
+    *overrides: More,
     out: Out = None,
-    print_config: Annotated[bool, Parameter(help="print the resolved config and stop")] = False,
-    keys: Annotated[bool, Parameter(help="list every key of a config and stop")] = False,
-    profile: Annotated[
-        bool, Parameter(help="trace steps 3 to 7 into profile/, and say what took their time")
-    ] = False,
+    minutes: Minutes = None,
+    from_step: From = None,
+    force: Force = False,
+    print_config: Printed = False,
+    keys: Keys = False,
+    profile: Profile = False,
     among: launch.Flags | None = None,
 ) -> None:
-    """Train a model as a config says, or go on with a run.
+    """Train a model on text, as a config says, or go on with a run.
 
     Everything is written to the run folder, runs/NAME unless --out names another:
     config.yaml, tokenizer, checkpoints/, metrics.jsonl, events/ for TensorBoard,
@@ -36,12 +73,19 @@ def train(
     on from there. A folder that holds a run of another config is refused.
 
     For example:
-        jaxgen train shakespeare_char
-        jaxgen train my.yaml --out runs/wide model.d_model=512 train.steps=2000
+        jaxgen train my.txt                    text of any ending, or a folder
+        jaxgen train shakespeare_char my.txt   a config, on other text
+        jaxgen train my.yaml --out runs/wide train.steps=2000 model.layers=6
         jaxgen train runs/wide                 go on with a run
+        jaxgen train runs/wide --from 200 --force
         jaxgen train my.yaml --print-config    what would be trained, in full
-        jaxgen train my.yaml --out runs/look train.steps=7 --profile
-        jaxgen train --keys                    every key and its meaning
+        jaxgen train my.yaml train.steps=7 --profile
+
+    Text without a config gets sizes by rules, which --print-config shows applied:
+    the more text, the more pieces (bytes below 20 kB, then 512 to 32768); of some
+    Llamas of 2 to 24 layers the largest with at most a weight a byte of text that
+    sees two tokens a weight in the time and fits the memory; no text is seen more
+    than 20 times. init_from=FOLDER trains on that model instead.
 
     On a TPU pod, or under Slurm's srun, the same command in every process trains
     one model; elsewhere each is told its place, and all write one run folder:
@@ -50,67 +94,134 @@ def train(
     if keys:
         _print_keys()
         return
-    if config is None:
-        raise ConfigError("CONFIG is missing; `jaxgen train --help` shows examples")
-    if "=" in config and not Path(config).exists():
-        raise ConfigError(f"CONFIG comes first: `jaxgen train CONFIG.yaml {config}`")
-    arguments.check_overrides(overrides)
-    if paths.is_run(Path(config)):
-        _go_on(Path(config), overrides, out, print_config, profile, among)
-    else:
-        _begin(paths.config(config), overrides, out, print_config, profile, among)
-
-
-def _begin(
-    path: Path,
-    overrides: Sequence[str],
-    out: str | None,
-    print_config: bool,
-    profile: bool,
-    among: launch.Flags | None,
-) -> None:
-    from jaxgen import run
-    from jaxgen.run.folder import PROFILE
-    from jaxgen.settings import dump
-
-    settings = run.read_settings(path, overrides)
+    words = overrides if config is None else (config, *overrides)
+    step = paths.checkpoint(from_step, "--from")
+    task = task_of(words, out=out, minutes=minutes, force=force, step=step)
     if print_config:
-        print(dump(settings), end="")
+        from jaxgen.settings import dump
+
+        print(dump(task.settings()), end="")
         return
-    folder, cache = Path(out) if out else paths.new_run(path), paths.cache()
-    with exits.in_folder(folder), StopRequest() as stop:
-        start.prepare_jax(cache)
-        with launch.group(among) as group, exits.in_folder(folder):
-            trace = folder / PROFILE if profile else None
-            run.train(settings, folder, cache=cache, stop=stop, group=group, trace=trace)
+    task.run(among=among, profile=profile)
 
 
-def _go_on(
-    folder: Path,
-    overrides: Sequence[str],
-    out: str | None,
-    print_config: bool,
-    profile: bool,
-    among: launch.Flags | None,
-) -> None:
-    if out is not None and Path(out) != folder:
+@dataclass(frozen=True)
+class Task:
+    """What the words of a training come to.
+
+    goes_on: whether `folder` is a run that goes on, as overrides say; else it begins with `config`,
+    or with sizes chosen for `texts`.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    goes_on: bool = False
+    config: Path | None = None
+    texts: tuple[str, ...] = ()
+    minutes: float | None = None
+    force: bool = False
+    step: Any = None
+
+    def settings(self, *, silent: bool = True) -> Settings:
+        """Return the settings to train with; silent: don't say which sizes were chosen."""
+        from jaxgen import run
+
+        if self.goes_on:
+            return run.read_settings(self.folder / "config.yaml", self.overrides)
+        if self.config is not None:
+            return run.read_settings(self.config, self.overrides)
+        more = {} if self.minutes is None else {"minutes": self.minutes}
+        settings, choice = run.text_settings(self.texts, self.overrides, **more)
+        if not silent:
+            print(choice, flush=True)
+        return settings
+
+    def run(self, *, among: launch.Flags | None = None, profile: bool = False) -> None:
+        """Train."""
+        from jaxgen import run
+        from jaxgen.run.folder import PROFILE
+
+        folder, cache = self.folder, paths.cache()
+        # What a config says wrong is said before JAX is started.
+        settings = None if self.config is None else self.settings()
+        with exits.in_folder(folder), StopRequest() as stop:
+            start.prepare_jax(cache)
+            with launch.group(among) as group, exits.in_folder(folder):
+                more: dict[str, Any] = {"cache": cache, "stop": stop, "group": group}
+                more |= {"trace": folder / PROFILE if profile else None}
+                more |= {"force": self.force, "step": self.step}
+                if self.goes_on:
+                    run.resume(folder, self.overrides, **more)
+                else:
+                    settings = settings or self.settings(silent=not group.first)
+                    run.train(settings, folder, **more)
+
+
+def task_of(
+    words: Sequence[str],
+    *,
+    out: str | None = None,
+    minutes: float | None = None,
+    force: bool = False,
+    step: Any = None,
+) -> Task:
+    """Return what words mean: a config, a run or texts, then texts and overrides in any order.
+
+    Raises ConfigError for words that mean nothing, or contradict the options.
+    """
+    names = [word for word in words if "=" not in word or Path(word).exists()]
+    overrides = tuple(word for word in words if word not in names)
+    if not names:
+        if overrides:
+            raise ConfigError(f"CONFIG comes first: `jaxgen train CONFIG.yaml {overrides[0]}`")
         raise ConfigError(
-            f"{folder} is a run, which goes on in its own folder; for a new run in {out} give its "
-            f"config: `jaxgen train {folder / 'config.yaml'} --out {out}`"
+            "CONFIG is missing: give text to train on, a .yaml file or a run; `jaxgen train "
+            "--help` shows examples"
         )
-    from jaxgen import run
-    from jaxgen.run.folder import PROFILE
-    from jaxgen.settings import dump
+    first, *texts = names
+    begins_with_text = not paths.is_run(Path(first)) and paths.is_text(first)
+    for word in texts:
+        if not paths.is_text(word):
+            raise ConfigError(
+                f"unexpected word {word!r}: after the config come files of text, which must be "
+                f"there, and overrides, written SECTION.KEY=VALUE as in train.steps=100"
+            )
+    if minutes is not None and not (begins_with_text and minutes > 0):
+        raise ConfigError(
+            f"--minutes={minutes:g} is more than 0, and chooses sizes for text without a config; "
+            f"for {first} set train.steps"
+        )
+    more: dict[str, Any] = {"force": force, "step": step}
+    if paths.is_run(Path(first)):
+        folder = Path(first)
+        if out is not None and Path(out) != folder:
+            raise ConfigError(
+                f"{folder} is a run, which goes on in its own folder; for a new run in {out} give "
+                f"its config: `jaxgen train {folder / 'config.yaml'} --out {out}`"
+            )
+        return Task(folder, (*_files(texts), *overrides), goes_on=True, **more)
+    if not begins_with_text:
+        config = paths.config(first)
+        folder = Path(out) if out else paths.new_run(config)
+        only = (*_files(texts), "data.valid_files=[]", "data.test_files=[]") if texts else ()
+        return Task(folder, (*only, *overrides), config=config, **more)
+    folder = Path(out) if out else paths.new_run(paths.text_home(first))
+    if paths.is_run(folder) and not (force and step is None):
+        if minutes is not None:
+            raise ConfigError(
+                f"--minutes={minutes:g} chooses sizes for a new run, but {folder} has begun; set "
+                f"train.steps, or give another --out or --force"
+            )
+        return Task(folder, (*_files(names), *overrides), goes_on=True, **more)
+    if any(word.startswith("init_from=") for word in overrides):
+        config = paths.config(TUNED)
+        return Task(folder, (*_files(names), *overrides), config=config, **more)
+    return Task(folder, overrides, texts=tuple(names), minutes=minutes, **more)
 
-    if print_config:
-        print(dump(run.read_settings(folder / "config.yaml", overrides)), end="")
-        return
-    cache = paths.cache()
-    with exits.in_folder(folder), StopRequest() as stop:
-        start.prepare_jax(cache)
-        with launch.group(among) as group, exits.in_folder(folder):
-            trace = folder / PROFILE if profile else None
-            run.resume(folder, overrides, cache=cache, stop=stop, group=group, trace=trace)
+
+def _files(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the override that makes texts the files of a config."""
+    return (f"data.files={json.dumps(list(texts))}",) if texts else ()
 
 
 def _print_keys() -> None:

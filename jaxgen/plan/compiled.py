@@ -13,8 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.mesh import device_mesh, place, rules
 from jaxgen.models import api, serving
-from jaxgen.plan import hlo, shapes
+from jaxgen.plan import hlo
 from jaxgen.profile import program
+from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
 from jaxgen.text.model_steps import model_step

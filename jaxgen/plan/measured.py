@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxgen import settings as sets
 from jaxgen.errors import BusyError
-from jaxgen.plan import shapes
 from jaxgen.profile.chips import Chip
+from jaxgen.run import shapes
 from jaxgen.run.settings import Settings, build_settings
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from jaxgen.profile import limits
 from jaxgen.profile.chips import Chip
+from jaxgen.run import forecast
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -22,19 +22,7 @@ def chip(dtype: str) -> Chip:
     device = jax.devices()[0]
     name = f"this machine's {device.device_kind}, measured"
     kind = platform if platform in ("tpu", "gpu") else "cpu"
-    return Chip(name, flops, _memory(device), bandwidth, bandwidth, kind)
-
-
-def _memory(device: Any) -> float:
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit:
-        return float(limit)
-    whole = next(
-        int(line.split()[1]) * 1024.0
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemTotal")
-    )
-    return whole / len(jax.devices())
+    return Chip(name, flops, forecast.device_memory(), bandwidth, bandwidth, kind)
 
 
 class Peak:

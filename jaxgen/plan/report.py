@@ -6,11 +6,12 @@ from collections import defaultdict
 
 from jaxgen.files import human
 from jaxgen.mesh.settings import AXES
-from jaxgen.plan import analytic, roofline
-from jaxgen.plan.analytic import Plan
+from jaxgen.plan import roofline
 from jaxgen.plan.compiled import Program
 from jaxgen.plan.measured import Measured
 from jaxgen.plan.roofline import Work
+from jaxgen.run import forecast
+from jaxgen.run.forecast import Plan
 
 ANALYTIC = "analytic: from shapes and rates, nothing was compiled"
 WITH_COMPILER = "analytic: from shapes and data sheets; those of the compiler follow"
@@ -34,7 +35,7 @@ def rows(plan: Plan, *, compiling: bool = False) -> Rows:
     ]
     found += [(f"{name} per chip", human(size)) for name, size in plan.memory.items()]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
-    usable = human(analytic.USABLE * plan.chip.memory)
+    usable = human(forecast.USABLE * plan.chip.memory)
     found += [
         ("total per chip", f"{human(plan.total)} of {usable} usable: {verdict}"),
         ("key/value cache", f"{human(plan.cache)} per row of {model.context} tokens, all chips"),
@@ -52,7 +53,7 @@ def rows(plan: Plan, *, compiling: bool = False) -> Rows:
 
 def compiled_rows(plan: Plan, program: Program) -> Rows:
     """Return what the compiler says of a program, beside what the plan said where it did."""
-    usable = analytic.USABLE * plan.chip.memory
+    usable = forecast.USABLE * plan.chip.memory
     verdict = "fits" if program.total <= usable else "DOES NOT FIT"
     state, name = human(program.state), program.name
     work, temporary = "", human(program.temporary)
@@ -133,10 +134,12 @@ def _beside_time(planned: float, found: float) -> str:
 
 
 def _remedy(plan: Plan) -> Rows:
-    other = analytic.nearest(plan)
+    other = forecast.nearest(plan)
     if other is None:
-        return [("nearest that fits", "none on these chips: take more, or a smaller train.batch")]
-    return [("nearest that fits", f"{layout(other)} ({human(other.total)} per chip)")]
+        return [("nearest that fits", "none on these chips: take more of them, or a smaller model")]
+    return [
+        ("nearest that fits", f"{forecast.changes(plan, other)} ({human(other.total)} per chip)")
+    ]
 
 
 def _parameters(count: int) -> str:

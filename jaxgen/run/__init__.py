@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxgen.run.folder import changed_settings
     from jaxgen.run.inputs import tokenize
     from jaxgen.run.settings import Settings, build_settings, config_folder, read_settings
+    from jaxgen.run.sizes import text_settings
     from jaxgen.run.training import resume, train
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "evaluate",
     "read_settings",
     "resume",
+    "text_settings",
     "tokenize",
     "train",
 ]

@@ -10,14 +10,22 @@ from pathlib import Path
 from jaxgen import files
 from jaxgen import settings as sets
 from jaxgen.errors import CheckpointError, ConfigError, UserError
+from jaxgen.pretrained.chat_template import FILE as CHAT
+from jaxgen.pretrained.generation_config import GENERATION
 from jaxgen.run.settings import Settings, build_settings
 from jaxgen.store import RunLock
+from jaxgen.store.directory import list_steps
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 CHECKPOINTS = "checkpoints"
 LOCK = "LOCK"
 PROFILE = "profile"
+ENVIRONMENT = "env.json"
+# What a run writes beside its config and checkpoints.
+WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, "metrics.jsonl", "log.txt", "loss.png")
+WRITTEN += ("events", "samples", GENERATION, CHAT)
+CRASH = "crash-"
 
 
 @contextmanager
@@ -31,9 +39,11 @@ def claimed(folder: Path) -> Iterator[None]:
         found = {path.name for path in folder.iterdir()} if folder.exists() else set()
     # Temporary names are what a kill left behind.
     found = {name for name in found if not name.startswith(files.TEMPORARY)} - {LOCK}
-    if found and CONFIG not in found:
+    # A run that was killed before it had begun may be begun again.
+    others = sorted(name for name in found if name not in WRITTEN and not name.startswith(CRASH))
+    if others and CONFIG not in found:
         raise ConfigError(
-            f"{folder} exists and is no run: it holds {sorted(found)[0]!r} but no {CONFIG}; "
+            f"{folder} exists and is no run: it holds {others[0]!r} but no {CONFIG}; "
             f"give another --out"
         )
     with files.refusals(folder):
@@ -59,6 +69,27 @@ def kept_settings(folder: Path) -> Settings | None:
         return sets.build(Settings, sets.read(path))
     except UserError as error:
         raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
+
+
+def clear(folder: Path) -> str:
+    """Remove what a run has written in its folder, and nothing else; return what that was.
+
+    To be called by the owner of the run's lock.
+    """
+    steps = list_steps(folder / CHECKPOINTS)
+    gone = []
+    with files.refusals(folder):
+        # The config goes first: what is left after a kill is no run any more.
+        for path in [folder / CONFIG, folder / CHECKPOINTS, *(folder / name for name in WRITTEN)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.exists() or path.is_symlink():
+                path.unlink()
+            else:
+                continue
+            told = f" (steps {', '.join(map(str, steps))})" if steps else ""
+            gone.append(path.name + (told if path.name == CHECKPOINTS else ""))
+    return ", ".join(gone)
 
 
 def existing_settings(folder: Path) -> Settings:

@@ -10,12 +10,12 @@ from pathlib import Path
 from jaxgen import data, tokens
 from jaxgen.files import human
 from jaxgen.run import conversations
+from jaxgen.run.folder import ENVIRONMENT
 from jaxgen.run.objective import rows_needed
 from jaxgen.run.progress import bar
 from jaxgen.run.settings import Settings, resolve
 from jaxgen.tokens import Tokenizer
 
-ENVIRONMENT = "env.json"
 TRAINED = ("bpe", "unigram")
 
 

@@ -18,7 +18,7 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops import keys
 from jaxgen.pretrained.chat_template import ChatTemplate
-from jaxgen.run import initial, objective, samples
+from jaxgen.run import forecast, initial, objective, samples
 from jaxgen.run.conversations import template_of
 from jaxgen.run.folder import (
     CHECKPOINTS,
@@ -108,6 +108,7 @@ class Run:
         if self.validates:
             self._check_validation()
         self._check_room()
+        forecast.check(self.settings)
         if self.settings.init_from is not None and not self.checkpoints.steps():
             self.start()
         samples.check(self.settings, self.tokenizer, self.chat_template)

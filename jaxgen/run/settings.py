@@ -36,9 +36,12 @@ FREE = (
 )
 # What decides of the steps to come alone, and may change where a run is told to go on.
 ONWARD = (
-    *("steps", "learning_rate", "schedule", "warmup", "decay", "final_rate", "beta1", "beta2"),
-    *("epsilon", "weight_decay", "no_decay", "clip", "smoothing", "z_loss", "loss_chunk", "spike"),
-    *("patience", "accumulate"),
+    *("train.steps", "train.learning_rate", "train.schedule", "train.warmup", "train.decay"),
+    *("train.final_rate", "train.beta1", "train.beta2", "train.epsilon", "train.weight_decay"),
+    *("train.no_decay", "train.clip", "train.smoothing", "train.z_loss", "train.loss_chunk"),
+    *("train.spike", "train.patience", "train.accumulate"),
+    *("model.remat", "model.unroll", "model.dropout", "model.attention_dropout"),
+    "model.compute_dtype",
 )
 
 
@@ -109,8 +112,18 @@ class Settings:
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
-    """Return the Settings of a YAML file with "section.key=value" overrides; ConfigError if bad."""
-    return build_settings(sets.override(sets.read(config), assignments))
+    """Return the Settings of a YAML file with "section.key=value" overrides; ConfigError if bad.
+
+    Files that are given take the place of the config's corpus.
+    """
+    mapping, given = sets.read(config), [word.partition("=")[0].strip() for word in assignments]
+    if (
+        "data.files" in given
+        and "data.corpus" not in given
+        and isinstance(mapping.get("data"), dict)
+    ):
+        mapping["data"].pop("corpus", None)
+    return build_settings(sets.override(mapping, assignments))
 
 
 def build_settings(mapping: Mapping[str, Any]) -> Settings:
@@ -218,7 +231,7 @@ def differences(
     onward: whether that may be. Raises ConfigError that shows each field that may not differ.
     """
     found = [row for row in sets.diff(kept, asked) if not row[0].startswith(FREE)]
-    later = [row for row in found if row[0] in {f"train.{name}" for name in ONWARD}]
+    later = [row for row in found if row[0] in ONWARD]
     wrong = [row for row in found if not (onward and row in later)]
     if not wrong:
         return later
@@ -229,7 +242,8 @@ def differences(
         words = " ".join(f"{key}={new}" for key, _, new in later)
         go_on = f"or `jaxgen train {folder} {words}` to go on with it in this way"
     raise ConfigError(
-        f"{folder} holds a run of another config: {shown}{more}; give another --out, {go_on}"
+        f"{folder} holds a run of another config: {shown}{more}; give another --out, {go_on}, or "
+        f"--force to begin it anew"
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,16 +20,28 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.pretrained.assets import copy_assets
 from jaxgen.pretrained.chat_template import write_chat_template
+from jaxgen.pretrained.model import located
 from jaxgen.profile import take
 from jaxgen.run import bad_streak, facts, initial, inputs, peers, profiling
 from jaxgen.run.conversations import template_of
-from jaxgen.run.folder import CONFIG, LOCK, TOKENIZER, changed_settings, claimed, kept_settings
-from jaxgen.run.inputs import ENVIRONMENT
+from jaxgen.run.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    LOCK,
+    TOKENIZER,
+    changed_settings,
+    claimed,
+    clear,
+    kept_settings,
+)
 from jaxgen.run.job import Run
 from jaxgen.run.saving import Saver
 from jaxgen.run.settings import Settings, differences, resolve
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
+from jaxgen.store import directory
+from jaxgen.store.steps import Step
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train import flops, partitioner, plot, schedule
 from jaxgen.train.log import Log, Mute
@@ -46,21 +60,26 @@ def train(
     group: Group = ALONE,
     trace: Path | None = None,
     onward: bool = False,
+    force: bool = False,
+    step: Step = None,
 ) -> None:
     """Train in `folder` up to train.steps, from its newest sound checkpoint if it has one.
 
     stop: an entered StopRequest, so that the time before this call is answered for too. trace:
     where a profile of a few steps goes, None for none (`profiling`). onward: whether settings may
-    differ from those that the run was begun with where they decide of steps to come alone.
+    differ from those that the run was begun with where they decide of steps to come alone. force:
+    remove what the folder holds of another run, and begin anew, as is done unasked where that run
+    has no checkpoint; but with step, the checkpoint to go on from, remove the later ones alone.
 
     Writes config.yaml (resolved), tokenizer/, env.json, metrics.jsonl, events/, samples/,
     checkpoints/ and loss.png. Raises ConfigError if the folder holds a run of another config,
     BusyError if another process holds it, DataError or CheckpointError for unusable inputs,
     NonFiniteError after a streak of bad steps; SystemExit(75) once told to stop and saved.
     """
+    more: Any = {"onward": onward, "force": force, "step": step}
     if stop is None:
         with StopRequest() as stop:
-            train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, onward=onward)
+            train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, **more)
         return
     if trace is not None:
         profiling.check(settings.train.steps, folder)
@@ -71,22 +90,51 @@ def train(
         group.on_primary("run folder", lambda: held.enter_context(claimed(folder)))
         peers.see(group, folder / LOCK)
         made: list[Run] = []
-        prepare = partial(_prepared, settings, folder, cache, onward=onward)
+        prepare = partial(_prepared, settings, folder, cache, **more)
         group.on_primary("preparing", lambda: made.append(prepare()))
         run = group.all_ok("prepared", lambda: made[0] if made else prepare(writes=False))
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
-        _train(replace(run, group=group), stop, trace)
+        run = replace(run, group=group)
+        _train(run, stop, trace, _begin_at(run, step, force))
+
+
+def _begin_at(run: Run, step: Step, force: bool) -> int | None:
+    """Return the number of the checkpoint to go on from; None: the newest."""
+    if step is None:
+        return None
+    steps = run.checkpoints.steps()
+    begin = located(run.folder, step)[1]
+    begin = begin if begin is not None or not steps else steps[-1]
+    if begin not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise ConfigError(f"--from {step}: {run.folder} holds no such step; it holds {there}")
+    later = [other for other in steps if other > begin]
+    if later and not force:
+        raise ConfigError(
+            f"{run.folder} holds steps after {begin}: {', '.join(map(str, later))}; --force "
+            f"removes them, or copy the folder first"
+        )
+    return begin
 
 
 def _prepared(
-    settings: Settings, folder: Path, cache: Path, *, onward: bool, writes: bool = True
+    settings: Settings,
+    folder: Path,
+    cache: Path,
+    *,
+    onward: bool,
+    force: bool,
+    step: Step,
+    writes: bool = True,
 ) -> Run:
     """Return the run of these settings, begun in `folder` unless it is there.
 
-    writes: whether this process makes the folder; another one only looks. onward: see `train`.
+    writes: whether this process makes the folder; another one only looks, when that is done.
+    onward, force, step: see `train`.
     """
-    kept = kept_settings(folder)
+    anew = writes and ((force and step is None) or not directory.list_steps(folder / CHECKPOINTS))
+    kept = None if anew else kept_settings(folder)
     if kept is not None:
         tokenizer = load_tokenizer(folder / TOKENIZER)
     else:
@@ -95,21 +143,28 @@ def _prepared(
     new = [] if kept is None else differences(kept, settings, folder, onward=onward)
     corpus = inputs.prepare(settings, tokenizer, cache, folder=folder, silent=not writes)
     if kept is not None and (changed := inputs.changed_text(folder, corpus)):
-        raise DataError(f"{changed}, or give another --out for a run of this text")
+        raise DataError(
+            f"{changed}, or give another --out for a run of this text, or --force to begin anew"
+        )
     changes = tuple(f"{key}={value} (was {old})" for key, old, value in new)
     run = Run(settings, folder, tokenizer, corpus, changes=changes)
     if changes:
-        _check_changes(run)
+        _check_changes(run, step)
     run.check()
+    _begin_at(run, step, force)
     if writes and kept is None:
+        if gone := clear(folder):
+            print(f"{folder} is begun anew; removed {gone}", file=sys.stderr, flush=True)
         _found(run)
     elif writes and kept != settings:
         files.write(folder / CONFIG, sets.dump(settings))
     return run
 
 
-def _check_changes(run: Run) -> None:
+def _check_changes(run: Run, step: Step) -> None:
     """Raise ConfigError for changes that come too late for the steps that are made."""
+    if step is not None:
+        return  # said where it is looked for
     done, steps = (run.checkpoints.steps() or [0])[-1], run.settings.train.steps
     if steps < done:
         raise ConfigError(
@@ -130,10 +185,13 @@ def resume(
     stop: StopRequest | None = None,
     group: Group = ALONE,
     trace: Path | None = None,
+    force: bool = False,
+    step: Step = None,
 ) -> None:
     """Go on with the run in `folder`; overrides may change what leaves the steps made alone."""
     settings = changed_settings(folder, assignments)
-    train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, onward=True)
+    more: Any = {"onward": True, "force": force, "step": step}
+    train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, **more)
 
 
 def _found(run: Run) -> None:
@@ -150,10 +208,11 @@ def _found(run: Run) -> None:
     files.write(run.folder / CONFIG, sets.dump(run.settings))
 
 
-def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
+def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None) -> None:
     checkpoints, settings = run.checkpoints, run.settings.train
     checkpoints.clean()
-    restored = checkpoints.restore(run.expected()) if checkpoints.steps() else None
+    restored = checkpoints.restore(run.expected(), begin_at) if checkpoints.steps() else None
+    removed = [] if begin_at is None else _remove_later(run, begin_at)
     begin, batches, pending = 0, run.batches(), False
     if restored is not None:
         begin, known = restored.step, restored.extra.get("valid_loss")
@@ -170,6 +229,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
                 log.say(f"resuming at step {begin} of {settings.steps}")
+            if removed:
+                log.say(f"removed the later steps {', '.join(map(str, removed))}")
             for change in run.changes:
                 log.say(f"from step {begin} on: {change}")
             if run.changes:
@@ -204,6 +265,15 @@ def _train(run: Run, stop: StopRequest, trace: Path | None) -> None:
             run.group.leave(PREEMPTED)
         if run.group.first:
             _conclude(run, log)
+
+
+def _remove_later(run: Run, step: int) -> list[int]:
+    """Remove the checkpoints after a step, from which a run goes on again; return them."""
+    steps, folder = run.checkpoints.steps(), run.checkpoints.folder
+    earlier = [other for other in steps if other <= step]
+    remove = partial(directory.keep_only, folder, earlier, lambda stage: None)
+    run.group.on_primary("later steps", remove)
+    return steps[len(earlier) :]
 
 
 def _first_state(run: Run, log: Log | Mute) -> State:

@@ -25,6 +25,12 @@ def config(tmp_path):
     return path
 
 
+def touch(*names):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text("")
+
+
 def refused(result, *parts):
     """One line on standard error, exit code 2, nothing on standard output."""
     assert result.code == 2, result
@@ -42,7 +48,7 @@ def test_train_reads_the_config_and_trains_in_runs(jaxgen, calls, config, tmp_pa
     assert (name, folder) == ("train", Path("runs/tiny"))
     assert settings.model.d_model == 8 and settings.train.steps == 7
     assert options.pop("stop") is not None and options.pop("group").count == 1
-    assert options == {"cache": tmp_path / "cache", "trace": None}
+    assert options == {"cache": tmp_path / "cache", "trace": None, "force": False, "step": None}
 
 
 def test_overrides_and_flags_may_be_mixed_and_flags_take_either_dash(jaxgen, calls, config):
@@ -113,23 +119,99 @@ def test_being_told_to_stop_passes_its_exit_code_on(jaxgen, config, monkeypatch)
     assert caught.value.code == 75
 
 
+@pytest.fixture
+def chosen(monkeypatch):
+    """Sizes are chosen without a look at the machine; what was asked for is listed."""
+    asked = []
+
+    def text_settings(names, assignments=(), **more):
+        asked.append((tuple(names), tuple(assignments), more))
+        return run.build_settings({}), "sizes in one line"
+
+    monkeypatch.setitem(vars(run), "text_settings", text_settings)
+    return asked
+
+
+def test_texts_are_trained_on_in_a_run_of_the_first_ones_name(jaxgen, calls, chosen, tmp_path):
+    for name in ("a.md", "texts/b.TXT", "texts/c.py", "odd=name.txt"):
+        touch(name)
+    for words, names, folder in (
+        (["a.md"], ("a.md",), "a"),
+        (["texts"], ("texts",), "texts"),
+        (["texts/*.py", "a.md"], ("texts/*.py", "a.md"), "texts"),
+        (["odd=name.txt"], ("odd=name.txt",), "odd=name"),
+        ([str(tmp_path / "a.md"), "--out", "x"], (str(tmp_path / "a.md"),), "x"),
+    ):
+        shown = jaxgen("train", *words, "train.steps=9", "--minutes", "2")
+        assert shown.code == 0 and "sizes in one line" in shown.out, shown
+        assert chosen[-1] == (names, ("train.steps=9",), {"minutes": 2.0})
+        assert calls[-1][0] == "train" and calls[-1][1][1].name == folder
+    assert calls[1][1][1] == Path("runs/a")
+
+
+def test_text_that_has_a_run_goes_on_with_it_unless_forced(jaxgen, calls, chosen):
+    touch("my.txt", "runs/my/config.yaml")
+    jaxgen("train", "my.txt", "train.steps=9")
+    name, arguments, options = calls[-1]
+    assert name == "resume" and not options["force"]
+    assert arguments == (Path("runs/my"), ('data.files=["my.txt"]', "train.steps=9"))
+    assert refused(jaxgen("train", "my.txt", "--minutes", "3"), "has begun", "--force")
+    assert jaxgen("train", "my.txt", "--force").code == 0
+    assert calls[-1][0] == "train" and calls[-1][2]["force"]
+    jaxgen("train", "runs/my", "my.txt", "--from", "200", "--force")
+    assert calls[-1][0] == "resume" and calls[-1][2]["step"] == 200
+
+
+def test_files_take_the_place_of_a_configs_text(jaxgen, calls):
+    touch("my.txt", "other.txt")
+    for words, wanted in (
+        (["shakespeare_char", "my.txt"], ("my.txt",)),
+        (["quickstart", "data.files=my.txt"], ("my.txt",)),
+        (["translate", "my.txt", "other.txt"], ("my.txt", "other.txt")),
+    ):
+        assert jaxgen("train", *words).code == 0
+        settings = calls[-1][1][0]
+        assert settings.data.files == wanted and settings.data.corpus is None
+        assert settings.data.valid_files == ()
+
+
+def test_text_goes_on_with_a_model(jaxgen, calls, monkeypatch):
+    touch("my.txt")
+    read = []
+    monkeypatch.setitem(vars(run), "read_settings", lambda *words: read.append(words) or words)
+    jaxgen("train", "my.txt", "init_from=models/gpt2")
+    ((config, words),) = read
+    assert config.stem == "finetune_gpt2" and calls[-1][1][1] == Path("runs/my")
+    assert words == ('data.files=["my.txt"]', "init_from=models/gpt2")
+
+
 MISTAKES = [
     (["trian"], "unknown verb 'trian'", "did you mean 'train'?"),
     (["--hepl"], "unknown option '--hepl'", "'--help'"),
     (["help"], "unknown verb 'help'", "train, generate, eval, convert, report"),
     (["tiny.yaml"], "did you mean `jaxgen train tiny.yaml`?"),
     (["train"], "CONFIG is missing"),
-    (["train", ""], "'' is no config"),
+    (["train", ""], "'' is no config, run or text"),
     (["train", "train.steps=3"], "CONFIG comes first"),
     (["train", "tiny.yaml", "7"], "unexpected word '7'", "SECTION.KEY=VALUE"),
+    (["train", "my.txt"], "my.txt: no such config, run or text"),
+    (["train", "tiny.yaml", "--minutes", "3"], "--minutes=3", "set train.steps"),
+    (["train", "tiny.yaml", "--from", "x"], "--from x is no checkpoint"),
+    (
+        ["train", "openai/gpt2"],
+        "hf download openai/gpt2 --local-dir models/gpt2",
+        "init_from=models/gpt2",
+    ),
+    (["eval", "bert-base-uncased"], "hf download bert-base-uncased --local-dir"),
     (["train", "tiny.yaml", "train.stpes=3"], "'train.stpes'", "did you mean 'train.steps'?"),
     (["train", "tiny.yaml", "train.steps="], "train.steps="),
     (["train", "tiny.yaml", "--train.steps=3"], "no dashes", "write train.steps=3"),
     (["train", "tiny.yaml", "--ouut", "x"], "unknown option '--ouut'", "'--out'"),
     (["train", "tiny.yaml", "--out"], "--out needs a value"),
-    (["train", "tinny.yaml"], "tinny.yaml: no such config", "did you mean 'tiny'?"),
+    (["train", "tinny.yaml"], "tinny.yaml: no such config, run or text", "did you mean 'tiny'?"),
     (["train", "shakespear_char"], "did you mean 'shakespeare_char'?"),
-    (["train", "."], "folder without config.yaml"),
+    (["train", "left"], "folder without config.yaml"),
+    (["train", "llama"], "folder of a model", "init_from=llama"),
     (["train", "x" * 5000], "File name too long"),
     (["tokenize"], "CONFIG is missing"),
     (["eval"], "RUN is missing"),
@@ -147,6 +229,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("words", "parts"), [(m[0], m[1:]) for m in MISTAKES])
 def test_a_mistake_is_one_line_with_its_remedy(jaxgen, calls, config, words, parts):
+    for name in ("left/checkpoints", "llama/config.json"):
+        touch(f"{name}/x" if name.startswith("left") else name)
     assert refused(jaxgen(*words), *parts)
     assert not calls
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jaxgen.mesh import place
 from jaxgen.ops import attention
 from jaxgen.ops.masks import make_mask
-from jaxgen.plan import analytic, compiled
+from jaxgen.plan import compiled
 from jaxgen.profile import chips
+from jaxgen.run import forecast
 from jaxgen.run.settings import build_settings
 
 B, T, N, K = 4, 1024, 8, 2
@@ -40,5 +41,5 @@ def planned(topology, devices):
     settings = build_settings(
         {"model": model, "train": {"batch": 4, "warmup": 0}, "mesh": "fsdp:4"}
     )
-    plan = analytic.make(settings, *chips.parse(topology))
+    plan = forecast.make(settings, *chips.parse(topology))
     return plan, compiled.training(settings, devices), compiled.decoding(settings, devices)

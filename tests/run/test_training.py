@@ -111,3 +111,53 @@ def test_validation_text_without_a_token_to_predict_is_found_before_the_first_st
     valid = f"data.valid_files=[{tmp_path}/valid.jsonl]"
     code, said = here("train", tiny, "--out", tmp_path / "run", valid, "data.valid_fraction=null")
     assert code == 7 and "hold no text" in said and not (tmp_path / "run").exists(), said
+
+
+def test_a_run_without_a_step_is_begun_anew_and_force_does_so_with_steps(
+    tiny, here, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+
+    def fail(*_, **__):
+        raise ConfigError("planted")
+
+    with monkeypatch.context() as plant:
+        plant.setattr(training, "fit", fail)
+        assert here("train", tiny, "--out", folder)[0] == 2
+    assert (folder / "config.yaml").exists() and not (folder / "checkpoints").exists()
+    (folder / "mine.txt").write_text("notes")
+    code, said = here("train", tiny, "--out", folder, "model.layers=2", "train.steps=2")
+    assert code == 0 and "is begun anew; removed config.yaml, tokenizer" in said, said
+    assert steps_of(folder) == [2]
+    code, said = here("train", tiny, "--out", folder, "train.steps=4")
+    assert code == 2 and "--force to begin it anew" in said and steps_of(folder) == [2], said
+    code, said = here(
+        "train", tiny, "--out", folder, "train.steps=4", "checkpoint.every=2", "--force"
+    )
+    assert code == 0 and "checkpoints (steps 2)" in said, said
+    assert steps_of(folder) == [2, 4] and (folder / "mine.txt").read_text() == "notes"
+
+    code, said = here("train", folder, "--from", "2", "train.learning_rate=0.01")
+    assert code == 2 and "holds steps after 2: 4; --force removes them" in said, said
+    code, said = here("train", folder, "--from", "3", "--force")
+    assert code == 2 and "--from 3: " in said and "it holds 2, 4" in said, said
+    assert steps_of(folder) == [2, 4]
+    words = ("--from", "2", "--force", "train.learning_rate=0.01", "train.log_every=2")
+    code, said = here("train", folder, *words)
+    assert code == 0 and "resuming at step 2" in said and "removed the later steps 4" in said, said
+    assert "from step 2 on: train.learning_rate=0.01" in said and steps_of(folder) == [2, 4]
+
+
+def test_what_a_killed_beginning_left_is_no_obstacle_and_another_folder_is_one(
+    tiny, here, tmp_path
+):
+    folder = tmp_path / "run"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "crash-20260101-1.txt").write_text("a traceback")
+    code, said = here("train", tiny, "--out", folder, "train.steps=1")
+    assert code == 0 and steps_of(folder) == [1], said
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious")
+    code, said = here("train", tiny, "--out", tmp_path / "thesis", "--force")
+    assert code == 2 and "is no run: it holds 'chapter.tex'" in said, said
+    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"

@@ -1,5 +1,7 @@
 """Memory, traffic and time of a training step from shapes alone; bytes and seconds of one device.
 
+A plan's figures for chips elsewhere, and what refuses a run that this machine can't hold.
+
 Parameters and optimizer are exact: they are the shapes and shardings that training itself would
 use. The rest is arithmetic on what a step must keep and move, without what a compiler adds.
 """
@@ -14,8 +16,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from jaxgen import tree
+from jaxgen import host, tree
 from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
+from jaxgen.files import human
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
@@ -26,8 +30,9 @@ from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.losses import even
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.random import DropoutRng
-from jaxgen.plan import shapes
+from jaxgen.profile import chips
 from jaxgen.profile.chips import Chip
+from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
 from jaxgen.train import flops
 from jaxgen.train.losses import logits_at_once
@@ -37,6 +42,9 @@ USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
 # shapes on two CPU cores, 2.5 to 34 million parameters.
 KEPT_UNROLLED = 1.35
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
+SHORTEST = 64  # tokens of a context that is suggested
+# FLOP/s that training reaches: of a core of a CPU, and of an accelerator that is in no table.
+CORE, OTHER = 5e10, 2e13
 
 
 @dataclass(frozen=True)
@@ -137,11 +145,62 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
     return Plan(settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole))
 
 
+def this_machine() -> tuple[Chip, int]:
+    """Return (one of the devices here, how many there are); rates are nominal, nothing is run."""
+    devices = jax.devices()
+    known = chips.of_device(devices[0].device_kind)
+    if known is not None:
+        return replace(known, memory=device_memory()), len(devices)
+    platform = jax.default_backend()
+    rate = CORE * host.cores() / len(devices) if platform == "cpu" else OTHER
+    kind = platform if platform in ("tpu", "gpu") else "cpu"
+    memory = device_memory()
+    return Chip(devices[0].device_kind, rate, memory, 1e11, 1e11, kind), len(devices)
+
+
+def device_memory() -> float:
+    """Return the bytes of memory of a device here; those of a CPU share the machine's."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return float(limit) if limit else host.memory() / jax.local_device_count()
+
+
+def check(settings: Settings) -> None:
+    """Raise ConfigError, with the nearest change that helps, if a step does not fit this machine.
+
+    The vocabulary must be known.
+    """
+    plan = make(settings, *this_machine())
+    if plan.fits:
+        return
+    needs = f"a training step needs {human(plan.total)} of memory"
+    has = f"{plan.chip.name} has {human(USABLE * plan.chip.memory)} for it"
+    other = nearest(plan)
+    if other is None:
+        raise ConfigError(f"{needs}, {has}; take fewer model.layers or a smaller model.d_model")
+    raise ConfigError(
+        f"{needs}, {has}; nearest that fits: {changes(plan, other)} ({human(other.total)})"
+    )
+
+
+def changes(plan: Plan, other: Plan) -> str:
+    """Return what `nearest` has changed, as overrides."""
+    words = []
+    for section, name in (("train", "accumulate"), ("model", "remat"), ("model", "context")):
+        value = getattr(getattr(other.settings, section), name)
+        if value != getattr(getattr(plan.settings, section), name):
+            words.append(f"{section}.{name}={value}")
+    if other.settings.mesh != plan.settings.mesh:
+        sizes = zip(AXES, other.settings.mesh.sizes(plan.chips), strict=True)
+        words.append(f"mesh={','.join(f'{axis}:{size}' for axis, size in sizes)}")
+    return " ".join(words)
+
+
 def nearest(plan: Plan) -> Plan | None:
-    """Return the first change of remat, microbatches or mesh with which the plan fits, or None.
+    """Return the first change of remat, microbatches, mesh or context with which the plan fits.
 
     The cheapest in time are tried first: more microbatches cost least, then recomputing, then a
-    wider fsdp axis in the place of replicas.
+    wider fsdp axis in the place of replicas; a shorter context, another model, comes last. None if
+    nothing helps.
     """
     known = _known(plan.settings)
     for settings in _changes(plan.settings, plan.chips):
@@ -169,6 +228,9 @@ def _changes(settings: Settings, chips: int) -> Iterator[Settings]:
                     model=settings.model.replace(remat=remat),
                     train=replace(settings.train, accumulate=accumulate),
                 )
+    if settings.model.context >= 2 * SHORTEST:
+        shorter = settings.model.replace(context=settings.model.context // 2)
+        yield from _changes(replace(settings, model=shorter), chips)
 
 
 def _meshes(mesh: MeshSettings, chips: int) -> Iterator[MeshSettings]:

@@ -1,0 +1,69 @@
+"""`jaxgen train my.txt`: sizes by the text and the machine, by rules that anybody can check."""
+
+import pytest
+
+from jaxgen.errors import DataError
+from jaxgen.profile.chips import CHIPS, Chip
+from jaxgen.run import forecast, sizes
+from jaxgen.run.settings import build_settings
+
+CPU = Chip("cpu", 1e11, 24e9, 1e11, 1e11, "cpu")
+# (bytes of text, chip, devices) -> (pieces, layers, d_model, context)
+CHOSEN = [
+    (500, CPU, 1, (None, 2, 64, 64)),
+    (100_000, CPU, 1, (512, 2, 64, 64)),
+    (1_100_000, CPU, 1, (2048, 4, 128, 128)),
+    (10_000_000, CPU, 1, (3072, 4, 192, 128)),
+    (10**10, CPU, 1, (3072, 4, 192, 128)),
+    (10_000_000, CHIPS["h200"], 1, (4096, 6, 256, 256)),
+    (10**9, CHIPS["h200"], 1, (12288, 12, 768, 1024)),
+    (10_000_000, CHIPS["v5e"], 4, (4096, 6, 256, 256)),
+]
+
+
+@pytest.mark.parametrize(("size", "chip", "count", "wanted"), CHOSEN)
+def test_sizes_follow_the_text_and_the_machine_and_make_a_config_that_fits(
+    size, chip, count, wanted
+):
+    choice = sizes.choose(size, chip, count)
+    assert choice == sizes.choose(size, chip, count)
+    model, train = choice.mapping["model"], choice.mapping["train"]
+    pieces = choice.mapping["tokenizer"].get("vocab_size")
+    assert (pieces, model["layers"], model["d_model"], model["context"]) == wanted
+    assert model["compute_dtype"] == ("float32" if chip.platform == "cpu" else "bfloat16")
+    assert train["batch"] % count == 0 and 100 <= train["steps"] <= 50_000
+    assert choice.minutes <= 1.1 * sizes.MINUTES
+    assert str(choice).count("\n") == 0 and f"{model['layers']} layers" in str(choice)
+    built = build_settings(choice.mapping | {"model": model | {"vocab_size": pieces or 260}})
+    assert forecast.make(built, chip, count).fits
+
+
+def test_more_time_makes_a_longer_training_and_less_memory_a_smaller_model():
+    size = 10**8
+    short, long = (sizes.choose(size, CPU, 1, minutes) for minutes in (1.0, 60.0))
+    assert short.minutes < 2 < long.minutes and (
+        short.mapping["model"]["layers"] <= long.mapping["model"]["layers"]
+    )
+    large = sizes.choose(10**9, CHIPS["h200"], 1).mapping["model"]["d_model"]
+    poor = Chip("small", 989e12, 1e9, 1e12, 1e12, "gpu")
+    fitted = sizes.choose(10**9, poor, 1).mapping
+    assert fitted["model"]["d_model"] < large or fitted["train"].get("accumulate", 1) > 1
+
+
+def test_overrides_win_and_a_kind_takes_its_section(tmp_path):
+    (tmp_path / "my.txt").write_text("once upon a time there was a text " * 1000)
+    names = [str(tmp_path / "my.txt")]
+    plain, _ = sizes.text_settings(names)
+    assert plain.data.files == tuple(names) and plain.sample.prompts == ("once upon a time",)
+    assert plain.tokenizer.vocab_size == 512
+    words = ["tokenizer.kind=bytes", "train.steps=7", "model.layers=1", "sample.prompts=[Hi]"]
+    changed, _ = sizes.text_settings(names, words)
+    assert changed.tokenizer.kind == "bytes" and changed.train.steps == 7
+    assert changed.model.layers == 1 and changed.sample.prompts == ("Hi",)
+    preset, _ = sizes.text_settings(names, ["model.preset=gpt2-124m"])
+    assert preset.model.d_model == 768
+    (tmp_path / "void.txt").write_text("")
+    with pytest.raises(DataError, match=r"void.txt: empty"):
+        sizes.text_settings([str(tmp_path / "void.txt")])
+    with pytest.raises(DataError, match="no file matches"):
+        sizes.text_settings([str(tmp_path / "none.txt")])
