@@ -154,7 +154,22 @@ class Task:
                     run.resume(folder, self.overrides, **more)
                 else:
                     settings = settings or self.settings(silent=not group.first)
-                    run.train(settings, folder, **more)
+                    self._begin(settings, **more)
+
+    def _begin(self, settings: Settings, **more: Any) -> None:
+        """Train from the first step; a chosen tokenizer that the text lacks gives way."""
+        from jaxgen import run
+        from jaxgen.run.sizes import with_pieces
+        from jaxgen.tokens.pieces import VocabularySizeError
+
+        try:
+            run.train(settings, self.folder, **more)
+        except VocabularySizeError as error:
+            if not self.texts or any(word.startswith("tokenizer") for word in self.overrides):
+                raise
+            settings = with_pieces(settings, error.works)
+            print(f"the text has {settings.tokenizer.vocab_size} pieces, which are taken")
+            run.train(settings, self.folder, **more)
 
 
 def task_of(

@@ -190,6 +190,16 @@ def _fitted(mapping: dict[str, Any], chip: Chip, count: int) -> dict[str, Any] |
     return mapping | more
 
 
+def with_pieces(settings: Settings, works: int) -> Settings:
+    """Return the settings with a tokenizer that the text has, near the one that was chosen.
+
+    works: the nearest size there is. The smallest has hardly more than characters: twice as many.
+    """
+    asked = settings.tokenizer.vocab_size
+    size = works if works < asked else 2 * works
+    return replace(settings, tokenizer=replace(settings.tokenizer, vocab_size=size))
+
+
 def text_settings(
     names: Sequence[str], assignments: Sequence[str] = (), *, minutes: float = MINUTES
 ) -> tuple[Settings, Choice]:

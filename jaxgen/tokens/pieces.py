@@ -272,23 +272,22 @@ def _rule(lowercase: bool) -> Iterator[dict[str, str]]:
         yield {"normalization_rule_tsv": file.name}
 
 
+class VocabularySizeError(ConfigError):
+    """A text has no tokenizer of this size; `works` is the nearest that it has."""
+
+    def __init__(self, size: int, works: int) -> None:
+        problem, end = ("is larger than the text supports", "largest")
+        if works > size:
+            problem, end = ("is too small for the characters of the text", "smallest")
+        super().__init__(f"tokenizer.vocab_size={size} {problem}; the {end} that works is {works}")
+        self.works = works
+
+
 def _why(size: int, message: str) -> Exception:
-    most = re.search(r"value <= (\d+)", message)
-    if most and int(most[1]) > size:  # unigram keeps whole characters, also beyond what was asked
-        return ConfigError(
-            f"tokenizer.vocab_size={size} is too small for the characters of the text; "
-            f"the smallest that works is {most[1]}"
-        )
-    if most:
-        return ConfigError(
-            f"tokenizer.vocab_size={size} is larger than the text supports; "
-            f"the largest that works is {most[1]}"
-        )
-    if least := re.search(r"required_chars\. \d+ vs (\d+)", message):
-        return ConfigError(
-            f"tokenizer.vocab_size={size} is too small for the characters of the text; "
-            f"the smallest that works is {least[1]}"
-        )
+    # Unigram keeps whole characters, also beyond what was asked.
+    for pattern in (r"value <= (\d+)", r"required_chars\. \d+ vs (\d+)"):
+        if found := re.search(pattern, message):
+            return VocabularySizeError(size, int(found[1]))
     if "sentences_.empty()" in message:
         return DataError("the corpus has no text to learn a tokenizer from")
     return DataError(f"sentencepiece can't learn from the corpus: {message}")

@@ -2,10 +2,12 @@
 
 import pytest
 
+from jaxgen import tokens
 from jaxgen.errors import DataError
 from jaxgen.profile.chips import CHIPS, Chip
 from jaxgen.run import forecast, sizes
 from jaxgen.run.settings import build_settings
+from jaxgen.tokens.pieces import VocabularySizeError
 
 CPU = Chip("cpu", 1e11, 24e9, 1e11, 1e11, "cpu")
 # (bytes of text, chip, devices) -> (pieces, layers, d_model, context)
@@ -67,3 +69,24 @@ def test_overrides_win_and_a_kind_takes_its_section(tmp_path):
         sizes.text_settings([str(tmp_path / "void.txt")])
     with pytest.raises(DataError, match="no file matches"):
         sizes.text_settings([str(tmp_path / "none.txt")])
+
+
+def test_a_text_trains_at_once_answers_and_goes_on(here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.md").write_text("the cat sat on the mat. " * 1500)  # has not 512 pieces
+    fast = ["train.steps=2", "model.layers=1", "sample.max_new_tokens=2"]
+    code, said = here("train", "my.md", *fast)
+    assert code == 0 and "chosen for" in said and "pieces, which are taken" in said, said
+    assert "few documents" in said and "jaxgen generate runs/my" in said, said
+    code, said = here("train", "my.md", "train.steps=3")
+    assert code == 0 and "resuming at step 2 of 3" in said, said
+
+
+def test_a_text_of_many_characters_gets_the_pieces_that_they_need():
+    text = "".join(chr(0x4E00 + i * 7 % 900) for i in range(9000))
+    settings = build_settings({"tokenizer": {"vocab_size": 512}})
+    with pytest.raises(VocabularySizeError) as caught:
+        tokens.train(settings.tokenizer, [text])
+    found = sizes.with_pieces(settings, caught.value.works)
+    assert found.tokenizer.vocab_size > 900
+    assert tokens.train(found.tokenizer, [text]).vocab_size == found.tokenizer.vocab_size
