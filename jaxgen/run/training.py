@@ -141,7 +141,8 @@ def _prepared(
         tokenizer = inputs.make_tokenizer(settings)
     settings = resolve(settings, tokenizer)
     new = [] if kept is None else differences(kept, settings, folder, onward=onward)
-    corpus = inputs.prepare(settings, tokenizer, cache, folder=folder, silent=not writes)
+    home = None if kept is None else folder
+    corpus = inputs.prepare(settings, tokenizer, cache, folder=home, silent=not writes)
     if kept is not None and (changed := inputs.changed_text(folder, corpus)):
         raise DataError(
             f"{changed}, or give another --out for a run of this text, or --force to begin anew"
