@@ -50,7 +50,7 @@ def at_least(low: int) -> Parameter:
     """Return how a whole number from `low` on is read."""
 
     def validate(kind: Any, value: Any) -> None:
-        if value < low:
+        if value is not None and value < low:
             raise ValueError(f"must be at least {low}")
 
     return Parameter(converter=_whole, validator=validate, allow_leading_hyphen=True)

@@ -12,25 +12,33 @@ from jaxgen.cli.arguments import Overrides, Step
 
 
 def evaluate(
-    run: Annotated[str, Parameter(help="a run folder, or its name in runs/")],
+    run: Annotated[str, Parameter(help="a run, or its name in runs/; the folder of any model")],
     /,
     *overrides: Overrides,
     split: Annotated[
-        Literal["valid", "test", "train"], Parameter(help="the documents to measure on")
-    ] = "valid",
+        Literal["valid", "test", "train"] | None,
+        Parameter(help="the documents to measure on; by default valid, or all of other text"),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        arguments.at_least(1),
+        Parameter(help="tokens from one window to the next, which then overlap; by default none"),
+    ] = None,
     step: Step = None,
 ) -> None:
-    """Print loss, perplexity and bits per byte of a run.
+    """Print loss, perplexity and bits per byte of a model.
 
-    All of a split is read: of the run's own text, which data.files=[...] finds
-    where it has moved, or of other text that is given in that way. Bits per
-    byte compare models with different tokenizers; less is better. Nothing is
-    written but the cache of token shards.
+    All of a split is read of the run's own text, which data.files=... finds where
+    it has moved; of other text that is given in that way, all. Bits per byte
+    compare models with different tokenizers; less is better. With --stride each
+    token is predicted from most of the context, in more time. Nothing is written
+    but the cache of token shards.
 
     For example:
         jaxgen eval runs/quickstart
         jaxgen eval quickstart --split test --step best
-        jaxgen eval runs/my data.files=[elsewhere/mine.txt]
+        jaxgen eval runs/my data.files=other.txt --stride 64
+        jaxgen eval models/gpt2 data.files=mine.txt
     """
     arguments.check_overrides(overrides)
     (folder, which), cache = paths.model(run, step), paths.cache()
@@ -38,5 +46,6 @@ def evaluate(
     from jaxgen import run as runs
 
     with exits.in_folder(folder):
-        rows = runs.evaluate(folder, overrides, split=split, cache=cache, step=which)
+        more = {"split": split, "stride": stride, "step": which}
+        rows = runs.evaluate(folder, overrides, cache=cache, **more)
         terminal.print_rows(rows)

@@ -98,6 +98,45 @@ class NextTokens:
         return batch | {"index": np.where(batch["index"] < 0, -1, starts % count)}
 
 
+@dataclass(frozen=True)
+class Overlapping:
+    """Rows of the causal objective that begin `stride` tokens after another, each token once.
+
+    A row counts its last `stride` targets, the first one all: each has at least width - stride
+    tokens before it, where there are so many.
+    """
+
+    shard: TokenShard
+    width: int
+    stride: int
+    name: str = "causal, overlapping"
+
+    @property
+    def count(self) -> int:
+        """Rows that predict every token once."""
+        return 1 + max(-(-(len(self.shard.tokens) - 1 - self.width) // self.stride), 0)
+
+    def batch(
+        self,
+        rows: Int[np.ndarray, "B"],
+        epochs: Int[np.ndarray, "B"],
+        keys: UInt64[np.ndarray, "B"],
+    ) -> Batch:
+        """Return `pack.cut` of the rows."""
+        ends = np.where(rows < 0, 0, len(self.shard.tokens))
+        batch = cut(self.shard, np.where(rows < 0, 0, rows * self.stride), ends, self.width)
+        seen = (rows > 0)[:, None] & (np.arange(self.width) < self.width - self.stride)
+        return batch | {"weights": np.where(seen, np.float32(0), batch["weights"])}
+
+
+def overlapping(
+    shard: TokenShard, *, context: int, seed: int, ordered: bool, stride: int
+) -> Overlapping:
+    """Return overlapping rows, for a text that is read once; DataError for too little text."""
+    check_room(shard, context, whole_row=False)
+    return Overlapping(shard, context, stride)
+
+
 def causal(shard: TokenShard, *, context: int, seed: int, ordered: bool) -> NextTokens:
     """Return the rows of the causal objective; DataError for too little text.
 

@@ -1,77 +1,166 @@
-"""How well a finished or half-finished run predicts one of its splits."""
+"""How well a model predicts a text: a split of its run's own, or any other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from jaxgen import data
+from jaxgen import settings as sets
+from jaxgen.config import ModelConfig
+from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.pretrained.model import load_step
+from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
-from jaxgen.run.folder import TOKENIZER, changed_settings
+from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, changed_settings
+from jaxgen.run.settings import Settings, build_settings, resolve
 from jaxgen.store.steps import Step
+from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train.validate import validate
 
 Split = Literal["train", "valid", "test"]
+SPLITTING = ("data.split", "data.valid_", "data.test_")
+WHOLE = {"valid_fraction": 0.0, "test_fraction": 0.0, "valid_files": (), "test_files": ()}
+# Of a model that is no run: rows as long as most text needs, and what its heads have learned.
+CONTEXT, BATCH = 2048, 8
+OBJECTIVES = {"mlm": "masked", "classes": "classes"}
+
+
+class _Model(NamedTuple):
+    settings: Settings
+    tokenizer: Tokenizer
+    config: ModelConfig
+    params: Any
+    rows: list[tuple[str, str]]  # what it is
 
 
 def evaluate(
     folder: Path,
     assignments: Sequence[str] = (),
     *,
-    split: Split,
+    split: Split | None = None,
+    stride: int | None = None,
     cache: Path,
     step: Step = None,
 ) -> list[tuple[str, str]]:
-    """Return (name, value) rows: loss, perplexity and bits per byte of the whole split.
+    """Return (name, value) rows: loss, perplexity and bits per byte of a text.
 
-    assignments: "data.key=value", for text that has moved, or other text. step: which checkpoint,
-    as for `jaxgen.load`. Raises ConfigError if the folder is no run, CheckpointError if no
-    checkpoint of it is sound, DataError if the split is empty, or the text is no more what the run
-    was trained on though no other was asked for.
+    folder: a run, or any model with a tokenizer. assignments: "data.key=value", for text that has
+    moved, or other text. split: of the run's own text, valid; of other text, all of it: None.
+    stride: rows begin so many tokens after another, and each token is predicted from at least
+    context - stride before it, in the place of as few as none. step: which checkpoint, as for
+    `jaxgen.load`. Raises ConfigError if the folder is no model or no text is named, CheckpointError
+    if no checkpoint of it is sound, DataError if the split is empty, or the text is no more what
+    the run was trained on though no other was asked for.
     """
     for word in assignments:
         if not word.startswith("data."):
             raise ConfigError(f"{word}: of a run's settings eval may change those of data.* only")
-    settings = changed_settings(folder, assignments)
-    tokenizer = load_tokenizer(folder / TOKENIZER)
-    config, params, number = load_step(folder, step)
-    corpus = inputs.prepare(settings, tokenizer, cache, folder=folder)
-    changed = inputs.changed_text(folder, corpus)
-    if changed and not assignments:
-        raise DataError(changed)
-    shard = getattr(corpus, split)
+    is_run = (folder / CHECKPOINTS).is_dir()
+    model = (_of_run if is_run else _of_model)(folder, assignments, step)
+    corpus, part, told = _text(folder, model, assignments, split, cache, is_run=is_run)
+    shard = getattr(corpus, part)
     if not shard.documents:
         raise DataError(
-            f"{folder} keeps no {split} text (data.{split}_fraction, data.{split}_files): give "
+            f"{folder} keeps no {part} text (data.{part}_fraction, data.{part}_files): give "
             f"another --split, or other text with data.files=[...]"
         )
-    rows = data.in_order(
+    settings = model.settings
+    context = settings.model.context
+    batches = data.in_order(
         shard,
-        context=config.context,
+        context=context,
         batch=settings.train.batch,
-        objective=objective.make(settings.objective, tokenizer, config.topology),
+        objective=_maker(settings, model.tokenizer, stride),
     )
-    found = validate(params, config, rows, tokenizer.byte_lengths)
-    rows = [
-        ("run", str(folder)),
-        ("checkpoint", f"step {number}"),
-        ("split", split if not changed else f"{split}, of other text than the run was trained on"),
-    ]
-    if config.classes is not None:
+    found = validate(model.params, model.config, batches, model.tokenizer.byte_lengths)
+    rows = [*model.rows, ("text", told)]
+    if model.config.classes is not None:
         return [
             *rows,
             ("texts", f"{found['tokens']:,.0f}"),
             ("loss", f"{found['loss']:.4f} nats per text"),
             ("accuracy", f"{found['accuracy']:.4f}"),
         ]
+    windows = "" if stride is None else f", a window each {stride}"
     return [
         *rows,
+        ("context", f"{context} tokens{windows}"),
         ("tokens", f"{found['tokens']:,.0f}"),
         ("loss", f"{found['loss']:.4f} nats per token"),
         ("perplexity", f"{found['perplexity']:.3f}"),
         ("bits per byte", f"{found['bits_per_byte']:.4f}"),
     ]
+
+
+def _of_run(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
+    settings = changed_settings(folder, assignments)
+    config, params, number = load_step(folder, step)
+    rows = [("run", str(folder)), ("checkpoint", f"step {number}")]
+    return _Model(settings, load_tokenizer(folder / TOKENIZER), config, params, rows)
+
+
+def _of_model(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
+    if not any(word.startswith(("data.files=", "data.corpus=")) for word in assignments):
+        raise ConfigError(f"{folder} is no run, so it has no text of its own; give data.files=...")
+    config = read_config(folder)
+    name = OBJECTIVES.get(config.head, "causal")
+    if config.topology == "encoder_decoder":
+        name = "pairs"
+    mapping = {"init_from": str(folder), "objective": {"name": name}, "train": {"batch": BATCH}}
+    mapping["model"] = {"context": min(config.context, CONTEXT)}
+    settings = build_settings(sets.override(mapping, assignments))
+    tokenizer = inputs.make_tokenizer(settings)
+    config, params = load(folder, step=step)
+    return _Model(resolve(settings, tokenizer), tokenizer, config, params, [("model", str(folder))])
+
+
+def _text(
+    folder: Path,
+    model: _Model,
+    assignments: Sequence[str],
+    split: Split | None,
+    cache: Path,
+    *,
+    is_run: bool,
+) -> tuple[data.Corpus, Split, str]:
+    """Return a corpus, and which part of it is measured, also in words."""
+    prepare = partial(inputs.prepare, tokenizer=model.tokenizer, cache=cache, folder=folder)
+    part: Split = split or "valid"
+    other = "other text than the run was trained on" if is_run else "the files given"
+    chosen = split is not None or any(word.startswith(SPLITTING) for word in assignments)
+    if is_run:
+        try:
+            corpus = prepare(model.settings)
+            changed = inputs.changed_text(folder, corpus)
+        except DataError as error:  # too little text for the run's split, perhaps
+            if chosen or not assignments:
+                raise
+            corpus, changed = None, str(error)
+        if changed and not assignments:
+            raise DataError(changed)
+        if corpus is not None and (chosen or not changed):
+            return corpus, part, f"{part}, of {other}" if changed else part
+    elif chosen:
+        return prepare(model.settings), part, f"{part}, of {other}"
+    whole = replace(model.settings.data, **WHOLE)
+    return prepare(replace(model.settings, data=whole)), "train", f"all of {other}"
+
+
+def _maker(settings: Settings, tokenizer: Tokenizer, stride: int | None) -> Maker:
+    if stride is None:
+        return objective.make(settings.objective, tokenizer, settings.model.topology)
+    if settings.objective.name != "causal":
+        raise ConfigError(
+            f"stride={stride} is for a model of the next token, but objective.name="
+            f"{settings.objective.name}; leave it out"
+        )
+    if not 1 <= stride <= settings.model.context:
+        raise ConfigError(
+            f"stride={stride} must be from 1 to the context of {settings.model.context}"
+        )
+    return partial(overlapping, stride=stride)
