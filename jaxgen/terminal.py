@@ -9,7 +9,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 FREE = 160  # columns of a table in a file or a pipe
@@ -48,6 +48,12 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
             print(f"{'':<{names}}  {line}")
 
 
+def say(line: str, end: str = "\n") -> None:
+    """Print a line on standard error at once; where nobody reads it, work goes on all the same."""
+    with suppress(OSError, ValueError):
+        print(line, end=end, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def ticking(tell: Callable[[float], object], *, terminal: bool) -> Iterator[None]:
     """Call tell(seconds passed) from a thread now and then until the block ends.
@@ -82,9 +88,9 @@ def waiting(text: str) -> Iterator[None]:
         if live:
             line = line[: shutil.get_terminal_size().columns - 1]
             shown = len(line)
-        print(f"\r{line}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+        say(f"\r{line}" if live else line, end="" if live else "\n")
 
     with ticking(tell, terminal=live):
         yield
     if shown:
-        print(f"\r{' ' * shown}\r", end="", file=sys.stderr, flush=True)
+        say(f"\r{' ' * shown}\r", end="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jaxgen import terminal
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import Out, Overrides
 from jaxgen.run.signals import StopRequest
@@ -24,6 +25,7 @@ def quickstart(*overrides: Overrides, out: Out = None) -> None:
     arguments.check_overrides(overrides)
     folder = Path(out) if out else paths.RUNS / "quickstart"
     cache = paths.cache()
+    terminal.say(f"training the quickstart in {folder}")
     from jaxgen.report import quickstart as first
 
     with exits.in_folder(folder), StopRequest() as stop:

@@ -10,7 +10,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from jaxgen import host
+from jaxgen import host, terminal
 
 WORTH_KEEPING = 0.3  # seconds of compiling: below, reading the program back costs as much
 NOISY = ("absl", "jax", "orbax", "grain", "matplotlib")
@@ -28,8 +28,9 @@ def prepare_jax(cache: Path) -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.formatwarning = _one_line
-    host.tune()
-    import jax
+    with terminal.waiting("loading JAX"):
+        host.tune()
+        import jax
 
     if jax.config.values.get("jax_compilation_cache_dir"):  # the user has chosen another
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from jaxgen import terminal
 from jaxgen.cli import exits, launch, paths, start
 from jaxgen.cli.arguments import REAL, Out
 from jaxgen.errors import ConfigError
@@ -144,6 +145,7 @@ class Task:
         folder, cache = self.folder, paths.cache()
         # What a config says wrong is said before JAX is started.
         settings = None if self.config is None else self.settings()
+        terminal.say(f"training {'goes on ' if self.goes_on else ''}in {folder}")
         with exits.in_folder(folder), StopRequest() as stop:
             start.prepare_jax(cache)
             with launch.group(among) as group, exits.in_folder(folder):

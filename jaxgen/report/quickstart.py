@@ -28,14 +28,14 @@ def quickstart(
     stop: see `training.train`. Raises what that raises; a finished run is shown again.
     """
     settings = read_settings(config_folder() / "quickstart.yaml", assignments)
+    shown = _last_sample(folder)
     train(settings, folder, cache=cache, stop=stop)
     host.give_back()
     valid = _last_validation(folder / "metrics.jsonl")
     print(f"\nvalidation: {valid['bits_per_byte']:.3f} bits per byte at step {valid['step']}")
     print(f"a 5-gram of the same training text: {n_gram(folder, cache=cache):.3f}")
-    samples = sorted((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem))
-    if samples:
-        print(f"\n{samples[-1].read_text(encoding='utf-8').strip()}")
+    if shown is not None and shown == _last_sample(folder):  # else training has just shown it
+        print(f"\n{shown.read_text(encoding='utf-8').strip()}")
     print(f"\nnext: jaxgen generate {folder} --prompt 'The return value is'")
     print(f"      jaxgen report {folder}")
 
@@ -54,6 +54,10 @@ def n_gram(folder: Path, *, cache: Path) -> float:
     predicted[held.offsets[:-1].astype(np.int64)] = False
     sizes = tokenizer.byte_lengths[held.tokens]
     return float(-logp[predicted].sum() / log(2) / sizes[predicted].sum())
+
+
+def _last_sample(folder: Path) -> Path | None:
+    return max((folder / "samples").glob("*.txt"), key=lambda path: int(path.stem), default=None)
 
 
 def _last_validation(metrics: Path) -> dict:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxgen import data, files, host, tree
+from jaxgen import data, files, host, terminal, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, ConfigError, DataError, NonFiniteError
 from jaxgen.mesh import device_mesh
@@ -22,7 +22,7 @@ from jaxgen.pretrained.assets import copy_assets
 from jaxgen.pretrained.chat_template import write_chat_template
 from jaxgen.pretrained.model import located
 from jaxgen.profile import take
-from jaxgen.run import bad_streak, facts, initial, inputs, peers, profiling
+from jaxgen.run import bad_streak, facts, initial, inputs, messages, peers, profiling
 from jaxgen.run.conversations import template_of
 from jaxgen.run.folder import (
     CHECKPOINTS,
@@ -44,6 +44,7 @@ from jaxgen.store import directory
 from jaxgen.store.steps import Step
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train import flops, partitioner, plot, schedule
+from jaxgen.train.display import short
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
 from jaxgen.train.state import State
@@ -85,7 +86,8 @@ def train(
         profiling.check(settings.train.steps, folder)
     alike = {} if group.count == 1 else peers.identity(settings) | {"--profile": trace is not None}
     group.agree("start", alike)
-    group.all_ok("devices", jax.devices)
+    with terminal.waiting("finding devices"):
+        group.all_ok("devices", jax.devices)
     with ExitStack() as held:
         group.on_primary("run folder", lambda: held.enter_context(claimed(folder)))
         peers.see(group, folder / LOCK)
@@ -223,7 +225,7 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
     if run.group.first:
         total = settings.steps
         logger = Log(run.folder, total_steps=total, resume_step=begin, validation_pending=pending)
-    with logger as log:
+    with logger as log, messages.collected(log.note, log.say):
         try:
             if restored is not None:
                 batches.restore(restored.extra["data"])
@@ -243,7 +245,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
                 run.group.on_primary("profile", partial(take.prepare, trace))
             if begin < settings.steps:
                 _introduce(run, batches, log)
-            state = _first_state(run, log) if restored is None else restored.tree
+            with log.waiting("initialising"):
+                state = _first_state(run, log) if restored is None else restored.tree
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
@@ -293,14 +296,14 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
     if run.group.count > 1:
         spread += f", in {run.group.count} processes"
     log.say(
-        f"{tree.count(api.abstract(config)) / 1e6:.2f} M parameters on {len(devices)} x "
+        f"{short(tree.count(api.abstract(config)))} parameters on {len(devices)} x "
         f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
         f"training tokens, vocabulary {config.V}"
     )
     for told in host.tune():
-        log.say(told)
+        log.note(told)
     for name, value in partitioner.compile_options_for(run.settings.mesh.form, run.mesh).items():
-        log.say(f"compiler option {name}={str(value).lower()}")
+        log.note(f"compiler option {name}={str(value).lower()}")
     settings = run.settings.train
     if settings.warmup > settings.steps:
         log.say(
@@ -331,6 +334,8 @@ def _callbacks(
     ) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(dog.watching(what, step))
+            if what != "training":
+                stack.enter_context(log.waiting(what))
             if run.group.count > 1:
                 pass  # saving takes all processes, and they agree on it between steps
             elif what == "compiling":  # the state is on the disk, or a function of the seed
@@ -373,7 +378,7 @@ def _callbacks(
 
 
 def _conclude(run: Run, log: Log | Mute) -> None:
-    title = f"{run.folder.name}: {tree.count(api.abstract(run.settings.model)) / 1e6:.1f} M"
+    title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
     refusal = plot.draw_loss(
         run.folder / "metrics.jsonl", run.folder / "loss.png", title=f"{title} parameters"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -23,29 +24,34 @@ class Reading:
     mfu: float | None = None
     eta: float | None = None
     skipped: int = 0
+    cause: str | None = None  # why this very step was skipped
 
-    def facts(self) -> list[str]:
+    def facts(self) -> dict[str, str]:
         """Return what is known beyond the step, in words."""
-        parts = [
-            ("loss {:.4f}", self.loss),
-            ("valid {:.4f}", self.valid),
-            ("{} tok/s", None if self.tokens_per_second is None else short(self.tokens_per_second)),
-            ("MFU {:.1f}%", None if self.mfu is None else 100 * self.mfu),
-            ("{} left", None if self.eta is None else duration(self.eta)),
-            ("{} skipped", self.skipped or None),
-        ]
-        return [form.format(value) for form, value in parts if value is not None]
+        parts = {
+            "loss": ("loss {:.4f}", self.loss),
+            "valid": ("valid {:.4f}", self.valid),
+            "speed": ("{} tok/s", _if_known(short, self.tokens_per_second)),
+            "mfu": ("MFU {:.1f}%", None if self.mfu is None else 100 * self.mfu),
+            "eta": ("{} left", _if_known(duration, self.eta)),
+            "skipped": ("{} skipped", self.skipped or None),
+        }
+        return {name: form.format(x) for name, (form, x) in parts.items() if x is not None}
 
     def line(self) -> str:
         """Return the whole reading as one plain line."""
-        return "  ".join([f"step {self.step}/{self.total}", *self.facts()])
+        cause = [] if self.cause is None else [f"is skipped: {self.cause}"]
+        return "  ".join([f"step {self.step}/{self.total}", *self.facts().values(), *cause])
 
 
 @runtime_checkable
 class Display(Protocol):
     """Where a run shows itself; a method may raise OSError or ValueError when the place is gone."""
 
+    moves: bool  # whether what is shown can be renewed in its place
+
     def update(self, reading: Reading) -> None: ...
+    def wait(self, what: str, seconds: float) -> None: ...
     def amend(self, reading: Reading) -> None: ...
     def say(self, line: str) -> None: ...
     def text(self, step: int, title: str, text: str) -> None: ...
@@ -76,6 +82,11 @@ def _moves(stream: Any) -> bool:
 class Off:
     """Shows nothing."""
 
+    moves = False
+
+    def wait(self, what: str, seconds: float) -> None:
+        """Ignore a sign of life."""
+
     def update(self, reading: Reading) -> None:
         """Ignore a reading."""
 
@@ -95,12 +106,19 @@ class Off:
 class Plain:
     """One line per reading, for files, pipes and logs of clusters."""
 
+    moves = False
+
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def update(self, reading: Reading) -> None:
         """Print the reading."""
         self.say(reading.line())
+
+    def wait(self, what: str, seconds: float) -> None:
+        """Print that something goes on, and for how long."""
+        if seconds:
+            self.say(f"{what}: {seconds:.0f} s")
 
     def amend(self, reading: Reading) -> None:
         """Leave the line that is out as it is."""
@@ -119,12 +137,18 @@ class Plain:
         """Do nothing: each line is out already."""
 
 
+DISPENSABLE = ("mfu", "speed", "valid", "eta")  # in this order, where a terminal is narrow
+BAR = 6  # columns of the bar at least
+
+
 class Live:
-    """A progress bar that stays at the bottom while lines and samples scroll above it."""
+    """One line that stays at the bottom while lines and samples scroll above it."""
+
+    moves = True
 
     def __init__(self, total: int, first: int, stream: Any) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.live import Live as Region
 
         class Lasting(Console):
             def on_broken_pipe(self) -> None:
@@ -132,41 +156,30 @@ class Live:
                 raise BrokenPipeError
 
         self.console = Lasting(file=stream, highlight=False, emoji=False, markup=False)
-        self.bar = Progress(
-            TextColumn("{task.completed:.0f}/{task.total:.0f}", style="bold"),
-            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
-            TextColumn("{task.fields[facts]}"),
-            TextColumn("{task.fields[skipped]}", style="bold red"),
-            console=self.console,
-            expand=True,
-            # A refreshing thread could not hand the error of a lost terminal to anybody.
-            auto_refresh=False,
-        )
-        self.task = self.bar.add_task(
-            "train", total=total, completed=first, facts="compiling", skipped=""
-        )
-        self.bar.start()
-        self.bar.refresh()
+        self.reading, self.waiting = Reading(step=first, total=total), ""
+        # A refreshing thread of rich could not hand the error of a lost terminal to anybody.
+        self.region = Region(console=self.console, auto_refresh=False, get_renderable=self._line)
+        self.region.start(refresh=True)
 
     def update(self, reading: Reading) -> None:
         """Move the bar."""
-        facts = reading.facts()
-        skipped = facts.pop() if reading.skipped else ""
-        self.bar.update(
-            self.task,
-            completed=reading.step,
-            facts=" · ".join(facts),
-            skipped=skipped,
-            refresh=True,
-        )
+        if reading.cause is not None:
+            self.say(f"step {reading.step}/{reading.total} is skipped: {reading.cause}")
+        self.amend(reading)
 
     def amend(self, reading: Reading) -> None:
         """Show the same step with what is known of it since."""
-        self.update(reading)
+        self.reading, self.waiting = reading, ""
+        self.region.refresh()
+
+    def wait(self, what: str, seconds: float) -> None:
+        """Show what goes on, and for how long, in place of the figures."""
+        self.waiting = f"{what} {duration(seconds)}" if seconds else what
+        self.region.refresh()
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self.bar.print(_encodable(line, self.console.file), soft_wrap=True)
+        self.console.print(_encodable(line, self.console.file))
 
     def text(self, step: int, title: str, text: str) -> None:
         """Print a sample above the bar."""
@@ -175,13 +188,51 @@ class Live:
         from rich.text import Text
 
         head = _encodable(f"step {step} · {printable(title)}", self.console.file)
-        self.bar.print(Rule(Text(head, style="dim"), style="dim", align="left"))
+        self.console.print(Rule(Text(head, style="dim"), style="dim", align="left"))
         body = _encodable(printable(text), self.console.file)
-        self.bar.print(Padding(Text(body), (0, 0, 1, 2)))
+        self.console.print(Padding(Text(body), (0, 0, 1, 2)))
 
     def close(self) -> None:
         """Leave the bar as it is and give the cursor back."""
-        self.bar.stop()
+        self.region.stop()
+
+    def _line(self) -> Any:
+        """Return the line at the bottom, never wider than the terminal."""
+        from rich.text import Text
+
+        reading, ascii_only = self.reading, self.console.options.ascii_only
+        head, facts = f"{reading.step}/{reading.total}", reading.facts()
+        skipped = facts.pop("skipped", "")
+        if self.waiting:
+            facts = {"waiting": self.waiting}
+
+        def rest() -> tuple[str, int]:
+            words = (" | " if ascii_only else " · ").join(facts.values())
+            taken = sum(len(part) + 1 for part in (head, words, skipped) if part)
+            return words, self.console.width - taken
+
+        for name in DISPENSABLE:
+            if rest()[1] >= BAR:
+                break
+            facts.pop(name, None)
+        words, room = rest()
+        done = max(room, 0) * reading.step // max(reading.total, 1)
+        full, empty = ("#", "-") if ascii_only else ("━", "─")
+        bar = (
+            [(full * done, "cyan"), (empty * (room - done), "bright_black")] if room >= BAR else []
+        )
+        parts = [[(head, "bold")], bar, [(words, "")], [(skipped, "bold red")]]
+        shown = [part for part in parts if any(text for text, _ in part)]
+        line = Text(no_wrap=True, overflow="crop", end="")
+        for number, part in enumerate(shown):
+            line.append(" " if number else "")
+            for text, style in part:
+                line.append(text, style)
+        return line
+
+
+def _if_known(form: Callable[[float], str], number: float | None) -> str | None:
+    return None if number is None else form(number)
 
 
 def printable(text: str) -> str:
@@ -194,7 +245,7 @@ def printable(text: str) -> str:
     return text.translate(shown)
 
 
-def short(number: float) -> str:
+def short(number: int | float) -> str:
     """Return a count in at most five characters: "950", "12.3k", "1.25M"."""
     if not math.isfinite(number):
         return str(number)

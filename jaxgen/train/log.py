@@ -8,13 +8,13 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxgen import files
+from jaxgen import files, terminal
 from jaxgen.errors import BusyError
 from jaxgen.train import display as displays
 from jaxgen.train import events
@@ -29,10 +29,10 @@ class Log:
     """Records and shows the progress of a run; a `train.loop.MetricWriter`.
 
     metrics.jsonl: {"step", "kind": "train" | "valid", "seconds", metrics...} a line; a number that
-    is not finite is null there and spelled in "nonfinite". On resume, lines after `resume_step`
-    are removed, and its own validation if `validation_pending`, so that nothing is there twice. A
-    thread does all writing: a disk that fails or stalls, or a lost terminal, is reported once and
-    training goes on.
+    is not finite is null there and spelled in "nonfinite"; "cause" says why a step was skipped. On
+    resume, lines after `resume_step` are removed, and its own validation if `validation_pending`,
+    so that nothing is there twice. A thread does all writing: a disk that fails or stalls, or a
+    lost terminal, is reported once and training goes on.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Log:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write down and show a training step; the loop's metrics, see `train.loop.fit`."""
         now = time.monotonic()
         # The first step pays for compilation, so the pace is counted from its end.
@@ -87,10 +87,11 @@ class Log:
             mfu=metrics.get("mfu"),
             eta=None if pace is None else pace * (self.total - step),
             skipped=int(metrics.get("skipped", 0)),
+            cause=metrics.get("cause"),
         )
         self.reading = reading
         self._record(step, "train", metrics)
-        self._line(reading.line())
+        self.note(reading.line())
         self._show(lambda: self.display.update(reading))
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -109,6 +110,20 @@ class Log:
         facts = [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
         self.say("  ".join([f"step {step}/{self.total}", *facts]))
 
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Show that `what` goes on, and for how long, until the block ends."""
+
+        def tell(seconds: float) -> None:
+            self._show(lambda: self.display.wait(what, seconds))
+
+        tell(0.0)
+        with terminal.ticking(tell, terminal=self.display.moves):
+            yield
+        known = self.reading
+        if known:
+            self._show(lambda: self.display.amend(known))
+
     def text(self, step: int, title: str, text: str) -> None:
         """Write a sample to samples/<step>.txt and show it."""
         title, text = _sound(title), _sound(text)
@@ -119,7 +134,7 @@ class Log:
 
     def say(self, line: str) -> None:
         """Write a line to log.txt and show it."""
-        self._line(line)
+        self.note(line)
         self._show(lambda: self.display.say(_sound(line)))
 
     def settle(self) -> None:
@@ -140,14 +155,16 @@ class Log:
                 self._warn("log", f"the disk has not answered for {CLOSING_SECONDS:.0f} s")
             self._show(lambda: self.display.close())
 
-    def _record(self, step: int, kind: str, metrics: Mapping[str, float]) -> None:
+    def _record(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
         seconds = round(self.earlier + time.monotonic() - self.started, 3)
-        values = {name: float(value) for name, value in metrics.items()}
-        line = encode({"step": step, "kind": kind, "seconds": seconds, **values})
+        words = {name: value for name, value in metrics.items() if isinstance(value, str)}
+        values = {k: float(value) for k, value in metrics.items() if k not in words}
+        line = encode({"step": step, "kind": kind, "seconds": seconds, **values, **words})
         self._write("metrics.jsonl", self.metrics.write, line)
         self._write("events", self._to_events, "scalars", step, kind, values)
 
-    def _line(self, line: str) -> None:
+    def note(self, line: str) -> None:
+        """Write a line to log.txt alone."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._write("log.txt", self.lines.write, f"{stamp}  {_sound(line)}\n".encode())
 
@@ -192,7 +209,7 @@ class Log:
             lost, self.display = self.display, displays.Off()
             with suppress(OSError, ValueError):
                 lost.close()
-            self._line("warning: standard output is lost; training goes on")
+            self.note("warning: standard output is lost; training goes on")
 
 
 class Mute:
@@ -202,10 +219,15 @@ class Mute:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-    def step(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None: ...
     def validation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def waiting(self, what: str) -> AbstractContextManager:
+        """Return a context without effect."""
+        return nullcontext()
+
     def text(self, step: int, title: str, text: str) -> None: ...
     def say(self, line: str) -> None: ...
+    def note(self, line: str) -> None: ...
     def settle(self) -> None: ...
     def close(self) -> None: ...
 

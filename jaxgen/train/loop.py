@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from jaxgen.train.nonfinite import CAUSES
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import State
 
@@ -19,9 +20,12 @@ Step = Callable[[State, dict[str, Any]], tuple[State, dict[str, Any]]]
 
 @runtime_checkable
 class MetricWriter(Protocol):
-    """Receives the metrics of steps and validations; `train.log.Log` is one."""
+    """Receives the metrics of steps and validations; `train.log.Log` is one.
 
-    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+    A step that was skipped has "cause", in words; all else are numbers.
+    """
+
+    def step(self, step: int, metrics: dict[str, Any]) -> None: ...
     def validation(self, step: int, metrics: dict[str, float]) -> None: ...
 
 
@@ -171,6 +175,7 @@ def _validate_and_sample(
     return True
 
 
+LINES = 10  # of a run, however short it is
 SMALL = 2**20  # bytes of weights
 
 
@@ -221,7 +226,9 @@ class Clock:
         if self.spent >= WINDOW:
             speed = self.tokens / self.spent
             used = speed * self.callbacks.flops_per_token / self.callbacks.peak
-            self.latest = {"tokens_per_second": speed, "mfu": used}
+            self.latest = {"tokens_per_second": speed}
+            if used <= 1:  # else the peak was measured while the machine did something else
+                self.latest["mfu"] = used
             self.tokens, self.spent = 0.0, 0.0
         return self.latest
 
@@ -233,9 +240,13 @@ def _flush_metrics(state, step, settings, callbacks, clock, writer) -> int:
     clock.count(float(batch["tokens"].size))
     if int(values["streak"]) >= settings.patience:
         callbacks.on_bad_streak(state, number, batch, metrics)
+    every = min(settings.log_every, max(settings.steps // LINES, 1))
     # A bad step is logged at once, whatever log_every is.
-    if number % settings.log_every == 0 or number == 1 or values["streak"]:
-        record = {name: float(value) for name, value in values.items()}
+    if number % every == 0 or number in (1, settings.steps) or values["streak"]:
+        cause = CAUSES[int(values.pop("cause", 0))]
+        record: dict[str, Any] = {name: float(value) for name, value in values.items()}
+        if cause:
+            record["cause"] = cause
         record["learning_rate"] = float(callbacks.rate(number - 1))
         writer.step(number, record | clock.read())
     return int(values["streak"])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
@@ -20,6 +20,14 @@ from jaxgen.train.state import Health, State
 
 MEMORY = 0.98  # decay of the running mean of the loss: about the last 50 steps
 SETTLED = 50  # good steps before spikes are refused: the first descent looks like one
+CAUSES = (
+    "",
+    "the loss is not finite",
+    "the gradient is not finite",
+    "the update is not finite",
+    "the loss is a spike",
+    "too many bad steps in a row",
+)  # why a step is refused, by the number that `check` gives
 FLOOR = 1.0  # nats above the mean that a spike must exceed too: losses near 0 double by chance
 
 
@@ -31,27 +39,35 @@ def check(
     spike: float | None,
     patience: int,
     update: Any,
-) -> tuple[Bool[Array, ""], Health]:
-    """Return (good, health): whether to apply a step with this mean loss and gradient norm.
+) -> tuple[Bool[Array, ""], Int[Array, ""], Health]:
+    """Return (good, cause, health): whether to apply a step with this mean loss and gradient norm.
 
     A step is bad if its loss, norm or any number of the tree `update` is not finite, or if its
     loss, after the first 50 steps, exceeds both spike * mean and mean + 1 nat. After `patience` bad
-    steps in a row every step counts as bad: the run has to stop and report.
+    steps in a row every step counts as bad: the run has to stop and report. cause: the first of
+    these, in CAUSES; 0: none.
     """
-    good = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.bool(True)
     for leaf in jax.tree.leaves(update):
-        good &= jnp.isfinite(leaf).all()
+        finite &= jnp.isfinite(leaf).all()
+    spiked = jnp.bool(False)
     if spike is not None:
         settled = health.seen >= SETTLED
-        good &= ~(settled & (loss > spike * health.mean) & (loss > health.mean + FLOOR))
-    good &= health.streak < patience
+        spiked = settled & (loss > spike * health.mean) & (loss > health.mean + FLOOR)
+    faults = [~jnp.isfinite(loss), ~jnp.isfinite(norm), ~finite, spiked, health.streak >= patience]
+    cause = jnp.select(faults, [*range(1, len(CAUSES))], 0).astype(jnp.int32)
+    good = cause == 0
     bad = 1 - good.astype(jnp.int32)
     mean = jnp.where(health.seen == 0, loss, MEMORY * health.mean + (1 - MEMORY) * loss)
-    return good, Health(
-        mean=jnp.where(good, mean, health.mean),
-        seen=health.seen + 1 - bad,
-        skipped=health.skipped + bad,
-        streak=jnp.where(good, 0, health.streak + 1),
+    return (
+        good,
+        cause,
+        Health(
+            mean=jnp.where(good, mean, health.mean),
+            seen=health.seen + 1 - bad,
+            skipped=health.skipped + bad,
+            streak=jnp.where(good, 0, health.streak + 1),
+        ),
     )
 
 

@@ -47,7 +47,9 @@ class TrainSettings:
     spike: float | None = option("skip a step whose loss exceeds this multiple of its mean", 4.0)
     patience: int = option("skipped steps in a row after which training stops", 3)
     seed: int = option("of initialisation, data order and dropout", 0)
-    log_every: int = option("steps between lines of metrics.jsonl", 10)
+    log_every: int = option(
+        "steps between lines of metrics.jsonl; fewer in a run too short for ten of them", 10
+    )
     validate_every: int | Literal["epoch"] = option(
         "steps between validations; epoch: as many as show all of the training text once", 200
     )

@@ -57,9 +57,10 @@ def train_step(
 
     Returns:
         The state, and metrics: loss (mean nll, nats), objective (what was minimised), grad_norm,
-        tokens (`Loss.weight`), skipped, streak, examples [B] (summed nll of each row), and those
-        of the loss. Raises ConfigError for rows that `accumulate` does not divide, or for a loss
-        that returns something else.
+        tokens (`Loss.weight`), skipped, streak, cause (why this step is skipped, in
+        `nonfinite.CAUSES`; 0: it is not), examples [B] (summed nll of each row), and those of the
+        loss. Raises ConfigError for rows that `accumulate` does not divide, or for a loss that
+        returns something else.
     """
     key = jax.random.fold_in(state.key, state.step)
     take = partial(gradients, loss, config=config, batch=batch, key=key, accumulate=accumulate)
@@ -74,7 +75,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     checked = _checked_update(update, grads, updates, norm, state.params)
     limits = {"spike": spike, "patience": patience, "update": checked}
-    good, health = nonfinite.check(state.health, objective, norm, **limits)
+    good, cause, health = nonfinite.check(state.health, objective, norm, **limits)
     state = State(
         step=state.step + 1,
         params=nonfinite.select(good, params, state.params),
@@ -82,10 +83,12 @@ def train_step(
         key=state.key,
         health=health,
     )
-    return state, _metrics(result, mean, objective, norm, health)
+    return state, _metrics(result, mean, objective, norm, cause, health)
 
 
-def _metrics(result: Loss, mean: Any, objective: Any, norm: Any, health: Health) -> dict[str, Any]:
+def _metrics(
+    result: Loss, mean: Any, objective: Any, norm: Any, cause: Any, health: Health
+) -> dict[str, Any]:
     metrics = {
         "loss": mean,
         "objective": objective,
@@ -93,6 +96,7 @@ def _metrics(result: Loss, mean: Any, objective: Any, norm: Any, health: Health)
         "tokens": result.weight,
         "skipped": health.skipped,
         "streak": health.streak,
+        "cause": cause,
         "examples": result.nll,
     }
     for name in result.metrics.keys() & metrics.keys():

@@ -151,7 +151,7 @@ class _Seen:
         self.batch = next(self.batches)
         return self.batch
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    def step(self, step: int, metrics: dict[str, Any]) -> None:
         self.loss = metrics["loss"]
 
     def validation(self, step: int, metrics: dict[str, float]) -> None: ...

@@ -25,7 +25,8 @@ def test_a_run_says_the_compilers_options_and_waits_for_steps_on_a_cpu(
     assert code == 2 and "enough seen" in said
     assert handed[0].dispatch_ahead == (small > 0 or jax.default_backend() != "cpu")
     for name in partitioner.compile_options_for("jit", None):
-        assert f"compiler option {name}=true" in said
+        assert f"compiler option {name}=true" in (tmp_path / "run" / "log.txt").read_text()
+        assert "compiler option" not in said
 
 
 TINY = """

@@ -4,12 +4,16 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
+from jaxgen import terminal
 from jaxgen.train import display, events, log
 from jaxgen.train.log import Log
 
@@ -273,6 +277,77 @@ def test_events_hold_every_scalar_and_sample(tmp_path):
     raw = path.read_bytes()
     for part in (b"train/loss", b"valid/loss", b"train/mfu", b"sample text"):
         assert part in raw
+
+
+LATE = display.Reading(
+    step=1200,
+    total=200_000,
+    loss=2.5,
+    valid=2.6,
+    tokens_per_second=123_456.0,
+    mfu=0.314,
+    eta=45_296.0,
+    skipped=12,
+)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [120, 100, 80, 70, 40])
+@pytest.mark.parametrize(
+    "reading", [LATE, display.Reading(step=0, total=7), replace(LATE, eta=5.0)]
+)
+def test_the_bar_is_one_line_that_never_wraps_and_keeps_the_loss(
+    width, reading, encoding, monkeypatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws no bar but for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    raw = io.BytesIO()
+    bar = display.Live(reading.total, 0, io.TextIOWrapper(raw, encoding))
+    bar.update(reading)
+    bar.wait("compiling", 12.0)
+    bar.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", raw.getvalue().decode(encoding))
+    drawn = [line for line in shown.split("\r") if f"{reading.step}/{reading.total}" in line]
+    assert drawn and all(len(line.strip("\n")) <= width and "\n" not in line[:-1] for line in drawn)
+    assert len(drawn) >= 3 and "compiling 0:12" in drawn[-1]
+    if reading.loss is not None:
+        assert any("loss 2.5000" in line and "12 skipped" in line for line in drawn)
+        assert any("MFU" in line for line in drawn) == (width >= 100)
+
+
+def test_why_a_step_is_skipped_is_in_line_bar_and_metrics(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    for kind in ("plain", "live"):
+        with Log(tmp_path / kind, total_steps=9, display=kind) as writer:
+            writer.step(3, METRICS | {"skipped": 1.0, "cause": "the gradient is not finite"})
+            writer.step(4, METRICS | {"skipped": 1.0})
+        assert [row.get("cause") for row in records(tmp_path / kind)] == [
+            "the gradient is not finite",
+            None,
+        ]
+        text = (tmp_path / kind / "log.txt").read_text()
+        assert text.count("is skipped: the gradient is not finite") == 1
+    assert stream.getvalue().count("is skipped: the gradient is not finite") == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("plain", "compiling: 0 s\n"), ("live", "compiling 0:0")]
+)
+def test_what_takes_long_gives_signs_of_life(tmp_path, monkeypatch, kind, said):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    for name in ("EACH", "FIRST", "THEN"):
+        monkeypatch.setattr(terminal, name, 0.01)
+    with Log(tmp_path, total_steps=9, display=kind) as writer:
+        with writer.waiting("compiling"):
+            deadline = time.monotonic() + 20
+            while said not in stream.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        writer.step(1, METRICS)
+    assert said in stream.getvalue()
+    assert "loss 2.5000" in stream.getvalue().rpartition("compiling")[2]
 
 
 @pytest.mark.parametrize(

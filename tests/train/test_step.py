@@ -145,6 +145,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(params):
     after, metrics = step(state, bad)
     assert not np.isfinite(metrics["objective"])
     assert (int(metrics["skipped"]), int(metrics["streak"])) == (1, 1)
+    assert nonfinite.CAUSES[int(metrics["cause"])] == "the loss is not finite"
     for old, new in zip(
         jax.tree.leaves((state.params, state.optimizer)),
         jax.tree.leaves((after.params, after.optimizer)),
@@ -152,7 +153,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(params):
     ):
         assert (old == new).all()
     well, metrics = step(after, batch())
-    assert (int(metrics["skipped"]), int(metrics["streak"])) == (1, 0)
+    assert (int(metrics["skipped"]), int(metrics["streak"]), int(metrics["cause"])) == (1, 0, 0)
     assert (well.params["layers"]["attn"]["q"] != after.params["layers"]["attn"]["q"]).any()
 
 
@@ -166,7 +167,27 @@ def test_after_the_last_bad_step_nothing_moves_any_more(params):
     assert int(metrics["streak"]) == 2
     frozen, metrics = step(state, batch())
     assert int(metrics["streak"]) == 3
+    assert nonfinite.CAUSES[int(metrics["cause"])] == "too many bad steps in a row"
     assert (frozen.params["layers"]["attn"]["q"] == state.params["layers"]["attn"]["q"]).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "update", "cause"),
+    [
+        (2.0, 1.0, 1.0, ""),
+        (np.nan, np.inf, np.nan, "the loss is not finite"),
+        (2.0, np.inf, np.nan, "the gradient is not finite"),
+        (2.0, 1.0, np.nan, "the update is not finite"),
+        (9.0, 1.0, 1.0, "the loss is a spike"),
+    ],
+)
+def test_a_refused_step_has_the_first_of_its_causes(loss, norm, update, cause):
+    seen = jnp.int32(nonfinite.SETTLED)
+    health = states.Health(jnp.float32(2.0), seen, jnp.int32(0), jnp.int32(0))
+    limits = {"spike": 4.0, "patience": 3, "update": jnp.full(2, update)}
+    good, found, after = nonfinite.check(health, jnp.float32(loss), jnp.float32(norm), **limits)
+    assert nonfinite.CAUSES[int(found)] == cause
+    assert bool(good) == (cause == "") and int(after.skipped) == (cause != "")
 
 
 def unchanged(before, after):
@@ -208,6 +229,7 @@ def test_an_update_that_is_not_finite_is_not_taken(params, name):
     after, metrics = step(state, batch())
     assert (int(metrics["skipped"]), int(metrics["streak"])) == (1, 1)
     assert np.isfinite(metrics["objective"]) and np.isfinite(metrics["grad_norm"])
+    assert nonfinite.CAUSES[int(metrics["cause"])] == "the update is not finite"
     assert unchanged(state, after)
     found = nonfinite.locate(after, batch(), 2, **OPTIONS, optimizer=UPDATES[name])
     assert "the optimizer's update of " in str(nonfinite.report(found, 2, 2, [], "none"))

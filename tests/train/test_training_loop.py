@@ -232,9 +232,18 @@ def test_the_first_step_compiles_and_each_phase_is_told():
 
 def test_a_bad_step_is_logged_at_once_and_nothing_is_saved_within_a_streak():
     diary = Diary(bad=(4, 7))
-    diary.run(log_every=100)
-    assert [note[1] for note in of(diary, "step")] == [1, 4, 7]
-    assert [note[1] for note in of(diary, "save")] == [8, 10]
+    diary.run(log_every=100, steps=2000, save_every=4, validate_every=2000)
+    logged = [note[1] for note in of(diary, "step")]
+    assert logged == [1, 4, 7, *range(100, 2001, 100)]
+    assert [note[1] for note in of(diary, "save")] == [*range(8, 2001, 4)]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10, 11, 25, 99])
+def test_a_short_run_logs_ten_steps_and_its_last(steps):
+    diary = Diary()
+    diary.run(log_every=50, steps=steps, validate_every=1000)
+    logged = [note[1] for note in of(diary, "step")]
+    assert min(steps, 10) <= len(logged) <= 20 and logged[0] == 1 and logged[-1] == steps
 
 
 def test_a_bad_streak_is_reported_for_the_step_that_ends_the_patience():
@@ -247,7 +256,7 @@ def test_a_bad_streak_is_reported_for_the_step_that_ends_the_patience():
 def test_the_clock_counts_training_time_alone(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock = Clock(Diary().callbacks(1))
+    clock = Clock(dataclasses.replace(Diary().callbacks(1), peak=400.0))
     clock.count(1e9)  # the first step compiles
     assert clock.read() == {}
     for pause in (False, True, False):
@@ -257,7 +266,16 @@ def test_the_clock_counts_training_time_alone(monkeypatch):
             clock.pause()
             now[0] += 1000.0
             clock.count(1e9)
-    assert clock.read() == {"tokens_per_second": 200.0, "mfu": 200.0}
+    assert clock.read() == {"tokens_per_second": 200.0, "mfu": 0.5}
+
+
+def test_no_utilisation_is_said_that_a_wrongly_measured_peak_would_put_above_one(monkeypatch):
+    now = itertools.count(0.0, 1.0)
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    clock = Clock(dataclasses.replace(Diary().callbacks(1), peak=99.0))
+    clock.count(100.0)
+    clock.count(100.0)
+    assert clock.read() == {"tokens_per_second": 100.0}
 
 
 def test_the_clock_leaves_out_a_step_that_did_more(monkeypatch):
