@@ -83,10 +83,12 @@ class Range:
         if not good.all():
             good |= ~self._counted(numbers, call)
         if not good.all():
-            place = [int(i) for i in np.argwhere(~np.atleast_1d(good))[0]] if numbers.ndim else ""
-            bad = numbers[tuple(place)]
+            position = (
+                [int(i) for i in np.argwhere(~np.atleast_1d(good))[0]] if numbers.ndim else ""
+            )
+            bad = numbers[tuple(position)]
             finite = "finite and " * (not self.infinite and not np.isfinite(bad))
-            said = f"{path}{place}={bad} must be {finite}{self.words(limit)}"
+            said = f"{path}{position}={bad} must be {finite}{self.words(limit)}"
             raise ConfigError(said.removesuffix(" and "))
 
     def _counted(self, numbers: Any, call: Call) -> Any:

@@ -131,8 +131,8 @@ def lines(text: str) -> list[str]:
 
     str.splitlines would cut at U+2028, U+0085, form feeds and five others too, which are text.
     """
-    found = text.replace("\r\n", "\n").split("\n")
-    return found if found[-1] else found[:-1]
+    rows = text.replace("\r\n", "\n").split("\n")
+    return rows if rows[-1] else rows[:-1]
 
 
 def digest(path: str | os.PathLike) -> str:

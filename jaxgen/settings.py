@@ -136,14 +136,14 @@ def _canonical(value: Any) -> Any:
 
 
 def _differences(a: dict, b: dict, prefix: str) -> list[tuple[str, Any, Any]]:
-    found = []
+    rows = []
     for key in [*a, *(key for key in b if key not in a)]:
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            found += _differences(left, right, f"{prefix}{key}.")
+            rows += _differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            found.append((prefix + key, left, right))
-    return found
+            rows.append((prefix + key, left, right))
+    return rows
 
 
 def _section(cls: type[T], mapping: Any, where: str, known: list[str]) -> T:

@@ -223,7 +223,7 @@ def _decode(data: bytes, path: Path) -> str:
 
 def _complaint(error: yaml.MarkedYAMLError, name: str) -> str:
     mark = error.problem_mark or error.context_mark
-    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
     problem = " ".join(filter(None, (error.context, error.problem)))
     tab = "\\t" in problem
-    return f"{name}{place}: {problem}{'; indent with spaces, not tabs' if tab else ''}"
+    return f"{name}{position}: {problem}{'; indent with spaces, not tabs' if tab else ''}"

@@ -49,32 +49,32 @@ def convert(
     with exits.in_folder(folder):
         model.check_new(target)
         config, params = model.load(folder, step=which, dtype=dtype)
-        kept = assets.read_assets(folder)
+        source_assets = assets.read_assets(folder)
         model.save(
             *(target, config, params),
-            tokenizer=kept.tokenizer,
-            generation_config=kept.generation_config,
-            chat_template=kept.chat_template,
+            tokenizer=source_assets.tokenizer,
+            generation_config=source_assets.generation_config,
+            chat_template=source_assets.chat_template,
             layout=to,
             family=family,
         )
         hub = target if to == "hf" else folder if hub_read.is_hub(folder) else None
         try:
             pooling.copy_pooling(folder, target)
-            compared = _parity(hub, target, kept.tokenizer, hub_parity, model)
+            compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)
         except CheckpointError:
             shutil.rmtree(target)
             raise
     rows = [
         ("wrote", f"{target} ({to} layout)"),
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
-        ("tokenizer", _tokenizer(kept.tokenizer)),
-        ("chat template", "none" if kept.chat_template is None else "kept"),
-        ("generation", kept.generation_config.told() or "nothing special"),
+        ("tokenizer", _tokenizer(source_assets.tokenizer)),
+        ("chat template", "none" if source_assets.chat_template is None else "kept"),
+        ("generation", source_assets.generation_config.told() or "nothing special"),
         ("parity", compared),
     ]
-    left = [("left out", f"of generation_config.json: {', '.join(kept.dropped)}")]
-    terminal.print_rows(rows + (left if kept.dropped else []))
+    left = [("left out", f"of generation_config.json: {', '.join(source_assets.dropped)}")]
+    terminal.print_rows(rows + (left if source_assets.dropped else []))
 
 
 def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:
@@ -83,17 +83,17 @@ def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str
     if not hub_parity.can_compare():
         return "not measured: it needs torch and transformers, which are not installed"
     config, params = model.load(target)
-    told = hub_parity.compare(hub, config, params)
+    logits = hub_parity.compare(hub, config, params)
     if tokenizer is None:
-        return told
+        return logits
     try:
-        return f"{told}; {hub_parity.compare_texts(hub, tokenizer, config.topology)}"
+        return f"{logits}; {hub_parity.compare_texts(hub, tokenizer, config.topology)}"
     except CheckpointError as error:
         if hub == target:
             raise
         # A published tokenizer.json is what its model was taught with, however it is read.
         warnings.warn(str(error), stacklevel=2)
-        return f"{told}; ids differ"
+        return f"{logits}; ids differ"
 
 
 def _tokenizer(tokenizer) -> str:

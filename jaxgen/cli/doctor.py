@@ -47,11 +47,11 @@ def doctor(
         from jaxgen.verify import doctor as examination
         from jaxgen.verify import table, traps
 
-        found = examination.examine(settings, cache, os.environ, group)
-        warnings = traps.find(found)
+        processes = examination.examine(settings, cache, os.environ, group)
+        warnings = traps.find(processes)
         if group.first and as_json:
-            print(json.dumps({"processes": found, "warnings": warnings}, indent=2))
+            print(json.dumps({"processes": processes, "warnings": warnings}, indent=2))
         elif group.first:
-            table.print_facts([examination.lines(facts) for facts in found], warnings)
-        if any("error" in facts["devices"] for facts in found):
+            table.print_facts([examination.lines(facts) for facts in processes], warnings)
+        if any("error" in facts["devices"] for facts in processes):
             raise BusyError("no device can be used; the warnings say why")

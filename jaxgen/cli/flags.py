@@ -23,7 +23,7 @@ def _options() -> Any:
     """Return a dataclass of optional fields, as cyclopts reads its options from."""
     panels = {name: Group(name, sort_key=1 + order) for order, name in enumerate(GROUPS)}
     hints = typing.get_type_hints(Generation)
-    made: list[Any] = []
+    fields: list[Any] = []
     for field in dataclasses.fields(Generation):
         hint = hints[field.name]
         several = typing.get_origin(hint) is tuple
@@ -37,8 +37,8 @@ def _options() -> Any:
             **repeated,
         )
         extra = () if number is None or several else (number,)
-        made.append((field.name, Annotated[(hint, *extra, about)], field.default))
-    options = dataclasses.make_dataclass("Options", made, frozen=True, kw_only=True)
+        fields.append((field.name, Annotated[(hint, *extra, about)], field.default))
+    options = dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True)
     options.__module__ = __name__  # else cyclopts takes it for a type of the standard library
     return options
 
@@ -59,12 +59,12 @@ def named() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        text = _NAMES.sub(lambda found: _spelled(found, str(error)), str(error))
+        text = _NAMES.sub(lambda match: _spelled(match, str(error)), str(error))
         raise type(error)(text) from error
 
 
-def _spelled(found: re.Match[str], text: str) -> str:
-    name, (begin, end) = found.group(1), found.span()
+def _spelled(match: re.Match[str], text: str) -> str:
+    name, (begin, end) = match.group(1), match.span()
     option = f"--{name.replace('_', '-')}"
     before, after = text[:begin], text[end : end + 1]
     named = after == "=" or "_" in name or before.endswith(("without ", "give "))

@@ -62,8 +62,8 @@ def group(flags: Flags | None) -> Iterator[Group]:
 
     launch = find(flags or Flags(), os.environ)
     try:
-        with joined(launch) as found:
-            yield found
+        with joined(launch) as joined_group:
+            yield joined_group
     except BaseException as error:
         if launch is None or launch.processes == 1 or isinstance(error, AgreedExit):
             raise

@@ -39,15 +39,15 @@ def measure(
     """
     if judge is not None and references is None:
         raise ConfigError(f"--judge {judge} compares texts with --references; give them too")
-    made = _lines(texts)
-    if not any(line.strip() for line in made):
+    lines = _lines(texts)
+    if not any(line.strip() for line in lines):
         raise DataError(f"{texts} holds no text; write one a line")
     wanted = None if references is None else _lines(references)
-    figures = _of_texts(made)
+    figures = _of_texts(lines)
     if wanted is not None:
-        figures |= _beside(made, wanted)
+        figures |= _beside(lines, wanted)
         if judge is not None:
-            figures |= _judged(made, wanted, Path(judge))
+            figures |= _judged(lines, wanted, Path(judge))
     from jaxgen.measure import quality
     from jaxgen.report.table import cell
 
@@ -56,21 +56,21 @@ def measure(
     if lacking := [name for name in figures if name not in shown]:
         print(f"left out: {', '.join(lacking)}; {quality.EXTRA} adds them")
     if output is not None:
-        files.write_json(output, {"texts": len(made), "figures": shown})
+        files.write_json(output, {"texts": len(lines), "figures": shown})
 
 
 def _lines(path: str) -> list[str]:
     return files.lines(inputs.read_text(path, path, undecodable=DataError))
 
 
-def _of_texts(made: list[str]) -> Figures:
+def _of_texts(lines: list[str]) -> Figures:
     from jaxgen.measure import diversity, stability
 
-    words = [line.split() for line in made]
+    words = [line.split() for line in lines]
     return {
         "distinct-1": lambda: diversity.distinct(words, 1, seed=0),
         "distinct-2": lambda: diversity.distinct(words, 2, seed=0),
-        "self-BLEU": lambda: diversity.self_bleu(made, seed=0),
+        "self-BLEU": lambda: diversity.self_bleu(lines, seed=0),
         "entropy of pairs": lambda: diversity.entropy(words, 2, seed=0),
         "Zipf coefficient": lambda: diversity.zipf(words, seed=0),
         "words": lambda: diversity.length(words, seed=0),
@@ -80,23 +80,23 @@ def _of_texts(made: list[str]) -> Figures:
     }
 
 
-def _beside(made: list[str], wanted: list[str]) -> Figures:
+def _beside(lines: list[str], wanted: list[str]) -> Figures:
     from jaxgen.measure import quality
 
     return {
-        "BLEU": lambda: quality.overlap("bleu", made, wanted, seed=0)[0],
-        "chrF": lambda: quality.overlap("chrf", made, wanted, seed=0)[0],
-        "TER": lambda: quality.overlap("ter", made, wanted, seed=0)[0],
-        "ROUGE-1": lambda: quality.rouge("rouge1", made, wanted, seed=0),
-        "ROUGE-2": lambda: quality.rouge("rouge2", made, wanted, seed=0),
-        "ROUGE-L": lambda: quality.rouge("rougeL", made, wanted, seed=0),
-        "METEOR": lambda: quality.meteor(made, wanted, seed=0),
-        "exact match": lambda: quality.exact_match(made, wanted, seed=0),
-        "F1": lambda: quality.f1(made, wanted, seed=0),
+        "BLEU": lambda: quality.overlap("bleu", lines, wanted, seed=0)[0],
+        "chrF": lambda: quality.overlap("chrf", lines, wanted, seed=0)[0],
+        "TER": lambda: quality.overlap("ter", lines, wanted, seed=0)[0],
+        "ROUGE-1": lambda: quality.rouge("rouge1", lines, wanted, seed=0),
+        "ROUGE-2": lambda: quality.rouge("rouge2", lines, wanted, seed=0),
+        "ROUGE-L": lambda: quality.rouge("rougeL", lines, wanted, seed=0),
+        "METEOR": lambda: quality.meteor(lines, wanted, seed=0),
+        "exact match": lambda: quality.exact_match(lines, wanted, seed=0),
+        "F1": lambda: quality.f1(lines, wanted, seed=0),
     }
 
 
-def _judged(made: list[str], wanted: list[str], judge: Path) -> Figures:
+def _judged(lines: list[str], wanted: list[str], judge: Path) -> Figures:
     from jaxgen.cli import paths
     from jaxgen.measure import mauve, quality
 
@@ -105,7 +105,7 @@ def _judged(made: list[str], wanted: list[str], judge: Path) -> Figures:
     from jaxgen.text.loaded_model import open_model
 
     model = open_model(judge)
-    pairs = [(a, b) for a, b in zip(made, wanted, strict=True) if a.strip()]
+    pairs = [(a, b) for a, b in zip(lines, wanted, strict=True) if a.strip()]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     return {
         "similarity": lambda: quality.similarity(

@@ -64,12 +64,12 @@ def plan(
     settings = inputs.sized(run.read_settings(paths.config(config), overrides))
     if chip is None:
         chip, count = measured.machine(settings)
-    found = forecast.make(settings, chip, count)
-    terminal.print_rows(report.rows(found, compiling=figures == "compiled"))
+    memory_plan = forecast.make(settings, chip, count)
+    terminal.print_rows(report.rows(memory_plan, compiling=figures == "compiled"))
     if figures == "compiled":
-        _compile(found, topology, chip.platform)
+        _compile(memory_plan, topology, chip.platform)
     elif figures == "measured":
-        _measure(found, steps)
+        _measure(memory_plan, steps)
 
 
 def _figures(asked: Figures, topology: str, platform: str | None) -> Figures:
@@ -93,23 +93,23 @@ def _figures(asked: Figures, topology: str, platform: str | None) -> Figures:
     return "compiled" if COMPILERS[platform].installed() else "analytic"
 
 
-def _compile(found, topology: str, platform: str) -> None:
+def _compile(memory_plan, topology: str, platform: str) -> None:
     from jaxgen.plan import compiled, report
     from jaxgen.plan.compilers import COMPILERS
     from jaxgen.terminal import waiting
 
     devices = COMPILERS[platform].devices(topology)
     for name, make in (("training", compiled.training), ("decoding", compiled.decoding)):
-        with waiting(f"compiling the {name} step for {len(devices)} x {found.chip.name}"):
-            program = make(found.settings, devices)
+        with waiting(f"compiling the {name} step for {len(devices)} x {memory_plan.chip.name}"):
+            program = make(memory_plan.settings, devices)
         if program is not None:
-            terminal.print_rows(report.compiled_rows(found, program))
+            terminal.print_rows(report.compiled_rows(memory_plan, program))
 
 
-def _measure(found, steps: int) -> None:
+def _measure(memory_plan, steps: int) -> None:
     from jaxgen.plan import measured, report
     from jaxgen.terminal import waiting
 
     with waiting(f"running {steps + 1} steps"):
-        seen = measured.steps(found.settings, steps)
-    terminal.print_rows(report.measured_rows(found, seen))
+        seen = measured.steps(memory_plan.settings, steps)
+    terminal.print_rows(report.measured_rows(memory_plan, seen))

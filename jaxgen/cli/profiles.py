@@ -20,7 +20,7 @@ def show(again: Callable[[], object], folder: Path) -> None:
     """Call once more what has compiled all it needs, traced, and say what took its time."""
     from jaxgen.profile import report, take
 
-    trace, found = take.of(again, folder)
-    print(f"profile: {found.seconds:.4g} s; trace: {trace}", file=sys.stderr)
-    for line in report.lines(found, 1):
+    trace, spent = take.of(again, folder)
+    print(f"profile: {spent.seconds:.4g} s; trace: {trace}", file=sys.stderr)
+    for line in report.lines(spent, 1):
         print(line, file=sys.stderr)

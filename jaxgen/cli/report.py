@@ -89,7 +89,7 @@ def report(
         temperature=temperature,
     )
     with exits.in_folder(folders[0]):
-        found = make.make(
+        figures = make.make(
             folders,
             kinds,
             split=split,
@@ -98,7 +98,7 @@ def report(
             judge=Path(judge) if judge else None,
             say=lambda line: print(line, file=sys.stderr),
         )
-        _deliver(found, Path(out) if out else folders[0] / "report")
+        _deliver(figures, Path(out) if out else folders[0] / "report")
 
 
 def _changed(given: dict[str, Any]) -> list[str]:
@@ -117,9 +117,9 @@ def _again(source: Path, out: str | None, unused: list[str]) -> None:
     _deliver(make.read(path), Path(out) if out else path.parent)
 
 
-def _deliver(found: dict[str, Any], folder: Path) -> None:
+def _deliver(figures: dict[str, Any], folder: Path) -> None:
     from jaxgen.report import make, table
 
-    table.show_all(found, terminal.console())
-    for path in make.write(found, folder):
+    table.show_all(figures, terminal.console())
+    for path in make.write(figures, folder):
         print(f"wrote {path}")

@@ -113,10 +113,10 @@ def resume(
     from jaxgen.verify.resume import resume as prove
 
     begin = {"source": folder, "steps": steps, "mesh": other}
-    found = prove(settings, **begin, cache=cache, launch=verify_stage.launch)
-    table.print_resume(found)
-    if found.difference:
-        raise ProofError(found.difference)
+    comparison = prove(settings, **begin, cache=cache, launch=verify_stage.launch)
+    table.print_resume(comparison)
+    if comparison.difference:
+        raise ProofError(comparison.difference)
 
 
 def checkpoints(

@@ -37,13 +37,13 @@ def _best_fit(sources: np.ndarray, targets: np.ndarray, widths: tuple[int, int])
         left = room[0, :used] - sources[i]
         below = room[1, :used] - targets[i]
         rest = np.where((left >= 0) & (below >= 0), left + below, widths[0] + widths[1])
-        place = int(rest.argmin()) if used else 0
-        if not used or rest[place] == widths[0] + widths[1]:
-            place, used = used, used + 1
-            room[:, place] = widths
-        room[0, place] -= sources[i]
-        room[1, place] -= targets[i]
-        rows[i] = place
+        index = int(rest.argmin()) if used else 0
+        if not used or rest[index] == widths[0] + widths[1]:
+            index, used = used, used + 1
+            room[:, index] = widths
+        room[0, index] -= sources[i]
+        room[1, index] -= targets[i]
+        rows[i] = index
     return rows
 
 

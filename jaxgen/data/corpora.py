@@ -53,33 +53,33 @@ def python_docs() -> tuple[Document, ...]:
     """
     from pydoc_data.topics import topics
 
-    found = [
+    documents = [
         Document(text.strip() + "\n", f"pydoc_data.topics:{name}")
         for name, text in sorted(topics.items())
     ]
     seen = set()
     for module, tree, _ in _modules():
-        kept = []
+        kept_lines = []
         for node in ast.walk(tree):
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 continue
             prose = _printable(ast.get_docstring(node) or "")
             if len(prose) >= SHORTEST and " " in prose and prose not in seen:
                 seen.add(prose)
-                kept.append(prose)
-        if kept:
-            found.append(Document("\n\n".join(kept) + "\n", module))
-    return _unique(found)
+                kept_lines.append(prose)
+        if kept_lines:
+            documents.append(Document("\n\n".join(kept_lines) + "\n", module))
+    return _unique(documents)
 
 
 @lru_cache(maxsize=1)
 def python_docstrings() -> tuple[Document, ...]:
     """Return `docstring_pairs` as documents in which the summary follows the source."""
-    found = []
+    documents = []
     for pair in docstring_pairs():
         text = SUMMARY.format(source=pair.source, summary=pair.summary)
-        found.append(Document(text, pair.module))
-    return _unique(found)
+        documents.append(Document(text, pair.module))
+    return _unique(documents)
 
 
 def docstring_pairs() -> Iterator[Pair]:
@@ -123,8 +123,8 @@ def _pair(
     if not own_lines or " " not in summary or first.lineno <= node.lineno:
         return None
     begin = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    kept = rows[begin - 1 : first.lineno - 1] + rows[first.end_lineno or first.lineno : end]
-    source = _printable(textwrap.dedent("".join(kept)).strip())
+    code = rows[begin - 1 : first.lineno - 1] + rows[first.end_lineno or first.lineno : end]
+    source = _printable(textwrap.dedent("".join(code)).strip())
     return Pair(source, summary, module) if len(source) <= LONGEST else None
 
 
@@ -154,5 +154,5 @@ def _printable(text: str) -> str:
     return "".join(c for c in text if c >= " " or c in "\n\t")
 
 
-def _unique(found: list[Document]) -> tuple[Document, ...]:
-    return tuple({document.text: document for document in found}.values())
+def _unique(documents: list[Document]) -> tuple[Document, ...]:
+    return tuple({document.text: document for document in documents}.values())

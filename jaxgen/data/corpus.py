@@ -138,30 +138,30 @@ def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
                 raw = text.encode()
                 whole.update(len(raw).to_bytes(8, "little") + raw)
         return {"digests": [whole.hexdigest()], "stamps": [], "notes": ()}
-    found, stamps = split_sources(settings), _stamps(settings)
+    sources, stamps = split_sources(settings), _stamps(settings)
     sums: dict[Path, str] = {}
-    for path in found.paths:
+    for path in sources.paths:
         with files.refusals(path):
             sums[path] = files.digest(path)
     # Two types of file may hold the same bytes and mean different texts.
     digests = [
         [[(sums[path], kind_of(path)) for path in source] for source in split]
-        for split in found[:3]
+        for split in sources[:3]
     ]
-    return {"digests": digests, "stamps": stamps, "notes": tuple(_notes(settings, found, sums))}
+    return {"digests": digests, "stamps": stamps, "notes": tuple(_notes(settings, sources, sums))}
 
 
-def _notes(settings: DataSettings, found: Sources, sums: dict[Path, str]) -> Iterator[str]:
+def _notes(settings: DataSettings, sources: Sources, sums: dict[Path, str]) -> Iterator[str]:
     """Yield what would otherwise be a surprise: text that is left out, or held out as well."""
     folders = [Path(name).expanduser() for name in settings.files]
     left = [path for folder in folders if folder.is_dir() for path in text_below(folder)[1]]
     if left:
         yield f"left out as empty or no text: {_listed(left)}"
-    if found.withheld:
-        names = _listed([source[0] for source in found.withheld])
+    if sources.withheld:
+        names = _listed([source[0] for source in sources.withheld])
         yield f"{names}: in data.files, but left out of training as validation or test text"
-    held = {sums[path]: path for source in [*found.valid, *found.test] for path in source}
-    for path in (path for source in found.train for path in source if sums[path] in held):
+    held = {sums[path]: path for source in [*sources.valid, *sources.test] for path in source}
+    for path in (path for source in sources.train for path in source if sums[path] in held):
         yield f"warning: {path} is training text and holds the same bytes as {held[sums[path]]}"
 
 
@@ -171,12 +171,12 @@ def _listed(paths: list[Path]) -> str:
 
 
 def _stamps(settings: DataSettings) -> list[tuple[str, int, int]]:
-    found = []
+    stamps = []
     for path in () if settings.corpus else split_sources(settings).paths:
         with files.refusals(path):
             now = path.stat()
-        found.append((str(path), now.st_size, now.st_mtime_ns))
-    return found
+        stamps.append((str(path), now.st_size, now.st_mtime_ns))
+    return stamps
 
 
 def _key(
@@ -258,11 +258,11 @@ def _chunks(
     sizes, seeds = Counter[str](), count()
 
     def chunks_of(split: str) -> Iterator[Chunk]:
-        found, waiting[split], sizes[split] = waiting[split], [], 0
-        texts = [text for document in found for text in document.texts]
+        full, waiting[split], sizes[split] = waiting[split], [], 0
+        texts = [text for document in full for text in document.texts]
         dropout, draws = cuts if split == "train" else (0.0, 1)
         for _ in range(draws if texts else 0):
-            _note(origins[split], found)
+            _note(origins[split], full)
             yield split, texts, (dropout, next(seeds)) if dropout else None
 
     for split, document in pairs:

@@ -13,14 +13,14 @@ from jaxgen.errors import DataError, nearest
 
 def labels_of(settings: DataSettings) -> tuple[str, ...]:
     """Return the names of the classes in the training split, sorted; DataError for fewer than 2."""
-    found = {
+    labels = {
         document.target or ""
         for split, document in assigned(settings, form="classes")
         if split == "train"
     }
-    if len(found) < 2:
-        raise DataError(f"the training text has the classes {sorted(found)}; two are needed")
-    return tuple(sorted(found))
+    if len(labels) < 2:
+        raise DataError(f"the training text has the classes {sorted(labels)}; two are needed")
+    return tuple(sorted(labels))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Order:
     def __getitem__(self, index: int) -> Batch:
         first = index * self.batch
         places = np.arange(first + self.mine.start, first + self.mine.stop, dtype=np.int64)
-        rows = np.asarray([self._order[int(place)] for place in places], np.int64)
+        rows = np.asarray([self._order[int(position)] for position in places], np.int64)
         return self.rows.batch(rows, places // self.count, stream_keys(self.seed, places))
 
 
@@ -204,11 +204,11 @@ def _stream(order: Order, start: int, workers: int) -> Any:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
         return iter(steps.to_iter_dataset(options))
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    made = steps.to_iter_dataset(options).mp_prefetch(
+    dataset = steps.to_iter_dataset(options).mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD),
         worker_init_fn=partial(_watched, os.getpid()),
     )
-    return Pump(iter(made), PATIENCE)
+    return Pump(iter(dataset), PATIENCE)
 
 
 def _watched(parent: int, index: int, count: int) -> None:

@@ -33,18 +33,18 @@ def cut(
     row's beginning and at each document's; index: [B] int64, `starts`, -1 for rows of padding.
     """
     count = len(shard.tokens)
-    place = starts[:, None] + np.arange(context + 1)
-    around = place % count
+    windows = starts[:, None] + np.arange(context + 1)
+    around = windows % count
     document = np.searchsorted(shard.offsets, around.astype(np.uint64), side="right") - 1
-    turn = place - around  # 0, or N after the text has gone on at its beginning
+    turn = windows - around  # 0, or N after the text has gone on at its beginning
     begin = shard.offsets[document].astype(np.int64) + turn
     number = document + (turn // count) * shard.documents
     tokens = shard.tokens[around].astype(np.int32)
-    inside = place[:, 1:] < ends[:, None]  # a token without a target is padding as well
+    inside = windows[:, 1:] < ends[:, None]  # a token without a target is padding as well
     within = (number[:, 1:] == number[:, :-1]) & inside
     fresh = np.ones_like(number[:, :-1])
     fresh[:, 1:] = number[:, 1:-1] != number[:, :-2]
-    positions = place[:, :-1] - np.maximum(begin[:, :-1], starts[:, None])
+    positions = windows[:, :-1] - np.maximum(begin[:, :-1], starts[:, None])
     return {
         "tokens": np.where(inside, tokens[:, :-1], 0).astype(np.int32),
         "targets": np.where(within, tokens[:, 1:], 0).astype(np.int32),

@@ -150,25 +150,25 @@ def _text_file(
 def _json_lines(
     source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
 ) -> Iterator[tuple[str, ...]]:
-    path, place = source[0], 0
+    path, offset = source[0], 0
     for number, line in enumerate(lines(path, tally), 1):
         where = f"{path}:{number}"
         whole = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
             if whole.strip():
-                yield _of_line(whole, keys, where, place + len(line) - len(whole))
+                yield _of_line(whole, keys, where, offset + len(line) - len(whole))
         except Bad as error:
             bad(error)
-        place += len(line) + 1
+        offset += len(line) + 1
 
 
-def _of_line(line: bytes, keys: tuple[str, ...], where: str, place: int) -> tuple[str, ...]:
-    return _of_record(_parsed(line, where, place), keys, where)
+def _of_line(line: bytes, keys: tuple[str, ...], where: str, offset: int) -> tuple[str, ...]:
+    return _of_record(_parsed(line, where, offset), keys, where)
 
 
-def _parsed(raw: bytes, where: str, place: int = 0) -> Any:
+def _parsed(raw: bytes, where: str, offset: int = 0) -> Any:
     try:
-        return json.loads(_decoded(raw, where, len(raw), place))
+        return json.loads(_decoded(raw, where, len(raw), offset))
     except Bad:
         raise
     except (ValueError, RecursionError) as error:
@@ -189,8 +189,8 @@ def _json_file(
         yield from _json_lines(source, keys, tally, bad)
         return
     raw = _whole(path, tally).removeprefix(b"\xef\xbb\xbf")
-    found = _parsed(raw, str(path))
-    for number, record in enumerate(found if isinstance(found, list) else [found], 1):
+    value = _parsed(raw, str(path))
+    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
         try:
             yield _of_record(record, keys, f"{path}: item {number}")
         except Bad as error:
@@ -365,12 +365,12 @@ READERS: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
 }
 
 
-def _decoded(raw: bytes, where: str, whole: int, place: int = 0) -> str:
+def _decoded(raw: bytes, where: str, whole: int, base: int = 0) -> str:
     """Return UTF-8 as text; the offset in an error counts from the beginning of the file."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        offset = place + error.start + whole - len(raw)
+        offset = base + error.start + whole - len(raw)
         raise Bad(
             "not UTF-8",
             f"{where} is not UTF-8 at byte offset {offset} (0x{raw[error.start]:02x})",
@@ -378,8 +378,8 @@ def _decoded(raw: bytes, where: str, whole: int, place: int = 0) -> str:
 
 
 def _sound(text: str, where: str) -> str:
-    if (place := text.find("\0")) >= 0:
-        raise Bad("NUL", f"{where} holds a NUL, at character {place} of its text")
+    if (offset := text.find("\0")) >= 0:
+        raise Bad("NUL", f"{where} holds a NUL, at character {offset} of its text")
     try:
         text.encode()
     except UnicodeEncodeError as error:

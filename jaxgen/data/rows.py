@@ -60,8 +60,8 @@ class Windows:
 
     def offsets(self, epochs: Int[np.ndarray, "B"]) -> Int[np.ndarray, "B"]:
         """Return `offset` of each epoch."""
-        found = {epoch: self.offset(int(epoch)) for epoch in np.unique(epochs)}
-        return np.asarray([found[epoch] for epoch in epochs], np.int64)
+        starts = {epoch: self.offset(int(epoch)) for epoch in np.unique(epochs)}
+        return np.asarray([starts[epoch] for epoch in epochs], np.int64)
 
 
 @dataclass(frozen=True)

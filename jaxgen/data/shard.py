@@ -158,8 +158,8 @@ def _room(kind: str, count: int) -> int:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def _reopen(path: Path, digest: str) -> TokenShard:
@@ -169,10 +169,10 @@ def _reopen(path: Path, digest: str) -> TokenShard:
     return shard
 
 
-def _map(path: Path, kind: str, place: int, count: int) -> np.ndarray:
+def _map(path: Path, kind: str, offset: int, count: int) -> np.ndarray:
     if not count:  # nothing can't be mapped
         return np.zeros(0, kind)
-    return np.memmap(path, kind, "r", place, (count,))
+    return np.memmap(path, kind, "r", offset, (count,))
 
 
 def _read_header(path: Path) -> dict[str, Any]:

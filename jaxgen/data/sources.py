@@ -41,8 +41,8 @@ class Sources(NamedTuple):
     @property
     def paths(self) -> list[Path]:
         """All files, each once."""
-        found = [path for split in self[:3] for source in split for path in source]
-        return list(dict.fromkeys(found))
+        every_path = [path for split in self[:3] for source in split for path in source]
+        return list(dict.fromkeys(every_path))
 
 
 def split_sources(settings: DataSettings) -> Sources:
@@ -92,11 +92,11 @@ def sources(globs: Sequence[str], sides: Sequence[str]) -> list[Source]:
     for the text in it (`text_below`). A glob with {side} gives (source, target) files, paired in
     order of name. Raises DataError for a glob without a match, or sides that differ in number.
     """
-    found: dict[tuple, Source] = {}
+    by_key: dict[tuple, Source] = {}
     for pattern in globs:
         for source in _matches(pattern, sides):
-            found.setdefault(tuple(map(_identity, source)), source)
-    return list(found.values())
+            by_key.setdefault(tuple(map(_identity, source)), source)
+    return list(by_key.values())
 
 
 def text_below(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -153,8 +153,10 @@ def parallel(source: Source, tally: Tally) -> Iterator[tuple[bytes, ...]]:
     """
     counts = [sum(1 for _ in lines(path, Tally())) for path in source]
     if len(set(counts)) > 1:
-        told = " and ".join(f"{path} has {n} lines" for path, n in zip(source, counts, strict=True))
-        raise Bad("unequal sides", f"{told}; parallel files need as many")
+        lengths = " and ".join(
+            f"{path} has {n} lines" for path, n in zip(source, counts, strict=True)
+        )
+        raise Bad("unequal sides", f"{lengths}; parallel files need as many")
     yield from zip(*(lines(path, tally) for path in source), strict=True)
 
 

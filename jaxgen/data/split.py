@@ -67,10 +67,10 @@ def spoken(document: Document) -> Iterator[str]:
 
 def _by_hash(text: str, settings: DataSettings) -> str:
     valid, test = settings.fractions
-    place = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-    if place < test:
+    fraction = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    if fraction < test:
         return "test"
-    return "valid" if place < test + valid else "train"
+    return "valid" if fraction < test + valid else "train"
 
 
 def _tail(
@@ -78,14 +78,14 @@ def _tail(
 ) -> Iterator[tuple[str, Document]]:
     total = sum(len(document.text) for document in documents(settings))
     ends = _ends(settings, total)
-    place = 0
+    offset = 0
     for document in documents(settings, tally):
-        begin = place
+        begin = offset
         for split, end in ends.items():
-            part = document.text[max(begin, place) - begin : max(end - begin, 0)]
-            if place < end and part:
+            part = document.text[max(begin, offset) - begin : max(end - begin, 0)]
+            if offset < end and part:
                 yield split, Document(part, document.source)
-                place += len(part)
+                offset += len(part)
 
 
 def _tail_whole(

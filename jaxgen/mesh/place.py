@@ -193,9 +193,9 @@ def state_shardings(mesh: Mesh | AbstractMesh, shapes: Any, axes: tree.Tree) -> 
     def place(path: Any, leaf: Any) -> NamedSharding:
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         for start in range(len(names)):
-            found = letters.get("/".join(names[start:]))
-            if found is not None and len(found) == len(leaf.shape):
-                return NamedSharding(mesh, rules.stored(found, leaf.shape, mesh.shape))
+            axes = letters.get("/".join(names[start:]))
+            if axes is not None and len(axes) == len(leaf.shape):
+                return NamedSharding(mesh, rules.stored(axes, leaf.shape, mesh.shape))
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, shapes)

@@ -55,18 +55,18 @@ class MeshSettings:
 
 def parse(text: str) -> dict[str, Any]:
     """Return the section that "data:2,fsdp:4" abbreviates; ConfigError for anything else."""
-    found: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     for word in text.split(","):
         name, colon, size = (part.strip() for part in word.partition(":"))
         if name not in AXES:
             hint = nearest(name, AXES) or f"; the axes are {', '.join(AXES)}"
             raise ConfigError(f"mesh={text!r} names no axis in {word!r}{hint}")
-        if name in found:
+        if name in sizes:
             raise ConfigError(f"mesh={text!r} names {name} twice")
         if not colon or not size.isdecimal():
             raise ConfigError(f"mesh={text!r}: write {name}:SIZE, as in data:2,fsdp:4")
-        found[name] = int(size)
-    return {"data": 1} | found
+        sizes[name] = int(size)
+    return {"data": 1} | sizes
 
 
 def divisors_near(size: int, parts: int) -> str:

@@ -96,11 +96,11 @@ class Watch:
         while not self._stopping.wait(self.beat if count else 0):
             count += 1
             try:
-                found = self._poll(count)
+                verdict = self._poll(count)
             except PeerError:  # the store is lost with process 0
-                found = _verdict(PeerError.exit_code, f"{self.coordinator} is lost")
-            if found and not self._stopping.is_set():
-                self._end(found)
+                verdict = _verdict(PeerError.exit_code, f"{self.coordinator} is lost")
+            if verdict and not self._stopping.is_set():
+                self._end(verdict)
 
     def _poll(self, count: int) -> str | None:
         """Return the verdict on this group, if there is one: exit code and message."""
@@ -108,11 +108,11 @@ class Watch:
         self._store.set(f"{ROOM}/beat/{self.index}", f"{count} {self._steps}")
         if self.index:
             return self._store.find(f"{ROOM}/verdict/").get(VERDICT)
-        found = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._find_lost()
-        if found:
-            self._store.set(VERDICT, found)
+        reason = next(iter(self._store.find(f"{ROOM}/left/").values()), None) or self._find_lost()
+        if reason:
+            self._store.set(VERDICT, reason)
             self._linger()
-        return found
+        return reason
 
     def _find_lost(self) -> str | None:
         """Return the verdict on a process that is silent, or stuck."""
@@ -179,8 +179,8 @@ class Watch:
             print(self._line(words), end="", file=sys.stderr, flush=True)
         os._exit(int(code))
 
-    def _line(self, found: str) -> str:
-        return f"jaxgen: error: {found}; {AGAIN}\n"
+    def _line(self, verdict: str) -> str:
+        return f"jaxgen: error: {verdict}; {AGAIN}\n"
 
 
 def _verdict(code: int, words: str) -> str:

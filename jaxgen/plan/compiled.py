@@ -88,16 +88,16 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
         logits, cache = model_step(params, model)(tokens, cache)
         return jnp.argmax(logits, axis=-1), jax.tree.leaves(cache)
 
-    kept = [x.sharding for x in cache]
-    whole = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, kept))
+    cache_shardings = [x.sharding for x in cache]
+    whole = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, cache_shardings))
     return _compiled("decoding", mesh, whole, (cache, given, tokens))
 
 
 def _compiled(name: str, mesh: Mesh, whole: Any, arguments: tuple) -> Program:
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        made = whole.lower(*arguments).compile()
-    memory, text = made.memory_analysis(), program.parse(made.as_text())
+        executable = whole.lower(*arguments).compile()
+    memory, text = executable.memory_analysis(), program.parse(executable.as_text())
     assert memory is not None
     state = float(memory.alias_size_in_bytes)
     return Program(
@@ -107,7 +107,7 @@ def _compiled(name: str, mesh: Mesh, whole: Any, arguments: tuple) -> Program:
         temporary=float(memory.temp_size_in_bytes),
         results=memory.output_size_in_bytes - state,
         code=float(memory.generated_code_size_in_bytes),
-        flops=(made.cost_analysis() or {}).get("flops"),
+        flops=(executable.cost_analysis() or {}).get("flops"),
         traffic=hlo.traffic(text),
         text=text,
         seconds=time.perf_counter() - start,

@@ -74,11 +74,13 @@ def devices(topology: str) -> list[Any]:
     )
     shape = f"1x{count // each}x{each}"  # slices, machines of each, devices of each
     try:
-        found = topologies.get_topology_desc(topology, "cuda", target_config=target, topology=shape)
+        described = topologies.get_topology_desc(
+            topology, "cuda", target_config=target, topology=shape
+        )
     except (JaxRuntimeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise BusyError(f"{NAME} {version()} knows no topology {topology}: {reason}") from error
-    return list(found.devices)
+    return list(described.devices)
 
 
 def _release() -> int | None:

@@ -27,10 +27,10 @@ def traffic(program: Program) -> dict[str, float]:
     sent: dict[str, float] = defaultdict(float)
     for name, times in program.runs((*CONTROL, "fusion", "async-start")).items():
         for one in program.computations[name].values():
-            if found := COLLECTIVE.fullmatch(one.opcode):
+            if match := COLLECTIVE.fullmatch(one.opcode):
                 # XLA for TPU writes a reduce-scatter as a fusion of an all-reduce and a slice.
-                scatter = found[1] == "all-reduce" and "all-reduce-scatter" in name
-                kind = "reduce-scatter" if scatter else found[1]
+                scatter = match[1] == "all-reduce" and "all-reduce-scatter" in name
+                kind = "reduce-scatter" if scatter else match[1]
                 sent[kind] += times * _sent(kind, one, scatter)
     return dict(sent)
 
@@ -46,12 +46,12 @@ def _sent(kind: str, one: Instruction, whole: bool) -> float:
 
 
 def _devices(text: str) -> int:
-    if found := LISTED.search(text):
-        return max(len(found[1].split(",")), 1)
-    if found := COUNTED.search(text):
-        return int(found[1])
-    if found := ON_MESH.search(text):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        axes = re.findall(r"'(\w+)'", text[found.start(2) : found.end(2)])
+    if match := LISTED.search(text):
+        return max(len(match[1].split(",")), 1)
+    if match := COUNTED.search(text):
+        return int(match[1])
+    if match := ON_MESH.search(text):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        axes = re.findall(r"'(\w+)'", text[match.start(2) : match.end(2)])
         return prod(int(sizes[axis]) for axis in axes) or 1
     return 1

@@ -101,7 +101,7 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
 
 def _random(settings: Settings) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, shape in shapes.batch(settings).items():
         if name.endswith("positions"):
             array = np.broadcast_to(np.arange(shape.shape[1]), shape.shape)
@@ -110,5 +110,5 @@ def _random(settings: Settings) -> dict[str, np.ndarray]:
             array = rng.integers(0, kinds or settings.model.V, shape.shape)
         else:
             array = np.ones(shape.shape)
-        found[name] = np.ascontiguousarray(array.astype(shape.dtype))
-    return found
+        arrays[name] = np.ascontiguousarray(array.astype(shape.dtype))
+    return arrays

@@ -26,29 +26,29 @@ def rows(plan: Plan, *, compiling: bool = False) -> Rows:
     """
     model, train = plan.settings.model, plan.settings.train
     tokens = train.batch * model.context
-    found = [
+    table = [
         ("model", _parameters(plan.parameters)),
         ("machine", f"{plan.chips} x {plan.chip.name}, {human(plan.chip.memory)} each"),
         ("step", f"{tokens:,} tokens: {train.batch} rows of {model.context}"),
         ("layout", layout(plan)),
         ("figures", WITH_COMPILER if compiling else ANALYTIC),
     ]
-    found += [(f"{name} per chip", human(size)) for name, size in plan.memory.items()]
+    table += [(f"{name} per chip", human(size)) for name, size in plan.memory.items()]
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     usable = human(forecast.USABLE * plan.chip.memory)
-    found += [
+    table += [
         ("total per chip", f"{human(plan.total)} of {usable} usable: {verdict}"),
         ("key/value cache", f"{human(plan.cache)} per row of {model.context} tokens, all chips"),
         ("checkpoint", human(plan.checkpoint)),
         ("FLOPs per chip and step", f"{plan.flops:.3e}"),
     ]
-    found += [(name, f"{human(size)} sent per chip") for name, size in plan.traffic.items() if size]
-    found += [(f"time for {name}", _time(seconds)) for name, seconds in plan.seconds.items()]
-    found += [
+    table += [(name, f"{human(size)} sent per chip") for name, size in plan.traffic.items() if size]
+    table += [(f"time for {name}", _time(seconds)) for name, seconds in plan.seconds.items()]
+    table += [
         ("step time, at the roofline", f"{_time(plan.step)}, bound by {plan.bound}"),
         ("tokens per second", f"{tokens / plan.step:,.0f}, {_share(plan):.0f}% of peak"),
     ]
-    return found if plan.fits else found + _remedy(plan)
+    return table if plan.fits else table + _remedy(plan)
 
 
 def compiled_rows(plan: Plan, program: Program) -> Rows:
@@ -60,7 +60,7 @@ def compiled_rows(plan: Plan, program: Program) -> Rows:
     if name == "training":
         state += f"; analytic {_beside(plan.state, program.state)}"
         work = f"; analytic {_beside(plan.total - plan.state, program.temporary)}"
-    found = [
+    table = [
         (f"{name} step, compiled in", _time(program.seconds)),
         ("  " + ("parameters + optimizer" if name == "training" else "cache"), state),
         ("  other arguments", human(program.given)),
@@ -69,9 +69,9 @@ def compiled_rows(plan: Plan, program: Program) -> Rows:
         ("  total per chip", f"{human(program.total)} of {human(usable)} usable: {verdict}"),
     ]
     if program.flops is not None:
-        found.append(("  FLOPs, each loop once", f"{program.flops:.3e}"))
-    found += [(f"  {kind}", f"{human(size)} sent") for kind, size in program.traffic.items()]
-    return found + _work(roofline.work(program.text, plan.chip))
+        table.append(("  FLOPs, each loop once", f"{program.flops:.3e}"))
+    table += [(f"  {kind}", f"{human(size)} sent") for kind, size in program.traffic.items()]
+    return table + _work(roofline.work(program.text, plan.chip))
 
 
 def _work(work: list[Work]) -> Rows:
@@ -79,7 +79,7 @@ def _work(work: list[Work]) -> Rows:
     seconds = {"products": 0.0, "bandwidth": 0.0}
     for one in work:
         seconds[one.bound] += one.seconds
-    found = [
+    table = [
         ("  operations at the roofline", f"{_time(sum(seconds.values()))}, all one after another"),
         ("    bound by products", _time(seconds["products"])),
         ("    bound by memory", _time(seconds["bandwidth"])),
@@ -95,23 +95,23 @@ def _work(work: list[Work]) -> Rows:
     costs = {what: sum(one.seconds for one in same) for what, same in alike.items()}
     for what in sorted(costs, key=lambda what: -costs[what])[:COSTLIEST]:
         times = sum(one.times for one in alike[what])
-        found.append((f"    {_time(costs[what])}", f"{times} x {what}"))
-    return found
+        table.append((f"    {_time(costs[what])}", f"{times} x {what}"))
+    return table
 
 
-def measured_rows(plan: Plan, found: Measured) -> Rows:
+def measured_rows(plan: Plan, measured: Measured) -> Rows:
     """Return what a run of a few steps showed, beside what the plan said."""
     return [
-        ("steps run here", f"{found.steps} after the first, in a process of its own"),
+        ("steps run here", f"{measured.steps} after the first, in a process of its own"),
         (
             "peak memory, measured",
-            f"{human(found.memory)}; planned {_beside(plan.total, found.memory)}",
+            f"{human(measured.memory)}; planned {_beside(plan.total, measured.memory)}",
         ),
         (
             "step time, measured",
-            f"{_time(found.seconds)}; planned {_beside_time(plan.step, found.seconds)}",
+            f"{_time(measured.seconds)}; planned {_beside_time(plan.step, measured.seconds)}",
         ),
-        ("compiling", _time(found.compiling)),
+        ("compiling", _time(measured.compiling)),
     ]
 
 
@@ -125,12 +125,12 @@ def layout(plan: Plan) -> str:
     )
 
 
-def _beside(planned: float, found: float) -> str:
-    return f"{human(planned)} ({100 * (planned / found - 1):+.1f}%)"
+def _beside(planned: float, actual: float) -> str:
+    return f"{human(planned)} ({100 * (planned / actual - 1):+.1f}%)"
 
 
-def _beside_time(planned: float, found: float) -> str:
-    return f"{_time(planned)} ({100 * (planned / found - 1):+.1f}%)"
+def _beside_time(planned: float, actual: float) -> str:
+    return f"{_time(planned)} ({100 * (planned / actual - 1):+.1f}%)"
 
 
 def _remedy(plan: Plan) -> Rows:

@@ -24,15 +24,15 @@ def work(program: Program, chip: Chip) -> list[Work]:
     Each multiplies at the chip's rate or moves its bytes at the memory's, whichever takes longer
     (Williams et al. 2009, "Roofline"); what is sent between chips is left out.
     """
-    found = []
+    parts = []
     for computation, times in program.runs().items():
         lines = program.computations[computation]
         names = [n for n, one in lines.items() if not _passes(one.opcode)]
         for name, one in program.operations(names).items():
             least = {"products": one.flops / chip.flops, "bandwidth": one.bytes / chip.bandwidth}
             bound = max(least, key=lambda what: least[what])
-            found.append(Work(name, times, times * least[bound], bound, one))
-    return sorted(found, key=lambda one: -one.seconds)
+            parts.append(Work(name, times, times * least[bound], bound, one))
+    return sorted(parts, key=lambda one: -one.seconds)
 
 
 def _passes(opcode: str) -> bool:

@@ -44,10 +44,10 @@ def read_assets(folder: Path) -> ModelAssets:
 
     Raises CheckpointError if one of them is damaged.
     """
-    told, dropped = read_generation_config(folder)
+    generation_config, dropped = read_generation_config(folder)
     return ModelAssets(
         read_tokenizer(folder) if has_tokenizer(folder) else None,
-        told,
+        generation_config,
         read_chat_template(folder) if has_chat_template(folder) else None,
         dropped,
     )

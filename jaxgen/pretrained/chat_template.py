@@ -39,8 +39,8 @@ class ChatTemplate(NamedTuple):
 def read_chat_template(folder: Path) -> ChatTemplate:
     """Return the template of a Hugging Face folder, or of one of ours; CheckpointError if none."""
     if (folder / FILE).exists():
-        kept = settings_yaml.read(folder / FILE)
-        source, names, others = (kept.get(key) for key in ("template", "names", "others"))
+        stored = settings_yaml.read(folder / FILE)
+        source, names, others = (stored.get(key) for key in ("template", "names", "others"))
         names, others = names or {}, others or {}
         if not (isinstance(source, str) and isinstance(names, dict) and isinstance(others, dict)):
             raise CheckpointError(f"{folder / FILE} is damaged: it holds no template and names")
@@ -48,11 +48,11 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     alone = {path.stem: _text(path) for path in sorted((folder / FOLDER).glob("*.jinja"))}
     if (whole := _text(folder / TEMPLATE)) is not None:
         alone["default"] = whole
-    found = [
+    sources = [
         (folder / (TEMPLATE if whole else FOLDER), alone),
         *((folder / name, _named(_json(folder / name))) for name in (OLD, TOKENIZER)),
     ]
-    path, named = next(((path, named) for path, named in found if named), (folder, {}))
+    path, named = next(((path, named) for path, named in sources if named), (folder, {}))
     if not named:
         raise CheckpointError(
             f"{folder} has no chat template ({TEMPLATE}, or chat_template in {TOKENIZER}); "
@@ -121,8 +121,8 @@ def render_chat(
     except UserError:  # a template of texts alone
         return _render(template, joined, answer, values)
     words = [part["text"].strip() for content in parts for part in content]
-    kept = all(word in text for word in words) and "{'type': 'text'" not in text
-    return text if kept else _render(template, joined, answer, values)
+    as_strings = all(word in text for word in words) and "{'type': 'text'" not in text
+    return text if as_strings else _render(template, joined, answer, values)
 
 
 def _checked(number: int, message: Message) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _covered(value: Any, marks: re.Pattern[str], cover: str) -> Any:
     if isinstance(value, str):
-        return marks.sub(lambda found: cover * len(found[0]), value)
+        return marks.sub(lambda match: cover * len(match[0]), value)
     if isinstance(value, Mapping):
         return {
             _covered(key, marks, cover): _covered(item, marks, cover) for key, item in value.items()
@@ -234,8 +234,8 @@ def _named(about: Mapping[str, Any]) -> dict[str, str | None]:
         value = {row.get("name"): row.get("template") for row in rows}
     if isinstance(value, str):
         return {"default": value} if value else {}
-    found = value.items() if isinstance(value, dict) else ()
-    return {k: v for k, v in found if isinstance(k, str) and isinstance(v, str)}
+    templates = value.items() if isinstance(value, dict) else ()
+    return {k: v for k, v in templates if isinstance(k, str) and isinstance(v, str)}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def load(path: str | os.PathLike) -> tuple[str, Any, Any]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder / ABOUT} is damaged: {error}") from error
-    found = safetensors.open_file(folder / ARRAYS)
-    flat = {name: jnp.asarray(safetensors.read(tensor)) for name, tensor in found.items()}
+    tensors = safetensors.open_file(folder / ARRAYS)
+    flat = {name: jnp.asarray(safetensors.read(tensor)) for name, tensor in tensors.items()}
     return kind, config, tree.unflatten(flat)
 
 

@@ -77,10 +77,10 @@ def _flag(*words: str) -> Callable[[Any], Any]:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    found = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) and text for text in found):
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) and text for text in texts):
         raise ValueError("it wants texts")
-    return tuple(found)
+    return tuple(texts)
 
 
 def _layers(value: Any) -> str:
@@ -214,30 +214,30 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
         )
     newer = _json(path) if path.exists() else {}
     if (folder / CONFIG).exists() and not (folder / "config.yaml").exists():
-        told = _json(folder / CONFIG)
+        keys = _json(folder / CONFIG)
         if path.exists():
             # The old place of all this counts only for ids once there is the new one.
-            told = {key: value for key, value in told.items() if key in (*IDS, *CLASSES)}
+            keys = {key: value for key, value in keys.items() if key in (*IDS, *CLASSES)}
     else:
-        told = _objective(folder / "config.yaml")
-        if "id2label" in told:
+        keys = _objective(folder / "config.yaml")
+        if "id2label" in keys:
             newer.pop("problem_type", None)  # the classes that a run is trained for exclude others
-    told |= {key: value for key, value in newer.items() if value is not None}
-    found, odd = _read(told)
+    keys |= {key: value for key, value in newer.items() if value is not None}
+    values, odd = _read(keys)
     known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, *CLASSES, "label2id"}
-    dropped = [key for key in told if key in UNSUPPORTED or (key in newer and key not in known)]
-    if isinstance(told.get("dola_layers"), list):  # of which only the two halves are known here
+    dropped = [key for key in keys if key in UNSUPPORTED or (key in newer and key not in known)]
+    if isinstance(keys.get("dola_layers"), list):  # of which only the two halves are known here
         dropped.append("dola_layers")
-    dropped = [key for key in dropped if told[key] not in (None, False, [], OFF.get(key))]
-    return GenerationConfig(**found), (*(f"{key}={_short(told[key])}" for key in dropped), *odd)
+    dropped = [key for key in dropped if keys[key] not in (None, False, [], OFF.get(key))]
+    return GenerationConfig(**values), (*(f"{key}={_short(keys[key])}" for key in dropped), *odd)
 
 
 def write_generation_config(folder: Path, config: GenerationConfig) -> None:
     """Write what is given as generation_config.json of one of our folders, labels included."""
-    about, kept = to_hub(config)
-    kept |= {key: about[key] for key in CLASSES if key in about}
-    if kept:
-        files.write_json(folder / GENERATION, kept)
+    about, keys = to_hub(config)
+    keys |= {key: about[key] for key in CLASSES if key in about}
+    if keys:
+        files.write_json(folder / GENERATION, keys)
 
 
 def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -259,21 +259,21 @@ def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 def _objective(path: Path) -> dict[str, Any]:
     """Return what a run's config says, as the keys of a Hugging Face folder."""
     objective = (settings_yaml.read(path).get("objective") or {}) if path.exists() else {}
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     if objective.get("start") is not None:
-        found["decoder_start_token_id"] = objective["start"]
+        keys["decoder_start_token_id"] = objective["start"]
     if objective.get("labels"):
-        found["id2label"] = {str(i): label for i, label in enumerate(objective["labels"])}
-    return found
+        keys["id2label"] = {str(i): label for i, label in enumerate(objective["labels"])}
+    return keys
 
 
-def _read(told: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _read(keys: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return (fields of a GenerationConfig, "key=value (reason)" of what can't be)."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     odd: list[str] = []
     readers = {key: one.metadata["read"] for key, one in KEYS.items()}
     readers |= {"id2label": _labels, "problem_type": _problem}
-    for key, value in told.items():
+    for key, value in keys.items():
         if (
             key not in readers
             or value is None
@@ -281,23 +281,23 @@ def _read(told: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         ):
             continue
         try:
-            found["labels" if key == "id2label" else key] = readers[key](value)
+            values["labels" if key == "id2label" else key] = readers[key](value)
         except (ValueError, TypeError) as error:
             odd.append(f"{key}={_short(value)} ({error})")
     for least, most in (("min_new_tokens", "max_new_tokens"), ("min_length", "max_length")):
-        few, many = found.get(least), found.get(most)
+        few, many = values.get(least), values.get(most)
         if few is not None and many is not None and few > many:
-            odd.append(f"{least}={found.pop(least)} (it exceeds {most}={many})")
-    return found, odd
+            odd.append(f"{least}={values.pop(least)} (it exceeds {most}={many})")
+    return values, odd
 
 
 def _labels(names: Any) -> tuple[str, ...]:
     wanted = [str(i) for i in range(len(names))] if isinstance(names, dict) else None
     if wanted is None or sorted(names, key=str) != sorted(wanted):
         raise ValueError("it does not name classes 0, 1, 2, ...")
-    found = tuple(str(names[key]) for key in wanted)
+    labels = tuple(str(names[key]) for key in wanted)
     # What transformers calls classes that nobody has named.
-    return () if found == tuple(f"LABEL_{i}" for i in range(len(found))) else found
+    return () if labels == tuple(f"LABEL_{i}" for i in range(len(labels))) else labels
 
 
 def _problem(value: Any) -> str:

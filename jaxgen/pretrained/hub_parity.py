@@ -77,14 +77,14 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
         raise CheckpointError(f"{hub}: transformers has logits {theirs.shape}, we {ours.shape}")
     worst, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
     nats = float(_divergence(theirs, ours).mean())
-    told = (
+    verdict = (
         f"largest difference {worst:.2g} of logits up to {scale:.3g}, "
         f"KL {nats:.2g} nats a token, {tokens.size} tokens"
     )
     exact = config.param_dtype == "float32"
     if not (worst <= LARGEST * max(1.0, scale) if exact else nats <= DIVERGENCE):
-        raise CheckpointError(f"{hub}: transformers computes other logits: {told}")
-    return told
+        raise CheckpointError(f"{hub}: transformers computes other logits: {verdict}")
+    return verdict
 
 
 def compare_texts(hub: Path, tokenizer: Tokenizer, topology: str) -> str:
@@ -110,10 +110,12 @@ def compare_texts(hub: Path, tokenizer: Tokenizer, topology: str) -> str:
     who = f"{hub}: transformers ({type(theirs).__name__})"
     texts = {text: ids for text in TRICKY if (ids := _ids(tokenizer, text)) is not None}
     for text, ids in texts.items():
-        found = theirs(text, split_special_tokens=True)["input_ids"]
+        theirs_ids = theirs(text, split_special_tokens=True)["input_ids"]
         wanted = [*before, *ids, *after]
-        if found != wanted:
-            raise CheckpointError(f"{who} reads {text!r:.60} as {found[:12]}, we as {wanted[:12]}")
+        if theirs_ids != wanted:
+            raise CheckpointError(
+                f"{who} reads {text!r:.60} as {theirs_ids[:12]}, we as {wanted[:12]}"
+            )
         shown = theirs.decode(ids, skip_special_tokens=True)
         if theirs.unk_token_id not in ids and shown != tokenizer.decode(ids):
             raise CheckpointError(f"{who} writes {shown!r:.60} for the ids of {text!r:.60}")
@@ -149,12 +151,12 @@ def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     with torch.no_grad():
         out = model(ids, **more)
     if "start_logits" in out:
-        found = torch.stack([out.start_logits, out.end_logits], -1)
+        values = torch.stack([out.start_logits, out.end_logits], -1)
     else:
         names = ("logits", "prediction_logits", "pooler_output", "last_hidden_state")
         names = names[-1:] if config.head == "none" else names  # it would make up a pooler
-        found = next(out[name] for name in names if out.get(name) is not None)
-    return found.double().numpy()
+        values = next(out[name] for name in names if out.get(name) is not None)
+    return values.double().numpy()
 
 
 def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np.ndarray:

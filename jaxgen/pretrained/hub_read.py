@@ -88,9 +88,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         return _sharded(folder)
     if (folder / WEIGHTS).exists():
         return safetensors.open_file(folder / WEIGHTS)
-    if found := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
+    if pickles := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
         raise CheckpointError(
-            f"{folder / found[0]}: pickle is not read, for it could run any program; convert the "
+            f"{folder / pickles[0]}: pickle is not read, for it could run any program; convert the "
             f"model to safetensors where you trust it"
         )
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}; fetch them")
@@ -101,7 +101,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
     where = read_json(path, "index of weights", MAX_INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(f"{path}: its weight_map does not map names to files")
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
             raise CheckpointError(f"{path}: {shard!r:.80} is no safetensors file of this folder")
@@ -111,14 +111,14 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
                 f"{folder / shard} is missing; {INDEX} names it for {count} tensors; fetch it"
             )
         inside = safetensors.open_file(folder / shard)
-        if twice := sorted(found.keys() & inside.keys()):
+        if twice := sorted(tensors.keys() & inside.keys()):
             raise CheckpointError(f"{folder / shard}: {twice[0]!r} is in another shard as well")
-        found |= inside
+        tensors |= inside
         wanted = {name for name, home in where.items() if home == shard}
         if odd := sorted(wanted ^ inside.keys()):
             word = "lacks" if odd[0] in wanted else "has, but not its index,"
             raise CheckpointError(f"{folder / shard} {word} {odd[0]!r}")
-    return found
+    return tensors
 
 
 def load(
@@ -201,26 +201,26 @@ def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) ->
     prefix = family.moved.get(config.head, family.prefix)
     if not any(name.startswith(prefix) for name in stored):
         stored = {n if n in wanted else prefix + n: t for n, t in stored.items()}
-    found = {
+    named = {
         n: t for n, t in stored.items() if n in wanted or not tree.match(n, family.ignored_tensors)
     }
-    if left := sorted(n for n in stored.keys() - found.keys() if ".pooler." in n):
+    if left := sorted(n for n in stored.keys() - named.keys() if ".pooler." in n):
         warnings.warn(
             f"{folder}: {', '.join(left)} are left out: no head={config.head} reads a pooler",
             stacklevel=4,
         )
     for copy, original in family.copies.items():
-        if copy in found and copy not in wanted and original not in found:
-            found[original] = found.pop(copy)
-        if copy in found and copy not in wanted and original in found:
-            one, other = (safetensors.read(found[n]).tobytes() for n in (copy, original))
+        if copy in named and copy not in wanted and original not in named:
+            named[original] = named.pop(copy)
+        if copy in named and copy not in wanted and original in named:
+            one, other = (safetensors.read(named[n]).tobytes() for n in (copy, original))
             if one != other:
                 raise CheckpointError(
                     f"{folder}: tie_word_embeddings says that {copy!r} is {original!r}, but they "
                     f"differ; set it to false in {CONFIG}"
                 )
-            del found[copy]
-    return found
+            del named[copy]
+    return named
 
 
 def _modern(name: str) -> str:
@@ -244,8 +244,8 @@ def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, A
         (f"{len(unknown)} unknown", [u + nearest(u, missing, "is it") for u in unknown]),
         (f"{len(shapes)} of another shape", shapes),
     ]
-    if told := [f"{word}: {', '.join(names)}" for word, names in named if names]:
-        raise CheckpointError(f"{folder}: the tensors don't fit {CONFIG}; {'; '.join(told)}")
+    if problems := [f"{word}: {', '.join(names)}" for word, names in named if names]:
+        raise CheckpointError(f"{folder}: the tensors don't fit {CONFIG}; {'; '.join(problems)}")
 
 
 def _dtype(folder: Path, stored: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> Any:
@@ -259,11 +259,11 @@ def _dtype(folder: Path, stored: Mapping[str, Tensor], theirs: Mapping[str, Any]
             f"{', '.join(FLOATS)} are not read"
         )
     if len(kinds) > 1:
-        told = ", ".join(f"{name!r} is {FLOATS[kind]}" for kind, name in kinds.items())
+        dtypes = ", ".join(f"{name!r} is {FLOATS[kind]}" for kind, name in kinds.items())
         named = theirs.get("dtype") or theirs.get("torch_dtype")
         chosen = named if named in [FLOATS[kind] for kind in kinds] else "float32"
         warnings.warn(
-            f"{folder}: {told}; all are read as {chosen}; dtype= of jaxgen.load says another",
+            f"{folder}: {dtypes}; all are read as {chosen}; dtype= of jaxgen.load says another",
             stacklevel=4,
         )
         return chosen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def has_hub_tokenizer(home: Path) -> bool:
     """Return whether a Hugging Face folder has files of a tokenizer."""
     pairs = ((VOCAB, MERGES), (WORDS,), (TIKTOKEN,))
     alone = ((name,) for name in (FILE, *PROTOS))
-    found = any(all((home / name).exists() for name in names) for names in (*alone, *pairs))
-    return found or marian.is_marian(home)
+    complete = any(all((home / name).exists() for name in names) for names in (*alone, *pairs))
+    return complete or marian.is_marian(home)
 
 
 def read_hub_tokenizer(home: Path) -> Tokenizer:
@@ -53,18 +54,18 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
                 f"{home / VOCAB} has {tokenizer.vocab_size} pieces, but the model knows "
                 f"{config.V}: they are not of one model"
             )
-        told = _told(home, tokenizer.vocab_size) | {"bos": None}
-        return marian.Marian(tokenizer.model, replace(tokenizer.special, **told))
+        ids = _special_ids(home, tokenizer.vocab_size) | {"bos": None}
+        return marian.Marian(tokenizer.model, replace(tokenizer.special, **ids))
     about = _about(home)
     kind = kind_of(home, about)
     names = {**kind.names, **_roles(about)}
     try:
         _, config = hub_read.read_config(home)
         roles = {role: name for role, name in names.items() if name is not None}
-        rest = {"roles": roles, "vocab_size": config.V}
+        build = partial(HuggingFace, roles=roles, vocab_size=config.V)
         rows = _added(home, about, names)
         if (home / FILE).exists():
-            found = HuggingFace(_bytes(home / FILE), added=rows, **rest)
+            tokenizer = build(_bytes(home / FILE), added=rows)
         else:
             base, more = _base(home, kind, about, names)
             declared = about.get("added_tokens_decoder") or {}
@@ -75,14 +76,18 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
                 for row in more
                 if row["content"] not in known
             ]
-            built = HuggingFace(json.dumps(base).encode(), added=rows)
-            found = HuggingFace(_ended(built, kind, about, names), **rest)
-        special = _special(home, found)
-        return found if special == found.special else HuggingFace(found.model, special, **rest)
+            plain = HuggingFace(json.dumps(base).encode(), added=rows)
+            tokenizer = build(_ended(plain, kind, about, names))
+        special = _special(home, tokenizer)
+        if special == tokenizer.special:
+            return tokenizer
+        return build(tokenizer.model, special)
     except CheckpointError as error:
         where = next((home / name for name in (FILE, *PROTOS) if (home / name).exists()), home)
-        told = str(error)
-        raise CheckpointError(told if told.startswith(str(home)) else f"{where}: {told}") from error
+        message = str(error)
+        if not message.startswith(str(home)):
+            message = f"{where}: {message}"
+        raise CheckpointError(message) from error
 
 
 def named_pieces(home: Path) -> dict[str, str]:
@@ -93,28 +98,28 @@ def named_pieces(home: Path) -> dict[str, str]:
 
 
 def _special(home: Path, tokenizer: HuggingFace) -> Special:
-    found = _told(home, tokenizer.vocab_size)
+    ids = _special_ids(home, tokenizer.vocab_size)
     begin, end = tokenizer.around()
-    found["bos"] = begin[0] if len(begin) == 1 else None
-    if "eos" not in found and len(end) == 1:  # BERT ends what it reads, and says so only there
-        found["eos"] = end[0]
-    return Special(**found)
+    ids["bos"] = begin[0] if len(begin) == 1 else None
+    if "eos" not in ids and len(end) == 1:  # BERT ends what it reads, and says so only there
+        ids["eos"] = end[0]
+    return Special(**ids)
 
 
-def _told(home: Path, vocab_size: int) -> dict[str, int | None]:
+def _special_ids(home: Path, vocab_size: int) -> dict[str, int | None]:
     """Return the ids that the folder names, of those that the tokenizer has."""
-    told, _ = read_generation_config(home)
-    eos = next(iter(told.eos_token_id), None)
-    named = {"bos": told.bos_token_id, "eos": eos, "pad": told.pad_token_id}
+    config, _ = read_generation_config(home)
+    eos = next(iter(config.eos_token_id), None)
+    named = {"bos": config.bos_token_id, "eos": eos, "pad": config.pad_token_id}
     return {name: i for name, i in named.items() if i is not None and i < vocab_size}
 
 
 def _about(home: Path) -> Json:
     """Return tokenizer_config.json, with what special_tokens_map.json adds to an old one."""
-    found = _json(home / CONFIG)
-    if "added_tokens_decoder" not in found:
-        found = found | _json(home / ROLES)
-    return found
+    about = _json(home / CONFIG)
+    if "added_tokens_decoder" not in about:
+        about = about | _json(home / ROLES)
+    return about
 
 
 def _json(path: Path) -> Json:
@@ -125,16 +130,16 @@ def _json(path: Path) -> Json:
 
 def _roles(about: Mapping[str, Any]) -> dict[str, str | None]:
     """Return {"mask_token": name, ...} of what a tokenizer_config.json names; None: it has none."""
-    found: dict[str, str | None] = {}
+    roles: dict[str, str | None] = {}
     for role, value in about.items():
         if role in NAMED or (role.endswith("_token") and isinstance(value, str | dict)):
             name = value.get("content") if isinstance(value, dict) else value
             if name is None or isinstance(name, str):
-                found[role] = name or None
+                roles[role] = name or None
     more = about.get("extra_special_tokens")
     if isinstance(more, dict):
-        found |= {role: name for role, name in more.items() if isinstance(name, str)}
-    return found
+        roles |= {role: name for role, name in more.items() if isinstance(name, str)}
+    return roles
 
 
 def _added(home: Path, about: Mapping[str, Any], names: Mapping[str, str | None]) -> list[Json]:
@@ -166,8 +171,8 @@ def _added(home: Path, about: Mapping[str, Any], names: Mapping[str, str | None]
 
 def _extra(about: Mapping[str, Any], *, whole: bool = False) -> list[Any]:
     """Return further special pieces by name, or as they are written out."""
-    found = about.get("extra_special_tokens") or about.get("additional_special_tokens") or []
-    rows = found if isinstance(found, list) else []
+    pieces = about.get("extra_special_tokens") or about.get("additional_special_tokens") or []
+    rows = pieces if isinstance(pieces, list) else []
     return rows if whole else [r.get("content") if isinstance(r, dict) else r for r in rows]
 
 
@@ -196,11 +201,11 @@ def _base(
         for name in PROTOS:
             if (home / name).exists() and kind.proto is not None:
                 proto = _proto(home / name)
-                found = kind.proto(proto, about, names)
+                base = kind.proto(proto, about, names)
                 more = pipelines.added(proto) if kind.pieces and not _extra(about) else []
                 if kind is ANY:
                     more = [row for row in more if row["special"]]
-                return found, [*found.pop("sentinels", []), *more]
+                return base, [*base.pop("sentinels", []), *more]
         if (home / VOCAB).exists() and (home / MERGES).exists() and kind.merges is not None:
             return kind.merges(_vocab(home / VOCAB), _merges(home / MERGES), about, names), []
         if (home / WORDS).exists() and kind.words is not None:
@@ -230,16 +235,16 @@ def _proto(path: Path) -> modelproto.Proto:
 
 
 def _ended(
-    found: HuggingFace, kind: Kind, about: Mapping[str, Any], names: Mapping[str, Any]
+    tokenizer: HuggingFace, kind: Kind, about: Mapping[str, Any], names: Mapping[str, Any]
 ) -> bytes:
     """Return a file without a template of its own with bos and eos where its config says so."""
     marks: list[list[str]] = []
     for role, default in (("bos", kind.begins), ("eos", False)):
         said, name = about.get(f"add_{role}_token", default), names.get(f"{role}_token")
         marks.append([name] if said and name else [])
-    written = json.loads(found.model)
+    written = json.loads(tokenizer.model)
     if written["post_processor"] is None and any(marks):
-        written["post_processor"] = pipelines.template(marks[0], marks[1], found.vocabulary())
+        written["post_processor"] = pipelines.template(marks[0], marks[1], tokenizer.vocabulary())
     return json.dumps(written, ensure_ascii=False).encode()
 
 
@@ -268,10 +273,10 @@ def _text(path: Path) -> str:
 
 
 def _vocab(path: Path) -> dict[str, int]:
-    found = hub_read.read_json(path, "vocabulary", folder.MAX_BYTES)
-    if not all(type(i) is int for i in found.values()):
+    vocab = hub_read.read_json(path, "vocabulary", folder.MAX_BYTES)
+    if not all(type(i) is int for i in vocab.values()):
         raise CheckpointError(f"{path.name} does not map pieces to ids; fetch it again")
-    return found
+    return vocab
 
 
 def _merges(path: Path) -> list[list[str]]:

@@ -112,11 +112,11 @@ def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
             (draft / name).write_bytes(content)
         files.write_json(draft / TOKENIZER, about | {"tokenizer_class": "MarianTokenizer"})
         return
-    found = tokenizer_json(tokenizer, rows=config.V, topology=config.topology)
-    (draft / "tokenizer.json").write_bytes(found.file)
+    exported = tokenizer_json(tokenizer, rows=config.V, topology=config.topology)
+    (draft / "tokenizer.json").write_bytes(exported.file)
     # The class that reads a tokenizer.json as it is; the others build their own of its vocabulary.
     about |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    files.write_json(draft / TOKENIZER, found.roles | about)
+    files.write_json(draft / TOKENIZER, exported.roles | about)
 
 
 def write_template(draft: Path, template: ChatTemplate) -> None:

@@ -98,9 +98,9 @@ def load_step(path: str | os.PathLike, step: Step = None) -> tuple[ModelConfig, 
     """Return (config, params, step) of a run; arguments and errors are those of `load`."""
     folder, wanted = located(path, step)
     config = read_config(folder)
-    found = _checkpoints(folder).read(wanted)
-    _check_shapes(folder, found["params"], config)
-    return config, found["params"], found["step"]
+    checkpoint = _checkpoints(folder).read(wanted)
+    _check_shapes(folder, checkpoint["params"], config)
+    return config, checkpoint["params"], checkpoint["step"]
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -190,8 +190,8 @@ def _checkpoints(folder: Path) -> Checkpoints:
 def _read_weights(path: Path) -> api.Params:
     import jax
 
-    found = safetensors.open_file(path)
-    flat = {name: jax.device_put(laid(safetensors.read(t))) for name, t in found.items()}
+    tensors = safetensors.open_file(path)
+    flat = {name: jax.device_put(laid(safetensors.read(t))) for name, t in tensors.items()}
     return tree.unflatten(flat)
 
 
@@ -203,11 +203,11 @@ def _check_shapes(folder: Path, params: api.Params, config: ModelConfig) -> None
                 f"merge it into its weight, or save it on its own"
             )
     wanted = {p: leaf.shape for p, leaf in tree.flatten(api.abstract(config)).items()}
-    found = {p: leaf.shape for p, leaf in tree.flatten(params).items()}
+    actual = {p: leaf.shape for p, leaf in tree.flatten(params).items()}
     wrong = [
-        f"{path}: {found.get(path, 'absent')} instead of {wanted.get(path, 'nothing')}"
-        for path in sorted(wanted.keys() | found.keys())
-        if wanted.get(path) != found.get(path)
+        f"{path}: {actual.get(path, 'absent')} instead of {wanted.get(path, 'nothing')}"
+        for path in sorted(wanted.keys() | actual.keys())
+        if wanted.get(path) != actual.get(path)
     ]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""

@@ -98,19 +98,19 @@ def copy_pooling(folder: Path, target: Path) -> None:
 def _modules(folder: Path) -> list[tuple[str, Path]]:
     """Return (kind, folder) of each module."""
     path = folder / MODULES
-    found = []
+    modules = []
     for row in read_json_value(path, "list of modules", MAX_CONFIG, list):
-        told = row if isinstance(row, dict) else {}
-        kind, home = told.get("type"), told.get("path")
+        entry = row if isinstance(row, dict) else {}
+        kind, home = entry.get("type"), entry.get("path")
         if not isinstance(kind, str) or not isinstance(home, str):
             raise CheckpointError(f"{path}: {row!r:.60} has no type and path; fetch it again")
         parts = PurePosixPath(home).parts
         if len(parts) > 1 or ".." in parts or home.startswith("/"):
             raise CheckpointError(f"{path}: {home!r:.60} is no folder beside it")
-        found.append((kind.rpartition(".")[2], folder / home))
-    if not found or found[0][0] != "Transformer" or found[0][1] != folder:
+        modules.append((kind.rpartition(".")[2], folder / home))
+    if not modules or modules[0][0] != "Transformer" or modules[0][1] != folder:
         raise CheckpointError(f"{path}: its first module is not the Transformer of this folder")
-    return found
+    return modules
 
 
 def _mode(path: Path) -> Mode:
@@ -120,8 +120,12 @@ def _mode(path: Path) -> Mode:
         return NAMES[named]  # pyright: ignore[reportReturnType]
     on = [key for key in about if key.startswith("pooling_mode_") and about[key]]
     if named is not None or len(on) != 1 or on[0] not in MODES:
-        told = f"pooling_mode={named!r:.40}" if named is not None else ", ".join(on) or "no mode"
-        raise CheckpointError(f"{path}: {told}: one is known here at a time, of {', '.join(NAMES)}")
+        modes = ", ".join(on) or "no mode"
+        if named is not None:
+            modes = f"pooling_mode={named!r:.40}"
+        raise CheckpointError(
+            f"{path}: {modes}: one is known here at a time, of {', '.join(NAMES)}"
+        )
     return MODES[on[0]]
 
 
@@ -153,8 +157,8 @@ def _dense(home: Path) -> Callable[[np.ndarray], np.ndarray]:
         raise CheckpointError(f"{home / WEIGHTS} has no matrix linear.weight")
 
     def dense(vectors: np.ndarray) -> np.ndarray:
-        found = vectors @ weight.astype(np.float32).T
-        return activation(found if bias is None else found + bias.astype(np.float32))
+        projected = vectors @ weight.astype(np.float32).T
+        return activation(projected if bias is None else projected + bias.astype(np.float32))
 
     return dense
 

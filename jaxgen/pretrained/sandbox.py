@@ -117,16 +117,18 @@ def _environment() -> Any:
         def fromkeys(self, *args, **kwargs):
             return dict.fromkeys(*args, **kwargs)
 
-    made = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
-    made.filters["tojson"] = _tojson
-    made.globals |= {
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
         "raise_exception": _refuse,
         "strftime_now": lambda form: datetime.now().strftime(form),
         "range": _counted(jinja2),
         "dict": Dict(),
         "namespace": Names,
     }
-    return made
+    return environment
 
 
 def _refuse(message: str) -> None:
@@ -145,11 +147,11 @@ def _counted(jinja2: Any) -> Callable[..., range]:
 
     def bounded(*args: int) -> range:
         nonlocal spent
-        found = range(*args)
-        spent += len(found)
+        numbers = range(*args)
+        spent += len(numbers)
         if spent > STEPS:
             raise jinja2.exceptions.SecurityError(f"its ranges take more than {STEPS} steps")
-        return found
+        return numbers
 
     return bounded
 
@@ -184,8 +186,8 @@ def _library() -> Any:
         raise ConfigError(
             "a chat template needs the `jinja2` package: pip install 'jaxgen[chat]'"
         ) from error
-    found = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
-    if found < MINIMUM:
+    version = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
+    if version < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
         raise ConfigError(
             f"jinja2 {jinja2.__version__} has holes in its sandbox; pip install 'jinja2>={wanted}'"

@@ -42,9 +42,9 @@ def _t5(proto: modelproto.Proto, about: Mapping[str, Any], names: Mapping[str, A
     extra = about.get("extra_ids", pipelines.SENTINELS)
     if type(extra) is not int or not 0 <= extra < 10_000:
         raise CheckpointError(f"extra_ids={extra!r} of {CONFIG} is no number of sentinels")
-    found = pipelines.t5(proto, extra_ids=extra, eos=names["eos_token"])
+    converted = pipelines.t5(proto, extra_ids=extra, eos=names["eos_token"])
     rows = [pipelines.added_token(f"<extra_id_{i}>") for i in range(extra)]
-    return found | {"sentinels": rows}
+    return converted | {"sentinels": rows}
 
 
 def _spaced(about: Mapping[str, Any]) -> dict[str, bool]:

@@ -33,16 +33,16 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
     if wanted.name == "pairs" and settings.model.topology == "encoder_decoder":
         source, width = wanted.source or width, wanted.target or width
     targets = 1 if wanted.name == "classes" else width
-    found: dict[str, tuple[int, int]] = dict.fromkeys(
+    shapes: dict[str, tuple[int, int]] = dict.fromkeys(
         ("tokens", "segments", "positions"), (rows, width)
     )
-    found |= dict.fromkeys(("targets", "weights"), (rows, targets))
+    shapes |= dict.fromkeys(("targets", "weights"), (rows, targets))
     if settings.model.topology == "encoder_decoder":
-        found |= dict.fromkeys(("source", "source_segments", "source_positions"), (rows, source))
+        shapes |= dict.fromkeys(("source", "source_segments", "source_positions"), (rows, source))
     elif wanted.name == "prefix":
-        found["prefix"] = (rows, width)
+        shapes["prefix"] = (rows, width)
     kinds = {"weights": jnp.float32}
     return {
         name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))
-        for name, shape in found.items()
+        for name, shape in shapes.items()
     }

@@ -56,7 +56,7 @@ def check(folder: Path, leaves: Mapping[str, Leaf]) -> None:
         return
     try:
         with _quiet(), _tame(folder) as tame, ocp.Checkpointer(_handler()) as checkpointer:
-            found = dict(checkpointer.metadata(tame).item_metadata)
+            metadata = dict(checkpointer.metadata(tame).item_metadata)
             place = {"driver": "file", "path": f"{tame}/"}
             base = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
             keys = {key.decode() for key in base.list().result()}
@@ -66,7 +66,7 @@ def check(folder: Path, leaves: Mapping[str, Leaf]) -> None:
     for name, leaf in full.items():
         dtype = _dtype(leaf.dtype)
         stored = (dtype if _native(dtype) else np.dtype(np.uint8)).name
-        there = found.get(name)
+        there = metadata.get(name)
         if there is None or (str(there.dtype), tuple(there.shape)) != (stored, leaf.shape):
             raise CheckpointError(f"{folder}: {name} was not written")
         edges = there.storage.chunk_shape if there.storage else leaf.shape
@@ -81,7 +81,7 @@ def read(folder: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     full = [name for name, leaf in leaves.items() if np.prod(leaf.shape, dtype=int)]
-    found: dict[str, np.ndarray] = {}
+    loaded: dict[str, np.ndarray] = {}
     if full:
         restore = ocp.args.PyTreeRestore(
             item=dict.fromkeys(full, 0),
@@ -89,11 +89,11 @@ def read(folder: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
             partial_restore=True,
         )
         with _quiet(), _tame(folder) as tame, ocp.Checkpointer(_handler()) as checkpointer:
-            found = checkpointer.restore(tame, args=restore)
+            loaded = checkpointer.restore(tame, args=restore)
     arrays = {}
     for name, leaf in leaves.items():
         dtype = _dtype(leaf.dtype)
-        array = found[name] if name in found else np.zeros(leaf.shape, dtype)
+        array = loaded[name] if name in loaded else np.zeros(leaf.shape, dtype)
         arrays[name] = array if _native(dtype) else array.view(dtype)
     return arrays
 
@@ -106,20 +106,20 @@ def read_sound(
     sums: the sha256 of each; {} compares types and shapes alone.
     """
     try:
-        found = read(folder, leaves)
+        arrays = read(folder, leaves)
     except Exception as error:
         # Orbax passes on whatever its storage says of damaged bytes, in any type.
         raise DamageError(f"{folder} can't be read: {first_line(error)}") from error
 
     def sound(name: str) -> bool:
-        array, leaf = found[name], leaves[name]
+        array, leaf = arrays[name], leaves[name]
         same = (array.dtype.name, array.shape) == (leaf.dtype, leaf.shape)
         return same and (not sums or digest(array) == sums[name])
 
-    for name, is_sound in zip(found, files.each(sound, found), strict=True):
+    for name, is_sound in zip(arrays, files.each(sound, arrays), strict=True):
         if not is_sound:
             raise DamageError(f"{folder}: array {name} has been changed")
-    return found
+    return arrays
 
 
 def _handler():
@@ -136,9 +136,9 @@ def _tame(folder: Path) -> Iterator[Path]:
     if TAME.fullmatch(str(folder)):
         yield folder
         return
-    place = tempfile.gettempdir()
-    place = place if TAME.fullmatch(place) else "/tmp"  # noqa: S108 - only the link lies there
-    with tempfile.TemporaryDirectory(prefix="jaxgen-", dir=place) as private:
+    temporary = tempfile.gettempdir()
+    temporary = temporary if TAME.fullmatch(temporary) else "/tmp"  # noqa: S108 - only the link lies there
+    with tempfile.TemporaryDirectory(prefix="jaxgen-", dir=temporary) as private:
         link = Path(private) / "folder"
         link.symlink_to(folder.parent, target_is_directory=True)
         yield link / folder.name

@@ -88,7 +88,7 @@ class Checkpoints:
         self.wait()
         alone = self._group.store is None
         to_host = partial(shards.to_host, first=self._group.first)
-        described, found = (pytree_io.to_host if alone else to_host)(tree)
+        described, arrays = (pytree_io.to_host if alone else to_host)(tree)
         metric = manifest.finite(metric)
         draft = Manifest(
             step=step,
@@ -107,7 +107,7 @@ class Checkpoints:
         )
         self._group.on_primary("save: room", partial(self._make_room, step, described))
         self._best.add(metric)
-        self._begin(partial(self._save, draft, found))
+        self._begin(partial(self._save, draft, arrays))
 
     def add_metric(self, step: int, metric: float | None, extra: Mapping[str, Any]) -> None:
         """Add the metric and a new extra to a saved step without one, once it is on disk.
@@ -175,10 +175,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps on disk, sound or damaged, in order; BusyError if it is no folder."""
-        found: list[int] = []
+        numbers: list[int] = []
         list_steps = partial(directory.list_steps, self.folder)
-        self._group.on_primary("steps", lambda: found.extend(list_steps()))
-        return json.loads(self._group.sync("steps seen", decide=lambda _: json.dumps(found)))
+        self._group.on_primary("steps", lambda: numbers.extend(list_steps()))
+        return json.loads(self._group.sync("steps seen", decide=lambda _: json.dumps(numbers)))
 
     def best(self) -> int | None:
         """Return the step with the lowest metric (the newest of equals), None if none has one."""
@@ -206,9 +206,9 @@ class Checkpoints:
                 return self._load(record, record.leaves)
             return shards.place_shards(abstract_tree, self._regions(record))
 
-        record, found, notes = self._newest_sound(step, load)
+        record, arrays, notes = self._newest_sound(step, load)
         # Whole arrays are placed one by one, once it is clear that they are sound.
-        tree = pytree_io.rebuild(abstract_tree, found) if self._group.store is None else found
+        tree = pytree_io.rebuild(abstract_tree, arrays) if self._group.store is None else arrays
         return Restored(record.step, tree, record.extra, notes)
 
     def read(self, step: int | None = None) -> dict[str, Any]:
@@ -224,11 +224,11 @@ class Checkpoints:
                 raise CheckpointError(f"{self._path(record.step)} has no params; it is no model")
             return self._load(record, chosen)
 
-        record, found, notes = self._newest_sound(step, load)
+        record, arrays, notes = self._newest_sound(step, load)
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        leaves, place = record.leaves, pytree_io.place_on_default
-        flat = {name: place(name, found[name], leaves[name]) for name in found}
+        leaves, place_leaf = record.leaves, pytree_io.place_on_default
+        flat = {name: place_leaf(name, arrays[name], leaves[name]) for name in arrays}
         return {"step": record.step} | trees.unflatten(flat)
 
     def verify(self, step: int) -> list[str]:
@@ -266,10 +266,10 @@ class Checkpoints:
         """
         if self._thread is not None:
             self._thread.join()  # what it is writing is no leftover
-        found: list[str] = []
+        leftovers: list[str] = []
         remove = partial(directory.remove_leftovers, self.folder)
-        self._group.on_primary("clean", lambda: found.extend(remove()))
-        return found
+        self._group.on_primary("clean", lambda: leftovers.extend(remove()))
+        return leftovers
 
     def _path(self, step: int) -> Path:
         return directory.step_path(self.folder, step)
@@ -286,14 +286,14 @@ class Checkpoints:
         for candidate in reversed(present) if step is None else [step]:
             try:
                 opened = partial(self._opened, candidate, load)
-                record, found = multihost.load_sound(self._group, opened)
+                record, arrays = multihost.load_sound(self._group, opened)
             except DamageError as error:
                 notes[candidate] = str(error)
                 continue
             self._damaged |= notes.keys()
             back = f"going back to step {candidate}"
             said = [f"checkpoint {other} is damaged: {why}; {back}" for other, why in notes.items()]
-            return record, found, said
+            return record, arrays, said
         if step is None and self.steps() != present:
             return self._newest_sound(step, load)  # another process has deleted what we read
         reasons = "; ".join(f"{other}: {why}" for other, why in notes.items())
@@ -343,14 +343,14 @@ class Checkpoints:
         except BaseException as error:
             self._error = error
 
-    def _save(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
+    def _save(self, draft: Manifest, arrays: dict[str, np.ndarray]) -> None:
         if self._group.store is None:
-            self._write(draft, found)
+            self._write(draft, arrays)
             self._retire()
         else:
             target = self._path(draft.step)
             replaced = draft.step in self._damaged
-            multihost.write_step(self._group, target, draft, found, replaced=replaced)
+            multihost.write_step(self._group, target, draft, arrays, replaced=replaced)
             self._group.on_primary("save: retire", self._retire)
         self._damaged.clear()
 
@@ -358,10 +358,10 @@ class Checkpoints:
         directory.add_metric(self.folder, step, metric, extra)
         self._retire()
 
-    def _write(self, draft: Manifest, found: dict[str, np.ndarray]) -> None:
+    def _write(self, draft: Manifest, arrays: dict[str, np.ndarray]) -> None:
         rows = {
             name: {**draft.arrays[name], "sha256": pytree_io.digest(array)}
-            for name, array in found.items()
+            for name, array in arrays.items()
         }
         if draft.step in directory.list_steps(self.folder) and draft.step not in self._damaged:
             if not self.verify(draft.step):
@@ -374,7 +374,7 @@ class Checkpoints:
         self._failpoint("begin")
         try:
             with files.new_folder(self._path(draft.step)) as folder:
-                orbax.write(folder / ARRAYS, found)
+                orbax.write(folder / ARRAYS, arrays)
                 self._failpoint("arrays")
                 orbax.check(folder / ARRAYS, draft.leaves)
                 content = manifest.inventory(folder)
@@ -383,7 +383,7 @@ class Checkpoints:
                 if draft.step in self._damaged:
                     directory.remove_step(self.folder, draft.step, self._failpoint)
         except Exception as error:
-            size = sum(array.nbytes for array in found.values())
+            size = sum(array.nbytes for array in arrays.values())
             raise disk_space.explain(self.folder, draft.step, size, error) from error
         self._damaged.discard(draft.step)
         self._failpoint("renamed")

@@ -152,7 +152,7 @@ def damages(
         return None
 
     mine = list(manifest.files)[share[0] :: share[1]]
-    return [found for found in files.each(damage, mine) if found is not None]
+    return [problem for problem in files.each(damage, mine) if problem is not None]
 
 
 @contextmanager

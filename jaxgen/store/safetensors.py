@@ -103,8 +103,8 @@ def read(tensor: Tensor) -> np.ndarray:
         raise CheckpointError(
             f"{tensor.path}: {tensor.name!r} is {tensor.dtype}, which is not read"
         )
-    found = aligned(tensor.shape, _dtype(name))
-    rest = found.reshape(-1).view(np.uint8).data
+    array = aligned(tensor.shape, _dtype(name))
+    rest = array.reshape(-1).view(np.uint8).data
     try:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.begin)
@@ -114,7 +114,7 @@ def read(tensor: Tensor) -> np.ndarray:
         raise CheckpointError(f"{tensor.path} can't be read: {error}") from error
     if rest:
         raise CheckpointError(f"{tensor.path} has shrunk while it was read; fetch it again")
-    return found
+    return array
 
 
 def write(
@@ -130,16 +130,16 @@ def write(
     # As the format's own library orders them: wide ones first keeps each aligned to its width.
     order = sorted(tensors, key=lambda name: (-_dtype(tensors[name][0]).itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    place = 0
+    offset = 0
     for name in order:
         dtype, shape = tensors[name]
-        end = place + _dtype(dtype).itemsize * math.prod(shape)
+        end = offset + _dtype(dtype).itemsize * math.prod(shape)
         header[name] = {
             "dtype": WRITABLE[dtype],
             "shape": list(shape),
-            "data_offsets": [place, end],
+            "data_offsets": [offset, end],
         }
-        place = end
+        offset = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     with path.open("xb") as file:
@@ -198,17 +198,17 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _tensors(path: Path, header: dict[str, Any], start: int, size: int) -> dict[str, Tensor]:
-    found = [_tensor(path, name, entry, start) for name, entry in header.items()]
-    place = start
-    for tensor in sorted(found, key=lambda tensor: (tensor.begin, tensor.end)):
-        if tensor.begin != place:
-            word = "overlaps another" if tensor.begin < place else "leaves a hole before it"
+    tensors = [_tensor(path, name, entry, start) for name, entry in header.items()]
+    offset = start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != offset:
+            word = "overlaps another" if tensor.begin < offset else "leaves a hole before it"
             raise ValueError(f"{tensor.name!r} {word}")
-        place = tensor.end
-    if place != size:
-        word = "is truncated" if place > size else "has bytes that belong to no tensor"
-        raise ValueError(f"it {word}: its tensors end at byte {place} of {size}")
-    return {tensor.name: tensor for tensor in found}
+        offset = tensor.end
+    if offset != size:
+        word = "is truncated" if offset > size else "has bytes that belong to no tensor"
+        raise ValueError(f"it {word}: its tensors end at byte {offset} of {size}")
+    return {tensor.name: tensor for tensor in tensors}
 
 
 def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:

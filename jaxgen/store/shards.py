@@ -221,10 +221,10 @@ def _place_leaf(name: str, like: Any, region: Any) -> Any:
     parts: dict[Bounds, np.ndarray] = {}
     placed = []
     for device, index in where.addressable_devices_indices_map(want.shape).items():
-        place = bounds(index or (), want.shape)
-        if place not in parts:
-            parts[place] = region(name, index or ())
-        there = jax.device_put(parts[place], device)
+        box = bounds(index or (), want.shape)
+        if box not in parts:
+            parts[box] = region(name, index or ())
+        there = jax.device_put(parts[box], device)
         # On CPU, JAX may alias numpy's memory even when told not to, and could then not donate it.
         placed.append(there.copy() if device.platform == "cpu" else there)
     array = jax.make_array_from_single_device_arrays(want.shape, where, placed)

@@ -28,12 +28,12 @@ def _drawn(
     pieces: list[str], ranks: Mapping[str, int], dropout: float, chance: random.Random
 ) -> list[str]:
     while True:
-        best, place = NONE, -1
+        best, index = NONE, -1
         for i in range(len(pieces) - 1):
             rank = ranks.get(pieces[i] + pieces[i + 1], NONE)
             # Chances are independent, so only a merge that would be made needs to take one.
             if rank < best and (not dropout or chance.random() >= dropout):
-                best, place = rank, i
-        if place < 0:
+                best, index = rank, i
+        if index < 0:
             return pieces
-        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        pieces[index : index + 2] = [pieces[index] + pieces[index + 1]]

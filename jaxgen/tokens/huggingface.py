@@ -106,8 +106,8 @@ class HuggingFace:
             except UnicodeEncodeError as error:
                 raise protocol.not_unicode(text, error) from None
         encode = self._engine.encode_batch
-        found = _guard(DataError, encode, texts, add_special_tokens=False)
-        return [self._known(row.ids) for row in found]
+        rows = _guard(DataError, encode, texts, add_special_tokens=False)
+        return [self._known(row.ids) for row in rows]
 
     def _known(self, ids: list[int]) -> list[int]:
         if self.vocab_size < self._count and ids and max(ids) >= self.vocab_size:
@@ -156,15 +156,15 @@ class HuggingFace:
         engine = _build(self._engine.to_str().encode())
         engine.encode_special_tokens = True
         secret = secrets.token_hex(8)
-        found, rows = {}, []
+        stand_ins, rows = {}, []
         for number, token in enumerate(self._special_pieces()):
-            found[token.content] = f"\U000f0000{secret}{number}\U000f0001"
+            stand_ins[token.content] = f"\U000f0000{secret}{number}\U000f0001"
             rows.append(tokenizers.AddedToken(
-                found[token.content], special=False, normalized=False, lstrip=token.lstrip,
+                stand_ins[token.content], special=False, normalized=False, lstrip=token.lstrip,
                 rstrip=token.rstrip, single_word=token.single_word,
             ))  # fmt: skip
         engine.add_tokens(rows)
-        return found, engine
+        return stand_ins, engine
 
     def _special_pieces(self) -> list[Any]:
         added = self._engine.get_added_tokens_decoder()
@@ -243,24 +243,24 @@ def _declared(about: dict[str, Any]) -> dict[str, int]:
     vocabulary = about["model"].get("vocab")
     try:
         if isinstance(vocabulary, list):  # unigram: [piece, score] in the order of ids
-            found = {row[0]: i for i, row in enumerate(vocabulary)}
-            if len(found) < len(vocabulary):
+            ids = {row[0]: i for i, row in enumerate(vocabulary)}
+            if len(ids) < len(vocabulary):
                 raise CheckpointError("its unigram vocabulary holds a piece twice")
         else:
-            found = dict(vocabulary)
-        found |= {row["content"]: row["id"] for row in about.get("added_tokens") or []}
+            ids = dict(vocabulary)
+        ids |= {row["content"]: row["id"] for row in about.get("added_tokens") or []}
     except (TypeError, KeyError, IndexError) as error:
         raise CheckpointError("not a tokenizer.json: its vocabulary is malformed") from error
-    if not found:
+    if not ids:
         raise CheckpointError("its vocabulary is empty; fetch it again")
     names: dict[int, str] = {}
-    for name, i in found.items():
+    for name, i in ids.items():
         if type(i) is not int or not 0 <= i < MAX_VOCAB:
             raise CheckpointError(f"piece {name!r} has id {i!r}; ids are 0 .. {MAX_VOCAB - 1}")
         if i in names:
             raise CheckpointError(f"pieces {names[i]!r} and {name!r} share id {i}")
         names[i] = name
-    return found
+    return ids
 
 
 def _names(vocabulary: Mapping[str, int], declared: Mapping[str, int]) -> dict[int, str]:

@@ -32,11 +32,11 @@ def begins_word(tokenizer: Tokenizer) -> np.ndarray:
     Of pieces marked as continuing ("##" of BERT) the others; else those that begin with a space.
     """
     known = _vocabulary(tokenizer)
-    found = np.zeros(tokenizer.vocab_size, bool)
+    begins = np.zeros(tokenizer.vocab_size, bool)
     if any(name.startswith("##") for name in known):
         for name, token in known.items():
-            found[token] = not name.startswith("##")
-        return found
+            begins[token] = not name.startswith("##")
+        return begins
     return np.asarray([text[:1].isspace() for text in _texts(tokenizer)])
 
 

@@ -113,10 +113,10 @@ def with_short_scores(model: bytes) -> bytes:
     Their sums over a line are then exact in every precision, so that all libraries see the same
     ties, as between the orders of two runs of spaces.
     """
-    kept = bytearray()
+    shortened = bytearray()
     for number, value, whole in _spans(model):
         if number != PIECES or not isinstance(value, bytes):
-            kept += whole
+            shortened += whole
             continue
         inner = b""
         for field, content, raw in _spans(value):
@@ -124,19 +124,19 @@ def with_short_scores(model: bytes) -> bytes:
                 score = round(struct.unpack("<f", content)[0] * 256) / 256
                 raw = raw[: -len(content)] + struct.pack("<f", score)
             inner += raw
-        kept += _number(number << 3 | BYTES) + _number(len(inner)) + inner
-    return bytes(kept)
+        shortened += _number(number << 3 | BYTES) + _number(len(inner)) + inner
+    return bytes(shortened)
 
 
 def _without(raw: bytes, first: int, *inside: int) -> bytes:
-    kept = b""
+    rest = b""
     for number, value, whole in _spans(raw):
         if number != first:
-            kept += whole
+            rest += whole
         elif inside and isinstance(value, bytes):
             inner = _without(value, *inside)
-            kept += _number(number << 3 | BYTES) + _number(len(inner)) + inner
-    return kept
+            rest += _number(number << 3 | BYTES) + _number(len(inner)) + inner
+    return rest
 
 
 def _number(value: int) -> bytes:
@@ -150,33 +150,33 @@ def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 def _spans(raw: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
     """Yield (number, value, all bytes) of each field."""
-    place = 0
-    while (start := place) < len(raw):
-        key, place = _varint(raw, place)
+    offset = 0
+    while (start := offset) < len(raw):
+        key, offset = _varint(raw, offset)
         wire = key & 7
         value: int | bytes
         if wire == VARINT:
-            value, place = _varint(raw, place)
+            value, offset = _varint(raw, offset)
         elif wire in (FIXED64, FIXED32, BYTES):
             size = {FIXED64: 8, FIXED32: 4}.get(wire)
             if size is None:
-                size, place = _varint(raw, place)
-            value, place = raw[place : place + size], place + size
+                size, offset = _varint(raw, offset)
+            value, offset = raw[offset : offset + size], offset + size
         else:
             raise ValueError("it is not a protocol buffer")
-        if place > len(raw):
+        if offset > len(raw):
             raise ValueError("it ends in the middle of a field")
-        yield key >> 3, value, raw[start:place]
+        yield key >> 3, value, raw[start:offset]
 
 
-def _varint(raw: bytes, place: int) -> tuple[int, int]:
+def _varint(raw: bytes, offset: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        if place >= len(raw):
+        if offset >= len(raw):
             raise ValueError("it ends in the middle of a number")
-        byte = raw[place]
-        place += 1
+        byte = raw[offset]
+        offset += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value, offset
     raise ValueError("it is not a protocol buffer")

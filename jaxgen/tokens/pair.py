@@ -42,16 +42,16 @@ def pairs(tokenizer: Tokenizer, first: str, second: str, *, width: int, stride: 
     check_room(first, len(head), room, stride)
     places = _characters(second, [len(piece) for piece in map(surface.pieces.__getitem__, ids)],
                          surface.drop_space)  # fmt: skip
-    found = []
+    rows = []
     for at in range(0, len(ids), room - stride):
         part = slice(at, at + room)
         row = [*head, *ids[part], *end]
         types = [0] * len(head) + [1] * (len(row) - len(head))
         spans = [*[None] * len(head), *places[part], *[None] * len(end)]
-        found.append(Pair(row, types, spans))
+        rows.append(Pair(row, types, spans))
         if at + room >= len(ids):
             break
-    return found
+    return rows
 
 
 def check_room(first: str, used: int, room: int, stride: int) -> None:
@@ -69,11 +69,11 @@ def _characters(text: str, sizes: list[int], drops_space: bool) -> list[tuple[in
     for owner, character in enumerate(text):
         byte_at += [owner] * len(character.encode())
     byte_at.append(len(text))
-    place, found = -1 if drops_space else 0, []
+    offset, spans = -1 if drops_space else 0, []
     for size in sizes:
-        last = max(place + size, 0)
-        begin = byte_at[min(max(place, 0), len(byte_at) - 1)]
-        inside = last > max(place, 0)
-        found.append((begin, byte_at[last - 1] + 1 if inside else begin))
-        place += size
-    return found
+        last = max(offset + size, 0)
+        begin = byte_at[min(max(offset, 0), len(byte_at) - 1)]
+        inside = last > max(offset, 0)
+        spans.append((begin, byte_at[last - 1] + 1 if inside else begin))
+        offset += size
+    return spans

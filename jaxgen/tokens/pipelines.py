@@ -84,15 +84,15 @@ def roberta(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], names: Na
             add_prefix_space: bool = False, trim_offsets: bool = True) -> Json:  # fmt: skip
     """Return RoBERTa's and BART's: GPT-2's between cls and sep."""
     sep, cls = names["sep_token"], names["cls_token"]
-    found = byte_level(vocab, merges, add_prefix_space=add_prefix_space)
-    found["post_processor"] = {
+    converted = byte_level(vocab, merges, add_prefix_space=add_prefix_space)
+    converted["post_processor"] = {
         "type": "RobertaProcessing",
         "sep": [sep, vocab[sep]],
         "cls": [cls, vocab[cls]],
         "trim_offsets": trim_offsets,
         "add_prefix_space": add_prefix_space,
     }
-    return found
+    return converted
 
 
 def word_piece(vocab: Mapping[str, int], names: Names, *, lowercase: bool,

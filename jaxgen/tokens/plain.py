@@ -32,9 +32,9 @@ class Chars:
         try:
             return list(map(self._ids.__getitem__, text))
         except KeyError as error:
-            place = text.index(error.args[0])
+            at = text.index(error.args[0])
             raise DataError(
-                f"character {place} of the text, {error.args[0]!r} (U+{ord(error.args[0]):04X}), "
+                f"character {at} of the text, {error.args[0]!r} (U+{ord(error.args[0]):04X}), "
                 f"is not among the {self.vocab_size} that this tokenizer has; "
                 f"remove it, or train with tokenizer.kind: bpe or bytes"
             ) from None
@@ -85,12 +85,12 @@ class Bytes:
 
 def learn_characters(texts: Iterable[str]) -> Chars:
     """Return the tokenizer of all characters in `texts`; DataError if there are none."""
-    found: set[str] = set()
+    alphabet: set[str] = set()
     for text in texts:
-        found.update(text)
-    if not found:
+        alphabet.update(text)
+    if not alphabet:
         raise DataError("the corpus has no character to make a vocabulary of")
-    characters = "".join(sorted(found))
+    characters = "".join(sorted(alphabet))
     try:
         characters.encode()
     except UnicodeEncodeError as error:

@@ -84,16 +84,16 @@ def marked(
     marks: regular expressions, of which those of long marks come first.
     """
     pattern = re.compile("|".join(marks) or "(?!)")
-    place = start = 0
-    while found := pattern.search(text, place):
-        begin, end = found.span()
+    offset = start = 0
+    while match := pattern.search(text, offset):
+        begin, end = match.span()
         if any(low < end and begin < high for low, high in plain):
-            place = begin + 1
+            offset = begin + 1
             continue
         if begin > start:
             yield text[start:begin], False
-        yield found[0], True
-        place = start = end
+        yield match[0], True
+        offset = start = end
     if start < len(text):
         yield text[start:], False
 

@@ -51,14 +51,14 @@ def examine(
 
     settings: whose digest is compared; cache: the folder of prepared text and compiled programs.
     """
-    found = facts(settings, cache, environment)
+    own = facts(settings, cache, environment)
     if group.count > 1:
         group.barrier("clocks")
     # Read at the same moment everywhere, but for the way of the message that says so.
-    found["clock"]["seconds"] = time.time()
+    own["clock"]["seconds"] = time.time()
     if group.count == 1:
-        return [found]
-    answer = group.sync("doctor", json.dumps(found), lambda values: f"[{','.join(values)}]")
+        return [own]
+    answer = group.sync("doctor", json.dumps(own), lambda values: f"[{','.join(values)}]")
     return json.loads(answer)
 
 
@@ -84,21 +84,21 @@ def facts(settings: Settings | None, cache: Path, environment: Mapping[str, str]
 
 
 def _versions() -> dict[str, str]:
-    found = {"jaxgen": jaxgen.__version__, "python": platform.python_version()}
+    versions = {"jaxgen": jaxgen.__version__, "python": platform.python_version()}
     for name in (*NEEDED, *DRIVERS):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _devices() -> dict[str, Any]:
     seen = [name for name, pattern in HARDWARE.items() if glob(pattern)]
-    found: dict[str, Any] = {"host": socket.gethostname(), "cores": _cores(), "hardware": seen}
+    about: dict[str, Any] = {"host": socket.gethostname(), "cores": _cores(), "hardware": seen}
     try:
         devices = jax.devices()
     except RuntimeError as error:
-        return found | {"error": " ".join(str(error).split())[:300]}
-    return found | {
+        return about | {"error": " ".join(str(error).split())[:300]}
+    return about | {
         "backend": jax.default_backend(),
         "kind": devices[0].device_kind,
         "count": len(devices),
@@ -112,36 +112,41 @@ def _cores() -> int:
 
 
 def _memory() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         rows = {line.partition(":")[0]: int(line.split()[1]) << 10 for line in lines}
-        found |= {"host": rows["MemTotal"], "available": rows["MemAvailable"]}
+        sizes |= {"host": rows["MemTotal"], "available": rows["MemAvailable"]}
     with suppress(OSError, ValueError):
-        found["allowed"] = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        sizes["allowed"] = int(Path("/sys/fs/cgroup/memory.max").read_text())
     with suppress(RuntimeError, AttributeError):
-        told = jax.local_devices()[0].memory_stats() or {}
+        stats = jax.local_devices()[0].memory_stats() or {}
         names = {"bytes_limit": "device", "bytes_in_use": "device in use"}
-        found |= {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
-    return found
+        sizes |= {ours: stats[theirs] for theirs, ours in names.items() if theirs in stats}
+    return sizes
 
 
 def _folder(path: Path) -> dict[str, Any]:
     """Return what may be done in a folder, or in the nearest one above it that exists."""
-    found: dict[str, Any] = {"path": str(path), "exists": path.is_dir()}
+    properties: dict[str, Any] = {"path": str(path), "exists": path.is_dir()}
     while not path.exists() and path != path.parent:
         path = path.parent
     try:
         about = path.stat()
-        found |= {"mode": stat.filemode(about.st_mode), "free": shutil.disk_usage(path).free}
-        found["others write"] = bool(about.st_mode & stat.S_IWOTH and not about.st_mode & 0o1000)
+        properties |= {"mode": stat.filemode(about.st_mode), "free": shutil.disk_usage(path).free}
+        properties["others write"] = bool(
+            about.st_mode & stat.S_IWOTH and not about.st_mode & 0o1000
+        )
         with tempfile.TemporaryFile(dir=path) as file:
-            found["writable"] = True
+            properties["writable"] = True
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found["locks"] = True
+            properties["locks"] = True
     except OSError as error:
-        found |= {"writable": found.get("writable", False), "refused": error.strerror or str(error)}
-    return found
+        properties |= {
+            "writable": properties.get("writable", False),
+            "refused": error.strerror or str(error),
+        }
+    return properties
 
 
 def _limits() -> dict[str, Any]:
@@ -177,17 +182,17 @@ def _ahead(cache: Path) -> float | None:
 
 
 def _config(settings: Settings | None) -> dict[str, str]:
-    found = {"code": peers.code()}
+    digests = {"code": peers.code()}
     if settings is not None:
-        found["settings"] = hashlib.sha256(sets.dump(settings).encode()).hexdigest()
-    return found
+        digests["settings"] = hashlib.sha256(sets.dump(settings).encode()).hexdigest()
+    return digests
 
 
-def lines(found: Facts) -> dict[str, str]:
+def lines(process: Facts) -> dict[str, str]:
     """Return facts as {"section: name": words for people}."""
     return {
         f"{section}: {name}": _words(section, name, value)
-        for section, row in found.items()
+        for section, row in process.items()
         for name, value in row.items()
         if section != "keys" and name != "seconds"  # for comparing only
     }

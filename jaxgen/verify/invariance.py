@@ -63,17 +63,17 @@ def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
         ("requests", _told(requests)),
     ]
     alone = {mode: _alone(session, requests, settings) for mode, settings in MODES.items()}
-    for company in companies:
+    for neighbours in companies:
         apart = 0.0
         for mode, settings in MODES.items():
-            found = _together(session, requests, settings, company)
-            for request, one, other in zip(requests, alone[mode], found, strict=True):
+            batched = _together(session, requests, settings, neighbours)
+            for request, one, other in zip(requests, alone[mode], batched, strict=True):
                 pair = _Found(request, one, other)
                 if one.tokens != other.tokens:
-                    raise ProofError(_difference(session, requests, company, mode, pair))
+                    raise ProofError(_difference(session, requests, neighbours, mode, pair))
                 apart = max(apart, _apart(one.logprobs, other.logprobs))
         bits = "bit-equal" if apart == 0 else f"at most {apart:.1e} apart, by rounding"
-        rows.append((company.name, f"the same tokens; log-probabilities {bits}"))
+        rows.append((neighbours.name, f"the same tokens; log-probabilities {bits}"))
     if len(jax.devices()) == 1:
         rows.append(("devices", "only one here: nothing to compare"))
     modes = f"{', '.join(list(MODES)[:-1])} or by {list(MODES)[-1]}"
@@ -96,7 +96,7 @@ def _companies(session: Session, length: int) -> list[_Company]:
     long = max(session.context - length, 1)
     wide = Request([0] * long, length, Generation(), REQUESTS)
     late = Request([0], max(session.context - 1, 1), Generation(), REQUESTS + 1)
-    found = [
+    variants = [
         _Company(f"in a batch of {REQUESTS}"),
         _Company("backwards", backwards=True),
         # More padding, and a larger bucket.
@@ -106,8 +106,8 @@ def _companies(session: Session, length: int) -> list[_Company]:
     if len(devices) > 1:
         count = max(n for n in range(1, len(devices) + 1) if REQUESTS % n == 0)
         mesh = device_mesh.make_mesh(MeshSettings(data=count), devices[:count])
-        found.append(_Company(f"on {count} devices", mesh=mesh))
-    return found
+        variants.append(_Company(f"on {count} devices", mesh=mesh))
+    return variants
 
 
 def _alone(session: Session, requests: Sequence[Request], settings: Generation) -> list[Completion]:
@@ -115,22 +115,22 @@ def _alone(session: Session, requests: Sequence[Request], settings: Generation) 
 
 
 def _together(
-    session: Session, requests: Sequence[Request], settings: Generation, company: _Company
+    session: Session, requests: Sequence[Request], settings: Generation, neighbours: _Company
 ) -> list[Completion]:
-    group = [one._replace(settings=settings) for one in (*requests, *company.beside)]
-    if company.backwards:
+    group = [one._replace(settings=settings) for one in (*requests, *neighbours.beside)]
+    if neighbours.backwards:
         group.reverse()
-    if company.mesh is not None:
-        session = replace(session, params=_spread(session, company.mesh))
-    found = place.under(company.mesh, partial(_answers, session))(group)
-    found = found[::-1] if company.backwards else found
-    return found[: len(requests)]
+    if neighbours.mesh is not None:
+        session = replace(session, params=_spread(session, neighbours.mesh))
+    completions = place.under(neighbours.mesh, partial(_answers, session))(group)
+    completions = completions[::-1] if neighbours.backwards else completions
+    return completions[: len(requests)]
 
 
 def _answers(session: Session, requests: Sequence[Request]) -> list[Completion]:
     size = batch_size(len(requests))
     group = RequestBatch(session.model, session.params, tuple(requests), size, 0, time.monotonic)
-    return [found[0] for found in batch_decoding.complete(group)]
+    return [completions[0] for completions in batch_decoding.complete(group)]
 
 
 def _spread(session: Session, mesh: Any) -> Any:
@@ -145,37 +145,37 @@ def _apart(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def _difference(
-    session: Session, requests: Sequence[Request], company: _Company, mode: str, found: _Found
+    session: Session, requests: Sequence[Request], neighbours: _Company, mode: str, pair: _Found
 ) -> str:
     """The line that says which token differs, and from which layer on."""
-    pairs = zip(found.alone.tokens, found.other.tokens, strict=False)
-    shorter = min(len(found.alone.tokens), len(found.other.tokens))
+    pairs = zip(pair.alone.tokens, pair.other.tokens, strict=False)
+    shorter = min(len(pair.alone.tokens), len(pair.other.tokens))
     at = next((n for n, (a, b) in enumerate(pairs) if a != b), shorter)
-    tokens = [None if at >= len(x) else x[at] for x in (found.alone.tokens, found.other.tokens)]
-    cause = _cause(session, requests, company, found, at)
+    tokens = [None if at >= len(x) else x[at] for x in (pair.alone.tokens, pair.other.tokens)]
+    cause = _cause(session, requests, neighbours, pair, at)
     return (
-        f"request {found.request.number}, {mode}: new token {at + 1} is {tokens[0]} alone and "
-        f"{tokens[1]} {company.name}; {cause}"
+        f"request {pair.request.number}, {mode}: new token {at + 1} is {tokens[0]} alone and "
+        f"{tokens[1]} {neighbours.name}; {cause}"
     )
 
 
 def _cause(
-    session: Session, requests: Sequence[Request], company: _Company, found: _Found, at: int
+    session: Session, requests: Sequence[Request], neighbours: _Company, pair: _Found, at: int
 ) -> str:
     """The first layer whose activations of the text so far depend on the company."""
     config, params = session.config, serving.stacked(session.params)
-    everyone = [*requests, *company.beside]
-    row = everyone.index(found.request)
+    everyone = [*requests, *neighbours.beside]
+    row = everyone.index(pair.request)
     texts = [list(one.ids) for one in everyone]
     sources = None if not session.reads_sources else [list(one.ids) for one in everyone]
     if session.reads_sources:
         texts = [[int(session.model.start or 0)] for _ in everyone]
-    texts[row] = texts[row] + found.alone.tokens[:at]
+    texts[row] = texts[row] + pair.alone.tokens[:at]
     one = _seen(params, config, [texts[row]], None if sources is None else [sources[row]])
-    if company.mesh is not None:
-        params = _spread(session, company.mesh)
+    if neighbours.mesh is not None:
+        params = _spread(session, neighbours.mesh)
     together = partial(_seen, params, config)
-    many = place.under(company.mesh, together)(texts, sources)
+    many = place.under(neighbours.mesh, together)(texts, sources)
     apart = []
     for (name, alone), (_, other) in zip(one, many, strict=True):
         size = len(texts[row] if sources is None or name[:7] != "encoder" else sources[row])

@@ -140,9 +140,9 @@ def differs(there: Row, here: Row, *, exact: bool) -> str | None:
     """
     if "data" in there and "data" in here:
         if there["data"] != here["data"]:
-            place = next(i for i, (a, b) in enumerate(_pairs(there, here)) if a != b)
-            a, b = _pairs(there, here)[place]
-            return f"its data differ: row {place} of the batch is row {a} of the text, here {b}"
+            row = next(i for i, (a, b) in enumerate(_pairs(there, here)) if a != b)
+            a, b = _pairs(there, here)[row]
+            return f"its data differ: row {row} of the batch is row {a} of the text, here {b}"
         if there["batch"] != here["batch"]:
             return "its data differ: the same rows of the text give other tokens or weights"
     if there["rng"] != here["rng"]:
@@ -167,8 +167,8 @@ def _leaf(there: Row, here: Row) -> str | None:
             continue
         for (at, a), (_, b) in zip(leaf["values"], other["values"], strict=True):
             if a != b:
-                place = [int(i) for i in np.unravel_index(at, leaf["shape"])]
-                where = f"{path}{place}" if place else path
+                position = [int(i) for i in np.unravel_index(at, leaf["shape"])]
+                where = f"{path}{position}" if position else path
                 return f"{where} is {a}, here {b}"
         return f"{path} has sha256 {leaf['sha256'][:12]}, here {other['sha256'][:12]}"
     return None

@@ -132,10 +132,10 @@ def _steps(run: Run, state: State, batches: Any, last: int, saving: int | None) 
     seen = _Seen(batches)
     limit = replace(run.settings.train, steps=last, validate_every=1, log_every=1)
     while int(state.step) < last:
-        made: list[Row] = []
-        callbacks = _callbacks(run, seen, made, saving)
+        new_rows: list[Row] = []
+        callbacks = _callbacks(run, seen, new_rows, saving)
         state, _, _ = fit(state, seen, run.step, limit, callbacks, seen)
-        yield from made
+        yield from new_rows
 
 
 class _Seen:
@@ -157,12 +157,12 @@ class _Seen:
     def validation(self, step: int, metrics: dict[str, float]) -> None: ...
 
 
-def _callbacks(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Callbacks:
+def _callbacks(run: Run, seen: _Seen, new_rows: list[Row], saving: int | None) -> Callbacks:
     def note(state: State) -> dict[str, float]:
         inputs_only = {k: np.asarray(v) for k, v in sorted(seen.batch.items()) if k != "index"}
         digest = hashlib.sha256("".join(map(pytree_io.digest, inputs_only.values())).encode())
         about = {"data": np.asarray(seen.batch["index"]).tolist(), "batch": digest.hexdigest()}
-        made.append(describe(state) | about | {"loss": seen.loss})
+        new_rows.append(describe(state) | about | {"loss": seen.loss})
         return {"loss": seen.loss}
 
     def save(state: State, step: int) -> None:
@@ -170,7 +170,7 @@ def _callbacks(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Ca
             extra = {"data": seen.batches.state(), "valid_loss": None}
             run.checkpoints.save(step, state, extra, metric=None)
             run.checkpoints.wait()
-            made.append({SAVED: step})
+            new_rows.append({SAVED: step})
 
     def refuse(state: State, step: int, *_: Any) -> None:
         raise NonFiniteError(f"step {step} ends a streak of bad steps; there is nothing to compare")
@@ -182,7 +182,7 @@ def _callbacks(run: Run, seen: _Seen, made: list[Row], saving: int | None) -> Ca
         add_loss=lambda *_: None,
         is_best=lambda _: False,
         poll=lambda: None,
-        stopping=lambda: bool(made),
+        stopping=lambda: bool(new_rows),
         phase=lambda *_: nullcontext(),
         on_bad_streak=refuse,
         rate=lambda step: 0.0,
@@ -199,17 +199,17 @@ def describe(state: State) -> Row:
     folded = jax.random.fold_in(state.key, step)
     keys = [jax.random.key_data(key) for key in (state.key, folded)]
     described, arrays = pytree_io.to_host(state)
-    found = {}
+    leaves = {}
     for path, array in arrays.items():
         flat = array.reshape(-1)
         places = sorted({int(i) for i in np.linspace(0, max(flat.size - 1, 0), SAMPLES)})
         values = [[i, repr(flat[i].item())] for i in places if flat.size]
         shape = list(described[path].shape)
-        found[path] = {"sha256": pytree_io.digest(array), "shape": shape, "values": values}
+        leaves[path] = {"sha256": pytree_io.digest(array), "shape": shape, "values": values}
     return {
         "step": step,
         "rng": [np.asarray(key).tobytes().hex() for key in keys],
-        "leaves": found,
+        "leaves": leaves,
     }
 
 

@@ -31,19 +31,19 @@ def print_facts(columns: Sequence[Mapping[str, str]], warnings: Sequence[str]) -
         console.print(Text(words, "yellow" if warnings else "green"), soft_wrap=True)
 
 
-def print_resume(found: Found) -> None:
+def print_resume(proof: Found) -> None:
     """Print what each step did, uninterrupted, and whether the others did the same."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
-    for line in found.steps:
+    for line in proof.steps:
         table.add_row(*map(str, astuple(line)))
     console = terminal.console()
     console.print(table)
-    if found.difference is None:
-        last = found.steps[-1].step
+    if proof.difference is None:
+        last = proof.steps[-1].step
         console.print(
-            f"proof: saved at step {found.saved}, killed after step {found.saved + 1}, restored in "
+            f"proof: saved at step {proof.saved}, killed after step {proof.saved + 1}, restored in "
             f"another process: the same to step {last}",
             highlight=False,
         )

@@ -31,13 +31,13 @@ VARIABLES: dict[str, tuple[tuple[str, ...] | None, str]] = {
 }
 
 
-def find(found: Sequence[Facts]) -> list[str]:
+def find(processes: Sequence[Facts]) -> list[str]:
     """Return a warning in words for each trap; of several processes, with the one it is in."""
     warnings = []
-    for index, facts in enumerate(found):
-        where = f"process {index} on {facts['devices']['host']}: " if len(found) > 1 else ""
+    for index, facts in enumerate(processes):
+        where = f"process {index} on {facts['devices']['host']}: " if len(processes) > 1 else ""
         warnings += [where + words for trap in TRAPS for words in trap(facts)]
-    return warnings + list(_between(found))
+    return warnings + list(_between(processes))
 
 
 def _accelerator(facts: Facts) -> Iterator[str]:
@@ -107,22 +107,22 @@ def _rest(facts: Facts) -> Iterator[str]:
         yield f"the clock of the cache's file system is {ahead} s ahead of this machine's: use NTP"
 
 
-def _between(found: Sequence[Facts]) -> Iterator[str]:
+def _between(processes: Sequence[Facts]) -> Iterator[str]:
     """What must be alike in all processes, and is not."""
-    first = found[0]
+    first = processes[0]
     for section in ("versions", "flags", "config", "keys"):
-        for name in sorted({name for facts in found for name in facts[section]} - DERIVED):
-            values = [facts[section].get(name) for facts in found]
+        for name in sorted({name for facts in processes for name in facts[section]} - DERIVED):
+            values = [facts[section].get(name) for facts in processes]
             if any(value != values[0] for value in values):
                 odd = next(i for i, value in enumerate(values) if value != values[0])
                 yield (
                     f"{section}: {name} is {_short(values[0])} in process 0 and "
                     f"{_short(values[odd])} in process {odd}"
                 )
-    kinds = [facts["devices"].get("kind") for facts in found]
+    kinds = [facts["devices"].get("kind") for facts in processes]
     if len(set(kinds)) > 1:
         yield f"the processes have different devices: {', '.join(map(str, kinds))}"
-    apart = [facts["clock"]["seconds"] - first["clock"]["seconds"] for facts in found]
+    apart = [facts["clock"]["seconds"] - first["clock"]["seconds"] for facts in processes]
     if max(apart) - min(apart) > SKEW:
         yield f"the clocks of the hosts are {max(apart) - min(apart):.1f} s apart: use NTP"
 

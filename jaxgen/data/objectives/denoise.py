@@ -52,11 +52,11 @@ def infill(
     first[:, 1:] &= ~covered[:, :-1]
     # Two places for each token: a mask that stands before it, and the token itself.
     pairs = np.stack([np.full_like(tokens, mask), np.where(first, mask, tokens)], axis=2)
-    kept = np.stack([inserted, first | ~covered], axis=2).reshape(rows, -1)
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :width]
-    found = np.take_along_axis(pairs.reshape(rows, -1), order, axis=1)
-    sizes_of = np.minimum(kept.sum(axis=1), width)
-    return np.where(np.arange(width) < sizes_of[:, None], found, 0).astype(np.int32), sizes_of
+    keep = np.stack([inserted, first | ~covered], axis=2).reshape(rows, -1)
+    order = np.argsort(~keep, axis=1, kind="stable")[:, :width]
+    infilled = np.take_along_axis(pairs.reshape(rows, -1), order, axis=1)
+    sizes_of = np.minimum(keep.sum(axis=1), width)
+    return np.where(np.arange(width) < sizes_of[:, None], infilled, 0).astype(np.int32), sizes_of
 
 
 def _poisson(chance: np.ndarray, mean: float) -> np.ndarray:

@@ -86,6 +86,6 @@ def _replaced(tokens: np.ndarray, gone: np.ndarray, sentinels: np.ndarray, eos: 
     first = gone.copy()
     first[:, 1:] &= ~gone[:, :-1]
     number = np.maximum(np.cumsum(first, axis=1) - 1, 0)
-    kept = np.where(first, sentinels[np.minimum(number, len(sentinels) - 1)], tokens)
-    rows = kept[first | ~gone].reshape(len(tokens), -1)
+    replaced = np.where(first, sentinels[np.minimum(number, len(sentinels) - 1)], tokens)
+    rows = replaced[first | ~gone].reshape(len(tokens), -1)
     return np.pad(rows, ((0, 0), (0, 1)), constant_values=eos).astype(np.int32)
