@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--average", type=int, default=5)
     parser.add_argument("--limit", type=int)
     asked = parser.parse_args()
-    config = settings_yaml.read(asked.run / "config.yaml")
+    config = settings_yaml.read_yaml(asked.run / "config.yaml")
     sides = source, target = config["data"]["sides"]
     texts, truths = (lines(asked.data, "train", side)[: asked.limit] for side in sides)
     _, model = averaged(asked.run, asked.average)

@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--average", type=int, default=10)
     parser.add_argument("--limit", type=int)
     asked = parser.parse_args()
-    config = settings_yaml.read(asked.run / "config.yaml")
+    config = settings_yaml.read_yaml(asked.run / "config.yaml")
     source, target = config["data"]["sides"]
     texts = lines(asked.data, asked.split, source)[: asked.limit]
     wanted = lines(asked.data, asked.split, target)[: asked.limit]

@@ -61,7 +61,7 @@ def by_compiler(name: str, topology: str) -> dict:
 
 
 def by_shapes(name: str, topology: str, step: dict) -> dict:
-    plan = forecast.make(run.read_settings(paths.config(name)), *chips.parse(topology))
+    plan = forecast.plan_memory(run.read_settings(paths.config(name)), *chips.parse(topology))
     working, sent = plan.total - plan.state, sum(step["traffic"].values())
     return {
         "layout": report.layout(plan),

@@ -124,7 +124,7 @@ def memory(settings: Any) -> dict[str, float]:
         jax.block_until_ready((state, metrics))
     resident = peak.bytes()
     assert np.isfinite(metrics["loss"])
-    plan = forecast.make(settings, Chip("cpu", 1e12, 1e12, 1e11, 1e11, "cpu"), 1)
+    plan = forecast.plan_memory(settings, Chip("cpu", 1e12, 1e12, 1e11, 1e11, "cpu"), 1)
     return {
         "planned": temporaries(program),
         "resident": resident,

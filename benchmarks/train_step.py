@@ -127,7 +127,7 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     np.savez(home / "weights.npz", **{p: np.asarray(x) for p, x in tree.flatten(params).items()})
     if "transformers" not in LACKING.get(shape, ()):
         (home / "hub").mkdir()
-        hub_write.write(
+        hub_write.write_hub(
             home / "hub", config, params, tokenizer=None, generation_config=GenerationConfig()
         )
     first, last = BETAS

@@ -38,8 +38,8 @@ class Call(Source):
         """Return a value as its annotation says, which may take arrays."""
         wanted = hint if isinstance(hint, arrays.Arrays) else arrays.arrays_of(hint)
         if wanted is None:
-            return values.read(hint, value, path, self)
-        return arrays.read(wanted, value, path, self)
+            return values.read_value(hint, value, path, self)
+        return arrays.read_arrays(wanted, value, path, self)
 
     def size(self, letter: str) -> Any:
         """Return the size of an axis, as arrays or the `config` have it; None if unknown."""

@@ -111,7 +111,7 @@ def kind_of(dtype: str) -> str:
     return next((kind for start, kind in starts.items() if dtype.startswith(start)), dtype)
 
 
-def read(wanted: Arrays, value: Any, path: str, source: Source) -> Any:
+def read_arrays(wanted: Arrays, value: Any, path: str, source: Source) -> Any:
     """Return an array, number, or None where one is wanted; ConfigError if it is none of them.
 
     Its axes get their sizes in `source`, where those of the arrays before it are.
@@ -120,7 +120,7 @@ def read(wanted: Arrays, value: Any, path: str, source: Source) -> Any:
         if value is None and other is types.NoneType:
             return None
         if other in (int, float) and isinstance(value, int | float):
-            return values.read(other, value, path, source)
+            return values.read_value(other, value, path, source)
     listed = isinstance(value, list | tuple)
     array = _from_list(wanted, value, path, source) if listed else value
     if isinstance(value, bool | int | float):

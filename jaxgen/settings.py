@@ -22,7 +22,7 @@ from jaxgen.values import Source
 T = TypeVar("T")
 REQUIRED = "required"
 
-read = settings_yaml.read
+read_yaml = settings_yaml.read_yaml
 
 
 def option(text: str, default: Any) -> Any:
@@ -82,7 +82,7 @@ def as_dict(instance: Any) -> dict[str, Any]:
 
 def dump(instance: Any) -> str:
     """Return YAML text of every field; reading and building it gives an equal instance."""
-    return settings_yaml.write(as_dict(instance))
+    return settings_yaml.to_yaml(as_dict(instance))
 
 
 def fingerprint(instance: Any) -> str:
@@ -160,7 +160,9 @@ def _section(cls: type[T], mapping: Any, where: str, known: list[str]) -> T:
     for field in fields:
         path = _join(where, field.name)
         if field.name in mapping:
-            given[field.name] = values.read(hints[field.name], mapping[field.name], path, source)
+            given[field.name] = values.read_value(
+                hints[field.name], mapping[field.name], path, source
+            )
         elif _default(field) is REQUIRED:
             hint = hints[field.name]
             if not dataclasses.is_dataclass(hint):

@@ -67,7 +67,7 @@ _Dumper.add_representer(
 )
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file of at most 1 MiB; ConfigError names file:line:column."""
     text = _decode(_load(Path(path)), path)
     if not text.strip():
@@ -107,7 +107,7 @@ def scalar(text: str) -> Any:
     return text
 
 
-def write(value: Any) -> str:
+def to_yaml(value: Any) -> str:
     """Return block-style YAML text, keys in their order and floats exact."""
     text = yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100, indent=2

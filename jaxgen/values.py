@@ -45,7 +45,7 @@ class Source:
 
     def read(self, hint: Any, value: Any, path: str) -> Any:
         """Return a value as its annotation says; see `values.read`."""
-        return read(hint, value, path, self)
+        return read_value(hint, value, path, self)
 
     def at(self, path: str, value: Any) -> str:
         """Return "path=value", which a message begins with."""
@@ -74,7 +74,7 @@ class Source:
         return f"it wants {wanted}"
 
 
-def read(hint: Any, value: Any, path: str, source: Source) -> Any:
+def read_value(hint: Any, value: Any, path: str, source: Source) -> Any:
     """Return a value as its annotation says; ConfigError, which begins with `path`, if it can't be.
 
     Integers are taken for floats, lists for tuples, one string for a tuple of strings, NumPy's

@@ -92,7 +92,7 @@ def _default(value: Any) -> Any:
     return None if value is None or value is False or value in ("", ()) else value
 
 
-def make() -> App:
+def make_app() -> App:
     """Return the command with its verbs."""
     looks: dict[str, Any] = {
         "help_format": "plaintext",
@@ -107,7 +107,7 @@ def make() -> App:
     )
     for order, (verb, name, usage) in enumerate(VERBS):
         app.command(verb, name=name, sort_key=order, usage=f"Usage: jaxgen {name} {usage}")
-    app.command(verify.make(sort_key=len(VERBS), **looks))
+    app.command(verify.make_verify(sort_key=len(VERBS), **looks))
     return app
 
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: list[str]):
-    app = make()
+    app = make_app()
     try:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:

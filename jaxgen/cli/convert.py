@@ -70,7 +70,7 @@ def convert(
         ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
         ("tokenizer", _tokenizer(source_assets.tokenizer)),
         ("chat template", "none" if source_assets.chat_template is None else "kept"),
-        ("generation", source_assets.generation_config.told() or "nothing special"),
+        ("generation", source_assets.generation_config.describe() or "nothing special"),
         ("parity", compared),
     ]
     left = [("left out", f"of generation_config.json: {', '.join(source_assets.dropped)}")]

@@ -96,7 +96,7 @@ def generate(
     from jaxgen.text import session as sessions
 
     with exits.in_folder(folder), flags.named():
-        traces = profiles.place(folder) if profile else None
+        traces = profiles.trace_folder(folder) if profile else None
         session = sessions.open_session(folder, step=which, weights=weights)
         texts.tell_defaults(wanted, session.model.generation_config)
         if talking:

@@ -85,7 +85,7 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
 
     if flags.processes == 1:
         return None
-    found = _told(flags, environment) or _slurm(environment) or _tpu(environment)
+    found = _from_flags(flags, environment) or _slurm(environment) or _tpu(environment)
     if found is None:
         return None
     return Launch(
@@ -96,7 +96,7 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
     )
 
 
-def _told(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any] | None:
+def _from_flags(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any] | None:
     words = {name: getattr(flags, name) for name in VARIABLES}
     for name, variable in VARIABLES.items():
         if words[name] is None and variable in environment:

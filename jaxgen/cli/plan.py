@@ -64,7 +64,7 @@ def plan(
     settings = inputs.sized(run.read_settings(paths.config(config), overrides))
     if chip is None:
         chip, count = measured.machine(settings)
-    memory_plan = forecast.make(settings, chip, count)
+    memory_plan = forecast.plan_memory(settings, chip, count)
     terminal.print_rows(report.rows(memory_plan, compiling=figures == "compiled"))
     if figures == "compiled":
         _compile(memory_plan, topology, chip.platform)

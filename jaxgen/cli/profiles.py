@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def place(folder: Path) -> Path:
+def trace_folder(folder: Path) -> Path:
     """Return the folder of a model's traces, made; BusyError if nothing can be written there."""
     from jaxgen.profile import take
     from jaxgen.run.folder import PROFILE

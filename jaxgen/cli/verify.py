@@ -163,7 +163,7 @@ VERBS = (
 )
 
 
-def make(**looks) -> App:
+def make_verify(**looks) -> App:
     """Return the group of verbs; `looks` are those of the whole command."""
     app = App(name="verify", help="Check a promise on your own config or run.", **looks)
     for order, (verb, name, usage) in enumerate(VERBS):

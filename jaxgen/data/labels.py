@@ -34,9 +34,9 @@ class Labelled:
         """Return the ids of each document, special ids included."""
         whole = whole_documents(self.tokenizer, texts[::2], draw)
         return [ids for row, label in zip(whole, texts[1::2], strict=True)
-                for ids in (row, [self._place(label)])]  # fmt: skip
+                for ids in (row, [self._index(label)])]  # fmt: skip
 
-    def _place(self, label: str) -> int:
+    def _index(self, label: str) -> int:
         if label not in self.labels:
             raise DataError(
                 f"label {label!r} is none of the classes {', '.join(self.labels[:8])}"

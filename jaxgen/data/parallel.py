@@ -84,7 +84,11 @@ def _begin(tokenizer: Any, parent: int) -> None:
 
 def whole_documents(tokenizer: Any, texts: list[str], draw: Draw | None) -> list[list[int]]:
     """Return the ids of each text between bos and eos, where the tokenizer has them."""
-    rows = tokenizer.encode_many(texts) if draw is None else tokenizer.encode_drawn(texts, *draw)
+    rows = (
+        tokenizer.encode_many(texts)
+        if draw is None
+        else tokenizer.encode_with_dropout(texts, *draw)
+    )
     special = tokenizer.special
     before, after = ([] if i is None else [i] for i in (special.bos, special.eos))
     return [[*before, *row, *after] for row in rows]

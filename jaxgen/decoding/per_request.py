@@ -49,7 +49,7 @@ def ids(name: str, value: Any) -> Array | np.ndarray:
         width = max(map(len, rows))
         value = [[*row, *[NO_TOKEN] * (width - len(row))] for row in rows]
     call = Call({})
-    value = arrays.read(IDS, value, name, call)
+    value = arrays.read_arrays(IDS, value, name, call)
     if not np.size(value):
         raise ConfigError(f"{name} names no token id; give at least one")
     at_least(0, also=(NO_TOKEN,))(name, value, call)

@@ -11,7 +11,7 @@ from jaxgen.plan.compiled import Program
 from jaxgen.plan.measured import Measured
 from jaxgen.plan.roofline import Work
 from jaxgen.run import forecast
-from jaxgen.run.forecast import Plan
+from jaxgen.run.forecast import MemoryPlan
 
 ANALYTIC = "analytic: from shapes and rates, nothing was compiled"
 WITH_COMPILER = "analytic: from shapes and data sheets; those of the compiler follow"
@@ -19,7 +19,7 @@ COSTLIEST = 5  # operations that are named
 Rows = list[tuple[str, str]]
 
 
-def rows(plan: Plan, *, compiling: bool = False) -> Rows:
+def rows(plan: MemoryPlan, *, compiling: bool = False) -> Rows:
     """Return (name, value) rows: memory, work, traffic, time, and what would fit if it does not.
 
     compiling: whether the compiler's figures follow.
@@ -51,7 +51,7 @@ def rows(plan: Plan, *, compiling: bool = False) -> Rows:
     return table if plan.fits else table + _remedy(plan)
 
 
-def compiled_rows(plan: Plan, program: Program) -> Rows:
+def compiled_rows(plan: MemoryPlan, program: Program) -> Rows:
     """Return what the compiler says of a program, beside what the plan said where it did."""
     usable = forecast.USABLE * plan.chip.memory
     verdict = "fits" if program.total <= usable else "DOES NOT FIT"
@@ -99,7 +99,7 @@ def _work(work: list[Work]) -> Rows:
     return table
 
 
-def measured_rows(plan: Plan, measured: Measured) -> Rows:
+def measured_rows(plan: MemoryPlan, measured: Measured) -> Rows:
     """Return what a run of a few steps showed, beside what the plan said."""
     return [
         ("steps run here", f"{measured.steps} after the first, in a process of its own"),
@@ -115,7 +115,7 @@ def measured_rows(plan: Plan, measured: Measured) -> Rows:
     ]
 
 
-def layout(plan: Plan) -> str:
+def layout(plan: MemoryPlan) -> str:
     """Return mesh, microbatches and remat as the overrides that ask for them."""
     sizes = plan.settings.mesh.sizes(plan.chips)
     mesh = ",".join(f"{axis}:{size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -133,7 +133,7 @@ def _beside_time(planned: float, actual: float) -> str:
     return f"{_time(planned)} ({100 * (planned / actual - 1):+.1f}%)"
 
 
-def _remedy(plan: Plan) -> Rows:
+def _remedy(plan: MemoryPlan) -> Rows:
     other = forecast.nearest(plan)
     if other is None:
         return [("nearest that fits", "none on these chips: take more of them, or a smaller model")]
@@ -146,7 +146,7 @@ def _parameters(count: int) -> str:
     return f"{count / 1e9:.3f} B parameters" if count >= 1e8 else f"{count / 1e6:.2f} M parameters"
 
 
-def _share(plan: Plan) -> float:
+def _share(plan: MemoryPlan) -> float:
     return 100 * plan.seconds["compute"] / plan.step
 
 

@@ -39,7 +39,7 @@ class ChatTemplate(NamedTuple):
 def read_chat_template(folder: Path) -> ChatTemplate:
     """Return the template of a Hugging Face folder, or of one of ours; CheckpointError if none."""
     if (folder / FILE).exists():
-        stored = settings_yaml.read(folder / FILE)
+        stored = settings_yaml.read_yaml(folder / FILE)
         source, names, others = (stored.get(key) for key in ("template", "names", "others"))
         names, others = names or {}, others or {}
         if not (isinstance(source, str) and isinstance(names, dict) and isinstance(others, dict)):
@@ -78,7 +78,7 @@ def write_chat_template(folder: Path, template: ChatTemplate) -> None:
     """Write the template into one of our folders."""
     about: dict[str, Any] = {"template": template.source, "names": dict(template.names)}
     about |= {"others": dict(template.others)} if template.others else {}
-    files.write(folder / FILE, settings_yaml.write(about))
+    files.write(folder / FILE, settings_yaml.to_yaml(about))
 
 
 def render_chat(

@@ -32,7 +32,7 @@ ABOUT, ARRAYS = "generator.json", "generator.safetensors"
 FORMAT = 1
 
 
-def save(
+def save_generator(
     path: str | os.PathLike,
     kind: str,
     config: Any,
@@ -56,13 +56,15 @@ def save(
     shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in flat.items()}
     about = {"format": FORMAT, "kind": kind, "config": _as_dict(config)}
     with files.new_folder(folder) as draft:
-        safetensors.write(draft / ARRAYS, shapes, lambda name: flat[name], {"format": "jaxgen"})
+        safetensors.write_safetensors(
+            draft / ARRAYS, shapes, lambda name: flat[name], {"format": "jaxgen"}
+        )
         files.write_json(draft / ABOUT, about)
         if tokenizer is not None:
             tokenizer.save(draft / "tokenizer")
 
 
-def load(path: str | os.PathLike) -> tuple[str, Any, Any]:
+def load_generator(path: str | os.PathLike) -> tuple[str, Any, Any]:
     """Return (kind, config, params) of a saved generator.
 
     Raises CheckpointError for a folder that holds none, a damaged or a newer one.
@@ -82,7 +84,7 @@ def load(path: str | os.PathLike) -> tuple[str, Any, Any]:
             raise
         raise CheckpointError(f"{folder / ABOUT} is damaged: {error}") from error
     tensors = safetensors.open_file(folder / ARRAYS)
-    flat = {name: jnp.asarray(safetensors.read(tensor)) for name, tensor in tensors.items()}
+    flat = {name: jnp.asarray(safetensors.read_tensor(tensor)) for name, tensor in tensors.items()}
     return kind, config, tree.unflatten(flat)
 
 

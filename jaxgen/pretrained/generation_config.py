@@ -158,7 +158,7 @@ class GenerationConfig:
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Return what is asked of a search or a draw, in words; "" for nothing."""
         given = {
             name: getattr(self, name)
@@ -258,7 +258,7 @@ def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _objective(path: Path) -> dict[str, Any]:
     """Return what a run's config says, as the keys of a Hugging Face folder."""
-    objective = (settings_yaml.read(path).get("objective") or {}) if path.exists() else {}
+    objective = (settings_yaml.read_yaml(path).get("objective") or {}) if path.exists() else {}
     keys: dict[str, Any] = {}
     if objective.get("start") is not None:
         keys["decoder_start_token_id"] = objective["start"]

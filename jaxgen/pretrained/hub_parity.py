@@ -184,7 +184,7 @@ def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np
         batch_first=True,
     )
     stored = {
-        name: torch.from_numpy(safetensors.read(tensor).astype(np.float32))
+        name: torch.from_numpy(safetensors.read_tensor(tensor).astype(np.float32))
         for name, tensor in hub_read.tensors(hub).items()
     }
     table = stored.pop("embed.weight").double()

@@ -121,7 +121,7 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load(
+def load_hub(
     folder: Path,
     *,
     dtype: DType | None,
@@ -150,7 +150,7 @@ def load(
     homes = tree.flatten(shardings) if shardings is not None else {}
     shapes = tree.flatten(api.abstract(config))
     placed = {
-        path: _place(leaf, sorted(links[path], key=_index), homes.get(path), nonfinite)
+        path: _load_parameter(leaf, sorted(links[path], key=_index), homes.get(path), nonfinite)
         for path, leaf in shapes.items()
     }
     return config, tree.unflatten(placed)
@@ -160,7 +160,9 @@ def _index(pair: tuple[Tensor, Link]) -> int:
     return pair[1].layer or 0
 
 
-def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite) -> Any:
+def _load_parameter(
+    leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite
+) -> Any:
     import jax
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -181,7 +183,7 @@ def _place(leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite
 
 
 def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.ndarray:
-    raw = safetensors.read(tensor)
+    raw = safetensors.read_tensor(tensor)
     with np.errstate(over="ignore"):
         cast = raw if raw.dtype == dtype else raw.astype(dtype)
     if nonfinite == "refuse" and not np.isfinite(cast.astype(np.float32, copy=False)).all():
@@ -213,7 +215,7 @@ def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) ->
         if copy in named and copy not in wanted and original not in named:
             named[original] = named.pop(copy)
         if copy in named and copy not in wanted and original in named:
-            one, other = (safetensors.read(named[n]).tobytes() for n in (copy, original))
+            one, other = (safetensors.read_tensor(named[n]).tobytes() for n in (copy, original))
             if one != other:
                 raise CheckpointError(
                     f"{folder}: tie_word_embeddings says that {copy!r} is {original!r}, but they "

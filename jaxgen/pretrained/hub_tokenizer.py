@@ -47,7 +47,7 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
     its files are damaged or of a kind that is not read.
     """
     if marian.is_marian(home) and not (home / FILE).exists():
-        tokenizer = marian.read(home)
+        tokenizer = marian.read_marian(home)
         _, config = hub_read.read_config(home)
         if tokenizer.vocab_size > config.V:
             raise CheckpointError(

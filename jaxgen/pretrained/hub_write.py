@@ -44,7 +44,7 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> tuple[Famil
     raise ConfigError(f"no Hugging Face family has such a model: {'; '.join(reasons)}")
 
 
-def write(
+def write_hub(
     draft: Path,
     config: ModelConfig,
     params: api.Params,
@@ -94,7 +94,7 @@ def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, s
         if len(groups) > 1:
             name = f"model-{number:05}-of-{len(groups):05}.safetensors"
         shapes = {n: (dtype, theirs.shape) for n, theirs in group.items()}
-        safetensors.write(draft / name, shapes, produce, {"format": "pt"})
+        safetensors.write_safetensors(draft / name, shapes, produce, {"format": "pt"})
         where |= dict.fromkeys(group, name)
     if len(groups) > 1:
         total = sum(width * int(np.prod(theirs.shape)) for theirs in wanted.values())

@@ -82,7 +82,7 @@ def load(
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
         hub_read.refuse_dtype(dtype)
-        return hub_read.load(folder, dtype=dtype, shardings=shardings, nonfinite=nonfinite)
+        return hub_read.load_hub(folder, dtype=dtype, shardings=shardings, nonfinite=nonfinite)
     if dtype is not None or shardings is not None:
         raise ConfigError(f"dtype= and shardings= are for Hugging Face folders; {folder} is none")
     if (folder / WEIGHTS).exists():
@@ -116,7 +116,7 @@ def read_config(folder: Path) -> ModelConfig:
             f"`jaxgen train CONFIG.yaml --out {folder}` makes one"
         )
     try:
-        mapping = settings_yaml.read(path)
+        mapping = settings_yaml.read_yaml(path)
         return settings.build(ModelConfig, mapping.get("model", {}), "model")
     except UserError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -156,7 +156,7 @@ def save(
         raise ConfigError(f"family={family!r} has no effect with layout={layout}; drop it")
     with files.new_folder(folder) as draft:
         if layout == "hf":
-            hub_write.write(
+            hub_write.write_hub(
                 *(draft, config, params),
                 tokenizer=tokenizer,
                 generation_config=about,
@@ -168,8 +168,10 @@ def save(
         flat = tree.flatten(params)
         shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in flat.items()}
         form = {"format": "jaxgen"}
-        safetensors.write(draft / WEIGHTS, shapes, lambda name: np.asarray(flat[name]), form)
-        files.write(draft / CONFIG, settings_yaml.write({"model": settings.as_dict(config)}))
+        safetensors.write_safetensors(
+            draft / WEIGHTS, shapes, lambda name: np.asarray(flat[name]), form
+        )
+        files.write(draft / CONFIG, settings_yaml.to_yaml({"model": settings.as_dict(config)}))
         write_generation_config(draft, about)
         if chat_template is not None:
             write_chat_template(draft, chat_template)
@@ -191,7 +193,7 @@ def _read_weights(path: Path) -> api.Params:
     import jax
 
     tensors = safetensors.open_file(path)
-    flat = {name: jax.device_put(laid(safetensors.read(t))) for name, t in tensors.items()}
+    flat = {name: jax.device_put(laid(safetensors.read_tensor(t))) for name, t in tensors.items()}
     return tree.unflatten(flat)
 
 

@@ -151,7 +151,9 @@ def _dense(home: Path) -> Callable[[np.ndarray], np.ndarray]:
         raise CheckpointError(f"{home / ABOUT}: activation_function={name:.60} is not known here")
     if not (home / WEIGHTS).exists():
         raise CheckpointError(f"{home} has no {WEIGHTS}; convert its weights where you trust them")
-    stored = {k: safetensors.read(t) for k, t in safetensors.open_file(home / WEIGHTS).items()}
+    stored = {
+        k: safetensors.read_tensor(t) for k, t in safetensors.open_file(home / WEIGHTS).items()
+    }
     weight, bias = stored.get("linear.weight"), stored.get("linear.bias")
     if weight is None or weight.ndim != 2:
         raise CheckpointError(f"{home / WEIGHTS} has no matrix linear.weight")

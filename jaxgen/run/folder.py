@@ -66,7 +66,7 @@ def kept_settings(folder: Path) -> Settings | None:
     if not path.exists():
         return None
     try:
-        return sets.build(Settings, sets.read(path))
+        return sets.build(Settings, sets.read_yaml(path))
     except UserError as error:
         raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
 

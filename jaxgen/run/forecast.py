@@ -48,7 +48,7 @@ CORE, OTHER = 5e10, 2e13
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What one device of `chips` holds, does and sends in a step."""
 
     settings: Settings
@@ -98,17 +98,17 @@ class Known(NamedTuple):
     work: float  # FLOPs of a token
 
 
-def make(settings: Settings, chip: Chip, chips: int) -> Plan:
+def plan_memory(settings: Settings, chip: Chip, chips: int) -> MemoryPlan:
     """Return the Plan of a training step; ConfigError if mesh, model and batch don't divide."""
-    return _make(_known(settings), settings, chip, chips)
+    return _make(_describe_model(settings), settings, chip, chips)
 
 
-def _known(settings: Settings) -> Known:
+def _describe_model(settings: Settings) -> Known:
     model = settings.model
     return Known(api.axes(model), shapes.state(settings), flops.per_token(model))
 
 
-def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
+def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPlan:
     model, train = settings.model, settings.train
     sizes = settings.mesh.sizes(chips)
     device = AbstractDevice(device_kind=chip.name, num_cores=None, platform=chip.platform)
@@ -142,7 +142,9 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> Plan:
         "links": sum(traffic.values()) / chip.links,
     }
     cache = 2.0 * model.layers * model.context * model.K * model.H * WIDTH[model.compute_dtype]
-    return Plan(settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole))
+    return MemoryPlan(
+        settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole)
+    )
 
 
 def this_machine() -> tuple[Chip, int]:
@@ -169,7 +171,7 @@ def check(settings: Settings) -> None:
 
     The vocabulary must be known.
     """
-    plan = make(settings, *this_machine())
+    plan = plan_memory(settings, *this_machine())
     if plan.fits:
         return
     needs = f"a training step needs {human(plan.total)} of memory"
@@ -182,7 +184,7 @@ def check(settings: Settings) -> None:
     )
 
 
-def changes(plan: Plan, other: Plan) -> str:
+def changes(plan: MemoryPlan, other: MemoryPlan) -> str:
     """Return what `nearest` has changed, as overrides."""
     words = []
     for section, name in (("train", "accumulate"), ("model", "remat"), ("model", "context")):
@@ -195,14 +197,14 @@ def changes(plan: Plan, other: Plan) -> str:
     return " ".join(words)
 
 
-def nearest(plan: Plan) -> Plan | None:
+def nearest(plan: MemoryPlan) -> MemoryPlan | None:
     """Return the first change of remat, microbatches, mesh or context with which the plan fits.
 
     The cheapest in time are tried first: more microbatches cost least, then recomputing, then a
     wider fsdp axis in the place of replicas; a shorter context, another model, comes last. None if
     nothing helps.
     """
-    known = _known(plan.settings)
+    known = _describe_model(plan.settings)
     for settings in _changes(plan.settings, plan.chips):
         try:
             other = _make(known, settings, plan.chip, plan.chips)

@@ -116,7 +116,10 @@ def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
 
     Files that are given take the place of the config's corpus.
     """
-    mapping, given = sets.read(config), [word.partition("=")[0].strip() for word in assignments]
+    mapping, given = (
+        sets.read_yaml(config),
+        [word.partition("=")[0].strip() for word in assignments],
+    )
     if (
         "data.files" in given
         and "data.corpus" not in given

@@ -179,7 +179,7 @@ def _fitted(mapping: dict[str, Any], chip: Chip, count: int) -> dict[str, Any] |
     model, train = mapping["model"], mapping["train"]
     vocabulary = mapping["tokenizer"].get("vocab_size", 256)
     settings = build_settings(mapping | {"model": model | {"vocab_size": vocabulary}})
-    plan: forecast.Plan | None = forecast.make(settings, chip, count)
+    plan: forecast.MemoryPlan | None = forecast.plan_memory(settings, chip, count)
     plan = plan if plan.fits else forecast.nearest(plan)
     if plan is None or plan.settings.model.context != model["context"]:
         return None

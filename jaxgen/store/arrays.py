@@ -29,7 +29,7 @@ from jaxgen.store.pytree_io import Leaf, digest
 TAME = re.compile(r"[A-Za-z0-9_./ +=,:@-]*")
 
 
-def write(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays into the new `folder`; any error of Orbax or the system passes through."""
     import orbax.checkpoint as ocp
 
@@ -76,7 +76,7 @@ def check(folder: Path, leaves: Mapping[str, Leaf]) -> None:
                 raise CheckpointError(f"{folder}: a part of {name} was not written")
 
 
-def read(folder: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path, leaves: Mapping[str, Leaf]) -> dict[str, np.ndarray]:
     """Return the arrays of these names; any error of Orbax or the system passes through."""
     import orbax.checkpoint as ocp
 
@@ -106,7 +106,7 @@ def read_sound(
     sums: the sha256 of each; {} compares types and shapes alone.
     """
     try:
-        arrays = read(folder, leaves)
+        arrays = read_arrays(folder, leaves)
     except Exception as error:
         # Orbax passes on whatever its storage says of damaged bytes, in any type.
         raise DamageError(f"{folder} can't be read: {first_line(error)}") from error

@@ -22,16 +22,16 @@ class Best:
 
     def is_best(self, metric: float) -> bool:
         """Return whether a step of this metric would be kept for it."""
-        lowest = self._known()
+        lowest = self._read_lowest()
         room = len(lowest) < self.keep
         return math.isfinite(metric) and (room or metric < max(lowest, default=-math.inf))
 
     def add(self, metric: float | None) -> None:
         """Count the metric of a step that is being saved; None: it has none."""
-        known = self._known()
+        known = self._read_lowest()
         self._lowest = sorted(known if metric is None else [*known, metric])[: self.keep]
 
-    def _known(self) -> list[float]:
+    def _read_lowest(self) -> list[float]:
         if self._lowest is None:
             there = self.group.sync(
                 "metrics", decide=lambda _: json.dumps(directory.list_metrics(self.folder))

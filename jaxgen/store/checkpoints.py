@@ -374,11 +374,11 @@ class Checkpoints:
         self._failpoint("begin")
         try:
             with files.new_folder(self._path(draft.step)) as folder:
-                orbax.write(folder / ARRAYS, arrays)
+                orbax.write_arrays(folder / ARRAYS, arrays)
                 self._failpoint("arrays")
                 orbax.check(folder / ARRAYS, draft.leaves)
                 content = manifest.inventory(folder)
-                manifest.write(folder, replace(draft, arrays=rows, files=content))
+                manifest.write_manifest(folder, replace(draft, arrays=rows, files=content))
                 self._failpoint("manifest")
                 if draft.step in self._damaged:
                     directory.remove_step(self.folder, draft.step, self._failpoint)

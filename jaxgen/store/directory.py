@@ -34,7 +34,7 @@ def list_steps(folder: Path) -> list[int]:
 
 def read_record(folder: Path, step: int) -> Manifest:
     """Return a step's manifest; DamageError, or CheckpointError if it is too new."""
-    record = manifest.read(step_path(folder, step))
+    record = manifest.read_manifest(step_path(folder, step))
     if record.step != step:
         own = step_path(folder, step) / manifest.NAME
         raise DamageError(f"{own} is of step {record.step}: it, or its folder, has been renamed")
@@ -59,7 +59,9 @@ def add_metric(folder: Path, step: int, metric: float, extra: dict[str, Any]) ->
     except DamageError as error:
         raise CheckpointError(f"{error}; its validation loss can't be added") from error
     if record.metric is None:
-        manifest.write(step_path(folder, step), replace(record, metric=metric, extra=extra))
+        manifest.write_manifest(
+            step_path(folder, step), replace(record, metric=metric, extra=extra)
+        )
 
 
 def keep_only(folder: Path, keep: Collection[int], failpoint: Callable[[str], object]) -> None:

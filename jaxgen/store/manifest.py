@@ -100,12 +100,12 @@ def inventory(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whose last field is the sha256 of all the others."""
     files.write(folder / NAME, _text(asdict(manifest)))
 
 
-def read(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """Return a checkpoint's manifest; DamageError if a byte of it has changed.
 
     Raises CheckpointError for a format that is newer than ours.

@@ -71,7 +71,7 @@ def write_step(
         def commit() -> None:
             _check_visible(folder, rows, group)
             _check_complete(folder, draft)
-            manifest.write(folder, replace(draft, files=rows))
+            manifest.write_manifest(folder, replace(draft, files=rows))
             if replaced:
                 directory.remove_step(target.parent, draft.step, lambda stage: None)
             try:
@@ -104,7 +104,7 @@ def _check_complete(folder: Path, draft: Manifest) -> None:
 
 
 def _check_equal(target: Path, sums: dict[str, str]) -> None:
-    record = manifest.read(target)
+    record = manifest.read_manifest(target)
     there: dict[str, str | None] = {}
     if record.format > 1:
         there = shards.ShardReader(target, record.leaves, check=False).sums()

@@ -93,7 +93,7 @@ def open_noted(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is no sound {WHAT}: {error}; fetch it again") from error
 
 
-def read(tensor: Tensor) -> np.ndarray:
+def read_tensor(tensor: Tensor) -> np.ndarray:
     """Return a tensor's values, laid as `mesh.place.aligned` does.
 
     Raises CheckpointError if the file has changed or can't be read.
@@ -117,7 +117,7 @@ def read(tensor: Tensor) -> np.ndarray:
     return array
 
 
-def write(
+def write_safetensors(
     path: Path,
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     produce: Callable[[str], np.ndarray],

@@ -84,7 +84,7 @@ def write_shards(path: Path, mine: Mapping[str, np.ndarray], sums: Mapping[str, 
     stored = {name: _stored(array) for name, array in mine.items()}
     shapes = {name: (array.dtype.name, array.shape) for name, array in stored.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.write(path, shapes, stored.__getitem__, sums)
+    safetensors.write_safetensors(path, shapes, stored.__getitem__, sums)
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -171,7 +171,7 @@ class ShardReader:
             if not any(other.startswith(f"{name}@") for other in self._read):
                 self._read.clear()
             try:
-                raw = safetensors.read(shard.tensor)
+                raw = safetensors.read_tensor(shard.tensor)
             except CheckpointError as error:
                 raise DamageError(str(error)) from error
             array = raw if raw.dtype == dtype else raw.view(dtype)

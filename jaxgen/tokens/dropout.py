@@ -11,7 +11,7 @@ WORD = re.compile("\u2581*[^\u2581]+|\u2581+")  # no piece has a space after any
 NONE = sys.maxsize  # the rank of what is no piece
 
 
-def drawn_pieces(
+def split_with_dropout(
     text: str, ranks: Mapping[str, int], dropout: float, chance: random.Random
 ) -> Iterator[str]:
     """Yield the pieces of a text that is written as sentencepiece does, with U+2581 for a space.
@@ -21,10 +21,10 @@ def drawn_pieces(
     algorithm 1). A character that is no piece comes as it is.
     """
     for word in WORD.findall(text):
-        yield from _drawn(list(word), ranks, dropout, chance)
+        yield from _merge_with_dropout(list(word), ranks, dropout, chance)
 
 
-def _drawn(
+def _merge_with_dropout(
     pieces: list[str], ranks: Mapping[str, int], dropout: float, chance: random.Random
 ) -> list[str]:
     while True:

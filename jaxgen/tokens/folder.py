@@ -18,7 +18,7 @@ FORMAT = 1
 MAX_BYTES = 1 << 30
 
 
-def save(
+def save_folder(
     path: str | PathLike, kind: str, model: tuple[str, bytes] | None, tokenizer: Tokenizer
 ) -> None:
     """Write a new folder, whole or not at all; BusyError where the system refuses.
@@ -42,7 +42,7 @@ def save(
         files.write_json(draft / ABOUT, about)
 
 
-def read(path: Path) -> tuple[dict[str, Any], bytes, Special]:
+def read_folder(path: Path) -> tuple[dict[str, Any], bytes, Special]:
     """Return (description, content of the model file, special ids).
 
     Raises CheckpointError if the folder is no saved tokenizer, or not as it was saved.

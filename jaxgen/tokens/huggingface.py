@@ -107,9 +107,9 @@ class HuggingFace:
                 raise protocol.not_unicode(text, error) from None
         encode = self._engine.encode_batch
         rows = _guard(DataError, encode, texts, add_special_tokens=False)
-        return [self._known(row.ids) for row in rows]
+        return [self._check_ids(row.ids) for row in rows]
 
-    def _known(self, ids: list[int]) -> list[int]:
+    def _check_ids(self, ids: list[int]) -> list[int]:
         if self.vocab_size < self._count and ids and max(ids) >= self.vocab_size:
             wrong = max(ids)
             raise DataError(
@@ -134,7 +134,7 @@ class HuggingFace:
         if not plain:
             self._engine.encode_special_tokens = False
             try:
-                return self._known(_guard(DataError, self._engine.encode, text,
+                return self._check_ids(_guard(DataError, self._engine.encode, text,
                                           add_special_tokens=False).ids)  # fmt: skip
             finally:
                 self._engine.encode_special_tokens = True
@@ -146,7 +146,7 @@ class HuggingFace:
         spelled = "".join(stand_ins[part] if mark else part for part, mark in meant)
         ids = _guard(DataError, engine.encode, spelled, add_special_tokens=False).ids
         own = {engine.token_to_id(stand_ins[name]): self._vocabulary[name] for name in stand_ins}
-        return self._known([own.get(token, token) for token in ids])
+        return self._check_ids([own.get(token, token) for token in ids])
 
     @cached_property
     def _stand_ins(self) -> tuple[dict[str, str], Any]:
@@ -205,7 +205,7 @@ class HuggingFace:
 
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the file, which other programs read as well."""
-        folder.save(path, "hf", ("tokenizer.json", self.model), self)
+        folder.save_folder(path, "hf", ("tokenizer.json", self.model), self)
 
 
 def _pattern(token: Any) -> str:

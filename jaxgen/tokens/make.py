@@ -64,7 +64,7 @@ def load(
 
 
 def _saved(path: Path) -> Tokenizer:
-    about, raw, special = folder.read(path)
+    about, raw, special = folder.read_folder(path)
     with _at(path):
         tokenizer = _open(about["kind"], raw, special, about)
     if tokenizer.fingerprint != about["fingerprint"]:

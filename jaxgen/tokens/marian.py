@@ -88,7 +88,7 @@ class Marian:
 
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with both models and the vocabulary in one file."""
-        folder.save(path, "marian", ("marian.json", self.model), self)
+        folder.save_folder(path, "marian", ("marian.json", self.model), self)
 
     def parts(self) -> dict[str, bytes]:
         """Return {file name: content} as other programs read it."""
@@ -101,7 +101,7 @@ def is_marian(path: Path) -> bool:
     return (path / SOURCE).exists() and (path / VOCAB).exists()
 
 
-def read(path: Path) -> Marian:
+def read_marian(path: Path) -> Marian:
     """Return the tokenizer of a folder's source.spm, target.spm and vocab.json."""
     raw = {
         name: files.read_artifact(path / name, "tokenizer file", folder.MAX_BYTES)

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.tokens import folder, protocol
-from jaxgen.tokens.dropout import drawn_pieces
+from jaxgen.tokens.dropout import split_with_dropout
 from jaxgen.tokens.modelproto import read_normalizer, with_short_scores, without_rule_file
 from jaxgen.tokens.protocol import Special, Surface
 from jaxgen.tokens.settings import TokenizerSettings
@@ -148,7 +148,7 @@ class Pieces:
         """Return the ids of each text."""
         return [self.encode(text) for text in texts]
 
-    def encode_drawn(self, texts: list[str], dropout: float, seed: int) -> list[list[int]]:
+    def encode_with_dropout(self, texts: list[str], dropout: float, seed: int) -> list[list[int]]:
         """Return the ids of each text where a BPE model leaves out merges by chance (`dropout`).
 
         For models trained here. sentencepiece's own draws differ from process to process, whatever
@@ -162,7 +162,7 @@ class Pieces:
         parts = text.split(SPACE) if self._exact else [self._processor.normalize(text)]
         for number, part in enumerate(parts):
             ids += self._bar if number else []
-            for piece in drawn_pieces(part.replace(" ", SPACE), self._ranks, dropout, chance):
+            for piece in split_with_dropout(part.replace(" ", SPACE), self._ranks, dropout, chance):
                 whole = self._ranks.get(piece)
                 ids += [self._byte_ids[b] for b in piece.encode()] if whole is None else [whole]
         return ids
@@ -211,7 +211,7 @@ class Pieces:
 
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the model, which other programs read as well."""
-        folder.save(path, "sentencepiece", ("tokenizer.model", self.model), self)
+        folder.save_folder(path, "sentencepiece", ("tokenizer.model", self.model), self)
 
 
 def learn_pieces(settings: TokenizerSettings, texts: Iterable[str]) -> Pieces:

@@ -49,7 +49,7 @@ class Chars:
 
     def save(self, path: str | PathLike) -> None:
         """Write a new folder with the characters."""
-        folder.save(path, "chars", ("characters.txt", self.characters.encode()), self)
+        folder.save_folder(path, "chars", ("characters.txt", self.characters.encode()), self)
 
 
 class Bytes:
@@ -80,7 +80,7 @@ class Bytes:
 
     def save(self, path: str | PathLike) -> None:
         """Write a new folder that says so."""
-        folder.save(path, "bytes", None, self)
+        folder.save_folder(path, "bytes", None, self)
 
 
 def learn_characters(texts: Iterable[str]) -> Chars:

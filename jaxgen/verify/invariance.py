@@ -33,7 +33,7 @@ ROUNDING = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # of the larges
 
 
 @dataclass(frozen=True)
-class _Company:
+class _Surroundings:
     """What surrounds the requests: who stands beside them, in which order, on which devices."""
 
     name: str
@@ -42,7 +42,7 @@ class _Company:
     mesh: Any = None
 
 
-class _Found(NamedTuple):
+class _Pair(NamedTuple):
     request: Request
     alone: Completion
     other: Completion
@@ -57,10 +57,10 @@ def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
     folder that can't generate.
     """
     session = open_session(folder)
-    requests, companies = _requests(session, length), _companies(session, length)
+    requests, companies = _requests(session, length), _surroundings(session, length)
     rows = [
         ("model", f"{folder}: {session.config.layers} layers, context {session.context}"),
-        ("requests", _told(requests)),
+        ("requests", _describe(requests)),
     ]
     alone = {mode: _alone(session, requests, settings) for mode, settings in MODES.items()}
     for neighbours in companies:
@@ -68,10 +68,10 @@ def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
         for mode, settings in MODES.items():
             batched = _together(session, requests, settings, neighbours)
             for request, one, other in zip(requests, alone[mode], batched, strict=True):
-                pair = _Found(request, one, other)
+                pair = _Pair(request, one, other)
                 if one.tokens != other.tokens:
                     raise ProofError(_difference(session, requests, neighbours, mode, pair))
-                apart = max(apart, _apart(one.logprobs, other.logprobs))
+                apart = max(apart, _max_difference(one.logprobs, other.logprobs))
         bits = "bit-equal" if apart == 0 else f"at most {apart:.1e} apart, by rounding"
         rows.append((neighbours.name, f"the same tokens; log-probabilities {bits}"))
     if len(jax.devices()) == 1:
@@ -92,21 +92,21 @@ def _requests(session: Session, length: int) -> list[Request]:
     ]
 
 
-def _companies(session: Session, length: int) -> list[_Company]:
+def _surroundings(session: Session, length: int) -> list[_Surroundings]:
     long = max(session.context - length, 1)
     wide = Request([0] * long, length, Generation(), REQUESTS)
     late = Request([0], max(session.context - 1, 1), Generation(), REQUESTS + 1)
     variants = [
-        _Company(f"in a batch of {REQUESTS}"),
-        _Company("backwards", backwards=True),
+        _Surroundings(f"in a batch of {REQUESTS}"),
+        _Surroundings("backwards", backwards=True),
         # More padding, and a larger bucket.
-        _Company(f"beside a prompt of {long} and a text of {late.limit}", beside=(wide, late)),
+        _Surroundings(f"beside a prompt of {long} and a text of {late.limit}", beside=(wide, late)),
     ]
     devices = jax.devices()
     if len(devices) > 1:
         count = max(n for n in range(1, len(devices) + 1) if REQUESTS % n == 0)
         mesh = device_mesh.make_mesh(MeshSettings(data=count), devices[:count])
-        variants.append(_Company(f"on {count} devices", mesh=mesh))
+        variants.append(_Surroundings(f"on {count} devices", mesh=mesh))
     return variants
 
 
@@ -115,7 +115,7 @@ def _alone(session: Session, requests: Sequence[Request], settings: Generation) 
 
 
 def _together(
-    session: Session, requests: Sequence[Request], settings: Generation, neighbours: _Company
+    session: Session, requests: Sequence[Request], settings: Generation, neighbours: _Surroundings
 ) -> list[Completion]:
     group = [one._replace(settings=settings) for one in (*requests, *neighbours.beside)]
     if neighbours.backwards:
@@ -140,12 +140,12 @@ def _spread(session: Session, mesh: Any) -> Any:
     )
 
 
-def _apart(one: Sequence[float], other: Sequence[float]) -> float:
+def _max_difference(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.abs(np.asarray(one) - np.asarray(other)).max(initial=0.0))
 
 
 def _difference(
-    session: Session, requests: Sequence[Request], neighbours: _Company, mode: str, pair: _Found
+    session: Session, requests: Sequence[Request], neighbours: _Surroundings, mode: str, pair: _Pair
 ) -> str:
     """The line that says which token differs, and from which layer on."""
     pairs = zip(pair.alone.tokens, pair.other.tokens, strict=False)
@@ -160,7 +160,7 @@ def _difference(
 
 
 def _cause(
-    session: Session, requests: Sequence[Request], neighbours: _Company, pair: _Found, at: int
+    session: Session, requests: Sequence[Request], neighbours: _Surroundings, pair: _Pair, at: int
 ) -> str:
     """The first layer whose activations of the text so far depend on the company."""
     config, params = session.config, serving.stacked(session.params)
@@ -171,10 +171,10 @@ def _cause(
     if session.reads_sources:
         texts = [[int(session.model.start or 0)] for _ in everyone]
     texts[row] = texts[row] + pair.alone.tokens[:at]
-    one = _seen(params, config, [texts[row]], None if sources is None else [sources[row]])
+    one = _activations(params, config, [texts[row]], None if sources is None else [sources[row]])
     if neighbours.mesh is not None:
         params = _spread(session, neighbours.mesh)
-    together = partial(_seen, params, config)
+    together = partial(_activations, params, config)
     many = place.under(neighbours.mesh, together)(texts, sources)
     apart = []
     for (name, alone), (_, other) in zip(one, many, strict=True):
@@ -194,22 +194,22 @@ def _cause(
     return "no layer of a full forward pass differs, so the cache or the draw does: report it"
 
 
-def _seen(
+def _activations(
     params: Any, config: ModelConfig, texts: list[list[int]], sources: list[list[int]] | None
 ) -> list[tuple[str, np.ndarray]]:
     """(name, activations [B, T, ...]) in the order in which the model makes them."""
-    tokens, _ = _padded(texts)
+    tokens, _ = _pad(texts)
     if sources is None:
         seen = _decoder_taps(params, config, tokens, None)
         return _in_order(jax.device_get(seen), config, "")
-    source, segments = _padded(sources)
+    source, segments = _pad(sources)
     towers = jax.device_get(_both_taps(params, config, tokens, source, segments))
     encoder, decoder = towers
     ordered = _in_order(encoder, config.encoder(), "encoder/")
     return [*ordered, *_in_order(decoder, config, "")]
 
 
-def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     width = max(map(len, rows))
     tokens = np.zeros((len(rows), width), np.int32)
     for row, ids in zip(tokens, rows, strict=True):
@@ -249,7 +249,7 @@ def _in_order(seen: Any, config: ModelConfig, tower: str) -> list[tuple[str, np.
     return [*named("embedded"), *parts(), *named("hidden", "logits")]
 
 
-def _told(requests: Sequence[Request]) -> str:
+def _describe(requests: Sequence[Request]) -> str:
     sizes = [len(one.ids) for one in requests]
     return (
         f"{len(requests)} prompts of {min(sizes)} to {max(sizes)} tokens, {requests[0].limit} new"

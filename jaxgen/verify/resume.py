@@ -29,7 +29,7 @@ Launch = Callable[[Path, Name, Callable[[Row], bool] | None], list[Row]]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepLine:
     """A line of the table: what a step did uninterrupted, and whether the others did the same."""
 
     step: int
@@ -42,10 +42,10 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Found:
+class Comparison:
     """`difference` names the first one in words; None: there is none, which is the proof."""
 
-    steps: list[Step]
+    steps: list[StepLine]
     saved: int
     difference: str | None
 
@@ -58,7 +58,7 @@ def resume(
     mesh: MeshSettings | None,
     cache: Path,
     launch: Launch,
-) -> Found:
+) -> Comparison:
     """Make `steps` steps twice, once in one go and once killed and restored, and compare them.
 
     Three processes, each with JAX of its own: one makes all steps; one is killed (kill -9) after
@@ -103,7 +103,7 @@ def resume(
 
 def compare(
     whole: list[Row], killed: list[Row], restored: list[Row], *, saved: int, same_mesh: bool
-) -> Found:
+) -> Comparison:
     """Return the table of the three stages, up to the first difference."""
     known = {row["step"]: row for row in whole}
     before = {row["step"]: row for row in killed if SAVED not in row}
@@ -127,10 +127,10 @@ def compare(
                 difference = difference or f"step {step}, as it was restored: {said}"
         lines.append(_line(row, marks))
         if difference:
-            return Found(lines, saved, difference)
+            return Comparison(lines, saved, difference)
     if not (set(after) and max(after) == max(known) and max(before, default=0) > saved):
         raise AssertionError(f"stages are incomplete: {sorted(before)}, {sorted(after)}")
-    return Found(lines, saved, None)
+    return Comparison(lines, saved, None)
 
 
 def differs(there: Row, here: Row, *, exact: bool) -> str | None:
@@ -148,7 +148,11 @@ def differs(there: Row, here: Row, *, exact: bool) -> str | None:
     if there["rng"] != here["rng"]:
         a, b = next((a, b) for a, b in zip(there["rng"], here["rng"], strict=True) if a != b)
         return f"the random key differs: it is {a}, here {b}"
-    if "loss" in there and "loss" in here and _apart(there, here) > (0 if exact else TOLERANCE):
+    if (
+        "loss" in there
+        and "loss" in here
+        and _difference(there, here) > (0 if exact else TOLERANCE)
+    ):
         return (
             f"the loss is {there['loss']!r}, here {here['loss']!r}, with the same data and "
             f"random key; {_leaf(there, here) or 'the state after it is the same'}"
@@ -178,7 +182,7 @@ def _pairs(there: Row, here: Row) -> list[tuple[Any, Any]]:
     return list(zip(there["data"], here["data"], strict=True))
 
 
-def _apart(there: Row, here: Row) -> float:
+def _difference(there: Row, here: Row) -> float:
     a, b = there["loss"], here["loss"]
     if a == b:
         return 0.0
@@ -187,15 +191,15 @@ def _apart(there: Row, here: Row) -> float:
 
 
 def _mark(there: Row, here: Row, exact: bool) -> str:
-    return "equal" if exact else f"loss {_apart(there, here):.0e} apart"
+    return "equal" if exact else f"loss {_difference(there, here):.0e} apart"
 
 
-def _line(row: Row, marks: dict[str, str]) -> Step:
+def _line(row: Row, marks: dict[str, str]) -> StepLine:
     ids, state = row.get("data"), hashlib.sha256()
     for path, leaf in sorted(row["leaves"].items()):
         state.update(f"{path} {leaf['sha256']}\n".encode())
     more = "..." if ids and len(ids) > 4 else ""
-    return Step(
+    return StepLine(
         step=row["step"],
         data=" ".join(map(str, ids[:4])) + more if ids else "",
         rng=row["rng"][1][:12],

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxgen import terminal
-from jaxgen.verify.resume import Found
+from jaxgen.verify.resume import Comparison
 
 HEADINGS = ("step", "rows of the text", "random key", "loss", "state", "killed", "restored")
 
@@ -31,7 +31,7 @@ def print_facts(columns: Sequence[Mapping[str, str]], warnings: Sequence[str]) -
         console.print(Text(words, "yellow" if warnings else "green"), soft_wrap=True)
 
 
-def print_resume(proof: Found) -> None:
+def print_resume(proof: Comparison) -> None:
     """Print what each step did, uninterrupted, and whether the others did the same."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:

@@ -36,8 +36,8 @@ MADE = {
 @pytest.mark.parametrize("kind", classic.KINDS)
 def test_a_generator_comes_back_as_it_was(tmp_path, kind):
     config, params = MADE[kind]()
-    classic.save(tmp_path / "made", kind, config, params, tokenizer=Bytes())
-    again, other, kept = classic.load(tmp_path / "made")
+    classic.save_generator(tmp_path / "made", kind, config, params, tokenizer=Bytes())
+    again, other, kept = classic.load_generator(tmp_path / "made")
     assert (again, other) == (kind, config)
     flat = tree.flatten(params)
     assert set(tree.flatten(kept)) == set(flat)
@@ -60,7 +60,7 @@ DAMAGE = {
 @pytest.mark.parametrize(("change", "part"), DAMAGE.values(), ids=DAMAGE)
 def test_a_folder_that_holds_no_sound_generator_is_refused(tmp_path, change, part):
     config, params = MADE["ngram"]()
-    classic.save(tmp_path / "made", "ngram", config, params)
+    classic.save_generator(tmp_path / "made", "ngram", config, params)
     path = tmp_path / "made" / classic.ABOUT
     if change is None:
         path.unlink()
@@ -68,17 +68,17 @@ def test_a_folder_that_holds_no_sound_generator_is_refused(tmp_path, change, par
         changed = {**json.loads(path.read_text()), **change} if change != "{" else None
         path.write_text("{" if changed is None else json.dumps(changed))
     with pytest.raises(CheckpointError) as caught:
-        classic.load(tmp_path / "made")
+        classic.load_generator(tmp_path / "made")
     assert part in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_is_no_generator_is_not_written(tmp_path):
     config, params = MADE["ngram"]()
     with pytest.raises(ConfigError, match="kind='ngrams' is unknown"):
-        classic.save(tmp_path / "a", "ngrams", config, params)
+        classic.save_generator(tmp_path / "a", "ngrams", config, params)
     with pytest.raises(ConfigError, match="kind=maxent has no config NGram"):
-        classic.save(tmp_path / "a", "maxent", config, params)
-    classic.save(tmp_path / "a", "ngram", config, params)
+        classic.save_generator(tmp_path / "a", "maxent", config, params)
+    classic.save_generator(tmp_path / "a", "ngram", config, params)
     with pytest.raises(ConfigError, match="exists already"):
-        classic.save(tmp_path / "a", "ngram", config, params)
+        classic.save_generator(tmp_path / "a", "ngram", config, params)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -41,5 +41,5 @@ def planned(topology, devices):
     settings = build_settings(
         {"model": model, "train": {"batch": 4, "warmup": 0}, "mesh": "fsdp:4"}
     )
-    plan = forecast.make(settings, *chips.parse(topology))
+    plan = forecast.plan_memory(settings, *chips.parse(topology))
     return plan, compiled.training(settings, devices), compiled.decoding(settings, devices)

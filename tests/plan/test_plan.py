@@ -35,7 +35,7 @@ def settled(monkeypatch):
 
 def test_parameters_and_optimizer_are_those_of_a_real_state():
     settings = build_settings(TINY)
-    plan = forecast.make(settings, chips.CHIPS["v5p"], 1)
+    plan = forecast.plan_memory(settings, chips.CHIPS["v5p"], 1)
     rule = optimizer.make(settings.train, api.axes(settings.model))
     params = jax.jit(jaxgen.init, static_argnums=0)(settings.model, jax.random.key(0))
     state = states.train_state(params, rule, jax.random.key(0))
@@ -54,8 +54,8 @@ def test_published_models_have_their_published_size(preset, billions):
 
 
 def test_fsdp_divides_what_is_held_and_adds_what_is_sent():
-    alone = forecast.make(build_settings(TINY), chips.CHIPS["v5p"], 1)
-    spread = forecast.make(build_settings(TINY | {"mesh": "fsdp:4"}), chips.CHIPS["v5p"], 4)
+    alone = forecast.plan_memory(build_settings(TINY), chips.CHIPS["v5p"], 1)
+    spread = forecast.plan_memory(build_settings(TINY | {"mesh": "fsdp:4"}), chips.CHIPS["v5p"], 4)
     assert sum(alone.traffic.values()) == 0 < sum(spread.traffic.values())
     ratio = alone.memory["optimizer"] / spread.memory["optimizer"]
     assert 3.4 < ratio <= 4  # vectors are kept whole
@@ -64,7 +64,7 @@ def test_fsdp_divides_what_is_held_and_adds_what_is_sent():
 def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
     def activations(chip=chips.CHIPS["v5p"], **model):
         settings = build_settings(TINY | {"model": TINY["model"] | model})
-        return forecast.make(settings, chip, 1).memory["activations"]
+        return forecast.plan_memory(settings, chip, 1).memory["activations"]
 
     processor = replace(chips.CHIPS["v5p"], platform="cpu")
     looped = activations(processor)
@@ -77,7 +77,9 @@ def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
     assert activations(processor, remat="full") == again < looped
     assert activations(processor, layers=1) == looped / 2  # neither a loop nor a line
     two = [
-        forecast.make(build_settings(TINY | {"mesh": "data:2", "model": model}), processor, 2)
+        forecast.plan_memory(
+            build_settings(TINY | {"mesh": "data:2", "model": model}), processor, 2
+        )
         for model in (TINY["model"], TINY["model"] | {"unroll": 1})
     ]
     assert two[0].memory == two[1].memory  # a loop on several devices
@@ -86,7 +88,7 @@ def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
 def test_logits_are_planned_by_even_chunks():
     train = TINY["train"] | {"loss_chunk": 9}
     plans = [
-        forecast.make(build_settings(TINY | {"train": train | more}), chips.CHIPS["v5p"], 1)
+        forecast.plan_memory(build_settings(TINY | {"train": train | more}), chips.CHIPS["v5p"], 1)
         for more in ({}, {"loss_chunk": 8})
     ]
     assert plans[0].memory["logits"] == plans[1].memory["logits"]  # two of 8 positions, of 16
@@ -101,7 +103,7 @@ def test_a_plan_that_does_not_fit_names_one_that_does(capsys):
     assert "model.remat=" in words and "mesh=" not in words  # only what changes is said
     overrides = [word for word in words.split() if "=" in word]
     settings = run.read_settings(paths.config("llama_8b"), ["train.batch=256", *overrides])
-    assert forecast.make(settings, *chips.parse("v5e:16x16")).fits
+    assert forecast.plan_memory(settings, *chips.parse("v5e:16x16")).fits
 
 
 def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
@@ -110,7 +112,7 @@ def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
          "train": {"batch": 2048},
          "mesh": {"fsdp": 256, "tensor": 4}}
     )  # fmt: skip
-    plan = forecast.make(settings, *chips.parse("v5p:8x8x16"))
+    plan = forecast.plan_memory(settings, *chips.parse("v5p:8x8x16"))
     state = 12 * plan.parameters / 1024
     assert plan.memory["parameters"] + plan.memory["optimizer"] == pytest.approx(
         state, rel=0.06
@@ -170,9 +172,9 @@ def test_without_the_compiler_its_figures_are_refused_with_the_way_to_get_it(mon
 
 def test_attention_scores_count_where_no_kernel_attends():
     long = TINY | {"model": TINY["model"] | {"context": 256}}
-    kept = forecast.make(build_settings(long), chips.CHIPS["v5p"], 1)
+    kept = forecast.plan_memory(build_settings(long), chips.CHIPS["v5p"], 1)
     dropping = long | {"model": long["model"] | {"dropout": 0.1}}
-    dropped = forecast.make(build_settings(dropping), chips.CHIPS["v5p"], 1)
+    dropped = forecast.plan_memory(build_settings(dropping), chips.CHIPS["v5p"], 1)
     rows, heads, layers = 8, 4, 2
     scores = 2 * 4 * rows * heads * 256**2
     assert dropped.total - kept.total == scores * (layers + 1)

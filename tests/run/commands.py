@@ -87,7 +87,7 @@ def stuck_sampling():
 def slow_saving():
     from jaxgen.store import arrays
 
-    whole = arrays.write
+    whole = arrays.write_arrays
 
     def slow(*given):
         slow_training(0.5)
@@ -95,7 +95,7 @@ def slow_saving():
         time.sleep(0.5)
         whole(*given)
 
-    arrays.write = slow
+    arrays.write_arrays = slow
 
 
 def main(words, output, environment, plant):

@@ -37,7 +37,7 @@ def test_sizes_follow_the_text_and_the_machine_and_make_a_config_that_fits(
     assert choice.minutes <= 1.1 * sizes.MINUTES
     assert str(choice).count("\n") == 0 and f"{model['layers']} layers" in str(choice)
     built = build_settings(choice.mapping | {"model": model | {"vocab_size": pieces or 260}})
-    assert forecast.make(built, chip, count).fits
+    assert forecast.plan_memory(built, chip, count).fits
 
 
 def test_more_time_makes_a_longer_training_and_less_memory_a_smaller_model():

@@ -219,7 +219,7 @@ def test_a_failing_disk_surfaces_once_and_in_one_line(tmp_path, monkeypatch, num
         folder.mkdir()
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(arrays, "write", fail)
+    monkeypatch.setattr(arrays, "write_arrays", fail)
     checkpoints.save(2, {"w": jnp.ones(4)}, {}, metric=None)
     with pytest.raises(kind, match=words):
         checkpoints.wait()
@@ -243,7 +243,9 @@ def test_a_vanished_folder_is_told_in_one_line(tmp_path):
 def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(
-        arrays, "write", lambda *given, write=arrays.write: gate.wait(20) and write(*given)
+        arrays,
+        "write_arrays",
+        lambda *given, write=arrays.write_arrays: gate.wait(20) and write(*given),
     )
     checkpoints = open_at(tmp_path)
     checkpoints.save(1, {"w": jnp.ones(4)}, {}, metric=None)
@@ -257,7 +259,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path, monkeypatch):
 def test_a_reader_survives_the_deletion_of_the_step_it_reads(tmp_path, monkeypatch):
     writer, reader = first_save(tmp_path), open_at(tmp_path)
     writer.keep_last = 1
-    genuine, passed = arrays.read, []
+    genuine, passed = arrays.read_arrays, []
 
     def overtaken(folder, leaves):
         if not passed:
@@ -266,6 +268,6 @@ def test_a_reader_survives_the_deletion_of_the_step_it_reads(tmp_path, monkeypat
             writer.wait()
         return genuine(folder, leaves)
 
-    monkeypatch.setattr(arrays, "read", overtaken)
+    monkeypatch.setattr(arrays, "read_arrays", overtaken)
     found = reader.restore({"w": jnp.ones(4)})
     assert found.step == 2 and found.warnings == []

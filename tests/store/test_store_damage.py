@@ -131,7 +131,7 @@ def test_every_flipped_bit_of_a_manifest_is_damage(folder):
         damaged[at] ^= 1 << (at % 8)
         path.write_bytes(damaged)
         with pytest.raises(manifest.DamageError, match="manifest"):
-            manifest.read(path.parent)
+            manifest.read_manifest(path.parent)
 
 
 def test_a_renamed_step_is_damage(folder):
@@ -150,7 +150,7 @@ def test_wrong_arrays_in_sound_files_are_damage(folder):
     del fields["sha256"]
     fields["arrays"]["params/w"]["sha256"] = "0" * 64
     (step / "manifest.json").unlink()
-    manifest.write(step, manifest.Manifest(**fields))
+    manifest.write_manifest(step, manifest.Manifest(**fields))
     checkpoints = open_at(folder)
     assert "array params/w has been changed" in checkpoints.verify(2)[0]
     assert "array params/w has been changed" in checkpoints.restore(TREE).warnings[0]
@@ -211,7 +211,7 @@ def test_a_newer_format_asks_for_a_newer_jaxgen(folder):
     fields = json.loads((step / "manifest.json").read_text())
     del fields["sha256"]
     (step / "manifest.json").unlink()
-    manifest.write(step, manifest.Manifest(**fields | {"format": 9, "needs": "7.1"}))
+    manifest.write_manifest(step, manifest.Manifest(**fields | {"format": 9, "needs": "7.1"}))
     for call in (lambda: open_at(folder).restore(TREE), open_at(folder).read):
         with pytest.raises(CheckpointError, match=r"format 9; it needs jaxgen >= 7\.1"):
             call()

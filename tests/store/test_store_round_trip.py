@@ -156,8 +156,10 @@ def test_what_is_saved_may_be_donated_while_it_is_written(tmp_path):
 
 def test_a_weight_file_is_read_into_the_memory_that_its_arrays_stay_in(tmp_path):
     wanted = np.arange(30, dtype=np.float32).reshape(5, 6)
-    safetensors.write(tmp_path / "w", {"w": ("float32", (5, 6))}, lambda name: wanted, {"a": "b"})
-    read = safetensors.read(safetensors.open_file(tmp_path / "w")["w"])
+    safetensors.write_safetensors(
+        tmp_path / "w", {"w": ("float32", (5, 6))}, lambda name: wanted, {"a": "b"}
+    )
+    read = safetensors.read_tensor(safetensors.open_file(tmp_path / "w")["w"])
     assert jax.device_put(read).unsafe_buffer_pointer() == read.ctypes.data
     np.testing.assert_array_equal(read, wanted)
 
@@ -320,17 +322,17 @@ def _loses_all(folder, arrays):
     (folder / "_METADATA").write_text("{}")
 
 
-def _loses_one(folder, arrays, whole=orbax.write):
+def _loses_one(folder, arrays, whole=orbax.write_arrays):
     whole(folder, {name: array for name, array in arrays.items() if name != "a/w"})
 
 
-def _reshapes_one(folder, arrays, whole=orbax.write):
+def _reshapes_one(folder, arrays, whole=orbax.write_arrays):
     whole(folder, {name: array.reshape(-1) for name, array in arrays.items()})
 
 
 @pytest.mark.parametrize("writer", [_loses_all, _loses_one, _reshapes_one])
 def test_a_step_that_cannot_be_opened_again_is_a_failed_save(tmp_path, monkeypatch, writer):
-    monkeypatch.setattr(orbax, "write", writer)
+    monkeypatch.setattr(orbax, "write_arrays", writer)
     checkpoints = open_at(tmp_path)
     checkpoints.save(1, TREE, {}, metric=None)
     with pytest.raises(CheckpointError, match=r"arrays( can't be opened|: a/w was not written)"):
@@ -342,7 +344,7 @@ def test_an_array_whose_chunk_is_lost_is_no_whole_array(tmp_path):
     import tensorstore
 
     arrays = {"w": np.ones((2, 3), "f4"), "n": np.int32(3)[...]}
-    orbax.write(tmp_path / "arrays", arrays)
+    orbax.write_arrays(tmp_path / "arrays", arrays)
     described = {name: pytree_io.Leaf(a.dtype.name, a.shape) for name, a in arrays.items()}
     orbax.check(tmp_path / "arrays", described)
     base = {"driver": "file", "path": f"{tmp_path}/arrays/"}

@@ -144,7 +144,7 @@ def test_a_step_of_which_a_part_was_not_written_is_a_failed_save(tmp_path, monke
 def test_a_step_is_whole_once_both_have_written_and_again_is_let_be(tmp_path):
     target = tmp_path / "00000007"
     assert written(target, 7) == [None, None]
-    record = manifest.read(target)
+    record = manifest.read_manifest(target)
     assert sorted(record.files) == ["pieces/00000.safetensors", "pieces/00001.safetensors"]
     assert manifest.damages(target, record, verify="full") == []
     before = target.stat().st_mtime_ns

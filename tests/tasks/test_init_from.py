@@ -51,7 +51,7 @@ def home(tmp_path_factory):
 
 
 def settings_of(home, **changes):
-    given = dict(sets.read(config_folder() / "finetune_gpt2.yaml"))
+    given = dict(sets.read_yaml(config_folder() / "finetune_gpt2.yaml"))
     given |= {
         "init_from": str(home / "gpt2"),
         "data": given["data"] | {"files": [str(home / "text.txt")]},

@@ -34,7 +34,7 @@ def folder(tmp_path, side):
 
 
 def test_ids_are_those_of_the_pieces_by_name(folder, side):
-    tokenizer = marian.read(folder)
+    tokenizer = marian.read_marian(folder)
     processor = sentencepiece.SentencePieceProcessor(model_proto=side)
     for text in ("A dog", "A child runs.", "漢字"):
         pieces = processor.encode(text, out_type=str)
@@ -45,7 +45,7 @@ def test_ids_are_those_of_the_pieces_by_name(folder, side):
 
 
 def test_a_saved_one_is_the_same(folder, tmp_path):
-    tokenizer = marian.read(folder)
+    tokenizer = marian.read_marian(folder)
     tokenizer.save(tmp_path / "kept")
     again = load(tmp_path / "kept")
     assert again.fingerprint == tokenizer.fingerprint
@@ -69,5 +69,5 @@ def test_an_unsound_file_is_refused(folder, name, content, part):
     path = Path(folder / name)
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(CheckpointError) as error:
-        marian.read(folder)
+        marian.read_marian(folder)
     assert part in str(error.value) and "\n" not in str(error.value)

@@ -14,7 +14,7 @@ from token_makers import TEXT, make
 from jaxgen import tokens
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.tokens import Detokenizer, Tokenizer, TokenizerSettings
-from jaxgen.tokens.dropout import drawn_pieces
+from jaxgen.tokens.dropout import split_with_dropout
 from jaxgen.tokens.pieces import BLOCK
 
 BYTE_LEVEL = ("bpe", "unigram", "bytes", "hf")
@@ -191,7 +191,7 @@ def test_text_full_of_special_pieces_trains_and_comes_back():
 
 def test_pieces_drawn_by_dropout_spell_the_text_and_a_seed_decides_them():
     tokenizer, text = make("bpe"), TEXT[1] + "\u2581 and é\n"
-    draws = [tokenizer.encode_drawn([text, "fox"], 0.3, seed) for seed in (1, 1, 2)]
+    draws = [tokenizer.encode_with_dropout([text, "fox"], 0.3, seed) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
     for rows in draws:
         assert [tokenizer.decode(ids) for ids in rows] == [text, "fox"]
@@ -203,7 +203,7 @@ def test_pieces_drawn_by_dropout_spell_the_text_and_a_seed_decides_them():
 @given(text=st.one_of(st.text(st.sampled_from("".join(TEXT)), max_size=60), awkward))
 def test_without_dropout_the_pieces_are_those_of_sentencepiece(lowercase, text):
     tokenizer = small_letters("bpe") if lowercase else make("bpe")
-    assert tokenizer.encode_drawn([text], 0.0, 1) == [tokenizer.encode(text)]
+    assert tokenizer.encode_with_dropout([text], 0.0, 1) == [tokenizer.encode(text)]
 
 
 def test_dropout_draws_as_its_paper_says():
@@ -212,7 +212,7 @@ def test_dropout_draws_as_its_paper_says():
     # From a b c: bc where it is not left out, else ab; then the one that is left, or all again.
     bc, ab = 1 - p, p * (1 - p)
     wanted = {"abc": (bc + ab) * (1 - p), "a bc": bc * p, "ab c": ab * p, "a b c": p * p}
-    drawn = Counter(" ".join(drawn_pieces("abc", ranks, p, chance)) for _ in range(20_000))
+    drawn = Counter(" ".join(split_with_dropout("abc", ranks, p, chance)) for _ in range(20_000))
     assert set(drawn) == set(wanted)
     found = [drawn[text] for text in wanted]
     assert chisquare(found, [20_000 * share for share in wanted.values()]).pvalue > 0.001

@@ -84,10 +84,10 @@ def test_an_array_that_differs_from_its_own_sum_is_found_though_its_files_agree(
         path = folder / "checkpoints" / "00000006"
         shutil.rmtree(path / "arrays")
         shutil.copytree(path.parent / "00000004" / "arrays", path / "arrays")
-        record = manifest.read(path)
+        record = manifest.read_manifest(path)
         content = manifest.inventory(path)
         content.pop(manifest.NAME)
-        manifest.write(path, manifest.Manifest(**vars(record) | {"files": content}))
+        manifest.write_manifest(path, manifest.Manifest(**vars(record) | {"files": content}))
 
     code, _, error = verify(exchange)
     assert code == 1 and "array params/w has been changed" in error
