@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from jaxgen import files
 from jaxgen.cli import exits, flags, outputs, paths, start
 from jaxgen.cli.arguments import Step, at_least
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.text.request import Generation
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Folder = Annotated[str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")]
 Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or standard input")]
 Overflow = Literal["refuse", "cut"]
+Newlines = Literal["escape", "refuse"]
 Progress = Callable[[int, int], None]  # (texts done, of how many)
 
 
@@ -41,6 +42,10 @@ class Job:
     overflow: Annotated[
         Overflow, Parameter(help="a text longer than the context: refuse it, or cut its end")
     ] = "refuse"
+    newlines: Annotated[
+        Newlines,
+        Parameter(help="those in a result: written as \\n, or refused; .jsonl keeps them"),
+    ] = "escape"
     step: Step = None
 
 
@@ -75,18 +80,31 @@ def run(
             tell_defaults(settings, model.generation_config)
         with bar(f"{len(inputs)} texts") as progress:
             results = work(model, inputs, progress)
-    if target is None:
-        print("\n".join(map(show, results)))
-        return
-    if target.suffix == ".jsonl":
+    if target is not None and target.suffix == ".jsonl":
         rows = zip(inputs, results, strict=True)
         lines = (
             json.dumps({"text": t, "result": r}, ensure_ascii=False, default=float) for t, r in rows
         )
     else:
-        lines = map(show, results)
+        lines = one_each(map(show, results), job.newlines)
+    if target is None:
+        outputs.put(["\n".join(lines) + "\n"])
+        return
     files.write(target, "".join(line + "\n" for line in lines))
     print(f"wrote {target}", file=sys.stderr)
+
+
+def one_each(results: Iterable[str], newlines: Newlines) -> list[str]:
+    """Return results without a newline, so that each is a line; DataError if they are refused."""
+    lines = []
+    for number, text in enumerate(results, 1):
+        if newlines == "refuse" and ("\n" in text or "\r" in text):
+            raise DataError(
+                f"result {number} has a newline: {text[:60]!r}; write to --output FILE.jsonl, or "
+                f"let it be escaped with --newlines escape"
+            )
+        lines.append(text.replace("\n", "\\n").replace("\r", "\\r"))
+    return lines
 
 
 def generate(
@@ -116,7 +134,9 @@ def generate(
         return [row[0] if len(row) == 1 else row for row in rows]
 
     def show(result):
-        return result if isinstance(result, str) else "\t".join(result)
+        if isinstance(result, str):
+            return result
+        return "\t".join(text.replace("\t", "\\t") for text in result)
 
     run(folder, inputs, job, describe, show, settings)
 

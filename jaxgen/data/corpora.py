@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import os
 import sysconfig
 import textwrap
@@ -85,7 +86,7 @@ def python_docstrings() -> tuple[Document, ...]:
 def docstring_pairs() -> Iterator[Pair]:
     """Yield (source, summary) of the standard library's functions, in the order of modules."""
     for module, tree, text in _modules():
-        rows = text.splitlines(keepends=True)
+        rows = io.StringIO(text).readlines()  # as ast counts them: no form feed ends a line
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 pair = _pair(node, rows, module)

@@ -6,7 +6,8 @@ import jax
 import pytest
 
 import jaxgen
-from jaxgen.cli import app
+from jaxgen.cli import app, texts
+from jaxgen.errors import DataError
 from jaxgen.tokens.plain import Bytes
 
 BASE = {"vocab_size": 262, "context": 64, "layers": 1, "d_model": 16, "heads": 2}
@@ -38,14 +39,32 @@ def cache(models, monkeypatch):
      ("embed", "bert", []), ("score", "gpt", [])],
 )  # fmt: skip
 def test_a_verb_writes_one_result_a_line(models, tmp_path, verb, model, options):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("one <mask>\nanother <mask> text\n")
-    out = tmp_path / "out.jsonl"
-    words = [verb, str(models / model), "--input", str(texts), "--output", str(out), *options]
-    assert app.main(words) == 0
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["text"] for row in rows] == texts.read_text().splitlines()
+    asked = ["one <mask>", "a <mask>\x0bb\x0cc\x1cd", "<mask>\x85e\u2028f\u2029g", "another <mask>"]
+    source = tmp_path / "texts.txt"
+    source.write_bytes("\r\n".join(asked[:2]).encode() + b"\n" + "\n".join(asked[2:]).encode())
+    words = [verb, str(models / model), "--input", str(source), *options, "--output"]
+    assert app.main([*words, str(tmp_path / "out.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert [row["text"] for row in rows] == asked
     assert all("result" in row for row in rows)
+    assert app.main([*words, str(tmp_path / "out.txt")]) == 0
+    assert (tmp_path / "out.txt").read_bytes().count(b"\n") == len(asked)
+
+
+def test_a_newline_in_a_result_is_escaped_refused_or_kept_in_json(models, tmp_path, capsys):
+    def run(**job):
+        results = ["two\nlines", "a return\rhere", "a\u2028b"]
+        work = lambda model, texts, progress: results  # noqa: E731
+        texts.run(str(models / "gpt"), ["1", "2", "3"], texts.Job(**job), work, str)
+        return results
+
+    run()
+    assert capsys.readouterr().out == "two\\nlines\na return\\rhere\na\u2028b\n"
+    with pytest.raises(DataError, match=r"result 1 has a newline: 'two.*--newlines escape"):
+        run(newlines="refuse")
+    kept = run(output=str(tmp_path / "out.jsonl"), newlines="refuse")
+    rows = (tmp_path / "out.jsonl").read_text().split("\n")[:-1]
+    assert [json.loads(row)["result"] for row in rows] == kept
 
 
 @pytest.mark.parametrize(
