@@ -188,7 +188,7 @@ class Run:
         check = place.under(self.mesh, validate)
         rows, widths = _until(stop, rows), self.tokenizer.byte_lengths
         try:
-            return check(state.params, self.settings.model, rows, widths)
+            return check(states.evaluation_params(state), self.settings.model, rows, widths)
         except _ToldError:
             return None
 

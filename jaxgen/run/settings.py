@@ -32,12 +32,19 @@ from jaxgen.train.settings import TrainSettings
 # its digest, so that its files may move.
 FREE = (
     *("mesh.", "checkpoint.", "sample.", "data.", "train.log_every", "train.validate_every"),
-    "train.validate_batches",
+    *("train.validate_batches", "train.early_stopping"),
 )
 # What decides of the steps to come alone, and may change where a run is told to go on.
 ONWARD = (
-    *("train.steps", "train.learning_rate", "train.schedule", "train.warmup", "train.decay"),
-    *("train.final_rate", "train.beta1", "train.beta2", "train.epsilon", "train.weight_decay"),
+    *("train.steps", "train.epochs", "train.learning_rate", "train.schedule", "train.warmup"),
+    *(
+        "train.decay",
+        "train.final_rate",
+        "train.beta1",
+        "train.beta2",
+        "train.epsilon",
+        "train.weight_decay",
+    ),
     *("train.no_decay", "train.clip", "train.smoothing", "train.z_loss", "train.loss_chunk"),
     *("train.spike", "train.patience", "train.accumulate"),
     *("model.remat", "model.unroll", "model.dropout", "model.attention_dropout"),

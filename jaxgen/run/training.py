@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -12,43 +11,34 @@ from typing import Any
 
 import jax
 
-from jaxgen import data, files, host, terminal, tree
-from jaxgen import settings as sets
-from jaxgen.errors import PREEMPTED, ConfigError, DataError, NonFiniteError
+from jaxgen import data, host, terminal, tree
+from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import device_mesh
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
-from jaxgen.pretrained.assets import copy_assets
-from jaxgen.pretrained.chat_template import write_chat_template
-from jaxgen.pretrained.model import located
 from jaxgen.profile import take
-from jaxgen.run import bad_streak, facts, initial, inputs, messages, peers, profiling
-from jaxgen.run.conversations import template_of
+from jaxgen.run import bad_streak, initial, messages, peers, preparing, profiling
 from jaxgen.run.folder import (
-    CHECKPOINTS,
-    CONFIG,
     ENVIRONMENT,
     LOCK,
-    TOKENIZER,
     changed_settings,
     claimed,
-    clear,
-    kept_settings,
 )
 from jaxgen.run.job import Run
 from jaxgen.run.saving import Saver
-from jaxgen.run.settings import Settings, differences, resolve
+from jaxgen.run.settings import Settings
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.store import directory
 from jaxgen.store.steps import Step
-from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train import flops, partitioner, plot, schedule
 from jaxgen.train.display import short
+from jaxgen.train.early_stopping import EarlyStopping, validation_losses
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
-from jaxgen.train.state import State
+from jaxgen.train.state import State, evaluation_params
 
+METRICS = "metrics.jsonl"
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
 
@@ -92,92 +82,13 @@ def train(
         group.on_primary("run folder", lambda: held.enter_context(claimed(folder)))
         peers.see(group, folder / LOCK)
         made: list[Run] = []
-        prepare = partial(_prepared, settings, folder, cache, **more)
+        prepare = partial(preparing.prepared, settings, folder, cache, **more)
         group.on_primary("preparing", lambda: made.append(prepare()))
         run = group.all_ok("prepared", lambda: made[0] if made else prepare(writes=False))
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
         run = replace(run, group=group)
-        _train(run, stop, trace, _begin_at(run, step, force))
-
-
-def _begin_at(run: Run, step: Step, force: bool) -> int | None:
-    """Return the number of the checkpoint to go on from; None: the newest."""
-    if step is None:
-        return None
-    steps = run.checkpoints.steps()
-    begin = located(run.folder, step)[1]
-    begin = begin if begin is not None or not steps else steps[-1]
-    if begin not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise ConfigError(f"--from {step}: {run.folder} holds no such step; it holds {there}")
-    later = [other for other in steps if other > begin]
-    if later and not force:
-        raise ConfigError(
-            f"{run.folder} holds steps after {begin}: {', '.join(map(str, later))}; --force "
-            f"removes them, or copy the folder first"
-        )
-    return begin
-
-
-def _prepared(
-    settings: Settings,
-    folder: Path,
-    cache: Path,
-    *,
-    onward: bool,
-    force: bool,
-    step: Step,
-    writes: bool = True,
-) -> Run:
-    """Return the run of these settings, begun in `folder` unless it is there.
-
-    writes: whether this process makes the folder; another one only looks, when that is done.
-    onward, force, step: see `train`.
-    """
-    anew = writes and ((force and step is None) or not directory.list_steps(folder / CHECKPOINTS))
-    kept = None if anew else kept_settings(folder)
-    if kept is not None:
-        tokenizer = load_tokenizer(folder / TOKENIZER)
-    else:
-        tokenizer = inputs.make_tokenizer(settings)
-    settings = resolve(settings, tokenizer)
-    new = [] if kept is None else differences(kept, settings, folder, onward=onward)
-    home = None if kept is None else folder
-    corpus = inputs.prepare(settings, tokenizer, cache, folder=home, silent=not writes)
-    if kept is not None and (changed := inputs.changed_text(folder, corpus)):
-        raise DataError(
-            f"{changed}, or give another --out for a run of this text, or --force to begin anew"
-        )
-    changes = tuple(f"{key}={value} (was {old})" for key, old, value in new)
-    run = Run(settings, folder, tokenizer, corpus, changes=changes)
-    if changes:
-        _check_changes(run, step)
-    run.check()
-    _begin_at(run, step, force)
-    if writes and kept is None:
-        if gone := clear(folder):
-            print(f"{folder} is begun anew; removed {gone}", file=sys.stderr, flush=True)
-        _found(run)
-    elif writes and kept != settings:
-        files.write(folder / CONFIG, sets.dump(settings))
-    return run
-
-
-def _check_changes(run: Run, step: Step) -> None:
-    """Raise ConfigError for changes that come too late for the steps that are made."""
-    if step is not None:
-        return  # said where it is looked for
-    done, steps = (run.checkpoints.steps() or [0])[-1], run.settings.train.steps
-    if steps < done:
-        raise ConfigError(
-            f"{run.folder} has made {done} steps already; give train.steps={done} or more"
-        )
-    if steps == done:
-        raise ConfigError(
-            f"{run.folder} has made all its {done} steps, so {run.changes[0]} changes nothing; "
-            f"give more train.steps with it"
-        )
+        _train(run, stop, trace, preparing.first_step(run, step, force))
 
 
 def resume(
@@ -197,20 +108,6 @@ def resume(
     train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, **more)
 
 
-def _found(run: Run) -> None:
-    """Write what identifies the run; config.yaml comes last, for it makes the folder a run."""
-    if not (run.folder / TOKENIZER).exists():
-        run.tokenizer.save(run.folder / TOKENIZER)
-    if run.settings.init_from is not None:
-        copy_assets(run.settings.init_from, run.folder)
-    if run.settings.objective.name == "chat":
-        template = template_of(run.settings, run.tokenizer, None)
-        write_chat_template(run.folder, template)
-    about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
-    files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})
-    files.write(run.folder / CONFIG, sets.dump(run.settings))
-
-
 def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None) -> None:
     checkpoints, settings = run.checkpoints, run.settings.train
     checkpoints.clean()
@@ -221,6 +118,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
         begin, known = restored.step, restored.extra.get("valid_loss")
         due = run.validates and is_validation_due(begin, settings, batches.epoch)
         pending = known is None and due
+    history = validation_losses(run.folder / METRICS, begin - pending)
+    stopping = EarlyStopping(settings.early_stopping, history)
     logger = Mute()
     if run.group.first:
         total = settings.steps
@@ -234,32 +133,27 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
                 log.say(f"resuming at step {begin} of {settings.steps}")
             if removed:
                 log.say(f"removed the later steps {', '.join(map(str, removed))}")
-            for change in run.changes:
-                log.say(f"from step {begin} on: {change}")
-            if run.changes:
-                rate = float(schedule.make(settings)(begin))
-                log.say(f"the learning rate is now {rate:.3g}, as {settings.schedule} over "
-                        f"{settings.steps} steps has it")  # fmt: skip
+            _say_changes(run, begin, log)
             if trace is not None:
                 profiling.check(settings.steps - begin, run.folder)
                 run.group.on_primary("profile", partial(take.prepare, trace))
-            if begin < settings.steps:
+            if begin < settings.steps and not stopping.is_over:
                 _introduce(run, batches, log)
             with log.waiting("initialising"):
                 state = _first_state(run, log) if restored is None else restored.tree
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
-                step, callbacks = run.step, _callbacks(run, batches, log, stop, dog)
+                step, callbacks = run.step, _callbacks(run, batches, log, stop, dog, stopping)
                 if trace is not None and run.group.first:
                     step = held.enter_context(profiling.Profiled(step, trace, begin, log.say))
                     callbacks = replace(callbacks, extra_work=step.extra_work)
                 state, done, pending = fit(
                     state, batches, step, settings, callbacks, log, validation_pending=pending
                 )
-                unfinished = pending or done < settings.steps
+                unfinished = not stopping.is_over and (pending or done < settings.steps)
                 checkpoints.wait()
-                if unfinished and done not in checkpoints.steps():
+                if done < settings.steps and done not in checkpoints.steps():
                     callbacks.save(state, done, None)
                     checkpoints.wait()
         finally:
@@ -267,6 +161,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
         if unfinished:
             log.say(STOPPED.format(done))
             run.group.leave(PREEMPTED)
+        if stopping.is_over and done < settings.steps:
+            log.say(f"ended at step {done}: {stopping.why()}")
         if run.group.first:
             _conclude(run, log)
 
@@ -278,6 +174,18 @@ def _remove_later(run: Run, step: int) -> list[int]:
     remove = partial(directory.keep_only, folder, earlier, lambda stage: None)
     run.group.on_primary("later steps", remove)
     return steps[len(earlier) :]
+
+
+def _say_changes(run: Run, begin: int, log: Log | Mute) -> None:
+    settings = run.settings.train
+    for change in run.changes:
+        log.say(f"from step {begin} on: {change}")
+    if run.changes:
+        rate = float(schedule.make(settings)(begin))
+        log.say(
+            f"the learning rate is now {rate:.3g}, as {settings.schedule} over {settings.steps} "
+            f"steps has it"
+        )
 
 
 def _first_state(run: Run, log: Log | Mute) -> State:
@@ -319,7 +227,12 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
 
 
 def _callbacks(
-    run: Run, batches: data.Batches, log: Log | Mute, stop: StopRequest, dog: Watchdog
+    run: Run,
+    batches: data.Batches,
+    log: Log | Mute,
+    stop: StopRequest,
+    dog: Watchdog,
+    stopping: EarlyStopping,
 ) -> Callbacks:
     saver = Saver(run.checkpoints, batches, log)
 
@@ -345,20 +258,17 @@ def _callbacks(
                 stack.enter_context(saver.kept_if_it_fails(state, step, valid_loss))
             yield
 
-    def sample(state: State, step: int) -> None:
-        try:
-            pairs = run.sample(state.params)
-        except NonFiniteError as error:
-            # Training goes on to find out, and to say, which parameter it is.
-            log.say(f"no sample at step {step}: {error}")
-            return
-        for prompt, text in pairs:
-            log.text(step, prompt, text)
+    def validate(state: State) -> dict[str, float] | None:
+        metrics = run.validate(state, stop=asked)
+        if metrics is not None:
+            stopping.add(int(state.step), metrics["loss"])
+        return metrics
 
     asked = peers.Stop(run.group, stop, run.checkpoints.failed, run.checkpoints.wait)
     return Callbacks(
-        validate=partial(run.validate, stop=asked) if run.validates else None,
-        sample=sample,
+        validate=validate if run.validates else None,
+        is_over=lambda: stopping.is_over,
+        sample=partial(_sample, run, log),
         save=saver.save,
         add_loss=saver.add_loss,
         is_best=run.checkpoints.is_best,
@@ -377,10 +287,21 @@ def _callbacks(
     )
 
 
+def _sample(run: Run, log: Log | Mute, state: State, step: int) -> None:
+    try:
+        pairs = run.sample(evaluation_params(state))
+    except NonFiniteError as error:
+        # Training goes on to find out, and to say, which parameter it is.
+        log.say(f"no sample at step {step}: {error}")
+        return
+    for prompt, text in pairs:
+        log.text(step, prompt, text)
+
+
 def _conclude(run: Run, log: Log | Mute) -> None:
     title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
     refusal = plot.draw_loss(
-        run.folder / "metrics.jsonl", run.folder / "loss.png", title=f"{title} parameters"
+        run.folder / METRICS, run.folder / "loss.png", title=f"{title} parameters"
     )
     log.say(refusal or f"drew {run.folder / 'loss.png'}")
     log.say(f"done: {run.folder}; try `jaxgen generate {run.folder}`")

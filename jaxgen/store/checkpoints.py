@@ -219,16 +219,16 @@ class Checkpoints:
         """
 
         def load(record: Manifest) -> dict[str, np.ndarray]:
-            chosen = {n: leaf for n, leaf in record.leaves.items() if n.startswith("params/")}
-            if not chosen:
+            stored = pytree_io.stored_params(record.leaves)
+            if not stored:
                 raise CheckpointError(f"{self._path(record.step)} has no params; it is no model")
-            return self._load(record, chosen)
+            arrays = self._load(record, {n: record.leaves[n] for n in stored.values()})
+            return {name: arrays[where] for name, where in stored.items()}
 
         record, arrays, notes = self._newest_sound(step, load)
         for note in notes:
             warnings.warn(note, stacklevel=2)
-        leaves, place_leaf = record.leaves, pytree_io.place_on_default
-        flat = {name: place_leaf(name, arrays[name], leaves[name]) for name in arrays}
+        flat = {n: pytree_io.place_on_default(n, arrays[n], record.leaves[n]) for n in arrays}
         return {"step": record.step} | trees.unflatten(flat)
 
     def verify(self, step: int) -> list[str]:

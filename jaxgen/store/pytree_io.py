@@ -18,6 +18,8 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError
 
+AVERAGE = "optimizer/average/"  # `train.average.Averaged` in a training state
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -156,8 +158,22 @@ def place_like(name: str, array: np.ndarray, like: Any) -> Any:
     return placed
 
 
+def stored_params(leaves: Mapping[str, Leaf]) -> dict[str, str]:
+    """Return {name of a parameter: name of the array to read for it} of a training state.
+
+    That is the average (`train.average`) where the state has one: the run validates that.
+    """
+    names = [name for name in leaves if name.startswith("params/")]
+    means = {name: AVERAGE + name.removeprefix("params/") for name in names}
+    return means if all(mean in leaves for mean in means.values()) else {n: n for n in names}
+
+
 def place_on_default(name: str, array: np.ndarray, leaf: Leaf) -> Any:
-    """Return the array on the default device, or the random key that it is the data of."""
+    """Return the array on the default device, or the random key that it is the data of.
+
+    An average of parameters is kept in float32, and becomes what they are.
+    """
+    array = array if leaf.key else array.astype(np.dtype(leaf.dtype), copy=False)
     placed = place_like(name, array, jax.ShapeDtypeStruct(array.shape, array.dtype))
     return jax.random.wrap_key_data(placed, impl=leaf.key) if leaf.key else placed
 

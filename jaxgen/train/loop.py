@@ -42,6 +42,7 @@ class Callbacks:
         is_best: whether `keep_best` would keep a checkpoint with this validation loss.
         poll: raises errors of background work.
         stopping: whether a stop was requested.
+        is_over: whether the validations made end the training.
         phase: context manager around each phase (compiling, training, validating, sampling); gets
             its name, the step and, where saving is safe, the state and its validation loss.
         on_bad_streak: raises the error that explains a streak of bad steps.
@@ -70,6 +71,7 @@ class Callbacks:
     epoch: int
     extra_work: Callable[[], bool] = lambda: False
     dispatch_ahead: bool = True
+    is_over: Callable[[], bool] = lambda: False
 
 
 class FitResult(NamedTuple):
@@ -107,7 +109,7 @@ def fit(
     what, streak = "compiling", 0
     if validation_pending and not _validate_and_sample(state, done, callbacks, writer, saved=True):
         return FitResult(state, done, True)
-    while done < settings.steps and not callbacks.stopping():
+    while done < settings.steps and not (callbacks.is_over() or callbacks.stopping()):
         last = done + 1 == settings.steps
         checking = is_validation_due(done + 1, settings, callbacks.epoch)
         saving = last or (done + 1) % callbacks.save_every == 0

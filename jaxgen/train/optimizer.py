@@ -8,6 +8,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from jaxgen import tree
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.train import schedule
+from jaxgen.train.average import averaged
 from jaxgen.train.master import Float32Updates, in_float32
 from jaxgen.train.settings import TrainSettings
 
@@ -28,10 +29,15 @@ def make(settings: TrainSettings, axes: tree.Tree) -> optax.GradientTransformati
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
     clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
     chain = in_float32(optax.chain(clip, rule))
-    if not settings.freeze:
-        return chain
+    chain = _with_frozen(chain, settings.freeze, axes) if settings.freeze else chain
+    return chain if settings.ema is None else averaged(chain, settings.ema)
+
+
+def _with_frozen(
+    chain: optax.GradientTransformation, freeze: tuple[str, ...], axes: tree.Tree
+) -> Float32Updates:
     labels = tree.map_paths(
-        lambda path, _: "frozen" if tree.match(path, settings.freeze) else "trained", axes
+        lambda path, _: "frozen" if tree.match(path, freeze) else "trained", axes
     )
     # Frozen gradients are dropped before the clip, which then measures what is trained; no frozen
     # parameter has a float32 copy.

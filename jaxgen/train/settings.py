@@ -16,6 +16,7 @@ class TrainSettings:
     """Optimisation, batching and watching; raises ConfigError naming the field at fault."""
 
     steps: int = option("optimizer steps in all", 1000)
+    epochs: float | None = option("passes over the training text, instead of steps", None)
     batch: int = option("sequences per step, over all devices and microbatches", 32)
     accumulate: int = option("microbatches a step is split into; the result is the same", 1)
     optimizer: Literal["adamw", "adafactor", "lion", "muon"] = option("update rule", "adamw")
@@ -45,6 +46,14 @@ class TrainSettings:
     z_loss: float = option("weight of logsumexp(logits)^2", 0.0)
     loss_chunk: int | None = option("positions whose logits exist at once; null: by size", None)
     spike: float | None = option("skip a step whose loss exceeds this multiple of its mean", 4.0)
+    ema: float | None = option(
+        "decay of an average of the parameters, which is validated, saved for use and generated "
+        "with, such as 0.999; null: none",
+        None,
+    )
+    early_stopping: int | None = option(
+        "validations in a row without a lower loss after which training ends; null: never", None
+    )
     patience: int = option("skipped steps in a row after which training stops", 3)
     seed: int = option("of initialisation, data order and dropout", 0)
     log_every: int = option(
@@ -60,11 +69,11 @@ class TrainSettings:
             value = getattr(self, name)
             if value != "epoch" and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
-        for name in ("loss_chunk", "validate_batches"):
+        for name in ("loss_chunk", "validate_batches", "early_stopping"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1, or null")
-        for name in ("learning_rate", "epsilon", "clip"):
+        for name in ("learning_rate", "epsilon", "clip", "epochs"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
@@ -77,6 +86,8 @@ class TrainSettings:
         for name in ("decay", "final_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1]")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema={self.ema} must be greater than 0 and less than 1, or null")
         if self.batch % self.accumulate:
             raise ConfigError(
                 f"batch={self.batch} is not a multiple of accumulate={self.accumulate}"

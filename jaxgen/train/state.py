@@ -14,6 +14,7 @@ from optax import contrib
 from jaxgen import arguments
 from jaxgen.export import make_serializable
 from jaxgen.pytree import register_dataclass
+from jaxgen.train.average import Averaged
 from jaxgen.train.master import Master, in_float32
 
 Params = dict[str, Any]
@@ -65,19 +66,20 @@ make = train_state  # the name it had before it was public, kept for programs th
 def evaluation_params(state: State) -> Any:
     """Return the parameters to validate, save and generate with.
 
-    Those of the state, except for `optax.contrib.schedule_free` (Defazio et al. 2024), which trains
-    at other points than it is evaluated at: then they are computed from the optimizer's state.
+    Those of the state, except where the optimizer keeps others: an average (`train.average`), or
+    `optax.contrib.schedule_free` (Defazio et al. 2024), which trains at other points.
     """
 
     def states(kind: type) -> list[Any]:
         leaves = jax.tree.leaves(state.optimizer, is_leaf=lambda x: isinstance(x, kind))
         return [leaf for leaf in leaves if isinstance(leaf, kind)]
 
-    free = states(contrib.ScheduleFreeState)
-    if not free:
+    if means := states(Averaged):
+        others = means[0].average
+    elif free := states(contrib.ScheduleFreeState):
+        masters = states(Master)
+        params = masters[0].params if masters else state.params
+        others = contrib.schedule_free_eval_params(free[0], params)
+    else:
         return state.params
-    masters = states(Master)
-    averaged = contrib.schedule_free_eval_params(
-        free[0], masters[0].params if masters else state.params
-    )
-    return jax.tree.map(lambda x, p: x.astype(p.dtype), averaged, state.params)
+    return jax.tree.map(lambda x, p: x.astype(p.dtype), others, state.params)

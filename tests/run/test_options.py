@@ -9,6 +9,7 @@ import pytest
 from jaxgen import data, tokens, tree
 from jaxgen.run import training
 from jaxgen.run.settings import build_settings, resolve
+from jaxgen.train.state import evaluation_params
 
 BASE = {
     "model": {"context": 12, "layers": 1, "d_model": 8, "heads": 2, "dropout": 0.1},
@@ -34,10 +35,20 @@ CHANGES = {
     "clip": {"clip": 0.01},
     "smoothing": {"smoothing": 0.3},
     "z_loss": {"z_loss": 0.1},
+    "ema": {"ema": 0.5},  # of what is validated and saved for use
     "seed": {"seed": 1},
 }
 # These change how, not what: they have tests of their own.
-ELSEWHERE = {"loss_chunk", "spike", "patience", "log_every", "validate_every", "validate_batches"}
+ELSEWHERE = {
+    "epochs",
+    "early_stopping",
+    "loss_chunk",
+    "spike",
+    "patience",
+    "log_every",
+    "validate_every",
+    "validate_batches",
+}
 
 
 # One worker trains the runs that are compared, once.
@@ -63,7 +74,7 @@ def trained(corpus, changes):
     for _ in range(settings.train.steps):
         state, _ = run.step(state, {k: v for k, v in next(batches).items() if k != "index"})
     batches.close()
-    return {path: np.asarray(leaf) for path, leaf in tree.flatten(state.params).items()}
+    return {path: np.asarray(leaf) for path, leaf in tree.flatten(evaluation_params(state)).items()}
 
 
 @pytest.fixture(scope="module")
