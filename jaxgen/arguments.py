@@ -87,7 +87,8 @@ class Range:
                 [int(i) for i in np.argwhere(~np.atleast_1d(good))[0]] if numbers.ndim else ""
             )
             bad = numbers[tuple(position)]
-            finite = "finite and " * (not self.infinite and not np.isfinite(bad))
+            odd = numbers.dtype.kind == "f" and not np.isfinite(bad)
+            finite = "finite and " * (odd and not self.infinite)
             said = f"{path}{position}={bad} must be {finite}{self.words(limit)}"
             raise ConfigError(said.removesuffix(" and "))
 

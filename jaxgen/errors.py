@@ -87,9 +87,22 @@ def hub_advice(name: str, use: str) -> str:
     )
 
 
+# Names of other libraries, and former ones of ours, by what they are called here.
+CALLED_HERE = {
+    "until": "early_stopping", "pick": "do_sample", "num_beams": "beams",
+    "num_beam_groups": "groups", "diversity_penalty": "diversity", "n": "samples",
+    "num_return_sequences": "samples",
+    "penalty_alpha": "contrastive", "guidance_scale": "guidance", "max_time": "max_seconds",
+    "stop_strings": "stop", "max_tokens": "max_new_tokens", "logprobs": "top_logprobs",
+}  # fmt: skip
+
+
 def nearest(word: str, known, label: str = "did you mean", prefix: str = "") -> str:
     """Return " (did you mean 'x'?)" for the nearest of `known`, or "" when nothing is near."""
     from difflib import get_close_matches
 
-    matches = get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    names, bare = [str(k) for k in known], word.lstrip("-")
+    ours = CALLED_HERE.get(bare.replace("-", "_"), "")
+    ours = word.replace(bare, ours.replace("_", "-")) if word.startswith("-") else ours
+    matches = [ours] if ours in names else get_close_matches(word, names, n=1, cutoff=0.6)
     return f" ({label} {prefix + matches[0]!r}?)" if matches else ""

@@ -21,12 +21,12 @@ from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.model_steps import dola_layers
 from jaxgen.text.processors import ChainContext, chain_of, words_for
 from jaxgen.text.programs import StepKind
-from jaxgen.text.request import DRAFTED, EARLY_STOPPING, Generation
+from jaxgen.text.request import DRAFTED, Generation
 from jaxgen.text.text_stream import TextStream
 
 CHUNK = 16  # tokens between looks at the result: 8 cost 7 % of a scan (benchmarks/streaming.py)
 SHARED = (
-    *("beams", "n_best", "groups", "pick", "dola", "lookup", "draft", "draft_tokens"),
+    *("beams", "n_best", "groups", "dola", "lookup", "draft", "draft_tokens"),
     *("watermark", "watermark_width"),
 )
 BANNING = (
@@ -134,6 +134,7 @@ def batch_key(settings: Generation) -> tuple[Any, ...]:
         settings.guidance is None,
         settings.top_h is None,
         settings.top_k if settings.strategy == "contrastive" else None,
+        settings.draws if settings.strategy == "beams" else None,
         *(getattr(settings, name) for name in SHARED),
     )
 
@@ -235,10 +236,10 @@ def _searched(group: RequestBatch) -> list[list[Completion]]:
     search = beams(
         settings.beams or 1,
         length_penalty=np.asarray([_or(one.length_penalty, 1.0) for one in several], np.float32),
-        early_stopping=[EARLY_STOPPING[one.until or "likely"] for one in several],
+        early_stopping=[one.early_stopping or False for one in several],
         groups=settings.groups or 1,
         diversity=np.asarray([_or(one.diversity, 0.0) for one in several], np.float32),
-        do_sample=settings.pick == "draw",
+        do_sample=bool(settings.do_sample),
     )
     num_return = settings.n_best or 1
     found = programs.search_beams(

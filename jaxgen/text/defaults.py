@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.generation_config import IDS, GenerationConfig
-from jaxgen.text.request import CHANCE, DRAWING, EARLY_STOPPING, Generation
+from jaxgen.text.request import CHANCE, DRAWING, Generation
 
 # Keys that are ours under another name, in the order in which later ones depend on earlier ones.
 SAME: dict[str, str] = {
@@ -23,6 +23,7 @@ SAME: dict[str, str] = {
     "max_time": "max_seconds",
     "stop_strings": "stop",
     "length_penalty": "length_penalty",
+    "early_stopping": "early_stopping",
     "top_k": "top_k",
     "top_p": "top_p",
     "min_p": "min_p",
@@ -41,7 +42,6 @@ SAME: dict[str, str] = {
     "forced_eos_token_id": "force_last",
 }
 TOP_K = 50  # candidates of contrastive search, as transformers has them where nobody says
-UNTIL: dict[Any, str] = {rule: name for name, rule in EARLY_STOPPING.items()}
 
 
 def _bad_words(told: GenerationConfig, begins: bool) -> dict[str, Any]:
@@ -60,7 +60,6 @@ def _first(told: GenerationConfig, begins: bool) -> dict[str, Any]:
 
 # Keys that want more than another name: what each makes of the settings.
 OTHERS: dict[str, Callable[[GenerationConfig, bool], dict[str, Any]]] = {
-    "early_stopping": lambda told, _: {"until": UNTIL[told.early_stopping]},
     "num_beam_groups": lambda told, _: {
         "groups": told.num_beam_groups, "diversity": told.diversity_penalty,
     },
@@ -92,7 +91,7 @@ def fill(asked: Generation, told: GenerationConfig, begins: bool) -> Generation:
         wanted = {n: v for n, v in offer.items() if v not in (None, ()) and not asked.gives(n)}
         if asked.max_length is not None:  # the request says in another way how long
             wanted.pop("max_new_tokens", None)
-        if asked.temperature == 0.0:  # the likeliest token, whatever else could have been drawn
+        if asked.temperature == 0 or asked.do_sample is False:  # nothing is drawn
             wanted = {n: v for n, v in wanted.items() if n not in DRAWING}
         try:
             asked = replace(asked, **wanted)
@@ -107,7 +106,7 @@ def settle(asked: Generation, told: GenerationConfig, *ways: dict[str, Any]) -> 
     They are left alone where they, or the folder, choose a way.
     """
     filled = fill(asked, told, True)
-    if filled.strategy == "draw" and not any(map(filled.gives, CHANCE)):
+    if filled.strategy == "draw" and not any(map(filled.gives, CHANCE)) and not filled.do_sample:
         for way in ways:
             try:
                 return replace(asked, **way)
@@ -128,12 +127,13 @@ def _way(asked: Generation, told: GenerationConfig) -> dict[str, Any]:
     """Return how tokens are chosen: a search, the likeliest, or drawn ones."""
     if asked.temperature is not None or asked.strategy != "draw":
         return {}
+    sampled = told.do_sample if asked.do_sample is None else asked.do_sample
     if (told.num_beams or 1) > 1:
-        drawn = {"pick": "draw", "temperature": told.temperature} if told.do_sample else {}
+        drawn = {"do_sample": True, "temperature": told.temperature} if sampled else {}
         return {"beams": told.num_beams} | drawn
-    if told.penalty_alpha and not told.do_sample:
+    if told.penalty_alpha and not sampled:
         return {"contrastive": told.penalty_alpha, "top_k": told.top_k or TOP_K}
-    if told.do_sample is False:
-        return {"temperature": 0.0}
-    plain = 1.0 if told.do_sample or told.top_p is not None else None
+    if sampled is False:
+        return {"do_sample": False}
+    plain = 1.0 if sampled or told.top_p is not None else None
     return {"temperature": plain if told.temperature is None else told.temperature}

@@ -53,7 +53,7 @@ def chain_of(wanted: Sequence[Generation], batch: ChainContext) -> Chain:
     Raises ConfigError for a word that the tokenizer can't write, an id outside the vocabulary, or
     a structure that can't be compiled or ended within a request's limit.
     """
-    drawn = wanted[0].strategy in ("draw", "speculate") or wanted[0].pick == "draw"
+    drawn = wanted[0].strategy in ("draw", "speculate") or bool(wanted[0].do_sample)
     parts = []
     for names, build in ORDER:
         shapes = names[0] in DRAWING
@@ -250,7 +250,7 @@ def _structure(wanted, batch):
         least = int(np.asarray(whole.distance)[start])
         if kind is not None and least > limit:
             raise ConfigError(
-                f"{one.told(kind[0])} needs {least} tokens at least, but max_new_tokens={limit}"
+                f"{one.describe(kind[0])} needs {least} tokens at least, but max_new_tokens={limit}"
             )
     free = np.asarray([kind is None for kind in asked])
     within = np.where(free, structure.FAR, batch.limits).astype(np.int32)

@@ -7,23 +7,19 @@ into a chain of processors, `text.programs` decodes.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from jaxgen import arguments
+from jaxgen.arguments import Call, Range, above, at_least, between
 from jaxgen.errors import ConfigError
 
 Strategy = Literal["draw", "beams", "contrastive", "speculate"]
-Until = Literal["full", "likely", "certain"]
-Pick = Literal["best", "draw"]
-EARLY_STOPPING: dict[Until, bool | Literal["never"]]
-EARLY_STOPPING = {"full": True, "likely": False, "certain": "never"}
-Layers = Literal["low", "high"]
-Rule = tuple[Callable[[Any], bool], str]  # what a value may be, and the same in words
+Rule = Callable[[str, Any, Call], None]
 
-TEMPERATURE = 0.8  # of a drawn text that asks for none
+TEMPERATURE = 0.8  # of a sampled text that asks for none
 DRAFTED = 4  # tokens that a draft guesses at once
 SEEDS = 2**64
 GROUPS = (
@@ -32,10 +28,24 @@ GROUPS = (
 )
 
 
-def knob(group: str, text: str, default: Any = None) -> Any:
-    """Return a field with its default, the sentence that documents it, and its group."""
+def knob(group: str, text: str, rule: Rule | None = None, default: Any = None) -> Any:
+    """Return a field with its default, the sentence that documents it, its group and its range."""
     assert group in GROUPS
-    return dataclasses.field(default=default, metadata={"help": text, "group": group})
+    about = {"help": text, "group": group, "rule": rule}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def filled(name: str, value: Any, call: Call) -> None:
+    """Raise ConfigError for an empty text."""
+    if "" in (value if isinstance(value, tuple) else (value,)):
+        raise ConfigError(f"{name}='' is empty; give at least one character")
+
+
+COUNT, INDEX, POSITIVE, FINITE = at_least(1), at_least(0), above(0), Range()
+SHARE, CUTOFF = Range(0.0, 1.0, above=True), Range(0.0, 1.0, below=True)
+_length, _draw, _repeat, _words, _structure, _beams, _other, _mark, _output = (
+    partial(knob, group) for group in GROUPS
+)
 
 
 @arguments.checked
@@ -43,99 +53,101 @@ def knob(group: str, text: str, default: Any = None) -> Any:
 class Generation:
     """Settings of a request; None is off. Raises ConfigError out of range or for contradictions."""
 
-    max_new_tokens: int | None = knob(
-        "Length and end", "tokens to make; at most 128 if the context has room"
+    max_new_tokens: int | None = _length(
+        "tokens to make; at most 128 if the context has room", COUNT
     )
-    min_new_tokens: int | None = knob("Length and end", "make so many before the text may end")
-    max_length: int | None = knob(
-        "Length and end", "tokens to make, the prompt's among them; --max-new-tokens wins"
+    min_new_tokens: int | None = _length("make so many before the text may end", INDEX)
+    max_length: int | None = _length("tokens of prompt and text; --max-new-tokens wins", COUNT)
+    min_length: int | None = _length("as --min-new-tokens, the prompt's among them", INDEX)
+    stop: tuple[str, ...] = _length("end before this text; may be repeated", filled, ())
+    stop_ids: tuple[int, ...] = _length("end with this token id, too; repeatable", INDEX, ())
+    max_seconds: float | None = _length("end after so many seconds", POSITIVE)
+    decay_start: int | None = _length("new tokens after which the end grows likelier", INDEX)
+    decay_factor: float | None = _length("by what power a token it grows", POSITIVE)
+    temperature: float | None = _draw(
+        f"0 takes the likeliest token; default {TEMPERATURE}", at_least(0, note="0 is greedy")
     )
-    min_length: int | None = knob("Length and end", "as --min-new-tokens, the prompt's among them")
-    stop: tuple[str, ...] = knob("Length and end", "end before this text; may be repeated", ())
-    stop_ids: tuple[int, ...] = knob(
-        "Length and end", "end with this token id, too; repeatable", ()
+    top_k: int | None = _draw(
+        "sample from the k likeliest tokens", at_least(1, note="leave it out for no limit")
     )
-    max_seconds: float | None = knob("Length and end", "end when this time is over")
-    decay_start: int | None = knob(
-        "Length and end", "new tokens after which the end grows likelier"
+    top_p: float | None = _draw("sample from the likeliest tokens of this probability", SHARE)
+    top_h: float | None = _draw("sample from the likeliest with this share of entropy", SHARE)
+    min_p: float | None = _draw("drop tokens below P times the top probability", between(0, 1))
+    typical: float | None = _draw("sample from the most typical of this probability", SHARE)
+    epsilon: float | None = _draw("drop tokens less likely than this", CUTOFF)
+    eta: float | None = _draw("the same with a cutoff that falls with entropy", CUTOFF)
+    top_n_sigma: float | None = _draw("keep logits this many deviations below the top", POSITIVE)
+    do_sample: bool | None = _draw("sample, or take the likeliest token; beams sample if asked")
+    seed: int = _draw("the same seed gives the same text", Range(0, SEEDS, below=True), 0)
+    samples: int = _draw("completions of each prompt", COUNT, 1)
+    best_of: int | None = _draw("sample so many, keep the likeliest --samples of them", COUNT)
+    repetition_penalty: float | None = _repeat("above 1: known tokens are less likely", POSITIVE)
+    presence_penalty: float | None = _repeat("subtracted once from tokens of the text", FINITE)
+    frequency_penalty: float | None = _repeat("subtracted each time a token was made", FINITE)
+    no_repeat_ngram: int | None = _repeat("let no n-gram of this size occur twice", COUNT)
+    source_penalty: float | None = _repeat("above 1 favours tokens of the prompt", POSITIVE)
+    no_repeat_source: int | None = _repeat("copy no n-gram of this size of the prompt", COUNT)
+    bad_words: tuple[str, ...] = _words("never write this; may be repeated", filled, ())
+    force_words: tuple[str, ...] = _words(
+        "write this somewhere, or one of A|B; needs --beams; may be repeated", filled, ()
     )
-    decay_factor: float | None = knob("Length and end", "by what power a token it grows")
-    temperature: float | None = knob(
-        "Drawing", f"0 takes the likeliest token; default {TEMPERATURE} where tokens are drawn"
+    bias: tuple[str, ...] = _words("TEXT=NUMBER: added to its logit; may be repeated", None, ())
+    bad_words_ids: tuple[str, ...] = _words(
+        "never make these token ids in a row, as in 5,17; may be repeated", filled, ()
     )
-    top_k: int | None = knob("Drawing", "draw from the k likeliest tokens")
-    top_p: float | None = knob("Drawing", "draw from the likeliest tokens of this probability")
-    top_h: float | None = knob("Drawing", "draw from the likeliest that hold this share of entropy")
-    min_p: float | None = knob("Drawing", "drop what is so much less likely than the likeliest")
-    typical: float | None = knob("Drawing", "draw from the most typical of this probability")
-    epsilon: float | None = knob("Drawing", "drop tokens less likely than this")
-    eta: float | None = knob("Drawing", "the same with a cutoff that falls with entropy")
-    top_n_sigma: float | None = knob("Drawing", "keep logits so many deviations below the largest")
-    seed: int = knob("Drawing", "the same seed gives the same text", 0)
-    samples: int = knob("Drawing", "completions of each prompt", 1)
-    best_of: int | None = knob("Drawing", "draw so many, keep the likeliest --samples of them")
-    repetition_penalty: float | None = knob("Repetition", "above 1 makes known tokens less likely")
-    presence_penalty: float | None = knob("Repetition", "subtracted once from what was drawn")
-    frequency_penalty: float | None = knob("Repetition", "subtracted for each time it was drawn")
-    no_repeat_ngram: int | None = knob("Repetition", "let no n-gram of this size occur twice")
-    source_penalty: float | None = knob("Repetition", "above 1 favours tokens of the prompt")
-    no_repeat_source: int | None = knob("Repetition", "copy no n-gram of this size of the prompt")
-    bad_words: tuple[str, ...] = knob("Words", "never write this; may be repeated", ())
-    force_words: tuple[str, ...] = knob(
-        "Words", "write this somewhere, or one of A|B; needs --beams; may be repeated", ()
+    suppress_ids: tuple[int, ...] = _words("never make this token id; may be repeated", INDEX, ())
+    suppress_first_ids: tuple[int, ...] = _words(
+        "never begin with this token id (after --force-first); may be repeated", INDEX, ()
     )
-    bias: tuple[str, ...] = knob("Words", "TEXT=NUMBER: added to its logit; may be repeated", ())
-    bad_words_ids: tuple[str, ...] = knob(
-        "Words", "never make these token ids in a row, as in 5,17; may be repeated", ()
+    force_first: tuple[int, ...] = _words("begin with this token id; more: one of them", INDEX, ())
+    force_last: tuple[int, ...] = _words(
+        "end with this token id at the limit of tokens; more: one of them", INDEX, ()
     )
-    suppress_ids: tuple[int, ...] = knob("Words", "never draw this token id; may be repeated", ())
-    suppress_first_ids: tuple[int, ...] = knob(
-        "Words", "never begin with this token id (after --force-first); may be repeated", ()
+    regex: str | None = _structure("the text matches this regular expression", filled)
+    json_schema: str | None = _structure("the text is JSON of this schema; @FILE reads it", filled)
+    choices: tuple[str, ...] = _structure("the text is this, or another choice", filled, ())
+    beams: int | None = _beams("search with so many beams instead of sampling", COUNT)
+    n_best: int | None = _beams("return so many of the beams", COUNT)
+    length_penalty: float | None = _beams("above 0 favours long texts; default 1", FINITE)
+    early_stopping: bool | Literal["never"] | None = _beams(
+        "end with as many texts as beams; never: when no longer text can be better"
     )
-    force_first: tuple[int, ...] = knob("Words", "begin with this token id; more: one of them", ())
-    force_last: tuple[int, ...] = knob(
-        "Words", "end with this token id at the limit of tokens; more: one of them", ()
+    groups: int | None = _beams("beams search in so many groups that differ", COUNT)
+    diversity: float | None = _beams("penalty of a token that an earlier group chose", POSITIVE)
+    contrastive: float | None = _other(
+        "contrastive search with this penalty, over --top-k candidates", between(0, 1)
     )
-    regex: str | None = knob("Structure", "the text matches this regular expression")
-    json_schema: str | None = knob("Structure", "the text is JSON of this schema; @FILE reads it")
-    choices: tuple[str, ...] = knob("Structure", "the text is this, or another choice", ())
-    beams: int | None = knob("Beams", "search with so many beams instead of drawing")
-    n_best: int | None = knob("Beams", "return so many of the beams")
-    length_penalty: float | None = knob("Beams", "above 0 favours long texts; default 1")
-    until: Until | None = knob("Beams", "when a search ends; default likely")
-    groups: int | None = knob("Beams", "beams search in so many groups that differ")
-    diversity: float | None = knob("Beams", "what a group pays for a token of an earlier one")
-    pick: Pick | None = knob("Beams", "keep the best beams, or draw them; default best")
-    contrastive: float | None = knob(
-        "Other strategies", "contrastive search with this penalty, over --top-k candidates"
+    dola: Literal["low", "high"] | None = _other("contrast with the low or the high layers")
+    guidance: float | None = _other("away from --negative-prompt by this scale", FINITE)
+    negative_prompt: str | None = _other("what --guidance steers away from; default: no prompt")
+    lookup: int | None = _other("guess so many tokens from the text itself", COUNT)
+    draft: str | None = _other("a smaller run that guesses tokens", filled)
+    draft_tokens: int | None = _other(f"at once; default {DRAFTED}", COUNT)
+    watermark: int | None = _mark(
+        "mark the text with this secret number", Range(0, 2**32, below=True)
     )
-    dola: Layers | None = knob("Other strategies", "contrast with the low or the high layers")
-    guidance: float | None = knob("Other strategies", "away from --negative-prompt by this scale")
-    negative_prompt: str | None = knob(
-        "Other strategies", "what --guidance steers away from; default: no prompt"
+    watermark_ratio: float | None = _mark(
+        "share of tokens that is raised; default .25", Range(0, 1, above=True, below=True)
     )
-    lookup: int | None = knob("Other strategies", "guess so many tokens from the text itself")
-    draft: str | None = knob("Other strategies", "a smaller run that guesses tokens")
-    draft_tokens: int | None = knob("Other strategies", f"at once; default {DRAFTED}")
-    watermark: int | None = knob("Watermark", "mark the text with this secret number")
-    watermark_ratio: float | None = knob("Watermark", "share of tokens that is raised; default .25")
-    watermark_bias: float | None = knob("Watermark", "by how much; default 2")
-    watermark_width: int | None = knob("Watermark", "earlier tokens that choose them; default 1")
-    top_logprobs: int | None = knob("Output", "alternatives of each token, with --json")
+    watermark_bias: float | None = _mark("by how much; default 2", FINITE)
+    watermark_width: int | None = _mark("earlier tokens that choose them; default 1", COUNT)
+    top_logprobs: int | None = _output("alternatives of each token, with --json", INDEX)
 
     def __post_init__(self) -> None:
-        for name, (allowed, rule) in RANGES.items():
-            _check_range(name, getattr(self, name), allowed, rule)
-        for name, empty in ((n, v) for n in TEXTS for v in self.listed(n) if not v):
-            raise ConfigError(f"{name}={empty!r} is empty; give at least one character")
+        for field in dataclasses.fields(self):
+            rule, value = field.metadata["rule"], getattr(self, field.name)
+            if rule is not None and value not in (None, ()):
+                rule(field.name, value, Call({}))
         for one, other, remedy in CONFLICTS:
             if self.gives(one) and self.gives(other):
                 raise ConfigError(
-                    f"{self.told(one)} and {self.told(other)} exclude each other; {remedy}"
+                    f"{self.describe(one)} and {self.describe(other)} exclude each other; {remedy}"
                 )
         for one, other in NEEDS:
             if self.gives(one) and not self.gives(other):
-                raise ConfigError(f"{self.told(one)} has no effect without {other}; give {other}")
+                raise ConfigError(
+                    f"{self.describe(one)} has no effect without {other}; give {other}"
+                )
         self._check_sizes()
         self._check_drawing()
 
@@ -151,19 +163,21 @@ class Generation:
     @property
     def draws(self) -> bool:
         """Return whether chance takes part."""
-        by_strategy = {"beams": self.pick == "draw", "contrastive": False}
+        by_strategy = {"beams": self.do_sample is True, "contrastive": False}
         return by_strategy.get(self.strategy, self.sampling_temperature != 0)
 
     @property
     def sampling_temperature(self) -> float:
-        """Return the temperature of a request whose tokens are drawn."""
+        """Return the temperature of a request without beams, 0 of the likeliest tokens."""
+        if self.do_sample is False:
+            return 0.0
         return TEMPERATURE if self.temperature is None else self.temperature
 
     def gives(self, name: str) -> bool:
         """Return whether a setting is other than its default."""
         return getattr(self, name) != DEFAULTS[name]
 
-    def told(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         """Return name=value, as messages show it."""
         value = getattr(self, name)
         return f"{name}={value[0] if isinstance(value, tuple) and value else value}"
@@ -173,94 +187,36 @@ class Generation:
         """Return how many texts are drawn of a prompt."""
         return self.best_of or self.samples
 
-    def listed(self, name: str) -> tuple[str, ...]:
-        """Return the texts of a setting that is a text, several, or none."""
-        value = getattr(self, name)
-        return () if value is None else value if isinstance(value, tuple) else (value,)
-
     def _check_sizes(self) -> None:
         for less, more in AT_MOST:
             small, large = getattr(self, less), getattr(self, more)
             if small is not None and large is not None and small > large:
                 raise ConfigError(f"{less}={small} is more than {more}={large}")
+        if self.force_words and self.do_sample:
+            raise ConfigError("force_words and do_sample=True exclude each other; drop one")
         if self.beams and self.groups and self.beams % self.groups:
             raise ConfigError(f"beams={self.beams} is not a multiple of groups={self.groups}")
 
     def _check_drawing(self) -> None:
         """Refuse what shapes draws where nothing is drawn."""
+        if self.temperature == 0 and self.do_sample:
+            raise ConfigError("temperature=0 and do_sample=True exclude each other; drop one")
+        why, shaping = None, set(DRAWING)
         if self.beams is not None and not self.draws:
-            for name in filter(self.gives, DRAWING):
-                raise ConfigError(
-                    f"{self.told(name)} has no effect on beams={self.beams}, which keep the best; "
-                    f"drop it, or give pick=draw"
-                )
-        if self.contrastive is not None:
-            for name in filter(self.gives, set(DRAWING) - {"top_k"}):
-                raise ConfigError(
-                    f"{self.told(name)} has no effect on contrastive={self.contrastive}, which "
-                    f"draws nothing; drop one"
-                )
+            why = f"beams={self.beams}, which keep the best; drop it, or give do_sample=true"
+        elif self.contrastive is not None:
+            why = f"contrastive={self.contrastive}, which draws nothing; drop one"
+            shaping = shaping - {"top_k"} | ({"do_sample"} if self.do_sample else set())
+        elif self.do_sample is False:
+            why = "a text with do_sample=False; drop one"
+        for name in (name for name in vars(self) if why and name in shaping and self.gives(name)):
+            raise ConfigError(f"{self.describe(name)} has no effect on {why}")
         wanted = "best_of" if self.best_of is not None else "samples"
         if not self.draws and (getattr(self, wanted) or 1) > 1:
-            raise ConfigError(
-                f"{self.told(wanted)} and temperature=0 exclude each other: all would be the same"
-            )
+            said = f"{self.describe(wanted)} and temperature=0 exclude each other"
+            raise ConfigError(f"{said}: all would be the same")
 
 
-def _number(low: float, high: float, ends: str, rule: str) -> Rule:
-    """A number between two; `ends` says which of them may be reached, as in "[)"."""
-
-    def allowed(x: Any) -> bool:
-        return (low <= x if ends[0] == "[" else low < x) and (
-            x <= high if ends[1] == "]" else x < high
-        )
-
-    return allowed, rule
-
-
-def _least(number: int) -> Rule:
-    return (lambda x: x >= number), f"at least {number}"
-
-
-_FINITE = (math.isfinite, "a finite number")
-_POSITIVE = _number(0.0, math.inf, "()", "greater than 0")
-_SHARE = _number(0.0, 1.0, "(]", "greater than 0 and at most 1")
-_CUTOFF = _number(0.0, 1.0, "[)", "0 or more and less than 1")
-_UNIT = _number(0.0, 1.0, "[]", "from 0 to 1")
-RANGES: dict[str, Rule] = {
-    **dict.fromkeys(("max_new_tokens", "max_length", "samples", "beams", "n_best"), _least(1)),
-    **dict.fromkeys(("lookup", "draft_tokens", "watermark_width", "best_of", "groups"), _least(1)),
-    **dict.fromkeys(("min_new_tokens", "min_length", "decay_start", "top_logprobs"), _least(0)),
-    **dict.fromkeys(("no_repeat_ngram", "no_repeat_source"), _least(1)),
-    **dict.fromkeys(("stop_ids", "suppress_ids", "suppress_first_ids"), _least(0)),
-    **dict.fromkeys(("force_first", "force_last"), _least(0)),
-    "top_k": (lambda x: x >= 1, "at least 1; leave it out for no limit"),
-    "temperature": _number(0.0, math.inf, "[)", "0 (greedy) or more"),
-    "max_seconds": _POSITIVE,
-    "decay_factor": _POSITIVE,
-    "repetition_penalty": _POSITIVE,
-    "source_penalty": _POSITIVE,
-    "top_n_sigma": _POSITIVE,
-    **dict.fromkeys(("top_p", "top_h", "typical"), _SHARE),
-    **dict.fromkeys(("epsilon", "eta"), _CUTOFF),
-    **dict.fromkeys(("min_p", "contrastive"), _UNIT),
-    **dict.fromkeys(("presence_penalty", "frequency_penalty", "watermark_bias"), _FINITE),
-    **dict.fromkeys(("length_penalty", "guidance"), _FINITE),
-    "diversity": _POSITIVE,
-    "watermark_ratio": _number(0.0, 1.0, "()", "between 0 and 1"),
-    "watermark": _number(0.0, 2.0**32, "[)", "at least 0 and less than 2^32"),
-    "seed": _number(0.0, float(SEEDS), "[)", "at least 0 and less than 2^64"),
-}
-TEXTS = (
-    "stop",
-    "bad_words",
-    "bad_words_ids",
-    "force_words",
-    "regex",
-    "json_schema",
-    "choices",
-    "draft",
-)
 DRAWING = (
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical", "epsilon", "eta"),
     "top_n_sigma",
@@ -284,11 +240,10 @@ CONFLICTS = (
     ("regex", "choices", "give one structure"),
     ("json_schema", "choices", "give one structure"),
     ("force_words", "groups", "only plain beams bring words in"),
-    ("force_words", "pick", "only plain beams bring words in"),
 )  # fmt: skip
 NEEDS = (
     *((name, "beams") for name in (
-        "n_best", "length_penalty", "until", "groups", "diversity", "pick", "force_words",
+        "n_best", "length_penalty", "early_stopping", "groups", "diversity", "force_words",
     )),
     ("diversity", "groups"),
     ("groups", "diversity"),
@@ -306,9 +261,3 @@ AT_MOST = (
     ("samples", "best_of"),
 )
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Generation)}
-
-
-def _check_range(name: str, value: Any, allowed: Callable[[Any], bool], rule: str) -> None:
-    for one in value if isinstance(value, tuple) else (value,):
-        if one is not None and not allowed(one):
-            raise ConfigError(f"{name}={one} must be {rule}")

@@ -276,10 +276,8 @@ class Session:
             )
         for name in ("top_logprobs", "beams"):
             if (getattr(settings, name) or 0) > self.tokenizer.vocab_size:
-                raise ConfigError(
-                    f"{settings.told(name)} exceeds the {self.tokenizer.vocab_size} tokens of the "
-                    f"vocabulary"
-                )
+                known = f"the {self.tokenizer.vocab_size} tokens of the vocabulary"
+                raise ConfigError(f"{settings.describe(name)} exceeds {known}")
         # A text goes on from a prompt that is a text; ids, and a source, it stands beside.
         after = tuple(ids) if isinstance(text, str) and not self.reads_sources else ()
         draws = range(settings.draws_each)

@@ -115,7 +115,7 @@ def test_a_profile_needs_a_prompt_and_a_folder_that_can_be_written(generate, cal
     assert "open_run" not in [call[0] for call in calls]
 
 
-VALUES = {"until": "full", "pick": "draw", "dola": "low", "bias": ("a=1",)}
+VALUES = {"early_stopping": True, "do_sample": True, "dola": "low", "bias": ("a=1",)}
 TOGETHER = {"groups": ("beams", "diversity"), "diversity": ("beams", "groups")}
 
 
@@ -130,7 +130,7 @@ def test_every_setting_is_an_option_and_reaches_the_session(generate, calls):
         words = []
         for name, value in given.items():
             shown = value[0] if isinstance(value, tuple) else value
-            words += [f"--{name.replace('_', '-')}", str(shown)]
+            words += [f"--{name.replace('_', '-')}", *[str(shown)] * (name != "do_sample")]
         shown = generate("--prompt", "-x", *words, "--json")
         assert shown.code == 0, (words, shown.err)
         settings = calls[-1][1][0].settings
@@ -226,7 +226,7 @@ REFUSED = [
     (["--prompt", "a", "--top-k", "1.5"], "--top-k", "'1.5'"),
     (["--prompt", "a", "--samples", "0"], "--samples=0"),
     (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens=0"),
-    (["--prompt", "a", "--seed", "18446744073709551616"], "2^64"),
+    (["--prompt", "a", "--seed", "18446744073709551616"], "--seed=18446744073709551616"),
     (["--prompt", "a", "--seed", "-1"], "--seed=-1"),
     (["--prompt", "a", "--beams", "0"], "--beams=0"),
     (["--prompt", "a", "--beams", "2", "--temperature", "0.7"], "--temperature=0.7", "--beams=2"),
@@ -257,6 +257,7 @@ REFUSED = [
     (["--prompt", "a", "--output", "model"], "'model' is a folder"),
     (["--prompt", "a", "--output", "no/where.txt"], "no/where.txt can't be written"),
     (["--prompt", "a", "--temprature", "1"], "'--temprature'", "did you mean '--temperature'?"),
+    (["--prompt", "a", "--until", "full"], "'--until'", "did you mean '--early-stopping'?"),
     (["--prompt"], "--prompt needs a value"),
     (["stray"], "unexpected 'stray'"),
 ]
@@ -297,7 +298,9 @@ def test_unusable_standard_input_is_refused_with_the_place(generate, calls, raw,
         ('{"prompt": ""}', ["p.jsonl:1 is empty"]),
         ('{"prompt": "a", "beems": 3}', ["p.jsonl:1", "'beems'", "did you mean 'beams'?"]),
         ('{"prompt": "a", "beams": "3"}', ["p.jsonl:1", "--beams='3'"]),
-        ('{"prompt": "a", "until": "soon", "beams": 2}', ["p.jsonl:1", "until='soon'"]),
+        ('{"prompt": "a", "do_sample": false, "top_p": 0.5}', ["p.jsonl:1", "--top-p=0.5"]),
+        ('{"prompt": "a", "dola": "most"}', ["p.jsonl:1", "dola='most'"]),
+        ('{"prompt": "a", "until": "full"}', ["p.jsonl:1", "did you mean '--early-stopping'?"]),
         ('{"prompt": "a", "top_p": 2.0}', ["p.jsonl:1", "top-p=2.0"]),
     ],
 )

@@ -54,7 +54,7 @@ KNOBS = {
     "force_last": ((17,),),
     "length": (1, 5, LENGTH),
 }
-BEAMS = {"length_penalty": (0.0, 0.6, 2.0), "until": ("full", "likely", "certain")}
+BEAMS = {"length_penalty": (0.0, 0.6, 2.0), "early_stopping": (True, False, "never")}
 SEQ2SEQ = {"min_length": (5,), "force_first": ((11,),)}
 NAMES = {
     "repetition_penalty": "repetition_penalty",
@@ -72,7 +72,6 @@ NAMES = {
     "max_new_tokens": "max_new_tokens",
 }
 NONE = -1e8  # the score of a text that there is none of
-EARLY = {"full": True, "likely": False, "certain": "never"}
 
 
 def drawn_cases(family, *, beams, count=6):
@@ -105,8 +104,8 @@ def theirs(model, settings, sources):
     if settings.bias:
         pairs = [word.rpartition("=") for word in settings.bias]
         how["sequence_bias"] = {tuple(TOKENIZER.encode(a)): float(b) for a, _, b in pairs}
-    if settings.until:
-        how["early_stopping"] = EARLY[settings.until]
+    if settings.early_stopping is not None:
+        how["early_stopping"] = settings.early_stopping
     ends = [EOS, *settings.stop_ids]
     width = max(map(len, sources))
     ids = np.full((len(sources), width), PAD)

@@ -19,7 +19,7 @@ from jaxgen.text.request import NEEDS, Generation
 from jaxgen.tokens.plain import Bytes
 
 BASE = {"vocab_size": 262, "context": 64, "layers": 1, "d_model": 8, "heads": 2}
-VALUES = {"until": "full", "pick": "draw", "dola": "low", "bias": ("a=1",), "top_p": 0.25}
+VALUES = {"early_stopping": True, "do_sample": True, "dola": "low", "bias": ("a=1",), "top_p": 0.25}
 BESIDE = {
     "groups": ("beams", "diversity"),
     "diversity": ("beams", "groups"),

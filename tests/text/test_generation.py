@@ -157,7 +157,9 @@ def test_settings_are_the_chain_that_transformers_order_makes_of_them(session):
 
 
 def test_beams_are_those_of_the_library_with_counts_and_probabilities(session):
-    given = Generation(beams=3, n_best=2, length_penalty=0.5, until="full", max_new_tokens=LENGTH)
+    given = Generation(
+        beams=3, n_best=2, length_penalty=0.5, early_stopping=True, max_new_tokens=LENGTH
+    )
     asked = [Prompt(PROMPT, dataclasses.replace(given, top_logprobs=2)), Prompt("x", given)]
     both = session.run(asked, detail=True)
     ids = jnp.asarray([session.ids(PROMPT)])
@@ -174,7 +176,7 @@ def test_beams_are_those_of_the_library_with_counts_and_probabilities(session):
         assert answer.prompt_tokens == ids.shape[1] and len(answer.top[0]) == 2
         assert max(one.logprob for one in answer.top[0]) >= answer.logprobs[0] - 1e-6
     before = programs.search_beams._cache_size()
-    changed = dataclasses.replace(given, length_penalty=2.0, until="likely", max_new_tokens=9)
+    changed = dataclasses.replace(given, length_penalty=2.0, early_stopping=False, max_new_tokens=9)
     other = session.run([Prompt(PROMPT, changed), Prompt("y", given)], detail=True)
     assert programs.search_beams._cache_size() == before
     assert other[0][0].score != both[0][0].score

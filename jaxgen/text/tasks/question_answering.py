@@ -76,7 +76,7 @@ def answer(
     require(model, "answer", topology=("encoder", "decoder"))
     given = [] if settings is None else [n for n in vars(settings) if settings.gives(n)]
     if form is not None or given:
-        name = "form=" if settings is None or not given else settings.told(given[0])
+        name = "form=" if settings is None or not given else settings.describe(given[0])
         raise ConfigError(f"{name} is for models that write; this one finds spans in the text")
     most = min(model.config.context, width or 384)
     shared = most // 3 if overlap is None else overlap
