@@ -39,7 +39,7 @@ def whole(session: Session, settings: Generation) -> str:
     (request,) = session._requests(Prompt(PROMPT, settings))
     group = session._batch((request,), None)
     (made,) = programs.sample_chunks(
-        *(*group.parts, group.chain()),
+        *group.inputs,
         request.limit,
         top=0,  # as the stream does where a setting bans tokens
     )

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.beam.settings import beams
 from jaxgen.decoding.chain import NOT_FINITE, Chain
+from jaxgen.decoding.detailed import Decoded
 from jaxgen.decoding.stop import Reason, StopStrings, stop_strings
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.mesh import place as places
@@ -19,7 +21,7 @@ from jaxgen.text import programs
 from jaxgen.text.batches import Request, Rows, batch_size, bucket, fill_up, pad, rows_of
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.model_steps import dola_layers
-from jaxgen.text.processors import ChainContext, chain_of, words_for
+from jaxgen.text.processors import ChainContext, chain_of, values_of, words_for
 from jaxgen.text.programs import StepKind
 from jaxgen.text.request import DRAFTED, Generation
 from jaxgen.text.text_stream import TextStream
@@ -122,9 +124,27 @@ class RequestBatch:
         settings = request.settings
         return TextStream(self.model.tokenizer, request.after, settings.stop, request.limit, ends)
 
+    @property
     def length(self) -> int:
         """Return a bucket that holds the new tokens of every request."""
         return bucket(max(one.limit for one in self.requests))
+
+    @property
+    def inputs(self) -> tuple[Any, ModelConfig, StepKind, Rows, Chain, StopStrings | None]:
+        """Return what every program begins with, its processors and stop strings."""
+        return *self.parts, self.chain(), self._strings()
+
+    def _strings(self) -> StopStrings | None:
+        asked = [one.stop for one in self.each]
+        if not any(asked):
+            return None
+        surface = getattr(self.model.tokenizer, "surface", None)
+        if surface is None:
+            raise ConfigError(
+                f"stop={next(filter(None, asked))[0]!r} needs a tokenizer whose text is its pieces "
+                f"joined, but this one rewrites neighbouring pieces"
+            )
+        return stop_strings(asked, surface.pieces)
 
 
 def batch_key(settings: Generation) -> tuple[Any, ...]:
@@ -141,13 +161,13 @@ def batch_key(settings: Generation) -> tuple[Any, ...]:
 
 def complete(group: RequestBatch) -> list[list[Completion]]:
     """Return the completions of each request: one, or the best beams."""
-    strategies = {
-        "draw": _drawn,
-        "beams": _searched,
-        "contrastive": _contrasted,
-        "speculate": _speculated,
-    }
-    return strategies[group.settings.strategy](group)
+    search = SEARCHES.get(group.settings.strategy)
+    if search is not None:
+        return _completions(group, search(group))
+    states = [RequestState(one, group.text_stream(one)) for one in group.requests]
+    for _ in stream(group, states):
+        pass
+    return [[state.completion()] for state in states]
 
 
 @dataclass
@@ -161,7 +181,7 @@ class RequestState:
     logprobs: list[float] = field(default_factory=list)
     top: list[list[Alternative]] = field(default_factory=list)
 
-    def push(self, tokens: Sequence[int], detail: Any, row: int) -> Piece:
+    def push(self, tokens: Sequence[int], detail: Any = None, row: int = 0) -> Piece:
         """Take a chunk's tokens; return the piece of text, and the reason if it ended with it."""
         if self.stream.reason is not None:
             return "", None
@@ -170,8 +190,8 @@ class RequestState:
         count = self.stream.num_generated - before
         self.tokens += tokens[:count]
         if detail is not None:
-            self.logprobs += detail[0][row, :count].tolist()
-            self.top += _alternatives(detail[1][row, :count], detail[2][row, :count])
+            self.logprobs += detail.logprobs[row, :count].tolist()
+            self.top += _alternatives(detail.top_ids[row, :count], detail.top_logprobs[row, :count])
         self.text += piece
         return piece, self.stream.reason
 
@@ -180,134 +200,109 @@ class RequestState:
         self.text += piece
         return piece
 
-    def answer(self) -> Completion:
-        reason = self.stream.reason
+    def completion(self) -> Completion:
+        if self.stream.reason is None:
+            self.end(Reason.LENGTH)
+        reason, about = self.stream.reason, (len(self.request.ids), self.logprobs, self.top)
         assert reason is not None
-        detail = (self.logprobs, self.top)
-        return Completion(self.text, reason, self.tokens, len(self.request.ids), *detail)
+        return Completion(self.text, reason, self.tokens, *about)
 
 
-def stream(group: RequestBatch, lines: list[RequestState] | None = None) -> Iterator[list[Piece]]:
-    """Yield, for each request that is drawn, its next piece of text and why it ended, if it did."""
+def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Piece]]:
+    """Yield, for each request that is sampled, its next piece of text and why it ended, if so."""
     begun = group.clock()
-    lines = _lines(group) if lines is None else lines
-    seconds = [one.settings.max_seconds for one in group.requests]
     top = group.top
     if top is None and any(one.settings.gives(name) for one in group.requests for name in BANNING):
         top = 0  # so that a text without a token left is told from logits that are not finite
-    made: Iterator[Any] = programs.sample_chunks(
-        *(*group.parts, group.chain(), CHUNK),
-        strings=_strings(group),
-        top=top,
-    )
-    for chunk in made:
+    chunks = programs.sample_chunks(*group.inputs, CHUNK, top=top)
+    for chunk in chunks:
+        detail = _fetched(chunk) if isinstance(chunk, Decoded) else None
         tokens = np.asarray(places.fetch(chunk.tokens))
-        detail = None
-        if top is not None:
-            detail = places.fetch((chunk.logprobs, chunk.top_ids, chunk.top_logprobs))
         spent, pieces = group.clock() - begun, []
-        for row, line in enumerate(lines):
-            fresh = line.stream.reason is None
+        for row, state in enumerate(states):
+            fresh, limit = state.stream.reason is None, state.request.settings.max_seconds
             if fresh and NOT_FINITE in tokens[row]:
-                _refuse(group, row, chunk, line.stream.num_generated)
-            piece, ended = line.push(tokens[row].tolist(), detail, row)
-            limit = seconds[row]
+                reason = Reason.NOT_FINITE if detail is None else detail.reason[row]
+                raise _failure(row, state.stream.num_generated, tokens[row], reason)
+            piece, ended = state.push(tokens[row].tolist(), detail, row)
             if fresh and ended is None and limit is not None and spent >= limit:
-                piece, ended = piece + line.end(Reason.TIME), Reason.TIME
+                piece, ended = piece + state.end(Reason.TIME), Reason.TIME
             if ended is not None:
                 group.rows.limits[row] = 0  # ends the row on the device, with its next chunk
             pieces.append((piece, ended))
         yield pieces
 
 
-def _lines(group: RequestBatch) -> list[RequestState]:
-    return [RequestState(one, group.text_stream(one)) for one in group.requests]
+def _fetched(found: Decoded) -> Any:
+    """A Decoded of NumPy arrays."""
+    return jax.tree.map(lambda x: np.asarray(places.fetch(x)), found.without_cache())
 
 
-def _drawn(group: RequestBatch) -> list[list[Completion]]:
-    lines = _lines(group)
-    for _ in stream(group, lines):
-        pass
-    return [[line.answer()] for line in lines]
-
-
-def _searched(group: RequestBatch) -> list[list[Completion]]:
+def _search_beams(group: RequestBatch) -> Decoded:
     settings, several = group.settings, group.each
     search = beams(
         settings.beams or 1,
-        length_penalty=np.asarray([_or(one.length_penalty, 1.0) for one in several], np.float32),
+        length_penalty=values_of(several, "length_penalty", 1.0),
         early_stopping=[one.early_stopping or False for one in several],
         groups=settings.groups or 1,
-        diversity=np.asarray([_or(one.diversity, 0.0) for one in several], np.float32),
+        diversity=values_of(several, "diversity", 0.0),
         do_sample=bool(settings.do_sample),
     )
-    num_return = settings.n_best or 1
-    found = programs.search_beams(
-        *(*group.parts, group.chain(), _strings(group), search),
-        words_for(several, group.model.tokenizer),
-        length=group.length(),
-        num_return=num_return,
-    )
-    tokens, scores, made, reasons = (
-        np.asarray(x) for x in (found.tokens, found.scores, found.num_generated, found.reason)
-    )
-    rows = []
-    for row in range(len(group.requests)):
-        if reasons[row, 0] in (Reason.NOT_FINITE, Reason.BANNED):
-            raise _failure(row, int(made[row, 0]), Reason(int(reasons[row, 0])))
-        kept = [n for n in range(num_return) if np.isfinite(scores[row, n])]
-        rows.append([(tokens[row, n, : made[row, n]], float(scores[row, n])) for n in kept])
-    return _told(group, rows)
+    words, num_return = words_for(several, group.model.tokenizer), settings.n_best or 1
+    sizes = {"length": group.length, "num_return": num_return}
+    return programs.search_beams(*group.inputs, search, words, **sizes)
 
 
-def _contrasted(group: RequestBatch) -> list[list[Completion]]:
-    penalty = np.asarray([one.contrastive for one in group.each], np.float32)
-    found = programs.search_contrastive(
-        *(*group.parts, group.chain(), _strings(group), penalty),
-        length=group.length(),
-        count=group.settings.top_k or 1,
-    )
-    limited = zip(np.asarray(found.tokens), group.requests, strict=False)
-    return _told(group, [[(row[: one.limit], None)] for row, one in limited])
+def _search_contrastive(group: RequestBatch) -> Decoded:
+    penalty, count = values_of(group.each, "contrastive", 0.0), group.settings.top_k or 1
+    return programs.search_contrastive(*group.inputs, penalty, length=group.length, count=count)
 
 
-def _speculated(group: RequestBatch) -> list[list[Completion]]:
+def _speculate(group: RequestBatch) -> Decoded:
     settings, draft = group.settings, group.draft
-    found = programs.speculate_tokens(
+    return programs.speculate_tokens(
         *(*group.parts, group.chain()),
         None if draft is None else draft.params,
-        length=group.length(),
+        length=group.length,
         count=settings.lookup or settings.draft_tokens or DRAFTED,
         draft_config=None if draft is None else draft.config,
     )
-    made = np.asarray(found.num_generated)
-    limited = zip(np.asarray(found.tokens), made, group.requests, strict=False)
-    told = _told(group, [[(row[:count], None)] for row, count, _ in limited])
-    counts = np.stack([found.guessed, found.accepted], axis=1).tolist()
-    return [
-        [one._replace(drafted=(int(guessed), int(accepted))) for one in row]
-        for row, (guessed, accepted) in zip(told, counts, strict=False)
-    ]
 
 
-def _told(
-    group: RequestBatch, rows: Sequence[Sequence[tuple[np.ndarray, float | None]]]
-) -> list[list[Completion]]:
-    """The answers of whole texts (tokens, score) of each request."""
-    flat = [(row, *one) for row, texts in enumerate(rows) for one in texts]
-    made = []
-    for row, tokens, score in flat:
-        line = RequestState(group.requests[row], group.text_stream(group.requests[row]))
-        if NOT_FINITE in tokens:
-            place = int(np.flatnonzero(tokens == NOT_FINITE)[0])
-            raise _failure(row, place, Reason.NOT_FINITE)
-        line.push(tokens.tolist(), None, 0)
-        if line.stream.reason is None:
-            line.end(Reason.LENGTH)
-        made.append((row, line.answer()._replace(score=score)))
+# The strategies whose texts are made in one piece.
+SEARCHES = {
+    "beams": _search_beams,
+    "contrastive": _search_contrastive,
+    "speculate": _speculate,
+}
+
+
+def _completions(group: RequestBatch, decoded: Decoded) -> list[list[Completion]]:
+    """Return the completions of each request, of texts that are whole."""
+    found = _fetched(decoded)
+    length = found.tokens.shape[-1]
+    tokens, made, reasons = (
+        x.reshape(group.size, -1, *end)
+        for x, end in ((found.tokens, (length,)), (found.num_generated, ()), (found.reason, ()))
+    )
+    completions: list[tuple[int, Completion]] = []
+    for row, n in np.ndindex(len(group.requests), made.shape[1]):
+        if reasons[row, n] in (Reason.NOT_FINITE, Reason.BANNED):
+            raise _failure(row, 0, tokens[row, n], reasons[row, n])
+        score = None if found.scores is None else float(found.scores[row, n])
+        if score == -np.inf:  # no text
+            continue
+        state = RequestState(group.requests[row], group.text_stream(group.requests[row]))
+        state.push(tokens[row, n, : made[row, n]].tolist())
+        drafted = None
+        if found.guessed is not None and found.accepted is not None:
+            drafted = int(found.guessed[row]), int(found.accepted[row])
+        completions.append((row, state.completion()._replace(score=score, drafted=drafted)))
     if group.top is not None:
-        made = _scored(group, made, group.top)
-    return [[one for owner, one in made if owner == row] for row in range(len(rows))]
+        completions = _scored(group, completions, group.top)
+    return [
+        [one for owner, one in completions if owner == row] for row in range(len(group.requests))
+    ]
 
 
 def _scored(
@@ -342,36 +337,16 @@ def _alternatives(ids: np.ndarray, logprobs: np.ndarray) -> list[list[Alternativ
     ]
 
 
-def _strings(group: RequestBatch) -> StopStrings | None:
-    asked = [one.stop for one in group.each]
-    if not any(asked):
-        return None
-    surface = getattr(group.model.tokenizer, "surface", None)
-    if surface is None:
-        raise ConfigError(
-            f"stop={next(filter(None, asked))[0]!r} needs a tokenizer whose text is its pieces "
-            f"joined, but this one rewrites neighbouring pieces"
-        )
-    return stop_strings(asked, surface.pieces)
-
-
-def _refuse(group: RequestBatch, row: int, chunk: Any, made: int) -> None:
-    reason = Reason(int(np.asarray(chunk.reason)[row])) if hasattr(chunk, "reason") else None
-    place = made + int(np.flatnonzero(np.asarray(chunk.tokens)[row] == NOT_FINITE)[0])
-    raise _failure(row, place, reason or Reason.NOT_FINITE)
-
-
-def _failure(row: int, place: int, reason: Reason) -> ConfigError | NonFiniteError:
+def _failure(
+    row: int, before: int, tokens: np.ndarray, reason: int
+) -> ConfigError | NonFiniteError:
+    place = before + int(np.flatnonzero(tokens == NOT_FINITE)[0]) + 1
     if reason == Reason.BANNED:
         return ConfigError(
-            f"request {row}: every token is banned at new token {place + 1}; loosen what bans "
-            f"them, such as bad_words, no_repeat_ngram, suppress_ids or a structure"
+            f"request {row}: every token is banned at new token {place}; loosen what bans them, "
+            f"such as bad_words, no_repeat_ngram, suppress_ids or a structure"
         )
     return NonFiniteError(
-        f"request {row}: the logits of new token {place + 1} are not finite; "
+        f"request {row}: the logits of new token {place} are not finite; "
         f"the parameters are damaged or diverged: take an earlier checkpoint"
     )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

@@ -100,14 +100,17 @@ def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> constraints
     return constraints.must_appear(rows, each=True)
 
 
-def _values(wanted: Sequence[Generation], name: str, off: Any, kind: Any = np.float32):
+def values_of(
+    wanted: Sequence[Generation], name: str, off: Any, kind: Any = np.float32
+) -> np.ndarray:
+    """Return a setting [B] of each request, `off` where it has none."""
     values = [getattr(one, name) for one in wanted]
     return np.asarray([off if value is None else value for value in values], kind)
 
 
 def _scalar(maker: Callable[[Any], Any], name: str, off: Any, kind: Any = np.float32):
     """The entry of a processor with one number a request."""
-    return (name,), lambda wanted, batch: maker(_values(wanted, name, off, kind))
+    return (name,), lambda wanted, batch: maker(values_of(wanted, name, off, kind))
 
 
 def _drawing(maker: Any, name: str, off: Any, kind: Any = np.float32):
@@ -115,7 +118,7 @@ def _drawing(maker: Any, name: str, off: Any, kind: Any = np.float32):
 
     def build(wanted, batch):
         keep = batch.stops.shape[1] + 1 if wanted[0].strategy == "beams" else 1
-        return maker(_values(wanted, name, off, kind), keep=keep)
+        return maker(values_of(wanted, name, off, kind), keep=keep)
 
     return (name,), build
 
@@ -128,7 +131,7 @@ def _temperature(wanted, batch):
 def _top_h(wanted, batch):
     if any(one.top_h is None for one in wanted):
         raise ConfigError("top_h can't be turned off for part of a batch; give it to all requests")
-    return truncation.top_h(_values(wanted, "top_h", None))
+    return truncation.top_h(values_of(wanted, "top_h", None))
 
 
 def _biases(wanted, batch):
@@ -172,12 +175,12 @@ def _ids_of(text: str, vocab: int) -> list[int]:
 
 
 def _counted(maker: Any, name: str):
-    return (name,), lambda wanted, batch: maker(_values(wanted, name, 0, np.int32), batch.stops)
+    return (name,), lambda wanted, batch: maker(values_of(wanted, name, 0, np.int32), batch.stops)
 
 
 def _source(maker: Any, name: str, off: Any, kind: Any):
     def build(wanted, batch):
-        return maker(_values(wanted, name, off, kind), batch.sources, batch.widths)
+        return maker(values_of(wanted, name, off, kind), batch.sources, batch.widths)
 
     return (name,), build
 
@@ -215,8 +218,8 @@ def _suppressed(wanted, batch, name: str) -> np.ndarray:
 
 
 def _decay(wanted, batch):
-    start = _values(wanted, "decay_start", NEVER, np.int32)
-    return forcing.length_decay(start, _values(wanted, "decay_factor", 1.0), batch.stops)
+    start = values_of(wanted, "decay_start", NEVER, np.int32)
+    return forcing.length_decay(start, values_of(wanted, "decay_factor", 1.0), batch.stops)
 
 
 def _watermark(wanted, batch):
@@ -227,7 +230,7 @@ def _watermark(wanted, batch):
     amounts = [2.0 if one.watermark_bias is None else one.watermark_bias for one in wanted]
     amounts = [amount if one.gives("watermark") else 0.0
                for one, amount in zip(wanted, amounts, strict=True)]  # fmt: skip
-    ratio = _values(wanted, "watermark_ratio", 0.25)
+    ratio = values_of(wanted, "watermark_ratio", 0.25)
     return watermark.watermark(key, ratio=ratio, bias=np.asarray(amounts, np.float32), width=width)
 
 

@@ -104,9 +104,9 @@ def sample_chunks(
     kind: StepKind,
     rows: Rows,
     sample: Chain,
+    strings: StopStrings | None,
     chunk: int,
     *,
-    strings: StopStrings | None = None,
     top: int | None = None,
 ) -> Iterator[Chunk | Decoded]:
     """Yield `chunk` new tokens of all rows at a time, until every row's limit is reached.

@@ -18,7 +18,7 @@ from jaxgen.models import serving
 from jaxgen.pretrained.chat_template import ChatTemplate, Message, encode_chat, read_chat_template
 from jaxgen.store.steps import Step
 from jaxgen.text import batch_decoding
-from jaxgen.text.batch_decoding import Completion, RequestBatch
+from jaxgen.text.batch_decoding import Completion, RequestBatch, RequestState
 from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
 from jaxgen.text.defaults import fill
 from jaxgen.text.loaded_model import LoadedModel, open_model
@@ -130,7 +130,9 @@ class Session:
             yield answer.text
             return answer.reason
         reason = Reason.LENGTH
-        for ((piece, ended),) in batch_decoding.stream(self._batch(requests, None)):
+        group = self._batch(requests, None)
+        states = [RequestState(requests[0], group.text_stream(requests[0]))]
+        for ((piece, ended),) in batch_decoding.stream(group, states):
             if piece:
                 yield piece
             reason = reason if ended is None else ended

@@ -126,7 +126,7 @@ def test_every_setting_reaches_the_request(verb, home, monkeypatch, capsys):
         else:
             for name, value in given.items():
                 shown = value[0] if isinstance(value, tuple) else value
-                words += [f"--{name.replace('_', '-')}", str(shown)]
+                words += [f"--{name.replace('_', '-')}", *[str(shown)] * (name != "do_sample")]
         seen.clear()
         assert app.main(words) == 0, (words, capsys.readouterr().err)
         for name, value in given.items():
