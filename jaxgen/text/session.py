@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +51,32 @@ def number_prompts(texts: Sequence[Text], settings: Generation) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class Session:
-    """A model ready for text: `jaxgen.open(folder)` makes one.
+    """A model ready for text, as `jaxgen.open(folder)` makes it.
 
-    An encoder embeds and classifies; asked to generate, it raises ConfigError. What the folder says
-    of generation holds where a request says nothing. params: the model's as decoding
-    reads them (`serving.ready`). clock: counts seconds.
+    Where a request says nothing, the folder's generation_config.json holds. An encoder embeds and
+    classifies; asked to generate, it raises ConfigError.
+
+    Args:
+      model: config, parameters, tokenizer and generation config of a folder.
+      params: its parameters as decoding reads them (`serving.ready`).
+      clock: seconds, as `time.monotonic` counts them, for `max_seconds`.
+
+    Example:
+      >>> import jax, jaxgen
+      >>> from jaxgen.text.request import Generation
+      >>> from jaxgen.text.session import Prompt
+      >>> from jaxgen.tokens.plain import Bytes
+      >>> config = jaxgen.ModelConfig(vocab_size=259, context=32, layers=1, d_model=8, heads=2)
+      >>> jaxgen.save("small", config, jaxgen.init(config, jax.random.key(0)), tokenizer=Bytes())
+      >>> session = jaxgen.open("small")
+      >>> text = session.generate("ab", temperature=0.0, max_new_tokens=4)
+      >>> text == "".join(session.stream("ab", Generation(temperature=0.0, max_new_tokens=4)))
+      True
+      >>> (found,) = session.run([Prompt("ab", Generation(samples=2))], detail=True)
+      >>> [len(one.logprobs) == len(one.tokens) for one in found]
+      [True, True]
+      >>> session.embed(["ab", "c"]).shape
+      (2, 8)
     """
 
     model: LoadedModel
@@ -82,14 +104,27 @@ class Session:
         return self.config.topology == "encoder_decoder"
 
     def generate(self, prompt: Text, **settings: Any) -> str:
-        """Return the text that follows a prompt; settings: the fields of `Generation`."""
+        """Return the text that follows a prompt.
+
+        Args:
+          prompt: a text, or token ids.
+          settings: fields of `Generation`, such as temperature=0.7 or max_new_tokens=50.
+
+        Raises:
+          ConfigError: for an empty or too long prompt, or a setting out of range.
+        """
         return self.complete([prompt], Generation(**settings))[0]
 
     def chat(self, messages: Sequence[Message], **settings: Any) -> str:
-        """Return the model's next turn in a chat: [{"role": ..., "content": ...}, ...].
+        """Return the model's next turn in a chat.
 
-        Raises CheckpointError if the folder has no chat template or it is wrong, ConfigError for a
-        chat that it refuses or that is too long.
+        Args:
+          messages: the turns so far, [{"role": "user", "content": "..."}, ...].
+          settings: fields of `Generation`.
+
+        Raises:
+          CheckpointError: if the folder has no chat template or it is wrong.
+          ConfigError: for a chat that it refuses or that is too long.
         """
         return self.generate(self.chat_ids(messages), **settings)
 
@@ -120,8 +155,8 @@ class Session:
     def stream(self, prompt: Text, settings: Generation) -> Generator[str, None, Reason]:
         """Yield the completion in pieces that never split a character; return why it ended.
 
-        Joined, they are what `complete` returns for the same single prompt. What is not drawn
-        comes in one piece.
+        Joined, they are what `complete` returns for the same prompt. Beams, and the other
+        strategies that do not sample, come in one piece.
         """
         asked = Prompt(prompt, settings)
         requests = self._requests(asked)
@@ -160,12 +195,19 @@ class Session:
     ) -> list[list[Completion]]:
         """Return the completions of each prompt, the best first where they are ranked.
 
-        Text j of a prompt draws with fold_in(key(seed), number + j): it depends on its own prompt,
-        settings and number, not on its neighbours. Prompts that one program can serve are decoded
-        together, at most `batch` texts at once, those of about one length together.
-        detail: also the log-probability of each token, and `top_logprobs` alternatives.
-        Raises ConfigError for a prompt or setting that can't be, NonFiniteError for logits that
-        are not finite.
+        Prompts that one program can serve are decoded together, those of about one length side by
+        side. Text j of a prompt draws with fold_in(key(seed), number + j): it depends on its own
+        prompt, settings and number, not on its neighbours.
+
+        Args:
+          prompts: texts or ids with their settings.
+          detail: also return each token's log-probability, and `top_logprobs` alternatives.
+          batch: texts to decode at once, at most; None: all.
+          progress: called with (texts done, texts in all).
+
+        Raises:
+          ConfigError: for a prompt or setting that can't be.
+          NonFiniteError: for logits that are not finite.
         """
         requests = [self._requests(one) for one in prompts]
         groups: dict[Any, list[tuple[int, Request]]] = {}
@@ -192,7 +234,7 @@ class Session:
                 if progress:
                     progress(done, total)
         return [
-            _kept([one for _, answers in sorted(row, key=_number) for one in answers], prompt)
+            _kept([one for _, answers in sorted(row, key=itemgetter(0)) for one in answers], prompt)
             for row, prompt in zip(completions, prompts, strict=True)
         ]
 
@@ -263,9 +305,8 @@ class Session:
                 f"min_new_tokens={settings.min_new_tokens} is more than the {limit} new tokens "
                 f"that there are to make"
             )
-        other = (
-            () if settings.negative_prompt is None else tuple(self.ids(settings.negative_prompt))
-        )
+        away = settings.negative_prompt
+        other = () if away is None else tuple(self.ids(away))
         if len(other) + limit > self.context:
             raise ConfigError(
                 f"negative_prompt of {len(other)} + {limit} new tokens exceed "
@@ -304,10 +345,19 @@ class Session:
 def open_session(
     folder: str | os.PathLike, *, step: Step = None, weights: Weights = "plain"
 ) -> Session:
-    """Return a Session on a run, a saved or a Hugging Face folder; raises what `jaxgen.load` does.
+    """Open a folder for text: text in, text out.
 
-    CheckpointError, too, if the folder has no tokenizer. step: which checkpoint of a run, as for
-    `jaxgen.load`. weights: "int8" rounds those of a decoder (`serving.ready`).
+    Args:
+      folder: a run, a folder of `jaxgen.save`, or a Hugging Face folder, with a tokenizer.
+      step: which checkpoint of a run, as for `jaxgen.load`.
+      weights: "int8" rounds those of a decoder to a byte each.
+
+    Returns:
+      A `Session`: session.generate("text", temperature=0.7), session.chat(messages), and more.
+
+    Raises:
+      CheckpointError: for a folder that `jaxgen.load` refuses, or without a tokenizer.
+      ConfigError: for a model that neither generates nor encodes.
     """
     model = open_model(folder, step=step)
     if model.config.topology == "encoder" and weights == "plain":
@@ -339,10 +389,6 @@ def check_generates(model: LoadedModel) -> None:
 @lru_cache(maxsize=2)
 def _opened(folder: str) -> Session:
     return open_session(folder)
-
-
-def _number(pair: tuple[int, Any]) -> int:
-    return pair[0]
 
 
 def _kept(answers: list[Completion], prompt: Prompt) -> list[Completion]:
