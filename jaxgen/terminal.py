@@ -15,7 +15,7 @@ from typing import Any
 FREE = 160  # columns of a table in a file or a pipe
 NARROW = 20  # columns that a value has at least
 EACH = 1.0  # seconds between signs of life on a terminal
-FIRST, THEN = 5.0, 30.0  # and between lines of a file
+FIRST, THEN = 10.0, 30.0  # and between lines of a file
 
 
 def width() -> int | None:
@@ -58,7 +58,7 @@ def say(line: str, end: str = "\n") -> None:
 def ticking(tell: Callable[[float], object], *, terminal: bool) -> Iterator[None]:
     """Call tell(seconds passed) from a thread now and then until the block ends.
 
-    terminal: each second; else after 5 seconds, then every 30.
+    terminal: each second; else after 10 seconds, then every 30.
     """
     done, start = threading.Event(), time.monotonic()
 

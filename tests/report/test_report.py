@@ -94,6 +94,25 @@ def test_the_quickstart_ends_with_an_n_gram_on_the_same_tokens(home, found):
     assert whole < rows < whole + 1
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_quickstart_shows_a_sample_once(home, tmp_path, monkeypatch, capsys, trains):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    (samples / "9.txt").write_text("=== The\n ninth")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 9, "kind": "valid", "bits_per_byte": 2.0}\n')
+
+    def train(*_, **__):
+        if trains:
+            (samples / "10.txt").write_text("=== The\n tenth")
+            print("=== The\n tenth")
+
+    monkeypatch.setattr(quickstart, "train", train)
+    monkeypatch.setattr(quickstart, "n_gram", lambda *_, **__: 2.5)
+    quickstart.quickstart(tmp_path, (), cache=home / "cache")
+    shown = capsys.readouterr().out
+    assert shown.count("=== The") == 1 and ("tenth" if trains else "ninth") in shown
+
+
 def test_the_page_loads_nothing_and_shows_texts_as_text(found, home):
     page = (home / "made/report.html").read_text()
     assert not re.search(r"(src|href)\s*=|@import|url\(", page)
