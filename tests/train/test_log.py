@@ -346,8 +346,13 @@ def test_what_takes_long_gives_signs_of_life(tmp_path, monkeypatch, kind, said):
             while said not in stream.getvalue() and time.monotonic() < deadline:
                 time.sleep(0.01)
         writer.step(1, METRICS)
-    assert said in stream.getvalue()
-    assert "loss 2.5000" in stream.getvalue().rpartition("compiling")[2]
+        shown = stream.getvalue()
+        with writer.waiting("validating"):
+            pass
+        after = stream.getvalue().removeprefix(shown)
+    assert said in shown and "loss 2.5000" in shown.rpartition("compiling")[2]
+    if kind == "live":
+        assert "loss 2.5000" in after.rpartition("validating")[2]
 
 
 @pytest.mark.parametrize(
