@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     )
     from jaxgen.decoding.processors.watermark import detect, watermark
     from jaxgen.decoding.rerank import best_of, minimum_risk
-    from jaxgen.decoding.speculate import draft_model, lookup, reader, speculate
+    from jaxgen.decoding.speculate import draft_model, lookup, multi_token_step, reader, speculate
     from jaxgen.decoding.stop import stop_strings
     from jaxgen.models.api import abstract, apply, axes, empty_cache, encode, init
     from jaxgen.models.presets import preset
@@ -127,6 +127,7 @@ __all__ = [
     "min_p",
     "minimum_risk",
     "model_step",
+    "multi_token_step",
     "must_appear",
     "no_repeat_ngram",
     "no_repeat_source",

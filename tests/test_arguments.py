@@ -132,7 +132,7 @@ WRONG = {
     "a seed": ({"key": 0}, r"key=0 is an integer; it wants a key, as jax\.random\.key\(0\)"),
     "raw numbers": ({"key": np.zeros(3, np.uint32)}, r"key=uint32\[3\]"),
     "one key of two": ({"key": jax.random.split(KEY, 1)}, r"key<fry>\[1\] has B=1, but prompt"),
-    "a processor": ({"sample": jaxgen.top_p(0.5)}, r"sample=TopP.* a Chain, as chain\(\.\.\.\)"),
+    "a processor": ({"sample": jaxgen.top_p(0.5)}, r"sample=top_p.* a Chain, as chain\(\.\.\.\)"),
     "settings of other rows": (
         {"sample": jaxgen.chain(jaxgen.temperature([0.1, 0.2, 0.3]))},
         r"sample\.processors\[0\]\.value=float32\[3\] has B=3, but prompt has B=2",
@@ -178,7 +178,7 @@ SLIPS = {
         lambda params: jaxgen.decode(
             lambda tokens, cache: (tokens, cache), (), [1], KEY, jaxgen.temperature(0.5), 2
         ),
-        r"decode: sample=Temperature\(\.\.\.\) is a processor; make it a chain: chain\(sample\)",
+        r"decode: sample=temperature\(\.\.\.\) is a processor; make it a chain: chain\(sample\)",
     ),
     "one text for a list": (
         lambda params: jaxgen.stop_strings("stop", [b"s"]),

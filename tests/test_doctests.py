@@ -2,16 +2,22 @@
 
 import doctest
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import jaxgen
+from jaxgen.decoding.history import History
 from jaxgen.text.session import Session
+
+# Names that an example may use without importing them.
+KNOWN = {"jax": jax, "jnp": jnp, "jaxgen": jaxgen, "History": History}
 
 FACE = {name: getattr(jaxgen, name) for name in jaxgen.__all__} | {"Session": Session}
 FOUND = [
     test
     for name, thing in FACE.items()
-    for test in doctest.DocTestFinder().find(thing, name, module=False, globs={})
+    for test in doctest.DocTestFinder().find(thing, name, module=False, globs=KNOWN)
     if test.examples
 ]
 

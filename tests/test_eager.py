@@ -53,7 +53,7 @@ def decoded(step, cache):
 
 def speculated():
     draft = jaxgen.draft_model(count, ZERO, jaxgen.chain(), 2)
-    read, prompt = jaxgen.reader(count), FIRST[:, None]
+    read, prompt = jaxgen.multi_token_step(count), FIRST[:, None]
     return jaxgen.speculate(read, ZERO, FIRST, KEY, jaxgen.greedy(), 3, draft, prompt=prompt)
 
 

@@ -87,7 +87,7 @@ MODEL = {
 MODEL |= {"segments": IDS, "prefix": IDS * 0, "taps": (), "key": KEY}
 GUIDANCE = {"conditional": step, "unconditional": step, "scale": 1.5}
 SEARCH = {"search": jaxgen.beams(2), "words": WORDS}
-SEEN = {"seen": jnp.zeros((2, 3, 4)), "seen_lengths": ROW}
+HIDDEN = {"prompt_hidden": jnp.zeros((2, 3, 4)), "prompt_hidden_lengths": ROW}
 
 
 def without(given, *names):
@@ -110,7 +110,7 @@ CALLS = {
     "classifier_free_guidance": GUIDANCE,
     "choices": {"texts": ["ab"], "pieces": PIECES, "stop": 0},
     "contrastive_search": without(LOOP, "key", "step")
-    | {"step": seeing, "count": 2, "penalty": 0.5, **SEEN},
+    | {"step": seeing, "count": 2, "penalty": 0.5, **HIDDEN},
     "decode": LOOP,
     "decode_detailed": LOOP | {"top": 2},
     "detect": {"mark": MARK, "tokens": IDS, "lengths": ROW},
@@ -144,6 +144,7 @@ CALLS = {
     "min_p": {"share": 0.1},
     "minimum_risk": {"candidates": ["a", "b"], "utility": lambda a, b: a == b, "weights": [1, 2]},
     "model_step": {"params": PARAMS, "config": DECODER},
+    "multi_token_step": {"step": step},
     "must_appear": {"words": [[3, 7]]},
     "no_repeat_ngram": {"size": 2},
     "no_repeat_source": {"size": 2, "source": IDS, "lengths": ROW},

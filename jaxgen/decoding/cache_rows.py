@@ -14,7 +14,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.pytree import register_dataclass
 
 
-def _knows(method: str):
+def _has(method: str):
     return lambda node: hasattr(node, method)
 
 
@@ -30,7 +30,7 @@ def take(cache: Any, rows: Int[Array, "R"]) -> Any:
             return node.take(rows)
         return node[rows] if jnp.ndim(node) else node
 
-    return jax.tree.map(one, cache, is_leaf=_knows("take"))
+    return jax.tree.map(one, cache, is_leaf=_has("take"))
 
 
 def repeat(cache: Any, batch: int, times: int) -> Any:
@@ -47,21 +47,21 @@ class Snapshots:
 
 
 def snapshot_function(cache: Any) -> Callable[[Any], Any]:
-    """Return what takes a snapshot of such a cache; the snapshot is () if the cache can rewind."""
-    nodes = jax.tree.leaves(cache, is_leaf=_knows("rewind"))
+    """Return cache -> snapshot for a cache like this one: () if it can rewind, else the cache."""
+    nodes = jax.tree.leaves(cache, is_leaf=_has("rewind"))
     able = all(hasattr(node, "rewind") for node in nodes)
     return (lambda cache: ()) if able else (lambda cache: cache)
 
 
-def with_snapshots(cache: Any, begun: Any, states: Any) -> Any:
-    """Return the cache for `rewind`: its Snapshots if there are any, else the cache itself."""
+def with_snapshots(cache: Any, first: Any, states: Any) -> Any:
+    """Return the argument of `rewind`: the Snapshots, `first` before `states`, or the cache."""
     if not jax.tree.leaves(states):
         return cache
-    return Snapshots(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), begun, states))
+    return Snapshots(jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, states))
 
 
-def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
-    """Return the cache as it was `back` tokens of each row ago.
+def rewind(cache: Any, steps: Int[Array, "B"]) -> Any:
+    """Return the cache as it was `steps` tokens of each row ago.
 
     A cache that keeps every token is truncated (`rewind(length)`, `length`); any other is taken
     from its Snapshots. Raises ConfigError if there are none.
@@ -69,13 +69,13 @@ def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
 
     def one(node):
         if isinstance(node, Snapshots):
-            number = jnp.arange(back.shape[0])
-            return jax.tree.map(lambda x: x[len(x) - 1 - back, number], node.states)
+            rows = jnp.arange(steps.shape[0])
+            return jax.tree.map(lambda x: x[len(x) - 1 - steps, rows], node.states)
         if hasattr(node, "rewind"):
-            return node.rewind(node.length - back)
+            return node.rewind(node.length - steps)
         raise ConfigError(
-            f"a cache that holds a {type(node).__name__} can't go back; read with `reader(step)`, "
-            f"or give the cache rewind(length) and length"
+            f"a cache that holds a {type(node).__name__} can't go back; use "
+            f"`multi_token_step(step)`, or give the cache rewind(length) and length"
         )
 
     return jax.tree.map(
@@ -83,15 +83,16 @@ def rewind(cache: Any, back: Int[Array, "B"]) -> Any:
     )
 
 
-def check_back(cache: Any, most: int) -> None:
-    """Raise ConfigError unless every node of a cache can go back `most` tokens.
+def check_rewind(cache: Any, steps: int) -> None:
+    """Raise ConfigError unless every node of a cache can go back `steps` tokens.
 
     A node with a limit gives it as `max_rewind`; None is no limit.
     """
-    for node in jax.tree.leaves(cache, is_leaf=_knows("max_rewind")):
+    for node in jax.tree.leaves(cache, is_leaf=_has("max_rewind")):
         least = getattr(node, "max_rewind", None)
-        if least is not None and least < most:
+        if least is not None and least < steps:
             raise ConfigError(
-                f"speculation takes back up to {most} tokens, but a ring cache of slack={least - 1}"
-                f" keeps no more than {least} beyond its window; make it with slack={most - 1}"
+                f"speculation takes back up to {steps} tokens, but a ring cache of "
+                f"slack={least - 1} keeps no more than {least} beyond its window; make it with "
+                f"slack={steps - 1}"
             )

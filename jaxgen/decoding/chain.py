@@ -1,8 +1,4 @@
-"""Samplers: processors of logits, chained in reading order, then one draw.
-
-Processors are pytrees whose settings are leaves, so changing a temperature does not recompile,
-and a setting may be an array [B] with a value for each request.
-"""
+"""Samplers: logits processors applied in reading order, then one draw."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ from jaxgen.ops.random import categorical
 from jaxgen.pytree import register_dataclass
 from jaxgen.varying import vary_alike
 
-NOT_FINITE = -1  # drawn where nothing can be: NaN logits, or every token banned
+NOT_FINITE = -1  # the token of a row with NaN logits, or with every token banned
 
 
 @register_dataclass
@@ -43,7 +39,8 @@ class Chain:
     A processor is a function of logits; if it has the attribute `requires` ("num_generated" or
     "tokens"), it is called with (logits, History). One that requires "tokens" may keep a state and
     is then called with (logits, History, state): `begin(history)` returns the initial state,
-    `advance(state, new [B])` the next one.
+    `advance(state, new [B])` the next one. Its method `validate(length, beams)`, if it has one,
+    raises ConfigError before anything is compiled.
     """
 
     made_by: ClassVar[str] = "chain"
@@ -51,20 +48,20 @@ class Chain:
 
     @property
     def requires(self) -> Requires:
-        """Return the most that any processor reads besides logits."""
+        """Return what the processors read besides logits."""
         levels = [REQUIRES.index(required_history(processor)) for processor in self.processors]
         return REQUIRES[max(levels, default=0)]
 
     def process(self, logits: Float[Array, "B V"], history: History | None = None) -> Array:
-        """Return the logits after all processors; -inf marks what can't be drawn."""
-        for place, processor in enumerate(self.processors):
+        """Return the logits after all processors; -inf marks banned tokens."""
+        for index, processor in enumerate(self.processors):
             if required_history(processor) == "nothing":
                 logits = processor(logits)
                 continue
             needs_tokens = required_history(processor) == "tokens"
             if history is None or (needs_tokens and history.tokens is None):
-                raise ConfigError(missing(processor))
-            state = history.states[place] if history.states else None
+                raise ConfigError(missing_prompt(processor))
+            state = history.states[index] if history.states else None
             inputs = (history,) if state is None else (history, state)
             logits = processor(logits, *inputs)
         return logits
@@ -80,18 +77,18 @@ class Chain:
         logits, keys = vary_alike((logits, keys))
         # Noise for a whole vocabulary takes longer than a layer; a row with one token needs none.
         certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
-        drawn = jax.lax.cond(certain, lambda: argmax(logits), lambda: categorical(keys, logits))
-        return checked(drawn, logits)
+        tokens = jax.lax.cond(certain, lambda: argmax(logits), lambda: categorical(keys, logits))
+        return mark_not_finite(tokens, logits)
 
 
-def checked(drawn: Int[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:
-    """Return `drawn`, with NOT_FINITE where the logits hold NaN or nothing finite."""
+def mark_not_finite(tokens: Int[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """Return the tokens, with NOT_FINITE where the logits hold NaN or nothing finite."""
     usable = ~jnp.any(jnp.isnan(logits), -1) & jnp.any(jnp.isfinite(logits), -1)
-    return jnp.where(usable, drawn, NOT_FINITE).astype(jnp.int32)
+    return jnp.where(usable, tokens, NOT_FINITE).astype(jnp.int32)
 
 
-def missing(sampler: Any) -> str:
-    """Return the line that says which processors read what decoding was not given."""
+def missing_prompt(sampler: Any) -> str:
+    """Return the error message for processors that read earlier tokens without a prompt."""
     parts = getattr(sampler, "processors", (sampler,))
     names = [getattr(part, "name", type(part).__name__) for part in parts]
     reading = [
@@ -126,7 +123,7 @@ def initial_history(
     if requires == "num_generated":
         return History(num_generated)
     if prompt is None:
-        raise ConfigError(missing(sample))
+        raise ConfigError(missing_prompt(sample))
     prompt = jnp.asarray(prompt, jnp.int32)
     room = jnp.full((prompt.shape[0], length), NO_TOKEN, jnp.int32)
     tokens = jnp.concatenate([prompt, room], axis=1)
@@ -135,7 +132,7 @@ def initial_history(
 
 
 def one_processor(path: str, value: Any, call: arguments.Call) -> None:
-    """Raise ConfigError for what a chain can't apply: a chain, or a function that makes one."""
+    """Raise ConfigError for a value that is no processor: a chain, or the maker of a processor."""
     if isinstance(value, Chain):
         raise ConfigError(f"{path} is a chain; give its processors: chain(*one.processors)")
     if isinstance(value, type | FunctionType) and value.__module__.startswith("jaxgen.decoding"):
@@ -156,20 +153,34 @@ def sampler(path: str, value: Any, call: arguments.Call) -> None:
 
 @arguments.checked(processors=one_processor)
 def chain(*processors: Callable[..., Any]) -> Chain:
-    """Return a sampler that applies `processors` in the order written, then draws."""
+    """Return a sampler that applies `processors` in the order written, then draws.
+
+    Args:
+        processors: `jaxgen.top_k(5)` and the like, or any function of logits [B, V]; see
+            `jaxgen/examples/logits_processor.py` for one that reads earlier tokens. Raises
+            ConfigError for what is no processor.
+
+    Returns:
+        Chain: (logits [B, V], keys [B]) -> tokens [B].
+
+    >>> sample = jaxgen.chain(jaxgen.temperature(0.7), jaxgen.top_k(1))
+    >>> sample(jnp.array([[1.0, 3.0, 2.0]]), jax.random.split(jax.random.key(0), 1))
+    Array([1], dtype=int32)
+    """
     return Chain(tuple(processors))
 
 
 def greedy() -> Chain:
-    """Return the sampler that takes the likeliest token, the first of equals."""
+    """Return the sampler that takes the token of the largest logit, the first of equals.
+
+    >>> jaxgen.greedy()(jnp.array([[1.0, 3.0, 2.0]]), jax.random.split(jax.random.key(0), 1))
+    Array([1], dtype=int32)
+    """
     return chain(temperature(0.0))
 
 
 def check_chain(sample: Any, length: int, *, beams: int = 1) -> None:
-    """Raise ConfigError for processors that contradict each other, `length` or the beams.
-
-    A processor with a method `validate(length, beams)` is asked by it.
-    """
+    """Raise ConfigError for processors that contradict each other, `length` or the beams."""
     processors = getattr(sample, "processors", ())
     for processor in processors:
         if hasattr(processor, "validate"):

@@ -1,4 +1,4 @@
-"""Decoding that also says how it went: why requests ended, and how likely each token was."""
+"""Decoding with log-probabilities, alternatives and the reason why each request ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding.chain import NOT_FINITE, Chain, checked
+from jaxgen.decoding.chain import NOT_FINITE, Chain, mark_not_finite
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, make_spec
 from jaxgen.decoding.stop import Reason, StopStrings, ended_by
@@ -22,35 +22,35 @@ Scores = Literal["model", "chain"]
 
 
 class Decoded(NamedTuple):
-    """Texts, in the one shape that all strategies return; what a strategy doesn't know is None.
+    """Texts, in the one shape that all strategies return; fields of other strategies are None.
 
     Past its end a text repeats its last token; its log-probabilities there are 0, top_ids NO_TOKEN.
-    A beam search has N texts a request, the best first: [B, N] and [B, N, length].
+    A beam search has N texts for each request, the best first: [B, N] and [B, N, length].
     """
 
     tokens: Int[Array, "*B length"]
     num_generated: Int[Array, "*B"]  # new tokens, the stop token included
     reason: Int[Array, "*B"]  # a Reason
     logprobs: Float[Array, "*B length"]  # of each token, in nats
-    top_ids: Int[Array, "B length K"] | None = None  # alternatives, the likeliest first
+    top_ids: Int[Array, "B length K"] | None = None  # alternatives, the most probable first
     top_logprobs: Float[Array, "B length K"] | None = None
     # Of a beam search:
     scores: Float[Array, "B N"] | None = None  # logprob sum / num_generated^length_penalty, or -inf
     constraints_met: Bool[Array, "B N"] | None = None  # all words are there that must appear
     # Of speculation:
-    guessed: Int[Array, "B"] | None = None  # drafted tokens that the model was asked about
-    accepted: Int[Array, "B"] | None = None  # drafted tokens that it took
+    guessed: Int[Array, "B"] | None = None  # drafted tokens that the model has read
+    accepted: Int[Array, "B"] | None = None  # of them, those accepted
     steps: Int[Array, ""] | None = None  # calls of the model
-    # What the next chunk begins with, of `decode_detailed`:
+    # Arguments of the next chunk, of `decode_detailed`:
     cache: Any = None
     strings: StopStrings | None = None
 
     def without_cache(self) -> Decoded:
-        """Return the texts without what only another chunk needs."""
+        """Return the texts without the arguments of another chunk."""
         return self._replace(cache=None, strings=None)
 
 
-class _Record(NamedTuple):
+class _Stats(NamedTuple):
     num_generated: Array
     reason: Array
     logprobs: Array
@@ -78,55 +78,68 @@ def decode_detailed(
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Decoded:
-    """Return what `decode` does as a `Decoded`: each token's log-probability, `top` alternatives.
+    """Decode as `decode` does, with each token's log-probability and `top` alternatives.
 
-    scores: "model" takes log-probabilities from the step's logits, "chain" after the processors.
-    The other arguments are those of `decode`. Counts and reasons are of this call, so a chunk of
-    a request that ended before has num_generated=0.
-    Raises ConfigError for a negative `top`, and what `decode` raises.
+    Args:
+        step, cache, first, key, sample, length, stop, strings, start, limit, prompt, lengths: as in
+            `decode`.
+        top: number K of alternatives at each position, at least 0.
+        scores: "model" takes log-probabilities from the step's logits, "chain" after the
+            processors.
+
+    Returns:
+        Decoded. Counts and reasons are of this call: a chunk of a request that ended before has
+        num_generated=0.
+
+    Raises:
+        ConfigError: as `decode`, and for a negative `top`.
+
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
+    >>> given = (count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)
+    >>> jaxgen.decode_detailed(*given, top=1, stop=[2]).num_generated
+    Array([2], dtype=int32)
     """
     batch = first.shape[0]
     spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
 
-    def observe(record, state, logits, new, history):
+    def observe(stats, state, logits, new, history):
         logits = logits.astype(jnp.float32)
         stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
-        reason = reason_of(new, logits, stop_state, spec.stopped(new))
+        reason = reason_of(new, logits, stop_state, spec.is_stop(new))
         shown = sample.process(logits, history) if scores == "chain" else logits
         logprobs = jax.nn.log_softmax(shown, axis=-1)
         chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
         best, ids = jax.lax.top_k(logprobs, top)
-        alive, drawn = ~state.done, ~state.done & (new != NOT_FINITE)
-        keep = drawn[:, None]
-        return _Record(
-            record.num_generated + drawn,
-            jnp.where(alive, reason, record.reason).astype(jnp.int32),
-            record.logprobs.at[:, state.place].set(jnp.where(drawn, chosen, 0.0)),
-            record.top_ids.at[:, state.place].set(jnp.where(keep, ids, NO_TOKEN)),
-            record.top_logprobs.at[:, state.place].set(jnp.where(keep, best, 0.0)),
+        alive, valid = ~state.done, ~state.done & (new != NOT_FINITE)
+        keep = valid[:, None]
+        return _Stats(
+            stats.num_generated + valid,
+            jnp.where(alive, reason, stats.reason).astype(jnp.int32),
+            stats.logprobs.at[:, state.position].set(jnp.where(valid, chosen, 0.0)),
+            stats.top_ids.at[:, state.position].set(jnp.where(keep, ids, NO_TOKEN)),
+            stats.top_logprobs.at[:, state.position].set(jnp.where(keep, best, 0.0)),
         )
 
-    before = ended_by(spec.initial_stop_state, spec.stopped(spec.first) & (jnp.asarray(start) > 0))
-    record = _Record(
+    before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
+    stats = _Stats(
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
         jnp.zeros((batch, length)),
         jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
         jnp.zeros((batch, length, top)),
     )
-    state = loop(step, cache, spec, record, observe)
+    state = loop(step, cache, spec, stats, observe)
     after = None if strings is None else strings.at(state.stop_state)
-    return Decoded(state.tokens, *state.record, cache=state.cache, strings=after)
+    return Decoded(state.tokens, *state.stats, cache=state.cache, strings=after)
 
 
 def reason_of(
     token: Int[Array, "B"], logits: Float[Array, "B V"], stop_state: Any, stopped: Bool[Array, "B"]
 ) -> Int[Array, "B"]:
-    """Return the Reason of rows that end with `token`, drawn from processed logits; else LENGTH."""
-    usable = checked(jnp.zeros_like(token), logits) != NOT_FINITE
+    """Return the Reason of rows that end with `token`, of the model's logits; else LENGTH."""
+    usable = mark_not_finite(jnp.zeros_like(token), logits) != NOT_FINITE
     failed = jnp.where(usable, Reason.BANNED, Reason.NOT_FINITE)
-    ended = ended_by(stop_state, stopped)
-    return jnp.where(token == NOT_FINITE, failed, ended)
+    return jnp.where(token == NOT_FINITE, failed, ended_by(stop_state, stopped))
 
 
 def logprob_of(token: Int[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B"]:

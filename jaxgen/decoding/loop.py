@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least, between
-from jaxgen.decoding.chain import NOT_FINITE, checked, initial_history, sampler
+from jaxgen.decoding.chain import NOT_FINITE, initial_history, mark_not_finite, sampler
 from jaxgen.decoding.history import NO_TOKEN, History, append_token
-from jaxgen.decoding.stop import StopStrings, found
+from jaxgen.decoding.stop import StopStrings, has_stop_string
 from jaxgen.eager import compile_once
 from jaxgen.export import Size
 from jaxgen.mesh.explicit import auto_inside, with_cache
@@ -30,7 +30,7 @@ Stops = Int[Array, "E"] | Int[Array, "B E"] | np.ndarray
 Count = Int[Array, "B"] | Int[Array, ""] | np.ndarray | int
 
 
-# What the arguments of every loop over tokens may hold; a `step` does not tell its vocabulary.
+# Ranges of the arguments of all decoding loops; a `step` does not tell the size of its vocabulary.
 LOOP = {
     "first": at_least(0, also=(NOT_FINITE,)),
     "sample": sampler,
@@ -71,22 +71,34 @@ def decode(
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> tuple[Int[Array, "B length"], Any]:
-    """Return (tokens, cache): `length` new tokens per request, in one loop that ends early.
+    """Decode autoregressively, in one compiled loop that ends once all requests have ended.
 
-    step: (tokens [B], cache) -> (logits [B, V], cache); all that decoding knows of a model.
-    first: each request's last known token, not yet in the cache.
-    key: one key, or one per request [B]; the draw at place i of a request uses
-      fold_in(request key, start + i), so neighbours in the batch change nothing.
-    stop: ids that end a request, [E] or [B, E] (padded with NO_TOKEN); a finished row repeats
-      its last token.
-    strings: `stop_strings`; a request ends with the token that completes one of its own.
-    start: place of the first new token, to continue a request in chunks.
-    limit: the most new tokens of a request, scalar or [B], counted from place 0.
-    prompt: all known ids [B, S] up to `first`, padded on the right, `lengths` [B] of them real;
-      their last `start` are draws. Only processors that look back read it: ConfigError if one
-      does and there is none.
-    A row whose logits hold NaN, or nothing but -inf, yields NOT_FINITE (-1) and ends: never a
-    token made of rubbish.
+    Args:
+        step: (tokens [B], cache) -> (logits [B, V], cache), all that decoding knows of a model.
+        cache: any pytree, after all tokens before `first`.
+        first: last known token of each request [B].
+        key: one key, or one per request [B]. The draw at position i of a request uses
+            fold_in(request key, start + i), so it does not depend on the rest of the batch.
+        sample: a `chain`, or (logits [B, V], keys [B]) -> tokens [B].
+        length: number of new tokens, at least 1.
+        stop: ids that end a request, [E], or [B, E] padded with NO_TOKEN (-2).
+        strings: `stop_strings`; a request ends with the token that completes one of its own.
+        start: position of the first new token, when a request is continued in chunks.
+        limit: maximum number of new tokens of a request, scalar or [B], counted from position 0.
+        prompt: known ids [B, S] up to `first`, padded on the right; its last `start` are draws.
+            Only processors that read earlier tokens need it.
+        lengths: valid ids of the prompt [B], from 1 to S; None for all.
+
+    Returns:
+        (tokens [B, length], cache). A row that has ended repeats its last token; one whose logits
+        are NaN or all -inf ends with NOT_FINITE (-1).
+
+    Raises:
+        ConfigError: for an argument out of range, or if a processor needs a prompt.
+
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
+    >>> jaxgen.decode(count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)[0]
+    Array([[1, 2, 3]], dtype=int32)
     """
     given = {"stop": stop, "strings": strings, "start": start, "limit": limit}
     given |= {"prompt": prompt, "lengths": lengths}
@@ -94,11 +106,11 @@ def decode(
 
 
 class Chunk(NamedTuple):
-    """Some new tokens of requests that may go on."""
+    """New tokens of requests that may go on."""
 
     tokens: Int[Array, "B length"]
     cache: Any
-    strings: StopStrings | None  # where the texts stand now: give it to the next chunk
+    strings: StopStrings | None  # with the current states: an argument of the next chunk
     done: Bool[Array, "B"]
 
 
@@ -120,9 +132,9 @@ def decode_chunk(
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Chunk:
-    """Return what `decode` makes of the same arguments, and what the next chunk begins with.
+    """Return what `decode` returns, and the arguments of the next chunk.
 
-    A chunk may have a lower `limit` than the one before, which ends rows: their time is over.
+    A chunk may have a lower `limit` than the one before, which ends rows whose time is over.
     """
     spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
     state = loop(step, cache, spec, ())
@@ -157,16 +169,16 @@ class DecodeSpec(NamedTuple):
         return jnp.where(done, stop_state, self.strings.advance(stop_state, token))
 
     def ends(self, token: Int[Array, "B"], num_generated: Any, stop_state: Any) -> Bool[Array, "B"]:
-        """Return which requests end with `token`, their last of `num_generated` new ones."""
-        ended = self.stopped(token) | (token == NOT_FINITE) | self.spent(num_generated)
-        return ended if stop_state is None else ended | found(stop_state)
+        """Return which requests end with `token`, the last of `num_generated` new ones."""
+        ended = self.is_stop(token) | (token == NOT_FINITE) | self.is_spent(num_generated)
+        return ended if stop_state is None else ended | has_stop_string(stop_state)
 
-    def stopped(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
+    def is_stop(self, token: Int[Array, "B"]) -> Bool[Array, "B"]:
         """Return which tokens are stop ids of their request."""
         return jnp.any(token[:, None] == jnp.atleast_2d(self.stops), axis=-1)
 
-    def spent(self, num_generated: Any) -> Bool[Array, "B"]:
-        """Return which requests have no new token left."""
+    def is_spent(self, num_generated: Any) -> Bool[Array, "B"]:
+        """Return which requests have reached their limit."""
         if self.limit is None:
             return jnp.zeros(self.first.shape, bool)
         return jnp.broadcast_to(num_generated >= jnp.asarray(self.limit), self.first.shape)
@@ -187,54 +199,55 @@ def make_spec(
 class LoopState(NamedTuple):
     """The carry of the decoding loop."""
 
-    place: Array
+    position: Array
     token: Array
     tokens: Array
     cache: Any
     done: Array
     history: History | None  # if a processor requires it
     stop_state: Array | None  # of the stop-string automata, if there are any
-    record: Any
+    stats: Any
 
 
 Observe = Callable[[Any, LoopState, Array, Array, History | None], Any]
 
 
 def loop(
-    step: Step, cache: Any, spec: DecodeSpec, record: Any, observe: Observe | None = None
+    step: Step, cache: Any, spec: DecodeSpec, stats: Any, observe: Observe | None = None
 ) -> LoopState:
-    """Return the finished loop; `observe` makes the next record from
-    (record, state before the draw, logits, drawn token, history).
+    """Return the final state; `observe` updates its stats after each draw.
+
+    observe: (stats, state before the draw, logits, new token, history) -> stats.
     """
 
     def going(state):
-        return (state.place < spec.length) & ~jnp.all(state.done)
+        return (state.position < spec.length) & ~jnp.all(state.done)
 
     def body(state):
         logits, cache = step(jnp.maximum(state.token, 0), state.cache)
-        draw = jax.vmap(lambda k: jax.random.fold_in(k, spec.start + state.place))(spec.keys)
+        draw = jax.vmap(lambda k: jax.random.fold_in(k, spec.start + state.position))(spec.keys)
         history = state.history
         extra = () if history is None else (history,)
-        new = checked(spec.sample(logits, draw, *extra), logits)
+        new = mark_not_finite(spec.sample(logits, draw, *extra), logits)
         new = jnp.where(state.done, state.token, new)
-        record = (
-            state.record if observe is None else observe(state.record, state, logits, new, history)
+        stats = (
+            state.stats if observe is None else observe(state.stats, state, logits, new, history)
         )
         stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
-        done = state.done | spec.ends(new, spec.start + state.place + 1, stop_state)
-        tokens = state.tokens.at[:, state.place].set(new)
+        done = state.done | spec.ends(new, spec.start + state.position + 1, stop_state)
+        tokens = state.tokens.at[:, state.position].set(new)
         history = None if history is None else append_token(spec.sample, history, new)
-        return LoopState(state.place + 1, new, tokens, cache, done, history, stop_state, record)
+        return LoopState(state.position + 1, new, tokens, cache, done, history, stop_state, stats)
 
     first = spec.first
-    # Rows may be done before they start: a chunked caller passes on a stop token.
+    # A request of an earlier chunk may have ended with `first`.
     begun = jnp.asarray(spec.start) > 0
-    done = spec.stopped(first) & begun | (first == NOT_FINITE) | spec.spent(spec.start)
+    done = spec.is_stop(first) & begun | (first == NOT_FINITE) | spec.is_spent(spec.start)
     stop_state = spec.initial_stop_state
-    done = done if stop_state is None else done | found(stop_state)
+    done = done if stop_state is None else done | has_stop_string(stop_state)
     blank = jnp.broadcast_to(first[:, None], (first.shape[0], spec.length))
     zero = jnp.zeros((), jnp.int32)
-    state = LoopState(zero, first, blank, cache, done, spec.history, stop_state, record)
+    state = LoopState(zero, first, blank, cache, done, spec.history, stop_state, stats)
     state = while_loop(going, body, state)
-    tail = jnp.arange(spec.length) >= state.place
+    tail = jnp.arange(spec.length) >= state.position
     return state._replace(tokens=jnp.where(tail, state.token[:, None], state.tokens))

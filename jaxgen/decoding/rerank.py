@@ -1,4 +1,4 @@
-"""Choosing among finished texts, by any scorer, on the host."""
+"""Choose among finished texts on the host, by any score."""
 
 from __future__ import annotations
 
@@ -15,9 +15,20 @@ T = TypeVar("T")
 
 @arguments.checked
 def best_of(candidates: Sequence[T], scorer: Callable[[T], float]) -> tuple[int, list[float]]:
-    """Return (place of the best candidate, all scores); of equals the first.
+    """Return the candidate with the highest score.
 
-    Raises ConfigError for no candidates, or a score that is NaN.
+    Args:
+        candidates: at least one, such as texts.
+        scorer: candidate -> score.
+
+    Returns:
+        (index of the best candidate, the first of equals; all scores).
+
+    Raises:
+        ConfigError: for no candidates, or a score that is NaN.
+
+    >>> jaxgen.best_of(["a", "abc"], len)
+    (1, [1.0, 3.0])
     """
     if not candidates:
         raise ConfigError("best_of no candidates; give at least one")
@@ -33,12 +44,25 @@ def minimum_risk(
     *,
     weights: Sequence[float] | None = None,
 ) -> tuple[int, list[float]]:
-    """Return (place, expected utilities): the candidate that all the others agree with most.
+    """Return the candidate that the others agree with most.
 
-    Minimum Bayes risk decoding (Kumar and Byrne 2004; Eikema and Aziz 2020): candidates are also
-    the sample of references. utility: (hypothesis, reference) -> larger is better, such as a
-    sentence's chrF. weights: how much each reference counts; None counts all the same, which
-    is right for drawn candidates. Equal candidates are scored once.
+    Minimum Bayes risk decoding (Kumar and Byrne 2004; Eikema and Aziz 2020): the candidates are
+    also the references. Equal candidates are scored once.
+
+    Args:
+        candidates: at least one, such as sampled texts.
+        utility: (hypothesis, reference) -> number, larger is better, such as a sentence's chrF.
+        weights: weight of each reference, at least 0; None for equal weights, which is right for
+            sampled candidates.
+
+    Returns:
+        (index of the best candidate, the first of equals; expected utilities).
+
+    Raises:
+        ConfigError: for no candidates, wrong weights, or a utility that is NaN.
+
+    >>> jaxgen.minimum_risk(["a", "b", "b"], lambda one, other: one == other)[0]
+    1
     """
     if not candidates:
         raise ConfigError("minimum_risk of no candidates; give at least one")
@@ -47,25 +71,24 @@ def minimum_risk(
         raise ConfigError(
             f"weights={weights} must be {len(candidates)} numbers from 0 on, not all 0"
         )
-    known: dict[tuple[int, int], float] = {}
+    cached: dict[tuple[int, int], float] = {}
     first = [next(i for i, other in enumerate(candidates) if other == one) for one in candidates]
 
     def agreement(i: int, j: int) -> float:
         pair = (first[i], first[j])
-        if pair not in known:
-            known[pair] = float(utility(candidates[i], candidates[j]))
-        return known[pair]
+        if pair not in cached:
+            cached[pair] = float(utility(candidates[i], candidates[j]))
+        return cached[pair]
 
-    everyone = range(len(candidates))
+    every = range(len(candidates))
     scores = [
-        sum(share * agreement(i, j) for j, share in enumerate(shares)) / sum(shares)
-        for i in everyone
+        sum(share * agreement(i, j) for j, share in enumerate(shares)) / sum(shares) for i in every
     ]
     _refuse_nan(scores)
-    return max(everyone, key=scores.__getitem__), scores
+    return max(every, key=scores.__getitem__), scores
 
 
 def _refuse_nan(scores: Sequence[float]) -> None:
-    bad = [place for place, score in enumerate(scores) if math.isnan(score)]
-    if bad:
-        raise ConfigError(f"the score of candidate {bad[0]} is NaN; correct the scorer")
+    bad = next((i for i, score in enumerate(scores) if math.isnan(score)), None)
+    if bad is not None:
+        raise ConfigError(f"the score of candidate {bad} is NaN; correct the scorer")

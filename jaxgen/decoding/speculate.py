@@ -1,6 +1,6 @@
 """Speculative decoding: a draft guesses some tokens, the target reads them all in one step.
 
-What comes out is distributed exactly as the target's own draws (Leviathan et al. 2023; Chen et al.
+The tokens are distributed exactly as the target's own draws (Leviathan et al. 2023; Chen et al.
 2023), and greedy decoding is token for token the same.
 """
 
@@ -18,7 +18,14 @@ from jaxtyping import Array, Float, Int, Integer, Key
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding import cache_rows
-from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, checked, initial_history, missing
+from jaxgen.decoding.chain import (
+    NOT_FINITE,
+    Chain,
+    check_chain,
+    initial_history,
+    mark_not_finite,
+    missing_prompt,
+)
 from jaxgen.decoding.detailed import Decoded, logprob_of
 from jaxgen.decoding.history import (
     NO_TOKEN,
@@ -28,7 +35,7 @@ from jaxgen.decoding.history import (
     required_history,
 )
 from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
-from jaxgen.decoding.stop import Reason, StopStrings, ended_by, found
+from jaxgen.decoding.stop import Reason, StopStrings, ended_by, has_stop_string
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
@@ -41,7 +48,7 @@ MultiTokenStep = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Guess(NamedTuple):
-    """Guessed tokens [B, G], and the distribution each was drawn from; None: guessed for certain.
+    """Guessed tokens, and the distributions they were drawn from; None if they were not drawn.
 
     cache: the draft's, which has read the last known token and all guesses.
     """
@@ -63,14 +70,24 @@ class Draft:
 
 @arguments.checked(count=at_least(1))
 def draft_model(step: Step, cache: Any, sample: Chain, count: int) -> Draft:
-    """Return the draft that draws `count` tokens from any other step: a small model, an n-gram.
+    """Return the draft that draws tokens from another step: a small model, an n-gram.
 
-    sample: its processors shape the draft's distribution, and may read nothing but logits; the
-    closer that is to the target's, the more is accepted. The cache has a row for each request, and
-    all but its last known token. Raises ConfigError for processors that look back.
+    Args:
+        step: (tokens [B], cache) -> (logits [B, V], cache), with the target's vocabulary.
+        cache: with a row for each request, after all tokens but the last known one.
+        sample: its processors shape the draft's distribution, and may read nothing but logits. The
+            closer it is to the target's, the more guesses are accepted.
+        count: number of guesses for each call of the target, at least 1.
+
+    Raises:
+        ConfigError: for a count below 1, or processors that read earlier tokens.
+
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
+    >>> jaxgen.draft_model(count, (), jaxgen.greedy(), 4).count
+    4
     """
     if required_history(sample) != "nothing":
-        raise ConfigError(f"a draft's chain reads logits alone; {missing(sample)}")
+        raise ConfigError(f"a draft's chain reads logits alone; {missing_prompt(sample)}")
     return Draft(_ModelGuess(step, sample, count), count, cache)
 
 
@@ -82,28 +99,36 @@ class _ModelGuess:
     count: int = field(metadata={"static": True})
 
     def __call__(self, token: Any, history: History, cache: Any, keys: Any) -> Guess:
-        def one(carry, place):
+        def one(carry, i):
             token, cache = carry
             logits, cache = self.step(jnp.maximum(token, 0), cache)
             logits = self.sample.process(logits.astype(jnp.float32))
-            draw = jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+            draw = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
             new = categorical(draw, logits)
             return (new, cache), (new, jax.nn.softmax(logits, axis=-1), take_snapshot(cache))
 
         take_snapshot = cache_rows.snapshot_function(cache)
-        begun = take_snapshot(cache)
+        before = take_snapshot(cache)
         out = scan(one, (token, cache), jnp.arange(self.count + 1))
-        # The last guess is drawn only so that its forerunner is read; it is not made.
+        # One more step makes the cache read the last guess; its own draw is dropped.
         (_, cache), (tokens, probs, states) = out
-        cache = cache_rows.with_snapshots(cache, begun, states)
+        cache = cache_rows.with_snapshots(cache, before, states)
         return Guess(tokens[:-1].T, jnp.moveaxis(probs[:-1], 0, 1), cache)
 
 
 @arguments.checked(count=at_least(1), width=at_least(1))
 def lookup(count: int, *, width: int = 2) -> Draft:
-    """Return the draft that copies what followed the last `width` (or fewer) tokens before.
+    """Return the draft of prompt lookup: copy what followed the last tokens before (Saxena 2023).
 
-    Prompt lookup (Saxena 2023): it costs nothing, and guesses well where a text quotes itself.
+    It costs nothing, and guesses well where a text quotes itself.
+
+    Args:
+        count: number of guesses for each call of the target, at least 1.
+        width: number of last tokens that must match, at least 1; fewer where so many do not.
+            Raises ConfigError below 1.
+
+    >>> jaxgen.lookup(4).count
+    4
     """
     return Draft(_Lookup(count, width), count, ())
 
@@ -121,19 +146,34 @@ class _Lookup:
         for size in range(1, self.width + 1):
             ending = last_tokens(history, size)
             same = slots + size < length[:, None]
-            for place in range(size):
-                same &= jnp.roll(tokens, -place, axis=1) == ending[:, place, None]
+            for i in range(size):
+                same &= jnp.roll(tokens, -i, axis=1) == ending[:, i, None]
             latest = jnp.max(jnp.where(same, slots + size, 0), axis=1)
-            begin = jnp.where(latest > 0, latest, begin)  # a longer match overrules
+            begin = jnp.where(latest > 0, latest, begin)  # a longer match wins
         where = jnp.minimum(begin[:, None] + jnp.arange(self.count)[None], length[:, None] - 1)
         copied = jnp.take_along_axis(tokens, jnp.maximum(where, 0), axis=1)
         return Guess(jnp.maximum(copied, 0), None, cache)
 
 
 @arguments.checked
-def reader(step: Step) -> MultiTokenStep:
-    """Return any step as a reader of several tokens, one after the other: exact, but no faster."""
+def multi_token_step(step: Step) -> MultiTokenStep:
+    """Return the step that reads several tokens one after the other: exact, but no faster.
+
+    Args:
+        step: (tokens [B], cache) -> (logits [B, V], cache).
+
+    Returns:
+        (tokens [B, T], cache) -> (logits [B, T, V], cache), the target of `speculate`; its cache
+        can be rewound.
+
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
+    >>> jaxgen.multi_token_step(count)(jnp.array([[1, 2, 3]]), ())[0].argmax(-1)
+    Array([[2, 3, 4]], dtype=int32)
+    """
     return _TokenByToken(step)
+
+
+reader = multi_token_step  # the name of version 0.1
 
 
 @register_dataclass
@@ -143,14 +183,14 @@ class _TokenByToken:
 
     def __call__(self, tokens: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
         take_snapshot = cache_rows.snapshot_function(cache)
-        begun = take_snapshot(cache)
+        before = take_snapshot(cache)
 
         def one(cache, token):
             logits, cache = self.step(token, cache)
             return cache, (logits, take_snapshot(cache))
 
         cache, (logits, states) = scan(one, cache, tokens.T)
-        return jnp.moveaxis(logits, 0, 1), cache_rows.with_snapshots(cache, begun, states)
+        return jnp.moveaxis(logits, 0, 1), cache_rows.with_snapshots(cache, before, states)
 
 
 class _LoopState(NamedTuple):
@@ -167,10 +207,10 @@ class _LoopState(NamedTuple):
     steps: Array
 
 
-class _Ends(NamedTuple):
+class _StopRules(NamedTuple):
     stops: Array
     strings: StopStrings | None
-    most: Array  # [B]: new tokens
+    limit: Array  # [B]: new tokens
 
 
 @arguments.checked(**LOOP)
@@ -189,19 +229,34 @@ def speculate(
     strings: StopStrings | None = None,
     limit: Count | None = None,
 ) -> Decoded:
-    """Return up to `length` new tokens a request, distributed as `decode` draws them.
+    """Decode speculatively: fewer calls of the target for draws of the same distribution.
 
-    read: (tokens [B, T], cache) -> (logits [B, T, V], cache), the target; its cache and the draft's
-      can be rewound (see `cache_rows.rewind`) and have draft.count + 1 slots more than the text
-      needs.
-    The other arguments are those of `decode`; the draws are others than `decode`'s, but a request's
-    own as well: they are a function of its key and place. A row without a token to draw counts
-    as not finite.
-    Raises ConfigError for a cache that can't go back so far, and what `decode` raises.
+    Args:
+        read: (tokens [B, T], cache) -> (logits [B, T, V], cache), the target, such as
+            `multi_token_step(step)` or a Transformer's `model_step(..., tokens="several")`.
+        cache: the target's; it and the draft's can be rewound (see `cache_rows.rewind`) and have
+            draft.count + 1 slots more than the text needs.
+        first, key, sample, length, prompt, lengths, stop, strings, limit: as in `decode`. Draws
+            differ from those of `decode`, but are a function of a request's key and position too.
+        draft: `draft_model(...)` or `lookup(...)`.
+
+    Returns:
+        Decoded: tokens [B, length], the model's log-probabilities, and counts of the guesses. A row
+        that the processors leave no token counts as not finite.
+
+    Raises:
+        ConfigError: as `decode`, and for a cache that can't be rewound so far.
+
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
+    >>> given = (jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)
+    >>> draft = jaxgen.draft_model(count, (), jaxgen.greedy(), 2)
+    >>> read = jaxgen.multi_token_step(count)
+    >>> jaxgen.speculate(read, (), *given, draft, prompt=jnp.array([[0]])).tokens
+    Array([[1, 2, 3]], dtype=int32)
     """
     check_chain(sample, length)
-    cache_rows.check_back(cache, draft.count + 1)
-    cache_rows.check_back(draft.cache, draft.count + 1)
+    cache_rows.check_rewind(cache, draft.count + 1)
+    cache_rows.check_rewind(draft.cache, draft.count + 1)
     given = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
     return _speculate(read, cache, first, key, sample, length, draft, prompt, **given)
 
@@ -219,32 +274,32 @@ def _speculate(
     stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop, jnp.int32))
     history = initial_history(sample, batch, length, prompt, lengths, requires="tokens")
     assert history is not None
-    ends = _Ends(stops, strings, most)
+    rules = _StopRules(stops, strings, most)
 
     def body(state: _LoopState) -> _LoopState:
         draws = jax.vmap(jax.random.fold_in)(keys, state.history.num_generated)
         guess = draft.guess(state.token, state.history, state.draft, _fold(draws, 2))
-        asked = jnp.concatenate([jnp.maximum(state.token, 0)[:, None], guess.tokens], axis=1)
-        logits, cache = read(asked, state.cache)
-        now, taken = _verified(sample, state, logits, draws, guess, ends)
-        back = jnp.where(state.done, draft.count + 1, draft.count - taken)
-        fed = jnp.where(state.done, 0, draft.count)
-        return now._replace(
+        tokens = jnp.concatenate([jnp.maximum(state.token, 0)[:, None], guess.tokens], axis=1)
+        logits, cache = read(tokens, state.cache)
+        new, accepted = _verify(sample, state, logits, draws, guess, rules)
+        back = jnp.where(state.done, draft.count + 1, draft.count - accepted)
+        read_now = jnp.where(state.done, 0, draft.count)
+        return new._replace(
             cache=cache_rows.rewind(cache, back),
             draft=cache_rows.rewind(guess.cache, back),
-            guessed=state.guessed + fed.astype(jnp.int32),
-            accepted=state.accepted + taken,
+            guessed=state.guessed + read_now.astype(jnp.int32),
+            accepted=state.accepted + accepted,
             steps=state.steps + 1,
         )
 
     blank = jnp.full((batch, length), NO_TOKEN, jnp.int32)
     stop_state = None if strings is None else strings.states(batch)
-    done = most < 1 if stop_state is None else (most < 1) | found(stop_state)
+    done = most < 1 if stop_state is None else (most < 1) | has_stop_string(stop_state)
     zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), jnp.int32))
     logprobs = jnp.zeros((batch, length))
     caches = (cache, draft.cache)
-    begun = _LoopState(first, blank, logprobs, *caches, history, stop_state, done, *zeros)
-    state = while_loop(lambda state: ~jnp.all(state.done), body, begun)
+    begin = _LoopState(first, blank, logprobs, *caches, history, stop_state, done, *zeros)
+    state = while_loop(lambda state: ~jnp.all(state.done), body, begin)
     out = jnp.where(
         jnp.arange(length)[None] < state.history.num_generated[:, None],
         state.tokens,
@@ -266,43 +321,46 @@ def _fold(keys: Key[Array, "B"], number: Int[Array, ""] | int) -> Key[Array, "B"
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
-def _verified(
+def _verify(
     sample: Chain,
     state: _LoopState,
     logits: Float[Array, "B T V"],
     draws: Key[Array, "B"],
     guess: Guess,
-    ends: _Ends,
+    rules: _StopRules,
 ) -> tuple[_LoopState, Int[Array, "B"]]:
-    """The run after the guesses that are taken and one token more, and how many were taken."""
+    """Return the state after the accepted guesses and one token more, and how many they are."""
     count = guess.tokens.shape[1]
     tokens = jnp.pad(guess.tokens, ((0, 0), (0, 1)))
     probs = guess.probs
     if probs is None:
         probs = jax.nn.one_hot(guess.tokens, logits.shape[-1], dtype=jnp.float32)
-    # Past the last guess nothing is drafted: what is left for the target's own draw is everything.
+    # Past the last guess nothing is drafted, so the target draws from its whole distribution.
     probs = jnp.pad(probs, ((0, 0), (0, 1), (0, 0)))
 
-    def one(place, carry):
-        now, taken, going = carry
-        at = (logits[:, place], tokens[:, place], probs[:, place])
-        new, took = _drawn(sample, now.history, *at, _fold(_fold(draws, 1), place))
-        took &= place < count
+    def one(i, carry):
+        now, accepted, going = carry
+        at = (logits[:, i], tokens[:, i], probs[:, i])
+        new, accept = _accept_or_resample(sample, now.history, *at, _fold(_fold(draws, 1), i))
+        accept &= i < count
         new = jnp.where(going, new, now.token)
-        now = _written(sample, now, new, logits[:, place], going)
-        over = jnp.any(new[:, None] == ends.stops, axis=-1) | (new == NOT_FINITE)
-        if ends.strings is not None and now.stop_state is not None:
-            stop_state = jnp.where(going, ends.strings.advance(now.stop_state, new), now.stop_state)
-            now, over = now._replace(stop_state=stop_state), over | found(stop_state)
-        over = going & (over | (now.history.num_generated >= ends.most))
+        now = _append(sample, now, new, logits[:, i], going)
+        over = jnp.any(new[:, None] == rules.stops, axis=-1) | (new == NOT_FINITE)
+        if rules.strings is not None and now.stop_state is not None:
+            stop_state = jnp.where(
+                going, rules.strings.advance(now.stop_state, new), now.stop_state
+            )
+            now, over = now._replace(stop_state=stop_state), over | has_stop_string(stop_state)
+        over = going & (over | (now.history.num_generated >= rules.limit))
         now = now._replace(done=now.done | over)
-        return now, taken + (going & took).astype(taken.dtype), going & took & ~over
+        accepted = accepted + (going & accept).astype(accepted.dtype)
+        return now, accepted, going & accept & ~over
 
-    begun = (state, jnp.zeros_like(ends.most), ~state.done)
-    return fori_loop(0, count + 1, one, begun)[:2]
+    begin = (state, jnp.zeros_like(rules.limit), ~state.done)
+    return fori_loop(0, count + 1, one, begin)[:2]
 
 
-def _drawn(
+def _accept_or_resample(
     sample: Chain,
     history: History,
     logits: Float[Array, "B V"],
@@ -310,35 +368,35 @@ def _drawn(
     drafted: Float[Array, "B V"],
     keys: Key[Array, "B"],
 ) -> tuple[Int[Array, "B"], Array]:
-    """The token at one place, and whether it is the guess that was taken."""
+    """Return the token at one position, and whether it is the guess."""
     logits = logits.astype(jnp.float32)
     target = sample.process(logits, history)
     probs = jax.nn.softmax(target, axis=-1)
     chance = jnp.take_along_axis(probs, token[:, None], axis=1)[:, 0]
     offered = jnp.take_along_axis(drafted, token[:, None], axis=1)[:, 0]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, dtype=jnp.float32))(_fold(keys, 0))
-    took = uniform * offered < chance
-    took &= offered > 0
+    accept = uniform * offered < chance
+    accept &= offered > 0
     rest = jnp.maximum(probs - drafted, 0.0)
-    # Nothing is left where both are equal, up to rounding: then the guess is always taken.
+    # Nothing is left where both are equal, up to rounding: then the guess is always accepted.
     rest = jnp.where(jnp.any(rest > 0, axis=-1, keepdims=True), rest, probs)
     other = categorical(_fold(keys, 1), jnp.log(rest))
-    new = jnp.where(took, token, other)
-    return checked(checked(new, target), logits), took
+    new = jnp.where(accept, token, other)
+    return mark_not_finite(mark_not_finite(new, target), logits), accept
 
 
-def _written(
+def _append(
     sample: Chain, state: _LoopState, new: Int[Array, "B"], logits: Array, going: Array
 ) -> _LoopState:
-    """The run after one more token of the rows that are going."""
+    """Return the state after one more token of the rows in `going`."""
     after = append_token(sample, state.history, new)
 
-    def kept(fresh, old):
+    def select(fresh, old):
         return jnp.where(going.reshape(-1, *(1,) * (fresh.ndim - 1)), fresh, old)
 
-    rows_ = jnp.arange(new.shape[0])
-    place = jnp.where(going, state.history.num_generated, state.tokens.shape[1])
-    tokens = state.tokens.at[rows_, place].set(new, mode="drop")
-    logprobs = state.logprobs.at[rows_, place].set(logprob_of(new, logits), mode="drop")
-    history = jax.tree.map(kept, after, state.history)
+    rows = jnp.arange(new.shape[0])
+    position = jnp.where(going, state.history.num_generated, state.tokens.shape[1])
+    tokens = state.tokens.at[rows, position].set(new, mode="drop")
+    logprobs = state.logprobs.at[rows, position].set(logprob_of(new, logits), mode="drop")
+    history = jax.tree.map(select, after, state.history)
     return state._replace(token=new, tokens=tokens, logprobs=logprobs, history=history)

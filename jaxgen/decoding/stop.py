@@ -1,9 +1,9 @@
-"""Stop strings: an automaton over tokens, followed inside the loop, that knows a text's end.
+"""Why and where requests end: reasons, and stop strings as automata over tokens.
 
 The strings of each request become an Aho-Corasick automaton over bytes (Aho and Corasick 1975),
 which is then run over the spelling of every token, so a string is found wherever tokens split it.
-The tables are made on the host; on the device a token costs two gathers. Tokens that no state
-tells apart share a column.
+The tables are made on the host; on the device a token costs two gathers. Tokens that lead to the
+same state from every state share a column.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from jaxtyping import Array, Bool, Int
 
 from jaxgen import arguments
 from jaxgen.arrays import Axes
+from jaxgen.decoding.per_request import next_power_of_two
 from jaxgen.errors import ConfigError
 from jaxgen.pytree import register_dataclass
 
 FOUND = 0  # the state of a text that holds one of its strings; it has no way out
 LONGEST = 2**13  # bytes of all strings
-LARGEST = 2**24  # states times kinds of tokens while tables are made
-SMALLEST = 32  # of either side of the table: both are powers of two, so few are ever compiled
+LARGEST = 2**24  # states times distinct spellings while tables are made
+SMALLEST = 32  # least size of either side of the table
 Texts = Sequence[str] | Sequence[Sequence[str]]
 
 
@@ -39,15 +40,15 @@ class Reason(IntEnum):
     NOT_FINITE = 2  # the model's logits held NaN, or nothing finite
     BANNED = 3  # the processors left no token to draw
     STRING = 4  # its text holds one of its stop strings
-    TIME = 5  # its time was over; only who reads the clock, between chunks, can say so
+    TIME = 5  # its time was over; set between chunks, where the clock is read
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class StopStrings:
-    """Where each request's text stands among its stop strings.
+    """The automaton of the stop strings, and its state for each request.
 
-    table: next state [S, C]; classes: column of each token [V]; state: [1 or B].
+    table: next state [S, C]. classes: column of each token [V]. state: [1 or B].
     """
 
     table: Any
@@ -56,13 +57,13 @@ class StopStrings:
     made_by: ClassVar[str] = "stop_strings"
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
-        """Return the states after one more token; ids that spell nothing change none."""
-        known = (new >= 0) & (new < len(self.classes))
-        kind = jnp.asarray(self.classes)[jnp.where(known, new, 0)]
-        return jnp.where(known, jnp.asarray(self.table)[state, kind], state)
+        """Return the states after one more token; an id that spells nothing changes none."""
+        valid = (new >= 0) & (new < len(self.classes))
+        index = jnp.asarray(self.classes)[jnp.where(valid, new, 0)]
+        return jnp.where(valid, jnp.asarray(self.table)[state, index], state)
 
     def at(self, state: Int[Array, "B"] | None) -> StopStrings:
-        """Return the same strings for texts that stand at `state`, to go on from."""
+        """Return the automaton with other states."""
         return replace(self, state=state)
 
     def states(self, batch: int) -> Int[Array, "{batch}"]:
@@ -70,7 +71,7 @@ class StopStrings:
         return jnp.broadcast_to(jnp.asarray(self.state, jnp.int32), batch)
 
 
-def found(state: Int[Array, "..."]) -> Bool[Array, "..."]:
+def has_stop_string(state: Int[Array, "..."]) -> Bool[Array, "..."]:
     """Return which texts hold one of their stop strings."""
     return state == FOUND
 
@@ -81,51 +82,61 @@ def ended_by(
     """Return the Reason of texts, from their stop-string state and whether a stop id ended them."""
     reason = jnp.full(stopped.shape, Reason.LENGTH)
     if stop_state is not None:
-        reason = jnp.where(found(stop_state), Reason.STRING, reason)
+        reason = jnp.where(has_stop_string(stop_state), Reason.STRING, reason)
     return jnp.where(stopped, Reason.STOP, reason)
 
 
 @arguments.checked
 def stop_strings(texts: Texts, pieces: Sequence[bytes]) -> StopStrings:
-    """Return what ends a request once its new text holds one of its stop strings.
+    """Return the automaton that ends a request once its new text holds a stop string.
 
-    texts: the strings of all requests, or a list of them for each request; a request may have none.
-    pieces: the bytes of each token, b"" for one that spells nothing.
-    The prompt does not count: a string must lie in the new text. Tables are padded to powers of
-    two, so other strings seldom recompile.
-    Raises ConfigError for an empty string, one with U+FFFD (which stands for bytes that are no
-    character) or half a surrogate pair, or strings too many and long for the vocabulary.
+    Args:
+        texts: the strings of all requests, or a list of them for each request, which may be empty.
+        pieces: bytes of each token, b"" for one that spells nothing; `tokenizer.surface.pieces`.
+
+    Returns:
+        StopStrings, the argument `strings=` of decoding. The prompt does not count.
+
+    Raises:
+        ConfigError: for an empty string, one with U+FFFD (which stands for bytes that are no
+            character) or half a surrogate pair, or strings too many and long for the vocabulary.
+
+    >>> strings = jaxgen.stop_strings(["bc"], [b"a", b"ab", b"ca"])
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 3), cache)
+    >>> given = (count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 4)
+    >>> jaxgen.decode_detailed(*given, top=0, strings=strings).num_generated
+    Array([2], dtype=int32)
     """
-    alone = all(isinstance(text, str) for text in texts)
-    requests: list[Any] = [tuple(texts)] if alone else [tuple(row) for row in texts]
+    shared = all(isinstance(text, str) for text in texts)
+    requests: list[Any] = [tuple(texts)] if shared else [tuple(row) for row in texts]
     for text in (text for row in requests for text in row):
-        _check(text)
+        _check_string(text)
     sets = list(dict.fromkeys(requests))
     encoded = [[text.encode() for text in row] for row in sets]
     strings = [string for row in encoded for string in row]
     size = sum(map(len, strings))
-    kinds, numbers = _spellings(strings, pieces) if size <= LONGEST else ([], None)
-    if size > LONGEST or size * len(kinds) > LARGEST:
+    spellings, numbers = _spellings(strings, pieces) if size <= LONGEST else ([], None)
+    if size > LONGEST or size * len(spellings) > LARGEST:
         raise ConfigError(
             f"stop strings of {size} bytes in all are too many for {len(pieces)} tokens; "
             f"give fewer or shorter ones"
         )
     moves, roots = _automaton(encoded)
-    reached = np.empty((len(moves), len(kinds)), np.int32)
-    for number, spelling in enumerate(kinds):
+    targets = np.empty((len(moves), len(spellings)), np.int32)
+    for number, spelling in enumerate(spellings):
         state = np.arange(len(moves))
         for byte in spelling:
             state = moves[state, byte]
-        reached[:, number] = state
-    columns, classes = np.unique(reached, axis=1, return_inverse=True)
-    rows, width = (max(SMALLEST, 1 << (n - 1).bit_length()) for n in columns.shape)
+        targets[:, number] = state
+    columns, classes = np.unique(targets, axis=1, return_inverse=True)
+    rows, width = (next_power_of_two(n, SMALLEST) for n in columns.shape)
     table = np.zeros((rows, width), np.int32)
     table[: columns.shape[0], : columns.shape[1]] = columns
     starts = np.asarray([roots[sets.index(row)] for row in requests], np.int32)
     return StopStrings(table, classes.reshape(-1).astype(np.int32)[numbers], starts)
 
 
-def _check(text: Any) -> None:
+def _check_string(text: Any) -> None:
     if not isinstance(text, str) or not text:
         raise ConfigError(f"stop={text!r} must be a text of at least one character")
     if "\ufffd" in text:

@@ -352,7 +352,7 @@ def search_contrastive(
         *(first, sample, length),
         count=count,
         penalty=penalty,
-        seen=read.state,
-        seen_lengths=lengths - 1,
+        prompt_hidden=read.state,
+        prompt_hidden_lengths=lengths - 1,
         **ends,
     )

@@ -66,7 +66,7 @@ def test_it_drafts_and_the_target_says_what_it_would_have_said(target, kind):
     assert own_first.tolist() == first.tolist()
     draft = jaxgen.draft_model(drafting, own_cache, jaxgen.chain(jaxgen.temperature(0.5)), 3)
     found = jaxgen.speculate(
-        jaxgen.reader(step), cache, first, jax.random.key(0), jaxgen.greedy(), 8, draft,
+        jaxgen.multi_token_step(step), cache, first, jax.random.key(0), jaxgen.greedy(), 8, draft,
         prompt=PROMPT, lengths=LENGTHS,
     )  # fmt: skip
     assert found.tokens.tolist() == plain.tolist()

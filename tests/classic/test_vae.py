@@ -99,7 +99,7 @@ def test_it_drafts_for_another_latent_and_weighs_in(trained):
         chain = jaxgen.chain(jaxgen.temperature(1.0))
         draft = jaxgen.draft_model(step, second, chain, 2)
         found = jaxgen.speculate(
-            jaxgen.reader(step), cache, first, key, jaxgen.greedy(), 4, draft,
+            jaxgen.multi_token_step(step), cache, first, key, jaxgen.greedy(), 4, draft,
             prompt=first[:, None], stop=jnp.asarray([11]),
         )  # fmt: skip
         mixed, _ = fused(step, step, 0.5)(first, (cache, second))

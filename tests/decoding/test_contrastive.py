@@ -62,8 +62,8 @@ def search(penalty, stop):
         count=4,
         penalty=penalty,
         stop=stop,
-        seen=jnp.asarray(seen),
-        seen_lengths=LENGTHS - 1,
+        prompt_hidden=jnp.asarray(seen),
+        prompt_hidden_lengths=LENGTHS - 1,
     )
 
 
@@ -86,6 +86,6 @@ def test_without_penalty_it_is_greedy_and_what_is_out_of_range_is_refused():
             *(recurrent, cache, first, jaxgen.chain(), 3),
             count=4,
             penalty=1.5,
-            seen=cache[:, None],
-            seen_lengths=LENGTHS,
+            prompt_hidden=cache[:, None],
+            prompt_hidden_lengths=LENGTHS,
         )

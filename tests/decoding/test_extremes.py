@@ -40,7 +40,7 @@ def test_a_vocabulary_of_one_has_one_text():
         beams = jaxgen.beam_search(
             *(step, (), first, None, jaxgen.chain(), 4, jaxgen.beams(2)), num_return=2
         )
-        read, draft = jaxgen.reader(step), jaxgen.lookup(2)
+        read, draft = jaxgen.multi_token_step(step), jaxgen.lookup(2)
         guessed = jaxgen.speculate(read, (), first, key, chain, 4, draft, prompt=prompt)
         return drawn, beams, guessed.tokens
 
@@ -123,8 +123,8 @@ def test_contrastive_search_ends_a_row_of_nan_and_no_other():
             *(step, jnp.zeros(3), jnp.array([0, 3, 5]), jaxgen.chain(), 5),
             count=2,
             penalty=0.4,
-            seen=jnp.zeros((3, 1, 4)),
-            seen_lengths=jnp.zeros(3, jnp.int32),
+            prompt_hidden=jnp.zeros((3, 1, 4)),
+            prompt_hidden_lengths=jnp.zeros(3, jnp.int32),
         )
 
     found = search(jnp.nan).tokens

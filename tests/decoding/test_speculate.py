@@ -39,7 +39,7 @@ def drafts(name, batch, count=3):
 def speculate(name, sample, first, key, stop=None, limit=None, *, length=LENGTH):
     draft = drafts(name, first.shape[0])
     prompt = jnp.stack([jnp.zeros_like(first), first], 1)
-    read, cache = jaxgen.reader(trigram), jnp.zeros_like(first)
+    read, cache = jaxgen.multi_token_step(trigram), jnp.zeros_like(first)
     given = {"prompt": prompt, "stop": stop, "limit": limit}
     return jaxgen.speculate(read, cache, first, key, sample, length, draft, **given)
 
@@ -141,7 +141,12 @@ def test_logits_that_are_not_finite_end_the_request():
         return table[before, tokens], tokens
 
     found = jaxgen.speculate(
-        *(jaxgen.reader(sick), jnp.zeros(1, jnp.int32), jnp.array([2]), jax.random.key(0)),
+        *(
+            jaxgen.multi_token_step(sick),
+            jnp.zeros(1, jnp.int32),
+            jnp.array([2]),
+            jax.random.key(0),
+        ),
         *(jaxgen.chain(), 4, jaxgen.lookup(2)),
         prompt=jnp.array([[0, 2]]),
     )

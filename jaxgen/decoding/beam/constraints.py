@@ -21,21 +21,22 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgen import arguments
 from jaxgen.arrays import Axes
 from jaxgen.decoding.history import NO_TOKEN
-from jaxgen.decoding.processors.truncation import static
+from jaxgen.decoding.per_request import next_power_of_two
+from jaxgen.decoding.processors.base import static
 from jaxgen.errors import ConfigError
 from jaxgen.pytree import register_dataclass
 
 Over = Literal["all", "new"]
-SMALLEST = 8  # words and nodes are padded to powers of two from here on, so few are ever compiled
-BANK = 100.0  # of transformers: one step of progress outweighs so much log-probability
+SMALLEST = 8  # least size that words and nodes are padded to
+BANK = 100.0  # as in transformers: the log-probability that one step of progress outweighs
 
 
 class Progress(NamedTuple):
-    """How far a beam is with its words."""
+    """The progress of a beam with its words."""
 
     complete: Bool[Array, "... W"]
-    waited: Int[Array, "... W"]  # who waits longest has the smallest number
-    node: Int[Array, "..."]  # where in its word it is; 0: in none
+    waiting: Int[Array, "... W"]  # place in the queue: the smallest number is next
+    node: Int[Array, "..."]  # position within a word; 0: in none
 
 
 @arguments.checked
@@ -45,7 +46,7 @@ class Words:
     """The words of each request: tries whose nodes are numbered from 1.
 
     parent (0: a word begins here), token, word, depth, leaf: of each node [1 or B, M].
-    height: the longest alternative of each word [1 or B, W]; 0: no word.
+    height: length of the longest alternative of each word [1 or B, W]; 0: no word.
     """
 
     parent: Any
@@ -58,7 +59,7 @@ class Words:
     made_by: ClassVar[str] = "must_appear"
 
     def rows(self, batch: int) -> Words:
-        """Return the same with a row for each of `batch` requests."""
+        """Return the words with a row for each of `batch` requests."""
 
         def row(x):
             return jnp.broadcast_to(jnp.asarray(x), (batch, *np.shape(x)[1:]))
@@ -81,11 +82,11 @@ class Words:
         prompt = jnp.asarray(prompt, jnp.int32)
         known = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
 
-        def one_more(place, progress):
-            after = jax.vmap(_after)(words, progress, prompt[:, place])
+        def one_more(i, progress):
+            after = jax.vmap(_advance)(words, progress, prompt[:, i])
             return jax.tree.map(
                 lambda new, old: jnp.where(
-                    (place < known).reshape(-1, *(1,) * (new.ndim - 1)), new, old
+                    (i < known).reshape(-1, *(1,) * (new.ndim - 1)), new, old
                 ),
                 after,
                 progress,
@@ -96,20 +97,30 @@ class Words:
 
 @arguments.checked
 def must_appear(words: Sequence[Sequence[Any]], *, over: Over = "new", each: bool = False) -> Words:
-    """Return words for a beam search: [[3, 7], [[4], [5, 6]]] asks for 3 7 and for 4 or 5 6.
+    """Return the words that the texts of a beam search must contain (Post and Vilar 2018).
 
-    each: whether `words` is a list of such lists, one for each request (which may be empty).
-    over: "new" counts the new text alone, "all" the prompt too, as transformers does.
-    A text without its words is returned only if too few have them: see
-    `Decoded.constraints_met`. Arrays are padded to powers of two, so other words seldom
-    recompile.
-    Raises ConfigError for an empty word, a negative id, or an alternative that begins another.
+    Args:
+        words: [[3, 7], [[4], [5, 6]]] asks for 3 7, and for 4 or 5 6.
+        over: "new" counts the new text alone, "all" the prompt too, as transformers does.
+        each: whether `words` is a list of such lists, one for each request, which may be empty.
+
+    Returns:
+        Words, the argument `words=` of `beam_search`. A text without its words is returned only if
+        too few have them: see `Decoded.constraints_met`.
+
+    Raises:
+        ConfigError: for an empty word, a negative id, or an alternative that begins another.
+
+    >>> step = lambda tokens, cache: (jnp.tile(jnp.array([3.0, 2.0, 1.0]), (len(tokens), 1)), cache)
+    >>> given = (step, (), jnp.array([0]), None, jaxgen.chain(), 2, jaxgen.beams(2))
+    >>> jaxgen.beam_search(*given, words=jaxgen.must_appear([[2]])).tokens
+    Array([[[0, 2]]], dtype=int32)
     """
     requests = [_tries(row) for row in (words if each else [words])]
     if not any(nodes for nodes, _ in requests):
         raise ConfigError(f"must_appear={words!r} names no word; leave it out")
-    size = _power(max(len(nodes) for nodes, _ in requests) + 1)
-    width = _power(max(len(heights) for _, heights in requests))
+    size = next_power_of_two(max(len(nodes) for nodes, _ in requests) + 1, SMALLEST)
+    width = next_power_of_two(max(len(heights) for _, heights in requests), SMALLEST)
     columns = np.zeros((5, len(requests), size), np.int32)
     columns[1] = NO_TOKEN
     height = np.zeros((len(requests), width), np.int32)
@@ -129,18 +140,18 @@ def _tries(words: Sequence[Any]) -> tuple[list[list[int]], list[int]]:
         alternatives: list[Any] = [list(x) if isinstance(x, (list, tuple)) else x for x in word]
         if not any(isinstance(one, list) for one in alternatives):
             alternatives = [alternatives]
-        known: dict[tuple[int, ...], int] = {(): 0}
+        node_of: dict[tuple[int, ...], int] = {(): 0}
         for one in alternatives:
             if not isinstance(one, list) or not one or not all(map(_is_id, one)):
                 raise ConfigError(f"must_appear: {word!r} must be token ids, or lists of them")
             for end in range(1, len(one) + 1):
                 start = tuple(one[:end])
-                if start not in known:
-                    nodes.append([known[start[:-1]], one[end - 1], number, end, 1])
-                    known[start] = len(nodes)
+                if start not in node_of:
+                    nodes.append([node_of[start[:-1]], one[end - 1], number, end, 1])
+                    node_of[start] = len(nodes)
                     if end > 1:
-                        nodes[known[start[:-1]] - 1][4] = 0
-        if sum(nodes[at - 1][4] for at in known.values() if at) != len(alternatives):
+                        nodes[node_of[start[:-1]] - 1][4] = 0
+        if sum(nodes[at - 1][4] for at in node_of.values() if at) != len(alternatives):
             raise ConfigError(f"must_appear: of {word!r} one alternative begins another; drop one")
         heights.append(max(len(one) for one in alternatives))
     return nodes, heights
@@ -150,17 +161,13 @@ def _is_id(one: Any) -> bool:
     return isinstance(one, (int, np.integer)) and not isinstance(one, bool) and bool(one >= 0)
 
 
-def _power(size: int) -> int:
-    return max(SMALLEST, 1 << (size - 1).bit_length())
-
-
 def constraints_met(progress: Progress) -> Bool[Array, "..."]:
     """Return whether all words are there."""
     return jnp.all(progress.complete, axis=-1)
 
 
 def _open(words: Words, progress: Progress) -> Bool[Array, "M"]:
-    """Which nodes a token may reach next, for one beam of one request."""
+    """Return the nodes that the next token may reach, for one beam of one request."""
     going = progress.node > 0
     mine = jnp.arange(progress.complete.shape[0]) == words.word[progress.node]
     pending = ~progress.complete & ~(going & mine)
@@ -169,19 +176,19 @@ def _open(words: Words, progress: Progress) -> Bool[Array, "M"]:
     return opened & (words.token >= 0) & ~constraints_met(progress)
 
 
-def _after(words: Words, progress: Progress, token: Int[Array, ""]) -> Progress:
-    """The progress of one beam of one request after one more token."""
+def _advance(words: Words, progress: Progress, token: Int[Array, ""]) -> Progress:
+    """Return the progress of one beam of one request after one more token."""
     reached = _open(words, progress) & (words.token == token)
     # Of words that begin alike, the token counts for the one that has waited longest.
-    waited = jnp.where(reached, progress.waited[words.word], np.iinfo(np.int32).max)
-    node, any_ = jnp.argmin(waited), jnp.any(reached)
+    queue = jnp.where(reached, progress.waiting[words.word], np.iinfo(np.int32).max)
+    node, any_ = jnp.argmin(queue), jnp.any(reached)
     number = jnp.arange(progress.complete.shape[0])
     ended = any_ & words.leaf[node]
     broken = (progress.node > 0) & ~any_
     lost = broken & (number == words.word[progress.node])
     after = Progress(
         progress.complete | (ended & (number == words.word[node])),
-        jnp.where(lost, jnp.max(progress.waited) + 1, progress.waited),
+        jnp.where(lost, jnp.max(progress.waiting) + 1, progress.waiting),
         jnp.where(any_ & ~ended, node, 0).astype(jnp.int32),
     )
     over = constraints_met(progress)
@@ -189,7 +196,7 @@ def _after(words: Words, progress: Progress, token: Int[Array, ""]) -> Progress:
 
 
 def _bank(words: Words, progress: Progress) -> Int[Array, ""]:
-    """How much of its words a beam has: a complete one counts as the longest of all."""
+    """Return the bank of a beam: its number of steps; a complete word counts as the longest."""
     longest = jnp.max(words.height)
     node = progress.node
     begun = longest - (words.height[words.word[node]] - words.depth[node])
@@ -198,11 +205,11 @@ def _bank(words: Words, progress: Progress) -> Int[Array, ""]:
 
 
 def advance(words: Words, progress: Progress, tokens: Int[Array, "B K"]) -> Progress:
-    """Return the progress of beams after one more token each; `words` has a row a request."""
-    return jax.vmap(jax.vmap(_after, (None, 0, 0)))(words, progress, tokens)
+    """Return the progress of beams after one more token each; `words` has a row per request."""
+    return jax.vmap(jax.vmap(_advance, (None, 0, 0)))(words, progress, tokens)
 
 
-def chosen(
+def choose(
     words: Words,
     progress: Progress,
     total: Float[Array, "B K V"],
@@ -212,13 +219,14 @@ def chosen(
 ) -> tuple[Float[Array, "B K"], Int[Array, "B K"], Int[Array, "B K"]]:
     """Return (scores, parent, token) of the beams that go on.
 
-    They are the best by score (`scores, parent, token`) and those that a word's next token makes
-    of every beam, taken alternately from the banks of equal progress, the most advanced bank first.
+    Candidates are the best by score (`scores, parent, token`) and every beam with each next token
+    of its words; they are taken alternately from the banks of equal progress, the most advanced
+    bank first.
     """
-    return jax.vmap(_chosen)(words, progress, total, scores, parent, token)
+    return jax.vmap(_choose)(words, progress, total, scores, parent, token)
 
 
-def _chosen(words, progress, total, scores, parent, token):
+def _choose(words, progress, total, scores, parent, token):
     count, vocab = total.shape
     opened = jax.vmap(_open, (None, 0))(words, progress)
     same = words.token[:, None] == words.token
@@ -232,13 +240,13 @@ def _chosen(words, progress, total, scores, parent, token):
     new = jnp.concatenate([token, jnp.broadcast_to(words.token, fresh.shape).reshape(-1)])
     score = jnp.concatenate([scores, jnp.where(fresh, forced, -jnp.inf).reshape(-1)])
     before = jax.tree.map(lambda x: x[beam], progress)
-    after = jax.vmap(_after, (None, 0, 0))(words, before, new)
+    after = jax.vmap(_advance, (None, 0, 0))(words, before, new)
     bank = jnp.where(jnp.isfinite(score), jax.vmap(_bank, (None, 0))(words, after), -1)
     order = jnp.argsort(bank * BANK + score, descending=True, stable=True)
-    place, sorted_ = jnp.arange(len(order)), bank[order]
-    begins = jnp.where(sorted_ != jnp.roll(sorted_, 1), place, 0)
-    turn = jnp.where(sorted_ < 0, len(order), place - lax.cummax(begins))
-    picked = order[jnp.argsort(turn, stable=True)][:count]
-    # Without a word to go on with, the best are as they were.
-    picked = jnp.where(jnp.any(fresh), picked, jnp.arange(count))
-    return score[picked], beam[picked], new[picked]
+    rank, sorted_ = jnp.arange(len(order)), bank[order]
+    begins = jnp.where(sorted_ != jnp.roll(sorted_, 1), rank, 0)
+    turn = jnp.where(sorted_ < 0, len(order), rank - lax.cummax(begins))
+    index = order[jnp.argsort(turn, stable=True)][:count]
+    # Without a next token of a word, the best by score go on.
+    index = jnp.where(jnp.any(fresh), index, jnp.arange(count))
+    return score[index], beam[index], new[index]

@@ -1,4 +1,4 @@
-"""The texts of a beam search that have ended: the best are kept, and they tell when it is over."""
+"""The finished texts of a beam search: the best are kept, and decide when a request is done."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.per_request import column
 
 
-class Ended(NamedTuple):
-    """The best texts that have ended, the best first within their group [B, K, ...]."""
+class Hypotheses(NamedTuple):
+    """The best finished texts, the best first within their group [B, K, ...]."""
 
     tokens: Array
-    scores: Array
+    scores: Array  # logprob sum / num_generated^length_penalty; -inf: no text
     num_generated: Array
     reason: Array
     logprobs: Array
-    constraints_met: Array  # whether all words are there
+    constraints_met: Array
 
 
-class Texts(NamedTuple):
-    """Texts that may join them [B, C, ...]; scores are sums of log-probabilities."""
+class Candidates(NamedTuple):
+    """Texts that may become hypotheses [B, C, ...]; scores are sums of log-probabilities."""
 
     tokens: Array
     scores: Array
@@ -35,10 +35,10 @@ class Texts(NamedTuple):
     constraints_met: Array
 
 
-def none(batch: int, count: int, length: int) -> Ended:
-    """Return room for `count` texts of each request, of which there is none yet."""
+def empty(batch: int, count: int, length: int) -> Hypotheses:
+    """Return room for `count` hypotheses of each request."""
     zero = jnp.zeros((batch, count), jnp.int32)
-    return Ended(
+    return Hypotheses(
         jnp.full((batch, count, length), NO_TOKEN, jnp.int32),
         jnp.full((batch, count), -jnp.inf, jnp.float32),
         zero,
@@ -48,17 +48,17 @@ def none(batch: int, count: int, length: int) -> Ended:
     )
 
 
-def merged(
+def merge(
     search: Search,
-    ended: Ended,
-    fresh: Texts,
+    finished: Hypotheses,
+    fresh: Candidates,
     which: Bool[Array, "B C"],
     num_generated: Int[Array, ""],
-) -> Ended:
-    """Return the best of the ended texts and of the `which` fresh ones, all of one length."""
+) -> Hypotheses:
+    """Return the best of the hypotheses and of the candidates in `which`, all of one length."""
     penalty = column(jnp.asarray(search.length_penalty, jnp.float32))
     scores = fresh.scores / jnp.power(num_generated.astype(jnp.float32), penalty)
-    new = Ended(
+    new = Hypotheses(
         fresh.tokens,
         jnp.where(which, scores, -jnp.inf),
         jnp.broadcast_to(num_generated, which.shape).astype(jnp.int32),
@@ -66,31 +66,35 @@ def merged(
         fresh.logprobs,
         fresh.constraints_met,
     )
-    both = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1), ended, new)
-    index = lax.top_k(both.scores, ended.scores.shape[1])[1]
-    return jax.tree.map(lambda x: gathered(x, index), both)
+    both = jax.tree.map(lambda old, x: jnp.concatenate([old, x], axis=1), finished, new)
+    index = lax.top_k(both.scores, finished.scores.shape[1])[1]
+    return gather(both, index)
 
 
-def satisfied(
+def is_done(
     search: Search,
-    ended: Ended,
+    finished: Hypotheses,
     best: Float[Array, "B"],
     num_generated: Int[Array, ""],
     limit: Int[Array, "B"],
 ) -> Bool[Array, "B"]:
-    """Return which groups are full of texts that no open beam will beat, by the search's rule.
+    """Return which groups are full of hypotheses that no open beam will beat.
 
-    best: the largest sum of log-probabilities of an open beam, of `num_generated` tokens.
+    best: largest sum of log-probabilities of an open beam, of `num_generated` tokens.
     """
     rule = jnp.asarray(search.early_stopping)
     penalty = jnp.broadcast_to(jnp.asarray(search.length_penalty, jnp.float32), best.shape)
     far = (rule == STOP_RULES["never"]) & (penalty > 0)
     at = jnp.where(far, limit, num_generated).astype(jnp.float32)
-    worst = jnp.min(ended.scores, axis=1)
+    worst = jnp.min(finished.scores, axis=1)
     beaten = worst >= best / jnp.power(at, penalty)
     return jnp.isfinite(worst) & ((rule == STOP_RULES[True]) | beaten)
 
 
-def gathered(x: Any, index: Int[Array, "B M"]) -> Array:
-    """Return x[b, index[b, m]]."""
-    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+def gather(tree: Any, index: Int[Array, "B M"]) -> Any:
+    """Return the tree of x[b, index[b, m]], for its leaves x [B, K, ...]."""
+
+    def one(x: Array) -> Array:
+        return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+    return jax.tree.map(one, tree)

@@ -20,7 +20,7 @@ from jaxgen.arguments import at_least
 from jaxgen.decoding import cache_rows
 from jaxgen.decoding.beam import constraints, hypotheses
 from jaxgen.decoding.beam.constraints import Progress, Words
-from jaxgen.decoding.beam.hypotheses import Ended, Texts, gathered
+from jaxgen.decoding.beam.hypotheses import Candidates, Hypotheses, gather
 from jaxgen.decoding.beam.settings import Search, check
 from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, initial_history
 from jaxgen.decoding.detailed import Decoded
@@ -34,10 +34,10 @@ from jaxgen.ops.random import gumbel
 from jaxgen.varying import while_loop
 
 
-class _Beams(NamedTuple):
-    """What the loop carries."""
+class _BeamState(NamedTuple):
+    """The carry of the loop."""
 
-    place: Array
+    position: Array
     token: Array  # [B, K]
     scores: Array  # [B, K]; -inf is no beam
     tokens: Array  # [B, K, length]
@@ -46,25 +46,27 @@ class _Beams(NamedTuple):
     history: History | None  # [B, K, ...]
     stop_state: Array | None  # [B, K]: of the stop-string automata
     progress: Progress | None  # [B, K, ...]
-    ended: Ended
+    finished: Hypotheses
     done: Array  # [B, G]
     failed: Array  # [B]: a Reason of failure, else 0
 
 
-class _Task(NamedTuple):
+class _BeamSpec(NamedTuple):
+    """The arguments of `beam_search` as arrays, constant during the loop."""
+
     search: Search
     sample: Chain
     length: int
     keys: Any
     stops: Any
     strings: StopStrings | None
-    words: Words | None  # a row a request
+    words: Words | None  # a row for each request
     limit: Any  # [B, 1]
     num_return: int
 
     @property
     def size(self) -> int:
-        """Return the beams of a group."""
+        """Return the number of beams of a group."""
         return self.search.beams // self.search.groups
 
 
@@ -86,15 +88,30 @@ def beam_search(
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
 ) -> Decoded:
-    """Return the `num_return` best texts of each request, their `logprobs` after the processors.
+    """Search for the most probable texts with beams.
 
-    sample: its processors change the log-probabilities of each step, as in transformers; its draw
-      is not used. key: only `do_sample=True` reads it; its draws are as independent of the batch as
-      those of `decode`. words: `must_appear`, for plain beams only. The cache comes with one row a
-      request; see `cache_rows.take` for how a cache is reordered. The other arguments are those of
-      `decode`.
-    Raises ConfigError if `num_return` exceeds the beams, a key or prompt is missing, or words meet
-    groups or draws.
+    Args:
+        step, first, length, stop, strings, limit, prompt, lengths: as in `decode`.
+        cache: with one row for each request; `cache_rows.take` says how its rows are reordered.
+        key: read only with `do_sample=True`; its draws do not depend on the rest of the batch.
+        sample: its processors change the log-probabilities of each step, as in transformers; it
+            does not draw.
+        search: `beams(...)`.
+        num_return: number N of texts of each request, at most the number of beams.
+        words: `must_appear(...)`, for beams without groups and sampling.
+
+    Returns:
+        Decoded: tokens [B, N, length], the best text first, scores, and log-probabilities after the
+        processors.
+
+    Raises:
+        ConfigError: for `num_return` above the beams, a missing key or prompt, or words together
+            with groups or sampling.
+
+    >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
+    >>> given = (count, (), jnp.array([0]), None, jaxgen.chain(), 3, jaxgen.beams(2))
+    >>> jaxgen.beam_search(*given).tokens
+    Array([[[1, 2, 3]]], dtype=int32)
     """
     check(search, num_return, key, words)
     check_chain(sample, length, beams=search.beams)
@@ -113,82 +130,73 @@ def _search(
     keys = None if key is None else request_keys(key, batch)
     most = jnp.full(batch, length) if limit is None else jnp.minimum(jnp.asarray(limit), length)
     stops = jnp.atleast_2d(jnp.asarray(NO_STOP if stop is None else stop, jnp.int32))
-    rowed = None if words is None else words.rows(batch)
+    rows = None if words is None else words.rows(batch)
     most = jnp.broadcast_to(most, batch)[:, None]
-    task = _Task(search, sample, length, keys, stops, strings, rowed, most, num_return)
-    begun = _begin(task, cache, first, prompt, lengths)
-    state = while_loop(
-        lambda state: (state.place < length) & ~jnp.all(state.done), _body(task, step), begun
-    )
-    return _result(task, state)
+    spec = _BeamSpec(search, sample, length, keys, stops, strings, rows, most, num_return)
+    state = _begin(spec, cache, first, prompt, lengths)
+    going = lambda state: (state.position < length) & ~jnp.all(state.done)  # noqa: E731
+    return _result(spec, while_loop(going, lambda state: _advance(spec, step, state), state))
 
 
-def _begin(task: _Task, cache, first, prompt, lengths) -> _Beams:
-    batch, count, length = first.shape[0], task.search.beams, task.length
+def _begin(spec: _BeamSpec, cache, first, prompt, lengths) -> _BeamState:
+    batch, count, length = first.shape[0], spec.search.beams, spec.length
     # One beam of a group is alive: the others would only repeat it.
-    scores = jnp.where(jnp.arange(count) % task.size == 0, jnp.float32(0), -jnp.inf)
-    history = initial_history(task.sample, batch, length, prompt, lengths)
-    stop_state = None if task.strings is None else task.strings.states(batch)
-    words = task.words
-    progress = None if words is None else words.begin(batch, prompt, lengths)
+    scores = jnp.where(jnp.arange(count) % spec.size == 0, jnp.float32(0), -jnp.inf)
+    history = initial_history(spec.sample, batch, length, prompt, lengths)
+    stop_state = None if spec.strings is None else spec.strings.states(batch)
+    progress = None if spec.words is None else spec.words.begin(batch, prompt, lengths)
 
-    def spread(state):
-        return jax.tree.map(lambda x: jnp.repeat(x[:, None], count, axis=1), state)
+    def repeat(tree):
+        return jax.tree.map(lambda x: jnp.repeat(x[:, None], count, axis=1), tree)
 
-    return _Beams(
+    return _BeamState(
         jnp.zeros((), jnp.int32),
-        spread(jnp.asarray(first, jnp.int32)),
+        repeat(jnp.asarray(first, jnp.int32)),
         jnp.broadcast_to(scores, (batch, count)),
         jnp.full((batch, count, length), NO_TOKEN, jnp.int32),
         jnp.zeros((batch, count, length), jnp.float32),
         cache_rows.repeat(cache, batch, count),
-        *(spread(history), spread(stop_state), spread(progress)),
-        hypotheses.none(batch, count, length),
-        jnp.broadcast_to(task.limit < 1, (batch, task.search.groups)),
+        *(repeat(history), repeat(stop_state), repeat(progress)),
+        hypotheses.empty(batch, count, length),
+        jnp.broadcast_to(spec.limit < 1, (batch, spec.search.groups)),
         jnp.zeros(batch, jnp.int32),
     )
 
 
-def _body(task: _Task, step: Step):
-    groups, size = task.search.groups, task.size
-
-    def body(state: _Beams) -> _Beams:
-        batch, count = state.token.shape
-        logits, cache = step(jnp.maximum(state.token, 0).reshape(-1), state.cache)
-        logits = logits.astype(jnp.float32).reshape(batch, count, -1)
-        alive = jnp.isfinite(state.scores)
-        plain, bad = _logprobs(logits)
-        not_finite = jnp.any(bad & alive & ~jnp.repeat(state.done, size, axis=1), axis=-1)
-        ended, done, parts = state.ended, state.done, []
-        for group in range(groups):
-            here = slice(group * size, (group + 1) * size)
-            scores = _apart(task, plain[:, here], parts, state.done)
-            scores = _processed(task.sample, scores, _of(state.history, here))
-            chosen, mine, over = _grown(task, state, scores, group)
-            ended = jax.tree.map(lambda x, new, at=here: x.at[:, at].set(new), ended, mine)
-            done = done.at[:, group].set(over)
-            parts.append(chosen)
-        chosen = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
-        failed = jnp.where(
-            not_finite & ~jnp.all(state.done, axis=1), Reason.NOT_FINITE, state.failed
-        )
-        dead = ~jnp.any(jnp.isfinite(chosen.scores), 1)
-        none = dead & ~jnp.any(jnp.isfinite(ended.scores), 1)
-        failed = jnp.where(none & (failed == 0), Reason.BANNED, failed).astype(jnp.int32)
-        done = (
-            done | (failed > 0)[:, None] | (dead | (state.place + 1 >= task.limit[:, 0]))[:, None]
-        )
-        return _reordered(task, state, chosen, cache)._replace(
-            ended=ended, done=done, failed=failed
-        )
-
-    return body
+def _advance(spec: _BeamSpec, step: Step, state: _BeamState) -> _BeamState:
+    """Return the state after one more token of every beam."""
+    size, (batch, count) = spec.size, state.token.shape
+    logits, cache = step(jnp.maximum(state.token, 0).reshape(-1), state.cache)
+    logits = logits.astype(jnp.float32).reshape(batch, count, -1)
+    alive = jnp.isfinite(state.scores)
+    logprobs, bad = _log_softmax(logits)
+    not_finite = jnp.any(bad & alive & ~jnp.repeat(state.done, size, axis=1), axis=-1)
+    finished, done, groups = state.finished, state.done, []
+    for group in range(spec.search.groups):
+        here = slice(group * size, (group + 1) * size)
+        scores = _penalize_similarity(spec, logprobs[:, here], groups, state.done)
+        history = jax.tree.map(lambda x, at=here: x[:, at], state.history)
+        # Beam by beam, so that settings [B] of the processors meet rows [B, V].
+        scores = jax.vmap(spec.sample.process, in_axes=1, out_axes=1)(scores, history)
+        chosen, mine, over = _extend_group(spec, state, scores, group)
+        finished = jax.tree.map(lambda x, new, at=here: x.at[:, at].set(new), finished, mine)
+        done = done.at[:, group].set(over)
+        groups.append(chosen)
+    chosen = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *groups)
+    failed = jnp.where(not_finite & ~jnp.all(state.done, axis=1), Reason.NOT_FINITE, state.failed)
+    dead = ~jnp.any(jnp.isfinite(chosen.scores), 1)
+    none = dead & ~jnp.any(jnp.isfinite(finished.scores), 1)
+    failed = jnp.where(none & (failed == 0), Reason.BANNED, failed).astype(jnp.int32)
+    over = dead | (state.position + 1 >= spec.limit[:, 0])
+    done = done | (failed > 0)[:, None] | over[:, None]
+    state = _reorder(spec, state, chosen, cache)
+    return state._replace(finished=finished, done=done, failed=failed)
 
 
-def _logprobs(logits: Float[Array, "B K V"]) -> tuple[Float[Array, "B K V"], Bool[Array, "B K"]]:
-    """Return (log-probabilities, which rows have none): of those not even a processor sees NaN.
+def _log_softmax(logits: Float[Array, "B K V"]) -> tuple[Float[Array, "B K V"], Bool[Array, "B K"]]:
+    """Return (log-probabilities, rows that have none), 0 in those so that no processor sees NaN.
 
-    One number a row tells it, where looking at each logit takes longer than the softmax.
+    The norm alone tells, where a look at each logit would take longer than the softmax.
     """
     below = logits - jnp.max(logits, axis=-1, keepdims=True)
     norm = jnp.log(jnp.sum(jnp.exp(below), axis=-1, keepdims=True))
@@ -196,124 +204,112 @@ def _logprobs(logits: Float[Array, "B K V"]) -> tuple[Float[Array, "B K V"], Boo
     return jnp.where(bad, 0.0, below - norm), bad[..., 0]
 
 
-class _Picks(NamedTuple):
-    """Continuations of beams, the best first [B, C]; scores are of whole texts."""
+class _Continuations(NamedTuple):
+    """Beams with one more token, the best first [B, C]."""
 
-    scores: Array
-    parent: Array  # the beam, counted over all groups
+    scores: Array  # sum of log-probabilities of the whole text
+    parent: Array  # index of the beam, counted over all groups
     token: Array
-    single: Array  # the log-probability of the token
+    logprob: Array  # of the token
     stop_state: Array | None
 
-    def at(self, index: Int[Array, "B M"]) -> _Picks:
-        """Return those at `index`."""
-        return jax.tree.map(lambda x: gathered(x, index), self)
 
-
-def _grown(
-    task: _Task, state: _Beams, scores: Float[Array, "B K V"], group: int
-) -> tuple[_Picks, Ended, Bool[Array, "B"]]:
-    """Return a group's beams after one more token, its ended texts, and whether it is done."""
-    size, search = task.size, task.search
+def _extend_group(
+    spec: _BeamSpec, state: _BeamState, scores: Float[Array, "B K V"], group: int
+) -> tuple[_Continuations, Hypotheses, Bool[Array, "B"]]:
+    """Return a group's beams after one more token, its finished texts, and whether it is done."""
+    size, search, before = spec.size, spec.search, state.progress
     here = slice(group * size, (group + 1) * size)
     total = scores + state.scores[:, here, None]
-    found = _candidates(task, state, scores, total, here)
-    stopped, reason = _stopped(task, found)
-    going = lax.top_k(jnp.where(stopped, -jnp.inf, found.scores), size)
-    chosen = found.at(going[1])._replace(scores=going[0])
-    before = state.progress
-    if task.words is not None and before is not None:
+    best = _best_continuations(spec, state, scores, total, here)
+    reason = ended_by(best.stop_state, jnp.any(best.token[..., None] == spec.stops[:, None], -1))
+    ends = reason != Reason.LENGTH
+    open_scores, index = lax.top_k(jnp.where(ends, -jnp.inf, best.scores), size)
+    chosen = gather(best, index)._replace(scores=open_scores)
+    if spec.words is not None and before is not None:
         picks = (chosen.scores, chosen.parent, chosen.token)
-        picked = constraints.chosen(task.words, before, total, *picks)
-        chosen = _picks(task, state, scores, here, *picked)
-    num_generated, limit = state.place + 1, task.limit[:, 0]
-    ended = jax.tree.map(lambda x: x[:, here], state.ended)
-    closed = state.done[:, group]
+        picks = constraints.choose(spec.words, before, total, *picks)
+        chosen = _continuations(spec, state, scores, here, *picks)
+    num_generated, limit = state.position + 1, spec.limit[:, 0]
+    finished = jax.tree.map(lambda x: x[:, here], state.finished)
+    done = state.done[:, group]
     # Only what is among the best `size` may end there.
-    ranked = found.at(jnp.broadcast_to(jnp.arange(size), stopped[:, :size].shape))
-    texts = _texts(task, state, ranked, reason[:, :size])
-    # A stop token brings no word in: what counts is what was there before.
+    ranked = gather(best, jnp.broadcast_to(jnp.arange(size), ends[:, :size].shape))
+    texts = _texts(spec, state, ranked, reason[:, :size])
+    # A stop token adds nothing to the words.
     constraints_met = texts.constraints_met
     if before is not None:
-        earlier = constraints.constraints_met(_chosen_of(before, ranked.parent))
+        earlier = constraints.constraints_met(gather(before, ranked.parent))
         constraints_met = jnp.where(texts.reason == Reason.STOP, earlier, constraints_met)
-    which = stopped[:, :size] & constraints_met & ~closed[:, None]
-    ended = hypotheses.merged(
-        search, ended, texts._replace(constraints_met=constraints_met), which, num_generated
-    )
+    which = ends[:, :size] & constraints_met & ~done[:, None]
+    texts = texts._replace(constraints_met=constraints_met)
+    finished = hypotheses.merge(search, finished, texts, which, num_generated)
+    rule = (num_generated, limit)
     legacy = search.groups > 1 or before is not None
     if legacy:
         # As transformers' scorer of groups and of words does: the best candidate counts even if
         # it ends, and open beams don't join a group that is done.
-        closed = closed | hypotheses.satisfied(
-            search, ended, found.scores[:, 0], num_generated, limit
-        )
-    over = (num_generated >= limit) & ~closed
-    texts = _texts(task, state, chosen, jnp.full_like(chosen.token, Reason.LENGTH))
-    enough = jnp.sum(texts.constraints_met, axis=1, keepdims=True) >= task.num_return
-    open_ = over[:, None] & (texts.constraints_met | ~enough)
-    ended = hypotheses.merged(search, ended, texts, open_, num_generated)
+        done = done | hypotheses.is_done(search, finished, best.scores[:, 0], *rule)
+    over = (num_generated >= limit) & ~done
+    texts = _texts(spec, state, chosen, jnp.full_like(chosen.token, Reason.LENGTH))
+    enough = jnp.sum(texts.constraints_met, axis=1, keepdims=True) >= spec.num_return
+    which = over[:, None] & (texts.constraints_met | ~enough)
+    finished = hypotheses.merge(search, finished, texts, which, num_generated)
     if not legacy:
-        closed = closed | hypotheses.satisfied(
-            search, ended, chosen.scores[:, 0], num_generated, limit
-        )
-    return chosen, ended, closed
+        done = done | hypotheses.is_done(search, finished, chosen.scores[:, 0], *rule)
+    return chosen, finished, done
 
 
-def _candidates(task: _Task, state: _Beams, scores, total, here: slice) -> _Picks:
+def _best_continuations(spec: _BeamSpec, state: _BeamState, scores, total, here: slice):
     batch, size, vocab = scores.shape
-    # So many that enough go on even if every beam's likeliest tokens are all its stop ids.
-    width = min(max(2, 1 + task.stops.shape[-1]) * size, size * vocab)
-    best, index = _picked(task, total.reshape(batch, -1), width, state.place)
+    # So many that enough go on even if every beam's best tokens are all its stop ids.
+    width = min(max(2, 1 + spec.stops.shape[-1]) * size, size * vocab)
+    best, index = _top_candidates(spec, total.reshape(batch, -1), width, state.position)
     parent, token = index // vocab + here.start, (index % vocab).astype(jnp.int32)
-    return _picks(task, state, scores, here, best, parent, token)
+    return _continuations(spec, state, scores, here, best, parent, token)
 
 
-def _picks(task: _Task, state: _Beams, scores, here: slice, best, parent, token) -> _Picks:
+def _continuations(spec: _BeamSpec, state: _BeamState, scores, here: slice, best, parent, token):
     batch, _, vocab = scores.shape
     index = (parent - here.start) * vocab + token
-    single = jnp.take_along_axis(scores.reshape(batch, -1), index, axis=1)
+    logprob = jnp.take_along_axis(scores.reshape(batch, -1), index, axis=1)
     stop_state = None
-    if task.strings is not None and state.stop_state is not None:
-        before = gathered(state.stop_state, parent)
-        stop_state = jax.vmap(task.strings.advance, (1, 1), 1)(before, token)
-    return _Picks(best, parent, token, single, stop_state)
+    if spec.strings is not None and state.stop_state is not None:
+        before = gather(state.stop_state, parent)
+        stop_state = jax.vmap(spec.strings.advance, (1, 1), 1)(before, token)
+    return _Continuations(best, parent, token, logprob, stop_state)
 
 
-def _stopped(task: _Task, found: _Picks) -> tuple[Bool[Array, "B C"], Int[Array, "B C"]]:
-    """Which continuations end their text, and why."""
-    ids = jnp.any(found.token[..., None] == task.stops[:, None], axis=-1)
-    reason = ended_by(found.stop_state, ids)
-    return reason != Reason.LENGTH, reason
-
-
-def _texts(task: _Task, state: _Beams, picks: _Picks, reason: Int[Array, "B C"]) -> Texts:
-    """The whole texts of continuations."""
-    now = jnp.arange(task.length) == state.place
+def _texts(
+    spec: _BeamSpec, state: _BeamState, new: _Continuations, reason: Int[Array, "B C"]
+) -> Candidates:
+    """Return the whole texts of continuations."""
+    now = jnp.arange(spec.length) == state.position
     constraints_met = jnp.ones(reason.shape, bool)
-    if task.words is not None and state.progress is not None:
-        before = _chosen_of(state.progress, picks.parent)
-        constraints_met = constraints.constraints_met(
-            constraints.advance(task.words, before, picks.token)
-        )
-    return Texts(
-        jnp.where(now, picks.token[..., None], gathered(state.tokens, picks.parent)),
-        picks.scores,
+    progress = _progress(spec, state, new)
+    if progress is not None:
+        constraints_met = constraints.constraints_met(progress)
+    return Candidates(
+        jnp.where(now, new.token[..., None], gather(state.tokens, new.parent)),
+        new.scores,
         reason,
-        jnp.where(now, picks.single[..., None], gathered(state.logprobs, picks.parent)),
+        jnp.where(now, new.logprob[..., None], gather(state.logprobs, new.parent)),
         constraints_met,
     )
 
 
-def _chosen_of(state: Any, parent: Int[Array, "B C"]) -> Any:
-    return jax.tree.map(lambda x: gathered(x, parent), state)
+def _progress(spec: _BeamSpec, state: _BeamState, new: _Continuations) -> Progress | None:
+    """Return the progress of the words of continuations; None without words."""
+    if spec.words is None or state.progress is None:
+        return None
+    return constraints.advance(spec.words, gather(state.progress, new.parent), new.token)
 
 
-def _picked(task: _Task, total: Float[Array, "B C"], width: int, place: Array):
-    """The candidates of each request, the best first."""
-    if not task.search.do_sample:
+def _top_candidates(spec: _BeamSpec, total: Float[Array, "B C"], width: int, position: Array):
+    """Return (scores, indices) of the candidates of each request, the best first."""
+    if not spec.search.do_sample:
         return lax.top_k(total, width)
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, place))(task.keys)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, position))(spec.keys)
     # The largest of Gumbel-perturbed logits are a draw without replacement (Kool et al. 2019).
     noise = gumbel(keys, total.shape[1])
     index = lax.top_k(total + noise, width)[1]
@@ -322,64 +318,51 @@ def _picked(task: _Task, total: Float[Array, "B C"], width: int, place: Array):
     return jnp.take_along_axis(total, index, axis=1), index
 
 
-def _apart(
-    task: _Task, scores: Float[Array, "B K V"], earlier: list[_Picks], done: Bool[Array, "B G"]
+def _penalize_similarity(
+    spec: _BeamSpec, scores: Float[Array, "B K V"], earlier: list[_Continuations], done: Array
 ) -> Float[Array, "B K V"]:
-    """Scores less the diversity for every beam of earlier groups that chose the same token."""
+    """Subtract the diversity penalty for every beam of earlier groups that chose the same token."""
     if not earlier:
         return scores
     tokens = jnp.concatenate([group.token for group in earlier], axis=1)
-    counted = jnp.repeat(~done[:, : len(earlier)], task.size, axis=1)
-    chosen = count_tokens(tokens, counted, scores.shape[-1])
-    return scores - (column(task.search.diversity) * chosen)[:, None]
+    counted = jnp.repeat(~done[:, : len(earlier)], spec.size, axis=1)
+    count = count_tokens(tokens, counted, scores.shape[-1])
+    return scores - (column(spec.search.diversity) * count)[:, None]
 
 
-def _processed(sample: Chain, scores: Float[Array, "B K V"], history: History | None) -> Array:
-    # Beam by beam, so that settings [B] of the processors meet rows [B, V].
-    return jax.vmap(sample.process, in_axes=1, out_axes=1)(scores, history)
-
-
-def _of(history: History | None, here: slice) -> History | None:
-    return None if history is None else jax.tree.map(lambda x: x[:, here], history)
-
-
-def _reordered(task: _Task, state: _Beams, chosen: _Picks, cache: Any) -> _Beams:
-    batch, count = chosen.token.shape
-    parents = (jnp.arange(batch)[:, None] * count + chosen.parent).reshape(-1)
-    texts = _texts(task, state, chosen, jnp.zeros_like(chosen.token))
-    history, progress = state.history, state.progress
+def _reorder(spec: _BeamSpec, state: _BeamState, new: _Continuations, cache: Any) -> _BeamState:
+    batch, count = new.token.shape
+    parents = (jnp.arange(batch)[:, None] * count + new.parent).reshape(-1)
+    texts = _texts(spec, state, new, jnp.zeros_like(new.token))
+    history = state.history
     if history is not None:
-        history = _chosen_of(history, chosen.parent)
-        history = jax.vmap(lambda one, new: append_token(task.sample, one, new), (1, 1), 1)(
-            history, chosen.token
-        )
-    if task.words is not None and progress is not None:
-        before = _chosen_of(progress, chosen.parent)
-        progress = constraints.advance(task.words, before, chosen.token)
+        append = jax.vmap(lambda one, token: append_token(spec.sample, one, token), (1, 1), 1)
+        history = append(gather(history, new.parent), new.token)
     return state._replace(
-        place=state.place + 1,
-        token=chosen.token,
-        scores=chosen.scores,
+        position=state.position + 1,
+        token=new.token,
+        scores=new.scores,
         tokens=texts.tokens,
         logprobs=texts.logprobs,
         cache=cache_rows.take(cache, parents),
         history=history,
-        stop_state=chosen.stop_state,
-        progress=progress,
+        stop_state=new.stop_state,
+        progress=_progress(spec, state, new),
     )
 
 
-def _result(task: _Task, state: _Beams) -> Decoded:
-    scores, index = lax.top_k(state.ended.scores, task.num_return)
-    best = jax.tree.map(lambda x: gathered(x, index), state.ended)
+def _result(spec: _BeamSpec, state: _BeamState) -> Decoded:
+    scores, index = lax.top_k(state.finished.scores, spec.num_return)
+    best = gather(state.finished, index)
     failed = (state.failed > 0)[:, None]
     num_generated = jnp.where(failed, 0, best.num_generated)
-    places = jnp.arange(task.length)[None, None]
+    valid = jnp.arange(spec.length)[None, None] < num_generated[..., None]
     last = jnp.take_along_axis(best.tokens, jnp.maximum(num_generated - 1, 0)[..., None], axis=2)
-    tokens = jnp.where(places < num_generated[..., None], best.tokens, last)
-    tokens = jnp.where(failed[..., None], NOT_FINITE, tokens)
-    scores = jnp.where(failed, -jnp.inf, scores)
-    logprobs = jnp.where(places < num_generated[..., None], best.logprobs, 0.0)
-    reason = jnp.where(failed, state.failed[:, None], best.reason)
-    met = best.constraints_met & ~failed
-    return Decoded(tokens, num_generated, reason, logprobs, scores=scores, constraints_met=met)
+    return Decoded(
+        jnp.where(failed[..., None], NOT_FINITE, jnp.where(valid, best.tokens, last)),
+        num_generated,
+        jnp.where(failed, state.failed[:, None], best.reason),
+        jnp.where(valid, best.logprobs, 0.0),
+        scores=jnp.where(failed, -jnp.inf, scores),
+        constraints_met=best.constraints_met & ~failed,
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxgen import arguments
 from jaxgen.arguments import Range, at_least
 from jaxgen.decoding.per_request import Number
-from jaxgen.decoding.processors.truncation import static
+from jaxgen.decoding.processors.base import static
 from jaxgen.errors import ConfigError
 from jaxgen.pytree import register_dataclass
 
@@ -46,25 +46,28 @@ def beams(
     diversity: Number = 0.0,
     do_sample: bool = False,
 ) -> Search:
-    """Return a Search of `count` beams.
+    """Return the settings of a beam search.
 
     Args:
-      count: number of beams.
-      length_penalty: scores are divided by (new tokens)^penalty; above 0 favours long texts. A
-        number or [B].
-      early_stopping: when a request ends, as in transformers; one value, or one per request. True:
-        as soon as `count` texts have ended. False: when the best open beam, ended now, would not
-        be among them. "never": when it would not at any length.
-      groups: number of groups of diverse beam search (Vijayakumar et al. 2016).
-      diversity: diversity penalty, a number or [B]: subtracted from a token's score for each beam
-        of an earlier group that chose it at the same position.
-      do_sample: sample continuations without replacement instead of taking the best.
+        count: number of beams, at least 1.
+        length_penalty: scores are divided by (new tokens)^penalty; above 0 favours long texts. A
+            number or [B].
+        early_stopping: when a request ends, as in transformers; one value, or one per request.
+            True: as soon as `count` texts have ended. False: when the best open beam, ended now,
+            would not be among them. "never": when it would not at any length.
+        groups: number of groups of diverse beam search (Vijayakumar et al. 2016).
+        diversity: diversity penalty, a number or [B], at least 0: subtracted from a token's score
+            for each beam of an earlier group that chose it at the same position.
+        do_sample: sample continuations without replacement instead of taking the best.
 
     Returns:
-      The settings, for `beam_search` and `generate_beams`.
+        Search, the argument `search=` of `beam_search` and `generate_beams`.
 
     Raises:
-      ConfigError: for a value out of range, or two that contradict each other.
+        ConfigError: for a value out of range, or two that contradict each other.
+
+    >>> jaxgen.beams(4, groups=2, diversity=0.5).groups
+    2
     """
     if count % groups:
         raise ConfigError(f"beams={count} is not a multiple of groups={groups}")

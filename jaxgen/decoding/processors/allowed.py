@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -12,22 +11,20 @@ from jaxtyping import Array, Float
 
 from jaxgen import arguments
 from jaxgen.decoding.history import History, Requires
-from jaxgen.decoding.processors.truncation import BANNED, static
+from jaxgen.decoding.processors.base import BANNED, processor, static
 from jaxgen.errors import ConfigError
-from jaxgen.pytree import register_dataclass
 
-Allow = Callable[..., Any]  # (tokens [S], length [], *data) -> bool [V]
+AllowFunction = Callable[..., Any]  # (tokens [S], length [], *data) -> bool [V]
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@processor()
 class Allowed:
-    """Bans what `function` does not allow after the tokens so far."""
+    """Ban what `function` does not allow after the tokens so far."""
 
     requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "allowed_tokens"
     data: Any
-    function: Allow = static(None)
+    function: AllowFunction = static(None)
 
     def __call__(self, logits: Float[Array, "B V"], history: History) -> Float[Array, "B V"]:
         tokens, length = history.tokens_and_length()
@@ -41,13 +38,21 @@ class Allowed:
 
 
 @arguments.checked
-def allowed_tokens(function: Allow, *data: Any) -> Allowed:
-    """Return a processor that allows what function(tokens, length, *data) says, a bool per token.
+def allowed_tokens(function: AllowFunction, *data: Any) -> Allowed:
+    """Return a processor that allows the tokens for which a function of the text so far is True.
 
-    It is called once a request, with its prompt and draws [S], of which the first `length` are
-    real, and is compiled into the loop: a pure function of JAX, the same object each time (another
-    one compiles again). data: arrays that it reads, which may change without compiling.
-    transformers' prefix_allowed_tokens_fn; a fixed set of sequences is cheaper as a trie
-    (`automaton.trie`). Raises ConfigError where it gives anything else.
+    transformers' prefix_allowed_tokens_fn, compiled into the loop. For a fixed set of sequences
+    `structure.trie` is cheaper.
+
+    Args:
+        function: (tokens [S], length, *data) -> bool [V], called for each request with its prompt
+            and draws, of which the first `length` are real. A pure function of JAX; another object
+            compiles anew. Raises ConfigError where it gives anything else.
+        data: arrays that the function reads; they may change without compiling.
+
+    >>> history = History(jnp.array([0]), jnp.array([[1]]), jnp.array([1]))
+    >>> rising = jaxgen.allowed_tokens(lambda tokens, n: jnp.arange(3) > tokens[n - 1])
+    >>> rising(jnp.zeros((1, 3)), history)
+    Array([[-inf, -inf,   0.]], dtype=float32)
     """
     return Allowed(tuple(data), function)

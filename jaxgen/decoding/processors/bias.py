@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
@@ -14,18 +13,18 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.arrays import Axes
 from jaxgen.decoding.history import History, Requires, last_tokens
+from jaxgen.decoding.per_request import next_power_of_two
+from jaxgen.decoding.processors.base import processor
 from jaxgen.errors import ConfigError
-from jaxgen.pytree import register_dataclass
 
 ANY = -3  # in a start: any token, and none, so that starts of different widths share an array
 Words = Sequence[Sequence[int]]
 Biases = Mapping[Any, Any]  # of {(id, id, ...): number}
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@processor()
 class SequenceBias:
-    """Adds `bias` to the logit of `ends` where the history ends in `starts`.
+    """Add `bias` to the logit of `ends` where the history ends in `starts`.
 
     starts: [1 or B, N, W], padded with ANY on the left; ends: [1 or B, N]; bias: [1 or B, N].
     """
@@ -37,7 +36,7 @@ class SequenceBias:
 
     @property
     def requires(self) -> Requires:
-        """Return what is read: nothing, if all sequences are single tokens."""
+        """Return "nothing" if all sequences are single tokens."""
         return "tokens" if self.starts.shape[-1] else "nothing"
 
     def __call__(
@@ -58,11 +57,16 @@ class SequenceBias:
 
 @arguments.checked
 def sequence_bias(biases: Biases | Sequence[Biases]) -> SequenceBias:
-    """Return a processor that adds to the logit of a sequence's last token once it may be next.
+    """Return a processor that biases the last token of each sequence whose start has been drawn.
 
-    biases: {(5,): -2.0, (3, 7): 4.0}, or a list of such, one for each request.
-    Arrays are padded to powers of two, so other sequences seldom recompile.
-    Raises ConfigError for an empty sequence, a negative id or a bias that is NaN.
+    transformers' SequenceBiasLogitsProcessor.
+
+    Args:
+        biases: {(5,): -2.0, (3, 7): 4.0}, token ids to what is added, or a list of such, one for
+            each request. Raises ConfigError for an empty sequence, a negative id or a NaN.
+
+    >>> jaxgen.sequence_bias({(0,): -2.0})(jnp.array([[1.0, 1.0]]))
+    Array([[-1.,  1.]], dtype=float32)
     """
     requests = [biases] if isinstance(biases, Mapping) else list(biases)
     if not requests:
@@ -72,24 +76,31 @@ def sequence_bias(biases: Biases | Sequence[Biases]) -> SequenceBias:
             raise ConfigError(f"sequence_bias: {sequence!r} must be token ids, at least one")
         if isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount != amount:
             raise ConfigError(f"sequence_bias: the bias {amount!r} of {sequence} is no number")
-    return _packed(requests)
+    return _pack(requests)
 
 
 @arguments.checked(keep=at_least(0))
 def bad_words(words: Words | Sequence[Words], *, keep: Sequence[int] = ()) -> SequenceBias:
     """Return a processor that never lets any of the token sequences `words` be completed.
 
-    words: [[5], [3, 7]], or a list of such, one for each request.
-    keep: ids that stay allowed even if they are among the words, such as the stop ids.
+    transformers' NoBadWordsLogitsProcessor.
+
+    Args:
+        words: [[5], [3, 7]], or a list of such, one for each request. Raises ConfigError for an
+            empty sequence or a negative id.
+        keep: ids that stay allowed even if they are among the words, such as the stop ids.
+
+    >>> jaxgen.bad_words([[0]])(jnp.array([[1.0, 1.0]]))
+    Array([[-inf,   1.]], dtype=float32)
     """
     listed = list(words)
     nested = bool(listed) and all(not _are_ids(word) for word in listed)
     requests: list[Any] = listed if nested else [listed]
     if not listed or not all(_are_ids(word) for request in requests for word in request):
         raise ConfigError(f"bad_words={words!r} must be lists of token ids, none empty")
-    kept = {(token,) for token in keep}
+    exempt = {(token,) for token in keep}
     banned = [{tuple(word): -np.inf for word in request} for request in requests]
-    return _packed([{w: b for w, b in one.items() if w not in kept} for one in banned])
+    return _pack([{w: b for w, b in one.items() if w not in exempt} for one in banned])
 
 
 def _are_ids(sequence: Any) -> bool:
@@ -101,20 +112,16 @@ def _are_ids(sequence: Any) -> bool:
     )
 
 
-def _packed(requests: Sequence[Biases]) -> SequenceBias:
-    number = _power_of_two(max(len(request) for request in requests))
-    width = _power_of_two(max((len(s) - 1 for r in requests for s in r), default=0))
+def _pack(requests: Sequence[Biases]) -> SequenceBias:
+    number = next_power_of_two(max(len(request) for request in requests), 0)
+    width = next_power_of_two(max((len(s) - 1 for r in requests for s in r), default=0), 0)
     starts = np.full((len(requests), number, width), ANY, np.int32)
     # An end past any vocabulary is dropped: the rows that only fill up change nothing.
     ends = np.full((len(requests), number), np.iinfo(np.int32).max, np.int32)
     bias = np.zeros((len(requests), number), np.float32)
     for row, request in enumerate(requests):
-        for place, (sequence, amount) in enumerate(request.items()):
+        for i, (sequence, amount) in enumerate(request.items()):
             start = sequence[:-1]
-            starts[row, place, width - len(start) :] = start
-            ends[row, place], bias[row, place] = sequence[-1], amount
+            starts[row, i, width - len(start) :] = start
+            ends[row, i], bias[row, i] = sequence[-1], amount
     return SequenceBias(starts, ends, bias)
-
-
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length() if size > 0 else 0

@@ -1,7 +1,7 @@
-"""Output held to a structure: an automaton over tokens, whose masks are applied inside the loop.
+"""Structured output: regular expressions, JSON schemas, choices and tries as automata over tokens.
 
-The table is made on the host; on the device a draw costs two gathers. Tokens that no state tells
-apart share a column, so that the table of a regular expression stays small.
+The table is made on the host; on the device a draw costs two gathers. Tokens that lead to the same
+state from every state share a column, so the table of a regular expression stays small.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -21,10 +20,9 @@ from jaxtyping import Array, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.history import History, Requires
-from jaxgen.decoding.per_request import column, refuse
-from jaxgen.decoding.processors.truncation import BANNED
+from jaxgen.decoding.per_request import column, next_power_of_two, refuse
+from jaxgen.decoding.processors.base import BANNED, processor
 from jaxgen.errors import ConfigError
-from jaxgen.pytree import register_dataclass
 
 LARGEST = 2**28  # states times tokens while a table is made: 1 GiB
 END = -1  # the state of a text that has stopped
@@ -32,13 +30,13 @@ FAR = np.iinfo(np.int32).max // 2
 Transitions = Mapping[int, Mapping[int, int]]
 
 
-@register_dataclass
-@dataclass(frozen=True)
+@processor()
 class Automaton:
-    """Allows the tokens that lead from a request's state to another.
+    """Allow the tokens that lead from a request's state to another.
 
-    table: next state [S, C] or -1; classes: column of each token [V]; starts: [1 or B];
-    distance: the fewest tokens from a state to the end [S]; within: new tokens in all, or [B].
+    table: next state [S, C], or -1. classes: column of each token [V]. starts: first state
+    [1 or B]. distance: fewest tokens from each state to the end [S]. within: maximum number of new
+    tokens, a number or [B].
     """
 
     requires: ClassVar[Requires] = "tokens"
@@ -55,21 +53,21 @@ class Automaton:
         refuse(self.within, lambda x: (x > length) & (x < FAR), f"within={{}} {message}")
 
     def begin(self, history: History) -> Int[Array, "B"]:
-        """Return the states after what has been drawn already."""
+        """Return the states after the tokens drawn so far."""
         tokens, length = history.tokens_and_length()
         start = jnp.broadcast_to(jnp.asarray(self.starts), history.num_generated.shape)
 
-        def one_more(place, state):
-            slot = (length - history.num_generated + place)[:, None]
+        def one_more(i, state):
+            slot = (length - history.num_generated + i)[:, None]
             new = jnp.take_along_axis(tokens, jnp.maximum(slot, 0), axis=1)[:, 0]
-            return jnp.where(place < history.num_generated, self.advance(state, new), state)
+            return jnp.where(i < history.num_generated, self.advance(state, new), state)
 
         return lax.fori_loop(0, jnp.max(history.num_generated), one_more, start)
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
         """Return the states after one more token; -1 after one that was not allowed."""
-        kind = jnp.asarray(self.classes)[jnp.clip(new, 0, len(self.classes) - 1)]
-        after = jnp.asarray(self.table)[jnp.maximum(state, 0), kind]
+        index = jnp.asarray(self.classes)[jnp.clip(new, 0, len(self.classes) - 1)]
+        after = jnp.asarray(self.table)[jnp.maximum(state, 0), index]
         return jnp.where((state >= 0) & (new >= 0), after, -1)
 
     def __call__(
@@ -91,21 +89,30 @@ class Automaton:
 def regex(
     pattern: str, pieces: Sequence[bytes], stop: int, *, within: int | None = None
 ) -> Automaton:
-    """Return an automaton whose texts match a regular expression as a whole, then `stop`.
+    """Return a processor whose texts match a regular expression as a whole, then `stop`.
 
-    pieces: the bytes of each token, b"" for one that spells nothing. The syntax is that of Rust's
-    regex crate: no look-around, no back-references.
-    within: new tokens in all, the stop token included: a text ends by then, whatever it takes.
-    Raises ConfigError for a pattern that is none, that this vocabulary cannot spell, or that no
-    text of `within` tokens matches.
+    Args:
+        pattern: in the syntax of Rust's regex crate: no look-around, no back-references.
+        pieces: bytes of each token, b"" for one that spells nothing; `tokenizer.surface.pieces`.
+        stop: id that ends a text.
+        within: maximum number of new tokens, `stop` included; the text is completed by then.
+
+    Raises:
+        ConfigError: for an invalid pattern, one that this vocabulary cannot spell, or that no text
+            of `within` tokens matches; if outlines-core is not installed.
+
+    >>> digits = jaxgen.regex("[0-9]", [b"", b"a", b"7"], stop=0)
+    >>> history = History(jnp.array([0]), jnp.array([[1]]), jnp.array([1]))
+    >>> digits(jnp.zeros((1, 3)), history)
+    Array([[-inf, -inf,   0.]], dtype=float32)
     """
-    core = _library("outlines_core")
-    known: dict[bytes, list[int]] = {}
+    core = _import("outlines_core")
+    ids: dict[bytes, list[int]] = {}
     for token, piece in enumerate(pieces):
         if piece and token != stop:
-            known.setdefault(bytes(piece), []).append(token)
+            ids.setdefault(bytes(piece), []).append(token)
     try:
-        index = core.Index(pattern, core.Vocabulary(stop, known))
+        index = core.Index(pattern, core.Vocabulary(stop, ids))
     except ValueError as error:
         raise ConfigError(
             f"regex {pattern[:80]!r} can't be compiled: {error}; it takes no look-around and no "
@@ -114,14 +121,23 @@ def regex(
     moves = {state: dict(to) for state, to in index.get_transitions().items()}
     for state in index.get_final_states():
         moves.setdefault(state, {})[stop] = END
-    return _built(moves, index.get_initial_state(), stop, len(pieces), within, f"regex {pattern!r}")
+    return _build(moves, index.get_initial_state(), stop, len(pieces), within, f"regex {pattern!r}")
 
 
 @arguments.checked(stop=at_least(0), within=at_least(1))
 def choices(
     texts: Sequence[str], pieces: Sequence[bytes], stop: int, *, within: int | None = None
 ) -> Automaton:
-    """Return an automaton that spells one of the `texts`, in any of its tokenisations."""
+    """Return a processor that spells one of the `texts`, in any of its tokenisations.
+
+    Args:
+        texts: at least one, none empty. Raises ConfigError otherwise.
+        pieces, stop, within: as in `regex`.
+
+    >>> history = History(jnp.array([0]), jnp.array([[1]]), jnp.array([1]))
+    >>> jaxgen.choices(["ab", "c"], [b"", b"a", b"b", b"c"], 0)(jnp.zeros((1, 4)), history)
+    Array([[-inf,   0., -inf,   0.]], dtype=float32)
+    """
     if not texts or any(not text for text in texts):
         raise ConfigError(f"choices={list(texts)!r} must be texts, none empty")
     pattern = "|".join(f"(?:{re.escape(text)})" for text in texts)
@@ -136,11 +152,19 @@ def json_schema(
     *,
     within: int | None = None,
 ) -> Automaton:
-    """Return an automaton whose texts are JSON of a JSON schema.
+    """Return a processor whose texts are JSON that a JSON schema describes.
 
-    Raises ConfigError for a schema that no regular expression can say, such as a recursive one.
+    Args:
+        description: the schema, as a mapping or as JSON. Raises ConfigError for one that no regular
+            expression can say, such as a recursive one.
+        pieces, stop, within: as in `regex`.
+
+    >>> history = History(jnp.array([0]), jnp.array([[1]]), jnp.array([1]))
+    >>> boolean = jaxgen.json_schema({"type": "boolean"}, [b"", b"true", b"false", b"x"], 0)
+    >>> boolean(jnp.zeros((1, 4)), history)
+    Array([[-inf,   0.,   0., -inf]], dtype=float32)
     """
-    build = _library("outlines_core.json_schema").build_regex_from_schema
+    build = _import("outlines_core.json_schema").build_regex_from_schema
     text = description if isinstance(description, str) else json.dumps(description)
     try:
         pattern = build(text)
@@ -153,9 +177,15 @@ def json_schema(
 def trie(
     sequences: Sequence[Sequence[int]], stop: int, vocab: int, *, within: int | None = None
 ) -> Automaton:
-    """Return an automaton that draws one of the token `sequences`, then `stop`.
+    """Return a processor that draws one of the token `sequences`, then `stop`.
 
-    It is what transformers does with prefix_allowed_tokens_fn over a tree of prefixes.
+    As transformers' prefix_allowed_tokens_fn over a tree of prefixes (De Cao et al. 2021).
+
+    Args:
+        sequences: token ids from 0 to vocab - 1, at least one sequence.
+        stop: id that ends a text, in none of the sequences. Raises ConfigError otherwise.
+        vocab: size of the vocabulary.
+        within: as in `regex`.
     """
     moves: dict[int, dict[int, int]] = {0: {}}
     for sequence in sequences:
@@ -172,11 +202,11 @@ def trie(
         moves[state][stop] = END
     if not sequences:
         raise ConfigError("trie of no sequences allows nothing; give at least one")
-    return _built(moves, 0, stop, vocab, within, "trie")
+    return _build(moves, 0, stop, vocab, within, "trie")
 
 
 def requests(automata: Sequence[Automaton | None]) -> Automaton:
-    """Return one automaton for a batch: each request's own, None for a free one."""
+    """Return one automaton for a batch: each request's own, None for an unconstrained one."""
     vocab = max((len(one.classes) for one in automata if one is not None), default=0)
     if not vocab:
         raise ConfigError("requests: every automaton is None; leave it out of the chain")
@@ -194,9 +224,7 @@ def requests(automata: Sequence[Automaton | None]) -> Automaton:
         for one, kind, offset in zip(parts, kinds, offsets, strict=True)
     ]
     starts = [offset + one.starts[0] for one, offset in zip(parts, offsets, strict=True)]
-    table, distance = _padded(
-        np.concatenate(tables), np.concatenate([one.distance for one in parts])
-    )
+    table, distance = _pad(np.concatenate(tables), np.concatenate([one.distance for one in parts]))
     return Automaton(
         table=table,
         distance=distance,
@@ -206,7 +234,7 @@ def requests(automata: Sequence[Automaton | None]) -> Automaton:
     )
 
 
-def _library(name: str) -> Any:
+def _import(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
@@ -215,7 +243,7 @@ def _library(name: str) -> Any:
         ) from None
 
 
-def _built(
+def _build(
     moves: Transitions, start: int, stop: int, vocab: int, within: int | None, name: str
 ) -> Automaton:
     moves = {**moves, END: {stop: END}}
@@ -230,7 +258,7 @@ def _built(
     for state, targets in moves.items():
         table[states[state], list(targets)] = [states[target] for target in targets.values()]
     columns, classes = np.unique(table, axis=1, return_inverse=True)
-    distance = _distances(columns, states[END])
+    distance = _distances_to_end(columns, states[END])
     first = states[start]
     if distance[first] >= FAR:
         raise ConfigError(f"{name[:80]}: this vocabulary can't spell it and end")
@@ -238,7 +266,7 @@ def _built(
         raise ConfigError(
             f"{name[:80]} needs {distance[first]} tokens at least, but within={within}"
         )
-    table, distance = _padded(columns, distance)
+    table, distance = _pad(columns, distance)
     return Automaton(
         table=table,
         distance=distance,
@@ -248,7 +276,7 @@ def _built(
     )
 
 
-def _distances(columns: np.ndarray, end: int) -> np.ndarray:
+def _distances_to_end(columns: np.ndarray, end: int) -> np.ndarray:
     """The fewest tokens, the stop token included, from each state to the end of the text."""
     distance = np.where(np.arange(len(columns)) == end, 0, FAR)
     for _ in range(len(columns)):
@@ -260,9 +288,8 @@ def _distances(columns: np.ndarray, end: int) -> np.ndarray:
     return distance.astype(np.int32)
 
 
-def _padded(table: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with powers of two as sizes, so that another pattern seldom recompiles."""
-    rows, columns = (1 << (size - 1).bit_length() for size in table.shape)
+def _pad(table: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = map(next_power_of_two, table.shape)
     more = ((0, rows - table.shape[0]), (0, columns - table.shape[1]))
     return (
         np.pad(table, more, constant_values=-1).astype(np.int32),

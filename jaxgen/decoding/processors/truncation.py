@@ -7,28 +7,20 @@ is the minimum number of tokens left; beam search needs 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen import arguments
 from jaxgen.arguments import above, at_least, between
 from jaxgen.decoding import top_mass
 from jaxgen.decoding.per_request import Number, Whole, column, refuse
+from jaxgen.decoding.processors.base import BANNED, processor, static
 from jaxgen.ops.largest import argmax
-from jaxgen.pytree import register_dataclass
 
-BANNED = -jnp.inf
 MASS_SCALE = 2.0**30  # probability mass 1 as an integer: integer sums are exact in any order
 TOP_H_WIDTH = 100  # as in the reference implementation: top-h considers the 100 best tokens
-
-
-def static(default: Any) -> Any:
-    """Return a dataclass field that is static under jit: part of the pytree's structure."""
-    return field(default=default, metadata={"static": True})
+_SHARE = between(0, 1, above=True)
+_CUTOFF = between(0, 1, below=True, note="0 is off")
 
 
 def _threshold(logits: Float[Array, "B V"], keep: int) -> Float[Array, "B 1"]:
@@ -53,11 +45,16 @@ def _entropy(logits: Float[Array, "B V"]) -> Float[Array, "B 1"]:
     return -jnp.sum(terms, axis=-1, keepdims=True)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class Temperature:
-    """Divides logits by `value`; at 0 keeps only the largest logit (greedy)."""
+@processor(value=at_least(0, note="0 is greedy"))
+class temperature:
+    """Divide logits by `value`; 0 keeps only the largest logit, the first of equals.
+
+    Args:
+        value: number or [B], at least 0. Raises ConfigError below 0, and if not finite.
+
+    >>> jaxgen.temperature(0.5)(jnp.array([[1.0, 2.0]]))
+    Array([[2., 4.]], dtype=float32)
+    """
 
     value: Number
 
@@ -74,11 +71,17 @@ class Temperature:
         return jnp.where(value > 0, logits / jnp.where(value > 0, value, 1.0), greedy)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class TopK:
-    """Keeps the `count` largest logits and those equal to the smallest kept (Fan et al. 2018)."""
+@processor(count=at_least(1), keep=at_least(1))
+class top_k:
+    """Keep the `count` largest logits and those equal to the smallest kept (Fan et al. 2018).
+
+    Args:
+        count: integer or [B], at least 1. Raises ConfigError below 1.
+        keep: minimum number of tokens left.
+
+    >>> jaxgen.top_k(2)(jnp.array([[1.0, 3.0, 2.0]]))
+    Array([[-inf,   3.,   2.]], dtype=float32)
+    """
 
     count: Whole
     keep: int = static(1)
@@ -91,11 +94,17 @@ class TopK:
         return jnp.where(logits >= cutoff, logits, BANNED)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class TopP:
-    """Keeps the smallest set of top tokens with total probability `mass` (Holtzman et al. 2020)."""
+@processor(mass=_SHARE, keep=at_least(1))
+class top_p:
+    """Keep the smallest set of top tokens with total probability `mass` (Holtzman et al. 2020).
+
+    Args:
+        mass: number or [B] in (0, 1]; 1 is off. Raises ConfigError outside.
+        keep: minimum number of tokens left.
+
+    >>> jaxgen.top_p(0.6)(jnp.log(jnp.array([[0.2, 0.5, 0.3]]))) > -jnp.inf
+    Array([[False,  True,  True]], dtype=bool)
+    """
 
     mass: Number
     keep: int = static(1)
@@ -125,11 +134,16 @@ class TopP:
         return jnp.where(allowed, logits, BANNED)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class TopH:
-    """Keeps the top tokens that hold a `share` of the entropy (Potraghloo et al. 2025)."""
+@processor(share=_SHARE)
+class top_h:
+    """Keep the top tokens that hold a `share` of the entropy (Potraghloo et al. 2025).
+
+    Args:
+        share: number or [B] in (0, 1]. Raises ConfigError outside.
+
+    >>> jaxgen.top_h(0.5)(jnp.log(jnp.array([[0.2, 0.7, 0.1]]))) > -jnp.inf
+    Array([[False,  True, False]], dtype=bool)
+    """
 
     share: Number
 
@@ -144,11 +158,17 @@ class TopH:
         return jnp.where(allowed, logits, BANNED)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class MinP:
-    """Keeps tokens with at least `share` times the top probability (Nguyen et al. 2024)."""
+@processor(share=between(0, 1, note="0 is off"), keep=at_least(1))
+class min_p:
+    """Keep tokens with at least `share` times the top probability (Nguyen et al. 2024).
+
+    Args:
+        share: number or [B] in [0, 1]; 0 is off. Raises ConfigError outside.
+        keep: minimum number of tokens left.
+
+    >>> jaxgen.min_p(0.5)(jnp.log(jnp.array([[0.2, 0.5, 0.3]]))) > -jnp.inf
+    Array([[False,  True,  True]], dtype=bool)
+    """
 
     share: Number
     keep: int = static(1)
@@ -162,11 +182,19 @@ class MinP:
         return jnp.where(drop, BANNED, logits)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class Typical:
-    """Keeps the most typical tokens with total probability `mass` (Meister et al. 2022)."""
+@processor(mass=_SHARE, keep=at_least(1))
+class typical:
+    """Keep the most typical tokens with total probability `mass` (Meister et al. 2022).
+
+    A token is typical if its surprise, -log p, is near the entropy.
+
+    Args:
+        mass: number or [B] in (0, 1]; 1 is off. Raises ConfigError outside.
+        keep: minimum number of tokens left.
+
+    >>> jaxgen.typical(0.3)(jnp.log(jnp.array([[0.5, 0.35, 0.15]]))) > -jnp.inf
+    Array([[False,  True, False]], dtype=bool)
+    """
 
     mass: Number
     keep: int = static(1)
@@ -184,11 +212,17 @@ class Typical:
         return jnp.where(_unsort(drop, order), BANNED, logits)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class Epsilon:
-    """Drops tokens with probability below `cutoff`, never the top one (Hewitt et al. 2022)."""
+@processor(cutoff=_CUTOFF, keep=at_least(1))
+class epsilon:
+    """Drop tokens with probability below `cutoff`, never the top one (Hewitt et al. 2022).
+
+    Args:
+        cutoff: number or [B] in [0, 1); 0 is off. Raises ConfigError outside.
+        keep: minimum number of tokens left.
+
+    >>> jaxgen.epsilon(0.25)(jnp.log(jnp.array([[0.2, 0.5, 0.3]]))) > -jnp.inf
+    Array([[False,  True,  True]], dtype=bool)
+    """
 
     cutoff: Number
     keep: int = static(1)
@@ -198,11 +232,17 @@ class Epsilon:
         return jnp.where(drop & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class Eta:
-    """Drops tokens below a cutoff that decreases with entropy (Hewitt et al. 2022)."""
+@processor(cutoff=_CUTOFF, keep=at_least(1))
+class eta:
+    """Drop tokens below min(`cutoff`, sqrt(`cutoff`) exp(-entropy)) (Hewitt et al. 2022).
+
+    Args:
+        cutoff: number or [B] in [0, 1); 0 is off. Raises ConfigError outside.
+        keep: minimum number of tokens left.
+
+    >>> jaxgen.eta(0.3)(jnp.log(jnp.array([[0.15, 0.5, 0.35]]))) > -jnp.inf
+    Array([[False,  True,  True]], dtype=bool)
+    """
 
     cutoff: Number
     keep: int = static(1)
@@ -214,13 +254,18 @@ class Eta:
         return jnp.where(drop & (logits < _threshold(logits, self.keep)), BANNED, logits)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class TopNSigma:
-    """Keeps logits within `count` standard deviations of the largest (Tang et al. 2024).
+@processor(count=above(0, infinite=True, note="infinity is off"))
+class top_n_sigma:
+    """Keep logits within `count` standard deviations of the largest (Tang et al. 2024).
 
-    The sample standard deviation (as in the authors' code) over logits that are not -inf.
+    The sample standard deviation, as in the authors' code, over logits that are not -inf: the same
+    tokens before and after any temperature.
+
+    Args:
+        count: number or [B], greater than 0; infinity is off. Raises ConfigError otherwise.
+
+    >>> jaxgen.top_n_sigma(1.0)(jnp.array([[0.0, 1.0, 3.0, 4.0]]))
+    Array([[-inf, -inf,   3.,   4.]], dtype=float32)
     """
 
     count: Number
@@ -236,80 +281,13 @@ class TopNSigma:
         return jnp.where(logits < cutoff, BANNED, logits)
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
-class Renormalize:
-    """Turns logits into log-probabilities."""
+@processor()
+class renormalize:
+    """Turn logits into log-probabilities (log-softmax).
+
+    >>> jnp.exp(jaxgen.renormalize()(jnp.array([[0.0, 0.0]])))
+    Array([[0.5, 0.5]], dtype=float32)
+    """
 
     def __call__(self, logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
         return jax.nn.log_softmax(logits, axis=-1)
-
-
-_SHARE = between(0, 1, above=True)
-_CUTOFF = between(0, 1, below=True, note="0 is off")
-
-
-@arguments.checked(value=at_least(0, note="0 is greedy"))
-def temperature(value: Number) -> Temperature:
-    """Return a processor that divides logits by `value` (scalar or [B]); 0 is greedy.
-
-    Raises ConfigError for a negative or non-finite number.
-    """
-    return Temperature(value)
-
-
-@arguments.checked(count=at_least(1), keep=at_least(1))
-def top_k(count: Whole, *, keep: int = 1) -> TopK:
-    """Return a processor that keeps the `count` (int or [B]) top tokens; ConfigError below 1."""
-    return TopK(count, keep)
-
-
-@arguments.checked(mass=_SHARE, keep=at_least(1))
-def top_p(mass: Number, *, keep: int = 1) -> TopP:
-    """Return a nucleus processor (scalar or [B]); 1 is off; ConfigError outside (0, 1]."""
-    return TopP(mass, keep)
-
-
-@arguments.checked(share=_SHARE)
-def top_h(share: Number) -> TopH:
-    """Return a top-h processor (scalar or [B]); ConfigError outside (0, 1]."""
-    return TopH(share)
-
-
-@arguments.checked(share=between(0, 1, note="0 is off"), keep=at_least(1))
-def min_p(share: Number, *, keep: int = 1) -> MinP:
-    """Return a min-p processor (scalar or [B]); 0 is off; ConfigError outside [0, 1]."""
-    return MinP(share, keep)
-
-
-@arguments.checked(mass=_SHARE, keep=at_least(1))
-def typical(mass: Number, *, keep: int = 1) -> Typical:
-    """Return a processor of locally typical sampling; 1 is off; ConfigError outside (0, 1]."""
-    return Typical(mass, keep)
-
-
-@arguments.checked(cutoff=_CUTOFF, keep=at_least(1))
-def epsilon(cutoff: Number, *, keep: int = 1) -> Epsilon:
-    """Return an epsilon processor (scalar or [B]); 0 is off; ConfigError outside [0, 1)."""
-    return Epsilon(cutoff, keep)
-
-
-@arguments.checked(cutoff=_CUTOFF, keep=at_least(1))
-def eta(cutoff: Number, *, keep: int = 1) -> Eta:
-    """Return an eta processor (scalar or [B]); 0 is off; ConfigError outside [0, 1)."""
-    return Eta(cutoff, keep)
-
-
-@arguments.checked(count=above(0, infinite=True, note="infinity is off"))
-def top_n_sigma(count: Number) -> TopNSigma:
-    """Return a top-n-sigma processor; infinity is off; ConfigError unless greater than 0.
-
-    It keeps the same tokens before and after any temperature.
-    """
-    return TopNSigma(count)
-
-
-def renormalize() -> Renormalize:
-    """Return a processor that normalizes logits to log-probabilities (log-softmax)."""
-    return Renormalize()

@@ -9,7 +9,6 @@ needs no model. Lists of transformers, which come from torch's generator, are ot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -20,15 +19,12 @@ from jaxgen import arguments
 from jaxgen.arguments import Range, at_least, between
 from jaxgen.decoding.history import History, Requires, last_tokens
 from jaxgen.decoding.per_request import Number, column
-from jaxgen.decoding.processors.truncation import static
-from jaxgen.pytree import register_dataclass
+from jaxgen.decoding.processors.base import processor, static
 
 
-@arguments.checked
-@register_dataclass
-@dataclass(frozen=True)
+@processor()
 class Watermark:
-    """Adds `bias` to the green logits that `key` and the last `width` tokens choose."""
+    """Add `bias` to the green logits that `key` and the last `width` tokens choose."""
 
     requires: ClassVar[Requires] = "tokens"
     name: ClassVar[str] = "watermark"
@@ -47,12 +43,12 @@ class Watermark:
 
 
 class Detection(NamedTuple):
-    """What a detector found in each text; z and p belong to "no watermark"."""
+    """The test of each text [B] against the hypothesis of no watermark."""
 
-    scored: np.ndarray
-    green: np.ndarray
-    z: np.ndarray
-    p: np.ndarray
+    scored: np.ndarray  # tokens that have a colour
+    green: np.ndarray  # of them, the green ones
+    z: np.ndarray  # standard deviations above chance; NaN if no token is scored
+    p: np.ndarray  # probability of that z or more by chance
 
 
 @arguments.checked(
@@ -62,10 +58,18 @@ class Detection(NamedTuple):
     width=at_least(1),
 )
 def watermark(key: int, *, ratio: Number = 0.25, bias: Number = 2.0, width: int = 1) -> Watermark:
-    """Return a processor that raises a secret share `ratio` of the vocabulary by `bias`.
+    """Return a processor that raises a secret share of the vocabulary (Kirchenbauer et al. 2023).
 
-    key: the secret, 0 to 2^32 - 1. width: how many earlier tokens choose the share.
-    Raises ConfigError for a ratio outside (0, 1), or another setting out of range.
+    Args:
+        key: the secret, 0 to 2^32 - 1.
+        ratio: share of the vocabulary that is raised, number or [B] in (0, 1).
+        bias: what is added to its logits, number or [B].
+        width: number of earlier tokens that choose the share, at least 1. Raises ConfigError
+            outside these ranges.
+
+    >>> history = History(jnp.array([0]), jnp.array([[1]]), jnp.array([1]))
+    >>> jaxgen.watermark(7, ratio=0.5)(jnp.zeros((1, 4)), history)
+    Array([[2., 0., 2., 2.]], dtype=float32)
     """
     return Watermark(np.uint32(key), ratio, bias, width)
 
@@ -78,12 +82,20 @@ def detect(
     *,
     repeats: Literal["each", "once"] = "each",
 ) -> Detection:
-    """Return how green texts are, for the watermark's key, ratio and width (scalars).
+    """Return the statistical test of texts for a watermark.
 
-    tokens: ids [B, S] on the host, best without the prompt; lengths: [B], how much is real.
-    repeats: "once" counts equal n-grams of width + 1 once, so that a loop proves nothing.
-    z: standard deviations above chance; p: the chance of that z or more. Both NaN if no token
-    has `width` others before it. Raises ConfigError for what are no ids or lengths.
+    Args:
+        mark: the `watermark`, of one ratio.
+        tokens: ids [B, S] on the host, best without the prompt, padded on the right.
+        lengths: valid ids of each text [B], at most S; None for all. Raises ConfigError outside.
+        repeats: "once" counts equal n-grams of width + 1 once, so that a loop proves nothing.
+
+    Returns:
+        Detection: counts, z and p of each text.
+
+    >>> test = jaxgen.detect(jaxgen.watermark(7), jnp.array([[1, 2, 3, 1]]))
+    >>> test.scored, test.green
+    (array([3]), array([2]))
     """
     tokens = np.asarray(tokens)
     lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else np.asarray(lengths)

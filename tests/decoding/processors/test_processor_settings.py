@@ -142,6 +142,6 @@ def test_a_penalty_with_nothing_to_choose_is_refused():
             *(never, (), jnp.zeros(1, jnp.int32), jaxgen.chain(), 3),
             count=1,
             penalty=0.6,
-            seen=jnp.zeros((1, 1, 2)),
-            seen_lengths=jnp.ones(1, jnp.int32),
+            prompt_hidden=jnp.zeros((1, 1, 2)),
+            prompt_hidden_lengths=jnp.ones(1, jnp.int32),
         )
