@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from jaxgen.decoding.contrastive import contrastive_search
     from jaxgen.decoding.detailed import decode_detailed
+    from jaxgen.decoding.drafts import draft_model, lookup
     from jaxgen.decoding.loop import decode
     from jaxgen.decoding.processors.allowed import allowed_tokens
     from jaxgen.decoding.processors.bias import bad_words, sequence_bias
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     )
     from jaxgen.decoding.processors.watermark import detect, watermark
     from jaxgen.decoding.rerank import best_of, minimum_risk
-    from jaxgen.decoding.speculate import draft_model, lookup, multi_token_step, reader, speculate
+    from jaxgen.decoding.speculate import multi_token_step, reader, speculate
     from jaxgen.decoding.stop import stop_strings
     from jaxgen.models.api import abstract, apply, axes, empty_cache, encode, init
     from jaxgen.models.presets import preset

@@ -13,7 +13,17 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.chain import NOT_FINITE, Chain, mark_not_finite
 from jaxgen.decoding.history import NO_TOKEN
-from jaxgen.decoding.loop import LOOP, Count, Keys, Step, Stops, loop, make_spec
+from jaxgen.decoding.loop import (
+    LOOP,
+    Count,
+    DecodeSpec,
+    Keys,
+    Observe,
+    Step,
+    Stops,
+    loop,
+    make_spec,
+)
 from jaxgen.decoding.stop import Reason, StopStrings, ended_by
 from jaxgen.eager import compile_once
 from jaxgen.mesh.explicit import auto_inside, with_cache
@@ -102,11 +112,25 @@ def decode_detailed(
     batch = first.shape[0]
     spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
 
+    before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
+    stats = _Stats(
+        jnp.zeros(batch, jnp.int32),
+        jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
+        jnp.zeros((batch, length)),
+        jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
+        jnp.zeros((batch, length, top)),
+    )
+    state = loop(step, cache, spec, stats, _observe(spec, top, scores))
+    after = None if strings is None else strings.at(state.stop_state)
+    return Decoded(state.tokens, *state.stats, cache=state.cache, strings=after)
+
+
+def _observe(spec: DecodeSpec, top: int, scores: Scores) -> Observe:
     def observe(stats, state, logits, new, history):
         logits = logits.astype(jnp.float32)
         stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
         reason = reason_of(new, logits, stop_state, spec.is_stop(new))
-        shown = sample.process(logits, history) if scores == "chain" else logits
+        shown = spec.sample.process(logits, history) if scores == "chain" else logits
         logprobs = jax.nn.log_softmax(shown, axis=-1)
         chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
         best, ids = jax.lax.top_k(logprobs, top)
@@ -120,17 +144,7 @@ def decode_detailed(
             stats.top_logprobs.at[:, state.position].set(jnp.where(keep, best, 0.0)),
         )
 
-    before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
-    stats = _Stats(
-        jnp.zeros(batch, jnp.int32),
-        jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
-        jnp.zeros((batch, length)),
-        jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
-        jnp.zeros((batch, length, top)),
-    )
-    state = loop(step, cache, spec, stats, observe)
-    after = None if strings is None else strings.at(state.stop_state)
-    return Decoded(state.tokens, *state.stats, cache=state.cache, strings=after)
+    return observe
 
 
 def reason_of(

@@ -20,9 +20,10 @@ from jaxgen.decoding.beam.search import beam_search
 from jaxgen.decoding.beam.settings import Search
 from jaxgen.decoding.chain import Chain
 from jaxgen.decoding.detailed import Decoded, decode_detailed
+from jaxgen.decoding.drafts import lookup
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Chunk, decode_chunk
-from jaxgen.decoding.speculate import lookup, speculate
+from jaxgen.decoding.speculate import speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.models import api, serving
 from jaxgen.pretrained.generation_config import ProblemType

@@ -18,10 +18,11 @@ from jaxgen.decoding.beam.settings import Search
 from jaxgen.decoding.chain import Chain, chain, greedy
 from jaxgen.decoding.contrastive import contrastive_search
 from jaxgen.decoding.detailed import Decoded
+from jaxgen.decoding.drafts import Draft, draft_model, lookup
 from jaxgen.decoding.history import required_history
 from jaxgen.decoding.loop import Keys
 from jaxgen.decoding.per_request import Number
-from jaxgen.decoding.speculate import Draft, draft_model, lookup, speculate
+from jaxgen.decoding.speculate import speculate
 from jaxgen.decoding.stop import StopStrings
 from jaxgen.errors import ConfigError
 from jaxgen.mesh.explicit import auto_inside
