@@ -36,8 +36,9 @@ import torch
 import transformers
 
 import jaxgen
-from jaxgen import host, tree
+from jaxgen import tree
 from jaxgen.models import serving
+from jaxgen.ops.cpu import allocator
 from jaxgen.pretrained import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     sides.on_cpu()
-    host.tune()  # as every verb of the command line does; the others, in this process, gain as well
+    allocator.tune()  # as every verb does; the others, in this process, gain as well
     threads, config = sides.threads(), SIZES[given.size]()
     most = limits.measure()
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))

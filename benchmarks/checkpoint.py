@@ -275,9 +275,10 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="write there, to find out about another disk")
     given = parser.parse_args()
     sides.on_cpu()
-    from jaxgen import host, tree
+    from jaxgen import tree
+    from jaxgen.ops.cpu import allocator
 
-    host.tune()  # as every verb of the command line does
+    allocator.tune()  # as every verb of the command line does
     threads = sides.threads()
     path = sides.RESULTS / "checkpoint.json"
     known = json.loads(path.read_text()) if path.exists() else {}

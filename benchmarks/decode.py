@@ -42,8 +42,9 @@ import torch
 import transformers
 
 import jaxgen
-from jaxgen import host, tree
+from jaxgen import tree
 from jaxgen.models import serving
+from jaxgen.ops.cpu import allocator
 from jaxgen.pretrained import hub_parity
 
 SIZES: dict[str, Callable[[], jaxgen.ModelConfig]] = {
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
-    host.tune()  # as every verb of the command line does; torch, in this process, gains as well
+    allocator.tune()  # as every verb does; torch, in this process, gains as well
     threads, config = sides.threads(), SIZES[given.size]()
     config = config.replace(param_dtype=given.dtype, compute_dtype=given.dtype)
     ours = {"gpu": "cuda"}.get(jax.default_backend(), "cpu")

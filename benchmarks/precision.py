@@ -32,8 +32,9 @@ import sides
 import torch
 
 import jaxgen
-from jaxgen import host, tree
+from jaxgen import tree
 from jaxgen.models import serving
+from jaxgen.ops.cpu import allocator
 
 OURS, THEIRS = "jaxgen", "transformers"
 
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     sides.on_cpu()
-    host.tune()
+    allocator.tune()
     threads, config = sides.threads(), decode.SIZES[given.size]()
     most = limits.measure()
     params = jax.jit(jaxgen.init, static_argnums=0)(config, jax.random.key(0))

@@ -23,7 +23,7 @@ import numpy as np
 import sides
 from jax import lax
 
-from jaxgen import host
+from jaxgen.ops.cpu import allocator
 
 INNER, WIDE, MATRICES, TILE = 768, 3072, 32, 64
 F32, BF16, I8 = jnp.float32, jnp.bfloat16, jnp.int8
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    host.tune()
+    allocator.tune()
     threads, most = sides.threads(), limits.measure()
     cases = []
     for rows in given.rows:

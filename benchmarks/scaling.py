@@ -168,10 +168,10 @@ def timed(settings: Any, rounds: int) -> dict[str, float]:
     """Return the seconds of a step: the median of `rounds`, after one that is not counted."""
     import jax
 
-    from jaxgen import host
+    from jaxgen.ops.cpu import allocator
     from jaxgen.train import flops
 
-    host.tune()
+    allocator.tune()
     program, begin, batch = prepared(settings)
     state, seconds = begin(), []
     began = time.perf_counter()

@@ -112,12 +112,13 @@ def ours(shape: str, dtype: str, home: Path) -> tuple[Callable[[], float], dict[
     import optax
 
     import jaxgen
-    from jaxgen import host, tree
+    from jaxgen import tree
+    from jaxgen.ops.cpu import allocator
     from jaxgen.pretrained import hub_write
     from jaxgen.pretrained.generation_config import GenerationConfig
     from jaxgen.train import flops, partitioner, state
 
-    host.tune()  # as every verb of the command line does
+    allocator.tune()  # as every verb of the command line does
     config, rows = config_of(shape, dtype)
     batch, params = batch_of(config, rows), params_of(config)
     few = {name: x[:2] for name, x in batch.items()}

@@ -10,7 +10,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from jaxgen import host, terminal
+from jaxgen import terminal
 
 WORTH_KEEPING = 0.3  # seconds of compiling: below, reading the program back costs as much
 NOISY = ("absl", "jax", "orbax", "grain", "matplotlib")
@@ -29,8 +29,11 @@ def prepare_jax(cache: Path) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.formatwarning = _one_line
     with terminal.waiting("loading JAX"):
-        host.tune()
         import jax
+
+        from jaxgen.ops.cpu import allocator
+
+        allocator.tune()
 
     if jax.config.values.get("jax_compilation_cache_dir"):  # the user has chosen another
         return

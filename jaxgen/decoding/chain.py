@@ -23,7 +23,7 @@ from jaxgen.decoding.history import (
 from jaxgen.decoding.processors.structure import Automaton
 from jaxgen.decoding.processors.truncation import temperature
 from jaxgen.errors import ConfigError
-from jaxgen.ops.largest import argmax
+from jaxgen.ops.cpu.argmax import argmax
 from jaxgen.ops.random import categorical
 from jaxgen.pytree import register_dataclass
 from jaxgen.varying import vary_alike

@@ -16,8 +16,9 @@ from jaxgen.models.api import Params, axes
 from jaxgen.nn.stack import should_unroll, stack_layers
 from jaxgen.nn.stack import unroll as unroll_layers
 from jaxgen.nn.weight import STACK_AXIS
-from jaxgen.ops.contract import TransposedWeight
-from jaxgen.ops.fused_weights import FusedSlice, fuse, unfuse
+from jaxgen.ops import cpu
+from jaxgen.ops.cpu.fused_weights import FusedSlice, fuse, unfuse
+from jaxgen.ops.cpu.transposed_weight import TransposedWeight
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.unrolled import UnrolledLayers
 
@@ -51,7 +52,7 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 
     Matrices and tables are cast to the compute dtype. Layers are unrolled (`unroll`), and on a CPU
     each matrix of an unrolled layer is transposed, and fused with those that have the same input
-    (`ops/fused_weights.py`).
+    (`ops/cpu/fused_weights.py`).
     weights: "int8" quantises those matrices and the tables of tokens (`ops/int8.py`).
     """
     letters = axes(config)
@@ -60,10 +61,11 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
     elif jnp.dtype(config.compute_dtype).itemsize < jnp.dtype(config.param_dtype).itemsize:
         params = _changed(params, letters, partial(_cast, config.compute_dtype))
     params, stacked_params = unroll(params, config), params
-    if params is stacked_params or place.platform() != "cpu":
+    if params is stacked_params or not cpu.enabled("transposed_weights"):
         return params
     transpose = partial(jax.tree.map, _transpose, letters["layers"])
-    steps = (_fuse(transpose(step)) for step in params["layers"].steps)
+    change = _fuse if cpu.enabled("fused_weights") else lambda step: step
+    steps = (change(transpose(step)) for step in params["layers"].steps)
     return params | {"layers": UnrolledLayers(tuple(steps))}
 
 

@@ -17,7 +17,8 @@ from jaxgen.mesh.place import is_alone, platform
 from jaxgen.nn.block import Block, Carry, Period
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.weight import STACK_AXIS
-from jaxgen.ops.fused_weights import unfuse
+from jaxgen.ops import cpu
+from jaxgen.ops.cpu.fused_weights import unfuse
 from jaxgen.ops.unrolled import UnrolledLayers
 from jaxgen.varying import vary_alike
 
@@ -34,7 +35,10 @@ UNROLL_LIMITS = {"cpu": (2**22, 48), "gpu": (2**22, 32)}
 
 def should_unroll(stacked: Any, config: ModelConfig) -> bool:
     """Return whether unrolling layers with these stacked parameters is faster than a scan."""
-    least, deepest = UNROLL_LIMITS.get(platform(), (0, 0)) if is_alone() else (0, 0)
+    device = platform()
+    if not is_alone() or (device == "cpu" and not cpu.enabled("unrolled_layers")):
+        return False
+    least, deepest = UNROLL_LIMITS.get(device, (0, 0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stacked))
     return config.layers <= deepest and size >= least
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,10 +13,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.derivatives import custom_vjp
-from jaxgen.export import are_known
 from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_ruled, is_shared, platform
-from jaxgen.ops.noinline import transposed
+from jaxgen.ops import cpu
+from jaxgen.ops.cpu import matmul
+from jaxgen.ops.cpu.noinline import transposed
 from jaxgen.pytree import register_dataclass
 
 
@@ -83,30 +83,21 @@ def _matrices_backward(
 
 _matrices.defvjp(_matrices_forward, _matrices_backward)
 
-FEW = 64  # rows of a decoding step at most
-
 
 def _forward(first: bool, x: Array, w: Array) -> Array:
-    rows, turned = x.shape[0], not first and platform() == "cpu"
-    if turned and rows == 1 and w.dtype.itemsize < 4:
-        return _one_row(x, w)
-    w = w.astype(x.dtype)
-    # Of bfloat16, jaxlib 0.10.2 has no such product in some shapes.
-    if turned and are_known(rows) and 1 < rows <= FEW and x.dtype == jnp.float32:
-        # XLA on a CPU is faster with the weight on the left; without the barrier it would take the
-        # two turns for none.
-        return lax.optimization_barrier(_dot(w, x, 1, 1)).T
-    return _dot(x, w, 1, 0 if first else 1)
+    if not first and (y := matmul.of_rows(x, w)) is not None:
+        return y
+    return _dot(x, w.astype(x.dtype), 1, 0 if first else 1)
 
 
 def _over_rows(left: Array, right: Array) -> Array:
     """Return left^T right for left [R, M] and right [R, N]: the gradient of a weight.
 
-    XLA on a CPU turns the left factor as it goes, which two threads hardly share, and which costs
-    as much as the product where rows of M lie a power of two apart. So the narrower factor is laid
-    out anew, small beside the product, and comes first.
+    XLA on a CPU transposes the left factor as it goes, which two threads hardly share, and which
+    costs as much as the matmul where rows of M lie a power of two apart. So the narrower factor is
+    copied first, small beside the matmul, and stands on the left.
     """
-    if platform() != "cpu":
+    if not cpu.enabled("weight_gradients"):
         return _dot(left, right, 0, 0)
     if left.shape[1] <= right.shape[1]:
         return _dot(transposed(left), right, 1, 0)
@@ -114,25 +105,14 @@ def _over_rows(left: Array, right: Array) -> Array:
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
-    axes, where = (((left,), (right,)), ((), ())), platform()
-    # XLA on a CPU takes the instructions for bfloat16 only where sums are float32, which they are
-    # in either case, and there are two rows or more: else it is two to four times as slow. On a
-    # GPU it makes of one row elementwise products, written down and read again to be summed.
-    half = x.dtype == jnp.bfloat16 and where == "cpu"
-    double = x.shape[1 - left] == 1 and (half or where == "gpu")
+    if x.dtype == jnp.bfloat16 and cpu.enabled("bfloat16"):
+        return matmul.of_bfloat16(x, y, left, right)
+    # XLA on a GPU makes of one row elementwise products, written to memory and read to be summed.
+    double = x.shape[1 - left] == 1 and platform() == "gpu"
     if double:
         x = jnp.concatenate([x, jnp.zeros_like(x)], axis=1 - left)
-    found = lax.dot_general(x, y, axes, preferred_element_type=jnp.float32 if half else None)
-    return (found[:1] if double else found).astype(x.dtype)
-
-
-def _one_row(x: Array, w: Array) -> Array:
-    # In this form alone XLA on a CPU makes float32 of narrower weights as it reads them. Tied to
-    # the row, or they would be written down before the loop over tokens.
-    dtype, (x, w) = x.dtype, lax.optimization_barrier((x, w))
-    # rem(x, inf) is a no-op that XLA does not duplicate into the matmul loop; it pins x outside.
-    x = lax.rem(x.astype(jnp.float32), jnp.float32(jnp.inf))
-    return (x @ w.astype(jnp.float32).T).astype(dtype)
+    y = lax.dot_general(x, y, (((left,), (right,)), ((), ())))
+    return y[:1] if double else y
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
@@ -201,49 +181,3 @@ class Biased:
         """Return the matmul plus the bias."""
         y = contract(equation, x, self.weight, dtype=dtype)
         return shifted(y, self.bias)
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class TransposedWeight:
-    """A weight stored with its output axes first, which a CPU reads faster for a few rows.
-
-    num_contracted: how many axes, now the last, are summed over.
-    """
-
-    weight: Any  # [output axes, contracted axes]
-    num_contracted: int = field(metadata={"static": True})
-
-    @classmethod
-    def of(cls, weight: Any, num_contracted: int) -> TransposedWeight:
-        """Return a copy of a weight whose first `num_contracted` axes are summed over."""
-        order = (*range(num_contracted, weight.ndim), *range(num_contracted))
-        return cls(jnp.transpose(weight, order), num_contracted)
-
-    @classmethod
-    def join(cls, leaves: Sequence[TransposedWeight]) -> TransposedWeight:
-        """Return weights with one contracted axis, of equal length, as one with one output axis."""
-        flat = [leaf.weight.reshape(-1, leaf.weight.shape[-1]) for leaf in leaves]
-        return cls(jnp.concatenate(flat), 1)
-
-    def cut(self, begin: int, shape: tuple[int, ...]) -> TransposedWeight:
-        """Return the weight of these output axes, which begins at a row of a joined one."""
-        rows = self.weight[begin : begin + prod(shape)]
-        return type(self)(rows.reshape(*shape, -1), 1)
-
-    @property
-    def out_axes(self) -> tuple[int, ...]:
-        """The lengths of the output axes."""
-        return self.weight.shape[: self.weight.ndim - self.num_contracted]
-
-    def untransposed(self) -> Array:
-        """Return the weight with its contracted axes first again."""
-        count = len(self.out_axes)
-        return jnp.transpose(self.weight, (*range(count, self.weight.ndim), *range(count)))
-
-    def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
-        """Return einsum(equation, x, the untransposed weight)."""
-        inputs, _, out = equation.partition("->")
-        left, right = inputs.split(",")
-        letters = right[self.num_contracted :] + right[: self.num_contracted]
-        return contract(f"{left},{letters}->{out}", x, self.weight, dtype=dtype)

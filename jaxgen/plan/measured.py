@@ -68,9 +68,10 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
 
     from jaxgen.mesh import device_mesh, place
     from jaxgen.models import api
+    from jaxgen.ops.cpu import allocator
     from jaxgen.plan import probe
     from jaxgen.run.step import step_of
-    from jaxgen.train import loop, optimizer, partitioner
+    from jaxgen.train import optimizer, partitioner
 
     settings = build_settings(mapping)
     mesh = device_mesh.make_mesh(settings.mesh)
@@ -91,7 +92,7 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     peak = probe.Peak()
     state, times = begin(), []
     for _ in range(count):
-        time.sleep(loop.REST)  # or a step might begin before the last one's temporaries are free
+        allocator.pause(np.inf)
         start = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from pathlib import Path
 
 import jax
 
+from jaxgen.ops.cpu import allocator
 from jaxgen.profile import limits
 from jaxgen.profile.chips import Chip
 from jaxgen.run import forecast
@@ -34,7 +34,7 @@ class Peak:
     def __init__(self) -> None:
         gc.collect()
         if jax.default_backend() == "cpu":
-            ctypes.CDLL(None).malloc_trim(0)  # what compiling has freed is given back
+            allocator.give_back()  # what compiling has freed
             CLEAR.write_text("5")
             self.base = _resident("VmRSS")
         else:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen import host
 from jaxgen.models.classic import ngram
+from jaxgen.ops.cpu import allocator
 from jaxgen.report.generators import ngram_config
 from jaxgen.run import inputs
 from jaxgen.run.folder import TOKENIZER, existing_settings
@@ -30,7 +30,7 @@ def quickstart(
     settings = read_settings(config_folder() / "quickstart.yaml", assignments)
     shown = _last_sample(folder)
     train(settings, folder, cache=cache, stop=stop)
-    host.give_back()
+    allocator.give_back()
     valid = _last_validation(folder / "metrics.jsonl")
     print(f"\nvalidation: {valid['bits_per_byte']:.3f} bits per byte at step {valid['step']}")
     print(f"a 5-gram of the same training text: {n_gram(folder, cache=cache):.3f}")

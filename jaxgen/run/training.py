@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from jaxgen import data, host, terminal, tree
+from jaxgen import data, terminal, tree
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import device_mesh
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
+from jaxgen.ops.cpu import allocator
 from jaxgen.profile import take
 from jaxgen.run import bad_streak, initial, messages, peers, preparing, profiling
 from jaxgen.run.folder import (
@@ -208,8 +209,8 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
         f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
         f"training tokens, vocabulary {config.V}"
     )
-    for told in host.tune():
-        log.note(told)
+    for setting in allocator.tune():
+        log.note(setting)
     for name, value in partitioner.compile_options_for(run.settings.mesh.form, run.mesh).items():
         log.note(f"compiler option {name}={str(value).lower()}")
     settings = run.settings.train

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from jaxgen.ops.cpu import allocator
 from jaxgen.train.nonfinite import CAUSES
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import State
@@ -126,7 +127,7 @@ def fit(
                 streak = _flush_metrics(state, in_flight, settings, callbacks, clock, writer)
                 in_flight = None
             if not callbacks.dispatch_ahead:
-                clock.rest()
+                allocator.pause(clock.step)
         what = "training"
         # In a streak nothing new is worth keeping, and a save would push an older one out.
         saved = saving and (last or not streak)
@@ -191,7 +192,6 @@ def should_dispatch_ahead(platform: str, weights: int) -> bool:
 
 
 WINDOW = 0.25  # seconds; shorter measurements are noise
-REST = 1e-3  # seconds
 
 
 class Clock:
@@ -214,14 +214,6 @@ class Clock:
     def pause(self) -> None:
         """Leave out the time until the next finished step."""
         self.since = None
-
-    def rest(self) -> None:
-        """Sleep until XLA has freed the temporaries of the last step, for the next one to reuse.
-
-        XLA:CPU frees them some 0.1 ms after the results are ready. A step dispatched before that
-        allocates its own again, and the process never returns that memory.
-        """
-        time.sleep(min(REST, self.step / 200))
 
     def read(self) -> dict[str, float]:
         """Return tokens_per_second and mfu since the last reading; {} before there is one."""

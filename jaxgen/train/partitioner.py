@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import ConfigError
 from jaxgen.mesh import place
-from jaxgen.train import accumulate, compile_options
+from jaxgen.ops.cpu import compile_options
+from jaxgen.train import accumulate
 from jaxgen.train.losses import Loss
 from jaxgen.train.state import State
 

@@ -14,7 +14,7 @@ import jaxgen
 from jaxgen.mesh import place
 from jaxgen.models import api, serving
 from jaxgen.nn import stack
-from jaxgen.ops.contract import TransposedWeight
+from jaxgen.ops.cpu.transposed_weight import TransposedWeight
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.unrolled import UnrolledLayers
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.attention import blocked, dispatch
+from jaxgen.ops.attention import dispatch
 from jaxgen.ops.attention.args import AttentionArgs
+from jaxgen.ops.cpu import blocked_attention as blocked
 from jaxgen.ops.masks import AttentionMask, cross_mask, make_mask
 from jaxgen.ops.random import DropoutRng
 

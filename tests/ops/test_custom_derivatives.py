@@ -16,8 +16,10 @@ from jax.sharding import AxisType
 import jaxgen
 from jaxgen.mesh import place
 from jaxgen.ops import contract, gates, losses, norms
-from jaxgen.ops.attention import blocked, plain
+from jaxgen.ops.attention import plain
 from jaxgen.ops.attention.args import AttentionArgs
+from jaxgen.ops.cpu import blocked_attention as blocked
+from jaxgen.ops.cpu import matmul
 from jaxgen.ops.masks import make_mask
 from jaxgen.ops.random import DropoutRng
 from jaxgen.train import step
@@ -72,7 +74,7 @@ def wide(function):
     return lambda x: function(x.astype(jnp.float32)).astype(x.dtype)
 
 
-ROWS = 1, 5, contract.FEW + 1  # each takes another path through the forward pass
+ROWS = 1, 5, matmul.FEW + 1  # each takes another path through the forward pass
 Q, KV = array(B, T, 4, 6), array(B, T, 4, 6, seed=1)
 TWINS = {
     "ops/contract.py:_matrices": [
@@ -96,7 +98,7 @@ TWINS = {
         )
         for equation, shape in {"BTD,DNH->BTNH": (D, 2, 3), "BTD,VD->BTV": (V, D)}.items()
     ],
-    "ops/attention/blocked.py:_attend": [
+    "ops/cpu/blocked_attention.py:_attend": [
         twins(
             f"{kv_heads} of 4 heads, {'' if drop else 'no '}dropout",
             partial(attention, blocked.attend, drop, kv_heads),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.noinline import transposed
+from jaxgen.ops.cpu.noinline import transposed
 
 
 def test_a_transposition_apart_is_numpy_s_alone_under_vmap_and_backwards():

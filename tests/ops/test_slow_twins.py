@@ -12,7 +12,9 @@ import pytest
 
 from jaxgen.ops import contract as contracting
 from jaxgen.ops import gates, norms
-from jaxgen.ops.contract import FEW, TransposedWeight, contract, product, shifted
+from jaxgen.ops.contract import contract, product, shifted
+from jaxgen.ops.cpu.matmul import FEW
+from jaxgen.ops.cpu.transposed_weight import TransposedWeight
 from jaxgen.ops.gates import ACTIVATIONS
 from jaxgen.ops.norms import NORMS
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.train import loop
+from jaxgen.ops import cpu
+from jaxgen.ops.cpu import allocator
 from jaxgen.train.loop import SMALL, Callbacks, Clock, fit, should_dispatch_ahead
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import Health, State
@@ -173,15 +174,17 @@ def test_only_steps_worth_waiting_for_are_waited_for_and_only_on_a_cpu():
 
 def test_a_step_that_is_waited_for_is_given_a_moment_to_free_its_memory(monkeypatch):
     rests = []
-    monkeypatch.setattr(loop.time, "sleep", rests.append)
+    monkeypatch.setattr(allocator.time, "sleep", rests.append)
     Diary().run()
     assert rests == []
     Diary(ahead=False).run()
     assert len(rests) == 10
-    clock = Clock(Diary().callbacks(4))
-    for clock.step in (0.1, 60.0):
-        clock.rest()
-    assert rests[-2:] == [0.0005, loop.REST]
+    for step in (0.1, 60.0):
+        allocator.pause(step)
+    assert rests[-2:] == [0.0005, allocator.PAUSE]
+    with cpu.disabled("pause"):
+        allocator.pause(60.0)
+    assert len(rests) == 12
 
 
 def test_asked_to_stop_it_records_the_step_in_flight():

@@ -15,7 +15,7 @@ from jaxgen.arguments import above, at_least, between
 from jaxgen.decoding import top_mass
 from jaxgen.decoding.per_request import Number, Whole, column, refuse
 from jaxgen.decoding.processors.base import BANNED, processor, static
-from jaxgen.ops.largest import argmax
+from jaxgen.ops.cpu.argmax import argmax
 
 MASS_SCALE = 2.0**30  # probability mass 1 as an integer: integer sums are exact in any order
 TOP_H_WIDTH = 100  # as in the reference implementation: top-h considers the 100 best tokens

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from jaxgen.export import are_known
 from jaxgen.mesh import place
-from jaxgen.ops.attention import blocked, cudnn, plain, splash
+from jaxgen.ops.attention import cudnn, plain, splash
 from jaxgen.ops.attention.args import AttentionArgs
+from jaxgen.ops.cpu import blocked_attention
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.random import DropoutRng
 
@@ -35,7 +36,7 @@ def _has_known_sizes(args: AttentionArgs) -> bool:
 
 KERNELS = {
     "plain": Kernel(lambda args: True, _plain),
-    "blocked": Kernel(blocked.supports, blocked.attend),
+    "blocked": Kernel(blocked_attention.supports, blocked_attention.attend),
     "splash": Kernel(splash.supports, splash.attend),
     "cudnn": Kernel(cudnn.supports, cudnn.attend),
 }

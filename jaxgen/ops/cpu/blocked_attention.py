@@ -19,8 +19,10 @@ from jax import lax
 from jaxgen.derivatives import custom_vjp
 from jaxgen.mesh import shards
 from jaxgen.ops.attention.args import AttentionArgs
+from jaxgen.ops.cpu import enabled
+from jaxgen.ops.cpu.threefry import flat_index, keep_at
 from jaxgen.ops.masks import AttentionMask
-from jaxgen.ops.random import flat_index, is_indexable, keep_at
+from jaxgen.ops.random import is_indexable
 from jaxgen.varying import scan
 
 STRETCHES = 8  # compiled one after the other, each with the keys that its rows may see
@@ -33,9 +35,9 @@ def supports(args: AttentionArgs) -> bool:
     """Return whether scores are plain and lie on one device: no cap or bias, no mesh."""
     if args.cap is not None or args.bias is not None or args.q.shape[1] < FEWEST:
         return False
-    return shards("BTNKSH") == 1 and (
-        args.drop is None or is_indexable(args.drop, _scores_of(args))
-    )
+    if args.drop is not None and not is_indexable(args.drop, _scores_of(args)):
+        return False
+    return shards("BTNKSH") == 1 and enabled("blocked_attention")
 
 
 def _scores_of(args: AttentionArgs) -> tuple[int, ...]:

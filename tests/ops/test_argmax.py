@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.ops.largest import argmax, two_passes
+from jaxgen.ops.cpu.argmax import argmax, two_passes
 
 ROWS = {
     "equals": [[1.0, 3.0, 3.0, 2.0], [0.0, -0.0, -1.0, 0.0]],

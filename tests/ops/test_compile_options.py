@@ -7,23 +7,24 @@ import optax
 import pytest
 
 import jaxgen
+from jaxgen.ops import cpu
+from jaxgen.ops.cpu import compile_options
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
-from jaxgen.train import compile_options, partitioner, state
+from jaxgen.train import partitioner, state
+
+pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="options of CPUs")
 
 
 @pytest.fixture
 def options_with(monkeypatch):
-    """Set the options of this platform."""
-    platform = jax.default_backend()
+    """Set the options of CPUs."""
 
     def ask(**wanted):
-        monkeypatch.setattr(compile_options, "OPTIONS", {platform: wanted, "elsewhere": wanted})
-        compile_options.for_platform.cache_clear()
-        return compile_options.for_platform(platform)
+        monkeypatch.setattr(compile_options, "OPTIONS", wanted)
+        return compile_options.for_platform("cpu")
 
-    yield ask
-    compile_options.for_platform.cache_clear()
+    return ask
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(options_with):
@@ -32,12 +33,14 @@ def test_an_option_that_xla_does_not_know_is_left_out(options_with):
     }
 
 
-def test_a_platform_that_is_not_here_gets_nothing(options_with):
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_another_platform_gets_nothing(options_with, platform):
     options_with(xla_cpu_enable_fast_math=False)
-    assert compile_options.for_platform("elsewhere") == {}
+    assert compile_options.for_platform(platform) == {}
+    with cpu.disabled("compile_options"):
+        assert compile_options.for_platform("cpu") == {}
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="counts what a CPU's program copies")
 def test_a_training_step_copies_less_with_them(options_with):
     def copies():
         config = jaxgen.ModelConfig(vocab_size=64, context=16, layers=2, d_model=16, heads=2)
@@ -50,7 +53,7 @@ def test_a_training_step_copies_less_with_them(options_with):
         program = as_users.compile(step.lower(begun, {"tokens": tokens, "targets": tokens}))
         return program.as_text().count(" copy(")
 
-    wanted = compile_options.OPTIONS["cpu"]
+    wanted = compile_options.OPTIONS
     assert options_with(**wanted) == wanted
     fewer = copies()
     assert options_with() == {}

@@ -9,9 +9,9 @@ import pytest
 BEGIN = """
 import ctypes, resource, sys, threading
 import jax
-from jaxgen import host
+from jaxgen.ops.cpu import allocator
 if sys.argv[1] == "tuned":
-    assert host.tune()
+    assert allocator.tune()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
@@ -67,18 +67,18 @@ def resident():
 
 for seconds in (0.1, 10.0):
     before = resident()
-    jax.monitoring.record_event_duration_secs(host.COMPILED, seconds)
+    jax.monitoring.record_event_duration_secs(allocator.COMPILED, seconds)
     print(round(before - resident()))
 before = resident()
 for block in blocks[1::2]:
     libc.free(block)
-host.give_back()
+allocator.give_back()
 print(round(before - resident()))
 f = jax.jit(lambda x: x + 1)
 seen = []
 jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: seen.append(event))
 f(1)
-print(int(host.COMPILED in seen))
+print(int(allocator.COMPILED in seen))
 """
 
 

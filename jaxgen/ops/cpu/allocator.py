@@ -1,0 +1,81 @@
+"""Memory of the C library, as XLA:CPU needs it; the plain form is glibc's default."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from functools import cache
+
+from jaxgen.ops.cpu import TWINS, enabled
+
+# The numbers of malloc.h, and what glibc is told.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+NEVER, NONE, ONE = -1, 0, 1
+COMPILED, LONG = "/jax/core/compile/backend_compile_duration", 1.0  # JAX's event; seconds
+
+
+def tune() -> tuple[str, ...]:
+    """Tell the C library to keep freed memory for reuse; return what was told, in words.
+
+    XLA on a CPU allocates its temporaries anew for each call. By default glibc maps allocations of
+    that size from the system and gives them back after, so that every page of every training step
+    is faulted in and zeroed again: a fifth of the time of a step. Memory then stays at its peak
+    until the process ends, or `give_back`, which a long compilation calls. Call it before the
+    first use of a device, for threads that exist already keep the arenas they have. Another C
+    library, or allocator, is left alone: ().
+    """
+    # Looking the platform up would start JAX.
+    return _tune() if enabled("allocator", "cpu") else ()
+
+
+@cache
+def _tune() -> tuple[str, ...]:
+    libc = _glibc()
+    if libc is None:
+        return ()
+    # One arena: only the first one can grow to any size, the others map what is large.
+    wanted = ((M_ARENA_MAX, ONE), (M_MMAP_MAX, NONE), (M_TRIM_THRESHOLD, NEVER))
+    if not all(libc.mallopt(option, value) for option, value in wanted):
+        return ()
+    from jax import monitoring
+
+    def compiled(event: str, duration_secs: float, **_: str | int) -> None:
+        # Free in pieces too small for a program's temporaries, which would come on top of it.
+        if event == COMPILED and duration_secs > LONG:
+            give_back()
+
+    monitoring.register_event_duration_secs_listener(compiled)
+    return (TWINS["allocator"],)
+
+
+def give_back() -> None:
+    """Give what is free to the system after all: for a moment after which other work begins."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+PAUSE = 1e-3  # seconds at most
+
+
+def pause(step: float) -> None:
+    """Sleep until XLA has freed the temporaries of the last training step, for the next to reuse.
+
+    It frees them some 0.1 ms after the results are ready. A step dispatched before that allocates
+    its own again, and the process never returns that memory.
+
+    Args:
+        step: seconds of the last step.
+    """
+    if enabled("pause"):
+        time.sleep(min(PAUSE, step / 200))
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        _ = libc.mallopt, libc.malloc_trim, libc.gnu_get_libc_version
+    except (OSError, AttributeError, TypeError):
+        return None
+    return libc
