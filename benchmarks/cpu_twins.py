@@ -4,7 +4,7 @@
     python benchmarks/cpu_twins.py --shapes 6x384 --work train_float32 --twins argmax
 
 Each kind of work is compiled as users run it, once more with each form switched off
-(`ops.cpu.disabled`), and with all off. The programs run alternately in one process; ratios are of
+(`ops.cpu.disabled`), and, where all are asked for, with all off. The programs run alternately in one process; ratios are of
 the least of all rounds. CPU seconds are those of all threads: neighbours on a shared machine move
 them less than they move the clock. The allocator and the pause act on a process, so each has
 processes of its own. A form whose best ratio is under 1.03 on both shapes, in time and in memory,
@@ -155,8 +155,9 @@ def compare(shape: str, work: str, twins: list[str], rounds: int) -> dict[str, A
     for twin in twins:
         with cpu.disabled(twin):
             programs[twin] = make()
-    with cpu.disabled():
-        programs[OFF] = make()
+    if len(twins) == len(WORK[work]):
+        with cpu.disabled():
+            programs[OFF] = make()
     sides.in_turn(programs, rounds)
     on = programs.pop(ON)
     return {name: figures(on, off) for name, off in programs.items()}
