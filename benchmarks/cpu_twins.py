@@ -4,11 +4,11 @@
     python benchmarks/cpu_twins.py --shapes 6x384 --work train_float32 --twins argmax
 
 Each kind of work is compiled as users run it, once more with each form switched off
-(`ops.cpu.disabled`), and, where all are asked for, with all off. The programs run alternately in one process; ratios are of
-the least of all rounds. CPU seconds are those of all threads: neighbours on a shared machine move
-them less than they move the clock. The allocator and the pause act on a process, so each has
-processes of its own. A form whose best ratio is under 1.03 on both shapes, in time and in memory,
-is to be deleted.
+(`ops.cpu.disabled`) and, where --twins leaves none out, with all off. The programs run alternately
+in one process; ratios are of the least of all rounds. CPU seconds are those of all threads:
+neighbours on a shared machine move them less than they move the clock. The allocator and the pause
+act on a process, so each has processes of its own. A form whose best ratio is under 1.03 on both
+shapes, in time and in memory, is to be deleted.
 Figures: results/cpu_twins.json; a run replaces those that it measures.
 """
 
