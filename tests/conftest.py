@@ -1,5 +1,6 @@
 """The whole suite runs under jaxtyping and beartype: a wrong shape in a signature is an error."""
 
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -20,6 +21,8 @@ from jaxtyping import install_import_hook
 MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
 
 hook = install_import_hook("jaxgen", "beartype.beartype")
+# Tracing makes and drops so many objects that Python looked for dead circles 2,000 times a minute.
+gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.hookimpl(trylast=True)
