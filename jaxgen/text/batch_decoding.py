@@ -68,8 +68,8 @@ class Completion(NamedTuple):
 class RequestBatch:
     """Requests that one program serves, and the model that does it.
 
-    size: rows of the batch, those that only fill it up among them; top: alternatives that are told
-    of each token, None where nothing is told of them; draft: a Session that guesses tokens.
+    size: rows of the batch, with those that only fill it up; top: alternatives to return for each
+    token, None for no log-probabilities at all; draft: a Session that guesses tokens.
     """
 
     model: LoadedModel
@@ -322,12 +322,12 @@ def _scored(
     params, config, kind, _ = group.parts
     found = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)
     logprobs, ids, best = (np.asarray(x) for x in found)
-    told = []
+    scored = []
     for place, ((row, one), begin) in enumerate(zip(made, begins, strict=True)):
         here = slice(len(begin) - 1, len(begin) - 1 + len(one.tokens))
         ranked = _alternatives(ids[place, here], best[place, here])
-        told.append((row, one._replace(logprobs=logprobs[place, here].tolist(), top=ranked)))
-    return told
+        scored.append((row, one._replace(logprobs=logprobs[place, here].tolist(), top=ranked)))
+    return scored
 
 
 def _alternatives(ids: np.ndarray, logprobs: np.ndarray) -> list[list[Alternative]]:

@@ -44,48 +44,50 @@ SAME: dict[str, str] = {
 TOP_K = 50  # candidates of contrastive search, as transformers has them where nobody says
 
 
-def _bad_words(told: GenerationConfig, begins: bool) -> dict[str, Any]:
-    return {"bad_words_ids": tuple(",".join(map(str, row)) for row in told.bad_words_ids)}
+def _bad_words(config: GenerationConfig, begins: bool) -> dict[str, Any]:
+    return {"bad_words_ids": tuple(",".join(map(str, row)) for row in config.bad_words_ids)}
 
 
-def _decay(told: GenerationConfig, begins: bool) -> dict[str, Any]:
-    start, factor = told.exponential_decay_length_penalty or (None, None)
+def _decay(config: GenerationConfig, begins: bool) -> dict[str, Any]:
+    start, factor = config.exponential_decay_length_penalty or (None, None)
     return {"decay_start": start, "decay_factor": factor}
 
 
-def _first(told: GenerationConfig, begins: bool) -> dict[str, Any]:
+def _first(config: GenerationConfig, begins: bool) -> dict[str, Any]:
     # A text that goes on from a prompt has begun already.
-    return {"force_first": told.forced_bos_token_id} if begins else {}
+    return {"force_first": config.forced_bos_token_id} if begins else {}
 
 
 # Keys that want more than another name: what each makes of the settings.
 OTHERS: dict[str, Callable[[GenerationConfig, bool], dict[str, Any]]] = {
-    "num_beam_groups": lambda told, _: {
-        "groups": told.num_beam_groups, "diversity": told.diversity_penalty,
+    "num_beam_groups": lambda config, _: {
+        "groups": config.num_beam_groups, "diversity": config.diversity_penalty,
     },
-    "diversity_penalty": lambda told, _: {},  # with num_beam_groups
+    "diversity_penalty": lambda config, _: {},  # with num_beam_groups
     "exponential_decay_length_penalty": _decay,
     "bad_words_ids": _bad_words,
     "forced_bos_token_id": _first,
-    "begin_suppress_tokens": lambda told, _: {"suppress_first_ids": told.begin_suppress_tokens},
+    "begin_suppress_tokens": lambda config, _: {"suppress_first_ids": config.begin_suppress_tokens},
     # The way of decoding, which `_way` chooses.
-    **dict.fromkeys(("do_sample", "temperature", "num_beams", "penalty_alpha"), lambda told, _: {}),
+    **dict.fromkeys(("do_sample", "temperature", "num_beams", "penalty_alpha"), lambda *_: {}),
     # What a model starts, ends and pads with is the model's, not a request's.
-    **dict.fromkeys(IDS, lambda told, _: {}),
+    **dict.fromkeys(IDS, lambda config, _: {}),
 }  # fmt: skip
 
 
 @lru_cache(maxsize=256)
-def fill(asked: Generation, told: GenerationConfig, begins: bool) -> Generation:
+def fill(asked: Generation, config: GenerationConfig, begins: bool) -> Generation:
     """Return the settings of a request with what the folder says where it asks for nothing.
 
     begins: the text begins with its first new token, as every text of an encoder-decoder, and goes
     on from no prompt. What contradicts the request is left out: it asks for another way to decode.
     """
-    offers = [_way(asked, told)]
-    offers += [{ours: getattr(told, key)} for key, ours in SAME.items()]
+    offers = [_way(asked, config)]
+    offers += [{ours: getattr(config, key)} for key, ours in SAME.items()]
     offers += [
-        make(told, begins) for key, make in OTHERS.items() if getattr(told, key) not in (None, ())
+        make(config, begins)
+        for key, make in OTHERS.items()
+        if getattr(config, key) not in (None, ())
     ]
     for offer in offers:
         wanted = {n: v for n, v in offer.items() if v not in (None, ()) and not asked.gives(n)}
@@ -100,12 +102,12 @@ def fill(asked: Generation, told: GenerationConfig, begins: bool) -> Generation:
     return asked
 
 
-def settle(asked: Generation, told: GenerationConfig, *ways: dict[str, Any]) -> Generation:
+def settle(asked: Generation, config: GenerationConfig, *ways: dict[str, Any]) -> Generation:
     """Return the settings with the first of some ways to decode that goes with them.
 
     They are left alone where they, or the folder, choose a way.
     """
-    filled = fill(asked, told, True)
+    filled = fill(asked, config, True)
     if filled.strategy == "draw" and not any(map(filled.gives, CHANCE)) and not filled.do_sample:
         for way in ways:
             try:
@@ -115,25 +117,25 @@ def settle(asked: Generation, told: GenerationConfig, *ways: dict[str, Any]) -> 
     return asked
 
 
-def describe(asked: Generation, told: GenerationConfig) -> str:
+def describe(asked: Generation, config: GenerationConfig) -> str:
     """Return what `fill` takes from the folder for a text from its beginning; "" for nothing."""
-    found = fill(asked, told, True)
+    found = fill(asked, config, True)
     return ", ".join(
         f"{name}={value}" for name, value in vars(found).items() if value != getattr(asked, name)
     )
 
 
-def _way(asked: Generation, told: GenerationConfig) -> dict[str, Any]:
+def _way(asked: Generation, config: GenerationConfig) -> dict[str, Any]:
     """Return how tokens are chosen: a search, the likeliest, or drawn ones."""
     if asked.temperature is not None or asked.strategy != "draw":
         return {}
-    sampled = told.do_sample if asked.do_sample is None else asked.do_sample
-    if (told.num_beams or 1) > 1:
-        drawn = {"do_sample": True, "temperature": told.temperature} if sampled else {}
-        return {"beams": told.num_beams} | drawn
-    if told.penalty_alpha and not sampled:
-        return {"contrastive": told.penalty_alpha, "top_k": told.top_k or TOP_K}
+    sampled = config.do_sample if asked.do_sample is None else asked.do_sample
+    if (config.num_beams or 1) > 1:
+        drawn = {"do_sample": True, "temperature": config.temperature} if sampled else {}
+        return {"beams": config.num_beams} | drawn
+    if config.penalty_alpha and not sampled:
+        return {"contrastive": config.penalty_alpha, "top_k": config.top_k or TOP_K}
     if sampled is False:
         return {"do_sample": False}
-    plain = 1.0 if sampled or told.top_p is not None else None
-    return {"temperature": plain if told.temperature is None else told.temperature}
+    plain = 1.0 if sampled or config.top_p is not None else None
+    return {"temperature": plain if config.temperature is None else config.temperature}

@@ -44,8 +44,8 @@ class LoadedModel:
         """Return the ids that end what it writes: the folder's, or the tokenizer's."""
         eos, known = self.tokenizer.special.eos, self.tokenizer.vocab_size
         # Some folders name ends of a larger vocabulary, which are never made.
-        told = tuple(i for i in self.generation_config.eos_token_id if i < known)
-        return told or (() if eos is None else (eos,))
+        named = tuple(i for i in self.generation_config.eos_token_id if i < known)
+        return named or (() if eos is None else (eos,))
 
     @cached_property
     def ready(self) -> Any:
@@ -82,16 +82,16 @@ def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
     """
     config, params = load(folder, step=step)
     path, _ = run_and_step(folder)
-    told, dropped = read_generation_config(path)
+    defaults, dropped = read_generation_config(path)
     if dropped:
         warnings.warn(f"{path}: not followed: {', '.join(dropped)}", stacklevel=2)
     tokenizer = read_tokenizer(path)
-    start = told.decoder_start_token_id
+    start = defaults.decoder_start_token_id
     start = tokenizer.special.bos if start is None else start
     if start is None and config.topology == "encoder_decoder":
-        start = told.bos_token_id
-    labels = told.labels if len(told.labels) == config.classes else ()
-    return LoadedModel(config, params, tokenizer, start, labels, told, path)
+        start = defaults.bos_token_id
+    labels = defaults.labels if len(defaults.labels) == config.classes else ()
+    return LoadedModel(config, params, tokenizer, start, labels, defaults, path)
 
 
 def encode_texts(

@@ -193,24 +193,22 @@ def _force_last(wanted, batch):
     return _force(wanted, batch, "force_last", batch.limits - 1)
 
 
-def _force(wanted, batch, name: str, places: np.ndarray):
-    rows = [list(getattr(one, name)) for one in wanted]
-    for row in rows:
-        _check_ids(name, row, batch.vocab)
-    places = np.where([bool(row) for row in rows], places, NEVER).astype(np.int32)
-    return forcing.ForceAt(places, _table(rows))
+def _force(wanted, batch, name: str, positions: np.ndarray):
+    given = [bool(getattr(one, name)) for one in wanted]
+    positions = np.where(given, positions, NEVER).astype(np.int32)
+    return forcing.ForceAt(positions, _ids_table(wanted, batch, name))
 
 
 def _suppress(wanted, batch):
-    return forcing.Suppress(_suppressed(wanted, batch, "suppress_ids"))
+    return forcing.Suppress(_ids_table(wanted, batch, "suppress_ids"))
 
 
 def _suppress_first(wanted, batch):
-    places = np.asarray([1 if one.force_first else 0 for one in wanted], np.int32)
-    return forcing.SuppressAt(places, _suppressed(wanted, batch, "suppress_first_ids"))
+    positions = np.asarray([1 if one.force_first else 0 for one in wanted], np.int32)
+    return forcing.SuppressAt(positions, _ids_table(wanted, batch, "suppress_first_ids"))
 
 
-def _suppressed(wanted, batch, name: str) -> np.ndarray:
+def _ids_table(wanted, batch, name: str) -> np.ndarray:
     rows = [list(getattr(one, name)) for one in wanted]
     for row in rows:
         _check_ids(name, row, batch.vocab)

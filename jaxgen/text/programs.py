@@ -113,8 +113,8 @@ def sample_chunks(
     """Yield `chunk` new tokens of all rows at a time, until every row's limit is reached.
 
     A caller ends a row by lowering its `rows.limits` meanwhile; the chunk after the next obeys.
-    top: alternatives of each token that are told besides its log-probability and the row's Reason;
-    None tells none of them.
+    top: alternatives to return for each token, with its log-probability and the row's Reason; None
+    returns tokens alone.
     """
     longest, width = int(rows.limits.max()), rows.prompt.shape[1]
     first, cache = _begin(params, config, kind, rows, bucket(width + longest + chunk))
