@@ -222,7 +222,7 @@ def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Pie
         for row, state in enumerate(states):
             fresh, limit = state.stream.reason is None, state.request.settings.max_seconds
             if fresh and NOT_FINITE in tokens[row]:
-                reason = Reason.NOT_FINITE if detail is None else detail.reason[row]
+                reason = Reason.NOT_FINITE if detail is None else int(detail.reason[row])
                 raise _failure(row, state.stream.num_generated, tokens[row], reason)
             piece, ended = state.push(tokens[row].tolist(), detail, row)
             if fresh and ended is None and limit is not None and spent >= limit:
@@ -288,7 +288,7 @@ def _completions(group: RequestBatch, decoded: Decoded) -> list[list[Completion]
     completions: list[tuple[int, Completion]] = []
     for row, n in np.ndindex(len(group.requests), made.shape[1]):
         if reasons[row, n] in (Reason.NOT_FINITE, Reason.BANNED):
-            raise _failure(row, 0, tokens[row, n], reasons[row, n])
+            raise _failure(row, 0, tokens[row, n], int(reasons[row, n]))
         score = None if found.scores is None else float(found.scores[row, n])
         if score == -np.inf:  # no text
             continue
