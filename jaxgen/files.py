@@ -18,6 +18,7 @@ from jaxgen.errors import BusyError, CheckpointError
 
 X = TypeVar("X")
 Y = TypeVar("Y")
+J = TypeVar("J", dict, list)
 
 TEMPORARY = ".tmp-"  # how the name of everything unfinished begins
 BLOCK = 1 << 20
@@ -187,6 +188,29 @@ def read_artifact(path: str | os.PathLike, what: str, max_bytes: int) -> bytes:
         raise CheckpointError(f"{path} {_reason(error)}") from error
     refuse_impostor(path, what, raw)
     return raw
+
+
+def read_json(path: Path, what: str, max_bytes: int) -> dict[str, Any]:
+    """Return the JSON object of a model or tokenizer file; errors are those of `read_json_as`."""
+    return read_json_as(dict, path, what, max_bytes)
+
+
+def read_json_as(kind: type[J], path: Path, what: str, max_bytes: int) -> J:
+    """Return the JSON array (list) or object (dict) of a model or tokenizer file.
+
+    Raises CheckpointError as `read_artifact` does, for another value, and for a key held twice.
+    """
+    try:
+        value = json.loads(read_artifact(path, what, max_bytes), object_pairs_hook=once)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError(f"{path} is no {what}: {reason}; fetch it again") from error
+    if not isinstance(value, kind):
+        word = "object" if kind is dict else "array"
+        raise CheckpointError(f"{path} is no {what}: it holds no JSON {word}; fetch it again")
+    return value
 
 
 def refuse_impostor(path: str | os.PathLike, what: str, raw: bytes) -> None:

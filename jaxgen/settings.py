@@ -9,8 +9,6 @@ and the remedy.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,8 +19,6 @@ from jaxgen.values import Source
 
 T = TypeVar("T")
 REQUIRED = "required"
-
-read_yaml = settings_yaml.read_yaml
 
 
 def option(text: str, default: Any) -> Any:
@@ -85,12 +81,6 @@ def dump(instance: Any) -> str:
     return settings_yaml.to_yaml(as_dict(instance))
 
 
-def fingerprint(instance: Any) -> str:
-    """Return the sha256 (hex) of the settings' canonical JSON; equal settings have equal ones."""
-    text = json.dumps(_canonical(as_dict(instance)), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def diff(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     """Return (dotted key, value in `a`, value in `b`) of each differing field; None if absent."""
     return _differences(as_dict(a), as_dict(b), "")
@@ -124,15 +114,6 @@ def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return REQUIRED if field.default is dataclasses.MISSING else field.default
-
-
-def _canonical(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _canonical(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    # 1 and 1.0 are equal settings of a float field, so they must have one spelling.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _differences(a: dict, b: dict, prefix: str) -> list[tuple[str, Any, Any]]:

@@ -50,23 +50,6 @@ def match(path: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def split(tree: Tree, patterns: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (matching, rest): two trees that `merge` joins again."""
-    patterns = tuple(patterns)
-    flat = flatten(tree)
-    chosen = {path: leaf for path, leaf in flat.items() if match(path, patterns)}
-    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
-    return unflatten(chosen), unflatten(rest)
-
-
-def merge(*trees: Tree) -> dict[str, Any]:
-    """Return one tree with the leaves of all; on a shared path the last tree wins."""
-    flat: dict[str, Any] = {}
-    for tree in trees:
-        flat |= flatten(tree)
-    return unflatten(flat)
-
-
 def count(tree: Tree) -> int:
     """Return the number of scalars in a tree of arrays or shapes."""
     return sum(prod(leaf.shape) for leaf in flatten(tree).values())

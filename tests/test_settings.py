@@ -103,7 +103,6 @@ def test_a_dumped_config_loads_as_an_equal_one(config):
     text.encode()  # a config must fit in a file
     again = settings.build(Config, settings_yaml.parse(text, name="dump"))
     assert again == config
-    assert settings.fingerprint(again) == settings.fingerprint(config)
     assert settings.diff(config, again) == []
 
 
@@ -145,11 +144,11 @@ def test_floats_and_words_read_as_yaml_1_2(tmp_path):
         "octal": 12,
         "yes": "on",
     }
-    assert settings.read_yaml(write(tmp_path, text)) == expected
+    assert settings_yaml.read_yaml(write(tmp_path, text)) == expected
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path):
-    assert settings.read_yaml(write(tmp_path, b"\xef\xbb\xbfname: a")) == {"name": "a"}
+    assert settings_yaml.read_yaml(write(tmp_path, b"\xef\xbb\xbfname: a")) == {"name": "a"}
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -184,7 +183,7 @@ FILES = {
 @pytest.mark.parametrize("case", FILES)
 def test_a_malformed_file_is_refused_with_its_place(case, tmp_path):
     content, expected = FILES[case]
-    message = refusal(settings.read_yaml, write(tmp_path, content))
+    message = refusal(settings_yaml.read_yaml, write(tmp_path, content))
     import re
 
     assert re.search(expected, message), message
@@ -193,29 +192,29 @@ def test_a_malformed_file_is_refused_with_its_place(case, tmp_path):
 def test_a_missing_file_suggests_its_sibling(tmp_path):
     write(tmp_path, "a: 1", "quickstart.yaml")
     write(tmp_path, "a: 1", "debug.yaml")
-    message = refusal(settings.read_yaml, tmp_path / "quikstart.yaml")
+    message = refusal(settings_yaml.read_yaml, tmp_path / "quikstart.yaml")
     assert "did you mean" in message and str(tmp_path / "quickstart.yaml") in message
-    assert "debug.yaml" in refusal(settings.read_yaml, tmp_path / "zzz")
+    assert "debug.yaml" in refusal(settings_yaml.read_yaml, tmp_path / "zzz")
 
 
 def test_a_missing_file_is_looked_for_in_configs(tmp_path):
     (tmp_path / "configs").mkdir()
     write(tmp_path / "configs", "a: 1", "quickstart.yaml")
-    message = refusal(settings.read_yaml, tmp_path / "quickstart.yaml")
+    message = refusal(settings_yaml.read_yaml, tmp_path / "quickstart.yaml")
     assert str(tmp_path / "configs" / "quickstart.yaml") in message
 
 
 def test_a_folder_is_refused_with_what_it_holds(tmp_path):
     write(tmp_path, "a: 1", "debug.yaml")
-    assert "debug.yaml" in refusal(settings.read_yaml, tmp_path)
+    assert "debug.yaml" in refusal(settings_yaml.read_yaml, tmp_path)
 
 
 def test_unreadable_paths_are_config_errors(tmp_path):
     loop = tmp_path / "loop.yaml"
     loop.symlink_to(loop)
-    assert "cannot read" in refusal(settings.read_yaml, loop)
-    assert "cannot read" in refusal(settings.read_yaml, write(tmp_path, "a: 1") / "below.yaml")
-    assert "cannot read" in refusal(settings.read_yaml, Path("a\0b"))
+    assert "cannot read" in refusal(settings_yaml.read_yaml, loop)
+    assert "cannot read" in refusal(settings_yaml.read_yaml, write(tmp_path, "a: 1") / "below.yaml")
+    assert "cannot read" in refusal(settings_yaml.read_yaml, Path("a\0b"))
 
 
 GOOD = {"name": "n"}
@@ -336,14 +335,6 @@ def test_difference_names_dotted_keys_and_both_values():
         ("train.note", None, "z"),
         ("weights.x", 1.0, None),
     ]
-
-
-def test_fingerprints_differ_when_a_value_does_and_not_for_1_and_1_0():
-    base = Config("n", train=Train(learning_rate=1.0))
-    same = Config("n", train=Train(learning_rate=1))
-    other = Config("n", train=Train(learning_rate=math.nextafter(1.0, 2)))
-    assert settings.fingerprint(base) == settings.fingerprint(same)
-    assert settings.fingerprint(base) != settings.fingerprint(other)
 
 
 def test_help_lists_each_leaf_with_type_default_and_words():

@@ -40,8 +40,3 @@ def seconds(function: Callable[[], Any], repeats: int) -> np.ndarray:
         jax.block_until_ready(function())
         found.append(time.perf_counter() - begin)
     return np.asarray(found)
-
-
-def percentiles(values: np.ndarray) -> dict[str, float]:
-    """Return {"p50", "p95", "p99"} of values."""
-    return {f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}

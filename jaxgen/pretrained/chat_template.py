@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,10 +47,11 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     alone = {path.stem: _text(path) for path in sorted((folder / FOLDER).glob("*.jinja"))}
     if (whole := _text(folder / TEMPLATE)) is not None:
         alone["default"] = whole
-    sources = [
-        (folder / (TEMPLATE if whole else FOLDER), alone),
-        *((folder / name, _named(_json(folder / name))) for name in (OLD, TOKENIZER)),
-    ]
+    sources = [(folder / (TEMPLATE if whole else FOLDER), alone)]
+    for path in (folder / OLD, folder / TOKENIZER):
+        if path.exists():
+            about = files.read_json(path, "tokenizer config", 100 * MAX_BYTES)
+            sources.append((path, _named(about)))
     path, named = next(((path, named) for path, named in sources if named), (folder, {}))
     if not named:
         raise CheckpointError(
@@ -236,15 +236,3 @@ def _named(about: Mapping[str, Any]) -> dict[str, str | None]:
         return {"default": value} if value else {}
     templates = value.items() if isinstance(value, dict) else ()
     return {k: v for k, v in templates if isinstance(k, str) and isinstance(v, str)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(files.read_artifact(path, "tokenizer config", 100 * MAX_BYTES))
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}; fetch it again") from error
-    return value if isinstance(value, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -13,7 +12,7 @@ from jaxgen import arguments, files, settings_yaml
 from jaxgen.errors import CheckpointError
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-MAX_BYTES = 1 << 20
+WHAT, MAX_BYTES = "generation config", 1 << 20
 
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -212,9 +211,9 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
             f"{folder / 'usage.yaml'} was written by an older jaxgen; convert the model again, or "
             f"write its keys into {GENERATION} by the names they have there, and remove it"
         )
-    newer = _json(path) if path.exists() else {}
+    newer = files.read_json(path, WHAT, MAX_BYTES) if path.exists() else {}
     if (folder / CONFIG).exists() and not (folder / "config.yaml").exists():
-        keys = _json(folder / CONFIG)
+        keys = files.read_json(folder / CONFIG, WHAT, MAX_BYTES)
         if path.exists():
             # The old place of all this counts only for ids once there is the new one.
             keys = {key: value for key, value in keys.items() if key in (*IDS, *CLASSES)}
@@ -303,18 +302,4 @@ def _labels(names: Any) -> tuple[str, ...]:
 def _problem(value: Any) -> str:
     if value not in get_args(ProblemType):
         raise ValueError(f"it wants one of {', '.join(get_args(ProblemType))}")
-    return value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(
-            files.read_artifact(path, "generation config", MAX_BYTES), object_pairs_hook=files.once
-        )
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}; fetch it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; fetch it again")
     return value

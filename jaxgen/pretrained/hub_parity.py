@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen import files
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, DataError
 from jaxgen.models import api
@@ -164,7 +165,7 @@ def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
-    about = hub_read.read_json(hub / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
+    about = files.read_json(hub / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
     shape = [about[name] for name in ("d_model", "nhead", "dim_feedforward")]
     form = {"batch_first": True, "activation": about["activation"]}
     form |= {"layer_norm_eps": about["layer_norm_eps"]}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,7 +27,6 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHOWN = 6  # names in a message
 
 NonFinite = Literal["refuse", "allow"]
-J = TypeVar("J", dict, list)
 
 
 def is_hub(folder: Path) -> bool:
@@ -39,7 +37,7 @@ def is_hub(folder: Path) -> bool:
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     """Return (family, config) of config.json; CheckpointError that names the setting at fault."""
     path = folder / CONFIG
-    theirs = read_json(path, "model config", MAX_CONFIG)
+    theirs = files.read_json(path, "model config", MAX_CONFIG)
     family = families.named(theirs.get("model_type"), str(path))
     try:
         return family, family.read(theirs)
@@ -57,26 +55,6 @@ def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) ->
             f"{path}: ignored, as transformers does for {family.model_type}: {', '.join(ignored)}",
             stacklevel=4,
         )
-
-
-def read_json(path: Path, what: str, most: int) -> dict[str, Any]:
-    """Return the JSON object of a file; CheckpointError if it is none, or holds a key twice."""
-    return read_json_value(path, what, most, dict)
-
-
-def read_json_value(path: Path, what: str, most: int, kind: type[J]) -> J:
-    """Return the JSON object (dict) or array (list) of a file; errors are those of `read_json`."""
-    try:
-        value = json.loads(files.read_artifact(path, what, most), object_pairs_hook=files.once)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise CheckpointError(f"{path} is no {what}: {reason}; fetch it again") from error
-    if not isinstance(value, kind):
-        word = "object" if kind is dict else "array"
-        raise CheckpointError(f"{path} is no {what}: it holds no JSON {word}; fetch it again")
-    return value
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -98,7 +76,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 def _sharded(folder: Path) -> dict[str, Tensor]:
     path = folder / INDEX
-    where = read_json(path, "index of weights", MAX_INDEX).get("weight_map")
+    where = files.read_json(path, "index of weights", MAX_INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(f"{path}: its weight_map does not map names to files")
     tensors: dict[str, Tensor] = {}
@@ -133,7 +111,7 @@ def load_hub(
     dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
     """
     family, config = read_config(folder)
-    theirs = read_json(folder / CONFIG, "model config", MAX_CONFIG)
+    theirs = files.read_json(folder / CONFIG, "model config", MAX_CONFIG)
     _warn_of_ignored(folder, family, theirs)
     stored = tensors(folder)
     if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):

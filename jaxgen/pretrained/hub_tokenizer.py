@@ -125,7 +125,7 @@ def _about(home: Path) -> Json:
 def _json(path: Path) -> Json:
     if not path.exists():
         return {}
-    return hub_read.read_json(path, "tokenizer file", MAX_CONFIG)
+    return files.read_json(path, "tokenizer file", MAX_CONFIG)
 
 
 def _roles(about: Mapping[str, Any]) -> dict[str, str | None]:
@@ -273,7 +273,7 @@ def _text(path: Path) -> str:
 
 
 def _vocab(path: Path) -> dict[str, int]:
-    vocab = hub_read.read_json(path, "vocabulary", folder.MAX_BYTES)
+    vocab = files.read_json(path, "vocabulary", folder.MAX_BYTES)
     if not all(type(i) is int for i in vocab.values()):
         raise CheckpointError(f"{path.name} does not map pieces to ids; fetch it again")
     return vocab

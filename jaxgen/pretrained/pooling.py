@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxgen import files
 from jaxgen.errors import CheckpointError
-from jaxgen.pretrained.hub_read import MAX_CONFIG, read_json, read_json_value
+from jaxgen.pretrained.hub_read import MAX_CONFIG
 from jaxgen.store import safetensors
 
 MODULES, ABOUT = "modules.json", "config.json"
@@ -99,7 +100,7 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     """Return (kind, folder) of each module."""
     path = folder / MODULES
     modules = []
-    for row in read_json_value(path, "list of modules", MAX_CONFIG, list):
+    for row in files.read_json_as(list, path, "list of modules", MAX_CONFIG):
         entry = row if isinstance(row, dict) else {}
         kind, home = entry.get("type"), entry.get("path")
         if not isinstance(kind, str) or not isinstance(home, str):
@@ -114,7 +115,7 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _mode(path: Path) -> Mode:
-    about = read_json(path, "pooling config", MAX_CONFIG)
+    about = files.read_json(path, "pooling config", MAX_CONFIG)
     named = about.get("pooling_mode")
     if isinstance(named, str) and named in NAMES:
         return NAMES[named]  # pyright: ignore[reportReturnType]
@@ -145,7 +146,7 @@ def _normalize(vectors: np.ndarray) -> np.ndarray:
 
 
 def _dense(home: Path) -> Callable[[np.ndarray], np.ndarray]:
-    about = read_json(home / ABOUT, "config of a dense layer", MAX_CONFIG)
+    about = files.read_json(home / ABOUT, "config of a dense layer", MAX_CONFIG)
     name = str(about.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if (activation := ACTIVATIONS.get(name.rpartition(".")[2])) is None:
         raise CheckpointError(f"{home / ABOUT}: activation_function={name:.60} is not known here")
@@ -166,4 +167,4 @@ def _dense(home: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path, "config", MAX_CONFIG) if path.exists() else {}
+    return files.read_json(path, "config", MAX_CONFIG) if path.exists() else {}

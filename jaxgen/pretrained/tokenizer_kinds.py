@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jaxgen import files
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained import hub_read
 from jaxgen.tokens import modelproto, pipelines
@@ -133,7 +134,7 @@ GENERIC = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend"
 
 def kind_of(home: Path, about: Mapping[str, Any]) -> Kind:
     """Return how transformers reads a folder: by its tokenizer_class, or its model_type."""
-    theirs = hub_read.read_json(home / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
+    theirs = files.read_json(home / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
     named = about.get("tokenizer_class") or theirs.get("tokenizer_class")
     model_type = theirs.get("model_type")
     if not isinstance(named, str):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxgen import files
+from jaxgen import files, settings_yaml
 from jaxgen import settings as sets
 from jaxgen.errors import CheckpointError, ConfigError, UserError
 from jaxgen.pretrained.chat_template import FILE as CHAT
@@ -66,7 +66,7 @@ def kept_settings(folder: Path) -> Settings | None:
     if not path.exists():
         return None
     try:
-        return sets.build(Settings, sets.read_yaml(path))
+        return sets.build(Settings, settings_yaml.read_yaml(path))
     except UserError as error:
         raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
 

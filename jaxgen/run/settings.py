@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgen import arguments
+from jaxgen import arguments, settings_yaml
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
@@ -124,7 +124,7 @@ def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
     Files that are given take the place of the config's corpus.
     """
     mapping, given = (
-        sets.read_yaml(config),
+        settings_yaml.read_yaml(config),
         [word.partition("=")[0].strip() for word in assignments],
     )
     if (

@@ -8,8 +8,7 @@ import pytest
 from random_params import random_params
 
 import jaxgen
-from jaxgen import settings as sets
-from jaxgen import tree
+from jaxgen import settings_yaml, tree
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained.assets import read_tokenizer
@@ -51,7 +50,7 @@ def home(tmp_path_factory):
 
 
 def settings_of(home, **changes):
-    given = dict(sets.read_yaml(config_folder() / "finetune_gpt2.yaml"))
+    given = dict(settings_yaml.read_yaml(config_folder() / "finetune_gpt2.yaml"))
     given |= {
         "init_from": str(home / "gpt2"),
         "data": given["data"] | {"files": [str(home / "text.txt")]},
