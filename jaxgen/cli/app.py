@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -25,6 +25,7 @@ from jaxgen.cli import (
     exits,
     fill_mask,
     generate,
+    init,
     measure,
     mistakes,
     plan,
@@ -46,7 +47,8 @@ First steps:
     jaxgen generate runs/quickstart  type prompts, and see them completed
 
 Your own text:
-    jaxgen train my.yaml             into runs/my; the same command resumes it
+    jaxgen train my.txt              into runs/my; the same command resumes it
+    jaxgen init                      my.yaml, a commented config to edit
     jaxgen train my.yaml train.steps=100 model.layers=6
                                      any key of the config can be overridden
     jaxgen train --keys              every key, its default and its meaning
@@ -66,8 +68,9 @@ process of the run is lost, 6 numbers not finite, 7 data,
 VERBS = (
     (quickstart.quickstart, "quickstart", "[KEY=VALUE ...] [--out DIR]"),
     (train.train, "train", "TEXT|CONFIG|RUN [TEXT ...] [KEY=VALUE ...] [OPTIONS]"),
+    (init.init, "init", "[TASK] [FILE ...] [--out my.yaml]"),
     (generate.generate, "generate", "RUN [OPTIONS]"),
-    (evaluation.evaluate, "eval", "RUN [--split SPLIT]"),
+    (evaluation.evaluate, "eval", "RUN|MODEL [data.files=TEXT] [OPTIONS]"),
     (convert.convert, "convert", "SOURCE OUT --to hf|jaxgen [OPTIONS]"),
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (measure.measure, "measure", "TEXTS [--references FILE] [OPTIONS]"),
@@ -81,7 +84,7 @@ VERBS = (
     (score.score, "score", "RUN [TEXT ...] [OPTIONS]"),
     (tokenize.tokenize, "tokenize", "CONFIG [KEY=VALUE ...]"),
     (doctor.doctor, "doctor", "[RUN|CONFIG] [KEY=VALUE ...] [--json]"),
-    (plan.plan, "plan", "CONFIG [KEY=VALUE ...] --topology CHIP:SHAPE"),
+    (plan.plan, "plan", "[CONFIG] [KEY=VALUE ...] [--topology CHIP:SHAPE]"),
     (bench.bench, "bench", "[NAME ...] [OPTIONS]"),
     (examples.examples, "examples", "[NAME ...] [--out DIR]"),
 )
@@ -108,6 +111,17 @@ def make_app() -> App:
     for order, (verb, name, usage) in enumerate(VERBS):
         app.command(verb, name=name, sort_key=order, usage=f"Usage: jaxgen {name} {usage}")
     app.command(verify.make_verify(sort_key=len(VERBS), **looks))
+
+    def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+        """Print what makes a shell complete verbs and options at the Tab key.
+
+        For example:
+            source <(jaxgen completion bash)           in ~/.bashrc; zsh alike
+            jaxgen completion fish | source            in config.fish
+        """
+        print(app.generate_completion(shell=shell), end="")
+
+    app.command(completion, sort_key=len(VERBS) + 1, usage="Usage: jaxgen completion SHELL")
     return app
 
 

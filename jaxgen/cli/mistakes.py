@@ -15,6 +15,35 @@ from cyclopts import (
 
 from jaxgen.errors import ConfigError, nearest
 
+CONFIGURED = ("train", "quickstart", "tokenize", "plan", "doctor")  # verbs that take keys
+# What other programs call as options, and what the key of a config is for it.
+_OPTIONS = {
+    "train.steps": "steps max-steps num-steps iterations iters max-iters epochs num-train-epochs",
+    "train.learning_rate": "lr learning-rate",
+    "train.batch": "batch batch-size bs per-device-train-batch-size",
+    "train.accumulate": "accumulate gradient-accumulation-steps grad-accum",
+    "train.warmup": "warmup warmup-steps",
+    "train.weight_decay": "weight-decay wd",
+    "train.optimizer": "optimizer optim",
+    "train.schedule": "schedule lr-scheduler lr-scheduler-type scheduler",
+    "train.seed": "seed",
+    "train.clip": "clip grad-clip max-grad-norm",
+    "train.log_every": "log-every logging-steps log-interval",
+    "train.validate_every": "validate-every eval-every eval-steps eval-interval",
+    "checkpoint.every": "save-every save-steps save-interval",
+    "model.layers": "layers num-layers n-layer n-layers depth",
+    "model.d_model": "d-model dim width hidden-size n-embd embedding-dim",
+    "model.heads": "heads num-heads n-head n-heads",
+    "model.context": "context context-length block-size seq-len max-seq-len max-length",
+    "model.dropout": "dropout",
+    "model.compute_dtype": "dtype precision compute-dtype",
+    "tokenizer.vocab_size": "vocab-size vocab",
+    "tokenizer.file": "tokenizer",
+    "data.files": "data file files data-path dataset train-file text input",
+    "init_from": "init-from model model-name-or-path pretrained checkpoint resume-from-checkpoint",
+}
+KEYS = {name: key for key, names in _OPTIONS.items() for name in names.split()}
+
 
 def explain(error: CycloptsError, verbs: Sequence[str]) -> ConfigError:
     """Return what cyclopts found as a ConfigError of one line."""
@@ -35,6 +64,12 @@ def explain(error: CycloptsError, verbs: Sequence[str]) -> ConfigError:
             n for argument in error.argument_collection for n in argument.names if n[:1] == "-"
         ]
         option = word.partition("=")[0]
+        plain = key.replace("_", "-").lower()
+        if verb in CONFIGURED and plain in KEYS:
+            return ConfigError(
+                f"unknown option {option!r}: it is a key of the config, without dashes; write "
+                f"{KEYS[plain]}={value if equals else 'VALUE'}"
+            )
         return ConfigError(f"unknown option {option!r}{nearest(option, names)}{more}")
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(map(repr, error.unused_tokens or ()))

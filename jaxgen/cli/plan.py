@@ -16,16 +16,18 @@ Figures = Literal["auto", "analytic", "compiled", "measured"]
 
 
 def plan(
-    config: Annotated[str, Parameter(help="a .yaml file, or its name in configs/")],
+    config: Annotated[
+        str | None, Parameter(help="a .yaml file, or its name in configs/; none: list the chips")
+    ] = None,
     /,
     *overrides: Overrides,
     topology: Annotated[
-        str,
+        str | None,
         Parameter(
             help="chip:shape, such as v5p:8x8x16, v5e:16x16, v6e:4x4, v4:4x4x4, h200:8; or here, "
             "for this machine"
         ),
-    ],
+    ] = None,
     figures: Annotated[
         Figures,
         Parameter(
@@ -45,6 +47,7 @@ def plan(
     compared.
 
     For example:
+        jaxgen plan                            the chips there are
         jaxgen plan llama_70b --topology v5p:8x8x16
         jaxgen plan llama_8b --topology h200:8 mesh=fsdp:8 train.batch=64
         jaxgen plan shakespeare_char --topology here
@@ -53,6 +56,15 @@ def plan(
     from jaxgen.plan import compilers
     from jaxgen.profile import chips
 
+    if config is None:
+        terminal.print_rows(chips.rows())
+        return
+    if topology is None:
+        names = ", ".join(chips.DIMENSIONS)
+        raise ConfigError(
+            f"--topology is missing: CHIP:SHAPE of {names}, or here for this machine; `jaxgen "
+            f"plan` alone lists the chips"
+        )
     chip, count = (None, 0) if topology == HERE else chips.parse(topology)
     figures = _figures(figures, topology, None if chip is None else chip.platform)
     start.prepare_jax(paths.cache())

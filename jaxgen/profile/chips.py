@@ -40,6 +40,22 @@ LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of one pod
 DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2, "h100": 1, "h200": 1}
 
 
+def rows() -> list[tuple[str, str]]:
+    """Return (how a topology names it, figures) of each chip that can be planned for."""
+    found = []
+    for kind, dimensions in DIMENSIONS.items():
+        chip, shape = CHIPS[kind], "x".join(["4"] * dimensions)
+        most = f"; pods of up to {LARGEST[kind]}" if kind in LARGEST else ""
+        found.append(
+            (
+                f"{kind}:{shape}",
+                f"{chip.name}: {chip.memory / 1e9:.0f} GB, {chip.flops / 1e12:.0f} TFLOP/s in "
+                f"bfloat16, {chip.bandwidth / 1e12:.2f} TB/s{most}",
+            )
+        )
+    return [*found, ("here", "this machine, measured")]
+
+
 def of_device(device_kind: str) -> Chip | None:
     """Return the chip that JAX calls `device_kind`, or None: "TPU v5 lite" is a v5e, no v5p."""
     starts = {start: chip for chip in CHIPS.values() for start in (chip.name, *chip.kinds)}

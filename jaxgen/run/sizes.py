@@ -209,14 +209,7 @@ def text_settings(
     (tokenizer.kind, model.preset) gives its chosen sizes up. Raises DataError for a name that
     matches nothing, or files that hold nothing.
     """
-    paths = [path for source in sources(names, ()) for path in source]
-    size = 0
-    for path in paths:
-        with files.refusals(path):
-            size += path.stat().st_size * (PACKED if is_packed(path) else 1)
-    if not size:
-        raise DataError(f"{', '.join(map(str, paths[:3]))}: empty; give files with text")
-    choice = choose(size, *forecast.this_machine(), minutes)
+    choice = choose(text_bytes(names), *forecast.this_machine(), minutes)
     mapping = dict(choice.mapping)
     for section, word in (("tokenizer", "tokenizer.kind="), ("model", "model.preset=")):
         if any(one.startswith(word) for one in assignments):
@@ -226,9 +219,25 @@ def text_settings(
     if not any(one.startswith("sample") for one in assignments) and settings.objective.name == (
         "causal"
     ):
-        first = next(iter(data.documents(settings.data)), None)
-        words = () if first is None else tuple(first.text.split(maxsplit=PROMPT)[:PROMPT])
-        if words:
-            sample = replace(settings.sample, prompts=(" ".join(words),))
-            settings = replace(settings, sample=sample)
+        sample = replace(settings.sample, prompts=prompts(settings.data.files))
+        settings = replace(settings, sample=sample)
     return settings, choice
+
+
+def text_bytes(names: Sequence[str]) -> int:
+    """Return the bytes of text that names match; DataError if there are none."""
+    paths = [path for source in sources(names, ()) for path in source]
+    size = 0
+    for path in paths:
+        with files.refusals(path):
+            size += path.stat().st_size * (PACKED if is_packed(path) else 1)
+    if not size:
+        raise DataError(f"{', '.join(map(str, paths[:3]))}: empty; give files with text")
+    return size
+
+
+def prompts(names: Sequence[str]) -> tuple[str, ...]:
+    """Return how a text begins, for samples to go on from."""
+    first = next(iter(data.documents(data.DataSettings(files=tuple(names)))), None)
+    words = () if first is None else first.text.split(maxsplit=PROMPT)[:PROMPT]
+    return (" ".join(words),) if words else ()

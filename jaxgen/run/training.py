@@ -40,6 +40,8 @@ from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch
 from jaxgen.train.state import State, evaluation_params
 
 METRICS = "metrics.jsonl"
+# The verb that asks a model for what it has learned; of the others, generate.
+VERBS = {"masked": "fill-mask", "pairs": "translate", "chat": "chat", "classes": "classify"}
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
 
@@ -305,4 +307,7 @@ def _conclude(run: Run, log: Log | Mute) -> None:
         run.folder / METRICS, run.folder / "loss.png", title=f"{title} parameters"
     )
     log.say(refusal or f"drew {run.folder / 'loss.png'}")
-    log.say(f"done: {run.folder}; try `jaxgen generate {run.folder}`")
+    verb = VERBS.get(run.settings.objective.name, "generate")
+    if verb == "translate" and run.settings.model.topology == "decoder":
+        verb = "generate"
+    log.say(f"done: {run.folder}; try `jaxgen {verb} {run.folder}`")

@@ -367,3 +367,36 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path):
     done = compiled(tmp_path / "file")
     assert done.stdout == "7.0\n" and done.returncode == 0
     assert re.fullmatch(r"jaxgen: warning: .*can't be written \(Not a.*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--steps", "train.steps=VALUE"),
+        ("--lr=1e-4", "train.learning_rate=1e-4"),
+        ("--batch_size=8", "train.batch=8"),
+        ("--hidden-size", "model.d_model=VALUE"),
+        ("--max-length", "model.context=VALUE"),
+    ],
+)
+def test_options_of_other_programs_are_answered_with_the_key(jaxgen, config, option, answer):
+    assert refused(jaxgen("train", "tiny.yaml", option), f"write {answer}")
+
+
+def test_every_key_that_an_option_is_answered_with_is_one():
+    from jaxgen.cli import mistakes
+
+    known = {row[0] for row in fields_help(run.Settings)}
+    assert set(mistakes.KEYS.values()) <= known
+
+
+def test_plan_lists_the_chips(jaxgen, config):
+    shown = jaxgen("plan")
+    assert shown.code == 0 and "v5p:4x4x4" in shown.out and "NVIDIA H200: 141 GB" in shown.out
+    assert refused(jaxgen("plan", "tiny.yaml"), "--topology is missing", "h200, or here")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_verbs_and_options(jaxgen, shell):
+    shown = jaxgen("completion", shell)
+    assert shown.code == 0 and "fill-mask" in shown.out and "print-config" in shown.out

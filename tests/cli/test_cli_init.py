@@ -1,0 +1,79 @@
+"""`jaxgen init` writes, for each task, a config that trains as it is."""
+
+import json
+import typing
+
+import pytest
+
+from jaxgen import run, settings
+from jaxgen.cli import app, init, start
+
+FAST = ["train.steps=1", "model.layers=1", "sample.max_new_tokens=2", "train.batch=4"]
+TASKS = typing.get_args(init.Task)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+
+    def call(*words):
+        code = app.main([str(word) for word in words])
+        shown = capfd.readouterr()
+        return code, shown.out + shown.err
+
+    return call
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in ("text", "fine-tune")])
+def test_a_config_trains_as_it_is_on_its_sample_and_the_hint_names_the_verb(here, tmp_path, task):
+    code, said = here("init", task)
+    assert code == 0 and "wrote my.jsonl" in said and "`jaxgen train my.yaml`" in said, said
+    text = (tmp_path / "my.yaml").read_text()
+    record = json.loads(next(row for row in text.splitlines() if "A record:" in row).split(": ", 1)[1])
+    assert record == json.loads((tmp_path / "my.jsonl").read_text().splitlines()[0])
+    code, said = here("train", "my.yaml", *FAST)
+    verb = {"chat": "chat", "pairs": "translate", "classes": "classify"}[task]
+    assert code == 0 and f"try `jaxgen {verb} runs/my`" in said, said
+    assert f"jaxgen {verb} runs/my" in text
+
+
+def test_text_and_fine_tuning_name_your_files_and_train_as_they_are(here, tmp_path):
+    (tmp_path / "a.md").write_text("the cat sat on the mat, said the old man. " * 40)
+    assert here("init", "text", "a.md")[0] == 0
+    code, said = here("train", "my.yaml", *FAST)
+    assert code == 0 and "try `jaxgen generate runs/my`" in said, said
+    code, said = here("init", "fine-tune", "a.md", "--model", "runs/my", "--out", "more.yaml")
+    assert code == 0, said
+    fast = [word for word in FAST if "layers" not in word]
+    code, said = here("train", "more.yaml", "model.context=64", *fast)
+    assert code == 0 and "weights of" in said, said
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_key_is_told_and_the_config_reads_as_it_was_meant(here, tmp_path, task):
+    here("init", task, "--out", "x.yaml")
+    mapping = settings.read(tmp_path / "x.yaml")
+    text = (tmp_path / "x.yaml").read_text()
+    told = {key: words for key, _, _, words in settings.fields_help(run.Settings)}
+    for section, values in mapping.items():
+        for key in values if isinstance(values, dict) else []:
+            assert f"  # {told[f'{section}.{key}']}\n  {key}:" in text
+    if task == "fine-tune":
+        assert mapping["init_from"] == "models/gpt2"
+    else:
+        run.build_settings(mapping)
+
+
+def test_nothing_is_written_over_and_contradictions_are_refused(here, tmp_path):
+    (tmp_path / "my.jsonl").write_text("mine")
+    code, said = here("init", "chat")
+    assert code == 2 and "my.jsonl exists" in said and not (tmp_path / "my.yaml").exists()
+    for words, part in (
+        (["text", "--model", "x"], "--model x is for fine-tune"),
+        (["text", "--out", "my.txt"], "must end with .yaml"),
+        (["poem"], '"poem"'),
+    ):
+        code, said = here("init", *words)
+        assert code == 2 and part in said and said.count("\n") == 1, said
