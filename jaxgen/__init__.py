@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxgen import lazy
+from jaxgen import lazy, train
 
 __version__ = "0.1.0"
 
@@ -152,6 +152,7 @@ __all__ = [
     "top_k",
     "top_n_sigma",
     "top_p",
+    "train",
     "train_state",
     "train_step",
     "typical",

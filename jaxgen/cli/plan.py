@@ -13,28 +13,31 @@ from jaxgen.errors import ConfigError
 
 HERE = "here"
 Figures = Literal["auto", "analytic", "compiled", "measured"]
+Config = Annotated[
+    str | None, Parameter(help="a .yaml file, or its name in configs/; none: list the chips")
+]
+Topology = Annotated[
+    str | None,
+    Parameter(
+        help="chip:shape, such as v5p:8x8x16, v5e:16x16, v6e:4x4, v4:4x4x4, h200:8; or here, for "
+        "this machine"
+    ),
+]
+Shown = Annotated[
+    Figures,
+    Parameter(
+        help="analytic; compiled: also by the compiler for those chips, with the extra [tpu] or "
+        "[cuda]; measured: also by steps run on this machine; auto: what there is"
+    ),
+]
 
 
 def plan(
-    config: Annotated[
-        str | None, Parameter(help="a .yaml file, or its name in configs/; none: list the chips")
-    ] = None,
+    config: Config = None,
     /,
     *overrides: Overrides,
-    topology: Annotated[
-        str | None,
-        Parameter(
-            help="chip:shape, such as v5p:8x8x16, v5e:16x16, v6e:4x4, v4:4x4x4, h200:8; or here, "
-            "for this machine"
-        ),
-    ] = None,
-    figures: Annotated[
-        Figures,
-        Parameter(
-            help="analytic; compiled: also by the compiler for those chips, with the extra [tpu] "
-            "or [cuda]; measured: also by steps run on this machine; auto: what there is"
-        ),
-    ] = "auto",
+    topology: Topology = None,
+    figures: Shown = "auto",
     steps: Annotated[int, arguments.at_least(1), Parameter(help="measured: how many steps")] = 3,
 ) -> None:
     """Say what a config would need on chips that are not here, before paying for them.

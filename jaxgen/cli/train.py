@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,8 +137,14 @@ class Task:
             print(choice, flush=True)
         return settings
 
-    def run(self, *, among: launch.Flags | None = None, profile: bool = False) -> None:
-        """Train."""
+    def run(
+        self,
+        *,
+        among: launch.Flags | None = None,
+        profile: bool = False,
+        prepare: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Train; prepare: sets up JAX, given the cache, None: as the command does."""
         from jaxgen import run
         from jaxgen.run.folder import PROFILE
 
@@ -147,7 +153,7 @@ class Task:
         settings = None if self.config is None else self.settings()
         terminal.say(f"training {'goes on ' if self.goes_on else ''}in {folder}")
         with exits.in_folder(folder), StopRequest() as stop:
-            start.prepare_jax(cache)
+            (prepare or start.prepare_jax)(cache)
             with launch.group(among) as group, exits.in_folder(folder):
                 more: dict[str, Any] = {"cache": cache, "stop": stop, "group": group}
                 more |= {"trace": folder / PROFILE if profile else None}

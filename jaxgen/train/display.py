@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
-Kind = Literal["auto", "live", "plain", "off"]
+Kind = Literal["auto", "live", "notebook", "plain", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,18 @@ class Display(Protocol):
 def make(kind: Kind, total: int, first: int, stream: Any = None) -> Display:
     """Return the display of a run of steps first..total on `stream` (None: standard output).
 
-    auto: live where the stream is a terminal, else plain; off: nothing is shown.
+    auto: live where the stream is a terminal, notebook where it is one of IPython's, else plain;
+    off: nothing is shown.
     """
     stream = stream or sys.stdout
     if kind == "off" or stream is None:  # pythonw and daemons have no standard output
         return Off()
     if kind == "auto":
         kind = "live" if _moves(stream) else "plain"
+        # The class of a notebook's stream: ipykernel need not be installed to be asked for it.
+        kind = "notebook" if type(stream).__module__.startswith("ipykernel.") else kind
+    if kind == "notebook":
+        return Notebook(stream)
     return Live(total, first, stream) if kind == "live" else Plain(stream)
 
 
@@ -135,6 +140,50 @@ class Plain:
 
     def close(self) -> None:
         """Do nothing: each line is out already."""
+
+
+NOTEBOOK_BAR = 20  # characters
+
+
+class Notebook(Plain):
+    """A bar and a line that a carriage return renews in their place, below the other lines."""
+
+    moves = True
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.shown = 0  # characters of the line that may be renewed
+
+    def update(self, reading: Reading) -> None:
+        """Renew the line."""
+        done = NOTEBOOK_BAR * reading.step // max(reading.total, 1)
+        self._renew(f"[{'#' * done}{'.' * (NOTEBOOK_BAR - done)}] {reading.line()}")
+
+    def amend(self, reading: Reading) -> None:
+        """Renew the line with what is known of the step since."""
+        self.update(reading)
+
+    def wait(self, what: str, seconds: float) -> None:
+        """Show that something goes on, and for how long."""
+        self._renew(f"{what}: {seconds:.0f} s")
+
+    def say(self, line: str) -> None:
+        """Print a line in the place of the one that may be renewed."""
+        self._renew(line)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self.shown:
+            self.stream.write("\n")
+            self.stream.flush()
+        self.shown = 0
+
+    def _renew(self, line: str) -> None:
+        first, newline, rest = _encodable(line, self.stream).partition("\n")
+        self.stream.write(f"\r{first:<{self.shown}}{newline}{rest}")
+        self.stream.flush()
+        self.shown = max(len(first), 1)
 
 
 DISPENSABLE = ("mfu", "speed", "valid", "eta")  # in this order, where a terminal is narrow

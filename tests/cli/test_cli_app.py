@@ -188,7 +188,7 @@ def test_text_goes_on_with_a_model(jaxgen, calls, monkeypatch):
 MISTAKES = [
     (["trian"], "unknown verb 'trian'", "did you mean 'train'?"),
     (["--hepl"], "unknown option '--hepl'", "'--help'"),
-    (["help"], "unknown verb 'help'", "train, generate, eval, convert, report"),
+    (["help"], "unknown verb 'help'", "train, init, generate, eval, convert"),
     (["tiny.yaml"], "did you mean `jaxgen train tiny.yaml`?"),
     (["train"], "CONFIG is missing"),
     (["train", ""], "'' is no config, run or text"),

@@ -31,7 +31,9 @@ def test_a_config_trains_as_it_is_on_its_sample_and_the_hint_names_the_verb(here
     code, said = here("init", task)
     assert code == 0 and "wrote my.jsonl" in said and "`jaxgen train my.yaml`" in said, said
     text = (tmp_path / "my.yaml").read_text()
-    record = json.loads(next(row for row in text.splitlines() if "A record:" in row).split(": ", 1)[1])
+    record = json.loads(
+        next(row for row in text.splitlines() if "A record:" in row).split(": ", 1)[1]
+    )
     assert record == json.loads((tmp_path / "my.jsonl").read_text().splitlines()[0])
     code, said = here("train", "my.yaml", *FAST)
     verb = {"chat": "chat", "pairs": "translate", "classes": "classify"}[task]

@@ -1,0 +1,82 @@
+"""`jaxgen train` as a function, for notebooks and scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxgen import arguments
+from jaxgen.cli import paths
+from jaxgen.cli.train import task_of
+from jaxgen.errors import PREEMPTED, ConfigError
+from jaxgen.store.steps import Step
+
+
+@arguments.checked
+def train(
+    what: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, Any],
+    *words: str,
+    out: str | os.PathLike | None = None,
+    minutes: float | None = None,
+    force: bool = False,
+    step: Step = None,
+    **sections: Mapping[str, Any] | str | None,
+) -> Path:
+    """Train on text, as a config says, or go on with a run; return the run's folder.
+
+    `jaxgen.open` takes that folder. An interrupt saves and returns; the same call goes on from
+    there. A notebook shows a line that is renewed in its place.
+
+        run = jaxgen.train("my.txt", train={"steps": 500})
+        print(jaxgen.open(run).generate("Once"))
+
+    Args:
+      what: text files or folders, a .yaml file or its name in configs/, a run folder, several of
+        these as on the command line, or a config as a mapping, which needs `out`.
+      words: "section.key=value" overrides.
+      out: the run folder; by default runs/NAME.
+      minutes: for text without a config, about how long to train.
+      force: remove the run in the folder and begin anew; with step, its later steps alone.
+      step: the checkpoint to go on from: its number, "best" or "last".
+      sections: overrides by section, such as model={"layers": 6}, or init_from="models/gpt2".
+
+    Raises what `jaxgen train` refuses, such as ConfigError for a wrong key.
+    """
+    overrides = (*words, *_assignments(sections))
+    if isinstance(what, Mapping):
+        if out is None:
+            raise ConfigError("train: out=None, but a config without a file needs it; give out=")
+        from jaxgen import run, settings
+
+        built = run.build_settings(settings.override(what, overrides))
+        folder, cache = Path(out), paths.cache()
+        work = partial(run.train, built, folder, cache=cache, force=force, step=step)
+    else:
+        several = [what] if isinstance(what, str | os.PathLike) else what
+        task = task_of(
+            (*(str(os.fspath(one)) for one in several), *overrides),
+            out=None if out is None else os.fspath(out),
+            minutes=minutes,
+            force=force,
+            step=step,
+        )
+        folder, work = task.folder, partial(task.run, prepare=lambda cache: None)
+    try:
+        work()
+    except SystemExit as error:  # stopped and saved, which has been said
+        if error.code != PREEMPTED:
+            raise
+    return folder
+
+
+def _assignments(sections: Mapping[str, Any]) -> Iterator[str]:
+    for section, values in sections.items():
+        if isinstance(values, Mapping):
+            for key, value in values.items():
+                yield f"{section}.{key}={json.dumps(value)}"
+        else:
+            yield f"{section}={json.dumps(values)}"
