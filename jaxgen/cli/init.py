@@ -116,9 +116,9 @@ def _mapping(task: str, names: Sequence[str], model: str | None) -> dict[str, An
 
 
 def _config(name: str) -> Mapping[str, Any]:
-    from jaxgen import settings
+    from jaxgen import settings_yaml
 
-    return settings.read(paths.config(name))
+    return settings_yaml.read_yaml(paths.config(name))
 
 
 def commented(mapping: Mapping[str, Any]) -> str:
@@ -135,7 +135,7 @@ def commented(mapping: Mapping[str, Any]) -> str:
                 yield from lines(value, f"{above}{key}.", f"{indent}  ")
             else:
                 yield f"{indent}# {told[above + key]}"
-                yield f"{indent}{settings_yaml.write({key: value}).strip()}"
+                yield f"{indent}{settings_yaml.to_yaml({key: value}).strip()}"
 
     return "\n".join(lines(mapping, "", "")).lstrip("\n") + "\n"
 

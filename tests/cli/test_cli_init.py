@@ -5,7 +5,7 @@ import typing
 
 import pytest
 
-from jaxgen import run, settings
+from jaxgen import run, settings, settings_yaml
 from jaxgen.cli import app, init, start
 
 FAST = ["train.steps=1", "model.layers=1", "sample.max_new_tokens=2", "train.batch=4"]
@@ -56,7 +56,7 @@ def test_text_and_fine_tuning_name_your_files_and_train_as_they_are(here, tmp_pa
 @pytest.mark.parametrize("task", TASKS)
 def test_every_key_is_told_and_the_config_reads_as_it_was_meant(here, tmp_path, task):
     here("init", task, "--out", "x.yaml")
-    mapping = settings.read(tmp_path / "x.yaml")
+    mapping = settings_yaml.read_yaml(tmp_path / "x.yaml")
     text = (tmp_path / "x.yaml").read_text()
     told = {key: words for key, _, _, words in settings.fields_help(run.Settings)}
     for section, values in mapping.items():
