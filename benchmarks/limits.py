@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import sides
 
-TRIES = 5
-# By platform: the side of a matrix, and the numbers to stream through; 256 MiB of them on a CPU.
-SIZES = {"cpu": (2048, 2**26), "gpu": (8192, 2**30)}
+from jaxgen.profile import limits
 
 
 def measure(dtype: str = "float32") -> dict[str, float]:
-    """Return the best matrix products (FLOP/s) and read bandwidth (bytes/s) of the device.
+    """Return the best matmuls (FLOP/s) and read bandwidth (bytes/s) of the device.
 
-    By XLA and, where it is installed, by torch: the faster one is the limit. dtype: of what is
-    multiplied; sums are float32. Bandwidth is that of a float32 matrix times a vector, which reads
-    every weight once, as decoding does.
+    By XLA, as `jaxgen.profile.limits` measures them, and, where it is installed, by torch with the
+    same sizes: the faster one is the limit. dtype: of what is multiplied; sums are float32.
     """
-    side, stream = SIZES[jax.default_backend()]
-    square, tall = (side, side, side), (stream // 4096, 4096, 1)
-    work = {"flops": (2 * side**3, square), "bytes": (4 * stream, tall)}
+    side, count = limits.SIZES.get(jax.default_backend(), limits.ELSEWHERE)
+    xla = {"flops": limits.products(dtype), "bytes": limits.reading()}
+    work = {
+        "flops": (2 * side**3, (side, side, side), dtype),
+        "bytes": (4 * count, (count // 4096, 4096, 1), "float32"),
+    }
     found = {}
-    for name, (amount, sizes) in work.items():
-        of = dtype if name == "flops" else "float32"
-        rates = {"xla": amount / _best(_xla_product(*sizes, of))}
+    for name, (amount, sizes, of) in work.items():
+        rates = {"xla": xla[name]}
         product = _torch_product(*sizes, of)
         if product is not None:
-            rates["torch"] = amount / _best(product)
+            rates["torch"] = amount / limits.best(product)
         found |= {f"{side}_{name}": rate for side, rate in rates.items()}
         found[name] = max(rates.values())
     return found
@@ -61,22 +57,6 @@ def apart(dtype: str = "float32") -> dict[str, float]:
     call = [sys.executable, __file__, dtype]
     done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
-
-
-def _best(call: Callable[[], Any]) -> float:
-    call()
-    seconds = []
-    for _ in range(TRIES):
-        begin = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begin)
-    return statistics.median_low(seconds)
-
-
-def _xla_product(rows: int, inner: int, columns: int, dtype: str) -> Callable[[], Any]:
-    x, y = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
-    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
-    return lambda: product(x, y).block_until_ready()
 
 
 def _torch_product(rows: int, inner: int, columns: int, dtype: str) -> Callable[[], Any] | None:
