@@ -62,6 +62,7 @@ def main() -> None:
     )
     plain = jaxgen.generate(params, config, prompt, jax.random.key(2), length=LENGTH, sample=greedy)
     print(found.tokens)
+    assert found.steps is not None and found.accepted is not None
     print(f"{LENGTH} tokens in {found.steps} steps; {found.accepted.sum()} guesses accepted")
     assert (found.tokens == plain).all() and found.steps < LENGTH
 

@@ -22,8 +22,8 @@ TEXTS = [[3, 4, 5, EOS], [7, 8, 9, 9, EOS], [1, 1, EOS], [6, 5, 4, 3, 2, EOS], [
 def decode_latents(params, config, latents, key, sample):
     """Return the tokens [B, LENGTH] that the decoder writes for latents [B, Z]."""
     first, cache = vae.begin(params, config, latents, LENGTH + 1)
-    step, ends = vae.step(params, config), {"stop": jnp.asarray([EOS]), "prompt": first[:, None]}
-    return jaxgen.decode(step, cache, first, key, sample, LENGTH, **ends)[0]
+    step, stop, prompt = vae.step(params, config), jnp.asarray([EOS]), first[:, None]
+    return jaxgen.decode(step, cache, first, key, sample, LENGTH, stop=stop, prompt=prompt)[0]
 
 
 def main() -> None:
