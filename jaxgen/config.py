@@ -83,6 +83,14 @@ class ModelConfig:
 
     The GPT-2 defaults (Radford et al. 2019) are the field defaults. `pattern` repeats over the
     depth: ("local", "global") alternates sliding-window and full attention.
+
+    Args:
+        vocab_size ... unroll: the fields below, each with its meaning; `jaxgen train --keys` lists
+            them as model.*.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=50257, norm="rms", positions="rope", feed="swiglu")
+    >>> config.replace(kv_heads=4).K
+    4
     """
 
     vocab_size: int | None = option("rows of the embedding; null: a run asks its tokenizer", None)

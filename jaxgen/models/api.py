@@ -95,19 +95,52 @@ _INPUTS = {
 @compile_once
 @layouts.stored(lambda config: axes(config))
 def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
-    """Return freshly initialised parameters: a plain nested dict, paths like "layers/attn/q"."""
+    """Return freshly initialised parameters.
+
+    Args:
+        config: of the model; static under jit.
+        key: decides every number; a weight's own key depends on its path alone.
+
+    Returns:
+        A plain nested dict of arrays, with paths like "layers/attn/q", whose first axis counts the
+        layers. Raises ConfigError without a vocab_size.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> jaxgen.init(config, jax.random.key(0))["layers"]["attn"]["q"].shape
+    (2, 8, 2, 4)
+    """
     return _unboxed(_boxed(config, key))
 
 
 @arguments.checked
 def abstract(config: ModelConfig) -> Params:
-    """Return the parameters as ShapeDtypeStructs, without memory, for a model of any size."""
+    """Return the parameters as ShapeDtypeStructs, without memory, for a model of any size.
+
+    Args:
+        config: of the model. Raises ConfigError without a vocab_size.
+
+    Returns:
+        The tree of `init`, of shapes and dtypes.
+
+    >>> jaxgen.abstract(jaxgen.preset("llama-3.1-405b"))["layers"]["attn"]["q"].shape
+    (126, 16384, 128, 128)
+    """
     return tree.map_paths(lambda path, box: box.value, _shapes(config))
 
 
 @arguments.checked
 def axes(config: ModelConfig) -> Params:
-    """Return each parameter's logical axes: a string, one letter of the legend per dimension."""
+    """Return each parameter's logical axes.
+
+    Args:
+        config: of the model. Raises ConfigError without a vocab_size.
+
+    Returns:
+        The tree of `init`, of strings: one letter a dimension, as `jaxgen.legend` names them.
+
+    >>> jaxgen.axes(jaxgen.preset("gpt2-124m"))["layers"]["attn"]["q"]
+    'LDNH'
+    """
     return tree.map_paths(lambda path, box: "".join(box.names), _shapes(config))
 
 
@@ -135,13 +168,24 @@ def empty_cache(
     slack: int = 0,
     unrolled: bool = False,
 ) -> caches.Cache:
-    """Return an empty key/value cache of `capacity` slots for each of `batch` rows.
+    """Return an empty key/value cache.
 
-    memory: tokens of the encoder's output, which an encoder-decoder must know.
-    layout: "ring" gives local layers `window` slots, whatever the capacity, and `slack` more, so
-    that their last slack + 1 tokens can be taken back. store: "int8" keeps a byte a number.
-    unrolled: for parameters whose layers are (`serving.unroll`), and for no others.
-    Raises ConfigError where `memory` is missing, or one of them has no use.
+    Args:
+        config: of the model; not an encoder.
+        batch: rows, at least 1.
+        capacity: tokens a row can hold, at least 1.
+        memory: tokens of the encoder's output, which an encoder-decoder must know.
+        layout: "ring" gives local layers as many slots as their window, whatever the capacity.
+        store: "int8" keeps a byte a number (one scale for each token and head).
+        slack: ring: further slots, so that the last slack + 1 tokens can be taken back.
+        unrolled: for parameters whose layers are unrolled, as `model_step` has them, and no others.
+
+    Returns:
+        A Cache, a pytree. Raises ConfigError where `memory` is missing, or an argument has no use.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> jaxgen.empty_cache(config, batch=3, capacity=8).capacity
+    8
     """
     if (memory is not None) != (config.topology == "encoder_decoder"):
         raise ConfigError(
@@ -193,12 +237,27 @@ def encode(
     order: Order | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Memory:
-    """Return the Memory that an encoder makes of token ids [B, S], for `apply(memory=...)`.
+    """Return what an encoder makes of token ids, for `apply(memory=...)`.
 
-    segments: 0 for padding, then document numbers; without them all tokens are one document.
-    order: see `hidden`. The other arguments are those of `apply`; taps begin with "encoder/" in an
-    encoder-decoder.
-    Raises ConfigError for a decoder-only model.
+    Args:
+        params: of the model.
+        config: of the model, an encoder or encoder-decoder; static under jit.
+        tokens: ids [B, S] of any integer type, or nested lists.
+        positions: [B, S]; the default counts from 0.
+        segments: [B, S], 0 for padding, then document numbers; without them a row is one document.
+        types: [B, S] rows of the table of token types; the default is 0.
+        taps: globs of activations to return; "encoder/..." in an encoder-decoder.
+        order: see `hidden`.
+        key: turns dropout on.
+
+    Returns:
+        A Memory: state [B, S, D], segments [B, S] and taps. Raises ConfigError for a decoder.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2,
+    ...                             topology="encoder", head="none")
+    >>> params = jaxgen.init(config, jax.random.key(0))
+    >>> jaxgen.encode(params, config, [[1, 2, 3]]).state.shape
+    (1, 3, 8)
     """
     if config.topology == "decoder":
         raise ConfigError("topology=decoder has no encoder; call apply")
@@ -251,20 +310,34 @@ def apply(
     taps: tuple[str, ...] = (),
     key: PRNGKeyArray | None = None,
 ) -> Output:
-    """Return the model's Output for token ids [B, T] of any integer type, or nested lists.
+    """Return what a model makes of token ids.
 
-    positions: absolute positions; the default counts from 0, or from the cache's length.
-    segments: document numbers, 0 for padding; tokens of different ones don't see each other, and
-      an encoder-decoder's see the part of the memory that has their number (1 by default).
-    types: rows of the table of token types; the default is 0.
-    cache: keys and values of earlier tokens; the result's cache holds these T tokens as well.
-    memory: what `encode` made, for an encoder-decoder; a cache that has seen it needs it no more.
-    prefix: 1 for tokens that earlier ones see as well, for a decoder with prompt=both: the first
-      tokens of a row or, of packed rows, of each segment; the rest is 0.
-    taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
-    key: turns dropout on.
-    Traced ids and positions are trusted: out of range ones read the nearest valid row.
-    Raises ConfigError for an input that this config has no use for.
+    Args:
+        params: of the model.
+        config: of the model; static under jit.
+        tokens: ids [B, T] of any integer type, or nested lists. Traced ids and positions are
+            trusted: those out of range read the nearest valid row.
+        positions: [B, T] absolute positions; the default counts from 0, or the cache's length.
+        segments: [B, T] document numbers, 0 for padding; tokens of different ones don't see each
+            other, and an encoder-decoder's see the part of the memory with their number.
+        types: [B, T] rows of the table of token types; the default is 0.
+        cache: keys and values of earlier tokens (`empty_cache`); that of the result holds these T
+            tokens as well.
+        memory: what `encode` made, for an encoder-decoder; a cache that has seen it needs it no
+            more.
+        prefix: [B, T], 1 for tokens that earlier ones see as well, for a decoder with prompt=both:
+            the first tokens of a row or, of packed rows, of each segment; the rest is 0.
+        taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
+        key: turns dropout on.
+
+    Returns:
+        An Output: logits [B, T, V], hidden [B, T, D], cache and taps. Raises ConfigError for an
+        input that this config has no use for.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> params = jaxgen.init(config, jax.random.key(0))
+    >>> jaxgen.apply(params, config, [[1, 2, 3]]).logits.shape
+    (1, 3, 16)
     """
     inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix)
     out, seen = _forward(params, config, inputs, key, taps=bool(taps))

@@ -182,7 +182,18 @@ PRESETS |= {"llama-70b": PRESETS["llama-3-70b"]}
 
 @arguments.checked
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """Return a named architecture with fields changed; ConfigError if it or a field is unknown."""
+    """Return a named architecture with fields changed.
+
+    Args:
+        name: as "gpt2-124m" or "llama-3.1-8b"; an unknown one is answered with the list.
+        changes: fields of ModelConfig.
+
+    Returns:
+        The ModelConfig. Raises ConfigError for an unknown name or field.
+
+    >>> jaxgen.preset("gpt2-124m", context=256).layers
+    12
+    """
     known = [field.name for field in dataclasses.fields(ModelConfig)]
     for field in changes:
         if field not in known:

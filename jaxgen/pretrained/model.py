@@ -65,15 +65,25 @@ def load(
     shardings: Mapping[str, Any] | None = None,
     nonfinite: hub_read.NonFinite = "refuse",
 ) -> tuple[ModelConfig, api.Params]:
-    """Return (config, params) from a run (its newest sound checkpoint), a `save`d or an HF folder.
+    """Return the model of a run, a saved or a Hugging Face folder.
 
-    path: may be the folder of a checkpoint, RUN/checkpoints/00000200. step: a certain checkpoint of
-    a run, "best" (that of the lowest validation loss) or "last". The others are for a Hugging Face
-    folder, whose tensors are read one by one: dtype: to convert to; None keeps what is stored.
-    shardings: a tree like the params, to place each on its devices. nonfinite: whether NaN and
-    infinity are taken.
-    Raises ConfigError if there is no such folder, CheckpointError if it holds no model, or one
-    whose files are damaged or don't fit the config.
+    Args:
+        path: the folder; of a run also that of a checkpoint, RUN/checkpoints/00000200.
+        step: a certain checkpoint of a run, "best" (of the lowest validation loss) or "last"; None
+            takes the newest sound one.
+        dtype: Hugging Face folders: what to convert to; None keeps what is stored.
+        shardings: Hugging Face folders, whose tensors are read one by one: a tree like the params,
+            to place each on its devices.
+        nonfinite: Hugging Face folders: whether NaN and infinity are refused or taken.
+
+    Returns:
+        (config, params). Raises ConfigError if there is no such folder, CheckpointError if it holds
+        no model, or one whose files are damaged or don't fit the config.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> jaxgen.save("model", config, jaxgen.init(config, jax.random.key(0)))
+    >>> jaxgen.load("model")[0] == config
+    True
     """
     folder = run_and_step(path)[0]
     if not folder.is_dir():
@@ -134,13 +144,25 @@ def save(
     layout: Layout = "jaxgen",
     family: str | None = None,
 ) -> None:
-    """Write config, params and (if given) tokenizer as a folder that `load` reads.
+    """Write a model as a folder that `load` reads; it appears whole or not at all.
 
-    generation_config, chat_template: as `pretrained.assets.read_assets` gives them.
-    layout: "jaxgen" keeps our own paths in one safetensors file; "hf" is what transformers opens,
-    as the model_type `family`, or the first that can say all of the config. The folder appears
-    whole or not at all. Raises ConfigError if the path exists already or no family has such a
-    model, BusyError if it can't be written.
+    Args:
+        path: of the folder, which must not exist.
+        config: of the model.
+        params: of the model.
+        tokenizer: one of `jaxgen.tokens`.
+        generation_config: as `pretrained.assets.read_assets` gives it.
+        chat_template: likewise.
+        layout: "jaxgen" keeps our own paths in one safetensors file; "hf" is what transformers
+            opens.
+        family: hf: the model_type; None takes the first that can say all of the config.
+
+    Returns:
+        Nothing. Raises ConfigError if the path exists or no family has such a model, BusyError if
+        it can't be written.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> jaxgen.save("model", config, jaxgen.init(config, jax.random.key(0)), layout="hf")
     """
     folder = Path(path)
     check_new(folder)

@@ -88,9 +88,26 @@ class _EarlyLogits(_Model):
 
 @arguments.checked(params=api.fits, known=at_least(1))
 def model_step(params: api.Params, config: ModelConfig, known: int | None = None) -> ModelStep:
-    """Return the model as the step that `decode` takes, its parameters as decoding reads them.
+    """Return the model as the step that `decode` takes.
 
-    known: ids that a tokenizer spells; those from it on are banned. None bans none.
+    Args:
+        params: of the model; the step holds them as decoding reads them, layer by layer.
+        config: of the model; static under jit.
+        known: ids that a tokenizer spells; those from it on are banned. None bans none.
+
+    Returns:
+        A pytree that is called with (tokens [B], cache) and returns (logits [B, V], cache); see
+        `prefill` for the cache and the first tokens.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> params = jaxgen.init(config, jax.random.key(0))
+    >>> step = jaxgen.model_step(params, config)
+    >>> prompt, lengths = jnp.array([[1, 2]]), jnp.array([2])
+    >>> first, cache = jaxgen.prefill(params, config, prompt, lengths, 6)
+    >>> key = jax.random.key(1)
+    >>> tokens, cache = jaxgen.decode(step, cache, first, key, jaxgen.greedy(), 4)
+    >>> tokens.shape
+    (1, 4)
     """
     return ModelStep(serving.unroll(params, config), config, known)
 

@@ -358,6 +358,17 @@ def open_session(
     Raises:
       CheckpointError: for a folder that `jaxgen.load` refuses, or without a tokenizer.
       ConfigError: for a model that neither generates nor encodes.
+
+    Example:
+      >>> from jaxgen import tokens
+      >>> tokenizer = tokens.train(tokens.TokenizerSettings(kind="bytes"), ())
+      >>> config = jaxgen.ModelConfig(
+      ...     vocab_size=tokenizer.vocab_size, context=16, layers=1, d_model=8, heads=2
+      ... )
+      >>> params = jaxgen.init(config, jax.random.key(0))
+      >>> jaxgen.save("model", config, params, tokenizer=tokenizer)
+      >>> len(jaxgen.open("model").score(["a text"]))
+      1
     """
     model = open_model(folder, step=step)
     if model.config.topology == "encoder" and weights == "plain":

@@ -40,8 +40,17 @@ LOGITS_AT_ONCE, OF_A_GPU = 2**25, 2**27
 class Loss(NamedTuple):
     """Sums over a batch, so that microbatches add up: divide by `weight` to get means.
 
-    A loss of your own may return one. With weights of 1, `weight` counts tokens; else it is the sum
-    of their absolute values, which cannot cancel.
+    A loss of your own may return one, or a scalar. With weights of 1, `weight` counts tokens; else
+    it is the sum of their absolute values, which cannot cancel.
+
+    Args:
+        total: scalar, what is differentiated: weighted, smoothed, with z-loss; nats.
+        weight: scalar, what the total is divided by where it is not 0.
+        nll: [B] plain weighted negative log-likelihood of each row; nats.
+        metrics: means over the batch, by name, to be shown beside the loss.
+
+    >>> jaxgen.Loss(total=6.0, weight=2.0, nll=[4.0, 2.0]).total
+    6.0
     """
 
     total: Float[Array, ""]  # what is differentiated: weighted, smoothed, with z-loss; nats
@@ -84,6 +93,12 @@ def causal_loss(
         ConfigError: for a key of the batch that is missing, unknown, or of another shape.
         DataError: for an id outside the vocabulary, where values are known; under jit they are not,
             and the loss of such a target is NaN, and its gradient.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> params = jaxgen.init(config, jax.random.key(0))
+    >>> batch = {"tokens": jnp.array([[1, 2, 3]]), "targets": jnp.array([[2, 3, -100]])}
+    >>> float(jaxgen.causal_loss(params, config, batch).weight)
+    2.0
     """
     arrays = _checked(batch, config)
     return _loss(params, config, arrays, key, smoothing=smoothing, z=z, chunk=chunk)

@@ -48,9 +48,20 @@ class State:
 def train_state(
     params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray
 ) -> State:
-    """Return the state before the first step; `key` seeds all dropout of the run.
+    """Return the training state before the first step.
 
-    For parameters narrower than float32 it holds a float32 copy (`master`).
+    Args:
+        params: of the model; of those narrower than float32 it holds a float32 copy (`master`).
+        optimizer: of Optax.
+        key: seeds all dropout of the run.
+
+    Returns:
+        A State: step, params, optimizer state, key and health. Raises ConfigError for arguments of
+        other types.
+
+    >>> params = {"w": jnp.ones(3)}
+    >>> int(jaxgen.train_state(params, optax.sgd(0.1), jax.random.key(0)).step)
+    0
     """
     # Each scalar is a buffer of its own: donating one buffer twice is an error.
     zeros = [jnp.zeros((), jnp.int32) for _ in range(4)]

@@ -61,6 +61,15 @@ def train_step(
         `nonfinite.CAUSES`; 0: it is not), examples [B] (summed nll of each row), and those of the
         loss. Raises ConfigError for rows that `accumulate` does not divide, or for a loss that
         returns something else.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    >>> rule, loss = optax.sgd(0.1), jaxgen.causal_loss
+    >>> params = jaxgen.init(config, jax.random.key(0))
+    >>> state = jaxgen.train_state(params, rule, jax.random.key(1))
+    >>> batch = {"tokens": jnp.array([[1, 2, 3]]), "targets": jnp.array([[2, 3, 4]])}
+    >>> state, metrics = jaxgen.train_step(state, batch, config=config, optimizer=rule, loss=loss)
+    >>> int(state.step), int(metrics["skipped"])
+    (1, 0)
     """
     key = jax.random.fold_in(state.key, state.step)
     take = partial(gradients, loss, config=config, batch=batch, key=key, accumulate=accumulate)
