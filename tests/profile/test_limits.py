@@ -1,5 +1,7 @@
 """One ruler for profiles, plans, MFU on a CPU and the benchmarks."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -17,8 +19,8 @@ from jaxgen.train import flops
 )
 def test_a_rate_is_what_is_done_over_the_least_seconds(measure, amount, monkeypatch):
     monkeypatch.setitem(limits.SIZES, jax.default_backend(), (64, 2**14))
-    ticks = iter([0, 9, 10, 12, 20, 25])  # calls of 9, 2 and 5 seconds
-    monkeypatch.setattr(limits.time, "perf_counter", lambda: next(ticks))
+    ticks = iter([0.0, 9.0, 10.0, 12.0, 20.0, 25.0])  # calls of 9, 2 and 5 seconds
+    monkeypatch.setattr(limits, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     assert measure() == amount / 2
 
 
