@@ -105,7 +105,7 @@ def _of_run(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
 
 
 def _of_model(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
-    if not any(word.startswith(("data.files=", "data.corpus=")) for word in assignments):
+    if not _names_text(assignments):
         raise ConfigError(f"{folder} is no run, so it has no text of its own; give data.files=...")
     config = read_config(folder)
     name = OBJECTIVES.get(config.head, "causal")
@@ -119,6 +119,10 @@ def _of_model(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
     return _Model(resolve(settings, tokenizer), tokenizer, config, params, [("model", str(folder))])
 
 
+def _names_text(assignments: Sequence[str]) -> bool:
+    return any(word.startswith(("data.files=", "data.corpus=")) for word in assignments)
+
+
 def _text(
     folder: Path,
     model: _Model,
@@ -130,18 +134,19 @@ def _text(
 ) -> tuple[data.Corpus, Split, str]:
     """Return a corpus, and which part of it is measured, also in words."""
     prepare = partial(inputs.prepare, tokenizer=model.tokenizer, cache=cache, folder=folder)
+    given = _names_text(assignments)
     part: Split = split or "valid"
     other = "other text than the run was trained on" if is_run else "the files given"
     chosen = split is not None or any(word.startswith(SPLITTING) for word in assignments)
     if is_run:
         try:
-            corpus = prepare(model.settings)
+            corpus = prepare(model.settings, silent=given and not chosen)
             changed = inputs.changed_text(folder, corpus)
         except DataError as error:  # too little text for the run's split, perhaps
-            if chosen or not assignments:
+            if chosen or not given:
                 raise
             corpus, changed = None, str(error)
-        if changed and not assignments:
+        if changed and not given:
             raise DataError(changed)
         if corpus is not None and (chosen or not changed):
             return corpus, part, f"{part}, of {other}" if changed else part
