@@ -15,7 +15,7 @@ Positions = Literal["learned", "rope", "sinusoid", "relative", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
 EmbedNorm = Literal["none", "norm"]
 OutputBias = Literal["none", "bias"]
-Head = Literal["lm", "mlm", "classes", "spans", "pooled", "none"]
+Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
 Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
@@ -251,10 +251,15 @@ class ModelConfig:
             raise ConfigError(
                 f"encoder_layers={self.encoder_layers} has no effect: topology={self.topology}"
             )
-        if (self.classes is not None) != (self.head == "classes"):
+        if (self.classes is not None) != (self.head in ("classes", "token_classes")):
             raise ConfigError(
                 f"head={self.head} with classes={self.classes}: classes is given with "
-                f"head=classes, and only there"
+                f"head=classes or head=token_classes, and only there"
+            )
+        if self.head == "token_classes" and self.topology == "encoder_decoder":
+            raise ConfigError(
+                "head=token_classes reads each token of one tower: topology=encoder_decoder has "
+                "two; give topology=encoder"
             )
         if self.head in ("mlm", "pooled") and self.topology != "encoder":
             raise ConfigError(

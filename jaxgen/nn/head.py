@@ -1,4 +1,4 @@
-"""From hidden states to what the model is asked for: token logits, classes, or spans."""
+"""From hidden states to what the model is asked for: logits of tokens, classes, or spans."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Unembed(nn.Module):
 
 
 class Head(nn.Module):
-    """The head of an encoder's masked tokens, of a text's class, or of spans."""
+    """The head of an encoder's masked tokens, of a text's or a token's class, or of spans."""
 
     config: ModelConfig
     deterministic: bool
@@ -44,8 +44,8 @@ class Head(nn.Module):
         """Return (features, table): logits are features times table.
 
         mlm: features [B, T, D], table None. classes: [B, 1, D] and [C, D]: of the first token of
-        an encoder, of the last that is no padding of a decoder. spans: [B, T, D] and [2, D].
-        pooled: [B, 1, D], None: BERT's pooler.
+        an encoder, of the last that is no padding of a decoder. token_classes: [B, T, D] and
+        [C, D]. spans: [B, T, D] and [2, D]. pooled: [B, 1, D], None: BERT's pooler.
         """
         config = self.config
         if config.head == "mlm":
@@ -53,9 +53,11 @@ class Head(nn.Module):
             return Norm(config, name="norm")(ACTIVATIONS[config.head_activation](y)), None
         if config.head == "spans":
             return x, self._table(2)
+        drop = Drop(config.dropout, self.deterministic)
+        if config.head == "token_classes":
+            return drop(x), self._table(config.classes or 0)
         x = x[:, :1] if config.topology == "encoder" else _last(x, segments)
         if config.topology != "decoder":
-            drop = Drop(config.dropout, self.deterministic)
             x = drop(jnp.tanh(self._dense(x)))
         return x, None if config.head == "pooled" else self._table(config.classes or 0)
 

@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         config = self.config
         if config.head == "none":
             return x, None
-        if config.head in ("classes", "spans", "pooled"):
+        if config.head in ("classes", "token_classes", "spans", "pooled"):
             return Head(config, self.deterministic, name="head")(x, segments)
         if config.head == "mlm":
             x, _ = Head(config, self.deterministic, name="head")(x, segments)

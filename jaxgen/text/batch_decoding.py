@@ -350,3 +350,12 @@ def _failure(
         f"request {row}: the logits of new token {place} are not finite; "
         f"the parameters are damaged or diverged: take an earlier checkpoint"
     )
+
+
+def rank(answers: list[Completion], settings: Generation) -> list[Completion]:
+    """Return the likeliest of drawn answers by the mean of their tokens, or all if unranked."""
+    if not settings.best_of:
+        return answers
+    ranked = [one._replace(score=sum(one.logprobs) / len(one.logprobs)) for one in answers]
+    ranked.sort(key=lambda one: -(one.score or 0.0))
+    return ranked[: settings.samples]

@@ -132,3 +132,15 @@ def require(model: LoadedModel, task: str, **fields: tuple[str, ...]) -> None:
     for name, values in fields.items():
         if (value := getattr(model.config, name)) not in values:
             raise ConfigError(f"{task} needs {name}={' or '.join(values)}, but {name}={value}")
+
+
+def check_generates(model: LoadedModel) -> None:
+    """Raise ConfigError unless a model gives next tokens."""
+    config, where = model.config, model.home or "the model"
+    if config.head != "lm" or config.topology == "encoder":
+        raise ConfigError(
+            f"{where} has topology={config.topology} and head={config.head}, which gives "
+            f"no next token; generation needs a decoder with head=lm"
+        )
+    if config.topology == "encoder_decoder" and model.start is None:
+        raise ConfigError(f"{where} does not say what its decoder begins with")

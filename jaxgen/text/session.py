@@ -22,9 +22,9 @@ from jaxgen.text import batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch, RequestState
 from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
 from jaxgen.text.defaults import fill
-from jaxgen.text.loaded_model import LoadedModel, open_model
+from jaxgen.text.loaded_model import LoadedModel, check_generates, open_model
 from jaxgen.text.request import Generation
-from jaxgen.text.tasks import scoring
+from jaxgen.text.tasks import scoring, token_classification
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens.protocol import check_ids
 
@@ -140,6 +140,12 @@ class Session:
         """Return (label, probability) of each class for each text, the likeliest first."""
         return scoring.classify(self.model, texts, **options)
 
+    def classify_tokens(
+        self, texts: Sequence[str], **options: Any
+    ) -> list[list[token_classification.Entity]]:
+        """Return the named entities of each text; options: those of `classify_tokens` in tasks."""
+        return token_classification.classify_tokens(self.model, texts, **options)
+
     def chat_ids(
         self, messages: Sequence[Message], template: ChatTemplate | None = None, **values: Any
     ) -> tuple[int, ...]:
@@ -233,10 +239,12 @@ class Session:
                 done += len(part)
                 if progress:
                     progress(done, total)
-        return [
-            _kept([one for _, answers in sorted(row, key=itemgetter(0)) for one in answers], prompt)
-            for row, prompt in zip(completions, prompts, strict=True)
+        in_order = [
+            [one for _, answers in sorted(row, key=itemgetter(0)) for one in answers]
+            for row in completions
         ]
+        settings = [prompt.settings for prompt in prompts]
+        return list(map(batch_decoding.rank, in_order, settings))
 
     def ids(self, text: Text) -> list[int]:
         """Return what the model reads of a prompt; ConfigError for an empty one."""
@@ -357,7 +365,7 @@ def open_session(
 
     Raises:
       CheckpointError: for a folder that `jaxgen.load` refuses, or without a tokenizer.
-      ConfigError: for a model that neither generates nor encodes.
+      ConfigError: for int8 weights of a model that does not generate.
 
     Example:
       >>> from jaxgen import tokens
@@ -371,7 +379,8 @@ def open_session(
       1
     """
     model = open_model(folder, step=step)
-    if model.config.topology == "encoder" and weights == "plain":
+    generates = model.config.topology != "encoder" and model.config.head == "lm"
+    if not generates and weights == "plain":  # it embeds, classifies or answers
         return Session(model, model.params)
     check_generates(model)
     # The parameters as they were read are needed no more.
@@ -385,27 +394,6 @@ def session_of(model: LoadedModel) -> Session:
     return Session(model, model.ready)
 
 
-def check_generates(model: LoadedModel) -> None:
-    """Raise ConfigError unless a model gives next tokens."""
-    config, where = model.config, model.home or "the model"
-    if config.head != "lm" or config.topology == "encoder":
-        raise ConfigError(
-            f"{where} has topology={config.topology} and head={config.head}, which gives "
-            f"no next token; generation needs a decoder with head=lm"
-        )
-    if config.topology == "encoder_decoder" and model.start is None:
-        raise ConfigError(f"{where} does not say what its decoder begins with")
-
-
 @lru_cache(maxsize=2)
 def _opened(folder: str) -> Session:
     return open_session(folder)
-
-
-def _kept(answers: list[Completion], prompt: Prompt) -> list[Completion]:
-    """The likeliest of drawn answers, if they are ranked: by the mean of their tokens."""
-    if not prompt.settings.best_of:
-        return answers
-    ranked = [one._replace(score=sum(one.logprobs) / len(one.logprobs)) for one in answers]
-    ranked.sort(key=lambda one: -(one.score or 0.0))
-    return ranked[: prompt.settings.samples]

@@ -14,7 +14,7 @@ from typing import Any
 from jaxgen import files
 from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.tokens import folder, protocol
-from jaxgen.tokens.pair import Pair, check_room
+from jaxgen.tokens.pair import Pair, TokenSpan, check_room, goes_on
 from jaxgen.tokens.protocol import Special, Surface
 
 MAX_VOCAB = 10_000_000
@@ -185,6 +185,18 @@ class HuggingFace:
         finally:
             engine.no_truncation()
         return [_pair(part) for part in (row, *row.overflowing)]
+
+    def locate(self, text: str) -> list[TokenSpan]:
+        """Return where each token of a text comes from; see `tokens.pair.locate`."""
+        row = _guard(DataError, self._engine.encode, text, add_special_tokens=False)
+        # Only models whose pieces are marked inside of words know where one goes on.
+        marked = getattr(self._engine.model, "continuing_subword_prefix", None)
+        unknown = getattr(self._engine.model, "unk_token", None)
+        spans = []
+        for name, (begin, end) in zip(row.tokens, row.offsets, strict=True):
+            inside = len(name) != end - begin if marked else goes_on(text, begin)
+            spans.append(TokenSpan(begin, end, inside and name != unknown))
+        return spans
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`; special ids have none. DataError for an id out of range."""

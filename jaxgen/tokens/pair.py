@@ -1,11 +1,52 @@
-"""Two texts in one row, as a question and the text that answers it, with where tokens come from."""
+"""Where tokens come from: those of one text, and of two in one row, as a question and a text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxgen.errors import ConfigError
 from jaxgen.tokens.protocol import Tokenizer
+
+
+class TokenSpan(NamedTuple):
+    """The characters [begin, end) of a token, and whether it goes on with the word before it."""
+
+    begin: int
+    end: int
+    continues: bool
+
+
+def locate(tokenizer: Tokenizer, text: str) -> list[TokenSpan]:
+    """Return where each token of `tokenizer.encode(text)` comes from.
+
+    A word ends at a space, unless the pieces of a tokenizer.json say where one goes on, as
+    WordPiece's do. Raises ConfigError where the tokenizer rewrites texts, so that nothing can be
+    found again.
+    """
+    own = getattr(tokenizer, "locate", None)
+    if own is not None:
+        return own(text)
+    spans = _places(tokenizer, text, tokenizer.encode(text))
+    ends = [0, *(end for _, end in spans)]  # a token may be a part of a character
+    return [
+        TokenSpan(begin, end, begin < before or goes_on(text, begin))
+        for before, (begin, end) in zip(ends, spans, strict=False)
+    ]
+
+
+def goes_on(text: str, begin: int) -> bool:
+    """Return whether a token that begins there is inside a word, as far as spaces tell."""
+    return begin > 0 and " " not in text[begin - 1 : begin + 1]
+
+
+def _places(tokenizer: Tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
+    """Return the characters of each token, from the bytes that its piece spells."""
+    surface = getattr(tokenizer, "surface", None)
+    if surface is None or tokenizer.decode(ids) != text:
+        raise ConfigError("the tokenizer rewrites texts, so nothing can be found in them again")
+    sizes = [len(surface.pieces[token]) for token in ids]
+    return _characters(text, sizes, surface.drop_space)
 
 
 @dataclass(frozen=True)
@@ -32,16 +73,12 @@ def pairs(tokenizer: Tokenizer, first: str, second: str, *, width: int, stride: 
     window = getattr(tokenizer, "windows", None)
     if window is not None:
         return window(first, second, width, stride)
-    special, surface = tokenizer.special, getattr(tokenizer, "surface", None)
-    ids = tokenizer.encode(second)
-    if surface is None or tokenizer.decode(ids) != second:
-        raise ConfigError("the tokenizer rewrites texts, so no answer can be found in them again")
+    special, ids = tokenizer.special, tokenizer.encode(second)
+    places = _places(tokenizer, second, ids)
     begin, end = ([] if token is None else [token] for token in (special.bos, special.eos))
     head = [*begin, *tokenizer.encode(first), *end]
     room = width - len(head) - len(end)
     check_room(first, len(head), room, stride)
-    places = _characters(second, [len(piece) for piece in map(surface.pieces.__getitem__, ids)],
-                         surface.drop_space)  # fmt: skip
     rows = []
     for at in range(0, len(ids), room - stride):
         part = slice(at, at + room)

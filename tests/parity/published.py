@@ -198,6 +198,12 @@ SHAPES: dict[str, tuple[str, dict, dict]] = {
         {"sentence_transformers": {"activation_fn": "Identity", "version": "4.0"}},
     ),
     "bert squad": ("BertForQuestionAnswering", BERT, OLD),
+    "bert-base-NER": (
+        "BertForTokenClassification",
+        BERT | {"num_labels": 9},
+        POOLER | {"_num_labels": 9, "output_past": True},
+    ),
+    "xlm-r style NER": ("RobertaForTokenClassification", ROBERTA | {"num_labels": 5}, OLD),
     "all-MiniLM": ("BertModel", BERT, {"gradient_checkpointing": False, "use_cache": True}),
     "bge": ("BertModel", BERT, {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}),
     "roberta-base": ("RobertaForMaskedLM", ROBERTA, {"layer_norm_eps": 1e-5, "bos_token_id": 0}),
@@ -278,7 +284,7 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "norm before": (_BART, BART, {"normalize_before": True}, "normalize_before=True"),
     "waves in BART": (
         _BART, BART, {"static_position_embeddings": True}, "static_position_embeddings"),
-    "tokens of classes": (
-        _MLM, BERT, {"architectures": ["BertForTokenClassification"]},
-        "BertForTokenClassification"),
+    "the next sentence": (
+        _MLM, BERT, {"architectures": ["BertForNextSentencePrediction"]},
+        "BertForNextSentencePrediction"),
 }  # fmt: skip

@@ -169,6 +169,71 @@ def with_words(folder, types=False):
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
+NER = {"id2label": {0: "O", 1: "B-PER", 2: "I-PER", 3: "LOC"}}
+ENTITIES = {
+    "BERT": ("BertForTokenClassification", published.BERT | NER),
+    "RoBERTa": ("RobertaForTokenClassification", published.ROBERTA | NER),
+    "an encoder of T5": ("T5ForTokenClassification", published.T5 | NER),
+    "a decoder": ("Qwen3ForTokenClassification", published.GEMMA | NER),
+}
+TRICKY = "Ada  Lovelace, née Byron: unaffable affable; don't-a b\u00e9 \U0001f642 c"
+
+
+def with_pieces(folder, form):
+    """Write a tokenizer of WordPiece, as BERT's, or of bytes, as RoBERTa's."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    if form == "words":
+        words = [*WORDS, ",", ":", "ada", "love", "##lace", "un", "##aff", "##able", "##able;"]
+        words += ["byron", "##on", "by", "##r", "don", "-", "'"]
+        ids = {w: i for i, w in enumerate(words)}
+        engine = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+        engine.normalizer = normalizers.BertNormalizer()
+        engine.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    else:
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        used = {c for word, _ in pre_tokenizers.ByteLevel(add_prefix_space=True)
+                .pre_tokenize_str(TRICKY) for c in word}  # fmt: skip
+        ids = {w: i for i, w in enumerate([*WORDS[:5], *[c for c in letters if c in used], "lo"])}
+        engine = Tokenizer(models.BPE(ids, [("l", "o")], unk_token="[UNK]"))
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        engine.decoder = decoders.ByteLevel()
+    engine.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    engine.add_special_tokens(WORDS[:5])
+    engine.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}
+    about["unk_token"] = "[UNK]"
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("form", ["words", "bytes"])
+@pytest.mark.parametrize("name", ENTITIES)
+def test_entities_are_those_of_transformers(name, form, tmp_path):
+    architecture, sizes = ENTITIES[name]
+    sizes |= {"max_position_embeddings": 90, "vocab_size": 60, "pad_token_id": 0}
+    model = saved(tmp_path, architecture, sizes)
+    with_pieces(tmp_path, form)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    opened = loaded_model.open_model(tmp_path)
+    texts = [TRICKY, "Ada", "unaffable Ada a Lovelace"]
+    for how in ("none", "simple", "first", "average", "max"):
+        pipeline = transformers.pipeline(
+            "token-classification", model=model, tokenizer=tokenizer, aggregation_strategy=how
+        )
+        for text, found in zip(
+            texts, tasks.classify_tokens(opened, texts, aggregation=how), strict=True
+        ):
+            theirs = pipeline(text)
+            named = [(row.get("entity_group", row.get("entity")), row["start"], row["end"])
+                     for row in theirs]  # fmt: skip
+            assert [(one.label, one.begin, one.end) for one in found] == named
+            np.testing.assert_allclose(
+                [one.score for one in found], [row["score"] for row in theirs], atol=1e-5, rtol=0
+            )
+
+
 ENDS = {"eos_token_id": 3, "pad_token_id": 0, "decoder_start_token_id": 3}
 NAMES = {"id2label": {0: "no", 1: "maybe", 2: "yes"}}
 CLASSES = {

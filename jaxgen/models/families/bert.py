@@ -7,7 +7,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, one_of
+from jaxgen.models.families.quirks import SPANS, one_of, token_classes
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -116,6 +116,7 @@ FAMILY = Family(
     heads={
         "BertForMaskedLM": "mlm",
         "BertForSequenceClassification": "classes",
+        "BertForTokenClassification": "token_classes",
         "BertForQuestionAnswering": "spans",
         "BertForPreTraining": "mlm",
         "BertModel": "pooled",
@@ -140,6 +141,7 @@ FAMILY = Family(
         ),
         "classes": dense("bert.pooler.dense", "classifier"),
         "pooled": dense("bert.pooler.dense"),
+        "token_classes": token_classes("classifier"),
         "spans": SPANS,
     },
     copies={

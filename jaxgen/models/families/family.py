@@ -157,13 +157,14 @@ class Family:
             known = ", ".join(heads)
             raise CheckpointError(f"architectures={named!r:.80} is not known here; known: {known}")
         head = heads[named[0]]
+        fields = {"head": head}
         if named[0] in self.towers:
-            return {"head": head, "topology": self.towers[named[0]]}
-        if head != "classes":
-            return {"head": head}
+            fields["topology"] = self.towers[named[0]]
+        if head not in ("classes", "token_classes"):
+            return fields
         labels = theirs.get("id2label")
         count = len(labels) if isinstance(labels, dict) else theirs.get("num_labels", self.labels)
-        return {"head": head, "classes": count}
+        return {**fields, "classes": count}
 
     def write_head(self, config: ModelConfig) -> dict[str, Any]:
         """Return the settings that name the head; CheckpointError if the family has none such."""

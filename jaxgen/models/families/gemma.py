@@ -18,7 +18,11 @@ TANH = "gelu_pytorch_tanh"
 FAMILY = Family(
     model_type="gemma",
     architecture="GemmaForCausalLM",
-    heads={"GemmaForSequenceClassification": "classes", "GemmaModel": "none"},
+    heads={
+        "GemmaForSequenceClassification": "classes",
+        "GemmaForTokenClassification": "token_classes",
+        "GemmaModel": "none",
+    },
     head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"hidden_act": TANH, "num_key_value_heads": 16},

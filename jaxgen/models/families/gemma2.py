@@ -35,7 +35,11 @@ LAYER_ROWS = (
 FAMILY = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
-    heads={"Gemma2ForSequenceClassification": "classes", "Gemma2Model": "none"},
+    heads={
+        "Gemma2ForSequenceClassification": "classes",
+        "Gemma2ForTokenClassification": "token_classes",
+        "Gemma2Model": "none",
+    },
     head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxgen.models.families.family import Family, Row
-from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, token_classes
 
 FEED = {
     "gelu_new": "gelu_tanh",
@@ -86,11 +86,13 @@ FAMILY = Family(
     ),
     heads={
         "GPT2ForSequenceClassification": "classes",
+        "GPT2ForTokenClassification": "token_classes",
         "GPT2ForQuestionAnswering": "spans",
         "GPT2Model": "none",
     },
     head_rows={
         "classes": (Row("score.weight", ("head/out",), "C,D"),),
+        "token_classes": token_classes("classifier"),
         "spans": SPANS,
     },
     copies={"lm_head.weight": "transformer.wte.weight"},

@@ -8,7 +8,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Family, Quirk, Row
-from jaxgen.models.families.quirks import GATED, ROPE, SPANS, TIED
+from jaxgen.models.families.quirks import GATED, ROPE, SPANS, TIED, token_classes
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -37,7 +37,11 @@ ROWS = (
     Row("model.norm.weight", ("final_norm/scale",), "D"),
     Row("lm_head.weight", ("unembed/tokens",), "V,D"),
 )
-SCORE = {"classes": (Row("score.weight", ("head/out",), "C,D"),), "spans": SPANS}
+SCORE = {
+    "classes": (Row("score.weight", ("head/out",), "C,D"),),
+    "token_classes": token_classes("score"),
+    "spans": SPANS,
+}
 SUBLAYERS = (
     Row("self_attn.q_proj.weight", ("attn/q",), "NH,D"),
     Row("self_attn.k_proj.weight", ("attn/k",), "KH,D"),
@@ -90,6 +94,7 @@ FAMILY = Family(
     architecture="LlamaForCausalLM",
     heads={
         "LlamaForSequenceClassification": "classes",
+        "LlamaForTokenClassification": "token_classes",
         "LlamaForQuestionAnswering": "spans",
         "LlamaModel": "none",
     },

@@ -11,6 +11,7 @@ FAMILY = Family(
     architecture="MistralForCausalLM",
     heads={
         "MistralForSequenceClassification": "classes",
+        "MistralForTokenClassification": "token_classes",
         "MistralForQuestionAnswering": "spans",
         "MistralModel": "none",
     },

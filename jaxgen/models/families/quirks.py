@@ -11,11 +11,18 @@ from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk, Row
 
 Theirs = Mapping[str, Any]
+
+
+def token_classes(name: str) -> tuple[Row, ...]:
+    """Return the rows of the head that tells the class of each token."""
+    return (
+        Row(f"{name}.weight", ("head/out",), "C,D"),
+        Row(f"{name}.bias", ("head/out_bias",), "C"),
+    )
+
+
 # The extractive head, which has one name everywhere.
-SPANS = (
-    Row("qa_outputs.weight", ("head/out",), "C,D"),
-    Row("qa_outputs.bias", ("head/out_bias",), "C"),
-)
+SPANS = token_classes("qa_outputs")
 KINDS = {"full_attention": "global", "sliding_attention": "local"}
 # Names of rope_parameters (transformers 5) and rope_scaling (4): ours -> theirs, by kind.
 SCALINGS: dict[str, dict[str, str]] = {

@@ -13,6 +13,7 @@ FAMILY = Family(
     architecture="Qwen2ForCausalLM",
     heads={
         "Qwen2ForSequenceClassification": "classes",
+        "Qwen2ForTokenClassification": "token_classes",
         "Qwen2ForQuestionAnswering": "spans",
         "Qwen2Model": "none",
     },

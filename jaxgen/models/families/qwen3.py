@@ -12,6 +12,7 @@ FAMILY = Family(
     architecture="Qwen3ForCausalLM",
     heads={
         "Qwen3ForSequenceClassification": "classes",
+        "Qwen3ForTokenClassification": "token_classes",
         "Qwen3ForQuestionAnswering": "spans",
         "Qwen3Model": "none",
     },

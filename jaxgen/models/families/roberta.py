@@ -9,7 +9,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.models.families import bert
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, one_of
+from jaxgen.models.families.quirks import SPANS, one_of, token_classes
 
 
 def _read_positions(theirs) -> dict[str, Any]:
@@ -42,6 +42,7 @@ FAMILY = Family(
     heads={
         "RobertaForMaskedLM": "mlm",
         "RobertaForSequenceClassification": "classes",
+        "RobertaForTokenClassification": "token_classes",
         "RobertaForQuestionAnswering": "spans",
         "RobertaModel": "pooled",
     },
@@ -65,6 +66,7 @@ FAMILY = Family(
         ),
         "classes": bert.dense("classifier.dense", "classifier.out_proj"),
         "pooled": bert.dense("roberta.pooler.dense"),
+        "token_classes": token_classes("classifier"),
         "spans": SPANS,
     },
     copies={

@@ -8,7 +8,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.bert import dense
 from jaxgen.models.families.family import Family, Quirk, Row
-from jaxgen.models.families.quirks import SPANS, one_of
+from jaxgen.models.families.quirks import SPANS, one_of, token_classes
 
 CONTEXT = 512  # what it was trained with; its relative positions set no limit
 
@@ -91,16 +91,17 @@ FAMILY = Family(
     architecture="T5ForConditionalGeneration",
     heads={
         "T5ForSequenceClassification": "classes",
+        "T5ForTokenClassification": "token_classes",
         "T5ForQuestionAnswering": "spans",
         "T5Model": "none",
         "T5EncoderModel": "none",
         "T5WithLMHeadModel": "lm",
     },
-    towers={"T5EncoderModel": "encoder"},
+    towers={"T5EncoderModel": "encoder", "T5ForTokenClassification": "encoder"},
     # Its hidden states pass the range of float16, which transformers leaves for the feed-forward.
     compute={"float16": "float32"},
     prefix="",
-    moved={"classes": "transformer."},
+    moved={"classes": "transformer.", "token_classes": "transformer."},
     layer="decoder.block.{}.",
     sizes={
         "vocab_size": "vocab_size",
@@ -158,6 +159,7 @@ FAMILY = Family(
     encoder_rows=(*_SELF, *_feed("layer.1")),
     head_rows={
         "classes": dense("classification_head.dense", "classification_head.out_proj"),
+        "token_classes": token_classes("classifier"),
         "spans": SPANS,
     },
     copies={

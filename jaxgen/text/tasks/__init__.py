@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from jaxgen.text.tasks.question_answering import Answer, answer
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
     from jaxgen.text.tasks.seq2seq import rewrite, rewrites
+    from jaxgen.text.tasks.token_classification import Entity, classify_tokens
 
 __all__ = [
     "Answer",
+    "Entity",
     "answer",
     "classify",
+    "classify_tokens",
     "embed",
     "fill_mask",
     "reply",

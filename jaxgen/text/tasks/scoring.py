@@ -31,6 +31,8 @@ def classify(
     bounds (a regression), as problem_type of the folder says. Raises ConfigError for a model
     without a head of classes, or an encoder-decoder without an id to begin with.
     """
+    if model.config.head == "token_classes":
+        raise ConfigError("this model has a class for each token: classify_tokens finds them")
     require(model, "classify", head=("classes",))
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
     found: list[list[tuple[str, float]]] = [[] for _ in texts]
