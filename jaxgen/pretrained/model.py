@@ -13,7 +13,7 @@ import numpy as np
 from jaxgen import arguments, files, settings, settings_yaml, tree
 from jaxgen.arguments import at_least
 from jaxgen.config import DType, ModelConfig
-from jaxgen.errors import CheckpointError, ConfigError, UserError
+from jaxgen.errors import CheckpointError, ConfigError, UserError, hub_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
 from jaxgen.pretrained import hub_read, hub_write
@@ -87,7 +87,10 @@ def load(
     """
     folder = run_and_step(path)[0]
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder; give a run, a saved or a Hugging Face model")
+        raise ConfigError(
+            f"{folder}: no such folder; give a run, a saved or a Hugging Face model"
+            f"{hub_advice(str(path), 'opened as {}')}"
+        )
     if hub_read.is_hub(folder):
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")

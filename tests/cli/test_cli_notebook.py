@@ -50,6 +50,13 @@ def test_a_config_is_a_mapping_a_file_or_a_mistake(monkeypatch):
         jaxgen.train(mapping, out="x", train={"stpes": 5})
 
 
+def test_a_hub_id_is_answered_with_how_to_download_it():
+    with pytest.raises(ConfigError, match="hf download org/tiny --local-dir models/tiny"):
+        jaxgen.open("org/tiny")
+    with pytest.raises(ConfigError, match=r"hf download gpt2 .*it is init_from=models/gpt2"):
+        jaxgen.train("my.txt", init_from="gpt2")
+
+
 def test_an_interrupt_that_has_saved_returns(monkeypatch):
     def stop(*_, **__):
         raise SystemExit(75)
