@@ -20,6 +20,7 @@ from jaxgen import tokens
 from jaxgen.text import programs
 from jaxgen.text.batch_decoding import CHUNK
 from jaxgen.text.loaded_model import LoadedModel
+from jaxgen.text.prompts import requests_of
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt, Session
 
@@ -36,7 +37,7 @@ def streamed(session: Session, settings: Generation) -> tuple[str, int]:
 
 def whole(session: Session, settings: Generation) -> str:
     """Return the same text, made by one scan."""
-    (request,) = session._requests(Prompt(PROMPT, settings))
+    ((request,),) = requests_of(session.model, [Prompt(PROMPT, settings)])
     group = session._batch((request,), None)
     (made,) = programs.sample_chunks(
         *group.inputs,

@@ -67,7 +67,6 @@ def answer(
             empty=empty,
             settings=asked,
             batch=job.batch,
-            overflow=job.overflow,
             progress=progress,
         )
         return [[one._asdict() for one in row] for row in answers]

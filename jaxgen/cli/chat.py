@@ -37,7 +37,7 @@ def chat(
     """
     wanted = flags.settings_of(settings)
     first = [] if system is None else [{"role": "system", "content": system}]
-    if job.overflow != "refuse":
+    if wanted.overflow == "cut":
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
     if not message and job.input is None and sys.stdin.isatty():
         if job.output is not None:

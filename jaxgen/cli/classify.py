@@ -26,7 +26,7 @@ def classify(
     *text: texts.Texts,
     pairs: Pairs = False,
     aggregation: Aggregation = None,
-    job: texts.Given = texts.JOB,
+    job: texts.Read = texts.READ_JOB,
 ) -> None:
     """Tell the class of each text, with its probability, or the named entities in it.
 

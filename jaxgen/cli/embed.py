@@ -6,7 +6,7 @@ from jaxgen.cli import inputs, texts
 from jaxgen.text import tasks
 
 
-def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
+def embed(run: texts.Folder, /, *text: texts.Texts, job: texts.Read = texts.READ_JOB) -> None:
     """Print a vector for each text: the mean of its last hidden states.
 
     A folder of sentence-transformers may say otherwise: its pooling,

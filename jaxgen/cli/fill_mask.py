@@ -17,7 +17,7 @@ def fill_mask(
     /,
     *text: texts.Texts,
     best: Annotated[int, at_least(1), Parameter(help="pieces for each mask")] = 5,
-    job: texts.Given = texts.JOB,
+    job: texts.Read = texts.READ_JOB,
 ) -> None:
     """Print the likeliest pieces for each <mask> of each text.
 

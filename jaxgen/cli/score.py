@@ -6,7 +6,7 @@ from jaxgen.cli import inputs, texts
 from jaxgen.text import tasks
 
 
-def score(run: texts.Folder, /, *text: texts.Texts, job: texts.Given = texts.JOB) -> None:
+def score(run: texts.Folder, /, *text: texts.Texts, job: texts.Read = texts.READ_JOB) -> None:
     """Print the log-probability (nats) of each text, and how many tokens it has.
 
     For example:

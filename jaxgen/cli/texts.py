@@ -39,9 +39,6 @@ class Job:
         str | None, Parameter(help="write there, a line a text; .jsonl gives objects")
     ] = None
     batch: Annotated[int, at_least(1), Parameter(help="texts at once")] = 32
-    overflow: Annotated[
-        Overflow, Parameter(help="a text longer than the context: refuse it, or cut its end")
-    ] = "refuse"
     newlines: Annotated[
         Newlines,
         Parameter(help="those in a result: written as \\n, or refused; .jsonl keeps them"),
@@ -49,8 +46,18 @@ class Job:
     step: Step = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadJob(Job):
+    """A `Job` of texts that are read, not generated, for which `Generation` has the same."""
+
+    overflow: Annotated[
+        Overflow, Parameter(help="a text longer than the context: refuse it, or cut its end")
+    ] = "refuse"
+
+
 Given = Annotated[Job, Parameter(name="*")]
-JOB = Job()
+Read = Annotated[ReadJob, Parameter(name="*")]
+JOB, READ_JOB = Job(), ReadJob()
 
 
 def run(

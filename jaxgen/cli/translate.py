@@ -33,7 +33,6 @@ def translate(
             sources,
             wanted,
             batch=job.batch,
-            overflow=job.overflow,
             progress=progress,
             detail=detail,
         )

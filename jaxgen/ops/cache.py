@@ -162,6 +162,15 @@ class Cache:
             num_valid=num_valid,
         )
 
+    def where(self, rows: Bool[Array, "B"], other: Cache) -> Cache:
+        """Return this cache's rows where `rows` is True, and those of `other`, of one shape."""
+
+        def choose(one: Array, two: Array) -> Array:
+            after = one.ndim - (2 if one.ndim > 3 else 1)  # layers come before rows
+            return jnp.where(rows.reshape(-1, *[1] * after), one, two)
+
+        return jax.tree.map(choose, self, other)
+
 
 def empty(
     sizes: Sizes,

@@ -153,6 +153,7 @@ def batch_key(settings: Generation) -> tuple[Any, ...]:
         settings.strategy,
         settings.guidance is None,
         settings.top_h is None,
+        settings.overflow == "slide",
         settings.top_k if settings.strategy == "contrastive" else None,
         settings.draws if settings.strategy == "beams" else None,
         *(getattr(settings, name) for name in SHARED),

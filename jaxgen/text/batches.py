@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
     ids: its prompt, or what its encoder reads; limit: new tokens at most; number: its place among
     the draws of its seed; other: the negative prompt's ids, if any; after: ids whose text its own
-    goes on from.
+    goes on from; dropped: ids of its prompt that were cut off.
     """
 
     ids: list[int]
@@ -33,6 +33,7 @@ class Request(NamedTuple):
     number: int = 0
     other: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    dropped: int = 0
 
 
 class Rows(NamedTuple):
@@ -40,7 +41,8 @@ class Rows(NamedTuple):
 
     prompt: [B, W] of widths [B] real; stops: [B, E]; limits: [B], 0 for a filling row; keys: [B];
     source: [B, S] and its segments, of an encoder-decoder; other: as prompt, and pending [B], what
-    guidance steers away from; scale: [B] of guidance.
+    guidance steers away from; scale: [B] of guidance; kept: [B] ids that stay in front where a full
+    context slides, None where none does.
     """
 
     prompt: np.ndarray
@@ -53,6 +55,7 @@ class Rows(NamedTuple):
     other: np.ndarray | None = None
     other_widths: np.ndarray | None = None
     scale: np.ndarray | None = None
+    kept: np.ndarray | None = None
 
 
 def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
@@ -64,6 +67,9 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
     tokens, widths = pad([one.ids for one in filled])
     rows = Rows(tokens, widths, stops, limits, _keys(filled))
     context = model.config.longest
+    if requests[0].settings.overflow == "slide":
+        kept = [num_opening(one.ids, model) for one in filled]
+        rows = rows._replace(kept=np.asarray(kept, np.int32))
     if model.config.topology == "encoder_decoder":
         tokens = tokens[:, :context]  # a bucket may be wider than an encoder reads
         begin = np.full((size, 1), model.start, np.int32)
@@ -80,6 +86,17 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
             other=other[:, :context], other_widths=other_widths.astype(np.int32), scale=scale
         )
     return rows
+
+
+def num_opening(ids: Sequence[int], model: LoadedModel) -> int:
+    """Return how many of the ids open every text of the model (its bos), and stay in a cut."""
+    before, _ = model.around
+    return len(before) if [*ids[: len(before)]] == before else 0
+
+
+def last_half(context: int) -> int:
+    """Return the tokens that a full context keeps where it slides."""
+    return max(context // 2, 1)
 
 
 def fill_up(requests: Sequence[Request], size: int) -> list[Request]:

@@ -47,6 +47,11 @@ class LoadedModel:
         named = tuple(i for i in self.generation_config.eos_token_id if i < known)
         return named or (() if eos is None else (eos,))
 
+    @property
+    def reads_sources(self) -> bool:
+        """Return whether a prompt is a source that an encoder reads, beside the text."""
+        return self.config.topology == "encoder_decoder"
+
     @cached_property
     def ready(self) -> Any:
         """Return the parameters as decoding reads them fastest (`serving.ready`), made once."""
@@ -94,6 +99,12 @@ def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
     return LoadedModel(config, params, tokenizer, start, labels, defaults, path)
 
 
+def check_list(texts: Sequence[Any], name: str = "texts") -> None:
+    """Raise ConfigError for one text where a list of them is wanted."""
+    if isinstance(texts, str):
+        raise ConfigError(f"{name}={texts[:40]!r} is one text; give a list of them: [...]")
+
+
 def encode_texts(
     model: LoadedModel, texts: Sequence[str], overflow: Overflow, *, longest: int | None = None
 ) -> list[list[int]]:
@@ -104,6 +115,7 @@ def encode_texts(
     Raises ConfigError for an empty text, and for one that is too long unless overflow is "cut";
     then the number of texts that were cut is a warning.
     """
+    check_list(texts)
     if not all(texts):
         raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
     rows, cut = [], 0

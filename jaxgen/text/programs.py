@@ -30,7 +30,7 @@ from jaxgen.pretrained.generation_config import ProblemType
 from jaxgen.pretrained.pooling import Mode
 from jaxgen.text import model_steps as steps
 from jaxgen.text import strategies
-from jaxgen.text.batches import Rows, bucket
+from jaxgen.text.batches import Rows, bucket, last_half
 from jaxgen.text.generate import Ends, prefill
 from jaxgen.text.strategies import draft_of, split, split_room, without_history
 
@@ -113,16 +113,27 @@ def sample_chunks(
     """Yield `chunk` new tokens of all rows at a time, until every row's limit is reached.
 
     A caller ends a row by lowering its `rows.limits` meanwhile; the chunk after the next obeys.
+    With `rows.kept`, a row whose context is full goes on from its last half, read as a prompt.
     top: alternatives to return for each token, with its log-probability and the row's Reason; None
     returns tokens alone.
     """
     longest, width = int(rows.limits.max()), rows.prompt.shape[1]
-    first, cache = _begin(params, config, kind, rows, bucket(width + longest + chunk))
-    history = None
-    if sample.requires == "tokens":
+    room, context, kept = width + longest, config.longest, last_half(config.longest)
+    if rows.kept is not None:
+        room, chunk = min(room, max(width, context)), min(chunk, context - kept)
+    first, cache = _begin(params, config, kind, rows, bucket(room + chunk))
+    history, lengths = None, rows.widths
+    if sample.requires == "tokens" or rows.kept is not None:
         history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
     waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
+        if rows.kept is not None:
+            left = np.minimum(rows.limits - start, chunk)
+            full = (left > 0) & (lengths + left > context)
+            if full.any():
+                cache = _slide(params, config, rows, cache, history, np.int32(start), full)
+                lengths = np.where(full, kept, lengths)
+            lengths = lengths + chunk
         at = (cache, first, rows._replace(limits=rows.limits.copy()), sample, strings)
         made, first, history = _more(
             params, config, kind, chunk, top, *at, np.int32(start), history
@@ -143,6 +154,20 @@ def sample_chunks(
 @partial(jax.jit, static_argnames=("config", "kind", "capacity"))
 def _begin(params, config, kind, rows, capacity):
     return begin(params, config, kind, rows, capacity)
+
+
+@partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _slide(params, config, rows: Rows, cache, history, start, full) -> Any:
+    """Return the cache in which the `full` rows [B] hold the last half of a context alone."""
+    places = jnp.arange(last_half(config.longest))[None]
+    opening = jnp.minimum(jnp.asarray(rows.kept), places.size - 1)[:, None]
+    ends = (rows.widths + start)[:, None]
+    at = jnp.where(places < opening, places, ends - places.size + places)
+    prompt = jnp.take_along_axis(history, jnp.maximum(at, 0), axis=1)
+    lengths = jnp.full(len(prompt), places.size)
+    params = serving.unroll(params, config)
+    _, fresh = prefill(params, config, prompt, lengths, cache.capacity)
+    return fresh.where(full, cache)
 
 
 @partial(

@@ -17,6 +17,7 @@ from jaxgen.arguments import Call, Range, above, at_least, between
 from jaxgen.errors import ConfigError
 
 Strategy = Literal["draw", "beams", "contrastive", "speculate"]
+Overflow = Literal["refuse", "cut", "slide"]
 Rule = Callable[[str, Any, Call], None]
 
 TEMPERATURE = 0.8  # of a sampled text that asks for none
@@ -59,6 +60,12 @@ class Generation:
     min_new_tokens: int | None = _length("make so many before the text may end", INDEX)
     max_length: int | None = _length("tokens of prompt and text; --max-new-tokens wins", COUNT)
     min_length: int | None = _length("as --min-new-tokens, the prompt's among them", INDEX)
+    overflow: Overflow = _length(
+        "what exceeds the context: refuse it; cut the beginning of a prompt (the end of a source); "
+        "slide: go on from the last half of a context that is full",
+        None,
+        "refuse",
+    )
     stop: tuple[str, ...] = _length("end before this text; may be repeated", filled, ())
     stop_ids: tuple[int, ...] = _length("end with this token id, too; repeatable", INDEX, ())
     max_seconds: float | None = _length("end after so many seconds", POSITIVE)
@@ -148,6 +155,11 @@ class Generation:
                 raise ConfigError(
                     f"{self.describe(one)} has no effect without {other}; give {other}"
                 )
+        for other in UNSLID if self.overflow == "slide" else ():
+            if self.gives(other):
+                raise ConfigError(
+                    f"overflow=slide and {self.describe(other)} exclude each other; drop one"
+                )
         self._check_sizes()
         self._check_drawing()
 
@@ -221,6 +233,7 @@ DRAWING = (
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical", "epsilon", "eta"),
     "top_n_sigma",
 )
+UNSLID = ("beams", "contrastive", "lookup", "draft", "guidance")  # need the whole text's cache
 CHANCE = (*DRAWING, "samples", "best_of")  # what only a request for drawn texts gives
 _ONE_WAY = "there is one way to decode"
 _WHOLE = "only drawn texts are made in pieces"

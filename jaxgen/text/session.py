@@ -9,44 +9,32 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from jaxgen import arguments
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.decoding.stop import Reason
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import serving
 from jaxgen.pretrained.chat_template import ChatTemplate, Message, encode_chat, read_chat_template
 from jaxgen.store.steps import Step
 from jaxgen.text import batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch, RequestState
 from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
-from jaxgen.text.defaults import fill
-from jaxgen.text.loaded_model import LoadedModel, check_generates, open_model
-from jaxgen.text.request import Generation
+from jaxgen.text.loaded_model import (
+    LoadedModel,
+    Overflow,
+    check_generates,
+    check_list,
+    open_model,
+)
+from jaxgen.text.prompts import Prompt, Text, ids_of, number_prompts, requests_of, room_after
+from jaxgen.text.request import DEFAULTS, Generation
 from jaxgen.text.tasks import scoring, token_classification
 from jaxgen.tokens import Tokenizer
-from jaxgen.tokens.protocol import check_ids
-
-DEFAULT_LENGTH = 128  # new tokens after a prompt, if the context has room for them
-
-Text = str | Sequence[int]
-
-
-class Prompt(NamedTuple):
-    """A prompt, how to go on from it, and the place of its first text among its seed's draws.
-
-    text: a text, or ids, which are read as they are.
-    """
-
-    text: Text
-    settings: Generation = Generation()
-    number: int = 0
-
-
-def number_prompts(texts: Sequence[Text], settings: Generation) -> list[Prompt]:
-    """Return prompts that share their settings, no two texts of them their draws."""
-    return [Prompt(text, settings, i * settings.draws_each) for i, text in enumerate(texts)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +58,7 @@ class Session:
       >>> jaxgen.save("small", config, jaxgen.init(config, jax.random.key(0)), tokenizer=Bytes())
       >>> session = jaxgen.open("small")
       >>> text = session.generate("ab", temperature=0.0, max_new_tokens=4)
-      >>> text == "".join(session.stream("ab", Generation(temperature=0.0, max_new_tokens=4)))
+      >>> text == "".join(session.stream("ab", temperature=0.0, max_new_tokens=4))
       True
       >>> (found,) = session.run([Prompt("ab", Generation(samples=2))], detail=True)
       >>> [len(one.logprobs) == len(one.tokens) for one in found]
@@ -101,44 +89,85 @@ class Session:
     @property
     def reads_sources(self) -> bool:
         """Return whether a prompt is a source that an encoder reads, beside the text."""
-        return self.config.topology == "encoder_decoder"
+        return self.model.reads_sources
 
-    def generate(self, prompt: Text, **settings: Any) -> str:
+    def generate(self, prompt: Text, settings: Generation | None = None, **changes: Any) -> str:
         """Return the text that follows a prompt.
 
         Args:
           prompt: a text, or token ids.
-          settings: fields of `Generation`, such as temperature=0.7 or max_new_tokens=50.
+          settings: a `Generation`; None: what the folder says.
+          changes: its fields by name, such as temperature=0.7 or max_new_tokens=50; they win.
 
         Raises:
           ConfigError: for an empty or too long prompt, or a setting out of range.
         """
-        return self.complete([prompt], Generation(**settings))[0]
+        return self.complete([prompt], settings, **changes)[0]
 
-    def chat(self, messages: Sequence[Message], **settings: Any) -> str:
+    def chat(
+        self, messages: Sequence[Message], settings: Generation | None = None, **changes: Any
+    ) -> str:
         """Return the model's next turn in a chat.
 
         Args:
           messages: the turns so far, [{"role": "user", "content": "..."}, ...].
-          settings: fields of `Generation`.
+          settings, changes: as of `generate`.
 
         Raises:
           CheckpointError: if the folder has no chat template or it is wrong.
           ConfigError: for a chat that it refuses or that is too long.
         """
-        return self.generate(self.chat_ids(messages), **settings)
+        return self.generate(self.chat_ids(messages), settings, **changes)
 
-    def embed(self, texts: Sequence[str], **options: Any) -> Any:
-        """Return a vector [N, D] of each text; options: those of `text.tasks.scoring.embed`."""
-        return scoring.embed(self.model, texts, **options)
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        batch: int = 32,
+        overflow: Overflow = "refuse",
+        progress: Progress | None = None,
+    ) -> Float[np.ndarray, "N D"]:
+        """Return a vector [N, D] of each text.
 
-    def score(self, texts: Sequence[str], **options: Any) -> list[tuple[float, int]]:
-        """Return (sum of log-probabilities in nats, tokens) of each text, by a decoder."""
-        return scoring.score(self.model, texts, **options)
+        Args:
+          texts: a list of texts.
+          batch: texts to read at once.
+          overflow: of a text longer than the context: refuse it, or cut its end.
+          progress: called with (texts done, texts in all).
 
-    def classify(self, texts: Sequence[str], **options: Any) -> list[list[tuple[str, float]]]:
-        """Return (label, probability) of each class for each text, the likeliest first."""
-        return scoring.classify(self.model, texts, **options)
+        Raises:
+          ConfigError: for an empty or too long text.
+        """
+        return scoring.embed(self.model, texts, batch=batch, overflow=overflow, progress=progress)
+
+    def score(
+        self,
+        texts: Sequence[str],
+        *,
+        batch: int = 32,
+        overflow: Overflow = "refuse",
+        progress: Progress | None = None,
+    ) -> list[tuple[float, int]]:
+        """Return (sum of log-probabilities in nats, tokens) of each text, by a decoder.
+
+        The arguments are those of `embed`.
+        """
+        return scoring.score(self.model, texts, batch=batch, overflow=overflow, progress=progress)
+
+    def classify(
+        self,
+        texts: Sequence[str | tuple[str, str]],
+        *,
+        batch: int = 32,
+        overflow: Overflow = "refuse",
+        progress: Progress | None = None,
+    ) -> list[list[tuple[str, float]]]:
+        """Return (label, probability) of each class for each text or pair, the likeliest first.
+
+        The arguments are those of `embed`.
+        """
+        how = {"batch": batch, "overflow": overflow, "progress": progress}
+        return scoring.classify(self.model, texts, **how)
 
     def classify_tokens(
         self, texts: Sequence[str], **options: Any
@@ -158,15 +187,17 @@ class Session:
         template = template or read_chat_template(Path(str(self.model.home)))
         return tuple(encode_chat(template, self.tokenizer, messages, **values))
 
-    def stream(self, prompt: Text, settings: Generation) -> Generator[str, None, Reason]:
+    def stream(
+        self, prompt: Text, settings: Generation | None = None, **changes: Any
+    ) -> Generator[str, None, Reason]:
         """Yield the completion in pieces that never split a character; return why it ended.
 
-        Joined, they are what `complete` returns for the same prompt. Beams, and the other
-        strategies that do not sample, come in one piece.
+        The arguments are those of `generate`, and so is the text of all pieces joined. Beams, and
+        the other strategies that do not sample, come in one piece.
         """
-        asked = Prompt(prompt, settings)
-        requests = self._requests(asked)
-        if requests[0].settings.strategy != "draw" or len(requests) > 1 or settings.best_of:
+        asked = Prompt(prompt, _changed(settings, changes))
+        (requests,) = requests_of(self.model, [asked])
+        if requests[0].settings.strategy != "draw" or len(requests) > 1 or asked.settings.best_of:
             (answer,) = self.run([asked])[0]
             yield answer.text
             return answer.reason
@@ -182,13 +213,16 @@ class Session:
     def complete(
         self,
         prompts: Sequence[Text],
-        settings: Generation,
+        settings: Generation | None = None,
         *,
         batch: int | None = None,
         progress: Progress | None = None,
+        **changes: Any,
     ) -> list[str]:
-        """Return the completions of each prompt, prompt by prompt; see `run`."""
-        completions = self.run(number_prompts(prompts, settings), batch=batch, progress=progress)
+        """Return the completions of each prompt, prompt by prompt; see `generate` and `run`."""
+        check_list(prompts, "prompts")
+        asked = number_prompts(prompts, _changed(settings, changes))
+        completions = self.run(asked, batch=batch, progress=progress)
         return [one.text for row in completions for one in row]
 
     def run(
@@ -215,7 +249,7 @@ class Session:
           ConfigError: for a prompt or setting that can't be.
           NonFiniteError: for logits that are not finite.
         """
-        requests = [self._requests(one) for one in prompts]
+        requests = requests_of(self.model, prompts)
         groups: dict[Any, list[tuple[int, Request]]] = {}
         for place, row in enumerate(requests):
             for request in row:
@@ -248,45 +282,11 @@ class Session:
 
     def ids(self, text: Text) -> list[int]:
         """Return what the model reads of a prompt; ConfigError for an empty one."""
-        if not text:
-            raise ConfigError("prompt is empty; give at least one character to go on from")
-        if not isinstance(text, str):
-            check_ids(text, self.tokenizer.vocab_size)
-            return [int(token) for token in text]
-        before, after = self.model.around
-        ids = [*before, *self.tokenizer.encode(text)]
-        return [*ids, *after] if self.reads_sources else ids
+        return ids_of(self.model, text)
 
     def room(self, text: Text) -> int:
         """Return how many new tokens the context leaves after a prompt; ConfigError if none."""
-        return self._room(self.ids(text))
-
-    def _room(self, ids: Sequence[int]) -> int:
-        """The only check of a prompt's length."""
-        room = self.context - (1 if self.reads_sources else len(ids))
-        over = len(ids) - self.context if self.reads_sources else 1 - room
-        if over > 0:
-            more = "" if self.reads_sources else ", which must hold at least one more"
-            raise ConfigError(
-                f"prompt has {len(ids)} tokens but context={self.context}{more}; shorten the "
-                f"prompt by {over}"
-            )
-        return room
-
-    def _limit(self, ids: Sequence[int], asked: Generation, filled: Generation) -> int:
-        """Return the new tokens at most: what is asked, else what the folder says, else ours."""
-        room, before = self._room(ids), 1 if self.reads_sources else len(ids)
-        length = filled.max_new_tokens
-        if length is None and filled.max_length is not None:
-            length = max(filled.max_length - before, 1)
-        if length is None:
-            length = 2 * len(ids) + 16 if self.reads_sources else DEFAULT_LENGTH
-        elif length > room and (asked.max_new_tokens or asked.max_length):
-            raise ConfigError(
-                f"prompt of {before} + {length} new tokens exceed context={self.context}; ask for "
-                f"at most {room}"
-            )
-        return min(length, room)
+        return room_after(self.model, self.ids(text))
 
     def _batch(
         self, requests: Sequence[Request], top: int | None, size: int | None = None
@@ -301,38 +301,6 @@ class Session:
             self.clock,
             None if draft is None else self._draft(draft),
         )
-
-    def _requests(self, prompt: Prompt) -> list[Request]:
-        check_generates(self.model)
-        text, asked, number = prompt
-        ids = self.ids(text)
-        settings = fill(asked, self.model.generation_config, self.reads_sources or len(ids) == 1)
-        limit = self._limit(ids, asked, settings)
-        if settings.min_new_tokens is not None and settings.min_new_tokens > limit:
-            raise ConfigError(
-                f"min_new_tokens={settings.min_new_tokens} is more than the {limit} new tokens "
-                f"that there are to make"
-            )
-        away = settings.negative_prompt
-        other = () if away is None else tuple(self.ids(away))
-        if len(other) + limit > self.context:
-            raise ConfigError(
-                f"negative_prompt of {len(other)} + {limit} new tokens exceed "
-                f"context={self.context}; shorten it"
-            )
-        if settings.guidance is not None and not other and self.reads_sources:
-            raise ConfigError(
-                f"guidance={settings.guidance} needs negative_prompt with "
-                f"topology={self.config.topology}: its texts go on from a source"
-            )
-        for name in ("top_logprobs", "beams"):
-            if (getattr(settings, name) or 0) > self.tokenizer.vocab_size:
-                known = f"the {self.tokenizer.vocab_size} tokens of the vocabulary"
-                raise ConfigError(f"{settings.describe(name)} exceeds {known}")
-        # A text goes on from a prompt that is a text; ids, and a source, it stands beside.
-        after = tuple(ids) if isinstance(text, str) and not self.reads_sources else ()
-        draws = range(settings.draws_each)
-        return [Request(ids, limit, settings, number + j, other, after) for j in draws]
 
     def _draft(self, folder: str) -> Session:
         draft = _opened(folder)
@@ -386,6 +354,13 @@ def open_session(
     # The parameters as they were read are needed no more.
     params = serving.ready(model.params, model.config, weights=weights)
     return Session(replace(model, params=params), params)
+
+
+def _changed(settings: Generation | None, changes: dict[str, Any]) -> Generation:
+    """Return settings with some of their fields changed; ConfigError for a name that is none."""
+    for name in changes.keys() - DEFAULTS.keys():
+        raise ConfigError(f"{name}= is no setting of a text{nearest(name, DEFAULTS)}")
+    return Generation(**(vars(settings or Generation()) | changes))
 
 
 def session_of(model: LoadedModel) -> Session:

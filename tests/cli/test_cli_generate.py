@@ -115,7 +115,13 @@ def test_a_profile_needs_a_prompt_and_a_folder_that_can_be_written(generate, cal
     assert "open_run" not in [call[0] for call in calls]
 
 
-VALUES = {"early_stopping": True, "do_sample": True, "dola": "low", "bias": ("a=1",)}
+VALUES = {
+    "overflow": "cut",
+    "early_stopping": True,
+    "do_sample": True,
+    "dola": "low",
+    "bias": ("a=1",),
+}
 TOGETHER = {"groups": ("beams", "diversity"), "diversity": ("beams", "groups")}
 
 

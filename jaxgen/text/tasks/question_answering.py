@@ -13,7 +13,7 @@ from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import programs
 from jaxgen.text.batches import Progress, by_length, pad
 from jaxgen.text.defaults import settle
-from jaxgen.text.loaded_model import LoadedModel, Overflow, require
+from jaxgen.text.loaded_model import LoadedModel, require
 from jaxgen.text.request import Generation
 from jaxgen.text.session import number_prompts, session_of
 from jaxgen.text.tasks.seq2seq import rewrites
@@ -52,7 +52,6 @@ def answer(
     form: str | None = None,
     settings: Generation | None = None,
     batch: int = 16,
-    overflow: Overflow = "refuse",
     progress: Progress | None = None,
 ) -> list[list[Answer]]:
     """Return up to `best` answers to each question about the context beside it, the best first.
@@ -72,7 +71,7 @@ def answer(
     if best < 1 or longest < 1:
         raise ConfigError(f"best={best} and longest={longest} must be at least 1")
     if model.config.head != "spans":
-        return _written(model, questions, contexts, form, settings, batch, overflow, progress)
+        return _written(model, questions, contexts, form, settings, batch, progress)
     require(model, "answer", topology=("encoder", "decoder"))
     given = [] if settings is None else [n for n in vars(settings) if settings.gives(n)]
     if form is not None or given:
@@ -141,7 +140,7 @@ def _batches(model: LoadedModel, flat: list[tuple[int, Pair]], batch: int, most:
 
 
 def _written(
-    model: LoadedModel, questions, contexts, form, settings, batch, overflow: Overflow, progress
+    model: LoadedModel, questions, contexts, form, settings, batch, progress
 ) -> list[list[Answer]]:
     require(model, "answer", head=("lm",), topology=tuple(FORMS))
     form = form or FORMS[model.config.topology]
@@ -153,7 +152,7 @@ def _written(
     ]
     settings, how = settings or Generation(), {"batch": batch, "progress": progress}
     if model.config.topology == "encoder_decoder":
-        rows = rewrites(model, texts, settings, overflow=overflow, **how)
+        rows = rewrites(model, texts, settings, **how)
         found = [[one.text.strip() for one in row] for row in rows]
     else:
         session = session_of(model)

@@ -12,7 +12,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.pretrained.pooling import read_pooling
 from jaxgen.text import programs
 from jaxgen.text.batches import Progress, by_length, pad
-from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require
+from jaxgen.text.loaded_model import LoadedModel, Overflow, check_list, encode_texts, require
 from jaxgen.tokens.marks import MASKS, mask_of
 from jaxgen.tokens.pair import pairs
 
@@ -34,6 +34,7 @@ def classify(
     if model.config.head == "token_classes":
         raise ConfigError("this model has a class for each token: classify_tokens finds them")
     require(model, "classify", head=("classes",))
+    check_list(texts)
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
     found: list[list[tuple[str, float]]] = [[] for _ in texts]
     if model.config.topology == "encoder_decoder" and model.start is None:
@@ -97,6 +98,7 @@ def embed(
     A folder of sentence-transformers says by its modules.json how else one is made, and of how many
     tokens. Raises CheckpointError that names a module which is not known here.
     """
+    check_list(texts)
     pooling = read_pooling(model.home)
     found = np.zeros((len(texts), model.config.d_model), np.float32)
     if not all(texts):

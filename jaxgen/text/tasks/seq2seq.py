@@ -8,7 +8,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.text.batch_decoding import Completion
 from jaxgen.text.batches import Progress
 from jaxgen.text.defaults import settle
-from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts
+from jaxgen.text.loaded_model import LoadedModel, encode_texts
 from jaxgen.text.request import Generation
 from jaxgen.text.session import number_prompts, session_of
 
@@ -21,14 +21,13 @@ def rewrite(
     settings: Generation | None = None,
     *,
     batch: int = 32,
-    overflow: Overflow = "refuse",
     progress: Progress | None = None,
 ) -> list[str]:
     """Return the likeliest text that the model makes of each text, in their order.
 
     The first of each list of `rewrites`, whose arguments and errors these are.
     """
-    options = {"batch": batch, "overflow": overflow, "progress": progress}
+    options = {"batch": batch, "progress": progress}
     return [best[0].text for best in rewrites(model, texts, settings, **options)]
 
 
@@ -38,7 +37,6 @@ def rewrites(
     settings: Generation | None = None,
     *,
     batch: int = 32,
-    overflow: Overflow = "refuse",
     progress: Progress | None = None,
     detail: bool = False,
 ) -> list[list[Completion]]:
@@ -47,7 +45,7 @@ def rewrites(
     settings: what they leave open is as the folder says, else a search with 5 beams, of at most
     twice the text's tokens and 16. The rest is as in `Session.run`, a text's result that of the
     text alone. Raises ConfigError for a model that is no encoder-decoder, an empty text, or one
-    too long unless overflow is "cut"; NonFiniteError.
+    too long unless settings.overflow is "cut"; NonFiniteError.
     """
     if model.config.topology != "encoder_decoder" or model.start is None:
         raise ConfigError(
@@ -56,6 +54,9 @@ def rewrites(
         )
     defaults = model.generation_config
     settings = settle(settings or Generation(), defaults, {"beams": BEAMS}, {"temperature": 0.0})
-    rows = [tuple(row) for row in encode_texts(model, texts, overflow)]
+    rows = [
+        tuple(row)
+        for row in encode_texts(model, texts, "cut" if settings.overflow == "cut" else "refuse")
+    ]
     prompts = number_prompts(rows, settings)
     return session_of(model).run(prompts, batch=batch, progress=progress, detail=detail)
