@@ -26,7 +26,7 @@ def main() -> None:
         return jaxgen.train_state(jaxgen.init(config, key), optimizer, key)
 
     step = partial(jaxgen.train_step, config=config, optimizer=optimizer, loss=jaxgen.causal_loss)
-    states = jax.vmap(begin)(jax.random.split(jax.random.key(0), SEEDS))
+    states = jax.jit(jax.vmap(begin))(jax.random.split(jax.random.key(0), SEEDS))
     step_all = jax.jit(jax.vmap(step, in_axes=(0, None)), donate_argnums=0)
     losses = []
     for number in range(STEPS):

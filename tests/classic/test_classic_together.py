@@ -98,5 +98,5 @@ def test_what_either_bans_stays_banned_and_wrong_weights_are_refused():
     np.testing.assert_allclose(off, jax.nn.log_softmax(a(first, ())[0]))
     with pytest.raises(ConfigError, match="weight=-1"):
         fused(a, b, -1.0)
-    with pytest.raises(ConfigError, match="3 ids and a prior of 2"):
+    with pytest.raises(ConfigError, match="3 and 2 ids"):
         fused(a, fixed(0.0, 0.0), 1.0)(first, ((), ()))

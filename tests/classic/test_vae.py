@@ -154,7 +154,7 @@ def test_steps_of_the_mixture_give_a_text_the_mean_of_its_likelihoods(trained):
     @jax.jit
     def both(params):
         belief = mixture.start(params, CONFIG, latents, len(tokens), tokens.shape[1])
-        first = jax.nn.logsumexp(belief.weight[..., None] + belief.said, axis=1)
+        first = jax.nn.logsumexp(belief.weight[..., None] + belief.logprobs, axis=1)
         step, said = mixture.step(params, CONFIG), [first]
         for column in tokens.T[:-1]:
             logits, belief = step(column, belief)

@@ -1,7 +1,7 @@
 """N-grams in ARPA's text format, which KenLM, SRILM and speech recognisers read and write.
 
-Lines end at "\\n" or "\\r\\n", and spaces and tabs part the fields of a line: any other character,
-as a no-break space, may be part of a word. The format: doc/ngram-format of SRILM.
+Lines end at "\\n" or "\\r\\n" and fields are separated by spaces and tabs; any other character,
+such as a no-break space, may be part of a word. The format: doc/ngram-format of SRILM.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NEVER = -99.0  # ARPA's log10 of a probability of zero
 TEN = math.log(10)
 MAX_BYTES = 1 << 34
 SPACES = re.compile(r"[ \t]+")
-BROKEN = re.compile(r"[ \t\n\v\f\r]")  # what ends a word for one reader or another, all in C
+BROKEN = re.compile(r"[ \t\n\v\f\r]")  # white space of C, which ends a word for some readers
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf", re.ASCII)
 COUNT = re.compile(r"ngram[ \t]+(\d{1,3})[ \t]*=[ \t]*(\d{1,15})", re.ASCII)
 SECTION = re.compile(r"\\(\d{1,3})-grams:", re.ASCII)
 
 
 class Gram(NamedTuple):
-    """An n-gram: its line, logarithms to the base 10, its words; backoff None where it has none."""
+    """A line of the file, logarithms to the base 10; backoff None: the line gives none."""
 
     line: int
     logp: float
@@ -73,23 +73,22 @@ def _lines(params: Params, config: NGram, words: list[str]) -> Iterator[str]:
         yield f"\\{n}-grams:"
         rows = zip(texts, level["logp"].tolist(), level["backoff"].tolist(), strict=True)
         for text, logp, backoff in rows:
-            tail = f"\t{_shown(backoff)}" if n < config.order else ""
-            yield f"{_shown(logp)}\t{text}{tail}"
+            tail = f"\t{_format_log10(backoff)}" if n < config.order else ""
+            yield f"{_format_log10(logp)}\t{text}{tail}"
     yield ""
     yield "\\end\\"
 
 
-def _shown(natural: float) -> str:
+def _format_log10(natural: float) -> str:
     return f"{natural / TEN if natural > -math.inf else NEVER:.7g}"
 
 
 def read(path: str | PathLike) -> tuple[NGram, Params, list[str]]:
-    """Return (config, params, words) of an ARPA file; id i is the i-th word but <s>, which is last.
+    """Return (config, params, words) of an ARPA file; ids follow its unigrams, <s> is the last id.
 
-    Raises CheckpointError, with the line, for a malformed file: one without its \\data\\ or
-    \\end\\, a section that is missing or holds another number of n-grams than \\data\\ says, an
-    n-gram that is there twice, has a word that is no unigram or a context that is missing or has
-    no back-off weight.
+    Raises CheckpointError, with the line, for a malformed file: no \\data\\ or \\end\\, a missing
+    section, a wrong number of n-grams, a duplicate n-gram, an unknown word, or a context that is
+    missing or has no back-off weight.
     """
     path = Path(path)
     raw = files.read_artifact(path, "ARPA file", MAX_BYTES)
@@ -104,62 +103,62 @@ def read(path: str | PathLike) -> tuple[NGram, Params, list[str]]:
     ids = {word: i for i, word in enumerate([*words, BEGIN])}
     config = NGram(vocab_size=len(words), order=len(sections))
     params: Params = {}
-    known: dict[tuple[int, ...], int] = {}
+    index: dict[tuple[int, ...], int] = {}
     for n, section in enumerate(sections, start=1):
         lower = sections[n - 2] if n > 1 else []
-        known, params[str(n)] = _level(path, section, ids, known, lower)
+        index, params[str(n)] = _level(path, section, ids, index, lower)
     return config, params, words
 
 
 def _sections(path: Path, rows: list[str]) -> list[list[Gram]]:
-    """Return the n-grams of the file, order by order, as many as its head says."""
+    """Return the n-grams of the file by order; their numbers must match \\data\\."""
     head = next((i for i, row in enumerate(rows) if row.rstrip(" \t") == "\\data\\"), None)
     if head is None:
         raise CheckpointError(f"{path}:1: there is no \\data\\; this is no ARPA file")
     counts: list[tuple[int, int]] = []  # (line, n-grams) of each order
-    found: list[list[Gram]] = []
+    sections: list[list[Gram]] = []
     begins: list[int] = []
     for number, row in enumerate(rows[head + 1 :], start=head + 2):
         row = row.strip(" \t")
         if not row:
             continue
         if row == "\\end\\":
-            _check_counts(path, counts, found, begins, number)
-            return found
+            _check_counts(path, counts, sections, begins, number)
+            return sections
         if begin := SECTION.fullmatch(row):
-            if int(begin[1]) != len(found) + 1 or int(begin[1]) > len(counts):
+            if int(begin[1]) != len(sections) + 1 or int(begin[1]) > len(counts):
                 raise CheckpointError(
                     f"{path}:{number}: {row!r} is out of order: \\data\\ names {len(counts)} "
-                    f"orders, and {len(found)} are before it"
+                    f"orders, and {len(sections)} are before it"
                 )
-            found.append([])
+            sections.append([])
             begins.append(number)
-        elif found:
-            found[-1].append(_gram(path, number, row, len(found), len(counts)))
+        elif sections:
+            sections[-1].append(_gram(path, number, row, len(sections), len(counts)))
         else:
             counts.append((number, _count(path, number, row, len(counts) + 1)))
     raise CheckpointError(f"{path}:{len(rows)}: the file ends without \\end\\; it is truncated")
 
 
 def _count(path: Path, number: int, row: str, order: int) -> int:
-    said = COUNT.fullmatch(row)
-    if said is None or int(said[1]) != order:
+    match = COUNT.fullmatch(row)
+    if match is None or int(match[1]) != order:
         raise CheckpointError(
             f'{path}:{number}: {row[:60]!r} should be "ngram {order}=" and a number, or a section'
         )
-    return int(said[2])
+    return int(match[2])
 
 
-def _check_counts(path: Path, counts, found, begins, end: int) -> None:
-    for n, ((line, count), section) in enumerate(zip(counts, found, strict=False), start=1):
+def _check_counts(path: Path, counts, sections, begins, end: int) -> None:
+    for n, ((line, count), section) in enumerate(zip(counts, sections, strict=False), start=1):
         if count != len(section):
             raise CheckpointError(
                 f"{path}:{begins[n - 1]}: \\{n}-grams: holds {len(section)} n-grams, but line "
                 f"{line} says ngram {n}={count}; the file is damaged"
             )
-    if not counts or len(found) < len(counts):
+    if not counts or len(sections) < len(counts):
         raise CheckpointError(
-            f"{path}:{end}: \\end\\ comes before \\{len(found) + 1}-grams:; the file is damaged"
+            f"{path}:{end}: \\end\\ comes before \\{len(sections) + 1}-grams:; the file is damaged"
         )
 
 
@@ -189,7 +188,7 @@ def _level(
     contexts: dict[tuple[int, ...], int],
     lower: list[Gram],
 ):
-    """Return ({ids: index}, arrays) of an order's n-grams, of which `contexts` is that below."""
+    """Return ({ids: index}, arrays) of an order's n-grams; contexts: that index one order below."""
     rows: dict[tuple[int, ...], Gram] = {}
     weights = {gram.words: gram for gram in lower}
     for gram in section:
@@ -210,22 +209,22 @@ def _level(
                     f"but is the context of {text!r} in line {gram.line}"
                 )
         rows[key] = gram
-    # Those of a context lie side by side, in the order of contexts.
+    # Sorted by context, so that a slice holds all n-grams of one.
     keys = sorted(rows, key=lambda key: (contexts.get(key[:-1], 0), key[-1]))
     table = [rows[key] for key in keys]
     level = {
         "logp": _natural([gram.logp for gram in table]),
         "backoff": _natural([gram.backoff or 0.0 for gram in table]),
     }
-    known = {key: i for i, key in enumerate(keys)}
+    index = {key: i for i, key in enumerate(keys)}
     if len(keys[0] if keys else ()) == 1:
         if len(keys) != len(ids):
             raise CheckpointError(f"{path}:{table[0].line}: there is no unigram {BEGIN}")
-        return known, level
+        return index, level
     order = np.asarray([contexts[key[:-1]] for key in keys], np.int64)
     words = np.asarray([key[-1] for key in keys], np.int32)
     starts = np.searchsorted(order, np.arange(len(contexts) + 1)).astype(np.int32)
-    return known, {"words": words, "starts": starts, **level}
+    return index, {"words": words, "starts": starts, **level}
 
 
 def _natural(logs: list[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What generators learn from, checked on the host: documents side by side, or rows of ids."""
+"""Checks of training data of the classic models: concatenated documents, or padded rows of ids."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def check_documents(
 
 
 def is_traced(value: Any) -> bool:
-    """Return whether nothing but shape and dtype of a value is known, as inside of jit."""
+    """Return whether a value is a tracer, as inside jit."""
     return isinstance(value, Tracer)
 
 
 def check_rows(tokens: Any, lengths: Any, vocab_size: int) -> None:
     """Raise DataError unless tokens [B, T] are ids and lengths [B] lie in 1 .. T.
 
-    Only the first `lengths` ids of a row count. What is traced is trusted, beyond its shape.
+    Only the first `lengths` ids of a row count. Of tracers only the shape is checked.
     """
     shape, sizes = np.shape(tokens), np.shape(lengths)
     if len(shape) != 2 or sizes != shape[:1] or not shape[1]:

@@ -1,6 +1,6 @@
 """GloVe (Pennington et al. 2014): vectors whose products are the logarithms of co-occurrences.
 
-Params: in, near [V, D] and in_bias, near_bias [V]; the vectors that are kept are in + near.
+Params: in, near [V, D] and in_bias, near_bias [V]; the word vectors are in + near.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Params = dict[str, Array]
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class GloVe:
-    """What is learned; raises ConfigError naming the field at fault.
+    """Sizes and weighting of GloVe; raises ConfigError naming the field at fault.
 
-    window: words on either side. most: from this count on, all pairs weigh the same; power: how
-    the weight of rarer ones grows to it (the paper: 100 and 0.75).
+    window: words on either side. most, power: a pair seen n times weighs min(n / most, 1) ** power
+    (the paper: 100 and 0.75).
     """
 
     vocab_size: int
@@ -68,11 +68,11 @@ def cooccurrences(config: GloVe, tokens: np.ndarray, offsets: np.ndarray) -> Pai
         a, b = ids[:-d][same], ids[d:][same]
         keys += [a * config.vocab_size + b, b * config.vocab_size + a]
         weights += [np.full(2 * len(a), 1 / d)]
-    found, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-    if not len(found):
+    unique_keys, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    if not len(unique_keys):
         raise DataError(f"{len(ids)} tokens hold no pair of words; give more text")
     count = np.bincount(inverse, weights=np.concatenate(weights))
-    words, near = found // config.vocab_size, found % config.vocab_size
+    words, near = unique_keys // config.vocab_size, unique_keys % config.vocab_size
     return Pairs(words.astype(np.int32), near.astype(np.int32), count.astype(np.float32))
 
 
@@ -90,10 +90,10 @@ def init(config: GloVe, key: PRNGKeyArray) -> Params:
 def loss(params: Params, config: GloVe, pairs: Pairs) -> Float[Array, ""]:
     """Return the weighted squared error of log counts, summed over pairs."""
     word, near, count = (jnp.asarray(x) for x in pairs)
-    said = jnp.sum(params["in"][word] * params["near"][near], axis=-1)
-    said += params["in_bias"][word] + params["near_bias"][near]
+    log_count = jnp.sum(params["in"][word] * params["near"][near], axis=-1)
+    log_count += params["in_bias"][word] + params["near_bias"][near]
     weight = jnp.minimum(count / config.most, 1.0) ** config.power
-    return jnp.sum(weight * (said - jnp.log(jnp.maximum(count, 1e-10))) ** 2)
+    return jnp.sum(weight * (log_count - jnp.log(jnp.maximum(count, 1e-10))) ** 2)
 
 
 def train(
@@ -108,16 +108,16 @@ def train(
     size = min(batch, number)
     steps = number // size
     for _ in range(passes):
-        # What does not fill a batch waits for another pass, which is shuffled otherwise.
+        # Pairs beyond the last full batch are left to other passes, which shuffle anew.
         order = rng.permutation(number)[: steps * size].reshape(steps, size)
         part = jax.tree.map(lambda x, order=order: np.asarray(x)[order], pairs)
-        params, state, value = _passed(config, optimizer, params, state, part)
+        params, state, value = _train_pass(config, optimizer, params, state, part)
         history.append(float(value) / (steps * size))
     return params, history
 
 
 @partial(jax.jit, static_argnames=("config", "optimizer"), donate_argnames=("params", "state"))
-def _passed(config: GloVe, optimizer: Any, params, state, batches: Pairs):
+def _train_pass(config: GloVe, optimizer: Any, params, state, batches: Pairs):
     def one(carry, batch):
         params, state = carry
         value, grad = jax.value_and_grad(loss)(params, config, batch)
@@ -129,5 +129,5 @@ def _passed(config: GloVe, optimizer: Any, params, state, batches: Pairs):
 
 
 def vectors(params: Params) -> Float[np.ndarray, "V D"]:
-    """Return the vectors that are kept, the sum of both roles of a word."""
+    """Return the word vectors: the sum of each word's two roles."""
     return np.asarray(params["in"] + params["near"])

@@ -76,15 +76,15 @@ def parse(text: str, *, source: str = "grammar") -> Grammar:
 
 
 def _alternatives(body: str, where: str) -> tuple[tuple[float, tuple[Symbol, ...]], ...]:
-    found, weight, symbols, place = [], 1.0, [], 0
+    alternatives, weight, symbols, position = [], 1.0, [], 0
     body = body.rstrip()
-    while place < len(body):
-        match = WORD.match(body, place)
+    while position < len(body):
+        match = WORD.match(body, position)
         if match is None:
-            raise DataError(f"{where}: {body[place:].strip()[:40]!r} is no text, name or slot")
-        word, place = match[1], match.end()
+            raise DataError(f"{where}: {body[position:].strip()[:40]!r} is no text, name or slot")
+        word, position = match[1], match.end()
         if word == "|":
-            found.append((weight, tuple(symbols)))
+            alternatives.append((weight, tuple(symbols)))
             weight, symbols = 1.0, []
         elif word.endswith(":"):
             weight = _weight(word[:-1], where)
@@ -92,7 +92,7 @@ def _alternatives(body: str, where: str) -> tuple[tuple[float, tuple[Symbol, ...
                 raise DataError(f"{where}: the weight {word} stands before its alternative")
         else:
             symbols.append(_symbol(word, where))
-    return (*found, (weight, tuple(symbols)))
+    return (*alternatives, (weight, tuple(symbols)))
 
 
 def _weight(word: str, where: str) -> float:
@@ -179,10 +179,12 @@ def automaton(
     eos: int,
     slots: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return the params of `step`: arcs (source, token, p, target) between what is left to say.
+    """Return the params of `step`: arcs (source, token, p, target) of a weighted automaton.
 
-    encode: text -> ids, of each text by itself; eos: the id after a whole text. Raises DataError
-    for a grammar of more than STATES states, as one that recurs other than at its end has.
+    A state is the sequence of symbols still to be expanded.
+
+    encode: text -> ids, called once per literal; eos: the id after a complete text. Raises
+    DataError beyond STATES states: only recursion at the end of an alternative is finite.
     """
     first: tuple = (Symbol("rule", grammar.start),)
     states: dict[tuple, int] = {first: 0}
@@ -210,7 +212,7 @@ def automaton(
 
 
 def _moves(grammar: Grammar, encode: Encode, eos: int, slots: Any, state: tuple):
-    """Yield (p, first token, state after it) of all ways to go on from a state."""
+    """Yield (p, first token, state after it) of all continuations of a state."""
     waiting = [(1.0, state, 0)]
     while waiting:
         p, left, depth = waiting.pop()
@@ -237,7 +239,7 @@ def start(params: Mapping[str, Any], batch: int) -> Float[Array, "B K"]:
 
 
 def following(params: Mapping[str, Any], belief: Any, vocab_size: int) -> Float[Array, "B V"]:
-    """Return the log probability of each next token; -inf for those that no text goes on with."""
+    """Return the log probability of each next token; -inf where no text continues with it."""
     flow = belief[:, params["source"]] * params["p"]
     total = jnp.zeros((belief.shape[0], vocab_size)).at[:, params["token"]].add(flow)
     return jnp.log(total)
@@ -247,11 +249,11 @@ def step(params: Mapping[str, Any], vocab_size: int) -> Callable[..., tuple[Arra
     """Return the grammar as a decoding step: (tokens [B], cache) -> (logits [B, V], cache).
 
     After tokens that begin no text of the grammar all logits are -inf, and decoding stops there.
-    Raises DataError if the grammar says ids that the vocabulary has not.
+    Raises DataError if the grammar has ids outside the vocabulary.
     """
     if int(np.max(params["token"])) >= vocab_size:
         raise DataError(
-            f"the grammar says id {int(np.max(params['token']))}, outside the vocabulary of "
+            f"the grammar has id {int(np.max(params['token']))}, outside the vocabulary of "
             f"{vocab_size}; give the size of the tokenizer that encoded it"
         )
 

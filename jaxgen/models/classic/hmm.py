@@ -1,10 +1,10 @@
-"""Hidden Markov models over token ids: all of it scans in log space.
+"""Hidden Markov models over token ids, as scans in log space.
 
 Expected counts are the gradient of the log likelihood by the log parameters (Eisner 2016), so
 Baum-Welch needs the forward recursion alone. Params: initial [K], transition [K, K] (from, to),
 emission [K, V], natural logarithms of probabilities, -inf for zero.
 
-A text that the params can't say has log likelihood -inf, no states and no expected counts.
+A text of probability zero has log likelihood -inf, no states and no expected counts.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from jaxgen.models.classic.prompt import consume
 Params = dict[str, Array]
 Ids = Int[Array | np.ndarray, "B T"]
 Lengths = Int[Array | np.ndarray, "B"]
-LITTLE = 1e-30  # of a product of exponentials: from here on nothing that counts has underflowed
+LITTLE = 1e-30  # sums of exponentials above this have lost nothing to underflow
 
 
 def init(states: int, vocab_size: int, key: PRNGKeyArray) -> Params:
-    """Return random params near uniform, which Baum-Welch can tell apart."""
+    """Return random params near uniform; equal states would stay equal under Baum-Welch."""
     shapes = {
         "initial": (states,),
         "transition": (states, states),
@@ -50,41 +50,41 @@ def likelihood(params: Params, tokens: Ids, lengths: Lengths) -> Float[Array, "B
 
 
 def posterior(params: Params, tokens: Ids, lengths: Lengths) -> Float[Array, "B T K"]:
-    """Return the probability of each state at each place, given the whole row; 0 beyond it.
+    """Return the probability of each state at each position, given the row; 0 beyond its length.
 
-    All zeros for a row that the params can't say.
+    All zeros for a row of probability zero.
     """
     check_rows(tokens, lengths, _vocab_size(params))
-    found = jax.grad(lambda scores: _forward(params, scores, lengths).sum())
-    return found(_scores(params, tokens)).transpose(1, 0, 2)
+    gradient = jax.grad(lambda scores: _forward(params, scores, lengths).sum())
+    return gradient(_scores(params, tokens)).transpose(1, 0, 2)
 
 
 def viterbi(
     params: Params, tokens: Ids, lengths: Lengths
 ) -> tuple[Int[Array, "B T"], Float[Array, "B"]]:
-    """Return (the likeliest states, their log probability with the tokens); beyond a row, -1.
+    """Return (the likeliest states, -1 beyond a row; their joint log probability with the tokens).
 
-    A row that the params can't say has log probability -inf, and -1 for all its states.
+    A row of probability zero has log probability -inf and -1 for all its states.
     """
     check_rows(tokens, lengths, _vocab_size(params))
     scores = _scores(params, tokens)
     real = _real(tokens, lengths)
 
-    def forth(best, inputs):
+    def forward(best, inputs):
         score, real = inputs
         ways = best[:, :, None] + params["transition"]
         new = ways.max(axis=1) + score
         back = jnp.where(real[:, None], ways.argmax(axis=1), jnp.arange(best.shape[1]))
         return jnp.where(real[:, None], new, best), back
 
-    best, back = lax.scan(forth, params["initial"] + scores[0], (scores[1:], real[1:]))
+    best, back = lax.scan(forward, params["initial"] + scores[0], (scores[1:], real[1:]))
 
-    def down(state, back):
+    def backtrack(state, back):
         before = jnp.take_along_axis(back, state[:, None], axis=1)[:, 0]
         return before, before
 
     last = best.argmax(axis=1)
-    _, path = lax.scan(down, last, back, reverse=True)
+    _, path = lax.scan(backtrack, last, back, reverse=True)
     path = jnp.concatenate([path, last[None]]).T
     top = best.max(axis=1)
     return jnp.where(real.T & (top > -jnp.inf)[:, None], path, -1), top
@@ -92,14 +92,14 @@ def viterbi(
 
 def counts(params: Params, tokens: Ids, lengths: Lengths) -> tuple[Params, Float[Array, ""]]:
     """Return (expected counts, log likelihood) of rows; both add up over batches."""
-    total, found = jax.value_and_grad(lambda p: likelihood(p, tokens, lengths).sum())(params)
-    return found, total
+    total, expected = jax.value_and_grad(lambda p: likelihood(p, tokens, lengths).sum())(params)
+    return expected, total
 
 
-def maximized(counted: Params, prior: float) -> Params:
-    """Return the params that the expected counts make likeliest, each count raised by `prior`.
+def m_step(counted: Params, prior: float) -> Params:
+    """Return the most likely params given expected counts, each count raised by `prior`.
 
-    A state of which nothing is counted gets a uniform row: any is as likely.
+    A state with no counts gets a uniform row.
     """
 
     def normal(count: Array) -> Array:
@@ -123,12 +123,11 @@ def train(
     prior: float,
     batch: int,
 ) -> tuple[Params, list[float]]:
-    """Return (params, log likelihood before each round) after so many rounds of Baum-Welch.
+    """Return (params, log likelihood before each round) after `rounds` of Baum-Welch.
 
-    prior: pseudo-count of every event; with 0 the likelihood never falls, with more the unseen
-    keeps some probability. batch: rows whose expected counts are found at once.
-    Raises DataError for no rows, ids or lengths out of range, or a row that the params can't say;
-    ConfigError for a setting out of range.
+    prior: pseudo-count of every event; with 0 the likelihood never falls, above 0 unseen events
+    keep some probability. batch: rows per expected-counts step. Raises DataError for no rows, ids
+    or lengths out of range, or a row of probability zero; ConfigError for a setting out of range.
     """
     for name, value, least in (("rounds", rounds, 1), ("batch", batch, 1), ("prior", prior, 0)):
         if not least <= value < float("inf"):
@@ -141,13 +140,13 @@ def train(
         counted, total = None, 0.0
         for begin in range(0, len(tokens), batch):
             part = slice(begin, begin + batch)
-            more, found = _counts(params, tokens[part], lengths[part])
+            more, log_likelihood = _counts(params, tokens[part], lengths[part])
             counted = more if counted is None else jax.tree.map(jnp.add, counted, more)
-            total += float(found)
+            total += float(log_likelihood)
         assert counted is not None
         if not np.isfinite(total):
             raise _impossible(params, tokens, lengths)
-        params = maximized(counted, prior)
+        params = m_step(counted, prior)
         history.append(total)
     return params, history
 
@@ -165,19 +164,19 @@ _counts = jax.jit(counts)
 
 
 def start(params: Params, batch: int) -> Float[Array, "B K"]:
-    """Return the decoding cache before the first token: log probabilities of the state it has."""
+    """Return the decoding cache before the first token: log probabilities of each state."""
     return jnp.broadcast_to(params["initial"], (batch, len(params["initial"])))
 
 
 def step(params: Params) -> Callable[..., tuple[Array, Array]]:
     """Return the model as a decoding step: (tokens [B], cache) -> (log probs [B, V], cache).
 
-    After tokens that the params can't say all logits are -inf, and decoding stops there.
+    After tokens of probability zero all logits are -inf, and decoding stops there.
     """
 
     def run(tokens: Any, belief: Array) -> tuple[Array, Array]:
         belief = read(params, tokens, belief)
-        return _mixed(belief, params["emission"]), belief
+        return _log_matmul(belief, params["emission"]), belief
 
     return run
 
@@ -189,7 +188,7 @@ def read(
     joint = belief + params["emission"].T[tokens]
     total = jax.nn.logsumexp(joint, axis=-1, keepdims=True)
     belief = jnp.where(total > -jnp.inf, joint - total, -jnp.inf)
-    return _mixed(belief, params["transition"])
+    return _log_matmul(belief, params["transition"])
 
 
 def prefill(
@@ -215,34 +214,33 @@ def _real(tokens: Any, lengths: Any) -> Bool[Array, "T B"]:
 def _forward(params: Params, scores: Float[Array, "T B K"], lengths: Any) -> Float[Array, "B"]:
     real = jnp.arange(scores.shape[0])[:, None] < lengths
 
-    def forth(alpha, inputs):
+    def forward(alpha, inputs):
         score, real = inputs
-        new = _mixed(alpha, params["transition"]) + score
+        new = _log_matmul(alpha, params["transition"]) + score
         return jnp.where(real[:, None], new, alpha), None
 
-    alpha, _ = lax.scan(forth, params["initial"] + scores[0], (scores[1:], real[1:]))
-    # Its gradient is NaN where all are -inf, which no text of these params is.
-    known = alpha.max(axis=-1) > -jnp.inf
-    total = jax.nn.logsumexp(jnp.where(known[:, None], alpha, 0.0), axis=-1)
-    return jnp.where(known, total, -jnp.inf)
+    alpha, _ = lax.scan(forward, params["initial"] + scores[0], (scores[1:], real[1:]))
+    # logsumexp of a row that is all -inf has a NaN gradient.
+    possible = alpha.max(axis=-1) > -jnp.inf
+    total = jax.nn.logsumexp(jnp.where(possible[:, None], alpha, 0.0), axis=-1)
+    return jnp.where(possible, total, -jnp.inf)
 
 
-def _mixed(weights: Float[Array, "B K"], table: Float[Array, "K N"]) -> Float[Array, "B N"]:
+def _log_matmul(weights: Float[Array, "B K"], table: Float[Array, "K N"]) -> Float[Array, "B N"]:
     """Return logsumexp over k of weights[b, k] + table[k, n], as one matrix product."""
     top = lax.stop_gradient(weights.max(axis=1, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    mixed = jnp.matmul(jnp.exp(weights - top), jnp.exp(table), precision="highest")
-    # A product of exponentials: what underflows lies 1e-38 below the largest, and counts only
-    # where there is little else.
+    product = jnp.matmul(jnp.exp(weights - top), jnp.exp(table), precision="highest")
+    # exp underflows 1e-38 below the largest term, which matters only where the sum is tiny.
     return lax.cond(
-        jnp.all(mixed > LITTLE),
-        lambda: jnp.log(mixed) + top,
-        lambda: _mixed_exactly(weights, table),
+        jnp.all(product > LITTLE),
+        lambda: jnp.log(product) + top,
+        lambda: _log_matmul_exact(weights, table),
     )
 
 
-def _mixed_exactly(weights: Float[Array, "B K"], table: Float[Array, "K N"]) -> Array:
-    """Return what `_mixed` does, state by state, whatever the range; -inf where no way leads."""
+def _log_matmul_exact(weights: Float[Array, "B K"], table: Float[Array, "K N"]) -> Array:
+    """The same as `_log_matmul` without underflow, in O(B K N) memory; -inf for an empty sum."""
     every = weights[:, :, None] + table
     top = lax.stop_gradient(every.max(axis=1))
     some = top > -jnp.inf

@@ -40,8 +40,8 @@ NOTHING = -1  # the word before a document's first
 class MaxEnt:
     """Sizes of a maximum-entropy model; raises ConfigError naming the field at fault.
 
-    order: how many words before the next one are features. words: rows of the commonest words of
-    each. suffixes: how many endings are told apart, 0 for none. classes: of documents, 0 for none.
+    order: number of previous words used as features. words: rows of the commonest words of each.
+    suffixes: number of distinct endings, 0 for none. classes: of documents, 0 for none.
     """
 
     vocab_size: int
@@ -60,19 +60,19 @@ class MaxEnt:
 
     def families(self) -> dict[str, int]:
         """Return the rows of each family of features."""
-        found = {f"word{n}": self.words + 2 for n in range(1, self.order + 1)}
+        families = {f"word{n}": self.words + 2 for n in range(1, self.order + 1)}
         if self.suffixes:
-            found["suffix"] = self.suffixes + 1
-        return found | ({"class": self.classes} if self.classes else {})
+            families["suffix"] = self.suffixes + 1
+        return families | ({"class": self.classes} if self.classes else {})
 
 
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How the optimum is sought.
+    """Optimizer settings.
 
-    lbfgs: `rounds` steps on all of the text. adagrad (Duchi et al. 2011): `rounds` passes over
-    batches, of learning rate `rate`. batch: places whose logits exist at once.
+    lbfgs: `rounds` full-batch steps. adagrad (Duchi et al. 2011): `rounds` epochs with learning
+    rate `rate`. batch: positions per batch of logits.
     """
 
     method: Method
@@ -93,7 +93,7 @@ class Fit:
 
 
 class Cache(NamedTuple):
-    """The words before each row's next one, the last first; and the row's class."""
+    """The previous words of each row, latest first, and the row's class."""
 
     words: Int[Array, "B K"]
     classes: Int[Array, "B"]
@@ -102,7 +102,7 @@ class Cache(NamedTuple):
 def init(
     config: MaxEnt, tokens: np.ndarray, suffix_of: Int[np.ndarray, "V"] | None = None
 ) -> Params:
-    """Return params that know how often each of the tokens [N] occurs, and nothing more.
+    """Return params with unigram biases of the tokens [N] and zero weights.
 
     suffix_of: the ending of each id, 0 .. suffixes - 1, as `endings` finds them. Raises
     ConfigError if it is missing or of no use, DataError for tokens that are no ids.
@@ -168,7 +168,7 @@ def examples(
     begin: int | None,
     classes: np.ndarray | None,
 ) -> tuple[Cache, Int[np.ndarray, "N"]]:
-    """Return (what is known before each place, the id there) of all places but the begins."""
+    """Return (features, target id) of every position but the begins."""
     ids, offsets = check_documents(tokens, offsets, config.vocab_size)
     ids = ids.astype(np.int32)
     if (classes is not None) != bool(config.classes):
@@ -216,14 +216,14 @@ def objective(
 ) -> Float[Array, ""]:
     """Return the mean negative log likelihood of a batch and the penalty of the weights."""
     history, targets, real = batch
-    said = jax.nn.log_softmax(logits({**free, "rows": rows}, config, history))
-    own = jnp.take_along_axis(said, targets[:, None], axis=1)[:, 0]
+    logprobs = jax.nn.log_softmax(logits({**free, "rows": rows}, config, history))
+    own = jnp.take_along_axis(logprobs, targets[:, None], axis=1)[:, 0]
     squares = sum(jnp.sum(w * w) for w in free["weights"].values())
     return -jnp.sum(own * real) / jnp.sum(real) + 0.5 * l2 * squares
 
 
 def _batches(histories: Cache, targets: np.ndarray, size: int) -> Any:
-    """Return (history, targets, real) in batches [N, size, ...]; the last is filled up."""
+    """Return (history, targets, mask) in batches [N, size, ...]; the last is padded."""
     count = -(-len(targets) // size)
     size = -(-len(targets) // count)
 
@@ -236,12 +236,12 @@ def _batches(histories: Cache, targets: np.ndarray, size: int) -> Any:
 
 
 def _lbfgs(config, rows, free, batches, fit: Fit, seed: int):
-    """All of the text in every step, batch by batch, with optax's zoom line search."""
+    """Full-batch L-BFGS with optax's zoom line search; gradients accumulate over batches."""
     optimizer = optax.lbfgs()
     batches = jax.tree.map(jnp.asarray, batches)
     places = jnp.sum(batches[2])
 
-    def whole(free):
+    def full_objective(free):
         def more(total, batch):
             share = jnp.sum(batch[2]) / places
             return total + share * objective(free, rows, config, batch, 0.0), None
@@ -250,15 +250,15 @@ def _lbfgs(config, rows, free, batches, fit: Fit, seed: int):
         squares = sum(jnp.sum(w * w) for w in free["weights"].values())
         return total + 0.5 * fit.l2 * squares
 
-    measured = optax.value_and_grad_from_state(whole)
+    value_and_grad = optax.value_and_grad_from_state(full_objective)
 
     @jax.jit
     def run(free):
         def one(carry, _):
             free, state = carry
-            value, grad = measured(free, state=state)
+            value, grad = value_and_grad(free, state=state)
             updates, state = optimizer.update(
-                grad, state, free, value=value, grad=grad, value_fn=whole
+                grad, state, free, value=value, grad=grad, value_fn=full_objective
             )
             return (optax.apply_updates(free, updates), state), value
 
@@ -279,7 +279,7 @@ def _adagrad(config, rows, free, batches, fit: Fit, seed: int):
         updates, state = optimizer.update(grad, state, free)
         return optax.apply_updates(free, updates), state, value
 
-    # A copy, as the step consumes what it is given.
+    # A copy, because the step donates its arguments.
     free = jax.tree.map(jnp.array, free)
     state, history, rng = optimizer.init(free), [], np.random.default_rng(seed)
     history_, targets, real = batches

@@ -1,8 +1,7 @@
 """An autoencoder of texts as a model of the next token: its decoder, mixed over draws of a latent.
 
-The mean over draws z of p(text | z) estimates p(text). Draws of the prior stay the same for all
-texts; a token that was read weighs them anew by Bayes' rule, so that each next token has a
-probability, and a text exactly the mean of what the decoder gives it under each draw.
+p(text) is estimated by the mean of p(text | z) over fixed draws z of the prior. Each token read
+reweights the draws by Bayes' rule, so the next-token probabilities multiply to exactly that mean.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from jaxgen.ops.cache import Cache
 
 
 class Belief(NamedTuple):
-    """What was read of each of B texts, under each of K draws.
+    """Decoding cache of B texts under K draws.
 
-    cache: the decoder's, of B x K rows, those of a text side by side; weight: log probability of
-    each draw; said: log probability of the next token under it.
+    cache: the decoder's, with B x K rows, the draws of a text adjacent; weight: log probability of
+    each draw; logprobs: log probability of the next token under it.
     """
 
     cache: Cache
     weight: Float[Array, "B K"]
-    said: Float[Array, "B K V"]
+    logprobs: Float[Array, "B K V"]
 
 
 def draws(config: VAE, number: int, key: PRNGKeyArray) -> Float[Array, "K Z"]:
@@ -44,9 +43,9 @@ def start(
     first, cache = vae.begin(params, config, latents, capacity + 1)
     logits, cache = vae.step(params, config)(first, cache)
     number = len(latents)
-    said = jnp.broadcast_to(jax.nn.log_softmax(logits), (batch, *logits.shape))
+    logprobs = jnp.broadcast_to(jax.nn.log_softmax(logits), (batch, *logits.shape))
     weight = jnp.full((batch, number), -jnp.log(number))
-    return Belief(cache.take(jnp.tile(jnp.arange(number), batch)), weight, said)
+    return Belief(cache.take(jnp.tile(jnp.arange(number), batch)), weight, logprobs)
 
 
 def step(params: vae.Params, config: VAE) -> Callable[..., tuple[Array, Belief]]:
@@ -54,11 +53,12 @@ def step(params: vae.Params, config: VAE) -> Callable[..., tuple[Array, Belief]]
     inner = vae.step(params, config)
 
     def run(tokens: Int[Array, "B"], belief: Belief) -> tuple[Array, Belief]:
-        own = jnp.take_along_axis(belief.said, tokens[:, None, None], axis=2)[..., 0]
+        own = jnp.take_along_axis(belief.logprobs, tokens[:, None, None], axis=2)[..., 0]
         weight = jax.nn.log_softmax(belief.weight + own)
         logits, cache = inner(jnp.repeat(tokens, weight.shape[1]), belief.cache)
-        said = jax.nn.log_softmax(logits).reshape(belief.said.shape)
-        return jax.nn.logsumexp(weight[..., None] + said, axis=1), Belief(cache, weight, said)
+        logprobs = jax.nn.log_softmax(logits).reshape(belief.logprobs.shape)
+        mixed = jax.nn.logsumexp(weight[..., None] + logprobs, axis=1)
+        return mixed, Belief(cache, weight, logprobs)
 
     return run
 
@@ -76,14 +76,15 @@ def prefill(
     run = step(params, config)
 
     def more(old: Belief, inputs: Any) -> tuple[Belief, None]:
-        place, tokens = inputs
-        going = place < lengths - 1
+        position, tokens = inputs
+        going = position < lengths - 1
         new = run(tokens, old)[1]
-        # A row that has ended forgets the token again, and takes the others' as they come.
+        # Rows whose prompt has ended are rewound to where they were.
         rows = jnp.repeat(going, old.weight.shape[1])
         cache = new.cache.rewind(jnp.where(rows, new.cache.length, old.cache.length))
         weight = jnp.where(going[:, None], new.weight, old.weight)
-        return Belief(cache, weight, jnp.where(going[:, None, None], new.said, old.said)), None
+        logprobs = jnp.where(going[:, None, None], new.logprobs, old.logprobs)
+        return Belief(cache, weight, logprobs), None
 
     belief = start(params, config, latents, len(prompt), capacity)
     belief, _ = jax.lax.scan(more, belief, (jnp.arange(prompt.shape[1]), prompt.T))

@@ -37,8 +37,8 @@ CHUNK = 128  # children of a context read at once on the device
 class NGram:
     """Sizes of an n-gram; raises ConfigError naming the field at fault.
 
-    begin: the id that begins every document and is never predicted; None: documents have none,
-    so that one outside the vocabulary is put before them.
+    begin: the id that begins every document and is never predicted; None: an id outside the
+    vocabulary is prepended.
     """
 
     vocab_size: int
@@ -80,8 +80,8 @@ def train(config: NGram, tokens: np.ndarray, offsets: np.ndarray) -> Params:
     Orders whose counts of counts give no discount take lmplz's fallback of 0.5, 1 and 1.5.
     Raises DataError for no tokens, ids outside the vocabulary, or a document without `begin`.
     """
-    ids, place = _laid_out(config, tokens, offsets)
-    levels = list(_levels(config, ids, place))
+    ids, positions = _flatten_documents(config, tokens, offsets)
+    levels = list(_levels(config, ids, positions))
     unigrams = np.bincount(levels[0].suffix if levels else ids, minlength=config.size)
     unigrams[config.first] = 0
     p, params = _unigrams(config, unigrams)
@@ -91,7 +91,7 @@ def train(config: NGram, tokens: np.ndarray, offsets: np.ndarray) -> Params:
             left = np.bincount(levels[n - 1].suffix, minlength=len(counts))
             counts = np.where(level.begins, counts, left)
         contexts = len(p)
-        p, backoff = _interpolated(level, counts, p, contexts)
+        p, backoff = _interpolate(level, counts, p, contexts)
         params[str(n - 1)]["backoff"] = _log(backoff)
         starts = np.searchsorted(level.context, np.arange(contexts + 1))
         params[str(n)] = {
@@ -103,8 +103,8 @@ def train(config: NGram, tokens: np.ndarray, offsets: np.ndarray) -> Params:
     return params
 
 
-def _laid_out(config: NGram, tokens: np.ndarray, offsets: np.ndarray):
-    """Return (ids, place of each in its document), every document with its begin."""
+def _flatten_documents(config: NGram, tokens: np.ndarray, offsets: np.ndarray):
+    """Return (ids, position of each in its document), with the begin id before every document."""
     ids, offsets = check_documents(tokens, offsets, config.vocab_size)
     starts = offsets[:-1][np.diff(offsets) > 0]
     if config.begin is None:
@@ -116,17 +116,17 @@ def _laid_out(config: NGram, tokens: np.ndarray, offsets: np.ndarray):
     return ids, np.arange(len(ids)) - np.repeat(starts, lengths)
 
 
-def _levels(config: NGram, ids: np.ndarray, place: np.ndarray) -> Iterator[_Level]:
+def _levels(config: NGram, ids: np.ndarray, positions: np.ndarray) -> Iterator[_Level]:
     node = ids
     for n in range(2, config.order + 1):
-        at = np.flatnonzero(place >= n - 1)
+        at = np.flatnonzero(positions >= n - 1)
         keys = node[at - 1] * config.size + ids[at]
-        found, first, inverse, counts = np.unique(
+        unique_keys, first, inverse, counts = np.unique(
             keys, return_index=True, return_inverse=True, return_counts=True
         )
         where = at[first]
-        context, words = found // config.size, found % config.size
-        yield _Level(context, words, node[where], counts, place[where] == n - 1)
+        context, words = unique_keys // config.size, unique_keys % config.size
+        yield _Level(context, words, node[where], counts, positions[where] == n - 1)
         node = np.full(len(ids), -1)
         node[at] = inverse
 
@@ -140,9 +140,9 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     if not all(t[1:]):
         return np.asarray(FALLBACK)
     y = t[1] / (t[1] + 2 * t[2])
-    found = np.asarray([0.0, *(k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3))])
-    sound = (found >= 0).all() and (found <= np.arange(4)).all()
-    return found if sound else np.asarray(FALLBACK)
+    by_count = np.asarray([0.0, *(k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3))])
+    sound = (by_count >= 0).all() and (by_count <= np.arange(4)).all()
+    return by_count if sound else np.asarray(FALLBACK)
 
 
 def _unigrams(config: NGram, counts: np.ndarray) -> tuple[np.ndarray, Params]:
@@ -156,12 +156,12 @@ def _unigrams(config: NGram, counts: np.ndarray) -> tuple[np.ndarray, Params]:
     return p, {"1": {"logp": _log(p), "backoff": np.zeros(config.size, np.float32)}}
 
 
-def _interpolated(level: _Level, counts, lower, contexts) -> tuple[np.ndarray, np.ndarray]:
-    """Return (probabilities of the n-grams, weight of the lower order by context)."""
+def _interpolate(level: _Level, counts, lower, contexts) -> tuple[np.ndarray, np.ndarray]:
+    """Return (probabilities of the n-grams, back-off weight of each context)."""
     discount = discounts(counts)[np.minimum(counts, 3)]
     total = np.bincount(level.context, weights=counts, minlength=contexts)
-    taken = np.bincount(level.context, weights=discount, minlength=contexts)
-    backoff = np.divide(taken, total, out=np.ones(contexts), where=total > 0)
+    discounted = np.bincount(level.context, weights=discount, minlength=contexts)
+    backoff = np.divide(discounted, total, out=np.ones(contexts), where=total > 0)
     own = (counts - discount) / total[level.context]
     return own + backoff[level.context] * lower[level.suffix], backoff
 
@@ -178,38 +178,38 @@ def score(
 
     tokens [N] and offsets [documents + 1] as in `train`, on the host; raises what `train` does.
     """
-    ids, place = _laid_out(config, tokens, offsets)
-    found = params["1"]["logp"][ids].astype(np.float64)
+    ids, positions = _flatten_documents(config, tokens, offsets)
+    logp = params["1"]["logp"][ids].astype(np.float64)
     node = ids
     for n in range(2, config.order + 1):
         level, backoff = params[str(n)], params[str(n - 1)]["backoff"]
         if not len(level["words"]):
             break  # no n-gram of this order or a higher one was seen
-        at = np.flatnonzero((place >= n - 1) & (np.roll(node, 1) >= 0))
+        at = np.flatnonzero((positions >= n - 1) & (np.roll(node, 1) >= 0))
         context = node[at - 1]
         hit = _children(level, config.size, context * config.size + ids[at])
-        seen = hit >= 0
-        found[at] = np.where(seen, level["logp"][hit], found[at] + backoff[context])
+        exists = hit >= 0
+        logp[at] = np.where(exists, level["logp"][hit], logp[at] + backoff[context])
         node = np.full(len(ids), -1)
         node[at] = hit
-    return found[place > 0] if config.begin is None else np.where(place > 0, found, 0.0)
+    return logp[positions > 0] if config.begin is None else np.where(positions > 0, logp, 0.0)
 
 
-def _children(level: dict[str, Any], size: int, wanted: np.ndarray) -> np.ndarray:
-    """Return the index of each wanted key context * size + word among the n-grams, or -1."""
+def _children(level: dict[str, Any], size: int, queries: np.ndarray) -> np.ndarray:
+    """Return the index of each query (context * size + word) among the n-grams, or -1."""
     contexts = np.repeat(np.arange(len(level["starts"]) - 1), np.diff(level["starts"]))
     keys = contexts * size + level["words"]
-    order = np.argsort(wanted)  # neighbours then read neighbouring keys: several times as fast
-    places = np.minimum(np.searchsorted(keys, wanted[order]), len(keys) - 1)
-    found = np.empty(len(wanted), np.int64)
-    found[order] = np.where(keys[places] == wanted[order], places, -1)
-    return found
+    order = np.argsort(queries)  # sorted queries hit the same cache lines: several times as fast
+    places = np.minimum(np.searchsorted(keys, queries[order]), len(keys) - 1)
+    index = np.empty(len(queries), np.int64)
+    index[order] = np.where(keys[places] == queries[order], places, -1)
+    return index
 
 
 def start(config: NGram, batch: int) -> Int[Array, "B K"]:
-    """Return the decoding cache before the first token: the n-grams that end here, order by order.
+    """Return the decoding cache before the first token: index of the longest n-grams that end here.
 
-    K = order - 1, at least 1; -1: no such n-gram was seen.
+    K = max(order - 1, 1), one index for each order; -1: no such n-gram.
     """
     nodes = jnp.full((batch, max(config.order - 1, 1)), -1, jnp.int32)
     return nodes if config.begin is not None else nodes.at[:, 0].set(config.first)
@@ -218,7 +218,7 @@ def start(config: NGram, batch: int) -> Int[Array, "B K"]:
 def step(params: Params, config: NGram) -> Callable[..., tuple[Array, Array]]:
     """Return the n-gram as a decoding step: (tokens [B], cache) -> (logits [B, V], cache).
 
-    Logits are log probabilities: they sum to one but for `begin`, which is -inf.
+    Logits are normalised log probabilities; that of `begin` is -inf.
     """
 
     def run(tokens, nodes):
@@ -266,7 +266,7 @@ def child(level: dict[str, Any], context: Array, word: Array, halvings: int) -> 
 
 
 def following(params: Params, config: NGram, nodes: Int[Array, "B K"]) -> Float[Array, "B V"]:
-    """Return the log probability of each next token after what the cache has read."""
+    """Return the log probability of each next token given the cache."""
     batch = nodes.shape[0]
     unigrams = jnp.asarray(params["1"]["logp"])
     logits = jnp.broadcast_to(unigrams, (batch, config.size))
@@ -279,7 +279,7 @@ def following(params: Params, config: NGram, nodes: Int[Array, "B K"]) -> Float[
 
 
 def overwrite(level: dict[str, Any], context: Array, logits: Array) -> Array:
-    """Put the log probabilities of a context's own children over those it inherits."""
+    """Overwrite the backed-off log probabilities of the words seen after a context."""
     starts, words = jnp.asarray(level["starts"]), jnp.asarray(level["words"])
     logp, rows = jnp.asarray(level["logp"]), jnp.arange(logits.shape[0])[:, None]
     if not words.size:
@@ -288,11 +288,11 @@ def overwrite(level: dict[str, Any], context: Array, logits: Array) -> Array:
     end = jnp.where(context >= 0, starts[jnp.maximum(context, 0) + 1], low)
 
     def more(carry):
-        place, logits = carry
-        child = place[:, None] + jnp.arange(CHUNK)
+        position, logits = carry
+        child = position[:, None] + jnp.arange(CHUNK)
         own, child = child < end[:, None], jnp.minimum(child, words.size - 1)
         column = jnp.where(own, words[child], logits.shape[1])
-        return place + CHUNK, logits.at[rows, column].set(logp[child], mode="drop")
+        return position + CHUNK, logits.at[rows, column].set(logp[child], mode="drop")
 
     return lax.while_loop(lambda carry: jnp.any(carry[0] < end), more, (low, logits))[1]
 

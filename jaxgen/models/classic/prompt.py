@@ -1,4 +1,4 @@
-"""Prompts read by generators that read one token at a time."""
+"""Prefill of the classic models, one token at a time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def consume(
     """
 
     def more(cache, inputs):
-        place, tokens = inputs
-        going = place < lengths - 1
+        position, tokens = inputs
+        going = position < lengths - 1
 
-        def kept(new, old):
+        def select(new, old):
             return jnp.where(going.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-        return jax.tree.map(kept, read(tokens, cache), cache), None
+        return jax.tree.map(select, read(tokens, cache), cache), None
 
     cache, _ = lax.scan(more, cache, (jnp.arange(prompt.shape[1]), prompt.T))
     return jnp.take_along_axis(prompt, lengths[:, None] - 1, axis=1)[:, 0], cache

@@ -3,12 +3,12 @@
 Frames are found as LogCluster finds them (Vaarandi and Pihelgas 2015): the words of most sentences
 are fixed, a run of other words is a slot, and what `support` sentences share is a frame.
 
-As a generator the frames and their beginnings are a tree that every sentence walks along; which
-branch it takes is plain from its words. A node gives its seen words their share by absolute
-discounting, and what is left to an n-gram, so that any text has a probability above zero.
+As a generator, the frames are a trie that every sentence walks deterministically. A node gives its
+seen words probability by absolute discounting and the rest to an n-gram, so that any text has a
+probability above zero.
 
 Params: ends [V] and fixed [V]; of the nodes: starts [nodes + 1], slot [nodes] (the node of a run
-of other words, -1 without one), backoff [nodes]; of the words seen there: words, p, target (the
+of other words, -1 without one), backoff [nodes]; of the words seen at a node: words, p, target (the
 node after it, -1 outside the tree); ngram. Node 0 begins a sentence.
 """
 
@@ -39,9 +39,9 @@ Params = dict[str, Any]
 class Template:
     """Sizes of a template model; raises ConfigError naming the field at fault.
 
-    fixed: how many ids, those of most sentences, are words of frames. support: sentences that
-    share a frame or its beginning. longest: words and slots of a frame. order: of the n-gram that
-    takes over outside. begin: as of `NGram`.
+    fixed: number of ids, most frequent by sentence, used as words of frames. support: least number
+    of sentences of a frame or its prefix. longest: words and slots of a frame. order: of the n-gram
+    used outside frames. begin: as of `NGram`.
     """
 
     vocab_size: int
@@ -58,12 +58,12 @@ class Template:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
 
     def ngram(self) -> NGram:
-        """Return the sizes of the n-gram that takes over outside the frames."""
+        """Return the sizes of the n-gram used outside frames."""
         return NGram(vocab_size=self.vocab_size, order=self.order, begin=self.begin)
 
 
 class Frame(NamedTuple):
-    """A template: ids and slots (None), the sentences that have it, what they fill slots with."""
+    """A template: number of its sentences; ids and slots (None); texts of each slot."""
 
     num_sentences: int
     parts: tuple[int | None, ...]
@@ -71,7 +71,7 @@ class Frame(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Where each row is: its node of the tree, -1 outside, and what its n-gram has seen."""
+    """Position of each row: node of the tree, -1 outside; and the cache of the n-gram."""
 
     node: Int[Array, "B"]
     nodes: Int[Array, "B K"]
@@ -83,37 +83,37 @@ def frames(
     offsets: np.ndarray,
     ends: Bool[np.ndarray, "V"],
 ) -> list[Frame]:
-    """Return the whole sentences' frames of at least `support` sentences, the commonest first.
+    """Return the frames of at least `support` sentences, the commonest first.
 
     ends: the ids that end a sentence. Raises DataError as `ngram.train` does for bad documents.
     """
     ids, start = _sentences(config, tokens, offsets, ends)
     fixed = _fixed(config, ids, start)
-    found: dict[tuple[int | None, ...], list[list[tuple[int, ...]]]] = {}
+    fillers_by_frame: dict[tuple[int | None, ...], list[list[tuple[int, ...]]]] = {}
     bounds = [*np.flatnonzero(start), len(ids)]
     for begin, end in pairwise(bounds):
         parts: list[int | None] = []
         fillers: list[tuple[int, ...]] = []
-        for known, run in groupby(ids[begin:end].tolist(), key=lambda i: bool(fixed[i])):
+        for is_fixed, run in groupby(ids[begin:end].tolist(), key=lambda i: bool(fixed[i])):
             words = tuple(run)
-            parts += words if known else [None]
-            fillers += [] if known else [words]
+            parts += words if is_fixed else [None]
+            fillers += [] if is_fixed else [words]
         if len(parts) <= config.longest and any(part is not None for part in parts):
-            found.setdefault(tuple(parts), []).append(fillers)
-    made = [
+            fillers_by_frame.setdefault(tuple(parts), []).append(fillers)
+    frequent = [
         Frame(len(rows), parts, tuple(Counter(column) for column in zip(*rows, strict=True)))
-        for parts, rows in found.items()
+        for parts, rows in fillers_by_frame.items()
         if len(rows) >= config.support
     ]
-    return sorted(made, key=lambda frame: -frame.num_sentences)
+    return sorted(frequent, key=lambda frame: -frame.num_sentences)
 
 
 def as_grammar(
-    found: Sequence[Frame], decode: Callable[[Sequence[int]], str]
+    frames: Sequence[Frame], decode: Callable[[Sequence[int]], str]
 ) -> tuple[str, dict[str, list[str]]]:
     """Return (text, slots) of frames for `grammar.parse` and `grammar.sample`, weighed as found."""
     ways, slots = [], {}
-    for n, frame in enumerate(found):
+    for n, frame in enumerate(frames):
         words, k = [f"{frame.num_sentences}:"], 0
         for empty, run in groupby(frame.parts, key=lambda part: part is None):
             if not empty:
@@ -139,7 +139,7 @@ def train(
     lower = ngram.train(config.ngram(), tokens, offsets)
     ids, start = _sentences(config, tokens, offsets, ends)
     fixed = _fixed(config, ids, start)
-    node, slots = _grown(config, ids, start, fixed)
+    node, slots = _grow_tree(config, ids, start, fixed)
     before = np.where(start, 0, np.roll(node, 1))
     at = np.flatnonzero(before >= 0)
     keys, first, counts = np.unique(
@@ -190,11 +190,11 @@ def _fixed(config: Template, ids: np.ndarray, start: np.ndarray) -> Bool[np.ndar
     return fixed
 
 
-def _grown(config: Template, ids, start, fixed) -> tuple[np.ndarray, np.ndarray]:
+def _grow_tree(config: Template, ids, start, fixed) -> tuple[np.ndarray, np.ndarray]:
     """Return (node after each token, -1 outside the tree; each node's slot)."""
     symbols = np.where(fixed[ids], ids, config.vocab_size)
     other = symbols == config.vocab_size
-    # Within a run of other words the symbol goes on, and so does the node.
+    # A run of other words is one symbol and one node.
     new = start | ~(other & np.roll(other, 1))
     heads = np.flatnonzero(new)
     depth = np.cumsum(new) - np.maximum.accumulate(np.where(start, np.cumsum(new), 0)) + 1
@@ -205,15 +205,15 @@ def _grown(config: Template, ids, start, fixed) -> tuple[np.ndarray, np.ndarray]
         parent = np.zeros(len(at), np.int64) if level == 1 else node[run[at - 1]]
         at, parent = at[parent >= 0], parent[parent >= 0]
         keys = parent * (config.vocab_size + 1) + symbols[at]
-        found, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        kept = counts >= config.support
-        number = np.where(kept, nodes + np.cumsum(kept) - 1, -1)
+        unique_keys, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        frequent = counts >= config.support
+        number = np.where(frequent, nodes + np.cumsum(frequent) - 1, -1)
         node[at] = number[inverse]
-        is_slot = found[kept] % (config.vocab_size + 1) == config.vocab_size
-        slots.append(np.where(is_slot, number[kept], -1))
+        is_slot = unique_keys[frequent] % (config.vocab_size + 1) == config.vocab_size
+        slots.append(np.where(is_slot, number[frequent], -1))
         table = np.concatenate(slots)
-        table[found[kept][is_slot] // (config.vocab_size + 1)] = number[kept][is_slot]
-        slots, nodes = [table], nodes + int(kept.sum())
+        table[unique_keys[frequent][is_slot] // (config.vocab_size + 1)] = number[frequent][is_slot]
+        slots, nodes = [table], nodes + int(frequent.sum())
     return node[run], slots[0]
 
 
@@ -224,9 +224,9 @@ def start(config: Template, batch: int) -> Cache:
 
 def read(params: Params, config: Template, tokens: Int[Array, "B"], cache: Cache) -> Cache:
     """Return the cache after one more token of each row."""
-    found = ngram.child(params, cache.node, tokens, config.vocab_size.bit_length())
-    target = jnp.asarray(params["target"])[jnp.maximum(found, 0)]
-    inside = jnp.where(found >= 0, target, -1)
+    child = ngram.child(params, cache.node, tokens, config.vocab_size.bit_length())
+    target = jnp.asarray(params["target"])[jnp.maximum(child, 0)]
+    inside = jnp.where(child >= 0, target, -1)
     slot = jnp.where(cache.node >= 0, jnp.asarray(params["slot"])[cache.node], -1)
     node = jnp.where(jnp.asarray(params["fixed"])[tokens], inside, slot)
     ends = jnp.asarray(params["ends"])[tokens]
@@ -249,7 +249,7 @@ def following(params: Params, config: Template, cache: Cache) -> Float[Array, "B
 def step(params: Params, config: Template) -> Callable[..., tuple[Array, Cache]]:
     """Return the templates as a decoding step: (tokens [B], cache) -> (logits [B, V], cache).
 
-    Logits are log probabilities: they sum to one but for `begin`, which is -inf.
+    Logits are normalised log probabilities; that of `begin` is -inf.
     """
 
     def run(tokens: Any, cache: Cache) -> tuple[Array, Cache]:

@@ -1,8 +1,8 @@
 """A variational autoencoder of texts from Transformer blocks (Bowman et al. 2016; Li et al. 2020).
 
-An encoder reads a text and gives a Gaussian over a latent; the decoder reads a draw of it as a
-memory of a few slots, by cross-attention, and writes the text again. Params: model, those of an
-encoder-decoder; latent: mean and spread [D, Z] with their biases, memory [Z, M, D] with its bias.
+The encoder maps a text to a Gaussian latent; a sample of it becomes a memory of a few slots, from
+which the decoder reconstructs the text by cross-attention. Params: model (an encoder-decoder);
+latent: mean and spread [D, Z], memory [Z, M, D], and their biases.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class VAE:
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How it is trained, by Adam with learning rate `rate`.
+    """Training settings: Adam with learning rate `rate`.
 
     Each of `cycles` cycles of `cycle` steps raises the weight of the KL term from 0 to 1 over its
-    first half (Fu et al. 2019); afterwards it is 1. One cycle is Bowman's annealing. free: nats
-    that each number of the latent may hold for free (Kingma et al. 2016). hide: share of the
-    decoder's inputs that it does not see, so that it asks the latent.
+    first half (Fu et al. 2019); afterwards it is 1. One cycle is Bowman's annealing. free: nats of
+    KL per latent dimension without penalty (Kingma et al. 2016). hide: share of the decoder's
+    inputs that is masked (word dropout), so that it has to use the latent.
     """
 
     steps: int
@@ -106,7 +106,7 @@ class Gaussian(NamedTuple):
 
 
 def init(config: VAE, key: PRNGKeyArray) -> Params:
-    """Return fresh params: the posterior begins near the prior."""
+    """Return fresh params whose posterior is near the prior."""
     model, std = config.model, config.model.init_std
     width, latent = model.d_model, config.latent
     shapes = {
@@ -120,31 +120,33 @@ def init(config: VAE, key: PRNGKeyArray) -> Params:
         for (name, shape), k in zip(shapes.items(), keys, strict=True)
     }
     biases = {f"{name}_bias": jnp.zeros(shape[1:]) for name, shape in shapes.items()}
-    # Draws have length one or so, memory has that of hidden states after their norm.
+    # Scales a unit-normal latent to the norm of normalised hidden states.
     parts["memory"] = parts["memory"] / (std * latent**0.5)
     return {"model": api.init(model, key), "latent": parts | biases}
 
 
 def posterior(params: Params, config: VAE, tokens: Ids, lengths: Count) -> Gaussian:
-    """Return what the encoder makes of texts [B, T], of which `lengths` ids are real."""
+    """Return the latent's Gaussian given texts [B, T] of `lengths` ids each."""
     check_rows(tokens, lengths, config.model.V)
     real = _real(tokens, lengths)
     state = api.encode(params["model"], config.model, tokens, segments=real.astype(jnp.int32)).state
-    seen = jnp.sum(jnp.where(real[..., None], state, 0), axis=1) / real.sum(axis=1, keepdims=True)
+    pooled = jnp.sum(jnp.where(real[..., None], state, 0), axis=1) / real.sum(axis=1, keepdims=True)
     part = params["latent"]
     return Gaussian(
-        seen @ part["mean"] + part["mean_bias"], seen @ part["spread"] + part["spread_bias"]
+        pooled @ part["mean"] + part["mean_bias"], pooled @ part["spread"] + part["spread_bias"]
     )
 
 
-def draw(seen: Gaussian, key: PRNGKeyArray) -> Float[Array, "B Z"]:
-    """Return a draw for each row that gradients flow through (Kingma and Welling 2014)."""
-    return seen.mean + jnp.exp(0.5 * seen.spread) * jax.random.normal(key, seen.mean.shape)
+def draw(gaussian: Gaussian, key: PRNGKeyArray) -> Float[Array, "B Z"]:
+    """Return a reparameterised sample for each row (Kingma and Welling 2014)."""
+    return gaussian.mean + jnp.exp(0.5 * gaussian.spread) * jax.random.normal(
+        key, gaussian.mean.shape
+    )
 
 
-def divergence(seen: Gaussian) -> Float[Array, "B Z"]:
-    """Return the KL divergence, in nats, of each number from the standard normal."""
-    return 0.5 * (jnp.exp(seen.spread) + seen.mean**2 - 1 - seen.spread)
+def divergence(gaussian: Gaussian) -> Float[Array, "B Z"]:
+    """Return the KL divergence of each dimension from the standard normal, in nats."""
+    return 0.5 * (jnp.exp(gaussian.spread) + gaussian.mean**2 - 1 - gaussian.spread)
 
 
 def memory(params: Params, config: VAE, latent: Float[Array, "B Z"]) -> Memory:
@@ -165,7 +167,7 @@ def likelihood(
 ) -> Float[Array, "B"]:
     """Return log p(text | latent) of each row in nats; its eos is part of the text.
 
-    hidden: inputs of the decoder (1) that it sees as its start id instead.
+    hidden: 1 where the decoder's input is replaced by its start id.
     """
     check_rows(tokens, lengths, config.model.V)
     tokens = jnp.asarray(tokens)
@@ -173,19 +175,19 @@ def likelihood(
     inputs = jnp.concatenate([begin, tokens[:, :-1]], axis=1)
     if hidden is not None:
         inputs = jnp.where(hidden > 0, config.start, inputs)
-    said = api.apply(params["model"], config.model, inputs, memory=memory(params, config, latent))
-    assert said.logits is not None
-    _, nll = cross_entropy(said.logits, tokens, smoothing=0.0, z=0.0)
+    out = api.apply(params["model"], config.model, inputs, memory=memory(params, config, latent))
+    assert out.logits is not None
+    _, nll = cross_entropy(out.logits, tokens, smoothing=0.0, z=0.0)
     return -jnp.sum(jnp.where(_real(tokens, lengths), nll, 0), axis=1)
 
 
 def elbo(
     params: Params, config: VAE, tokens: Ids, lengths: Count, key: PRNGKeyArray
 ) -> Float[Array, "B"]:
-    """Return the evidence lower bound of each text in nats, by one draw."""
-    seen = posterior(params, config, tokens, lengths)
-    written = likelihood(params, config, tokens, lengths, draw(seen, key))
-    return written - divergence(seen).sum(axis=1)
+    """Return the evidence lower bound of each text in nats, from one sample."""
+    gaussian = posterior(params, config, tokens, lengths)
+    reconstruction = likelihood(params, config, tokens, lengths, draw(gaussian, key))
+    return reconstruction - divergence(gaussian).sum(axis=1)
 
 
 def bound(
@@ -193,14 +195,14 @@ def bound(
 ) -> Float[Array, "B"]:
     """Return the importance-weighted bound of log p(text) (Burda et al. 2016), in nats.
 
-    It rises with `samples` to log p itself; with one it is the evidence lower bound on average.
+    It rises with `samples` towards log p; in expectation one sample gives the ELBO.
     """
-    seen = posterior(params, config, tokens, lengths)
+    gaussian = posterior(params, config, tokens, lengths)
 
     def one(key: Any) -> Array:
-        latent = draw(seen, key)
-        away = (latent - seen.mean) ** 2 * jnp.exp(-seen.spread) + seen.spread
-        ratio = 0.5 * jnp.sum(away - latent**2, axis=1)  # log p(z) - log q(z | text)
+        latent = draw(gaussian, key)
+        distance = (latent - gaussian.mean) ** 2 * jnp.exp(-gaussian.spread) + gaussian.spread
+        ratio = 0.5 * jnp.sum(distance - latent**2, axis=1)  # log p(z) - log q(z | text)
         return likelihood(params, config, tokens, lengths, latent) + ratio
 
     weights = jax.lax.map(one, jax.random.split(key, samples))
@@ -208,7 +210,7 @@ def bound(
 
 
 class Terms(NamedTuple):
-    """Means over texts, in nats, and the weight that the divergence had."""
+    """Means over texts, in nats, and the weight of the KL term."""
 
     nll: Float[Array, ""]
     divergence: Float[Array, ""]
@@ -224,13 +226,13 @@ def loss(
     key: PRNGKeyArray,
     step: Any,
 ) -> tuple[Float[Array, ""], Terms]:
-    """Return (what is minimised at a step, its terms), per text."""
+    """Return (loss at a step, its terms), per text."""
     drawing, hiding = jax.random.split(key)
-    seen = posterior(params, config, tokens, lengths)
+    gaussian = posterior(params, config, tokens, lengths)
     hidden = jax.random.bernoulli(hiding, fit.hide, tokens.shape).astype(jnp.float32)
-    latent = draw(seen, drawing)
+    latent = draw(gaussian, drawing)
     nll = -likelihood(params, config, tokens, lengths, latent, hidden=hidden).mean()
-    each = divergence(seen).mean(axis=0)
+    each = divergence(gaussian).mean(axis=0)
     weight = fit.weight(step)
     total = nll + weight * jnp.sum(jnp.maximum(each, fit.free))
     return total, Terms(nll, each.sum(), jnp.asarray(weight, jnp.float32))
@@ -273,11 +275,13 @@ def _step(config, fit, optimizer, params, state, tokens, lengths, key, step):
 def begin(
     params: Params, config: VAE, latent: Float[Array, "B Z"], capacity: int
 ) -> tuple[Int[Array, "B"], Cache]:
-    """Return (first, cache): the id the decoder begins with, and a cache that knows the latent."""
-    read = memory(params, config, latent)
+    """Return (first, cache): the decoder's start id, and a cache that holds the latent's memory."""
+    latent_memory = memory(params, config, latent)
     first = jnp.full((latent.shape[0], 1), config.start, jnp.int32)
     cache = api.empty_cache(config.model, len(first), capacity, memory=config.slots)
-    cache = api.hidden(params["model"], config.model, first, cache=cache, memory=read).cache
+    cache = api.hidden(
+        params["model"], config.model, first, cache=cache, memory=latent_memory
+    ).cache
     assert cache is not None
     return first[:, 0], cache.rewind(jnp.zeros(len(first), jnp.int32))
 

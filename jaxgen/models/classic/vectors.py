@@ -1,7 +1,7 @@
-"""Vectors of words: neighbours, analogies, the usual text format, and the start of a model.
+"""Word vectors: neighbours, analogies, word2vec's text format, and initial embeddings of a model.
 
-The text format is word2vec's and GloVe's: a line holds a word and its numbers; word2vec's files
-begin with a line of two numbers, how many words there are and how wide they are.
+The text format is word2vec's and GloVe's: a word and its numbers per line; word2vec's files begin
+with a line of the number of words and their width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxgen.errors import CheckpointError, ConfigError, DataError, nearest
 
 Header = Literal["word2vec", "none"]
 TABLE = "embed/tokens"
-BROKEN = re.compile(r"[ \t\n\v\f\r]")  # what ends a word for word2vec.c; others are of the word
+BROKEN = re.compile(r"[ \t\n\v\f\r]")  # white space of C, which ends a word for word2vec.c
 SIZES = re.compile(r"(\d+)[ \t]+(\d+)[ \t]*", re.ASCII)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -55,25 +55,25 @@ class Vectors:
         return [index[word] for word in words]
 
 
-def neighbours(found: Vectors, word: str, count: int) -> list[tuple[str, float]]:
-    """Return the words of the largest cosine with a word, the nearest first, and the cosines."""
-    (row,) = found.rows([word])
-    return _best(found, _unit(found.table)[row], {row}, count)
+def neighbours(vectors: Vectors, word: str, count: int) -> list[tuple[str, float]]:
+    """Return the (word, cosine) pairs nearest to a word, nearest first."""
+    (row,) = vectors.rows([word])
+    return _best(vectors, _unit(vectors.table)[row], {row}, count)
 
 
-def analogy(found: Vectors, a: str, b: str, c: str, count: int) -> list[tuple[str, float]]:
-    """Return what is to c as b is to a, the best first (3CosAdd, Mikolov et al. 2013).
+def analogy(vectors: Vectors, a: str, b: str, c: str, count: int) -> list[tuple[str, float]]:
+    """Return the words nearest to b - a + c, best first (3CosAdd, Mikolov et al. 2013).
 
-    a, b and c themselves are never answers. Raises ConfigError for a word without a vector, or
-    where nothing is left of the three.
+    a, b and c are never answers. Raises ConfigError for a word without a vector, or where
+    b - a + c is zero.
     """
-    rows = found.rows([a, b, c])
-    unit = _unit(found.table)
-    wanted = unit[rows[1]] - unit[rows[0]] + unit[rows[2]]
-    norm = float(np.linalg.norm(wanted))
+    rows = vectors.rows([a, b, c])
+    unit = _unit(vectors.table)
+    target = unit[rows[1]] - unit[rows[0]] + unit[rows[2]]
+    norm = float(np.linalg.norm(target))
     if not norm:
         raise ConfigError(f"{b!r} - {a!r} + {c!r} is the vector of zeros, which is near nothing")
-    return _best(found, wanted / norm, set(rows), count)
+    return _best(vectors, target / norm, set(rows), count)
 
 
 def _unit(table: np.ndarray) -> np.ndarray:
@@ -81,25 +81,25 @@ def _unit(table: np.ndarray) -> np.ndarray:
     return table / np.where(norms > 0, norms, 1.0)
 
 
-def _best(found: Vectors, wanted: np.ndarray, without: set[int], count: int):
-    cosines = _unit(found.table) @ wanted
+def _best(vectors: Vectors, target: np.ndarray, without: set[int], count: int):
+    cosines = _unit(vectors.table) @ target
     order = [int(i) for i in np.argsort(-cosines, kind="stable") if int(i) not in without]
-    return [(found.words[i], float(cosines[i])) for i in order[:count]]
+    return [(vectors.words[i], float(cosines[i])) for i in order[:count]]
 
 
-def save(path: str | PathLike, found: Vectors, *, header: Header = "word2vec") -> None:
+def save(path: str | PathLike, vectors: Vectors, *, header: Header = "word2vec") -> None:
     """Write vectors as text, whole or not at all.
 
     Raises DataError for a word that holds a space, tab or line end, or numbers that are not finite.
     """
-    wrong = next((word for word in found.words if not word or BROKEN.search(word)), None)
+    wrong = next((word for word in vectors.words if not word or BROKEN.search(word)), None)
     if wrong is not None:
         raise DataError(f"the word {wrong!r} is empty or holds white space; a line can't hold it")
-    if not np.isfinite(found.table).all():
+    if not np.isfinite(vectors.table).all():
         raise DataError("the vectors hold NaN or infinity, which `load` refuses; train them again")
-    size, width = found.table.shape
+    size, width = vectors.table.shape
     lines = [f"{size} {width}"] if header == "word2vec" else []
-    for word, row in zip(found.words, found.table.astype(np.float32), strict=True):
+    for word, row in zip(vectors.words, vectors.table.astype(np.float32), strict=True):
         lines.append(f"{word} {' '.join(str(number) for number in row)}")
     files.write(path, "\n".join(lines) + "\n")
 
@@ -151,23 +151,23 @@ def _row(path: Path, number: int, row: str) -> tuple[str, np.ndarray]:
 
 def initial(
     params: Mapping[str, Any],
-    found: Vectors,
+    vectors: Vectors,
     pieces: Sequence[str],
     *,
     spread: Literal["table", "own"] = "table",
 ) -> tuple[dict[str, Any], int]:
     """Return (params, rows set): a model's params whose token table begins with word vectors.
 
-    pieces: the text of each token id; those that are words of `found`, without the spaces around
-    them, get its vector, all others keep their row. spread: table scales the vectors to the
-    standard deviation of the table's own numbers, own leaves them. Raises ConfigError where the
-    widths differ, no piece has a vector, or those of the pieces have no spread to scale.
+    pieces: the text of each token id; stripped pieces that have a vector get it, all others keep
+    their row. spread: "table" scales the vectors to the standard deviation of the table, "own"
+    leaves them. Raises ConfigError where the widths differ, no piece has a vector, or the vectors
+    have no spread to scale.
     """
     flat = tree.flatten(params)
-    table, index = flat[TABLE], found.index
-    if table.shape[1] != found.table.shape[1]:
+    table, index = flat[TABLE], vectors.index
+    if table.shape[1] != vectors.table.shape[1]:
         raise ConfigError(
-            f"vectors of {found.table.shape[1]} numbers don't fit d_model={table.shape[1]}"
+            f"vectors of {vectors.table.shape[1]} numbers don't fit d_model={table.shape[1]}"
         )
     texts = [piece.strip(" ") for piece in pieces]
     pairs = [(i, index[text]) for i, text in enumerate(texts) if text in index]
@@ -175,7 +175,7 @@ def initial(
     if not pairs:
         raise ConfigError(f"none of {len(pieces)} pieces has a vector; is this its vocabulary?")
     ids, rows = (list(side) for side in zip(*pairs, strict=True))
-    chosen = found.table[rows]
+    chosen = vectors.table[rows]
     if spread == "table":
         own = float(chosen.std())
         if not own:

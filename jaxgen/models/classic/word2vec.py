@@ -1,8 +1,8 @@
-"""Word2Vec (Mikolov et al. 2013): vectors of words that foretell the words around them.
+"""Word2Vec (Mikolov et al. 2013): word vectors that predict a word from its neighbours.
 
-skipgram: each word near a word foretells it; cbow: the mean of all of them does. The output is
-logistic: against words drawn by chance (negative), or along a Huffman tree of the words
-(hierarchical). Params: in [V, D], the vectors that are kept; out [V or V - 1, D].
+skipgram predicts from each neighbour, cbow from the mean of all. The output is logistic: negative
+sampling, or hierarchical softmax over a Huffman tree. Params: in [V, D], the word vectors; out
+[V or V - 1, D].
 
 Gradients are exact: of a mean of n words each gets one n-th, where word2vec.c and gensim give
 each the whole (Irsoy et al. 2021).
@@ -37,11 +37,11 @@ STEPS = 64  # batches of one call of the compiled loop
 @arguments.checked(negatives=at_least(1))
 @dataclass(frozen=True, kw_only=True)
 class Word2Vec:
-    """What is learned; raises ConfigError naming the field at fault.
+    """Settings of Word2Vec; raises ConfigError naming the field at fault.
 
-    window: words on either side at most; each place draws its own width up to it. negatives: words
-    drawn by chance, in proportion to their count to the power of 0.75; None with hierarchical.
-    sample: words above this share of the text are dropped now and then; None: none is.
+    window: most words on either side; each position samples its own width up to it. negatives:
+    words sampled in proportion to count ** 0.75; None with hierarchical. sample: words more
+    frequent than this share of the text are subsampled; None: none is.
     """
 
     vocab_size: int
@@ -66,7 +66,7 @@ class Word2Vec:
 
 
 class Batch(NamedTuple):
-    """Words that foretell, -1 where there is none, and the word foretold."""
+    """Neighbours, padded with -1, and the word to predict."""
 
     near: Int[Array | np.ndarray, "B C"]
     word: Int[Array | np.ndarray, "B"]
@@ -121,7 +121,7 @@ def loss(
     labels: Float[Array, "B L"],
     real: Float[Array, "B L"],
 ) -> Float[Array, ""]:
-    """Return the summed logistic loss: labels 1 for what is, 0 for what is not; real 0: unasked."""
+    """Return the summed logistic loss; labels are 1 or 0, real is 0 for padding."""
     scores = jnp.einsum("BD,BLD->BL", hidden, out)
     return jnp.sum(real * (jax.nn.softplus(scores) - labels * scores))
 
@@ -129,41 +129,43 @@ def loss(
 def update(
     params: Params,
     batch: Batch,
-    asked: Int[Array, "B L"],
+    targets: Int[Array, "B L"],
     labels: Float[Array, "B L"],
     rate: Any,
 ) -> tuple[Params, Float[Array, ""]]:
     """Return (params, loss) after one step against the summed gradient of a batch's pairs.
 
-    asked: rows of `out`, -1 for none, and the label of each.
+    targets: rows of `out` and the label of each; -1 for padding.
     """
-    near, real = jnp.asarray(batch.near), (asked >= 0).astype(jnp.float32)
-    known = (near >= 0)[..., None]
-    rows, outputs = params["in"][near], params["out"][asked]
+    near, real = jnp.asarray(batch.near), (targets >= 0).astype(jnp.float32)
+    has_word = (near >= 0)[..., None]
+    rows, outputs = params["in"][near], params["out"][targets]
 
     def total(rows: Array, outputs: Array) -> Array:
-        hidden = jnp.sum(jnp.where(known, rows, 0), axis=1) / jnp.maximum(known.sum(axis=1), 1)
+        hidden = jnp.sum(jnp.where(has_word, rows, 0), axis=1) / jnp.maximum(
+            has_word.sum(axis=1), 1
+        )
         return loss(hidden, outputs, labels, real)
 
     value, (to_rows, to_outputs) = jax.value_and_grad(total, argnums=(0, 1))(rows, outputs)
-    # Rows that are not there have gradients of zero, so where they are added does not matter.
+    # Rows of padding have gradients of zero, so it does not matter where they are added.
     vectors = params["in"].at[near].add(-rate * to_rows)
-    return {"in": vectors, "out": params["out"].at[asked].add(-rate * to_outputs)}, value
+    return {"in": vectors, "out": params["out"].at[targets].add(-rate * to_outputs)}, value
 
 
 def against_noise(
-    word: Int[Array, "B"], drawn: Int[Array, "B N"]
+    word: Int[Array, "B"], negatives: Int[Array, "B N"]
 ) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
-    """Return (rows asked, labels): the word, and the drawn ones that are not the word itself."""
-    others = jnp.where(drawn == word[:, None], -1, drawn)
-    asked = jnp.concatenate([word[:, None], others], axis=1)
-    return asked, jnp.zeros(asked.shape).at[:, 0].set(1.0)
+    """Return (rows, labels): the word, and its negatives; a negative equal to it becomes -1."""
+    others = jnp.where(negatives == word[:, None], -1, negatives)
+    targets = jnp.concatenate([word[:, None], others], axis=1)
+    return targets, jnp.zeros(targets.shape).at[:, 0].set(1.0)
 
 
 def along_tree(word: Int[Array, "B"], tree: Tree) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
-    """Return (inner nodes asked, labels): 1 where the path to the word turns left."""
-    asked, turns = jnp.asarray(tree.points)[word], jnp.asarray(tree.turns)[word]
-    return asked, (turns == 0).astype(jnp.float32)
+    """Return (inner nodes, labels): 1 where the path to the word turns left."""
+    targets, turns = jnp.asarray(tree.points)[word], jnp.asarray(tree.turns)[word]
+    return targets, (turns == 0).astype(jnp.float32)
 
 
 def train(
@@ -178,8 +180,8 @@ def train(
 ) -> tuple[Params, list[float]]:
     """Return (params, mean loss of each pass) learned from documents.
 
-    tokens [N], offsets [documents + 1]; rate: of the first pair, falling in a line to 1 / 250 of
-    it. A batch's pairs all see the vectors before it, so keep it small beside the text. Raises
+    tokens [N], offsets [documents + 1]; rate: initial learning rate, falling linearly to 1 / 250 of
+    it. Gradients of a batch are summed at the same vectors, so keep it small. Raises
     DataError for ids outside the vocabulary, or no two words side by side.
     """
     ids, offsets = check_documents(tokens, offsets, config.vocab_size)
@@ -192,18 +194,18 @@ def train(
     noise = jnp.cumsum(jnp.asarray(counts, jnp.float32) ** 0.75)
     rng = np.random.default_rng(seed)
     for turn in range(passes):
-        losses, asked = 0.0, 0
+        losses, num_pairs = 0.0, 0
         for share, part in _parts(config, ids, offsets, counts, batch, rng):
             now = rate * max(1 - (turn + share) / passes, 1 / 250)
             key = jax.random.fold_in(key, 1)
             params, value = _steps(config, params, part, tree, noise, now, key)
-            losses, asked = losses + float(value), asked + part.word.size
-        if not asked:
+            losses, num_pairs = losses + float(value), num_pairs + part.word.size
+        if not num_pairs:
             raise DataError(
                 f"pass {turn + 1} found no two words of a document side by side; give longer "
                 f"documents, or raise sample={config.sample}"
             )
-        history.append(losses / asked)
+        history.append(losses / num_pairs)
     return params, history
 
 
@@ -215,14 +217,14 @@ def _steps(config: Word2Vec, params, part: Batch, tree, noise, rate, key):
         params, key = carry
         key, draw = jax.random.split(key)
         if tree is not None:
-            asked, labels = along_tree(inputs.word, tree)
+            targets, labels = along_tree(inputs.word, tree)
         else:
             assert config.negatives is not None
             shape = (inputs.word.shape[0], config.negatives)
-            place = jax.random.uniform(draw, shape) * noise[-1]
-            drawn = jnp.searchsorted(noise, place, side="right").astype(jnp.int32)
-            asked, labels = against_noise(inputs.word, drawn)
-        params, value = update(params, inputs, asked, labels, rate)
+            position = jax.random.uniform(draw, shape) * noise[-1]
+            negatives = jnp.searchsorted(noise, position, side="right").astype(jnp.int32)
+            targets, labels = against_noise(inputs.word, negatives)
+        params, value = update(params, inputs, targets, labels, rate)
         return (params, key), value
 
     (params, _), values = lax.scan(one, (params, key), part)
@@ -235,27 +237,27 @@ def _parts(config: Word2Vec, ids, offsets, counts, batch, rng) -> Iterator[tuple
     if config.sample is not None:
         # Kept with the probability of word2vec.c: sqrt(t / f) + t / f.
         ratio = config.sample * len(ids) / counts[ids]
-        kept = rng.random(len(ids)) < np.sqrt(ratio) + ratio
-        ids, document = ids[kept], document[kept]
+        keep = rng.random(len(ids)) < np.sqrt(ratio) + ratio
+        ids, document = ids[keep], document[keep]
     waiting: list[Batch] = []
     for begin in range(0, len(ids), BLOCK):
         waiting.append(pairs(config, ids, document, slice(begin, begin + BLOCK), rng))
         near, word = (np.concatenate(side) for side in zip(*waiting, strict=True))
-        last, place = begin + BLOCK >= len(ids), 0
-        while len(word) - place >= batch * STEPS or (last and place < len(word)):
-            size = min(batch, len(word) - place)
-            steps = min(STEPS, (len(word) - place) // size)
-            part = slice(place, place + steps * size)
-            place += steps * size
+        last, done = begin + BLOCK >= len(ids), 0
+        while len(word) - done >= batch * STEPS or (last and done < len(word)):
+            size = min(batch, len(word) - done)
+            steps = min(STEPS, (len(word) - done) // size)
+            part = slice(done, done + steps * size)
+            done += steps * size
             shape = (steps, size)
             yield begin / len(ids), Batch(near[part].reshape(*shape, -1), word[part].reshape(shape))
-        waiting = [Batch(near[place:], word[place:])]
+        waiting = [Batch(near[done:], word[done:])]
 
 
 def pairs(
     config: Word2Vec, ids: np.ndarray, document: np.ndarray, part: slice, rng: np.random.Generator
 ) -> Batch:
-    """Return the shuffled examples of the places in `part`: words near each, never across texts."""
+    """Return shuffled examples of the positions in `part`; neighbours stay within a document."""
     places = np.arange(len(ids))[part]
     reach = rng.integers(1, config.window + 1, len(places))
     moves = [d for d in range(-config.window, config.window + 1) if d]
