@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxgen import lazy, train
+from jaxgen import lazy
+from jaxgen import train as _training
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from jaxgen.cli.notebook import train
     from jaxgen.config import ModelConfig
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
@@ -160,3 +162,6 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = lazy.attach(__name__)
+
+# One name for a function and for the package of what it does: `jaxgen.train("my.txt")`.
+lazy.make_callable(_training, "jaxgen.cli.notebook", "train")

@@ -6,7 +6,21 @@ import ast
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
+
+
+def make_callable(package: ModuleType, module: str, name: str) -> None:
+    """Let a package be called as the function `name` of a module, which is imported on first use.
+
+    Needed where both have one name: importing anything below the package binds it to its parent.
+    """
+
+    class CallablePackage(ModuleType):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return getattr(import_module(module), name)(*args, **kwargs)
+
+    package.__class__ = CallablePackage
 
 
 def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

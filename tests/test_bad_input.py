@@ -164,7 +164,7 @@ DATA = {
     "lone surrogate": (lambda: corpus(LINE + b'{"text": "\\ud800"}\n'), "corpus.jsonl:2"),
     "truncated gzip": (lambda: corpus(gzip.compress(LINE * 99)[:-20], "c.jsonl.gz"), "c.jsonl.gz"),
     "truncated parquet": (lambda: corpus(b"PAR1 and no more", "c.parquet"), "c.parquet"),
-    "unknown kind": (lambda: corpus(b"a,b\n", "c.csv"), "c.csv"),
+    "no text": (lambda: corpus(b"%PDF-1.7\n\0\xff", "c.pdf"), "c.pdf"),
     "text shorter than the context": (lambda: train("model.context=9999"), "context"),
     "too little text": (lambda: corpus(b'{"text": "a"}\n'), "split"),
 }  # fmt: skip

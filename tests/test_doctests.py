@@ -8,13 +8,15 @@ import optax
 import pytest
 
 import jaxgen
+from jaxgen.cli import notebook
 from jaxgen.decoding.history import History
 from jaxgen.text.session import Session
 
 # Names that an example may use without importing them.
 KNOWN = {"jax": jax, "jnp": jnp, "optax": optax, "jaxgen": jaxgen, "History": History}
 
-FACE = {name: getattr(jaxgen, name) for name in jaxgen.__all__} | {"Session": Session}
+FACE = {name: getattr(jaxgen, name) for name in jaxgen.__all__}
+FACE |= {"Session": Session, "train": notebook.train}  # a package that can be called
 FOUND = [
     test
     for name, thing in FACE.items()

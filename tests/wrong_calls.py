@@ -208,7 +208,7 @@ ACCEPTED = {
     ("train_step", "spike"): REAL,
     ("causal_loss", "z"): REAL,
     ("ModelConfig", "norm_epsilon rope_theta query_scalar score_cap logit_cap init_std"): REAL,
-    ("TrainSettings", "learning_rate epsilon weight_decay clip z_loss spike"): REAL,
+    ("TrainSettings", "learning_rate epsilon weight_decay clip z_loss spike epochs"): REAL,
     ("TrainSettings", "no_decay freeze"): TEXTS,
     ("DataSettings", "files field"): TEXTS,
     ("SampleSettings", "prompts"): TEXTS,

@@ -31,9 +31,6 @@ def train(
     `jaxgen.open` takes that folder. An interrupt saves and returns; the same call goes on from
     there. A notebook shows a line that is renewed in its place.
 
-        run = jaxgen.train("my.txt", train={"steps": 500})
-        print(jaxgen.open(run).generate("Once"))
-
     Args:
       what: text files or folders, a .yaml file or its name in configs/, a run folder, several of
         these as on the command line, or a config as a mapping, which needs `out`.
@@ -44,7 +41,17 @@ def train(
       step: the checkpoint to go on from: its number, "best" or "last".
       sections: overrides by section, such as model={"layers": 6}, or init_from="models/gpt2".
 
-    Raises what `jaxgen train` refuses, such as ConfigError for a wrong key.
+    Raises:
+      ConfigError: for a wrong key, and what else `jaxgen train` refuses.
+
+    Example:
+      >>> _ = open("my.txt", "w").write("a text to learn from, line by line. " * 99)
+      >>> model = {"layers": 1, "d_model": 8, "heads": 2, "context": 64}
+      >>> sections = {"model": model, "tokenizer": {"kind": "bytes"}, "train": {"steps": 1}}
+      >>> run = jaxgen.train("my.txt", **sections)  # doctest: +ELLIPSIS
+      chosen for ...
+      >>> jaxgen.load(run)[0].layers
+      1
     """
     overrides = (*words, *_assignments(sections))
     if isinstance(what, Mapping):
