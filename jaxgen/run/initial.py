@@ -15,6 +15,7 @@ from jaxgen import files, tree
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, hub_advice
+from jaxgen.models import api
 from jaxgen.pretrained import assets, hub_read
 from jaxgen.pretrained import model as models
 from jaxgen.tokens.protocol import Tokenizer
@@ -26,18 +27,23 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class Initial:
-    """Parameters to begin with: those of the folder; what is missing of them is drawn."""
+    """Parameters to begin with: those of the folder; what is missing of them is drawn.
+
+    grown: those with more rows than in the folder, for a larger vocabulary.
+    """
 
     params: Mapping[str, np.ndarray]  # by path
     fresh: tuple[str, ...]
     left: tuple[str, ...]
     digest: str
+    grown: tuple[str, ...] = ()
 
     def told(self, folder: Path) -> str:
         """Return a line that says what comes from where."""
         parts = [f"weights of {folder}: {len(self.params)} parameters"]
         parts += [f"{word} {', '.join(names)}" for word, names in
-                  (("drawn anew:", self.fresh), ("left behind:", self.left)) if names]  # fmt: skip
+                  (("drawn anew:", self.fresh), ("left behind:", self.left),
+                   ("new rows at the mean of the old ones:", self.grown)) if names]  # fmt: skip
         return "; ".join(parts)
 
 
@@ -62,22 +68,44 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raise ConfigError if a tokenizer gives other ids than the one the weights know."""
+    """Raise ConfigError if a tokenizer gives other ids than the one the weights know.
+
+    It may have pieces of its own besides those.
+    """
     if not assets.has_tokenizer(folder):
         return
     own = assets.read_tokenizer(folder)
-    if _pieces(own) != _pieces(tokenizer):
+    known, given = _pieces(own), _pieces(tokenizer)
+    added = isinstance(known, dict) and isinstance(given, dict) and known.items() <= given.items()
+    if known != given and not added:
         raise ConfigError(
             f"the tokenizer of {tokenizer.vocab_size} ids is not that of init_from={folder} "
-            f"({own.vocab_size} ids), whose weights know no other; leave out the tokenizer section"
+            f"({own.vocab_size} ids), nor that with pieces added; the weights know no other: leave "
+            f"out the tokenizer section"
         )
+
+
+def vocabulary(folder: Path, wanted: int | None, needed: int) -> int:
+    """Return model.vocab_size of a run that begins with a folder: its own, or a larger one.
+
+    wanted: that of the settings, None or the folder's own if they don't say; needed: ids that its
+    text may have. Raises ConfigError for fewer rows than the folder has.
+    """
+    own = models.read_config(folder).V
+    if wanted is not None and wanted < own:
+        raise ConfigError(
+            f"model.vocab_size={wanted} is smaller than the {own} of init_from={folder}, whose "
+            f"last rows would be lost; leave it out, or give {own} or more"
+        )
+    return max(own, needed) if wanted in (None, own) else wanted
 
 
 def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initial:
     """Return the folder's parameters for a model of this config, on the host or one device.
 
-    wanted: {path: shape and dtype} of that model. Heads may be new or stay behind, and tables of
-    learned positions be cut to a shorter context. Raises CheckpointError that names what else
+    wanted: {path: shape and dtype} of that model. Heads may be new or stay behind, tables of
+    learned positions be cut to a shorter context, and those of tokens have more rows: these begin
+    at the mean of the others, as in transformers. Raises CheckpointError that names what else
     differs, or is damaged.
     """
     _check_folder(folder)
@@ -89,11 +117,14 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initia
     fresh, left = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     wrong = [f"{path} is missing" for path in sorted(fresh) if not path.startswith(HEADS)]
     wrong += [f"{path} is not in the model" for path in sorted(left) if not path.startswith(HEADS)]
-    kept = {}
+    kept, grown, axes = {}, [], tree.flatten(api.axes(config))
     for path in sorted(wanted.keys() & found.keys()):
         leaf, shape = found[path], tuple(wanted[path].shape)
         if path in TABLES and leaf.shape[0] > shape[0] and leaf.shape[1:] == shape[1:]:
             leaf = leaf[: shape[0]]
+        if axes[path][:1] == "V" and leaf.shape[0] < shape[0] and leaf.shape[1:] == shape[1:]:
+            grown.append(f"{path} from {leaf.shape[0]} to {shape[0]}")
+            leaf = _grow(np.asarray(leaf), shape[0])
         if leaf.shape != shape and path.startswith("head/"):
             fresh, left = {*fresh, path}, {*left, path}
         elif leaf.shape != shape:
@@ -106,7 +137,14 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initia
         raise CheckpointError(
             f"init_from={folder} does not fit the model: {'; '.join(wrong[:SHOWN])}{more}"
         )
-    return Initial(kept, tuple(sorted(fresh)), tuple(sorted(left)), _digest(kept))
+    about = tuple(sorted(fresh)), tuple(sorted(left)), _digest(kept), tuple(grown)
+    return Initial(kept, *about)
+
+
+def _grow(table: np.ndarray, rows: int) -> np.ndarray:
+    """Return the table with more rows, each the mean of those it has."""
+    mean = table.astype(np.float32).mean(axis=0, keepdims=True).astype(table.dtype)
+    return np.concatenate([table, np.repeat(mean, rows - len(table), axis=0)])
 
 
 def record(path: Path, initial: Initial, folder: Path) -> None:

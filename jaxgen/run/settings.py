@@ -230,7 +230,9 @@ def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
     # A classifier goes on with its own classes, in its own order.
     if undecided and set(labels_of(settings.data)) <= set(begun.labels):
         objective = replace(objective, labels=begun.labels)
-    return replace(settings, objective=objective)
+    needed = rows_needed(objective, tokenizer)
+    size = initial.vocabulary(folder, settings.model.vocab_size, needed)
+    return replace(settings, objective=objective, model=settings.model.replace(vocab_size=size))
 
 
 def differences(

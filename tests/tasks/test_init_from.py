@@ -130,6 +130,52 @@ def test_another_head_is_drawn_and_the_old_one_stays_behind(home, tmp_path):
     assert {"head/dense", "embed/tokens"} <= found.params.keys()
 
 
+def with_added_piece(home, path):
+    path.mkdir()
+    about = json.loads((home / "gpt2/tokenizer.json").read_text())
+    number = tokenizer().vocab_size
+    mark = {"id": number, "content": "<call>", "special": True, "single_word": False}
+    about["added_tokens"].append(mark | {"lstrip": False, "rstrip": False, "normalized": False})
+    (path / "tokenizer.json").write_text(json.dumps(about))
+    return path / "tokenizer.json", number
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["as many as needed", "rounded up"])
+def test_new_pieces_get_rows_that_begin_at_the_mean_of_the_others(home, tmp_path, padded):
+    file, number = with_added_piece(home, tmp_path / "words")
+    rows = 320 if padded else number + 1
+    changes = {"tokenizer": {"kind": "file", "file": str(file), "eos": "<end>"}}
+    changes |= {"model": {"context": 16, "vocab_size": rows}} if padded else {}
+    out = tmp_path / "run"
+    training.train(settings_of(home, **changes), out, cache=tmp_path / "cache")
+    _, params = jaxgen.load(home / "gpt2")
+    config, _ = jaxgen.load(out)
+    table, old = read(out)["embed/tokens"], np.asarray(params["embed"]["tokens"])
+    assert rows == config.V and read_tokenizer(out).encode_marked("<call>") == [number]
+    np.testing.assert_allclose(table[:number], old, atol=1e-6)
+    np.testing.assert_allclose(
+        table[number:], np.tile(old.mean(axis=0), (rows - number, 1)), atol=1e-6
+    )
+    said = f"new rows at the mean of the old ones: embed/tokens from {number} to {rows}"
+    assert said in (out / "log.txt").read_text()
+
+
+def test_every_table_of_tokens_grows_and_nothing_else(tmp_path):
+    base = {"vocab_size": 259, "output": "untied", "output_bias": "bias"} | GPT2
+    small = jaxgen.ModelConfig(**base)
+    params = tree.flatten(random_params(small))
+    jaxgen.save(tmp_path / "small", small, tree.unflatten(params))
+    large = small.replace(vocab_size=264)
+    found = initial.load(tmp_path / "small", large, tree.flatten(jaxgen.abstract(large)))
+    grown = {"embed/tokens", "unembed/tokens", "unembed/bias"}
+    assert {one.split()[0] for one in found.grown} == grown
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(found.params[path][: len(leaf)], leaf)
+        if path in grown:
+            mean = np.asarray(leaf, np.float64).mean(axis=0)
+            np.testing.assert_allclose(found.params[path][259:], np.stack([mean] * 5), atol=1e-6)
+
+
 def damaged(home):
     shutil.copytree(home / "gpt2", "damaged")
     raw = open("damaged/model.safetensors", "rb").read()  # noqa: SIM115
@@ -149,6 +195,8 @@ MISTAKES = {
     "a tokenizer to train": (
         lambda home: ["tokenizer={kind: bpe}"], 2, "tokenizer.kind=bpe makes new ids"),
     "too small a vocabulary": (lambda home: ["model.vocab_size=99"], 2, "model.vocab_size=99"),
+    "fewer rows than the folder": (
+        lambda home: ["model.vocab_size=279"], 2, "model.vocab_size=279 is smaller than the 280"),
     "init without a folder": (
         lambda home: ["init_from=null", "tokenizer={kind: init}"], 2, "kind=init needs init_from"),
     "damaged weights": (damaged, 4, "it is truncated"),
