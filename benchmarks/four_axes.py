@@ -171,7 +171,7 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {}
     for name, runs in corpora(asked.corpora).items():
         print(f"== {name}", file=sys.stderr)
-        report = make.make(
+        report = make.make_report(
             runs,
             [kind for kind in asked.baselines.split(",") if kind],
             split=asked.split,

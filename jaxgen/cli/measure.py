@@ -51,7 +51,7 @@ def measure(
     from jaxgen.measure import quality
     from jaxgen.report.table import cell
 
-    shown = {name: value._asdict() for name, value in quality.installed(figures).items()}
+    shown = {name: value._asdict() for name, value in quality.compute_installed(figures).items()}
     terminal.print_rows([(name, cell(value)) for name, value in shown.items()])
     if lacking := [name for name in figures if name not in shown]:
         print(f"left out: {', '.join(lacking)}; {quality.EXTRA} adds them")

@@ -89,7 +89,7 @@ def report(
         temperature=temperature,
     )
     with exits.in_folder(folders[0]):
-        figures = make.make(
+        figures = make.make_report(
             folders,
             kinds,
             split=split,
@@ -114,12 +114,12 @@ def _again(source: Path, out: str | None, unused: list[str]) -> None:
     from jaxgen.report import make
 
     path = source / "report.json" if source.is_dir() else source
-    _deliver(make.read(path), Path(out) if out else path.parent)
+    _deliver(make.read_report(path), Path(out) if out else path.parent)
 
 
 def _deliver(figures: dict[str, Any], folder: Path) -> None:
     from jaxgen.report import make, table
 
     table.show_all(figures, terminal.console())
-    for path in make.write(figures, folder):
+    for path in make.write_report(figures, folder):
         print(f"wrote {path}")

@@ -30,9 +30,9 @@ def interval(
 ) -> Estimate:
     """Return the statistic of paired columns [N] with its bootstrap interval.
 
-    statistic: (columns [..., N]) -> [...], reducing the last axis. Rows are drawn together, so
-    that a ratio of sums keeps its pairs. One row or none: the value alone, or NOTHING; so, too,
-    where the value is infinite. Raises DataError for columns of unequal lengths, or a NaN in them.
+    statistic: (columns [..., N]) -> [...], reducing the last axis. Rows are
+    resampled together, so that a ratio of sums keeps its pairs. One row: no interval. No rows, or
+    an infinite value: NOTHING. Raises DataError for columns of unequal lengths, or a NaN in them.
     """
     arrays = [np.asarray(column, np.float64) for column in columns]
     check_alike("columns", *arrays)
@@ -44,10 +44,10 @@ def interval(
         return NOTHING
     if count == 1:
         return Estimate(value, None, None)
-    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    found = statistic(*(array[drawn] for array in arrays))
+    rows = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    resampled = statistic(*(array[rows] for array in arrays))
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(found[np.isfinite(found)], [tail, 100 - tail])
+    low, high = np.percentile(resampled[np.isfinite(resampled)], [tail, 100 - tail])
     return Estimate(value, float(low), float(high))
 
 
@@ -58,8 +58,8 @@ def check_alike(what: str, *arrays: np.ndarray) -> None:
         raise DataError(f"{what} of shapes {shapes} don't belong together; give as many of each")
     for array in arrays:
         if np.isnan(array).any():
-            place = tuple(map(int, np.argwhere(np.isnan(array))[0]))
-            raise DataError(f"{what} hold NaN at {place}; leave it out, or correct what made it")
+            index = tuple(map(int, np.argwhere(np.isnan(array))[0]))
+            raise DataError(f"{what} hold NaN at {index}; leave it out, or correct its source")
 
 
 def mean(values: Sequence[float] | np.ndarray, *, seed: int) -> Estimate:
@@ -83,24 +83,24 @@ def ratio(above: np.ndarray, below: np.ndarray, *, seed: int) -> Estimate:
     return interval(divide, above, below, seed=seed)
 
 
-def around(
-    value: float | None, found: np.ndarray, *, least: float = -np.inf, most: float = np.inf
+def normal_interval(
+    value: float | None, resampled: np.ndarray, *, least: float = -np.inf, most: float = np.inf
 ) -> Estimate:
-    """Return the value with 1.96 standard deviations of its resampled values on either side.
+    """Return the value +- 1.96 standard deviations of its resampled values.
 
     For statistics that resampling shifts, since a resample repeats some texts and lacks others:
     entropy, coverage, divergences. The ends are cut to [least, most].
     """
     if value is None or not np.isfinite(value):
         return NOTHING
-    found = found[np.isfinite(found)]
-    if len(found) < 2:
+    resampled = resampled[np.isfinite(resampled)]
+    if len(resampled) < 2:
         return Estimate(float(value), None, None)
-    half = 1.96 * float(np.std(found, ddof=1))
+    half = 1.96 * float(np.std(resampled, ddof=1))
     return Estimate(float(value), max(value - half, least), min(value + half, most))
 
 
-def of_counts(
+def count_statistic(
     statistic: Callable[[np.ndarray], Any],
     counts: np.ndarray,
     *,
@@ -108,7 +108,7 @@ def of_counts(
     resamples: int = 300,
     most: float = np.inf,
 ) -> Estimate:
-    """Return a statistic of counts summed over texts, with its interval as `around` has it.
+    """Return a statistic of counts summed over texts, with its `normal_interval`.
 
     counts: [texts, kinds]; statistic: [kinds] -> number, NaN where undefined. One text: no ends.
     """
@@ -116,7 +116,8 @@ def of_counts(
         return NOTHING
     value = float(statistic(counts.sum(axis=0)))
     if len(counts) == 1:
-        return around(value, np.empty(0))
+        return normal_interval(value, np.empty(0))
     rng, share = np.random.default_rng(seed), np.full(len(counts), 1 / len(counts))
-    drawn = rng.multinomial(len(counts), share, size=resamples) @ counts
-    return around(value, np.asarray([statistic(row) for row in drawn], float), least=0.0, most=most)
+    resampled = rng.multinomial(len(counts), share, size=resamples) @ counts
+    values = np.asarray([statistic(row) for row in resampled], float)
+    return normal_interval(value, values, least=0.0, most=most)

@@ -1,4 +1,4 @@
-"""How varied texts are, and how much of them is new. Texts are sequences of tokens or words."""
+"""Diversity and novelty of texts, which are sequences of tokens or words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from jaxgen.errors import ConfigError, DataError, MissingPackageError
-from jaxgen.measure.bootstrap import NOTHING, Estimate, interval, mean, of_counts, ratio
+from jaxgen.measure.bootstrap import NOTHING, Estimate, count_statistic, interval, mean, ratio
 from jaxgen.measure.quality import EXTRA
 
 Tokens = Sequence[Hashable]
@@ -32,9 +32,9 @@ def distinct(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
 
 def distinct_counts(texts: Sequence[Tokens], n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return ([N] different n-grams, [N] n-grams) of each text."""
-    found = [ngrams(text, n) for text in texts]
-    different = np.asarray([len(set(x)) for x in found], float)
-    return different, np.asarray([len(x) for x in found], float)
+    grams = [ngrams(text, n) for text in texts]
+    different = np.asarray([len(set(x)) for x in grams], float)
+    return different, np.asarray([len(x) for x in grams], float)
 
 
 def self_bleu(texts: Sequence[str], *, seed: int, most: int = 64) -> Estimate:
@@ -57,12 +57,12 @@ def self_bleu(texts: Sequence[str], *, seed: int, most: int = 64) -> Estimate:
     return mean(scores, seed=seed)
 
 
-def tabulated(texts: Sequence[Tokens], n: int) -> tuple[np.ndarray, list[tuple]]:
+def count_ngrams(texts: Sequence[Tokens], n: int) -> tuple[np.ndarray, list[tuple]]:
     """Return (counts [texts, kinds], kinds): how often each n-gram occurs in each text."""
-    found = [Counter(ngrams(text, n)) for text in texts]
-    kinds = {gram: i for i, gram in enumerate(dict.fromkeys(g for one in found for g in one))}
+    counters = [Counter(ngrams(text, n)) for text in texts]
+    kinds = {gram: i for i, gram in enumerate(dict.fromkeys(g for one in counters for g in one))}
     counts = np.zeros((len(texts), len(kinds)))
-    for row, one in zip(counts, found, strict=True):
+    for row, one in zip(counts, counters, strict=True):
         for gram, count in one.items():
             row[kinds[gram]] = count
     return counts, list(kinds)
@@ -75,7 +75,7 @@ def entropy(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
         p = counts[counts > 0] / counts.sum()
         return float(-(p * np.log2(p)).sum()) + 0.0
 
-    return of_counts(bits, tabulated(texts, n)[0], seed=seed)
+    return count_statistic(bits, count_ngrams(texts, n)[0], seed=seed)
 
 
 def zipf(texts: Sequence[Tokens], *, seed: int, most: int = 5000) -> Estimate:
@@ -85,56 +85,58 @@ def zipf(texts: Sequence[Tokens], *, seed: int, most: int = 5000) -> Estimate:
     """
 
     def slope(counts: np.ndarray) -> float:
-        found = np.sort(counts[counts > 0])[::-1][:most]
-        if len(found) < 2:
+        frequencies = np.sort(counts[counts > 0])[::-1][:most]
+        if len(frequencies) < 2:
             return np.nan
-        x, y = np.log(np.arange(1, len(found) + 1)), np.log(found)
+        x, y = np.log(np.arange(1, len(frequencies) + 1)), np.log(frequencies)
         x = x - x.mean()
         return float(-(x * y).sum() / (x * x).sum()) + 0.0
 
-    return of_counts(slope, tabulated(texts, 1)[0], seed=seed)
+    return count_statistic(slope, count_ngrams(texts, 1)[0], seed=seed)
 
 
 def coverage(texts: Sequence[Tokens], vocabulary: set, *, seed: int) -> Estimate:
-    """Return which part of a vocabulary the texts use; NOTHING without texts or vocabulary."""
+    """Return the share of a vocabulary that texts use; NOTHING without texts or vocabulary."""
     if not vocabulary or not texts:
         return NOTHING
-    counts, kinds = tabulated(texts, 1)
+    counts, kinds = count_ngrams(texts, 1)
     if not kinds:
         return Estimate(0.0, None, None)
-    known = np.asarray([kind[0] in vocabulary for kind in kinds])
-    return of_counts(
-        lambda row: ((row > 0) & known).sum() / len(vocabulary), counts, seed=seed, most=1.0
+    in_vocabulary = np.asarray([kind[0] in vocabulary for kind in kinds])
+    return count_statistic(
+        lambda row: ((row > 0) & in_vocabulary).sum() / len(vocabulary), counts, seed=seed, most=1.0
     )
 
 
-def copied(texts: Sequence[Sequence[int]], training: np.ndarray, n: int, *, seed: int) -> Estimate:
-    """Return which part of the n-grams of texts stands verbatim in the training tokens [N].
+def copied_share(
+    texts: Sequence[Sequence[int]], training: np.ndarray, n: int, *, seed: int
+) -> Estimate:
+    """Return the share of the n-grams of texts that occur in the training tokens [N].
 
     1 is copying; with n of 8 or more, new text is near 0. NOTHING if no text has n tokens.
     Raises DataError for a negative id.
     """
     if any(min(text, default=0) < 0 for text in texts):
         raise DataError("a text holds a negative token id; leave it out")
-    wanted = {gram for text in texts for gram in ngrams(text, n)}
-    known = _found(wanted, np.asarray(training), n)
-    rows = [[gram in known for gram in ngrams(text, n)] for text in texts]
+    grams = {gram for text in texts for gram in ngrams(text, n)}
+    in_training = _find_in_training(grams, np.asarray(training), n)
+    rows = [[gram in in_training for gram in ngrams(text, n)] for text in texts]
     hits = np.asarray([sum(row) for row in rows], float)
     return ratio(hits, np.asarray([len(row) for row in rows], float), seed=seed)
 
 
-def _found(wanted: set[tuple], training: np.ndarray, n: int) -> set[tuple]:
-    """Return those of the wanted n-grams that occur, by hash first and then word for word."""
-    if not wanted or len(training) < n:
+def _find_in_training(queries: set[tuple], training: np.ndarray, n: int) -> set[tuple]:
+    """Return the queries that occur in the training tokens: candidates by hash, then exact."""
+    if not queries or len(training) < n:
         return set()
     factor = np.uint64(0x9E3779B97F4A7C15)
-    grams = np.asarray(sorted(wanted), np.uint64)
+    grams = np.asarray(sorted(queries), np.uint64)
     hashes, own = np.zeros(len(training) - n + 1, np.uint64), np.zeros(len(grams), np.uint64)
     for i in range(n):
         hashes = hashes * factor + training[i : len(training) - n + 1 + i].astype(np.uint64)
         own = own * factor + grams[:, i]
     places = np.flatnonzero(np.isin(hashes, own))
-    return {tuple(training[p : p + n].tolist()) for p in places} & wanted
+    return {tuple(training[p : p + n].tolist()) for p in places} & queries
 
 
 def length(texts: Sequence[Tokens], *, seed: int) -> Estimate:

@@ -1,7 +1,7 @@
-"""MAUVE: how near a pile of texts comes to another one, seen through any model's vectors.
+"""MAUVE (Pillutla et al. 2021): similarity of two sets of texts by any model's vectors.
 
-Pillutla et al. 2021. Vectors are scaled to length one, turned to the directions that hold `kept`
-of their variance, and clustered; what is compared are the two histograms over the clusters.
+Vectors are normalised, projected to the principal axes with `kept` of their variance, and
+clustered; MAUVE compares the two histograms over the clusters.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.measure.bootstrap import Estimate, around
+from jaxgen.measure.bootstrap import Estimate, normal_interval
 
 RESAMPLES = 300
 
 
 def mauve(
-    made: Float[np.ndarray, "N D"],
+    generated: Float[np.ndarray, "N D"],
     true: Float[np.ndarray, "M D"],
     *,
     seed: int,
@@ -24,27 +24,29 @@ def mauve(
     kept: float = 0.9,
     scale: float = 5.0,
 ) -> Estimate:
-    """Return MAUVE, 0 to 1, of the vectors of texts and of those they should be like.
+    """Return MAUVE, 0 to 1, of the vectors of generated and true texts.
 
-    clusters: None takes a tenth of the smaller pile, and at least 2, as mauve-text does. The
-    interval is of the texts drawn, with the clusters as they are. Raises DataError for fewer than
+    clusters: None takes a tenth of the smaller set, at least 2, as mauve-text does. The interval
+    resamples texts, with the clusters fixed. Raises DataError for fewer than
     two vectors on a side, vectors of two widths or not finite; ConfigError for a setting out of
     range.
     """
-    made, true = np.asarray(made, float), np.asarray(true, float)
-    if min(len(made), len(true)) < 2:
-        raise DataError(f"MAUVE of {len(made)} and {len(true)} texts: each side needs at least two")
-    if not (np.isfinite(made).all() and np.isfinite(true).all()):
+    generated, true = np.asarray(generated, float), np.asarray(true, float)
+    if min(len(generated), len(true)) < 2:
+        sizes = f"{len(generated)} and {len(true)}"
+        raise DataError(f"MAUVE of {sizes} texts: each side needs at least two")
+    if not (np.isfinite(generated).all() and np.isfinite(true).all()):
         raise DataError("MAUVE's vectors are not finite; take another model")
-    if made.ndim != 2 or made.shape[1:] != true.shape[1:]:
-        raise DataError(f"vectors of shapes {made.shape} and {true.shape}: give [N, D] and [M, D]")
-    most = len(made) + len(true)
+    if generated.ndim != 2 or generated.shape[1:] != true.shape[1:]:
+        shapes = f"{generated.shape} and {true.shape}"
+        raise DataError(f"vectors of shapes {shapes}: give [N, D] and [M, D]")
+    most = len(generated) + len(true)
     if clusters is not None and not 1 <= clusters <= most:
         raise ConfigError(f"clusters={clusters} must be 1 to {most}, as many as there are vectors")
     if not 0 < kept <= 1 or not 0 < scale < np.inf:
         raise ConfigError(f"kept={kept} must be in (0, 1], and scale={scale} greater than 0")
-    count = max(2, round(min(len(made), len(true)) / 10)) if clusters is None else clusters
-    labels = clustered(_turned(np.concatenate([true, made]), kept), count, seed=seed)
+    count = max(2, round(min(len(generated), len(true)) / 10)) if clusters is None else clusters
+    labels = kmeans(_project(np.concatenate([true, generated]), kept), count, seed=seed)
     q, p = labels[: len(true)], labels[len(true) :]
 
     def histogram(which: np.ndarray) -> np.ndarray:
@@ -52,14 +54,14 @@ def mauve(
 
     value = frontier(histogram(p), histogram(q), scale=scale)
     rng = np.random.default_rng(seed)
-    found = [
+    resampled = [
         frontier(histogram(rng.choice(p, len(p))), histogram(rng.choice(q, len(q))), scale=scale)
         for _ in range(RESAMPLES)
     ]
-    return around(value, np.asarray(found), least=0.0, most=1.0)
+    return normal_interval(value, np.asarray(resampled), least=0.0, most=1.0)
 
 
-def _turned(vectors: Float[np.ndarray, "N D"], kept: float) -> Float[np.ndarray, "N K"]:
+def _project(vectors: Float[np.ndarray, "N D"], kept: float) -> Float[np.ndarray, "N K"]:
     """Return vectors of length one along the first principal axes that hold `kept` of variance."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = vectors / np.where(norms > 0, norms, 1.0)
@@ -71,7 +73,7 @@ def _turned(vectors: Float[np.ndarray, "N D"], kept: float) -> Float[np.ndarray,
     return centred @ axes[: int(np.argmax(share >= kept * share[-1])) + 1].T
 
 
-def clustered(
+def kmeans(
     vectors: Float[np.ndarray, "N D"], count: int, *, seed: int, tries: int = 5, rounds: int = 500
 ) -> Int[np.ndarray, "N"]:
     """Return each vector's cluster by k-means, the best of `tries` starts by k-means++.
@@ -80,7 +82,7 @@ def clustered(
     """
     rng, best, least = np.random.default_rng(seed), np.zeros(len(vectors), int), np.inf
     for _ in range(tries):
-        centres = _spread(vectors, count, rng)
+        centres = _initial_centres(vectors, count, rng)
         labels = _nearest(vectors, centres)
         for _ in range(rounds):
             sizes = np.bincount(labels, minlength=count)
@@ -98,7 +100,7 @@ def clustered(
     return best
 
 
-def _spread(vectors: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def _initial_centres(vectors: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Return starting centres, each drawn far from those before it."""
     centres = [vectors[rng.integers(len(vectors))]]
     for _ in range(count - 1):

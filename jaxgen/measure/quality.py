@@ -1,4 +1,4 @@
-"""How good text is: likelihood, overlap with references, right answers."""
+"""Quality of text: likelihood, overlap with references, right answers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LARGEST = log(sys.float_info.max)
 Rouge = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 
 
-def installed(figures: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:
+def compute_installed(figures: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:
     """Return the figures whose packages are installed, each computed by calling it."""
-    found = {}
+    estimates = {}
     for name, figure in figures.items():
         with suppress(MissingPackageError):
-            found[name] = figure()
-    return found
+            estimates[name] = figure()
+    return estimates
 
 
 def bits_per_byte(logp: np.ndarray, sizes: np.ndarray, *, seed: int) -> Estimate:
@@ -41,8 +41,8 @@ def perplexity(logp: np.ndarray, tokens: np.ndarray, *, seed: int) -> Estimate:
 
     None where it is infinite, or more than a float holds (1e308).
     """
-    found = ratio(-np.asarray(logp), np.asarray(tokens), seed=seed)
-    return Estimate(*(None if x is None or x > LARGEST else exp(x) for x in found))
+    nll = ratio(-np.asarray(logp), np.asarray(tokens), seed=seed)
+    return Estimate(*(None if x is None or x > LARGEST else exp(x) for x in nll))
 
 
 def check_pairs(texts: Sequence[str], references: Sequence[str]) -> None:
@@ -84,9 +84,9 @@ def overlap(
     if len(texts) == 1:
         return Estimate(float(value), None, None), signature
     lines = np.asarray(scorer._extract_corpus_statistics(list(texts), [list(references)]))
-    drawn = np.random.default_rng(seed).integers(0, len(texts), (resamples, len(texts)))
-    found = [scorer._compute_score_from_stats(s.tolist()).score for s in lines[drawn].sum(axis=1)]
-    low, high = np.percentile(found, [2.5, 97.5])
+    rows = np.random.default_rng(seed).integers(0, len(texts), (resamples, len(texts)))
+    scores = [scorer._compute_score_from_stats(s.tolist()).score for s in lines[rows].sum(axis=1)]
+    low, high = np.percentile(scores, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high)), signature
 
 
@@ -136,11 +136,11 @@ def meteor(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Est
 
 
 def _meteor(text: list[str], reference: list[str], stem: Callable[[str], str]) -> float:
-    pairs = _aligned(text, reference)
+    pairs = _align(text, reference)
     used = {i for i, _ in pairs}, {j for _, j in pairs}
-    left = [[i for i in range(len(x)) if i not in seen]
-            for x, seen in zip((text, reference), used, strict=True)]  # fmt: skip
-    stems = _aligned([stem(text[i]) for i in left[0]], [stem(reference[j]) for j in left[1]])
+    left = [[i for i in range(len(x)) if i not in indices]
+            for x, indices in zip((text, reference), used, strict=True)]  # fmt: skip
+    stems = _align([stem(text[i]) for i in left[0]], [stem(reference[j]) for j in left[1]])
     pairs = sorted([*pairs, *((left[0][i], left[1][j]) for i, j in stems)])
     if not pairs:
         return 0.0
@@ -150,39 +150,41 @@ def _meteor(text: list[str], reference: list[str], stem: Callable[[str], str]) -
     return (1 - penalty) * precision * recall / (0.9 * precision + 0.1 * recall)
 
 
-def _aligned(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
+def _align(a: Sequence[str], b: Sequence[str]) -> list[tuple[int, int]]:
     """Return pairs of places with equal words, matched from the end as nltk does."""
     places: dict[str, list[int]] = {}
     for j, word in enumerate(b):
         places.setdefault(word, []).append(j)
-    found = []
+    matches = []
     for i in range(len(a) - 1, -1, -1):
         if places.get(a[i]):
-            found.append((i, places[a[i]].pop()))
-    return found
+            matches.append((i, places[a[i]].pop()))
+    return matches
 
 
-def normalized(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """Return an answer as SQuAD compares it: lower case, no punctuation, articles or spaces."""
     plain = "".join(c for c in answer.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
 
 
 def exact_match(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Estimate:
-    """Return the share of answers equal to their reference after `normalized` (SQuAD 1.1)."""
+    """Return the share of answers equal to their reference after `normalize_answer` (SQuAD 1.1)."""
     check_pairs(texts, references)
-    hits = [normalized(a) == normalized(b) for a, b in zip(texts, references, strict=True)]
+    hits = [
+        normalize_answer(a) == normalize_answer(b) for a, b in zip(texts, references, strict=True)
+    ]
     return mean(np.asarray(hits, float), seed=seed)
 
 
 def f1(texts: Sequence[str], references: Sequence[str], *, seed: int) -> Estimate:
-    """Return the mean F1 of the bags of words of answers after `normalized` (SQuAD 1.1)."""
+    """Return the mean F1 of the bags of words of answers after `normalize_answer` (SQuAD 1.1)."""
     check_pairs(texts, references)
     return mean([_f1(a, b) for a, b in zip(texts, references, strict=True)], seed=seed)
 
 
 def _f1(text: str, reference: str) -> float:
-    a, b = Counter(normalized(text).split()), Counter(normalized(reference).split())
+    a, b = Counter(normalize_answer(text).split()), Counter(normalize_answer(reference).split())
     if not a or not b:
         return float(a == b)
     common = (a & b).total()

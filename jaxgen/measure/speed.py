@@ -1,4 +1,4 @@
-"""How fast something jitted is: compiling, first token, tokens after it, memory."""
+"""Compile time, run time and memory of jitted functions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from jaxgen.errors import ConfigError
 
 
-def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, int | None]:
-    """Return (program, seconds to compile, bytes it holds at its peak) for these arguments.
+def compile_timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, int | None]:
+    """Return (program, seconds to compile, peak bytes) for these arguments.
 
-    Bytes are arguments, results and temporaries as XLA plans them; None where it does not tell.
+    Bytes are arguments, results and temporaries as XLA plans them; None where it gives no plan.
     """
     begin = time.perf_counter()
     program = jax.jit(function).lower(*arguments).compile()
@@ -27,16 +27,16 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float,
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> np.ndarray:
-    """Return [repeats] seconds of calls that are waited for, after one that is not counted.
+    """Return the seconds [repeats] of blocking calls after one warm-up.
 
     Raises ConfigError unless repeats >= 1.
     """
     if repeats < 1:
         raise ConfigError(f"repeats={repeats} must be at least 1")
     jax.block_until_ready(function())
-    found = []
+    durations = []
     for _ in range(repeats):
         begin = time.perf_counter()
         jax.block_until_ready(function())
-        found.append(time.perf_counter() - begin)
-    return np.asarray(found)
+        durations.append(time.perf_counter() - begin)
+    return np.asarray(durations)

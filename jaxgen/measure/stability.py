@@ -1,4 +1,4 @@
-"""How steady a generator is: repetition, calibration, and what small changes do to it."""
+"""Stability of a generator: repetition, calibration, sensitivity to small changes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jaxgen.errors import ConfigError, DataError
 from jaxgen.measure.bootstrap import (
     NOTHING,
     Estimate,
-    around,
     check_alike,
     interval,
     mean,
+    normal_interval,
     ratio,
 )
 from jaxgen.measure.diversity import Tokens, ngrams
@@ -36,12 +36,12 @@ def seq_rep(texts: Sequence[Tokens], n: int, *, seed: int) -> Estimate:
 
     Texts shorter than n are left out; NOTHING if all are.
     """
-    found = [ngrams(text, n) for text in texts]
-    return mean([1 - len(set(x)) / len(x) for x in found if x], seed=seed)
+    grams = [ngrams(text, n) for text in texts]
+    return mean([1 - len(set(x)) / len(x) for x in grams if x], seed=seed)
 
 
 def loops(texts: Sequence[Tokens], *, seed: int, longest: int = 32) -> Estimate:
-    """Return which part of texts ends in a loop: a phrase of up to `longest` tokens, 3 times."""
+    """Return the share of texts that end in a phrase of up to `longest` tokens, 3 times."""
     return mean([float(_loops(list(text), longest)) for text in texts], seed=seed)
 
 
@@ -73,8 +73,8 @@ def spread(above: np.ndarray, below: np.ndarray, *, seed: int, resamples: int = 
     value = float(deviation(np.arange(count)))
     if count == 1:
         return Estimate(value, None, None)
-    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    return around(value, deviation(drawn), least=0.0)
+    resampled = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    return normal_interval(value, deviation(resampled), least=0.0)
 
 
 def calibration_error(
@@ -110,8 +110,8 @@ def variation(p: np.ndarray, q: np.ndarray, *, seed: int) -> Estimate:
     return mean(np.abs(p - q).sum(axis=-1) / 2, seed=seed)
 
 
-def changed(a: np.ndarray, b: np.ndarray) -> float:
-    """Return which part of two arrays of token ids differs; DataError for none, or other shapes."""
+def changed_share(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the share of ids that differ between two arrays; DataError unless shapes match."""
     a, b = np.asarray(a), np.asarray(b)
     if a.shape != b.shape or not a.size:
         raise DataError(f"ids of shapes {a.shape} and {b.shape} can't be compared one by one")

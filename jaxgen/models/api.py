@@ -19,7 +19,7 @@ from jaxgen.export import Size, are_known, serializable, surely
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
 from jaxgen.models.inputs import check_parts, first_in_segments, of_table, readable
-from jaxgen.nn.stack import place
+from jaxgen.nn.stack import layer_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
 from jaxgen.ops.losses import unembed
@@ -365,7 +365,7 @@ def early_logits(
     def state(layer: int) -> Array:
         if not layer:
             return flat["embedded"]
-        path, index = place(config, layer - 1)
+        path, index = layer_path(config, layer - 1)
         return flat[f"{path}/out"] if index is None else flat[f"{path}/out"][index]
 
     early = [_logits(config, out._replace(features=state(layer))) for layer in layers]

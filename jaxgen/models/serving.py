@@ -118,7 +118,7 @@ def _int8(letters: str, leaf: Any) -> Any:
 
 
 def _plain(leaf: Any) -> Any:
-    leaf = leaf.unfused() if isinstance(leaf, FusedSlice) else leaf
+    leaf = leaf.as_leaf() if isinstance(leaf, FusedSlice) else leaf
     return leaf.untransposed() if isinstance(leaf, TransposedWeight) else leaf
 
 

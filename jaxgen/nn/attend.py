@@ -15,7 +15,7 @@ from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
-from jaxgen.ops.contract import contract, shifted
+from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.positions import rotate
 
 
@@ -92,9 +92,9 @@ class CrossAttend(nn.Module):
 
 def _number(config: ModelConfig, kind: Layer, layer: jax.Array | int) -> jax.Array | int:
     """A layer's number among those of its kind."""
-    period, place = len(config.pattern), layer % len(config.pattern)
+    period, index = len(config.pattern), layer % len(config.pattern)
     before = np.cumsum([0, *(one == kind for one in config.pattern)])
-    return layer // period * before[-1] + jnp.asarray(before)[place]
+    return layer // period * before[-1] + jnp.asarray(before)[index]
 
 
 def project(
@@ -109,7 +109,7 @@ def project(
     if config.biases != "none":
         zeros = nn.initializers.zeros
         bias = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
-        y = shifted(y, bias)
+        y = add_bias(y, bias)
     # Queries stay with their positions; every device that shares a row needs all of its keys.
     return constrain(y, "BTNH" if letter == "N" else "BSKH")
 
@@ -125,5 +125,5 @@ def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
     if config.biases in ("all", "attention"):
         zeros = nn.initializers.zeros
         bias = weight(module, "o_bias", (config.d_model,), "D", zeros, config.param_dtype)
-        y = shifted(y, bias)
+        y = add_bias(y, bias)
     return y

@@ -8,7 +8,7 @@ import jax
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.weight import weight
-from jaxgen.ops.contract import contract, shifted
+from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.gates import ACTIVATIONS, GATED, gated
 
 
@@ -49,4 +49,4 @@ class Feed(nn.Module):
             return y
         zeros = nn.initializers.zeros
         bias = weight(self, name, y.shape[-1:], letter, zeros, self.config.param_dtype)
-        return shifted(y, bias)
+        return add_bias(y, bias)

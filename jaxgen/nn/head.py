@@ -1,4 +1,4 @@
-"""From hidden states to what the model is asked for: logits of tokens, classes, or spans."""
+"""Heads: from hidden states to logits of tokens, classes or spans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import token_table
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
-from jaxgen.ops.contract import Biased, contract, shifted
+from jaxgen.ops.contract import Biased, add_bias, contract
 from jaxgen.ops.gates import ACTIVATIONS
 
 
@@ -68,7 +68,7 @@ class Head(nn.Module):
         dense_DD = weight(self, "dense", shape, "DD", normal, config.param_dtype)
         y = contract("BTD,DF->BTF", x, dense_DD, dtype=config.compute_dtype)
         bias = weight(self, "dense_bias", shape[1:], "D", zeros, config.param_dtype)
-        return shifted(y, bias)
+        return add_bias(y, bias)
 
     def _table(self, number: int) -> Any:
         config = self.config

@@ -44,10 +44,10 @@ def should_unroll(stacked: Any, config: ModelConfig) -> bool:
 
 
 def layers_per_step(stacked: Any, config: ModelConfig) -> int:
-    """Return how many layers a step of the scan over the depth holds where there is no cache.
+    """Return the number of layers per scan step without a cache (`unroll` of the config).
 
-    If the config leaves it open: all of them where that is faster, else 1. With `remat` it is 1,
-    for memory stays small only if one layer's activations exist at a time.
+    None in the config: all layers where that is faster, else 1. With `remat` it is 1, so that one
+    layer's activations exist at a time.
     """
     if config.unroll:
         return config.unroll
@@ -66,8 +66,8 @@ def _slices(leaf: Any) -> tuple[Any, ...]:
     """Return one parameter of each layer."""
     if isinstance(leaf, Tracer) or not _is_here(leaf):
         return tuple(leaf[i] for i in range(leaf.shape[0]))
-    # Slices would be compiled, and be copies. These lie in the stack's own memory, which JAX then
-    # gives to no other array, also if the stack itself is donated.
+    # Slicing would compile and copy. These are views of the stack's buffer, which JAX keeps alive
+    # even if the stack itself is donated.
     return tuple(map(jax.device_put, np.asarray(leaf)))
 
 
@@ -97,20 +97,20 @@ def through_layers(
     """
     period = len(context.masks)
     periods, rest = divmod(config.layers, period)
-    found = module.get_variable("params", "layers")
+    params = module.get_variable("params", "layers")
     carry, *_ = vary_alike((carry, context, module.variables.get("params")))
     unroll = config.unroll or 1
-    if carry[1] is None and not isinstance(found, UnrolledLayers):
-        unroll = layers_per_step(found, config)
+    if carry[1] is None and not isinstance(params, UnrolledLayers):
+        unroll = layers_per_step(params, config)
     block = _block(config, looped=unroll < periods)
     if periods:
         one: tuple[Any, Any] = (block, config.pattern[0])
         body, extra = one if period == 1 else (Period, block)
-        if isinstance(found, UnrolledLayers):
+        if isinstance(params, UnrolledLayers):
             part = body(config, deterministic, extra, parent=None)
-            carry = _through_steps(module, part, found, period, carry, context)
+            carry = _through_steps(module, part, params, period, carry, context)
         else:
-            scanned = _scanned(body, periods, unroll)
+            scanned = _scan(body, periods, unroll)
             layers = scanned(config, deterministic, extra, name="layers")
             carry, _ = layers(carry, jnp.arange(periods) * period, context)
     if rest:
@@ -144,35 +144,35 @@ def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) ->
 def _through_steps(
     module: nn.Module,
     part: nn.Module,
-    found: UnrolledLayers,
+    layers: UnrolledLayers,
     period: int,
     carry: Carry,
     context: LayerContext,
 ) -> Carry:
     """Return the carry after all unrolled steps; their taps are stacked as by a scan."""
-    seen = []
-    for index, weights in enumerate(found.steps):
+    all_taps = []
+    for index, weights in enumerate(layers.steps):
         step = partial(_step, part, weights, context)
         carry, taps = _through(step, carry, index, period)
-        seen.append(taps)
+        all_taps.append(taps)
     if module.is_mutable_collection("taps"):
-        module.put_variable("taps", "layers", jax.tree.map(lambda *x: jnp.stack(x), *seen))
+        module.put_variable("taps", "layers", jax.tree.map(lambda *x: jnp.stack(x), *all_taps))
     return carry
 
 
-# Compiled within its caller; being a function of its own, it is traced once for all equal layers.
+# Jitted so that it is traced once for all equal layers; it is compiled within its caller.
 @partial(jax.jit, static_argnums=0)
 def _step(part: nn.Module, weights: Any, context: LayerContext, carry: Carry, layer: Any) -> Any:
     """Return (carry, taps) after one step."""
-    params = {"params": unfuse(weights)}
-    (carry, _), seen = part.apply(params, carry, layer, context, mutable=["taps"])
-    return carry, seen.get("taps", {})
+    variables = {"params": unfuse(weights)}
+    (carry, _), collections = part.apply(variables, carry, layer, context, mutable=["taps"])
+    return carry, collections.get("taps", {})
 
 
-def place(config: ModelConfig, layer: int) -> tuple[str, int | None]:
-    """Return (path, index) of a layer's parameters: which tree, and which slice of its L axis.
+def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
+    """Return (path, index) of a layer's parameters: its tree, and its index on the tree's L axis.
 
-    A layer left over after the last whole period has a tree of its own, and the index None.
+    Layers after the last whole period have a tree of their own, and the index None.
     """
     period = len(config.pattern)
     periods = config.layers // period
@@ -181,7 +181,7 @@ def place(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     return ("layers" if period == 1 else f"layers/{layer % period}"), layer // period
 
 
-def _scanned(body, periods: int, unroll: int) -> Any:
+def _scan(body, periods: int, unroll: int) -> Any:
     axes: Any = (0, nn.broadcast)
     return nn.scan(
         body,

@@ -1,4 +1,4 @@
-"""The Transformer up to what logits are made of: one tower, or an encoder and its decoder."""
+"""The Transformer up to its logits: one tower, or an encoder and its decoder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Part = Literal["encode", "decode"]
 
 
 class Inputs(NamedTuple):
-    """What a tower reads: tokens and positions [B, T], and what it may do without.
+    """Inputs of a tower: tokens and positions [B, T], and optional arrays.
 
-    prefix: [B, T], 1 for tokens that those before them see as well. order: what is known of the
-    positions, see `ops.masks.AttentionMask`.
+    prefix: [B, T], 1 for tokens that earlier tokens attend to as well. order: static knowledge of
+    the positions, see `ops.masks.AttentionMask`.
     """
 
     tokens: jax.Array
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """The last hidden states, what logits are made of, and the cache after them.
+    """The last hidden states, the factors of the logits, and the cache.
 
     Logits are `ops.losses.unembed(features, table)`; without a head, table is None.
     """

@@ -30,7 +30,7 @@ NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after ever
 @register_dataclass
 @dataclass(frozen=True)
 class CrossKeys:
-    """Keys and values that all layers made, once, of an encoder's memory; segments are its own."""
+    """Cross-attention keys and values of all layers, and the segments of the encoder's memory."""
 
     k: Any  # Float[Array, "L B K S H"] | UnrolledLayers
     v: Any  # Float[Array, "L B K S H"] | UnrolledLayers
@@ -40,15 +40,14 @@ class CrossKeys:
 @register_dataclass
 @dataclass(frozen=True)
 class Branches:
-    """The R = B * n texts that n beams make of each of B rows, kept without a copy of anything.
+    """n beams of each of B rows (R = B * n) that share one row's slots, so beams copy no keys.
 
-    A row's first `root` slots belong to all of its branches; then come n slots with the next token
-    of each, and so on. What a branch was before it chose its parents stays where it was written:
-    `seen` says which slots it descends from.
+    A row's first `root` slots belong to all of its beams; every step then appends n slots, one for
+    each beam. `ancestors` marks the slots that a beam descends from.
     """
 
     root: Any  # Int[Array, "B"]
-    seen: Any  # Bool[Array, "R S"]
+    ancestors: Any  # Bool[Array, "R S"]
 
 
 @register_dataclass
@@ -60,9 +59,9 @@ class Cache:
     row's numbers do not depend on the lengths of its neighbours. Slots from `length` on hold
     garbage that no query may see. sliding: the ring buffer of local layers, if they have one;
     position p is in slot p mod the number of slots.
-    num_valid: how many of the next tokens of each row are no padding; None: all of them.
+    num_valid: number of the next tokens of each row that are not padding; None: all.
     slack: slots of a ring beyond the window, so that its last tokens can be rewound.
-    branches: where rows are split into beams, whose new tokens lie side by side in one row.
+    branches: the beams of each row; None: rows are not split.
     """
 
     full: KVBuffer | None
@@ -113,7 +112,7 @@ class Cache:
         return replace(self, full=full, sliding=sliding, cross=cross)
 
     def with_valid_lengths(self, num_valid: Int[Array, "B"]) -> Cache:
-        """Return the cache for a padded input, of which the first `num_valid` tokens count.
+        """Return the cache for a padded input with `num_valid` real tokens in each row.
 
         A ring needs it: padding would overwrite tokens that are still in the window.
         """
@@ -129,22 +128,21 @@ class Cache:
     def branch(self) -> Cache:
         """Return the cache that `take` splits into beams without copying a key.
 
-        Its rows come first as they are, then as often as the first `take` says, each time equally
-        often and side by side. Every token of n beams takes n slots of the row. Rings, which know
-        no other tokens than the last ones, can't branch.
+        The first `take` repeats every row n times, the copies of a row adjacent. Every token of n
+        beams takes n slots of the row. Rings cannot branch: they hold the last tokens only.
         """
         assert self.sliding is None and self.capacity is not None
-        seen = jnp.arange(self.capacity)[None] < self.length[:, None]
-        return replace(self, branches=Branches(self.length, seen))
+        ancestors = jnp.arange(self.capacity)[None] < self.length[:, None]
+        return replace(self, branches=Branches(self.length, ancestors))
 
     def take(self, rows: Int[Array, "C"]) -> Cache:
         """Return the cache whose row i is row rows[i] of this one, as a beam search reorders.
 
-        Of a cache with branches it is they that are taken, each of them from its own row.
+        With branches, rows are beams, and each is taken from its own row of the batch.
         """
         if self.branches is not None:
-            seen = self.branches.seen[rows]
-            return replace(self, branches=replace(self.branches, seen=seen))
+            ancestors = self.branches.ancestors[rows]
+            return replace(self, branches=replace(self.branches, ancestors=ancestors))
         cross = self.cross
         if cross is not None:
             k, v = jax.tree.map(lambda x: x[:, rows], (cross.k, cross.v))
@@ -241,10 +239,12 @@ def ancestors(cache: Cache, tokens: Size) -> Bool[Array, "B T S"] | None:
     if cache.branches is None:
         return None
     rows = cache.length.shape[0]
-    assert cache.branches.seen.shape[0] == rows * tokens, "each branch reads one token at a time"
+    assert cache.branches.ancestors.shape[0] == rows * tokens, (
+        "each branch reads one token at a time"
+    )
     own = cache.length[:, None] + jnp.arange(tokens)[None]
     mine = jnp.arange(cache.capacity)[None, None] == own[..., None]
-    return cache.branches.seen.reshape(rows, tokens, -1) | mine
+    return cache.branches.ancestors.reshape(rows, tokens, -1) | mine
 
 
 def by_row(cache: Cache, tokens: Int[Array, "R"]) -> Int[Array, "B T"]:
@@ -261,8 +261,8 @@ def extend(
 ) -> tuple[Cache, Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Return (cache with T new tokens of one layer, the keys and values that they may see).
 
-    layer: its number among those that share its slots. The caller sees to it that length + T fits
-    the capacity: a write past the end is dropped without a word.
+    layer: its index in the buffer. The caller must ensure that length + T fits the capacity: writes
+    past the end are dropped silently.
     """
     if cache.sliding is None or kind == "global":
         assert cache.full is not None
@@ -274,10 +274,10 @@ def extend(
     if k.shape[1] == 1:
         return cache, *kv_buffer.read(sliding, layer, k.dtype)
     # Several tokens would overwrite keys that the first of them still see: they follow the ring.
-    seen = zip(
+    pairs = zip(
         kv_buffer.read(old, layer, k.dtype), kv_buffer.round_trip(sliding, k, v), strict=True
     )
-    keys, values = (jnp.concatenate(pair, axis=1) for pair in seen)
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in pairs)
     return cache, keys, values
 
 
@@ -318,8 +318,8 @@ def read_cross(
 
 def advance(cache: Cache, tokens: Size) -> Cache:
     """Return the cache with every row longer, by `tokens` or by the number of valid ones."""
-    seen = ancestors(cache, tokens)
-    if seen is not None and cache.branches is not None:
-        branches = replace(cache.branches, seen=seen.reshape(cache.branches.seen.shape))
+    slots = ancestors(cache, tokens)
+    if slots is not None and cache.branches is not None:
+        branches = replace(cache.branches, ancestors=slots.reshape(cache.branches.ancestors.shape))
         cache = replace(cache, branches=branches)
     return replace(cache, length=cache.length + _num_valid(cache, tokens), num_valid=None)

@@ -17,7 +17,7 @@ from jaxgen.mesh import gather, shards
 from jaxgen.mesh.place import is_ruled, is_shared, platform
 from jaxgen.ops import cpu
 from jaxgen.ops.cpu import matmul
-from jaxgen.ops.cpu.noinline import transposed
+from jaxgen.ops.cpu.noinline import transpose
 from jaxgen.pytree import register_dataclass
 
 
@@ -29,21 +29,21 @@ def contract(equation: str, x: Float[Array, "..."], w: Any, *, dtype: str) -> Fl
     if hasattr(w, "contract"):
         return w.contract(equation, x, dtype)
     x, w = x.astype(dtype), w.astype(dtype)
-    return _shared(equation, x, w) if is_shared() else _with_whole(equation, x, w)
+    return _shared(equation, x, w) if is_shared() else _gather_and_contract(equation, x, w)
 
 
-def _with_whole(equation: str, x: Array, w: Array) -> Array:
+def _gather_and_contract(equation: str, x: Array, w: Array) -> Array:
     left, _, rest = equation.partition(",")
     width = x.shape[left.index("D")] if "D" in left else None
     return product(equation, x, gather(w, rest.partition("->")[0], width))
 
 
 def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..."]:
-    """Return einsum(equation, x, w) as one product of two matrices, where the letters allow it.
+    """Return einsum(equation, x, w) as one matmul of two matrices, where the letters allow it.
 
-    On a CPU the gradient of a product over B and T separately is transposed by hand, at four
-    times its own cost; flattened to one axis it is a plain product again. Axes that are spread
-    over a mesh stay apart: their flattening has no layout.
+    XLA:CPU transposes the gradient of a contraction over B and T separately at four times the cost
+    of the matmul; flattened to one axis it is a plain matmul. Axes sharded over a mesh are not
+    flattened: the result would have no sharding.
     """
     inputs, _, out = equation.partition("->")
     left, right = inputs.split(",")
@@ -58,8 +58,8 @@ def product(equation: str, x: Float[Array, "..."], w: Array) -> Float[Array, "..
     wide = prod(x.shape[len(rows) :])
     matrix = w.reshape((wide, -1) if first else (-1, wide))
     y: Any = _matrices(first, x.reshape(-1, wide), matrix)
-    kept = w.shape[len(inner) :] if first else w.shape[: -len(inner)]
-    return y.reshape(*x.shape[: len(rows)], *kept)
+    out_sizes = w.shape[len(inner) :] if first else w.shape[: -len(inner)]
+    return y.reshape(*x.shape[: len(rows)], *out_sizes)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
@@ -69,7 +69,7 @@ def _matrices(first: bool, x: Array, w: Array) -> Array:
 
 
 def _matrices_forward(first: bool, x: Array, w: Array) -> tuple[Array, tuple[()]]:
-    # The product itself, not `_matrices`: remat policies look for it.
+    # Not `_matrices`: remat policies look for the dot itself.
     return _forward(first, x, w), ()
 
 
@@ -78,7 +78,7 @@ def _matrices_backward(
 ) -> tuple[Array, Array]:
     x, w = args
     left, right = (x, grad) if first else (grad, x)
-    return _dot(grad, w, 1, 1 if first else 0), _over_rows(left, right)
+    return _dot(grad, w, 1, 1 if first else 0), _weight_gradient(left, right)
 
 
 _matrices.defvjp(_matrices_forward, _matrices_backward)
@@ -90,7 +90,7 @@ def _forward(first: bool, x: Array, w: Array) -> Array:
     return _dot(x, w.astype(x.dtype), 1, 0 if first else 1)
 
 
-def _over_rows(left: Array, right: Array) -> Array:
+def _weight_gradient(left: Array, right: Array) -> Array:
     """Return left^T right for left [R, M] and right [R, N]: the gradient of a weight.
 
     XLA on a CPU transposes the left factor as it goes, which two threads hardly share, and which
@@ -100,14 +100,14 @@ def _over_rows(left: Array, right: Array) -> Array:
     if not cpu.enabled("weight_gradients"):
         return _dot(left, right, 0, 0)
     if left.shape[1] <= right.shape[1]:
-        return _dot(transposed(left), right, 1, 0)
-    return transposed(_dot(transposed(right), left, 1, 0))
+        return _dot(transpose(left), right, 1, 0)
+    return transpose(_dot(transpose(right), left, 1, 0))
 
 
 def _dot(x: Array, y: Array, left: int, right: int) -> Array:
     if x.dtype == jnp.bfloat16 and cpu.enabled("bfloat16"):
         return matmul.of_bfloat16(x, y, left, right)
-    # XLA on a GPU makes of one row elementwise products, written to memory and read to be summed.
+    # XLA on a GPU turns the matmul of one row into elementwise products in memory and a sum.
     double = x.shape[1 - left] == 1 and platform() == "gpu"
     if double:
         x = jnp.concatenate([x, jnp.zeros_like(x)], axis=1 - left)
@@ -122,11 +122,11 @@ def _shared(equation: str, x: Array, w: Array) -> Array:
     Saved for the backward pass, the gathered weights of all layers would be the whole model on
     every device, which sharding them is to avoid.
     """
-    return _with_whole(equation, x, w)
+    return _gather_and_contract(equation, x, w)
 
 
 def _shared_forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[()]]:
-    return _with_whole(equation, x, w), ()
+    return _gather_and_contract(equation, x, w), ()
 
 
 def _shared_backward(
@@ -134,7 +134,7 @@ def _shared_backward(
 ) -> tuple[Array, Array]:
     # Tied to the gradient, or the compiler would find both gathers equal and keep the first.
     (x, w), grad = lax.optimization_barrier((args, grad))
-    return jax.vjp(partial(_with_whole, equation), x, w)[1](grad)
+    return jax.vjp(partial(_gather_and_contract, equation), x, w)[1](grad)
 
 
 _shared.defvjp(_shared_forward, _shared_backward)
@@ -147,7 +147,7 @@ def cast(w: Any, *, dtype: str) -> Any:
     return w if hasattr(w, "contract") else w.astype(dtype)
 
 
-def shifted(y: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
+def add_bias(y: Float[Array, "..."], bias: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return y plus a bias on its last axes, in y's dtype.
 
     Added in float32, and so is the bias's gradient: a sum over all positions, which XLA on a CPU
@@ -175,9 +175,9 @@ class Biased:
     """A weight with a bias that is added to the last axis of its matmuls."""
 
     weight: Any
-    bias: Any  # [V], or what a transformation puts in the place of a leaf
+    bias: Any  # [V], or a leaf of a JAX transformation
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
         """Return the matmul plus the bias."""
         y = contract(equation, x, self.weight, dtype=dtype)
-        return shifted(y, self.bias)
+        return add_bias(y, self.bias)

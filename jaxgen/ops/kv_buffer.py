@@ -126,9 +126,9 @@ def write_ring(
     Of the T tokens of a row the first `num_valid` are written, or the last of them that fit.
     """
     tokens, size = k.shape[1], buffer.count
-    place = jnp.arange(tokens)[None]
-    lasting = (place < num_valid[:, None]) & (place >= num_valid[:, None] - size)
-    at = jnp.where(lasting, (length[:, None] + place) % size, size)
+    offset = jnp.arange(tokens)[None]
+    keep = (offset < num_valid[:, None]) & (offset >= num_valid[:, None] - size)
+    at = jnp.where(keep, (length[:, None] + offset) % size, size)
     rows = jnp.arange(k.shape[0])[:, None]
     changed = {}
     for name, new in _encode(buffer, k, v):

@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary, whole for reference and in chunks for work."""
+"""Cross-entropy over the vocabulary, plain for reference and in chunks for training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     total = jax.nn.logsumexp(logits, axis=-1)
-    nll = total - _picked(logits, targets)
+    nll = total - _target_logits(logits, targets)
     loss = nll
     if smoothing:  # the compiler keeps a sum over the vocabulary whose result is times zero
         loss = (1 - smoothing) * nll + smoothing * (total - jnp.mean(logits, axis=-1))
@@ -43,7 +43,9 @@ def is_ignored(targets: Any) -> Any:
     return (targets == IGNORED[0]) | (targets == IGNORED[1])
 
 
-def weighted(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+def scale_by_weights(
+    values: Float[Array, "..."], weights: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """Return values * weights; a weight of 0 silences a value that is not finite.
 
     Padding must not poison a sum. Everywhere else the derivatives are those of the product.
@@ -52,7 +54,7 @@ def weighted(values: Float[Array, "..."], weights: Float[Array, "..."]) -> Float
 
 
 @jax.custom_jvp
-def _picked(logits, targets):
+def _target_logits(logits, targets):
     """The logit [...] of each target. Its gradient is no scatter, which would have to be written
     down before anything that follows it: a comparison is fused with the rest of the gradient.
     An id outside the vocabulary has NaN: a negative one would count from its end.
@@ -61,12 +63,12 @@ def _picked(logits, targets):
     return jnp.take_along_axis(logits, places, axis=-1, mode="fill")[..., 0]
 
 
-@_picked.defjvp
-def _picked_jvp(primals, tangents):
+@_target_logits.defjvp
+def _target_logits_jvp(primals, tangents):
     logits, targets = primals
     ids = jnp.arange(logits.shape[-1], dtype=targets.dtype)
     here = targets[..., None] == ids.reshape((1,) * targets.ndim + (-1,))
-    return _picked(logits, targets), jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
+    return _target_logits(logits, targets), jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
 
 
 def unembed(
@@ -101,9 +103,9 @@ def vocabulary_loss(
     # Each chunk takes positions from every device that shares the rows, so that none is idle.
     spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
     cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
-    whole = gather(table, "VD", hidden.shape[-1])
+    gathered = gather(table, "VD", hidden.shape[-1])
     weights = weights.astype(jnp.float32)
-    return _chunked(part, cut, dtype, *vary_alike((hidden, whole, targets, weights)))
+    return _chunked(part, cut, dtype, *vary_alike((hidden, gathered, targets, weights)))
 
 
 def even(length: Any, most: int) -> Any:
@@ -121,7 +123,7 @@ def _chunk_loss(hidden, table, targets, weights, *, cap, smoothing, z, dtype):
     """Return (sum of weighted losses, (nll, loss) of each token)."""
     logits = unembed(hidden, table, cap=cap, dtype=dtype)
     loss, nll = cross_entropy(logits, targets, smoothing=smoothing, z=z)
-    return jnp.sum(weighted(loss, weights)), (nll, loss)
+    return jnp.sum(scale_by_weights(loss, weights)), (nll, loss)
 
 
 def _split(x, cut):
@@ -164,17 +166,17 @@ def _chunked_jvp(part, cut, dtype, primals, tangents):
     hidden, table, targets, weights = primals
     h_dot, table_dots, _, w_dot = tangents
     leaves, structure = jax.tree.flatten(cast(table, dtype=dtype))
-    # Only what moves has a gradient: no frozen table, nor the integers of a quantised one.
+    # Frozen tables and quantised integers have symbolic-zero tangents and need no gradient.
     dots = {i: dot for i, dot in enumerate(jax.tree.leaves(table_dots)) if _moves(dot)}
     h_dots = [h_dot] if _moves(h_dot) else []
     once = [leaves[i] for i in dots]
     xs = tuple(_split(x, cut) for x in (hidden, targets, weights))
 
-    def losses(xs, hs, moved):
+    def losses(xs, hs, differentiated):
         h, *rest = xs
-        at = dict(zip(dots, moved, strict=True))
-        whole = jax.tree.unflatten(structure, [at.get(i, x) for i, x in enumerate(leaves)])
-        return part(hs[0] if hs else h, whole, *rest)
+        at = dict(zip(dots, differentiated, strict=True))
+        table = jax.tree.unflatten(structure, [at.get(i, x) for i, x in enumerate(leaves)])
+        return part(hs[0] if hs else h, table, *rest)
 
     def gradient(carry, xs):
         total, sums = carry
@@ -192,15 +194,15 @@ def _chunked_jvp(part, cut, dtype, primals, tangents):
     grads = [*map(join, h_grads), *grads]
     total_dot = sum(map(_inner, grads, [*h_dots, *dots.values()]), jnp.zeros((), jnp.float32))
     if _moves(w_dot):
-        total_dot += jax.jvp(partial(weighted, join(each)), (weights,), (w_dot,))[1].sum()
+        total_dot += jax.jvp(partial(scale_by_weights, join(each)), (weights,), (w_dot,))[1].sum()
 
-    # Linear, and made again where it is transposed: nothing of it is computed or kept until then.
+    # Linear, and rematerialised where it is transposed: nothing is computed or saved before.
     @jax.checkpoint
     def tangent(_, xs):
         xs, *hs_dot = xs
-        moved = [dot.astype(x.dtype) for dot, x in zip(wide_dots, once, strict=True)]
-        nlls = lambda hs, moved: losses(xs, hs, moved)[1][0]  # noqa: E731
-        return None, jax.jvp(nlls, ([xs[0] for _ in hs_dot], once), (hs_dot, moved))[1]
+        differentiated = [dot.astype(x.dtype) for dot, x in zip(wide_dots, once, strict=True)]
+        nlls = lambda hs, differentiated: losses(xs, hs, differentiated)[1][0]  # noqa: E731
+        return None, jax.jvp(nlls, ([xs[0] for _ in hs_dot], once), (hs_dot, differentiated))[1]
 
     wide_dots = [dot.astype(kind) for dot, kind in zip(dots.values(), wide, strict=True)]
     nll_dot = jnp.zeros_like(nll)

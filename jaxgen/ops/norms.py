@@ -79,10 +79,10 @@ def _affine(y, scale, bias):
 
 
 def _frugal(norm: Norm) -> Norm:
-    """Return a norm that keeps for the way back what it was given, where that is narrower.
+    """Return a norm that saves its input for the backward pass where that is narrower than float32.
 
-    Else it keeps its result in float32, twice as much. What it does again is a few operations on
-    numbers that are read anyway; sums over a row are kept. A CPU's arrays are mostly of float32.
+    Otherwise it would save float32 intermediates, twice as large. The recomputation is a few
+    elementwise operations; row sums are saved. On a CPU arrays are mostly float32 anyway.
     """
 
     @wraps(norm)

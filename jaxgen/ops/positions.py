@@ -15,13 +15,13 @@ from jaxgen.ops.masks import Direction
 def frequencies(
     width: int, *, theta: float, scaling: RopeScaling
 ) -> tuple[Float[np.ndarray, "half"], float]:
-    """Return (radians per position of each pair, factor of what is rotated), as transformers does.
+    """Return (radians per position of each pair, factor of the rotated values) as in transformers.
 
     theta^(-2i/H) (Su et al. 2021), stretched as `scaling` says.
     """
     plain = theta ** (-np.arange(0, width, 2) / width)
-    kept, gain = _KEPT[scaling.kind](plain, width, theta, scaling)
-    mixed = plain * kept + plain / scaling.factor * (1 - kept)
+    weight, gain = _WEIGHTS[scaling.kind](plain, width, theta, scaling)
+    mixed = plain * weight + plain / scaling.factor * (1 - weight)
     return mixed.astype(np.float32), gain
 
 
@@ -52,8 +52,8 @@ def _yarn(plain, width, theta, scaling):
     return 1 - np.clip(ramp, 0, 1), gain
 
 
-# How much of each plain frequency is kept, from 0 (stretched in full) to 1.
-_KEPT = {"none": _none, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+# Weight of the unscaled frequency of each pair, from 0 (fully interpolated) to 1.
+_WEIGHTS = {"none": _none, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
 
 
 def rotate(
@@ -63,7 +63,7 @@ def rotate(
     theta: float,
     scaling: RopeScaling,
 ) -> Float[Array, "B T N H"]:
-    """Return x with each pair (i, i + H/2) turned by position * its frequency.
+    """Return x with each pair (i, i + H/2) rotated by position * its frequency.
 
     The halves convention of GPT-NeoX and Llama in transformers, not the interleaved one.
     """

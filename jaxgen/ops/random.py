@@ -18,8 +18,7 @@ from jaxgen.ops.cpu.noinline import noinline
 class DropoutRng(NamedTuple):
     """The source of a dropout mask, which keeps each element with probability `keep`.
 
-    first: the number of an array's first row among the `rows` of the whole batch, of which every
-    device may hold a part.
+    first: index of an array's first row among the `rows` of the global batch.
     """
 
     key: Any  # PRNGKeyArray
@@ -35,22 +34,22 @@ def dropout(x: Float[Array, "B ..."], rng: DropoutRng) -> Float[Array, "B ..."]:
 
 def keep_mask(rng: DropoutRng, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """Return True where dropout keeps an element of an array of this shape [B, ...]."""
-    whole = (rng.rows, *shape[1:])
-    if is_indexable(rng, whole):
+    full_shape = (rng.rows, *shape[1:])
+    if is_indexable(rng, full_shape):
         starts = (rng.first, *(0 for _ in shape[1:]))
         return threefry.keep_at(
-            jax.random.key_data(rng.key), rng.keep, threefry.flat_index(starts, shape, whole)
+            jax.random.key_data(rng.key), rng.keep, threefry.flat_index(starts, shape, full_shape)
         )
     # A float32 whatever jax_enable_x64 says: 64 bits would draw other numbers.
-    mask = jax.random.bernoulli(rng.key, jnp.float32(rng.keep), whole)
-    if whole == shape:
+    mask = jax.random.bernoulli(rng.key, jnp.float32(rng.keep), full_shape)
+    if full_shape == shape:
         return mask
     return jax.lax.dynamic_slice_in_dim(mask, rng.first, shape[0], axis=0)
 
 
-def is_indexable(rng: DropoutRng, whole: tuple[int, ...]) -> bool:
+def is_indexable(rng: DropoutRng, shape: tuple[int, ...]) -> bool:
     """Return whether `keep_at` can draw elements of an array of shape `whole` one by one."""
-    return threefry.is_indexable(rng.key, prod(whole))
+    return threefry.is_indexable(rng.key, prod(shape))
 
 
 def gumbel(keys: Key[Array, "B"], count: int) -> Float[Array, "B count"]:
@@ -63,12 +62,12 @@ def gumbel(keys: Key[Array, "B"], count: int) -> Float[Array, "B count"]:
 def categorical(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:
     """Return the draw of jax.random.categorical for each row of logits and its key."""
     # XLA on a CPU would fuse the noise into the loop of argmax, one number at a time.
-    form = _perturbed_apart if cpu.enabled("threefry") else _perturbed
+    form = _perturb_noinline if cpu.enabled("threefry") else _perturb
     return argmax(form(keys, logits))
 
 
-def _perturbed(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
+def _perturb(keys: Key[Array, "B"], logits: Float[Array, "B V"]) -> Float[Array, "B V"]:
     return gumbel(keys, logits.shape[-1]) + logits
 
 
-_perturbed_apart = noinline(_perturbed)
+_perturb_noinline = noinline(_perturb)

@@ -47,7 +47,7 @@ def measured(what: str) -> float:
     return limits.bandwidth() if what == "bandwidth" else limits.products(DTYPES[what])
 
 
-def make(
+def summarize(
     ran: list[Ran], programs: Mapping[str, Program], rate: Callable[[str], float] = measured
 ) -> Report:
     """Return the Report of what ran; programs: by module; rate: called like `measured`.

@@ -26,10 +26,10 @@ def of(call: Callable[[], object], folder: Path) -> tuple[Path, Report]:
     before = trace.files(folder)
     with trace.record(folder):
         call()
-    return read(folder, before)
+    return read_profile(folder, before)
 
 
-def read(folder: Path, before: set[Path]) -> tuple[Path, Report]:
+def read_profile(folder: Path, before: set[Path]) -> tuple[Path, Report]:
     """Return (folder of the trace that was not there before, its Report).
 
     Raises FileNotFoundError if there is none, BusyError if it holds no operation.
@@ -37,5 +37,5 @@ def read(folder: Path, before: set[Path]) -> tuple[Path, Report]:
     made = sorted(trace.files(folder) - before)
     if not made:
         raise FileNotFoundError(f"{folder} got no trace")
-    ran = trace.read(ProfileData.from_file(str(made[0])))
-    return made[0].parent, report.make(ran, report.live(ran))
+    ran = trace.read_operations(ProfileData.from_file(str(made[0])))
+    return made[0].parent, report.summarize(ran, report.live(ran))

@@ -47,7 +47,7 @@ def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*.xplane.pb"))
 
 
-def read(data: Any) -> list[Ran]:
+def read_operations(data: Any) -> list[Ran]:
     """Return the operations in a `jax.profiler.ProfileData` of one device.
 
     Or of all CPU devices, for these share the cores.

@@ -31,7 +31,7 @@ LOOKED = 4  # prompts decoded alone, to compare with the batch
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How texts are made; the same for all generators."""
+    """Settings of generation; the same for all generators."""
 
     prompts: int = 16
     prompt_tokens: int = 16
@@ -47,9 +47,9 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """The text that generators are measured on, and the tokenizer that all of them share.
+    """The evaluation text and the tokenizer of all generators.
 
-    embed: texts -> vectors [N, D], of the model that judges what texts mean.
+    embed: texts -> vectors [N, D] of the judge model.
     """
 
     train: data.TokenShard
@@ -111,7 +111,7 @@ def likelihoods(generator: Generator, text: Text, plan: Plan) -> Figures:
     }
 
 
-def decoder(generator: Generator, plan: Plan, known: int, length: int) -> Callable[..., Any]:
+def decoder(generator: Generator, plan: Plan, vocab_size: int, length: int) -> Callable[..., Any]:
     """Return (params, prompt, keys [B]) -> new tokens [B, length], to be jitted."""
 
     def run(params: Any, prompt: Any, keys: Any) -> Any:
@@ -121,7 +121,7 @@ def decoder(generator: Generator, plan: Plan, known: int, length: int) -> Callab
 
         def step(tokens, cache):
             logits, cache = inner(tokens, cache)
-            return jnp.where(jnp.arange(logits.shape[1]) < known, logits, -jnp.inf), cache
+            return jnp.where(jnp.arange(logits.shape[1]) < vocab_size, logits, -jnp.inf), cache
 
         sample = chain(temperature(plan.temperature))
         return decode(step, cache, first, keys, sample, length)[0]
@@ -134,10 +134,10 @@ def request_keys(seed: int, rows: int) -> Any:
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
 
 
-def generated(
+def generate(
     generator: Generator, text: Text, plan: Plan, prompts: np.ndarray
 ) -> tuple[np.ndarray, Figures]:
-    """Return (continuations [seeds, N, L], how much of them depends on the batch)."""
+    """Return (continuations [seeds, N, L], the share of tokens that depends on the batch)."""
     run = jax.jit(decoder(generator, plan, text.tokenizer.vocab_size, plan.new_tokens))
     seeds = [
         np.asarray(run(generator.params, prompts, request_keys(plan.seed + s, len(prompts))))
@@ -148,48 +148,49 @@ def generated(
         np.asarray(run(generator.params, prompts[i : i + 1], keys[i : i + 1]))[0]
         for i in range(min(LOOKED, len(prompts)))
     ]
-    change = [stability.changed(a, b) for a, b in zip(alone, seeds[0], strict=False)]
+    change = [stability.changed_share(a, b) for a, b in zip(alone, seeds[0], strict=False)]
     return np.stack(seeds), {"batch_change": bootstrap.mean(change, seed=plan.seed)}
 
 
-def of_texts(
-    made: np.ndarray, true: np.ndarray, text: Text, plan: Plan, *, reference: bool
+def measure_texts(
+    ids: np.ndarray, true: np.ndarray, text: Text, plan: Plan, *, reference: bool
 ) -> Figures:
-    """Return the measures of texts [seeds, N, L]; reference: they are the true ones themselves."""
-    seed, flat = plan.seed, made.reshape(-1, made.shape[-1]).tolist()
+    """Return the measures of ids [seeds, N, L]; reference: they are the true continuations."""
+    seed, flat = plan.seed, ids.reshape(-1, ids.shape[-1]).tolist()
     words = [text.tokenizer.decode(row) for row in flat]
-    found = {
+    figures = {
         "distinct_2": diversity.distinct(flat, 2, seed=seed),
         "entropy_2": diversity.entropy(flat[: len(true)], 2, seed=seed),
         "zipf": diversity.zipf(flat[: len(true)], seed=seed),
         "coverage": diversity.coverage(
             flat[: len(true)], set(true.reshape(-1).tolist()), seed=seed
         ),
-        "copied_8": diversity.copied(flat, text.train.tokens, 8, seed=seed),
+        "copied_8": diversity.copied_share(flat, text.train.tokens, 8, seed=seed),
         "rep_16": stability.rep(flat, 16, seed=seed),
         "seq_rep_4": stability.seq_rep(flat, 4, seed=seed),
         "loops": stability.loops(flat, seed=seed),
     }
-    found |= quality.installed(
+    figures |= quality.compute_installed(
         {"self_bleu": lambda: diversity.self_bleu(words[: len(true)], seed=seed)}
     )
     if reference:
-        return found
-    pairs = [diversity.distinct_counts(rows.tolist(), 2) for rows in made]
+        return figures
+    pairs = [diversity.distinct_counts(rows.tolist(), 2) for rows in ids]
     above, below = (np.stack(side) for side in zip(*pairs, strict=True))
-    found["seed_spread"] = stability.spread(above, below, seed=seed)
-    return found | beside(words, [text.tokenizer.decode(row) for row in true.tolist()], text, plan)
+    figures["seed_spread"] = stability.spread(above, below, seed=seed)
+    references = [text.tokenizer.decode(row) for row in true.tolist()]
+    return figures | compare(words, references, text, plan)
 
 
-def beside(words: list[str], references: list[str], text: Text, plan: Plan) -> Figures:
-    """Return how near texts [seeds * N] come to the true continuations [N] of their prompts."""
+def compare(words: list[str], references: list[str], text: Text, plan: Plan) -> Figures:
+    """Return the similarity of texts [seeds * N] to the true continuations [N] of their prompts."""
     seed = plan.seed
     every = references * (len(words) // len(references))
-    kept = [i for i, reference in enumerate(every) if reference.strip()]
-    ours, theirs = [words[i] for i in kept], [every[i] for i in kept]
-    if not kept:
+    rows = [i for i, reference in enumerate(every) if reference.strip()]
+    ours, theirs = [words[i] for i in rows], [every[i] for i in rows]
+    if not rows:
         return dict.fromkeys(COMPARED, NOTHING)
-    found = quality.installed(
+    figures = quality.compute_installed(
         {
             "bleu": lambda: quality.overlap("bleu", ours, theirs, seed=seed)[0],
             "chrf": lambda: quality.overlap("chrf", ours, theirs, seed=seed)[0],
@@ -198,67 +199,67 @@ def beside(words: list[str], references: list[str], text: Text, plan: Plan) -> F
             "meteor": lambda: quality.meteor(ours, theirs, seed=seed),
         }
     )
-    said = [i for i, made in enumerate(ours) if made]  # a model has no vector for no text
-    pairs = [ours[i] for i in said], [theirs[i] for i in said]
+    nonempty = [i for i, words in enumerate(ours) if words]  # an empty text has no vector
+    pairs = [ours[i] for i in nonempty], [theirs[i] for i in nonempty]
     true = [reference for reference in references if reference.strip()]
-    found |= {"similarity": NOTHING, "mauve": NOTHING}
-    if said:
-        found["similarity"] = quality.similarity(text.embed, *pairs, seed=seed)
-    if min(len(said), len(true)) > 1:
-        found["mauve"] = mauve.mauve(text.embed(pairs[0]), text.embed(true), seed=seed)
-    return found
+    figures |= {"similarity": NOTHING, "mauve": NOTHING}
+    if nonempty:
+        figures["similarity"] = quality.similarity(text.embed, *pairs, seed=seed)
+    if min(len(nonempty), len(true)) > 1:
+        figures["mauve"] = mauve.mauve(text.embed(pairs[0]), text.embed(true), seed=seed)
+    return figures
 
 
 def sensitivity(generator: Generator, text: Text, plan: Plan, prompts: np.ndarray) -> Figures:
-    """Return what a shorter prompt, and params in bfloat16, do to the next token."""
-    known = text.tokenizer.vocab_size
+    """Return the change of the next token with a shorter prompt, and with params in bfloat16."""
+    vocab_size = text.tokenizer.vocab_size
 
     def following(params: Any, prompt: Any) -> Any:
         lengths = jnp.full(prompt.shape[0], prompt.shape[1], jnp.int32)
         first, cache = generator.prefill(params, prompt, lengths, prompt.shape[1] + 1)
-        return jax.nn.softmax(generator.step(params)(first, cache)[0][:, :known])
+        return jax.nn.softmax(generator.step(params)(first, cache)[0][:, :vocab_size])
 
     def rounded(leaf: Any) -> Any:
         return leaf.astype(jnp.bfloat16).astype(leaf.dtype) if leaf.dtype == jnp.float32 else leaf
 
     run = jax.jit(following)
-    whole = np.asarray(run(generator.params, prompts))
+    full = np.asarray(run(generator.params, prompts))
     shorter = np.asarray(run(generator.params, prompts[:, 1:]))
     coarse = np.asarray(run(jax.tree.map(rounded, generator.params), prompts))
     return {
-        "prompt_change": stability.variation(whole, shorter, seed=plan.seed),
-        "precision_change": stability.variation(whole, coarse, seed=plan.seed),
+        "prompt_change": stability.variation(full, shorter, seed=plan.seed),
+        "precision_change": stability.variation(full, coarse, seed=plan.seed),
     }
 
 
 def timing(generator: Generator, text: Text, plan: Plan, prompts: np.ndarray) -> Figures:
     """Return latencies, throughput, compile time and memory."""
-    known, found = text.tokenizer.vocab_size, {}
+    vocab_size, figures = text.tokenizer.vocab_size, {}
     for rows in (1, WIDE):
         prompt = jnp.asarray(np.resize(prompts, (rows, prompts.shape[1])))
         inputs = (generator.params, prompt, request_keys(plan.seed, rows))
-        whole = decoder(generator, plan, known, plan.new_tokens)
-        program, compiling, held = speed.compiled(whole, *inputs)
-        taken = speed.seconds(partial(program, *inputs), 5)
-        rate = rows * plan.new_tokens / taken
-        found[f"tokens_per_second_{rows}"] = bootstrap.mean(rate, seed=plan.seed)
+        decode_all = decoder(generator, plan, vocab_size, plan.new_tokens)
+        program, compiling, held = speed.compile_timed(decode_all, *inputs)
+        durations = speed.seconds(partial(program, *inputs), 5)
+        rate = rows * plan.new_tokens / durations
+        figures[f"tokens_per_second_{rows}"] = bootstrap.mean(rate, seed=plan.seed)
         if rows == 1:
-            found["compile_seconds"] = Estimate(compiling, None, None)
-            short, _, _ = speed.compiled(decoder(generator, plan, known, 1), *inputs)
+            figures["compile_seconds"] = Estimate(compiling, None, None)
+            short, _, _ = speed.compile_timed(decoder(generator, plan, vocab_size, 1), *inputs)
             first = 1000 * speed.seconds(partial(short, *inputs), STEPS)
-            found["first_token_ms"] = bootstrap.mean(first, seed=plan.seed)
-            found |= _steps(generator, prompt, plan)
+            figures["first_token_ms"] = bootstrap.mean(first, seed=plan.seed)
+            figures |= _steps(generator, prompt, plan)
             continue
         if held is not None:
-            found["memory_mib"] = Estimate(held / 2**20, None, None)
-        found["token_joules"] = _joules(partial(program, *inputs), rows * plan.new_tokens, plan)
-    return found
+            figures["memory_mib"] = Estimate(held / 2**20, None, None)
+        figures["token_joules"] = _joules(partial(program, *inputs), rows * plan.new_tokens, plan)
+    return figures
 
 
 def _joules(run: Callable[[], Any], tokens: int, plan: Plan) -> Estimate:
-    """Return joules per token of some calls, NOTHING where the platform does not tell."""
-    taken = [energy.joules(lambda: jax.block_until_ready(run())) for _ in range(5)]
-    each = [joules / tokens for joules in taken if joules is not None]
+    """Return joules per token; NOTHING where the platform does not report energy."""
+    samples = [energy.joules(lambda: jax.block_until_ready(run())) for _ in range(5)]
+    each = [joules / tokens for joules in samples if joules is not None]
     return bootstrap.mean(each, seed=plan.seed)
 
 
@@ -270,24 +271,24 @@ def _steps(generator: Generator, prompt: Any, plan: Plan) -> Figures:
     first, cache = reading(generator.params, prompt, lengths, capacity)
     stepping = jax.jit(lambda params, token, cache: generator.step(params)(token, cache))
     run = partial(stepping, generator.params, first, cache)
-    taken = 1000 * speed.seconds(run, STEPS)
+    durations = 1000 * speed.seconds(run, STEPS)
     return {
         f"token_ms_p{q}": bootstrap.interval(
-            lambda x, q=q: np.percentile(x, q, axis=-1), taken, seed=plan.seed
+            lambda x, q=q: np.percentile(x, q, axis=-1), durations, seed=plan.seed
         )
         for q in (50, 95, 99)
     }
 
 
-def measured(
+def measure(
     generator: Generator, text: Text, plan: Plan, prompts: np.ndarray, true: np.ndarray
 ) -> tuple[Figures, np.ndarray]:
     """Return (every figure of one generator, its continuations of the first seed)."""
-    made, figures = generated(generator, text, plan, prompts)
+    continuations, figures = generate(generator, text, plan, prompts)
     figures |= likelihoods(generator, text, plan)
-    figures |= of_texts(made, true, text, plan, reference=False)
+    figures |= measure_texts(continuations, true, text, plan, reference=False)
     figures |= sensitivity(generator, text, plan, prompts)
     figures |= timing(generator, text, plan, prompts)
     took = generator.train_seconds
     figures["train_seconds"] = NOTHING if took is None else Estimate(took, None, None)
-    return figures, made[0]
+    return figures, continuations[0]

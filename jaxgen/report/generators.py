@@ -1,4 +1,4 @@
-"""Generators behind one door: whatever they are, they are read, scored and decoded alike."""
+"""One interface for all generators: prefill, step and logits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jaxgen.text.generate import prefill
 from jaxgen.text.model_steps import model_step
 from jaxgen.tokens import Tokenizer
 
-ORDER = 5  # of the n-gram that everyone means by "the n-gram"
+ORDER = 5  # of the n-gram
 STATES = 64
 ROUNDS = 15
 PRIOR = 0.01
@@ -41,7 +41,7 @@ WIDTH = 128  # of the rows that such a batch holds; longer rows are fewer
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a traditional generator learns from: a shard, for rows of `context` tokens."""
+    """Training data of a baseline: a shard, and the context of its rows."""
 
     shard: data.TokenShard
     tokenizer: Tokenizer
@@ -68,7 +68,7 @@ class Generator:
 
     @property
     def parameters(self) -> int:
-        """Return how many numbers it is made of."""
+        """Return the number of parameters."""
         return tree.count(self.params)
 
 
@@ -76,8 +76,8 @@ def transformer(name: str, config: ModelConfig, params: Any) -> Generator:
     """Return a decoder of ours as a generator."""
 
     def logits(params: Any, batch: dict[str, Any]) -> Any:
-        seen = {name: batch[name] for name in ("segments", "positions")}
-        return api.apply(params, config, batch["tokens"], **seen).logits
+        options = {name: batch[name] for name in ("segments", "positions")}
+        return api.apply(params, config, batch["tokens"], **options).logits
 
     return Generator(
         name=name,
@@ -91,11 +91,11 @@ def transformer(name: str, config: ModelConfig, params: Any) -> Generator:
 
 
 def baseline(kind: str, lesson: Lesson) -> Generator:
-    """Return a generator of BASELINES, trained on the spot."""
+    """Train a generator of BASELINES."""
     begin = time.perf_counter()
-    made = BASELINES[kind](lesson)
+    generator = BASELINES[kind](lesson)
     took = time.perf_counter() - begin
-    return Generator(**{**vars(made), "train_seconds": took})
+    return Generator(**{**vars(generator), "train_seconds": took})
 
 
 def _ngram(lesson: Lesson) -> Generator:
@@ -112,7 +112,7 @@ def _ngram(lesson: Lesson) -> Generator:
         params=params,
         prefill=lambda params, prompt, lengths, _: ngram.prefill(params, config, prompt, lengths),
         step=lambda params: ngram.step(params, config),
-        logits=partial(_through_steps, lambda params: ngram.step(params, config), start),
+        logits=partial(_logits_of_steps, lambda params: ngram.step(params, config), start),
         context=None,
     )
 
@@ -141,7 +141,7 @@ def _hmm(lesson: Lesson) -> Generator:
         params=params,
         prefill=lambda params, prompt, lengths, _: hmm.prefill(params, prompt, lengths),
         step=hmm.step,
-        logits=partial(_through_steps, hmm.step, partial(hmm.start, params)),
+        logits=partial(_logits_of_steps, hmm.step, partial(hmm.start, params)),
         context=None,
     )
 
@@ -157,7 +157,7 @@ def _template(lesson: Lesson) -> Generator:
         order=2,
         begin=tokenizer.special.bos,
     )
-    found = template.train(config, shard.tokens, shard.offsets, sentence_ends(tokenizer))
+    trained = template.train(config, shard.tokens, shard.offsets, sentence_ends(tokenizer))
     # A row of held-out text begins in mid-document, so outside the tree.
     begin = template.Cache(jnp.full(1, -1, jnp.int32), jnp.full((1, 1), -1, jnp.int32))
 
@@ -167,12 +167,12 @@ def _template(lesson: Lesson) -> Generator:
     return Generator(
         name="template",
         about=f"sentence frames with slots over a {config.order}-gram",
-        params=jax.tree.map(jnp.asarray, found),
+        params=jax.tree.map(jnp.asarray, trained),
         prefill=lambda params, prompt, lengths, _: template.prefill(
             params, config, prompt, lengths
         ),
         step=lambda params: template.step(params, config),
-        logits=partial(_through_steps, lambda params: template.step(params, config), start),
+        logits=partial(_logits_of_steps, lambda params: template.step(params, config), start),
         context=None,
     )
 
@@ -195,7 +195,7 @@ def _maxent(lesson: Lesson) -> Generator:
     pieces = [tokenizer.decode([i]) for i in range(size)]
     suffix_of = maxent.endings(pieces, SUFFIXES, length=3)
     params = maxent.init(config, shard.tokens, suffix_of)
-    # A small text has smaller batches, so that there are hundreds of steps all the same.
+    # A small text has smaller batches, for hundreds of steps at least.
     batch = min(max(len(shard.tokens) // 256, 16), 1024)
     fit = Fit(method="adagrad", rounds=ROUNDS_OF_MAXENT, l2=L2, rate=RATE, batch=batch)
     params, _ = maxent.train(config, params, shard.tokens, shard.offsets, fit, begin=begin)
@@ -206,7 +206,7 @@ def _maxent(lesson: Lesson) -> Generator:
         prefill=lambda params, prompt, lengths, _: maxent.prefill(config, prompt, lengths),
         step=lambda params: maxent.step(params, config),
         logits=partial(
-            _through_steps,
+            _logits_of_steps,
             lambda params: maxent.step(params, config),
             partial(maxent.start, config),
         ),
@@ -235,7 +235,7 @@ def _vae(lesson: Lesson) -> Generator:
 
     def logits(params: Any, batch: dict[str, Any]) -> Any:
         begin = partial(mixture.start, params["vae"], config, params["latents"], capacity=width)
-        return _through_steps(step, begin, params, batch)
+        return _logits_of_steps(step, begin, params, batch)
 
     def step(params: Any) -> Any:
         return mixture.step(params["vae"], config)
@@ -262,18 +262,18 @@ BASELINES: dict[str, Callable[..., Generator]] = {
 }
 
 
-def check(kinds: Sequence[str]) -> None:
-    """Raise ConfigError for a baseline that there is not."""
+def check_baselines(kinds: Sequence[str]) -> None:
+    """Raise ConfigError for an unknown baseline."""
     for kind in kinds:
         if kind not in BASELINES:
-            known = ", ".join(BASELINES)
+            choices = ", ".join(BASELINES)
             raise ConfigError(
-                f"--baselines: {kind!r} is unknown{nearest(kind, BASELINES)}; there are {known}"
+                f"--baselines: {kind!r} is unknown{nearest(kind, BASELINES)}; there are {choices}"
             )
 
 
-def _through_steps(step: Any, start: Any, params: Any, batch: dict[str, Any]) -> Any:
-    """Return the logits [B, T, V] that a decoding step gives along the rows of a batch."""
+def _logits_of_steps(step: Any, start: Any, params: Any, batch: dict[str, Any]) -> Any:
+    """Return the logits [B, T, V] of a batch by running a decoding step over its rows."""
     run = step(params)
 
     def more(cache, tokens):
@@ -285,13 +285,13 @@ def _through_steps(step: Any, start: Any, params: Any, batch: dict[str, Any]) ->
 
 
 def read_rows(
-    generator: Generator, batch: dict[str, Any], known: int
+    generator: Generator, batch: dict[str, Any], vocab_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (log probability of each target, of the likeliest id, whether they agree), [B, T].
 
-    known: ids of the tokenizer; rows of a table beyond it are no tokens.
+    vocab_size: of the tokenizer; logits beyond it are padding of the table.
     """
-    logits = generator.logits(generator.params, batch)[..., :known].astype(jnp.float32)
+    logits = generator.logits(generator.params, batch)[..., :vocab_size].astype(jnp.float32)
     logp = jax.nn.log_softmax(logits)
     own = jnp.take_along_axis(logp, batch["targets"][..., None], axis=-1)[..., 0]
     return own, logp.max(axis=-1), logp.argmax(axis=-1) == batch["targets"]

@@ -25,7 +25,7 @@ HELD_OUT = "held-out text"
 Say = Callable[[str], None]
 
 
-def make(
+def make_report(
     runs: Sequence[Path],
     baselines: Sequence[str],
     *,
@@ -41,19 +41,19 @@ def make(
     split. judge: the folder of any model, whose vectors similarity and MAUVE compare; None: the
     first run. Raises ConfigError for runs of other texts, or what loading a model raises.
     """
-    generators.check(baselines)
+    generators.check_baselines(baselines)
     say(f"reading {runs[0]}")
     judge = runs[0] if judge is None else judge
     text, digest = _text(runs[0], split, cache, judge)
-    plan = _fitting(plan, text.context)
+    _check_fits(plan, text.context)
     prompts, true = collect.windows(text, plan)
-    figures = {HELD_OUT: collect.of_texts(true[None], true, text, plan, reference=True)}
+    figures = {HELD_OUT: collect.measure_texts(true[None], true, text, plan, reference=True)}
     about = {HELD_OUT: {"about": "the true continuations", "parameters": None}}
     texts = {HELD_OUT: true}
     for make_one in _makers(runs, baselines, text, plan, digest, cache):
         one = make_one()
         say(f"measuring {one.name}: {one.about}")
-        figures[one.name], texts[one.name] = collect.measured(one, text, plan, prompts, true)
+        figures[one.name], texts[one.name] = collect.measure(one, text, plan, prompts, true)
         about[one.name] = {"about": one.about, "parameters": one.parameters}
     return {
         "format": FORMAT,
@@ -69,27 +69,27 @@ def make(
         },
         "metrics": {m.key: m._asdict() for m in METRICS},
         "generators": {
-            name: about[name] | {"metrics": {k: e._asdict() for k, e in found.items()}}
-            for name, found in figures.items()
+            name: about[name] | {"metrics": {k: e._asdict() for k, e in estimates.items()}}
+            for name, estimates in figures.items()
         },
         "samples": _samples(text, prompts, texts),
         "environment": facts.environment(),
     }
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the report in a report.json, as `make` returned it.
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the report in a report.json, as `make_report` returned it.
 
     Raises BusyError for a file that can't be read, DataError for one that holds no report of ours.
     """
     with files.refusals(path):
         raw = path.read_bytes()
     try:
-        found = json.loads(raw)
-        if found["format"] > FORMAT:
-            raise DataError(f"{path} has format {found['format']}, which needs a newer jaxgen")
-        page.html(found)
-        return {key: found[key] for key in ("format", "schema", *SCHEMA)}
+        report = json.loads(raw)
+        if report["format"] > FORMAT:
+            raise DataError(f"{path} has format {report['format']}, which needs a newer jaxgen")
+        page.html(report)
+        return {key: report[key] for key in ("format", "schema", *SCHEMA)}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -98,12 +98,12 @@ def read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def write(found: dict[str, Any], folder: Path) -> tuple[Path, Path]:
+def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write report.json and report.html into a folder, which is made; return their paths."""
     with files.refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "report.json", found)
-    files.write(folder / "report.html", page.html(found))
+    files.write_json(folder / "report.json", report)
+    files.write(folder / "report.html", page.html(report))
     return folder / "report.json", folder / "report.html"
 
 
@@ -116,17 +116,16 @@ def _text(folder: Path, split: str, cache: Path, judge: Path) -> tuple[Text, str
     return Text(corpus.train, held, tokenizer, settings.model.context, embed), corpus.digest
 
 
-def _fitting(plan: Plan, context: int) -> Plan:
+def _check_fits(plan: Plan, context: int) -> None:
     if plan.prompt_tokens + plan.new_tokens > context:
         raise ConfigError(
             f"a prompt of {plan.prompt_tokens} and {plan.new_tokens} new tokens exceed "
             f"context={context}; ask for fewer with --max-new-tokens or --prompt-tokens"
         )
-    return plan
 
 
 def _makers(runs, baselines, text: Text, plan: Plan, digest: str, cache: Path):
-    """Return functions that make the generators, one at a time, so that memory is theirs."""
+    """Return functions that make the generators, to hold one at a time in memory."""
 
     def from_run(folder: Path):
         def make_one():

@@ -1,4 +1,4 @@
-"""What a report measures: the words of its tables and the schema of its JSON."""
+"""The metrics of a report: their titles, and the schema of its JSON."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
-    """A figure of the report: `key` in the JSON, and how people read it."""
+    """A figure of the report: its key in the JSON, title and description."""
 
     axis: str
     key: str
     title: str
     better: str  # "less", "more", "reference" (near the held-out text's own) or ""
     about: str
-    extra: str = ""  # of jaxgen, that brings the package it needs
+    extra: str = ""  # of jaxgen, with the package it needs
 
 
-def left_out(found: dict[str, Any]) -> str:
+def left_out(report: dict[str, Any]) -> str:
     """Return which metrics a report lacks, and which extra adds them; "" if it lacks none."""
     lacking: dict[str, list[str]] = {}
     for metric in METRICS:
         if metric.extra and not any(
-            metric.key in one["metrics"] for one in found["generators"].values()
+            metric.key in one["metrics"] for one in report["generators"].values()
         ):
             lacking.setdefault(metric.extra, []).append(metric.title)
     return "; ".join(

@@ -46,11 +46,11 @@ td:first-child{color:var(--soft)}
 """
 
 
-def html(found: dict[str, Any]) -> str:
+def html(report: dict[str, Any]) -> str:
     """Return the page of a report's JSON."""
-    names = list(found["generators"])
+    names = list(report["generators"])
     color = {name: str(COLORS[i % len(COLORS)]) for i, name in enumerate(names)}
-    text = found["text"]
+    text = report["text"]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
@@ -60,20 +60,20 @@ def html(found: dict[str, Any]) -> str:
         f"same {text['tokens']:,} tokens ({text['bytes']:,} bytes, {text['split']} split) that "
         f"none of them has seen. Bars are values, whiskers 95 % confidence intervals by "
         f"resampling; the best of each is bold.</p>",
-        _legend(found, color),
+        _legend(report, color),
     ]
     for axis in AXES:
-        cards = "".join(_card(found, m, color) for m in METRICS if m.axis == axis)
+        cards = "".join(_card(report, m, color) for m in METRICS if m.axis == axis)
         parts.append(
             f"<h2>{axis.capitalize()}</h2><p>{AXIS[axis]}</p><div class=grid>{cards}</div>"
         )
-    parts += [_samples(found, color), _facts(found), "</main></html>"]
+    parts += [_samples(report, color), _facts(report), "</main></html>"]
     return "\n".join(parts)
 
 
-def _legend(found: dict[str, Any], color: dict[str, str]) -> str:
+def _legend(report: dict[str, Any], color: dict[str, str]) -> str:
     rows = []
-    for name, one in found["generators"].items():
+    for name, one in report["generators"].items():
         count = one["parameters"]
         size = f", {count:,} numbers" if count else ""
         rows.append(
@@ -83,15 +83,15 @@ def _legend(found: dict[str, Any], color: dict[str, str]) -> str:
     return f"<div class=legend>{''.join(rows)}</div>"
 
 
-def _card(found: dict[str, Any], metric: Metric, color: dict[str, str]) -> str:
+def _card(report: dict[str, Any], metric: Metric, color: dict[str, str]) -> str:
     rows = [
         (name, one["metrics"][metric.key])
-        for name, one in found["generators"].items()
+        for name, one in report["generators"].items()
         if metric.key in one["metrics"] and one["metrics"][metric.key]["value"] is not None
     ]
     if not rows:
         return ""
-    winner = best(found, metric.key, metric.better)
+    winner = best(report, metric.key, metric.better)
     return (
         f"<div class=card><h3>{escape(metric.title)}<small>{MARK[metric.better]}</small></h3>"
         f"<p>{escape(metric.about)}</p>{_bars(rows, color, winner)}</div>"
@@ -128,13 +128,13 @@ def _bars(rows: list, color: dict[str, str], winner: str | None) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _samples(found: dict[str, Any], color: dict[str, str]) -> str:
+def _samples(report: dict[str, Any], color: dict[str, str]) -> str:
     parts = ["<h2>Texts</h2><p>The same beginnings, gone on from by each (first seed).</p>"]
-    for sample in found["samples"]:
+    for sample in report["samples"]:
         cells = "".join(
             f"<div><h3 style='color:{color[name]};font-size:14px;margin:0'>{escape(name)}</h3>"
-            f"<pre>{escape(made)}</pre></div>"
-            for name, made in sample["texts"].items()
+            f"<pre>{escape(continuation)}</pre></div>"
+            for name, continuation in sample["texts"].items()
         )
         parts.append(
             f"<div class='card sample'><pre class=prompt>{escape(sample['prompt'])} …</pre>"
@@ -143,10 +143,10 @@ def _samples(found: dict[str, Any], color: dict[str, str]) -> str:
     return "".join(parts)
 
 
-def _facts(found: dict[str, Any]) -> str:
-    rows = {**found["settings"], **{f"text: {k}": v for k, v in found["text"].items()}}
-    rows |= {f"machine: {k}": v for k, v in found["environment"].items()}
-    if absent := left_out(found):
+def _facts(report: dict[str, Any]) -> str:
+    rows = {**report["settings"], **{f"text: {k}": v for k, v in report["text"].items()}}
+    rows |= {f"machine: {k}": v for k, v in report["environment"].items()}
+    if absent := left_out(report):
         rows["left out"] = absent
     cells = "".join(f"<tr><td>{escape(str(k))}<td>{escape(str(v))}</tr>" for k, v in rows.items())
     return (

@@ -1,4 +1,4 @@
-"""The quickstart: all of the main job on the text that comes with Python."""
+"""The quickstart: training and generation on the text that comes with Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxgen.tokens import load as load_tokenizer
 def quickstart(
     folder: Path, assignments: Sequence[str], *, cache: Path, stop: StopRequest | None = None
 ) -> None:
-    """Train configs/quickstart.yaml in `folder` and say what came of it, beside a 5-gram.
+    """Train configs/quickstart.yaml in `folder` and print its validation beside a 5-gram's.
 
     stop: see `training.train`. Raises what that raises; a finished run is shown again.
     """

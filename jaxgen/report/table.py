@@ -13,7 +13,7 @@ from jaxgen.report.metrics import METRICS, Metric, left_out
 AXES = ("quality", "diversity", "stability", "speed")
 UNDEFINED = "-"
 GAP = 2  # spaces between columns
-HEADING = 14  # characters of a name that a column is made wide enough for; the rest is folded
+HEADING = 14  # characters of a name that fit without folding
 
 
 def show(number: float | None) -> str:
@@ -44,14 +44,14 @@ def half(estimate: dict[str, Any] | None) -> str:
     return f"{show(estimate['value'])} ±{show((estimate['high'] - estimate['low']) / 2)}"
 
 
-def best(found: dict[str, Any], key: str, better: str) -> str | None:
+def best(report: dict[str, Any], key: str, better: str) -> str | None:
     """Return the generator with the best value of a metric, None where none is defined."""
     values = {
         name: one["metrics"][key]["value"]
-        for name, one in found["generators"].items()
+        for name, one in report["generators"].items()
         if key in one["metrics"] and one["metrics"][key]["value"] is not None
     }
-    true = values.pop(next(iter(found["generators"])), None)  # people's text does not compete
+    true = values.pop(next(iter(report["generators"])), None)  # people's text does not compete
     if better == "reference":
         if true is None:
             return None
@@ -61,40 +61,40 @@ def best(found: dict[str, Any], key: str, better: str) -> str | None:
     return (min if better == "less" else max)(values, key=lambda name: values[name])
 
 
-def show_all(found: dict[str, Any], console: Console) -> None:
+def show_all(report: dict[str, Any], console: Console) -> None:
     """Print a table for each axis; the best value of a row is bold.
 
-    What no generator has a value of is left out. Where a table is wider than the console, intervals
-    become half their width, and columns go on in a table below: row names are never cut.
+    Metrics without a value are left out. In a table wider than the console, intervals become half
+    widths and columns continue in a table below; row names are never cut.
     """
     halved = False
     for axis in AXES:
-        metrics = [m for m in METRICS if m.axis == axis and _known(found, m)]
-        columns = _columns(found, metrics, cell)
+        metrics = [m for m in METRICS if m.axis == axis and _has_value(report, m)]
+        columns = _columns(report, metrics, cell)
         names = max((len(m.title) for m in metrics), default=0)
         blocks = _blocks(columns, console.width - names)
         if len(blocks) > 1:
-            halved, columns = True, _columns(found, metrics, half)
+            halved, columns = True, _columns(report, metrics, half)
             blocks = _blocks(columns, console.width - names)
         for block in blocks:
-            console.print(_table(found, metrics, {name: columns[name] for name in block}))
+            console.print(_table(report, metrics, {name: columns[name] for name in block}))
             console.print()
     if halved:
         console.print("± is half of the 95 % interval; a wider terminal shows its ends")
-    if absent := left_out(found):
+    if absent := left_out(report):
         console.print(Text(f"left out: {absent}"))
 
 
-def _known(found: dict[str, Any], metric: Metric) -> bool:
+def _has_value(report: dict[str, Any], metric: Metric) -> bool:
     return any(cell(one["metrics"].get(metric.key)) != UNDEFINED
-               for one in found["generators"].values())  # fmt: skip
+               for one in report["generators"].values())  # fmt: skip
 
 
-def _columns(found: dict[str, Any], metrics: list[Metric], form: Any) -> dict[str, list[str]]:
-    """Return generator -> cells, of the generators that have any value."""
+def _columns(report: dict[str, Any], metrics: list[Metric], form: Any) -> dict[str, list[str]]:
+    """Return generator -> cells, without generators that have no value."""
     columns = {
         name: [form(one["metrics"].get(metric.key)) for metric in metrics]
-        for name, one in found["generators"].items()
+        for name, one in report["generators"].items()
     }
     return {name: cells for name, cells in columns.items() if set(cells) != {UNDEFINED}}
 
@@ -113,7 +113,7 @@ def _blocks(columns: dict[str, list[str]], room: int) -> list[list[str]]:
     return blocks
 
 
-def _table(found: dict[str, Any], metrics: list[Metric], columns: dict[str, list[str]]) -> Table:
+def _table(report: dict[str, Any], metrics: list[Metric], columns: dict[str, list[str]]) -> Table:
     title = metrics[0].axis
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -121,7 +121,7 @@ def _table(found: dict[str, Any], metrics: list[Metric], columns: dict[str, list
         width = max(*map(len, cells), min(len(name), HEADING))
         table.add_column(Text(name), justify="right", overflow="fold", width=width)
     for metric, *cells in zip(metrics, *columns.values(), strict=True):
-        winner = best(found, metric.key, metric.better)
+        winner = best(report, metric.key, metric.better)
         bold = ["bold" if name == winner else "" for name in columns]
         table.add_row(metric.title, *map(Text, cells, bold))
     return table

@@ -78,7 +78,7 @@ class Profiled:
     def _finish(self) -> None:
         recording, self.recording = self.recording, None
         recording.__exit__(None, None, None)
-        place, found = take.read(self.folder, self.before)
+        place, found = take.read_profile(self.folder, self.before)
         first = self.begin + SKIPPED + 1
         self.say(
             f"profile of steps {first} to {first + STEPS - 1}, {found.seconds / STEPS:.4g} s each; "

@@ -21,7 +21,7 @@ from jaxgen.mesh import shards
 from jaxgen.mesh.explicit import auto_inside
 from jaxgen.mesh.place import platform
 from jaxgen.models import api
-from jaxgen.ops.losses import is_ignored, vocabulary_loss, weighted
+from jaxgen.ops.losses import is_ignored, scale_by_weights, vocabulary_loss
 
 Batch = Mapping[str, Any]  # arrays, or nested lists
 
@@ -130,7 +130,7 @@ def _loss(params, config, arrays, key, *, smoothing, z, chunk):
         chunk=chunk or fitting,
         dtype=config.compute_dtype,
     )
-    rows: Any = jnp.sum(weighted(nll, loud), axis=1)
+    rows: Any = jnp.sum(scale_by_weights(nll, loud), axis=1)
     return Loss(total, jnp.sum(jnp.abs(weights)), rows)
 
 

@@ -89,7 +89,7 @@ def test_weights_are_plain_or_rounded_and_nothing_else(generate, calls):
 def test_a_profile_is_of_the_same_texts_made_once_more(
     generate, calls, monkeypatch, tmp_path, more, kind
 ):
-    found = report.make([Ran("jit_f", "dot.1", "dot.1", 0.0, 2.0)], {})
+    found = report.summarize([Ran("jit_f", "dot.1", "dot.1", 0.0, 2.0)], {})
 
     def of(call, folder):
         calls.append(("traced", folder))

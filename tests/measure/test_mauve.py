@@ -49,7 +49,7 @@ def test_k_means_finds_plain_clusters_whatever_the_seed():
     which = rng.integers(0, 6, 200)
     points = CENTRES[which] + 0.05 * rng.normal(size=(200, 16))
     for seed in range(3):
-        found = mauve.clustered(points, 6, seed=seed)
+        found = mauve.kmeans(points, 6, seed=seed)
         table = np.zeros((6, 6))
         np.add.at(table, (which, found), 1)
         rows, columns = linear_sum_assignment(-table)

@@ -92,7 +92,7 @@ def test_diversity_by_hand():
     ranks = [[r] * (840 // r) for r in range(1, 9) if 840 % r == 0]
     assert diversity.zipf(ranks[:6], seed=0).value == pytest.approx(1)
     training = np.asarray([1, 2, 3, 4, 5, 6])
-    assert diversity.copied([[2, 3, 4, 9], [6, 5]], training, 2, seed=0).value == 2 / 4
+    assert diversity.copied_share([[2, 3, 4, 9], [6, 5]], training, 2, seed=0).value == 2 / 4
 
 
 def test_self_bleu_is_100_for_copies_and_undefined_for_one_text():
@@ -157,7 +157,7 @@ def test_empty_texts_give_values_or_none_never_nan():
     found = [
         *diversity.distinct(empty, 2, seed=0), *diversity.entropy(empty, 1, seed=0),
         *diversity.zipf(empty, seed=0), *diversity.coverage(empty, {1}, seed=0),
-        *diversity.copied(empty, np.arange(9), 2, seed=0), *stability.rep(empty, 4, seed=0),
+        *diversity.copied_share(empty, np.arange(9), 2, seed=0), *stability.rep(empty, 4, seed=0),
         *stability.seq_rep(empty, 4, seed=0), *stability.loops(empty, seed=0),
         *diversity.self_bleu(["", " "], seed=0),
     ]  # fmt: skip
@@ -221,7 +221,7 @@ OF_TEXTS = {
     "distinct": lambda texts: diversity.distinct(texts, 2, seed=0),
     "entropy": lambda texts: diversity.entropy(texts, 2, seed=0),
     "zipf": lambda texts: diversity.zipf(texts, seed=0),
-    "copied": lambda texts: diversity.copied(texts, np.asarray([1, 2, 3]), 2, seed=0),
+    "copied": lambda texts: diversity.copied_share(texts, np.asarray([1, 2, 3]), 2, seed=0),
     "rep": lambda texts: stability.rep(texts, 2, seed=0),
     "seq_rep": lambda texts: stability.seq_rep(texts, 2, seed=0),
     "coverage": lambda texts: diversity.coverage(texts, {1, 2}, seed=0),
@@ -250,7 +250,7 @@ def test_settings_and_numbers_without_a_meaning_are_refused():
     for call, part in (
         (lambda: diversity.distinct([[1, 2]], 0, seed=0), "n=0"),
         (lambda: diversity.entropy([[1, 2]], -1, seed=0), "n=-1"),
-        (lambda: diversity.copied([[1, 2]], np.asarray([1, 2]), 0, seed=0), "n=0"),
+        (lambda: diversity.copied_share([[1, 2]], np.asarray([1, 2]), 0, seed=0), "n=0"),
         (lambda: stability.rep([[1, 1]], 0, seed=0), "window=0"),
         (lambda: speed.seconds(lambda: None, 0), "repeats=0"),
         (lambda: mauve.mauve(np.eye(4), np.eye(4), seed=0, clusters=0), "clusters=0"),
@@ -269,9 +269,9 @@ def test_settings_and_numbers_without_a_meaning_are_refused():
         (lambda: stability.calibration_error(np.asarray([2.0]), one, seed=0), "confidence 2"),
         (lambda: stability.calibration_error(np.asarray([0.5, 0.1]), one, seed=0), "belong"),
         (lambda: stability.variation(np.ones((2, 3)), np.ones((1, 3)), seed=0), "belong"),
-        (lambda: stability.changed(np.asarray([1, 2]), np.asarray([1])), "can't be compared"),
-        (lambda: stability.changed(np.asarray([]), np.asarray([])), "can't be compared"),
-        (lambda: diversity.copied([[-1, 2]], np.asarray([1, 2]), 2, seed=0), "negative"),
+        (lambda: stability.changed_share(np.asarray([1, 2]), np.asarray([1])), "can't be compared"),
+        (lambda: stability.changed_share(np.asarray([]), np.asarray([])), "can't be compared"),
+        (lambda: diversity.copied_share([[-1, 2]], np.asarray([1, 2]), 2, seed=0), "negative"),
         (lambda: quality.similarity(lambda x: np.full((1, 2), np.nan), ["a"], ["b"], seed=0),
          "not finite"),
         (lambda: quality.similarity(lambda x: np.ones((2, 2)), ["a"], ["b"], seed=0), "1 texts"),

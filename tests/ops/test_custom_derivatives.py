@@ -125,10 +125,10 @@ TWINS = {
             "silu": lambda x: x / (1 + jnp.exp(-x)),
         }.items()
     ],
-    "ops/losses.py:_picked": [
+    "ops/losses.py:_target_logits": [
         twins(
             "a logit of each row",
-            lambda x: losses._picked(x, TARGETS),
+            lambda x: losses._target_logits(x, TARGETS),
             lambda x: jnp.sum(x * jax.nn.one_hot(TARGETS, V, dtype=x.dtype), axis=-1),
             array(B, T, V),
         )

@@ -12,7 +12,7 @@ import pytest
 
 from jaxgen.ops import contract as contracting
 from jaxgen.ops import gates, norms
-from jaxgen.ops.contract import contract, product, shifted
+from jaxgen.ops.contract import add_bias, contract, product
 from jaxgen.ops.cpu.matmul import FEW
 from jaxgen.ops.cpu.transposed_weight import TransposedWeight
 from jaxgen.ops.gates import ACTIVATIONS
@@ -208,10 +208,10 @@ def test_gradients_of_products_in_bfloat16_multiply_bfloat16(equation):
 
 def test_a_bias_s_gradient_is_summed_in_float32():
     y, bias = jnp.zeros((3, 1367, 2), jnp.bfloat16), jnp.asarray([1.0, 2.0])
-    grad = jax.grad(lambda bias: jnp.sum(shifted(y, bias).astype(jnp.float32)))(bias)
+    grad = jax.grad(lambda bias: jnp.sum(add_bias(y, bias).astype(jnp.float32)))(bias)
     np.testing.assert_array_equal(grad, 3 * 1367)  # bfloat16 has 4096 and 4112 there
-    np.testing.assert_array_equal(shifted(y, bias), jnp.broadcast_to(bias, y.shape))
-    assert shifted(y, bias).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(add_bias(y, bias), jnp.broadcast_to(bias, y.shape))
+    assert add_bias(y, bias).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import jaxgen
 from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import differences
-from jaxgen.nn.stack import place
+from jaxgen.nn.stack import layer_path
 from jaxgen.pretrained import generation_config
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.text import tasks
@@ -69,7 +69,7 @@ def run(config, params):
     )
     found = []
     for layer in range(config.layers):
-        home, index = place(config, layer)
+        home, index = layer_path(config, layer)
         tap = out.taps[f"{home}/out"]
         found.append(tap if index is None else tap[index])
     return np.asarray(out.logits), np.stack([*found[:-1], out.hidden])

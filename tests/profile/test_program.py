@@ -143,7 +143,7 @@ ENTRY %main (a: f32[100,100]) -> f32[100,100] {
     ran = [Ran("jit_f", "dot.1", "dot.1", 0.0, 4.0), Ran("jit_f", "add.1", "add.1", 4.0, 5.0)]
     ran += [Ran("jit_f", "dot.1", "dot.1", 5.0, 9.0), Ran("jit_f", "lost", "lost", 9.5, 10.0)]
     rates = {"bandwidth": 240_000.0, "f32": 1e6}
-    found = report.make(ran, {"jit_f": program.parse(text)}, rates.__getitem__)
+    found = report.summarize(ran, {"jit_f": program.parse(text)}, rates.__getitem__)
     rows = {row.name: row for row in found.rows}
     assert (found.seconds, found.idle, found.others) == (10.0, pytest.approx(0.05), 0)
     # 2 MFLOP at 1 MFLOP/s in 4 s; 3 x 40 kB at 240 kB/s in 1 s.
@@ -165,7 +165,7 @@ ENTRY %main (p: s32[], a: f32[4]) -> f32[4] {
 }
 """
     ran = [Ran("m", "cond.3.clone", "k", 0.0, 10.0), Ran("m", "sine.1", "k", 1.0, 8.0)]
-    found = report.make(ran, {"m": program.parse(text)}, lambda what: 1e9)
+    found = report.summarize(ran, {"m": program.parse(text)}, lambda what: 1e9)
     assert [(row.name, row.seconds) for row in found.rows] == [
         ("sine.1", 7.0),
         ("cond.3.clone", 3.0),
@@ -175,11 +175,11 @@ ENTRY %main (p: s32[], a: f32[4]) -> f32[4] {
 
 def test_the_costliest_ten_come_first_and_the_rest_is_one_line():
     ran = [Ran("m", f"op.{n}", "k", 20.0 * n, 20.0 * n + n + 1) for n in range(13)]
-    found = report.make(ran, {})
+    found = report.summarize(ran, {})
     assert [row.name for row in found.rows] == [f"op.{n}" for n in range(12, 2, -1)]
     assert found.others == 3 and found.rest == pytest.approx(6 / found.seconds)
     with pytest.raises(BusyError, match="no operation"):
-        report.make([], {})
+        report.summarize([], {})
 
 
 @pytest.mark.parametrize(

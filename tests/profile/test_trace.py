@@ -38,7 +38,7 @@ def plane(name, **lines):
 
 def read(*planes):
     serialized = ProfileData.text_proto_to_serialized_xspace(" ".join(planes))
-    return trace.read(ProfileData.from_serialized_xspace(serialized))
+    return trace.read_operations(ProfileData.from_serialized_xspace(serialized))
 
 
 def of(name, **more):

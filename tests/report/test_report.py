@@ -143,7 +143,7 @@ def test_tables_keep_names_and_figures_whole_at_every_width(found, capsys, monke
 
 def test_a_report_is_printed_and_written_again_without_measuring(found, home, capsys, monkeypatch):
     capsys.readouterr()
-    monkeypatch.setattr(make, "make", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(make, "make_report", lambda *_, **__: pytest.fail("measured again"))
     Path("made/report.html").unlink()
     assert app.main(["report", "--from", "made/report.json"]) == 0
     shown = capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_what_an_extra_would_add_is_left_out_and_named_once(found, home, capsys,
     ).valid
     embed = lambda texts: np.ones((len(texts), 2))  # noqa: E731
     text = collect.Text(shard, shard, load_tokenizer(Path("run/tokenizer")), 24, embed)
-    made = collect.beside(["a b", "c d"], ["a b", "c e"], text, collect.Plan())
+    made = collect.compare(["a b", "c d"], ["a b", "c e"], text, collect.Plan())
     assert set(made) == {"meteor", "similarity", "mauve"}
     generators = {
         name: one | {"metrics": {k: e for k, e in one["metrics"].items() if k != "bleu"}}

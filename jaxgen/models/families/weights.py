@@ -13,7 +13,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models import api
 from jaxgen.models.families.family import Family, Row
-from jaxgen.nn.stack import STACK_AXIS, place
+from jaxgen.nn.stack import STACK_AXIS, layer_path
 
 ONE = "1"  # in a layout: an axis of size 1 that ours lack
 
@@ -80,7 +80,7 @@ def _body(family: Family, config: ModelConfig):
     for row in family.rows:
         yield row.theirs, row, "", None
     for layer in range(config.layers):
-        home, index = place(config, layer)
+        home, index = layer_path(config, layer)
         for row in family.layer_rows:
             yield family.layer.format(layer) + row.theirs, row, f"{home}/", index
     # An encoder of an encoder-decoder has layers of one kind.
@@ -96,7 +96,7 @@ def _encoder(family: Family, config: ModelConfig):
             ours = tuple(path.removeprefix("encoder/") for path in row.ours)
             yield row.theirs, row._replace(ours=ours), "", None
     for layer in range(config.layers):
-        home, index = place(config, layer)
+        home, index = layer_path(config, layer)
         for row in family.encoder_rows:
             yield family.encoder.format(layer) + row.theirs, row, f"{home}/", index
 

@@ -22,8 +22,8 @@ def supports(args: AttentionArgs) -> bool:
     plain = args.cap is None and args.bias is None and args.drop is None
     even = T % 2 == 0 and S % 2 == 0 and H % 8 == 0 and H <= WIDEST
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
-    whole = queries == 1 and B % rows == 0 and N % heads == 0 and K % heads == 0
-    return plain and even and whole and args.q.dtype in HALVES
+    divisible = queries == 1 and B % rows == 0 and N % heads == 0 and K % heads == 0
+    return plain and even and divisible and args.q.dtype in HALVES
 
 
 def attend(args: AttentionArgs) -> jax.Array:

@@ -29,8 +29,8 @@ def supports(args: AttentionArgs) -> bool:
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
     if queries > 1 and args.mask.direction == "both" and args.mask.window is None:
         return False  # JAX cannot cut the table of a mask that hides nothing
-    whole = B % rows == 0 and N % heads == 0 and K % heads == 0
-    return whole and T % (queries * LANES) == 0 and S % LANES == 0
+    divisible = B % rows == 0 and N % heads == 0 and K % heads == 0
+    return divisible and T % (queries * LANES) == 0 and S % LANES == 0
 
 
 def attend(args: AttentionArgs) -> jax.Array:

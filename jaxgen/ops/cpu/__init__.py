@@ -1,4 +1,4 @@
-"""What exists only because of XLA:CPU, each beside the plain form that other platforms run.
+"""Workarounds for XLA:CPU, each with the plain twin that other platforms run.
 
 `enabled(name)` says, while a program is traced, whether it takes the fast form of that name:
 on a CPU, unless it is `disabled`. `benchmarks/cpu_twins.py` measures what each one gains.
@@ -37,7 +37,7 @@ def enabled(twin: str, platform: str | None = None) -> bool:
 
     Args:
         twin: one of `TWINS`.
-        platform: "cpu", "gpu" or "tpu"; None: what the traced code will run on.
+        platform: "cpu", "gpu" or "tpu"; None: that of the traced code.
     """
     assert twin in TWINS, twin
     return twin not in _disabled.value and (platform or place.platform()) == "cpu"

@@ -8,21 +8,21 @@ from functools import cache
 
 from jaxgen.ops.cpu import TWINS, enabled
 
-# The numbers of malloc.h, and what glibc is told.
+# Parameters of mallopt (malloc.h), and their values.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 NEVER, NONE, ONE = -1, 0, 1
 COMPILED, LONG = "/jax/core/compile/backend_compile_duration", 1.0  # JAX's event; seconds
 
 
 def tune() -> tuple[str, ...]:
-    """Tell the C library to keep freed memory for reuse; return what was told, in words.
+    """Make glibc keep freed memory for reuse; return a description of the change.
 
     XLA on a CPU allocates its temporaries anew for each call. By default glibc maps allocations of
-    that size from the system and gives them back after, so that every page of every training step
-    is faulted in and zeroed again: a fifth of the time of a step. Memory then stays at its peak
-    until the process ends, or `give_back`, which a long compilation calls. Call it before the
-    first use of a device, for threads that exist already keep the arenas they have. Another C
-    library, or allocator, is left alone: ().
+    that size from the system and unmaps them, so that every page of every training step is faulted
+    in and zeroed again: a fifth of a step's time. Memory then stays at its peak until the process
+    ends or `give_back`, which runs after long compilations. Call it before the first use of a
+    device: threads that exist already keep their arenas. Returns () with any other C library or
+    allocator.
     """
     # Looking the platform up would start JAX.
     return _tune() if enabled("allocator", "cpu") else ()
@@ -33,14 +33,14 @@ def _tune() -> tuple[str, ...]:
     libc = _glibc()
     if libc is None:
         return ()
-    # One arena: only the first one can grow to any size, the others map what is large.
-    wanted = ((M_ARENA_MAX, ONE), (M_MMAP_MAX, NONE), (M_TRIM_THRESHOLD, NEVER))
-    if not all(libc.mallopt(option, value) for option, value in wanted):
+    # One arena: the first can grow to any size, others map large blocks.
+    options = ((M_ARENA_MAX, ONE), (M_MMAP_MAX, NONE), (M_TRIM_THRESHOLD, NEVER))
+    if not all(libc.mallopt(option, value) for option, value in options):
         return ()
     from jax import monitoring
 
     def compiled(event: str, duration_secs: float, **_: str | int) -> None:
-        # Free in pieces too small for a program's temporaries, which would come on top of it.
+        # It leaves free memory in pieces too small for a program's temporaries.
         if event == COMPILED and duration_secs > LONG:
             give_back()
 
@@ -49,7 +49,7 @@ def _tune() -> tuple[str, ...]:
 
 
 def give_back() -> None:
-    """Give what is free to the system after all: for a moment after which other work begins."""
+    """Return free memory to the system."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

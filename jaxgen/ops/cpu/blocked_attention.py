@@ -58,25 +58,25 @@ class Stretch(NamedTuple):
 
 
 def stretches(mask: AttentionMask, queries: int, keys: int) -> list[Stretch]:
-    """Return how the queries are cut, and which keys each part needs."""
+    """Return the blocks of queries, and the keys that each needs."""
     skips = mask.order == "running" and (mask.direction == "back" or mask.window is not None)
     wide = max(-(-queries // STRETCHES), NARROWEST if skips else WIDEST)
     rows = min(wide, WIDEST)
     wide = -(-wide // rows) * rows
-    found = []
+    blocks = []
     for begin in range(0, queries, wide):
         end = min(begin + wide, queries)
         # The last rows may be fewer than go at a time: they are a stretch of their own.
         even = begin + max((end - begin) // rows, 1) * rows if end - begin > rows else end
         for low, high in ((begin, even), (even, end)):
             if low < high:
-                first, last = _seen(mask, low, high, keys)
-                found.append(Stretch(low, high, min(rows, high - low), first, last))
-    return found
+                first, last = _visible_keys(mask, low, high, keys)
+                blocks.append(Stretch(low, high, min(rows, high - low), first, last))
+    return blocks
 
 
-def _seen(mask: AttentionMask, low: int, high: int, keys: int) -> tuple[int, int]:
-    """Return the span of keys that rows low to high may see, as far as positions are known here."""
+def _visible_keys(mask: AttentionMask, low: int, high: int, keys: int) -> tuple[int, int]:
+    """Return the span of keys that rows low to high may see, given running positions."""
     if mask.order != "running":
         return 0, keys
     reach = keys if mask.window is None else mask.window - 1
@@ -130,9 +130,9 @@ def _forward(plan, keep, q, k, v, mask, rng):
         probs = jnp.exp(scores - top)
         share = 1 / jnp.sum(probs, axis=-1, keepdims=True)
         values = v[:, :, stretch.first : stretch.last]
-        probs = _dropped(probs, keep, rng, (*q.shape, k.shape[2]), stretch, begin)
+        probs = _dropout(probs, keep, rng, (*q.shape, k.shape[2]), stretch, begin)
         out = _product(probs.astype(v.dtype), values, 3, 2) * share
-        return _apart(out.astype(v.dtype), q), _apart(top, q), _apart(share, q)
+        return _split_heads(out.astype(v.dtype), q), _split_heads(top, q), _split_heads(share, q)
 
     out, top, share = _over(plan, part, q)
     return out, (out, top, share)
@@ -140,10 +140,10 @@ def _forward(plan, keep, q, k, v, mask, rng):
 
 def _backward(plan, keep, args, saved, grad):
     (q, k, v, mask, rng), (out, top, share) = args, saved
-    dropped = partial(_dropped, keep=keep, rng=rng, sizes=(*q.shape, k.shape[2]))
+    dropped = partial(_dropout, keep=keep, rng=rng, sizes=(*q.shape, k.shape[2]))
     inner = jnp.sum(grad.astype(jnp.float32) * out, axis=-1, keepdims=True)
-    # XLA on a CPU has no fast product that sums over rows of both factors: the narrower of each
-    # pair, not the scores, is turned, once for the whole layer.
+    # XLA on a CPU has no fast matmul that sums over rows of both factors: the narrower of each
+    # pair, not the scores, is transposed, once per layer.
     turned_q, turned_grad = (jnp.moveaxis(x, -1, 2) for x in (q, grad))
 
     def part(stretch, begin):
@@ -158,12 +158,12 @@ def _backward(plan, keep, args, saved, grad):
         to_keys = _product(columns, slope, 3, 2)
         probs = dropped(probs, stretch=stretch, begin=begin)
         to_values = _product(grad_columns, probs.astype(v.dtype), 3, 2)
-        return (_apart(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
+        return (_split_heads(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
 
     B, K, S, H = k.shape
     zeros = jnp.zeros((B, K, H, S), jnp.float32), jnp.zeros((B, K, H, S), jnp.float32)
     (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros, q)
-    # Without the barrier XLA would turn one product back, where there is no sum of several.
+    # Without the barrier XLA would undo the transpose where there is one block, hence no sum.
     to_keys, to_values = (lax.optimization_barrier(x).swapaxes(2, 3) for x in (to_keys, to_values))
     same = (to_queries.astype(q.dtype), to_keys.astype(k.dtype), to_values.astype(v.dtype))
     return *same, None, None
@@ -183,13 +183,13 @@ def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any, q: Any) 
     q: anything that differs from layer to layer. Masks are alike in all layers, so that JAX would
     take them out of a scan over layers, and hold those of all rows at once: T^2 of them.
     """
-    found = []
+    outputs = []
     for stretch in plan:
 
         def body(sums, begin, stretch=stretch):
             out, more = part(stretch, begin)
-            seen = slice(stretch.first, stretch.last)
-            return tuple(s.at[..., seen].add(m) for s, m in zip(sums, more, strict=True)), out
+            keys = slice(stretch.first, stretch.last)
+            return tuple(s.at[..., keys].add(m) for s, m in zip(sums, more, strict=True)), out
 
         if stretch.end - stretch.begin == stretch.rows:
             sums, out = body(sums, stretch.begin)
@@ -198,14 +198,14 @@ def _over_and_sum(plan: tuple[Stretch, ...], part: Callable, sums: Any, q: Any) 
             begins, _ = lax.optimization_barrier((begins, q))
             sums, blocks = scan(body, sums, begins)
             # [blocks, B, K, G, rows, H] -> [B, K, G, T, H]
-            out = tuple(_joined(x) for x in blocks)
-        found.append(out)
-    return tuple(jnp.concatenate(x, axis=3) for x in zip(*found, strict=True)), sums
+            out = tuple(_concat_blocks(x) for x in blocks)
+        outputs.append(out)
+    return tuple(jnp.concatenate(x, axis=3) for x in zip(*outputs, strict=True)), sums
 
 
-def _joined(blocks: Any) -> Any:
-    moved = jnp.moveaxis(blocks, 0, 3)
-    return moved.reshape(*moved.shape[:3], -1, moved.shape[-1])
+def _concat_blocks(blocks: Any) -> Any:
+    blocks = jnp.moveaxis(blocks, 0, 3)
+    return blocks.reshape(*blocks.shape[:3], -1, blocks.shape[-1])
 
 
 def _rows(x: Any, begin: Any, stretch: Stretch) -> Any:
@@ -215,12 +215,12 @@ def _rows(x: Any, begin: Any, stretch: Stretch) -> Any:
 
 
 def _columns(x: Any, begin: Any, stretch: Stretch) -> Any:
-    """[B, K, X, G, T] -> [B, K, X, G * rows]: the same rows of what has them last."""
+    """[B, K, X, G, T] -> [B, K, X, G * rows]: the same for an array with rows last."""
     columns = lax.dynamic_slice_in_dim(x, begin, stretch.rows, axis=4)
     return columns.reshape(*x.shape[:3], -1)
 
 
-def _apart(rows: Any, q: Any) -> Any:
+def _split_heads(rows: Any, q: Any) -> Any:
     """The inverse: [B, K, G * rows, X] -> [B, K, G, rows, X]."""
     return rows.reshape(*q.shape[:3], -1, rows.shape[-1])
 
@@ -234,8 +234,8 @@ def _scores(rows: Any, keys: Any, mask: AttentionMask, stretch: Stretch, begin: 
     return jnp.where(allowed[:, None, None], split, HIDDEN).reshape(scores.shape)
 
 
-def _dropped(scores: Any, keep: float, rng: Any, sizes: Any, stretch: Stretch, begin: Any) -> Any:
-    """Return [B, K, G * rows, S] with what dropout takes zero and the rest scaled up.
+def _dropout(scores: Any, keep: float, rng: Any, sizes: Any, stretch: Stretch, begin: Any) -> Any:
+    """Return [B, K, G * rows, S] with dropped elements zero and the others scaled up.
 
     An element is drawn by its index in [B, K, G, T, S], as if all of them were there at once;
     sizes: those of q, then S.

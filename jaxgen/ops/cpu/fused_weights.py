@@ -55,7 +55,7 @@ class FusedSlice:
         y = y[..., self.begin : self.begin + prod(self.shape)]
         return y.reshape(*y.shape[:-1], *self.shape)
 
-    def unfused(self) -> Any:
+    def as_leaf(self) -> Any:
         """Return the weight as a leaf of its own."""
         return self.leaf.cut(self.begin, self.shape)
 

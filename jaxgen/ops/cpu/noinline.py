@@ -30,7 +30,7 @@ def noinline(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 @noinline
-def transposed(x: jax.Array) -> jax.Array:
+def transpose(x: jax.Array) -> jax.Array:
     """Return x^T as a copy in memory, made by one pass of its own.
 
     XLA on a CPU would fuse the transpose with the producer of x, or with a reshape after it, which
@@ -49,11 +49,11 @@ _rows_first.def_abstract_eval(lambda x: x)
 
 def _lower(ctx: mlir.LoweringRuleContext, x: Any) -> Any:
     about = ctx.module_context.lowering_parameters
-    form = (lambda x: x) if getattr(about, "for_export", False) else _laid
+    form = (lambda x: x) if getattr(about, "for_export", False) else _row_major
     return mlir.lower_fun(form, multiple_results=False)(ctx, x)
 
 
-def _laid(x: jax.Array) -> jax.Array:
+def _row_major(x: jax.Array) -> jax.Array:
     return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 

@@ -47,7 +47,7 @@ def gumbel(keys: UInt32[Array, "B 2"], count: int) -> Float[Array, "B count"]:
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
 def flat_index(
-    starts: tuple[Any, ...], shape: tuple[int, ...], whole: tuple[int, ...]
+    starts: tuple[Any, ...], shape: tuple[int, ...], full_shape: tuple[int, ...]
 ) -> UInt32[Array, "..."]:
     """Return the flat index, in an array of shape `whole`, of each element of a part of it.
 
@@ -56,7 +56,7 @@ def flat_index(
     flat = jnp.zeros((), jnp.uint32)
     for axis, start in enumerate(starts):
         along = jnp.asarray(start, jnp.uint32) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        flat = flat + along * jnp.uint32(prod(whole[axis + 1 :]))
+        flat = flat + along * jnp.uint32(prod(full_shape[axis + 1 :]))
     return flat
 
 
