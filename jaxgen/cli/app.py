@@ -75,7 +75,7 @@ VERBS = (
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (measure.measure, "measure", "TEXTS [--references FILE] [OPTIONS]"),
     (translate.translate, "translate", "RUN [TEXT ...] [OPTIONS]"),
-    (translate.translate, "summarize", "RUN [TEXT ...] [OPTIONS]"),
+    (translate.summarize, "summarize", "RUN [TEXT ...] [OPTIONS]"),
     (answer.answer, "answer", "RUN [QUESTION ...] --context TEXT [OPTIONS]"),
     (chat.chat, "chat", "RUN [MESSAGE ...] [OPTIONS]"),
     (classify.classify, "classify", "RUN [TEXT ...] [OPTIONS]"),

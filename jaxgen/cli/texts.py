@@ -26,6 +26,8 @@ Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or st
 Overflow = Literal["refuse", "cut"]
 Newlines = Literal["escape", "refuse"]
 Progress = Callable[[int, int], None]  # (texts done, of how many)
+# A model -> (the model to work with, "key=value" of what the folder adds).
+Prepare = Callable[["LoadedModel"], tuple["LoadedModel", list[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,11 @@ Read = Annotated[ReadJob, Parameter(name="*")]
 JOB, READ_JOB = Job(), ReadJob()
 
 
+def plain(model: LoadedModel) -> tuple[LoadedModel, list[str]]:
+    """Return the model as it is, and nothing to tell of it."""
+    return model, []
+
+
 def run(
     folder: str,
     inputs: Sequence[Any],
@@ -67,11 +74,12 @@ def run(
     work: Callable[[LoadedModel, Sequence[Any], Progress], list[Any]],
     show: Callable[[Any], str],
     settings: Generation | None = None,
+    prepare: Prepare = plain,
 ) -> None:
     """Open the model, do the work on all inputs, and print or write a line for each result.
 
     work: (model, inputs, progress) -> results. settings: those of a text that is generated; what
-    the folder adds to them is printed on standard error.
+    the folder adds to them is printed on standard error, after what `prepare` says that it adds.
     """
     home, step = paths.model(folder, job.step)
     target = None if job.output is None else Path(job.output)
@@ -82,9 +90,9 @@ def run(
     from jaxgen.text.loaded_model import open_model
 
     with exits.in_folder(home), flags.named():
-        model = open_model(home, step=step)
+        model, told = prepare(open_model(home, step=step))
         if settings is not None:
-            tell_defaults(settings, model.generation_config)
+            tell_defaults(settings, model.generation_config, told)
         with bar(f"{len(inputs)} texts") as progress:
             results = work(model, inputs, progress)
     if target is not None and target.suffix == ".jsonl":
@@ -120,6 +128,7 @@ def generate(
     job: Job,
     settings: Generation,
     work: Callable[[LoadedModel, Sequence[Any], Progress, bool], list[Any]],
+    prepare: Prepare = plain,
 ) -> None:
     """Run a task that generates: a line a text; several results of one are parted by tabs.
 
@@ -145,12 +154,15 @@ def generate(
             return result
         return "\t".join(text.replace("\t", "\\t") for text in result)
 
-    run(folder, inputs, job, describe, show, settings)
+    run(folder, inputs, job, describe, show, settings, prepare)
 
 
-def tell_defaults(settings: Generation, folder_config: GenerationConfig) -> None:
-    """Say on standard error what a folder's generation config adds to the settings of a request."""
+def tell_defaults(
+    settings: Generation, folder_config: GenerationConfig, more: Sequence[str] = ()
+) -> None:
+    """Say on standard error what a folder's config adds to the settings of a request, in a line."""
     from jaxgen.text import defaults
 
-    if added := defaults.describe(settings, folder_config):
-        print(f"the folder says: {added}", file=sys.stderr)
+    added = [*more, *filter(None, [defaults.describe(settings, folder_config)])]
+    if added:
+        print(f"the folder says: {', '.join(added)}", file=sys.stderr)

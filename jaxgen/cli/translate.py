@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
 from jaxgen.cli import flags, inputs, texts
 from jaxgen.text import tasks
+
+if TYPE_CHECKING:
+    from jaxgen.text.loaded_model import LoadedModel
+
+Task = Annotated[
+    str | None,
+    Parameter(help="of the folder's task_specific_params; default: the verb's, if there is one"),
+]
+Prefix = Annotated[
+    str | None, Parameter(help="what comes before each text; default: what the folder says")
+]
 
 
 def translate(
     run: texts.Folder,
     /,
     *text: texts.Texts,
+    task: Task = None,
+    prefix: Prefix = None,
     settings: flags.Settings = None,
     job: texts.Given = texts.JOB,
 ) -> None:
@@ -17,14 +35,39 @@ def translate(
 
     One text a line in, one a line out. Texts of about one length share a batch;
     a text's result does not depend on the others. What a folder's
-    generation_config.json asks for holds, unless an option says otherwise; where
-    neither says how, a search keeps 5 beams.
+    generation_config.json asks for holds, and what its config.json asks for the
+    task, unless an option says otherwise; where none says how, a search keeps 5
+    beams.
 
     For example:
         jaxgen translate runs/translate "A dog runs through the snow."
         jaxgen translate runs/translate --input test.en --output test.de --beams 4
-        jaxgen summarize runs/summarize_docstrings --input functions.txt
+        jaxgen translate downloads/t5-small "A dog." --task translation_en_to_de
     """
+    _rewrite("translation", run, text, task, prefix, settings, job)
+
+
+def summarize(
+    run: texts.Folder,
+    /,
+    *text: texts.Texts,
+    task: Task = None,
+    prefix: Prefix = None,
+    settings: flags.Settings = None,
+    job: texts.Given = texts.JOB,
+) -> None:
+    """Summarise texts with an encoder-decoder.
+
+    As `jaxgen translate`, for the task "summarization" of a folder's config.json.
+
+    For example:
+        jaxgen summarize runs/summarize_docstrings --input functions.txt
+        jaxgen summarize downloads/bart-large-cnn --input news.txt --max-length 60
+    """
+    _rewrite("summarization", run, text, task, prefix, settings, job)
+
+
+def _rewrite(verb: str, run, text, task, prefix, settings, job) -> None:
     wanted = flags.settings_of(settings)
 
     def work(model, sources, progress, detail):
@@ -32,9 +75,27 @@ def translate(
             model,
             sources,
             wanted,
+            prefix=prefix,
             batch=job.batch,
             progress=progress,
             detail=detail,
         )
 
-    texts.generate(run, inputs.texts(text, job.input), job, wanted, work)
+    def prepare(model: LoadedModel) -> tuple[LoadedModel, list[str]]:
+        told, chosen = [], task or _own_task(model, verb)
+        if chosen is not None:
+            model = tasks.for_task(model, chosen)
+            told.append(f"task={chosen}")
+        if model.generation_config.prefix and prefix is None:
+            told.append(f"prefix={model.generation_config.prefix!r}")
+        return model, told
+
+    texts.generate(run, inputs.texts(text, job.input), job, wanted, work, prepare)
+
+
+def _own_task(model: LoadedModel, verb: str) -> str | None:
+    """Return the folder's only task that the verb stands for; several are said, to choose one."""
+    known = [name for name in tasks.tasks_of(model) if name.startswith(verb)]
+    if len(known) > 1:
+        print(f"the folder knows {', '.join(known)}: choose one with --task", file=sys.stderr)
+    return known[0] if len(known) == 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,9 @@ def read_assets(folder: Path) -> ModelAssets:
 def copy_assets(folder: Path, run: Path) -> None:
     """Write generation config, chat template and pooling of a folder into a run."""
     folder, _ = run_and_step(folder)
-    write_generation_config(run, read_generation_config(folder)[0])
+    told = read_generation_config(folder)[0]
+    # A run reads its texts as they are: what another model wants before them is not its own.
+    write_generation_config(run, replace(told, prefix=None, task_specific_params=()))
     copy_pooling(folder, run)
     if has_chat_template(folder):
         write_chat_template(run, read_chat_template(folder))

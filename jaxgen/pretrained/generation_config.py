@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -113,7 +114,9 @@ class GenerationConfig:
     """The keys of generation_config.json; None, or nothing, where a folder leaves one open.
 
     forced_eos_token_id may name several ids, one of which then ends a text that is cut off.
-    labels: names of the classes, id2label of config.json. problem_type: what those classes are.
+    Of config.json: labels: names of the classes, its id2label. problem_type: what those classes
+    are. prefix: what comes before each text that is rewritten. task_specific_params: (task, JSON of
+    its keys) of each that it names; see `for_task`.
     """
 
     bos_token_id: int | None = _key(_id)
@@ -150,12 +153,15 @@ class GenerationConfig:
     diversity_penalty: float | None = _key(_number(0.0, off=0.0))
     length_penalty: float | None = _key(_number(-math.inf))
     early_stopping: bool | Literal["never"] | None = _key(_flag("never"))
+    renormalize_logits: bool | None = _key(lambda value: _flag()(value) or None)
     penalty_alpha: float | None = _key(_number(0.0, 1.0, off=0.0))
     dola_layers: Literal["low", "high"] | None = _key(_layers)
     guidance_scale: float | None = _key(_number(-math.inf, off=1.0))
     prompt_lookup_num_tokens: int | None = _key(_count(1))
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
+    prefix: str | None = None
+    task_specific_params: tuple[tuple[str, str], ...] = ()
 
     def describe(self) -> str:
         """Return what is asked of a search or a draw, in words; "" for nothing."""
@@ -169,12 +175,12 @@ class GenerationConfig:
 
 KEYS = {one.name: one for one in fields(GenerationConfig) if one.metadata}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # of config.json
-CLASSES = ("id2label", "problem_type")
+MODEL = ("id2label", "problem_type", "prefix", "task_specific_params")  # of config.json alone
 # Keys that would change a text, and are not followed here: they are named.
 UNSUPPORTED = frozenset(
     """
     assistant_early_exit constraints force_words_ids num_return_sequences remove_invalid_values
-    renormalize_logits sequence_bias token_healing watermarking_config
+    sequence_bias token_healing watermarking_config
     """.split()
 )
 OFF = {"num_return_sequences": 1}
@@ -216,25 +222,42 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
         keys = files.read_json(folder / CONFIG, WHAT, MAX_BYTES)
         if path.exists():
             # The old place of all this counts only for ids once there is the new one.
-            keys = {key: value for key, value in keys.items() if key in (*IDS, *CLASSES)}
+            keys = {key: value for key, value in keys.items() if key in (*IDS, *MODEL)}
     else:
         keys = _objective(folder / "config.yaml")
         if "id2label" in keys:
             newer.pop("problem_type", None)  # the classes that a run is trained for exclude others
     keys |= {key: value for key, value in newer.items() if value is not None}
     values, odd = _read(keys)
-    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, *CLASSES, "label2id"}
-    dropped = [key for key in keys if key in UNSUPPORTED or (key in newer and key not in known)]
+    return GenerationConfig(**values), (*_dropped(keys, newer), *odd)
+
+
+def for_task(config: GenerationConfig, task: str) -> tuple[GenerationConfig, tuple[str, ...]]:
+    """Return (what a folder says of one of its tasks, keys of the task that are not followed).
+
+    The keys of the task win, as in the pipelines of transformers 4.
+    """
+    keys = json.loads(dict(config.task_specific_params)[task])
+    about, general = to_hub(config)
+    own = {key: value for key, value in keys.items() if value is not None}
+    values, odd = _read(general | {"prefix": about.get("prefix")} | own)
+    return replace(config, **values), (*_dropped(own, own), *odd)
+
+
+def _dropped(keys: dict[str, Any], newer: dict[str, Any]) -> list[str]:
+    """Return "key=value" of what is not followed, of all keys; unknown ones only of `newer`."""
+    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, *MODEL, "label2id"}
+    found = [key for key in keys if key in UNSUPPORTED or (key in newer and key not in known)]
     if isinstance(keys.get("dola_layers"), list):  # of which only the two halves are known here
-        dropped.append("dola_layers")
-    dropped = [key for key in dropped if keys[key] not in (None, False, [], OFF.get(key))]
-    return GenerationConfig(**values), (*(f"{key}={_short(keys[key])}" for key in dropped), *odd)
+        found.append("dola_layers")
+    found = [key for key in found if keys[key] not in (None, False, [], OFF.get(key))]
+    return [f"{key}={_short(keys[key])}" for key in found]
 
 
 def write_generation_config(folder: Path, config: GenerationConfig) -> None:
     """Write what is given as generation_config.json of one of our folders, labels included."""
     about, keys = to_hub(config)
-    keys |= {key: about[key] for key in CLASSES if key in about}
+    keys |= {key: about[key] for key in MODEL if key in about}
     if keys:
         files.write_json(folder / GENERATION, keys)
 
@@ -252,6 +275,11 @@ def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         about["label2id"] = {label: i for i, label in enumerate(config.labels)}
     if config.problem_type is not None:
         about["problem_type"] = config.problem_type
+    if config.prefix:
+        about["prefix"] = config.prefix
+    if config.task_specific_params:
+        tasks = {task: json.loads(keys) for task, keys in config.task_specific_params}
+        about["task_specific_params"] = tasks
     return about, values
 
 
@@ -271,7 +299,7 @@ def _read(keys: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
     odd: list[str] = []
     readers = {key: one.metadata["read"] for key, one in KEYS.items()}
-    readers |= {"id2label": _labels, "problem_type": _problem}
+    readers |= dict(zip(MODEL, (_labels, _problem, _prefix, _tasks), strict=True))
     for key, value in keys.items():
         if (
             key not in readers
@@ -303,3 +331,15 @@ def _problem(value: Any) -> str:
     if value not in get_args(ProblemType):
         raise ValueError(f"it wants one of {', '.join(get_args(ProblemType))}")
     return value
+
+
+def _prefix(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it wants a text")
+    return value
+
+
+def _tasks(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not all(isinstance(keys, dict) for keys in value.values()):
+        raise ValueError("it wants the keys of each task")
+    return tuple((task, json.dumps(keys, sort_keys=True)) for task, keys in value.items())

@@ -154,6 +154,7 @@ def batch_key(settings: Generation) -> tuple[Any, ...]:
         settings.guidance is None,
         settings.top_h is None,
         settings.overflow == "slide",
+        settings.renormalize is True,
         settings.top_k if settings.strategy == "contrastive" else None,
         settings.draws if settings.strategy == "beams" else None,
         *(getattr(settings, name) for name in SHARED),

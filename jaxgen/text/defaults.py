@@ -24,6 +24,7 @@ SAME: dict[str, str] = {
     "stop_strings": "stop",
     "length_penalty": "length_penalty",
     "early_stopping": "early_stopping",
+    "renormalize_logits": "renormalize",
     "top_k": "top_k",
     "top_p": "top_p",
     "min_p": "min_p",

@@ -57,7 +57,7 @@ def chain_of(wanted: Sequence[Generation], batch: ChainContext) -> Chain:
     parts = []
     for names, build in ORDER:
         shapes = names[0] in DRAWING
-        asked = any(one.gives(name) for one in wanted for name in names)
+        asked = any(getattr(one, n) is not False and one.gives(n) for one in wanted for n in names)
         if (drawn and names == ("temperature",)) or (asked and (drawn or not shapes)):
             parts.append(build(wanted, batch))
     return chain(*parts)
@@ -303,6 +303,12 @@ def _check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
             raise ConfigError(f"{name}={one} is outside the vocabulary of {vocab} tokens")
 
 
+def _renormalize(wanted, batch):
+    if not all(one.renormalize for one in wanted):
+        raise ConfigError("renormalize can't be on for part of a batch; give it to all requests")
+    return truncation.renormalize()
+
+
 ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("bias",), _biases),
     _source(repetition.source_penalty, "source_penalty", 1.0, np.float32),
@@ -330,4 +336,5 @@ ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     _drawing(truncation.eta, "eta", 0.0),
     _scalar(truncation.top_n_sigma, "top_n_sigma", math.inf),
     (("watermark",), _watermark),
+    (("renormalize",), _renormalize),
 )

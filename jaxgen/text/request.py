@@ -119,6 +119,7 @@ class Generation:
     early_stopping: bool | Literal["never"] | None = _beams(
         "end with as many texts as beams; never: when no longer text can be better"
     )
+    renormalize: bool | None = _beams("penalised probabilities of a beam sum to one again")
     groups: int | None = _beams("beams search in so many groups that differ", COUNT)
     diversity: float | None = _beams("penalty of a token that an earlier group chose", POSITIVE)
     contrastive: float | None = _other(
@@ -256,7 +257,8 @@ CONFLICTS = (
 )  # fmt: skip
 NEEDS = (
     *((name, "beams") for name in (
-        "n_best", "length_penalty", "early_stopping", "groups", "diversity", "force_words",
+        "n_best", "length_penalty", "early_stopping", "renormalize", "groups", "diversity",
+        "force_words",
     )),
     ("diversity", "groups"),
     ("groups", "diversity"),

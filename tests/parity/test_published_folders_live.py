@@ -123,7 +123,8 @@ def ours(folder, ids):
     return np.asarray(out.hidden if out.logits is None else out.logits)
 
 
-RUNS = 300 if os.environ.get("JAXGEN_NIGHTLY") else 13
+# How many, of which few stand for all in a run of every test.
+RUNS = int(os.environ.get("JAXGEN_RANDOM_CONFIGS", 500 if os.environ.get("JAXGEN_NIGHTLY") else 13))
 
 
 @pytest.mark.parametrize("run", range(RUNS))

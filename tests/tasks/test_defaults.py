@@ -76,6 +76,7 @@ VALUES = {
     "temperature": 0.3,
     "do_sample": False,
     "early_stopping": True,
+    "renormalize_logits": True,
     "dola_layers": "low",
     "exponential_decay_length_penalty": (3, 1.5),
     "stop_strings": ("x",),
@@ -84,6 +85,7 @@ VALUES = {
 }
 BESIDE = {
     "length_penalty": {"num_beams": 2}, "early_stopping": {"num_beams": 2},
+    "renormalize_logits": {"num_beams": 2},
     "num_beam_groups": {"num_beams": 4, "diversity_penalty": 0.5},
     "diversity_penalty": {"num_beams": 4, "num_beam_groups": 2},
 }  # fmt: skip

@@ -23,6 +23,7 @@ VALUES = {
     "overflow": "cut",
     "early_stopping": True,
     "do_sample": True,
+    "renormalize": True,
     "dola": "low",
     "bias": ("a=1",),
     "top_p": 0.25,
@@ -135,7 +136,10 @@ def test_every_setting_reaches_the_request(verb, home, monkeypatch, capsys):
         else:
             for name, value in given.items():
                 shown = value[0] if isinstance(value, tuple) else value
-                words += [f"--{name.replace('_', '-')}", *[str(shown)] * (name != "do_sample")]
+                words += [
+                    f"--{name.replace('_', '-')}",
+                    *[str(shown)] * (name not in ("do_sample", "renormalize")),
+                ]
         seen.clear()
         assert app.main(words) == 0, (words, capsys.readouterr().err)
         for name, value in given.items():

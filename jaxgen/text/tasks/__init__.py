@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxgen.text.tasks.chat import reply
     from jaxgen.text.tasks.question_answering import Answer, answer
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
-    from jaxgen.text.tasks.seq2seq import rewrite, rewrites
+    from jaxgen.text.tasks.seq2seq import for_task, rewrite, rewrites, tasks_of
     from jaxgen.text.tasks.token_classification import Entity, classify_tokens
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     "classify_tokens",
     "embed",
     "fill_mask",
+    "for_task",
     "reply",
     "rewrite",
     "rewrites",
     "score",
+    "tasks_of",
 ]
 
 __getattr__, __dir__ = lazy.attach(__name__)

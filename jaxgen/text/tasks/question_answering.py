@@ -152,7 +152,7 @@ def _written(
     ]
     settings, how = settings or Generation(), {"batch": batch, "progress": progress}
     if model.config.topology == "encoder_decoder":
-        rows = rewrites(model, texts, settings, **how)
+        rows = rewrites(model, texts, settings, prefix="", **how)
         found = [[one.text.strip() for one in row] for row in rows]
     else:
         session = session_of(model)
