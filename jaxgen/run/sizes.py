@@ -148,7 +148,7 @@ def _choice(
     rows = -(-rows // count) * count
     steps = round(tokens / rows / model.context, -1)
     steps = int(min(max(steps, STEPS[0]), STEPS[2]))
-    each = max(steps // 4, 10)
+    each = max(-(-steps // 4), 10)  # the last is that of the end
     mapping: dict[str, Any] = {
         "model": {
             **LAYERS,
