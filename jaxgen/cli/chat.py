@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from typing import Annotated, Any
@@ -13,6 +14,16 @@ from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
 
+Tools = Annotated[
+    str | None, Parameter(help="a file with a JSON list of functions that the model may call")
+]
+Values = Annotated[
+    list[str] | None,
+    Parameter(
+        help="KEY=VALUE that the chat template reads, such as enable_thinking=false; repeatable",
+        consume_multiple=False,
+    ),
+]
 System = Annotated[str | None, Parameter(help="what the system says before the first message")]
 
 
@@ -21,6 +32,8 @@ def chat(
     /,
     *message: Annotated[str, Parameter(help="a message; none: typed ones, or those of --input")],
     system: System = None,
+    tools: Tools = None,
+    template_value: Values = None,
     settings: flags.Settings = None,
     job: texts.Given = texts.JOB,
 ) -> None:
@@ -28,34 +41,38 @@ def chat(
 
     On a terminal each line typed is answered, and all that was said before counts;
     Ctrl-D ends. A line of --input (.jsonl) is a chat of its own: an object with
-    "messages", a list of objects with "role" and "content".
+    "messages", a list of objects with "role" and "content", and if need be "tools"
+    and "chat_template_kwargs".
 
     For example:
         jaxgen chat models/qwen
         jaxgen chat models/qwen "What is a monad?" --temperature 0
+        jaxgen chat models/qwen --template-value enable_thinking=false
         jaxgen chat models/qwen --input chats.jsonl --output answers.jsonl
     """
     wanted = flags.settings_of(settings)
+    values = _values(template_value, tools)
     first = [] if system is None else [{"role": "system", "content": system}]
     if wanted.overflow == "cut":
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
     if not message and job.input is None and sys.stdin.isatty():
         if job.output is not None:
             raise ConfigError("--output needs messages, or chats from --input")
-        _converse(run, job.step, first, wanted)
+        _converse(run, job.step, first, wanted, values)
         return
     if message and job.input is not None:
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
     chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
     if not message:
         rows = inputs.objects(job.input or "-", ["messages"])
-        chats = [[*first, *row["messages"]] for _, row in rows]
+        chats = [_chat(place, row, first) for place, row in rows]
 
     def work(model, conversations, progress, detail):
         return tasks.reply(
             model,
             conversations,
             wanted,
+            chat_template_kwargs=values,
             batch=min(job.batch, 8),
             progress=progress,
             detail=detail,
@@ -64,8 +81,46 @@ def chat(
     texts.generate(run, chats, job, wanted, work)
 
 
+def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
+    """Return what the template reads: values as JSON where they are such, else as text."""
+    found: dict[str, Any] = {}
+    for word in words or ():
+        key, equals, text = word.partition("=")
+        if not (equals and key.isidentifier()):
+            raise ConfigError(
+                f"--template-value {word} must be KEY=VALUE, as enable_thinking=false"
+            )
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    if tools is not None:
+        try:
+            found["tools"] = json.loads(inputs.read_text(tools, "--tools"))
+        except ValueError as error:
+            raise ConfigError(f"--tools {tools} is no JSON: {error}") from None
+        if not isinstance(found["tools"], list):
+            raise ConfigError(f"--tools {tools} holds no list; write [...] around its functions")
+    return found
+
+
+def _chat(place: str, row: dict[str, Any], first: list[dict[str, str]]) -> Any:
+    """Return the chat of a line of --input: its messages alone, or with what else it says."""
+    kinds = {"messages": list, "tools": list | None, "chat_template_kwargs": dict | None}
+    for key, kind in kinds.items():
+        if not isinstance(row.get(key), kind):
+            raise ConfigError(f"{place}: {key} is no {'mapping' if 'kwargs' in key else 'list'}")
+    more = {key: row[key] for key in kinds if row.get(key) is not None}
+    messages = [*first, *row["messages"]]
+    return more | {"messages": messages} if len(more) > 1 else messages
+
+
 def _converse(
-    run: str, step: str | None, messages: list[dict[str, str]], wanted: Generation
+    run: str,
+    step: str | None,
+    messages: list[dict[str, str]],
+    wanted: Generation,
+    values: dict[str, Any],
 ) -> None:
     home, which = paths.model(run, step)
     start.prepare_jax(paths.cache())
@@ -79,7 +134,7 @@ def _converse(
         def answer(turn: int, line: str) -> None:
             said = [*messages, {"role": "user", "content": line}]
             settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
-            text = outputs.put(session.stream(session.chat_ids(said, template), settings))
+            text = outputs.put(session.stream(session.chat_ids(said, template, **values), settings))
             print()
             messages[:] = [*said, {"role": "assistant", "content": text}]
 

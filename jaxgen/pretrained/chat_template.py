@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxgen import files, settings_yaml
-from jaxgen.errors import CheckpointError, ConfigError, UserError
+from jaxgen.errors import CheckpointError, ConfigError, UserError, nearest
 from jaxgen.pretrained import sandbox
 from jaxgen.pretrained.hub_tokenizer import named_pieces
 
@@ -155,6 +155,20 @@ def _render(
     return sandbox.render(
         template.source, template.where, given | {"add_generation_prompt": answer}
     )
+
+
+def check_values(template: ChatTemplate, values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a value that the template does not read, or that is the chat's own."""
+    source = "\n".join([template.source, *(template.others or {}).values()])
+    names = set(re.findall(r"[A-Za-z_]\w*", source))
+    for name, value in values.items():
+        if name in ("messages", "add_generation_prompt", "template", "answer"):
+            raise ConfigError(f"{name}={value!r:.40}: the chat itself says that; drop it")
+        if name not in names and value is not None:
+            raise ConfigError(
+                f"{name}={value!r:.40} has no effect: {template.where} does not read it"
+                f"{nearest(name, names)}; drop it"
+            )
 
 
 def encode_chat(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
@@ -19,7 +19,8 @@ from jaxgen.config import ModelConfig, Weights
 from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import serving
-from jaxgen.pretrained.chat_template import ChatTemplate, Message, encode_chat, read_chat_template
+from jaxgen.pretrained import chat_template as chats
+from jaxgen.pretrained.chat_template import ChatTemplate, Message
 from jaxgen.store.steps import Step
 from jaxgen.text import batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch, RequestState
@@ -105,19 +106,28 @@ class Session:
         return self.complete([prompt], settings, **changes)[0]
 
     def chat(
-        self, messages: Sequence[Message], settings: Generation | None = None, **changes: Any
+        self,
+        messages: Sequence[Message],
+        settings: Generation | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **changes: Any,
     ) -> str:
         """Return the model's next turn in a chat.
 
         Args:
           messages: the turns so far, [{"role": "user", "content": "..."}, ...].
+          tools: JSON schemas of functions that the model may call.
+          chat_template_kwargs: what else the template reads, such as {"enable_thinking": False}.
           settings, changes: as of `generate`.
 
         Raises:
           CheckpointError: if the folder has no chat template or it is wrong.
-          ConfigError: for a chat that it refuses or that is too long.
+          ConfigError: for a chat or a value that it refuses, or that is too long.
         """
-        return self.generate(self.chat_ids(messages), settings, **changes)
+        values = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
+        return self.generate(self.chat_ids(messages, **values), settings, **changes)
 
     def embed(
         self,
@@ -170,22 +180,37 @@ class Session:
         return scoring.classify(self.model, texts, **how)
 
     def classify_tokens(
-        self, texts: Sequence[str], **options: Any
+        self,
+        texts: Sequence[str],
+        *,
+        aggregation: token_classification.Aggregation = "simple",
+        batch: int = 32,
+        overflow: Overflow = "refuse",
+        progress: Progress | None = None,
     ) -> list[list[token_classification.Entity]]:
-        """Return the named entities of each text; options: those of `classify_tokens` in tasks."""
-        return token_classification.classify_tokens(self.model, texts, **options)
+        """Return the named entities of each text.
+
+        aggregation: "none", "simple", "first", "average" or "max", as `tasks.classify_tokens` says;
+        the other arguments are those of `embed`.
+        """
+        how = {"batch": batch, "overflow": overflow, "progress": progress}
+        return token_classification.classify_tokens(
+            self.model, texts, aggregation=aggregation, **how
+        )
 
     def chat_ids(
-        self, messages: Sequence[Message], template: ChatTemplate | None = None, **values: Any
+        self, messages: Sequence[Message], template: ChatTemplate | None = None, /, **values: Any
     ) -> tuple[int, ...]:
         """Return the ids of a chat up to where the model's turn begins.
 
-        values: what its template knows beside the messages, such as tools or enable_thinking.
+        values: what its template reads beside the messages, such as tools or enable_thinking;
+        ConfigError for one that it does not.
         """
         if template is None and self.model.home is None:
-            raise ConfigError("the model comes from no folder; pass template=")
-        template = template or read_chat_template(Path(str(self.model.home)))
-        return tuple(encode_chat(template, self.tokenizer, messages, **values))
+            raise ConfigError("the model comes from no folder; pass a template")
+        template = template or chats.read_chat_template(Path(str(self.model.home)))
+        chats.check_values(template, values)
+        return tuple(chats.encode_chat(template, self.tokenizer, messages, **values))
 
     def stream(
         self, prompt: Text, settings: Generation | None = None, **changes: Any

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxgen.pretrained.chat_template import ChatTemplate, Message
 from jaxgen.text.batch_decoding import Completion
@@ -14,21 +15,31 @@ from jaxgen.text.session import number_prompts, session_of
 
 def reply(
     model: LoadedModel,
-    chats: Sequence[Sequence[Message]],
+    chats: Sequence[Sequence[Message] | Mapping[str, Any]],
     settings: Generation | None = None,
     *,
     template: ChatTemplate | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     batch: int = 8,
     progress: Progress | None = None,
     detail: bool = False,
 ) -> list[list[Completion]]:
     """Return the model's next turn in each chat, a list of {"role": ..., "content": ...}.
 
-    template: None takes the folder's own. The rest is as in `Session.run`. Raises CheckpointError
-    if the folder has no template or it is wrong, ConfigError for a chat it refuses or that is too
+    A chat may be a mapping as well, of "messages" and its own "tools" and "chat_template_kwargs".
+    template: None takes the folder's own. tools, chat_template_kwargs: as of `Session.chat`, for
+    all chats that do not say another. The rest is as in `Session.run`. Raises CheckpointError if
+    the folder has no template or it is wrong, ConfigError for a chat it refuses or that is too
     long.
     """
     session = session_of(model)
-    rows = [session.chat_ids(messages, template) for messages in chats]
+    common = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
+    rows = []
+    for chat in chats:
+        about = chat if isinstance(chat, Mapping) else {"messages": chat}
+        own = dict(about.get("chat_template_kwargs") or {})
+        own |= {"tools": about["tools"]} if about.get("tools") is not None else {}
+        rows.append(session.chat_ids(about["messages"], template, **common | own))
     prompts = number_prompts(rows, settings or Generation())
     return session.run(prompts, batch=batch, progress=progress, detail=detail)
