@@ -49,7 +49,7 @@ def with_cache(result: Any, given: Mapping[str, Any]) -> Any:
 
 
 def auto_inside(
-    like: str | None, letters: Letters = rows, *, table: rules.Rules = rules.USED
+    like: str | tuple[str, ...] | None, letters: Letters = rows, *, table: rules.Rules = rules.USED
 ) -> Callable[[F], F]:
     """Return the decorator of a function that the compiler lays out on Explicit axes too.
 
@@ -57,7 +57,8 @@ def auto_inside(
 
     Args:
         like: the argument [B], [B, T] or [B, T, ...], or a tree of them, whose layout the axes B
-            and T of the results have; None: they are laid out by the rules.
+            and T of the results have, or several, of which the first that is given counts; None:
+            they are laid out by the rules.
         letters: (result, arguments by name) -> a tree like the result, of the letters of each
             leaf's first axes, or of a PartitionSpec. Other letters than B and T are laid out by
             the rules, where the mesh has their axes; the rest is whole.
@@ -66,6 +67,7 @@ def auto_inside(
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
+        names = (like,) if isinstance(like, str) else like or ()
 
         @wraps(function)
         def called(*args: Any, **options: Any) -> Any:
@@ -83,7 +85,8 @@ def auto_inside(
                     if "should match the aval mesh" not in str(error):
                         raise
                     raise ConfigError(_closure(function, given)) from error
-            lay = dict(table) | ({} if like is None else _rows_of(given[like]))
+            rows = next((given[name] for name in names if given.get(name) is not None), None)
+            lay = dict(table) | ({} if rows is None else _rows_of(rows))
 
             def leave(leaf: Any, words: str | PartitionSpec) -> Any:
                 if not isinstance(leaf, jax.Array):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from jaxgen import arguments, tree
@@ -18,7 +20,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.export import Size, are_known, serializable, surely
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
-from jaxgen.models.inputs import check_parts, first_in_segments, of_table, readable
+from jaxgen.models.inputs import check_embeds, check_parts, first_in_segments, of_table, readable
 from jaxgen.nn.stack import layer_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
@@ -28,6 +30,7 @@ from jaxgen.ops.memory import Memory
 
 Params = dict[str, Any]
 Ids = Integer[Array | np.ndarray, "B T"]
+Embeds = Float[Array | np.ndarray, "B T D"]
 
 
 @serializable
@@ -228,12 +231,14 @@ def empty_cache(
 def encode(
     params: Params,
     config: ModelConfig,
-    tokens: Ids,
+    tokens: Ids | None = None,
     *,
+    inputs_embeds: Embeds | None = None,
     positions: Ids | None = None,
     segments: Ids | None = None,
     types: Ids | None = None,
     taps: tuple[str, ...] = (),
+    interventions: dict[str, Callable[..., Array]] | None = None,
     order: Order | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Memory:
@@ -243,10 +248,12 @@ def encode(
         params: of the model.
         config: of the model, an encoder or encoder-decoder; static under jit.
         tokens: ids [B, S] of any integer type, or nested lists.
+        inputs_embeds: [B, S, D] instead of tokens, see `apply`.
         positions: [B, S]; the default counts from 0.
         segments: [B, S], 0 for padding, then document numbers; without them a row is one document.
         types: [B, S] rows of the table of token types; the default is 0.
         taps: globs of activations to return; "encoder/..." in an encoder-decoder.
+        interventions: functions that change activations, see `apply`.
         order: see `hidden`.
         key: turns dropout on.
 
@@ -261,7 +268,9 @@ def encode(
     """
     if config.topology == "decoder":
         raise ConfigError("topology=decoder has no encoder; call apply")
-    inputs = _inputs(config, tokens, positions, segments, types, None, None, order=order)
+    given = {"order": order, "inputs_embeds": inputs_embeds}
+    inputs = _inputs(config, tokens, positions, segments, types, None, None, **given)
+    inputs = _intervened(params, config, inputs, interventions, "encode")
     out, seen = _forward(params, config, inputs, key, part="encode", taps=bool(taps))
     marked = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
     return Memory(out.state, marked, _taps(seen, taps))
@@ -273,8 +282,9 @@ def encode(
 def hidden(
     params: Params,
     config: ModelConfig,
-    tokens: Ids,
+    tokens: Ids | None = None,
     *,
+    inputs_embeds: Embeds | None = None,
     positions: Ids | None = None,
     segments: Ids | None = None,
     types: Ids | None = None,
@@ -289,7 +299,8 @@ def hidden(
     order: "running" promises that the given positions rise by one inside each segment, which lets
     kernels skip what causal masks hide; None trusts only positions that were left to us.
     """
-    inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix, order)
+    given = positions, segments, types, cache, memory, prefix, order, inputs_embeds
+    inputs = _inputs(config, tokens, *given)
     return _forward(params, config, inputs, key)[0]
 
 
@@ -299,8 +310,9 @@ def hidden(
 def apply(
     params: Params,
     config: ModelConfig,
-    tokens: Ids,
+    tokens: Ids | None = None,
     *,
+    inputs_embeds: Embeds | None = None,
     positions: Ids | None = None,
     segments: Ids | None = None,
     types: Ids | None = None,
@@ -308,6 +320,7 @@ def apply(
     memory: Memory | None = None,
     prefix: Ids | None = None,
     taps: tuple[str, ...] = (),
+    interventions: dict[str, Callable[..., Array]] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Output:
     """Return what a model makes of token ids.
@@ -317,6 +330,8 @@ def apply(
         config: of the model; static under jit.
         tokens: ids [B, T] of any integer type, or nested lists. Traced ids and positions are
             trusted: those out of range read the nearest valid row.
+        inputs_embeds: [B, T, D] instead of tokens, in place of the rows of the token table: what
+            the model adds to these and multiplies them with comes after it.
         positions: [B, T] absolute positions; the default counts from 0, or the cache's length.
         segments: [B, T] document numbers, 0 for padding; tokens of different ones don't see each
             other, and an encoder-decoder's see the part of the memory with their number.
@@ -328,6 +343,10 @@ def apply(
         prefix: [B, T], 1 for tokens that earlier ones see as well, for a decoder with prompt=both:
             the first tokens of a row or, of packed rows, of each segment; the rest is 0.
         taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
+        interventions: by the same globs, functions (activation [B, T, D], layer) -> activation that
+            replace what a tap shows, and what is computed of it. layer: its number, traced; None
+            of an activation of no layer. They are differentiable in what they close over; jit
+            takes `jax.tree_util.Partial(function, array)` as an argument.
         key: turns dropout on.
 
     Returns:
@@ -339,7 +358,8 @@ def apply(
     >>> jaxgen.apply(params, config, [[1, 2, 3]]).logits.shape
     (1, 3, 16)
     """
-    inputs = _inputs(config, tokens, positions, segments, types, cache, memory, prefix)
+    given = positions, segments, types, cache, memory, prefix, None, inputs_embeds
+    inputs = _intervened(params, config, _inputs(config, tokens, *given), interventions, "decode")
     out, seen = _forward(params, config, inputs, key, taps=bool(taps))
     pooled = out.features[:, 0] if config.head == "pooled" else None
     return Output(_logits(config, out), out.state, out.cache, _taps(seen, taps), pooled)
@@ -382,9 +402,19 @@ def _logits(config: ModelConfig, out: Hidden) -> Array | None:
 
 
 def _inputs(
-    config, tokens, positions, segments, types, cache, memory, prefix=None, order=None
+    config,
+    tokens,
+    positions,
+    segments,
+    types,
+    cache,
+    memory,
+    prefix=None,
+    order=None,
+    inputs_embeds=None,
 ) -> Inputs:
     check_parts(config, types, cache, memory)
+    tokens = check_embeds(config, tokens, inputs_embeds)
     if prefix is not None and config.prompt != "both":
         raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
     order = order or ("running" if positions is None else "free")
@@ -393,7 +423,24 @@ def _inputs(
     tokens, positions = (jnp.asarray(x, jnp.int32) for x in (tokens, positions))
     marks = (None if x is None else jnp.asarray(x, jnp.int32) for x in (segments, types, prefix))
     segments, types, prefix = marks
-    return Inputs(tokens, positions, segments, types, cache, memory, prefix, order)
+    embeds = None if inputs_embeds is None else jnp.asarray(inputs_embeds)
+    return Inputs(tokens, positions, segments, types, cache, memory, prefix, order, embeds)
+
+
+def _intervened(
+    params: Params, config: ModelConfig, inputs: Inputs, interventions: Any, part: Part
+) -> Inputs:
+    """Return the inputs with interventions by the paths of activations that their globs match."""
+    if not interventions:
+        return inputs
+    seen = jax.eval_shape(lambda: _forward(params, config, inputs, None, part=part, taps=True)[1])
+    found = {}
+    for path in _matched(tree.flatten(seen), tuple(interventions), "interventions"):
+        glob, *more = (glob for glob in interventions if tree.match(path, (glob,)))
+        if more:  # a dict that goes through jit has no order
+            raise ConfigError(f"interventions {[glob, *more]} both match {path}; give one function")
+        found[path] = Partial(interventions[glob])
+    return inputs._replace(interventions=found)
 
 
 def _forward(
@@ -463,8 +510,12 @@ def _unboxed(boxes) -> Params:
 
 def _taps(seen, patterns: tuple[str, ...]) -> dict[str, Array]:
     flat = {path: value[0] for path, value in tree.flatten(seen).items()}
-    chosen = {path: value for path, value in flat.items() if tree.match(path, patterns)}
+    return _matched(flat, patterns, "taps")
+
+
+def _matched(flat: dict[str, Any], patterns: tuple[str, ...], name: str) -> dict[str, Any]:
+    """Return the activations that a pattern matches; ConfigError for one that matches none."""
     unknown = [p for p in patterns if not any(tree.match(path, (p,)) for path in flat)]
     if unknown:
-        raise ConfigError(f"taps {unknown} match nothing; there are {', '.join(sorted(flat))}")
-    return chosen
+        raise ConfigError(f"{name} {unknown} match nothing; there are {', '.join(sorted(flat))}")
+    return {path: value for path, value in flat.items() if tree.match(path, patterns)}

@@ -49,6 +49,18 @@ def first_in_segments(path: str, prefix: Any, call: Call) -> None:
         )
 
 
+def check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
+    """Return the tokens, or zeros of the embeddings' shape; ConfigError unless one is given."""
+    if (tokens is None) == (inputs_embeds is None):
+        raise ConfigError("give tokens [B, T], or inputs_embeds [B, T, D] in their place")
+    if inputs_embeds is None:
+        return tokens
+    shape = inputs_embeds.shape
+    if shape[-1] != config.d_model:
+        raise ConfigError(f"inputs_embeds are {list(shape)}, but d_model={config.d_model}")
+    return np.zeros(shape[:2], np.int32)
+
+
 def check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> None:
     """Raise ConfigError for an input that a model of this config has no use for."""
     if memory is not None and config.topology != "encoder_decoder":

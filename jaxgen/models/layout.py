@@ -27,7 +27,7 @@ def letters(out: Any, given: Mapping[str, Any]) -> Any:
     return words._replace(cache=cache)
 
 
-by_tokens = auto_inside("tokens", letters)
+by_tokens = auto_inside(("tokens", "inputs_embeds"), letters)
 of_cache = auto_inside(None, lambda cache, _: caches.letters(cache))
 
 

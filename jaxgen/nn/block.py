@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ from jaxgen.nn.drop import Drop
 from jaxgen.nn.feed import Feed
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
+from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops.cache import Cache
 
 # What travels through the depth: the residual stream [B, T, D] and the cache of all layers.
@@ -38,25 +40,28 @@ class Block(nn.Module):
         x, cache = carry
         attend = Attend(self.config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
+        number = layer if context.first is None else layer + context.first
+        place = context.interventions, number
         y, cache = attend(self._before("attn", x), context, cache, layer)
-        x = self._after("attn", x, y)
+        x = self._after("attn", x, y, place)
         if self.config.topology == "encoder_decoder":
             cross = CrossAttend(self.config, self.deterministic, name="cross")
             y, cache = cross(self._before("cross", x), context, cache, layer)
-            x = self._after("cross", x, y)
+            x = self._after("cross", x, y, place)
         y = Feed(self.config, name="feed")(self._before("feed", x))
-        x = self._after("feed", x, y)
-        self.sow("taps", "out", x)
-        return (x, cache), None
+        x = self._after("feed", x, y, place)
+        return (tap(self, "out", x, *place), cache), None
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         if self.config.norm_at == "post":
             return x
         return Norm(self.config, name=f"{name}_norm")(x)
 
-    def _after(self, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    def _after(
+        self, name: str, x: jax.Array, y: jax.Array, place: tuple[Interventions | None, Any]
+    ) -> jax.Array:
         config = self.config
-        self.sow("taps", f"{name}_out", y)
+        y = tap(self, f"{name}_out", y, *place)
         if config.norm_at == "both":
             y = Norm(config, name=f"{name}_out_norm")(y)
         x = x + Drop(config.dropout, self.deterministic)(y)

@@ -45,14 +45,19 @@ class Embed(nn.Module):
         positions: jax.Array,
         types: jax.Array | None,
         table: Any,
+        embeds: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         """Return (x [B, T, D], table [V, D]) for tokens, positions and types [B, T].
 
-        table: that of another tower; None where the module has one of its own.
+        table: that of another tower; None where the module has one of its own. embeds: [B, T, D],
+        instead of the table's rows of the tokens.
         """
         config = self.config
         table = token_table(self, config) if table is None else table
-        x = lookup(table, tokens, dtype=config.compute_dtype)
+        if embeds is None:
+            x = lookup(table, tokens, dtype=config.compute_dtype)
+        else:
+            x = embeds.astype(config.compute_dtype)
         if config.embed_scale == "root":
             # Rounded first, as Gemma multiplies.
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)

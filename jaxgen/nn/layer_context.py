@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
+from jaxgen.nn.tap import Interventions
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.memory import Memory
 
@@ -15,6 +16,8 @@ class LayerContext(NamedTuple):
 
     positions: [B, T]. masks: one for each kind of the layer pattern. bias: [B, N, T, S], added to
     scores. memory: None also where the cache holds its keys already; cross_mask: the mask over it.
+    interventions: on the activations of layers. first: the number of the layer that counts as 0,
+    where a step of layers has a cache of its own; None: 0.
     """
 
     positions: jax.Array
@@ -22,3 +25,5 @@ class LayerContext(NamedTuple):
     bias: jax.Array | None = None
     memory: Memory | None = None
     cross_mask: AttentionMask | None = None
+    interventions: Interventions | None = None
+    first: Any = None

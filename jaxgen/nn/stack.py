@@ -16,6 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh.place import is_alone, platform
 from jaxgen.nn.block import Block, Carry, Period
 from jaxgen.nn.layer_context import LayerContext
+from jaxgen.nn.tap import below
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops import cpu
 from jaxgen.ops.cpu.fused_weights import unfuse
@@ -116,6 +117,7 @@ def through_layers(
     if rest:
         one_by_one = _block(config, looped=False)
         tail, masks = Period(config, deterministic, one_by_one, name="rest"), context.masks[:rest]
+        context = _numbered(context, carry, periods * period)
 
         def last(carry: Carry, layer: int) -> tuple[Carry, None]:
             return tail(carry, layer, context._replace(masks=masks))
@@ -141,6 +143,12 @@ def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) ->
     return (x, cache.after(index, one)), more
 
 
+def _numbered(context: LayerContext, carry: Carry, layer: int) -> LayerContext:
+    """Return the context of a step whose layers an unrolled cache counts from 0."""
+    own = carry[1] is not None and carry[1].is_unrolled
+    return context._replace(first=jnp.int32(layer)) if own and context.interventions else context
+
+
 def _through_steps(
     module: nn.Module,
     part: nn.Module,
@@ -150,9 +158,10 @@ def _through_steps(
     context: LayerContext,
 ) -> Carry:
     """Return the carry after all unrolled steps; their taps are stacked as by a scan."""
-    all_taps = []
+    all_taps, prefix = [], "/".join((*module.path, "layers/"))
+    context = context._replace(interventions=below(context.interventions, prefix))
     for index, weights in enumerate(layers.steps):
-        step = partial(_step, part, weights, context)
+        step = partial(_step, part, weights, _numbered(context, carry, index * period))
         carry, taps = _through(step, carry, index, period)
         all_taps.append(taps)
     if module.is_mutable_collection("taps"):

@@ -17,6 +17,7 @@ from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative
 from jaxgen.nn.stack import through_layers
+from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
 from jaxgen.ops.masks import Order, cross_mask, make_mask
 from jaxgen.ops.memory import Memory
@@ -28,7 +29,8 @@ class Inputs(NamedTuple):
     """Inputs of a tower: tokens and positions [B, T], and optional arrays.
 
     prefix: [B, T], 1 for tokens that earlier tokens attend to as well. order: static knowledge of
-    the positions, see `ops.masks.AttentionMask`.
+    the positions, see `ops.masks.AttentionMask`. embeds: [B, T, D], instead of the rows of tokens,
+    of which only the shape counts then.
     """
 
     tokens: jax.Array
@@ -39,6 +41,8 @@ class Inputs(NamedTuple):
     memory: Memory | None = None
     prefix: jax.Array | None = None
     order: Order = "free"
+    embeds: jax.Array | None = None
+    interventions: Interventions | None = None
 
 
 class Hidden(NamedTuple):
@@ -103,15 +107,16 @@ def _tower(
 ) -> tuple[jax.Array, Any, caches.Cache | None]:
     """Return (x, table, cache) of a tower whose parts belong to `module`."""
     config, deterministic = module.config, module.deterministic
-    x, table = Embed(config, name="embed")(inputs.tokens, inputs.positions, inputs.types, table)
-    module.sow("taps", "embedded", x)
+    embed = Embed(config, name="embed")
+    x, table = embed(inputs.tokens, inputs.positions, inputs.types, table, inputs.embeds)
+    x = tap(module, "embedded", x, inputs.interventions)
     x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
     context, cache = _layer_context(config, inputs)
     x, cache = through_layers(module, config, deterministic, (x, cache), context)
     if config.norm_at != "post":
         x = Norm(config, name="final_norm")(x)
     x = constrain(x, "BTD")
-    module.sow("taps", "hidden", x)
+    x = tap(module, "hidden", x, inputs.interventions)
     if cache is not None:
         cache = caches.advance(cache, inputs.tokens.shape[1])
     return x, table, cache
@@ -119,7 +124,9 @@ def _tower(
 
 def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, caches.Cache | None]:
     """Return the context of all layers, and the cache with the padding of the memory."""
-    _, positions, segments, _, cache, memory, prefix, order = inputs
+    positions, segments = inputs.positions, inputs.segments
+    cache, memory = inputs.cache, inputs.memory
+    prefix, order, interventions = inputs.prefix, inputs.order, inputs.interventions
     count = inputs.tokens.shape[1]
     keys = [
         positions if cache is None else caches.positions(cache, kind, count)
@@ -151,12 +158,12 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     if config.positions == "relative":
         bias = Relative(config, name="relative")(positions, keys[0])
     if config.topology != "encoder_decoder":
-        return LayerContext(positions, masks, bias), cache
+        return LayerContext(positions, masks, bias, interventions=interventions), cache
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments
     over_memory = cross_mask(own, _memory_segments(memory, cache))
-    return LayerContext(positions, masks, bias, memory, over_memory), cache
+    return LayerContext(positions, masks, bias, memory, over_memory, interventions), cache
 
 
 def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:
