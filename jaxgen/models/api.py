@@ -17,10 +17,10 @@ from jaxgen.arguments import Call, at_least, size, token_ids
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
-from jaxgen.export import Size, are_known, serializable, surely
+from jaxgen.export import Size, serializable
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
-from jaxgen.models.inputs import check_embeds, check_parts, first_in_segments, of_table, readable
+from jaxgen.models.inputs import first_in_segments, of_table, read_inputs, readable
 from jaxgen.nn.stack import layer_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
@@ -269,7 +269,7 @@ def encode(
     if config.topology == "decoder":
         raise ConfigError("topology=decoder has no encoder; call apply")
     given = {"order": order, "inputs_embeds": inputs_embeds}
-    inputs = _inputs(config, tokens, positions, segments, types, None, None, **given)
+    inputs = read_inputs(config, tokens, positions, segments, types, None, None, **given)
     inputs = _intervened(params, config, inputs, interventions, "encode")
     out, seen = _forward(params, config, inputs, key, part="encode", taps=bool(taps))
     marked = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
@@ -300,7 +300,7 @@ def hidden(
     kernels skip what causal masks hide; None trusts only positions that were left to us.
     """
     given = positions, segments, types, cache, memory, prefix, order, inputs_embeds
-    inputs = _inputs(config, tokens, *given)
+    inputs = read_inputs(config, tokens, *given)
     return _forward(params, config, inputs, key)[0]
 
 
@@ -359,7 +359,9 @@ def apply(
     (1, 3, 16)
     """
     given = positions, segments, types, cache, memory, prefix, None, inputs_embeds
-    inputs = _intervened(params, config, _inputs(config, tokens, *given), interventions, "decode")
+    inputs = _intervened(
+        params, config, read_inputs(config, tokens, *given), interventions, "decode"
+    )
     out, seen = _forward(params, config, inputs, key, taps=bool(taps))
     pooled = out.features[:, 0] if config.head == "pooled" else None
     return Output(_logits(config, out), out.state, out.cache, _taps(seen, taps), pooled)
@@ -378,7 +380,7 @@ def early_logits(
     layers: how many layers a state has behind it; 0 is the embedding. As DoLa has it (Chuang et
     al. 2024), the states are not normalised.
     """
-    inputs = _inputs(config, tokens, None, None, None, cache, None)
+    inputs = read_inputs(config, tokens, None, None, None, cache, None)
     out, seen = _forward(params, config, inputs, None, taps=True)
     flat = _taps(seen, ("*",))
 
@@ -399,32 +401,6 @@ def _logits(config: ModelConfig, out: Hidden) -> Array | None:
     cap = config.logit_cap if config.head in ("lm", "mlm") else None
     logits = unembed(out.features, out.table, cap=cap, dtype=config.compute_dtype)
     return logits[:, 0] if config.head == "classes" else logits
-
-
-def _inputs(
-    config,
-    tokens,
-    positions,
-    segments,
-    types,
-    cache,
-    memory,
-    prefix=None,
-    order=None,
-    inputs_embeds=None,
-) -> Inputs:
-    check_parts(config, types, cache, memory)
-    tokens = check_embeds(config, tokens, inputs_embeds)
-    if prefix is not None and config.prompt != "both":
-        raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
-    order = order or ("running" if positions is None else "free")
-    positions = _positions(config, tokens, positions, segments, cache)
-    # Of one signed type: differences of unsigned positions would wrap around.
-    tokens, positions = (jnp.asarray(x, jnp.int32) for x in (tokens, positions))
-    marks = (None if x is None else jnp.asarray(x, jnp.int32) for x in (segments, types, prefix))
-    segments, types, prefix = marks
-    embeds = None if inputs_embeds is None else jnp.asarray(inputs_embeds)
-    return Inputs(tokens, positions, segments, types, cache, memory, prefix, order, embeds)
 
 
 def _intervened(
@@ -463,28 +439,6 @@ def _forward(
         mutable=["taps"] if taps else False,
     )
     return (out[0], out[1]["taps"]) if taps else (out, {})
-
-
-def _positions(config, tokens, positions, segments, cache):
-    length = tokens.shape[1]
-    capacity = None if cache is None else cache.capacity
-    limit = config.longest if capacity is None else capacity
-    fits = surely(lambda: length <= limit)
-    if not fits and capacity is None and config.positions == "learned" and not are_known(length):
-        raise ConfigError(
-            f"{length} tokens may not fit the {limit} learned positions of context={limit}; say "
-            f"that they do: jax.export.symbolic_shape(..., constraints=['{length} <= {limit}'])"
-        )
-    if surely(lambda: length > limit):
-        where = "context" if capacity is None else "the cache's capacity"
-        raise ConfigError(f"{length} tokens do not fit {where} of {limit}")
-    if cache is not None and segments is not None:
-        raise ConfigError("segments= and cache= exclude each other: a cache row is one document")
-    if positions is not None:
-        return positions
-    if cache is not None:
-        return caches.upcoming(cache, length)
-    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
 
 
 def _boxed(config: ModelConfig, key: PRNGKeyArray):

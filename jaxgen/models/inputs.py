@@ -1,15 +1,19 @@
-"""What a model's arguments may hold besides ids, where their numbers are known (`arguments`)."""
+"""The arguments of a model: what they may hold, where it is known, and what a tower reads."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import arrays
 from jaxgen.arguments import Call, between
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
+from jaxgen.export import are_known, surely
+from jaxgen.nn.transformer import Inputs
+from jaxgen.ops import cache as caches
 
 
 def readable(path: str, positions: Any, call: Call) -> None:
@@ -49,7 +53,37 @@ def first_in_segments(path: str, prefix: Any, call: Call) -> None:
         )
 
 
-def check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
+def read_inputs(
+    config,
+    tokens,
+    positions,
+    segments,
+    types,
+    cache,
+    memory,
+    prefix=None,
+    order=None,
+    inputs_embeds=None,
+) -> Inputs:
+    """Return what a tower reads of the arguments of `api.apply`.
+
+    Raises ConfigError for an input that this config has no use for, or that does not fit.
+    """
+    _check_parts(config, types, cache, memory)
+    tokens = _check_embeds(config, tokens, inputs_embeds)
+    if prefix is not None and config.prompt != "both":
+        raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
+    order = order or ("running" if positions is None else "free")
+    positions = _positions(config, tokens, positions, segments, cache)
+    # Of one signed type: differences of unsigned positions would wrap around.
+    tokens, positions = (jnp.asarray(x, jnp.int32) for x in (tokens, positions))
+    marks = (None if x is None else jnp.asarray(x, jnp.int32) for x in (segments, types, prefix))
+    segments, types, prefix = marks
+    embeds = None if inputs_embeds is None else jnp.asarray(inputs_embeds)
+    return Inputs(tokens, positions, segments, types, cache, memory, prefix, order, embeds)
+
+
+def _check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
     """Return the tokens, or zeros of the embeddings' shape; ConfigError unless one is given."""
     if (tokens is None) == (inputs_embeds is None):
         raise ConfigError("give tokens [B, T], or inputs_embeds [B, T, D] in their place")
@@ -61,7 +95,7 @@ def check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
     return np.zeros(shape[:2], np.int32)
 
 
-def check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> None:
+def _check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> None:
     """Raise ConfigError for an input that a model of this config has no use for."""
     if memory is not None and config.topology != "encoder_decoder":
         raise ConfigError(
@@ -71,3 +105,25 @@ def check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> Non
         raise ConfigError("cache= was given, but topology=encoder sees both sides and has none")
     if types is not None and not config.token_types:
         raise ConfigError("types= was given, but token_types=0: the model has no table of them")
+
+
+def _positions(config, tokens, positions, segments, cache):
+    length = tokens.shape[1]
+    capacity = None if cache is None else cache.capacity
+    limit = config.longest if capacity is None else capacity
+    fits = surely(lambda: length <= limit)
+    if not fits and capacity is None and config.positions == "learned" and not are_known(length):
+        raise ConfigError(
+            f"{length} tokens may not fit the {limit} learned positions of context={limit}; say "
+            f"that they do: jax.export.symbolic_shape(..., constraints=['{length} <= {limit}'])"
+        )
+    if surely(lambda: length > limit):
+        where = "context" if capacity is None else "the cache's capacity"
+        raise ConfigError(f"{length} tokens do not fit {where} of {limit}")
+    if cache is not None and segments is not None:
+        raise ConfigError("segments= and cache= exclude each other: a cache row is one document")
+    if positions is not None:
+        return positions
+    if cache is not None:
+        return caches.upcoming(cache, length)
+    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
