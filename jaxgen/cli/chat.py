@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from jaxgen import files
 from jaxgen.cli import exits, flags, inputs, outputs, paths, start, texts
+from jaxgen.cli.conversation import Conversation
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
@@ -39,10 +43,11 @@ def chat(
 ) -> None:
     """Talk with a model, in the form that its folder's chat template gives to messages.
 
-    On a terminal each line typed is answered, and all that was said before counts;
-    Ctrl-D ends. A line of --input (.jsonl) is a chat of its own: an object with
-    "messages", a list of objects with "role" and "content", and if need be "tools"
-    and "chat_template_kwargs".
+    On a terminal each line typed is answered, and all that was said before counts, as
+    far back as the context goes; /help lists what else can be typed, Ctrl-D ends. A
+    line of --input (.jsonl) is a chat of its own: an object with "messages", a list
+    of objects with "role" and "content", and if need be "tools" and
+    "chat_template_kwargs". A line of standard input is such an object, or a message.
 
     For example:
         jaxgen chat models/qwen
@@ -64,8 +69,7 @@ def chat(
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
     chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
     if not message:
-        rows = inputs.objects(job.input or "-", ["messages"])
-        chats = [_chat(place, row, first) for place, row in rows]
+        chats = list(_chats(job.input, first))
 
     def work(model, conversations, progress, detail):
         return tasks.reply(
@@ -104,6 +108,23 @@ def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
     return found
 
 
+def _chats(source: str | None, first: list[dict[str, str]]) -> Iterator[Any]:
+    """Yield the chats of --input, or those of standard input, where a line may be a message."""
+    if source is None:
+        lines = [
+            line for line in files.lines(inputs.read_text("-", "standard input")) if line.strip()
+        ]
+        if not lines:
+            raise ConfigError("standard input has no line; type a message, or give --input")
+        if not lines[0].lstrip().startswith("{"):
+            yield from ([*first, {"role": "user", "content": line}] for line in lines)
+            return
+        rows = inputs.parse_objects(lines, "-", ["messages"])
+    else:
+        rows = inputs.objects(source, ["messages"])
+    yield from (_chat(place, row, first) for place, row in rows)
+
+
 def _chat(place: str, row: dict[str, Any], first: list[dict[str, str]]) -> Any:
     """Return the chat of a line of --input: its messages alone, or with what else it says."""
     kinds = {"messages": list, "tools": list | None, "chat_template_kwargs": dict | None}
@@ -131,11 +152,25 @@ def _converse(
         session, template = open_session(home, step=which), read_chat_template(home)
         texts.tell_defaults(wanted, session.model.generation_config)
 
-        def answer(turn: int, line: str) -> None:
-            said = [*messages, {"role": "user", "content": line}]
-            settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
-            text = outputs.put(session.stream(session.chat_ids(said, template, **values), settings))
-            print()
-            messages[:] = [*said, {"role": "assistant", "content": text}]
+        context = session.context
+        # Where the caller names no length, a quarter of the context is kept for an answer.
+        answers = min(wanted.max_new_tokens or context // 4, context - 1)
+        encode = partial(_encode, session, template, values)
+        conversation = Conversation(messages, encode, context - answers)
 
-        outputs.converse("a message", answer)
+        def answer(turn: int, line: str) -> None:
+            if line.startswith("/"):
+                print(conversation.command(line), file=sys.stderr)
+                return
+            ids, dropped = conversation.ask(line)
+            if dropped:
+                print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
+            settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
+            conversation.answered(outputs.put(session.stream(ids, settings)))
+            print()
+
+        outputs.converse("a message, or /help,", answer)
+
+
+def _encode(session: Any, template: Any, values: dict[str, Any], messages: Any) -> Any:
+    return session.chat_ids(messages, template, **values)

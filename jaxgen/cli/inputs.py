@@ -97,13 +97,20 @@ def _check(text: str, source: str) -> str:
 def objects(
     source: str, keys: Sequence[str], option: str = "--input"
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("FILE:LINE", object) of each line of a .jsonl file that is not blank.
+    """Return ("FILE:LINE", object) of each line of a .jsonl file that is not blank.
 
     Raises ConfigError for a file without lines, and for a line that is no object with the keys.
     """
     lines = files.lines(read_text(source, f"{option} {source}"))
     if not any(line.strip() for line in lines):
         raise ConfigError(f"{option} {source} has no line; write one JSON object a line")
+    return parse_objects(lines, source, keys)
+
+
+def parse_objects(
+    lines: Sequence[str], source: str, keys: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ("SOURCE:LINE", object) of each line that is not blank; errors as of `objects`."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -24,7 +24,7 @@ def test_the_oldest_turns_are_dropped_whole_until_the_chat_fits():
     ids, dropped = talk.ask("q" * 18)
     assert (len(ids), dropped) == (20, 2) and len(talk.turns) == 1
     talk.answered("a")
-    with pytest.raises(ConfigError, match="takes 21 tokens .* shorten it by 1"):
+    with pytest.raises(ConfigError, match="shorten it by 1"):
         talk.ask("q" * 19)
     assert [row["content"] for row in talk.turns] == ["q" * 18, "a"]
 

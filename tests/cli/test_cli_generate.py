@@ -118,10 +118,10 @@ def test_a_profile_needs_a_prompt_and_a_folder_that_can_be_written(generate, cal
 VALUES = {
     "overflow": "cut",
     "early_stopping": True,
-    "do_sample": True,
     "dola": "low",
     "bias": ("a=1",),
 }
+FLAGS = ("bool", "bool | None")
 TOGETHER = {"groups": ("beams", "diversity"), "diversity": ("beams", "groups")}
 
 
@@ -131,12 +131,16 @@ def test_every_setting_is_an_option_and_reaches_the_session(generate, calls):
         given = {}
         for name in (field.name, *TOGETHER.get(field.name, partners)):
             hint = Generation.__dataclass_fields__[name].type
-            value = VALUES.get(name, 0.5 if "float" in hint else 2 if "int" in hint else "x y")
+            usual = 0.5 if "float" in hint else 2 if "int" in hint else hint in FLAGS or "x y"
+            value = VALUES.get(name, usual)
             given[name] = (value,) if "tuple" in hint and not isinstance(value, tuple) else value
         words = []
         for name, value in given.items():
             shown = value[0] if isinstance(value, tuple) else value
-            words += [f"--{name.replace('_', '-')}", *[str(shown)] * (name != "do_sample")]
+            words += [
+                f"--{name.replace('_', '-')}",
+                *[str(shown)] * (shown is not True or name in VALUES),
+            ]
         shown = generate("--prompt", "-x", *words, "--json")
         assert shown.code == 0, (words, shown.err)
         settings = calls[-1][1][0].settings

@@ -1,5 +1,6 @@
 """What a chat template reads beside the messages reaches it, and what it does not is refused."""
 
+import io
 import json
 
 import pytest
@@ -83,6 +84,13 @@ def test_values_reach_the_template_by_the_verb(folder, prompts, tmp_path):
     assert sorted(prompts[1:]) == sorted(["uHi?", "uHiTadd?", "uHi!"])
 
 
+def test_lines_of_a_pipe_are_messages_or_chats(folder, prompts, monkeypatch):
+    for text in (b"Hi\n\nHo\n", b'{"messages": [{"role": "user", "content": "Hi"}]}\n'):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+        assert app.main(["chat", str(folder), "--template-value", "mood=?"]) == 0
+    assert prompts == ["uHi?", "uHo?", "uHi?"]
+
+
 def test_values_reach_the_template_of_a_conversation(folder, monkeypatch, capsys):
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
@@ -91,6 +99,7 @@ def test_values_reach_the_template_of_a_conversation(folder, monkeypatch, capsys
     class Heard:
         def __init__(self, session):
             self.model, self.session = session.model, session
+            self.context = session.context
 
         def chat_ids(self, messages, template, **values):
             seen.append(values)
