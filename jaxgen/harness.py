@@ -30,19 +30,19 @@ except ImportError as error:
         'the harness is not installed; install it with pip install "jaxgen[lm-eval]"'
     ) from error
 
-# What a task may ask of generation, and our name for it; the harness makes the first three.
+# generation_kwargs of a task and our names; the harness itself sets the first three.
 GENERATION = {
     "until": "stop", "max_gen_toks": "max_new_tokens", "temperature": "temperature",
     "do_sample": None, "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
     "repetition_penalty": "repetition_penalty",
 }  # fmt: skip
 
-UNASKED = "cuda:0"  # what the harness's command line passes where nobody asked for a device
+UNASKED = "cuda:0"  # the default of the harness's command line
 
 
 @register_model("jaxgen")
 class Harness(TemplateLM):
-    """A decoder of ours as the harness asks for one: its base class is part of the contract.
+    """A jaxgen decoder as a model of the harness, which requires its base class.
 
     path: a run, a saved or a Hugging Face folder with a tokenizer. batch_size: rows at once.
     max_gen_toks: new tokens where a task does not say. seed: of sampled texts.
@@ -75,14 +75,14 @@ class Harness(TemplateLM):
     def eot_token_id(self) -> int:
         """Return the id that ends a text; ConfigError for a tokenizer without one."""
         special = self.session.tokenizer.special
-        found = special.bos if special.eos is None else special.eos
-        if found is None:
+        token = special.bos if special.eos is None else special.eos
+        if token is None:
             raise ConfigError("the tokenizer has neither bos nor eos to stand before a text")
-        return found
+        return token
 
     @property
     def prefix_token_id(self) -> int:
-        """Return the id that stands before a text that has nothing before it."""
+        """Return the id that begins a text without a context."""
         bos = self.session.tokenizer.special.bos
         return self.eot_token_id if bos is None else bos
 
@@ -104,27 +104,27 @@ class Harness(TemplateLM):
                     f"tokens, but the harness scores 1 to context={width} at once; correct the task"
                 )
         rows = [(*before, *after)[-(width + 1) :] for _, before, after in requests]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+        answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
         inputs = [row[:-1] for row in rows]
         for numbers, tokens, segments in by_length(inputs, self.batch_size, width):
             targets = np.zeros_like(tokens)
-            for place, number in enumerate(numbers):
-                targets[place, : len(inputs[number])] = rows[number][1:]
+            for i, number in enumerate(numbers):
+                targets[i, : len(inputs[number])] = rows[number][1:]
             parts = (self.session.params, self.session.config, tokens, segments, targets)
             logp, hits = map(np.asarray, programs.target_log_probabilities(*parts))
-            for place, number in enumerate(numbers):
+            for i, number in enumerate(numbers):
                 end = len(inputs[number])
                 part = slice(end - min(len(requests[number][2]), end), end)
-                sure = bool(hits[place, part].all())
-                found[number] = float(logp[place, part].astype(np.float64).sum()), sure
-        for (texts, _, _), answer in zip(requests, found, strict=True):
+                sure = bool(hits[i, part].all())
+                answers[number] = float(logp[i, part].astype(np.float64).sum()), sure
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
-        return found
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Return log p of whole texts, cut into windows of the context as the harness cuts them."""
-        found = []
+        totals = []
         for (text,) in (request.args for request in requests):
             windows = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(text),
@@ -133,13 +133,13 @@ class Harness(TemplateLM):
                 context_len=1,
             )
             parts = [(None, *utils.make_disjoint_window(window)) for window in windows]
-            found.append(sum(logp for logp, _ in self._loglikelihood_tokens(parts)))
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
-        return found
+            totals.append(sum(logp for logp, _ in self._loglikelihood_tokens(parts)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Return each text that follows a context, up to the first of its stop strings."""
-        made = [""] * len(requests)
+        completions = [""] * len(requests)
         settings: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             settings.setdefault(repr(sorted(request.args[1].items())), []).append(number)
@@ -147,27 +147,27 @@ class Harness(TemplateLM):
             for begin in range(0, len(numbers), self.batch_size):
                 part = numbers[begin : begin + self.batch_size]
                 args = requests[part[0]].args[1]
-                texts = self._written([requests[i].args[0] for i in part], args)
+                texts = self._complete([requests[i].args[0] for i in part], args)
                 for number, text in zip(part, texts, strict=True):
-                    made[number] = text
+                    completions[number] = text
                     self.cache_hook.add_partial("generate_until", requests[number].args, text)
-        return made
+        return completions
 
-    def _written(self, contexts: list[str], args: dict[str, Any]) -> list[str]:
-        wanted: dict[str, Any] = dict(normalize_gen_kwargs(args, self.max_gen_toks))
-        unknown = sorted(set(wanted) - set(GENERATION))
+    def _complete(self, contexts: list[str], args: dict[str, Any]) -> list[str]:
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(args, self.max_gen_toks))
+        unknown = sorted(set(kwargs) - set(GENERATION))
         if unknown:
             raise ConfigError(
                 f"generation_kwargs {', '.join(unknown)} are not known here; there are "
                 f"{', '.join(sorted(GENERATION))}"
             )
-        length = wanted["max_gen_toks"]
+        length = kwargs["max_gen_toks"]
         if length >= self.session.config.context:
             raise ConfigError(
                 f"max_gen_toks={length} leaves no room for a prompt in "
                 f"context={self.session.config.context}"
             )
-        ours = {name: wanted[key] for key, name in GENERATION.items() if name and key in wanted}
+        ours = {name: kwargs[key] for key, name in GENERATION.items() if name and key in kwargs}
         ours.setdefault("temperature", 1.0)  # as transformers has it where a task only says sample
         ours["stop"] = tuple(text for text in ours.get("stop") or () if text)
         settings = Generation(**ours, seed=self.seed)

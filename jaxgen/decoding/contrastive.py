@@ -88,18 +88,24 @@ def contrastive_search(
         ConfigError: as `decode`, and for a count or penalty out of range.
 
     >>> step = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), jnp.eye(5)[tokens], cache)
-    >>> given = (step, (), jnp.array([0]), jaxgen.chain(), 3)
+    >>> args = (step, (), jnp.array([0]), jaxgen.chain(), 3)
     >>> state = {"prompt_hidden": jnp.ones((1, 1, 5)), "prompt_hidden_lengths": jnp.array([0])}
-    >>> jaxgen.contrastive_search(*given, count=2, penalty=0.1, **state).tokens
+    >>> jaxgen.contrastive_search(*args, count=2, penalty=0.1, **state).tokens
     Array([[1, 2, 3]], dtype=int32)
     """
     check_chain(sample, length)
     if count == 1 and isinstance(penalty, (int, float)) and penalty:
         raise ConfigError(f"penalty={penalty} has no effect with count=1: nothing is to choose")
     states = (prompt_hidden, prompt_hidden_lengths)
-    given = {"prompt": prompt, "lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
+    options = {
+        "prompt": prompt,
+        "lengths": lengths,
+        "stop": stop,
+        "strings": strings,
+        "limit": limit,
+    }
     penalty = jnp.asarray(penalty)
-    return _search(step, cache, first, sample, length, count, penalty, *states, **given)
+    return _search(step, cache, first, sample, length, count, penalty, *states, **options)
 
 
 @compile_once
@@ -113,7 +119,7 @@ def _search(
     spec = make_spec(sample, first, key, length, stop, strings, 0, limit, prompt, lengths)
     logits, hidden, cache = step(jnp.maximum(first, 0), cache)
     room = jnp.pad(_normalize(prompt_hidden), ((0, 0), (0, length + 1), (0, 0)))
-    known = jnp.asarray(prompt_hidden_lengths, jnp.int32)
+    num_hidden = jnp.asarray(prompt_hidden_lengths, jnp.int32)
 
     begin = _LoopState(
         jnp.zeros((), jnp.int32),
@@ -121,11 +127,11 @@ def _search(
         jnp.broadcast_to(first[:, None], (batch, length)),
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, Reason.LENGTH).astype(jnp.int32),
-        jnp.zeros((batch, length)),
+        jnp.zeros((batch, length), jnp.float32),
         logits,
         cache,
-        room.at[jnp.arange(batch), known].set(_normalize(hidden)),
-        known + 1,
+        room.at[jnp.arange(batch), num_hidden].set(_normalize(hidden)),
+        num_hidden + 1,
         (first == NOT_FINITE) | spec.is_spent(0),
         spec.history,
         spec.initial_stop_state,
@@ -166,7 +172,7 @@ def _body(step: StepWithHidden, sample: Chain, spec: DecodeSpec, count: int, pen
             state.position + 1,
             new,
             state.tokens.at[:, state.position].set(new),
-            state.num_generated + valid,
+            state.num_generated + valid.astype(jnp.int32),
             jnp.where(state.done, state.reason, reason),
             state.logprobs.at[:, state.position].set(logprob),
             logits[index],

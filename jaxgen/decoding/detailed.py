@@ -105,8 +105,8 @@ def decode_detailed(
         ConfigError: as `decode`, and for a negative `top`.
 
     >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
-    >>> given = (count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)
-    >>> jaxgen.decode_detailed(*given, top=1, stop=[2]).num_generated
+    >>> args = (count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)
+    >>> jaxgen.decode_detailed(*args, top=1, stop=[2]).num_generated
     Array([2], dtype=int32)
     """
     batch = first.shape[0]

@@ -100,9 +100,9 @@ def decode(
     >>> jaxgen.decode(count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)[0]
     Array([[1, 2, 3]], dtype=int32)
     """
-    given = {"stop": stop, "strings": strings, "start": start, "limit": limit}
-    given |= {"prompt": prompt, "lengths": lengths}
-    return decode_chunk(step, cache, first, key, sample, length, **given)[:2]
+    options = {"stop": stop, "strings": strings, "start": start, "limit": limit}
+    options |= {"prompt": prompt, "lengths": lengths}
+    return decode_chunk(step, cache, first, key, sample, length, **options)[:2]
 
 
 class Chunk(NamedTuple):

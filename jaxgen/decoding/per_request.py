@@ -29,8 +29,8 @@ def refuse(value: Any, wrong: Callable[[np.ndarray], Any], message: str) -> None
 
     message: the line, with {} for the value.
     """
-    known = isinstance(value, (int, float, np.ndarray, np.generic))
-    if known and np.any(wrong(np.asarray(value))):
+    on_host = isinstance(value, (int, float, np.ndarray, np.generic))
+    if on_host and np.any(wrong(np.asarray(value))):
         raise ConfigError(message.format(value))
 
 

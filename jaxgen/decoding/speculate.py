@@ -136,17 +136,17 @@ def speculate(
         ConfigError: as `decode`, and for a cache that can't be rewound so far.
 
     >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
-    >>> given = (jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)
+    >>> args = (jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 3)
     >>> draft = jaxgen.draft_model(count, (), jaxgen.greedy(), 2)
     >>> read = jaxgen.multi_token_step(count)
-    >>> jaxgen.speculate(read, (), *given, draft, prompt=jnp.array([[0]])).tokens
+    >>> jaxgen.speculate(read, (), *args, draft, prompt=jnp.array([[0]])).tokens
     Array([[1, 2, 3]], dtype=int32)
     """
     check_chain(sample, length)
     cache_rows.check_rewind(cache, draft.count + 1)
     cache_rows.check_rewind(draft.cache, draft.count + 1)
-    given = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
-    return _speculate(read, cache, first, key, sample, length, draft, prompt, **given)
+    options = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
+    return _speculate(read, cache, first, key, sample, length, draft, prompt, **options)
 
 
 @compile_once

@@ -103,8 +103,8 @@ def stop_strings(texts: Texts, pieces: Sequence[bytes]) -> StopStrings:
 
     >>> strings = jaxgen.stop_strings(["bc"], [b"a", b"ab", b"ca"])
     >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 3), cache)
-    >>> given = (count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 4)
-    >>> jaxgen.decode_detailed(*given, top=0, strings=strings).num_generated
+    >>> args = (count, (), jnp.array([0]), jax.random.key(0), jaxgen.greedy(), 4)
+    >>> jaxgen.decode_detailed(*args, top=0, strings=strings).num_generated
     Array([2], dtype=int32)
     """
     shared = all(isinstance(text, str) for text in texts)
@@ -197,10 +197,10 @@ def _spellings(strings: list[bytes], pieces: Sequence[bytes]) -> tuple[list[byte
     same = bytes.maketrans(foreign, one * len(foreign))
     # A byte of no string leads back to the root; after it, a second one changes nothing.
     many = re.compile(re.escape(one) + b"{2,}") if one else None
-    known: dict[bytes, int] = {}
+    numbers_of: dict[bytes, int] = {}
     numbers = np.empty(len(pieces), np.int64)
     for token, piece in enumerate(pieces):
         spelling = bytes(piece).translate(same)
         spelling = many.sub(lambda _: one, spelling) if many else spelling
-        numbers[token] = known.setdefault(spelling, len(known))
-    return list(known), numbers
+        numbers[token] = numbers_of.setdefault(spelling, len(numbers_of))
+    return list(numbers_of), numbers

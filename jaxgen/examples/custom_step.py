@@ -41,8 +41,8 @@ def main() -> None:
         print("sampled:", words[: words.index(END) + 1 if END in words else None].decode())
 
     start, plain = jnp.zeros(1, jnp.int32), jaxgen.chain()
-    found = jaxgen.beam_search(step, start, first[:1], None, plain, 12, jaxgen.beams(4))
-    print("best of 4 beams:", bytes(np.asarray(found.tokens[0, 0]).tolist()).decode())
+    result = jaxgen.beam_search(step, start, first[:1], None, plain, 12, jaxgen.beams(4))
+    print("best of 4 beams:", bytes(np.asarray(result.tokens[0, 0]).tolist()).decode())
 
 
 if __name__ == "__main__":

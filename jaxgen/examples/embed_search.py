@@ -47,8 +47,8 @@ def main() -> None:
     session = jaxgen.open(folder)
     index = unit(session.embed(TEXTS))  # [N, D]; for many texts, keep it with np.save
     cosines = index @ unit(session.embed([question]))[0]
-    for place in np.argsort(-cosines)[:3]:
-        print(f"{cosines[place]:.3f}  {TEXTS[place]}")
+    for row in np.argsort(-cosines)[:3]:
+        print(f"{cosines[row]:.3f}  {TEXTS[row]}")
     home.cleanup()
 
 

@@ -35,10 +35,10 @@ def small_decoder(folder: Path) -> Path:
 
 def main() -> None:
     home = tempfile.TemporaryDirectory()
-    given = sys.argv[1:]
-    folder = given[0] if given else small_decoder(Path(home.name) / "small")
-    text = Path(given[1]).read_text() if given else "One step, then another step. " * 200
-    out = Path(given[2]) if given else Path(home.name) / "tuned"
+    args = sys.argv[1:]
+    folder = args[0] if args else small_decoder(Path(home.name) / "small")
+    text = Path(args[1]).read_text() if args else "One step, then another step. " * 200
+    out = Path(args[2]) if args else Path(home.name) / "tuned"
 
     config, params = jaxgen.load(folder)
     tokenizer = jaxgen.open(folder).tokenizer

@@ -17,7 +17,7 @@ from jaxgen.models.classic import ngram
 VOCAB, GUESSES, LENGTH = 24, 4, 32
 
 
-def trained(config, tokens):
+def train(config, tokens):
     """Return the parameters of a Transformer after a few steps on rows of tokens [B, T]."""
     optimizer = optax.adam(5e-3)
     training = jaxgen.train_state(
@@ -39,7 +39,7 @@ def main() -> None:
     config = jaxgen.ModelConfig(
         vocab_size=VOCAB, context=96, layers=2, d_model=32, heads=2, positions="rope"
     )
-    params = trained(config, jnp.asarray(tokens))
+    params = train(config, jnp.asarray(tokens))
 
     order3 = ngram.NGram(vocab_size=VOCAB, order=3)
     counted = ngram.train(
@@ -57,14 +57,14 @@ def main() -> None:
 
     room = prompt.shape[1] + LENGTH + GUESSES + 1
     first, cache = jaxgen.prefill(params, config, prompt, lengths, room)
-    found = jaxgen.speculate(
+    result = jaxgen.speculate(
         read, cache, first, jax.random.key(2), greedy, LENGTH, draft, prompt=prompt, lengths=lengths
     )
     plain = jaxgen.generate(params, config, prompt, jax.random.key(2), length=LENGTH, sample=greedy)
-    print(found.tokens)
-    assert found.steps is not None and found.accepted is not None
-    print(f"{LENGTH} tokens in {found.steps} steps; {found.accepted.sum()} guesses accepted")
-    assert (found.tokens == plain).all() and found.steps < LENGTH
+    print(result.tokens)
+    assert result.steps is not None and result.accepted is not None
+    print(f"{LENGTH} tokens in {result.steps} steps; {result.accepted.sum()} guesses accepted")
+    assert (result.tokens == plain).all() and result.steps < LENGTH
 
 
 if __name__ == "__main__":

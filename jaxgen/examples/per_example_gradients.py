@@ -23,7 +23,7 @@ def row_loss(params, row, *, config):
 
 
 @partial(jax.jit, static_argnames="config")
-def clipped_mean(params, batch, *, config):
+def clip_and_average(params, batch, *, config):
     """Return (mean of the rows' gradients, each scaled to a norm of CLIP at most; norms [B])."""
     by_row = jax.vmap(jax.grad(partial(row_loss, config=config)), in_axes=(None, 0))(params, batch)
     norms = jax.vmap(optax.global_norm)(by_row)
@@ -39,16 +39,16 @@ def main() -> None:
     params = jaxgen.init(config, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (8, 17), 0, 64)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
-    mean, norms = clipped_mean(params, batch, config=config)
+    mean, norms = clip_and_average(params, batch, config=config)
     print("norms of the rows' gradients:", jnp.round(norms, 2))
     print(f"norm of the clipped mean: {optax.global_norm(mean):.3f} (at most {CLIP})")
 
     # The mean of the rows' own gradients is the gradient of the whole batch.
     @jax.jit
     def gradients(params):
-        whole = jax.grad(lambda p: jaxgen.causal_loss(p, config, batch).total / tokens[:, 1:].size)
+        full = jax.grad(lambda p: jaxgen.causal_loss(p, config, batch).total / tokens[:, 1:].size)
         rows = jax.vmap(jax.grad(partial(row_loss, config=config)), in_axes=(None, 0))
-        return whole(params), jax.tree.map(lambda g: g.mean(0), rows(params, batch))
+        return full(params), jax.tree.map(lambda g: g.mean(0), rows(params, batch))
 
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *gradients(params))
     assert optax.global_norm(mean) <= CLIP

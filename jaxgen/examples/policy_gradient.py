@@ -13,19 +13,21 @@ import optax
 
 import jaxgen
 
-WANTED, LENGTH, ROWS, STEPS = 7, 8, 64, 60
+TARGET, LENGTH, ROWS, STEPS = 7, 8, 64, 60
 
 
 def reward(tokens):
-    """Return the share of wanted tokens in each text [B, T], in [0, 1]."""
-    return jnp.mean(tokens == WANTED, axis=1)
+    """Return the share of TARGET in each text [B, T], in [0, 1]."""
+    return jnp.mean(tokens == TARGET, axis=1)
 
 
 def loss(params, config, prompt, sampled, advantage):
     """Return -mean(advantage * log p(sampled | prompt)); its gradient is the policy gradient."""
     texts = jnp.concatenate([prompt, sampled], axis=1)
-    made = jnp.arange(texts.shape[1] - 1) >= prompt.shape[1] - 1  # targets that the model drew
-    weights = jnp.broadcast_to(made * advantage[:, None], (len(texts), texts.shape[1] - 1))
+    is_sampled = (
+        jnp.arange(texts.shape[1] - 1) >= prompt.shape[1] - 1
+    )  # targets that the model drew
+    weights = jnp.broadcast_to(is_sampled * advantage[:, None], (len(texts), texts.shape[1] - 1))
     batch = {"tokens": texts[:, :-1], "targets": texts[:, 1:], "weights": weights}
     return jaxgen.causal_loss(params, config, batch).total / sampled.size
 

@@ -51,9 +51,9 @@ def main() -> None:
 
     prior = jax.random.normal(jax.random.key(1), means.shape)
     warm = jaxgen.chain(jaxgen.temperature(1.0))
-    drawn = decode_latents(params, config, prior, key, warm)
-    print("sampled", drawn.tolist())
-    assert len({tuple(row) for row in drawn.tolist()}) > 1
+    sampled = decode_latents(params, config, prior, key, warm)
+    print("sampled", sampled.tolist())
+    assert len({tuple(row) for row in sampled.tolist()}) > 1
 
 
 if __name__ == "__main__":

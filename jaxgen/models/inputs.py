@@ -1,4 +1,4 @@
-"""The arguments of a model: what they may hold, where it is known, and what a tower reads."""
+"""Checks of a model's arguments where their values are concrete, and the inputs of a tower."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxgen.ops import cache as caches
 
 
 def readable(path: str, positions: Any, call: Call) -> None:
-    """Raise ConfigError for positions that a model has no row of, where they are known."""
+    """Raise ConfigError for concrete positions beyond the model's table."""
     config = call.given["config"]
     learned = config.positions == "learned" and call.given.get("cache") is None
     last = config.context - 1 if learned else np.iinfo(np.int32).max
@@ -32,7 +32,7 @@ def of_table(path: str, types: Any, call: Call) -> None:
 
 
 def first_in_segments(path: str, prefix: Any, call: Call) -> None:
-    """Raise ConfigError unless 1s come first in every segment, where that is known."""
+    """Raise ConfigError unless 1s come first in every segment of a concrete prefix."""
     if call.given["config"].prompt != "both":  # which is refused in a line of its own
         return
     between(0, 1)(path, prefix, call)
@@ -46,9 +46,9 @@ def first_in_segments(path: str, prefix: Any, call: Call) -> None:
             return
         late &= np.diff(numbers, axis=1) == 0
     if late.any():
-        row, place = map(int, np.argwhere(late)[0])
+        row, column = map(int, np.argwhere(late)[0])
         raise ConfigError(
-            f"{path}[{row}, {place + 1}]=1 comes after a 0: tokens in between would see what they "
+            f"{path}[{row}, {column + 1}]=1 comes after a 0: tokens in between would see what they "
             f"are to predict; let the 1s of a segment be its first tokens"
         )
 

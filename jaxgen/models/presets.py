@@ -194,17 +194,17 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     >>> jaxgen.preset("gpt2-124m", context=256).layers
     12
     """
-    known = [field.name for field in dataclasses.fields(ModelConfig)]
+    names = [field.name for field in dataclasses.fields(ModelConfig)]
     for field in changes:
-        if field not in known:
-            raise ConfigError(f"{field}= is no field of ModelConfig{nearest(field, known)}")
+        if field not in names:
+            raise ConfigError(f"{field}= is no field of ModelConfig{nearest(field, names)}")
     return ModelConfig(**(fields(name) | changes))
 
 
 def fields(name: str) -> dict[str, Any]:
     """Return the fields in which a named architecture differs from the defaults."""
     if name not in PRESETS:
-        known = ", ".join(PRESETS)
+        names = ", ".join(PRESETS)
         near = nearest(name, PRESETS)
-        raise ConfigError(f"preset {name!r} is unknown{near}; there are {known}")
+        raise ConfigError(f"preset {name!r} is unknown{near}; there are {names}")
     return PRESETS[name]

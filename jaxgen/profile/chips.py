@@ -36,24 +36,24 @@ CHIPS = {
     "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9, "gpu"),
 }
 LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of one pod
-# Of what can be planned: an A100 is known, but no compiler is asked for it.
+# Of chips to plan for: there is no compiler for an A100 here.
 DIMENSIONS = {"v4": 3, "v5p": 3, "v5e": 2, "v6e": 2, "h100": 1, "h200": 1}
 
 
 def rows() -> list[tuple[str, str]]:
-    """Return (how a topology names it, figures) of each chip that can be planned for."""
-    found = []
+    """Return (topology, figures) of each chip that can be planned for."""
+    chips = []
     for kind, dimensions in DIMENSIONS.items():
         chip, shape = CHIPS[kind], "x".join(["4"] * dimensions)
         most = f"; pods of up to {LARGEST[kind]}" if kind in LARGEST else ""
-        found.append(
+        chips.append(
             (
                 f"{kind}:{shape}",
                 f"{chip.name}: {chip.memory / 1e9:.0f} GB, {chip.flops / 1e12:.0f} TFLOP/s in "
                 f"bfloat16, {chip.bandwidth / 1e12:.2f} TB/s{most}",
             )
         )
-    return [*found, ("here", "this machine, measured")]
+    return [*chips, ("here", "this machine, measured")]
 
 
 def of_device(device_kind: str) -> Chip | None:
@@ -69,14 +69,14 @@ def parse(topology: str) -> tuple[Chip, int]:
     if kind not in DIMENSIONS:
         hint = nearest(kind, DIMENSIONS) or f"; there are {', '.join(DIMENSIONS)}, and here"
         raise ConfigError(f"topology {topology!r}: {kind!r} is no chip to plan for{hint}")
-    wanted = DIMENSIONS[kind]
-    example = f"{kind}:{'x'.join(['4'] * wanted)}"
+    dimensions = DIMENSIONS[kind]
+    example = f"{kind}:{'x'.join(['4'] * dimensions)}"
     if not colon or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", shape):
         raise ConfigError(f"topology {topology!r} has no shape; write it as {example}")
     sizes = [int(size) for size in shape.split("x")]
-    if len(sizes) != wanted:
+    if len(sizes) != dimensions:
         raise ConfigError(
-            f"topology {topology!r} has {len(sizes)} dimensions, {kind} has {wanted}, as in "
+            f"topology {topology!r} has {len(sizes)} dimensions, {kind} has {dimensions}, as in "
             f"{example}"
         )
     count = prod(sizes)

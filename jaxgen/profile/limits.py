@@ -1,6 +1,6 @@
-"""What the device at hand can do at best, measured: matmuls and memory traffic.
+"""Measured limits of the device: matmuls and memory traffic.
 
-The one ruler of utilisation: of profiles, of plans, of MFU on a CPU and of the benchmarks.
+The reference for utilisation in profiles, plans, MFU on a CPU and benchmarks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def products(dtype: str) -> float:
     """Return the FLOP/s of a square matmul of this dtype, summed in float32 at least."""
     side, _ = SIZES.get(jax.default_backend(), ELSEWHERE)
     x = jnp.ones((side, side), dtype)
-    # With sums of two bytes XLA on a CPU makes float32 of the factors.
+    # With 16-bit sums XLA on a CPU converts the factors to float32.
     sums = jnp.promote_types(dtype, jnp.float32)
     product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=sums))
     return 2.0 * side**3 / best(lambda: product(x).block_until_ready())

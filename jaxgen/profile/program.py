@@ -1,7 +1,7 @@
-"""What each operation of a compiled program multiplies, moves and stands for, from its text.
+"""FLOPs, bytes and source line of each operation of a compiled program, from its HLO text.
 
-Products are counted from shapes (2 M N K), and bytes as what an operation must read and write: of
-what it slices, only the slice. Both are lower bounds; arithmetic beside products is not counted.
+Matmuls are counted from shapes (2 M N K), bytes as the least that an operation reads and writes:
+of a sliced operand only the slice. Both are lower bounds; other arithmetic is not counted.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ATTENTION = re.compile(r'custom_call_target="__cudnn\$fmha\w*?(Backward)?"')
 SLIDING = re.compile(r'"sliding_window_length": ?"?(\d+)')
 WINDOW, LABELS = re.compile(r"window=\{([^}]*)\}"), re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 SLICES = ("dynamic-slice", "slice", "gather")
-WRITES = ("dynamic-update-slice", "scatter")  # into a part of what they are given first
+WRITES = ("dynamic-update-slice", "scatter")  # into a part of their first operand
 CONTROL = ("while", "conditional", "call")  # they run other operations
 FREE = (*CONTROL, "bitcast", "constant", "get-tuple-element", "parameter", "tuple", "after-all",
         "partition-id")  # fmt: skip
-# What JAX puts around the names that a program gives.
+# Scopes that JAX adds to the names of a program.
 AROUND = re.compile(r".*\(.*|while|body|closed_call|cond|branch_\d+_fun|checkpoint|rematted.*|scan"
                     r"|eval_jaxpr")  # fmt: skip
-PACKAGE, EVERYWHERE = "jaxgen/", ("ops/contract.py",)  # every product passes through that file
+PACKAGE, EVERYWHERE = "jaxgen/", ("ops/contract.py",)  # every matmul passes through that file
 
 
 class Array(NamedTuple):
@@ -68,19 +68,19 @@ class Instruction(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """What one execution of an operation costs and where it comes from."""
+    """Cost and origin of one execution of an operation."""
 
-    flops: float  # of products
-    dtype: str | None  # of what is multiplied
+    flops: float  # of matmuls
+    dtype: str | None  # of their factors
     bytes: float
     path: str  # names of modules and of the primitive, "layers/attn/dot_general"
     note: str  # "backward" or "itself", for an operation that runs others
-    line: str  # of jaxgen, "nn/feed.py:43", else of whoever called JAX; "" if not known
+    line: str  # of jaxgen, "nn/feed.py:43", else of the caller of JAX; "" if unknown
 
 
 @dataclass
 class Program:
-    """A compiled program's computations, and the frames of the Python that made them."""
+    """A compiled program's computations, and the Python frames of its trace."""
 
     computations: dict[str, dict[str, Instruction]] = field(default_factory=dict)
     roots: dict[str, str] = field(default_factory=dict)
@@ -99,33 +99,33 @@ class Program:
         return {name for name, one in lines if one.opcode in CONTROL}
 
     def runs(self, through: Collection[str] = CONTROL) -> dict[str, int]:
-        """Return how often each computation runs, counting turns of loops.
+        """Return how often each computation runs, with the iterations of loops.
 
-        through: the opcodes whose computations are followed; with "fusion" also what they fuse. A
-        loop whose turns nobody tells counts as one turn.
+        through: the opcodes whose computations are followed, e.g. with "fusion". A loop with an
+        unknown number of iterations counts once.
         """
-        found: dict[str, int] = defaultdict(int)
+        times_of: dict[str, int] = defaultdict(int)
 
         def visit(name: str, times: int) -> None:
-            found[name] += times
+            times_of[name] += times
             for one in self.computations[name].values():
                 if one.opcode in through:
-                    for other, turns in self._called(one):
+                    for other, turns in self._calls(one):
                         visit(other, times * turns)
 
         visit(self.entry, 1)
-        return found
+        return times_of
 
-    def _called(self, one: Instruction) -> Iterator[tuple[str, int]]:
-        """Yield (computation, times) for what an instruction runs."""
+    def _calls(self, one: Instruction) -> Iterator[tuple[str, int]]:
+        """Yield (computation, times) called by an instruction."""
         if loop := LOOP.search(one.text):
-            told = TURNS.search(one.text)
+            count = TURNS.search(one.text)
             limits = [
                 int(limit[1])
                 for other in self.computations.get(loop[1], {}).values()
                 if other.opcode == "constant" and (limit := LIMIT.match(other.text))
             ]
-            yield loop[2], int(told[1]) if told else max(limits, default=1)
+            yield loop[2], int(count[1]) if count else max(limits, default=1)
             return
         branches = " ".join(BRANCHES.findall(one.text))
         for name in (*CALLED.findall(one.text), *re.findall(r"[\w.-]+", branches)):
@@ -133,17 +133,17 @@ class Program:
                 yield name, 1
 
     def operations(self, names: Sequence[str]) -> dict[str, Operation]:
-        """Return what the operations of these names cost; unknown names are left out."""
-        wanted, found = set(names), {}
+        """Return the operations of these names; unknown names are left out."""
+        unique, operations = set(names), {}
         for lines in self.computations.values():
-            for name in wanted & lines.keys():
-                found[name] = self._operation(lines, lines[name])
-        return found
+            for name in unique & lines.keys():
+                operations[name] = self._operation(lines, lines[name])
+        return operations
 
     def _operation(self, lines: dict[str, Instruction], one: Instruction) -> Operation:
         products = list(self._products(lines, one))
-        most = max(products, key=lambda found: found[0], default=None)
-        # A fusion is named after its last instruction; what it multiplies tells more.
+        most = max(products, key=lambda product: product[0], default=None)
+        # A fusion is named after its last instruction; its largest matmul says more.
         text = one.text if most is None else most[2]
         path = OP_NAME.search(text) or OP_NAME.search(one.text)
         parts = path[1].split("/") if path else []
@@ -165,7 +165,7 @@ class Program:
     def _products(
         self, lines: dict[str, Instruction], one: Instruction
     ) -> Iterator[tuple[float, str, str]]:
-        """Yield (FLOPs, dtype, text) of the products of an instruction and of what it calls."""
+        """Yield (FLOPs, dtype, text) of the matmuls of an instruction and its computations."""
         if inside := self._inside(one):
             for other in self.computations[inside].values():
                 yield from self._products(self.computations[inside], other)
@@ -181,7 +181,11 @@ class Program:
         elif attention := ATTENTION.search(one.text):
             keys = lines[one.operands[1]].results[0].sizes[1]
             products = 5 if attention[1] else 2
-            yield 2.0 * products * prod(array.sizes) * _seen(keys, one.text), array.dtype, one.text
+            yield (
+                2.0 * products * prod(array.sizes) * _visible_keys(keys, one.text),
+                array.dtype,
+                one.text,
+            )
         elif one.opcode == "convolution":
             right = lines[one.operands[1]].results[0]
             yield _convolution(array.sizes, right.sizes, one), array.dtype, one.text
@@ -199,8 +203,8 @@ class Program:
             return one.size + sum(operands)
         body = self.computations[inside]
         root = self.roots[inside]
-        given = [name for name, other in body.items() if other.opcode == "parameter"]
-        return sum(self._read(body, root, name) for name in given) + _written(body, root)
+        parameters = [name for name, other in body.items() if other.opcode == "parameter"]
+        return sum(self._read(body, root, name) for name in parameters) + _bytes_written(body, root)
 
     def _read(self, body: dict[str, Instruction], root: str, name: str) -> float:
         """Return the bytes that a fusion reads of its parameter."""
@@ -210,7 +214,7 @@ class Program:
         for other_name, other in body.items():
             if name not in other.operands:
                 continue
-            if other.opcode in ("bitcast", "convert"):  # of what is read from the result only
+            if other.opcode in ("bitcast", "convert"):  # as far as the result is read
                 total += self._read(body, root, other_name) * body[name].size / max(other.size, 1)
             elif other.opcode in SLICES and other.operands[0] == name:
                 total += other.size
@@ -219,10 +223,10 @@ class Program:
         return min(total, body[name].size)
 
     def _line(self, text: str) -> str:
-        if found := SOURCE.search(text):
-            return _short(f"{found[1]}:{found[2]}")
-        found = FRAME.search(text)
-        number = int(found[1]) if found else 0
+        if match := SOURCE.search(text):
+            return _short(f"{match[1]}:{match[2]}")
+        match = FRAME.search(text)
+        number = int(match[1]) if match else 0
         innermost = ""
         while number in self.frames:
             number, line = self.frames[number]
@@ -233,7 +237,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Return the Program that a compiled executable's text describes."""
+    """Return the Program of a compiled executable's HLO text."""
     program, tables, current = Program(), {}, None
     table: dict[int, str] | None = None
     for line in text.splitlines():
@@ -246,8 +250,8 @@ def parse(text: str) -> Program:
             table, current = None, head[2]
             program.computations[current] = {}
             program.entry = current if head[1] else program.entry
-        elif current and (found := LINE.match(line)):
-            root, name, results, opcode, rest = found.groups()
+        elif current and (match := LINE.match(line)):
+            root, name, results, opcode, rest = match.groups()
             program.computations[current][name] = Instruction(
                 opcode, arrays(results), tuple(OPERAND.findall(rest.partition(")")[0])), rest
             )
@@ -258,9 +262,11 @@ def parse(text: str) -> Program:
 
 
 def arrays(text: str) -> tuple[Array, ...]:
-    """Return the arrays that a type of a program names."""
-    found = ARRAY.findall(text)
-    return tuple(Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in found)
+    """Return the arrays of an HLO type."""
+    matches = ARRAY.findall(text)
+    return tuple(
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n)) for dtype, dims in matches
+    )
 
 
 def _frames(tables: dict[str, dict[int, str]]) -> dict[int, tuple[int, str]]:
@@ -269,37 +275,37 @@ def _frames(tables: dict[str, dict[int, str]]) -> dict[int, tuple[int, str]]:
 
     names, locations = tables.get("FileNames", {}), tables.get("FileLocations", {})
     rows = {number: fields(row) for number, row in tables.get("StackFrames", {}).items()}
-    # Frame 1 has no parent: its number for none tells from where this XLA counts.
+    # Frame 1 has no parent: its parent id tells whether this XLA counts from 0 or 1.
     offset = rows.get(1, {}).get("parent_frame_id", 0)
-    found = {}
+    frames = {}
     for number, row in rows.items():
-        place = fields(locations[row["file_location_id"]])
-        file = names[place["file_name_id"]].strip('"')
+        location = fields(locations[row["file_location_id"]])
+        file = names[location["file_name_id"]].strip('"')
         parent = row.get("parent_frame_id", offset) - offset
-        found[number] = (parent if parent < number else 0, f"{file}:{place['line']}")
-    return found
+        frames[number] = (parent if parent < number else 0, f"{file}:{location['line']}")
+    return frames
 
 
 def _short(line: str) -> str:
-    """Return where a line is inside of the package, or the last two names of another path."""
+    """Return a line's path inside the package, or the last two parts of another path."""
     _, package, rest = line.rpartition(PACKAGE)
     return rest if package else "/".join(PurePosixPath(line).parts[-2:])
 
 
-def _written(body: dict[str, Instruction], name: str) -> float:
+def _bytes_written(body: dict[str, Instruction], name: str) -> float:
     """Return the bytes that a fusion writes as its result `name`."""
     one = body[name]
     if one.opcode == "tuple":
-        return sum(_written(body, operand) for operand in one.operands)
+        return sum(_bytes_written(body, operand) for operand in one.operands)
     if one.opcode == "bitcast":
-        return _written(body, one.operands[0])
+        return _bytes_written(body, one.operands[0])
     if one.opcode in WRITES and len(one.operands) > 1:
         return body[one.operands[1 if one.opcode == WRITES[0] else -1]].size
     return one.size if one.opcode != "parameter" else 0.0
 
 
-def _seen(keys: int, text: str) -> float:
-    """Return how many keys a query of cuDNN's attention sees, in the mean."""
+def _visible_keys(keys: int, text: str) -> float:
+    """Return the mean number of keys that a query of cuDNN's attention sees."""
     if "CAUSAL" not in text:
         return float(keys)
     window = SLIDING.search(text)
@@ -308,9 +314,9 @@ def _seen(keys: int, text: str) -> float:
 
 
 def _convolution(left: Sequence[int], right: Sequence[int], one: Instruction) -> float:
-    """Return the FLOPs of a convolution, with which a TPU does all products.
+    """Return the FLOPs of a convolution, the form of all matmuls on a TPU.
 
-    Batch axes become windows that mostly lie in the padding, so valid places are counted.
+    Batch axes become windows mostly of padding, so only valid positions are counted.
     """
     labels, window = LABELS.search(one.text), WINDOW.search(one.text)
     if not labels:
@@ -324,9 +330,9 @@ def _convolution(left: Sequence[int], right: Sequence[int], one: Instruction) ->
         return [int(word.partition("_")[0]) for word in words]
 
     places = 1
-    given = zip(space, each("stride", 1), each("pad", 0), each("lhs_dilate", 1),
+    axes = zip(space, each("stride", 1), each("pad", 0), each("lhs_dilate", 1),
                 each("rhs_dilate", 1), strict=True)  # fmt: skip
-    for label, stride, pad, spread, hole in given:
+    for label, stride, pad, spread, hole in axes:
         sizes = (shape[names.index(label)] for shape, names in zip((left, right, out),
                  labels.groups(), strict=True))  # fmt: skip
         inputs, taps, outputs = sizes

@@ -1,4 +1,4 @@
-"""The costliest operations of a trace, and how near each comes to what the machine can do."""
+"""The costliest operations of a trace, and their share of the machine's limits."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jaxgen.profile.program import Operation, Program
 from jaxgen.profile.trace import Ran
 
 MOST = 10
-# Names of types in programs, of those whose product this can be compared with.
+# Types in HLO whose matmuls are measured.
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16", "f64": "float64"}
 
 
 class Row(NamedTuple):
-    """An operation in all of a trace."""
+    """All executions of an operation in a trace."""
 
     name: str
     times: int
     seconds: float
     share: float  # of the time from the first operation to the last
-    bound: str  # "products" or "bandwidth": what it takes longest for at best; "" if unknown
+    bound: str  # "products" or "bandwidth", the slower of both at best; "" if unknown
     reached: float  # that time over its own; above 1 where data stay in caches
-    operation: Operation | None  # None where no program tells
+    operation: Operation | None  # None without its program
 
 
 class Report(NamedTuple):
@@ -38,19 +38,19 @@ class Report(NamedTuple):
     rest: float  # share of all other operations
     idle: float  # share of the time in which none ran
     seconds: float
-    rates: dict[str, float]  # what the machine did at best, by what was asked of `measured`
+    rates: dict[str, float]  # measured limits of the machine, see `machine_rate`
 
 
 @cache
-def measured(what: str) -> float:
+def machine_rate(what: str) -> float:
     """Return bytes/s of "bandwidth", or FLOP/s of products of a type by its name in programs."""
     return limits.bandwidth() if what == "bandwidth" else limits.products(DTYPES[what])
 
 
 def summarize(
-    ran: list[Ran], programs: Mapping[str, Program], rate: Callable[[str], float] = measured
+    ran: list[Ran], programs: Mapping[str, Program], rate: Callable[[str], float] = machine_rate
 ) -> Report:
-    """Return the Report of what ran; programs: by module; rate: called like `measured`.
+    """Return the Report of what ran; programs: by module; rate: like `machine_rate`.
 
     Raises BusyError if nothing ran, as where a GPU's counters are closed to its users.
     """
@@ -58,30 +58,30 @@ def summarize(
         raise BusyError("the trace holds no operation: the profiler sees nothing of this device")
     control = {(module, name) for module, one in programs.items() for name in one.control}
     seconds, times = trace.seconds(ran, control), trace.executions(ran)
-    whole = max(one.end for one in ran) - min(one.begin for one in ran)
+    total = max(one.end for one in ran) - min(one.begin for one in ran)
     first = sorted(seconds, key=lambda key: -seconds[key])[:MOST]
     costs = {
-        module: found.operations([name for of, name in first if of == module])
-        for module, found in programs.items()
+        module: one.operations([name for of, name in first if of == module])
+        for module, one in programs.items()
     }
-    known = {key: costs[key[0]][key[1]] for key in first if key[1] in costs.get(key[0], ())}
-    types = {one.dtype for one in known.values() if one.dtype in DTYPES}
-    rates = {what: rate(what) for what in sorted({"bandwidth"} | types)} if known else {}
+    operations = {key: costs[key[0]][key[1]] for key in first if key[1] in costs.get(key[0], ())}
+    types = {one.dtype for one in operations.values() if one.dtype in DTYPES}
+    rates = {what: rate(what) for what in sorted({"bandwidth"} | types)} if operations else {}
     rows = []
     for key in first:
-        one = known.get(key)
-        bound, reached = _reached(one, seconds[key] / times[key], rates)
-        share = seconds[key] / whole
+        one = operations.get(key)
+        bound, reached = _limit_of(one, seconds[key] / times[key], rates)
+        share = seconds[key] / total
         rows.append(Row(key[1], times[key], seconds[key], share, bound, reached, one))
     rest = sum(seconds.values()) - sum(row.seconds for row in rows)
-    idle = max(1 - sum(seconds.values()) / whole, 0.0)
-    return Report(tuple(rows), len(seconds) - len(rows), rest / whole, idle, whole, rates)
+    idle = max(1 - sum(seconds.values()) / total, 0.0)
+    return Report(tuple(rows), len(seconds) - len(rows), rest / total, idle, total, rates)
 
 
-def _reached(
+def _limit_of(
     one: Operation | None, seconds: float, rates: Mapping[str, float]
 ) -> tuple[str, float]:
-    """Return (what limits an operation, how much of that limit it reaches)."""
+    """Return (the limit of an operation, the share of it that is reached)."""
     if one is None or not (one.bytes or one.flops):
         return "", 0.0
     least = {"bandwidth": one.bytes / rates["bandwidth"]}
@@ -91,22 +91,22 @@ def _reached(
     return bound, least[bound] / seconds
 
 
-def live(ran: Iterable[Ran]) -> dict[str, Program]:
-    """Return the Program of each module that ran, from the executables that JAX still holds."""
+def live_programs(ran: Iterable[Ran]) -> dict[str, Program]:
+    """Return the Program of each module that ran, from JAX's live executables."""
     names: dict[str, set[str]] = {}
     for one in ran:
         names.setdefault(one.module, set()).add(one.name)
-    found: dict[str, Program] = {}
+    programs: dict[str, Program] = {}
     for executable in jax.local_devices()[0].client.live_executables():
         for module in executable.hlo_modules():
             if module.name not in names:
                 continue
-            other, wanted = program.parse(module.to_string()), names[module.name]
-            known = found.get(module.name)
-            # Of several programs of one name, the one that has most of what ran.
-            if known is None or len(wanted & other.names) > len(wanted & known.names):
-                found[module.name] = other
-    return found
+            other, executed = program.parse(module.to_string()), names[module.name]
+            best = programs.get(module.name)
+            # Of programs of one name, the one with most of the executed operations.
+            if best is None or len(executed & other.names) > len(executed & best.names):
+                programs[module.name] = other
+    return programs
 
 
 def lines(report: Report, runs: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A trace from beginning to end: a folder that can be written, what is traced, what it says."""
+"""Profiling a call: a writable folder, the trace, its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prepare(folder: Path) -> None:
 
 
 def of(call: Callable[[], object], folder: Path) -> tuple[Path, Report]:
-    """Trace a call that waits for its devices; return where the trace lies, and its Report."""
+    """Trace a blocking call; return (folder of the trace, its Report)."""
     before = trace.files(folder)
     with trace.record(folder):
         call()
@@ -30,12 +30,12 @@ def of(call: Callable[[], object], folder: Path) -> tuple[Path, Report]:
 
 
 def read_profile(folder: Path, before: set[Path]) -> tuple[Path, Report]:
-    """Return (folder of the trace that was not there before, its Report).
+    """Return (folder of the trace that is not in `before`, its Report).
 
     Raises FileNotFoundError if there is none, BusyError if it holds no operation.
     """
-    made = sorted(trace.files(folder) - before)
-    if not made:
+    new = sorted(trace.files(folder) - before)
+    if not new:
         raise FileNotFoundError(f"{folder} got no trace")
-    ran = trace.read_operations(ProfileData.from_file(str(made[0])))
-    return made[0].parent, report.summarize(ran, report.live(ran))
+    ran = trace.read_operations(ProfileData.from_file(str(new[0])))
+    return new[0].parent, report.summarize(ran, report.live_programs(ran))

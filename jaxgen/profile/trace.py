@@ -1,4 +1,4 @@
-"""A trace of jax.profiler: made, and read as operations that ran from when to when."""
+"""Traces of jax.profiler: recorded, and read as executions of operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = re.compile(r"%?([\w.-]+)")
 
 
 class Ran(NamedTuple):
-    """One execution of an operation, in seconds; kernel: which of its parts it was."""
+    """One execution of an operation, in seconds; kernel: its name on the device."""
 
     module: str
     name: str
@@ -32,9 +32,9 @@ class Ran(NamedTuple):
 
 @contextmanager
 def record(folder: Path) -> Iterator[None]:
-    """Trace what devices do in the block into a new folder below `folder`, as TensorBoard reads it.
+    """Trace devices during the block into a new folder below `folder`, for TensorBoard.
 
-    Python's own calls are left out: recording them would slow what is measured.
+    Python calls are not recorded: that would slow the program.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -50,13 +50,13 @@ def files(folder: Path) -> set[Path]:
 def read_operations(data: Any) -> list[Ran]:
     """Return the operations in a `jax.profiler.ProfileData` of one device.
 
-    Or of all CPU devices, for these share the cores.
+    On CPU of all devices, because they share the cores.
     """
     planes = {plane.name: plane for plane in data.planes}
     for name in (*sorted(n for n in planes if n.startswith(DEVICE)), HOST):
-        found = _operations(planes[name]) if name in planes else []
-        if found:
-            return found
+        operations = _operations(planes[name]) if name in planes else []
+        if operations:
+            return operations
     return []
 
 
@@ -78,29 +78,28 @@ def _operations(plane: Any) -> list[Ran]:
                 begun.append((event, stats))
             elif event.name.startswith(ENDED) and "_c" in stats:
                 ended[stats["_c"]] = event.start_ns
-    return [_ran(event, stats, ended, modules) for event, stats in begun]
+    return [_execution(event, stats, ended, modules) for event, stats in begun]
 
 
-def _ran(event: Any, stats: dict[str, Any], ended: dict[int, float], modules: list) -> Ran:
+def _execution(event: Any, stats: dict[str, Any], ended: dict[int, float], modules: list) -> Ran:
     begin, end = event.start_ns, event.start_ns + event.duration_ns
-    # What a CPU's thread has handed to others goes on after its own event: a second one says when
-    # it was done.
+    # On a CPU, work handed to other threads outlasts its event; a second event marks its end.
     end = max(end, ended.get(stats.get("_p", -1), end))
     before = bisect_right(modules, begin, key=lambda module: module[0])
     module = stats.get("hlo_module") or (modules[before - 1][1] if before else "")
-    # A TPU's events are called after their whole instruction.
-    found = NAME.match(event.name)
-    name = stats.get("hlo_op") or (found[1] if found else event.name)
+    # A TPU's events are named by their whole instruction.
+    match = NAME.match(event.name)
+    name = stats.get("hlo_op") or (match[1] if match else event.name)
     return Ran(module, name, event.name, begin / 1e9, end / 1e9)
 
 
 def seconds(
     ran: Iterable[Ran], control: Set[tuple[str, str]] = frozenset()
 ) -> dict[tuple[str, str], float]:
-    """Return the seconds of each (module, operation); together, those in which anything ran.
+    """Return the seconds of each (module, operation); their sum is the busy time.
 
-    An instant at which n operations ran counts 1 / n for each of them, and for one that runs
-    others, as a loop does, only if none of them ran: those of `control`, and by their names.
+    Where n operations overlap, each counts 1 / n. Control flow, by name or in `control`, counts
+    only while no other operation runs.
     """
     changes = []
     for number, one in enumerate(ran):
@@ -109,19 +108,19 @@ def seconds(
         key = (one.module, one.name)
         runs = key in control or one.name.partition(".")[0] in CONTROL
         changes += [(one.begin, 1, number, runs, key), (one.end, 0, number, runs, key)]
-    found: dict[tuple[str, str], float] = defaultdict(float)
+    durations: dict[tuple[str, str], float] = defaultdict(float)
     running: tuple[dict, dict] = ({}, {})  # work, control
     last = 0.0
     for now, begins, number, runs, key in sorted(changes):
         active = running[0] or running[1]
         for one in active.values():
-            found[one] += (now - last) / len(active)
+            durations[one] += (now - last) / len(active)
         last = now
         if begins:
             running[runs][number] = key
         else:
             del running[runs][number]
-    return dict(found)
+    return dict(durations)
 
 
 def executions(ran: Iterable[Ran]) -> dict[tuple[str, str], int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxgen.data.objectives.alphabet import Alphabet
-from jaxgen.data.objectives.make import make as make_objective
+from jaxgen.data.objectives.make import make_objective
 from jaxgen.data.objectives.settings import ObjectiveSettings
 from jaxgen.data.rows import Maker
 from jaxgen.errors import ConfigError
@@ -38,10 +38,10 @@ def alphabet(settings: ObjectiveSettings, tokenizer: Tokenizer) -> Alphabet:
 
 def rows_needed(settings: ObjectiveSettings, tokenizer: Tokenizer) -> int:
     """Return how many ids a model must know: the tokenizer's, and those that it lacks."""
-    known = (
+    special = (
         alphabet(settings, tokenizer) if settings.name in ("masked", "denoise", "spans") else None
     )
-    extra = [] if known is None else [known.mask or 0, *known.sentinels]
+    extra = [] if special is None else [special.mask or 0, *special.sentinels]
     return max([tokenizer.vocab_size, *(token + 1 for token in extra)])
 
 

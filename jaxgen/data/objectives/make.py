@@ -1,4 +1,4 @@
-"""From the settings to the rows of a shard."""
+"""Objectives from settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError
 
 
-def make(settings: ObjectiveSettings, alphabet: Alphabet, towers: str) -> Maker:
+def make_objective(settings: ObjectiveSettings, alphabet: Alphabet, towers: str) -> Maker:
     """Return the objective: a function from a shard to its rows.
 
     towers: the model's topology. Raises ConfigError if the tokenizer lacks an id that is needed.
@@ -46,13 +46,18 @@ class _Pairs:
     alphabet: Alphabet
 
     def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
-        known, wanted = self.alphabet, self.settings
-        assert known.eos is not None and known.start is not None
-        widths = (wanted.source or context, wanted.target or context)
+        alphabet, settings = self.alphabet, self.settings
+        assert alphabet.eos is not None and alphabet.start is not None
+        widths = (settings.source or context, settings.target or context)
         if max(widths) > context:
             raise ConfigError(_TOO_WIDE.format(*widths, context))
         return pair_rows(
-            shard, widths=widths, seed=seed, start=known.start, bos=known.bos, eos=known.eos
+            shard,
+            widths=widths,
+            seed=seed,
+            start=alphabet.start,
+            bos=alphabet.bos,
+            eos=alphabet.eos,
         )
 
 
@@ -62,15 +67,15 @@ class _Answers:
     alphabet: Alphabet
 
     def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
-        known, wanted = self.alphabet, self.settings
-        most = (wanted.source or context, wanted.target or context)
+        alphabet, settings = self.alphabet, self.settings
+        most = (settings.source or context, settings.target or context)
         if max(most) > context:
             raise ConfigError(_TOO_WIDE.format(*most, context))
         # Each side of a pair is a text by itself; a chat is one text, cut where an answer begins.
-        alone = wanted.name == "pairs"
-        trim = (int(alone and known.eos is not None), int(alone and known.bos is not None))
+        alone = settings.name == "pairs"
+        trim = (int(alone and alphabet.eos is not None), int(alone and alphabet.bos is not None))
         return answer_rows(
-            shard, width=context, most=most, trim=trim, seed=seed, name=f"{wanted.name} answers"
+            shard, width=context, most=most, trim=trim, seed=seed, name=f"{settings.name} answers"
         )
 
 
@@ -94,10 +99,10 @@ class _Text:
 
 
 def _masked(text: _Text, context: int) -> tuple[int, Recipe]:
-    known = text.alphabet
-    assert known.mask is not None
-    masking = Masking(text.rate, text.settings.unit, known.mask, known.size)
-    return context, Masked(masking, known)
+    alphabet = text.alphabet
+    assert alphabet.mask is not None
+    masking = Masking(text.rate, text.settings.unit, alphabet.mask, alphabet.size)
+    return context, Masked(masking, alphabet)
 
 
 def _prefix(text: _Text, context: int) -> tuple[int, Recipe]:

@@ -80,13 +80,13 @@ class Words:
         if prompt is None:
             raise ConfigError("words over='all' count the prompt's; pass prompt= and lengths=")
         prompt = jnp.asarray(prompt, jnp.int32)
-        known = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
+        num_valid = jnp.full(batch, prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
 
         def one_more(i, progress):
             after = jax.vmap(_advance)(words, progress, prompt[:, i])
             return jax.tree.map(
                 lambda new, old: jnp.where(
-                    (i < known).reshape(-1, *(1,) * (new.ndim - 1)), new, old
+                    (i < num_valid).reshape(-1, *(1,) * (new.ndim - 1)), new, old
                 ),
                 after,
                 progress,
@@ -112,8 +112,8 @@ def must_appear(words: Sequence[Sequence[Any]], *, over: Over = "new", each: boo
         ConfigError: for an empty word, a negative id, or an alternative that begins another.
 
     >>> step = lambda tokens, cache: (jnp.tile(jnp.array([3.0, 2.0, 1.0]), (len(tokens), 1)), cache)
-    >>> given = (step, (), jnp.array([0]), None, jaxgen.chain(), 2, jaxgen.beams(2))
-    >>> jaxgen.beam_search(*given, words=jaxgen.must_appear([[2]])).tokens
+    >>> args = (step, (), jnp.array([0]), None, jaxgen.chain(), 2, jaxgen.beams(2))
+    >>> jaxgen.beam_search(*args, words=jaxgen.must_appear([[2]])).tokens
     Array([[[0, 2]]], dtype=int32)
     """
     requests = [_tries(row) for row in (words if each else [words])]
@@ -200,8 +200,8 @@ def _bank(words: Words, progress: Progress) -> Int[Array, ""]:
     longest = jnp.max(words.height)
     node = progress.node
     begun = longest - (words.height[words.word[node]] - words.depth[node])
-    whole = jnp.sum(progress.complete & (words.height > 0))
-    return whole * longest + jnp.where(node > 0, begun, 0)
+    num_complete = jnp.sum(progress.complete & (words.height > 0))
+    return num_complete * longest + jnp.where(node > 0, begun, 0)
 
 
 def advance(words: Words, progress: Progress, tokens: Int[Array, "B K"]) -> Progress:

@@ -109,15 +109,15 @@ def beam_search(
             with groups or sampling.
 
     >>> count = lambda tokens, cache: (jax.nn.one_hot(tokens + 1, 5), cache)
-    >>> given = (count, (), jnp.array([0]), None, jaxgen.chain(), 3, jaxgen.beams(2))
-    >>> jaxgen.beam_search(*given).tokens
+    >>> args = (count, (), jnp.array([0]), None, jaxgen.chain(), 3, jaxgen.beams(2))
+    >>> jaxgen.beam_search(*args).tokens
     Array([[[1, 2, 3]]], dtype=int32)
     """
     check(search, num_return, key, words)
     check_chain(sample, length, beams=search.beams)
-    given = {"words": words, "stop": stop, "strings": strings, "limit": limit}
-    given |= {"prompt": prompt, "lengths": lengths, "num_return": num_return}
-    return _search(step, cache, first, key, sample, length, search, **given)
+    options = {"words": words, "stop": stop, "strings": strings, "limit": limit}
+    options |= {"prompt": prompt, "lengths": lengths, "num_return": num_return}
+    return _search(step, cache, first, key, sample, length, search, **options)
 
 
 @compile_once

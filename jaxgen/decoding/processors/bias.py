@@ -104,11 +104,11 @@ def bad_words(words: Words | Sequence[Words], *, keep: Sequence[int] = ()) -> Se
 
 
 def _are_ids(sequence: Any) -> bool:
-    whole = (int, np.integer)
+    integers = (int, np.integer)
     return (
         isinstance(sequence, (list, tuple))
         and bool(sequence)
-        and all(isinstance(x, whole) and not isinstance(x, bool) and x >= 0 for x in sequence)
+        and all(isinstance(x, integers) and not isinstance(x, bool) and x >= 0 for x in sequence)
     )
 
 

@@ -189,13 +189,13 @@ def _ends_ngram(
     The size is data, so one program serves all sizes: it steps back over one more token of the
     prefix as long as some request's n-gram is longer.
     """
-    known, length = history.tokens_and_length()
+    generated, length = history.tokens_and_length()
     size = column(size)
     slots = jnp.arange(tokens.shape[1])[None]
 
     def one_more(back, alive):
         before = jnp.roll(tokens, back, axis=1)
-        suffix = jnp.take_along_axis(known, jnp.maximum(length - back, 0)[:, None], axis=1)
+        suffix = jnp.take_along_axis(generated, jnp.maximum(length - back, 0)[:, None], axis=1)
         same = (before == suffix) & (slots >= back) & (length >= back)[:, None]
         return alive & (same | (back >= size))
 
