@@ -27,7 +27,7 @@ from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, step_of
 from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
-from jaxgen.train import optimizer, partitioner
+from jaxgen.train import optimizer, partitioner, wandb_run
 from jaxgen.train import state as states
 from jaxgen.train.state import State
 from jaxgen.train.validate import validate
@@ -108,6 +108,7 @@ class Run:
         if self.validates:
             self._check_validation()
         self._check_room()
+        wandb_run.check(self.settings.train.track)
         forecast.check(self.settings)
         if self.settings.init_from is not None and not self.checkpoints.steps():
             self.start()

@@ -32,7 +32,7 @@ from jaxgen.train.settings import TrainSettings
 # its digest, so that its files may move.
 FREE = (
     *("mesh.", "checkpoint.", "sample.", "data.", "train.log_every", "train.validate_every"),
-    *("train.validate_batches", "train.early_stopping"),
+    *("train.validate_batches", "train.early_stopping", "train.track"),
 )
 # What decides of the steps to come alone, and may change where a run is told to go on.
 ONWARD = (

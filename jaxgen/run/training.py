@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxgen import data, terminal, tree
+from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import device_mesh
 from jaxgen.mesh.group import ALONE, Group
@@ -126,7 +127,9 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
     logger = Mute()
     if run.group.first:
         total = settings.steps
-        logger = Log(run.folder, total_steps=total, resume_step=begin, validation_pending=pending)
+        track, config = settings.track, sets.as_dict(run.settings)
+        more = {"validation_pending": pending, "track": track, "config": config}
+        logger = Log(run.folder, total_steps=total, resume_step=begin, **more)
     with logger as log, messages.collected(log.note, log.say):
         try:
             if restored is not None:

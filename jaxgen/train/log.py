@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, log.txt, samples/ and TensorBoard events."""
+"""What a run leaves to read: metrics.jsonl, log.txt, samples/, TensorBoard events, W&B."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from jaxgen import files, terminal
 from jaxgen.errors import BusyError
 from jaxgen.train import display as displays
-from jaxgen.train import events
+from jaxgen.train import events, wandb_run
 from jaxgen.train.display import Kind, Reading
 
 WAITING = 10_000  # records kept while the disk stalls; later ones are dropped and counted
@@ -31,7 +31,8 @@ class Log:
     metrics.jsonl: {"step", "kind": "train" | "valid", "seconds", metrics...} a line; a number that
     is not finite is null there and spelled in "nonfinite"; "cause" says why a step was skipped. On
     resume, lines after `resume_step` are removed, and its own validation if `validation_pending`,
-    so that nothing is there twice. A thread does all writing: a disk that fails or stalls, or a
+    so that nothing is there twice. track: "tensorboard", "wandb" get metrics and samples as well;
+    config: the settings shown at W&B. A thread does all writing: a disk that fails or stalls, or a
     lost terminal, is reported once and training goes on.
     """
 
@@ -43,16 +44,22 @@ class Log:
         resume_step: int = 0,
         validation_pending: bool = False,
         display: Kind = "auto",
+        track: Collection[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.total = Path(folder), total_steps
         self.started, self.first, self.reading = time.monotonic(), None, None
         self.valid: float | None = None
         self.sampled: int | None = None
         self.warned: set[str] = set()
+        self.link: str | None = None
         self.display = displays.make(display, total_steps, resume_step)
         self.scribe = _Scribe()
         self.lines, self.metrics = _Lines(folder / "log.txt"), _Lines(folder / "metrics.jsonl")
-        self.events: events.Events | None = None
+        self.trackers: dict[str, Any] = {}
+        self.tracked: list[str] = []
+        # W&B answers over a network, for which files must not wait.
+        self.remote = _Scribe() if "wandb" in track else None
         self.earlier = 0.0
         try:
             with files.refusals(self.metrics.path):
@@ -60,10 +67,13 @@ class Log:
                 self.earlier = trim(self.metrics.path, resume_step, validation_pending)
         except BusyError as error:
             self._warn("metrics.jsonl", error)
-        if events.installed():
-            self._write("events", self._open_events, resume_step)
-        else:
+        if "tensorboard" in track and not events.installed():
             self.say(events.ABSENT)
+        elif "tensorboard" in track:
+            self._open("events", events.Events, self.folder / "events", resume_step=resume_step)
+        if "wandb" in track:
+            about = {"resume_step": resume_step, "config": config or {}}
+            self._open("wandb", wandb_run.WandbRun, self.folder, **about)
 
     def __enter__(self) -> Log:
         return self
@@ -129,7 +139,7 @@ class Log:
         title, text = _sound(title), _sound(text)
         self._write("samples", self._sample, step, title, text, step == self.sampled)
         self.sampled = step
-        self._write("events", self._to_events, "text", step, title, text)
+        self._track("text", step, title, text)
         self._show(lambda: self.display.text(step, title, text))
 
     def say(self, line: str) -> None:
@@ -148,11 +158,11 @@ class Log:
     def close(self) -> None:
         """Finish writing and leave the display; a second call does nothing."""
         if self.scribe.open:
-            self._write("events", self._close_events)
-            late = self.scribe.close(CLOSING_SECONDS)
+            self._track("close")
+            for name, scribe in (("wandb", self.remote), ("log", self.scribe)):
+                if scribe is not None and scribe.close(CLOSING_SECONDS):
+                    self._warn(name, f"no answer for {CLOSING_SECONDS:.0f} s")
             self._failures()
-            if late:
-                self._warn("log", f"the disk has not answered for {CLOSING_SECONDS:.0f} s")
             self._show(lambda: self.display.close())
 
     def _record(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
@@ -161,7 +171,7 @@ class Log:
         values = {k: float(value) for k, value in metrics.items() if k not in words}
         line = encode({"step": step, "kind": kind, "seconds": seconds, **values, **words})
         self._write("metrics.jsonl", self.metrics.write, line)
-        self._write("events", self._to_events, "scalars", step, kind, values)
+        self._track("scalars", step, kind, values)
 
     def note(self, line: str) -> None:
         """Write a line to log.txt alone."""
@@ -174,27 +184,37 @@ class Log:
         with path.open("ab" if more else "wb") as file:
             file.write(f"=== {title}\n{text}\n\n".encode())
 
-    def _open_events(self, resume_step: int) -> None:
-        self.events = events.Events(self.folder / "events", resume_step=resume_step)
+    def _open(self, name: str, make: Callable[..., Any], folder: Path, **about: Any) -> None:
+        def opening() -> None:
+            self.trackers[name] = make(folder, **about)
 
-    def _to_events(self, method: str, *arguments: Any) -> None:
-        if self.events:
-            getattr(self.events, method)(*arguments)
+        self.tracked.append(name)
+        self._write(name, opening)
 
-    def _close_events(self) -> None:
-        if self.events:
-            self.events.close()
+    def _track(self, method: str, *arguments: Any) -> None:
+        for name in self.tracked:
+            self._write(name, self._to_tracker, name, method, *arguments)
+
+    def _to_tracker(self, name: str, method: str, *arguments: Any) -> None:
+        if name in self.trackers:
+            getattr(self.trackers[name], method)(*arguments)
 
     def _write(self, name: str, action: Callable[..., None], *arguments: Any) -> None:
-        if not self.scribe.put(name, action, *arguments):
-            self._warn(name, "the disk does not answer")
+        scribe = self.remote if name == "wandb" and self.remote else self.scribe
+        if not scribe.put(name, action, *arguments):
+            self._warn(name, "the disk does not answer" if name != "wandb" else "no answer")
         self._failures()
 
     def _failures(self) -> None:
-        for name, error in self.scribe.failures():
-            self._warn(name, error)
-            if name == "events":
-                self.events = None  # its file may end in half a record, which nothing can follow
+        for scribe in (self.scribe, self.remote):
+            for name, error in scribe.failures() if scribe else ():
+                self._warn(name, error)
+                # A file of events may end in half a record, which nothing can follow.
+                self.trackers.pop(name, None)
+        if self.link is None and "wandb" in self.trackers:
+            self.link = self.trackers["wandb"].url or ""
+            if self.link:
+                self.say(f"W&B shows the run at {self.link}")
 
     def _warn(self, name: str, error: object) -> None:
         if name not in self.warned:

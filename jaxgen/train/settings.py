@@ -62,6 +62,11 @@ class TrainSettings:
     validate_every: int | Literal["epoch"] = option(
         "steps between validations; epoch: as many as show all of the training text once", 200
     )
+    track: tuple[Literal["tensorboard", "wandb"], ...] = option(
+        "what is told of metrics and samples besides metrics.jsonl: tensorboard (events/), wandb "
+        "(Weights & Biases, whose variables such as WANDB_PROJECT hold)",
+        ("tensorboard",),
+    )
     validate_batches: int | None = option("batches of a validation; null: the whole split", None)
 
     def __post_init__(self) -> None:
