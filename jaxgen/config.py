@@ -20,7 +20,15 @@ Prompt = Literal["back", "both"]
 Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Biases = Literal["all", "attention", "qkv", "none"]
-Scaling = Literal["none", "linear", "llama3", "yarn"]
+Scaling = Literal["none", "linear", "dynamic", "llama3", "yarn"]
+# What each kind of rotary scaling reads.
+SCALES: dict[Scaling, tuple[str, ...]] = {
+    "none": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_context"),
+    "llama3": ("factor", "original_context", "low", "high"),
+    "yarn": ("factor", "original_context", "low", "high", "attention"),
+}
 HeadNorm = Literal["none", "head"]
 Scale = Literal["one", "root"]
 Output = Literal["tied", "untied"]
@@ -36,14 +44,19 @@ Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no m
 class RopeScaling:
     """How rotary wavelengths are stretched for a longer context; raises ConfigError if it can't be.
 
-    linear (Chen et al. 2023): all of them. llama3 (Meta 2024) and yarn (Peng et al. 2023): those
-    that turn at most `low` times in `original_context`, none that turns more than `high` times,
-    and a mixture in between.
+    linear (Chen et al. 2023): all of them. dynamic (NTK-aware): none in texts up to
+    `original_context`, in longer ones the more the longer the text is. llama3 (Meta 2024) and yarn
+    (Peng et al. 2023): those that turn at most `low` times in `original_context`, none that turns
+    more than `high` times, and a mixture in between.
     """
 
-    kind: Scaling = option("which wavelengths are stretched: none, all (linear), the long", "none")
+    kind: Scaling = option(
+        "which wavelengths are stretched: none, all (linear, dynamic), the long", "none"
+    )
     factor: float = option("by how much", 1.0)
-    original_context: int | None = option("llama3, yarn: tokens of the context before", None)
+    original_context: int | None = option(
+        "dynamic, llama3, yarn: tokens of the context before", None
+    )
     low: float = option("llama3, yarn: waves with fewer turns are stretched in full", 1.0)
     high: float = option("llama3 (4), yarn (32): waves with more turns are left alone", 4.0)
     attention: float | None = option(
@@ -51,21 +64,18 @@ class RopeScaling:
     )
 
     def __post_init__(self) -> None:
-        if self.kind in ("none", "linear"):
-            fresh = ("original_context", "low", "high", "attention")
-            for name in ("factor", *fresh) if self.kind == "none" else fresh:
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                    raise ConfigError(
-                        f"rope_scaling.{name}={getattr(self, name)} has no effect with "
-                        f"kind={self.kind}; remove it"
-                    )
-        elif self.original_context is None or self.original_context < 1:
+        for name, value in vars(self).items():
+            fresh = value == type(self).__dataclass_fields__[name].default
+            if not fresh and name not in ("kind", *SCALES[self.kind]):
+                raise ConfigError(
+                    f"rope_scaling.{name}={value} has no effect with kind={self.kind}; remove it"
+                )
+        needed = "original_context" in SCALES[self.kind]
+        if needed and (self.original_context is None or self.original_context < 1):
             raise ConfigError(
                 f"rope_scaling.original_context={self.original_context} must be given with "
                 f"kind={self.kind}: the tokens of the context before it was stretched"
             )
-        if self.kind == "llama3" and self.attention is not None:
-            raise ConfigError("rope_scaling.attention has no effect with kind=llama3; remove it")
         if not self.factor > 0:
             raise ConfigError(f"rope_scaling.factor={self.factor} must be greater than 0")
         if not 0 < self.low < self.high:

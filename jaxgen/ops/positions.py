@@ -53,7 +53,7 @@ def _yarn(plain, width, theta, scaling):
 
 
 # Weight of the unscaled frequency of each pair, from 0 (fully interpolated) to 1.
-_WEIGHTS = {"none": _none, "linear": _linear, "llama3": _llama3, "yarn": _yarn}
+_WEIGHTS = {"none": _none, "linear": _linear, "dynamic": _none, "llama3": _llama3, "yarn": _yarn}
 
 
 def rotate(
@@ -71,10 +71,27 @@ def rotate(
     frequency, gain = frequencies(x.shape[-1], theta=theta, scaling=scaling)
     # bfloat16 cannot represent positions above 256, so angles stay float32.
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
+    if scaling.kind == "dynamic":
+        angle = angle * _stretched(positions, x.shape[-1], scaling)[:, None, None]
     sin, cos = jnp.sin(angle) * gain, jnp.cos(angle) * gain
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def _stretched(
+    positions: Int[Array, "B T"], width: int, scaling: RopeScaling
+) -> Float[Array, "B half"]:
+    """Return the factor of each frequency in rows of these lengths, 1 up to the original context.
+
+    The base grows as the text does. As in transformers, keys that a cache holds stay as they are.
+    """
+    before = scaling.original_context
+    assert before is not None
+    length = jnp.maximum(positions.max(axis=1) + 1, before).astype(jnp.float32)
+    growth = scaling.factor * length / before - (scaling.factor - 1)
+    pairs = np.arange(0, width, 2, dtype=np.float32) / max(width - 2, 1)
+    return growth[:, None] ** -pairs[None]
 
 
 def sinusoid(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:

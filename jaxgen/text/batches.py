@@ -65,13 +65,13 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
     limits[len(requests) :] = 0
     stops = stops_of([one.settings for one in filled], model.tokenizer, model.stop)
     tokens, widths = pad([one.ids for one in filled])
-    rows = Rows(tokens, widths, stops, limits, _keys(filled))
     context = model.config.longest
+    tokens = tokens[:, :context]  # a bucket may be wider than what is read
+    rows = Rows(tokens, widths, stops, limits, _keys(filled))
     if requests[0].settings.overflow == "slide":
         kept = [num_opening(one.ids, model) for one in filled]
         rows = rows._replace(kept=np.asarray(kept, np.int32))
     if model.config.topology == "encoder_decoder":
-        tokens = tokens[:, :context]  # a bucket may be wider than an encoder reads
         begin = np.full((size, 1), model.start, np.int32)
         ones = np.ones(size, np.int32)
         rows = rows._replace(

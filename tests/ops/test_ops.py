@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgen.config import RopeScaling
+from jaxgen.errors import ConfigError
 from jaxgen.ops import keys
 from jaxgen.ops.attention.plain import attend, soft_cap
 from jaxgen.ops.contract import contract, lookup
@@ -53,6 +54,29 @@ def test_rotation_turns_pairs_by_position_and_keeps_lengths():
             turned = pair * np.exp(1j * angle)
             np.testing.assert_allclose(found[0, t, :, i], turned.real, atol=2e-4)
             np.testing.assert_allclose(found[0, t, :, i + 4], turned.imag, atol=2e-4)
+
+
+def test_dynamic_scaling_grows_the_base_with_the_length_of_each_row():
+    grown = RopeScaling(kind="dynamic", factor=3.0, original_context=10)
+    x = jnp.asarray(normal(2, 2, 1, 8))
+    positions = jnp.array([[2, 9], [2, 24]])
+    found = rotate(x, positions, theta=500.0, scaling=grown)
+    # Base times (factor * length / context - (factor - 1)) ^ (width / (width - 2)).
+    base = 500.0 * (3.0 * 25 / 10 - 2.0) ** (8 / 6)
+    for row, theta in ((0, 500.0), (1, base)):
+        wanted = rotate(x[row : row + 1], positions[row : row + 1], theta=theta, scaling=PLAIN)
+        np.testing.assert_allclose(found[row], wanted[0], atol=1e-5)
+
+
+def test_a_scaling_takes_what_its_kind_reads():
+    with pytest.raises(
+        ConfigError, match=r"rope_scaling\.low=2\.0 has no effect with kind=dynamic"
+    ):
+        RopeScaling(kind="dynamic", factor=2.0, original_context=8, low=2.0)
+    with pytest.raises(ConfigError, match=r"original_context=None must be given with kind=dynamic"):
+        RopeScaling(kind="dynamic", factor=2.0)
+    with pytest.raises(ConfigError, match=r"attention=2\.0 has no effect with kind=llama3"):
+        RopeScaling(kind="llama3", factor=2.0, original_context=8, attention=2.0)
 
 
 def test_rotated_products_depend_on_distance_alone():

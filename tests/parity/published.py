@@ -123,6 +123,12 @@ SHAPES: dict[str, tuple[str, dict, dict]] = {
     "Llama 3.2": (_LLAMA, LLAMA, {"rope_theta": 5e5, "rope_scaling": LLAMA3, "head_dim": 4}),
     "CodeLlama": (_LLAMA, LLAMA, {"rope_theta": 1e6, "rope_scaling": None}),
     "Yarn Llama": (_LLAMA, LLAMA, {"rope_scaling": YARN | {"finetuned": True}}),
+    "Nous Llama, dynamic": (_LLAMA, LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "Qwen 2.5, dynamic": (
+        _QWEN2,
+        LLAMA,
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0, "type": "dynamic"}},
+    ),
     "SmolLM2": (_LLAMA, LLAMA, {"is_llama_config": True, "rope_interleaved": False}),
     "TinyLlama": (_LLAMA, LLAMA, {"partial_rotary_factor": 1.0, "attention_bias": False}),
     "web export": (_LLAMA, LLAMA, {"transformers.js_config": {"dtype": "q4"}}),
@@ -270,8 +276,9 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
         _GPT2, GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     "two names of a size": (_GPT2, GPT2, {"hidden_size": 32}, "hidden_size=32 but n_embd=16"),
     "quantised": (_LLAMA, LLAMA, {"quantization_config": {"bits": 4}}, "quantised"),
-    "dynamic rope": (
-        _LLAMA, LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    "long rope": (
+        _LLAMA, LLAMA, {"rope_scaling": {"type": "longrope", "factor": 2.0,
+        "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}}, "'longrope'"),
     "half of each head": (
         _LLAMA, LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     "a window for Llama": (_LLAMA, LLAMA, {"sliding_window": 5}, "sliding_window=5"),

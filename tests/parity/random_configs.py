@@ -12,6 +12,7 @@ ROPE = {
         {"type": "linear", "factor": 2.0},
         {"rope_type": "linear", "factor": 3.0, "partial_rotary_factor": 0.5},
         {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 3, "original_max_position_embeddings": 4},
         published.LLAMA3,
         published.LLAMA3 | {"low_freq_factor": 2.0, "finetuned": True},
         published.YARN,

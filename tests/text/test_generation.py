@@ -313,3 +313,18 @@ def test_requests_of_different_strategies_keep_their_order(session):
     found = [one.tokens for (one,) in session.run(asked)]
     assert found[0] == found[1] != found[2]
     assert number_prompts(["a", "b"], settings(samples=3))[1].number == 3
+
+
+def test_a_prompt_of_a_bucket_wider_than_the_context_is_no_longer_than_it_is():
+    # Wavelengths that depend on the length of the row would show what only fills it up.
+    config = jaxgen.ModelConfig(
+        vocab_size=259, context=40, layers=2, d_model=16, heads=2, init_std=0.4, positions="rope",
+        rope_theta=30.0,
+    )  # fmt: skip
+    scaling = jaxgen.config.RopeScaling(kind="dynamic", factor=8.0, original_context=40)
+    params, asked = random_params(config), Prompt("abcdefg" * 5, Generation(temperature=0.0))
+    found = [
+        session_on(one, params, TOKENIZER).run([asked], detail=True)[0][0].logprobs
+        for one in (config, config.replace(rope_scaling=scaling))
+    ]
+    np.testing.assert_allclose(*found, atol=1e-5)

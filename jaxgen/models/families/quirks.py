@@ -28,6 +28,7 @@ KINDS = {"full_attention": "global", "sliding_attention": "local"}
 SCALINGS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
     "llama3": {
         "factor": "factor",
         "original_context": "original_max_position_embeddings",
@@ -197,6 +198,12 @@ def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
     theta = given.pop("rope_theta", theirs["rope_theta"])
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
+    if kind == "longrope":
+        raise CheckpointError(
+            "rope_scaling: rope_type='longrope' is not known here: its wavelengths depend on how "
+            "long the whole text will be; choose a model whose rope_type is one of "
+            f"{', '.join(SCALINGS)}"
+        )
     if kind not in SCALINGS:
         known = ", ".join(SCALINGS)
         raise CheckpointError(
@@ -221,6 +228,8 @@ def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
     if missing := [name for name in names.values() if name not in full]:
         raise CheckpointError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
     scaling = {ours: full[name] for ours, name in names.items()}
+    if kind == "dynamic":  # whose context before is that of the config, whatever else is told
+        scaling["original_context"] = theirs["max_position_embeddings"]
     return theta, {"kind": "none" if kind == "default" else kind, **scaling}
 
 
