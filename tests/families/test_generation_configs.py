@@ -38,8 +38,8 @@ SHAPES: dict[str, tuple[dict, dict, tuple[str, ...]]] = {
         {"bad_words_ids": [[9]], "forced_eos_token_id": 0, "num_beams": 4, "max_length": 512,
          "renormalize_logits": True, "decoder_start_token_id": 9},
         {"bad_words_ids": ((9,),), "forced_eos_token_id": (0,), "num_beams": 4, "max_length": 512,
-         "decoder_start_token_id": 9},
-        ("renormalize_logits=True",),
+         "renormalize_logits": True, "decoder_start_token_id": 9},
+        (),
     ),
     "BART": (
         BEAMS | {"min_length": 56, "max_length": 142, "forced_bos_token_id": 0},
