@@ -1,4 +1,4 @@
-"""Requests of one program decoded as one batch: which loop, and what each text came to."""
+"""Decoding of requests that share one program as one batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Alternative(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """A text, why it ended, and what it was made of.
+    """A generated text, its end reason and its tokens.
 
     tokens: new ids, the stop token included; logprobs: of each under the model, top: the likeliest
     alternatives of each (both empty unless asked for); score: of a beam, or of a ranked draw;
@@ -66,9 +66,9 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class RequestBatch:
-    """Requests that one program serves, and the model that does it.
+    """Requests that share one program, and their model.
 
-    size: rows of the batch, with those that only fill it up; top: alternatives to return for each
+    size: rows of the batch, with filler rows; top: alternatives to return for each
     token, None for no log-probabilities at all; draft: a Session that guesses tokens.
     """
 
@@ -97,15 +97,15 @@ class RequestBatch:
 
     @cached_property
     def kind(self) -> StepKind:
-        """Return what is compiled into the step."""
+        """Return the static choices of the step."""
         config, which = self.model.config, self.settings.dola
         layers = () if which is None else dola_layers(config, which)
-        known = min(self.model.tokenizer.vocab_size, config.V)
-        return StepKind(known, layers, self.settings.guidance is not None)
+        num_ids = min(self.model.tokenizer.vocab_size, config.V)
+        return StepKind(num_ids, layers, self.settings.guidance is not None)
 
     @property
     def parts(self) -> tuple[Any, ModelConfig, StepKind, Rows]:
-        """Return what every program begins with."""
+        """Return the first arguments of every program."""
         return self.params, self.model.config, self.kind, self.rows
 
     def chain(self) -> Chain:
@@ -114,7 +114,7 @@ class RequestBatch:
         limits = np.asarray([one.limit for one in filled], np.int32)
         source = pad([one.ids for one in filled])
         context = ChainContext(
-            self.model.tokenizer, self.kind.known, self.rows.stops, limits, *source
+            self.model.tokenizer, self.kind.num_ids, self.rows.stops, limits, *source
         )
         return chain_of(self.each, context)
 
@@ -131,24 +131,24 @@ class RequestBatch:
 
     @property
     def inputs(self) -> tuple[Any, ModelConfig, StepKind, Rows, Chain, StopStrings | None]:
-        """Return what every program begins with, its processors and stop strings."""
+        """Return the first arguments of every program, processors and stop strings."""
         return *self.parts, self.chain(), self._strings()
 
     def _strings(self) -> StopStrings | None:
-        asked = [one.stop for one in self.each]
-        if not any(asked):
+        strings = [one.stop for one in self.each]
+        if not any(strings):
             return None
         surface = getattr(self.model.tokenizer, "surface", None)
         if surface is None:
             raise ConfigError(
-                f"stop={next(filter(None, asked))[0]!r} needs a tokenizer whose text is its pieces "
-                f"joined, but this one rewrites neighbouring pieces"
+                f"stop={next(filter(None, strings))[0]!r} needs a tokenizer whose text is its "
+                f"pieces joined, but this one rewrites neighbouring pieces"
             )
-        return stop_strings(asked, surface.pieces)
+        return stop_strings(strings, surface.pieces)
 
 
 def batch_key(settings: Generation) -> tuple[Any, ...]:
-    """Return what requests must have in common to share a batch."""
+    """Return the settings that requests of one batch must share."""
     return (
         settings.strategy,
         settings.guidance is None,
@@ -218,7 +218,7 @@ def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Pie
         top = 0  # so that a text without a token left is told from logits that are not finite
     chunks = programs.sample_chunks(*group.inputs, CHUNK, top=top)
     for chunk in chunks:
-        detail = _fetched(chunk) if isinstance(chunk, Decoded) else None
+        detail = _fetch(chunk) if isinstance(chunk, Decoded) else None
         tokens = np.asarray(places.fetch(chunk.tokens))
         spent, pieces = group.clock() - begun, []
         for row, state in enumerate(states):
@@ -235,7 +235,7 @@ def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Pie
         yield pieces
 
 
-def _fetched(found: Decoded) -> Any:
+def _fetch(found: Decoded) -> Any:
     """A Decoded of NumPy arrays."""
     return jax.tree.map(lambda x: np.asarray(places.fetch(x)), found.without_cache())
 
@@ -271,7 +271,7 @@ def _speculate(group: RequestBatch) -> Decoded:
     )
 
 
-# The strategies whose texts are made in one piece.
+# Strategies that do not stream.
 SEARCHES = {
     "beams": _search_beams,
     "contrastive": _search_contrastive,
@@ -281,54 +281,54 @@ SEARCHES = {
 
 def _completions(group: RequestBatch, decoded: Decoded) -> list[list[Completion]]:
     """Return the completions of each request, of texts that are whole."""
-    found = _fetched(decoded)
-    length = found.tokens.shape[-1]
-    tokens, made, reasons = (
+    result = _fetch(decoded)
+    length = result.tokens.shape[-1]
+    tokens, counts, reasons = (
         x.reshape(group.size, -1, *end)
-        for x, end in ((found.tokens, (length,)), (found.num_generated, ()), (found.reason, ()))
+        for x, end in ((result.tokens, (length,)), (result.num_generated, ()), (result.reason, ()))
     )
     completions: list[tuple[int, Completion]] = []
-    for row, n in np.ndindex(len(group.requests), made.shape[1]):
+    for row, n in np.ndindex(len(group.requests), counts.shape[1]):
         if reasons[row, n] in (Reason.NOT_FINITE, Reason.BANNED):
             raise _failure(row, 0, tokens[row, n], int(reasons[row, n]))
-        score = None if found.scores is None else float(found.scores[row, n])
+        score = None if result.scores is None else float(result.scores[row, n])
         if score == -np.inf:  # no text
             continue
         state = RequestState(group.requests[row], group.text_stream(group.requests[row]))
-        state.push(tokens[row, n, : made[row, n]].tolist())
+        state.push(tokens[row, n, : counts[row, n]].tolist())
         drafted = None
-        if found.guessed is not None and found.accepted is not None:
-            drafted = int(found.guessed[row]), int(found.accepted[row])
+        if result.guessed is not None and result.accepted is not None:
+            drafted = int(result.guessed[row]), int(result.accepted[row])
         completions.append((row, state.completion()._replace(score=score, drafted=drafted)))
     if group.top is not None:
-        completions = _scored(group, completions, group.top)
+        completions = _add_scores(group, completions, group.top)
     return [
         [one for owner, one in completions if owner == row] for row in range(len(group.requests))
     ]
 
 
-def _scored(
-    group: RequestBatch, made: list[tuple[int, Completion]], top: int
+def _add_scores(
+    group: RequestBatch, completions: list[tuple[int, Completion]], top: int
 ) -> list[tuple[int, Completion]]:
-    """The same answers with what the model says of their tokens, read once more."""
+    """Return the completions with log-probabilities, by scoring them again."""
     start = [group.model.start] if group.rows.source is not None else None
-    begins = [group.requests[row].ids if start is None else start for row, _ in made]
-    texts = [[*begin, *one.tokens] for begin, (_, one) in zip(begins, made, strict=True)]
-    size = batch_size(len(made))
-    tokens, _ = pad([*texts, *texts[:1] * (size - len(made))])
+    begins = [group.requests[row].ids if start is None else start for row, _ in completions]
+    texts = [[*begin, *one.tokens] for begin, (_, one) in zip(begins, completions, strict=True)]
+    size = batch_size(len(completions))
+    tokens, _ = pad([*texts, *texts[:1] * (size - len(completions))])
     source, segments = None, None
     if group.rows.source is not None and group.rows.segments is not None:
-        which = [row for row, _ in made] + [made[0][0]] * (size - len(made))
+        which = [row for row, _ in completions] + [completions[0][0]] * (size - len(completions))
         source, segments = group.rows.source[which], group.rows.segments[which]
     tokens = tokens[:, : max(group.model.config.longest, max(map(len, texts)))]
     params, config, kind, _ = group.parts
-    found = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)
-    logprobs, ids, best = (np.asarray(x) for x in found)
+    scores = programs.score_tokens(params, config, kind, tokens, source, segments, top=top)
+    logprobs, ids, best = (np.asarray(x) for x in scores)
     scored = []
-    for place, ((row, one), begin) in enumerate(zip(made, begins, strict=True)):
+    for i, ((row, one), begin) in enumerate(zip(completions, begins, strict=True)):
         here = slice(len(begin) - 1, len(begin) - 1 + len(one.tokens))
-        ranked = _alternatives(ids[place, here], best[place, here])
-        scored.append((row, one._replace(logprobs=logprobs[place, here].tolist(), top=ranked)))
+        ranked = _alternatives(ids[i, here], best[i, here])
+        scored.append((row, one._replace(logprobs=logprobs[i, here].tolist(), top=ranked)))
     return scored
 
 
@@ -342,20 +342,20 @@ def _alternatives(ids: np.ndarray, logprobs: np.ndarray) -> list[list[Alternativ
 def _failure(
     row: int, before: int, tokens: np.ndarray, reason: int
 ) -> ConfigError | NonFiniteError:
-    place = before + int(np.flatnonzero(tokens == NOT_FINITE)[0]) + 1
+    position = before + int(np.flatnonzero(tokens == NOT_FINITE)[0]) + 1
     if reason == Reason.BANNED:
         return ConfigError(
-            f"request {row}: every token is banned at new token {place}; loosen what bans them, "
+            f"request {row}: every token is banned at new token {position}; loosen what bans them, "
             f"such as bad_words, no_repeat_ngram, suppress_ids or a structure"
         )
     return NonFiniteError(
-        f"request {row}: the logits of new token {place} are not finite; "
+        f"request {row}: the logits of new token {position} are not finite; "
         f"the parameters are damaged or diverged: take an earlier checkpoint"
     )
 
 
 def rank(answers: list[Completion], settings: Generation) -> list[Completion]:
-    """Return the likeliest of drawn answers by the mean of their tokens, or all if unranked."""
+    """Return the best samples by mean log-probability, or all without best_of."""
     if not settings.best_of:
         return answers
     ranked = [one._replace(score=sum(one.logprobs) / len(one.logprobs)) for one in answers]

@@ -37,12 +37,11 @@ class Request(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The arrays of a batch: those of its requests, and of rows that only fill it up.
+    """The arrays of a batch, with filler rows.
 
     prompt: [B, W] of widths [B] real; stops: [B, E]; limits: [B], 0 for a filling row; keys: [B];
-    source: [B, S] and its segments, of an encoder-decoder; other: as prompt, and pending [B], what
-    guidance steers away from; scale: [B] of guidance; kept: [B] ids that stay in front where a full
-    context slides, None where none does.
+    source: [B, S] and its segments, of an encoder-decoder; other: the negative prompts of guidance;
+    scale: [B] of guidance; prefix: [B] ids kept when a full context slides, None: no slide.
     """
 
     prompt: np.ndarray
@@ -55,7 +54,7 @@ class Rows(NamedTuple):
     other: np.ndarray | None = None
     other_widths: np.ndarray | None = None
     scale: np.ndarray | None = None
-    kept: np.ndarray | None = None
+    prefix: np.ndarray | None = None
 
 
 def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
@@ -69,8 +68,8 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
     tokens = tokens[:, :context]  # a bucket may be wider than what is read
     rows = Rows(tokens, widths, stops, limits, _keys(filled))
     if requests[0].settings.overflow == "slide":
-        kept = [num_opening(one.ids, model) for one in filled]
-        rows = rows._replace(kept=np.asarray(kept, np.int32))
+        prefix = [num_opening(one.ids, model) for one in filled]
+        rows = rows._replace(prefix=np.asarray(prefix, np.int32))
     if model.config.topology == "encoder_decoder":
         begin = np.full((size, 1), model.start, np.int32)
         ones = np.ones(size, np.int32)
@@ -89,13 +88,13 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
 
 
 def num_opening(ids: Sequence[int], model: LoadedModel) -> int:
-    """Return how many of the ids open every text of the model (its bos), and stay in a cut."""
+    """Return the number of ids that open every text of the model (its bos) and survive a cut."""
     before, _ = model.around
     return len(before) if [*ids[: len(before)]] == before else 0
 
 
 def last_half(context: int) -> int:
-    """Return the tokens that a full context keeps where it slides."""
+    """Return the number of tokens that a full context keeps when it slides."""
     return max(context // 2, 1)
 
 
@@ -167,10 +166,10 @@ def _keys(requests: Sequence[Request]) -> Any:
     """A key for each request: its seed's (see `ops.keys`), folded with its number."""
     seeds = [one.settings.seed for one in requests]
     halves = np.asarray([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32)
-    return _folded(halves, np.asarray([one.number for one in requests], np.uint32))
+    return _fold_in(halves, np.asarray([one.number for one in requests], np.uint32))
 
 
 @jax.jit
-def _folded(halves, numbers):
+def _fold_in(halves, numbers):
     keys = jax.random.wrap_key_data(halves, impl="threefry2x32")
     return jax.vmap(jax.random.fold_in)(keys, numbers)

@@ -1,7 +1,4 @@
-"""What a folder says of generation, as the settings that a request leaves open.
-
-The only translation of generation_config.json: each of its keys stands here once.
-"""
+"""Defaults of a request from generation_config.json; each of its keys stands here once."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ def _first(config: GenerationConfig, begins: bool) -> dict[str, Any]:
     return {"force_first": config.forced_bos_token_id} if begins else {}
 
 
-# Keys that want more than another name: what each makes of the settings.
+# Keys that need more than a new name.
 OTHERS: dict[str, Callable[[GenerationConfig, bool], dict[str, Any]]] = {
     "num_beam_groups": lambda config, _: {
         "groups": config.num_beam_groups, "diversity": config.diversity_penalty,
@@ -69,21 +66,21 @@ OTHERS: dict[str, Callable[[GenerationConfig, bool], dict[str, Any]]] = {
     "bad_words_ids": _bad_words,
     "forced_bos_token_id": _first,
     "begin_suppress_tokens": lambda config, _: {"suppress_first_ids": config.begin_suppress_tokens},
-    # The way of decoding, which `_way` chooses.
+    # The strategy, see `_way`.
     **dict.fromkeys(("do_sample", "temperature", "num_beams", "penalty_alpha"), lambda *_: {}),
-    # What a model starts, ends and pads with is the model's, not a request's.
+    # Special ids belong to the model, not to a request.
     **dict.fromkeys(IDS, lambda config, _: {}),
 }  # fmt: skip
 
 
 @lru_cache(maxsize=256)
-def fill(asked: Generation, config: GenerationConfig, begins: bool) -> Generation:
-    """Return the settings of a request with what the folder says where it asks for nothing.
+def fill(settings: Generation, config: GenerationConfig, begins: bool) -> Generation:
+    """Return the settings of a request, completed by the folder's generation config.
 
-    begins: the text begins with its first new token, as every text of an encoder-decoder, and goes
-    on from no prompt. What contradicts the request is left out: it asks for another way to decode.
+    begins: the text begins with its first new token, as with every encoder-decoder, not with a
+    prompt. Defaults that contradict the request are dropped.
     """
-    offers = [_way(asked, config)]
+    offers = [_way(settings, config)]
     offers += [{ours: getattr(config, key)} for key, ours in SAME.items()]
     offers += [
         make(config, begins)
@@ -91,49 +88,48 @@ def fill(asked: Generation, config: GenerationConfig, begins: bool) -> Generatio
         if getattr(config, key) not in (None, ())
     ]
     for offer in offers:
-        wanted = {n: v for n, v in offer.items() if v not in (None, ()) and not asked.gives(n)}
-        if asked.max_length is not None:  # the request says in another way how long
-            wanted.pop("max_new_tokens", None)
-        if asked.temperature == 0 or asked.do_sample is False:  # nothing is drawn
-            wanted = {n: v for n, v in wanted.items() if n not in DRAWING}
+        changes = {n: v for n, v in offer.items() if v not in (None, ()) and not settings.gives(n)}
+        if settings.max_length is not None:  # the request says in another way how long
+            changes.pop("max_new_tokens", None)
+        if settings.temperature == 0 or settings.do_sample is False:  # nothing is drawn
+            changes = {n: v for n, v in changes.items() if n not in DRAWING}
         try:
-            asked = replace(asked, **wanted)
+            settings = replace(settings, **changes)
         except ConfigError:
             continue
-    return asked
+    return settings
 
 
-def settle(asked: Generation, config: GenerationConfig, *ways: dict[str, Any]) -> Generation:
-    """Return the settings with the first of some ways to decode that goes with them.
+def settle(settings: Generation, config: GenerationConfig, *ways: dict[str, Any]) -> Generation:
+    """Return the settings with the first compatible decoding strategy of `ways`.
 
-    They are left alone where they, or the folder, choose a way.
+    Unchanged where they, or the folder, choose a strategy.
     """
-    filled = fill(asked, config, True)
+    filled = fill(settings, config, True)
     if filled.strategy == "draw" and not any(map(filled.gives, CHANCE)) and not filled.do_sample:
         for way in ways:
             try:
-                return replace(asked, **way)
+                return replace(settings, **way)
             except ConfigError:
                 continue
-    return asked
+    return settings
 
 
-def describe(asked: Generation, config: GenerationConfig) -> str:
+def describe(settings: Generation, config: GenerationConfig) -> str:
     """Return what `fill` takes from the folder for a text from its beginning; "" for nothing."""
-    found = fill(asked, config, True)
-    return ", ".join(
-        f"{name}={value}" for name, value in vars(found).items() if value != getattr(asked, name)
-    )
+    filled = fill(settings, config, True)
+    changed = {n: v for n, v in vars(filled).items() if v != getattr(settings, n)}
+    return ", ".join(f"{name}={value}" for name, value in changed.items())
 
 
-def _way(asked: Generation, config: GenerationConfig) -> dict[str, Any]:
-    """Return how tokens are chosen: a search, the likeliest, or drawn ones."""
-    if asked.temperature is not None or asked.strategy != "draw":
+def _way(settings: Generation, config: GenerationConfig) -> dict[str, Any]:
+    """Return the strategy: a search, greedy, or sampling."""
+    if settings.temperature is not None or settings.strategy != "draw":
         return {}
-    sampled = config.do_sample if asked.do_sample is None else asked.do_sample
+    sampled = config.do_sample if settings.do_sample is None else settings.do_sample
     if (config.num_beams or 1) > 1:
-        drawn = {"do_sample": True, "temperature": config.temperature} if sampled else {}
-        return {"beams": config.num_beams} | drawn
+        sampling = {"do_sample": True, "temperature": config.temperature} if sampled else {}
+        return {"beams": config.num_beams} | sampling
     if config.penalty_alpha and not sampled:
         return {"contrastive": config.penalty_alpha, "top_k": config.top_k or TOP_K}
     if sampled is False:

@@ -201,7 +201,7 @@ def check(config: ModelConfig, width: Size, length: int) -> None:
 def read_prompts(
     params: api.Params,
     config: ModelConfig,
-    asked: Prompts,
+    prompts: Prompts,
     form: CacheForm,
     *,
     memory: Memory | None = None,
@@ -211,13 +211,15 @@ def read_prompts(
 
     Raises ConfigError if T + length exceeds the context, or the model gives no next token.
     """
-    prompt, width = asked.prompt, asked.prompt.shape[1]
-    check(config, width, asked.length)
-    params, known = serving.unroll(params, config), lengths_of(prompt, asked.lengths)
-    capacity = width + (asked.length if room is None else room)
+    prompt, width = prompts.prompt, prompts.prompt.shape[1]
+    check(config, width, prompts.length)
+    params, num_valid = serving.unroll(params, config), lengths_of(prompt, prompts.lengths)
+    capacity = width + (prompts.length if room is None else room)
     about = {"memory": memory, **form._asdict()}
-    first, cache = prefill(params, config, prompt, known, capacity, **about)
-    ends = Ends(prompt=jnp.asarray(prompt), lengths=known, stop=asked.stop, strings=asked.strings)
+    first, cache = prefill(params, config, prompt, num_valid, capacity, **about)
+    ends = Ends(
+        prompt=jnp.asarray(prompt), lengths=num_valid, stop=prompts.stop, strings=prompts.strings
+    )
     return Prefilled(params, first, cache, ends)
 
 
@@ -270,8 +272,8 @@ def generate(
     """
     sample = greedy() if sample is None else sample
     check_chain(sample, length)
-    asked, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
-    begun = read_prompts(params, config, asked, form, memory=memory)
+    prompts, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
+    begun = read_prompts(params, config, prompts, form, memory=memory)
     step = model_step(begun.params, config)
     return decode(step, begun.cache, begun.first, key, sample, length, **begun.ends)[0]
 
@@ -322,8 +324,8 @@ def generate_detailed(
     """
     sample = greedy() if sample is None else sample
     check_chain(sample, length)
-    asked, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
-    begun = read_prompts(params, config, asked, form, memory=memory)
+    prompts, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
+    begun = read_prompts(params, config, prompts, form, memory=memory)
     step, loop = model_step(begun.params, config), (begun.cache, begun.first, key, sample, length)
     return decode_detailed(step, *loop, top=top, scores=scores, **begun.ends).without_cache()
 
@@ -377,7 +379,7 @@ def generate_dola(
             f"layers={layers} must be numbers from 0 to {config.layers - 1} of layers="
             f"{config.layers}"
         )
-    asked = Prompts(prompt, length, lengths, stop, strings)
-    begun = read_prompts(params, config, asked, CacheForm(layout, store))
+    prompts = Prompts(prompt, length, lengths, stop, strings)
+    begun = read_prompts(params, config, prompts, CacheForm(layout, store))
     step, loop = dola_step(begun.params, config, chosen), (begun.cache, begun.first)
     return decode_detailed(step, *loop, key, sample, length, top=0, **begun.ends).without_cache()

@@ -128,8 +128,8 @@ def dola_layers(config: ModelConfig, which: Literal["low", "high"]) -> tuple[int
         return tuple(range(last // 2 if last <= WIDE else last - 20, last, 2))
     # Where the output table is the embedding's, the embedding only says the token itself.
     first = 0 if config.output == "untied" or last < 2 else 2 if last > 2 else 1
-    found = range(first, last // 2 if last <= WIDE else 20, 2)
-    return tuple(found) or (first,)
+    layers = range(first, last // 2 if last <= WIDE else 20, 2)
+    return tuple(layers) or (first,)
 
 
 def cfg_step(step: Step, scale: Float[Array, "B"]) -> Step:

@@ -1,8 +1,7 @@
-"""Settings into processors: one chain for a batch whose requests may all differ.
+"""Logits processors from settings: one chain for a batch of different requests.
 
-A processor is in the chain if any request asks for it, with a value for each request; those that
-don't ask get the value that changes nothing. So values are data, and only another set of kinds is
-another program. The order is that of transformers' `generate`.
+A processor is in the chain if any request sets it; the other requests get its neutral value. Values
+are data, so only another set of processors compiles anew. Order as in transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ALL = 2**30  # more tokens than any vocabulary has
 
 
 class ChainContext(NamedTuple):
-    """What a chain must know of the requests besides their settings.
+    """Arrays of the requests that processors need besides settings.
 
     stops: [B, E] ids that end each, padded; limits: [B] new tokens at most; sources: [B, S] ids of
     the prompts with widths [B]; vocab: rows of logits.
@@ -47,29 +46,31 @@ class ChainContext(NamedTuple):
 Build = Callable[[Sequence[Generation], ChainContext], Any]
 
 
-def chain_of(wanted: Sequence[Generation], batch: ChainContext) -> Chain:
+def chain_of(settings: Sequence[Generation], batch: ChainContext) -> Chain:
     """Return the chain of a batch; all requests must have the same strategy.
 
     Raises ConfigError for a word that the tokenizer can't write, an id outside the vocabulary, or
     a structure that can't be compiled or ended within a request's limit.
     """
-    drawn = wanted[0].strategy in ("draw", "speculate") or bool(wanted[0].do_sample)
+    samples = settings[0].strategy in ("draw", "speculate") or bool(settings[0].do_sample)
     parts = []
     for names, build in ORDER:
         shapes = names[0] in DRAWING
-        asked = any(getattr(one, n) is not False and one.gives(n) for one in wanted for n in names)
-        if (drawn and names == ("temperature",)) or (asked and (drawn or not shapes)):
-            parts.append(build(wanted, batch))
+        is_set = any(
+            getattr(one, n) is not False and one.gives(n) for one in settings for n in names
+        )
+        if (samples and names == ("temperature",)) or (is_set and (samples or not shapes)):
+            parts.append(build(settings, batch))
     return chain(*parts)
 
 
 def stops_of(
-    wanted: Sequence[Generation], tokenizer: Tokenizer, ends: Sequence[int] = ()
+    settings: Sequence[Generation], tokenizer: Tokenizer, ends: Sequence[int] = ()
 ) -> np.ndarray:
     """Return the ids [B, E] that end each request: the tokenizer's eos, `ends` and its own."""
     eos = tokenizer.special.eos
     shared: list[int] = [*([] if eos is None else [eos]), *ends]
-    rows = [list(dict.fromkeys([*shared, *one.stop_ids])) for one in wanted]
+    rows = [list(dict.fromkeys([*shared, *one.stop_ids])) for one in settings]
     for row in rows:
         _check_ids("stop_ids", row, tokenizer.vocab_size)
     return _table(rows)
@@ -77,19 +78,21 @@ def stops_of(
 
 def words_of(name: str, text: str, tokenizer: Tokenizer) -> list[list[int]]:
     """Return the ids of a text as it stands, and after a space; ConfigError if it has none."""
-    found = [tokenizer.encode(one) for one in dict.fromkeys((text, f" {text}"))]
-    kept = [ids for number, ids in enumerate(found) if ids and ids not in found[:number]]
-    if not kept:
+    spellings = [tokenizer.encode(one) for one in dict.fromkeys((text, f" {text}"))]
+    distinct = [
+        ids for number, ids in enumerate(spellings) if ids and ids not in spellings[:number]
+    ]
+    if not distinct:
         raise ConfigError(f"{name}={text!r} has no token in this vocabulary; leave it out")
-    return kept
+    return distinct
 
 
-def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> constraints.Words | None:
+def words_for(settings: Sequence[Generation], tokenizer: Tokenizer) -> constraints.Words | None:
     """Return what must appear in each request's text, or None; A|B is satisfied by one of them."""
-    if not any(one.force_words for one in wanted):
+    if not any(one.force_words for one in settings):
         return None
     rows: list[list[list[list[int]]]] = []
-    for one in wanted:
+    for one in settings:
         texts = [word.split("|") for word in one.force_words]
         if any(not text for row in texts for text in row):
             raise ConfigError(f"force_words={one.force_words[0]!r} has an empty alternative")
@@ -101,45 +104,45 @@ def words_for(wanted: Sequence[Generation], tokenizer: Tokenizer) -> constraints
 
 
 def values_of(
-    wanted: Sequence[Generation], name: str, off: Any, kind: Any = np.float32
+    settings: Sequence[Generation], name: str, off: Any, kind: Any = np.float32
 ) -> np.ndarray:
     """Return a setting [B] of each request, `off` where it has none."""
-    values = [getattr(one, name) for one in wanted]
+    values = [getattr(one, name) for one in settings]
     return np.asarray([off if value is None else value for value in values], kind)
 
 
-def _scalar(maker: Callable[[Any], Any], name: str, off: Any, kind: Any = np.float32):
+def _scalar_entry(maker: Callable[[Any], Any], name: str, off: Any, kind: Any = np.float32):
     """The entry of a processor with one number a request."""
-    return (name,), lambda wanted, batch: maker(values_of(wanted, name, off, kind))
+    return (name,), lambda settings, batch: maker(values_of(settings, name, off, kind))
 
 
-def _drawing(maker: Any, name: str, off: Any, kind: Any = np.float32):
-    """The same for one that beams must leave some tokens: as many as can end, and one."""
+def _sampling_entry(maker: Any, name: str, off: Any, kind: Any = np.float32):
+    """The same for truncation, which leaves beams as many tokens as can end, and one."""
 
-    def build(wanted, batch):
-        keep = batch.stops.shape[1] + 1 if wanted[0].strategy == "beams" else 1
-        return maker(values_of(wanted, name, off, kind), keep=keep)
+    def build(settings, batch):
+        keep = batch.stops.shape[1] + 1 if settings[0].strategy == "beams" else 1
+        return maker(values_of(settings, name, off, kind), keep=keep)
 
     return (name,), build
 
 
-def _temperature(wanted, batch):
-    values = [one.sampling_temperature for one in wanted]
+def _temperature(settings, batch):
+    values = [one.sampling_temperature for one in settings]
     return truncation.temperature(np.asarray(values, np.float32))
 
 
-def _top_h(wanted, batch):
-    if any(one.top_h is None for one in wanted):
+def _top_h(settings, batch):
+    if any(one.top_h is None for one in settings):
         raise ConfigError("top_h can't be turned off for part of a batch; give it to all requests")
-    return truncation.top_h(values_of(wanted, "top_h", None))
+    return truncation.top_h(values_of(settings, "top_h", None))
 
 
-def _biases(wanted, batch):
-    return bias.sequence_bias([_bias_of(one, batch) for one in wanted])
+def _biases(settings, batch):
+    return bias.sequence_bias([_bias_of(one, batch) for one in settings])
 
 
 def _bias_of(one: Generation, batch: ChainContext) -> dict[tuple[int, ...], float]:
-    found: dict[tuple[int, ...], float] = {}
+    biases: dict[tuple[int, ...], float] = {}
     for word in one.bias:
         text, equals, number = word.rpartition("=")
         try:
@@ -151,17 +154,17 @@ def _bias_of(one: Generation, batch: ChainContext) -> dict[tuple[int, ...], floa
         ids = batch.tokenizer.encode(text)
         if not ids:
             raise ConfigError(f"bias={word!r}: {text!r} has no token in this vocabulary")
-        found[tuple(ids)] = amount
-    return found
+        biases[tuple(ids)] = amount
+    return biases
 
 
-def _bad_words(wanted, batch):
+def _bad_words(settings, batch):
     none = [[batch.vocab]]  # an id beyond the logits is dropped
     rows = []
-    for one, stops in zip(wanted, batch.stops.tolist(), strict=True):
+    for one, stops in zip(settings, batch.stops.tolist(), strict=True):
         row = [i for text in one.bad_words for i in words_of("bad_words", text, batch.tokenizer)]
-        given = [_ids_of(text, batch.vocab) for text in one.bad_words_ids]
-        row += [ids for ids in given if len(ids) > 1 or ids[0] not in stops]  # a text may end
+        sequences = [_ids_of(text, batch.vocab) for text in one.bad_words_ids]
+        row += [ids for ids in sequences if len(ids) > 1 or ids[0] not in stops]  # a text may end
         rows.append(row or none)
     return bias.bad_words(rows)
 
@@ -174,66 +177,70 @@ def _ids_of(text: str, vocab: int) -> list[int]:
     return ids
 
 
-def _counted(maker: Any, name: str):
-    return (name,), lambda wanted, batch: maker(values_of(wanted, name, 0, np.int32), batch.stops)
+def _length_entry(maker: Any, name: str):
+    return (name,), lambda settings, batch: maker(
+        values_of(settings, name, 0, np.int32), batch.stops
+    )
 
 
-def _source(maker: Any, name: str, off: Any, kind: Any):
-    def build(wanted, batch):
-        return maker(values_of(wanted, name, off, kind), batch.sources, batch.widths)
+def _source_entry(maker: Any, name: str, off: Any, kind: Any):
+    def build(settings, batch):
+        return maker(values_of(settings, name, off, kind), batch.sources, batch.widths)
 
     return (name,), build
 
 
-def _force_first(wanted, batch):
-    return _force(wanted, batch, "force_first", np.zeros(len(wanted), np.int32))
+def _force_first(settings, batch):
+    return _force(settings, batch, "force_first", np.zeros(len(settings), np.int32))
 
 
-def _force_last(wanted, batch):
-    return _force(wanted, batch, "force_last", batch.limits - 1)
+def _force_last(settings, batch):
+    return _force(settings, batch, "force_last", batch.limits - 1)
 
 
-def _force(wanted, batch, name: str, positions: np.ndarray):
-    given = [bool(getattr(one, name)) for one in wanted]
-    positions = np.where(given, positions, NEVER).astype(np.int32)
-    return forcing.ForceAt(positions, _ids_table(wanted, batch, name))
+def _force(settings, batch, name: str, positions: np.ndarray):
+    is_set = [bool(getattr(one, name)) for one in settings]
+    positions = np.where(is_set, positions, NEVER).astype(np.int32)
+    return forcing.ForceAt(positions, _ids_table(settings, batch, name))
 
 
-def _suppress(wanted, batch):
-    return forcing.Suppress(_ids_table(wanted, batch, "suppress_ids"))
+def _suppress(settings, batch):
+    return forcing.Suppress(_ids_table(settings, batch, "suppress_ids"))
 
 
-def _suppress_first(wanted, batch):
-    positions = np.asarray([1 if one.force_first else 0 for one in wanted], np.int32)
-    return forcing.SuppressAt(positions, _ids_table(wanted, batch, "suppress_first_ids"))
+def _suppress_first(settings, batch):
+    positions = np.asarray([1 if one.force_first else 0 for one in settings], np.int32)
+    return forcing.SuppressAt(positions, _ids_table(settings, batch, "suppress_first_ids"))
 
 
-def _ids_table(wanted, batch, name: str) -> np.ndarray:
-    rows = [list(getattr(one, name)) for one in wanted]
+def _ids_table(settings, batch, name: str) -> np.ndarray:
+    rows = [list(getattr(one, name)) for one in settings]
     for row in rows:
         _check_ids(name, row, batch.vocab)
     return _table(rows)
 
 
-def _decay(wanted, batch):
-    start = values_of(wanted, "decay_start", NEVER, np.int32)
-    return forcing.length_decay(start, values_of(wanted, "decay_factor", 1.0), batch.stops)
+def _decay(settings, batch):
+    start = values_of(settings, "decay_start", NEVER, np.int32)
+    return forcing.length_decay(start, values_of(settings, "decay_factor", 1.0), batch.stops)
 
 
-def _watermark(wanted, batch):
-    marks = {(one.watermark, one.watermark_width or 1) for one in wanted if one.gives("watermark")}
+def _watermark(settings, batch):
+    marks = {
+        (one.watermark, one.watermark_width or 1) for one in settings if one.gives("watermark")
+    }
     if len(marks) > 1:
         raise ConfigError("watermark: requests of one batch share their secret number and width")
     key, width = marks.pop()
-    amounts = [2.0 if one.watermark_bias is None else one.watermark_bias for one in wanted]
+    amounts = [2.0 if one.watermark_bias is None else one.watermark_bias for one in settings]
     amounts = [amount if one.gives("watermark") else 0.0
-               for one, amount in zip(wanted, amounts, strict=True)]  # fmt: skip
-    ratio = values_of(wanted, "watermark_ratio", 0.25)
+               for one, amount in zip(settings, amounts, strict=True)]  # fmt: skip
+    ratio = values_of(settings, "watermark_ratio", 0.25)
     return watermark.watermark(key, ratio=ratio, bias=np.asarray(amounts, np.float32), width=width)
 
 
-def _structure(wanted, batch):
-    """One automaton whose table holds each structure once, however many requests have it."""
+def _structure(settings, batch):
+    """Return the union of the automata of distinct structures."""
     eos = batch.tokenizer.special.eos
     surface = getattr(batch.tokenizer, "surface", None)
     if eos is None or surface is None:
@@ -241,21 +248,21 @@ def _structure(wanted, batch):
             "regex, json_schema and choices need a tokenizer with an end token whose text is its "
             "pieces joined; this one has none"
         )
-    asked = [_structure_of(one) for one in wanted]
-    kinds = list(dict.fromkeys(asked))
-    made = [None if kind is None else _compiled(*kind, surface.pieces, eos) for kind in kinds]
-    which = np.asarray([kinds.index(one) for one in asked])
-    whole = structure.requests(made)
-    starts = np.asarray(whole.starts)[which]
-    for one, kind, start, limit in zip(wanted, asked, starts, batch.limits, strict=True):
-        least = int(np.asarray(whole.distance)[start])
+    structures = [_structure_of(one) for one in settings]
+    kinds = list(dict.fromkeys(structures))
+    automata = [None if kind is None else _compile(*kind, surface.pieces, eos) for kind in kinds]
+    which = np.asarray([kinds.index(one) for one in structures])
+    union = structure.requests(automata)
+    starts = np.asarray(union.starts)[which]
+    for one, kind, start, limit in zip(settings, structures, starts, batch.limits, strict=True):
+        least = int(np.asarray(union.distance)[start])
         if kind is not None and least > limit:
             raise ConfigError(
                 f"{one.describe(kind[0])} needs {least} tokens at least, but max_new_tokens={limit}"
             )
-    free = np.asarray([kind is None for kind in asked])
+    free = np.asarray([kind is None for kind in structures])
     within = np.where(free, structure.FAR, batch.limits).astype(np.int32)
-    return dataclasses.replace(whole, starts=starts, within=within)
+    return dataclasses.replace(union, starts=starts, within=within)
 
 
 def _structure_of(one: Generation) -> tuple[str, Any] | None:
@@ -266,23 +273,23 @@ def _structure_of(one: Generation) -> tuple[str, Any] | None:
     return ("choices", one.choices) if one.choices else None
 
 
-def _schema_text(given: str) -> str:
-    text = given
-    if given.startswith("@"):
+def _schema_text(schema: str) -> str:
+    text = schema
+    if schema.startswith("@"):
         try:
-            text = Path(given[1:]).read_text("utf-8")
+            text = Path(schema[1:]).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise ConfigError(f"json_schema={given}: {reason}") from None
+            raise ConfigError(f"json_schema={schema}: {reason}") from None
     try:
         json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"json_schema={given[:60]!r} is no JSON: {error}") from None
+        raise ConfigError(f"json_schema={schema[:60]!r} is no JSON: {error}") from None
     return text
 
 
 @lru_cache(maxsize=32)
-def _compiled(kind: str, what: Any, pieces: tuple[bytes, ...], stop: int) -> structure.Automaton:
+def _compile(kind: str, what: Any, pieces: tuple[bytes, ...], stop: int) -> structure.Automaton:
     makers = {
         "regex": structure.regex,
         "json_schema": structure.json_schema,
@@ -311,15 +318,15 @@ def _renormalize(wanted, batch):
 
 ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("bias",), _biases),
-    _source(repetition.source_penalty, "source_penalty", 1.0, np.float32),
-    _scalar(repetition.repetition_penalty, "repetition_penalty", 1.0),
-    _scalar(repetition.presence_penalty, "presence_penalty", 0.0),
-    _scalar(repetition.frequency_penalty, "frequency_penalty", 0.0),
-    _scalar(repetition.no_repeat_ngram, "no_repeat_ngram", 0, np.int32),
-    _source(repetition.no_repeat_source, "no_repeat_source", 0, np.int32),
+    _source_entry(repetition.source_penalty, "source_penalty", 1.0, np.float32),
+    _scalar_entry(repetition.repetition_penalty, "repetition_penalty", 1.0),
+    _scalar_entry(repetition.presence_penalty, "presence_penalty", 0.0),
+    _scalar_entry(repetition.frequency_penalty, "frequency_penalty", 0.0),
+    _scalar_entry(repetition.no_repeat_ngram, "no_repeat_ngram", 0, np.int32),
+    _source_entry(repetition.no_repeat_source, "no_repeat_source", 0, np.int32),
     (("bad_words", "bad_words_ids"), _bad_words),
-    _counted(forcing.min_length, "min_length"),
-    _counted(forcing.min_new_tokens, "min_new_tokens"),
+    _length_entry(forcing.min_length, "min_length"),
+    _length_entry(forcing.min_new_tokens, "min_new_tokens"),
     (("regex", "json_schema", "choices"), _structure),
     (("force_first",), _force_first),
     (("force_last",), _force_last),
@@ -328,13 +335,13 @@ ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("suppress_first_ids",), _suppress_first),
     (("temperature",), _temperature),
     (("top_h",), _top_h),
-    _drawing(truncation.top_k, "top_k", ALL, np.int32),
-    _drawing(truncation.top_p, "top_p", 1.0),
-    _drawing(truncation.min_p, "min_p", 0.0),
-    _drawing(truncation.typical, "typical", 1.0),
-    _drawing(truncation.epsilon, "epsilon", 0.0),
-    _drawing(truncation.eta, "eta", 0.0),
-    _scalar(truncation.top_n_sigma, "top_n_sigma", math.inf),
+    _sampling_entry(truncation.top_k, "top_k", ALL, np.int32),
+    _sampling_entry(truncation.top_p, "top_p", 1.0),
+    _sampling_entry(truncation.min_p, "min_p", 0.0),
+    _sampling_entry(truncation.typical, "typical", 1.0),
+    _sampling_entry(truncation.epsilon, "epsilon", 0.0),
+    _sampling_entry(truncation.eta, "eta", 0.0),
+    _scalar_entry(truncation.top_n_sigma, "top_n_sigma", math.inf),
     (("watermark",), _watermark),
     (("renormalize",), _renormalize),
 )

@@ -1,6 +1,6 @@
-"""Every jitted program that makes or reads text: sampling in chunks, searches, speculation, scores.
+"""Jitted programs over text: sampling in chunks, searches, speculation, scores.
 
-Their parameters lie as `serving.ready` leaves them; config and what is compiled in are static.
+Parameters are as returned by `serving.ready`; config and StepKind are static.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from jaxgen.text.strategies import draft_of, split, split_room, without_history
 
 
 class StepKind(NamedTuple):
-    """What is compiled into a step: ids the tokenizer knows, DoLa's layers, guidance or none."""
+    """Static choices of a step: size of the tokenizer, DoLa's layers, guidance."""
 
-    known: int
+    num_ids: int
     layers: tuple[int, ...] = ()
     guided: bool = False
 
@@ -54,8 +54,8 @@ class Scores(NamedTuple):
 def step_of(params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows):
     """Return the step of a kind; its cache is what `begin` makes."""
     if kind.layers:
-        return steps.dola_step(params, config, kind.layers, kind.known)
-    step = steps.model_step(params, config, kind.known)
+        return steps.dola_step(params, config, kind.layers, kind.num_ids)
+    step = steps.model_step(params, config, kind.num_ids)
     return steps.cfg_step(step, jnp.asarray(rows.scale)) if kind.guided else step
 
 
@@ -66,7 +66,7 @@ def ends_of(rows: Rows, strings: StopStrings | None) -> Ends:
 
 
 def memory_of(params: api.Params, config: ModelConfig, source: Any, segments: Any):
-    """Return what the encoder makes of sources, or None without any."""
+    """Return the encoder's memory of sources, or None without any."""
     if source is None:
         return None
     return api.encode(params, config, source, segments=segments)
@@ -113,40 +113,39 @@ def sample_chunks(
     """Yield `chunk` new tokens of all rows at a time, until every row's limit is reached.
 
     A caller ends a row by lowering its `rows.limits` meanwhile; the chunk after the next obeys.
-    With `rows.kept`, a row whose context is full goes on from its last half, read as a prompt.
+    With `rows.prefix`, a row whose context is full goes on from its last half, read as a prompt.
     top: alternatives to return for each token, with its log-probability and the row's Reason; None
     returns tokens alone.
     """
     longest, width = int(rows.limits.max()), rows.prompt.shape[1]
-    room, context, kept = width + longest, config.longest, last_half(config.longest)
-    if rows.kept is not None:
-        room, chunk = min(room, max(width, context)), min(chunk, context - kept)
+    room, context, half = width + longest, config.longest, last_half(config.longest)
+    if rows.prefix is not None:
+        room, chunk = min(room, max(width, context)), min(chunk, context - half)
     first, cache = _begin(params, config, kind, rows, bucket(room + chunk))
     history, lengths = None, rows.widths
-    if sample.requires == "tokens" or rows.kept is not None:
+    if sample.requires == "tokens" or rows.prefix is not None:
         history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
     waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
-        if rows.kept is not None:
+        if rows.prefix is not None:
             left = np.minimum(rows.limits - start, chunk)
             full = (left > 0) & (lengths + left > context)
             if full.any():
                 cache = _slide(params, config, rows, cache, history, np.int32(start), full)
-                lengths = np.where(full, kept, lengths)
+                lengths = np.where(full, half, lengths)
             lengths = lengths + chunk
         at = (cache, first, rows._replace(limits=rows.limits.copy()), sample, strings)
-        made, first, history = _more(
+        result, first, history = _more(
             params, config, kind, chunk, top, *at, np.int32(start), history
         )
-        cache, strings = made.cache, made.strings
-        made = made._replace(cache=None)  # the next chunk takes its memory
-        # The next tokens are made while the caller looks at these: the device never waits. Rows
-        # that have ended in between cost it nothing.
+        cache, strings = result.cache, result.strings
+        result = result._replace(cache=None)  # the next chunk takes its memory
+        # The next chunk runs while the caller reads this one, so the device never waits.
         if waiting is not None:
             yield waiting
             if (rows.limits <= start).all():
                 return
-        waiting = made
+        waiting = result
     if waiting is not None:
         yield waiting
 
@@ -160,7 +159,7 @@ def _begin(params, config, kind, rows, capacity):
 def _slide(params, config, rows: Rows, cache, history, start, full) -> Any:
     """Return the cache in which the `full` rows [B] hold the last half of a context alone."""
     places = jnp.arange(last_half(config.longest))[None]
-    opening = jnp.minimum(jnp.asarray(rows.kept), places.size - 1)[:, None]
+    opening = jnp.minimum(jnp.asarray(rows.prefix), places.size - 1)[:, None]
     ends = (rows.widths + start)[:, None]
     at = jnp.where(places < opening, places, ends - places.size + places)
     prompt = jnp.take_along_axis(history, jnp.maximum(at, 0), axis=1)
@@ -179,17 +178,17 @@ def _more(
     params, config, kind, chunk, top, cache, first, rows, sample, strings, start, history
 ) -> tuple[Chunk | Decoded, Any, Any]:
     step = step_of(params, config, kind, rows)
-    given = {"stop": rows.stops, "strings": strings, "start": start, "limit": rows.limits}
+    options = {"stop": rows.stops, "strings": strings, "start": start, "limit": rows.limits}
     if history is not None:
-        given |= {"prompt": history, "lengths": rows.widths + start}
+        options |= {"prompt": history, "lengths": rows.widths + start}
     if top is None:
-        made = decode_chunk(step, cache, first, rows.keys, sample, chunk, **given)
+        result = decode_chunk(step, cache, first, rows.keys, sample, chunk, **options)
     else:
-        made = decode_detailed(step, cache, first, rows.keys, sample, chunk, top=top, **given)
+        result = decode_detailed(step, cache, first, rows.keys, sample, chunk, top=top, **options)
     if history is not None:
         places = jnp.asarray(rows.widths)[:, None] + start + jnp.arange(chunk)
-        history = history.at[jnp.arange(history.shape[0])[:, None], places].set(made.tokens)
-    return made, made.tokens[:, -1], history
+        history = history.at[jnp.arange(history.shape[0])[:, None], places].set(result.tokens)
+    return result, result.tokens[:, -1], history
 
 
 @partial(jax.jit, static_argnames=("config", "kind", "length", "num_return"))
@@ -232,7 +231,7 @@ def search_contrastive(
     memory = memory_of(params, config, rows.source, rows.segments)
     ends, choice = ends_of(rows, strings), (sample, length, count, penalty)
     return strategies.search_contrastive(
-        params, config, ends, *choice, known=kind.known, memory=memory
+        params, config, ends, *choice, known=kind.num_ids, memory=memory
     )
 
 
@@ -259,8 +258,8 @@ def speculate_tokens(
         memory = memory_of(draft_params, draft_config, rows.source, rows.segments)
         read = (draft_params, draft_config, rows.prompt, jnp.asarray(rows.widths), capacity)
         own = without_history(sample)
-        draft = draft_of(*read, own, count, known=kind.known, memory=memory)
-    read = steps.MultiTokenStep(params, config, kind.known)
+        draft = draft_of(*read, own, count, known=kind.num_ids, memory=memory)
+    read = steps.MultiTokenStep(params, config, kind.num_ids)
     loop = (read, cache, first, rows.keys, sample, length, draft)
     return speculate(*loop, **ends_of(rows, None))
 
@@ -276,12 +275,12 @@ def score_tokens(
     *,
     top: int,
 ) -> Scores:
-    """Return how likely the model finds each token after those before it."""
+    """Return the log-probability of each token given those before it."""
     memory = memory_of(params, config, source, segments)
     logits = api.apply(params, config, tokens, memory=memory).logits
     assert logits is not None
-    known = jnp.arange(config.V) < kind.known
-    logprobs = jax.nn.log_softmax(jnp.where(known, logits[:, :-1], -jnp.inf), axis=-1)
+    is_token = jnp.arange(config.V) < kind.num_ids
+    logprobs = jax.nn.log_softmax(jnp.where(is_token, logits[:, :-1], -jnp.inf), axis=-1)
     chosen = jnp.take_along_axis(logprobs, jnp.asarray(tokens)[:, 1:, None], axis=2)[..., 0]
     best, ids = jax.lax.top_k(logprobs, top)
     return Scores(chosen, ids, best)
@@ -354,9 +353,9 @@ def target_log_probabilities(
     params, config: ModelConfig, tokens, segments, targets
 ) -> tuple[Float[Array, "B T"], Array]:
     """Return the log-probability of each target [B, T], and whether it is the likeliest id."""
-    said = jax.nn.log_softmax(_logits(params, config, tokens, segments).astype(jnp.float32))
-    own = jnp.take_along_axis(said, targets[..., None], axis=-1)[..., 0]
-    return own, said.argmax(axis=-1) == targets
+    logprobs = jax.nn.log_softmax(_logits(params, config, tokens, segments).astype(jnp.float32))
+    own = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]
+    return own, logprobs.argmax(axis=-1) == targets
 
 
 def _logits(params, config: ModelConfig, tokens, segments, **more: Any) -> Array:

@@ -98,9 +98,9 @@ def generate_beams(
     """
     if search.beams > config.V:
         raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
-    asked, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
+    prompts, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
     room = split_room(search, length)
-    begun = read_prompts(params, config, asked, form, memory=memory, room=room)
+    begun = read_prompts(params, config, prompts, form, memory=memory, room=room)
     step, cache = steps.model_step(begun.params, config), split(begun.cache, search)
     loop = (begun.first, key, chain() if sample is None else sample, length, search)
     return beam_search(step, cache, *loop, num_return=num_return, words=words, **begun.ends)
@@ -177,11 +177,11 @@ def generate_speculative(
     _check_draft(draft_config, config)
     sample = greedy() if sample is None else sample
     draft_sample = without_history(sample) if draft_sample is None else draft_sample
-    capacity, known = prompt.shape[1] + length + count + 1, lengths_of(prompt, lengths)
-    read = (draft_params, draft_config, prompt, known, capacity)
+    capacity, num_valid = prompt.shape[1] + length + count + 1, lengths_of(prompt, lengths)
+    read = (draft_params, draft_config, prompt, num_valid, capacity)
     draft = draft_of(*read, draft_sample, count)
-    asked = Prompts(prompt, length, lengths, stop, strings)
-    return _speculate(params, config, asked, key, sample, draft, memory, layout, store)
+    prompts = Prompts(prompt, length, lengths, stop, strings)
+    return _speculate(params, config, prompts, key, sample, draft, memory, layout, store)
 
 
 @with_shared_args
@@ -228,19 +228,21 @@ def generate_lookup(
       True
     """
     sample, draft = greedy() if sample is None else sample, lookup(count, width=width)
-    asked = Prompts(prompt, length, lengths, stop, strings)
-    return _speculate(params, config, asked, key, sample, draft, memory, layout, store)
+    prompts = Prompts(prompt, length, lengths, stop, strings)
+    return _speculate(params, config, prompts, key, sample, draft, memory, layout, store)
 
 
 def _speculate(
-    params, config, asked: Prompts, key, sample, draft: Draft, memory, layout, store
+    params, config, prompts: Prompts, key, sample, draft: Draft, memory, layout, store
 ) -> Decoded:
     # A ring must be able to take back every guess, and the token after them.
     form = CacheForm(layout, store, draft.count if layout == "ring" else 0)
-    room = asked.length + draft.count + 1
-    begun = read_prompts(params, config, asked, form, memory=memory, room=room)
+    room = prompts.length + draft.count + 1
+    begun = read_prompts(params, config, prompts, form, memory=memory, room=room)
     read = steps.MultiTokenStep(begun.params, config)
-    return speculate(read, begun.cache, begun.first, key, sample, asked.length, draft, **begun.ends)
+    return speculate(
+        read, begun.cache, begun.first, key, sample, prompts.length, draft, **begun.ends
+    )
 
 
 def _check_draft(draft: ModelConfig, config: ModelConfig) -> None:
@@ -319,8 +321,8 @@ def generate_contrastive(
       (1, 6)
     """
     check(config, prompt.shape[1], length)
-    known = lengths_of(prompt, lengths)
-    ends = Ends(prompt=jnp.asarray(prompt), lengths=known, stop=stop, strings=strings)
+    num_valid = lengths_of(prompt, lengths)
+    ends = Ends(prompt=jnp.asarray(prompt), lengths=num_valid, stop=stop, strings=strings)
     sample = chain() if sample is None else sample
     rest, form = (sample, length, count, penalty), CacheForm(store=store)
     return search_contrastive(params, config, ends, *rest, memory=memory, form=form)

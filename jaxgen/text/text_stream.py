@@ -1,4 +1,4 @@
-"""A text while it is written: it ends before a stop string, of which no part is ever shown."""
+"""Streaming text that ends before a stop string and never shows part of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxgen.tokens import Detokenizer, Tokenizer
 class StopStringFilter:
     """Text in pieces, up to the first stop string.
 
-    What may yet turn out to be the beginning of a stop string is held back.
+    A possible beginning of a stop string is held back.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -19,7 +19,7 @@ class StopStringFilter:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """Return what is certain to be shown now; nothing once a stop string was found."""
+        """Return the text that is safe to show; nothing once a stop string was found."""
         if self.found:
             return ""
         text = self._held + piece
@@ -27,22 +27,22 @@ class StopStringFilter:
         # together the longest.
         held = [(text.find(one) + len(one), -len(one)) for one in self.strings if one in text]
         self.found = bool(held)
-        end = sum(min(held)) if held else _certain(text, self.strings)
+        end = sum(min(held)) if held else _safe_length(text, self.strings)
         self._held = "" if self.found else text[end:]
         return text[:end]
 
     def flush(self) -> str:
-        """Return what was held back: no more text comes to complete it."""
+        """Return the text held back, at the end of the stream."""
         held, self._held = self._held, ""
         return held
 
 
-def _certain(text: str, strings: Sequence[str]) -> int:
+def _safe_length(text: str, strings: Sequence[str]) -> int:
     """The length of `text` without the longest end that begins a string."""
     longest = max((len(string) for string in strings), default=1) - 1
-    for place in range(max(0, len(text) - longest), len(text)):
-        if any(string.startswith(text[place:]) for string in strings):
-            return place
+    for begin in range(max(0, len(text) - longest), len(text)):
+        if any(string.startswith(text[begin:]) for string in strings):
+            return begin
     return len(text)
 
 

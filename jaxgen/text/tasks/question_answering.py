@@ -1,4 +1,4 @@
-"""Answers to questions about texts: found in the text, or written."""
+"""Question answering: spans of a context, or generated answers."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def answer(
     if best < 1 or longest < 1:
         raise ConfigError(f"best={best} and longest={longest} must be at least 1")
     if model.config.head != "spans":
-        return _written(model, questions, contexts, form, settings, batch, progress)
+        return _generate_answers(model, questions, contexts, form, settings, batch, progress)
     require(model, "answer", topology=("encoder", "decoder"))
-    given = [] if settings is None else [n for n in vars(settings) if settings.gives(n)]
-    if form is not None or given:
-        name = "form=" if settings is None or not given else settings.describe(given[0])
+    names = [] if settings is None else [n for n in vars(settings) if settings.gives(n)]
+    if form is not None or names:
+        name = "form=" if settings is None or not names else settings.describe(names[0])
         raise ConfigError(f"{name} is for models that write; this one finds spans in the text")
     most = min(model.config.context, width or 384)
     shared = most // 3 if overlap is None else overlap
@@ -84,17 +84,17 @@ def answer(
         for question, context in zip(questions, contexts, strict=True)
     ]
     flat = [(number, pair) for number, parts in enumerate(rows) for pair in parts]
-    found: list[list[Answer]] = [[] for _ in questions]
+    answers: list[list[Answer]] = [[] for _ in questions]
     null = [1.0] * len(questions)
     for numbers, parts, logits in _batches(model, flat, batch, most, progress):
         for number, pair, scores in zip(numbers, parts, logits, strict=True):
             allowed = np.asarray([span is not None for span in pair.spans])
             none, spans = spans_of(scores[: len(pair.ids)], allowed, best, longest)
             null[number] = min(null[number], none)
-            found[number] += [_answer(contexts[number], pair, *span) for span in spans]
+            answers[number] += [_answer(contexts[number], pair, *span) for span in spans]
     if empty == "allowed":
-        found = [[*kept, Answer("", none, 0, 0)] for kept, none in zip(found, null, strict=True)]
-    return [sorted(kept, key=lambda a: -(a.score or 0.0))[:best] for kept in found]
+        answers = [[*row, Answer("", none, 0, 0)] for row, none in zip(answers, null, strict=True)]
+    return [sorted(row, key=lambda a: -(a.score or 0.0))[:best] for row in answers]
 
 
 def spans_of(
@@ -105,9 +105,9 @@ def spans_of(
     Begin and end are two softmaxes over the allowed tokens and the first one, whose share is that
     of no answer (Devlin et al. 2018; the pipeline of transformers 4).
     """
-    kept = allowed.copy()
-    kept[0] = True
-    raised = np.where(kept[:, None], logits.astype(np.float64), -1e4)
+    candidates = allowed.copy()
+    candidates[0] = True
+    raised = np.where(candidates[:, None], logits.astype(np.float64), -1e4)
     chances = np.exp(raised - raised.max(axis=0))
     chances /= chances.sum(axis=0)
     none = float(chances[0, 0] * chances[0, 1])
@@ -128,18 +128,18 @@ def _answer(context: str, pair: Pair, first: int, last: int, score: float) -> An
 
 def _batches(model: LoadedModel, flat: list[tuple[int, Pair]], batch: int, most: int, progress):
     """Yield (numbers of the questions, pairs, logits [B, T, 2]), long rows together."""
-    known = model.config.token_types
+    num_types = model.config.token_types
     for places, tokens, segments in by_length([p.ids for _, p in flat], batch, most, progress):
-        part = [flat[place] for place in places]
+        part = [flat[i] for i in places]
         shape = {"width": tokens.shape[1], "size": batch}
-        types = (
-            np.minimum(pad([p.types for _, p in part], **shape)[0], known - 1) if known else None
-        )
+        types = None
+        if num_types:
+            types = np.minimum(pad([p.types for _, p in part], **shape)[0], num_types - 1)
         logits = programs.span_logits(model.params, model.config, tokens, segments, types)
         yield [number for number, _ in part], [p for _, p in part], np.asarray(logits)[: len(part)]
 
 
-def _written(
+def _generate_answers(
     model: LoadedModel, questions, contexts, form, settings, batch, progress
 ) -> list[list[Answer]]:
     require(model, "answer", head=("lm",), topology=tuple(FORMS))
@@ -152,13 +152,13 @@ def _written(
     ]
     settings, how = settings or Generation(), {"batch": batch, "progress": progress}
     if model.config.topology == "encoder_decoder":
-        rows = rewrites(model, texts, settings, prefix="", **how)
-        found = [[one.text.strip() for one in row] for row in rows]
+        completions = rewrites(model, texts, settings, prefix="", **how)
+        rows = [[one.text.strip() for one in row] for row in completions]
     else:
         session = session_of(model)
         settings = settle(settings, GenerationConfig(), {"temperature": 0.0})
         prompts = number_prompts([tuple(session.ids(text)) for text in texts], settings)
         # A decoder goes on with the next question: the answer is its first line.
-        found = [[one.text.strip().split("\n")[0].strip() for one in row]
+        rows = [[one.text.strip().split("\n")[0].strip() for one in row]
                  for row in session.run(prompts, **how)]  # fmt: skip
-    return [[Answer(text, None, None, None) for text in row] for row in found]
+    return [[Answer(text, None, None, None) for text in row] for row in rows]

@@ -1,4 +1,4 @@
-"""What a model says of a text: its class, its vector, its probability, its missing words."""
+"""Classification, embeddings, scores and masked words of texts."""
 
 from __future__ import annotations
 
@@ -27,35 +27,34 @@ def classify(
 ) -> list[list[tuple[str, float]]]:
     """Return (label, probability) of each class for each text, or pair of texts, likeliest first.
 
-    Classes exclude one another, or each is a question by itself, or they are numbers without
-    bounds (a regression), as problem_type of the folder says. Raises ConfigError for a model
-    without a head of classes, or an encoder-decoder without an id to begin with.
+    Softmax, sigmoid, or unbounded numbers (regression), by problem_type of the folder. Raises
+    ConfigError for a model without a head of classes, or an encoder-decoder without start id.
     """
     if model.config.head == "token_classes":
         raise ConfigError("this model has a class for each token: classify_tokens finds them")
     require(model, "classify", head=("classes",))
     check_list(texts)
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
-    found: list[list[tuple[str, float]]] = [[] for _ in texts]
+    results: list[list[tuple[str, float]]] = [[] for _ in texts]
     if model.config.topology == "encoder_decoder" and model.start is None:
         raise ConfigError("classify needs decoder_start_token_id in config.json: a decoder begins")
     rows, types = _rows(model, texts, overflow)
-    known = model.config.token_types
+    num_types = model.config.token_types
     problem = model.generation_config.problem_type
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         kinds = None
-        if known and types is not None:
+        if num_types and types is not None:
             kinds, _ = pad([types[i] for i in numbers], width=tokens.shape[1], size=batch)
-            kinds = np.minimum(kinds, known - 1)
+            kinds = np.minimum(kinds, num_types - 1)
         probs = np.asarray(
             programs.class_scores(
                 model.params, model.config, tokens, segments, kinds, model.start, problem
             )
         )
-        for place, number in enumerate(numbers):
-            order = np.argsort(-probs[place], kind="stable")
-            found[number] = [(names[i], float(probs[place, i])) for i in order]
-    return found
+        for row, number in enumerate(numbers):
+            order = np.argsort(-probs[row], kind="stable")
+            results[number] = [(names[i], float(probs[row, i])) for i in order]
+    return results
 
 
 def _rows(
@@ -71,15 +70,15 @@ def _rows(
             rows += encode_texts(model, [text], overflow)
             types.append([0] * len(rows[-1]))
             continue
-        found = pairs(model.tokenizer, *text, width=most, stride=0)
-        if len(found) > 1 and overflow == "refuse":
+        windows = pairs(model.tokenizer, *text, width=most, stride=0)
+        if len(windows) > 1 and overflow == "refuse":
             raise ConfigError(
                 f"pair {number} has more tokens than context={most}; shorten it, or cut the second "
                 f"text of such pairs with overflow='cut' (--overflow cut)"
             )
-        cut += len(found) > 1
-        rows.append(found[0].ids)
-        types.append(found[0].types)
+        cut += len(windows) > 1
+        rows.append(windows[0].ids)
+        types.append(windows[0].types)
     if cut:
         warnings.warn(f"{cut} of {len(texts)} pairs were cut to {most} tokens", stacklevel=3)
     return rows, types
@@ -95,12 +94,12 @@ def embed(
 ) -> Float[np.ndarray, "N D"]:
     """Return a vector of each text: the mean of its last hidden states (of an encoder's, if any).
 
-    A folder of sentence-transformers says by its modules.json how else one is made, and of how many
-    tokens. Raises CheckpointError that names a module which is not known here.
+    modules.json of a sentence-transformers folder changes pooling and length. Raises
+    CheckpointError for an unknown module in it.
     """
     check_list(texts)
     pooling = read_pooling(model.home)
-    found = np.zeros((len(texts), model.config.d_model), np.float32)
+    embeddings = np.zeros((len(texts), model.config.d_model), np.float32)
     if not all(texts):
         raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
     texts = [pooling.prompt + text for text in texts]
@@ -108,10 +107,10 @@ def embed(
     rows = encode_texts(model, texts, overflow, longest=pooling.longest)
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         vectors = programs.pooled_states(model.params, model.config, pooling.mode, tokens, segments)
-        found[numbers] = np.asarray(vectors)[: len(numbers)]
+        embeddings[numbers] = np.asarray(vectors)[: len(numbers)]
     for step in pooling.after:
-        found = step(found)
-    return found
+        embeddings = step(embeddings)
+    return embeddings
 
 
 def score(
@@ -127,7 +126,7 @@ def score(
     The first token is given, not scored, unless the tokenizer has a bos to begin with.
     """
     require(model, "score", topology=("decoder",), head=("lm",))
-    found = [(0.0, 0)] * len(texts)
+    results = [(0.0, 0)] * len(texts)
     rows = encode_texts(model, texts, overflow)
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         read, targets, real = tokens[:, :-1], tokens[:, 1:], segments[:, 1:]
@@ -135,9 +134,9 @@ def score(
             model.params, model.config, read, segments[:, :-1], targets
         )
         sums = np.where(real > 0, np.asarray(logp), 0).sum(axis=1)
-        for place, number in enumerate(numbers):
-            found[number] = float(sums[place]), int(real[place].sum())
-    return found
+        for row, number in enumerate(numbers):
+            results[number] = float(sums[row]), int(real[row].sum())
+    return results
 
 
 def fill_mask(
@@ -162,18 +161,18 @@ def fill_mask(
         before, after = model.around
         rows.append([*before, *_hidden(model, parts, hidden), *after])
         _check_room(model, rows[-1], text)
-    found: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
+    results: list[list[list[tuple[str, float]]]] = [[] for _ in texts]
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         probs = np.asarray(
             programs.token_probabilities(model.params, model.config, tokens, segments)
         )
-        for place, number in enumerate(numbers):
-            for at in np.flatnonzero(tokens[place] == hidden):
-                order = np.argsort(-probs[place, at, : model.tokenizer.vocab_size])[:best]
-                named = [(model.tokenizer.decode([int(i)]), float(probs[place, at, i]))
+        for row, number in enumerate(numbers):
+            for at in np.flatnonzero(tokens[row] == hidden):
+                order = np.argsort(-probs[row, at, : model.tokenizer.vocab_size])[:best]
+                named = [(model.tokenizer.decode([int(i)]), float(probs[row, at, i]))
                          for i in order]  # fmt: skip
-                found[number].append(named)
-    return found
+                results[number].append(named)
+    return results
 
 
 def _hidden(model: LoadedModel, parts: Sequence[str], hidden: int) -> list[int]:

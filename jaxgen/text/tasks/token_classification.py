@@ -57,18 +57,18 @@ def classify_tokens(
     """
     require(model, "classify_tokens", head=("token_classes",))
     names = model.labels or tuple(f"LABEL_{i}" for i in range(model.config.classes or 0))
-    found: list[list[Entity]] = [[] for _ in texts]
+    results: list[list[Entity]] = [[] for _ in texts]
     rows, before = encode_texts(model, texts, overflow), len(model.around[0])
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         probs = np.asarray(
             programs.token_probabilities(model.params, model.config, tokens, segments)
         )
-        for place, number in enumerate(numbers):
+        for row, number in enumerate(numbers):
             spans = locate(model.tokenizer, texts[number])
             count = min(len(spans), len(rows[number]) - before - len(model.around[1]))
-            inner = probs[place, before : before + count]
-            found[number] = _entities(texts[number], spans[:count], inner, names, aggregation)
-    return found
+            inner = probs[row, before : before + count]
+            results[number] = _entities(texts[number], spans[:count], inner, names, aggregation)
+    return results
 
 
 def _entities(
@@ -79,21 +79,21 @@ def _entities(
     aggregation: Aggregation,
 ) -> list[Entity]:
     """Return the entities of one text, from the probabilities of its tokens."""
-    whole = aggregation in ("first", "average", "max")
+    by_word = aggregation in ("first", "average", "max")
     parts: list[Entity] = []
-    for word in _words(spans, whole):
+    for word in _words(spans, by_word):
         scores = _score(probs[word], aggregation)
         best = int(scores.argmax())
         begin, end = spans[word.start].begin, spans[word.stop - 1].end
         parts.append(Entity(names[best], float(scores[best]), text[begin:end], begin, end))
     if aggregation != "none":
-        parts = [_joined(text, group) for group in _neighbours(parts)]
+        parts = [_merge(text, group) for group in _neighbours(parts)]
     return [one for one in parts if one.label != OUTSIDE]
 
 
-def _words(spans: Sequence[TokenSpan], whole: bool) -> Iterator[slice]:
+def _words(spans: Sequence[TokenSpan], by_word: bool) -> Iterator[slice]:
     """Yield the tokens of each word, or else each token."""
-    starts = [i for i, span in enumerate(spans) if not (whole and i and span.continues)]
+    starts = [i for i, span in enumerate(spans) if not (by_word and i and span.continues)]
     for begin, end in zip(starts, [*starts[1:], len(spans)], strict=True):
         yield slice(begin, end)
 
@@ -120,7 +120,7 @@ def _kind(part: Entity) -> str:
     return part.label[2:] if part.label.startswith(("B-", "I-")) else part.label
 
 
-def _joined(text: str, group: Sequence[Entity]) -> Entity:
+def _merge(text: str, group: Sequence[Entity]) -> Entity:
     begin, end = group[0].begin, group[-1].end
     label = group[0].label.split("-", 1)[-1]
     score = float(np.mean([part.score for part in group]))
