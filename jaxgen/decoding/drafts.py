@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding import cache_rows
+from jaxgen.decoding import snapshots
 from jaxgen.decoding.chain import Chain, missing_prompt
 from jaxgen.decoding.history import History, last_tokens, required_history
 from jaxgen.decoding.loop import Step
@@ -82,12 +82,12 @@ class _ModelGuess:
             new = categorical(draw, logits)
             return (new, cache), (new, jax.nn.softmax(logits, axis=-1), take_snapshot(cache))
 
-        take_snapshot = cache_rows.snapshot_function(cache)
+        take_snapshot = snapshots.snapshot_function(cache)
         before = take_snapshot(cache)
         out = scan(one, (token, cache), jnp.arange(self.count + 1))
         # One more step makes the cache read the last guess; its own draw is dropped.
         (_, cache), (tokens, probs, states) = out
-        cache = cache_rows.with_snapshots(cache, before, states)
+        cache = snapshots.with_snapshots(cache, before, states)
         return Guess(tokens[:-1].T, jnp.moveaxis(probs[:-1], 0, 1), cache)
 
 

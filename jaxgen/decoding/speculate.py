@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer, Key
 
 from jaxgen import arguments
-from jaxgen.decoding import cache_rows
+from jaxgen.decoding import snapshots
 from jaxgen.decoding.chain import (
     NOT_FINITE,
     Chain,
@@ -70,7 +70,7 @@ class _TokenByToken:
     step: Step
 
     def __call__(self, tokens: Int[Array, "B T"], cache: Any) -> tuple[Array, Any]:
-        take_snapshot = cache_rows.snapshot_function(cache)
+        take_snapshot = snapshots.snapshot_function(cache)
         before = take_snapshot(cache)
 
         def one(cache, token):
@@ -78,7 +78,7 @@ class _TokenByToken:
             return cache, (logits, take_snapshot(cache))
 
         cache, (logits, states) = scan(one, cache, tokens.T)
-        return jnp.moveaxis(logits, 0, 1), cache_rows.with_snapshots(cache, before, states)
+        return jnp.moveaxis(logits, 0, 1), snapshots.with_snapshots(cache, before, states)
 
 
 class _LoopState(NamedTuple):
@@ -122,7 +122,7 @@ def speculate(
     Args:
         read: (tokens [B, T], cache) -> (logits [B, T, V], cache), the target, such as
             `multi_token_step(step)` or a Transformer's `model_step(..., tokens="several")`.
-        cache: the target's; it and the draft's can be rewound (see `cache_rows.rewind`) and have
+        cache: the target's; it and the draft's can be rewound (see `snapshots.rewind`) and have
             draft.count + 1 slots more than the text needs.
         first, key, sample, length, prompt, lengths, stop, strings, limit: as in `decode`. Draws
             differ from those of `decode`, but are a function of a request's key and position too.
@@ -143,8 +143,8 @@ def speculate(
     Array([[1, 2, 3]], dtype=int32)
     """
     check_chain(sample, length)
-    cache_rows.check_rewind(cache, draft.count + 1)
-    cache_rows.check_rewind(draft.cache, draft.count + 1)
+    snapshots.check_rewind(cache, draft.count + 1)
+    snapshots.check_rewind(draft.cache, draft.count + 1)
     options = {"lengths": lengths, "stop": stop, "strings": strings, "limit": limit}
     return _speculate(read, cache, first, key, sample, length, draft, prompt, **options)
 
@@ -173,8 +173,8 @@ def _speculate(
         back = jnp.where(state.done, draft.count + 1, draft.count - accepted)
         read_now = jnp.where(state.done, 0, draft.count)
         return new._replace(
-            cache=cache_rows.rewind(cache, back),
-            draft=cache_rows.rewind(guess.cache, back),
+            cache=snapshots.rewind(cache, back),
+            draft=snapshots.rewind(guess.cache, back),
             guessed=state.guessed + read_now.astype(jnp.int32),
             accepted=state.accepted + accepted,
             steps=state.steps + 1,

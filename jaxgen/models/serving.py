@@ -13,8 +13,8 @@ from jaxgen import tree
 from jaxgen.config import ModelConfig, Weights
 from jaxgen.mesh import place
 from jaxgen.models.api import Params, axes
-from jaxgen.nn.stack import should_unroll, stack_layers
-from jaxgen.nn.stack import unroll as unroll_layers
+from jaxgen.nn.unroll import should_unroll, stack_layers
+from jaxgen.nn.unroll import unroll as unroll_layers
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops import cpu
 from jaxgen.ops.cpu.fused_weights import FusedSlice, fuse, unfuse

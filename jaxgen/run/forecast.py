@@ -23,7 +23,7 @@ from jaxgen.files import human
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
-from jaxgen.nn.stack import layers_per_step
+from jaxgen.nn.unroll import layers_per_step
 from jaxgen.ops import keys
 from jaxgen.ops.attention import dispatch
 from jaxgen.ops.attention.args import AttentionArgs

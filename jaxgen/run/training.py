@@ -19,7 +19,7 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops.cpu import allocator
 from jaxgen.profile import take
-from jaxgen.run import bad_streak, initial, messages, peers, preparing, profiling
+from jaxgen.run import initial, messages, nonfinite_report, peers, preparing, profiling
 from jaxgen.run.folder import (
     ENVIRONMENT,
     LOCK,
@@ -281,7 +281,7 @@ def _callbacks(
         poll=run.checkpoints.poll,
         stopping=asked,
         phase=phase,
-        on_bad_streak=partial(bad_streak.report, run),
+        on_bad_streak=partial(nonfinite_report.report, run),
         rate=schedule.make(run.settings.train),
         flops_per_token=flops.per_token(run.settings.model),
         peak=flops.peak(jax.devices()),

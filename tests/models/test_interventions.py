@@ -13,7 +13,7 @@ import jaxgen
 from jaxgen import tree
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
-from jaxgen.nn.stack import unroll
+from jaxgen.nn.unroll import unroll
 
 SIZES = {"vocab_size": 19, "context": 16, "layers": 3, "d_model": 8, "heads": 2}
 WIRINGS = {

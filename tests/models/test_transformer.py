@@ -12,7 +12,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import tree
 from jaxgen.models import api
-from jaxgen.nn import stack
+from jaxgen.nn.unroll import UNROLL_LIMITS
 from jaxgen.ops.memory import Memory
 
 BASE = jaxgen.ModelConfig(
@@ -212,10 +212,10 @@ def test_layers_are_in_line_where_the_table_says_so(monkeypatch):
         return jax.jit(jax.grad(loss)).lower(params).as_text().count("stablehlo.while")
 
     assert loops() == loops(unroll=1) == 2  # too small to be worth it
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 3))
     assert loops() == 0 and loops(unroll=1) == 2
     assert loops(remat="full") == 2  # one layer's activations at a time
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 2))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 2))
     assert loops() == 2
 
 

@@ -13,7 +13,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen.mesh import place
 from jaxgen.models import api, serving
-from jaxgen.nn import stack
+from jaxgen.nn.unroll import UNROLL_LIMITS, unroll
 from jaxgen.ops.cpu.transposed_weight import TransposedWeight
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.unrolled import UnrolledLayers
@@ -45,7 +45,7 @@ def test_layers_in_line_equal_the_scan_in_logits_cache_and_taps(name):
         cache = api.empty_cache(config, 2, 8, memory=slots)
         return jaxgen.apply(params, config, TOKENS, cache=cache, memory=memory, taps=("*",))
 
-    found = jax.jit(read)(params | {"layers": stack.unroll(params["layers"])})
+    found = jax.jit(read)(params | {"layers": unroll(params["layers"])})
     wanted = jax.jit(read)(params)
     assert wanted.taps and jax.tree.structure(found) == jax.tree.structure(wanted)
     for mine, scanned in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
@@ -56,9 +56,9 @@ def test_a_stack_is_taken_apart_where_the_table_says_so(monkeypatch):
     config = CONFIGS["one kind"]
     params = random_params(config)
     assert serving.unroll(params, config) is params  # small: its copies cost nothing
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 2))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 2))
     assert serving.unroll(params, config) is params  # deeper than two layers
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 3))
     apart = serving.unroll(params, config)
     assert isinstance(apart["layers"], UnrolledLayers) and len(apart["layers"].steps) == 3
     whole = params["layers"]["attn"]["q"]
@@ -82,7 +82,7 @@ def test_a_cache_in_line_holds_what_that_of_all_layers_does(name, about):
     params, memory, slots = random_params(config), None, None
     if config.topology == "encoder_decoder":
         memory, slots = jaxgen.encode(params, config, TOKENS[:, :4]), 4
-    params |= {"layers": stack.unroll(params["layers"])}
+    params |= {"layers": unroll(params["layers"])}
 
     def read(unrolled):
         cache = api.empty_cache(config, 2, 8, memory=slots, unrolled=unrolled, **about)
@@ -114,7 +114,7 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     def run(params):
         return jaxgen.generate(params, config, jnp.asarray(TOKENS), key, length=4)
 
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 3))
     loop = next(e for e in jax.make_jaxpr(run)(params).eqns if e.primitive.name == "while")
     bodies = [e.params for e in loop.params["body_jaxpr"].jaxpr.eqns]
     steps = [body["jaxpr"] for body in bodies if body.get("name") == "_step"]
@@ -128,9 +128,9 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
 def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, monkeypatch):
     config = CONFIGS[name]
     params = random_params(config)
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (10**9, 9))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (10**9, 9))
     assert serving.ready(params, config) is params
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 9))
     found = serving.ready(params, config)
     assert serving.ready(found, config) is found
     is_turned = lambda leaf: isinstance(leaf, TransposedWeight)  # noqa: E731
@@ -161,7 +161,7 @@ def test_weights_are_cast_once_to_what_they_are_multiplied_in_and_nothing_else_i
     config = CONFIGS[name].replace(compute_dtype="bfloat16")
     params = random_params(config)
     if apart:
-        monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
+        monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 9))
     found = serving.ready(params, config)
     memory = None
     if config.topology == "encoder_decoder":
@@ -180,9 +180,8 @@ def test_weights_are_cast_once_to_what_they_are_multiplied_in_and_nothing_else_i
 def test_on_a_gpu_layers_come_apart_as_they_are_where_the_copy_finds_room(monkeypatch):
     config = CONFIGS["one kind"]
     params = random_params(config)
-    for module in (stack, place):
-        monkeypatch.setattr(module, "platform", lambda: "gpu")
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "gpu", (0, 9))
+    monkeypatch.setattr(place, "platform", lambda: "gpu")
+    monkeypatch.setitem(UNROLL_LIMITS, "gpu", (0, 9))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params["layers"]))
     for room, wanted in ((None, True), (4 * size, True), (4 * size - 1, False)):
         monkeypatch.setattr(place, "memory", lambda room=room: room)
@@ -198,7 +197,7 @@ def test_on_a_gpu_layers_come_apart_as_they_are_where_the_copy_finds_room(monkey
 @pytest.mark.parametrize("weights", ["plain", "int8"])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_weights_of_one_input_are_one_product(weights, rows, monkeypatch):
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 9))
     config = CONFIGS["gates, shared keys"]
     found = serving.ready(random_params(config), config, weights=weights)
     cache, tokens = api.empty_cache(config, rows, 8, unrolled=True), jnp.zeros((rows, 1), jnp.int32)
@@ -215,7 +214,7 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
     config = CONFIGS[name].replace(output="tied")
     params = random_params(config)
     if apart:
-        monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
+        monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 9))
     found = serving.ready(params, config, weights="int8")
     memory = None
     if config.topology == "encoder_decoder":
@@ -231,7 +230,7 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
 
 
 def test_a_step_of_one_row_copies_no_cache(monkeypatch):
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 3))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 3))
     config = CONFIGS["one kind"]
     prompt = jnp.asarray(TOKENS[:1, :4])
     run = jax.jit(partial(jaxgen.generate, config=config, length=5))

@@ -14,7 +14,7 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen.models import serving
-from jaxgen.nn import stack
+from jaxgen.nn.unroll import UNROLL_LIMITS
 from jaxgen.ops import cpu
 from jaxgen.train import state
 
@@ -68,7 +68,7 @@ def other(platform: str):
 @pytest.fixture
 def unrolled(monkeypatch):
     """Parameters as they lie on a CPU that decodes, small as they are."""
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 9))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 9))
     return serving.ready(PARAMS, CONFIG)
 
 
@@ -88,7 +88,7 @@ def test_on_a_cpu_the_switch_changes_a_program_and_elsewhere_nothing(name, unrol
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_parameters_lie_as_they_are_on_other_platforms(platform, monkeypatch):
-    monkeypatch.setitem(stack.UNROLL_LIMITS, platform, (0, 9))
+    monkeypatch.setitem(UNROLL_LIMITS, platform, (0, 9))
     monkeypatch.setattr(serving.place, "memory", lambda: None)
     with other(platform):
         ready = serving.ready(PARAMS, CONFIG)

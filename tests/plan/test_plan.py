@@ -11,7 +11,7 @@ from jaxgen import run
 from jaxgen.cli import app, paths, start
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.models import api
-from jaxgen.nn import stack
+from jaxgen.nn.unroll import UNROLL_LIMITS
 from jaxgen.plan import compilers, gpu, report, tpu
 from jaxgen.profile import chips
 from jaxgen.run import forecast, inputs
@@ -70,7 +70,7 @@ def test_layers_in_line_on_a_processor_keep_more(monkeypatch):
     looped = activations(processor)
     assert looped == activations(processor, unroll=1) and activations() == activations(unroll=2)
     assert activations(processor, unroll=2) == forecast.KEPT_UNROLLED * looped
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 2))
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 2))
     assert activations(processor) == forecast.KEPT_UNROLLED * looped
     assert activations(processor, unroll=1) == looped and activations() == activations(unroll=2)
     again = activations(processor, remat="full", unroll=1)

@@ -8,7 +8,7 @@ from sessions import session_on
 
 import jaxgen
 from jaxgen.errors import ConfigError
-from jaxgen.nn.stack import unroll
+from jaxgen.nn.unroll import unroll
 from jaxgen.text.batch_decoding import CHUNK
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt

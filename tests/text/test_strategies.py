@@ -12,7 +12,7 @@ from jaxgen import errors
 from jaxgen.decoding.combined_steps import contrast
 from jaxgen.decoding.stop import Reason
 from jaxgen.models import api
-from jaxgen.nn import stack
+from jaxgen.nn.unroll import UNROLL_LIMITS
 
 CONFIG = jaxgen.ModelConfig(
     vocab_size=13, context=40, layers=2, d_model=16, heads=2, init_std=0.6, positions="rope",
@@ -177,6 +177,6 @@ def test_every_strategy_decodes_through_unrolled_layers(monkeypatch):
 
     for name, way in ways.items():
         assert "length=7" in traced(way), name  # a model not worth it
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 48))  # as of one that is
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 48))  # as of one that is
     for name, way in ways.items():
         assert not {"length=7", "length=11"} & set(traced(way).split()), name

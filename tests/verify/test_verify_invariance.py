@@ -12,7 +12,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import tokens
 from jaxgen.errors import ProofError
-from jaxgen.nn import stack
+from jaxgen.nn.unroll import UNROLL_LIMITS
 from jaxgen.ops import gates
 from jaxgen.text.request import Generation
 from jaxgen.verify import invariance
@@ -59,7 +59,7 @@ def test_a_layer_that_sees_its_neighbours_is_named(topology, tmp_path, monkeypat
         return y + 0.5 * (jnp.mean(y, axis=0, keepdims=True) - y)  # nothing, for a request alone
 
     monkeypatch.setitem(gates.ACTIVATIONS, "gelu_tanh", planted)
-    monkeypatch.setitem(stack.UNROLL_LIMITS, "cpu", (0, 48))  # as of a model that is worth it
+    monkeypatch.setitem(UNROLL_LIMITS, "cpu", (0, 48))  # as of a model that is worth it
     monkeypatch.setattr(invariance, "MODES", {"greedy": Generation(temperature=0.0)})
     folder = saved(tmp_path / "tiny", config)
     if topology == "encoder_decoder":
