@@ -72,6 +72,7 @@ TOLD = {
     "repetition_penalty": 1.1, "encoder_repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
     "encoder_no_repeat_ngram_size": 4, "max_new_tokens": 9, "max_length": 12, "min_length": 2,
     "min_new_tokens": 1, "num_beams": 4, "length_penalty": 0.7, "early_stopping": "never",
+    "renormalize_logits": True,
     "stop_strings": "end", "top_h": 0.4, "epsilon_cutoff": 0.1, "eta_cutoff": 0.2, "max_time": 3.0,
     "exponential_decay_length_penalty": [4, 1.5], "num_beam_groups": 2, "diversity_penalty": 0.5,
     "penalty_alpha": 0.6, "dola_layers": "high", "guidance_scale": 1.5,
