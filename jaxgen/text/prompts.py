@@ -74,7 +74,7 @@ def requests_of(model: LoadedModel, prompts: Sequence[Prompt]) -> list[list[Requ
         side = "end" if model.reads_sources else "beginning"
         warnings.warn(
             f"{len(dropped)} of {len(requests)} prompts were cut at the {side} to fit "
-            f"context={model.config.context}: {max(dropped)} tokens of the longest",
+            f"context={model.config.context} ({max(dropped)} tokens dropped of the longest)",
             stacklevel=4,
         )
     return requests
