@@ -47,9 +47,11 @@ def answer(
         jaxgen answer downloads/bert-squad "Who wrote it?" --context @book.txt
         jaxgen answer downloads/flan-t5 --input questions.jsonl --output answers.jsonl
     """
-    asked = flags.settings_of(settings)
-    if asked.top_logprobs is not None:
-        raise ConfigError(f"--top-logprobs={asked.top_logprobs} has no effect on answers; drop it")
+    generation = flags.settings_of(settings)
+    if generation.top_logprobs is not None:
+        raise ConfigError(
+            f"--top-logprobs={generation.top_logprobs} has no effect on answers; drop it"
+        )
     if context is None:
         if question:
             raise ConfigError("--context is missing: the text that the questions are about")
@@ -65,13 +67,13 @@ def answer(
             [str(row["context"]) for row in wanted],
             best=best,
             empty=empty,
-            settings=asked,
+            settings=generation,
             batch=job.batch,
             progress=progress,
         )
         return [[one._asdict() for one in row] for row in answers]
 
-    texts.run(run, rows, job, work, _show, asked)
+    texts.run(run, rows, job, work, _show, generation)
 
 
 def _show(answers: list[dict]) -> str:

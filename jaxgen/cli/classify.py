@@ -38,13 +38,13 @@ def classify(
         jaxgen classify runs/classify --input reviews.txt --output classes.jsonl
         jaxgen classify downloads/bert-ner "Ada Lovelace lived in London."
     """
-    wanted = inputs.texts(text, job.input)
+    items = inputs.texts(text, job.input)
     if pairs:
-        if odd := next((one for one in wanted if one.count("\t") != 1), None):
+        if odd := next((one for one in items if one.count("\t") != 1), None):
             raise ConfigError(f"--pairs: {odd[:40]!r} has not one tab between its two texts")
-        wanted = [tuple(one.split("\t")) for one in wanted]
+        items = [tuple(one.split("\t")) for one in items]
 
-    def work(model, wanted, progress):
+    def work(model, items, progress):
         how: dict[str, Any] = {"batch": job.batch, "overflow": job.overflow, "progress": progress}
         if model.config.head != "token_classes":
             if aggregation is not None:
@@ -52,13 +52,13 @@ def classify(
                     f"--aggregation {aggregation} has no effect: the model has no class for each "
                     f"token; drop it"
                 )
-            return tasks.classify(model, wanted, **how)
+            return tasks.classify(model, items, **how)
         if pairs:
             raise ConfigError("--pairs has no effect: the model labels tokens of one text; drop it")
-        found = tasks.classify_tokens(model, wanted, aggregation=aggregation or "simple", **how)
-        return [[one._asdict() for one in row] for row in found]
+        entities = tasks.classify_tokens(model, items, aggregation=aggregation or "simple", **how)
+        return [[one._asdict() for one in row] for row in entities]
 
-    texts.run(run, wanted, job, work, _show)
+    texts.run(run, items, job, work, _show)
 
 
 def _show(result: list[Any]) -> str:

@@ -71,5 +71,5 @@ class Conversation:
             return "\n".join(f"{word:12}{what}" for word, what in HELP.items())
         if name == "/save":
             raise ConfigError("/save needs the name of a file, as in /save chat.jsonl")
-        known = [word.split()[0] for word in HELP]
-        raise ConfigError(f"{name} is no command{nearest(name, known)}; /help lists them")
+        commands = [word.split()[0] for word in HELP]
+        raise ConfigError(f"{name} is no command{nearest(name, commands)}; /help lists them")

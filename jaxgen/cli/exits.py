@@ -62,8 +62,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
     # XLA has no classes for these; its status codes are the stable part of the message.
     if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         size = text.partition("allocat")[2].partition(".")[0]
-        wanted = f" allocat{' '.join(size.split())}" if 0 < len(size) < 80 else ""
-        return BusyError.exit_code, f"error: the device is out of memory{wanted}; {MEMORY}"
+        amount = f" allocat{' '.join(size.split())}" if 0 < len(size) < 80 else ""
+        return BusyError.exit_code, f"error: the device is out of memory{amount}; {MEMORY}"
     if "Unable to initialize backend" in text:
         return BusyError.exit_code, f"error: {_flat(text)[:300]}; unset or correct JAX_PLATFORMS"
     return BUG, f"bug: {_flat(f'{type(error).__name__}: {text}')[:300]}; {_keep(error)}"

@@ -143,12 +143,12 @@ def _prompts(lines: list[tuple[str, Generation]], wanted: Generation) -> list[An
     """
     from jaxgen.text.session import Prompt
 
-    asked, number = [], 0
+    prompts, number = [], 0
     for text, settings in lines:
         own = settings.seed != wanted.seed
-        asked.append(Prompt(text, settings, 0 if own else number))
+        prompts.append(Prompt(text, settings, 0 if own else number))
         number += 0 if own else settings.draws_each
-    return asked
+    return prompts
 
 
 def _has_one_text(settings: Generation) -> bool:

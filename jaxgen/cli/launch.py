@@ -85,11 +85,11 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
 
     if flags.processes == 1:
         return None
-    found = _from_flags(flags, environment) or _slurm(environment) or _tpu(environment)
-    if found is None:
+    place = _from_flags(flags, environment) or _slurm(environment) or _tpu(environment)
+    if place is None:
         return None
     return Launch(
-        **found,
+        **place,
         start_timeout=flags.start_timeout,
         peer_timeout=flags.peer_timeout,
         stall_timeout=flags.stall_timeout,

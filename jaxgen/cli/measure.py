@@ -42,12 +42,12 @@ def measure(
     lines = _lines(texts)
     if not any(line.strip() for line in lines):
         raise DataError(f"{texts} holds no text; write one a line")
-    wanted = None if references is None else _lines(references)
+    reference_lines = None if references is None else _lines(references)
     figures = _of_texts(lines)
-    if wanted is not None:
-        figures |= _beside(lines, wanted)
+    if reference_lines is not None:
+        figures |= _beside(lines, reference_lines)
         if judge is not None:
-            figures |= _judged(lines, wanted, Path(judge))
+            figures |= _judged(lines, reference_lines, Path(judge))
     from jaxgen.measure import quality
     from jaxgen.report.table import cell
 
@@ -80,23 +80,23 @@ def _of_texts(lines: list[str]) -> Figures:
     }
 
 
-def _beside(lines: list[str], wanted: list[str]) -> Figures:
+def _beside(lines: list[str], references: list[str]) -> Figures:
     from jaxgen.measure import quality
 
     return {
-        "BLEU": lambda: quality.overlap("bleu", lines, wanted, seed=0)[0],
-        "chrF": lambda: quality.overlap("chrf", lines, wanted, seed=0)[0],
-        "TER": lambda: quality.overlap("ter", lines, wanted, seed=0)[0],
-        "ROUGE-1": lambda: quality.rouge("rouge1", lines, wanted, seed=0),
-        "ROUGE-2": lambda: quality.rouge("rouge2", lines, wanted, seed=0),
-        "ROUGE-L": lambda: quality.rouge("rougeL", lines, wanted, seed=0),
-        "METEOR": lambda: quality.meteor(lines, wanted, seed=0),
-        "exact match": lambda: quality.exact_match(lines, wanted, seed=0),
-        "F1": lambda: quality.f1(lines, wanted, seed=0),
+        "BLEU": lambda: quality.overlap("bleu", lines, references, seed=0)[0],
+        "chrF": lambda: quality.overlap("chrf", lines, references, seed=0)[0],
+        "TER": lambda: quality.overlap("ter", lines, references, seed=0)[0],
+        "ROUGE-1": lambda: quality.rouge("rouge1", lines, references, seed=0),
+        "ROUGE-2": lambda: quality.rouge("rouge2", lines, references, seed=0),
+        "ROUGE-L": lambda: quality.rouge("rougeL", lines, references, seed=0),
+        "METEOR": lambda: quality.meteor(lines, references, seed=0),
+        "exact match": lambda: quality.exact_match(lines, references, seed=0),
+        "F1": lambda: quality.f1(lines, references, seed=0),
     }
 
 
-def _judged(lines: list[str], wanted: list[str], judge: Path) -> Figures:
+def _judged(lines: list[str], references: list[str], judge: Path) -> Figures:
     from jaxgen.cli import paths
     from jaxgen.measure import mauve, quality
 
@@ -105,7 +105,7 @@ def _judged(lines: list[str], wanted: list[str], judge: Path) -> Figures:
     from jaxgen.text.loaded_model import open_model
 
     model = open_model(judge)
-    pairs = [(a, b) for a, b in zip(lines, wanted, strict=True) if a.strip()]
+    pairs = [(a, b) for a, b in zip(lines, references, strict=True) if a.strip()]
     ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     return {
         "similarity": lambda: quality.similarity(

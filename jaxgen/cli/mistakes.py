@@ -96,6 +96,6 @@ def _unknown_verb(error: UnknownCommandError, verbs: Sequence[str]) -> str:
     if word.endswith((".yaml", ".yml")):
         return f"unknown verb {word!r} (did you mean `jaxgen train {word}`?)"
     kind = "option" if word.startswith("-") else "verb"
-    known = [name for name in verbs if name.startswith("-") == (kind == "option")]
-    hint = nearest(word, known) or f"; there are {', '.join(known)}"
+    candidates = [name for name in verbs if name.startswith("-") == (kind == "option")]
+    hint = nearest(word, candidates) or f"; there are {', '.join(candidates)}"
     return f"unknown {kind} {word!r}{hint}"

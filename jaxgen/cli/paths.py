@@ -74,8 +74,8 @@ def config(word: str) -> Path:
     path = _path(word, "config")
     if path.is_file() or (path.exists() and not path.is_dir()):
         return path
-    if (found := _named(word)) is not None:
-        return found
+    if (named := _named(word)) is not None:
+        return named
     if path.is_dir():
         raise ConfigError(
             f"{word} is a folder without config.yaml, so it is no run to go on with; "
@@ -93,9 +93,9 @@ def _named(word: str) -> Path | None:
     """Return the config of a name, in configs/ here or ours."""
     for folder in (CONFIGS, _own_configs()):
         for suffix in ("", *SUFFIXES):
-            found = folder / f"{word}{suffix}"
-            if Path(word).name == word and found.suffix in SUFFIXES and found.is_file():
-                return found
+            path = folder / f"{word}{suffix}"
+            if Path(word).name == word and path.suffix in SUFFIXES and path.is_file():
+                return path
     return None
 
 
@@ -111,8 +111,8 @@ def run_folder(word: str) -> Path:
         return RUNS / word
     if path.exists():
         raise ConfigError(f"{word} is a file; give the folder of a run, as in runs/quickstart")
-    known = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
-    hint = hub_advice(word, "this command with {}") or nearest(word, known)
+    names = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
+    hint = hub_advice(word, "this command with {}") or nearest(word, names)
     hint = hint or "; `jaxgen train my.txt` makes one in runs/"
     raise ConfigError(f"{word}: no such run or model{hint}")
 
@@ -122,10 +122,10 @@ def model(word: str, step: str | None) -> tuple[Path, Step]:
 
     word: as for `run_folder`, or the folder of a checkpoint; step: what --step says.
     """
-    (folder, own), wanted = run_and_step(run_folder(word)), checkpoint(step)
-    if own is not None and wanted not in (None, own):
+    (folder, own), number = run_and_step(run_folder(word)), checkpoint(step)
+    if own is not None and number not in (None, own):
         raise ConfigError(f"{word} is step {own}, but --step {step} is asked for; remove one")
-    return folder, own if own is not None else wanted
+    return folder, own if own is not None else number
 
 
 def checkpoint(step: str | None, option: str = "--step") -> Step:

@@ -101,11 +101,11 @@ def report(
         _deliver(figures, Path(out) if out else folders[0] / "report")
 
 
-def _changed(given: dict[str, Any]) -> list[str]:
+def _changed(arguments: dict[str, Any]) -> list[str]:
     """Return the options of a measurement that differ from their defaults."""
     options = inspect.signature(report).parameters.keys() - {"runs", "out", "source"}
     defaults = {name: inspect.signature(report).parameters[name].default for name in options}
-    return sorted(f"--{k.replace('_', '-')}" for k in options if given[k] != defaults[k])
+    return sorted(f"--{k.replace('_', '-')}" for k in options if arguments[k] != defaults[k])
 
 
 def _again(source: Path, out: str | None, unused: list[str]) -> None:

@@ -90,9 +90,9 @@ def run(
     from jaxgen.text.loaded_model import open_model
 
     with exits.in_folder(home), flags.named():
-        model, told = prepare(open_model(home, step=step))
+        model, notes = prepare(open_model(home, step=step))
         if settings is not None:
-            tell_defaults(settings, model.generation_config, told)
+            tell_defaults(settings, model.generation_config, notes)
         with bar(f"{len(inputs)} texts") as progress:
             results = work(model, inputs, progress)
     if target is not None and target.suffix == ".jsonl":

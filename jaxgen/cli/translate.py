@@ -82,20 +82,20 @@ def _rewrite(verb: str, run, text, task, prefix, settings, job) -> None:
         )
 
     def prepare(model: LoadedModel) -> tuple[LoadedModel, list[str]]:
-        told, chosen = [], task or _own_task(model, verb)
+        notes, chosen = [], task or _own_task(model, verb)
         if chosen is not None:
             model = tasks.for_task(model, chosen)
-            told.append(f"task={chosen}")
+            notes.append(f"task={chosen}")
         if model.generation_config.prefix and prefix is None:
-            told.append(f"prefix={model.generation_config.prefix!r}")
-        return model, told
+            notes.append(f"prefix={model.generation_config.prefix!r}")
+        return model, notes
 
     texts.generate(run, inputs.texts(text, job.input), job, wanted, work, prepare)
 
 
 def _own_task(model: LoadedModel, verb: str) -> str | None:
     """Return the folder's only task that the verb stands for; several are said, to choose one."""
-    known = [name for name in tasks.tasks_of(model) if name.startswith(verb)]
-    if len(known) > 1:
-        print(f"the folder knows {', '.join(known)}: choose one with --task", file=sys.stderr)
-    return known[0] if len(known) == 1 else None
+    names = [name for name in tasks.tasks_of(model) if name.startswith(verb)]
+    if len(names) > 1:
+        print(f"the folder knows {', '.join(names)}: choose one with --task", file=sys.stderr)
+    return names[0] if len(names) == 1 else None

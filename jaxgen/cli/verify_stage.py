@@ -46,8 +46,8 @@ def launch(folder: Path, name: Name, until: Callable[[Row], bool] | None) -> lis
     finally:
         process.kill()
         process.wait()
-    wanted = 0 if until is None else -signal.SIGKILL
-    if process.returncode != wanted:
+    expected = 0 if until is None else -signal.SIGKILL
+    if process.returncode != expected:
         raise _failure(name, process.returncode, output.read_text("utf-8", "replace"))
     return _read(rows)
 
@@ -57,13 +57,13 @@ def _read(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
-def _failure(name: str, code: int, said: str) -> Exception:
+def _failure(name: str, code: int, output: str) -> Exception:
     """Return the error that a stage ended with, as one of ours if it was."""
     for kind in vars(errors_of).values():
         ours = isinstance(kind, type) and issubclass(kind, UserError) and kind is not UserError
-        if ours and kind.exit_code == code and "jaxgen: error: " in said:
-            return kind(said.rpartition("jaxgen: error: ")[2].strip())
-    return RuntimeError(f"the {name} process ended with {code}: {said[-LAST_WORDS:].strip()}")
+        if ours and kind.exit_code == code and "jaxgen: error: " in output:
+            return kind(output.rpartition("jaxgen: error: ")[2].strip())
+    return RuntimeError(f"the {name} process ended with {code}: {output[-LAST_WORDS:].strip()}")
 
 
 if __name__ == "__main__":

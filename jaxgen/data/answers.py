@@ -50,27 +50,27 @@ class AnswerRows:
         """
         pairs, places = pairs_of(self, rows, epochs)
         (prompt, answer), size = self.lengths[:, pairs], len(rows)
-        laid = lay(places, prompt + answer - 1, (size, self.width))
-        owner, inner = laid.owner, laid.inner
+        layout = lay(places, prompt + answer - 1, (size, self.width))
+        owner, inner = layout.owner, layout.inner
 
-        def ids_at(place: np.ndarray) -> np.ndarray:
-            within = place < prompt[owner]
+        def ids_at(positions: np.ndarray) -> np.ndarray:
+            within = positions < prompt[owner]
             begins = self.begins[:, pairs]
             at = np.where(
-                within, begins[0][owner] + place, begins[1][owner] + place - prompt[owner]
+                within, begins[0][owner] + positions, begins[1][owner] + positions - prompt[owner]
             )
             return self.shard.tokens[at].astype(np.int32)
 
         weights = np.zeros((size, self.width), np.float32)
-        weights[laid.rows, laid.columns] = inner + 1 >= prompt[owner]
+        weights[layout.rows, layout.columns] = inner + 1 >= prompt[owner]
         index = np.full(size, -1, np.int64)
         index[places[::-1]] = self.begins[0, pairs][::-1]  # the first of a row is written last
         return {
-            "tokens": laid.fill(ids_at(inner)),
-            "targets": laid.fill(ids_at(inner + 1)),
+            "tokens": layout.fill(ids_at(inner)),
+            "targets": layout.fill(ids_at(inner + 1)),
             "weights": weights,
-            "segments": laid.segments,
-            "positions": laid.positions,
+            "segments": layout.segments,
+            "positions": layout.positions,
             "index": index,
         }
 
@@ -93,12 +93,12 @@ def answer_rows(
     check_pairs(shard)
     offsets = shard.offsets.astype(np.int64)
     whole = np.diff(offsets)
-    wanted = np.stack([whole[::2] - trim[0], whole[1::2] - trim[1]])
+    needed = np.stack([whole[::2] - trim[0], whole[1::2] - trim[1]])
     # A token of the prompt stays, for the first of an answer is predicted from it.
-    answer = np.minimum(wanted[1], min(most[1], width))
-    prompt = np.minimum(np.minimum(wanted[0], most[0]), width + 1 - answer)
+    answer = np.minimum(needed[1], min(most[1], width))
+    prompt = np.minimum(np.minimum(needed[0], most[0]), width + 1 - answer)
     lengths = np.stack([prompt, answer])
-    begins = np.stack([offsets[:-1:2] + wanted[0] - prompt, offsets[1:-1:2] + trim[1]])
+    begins = np.stack([offsets[:-1:2] + needed[0] - prompt, offsets[1:-1:2] + trim[1]])
     order, ends = pack(lengths.sum(0) - 1, np.zeros_like(answer), (width, 1))
     return AnswerRows(
         shard=shard,
@@ -109,5 +109,5 @@ def answer_rows(
         lengths=lengths,
         order=order,
         ends=ends,
-        cut=int((wanted > lengths).any(axis=0).sum()),
+        cut=int((needed > lengths).any(axis=0).sum()),
     )

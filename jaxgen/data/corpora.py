@@ -58,15 +58,15 @@ def python_docs() -> tuple[Document, ...]:
         Document(text.strip() + "\n", f"pydoc_data.topics:{name}")
         for name, text in sorted(topics.items())
     ]
-    seen = set()
+    hashes = set()
     for module, tree, _ in _modules():
         kept_lines = []
         for node in ast.walk(tree):
             if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 continue
             prose = _printable(ast.get_docstring(node) or "")
-            if len(prose) >= SHORTEST and " " in prose and prose not in seen:
-                seen.add(prose)
+            if len(prose) >= SHORTEST and " " in prose and prose not in hashes:
+                hashes.add(prose)
                 kept_lines.append(prose)
         if kept_lines:
             documents.append(Document("\n\n".join(kept_lines) + "\n", module))

@@ -90,10 +90,10 @@ def prepare(
     the cache can't be written.
     """
     check_form(settings, form)
-    asked, settings = settings.split, replace(settings, split=split_kind(settings, form))
+    split, settings = settings.split, replace(settings, split=split_kind(settings, form))
     before = _source(settings, form)
     notes = before["notes"]
-    if asked == "auto" and settings.split == "tail":
+    if split == "auto" and settings.split == "tail":
         held = " and ".join(f"{100 * part:g} %" for part in settings.fractions if part)
         if held:
             notes += (
@@ -132,12 +132,12 @@ def _sweep(cache: Path) -> None:
 def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
     """Return the digests of the text, split by split, its files' stamps, and notes of them."""
     if settings.corpus:
-        whole = hashlib.sha256()
+        digest = hashlib.sha256()
         for document in documents(settings, form=form):
             for text in document.texts:
                 raw = text.encode()
-                whole.update(len(raw).to_bytes(8, "little") + raw)
-        return {"digests": [whole.hexdigest()], "stamps": [], "notes": ()}
+                digest.update(len(raw).to_bytes(8, "little") + raw)
+        return {"digests": [digest.hexdigest()], "stamps": [], "notes": ()}
     sources, stamps = split_sources(settings), _stamps(settings)
     sums: dict[Path, str] = {}
     for path in sources.paths:
@@ -277,9 +277,9 @@ def _chunks(
         yield from chunks_of(split)
 
 
-def _note(runs: list[list], written: list[Document]) -> None:
+def _note(runs: list[list], documents: list[Document]) -> None:
     """Add to `runs` of [source, texts of it in a row]."""
-    for document in written:
+    for document in documents:
         if runs and runs[-1][0] == document.source:
             runs[-1][1] += len(document.texts)
         else:
@@ -294,12 +294,12 @@ def _total(settings: DataSettings, form: Form) -> int:
 
 def _check(settings: DataSettings, writers: dict[str, ShardWriter], skipped: Counter) -> None:
     counts = {split: len(writer.offsets) - 1 for split, writer in writers.items()}
-    whole = sum(counts.values())
-    if not whole:
+    total = sum(counts.values())
+    if not total:
         why = ", ".join(f"{reason}: {n}" for reason, n in skipped.items())
         raise DataError(f"the corpus holds no text{f' (skipped {why})' if why else ''}")
-    given = {"valid": settings.valid_files, "test": settings.test_files}
-    for split, patterns in given.items():
+    named = {"valid": settings.valid_files, "test": settings.test_files}
+    for split, patterns in named.items():
         if patterns and not counts[split]:
             raise DataError(
                 f"data.{split}_files={list(patterns)} hold no text; give some, or leave them out"
@@ -310,7 +310,7 @@ def _check(settings: DataSettings, writers: dict[str, ShardWriter], skipped: Cou
             if settings.split == "hash":
                 fix = "set data.split=tail, which cuts inside documents, or give more of them"
             raise DataError(
-                f"the {settings.split} split of {whole} documents leaves the {split} split "
+                f"the {settings.split} split of {total} documents leaves the {split} split "
                 f"without text; {fix}"
             )
 

@@ -32,8 +32,8 @@ class Labelled:
 
     def encode_documents(self, texts: list[str], draw: Draw | None) -> list[list[int]]:
         """Return the ids of each document, special ids included."""
-        whole = whole_documents(self.tokenizer, texts[::2], draw)
-        return [ids for row, label in zip(whole, texts[1::2], strict=True)
+        encoded = whole_documents(self.tokenizer, texts[::2], draw)
+        return [ids for row, label in zip(encoded, texts[1::2], strict=True)
                 for ids in (row, [self._index(label)])]  # fmt: skip
 
     def _index(self, label: str) -> int:

@@ -69,8 +69,8 @@ class PairRows:
         )
         # A target without its bos: `start` stands in its place.
         begins = offsets[2 * pairs + 1] + (self.bos is not None)
-        written = target.fill(self._ids(begins, lengths[1], offsets[2 * pairs + 2], target))
-        tokens = np.roll(written, 1, axis=1)
+        ids = target.fill(self._ids(begins, lengths[1], offsets[2 * pairs + 2], target))
+        tokens = np.roll(ids, 1, axis=1)
         tokens = np.where(target.positions == 0, self.start, tokens)
         index = np.full(size, -1, np.int64)
         index[places[::-1]] = offsets[2 * pairs][::-1]  # the first pair of a row is written last
@@ -79,7 +79,7 @@ class PairRows:
             "source_segments": source.segments,
             "source_positions": source.positions,
             "tokens": np.where(target.segments > 0, tokens, 0).astype(np.int32),
-            "targets": written,
+            "targets": ids,
             "weights": (target.segments > 0).astype(np.float32),
             "segments": target.segments,
             "positions": target.positions,
@@ -87,10 +87,10 @@ class PairRows:
         }
 
     def _ids(
-        self, begins: np.ndarray, lengths: np.ndarray, ends: np.ndarray, laid: Laid
+        self, begins: np.ndarray, lengths: np.ndarray, ends: np.ndarray, layout: Laid
     ) -> np.ndarray:
-        ids = self.shard.tokens[begins[laid.owner] + laid.inner].astype(np.int32)
-        cut = (begins + lengths < ends)[laid.owner] & (laid.inner == lengths[laid.owner] - 1)
+        ids = self.shard.tokens[begins[layout.owner] + layout.inner].astype(np.int32)
+        cut = (begins + lengths < ends)[layout.owner] & (layout.inner == lengths[layout.owner] - 1)
         return np.where(cut, self.eos, ids)
 
 
@@ -108,9 +108,9 @@ class Laid:
 
     def fill(self, ids: np.ndarray) -> np.ndarray:
         """Return the [B, width] int32 rows of these ids, 0 elsewhere."""
-        whole = np.zeros(self.segments.shape, np.int32)
-        whole[self.rows, self.columns] = ids
-        return whole
+        full = np.zeros(self.segments.shape, np.int32)
+        full[self.rows, self.columns] = ids
+        return full
 
 
 def lay(places: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> Laid:
@@ -140,8 +140,8 @@ def pair_rows(
     """Return the rows of a shard of pairs; DataError if it holds none."""
     check_pairs(shard)
     whole = np.diff(shard.offsets.astype(np.int64))
-    wanted = np.stack([whole[::2], whole[1::2] - (bos is not None)])
-    lengths = np.minimum(wanted, np.asarray(widths)[:, None])
+    needed = np.stack([whole[::2], whole[1::2] - (bos is not None)])
+    lengths = np.minimum(needed, np.asarray(widths)[:, None])
     order, ends = pack(lengths[0], lengths[1], widths)
     return PairRows(
         shard=shard,
@@ -153,7 +153,7 @@ def pair_rows(
         order=order,
         ends=ends,
         lengths=lengths,
-        cut=int((wanted > lengths).any(axis=0).sum()),
+        cut=int((needed > lengths).any(axis=0).sum()),
     )
 
 
@@ -180,14 +180,14 @@ def check_pairs(shard: TokenShard) -> None:
 def pairs_of(packed: Packed, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (pairs, place in the batch of the row that each is in), row after row."""
     chosen, places = [], []
-    for place, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
+    for i, (row, epoch) in enumerate(zip(rows, epochs, strict=True)):
         if row < 0:
             continue
         pairs = packed.order[packed.ends[row] : packed.ends[row + 1]]
         if epoch != AS_IT_LIES:
             pairs = _swapped(packed, int(epoch))[pairs]
         chosen.append(pairs)
-        places.append(np.full(len(pairs), place))
+        places.append(np.full(len(pairs), i))
     empty = np.zeros(0, np.int64)
     return np.concatenate([empty, *chosen]), np.concatenate([empty, *places])
 

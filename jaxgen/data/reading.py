@@ -153,10 +153,10 @@ def _json_lines(
     path, offset = source[0], 0
     for number, line in enumerate(lines(path, tally), 1):
         where = f"{path}:{number}"
-        whole = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
-            if whole.strip():
-                yield _of_line(whole, keys, where, offset + len(line) - len(whole))
+            if text.strip():
+                yield _of_line(text, keys, where, offset + len(line) - len(text))
         except Bad as error:
             bad(error)
         offset += len(line) + 1
@@ -225,8 +225,8 @@ def _field(record: dict, key: str, where: str) -> str:
     value: Any = record
     for name in [key] if key in record else key.split("."):
         if not isinstance(value, dict) or name not in value:
-            known = list(_keys(record))
-            near = nearest(key, known) or f"; it has {', '.join(map(repr, known[:8])) or 'none'}"
+            keys = list(_keys(record))
+            near = nearest(key, keys) or f"; it has {', '.join(map(repr, keys[:8])) or 'none'}"
             raise Bad("no such field", f"{where} has no field {key!r}{near}")
         value = value[name]
     if isinstance(key, Messages):
@@ -308,11 +308,11 @@ def _parquet(
 def _check_column(schema: Any, key: str, path: Path) -> None:
     import pyarrow
 
-    known = dict(_columns(schema))
-    if key not in known:
-        near = nearest(key, known) or f"; it has {', '.join(map(repr, list(known)[:8]))}"
+    columns = dict(_columns(schema))
+    if key not in columns:
+        near = nearest(key, columns) or f"; it has {', '.join(map(repr, list(columns)[:8]))}"
         raise Bad("no such field", f"{path} has no column {key!r}{near}")
-    held, kinds = known[key], pyarrow.types
+    held, kinds = columns[key], pyarrow.types
     held = held.value_type if kinds.is_dictionary(held) else held
     if isinstance(key, Messages) and (kinds.is_list(held) or kinds.is_large_list(held)):
         return
@@ -365,12 +365,12 @@ READERS: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
 }
 
 
-def _decoded(raw: bytes, where: str, whole: int, base: int = 0) -> str:
+def _decoded(raw: bytes, where: str, size: int, base: int = 0) -> str:
     """Return UTF-8 as text; the offset in an error counts from the beginning of the file."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        offset = base + error.start + whole - len(raw)
+        offset = base + error.start + size - len(raw)
         raise Bad(
             "not UTF-8",
             f"{where} is not UTF-8 at byte offset {offset} (0x{raw[error.start]:02x})",

@@ -125,8 +125,8 @@ class Overlapping:
         """Return `pack.cut` of the rows."""
         ends = np.where(rows < 0, 0, len(self.shard.tokens))
         batch = cut(self.shard, np.where(rows < 0, 0, rows * self.stride), ends, self.width)
-        seen = (rows > 0)[:, None] & (np.arange(self.width) < self.width - self.stride)
-        return batch | {"weights": np.where(seen, np.float32(0), batch["weights"])}
+        scored = (rows > 0)[:, None] & (np.arange(self.width) < self.width - self.stride)
+        return batch | {"weights": np.where(scored, np.float32(0), batch["weights"])}
 
 
 def overlapping(

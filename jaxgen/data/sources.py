@@ -72,8 +72,8 @@ def split_sources(settings: DataSettings) -> Sources:
 
 
 def _shared(some: Sequence[Source], others: Sequence[Source]) -> list[Source]:
-    known = {_identity(path) for source in others for path in source}
-    return [source for source in some if any(_identity(path) in known for path in source)]
+    identities = {_identity(path) for source in others for path in source}
+    return [source for source in some if any(_identity(path) in identities for path in source)]
 
 
 def _identity(path: Path) -> tuple[int, int] | str:

@@ -152,7 +152,7 @@ class Group:
 
     def _gather(self, name: str, prefix: str, decide: Decide, limit: float | None) -> str:
         assert self.store is not None
-        began, said, pause = time.monotonic(), 0.0, POLL[0]
+        began, reported, pause = time.monotonic(), 0.0, POLL[0]
         came = f"{prefix}/came/"
         while True:
             values = {int(k.removeprefix(came)): v for k, v in self.store.find(came).items()}
@@ -164,12 +164,12 @@ class Group:
             if limit is not None and waited > limit:
                 answer = {"missing": missing, "seconds": round(waited)}
                 break
-            if waited > said + self.slow:
-                said = waited
+            if waited > reported + self.slow:
+                reported = waited
                 self.say(f"waiting at {name!r} for {waited:.0f} s for {self._words(missing)}")
             time.sleep(pause)
             pause = min(pause * 1.5, POLL[1])
-        if said:
+        if reported:
             self.say(f"waited at {name!r} for {waited:.0f} s")
         self.store.set(f"{prefix}/answer", json.dumps(answer))
         return json.dumps(answer)

@@ -123,8 +123,8 @@ def _accept_peers(
 def _about(received: bytes) -> dict[str, Any] | None:
     try:
         about = json.loads(received)
-        whole = all(type(about[key]) is int for key in ("process", "processes"))
-        return about if whole and isinstance(about["name"], str) else None
+        valid = all(type(about[key]) is int for key in ("process", "processes"))
+        return about if valid and isinstance(about["name"], str) else None
     except (ValueError, KeyError, TypeError):
         return None
 

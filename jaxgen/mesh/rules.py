@@ -30,13 +30,13 @@ def spec(
     sizes: of the mesh axes that may be used; one that is absent or 1 is none. A mesh axis is used
     once: the first letter that wants it gets it.
     """
-    taken: set[str] = set()
+    used: set[str] = set()
     parts: list[tuple[str, ...] | None] = []
     for letter, size in zip(letters, shape, strict=True):
-        axes = tuple(a for a in rules.get(letter, ()) if sizes.get(a, 1) > 1 and a not in taken)
+        axes = tuple(a for a in rules.get(letter, ()) if sizes.get(a, 1) > 1 and a not in used)
         fits = axes and size % _product(axes, sizes) == 0
         parts.append(axes if fits else None)
-        taken |= set(axes) if fits else set()
+        used |= set(axes) if fits else set()
     return PartitionSpec(*parts)
 
 

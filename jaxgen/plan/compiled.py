@@ -54,8 +54,8 @@ def training(settings: Settings, devices: list[Any]) -> Program:
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
         for name, x in shapes.batch(settings).items()
     }
-    whole = partitioner.jit_step(settings.mesh.form, step, mesh, shardings)
-    return _compiled("training", mesh, whole, (_placed(state, shardings), batch))
+    jitted = partitioner.jit_step(settings.mesh.form, step, mesh, shardings)
+    return _compiled("training", mesh, jitted, (_placed(state, shardings), batch))
 
 
 def decoding(settings: Settings, devices: list[Any]) -> Program | None:
@@ -77,7 +77,7 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
     unrolled = serving.is_unrolled(ready)
     if unrolled:  # then there is one device, which holds all
         shardings = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), ready)
-    given = _placed(ready, shardings)
+    inputs = _placed(ready, shardings)
     # As a list of arrays: a Cache is made of arrays, and these are only shapes.
     empty = partial(api.empty_cache, model, rows, model.context, memory=slots, unrolled=unrolled)
     cache = [_as_cache(mesh, x) for x in jax.eval_shape(lambda: jax.tree.leaves(empty()))]
@@ -89,14 +89,14 @@ def decoding(settings: Settings, devices: list[Any]) -> Program | None:
         return jnp.argmax(logits, axis=-1), jax.tree.leaves(cache)
 
     cache_shardings = [x.sharding for x in cache]
-    whole = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, cache_shardings))
-    return _compiled("decoding", mesh, whole, (cache, given, tokens))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(tokens.sharding, cache_shardings))
+    return _compiled("decoding", mesh, jitted, (cache, inputs, tokens))
 
 
-def _compiled(name: str, mesh: Mesh, whole: Any, arguments: tuple) -> Program:
+def _compiled(name: str, mesh: Mesh, jitted: Any, arguments: tuple) -> Program:
     start = time.perf_counter()
     with jax.set_mesh(mesh):
-        executable = whole.lower(*arguments).compile()
+        executable = jitted.lower(*arguments).compile()
     memory, text = executable.memory_analysis(), program.parse(executable.as_text())
     assert memory is not None
     state = float(memory.alias_size_in_bytes)

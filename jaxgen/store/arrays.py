@@ -57,8 +57,8 @@ def check(folder: Path, leaves: Mapping[str, Leaf]) -> None:
     try:
         with _quiet(), _tame(folder) as tame, ocp.Checkpointer(_handler()) as checkpointer:
             metadata = dict(checkpointer.metadata(tame).item_metadata)
-            place = {"driver": "file", "path": f"{tame}/"}
-            base = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
+            spec = {"driver": "file", "path": f"{tame}/"}
+            base = tensorstore.KvStore.open({"driver": "ocdbt", "base": spec}).result()
             keys = {key.decode() for key in base.list().result()}
     except Exception as error:
         why = first_line(error)
@@ -71,8 +71,8 @@ def check(folder: Path, leaves: Mapping[str, Leaf]) -> None:
             raise CheckpointError(f"{folder}: {name} was not written")
         edges = there.storage.chunk_shape if there.storage else leaf.shape
         grid = [-(-size // edge) for size, edge in zip(leaf.shape, edges, strict=True)]
-        for place in np.ndindex(*grid):
-            if "/".join([name, "c", *map(str, place)]) not in keys:
+        for index in np.ndindex(*grid):
+            if "/".join([name, "c", *map(str, index)]) not in keys:
                 raise CheckpointError(f"{folder}: a part of {name} was not written")
 
 

@@ -28,8 +28,8 @@ class Best:
 
     def add(self, metric: float | None) -> None:
         """Count the metric of a step that is being saved; None: it has none."""
-        known = self._read_lowest()
-        self._lowest = sorted(known if metric is None else [*known, metric])[: self.keep]
+        lowest = self._read_lowest()
+        self._lowest = sorted(lowest if metric is None else [*lowest, metric])[: self.keep]
 
     def _read_lowest(self) -> list[float]:
         if self._lowest is None:

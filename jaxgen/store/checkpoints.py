@@ -196,10 +196,10 @@ class Checkpoints:
         """
         if step is None and not self.steps():
             return None
-        wanted = pytree_io.named_leaves(abstract_tree)
+        leaves = pytree_io.named_leaves(abstract_tree)
 
         def load(record: Manifest) -> Any:
-            wrong = pytree_io.mismatches(wanted, record.leaves)
+            wrong = pytree_io.mismatches(leaves, record.leaves)
             if wrong:
                 raise CheckpointError(f"{self._path(record.step)} doesn't fit: {_some(wrong)}")
             if self._group.store is None:
@@ -292,8 +292,10 @@ class Checkpoints:
                 continue
             self._damaged |= notes.keys()
             back = f"going back to step {candidate}"
-            said = [f"checkpoint {other} is damaged: {why}; {back}" for other, why in notes.items()]
-            return record, arrays, said
+            messages = [
+                f"checkpoint {other} is damaged: {why}; {back}" for other, why in notes.items()
+            ]
+            return record, arrays, messages
         if step is None and self.steps() != present:
             return self._newest_sound(step, load)  # another process has deleted what we read
         reasons = "; ".join(f"{other}: {why}" for other, why in notes.items())
@@ -319,8 +321,8 @@ class Checkpoints:
             check = self.verification == "full"
             reader = shards.ShardReader(self._path(record.step), record.leaves, check=check)
             return reader.read_region
-        whole = self._load(record, record.leaves)
-        return lambda name, index: whole[name][index]
+        loaded = self._load(record, record.leaves)
+        return lambda name, index: loaded[name][index]
 
     def _load(
         self, record: Manifest, chosen: Mapping[str, pytree_io.Leaf], *, check: bool | None = None

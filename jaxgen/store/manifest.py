@@ -116,10 +116,10 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         fields = json.loads(raw)
         fields.pop("sha256")
-        whole = _text(fields).encode() == raw
+        intact = _text(fields).encode() == raw
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamageError(f"{path} is no manifest") from error
-    if not whole:
+    if not intact:
         raise DamageError(f"{path} has been changed")
     if fields["format"] > FORMAT:
         raise CheckpointError(

@@ -94,8 +94,8 @@ def write_shards(path: Path, mine: Mapping[str, np.ndarray], sums: Mapping[str, 
 
 def _stored(array: np.ndarray) -> np.ndarray:
     # dtypes that safetensors has no name for are stored as bytes; the manifest has their dtype.
-    known = array.dtype.name in safetensors.WRITABLE
-    return array if known else np.asarray(array, order="C").reshape(-1).view(np.uint8)
+    writable = array.dtype.name in safetensors.WRITABLE
+    return array if writable else np.asarray(array, order="C").reshape(-1).view(np.uint8)
 
 
 class Shard(NamedTuple):
@@ -134,8 +134,8 @@ class ShardReader:
             name: sum(math.prod(stop - start for start, stop in shard.where) for shard in shards)
             for name, shards in self._shards.items()
         }
-        wanted = {name: math.prod(leaf.shape) for name, leaf in self.arrays.items()}
-        return [name for name, size in wanted.items() if held.get(name, 0) != size]
+        sizes = {name: math.prod(leaf.shape) for name, leaf in self.arrays.items()}
+        return [name for name, size in sizes.items() if held.get(name, 0) != size]
 
     def read_array(self, name: str) -> np.ndarray:
         """Return a whole array."""
@@ -191,10 +191,10 @@ class ShardReader:
             try:
                 pairs = [part.split(":") for part in text.split(",") if part]
                 where = tuple((int(start), int(stop)) for start, stop in pairs)
-                known = len(where) == len(self.arrays[name].shape)
+                valid = len(where) == len(self.arrays[name].shape)
             except (ValueError, KeyError):
-                known, where = False, ()
-            if not known:
+                valid, where = False, ()
+            if not valid:
                 raise DamageError(f"{path}: {full!r} is no piece of this checkpoint")
             self._shards.setdefault(name, []).append(Shard(where, tensor, notes.get(full)))
 
@@ -213,8 +213,8 @@ def place_shards(abstract: Any, region: Any) -> Any:
 def _place_leaf(name: str, like: Any, region: Any) -> Any:
     want = pytree_io.spec_of(like)
     if not isinstance(getattr(like, "sharding", None), jax.sharding.NamedSharding):
-        whole = region(name, tuple(slice(0, size) for size in want.shape))
-        return pytree_io.place_like(name, whole, like)
+        full = region(name, tuple(slice(0, size) for size in want.shape))
+        return pytree_io.place_like(name, full, like)
     where = like.sharding
     if want.key:  # the numbers of a key are one axis more
         where = jax.sharding.NamedSharding(where.mesh, where.spec)

@@ -72,13 +72,13 @@ def _extended(tokenizer: HuggingFace, rows: int, topology: str) -> Exported:
     special = {
         role: names[token] for role, token in vars(tokenizer.special).items() if token is not None
     }
-    known = tokenizer.vocabulary()
-    has = any(name in known for name in (*MASKS, SENTINEL.format(0)))
+    vocabulary = tokenizer.vocabulary()
+    has = any(name in vocabulary for name in (*MASKS, SENTINEL.format(0)))
     more = [] if has else _beyond(rows - tokenizer.vocab_size, topology)
     model = tokenizer.model
     if more:
         model = HuggingFace(model, added=[pipelines.added_token(name) for name in more]).model
-    around = _around(special, known, topology)
+    around = _around(special, vocabulary, topology)
     if around and tokenizer.around() == ([], []):
         model = json.dumps(json.loads(model) | {"post_processor": around}).encode()
     roles = {f"{role}_token": name for role, name in special.items()} | tokenizer.roles
@@ -203,8 +203,8 @@ def _lowercases(tokenizer: Pieces) -> bool:
     """Return whether the model's normaliser makes small letters, and nothing else."""
     letters = [chr(i) for i in range(sys.maxunicode + 1) if not 0xD800 <= i < 0xE000]
     text = "".join(letter for letter in letters if letter not in f"\0{SPACE}")
-    wanted = "".join(letter.lower() for letter in text)
-    return tokenizer.normalize(text) == wanted.replace(" ", SPACE)
+    lowered = "".join(letter.lower() for letter in text)
+    return tokenizer.normalize(text) == lowered.replace(" ", SPACE)
 
 
 def _inside(names: list[str]) -> str:

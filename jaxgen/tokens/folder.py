@@ -50,12 +50,12 @@ def read_folder(path: Path) -> tuple[dict[str, Any], bytes, Special]:
     raw = files.read_artifact(path / ABOUT, "description of a tokenizer", 1 << 20)
     try:
         about = json.loads(raw)
-        newest, kind, name, wanted = (about[k] for k in ("format", "kind", "model", "sha256"))
+        newest, kind, name, digest = (about[k] for k in ("format", "kind", "model", "sha256"))
         special = Special(**about["special"])
-        known = all(i is None or type(i) is int for i in asdict(special).values())
+        valid = all(i is None or type(i) is int for i in asdict(special).values())
         texts = (kind, about["fingerprint"], *about.get("roles", {}).values())
         sized = type(about["vocab_size"]) is int and about["vocab_size"] > 0
-        if not (known and sized and all(isinstance(text, str) for text in texts)):
+        if not (valid and sized and all(isinstance(text, str) for text in texts)):
             raise ValueError("a field is of the wrong type")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / ABOUT} is damaged: {error!r}; save it again") from error
@@ -68,6 +68,6 @@ def read_folder(path: Path) -> tuple[dict[str, Any], bytes, Special]:
     if not isinstance(name, str) or Path(name).name != name:
         raise CheckpointError(f"{path / ABOUT}: model={name!r} is not a file of this folder")
     model = files.read_artifact(path / name, "tokenizer file", MAX_BYTES)
-    if hashlib.sha256(model).hexdigest() != wanted:
+    if hashlib.sha256(model).hexdigest() != digest:
         raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one in {ABOUT}")
     return about, model, special

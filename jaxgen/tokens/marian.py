@@ -108,11 +108,11 @@ def read_marian(path: Path) -> Marian:
         for name in (SOURCE, TARGET, VOCAB)
     }
     try:
-        known = json.loads(raw[VOCAB], object_pairs_hook=files.once)
+        vocabulary = json.loads(raw[VOCAB], object_pairs_hook=files.once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / VOCAB} is no JSON: {error}; fetch it again") from error
     try:
-        return Marian(packed(raw[SOURCE], raw[TARGET], known))
+        return Marian(packed(raw[SOURCE], raw[TARGET], vocabulary))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -14,15 +14,15 @@ ENDS = (".", "!", "?", "\n")
 
 def mask_of(tokenizer: Tokenizer) -> int:
     """Return the id of the mask: the tokenizer's own or, if it has none, the one after its last."""
-    known = _vocabulary(tokenizer)
-    return next((known[name] for name in MASKS if name in known), tokenizer.vocab_size)
+    vocabulary = _vocabulary(tokenizer)
+    return next((vocabulary[name] for name in MASKS if name in vocabulary), tokenizer.vocab_size)
 
 
 def sentinels_of(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids of T5's sentinels: the tokenizer's own, or those after its last."""
-    known = _vocabulary(tokenizer)
+    vocabulary = _vocabulary(tokenizer)
     names = [SENTINEL.format(i) for i in range(SENTINELS)]
-    own = tuple(known[name] for name in names if name in known)
+    own = tuple(vocabulary[name] for name in names if name in vocabulary)
     return own or tuple(range(tokenizer.vocab_size, tokenizer.vocab_size + SENTINELS))
 
 
@@ -31,10 +31,10 @@ def begins_word(tokenizer: Tokenizer) -> np.ndarray:
 
     Of pieces marked as continuing ("##" of BERT) the others; else those that begin with a space.
     """
-    known = _vocabulary(tokenizer)
+    vocabulary = _vocabulary(tokenizer)
     begins = np.zeros(tokenizer.vocab_size, bool)
-    if any(name.startswith("##") for name in known):
-        for name, token in known.items():
+    if any(name.startswith("##") for name in vocabulary):
+        for name, token in vocabulary.items():
             begins[token] = not name.startswith("##")
         return begins
     return np.asarray([text[:1].isspace() for text in _texts(tokenizer)])

@@ -114,9 +114,9 @@ def with_short_scores(model: bytes) -> bytes:
     ties, as between the orders of two runs of spaces.
     """
     shortened = bytearray()
-    for number, value, whole in _spans(model):
+    for number, value, raw_field in _spans(model):
         if number != PIECES or not isinstance(value, bytes):
-            shortened += whole
+            shortened += raw_field
             continue
         inner = b""
         for field, content, raw in _spans(value):
@@ -130,9 +130,9 @@ def with_short_scores(model: bytes) -> bytes:
 
 def _without(raw: bytes, first: int, *inside: int) -> bytes:
     rest = b""
-    for number, value, whole in _spans(raw):
+    for number, value, raw_field in _spans(raw):
         if number != first:
-            rest += whole
+            rest += raw_field
         elif inside and isinstance(value, bytes):
             inner = _without(value, *inside)
             rest += _number(number << 3 | BYTES) + _number(len(inner)) + inner

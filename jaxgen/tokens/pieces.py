@@ -163,8 +163,8 @@ class Pieces:
         for number, part in enumerate(parts):
             ids += self._bar if number else []
             for piece in split_with_dropout(part.replace(" ", SPACE), self._ranks, dropout, chance):
-                whole = self._ranks.get(piece)
-                ids += [self._byte_ids[b] for b in piece.encode()] if whole is None else [whole]
+                rank = self._ranks.get(piece)
+                ids += [self._byte_ids[b] for b in piece.encode()] if rank is None else [rank]
         return ids
 
     @cached_property
@@ -286,8 +286,8 @@ class VocabularySizeError(ConfigError):
 def _why(size: int, message: str) -> Exception:
     # Unigram keeps whole characters, also beyond what was asked.
     for pattern in (r"value <= (\d+)", r"required_chars\. \d+ vs (\d+)"):
-        if found := re.search(pattern, message):
-            return VocabularySizeError(size, int(found[1]))
+        if match := re.search(pattern, message):
+            return VocabularySizeError(size, int(match[1]))
     if "sentences_.empty()" in message:
         return DataError("the corpus has no text to learn a tokenizer from")
     return DataError(f"sentencepiece can't learn from the corpus: {message}")

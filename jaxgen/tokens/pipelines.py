@@ -233,12 +233,12 @@ def unigram(rows: Sequence[Sequence[Any]], unk: int, *, byte_fallback: bool) -> 
 
 def merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     """Return every merge of two pieces into a third, in the order of the thirds' ids."""
-    known = {piece.name for piece in pieces}
+    names = {piece.name for piece in pieces}
     return [
         (name[:cut], name[cut:])
         for name, *_ in pieces
         for cut in range(1, len(name))
-        if name[:cut] in known and name[cut:] in known
+        if name[:cut] in names and name[cut:] in names
     ]
 
 

@@ -39,7 +39,7 @@ def gradients(
     are float32. Dropout draws anew for each microbatch. Numbers of the batch are the same for each.
     merge: adds up (loss sums, gradients of sums) over devices, in code written per device.
     """
-    whole = accumulate == 1 and merge is None
+    plain = accumulate == 1 and merge is None
     # A power of two about as large as the batch. Written as a sum, for XLA joins the quotient by it
     # with the clip's; the number itself it makes a product of, and writes the clip's quotient down.
     sizes = [jnp.size(leaf) for leaf in jax.tree.leaves(batch)]
@@ -51,12 +51,12 @@ def gradients(
             result = as_loss(loss(params, config, rows, key), rows)
             # Where the weight of all is known here it divides the loss, and gradients only have a
             # constant taken out that keeps float16 in range.
-            share = size / jax.lax.stop_gradient(divisor(result.weight)) if whole else 1.0
+            share = size / jax.lax.stop_gradient(divisor(result.weight)) if plain else 1.0
             return result.total * share, result
 
         (_, result), grads = jax.value_and_grad(total, has_aux=True)(params)
         # Means are summed as the loss is: by weight.
-        sums = {n: x if whole else x * result.weight for n, x in result.metrics.items()}
+        sums = {n: x if plain else x * result.weight for n, x in result.metrics.items()}
         return result._replace(metrics=sums), widened(grads)
 
     if accumulate == 1:
@@ -65,7 +65,7 @@ def gradients(
         result, grads = _scan(one, params, batch, key, accumulate)
     if merge is not None:
         result, grads = merge(result, grads)
-    if whole:
+    if plain:
         return result, jax.tree.map(lambda g: g / size, grads)
     count = divisor(result.weight)
     means = {n: x / count for n, x in result.metrics.items()}

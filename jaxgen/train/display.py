@@ -257,8 +257,8 @@ class Live:
 
         def rest() -> tuple[str, int]:
             words = (" | " if ascii_only else " · ").join(facts.values())
-            taken = sum(len(part) + 1 for part in (head, words, skipped) if part)
-            return words, self.console.width - taken
+            used = sum(len(part) + 1 for part in (head, words, skipped) if part)
+            return words, self.console.width - used
 
         for name in DISPENSABLE:
             if rest()[1] >= BAR:
@@ -307,8 +307,8 @@ def short(number: int | float) -> str:
 
 def duration(seconds: float) -> str:
     """Return a time as people write it: "0:07", "1:02:03", "3d 4:05:06"."""
-    whole = max(round(seconds), 0)
-    days, rest = divmod(whole, 86400)
+    total = max(round(seconds), 0)
+    days, rest = divmod(total, 86400)
     hours, rest = divmod(rest, 3600)
     minutes, rest = divmod(rest, 60)
     clock = f"{hours}:{minutes:02}:{rest:02}" if days or hours else f"{minutes}:{rest:02}"

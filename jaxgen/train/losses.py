@@ -175,8 +175,10 @@ def as_loss(result: Any, batch: Any) -> Loss:
         if found.ndim != axes or (
             name == "total" and not jnp.issubdtype(found.dtype, jnp.floating)
         ):
-            wanted = "floats [B], one of each row" if axes else "one float"
-            raise ConfigError(f"Loss.{name} is {found.dtype}{list(found.shape)}; it wants {wanted}")
+            expected = "floats [B], one of each row" if axes else "one float"
+            raise ConfigError(
+                f"Loss.{name} is {found.dtype}{list(found.shape)}; it wants {expected}"
+            )
         arrays[name] = found.astype(jnp.promote_types(found.dtype, jnp.float32))
     if not isinstance(metrics, Mapping) or not isinstance(result.metrics, Mapping):
         raise ConfigError(f"the loss returned a {type(metrics).__name__} beside its value; {wants}")
@@ -223,8 +225,8 @@ def _checked(batch: Batch, config: ModelConfig) -> dict[str, Array]:
         for name in (name for name in names if name in arrays):
             array, numbers = arrays[name], jnp.integer
             if array.shape != shape or array.ndim != 2:
-                wanted = list(shape) if len(shape) == 2 else "two axes, of rows and positions"
-                raise ConfigError(f"batch[{name!r}] is {list(array.shape)}; it wants {wanted}")
+                expected = list(shape) if len(shape) == 2 else "two axes, of rows and positions"
+                raise ConfigError(f"batch[{name!r}] is {list(array.shape)}; it wants {expected}")
             if name == "prefix" or name == "weights":
                 numbers = jnp.bool if array.dtype == bool else jnp.number
             if not jnp.issubdtype(array.dtype, numbers):
@@ -246,10 +248,10 @@ def _check_ids(name: str, value: Any, config: ModelConfig) -> None:
     if name == "targets":
         wrong &= ~is_ignored(ids)
     if wrong.any():
-        row, place = (int(i) for i in np.argwhere(wrong)[0])
+        row, col = (int(i) for i in np.argwhere(wrong)[0])
         more = "; -100 and -1 count for nothing" if name == "targets" else ""
         raise DataError(
-            f"batch[{name!r}][{row}, {place}]={ids[row, place]} is not in the {what}: ids are 0 to "
+            f"batch[{name!r}][{row}, {col}]={ids[row, col]} is not in the {what}: ids are 0 to "
             f"{size - 1}{more}"
         )
 

@@ -50,11 +50,11 @@ def draw_loss(metrics_file: Path, png: Path, *, title: str) -> str | None:
 def running_mean(values: np.ndarray, span: int) -> np.ndarray:
     """Return the centred mean over `span` values; near both ends the window shrinks to fit."""
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    place = np.arange(len(values))
-    half = np.minimum(span // 2, np.minimum(place, place[::-1]))
+    index = np.arange(len(values))
+    half = np.minimum(span // 2, np.minimum(index, index[::-1]))
     half[-1] = half[max(len(half) - 1 - span // 2, 0)]  # the last value must not be mere noise
-    start = np.maximum(place - half, 0)
-    stop = np.minimum(place + half + 1, len(values))
+    start = np.maximum(index - half, 0)
+    stop = np.minimum(index + half + 1, len(values))
     return (sums[stop] - sums[start]) / (stop - start)
 
 
@@ -117,10 +117,10 @@ def _losses(axes: Any, train: dict, valid: dict) -> None:
     axes.plot(train["step"], train["loss"], color=TRAIN, lw=0.8, alpha=0.3)
     axes.plot(train["step"], smooth, color=TRAIN, lw=2.2, solid_capstyle="round", clip_on=False)
     axes.plot(train["step"][-1], smooth[-1], "o", color=TRAIN, ms=4, clip_on=False)
-    drawn = np.concatenate([smooth, valid["loss"]])
+    losses = np.concatenate([smooth, valid["loss"]])
     # A spike of one step may leave the picture; a run of a few steps must not look like a cliff.
-    margin = max(0.06 * np.ptp(drawn), 0.05)
-    axes.set_ylim(drawn.min() - margin, drawn.max() + margin)
+    margin = max(0.06 * np.ptp(losses), 0.05)
+    axes.set_ylim(losses.min() - margin, losses.max() + margin)
     labels = [(smooth[-1], f"training {smooth[-1]:.3f}", TRAIN)]
     if len(valid["loss"]):
         axes.plot(valid["step"], valid["loss"], color=VALID, lw=1.2, alpha=0.7)
@@ -139,8 +139,8 @@ def _losses(axes: Any, train: dict, valid: dict) -> None:
                 color=VALID,
             )
         labels.append((valid["loss"][-1], words, VALID))
-    for place, (words, colour) in _spread(labels, axes.get_ylim()):
-        _label(axes, place, words, colour)
+    for y, (words, colour) in _spread(labels, axes.get_ylim()):
+        _label(axes, y, words, colour)
 
 
 def _spread(labels: list, limits: tuple[float, float]) -> list:

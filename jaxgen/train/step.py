@@ -139,14 +139,14 @@ def _objective_of(take: Callable[..., tuple[Loss, Any]], params: Any) -> Callabl
     Its derivative is the gradient of `take`, microbatch by microbatch and over devices.
     """
 
-    def value_and_gradient(moved: Any) -> tuple[Any, Any]:
-        rounded = jax.tree.map(lambda x, p: x.astype(p.dtype), moved, params)
+    def value_and_gradient(trainable: Any) -> tuple[Any, Any]:
+        rounded = jax.tree.map(lambda x, p: x.astype(p.dtype), trainable, params)
         result, grads = take(rounded)
         return result.total / accumulation.divisor(result.weight), grads
 
     @jax.custom_jvp
-    def objective(moved: Any) -> Any:
-        return value_and_gradient(moved)[0]
+    def objective(trainable: Any) -> Any:
+        return value_and_gradient(trainable)[0]
 
     @objective.defjvp
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:

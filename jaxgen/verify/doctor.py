@@ -92,8 +92,8 @@ def _versions() -> dict[str, str]:
 
 
 def _devices() -> dict[str, Any]:
-    seen = [name for name, pattern in HARDWARE.items() if glob(pattern)]
-    about: dict[str, Any] = {"host": socket.gethostname(), "cores": _cores(), "hardware": seen}
+    hardware = [name for name, pattern in HARDWARE.items() if glob(pattern)]
+    about: dict[str, Any] = {"host": socket.gethostname(), "cores": _cores(), "hardware": hardware}
     try:
         devices = jax.devices()
     except RuntimeError as error:

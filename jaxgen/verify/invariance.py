@@ -64,15 +64,15 @@ def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
     ]
     alone = {mode: _alone(session, requests, settings) for mode, settings in MODES.items()}
     for neighbours in companies:
-        apart = 0.0
+        difference = 0.0
         for mode, settings in MODES.items():
             batched = _together(session, requests, settings, neighbours)
             for request, one, other in zip(requests, alone[mode], batched, strict=True):
                 pair = _Pair(request, one, other)
                 if one.tokens != other.tokens:
                     raise ProofError(_difference(session, requests, neighbours, mode, pair))
-                apart = max(apart, _max_difference(one.logprobs, other.logprobs))
-        bits = "bit-equal" if apart == 0 else f"at most {apart:.1e} apart, by rounding"
+                difference = max(difference, _max_difference(one.logprobs, other.logprobs))
+        bits = "bit-equal" if difference == 0 else f"at most {difference:.1e} apart, by rounding"
         rows.append((neighbours.name, f"the same tokens; log-probabilities {bits}"))
     if len(jax.devices()) == 1:
         rows.append(("devices", "only one here: nothing to compare"))
@@ -82,12 +82,12 @@ def invariance(folder: Path, *, length: int) -> list[tuple[str, str]]:
 
 def _requests(session: Session, length: int) -> list[Request]:
     """Random prompts of many lengths, the same for every check of one model."""
-    drawn = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     most = max(min(30, session.context - length), 2)
     sizes = np.linspace(1, most, REQUESTS).astype(int)
-    known = min(session.tokenizer.vocab_size, session.config.V)
+    num_ids = min(session.tokenizer.vocab_size, session.config.V)
     return [
-        Request(drawn.integers(0, known, size).tolist(), length, Generation(), number)
+        Request(rng.integers(0, num_ids, size).tolist(), length, Generation(), number)
         for number, size in enumerate(sizes)
     ]
 
@@ -176,16 +176,16 @@ def _cause(
         params = _spread(session, neighbours.mesh)
     together = partial(_activations, params, config)
     many = place.under(neighbours.mesh, together)(texts, sources)
-    apart = []
+    differing = []
     for (name, alone), (_, other) in zip(one, many, strict=True):
         size = len(texts[row] if sources is None or name[:7] != "encoder" else sources[row])
         error = float(np.abs(alone[0, :size] - other[row, :size]).max())
-        apart.append((name, error, float(np.abs(alone[0, :size]).max())))
+        differing.append((name, error, float(np.abs(alone[0, :size]).max())))
     bound = ROUNDING[config.compute_dtype]
-    for name, error, scale in apart:
+    for name, error, scale in differing:
         if error > bound * scale:
             return f"from {name} on it depends on its company: {error:.1e} apart of {scale:.1e}"
-    for name, error, scale in apart:
+    for name, error, scale in differing:
         if error > 0:
             return (
                 f"rounding sets in at {name} ({error:.1e} of {scale:.1e}) and tips a near tie; "
@@ -200,8 +200,8 @@ def _activations(
     """(name, activations [B, T, ...]) in the order in which the model makes them."""
     tokens, _ = _pad(texts)
     if sources is None:
-        seen = _decoder_taps(params, config, tokens, None)
-        return _in_order(jax.device_get(seen), config, "")
+        taps = _decoder_taps(params, config, tokens, None)
+        return _in_order(jax.device_get(taps), config, "")
     source, segments = _pad(sources)
     towers = jax.device_get(_both_taps(params, config, tokens, source, segments))
     encoder, decoder = towers
@@ -232,19 +232,19 @@ def _both_taps(params, config, tokens, source, segments):
 PARTS = ("attn_out", "cross_out", "feed_out", "out")
 
 
-def _in_order(seen: Any, config: ModelConfig, tower: str) -> list[tuple[str, np.ndarray]]:
+def _in_order(taps: Any, config: ModelConfig, tower: str) -> list[tuple[str, np.ndarray]]:
     def parts() -> Iterator[tuple[str, np.ndarray]]:
         for layer in range(config.layers):
             path, index = stack.layer_path(config, layer)
             for part in PARTS:
                 key = f"{tower}{path}/{part}"
-                if key in seen:
-                    value = np.asarray(seen[key])
+                if key in taps:
+                    value = np.asarray(taps[key])
                     yield f"{tower}layer {layer} {part}", value if index is None else value[index]
 
     def named(*names: str) -> list[tuple[str, np.ndarray]]:
-        return [(f"{tower}{n}", np.asarray(seen[f"{tower}{n}"])) for n in names
-                if f"{tower}{n}" in seen]  # fmt: skip
+        return [(f"{tower}{n}", np.asarray(taps[f"{tower}{n}"])) for n in names
+                if f"{tower}{n}" in taps]  # fmt: skip
 
     return [*named("embedded"), *parts(), *named("hidden", "logits")]
 

@@ -93,42 +93,42 @@ def resume(
         folder = Path(name)
         stage.write_settings(folder, settings, tokenizer)
         task.write(folder)
-        whole = launch(folder, "whole", None)
-        saved = whole[0]["step"] + task.save
+        full = launch(folder, "whole", None)
+        saved = full[0]["step"] + task.save
         killed = launch(folder, "killed", lambda row: row.get("step", -1) > saved)
         restored = launch(folder, "restored", None)
     same_mesh = mesh is None or mesh == settings.mesh
-    return compare(whole, killed, restored, saved=saved, same_mesh=same_mesh)
+    return compare(full, killed, restored, saved=saved, same_mesh=same_mesh)
 
 
 def compare(
-    whole: list[Row], killed: list[Row], restored: list[Row], *, saved: int, same_mesh: bool
+    full: list[Row], killed: list[Row], restored: list[Row], *, saved: int, same_mesh: bool
 ) -> Comparison:
     """Return the table of the three stages, up to the first difference."""
-    known = {row["step"]: row for row in whole}
+    by_step = {row["step"]: row for row in full}
     before = {row["step"]: row for row in killed if SAVED not in row}
     after = {row["step"]: row for row in restored[1:]}
     lines = []
-    for step, row in sorted(known.items()):
+    for step, row in sorted(by_step.items()):
         marks, difference = {}, None
         for name, rows in (("killed", before), ("restored", after)):
             if step not in rows:
                 marks[name] = ""
                 continue
             exact = name == "killed" or same_mesh
-            said = differs(row, rows[step], exact=exact)
-            marks[name] = "differs" if said else _mark(row, rows[step], exact)
-            if said and difference is None:
-                difference = f"step {step}, the {name} process: {said}"
+            message = differs(row, rows[step], exact=exact)
+            marks[name] = "differs" if message else _mark(row, rows[step], exact)
+            if message and difference is None:
+                difference = f"step {step}, the {name} process: {message}"
         if step == saved:
-            said = differs(row, restored[0], exact=True)
-            marks["restored"] = "differs" if said else "loaded, equal"
-            if said:
-                difference = difference or f"step {step}, as it was restored: {said}"
+            message = differs(row, restored[0], exact=True)
+            marks["restored"] = "differs" if message else "loaded, equal"
+            if message:
+                difference = difference or f"step {step}, as it was restored: {message}"
         lines.append(_line(row, marks))
         if difference:
             return Comparison(lines, saved, difference)
-    if not (set(after) and max(after) == max(known) and max(before, default=0) > saved):
+    if not (set(after) and max(after) == max(by_step) and max(before, default=0) > saved):
         raise AssertionError(f"stages are incomplete: {sorted(before)}, {sorted(after)}")
     return Comparison(lines, saved, None)
 
@@ -186,8 +186,8 @@ def _difference(there: Row, here: Row) -> float:
     a, b = there["loss"], here["loss"]
     if a == b:
         return 0.0
-    apart = abs(b / a - 1) if a else math.inf
-    return apart if math.isfinite(apart) else math.inf
+    relative = abs(b / a - 1) if a else math.inf
+    return relative if math.isfinite(relative) else math.inf
 
 
 def _mark(there: Row, here: Row, exact: bool) -> str:

@@ -32,12 +32,12 @@ def shards(settings: Settings, *, steps: int, cache: Path) -> list[tuple[str, st
     one = replace(many, settings=alone, devices=(jax.devices()[0],))
     single, spread = _curve(one, steps), _curve(many, steps)
     worst = 0.0
-    for step, (wanted, many_loss) in enumerate(zip(single, spread, strict=True), 1):
-        error = abs(many_loss / wanted - 1)
+    for step, (expected, many_loss) in enumerate(zip(single, spread, strict=True), 1):
+        error = abs(many_loss / expected - 1)
         worst = max(worst, error)
         if not error <= TOLERANCE:  # a NaN proves nothing either
             raise ProofError(
-                f"step {step}: the loss is {wanted!r} on one device and {many_loss!r} on "
+                f"step {step}: the loss is {expected!r} on one device and {many_loss!r} on "
                 f"{device_mesh.describe(many.mesh)}: {error:.2e} apart, more than {TOLERANCE:g}; "
                 f"with compute_dtype={settings.model.compute_dtype} try float32, else report it"
             )

@@ -119,8 +119,8 @@ def _beginning(run: Run, task: Task, name: Name) -> tuple[State, dict[str, Any] 
         store = run.checkpoints
     elif task.source is not None:
         folder = Path(task.source) / CHECKPOINTS
-        known = run.checkpoints.fingerprints
-        store = Checkpoints(folder, keep_last=1, keep_best=0, fingerprints=known)
+        fingerprints = run.checkpoints.fingerprints
+        store = Checkpoints(folder, keep_last=1, keep_best=0, fingerprints=fingerprints)
     restored = None if store is None else store.restore(run.expected())
     if restored is None:
         return run.begin(run.start()), None
@@ -129,12 +129,12 @@ def _beginning(run: Run, task: Task, name: Name) -> tuple[State, dict[str, Any] 
 
 def _steps(run: Run, state: State, batches: Any, last: int, saving: int | None) -> Iterator[Row]:
     """Yield the rows that the loop of `jaxgen train` makes, asked to stop after each step."""
-    seen = _Seen(batches)
+    counter = _Seen(batches)
     limit = replace(run.settings.train, steps=last, validate_every=1, log_every=1)
     while int(state.step) < last:
         new_rows: list[Row] = []
-        callbacks = _callbacks(run, seen, new_rows, saving)
-        state, _, _ = fit(state, seen, run.step, limit, callbacks, seen)
+        callbacks = _callbacks(run, counter, new_rows, saving)
+        state, _, _ = fit(state, counter, run.step, limit, callbacks, counter)
         yield from new_rows
 
 

@@ -122,9 +122,9 @@ def _between(processes: Sequence[Facts]) -> Iterator[str]:
     kinds = [facts["devices"].get("kind") for facts in processes]
     if len(set(kinds)) > 1:
         yield f"the processes have different devices: {', '.join(map(str, kinds))}"
-    apart = [facts["clock"]["seconds"] - first["clock"]["seconds"] for facts in processes]
-    if max(apart) - min(apart) > SKEW:
-        yield f"the clocks of the hosts are {max(apart) - min(apart):.1f} s apart: use NTP"
+    offsets = [facts["clock"]["seconds"] - first["clock"]["seconds"] for facts in processes]
+    if max(offsets) - min(offsets) > SKEW:
+        yield f"the clocks of the hosts are {max(offsets) - min(offsets):.1f} s apart: use NTP"
 
 
 def _short(value: str | None) -> str:

@@ -37,14 +37,14 @@ class ClassRows:
         texts = 2 * rows[real]
         offsets = self.shard.offsets.astype(np.int64)
         lengths = np.minimum(offsets[texts + 1] - offsets[texts], self.width)
-        laid = lay(np.flatnonzero(real), lengths, (len(rows), self.width))
+        layout = lay(np.flatnonzero(real), lengths, (len(rows), self.width))
         targets, index = np.zeros((len(rows), 1), np.int32), np.full(len(rows), -1, np.int64)
         targets[real, 0] = self.shard.tokens[offsets[texts + 1]]
         index[real] = offsets[texts]
         return {
-            "tokens": laid.fill(self.shard.tokens[offsets[texts][laid.owner] + laid.inner]),
-            "segments": laid.segments,
-            "positions": laid.positions,
+            "tokens": layout.fill(self.shard.tokens[offsets[texts][layout.owner] + layout.inner]),
+            "segments": layout.segments,
+            "positions": layout.positions,
             "targets": targets,
             "weights": real[:, None].astype(np.float32),
             "index": index,

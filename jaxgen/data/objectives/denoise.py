@@ -43,10 +43,10 @@ def infill(
     sizes = _poisson(uniform(keys, many, stream=2), span)
     begins = np.argsort(uniform(keys, width, stream=3), axis=1)[:, :many]
     before = np.cumsum(sizes, axis=1) - sizes
-    taken = before < round(rate * width)
-    covered = _covered(begins, np.where(taken, sizes, 0), width)
+    masked = before < round(rate * width)
+    covered = _covered(begins, np.where(masked, sizes, 0), width)
     inserted = np.zeros((rows, width), bool)
-    np.put_along_axis(inserted, begins, taken & (sizes == 0), axis=1)
+    np.put_along_axis(inserted, begins, masked & (sizes == 0), axis=1)
     inserted &= ~covered
     first = covered.copy()
     first[:, 1:] &= ~covered[:, :-1]

@@ -43,8 +43,10 @@ def hide(
     wholes = _wholes(open_, starts, masking.unit)
     chosen = _chosen(open_, wholes, keys, masking.rate)
     fate = np.take_along_axis(uniform(keys, tokens.shape[1], stream=2), wholes, axis=1)
-    drawn = (uniform(keys, tokens.shape[1], stream=3) * masking.size).astype(np.int64)
-    read = np.where(fate < MASKED, masking.mask, np.where(fate < MASKED + RANDOM, drawn, tokens))
+    random_ids = (uniform(keys, tokens.shape[1], stream=3) * masking.size).astype(np.int64)
+    read = np.where(
+        fate < MASKED, masking.mask, np.where(fate < MASKED + RANDOM, random_ids, tokens)
+    )
     return np.where(chosen, read, tokens).astype(np.int32), chosen.astype(np.float32)
 
 
@@ -63,12 +65,12 @@ def _chosen(open_: np.ndarray, wholes: np.ndarray, keys: np.ndarray, rate: float
     lot = np.take_along_axis(uniform(keys, width, stream=1), wholes, axis=1)
     lot = np.where(open_, lot, 2.0)  # never
     order = np.lexsort((np.broadcast_to(np.arange(width), lot.shape), lot), axis=1)
-    wanted = np.maximum(np.round(rate * open_.sum(axis=1)), 1)[:, None]
+    count = np.maximum(np.round(rate * open_.sum(axis=1)), 1)[:, None]
     ranked = np.take_along_axis(wholes, order, axis=1)
     # A whole is taken if fewer than wanted came before it: then all of its tokens are.
     first = np.ones_like(ranked, bool)
     first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     began = np.maximum.accumulate(np.where(first, np.arange(width), 0), axis=1)
     chosen = np.zeros_like(open_)
-    np.put_along_axis(chosen, order, began < wanted, axis=1)
+    np.put_along_axis(chosen, order, began < count, axis=1)
     return chosen & open_

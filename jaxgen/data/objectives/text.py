@@ -74,9 +74,9 @@ class Masked:
 
     def __call__(self, tokens: Tokens, keys: Keys) -> Batch:
         """Return tokens, targets, weights, segments and positions."""
-        known = self.alphabet
-        special = [token for token in (known.bos, known.eos) if token is not None]
-        starts = np.ones_like(tokens, bool) if known.words is None else known.words[tokens]
+        alphabet = self.alphabet
+        special = [token for token in (alphabet.bos, alphabet.eos) if token is not None]
+        starts = np.ones_like(tokens, bool) if alphabet.words is None else alphabet.words[tokens]
         read, weights = hide(tokens, ~np.isin(tokens, special), starts, keys, self.masking)
         return _one_segment(
             {"tokens": read, "targets": tokens.astype(np.int32), "weights": weights}
@@ -100,14 +100,14 @@ class Prefix:
         cut = 1 + (uniform(keys, 1, stream=1) * (width - 1)).astype(np.int64)
         places = np.arange(width)[None]
         if self.towers == "decoder":
-            given = places < cut - 1
+            in_prefix = places < cut - 1
             batch = {
                 "tokens": tokens.astype(np.int32),
                 "targets": np.roll(tokens, -1, axis=1).astype(np.int32),
-                "weights": (~given & (places < width - 1)).astype(np.float32),
+                "weights": (~in_prefix & (places < width - 1)).astype(np.float32),
             }
-            seen = np.broadcast_to(places < cut, tokens.shape).astype(np.int32)
-            return _one_segment(batch) | {"prefix": seen}
+            prefix = np.broadcast_to(places < cut, tokens.shape).astype(np.int32)
+            return _one_segment(batch) | {"prefix": prefix}
         around = np.minimum(cut + places, width - 1)
         target = np.where(places < width - cut, np.take_along_axis(tokens, around, axis=1), 0)
         source = np.where(places < cut, tokens, 0)
@@ -124,13 +124,13 @@ class Spans:
 
     def __call__(self, tokens: Tokens, keys: Keys) -> Batch:
         """Return an encoder-decoder's batch without padding."""
-        known = self.alphabet
-        assert known.eos is not None and known.start is not None
+        alphabet = self.alphabet
+        assert alphabet.eos is not None and alphabet.start is not None
         noise = spans.noise_mask(keys, tokens.shape[1], self.rate, self.span)
-        sentinels = np.asarray(known.sentinels, np.int64)
-        source, target = spans.corrupt(tokens, noise, sentinels, known.eos)
-        whole = [np.full(len(tokens), side.shape[1]) for side in (source, target)]
-        return two_towers(source, whole[0], target, whole[1], known.start)
+        sentinels = np.asarray(alphabet.sentinels, np.int64)
+        source, target = spans.corrupt(tokens, noise, sentinels, alphabet.eos)
+        lengths = [np.full(len(tokens), side.shape[1]) for side in (source, target)]
+        return two_towers(source, lengths[0], target, lengths[1], alphabet.start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +143,15 @@ class Denoise:
 
     def __call__(self, tokens: Tokens, keys: Keys) -> Batch:
         """Return an encoder-decoder's batch; the source is padded to the width of the text."""
-        known = self.alphabet
-        assert known.mask is not None and known.start is not None
-        ends = np.zeros_like(tokens, bool) if known.ends is None else known.ends[tokens]
+        alphabet = self.alphabet
+        assert alphabet.mask is not None and alphabet.start is not None
+        ends = np.zeros_like(tokens, bool) if alphabet.ends is None else alphabet.ends[tokens]
         mixed = denoise.permute(tokens, ends, keys)
-        source, sizes = denoise.infill(mixed, keys, rate=self.rate, span=self.span, mask=known.mask)
-        whole = np.full(len(tokens), tokens.shape[1])
-        return two_towers(source, sizes, tokens, whole, known.start)
+        source, sizes = denoise.infill(
+            mixed, keys, rate=self.rate, span=self.span, mask=alphabet.mask
+        )
+        lengths = np.full(len(tokens), tokens.shape[1])
+        return two_towers(source, sizes, tokens, lengths, alphabet.start)
 
 
 def two_towers(
