@@ -46,7 +46,9 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
     the model, texts that need one of them are refused. Raises CheckpointError if there is none, or
     its files are damaged or of a kind that is not read.
     """
-    if marian.is_marian(home) and not (home / FILE).exists():
+    # transformers reads Marian's own files, whatever tokenizer.json was made of them.
+    own = (home / marian.TARGET).exists() or not (home / FILE).exists()
+    if marian.is_marian(home) and own:
         tokenizer = marian.read_marian(home)
         _, config = hub_read.read_config(home)
         if tokenizer.vocab_size > config.V:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 
 import pytest
 import sentencepiece
@@ -79,3 +80,33 @@ def test_a_round_trip_keeps_models_and_vocabulary(folder, tmp_path):
     )
     for name in (marian.SOURCE, marian.TARGET, marian.VOCAB):
         assert (tmp_path / "hub" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def with_json(folder, home):
+    """Copy a folder and write a tokenizer.json of its pieces, which splits them in another way."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    shutil.copytree(folder, home)
+    vocab = json.loads((home / "vocab.json").read_bytes())
+    rows = [(piece, -float(i)) for piece, i in sorted(vocab.items(), key=lambda row: row[1])]
+    engine = Tokenizer(models.Unigram(rows, unk_id=vocab["<unk>"], byte_fallback=False))
+    engine.pre_tokenizer = pre_tokenizers.Metaspace()
+    engine.add_special_tokens(["</s>", "<pad>"])
+    engine.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocab["</s>"])]
+    )
+    engine.save(str(home / "tokenizer.json"))
+    return engine
+
+
+def test_a_tokenizer_json_beside_the_own_files_changes_nothing_and_alone_is_read(folder, tmp_path):
+    engine = with_json(folder, tmp_path / "hub")
+    theirs = transformers.MarianTokenizer.from_pretrained(tmp_path / "hub")
+    model, texts = open_model(tmp_path / "hub"), TEXTS["source"]
+    assert [model.ids(text) for text in texts] == [theirs(text)["input_ids"] for text in texts]
+    alone = [engine.encode(text).ids for text in texts]
+    assert alone != [model.ids(text) for text in texts]
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (tmp_path / "hub" / name).unlink()
+    model = open_model(tmp_path / "hub")
+    assert [model.ids(text) for text in texts] == alone
