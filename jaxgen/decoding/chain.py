@@ -56,14 +56,14 @@ class Chain:
         """Return the logits after all processors; -inf marks banned tokens."""
         for index, processor in enumerate(self.processors):
             if required_history(processor) == "nothing":
-                logits = processor(logits)
+                logits = _same_shape(processor, logits, processor(logits))
                 continue
             needs_tokens = required_history(processor) == "tokens"
             if history is None or (needs_tokens and history.tokens is None):
                 raise ConfigError(missing_prompt(processor))
             state = history.states[index] if history.states else None
             inputs = (history,) if state is None else (history, state)
-            logits = processor(logits, *inputs)
+            logits = _same_shape(processor, logits, processor(logits, *inputs))
         return logits
 
     def __call__(
@@ -79,6 +79,18 @@ class Chain:
         certain = jnp.all(jnp.sum(jnp.isfinite(logits), axis=-1) == 1)
         tokens = jax.lax.cond(certain, lambda: argmax(logits), lambda: categorical(keys, logits))
         return mark_not_finite(tokens, logits)
+
+
+def _same_shape(processor: Any, logits: Array, result: Any) -> Array:
+    """Return a processor's result; ConfigError unless it has the shape of what it was given."""
+    if getattr(result, "shape", None) != logits.shape:
+        name = getattr(processor, "__name__", type(processor).__name__)
+        shape = getattr(result, "shape", type(result).__name__)
+        raise ConfigError(
+            f"the logits processor {name} returned {shape}; it must return logits of the shape "
+            f"that it is given, [B, V] = {list(logits.shape)}"
+        )
+    return result
 
 
 def mark_not_finite(tokens: Int[Array, "B"], logits: Float[Array, "B V"]) -> Int[Array, "B"]:

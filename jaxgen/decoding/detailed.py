@@ -116,9 +116,9 @@ def decode_detailed(
     stats = _Stats(
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
-        jnp.zeros((batch, length)),
+        jnp.zeros((batch, length), jnp.float32),
         jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
-        jnp.zeros((batch, length, top)),
+        jnp.zeros((batch, length, top), jnp.float32),
     )
     state = loop(step, cache, spec, stats, _observe(spec, top, scores))
     after = None if strings is None else strings.at(state.stop_state)

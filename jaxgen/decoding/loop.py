@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 
-from jaxgen import arguments
+from jaxgen import arguments, arrays
 from jaxgen.arguments import at_least, between
 from jaxgen.decoding.chain import NOT_FINITE, initial_history, mark_not_finite, sampler
 from jaxgen.decoding.history import NO_TOKEN, History, append_token
 from jaxgen.decoding.stop import StopStrings, has_stop_string
 from jaxgen.eager import compile_once
+from jaxgen.errors import ConfigError
 from jaxgen.export import Size
 from jaxgen.mesh.explicit import auto_inside, with_cache
 from jaxgen.varying import while_loop
@@ -31,7 +32,24 @@ Count = Int[Array, "B"] | Int[Array, ""] | np.ndarray | int
 
 
 # Ranges of the arguments of all decoding loops; a `step` does not tell the size of its vocabulary.
+def has_room(path: str, cache: Any, call: arguments.Call) -> None:
+    """Raise ConfigError where a cache whose length is known ends before the new tokens do."""
+    capacity, length = getattr(cache, "capacity", None), call.given.get("length")
+    used = arrays.concrete(getattr(cache, "length", None))
+    limit = arrays.concrete(call.given.get("limit"))
+    if not isinstance(capacity, int) or not isinstance(length, int) or used is None:
+        return
+    if limit is not None:
+        length = min(length, int(limit.max()))
+    if used.size and int(used.max()) + length > capacity:
+        raise ConfigError(
+            f"{path} has {capacity} slots, of which {int(used.max())} are used: {length} new "
+            f"tokens don't fit; prefill with capacity={int(used.max()) + length} or more"
+        )
+
+
 LOOP = {
+    "cache": has_room,
     "first": at_least(0, also=(NOT_FINITE,)),
     "sample": sampler,
     "length": at_least(1),
@@ -196,6 +214,33 @@ def make_spec(
     return DecodeSpec(sample, length, first, keys, stops, strings, start, limit, history)
 
 
+def take_step(step: Step, tokens: Int[Array, "B"], cache: Any) -> tuple[Float[Array, "B V"], Any]:
+    """Return (logits, cache) of a step; ConfigError, in one line, if it returns something else."""
+    result = step(tokens, cache)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ConfigError(
+            f"step returned a {type(result).__name__}; it must return (logits [B, V], cache)"
+        )
+    logits, after = result
+    shape = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != tokens.shape[0]:
+        raise ConfigError(
+            f"step returned logits of shape {list(shape)}; they must be [B, V] for "
+            f"B={tokens.shape[0]} tokens"
+        )
+    if jax.tree.structure(after) != jax.tree.structure(cache):
+        raise ConfigError(
+            "step returned a cache of another tree structure than it was given; keep one structure"
+        )
+    for old, new in zip(jax.tree.leaves(cache), jax.tree.leaves(after), strict=True):
+        if jnp.shape(old) != jnp.shape(new) or jnp.result_type(old) != jnp.result_type(new):
+            raise ConfigError(
+                f"step made {jnp.result_type(new)}{list(jnp.shape(new))} of a leaf of its cache "
+                f"that was {jnp.result_type(old)}{list(jnp.shape(old))}; keep shapes and dtypes"
+            )
+    return logits, after
+
+
 class LoopState(NamedTuple):
     """The carry of the decoding loop."""
 
@@ -224,7 +269,7 @@ def loop(
         return (state.position < spec.length) & ~jnp.all(state.done)
 
     def body(state):
-        logits, cache = step(jnp.maximum(state.token, 0), state.cache)
+        logits, cache = take_step(step, jnp.maximum(state.token, 0), state.cache)
         draw = jax.vmap(lambda k: jax.random.fold_in(k, spec.start + state.position))(spec.keys)
         history = state.history
         extra = () if history is None else (history,)

@@ -184,7 +184,7 @@ def _speculate(
     stop_state = None if strings is None else strings.states(batch)
     done = most < 1 if stop_state is None else (most < 1) | has_stop_string(stop_state)
     zeros = (jnp.zeros_like(most), jnp.zeros_like(most), jnp.zeros((), jnp.int32))
-    logprobs = jnp.zeros((batch, length))
+    logprobs = jnp.zeros((batch, length), jnp.float32)
     caches = (cache, draft.cache)
     begin = _LoopState(first, blank, logprobs, *caches, history, stop_state, done, *zeros)
     state = while_loop(lambda state: ~jnp.all(state.done), body, begin)

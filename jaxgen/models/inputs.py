@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,7 @@ from jaxgen.arguments import Call, between
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.export import are_known, surely
+from jaxgen.mesh.place import manual
 from jaxgen.nn.transformer import Inputs
 from jaxgen.ops import cache as caches
 
@@ -71,6 +73,8 @@ def read_inputs(
     """
     _check_parts(config, types, cache, memory)
     tokens = _check_embeds(config, tokens, inputs_embeds)
+    if cache is not None and not manual():
+        _check_cache(config, cache, tokens.shape[0])
     if prefix is not None and config.prompt != "both":
         raise ConfigError(f"prefix= was given, but prompt={config.prompt}: nothing is seen ahead")
     order = order or ("running" if positions is None else "free")
@@ -93,6 +97,24 @@ def _check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
     if shape[-1] != config.d_model:
         raise ConfigError(f"inputs_embeds are {list(shape)}, but d_model={config.d_model}")
     return np.zeros(shape[:2], np.int32)
+
+
+def _check_cache(config: ModelConfig, cache: caches.Cache, rows: Any) -> None:
+    """Raise ConfigError for a cache of another config, or of other rows."""
+    buffers = [buffer for buffer in (cache.full, cache.sliding) if buffer is not None]
+    keys = [leaf.shape for buffer in buffers for leaf in jax.tree.leaves(buffer.k)]
+    sizes = {
+        "layers": (sum(shape[0] for shape in keys), config.layers),
+        "key/value heads": (keys[0][2], config.K),
+        "numbers a head": (keys[0][4], config.H),
+        "rows": (keys[0][1], keys[0][1] if cache.branches is not None else rows),
+    }
+    for name, (have, want) in sizes.items():
+        if surely(lambda have=have, want=want: have != want):
+            raise ConfigError(
+                f"the cache is for {have} {name}, but there are {want}; make it with "
+                f"empty_cache(config, batch, capacity) or prefill of the same config and batch"
+            )
 
 
 def _check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> None:

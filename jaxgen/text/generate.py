@@ -307,7 +307,8 @@ def generate_detailed(
 
     Returns:
       A `Decoded`: tokens [B, length], num_generated [B], reason [B], logprobs [B, length] in nats,
-      top_ids and top_logprobs [B, length, top]; zeros and -1 past the end of a row.
+      top_ids and top_logprobs [B, length, top]; zeros and -1 past the end of a row. Forward mode
+      goes through them; for a gradient, take the log-probabilities of the tokens from `apply`.
 
     Raises:
       ConfigError: as `generate` does.

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
@@ -100,9 +102,13 @@ def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
 
 
 def check_list(texts: Sequence[Any], name: str = "texts") -> None:
-    """Raise ConfigError for one text where a list of them is wanted."""
+    """Raise ConfigError for one text where a list of them is wanted, or a list of other things."""
     if isinstance(texts, str):
         raise ConfigError(f"{name}={texts[:40]!r} is one text; give a list of them: [...]")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str | tuple | list | np.ndarray):  # a pair, or token ids
+            kind = type(text).__name__
+            raise ConfigError(f"{name}[{number}]={text!r:.40} is {kind}, not a text; give a str")
 
 
 def encode_texts(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxgen.errors import ConfigError
 from jaxgen.text.batches import Request, last_half, num_opening
@@ -34,15 +36,20 @@ def number_prompts(texts: Sequence[Text], settings: Generation) -> list[Prompt]:
     return [Prompt(text, settings, i * settings.draws_each) for i, text in enumerate(texts)]
 
 
-def ids_of(model: LoadedModel, text: Text) -> list[int]:
-    """Return what the model reads of a prompt; ConfigError for an empty one."""
-    if not text:
+def ids_of(model: LoadedModel, text: Any) -> list[int]:
+    """Return what the model reads of a prompt; ConfigError for one that is empty, or none."""
+    if not isinstance(text, str | list | tuple | np.ndarray):
+        raise ConfigError(
+            f"prompt={text!r:.60} is {type(text).__name__}, neither a text nor token ids"
+        )
+    if not len(text):
         raise ConfigError("prompt is empty; give at least one character to go on from")
     if not isinstance(text, str):
         if isinstance(text[0], str):
             raise ConfigError(f"prompt={text!r:.60} is a list of texts; give one, or call complete")
-        check_ids(text, model.tokenizer.vocab_size)
-        return [int(token) for token in text]
+        ids = [int(token) for token in text]
+        check_ids(ids, model.tokenizer.vocab_size)
+        return ids
     before, after = model.around
     ids = [*before, *model.tokenizer.encode(text)]
     return [*ids, *after] if model.reads_sources else ids

@@ -206,6 +206,17 @@ class Session:
         values: what its template reads beside the messages, such as tools or enable_thinking;
         ConfigError for one that it does not.
         """
+        if isinstance(messages, str):
+            raise ConfigError(
+                f"messages={messages[:40]!r} is one text; give a list of messages: "
+                f'[{{"role": "user", "content": "..."}}]'
+            )
+        last = messages[-1] if len(messages) else None
+        if isinstance(last, Mapping) and last.get("role") == "assistant":
+            raise ConfigError(
+                "the last message is the assistant's, so there is nothing to answer; leave it out, "
+                "or end with the user's"
+            )
         if template is None and self.model.home is None:
             raise ConfigError("the model comes from no folder; pass a template")
         template = template or chats.read_chat_template(Path(str(self.model.home)))

@@ -71,6 +71,7 @@ def train_step(
     >>> int(state.step), int(metrics["skipped"])
     (1, 0)
     """
+    _check_optimizer(optimizer, state)
     key = jax.random.fold_in(state.key, state.step)
     take = partial(gradients, loss, config=config, batch=batch, key=key, accumulate=accumulate)
     result, grads = take(state.params)
@@ -93,6 +94,15 @@ def train_step(
         health=health,
     )
     return state, _metrics(result, mean, objective, norm, cause, health)
+
+
+def _check_optimizer(optimizer: optax.GradientTransformation, state: State) -> None:
+    wanted = jax.tree.structure(jax.eval_shape(in_float32(optimizer).init, state.params))
+    if wanted != jax.tree.structure(state.optimizer):
+        raise ConfigError(
+            "state.optimizer is of another optimizer than optimizer=; begin the state with "
+            "train_state(params, optimizer, key), or give the one that it was begun with"
+        )
 
 
 def _metrics(

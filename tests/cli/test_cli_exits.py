@@ -21,7 +21,10 @@ def fails(jaxgen, monkeypatch, tmp_path):
             raise error
 
         monkeypatch.setitem(vars(run), "train", raises)
-        return jaxgen("train", "tiny.yaml", "--out", str(tmp_path / "out"))
+        shown = jaxgen("train", "tiny.yaml", "--out", str(tmp_path / "out"))
+        first, shown.err = shown.err.split("\n", 1)  # said before anything can go wrong
+        assert first == f"training in {tmp_path / 'out'}"
+        return shown
 
     return call
 

@@ -40,6 +40,7 @@ CHANGES = {
 }
 # These change how, not what: they have tests of their own.
 ELSEWHERE = {
+    "track",
     "epochs",
     "early_stopping",
     "loss_chunk",

@@ -14,6 +14,8 @@ from jaxgen.pretrained import model
 from jaxgen.text import programs
 from jaxgen.text import session as sessions
 from jaxgen.text.batch_decoding import CHUNK
+from jaxgen.text.loaded_model import check_list
+from jaxgen.text.prompts import ids_of
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt
 
@@ -123,6 +125,22 @@ def test_prompts_that_cannot_be_completed_are_refused(session):
         session.complete(["a" * 100], wanted(max_new_tokens=None))
     with pytest.raises(errors.ConfigError, match=re.escape("at most 46")):
         session.complete(["a" * 49], wanted(max_new_tokens=47))
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [(lambda s: s.generate(b"The"), "is bytes, not a text; give a str"),
+     (lambda s: ids_of(s.model, 5), "prompt=5 is int, neither"),
+     (lambda s: ids_of(s.model, {"a": 1}), "is dict, neither a text nor token ids"),
+     (lambda s: check_list([1, 2]), "texts[0]=1 is int, not a text"),
+     (lambda s: check_list(["a", None]), "texts[1]=None is NoneType, not a text"),
+     (lambda s: s.chat("hello"), "messages='hello' is one text; give a list"),
+     (lambda s: s.chat([{"role": "assistant", "content": "x"}]), "nothing to answer")],
+)  # fmt: skip
+def test_what_is_no_text_is_one_line(session, call, part):
+    with pytest.raises(errors.ConfigError) as error:
+        call(session)
+    assert part in str(error.value)
 
 
 def test_prompts_of_many_lengths_compile_few_programs(session):

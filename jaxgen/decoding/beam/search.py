@@ -25,7 +25,16 @@ from jaxgen.decoding.beam.settings import Search, check
 from jaxgen.decoding.chain import NOT_FINITE, Chain, check_chain, initial_history
 from jaxgen.decoding.detailed import Decoded
 from jaxgen.decoding.history import NO_TOKEN, History, append_token, count_tokens
-from jaxgen.decoding.loop import LOOP, NO_STOP, Count, Keys, Step, Stops, request_keys
+from jaxgen.decoding.loop import (
+    LOOP,
+    NO_STOP,
+    Count,
+    Keys,
+    Step,
+    Stops,
+    request_keys,
+    take_step,
+)
 from jaxgen.decoding.per_request import column
 from jaxgen.decoding.stop import Reason, StopStrings, ended_by
 from jaxgen.eager import compile_once
@@ -166,7 +175,7 @@ def _begin(spec: _BeamSpec, cache, first, prompt, lengths) -> _BeamState:
 def _advance(spec: _BeamSpec, step: Step, state: _BeamState) -> _BeamState:
     """Return the state after one more token of every beam."""
     size, (batch, count) = spec.size, state.token.shape
-    logits, cache = step(jnp.maximum(state.token, 0).reshape(-1), state.cache)
+    logits, cache = take_step(step, jnp.maximum(state.token, 0).reshape(-1), state.cache)
     logits = logits.astype(jnp.float32).reshape(batch, count, -1)
     alive = jnp.isfinite(state.scores)
     logprobs, bad = _log_softmax(logits)
