@@ -87,6 +87,17 @@ def hub_advice(name: str, use: str) -> str:
     )
 
 
+def run_advice(folder: str | os.PathLike) -> str:
+    """Return what makes a run of a folder that is there and is none."""
+    with os.scandir(folder) as entries:
+        files = {entry.name: entry.is_file() for entry in entries}
+    if "config.yaml" in files:
+        return f"`jaxgen train {folder}` trains it"
+    if any(files.values()) and not files.keys() & {"checkpoints", "LOCK", "config.json"}:
+        return f"`jaxgen train {folder}` trains on the text in it"
+    return f"`jaxgen train CONFIG.yaml --out {folder}` makes one"
+
+
 # Names of other libraries, and former ones of ours, by what they are called here.
 CALLED_HERE = {
     "until": "early_stopping", "pick": "do_sample", "num_beams": "beams",
@@ -98,10 +109,14 @@ CALLED_HERE = {
 
 
 def nearest(word: str, known, label: str = "did you mean", prefix: str = "") -> str:
-    """Return " (did you mean 'x'?)" for the nearest of `known`, or "" when nothing is near."""
+    """Return " (did you mean 'x'?)" for the nearest of `known`, or "" when nothing is near.
+
+    The word itself, which has been refused, is never the answer.
+    """
     from difflib import get_close_matches
 
-    names, bare = [str(k) for k in known], word.lstrip("-")
+    names = [str(k) for k in known if f"{prefix}{k}" != word]
+    bare = word.lstrip("-")
     ours = CALLED_HERE.get(bare.replace("-", "_"), "")
     ours = word.replace(bare, ours.replace("_", "-")) if word.startswith("-") else ours
     matches = [ours] if ours in names else get_close_matches(word, names, n=1, cutoff=0.6)

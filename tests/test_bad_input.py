@@ -232,7 +232,8 @@ USE = {
     "seed of 65 bits": (2, generate("--prompt", "a", "--seed", str(2**64)), "2^64"),
     "no such run": (2, ["generate", "rum", "--prompt", "a"], "rum: no such run"),
     "no such prompt file": (2, generate("--prompt", "@none.txt"), "none.txt"),
-    "a folder that is no run": (4, ["generate", "cache", "--prompt", "a"], "cache is no run"),
+    "a folder that is no run": (4, ["generate", "cache", "--prompt", "a"], "CONFIG.yaml --out"),
+    "a folder of text": (4, ["generate", "texts", "--prompt", "a"], "`jaxgen train texts` trains"),
     "eval of no run": (2, ["eval", "cache"], "cache is no run"),
     "unknown split": (2, ["eval", "run", "--split", "tset"], "did you mean"),
 }  # fmt: skip
@@ -241,7 +242,9 @@ USE = {
 @pytest.mark.parametrize(("code", "words", "part"), USE.values(), ids=USE)
 def test_using_a_run_refuses(capsys, run, folder, code, words, part):
     shutil.copytree(run, "run")
-    Path("cache").mkdir(exist_ok=True)
+    for name in ("cache", "texts"):
+        Path(name).mkdir(exist_ok=True)
+    Path("texts/a.txt").write_text("text")
     refused(capsys, words, code, part)
 
 

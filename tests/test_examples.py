@@ -22,6 +22,23 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
+def test_embed_search_searches_a_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "texts.txt").write_text("a cat\n\na dog\n", encoding="utf-8")
+    program = str(FOLDER / "embed_search.py")
+    monkeypatch.setattr(sys, "argv", [program, "", "a cat", str(tmp_path / "texts.txt")])
+    runpy.run_path(program, run_name="__main__")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "1.000  a cat" and second.endswith("  a dog")
+
+
+@pytest.mark.parametrize("name", ["embed_search", "finetune_folder"])
+def test_an_example_with_arguments_says_which(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert caught.value.code == 0 and "folder" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", sorted(DEVICES))
 def test_an_example_runs_on_eight_devices(name):
     shown = fake_devices.run(FOLDER / f"{name}.py", 8)

@@ -56,11 +56,11 @@ def at_least(low: int) -> Parameter:
     return Parameter(converter=_whole, validator=validate, allow_leading_hyphen=True)
 
 
-def check_overrides(words: Sequence[str]) -> None:
-    """Raise ConfigError for a word that is no SECTION.KEY=VALUE."""
+def check_overrides(words: Sequence[str], remedy: str | None = None) -> None:
+    """Raise ConfigError for a word that is no SECTION.KEY=VALUE; remedy: "{}" stands for it."""
+    remedy = remedy or (
+        "after the config come overrides, written SECTION.KEY=VALUE as in train.steps=100"
+    )
     for word in words:
         if "=" not in word:
-            raise ConfigError(
-                f"unexpected word {word!r}: after the config come overrides, written "
-                f"SECTION.KEY=VALUE as in train.steps=100"
-            )
+            raise ConfigError(f"unexpected word {word!r}: {remedy.format(word)}")

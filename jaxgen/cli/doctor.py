@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -37,8 +36,8 @@ def doctor(
     from jaxgen import run
 
     settings = None
-    if config is not None and paths.is_run(Path(config)):
-        settings = run.changed_settings(Path(config), overrides)
+    if config is not None and (home := paths.begun(config)) is not None:
+        settings = run.changed_settings(home, overrides)
     elif config is not None:
         settings = run.read_settings(paths.config(config), overrides)
     cache = paths.cache()

@@ -131,8 +131,7 @@ def _lines(
             f"--prompts-file={prompts_file} and --prompt={prompt[0]} exclude each other; drop one"
         )
     if prompts_file is not None:
-        with flags.named():
-            return inputs.prompts_file(prompts_file, wanted)
+        return inputs.prompts_file(prompts_file, wanted)  # whose keys are no options
     return [] if talking else [(text, wanted) for text in inputs.prompts(prompt or ())]
 
 

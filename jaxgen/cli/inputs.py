@@ -54,7 +54,10 @@ def texts(words: Sequence[str], source: str | None) -> list[str]:
     empty = next((n for n, text in enumerate(lines, 1) if not text.strip()), None)
     if empty or not lines:
         name = "standard input" if source == "-" else source
-        raise ConfigError(f"{name} has no text in line {empty or 1}; write one a line")
+        raise ConfigError(
+            f"{name} has no text in line {empty or 1}; write one there, or remove the line: each "
+            f"line has a result"
+        )
     return lines
 
 
@@ -95,20 +98,21 @@ def _check(text: str, source: str) -> str:
 
 
 def objects(
-    source: str, keys: Sequence[str], option: str = "--input"
+    source: str, keys: Sequence[str], option: str = "--input", more: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return ("FILE:LINE", object) of each line of a .jsonl file that is not blank.
 
-    Raises ConfigError for a file without lines, and for a line that is no object with the keys.
+    more: what else can be done with lines that are no objects, for messages. Raises ConfigError
+    for a file without lines, and for a line that is no object with the keys.
     """
     lines = files.lines(read_text(source, f"{option} {source}"))
     if not any(line.strip() for line in lines):
         raise ConfigError(f"{option} {source} has no line; write one JSON object a line")
-    return parse_objects(lines, source, keys)
+    return parse_objects(lines, source, keys, more)
 
 
 def parse_objects(
-    lines: Sequence[str], source: str, keys: Sequence[str]
+    lines: Sequence[str], source: str, keys: Sequence[str], more: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("SOURCE:LINE", object) of each line that is not blank; errors as of `objects`."""
     for number, line in enumerate(lines, 1):
@@ -117,7 +121,11 @@ def parse_objects(
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source}:{number} is no JSON: {error}") from None
+            example = "{" + ", ".join(f'"{key}": ...' for key in keys) + "}"
+            raise ConfigError(
+                f"{source}:{number} is no JSON ({error}); write an object a line, as "
+                f"{example}{more}"
+            ) from None
         if lost := [key for key in keys if not isinstance(row, dict) or key not in row]:
             raise ConfigError(
                 f"{source}:{number} is no object with {' and '.join(lost)}; got {line[:60]!r}"
@@ -132,7 +140,8 @@ def prompts_file(name: str, wanted: Generation) -> list[tuple[str, Generation]]:
     Raises ConfigError with file and line for what is no such object.
     """
     pairs = []
-    for position, row in objects(name, ["prompt"], "--prompts-file"):
+    plain = f"; for all of it as one prompt: --prompt {name if name == '-' else f'@{name}'}"
+    for position, row in objects(name, ["prompt"], "--prompts-file", plain):
         prompt = row.pop("prompt")
         if not isinstance(prompt, str):
             raise ConfigError(f"{position}: the prompt {prompt!r:.60} is no text; quote it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from cyclopts import (
@@ -73,6 +74,8 @@ def explain(error: CycloptsError, verbs: Sequence[str]) -> ConfigError:
         return ConfigError(f"unknown option {option!r}{nearest(option, names)}{more}")
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(map(repr, error.unused_tokens or ()))
+        if verb == "generate":
+            words += f": write --prompt {shlex.quote((error.unused_tokens or [''])[0])}"
         return ConfigError(f"unexpected {words}{more}")
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +14,11 @@ from typing import Any
 from jaxgen import arguments
 from jaxgen.cli import paths
 from jaxgen.cli.train import task_of
-from jaxgen.errors import PREEMPTED, ConfigError
+from jaxgen.errors import PREEMPTED, ConfigError, nearest
 from jaxgen.store.steps import Step
 
 
-@arguments.checked
+@arguments.checked(minutes=arguments.above(0))
 def train(
     what: str | os.PathLike | Sequence[str | os.PathLike] | Mapping[str, Any],
     *words: str,
@@ -24,7 +26,7 @@ def train(
     minutes: float | None = None,
     force: bool = False,
     step: Step = None,
-    **sections: Mapping[str, Any] | str | None,
+    **sections: Any,
 ) -> Path:
     """Train on text, as a config says, or go on with a run; return the run's folder.
 
@@ -53,6 +55,7 @@ def train(
       >>> jaxgen.load(run)[0].layers
       1
     """
+    _check_names(sections)
     overrides = (*words, *_assignments(sections))
     if isinstance(what, Mapping):
         if out is None:
@@ -78,6 +81,16 @@ def train(
         if error.code != PREEMPTED:
             raise
     return folder
+
+
+def _check_names(sections: Mapping[str, Any]) -> None:
+    from jaxgen import run
+
+    known = [field.name for field in dataclasses.fields(run.Settings)]
+    for name in sections.keys() - set(known):
+        hint = nearest(name, [*inspect.signature(train).parameters, *known])
+        hint = hint or f"; the sections are {', '.join(known)}"
+        raise ConfigError(f"train: {name}= is no argument, nor a section of a config{hint}")
 
 
 def _assignments(sections: Mapping[str, Any]) -> Iterator[str]:

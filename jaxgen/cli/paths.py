@@ -38,6 +38,18 @@ def is_run(path: Path) -> bool:
     return os.path.isfile(path / "config.yaml")  # unlike Path.is_file, never raises
 
 
+def begun(word: str) -> Path | None:
+    """Return the folder of the run that a word means, by its path or its name in runs/.
+
+    None where it is no run that has begun. What lies here and a config come before such a name.
+    """
+    path = _path(word, "config, run or text")
+    if is_run(path):
+        return path
+    name = path.name == word and not path.exists() and _named(word) is None
+    return RUNS / word if name and is_run(RUNS / word) else None
+
+
 def is_text(word: str) -> bool:
     """Return whether a word means text to train on: files, a folder of them, or a glob.
 
@@ -81,11 +93,13 @@ def config(word: str) -> Path:
             f"{word} is a folder without config.yaml, so it is no run to go on with; "
             f"give a config file (.yaml), as in `jaxgen train my.yaml --out {word}`"
         )
-    here = _stems(CONFIGS) | _stems(Path()) | _stems(_own_configs()) | _names(RUNS)
+    here = _stems(CONFIGS) | _stems(Path()) | _stems(_own_configs())
     texts = {path.name for path in _children(Path()) if path.is_file()}
+    runs = {name for name in _names(RUNS) if is_run(RUNS / name)}
     hint = hub_advice(word, "jaxgen train my.txt init_from={}")
     hint = hint or nearest(path.stem, here) or nearest(word, texts)
-    hint = hint or f"; there are {', '.join(sorted(here))}"
+    hint = hint or nearest(path.name, runs, prefix=f"{RUNS}/")
+    hint = hint or f"; there are {', '.join(sorted(here | {f'{RUNS}/{name}' for name in runs}))}"
     raise ConfigError(f"{word}: no such config, run or text{hint}")
 
 

@@ -9,6 +9,9 @@ from jaxgen.text import tasks
 def score(run: texts.Folder, /, *text: texts.Texts, job: texts.Read = texts.READ_JOB) -> None:
     """Print the log-probability (nats) of each text, and how many tokens it has.
 
+    A line a text: the log-probability, a tab, the number of tokens that it is the
+    sum of. A .jsonl file has the two as a list.
+
     For example:
         jaxgen score runs/quickstart "Return True if the"
     """

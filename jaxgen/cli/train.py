@@ -24,7 +24,7 @@ TUNED = "finetune_gpt2"  # the config of text that goes on with a model
 
 Config = Annotated[
     str | None,
-    Parameter(help="text files or folders; a .yaml, or its name in configs/; a run folder"),
+    Parameter(help="text files or folders; a .yaml, or its name in configs/; a run, or its name"),
 ]
 More = Annotated[
     str,
@@ -146,12 +146,16 @@ class Task:
     ) -> None:
         """Train; prepare: sets up JAX, given the cache, None: as the command does."""
         from jaxgen import run
-        from jaxgen.run.folder import PROFILE
+        from jaxgen.run.folder import PROFILE, changed_settings
 
         folder, cache = self.folder, paths.cache()
-        # What a config says wrong is said before JAX is started.
+        # What a config or an override says wrong is said before JAX is started.
+        if self.goes_on:
+            changed_settings(folder, self.overrides)
         settings = None if self.config is None else self.settings()
-        terminal.say(f"training {'goes on ' if self.goes_on else ''}in {folder}")
+        where = f"training {'goes on ' if self.goes_on else ''}in {folder}"
+        if not self.texts:
+            terminal.say(where)
         with exits.in_folder(folder), StopRequest() as stop:
             (prepare or start.prepare_jax)(cache)
             with launch.group(among) as group, exits.in_folder(folder):
@@ -160,9 +164,11 @@ class Task:
                 more |= {"force": self.force, "step": self.step}
                 if self.goes_on:
                     run.resume(folder, self.overrides, **more)
-                else:
-                    settings = settings or self.settings(silent=not group.first)
-                    self._begin(settings, **more)
+                    return
+                if settings is None:  # whose sizes depend on the devices
+                    settings = self.settings(silent=not group.first)
+                    terminal.say(where)
+                self._begin(settings, **more)
 
     def _begin(self, settings: Settings, **more: Any) -> None:
         """Train from the first step; a chosen tokenizer that the text lacks gives way."""
@@ -202,29 +208,32 @@ def task_of(
             "--help` shows examples"
         )
     first, *texts = names
-    begins_with_text = not paths.is_run(Path(first)) and paths.is_text(first)
+    home = paths.begun(first)
+    begins_with_text = home is None and paths.is_text(first)
+    config = None if home or begins_with_text else paths.config(first)
     for word in texts:
         if not paths.is_text(word):
             raise ConfigError(
                 f"unexpected word {word!r}: after the config come files of text, which must be "
                 f"there, and overrides, written SECTION.KEY=VALUE as in train.steps=100"
             )
-    if minutes is not None and not (begins_with_text and minutes > 0):
+    if minutes is not None and minutes <= 0:
+        raise ConfigError(f"--minutes={minutes:g} must be more than 0")
+    if minutes is not None and not begins_with_text:
         raise ConfigError(
-            f"--minutes={minutes:g} is more than 0, and chooses sizes for text without a config; "
-            f"for {first} set train.steps"
+            f"--minutes={minutes:g} chooses sizes for text without a config; for {first} set "
+            f"train.steps"
         )
     more: dict[str, Any] = {"force": force, "step": step}
-    if paths.is_run(Path(first)):
-        folder = Path(first)
+    if home is not None:
+        folder = home
         if out is not None and Path(out) != folder:
             raise ConfigError(
                 f"{folder} is a run, which goes on in its own folder; for a new run in {out} give "
                 f"its config: `jaxgen train {folder / 'config.yaml'} --out {out}`"
             )
         return Task(folder, (*_files(texts), *overrides), goes_on=True, **more)
-    if not begins_with_text:
-        config = paths.config(first)
+    if config is not None:
         folder = Path(out) if out else paths.new_run(config)
         only = (*_files(texts), "data.valid_files=[]", "data.test_files=[]") if texts else ()
         return Task(folder, (*only, *overrides), config=config, **more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -101,7 +100,7 @@ def resume(
     from jaxgen import run
     from jaxgen.mesh import settings as meshes
 
-    cache, folder = paths.cache(), Path(config) if paths.is_run(Path(config)) else None
+    cache, folder = paths.cache(), paths.begun(config)
     if folder is None:
         settings = run.read_settings(paths.config(config), overrides)
     else:

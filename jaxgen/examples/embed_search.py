@@ -1,10 +1,11 @@
 """Semantic search: embed texts with a folder's model, find the nearest to a question.
 
-Give the folder of a run or of a Hugging Face encoder: `python embed_search.py FOLDER "question"`.
-Without one, a small untrained encoder is made, which shows the way but knows no meaning.
+Give the folder of a run or of a Hugging Face encoder, and a file with a text a line to search:
+`python embed_search.py FOLDER "question" texts.txt`. Without a folder a small untrained encoder is
+made, which shows the way but knows no meaning.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -42,13 +43,18 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     home = tempfile.TemporaryDirectory()
-    folder = sys.argv[1] if len(sys.argv) > 1 else small_encoder(Path(home.name) / "encoder")
-    question = sys.argv[2] if len(sys.argv) > 2 else TEXTS[4]
-    session = jaxgen.open(folder)
-    index = unit(session.embed(TEXTS))  # [N, D]; for many texts, keep it with np.save
-    cosines = index @ unit(session.embed([question]))[0]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("question", nargs="?", default=TEXTS[4])
+    parser.add_argument("texts", nargs="?", type=Path, help="a file with a text a line")
+    args = parser.parse_args()
+    lines = TEXTS if args.texts is None else args.texts.read_text(encoding="utf-8").splitlines()
+    texts = [line for line in lines if line.strip()]
+    session = jaxgen.open(args.folder or small_encoder(Path(home.name) / "encoder"))
+    index = unit(session.embed(texts))  # [N, D]; for many texts, keep it with np.save
+    cosines = index @ unit(session.embed([args.question]))[0]
     for row in np.argsort(-cosines)[:3]:
-        print(f"{cosines[row]:.3f}  {TEXTS[row]}")
+        print(f"{cosines[row]:.3f}  {texts[row]}")
     home.cleanup()
 
 

@@ -6,7 +6,7 @@ with checkpoints, validation and resume; this is the loop itself, to be changed.
 `jaxgen.save` writes what transformers opens.
 """
 
-import sys
+import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,15 @@ def small_decoder(folder: Path) -> Path:
 
 def main() -> None:
     home = tempfile.TemporaryDirectory()
-    args = sys.argv[1:]
-    folder = args[0] if args else small_decoder(Path(home.name) / "small")
-    text = Path(args[1]).read_text() if args else "One step, then another step. " * 200
-    out = Path(args[2]) if args else Path(home.name) / "tuned"
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("folder", "text", "out"):
+        parser.add_argument(name, nargs="?", type=Path)
+    args = parser.parse_args()
+    if args.folder and not args.out:
+        parser.error("give FOLDER, TEXT and OUT, or none of them")
+    folder = args.folder or small_decoder(Path(home.name) / "small")
+    text = args.text.read_text(encoding="utf-8") if args.text else "One step, then another. " * 200
+    out = args.out or Path(home.name) / "tuned"
 
     config, params = jaxgen.load(folder)
     tokenizer = jaxgen.open(folder).tokenizer

@@ -13,7 +13,7 @@ import numpy as np
 from jaxgen import arguments, files, settings, settings_yaml, tree
 from jaxgen.arguments import at_least
 from jaxgen.config import DType, ModelConfig
-from jaxgen.errors import CheckpointError, ConfigError, UserError, hub_advice
+from jaxgen.errors import CheckpointError, ConfigError, UserError, hub_advice, run_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
 from jaxgen.pretrained import hub_read, hub_write
@@ -126,7 +126,7 @@ def read_config(folder: Path) -> ModelConfig:
     if not path.exists() or not has_weights:
         raise CheckpointError(
             f"{folder} is no run: it lacks {CONFIG if has_weights else 'checkpoints/'}; "
-            f"`jaxgen train CONFIG.yaml --out {folder}` makes one"
+            f"{run_advice(folder)}"
         )
     try:
         mapping = settings_yaml.read_yaml(path)

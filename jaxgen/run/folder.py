@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxgen import files, settings_yaml
 from jaxgen import settings as sets
-from jaxgen.errors import CheckpointError, ConfigError, UserError
+from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.pretrained.chat_template import FILE as CHAT
 from jaxgen.pretrained.generation_config import GENERATION
 from jaxgen.run.settings import Settings, build_settings
@@ -100,10 +100,7 @@ def existing_settings(folder: Path) -> Settings:
         )
     settings = kept_settings(folder)
     if settings is None:
-        raise ConfigError(
-            f"{folder} is no run: it has no {CONFIG}; "
-            f"`jaxgen train CONFIG.yaml --out {folder}` makes one"
-        )
+        raise ConfigError(f"{folder} is no run: it has no {CONFIG}; {run_advice(folder)}")
     return settings
 
 

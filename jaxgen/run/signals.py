@@ -13,7 +13,9 @@ from types import FrameType, TracebackType
 from jaxgen.errors import BUG, INTERRUPTED, PREEMPTED, UserError
 
 GRACE = 2.0  # seconds the main thread has to answer, before it is taken to be out of reach
-NOTHING_LOST = b"stopped with nothing left to save; the same command goes on\n"
+NOTHING_LOST = "stopped with nothing left to save; the same command goes on"
+TWICE = "interrupted twice: ended at once; the same command goes on from what was saved"
+LAST_WORD = 1.0  # seconds that saying so may take where a disk or a terminal has stalled
 
 
 class StopRequest:
@@ -35,6 +37,7 @@ class StopRequest:
         self._pipe: tuple[int, int] | None = None
         self._polled = self._said = False
         self._rescue: Callable[[], None] | None = None
+        self.say_lost: Callable[[], None] = lambda: say(TWICE)  # what a second signal loses
         # Who holds it decides how the process ends: whoever leaves `rescue`, or the rescuer.
         self._lock = threading.Lock()
 
@@ -103,8 +106,7 @@ class StopRequest:
         """Say once that the run stops where it began."""
         if not self._said:
             self._said = True
-            with suppress(OSError):
-                os.write(2, NOTHING_LOST)  # a stream may be in the midst of another write
+            say(NOTHING_LOST)
 
     def _listen(self, pipe: int) -> None:
         """Answer for the main thread; ends when the pipe is closed."""
@@ -115,6 +117,9 @@ class StopRequest:
                 continue
             heard += [n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)]
             if len(heard) > 1:
+                speaker = threading.Thread(target=self.say_lost, daemon=True)
+                speaker.start()
+                speaker.join(LAST_WORD)
                 os._exit(INTERRUPTED if heard[-1] == signal.SIGINT else 128 + heard[-1])
             self.signal = self.signal or (heard[0] if heard else None)
 
@@ -134,6 +139,13 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
         os.close(pipe[1])
+
+
+def say(line: str) -> None:
+    """Write a line on standard error, past its stream, which may be in the midst of a write."""
+    with suppress(OSError):
+        begin = "\n" if os.isatty(2) else ""  # a line that is renewed in its place ends there
+        os.write(2, f"{begin}{line}\n".encode())
 
 
 def _read(pipe: int, wait: float | None) -> bytes | None:

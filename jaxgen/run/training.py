@@ -19,7 +19,7 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops.cpu import allocator
 from jaxgen.profile import take
-from jaxgen.run import initial, messages, nonfinite_report, peers, preparing, profiling
+from jaxgen.run import initial, messages, nonfinite_report, peers, preparing, profiling, signals
 from jaxgen.run.folder import (
     ENVIRONMENT,
     LOCK,
@@ -43,6 +43,7 @@ from jaxgen.train.state import State, evaluation_params
 METRICS = "metrics.jsonl"
 # The verb that asks a model for what it has learned; of the others, generate.
 VERBS = {"masked": "fill-mask", "pairs": "translate", "chat": "chat", "classes": "classify"}
+LOST = "interrupted twice: not saved since step {0}; the same command goes on from step {0}"
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
 
@@ -130,13 +131,21 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
         track, config = settings.track, sets.as_dict(run.settings)
         more = {"validation_pending": pending, "track": track, "config": config}
         logger = Log(run.folder, total_steps=total, resume_step=begin, **more)
+
+    def say_lost() -> None:
+        line = LOST.format(max(directory.list_steps(checkpoints.folder), default=0))
+        signals.say(line)
+        log.note(line)
+        log.settle()
+
     with logger as log, messages.collected(log.note, log.say):
+        stop.say_lost = say_lost
         try:
             if restored is not None:
                 batches.restore(restored.extra["data"])
                 for warning in restored.warnings:
                     log.say(f"warning: {warning}")
-                log.say(f"resuming at step {begin} of {settings.steps}")
+                log.say(_where(run, begin))
             if removed:
                 log.say(f"removed the later steps {', '.join(map(str, removed))}")
             _say_changes(run, begin, log)
@@ -171,6 +180,14 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
             log.say(f"ended at step {done}: {stopping.why()}")
         if run.group.first:
             _conclude(run, log)
+
+
+def _where(run: Run, begin: int) -> str:
+    steps, epochs = run.settings.train.steps, run.settings.train.epochs
+    if begin < steps:
+        return f"resuming at step {begin} of {steps}"
+    more = f"train.steps={2 * begin}" if epochs is None else f"train.epochs={2 * epochs:g}"
+    return f"all {steps} steps are made; `jaxgen train {run.folder} {more}` goes on"
 
 
 def _remove_later(run: Run, step: int) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 import jaxgen as package
 from jaxgen import run
 from jaxgen.cli import paths, train
+from jaxgen.errors import nearest
 from jaxgen.settings import fields_help
 
 COMMAND = [sys.executable, "-m", "jaxgen"]
@@ -29,6 +30,13 @@ def touch(*names):
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("")
+
+
+def begun(name):
+    """Make the folder of a run."""
+    folder = Path("runs") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(TINY)
 
 
 def refused(result, *parts):
@@ -79,6 +87,29 @@ def test_a_run_folder_goes_on_with_its_run(jaxgen, calls, tmp_path):
     assert refused(jaxgen("train", "runs/a", "--out", "runs/b"), "goes on in its own folder")
     shown = jaxgen("train", "runs/a", "--print-config", "model.layers=5")
     assert "layers: 5" in shown.out and len(calls) == 2
+
+
+def test_a_run_goes_on_by_its_name_unless_a_text_or_a_config_has_it(jaxgen, calls, chosen):
+    for name in ("skip", "debug", "mine"):
+        begun(name)
+    touch("mine")
+    assert jaxgen("train", "skip", "train.steps=9").code == 0
+    assert calls[-1][:2] == ("resume", (Path("runs/skip"), ("train.steps=9",)))
+    for word in ("debug", "mine"):
+        assert jaxgen("train", word, "--out", "x").code == 0 and calls[-1][0] == "train"
+    assert refused(jaxgen("train", "skip2"), "did you mean 'runs/skip'?")
+    assert refused(jaxgen("doctor", "skip2"), "did you mean 'runs/skip'?")
+
+
+def test_what_is_refused_is_never_suggested():
+    assert nearest("skip", ["skip", "skip2"]) == " (did you mean 'skip2'?)"
+    assert nearest("runs/skip", ["skip"], prefix="runs/") == ""
+
+
+def test_nothing_is_said_of_training_before_an_override_was_read(jaxgen, calls):
+    begun("skip")
+    assert refused(jaxgen("train", "runs/skip", "train.stpes=3"), "did you mean 'train.steps'?")
+    assert not calls
 
 
 def test_keys_lists_every_key_with_default_and_meaning(jaxgen, calls):
@@ -150,7 +181,8 @@ def test_texts_are_trained_on_in_a_run_of_the_first_ones_name(jaxgen, calls, cho
 
 
 def test_text_that_has_a_run_goes_on_with_it_unless_forced(jaxgen, calls, chosen):
-    touch("my.txt", "runs/my/config.yaml")
+    touch("my.txt")
+    begun("my")
     jaxgen("train", "my.txt", "train.steps=9")
     name, arguments, options = calls[-1]
     assert name == "resume" and not options["force"]
@@ -196,6 +228,9 @@ MISTAKES = [
     (["train", "tiny.yaml", "7"], "unexpected word '7'", "SECTION.KEY=VALUE"),
     (["train", "my.txt"], "my.txt: no such config, run or text"),
     (["train", "tiny.yaml", "--minutes", "3"], "--minutes=3", "set train.steps"),
+    (["train", "no.txt", "--minutes", "3"], "no.txt: no such config, run or text"),
+    (["train", "tiny.yaml", "--minutes", "0"], "--minutes=0 must be more than 0"),
+    (["train", "tiny.yaml", "--minutes", "-1"], "--minutes=-1 must be more than 0"),
     (["train", "tiny.yaml", "--from", "x"], "--from x is no checkpoint"),
     (
         ["train", "openai/gpt2"],
@@ -218,7 +253,7 @@ MISTAKES = [
     (["eval", "tiny.yaml"], "tiny.yaml is a file"),
     (["eval", "quickstrt"], "no such run"),
     (["eval", ".", "--split", "tset"], '"tset"', 'did you mean "test"?'),
-    (["eval", ".", "more"], "unexpected word 'more'"),
+    (["eval", ".", "more.txt"], "unexpected word 'more.txt'", "write data.files=more.txt"),
     (["quickstart", "fast"], "unexpected word 'fast'"),
     (["verify", "shards", "tiny", "--steps", "0"], "--steps=0 must be at least 1"),
     (["report", ".", "--prompt-tokens", "1"], "--prompt-tokens=1 must be at least 2"),

@@ -269,7 +269,7 @@ REFUSED = [
     (["--prompt", "a", "--temprature", "1"], "'--temprature'", "did you mean '--temperature'?"),
     (["--prompt", "a", "--until", "full"], "'--until'", "did you mean '--early-stopping'?"),
     (["--prompt"], "--prompt needs a value"),
-    (["stray"], "unexpected 'stray'"),
+    (["a stray"], "unexpected 'a stray'", "write --prompt 'a stray'"),
 ]
 
 
@@ -307,11 +307,13 @@ def test_unusable_standard_input_is_refused_with_the_place(generate, calls, raw,
         ('{"prompt": 3}', ["p.jsonl:1", "prompt"]),
         ('{"prompt": ""}', ["p.jsonl:1 is empty"]),
         ('{"prompt": "a", "beems": 3}', ["p.jsonl:1", "'beems'", "did you mean 'beams'?"]),
-        ('{"prompt": "a", "beams": "3"}', ["p.jsonl:1", "--beams='3'"]),
-        ('{"prompt": "a", "do_sample": false, "top_p": 0.5}', ["p.jsonl:1", "--top-p=0.5"]),
+        ('{"prompt": "a", "beams": "3"}', ["p.jsonl:1", ": beams='3'"]),
+        ('{"prompt": "a", "do_sample": false, "top_p": 0.5}', ["p.jsonl:1", ": top_p=0.5"]),
         ('{"prompt": "a", "dola": "most"}', ["p.jsonl:1", "dola='most'"]),
-        ('{"prompt": "a", "until": "full"}', ["p.jsonl:1", "did you mean '--early-stopping'?"]),
-        ('{"prompt": "a", "top_p": 2.0}', ["p.jsonl:1", "top-p=2.0"]),
+        ('{"prompt": "a", "until": "full"}', ["p.jsonl:1", "did you mean 'early_stopping'?"]),
+        ('{"prompt": "a", "--max-new-tokens": 2}', ["p.jsonl:1", "did you mean 'max_new_tokens'"]),
+        ('{"prompt": "a", "top_p": 2.0}', ["p.jsonl:1", "top_p=2.0"]),
+        ("The king", ["p.jsonl:1 is no JSON", 'as {"prompt": ...}', "--prompt @p.jsonl"]),
     ],
 )
 def test_a_line_that_can_not_be_is_refused_with_its_place(generate, calls, tmp_path, text, parts):

@@ -44,6 +44,12 @@ def test_a_config_is_a_mapping_a_file_or_a_mistake(monkeypatch):
     assert calls[1][0][0].train.warmup == 0
     with pytest.raises(ConfigError, match="train: what=3 is an integer"):
         jaxgen.train(3)
+    with pytest.raises(ConfigError, match=r"train: minute= .*did you mean 'minutes'\?"):
+        jaxgen.train("my.txt", minute=1)
+    with pytest.raises(ConfigError, match=r"train: model_= .*did you mean 'model'\?"):
+        jaxgen.train("my.txt", model_={})
+    with pytest.raises(ConfigError, match=r"train: minutes=0.* must be greater than 0"):
+        jaxgen.train("my.txt", minutes=0)
     with pytest.raises(ConfigError, match="give out="):
         jaxgen.train(mapping)
     with pytest.raises(ConfigError, match=r"did you mean 'train\.steps'"):

@@ -99,6 +99,22 @@ def planted(process, moment):
     return lambda: f"planted: {moment}" in process.said()
 
 
+def test_a_run_that_is_interrupted_twice_says_what_is_lost(config, start, tmp_path):
+    folder, every = tmp_path / "twice", ("train.validate_every=3", "checkpoint.every=1")
+    process = start(
+        "train", config, "--out", folder, UNSAMPLED, *every, plant=commands.stuck_validating
+    )
+    wait_for(planted(process, "validating"), process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    code, said = process.end()
+    kept = int(checkpoints(folder)[-1])
+    line = f"not saved since step {kept}; the same command goes on from step {kept}"
+    assert code == 130 and said.count(f"interrupted twice: {line}\n") == 1, said
+    assert (folder / "log.txt").read_text().endswith(f"interrupted twice: {line}\n")
+
+
 @dataclass(frozen=True)
 class Stop:
     """A signal at a moment of a run; `step`: of the checkpoint there is then, None for none."""

@@ -98,8 +98,9 @@ def test_a_second_signal_ends_it_at_once_even_in_c_code(number, code):
     time.sleep(0.1)
     began = time.monotonic()
     process.send_signal(number)
-    process.communicate(timeout=60)
+    err = process.communicate(timeout=60)[1]
     assert process.returncode == code
+    assert err.startswith("interrupted twice: ") and err.count("\n") == 1
     assert time.monotonic() - began < 10
 
 

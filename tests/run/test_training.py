@@ -126,6 +126,8 @@ def test_a_run_without_a_step_is_begun_anew_and_force_does_so_with_steps(
         plant.setattr(training, "fit", fail)
         assert here("train", tiny, "--out", folder)[0] == 2
     assert (folder / "config.yaml").exists() and not (folder / "checkpoints").exists()
+    code, said = here("generate", folder, "--prompt", "a")
+    assert code == 4 and f"`jaxgen train {folder}` trains it" in said, said
     (folder / "mine.txt").write_text("notes")
     code, said = here("train", tiny, "--out", folder, "model.layers=2", "train.steps=2")
     assert code == 0 and "is begun anew; removed config.yaml, tokenizer" in said, said
@@ -147,6 +149,10 @@ def test_a_run_without_a_step_is_begun_anew_and_force_does_so_with_steps(
     code, said = here("train", folder, *words)
     assert code == 0 and "resuming at step 2" in said and "removed the later steps 4" in said, said
     assert "from step 2 on: train.learning_rate=0.01" in said and steps_of(folder) == [2, 4]
+
+    code, said = here("train", folder)
+    more = f"all 4 steps are made; `jaxgen train {folder} train.steps=8` goes on"
+    assert code == 0 and more in said and steps_of(folder) == [2, 4], said
 
 
 def test_what_a_killed_beginning_left_is_no_obstacle_and_another_folder_is_one(
