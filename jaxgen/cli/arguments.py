@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -56,11 +57,11 @@ def at_least(low: int) -> Parameter:
     return Parameter(converter=_whole, validator=validate, allow_leading_hyphen=True)
 
 
-def check_overrides(words: Sequence[str], remedy: str | None = None) -> None:
-    """Raise ConfigError for a word that is no SECTION.KEY=VALUE; remedy: "{}" stands for it."""
-    remedy = remedy or (
-        "after the config come overrides, written SECTION.KEY=VALUE as in train.steps=100"
-    )
+def check_overrides(words: Sequence[str], text: bool = False) -> None:
+    """Raise ConfigError for a word that is no SECTION.KEY=VALUE; text: it can only mean text."""
     for word in words:
         if "=" not in word:
-            raise ConfigError(f"unexpected word {word!r}: {remedy.format(word)}")
+            remedy = "after the config come overrides, SECTION.KEY=VALUE as in train.steps=100"
+            if text or Path(word).exists():
+                remedy = f"for other text write data.files={word}"
+            raise ConfigError(f"unexpected word {word!r}: {remedy}")

@@ -40,7 +40,7 @@ def evaluate(
         jaxgen eval runs/my data.files=other.txt --stride 64
         jaxgen eval models/gpt2 data.files=mine.txt
     """
-    arguments.check_overrides(overrides, "to measure on other text write data.files={}")
+    arguments.check_overrides(overrides, text=True)
     (folder, which), cache = paths.model(run, step), paths.cache()
     start.prepare_jax(cache)
     from jaxgen import run as runs

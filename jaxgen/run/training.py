@@ -131,15 +131,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
         track, config = settings.track, sets.as_dict(run.settings)
         more = {"validation_pending": pending, "track": track, "config": config}
         logger = Log(run.folder, total_steps=total, resume_step=begin, **more)
-
-    def say_lost() -> None:
-        line = LOST.format(max(directory.list_steps(checkpoints.folder), default=0))
-        signals.say(line)
-        log.note(line)
-        log.settle()
-
     with logger as log, messages.collected(log.note, log.say):
-        stop.say_lost = say_lost
+        stop.say_lost = partial(_say_lost, run, log)
         try:
             if restored is not None:
                 batches.restore(restored.extra["data"])
@@ -180,6 +173,13 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
             log.say(f"ended at step {done}: {stopping.why()}")
         if run.group.first:
             _conclude(run, log)
+
+
+def _say_lost(run: Run, log: Log | Mute) -> None:
+    line = LOST.format(max(directory.list_steps(run.checkpoints.folder), default=0))
+    signals.say(line)
+    log.note(line)
+    log.settle()
 
 
 def _where(run: Run, begin: int) -> str:

@@ -254,6 +254,8 @@ MISTAKES = [
     (["eval", "quickstrt"], "no such run"),
     (["eval", ".", "--split", "tset"], '"tset"', 'did you mean "test"?'),
     (["eval", ".", "more.txt"], "unexpected word 'more.txt'", "write data.files=more.txt"),
+    (["tokenize", "tiny.yaml", "left/x"], "unexpected word 'left/x'", "SECTION.KEY=VALUE"),
+    (["tokenize", "tiny.yaml", "tiny.yaml"], "write data.files=tiny.yaml"),
     (["quickstart", "fast"], "unexpected word 'fast'"),
     (["verify", "shards", "tiny", "--steps", "0"], "--steps=0 must be at least 1"),
     (["report", ".", "--prompt-tokens", "1"], "--prompt-tokens=1 must be at least 2"),
