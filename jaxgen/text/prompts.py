@@ -47,6 +47,9 @@ def ids_of(model: LoadedModel, text: Any) -> list[int]:
     if not isinstance(text, str):
         if isinstance(text[0], str):
             raise ConfigError(f"prompt={text!r:.60} is a list of texts; give one, or call complete")
+        odd = next((token for token in text if not isinstance(token, int | np.integer)), None)
+        if odd is not None:
+            raise ConfigError(f"prompt holds {odd!r:.40}, which is no token id; give integers")
         ids = [int(token) for token in text]
         check_ids(ids, model.tokenizer.vocab_size)
         return ids

@@ -131,6 +131,7 @@ def test_prompts_that_cannot_be_completed_are_refused(session):
     ("call", "part"),
     [(lambda s: s.generate(b"The"), "is bytes, not a text; give a str"),
      (lambda s: ids_of(s.model, 5), "prompt=5 is int, neither"),
+     (lambda s: ids_of(s.model, [1, 2.5]), "prompt holds 2.5, which is no token id"),
      (lambda s: ids_of(s.model, {"a": 1}), "is dict, neither a text nor token ids"),
      (lambda s: check_list([1, 2]), "texts[0]=1 is int, not a text"),
      (lambda s: check_list(["a", None]), "texts[1]=None is NoneType, not a text"),
