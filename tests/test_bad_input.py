@@ -76,7 +76,6 @@ def tokenizer_file(content: bytes | None, name="tok.model"):
 LINE = b'{"text": "fine"}\n'
 CONFIG = {
     "no config": (lambda: ["train", "tinny.yaml"], "did you mean"),
-    "config is a folder": (lambda: (Path("d").mkdir(), ["train", "d"])[1], "d is a folder"),
     "empty config": (lambda: text(""), "tiny.yaml is empty"),
     "unknown section": (lambda: text("modle: {}"), "unknown key 'modle' (did you mean 'model'?)"),
     "unknown key": (lambda: text("train: {step: 3}"), "'train.step' (did you mean 'train.steps'?)"),
@@ -164,6 +163,9 @@ DATA = {
     "lone surrogate": (lambda: corpus(LINE + b'{"text": "\\ud800"}\n'), "corpus.jsonl:2"),
     "truncated gzip": (lambda: corpus(gzip.compress(LINE * 99)[:-20], "c.jsonl.gz"), "c.jsonl.gz"),
     "truncated parquet": (lambda: corpus(b"PAR1 and no more", "c.parquet"), "c.parquet"),
+    "a folder without text": (
+        lambda: (Path("d").mkdir(), ["train", "d"])[1], "only folders without text match"
+    ),
     "no text": (lambda: corpus(b"%PDF-1.7\n\0\xff", "c.pdf"), "c.pdf"),
     "text shorter than the context": (lambda: train("model.context=9999"), "context"),
     "too little text": (lambda: corpus(b'{"text": "a"}\n'), "split"),
