@@ -32,6 +32,12 @@ TASKS: dict[str, dict[str, Any]] = {
         "data": {"sides": ["text", "label"]},
     },
 }
+WANTED = {
+    "chat": "messages or conversations; or name the field, data.field=KEY",
+    "pairs": "prompt and completion, or source and target; or name the two, data.sides=[A,B]",
+    "classes": "text and label; or name the two, data.sides=[A,B]",
+    "fine-tune": "text, messages, or prompt and completion; or name the field, data.field=KEY",
+}
 ABOUT = {
     "text": ("any text files or folders", "generate {} --prompt 'Once'"),
     "chat": ("a chat a line, system and more turns if you like", "chat {}"),
@@ -44,75 +50,150 @@ ABOUT = {
 def init(
     task: Annotated[Task, Parameter(help="what to train for")] = "text",
     /,
-    *files: Annotated[str, Parameter(help="your text or records; by default a sample is written")],
+    *files: Annotated[
+        str,
+        Parameter(help="your text or records, by default a sample; SECTION.KEY=VALUE: a key"),
+    ],
     out: Annotated[Path, Parameter(help="config to write")] = Path("my.yaml"),
     model: Annotated[
-        str | None, Parameter(help="fine-tune: the folder of the model to go on with")
+        str | None, Parameter(help="the folder of a model to go on with, for any task but text")
     ] = None,
 ) -> None:
     """Write a commented config for a task, to be trained as it is or edited.
 
     text: a decoder that goes on with text. chat, pairs, classes: from .jsonl files
-    of records. fine-tune: text for a model in a Hugging Face folder or a run. Sizes
-    are chosen for your files and this machine, as `jaxgen train FILE` does. Without
-    files the config names a small sample that is written beside it, to show how
-    records look; text and fine-tune take the documentation that ships with Python.
+    of records, whose first one says what their fields are called. fine-tune: text,
+    pairs or chats for a model in a Hugging Face folder or a run. Sizes are chosen
+    for your files and this machine, as `jaxgen train FILE` does. Without files the
+    config names a small sample that is written beside it, to show how records look;
+    text and fine-tune take the documentation that ships with Python.
 
     For example:
         jaxgen init                            then: jaxgen train my.yaml
         jaxgen init chat talks.jsonl --out talks.yaml
         jaxgen init fine-tune essays/ --model models/gpt2
+        jaxgen init text notes/ data.on_bad_record=skip
     """
     if out.suffix not in paths.SUFFIXES:
         raise ConfigError(f"--out {out} must end with .yaml")
-    if model is not None and task != "fine-tune":
+    if model is not None and task == "text":
         raise ConfigError(f"--model {model} is for fine-tune; `jaxgen init fine-tune --model ...`")
-    sample = out.with_suffix(".jsonl") if not files and task in SAMPLES else None
+    names = [word for word in files if "=" not in word or Path(word).exists()]
+    overrides = [word for word in files if word not in names]
+    sample = out.with_suffix(".jsonl") if not names and task in SAMPLES else None
     for path in (out, sample):
         if path is not None and path.exists():
             raise ConfigError(f"{path} exists; remove it, or give another --out")
     start.prepare_jax(paths.cache())
     from jaxgen import files as ground
 
-    names = list(files)
     if sample is not None:
         records = list(SAMPLES[task]())
         ground.write(sample, "".join(json.dumps(record) + "\n" for record in records))
         names = [os.path.relpath(sample)]
         print(f"wrote {sample}: {len(records)} records that show the format")
-    mapping = _mapping(task, names, model)
-    ground.write(out, _header(task, out) + commented(mapping))
-    if task == "fine-tune" and not Path(mapping["init_from"]).is_dir():
+    kind, mapping = _mapping(task, names, model, overrides)
+    ground.write(out, _header(kind, out, mapping) + commented(mapping))
+    if "init_from" in mapping and not Path(mapping["init_from"]).is_dir():
         print(f"{mapping['init_from']} is not here yet: `hf download gpt2 --local-dir {HOME}`")
     print(f"wrote {out}; train with `jaxgen train {out}`")
 
 
-def _mapping(task: str, names: Sequence[str], model: str | None) -> dict[str, Any]:
+def _mapping(
+    task: str, names: Sequence[str], model: str | None, overrides: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Return the task that the files are for, and its config."""
     from jaxgen import run
+    from jaxgen import settings as sets
     from jaxgen.data.labels import labels_of
-    from jaxgen.run import forecast, sizes
+    from jaxgen.run import sizes
 
-    if task == "fine-tune" or not names:
-        mapping = dict(_config("finetune_gpt2" if task == "fine-tune" else "quickstart"))
-        text = {"files": list(names)} if names else {"corpus": "python-docs"}
-        mapping["data"] = text
-        if task == "fine-tune":
-            mapping["init_from"] = model or HOME
-        return mapping
-    text = {"files": list(names)}
-    mapping = dict(sizes.choose(sizes.text_bytes(names), *forecast.this_machine()).mapping)
-    for section, keys in TASKS[task].items():
-        mapping[section] = {**mapping.get(section, {}), **keys}
-    mapping["data"] = {**text, **mapping.get("data", {})}
-    if task == "chat" and mapping["tokenizer"]["kind"] == "bytes":  # which ends no turn
+    tuned = task == "fine-tune" or model is not None
+    task, fields = _read_as(task, names, overrides)
+    mapping = _begun(names, (model or HOME) if tuned else None)
+    for section, keys in TASKS.get(task, {}).items():
+        kept = {name: keys[name] for name in keys if not (tuned and name == "topology")}
+        mapping[section] = {**mapping.get(section, {}), **kept}
+    mapping["data"] = {**mapping["data"], **fields}
+    small = task == "chat" and mapping.get("tokenizer") == {"kind": "bytes"}  # which ends no turn
+    if small:
         mapping["tokenizer"] = {"kind": "bpe", "vocab_size": PIECES}
+    mapping = sets.override(mapping, overrides)
+    # A model that is to be downloaded yet says nothing of itself.
+    there = tuned and Path(mapping["init_from"]).is_dir()
+    known = {key: mapping[key] for key in mapping if there or key != "init_from"}
+    settings = run.build_settings(known)
+    if small and mapping["tokenizer"] == {"kind": "bpe", "vocab_size": PIECES}:
+        settings = _with_own_pieces(settings)
+        mapping["tokenizer"] = {"kind": "bpe", "vocab_size": settings.tokenizer.vocab_size}
     if task == "classes":
-        classes = len(labels_of(run.build_settings(mapping).data))
-        mapping["model"] = {**mapping["model"], "classes": classes}
-    if task == "text":
-        mapping["sample"] = {"prompts": list(sizes.prompts(names))}
-    run.build_settings(mapping)
+        mapping["model"] = {**mapping["model"], "classes": len(labels_of(settings.data))}
+        run.build_settings({**known, "model": mapping["model"]})
+    if task == "text" and not tuned and names and not settings.sample.prompts:
+        prompts = sizes.prompts(settings.data, settings.model.context)
+        mapping["sample"] = {**mapping.get("sample", {}), "prompts": list(prompts)}
+    return task, mapping
+
+
+def _begun(names: Sequence[str], home: str | None) -> dict[str, Any]:
+    """Return the config that a task begins with; home: of the model to go on with, or None."""
+    from jaxgen.run import forecast, initial, sizes
+
+    data = {"files": list(names)} if names else {"corpus": "python-docs"}
+    if home is None and names:
+        choice = sizes.choose(sizes.text_bytes(names), *forecast.this_machine())
+        return {**choice.mapping, "data": data}
+    mapping = {**_config("quickstart" if home is None else "finetune_gpt2"), "data": data}
+    if home is not None:
+        context = initial.context_within(Path(home), mapping["model"]["context"])
+        mapping["model"] = {**mapping["model"], "context": context}
+        mapping["init_from"] = home
     return mapping
+
+
+def _read_as(
+    task: str, names: Sequence[str], overrides: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Return the task, which fine-tune takes from the records, and the keys of `data` it needs.
+
+    Raises ConfigError for records that lack its fields.
+    """
+    from jaxgen.data import records
+    from jaxgen.data.settings import FIELD
+    from jaxgen.data.sources import RECORDS, kind_of, sources
+
+    named = [word for word in overrides if word.startswith(("data.sides", "data.field"))]
+    if named or not names or task == "text":
+        pairs = task == "fine-tune" and any("sides" in word for word in named)
+        return "pairs" if pairs else task, {}
+    path = sources(names, ())[0][0]
+    record = records.first_record(path)
+    own, kind = records.task_of(record), task
+    if task == "fine-tune":
+        if not record or FIELD in record:
+            return task, {}
+        kind = "chat" if own == "chat" else "pairs"
+    fields = records.keys_for(kind, record)
+    if fields is None:
+        if kind_of(path) not in RECORDS:
+            raise ConfigError(f"{path} is plain text, but {task} needs records; give .jsonl")
+        has = ", ".join(map(repr, list(record)[:8])) or "no record"
+        other = f"; they look like {own}: `jaxgen init {own} {path}`" if own else ""
+        raise ConfigError(f"{path} has {has}, but {task} needs {WANTED[task]}{other}")
+    return kind, fields
+
+
+def _with_own_pieces(settings: Any) -> Any:
+    """Return the settings with as many pieces as their small text has."""
+    from jaxgen.run import inputs, sizes
+    from jaxgen.tokens.pieces import VocabularySizeError
+
+    for _ in range(2):  # too few at first, then perhaps too many
+        try:
+            inputs.make_tokenizer(settings)
+        except VocabularySizeError as error:
+            settings = sizes.with_pieces(settings, error.works)
+    return settings
 
 
 def _config(name: str) -> Mapping[str, Any]:
@@ -140,8 +221,10 @@ def commented(mapping: Mapping[str, Any]) -> str:
     return "\n".join(lines(mapping, "", "")).lstrip("\n") + "\n"
 
 
-def _header(task: str, out: Path) -> str:
+def _header(task: str, out: Path, mapping: Mapping[str, Any]) -> str:
     what, ask = ABOUT[task]
+    if task == "pairs" and "init_from" in mapping:
+        ask = "generate {} --prompt 'a text'"
     example = f"\n# A record: {json.dumps(next(SAMPLES[task]()))}" if task in SAMPLES else ""
     return (
         f"# Train with `jaxgen train {out}`, then ask with `jaxgen "

@@ -247,13 +247,24 @@ def task_of(
         return Task(folder, (*_files(names), *overrides), goes_on=True, **more)
     if any(word.startswith("init_from=") for word in overrides):
         config = paths.config(TUNED)
-        return Task(folder, (*_files(names), *overrides), config=config, **more)
+        context = _context_within(overrides)
+        return Task(folder, (*_files(names), *context, *overrides), config=config, **more)
     return Task(folder, overrides, texts=tuple(names), minutes=minutes, **more)
 
 
 def _files(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the override that makes texts the files of a config."""
     return (f"data.files={json.dumps(list(texts))}",) if texts else ()
+
+
+def _context_within(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the override that keeps the context of TUNED within that of init_from."""
+    from jaxgen import settings_yaml
+    from jaxgen.run import initial
+
+    folder = next(word for word in overrides if word.startswith("init_from=")).partition("=")[2]
+    most = settings_yaml.read_yaml(paths.config(TUNED))["model"]["context"]
+    return (f"model.context={initial.context_within(Path(folder), most)}",)
 
 
 def _print_keys() -> None:

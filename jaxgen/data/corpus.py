@@ -20,7 +20,8 @@ from jaxgen.data.document import Document
 from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import Chunk, encoded
 from jaxgen.data.reading import check_form, documents
-from jaxgen.data.settings import DataSettings, Form
+from jaxgen.data.records import classes_sides, first_record
+from jaxgen.data.settings import FIELD, DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
 from jaxgen.data.sources import Sources, kind_of, split_sources, text_below
 from jaxgen.data.split import SPLITS, assigned, split_kind
@@ -117,7 +118,8 @@ def prepare(
             if not (folder / ABOUT).exists():
                 raise
             reused = True
-    return replace(_open(folder, tokenizer, reused=reused), notes=notes)
+    corpus = _open(folder, tokenizer, reused=reused)
+    return replace(corpus, notes=(*notes, *corpus.notes))
 
 
 def _sweep(cache: Path) -> None:
@@ -148,21 +150,41 @@ def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
         [[(sums[path], kind_of(path)) for path in source] for source in split]
         for split in sources[:3]
     ]
-    return {"digests": digests, "stamps": stamps, "notes": tuple(_notes(settings, sources, sums))}
+    return {
+        "digests": digests,
+        "stamps": stamps,
+        "notes": tuple(_notes(settings, form, sources, sums)),
+    }
 
 
-def _notes(settings: DataSettings, sources: Sources, sums: dict[Path, str]) -> Iterator[str]:
+def _notes(
+    settings: DataSettings, form: Form, sources: Sources, sums: dict[Path, str]
+) -> Iterator[str]:
     """Yield what would otherwise be a surprise: text that is left out, or held out as well."""
     folders = [Path(name).expanduser() for name in settings.files]
     left = [path for folder in folders if folder.is_dir() for path in text_below(folder)[1]]
     if left:
         yield f"left out as empty or no text: {_listed(left)}"
+    if form == "text" and settings.field == FIELD:
+        yield from _labelled(sources)
     if sources.withheld:
         names = _listed([source[0] for source in sources.withheld])
         yield f"{names}: in data.files, but left out of training as validation or test text"
     held = {sums[path]: path for source in [*sources.valid, *sources.test] for path in source}
     for path in (path for source in sources.train for path in source if sums[path] in held):
         yield f"warning: {path} is training text and holds the same bytes as {held[sums[path]]}"
+
+
+def _labelled(sources: Sources) -> Iterator[str]:
+    """Yield a note if the text has a label beside it, which a model of text never sees."""
+    path = sources.train[0][0]
+    record = first_record(path)
+    sides = classes_sides(record)
+    if sides is not None and sides[0] == FIELD and isinstance(record[sides[1]], str):
+        yield (
+            f"the records of {path} have labels, which are not read: `jaxgen init classes {path}` "
+            f"writes a config that learns them"
+        )
 
 
 def _listed(paths: list[Path]) -> str:
@@ -230,7 +252,7 @@ def _write(
         for writer in writers.values():
             writer.abandon()
         raise
-    _check(settings, writers, tally.skipped)
+    _check(settings, writers, tally.skipped, form)
     if progress:
         progress(total, total)
     for split in SPLITS:
@@ -240,6 +262,7 @@ def _write(
         "digest": text.hexdigest(),
         "fingerprint": fingerprint,
         "skipped": dict(tally.skipped),
+        "bad": [tally.bad, tally.first_bad],
     }
     files.write_json(draft / ABOUT, about)
 
@@ -292,8 +315,11 @@ def _total(settings: DataSettings, form: Form) -> int:
     return sum(size for _, size, _ in _stamps(settings))
 
 
-def _check(settings: DataSettings, writers: dict[str, ShardWriter], skipped: Counter) -> None:
-    counts = {split: len(writer.offsets) - 1 for split, writer in writers.items()}
+def _check(
+    settings: DataSettings, writers: dict[str, ShardWriter], skipped: Counter, form: Form
+) -> None:
+    sides = 1 if form == "text" else 2  # which are documents of a shard each
+    counts = {split: (len(writer.offsets) - 1) // sides for split, writer in writers.items()}
     total = sum(counts.values())
     if not total:
         why = ", ".join(f"{reason}: {n}" for reason, n in skipped.items())
@@ -306,12 +332,13 @@ def _check(settings: DataSettings, writers: dict[str, ShardWriter], skipped: Cou
             )
     for split in ("train", "valid"):
         if not counts[split] and (split == "train" or settings.fractions[0]):
-            fix = "give more text"
+            what, fix = ("document", "give more text") if sides == 1 else ("record", "give more")
             if settings.split == "hash":
-                fix = "set data.split=tail, which cuts inside documents, or give more of them"
+                cuts = "cuts inside documents" if sides == 1 else "counts records"
+                fix = f"set data.split=tail, which {cuts}, or give more of them"
             raise DataError(
-                f"the {settings.split} split of {total} documents leaves the {split} split "
-                f"without text; {fix}"
+                f"the {settings.split} split of {total} {what}{'s' * (total != 1)} leaves the "
+                f"{split} split without text; {fix}"
             )
 
 
@@ -323,6 +350,7 @@ def _open(folder: Path, tokenizer: Encoder, *, reused: bool) -> Corpus:
     try:
         about = json.loads((folder / ABOUT).read_bytes())
         digest, skipped = str(about["digest"]), dict(about["skipped"])
+        bad, first_bad = about.get("bad", (0, ()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / ABOUT} is damaged; remove {folder} to write it anew") from error
     if reused:
@@ -337,4 +365,11 @@ def _open(folder: Path, tokenizer: Encoder, *, reused: bool) -> Corpus:
         folder=folder,
         reused=reused,
         skipped=skipped,
+        notes=tuple(_bad_notes(bad, first_bad)),
     )
+
+
+def _bad_notes(count: int, first: Sequence[str]) -> Iterator[str]:
+    if count:
+        more = f"; and {count - len(first)} more" if count > len(first) else ""
+        yield f"left out as malformed (data.on_bad_record=skip), {count}: {'; '.join(first)}{more}"

@@ -10,13 +10,15 @@ from typing import Any
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
+from jaxgen.data.records import advice
 from jaxgen.data.settings import FIELD, MESSAGES, DataSettings, Form
-from jaxgen.data.sources import Source, kind_of, parallel, signature, sources, split_sources
+from jaxgen.data.sources import Source, kind_of, no_text, parallel, sources, split_sources
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
 FORMS = {"text": "plain text", "messages": "chats"}
 ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
+UTF8 = "convert it to UTF-8 (iconv -f latin1 -t utf-8 FILE)"
 DEEPEST = 4  # objects in objects whose fields a message lists
 
 
@@ -87,8 +89,10 @@ def _of_source(
 ) -> Iterator[Document]:
     def bad(error: Bad) -> None:
         if settings.on_bad_record == "stop":
-            raise DataError(f"{error}; mend it, or set data.on_bad_record: skip") from error
-        tally.skipped[error.reason] += 1
+            raise DataError(
+                f"{error}; {error.fix}, or leave it out with data.on_bad_record=skip"
+            ) from error
+        tally.skip(error)
 
     with ground.refusals(source[0]):
         try:
@@ -140,9 +144,8 @@ def _text_file(
             f"train.{{side}}.txt, or give .jsonl",
         )
     raw = _whole(path, tally)
-    if what := signature(raw):
-        fix = "save it as UTF-8" if what == "UTF-16" else "convert it, or name it for what it is"
-        raise Bad("no text", f"{path} is {what}, not UTF-8 text; {fix}")
+    if refusal := no_text(path, raw):
+        raise refusal
     text = _decoded(raw.removeprefix(b"\xef\xbb\xbf"), str(path), len(raw))
     yield (_sound(text, str(path)),)
 
@@ -227,7 +230,8 @@ def _field(record: dict, key: str, where: str) -> str:
         if not isinstance(value, dict) or name not in value:
             keys = list(_keys(record))
             near = nearest(key, keys) or f"; it has {', '.join(map(repr, keys[:8])) or 'none'}"
-            raise Bad("no such field", f"{where} has no field {key!r}{near}")
+            fix = advice(record, key, where.rpartition(":")[0])
+            raise Bad("no such field", f"{where} has no field {key!r}{near}", fix)
         value = value[name]
     if isinstance(key, Messages):
         return _of_messages(value, key, where)
@@ -311,7 +315,8 @@ def _check_column(schema: Any, key: str, path: Path) -> None:
     columns = dict(_columns(schema))
     if key not in columns:
         near = nearest(key, columns) or f"; it has {', '.join(map(repr, list(columns)[:8]))}"
-        raise Bad("no such field", f"{path} has no column {key!r}{near}")
+        fix = advice(dict.fromkeys(columns, ""), key, str(path))
+        raise Bad("no such field", f"{path} has no column {key!r}{near}", fix)
     held, kinds = columns[key], pyarrow.types
     held = held.value_type if kinds.is_dictionary(held) else held
     if isinstance(key, Messages) and (kinds.is_list(held) or kinds.is_large_list(held)):
@@ -374,6 +379,7 @@ def _decoded(raw: bytes, where: str, size: int, base: int = 0) -> str:
         raise Bad(
             "not UTF-8",
             f"{where} is not UTF-8 at byte offset {offset} (0x{raw[error.start]:02x})",
+            UTF8,
         ) from error
 
 

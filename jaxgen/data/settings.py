@@ -43,7 +43,7 @@ class DataSettings:
     )
     split: Literal["auto", "hash", "tail"] = option(
         f"hash: whole documents by their sha256; tail: the last of the text; auto: tail for fewer "
-        f"than {FEW} documents",
+        f"than {FEW} documents, or where a hash gives training or validation none",
         "auto",
     )
     valid_fraction: float | None = option(

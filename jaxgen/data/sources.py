@@ -129,6 +129,20 @@ def signature(head: bytes) -> str | None:
     return next((what for start, what in SIGNATURES.items() if head.startswith(start)), None)
 
 
+def no_text(path: Path, raw: bytes) -> Bad | None:
+    """Return why the bytes of a file can't be text, if they can't whatever the encoding."""
+    what, fix = signature(raw), "convert it, or name it for what it is"
+    if what is not None:
+        fix = "save it as UTF-8" if what == "UTF-16" else fix
+        return Bad("no text", f"{path} is {what}, not UTF-8 text", fix)
+    try:
+        if b"\0" in raw[:SNIFFED]:
+            raw.decode()  # a NUL in what is text otherwise has a place that can be told
+    except UnicodeDecodeError:
+        return Bad("no text", f"{path} is no text", "give files of text")
+    return None
+
+
 def kind_of(path: Path) -> str:
     """Return the suffix that tells how to read a file, in small letters and without .gz."""
     return (path.with_suffix("") if is_packed(path) else path).suffix.lower()

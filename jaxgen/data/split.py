@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import islice
 from typing import Literal
 
 from jaxgen.data.document import Document
@@ -41,8 +40,12 @@ def split_kind(settings: DataSettings, form: Form) -> Literal["hash", "tail"]:
     """Return how the text is split: what data.split says, or what its auto means for it."""
     if settings.split != "auto":
         return settings.split
-    some = islice(documents(settings, form=form), FEW)
-    return "tail" if sum(1 for _ in some) < FEW else "hash"
+    lacking = {"train", "valid"} if settings.fractions[0] else {"train"}
+    for number, document in enumerate(documents(settings, form=form), 1):
+        lacking.discard(_by_hash(document.text, settings))
+        if number >= FEW and not lacking:
+            return "hash"
+    return "tail"
 
 
 def training_texts(settings: DataSettings, *, form: Form = "text") -> Iterator[str]:
@@ -98,8 +101,7 @@ def _tail_whole(
 
 def _ends(settings: DataSettings, total: int) -> dict[str, int]:
     valid, test = settings.fractions
-    return {
-        "train": int(total * (1 - valid - test)),
-        "valid": int(total * (1 - test)),
-        "test": total,
-    }
+    train, held = int(total * (1 - valid - test)), int(total * (1 - test))
+    if valid and train == held and total > 1:  # a fraction of few leaves one all the same
+        train, held = (train - 1, held) if train > 1 else (train, held + 1)
+    return {"train": train, "valid": held, "test": total}

@@ -13,23 +13,36 @@ from jaxgen.files import human
 BLOCK = 1 << 20
 MAX_RECORD = 1 << 30  # bytes of a line, or of a text file
 MAX_RATIO = 200  # of gzip: text compresses 3 to 20 times, a bomb 1000 times
+SHOWN = 3  # malformed records that are named
 FREE = 64 << 20  # bytes that may come out at any ratio
 
 
 class Bad(Exception):  # noqa: N818  a record is bad, the program is not
-    """A malformed record: a short reason, by which it is counted, and a line that says where."""
+    """A malformed record: a short reason, by which it is counted, a line that says where, a fix."""
 
-    def __init__(self, reason: str, line: str) -> None:
+    def __init__(self, reason: str, line: str, fix: str = "mend it") -> None:
         super().__init__(line)
-        self.reason = reason
+        self.reason, self.fix = reason, fix
 
 
 @dataclass
 class Tally:
-    """What reading has come to so far: bytes read on disk, and records skipped by reason."""
+    """What reading has come to so far: bytes read on disk, and records skipped by reason.
+
+    bad: how many of them were malformed; first_bad: what was wrong with the first SHOWN, and where.
+    """
 
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+
+    def skip(self, error: Bad) -> None:
+        """Count a malformed record that is left out."""
+        self.skipped[error.reason] += 1
+        self.bad += 1
+        if self.bad <= SHOWN:
+            self.first_bad.append(str(error))
 
 
 def is_packed(path: Path) -> bool:

@@ -18,6 +18,7 @@ from jaxgen.pretrained.chat_template import (
     has_chat_template,
     read_chat_template,
 )
+from jaxgen.pretrained.hub_tokenizer import named_pieces
 from jaxgen.run.settings import Settings
 from jaxgen.tokens.protocol import Special, Tokenizer
 
@@ -91,8 +92,8 @@ class ChatEncoder:
 def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -> ChatTemplate:
     """Return the template of a run's chats: its own (folder), or what a new run begins with.
 
-    That is objective.template, the one of init_from, or for a tokenizer that was made for the run
-    the plain one. Raises ConfigError if there is none.
+    That is objective.template, the one of init_from, or else the plain one. Raises ConfigError if
+    that can't be, for want of an eos.
     """
     if folder is not None and has_chat_template(folder):
         return read_chat_template(folder)
@@ -101,6 +102,8 @@ def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -
     if source is not None and has_chat_template(source):
         of_folder = read_chat_template(source)
     names = of_folder.names if of_folder else _names(tokenizer)
+    if not names and source is not None and source.is_dir():
+        names = named_pieces(source)
     if path is not None:
         try:
             text = read_artifact(path, "chat template", MAX_BYTES).decode()
@@ -109,9 +112,10 @@ def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -
         return ChatTemplate(text, names, str(path))
     if of_folder is not None:
         return of_folder
-    if source is not None:
+    if source is not None and not names.get("eos_token"):
         raise ConfigError(
-            f"init_from={source} has no chat template; give objective.template, a Jinja file"
+            f"init_from={source} has no chat template, and no eos that ends a turn of the plain "
+            f"one; give objective.template, a Jinja file"
         )
     if not names.get("eos_token"):
         raise ConfigError(

@@ -136,7 +136,7 @@ def _text(
     prepare = partial(inputs.prepare, tokenizer=model.tokenizer, cache=cache, folder=folder)
     given = _names_text(assignments)
     part: Split = split or "valid"
-    other = "other text than the run was trained on" if is_run else "the files given"
+    other = "data.corpus" if model.settings.data.corpus else "data.files"
     chosen = split is not None or any(word.startswith(SPLITTING) for word in assignments)
     if is_run:
         try:

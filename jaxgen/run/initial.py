@@ -29,7 +29,8 @@ SHOWN = 6
 class Initial:
     """Parameters to begin with: those of the folder; what is missing of them is drawn.
 
-    grown: those with more rows than in the folder, for a larger vocabulary.
+    grown: those with more rows than in the folder, for a larger vocabulary. beyond: what to know
+    of a context that the folder's model has not been trained with, or nothing.
     """
 
     params: Mapping[str, np.ndarray]  # by path
@@ -37,6 +38,7 @@ class Initial:
     left: tuple[str, ...]
     digest: str
     grown: tuple[str, ...] = ()
+    beyond: str = ""
 
     def told(self, folder: Path) -> str:
         """Return a line that says what comes from where."""
@@ -44,7 +46,7 @@ class Initial:
         parts += [f"{word} {', '.join(names)}" for word, names in
                   (("drawn anew:", self.fresh), ("left behind:", self.left),
                    ("new rows at the mean of the old ones:", self.grown)) if names]  # fmt: skip
-        return "; ".join(parts)
+        return "; ".join([*parts, self.beyond] if self.beyond else parts)
 
 
 def fields(folder: Path) -> dict[str, Any]:
@@ -55,6 +57,11 @@ def fields(folder: Path) -> dict[str, Any]:
     _check_folder(folder)
     found = sets.as_dict(models.read_config(folder))
     return {name: value for name, value in found.items() if name != "param_dtype"}
+
+
+def context_within(folder: Path, most: int) -> int:
+    """Return a context for a run that begins with a folder: `most`, or its own if that is less."""
+    return min(most, models.read_config(folder).context) if folder.is_dir() else most
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
@@ -138,7 +145,9 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initia
             f"init_from={folder} does not fit the model: {'; '.join(wrong[:SHOWN])}{more}"
         )
     about = tuple(sorted(fresh)), tuple(sorted(left)), _digest(kept), tuple(grown)
-    return Initial(kept, *about)
+    own = models.read_config(folder).context
+    beyond = f"model.context={config.context} is more than the {own} it was trained with"
+    return Initial(kept, *about, beyond if config.context > own else "")
 
 
 def _grow(table: np.ndarray, rows: int) -> np.ndarray:

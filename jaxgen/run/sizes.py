@@ -32,6 +32,8 @@ PIECES = 16
 STEPS = (100, 1500, 50_000)  # the fewest, those that the batch is chosen for, the most
 UTILISATION = 0.3  # of an accelerator's peak
 PACKED = 3  # bytes of text in a byte of gzip
+SHORTEST = 8  # context, of a text that has not one row of a longer one
+TRAINED = 0.9  # part of a text that is left for training
 PROMPT = 4  # words of the text that its samples go on from
 
 
@@ -137,6 +139,8 @@ def _choice(
     chip: Chip,
     count: int,
 ) -> _Sized:
+    while model.context > SHORTEST and model.context >= TRAINED * text_tokens:
+        model = model._replace(context=model.context // 2)
     pieces = min(vocabulary.pieces, PIECES * model.d_model)
     work = 6 * (model.weights + (pieces or 256) * model.d_model)  # FLOPs of a token
     seen = 60 * minutes * rate / work
@@ -216,10 +220,9 @@ def text_settings(
             del mapping[section]
     mapping["data"] = {"files": list(names)}
     settings = build_settings(sets.override(mapping, assignments))
-    if not any(one.startswith("sample") for one in assignments) and settings.objective.name == (
-        "causal"
-    ):
-        sample = replace(settings.sample, prompts=prompts(settings.data.files))
+    given = any(one.startswith("sample.prompts") for one in assignments)
+    if settings.objective.name == "causal" and not given and not settings.sample.prompts:
+        sample = replace(settings.sample, prompts=prompts(settings.data, settings.model.context))
         settings = replace(settings, sample=sample)
     return settings, choice
 
@@ -236,8 +239,10 @@ def text_bytes(names: Sequence[str]) -> int:
     return size
 
 
-def prompts(names: Sequence[str]) -> tuple[str, ...]:
-    """Return how a text begins, for samples to go on from."""
-    first = next(iter(data.documents(data.DataSettings(files=tuple(names)))), None)
-    words = () if first is None else first.text.split(maxsplit=PROMPT)[:PROMPT]
-    return (" ".join(words),) if words else ()
+def prompts(settings: data.DataSettings, context: int) -> tuple[str, ...]:
+    """Return how a text begins, for samples to go on from; it takes half of the context at most."""
+    first = next(iter(data.documents(settings)), None)
+    words = [] if first is None else first.text.split(maxsplit=PROMPT)[:PROMPT]
+    # No tokenizer makes more tokens than bytes.
+    prompt = " ".join(words).encode()[: context // 2].decode(errors="ignore").strip()
+    return (prompt,) if prompt else ()

@@ -20,6 +20,7 @@ from jaxgen.models import api
 from jaxgen.ops.cpu import allocator
 from jaxgen.profile import take
 from jaxgen.run import initial, messages, nonfinite_report, peers, preparing, profiling, signals
+from jaxgen.run.conversations import PLAIN
 from jaxgen.run.folder import (
     ENVIRONMENT,
     LOCK,
@@ -231,6 +232,13 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
         f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
         f"training tokens, vocabulary {config.V}"
     )
+    for line in corpus.notes:  # shown before there was a log
+        log.note(line)
+    if run.settings.init_from and run.chat_template and run.chat_template.source == PLAIN:
+        log.say(
+            f"{run.settings.init_from} has no chat template, so chats are laid by a plain one "
+            f"(User: ..., eos); objective.template names another"
+        )
     for setting in allocator.tune():
         log.note(setting)
     for name, value in partitioner.compile_options_for(run.settings.mesh.form, run.mesh).items():

@@ -79,3 +79,58 @@ def test_nothing_is_written_over_and_contradictions_are_refused(here, tmp_path):
     ):
         code, said = here("init", *words)
         assert code == 2 and part in said and said.count("\n") == 1, said
+
+
+def _write(path, record):
+    rows = [
+        {key: f"{value} {i}" if isinstance(value, str) and key != "label" else value
+         for key, value in record.items()} | ({"label": "ab"[i % 2]} if "label" in record else {})
+        for i in range(30)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
+PROMPTS = {"prompt": "what is", "completion": "it is"}
+
+
+def test_records_say_what_they_are_for_or_are_refused_at_once(here, tmp_path):
+    _write(tmp_path / "qa.jsonl", PROMPTS)
+    _write(tmp_path / "chat.jsonl", CHAT)
+    _write(tmp_path / "odd.jsonl", {"a": 1, "b": "x"})
+    (tmp_path / "t.txt").write_text("some text")
+    for task, name, part in (
+        ("pairs", "chat.jsonl", "`jaxgen init chat chat.jsonl`"),
+        ("chat", "qa.jsonl", "has 'prompt', 'completion', but chat needs messages"),
+        ("classes", "odd.jsonl", "has 'a', 'b', but classes needs text and label"),
+        ("fine-tune", "odd.jsonl", "but fine-tune needs text"),
+        ("pairs", "t.txt", "t.txt is plain text, but pairs needs records"),
+    ):
+        code, said = here("init", task, name)
+        assert code == 2 and part in said and not (tmp_path / "my.yaml").exists(), said
+    for name, task, sides in (("qa", "pairs", ["prompt", "completion"]), ("chat", "chat", None)):
+        code, said = here("init", "fine-tune", f"{name}.jsonl", "--out", f"{name}.yaml")
+        mapping = settings_yaml.read_yaml(tmp_path / f"{name}.yaml")
+        assert code == 0 and mapping["objective"]["name"] == task, said
+        assert mapping["data"].get("sides") == sides and mapping["init_from"] == "models/gpt2"
+    code, said = here("init", "pairs", "qa.jsonl", "train.steps=7", "data.on_bad_record=skip")
+    mapping = settings_yaml.read_yaml(tmp_path / "my.yaml")
+    assert code == 0 and mapping["train"]["steps"] == 7, said
+    assert mapping["data"]["on_bad_record"] == "skip"
+
+
+def test_chats_go_on_with_a_run_without_a_template_and_a_context_within_its_own(here, tmp_path):
+    (tmp_path / "a.md").write_text("the cat sat on the mat, said the old man. " * 40)
+    pieces = ["tokenizer.kind=bpe", "tokenizer.vocab_size=280", "model.context=32"]
+    assert here("train", "a.md", *FAST, *pieces)[0] == 0
+    _write(tmp_path / "chat.jsonl", CHAT)
+    code, said = here("init", "chat", "chat.jsonl", "--model", "runs/a")
+    mapping = settings_yaml.read_yaml(tmp_path / "my.yaml")
+    assert code == 0 and mapping["model"]["context"] == 32, said
+    assert mapping["train"]["steps"] == 10 * mapping["train"]["validate_every"]
+    fast = [word for word in FAST if "layers" not in word]
+    code, said = here("train", "my.yaml", "model.context=48", *fast)
+    assert code == 0 and "has no chat template, so chats are laid by a plain one" in said, said
+    assert "model.context=48 is more than the 32" in said, said
+    code, said = here("train", "a.md", "init_from=runs/a", "--out", "runs/b", "--print-config")
+    assert code == 0 and "context: 32" in said, said

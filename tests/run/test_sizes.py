@@ -90,3 +90,15 @@ def test_a_text_of_many_characters_gets_the_pieces_that_they_need():
     found = sizes.with_pieces(settings, caught.value.works)
     assert found.tokenizer.vocab_size > 900
     assert tokens.train(found.tokenizer, [text]).vocab_size == found.tokenizer.vocab_size
+
+
+def test_a_bad_file_is_left_out_of_the_sizing_and_prompts_fit_the_context(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 one two three")
+    (tmp_path / "b.txt").write_text("漢字" * 200)
+    with pytest.raises(DataError, match="iconv"):
+        sizes.text_settings([str(tmp_path)])
+    words = ["data.on_bad_record=skip", "model.context=16", "sample.max_new_tokens=4"]
+    settings, _ = sizes.text_settings([str(tmp_path)], words)
+    assert settings.sample.prompts == ("漢字",)  # 6 of 8 bytes
+    short = sizes.choose(40, CPU, 1).mapping["model"]["context"]
+    assert short < 0.9 * 40 and short >= sizes.SHORTEST
