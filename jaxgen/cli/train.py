@@ -246,9 +246,8 @@ def task_of(
             )
         return Task(folder, (*_files(names), *overrides), goes_on=True, **more)
     if any(word.startswith("init_from=") for word in overrides):
-        config = paths.config(TUNED)
-        context = _context_within(overrides)
-        return Task(folder, (*_files(names), *context, *overrides), config=config, **more)
+        words = (*_files(names), *_context_within(overrides), *overrides)
+        return Task(folder, words, config=paths.config(TUNED), **more)
     return Task(folder, overrides, texts=tuple(names), minutes=minutes, **more)
 
 
