@@ -14,6 +14,7 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.pop("COLUMNS", None)  # what is captured is printed as into a file, however wide we are
 
 import pytest
 from jaxtyping import install_import_hook
