@@ -214,7 +214,8 @@ def test_text_goes_on_with_a_model(jaxgen, calls, monkeypatch):
     jaxgen("train", "my.txt", "init_from=models/gpt2")
     ((config, words),) = read
     assert config.stem == "finetune_gpt2" and calls[-1][1][1] == Path("runs/my")
-    assert words == ('data.files=["my.txt"]', "init_from=models/gpt2")
+    fits = "model.context=256"  # or what the model has
+    assert words == ('data.files=["my.txt"]', fits, "init_from=models/gpt2")
 
 
 MISTAKES = [

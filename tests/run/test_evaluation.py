@@ -38,7 +38,7 @@ def measured(here, *words):
 def test_any_model_is_measured_on_all_of_a_text_or_a_split(model, here, layout):
     files = f"data.files={model / 'text.md'}"
     whole = measured(here, model / layout, files)
-    assert whole["text"] == "all of the files given" and whole["context"] == "16 tokens"
+    assert whole["text"] == "all of data.files" and whole["context"] == "16 tokens"
     part = measured(here, model / layout, files, "--split", "valid")
     assert int(part["tokens"]) < int(whole["tokens"]) / 10
     windows = measured(here, model / layout, files, "--stride", "4")
