@@ -50,8 +50,10 @@ def compile_once(function: F) -> F:
         if any(map(_is_staged, arrays)):
             return function(*args, **options)
         fixed = [_ARRAY if _is_array(leaf) else leaf for leaf in leaves]
-        met: set[int] = set()
-        variables = [one for leaf in fixed for value in _read(leaf) for one in _told(value, met)]
+        visited: set[int] = set()
+        variables = [
+            one for leaf in fixed for value in _read(leaf) for one in _variables_of(value, visited)
+        ]
 
         def forget(_: Any) -> None:
             programs.pop(key, None)
@@ -79,13 +81,13 @@ class _Setting:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self._told = (value, *map(type, value if type(value) is tuple else (value,)))
+        self._identity = (value, *map(type, value if type(value) is tuple else (value,)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Setting) and self._told == other._told
+        return isinstance(other, _Setting) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self._told)
+        return hash(self._identity)
 
 
 def _wrap(value: Any) -> Any:
@@ -125,17 +127,17 @@ def _identity(leaf: Any, forget: Callable[[Any], None] | None = None) -> Any:
         return leaf
 
 
-def _told(value: Any, met: set[int]) -> Iterator[Any]:
+def _variables_of(value: Any, visited: set[int]) -> Iterator[Any]:
     """Yield what tells the variables of a function, and those that they read, from others."""
     for leaf in jax.tree.leaves(value):
-        if id(leaf) in met:
+        if id(leaf) in visited:
             continue
-        met.add(id(leaf))
+        visited.add(id(leaf))
         yield _identity(leaf)
         if isinstance(leaf, np.ndarray):
             yield leaf.tobytes()
         for inner in _read(leaf):
-            yield from _told(inner, met)
+            yield from _variables_of(inner, visited)
 
 
 def _read(value: Any) -> Iterator[Any]:

@@ -87,7 +87,7 @@ def chat(
 
 def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
     """Return what the template reads: values as JSON where they are such, else as text."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for word in words or ():
         key, equals, text = word.partition("=")
         if not (equals and key.isidentifier()):
@@ -95,17 +95,17 @@ def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
                 f"--template-value {word} must be KEY=VALUE, as enable_thinking=false"
             )
         try:
-            found[key] = json.loads(text)
+            values[key] = json.loads(text)
         except ValueError:
-            found[key] = text
+            values[key] = text
     if tools is not None:
         try:
-            found["tools"] = json.loads(inputs.read_text(tools, "--tools"))
+            values["tools"] = json.loads(inputs.read_text(tools, "--tools"))
         except ValueError as error:
             raise ConfigError(f"--tools {tools} is no JSON: {error}") from None
-        if not isinstance(found["tools"], list):
+        if not isinstance(values["tools"], list):
             raise ConfigError(f"--tools {tools} holds no list; write [...] around its functions")
-    return found
+    return values
 
 
 def _chats(source: str | None, first: list[dict[str, str]]) -> Iterator[Any]:

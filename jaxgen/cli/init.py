@@ -203,11 +203,11 @@ def _config(name: str) -> Mapping[str, Any]:
 
 
 def commented(mapping: Mapping[str, Any]) -> str:
-    """Return a config as YAML in which each key is told."""
+    """Return a config as YAML in which each key is explained."""
     from jaxgen import run, settings_yaml
     from jaxgen.settings import fields_help
 
-    told = {key: text for key, _, _, text in fields_help(run.Settings)}
+    meanings = {key: text for key, _, _, text in fields_help(run.Settings)}
 
     def lines(values: Mapping[str, Any], above: str, indent: str) -> Iterator[str]:
         for key, value in values.items():
@@ -215,7 +215,7 @@ def commented(mapping: Mapping[str, Any]) -> str:
                 yield f"\n{indent}{key}:"
                 yield from lines(value, f"{above}{key}.", f"{indent}  ")
             else:
-                yield f"{indent}# {told[above + key]}"
+                yield f"{indent}# {meanings[above + key]}"
                 yield f"{indent}{settings_yaml.to_yaml({key: value}).strip()}"
 
     return "\n".join(lines(mapping, "", "")).lstrip("\n") + "\n"

@@ -10,6 +10,8 @@ from typing import Any
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
+from jaxgen.data.messages import Messages, chat_of, turns_of
+from jaxgen.data.record_values import kind_name, sound_text
 from jaxgen.data.records import advice
 from jaxgen.data.settings import FIELD, MESSAGES, DataSettings, Form
 from jaxgen.data.sources import Source, kind_of, no_text, parallel, sources, split_sources
@@ -17,13 +19,8 @@ from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
 FORMS = {"text": "plain text", "messages": "chats"}
-ROLES = {"human": "user", "gpt": "assistant"}  # ShareGPT's words
 UTF8 = "convert it to UTF-8 (iconv -f latin1 -t utf-8 FILE)"
 DEEPEST = 4  # objects in objects whose fields a message lists
-
-
-class Messages(str):
-    """The name of a field that holds the messages of a chat, where others hold a text."""
 
 
 def documents(
@@ -102,7 +99,7 @@ def _of_source(
             read = READERS.get(kind_of(source[0]), _text_file) if len(source) == 1 else _parallel
             for texts in read(source, keys, tally, bad):
                 if isinstance(keys[0], Messages):
-                    yield from _turns(texts[0], str(source[0]), tally)
+                    yield from turns_of(texts[0], str(source[0]), tally)
                 elif all(texts):
                     yield Document(texts[0], str(source[0]), *texts[1:])
                 else:
@@ -126,7 +123,7 @@ def _parallel(
 
 def _of_side(line: bytes, where: str, *, first: bool) -> str:
     line = line.removeprefix(b"\xef\xbb\xbf") if first else line
-    return _sound(_decoded(line, where, len(line)), where).strip()
+    return sound_text(_decoded(line, where, len(line)), where).strip()
 
 
 def _text_file(
@@ -147,7 +144,7 @@ def _text_file(
     if refusal := no_text(path, raw):
         raise refusal
     text = _decoded(raw.removeprefix(b"\xef\xbb\xbf"), str(path), len(raw))
-    yield (_sound(text, str(path)),)
+    yield (sound_text(text, str(path)),)
 
 
 def _json_lines(
@@ -180,7 +177,8 @@ def _parsed(raw: bytes, where: str, offset: int = 0) -> Any:
 
 def _of_record(record: Any, keys: tuple[str, ...], where: str) -> tuple[str, ...]:
     if not isinstance(record, dict):
-        raise Bad("not an object", f"{where} is {_name(record)}, not an object with {keys[0]!r}")
+        kind = kind_name(record)
+        raise Bad("not an object", f"{where} is {kind}, not an object with {keys[0]!r}")
     return tuple(_field(record, key, where) for key in keys)
 
 
@@ -234,37 +232,10 @@ def _field(record: dict, key: str, where: str) -> str:
             raise Bad("no such field", f"{where} has no field {key!r}{near}", fix)
         value = value[name]
     if isinstance(key, Messages):
-        return _of_messages(value, key, where)
+        return chat_of(value, key, where)
     if not isinstance(value, str):
-        raise Bad("not a string", f"{where}: {key!r} is {_name(value)}, not a string")
-    return _sound(value, where)
-
-
-def _of_messages(value: Any, key: str, where: str) -> str:
-    """Return a chat as JSON, its messages named as Hugging Face names them (role, content)."""
-    if not isinstance(value, list) or not value:
-        raise Bad("no messages", f"{where}: {key!r} is {_name(value)}, not a list of messages")
-    rows = []
-    for number, row in enumerate(value):
-        if isinstance(row, dict) and {"from", "value"} <= row.keys():  # as ShareGPT names them
-            more = {name: row[name] for name in row if name not in ("from", "value")}
-            row = {"role": ROLES.get(row["from"], row["from"]), "content": row["value"]} | more
-        if not isinstance(row, dict) or not isinstance(row.get("role"), str):
-            raise Bad(
-                "no messages", f"{where}: message {number} of {key!r} has no role; write role and "
-                f"content"
-            )  # fmt: skip
-        rows.append({name: item for name, item in row.items() if item is not None})
-    return _sound(json.dumps(rows, ensure_ascii=False), where)
-
-
-def _turns(chat: str, source: str, tally: Tally) -> Iterator[Document]:
-    """Yield a document for each turn of the assistant: the whole chat, and the turn's number."""
-    turns = [n for n, row in enumerate(json.loads(chat)) if row["role"] == "assistant" and n]
-    if not turns:
-        tally.skipped["chat without an answer"] += 1
-    for turn in turns:
-        yield Document(chat, source, str(turn))
+        raise Bad("not a string", f"{where}: {key!r} is {kind_name(value)}, not a string")
+    return sound_text(value, where)
 
 
 def _keys(record: dict, before: str = "") -> Iterator[str]:
@@ -356,10 +327,10 @@ def _of_cell(value: Any, key: str, where: str) -> str:
             "not UTF-8", f"{where}: {key!r} is not UTF-8 at its byte {error.start}"
         ) from error
     if isinstance(key, Messages):
-        return _of_messages(text, key, where)
+        return chat_of(text, key, where)
     if text is None:
         raise Bad("not a string", f"{where}: {key!r} is null, not a string")
-    return _sound(text, where)
+    return sound_text(text, where)
 
 
 READERS: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
@@ -381,22 +352,3 @@ def _decoded(raw: bytes, where: str, size: int, base: int = 0) -> str:
             f"{where} is not UTF-8 at byte offset {offset} (0x{raw[error.start]:02x})",
             UTF8,
         ) from error
-
-
-def _sound(text: str, where: str) -> str:
-    if (offset := text.find("\0")) >= 0:
-        raise Bad("NUL", f"{where} holds a NUL, at character {offset} of its text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise Bad(
-            "lone surrogate",
-            f"{where} holds the lone surrogate U+{ord(text[error.start]):04X}, at character "
-            f"{error.start} of its text",
-        ) from error
-    return text.replace("\r\n", "\n")
-
-
-def _name(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Literal
 
 from jaxgen.data.document import Document
+from jaxgen.data.messages import spoken
 from jaxgen.data.reading import documents
 from jaxgen.data.settings import FEW, DataSettings, Form
 from jaxgen.data.streams import Tally
@@ -57,15 +57,6 @@ def training_texts(settings: DataSettings, *, form: Form = "text") -> Iterator[s
         if split == "train":
             yield from spoken(document) if form == "messages" else (
                 document.texts if form == "pairs" else (document.text,))  # fmt: skip
-
-
-def spoken(document: Document) -> Iterator[str]:
-    """Yield the words of a chat's messages at the first of its turns, nothing at the others."""
-    rows = json.loads(document.text)
-    if document.target == str(
-        next(n for n, row in enumerate(rows) if n and row["role"] == "assistant")
-    ):
-        yield from (row["content"] for row in rows if isinstance(row.get("content"), str))
 
 
 def _by_hash(text: str, settings: DataSettings) -> str:

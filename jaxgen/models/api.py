@@ -62,18 +62,18 @@ def _fits(path: str, params: Params, config: Any) -> None:
     if not isinstance(config, ModelConfig):  # which its own line will say
         return
     wanted = _shapes_of(config)
-    found = {p: getattr(leaf, "shape", None) for p, leaf in tree.flatten(params).items()}
+    shapes = {p: getattr(leaf, "shape", None) for p, leaf in tree.flatten(params).items()}
     # Code written per device sees its own part of an array that devices share.
-    if found == wanted or manual():
+    if shapes == wanted or manual():
         return
-    opaque = tuple(f"{name}/" for name, shape in found.items() if shape is None)
-    for name in sorted(wanted.keys() | found.keys()):
+    opaque = tuple(f"{name}/" for name, shape in shapes.items() if shape is None)
+    for name in sorted(wanted.keys() | shapes.keys()):
         if f"{name}/".startswith(opaque):
             continue
-        if wanted.get(name) != found.get(name):
-            have, want = found.get(name, "absent"), wanted.get(name, "nothing")
+        if wanted.get(name) != shapes.get(name):
+            have, expected = shapes.get(name, "absent"), wanted.get(name, "nothing")
             raise ConfigError(
-                f"{path} are of another config: {name} is {have} instead of {want}; "
+                f"{path} are of another config: {name} is {have} instead of {expected}; "
                 f"give the config that they were made or loaded with"
             )
 

@@ -65,28 +65,32 @@ class ChatEncoder:
     def _turn(
         self, messages: Sequence[Mapping[str, Any]], turn: int
     ) -> tuple[list[int], list[int]]:
-        try:
-            prompt = encode_chat(self.template, self.tokenizer, messages[:turn])
-            whole = encode_chat(self.template, self.tokenizer, messages[: turn + 1], answer=False)
-            before = encode_chat(self.template, self.tokenizer, messages[:turn], answer=False)
-        except UserError as error:
-            raise DataError(f"the chat {_short(messages)} can't be laid: {error}") from error
+        prompt = self._encode(messages[:turn])
+        whole = self._encode(messages[: turn + 1], answer=False)
         shared = next(
             (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
             min(len(prompt), len(whole)),
         )
         # A template may open the turn otherwise for a model that is to think first; but what came
         # before the turn must be the same, or the model would learn on prompts that it never gets.
-        if shared < len(prompt) and (shared < len(before) or whole[: len(before)] != before):
-            raise DataError(
-                f"{self.template.where} changes what comes before turn {turn} of the chat "
-                f"{_short(messages)} once the turn is there, so its beginning is not known; "
-                f"give another objective.template"
-            )
+        if shared < len(prompt):
+            before = self._encode(messages[:turn], answer=False)
+            if shared < len(before) or whole[: len(before)] != before:
+                raise DataError(
+                    f"{self.template.where} changes what comes before turn {turn} of the chat "
+                    f"{_short(messages)} once the turn is there, so its beginning is not known; "
+                    f"give another objective.template"
+                )
         answer, eos = whole[shared:], self.special.eos
         if eos is not None and eos not in answer:
             answer = [*answer, eos]
         return whole[:shared], answer
+
+    def _encode(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> list[int]:
+        try:
+            return encode_chat(self.template, self.tokenizer, messages, answer=answer)
+        except UserError as error:
+            raise DataError(f"the chat {_short(messages)} can't be laid: {error}") from error
 
 
 def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -> ChatTemplate:
@@ -107,20 +111,18 @@ def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -
     if path is not None:
         try:
             text = read_artifact(path, "chat template", MAX_BYTES).decode()
-        except UserError as error:
+        except (UserError, UnicodeDecodeError) as error:
             raise ConfigError(f"objective.template={path}: {error}") from error
         return ChatTemplate(text, names, str(path))
     if of_folder is not None:
         return of_folder
-    if source is not None and not names.get("eos_token"):
-        raise ConfigError(
-            f"init_from={source} has no chat template, and no eos that ends a turn of the plain "
-            f"one; give objective.template, a Jinja file"
-        )
     if not names.get("eos_token"):
         raise ConfigError(
             "objective.name=chat needs a tokenizer with an eos, which ends a turn; take "
             "tokenizer.kind=bpe, or init_from"
+            if source is None
+            else f"init_from={source} has no chat template, and no eos that ends a turn of the "
+            f"plain one; give objective.template, a Jinja file"
         )
     return ChatTemplate(PLAIN, names, "the plain template")
 

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxgen import data, tree
-from jaxgen.errors import DataError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
@@ -107,6 +107,11 @@ class Run:
         self.batches().close()
         if self.validates:
             self._check_validation()
+        elif self.settings.train.early_stopping is not None:
+            raise ConfigError(
+                f"train.early_stopping={self.settings.train.early_stopping} counts validations, "
+                f"but the data settings keep no text for them; set data.valid_fraction"
+            )
         self._check_room()
         wandb_run.check(self.settings.train.track)
         forecast.check(self.settings)

@@ -116,6 +116,11 @@ class Settings:
                 f"tokenizer.kind={kind} makes new ids, which the weights of "
                 f"init_from={self.init_from} don't know; leave out the tokenizer section"
             )
+        if self.tokenizer.dropout and self.objective.name == "chat":
+            raise ConfigError(
+                f"tokenizer.dropout={self.tokenizer.dropout} has no effect on chats, whose marks "
+                f"stay whole; remove it"
+            )
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:

@@ -252,6 +252,8 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
     if cut := getattr(batches.rows, "cut", 0):
         pairs = corpus.train.documents // 2
         log.say(f"{cut:,} of {pairs:,} pairs are longer than a row and are cut to it")
+    if settings.epochs is not None:
+        log.say(f"train.epochs={settings.epochs:g} are {settings.steps} steps")
     if not run.validates:
         log.say("no validation: the data settings keep no text for it")
     log.say("compiling the training step (once)")

@@ -16,6 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
 from jaxgen.pretrained.assets import read_tokenizer
+from jaxgen.pretrained.chat_template import ChatTemplate, read_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.pretrained.hub_read import is_hub
 from jaxgen.pretrained.model import load
@@ -99,6 +100,13 @@ def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
         start = defaults.bos_token_id
     labels = defaults.labels if len(defaults.labels) == config.classes else ()
     return LoadedModel(config, params, tokenizer, start, labels, defaults, path)
+
+
+def template_of(model: LoadedModel) -> ChatTemplate:
+    """Return the chat template of the model's folder; CheckpointError if it has none."""
+    if model.home is None:
+        raise ConfigError("the model comes from no folder; pass a template")
+    return read_chat_template(Path(model.home))
 
 
 def check_list(texts: Sequence[Any], name: str = "texts") -> None:

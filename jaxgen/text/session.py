@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from jaxgen.text.loaded_model import (
     check_generates,
     check_list,
     open_model,
+    template_of,
 )
 from jaxgen.text.prompts import Prompt, Text, ids_of, number_prompts, requests_of, room_after
 from jaxgen.text.request import DEFAULTS, Generation
@@ -217,9 +217,7 @@ class Session:
                 "the last message is the assistant's, so there is nothing to answer; leave it out, "
                 "or end with the user's"
             )
-        if template is None and self.model.home is None:
-            raise ConfigError("the model comes from no folder; pass a template")
-        template = template or chats.read_chat_template(Path(str(self.model.home)))
+        template = template or template_of(self.model)
         chats.check_values(template, values)
         return tuple(chats.encode_chat(template, self.tokenizer, messages, **values))
 

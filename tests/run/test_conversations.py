@@ -107,6 +107,7 @@ def tokens_of(folder):
     [({"tokenizer": {"kind": "chars"}}, "needs a tokenizer with an eos"),
      ({"objective": {"name": "chat", "template": "none.jinja"},
        "tokenizer": {"kind": "bpe", "vocab_size": 310}}, "objective.template=none.jinja"),
+     ({"tokenizer": {"kind": "bpe", "vocab_size": 310, "dropout": 0.1}}, "dropout=0.1 has no"),
      ({"objective": {"name": "pairs", "template": "a"}}, "has no effect with name=pairs"),
      ({"objective": {"name": "pairs", "start": 3}}, "objective.start=3 has no effect")],
 )  # fmt: skip
@@ -115,6 +116,17 @@ def test_what_no_chat_can_be_made_of_is_refused(tmp_path, sections, part):
         run_of(tmp_path, [{"messages": chat} for chat in CHATS], **{
             "objective": {"name": "chat"}, **sections})  # fmt: skip
     assert part in str(error.value)
+
+
+def test_a_template_of_ones_own_lays_the_chats(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(THINKING)
+    sections = {"objective": {"name": "chat", "template": str(path)}, "model": MODEL}
+    settings, tokenizer = build_settings(sections), tokens_of(tmp_path)
+    assert conversations.template_of(settings, tokenizer, None).source == THINKING
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match="'utf-8' codec"):
+        conversations.template_of(settings, tokenizer, None)
 
 
 def test_corpora_that_are_built_in_hold_no_chats():

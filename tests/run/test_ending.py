@@ -35,6 +35,7 @@ def test_a_run_of_epochs_ends_early_shows_its_average_and_goes_on(tmp_path, caps
     assert kept.train.steps == int(np.ceil(1.5 * np.ceil(tokens / 16) / 4))
     assert max(row["step"] for row in rows) == 3
     text = capsys.readouterr().out
+    assert f"train.epochs=1.5 are {kept.train.steps} steps" in text
     assert "ended at step 3" in text and "train.early_stopping=2" in text
     training.resume(run, ["train.early_stopping=null", "train.epochs=0.3",
                           "train.learning_rate=0.01"], cache=tmp_path / "cache")  # fmt: skip
@@ -49,9 +50,12 @@ def test_a_run_of_epochs_ends_early_shows_its_average_and_goes_on(tmp_path, caps
     [({"epochs": 2.0, "steps": 7}, "exclude each other"),
      ({"epochs": 0.0}, "epochs=0.0 must be greater than 0"),
      ({"ema": 1.0}, "ema=1.0"),
-     ({"early_stopping": 0}, "early_stopping=0 must be at least 1, or null")],
+     ({"early_stopping": 0}, "early_stopping=0 must be at least 1, or null"),
+     ({"early_stopping": 2, "none": True}, "keep no text for them")],
 )  # fmt: skip
 def test_what_can_not_be_is_refused(tmp_path, change, part):
     with pytest.raises(ConfigError) as error:
-        training.train(build_settings(given(tmp_path, **change)), tmp_path / "r", cache=tmp_path)
+        sections = given(tmp_path, **{k: v for k, v in change.items() if k != "none"})
+        sections["data"] |= {"valid_fraction": 0.0} if "none" in change else {}
+        training.train(build_settings(sections), tmp_path / "r", cache=tmp_path)
     assert part in str(error.value)

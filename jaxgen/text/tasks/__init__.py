@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from jaxgen import lazy
 
 if TYPE_CHECKING:
-    from jaxgen.text.loaded_model import open_model
+    from jaxgen.text.loaded_model import open_model, template_of
     from jaxgen.text.tasks.chat import reply
     from jaxgen.text.tasks.question_answering import Answer, answer
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
     from jaxgen.text.tasks.seq2seq import for_task, rewrite, rewrites, tasks_of
     from jaxgen.text.tasks.token_classification import Entity, classify_tokens
-    from jaxgen.text.tasks.turns import template_of
 
 __all__ = [
     "Answer",
