@@ -467,3 +467,11 @@ def test_the_post_mortem_of_a_bad_example_names_its_row(params):
     found = nonfinite.locate(state, batch() | {"weights": weights}, 1, **options)
     assert found["rows"] == [3] and found["params"] == []
     assert "the gradient of" in str(nonfinite.report(found, 1, 3, [], "none"))
+
+
+def test_the_state_of_another_optimizer_is_named():
+    params = {"w": jnp.ones(3)}
+    state = states.train_state(params, optax.adamw(0.1), jax.random.key(0))
+    loss = lambda params, config, batch, key: jnp.sum(params["w"] ** 2)  # noqa: E731
+    with pytest.raises(ConfigError, match="is of another optimizer than"):
+        jaxgen.train_step(state, {}, config=CONFIG, optimizer=optax.sgd(0.1, 0.9), loss=loss)
