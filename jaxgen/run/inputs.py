@@ -119,6 +119,11 @@ def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
     for name in ("train", "valid", "test"):
         shard = getattr(corpus, name)
         count, size = len(shard.tokens), shard.text_bytes
+        if settings.objective.form == "messages":  # each turn is written with all before it
+            rows.append(
+                (name, f"{shard.documents // 2} answers, {count:,} tokens with their chats")
+            )
+            continue
         ratio = f", {size / count:.2f} bytes a token" if count else ""
         rows.append((name, f"{shard.documents} documents, {human(size)}, {count:,} tokens{ratio}"))
     return rows + [(f"skipped: {why}", str(n)) for why, n in corpus.skipped.items()]

@@ -9,7 +9,7 @@ import jaxgen
 from jaxgen import data
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.pretrained.chat_template import ChatTemplate, encode_chat
-from jaxgen.run import conversations, training
+from jaxgen.run import conversations, inputs, training
 from jaxgen.run.folder import existing_settings
 from jaxgen.run.settings import build_settings
 from jaxgen.tokens import load as load_tokenizer
@@ -53,6 +53,8 @@ def test_a_chat_is_learnt_turn_by_turn_as_it_will_be_asked(tmp_path):
         tokenizer={"kind": "bpe", "vocab_size": 310}, objective={"name": "chat"},
         sample={"prompts": ["What is 3?"], "max_new_tokens": 4},
     )  # fmt: skip
+    rows = dict(inputs.tokenize(existing_settings(run), cache=tmp_path / "cache"))
+    assert "answers," in rows["train"] and "bytes" not in rows["train"]
     tokenizer = load_tokenizer(run / "tokenizer")
     template = conversations.template_of(existing_settings(run), tokenizer, run)
     encoder = conversations.ChatEncoder(tokenizer, template)
