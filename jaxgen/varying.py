@@ -28,7 +28,7 @@ def while_loop(going: Callable[[Any], Any], body: Callable[[T], T], begun: T) ->
     return lax.while_loop(going, body, _settled(body, begun))
 
 
-def fori_loop(low: int, high: int, body: Callable[[Any, T], T], begun: T) -> T:
+def fori_loop(low: Any, high: Any, body: Callable[[Any, T], T], begun: T) -> T:
     """Return `lax.fori_loop`, begun with values that vary as those that the body returns."""
     return lax.fori_loop(low, high, body, _settled(partial(body, jnp.asarray(low)), begun))
 

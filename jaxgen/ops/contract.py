@@ -78,7 +78,7 @@ def _matrices_backward(
 ) -> tuple[Array, Array]:
     x, w = args
     left, right = (x, grad) if first else (grad, x)
-    return _dot(grad, w, 1, 1 if first else 0), _weight_gradient(left, right)
+    return _dot(grad, w, 1, 1 if first else 0), weight_gradient(left, right)
 
 
 _matrices.defvjp(_matrices_forward, _matrices_backward)
@@ -90,7 +90,7 @@ def _forward(first: bool, x: Array, w: Array) -> Array:
     return _dot(x, w.astype(x.dtype), 1, 0 if first else 1)
 
 
-def _weight_gradient(left: Array, right: Array) -> Array:
+def weight_gradient(left: Array, right: Array) -> Array:
     """Return left^T right for left [R, M] and right [R, N]: the gradient of a weight.
 
     XLA on a CPU transposes the left factor as it goes, which two threads hardly share, and which

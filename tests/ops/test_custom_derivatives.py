@@ -15,7 +15,7 @@ from jax.sharding import AxisType
 
 import jaxgen
 from jaxgen.mesh import place
-from jaxgen.ops import contract, gates, losses, norms
+from jaxgen.ops import contract, experts, gates, grouped_matmul, losses, norms
 from jaxgen.ops.attention import plain
 from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.cpu import blocked_attention as blocked
@@ -74,6 +74,14 @@ def wide(function):
     return lambda x: function(x.astype(jnp.float32)).astype(x.dtype)
 
 
+def of_tokens(to):
+    """Which token each row is, as a matrix [R, T]."""
+    return jax.nn.one_hot(to.pairs // 2, T)
+
+
+OWNERS = jnp.asarray(np.sort(np.arange(T) * 3 // T))  # of T rows: three groups
+TO = experts.sort(jnp.asarray([[i % 3, (i + 1) % 3] for i in range(T)]), 3)
+STATS = experts.RouterStats(jnp.ones(3), jnp.ones(3), jnp.float32(1), jnp.float32(T))
 ROWS = 1, 5, matmul.FEW + 1  # each takes another path through the forward pass
 Q, KV = array(B, T, 4, 6), array(B, T, 4, 6, seed=1)
 TWINS = {
@@ -115,6 +123,41 @@ TWINS = {
             lambda x: norms._unit(x, 1e-5),
             lambda x: x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5),
             array(T, D),
+        )
+    ],
+    "ops/grouped_matmul.py:_blocked": [
+        twins(
+            "rows by groups",
+            lambda x, w: grouped_matmul._blocked(x, w, jnp.bincount(OWNERS, length=3)),
+            lambda x, w: jnp.einsum("rd,rdv->rv", x, w[OWNERS]),
+            array(T, D),
+            array(3, D, V),
+        )
+    ],
+    "ops/experts.py:spread": [
+        twins(
+            "tokens to rows",
+            lambda x: experts.spread(x, TO),
+            lambda x: of_tokens(TO).astype(x.dtype) @ x,
+            array(T, D),
+        )
+    ],
+    "ops/experts.py:collect": [
+        twins(
+            "rows to tokens",
+            lambda rows, weights: experts.collect(rows, weights, TO),
+            lambda rows, weights: jnp.sum(rows[TO.rows] * weights[..., None], axis=1),
+            array(2 * T, D),
+            array(T, 2),
+        )
+    ],
+    # With respect to the bias it is no derivative, and says so.
+    "ops/experts.py:with_load_gradient": [
+        twins(
+            "weights of experts",
+            lambda weights: experts.with_load_gradient(weights, jnp.ones(3), STATS),
+            lambda weights: weights,
+            array(T, 2),
         )
     ],
     "ops/gates.py:_with_slope": [

@@ -20,6 +20,7 @@ TWINS = {
     "compile_options": "XLA options of a training step",
     "few_rows": "the matmul of a few rows has the weight on the left",
     "fused_weights": "decoding multiplies with weights of the same input at once",
+    "grouped_matmul": "experts multiply their own rows, block by block, not all rows",
     "one_row": "float32 is made of a narrower weight within the matmul of one row",
     "pause": "a training step begins after XLA has freed the last one's temporaries",
     "radix_select": "a top-p or top-k cutoff is found bit by bit instead of by a sort",

@@ -1,0 +1,145 @@
+"""Matmuls of groups of rows, each with a weight of its own: what the experts of a layer compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxgen.derivatives import custom_vjp
+from jaxgen.export import are_known
+from jaxgen.mesh.place import platform
+from jaxgen.ops import cpu
+from jaxgen.ops.contract import contract, product, weight_gradient
+from jaxgen.varying import fori_loop
+
+# Rows of a block, by platform: multiples of `step`, from `least` to `most`.
+BLOCKS = {"cpu": (32, 32, 256), "gpu": (128, 128, 1024)}
+
+
+def grouped_matmul(
+    x: Float[Array, "R I"], w: Any, sizes: Int[Array, "E"], *, dtype: str
+) -> Float[Array, "R O"]:
+    """Return each row of x times the weight of its group.
+
+    `jax.lax.ragged_dot` on a CPU or a GPU multiplies every row with every weight (jaxlib 0.10: 8
+    times the work of 8 groups). So there a loop over blocks of rows, each of one group, computes
+    what is asked for and no more than the rest of each group's last block; of a few rows, each is a
+    block, which reads the weights it needs and copies none.
+
+    Args:
+        x: rows, those of group 0 first, then those of group 1, and so on.
+        w: [E, I, O], or a leaf with `.contract` whose arrays have a leading axis E.
+        sizes: rows of each group. Rows after the last group give 0.
+        dtype: of the matmuls and the result.
+    """
+    if hasattr(w, "contract"):
+
+        def one(x: Array, leaf: Any) -> Array:
+            return contract("BTD,DF->BTF", x[None], leaf, dtype=dtype)[0]
+
+        return _by_blocks(one, x.astype(dtype), w, sizes)
+    x, w = x.astype(dtype), w.astype(dtype)
+    if platform() == "gpu" or cpu.enabled("grouped_matmul"):
+        return _blocked(x, w, sizes)
+    return lax.ragged_dot(x, w, sizes)
+
+
+@custom_vjp
+def _blocked(x: Array, w: Array, sizes: Array) -> Array:
+    return _forward(x, w, sizes)
+
+
+def _forward(x: Array, w: Array, sizes: Array) -> Array:
+    return _by_blocks(lambda x, w: product("TD,DF->TF", x, w), x, w, sizes)
+
+
+def _backward(args: Any, _: tuple[()], grad: Array) -> tuple[Array, Array, None]:
+    x, w, sizes = args
+    x_grad = _by_blocks(lambda g, w: product("TF,DF->TD", g, w), grad, w, sizes)
+    return x_grad, _weight_gradients(x, grad, sizes).astype(w.dtype), None
+
+
+_blocked.defvjp(lambda *args: (_forward(*args), ()), _backward)
+
+
+def _by_blocks(
+    one: Callable[[Array, Any], Array], x: Array, w: Any, sizes: Array
+) -> Float[Array, "R O"]:
+    """Return one(rows of x, the weight of their group) for all groups."""
+    ends = jnp.cumsum(sizes)
+    weight = lambda e: jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, e, 0, False), w)  # noqa: E731
+    shape = jax.eval_shape(lambda: one(x[:1], weight(0)))
+    zeros = jnp.zeros((x.shape[0], shape.shape[1]), shape.dtype)
+    rows = _rows(x, sizes)
+    if rows == 1:
+
+        def row(r: Array, out: Array) -> Array:
+            e = jnp.sum(ends <= r)
+            y = one(lax.dynamic_slice_in_dim(x, r, 1), weight(e))
+            return lax.dynamic_update_slice_in_dim(out, y, r, 0)
+
+        return fori_loop(0, ends[-1], row, zeros)
+
+    def group(e: Array, out: Array) -> Array:
+        own = weight(e)  # outside of the loop over blocks, which would copy it for each
+
+        def block(i: Array, out: Array) -> Array:
+            begin, mine = _block(i, rows, x.shape[0], ends[e] - sizes[e], ends[e])
+            y = one(lax.dynamic_slice_in_dim(x, begin, rows), own)
+            before = lax.dynamic_slice_in_dim(out, begin, rows)
+            y = jnp.where(mine[:, None], y, before)
+            return lax.dynamic_update_slice_in_dim(out, y, begin, 0)
+
+        return fori_loop(0, -(-sizes[e] // rows), block, out)
+
+    return fori_loop(0, sizes.shape[0], group, zeros)
+
+
+def _weight_gradients(x: Array, grad: Array, sizes: Array) -> Float[Array, "E I O"]:
+    """Return x^T grad of each group, summed in float32."""
+    ends = jnp.cumsum(sizes)
+    rows = max(_rows(x, sizes), min(BLOCKS["cpu"][1], x.shape[0]) if are_known(x.shape[0]) else 1)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    shape = (x.shape[1], grad.shape[1])
+
+    def group(e: Array, out: Array) -> Array:
+        def block(i: Array, total: Array) -> Array:
+            begin, mine = _block(i, rows, x.shape[0], ends[e] - sizes[e], ends[e])
+            part = jnp.where(mine[:, None], lax.dynamic_slice_in_dim(x, begin, rows), 0)
+            return total + weight_gradient(part, lax.dynamic_slice_in_dim(grad, begin, rows))
+
+        total = fori_loop(0, -(-sizes[e] // rows), block, jnp.zeros(shape, wide))
+        return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), e, 0)
+
+    zeros = jnp.zeros((sizes.shape[0], *shape), x.dtype)
+    return fori_loop(0, sizes.shape[0], group, zeros)
+
+
+def _block(i: Any, rows: int, count: int, begin: Any, end: Any) -> tuple[Array, Array]:
+    """Return where block i of a group begins, and which of its rows are the block's own.
+
+    The last block of all begins earlier, so that it fits; it leaves alone what is before its own.
+    """
+    wanted = begin + i * rows
+    fits = jnp.minimum(wanted, count - rows)
+    place = fits + jnp.arange(rows)
+    return fits, (place >= wanted) & (place < end)
+
+
+def _rows(x: Array, sizes: Array) -> int:
+    """Return the rows of a block; 1 where there are few rows, or nobody knows how many.
+
+    A third of a mean group: small blocks read the weight too often, large ones waste more of their
+    last rows.
+    """
+    count, groups = x.shape[0], sizes.shape[0]
+    if not are_known(count) or count <= 2 * groups:
+        return 1
+    step, least, most = BLOCKS["gpu" if platform() == "gpu" else "cpu"]
+    rows = -(-count // (3 * groups * step)) * step
+    return min(max(rows, least), most, count)
