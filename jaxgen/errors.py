@@ -4,7 +4,6 @@ A message is one line that says what, where, the value, and what to do about it.
 """
 
 import os
-import re
 
 
 class UserError(ValueError):
@@ -62,29 +61,6 @@ class DataError(UserError):
 PREEMPTED = 75  # the run was told to stop and has saved itself: start it again
 BUG = 70  # our mistake: the traceback is in a file, the terminal gets one line
 INTERRUPTED = 130  # a second Ctrl-C
-
-
-# How the ids of the hub's models look: OWNER/NAME, or an old name without an owner.
-HUB = re.compile(
-    r"[\w-]+/[\w.-]+|(distil|al|x?lm-|xlm-)?(gpt2|bert|roberta|t5|mt5|bart|llama|qwen|gemma|mistral)"
-    r"[\w.-]*",
-    re.IGNORECASE,
-)
-
-
-def hub_advice(name: str, use: str) -> str:
-    """Return what to do if a name that is no folder is that of a model of the hub, or "".
-
-    use: what to call then, "{}" standing for the folder.
-    """
-    first = name.partition("/")[0]
-    if not HUB.fullmatch(name) or name.endswith((".yaml", ".yml", ".txt")) or os.path.exists(first):
-        return ""
-    folder = f"models/{name.rpartition('/')[2]}"
-    return (
-        f"; a model of the Hugging Face hub is downloaded first (pip install huggingface_hub; "
-        f"`hf download {name} --local-dir {folder}`), then it is {use.format(folder)}"
-    )
 
 
 def run_advice(folder: str | os.PathLike) -> str:

@@ -78,13 +78,16 @@ def ticking(tell: Callable[[float], object], *, terminal: bool) -> Iterator[None
 
 
 @contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Say `text` with the seconds that have passed on standard error, until the block ends."""
+def waiting(text: str, progress: Callable[[], str] | None = None) -> Iterator[None]:
+    """Say `text` with the seconds that have passed on standard error, until the block ends.
+
+    progress: what to say between the two.
+    """
     live, shown = sys.stderr.isatty(), 0
 
     def tell(seconds: float) -> None:
         nonlocal shown
-        line = f"{text}: {seconds:.0f} s"
+        line = f"{text}: {f'{progress()}, ' if progress else ''}{seconds:.0f} s"
         if live:
             line = line[: shutil.get_terminal_size().columns - 1]
             shown = len(line)

@@ -7,7 +7,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from jaxgen.errors import ConfigError, hub_advice, nearest
+from jaxgen.errors import ConfigError, nearest
+from jaxgen.pretrained import sources
 from jaxgen.store.steps import Step, run_and_step
 
 RUNS = Path("runs")
@@ -96,7 +97,10 @@ def config(word: str) -> Path:
     here = _stems(CONFIGS) | _stems(Path()) | _stems(_own_configs())
     texts = {path.name for path in _children(Path()) if path.is_file()}
     runs = {name for name in _names(RUNS) if is_run(RUNS / name)}
-    hint = hub_advice(word, "jaxgen train my.txt init_from={}")
+    tuned = "`jaxgen train my.txt init_from={}`"
+    hint = sources.advice(word, tuned)
+    if sources.hub_id(word) and not hint:
+        hint = f"; to train a model of the Hugging Face hub further: {tuned.format(word)}"
     hint = hint or nearest(path.stem, here) or nearest(word, texts)
     hint = hint or nearest(path.name, runs, prefix=f"{RUNS}/")
     hint = hint or f"; there are {', '.join(sorted(here | {f'{RUNS}/{name}' for name in runs}))}"
@@ -118,28 +122,40 @@ def run_folder(word: str) -> Path:
 
     Raises ConfigError with the nearest name if there is none.
     """
-    path = _path(word, "run")
-    if path.is_dir():
-        return path
-    if path.name == word and (RUNS / word).is_dir():
-        return RUNS / word
-    if path.exists():
-        raise ConfigError(f"{word} is a file; give the folder of a run, as in runs/quickstart")
-    names = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
-    hint = hub_advice(word, "this command with {}") or nearest(word, names)
-    hint = hint or "; `jaxgen train my.txt` makes one in runs/"
-    raise ConfigError(f"{word}: no such run or model{hint}")
+    if (folder := _folder_here(word)) is not None:
+        return folder
+    raise _unknown(word, "run", "")
 
 
 def model(word: str, step: str | None) -> tuple[Path, Step]:
-    """Return the folder of the run or model that a word means, and which checkpoint of it.
+    """Return where the model that a word means is, and which checkpoint of it.
 
-    word: as for `run_folder`, or the folder of a checkpoint; step: what --step says.
+    word: as for `run_folder`, the folder of a checkpoint, or any source of a model
+    (`sources.local_path`), which is fetched if it is one of the hub; step: what --step says.
     """
-    (folder, own), number = run_and_step(run_folder(word)), checkpoint(step)
+    path = _folder_here(word) or sources.find(word)
+    if path is None or (path.exists() and not path.is_dir() and path.suffix != sources.GGUF):
+        raise _unknown(word, "run or model", sources.REMEDIES)
+    (folder, own), number = run_and_step(path), checkpoint(step)
     if own is not None and number not in (None, own):
         raise ConfigError(f"{word} is step {own}, but --step {step} is asked for; remove one")
     return folder, own if own is not None else number
+
+
+def _folder_here(word: str) -> Path | None:
+    path = _path(word, "run")
+    if path.is_dir():
+        return path
+    return RUNS / word if path.name == word and (RUNS / word).is_dir() else None
+
+
+def _unknown(word: str, role: str, remedies: str) -> ConfigError:
+    if Path(word).exists():
+        return ConfigError(f"{word} is a file; give the folder of a run, as in runs/quickstart")
+    names = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
+    hint = sources.advice(word, "this command with {}") or nearest(word, names)
+    hint = hint or f"; {remedies or '`jaxgen train my.txt` makes one in runs/'}"
+    return ConfigError(f"{word}: no such {role}{hint}")
 
 
 def checkpoint(step: str | None, option: str = "--step") -> Step:

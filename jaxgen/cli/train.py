@@ -259,9 +259,11 @@ def _files(texts: Sequence[str]) -> tuple[str, ...]:
 def _context_within(overrides: Sequence[str]) -> tuple[str, ...]:
     """Return the override that keeps the context of TUNED within that of init_from."""
     from jaxgen import settings_yaml
+    from jaxgen.pretrained import sources
     from jaxgen.run import initial
 
-    folder = next(word for word in overrides if word.startswith("init_from=")).partition("=")[2]
+    word = next(word for word in overrides if word.startswith("init_from=")).partition("=")[2]
+    folder = sources.find(word) or word
     most = settings_yaml.read_yaml(paths.config(TUNED))["model"]["context"]
     return (f"model.context={initial.context_within(Path(folder), most)}",)
 

@@ -13,10 +13,10 @@ import numpy as np
 from jaxgen import arguments, files, settings, settings_yaml, tree
 from jaxgen.arguments import at_least
 from jaxgen.config import DType, ModelConfig
-from jaxgen.errors import CheckpointError, ConfigError, UserError, hub_advice, run_advice
+from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
-from jaxgen.pretrained import hub_read, hub_write
+from jaxgen.pretrained import hub_read, hub_write, sources
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
 from jaxgen.store import Checkpoints, safetensors
@@ -65,10 +65,12 @@ def load(
     shardings: Mapping[str, Any] | None = None,
     nonfinite: hub_read.NonFinite = "refuse",
 ) -> tuple[ModelConfig, api.Params]:
-    """Return the model of a run, a saved or a Hugging Face folder.
+    """Return the model of a run, a saved or a Hugging Face folder, here or on the hub.
 
     Args:
-        path: the folder; of a run also that of a checkpoint, RUN/checkpoints/00000200.
+        path: the folder; of a run also that of a checkpoint, RUN/checkpoints/00000200. Where there
+            is none of that name, the id of a model of the Hugging Face hub, ORG/NAME or
+            ORG/NAME@REVISION, which is fetched (extra `hub`).
         step: a certain checkpoint of a run, "best" (of the lowest validation loss) or "last"; None
             takes the newest sound one.
         dtype: Hugging Face folders: what to convert to; None keeps what is stored.
@@ -77,20 +79,19 @@ def load(
         nonfinite: Hugging Face folders: whether NaN and infinity are refused or taken.
 
     Returns:
-        (config, params). Raises ConfigError if there is no such folder, CheckpointError if it holds
-        no model, or one whose files are damaged or don't fit the config.
+        (config, params). Raises ConfigError if there is no such model, BusyError if it can't be
+        fetched, CheckpointError if the folder holds none, or one whose files are damaged or don't
+        fit the config.
 
     >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
     >>> jaxgen.save("model", config, jaxgen.init(config, jax.random.key(0)))
     >>> jaxgen.load("model")[0] == config
     True
     """
+    path = sources.local_path(path)
     folder = run_and_step(path)[0]
     if not folder.is_dir():
-        raise ConfigError(
-            f"{folder}: no such folder; give a run, a saved or a Hugging Face model"
-            f"{hub_advice(str(path), 'opened as {}')}"
-        )
+        raise ConfigError(f"{folder} is no folder; {sources.REMEDIES}")
     if hub_read.is_hub(folder):
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")

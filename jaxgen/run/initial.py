@@ -14,9 +14,9 @@ import numpy as np
 from jaxgen import files, tree
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
-from jaxgen.errors import CheckpointError, ConfigError, hub_advice
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
-from jaxgen.pretrained import assets, hub_read
+from jaxgen.pretrained import assets, hub_read, sources
 from jaxgen.pretrained import model as models
 from jaxgen.tokens.protocol import Tokenizer
 
@@ -184,6 +184,6 @@ def _pieces(tokenizer: Tokenizer) -> Any:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(
-            f"init_from={folder}: no such folder; give a Hugging Face model or one of our runs"
-            f"{hub_advice(str(folder), 'init_from={}')}"
+            f"init_from={folder}: no such folder"
+            f"{sources.advice(folder, 'init_from={}') or f'; {sources.REMEDIES}'}"
         )

@@ -18,6 +18,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.mesh import settings as meshes
 from jaxgen.mesh.settings import MeshSettings
 from jaxgen.models import presets
+from jaxgen.pretrained import sources
 from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
@@ -163,6 +164,8 @@ def _from_initial(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     folder, model = mapping.get("init_from"), mapping.get("model") or {}
     if not isinstance(folder, str | Path) or not isinstance(model, Mapping):
         return mapping
+    folder = sources.find(folder) or folder
+    mapping = {**mapping, "init_from": str(folder)}
     if mapping.get("tokenizer") is None:
         mapping = {**mapping, "tokenizer": {"kind": "init"}}
     # All of a resolved config is there already, so that a run goes on without the folder.

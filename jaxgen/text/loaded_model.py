@@ -20,6 +20,7 @@ from jaxgen.pretrained.chat_template import ChatTemplate, read_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.pretrained.hub_read import is_hub
 from jaxgen.pretrained.model import load
+from jaxgen.pretrained.sources import local_path
 from jaxgen.store.steps import Step, run_and_step
 from jaxgen.tokens import Tokenizer
 
@@ -83,11 +84,12 @@ class LoadedModel:
 
 
 def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
-    """Return the model of a run, a saved folder or a Hugging Face folder, as `jaxgen.load` does.
+    """Return the model of a run, a folder, or the hub, as `jaxgen.load` does.
 
     step: which checkpoint of a run, as for `jaxgen.load`. What the folder says of generation and is
     not followed here is a warning. CheckpointError, too, if the folder has no tokenizer.
     """
+    folder = local_path(folder)
     config, params = load(folder, step=step)
     path, _ = run_and_step(folder)
     defaults, dropped = read_generation_config(path)

@@ -56,10 +56,10 @@ def test_a_config_is_a_mapping_a_file_or_a_mistake(monkeypatch):
         jaxgen.train(mapping, out="x", train={"stpes": 5})
 
 
-def test_a_hub_id_is_answered_with_how_to_download_it():
-    with pytest.raises(ConfigError, match="hf download org/tiny --local-dir models/tiny"):
-        jaxgen.open("org/tiny")
-    with pytest.raises(ConfigError, match=r"hf download gpt2 .*it is init_from=models/gpt2"):
+def test_an_old_name_of_the_hub_is_answered_with_its_owner():
+    with pytest.raises(ConfigError, match=r"gpt2: no such run, .*is openai-community/gpt2"):
+        jaxgen.open("gpt2")
+    with pytest.raises(ConfigError, match="is init_from=openai-community/gpt2"):
         jaxgen.train("my.txt", init_from="gpt2")
 
 

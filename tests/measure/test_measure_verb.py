@@ -48,7 +48,11 @@ def test_one_text_has_no_self_bleu_and_says_so(capsys):
         (["latin.txt"], 7, "latin.txt is not UTF-8: byte 0xe9 at offset 3"),
         (["none.txt"], 2, "none.txt: No such file"),
         (["made.txt", "--judge", "x"], 2, "--judge x compares texts with --references"),
-        (["made.txt", "--references", "true.txt", "--judge", "x"], 2, "x: no such folder"),
+        (
+            ["made.txt", "--references", "true.txt", "--judge", "x"],
+            2,
+            "x: no such run",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(capsys, words, code, part):

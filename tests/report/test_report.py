@@ -245,7 +245,7 @@ def test_one_worker_makes_the_fixtures_of_a_group(request):
     [
         (["report"], "no run is given"),
         (["report", "run", "--baselines", "ngramm"], "did you mean 'ngram'"),
-        (["report", "run", "--judge", "none"], "none: no such folder"),
+        (["report", "run", "--judge", "none"], "none: no such run, folder or file"),
         (["report", "run", "--max-new-tokens", "99"], "exceed context=24"),
         (["report", "run", "--prompts", "0"], "--prompts=0"),
         (["report", "rum"], "no such run"),
