@@ -16,7 +16,7 @@ from jaxgen.errors import CheckpointError
 
 
 def convert(
-    source: Annotated[str, Parameter(help="a run, a saved model or a Hugging Face folder")],
+    source: Annotated[str, Parameter(help="a run, a saved or Hugging Face folder, ORG/NAME")],
     out: Annotated[str, Parameter(help="the new folder to write")],
     /,
     *,
@@ -32,7 +32,7 @@ def convert(
 ) -> None:
     """Turn a run into a Hugging Face folder, or such a folder into one of ours.
 
-    Nothing is downloaded, no pickle is opened and no code of a model is run.
+    No pickle is opened and no code of a model is run.
     Where torch and transformers are installed, ids of texts and logits of the
     two are compared at the end; if they differ the folder is removed again.
 

@@ -12,7 +12,7 @@ from jaxgen.cli.arguments import Overrides, Step
 
 
 def evaluate(
-    run: Annotated[str, Parameter(help="a run, or its name in runs/; the folder of any model")],
+    run: Annotated[str, Parameter(help="a run, its name in runs/, or any model's folder")],
     /,
     *overrides: Overrides,
     split: Annotated[

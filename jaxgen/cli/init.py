@@ -13,10 +13,11 @@ from cyclopts import Parameter
 
 from jaxgen.cli import paths, start
 from jaxgen.errors import ConfigError
+from jaxgen.pretrained import sources
 
 Task = Literal["text", "chat", "pairs", "classes", "fine-tune"]
 PIECES = 290  # of the samples below, which are small
-HOME = "models/gpt2"  # where a model to fine-tune is, unless another is named
+MODEL = "openai-community/gpt2"  # to fine-tune, unless another is named
 # What a task has beside the sizes: sections of the config, a record, and how to ask the model.
 TASKS: dict[str, dict[str, Any]] = {
     "text": {},
@@ -56,7 +57,8 @@ def init(
     ],
     out: Annotated[Path, Parameter(help="config to write")] = Path("my.yaml"),
     model: Annotated[
-        str | None, Parameter(help="the folder of a model to go on with, for any task but text")
+        str | None,
+        Parameter(help="a model to go on with, for any task but text: a folder, or ORG/NAME"),
     ] = None,
 ) -> None:
     """Write a commented config for a task, to be trained as it is or edited.
@@ -71,7 +73,7 @@ def init(
     For example:
         jaxgen init                            then: jaxgen train my.yaml
         jaxgen init chat talks.jsonl --out talks.yaml
-        jaxgen init fine-tune essays/ --model models/gpt2
+        jaxgen init fine-tune essays/ --model openai-community/gpt2
         jaxgen init text notes/ data.on_bad_record=skip
     """
     if out.suffix not in paths.SUFFIXES:
@@ -94,8 +96,11 @@ def init(
         print(f"wrote {sample}: {len(records)} records that show the format")
     kind, mapping = _mapping(task, names, model, overrides)
     ground.write(out, _header(kind, out, mapping) + commented(mapping))
-    if "init_from" in mapping and not Path(mapping["init_from"]).is_dir():
-        print(f"{mapping['init_from']} is not here yet: `hf download gpt2 --local-dir {HOME}`")
+    source = mapping.get("init_from")
+    if source is not None and sources.hub_id(source) and not Path(source).exists():
+        print(f"{source} is fetched when training begins (pip install 'jaxgen[hub]')")
+    elif source is not None and not Path(source).exists():
+        print(f"{source} is not here yet")
     print(f"wrote {out}; train with `jaxgen train {out}`")
 
 
@@ -110,7 +115,7 @@ def _mapping(
 
     tuned = task == "fine-tune" or model is not None
     task, fields = _read_as(task, names, overrides)
-    mapping = _begun(names, (model or HOME) if tuned else None)
+    mapping = _begun(names, (model or MODEL) if tuned else None)
     for section, keys in TASKS.get(task, {}).items():
         kept = {name: keys[name] for name in keys if not (tuned and name == "topology")}
         mapping[section] = {**mapping.get(section, {}), **kept}

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from jaxgen.pretrained.generation_config import GenerationConfig
     from jaxgen.text.loaded_model import LoadedModel
 
-Folder = Annotated[str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")]
+Folder = Annotated[
+    str,
+    Parameter(
+        help="a run, its name in runs/, a Hugging Face folder, a .gguf file, or ORG/NAME of the hub"
+    ),
+]
 Texts = Annotated[str, Parameter(help="a text; none: the lines of --input, or standard input")]
 Overflow = Literal["refuse", "cut"]
 Newlines = Literal["escape", "refuse"]

@@ -46,7 +46,7 @@ def shards(
 
 def invariance(
     run: Annotated[
-        str, Parameter(help="a run folder, its name in runs/, or a Hugging Face folder")
+        str, Parameter(help="a run, its name in runs/, a folder, or ORG/NAME of the hub")
     ],
     /,
     *,
@@ -64,7 +64,7 @@ def invariance(
     For example:
         jaxgen verify invariance runs/quickstart
     """
-    folder = paths.run_folder(run)
+    folder, _ = paths.model(run, None)
     start.prepare_jax(paths.cache())
     import jax
 

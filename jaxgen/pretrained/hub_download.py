@@ -71,7 +71,7 @@ def fetch(named: HubId) -> Path:
     CheckpointError for a model of pickles alone, or a file that is not the published one.
     """
     hub = _library(named)
-    with _explained(named, hub), _quiet(hub):
+    with _quiet(hub), _explained(named, hub):
         try:
             about = hub.HfApi().model_info(
                 named.repo,
@@ -83,6 +83,7 @@ def fetch(named: HubId) -> Path:
             raise
         except Exception as error:  # of whichever HTTP library
             return _cached(named, hub, error)
+    with _quiet(hub), _explained(named, hub, fetching=True):
         return _fetched(named, hub, about)
 
 
@@ -94,8 +95,8 @@ def _library(named: HubId) -> Any:
         import huggingface_hub.utils
     except ImportError:
         raise MissingPackageError(
-            f"{named}: there is no such path here, and to fetch it as a model of the Hugging Face "
-            f"hub huggingface_hub is missing: pip install 'jaxgen[hub]'"
+            f"{named}: no such path here, and to fetch a model of the Hugging Face hub "
+            f"huggingface_hub is missing: pip install 'jaxgen[hub]'"
         ) from None
     return huggingface_hub
 
@@ -246,25 +247,28 @@ def _quiet(hub: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(named: HubId, hub: Any) -> Iterator[None]:
-    """Turn what the library raises into one line, with the exit code of its kind."""
+def _explained(named: HubId, hub: Any, *, fetching: bool = False) -> Iterator[None]:
+    """Turn what the library raises into one line, with the exit code of its kind.
+
+    fetching: the model is there, and its files are on their way.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise _explain(named, hub, error) from error
+        raise _explain(named, hub, error, fetching) from error
 
 
-def _explain(named: HubId, hub: Any, error: Any) -> UserError:
+def _explain(named: HubId, hub: Any, error: Any, fetching: bool) -> UserError:
     errors, endpoint = hub.errors, hub.constants.ENDPOINT
     page, log_in = f"{endpoint}/{named.repo}", "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.GatedRepoError):
         return BusyError(f"{named} is gated: ask for access at {page}, then {log_in}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return ConfigError(
-            f"{named}: there is no such path here, and no such model at {endpoint}, or it is "
-            f"private; correct the name, or {log_in}"
+            f"{named}: no such path here, and no such model at {endpoint}, or it is private; "
+            f"correct the name, or {log_in}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ConfigError(
@@ -285,9 +289,13 @@ def _explain(named: HubId, hub: Any, error: Any) -> UserError:
     if isinstance(error, OSError) and error.errno:
         with files.refusals(error.filename or hub.constants.HF_HUB_CACHE):
             raise error
+    if fetching:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        return BusyError(
+            f"{named}: the download broke off ({text}); try again: whole files are kept"
+        )
     return BusyError(
-        f"{named}: no such path here, and {_reason(error)}; correct the path, or check the "
-        f"network and try again: files that have come whole are kept"
+        f"{named}: no such path here, and {_reason(error)}; correct the path, or check the network"
     )
 
 

@@ -55,9 +55,9 @@ REMEDIES = (
 
 def find(source: str | os.PathLike) -> Path | None:
     """Return what `local_path` does; None for a name that means nothing."""
-    if os.path.lexists(run_and_step(source)[0]):
-        return Path(source)
     word = os.fspath(source)
+    if word and os.path.lexists(run_and_step(word)[0]):
+        return Path(word)
     if word in PACKAGES:
         return _packaged(word)
     named = hub_id(word)

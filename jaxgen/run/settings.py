@@ -90,7 +90,7 @@ class Settings:
     """All of a config file; `model.preset` is resolved before it gets here."""
 
     init_from: Path | None = option(
-        "a Hugging Face folder or a run whose weights, sizes and tokenizer training begins with",
+        "a run, a Hugging Face folder or ORG/NAME of the hub: its weights, sizes, tokenizer",
         None,
     )
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -63,7 +63,7 @@ def test_every_key_is_told_and_the_config_reads_as_it_was_meant(here, tmp_path, 
         for key in values if isinstance(values, dict) else []:
             assert f"  # {told[f'{section}.{key}']}\n  {key}:" in text
     if task == "fine-tune":
-        assert mapping["init_from"] == "models/gpt2"
+        assert mapping["init_from"] == "openai-community/gpt2"
     else:
         run.build_settings(mapping)
 
@@ -112,7 +112,10 @@ def test_records_say_what_they_are_for_or_are_refused_at_once(here, tmp_path):
         code, said = here("init", "fine-tune", f"{name}.jsonl", "--out", f"{name}.yaml")
         mapping = settings_yaml.read_yaml(tmp_path / f"{name}.yaml")
         assert code == 0 and mapping["objective"]["name"] == task, said
-        assert mapping["data"].get("sides") == sides and mapping["init_from"] == "models/gpt2"
+        assert (
+            mapping["data"].get("sides") == sides
+            and mapping["init_from"] == "openai-community/gpt2"
+        )
     code, said = here("init", "pairs", "qa.jsonl", "train.steps=7", "data.on_bad_record=skip")
     mapping = settings_yaml.read_yaml(tmp_path / "my.yaml")
     assert code == 0 and mapping["train"]["steps"] == 7, said
