@@ -163,7 +163,7 @@ def norm(config: ModelConfig) -> nn.Module:
 def angles(
     config: ModelConfig, length: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    waves = config.rope_theta ** (-torch.arange(0, config.H, 2, device=device) / config.H)
+    waves = config.rope.theta ** (-torch.arange(0, config.H, 2, device=device) / config.H)
     angle = torch.outer(torch.arange(length, device=device), waves)
     return angle.cos(), angle.sin()
 

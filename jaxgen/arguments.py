@@ -166,6 +166,25 @@ def checked(function: Any = None, /, **rules: Rule) -> Any:
     return _guarded(function, function, rules)
 
 
+def renamed(read: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[type], Any]:
+    """Decorate a class, above `checked`, whose constructor takes settings by older names as well.
+
+    read: from the keyword arguments as given to those of today.
+    """
+
+    def decorate(cls: Any) -> Any:
+        make = cls.__init__
+
+        @functools.wraps(make)
+        def call(self: Any, *args: Any, **kwargs: Any) -> None:
+            make(self, *args, **read(kwargs))
+
+        cls.__init__ = call
+        return cls
+
+    return decorate
+
+
 def _guarded(function: F, hinted: Any, rules: Mapping[str, Rule]) -> F:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

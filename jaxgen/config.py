@@ -2,104 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Literal, get_args
 
 from jaxgen import arguments
+from jaxgen.config_groups import LayerKind, Reach, Relative, Rope, Scores
+from jaxgen.config_groups import RopeScaling as RopeScaling
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
 Norm = Literal["layer", "rms", "rms_offset"]
-NormAt = Literal["pre", "post", "both"]
-Positions = Literal["learned", "rope", "sinusoid", "relative", "none"]
+NormAt = Literal["pre", "post", "both", "out"]
+Parallel = Literal["none", "one_norm", "two_norms"]
+Positions = Literal["learned", "rope", "sinusoid", "relative", "alibi", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
 EmbedNorm = Literal["none", "norm"]
 OutputBias = Literal["none", "bias"]
 Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
-Feed = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu"]
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
-Biases = Literal["all", "attention", "qkv", "none"]
-Scaling = Literal["none", "linear", "dynamic", "llama3", "yarn"]
-# What each kind of rotary scaling reads.
-SCALES: dict[Scaling, tuple[str, ...]] = {
+Feed = Literal[
+    "gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_exact", "reglu"
+]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Biases = Literal["all", "attention", "qkv", "feed", "norms", "none"]
+Part = Literal["qkv", "o", "feed", "norm"]
+# The parts of a layer that carry biases.
+BIASES: dict[Biases, tuple[Part, ...]] = {
+    "all": ("qkv", "o", "feed", "norm"),
+    "attention": ("qkv", "o", "norm"),
+    "qkv": ("qkv", "norm"),
+    "feed": ("feed", "norm"),
+    "norms": ("norm",),
     "none": (),
-    "linear": ("factor",),
-    "dynamic": ("factor", "original_context"),
-    "llama3": ("factor", "original_context", "low", "high"),
-    "yarn": ("factor", "original_context", "low", "high", "attention"),
 }
-HeadNorm = Literal["none", "head"]
+QKNorm = Literal["none", "head", "heads", "each", "unit"]
 Scale = Literal["one", "root"]
 Output = Literal["tied", "untied"]
-Layer = Literal["global", "local"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
 UNLIMITED = 1 << 20  # tokens; stands for no limit, and is beyond what a machine can hold
 Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no model is one or other
+# Names of settings that are now in a group, as configs written before have them.
+RENAMED: dict[str, tuple[str, ...]] = {
+    "rope_theta": ("rope", "theta"),
+    "rope_scaling": ("rope", "scaling"),
+    "rope_theta_local": ("kinds", "local", "rope", "theta"),
+    "relative_buckets": ("relative", "buckets"),
+    "relative_distance": ("relative", "distance"),
+    "query_scalar": ("scores", "query_scalar"),
+    "score_cap": ("scores", "cap"),
+    "attention_dropout": ("scores", "dropout"),
+}
 
 
-@arguments.checked
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How rotary wavelengths are stretched for a longer context; raises ConfigError if it can't be.
+def in_groups(given: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of `RENAMED` in their groups.
 
-    linear (Chen et al. 2023): all of them. dynamic (NTK-aware): none in texts up to
-    `original_context`, in longer ones the more the longer the text is. llama3 (Meta 2024) and yarn
-    (Peng et al. 2023): those that turn at most `low` times in `original_context`, none that turns
-    more than `high` times, and a mixture in between.
+    groups: what is changed where the settings don't give the group, by its name; none: mappings.
+    Raises ConfigError where a setting stands there under both of its names.
     """
-
-    kind: Scaling = option(
-        "which wavelengths are stretched: none, all (linear, dynamic), the long", "none"
-    )
-    factor: float = option("by how much", 1.0)
-    original_context: int | None = option(
-        "dynamic, llama3, yarn: tokens of the context before", None
-    )
-    low: float = option("llama3, yarn: waves with fewer turns are stretched in full", 1.0)
-    high: float = option("llama3 (4), yarn (32): waves with more turns are left alone", 4.0)
-    attention: float | None = option(
-        "yarn: factor of rotated queries and keys; null: 0.1 ln(factor) + 1", None
-    )
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            fresh = value == type(self).__dataclass_fields__[name].default
-            if not fresh and name not in ("kind", *SCALES[self.kind]):
-                raise ConfigError(
-                    f"rope_scaling.{name}={value} has no effect with kind={self.kind}; remove it"
-                )
-        needed = "original_context" in SCALES[self.kind]
-        if needed and (self.original_context is None or self.original_context < 1):
-            raise ConfigError(
-                f"rope_scaling.original_context={self.original_context} must be given with "
-                f"kind={self.kind}: the tokens of the context before it was stretched"
-            )
-        if not self.factor > 0:
-            raise ConfigError(f"rope_scaling.factor={self.factor} must be greater than 0")
-        if not 0 < self.low < self.high:
-            raise ConfigError(
-                f"rope_scaling.low={self.low} must be greater than 0 and less than high={self.high}"
-            )
-        if self.attention is not None and not self.attention > 0:
-            raise ConfigError(f"rope_scaling.attention={self.attention} must be greater than 0")
+    found = dict(given)
+    for old, path in RENAMED.items():
+        if old not in found:
+            continue
+        value = found.pop(old)
+        if old == "rope_theta_local" and value is None:
+            continue
+        group = given.get(path[0])
+        if isinstance(group, Mapping) and path[0] != "kinds" and path[1] in group:
+            raise ConfigError(f"{old} and {'.'.join(path)} are one setting; remove the first")
+        found[path[0]] = _with(found.get(path[0]), path, value, groups)
+    return found
 
 
+def _with(group: Any, path: tuple[str, ...], value: Any, groups: Mapping[str, Any]) -> Any:
+    """Return a group, a record or a mapping of settings, with one value changed."""
+    if len(path) == 1:
+        return value
+    group = groups.get(path[0], {}) if group is None else group
+    name = path[1]
+    if is_dataclass(group) and not isinstance(group, type):
+        return replace(group, **{name: _with(getattr(group, name), path[1:], value, groups)})
+    return {**group, name: _with(group.get(name), path[1:], value, groups)}
+
+
+@arguments.renamed(lambda given: in_groups(given, _GROUPS))
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A Transformer's architecture and numerics; raises ConfigError naming the field at fault.
 
     The GPT-2 defaults (Radford et al. 2019) are the field defaults. `pattern` repeats over the
-    depth: ("local", "global") alternates sliding-window and full attention.
+    depth: ("local", "global") alternates sliding-window and full attention; `kinds` says what other
+    kinds of layers do differently.
 
     Args:
         vocab_size ... unroll: the fields below, each with its meaning; `jaxgen train --keys` lists
             them as model.*.
 
     >>> config = jaxgen.ModelConfig(vocab_size=50257, norm="rms", positions="rope", feed="swiglu")
-    >>> config.replace(kv_heads=4).K
+    >>> config.replace(kv_heads=4, rope=jaxgen.Rope(theta=5e5)).K
     4
     """
 
@@ -119,28 +122,38 @@ class ModelConfig:
         "layer: LayerNorm; rms: RMSNorm; rms_offset: RMSNorm, scale kept as its offset from 1",
         "layer",
     )
-    norm_at: NormAt = option("pre, post, or both sides of a sublayer", "pre")
+    norm_at: NormAt = option(
+        "pre: of a sublayer's input; out: of its output; both; post: of the sum with its input",
+        "pre",
+    )
+    parallel: Parallel = option(
+        "attention and feed-forward read the same stream: behind one norm, or each behind its own",
+        "none",
+    )
+    residual_scale: float = option("what sublayers add to the stream is multiplied by it", 1.0)
     norm_epsilon: float = option("added to the variance", 1e-5)
     positions: Positions = option("how order is told", "learned")
     position_offset: int = option("learned: rows of the table before position 0", 0)
-    relative_buckets: int = option("relative: distances told apart", 32)
-    relative_distance: int = option("relative: from here on all distances share a bucket", 128)
-    rope_theta: float = option("rotary base wavelength", 10000.0)
-    rope_theta_local: float | None = option(
-        "that of local layers, then without scaling; null: as the global ones", None
+    relative: Relative = option("with positions=relative", Relative())
+    rope: Rope = option("with positions=rope", Rope())
+    qk_norm: QKNorm = option(
+        "norm of queries and of keys: head: over each head, one scale for all; each: a scale for "
+        "each head; heads: over all heads at once; unit: over each head after its rotation, with "
+        "no scale",
+        "none",
     )
-    rope_scaling: RopeScaling = option("stretched rotary wavelengths", RopeScaling())
-    qk_norm: HeadNorm = option("head: norm over each head of queries and of keys", "none")
-    query_scalar: float | None = option(
-        "scores are divided by its square root; null: head_dim", None
+    scores: Scores = option("attention scores", Scores())
+    embed_scale: Scale | float = option(
+        "token vectors times one, the root of d_model, or a number", "one"
     )
-    embed_scale: Scale = option("token vectors times one, or the root of d_model", "one")
     embed_norm: EmbedNorm = option("norm: a norm between embeddings and layers", "none")
     token_types: int = option("rows of a table of token types (BERT's segments); 0: none", 0)
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
     output: Output = option("tied: logits through the embedding table", "tied")
-    output_scale: Scale = option("hidden states before logits: / one, or / sqrt(d_model)", "one")
+    output_scale: Scale | float = option(
+        "hidden states before logits are divided by: one, the root of d_model, or a number", "one"
+    )
     output_bias: OutputBias = option("bias: one learned number a token id", "none")
     head: Head = option(
         "lm: token logits; mlm: those of BERT; classes: of the text; spans: begin and end; "
@@ -155,12 +168,13 @@ class ModelConfig:
         "back",
     )
     classes: int | None = option("head=classes: how many", None)
-    score_cap: float | None = option("soft cap of attention scores: cap * tanh(score / cap)", None)
     logit_cap: float | None = option("soft cap of the logits", None)
-    pattern: tuple[Layer, ...] = option("layer kinds, repeated over the depth", ("global",))
-    window: int | None = option("tokens a local layer sees, itself included", None)
+    pattern: tuple[str, ...] = option("layer kinds, repeated over the depth", ("global",))
+    kinds: dict[str, LayerKind] = option("what layers of a kind do otherwise, by its name", {})
+    window: int | None = option(
+        "tokens that a layer with a window sees, itself included; of a chunk", None
+    )
     dropout: float = option("on embeddings and sublayer outputs", 0.0)
-    attention_dropout: float | None = option("on attention probabilities; null: as dropout", None)
     init_std: float = option("of normal initialisation; residual outputs: / sqrt(2 layers)", 0.02)
     param_dtype: DType = option("how parameters are stored", "float32")
     compute_dtype: DType = option(
@@ -172,7 +186,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        sizes = ("layers", "d_model", "heads", "relative_buckets", "relative_distance")
+        sizes = ("layers", "d_model", "heads")
         optional = ("vocab_size", "encoder_layers", "kv_heads", "head_dim", "d_ff", "window")
         optional += ("classes", "unroll")
         for name in (*sizes, *(n for n in optional if getattr(self, n) is not None)):
@@ -193,10 +207,6 @@ class ModelConfig:
                 f"heads={self.heads} is not a multiple of kv_heads={self.K}; "
                 f"nearest that work: kv_heads={_divisors_near(self.heads, self.K)}"
             )
-        if self.positions == "rope" and self.H % 2:
-            raise ConfigError(
-                f"head_dim={self.H} is odd; rotary positions turn pairs, use an even one"
-            )
         self._check_rope()
         self._check_relative()
         self._check_topology()
@@ -204,55 +214,86 @@ class ModelConfig:
             raise ConfigError(
                 f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
             )
-        for name in ("dropout", "attention_dropout"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise ConfigError(f"{name}={rate} must be in [0, 1)")
-        if not self.pattern:
-            raise ConfigError("pattern=() names no layer; write [global]")
-        if "local" in self.pattern and self.window is None:
-            raise ConfigError("pattern has local layers but window is null; give window in tokens")
-        if "local" not in self.pattern and self.window is not None:
-            raise ConfigError(f"window={self.window} has no effect: pattern has no local layer")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
+        self._check_pattern()
+        self._check_block()
         for name in (
-            *("norm_epsilon", "rope_theta", "rope_theta_local", "query_scalar"),
-            *("init_std", "score_cap", "logit_cap"),
+            *("norm_epsilon", "init_std", "logit_cap", "residual_scale"),
+            *("embed_scale", "output_scale"),
         ):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if isinstance(value, int | float) and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
 
-    def _check_rope(self) -> None:
-        if self.rope_scaling.kind != "none" and self.positions != "rope":
+    def _check_pattern(self) -> None:
+        if not self.pattern:
+            raise ConfigError("pattern=() names no layer; write [global]")
+        known = {"global", "local", *self.kinds}
+        if unknown := [name for name in self.pattern if name not in known]:
             raise ConfigError(
-                f"rope_scaling.kind={self.rope_scaling.kind} needs positions=rope, "
+                f"pattern has layers of the kind {unknown[0]!r}, which kinds does not describe; "
+                f"known are {', '.join(sorted(known))}"
+            )
+        if unused := sorted(self.kinds.keys() - set(self.pattern)):
+            raise ConfigError(f"kinds.{unused[0]} has no effect: pattern has no such layer")
+        spans = [name for name in self.pattern if self.reach(name) != "all"]
+        if spans and self.window is None:
+            raise ConfigError(
+                f"pattern has {spans[0]} layers but window is null; give window in tokens"
+            )
+        if not spans and self.window is not None:
+            raise ConfigError(f"window={self.window} has no effect: pattern has no local layer")
+
+    def _check_block(self) -> None:
+        if self.parallel != "none" and self.norm_at != "pre":
+            raise ConfigError(f"parallel={self.parallel} needs norm_at=pre, not {self.norm_at}")
+        if self.parallel != "none" and self.topology == "encoder_decoder":
+            raise ConfigError(f"parallel={self.parallel} has no place for a cross-attention")
+
+    def _check_rope(self) -> None:
+        turned = [self.rope_of(name) for name in dict.fromkeys(self.pattern)]
+        for rope in turned:
+            width = self.H if rope is None else rope.width(self.H)
+            if width % 2 and rope is not None:
+                name = "head_dim" if rope.share == 1 else "rope.share * head_dim"
+                raise ConfigError(
+                    f"{name}={width} is odd; rotary positions turn pairs, use an even one"
+                )
+            if width < 2:
+                raise ConfigError(f"rope.share={rope and rope.share} leaves no pair to turn")
+            given = 0 if rope is None else len(rope.scaling.short)
+            if rope is not None and given and given != width // 2:
+                raise ConfigError(
+                    f"rope.scaling has {given} factors, but {width // 2} pairs of a head turn"
+                )
+        if self.positions == "rope":
+            return
+        if self.rope.scaling.kind != "none":
+            raise ConfigError(
+                f"rope.scaling.kind={self.rope.scaling.kind} needs positions=rope, "
                 f"but positions={self.positions}"
             )
-        if self.rope_theta_local is not None and (
-            self.positions != "rope" or "local" not in self.pattern
-        ):
-            raise ConfigError(
-                f"rope_theta_local={self.rope_theta_local} has no effect: it needs positions=rope "
-                f"and local layers in pattern"
-            )
+        for name, kind in self.kinds.items():
+            if kind.rope is not None and kind.positions != "rope":
+                raise ConfigError(f"kinds.{name}.rope has no effect: positions={self.positions}")
+        if self.rope != Rope():
+            raise ConfigError(f"rope has no effect: positions={self.positions}")
 
     def _check_relative(self) -> None:
-        fresh = type(self).__dataclass_fields__
-        for name in ("relative_buckets", "relative_distance"):
-            value = getattr(self, name)
-            if self.positions != "relative" and value != fresh[name].default:
-                raise ConfigError(f"{name}={value} has no effect: positions={self.positions}")
+        if self.positions != "relative" and self.relative != Relative():
+            raise ConfigError(f"relative has no effect: positions={self.positions}")
         if self.position_offset and self.positions != "learned":
             raise ConfigError(
                 f"position_offset={self.position_offset} has no effect: positions={self.positions}"
             )
         if self.positions != "relative":
             return
-        exact = self.relative_buckets // (4 if self.topology != "decoder" else 2)
-        if exact < 1 or self.relative_distance <= exact:
+        exact = self.relative.buckets // (4 if self.topology != "decoder" else 2)
+        if exact < 1 or self.relative.distance <= exact:
             raise ConfigError(
-                f"relative_buckets={self.relative_buckets} with "
-                f"relative_distance={self.relative_distance}: give at least 4 buckets, and a "
+                f"relative.buckets={self.relative.buckets} with "
+                f"relative.distance={self.relative.distance}: give at least 4 buckets, and a "
                 f"distance above the {exact} that have a bucket each"
             )
 
@@ -280,7 +321,7 @@ class ModelConfig:
             raise ConfigError(
                 f"mlm_activation={self.mlm_activation} has no effect: head={self.head}"
             )
-        if self.head == "mlm" and self.mlm_activation is None and self.feed in ("swiglu", "geglu"):
+        if self.head == "mlm" and self.head_activation not in get_args(Activation):
             raise ConfigError(
                 f"head=mlm has one dense layer, which feed={self.feed} does not fit; give "
                 f"mlm_activation, such as gelu"
@@ -330,17 +371,30 @@ class ModelConfig:
     @property
     def score_dropout(self) -> float:
         """Dropout of attention probabilities."""
-        return self.dropout if self.attention_dropout is None else self.attention_dropout
+        return self.dropout if self.scores.dropout is None else self.scores.dropout
 
-    def windows(self) -> tuple[int | None, ...]:
-        """Return the attention window of each layer of one period, None for global ones."""
-        return tuple(self.window if kind == "local" else None for kind in self.pattern)
+    @property
+    def score_scale(self) -> float:
+        """What attention scores are multiplied by, before what depends on the layer."""
+        if self.scores.multiplier is not None:
+            return self.scores.multiplier
+        return (self.scores.query_scalar or self.H) ** -0.5
 
-    def rope(self, kind: Layer) -> tuple[float, RopeScaling]:
-        """Return (base wavelength, scaling) of the layers of a kind."""
-        if kind == "local" and self.rope_theta_local is not None:
-            return self.rope_theta_local, RopeScaling()
-        return self.rope_theta, self.rope_scaling
+    def has_bias(self, part: Part) -> bool:
+        """Return whether a part of the layers carries biases."""
+        return part in BIASES[self.biases]
+
+    def reach(self, kind: str) -> Reach:
+        """Return which keys the layers of a kind see."""
+        own = self.kinds[kind].reach if kind in self.kinds else None
+        return own or ("window" if kind == "local" else "all")
+
+    def rope_of(self, kind: str) -> Rope | None:
+        """Return the rotary positions of the layers of a kind; None: they have none."""
+        own = self.kinds.get(kind, LayerKind())
+        if (own.positions or self.positions) != "rope":
+            return None
+        return own.rope or self.rope
 
     def encoder(self) -> ModelConfig:
         """Return what the encoder of an encoder-decoder is, taken by itself."""
@@ -351,7 +405,22 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with the given fields changed, checked again."""
-        return replace(self, **changes)
+        return replace(self, **in_groups(changes, _GROUPS | vars(self)))
+
+    @staticmethod
+    def regrouped(given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of a file with those in groups that are in one now."""
+        return in_groups(given, {})
+
+    def __hash__(self) -> int:
+        return hash(tuple(map(_hashable, vars(self).values())))
+
+
+def _hashable(value: Any) -> Any:
+    return frozenset(value.items()) if isinstance(value, dict) else value
+
+
+_GROUPS = {"rope": Rope(), "relative": Relative(), "scores": Scores(), "local": LayerKind()}
 
 
 def _divisors_near(number: int, wanted: int) -> str:

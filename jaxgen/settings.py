@@ -23,6 +23,8 @@ REQUIRED = "required"
 
 def option(text: str, default: Any) -> Any:
     """Return a dataclass field with its default and the sentence that documents its key."""
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -133,6 +135,8 @@ def _section(cls: type[T], mapping: Any, where: str, known: list[str]) -> T:
     mapping = {} if mapping is None else mapping
     if not isinstance(mapping, Mapping):
         raise source.wrong(where, mapping, "keys and values")
+    if regrouped := getattr(cls, "regrouped", None):
+        mapping = regrouped(mapping)
     hints, fields = typing.get_type_hints(cls), _fields(cls)
     for key in mapping:
         if key not in {field.name for field in fields}:

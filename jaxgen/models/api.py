@@ -209,7 +209,8 @@ def empty_cache(
     kinds = [config.pattern[layer % period] for layer in range(config.layers)]
     step = period if unrolled else config.layers
     steps = [kinds[begin : begin + step] for begin in range(0, config.layers, step)]
-    sliding = [step.count("local") if layout == "ring" else 0 for step in steps]
+    windows = [sum(config.reach(kind) == "window" for kind in step) for step in steps]
+    sliding = windows if layout == "ring" else [0] * len(steps)
     full = [len(step) - count for step, count in zip(steps, sliding, strict=True)]
 
     def layers(counts: list[int]) -> caches.Counts:

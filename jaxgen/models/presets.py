@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from jaxgen import arguments
-from jaxgen.config import ModelConfig, RopeScaling
+from jaxgen.config import ModelConfig
+from jaxgen.config_groups import LayerKind, Rope, RopeScaling, Scores
 from jaxgen.errors import ConfigError, nearest
 
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "dropout": 0.1}
@@ -19,7 +20,8 @@ _LLAMA: dict[str, Any] = {
 
 _HALF: dict[str, Any] = {"compute_dtype": "bfloat16"}
 _LLAMA2 = _LLAMA | _HALF | {"vocab_size": 32000, "context": 4096, "output": "untied"}
-_LLAMA3 = _LLAMA2 | {"vocab_size": 128256, "context": 8192, "rope_theta": 5e5, "kv_heads": 8}
+_LLAMA3 = _LLAMA2 | {"vocab_size": 128256, "context": 8192, "kv_heads": 8}
+_LLAMA3 |= {"rope": Rope(theta=5e5)}
 
 
 def _sizes(layers: int, d_model: int, heads: int, d_ff: int, **more: Any) -> dict[str, Any]:
@@ -27,22 +29,23 @@ def _sizes(layers: int, d_model: int, heads: int, d_ff: int, **more: Any) -> dic
 
 
 def _llama31(factor: float) -> dict[str, Any]:
-    stretched = {"kind": "llama3", "factor": factor, "original_context": 8192}
-    return {"context": 131072, "rope_scaling": RopeScaling(**stretched)}
+    stretched = RopeScaling(kind="llama3", factor=factor, original_context=8192)
+    return {"context": 131072, "rope": Rope(theta=5e5, scaling=stretched)}
 
 
-_QWEN2 = _LLAMA2 | {"vocab_size": 152064, "context": 32768, "biases": "qkv", "rope_theta": 1e6}
-_QWEN2 |= {"norm_epsilon": 1e-6}
+_QWEN2 = _LLAMA2 | {"vocab_size": 152064, "context": 32768, "biases": "qkv"}
+_QWEN2 |= {"norm_epsilon": 1e-6, "rope": Rope(theta=1e6)}
 _QWEN3 = _QWEN2 | {"vocab_size": 151936, "context": 40960, "biases": "none", "qk_norm": "head"}
 _QWEN3 |= {"kv_heads": 8, "head_dim": 128}
 _GEMMA = _LLAMA | _HALF | {"norm": "rms_offset", "feed": "geglu", "embed_scale": "root"}
 _GEMMA |= {"vocab_size": 256000, "context": 8192, "norm_epsilon": 1e-6, "head_dim": 256}
 _GEMMA2 = _GEMMA | {"norm_at": "both", "pattern": ("local", "global"), "window": 4096}
-_GEMMA2 |= {"score_cap": 50.0, "logit_cap": 30.0, "query_scalar": 256.0}
+_GEMMA2 |= {"scores": Scores(cap=50.0, query_scalar=256.0), "logit_cap": 30.0}
 _GEMMA3 = _GEMMA | {"norm_at": "both", "pattern": ("local",) * 5 + ("global",), "window": 1024}
-_GEMMA3 |= {"vocab_size": 262208, "context": 131072, "qk_norm": "head", "query_scalar": 256.0}
-_GEMMA3 |= {"rope_theta": 1e6, "rope_theta_local": 1e4}
-_LINEAR8 = {"rope_scaling": RopeScaling(kind="linear", factor=8.0)}
+_GEMMA3 |= {"vocab_size": 262208, "context": 131072, "qk_norm": "head"}
+_GEMMA3 |= {"rope": Rope(theta=1e6), "kinds": {"local": LayerKind(rope=Rope(theta=1e4))}}
+_GEMMA3 |= {"scores": Scores(query_scalar=256.0)}
+_LINEAR8 = {"rope": Rope(theta=1e6, scaling=RopeScaling(kind="linear", factor=8.0))}
 _BERT: dict[str, Any] = {
     "topology": "encoder",
     "head": "mlm",
@@ -66,7 +69,7 @@ _T5: dict[str, Any] = {
     "vocab_size": 32128,
     "context": 512,
     "norm_epsilon": 1e-6,
-    "query_scalar": 1.0,
+    "scores": Scores(query_scalar=1.0),
     "head_dim": 64,
     "dropout": 0.1,
 }
@@ -141,7 +144,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gemma-2-2b": _GEMMA2 | _sizes(26, 2304, 8, 9216, kv_heads=4),
     "gemma-2-9b": _GEMMA2 | _sizes(42, 3584, 16, 14336, kv_heads=8),
     "gemma-2-27b": _GEMMA2
-    | _sizes(46, 4608, 32, 36864, kv_heads=16, head_dim=128, query_scalar=144.0),
+    | _sizes(46, 4608, 32, 36864, kv_heads=16, head_dim=128)
+    | {"scores": Scores(cap=50.0, query_scalar=144.0)},
     "gemma-3-1b": _GEMMA3
     | _sizes(26, 1152, 4, 6912, kv_heads=1)
     | {"vocab_size": 262144, "context": 32768, "window": 512},
@@ -149,7 +153,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gemma-3-12b": _GEMMA3 | _LINEAR8 | _sizes(48, 3840, 16, 15360, kv_heads=8),
     "gemma-3-27b": _GEMMA3
     | _LINEAR8
-    | _sizes(62, 5376, 32, 21504, kv_heads=16, head_dim=128, query_scalar=168.0),
+    | _sizes(62, 5376, 32, 21504, kv_heads=16, head_dim=128)
+    | {"scores": Scores(query_scalar=168.0)},
     # Devlin et al. 2018 (uncased), Liu et al. 2019
     "bert-base": _BERT,
     "bert-large": _BERT | _sizes(24, 1024, 16, 4096),

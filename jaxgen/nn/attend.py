@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.config import Layer, ModelConfig
+from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.layer_context import LayerContext
@@ -16,6 +16,7 @@ from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
 from jaxgen.ops.contract import add_bias, contract
+from jaxgen.ops.norms import unit_norm
 from jaxgen.ops.positions import rotate
 
 
@@ -24,7 +25,7 @@ class Attend(nn.Module):
 
     config: ModelConfig
     deterministic: bool
-    kind: Layer
+    kind: str
 
     @nn.compact
     def __call__(
@@ -39,22 +40,36 @@ class Attend(nn.Module):
         q = project(self, "q", x, config.heads, "N")
         k = project(self, "k", x, config.K, "K")
         v = project(self, "v", x, config.K, "K")
-        if config.qk_norm == "head":
-            q = Norm(config, axis="H", name="q_norm")(q)
-            k = Norm(config, axis="H", name="k_norm")(k)
-        if config.positions == "rope":
-            theta, scaling = config.rope(self.kind)
-            q = rotate(q, context.positions, theta=theta, scaling=scaling)
-            k = rotate(k, context.positions, theta=theta, scaling=scaling)
+        q, k = self._normed("q_norm", q, "N"), self._normed("k_norm", k, "K")
+        if (rope := config.rope_of(self.kind)) is not None:
+            q, k = (rotate(x, context.positions, rope) for x in (q, k))
+        if config.qk_norm == "unit":
+            q, k = (unit_norm(x, epsilon=config.norm_epsilon) for x in (q, k))
+        if config.scores.by_layer == "inverse":
+            first = 0 if context.first is None else context.first
+            q = q / jnp.asarray(first + layer + 1, q.dtype)
         if cache is not None:
             number = _number(config, self.kind, layer) if cache.sliding is not None else layer
-            cache, k, v = caches.extend(cache, self.kind, number, k, v)
+            window = config.reach(self.kind) == "window"
+            cache, k, v = caches.extend(cache, number, k, v, window=window)
         (mask,) = context.masks
+        sinks = None
+        if config.scores.sinks == "learned":
+            normal = nn.initializers.normal(config.init_std)
+            sinks = weight(self, "sinks", (config.heads,), "N", normal, config.param_dtype)
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.rng(x.shape[0])
-        scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
-        out = attend(q, k, v, mask, scale=scale, cap=cap, bias=context.bias, drop=drop)
+        options = {"scale": config.score_scale, "cap": config.scores.cap, "drop": drop}
+        out = attend(q, k, v, mask, **options, bias=context.bias, sinks=sinks)
         return output(self, out), cache
+
+    def _normed(self, name: str, x: jax.Array, letter: str) -> jax.Array:
+        """Return queries or keys [B, T, N, H] behind their norm, if the config has one."""
+        kind = self.config.qk_norm
+        if kind in ("none", "unit"):
+            return x
+        axes = "H" if kind == "head" else f"{letter}H"
+        return Norm(self.config, axes=axes, joint=kind == "heads", name=name)(x)
 
 
 class CrossAttend(nn.Module):
@@ -85,15 +100,16 @@ class CrossAttend(nn.Module):
         assert context.cross_mask is not None
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.rng(x.shape[0])
-        scale, cap = (config.query_scalar or config.H) ** -0.5, config.score_cap
+        scale, cap = config.score_scale, config.scores.cap
         out = attend(q, k, v, context.cross_mask, scale=scale, cap=cap, drop=drop)
         return output(self, out), cache
 
 
-def _number(config: ModelConfig, kind: Layer, layer: jax.Array | int) -> jax.Array | int:
-    """A layer's number among those of its kind."""
+def _number(config: ModelConfig, kind: str, layer: jax.Array | int) -> jax.Array | int:
+    """Return a layer's number among those that have a window, or have none, as its kind does."""
     period, index = len(config.pattern), layer % len(config.pattern)
-    before = np.cumsum([0, *(one == kind for one in config.pattern)])
+    windowed = [config.reach(one) == "window" for one in config.pattern]
+    before = np.cumsum([0, *(one == (config.reach(kind) == "window") for one in windowed)])
     return layer // period * before[-1] + jnp.asarray(before)[index]
 
 
@@ -106,7 +122,7 @@ def project(
     normal = nn.initializers.normal(config.init_std)
     w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
     y = contract(f"BTD,D{letter}H->BT{letter}H", x, w_DNH, dtype=config.compute_dtype)
-    if config.biases != "none":
+    if config.has_bias("qkv"):
         zeros = nn.initializers.zeros
         bias = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
         y = add_bias(y, bias)
@@ -122,7 +138,7 @@ def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
     normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
     o_NHD = weight(module, "o", shape, "NHD", normal, config.param_dtype)
     y = contract("BTNH,NHD->BTD", constrain(x, "BTNH"), o_NHD, dtype=config.compute_dtype)
-    if config.biases in ("all", "attention"):
+    if config.has_bias("o"):
         zeros = nn.initializers.zeros
         bias = weight(module, "o_bias", (config.d_model,), "D", zeros, config.param_dtype)
         y = add_bias(y, bias)

@@ -7,8 +7,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from jaxgen.config import Layer, ModelConfig
+from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.attend import Attend, CrossAttend
 from jaxgen.nn.drop import Drop
@@ -30,30 +31,38 @@ class Block(nn.Module):
 
     config: ModelConfig
     deterministic: bool
-    kind: Layer
+    kind: str
 
     @nn.compact
     def __call__(
         self, carry: Carry, layer: jax.Array | int, context: LayerContext
     ) -> tuple[Carry, None]:
         """Return (carry, None), as a scan wants; the context holds this layer's mask."""
+        config = self.config
         x, cache = carry
-        attend = Attend(self.config, self.deterministic, self.kind, name="attn")
+        attend = Attend(config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
         number = layer if context.first is None else layer + context.first
         place = context.interventions, number
-        y, cache = attend(self._before("attn", x), context, cache, layer)
+        normed = self._before("attn", x)
+        y, cache = attend(normed, context, cache, layer)
+        if config.parallel != "none":
+            if config.parallel == "two_norms":
+                normed = self._before("feed", x)
+            x = self._after("attn", x, y, place)
+            x = self._after("feed", x, Feed(config, name="feed")(normed), place)
+            return (tap(self, "out", x, *place), cache), None
         x = self._after("attn", x, y, place)
-        if self.config.topology == "encoder_decoder":
-            cross = CrossAttend(self.config, self.deterministic, name="cross")
+        if config.topology == "encoder_decoder":
+            cross = CrossAttend(config, self.deterministic, name="cross")
             y, cache = cross(self._before("cross", x), context, cache, layer)
             x = self._after("cross", x, y, place)
-        y = Feed(self.config, name="feed")(self._before("feed", x))
+        y = Feed(config, name="feed")(self._before("feed", x))
         x = self._after("feed", x, y, place)
         return (tap(self, "out", x, *place), cache), None
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
-        if self.config.norm_at == "post":
+        if self.config.norm_at in ("post", "out"):
             return x
         return Norm(self.config, name=f"{name}_norm")(x)
 
@@ -62,8 +71,10 @@ class Block(nn.Module):
     ) -> jax.Array:
         config = self.config
         y = tap(self, f"{name}_out", y, *place)
-        if config.norm_at == "both":
+        if config.norm_at in ("both", "out"):
             y = Norm(config, name=f"{name}_out_norm")(y)
+        if config.residual_scale != 1:
+            y = y * jnp.asarray(config.residual_scale, y.dtype)
         x = x + Drop(config.dropout, self.deterministic)(y)
         return Norm(config, name=f"{name}_norm")(x) if config.norm_at == "post" else x
 

@@ -61,6 +61,8 @@ class Embed(nn.Module):
         if config.embed_scale == "root":
             # Rounded first, as Gemma multiplies.
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
+        elif config.embed_scale != "one":
+            x = x * jnp.asarray(config.embed_scale, x.dtype)
         if config.positions == "learned":
             rows = config.context + config.position_offset
             x = x + self._row("positions", rows, "S", positions + config.position_offset)

@@ -45,7 +45,7 @@ class Feed(nn.Module):
         return self._bias("down_bias", y, "D")
 
     def _bias(self, name: str, y: jax.Array, letter: str) -> jax.Array:
-        if self.config.biases != "all":
+        if not self.config.has_bias("feed"):
             return y
         zeros = nn.initializers.zeros
         bias = weight(self, name, y.shape[-1:], letter, zeros, self.config.param_dtype)

@@ -21,12 +21,12 @@ class Relative(nn.Module):
         """Return the bias [B, N, T, S] of scores for positions [B, T] and keys [B, S]."""
         config = self.config
         normal = nn.initializers.normal(config.init_std)
-        shape = (config.relative_buckets, config.heads)
+        shape = (config.relative.buckets, config.heads)
         bias_RN = weight(self, "bias", shape, "RN", normal, config.param_dtype)
         bucket = buckets(
             keys[:, None, :] - positions[:, :, None],
-            number=config.relative_buckets,
-            farthest=config.relative_distance,
+            number=config.relative.buckets,
+            farthest=config.relative.distance,
             direction="both" if config.topology == "encoder" else "back",
         )
         return lookup(bias_RN, bucket, dtype="float32").transpose(0, 3, 1, 2)

@@ -21,6 +21,7 @@ from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
 from jaxgen.ops.masks import Order, cross_mask, make_mask
 from jaxgen.ops.memory import Memory
+from jaxgen.ops.positions import slopes
 
 Part = Literal["encode", "decode"]
 
@@ -87,6 +88,8 @@ class Transformer(nn.Module):
             x, _ = Head(config, self.deterministic, name="head")(x, segments)
         if config.output_scale == "root":
             x = x * config.d_model**-0.5
+        elif config.output_scale != "one":
+            x = x / jnp.asarray(config.output_scale, x.dtype)
         return x, Unembed(config, name="unembed")(table)
 
 
@@ -129,7 +132,9 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     prefix, order, interventions = inputs.prefix, inputs.order, inputs.interventions
     count = inputs.tokens.shape[1]
     keys = [
-        positions if cache is None else caches.positions(cache, kind, count)
+        positions
+        if cache is None
+        else caches.positions(cache, count, window=config.reach(kind) == "window")
         for kind in config.pattern
     ]
     direction = "both" if config.topology == "encoder" else "back"
@@ -145,18 +150,24 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
             positions,
             key,
             direction=direction,
-            window=window,
+            window=config.window if config.reach(kind) == "window" else None,
+            chunk=config.window if config.reach(kind) == "chunk" else None,
             prefix=in_prefix,
             ancestors=None if cache is None else caches.ancestors(cache, count),
             order=order if cache is None else "free",
             query_segments=segments,
             key_segments=segments,
         )
-        for key, window in zip(keys, config.windows(), strict=True)
+        for key, kind in zip(keys, config.pattern, strict=True)
     )
     bias = None
     if config.positions == "relative":
         bias = Relative(config, name="relative")(positions, keys[0])
+    if config.positions == "alibi":
+        distance = jnp.abs(positions[:, None, :, None] - keys[0][:, None, None, :])
+        bias = -jnp.asarray(slopes(config.heads))[None, :, None, None] * distance.astype(
+            jnp.float32
+        )
     if config.topology != "encoder_decoder":
         return LayerContext(positions, masks, bias, interventions=interventions), cache
     if memory is not None and cache is not None:

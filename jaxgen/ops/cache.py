@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.config import Layer
 from jaxgen.export import Size
 from jaxgen.ops import kv_buffer
 from jaxgen.ops.kv_buffer import Counts, KVBuffer, Sizes, Store
@@ -200,11 +199,11 @@ def letters(cache: Any) -> Any:
     return jax.tree.map(lambda x: "LBKSH" if x.ndim > 3 else "B", cache)
 
 
-def positions(cache: Cache, kind: Layer, tokens: Size) -> Int[Array, "#B S"]:
-    """Return the positions of the keys that `extend` will give a layer of this kind."""
+def positions(cache: Cache, tokens: Size, *, window: bool) -> Int[Array, "#B S"]:
+    """Return the positions of the keys that `extend` will give a layer with a window or without."""
     if cache.branches is not None:
         return _generation(cache.branches, jnp.arange(cache.capacity)[None], tokens)
-    if cache.sliding is None or kind == "global":
+    if cache.sliding is None or not window:
         assert cache.full is not None
         return jnp.arange(cache.full.count)[None]
     after = cache.length if tokens > 1 else cache.length + _num_valid(cache, tokens)
@@ -254,17 +253,18 @@ def by_row(cache: Cache, tokens: Int[Array, "R"]) -> Int[Array, "B T"]:
 
 def extend(
     cache: Cache,
-    kind: Layer,
     layer: Int[Array, ""] | int,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
+    *,
+    window: bool,
 ) -> tuple[Cache, Float[Array, "B S K H"], Float[Array, "B S K H"]]:
     """Return (cache with T new tokens of one layer, the keys and values that they may see).
 
-    layer: its index in the buffer. The caller must ensure that length + T fits the capacity: writes
-    past the end are dropped silently.
+    layer: its index in its buffer, which is that of the layers with a window if `window`. The
+    caller must ensure that length + T fits the capacity: writes past the end are dropped silently.
     """
-    if cache.sliding is None or kind == "global":
+    if cache.sliding is None or not window:
         assert cache.full is not None
         full = kv_buffer.write(cache.full, layer, k, v, cache.length)
         return replace(cache, full=full), *kv_buffer.read(full, layer, k.dtype)

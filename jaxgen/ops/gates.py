@@ -71,10 +71,16 @@ ACTIVATIONS = {
     "gelu": _with_slope(partial(jax.nn.gelu, approximate=False), _gelu_slope),
     "gelu_tanh": _with_slope(partial(jax.nn.gelu, approximate=True), _gelu_tanh_slope),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
     "silu": _with_slope(jax.nn.silu, _silu_slope),
 }
 # Shazeer 2020: activation(gate) * up. The tanh form in geglu is Gemma's.
-GATED = {"swiglu": ACTIVATIONS["silu"], "geglu": ACTIVATIONS["gelu_tanh"]}
+GATED = {
+    "swiglu": ACTIVATIONS["silu"],
+    "geglu": ACTIVATIONS["gelu_tanh"],
+    "geglu_exact": ACTIVATIONS["gelu"],
+    "reglu": ACTIVATIONS["relu"],
+}
 
 
 def gated(name: str, gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -42,6 +42,7 @@ def make_mask(
     *,
     direction: Direction,
     window: int | None,
+    chunk: int | None = None,
     prefix: Bool[Array, "B S"] | None,
     order: Order,
     query_segments: Int[Array, "B T"] | None,
@@ -50,16 +51,26 @@ def make_mask(
 ) -> AttentionMask:
     """Return the mask of query and key positions.
 
-    direction, window, prefix and segments: see `visible`. ancestors: the only keys that a query
-    may attend to, as in a tree of beams; None is all.
+    direction, window, chunk, prefix and segments: see `visible`. ancestors: the only keys that a
+    query may attend to, as in a tree of beams; None is all.
     """
-    segments = {"query_segments": query_segments, "key_segments": key_segments}
-    allowed = visible(query, key, direction=direction, window=window, prefix=prefix, **segments)
+    allowed = visible(
+        query,
+        key,
+        direction=direction,
+        window=window,
+        chunk=chunk,
+        prefix=prefix,
+        query_segments=query_segments,
+        key_segments=key_segments,
+    )
     if ancestors is not None:
         allowed &= ancestors
-    # The structure has no word for a prefix or for ancestors: kernels must read `allowed`.
-    order = "free" if prefix is not None or ancestors is not None else order
-    return AttentionMask(allowed, **segments, direction=direction, window=window, order=order)
+    # The structure has no word for a prefix, ancestors, chunks: kernels must read `allowed`.
+    order = "running" if order == "running" and prefix is ancestors is chunk is None else "free"
+    return AttentionMask(
+        allowed, query_segments, key_segments, direction=direction, window=window, order=order
+    )
 
 
 def cross_mask(query_segments: Int[Array, "B T"], key_segments: Int[Array, "B S"]) -> AttentionMask:
@@ -74,6 +85,7 @@ def visible(
     *,
     direction: Direction = "back",
     window: int | None,
+    chunk: int | None = None,
     prefix: Bool[Array, "B S"] | None = None,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
@@ -82,8 +94,9 @@ def visible(
 
     direction: "back" is causal by position, as in decoders; "both" is bidirectional, as in
     encoders. prefix: keys that earlier queries attend to as well (Raffel et al. 2020, figure 3).
-    window: only keys less than so many positions away. Segments: only keys of the query's own,
-    which separates packed documents, and padding.
+    window: only keys less than so many positions away. chunk: only keys of the same chunk of so
+    many positions (Meta 2025, Llama 4). Segments: only keys of the query's own, which separates
+    packed documents, and padding.
     """
     distance = query[:, :, None] - key[:, None, :]
     allowed = distance >= 0 if direction == "back" else jnp.ones_like(distance, bool)
@@ -91,6 +104,8 @@ def visible(
         allowed |= prefix[:, None, :]
     if window is not None:
         allowed &= jnp.abs(distance) < window
+    if chunk is not None:
+        allowed &= query[:, :, None] // chunk == key[:, None, :] // chunk
     if query_segments is not None and key_segments is not None:
         allowed &= same_segment(query_segments, key_segments)
     return allowed

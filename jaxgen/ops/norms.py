@@ -18,7 +18,7 @@ ROW = "a row's mean or scale"  # what is kept of a row: `_frugal`
 
 def rms_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"],
+    scale: Float[Array, "D"] | Float[Array, "N D"],
     bias: Float[Array, "D"] | None,
     *,
     epsilon: float,
@@ -29,7 +29,7 @@ def rms_norm(
 
 def rms_offset_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"],
+    scale: Float[Array, "D"] | Float[Array, "N D"],
     bias: Float[Array, "D"] | None,
     *,
     epsilon: float,
@@ -43,7 +43,7 @@ def rms_offset_norm(
 
 def layer_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"],
+    scale: Float[Array, "D"] | Float[Array, "N D"],
     bias: Float[Array, "D"] | None,
     *,
     epsilon: float,
@@ -52,6 +52,11 @@ def layer_norm(
     y = x.astype(jnp.float32)
     y = y - checkpoint_name(jnp.mean(y, axis=-1, keepdims=True), ROW)
     return _affine(_unit(y, epsilon), scale, bias).astype(x.dtype)
+
+
+def unit_norm(x: Float[Array, "... D"], *, epsilon: float) -> Float[Array, "... D"]:
+    """Return x / rms(x), with nothing learned."""
+    return _unit(x.astype(jnp.float32), epsilon).astype(x.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -73,7 +78,7 @@ def _inverse(x, epsilon):
 
 
 def _affine(y, scale, bias):
-    wide = lambda x: x.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))  # noqa: E731
+    wide = lambda x: x.astype(jnp.float32).reshape((1,) * (y.ndim - x.ndim) + x.shape)  # noqa: E731
     y = y * wide(scale)
     return y if bias is None else y + wide(bias)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxgen.config import RopeScaling
+from jaxgen.config_groups import Rope, RopeScaling
 from jaxgen.ops.masks import Direction
 
 
@@ -43,8 +43,10 @@ def _yarn(plain, width, theta, scaling):
         waves = scaling.original_context / (turns * 2 * math.pi)
         return width * math.log(waves) / (2 * math.log(theta))
 
-    first = max(math.floor(pair(scaling.high)), 0)
-    last = min(math.ceil(pair(scaling.low)), width - 1)
+    first, last = pair(scaling.high), pair(scaling.low)
+    if scaling.bounds == "whole":
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, width - 1)
     ramp = (np.arange(len(plain)) - first) / (last - first or 0.001)
     gain = scaling.attention
     if gain is None:
@@ -52,46 +54,76 @@ def _yarn(plain, width, theta, scaling):
     return 1 - np.clip(ramp, 0, 1), gain
 
 
+def _longrope(plain, width, theta, scaling):
+    return np.ones_like(plain), 1.0 if scaling.attention is None else scaling.attention
+
+
 # Weight of the unscaled frequency of each pair, from 0 (fully interpolated) to 1.
-_WEIGHTS = {"none": _none, "linear": _linear, "dynamic": _none, "llama3": _llama3, "yarn": _yarn}
+_WEIGHTS = {
+    "none": _none,
+    "linear": _linear,
+    "dynamic": _none,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
 
 
 def rotate(
-    x: Float[Array, "B T N H"],
-    positions: Int[Array, "B T"],
-    *,
-    theta: float,
-    scaling: RopeScaling,
+    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], rope: Rope
 ) -> Float[Array, "B T N H"]:
-    """Return x with each pair (i, i + H/2) rotated by position * its frequency.
-
-    The halves convention of GPT-NeoX and Llama in transformers, not the interleaved one.
-    """
-    half = x.shape[-1] // 2
-    frequency, gain = frequencies(x.shape[-1], theta=theta, scaling=scaling)
+    """Return x with each pair of `rope` rotated by position * its frequency; the rest as it is."""
+    width = rope.width(x.shape[-1])
+    frequency, gain = frequencies(width, theta=rope.theta, scaling=rope.scaling)
     # bfloat16 cannot represent positions above 256, so angles stay float32.
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
-    if scaling.kind == "dynamic":
-        angle = angle * _stretched(positions, x.shape[-1], scaling)[:, None, None]
+    if stretch := _BY_LENGTH.get(rope.scaling.kind):
+        length = positions.max(axis=1) + 1
+        angle = angle * stretch(length, width, rope.scaling)[:, None, None]
     sin, cos = jnp.sin(angle) * gain, jnp.cos(angle) * gain
-    left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return turned.astype(x.dtype)
+    turning, rest = x[..., :width].astype(jnp.float32), x[..., width:]
+    if rope.pairs == "halves":
+        left, right = turning[..., : width // 2], turning[..., width // 2 :]
+        turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    else:
+        left, right = turning[..., ::2], turning[..., 1::2]
+        pairs = jnp.stack([left * cos - right * sin, right * cos + left * sin], axis=-1)
+        turned = pairs.reshape(turning.shape)
+    turned = turned.astype(x.dtype)
+    return turned if width == x.shape[-1] else jnp.concatenate([turned, rest], axis=-1)
 
 
-def _stretched(
-    positions: Int[Array, "B T"], width: int, scaling: RopeScaling
+# Factors of the frequencies in rows of certain lengths. As in transformers, keys that a cache holds
+# stay as they are when the text grows.
+def _grown_base(
+    length: Int[Array, "B"], width: int, scaling: RopeScaling
 ) -> Float[Array, "B half"]:
-    """Return the factor of each frequency in rows of these lengths, 1 up to the original context.
-
-    The base grows as the text does. As in transformers, keys that a cache holds stay as they are.
-    """
+    """Return 1 up to the original context; after it the base grows as the text does."""
     before = scaling.original_context
     assert before is not None
-    length = jnp.maximum(positions.max(axis=1) + 1, before).astype(jnp.float32)
+    length = jnp.maximum(length, before).astype(jnp.float32)
     growth = scaling.factor * length / before - (scaling.factor - 1)
     pairs = np.arange(0, width, 2, dtype=np.float32) / max(width - 2, 1)
     return growth[:, None] ** -pairs[None]
+
+
+def _short_or_long(
+    length: Int[Array, "B"], width: int, scaling: RopeScaling
+) -> Float[Array, "B half"]:
+    assert scaling.original_context is not None
+    short, long = (1 / np.asarray(x, np.float32)[None] for x in (scaling.short, scaling.long))
+    return jnp.where(length[:, None] > scaling.original_context, long, short)
+
+
+_BY_LENGTH = {"dynamic": _grown_base, "longrope": _short_or_long}
+
+
+def slopes(heads: int) -> Float[np.ndarray, "N"]:
+    """Return the slope of each head of ALiBi (Press et al. 2022), as its authors' code has them."""
+    power = 2 ** math.floor(math.log2(heads))
+    first = 2.0 ** (-8 / power * np.arange(1, power + 1))
+    more = 2.0 ** (-4 / power * np.arange(1, 2 * (heads - power), 2))
+    return np.concatenate([first, more]).astype(np.float32)
 
 
 def sinusoid(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:

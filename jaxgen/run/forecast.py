@@ -268,7 +268,7 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     bias = q if model.positions == "relative" else None
     key = jax.eval_shape(lambda: keys.from_seed(0))
     drop = DropoutRng(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
-    args = AttentionArgs(q, k, k, mask, 1.0, model.score_cap, bias, drop)  # pyright: ignore
+    args = AttentionArgs(q, k, k, mask, 1.0, model.scores.cap, bias, drop)  # pyright: ignore
     with jax.sharding.use_abstract_mesh(mesh):
         return dispatch.choose(args) == "plain"
 

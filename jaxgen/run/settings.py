@@ -48,7 +48,7 @@ ONWARD = (
     ),
     *("train.no_decay", "train.clip", "train.smoothing", "train.z_loss", "train.loss_chunk"),
     *("train.spike", "train.patience", "train.accumulate"),
-    *("model.remat", "model.unroll", "model.dropout", "model.attention_dropout"),
+    *("model.remat", "model.unroll", "model.dropout", "model.scores.dropout"),
     "model.compute_dtype",
 )
 

@@ -20,7 +20,7 @@ def row(*numbers):
 def test_a_cache_writes_each_row_at_its_own_length():
     cache = caches.empty(SIZES, full=(2, 5)).rewind(jnp.array([0, 2]))
     new = row([1.0, 2.0], [3.0, 4.0])
-    cache, k, v = caches.extend(cache, "global", 1, new, -new)
+    cache, k, v = caches.extend(cache, 1, new, -new, window=False)
     cache = caches.advance(cache, 2)
     assert k[..., 0, 0].tolist() == [[1, 2, 0, 0, 0], [0, 0, 3, 4, 0]]
     assert v[..., 0, 0].tolist() == [[-1, -2, 0, 0, 0], [0, 0, -3, -4, 0]]
@@ -35,8 +35,8 @@ def test_a_ring_gives_every_query_its_window(pieces):
     at = 0
     for count in pieces:
         new = jnp.tile(jnp.arange(at, at + count, dtype=jnp.float32), (2, 1))[..., None, None]
-        known = np.asarray(caches.positions(cache, "local", count))
-        cache, keys, _ = caches.extend(cache, "local", 0, new, new)
+        known = np.asarray(caches.positions(cache, count, window=True))
+        cache, keys, _ = caches.extend(cache, 0, new, new, window=True)
         cache, keys = caches.advance(cache, count), np.asarray(keys)
         for place in range(at, at + count):
             seen = (known[0] <= place) & (known[0] > place - window)
@@ -50,7 +50,7 @@ def test_a_ring_gives_every_query_its_window(pieces):
 def test_padding_drives_nothing_out_of_a_ring():
     cache = caches.empty(SIZES, full=(0, 0), sliding=(1, 4)).with_valid_lengths(jnp.array([2, 6]))
     new = jnp.tile(jnp.arange(1.0, 8.0), (2, 1))[..., None, None]
-    cache = caches.advance(caches.extend(cache, "local", 0, new, new)[0], 7)
+    cache = caches.advance(caches.extend(cache, 0, new, new, window=True)[0], 7)
     assert cache.length.tolist() == [2, 6] and cache.num_valid is None
     assert cache.sliding.k[0, :, 0, :, 0].tolist() == [[1, 2, 0, 0], [5, 6, 3, 4]]
 
@@ -110,12 +110,12 @@ def test_int8_rounds_each_head_and_position_to_its_own_scale():
     sizes = caches.Sizes(2, 3, 8, "float32")
     k = jax.random.normal(jax.random.key(0), (2, 5, 3, 8)) * jnp.array([0.01, 1, 100])[:, None]
     cache = caches.empty(sizes, full=(1, 6), store="int8")
-    cache, keys, values = caches.extend(cache, "global", 0, k, -k)
+    cache, keys, values = caches.extend(cache, 0, k, -k, window=False)
     largest = jnp.max(jnp.abs(k), axis=-1, keepdims=True)
     error = jnp.abs(keys[:, :5] - k) / largest
     assert 1 / 600 < error.max() <= 0.5 / 127 + 1e-6
     np.testing.assert_array_equal(values, -keys)
-    zero = caches.extend(cache, "global", 0, 0 * k, 0 * k)[1]
+    zero = caches.extend(cache, 0, 0 * k, 0 * k, window=False)[1]
     assert not jnp.isnan(zero).any() and (zero[:, :5] == 0).all()
 
 

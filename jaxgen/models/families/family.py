@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 from jaxgen import arguments, settings
@@ -60,7 +61,7 @@ ELSEWHERE: dict[str, tuple[Any, ...]] = {
 # Fields of a ModelConfig that a published config has no word for, and that change no logit.
 FREE = (
     "dropout",
-    "attention_dropout",
+    "scores.dropout",
     "init_std",
     "param_dtype",
     "compute_dtype",
@@ -115,7 +116,8 @@ class Family:
     the heads they have. towers: those that are one tower of two. moved: the prefix of models with a
     certain head, if
     another. labels: classes where config.json tells no number. compute: the compute_dtype of a
-    param_dtype, where its own range is too small for the hidden states. library: what computes the
+    param_dtype, where its own range is too small for the hidden states. Fields in a group
+    of ours have names with dots, such as rope.theta. library: what computes the
     same; a folder of another than transformers is written only if its family is named.
     """
 
@@ -212,7 +214,7 @@ class Family:
         for quirk in self.quirks:
             fields |= quirk.read(full)
         try:
-            return settings.build(ModelConfig, fields)
+            return settings.build(ModelConfig, nested(fields))
         except ConfigError as error:
             raise CheckpointError(f"it makes no model: {error}") from error
 
@@ -220,7 +222,7 @@ class Family:
         """Return the settings of a config.json; CheckpointError if the family can't say it all."""
         theirs = {key: known[0] for key, known in self.only.items()}
         full = resolved(config)
-        theirs |= {key: getattr(full, ours) for ours, key in self.sizes.items()}
+        theirs |= {key: attrgetter(ours)(full) for ours, key in self.sizes.items()}
         if self._is_encoder(full.topology):
             theirs[self.sizes["encoder_layers"]] = full.layers
         for quirk in self.quirks:
@@ -296,11 +298,26 @@ class Family:
                 raise CheckpointError(f"{key}={value!r:.60} is no number")
 
 
+def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose names have dots, such as rope.theta, as mappings in mappings."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        *homes, last = name.split(".")
+        home = found
+        for part in homes:
+            home = home.setdefault(part, {})
+        home[last] = value
+    return found
+
+
 def resolved(config: ModelConfig) -> ModelConfig:
     """Return a config whose derived sizes and layer kinds are written out."""
     kinds = tuple(config.pattern[i % len(config.pattern)] for i in range(config.layers))
-    window = config.window if "local" in kinds else None
-    theta = config.rope_theta_local if "local" in kinds else None
+    there = {name: kind for name, kind in config.kinds.items() if name in kinds}
+    window = config.window if any(config.reach(kind) != "all" for kind in kinds) else None
+    scores = config.scores
+    if scores.multiplier is None:
+        scores = replace(scores, query_scalar=float(scores.query_scalar or config.H))
     return config.replace(
         encoder_layers=(
             config.encoder_layers or config.layers if config.topology == "encoder_decoder" else None
@@ -308,10 +325,10 @@ def resolved(config: ModelConfig) -> ModelConfig:
         kv_heads=config.K,
         head_dim=config.H,
         d_ff=config.F,
-        query_scalar=float(config.query_scalar or config.H),
+        scores=scores,
         pattern=kinds,
+        kinds=there,
         window=window,
-        rope_theta_local=theta,
         mlm_activation=config.head_activation if config.head == "mlm" else None,
     )
 

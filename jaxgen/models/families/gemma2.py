@@ -9,7 +9,7 @@ from jaxgen.models.families.family import Family, Row
 from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, ROPE, TIED, whole
 
 CHOICES = gemma.CHOICES | {"norm_at": "both"}
-CAPS = {"score_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
+CAPS = {"scores.cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": llama.SIZES | CAPS}
 ONLY = {
     "hidden_activation": (gemma.TANH,),
@@ -23,7 +23,7 @@ DEFAULTS = gemma.DEFAULTS | {
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
 }
-QUERY = whole("query_scalar", "query_pre_attn_scalar")
+QUERY = whole("scores.query_scalar", "query_pre_attn_scalar")
 LAYER_ROWS = (
     Row("input_layernorm.weight", ("attn_norm/scale",), "D"),
     Row("post_attention_layernorm.weight", ("attn_out_norm/scale",), "D"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from jaxgen.config import ModelConfig
+from jaxgen.config_groups import Rope
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk, Row
 
@@ -41,12 +43,21 @@ SCALINGS: dict[str, dict[str, str]] = {
         "low": "beta_slow",
         "high": "beta_fast",
         "attention": "attention_factor",
+        "bounds": "truncate",
+    },
+    "longrope": {
+        "original_context": "original_max_position_embeddings",
+        "attention": "attention_factor",
+        "short": "short_factor",
+        "long": "long_factor",
     },
 }
-_ROPE_DEFAULTS = {"yarn": {"beta_slow": 1, "beta_fast": 32, "attention_factor": None}}
-# Values that we know alone, of names that transformers reads for all kinds, or for one.
-_ROPE_ONLY = {"truncate": True, "partial_rotary_factor": 1}
-_ROPE_NAMES = ("rope_theta", "rope_type", "type")
+_ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "yarn": {"beta_slow": 1, "beta_fast": 32, "attention_factor": None, "truncate": True},
+    "longrope": {"attention_factor": None},
+}
+_BOUNDS = {True: "whole", False: "exact"}
+_ROPE_NAMES = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "truncate")
 # Two numbers, from which the attention factor of yarn follows where it is not given.
 _YARN_SCALES = ("mscale", "mscale_all_dim")
 
@@ -62,7 +73,7 @@ def one_of(field: str, key: str, values: Mapping[Any, Any]) -> Quirk:
         return {field: values[value]}
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        ours = getattr(config, field)
+        ours = attrgetter(field)(config)
         return {key: next((k for k, v in values.items() if v == ours), next(iter(values)))}
 
     return Quirk((key,), read, write)
@@ -87,7 +98,7 @@ def same(keys: tuple[str, ...], field: str) -> Quirk:
             raise CheckpointError(f"{told or keys[0]}: they must be there and equal")
         return {field: next(iter(values.values()))}
 
-    return Quirk(keys, read, lambda config: dict.fromkeys(keys, getattr(config, field)))
+    return Quirk(keys, read, lambda config: dict.fromkeys(keys, attrgetter(field)(config)))
 
 
 def dropout(ours: tuple[str, ...], scores: str) -> Quirk:
@@ -95,7 +106,7 @@ def dropout(ours: tuple[str, ...], scores: str) -> Quirk:
 
     def read(theirs: Theirs) -> dict[str, Any]:
         rate, other = theirs[ours[0]], theirs[scores]
-        return {"dropout": rate, "attention_dropout": None if other == rate else other}
+        return {"dropout": rate, "scores.dropout": None if other == rate else other}
 
     def write(config: ModelConfig) -> dict[str, Any]:
         return dict.fromkeys(ours, config.dropout) | {scores: config.score_dropout}
@@ -107,28 +118,68 @@ def whole(field: str, key: str) -> Quirk:
     """Return the quirk of a number that transformers wants without a fraction."""
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        return {key: int(getattr(config, field))}
+        return {key: int(attrgetter(field)(config))}
 
     return Quirk((key,), lambda theirs: {field: theirs[key]}, write)
 
 
-def _read_rope(theirs: Theirs) -> dict[str, Any]:
-    parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling")
-    theta, scaling = _one_rope(parameters, theirs)
-    return {"rope_theta": theta, "rope_scaling": scaling}
+def _rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, Any]:
+    """Return the fields of a Rope of one set of rope parameters.
+
+    partial: whether the family's code reads the share of a head that turns.
+    """
+    given = {} if parameters is None else parameters
+    if not isinstance(given, dict):
+        raise CheckpointError(f"rope_scaling={given!r:.60} is no mapping")
+    given = {name: value for name, value in given.items() if value is not None}
+    theta = given.pop("rope_theta", theirs["rope_theta"])
+    kind = given.pop("rope_type", given.pop("type", "default"))
+    given.pop("type", None)
+    if kind not in SCALINGS:
+        known = ", ".join(SCALINGS)
+        raise CheckpointError(
+            f"rope_scaling: rope_type={kind!r:.60} is not known here; known are {known}"
+        )
+    names = SCALINGS[kind]
+    told = theirs.get("partial_rotary_factor")
+    share = given.pop("partial_rotary_factor", 1.0 if told is None else told)
+    if share != 1 and not partial:
+        raise CheckpointError(
+            f"rope_scaling: partial_rotary_factor={share!r:.60} is not known here; known is 1"
+        )
+    # The context of before, where it is told, stands beside the rest and wins.
+    before = theirs.get("original_max_position_embeddings")
+    full = {"original_max_position_embeddings": theirs["max_position_embeddings"]}
+    full = {**full, **_ROPE_DEFAULTS.get(kind, {}), **given}
+    if before is not None:
+        full["original_max_position_embeddings"] = before
+    if kind == "yarn":
+        if given.get("attention_factor") is None:
+            full["attention_factor"] = _yarn_factor(given)
+        full["truncate"] = _BOUNDS.get(full["truncate"])
+    if kind == "longrope" and given.get("attention_factor") is None:
+        full["attention_factor"] = _longrope_factor(given, full, theirs)
+    if missing := [name for name in names.values() if name not in full]:
+        raise CheckpointError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
+    scaling = {ours: full[name] for ours, name in names.items()}
+    if kind == "dynamic":  # whose context before is that of the config, whatever else is told
+        scaling["original_context"] = theirs["max_position_embeddings"]
+    scaling = {"kind": "none" if kind == "default" else kind, **scaling}
+    return {"theta": theta, "share": share, "scaling": scaling}
 
 
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
-    # The spelling of transformers 4, which 5 reads as well.
-    scaling = config.rope_scaling
+def _rope_settings(rope: Rope) -> dict[str, Any]:
+    """Return the settings of a Rope, in the spelling of transformers 4, which 5 reads as well."""
+    scaling, share = rope.scaling, {} if rope.share == 1 else {"partial_rotary_factor": rope.share}
     if scaling.kind == "none":
-        return {"rope_theta": config.rope_theta, "rope_scaling": None}
+        return {"rope_theta": rope.theta, "rope_scaling": None, **share}
     found = {name: getattr(scaling, ours) for ours, name in SCALINGS[scaling.kind].items()}
     found = {name: value for name, value in found.items() if value is not None}
-    return {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": {"rope_type": scaling.kind, **found},
-    }
+    if scaling.kind == "yarn":
+        found["truncate"] = scaling.bounds == "whole"
+    told = {"rope_type": scaling.kind, **found}
+    told |= {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
+    return {"rope_theta": rope.theta, "rope_scaling": told, **share}
 
 
 def _ignored_rope(theirs: Theirs) -> list[str]:
@@ -141,96 +192,70 @@ def _ignored_rope(theirs: Theirs) -> list[str]:
         parts = {name: parameters[name] for name in KINDS if isinstance(parameters.get(name), dict)}
         for part, given in parts.items() or {"": parameters}.items():
             kind = given.get("rope_type", given.get("type", "default"))
-            read = {*SCALINGS.get(kind, {}).values(), *_ROPE_ONLY, *_ROPE_NAMES}
+            read = {*SCALINGS.get(kind, {}).values(), *_ROPE_NAMES}
             read |= {*_YARN_SCALES} if kind == "yarn" else set()
+            read |= {"factor"} if kind == "longrope" else set()
             home = f"{key}.{part}." if part else f"{key}."
             found += [f"{home}{k}={v!r:.40}" for k, v in given.items() if k not in read]
     return found
 
 
-ROPE = Quirk(
-    (
-        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
-        "original_max_position_embeddings",
-    ),
-    _read_rope,
-    _write_rope,
-    _ignored_rope,
+def rope(*, partial: bool = False) -> Quirk:
+    """Return the quirk of one rope for all layers; partial: with the share that turns."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling")
+        fields = _rope_fields(parameters, theirs, partial=partial)
+        return {f"rope.{name}": value for name, value in fields.items()}
+
+    return Quirk(_ROPE_KEYS, read, lambda config: _rope_settings(config.rope), _ignored_rope)
+
+
+_ROPE_KEYS = (
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+    "original_max_position_embeddings",
 )
+ROPE = rope()
 
 
 def _read_two_ropes(theirs: Theirs) -> dict[str, Any]:
     nested = theirs.get("rope_parameters")
+    base = {**theirs, "rope_theta": theirs["rope_local_base_freq"]}
     if nested is None:
-        fields = _read_rope(theirs)
-        local: Any = theirs["rope_local_base_freq"]
+        everywhere = _rope_fields(theirs.get("rope_scaling"), theirs, partial=False)
+        local = _rope_fields(None, base, partial=False)
     else:
         if not isinstance(nested, dict) or not set(nested) <= set(KINDS):
             raise CheckpointError(f"rope_parameters={nested!r:.60} has not one part a layer kind")
-        fields = _read_rope({**theirs, "rope_parameters": nested.get("full_attention")})
-        base = {**theirs, "rope_theta": theirs["rope_local_base_freq"]}
-        local, stretched = _one_rope(nested.get("sliding_attention"), base)
-        if stretched["kind"] != "none":
-            raise CheckpointError(
-                f"rope_parameters: sliding_attention of type {stretched['kind']} is not known here"
-            )
+        everywhere = _rope_fields(nested.get("full_attention"), theirs, partial=False)
+        local = _rope_fields(nested.get("sliding_attention"), base, partial=False)
+    fields: dict[str, Any] = {f"rope.{name}": value for name, value in everywhere.items()}
     has_local = "local" in _kinds(theirs, _every_nth)
-    return {**fields, "rope_theta_local": local if has_local else None}
+    return {**fields, "kinds.local.rope": local} if has_local else fields
 
 
 def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
-    local = config.rope_theta_local or config.rope_theta
-    return {**_write_rope(config), "rope_local_base_freq": local}
+    local = config.rope_of("local") or config.rope
+    if local.scaling.kind != "none":
+        raise CheckpointError(f"local layers with rope.scaling.kind={local.scaling.kind}")
+    return {**_rope_settings(config.rope), "rope_local_base_freq": local.theta}
 
 
-# Gemma 3: local layers have a base of their own and are never stretched.
+# Gemma 3: local layers have a base of their own.
 TWO_ROPES = Quirk(
-    (*ROPE.keys, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes, _ignored_rope
+    (*_ROPE_KEYS, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes, _ignored_rope
 )
 
 
-def _one_rope(parameters: Any, theirs: Theirs) -> tuple[Any, dict[str, Any]]:
-    """Return (theta, fields of a RopeScaling) of one set of rope parameters."""
-    given = {} if parameters is None else parameters
-    if not isinstance(given, dict):
-        raise CheckpointError(f"rope_scaling={given!r:.60} is no mapping")
-    given = {name: value for name, value in given.items() if value is not None}
-    theta = given.pop("rope_theta", theirs["rope_theta"])
-    kind = given.pop("rope_type", given.pop("type", "default"))
-    given.pop("type", None)
-    if kind == "longrope":
-        raise CheckpointError(
-            "rope_scaling: rope_type='longrope' is not known here: its wavelengths depend on how "
-            "long the whole text will be; choose a model whose rope_type is one of "
-            f"{', '.join(SCALINGS)}"
-        )
-    if kind not in SCALINGS:
-        known = ", ".join(SCALINGS)
-        raise CheckpointError(
-            f"rope_scaling: rope_type={kind!r:.60} is not known here; known are {known}"
-        )
-    names = SCALINGS[kind]
-    part = theirs.get("partial_rotary_factor")
-    given = {"partial_rotary_factor": 1 if part is None else part} | given
-    for name, known in _ROPE_ONLY.items():
-        if given.get(name, known) != known:
-            raise CheckpointError(
-                f"rope_scaling: {name}={given[name]!r:.60} is not known here; known is {known}"
-            )
-    # The context of before, where it is told, stands beside the rest and wins.
-    before = theirs.get("original_max_position_embeddings")
-    full = {"original_max_position_embeddings": theirs["max_position_embeddings"]}
-    full = {**full, **_ROPE_DEFAULTS.get(kind, {}), **given}
-    if before is not None:
-        full["original_max_position_embeddings"] = before
-    if kind == "yarn" and given.get("attention_factor") is None:
-        full["attention_factor"] = _yarn_factor(given)
-    if missing := [name for name in names.values() if name not in full]:
-        raise CheckpointError(f"rope_scaling of type {kind} lacks {', '.join(missing)}")
-    scaling = {ours: full[name] for ours, name in names.items()}
-    if kind == "dynamic":  # whose context before is that of the config, whatever else is told
-        scaling["original_context"] = theirs["max_position_embeddings"]
-    return theta, {"kind": "none" if kind == "default" else kind, **scaling}
+def _longrope_factor(given: Theirs, full: Theirs, theirs: Theirs) -> float:
+    """Return the attention factor of how much longer the context is than before."""
+    before = full["original_max_position_embeddings"]
+    factor = given.get("factor")
+    if not isinstance(before, int) or before < 2:
+        raise CheckpointError(f"original_max_position_embeddings={before!r:.60} is no context")
+    if theirs.get("original_max_position_embeddings") is not None or factor is None:
+        factor = theirs["max_position_embeddings"] / before
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(before))
 
 
 def _yarn_factor(given: Theirs) -> float | None:

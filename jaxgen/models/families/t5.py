@@ -112,15 +112,15 @@ FAMILY = Family(
         "head_dim": "d_kv",
         "d_ff": "d_ff",
         "norm_epsilon": "layer_norm_epsilon",
-        "relative_buckets": "relative_attention_num_buckets",
-        "relative_distance": "relative_attention_max_distance",
+        "relative.buckets": "relative_attention_num_buckets",
+        "relative.distance": "relative_attention_max_distance",
     },
     choices={
         "topology": "encoder_decoder",
         "norm": "rms",
         "positions": "relative",
         "biases": "none",
-        "query_scalar": 1.0,
+        "scores.query_scalar": 1.0,
     },
     defaults={
         "layer_norm_epsilon": 1e-6,

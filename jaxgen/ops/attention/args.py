@@ -21,3 +21,4 @@ class AttentionArgs(NamedTuple):
     cap: float | None
     bias: jax.Array | None
     drop: DropoutRng | None
+    sinks: jax.Array | None = None  # [N]

@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
 def _plain(args: AttentionArgs) -> Array:
     q, k, v, mask, *_ = args
     options = {"scale": args.scale, "cap": args.cap, "bias": args.bias, "drop": args.drop}
-    return plain.attend(q, k, v, mask.allowed, **options)
+    return plain.attend(q, k, v, mask.allowed, **options, sinks=args.sinks)
 
 
 def _has_known_sizes(args: AttentionArgs) -> bool:
@@ -49,7 +49,8 @@ def choose(args: AttentionArgs, platform: str | None = None) -> str:
 
     Where only `plain` supports the arguments the platform is not looked up: that would start JAX.
     """
-    kernels = KERNELS if _has_known_sizes(args) else {"plain": KERNELS["plain"]}
+    only_plain = args.sinks is not None or not _has_known_sizes(args)
+    kernels = {"plain": KERNELS["plain"]} if only_plain else KERNELS
     supported = {name for name, kernel in kernels.items() if kernel.supports(args)}
     if supported == {"plain"}:
         return "plain"
@@ -68,11 +69,13 @@ def attend(
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
     drop: DropoutRng | None = None,
+    sinks: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T * scale + bias) v under a mask, by the fastest kernel.
 
     The platform is that of the mesh under which this is traced, else JAX's default. `drop`, if
     any, says which probabilities [B, K, N / K, T, S] stay; cap: see `soft_cap`.
+    sinks: of each head, the score of attending to nothing.
     """
-    args = AttentionArgs(q, k, v, mask, scale, cap, bias, drop)
+    args = AttentionArgs(q, k, v, mask, scale, cap, bias, drop, sinks)
     return KERNELS[choose(args)].attend(args)

@@ -26,11 +26,14 @@ def attend(
     cap: float | None,
     bias: Float[Array, "#B N #T S"] | None = None,
     drop: DropoutRng | None = None,
+    sinks: Float[Array, "N"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Return softmax(q k^T * scale + bias) v, computed in float32 inside (Vaswani et al. 2017).
 
     N / K query heads share one key/value head (Ainslie et al. 2023). `drop` says which of
-    the probabilities stay. A row that may see nothing averages all values, and means nothing.
+    the probabilities stay. sinks: of each head, a score that takes a share of the probability and
+    gives no value (OpenAI 2025, gpt-oss). A row that may see nothing averages all values, and means
+    nothing.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
@@ -40,7 +43,12 @@ def attend(
     if bias is not None:
         scores += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(scores, axis=-1)
+    if sinks is None:
+        probs = jax.nn.softmax(scores, axis=-1)
+    else:
+        nothing = sinks.astype(jnp.float32).reshape(1, K, N // K, 1, 1)
+        nothing = jnp.broadcast_to(nothing, (*scores.shape[:-1], 1))
+        probs = jax.nn.softmax(jnp.concatenate([scores, nothing], axis=-1), axis=-1)[..., :-1]
     if drop is not None:
         probs = random.dropout(probs, drop)
     # Probabilities come first: einsum would take the values first, which on a CPU is ten times as

@@ -1,0 +1,203 @@
+"""The groups of a ModelConfig: settings that belong together, each a frozen, hashable record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxgen import arguments
+from jaxgen.errors import ConfigError
+from jaxgen.settings import option
+
+Scaling = Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"]
+# What each kind of rotary scaling reads.
+SCALES: dict[Scaling, tuple[str, ...]] = {
+    "none": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_context"),
+    "llama3": ("factor", "original_context", "low", "high"),
+    "yarn": ("factor", "original_context", "low", "high", "attention", "bounds"),
+    "longrope": ("original_context", "attention", "short", "long"),
+}
+Bounds = Literal["whole", "exact"]
+Pairs = Literal["halves", "neighbours"]
+Sinks = Literal["none", "learned"]
+ByLayer = Literal["same", "inverse"]
+Reach = Literal["all", "window", "chunk"]
+LayerPositions = Literal["rope", "none"]
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How rotary wavelengths are stretched for a longer context; raises ConfigError if it can't be.
+
+    linear (Chen et al. 2023): all of them. dynamic (NTK-aware): none in texts up to
+    `original_context`, in longer ones the more the longer the text is. llama3 (Meta 2024) and yarn
+    (Peng et al. 2023): those that turn at most `low` times in `original_context`, none that turns
+    more than `high` times, and a mixture in between. longrope (Ding et al. 2024): each by a factor
+    of its own, of one list up to `original_context`, of another in longer texts.
+
+    Args:
+        kind ... long: the fields below; `jaxgen train --keys` lists them as model.rope.scaling.*.
+
+    >>> stretched = jaxgen.RopeScaling(kind="yarn", factor=4.0, original_context=4096, high=32.0)
+    >>> jaxgen.Rope(theta=1e6, scaling=stretched).scaling.factor
+    4.0
+    """
+
+    kind: Scaling = option(
+        "which wavelengths are stretched: none, all (linear, dynamic), the long, or each", "none"
+    )
+    factor: float = option("by how much", 1.0)
+    original_context: int | None = option(
+        "dynamic, llama3, yarn, longrope: tokens of the context before", None
+    )
+    low: float = option("llama3, yarn: waves with fewer turns are stretched in full", 1.0)
+    high: float = option("llama3 (4), yarn (32): waves with more turns are left alone", 4.0)
+    attention: float | None = option(
+        "yarn, longrope: factor of rotated queries and keys; null: yarn's is 0.1 ln(factor) + 1, "
+        "longrope's 1",
+        None,
+    )
+    bounds: Bounds = option("yarn: the ends of the mixture are whole pairs, or exact", "whole")
+    short: tuple[float, ...] = option("longrope: of each pair, in texts of original_context", ())
+    long: tuple[float, ...] = option("longrope: of each pair, in longer texts", ())
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            fresh = value == type(self).__dataclass_fields__[name].default
+            if not fresh and name not in ("kind", *SCALES[self.kind]):
+                raise ConfigError(
+                    f"rope.scaling.{name}={value} has no effect with kind={self.kind}; remove it"
+                )
+        needed = "original_context" in SCALES[self.kind]
+        if needed and (self.original_context is None or self.original_context < 1):
+            raise ConfigError(
+                f"rope.scaling.original_context={self.original_context} must be given with "
+                f"kind={self.kind}: the tokens of the context before it was stretched"
+            )
+        if not self.factor > 0:
+            raise ConfigError(f"rope.scaling.factor={self.factor} must be greater than 0")
+        if not 0 < self.low < self.high:
+            raise ConfigError(
+                f"rope.scaling.low={self.low} must be greater than 0 and less than high={self.high}"
+            )
+        if self.attention is not None and not self.attention > 0:
+            raise ConfigError(f"rope.scaling.attention={self.attention} must be greater than 0")
+        if self.kind == "longrope" and (not self.short or len(self.short) != len(self.long)):
+            raise ConfigError(
+                f"rope.scaling: short has {len(self.short)} factors and long {len(self.long)}; "
+                f"longrope needs one of each for every pair that turns"
+            )
+        if not all(factor > 0 for factor in (*self.short, *self.long)):
+            raise ConfigError("rope.scaling: short and long hold a factor that is not above 0")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions (Su et al. 2021): which numbers of a head turn together, and how fast.
+
+    Args:
+        theta ... scaling: the fields below; `jaxgen train --keys` lists them as model.rope.*.
+
+    >>> jaxgen.preset("llama-3-8b").rope == jaxgen.Rope(theta=5e5)
+    True
+    """
+
+    theta: float = option("base wavelength", 10000.0)
+    share: float = option("of a head's width, the first part of it that turns", 1.0)
+    pairs: Pairs = option(
+        "which numbers turn together: i and i + half (halves), or 2i and 2i + 1 (neighbours)",
+        "halves",
+    )
+    scaling: RopeScaling = option("stretched wavelengths", RopeScaling())
+
+    def __post_init__(self) -> None:
+        if not self.theta > 0:
+            raise ConfigError(f"rope.theta={self.theta} must be greater than 0")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"rope.share={self.share} must be above 0 and at most 1")
+
+    def width(self, head: int) -> int:
+        """Return how many numbers of a head of this width turn."""
+        return int(head * self.share)
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """T5's relative positions (Raffel et al. 2020): a learned bias for each bucket of distances.
+
+    Args:
+        buckets, distance: the fields below; `jaxgen train --keys` lists them as model.relative.*.
+
+    >>> jaxgen.preset("t5-small").relative == jaxgen.Relative(buckets=32, distance=128)
+    True
+    """
+
+    buckets: int = option("distances told apart", 32)
+    distance: int = option("from here on all distances share a bucket", 128)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"relative.{name}={value} must be at least 1")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What is done to attention scores on their way to probabilities.
+
+    Args:
+        query_scalar ... dropout: the fields below; `jaxgen train --keys` lists them as
+            model.scores.*.
+
+    >>> jaxgen.preset("gemma-2-2b").scores == jaxgen.Scores(query_scalar=256.0, cap=50.0)
+    True
+    """
+
+    query_scalar: float | None = option("divided by its square root; null: by head_dim's", None)
+    multiplier: float | None = option("times this number instead; null: see query_scalar", None)
+    by_layer: ByLayer = option("inverse: also divided by the layer's number, from 1", "same")
+    cap: float | None = option("soft cap: cap * tanh(score / cap)", None)
+    sinks: Sinks = option("learned: each head may attend to nothing, at a learned score", "none")
+    dropout: float | None = option("on probabilities; null: as model.dropout", None)
+
+    def __post_init__(self) -> None:
+        for name in ("query_scalar", "multiplier", "cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"scores.{name}={value} must be greater than 0")
+        if self.query_scalar is not None and self.multiplier is not None:
+            raise ConfigError(
+                f"scores.query_scalar={self.query_scalar} has no effect with "
+                f"scores.multiplier={self.multiplier}; remove one of them"
+            )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"scores.dropout={self.dropout} must be in [0, 1)")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What the layers of one kind of the pattern do otherwise than the config says.
+
+    Args:
+        reach, positions, rope: the fields below.
+
+    >>> kinds = {"far": jaxgen.LayerKind(positions="none")}  # no rotation, as in SmolLM3
+    >>> config = jaxgen.ModelConfig(positions="rope", pattern=("global", "far"), kinds=kinds)
+    >>> config.rope_of("far") is None
+    True
+    """
+
+    reach: Reach | None = option(
+        "keys that are seen: all before; the last model.window; those of the same chunk of "
+        "model.window tokens; null: all, of the kind local the window",
+        None,
+    )
+    positions: LayerPositions | None = option("none: no rotation; null: as model.positions", None)
+    rope: Rope | None = option("rotary positions of its own; null: as model.rope", None)
