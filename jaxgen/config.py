@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 from jaxgen import arguments
-from jaxgen.config_groups import LayerKind, Reach, Relative, Rope, Scores
+from jaxgen.config_groups import (
+    GROUPS,
+    RENAMED,
+    LayerKind,
+    Reach,
+    Relative,
+    Rope,
+    Scores,
+    in_groups,
+)
 from jaxgen.config_groups import RopeScaling as RopeScaling
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
 
 Norm = Literal["layer", "rms", "rms_offset"]
@@ -43,51 +53,9 @@ Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
 UNLIMITED = 1 << 20  # tokens; stands for no limit, and is beyond what a machine can hold
 Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no model is one or other
-# Names of settings that are now in a group, as configs written before have them.
-RENAMED: dict[str, tuple[str, ...]] = {
-    "rope_theta": ("rope", "theta"),
-    "rope_scaling": ("rope", "scaling"),
-    "rope_theta_local": ("kinds", "local", "rope", "theta"),
-    "relative_buckets": ("relative", "buckets"),
-    "relative_distance": ("relative", "distance"),
-    "query_scalar": ("scores", "query_scalar"),
-    "score_cap": ("scores", "cap"),
-    "attention_dropout": ("scores", "dropout"),
-}
 
 
-def in_groups(given: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with those of `RENAMED` in their groups.
-
-    groups: what is changed where the settings don't give the group, by its name; none: mappings.
-    Raises ConfigError where a setting stands there under both of its names.
-    """
-    found = dict(given)
-    for old, path in RENAMED.items():
-        if old not in found:
-            continue
-        value = found.pop(old)
-        if old == "rope_theta_local" and value is None:
-            continue
-        group = given.get(path[0])
-        if isinstance(group, Mapping) and path[0] != "kinds" and path[1] in group:
-            raise ConfigError(f"{old} and {'.'.join(path)} are one setting; remove the first")
-        found[path[0]] = _with(found.get(path[0]), path, value, groups)
-    return found
-
-
-def _with(group: Any, path: tuple[str, ...], value: Any, groups: Mapping[str, Any]) -> Any:
-    """Return a group, a record or a mapping of settings, with one value changed."""
-    if len(path) == 1:
-        return value
-    group = groups.get(path[0], {}) if group is None else group
-    name = path[1]
-    if is_dataclass(group) and not isinstance(group, type):
-        return replace(group, **{name: _with(getattr(group, name), path[1:], value, groups)})
-    return {**group, name: _with(group.get(name), path[1:], value, groups)}
-
-
-@arguments.renamed(lambda given: in_groups(given, _GROUPS))
+@arguments.renamed(lambda given: in_groups(given, GROUPS))
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -405,12 +373,21 @@ class ModelConfig:
 
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a copy with the given fields changed, checked again."""
-        return replace(self, **in_groups(changes, _GROUPS | vars(self)))
+        return replace(self, **in_groups(changes, GROUPS | vars(self)))
 
     @staticmethod
     def regrouped(given: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings of a file with those in groups that are in one now."""
         return in_groups(given, {})
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting that is now in a group under the name it had before."""
+        if name == "rope_theta_local":
+            own = self.kinds.get("local", LayerKind()).rope
+            return None if own is None else own.theta
+        if name not in RENAMED:
+            raise AttributeError(f"ModelConfig has no {name!r}{nearest(name, vars(self))}")
+        return attrgetter(".".join(RENAMED[name]))(self)
 
     def __hash__(self) -> int:
         return hash(tuple(map(_hashable, vars(self).values())))
@@ -418,9 +395,6 @@ class ModelConfig:
 
 def _hashable(value: Any) -> Any:
     return frozenset(value.items()) if isinstance(value, dict) else value
-
-
-_GROUPS = {"rope": Rope(), "relative": Relative(), "scores": Scores(), "local": LayerKind()}
 
 
 def _divisors_near(number: int, wanted: int) -> str:

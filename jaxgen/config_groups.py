@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from jaxgen import arguments
 from jaxgen.errors import ConfigError
@@ -201,3 +202,48 @@ class LayerKind:
     )
     positions: LayerPositions | None = option("none: no rotation; null: as model.positions", None)
     rope: Rope | None = option("rotary positions of its own; null: as model.rope", None)
+
+
+GROUPS = {"rope": Rope(), "relative": Relative(), "scores": Scores(), "local": LayerKind()}
+# Names of settings that are now in a group, as configs written before have them.
+RENAMED: dict[str, tuple[str, ...]] = {
+    "rope_theta": ("rope", "theta"),
+    "rope_scaling": ("rope", "scaling"),
+    "rope_theta_local": ("kinds", "local", "rope", "theta"),
+    "relative_buckets": ("relative", "buckets"),
+    "relative_distance": ("relative", "distance"),
+    "query_scalar": ("scores", "query_scalar"),
+    "score_cap": ("scores", "cap"),
+    "attention_dropout": ("scores", "dropout"),
+}
+
+
+def in_groups(given: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of `RENAMED` in their groups.
+
+    groups: what is changed where the settings don't give the group, by its name; none: mappings.
+    Raises ConfigError where a setting stands there under both of its names.
+    """
+    found = dict(given)
+    for old, path in RENAMED.items():
+        if old not in found:
+            continue
+        value = found.pop(old)
+        if old == "rope_theta_local" and value is None:
+            continue
+        group = given.get(path[0])
+        if isinstance(group, Mapping) and path[0] != "kinds" and path[1] in group:
+            raise ConfigError(f"{old} and {'.'.join(path)} are one setting; remove the first")
+        found[path[0]] = _with(found.get(path[0]), path, value, groups)
+    return found
+
+
+def _with(group: Any, path: tuple[str, ...], value: Any, groups: Mapping[str, Any]) -> Any:
+    """Return a group, a record or a mapping of settings, with one value changed."""
+    if len(path) == 1:
+        return value
+    group = groups.get(path[0], {}) if group is None else group
+    name = path[1]
+    if not isinstance(group, Mapping):
+        return replace(group, **{name: _with(getattr(group, name), path[1:], value, groups)})
+    return {**group, name: _with(group.get(name), path[1:], value, groups)}

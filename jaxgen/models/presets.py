@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxgen import arguments
 from jaxgen.config import ModelConfig
-from jaxgen.config_groups import LayerKind, Rope, RopeScaling, Scores
+from jaxgen.config_groups import RENAMED, LayerKind, Rope, RopeScaling, Scores
 from jaxgen.errors import ConfigError, nearest
 
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "dropout": 0.1}
@@ -201,9 +201,9 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     """
     names = [field.name for field in dataclasses.fields(ModelConfig)]
     for field in changes:
-        if field not in names:
+        if field not in (*names, *RENAMED):
             raise ConfigError(f"{field}= is no field of ModelConfig{nearest(field, names)}")
-    return ModelConfig(**(fields(name) | changes))
+    return ModelConfig(**fields(name)).replace(**changes)
 
 
 def fields(name: str) -> dict[str, Any]:

@@ -152,9 +152,10 @@ def build_settings(mapping: Mapping[str, Any]) -> Settings:
     model = mapping.get("model")
     if isinstance(model, Mapping) and "preset" in model:
         own = {name: value for name, value in model.items() if name != "preset"}
+        own = ModelConfig.regrouped(own)
         named = sets.as_dict(presets.preset(model["preset"]))
         named = {name: named[name] for name in presets.fields(model["preset"])}
-        mapping = {**mapping, "model": {**named, **own}}
+        mapping = {**mapping, "model": _over(named, own)}
     if isinstance(mapping.get("mesh"), str):
         mapping = {**mapping, "mesh": meshes.parse(mapping["mesh"])}
     return sets.build(Settings, mapping)
@@ -176,7 +177,13 @@ def _from_initial(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     begun = initial.fields(Path(folder))
     if model.get("head") not in (None, begun["head"]):
         begun.pop("classes")
-    return {**mapping, "model": {**begun, **model}}
+    return {**mapping, "model": _over(begun, ModelConfig.regrouped(model))}
+
+
+def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of which `other` has the last word, in groups setting by setting."""
+    both = {k for k in other if isinstance(other[k], Mapping) and isinstance(one.get(k), Mapping)}
+    return {**one, **other, **{name: _over(one[name], other[name]) for name in both}}
 
 
 def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:

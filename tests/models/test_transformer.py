@@ -10,7 +10,9 @@ import pytest
 from random_params import random_params
 
 import jaxgen
-from jaxgen import tree
+from jaxgen import settings, tree
+from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.nn.unroll import UNROLL_LIMITS
 from jaxgen.ops.memory import Memory
@@ -62,6 +64,39 @@ VARIANTS = {
         "kv_heads": 2,
         "output": "untied",
     },
+    "parallel": {
+        "parallel": "two_norms",
+        "positions": "alibi",
+        "biases": "norms",
+        "feed": "relu2",
+        "embed_scale": 1.5,
+        "output_scale": 2.0,
+        "residual_scale": 0.7,
+    },
+    "partial_rope": {
+        "parallel": "one_norm",
+        "biases": "feed",
+        "positions": "rope",
+        "rope": jaxgen.Rope(share=0.5, pairs="neighbours"),
+        "qk_norm": "unit",
+        "scores": jaxgen.Scores(sinks="learned", by_layer="inverse", multiplier=0.3),
+        "feed": "reglu",
+    },
+    "kinds_of_layers": {
+        "norm": "rms",
+        "norm_at": "out",
+        "positions": "rope",
+        "qk_norm": "heads",
+        "pattern": ("chunks", "far", "local"),
+        "kinds": {
+            "chunks": jaxgen.LayerKind(reach="chunk"),
+            "far": jaxgen.LayerKind(positions="none"),
+            "local": jaxgen.LayerKind(rope=jaxgen.Rope(theta=50.0)),
+        },
+        "window": 3,
+        "feed": "geglu_exact",
+    },
+    "norm_of_each_head": {"qk_norm": "each", "positions": "rope"},
     "llama3_rope": {"positions": "rope", "rope_scaling": LLAMA3, "qk_norm": "head"},
     "gemma3": {
         "norm": "rms_offset",
@@ -387,3 +422,22 @@ def test_a_leaf_may_bring_its_own_product():
     doubled = jaxgen.apply(tree.unflatten(flat | {path: 2 * flat[path]}), BASE, tokens).logits
     wrapped = jaxgen.apply(tree.unflatten(flat | {path: Doubled(flat[path])}), BASE, tokens).logits
     np.testing.assert_allclose(doubled, wrapped, atol=1e-5)
+
+
+def test_settings_that_are_in_a_group_now_are_taken_under_their_older_names():
+    groups = ModelConfig(
+        positions="rope",
+        rope=jaxgen.Rope(theta=3.0),
+        scores=jaxgen.Scores(cap=2.0, dropout=0.5),
+        pattern=("local", "global"),
+        window=4,
+        kinds={"local": jaxgen.LayerKind(rope=jaxgen.Rope(theta=2.0))},
+    )
+    flat = {"rope_theta": 3.0, "score_cap": 2.0, "attention_dropout": 0.5, "rope_theta_local": 2.0}
+    about = {"positions": "rope", "pattern": ("local", "global"), "window": 4}
+    assert ModelConfig(**flat, **about) == groups
+    assert {groups} == {ModelConfig(**about).replace(**flat)}
+    assert settings.build(ModelConfig, {**about, **flat}) == groups
+    assert {name: getattr(groups, name) for name in flat} == flat
+    with pytest.raises(ConfigError, match=r"rope_theta and rope\.theta are one setting"):
+        settings.build(ModelConfig, {"rope_theta": 2.0, "rope": {"theta": 2.0}})
