@@ -17,11 +17,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.pop("COLUMNS", None)  # what is captured is printed as into a file, however wide we are
 
 import pytest
-from jaxtyping import install_import_hook
+import shape_checks
 
 MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
 
-hook = install_import_hook("jaxgen", "beartype.beartype")
+hook = shape_checks.install()
 # Tracing makes and drops so many objects that Python looked for dead circles 2,000 times a minute.
 gc.set_threshold(50_000, 20, 50)
 

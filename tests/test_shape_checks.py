@@ -1,0 +1,73 @@
+"""Wrong calls of the package's functions die in the suite, as they would under jaxtyping alone."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+from shape_checks import jaxtyped
+
+import jaxgen.decoding.history
+
+ONES = jnp.ones((2, 3))
+
+
+@jaxtyped
+def double(x: Float[Array, "B T"], y: "Float[Array, 'B T'] | None" = None) -> Float[Array, "B T"]:
+    return x[:1] if y is None else x + y
+
+
+@jaxtyped
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    name: str
+    x: Float[Array, "B"]
+    y: Float[Array, "B"]
+
+
+@jaxtyped
+def count(start: int, stop: int):
+    yield from range(start, stop)
+
+
+@jaxtyped
+def zeros(length: int, made: int) -> Float[Array, "{length}"]:
+    return jnp.zeros(made)
+
+
+def adder(number):
+    @jaxtyped
+    def add(x: int, more: "int" = number) -> int:
+        return x + number if more else str(x)
+
+    return add
+
+
+def test_right_calls_return_what_the_function_returns():
+    np.testing.assert_array_equal(double(ONES, ONES), 2 * ONES)
+    assert Pair("a", ONES[0], ONES[1]).name == "a" and list(count(1, stop=4)) == [1, 2, 3]
+    assert zeros(3, 3).shape == (3,)
+    assert [adder(number)(1) for number in (1, 2, 3)] == [2, 3, 4]
+    assert adder(5).__name__ == "add" and adder(5).__wrapped__(1) == 6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: double(ONES[0]),
+        lambda: double(ONES.astype(int), ONES),
+        lambda: double(ONES, ONES.T),
+        lambda: double(ONES),  # it returns another shape
+        lambda: Pair("a", ONES[0], ONES[:, 0]),
+        lambda: Pair(1, ONES[0], ONES[0]),
+        lambda: list(count("1", 2)),
+        lambda: adder(2)("1"),
+        lambda: adder(2)(1, 0),  # it returns a string
+        lambda: zeros(3, 4),
+        lambda: jaxgen.decoding.history.count_tokens(ONES, ONES > 0, 4),  # the package's own
+    ],
+)
+def test_wrong_calls_die(wrong):
+    with pytest.raises(Exception, match=r"violates type hint|[Tt]ype-check error"):
+        wrong()
