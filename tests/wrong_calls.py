@@ -96,7 +96,12 @@ def without(given, *names):
 
 # A right call of every public callable; what is left out has its default, and is walked as well.
 CALLS = {
+    "LayerKind": {"rope": jaxgen.Rope()},
     "ModelConfig": SIZES,
+    "Relative": {},
+    "Rope": {},
+    "RopeScaling": {"kind": "yarn", "original_context": 8},
+    "Scores": {},
     "abstract": {"config": DECODER},
     "allowed_tokens": {"function": lambda tokens, length: jnp.ones(V, bool)},
     "apply": MODEL,
@@ -207,7 +212,11 @@ ACCEPTED = {
     ("top_n_sigma", "count"): REAL,
     ("train_step", "spike"): REAL,
     ("causal_loss", "z"): REAL,
-    ("ModelConfig", "norm_epsilon rope_theta query_scalar score_cap logit_cap init_std"): REAL,
+    ("ModelConfig", "norm_epsilon logit_cap init_std residual_scale"): REAL,
+    ("ModelConfig", "embed_scale output_scale"): REAL,
+    ("Rope", "theta share"): REAL,
+    ("RopeScaling", "factor low high attention short long"): REAL,
+    ("Scores", "query_scalar multiplier cap"): REAL,
     ("TrainSettings", "learning_rate epsilon weight_decay clip z_loss spike epochs"): REAL,
     ("TrainSettings", "no_decay freeze"): TEXTS,
     ("DataSettings", "files field"): TEXTS,
