@@ -125,7 +125,7 @@ def _mapping(
         mapping["tokenizer"] = {"kind": "bpe", "vocab_size": PIECES}
     mapping = sets.override(mapping, overrides)
     # A model that is to be downloaded yet says nothing of itself.
-    there = tuned and Path(mapping["init_from"]).is_dir()
+    there = tuned and Path(mapping["init_from"]).exists()
     known = {key: mapping[key] for key in mapping if there or key != "init_from"}
     settings = run.build_settings(known)
     if small and mapping["tokenizer"] == {"kind": "bpe", "vocab_size": PIECES}:

@@ -57,16 +57,15 @@ def is_text(word: str) -> bool:
     Raises ConfigError for the folder of a model, with how to go on with it.
     """
     path = _path(word, "config, run or text").expanduser()
-    if path.is_file():
+    if path.is_file() and path.suffix != sources.GGUF:
         return path.suffix.lower() not in SUFFIXES
-    if not path.is_dir():
+    if not path.exists():
         return bool(GLOB.search(word))
     if _named(word) is not None or {"checkpoints", "LOCK"} & {p.name for p in _children(path)}:
         return False
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or path.suffix == sources.GGUF:
         raise ConfigError(
-            f"{word} is the folder of a model, not of text; to go on with it: `jaxgen train "
-            f"my.txt init_from={word}`"
+            f"{word} is a model, not text; to go on with it: `jaxgen train my.txt init_from={word}`"
         )
     return True
 
@@ -133,7 +132,7 @@ def model(word: str, step: str | None) -> tuple[Path, Step]:
     word: as for `run_folder`, the folder of a checkpoint, or any source of a model
     (`sources.local_path`), which is fetched if it is one of the hub; step: what --step says.
     """
-    path = _folder_here(word) or sources.find(word)
+    path = sources.find(_folder_here(word) or word)
     if path is None or (path.exists() and not path.is_dir() and path.suffix != sources.GGUF):
         raise _unknown(word, "run or model", sources.REMEDIES)
     (folder, own), number = run_and_step(path), checkpoint(step)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxgen import files, settings_yaml
 from jaxgen.errors import CheckpointError, ConfigError, UserError, nearest
 from jaxgen.pretrained import sandbox
+from jaxgen.pretrained.gguf_read import is_gguf, read_templates
 from jaxgen.pretrained.hub_tokenizer import named_pieces
 
 FILE = "chat.yaml"  # in our own folders
@@ -36,7 +37,10 @@ class ChatTemplate(NamedTuple):
 
 
 def read_chat_template(folder: Path) -> ChatTemplate:
-    """Return the template of a Hugging Face folder, or of one of ours; CheckpointError if none."""
+    """Return the template of a Hugging Face folder, a GGUF file, or a folder of ours.
+
+    Raises CheckpointError if there is none.
+    """
     if (folder / FILE).exists():
         stored = settings_yaml.read_yaml(folder / FILE)
         source, names, others = (stored.get(key) for key in ("template", "names", "others"))
@@ -48,6 +52,8 @@ def read_chat_template(folder: Path) -> ChatTemplate:
     if (whole := _text(folder / TEMPLATE)) is not None:
         alone["default"] = whole
     sources = [(folder / (TEMPLATE if whole else FOLDER), alone)]
+    if is_gguf(folder):
+        sources = [(folder, dict[str, Any](read_templates(folder)))]
     for path in (folder / OLD, folder / TOKENIZER):
         if path.exists():
             about = files.read_json(path, "tokenizer config", 100 * MAX_BYTES)

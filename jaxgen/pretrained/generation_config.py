@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from jaxgen import arguments, files, settings_yaml
 from jaxgen.errors import CheckpointError
+from jaxgen.pretrained.gguf_read import is_gguf, read_generation
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WHAT, MAX_BYTES = "generation config", 1 << 20
@@ -218,6 +219,8 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
             f"write its keys into {GENERATION} by the names they have there, and remove it"
         )
     newer = files.read_json(path, WHAT, MAX_BYTES) if path.exists() else {}
+    if is_gguf(folder):
+        newer = read_generation(folder)
     if (folder / CONFIG).exists() and not (folder / "config.yaml").exists():
         keys = files.read_json(folder / CONFIG, WHAT, MAX_BYTES)
         if path.exists():

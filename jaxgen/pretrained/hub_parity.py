@@ -15,7 +15,6 @@ from jaxgen.errors import CheckpointError, DataError
 from jaxgen.models import api
 from jaxgen.pretrained import hub_read
 from jaxgen.pretrained.generation_config import read_generation_config
-from jaxgen.store import safetensors
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens.export import ends
 from jaxgen.tokens.marian import Marian
@@ -185,7 +184,7 @@ def vanilla(hub: Path, source: np.ndarray, target: np.ndarray, dtype: str) -> np
         batch_first=True,
     )
     stored = {
-        name: torch.from_numpy(safetensors.read_tensor(tensor).astype(np.float32))
+        name: torch.from_numpy(tensor.read().astype(np.float32))
         for name, tensor in hub_read.tensors(hub).items()
     }
     table = stored.pop("embed.weight").double()

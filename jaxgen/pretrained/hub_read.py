@@ -1,4 +1,7 @@
-"""A model in the Hugging Face layout, read: config.json, safetensors, tokenizer. Never pickle."""
+"""A model in the Hugging Face layout, read: config.json, safetensors, tokenizer. Never pickle.
+
+A GGUF file is read as if it were such a folder: `gguf_read` says what would be in it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from jaxgen.mesh.place import aligned, laid
 from jaxgen.models import api, families
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, table
+from jaxgen.pretrained import gguf_read
+from jaxgen.pretrained.gguf_read import Stored, is_gguf
 from jaxgen.store import safetensors
-from jaxgen.store.safetensors import Tensor
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,22 +31,32 @@ FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SHOWN = 6  # names in a message
 
 NonFinite = Literal["refuse", "allow"]
+Tensor = safetensors.Tensor | Stored
 
 
 def is_hub(folder: Path) -> bool:
-    """Return whether a folder is in the Hugging Face layout and no run of ours."""
+    """Return whether a folder is in the Hugging Face layout and no run of ours, or a GGUF file."""
+    if is_gguf(folder):
+        return folder.is_file()
     return (folder / CONFIG).is_file() and not (folder / "config.yaml").exists()
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig]:
     """Return (family, config) of config.json; CheckpointError that names the setting at fault."""
-    path = folder / CONFIG
-    theirs = files.read_json(path, "model config", MAX_CONFIG)
-    family = families.named(theirs.get("model_type"), str(path))
+    family, theirs, path = _settings(folder)
     try:
         return family, family.read(theirs)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _settings(folder: Path) -> tuple[Family, dict[str, Any], Path]:
+    """Return (family, what config.json says, the file that says it)."""
+    if is_gguf(folder):
+        return *gguf_read.read_family(folder), folder
+    path = folder / CONFIG
+    theirs = files.read_json(path, "model config", MAX_CONFIG)
+    return families.named(theirs.get("model_type"), str(path)), theirs, path
 
 
 def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) -> None:
@@ -57,11 +71,13 @@ def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) ->
         )
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
-    """Return {name: Tensor} of a folder's one or many safetensors files.
+def tensors(folder: Path) -> Mapping[str, Tensor]:
+    """Return {name: Tensor} of a folder's one or many safetensors files, or of a GGUF file.
 
     Raises CheckpointError for a missing or damaged file, and for a folder of pickles.
     """
+    if is_gguf(folder):
+        return gguf_read.tensors(folder)
     if (folder / INDEX).exists():
         return _sharded(folder)
     if (folder / WEIGHTS).exists():
@@ -74,12 +90,12 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {INDEX}; fetch them")
 
 
-def _sharded(folder: Path) -> dict[str, Tensor]:
+def _sharded(folder: Path) -> dict[str, safetensors.Tensor]:
     path = folder / INDEX
     where = files.read_json(path, "index of weights", MAX_INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointError(f"{path}: its weight_map does not map names to files")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, safetensors.Tensor] = {}
     for shard in sorted(set(where.values())):
         if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
             raise CheckpointError(f"{path}: {shard!r:.80} is no safetensors file of this folder")
@@ -111,7 +127,7 @@ def load_hub(
     dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
     """
     family, config = read_config(folder)
-    theirs = files.read_json(folder / CONFIG, "model config", MAX_CONFIG)
+    theirs = _settings(folder)[1]
     _warn_of_ignored(folder, family, theirs)
     stored = tensors(folder)
     if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):
@@ -161,7 +177,7 @@ def _load_parameter(
 
 
 def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.ndarray:
-    raw = safetensors.read_tensor(tensor)
+    raw = tensor.read()
     with np.errstate(over="ignore"):
         cast = raw if raw.dtype == dtype else raw.astype(dtype)
     if nonfinite == "refuse" and not np.isfinite(cast.astype(np.float32, copy=False)).all():
@@ -175,7 +191,9 @@ def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.nd
     return link.read(cast)
 
 
-def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) -> dict[str, Tensor]:
+def _named(
+    folder, family: Family, config, stored: Mapping[str, Tensor], wanted
+) -> dict[str, Tensor]:
     """Return the tensors under the family's full names, without those that say nothing new."""
     stored = {_modern(name): tensor for name, tensor in stored.items()}
     prefix = family.moved.get(config.head, family.prefix)
@@ -193,7 +211,7 @@ def _named(folder, family: Family, config, stored: dict[str, Tensor], wanted) ->
         if copy in named and copy not in wanted and original not in named:
             named[original] = named.pop(copy)
         if copy in named and copy not in wanted and original in named:
-            one, other = (safetensors.read_tensor(named[n]).tobytes() for n in (copy, original))
+            one, other = (named[n].read().tobytes() for n in (copy, original))
             if one != other:
                 raise CheckpointError(
                     f"{folder}: tie_word_embeddings says that {copy!r} is {original!r}, but they "
@@ -225,14 +243,20 @@ def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, A
         (f"{len(shapes)} of another shape", shapes),
     ]
     if problems := [f"{word}: {', '.join(names)}" for word, names in named if names]:
-        raise CheckpointError(f"{folder}: the tensors don't fit {CONFIG}; {'; '.join(problems)}")
+        raise CheckpointError(f"{folder}: the tensors don't fit the config; {'; '.join(problems)}")
 
 
 def _dtype(folder: Path, stored: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> Any:
-    """Return the dtype of the tensors; of several, the one that config.json names, or float32."""
+    """Return the dtype of the tensors; of several, the one that config.json names, or float32.
+
+    Of a GGUF file that of its matrices, for norms are in float32 there whatever these are.
+    """
     kinds: dict[str, str] = {}
     for name, tensor in stored.items():
-        kinds.setdefault(tensor.dtype, name)
+        if not is_gguf(folder) or len(tensor.shape) > 1:
+            kinds.setdefault(tensor.dtype, name)
+    if is_gguf(folder) and len(kinds) > 1:
+        return "float32"
     if odd := sorted(kinds.keys() - FLOATS.keys()):
         raise CheckpointError(
             f"{folder}: {kinds[odd[0]]!r} is {odd[0]}; quantised and other weights than "

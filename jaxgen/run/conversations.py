@@ -106,7 +106,7 @@ def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -
     if source is not None and has_chat_template(source):
         of_folder = read_chat_template(source)
     names = of_folder.names if of_folder else _names(tokenizer)
-    if not names and source is not None and source.is_dir():
+    if not names and source is not None and source.exists():
         names = named_pieces(source)
     if path is not None:
         try:

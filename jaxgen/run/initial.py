@@ -61,7 +61,7 @@ def fields(folder: Path) -> dict[str, Any]:
 
 def context_within(folder: Path, most: int) -> int:
     """Return a context for a run that begins with a folder: `most`, or its own if that is less."""
-    return min(most, models.read_config(folder).context) if folder.is_dir() else most
+    return min(most, models.read_config(folder).context) if folder.exists() else most
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:
@@ -182,7 +182,7 @@ def _pieces(tokenizer: Tokenizer) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    if not folder.is_dir() and not hub_read.is_hub(folder):
         raise ConfigError(
             f"init_from={folder}: no such folder"
             f"{sources.advice(folder, 'init_from={}') or f'; {sources.REMEDIES}'}"

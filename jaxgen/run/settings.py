@@ -229,7 +229,7 @@ def _resolve_initial(settings: Settings, tokenizer: Tokenizer) -> Settings:
         return settings
     folder, objective = settings.init_from.absolute(), settings.objective
     settings = replace(settings, init_from=folder)
-    if not folder.is_dir():  # a run that has begun needs it no more
+    if not folder.exists():  # a run that has begun needs it no more
         return settings
     from jaxgen.run import initial
 

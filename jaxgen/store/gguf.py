@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -53,8 +54,8 @@ class Tensor(NamedTuple):
 class Contents(NamedTuple):
     """What a header says: metadata (arrays of numbers as numpy's, of texts as lists), tensors."""
 
-    metadata: dict[str, Any]
-    tensors: dict[str, Tensor]
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
 
 
 def open_file(path: Path) -> Contents:
@@ -64,12 +65,8 @@ def open_file(path: Path) -> Contents:
     or there twice, and tensors that overlap, leave a hole, or end elsewhere than the file.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            files.refuse_impostor(path, WHAT, file.read(512))
-            file.seek(0)
-            header = _Header(file, size)
-            return header.contents(path)
+        about = path.stat()
+        return _open(path, about.st_size, (about.st_mtime_ns, about.st_ino))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such {WHAT}; correct the path") from error
     except OSError as error:
@@ -78,6 +75,16 @@ def open_file(path: Path) -> Contents:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is no sound {WHAT}: {error}; fetch it again") from error
+
+
+@lru_cache(maxsize=1)
+def _open(path: Path, size: int, version: tuple[int, int]) -> Contents:
+    """Return the header of this version of a file, read once for all that ask for a part."""
+    del version
+    with path.open("rb") as file:
+        files.refuse_impostor(path, WHAT, file.read(512))
+        file.seek(0)
+        return _Header(file, size).contents(path)
 
 
 def read_rows(tensor: Tensor) -> np.ndarray:

@@ -61,6 +61,10 @@ class Tensor(NamedTuple):
     begin: int
     end: int
 
+    def read(self) -> np.ndarray:
+        """Return its values, as `read_tensor` does."""
+        return read_tensor(self)
+
 
 def open_file(path: Path) -> dict[str, Tensor]:
     """Return {name: Tensor} of a file; CheckpointError for any that is not exactly a safetensors.

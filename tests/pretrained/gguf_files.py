@@ -1,0 +1,185 @@
+"""Hugging Face folders turned into GGUF files as convert_hf_to_gguf.py of llama.cpp does it.
+
+Written from that script, not from our tables, so that these are tested against something.
+"""
+
+import json
+
+import numpy as np
+
+from jaxgen.store import gguf, safetensors
+from jaxgen.tokens.pipelines import SPACE
+
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "transformer.wte": "token_embd", "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "bert.embeddings.word_embeddings": "token_embd",
+    "bert.embeddings.position_embeddings": "position_embd",
+    "bert.embeddings.token_type_embeddings": "token_types",
+    "bert.embeddings.LayerNorm": "token_embd_norm",
+}  # fmt: skip
+LAYERS = ("model.layers.", "transformer.h.", "bert.encoder.layer.")
+PARTS = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
+    "attention.self.query": "attn_q", "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v", "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm", "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down", "output.LayerNorm": "layer_output_norm",
+}  # fmt: skip
+GEMMA2 = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def from_folder(folder, path, form="F32", tokenizer=None, more=None):
+    """Write a folder's model as a GGUF file of F32 norms and matrices of `form`."""
+    theirs = json.loads((folder / "config.json").read_text())
+    kind = theirs["model_type"].removesuffix("_text")
+    heads = theirs.get("num_attention_heads", theirs.get("n_head"))
+    arrays = {}
+    for name, tensor in safetensors.open_file(folder / "model.safetensors").items():
+        array = tensor.read().astype(np.float32)
+        new = renamed(name, kind)
+        if new is None:
+            continue
+        if kind in ("llama", "mistral") and ("attn_q." in new or "attn_k." in new):
+            count = heads if "attn_q." in new else theirs["num_key_value_heads"]
+            halves = array.reshape(count, 2, -1, *array.shape[1:])
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        if kind.startswith("gemma") and new.endswith("norm.weight"):
+            array = array + 1
+        if kind == "gpt2" and array.ndim == 2 and new.startswith("blk."):
+            array = array.T
+        arrays[new] = np.ascontiguousarray(array)
+    if (theirs.get("rope_scaling") or {}).get("rope_type") == "llama3":
+        arrays["rope_freqs.weight"] = llama3(theirs, theirs["hidden_size"] // heads)
+    shapes = {n: (form if a.ndim > 1 else "F32", a.shape) for n, a in arrays.items()}
+    metadata = {
+        **keys(theirs, "llama" if kind == "mistral" else kind),
+        **(tokenizer or {}),
+        **(more or {}),
+    }
+    gguf.write_gguf(path, metadata, shapes, arrays.__getitem__)
+    return path
+
+
+def renamed(name, kind):
+    base, _, end = name.rpartition(".")
+    if base in NAMES:
+        return f"{NAMES[base]}.{end}"
+    for home in LAYERS:
+        if base.startswith(home):
+            number, _, part = base.removeprefix(home).partition(".")
+            parts = PARTS | (GEMMA2 if kind in ("gemma2", "gemma3") else {})
+            return f"blk.{number}.{parts[part]}.{end}"
+    return None
+
+
+def keys(theirs, kind):
+    u32, f32 = np.uint32, np.float32
+    found = {"general.architecture": kind}
+    given = {
+        "context_length": ("max_position_embeddings", "n_positions"),
+        "embedding_length": ("hidden_size", "n_embd"),
+        "block_count": ("num_hidden_layers", "n_layer"),
+        "feed_forward_length": ("intermediate_size", "n_inner"),
+        "attention.head_count": ("num_attention_heads", "n_head"),
+        "attention.head_count_kv": ("num_key_value_heads",),
+        "attention.key_length": ("head_dim",),
+        "attention.sliding_window": ("sliding_window",) if kind.startswith("gemma") else (),
+    }
+    numbers = {
+        "rope.freq_base": ("rope_theta",),
+        "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+        "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon"),
+        "attn_logit_softcapping": ("attn_logit_softcapping",),
+        "final_logit_softcapping": ("final_logit_softcapping",),
+    }
+    for dtype, names in ((u32, given), (f32, numbers)):
+        for key, options in names.items():
+            value = next((theirs[o] for o in options if theirs.get(o) is not None), None)
+            if value is not None:
+                found[f"{kind}.{key}"] = dtype(value)
+    scaling = theirs.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        found[f"{kind}.rope.scaling.type"] = scaling["rope_type"]
+        found[f"{kind}.rope.scaling.factor"] = f32(scaling["factor"])
+    if scaling.get("rope_type") == "yarn":
+        before = u32(scaling["original_max_position_embeddings"])
+        found[f"{kind}.rope.scaling.original_context_length"] = before
+    return found
+
+
+def llama3(theirs, width):
+    """The factors that generate_extra_tensors writes."""
+    scaling, found = theirs["rope_scaling"], []
+    for i in range(0, width, 2):
+        wave = 2 * np.pi * theirs["rope_theta"] ** (i / width)
+        before = scaling["original_max_position_embeddings"]
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        if wave < before / high:
+            found.append(1)
+        elif wave > before / low:
+            found.append(scaling["factor"])
+        else:
+            smooth = (before / wave - low) / (high - low)
+            found.append(1 / ((1 - smooth) / scaling["factor"] + smooth))
+    return np.asarray(found, np.float32)
+
+
+def gpt2_tokenizer(about, pre="gpt-2", **ids):
+    """The metadata of a byte-level tokenizer.json, parsed."""
+    vocab, added = about["model"]["vocab"], {r["content"]: r for r in about["added_tokens"]}
+    tokens = sorted(vocab | {n: r["id"] for n, r in added.items()}, key=(
+        vocab | {n: r["id"] for n, r in added.items()}).get)  # fmt: skip
+    merges = [m if isinstance(m, str) else " ".join(m) for m in about["model"]["merges"]]
+    kinds = [(3 if added[t]["special"] else 4) if t in added else 1 for t in tokens]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.asarray(kinds, np.int32),
+        "tokenizer.ggml.merges": merges,
+        **{f"tokenizer.ggml.{name}": np.uint32(i) for name, i in ids.items()},
+    }
+
+
+def llama_tokenizer(proto, **more):
+    """The metadata of a sentencepiece model."""
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [piece.name for piece in proto.pieces],
+        "tokenizer.ggml.scores": np.asarray([p.score for p in proto.pieces], np.float32),
+        "tokenizer.ggml.token_type": np.asarray([p.kind for p in proto.pieces], np.int32),
+        "tokenizer.ggml.bos_token_id": np.uint32(1),
+        "tokenizer.ggml.eos_token_id": np.uint32(2),
+        "tokenizer.ggml.unknown_token_id": np.uint32(0),
+        **more,
+    }
+
+
+def bert_tokenizer(words):
+    """The metadata of a vocab.txt."""
+    special = [w.startswith("[") and w.endswith("]") for w in words]
+    marked = [
+        w if s else w.removeprefix("##") if w.startswith("##") else SPACE + w
+        for w, s in zip(words, special, strict=True)
+    ]
+    return {
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.tokens": marked,
+        "tokenizer.ggml.token_type": np.asarray([3 if s else 1 for s in special], np.int32),
+        "tokenizer.ggml.bos_token_id": np.uint32(words.index("[CLS]")),
+        "tokenizer.ggml.seperator_token_id": np.uint32(words.index("[SEP]")),
+        "tokenizer.ggml.unknown_token_id": np.uint32(words.index("[UNK]")),
+        "tokenizer.ggml.padding_token_id": np.uint32(words.index("[PAD]")),
+    }
