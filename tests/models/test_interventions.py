@@ -1,6 +1,6 @@
 """Activations changed where taps show them, and inputs that are vectors instead of tokens."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -138,22 +138,29 @@ def ablated(config, params, part, layer):
     return tree.unflatten(flat | {path: flat[path].at[layer].set(0.0) for path in paths})
 
 
-@pytest.mark.parametrize(
-    ("wiring", "name"),
-    [
-        *((wiring, name) for wiring in ("learned", "remat") for name in ("attn_out", "feed_out")),
-        *(("two towers", name) for name in OUTPUTS),
-    ],
-)
-@pytest.mark.parametrize("lay", ["stacked", "unrolled", "cached", "unrolled and cached"])
-def test_an_output_set_to_zero_is_a_layer_whose_weights_are_zero(wiring, name, lay):
+@lru_cache
+def without(wiring, parts):
+    """The logits of a model where each of (part, layer) writes nothing, and those of all of it."""
     config, params = make(wiring)
-    wanted = run(config, ablated(config, params, OUTPUTS[name], 1)).logits
+    plain = run(config, params).logits
+    for part, layer in parts:
+        params = ablated(config, params, part, layer)
+    return run(config, params).logits, plain
 
-    def zero(x, layer):
-        return jnp.where(layer == 1, 0.0, x)
 
-    options = {"interventions": {f"layers/{name}": zero}}
+@pytest.mark.parametrize("wiring", ["learned", "remat", "two towers"])
+@pytest.mark.parametrize("lay", ["stacked", "unrolled", "cached", "unrolled and cached"])
+def test_outputs_set_to_zero_are_layers_whose_weights_are_zero(wiring, lay):
+    config, params = make(wiring)
+    names = list(OUTPUTS)[: 3 if config.topology == "encoder_decoder" else 2]
+    layers = {name: (1 + i) % config.layers for i, name in enumerate(names)}  # none twice
+    wanted, plain = without(wiring, tuple((OUTPUTS[n], layer) for n, layer in layers.items()))
+
+    def zero(x, layer, at):
+        return jnp.where(layer == at, 0.0, x)
+
+    changes = {f"layers/{name}": partial(zero, at=layer) for name, layer in layers.items()}
+    options = {"interventions": changes}
     if "unrolled" in lay:
         params = params | {"layers": unroll(params["layers"])}
     if "cached" in lay:
@@ -169,7 +176,11 @@ def test_an_output_set_to_zero_is_a_layer_whose_weights_are_zero(wiring, name, l
     else:
         found = run(config, params, **options).logits
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-5)
-    assert not np.allclose(found, run(config, params).logits, atol=1e-3)
+    assert not np.allclose(found, plain, atol=1e-3)
+    if lay == "stacked":  # each of them alone is another model
+        for left in names:
+            some = tuple((OUTPUTS[n], layers[n]) for n in names if n != left)
+            assert not np.allclose(without(wiring, some)[0], wanted, atol=1e-3), left
 
 
 @pytest.mark.parametrize("wiring", ["learned", "pattern", "remat"])

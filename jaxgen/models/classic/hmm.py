@@ -67,6 +67,11 @@ def viterbi(
     A row of probability zero has log probability -inf and -1 for all its states.
     """
     check_rows(tokens, lengths, _vocab_size(params))
+    return _viterbi(params, tokens, lengths)
+
+
+@jax.jit
+def _viterbi(params: Params, tokens: Ids, lengths: Lengths) -> tuple[Array, Array]:
     scores = _scores(params, tokens)
     real = _real(tokens, lengths)
 
@@ -211,6 +216,7 @@ def _real(tokens: Any, lengths: Any) -> Bool[Array, "T B"]:
     return jnp.arange(tokens.shape[1])[:, None] < lengths
 
 
+@jax.jit
 def _forward(params: Params, scores: Float[Array, "T B K"], lengths: Any) -> Float[Array, "B"]:
     real = jnp.arange(scores.shape[0])[:, None] < lengths
 
