@@ -92,6 +92,74 @@ CASES: dict[str, dict[str, dict]] = {
         },
     },
 }
+WIDE = LLAMA | {"head_dim": 8}
+LONGROPE = rope("longrope", short_factor=[1.0, 1.5], long_factor=[2.0, 3.0])
+# A golden case of each of the other decoders; what else they can be is compared live alone.
+CASES |= {
+    "smollm3": {"plain": FOUR | {"layer_types": None, "sliding_window": None}},
+    "olmo2": {"plain": LLAMA},
+    "granite": {
+        "plain": LLAMA
+        | {"embedding_multiplier": 3.0, "logits_scaling": 0.5}
+        | {"residual_multiplier": 0.4, "attention_multiplier": 0.3}
+    },
+    "seed_oss": {"plain": WIDE},
+    "helium": {"plain": LLAMA | {"head_dim": 4}},
+    "phi": {"plain": LLAMA},
+    "phi3": {"longrope": LLAMA | LONGROPE | {"original_max_position_embeddings": 6}},
+    "gptj": {"plain": GPT2 | {"rotary_dim": 2}},
+    "starcoder2": {"plain": LLAMA},
+    "cohere": {"plain": LLAMA | {"use_qk_norm": True, "logit_scale": 2.5}},
+    "cohere2": {
+        "plain": FOUR
+        | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "logit_scale": 0.5}
+    },
+}
+BIASED = {"attention_bias": True, "mlp_bias": True}
+WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
+VARIANTS: dict[str, dict[str, dict]] = {
+    "gpt2": {"scores by layer": GPT2 | {"scale_attn_by_inverse_layer_idx": True}},
+    "llama": {
+        "exact gelu": LLAMA | {"hidden_act": "gelu"},
+        "relu, biases of the feed-forward": LLAMA | {"hidden_act": "relu", "mlp_bias": True},
+    },
+    "smollm3": {
+        "windows": FOUR
+        | {"use_sliding_window": True, "no_rope_layers": [1, 0, 0, 1]}
+        | {"tie_word_embeddings": False},
+        "windows where told": FOUR | WINDOWS | {"no_rope_layers": [1, 1, 0, 0]} | BIASED,
+    },
+    "olmo2": {"biases, tied": LLAMA | {"attention_bias": True, "tie_word_embeddings": True}},
+    "granite": {"none of its factors": LLAMA | BIASED | {"attention_multiplier": 0.5}},
+    "seed_oss": {
+        "no biases": LLAMA | {"attention_bias": False},
+        "all biases": LLAMA | BIASED | {"attention_out_bias": True},
+        "biases of the feed-forward": LLAMA | {"attention_bias": False, "mlp_bias": True},
+    },
+    "helium": {
+        "biases": LLAMA | {"head_dim": 4, "attention_bias": True},
+        "biases of the feed-forward": LLAMA | {"head_dim": 4, "mlp_bias": True},
+    },
+    "phi": {
+        "norms of queries": LLAMA | {"qk_layernorm": True},
+        "all of a head turns, tied": LLAMA
+        | {"partial_rotary_factor": 1.0, "hidden_act": "gelu", "tie_word_embeddings": True},
+    },
+    "phi3": {
+        "plain": LLAMA,
+        "window, half of a head": LLAMA
+        | {"sliding_window": 5, "partial_rotary_factor": 0.5, "tie_word_embeddings": True},
+        "short": LLAMA | LONGROPE | {"original_max_position_embeddings": 40},
+    },
+    "gptj": {"all of a head turns": GPT2 | {"rotary_dim": 4, "n_inner": 24}},
+    "starcoder2": {
+        "window": LLAMA | {"sliding_window": 5, "tie_word_embeddings": False},
+        "no biases": LLAMA | {"use_bias": False, "hidden_act": "gelu"},
+    },
+    "cohere": {"other scale": LLAMA | {"logit_scale": 0.3, "tie_word_embeddings": False}},
+    "cohere2": {"no windows": LLAMA | {"layer_types": ["full_attention"] * 2, "logit_scale": 1.0}},
+}
+VARIANT_NAMES = [(family, name) for family, cases in VARIANTS.items() for name in cases]
 BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 BART = _IDS | {
     "vocab_size": V,

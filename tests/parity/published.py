@@ -121,6 +121,19 @@ SHAPES: dict[str, tuple[str, dict, dict]] = {
     ),
     "Llama 3.1": (_LLAMA, LLAMA, {"rope_theta": 5e5, "rope_scaling": LLAMA3, "mlp_bias": False}),
     "Llama 3.2": (_LLAMA, LLAMA, {"rope_theta": 5e5, "rope_scaling": LLAMA3, "head_dim": 4}),
+    "Llama with longrope": (
+        _LLAMA,
+        LLAMA,
+        {
+            "rope_scaling": {
+                "type": "longrope",
+                "factor": 2.0,
+                "short_factor": [1.0, 1.0],
+                "long_factor": [2.0, 2.0],
+            }
+        },
+    ),
+    "GPT-2 of CRFM": (_GPT2, GPT2, {"scale_attn_by_inverse_layer_idx": True}),
     "CodeLlama": (_LLAMA, LLAMA, {"rope_theta": 1e6, "rope_scaling": None}),
     "Yarn Llama": (_LLAMA, LLAMA, {"rope_scaling": YARN | {"finetuned": True}}),
     "Nous Llama, dynamic": (_LLAMA, LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
@@ -272,13 +285,8 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
         _MLM, BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type"),
     "a causal BERT": (_MLM, BERT, {"is_decoder": True}, "is_decoder"),
     "pruned heads": (_MLM, BERT, {"pruned_heads": {"0": [1]}}, "pruned_heads"),
-    "scores by layer": (
-        _GPT2, GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     "two names of a size": (_GPT2, GPT2, {"hidden_size": 32}, "hidden_size=32 but n_embd=16"),
     "quantised": (_LLAMA, LLAMA, {"quantization_config": {"bits": 4}}, "quantised"),
-    "long rope": (
-        _LLAMA, LLAMA, {"rope_scaling": {"type": "longrope", "factor": 2.0,
-        "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}}, "'longrope'"),
     "half of each head": (
         _LLAMA, LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     "a window for Llama": (_LLAMA, LLAMA, {"sliding_window": 5}, "sliding_window=5"),

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
-from safetensors.numpy import load_file, save_file
+from parity_run import inputs, run, write_folder
+from safetensors.numpy import load_file
 
 import jaxgen
 from jaxgen.models.families import FAMILIES
 from jaxgen.models.families.family import differences
-from jaxgen.nn.stack import layer_path
 from jaxgen.pretrained import generation_config
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.text import tasks
@@ -33,12 +33,7 @@ def hub(tmp_path_factory):
     @cache
     def make(family, name):
         folder = home / f"{family}-{name}".replace(" ", "-")
-        folder.mkdir()
-        about = cases.about(golden(family), name)
-        (folder / "config.json").write_text(json.dumps(about["config"]))
-        weights = {n: cases.weight(n, tuple(shape)) for n, shape in about["shapes"].items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
+        return write_folder(folder, cases.about(golden(family), name))
 
     return make
 
@@ -51,28 +46,6 @@ def loaded(hub):
 @cache
 def golden(family):
     return cases.read(family)
-
-
-def inputs():
-    """Return (tokens, positions, segments) with the padding of the second row as a segment 0."""
-    segments = np.ones_like(cases.TOKENS)
-    segments[1, : cases.PADDED] = 0
-    positions = np.clip(segments.cumsum(-1) - 1, 0, None)
-    return cases.TOKENS, jnp.asarray(positions), jnp.asarray(segments)
-
-
-def run(config, params):
-    """Return (logits, hidden states after each layer [L, B, T, D], the last one normalised)."""
-    tokens, positions, segments = inputs()
-    out = jaxgen.apply(
-        params, config, tokens, positions=positions, segments=segments, taps=("*/out",)
-    )
-    found = []
-    for layer in range(config.layers):
-        home, index = layer_path(config, layer)
-        tap = out.taps[f"{home}/out"]
-        found.append(tap if index is None else tap[index])
-    return np.asarray(out.logits), np.stack([*found[:-1], out.hidden])
 
 
 def close(ours, want):

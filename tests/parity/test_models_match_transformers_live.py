@@ -1,12 +1,15 @@
 """The golden files are what the installed transformers computes; what we write, it opens."""
 
+import json
 import os
 
 import jax
 import numpy as np
 import parity_cases as cases
 import pytest
+from parity_run import differences, inputs, write_folder
 from random_params import random_params
+from safetensors.numpy import load_file
 
 import jaxgen
 from jaxgen import settings
@@ -60,6 +63,28 @@ def test_golden_files_are_what_transformers_computes(family):
         for what, array in outputs(family, given).items():
             if what != "about":
                 np.testing.assert_allclose(array, golden[f"{name}/{what}"], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "name"), cases.VARIANT_NAMES)
+def test_variants_are_computed_as_transformers_does_and_it_opens_ours(family, name, tmp_path):
+    from make_golden_models import outputs
+
+    want = outputs(family, cases.VARIANTS[family][name])
+    about = json.loads(bytes(want["about"]))
+    folder = write_folder(tmp_path / "theirs", about)
+    logits, hidden, same_text = differences(folder, want)
+    assert max(logits, hidden) < 1e-4 and same_text
+    config, params = jaxgen.load(folder)
+    jaxgen.save(tmp_path / "ours", config, params, layout="hf", family=family)
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "ours"))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[n], after[n]) for n in before)
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    given = dict(zip(("input_ids", "position_ids", "attention_mask"), inputs(), strict=True))
+    with torch.no_grad():
+        again = opened(**{n: torch.from_numpy(np.array(x)) for n, x in given.items()}).logits
+    real = np.asarray(given["attention_mask"]) == 1
+    np.testing.assert_allclose(again.numpy()[real], want["logits"][real], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", cases.RIGHT, ids=lambda kind: kind[1])

@@ -6,16 +6,27 @@ from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models.families import (
     bart,
     bert,
+    cohere,
+    cohere2,
     gemma,
     gemma2,
     gemma3,
     gpt2,
+    gptj,
+    granite,
+    helium,
     llama,
     marian,
     mistral,
+    olmo2,
+    phi,
+    phi3,
     qwen2,
     qwen3,
     roberta,
+    seed_oss,
+    smollm3,
+    starcoder2,
     t5,
     vanilla,
 )
@@ -24,6 +35,7 @@ from jaxgen.models.families.family import Family
 # In this order an export looks for the first family that can say all of a config.
 _ALL = (
     *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
+    *(smollm3, olmo2, granite, seed_oss, helium, phi, phi3, gptj, starcoder2, cohere, cohere2),
     *(bert, roberta, t5, bart, marian, vanilla),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}

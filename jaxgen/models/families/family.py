@@ -19,7 +19,8 @@ NEUTRAL = frozenset(
     bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
     decoder_start_token_id diversity_penalty do_sample dtype early_stopping eos_token_id
     finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
-    label2id length_penalty max_length min_length model_type name_or_path no_repeat_ngram_size
+    ignore_keys_at_rope_validation label2id length_penalty max_length min_length model_type
+    name_or_path no_repeat_ngram_size
     num_beam_groups num_beams num_labels num_return_sequences output_attentions
     output_hidden_states pad_token_id prefix pretraining_tp problem_type repetition_penalty
     return_dict sep_token_id suppress_tokens task_specific_params temperature tokenizer_class
@@ -86,6 +87,23 @@ class Row(NamedTuple):
     layout: str
     unless: str | None = None
     beside: str | None = None
+
+
+def linear(theirs: str, ours: str | tuple[str, ...], layout: str) -> tuple[Row, ...]:
+    """Return the rows of a projection with its biases, where it has any: [out, in] in `layout`."""
+    ours = (ours,) if isinstance(ours, str) else ours
+    return (
+        Row(f"{theirs}.weight", ours, layout),
+        Row(f"{theirs}.bias", tuple(f"{path}_bias" for path in ours), layout.split(",")[0]),
+    )
+
+
+def norm(theirs: str, ours: str, layout: str = "D") -> tuple[Row, ...]:
+    """Return the rows of a norm's scale and of its bias, where it has one."""
+    return (
+        Row(f"{theirs}.weight", (f"{ours}/scale",), layout),
+        Row(f"{theirs}.bias", (f"{ours}/bias",), layout),
+    )
 
 
 class Quirk(NamedTuple):

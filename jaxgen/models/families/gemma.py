@@ -18,11 +18,7 @@ TANH = "gelu_pytorch_tanh"
 FAMILY = Family(
     model_type="gemma",
     architecture="GemmaForCausalLM",
-    heads={
-        "GemmaForSequenceClassification": "classes",
-        "GemmaForTokenClassification": "token_classes",
-        "GemmaModel": "none",
-    },
+    heads=llama.heads("Gemma", "classes", "token_classes"),
     head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"hidden_act": TANH, "num_key_value_heads": 16},

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import gemma, llama
 from jaxgen.models.families.family import Family, Row
-from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, ROPE, TIED, whole
+from jaxgen.models.families.layer_kinds import MOST_WINDOWS
+from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, whole
 
 CHOICES = gemma.CHOICES | {"norm_at": "both"}
 CAPS = {"scores.cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
@@ -35,11 +36,7 @@ LAYER_ROWS = (
 FAMILY = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
-    heads={
-        "Gemma2ForSequenceClassification": "classes",
-        "Gemma2ForTokenClassification": "token_classes",
-        "Gemma2Model": "none",
-    },
+    heads=llama.heads("Gemma2", "classes", "token_classes"),
     head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import gemma2, llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, MOST_WINDOWS, TIED, TWO_ROPES
+from jaxgen.models.families.layer_kinds import MOST_WINDOWS, TWO_ROPES
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
 
 SIZES = llama.SIZES | {"logit_cap": "final_logit_softcapping"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family, Row, norm
 from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, token_classes
 
 FEED = {
@@ -12,6 +12,7 @@ FEED = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "relu": "relu",
+    "relu2": "relu2",
     "silu": "silu",
     "swish": "silu",
 }
@@ -41,6 +42,7 @@ FAMILY = Family(
         "resid_pdrop": 0.1,
         "attn_pdrop": 0.1,
         "tie_word_embeddings": True,
+        "scale_attn_by_inverse_layer_idx": False,
     },
     aliases={
         "max_position_embeddings": "n_positions",
@@ -50,7 +52,6 @@ FAMILY = Family(
     },
     only={
         "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
     },
     ignored=frozenset(
@@ -60,25 +61,27 @@ FAMILY = Family(
     quirks=(
         TIED,
         one_of("feed", "activation_function", FEED),
+        one_of(
+            "scores.by_layer",
+            "scale_attn_by_inverse_layer_idx",
+            {False: "same", True: "inverse"},
+        ),
         dropout(("resid_pdrop", "embd_pdrop"), "attn_pdrop"),
     ),
     rows=(
         Row("transformer.wte.weight", ("embed/tokens",), "V,D"),
         Row("transformer.wpe.weight", ("embed/positions",), "S,D"),
-        Row("transformer.ln_f.weight", ("final_norm/scale",), "D"),
-        Row("transformer.ln_f.bias", ("final_norm/bias",), "D"),
+        *norm("transformer.ln_f", "final_norm"),
         Row("lm_head.weight", ("unembed/tokens",), "V,D"),
     ),
     # Its Conv1D keeps [in, out], not the [out, in] of a Linear.
     layer_rows=(
-        Row("ln_1.weight", ("attn_norm/scale",), "D"),
-        Row("ln_1.bias", ("attn_norm/bias",), "D"),
+        *norm("ln_1", "attn_norm"),
         Row("attn.c_attn.weight", ("attn/q", "attn/k", "attn/v"), "D,*NH"),
         Row("attn.c_attn.bias", ("attn/q_bias", "attn/k_bias", "attn/v_bias"), "*NH"),
         Row("attn.c_proj.weight", ("attn/o",), "NH,D"),
         Row("attn.c_proj.bias", ("attn/o_bias",), "D"),
-        Row("ln_2.weight", ("feed_norm/scale",), "D"),
-        Row("ln_2.bias", ("feed_norm/bias",), "D"),
+        *norm("ln_2", "feed_norm"),
         Row("mlp.c_fc.weight", ("feed/up",), "D,F"),
         Row("mlp.c_fc.bias", ("feed/up_bias",), "F"),
         Row("mlp.c_proj.weight", ("feed/down",), "F,D"),

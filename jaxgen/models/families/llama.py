@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from jaxgen.config import ModelConfig
-from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import Family, Quirk, Row
-from jaxgen.models.families.quirks import GATED, ROPE, SPANS, TIED, token_classes
+from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.quirks import BIASES, GATED, ROPE, SPANS, TIED, token_classes
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -34,35 +31,33 @@ DEFAULTS = {
 }
 ROWS = (
     Row("model.embed_tokens.weight", ("embed/tokens",), "V,D"),
-    Row("model.norm.weight", ("final_norm/scale",), "D"),
+    *norm("model.norm", "final_norm"),
     Row("lm_head.weight", ("unembed/tokens",), "V,D"),
 )
+HEADS = {
+    "classes": "SequenceClassification",
+    "token_classes": "TokenClassification",
+    "spans": "QuestionAnswering",
+}
 SCORE = {
     "classes": (Row("score.weight", ("head/out",), "C,D"),),
     "token_classes": token_classes("score"),
     "spans": SPANS,
 }
 SUBLAYERS = (
-    Row("self_attn.q_proj.weight", ("attn/q",), "NH,D"),
-    Row("self_attn.k_proj.weight", ("attn/k",), "KH,D"),
-    Row("self_attn.v_proj.weight", ("attn/v",), "KH,D"),
-    Row("self_attn.o_proj.weight", ("attn/o",), "D,NH"),
-    Row("self_attn.q_proj.bias", ("attn/q_bias",), "NH"),
-    Row("self_attn.k_proj.bias", ("attn/k_bias",), "KH"),
-    Row("self_attn.v_proj.bias", ("attn/v_bias",), "KH"),
-    Row("self_attn.o_proj.bias", ("attn/o_bias",), "D"),
+    *linear("self_attn.q_proj", "attn/q", "NH,D"),
+    *linear("self_attn.k_proj", "attn/k", "KH,D"),
+    *linear("self_attn.v_proj", "attn/v", "KH,D"),
+    *linear("self_attn.o_proj", "attn/o", "D,NH"),
     Row("self_attn.q_norm.weight", ("attn/q_norm/scale",), "H"),
     Row("self_attn.k_norm.weight", ("attn/k_norm/scale",), "H"),
-    Row("mlp.gate_proj.weight", ("feed/gate",), "F,D"),
-    Row("mlp.up_proj.weight", ("feed/up",), "F,D"),
-    Row("mlp.down_proj.weight", ("feed/down",), "D,F"),
-    Row("mlp.gate_proj.bias", ("feed/gate_bias",), "F"),
-    Row("mlp.up_proj.bias", ("feed/up_bias",), "F"),
-    Row("mlp.down_proj.bias", ("feed/down_bias",), "D"),
+    *linear("mlp.gate_proj", "feed/gate", "F,D"),
+    *linear("mlp.up_proj", "feed/up", "F,D"),
+    *linear("mlp.down_proj", "feed/down", "D,F"),
 )
 LAYER_ROWS = (
-    Row("input_layernorm.weight", ("attn_norm/scale",), "D"),
-    Row("post_attention_layernorm.weight", ("feed_norm/scale",), "D"),
+    *norm("input_layernorm", "attn_norm"),
+    *norm("post_attention_layernorm", "feed_norm"),
     *SUBLAYERS,
 )
 # Names and tensors that do not differ from family to family.
@@ -74,35 +69,22 @@ SHARED: dict[str, Any] = {
     "copies": {"lm_head.weight": "model.embed_tokens.weight"},
     "ignored_tensors": ("model.layers.*.self_attn.rotary_emb.inv_freq",),
 }
-_BIASES = {(False, False): "none", (True, False): "attention", (True, True): "all"}
 
 
-def _read_biases(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    pair = theirs["attention_bias"], theirs["mlp_bias"]
-    if pair not in _BIASES:
-        raise CheckpointError(f"attention_bias={pair[0]!r} with mlp_bias={pair[1]!r} is not known")
-    return {"biases": _BIASES[pair]}
-
-
-def _write_biases(config: ModelConfig) -> dict[str, Any]:
-    every = config.biases == "all"
-    return {"attention_bias": every or config.biases == "attention", "mlp_bias": every}
+def heads(name: str, *kinds: str) -> dict[str, str]:
+    """Return the architectures of a family beside its first, and the heads they have."""
+    return {f"{name}For{HEADS[kind]}": kind for kind in kinds} | {f"{name}Model": "none"}
 
 
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    heads={
-        "LlamaForSequenceClassification": "classes",
-        "LlamaForTokenClassification": "token_classes",
-        "LlamaForQuestionAnswering": "spans",
-        "LlamaModel": "none",
-    },
+    heads=heads("Llama", *HEADS),
     moved={"spans": "transformer."},
     head_rows=SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
-    quirks=(TIED, GATED, ROPE, Quirk(("attention_bias", "mlp_bias"), _read_biases, _write_biases)),
+    quirks=(TIED, GATED, ROPE, BIASES),
     layer_rows=LAYER_ROWS,
     **SHARED,
 )

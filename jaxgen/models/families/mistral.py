@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, ONE_WINDOW, ROPE, TIED
+from jaxgen.models.families.layer_kinds import ONE_WINDOW
+from jaxgen.models.families.quirks import GATED, ROPE, TIED
 
 FAMILY = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    heads={
-        "MistralForSequenceClassification": "classes",
-        "MistralForTokenClassification": "token_classes",
-        "MistralForQuestionAnswering": "spans",
-        "MistralModel": "none",
-    },
+    heads=llama.heads("Mistral", *llama.HEADS),
     head_rows=llama.SCORE,
     choices=llama.CHOICES,
     defaults=llama.DEFAULTS | {"sliding_window": 4096, "num_key_value_heads": 8},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -23,9 +23,10 @@ def token_classes(name: str) -> tuple[Row, ...]:
     )
 
 
+# Names of the kinds of layers: with and without a window.
+LAYER_TYPES = {"full_attention": "global", "sliding_attention": "local"}
 # The extractive head, which has one name everywhere.
 SPANS = token_classes("qa_outputs")
-KINDS = {"full_attention": "global", "sliding_attention": "local"}
 # Names of rope_parameters (transformers 5) and rope_scaling (4): ours -> theirs, by kind.
 SCALINGS: dict[str, dict[str, str]] = {
     "default": {},
@@ -79,12 +80,71 @@ def one_of(field: str, key: str, values: Mapping[Any, Any]) -> Quirk:
     return Quirk((key,), read, write)
 
 
+def together(field: str, keys: tuple[str, ...], values: Mapping[tuple[Any, ...], Any]) -> Quirk:
+    """Return the quirk of a choice that several keys make: `values` maps theirs to ours."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        found = tuple(theirs[key] for key in keys)
+        for known, ours in values.items():
+            if all(type(a) is type(b) and a == b for a, b in zip(found, known, strict=True)):
+                return {field: ours}
+        told = " with ".join(f"{key}={value!r:.60}" for key, value in zip(keys, found, strict=True))
+        raise CheckpointError(f"{told} is not known here")
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        ours = attrgetter(field)(config)
+        known = next((k for k, v in values.items() if v == ours), next(iter(values)))
+        return dict(zip(keys, known, strict=True))
+
+    return Quirk(keys, read, write)
+
+
+def multiplier(field: str, key: str, *, inverse: bool = False) -> Quirk:
+    """Return the quirk of a factor, which ours calls "one" if it is 1; inverse: or a divisor."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        value = theirs[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise CheckpointError(f"{key}={value!r:.60} is no number above 0")
+        return {field: "one" if value == 1 else 1 / value if inverse else float(value)}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        ours = attrgetter(field)(config)
+        value = {"one": 1.0, "root": config.d_model**0.5}.get(ours, ours)
+        return {key: 1 / value if inverse else value}
+
+    return Quirk((key,), read, write)
+
+
 TIED = one_of("output", "tie_word_embeddings", {True: "tied", False: "untied"})
+BIASES = together(
+    "biases",
+    ("attention_bias", "mlp_bias"),
+    {
+        (False, False): "none",
+        (True, False): "attention",
+        (True, True): "all",
+        (False, True): "feed",
+    },
+)
+# Attention scores times a number of its own.
+SCORE_MULTIPLIER = Quirk(
+    ("attention_multiplier",),
+    lambda theirs: {"scores.multiplier": theirs["attention_multiplier"]},
+    lambda config: {"attention_multiplier": config.score_scale},
+)
 ATTENTION_BIAS = one_of("biases", "attention_bias", {False: "none", True: "attention"})
 GATED = one_of(
     "feed",
     "hidden_act",
-    {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"},
+    {
+        "silu": "swiglu",
+        "swish": "swiglu",
+        "gelu_pytorch_tanh": "geglu",
+        "gelu_new": "geglu",
+        "gelu": "geglu_exact",
+        "relu": "reglu",
+    },
 )
 
 
@@ -123,7 +183,7 @@ def whole(field: str, key: str) -> Quirk:
     return Quirk((key,), lambda theirs: {field: theirs[key]}, write)
 
 
-def _rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, Any]:
+def rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, Any]:
     """Return the fields of a Rope of one set of rope parameters.
 
     partial: whether the family's code reads the share of a head that turns.
@@ -168,11 +228,13 @@ def _rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str,
     return {"theta": theta, "share": share, "scaling": scaling}
 
 
-def _rope_settings(rope: Rope) -> dict[str, Any]:
+def rope_settings(rope: Rope) -> dict[str, Any]:
     """Return the settings of a Rope, in the spelling of transformers 4, which 5 reads as well."""
     scaling, share = rope.scaling, {} if rope.share == 1 else {"partial_rotary_factor": rope.share}
     if scaling.kind == "none":
         return {"rope_theta": rope.theta, "rope_scaling": None, **share}
+    if scaling.kind == "longrope":  # Phi's configs have a value of their own, which wins
+        share |= {"original_max_position_embeddings": scaling.original_context}
     found = {name: getattr(scaling, ours) for ours, name in SCALINGS[scaling.kind].items()}
     found = {name: value for name, value in found.items() if value is not None}
     if scaling.kind == "yarn":
@@ -182,14 +244,15 @@ def _rope_settings(rope: Rope) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_scaling": told, **share}
 
 
-def _ignored_rope(theirs: Theirs) -> list[str]:
+def ignored_rope(theirs: Theirs) -> list[str]:
     """Return "rope_scaling.name=value" of what no code of transformers reads for the kind."""
     found = []
     for key in ("rope_parameters", "rope_scaling"):
         parameters = theirs.get(key)
         if not isinstance(parameters, dict):
             continue
-        parts = {name: parameters[name] for name in KINDS if isinstance(parameters.get(name), dict)}
+        nested = [name for name in LAYER_TYPES if isinstance(parameters.get(name), dict)]
+        parts = {name: parameters[name] for name in nested}
         for part, given in parts.items() or {"": parameters}.items():
             kind = given.get("rope_type", given.get("type", "default"))
             read = {*SCALINGS.get(kind, {}).values(), *_ROPE_NAMES}
@@ -200,51 +263,43 @@ def _ignored_rope(theirs: Theirs) -> list[str]:
     return found
 
 
-def rope(*, partial: bool = False) -> Quirk:
-    """Return the quirk of one rope for all layers; partial: with the share that turns."""
+def rope(
+    *,
+    partial: bool = False,
+    theta: str = "rope_theta",
+    share: str = "partial_rotary_factor",
+    kinds: Mapping[str, str] | None = None,
+) -> Quirk:
+    """Return the quirk of one rope for all layers.
+
+    partial: with the share that turns. theta, share: their names of these. kinds: other names of
+    kinds of scaling.
+    """
+    ours = {theta: "rope_theta", share: "partial_rotary_factor"}
 
     def read(theirs: Theirs) -> dict[str, Any]:
+        theirs = {**theirs, **{name: theirs.get(key) for key, name in ours.items()}}
         parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling")
-        fields = _rope_fields(parameters, theirs, partial=partial)
+        if kinds and isinstance(parameters, dict):
+            given = parameters.get("rope_type", parameters.get("type"))
+            parameters = {**parameters, "rope_type": kinds.get(str(given), given)}
+        fields = rope_fields(parameters, theirs, partial=partial)
         return {f"rope.{name}": value for name, value in fields.items()}
 
-    return Quirk(_ROPE_KEYS, read, lambda config: _rope_settings(config.rope), _ignored_rope)
+    def write(config: ModelConfig) -> dict[str, Any]:
+        settings = rope_settings(config.rope)
+        if partial:
+            settings["partial_rotary_factor"] = config.rope.share
+        return {{name: key for key, name in ours.items()}.get(k, k): v for k, v in settings.items()}
+
+    return Quirk((*ROPE_KEYS, *ours), read, write, ignored_rope)
 
 
-_ROPE_KEYS = (
+ROPE_KEYS = (
     *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
     "original_max_position_embeddings",
 )
 ROPE = rope()
-
-
-def _read_two_ropes(theirs: Theirs) -> dict[str, Any]:
-    nested = theirs.get("rope_parameters")
-    base = {**theirs, "rope_theta": theirs["rope_local_base_freq"]}
-    if nested is None:
-        everywhere = _rope_fields(theirs.get("rope_scaling"), theirs, partial=False)
-        local = _rope_fields(None, base, partial=False)
-    else:
-        if not isinstance(nested, dict) or not set(nested) <= set(KINDS):
-            raise CheckpointError(f"rope_parameters={nested!r:.60} has not one part a layer kind")
-        everywhere = _rope_fields(nested.get("full_attention"), theirs, partial=False)
-        local = _rope_fields(nested.get("sliding_attention"), base, partial=False)
-    fields: dict[str, Any] = {f"rope.{name}": value for name, value in everywhere.items()}
-    has_local = "local" in _kinds(theirs, _every_nth)
-    return {**fields, "kinds.local.rope": local} if has_local else fields
-
-
-def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
-    local = config.rope_of("local") or config.rope
-    if local.scaling.kind != "none":
-        raise CheckpointError(f"local layers with rope.scaling.kind={local.scaling.kind}")
-    return {**_rope_settings(config.rope), "rope_local_base_freq": local.theta}
-
-
-# Gemma 3: local layers have a base of their own.
-TWO_ROPES = Quirk(
-    (*_ROPE_KEYS, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes, _ignored_rope
-)
 
 
 def _longrope_factor(given: Theirs, full: Theirs, theirs: Theirs) -> float:
@@ -253,7 +308,7 @@ def _longrope_factor(given: Theirs, full: Theirs, theirs: Theirs) -> float:
     factor = given.get("factor")
     if not isinstance(before, int) or before < 2:
         raise CheckpointError(f"original_max_position_embeddings={before!r:.60} is no context")
-    if theirs.get("original_max_position_embeddings") is not None or factor is None:
+    if factor is None:
         factor = theirs["max_position_embeddings"] / before
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(before))
 
@@ -269,80 +324,3 @@ def _yarn_factor(given: Theirs) -> float | None:
     if factor <= 1:
         return 1.0
     return (0.1 * over * math.log(factor) + 1.0) / (0.1 * under * math.log(factor) + 1.0)
-
-
-def layer_types(default: Callable[[Theirs], list[str]], extra: tuple[str, ...] = ()) -> Quirk:
-    """Return the quirk of layers with and without a window.
-
-    default: their kinds where config.json does not list layer_types; extra: keys it looks at.
-    """
-
-    def read(theirs: Theirs) -> dict[str, Any]:
-        kinds = _kinds(theirs, default)
-        local = "local" in kinds
-        return {"pattern": _period(kinds), "window": theirs["sliding_window"] if local else None}
-
-    def write(config: ModelConfig) -> dict[str, Any]:
-        names = {ours: name for name, ours in KINDS.items()}
-        types = [names[kind] for kind in config.pattern]
-        fields: dict[str, Any] = {"layer_types": types, "sliding_window": config.window or 4096}
-        if "use_sliding_window" in extra:
-            fields |= {"use_sliding_window": config.window is not None, "max_window_layers": 0}
-        return fields
-
-    return Quirk(("layer_types", "sliding_window", *extra), read, write)
-
-
-def _kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
-    types = theirs.get("layer_types") or default(theirs)
-    layers = theirs["num_hidden_layers"]
-    if not isinstance(types, list) or len(types) != layers:
-        raise CheckpointError(f"layer_types does not name one kind for each of {layers} layers")
-    if unknown := [name for name in types if not isinstance(name, str) or name not in KINDS]:
-        known = ", ".join(KINDS)
-        raise CheckpointError(f"layer_types: {unknown[0]!r:.60} is not known; known are {known}")
-    return [KINDS[name] for name in types]
-
-
-def _period(kinds: list[str]) -> tuple[str, ...]:
-    """Return the shortest pattern that repeats to `kinds`."""
-    lengths = range(1, len(kinds) + 1)
-    length = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))
-    return tuple(kinds[:length])
-
-
-def _types(theirs: Theirs, local: Callable[[int], bool]) -> list[str]:
-    count = theirs["num_hidden_layers"]
-    if type(count) is not int or count < 1:
-        raise CheckpointError(f"num_hidden_layers={count!r:.60} is no number of layers")
-    return ["sliding_attention" if local(i) else "full_attention" for i in range(count)]
-
-
-def _every_nth(theirs: Theirs) -> list[str]:
-    period = theirs["sliding_window_pattern"]
-    if type(period) is not int or period < 1:
-        raise CheckpointError(f"sliding_window_pattern={period!r:.60} is no number of layers")
-    return _types(theirs, lambda layer: (layer + 1) % period != 0)
-
-
-def _last_layers(theirs: Theirs) -> list[str]:
-    on = theirs["use_sliding_window"] and theirs["sliding_window"] is not None
-    first = theirs["max_window_layers"]
-    if type(first) is not int:
-        raise CheckpointError(f"max_window_layers={first!r:.60} is no number of layers")
-    return _types(theirs, lambda layer: bool(on) and layer >= first)
-
-
-def _all_layers(theirs: Theirs) -> list[str]:
-    return _types(theirs, lambda layer: theirs["sliding_window"] is not None)
-
-
-def _write_one_window(config: ModelConfig) -> dict[str, Any]:
-    return {"sliding_window": config.window}
-
-
-# Mistral: every layer, or none.
-ONE_WINDOW = Quirk(("sliding_window",), layer_types(_all_layers).read, _write_one_window)
-# Qwen: the layers after the first max_window_layers. Gemma: all but every nth.
-LAST_WINDOWS = layer_types(_last_layers, ("use_sliding_window", "max_window_layers"))
-MOST_WINDOWS = layer_types(_every_nth, ("sliding_window_pattern",))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, LAST_WINDOWS, ROPE, TIED
+from jaxgen.models.families.layer_kinds import LAST_WINDOWS
+from jaxgen.models.families.quirks import GATED, ROPE, TIED
 
 WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
 FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    heads={
-        "Qwen2ForSequenceClassification": "classes",
-        "Qwen2ForTokenClassification": "token_classes",
-        "Qwen2ForQuestionAnswering": "spans",
-        "Qwen2Model": "none",
-    },
+    heads=llama.heads("Qwen2", *llama.HEADS),
     moved={"spans": "transformer."},
     head_rows=llama.SCORE,
     choices=llama.CHOICES | {"biases": "qkv"},

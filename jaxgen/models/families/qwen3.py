@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, LAST_WINDOWS, ROPE, TIED
+from jaxgen.models.families.layer_kinds import LAST_WINDOWS
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
 from jaxgen.models.families.qwen2 import WINDOWS
 
 FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    heads={
-        "Qwen3ForSequenceClassification": "classes",
-        "Qwen3ForTokenClassification": "token_classes",
-        "Qwen3ForQuestionAnswering": "spans",
-        "Qwen3Model": "none",
-    },
+    heads=llama.heads("Qwen3", *llama.HEADS),
     moved={"spans": "transformer."},
     head_rows=llama.SCORE,
     choices=llama.CHOICES | {"qk_norm": "head"},

@@ -7,22 +7,8 @@ as in the authors' own code (tensor2tensor).
 
 from __future__ import annotations
 
-from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
 from jaxgen.models.families.quirks import one_of
-
-
-def _pairs(name: str, ours: str, layout: str) -> tuple[Row, ...]:
-    return (
-        Row(f"{name}.weight", (ours,), layout),
-        Row(f"{name}.bias", (f"{ours}_bias",), layout.split(",")[0]),
-    )
-
-
-def _norm(name: str, ours: str) -> tuple[Row, ...]:
-    return (
-        Row(f"{name}.weight", (f"{ours}/scale",), "D"),
-        Row(f"{name}.bias", (f"{ours}/bias",), "D"),
-    )
 
 
 def _attention(name: str, ours: str) -> tuple[Row, ...]:
@@ -30,12 +16,12 @@ def _attention(name: str, ours: str) -> tuple[Row, ...]:
     return (
         Row(f"{name}.in_proj_weight", inside, "*NH,D"),
         Row(f"{name}.in_proj_bias", tuple(f"{x}_bias" for x in inside), "*NH"),
-        *_pairs(f"{name}.out_proj", f"{ours}/o", "D,NH"),
+        *linear(f"{name}.out_proj", f"{ours}/o", "D,NH"),
     )
 
 
-_FEED = (*_pairs("linear1", "feed/up", "F,D"), *_pairs("linear2", "feed/down", "D,F"))
-_SELF = (*_attention("self_attn", "attn"), *_norm("norm1", "attn_norm"))
+_FEED = (*linear("linear1", "feed/up", "F,D"), *linear("linear2", "feed/down", "D,F"))
+_SELF = (*_attention("self_attn", "attn"), *norm("norm1", "attn_norm"))
 
 FAMILY = Family(
     model_type="vanilla",
@@ -74,12 +60,12 @@ FAMILY = Family(
         ),
     ),
     rows=(Row("embed.weight", ("embed/tokens",), "V,D"),),
-    encoder_rows=(*_SELF, *_FEED, *_norm("norm2", "feed_norm")),
+    encoder_rows=(*_SELF, *_FEED, *norm("norm2", "feed_norm")),
     layer_rows=(
         *_SELF,
         *_attention("multihead_attn", "cross"),
-        *_norm("norm2", "cross_norm"),
+        *norm("norm2", "cross_norm"),
         *_FEED,
-        *_norm("norm3", "feed_norm"),
+        *norm("norm3", "feed_norm"),
     ),
 )

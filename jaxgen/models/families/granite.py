@@ -1,0 +1,31 @@
+"""Granite (IBM 2024): Llama with multipliers of embeddings, scores, residuals and logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import llama
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import BIASES, GATED, ROPE, SCORE_MULTIPLIER, TIED, multiplier
+
+SIZES = llama.SIZES | {"residual_scale": "residual_multiplier"}
+SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+MULTIPLIERS = (
+    multiplier("embed_scale", "embedding_multiplier"),
+    multiplier("output_scale", "logits_scaling"),
+    SCORE_MULTIPLIER,
+)
+DEFAULTS = llama.DEFAULTS | dict.fromkeys(
+    ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"), 1.0
+)
+
+FAMILY = Family(
+    model_type="granite",
+    architecture="GraniteForCausalLM",
+    heads=llama.heads("Granite"),
+    choices=llama.CHOICES,
+    defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
+    quirks=(TIED, GATED, ROPE, BIASES, *MULTIPLIERS),
+    layer_rows=llama.LAYER_ROWS,
+    **SHARED,
+)

@@ -1,0 +1,178 @@
+"""Layers of several kinds, as families say them: windows, ropes of their own, no ropes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError
+from jaxgen.models.families.family import Quirk
+from jaxgen.models.families.quirks import (
+    LAYER_TYPES,
+    ROPE_KEYS,
+    ignored_rope,
+    rope_fields,
+    rope_settings,
+)
+
+Theirs = Mapping[str, Any]
+
+
+def layer_types(
+    default: Callable[[Theirs], list[str]],
+    extra: tuple[str, ...] = (),
+    unturned: Callable[[Theirs], bool] = lambda theirs: False,
+) -> Quirk:
+    """Return the quirk of layers with and without a window.
+
+    default: their kinds where config.json does not list layer_types; extra: keys it looks at.
+    unturned: whether layers without a window have no rotation.
+    """
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        kinds = _kinds(theirs, default)
+        fields: dict[str, Any] = {"pattern": _period(kinds), "window": None}
+        if "local" in kinds:
+            fields["window"] = theirs["sliding_window"]
+        if "global" in kinds and unturned(theirs):
+            fields["kinds.global.positions"] = "none"
+        return fields
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        names = {ours: name for name, ours in LAYER_TYPES.items()}
+        types = [names.get(kind, kind) for kind in config.pattern]
+        fields: dict[str, Any] = {"layer_types": types, "sliding_window": config.window or 4096}
+        if "use_sliding_window" in extra:
+            fields |= {"use_sliding_window": config.window is not None, "max_window_layers": 0}
+        return fields
+
+    return Quirk(("layer_types", "sliding_window", *extra), read, write)
+
+
+def _read_turns(theirs: Theirs) -> dict[str, Any]:
+    """Return the kinds of layers that are with or without a window, and turn or don't."""
+    layers, nth = _depth(theirs), theirs["no_rope_layer_interval"]
+    turned = theirs.get("no_rope_layers")
+    if turned is None and type(nth) is int and nth > 0:
+        turned = [int((layer + 1) % nth != 0) for layer in range(layers)]
+    if not isinstance(turned, list) or len(turned) < layers or any(x not in (0, 1) for x in turned):
+        raise CheckpointError(
+            f"no_rope_layers={turned!r:.60} has not 1 (the layer turns) or 0 for each of {layers} "
+            f"layers"
+        )
+    windows = theirs["use_sliding_window"] and theirs["sliding_window"] is not None
+    kinds = _kinds(theirs, lambda theirs: _types(theirs, lambda i: windows and not turned[i]))
+    named = [kind if turn else f"{kind}_nope" for kind, turn in zip(kinds, turned, strict=False)]
+    fields: dict[str, Any] = {f"kinds.{kind}": NOPE[kind] for kind in {*named} & NOPE.keys()}
+    fields["window"] = theirs["sliding_window"] if "local" in kinds else None
+    return fields | {"pattern": _period(named)}
+
+
+def _write_turns(config: ModelConfig) -> dict[str, Any]:
+    reaches = {"all": "full_attention", "window": "sliding_attention"}
+    types = [reaches.get(config.reach(kind), kind) for kind in config.pattern]
+    return {
+        "layer_types": types,
+        "no_rope_layers": [int(config.rope_of(kind) is not None) for kind in config.pattern],
+        "sliding_window": config.window,
+        "use_sliding_window": config.window is not None,
+    }
+
+
+# SmolLM3: layers that don't turn.
+NOPE: dict[str, dict[str, Any]] = {
+    "global_nope": {"positions": "none"},
+    "local_nope": {"positions": "none", "reach": "window"},
+}
+_TURN_KEYS = ("no_rope_layers", "no_rope_layer_interval", "layer_types")
+TURNS = Quirk((*_TURN_KEYS, "sliding_window", "use_sliding_window"), _read_turns, _write_turns)
+
+
+def _kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
+    types = theirs.get("layer_types") or default(theirs)
+    layers = theirs["num_hidden_layers"]
+    if not isinstance(types, list) or len(types) != layers:
+        raise CheckpointError(f"layer_types does not name one kind for each of {layers} layers")
+    if unknown := [name for name in types if not isinstance(name, str) or name not in LAYER_TYPES]:
+        known = ", ".join(LAYER_TYPES)
+        raise CheckpointError(f"layer_types: {unknown[0]!r:.60} is not known; known are {known}")
+    return [LAYER_TYPES[name] for name in types]
+
+
+def _period(kinds: list[str]) -> tuple[str, ...]:
+    """Return the shortest pattern that repeats to `kinds`."""
+    lengths = range(1, len(kinds) + 1)
+    length = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))
+    return tuple(kinds[:length])
+
+
+def _types(theirs: Theirs, local: Callable[[int], bool]) -> list[str]:
+    layers = range(_depth(theirs))
+    return ["sliding_attention" if local(i) else "full_attention" for i in layers]
+
+
+def _depth(theirs: Theirs) -> int:
+    count = theirs["num_hidden_layers"]
+    if type(count) is not int or count < 1:
+        raise CheckpointError(f"num_hidden_layers={count!r:.60} is no number of layers")
+    return count
+
+
+def every_nth(theirs: Theirs) -> list[str]:
+    period = theirs["sliding_window_pattern"]
+    if type(period) is not int or period < 1:
+        raise CheckpointError(f"sliding_window_pattern={period!r:.60} is no number of layers")
+    return _types(theirs, lambda layer: (layer + 1) % period != 0)
+
+
+def _last_layers(theirs: Theirs) -> list[str]:
+    on = theirs["use_sliding_window"] and theirs["sliding_window"] is not None
+    first = theirs["max_window_layers"]
+    if type(first) is not int:
+        raise CheckpointError(f"max_window_layers={first!r:.60} is no number of layers")
+    return _types(theirs, lambda layer: bool(on) and layer >= first)
+
+
+def _all_layers(theirs: Theirs) -> list[str]:
+    return _types(theirs, lambda layer: theirs["sliding_window"] is not None)
+
+
+def _write_one_window(config: ModelConfig) -> dict[str, Any]:
+    return {"sliding_window": config.window}
+
+
+# Mistral: every layer, or none.
+ONE_WINDOW = Quirk(("sliding_window",), layer_types(_all_layers).read, _write_one_window)
+# Qwen: the layers after the first max_window_layers. Gemma: all but every nth.
+LAST_WINDOWS = layer_types(_last_layers, ("use_sliding_window", "max_window_layers"))
+MOST_WINDOWS = layer_types(every_nth, ("sliding_window_pattern",))
+
+
+def _read_two_ropes(theirs: Theirs) -> dict[str, Any]:
+    nested = theirs.get("rope_parameters")
+    base = {**theirs, "rope_theta": theirs["rope_local_base_freq"]}
+    if nested is None:
+        everywhere = rope_fields(theirs.get("rope_scaling"), theirs, partial=False)
+        local = rope_fields(None, base, partial=False)
+    else:
+        if not isinstance(nested, dict) or not set(nested) <= set(LAYER_TYPES):
+            raise CheckpointError(f"rope_parameters={nested!r:.60} has not one part a layer kind")
+        everywhere = rope_fields(nested.get("full_attention"), theirs, partial=False)
+        local = rope_fields(nested.get("sliding_attention"), base, partial=False)
+    fields: dict[str, Any] = {f"rope.{name}": value for name, value in everywhere.items()}
+    has_local = "local" in _kinds(theirs, every_nth)
+    return {**fields, "kinds.local.rope": local} if has_local else fields
+
+
+def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
+    local = config.rope_of("local") or config.rope
+    if local.scaling.kind != "none":
+        raise CheckpointError(f"local layers with rope.scaling.kind={local.scaling.kind}")
+    return {**rope_settings(config.rope), "rope_local_base_freq": local.theta}
+
+
+# Gemma 3: local layers have a base of their own.
+TWO_ROPES = Quirk(
+    (*ROPE_KEYS, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes, ignored_rope
+)

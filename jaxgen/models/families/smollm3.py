@@ -1,0 +1,25 @@
+"""SmolLM3 (Hugging Face 2025): Llama of which every fourth layer has no rotation."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import llama
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.layer_kinds import TURNS
+from jaxgen.models.families.quirks import BIASES, GATED, ROPE, TIED
+
+FAMILY = Family(
+    model_type="smollm3",
+    architecture="SmolLM3ForCausalLM",
+    heads=llama.heads("SmolLM3", *llama.HEADS),
+    moved={"spans": "transformer."},
+    head_rows=llama.SCORE,
+    choices=llama.CHOICES,
+    defaults=llama.DEFAULTS
+    | {"num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True}
+    | {"attention_bias": False, "mlp_bias": False}
+    | {"use_sliding_window": False, "sliding_window": None, "no_rope_layer_interval": 4},
+    ignored=frozenset({"max_window_layers"}),
+    quirks=(TIED, GATED, ROPE, BIASES, TURNS),
+    layer_rows=llama.LAYER_ROWS,
+    **llama.SHARED,
+)

@@ -1,0 +1,40 @@
+"""StarCoder 2 (Lozhkov et al. 2024): rotary positions, layer norms and biases everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families.family import Family, linear
+from jaxgen.models.families.layer_kinds import ONE_WINDOW
+from jaxgen.models.families.quirks import ROPE, TIED, one_of
+
+SHARED: dict[str, Any] = llama.SHARED | {"sizes": llama.SIZES | {"norm_epsilon": "norm_epsilon"}}
+
+FAMILY = Family(
+    model_type="starcoder2",
+    architecture="Starcoder2ForCausalLM",
+    heads=llama.heads("Starcoder2", "classes", "token_classes"),
+    head_rows=llama.SCORE,
+    choices={"norm": "layer", "positions": "rope"},
+    defaults=llama.DEFAULTS
+    | {"num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh", "norm_epsilon": 1e-5}
+    | {"initializer_range": 0.018042, "sliding_window": None, "use_bias": True}
+    | {"tie_word_embeddings": True},
+    ignored=frozenset(
+        "activation_function attention_softmax_in_fp32 embedding_dropout layer_norm_epsilon "
+        "mlp_type norm_type residual_dropout scale_attention_softmax_in_fp32 "
+        "scale_attn_weights".split()
+    ),
+    quirks=(
+        *(TIED, ROPE, ONE_WINDOW),
+        one_of("feed", "hidden_act", gpt2.FEED),
+        one_of("biases", "use_bias", {True: "all", False: "norms"}),
+    ),
+    layer_rows=(
+        *(row for row in llama.LAYER_ROWS if "mlp" not in row.theirs),
+        *linear("mlp.c_fc", "feed/up", "F,D"),
+        *linear("mlp.c_proj", "feed/down", "D,F"),
+    ),
+    **SHARED,
+)
