@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, HelpEntry, TableSpec
@@ -34,6 +35,17 @@ class HelpFormatter(DefaultFormatter):
         # rich would end the process with 1 when `jaxgen --help | head -1` has read enough.
         console.on_broken_pipe = _broken_pipe
         super().render_usage(console, options, usage)
+
+    def render_description(self, console: Any, options: Any, description: Any) -> None:
+        """Print what a verb does, its paragraphs as wide as the terminal."""
+        whole = getattr(description, "primary_renderable", description)
+        if isinstance(getattr(whole, "plain", None), str):
+            whole.plain = LINE_END.sub(" ", whole.plain)
+        super().render_description(console, options, description)
+
+
+# The end of a line within a paragraph; indented lines, commands and lists, stay lines.
+LINE_END = re.compile(r"(?<=[^\n])\n(?=[^\s])")
 
 
 def _broken_pipe() -> None:

@@ -284,6 +284,16 @@ def test_help_teaches_with_examples(jaxgen, verb):
     assert "╭" not in shown.out and max(map(len, shown.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("columns", ["60", "100"])
+def test_paragraphs_of_the_help_fill_the_terminal(jaxgen, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = jaxgen("chat", "--help").out.splitlines()
+    paragraph = lines[4 if columns == "100" else 5 :]
+    paragraph = [line.rstrip() for line in paragraph[: paragraph.index("")]]
+    assert all(len(line) > int(columns) - 14 for line in paragraph[:-1]), paragraph
+    assert "    jaxgen chat models/qwen" in lines
+
+
 def test_no_words_show_the_help(jaxgen):
     assert jaxgen().out == jaxgen("--help").out
 
