@@ -130,13 +130,15 @@ def load_hub(
     theirs = _settings(folder)[1]
     _warn_of_ignored(folder, family, theirs)
     stored = tensors(folder)
+    # Parameters are of one type as a rule; begun with it, their shapes are traced once.
+    config = _typed(family, config, dtype or theirs.get("dtype") or theirs.get("torch_dtype"))
     if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):
         config = config.replace(head="none")
     wanted = table(family, config)
     stored = _named(folder, family, config, stored, wanted)
     check_names(folder, {n: t.shape for n, t in stored.items()}, wanted)
     kind = dtype or _dtype(folder, {n: stored[n] for n in wanted}, theirs)
-    config = config.replace(param_dtype=kind, compute_dtype=family.compute.get(kind, kind))
+    config = _typed(family, config, kind)
     links: dict[str, list[tuple[Tensor, Link]]] = {}
     for name, tensor in wanted.items():
         for link in tensor.links:
@@ -148,6 +150,12 @@ def load_hub(
         for path, leaf in shapes.items()
     }
     return config, tree.unflatten(placed)
+
+
+def _typed(family: Family, config: ModelConfig, kind: Any) -> ModelConfig:
+    if kind not in FLOATS.values():
+        return config
+    return config.replace(param_dtype=kind, compute_dtype=family.compute.get(kind, kind))
 
 
 def _index(pair: tuple[Tensor, Link]) -> int:
@@ -180,8 +188,8 @@ def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.nd
     raw = tensor.read()
     with np.errstate(over="ignore"):
         cast = raw if raw.dtype == dtype else raw.astype(dtype)
-    if nonfinite == "refuse" and not np.isfinite(cast.astype(np.float32, copy=False)).all():
-        if cast is not raw and np.isfinite(raw.astype(np.float32, copy=False)).all():
+    if nonfinite == "refuse" and not _is_finite(cast):
+        if cast is not raw and _is_finite(raw):
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name!r} overflows as {dtype}; load it as it is stored"
             )
@@ -189,6 +197,17 @@ def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.nd
             f"{tensor.path}: {tensor.name!r} holds NaN or infinity; nonfinite='allow' takes it"
         )
     return link.read(cast)
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """Return whether no number is NaN or infinite, without a copy of them.
+
+    Infinities, and NaNs beyond them, have the largest bits among the numbers of either sign.
+    """
+    size = array.dtype.itemsize
+    up, down = (int(np.array(x, array.dtype).view(f"u{size}")) for x in (np.inf, -np.inf))
+    positive, negative = array.view(f"i{size}"), array.view(f"u{size}")
+    return bool(positive.max(initial=0) < up and negative.max(initial=0) < down)
 
 
 def _named(

@@ -69,26 +69,22 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
     try:
         _, config = hub_read.read_config(home)
         roles = {role: name for role, name in names.items() if name is not None}
-        build = partial(HuggingFace, roles=roles, vocab_size=config.V)
+        special = partial(_special, home)
+        build = partial(HuggingFace, special=special, roles=roles, vocab_size=config.V)
         rows = _added(home, about, names)
         if (home / FILE).exists():
-            tokenizer = build(_bytes(home / FILE), added=rows)
-        else:
-            base, more = _base(home, kind, about, names)
-            declared = about.get("added_tokens_decoder") or {}
-            known = {row["content"] for row in rows} if declared else set()
-            named = set(roles.values())
-            rows += [
-                row | {"special": row["special"] or row["content"] in named}
-                for row in more
-                if row["content"] not in known
-            ]
-            plain = HuggingFace(json.dumps(base).encode(), added=rows)
-            tokenizer = build(_ended(plain, kind, about, names))
-        special = _special(home, tokenizer)
-        if special == tokenizer.special:
-            return tokenizer
-        return build(tokenizer.model, special)
+            return build(_bytes(home / FILE), added=rows)
+        base, more = _base(home, kind, about, names)
+        declared = about.get("added_tokens_decoder") or {}
+        known = {row["content"] for row in rows} if declared else set()
+        named = set(roles.values())
+        rows += [
+            row | {"special": row["special"] or row["content"] in named}
+            for row in more
+            if row["content"] not in known
+        ]
+        plain = HuggingFace(json.dumps(base).encode(), added=rows)
+        return build(_ended(plain, kind, about, names))
     except CheckpointError as error:
         where = next((home / name for name in (FILE, *PROTOS) if (home / name).exists()), home)
         message = str(error)

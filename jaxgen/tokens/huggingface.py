@@ -28,13 +28,14 @@ class HuggingFace:
     def __init__(
         self,
         model: bytes,
-        special: Special | None = None,
+        special: Special | Callable[[HuggingFace], Special] | None = None,
         *,
         roles: Mapping[str, str] | None = None,
         added: Sequence[Mapping[str, Any]] = (),
         vocab_size: int | None = None,
     ) -> None:
-        """special: which ids play these roles; a tokenizer.json itself declares none.
+        """special: which ids play these roles, or what tells them of this tokenizer without any;
+        a tokenizer.json itself declares none.
 
         roles: {"mask_token": "[MASK]", ...} as tokenizer_config.json names pieces for other
         programs. added: rows as of `added_tokens`, which come after the file's own or change the
@@ -42,27 +43,28 @@ class HuggingFace:
         another is refused. Raises CheckpointError if it can't be read or two pieces share an id;
         ConfigError if `tokenizers` is not installed.
         """
-        self.special, self.roles = special or Special(), dict(roles or {})
+        self.roles = dict(roles or {})
         about = _parse(model)
         declared = _declared(about)
         self._engine = _build(model)
         if _extend(self._engine, added):
             model = self._engine.to_str().encode()
             about = _parse(model)
+        self._engine.no_truncation()
+        self._engine.no_padding()
         self.model = model
-        self.fingerprint = protocol.fingerprint("hf", model, self.special)
         self._vocabulary = self._engine.get_vocab(with_added_tokens=True)
         self._names = _names(self._vocabulary, declared)
         self._count = max(self._names) + 1
         self.vocab_size = self._count if vocab_size is None else min(vocab_size, self._count)
+        self.special = special(self) if callable(special) else special or Special()
+        self.fingerprint = protocol.fingerprint("hf", model, self.special)
         for name, token in vars(self.special).items():
             if token is not None and not (token in self._names and token < self.vocab_size):
                 raise CheckpointError(f"{name}={token} is outside its {self.vocab_size} pieces")
         silent = [self._names[i] for i in vars(self.special).values() if i is not None]
         _silence(self._engine, silent)
         self._engine.encode_special_tokens = True
-        self._engine.no_truncation()
-        self._engine.no_padding()
         whole, joined = self._surface(about, set(silent))
         self.surface = whole if joined else None
         self.byte_lengths = (whole or self._separate()).lengths()

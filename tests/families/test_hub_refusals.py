@@ -204,6 +204,8 @@ CASES = {
     "misshapen tensor": (replaced(Q, lambda a: a[:2].copy()), f"{Q} is [2, 4], not [4, 4]"),
     "integers": (replaced(Q, lambda a: a.astype(np.int8)), "is I8; quantised"),
     "NaN": (replaced(Q, lambda a: a * np.nan), "holds NaN or infinity"),
+    "infinity": (replaced(Q, lambda a: a + np.inf), "holds NaN or infinity"),
+    "minus infinity": (replaced(Q, lambda a: a - np.inf), "holds NaN or infinity"),
     "missing shard": (
         sharded(lambda hub, *_: (hub / "b.safetensors").unlink()), "b.safetensors is missing"),
     "shard elsewhere": (
