@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxgen.cli.notebook import train
     from jaxgen.config import ModelConfig
-    from jaxgen.config_groups import LayerKind, Relative, Rope, RopeScaling, Scores
+    from jaxgen.config_groups import LayerKind, Relative, Rope, RopeScaling, Scores, Towers
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
     from jaxgen.decoding.beam.settings import beams
@@ -91,6 +91,7 @@ __all__ = [
     "Rope",
     "RopeScaling",
     "Scores",
+    "Towers",
     "abstract",
     "allowed_tokens",
     "apply",

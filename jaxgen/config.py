@@ -16,6 +16,7 @@ from jaxgen.config_groups import (
     Relative,
     Rope,
     Scores,
+    Towers,
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
@@ -25,9 +26,9 @@ from jaxgen.settings import option
 Norm = Literal["layer", "rms", "rms_offset"]
 NormAt = Literal["pre", "post", "both", "out"]
 Parallel = Literal["none", "one_norm", "two_norms"]
-Positions = Literal["learned", "rope", "sinusoid", "relative", "alibi", "none"]
+Positions = Literal["learned", "rope", "sinusoid", "sinusoid_t2t", "relative", "alibi", "none"]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
-EmbedNorm = Literal["none", "norm"]
+EmbedNorm = Literal["none", "norm", "tokens"]
 OutputBias = Literal["none", "bias"]
 Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
@@ -80,7 +81,7 @@ class ModelConfig:
     )
     context: int = option("longest sequence, in tokens", 1024)
     layers: int = option("depth; of the decoder, if there are two towers", 12)
-    encoder_layers: int | None = option("depth of the encoder of two; null: as layers", None)
+    towers: Towers = option("with topology=encoder_decoder", Towers())
     d_model: int = option("width of the residual stream", 768)
     heads: int = option("query heads", 12)
     kv_heads: int | None = option("key/value heads (grouped-query attention); null: as heads", None)
@@ -100,8 +101,12 @@ class ModelConfig:
     )
     residual_scale: float = option("what sublayers add to the stream is multiplied by it", 1.0)
     norm_epsilon: float = option("added to the variance", 1e-5)
-    positions: Positions = option("how order is told", "learned")
-    position_offset: int = option("learned: rows of the table before position 0", 0)
+    positions: Positions = option(
+        "how order is told; sinusoid: waves of 1 to 10000 positions, of which sinusoid_t2t "
+        "(tensor2tensor's) has the longest as well",
+        "learned",
+    )
+    position_offset: int = option("learned, sinusoid_t2t: where a text's positions begin", 0)
     relative: Relative = option("with positions=relative", Relative())
     rope: Rope = option("with positions=rope", Rope())
     qk_norm: QKNorm = option(
@@ -114,7 +119,11 @@ class ModelConfig:
     embed_scale: Scale | float = option(
         "token vectors times one, the root of d_model, or a number", "one"
     )
-    embed_norm: EmbedNorm = option("norm: a norm between embeddings and layers", "none")
+    embed_norm: EmbedNorm = option(
+        "norm: between embeddings and layers; tokens: before positions are added, except in the "
+        "encoder of two towers",
+        "none",
+    )
     token_types: int = option("rows of a table of token types (BERT's segments); 0: none", 0)
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
@@ -155,8 +164,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         sizes = ("layers", "d_model", "heads")
-        optional = ("vocab_size", "encoder_layers", "kv_heads", "head_dim", "d_ff", "window")
-        optional += ("classes", "unroll")
+        optional = ("vocab_size", "kv_heads", "head_dim", "d_ff", "window", "classes", "unroll")
         for name in (*sizes, *(n for n in optional if getattr(self, n) is not None)):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -178,7 +186,7 @@ class ModelConfig:
         self._check_rope()
         self._check_relative()
         self._check_topology()
-        if self.positions == "sinusoid" and self.d_model % 2:
+        if self.positions.startswith("sinusoid") and self.d_model % 2:
             raise ConfigError(
                 f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
             )
@@ -251,7 +259,7 @@ class ModelConfig:
     def _check_relative(self) -> None:
         if self.positions != "relative" and self.relative != Relative():
             raise ConfigError(f"relative has no effect: positions={self.positions}")
-        if self.position_offset and self.positions != "learned":
+        if self.position_offset and self.positions not in ("learned", "sinusoid_t2t"):
             raise ConfigError(
                 f"position_offset={self.position_offset} has no effect: positions={self.positions}"
             )
@@ -266,10 +274,9 @@ class ModelConfig:
             )
 
     def _check_topology(self) -> None:
-        if self.encoder_layers is not None and self.topology != "encoder_decoder":
-            raise ConfigError(
-                f"encoder_layers={self.encoder_layers} has no effect: topology={self.topology}"
-            )
+        for name, value in vars(self.towers).items():
+            if value not in (None, "shared") and self.topology != "encoder_decoder":
+                raise ConfigError(f"towers.{name}={value} has no effect: topology={self.topology}")
         if (self.classes is not None) != (self.head in ("classes", "token_classes")):
             raise ConfigError(
                 f"head={self.head} with classes={self.classes}: classes is given with "
@@ -366,9 +373,13 @@ class ModelConfig:
 
     def encoder(self) -> ModelConfig:
         """Return what the encoder of an encoder-decoder is, taken by itself."""
-        depth = self.encoder_layers or self.layers
         return self.replace(
-            topology="encoder", layers=depth, encoder_layers=None, head="none", classes=None
+            topology="encoder",
+            layers=self.towers.encoder_layers or self.layers,
+            towers=Towers(),
+            embed_norm="norm" if self.embed_norm == "tokens" else self.embed_norm,
+            head="none",
+            classes=None,
         )
 
     def replace(self, **changes: Any) -> ModelConfig:

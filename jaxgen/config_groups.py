@@ -26,6 +26,7 @@ Sinks = Literal["none", "learned"]
 ByLayer = Literal["same", "inverse"]
 Reach = Literal["all", "window", "chunk"]
 LayerPositions = Literal["rope", "none"]
+Tables = Literal["shared", "own"]
 
 
 @arguments.checked
@@ -132,7 +133,7 @@ class Relative:
     """T5's relative positions (Raffel et al. 2020): a learned bias for each bucket of distances.
 
     Args:
-        buckets, distance: the fields below; `jaxgen train --keys` lists them as model.relative.*.
+        buckets ... tables: the fields below; `jaxgen train --keys` lists them as model.relative.*.
 
     >>> jaxgen.preset("t5-small").relative == jaxgen.Relative(buckets=32, distance=128)
     True
@@ -140,11 +141,33 @@ class Relative:
 
     buckets: int = option("distances told apart", 32)
     distance: int = option("from here on all distances share a bucket", 128)
+    tables: Tables = option("shared: one table for all layers; own: one for each", "shared")
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1:
                 raise ConfigError(f"relative.{name}={value} must be at least 1")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """What the two towers of an encoder-decoder share, and what they don't.
+
+    Args:
+        encoder_layers, tokens: the fields below; `jaxgen train --keys` lists them as
+            model.towers.*.
+
+    >>> jaxgen.preset("bart-base").towers == jaxgen.Towers(encoder_layers=None, tokens="shared")
+    True
+    """
+
+    encoder_layers: int | None = option("depth of the encoder; null: as layers", None)
+    tokens: Tables = option("own: each tower has a table of token vectors", "shared")
+
+    def __post_init__(self) -> None:
+        if self.encoder_layers is not None and self.encoder_layers < 1:
+            raise ConfigError(f"encoder_layers={self.encoder_layers} must be at least 1")
 
 
 @arguments.checked
@@ -204,7 +227,13 @@ class LayerKind:
     rope: Rope | None = option("rotary positions of its own; null: as model.rope", None)
 
 
-GROUPS = {"rope": Rope(), "relative": Relative(), "scores": Scores(), "local": LayerKind()}
+GROUPS = {
+    "rope": Rope(),
+    "relative": Relative(),
+    "scores": Scores(),
+    "towers": Towers(),
+    "local": LayerKind(),
+}
 # Names of settings that are now in a group, as configs written before have them.
 RENAMED: dict[str, tuple[str, ...]] = {
     "rope_theta": ("rope", "theta"),
@@ -215,6 +244,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "query_scalar": ("scores", "query_scalar"),
     "score_cap": ("scores", "cap"),
     "attention_dropout": ("scores", "dropout"),
+    "encoder_layers": ("towers", "encoder_layers"),
 }
 
 

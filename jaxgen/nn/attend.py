@@ -12,6 +12,7 @@ from jaxgen.mesh import constrain
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
+from jaxgen.nn.relative import Relative
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
@@ -60,7 +61,10 @@ class Attend(nn.Module):
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.rng(x.shape[0])
         options = {"scale": config.score_scale, "cap": config.scores.cap, "drop": drop}
-        out = attend(q, k, v, mask, **options, bias=context.bias, sinks=sinks)
+        bias = context.bias
+        if context.buckets is not None:
+            bias = Relative(config, name="relative")(context.buckets)
+        out = attend(q, k, v, mask, **options, bias=bias, sinks=sinks)
         return output(self, out), cache
 
     def _normed(self, name: str, x: jax.Array, letter: str) -> jax.Array:

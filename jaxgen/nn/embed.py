@@ -63,11 +63,16 @@ class Embed(nn.Module):
             x = x * jnp.asarray(config.d_model**0.5, x.dtype)
         elif config.embed_scale != "one":
             x = x * jnp.asarray(config.embed_scale, x.dtype)
+        if config.embed_norm == "tokens":
+            x = Norm(config, name="norm")(x)
         if config.positions == "learned":
             rows = config.context + config.position_offset
             x = x + self._row("positions", rows, "S", positions + config.position_offset)
         elif config.positions == "sinusoid":
             x = x + sinusoid(positions, config.d_model).astype(x.dtype)
+        elif config.positions == "sinusoid_t2t":
+            waves = sinusoid(positions + config.position_offset, config.d_model, last=True)
+            x = x + waves.astype(x.dtype)
         if config.token_types:
             types = jnp.zeros_like(tokens) if types is None else types
             x = x + self._row("types", config.token_types, "Y", types)

@@ -17,7 +17,8 @@ class LayerContext(NamedTuple):
     positions: [B, T]. masks: one for each kind of the layer pattern. bias: [B, N, T, S], added to
     scores. memory: None also where the cache holds its keys already; cross_mask: the mask over it.
     interventions: on the activations of layers. first: the number of the layer that counts as 0,
-    where a step of layers has a cache of its own; None: 0.
+    where a step of layers has a cache of its own; None: 0. buckets: [B, T, S] of distances, where
+    each layer has biases of its own for them.
     """
 
     positions: jax.Array
@@ -27,3 +28,4 @@ class LayerContext(NamedTuple):
     cross_mask: AttentionMask | None = None
     interventions: Interventions | None = None
     first: Any = None
+    buckets: jax.Array | None = None

@@ -15,7 +15,7 @@ from jaxgen.nn.embed import Embed, Tokens
 from jaxgen.nn.head import Head, Unembed
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
-from jaxgen.nn.relative import Relative
+from jaxgen.nn.relative import Relative, buckets_of
 from jaxgen.nn.stack import through_layers
 from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
@@ -70,7 +70,8 @@ class Transformer(nn.Module):
         """Return hidden states [B, T, D] of the inputs."""
         config = self.config
         if config.topology == "encoder_decoder" and self.part == "encode":
-            table = Tokens(config, name="embed")()
+            shared = config.towers.tokens == "shared"
+            table = Tokens(config, name="embed")() if shared else None
             encoder = Encoder(config.encoder(), self.deterministic, name="encoder")
             x = encoder(inputs, table)
             return Hidden(x, x, None, None)
@@ -160,21 +161,25 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
         )
         for key, kind in zip(keys, config.pattern, strict=True)
     )
-    bias = None
+    bias = buckets = None
     if config.positions == "relative":
-        bias = Relative(config, name="relative")(positions, keys[0])
+        buckets = buckets_of(config, positions, keys[0])
+        if config.relative.tables == "shared":
+            bias, buckets = Relative(config, name="relative")(buckets), None
     if config.positions == "alibi":
         distance = jnp.abs(positions[:, None, :, None] - keys[0][:, None, None, :])
         bias = -jnp.asarray(slopes(config.heads))[None, :, None, None] * distance.astype(
             jnp.float32
         )
     if config.topology != "encoder_decoder":
-        return LayerContext(positions, masks, bias, interventions=interventions), cache
+        context = LayerContext(positions, masks, bias, interventions=interventions)
+        return context._replace(buckets=buckets), cache
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments
     over_memory = cross_mask(own, _memory_segments(memory, cache))
-    return LayerContext(positions, masks, bias, memory, over_memory, interventions), cache
+    context = LayerContext(positions, masks, bias, memory, over_memory, interventions)
+    return context._replace(buckets=buckets), cache
 
 
 def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:

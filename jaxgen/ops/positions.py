@@ -126,10 +126,17 @@ def slopes(heads: int) -> Float[np.ndarray, "N"]:
     return np.concatenate([first, more]).astype(np.float32)
 
 
-def sinusoid(positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
-    """Return the waves of Vaswani et al. 2017, sines then cosines, in float32."""
+def sinusoid(
+    positions: Int[Array, "B T"], width: int, *, last: bool = False
+) -> Float[Array, "B T D"]:
+    """Return the waves of Vaswani et al. 2017, sines then cosines, in float32.
+
+    last: the longest wave is 10000 positions per radian, as in the authors' own code
+    (tensor2tensor); else it is the one before it, as in their paper.
+    """
     half = width // 2
-    frequency = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    steps = max(half - 1, 1) if last else half
+    frequency = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / steps)
     angle = positions[..., None].astype(jnp.float32) * frequency[None, None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 

@@ -19,8 +19,7 @@ T5 = jaxgen.ModelConfig(
     topology="encoder_decoder",
     encoder_layers=1,
     positions="relative",
-    relative_buckets=8,
-    relative_distance=12,
+    relative=jaxgen.Relative(buckets=8, distance=12, tables="own"),
     query_scalar=1.0,
     norm="rms",
     biases="none",
@@ -44,7 +43,25 @@ BERT = jaxgen.ModelConfig(
     output_bias="bias",
     **SMALL,
 )
-TWO_TOWERS = {"t5": T5, "bart": BART}
+WAVES = jaxgen.ModelConfig(
+    topology="encoder_decoder",
+    positions="sinusoid_t2t",
+    position_offset=2,
+    embed_norm="tokens",
+    **SMALL,
+)
+GEMMA = jaxgen.ModelConfig(
+    topology="encoder_decoder",
+    towers=jaxgen.Towers(encoder_layers=3, tokens="own"),
+    norm="rms_offset",
+    norm_at="both",
+    positions="rope",
+    kv_heads=1,
+    pattern=("local", "global"),
+    window=3,
+    **SMALL,
+)
+TWO_TOWERS = {"t5": T5, "bart": BART, "waves": WAVES, "gemma": GEMMA}
 SOURCE = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 0, 0]])
 SEGMENTS = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 TARGET = np.array([[5, 3, 5, 8], [2, 7, 1, 8]])
@@ -313,6 +330,7 @@ MISTAKES = [
     (lambda: api.apply(api.abstract(T5), T5, TARGET, types=TARGET), "token_types=0"),
     (lambda: T5.replace(head="mlm"), "needs topology=encoder"),
     (lambda: BERT.replace(encoder_layers=2), "encoder_layers=2 has no effect"),
+    (lambda: BERT.replace(towers=jaxgen.Towers(tokens="own")), "towers.tokens=own has no effect"),
     (lambda: BERT.replace(classes=2), "classes is given with head=classes"),
     (lambda: BERT.replace(head="classes"), "classes is given with head=classes"),
     (lambda: T5.replace(prompt="both"), "prompt=both has no effect"),

@@ -1,6 +1,6 @@
 """Makes golden/*.npz: what transformers computes for each case. Needs torch and transformers.
 
-python tests/parity/make_golden_models.py
+python tests/parity/make_golden_models.py [NAME ...]   (of golden/NAME.npz; default: all)
 """
 
 import json
@@ -63,9 +63,8 @@ def right_outputs(kind: tuple[str, str], settings: dict) -> dict[str, np.ndarray
     """Return {about, logits, hidden} of a case that is padded on the right."""
     family, name = kind
     model = getattr(transformers, name)(AutoConfig.for_model(family, **settings)).eval()
-    weights = dict(model.named_parameters())
+    weights = {n: t for n, t in model.named_parameters() if t.requires_grad}  # waves are frozen
     weights |= {n: t for n, t in model.named_buffers() if "logits_bias" in n}
-    weights = {n: t for n, t in weights.items() if family != "marian" or "positions" not in n}
     for tensor_name, tensor in sorted(weights.items()):
         tensor.copy_(torch.from_numpy(cases.weight(tensor_name, tuple(tensor.shape))))
     given = {"attention_mask": torch.from_numpy(cases.MASK), "output_hidden_states": True}
@@ -161,17 +160,23 @@ def vanilla_outputs() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write one file a family, and one of the cases that are padded on the right."""
+    """Write one file a family, and those of the cases that are padded on the right."""
     cases.GOLDEN.mkdir(exist_ok=True)
-    arrays = {
-        f"{kind[1]} {name}/{what}": array
-        for kind, named in cases.RIGHT.items()
-        for name, settings in named.items()
-        for what, array in right_outputs(kind, settings).items()
-    }
-    arrays |= {f"vanilla/{what}": array for what, array in vanilla_outputs().items()}
-    np.savez_compressed(cases.GOLDEN / "right.npz", **arrays)
+    wanted = sys.argv[1:] or [*cases.HOMES, *cases.CASES]
+    for home in cases.HOMES & set(wanted):
+        arrays = {
+            f"{kind[1]} {name}/{what}": array
+            for kind, named in cases.RIGHT.items()
+            for name, settings in named.items()
+            if cases.home(kind) == home
+            for what, array in right_outputs(kind, settings).items()
+        }
+        if home == "right":
+            arrays |= {f"vanilla/{what}": array for what, array in vanilla_outputs().items()}
+        np.savez_compressed(cases.GOLDEN / f"{home}.npz", **arrays)
     for family, named in cases.CASES.items():
+        if family not in wanted:
+            continue
         arrays = {
             f"{name}/{what}": array
             for name, settings in named.items()

@@ -189,6 +189,18 @@ T5 = _IDS | {
     "relative_attention_max_distance": 12,
     "eos_token_id": 1,
 }
+ZERO = BART | {"pad_token_id": 0}
+GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+# Encoder-decoders of younger families, which have a golden file of their own.
+SEQ2SEQ: dict[tuple[str, str], dict[str, dict]] = {
+    ("mt5", "MT5ForConditionalGeneration"): {"lm": GATED},
+    ("umt5", "UMT5ForConditionalGeneration"): {"lm": GATED},
+    ("mbart", "MBartForConditionalGeneration"): {"lm": BART | {"scale_embedding": True}},
+    ("pegasus", "PegasusForConditionalGeneration"): {"lm": ZERO | {"scale_embedding": True}},
+    ("m2m_100", "M2M100ForConditionalGeneration"): {"lm": BART},
+    ("blenderbot", "BlenderbotForConditionalGeneration"): {"lm": ZERO},
+    ("blenderbot-small", "BlenderbotSmallForConditionalGeneration"): {"lm": ZERO},
+}
 # (model_type, class of transformers): the cases whose padding is on the right.
 RIGHT: dict[tuple[str, str], dict[str, dict]] = {
     ("bert", "BertForMaskedLM"): {"mlm": BERT, "relu": BERT | {"hidden_act": "relu"}},
@@ -214,6 +226,7 @@ RIGHT: dict[tuple[str, str], dict[str, dict]] = {
     ("gpt2", "GPT2ForQuestionAnswering"): {"spans": GPT2},
     ("llama", "LlamaForSequenceClassification"): {"classes": LLAMA | {"num_labels": 5}},
     ("llama", "LlamaForQuestionAnswering"): {"spans": LLAMA},
+    **SEQ2SEQ,
 }
 # What a folder may ask of generation, all at once, in a search with beams.
 ASKED = {
@@ -250,6 +263,7 @@ VANILLA = {
     "layer_norm_eps": 1e-5,
     "activation": "relu",
 }
+HOMES = {"right", "seq2seq"}
 RIGHT_NAMES = [(kind, name) for kind, cases in RIGHT.items() for name in cases]
 TARGETS = np.random.RandomState(1).randint(3, V, (2, 9))
 MASK = (np.arange(T) < np.array([[T], [T - 7]])).astype(np.int32)
@@ -258,6 +272,11 @@ MASK = (np.arange(T) < np.array([[T], [T - 7]])).astype(np.int32)
 def source(pad: int) -> np.ndarray:
     """Return the tokens with the end of the second row padded."""
     return np.where(MASK == 1, TOKENS, pad)
+
+
+def home(kind: tuple[str, str]) -> str:
+    """Return the name of the golden file of a case that is padded on the right."""
+    return "seq2seq" if kind in SEQ2SEQ else "right"
 
 
 NAMES = [(family, name) for family, cases in CASES.items() for name in cases]

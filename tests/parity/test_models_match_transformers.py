@@ -1,6 +1,7 @@
 """Every family and variant computes what transformers computes, through the whole import."""
 
 import json
+import os
 from functools import cache
 
 import jax
@@ -87,9 +88,9 @@ def test_a_round_trip_is_bit_exact(hub, loaded, family, name, tmp_path):
 
 @pytest.mark.parametrize(("kind", "name"), cases.RIGHT_NAMES)
 def test_heads_and_encoder_decoders_match(loaded, kind, name):
-    name = f"{kind[1]} {name}"
-    config, params = loaded("right", name)
-    want, mask = golden("right"), jnp.asarray(cases.MASK)
+    home, name = cases.home(kind), f"{kind[1]} {name}"
+    config, params = loaded(home, name)
+    want, mask = golden(home), jnp.asarray(cases.MASK)
     pad = cases.about(want, name)["config"]["pad_token_id"]
     tokens, memory, segments = cases.source(pad), None, mask
     if config.topology == "encoder_decoder":
@@ -120,12 +121,12 @@ class Numbers(Bytes):
         return " ".join(map(str, ids))
 
 
-def written(hub, loaded, name, asked=None):
+def written(hub, loaded, home, name, asked=None):
     """Return what `rewrite` makes of the padded rows, as lists of ids."""
-    folder = hub("right", name)
+    folder = hub(home, name)
     if asked is not None:
         (folder / "generation_config.json").write_text(json.dumps(asked))
-    config, params = loaded("right", name)
+    config, params = loaded(home, name)
     told, dropped = read_generation_config(folder)
     assert not dropped
     if asked is None:
@@ -140,12 +141,18 @@ def written(hub, loaded, name, asked=None):
     return [[x for x in row if x not in told.eos_token_id] for row in found]
 
 
-WRITERS = ["T5ForConditionalGeneration v1.0", "BartForConditionalGeneration lm", "MarianMTModel lm"]
+WRITERS = [
+    *(("right", f"{name}") for name in ("T5ForConditionalGeneration v1.0", "MarianMTModel lm")),
+    ("right", "BartForConditionalGeneration lm"),
+    ("seq2seq", "M2M100ForConditionalGeneration lm"),
+]
+if os.environ.get("JAXGEN_NIGHTLY"):
+    WRITERS += [("seq2seq", f"{kind[1]} lm") for kind in cases.SEQ2SEQ if kind[0] != "m2m_100"]
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_greedy_text_of_two_towers_is_equal_token_for_token(hub, loaded, name):
-    assert written(hub, loaded, name) == golden("right")[f"{name}/greedy"].tolist()
+@pytest.mark.parametrize(("home", "name"), WRITERS)
+def test_greedy_text_of_two_towers_is_equal_token_for_token(hub, loaded, home, name):
+    assert written(hub, loaded, home, name) == golden(home)[f"{name}/greedy"].tolist()
 
 
 def test_a_search_follows_generation_config_token_for_token(hub, loaded):
@@ -155,7 +162,7 @@ def test_a_search_follows_generation_config_token_for_token(hub, loaded):
         row[: next((i for i, token in enumerate(row) if token in stops), len(row))]
         for row in golden("right")[f"{name}/asked"].tolist()
     ]
-    assert written(hub, loaded, name, cases.ASKED) == wanted
+    assert written(hub, loaded, "right", name, cases.ASKED) == wanted
     for key in set(cases.ASKED) - {"decoder_start_token_id", "pad_token_id", "do_sample",
                                    "eos_token_id"}:  # fmt: skip
         assert key in generation_config.KEYS, key
@@ -175,13 +182,14 @@ def test_the_first_transformer_is_that_of_torch(loaded):
     close(out.logits, want["vanilla/logits"])
 
 
-@pytest.mark.parametrize(
-    "name", [f"{kind[1]} {name}" for kind, name in cases.RIGHT_NAMES] + ["vanilla"]
-)
-def test_heads_and_encoder_decoders_go_round_bit_exactly(hub, loaded, name, tmp_path):
-    folder = hub("right", name)
+ROUND = [(cases.home(kind), f"{kind[1]} {name}") for kind, name in cases.RIGHT_NAMES]
+
+
+@pytest.mark.parametrize(("home", "name"), [*ROUND, ("right", "vanilla")])
+def test_heads_and_encoder_decoders_go_round_bit_exactly(hub, loaded, home, name, tmp_path):
+    folder = hub(home, name)
     theirs = json.loads((folder / "config.json").read_text())
-    config, params = loaded("right", name)
+    config, params = loaded(home, name)
     told, _ = read_generation_config(folder)
     jaxgen.save(
         *(tmp_path / "out", config, params),

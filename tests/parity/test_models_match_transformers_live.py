@@ -91,7 +91,7 @@ def test_variants_are_computed_as_transformers_does_and_it_opens_ours(family, na
 def test_golden_heads_and_towers_are_what_transformers_computes(kind):
     from make_golden_models import right_outputs
 
-    golden = cases.read("right")
+    golden = cases.read(cases.home(kind))
     for name, given in cases.RIGHT[kind].items():
         for what, array in right_outputs(kind, given).items():
             if what != "about":

@@ -6,6 +6,8 @@ from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models.families import (
     bart,
     bert,
+    blenderbot,
+    blenderbot_small,
     cohere,
     cohere2,
     gemma,
@@ -16,9 +18,13 @@ from jaxgen.models.families import (
     granite,
     helium,
     llama,
+    m2m_100,
     marian,
+    mbart,
     mistral,
+    mt5,
     olmo2,
+    pegasus,
     phi,
     phi3,
     qwen2,
@@ -28,6 +34,7 @@ from jaxgen.models.families import (
     smollm3,
     starcoder2,
     t5,
+    umt5,
     vanilla,
 )
 from jaxgen.models.families.family import Family
@@ -37,6 +44,7 @@ _ALL = (
     *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
     *(smollm3, olmo2, granite, seed_oss, helium, phi, phi3, gptj, starcoder2, cohere, cohere2),
     *(bert, roberta, t5, bart, marian, vanilla),
+    *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
 

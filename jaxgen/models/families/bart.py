@@ -1,10 +1,13 @@
-"""BART (Lewis et al. 2019): an encoder-decoder with learned positions, normalised afterwards."""
+"""BART (Lewis et al. 2019): an encoder-decoder with learned positions, normalised afterwards.
+
+What Marian, mBART, Pegasus, M2M-100 and Blenderbot share with it stands here as well.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import ModelConfig, OutputBias
 from jaxgen.models.families.bert import dense
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.gpt2 import FEED
@@ -43,6 +46,8 @@ ONLY = {
     "add_bias_logits": (False,),
     "static_position_embeddings": (False,),
 }
+# Of those that norm the inputs of sublayers, and the last hidden states.
+PRE_NORM = ONLY | {"normalize_before": (True,), "add_final_layer_norm": (True,)}
 IGNORED = frozenset(
     "activation_dropout classifier_dropout classif_dropout encoder_layerdrop decoder_layerdrop "
     "num_hidden_layers extra_pos_embeddings force_bos_token_to_be_generated "
@@ -50,20 +55,24 @@ IGNORED = frozenset(
 )
 
 
-def _read_output(theirs) -> dict[str, Any]:
-    words = (theirs.get("architectures") or [""])[0]
-    if words and not words.endswith(("ConditionalGeneration", "MTModel")):
-        return {}
-    tied = "tied" if theirs["tie_word_embeddings"] else "untied"
-    return {"output": tied, "output_bias": "bias"}
+def output(bias: OutputBias) -> Quirk:
+    """Return the quirk of the table and the bias of token logits, in a model that has them."""
 
+    def read(theirs) -> dict[str, Any]:
+        words = (theirs.get("architectures") or [""])[0]
+        if words and not words.endswith(("ConditionalGeneration", "MTModel")):
+            return {}
+        tied = "tied" if theirs["tie_word_embeddings"] else "untied"
+        return {"output": tied, "output_bias": bias}
 
-def _write_output(config: ModelConfig) -> dict[str, Any]:
-    return {"tie_word_embeddings": config.output == "tied"}
+    def write(config: ModelConfig) -> dict[str, Any]:
+        return {"tie_word_embeddings": config.output == "tied"}
+
+    return Quirk(("tie_word_embeddings",), read, write)
 
 
 QUIRKS = (
-    Quirk(("tie_word_embeddings",), _read_output, _write_output),
+    output("bias"),
     one_of("embed_scale", "scale_embedding", {False: "one", True: "root"}),
     one_of("feed", "activation_function", FEED),
     same(("decoder_attention_heads", "encoder_attention_heads"), "heads"),
@@ -125,27 +134,41 @@ SHARED: dict[str, Any] = {
     "copies": dict.fromkeys(COPIES, "model.shared.weight"),
 }
 
+POSITIONS = (
+    Row("model.encoder.embed_positions.weight", ("encoder/embed/positions",), "S,D"),
+    Row("model.decoder.embed_positions.weight", ("embed/positions",), "S,D"),
+)
+EMBED_NORMS = (
+    *_norm("model.encoder.layernorm_embedding", "encoder/embed/norm"),
+    *_norm("model.decoder.layernorm_embedding", "embed/norm"),
+)
+FINAL_NORMS = (
+    *_norm("model.encoder.layer_norm", "encoder/final_norm"),
+    *_norm("model.decoder.layer_norm", "final_norm"),
+)
+
+
+def classes(name: str, *, heads: bool = False) -> dict[str, Any]:
+    """Return the classes of a family whose names begin with `name`, as fields of a Family."""
+    found: dict[str, Any] = {
+        "architecture": f"{name}ForConditionalGeneration",
+        "heads": {f"{name}Model": "none"},
+    }
+    if not heads:
+        return found
+    found["heads"] |= {
+        f"{name}ForSequenceClassification": "classes",
+        f"{name}ForQuestionAnswering": "spans",
+    }
+    rows = dense("classification_head.dense", "classification_head.out_proj")
+    return {**found, "labels": 3, "head_rows": {"classes": rows, "spans": SPANS}}
+
+
 FAMILY = Family(
     model_type="bart",
-    architecture="BartForConditionalGeneration",
-    heads={
-        "BartForSequenceClassification": "classes",
-        "BartForQuestionAnswering": "spans",
-        "BartModel": "none",
-    },
-    labels=3,
     choices=CHOICES | {"positions": "learned", "position_offset": 2, "embed_norm": "norm"},
     defaults=DEFAULTS,
-    rows=(
-        *ROWS,
-        Row("model.encoder.embed_positions.weight", ("encoder/embed/positions",), "S,D"),
-        Row("model.decoder.embed_positions.weight", ("embed/positions",), "S,D"),
-        *_norm("model.encoder.layernorm_embedding", "encoder/embed/norm"),
-        *_norm("model.decoder.layernorm_embedding", "embed/norm"),
-    ),
-    head_rows={
-        "classes": dense("classification_head.dense", "classification_head.out_proj"),
-        "spans": SPANS,
-    },
+    rows=(*ROWS, *POSITIONS, *EMBED_NORMS),
     **SHARED,
+    **classes("Bart", heads=True),
 )

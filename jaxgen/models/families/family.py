@@ -17,14 +17,15 @@ NEUTRAL = frozenset(
     """
     _attn_implementation _name_or_path architectures attention_dropout attn_implementation auto_map
     bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping eos_token_id
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
     ignore_keys_at_rope_validation label2id length_penalty max_length min_length model_type
-    name_or_path no_repeat_ngram_size
-    num_beam_groups num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states pad_token_id prefix pretraining_tp problem_type repetition_penalty
-    return_dict sep_token_id suppress_tokens task_specific_params temperature tokenizer_class
-    top_k top_p torch_dtype transformers_version typical_p unsloth_fixed unsloth_version use_cache
+    name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
+    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tokenizer_class top_k top_p
+    torch_dtype transformers_version typical_p unsloth_fixed unsloth_version use_cache
     """.split()
 )
 # Settings that code beside transformers computes by, whatever the model_type: the values that

@@ -13,7 +13,8 @@ from jaxgen.models.families.quirks import SPANS, one_of, token_classes
 CONTEXT = 512  # what it was trained with; its relative positions set no limit
 
 
-def _read_output(theirs) -> dict[str, Any]:
+def read_output(theirs) -> dict[str, Any]:
+    """Return how the decoder's states become logits, in a model that has any."""
     tied = theirs["tie_word_embeddings"]
     words = (theirs.get("architectures") or [""])[0]
     if words and not words.endswith(("ConditionalGeneration", "LMHeadModel")):
@@ -31,7 +32,7 @@ def _write_output(config: ModelConfig) -> dict[str, Any]:
     return theirs
 
 
-OUTPUT = Quirk(("tie_word_embeddings", "scale_decoder_outputs"), _read_output, _write_output)
+OUTPUT = Quirk(("tie_word_embeddings", "scale_decoder_outputs"), read_output, _write_output)
 LENGTH = Quirk(
     ("n_positions",),
     lambda theirs: {"context": theirs["n_positions"]},
@@ -66,7 +67,8 @@ def _attention(name: str, ours: str) -> tuple[Row, ...]:
     )
 
 
-def _feed(at: str) -> tuple[Row, ...]:
+def feed_rows(at: str) -> tuple[Row, ...]:
+    """Return the rows of a feed-forward sublayer of this name."""
     return (
         Row(f"{at}.DenseReluDense.wi.weight", ("feed/up",), "F,D", unless="feed/gate"),
         Row(f"{at}.DenseReluDense.wi_0.weight", ("feed/gate",), "F,D"),
@@ -76,34 +78,26 @@ def _feed(at: str) -> tuple[Row, ...]:
     )
 
 
-_SELF = (
+SELF = (
     *_attention("layer.0.SelfAttention", "attn"),
     Row("layer.0.layer_norm.weight", ("attn_norm/scale",), "D"),
 )
-_CROSS = (
+CROSS = (
     *_attention("layer.1.EncDecAttention", "cross"),
     Row("layer.1.layer_norm.weight", ("cross_norm/scale",), "D"),
 )
-_TABLE = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+TABLE = "layer.0.SelfAttention.relative_attention_bias.weight"
+CROSS_TABLE = "block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
-FAMILY = Family(
-    model_type="t5",
-    architecture="T5ForConditionalGeneration",
-    heads={
-        "T5ForSequenceClassification": "classes",
-        "T5ForTokenClassification": "token_classes",
-        "T5ForQuestionAnswering": "spans",
-        "T5Model": "none",
-        "T5EncoderModel": "none",
-        "T5WithLMHeadModel": "lm",
-    },
-    towers={"T5EncoderModel": "encoder", "T5ForTokenClassification": "encoder"},
-    # Its hidden states pass the range of float16, which transformers leaves for the feed-forward.
-    compute={"float16": "float32"},
-    prefix="",
-    moved={"classes": "transformer.", "token_classes": "transformer."},
-    layer="decoder.block.{}.",
-    sizes={
+# All that the families made of T5 share, whatever their classes are called.
+SHARED: dict[str, Any] = {
+    # Hidden states pass the range of float16, which transformers leaves for the feed-forward.
+    "compute": {"float16": "float32"},
+    "prefix": "",
+    "moved": {"classes": "transformer.", "token_classes": "transformer."},
+    "layer": "decoder.block.{}.",
+    "encoder": "encoder.block.{}.",
+    "sizes": {
         "vocab_size": "vocab_size",
         "encoder_layers": "num_layers",
         "layers": "num_decoder_layers",
@@ -115,58 +109,85 @@ FAMILY = Family(
         "relative.buckets": "relative_attention_num_buckets",
         "relative.distance": "relative_attention_max_distance",
     },
-    choices={
-        "topology": "encoder_decoder",
-        "norm": "rms",
-        "positions": "relative",
-        "biases": "none",
-        "scores.query_scalar": 1.0,
-    },
-    defaults={
-        "layer_norm_epsilon": 1e-6,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "feed_forward_proj": "relu",
-        "dropout_rate": 0.1,
-        "n_positions": CONTEXT,
-        "tie_word_embeddings": True,
-    },
-    aliases={
+    "aliases": {
         "num_hidden_layers": "num_layers",
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",
         "head_dim": "d_kv",
     },
-    inherited={"num_decoder_layers": "num_layers"},
-    only={"is_encoder_decoder": (True, False), "is_decoder": (False,)},
-    ignored=frozenset("initializer_factor output_past classifier_dropout".split()),
-    quirks=(
-        OUTPUT,
-        LENGTH,
-        DROPOUT,
-        Quirk((*FEEDS.keys, "is_gated_act", "dense_act_fn"), _read_feed, FEEDS.write),
-    ),
-    rows=(
-        Row("shared.weight", ("embed/tokens",), "V,D"),
-        Row(f"encoder.{_TABLE}", ("encoder/relative/bias",), "R,N"),
-        Row(f"decoder.{_TABLE}", ("relative/bias",), "R,N"),
-        Row("encoder.final_layer_norm.weight", ("encoder/final_norm/scale",), "D"),
-        Row("decoder.final_layer_norm.weight", ("final_norm/scale",), "D"),
-        Row("lm_head.weight", ("unembed/tokens",), "V,D"),
-    ),
-    layer_rows=(*_SELF, *_CROSS, *_feed("layer.2")),
-    encoder="encoder.block.{}.",
-    encoder_rows=(*_SELF, *_feed("layer.1")),
-    head_rows={
+    "inherited": {"num_decoder_layers": "num_layers"},
+    "only": {"is_encoder_decoder": (True, False), "is_decoder": (False,)},
+    "ignored": frozenset("initializer_factor output_past classifier_dropout".split()),
+    "head_rows": {
         "classes": dense("classification_head.dense", "classification_head.out_proj"),
         "token_classes": token_classes("classifier"),
         "spans": SPANS,
     },
-    copies={
+    "copies": {
         "lm_head.weight": "shared.weight",
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
     },
     # A table that early files keep for cross-attention, which never reads it.
-    ignored_tensors=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+    "ignored_tensors": (f"decoder.{CROSS_TABLE}",),
+}
+CHOICES = {
+    "topology": "encoder_decoder",
+    "norm": "rms",
+    "positions": "relative",
+    "biases": "none",
+    "scores.query_scalar": 1.0,
+}
+DEFAULTS = {
+    "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "relu",
+    "dropout_rate": 0.1,
+    "n_positions": CONTEXT,
+    "tie_word_embeddings": True,
+}
+QUIRKS = (
+    LENGTH,
+    DROPOUT,
+    Quirk((*FEEDS.keys, "is_gated_act", "dense_act_fn"), _read_feed, FEEDS.write),
+)
+ROWS = (
+    Row("shared.weight", ("embed/tokens",), "V,D"),
+    Row("encoder.final_layer_norm.weight", ("encoder/final_norm/scale",), "D"),
+    Row("decoder.final_layer_norm.weight", ("final_norm/scale",), "D"),
+    Row("lm_head.weight", ("unembed/tokens",), "V,D"),
+)
+
+
+def classes(name: str) -> dict[str, Any]:
+    """Return the classes of a family whose names begin with `name`, as fields of a Family."""
+    return {
+        "architecture": f"{name}ForConditionalGeneration",
+        "heads": {
+            f"{name}ForSequenceClassification": "classes",
+            f"{name}ForTokenClassification": "token_classes",
+            f"{name}ForQuestionAnswering": "spans",
+            f"{name}Model": "none",
+            f"{name}EncoderModel": "none",
+            f"{name}WithLMHeadModel": "lm",
+        },
+        "towers": {f"{name}EncoderModel": "encoder", f"{name}ForTokenClassification": "encoder"},
+    }
+
+
+FAMILY = Family(
+    model_type="t5",
+    choices=CHOICES,
+    defaults=DEFAULTS,
+    quirks=(OUTPUT, *QUIRKS),
+    rows=(
+        *ROWS,
+        Row(f"encoder.block.0.{TABLE}", ("encoder/relative/bias",), "R,N"),
+        Row(f"decoder.block.0.{TABLE}", ("relative/bias",), "R,N"),
+    ),
+    layer_rows=(*SELF, *CROSS, *feed_rows("layer.2")),
+    encoder_rows=(*SELF, *feed_rows("layer.1")),
+    **SHARED,
+    **classes("T5"),
 )

@@ -1,0 +1,44 @@
+"""M2M-100 (Fan et al. 2020) and NLLB (2022): mBART with waves that begin after the padding id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError
+from jaxgen.models.families import bart
+from jaxgen.models.families.family import Family, Quirk
+
+
+def _read_offset(theirs) -> dict[str, Any]:
+    pad = theirs["pad_token_id"]
+    if type(pad) is not int or pad < 0:
+        raise CheckpointError(f"pad_token_id={pad!r:.40}: positions begin after it; give an id")
+    return {"position_offset": pad + 1}
+
+
+def _write_offset(config: ModelConfig) -> dict[str, Any]:
+    return {"pad_token_id": max(config.position_offset - 1, 0)}
+
+
+FAMILY = Family(
+    model_type="m2m_100",
+    choices=bart.CHOICES | {"positions": "sinusoid_t2t", "norm_at": "pre"},
+    defaults=bart.DEFAULTS
+    | {"pad_token_id": 1, "activation_function": "relu", "scale_embedding": True}
+    | {"attention_dropout": 0.1},
+    rows=(*bart.ROWS, *bart.FINAL_NORMS),
+    **bart.SHARED
+    | {
+        # What fairseq wrote of them, which says nothing here.
+        "only": {key: bart.ONLY[key] for key in ("is_encoder_decoder", "is_decoder")},
+        "ignored": bart.IGNORED | frozenset(bart.ONLY),
+        "quirks": (
+            bart.output("none"),
+            Quirk(("pad_token_id",), _read_offset, _write_offset),
+            *bart.QUIRKS[1:],
+        ),
+    },
+    **bart.classes("M2M100"),
+    ignored_tensors=("model.*.embed_positions.weights",),
+)

@@ -1,0 +1,24 @@
+"""mT5 (Xue et al. 2021): T5 1.1 of many languages, whose logits are not scaled."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import t5
+from jaxgen.models.families.family import Family, Quirk
+
+OUTPUT = Quirk(
+    ("tie_word_embeddings",),
+    lambda theirs: t5.read_output(theirs) | {"output_scale": "one"},
+    lambda config: {"tie_word_embeddings": config.output == "tied"},
+)
+
+FAMILY = Family(
+    model_type="mt5",
+    choices=t5.CHOICES,
+    defaults=t5.DEFAULTS | {"feed_forward_proj": "gated-gelu"},
+    quirks=(OUTPUT, *t5.QUIRKS),
+    rows=t5.FAMILY.rows,
+    layer_rows=t5.FAMILY.layer_rows,
+    encoder_rows=t5.FAMILY.encoder_rows,
+    **t5.SHARED,
+    **t5.classes("MT5"),
+)
