@@ -102,6 +102,7 @@ CALLS = {
     "Rope": {},
     "RopeScaling": {"kind": "yarn", "original_context": 8},
     "Scores": {},
+    "Towers": {},
     "abstract": {"config": DECODER},
     "allowed_tokens": {"function": lambda tokens, length: jnp.ones(V, bool)},
     "apply": MODEL,
