@@ -115,6 +115,9 @@ def main(words, output, environment, plant):
     if plant is not None:
         plant()
     from jaxgen.cli import app
+    from jaxgen.profile import limits
+
+    limits.SIZES["cpu"] = (512, 2**22)  # tells what the machine reaches in a moment
 
     try:
         code = app.main(words)
