@@ -21,7 +21,7 @@ import shape_checks
 
 MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
 
-hook = shape_checks.install()
+shape_checks.install()
 # Tracing makes and drops so many objects that Python looked for dead circles 2,000 times a minute.
 gc.set_threshold(50_000, 20, 50)
 

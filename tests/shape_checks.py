@@ -1,40 +1,76 @@
-"""What jaxtyping's import hook puts on every function and class of the package, made cheap.
+"""Every call in the package is checked: types by beartype, sizes of axes in jaxtyping's scopes.
 
-jaxtyping itself checks the arguments of each call twice and makes three functions of each function
-that it decorates, of closures whenever they are made: a sixth of the suite's time. Here beartype
-checks a call once, and is asked to when a function is first called. What is checked is the same.
+As jaxtyping's import hook does it, but that checks the arguments of each call twice, makes three
+functions of each that it decorates, and compiles anew whatever the package imports while it is
+imported itself: a sixth of the suite's time. Here a call is checked once, and what checks it is
+made when it is first called. What is checked is the same.
 """
 
+import ast
 import dataclasses
 import functools
+import sys
 import types
 import typing
+from importlib.machinery import PathFinder, SourceFileLoader
 
 import beartype
 import jaxtyping
 
 CHECKED = {}  # the functions that were made of one definition share what checks them
-_jaxtyped = jaxtyping.jaxtyped
+
+
+class Loader(SourceFileLoader):
+    """Loads a module with a decorator on each function and class, and keeps no bytecode of it."""
+
+    def get_code(self, fullname):
+        tree = ast.parse(self.get_data(self.path), self.path)
+        bodies = [tree]
+        while bodies:
+            for node in ast.iter_child_nodes(bodies.pop()):
+                if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+                    bodies.append(node)
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    name = ast.copy_location(ast.Name("__checked__", ast.Load()), node)
+                    # Inside of all other decorators, but a class once it is a dataclass.
+                    at = 0 if isinstance(node, ast.ClassDef) else len(node.decorator_list)
+                    node.decorator_list.insert(at, name)
+        return compile(tree, self.path, "exec", dont_inherit=True)
+
+    def exec_module(self, module):
+        module.__checked__ = checked
+        super().exec_module(module)
+
+
+class Finder:
+    """Finds the package's modules for Loader."""
+
+    @staticmethod
+    def find_spec(fullname, path=None, target=None):
+        if fullname.partition(".")[0] != "jaxgen":
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = Loader(spec.loader.name, spec.loader.path)
+        return spec
 
 
 def install():
-    """Check the calls of all functions of the package that is imported from now on."""
-    jaxtyping.jaxtyped = jaxtyped
-    return jaxtyping.install_import_hook("jaxgen", "beartype.beartype")
+    """Check the calls of all functions of the package, which must not be imported yet."""
+    assert "jaxgen" not in sys.modules
+    sys.meta_path.insert(0, Finder)
 
 
-def jaxtyped(fn=None, *, typechecker=None):
-    """Return fn as `jaxtyping.jaxtyped` does: its arguments and what it returns are checked."""
-    if fn is None:
-        return functools.partial(jaxtyped, typechecker=typechecker)
+def checked(fn):
+    """Return a function, or the dataclass fn, whose arguments and return value are checked."""
     if dataclasses.is_dataclass(fn):
         if isinstance(fn.__init__, types.FunctionType) and not hasattr(fn.__init__, "__wrapped__"):
-            fn.__init__ = jaxtyped(fn.__init__)
+            fn.__init__ = checked(fn.__init__)
         return fn
     if not isinstance(fn, types.FunctionType) or not fn.__annotations__:
         return fn
     if "{" in "".join(map(str, fn.__annotations__.values())):  # an axis as long as an argument says
-        return _jaxtyped(fn, typechecker=beartype.beartype)
+        return jaxtyping.jaxtyped(fn, typechecker=beartype.beartype)
     checks = CHECKED.setdefault((fn.__module__, fn.__qualname__, fn.__code__), [])
 
     @functools.wraps(fn)
@@ -42,11 +78,11 @@ def jaxtyped(fn=None, *, typechecker=None):
         __tracebackhide__ = True
         if not checks:
             checks.extend(_checks(fn))
-        checked, shapes = checks
+        check, shapes = checks
         if not shapes:
-            return checked(*args, __beartype_func=fn, **kwargs)
-        with _jaxtyped("context"):  # in which a name of an axis stands for one size
-            return checked(*args, __beartype_func=fn, **kwargs)
+            return check(*args, __beartype_func=fn, **kwargs)
+        with jaxtyping.jaxtyped("context"):  # in which a name of an axis stands for one size
+            return check(*args, __beartype_func=fn, **kwargs)
 
     return call
 
@@ -59,10 +95,10 @@ def _checks(fn):
     )
     bare.__kwdefaults__, bare.__annotations__ = fn.__kwdefaults__, hints
     bare.__qualname__, bare.__module__ = fn.__qualname__, fn.__module__
-    checked = beartype.beartype(bare)
-    if checked is bare:  # nothing in its annotations can be checked
+    check = beartype.beartype(bare)
+    if check is bare:  # nothing in its annotations can be checked
         return lambda *args, __beartype_func, **kwargs: __beartype_func(*args, **kwargs), False
-    return checked, any(map(_has_shape, hints.values()))
+    return check, any(map(_has_shape, hints.values()))
 
 
 def _resolved(hint, fn):

@@ -1,4 +1,4 @@
-"""Wrong calls of the package's functions die in the suite, as they would under jaxtyping alone."""
+"""Wrong calls of the package's functions die in the suite."""
 
 import dataclasses
 
@@ -6,19 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
-from shape_checks import jaxtyped
+from shape_checks import checked
 
 import jaxgen.decoding.history
 
 ONES = jnp.ones((2, 3))
 
 
-@jaxtyped
+@checked
 def double(x: Float[Array, "B T"], y: "Float[Array, 'B T'] | None" = None) -> Float[Array, "B T"]:
     return x[:1] if y is None else x + y
 
 
-@jaxtyped
+@checked
 @dataclasses.dataclass(frozen=True)
 class Pair:
     name: str
@@ -26,18 +26,18 @@ class Pair:
     y: Float[Array, "B"]
 
 
-@jaxtyped
+@checked
 def count(start: int, stop: int):
     yield from range(start, stop)
 
 
-@jaxtyped
+@checked
 def zeros(length: int, made: int) -> Float[Array, "{length}"]:
     return jnp.zeros(made)
 
 
 def adder(number):
-    @jaxtyped
+    @checked
     def add(x: int, more: "int" = number) -> int:
         return x + number if more else str(x)
 
@@ -66,6 +66,7 @@ def test_right_calls_return_what_the_function_returns():
         lambda: adder(2)(1, 0),  # it returns a string
         lambda: zeros(3, 4),
         lambda: jaxgen.decoding.history.count_tokens(ONES, ONES > 0, 4),  # the package's own
+        lambda: jaxgen.decoding.history.valid_mask("all"),
     ],
 )
 def test_wrong_calls_die(wrong):

@@ -29,7 +29,9 @@ SMALL = frozenset(
     tokenizer.model spiece.model sentencepiece.bpe.model tiktoken.model
     vocab.json merges.txt vocab.txt source.spm target.spm
     chat_template.jinja chat_template.json
-    modules.json sentence_bert_config.json config_sentence_transformers.json
+    modules.json config_sentence_transformers.json sentence_bert_config.json
+    sentence_roberta_config.json sentence_distilbert_config.json sentence_camembert_config.json
+    sentence_albert_config.json sentence_xlm-roberta_config.json sentence_xlnet_config.json
     """.split()
 )
 # Further chat templates, and the modules of sentence-transformers.

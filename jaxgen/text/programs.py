@@ -328,24 +328,38 @@ def span_logits(params, config: ModelConfig, tokens, segments, types) -> Float[A
     return _logits(params, config, tokens, segments, types=types).astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("config", "mode"))
-def pooled_states(params, config: ModelConfig, mode: Mode, tokens, segments) -> Float[Array, "B D"]:
-    """Return one vector of each text's last hidden states (an encoder's, where there is one)."""
+@partial(jax.jit, static_argnames=("config", "modes"))
+def pooled_states(
+    params, config: ModelConfig, modes: tuple[Mode, ...], tokens, segments, skip
+) -> Float[Array, "B P"]:
+    """Return one vector of each text's last hidden states (an encoder's, where there is one).
+
+    modes: of which each gives D of its numbers. skip: tokens of a text that are not pooled, the
+    first ones.
+    """
     read = api.encode if config.topology == "encoder_decoder" else api.hidden
     state = read(params, config, tokens, segments=segments).state.astype(jnp.float32)
-    if mode == "cls":
-        return state[:, 0]
-    real = (segments > 0)[..., None]
-    count = jnp.sum(real, axis=1)
-    if mode == "last":
-        return jnp.take_along_axis(state, count[:, None] - 1, axis=1)[:, 0]
-    if mode == "max":
-        return jnp.max(jnp.where(real, state, -jnp.inf), axis=1)
-    if mode == "weighted_mean":  # the nth token weighs n
-        weights = real * (1.0 + jnp.arange(state.shape[1]))[:, None]
-        return jnp.sum(state * weights, axis=1) / jnp.sum(weights, axis=1)
-    total = jnp.sum(jnp.where(real, state, 0), axis=1)
-    return total / (jnp.sqrt(count) if mode == "root_mean" else count)
+    places = jnp.arange(state.shape[1])
+    length = jnp.sum(segments > 0, axis=1, keepdims=True)
+    # Of a text that is no longer than that, its last token is.
+    first = jnp.minimum(skip, length - 1)
+    real = ((segments > 0) & (places >= first))[..., None]
+
+    def at(index: Array) -> Array:
+        return jnp.take_along_axis(state, index[..., None], axis=1)[:, 0]
+
+    def mean(weights: Array) -> Array:
+        return jnp.sum(jnp.where(real, state, 0) * weights, axis=1) / jnp.sum(weights, axis=1)
+
+    pooled = {
+        "cls": lambda: at(first),
+        "last": lambda: at(length - 1),
+        "max": lambda: jnp.max(jnp.where(real, state, -jnp.inf), axis=1),
+        "mean": lambda: mean(real),
+        "root_mean": lambda: mean(real) * jnp.sqrt(jnp.sum(real, axis=1)),
+        "weighted_mean": lambda: mean(real * (1.0 + places)[:, None]),  # the nth token weighs n
+    }
+    return jnp.concatenate([pooled[mode]() for mode in modes], axis=-1)
 
 
 @partial(jax.jit, static_argnames="config")

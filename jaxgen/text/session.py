@@ -133,6 +133,7 @@ class Session:
         self,
         texts: Sequence[str],
         *,
+        prompt_name: str | None = None,
         batch: int = 32,
         overflow: Overflow = "refuse",
         progress: Progress | None = None,
@@ -141,14 +142,22 @@ class Session:
 
         Args:
           texts: a list of texts.
+          prompt_name: which prompt of a sentence-transformers folder is put before each text, as
+            "query" or "document"; None: its default one, if it has such.
           batch: texts to read at once.
           overflow: of a text longer than the context: refuse it, or cut its end.
           progress: called with (texts done, texts in all).
 
         Raises:
-          ConfigError: for an empty or too long text.
+          ConfigError: for an empty or too long text, or a prompt that the folder does not have.
         """
-        return scoring.embed(self.model, texts, batch=batch, overflow=overflow, progress=progress)
+        return scoring.embed(
+            *(self.model, texts),
+            prompt_name=prompt_name,
+            batch=batch,
+            overflow=overflow,
+            progress=progress,
+        )
 
     def score(
         self,

@@ -156,5 +156,5 @@ def test_a_pooling_is_read(tmp_path):
         path = gguf_files.from_folder(folder, tmp_path / f"{mode}.gguf",
                                       more={"bert.pooling_type": np.uint32(number)})  # fmt: skip
         pooling = read_pooling(path)
-        assert pooling.mode == mode
+        assert pooling.modes == (mode,)
         assert np.allclose(np.linalg.norm(pooling.after[0](np.ones((1, 4))), axis=1), 1)

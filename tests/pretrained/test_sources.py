@@ -282,7 +282,7 @@ def test_all_that_is_read_of_a_folder_is_fetched():
         hub_tokenizer.FILE, hub_tokenizer.CONFIG, hub_tokenizer.ROLES, hub_tokenizer.ADDED,
         hub_tokenizer.VOCAB, hub_tokenizer.MERGES, hub_tokenizer.WORDS, hub_tokenizer.TIKTOKEN,
         marian.SOURCE, marian.TARGET, chat_template.TEMPLATE, chat_template.OLD,
-        pooling.MODULES, pooling.LENGTH, pooling.PROMPTS,
+        pooling.MODULES, pooling.PROMPTS, *pooling.LENGTHS,
     }  # fmt: skip
     assert read <= hub_download.SMALL
     below = (f"{chat_template.FOLDER}/rag.jinja", f"1_Pooling/{pooling.ABOUT}")

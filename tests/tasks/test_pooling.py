@@ -107,13 +107,111 @@ def test_length_and_prompt_are_followed(plain, home):
     np.testing.assert_allclose(cut, tasks.embed(plain, ["b a b"]), atol=1e-6)
 
 
+def test_several_poolings_are_joined(plain, home):
+    write(home, "Pooling", Pooling=dict.fromkeys((k for k, _ in HOW.values()), True))
+    order = ("cls", "max", "mean", "root_mean", "weighted_mean", "last")
+    wanted = [np.concatenate([HOW[mode][1](x) for mode in order]) for x in states(plain)]
+    np.testing.assert_allclose(tasks.embed(opened(plain, home), TEXTS), wanted, atol=1e-5)
+    (home / "1_Pooling/config.json").write_text('{"pooling_mode": ["lasttoken", "cls"]}')
+    wanted = [np.concatenate([x[-1], x[0]]) for x in states(plain)]
+    np.testing.assert_allclose(tasks.embed(opened(plain, home), TEXTS), wanted, atol=1e-5)
+
+
+def test_no_pooling_that_is_on_is_a_mean(plain, home):
+    write(home, "Pooling", Pooling={"pooling_mode_cls_token": False})
+    np.testing.assert_array_equal(
+        tasks.embed(opened(plain, home), TEXTS), tasks.embed(plain, TEXTS)
+    )
+
+
+@pytest.mark.parametrize("mode", HOW)
+def test_a_prompt_is_asked_for_by_name_and_need_not_be_pooled(plain, home, mode):
+    write(home, "Pooling", Pooling={HOW[mode][0]: True, "include_prompt": False})
+    about = {"prompts": {"query": "b c "}, "default_prompt_name": "document"}
+    (home / "config_sentence_transformers.json").write_text(json.dumps(about))
+    model = opened(plain, home)
+    row = np.array([plain.ids("b c a")])
+    state = np.asarray(jaxgen.apply(plain.params, plain.config, row).hidden[0])
+    wanted = HOW[mode][1](state[3:])
+    if mode == "weighted_mean":
+        wanted = np.average(state[3:], axis=0, weights=[4, 5])
+    found = tasks.embed(model, ["a"], prompt_name="query")
+    np.testing.assert_allclose(found[0], wanted, atol=1e-5)
+    assert np.abs(tasks.embed(model, ["a"]) - found).max() > 1e-3  # its own default is empty
+    with pytest.raises(ConfigError, match=r"qeury is no .*did you mean 'query'.* query, document"):
+        tasks.embed(model, ["a"], prompt_name="qeury")
+
+
+def test_modules_of_newer_releases_are_followed(plain, home):
+    write(home, "Pooling", "Dropout", "LayerNorm", "Dense", Pooling={"pooling_mode": "cls"},
+          Dense={"activation_function": "torch.nn.modules.activation.ReLU", "use_residual": True,
+                 "module_input_name": "sentence_embedding"})  # fmt: skip
+    draw = np.random.default_rng(0)
+    norm = {f"norm.{key}": draw.normal(size=8).astype(np.float32) for key in ("weight", "bias")}
+    dense = {f"{key}.weight": draw.normal(size=(3, 8)).astype(np.float32)
+             for key in ("linear", "residual")}  # fmt: skip
+    save_file(norm, home / "3_LayerNorm/model.safetensors")
+    save_file(dense, home / "4_Dense/model.safetensors")
+    (home / "config_sentence_transformers.json").write_text('{"truncate_dim": 2}')
+    x = np.stack([x[0] for x in states(plain)])
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    x = x * norm["norm.weight"] + norm["norm.bias"]
+    wanted = np.maximum(x @ dense["linear.weight"].T, 0) + x @ dense["residual.weight"].T
+    found = tasks.embed(opened(plain, home), TEXTS)
+    np.testing.assert_allclose(found, wanted[:, :2], atol=1e-4)
+
+
+SETTINGS = {
+    "sentence_bert_config.json": [
+        ({"transformer_task": "fill-mask"}, "transformer_task='fill-mask' is not known"),
+        ({"query_expansion": {"length": 32}}, "query_expansion="),
+        ({"modality_config": {"message": {}}}, "modality_config="),
+        ({"max_seq_length": "long"}, "max_seq_length is 'long', no number of tokens"),
+    ],
+    "config_sentence_transformers.json": [
+        ({"default_prompt_name": "task"}, "default_prompt_name='task' has no prompt"),
+        ({"prompts": {"query": 3}}, "are not names and texts"),
+        ({"truncate_dim": 0}, "truncate_dim=0 is no number"),
+    ],
+    "2_Dense/config.json": [
+        ({"activation_function": "torch.nn.modules.activation.Softmin"}, "Softmin is not known"),
+        ({"activation_function": "mine.ReLU"}, "activation_function=mine.ReLU"),
+        ({"module_input_name": "token_embeddings"}, "module_input_name='token_embeddings'"),
+        ({}, "has no model.safetensors"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "part"), [(n, *case) for n, cases in SETTINGS.items() for case in cases]
+)
+def test_a_setting_that_is_not_followed_is_refused_by_name(home, name, told, part):
+    write(home, "Pooling", "Dense", Pooling={"pooling_mode": "cls"}, Dense={})
+    save_file({"linear.weight": np.ones((3, 8), np.float32)}, home / "2_Dense/model.safetensors")
+    if not told:
+        (home / "2_Dense/model.safetensors").unlink()
+    (home / name).write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=part):
+        pooling.read_pooling(home)
+
+
+def test_code_of_a_model_is_not_run(home):
+    write(home, "Pooling", Pooling={"pooling_mode": "cls"})
+    path = home / "modules.json"
+    text = path.read_text().replace(
+        "sentence_transformers.models.Transformer", "custom_st.Transformer"
+    )
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"custom_st\.Transformer is code of the model"):
+        pooling.read_pooling(home)
+
+
 REFUSED = {
     "module": (("Pooling", "LSTM"), {"pooling_mode": "cls"}, "LSTM is not known"),
-    "two modes": (
-        ("Pooling",), {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
-        "pooling_mode_cls_token, pooling_mode_max_tokens"),
-    "mode": (("Pooling",), {"pooling_mode": "attention"}, "pooling_mode='attention'"),
-    "no mode": (("Pooling",), {"pooling_mode_cls_token": False}, "no mode"),
+    "mode": (("Pooling",), {"pooling_mode": ["cls", "attention"]}, "pooling_mode='attention'"),
+    "newer key": (("Pooling",), {"pooling_mode_first": True}, "pooling_mode='pooling_mode_first'"),
+    "no pooling": ((), {}, "has no Pooling"),
+    "order": (("Normalize", "Pooling"), {"pooling_mode": "cls"}, "Normalize is not known"),
 }  # fmt: skip
 
 
@@ -139,4 +237,4 @@ def test_the_pooling_goes_along_when_a_folder_is_converted(home, monkeypatch, ca
     for target, to in (("ours", "jaxgen"), ("theirs", "hf")):
         assert app.main(["convert", str(home), str(home / target), "--to", to]) == 0
         found = pooling.read_pooling(home / target)
-        assert (found.mode, len(found.after)) == ("last", 1)
+        assert (found.modes, len(found.after)) == (("last",), 1)

@@ -88,29 +88,40 @@ def embed(
     model: LoadedModel,
     texts: Sequence[str],
     *,
+    prompt_name: str | None = None,
     batch: int = 32,
     overflow: Overflow = "refuse",
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "N D"]:
     """Return a vector of each text: the mean of its last hidden states (of an encoder's, if any).
 
-    modules.json of a sentence-transformers folder changes pooling and length. Raises
-    CheckpointError for an unknown module in it.
+    modules.json of a sentence-transformers folder changes pooling, length and what follows.
+    prompt_name: which prompt of such a folder is put before each text, such as query or document;
+    None: its default one, if it names one. Raises CheckpointError for an unknown module in it,
+    ConfigError for a name without a prompt.
     """
     check_list(texts)
     pooling = read_pooling(model.home)
-    embeddings = np.zeros((len(texts), model.config.d_model), np.float32)
+    embeddings = np.zeros((len(texts), len(pooling.modes) * model.config.d_model), np.float32)
     if not all(texts):
         raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
-    texts = [pooling.prompt + text for text in texts]
-    texts = [text.lower() for text in texts] if pooling.lower else texts
-    rows = encode_texts(model, texts, overflow, longest=pooling.longest)
+    case = str.lower if pooling.lower else str
+    prompt = case(pooling.prompt(prompt_name))
+    skip = 0 if pooling.pools_prompt or not prompt else _before_text(model, prompt)
+    rows = encode_texts(model, [prompt + case(t) for t in texts], overflow, longest=pooling.longest)
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
-        vectors = programs.pooled_states(model.params, model.config, pooling.mode, tokens, segments)
+        vectors = programs.pooled_states(
+            model.params, model.config, pooling.modes, tokens, segments, skip
+        )
         embeddings[numbers] = np.asarray(vectors)[: len(numbers)]
     for step in pooling.after:
         embeddings = step(embeddings)
     return embeddings
+
+
+def _before_text(model: LoadedModel, prompt: str) -> int:
+    """Return the tokens of a prompt, with what begins a text, without what ends it."""
+    return len(model.ids(prompt)) - bool(model.around[1])
 
 
 def score(
