@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from jaxgen import data, tree
 from jaxgen.errors import ConfigError, DataError
@@ -82,8 +83,14 @@ class Run:
         """Where each leaf of the state lives; None without a mesh."""
         if self.mesh is None:
             return None
-        shapes = jax.eval_shape(self.fresh)
-        return place.state_shardings(self.mesh, shapes, api.axes(self.settings.model))
+        return place.state_shardings(self.mesh, self.shapes, api.axes(self.settings.model))
+
+    @cached_property
+    def shapes(self) -> State:
+        """The state as ShapeDtypeStructs."""
+        # Those of the parameters are known without tracing how they are drawn.
+        made = lambda params: states.train_state(params, self.optimizer, self._keys()[1])  # noqa: E731
+        return jax.eval_shape(made, api.abstract(self.settings.model))
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -136,7 +143,7 @@ class Run:
         saves = -(-(self.settings.train.steps - done) // keep.every)
         # A step is deleted once the next is whole.
         most = min(saves, keep.keep_last + keep.keep_best + 1)
-        disk_space.check_run(self.checkpoints.folder, jax.eval_shape(self.fresh), most)
+        disk_space.check_run(self.checkpoints.folder, self.shapes, most)
 
     def start(self) -> initial.Initial | None:
         """Return the weights of init_from; None without it."""
@@ -147,11 +154,15 @@ class Run:
 
     def fresh(self, given: Mapping[str, Any] | None = None) -> State:
         """Return the state before the first step; given: parameters by path, not to be drawn."""
-        key = keys.from_seed(self.settings.train.seed)
-        params_key, dropout_key = jax.random.split(key)
+        params_key, dropout_key = self._keys()
         params = api.init(self.settings.model, params_key)
         params = tree.map_paths(lambda path, leaf: (given or {}).get(path, leaf), params)
         return states.train_state(params, self.optimizer, dropout_key)
+
+    def _keys(self) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+        """Return the keys of the parameters and of dropout."""
+        params, dropout = jax.random.split(keys.from_seed(self.settings.train.seed))
+        return params, dropout
 
     def begin(self, start: initial.Initial | None = None) -> State:
         """Return the state before the first step, each part made where it lives."""
@@ -162,12 +173,11 @@ class Run:
 
     def expected(self) -> Any:
         """Return shapes, dtypes and places of the state, for a checkpoint to fill."""
-        shapes = jax.eval_shape(self.fresh)
         if self.mesh is None:
-            return shapes
+            return self.shapes
         return jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            shapes,
+            self.shapes,
             self.shardings,
         )
 

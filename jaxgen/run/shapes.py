@@ -16,8 +16,9 @@ from jaxgen.train import state as states
 
 def state(settings: Settings) -> Any:
     """Return the training state as ShapeDtypeStructs."""
-    rule = optimizer.make(settings.train, api.axes(settings.model))
-    return jax.eval_shape(lambda: fresh(settings, rule))
+    rule, key = optimizer.make(settings.train, api.axes(settings.model)), jax.random.key(1)
+    params = api.abstract(settings.model)  # known without tracing how they are drawn
+    return jax.eval_shape(lambda params: states.train_state(params, rule, key), params)
 
 
 def fresh(settings: Settings, rule: optax.GradientTransformation) -> states.State:
