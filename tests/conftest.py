@@ -1,5 +1,6 @@
 """The whole suite runs under jaxtyping and beartype: a wrong shape in a signature is an error."""
 
+import ctypes
 import gc
 import os
 import sys
@@ -19,6 +20,7 @@ os.environ.pop("COLUMNS", None)  # what is captured is printed as into a file, h
 import pytest
 import shape_checks
 
+MEMORY = 2 * 2**30  # bytes of a worker, after which it forgets its programs
 MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
 
 shape_checks.install()
@@ -48,8 +50,14 @@ def machine_is_measured_quickly():
 
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_let_go():
-    """Forget compiled programs before they are too many: each maps memory, until XLA crashes."""
+    """Forget compiled programs before they are too many: 2 MB each, and maps until XLA crashes."""
     yield
-    maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+    maps, pages = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if "jax" not in sys.modules or not maps.exists():
+        return
+    size = int(pages.read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    if size > MEMORY or maps.read_bytes().count(b"\n") > MAPS:
         sys.modules["jax"].clear_caches()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # else glibc keeps what was freed
+            trim(0)
