@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxgen.cli.notebook import train
     from jaxgen.config import ModelConfig
-    from jaxgen.config_groups import LayerKind, Relative, Rope, RopeScaling, Scores, Towers
+    from jaxgen.config_groups import Latent, LayerKind, Relative, Rope, RopeScaling, Scores, Towers
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
     from jaxgen.decoding.beam.settings import beams
@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from jaxgen.train.step import train_step
 
 __all__ = [
+    "Latent",
     "LayerKind",
     "Loss",
     "ModelConfig",

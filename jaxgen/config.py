@@ -11,6 +11,7 @@ from jaxgen import arguments
 from jaxgen.config_groups import (
     GROUPS,
     RENAMED,
+    Latent,
     LayerKind,
     Reach,
     Relative,
@@ -115,6 +116,9 @@ class ModelConfig:
         "no scale",
         "none",
     )
+    latent: Latent | None = option(
+        "latent attention: keys and values of all heads from one vector; null: of their own", None
+    )
     scores: Scores = option("attention scores", Scores())
     embed_scale: Scale | float = option(
         "token vectors times one, the root of d_model, or a number", "one"
@@ -172,7 +176,8 @@ class ModelConfig:
             raise ConfigError(
                 f"context={self.context} must be at least 2: one token to read, one to write"
             )
-        if self.head_dim is None and self.d_model % self.heads:
+        own_width = self.head_dim is not None or self.latent is not None
+        if not own_width and self.d_model % self.heads:
             raise ConfigError(
                 f"d_model={self.d_model} is not a multiple of heads={self.heads}; "
                 f"nearest that work: heads={_divisors_near(self.d_model, self.heads)}, "
@@ -183,6 +188,7 @@ class ModelConfig:
                 f"heads={self.heads} is not a multiple of kv_heads={self.K}; "
                 f"nearest that work: kv_heads={_divisors_near(self.heads, self.K)}"
             )
+        self._check_latent()
         self._check_rope()
         self._check_relative()
         self._check_topology()
@@ -227,12 +233,33 @@ class ModelConfig:
         if self.parallel != "none" and self.topology == "encoder_decoder":
             raise ConfigError(f"parallel={self.parallel} has no place for a cross-attention")
 
+    def _check_latent(self) -> None:
+        if self.latent is None:
+            return
+        for name, value, known in (
+            ("head_dim", self.head_dim, self.latent.width),
+            ("kv_heads", self.kv_heads, self.heads),
+        ):
+            if value not in (None, known):
+                raise ConfigError(f"{name}={value} has no effect with latent; remove it")
+        for name, value, known in (
+            ("qk_norm", self.qk_norm, "none"),
+            ("rope.share", self.rope.share, 1),
+            ("scores.by_layer", self.scores.by_layer, "same"),
+        ):
+            if value != known:
+                raise ConfigError(f"{name}={value} is not known with latent; give {known}")
+        if self.topology == "encoder_decoder":
+            raise ConfigError("latent with topology=encoder_decoder: no cross-attention is latent")
+
     def _check_rope(self) -> None:
+        head = self.H if self.latent is None else self.latent.rope_width
         turned = [self.rope_of(name) for name in dict.fromkeys(self.pattern)]
         for rope in turned:
-            width = self.H if rope is None else rope.width(self.H)
+            width = head if rope is None else rope.width(head)
             if width % 2 and rope is not None:
-                name = "head_dim" if rope.share == 1 else "rope.share * head_dim"
+                name = "head_dim" if self.latent is None else "latent.rope_width"
+                name = name if rope.share == 1 else f"rope.share * {name}"
                 raise ConfigError(
                     f"{name}={width} is odd; rotary positions turn pairs, use an even one"
                 )
@@ -321,13 +348,22 @@ class ModelConfig:
 
     @property
     def H(self) -> int:  # noqa: N802
-        """Head width."""
+        """Head width; of queries and keys, if values have one of their own."""
+        if self.latent is not None:
+            return self.latent.width
         return self.head_dim or self.d_model // self.heads
 
     @property
     def F(self) -> int:  # noqa: N802
         """Feed-forward width."""
         return self.d_ff or 4 * self.d_model
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """What a cache holds for a token of a layer: heads, numbers of a key, and of a value."""
+        if self.latent is not None:
+            return 1, self.latent.kv_rank, self.latent.rope_width
+        return self.K, self.H, self.H
 
     @property
     def longest(self) -> int:
@@ -351,9 +387,10 @@ class ModelConfig:
     @property
     def score_scale(self) -> float:
         """What attention scores are multiplied by, before what depends on the layer."""
+        gain = self.rope.scaling.score_gain
         if self.scores.multiplier is not None:
-            return self.scores.multiplier
-        return (self.scores.query_scalar or self.H) ** -0.5
+            return self.scores.multiplier * gain
+        return (self.scores.query_scalar or self.H) ** -0.5 * gain
 
     def has_bias(self, part: Part) -> bool:
         """Return whether a part of the layers carries biases."""

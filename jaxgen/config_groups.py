@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +18,7 @@ SCALES: dict[Scaling, tuple[str, ...]] = {
     "linear": ("factor",),
     "dynamic": ("factor", "original_context"),
     "llama3": ("factor", "original_context", "low", "high"),
-    "yarn": ("factor", "original_context", "low", "high", "attention", "bounds"),
+    "yarn": ("factor", "original_context", "low", "high", "attention", "bounds", "mscale"),
     "longrope": ("original_context", "attention", "short", "long"),
 }
 Bounds = Literal["whole", "exact"]
@@ -63,6 +64,9 @@ class RopeScaling:
         None,
     )
     bounds: Bounds = option("yarn: the ends of the mixture are whole pairs, or exact", "whole")
+    mscale: float = option(
+        "yarn: attention scores are multiplied by (0.1 mscale ln(factor) + 1) squared", 0.0
+    )
     short: tuple[float, ...] = option("longrope: of each pair, in texts of original_context", ())
     long: tuple[float, ...] = option("longrope: of each pair, in longer texts", ())
 
@@ -87,6 +91,8 @@ class RopeScaling:
             )
         if self.attention is not None and not self.attention > 0:
             raise ConfigError(f"rope.scaling.attention={self.attention} must be greater than 0")
+        if self.mscale < 0:
+            raise ConfigError(f"rope.scaling.mscale={self.mscale} must be 0 or more")
         if self.kind == "longrope" and (not self.short or len(self.short) != len(self.long)):
             raise ConfigError(
                 f"rope.scaling: short has {len(self.short)} factors and long {len(self.long)}; "
@@ -94,6 +100,11 @@ class RopeScaling:
             )
         if not all(factor > 0 for factor in (*self.short, *self.long)):
             raise ConfigError("rope.scaling: short and long hold a factor that is not above 0")
+
+    @property
+    def score_gain(self) -> float:
+        """What attention scores are multiplied by besides the gain of queries and keys."""
+        return (0.1 * self.mscale * math.log(self.factor) + 1) ** 2 if self.factor > 1 else 1.0
 
 
 @arguments.checked
@@ -202,6 +213,43 @@ class Scores:
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"scores.dropout={self.dropout} must be in [0, 1)")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Latent attention (DeepSeek 2024): keys and values of all heads come from one narrow vector.
+
+    A cache holds that vector and one rotated key, kv_rank + rope_width numbers a token.
+
+    Args:
+        q_rank ... norm_epsilon: the fields below; `jaxgen train --keys` lists them as
+            model.latent.*.
+
+    >>> latent = jaxgen.Latent(kv_rank=32, rope_width=8, plain_width=16, value_width=16)
+    >>> config = jaxgen.ModelConfig(positions="rope", biases="none", latent=latent)
+    >>> config.H, config.cached
+    (24, (1, 32, 8))
+    """
+
+    q_rank: int | None = option(
+        "width of the vector that queries come from; null: from the residual stream", None
+    )
+    kv_rank: int = option("width of the vector that keys and values come from", 512)
+    rope_width: int = option("of a head's queries and keys: numbers that turn with position", 64)
+    plain_width: int = option("of a head's queries and keys: numbers that don't", 128)
+    value_width: int = option("of a head's values", 128)
+    norm_epsilon: float = option("of the norms of these vectors", 1e-6)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise ConfigError(f"latent.{name}={value} must be greater than 0")
+
+    @property
+    def width(self) -> int:
+        """Numbers of a head's queries and keys."""
+        return self.plain_width + self.rope_width
 
 
 @arguments.checked

@@ -216,8 +216,9 @@ def empty_cache(
     def layers(counts: list[int]) -> caches.Counts:
         return counts if unrolled else sum(counts)
 
+    heads, width, value_width = config.cached
     return caches.empty(
-        caches.Sizes(batch, config.K, config.H, config.compute_dtype),
+        caches.Sizes(batch, heads, width, config.compute_dtype, value_width),
         full=(layers(full), capacity),
         sliding=(layers(sliding), config.window or 0),
         slack=slack,

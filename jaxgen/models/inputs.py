@@ -105,8 +105,8 @@ def _check_cache(config: ModelConfig, cache: caches.Cache, rows: Any) -> None:
     keys = [leaf.shape for buffer in buffers for leaf in jax.tree.leaves(buffer.k)]
     sizes = {
         "layers": (sum(shape[0] for shape in keys), config.layers),
-        "key/value heads": (keys[0][2], config.K),
-        "numbers a head": (keys[0][4], config.H),
+        "key/value heads": (keys[0][2], config.cached[0]),
+        "numbers a head": (keys[0][4], config.cached[1]),
         "rows": (keys[0][1], keys[0][1] if cache.branches is not None else rows),
     }
     for name, (have, want) in sizes.items():

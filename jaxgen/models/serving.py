@@ -70,7 +70,7 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 
 
 # How many axes of a layer's matrices are summed over.
-NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1}
+NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DZ": 1, "ZNH": 1}
 TABLES = ("VD", "SD")  # of tokens and positions
 FUSED = {"attn": ("q", "k", "v"), "feed": ("up", "gate")}  # with the same input, by module
 READ = ("layers", "rest", "embed", "unembed")  # once a token

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -49,23 +51,8 @@ class Attend(nn.Module):
         if config.scores.by_layer == "inverse":
             first = 0 if context.first is None else context.first
             q = q / jnp.asarray(first + layer + 1, q.dtype)
-        if cache is not None:
-            number = _number(config, self.kind, layer) if cache.sliding is not None else layer
-            window = config.reach(self.kind) == "window"
-            cache, k, v = caches.extend(cache, number, k, v, window=window)
-        (mask,) = context.masks
-        sinks = None
-        if config.scores.sinks == "learned":
-            normal = nn.initializers.normal(config.init_std)
-            sinks = weight(self, "sinks", (config.heads,), "N", normal, config.param_dtype)
-        drop = Drop(config.score_dropout, self.deterministic).active
-        drop = None if drop is None else drop.rng(x.shape[0])
-        options = {"scale": config.score_scale, "cap": config.scores.cap, "drop": drop}
-        bias = context.bias
-        if context.buckets is not None:
-            bias = Relative(config, name="relative")(context.buckets)
-        out = attend(q, k, v, mask, **options, bias=bias, sinks=sinks)
-        return output(self, out), cache
+        cache, k, v = extended(config, self.kind, cache, layer, k, v)
+        return output(self, attend(q, k, v, *context.masks, **options(self, context, x))), cache
 
     def _normed(self, name: str, x: jax.Array, letter: str) -> jax.Array:
         """Return queries or keys [B, T, N, H] behind their norm, if the config has one."""
@@ -109,6 +96,42 @@ class CrossAttend(nn.Module):
         return output(self, out), cache
 
 
+def extended(
+    config: ModelConfig,
+    kind: str,
+    cache: caches.Cache | None,
+    layer: jax.Array | int,
+    k: jax.Array,
+    v: jax.Array,
+) -> tuple[caches.Cache | None, jax.Array, jax.Array]:
+    """Return the cache with one layer's new keys and values, and all that their queries may see."""
+    if cache is None:
+        return None, k, v
+    number = _number(config, kind, layer) if cache.sliding is not None else layer
+    window = config.reach(kind) == "window"
+    return caches.extend(cache, number, k, v, window=window)
+
+
+def options(module: Any, context: LayerContext, x: jax.Array) -> dict[str, Any]:
+    """Return what `ops.attention.attend` takes besides queries, keys, values and mask."""
+    config: ModelConfig = module.config
+    sinks = None
+    if config.scores.sinks == "learned":
+        normal = nn.initializers.normal(config.init_std)
+        sinks = weight(module, "sinks", (config.heads,), "N", normal, config.param_dtype)
+    drop = Drop(config.score_dropout, module.deterministic).active
+    bias = context.bias
+    if context.buckets is not None:
+        bias = Relative(config, name="relative")(context.buckets)
+    return {
+        "scale": config.score_scale,
+        "cap": config.scores.cap,
+        "drop": None if drop is None else drop.rng(x.shape[0]),
+        "bias": bias,
+        "sinks": sinks,
+    }
+
+
 def _number(config: ModelConfig, kind: str, layer: jax.Array | int) -> jax.Array | int:
     """Return a layer's number among those that have a window, or have none, as its kind does."""
     period, index = len(config.pattern), layer % len(config.pattern)
@@ -118,26 +141,29 @@ def _number(config: ModelConfig, kind: str, layer: jax.Array | int) -> jax.Array
 
 
 def project(
-    module: Attend | CrossAttend, name: str, x: jax.Array, heads: int, letter: str
+    module: Any, name: str, x: jax.Array, heads: int, letter: str, *, bias: bool = True
 ) -> jax.Array:
-    """Return x [B, T, D] as heads [B, T, heads, H], through the weight `name` of a module."""
+    """Return x [B, T, D] as heads [B, T, heads, H], through the weight `name` of a module.
+
+    bias: whether it has one where the config gives them to queries, keys and values.
+    """
     config = module.config
     shape = (config.d_model, heads, config.H)
     normal = nn.initializers.normal(config.init_std)
     w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
     y = contract(f"BTD,D{letter}H->BT{letter}H", x, w_DNH, dtype=config.compute_dtype)
-    if config.has_bias("qkv"):
+    if bias and config.has_bias("qkv"):
         zeros = nn.initializers.zeros
-        bias = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
-        y = add_bias(y, bias)
+        added = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
+        y = add_bias(y, added)
     # Queries stay with their positions; every device that shares a row needs all of its keys.
     return constrain(y, "BTNH" if letter == "N" else "BSKH")
 
 
-def output(module: Attend | CrossAttend, x: jax.Array) -> jax.Array:
+def output(module: Any, x: jax.Array) -> jax.Array:
     """Return heads [B, T, N, H] back in the model's width, through a module's weight `o`."""
     config = module.config
-    shape = (config.heads, config.H, config.d_model)
+    shape = (config.heads, x.shape[-1], config.d_model)
     # GPT-2: the residual stream sums 2 * layers outputs, so each starts smaller.
     normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
     o_NHD = weight(module, "o", shape, "NHD", normal, config.param_dtype)

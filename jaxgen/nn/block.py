@@ -14,6 +14,7 @@ from jaxgen.mesh import constrain
 from jaxgen.nn.attend import Attend, CrossAttend
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.feed import Feed
+from jaxgen.nn.latent import LatentAttend
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.tap import Interventions, tap
@@ -40,7 +41,8 @@ class Block(nn.Module):
         """Return (carry, None), as a scan wants; the context holds this layer's mask."""
         config = self.config
         x, cache = carry
-        attend = Attend(config, self.deterministic, self.kind, name="attn")
+        mixer = Attend if config.latent is None else LatentAttend
+        attend = mixer(config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
         number = layer if context.first is None else layer + context.first
         place = context.interventions, number

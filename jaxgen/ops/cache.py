@@ -186,7 +186,7 @@ def empty(
     """
     memory = None
     if cross is not None:
-        k, v = (kv_buffer.zeros(sizes, *cross, sizes.dtype) for _ in "kv")
+        k, v = kv_buffer.zeros(sizes, *cross, sizes.dtype)
         # Segment 0 is padding: until the memory is written, nothing of it can be seen.
         memory = CrossKeys(k, v, jnp.zeros((sizes.batch, cross[1]), jnp.int32))
     parts = (full, (sliding[0], sliding[1] + slack))
@@ -255,10 +255,10 @@ def extend(
     cache: Cache,
     layer: Int[Array, ""] | int,
     k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
+    v: Float[Array, "B T K W"],
     *,
     window: bool,
-) -> tuple[Cache, Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+) -> tuple[Cache, Float[Array, "B S K H"], Float[Array, "B S K W"]]:
     """Return (cache with T new tokens of one layer, the keys and values that they may see).
 
     layer: its index in its buffer, which is that of the layers with a window if `window`. The

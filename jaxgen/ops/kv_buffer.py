@@ -33,11 +33,13 @@ LEVELS = 127  # int8 is used symmetrically
 class KVBuffer:
     """Keys and values of some layers; of int8 ones the numbers are levels times the scales.
 
+    Of latent attention the keys are the latents, and the values the rotated keys beside them.
+
     The slots of a head are contiguous, as attention reads them, so a step copies nothing.
     """
 
     k: Any  # Num[Array, "L B K S H"] | UnrolledLayers
-    v: Any  # Num[Array, "L B K S H"] | UnrolledLayers
+    v: Any  # Num[Array, "L B K S W"] | UnrolledLayers
     k_scale: Any  # Float[Array, "L B K S"] | UnrolledLayers | None
     v_scale: Any  # Float[Array, "L B K S"] | UnrolledLayers | None
 
@@ -54,15 +56,22 @@ class Sizes(NamedTuple):
     heads: int
     width: int
     dtype: str
+    value_width: int | None = None  # None: as width
 
 
-def zeros(sizes: Sizes, layers: Counts, slots: Size, dtype: str, *, scale: bool = False) -> Any:
-    """Return zeros for `slots` slots of each row, or for their scales."""
-    if not isinstance(layers, int):
-        return UnrolledLayers(tuple(zeros(sizes, n, slots, dtype, scale=scale) for n in layers))
-    shape = (layers, sizes.batch, sizes.heads, slots, sizes.width)
+def zeros(
+    sizes: Sizes, layers: Counts, slots: Size, dtype: str, *, scale: bool = False
+) -> tuple[Any, Any]:
+    """Return zeros for the keys and values of `slots` slots of each row, or for their scales."""
     letters = "LBKS" if scale else "LBKSH"
-    return constrain(jnp.zeros(shape[: len(letters)], dtype), letters)
+
+    def of(width: int, layers: Counts) -> Any:
+        if not isinstance(layers, int):
+            return UnrolledLayers(tuple(of(width, n) for n in layers))
+        shape = (layers, sizes.batch, sizes.heads, slots, width)
+        return constrain(jnp.zeros(shape[: len(letters)], dtype), letters)
+
+    return of(sizes.width, layers), of(sizes.value_width or sizes.width, layers)
 
 
 def empty(sizes: Sizes, layers: Counts, slots: Size, store: Store) -> KVBuffer | None:
@@ -70,10 +79,9 @@ def empty(sizes: Sizes, layers: Counts, slots: Size, store: Store) -> KVBuffer |
     if not (layers if isinstance(layers, int) else sum(layers)):
         return None
     if store == "plain":
-        k, v = (zeros(sizes, layers, slots, sizes.dtype) for _ in "kv")
-        return KVBuffer(k, v, None, None)
-    k, v = (zeros(sizes, layers, slots, "int8") for _ in "kv")
-    return KVBuffer(k, v, *(zeros(sizes, layers, slots, "float32", scale=True) for _ in "kv"))
+        return KVBuffer(*zeros(sizes, layers, slots, sizes.dtype), None, None)
+    scales = zeros(sizes, layers, slots, "float32", scale=True)
+    return KVBuffer(*zeros(sizes, layers, slots, "int8"), *scales)
 
 
 def _encode(buffer: KVBuffer, k: Array, v: Array) -> list[tuple[str, Array]]:

@@ -1,5 +1,6 @@
 """The Transformer agrees with itself along every path: cached, packed, scanned, rematerialised."""
 
+import dataclasses
 import typing
 from functools import lru_cache
 
@@ -95,6 +96,15 @@ VARIANTS = {
         },
         "window": 3,
         "feed": "geglu_exact",
+    },
+    "latent": {
+        "positions": "rope",
+        "rope": jaxgen.Rope(pairs="neighbours", scaling=dataclasses.replace(YARN, mscale=0.8)),
+        "latent": jaxgen.Latent(q_rank=6, kv_rank=9, rope_width=4, plain_width=5, value_width=3),
+        "biases": "attention",
+        "norm": "rms",
+        "pattern": ("local", "global"),
+        "window": 4,
     },
     "norm_of_each_head": {"qk_norm": "each", "positions": "rope"},
     "llama3_rope": {"positions": "rope", "rope_scaling": LLAMA3, "qk_norm": "head"},

@@ -28,6 +28,12 @@ CONFIGS = {
     "gates, shared keys": jaxgen.ModelConfig(
         layers=2, feed="swiglu", biases="none", norm="rms", positions="rope", kv_heads=1, **SIZES
     ),
+    "latents": jaxgen.ModelConfig(
+        layers=2,
+        positions="rope",
+        latent=jaxgen.Latent(kv_rank=6, rope_width=2, plain_width=4, value_width=4),
+        **SIZES,
+    ),
     "with an encoder": jaxgen.ModelConfig(topology="encoder_decoder", layers=2, **SIZES),
 }
 TOKENS = np.arange(12).reshape(2, 6)

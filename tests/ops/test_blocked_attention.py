@@ -24,9 +24,9 @@ def mask_of(direction="back", window=None, segments=None, order="running"):
     return make_mask(positions, positions, **words, query_segments=segments, key_segments=segments)
 
 
-def make_args(mask: AttentionMask, *, kv_heads=N, keys=T, dtype="float32", drop=None):
+def make_args(mask: AttentionMask, *, kv_heads=N, keys=T, dtype="float32", drop=None, values=H):
     rng = np.random.default_rng(0)
-    shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, H)]
+    shapes = [(B, T, N, H), (B, keys, kv_heads, H), (B, keys, kv_heads, values)]
     q, k, v = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     return AttentionArgs(q, k, v, mask, 0.3, None, None, drop)
 
@@ -37,6 +37,7 @@ CASES = {
     "documents, grouped heads, dropout in rows 2 and 3 of 5": lambda: make_args(
         mask_of(segments=SEGMENTS), kv_heads=2, drop=DropoutRng(jax.random.key(5), 0.7, 2, 5)
     ),
+    "narrow values": lambda: make_args(mask_of(), kv_heads=1, values=3),
     "a window back": lambda: make_args(mask_of(window=3), kv_heads=1),
     "a window to both sides": lambda: make_args(mask_of("both", window=4, segments=SEGMENTS)),
     "positions of the caller's": lambda: make_args(mask_of(window=5, order="free")),

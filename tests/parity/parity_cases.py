@@ -115,6 +115,24 @@ CASES |= {
         | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "logit_scale": 0.5}
     },
 }
+LATENT = LLAMA | {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 5,
+}
+DENSE = LATENT | {"first_k_dense_replace": 2}
+MSCALE = rope("yarn", factor=4.0, mscale=0.707, mscale_all_dim=0.707, **OLD)
+CASES |= {
+    "deepseek_v2": {"yarn": DENSE | MSCALE},
+    "deepseek_v3": {
+        "biases, halves, queries from the stream": DENSE
+        | {"q_lora_rank": None, "attention_bias": True, "rope_interleave": False},
+    },
+    "minicpm3": {"plain": LATENT | {"scale_emb": 1.5}},
+}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
 VARIANTS: dict[str, dict[str, dict]] = {
@@ -155,6 +173,13 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "starcoder2": {
         "window": LLAMA | {"sliding_window": 5, "tie_word_embeddings": False},
         "no biases": LLAMA | {"use_bias": False, "hidden_act": "gelu"},
+    },
+    "deepseek_v2": {"queries from the stream": DENSE | {"q_lora_rank": None}},
+    "deepseek_v3": {"plain, tied": DENSE | MSCALE | {"tie_word_embeddings": True}},
+    "minicpm3": {
+        "no scales": LATENT
+        | {"scale_emb": 1, "scale_depth": None, "dim_model_base": None, "v_head_dim": None},
+        "untied": LATENT | {"dim_model_base": 4, "tie_word_embeddings": False} | MSCALE,
     },
     "cohere": {"other scale": LLAMA | {"logit_scale": 0.3, "tie_word_embeddings": False}},
     "cohere2": {"no windows": LLAMA | {"layer_types": ["full_attention"] * 2, "logit_scale": 1.0}},

@@ -10,6 +10,8 @@ from jaxgen.models.families import (
     blenderbot_small,
     cohere,
     cohere2,
+    deepseek_v2,
+    deepseek_v3,
     gemma,
     gemma2,
     gemma3,
@@ -21,6 +23,7 @@ from jaxgen.models.families import (
     m2m_100,
     marian,
     mbart,
+    minicpm3,
     mistral,
     mt5,
     olmo2,
@@ -43,6 +46,7 @@ from jaxgen.models.families.family import Family
 _ALL = (
     *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
     *(smollm3, olmo2, granite, seed_oss, helium, phi, phi3, gptj, starcoder2, cohere, cohere2),
+    *(deepseek_v2, deepseek_v3, minicpm3),
     *(bert, roberta, t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small),
 )

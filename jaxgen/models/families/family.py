@@ -79,8 +79,8 @@ class Row(NamedTuple):
 
     layout: a word for each of its dimensions, each a product of letters of the legend (or "1", or
     "O" for the second axis of a square); several parameters follow one another along the dimension
-    that is marked with a star. unless, beside: a parameter of ours
-    without which, or with which alone, there is such a tensor.
+    that is marked with a star, within each of the letters before it, as N in "N*H". unless, beside:
+    a parameter of ours without which, or with which alone, there is such a tensor.
     """
 
     theirs: str

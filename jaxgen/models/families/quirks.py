@@ -239,6 +239,7 @@ def rope_settings(rope: Rope) -> dict[str, Any]:
     found = {name: value for name, value in found.items() if value is not None}
     if scaling.kind == "yarn":
         found["truncate"] = scaling.bounds == "whole"
+        found |= {"mscale_all_dim": scaling.mscale} if scaling.mscale else {}
     told = {"rope_type": scaling.kind, **found}
     told |= {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
     return {"rope_theta": rope.theta, "rope_scaling": told, **share}
@@ -269,11 +270,12 @@ def rope(
     theta: str = "rope_theta",
     share: str = "partial_rotary_factor",
     kinds: Mapping[str, str] | None = None,
+    scores: bool = False,
 ) -> Quirk:
     """Return the quirk of one rope for all layers.
 
     partial: with the share that turns. theta, share: their names of these. kinds: other names of
-    kinds of scaling.
+    kinds of scaling. scores: with the mscale_all_dim that scales attention scores.
     """
     ours = {theta: "rope_theta", share: "partial_rotary_factor"}
 
@@ -284,6 +286,13 @@ def rope(
             given = parameters.get("rope_type", parameters.get("type"))
             parameters = {**parameters, "rope_type": kinds.get(str(given), given)}
         fields = rope_fields(parameters, theirs, partial=partial)
+        if scores and (gain := (parameters or {}).get("mscale_all_dim")):
+            if fields["scaling"]["kind"] not in ("none", "yarn"):
+                raise CheckpointError(
+                    f"rope_scaling: mscale_all_dim={gain!r:.60} is known with type yarn alone"
+                )
+            if fields["scaling"]["kind"] == "yarn":
+                fields["scaling"]["mscale"] = gain
         return {f"rope.{name}": value for name, value in fields.items()}
 
     def write(config: ModelConfig) -> dict[str, Any]:

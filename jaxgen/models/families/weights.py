@@ -21,23 +21,25 @@ ONE = "1"  # in a layout: an axis of size 1 that ours lack
 class Link(NamedTuple):
     """A parameter of ours (layer: one layer of it) and the part of a tensor that holds it.
 
-    cut: that part. sizes: its axes one by one. order: the permutation that makes them ours.
+    cut: that part, of the tensor in the shape `split`. sizes: its axes one by one. order: the
+    permutation that makes them ours.
     """
 
     path: str
     layer: int | None
+    split: tuple[int, ...]
     cut: tuple[slice, ...]
     sizes: tuple[int, ...]
     order: tuple[int, ...]
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
         """Return our parameter (or its layer) as a view of their tensor."""
-        return tensor[self.cut].reshape(self.sizes).transpose(self.order)
+        return tensor.reshape(self.split)[self.cut].reshape(self.sizes).transpose(self.order)
 
     def write(self, tensor: np.ndarray, ours: np.ndarray) -> None:
         """Put our parameter (or its layer) where it belongs in their tensor."""
-        part = ours.transpose(np.argsort(self.order))
-        tensor[self.cut] = part.reshape(tensor[self.cut].shape)
+        part, home = ours.transpose(np.argsort(self.order)), tensor.reshape(self.split)
+        home[self.cut] = part.reshape(home[self.cut].shape)
 
 
 class Theirs(NamedTuple):
@@ -104,7 +106,8 @@ def _encoder(family: Family, config: ModelConfig):
 def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> Theirs:
     words = row.layout.replace("*", "").split(",")
     star = next((i for i, word in enumerate(row.layout.split(",")) if "*" in word), 0)
-    links, start, whole = [], 0, []
+    before = row.layout.split(",")[star].partition("*")[0] if "*" in row.layout else ""
+    parts = []
     for path in paths:
         axes, shape = letters[path], shapes[path]
         if index is not None:
@@ -115,16 +118,21 @@ def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> T
         # Keys and values may have heads of their own number, under the same name in the layout.
         flat = [[c if c in size else {"N": "K"}[c] for c in word] for word in words]
         whole = [math.prod(size[c] for c in word) for word in flat]
-        cut = [slice(None)] * len(words)
-        if len(paths) > 1:
-            cut[star] = slice(start, start + whole[star])
-        start += whole[star]
+        groups = math.prod(size[c] for c in flat[star][: len(before)])
         kept = [c for word in flat for c in word if c != ONE]
         order = tuple(kept.index(c) for c in axes)
-        links.append(Link(path, index, tuple(cut), tuple(size[c] for c in kept), order))
-    if len(paths) > 1:
-        whole[star] = start
-    return Theirs(tuple(whole), tuple(links))
+        parts.append((path, whole, groups, tuple(size[c] for c in kept), order))
+    # The parameters follow one another in each of these groups: in all of the axis, or each head.
+    _, whole, groups, *_ = parts[0]
+    total = sum(one[star] for _, one, *_ in parts)
+    split = (*whole[:star], groups, total // groups, *whole[star + 1 :])
+    links, start = [], 0
+    for path, one, _, sizes, order in parts:
+        cut = [slice(None)] * len(split)
+        cut[star + 1] = slice(start, start + one[star] // groups)
+        start += one[star] // groups
+        links.append(Link(path, index, split, tuple(cut), sizes, order))
+    return Theirs((*whole[:star], total, *whole[star + 1 :]), tuple(links))
 
 
 def fill(theirs: Theirs, flat: Mapping[str, Any], dtype: np.dtype) -> np.ndarray:

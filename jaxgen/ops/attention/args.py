@@ -15,7 +15,7 @@ class AttentionArgs(NamedTuple):
 
     q: jax.Array  # [B, T, N, H]
     k: jax.Array  # [B, S, K, H]
-    v: jax.Array  # [B, S, K, H]
+    v: jax.Array  # [B, S, K, W]; W is H, but in latent attention
     mask: AttentionMask
     scale: float
     cap: float | None

@@ -20,6 +20,7 @@ def supports(args: AttentionArgs) -> bool:
     """
     (B, T, N, H), (S, K) = args.q.shape, args.k.shape[1:3]
     plain = args.cap is None and args.bias is None and args.drop is None
+    plain &= args.v.shape[-1] == H
     even = T % 2 == 0 and S % 2 == 0 and H % 8 == 0 and H <= WIDEST
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
     divisible = queries == 1 and B % rows == 0 and N % heads == 0 and K % heads == 0

@@ -62,7 +62,7 @@ def choose(args: AttentionArgs, platform: str | None = None) -> str:
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    v: Float[Array, "B S K W"],
     mask: AttentionMask,
     *,
     scale: float,
@@ -70,7 +70,7 @@ def attend(
     bias: Float[Array, "#B N #T S"] | None = None,
     drop: DropoutRng | None = None,
     sinks: Float[Array, "N"] | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N W"]:
     """Return softmax(q k^T * scale + bias) v under a mask, by the fastest kernel.
 
     The platform is that of the mesh under which this is traced, else JAX's default. `drop`, if

@@ -19,7 +19,7 @@ def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
 def attend(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    v: Float[Array, "B S K W"],
     mask: Bool[Array, "#B T S"],
     *,
     scale: float,
@@ -27,7 +27,7 @@ def attend(
     bias: Float[Array, "#B N #T S"] | None = None,
     drop: DropoutRng | None = None,
     sinks: Float[Array, "N"] | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N W"]:
     """Return softmax(q k^T * scale + bias) v, computed in float32 inside (Vaswani et al. 2017).
 
     N / K query heads share one key/value head (Ainslie et al. 2023). `drop` says which of
@@ -55,4 +55,4 @@ def attend(
     # slow for a few queries.
     axes = (((4,), (1,)), ((0, 1), (0, 2)))
     out = lax.dot_general(probs.astype(v.dtype), v, axes)  # [B, K, G, T, H]
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, v.shape[-1])

@@ -25,10 +25,12 @@ def supports(args: AttentionArgs) -> bool:
         return False
     if not place.is_ruled():
         return False  # cut by hand, it would gather what is spread over an axis unknown to us
-    (B, T, N, _), (S, K) = args.q.shape, args.k.shape[1:3]
+    (B, T, N, H), (S, K) = args.q.shape, args.k.shape[1:3]
     rows, queries, heads = (place.shards(letter) for letter in "BTN")
     if queries > 1 and args.mask.direction == "both" and args.mask.window is None:
         return False  # JAX cannot cut the table of a mask that hides nothing
+    if args.v.shape[-1] != H:
+        return False
     divisible = B % rows == 0 and N % heads == 0 and K % heads == 0
     return divisible and T % (queries * LANES) == 0 and S % LANES == 0
 

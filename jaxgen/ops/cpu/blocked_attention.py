@@ -98,7 +98,7 @@ def attend(args: AttentionArgs) -> jax.Array:
         )
     keep = 1.0 if args.drop is None else args.drop.keep
     out: Any = _attend(plan, keep, q, k, v, args.mask, rng)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, v.shape[-1])
 
 
 class RngArrays(NamedTuple):
@@ -118,7 +118,7 @@ def _attend(
     mask: AttentionMask,
     rng: RngArrays | None,
 ) -> Any:
-    """q [B, K, G, T, H] and k, v [B, K, S, H] -> [B, K, G, T, H]."""
+    """q [B, K, G, T, H], k [B, K, S, H], v [B, K, S, W] -> [B, K, G, T, W]."""
     return _forward(plan, keep, q, k, v, mask, rng)[0]
 
 
@@ -160,8 +160,7 @@ def _backward(plan, keep, args, saved, grad):
         to_values = _product(grad_columns, probs.astype(v.dtype), 3, 2)
         return (_split_heads(_product(slope, keys, 3, 2), q),), (to_keys, to_values)
 
-    B, K, S, H = k.shape
-    zeros = jnp.zeros((B, K, H, S), jnp.float32), jnp.zeros((B, K, H, S), jnp.float32)
+    zeros = tuple(jnp.zeros(x.swapaxes(2, 3).shape, jnp.float32) for x in (k, v))
     (to_queries,), (to_keys, to_values) = _over_and_sum(plan, part, zeros, q)
     # Without the barrier XLA would undo the transpose where there is one block, hence no sum.
     to_keys, to_values = (lax.optimization_barrier(x).swapaxes(2, 3) for x in (to_keys, to_values))

@@ -1,0 +1,32 @@
+"""DeepSeek-V3 and R1 (2024): as V2, with other experts; its layers without experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import deepseek_v2, llama
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, one_of
+
+PAIRS = one_of("rope.pairs", "rope_interleave", {True: "neighbours", False: "halves"})
+SHARED: dict[str, Any] = deepseek_v2.SHARED | {
+    # Layers that predict tokens after the next, which transformers leaves out as well.
+    "ignored_tensors": (*llama.SHARED["ignored_tensors"], "model.layers.61.*"),
+}
+
+FAMILY = Family(
+    model_type="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    heads={
+        "DeepseekV3ForSequenceClassification": "classes",
+        "DeepseekV3ForTokenClassification": "token_classes",
+        "DeepseekV3Model": "none",
+    },
+    head_rows=llama.SCORE,
+    choices=llama.CHOICES,
+    defaults=deepseek_v2.DEFAULTS | {"first_k_dense_replace": 3, "rope_interleave": True},
+    ignored=deepseek_v2.IGNORED | {"num_mtp_layers"},
+    quirks=(TIED, GATED, deepseek_v2.ROPE, PAIRS, ATTENTION_BIAS, deepseek_v2.DENSE),
+    layer_rows=deepseek_v2.LAYER_ROWS,
+    **SHARED,
+)
