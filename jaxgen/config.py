@@ -18,6 +18,7 @@ from jaxgen.config_groups import (
     Rope,
     Scores,
     Towers,
+    check_kinds,
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
@@ -188,7 +189,8 @@ class ModelConfig:
                 f"heads={self.heads} is not a multiple of kv_heads={self.K}; "
                 f"nearest that work: kv_heads={_divisors_near(self.heads, self.K)}"
             )
-        self._check_latent()
+        if self.latent is not None:
+            self.latent.check(self)
         self._check_rope()
         self._check_relative()
         self._check_topology()
@@ -198,7 +200,7 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
-        self._check_pattern()
+        check_kinds(self)
         self._check_block()
         for name in (
             *("norm_epsilon", "init_std", "logit_cap", "residual_scale"),
@@ -208,49 +210,11 @@ class ModelConfig:
             if isinstance(value, int | float) and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
 
-    def _check_pattern(self) -> None:
-        if not self.pattern:
-            raise ConfigError("pattern=() names no layer; write [global]")
-        known = {"global", "local", *self.kinds}
-        if unknown := [name for name in self.pattern if name not in known]:
-            raise ConfigError(
-                f"pattern has layers of the kind {unknown[0]!r}, which kinds does not describe; "
-                f"known are {', '.join(sorted(known))}"
-            )
-        if unused := sorted(self.kinds.keys() - set(self.pattern)):
-            raise ConfigError(f"kinds.{unused[0]} has no effect: pattern has no such layer")
-        spans = [name for name in self.pattern if self.reach(name) != "all"]
-        if spans and self.window is None:
-            raise ConfigError(
-                f"pattern has {spans[0]} layers but window is null; give window in tokens"
-            )
-        if not spans and self.window is not None:
-            raise ConfigError(f"window={self.window} has no effect: pattern has no local layer")
-
     def _check_block(self) -> None:
         if self.parallel != "none" and self.norm_at != "pre":
             raise ConfigError(f"parallel={self.parallel} needs norm_at=pre, not {self.norm_at}")
         if self.parallel != "none" and self.topology == "encoder_decoder":
             raise ConfigError(f"parallel={self.parallel} has no place for a cross-attention")
-
-    def _check_latent(self) -> None:
-        if self.latent is None:
-            return
-        for name, value, known in (
-            ("head_dim", self.head_dim, self.latent.width),
-            ("kv_heads", self.kv_heads, self.heads),
-        ):
-            if value not in (None, known):
-                raise ConfigError(f"{name}={value} has no effect with latent; remove it")
-        for name, value, known in (
-            ("qk_norm", self.qk_norm, "none"),
-            ("rope.share", self.rope.share, 1),
-            ("scores.by_layer", self.scores.by_layer, "same"),
-        ):
-            if value != known:
-                raise ConfigError(f"{name}={value} is not known with latent; give {known}")
-        if self.topology == "encoder_decoder":
-            raise ConfigError("latent with topology=encoder_decoder: no cross-attention is latent")
 
     def _check_rope(self) -> None:
         head = self.H if self.latent is None else self.latent.rope_width

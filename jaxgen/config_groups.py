@@ -246,6 +246,24 @@ class Latent:
             if value is not None and not value > 0:
                 raise ConfigError(f"latent.{name}={value} must be greater than 0")
 
+    def check(self, config: Any) -> None:
+        """Raise ConfigError for settings of a ModelConfig that latent attention does not have."""
+        for name, value, known in (
+            ("head_dim", config.head_dim, self.width),
+            ("kv_heads", config.kv_heads, config.heads),
+        ):
+            if value not in (None, known):
+                raise ConfigError(f"{name}={value} has no effect with latent; remove it")
+        for name, value, known in (
+            ("qk_norm", config.qk_norm, "none"),
+            ("rope.share", config.rope.share, 1),
+            ("scores.by_layer", config.scores.by_layer, "same"),
+        ):
+            if value != known:
+                raise ConfigError(f"{name}={value} is not known with latent; give {known}")
+        if config.topology == "encoder_decoder":
+            raise ConfigError("latent with topology=encoder_decoder: no cross-attention is latent")
+
     @property
     def width(self) -> int:
         """Numbers of a head's queries and keys."""
@@ -273,6 +291,27 @@ class LayerKind:
     )
     positions: LayerPositions | None = option("none: no rotation; null: as model.positions", None)
     rope: Rope | None = option("rotary positions of its own; null: as model.rope", None)
+
+
+def check_kinds(config: Any) -> None:
+    """Raise ConfigError unless the kinds of layers of a ModelConfig are described, and in use."""
+    if not config.pattern:
+        raise ConfigError("pattern=() names no layer; write [global]")
+    known = {"global", "local", *config.kinds}
+    if unknown := [name for name in config.pattern if name not in known]:
+        raise ConfigError(
+            f"pattern has layers of the kind {unknown[0]!r}, which kinds does not describe; "
+            f"known are {', '.join(sorted(known))}"
+        )
+    if unused := sorted(config.kinds.keys() - set(config.pattern)):
+        raise ConfigError(f"kinds.{unused[0]} has no effect: pattern has no such layer")
+    spans = [name for name in config.pattern if config.reach(name) != "all"]
+    if spans and config.window is None:
+        raise ConfigError(
+            f"pattern has {spans[0]} layers but window is null; give window in tokens"
+        )
+    if not spans and config.window is not None:
+        raise ConfigError(f"window={config.window} has no effect: pattern has no local layer")
 
 
 GROUPS = {
