@@ -15,6 +15,8 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Processes that tests start would else compile the package's modules again, each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.pop("COLUMNS", None)  # what is captured is printed as into a file, however wide we are
 
 import pytest
