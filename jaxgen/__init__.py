@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jaxgen.cli.notebook import train
     from jaxgen.config import ModelConfig
+    from jaxgen.config_experts import Experts
     from jaxgen.config_groups import Latent, LayerKind, Relative, Rope, RopeScaling, Scores, Towers
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from jaxgen.train.step import train_step
 
 __all__ = [
+    "Experts",
     "Latent",
     "LayerKind",
     "Loss",

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, Literal, get_args
 
 from jaxgen import arguments
+from jaxgen.config_experts import Experts
 from jaxgen.config_groups import (
     GROUPS,
     RENAMED,
@@ -34,10 +35,8 @@ EmbedNorm = Literal["none", "norm", "tokens"]
 OutputBias = Literal["none", "bias"]
 Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
-Feed = Literal[
-    "gelu", "gelu_tanh", "relu", "relu2", "silu", "swiglu", "geglu", "geglu_exact", "reglu"
-]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+Feed = Literal[Activation, "swiglu", "swiglu_clamped", "geglu", "geglu_exact", "reglu"]
 Biases = Literal["all", "attention", "qkv", "feed", "norms", "none"]
 Part = Literal["qkv", "o", "feed", "norm"]
 # The parts of a layer that carry biases.
@@ -131,6 +130,7 @@ class ModelConfig:
     )
     token_types: int = option("rows of a table of token types (BERT's segments); 0: none", 0)
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
+    experts: Experts = option("a mixture of experts in the place of the feed-forward", Experts())
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
     output: Output = option("tied: logits through the embedding table", "tied")
     output_scale: Scale | float = option(
@@ -202,6 +202,7 @@ class ModelConfig:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
         check_kinds(self)
         self._check_block()
+        self.experts.check_in(self)
         for name in (
             *("norm_epsilon", "init_std", "logit_cap", "residual_scale"),
             *("embed_scale", "output_scale"),

@@ -28,6 +28,7 @@ ByLayer = Literal["same", "inverse"]
 Reach = Literal["all", "window", "chunk"]
 LayerPositions = Literal["rope", "none"]
 Tables = Literal["shared", "own"]
+LayerFeed = Literal["dense", "experts"]
 
 
 @arguments.checked
@@ -291,6 +292,9 @@ class LayerKind:
     )
     positions: LayerPositions | None = option("none: no rotation; null: as model.positions", None)
     rope: Rope | None = option("rotary positions of its own; null: as model.rope", None)
+    feed: LayerFeed | None = option(
+        "dense: no experts; null: experts, where model.experts has them", None
+    )
 
 
 def check_kinds(config: Any) -> None:

@@ -14,6 +14,7 @@ FLOORS = {
         "legend",
         "derivatives",
         "config",
+        "config_experts",
         "config_groups",
         "settings",
         "settings_yaml",

@@ -96,6 +96,7 @@ def without(given, *names):
 
 # A right call of every public callable; what is left out has its default, and is walked as well.
 CALLS = {
+    "Experts": {"number": 4},
     "LayerKind": {"rope": jaxgen.Rope()},
     "ModelConfig": SIZES,
     "Relative": {},
@@ -215,6 +216,7 @@ ACCEPTED = {
     ("causal_loss", "z"): REAL,
     ("ModelConfig", "norm_epsilon logit_cap init_std residual_scale"): REAL,
     ("ModelConfig", "embed_scale output_scale"): REAL,
+    ("Experts", "scale balance_rate balance z"): REAL,
     ("Rope", "theta share"): REAL,
     ("RopeScaling", "factor low high attention short long"): REAL,
     ("Scores", "query_scalar multiplier cap"): REAL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -36,9 +35,7 @@ def shards(
     import jax
 
     # Takes effect on the CPU only, and only before its first use.
-    jax.config.update(
-        "jax_num_cpu_devices", prod((mesh.data or 1, mesh.fsdp, mesh.tensor, mesh.sequence))
-    )
+    jax.config.update("jax_num_cpu_devices", mesh.least)
     from jaxgen.verify.shards import shards as compare
 
     terminal.print_rows(compare(settings, steps=steps, cache=cache))

@@ -15,9 +15,9 @@ from jaxgen.mesh.settings import AXES, MeshSettings
 def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh | None:
     """Return the mesh of all devices (or of those given), or None where there is only one.
 
-    Its axes are data, fsdp, tensor, sequence, from the slowest links to the fastest. They are of
-    type Auto: the compiler places the collectives of ordinary model code. Raises ConfigError if
-    the sizes don't multiply to the devices.
+    Its axes are those of `AXES`, from the slowest links to the fastest. They are of type Auto: the
+    compiler places the collectives of ordinary model code. Raises ConfigError if the sizes don't
+    multiply to the devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = settings.sizes(len(devices))

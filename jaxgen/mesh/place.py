@@ -101,6 +101,17 @@ def shards(letters: str) -> int:
     return prod(sizes.get(axis, 1) for letter in letters for axis in rules.USED.get(letter, ()))
 
 
+def is_spread() -> bool:
+    """Return whether the compiler spreads activations over devices, by the rules."""
+    return bool(_free()) and is_ruled()
+
+
+def axes_of(letter: str, size: int) -> tuple[str, ...]:
+    """Return the mesh axes that an axis of activations, or of a weight as used, is spread over."""
+    part = rules.spec(letter, (size,), rules.USED, _free())[0] or ()
+    return (part,) if isinstance(part, str) else tuple(part)
+
+
 def is_alone() -> bool:
     """Return whether one device runs the code being traced."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -208,7 +219,7 @@ def check_params(mesh: Mesh | AbstractMesh, shapes: tree.Tree, axes: tree.Tree) 
         vector = len(letters[path].replace("L", "")) < 2
         for letter, size in zip(letters[path], leaf.shape, strict=True):
             for axis in rules.STORED.get(letter, ()):
-                parts = mesh.shape[axis]
+                parts = mesh.shape.get(axis, 1)
                 if size % parts and not (vector and axis == "fsdp"):
                     raise ConfigError(
                         f"{path}: axis {letter} ({LEGEND[letter]}) of size {size} is not a "
@@ -220,12 +231,13 @@ def check_params(mesh: Mesh | AbstractMesh, shapes: tree.Tree, axes: tree.Tree) 
 
 def check_batch(mesh: Mesh | AbstractMesh, batch: int, accumulate: int, context: int) -> None:
     """Raise ConfigError if rows or positions of a batch do not divide over the mesh."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+    axes = rules.USED["B"]
+    rows = prod(mesh.shape.get(axis, 1) for axis in axes) * accumulate
     if batch % rows:
+        words = " * ".join(f"mesh.{axis}={mesh.shape.get(axis, 1)}" for axis in axes)
         raise ConfigError(
-            f"train.batch={batch} is not a multiple of mesh.data={mesh.shape['data']} * "
-            f"mesh.fsdp={mesh.shape['fsdp']} * train.accumulate={accumulate} = {rows}; nearest "
-            f"that work: {divisors_near(batch, rows)}"
+            f"train.batch={batch} is not a multiple of {words} * train.accumulate={accumulate} = "
+            f"{rows}; nearest that work: {divisors_near(batch, rows)}"
         )
     if context % mesh.shape["sequence"]:
         raise ConfigError(

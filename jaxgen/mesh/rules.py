@@ -4,6 +4,7 @@ Parameters are stored more widely spread than they are used: fully-sharded data 
 (Rajbhandari et al. 2020, "ZeRO") keeps the model width of each weight on the fsdp axis, and gathers
 one layer at a time where it is multiplied. Tensor parallelism is Megatron's (Shoeybi et al. 2019);
 with sequence parallelism queries stay where their positions are, and keys and values are gathered.
+Devices along the expert axis have rows of their own, and share all weights but those of experts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from jax.sharding import PartitionSpec
 
 Rules = Mapping[str, tuple[str, ...]]
 
-_SHARED = {"N": ("tensor",), "K": ("tensor",), "F": ("tensor",), "V": ("tensor",), "E": ("tensor",)}
+_SHARED = dict.fromkeys("NKFV", ("tensor",)) | {"E": ("expert",)}
 STORED: Rules = {"D": ("fsdp",)} | _SHARED
-USED: Rules = {"B": ("data", "fsdp"), "T": ("sequence",)} | _SHARED
+USED: Rules = {"B": ("data", "fsdp", "expert"), "T": ("sequence",)} | _SHARED
 
 
 def spec(
@@ -32,8 +33,10 @@ def spec(
     """
     used: set[str] = set()
     parts: list[tuple[str, ...] | None] = []
-    for letter, size in zip(letters, shape, strict=True):
+    for place, (letter, size) in enumerate(zip(letters, shape, strict=True)):
         axes = tuple(a for a in rules.get(letter, ()) if sizes.get(a, 1) > 1 and a not in used)
+        if letter == "E" and letters[:place].strip("L"):
+            axes = ()  # of a router, whose scores of all experts each token needs
         fits = axes and size % _product(axes, sizes) == 0
         parts.append(axes if fits else None)
         used |= set(axes) if fits else set()

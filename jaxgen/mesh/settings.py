@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 from jaxgen import arguments
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
 
-AXES = ("data", "fsdp", "tensor", "sequence")
+AXES = ("data", "fsdp", "expert", "tensor", "sequence")
 
 
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class MeshSettings:
-    """Sizes of the four mesh axes, whose product is the number of devices; ConfigError if bad."""
+    """Sizes of the mesh axes, whose product is the number of devices; ConfigError if bad."""
 
     data: int | None = option("replicas; null: as many as the other axes leave devices for", None)
     fsdp: int = option("replicas that share parameters and optimizer state among them", 1)
+    expert: int = option("devices that share experts, each with rows of its own", 1)
     tensor: int = option("devices that share heads, feed-forward and vocabulary", 1)
     sequence: int = option("devices that share the positions of each row", 1)
     form: Literal["jit", "shard_map", "pmap"] = option(
@@ -29,28 +31,37 @@ class MeshSettings:
         for name in (*AXES[1:], *(("data",) if self.data is not None else ())):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.form == "pmap" and (self.fsdp, self.tensor, self.sequence) != (1, 1, 1):
+        if self.form == "pmap" and prod(self._shared()) != 1:
+            words = ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES[1:])
             raise ConfigError(
-                f"form=pmap replicates all parameters: fsdp={self.fsdp}, tensor={self.tensor} and "
-                f"sequence={self.sequence} must be 1; use form=jit"
+                f"form=pmap replicates all parameters: {words} must all be 1; use form=jit"
             )
 
-    def sizes(self, devices: int) -> tuple[int, int, int, int]:
+    def _shared(self) -> tuple[int, ...]:
+        return tuple(getattr(self, axis) for axis in AXES[1:])
+
+    @property
+    def least(self) -> int:
+        """The fewest devices that these sizes take."""
+        return (self.data or 1) * prod(self._shared())
+
+    def sizes(self, devices: int) -> tuple[int, ...]:
         """Return the sizes of `AXES` over so many devices; ConfigError if they don't fit them."""
-        rest = self.fsdp * self.tensor * self.sequence
+        rest = prod(self._shared())
         data = max(devices // rest, 1) if self.data is None else self.data
         if data * rest != devices:
             fitting = devices // rest
             hint = (
                 f"data={fitting} fits"
                 if fitting * rest == devices
-                else (f"fsdp * tensor * sequence must divide {devices}")
+                else (f"{' * '.join(AXES[1:])} must divide {devices}")
             )
+            words = " * ".join(f"{axis}={getattr(self, axis)}" for axis in AXES[1:])
             raise ConfigError(
-                f"mesh of data={data} * fsdp={self.fsdp} * tensor={self.tensor} * "
-                f"sequence={self.sequence} = {data * rest} devices, but there are {devices}; {hint}"
+                f"mesh of data={data} * {words} = {data * rest} devices, but there are {devices}; "
+                f"{hint}"
             )
-        return data, self.fsdp, self.tensor, self.sequence
+        return data, *self._shared()
 
 
 def parse(text: str) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from jaxgen.models import layout as layouts
 from jaxgen.models.inputs import first_in_segments, of_table, read_inputs, readable
 from jaxgen.nn.stack import layer_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
+from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops import cache as caches
+from jaxgen.ops.experts import RouterStats
 from jaxgen.ops.losses import unembed
 from jaxgen.ops.masks import Order
 from jaxgen.ops.memory import Memory
@@ -145,6 +147,22 @@ def axes(config: ModelConfig) -> Params:
     'LDNH'
     """
     return tree.map_paths(lambda path, box: "".join(box.names), _shapes(config))
+
+
+def active(config: ModelConfig) -> dict[str, int]:
+    """Return how many numbers of each parameter one token uses, by path: of experts, its own."""
+    letters, share = tree.flatten(axes(config)), 1.0
+    if config.experts.number:
+        share = config.experts.active / config.experts.number
+    return {
+        path: round(leaf.size * (share if _is_of_experts(letters[path]) else 1))
+        for path, leaf in tree.flatten(abstract(config)).items()
+    }
+
+
+def _is_of_experts(letters: str) -> bool:
+    """Return whether a weight has a part for each expert; the router, "DE", has not."""
+    return letters.removeprefix(STACK_AXIS).startswith("E") and letters[-1] != "E"
 
 
 @lru_cache(maxsize=64)
@@ -298,12 +316,14 @@ def hidden(
 ) -> Hidden:
     """Return hidden states, features and output table, for losses that chunk the logits.
 
+    With experts also the sums of which the router's losses are made (`ops.experts.RouterStats`).
+
     order: "running" promises that the given positions rise by one inside each segment, which lets
     kernels skip what causal masks hide; None trusts only positions that were left to us.
     """
     given = positions, segments, types, cache, memory, prefix, order, inputs_embeds
     inputs = read_inputs(config, tokens, *given)
-    return _forward(params, config, inputs, key)[0]
+    return _forward(params, config, inputs, key, router=bool(config.experts.number))[0]
 
 
 @arguments.checked(**_INPUTS)
@@ -429,6 +449,7 @@ def _forward(
     *,
     part: Part = "decode",
     taps: bool = False,
+    router: bool = False,
 ) -> tuple[Hidden, dict[str, Any]]:
     reads = part == "decode" and config.topology == "encoder_decoder"
     if reads and inputs.memory is None and inputs.cache is None:
@@ -438,9 +459,21 @@ def _forward(
         {"params": params},
         inputs,
         rngs={} if key is None else {"dropout": key},
-        mutable=["taps"] if taps else False,
+        mutable=[*["taps"] * taps, *["router"] * router],
     )
-    return (out[0], out[1]["taps"]) if taps else (out, {})
+    hidden, seen = out
+    if router:
+        hidden = hidden._replace(router=_stacked(seen["router"]))
+    return hidden, seen.get("taps", {})
+
+
+def _stacked(seen: Any) -> RouterStats:
+    """Return the router's sums of all layers, those of one tree after those of another."""
+    each = jax.tree.leaves(seen, is_leaf=lambda node: isinstance(node, RouterStats))
+    each = [
+        stats if stats.tokens.ndim else jax.tree.map(lambda x: x[None], stats) for stats in each
+    ]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *each)
 
 
 def _boxed(config: ModelConfig, key: PRNGKeyArray):

@@ -20,7 +20,10 @@ def letters(out: Any, given: Mapping[str, Any]) -> Any:
     if isinstance(out, Memory):
         return words._replace(segments="BT")
     if isinstance(out, Hidden):
-        words = words._replace(table=jax.tree.map(lambda _: "V", out.table))
+        words = words._replace(
+            table=jax.tree.map(lambda _: "V", out.table),
+            router=jax.tree.map(lambda _: "", out.router),
+        )
     elif out.logits is not None and out.logits.ndim == 3:
         words = words._replace(logits="BTV")
     cache = as_given(out.cache, given.get("cache"), caches.letters(out.cache))

@@ -32,7 +32,7 @@ def unroll(params: Params, config: ModelConfig) -> Params:
     GPU only where a copy of all takes a small share of its memory. Only `apply` and `hidden`
     without a key take the result.
     """
-    steps = config.layers // len(config.pattern)
+    steps = (config.layers - config.experts.first_dense) // len(config.pattern)
     layers: Any = params.get("layers")
     if steps < 1 or isinstance(layers, UnrolledLayers) or not should_unroll(layers, config):
         return params
@@ -52,8 +52,10 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 
     Matrices and tables are cast to the compute dtype. Layers are unrolled (`unroll`), and on a CPU
     each matrix of an unrolled layer is transposed, and fused with those that have the same input
-    (`ops/cpu/fused_weights.py`).
-    weights: "int8" quantises those matrices and the tables of tokens (`ops/int8.py`).
+    (`ops/cpu/fused_weights.py`). Those of experts stay as they are: a token reads few of them, by
+    index.
+    weights: "int8" quantises those matrices, experts' too, and the tables of tokens
+    (`ops/int8.py`).
     """
     letters = axes(config)
     if weights == "int8":
@@ -71,9 +73,11 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 
 # How many axes of a layer's matrices are summed over.
 NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DZ": 1, "ZNH": 1}
+OF_EXPERTS = {"EDF": 1, "EFD": 1}
 TABLES = ("VD", "SD")  # of tokens and positions
-FUSED = {"attn": ("q", "k", "v"), "feed": ("up", "gate")}  # with the same input, by module
-READ = ("layers", "rest", "embed", "unembed")  # once a token
+# With the same input, by module.
+FUSED = {"attn": ("q", "k", "v"), "feed": ("up", "gate"), "shared": ("up", "gate")}
+READ = ("first", "layers", "rest", "embed", "unembed")  # once a token
 
 
 def _transpose(letters: str, leaf: Any) -> Any:
@@ -101,7 +105,7 @@ def _changed(params: Params, letters: Params, change: Callable[[str, Any], Any])
 def _cast(dtype: str, letters: str, leaf: Any) -> Any:
     """Return a leaf in the dtype of its matmuls, cast once instead of for each token."""
     one = letters.removeprefix(STACK_AXIS)
-    if hasattr(leaf, "contract") or not (one in NUM_CONTRACTED or one in TABLES):
+    if hasattr(leaf, "contract") or one not in (*NUM_CONTRACTED, *OF_EXPERTS, *TABLES):
         return leaf
     return leaf.astype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf
 
@@ -111,9 +115,11 @@ def _int8(letters: str, leaf: Any) -> Any:
     one = letters.removeprefix(STACK_AXIS)
     if one == "VD":
         return Int8.of_transposed(leaf, 1)
-    if one not in NUM_CONTRACTED:
+    count = (NUM_CONTRACTED | OF_EXPERTS).get(one)
+    if count is None:
         return leaf
-    form = partial(Int8.of, num_contracted=NUM_CONTRACTED[one])
+    form = partial(Int8.of, num_contracted=count)
+    form = jax.vmap(form) if one in OF_EXPERTS else form
     return form(leaf) if one == letters else jax.vmap(form)(leaf)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
+from jaxgen.config_experts import Experts as ExpertsConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.attend import Attend, CrossAttend
 from jaxgen.nn.drop import Drop
+from jaxgen.nn.experts import Experts
 from jaxgen.nn.feed import Feed
 from jaxgen.nn.latent import LatentAttend
 from jaxgen.nn.layer_context import LayerContext
@@ -52,16 +55,20 @@ class Block(nn.Module):
             if config.parallel == "two_norms":
                 normed = self._before("feed", x)
             x = self._after("attn", x, y, place)
-            x = self._after("feed", x, Feed(config, name="feed")(normed), place)
+            x = self._after("feed", x, self._feed(normed, context), place)
             return (tap(self, "out", x, *place), cache), None
         x = self._after("attn", x, y, place)
         if config.topology == "encoder_decoder":
             cross = CrossAttend(config, self.deterministic, name="cross")
             y, cache = cross(self._before("cross", x), context, cache, layer)
             x = self._after("cross", x, y, place)
-        y = Feed(config, name="feed")(self._before("feed", x))
-        x = self._after("feed", x, y, place)
+        x = self._after("feed", x, self._feed(self._before("feed", x), context), place)
         return (tap(self, "out", x, *place), cache), None
+
+    def _feed(self, x: jax.Array, context: LayerContext) -> jax.Array:
+        if self.config.experts.are_in(self.config, self.kind):
+            return Experts(self.config, name="experts")(x, context.segments)
+        return Feed(self.config, name="feed")(x)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         if self.config.norm_at in ("post", "out"):
@@ -79,6 +86,38 @@ class Block(nn.Module):
             y = y * jnp.asarray(config.residual_scale, y.dtype)
         x = x + Drop(config.dropout, self.deterministic)(y)
         return Norm(config, name=f"{name}_norm")(x) if config.norm_at == "post" else x
+
+
+class Leading(nn.Module):
+    """The dense layers before those with experts: blocks "0", "1", ... one after another."""
+
+    config: ModelConfig
+    deterministic: bool
+    block: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, carry: Carry, context: LayerContext) -> Carry:
+        """Return the carry after `experts.first_dense` layers."""
+        config, (x, cache) = self.config, carry
+        period = len(config.pattern)
+        for layer in range(config.experts.first_dense):
+            kind = config.pattern[layer % period]
+            block = self.block(_dense(config), self.deterministic, kind, name=str(layer))
+            own = context._replace(masks=(context.masks[layer % period],))
+            if cache is None or not cache.is_unrolled:
+                (x, cache), _ = block((x, cache), layer, own)
+                continue
+            step, inside = divmod(layer, period)  # an unrolled cache counts its own layers from 0
+            own = own._replace(first=jnp.int32(step * period))
+            (x, part), _ = block((x, cache.step(step)), inside, own)
+            cache = cache.after(step, part)
+        return x, cache
+
+
+def _dense(config: ModelConfig) -> ModelConfig:
+    """Return the config of a layer without experts."""
+    kinds = {name: replace(kind, feed=None) for name, kind in config.kinds.items()}
+    return config.replace(experts=ExpertsConfig(), kinds=kinds)
 
 
 class Period(nn.Module):

@@ -13,25 +13,26 @@ from jaxgen.ops.gates import ACTIVATIONS, GATED, gated
 
 
 class Feed(nn.Module):
-    """down(activation(up x)), or down(activation(gate x) * up x) for gated kinds."""
+    """down(activation(up x)), or down(activation(gate x) * up x) for gated kinds.
+
+    width: None: that of the config.
+    """
 
     config: ModelConfig
+    width: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x [B, T, D] transformed position by position."""
         config = self.config
         y = self._project("up", x)
-        if config.feed in GATED:
-            y = gated(config.feed, self._project("gate", x), y)
-        else:
-            y = ACTIVATIONS[config.feed](y)
+        y = activate(config.feed, y, self._project("gate", x) if is_gated(config.feed) else None)
         return self._down(constrain(y, "BTF"))
 
     def _project(self, name: str, x: jax.Array) -> jax.Array:
         config = self.config
         normal = nn.initializers.normal(config.init_std)
-        shape = (config.d_model, config.F)
+        shape = (config.d_model, self.width or config.F)
         w_DF = weight(self, name, shape, "DF", normal, config.param_dtype)
         y = contract("BTD,DF->BTF", x, w_DF, dtype=config.compute_dtype)
         return self._bias(f"{name}_bias", y, "F")
@@ -39,7 +40,7 @@ class Feed(nn.Module):
     def _down(self, x: jax.Array) -> jax.Array:
         config = self.config
         normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
-        shape = (config.F, config.d_model)
+        shape = (self.width or config.F, config.d_model)
         down_FD = weight(self, "down", shape, "FD", normal, config.param_dtype)
         y = contract("BTF,FD->BTD", x, down_FD, dtype=config.compute_dtype)
         return self._bias("down_bias", y, "D")
@@ -50,3 +51,13 @@ class Feed(nn.Module):
         zeros = nn.initializers.zeros
         bias = weight(self, name, y.shape[-1:], letter, zeros, self.config.param_dtype)
         return add_bias(y, bias)
+
+
+def is_gated(feed: str) -> bool:
+    """Return whether a feed-forward of this kind has a projection `gate` beside `up`."""
+    return feed in GATED
+
+
+def activate(feed: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Return the activation of a kind: of up, or of its gate times up."""
+    return ACTIVATIONS[feed](up) if gate is None else gated(feed, gate, up)

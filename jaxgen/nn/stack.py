@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
-from jaxgen.nn.block import Block, Carry, Period
+from jaxgen.nn.block import Block, Carry, Leading, Period
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.tap import below
 from jaxgen.nn.unroll import layers_per_step
@@ -38,35 +38,39 @@ def through_layers(
     The context holds one mask per kind of the pattern. Parameters of equal layers are stacked
     along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
-    Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on.
+    Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on; dense
+    layers before those with experts (`experts.first_dense`) lead as "first/0/attn/q" and so on.
     """
-    period = len(context.masks)
-    periods, rest = divmod(config.layers, period)
+    period, first = len(context.masks), config.experts.first_dense
+    periods, rest = divmod(config.layers - first, period)
     params = module.get_variable("params", "layers")
     carry, *_ = vary_alike((carry, context, module.variables.get("params")))
     unroll = config.unroll or 1
     if carry[1] is None and not isinstance(params, UnrolledLayers):
         unroll = layers_per_step(params, config)
     block = _block(config, looped=unroll < periods)
+    if first:
+        one_by_one = _block(config, looped=False)
+        carry = Leading(config, deterministic, one_by_one, name="first")(carry, context)
     if periods:
         one: tuple[Any, Any] = (block, config.pattern[0])
         body, extra = one if period == 1 else (Period, block)
         if isinstance(params, UnrolledLayers):
             part = body(config, deterministic, extra, parent=None)
-            carry = _through_steps(module, part, params, period, carry, context)
+            carry = _through_steps(module, part, params, first // period, carry, context)
         else:
             scanned = _scan(body, periods, unroll)
             layers = scanned(config, deterministic, extra, name="layers")
-            carry, _ = layers(carry, jnp.arange(periods) * period, context)
+            carry, _ = layers(carry, first + jnp.arange(periods) * period, context)
     if rest:
         one_by_one = _block(config, looped=False)
         tail, masks = Period(config, deterministic, one_by_one, name="rest"), context.masks[:rest]
-        context = _numbered(context, carry, periods * period)
+        context = _numbered(context, carry, first + periods * period)
 
         def last(carry: Carry, layer: int) -> tuple[Carry, None]:
             return tail(carry, layer, context._replace(masks=masks))
 
-        carry, _ = _through(last, carry, periods, period)
+        carry, _ = _through(last, carry, first // period + periods, period)
     return carry
 
 
@@ -90,21 +94,25 @@ def _through(step: Callable[..., Any], carry: Carry, index: int, period: int) ->
 def _numbered(context: LayerContext, carry: Carry, layer: int) -> LayerContext:
     """Return the context of a step whose layers an unrolled cache counts from 0."""
     own = carry[1] is not None and carry[1].is_unrolled
-    return context._replace(first=jnp.int32(layer)) if own and context.interventions else context
+    return context._replace(first=jnp.int32(layer)) if own else context
 
 
 def _through_steps(
     module: nn.Module,
     part: nn.Module,
     layers: UnrolledLayers,
-    period: int,
+    before: int,
     carry: Carry,
     context: LayerContext,
 ) -> Carry:
-    """Return the carry after all unrolled steps; their taps are stacked as by a scan."""
+    """Return the carry after all unrolled steps; their taps are stacked as by a scan.
+
+    before: steps of a cache that other layers have.
+    """
+    period = len(context.masks)
     all_taps, prefix = [], "/".join((*module.path, "layers/"))
     context = context._replace(interventions=below(context.interventions, prefix))
-    for index, weights in enumerate(layers.steps):
+    for index, weights in enumerate(layers.steps, before):
         step = partial(_step, part, weights, _numbered(context, carry, index * period))
         carry, taps = _through(step, carry, index, period)
         all_taps.append(taps)
@@ -125,10 +133,14 @@ def _step(part: nn.Module, weights: Any, context: LayerContext, carry: Carry, la
 def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Return (path, index) of a layer's parameters: its tree, and its index on the tree's L axis.
 
-    Layers after the last whole period have a tree of their own, and the index None.
+    Layers before those with experts, and after the last whole period, have a tree of their own, and
+    the index None.
     """
-    period = len(config.pattern)
-    periods = config.layers // period
+    period, first = len(config.pattern), config.experts.first_dense
+    periods = (config.layers - first) // period
+    if layer < first:
+        return f"first/{layer}", None
+    layer -= first
     if layer >= periods * period:
         return f"rest/{layer - periods * period}", None
     return ("layers" if period == 1 else f"layers/{layer % period}"), layer // period
@@ -138,7 +150,7 @@ def _scan(body, periods: int, unroll: int) -> Any:
     axes: Any = (0, nn.broadcast)
     return nn.scan(
         body,
-        variable_axes={"params": 0, "taps": 0},
+        variable_axes={"params": 0, "taps": 0, "router": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=axes,
         length=periods,

@@ -19,6 +19,7 @@ from jaxgen.nn.relative import Relative, buckets_of
 from jaxgen.nn.stack import through_layers
 from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
+from jaxgen.ops.experts import RouterStats
 from jaxgen.ops.masks import Order, cross_mask, make_mask
 from jaxgen.ops.memory import Memory
 from jaxgen.ops.positions import slopes
@@ -49,13 +50,15 @@ class Inputs(NamedTuple):
 class Hidden(NamedTuple):
     """The last hidden states, the factors of the logits, and the cache.
 
-    Logits are `ops.losses.unembed(features, table)`; without a head, table is None.
+    Logits are `ops.losses.unembed(features, table)`; without a head, table is None. router: sums
+    over the tokens of each layer with experts, stacked, where they are asked for.
     """
 
     state: jax.Array
     features: jax.Array
     table: Any
     cache: caches.Cache | None
+    router: RouterStats | None = None
 
 
 class Transformer(nn.Module):
@@ -172,8 +175,9 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
             jnp.float32
         )
     if config.topology != "encoder_decoder":
-        context = LayerContext(positions, masks, bias, interventions=interventions)
-        return context._replace(buckets=buckets), cache
+        real = segments if config.experts.number else None
+        more = {"interventions": interventions, "buckets": buckets, "segments": real}
+        return LayerContext(positions, masks, bias, **more), cache
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments

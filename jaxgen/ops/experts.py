@@ -142,6 +142,17 @@ def _collect_backward(args: Any, _: tuple[()], grad: Array) -> tuple[Array, Arra
 collect.defvjp(lambda *args: (collect.body(*args), ()), _collect_backward)
 
 
+def add_biases(
+    y: Float[Array, "R F"], bias: Float[Array, "E F"], sizes: Int[Array, "E"]
+) -> Float[Array, "R F"]:
+    """Return y plus the bias of each row's expert; rows behind the last get none."""
+    rows, ends = jnp.arange(y.shape[0])[:, None], jnp.cumsum(sizes)
+    # A matmul, for the gradient of rows taken by index is a scatter.
+    owner = (rows < ends) & (rows >= ends - sizes)
+    own = owner.astype(jnp.float32) @ bias.astype(jnp.float32)
+    return (y.astype(jnp.float32) + own).astype(y.dtype)
+
+
 def _none(tree: Any) -> Any:
     return jax.tree.map(lambda _: None, tree)
 

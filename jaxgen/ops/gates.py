@@ -80,7 +80,16 @@ GATED = {
     "geglu": ACTIVATIONS["gelu_tanh"],
     "geglu_exact": ACTIVATIONS["gelu"],
     "reglu": ACTIVATIONS["relu"],
+    "swiglu_clamped": lambda x: _clamped_silu(jnp.minimum(x, LIMIT)),
 }
+# Of swiglu_clamped (gpt-oss, OpenAI 2025): gate * sigmoid(SLOPE * gate) * (up + 1), with the gate
+# at most LIMIT, and up within it.
+SLOPE, LIMIT = 1.702, 7.0
+
+
+def _clamped_silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * jax.nn.sigmoid(SLOPE * wide)).astype(x.dtype)
 
 
 def gated(name: str, gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -89,5 +98,9 @@ def gated(name: str, gate: Float[Array, "..."], up: Float[Array, "..."]) -> Floa
     For the backward pass a GPU or TPU saves the two inputs and recomputes the rest, which takes no
     longer than reading it; a CPU saves activation and slope as well.
     """
-    form = lambda gate, up: GATED[name](gate) * up  # noqa: E731
+
+    def form(gate: Float[Array, "..."], up: Float[Array, "..."]) -> Float[Array, "..."]:
+        up = jnp.clip(up, -LIMIT, LIMIT) + 1 if name == "swiglu_clamped" else up
+        return GATED[name](gate) * up
+
     return (form if platform() == "cpu" else jax.checkpoint(form))(gate, up)

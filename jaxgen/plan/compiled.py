@@ -19,7 +19,7 @@ from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
 from jaxgen.text.model_steps import model_step
-from jaxgen.train import optimizer, partitioner
+from jaxgen.train import partitioner
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def training(settings: Settings, devices: list[Any]) -> Program:
     model = settings.model
     state = shapes.state(settings)
     shardings = place.state_shardings(mesh, state, api.axes(model))
-    step = step_of(settings, optimizer.make(settings.train, api.axes(model)))
+    step = step_of(settings, shapes.rule(settings))
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
         for name, x in shapes.batch(settings).items()

@@ -71,13 +71,13 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     from jaxgen.ops.cpu import allocator
     from jaxgen.plan import probe
     from jaxgen.run.step import step_of
-    from jaxgen.train import optimizer, partitioner
+    from jaxgen.train import partitioner
 
     settings = build_settings(mapping)
     mesh = device_mesh.make_mesh(settings.mesh)
     axes, state = api.axes(settings.model), shapes.state(settings)
     shardings = None if mesh is None else place.state_shardings(mesh, state, axes)
-    rule = optimizer.make(settings.train, axes)
+    rule = shapes.rule(settings)
     step = partitioner.make_step(
         settings.mesh.form, step_of(settings, rule), mesh, shardings, settings.train.batch
     )

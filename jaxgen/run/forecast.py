@@ -23,6 +23,7 @@ from jaxgen.files import human
 from jaxgen.mesh import place
 from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
+from jaxgen.nn.feed import is_gated
 from jaxgen.nn.unroll import layers_per_step
 from jaxgen.ops import keys
 from jaxgen.ops.attention import dispatch
@@ -239,7 +240,7 @@ def _meshes(mesh: MeshSettings, chips: int) -> Iterator[MeshSettings]:
     yield mesh
     for tensor in (1, 2, 4, 8, 16):
         for fsdp in (2**power for power in range(1, 14)):
-            if mesh.fsdp < fsdp and chips % (fsdp * tensor) == 0:
+            if mesh.fsdp < fsdp and chips % (fsdp * mesh.expert * tensor) == 0:
                 yield replace(mesh, data=None, fsdp=fsdp, tensor=tensor)
 
 
@@ -286,22 +287,26 @@ def _activations(
     model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str, keeps: bool
 ) -> dict[str, float]:
     """Return bytes of saved activations, one layer's work, its gathered weights, and logits."""
-    data, fsdp, tensor, sequence = sizes
-    width, rows = WIDTH[model.compute_dtype], train.batch / train.accumulate / (data * fsdp)
+    data, fsdp, expert, tensor, sequence = sizes
+    width, rows = (
+        WIDTH[model.compute_dtype],
+        train.batch / train.accumulate / (data * fsdp * expert),
+    )
+    used, there = model.experts.widths(model.F)
     tokens = rows * model.context / sequence
     heads, kv = model.heads * model.H / tensor, model.K * model.H / tensor
-    gates = 3 if model.feed in ("swiglu", "geglu") else 2
-    dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * model.F / tensor
+    gates = 3 if is_gated(model.feed) else 2
+    dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * used / tensor
     scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence if keeps else 0
     stream = tokens * model.d_model * width
     # Of a layer's products, and of all its arrays: those that each compiler was seen to keep.
     some, most = dots, dots * (1.5 if platform == "cpu" else 1.25)
     if platform == "gpu":
-        some = heads + 2 * kv + model.d_model + (gates - 1) * model.F / tensor
+        some = heads + 2 * kv + model.d_model + (gates - 1) * used / tensor
         most = dots - 2 * model.d_model
     every = stream * 4 + tokens * most * width + scores
     saved = {"full": stream, "dots": stream + tokens * some * width, "none": every}[model.remat]
-    layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * model.F
+    layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * there / expert
     # A layer's weights and their gradients; of two layers where one is gathered ahead of its turn.
     copies = 4 if fsdp > 1 and platform != "gpu" else 2
     positions = rows * _chunk(model, train, sizes, platform) / sequence
@@ -323,13 +328,15 @@ def _traffic(
     model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str, count: int
 ) -> dict[str, float]:
     """Return bytes that one device sends in a step, by collective (ring algorithms)."""
-    data, fsdp, tensor, sequence = sizes
+    data, fsdp, expert, tensor, sequence = sizes
     width = WIDTH[model.compute_dtype]
     # Weights are gathered once forward and once backward: recomputing shares the latter. Of the
     # two sums over tensor of a layer, recomputing repeats the one that feed-forward reads.
     passes, sums = 2, 5 if model.remat == "full" else 4
-    weights = count * width / tensor
-    tokens = train.batch * model.context / (data * fsdp * sequence)
+    gates, there = 3 if is_gated(model.feed) else 2, model.experts.widths(model.F)[1]
+    own = gates * model.layers * model.d_model * there * (1 - 1 / expert)  # that others have
+    weights = (count - own) * width / tensor
+    tokens = train.batch * model.context / (data * fsdp * expert * sequence)
     stream = tokens * model.d_model * width
     keys = 2 * tokens * model.K * model.H / tensor * width
     # The gradient of the output table cannot stay a partial sum from one chunk to the next. A TPU's
@@ -349,4 +356,7 @@ def _traffic(
             sums * model.layers * stream * 2 * (tensor - 1) / tensor
         ),
         "all-gather of keys and values (sequence)": (passes * model.layers * keys * (sequence - 1)),
+        "all-gather and reduce-scatter of tokens (expert)": (
+            2 * passes * model.layers * stream * (expert - 1)
+        ),
     }

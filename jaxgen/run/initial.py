@@ -22,6 +22,10 @@ from jaxgen.tokens.protocol import Tokenizer
 
 HEADS = ("head", "unembed")  # what another task may have new, or leave behind
 TABLES = ("embed/positions", "encoder/embed/positions")  # cut where the context is shorter
+# What an upcycled model has that a dense one has not, and which letters the rest has.
+ROUTER = ("router", "router_bias", "choice_bias")
+EXPERT_AXES = {"up": "EDF", "gate": "EDF", "down": "EFD"}
+EXPERT_AXES |= {"up_bias": "EF", "gate_bias": "EF", "down_bias": "ED"}
 SHOWN = 6
 
 
@@ -112,17 +116,20 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initia
 
     wanted: {path: shape and dtype} of that model. Heads may be new or stay behind, tables of
     learned positions be cut to a shorter context, and those of tokens have more rows: these begin
-    at the mean of the others, as in transformers. Raises CheckpointError that names what else
-    differs, or is damaged.
+    at the mean of the others, as in transformers. Experts begin as copies of a dense model's
+    feed-forward (`upcycled`). Raises CheckpointError that names what else differs, or is damaged.
     """
     _check_folder(folder)
     if hub_read.is_hub(folder):
         _, params = models.load(folder, dtype=config.param_dtype)
     else:
         _, params = models.load(folder)
-    found = tree.flatten(params)
+    found = upcycled(tree.flatten(params), wanted)
     fresh, left = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    wrong = [f"{path} is missing" for path in sorted(fresh) if not path.startswith(HEADS)]
+    router = [path for path in fresh if path.rpartition("/")[2] in ROUTER]
+    was_dense = not any("/experts/" in path for path in tree.flatten(params))
+    drawn = (*HEADS, *(router if was_dense else ()))
+    wrong = [f"{path} is missing" for path in sorted(fresh) if not path.startswith(drawn)]
     wrong += [f"{path} is not in the model" for path in sorted(left) if not path.startswith(HEADS)]
     kept, grown, axes = {}, [], tree.flatten(api.axes(config))
     for path in sorted(wanted.keys() & found.keys()):
@@ -148,6 +155,25 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initia
     own = models.read_config(folder).context
     beyond = f"model.context={config.context} is more than the {own} it was trained with"
     return Initial(kept, *about, beyond if config.context > own else "")
+
+
+def upcycled(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the folder's parameters with its feed-forward in each expert that the model has.
+
+    Sparse upcycling (Komatsuzaki et al. 2022): the router is drawn, so experts, equal at first,
+    part as they see other tokens.
+    """
+    result = dict(found)
+    for path in found:
+        home, feed, name = path.rpartition("/feed/")
+        new = wanted.get(f"{home}/experts/{name}")
+        if not feed or path in wanted or new is None:
+            continue
+        axis = len(new.shape) - len(EXPERT_AXES[name])
+        result[f"{home}/experts/{name}"] = np.repeat(
+            np.expand_dims(np.asarray(result.pop(path)), axis), new.shape[axis], axis
+        )
+    return result
 
 
 def _grow(table: np.ndarray, rows: int) -> np.ndarray:

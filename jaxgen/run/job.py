@@ -19,7 +19,7 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops import keys
 from jaxgen.pretrained.chat_template import ChatTemplate
-from jaxgen.run import forecast, initial, objective, samples
+from jaxgen.run import forecast, initial, objective, samples, shapes
 from jaxgen.run.conversations import template_of
 from jaxgen.run.folder import (
     CHECKPOINTS,
@@ -28,7 +28,7 @@ from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, step_of
 from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
-from jaxgen.train import optimizer, partitioner, wandb_run
+from jaxgen.train import partitioner, wandb_run
 from jaxgen.train import state as states
 from jaxgen.train.state import State
 from jaxgen.train.validate import validate
@@ -48,7 +48,7 @@ class Run:
 
     @cached_property
     def optimizer(self):
-        return optimizer.make(self.settings.train, api.axes(self.settings.model))
+        return shapes.rule(self.settings)
 
     @cached_property
     def objective(self):

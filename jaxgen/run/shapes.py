@@ -16,9 +16,14 @@ from jaxgen.train import state as states
 
 def state(settings: Settings) -> Any:
     """Return the training state as ShapeDtypeStructs."""
-    rule, key = optimizer.make(settings.train, api.axes(settings.model)), jax.random.key(1)
-    params = api.abstract(settings.model)  # known without tracing how they are drawn
-    return jax.eval_shape(lambda params: states.train_state(params, rule, key), params)
+    params, key = api.abstract(settings.model), jax.random.key(1)  # known without being drawn
+    return jax.eval_shape(lambda params: states.train_state(params, rule(settings), key), params)
+
+
+def rule(settings: Settings) -> optax.GradientTransformation:
+    """Return the optimizer of a run's model."""
+    model = settings.model
+    return optimizer.make(settings.train, api.axes(model), balance_rate=model.experts.balance_rate)
 
 
 def fresh(settings: Settings, rule: optax.GradientTransformation) -> states.State:

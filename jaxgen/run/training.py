@@ -13,6 +13,7 @@ import jax
 
 from jaxgen import data, terminal, tree
 from jaxgen import settings as sets
+from jaxgen.config import ModelConfig
 from jaxgen.errors import PREEMPTED, NonFiniteError
 from jaxgen.mesh import device_mesh
 from jaxgen.mesh.group import ALONE, Group
@@ -228,9 +229,9 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
     if run.group.count > 1:
         spread += f", in {run.group.count} processes"
     log.say(
-        f"{short(tree.count(api.abstract(config)))} parameters on {len(devices)} x "
-        f"{devices[0].device_kind} ({jax.default_backend()}{spread}); {len(corpus.train.tokens):,} "
-        f"training tokens, vocabulary {config.V}"
+        f"{short(tree.count(api.abstract(config)))} parameters{_active(config)} on "
+        f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}{spread}); "
+        f"{len(corpus.train.tokens):,} training tokens, vocabulary {config.V}"
     )
     for line in corpus.notes:  # shown before there was a log
         log.note(line)
@@ -329,6 +330,12 @@ def _sample(run: Run, log: Log | Mute, state: State, step: int) -> None:
         return
     for prompt, text in pairs:
         log.text(step, prompt, text)
+
+
+def _active(config: ModelConfig) -> str:
+    """Return how many of the parameters a token uses, where it is not all."""
+    used = sum(api.active(config).values())
+    return f" ({short(used)} of them a token's)" if config.experts.number else ""
 
 
 def _conclude(run: Run, log: Log | Mute) -> None:

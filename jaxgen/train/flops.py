@@ -16,12 +16,13 @@ def per_token(config: ModelConfig) -> float:
     """Return training FLOPs per token: 6 per weight in a product, 12 L N H T for attention.
 
     The convention of PaLM (Chowdhery et al. 2022, appendix B): causal masking is not discounted,
-    embedding lookups count nothing, the output table counts once.
+    embedding lookups count nothing, the output table counts once. Of experts those count that a
+    token goes to.
     """
-    weights = tree.flatten(api.abstract(config))
+    weights = api.active(config)
     products = sum(
-        leaf.size
-        for path, leaf in weights.items()
+        size
+        for path, size in weights.items()
         if not path.startswith("embed/") and not tree.match(path, ("*norm*", "*bias"))
     )
     if config.output == "tied":

@@ -19,8 +19,10 @@ from jaxgen.errors import ConfigError, DataError, nearest
 from jaxgen.export import are_known, serializable
 from jaxgen.mesh import shards
 from jaxgen.mesh.explicit import auto_inside
-from jaxgen.mesh.place import platform
+from jaxgen.mesh.place import manual, platform
 from jaxgen.models import api
+from jaxgen.ops import experts
+from jaxgen.ops.experts import RouterStats
 from jaxgen.ops.losses import is_ignored, scale_by_weights, vocabulary_loss
 
 Batch = Mapping[str, Any]  # arrays, or nested lists
@@ -86,7 +88,9 @@ def causal_loss(
             reads source [B, S], with source_segments and source_positions. `index` is not read.
         key: turns dropout on.
         smoothing: part of each target that is spread over the vocabulary, in [0, 1).
-        z: weight of logsumexp(logits)^2, 0 or more.
+        z: weight of logsumexp(logits)^2, 0 or more. A config with experts has weights of its own
+            for the losses of its router, which are means over the tokens of the batch (or
+            microbatch) and all layers.
         chunk: positions whose logits exist at once; None sizes it by memory.
 
     Raises:
@@ -131,7 +135,22 @@ def _loss(params, config, arrays, key, *, smoothing, z, chunk):
         dtype=config.compute_dtype,
     )
     rows: Any = jnp.sum(scale_by_weights(nll, loud), axis=1)
-    return Loss(total, jnp.sum(jnp.abs(weights)), rows)
+    weight = jnp.sum(jnp.abs(weights))
+    if out.router is None:
+        return Loss(total, weight, rows)
+    more, metrics = _of_router(config, out.router)
+    return Loss(total + weight * more, weight, rows, metrics)
+
+
+def _of_router(config: ModelConfig, stats: RouterStats) -> tuple[Array, dict[str, Array]]:
+    """Return what the router adds to the mean loss, and its metrics."""
+    if axes := tuple(axis for axis, size in manual().items() if size > 1):
+        stats = jax.lax.psum(stats, axes)  # of all devices' rows: the losses are no sums
+    balance, z = experts.balance_loss(stats), experts.router_z_loss(stats)
+    load = stats.chosen / jnp.maximum(jnp.mean(stats.chosen, axis=-1, keepdims=True), 1)
+    metrics = {"router_balance": balance, "router_z": z, "router_busiest": jnp.max(load)}
+    more = config.experts.balance * balance + config.experts.z * z
+    return more, jax.tree.map(jax.lax.stop_gradient, metrics)
 
 
 def rows_of(batch: Any) -> int:

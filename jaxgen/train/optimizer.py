@@ -16,21 +16,37 @@ from jaxgen.train.settings import TrainSettings
 MUON_RMS = 0.2
 
 
-def make(settings: TrainSettings, axes: tree.Tree) -> optax.GradientTransformation:
+def make(
+    settings: TrainSettings, axes: tree.Tree, *, balance_rate: float = 1e-3
+) -> optax.GradientTransformation:
     """Return clip -> update rule -> decoupled weight decay -> learning rate, with frozen paths.
 
     axes: each parameter's logical axes, as `models.api.axes` gives them. Muon takes the weights
     of the layers as matrices from their input axes to their output axes; embeddings, norms and
-    biases get AdamW. Raises ConfigError for a glob that matches no parameter.
+    biases get AdamW. balance_rate: how far a step moves the biases of a choice of experts, against
+    the sign of their gradient. Raises ConfigError for a glob that matches no parameter.
     """
     check_patterns("freeze", settings.freeze, axes)
     # The defaults of no_decay need not match: a model may have neither biases nor norms.
     decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
     clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
-    chain = in_float32(optax.chain(clip, rule))
+    chain = in_float32(_with_choices(optax.chain(clip, rule), axes, balance_rate))
     chain = _with_frozen(chain, settings.freeze, axes) if settings.freeze else chain
     return chain if settings.ema is None else averaged(chain, settings.ema)
+
+
+def _with_choices(
+    chain: optax.GradientTransformation, axes: tree.Tree, balance_rate: float
+) -> optax.GradientTransformation:
+    labels = tree.map_paths(
+        lambda path, _: "choice" if path.endswith("/choice_bias") else "rest", axes
+    )
+    if "choice" not in tree.flatten(labels).values():
+        return chain
+    # Their gradient is the experts' load (`ops.experts.with_load_gradient`).
+    sign = optax.chain(optax.scale_by_sign(), optax.scale(-balance_rate))
+    return optax.partition({"rest": chain, "choice": sign}, labels)
 
 
 def _with_frozen(
@@ -109,9 +125,13 @@ def _muon(settings, rate, decayed, axes):
 def matrix_axes(letters: str) -> MuonDimensionNumbers | None:
     """Return which axes of a weight go in and which come out, None if it is no layer's matrix.
 
-    "LDNH" maps D to (N, H) for each of L layers; "LNHD" maps (N, H) to D.
+    "LDNH" maps D to (N, H) for each of L layers; "LNHD" maps (N, H) to D; "LEDF" maps D to F for
+    each of E experts.
     """
-    places = [i for i, letter in enumerate(letters) if letter != "L"]
+    # Of experts too, each weight is a matrix of its own.
+    depth = len(letters) - len(letters.removeprefix("L"))
+    depth += letters[depth:].startswith("E") and len(letters) > depth + 2
+    places = list(range(depth, len(letters)))
     if len(places) < 2 or "D" not in letters or set(letters) & set("VSCYR"):
         return None
     width = letters.index("D")

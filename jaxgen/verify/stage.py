@@ -70,11 +70,7 @@ def mesh_of(folder: Path, name: Name) -> MeshSettings:
 def _spread(mesh: MeshSettings, flags: str) -> None:
     """Where there are no accelerators, make as many devices of the cores as the mesh wants."""
     if "xla_force_host_platform_device_count" not in flags:
-        jax.config.update("jax_num_cpu_devices", _num_devices(mesh))
-
-
-def _num_devices(mesh: MeshSettings) -> int:
-    return (mesh.data or 1) * mesh.fsdp * mesh.tensor * mesh.sequence
+        jax.config.update("jax_num_cpu_devices", mesh.least)
 
 
 def make_run(folder: Path, name: Name) -> tuple[Run, Task]:
@@ -85,7 +81,7 @@ def make_run(folder: Path, name: Name) -> tuple[Run, Task]:
     corpus = inputs.prepare(settings, tokenizer, Path(task.cache), folder=folder, silent=True)
     devices = jax.devices()
     if mesh.data is not None:
-        devices = devices[: _num_devices(mesh)]
+        devices = devices[: mesh.least]
     run = Run(settings, folder, tokenizer, corpus, devices=tuple(devices))
     run.check()
     return run, task

@@ -21,7 +21,7 @@ SIZES = {"data": 2, "fsdp": 4, "tensor": 2, "sequence": 1}
         ("data:2,data:4", "names data twice"),
         ("data:x", "write data:SIZE"),
         ("data", "write data:SIZE"),
-        ("pipeline:2", "the axes are data, fsdp, tensor, sequence"),
+        ("pipeline:2", "the axes are data, fsdp, expert, tensor, sequence"),
     ],
 )
 def test_a_mesh_in_words_is_refused_with_the_word(text, part):
@@ -30,8 +30,8 @@ def test_a_mesh_in_words_is_refused_with_the_word(text, part):
 
 
 def test_a_mesh_in_words_names_its_axes_and_leaves_the_others_one():
-    assert MeshSettings(**parse("fsdp:4,tensor:2")).sizes(8) == (1, 4, 2, 1)
-    assert MeshSettings(fsdp=4).sizes(8) == (2, 4, 1, 1)
+    assert MeshSettings(**parse("fsdp:4,tensor:2")).sizes(8) == (1, 4, 1, 2, 1)
+    assert MeshSettings(expert=4).sizes(8) == (2, 1, 4, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,14 @@ def test_letters_are_laid_on_mesh_axes_once_and_only_where_they_divide():
     assert rules.stored("LD", (3, 16), SIZES) == P(None, None)
     assert rules.stored("LNH", (3, 8, 4), SIZES) == P(None, ("tensor",), None)
     assert rules.spec("BTD", (8, 5, 16), rules.USED, SIZES) == P(("data", "fsdp"), None, None)
+    experts = SIZES | {"expert": 2}
+    assert rules.stored("LEDF", (3, 8, 16, 8), experts) == P(
+        None, ("expert",), ("fsdp",), ("tensor",)
+    )
+    assert rules.spec("BTD", (16, 5, 16), rules.USED, experts)[0] == ("data", "fsdp", "expert")
     assert rules.spec("BTV", (3, 5, 16), rules.USED, SIZES) == P(None, None, ("tensor",))
-    assert rules.spec("EF", (4, 8), rules.USED, SIZES) == P(("tensor",), None)
+    assert rules.spec("EF", (4, 8), rules.USED, experts) == P(("expert",), ("tensor",))
+    assert rules.spec("DE", (4, 8), rules.USED, experts) == P(None, None)
 
 
 def test_without_a_mesh_constraints_add_nothing_to_the_program():

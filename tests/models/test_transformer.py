@@ -106,6 +106,10 @@ VARIANTS = {
         "pattern": ("local", "global"),
         "window": 4,
     },
+    "experts": {
+        "feed": "swiglu_clamped",
+        "experts": jaxgen.Experts(number=3, d_ff=6, router_bias="bias", shared=4, first_dense=1),
+    },
     "norm_of_each_head": {"qk_norm": "each", "positions": "rope"},
     "llama3_rope": {"positions": "rope", "rope_scaling": LLAMA3, "qk_norm": "head"},
     "gemma3": {

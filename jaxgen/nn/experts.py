@@ -1,0 +1,187 @@
+"""A mixture of experts in the place of the feed-forward sublayer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from jaxgen.config import ModelConfig
+from jaxgen.mesh import constrain, gather, place
+from jaxgen.nn.feed import Feed, activate, is_gated
+from jaxgen.nn.weight import weight
+from jaxgen.ops import experts as ops
+from jaxgen.ops.contract import contract
+from jaxgen.ops.grouped_matmul import grouped_matmul
+
+
+class Experts(nn.Module):
+    """The weighted sum of what the chosen experts of each token make of it, and a shared one."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
+        """Return x [B, T, D] transformed position by position; segments: 0 for padding."""
+        config, own = self.config, self.config.experts
+        logits = self._logits(x)
+        routing = self._route(logits, segments)
+        leaves = self._leaves()
+        run = partial(_mixture, config.feed, config.compute_dtype, own.weigh)
+        y = _by_device(run, own.number, x, routing, leaves)
+        if own.shared:
+            y = y + self._shared(x)
+        return constrain(y, "BTD")
+
+    def _shared(self, x: jax.Array) -> jax.Array:
+        """Return what the expert of all tokens makes of x [B, T, D]."""
+        config = self.config
+        y = Feed(config, config.experts.shared, name="shared")(x)
+        if config.experts.shared_gate == "none":
+            return y
+        shape, normal = (config.d_model, 1), nn.initializers.normal(config.init_std)
+        gate_DE = weight(self, "shared_gate", shape, "DE", normal, config.param_dtype)
+        gate = contract("BTD,DE->BTE", x.astype("float32"), gate_DE, dtype="float32")
+        return y * jax.nn.sigmoid(gate).astype(y.dtype)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        """Return the router's logits [B, T, E], in float32 whatever the rest is computed in."""
+        config, own = self.config, self.config.experts
+        shape = (config.d_model, own.number)
+        normal = nn.initializers.normal(config.init_std)
+        router_DE = weight(self, "router", shape, "DE", normal, config.param_dtype)
+        logits = contract("BTD,DE->BTE", x.astype("float32"), router_DE, dtype="float32")
+        if own.router_bias == "bias":
+            logits = logits + self._vector("router_bias", config.param_dtype).astype("float32")
+        return logits
+
+    def _route(self, logits: jax.Array, segments: jax.Array | None) -> ops.Routing:
+        """Return the routing [B, T, A]; in training, what the losses need is left behind."""
+        own = self.config.experts
+        flat = logits.reshape(-1, own.number)
+        # float32 always: a step moves it by less than bfloat16 tells apart.
+        bias = self._vector("choice_bias", "float32") if own.choice_bias == "bias" else None
+        routing = ops.route(
+            flat,
+            bias,
+            router=own.router,
+            active=own.active,
+            normalise=own.normalise,
+            groups=own.groups,
+            active_groups=own.active_groups,
+            scale=own.scale,
+        )
+        if self.is_mutable_collection("router"):
+            real = None if segments is None else segments.reshape(-1) > 0
+            stats = ops.router_stats(flat, routing.experts, real)
+            self.sow("router", "stats", stats)
+            if bias is not None:
+                weights = ops.with_load_gradient(routing.weights, bias, stats)
+                routing = routing._replace(weights=weights)
+        return jax.tree.map(lambda a: a.reshape(*logits.shape[:2], -1), routing)
+
+    def _leaves(self) -> dict[str, Any]:
+        """Return the weights of all experts by name, and their biases."""
+        config, width = self.config, self.config.experts.width(self.config.F)
+        down = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
+        normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
+        names = {"up": ("EDF", normal), "down": ("EFD", down)}
+        if is_gated(config.feed):
+            names["gate"] = ("EDF", normal)
+        size, found = {"E": config.experts.number, "D": config.d_model, "F": width}, {}
+        for name, (letters, init) in names.items():
+            shape = tuple(size[letter] for letter in letters)
+            found[name] = weight(self, name, shape, letters, init, config.param_dtype)
+            if config.has_bias("feed"):
+                letters = letters[0] + letters[2]
+                shape = tuple(size[letter] for letter in letters)
+                name = f"{name}_bias"
+                found[name] = weight(self, name, shape, letters, zeros, config.param_dtype)
+        return found
+
+    def _vector(self, name: str, dtype: str) -> Any:
+        shape = (self.config.experts.number,)
+        return weight(self, name, shape, "E", nn.initializers.zeros, dtype)
+
+
+LETTERS = {"up": "EDF", "gate": "EDF", "down": "EFD"}
+LETTERS |= {"up_bias": "EF", "gate_bias": "EF", "down_bias": "ED"}
+
+
+def _mixture(
+    feed: str,
+    dtype: str,
+    weigh: str,
+    x: Array,
+    routing: ops.Routing,
+    leaves: dict[str, Any],
+    last: Callable[[Array], Array] = lambda bias: bias,
+) -> Array:
+    """Return the sum [B, T, D] over those experts of each token whose leaves are here.
+
+    last: of the bias of `down`, which devices that share F must not add twice.
+    """
+    number = jax.tree.leaves(leaves["up"])[0].shape[0]
+    to = ops.sort(routing.experts.reshape(-1, routing.experts.shape[-1]), number)
+    rows = ops.spread(x.reshape(-1, x.shape[-1]).astype(dtype), to)
+    weights = routing.weights.reshape(to.rows.shape)
+    if weigh == "input":
+        rows = rows * weights.reshape(-1)[to.pairs][:, None].astype(dtype)
+        weights = jnp.ones_like(weights)
+
+    def project(name: str, rows: Array) -> Array:
+        y = grouped_matmul(rows, leaves[name], to.sizes, dtype=dtype)
+        if (bias := leaves.get(f"{name}_bias")) is None:
+            return y
+        bias = last(bias) if name == "down" else bias
+        return ops.add_biases(y, bias, to.sizes)
+
+    gate = project("gate", rows) if "gate" in leaves else None
+    y = project("down", activate(feed, project("up", rows), gate))
+    return ops.collect(y, weights, to).reshape(x.shape)
+
+
+def _by_device(
+    run: Callable[..., Array], number: int, x: Array, routing: ops.Routing, leaves: dict[str, Any]
+) -> Array:
+    """Return run(x, routing, leaves) where each device has a part of the tokens and experts.
+
+    Devices along the axis `expert` hold rows of their own. Each sees all of theirs, computes what
+    its experts make of them, and gets the sum for its own rows back: an all-gather and a
+    reduce-scatter, of sizes that routing does not change.
+    """
+    plain = all(hasattr(leaf, "ndim") for leaf in leaves.values())
+    if not plain or not place.is_spread():
+        return run(x, routing, leaves)
+    names = list(leaves)
+    gathered = [gather(leaves[name], LETTERS[name], x.shape[-1]) for name in names]
+    by_expert = place.axes_of("E", number)
+    by_width = place.axes_of("F", leaves["up"].shape[-1])
+    shared_rows = bool(by_expert) and set(by_expert) <= set(place.axes_of("B", x.shape[0]))
+
+    def local(x: Array, experts: Array, weights: Array, *own: Array) -> Array:
+        if shared_rows:
+            gather_rows = partial(lax.all_gather, axis_name=by_expert, axis=0, tiled=True)
+            x, experts, weights = map(gather_rows, (x, experts, weights))
+        if by_expert:
+            experts = experts - lax.axis_index(by_expert) * own[0].shape[0]
+        once = lambda bias: bias  # noqa: E731
+        if by_width:
+            once = lambda bias: jnp.where(lax.axis_index(by_width) == 0, bias, 0)  # noqa: E731
+        y = run(x, ops.Routing(experts, weights), dict(zip(names, own, strict=True)), once)
+        y = lax.psum(y, by_width) if by_width else y
+        if not by_expert:
+            return y
+        if shared_rows:
+            return lax.psum_scatter(y, by_expert, scatter_dimension=0, tiled=True)
+        return lax.psum(y, by_expert)
+
+    arrays = [x, routing.experts, routing.weights, *gathered]
+    letters = ["BTD", "BT.", "BT.", *(LETTERS[name] for name in names)]
+    return place.alone(local, arrays, letters, "BTD")
