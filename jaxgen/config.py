@@ -26,7 +26,7 @@ from jaxgen.config_groups import RopeScaling as RopeScaling
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
 
-Norm = Literal["layer", "rms", "rms_offset"]
+Norm = Literal["layer", "rms", "rms_offset", "rms_unit"]
 NormAt = Literal["pre", "post", "both", "out"]
 Parallel = Literal["none", "one_norm", "two_norms"]
 Positions = Literal["learned", "rope", "sinusoid", "sinusoid_t2t", "relative", "alibi", "none"]
@@ -89,8 +89,7 @@ class ModelConfig:
     head_dim: int | None = option("width of one head; null: d_model / heads", None)
     d_ff: int | None = option("feed-forward width; null: 4 d_model", None)
     norm: Norm = option(
-        "layer: LayerNorm; rms: RMSNorm; rms_offset: RMSNorm, scale kept as its offset from 1",
-        "layer",
+        "layer: LayerNorm; rms: RMSNorm, its scale less 1 (rms_offset) or none (rms_unit)", "layer"
     )
     norm_at: NormAt = option(
         "pre: of a sublayer's input; out: of its output; both; post: of the sum with its input",
@@ -191,6 +190,7 @@ class ModelConfig:
             )
         if self.latent is not None:
             self.latent.check(self)
+        self.scores.check(self)
         self._check_rope()
         self._check_relative()
         self._check_topology()

@@ -22,7 +22,8 @@ SCALES: dict[Scaling, tuple[str, ...]] = {
     "longrope": ("original_context", "attention", "short", "long"),
 }
 Bounds = Literal["whole", "exact"]
-Pairs = Literal["halves", "neighbours"]
+Pairs = Literal["halves", "halves_back", "neighbours"]
+Alibi = Literal["plain", "scaled"]
 Sinks = Literal["none", "learned"]
 ByLayer = Literal["same", "inverse"]
 Reach = Literal["all", "window", "chunk"]
@@ -123,7 +124,8 @@ class Rope:
     theta: float = option("base wavelength", 10000.0)
     share: float = option("of a head's width, the first part of it that turns", 1.0)
     pairs: Pairs = option(
-        "which numbers turn together: i and i + half (halves), or 2i and 2i + 1 (neighbours)",
+        "which numbers turn together: i and i + half (halves; halves_back: the other way round), "
+        "or 2i and 2i + 1 (neighbours)",
         "halves",
     )
     scaling: RopeScaling = option("stretched wavelengths", RopeScaling())
@@ -199,11 +201,20 @@ class Scores:
     multiplier: float | None = option("times this number instead; null: see query_scalar", None)
     by_layer: ByLayer = option("inverse: also divided by the layer's number, from 1", "same")
     cap: float | None = option("soft cap: cap * tanh(score / cap)", None)
+    growth: float | None = option(
+        "queries at position p times 1 + growth * ln(1 + p // growth_span)", None
+    )
+    growth_span: int | None = option("tokens", None)
+    alibi: Alibi = option(
+        "positions=alibi: added to scores; scaled: before these are scaled, and rounded to "
+        "bfloat16 (Falcon)",
+        "plain",
+    )
     sinks: Sinks = option("learned: each head may attend to nothing, at a learned score", "none")
     dropout: float | None = option("on probabilities; null: as model.dropout", None)
 
     def __post_init__(self) -> None:
-        for name in ("query_scalar", "multiplier", "cap"):
+        for name in ("query_scalar", "multiplier", "cap", "growth", "growth_span"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"scores.{name}={value} must be greater than 0")
@@ -212,8 +223,20 @@ class Scores:
                 f"scores.query_scalar={self.query_scalar} has no effect with "
                 f"scores.multiplier={self.multiplier}; remove one of them"
             )
+        if (self.growth is None) != (self.growth_span is None):
+            raise ConfigError(
+                f"scores.growth={self.growth} with scores.growth_span={self.growth_span}: give "
+                f"both, or none"
+            )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"scores.dropout={self.dropout} must be in [0, 1)")
+
+    def check(self, config: Any) -> None:
+        """Raise ConfigError where a setting has no effect in a model of this config."""
+        if self.alibi != "plain" and config.positions != "alibi":
+            raise ConfigError(
+                f"scores.alibi={self.alibi} has no effect: positions={config.positions}"
+            )
 
 
 @arguments.checked

@@ -48,6 +48,8 @@ class Attend(nn.Module):
             q, k = (rotate(x, context.positions, rope) for x in (q, k))
         if config.qk_norm == "unit":
             q, k = (unit_norm(x, epsilon=config.norm_epsilon) for x in (q, k))
+        if config.scores.growth is not None:
+            q = q * _growth(config, context.positions).astype(q.dtype)
         if config.scores.by_layer == "inverse":
             first = 0 if context.first is None else context.first
             q = q / jnp.asarray(first + layer + 1, q.dtype)
@@ -61,6 +63,13 @@ class Attend(nn.Module):
             return x
         axes = "H" if kind == "head" else f"{letter}H"
         return Norm(self.config, axes=axes, joint=kind == "heads", name=name)(x)
+
+
+def _growth(config: ModelConfig, positions: jax.Array) -> jax.Array:
+    """Return the factors [B, T, 1, 1] of queries at positions [B, T]."""
+    own = config.scores
+    spans = jnp.floor(positions.astype(jnp.float32) / own.growth_span)
+    return (1 + own.growth * jnp.log1p(spans))[..., None, None]
 
 
 class CrossAttend(nn.Module):

@@ -7,7 +7,7 @@ import jax
 
 from jaxgen.config import ModelConfig
 from jaxgen.nn.weight import weight
-from jaxgen.ops.norms import NORMS
+from jaxgen.ops.norms import NORMS, unit_norm
 
 
 class Norm(nn.Module):
@@ -25,6 +25,8 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x [..., axes] normalised."""
         config = self.config
+        if config.norm == "rms_unit":
+            return unit_norm(x, epsilon=config.norm_epsilon)
         shape = x.shape[-len(self.axes) :]
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
         start = zeros if config.norm == "rms_offset" else ones

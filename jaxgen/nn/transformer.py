@@ -170,10 +170,7 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
         if config.relative.tables == "shared":
             bias, buckets = Relative(config, name="relative")(buckets), None
     if config.positions == "alibi":
-        distance = jnp.abs(positions[:, None, :, None] - keys[0][:, None, None, :])
-        bias = -jnp.asarray(slopes(config.heads))[None, :, None, None] * distance.astype(
-            jnp.float32
-        )
+        bias = _alibi(config, positions, keys[0])
     if config.topology != "encoder_decoder":
         real = segments if config.experts.number else None
         more = {"interventions": interventions, "buckets": buckets, "segments": real}
@@ -184,6 +181,17 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     over_memory = cross_mask(own, _memory_segments(memory, cache))
     context = LayerContext(positions, masks, bias, memory, over_memory, interventions)
     return context._replace(buckets=buckets), cache
+
+
+def _alibi(config: ModelConfig, positions: jax.Array, keys: jax.Array) -> jax.Array:
+    """Return the bias [B, N, T or 1, S] of scores that grows by each head's slope with distance."""
+    slope = jnp.asarray(slopes(config.heads))[None, :, None, None]
+    if config.scores.alibi == "scaled":
+        # What is rounded is the key's position itself, from which distances differ by a constant.
+        half = slope.astype(jnp.bfloat16) * keys[:, None, None, :].astype(jnp.bfloat16)
+        return half.astype(jnp.float32) * config.score_scale
+    distance = jnp.abs(positions[:, None, :, None] - keys[:, None, None, :])
+    return -slope * distance.astype(jnp.float32)
 
 
 def _memory_segments(memory: Memory | None, cache: caches.Cache | None) -> jax.Array:

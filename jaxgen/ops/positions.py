@@ -81,8 +81,9 @@ def rotate(
         length = positions.max(axis=1) + 1
         angle = angle * stretch(length, width, rope.scaling)[:, None, None]
     sin, cos = jnp.sin(angle) * gain, jnp.cos(angle) * gain
+    sin = -sin if rope.pairs == "halves_back" else sin
     turning, rest = x[..., :width].astype(jnp.float32), x[..., width:]
-    if rope.pairs == "halves":
+    if rope.pairs != "neighbours":
         left, right = turning[..., : width // 2], turning[..., width // 2 :]
         turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     else:

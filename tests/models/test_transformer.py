@@ -49,7 +49,13 @@ VARIANTS = {
         "norm_at": "both",
         "output_scale": "root",
     },
-    "no_positions": {"positions": "none", "feed": "silu", "biases": "attention", "head_dim": 6},
+    "no_positions": {
+        "norm": "rms_unit",
+        "positions": "none",
+        "feed": "silu",
+        "biases": "attention",
+        "head_dim": 6,
+    },
     "qkv_biases": {"positions": "rope", "rope_theta": 100.0, "biases": "qkv", "d_ff": 10},
     "caps": {"score_cap": 2.0, "logit_cap": 3.0, "unroll": 3},
     "local": {"pattern": ("local",), "window": 3},
@@ -68,6 +74,7 @@ VARIANTS = {
     "parallel": {
         "parallel": "two_norms",
         "positions": "alibi",
+        "scores": jaxgen.Scores(alibi="scaled"),
         "biases": "norms",
         "feed": "relu2",
         "embed_scale": 1.5,
@@ -110,7 +117,12 @@ VARIANTS = {
         "feed": "swiglu_clamped",
         "experts": jaxgen.Experts(number=3, d_ff=6, router_bias="bias", shared=4, first_dense=1),
     },
-    "norm_of_each_head": {"qk_norm": "each", "positions": "rope"},
+    "norm_of_each_head": {
+        "qk_norm": "each",
+        "positions": "rope",
+        "rope": jaxgen.Rope(pairs="halves_back"),
+        "scores": jaxgen.Scores(growth=0.5, growth_span=3),
+    },
     "llama3_rope": {"positions": "rope", "rope_scaling": LLAMA3, "qk_norm": "head"},
     "gemma3": {
         "norm": "rms_offset",

@@ -20,10 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 def model_of(family: str, settings: dict):
     """Return the model of a case with its drawn weights."""
-    config = AutoConfig.for_model(family, attn_implementation="eager", **settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    settings = {"attn_implementation": "eager"} | settings
+    config = AutoConfig.for_model(family, **settings)
+    how = settings["attn_implementation"]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=how).eval()
     with torch.no_grad():
         for name, tensor in sorted(model.named_parameters()):  # a tied tensor is there once
+            name = cases.ON_DISK.get(family, {}).get(name, name)
             tensor.copy_(torch.from_numpy(cases.weight(name, tuple(tensor.shape))))
     return model
 
@@ -48,7 +51,10 @@ def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     model.config.architectures = [type(model).__name__]
     about = {
         "config": json.loads(model.config.to_json_string()),
-        "shapes": {name: list(tensor.shape) for name, tensor in model.named_parameters()},
+        "shapes": {
+            cases.ON_DISK.get(family, {}).get(name, name): list(tensor.shape)
+            for name, tensor in model.named_parameters()
+        },
     }
     return {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),

@@ -92,6 +92,15 @@ CASES: dict[str, dict[str, dict]] = {
         },
     },
 }
+NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+FALCON = {k: v for k, v in NEOX.items() if k != "intermediate_size"}
+BLOOM = _IDS | {"vocab_size": V, "hidden_size": 16, "n_layer": 2, "n_head": 4}
+MPT = _IDS | {"vocab_size": V, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
+# Eager attention of transformers adds Falcon's biases twice, the default one once.
+SCALED = FALCON | {"alibi": True, "attn_implementation": "sdpa"}
+LOCAL_FIRST = ["sliding_attention", "full_attention"]
+_GROWTH = {"llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 0.5}
+GROWING = rope("yarn", factor=4.0, original_max_position_embeddings=6, **_GROWTH)
 WIDE = LLAMA | {"head_dim": 8}
 LONGROPE = rope("longrope", short_factor=[1.0, 1.5], long_factor=[2.0, 3.0])
 # A golden case of each of the other decoders; what else they can be is compared live alone.
@@ -114,6 +123,15 @@ CASES |= {
         "plain": FOUR
         | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"], "logit_scale": 0.5}
     },
+    "nanochat": {"plain": LLAMA},
+    "stablelm": {"plain": LLAMA | {"partial_rotary_factor": 0.5, "use_qkv_bias": True}},
+    "gpt_neox": {"plain": NEOX | {"rotary_pct": 0.5}},
+    "bloom": {"plain": BLOOM},
+    "falcon": {"grouped": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}},
+    "mpt": {"plain": MPT},
+    "exaone4": {"plain": FOUR},
+    "olmo3": {"plain": FOUR | {"num_hidden_layers": 2, "layer_types": LOCAL_FIRST}},
+    "ministral3": {"plain": WIDE | GROWING},
 }
 LATENT = LLAMA | {
     "num_key_value_heads": 4,
@@ -133,6 +151,8 @@ CASES |= {
     },
     "minicpm3": {"plain": LATENT | {"scale_emb": 1.5}},
 }
+# Names that a file has for tensors that transformers calls otherwise in memory.
+ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
 VARIANTS: dict[str, dict[str, dict]] = {
@@ -182,6 +202,56 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "untied": LATENT | {"dim_model_base": 4, "tie_word_embeddings": False} | MSCALE,
     },
     "cohere": {"other scale": LLAMA | {"logit_scale": 0.3, "tie_word_embeddings": False}},
+    "nanochat": {
+        "no cap, biases": LLAMA
+        | {"final_logit_softcapping": None, "attention_bias": True, "hidden_act": "gelu"},
+    },
+    "stablelm": {
+        "parallel": LLAMA
+        | {"partial_rotary_factor": 0.5, "use_parallel_residual": True, "num_key_value_heads": 4},
+        "all of a head turns": LLAMA | {"partial_rotary_factor": 1.0},
+    },
+    "gpt_neox": {
+        "one after another": NEOX
+        | {"use_parallel_residual": False, "hidden_act": "gelu_new", "rotary_pct": 0.5},
+        "no biases, tied": NEOX
+        | {"attention_bias": False, "tie_word_embeddings": True, "rotary_emb_base": 500}
+        | {"rotary_pct": 1.0},
+    },
+    "bloom": {"six heads": BLOOM | {"n_head": 6, "hidden_size": 24}},
+    "falcon": {
+        "one key head": FALCON,
+        "biases, narrow": FALCON | {"bias": True, "ffn_hidden_size": 24},
+        "grouped, one norm": FALCON
+        | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        "alibi, one after another": SCALED
+        | {"multi_query": False, "parallel_attn": False, "bias": True},
+        "alibi, six heads": SCALED | {"num_attention_heads": 6, "hidden_size": 24},
+    },
+    "mpt": {
+        "six heads, another scale": MPT
+        | {"n_heads": 6, "d_model": 24, "attn_config": {"softmax_scale": 0.3}},
+    },
+    "exaone4": {
+        "no windows": FOUR | {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+        "windows": FOUR | WINDOWS | {"tie_word_embeddings": True},
+    },
+    "olmo3": {
+        "stretched": FOUR
+        | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, **OLD}, "attention_bias": True},
+        "two bases": FOUR
+        | {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
+            }
+        },
+    },
+    "ministral3": {
+        "window, no growth": WIDE
+        | {"sliding_window": 5}
+        | rope("default", llama_4_scaling_beta=0.0, original_max_position_embeddings=16),
+    },
     "cohere2": {"no windows": LLAMA | {"layer_types": ["full_attention"] * 2, "logit_scale": 1.0}},
 }
 VARIANT_NAMES = [(family, name) for family, cases in VARIANTS.items() for name in cases]

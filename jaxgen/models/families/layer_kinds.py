@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxgen.config import ModelConfig
+from jaxgen.config_groups import Rope
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.quirks import (
@@ -42,7 +43,10 @@ def layer_types(
     def write(config: ModelConfig) -> dict[str, Any]:
         names = {ours: name for name, ours in LAYER_TYPES.items()}
         types = [names.get(kind, kind) for kind in config.pattern]
-        fields: dict[str, Any] = {"layer_types": types, "sliding_window": config.window or 4096}
+        turns = all(config.rope_of(kind) is not None for kind in config.pattern)
+        fields: dict[str, Any] = {"layer_types": types, "sliding_window": config.window}
+        if config.window is None and not (turns and "sliding_window_pattern" in extra):
+            fields["sliding_window"] = 4096
         if "use_sliding_window" in extra:
             fields |= {"use_sliding_window": config.window is not None, "max_window_layers": 0}
         return fields
@@ -120,10 +124,21 @@ def _depth(theirs: Theirs) -> int:
 
 
 def every_nth(theirs: Theirs) -> list[str]:
+    """Return the kinds of layers of which all but every nth have a window."""
     period = theirs["sliding_window_pattern"]
     if type(period) is not int or period < 1:
         raise CheckpointError(f"sliding_window_pattern={period!r:.60} is no number of layers")
     return _types(theirs, lambda layer: (layer + 1) % period != 0)
+
+
+def all_full(theirs: Theirs) -> list[str]:
+    """Return the kinds of layers that have no window."""
+    return _types(theirs, lambda layer: False)
+
+
+def three_of_four(theirs: Theirs) -> list[str]:
+    """Return the kinds of layers of which all but every fourth have a window."""
+    return _types(theirs, lambda layer: (layer + 1) % 4 != 0)
 
 
 def _last_layers(theirs: Theirs) -> list[str]:
@@ -149,30 +164,44 @@ LAST_WINDOWS = layer_types(_last_layers, ("use_sliding_window", "max_window_laye
 MOST_WINDOWS = layer_types(every_nth, ("sliding_window_pattern",))
 
 
-def _read_two_ropes(theirs: Theirs) -> dict[str, Any]:
-    nested = theirs.get("rope_parameters")
-    base = {**theirs, "rope_theta": theirs["rope_local_base_freq"]}
-    if nested is None:
-        everywhere = rope_fields(theirs.get("rope_scaling"), theirs, partial=False)
-        local = rope_fields(None, base, partial=False)
-    else:
-        if not isinstance(nested, dict) or not set(nested) <= set(LAYER_TYPES):
+def two_ropes(default: Callable[[Theirs], list[str]], *, key: str | None, theta: float) -> Quirk:
+    """Return the quirk of layers with a window that have a rope of their own, not stretched.
+
+    default: as of `layer_types`. key: where their base is told; None: it is theta, unless ropes are
+    told by kinds of layers.
+    """
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        nested = theirs.get("rope_parameters")
+        base = {**theirs, "rope_theta": theta if key is None else theirs[key]}
+        if nested is None:
+            everywhere = rope_fields(theirs.get("rope_scaling"), theirs, partial=False)
+            local = rope_fields(None, base, partial=False)
+        elif isinstance(nested, dict) and set(nested) <= set(LAYER_TYPES):
+            everywhere = rope_fields(nested.get("full_attention"), theirs, partial=False)
+            local = rope_fields(nested.get("sliding_attention"), base, partial=False)
+        else:
             raise CheckpointError(f"rope_parameters={nested!r:.60} has not one part a layer kind")
-        everywhere = rope_fields(nested.get("full_attention"), theirs, partial=False)
-        local = rope_fields(nested.get("sliding_attention"), base, partial=False)
-    fields: dict[str, Any] = {f"rope.{name}": value for name, value in everywhere.items()}
-    has_local = "local" in _kinds(theirs, every_nth)
-    return {**fields, "kinds.local.rope": local} if has_local else fields
+        fields: dict[str, Any] = {f"rope.{name}": value for name, value in everywhere.items()}
+        has_local = "local" in _kinds(theirs, default) and local != everywhere
+        return {**fields, "kinds.local.rope": local} if has_local else fields
 
+    def write(config: ModelConfig) -> dict[str, Any]:
+        local = config.rope_of("local") or config.rope
+        everywhere = rope_settings(config.rope)
+        if key is not None and local.scaling.kind == "none":
+            return {**everywhere, key: local.theta}
+        if key is None and local == Rope(theta=theta):
+            return everywhere
+        told = {}
+        for name, rope in (("full_attention", config.rope), ("sliding_attention", local)):
+            scaling = rope_settings(rope)["rope_scaling"] or {"rope_type": "default"}
+            told[name] = {"rope_theta": rope.theta, **scaling}
+        return {"rope_parameters": told} | ({} if key is None else {key: theta})
 
-def _write_two_ropes(config: ModelConfig) -> dict[str, Any]:
-    local = config.rope_of("local") or config.rope
-    if local.scaling.kind != "none":
-        raise CheckpointError(f"local layers with rope.scaling.kind={local.scaling.kind}")
-    return {**rope_settings(config.rope), "rope_local_base_freq": local.theta}
+    keys = ROPE_KEYS if key is None else (*ROPE_KEYS, key)
+    return Quirk(keys, read, write, ignored_rope)
 
 
 # Gemma 3: local layers have a base of their own.
-TWO_ROPES = Quirk(
-    (*ROPE_KEYS, "rope_local_base_freq"), _read_two_ropes, _write_two_ropes, ignored_rope
-)
+TWO_ROPES = two_ropes(every_nth, key="rope_local_base_freq", theta=10000.0)

@@ -116,6 +116,26 @@ def multiplier(field: str, key: str, *, inverse: bool = False) -> Quirk:
     return Quirk((key,), read, write)
 
 
+def inside(key: str, names: Mapping[str, str], only: Mapping[str, Any]) -> Quirk:
+    """Return the quirk of settings in a mapping: ours -> theirs, and the values known of others."""
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        given = theirs[key] or {}
+        if not isinstance(given, dict):
+            raise CheckpointError(f"{key}={given!r:.60} is no mapping")
+        for name, known in only.items():
+            if given.get(name) not in (None, known):
+                raise CheckpointError(
+                    f"{key}.{name}={given[name]!r:.60} is not known here; known is {known!r}"
+                )
+        return {ours: given.get(name) for ours, name in names.items()}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        return {key: {**only, **{name: attrgetter(ours)(config) for ours, name in names.items()}}}
+
+    return Quirk((key,), read, write)
+
+
 TIED = one_of("output", "tie_word_embeddings", {True: "tied", False: "untied"})
 BIASES = together(
     "biases",
@@ -281,7 +301,7 @@ def rope(
 
     def read(theirs: Theirs) -> dict[str, Any]:
         theirs = {**theirs, **{name: theirs.get(key) for key, name in ours.items()}}
-        parameters = theirs.get("rope_parameters") or theirs.get("rope_scaling")
+        parameters = theirs.get("rope_scaling") or theirs.get("rope_parameters")
         if kinds and isinstance(parameters, dict):
             given = parameters.get("rope_type", parameters.get("type"))
             parameters = {**parameters, "rope_type": kinds.get(str(given), given)}
@@ -301,7 +321,8 @@ def rope(
             settings["partial_rotary_factor"] = config.rope.share
         return {{name: key for key, name in ours.items()}.get(k, k): v for k, v in settings.items()}
 
-    return Quirk((*ROPE_KEYS, *ours), read, write, ignored_rope)
+    renamed = {name for key, name in ours.items() if key != name}
+    return Quirk((*ours, *(k for k in ROPE_KEYS if k not in renamed)), read, write, ignored_rope)
 
 
 ROPE_KEYS = (

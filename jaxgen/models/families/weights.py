@@ -22,7 +22,7 @@ class Link(NamedTuple):
     """A parameter of ours (layer: one layer of it) and the part of a tensor that holds it.
 
     cut: that part, of the tensor in the shape `split`. sizes: its axes one by one. order: the
-    permutation that makes them ours.
+    permutation that makes them ours, in the shape `shape`.
     """
 
     path: str
@@ -31,14 +31,17 @@ class Link(NamedTuple):
     cut: tuple[slice, ...]
     sizes: tuple[int, ...]
     order: tuple[int, ...]
+    shape: tuple[int, ...]
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
-        """Return our parameter (or its layer) as a view of their tensor."""
-        return tensor.reshape(self.split)[self.cut].reshape(self.sizes).transpose(self.order)
+        """Return our parameter (or its layer), where it can be as a view of their tensor."""
+        part = tensor.reshape(self.split)[self.cut].reshape(self.sizes)
+        return part.transpose(self.order).reshape(self.shape)
 
     def write(self, tensor: np.ndarray, ours: np.ndarray) -> None:
         """Put our parameter (or its layer) where it belongs in their tensor."""
-        part, home = ours.transpose(np.argsort(self.order)), tensor.reshape(self.split)
+        part = ours.reshape([self.sizes[axis] for axis in self.order])
+        part, home = part.transpose(np.argsort(self.order)), tensor.reshape(self.split)
         home[self.cut] = part.reshape(home[self.cut].shape)
 
 
@@ -58,8 +61,9 @@ def table(family: Family, config: ModelConfig) -> dict[str, Theirs]:
         paths = [f"{home}{path}" for path in row.ours]
         refused = row.unless is not None and f"{home}{row.unless}" in shapes
         lacking = row.beside is not None and f"{home}{row.beside}" not in shapes
-        if paths[0] in shapes and not refused and not lacking:
-            found[name] = _theirs(row, paths, index, shapes, letters)
+        other = row.when and getattr(config, row.when[0]) not in row.when[1:]
+        if paths[0] in shapes and not refused and not lacking and not other:
+            found[name] = _theirs(row, paths, index, shapes, letters, config)
     if lost := shapes.keys() - {link.path for theirs in found.values() for link in theirs.links}:
         raise CheckpointError(f"{family.model_type} has no tensor for {', '.join(sorted(lost))}")
     return found
@@ -103,7 +107,9 @@ def _encoder(family: Family, config: ModelConfig):
             yield family.encoder.format(layer) + row.theirs, row, f"{home}/", index
 
 
-def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> Theirs:
+def _theirs(
+    row: Row, paths: list[str], index: int | None, shapes, letters, config: ModelConfig
+) -> Theirs:
     words = row.layout.replace("*", "").split(",")
     star = next((i for i, word in enumerate(row.layout.split(",")) if "*" in word), 0)
     before = row.layout.split(",")[star].partition("*")[0] if "*" in row.layout else ""
@@ -115,23 +121,27 @@ def _theirs(row: Row, paths: list[str], index: int | None, shapes, letters) -> T
             axes, shape = axes[1:], shape[1:]
         axes = "DO" if axes == "DD" else axes
         size = dict(zip(axes, shape, strict=True)) | {ONE: 1}
+        if "G" in row.layout and "N" in axes:  # queries, by the heads of the keys they share
+            size |= {"K": config.K, "G": config.heads // config.K}
+            axes = axes.replace("N", "KG")
         # Keys and values may have heads of their own number, under the same name in the layout.
-        flat = [[c if c in size else {"N": "K"}[c] for c in word] for word in words]
+        other = {"N": "K", "G": ONE}
+        flat = [[c if c in size else other[c] for c in word] for word in words]
         whole = [math.prod(size[c] for c in word) for word in flat]
         groups = math.prod(size[c] for c in flat[star][: len(before)])
         kept = [c for word in flat for c in word if c != ONE]
         order = tuple(kept.index(c) for c in axes)
-        parts.append((path, whole, groups, tuple(size[c] for c in kept), order))
-    # The parameters follow one another in each of these groups: in all of the axis, or each head.
+        parts.append((path, whole, groups, tuple(size[c] for c in kept), order, shape))
+    # They follow one another in each group: in all of the axis, or in what is before the star.
     _, whole, groups, *_ = parts[0]
     total = sum(one[star] for _, one, *_ in parts)
     split = (*whole[:star], groups, total // groups, *whole[star + 1 :])
     links, start = [], 0
-    for path, one, _, sizes, order in parts:
+    for path, one, _, sizes, order, shape in parts:
         cut = [slice(None)] * len(split)
         cut[star + 1] = slice(start, start + one[star] // groups)
         start += one[star] // groups
-        links.append(Link(path, index, split, tuple(cut), sizes, order))
+        links.append(Link(path, index, split, tuple(cut), sizes, order, shape))
     return Theirs((*whole[:star], total, *whole[star + 1 :]), tuple(links))
 
 

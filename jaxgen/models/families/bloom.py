@@ -1,0 +1,57 @@
+"""BLOOM (Le Scao et al. 2022): ALiBi, and a norm of the embeddings."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import gpt_neox, llama
+from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, token_classes
+
+ROWS = (
+    Row("transformer.word_embeddings.weight", ("embed/tokens",), "V,D"),
+    *norm("transformer.word_embeddings_layernorm", "embed/norm"),
+    *norm("transformer.ln_f", "final_norm"),
+    Row("lm_head.weight", ("unembed/tokens",), "V,D"),
+)
+
+SIZES = {
+    "vocab_size": "vocab_size",
+    "context": "seq_length",
+    "layers": "n_layer",
+    "d_model": "hidden_size",
+    "heads": "n_head",
+    "norm_epsilon": "layer_norm_epsilon",
+    "init_std": "initializer_range",
+}
+
+FAMILY = Family(
+    model_type="bloom",
+    architecture="BloomForCausalLM",
+    prefix="transformer.",
+    layer="transformer.h.{}.",
+    sizes=SIZES,
+    choices={"norm": "layer", "positions": "alibi", "feed": "gelu_tanh", "embed_norm": "norm"},
+    defaults={"layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "tie_word_embeddings": True}
+    | {"hidden_dropout": 0.0, "attention_dropout": 0.0, "seq_length": 2048},
+    aliases={
+        "n_embed": "hidden_size",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+    only={"apply_residual_connection_post_layernorm": (False,)},
+    ignored=frozenset(
+        "attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion offset_alibi "
+        "skip_bias_add skip_bias_add_qkv slow_but_exact unk_token_id".split()
+    ),
+    quirks=(TIED, dropout(("hidden_dropout",), "attention_dropout")),
+    rows=ROWS,
+    layer_rows=(
+        *norm("input_layernorm", "attn_norm"),
+        *norm("post_attention_layernorm", "feed_norm"),
+        *linear("self_attention.query_key_value", gpt_neox.QKV, "N*H,D"),
+        *linear("self_attention.dense", "attn/o", "D,NH"),
+        *gpt_neox.MLP,
+    ),
+    heads=llama.heads("Bloom", *llama.HEADS),
+    head_rows=llama.SCORE | {"token_classes": token_classes("classifier"), "spans": SPANS},
+    copies={"lm_head.weight": "transformer.word_embeddings.weight"},
+)

@@ -1,0 +1,55 @@
+"""GPT-NeoX and Pythia (Black et al. 2022): parallel sublayers, each behind a norm of its own."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, rope, token_classes
+
+SIZES = {k: v for k, v in llama.SIZES.items() if k not in ("kv_heads", "head_dim")}
+QKV = tuple(f"attn/{x}" for x in "qkv")
+MLP = (
+    *linear("mlp.dense_h_to_4h", "feed/up", "F,D"),
+    *linear("mlp.dense_4h_to_h", "feed/down", "D,F"),
+)
+
+FAMILY = Family(
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    prefix="gpt_neox.",
+    layer="gpt_neox.layers.{}.",
+    sizes=SIZES | {"norm_epsilon": "layer_norm_eps"},
+    choices={"norm": "layer", "positions": "rope"},
+    defaults=llama.DEFAULTS
+    | {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 1e4}
+    | {"use_parallel_residual": True, "attention_bias": True}
+    | {"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    only={"is_decoder": (False, True)},
+    ignored=frozenset({"classifier_dropout"}),
+    quirks=(
+        *(TIED, one_of("feed", "hidden_act", gpt2.FEED)),
+        rope(partial=True, theta="rotary_emb_base", share="rotary_pct"),
+        one_of("parallel", "use_parallel_residual", {True: "two_norms", False: "none"}),
+        one_of("biases", "attention_bias", {True: "all", False: "feed"}),
+        dropout(("hidden_dropout",), "attention_dropout"),
+    ),
+    rows=(
+        Row("gpt_neox.embed_in.weight", ("embed/tokens",), "V,D"),
+        *norm("gpt_neox.final_layer_norm", "final_norm"),
+        Row("embed_out.weight", ("unembed/tokens",), "V,D"),
+    ),
+    layer_rows=(
+        *norm("input_layernorm", "attn_norm"),
+        *norm("post_attention_layernorm", "feed_norm"),
+        *linear("attention.query_key_value", QKV, "N*H,D"),
+        *linear("attention.dense", "attn/o", "D,NH"),
+        *MLP,
+    ),
+    heads=llama.heads("GPTNeoX", *llama.HEADS),
+    head_rows=llama.SCORE | {"token_classes": token_classes("classifier"), "spans": SPANS},
+    copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
+    ignored_tensors=tuple(
+        f"gpt_neox.layers.*.attention.{name}"
+        for name in ("bias", "masked_bias", "rotary_emb.inv_freq")
+    ),
+)

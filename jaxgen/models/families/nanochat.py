@@ -1,0 +1,33 @@
+"""nanochat (Karpathy 2025): norms without scales, squared ReLU, capped logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.quirks import ROPE, TIED, one_of
+
+CAP = {"logit_cap": "final_logit_softcapping"}
+SHARED: dict[str, Any] = llama.SHARED | {"sizes": llama.SIZES | CAP}
+# Queries and keys, normalised after they turned, turn the other way round.
+CHOICES = {"norm": "rms_unit", "positions": "rope", "rope.pairs": "halves_back", "qk_norm": "unit"}
+
+FAMILY = Family(
+    model_type="nanochat",
+    architecture="NanoChatForCausalLM",
+    heads=llama.heads("NanoChat"),
+    choices=CHOICES | {"embed_norm": "norm"},
+    defaults=llama.DEFAULTS
+    | {"hidden_act": "relu2", "final_logit_softcapping": 15.0, "attention_bias": False},
+    quirks=(
+        *(TIED, ROPE, one_of("feed", "hidden_act", gpt2.FEED)),
+        one_of("biases", "attention_bias", {False: "none", True: "attention"}),
+    ),
+    layer_rows=(
+        *(row for row in llama.SUBLAYERS if row.theirs.startswith("self_attn.")),
+        Row("mlp.fc1.weight", ("feed/up",), "F,D"),
+        Row("mlp.fc2.weight", ("feed/down",), "D,F"),
+    ),
+    **SHARED,
+)

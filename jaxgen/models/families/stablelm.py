@@ -1,0 +1,34 @@
+"""StableLM 3B and 2 (Stability AI 2023): Llama with layer norms, of which a quarter turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import llama
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import GATED, TIED, one_of, rope
+
+SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "head_dim"}
+SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES | {"norm_epsilon": "layer_norm_eps"}}
+
+FAMILY = Family(
+    model_type="stablelm",
+    architecture="StableLmForCausalLM",
+    heads=llama.heads("StableLm", "classes", "token_classes"),
+    head_rows=llama.SCORE,
+    choices={"norm": "layer", "positions": "rope"},
+    defaults=llama.DEFAULTS
+    | {"num_key_value_heads": 32, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25}
+    | {"use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
+    only={"qk_layernorm": (False,)},
+    ignored=frozenset(
+        {"hidden_dropout", "norm_eps", "rope_pct", "rotary_scaling_factor", "rms_norm_eps"}
+    ),
+    quirks=(
+        *(TIED, GATED, rope(partial=True)),
+        one_of("parallel", "use_parallel_residual", {False: "none", True: "one_norm"}),
+        one_of("biases", "use_qkv_bias", {False: "norms", True: "qkv"}),
+    ),
+    layer_rows=llama.LAYER_ROWS,
+    **SHARED,
+)
