@@ -79,24 +79,21 @@ class Ends(TypedDict, total=False):
 
 
 class Prompts(NamedTuple):
-    """Prompts as a caller gives them, and where their texts end."""
+    """Prompts as a caller gives them, where their texts end, and the cache that holds them.
+
+    room: slots for new tokens, None: length; slack: see `prefill`.
+    """
 
     prompt: api.Ids
     length: int
     lengths: Lengths | None
     stop: Stops | None
     strings: StopStrings | None
-
-
-class CacheForm(NamedTuple):
-    """How the slots of a KV cache lie in memory; see `api.empty_cache`."""
-
+    memory: Memory | None = None
     layout: Layout = "contiguous"
     store: Store = "plain"
+    room: Size | None = None
     slack: int = 0
-
-
-PLAIN = CacheForm()
 
 
 class Prefilled(NamedTuple):
@@ -114,12 +111,11 @@ def new_cache(
     batch: Size,
     capacity: Size,
     memory: Memory | None,
-    form: CacheForm,
+    **form: Any,
 ) -> Cache:
     """Return an `api.empty_cache` in the form that these parameters read best."""
-    slots = None if memory is None else memory.state.shape[1]
-    about = {"memory": slots, "unrolled": serving.is_unrolled(params), **form._asdict()}
-    return api.empty_cache(config, batch, capacity, **about)
+    slots, unrolled = None if memory is None else memory.state.shape[1], serving.is_unrolled(params)
+    return api.empty_cache(config, batch, capacity, memory=slots, unrolled=unrolled, **form)
 
 
 @with_shared_args
@@ -171,8 +167,8 @@ def prefill(
       [3, 4]
     """
     lengths = jnp.asarray(lengths)
-    form = CacheForm(layout, store, slack)
-    cache = new_cache(params, config, prompt.shape[0], capacity, memory, form)
+    form = {"layout": layout, "store": store, "slack": slack}
+    cache = new_cache(params, config, prompt.shape[0], capacity, memory, **form)
     cache = cache.with_valid_lengths(jnp.asarray(lengths, jnp.int32) - 1)
     prefix = None
     if config.prompt == "both":
@@ -198,29 +194,20 @@ def check(config: ModelConfig, width: Size, length: int) -> None:
         raise ConfigError(f"head={config.head} gives no next token; generation needs head=lm")
 
 
-def read_prompts(
-    params: api.Params,
-    config: ModelConfig,
-    prompts: Prompts,
-    form: CacheForm,
-    *,
-    memory: Memory | None = None,
-    room: Size | None = None,
-) -> Prefilled:
-    """Check and read the prompts of a public function; room: slots for new tokens, if not length.
+def read_prompts(params: api.Params, config: ModelConfig, given: Prompts) -> Prefilled:
+    """Check and read the prompts of a public function.
 
     Raises ConfigError if T + length exceeds the context, or the model gives no next token.
     """
-    prompt, width = prompts.prompt, prompts.prompt.shape[1]
-    check(config, width, prompts.length)
-    params, num_valid = serving.unroll(params, config), lengths_of(prompt, prompts.lengths)
-    capacity = width + (prompts.length if room is None else room)
-    about = {"memory": memory, **form._asdict()}
-    first, cache = prefill(params, config, prompt, num_valid, capacity, **about)
-    ends = Ends(
-        prompt=jnp.asarray(prompt), lengths=num_valid, stop=prompts.stop, strings=prompts.strings
-    )
-    return Prefilled(params, first, cache, ends)
+    width = given.prompt.shape[1]
+    check(config, width, given.length)
+    params, num_valid = serving.unroll(params, config), lengths_of(given.prompt, given.lengths)
+    capacity = width + (given.length if given.room is None else given.room)
+    form = {"layout": given.layout, "store": given.store, "slack": given.slack}
+    read = (params, config, given.prompt, num_valid, capacity)
+    first, cache = prefill(*read, memory=given.memory, **form)
+    prompt, about = jnp.asarray(given.prompt), {"stop": given.stop, "strings": given.strings}
+    return Prefilled(params, first, cache, Ends(prompt=prompt, lengths=num_valid, **about))
 
 
 def lengths_of(prompt: api.Ids, lengths: Lengths | None) -> Int[Array, "B"]:
@@ -272,8 +259,8 @@ def generate(
     """
     sample = greedy() if sample is None else sample
     check_chain(sample, length)
-    prompts, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
-    begun = read_prompts(params, config, prompts, form, memory=memory)
+    given = Prompts(prompt, length, lengths, stop, strings, memory, layout, store)
+    begun = read_prompts(params, config, given)
     step = model_step(begun.params, config)
     return decode(step, begun.cache, begun.first, key, sample, length, **begun.ends)[0]
 
@@ -325,8 +312,8 @@ def generate_detailed(
     """
     sample = greedy() if sample is None else sample
     check_chain(sample, length)
-    prompts, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
-    begun = read_prompts(params, config, prompts, form, memory=memory)
+    given = Prompts(prompt, length, lengths, stop, strings, memory, layout, store)
+    begun = read_prompts(params, config, given)
     step, loop = model_step(begun.params, config), (begun.cache, begun.first, key, sample, length)
     return decode_detailed(step, *loop, top=top, scores=scores, **begun.ends).without_cache()
 
@@ -380,7 +367,7 @@ def generate_dola(
             f"layers={layers} must be numbers from 0 to {config.layers - 1} of layers="
             f"{config.layers}"
         )
-    prompts = Prompts(prompt, length, lengths, stop, strings)
-    begun = read_prompts(params, config, prompts, CacheForm(layout, store))
+    given = Prompts(prompt, length, lengths, stop, strings, None, layout, store)
+    begun = read_prompts(params, config, given)
     step, loop = dola_step(begun.params, config, chosen), (begun.cache, begun.first)
     return decode_detailed(step, *loop, key, sample, length, top=0, **begun.ends).without_cache()

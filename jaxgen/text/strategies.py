@@ -31,9 +31,7 @@ from jaxgen.ops.cache import Cache, Layout, Store
 from jaxgen.ops.memory import Memory
 from jaxgen.text import model_steps as steps
 from jaxgen.text.generate import (
-    PLAIN,
     PROMPTED,
-    CacheForm,
     Ends,
     Lengths,
     Prompts,
@@ -98,9 +96,8 @@ def generate_beams(
     """
     if search.beams > config.V:
         raise ConfigError(f"beams={search.beams} exceed vocab_size={config.V}; ask for fewer")
-    prompts, form = Prompts(prompt, length, lengths, stop, strings), CacheForm(layout, store)
-    room = split_room(search, length)
-    begun = read_prompts(params, config, prompts, form, memory=memory, room=room)
+    given = Prompts(prompt, length, lengths, stop, strings, memory, layout, store)
+    begun = read_prompts(params, config, given._replace(room=split_room(search, length)))
     step, cache = steps.model_step(begun.params, config), split(begun.cache, search)
     loop = (begun.first, key, chain() if sample is None else sample, length, search)
     return beam_search(step, cache, *loop, num_return=num_return, words=words, **begun.ends)
@@ -180,8 +177,8 @@ def generate_speculative(
     capacity, num_valid = prompt.shape[1] + length + count + 1, lengths_of(prompt, lengths)
     read = (draft_params, draft_config, prompt, num_valid, capacity)
     draft = draft_of(*read, draft_sample, count)
-    prompts = Prompts(prompt, length, lengths, stop, strings)
-    return _speculate(params, config, prompts, key, sample, draft, memory, layout, store)
+    given = Prompts(prompt, length, lengths, stop, strings, memory, layout, store)
+    return _speculate(params, config, given, key, sample, draft)
 
 
 @with_shared_args
@@ -228,21 +225,18 @@ def generate_lookup(
       True
     """
     sample, draft = greedy() if sample is None else sample, lookup(count, width=width)
-    prompts = Prompts(prompt, length, lengths, stop, strings)
-    return _speculate(params, config, prompts, key, sample, draft, memory, layout, store)
+    given = Prompts(prompt, length, lengths, stop, strings, memory, layout, store)
+    return _speculate(params, config, given, key, sample, draft)
 
 
 def _speculate(
-    params, config, prompts: Prompts, key, sample, draft: Draft, memory, layout, store
+    params: api.Params, config: ModelConfig, given: Prompts, key: Keys, sample: Chain, draft: Draft
 ) -> Decoded:
     # A ring must be able to take back every guess, and the token after them.
-    form = CacheForm(layout, store, draft.count if layout == "ring" else 0)
-    room = prompts.length + draft.count + 1
-    begun = read_prompts(params, config, prompts, form, memory=memory, room=room)
-    read = steps.MultiTokenStep(begun.params, config)
-    return speculate(
-        read, begun.cache, begun.first, key, sample, prompts.length, draft, **begun.ends
-    )
+    slack, room = draft.count if given.layout == "ring" else 0, given.length + draft.count + 1
+    begun = read_prompts(params, config, given._replace(room=room, slack=slack))
+    loop = (begun.cache, begun.first, key, sample, given.length, draft)
+    return speculate(steps.MultiTokenStep(begun.params, config), *loop, **begun.ends)
 
 
 def _check_draft(draft: ModelConfig, config: ModelConfig) -> None:
@@ -324,8 +318,8 @@ def generate_contrastive(
     num_valid = lengths_of(prompt, lengths)
     ends = Ends(prompt=jnp.asarray(prompt), lengths=num_valid, stop=stop, strings=strings)
     sample = chain() if sample is None else sample
-    rest, form = (sample, length, count, penalty), CacheForm(store=store)
-    return search_contrastive(params, config, ends, *rest, memory=memory, form=form)
+    rest = (sample, length, count, penalty)
+    return search_contrastive(params, config, ends, *rest, memory=memory, store=store)
 
 
 def search_contrastive(
@@ -339,13 +333,13 @@ def search_contrastive(
     *,
     known: int | None = None,
     memory: Memory | None = None,
-    form: CacheForm = PLAIN,
+    store: Store = "plain",
 ) -> Decoded:
     """Read prompts with their hidden states and continue them; known: ids of the tokenizer."""
     params = serving.unroll(params, config)
     prompt, lengths = ends["prompt"], jnp.asarray(ends["lengths"])
     capacity = prompt.shape[1] + length + 1
-    cache = new_cache(params, config, prompt.shape[0], capacity, memory, form)
+    cache = new_cache(params, config, prompt.shape[0], capacity, memory, store=store)
     read = api.hidden(params, config, prompt, cache=cache, memory=memory)
     assert read.cache is not None
     prompt = jnp.asarray(prompt, jnp.int32)
