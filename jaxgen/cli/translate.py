@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from jaxgen.cli import flags, inputs, texts
+from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 
 if TYPE_CHECKING:
@@ -22,10 +23,25 @@ Prefix = Annotated[
 ]
 
 
+From = Annotated[
+    str | None,
+    Parameter(name="--from", help="language of the texts, by its code; default: the folder's"),
+]
+To = Annotated[
+    str | None, Parameter(name="--to", help="language to write, by its code; default: the folder's")
+]
+List = Annotated[
+    bool, Parameter(name="--languages", negative=(), help="print the codes of languages, and end")
+]
+
+
 def translate(
     run: texts.Folder,
     /,
     *text: texts.Texts,
+    source: From = None,
+    target: To = None,
+    languages: List = False,
     task: Task = None,
     prefix: Prefix = None,
     settings: flags.Settings = None,
@@ -43,8 +59,13 @@ def translate(
         jaxgen translate runs/translate "A dog runs through the snow."
         jaxgen translate runs/translate --input test.en --output test.de --beams 4
         jaxgen translate downloads/t5-small "A dog." --task translation_en_to_de
+        jaxgen translate downloads/nllb "A dog." --from eng_Latn --to deu_Latn
     """
-    _rewrite("translation", run, text, task, prefix, settings, job)
+    if languages:
+        print("\n".join(_languages(run)))
+        return
+    between = (source, target)
+    _rewrite("translation", run, text, task, prefix, settings, job, between)
 
 
 def summarize(
@@ -64,10 +85,25 @@ def summarize(
         jaxgen summarize runs/summarize_docstrings --input functions.txt
         jaxgen summarize downloads/bart-large-cnn --input news.txt --max-length 60
     """
-    _rewrite("summarization", run, text, task, prefix, settings, job)
+    _rewrite("summarization", run, text, task, prefix, settings, job, (None, None))
 
 
-def _rewrite(verb: str, run, text, task, prefix, settings, job) -> None:
+def _languages(run: str) -> list[str]:
+    """Return the codes of the languages that a folder knows."""
+    from jaxgen.pretrained.assets import read_tokenizer
+    from jaxgen.pretrained.languages import read_languages
+    from jaxgen.pretrained.sources import local_path
+
+    home = local_path(run)
+    known = read_languages(home, read_tokenizer(home))
+    if known is None:
+        raise ConfigError(f"{run} knows no languages by their codes")
+    return sorted(known.codes)
+
+
+def _rewrite(
+    verb: str, run, text, task, prefix, settings, job, between: tuple[str | None, str | None]
+) -> None:
     wanted = flags.settings_of(settings)
 
     def work(model, sources, progress, detail):
@@ -86,6 +122,7 @@ def _rewrite(verb: str, run, text, task, prefix, settings, job) -> None:
         if chosen is not None:
             model = tasks.for_task(model, chosen)
             notes.append(f"task={chosen}")
+        model = tasks.for_languages(model, *between)
         if model.generation_config.prefix and prefix is None:
             notes.append(f"prefix={model.generation_config.prefix!r}")
         return model, notes

@@ -18,7 +18,7 @@ from jaxgen.errors import CheckpointError
 from jaxgen.pretrained import gguf_tokenizer, hub_read
 from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.pretrained.gguf_read import is_gguf
-from jaxgen.pretrained.tokenizer_kinds import ANY, CONFIG, FILE, Kind, kind_of
+from jaxgen.pretrained.tokenizer_kinds import ANY, CONFIG, FILE, Kind, class_of, kind_of
 from jaxgen.tokens import Special, Tokenizer, folder, marian, modelproto, pipelines
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.pipelines import Json
@@ -63,7 +63,9 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
             )
         ids = _special_ids(home, tokenizer.vocab_size) | {"bos": None}
         return marian.Marian(tokenizer.model, replace(tokenizer.special, **ids))
-    about = _about(home)
+    about, name = tokenizer_about(home)
+    if name == "M2M100Tokenizer" and (home / VOCAB).exists():
+        return _with_languages(home, about)
     kind = kind_of(home, about)
     names = {**kind.names, **_roles(about)}
     try:
@@ -91,6 +93,25 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
         if not message.startswith(str(home)):
             message = f"{where}: {message}"
         raise CheckpointError(message) from error
+
+
+def tokenizer_about(home: Path) -> tuple[Json, str | None]:
+    """Return (tokenizer_config.json, the class of tokenizers that transformers takes)."""
+    about = _about(home)
+    return about, class_of(home, about)
+
+
+def _with_languages(home: Path, about: Mapping[str, Any]) -> Tokenizer:
+    """Return M2M-100's tokenizer."""
+    languages = about.get("language_codes", "m2m100")
+    if languages not in marian.LANGUAGES:
+        known = ", ".join(marian.LANGUAGES)
+        raise CheckpointError(
+            f"{home / CONFIG}: language_codes={languages!r:.40} is none of {known}"
+        )
+    tokenizer = marian.read_marian(home, languages)
+    ids = _special_ids(home, tokenizer.vocab_size) | {"bos": None}
+    return marian.Marian(tokenizer.model, replace(tokenizer.special, **ids))
 
 
 def named_pieces(home: Path) -> dict[str, str]:

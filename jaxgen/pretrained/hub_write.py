@@ -104,13 +104,14 @@ def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, s
 def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Write the tokenizer as a tokenizer.json, Marian's as its own three files."""
     from jaxgen.tokens.export import tokenizer_json
-    from jaxgen.tokens.marian import Marian
+    from jaxgen.tokens.marian import SOURCE, Marian
 
     about: dict[str, Any] = {"model_max_length": config.context}
     if isinstance(tokenizer, Marian):
         for name, content in tokenizer.parts().items():
             (draft / name).write_bytes(content)
-        files.write_json(draft / TOKENIZER, about | {"tokenizer_class": "MarianTokenizer"})
+        named = "MarianTokenizer" if SOURCE in tokenizer.parts() else "M2M100Tokenizer"
+        files.write_json(draft / TOKENIZER, about | {"tokenizer_class": named})
         return
     exported = tokenizer_json(tokenizer, rows=config.V, topology=config.topology)
     (draft / "tokenizer.json").write_bytes(exported.file)

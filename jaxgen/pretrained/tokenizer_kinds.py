@@ -48,6 +48,38 @@ def _t5(proto: modelproto.Proto, about: Mapping[str, Any], names: Mapping[str, A
     return converted | {"sentinels": rows}
 
 
+# mBART's languages: the first 25 of its first version, all 52 of mBART-50.
+LANGUAGES = """
+ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV
+my_MM ne_NP nl_XX ro_RO ru_RU si_LK tr_TR vi_VN zh_CN af_ZA az_AZ bn_IN fa_IR he_IL hr_HR id_ID
+ka_GE km_KH mk_MK ml_IN mn_MN mr_IN pl_PL ps_AF pt_XX sv_SE sw_KE ta_IN te_IN th_TH tl_XX uk_UA
+ur_PK xh_ZA gl_ES sl_SI
+""".split()
+
+
+def _mbart(languages: int, *, words: bool) -> Callable[..., Json]:
+    def convert(
+        proto: modelproto.Proto, about: Mapping[str, Any], names: Mapping[str, Any]
+    ) -> Json:
+        codes = LANGUAGES[:languages]
+        rows = [pipelines.added_token(code) for code in codes]
+        mask = pipelines.added_token(names["mask_token"]) | {"lstrip": True}
+        return pipelines.mbart(proto, names, codes, words=words) | {"sentinels": [*rows, mask]}
+
+    return convert
+
+
+def _pegasus(proto: modelproto.Proto, about: Mapping[str, Any], names: Mapping[str, Any]) -> Json:
+    offset, sentence = about.get("offset", 103), about.get("mask_token_sent", "<mask_1>")
+    if type(offset) is not int or not 2 <= offset < 10_000 or not isinstance(sentence, str):
+        raise CheckpointError(
+            f"{CONFIG}: offset={offset!r:.40}, mask_token_sent={sentence!r:.40}; fetch it again"
+        )
+    rows = [pipelines.added_token(f"<unk_{i}>") for i in range(2, offset)]
+    converted = pipelines.pegasus(proto, names, offset=offset, sentence=sentence)
+    return converted | {"sentinels": [pipelines.added_token(sentence), *rows]}
+
+
 def _spaced(about: Mapping[str, Any]) -> dict[str, bool]:
     return {"add_prefix_space": bool(about.get("add_prefix_space"))}
 
@@ -122,24 +154,49 @@ KINDS = {
         ),
     ),
 }
+KINDS |= {
+    "MBartTokenizer": Kind(_FAIRSEQ, proto=_mbart(25, words=True), pieces=False),
+    "MBart50Tokenizer": Kind(_FAIRSEQ, proto=_mbart(52, words=False), pieces=False),
+    "PegasusTokenizer": Kind(
+        {k: _FAIRSEQ[k] for k in ("eos_token", "unk_token", "pad_token")}
+        | {"mask_token": "<mask_2>"},
+        proto=_pegasus,
+        pieces=False,
+    ),
+    "BlenderbotTokenizer": Kind(
+        _FAIRSEQ,
+        merges=lambda vocab, merges, about, names: pipelines.byte_level(
+            vocab, merges, add_prefix_space=bool(about.get("add_prefix_space", True))
+        ),
+    ),
+}
 KINDS |= {"BartTokenizer": KINDS["RobertaTokenizer"], "DistilBertTokenizer": KINDS["BertTokenizer"]}
+KINDS |= {"MT5Tokenizer": KINDS["T5Tokenizer"]}
 OWN = {
     "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
     "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "gemma3_text": "GemmaTokenizer",
     "bert": "BertTokenizer", "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer",
-    "t5": "T5Tokenizer",
+    "t5": "T5Tokenizer", "mt5": "T5Tokenizer", "pegasus": "PegasusTokenizer",
+    "mbart": "MBartTokenizer", "m2m_100": "M2M100Tokenizer", "blenderbot": "BlenderbotTokenizer",
 }  # fmt: skip
 GENERIC = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def class_of(home: Path, about: Mapping[str, Any]) -> str | None:
+    """Return the class of tokenizers that a folder names, or else that of its model_type."""
+    theirs = files.read_json(home / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
+    named = about.get("tokenizer_class") or theirs.get("tokenizer_class")
+    if not isinstance(named, str):
+        return OWN.get(str(theirs.get("model_type")))
+    return named.removesuffix("Fast")
 
 
 def kind_of(home: Path, about: Mapping[str, Any]) -> Kind:
     """Return how transformers reads a folder: by its tokenizer_class, or its model_type."""
     theirs = files.read_json(home / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
-    named = about.get("tokenizer_class") or theirs.get("tokenizer_class")
-    model_type = theirs.get("model_type")
-    if not isinstance(named, str):
-        return KINDS[OWN[model_type]] if model_type in OWN else ANY
-    named = named.removesuffix("Fast")
+    named, model_type = class_of(home, about), theirs.get("model_type")
+    if named is None:
+        return ANY
     if model_type == "mistral" or named in GENERIC or named + "Fast" in GENERIC:
         return ANY
     if named in KINDS:

@@ -19,6 +19,7 @@ from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.chat_template import ChatTemplate, read_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.pretrained.hub_read import is_hub
+from jaxgen.pretrained.languages import Languages, read_languages
 from jaxgen.pretrained.model import load
 from jaxgen.pretrained.sources import local_path
 from jaxgen.store.steps import Step, run_and_step
@@ -32,7 +33,7 @@ class LoadedModel:
     """A model with all that text needs.
 
     start: the id that an encoder-decoder's texts begin with; labels: of its classes; home: its
-    folder, None for one that was made in memory.
+    folder, None for one that was made in memory; source: the id of the language of what it reads.
     """
 
     config: ModelConfig
@@ -42,6 +43,7 @@ class LoadedModel:
     labels: tuple[str, ...] = ()
     generation_config: GenerationConfig = GenerationConfig()
     home: Path | None = None
+    source: int | None = None
 
     @property
     def stop(self) -> tuple[int, ...]:
@@ -62,6 +64,11 @@ class LoadedModel:
         return serving.ready(self.params, self.config)
 
     @cached_property
+    def languages(self) -> Languages | None:
+        """Return the languages that its folder knows by tokens of their own; None for none."""
+        return None if self.home is None else read_languages(self.home, self.tokenizer)
+
+    @cached_property
     def around(self) -> tuple[list[int], list[int]]:
         """Return the ids before and after a text that is read.
 
@@ -69,6 +76,9 @@ class LoadedModel:
         run lays its documents.
         """
         special, home = self.tokenizer.special, self.home
+        if (languages := self.languages) is not None:
+            own = languages.codes[languages.source] if self.source is None else self.source
+            return languages.around(own)
         hub = home is not None and is_hub(home)
         own = getattr(self.tokenizer, "around", None)
         if hub and own is not None:

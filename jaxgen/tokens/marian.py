@@ -1,4 +1,7 @@
-"""Marian's tokenizer: a sentencepiece model for each side, and one vocabulary of its own ids."""
+"""Marian's tokenizer: a sentencepiece model for each side, and one vocabulary of its own ids.
+
+M2M-100's is one of them with one model for both sides, and languages after the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,16 @@ from jaxgen.tokens.pieces import SPACE, Pieces
 from jaxgen.tokens.protocol import Special
 
 SOURCE, TARGET, VOCAB = "source.spm", "target.spm", "vocab.json"
+ONE_MODEL = "sentencepiece.bpe.model"  # of M2M-100
 UNKNOWN, SILENT = "<unk>", ("<unk>", "</s>", "<pad>")
+# Of transformers' M2M100Tokenizer, by its `language_codes`, in the order of their ids.
+LANGUAGES = {
+    "m2m100": "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga "
+    "gd gl gu ha he hi hr ht hu hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml "
+    "mn mr ms my ne nl no ns oc or pa pl ps pt ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn "
+    "tr uk ur uz vi wo xh yi yo zh zu",
+    "wmt21": "en ha is ja cs ru zh de",
+}
 
 
 class Marian:
@@ -35,7 +47,7 @@ class Marian:
         try:
             about = json.loads(model)
             sides = [base64.b64decode(about[name]) for name in ("source", "target")]
-            known = about["vocab"]
+            known, self._marks = about["vocab"], about.get("marks", [])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"no Marian tokenizer: {error!r}; fetch it again") from error
         self._source, self._target = (Pieces(side) for side in sides)
@@ -51,7 +63,7 @@ class Marian:
 
     def _text(self, token: int) -> str:
         name = self._names[token]
-        silent = name in SILENT or token in vars(self.special).values()
+        silent = name in (*SILENT, *self._marks) or token in vars(self.special).values()
         return "" if silent else name.replace(SPACE, " ")
 
     def encode(self, text: str) -> list[int]:
@@ -64,7 +76,7 @@ class Marian:
 
     def _ids(self, text: str, side: Pieces) -> list[int]:
         code, end = [], text.find("<<")
-        if text.startswith(">>") and end != -1:
+        if text.startswith(">>") and end != -1 and not self._marks:
             code, text = [text[: end + 2]], text[end + 2 :]
         unknown = self._known[UNKNOWN]
         return [self._known.get(piece, unknown) for piece in (*code, *side.pieces_of(text))]
@@ -83,6 +95,11 @@ class Marian:
         """Return {piece: id}."""
         return self._known
 
+    def marks(self) -> list[str]:
+        """Return the pieces of languages, which no text yields."""
+        codes = [name for name in self._known if name.startswith(">>") and name.endswith("<<")]
+        return self._marks or codes
+
     def __reduce__(self) -> Any:
         return Marian, (self.model, self.special)
 
@@ -92,7 +109,10 @@ class Marian:
 
     def parts(self) -> dict[str, bytes]:
         """Return {file name: content} as other programs read it."""
-        vocab = json.dumps(self._known, ensure_ascii=False, indent=2) + "\n"
+        own = {name: i for name, i in self._known.items() if not _is_language(name, self._marks)}
+        vocab = json.dumps(own, ensure_ascii=False, indent=2) + "\n"
+        if self._marks:
+            return {ONE_MODEL: self._source.model, VOCAB: vocab.encode()}
         return {SOURCE: self._source.model, TARGET: self._target.model, VOCAB: vocab.encode()}
 
 
@@ -101,26 +121,39 @@ def is_marian(path: Path) -> bool:
     return (path / SOURCE).exists() and (path / VOCAB).exists()
 
 
-def read_marian(path: Path) -> Marian:
-    """Return the tokenizer of a folder's source.spm, target.spm and vocab.json."""
+def read_marian(path: Path, languages: str | None = None) -> Marian:
+    """Return the tokenizer of a folder's source.spm, target.spm and vocab.json.
+
+    languages: of `LANGUAGES`, for a folder of M2M-100 with one sentencepiece.bpe.model instead.
+    """
+    sides = (SOURCE, TARGET) if languages is None else (ONE_MODEL, ONE_MODEL)
     raw = {
         name: files.read_artifact(path / name, "tokenizer file", folder.MAX_BYTES)
-        for name in (SOURCE, TARGET, VOCAB)
+        for name in (*sides, VOCAB)
     }
     try:
         vocabulary = json.loads(raw[VOCAB], object_pairs_hook=files.once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / VOCAB} is no JSON: {error}; fetch it again") from error
     try:
-        return Marian(packed(raw[SOURCE], raw[TARGET], vocabulary))
+        codes = [f"__{code}__" for code in LANGUAGES[languages].split()] if languages else []
+        whole = _checked(vocabulary)
+        whole = whole | {code: len(whole) + i for i, code in enumerate(codes)}
+        marks = [*codes, "<s>"] if codes else []
+        return Marian(packed(raw[sides[0]], raw[sides[1]], whole, marks))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def packed(source: bytes, target: bytes, vocab: Any) -> bytes:
-    """Return the three parts as one file."""
+def packed(source: bytes, target: bytes, vocab: Any, marks: Sequence[str] = ()) -> bytes:
+    """Return the parts as one file; marks: pieces of the vocabulary that no text yields."""
     sides = [base64.b64encode(side).decode() for side in (source, target)]
-    return json.dumps({"source": sides[0], "target": sides[1], "vocab": vocab}).encode()
+    about = {"source": sides[0], "target": sides[1], "vocab": vocab}
+    return json.dumps(about | ({"marks": list(marks)} if marks else {})).encode()
+
+
+def _is_language(name: str, marks: Sequence[str]) -> bool:
+    return name in marks and name.startswith("__")
 
 
 def _checked(known: Any) -> dict[str, int]:

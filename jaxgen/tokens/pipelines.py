@@ -160,13 +160,29 @@ def t5(proto: Proto, *, extra_ids: int, eos: str) -> Json:
 
 def xlm_roberta(proto: Proto, names: Names) -> Json:
     """Return XLM-RoBERTa's, which numbers its special pieces as fairseq did."""
-    first = ("bos_token", "pad_token", "eos_token", "unk_token")
-    rows: list[list[Any]] = [[names[name], 0.0] for name in first]
-    rows += [[piece.name, piece.score] for piece in proto.pieces[3:]]
-    rows.append([names["mask_token"], 0.0])
-    ids = {name: i for i, (name, _) in enumerate(rows)}
+    rows, ids = _fairseq(proto, names, ())
     begin, end = [names["bos_token"]], [names["eos_token"]]
     return _words(rows, 3, proto, template(begin, end, ids, second=0, between=[*end, *end]))
+
+
+def mbart(proto: Proto, names: Names, codes: Sequence[str], *, words: bool) -> Json:
+    """Return mBART's, whose languages come after the pieces; words: cut at all white space."""
+    rows, ids = _fairseq(proto, names, codes)
+    build = _words if words else _spaced
+    return build(rows, 3, proto, template([], [names["eos_token"]], ids))
+
+
+def pegasus(proto: Proto, names: Names, *, offset: int, sentence: str) -> Json:
+    """Return Pegasus', whose pieces come after those that only its training had.
+
+    sentence: the mask of a sentence; that of words is a role.
+    """
+    first = [names["pad_token"], names["eos_token"], sentence, names["mask_token"]]
+    rows: list[list[Any]] = [[name, 0.0] for name in first]
+    rows += [[f"<unk_{i}>", -100.0] for i in range(2, offset)]
+    rows += [[piece.name, piece.score] for piece in proto.pieces[2:]]
+    ids = {name: i for i, (name, _) in enumerate(rows)}
+    return _spaced(rows, ids[names["unk_token"]], proto, template([], [names["eos_token"]], ids))
 
 
 def sentencepiece(proto: Proto, *, legacy: bool = True) -> Json:
@@ -246,6 +262,29 @@ def merges_by_score(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     """Return every merge of two normal pieces into a third, the best third first."""
     normal = [piece for piece in pieces if piece.kind == NORMAL]
     return merges(sorted(normal, key=lambda piece: -piece.score))
+
+
+def _fairseq(
+    proto: Proto, names: Names, codes: Sequence[str]
+) -> tuple[list[list[Any]], dict[str, int]]:
+    """Return (rows of a unigram vocabulary, {piece: id}) as fairseq numbers them."""
+    first = ("bos_token", "pad_token", "eos_token", "unk_token")
+    rows: list[list[Any]] = [[names[name], 0.0] for name in first]
+    rows += [[piece.name, piece.score] for piece in proto.pieces[3:]]
+    rows += [[code, 0.0] for code in (*codes, names["mask_token"])]
+    return rows, {name: i for i, (name, _) in enumerate(rows)}
+
+
+def _spaced(rows: list[list[Any]], unk: int, proto: Proto, post_processor: Json) -> Json:
+    steps = [precompiled(proto)] if proto.charsmap else []
+    steps.append(replaced({"Regex": " {2,}"}, " "))
+    return document(
+        unigram(rows, unk, byte_fallback=False),
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer=_metaspace("always", split=True),
+        post_processor=post_processor,
+        decoder=_metaspace("always", split=True),
+    )
 
 
 def _words(rows: list[list[Any]], unk: int, proto: Proto, post_processor: Json) -> Json:

@@ -15,6 +15,8 @@ from tokenizers import (
     trainers,
 )
 
+from jaxgen.tokens.marian import LANGUAGES
+
 WORDS = (
     "hello there user and system how are you the cats sat on a mat caf\u00e9 Stra\u00dfe 12".split()
 )
@@ -72,6 +74,8 @@ CONFIGS = {
         "vocab_size": 2000,
     },
 }
+CONFIGS |= dict.fromkeys(("mbart", "m2m_100", "pegasus", "blenderbot"), CONFIGS["bart"])
+CONFIGS["mt5"] = CONFIGS["t5"]
 
 
 def proto(kind, **about):
@@ -300,6 +304,21 @@ def _folders():
             },
         ),
         "t5 without config": with_proto("t5", "spiece.model", t5),
+        "mt5": with_proto("mt5", "spiece.model", t5, {"extra_ids": 0, "eos_token": "</s>"}),
+        "pegasus": with_proto(
+            "pegasus",
+            "spiece.model",
+            proto("unigram", **T5),
+            {"tokenizer_class": "PegasusTokenizer", "mask_token_sent": "<mask_1>", "offset": 103}
+            | {"mask_token": "<mask_2>", "unk_token": "<unk>", "eos_token": "</s>"},
+        ),
+        "pegasus without config": with_proto("pegasus", "spiece.model", proto("unigram", **T5)),
+        "blenderbot": with_pair(
+            "blenderbot",
+            {"tokenizer_class": "BlenderbotTokenizer", "add_prefix_space": True},
+            first=ends,
+            last=["<mask>"],
+        ),
         "xlm-roberta": with_proto(
             "roberta", "sentencepiece.bpe.model", uni, {"tokenizer_class": "XLMRobertaTokenizer"}
         ),
@@ -375,4 +394,52 @@ def _folders():
     }
 
 
+def multilingual(home):
+    """Write M2M-100's files: a sentencepiece model, and a vocabulary without languages."""
+    raw = proto("bpe", vocab_size=330)
+    (home / "sentencepiece.bpe.model").write_bytes(raw)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=raw)
+    names = [processor.id_to_piece(i) for i in range(3, processor.vocab_size())]
+    write(
+        home / "vocab.json", {n: i for i, n in enumerate(["<s>", "<pad>", "</s>", "<unk>", *names])}
+    )
+    marks = {"additional_special_tokens": [f"__{code}__" for code in LANGUAGES["m2m100"].split()]}
+    about = {"tokenizer_class": "M2M100Tokenizer", "src_lang": None}
+    _about(home, "m2m_100", about, {"special_tokens_map": marks})
+
+
+def of_many_languages(codes, *, legacy=False):
+    """Return the maker of a folder of NLLB's: a tokenizer.json with languages behind its pieces."""
+
+    def make(home):
+        marks = ["<s>", "<pad>", "</s>", "<unk>"]
+        engine = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+        engine.pre_tokenizer = pre_tokenizers.Metaspace()
+        engine.decoder = decoders.Metaspace()
+        trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=marks, show_progress=False)
+        engine.train_from_iterator(LINES, trainer)
+        engine.add_special_tokens([*codes, AddedToken("<mask>", lstrip=True)])
+        engine.save(str(home / "tokenizer.json"))
+        names = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}
+        about = names | {"tokenizer_class": "NllbTokenizer", "src_lang": codes[1]}
+        about |= {"additional_special_tokens": codes, "legacy_behaviour": legacy}
+        _about(home, "m2m_100", about | {"pad_token": "<pad>"}, {})
+
+    return make
+
+
+def _languages():
+    uni, codes = proto("unigram", **SPACED), ["eng_Latn", "deu_Latn", "zho_Hans", "zho_Hant"]
+    old = {"tokenizer_class": "MBartTokenizer", "src_lang": "ro_RO"}
+    new = {"tokenizer_class": "MBart50Tokenizer"}
+    return {
+        "mbart": with_proto("mbart", "sentencepiece.bpe.model", uni, old),
+        "mbart-50": with_proto("mbart", "sentencepiece.bpe.model", uni, new),
+        "m2m-100": multilingual,
+        "nllb": of_many_languages(codes),
+        "nllb, as before": of_many_languages(codes, legacy=True),
+    }
+
+
 FOLDERS = _folders()
+OF_LANGUAGES = _languages()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxgen.text.tasks.chat import reply
     from jaxgen.text.tasks.question_answering import Answer, answer
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
-    from jaxgen.text.tasks.seq2seq import for_task, rewrite, rewrites, tasks_of
+    from jaxgen.text.tasks.seq2seq import for_languages, for_task, rewrite, rewrites, tasks_of
     from jaxgen.text.tasks.token_classification import Entity, classify_tokens
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "classify_tokens",
     "embed",
     "fill_mask",
+    "for_languages",
     "for_task",
     "open_model",
     "reply",

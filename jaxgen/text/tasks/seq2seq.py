@@ -39,7 +39,42 @@ def for_task(model: LoadedModel, task: str) -> LoadedModel:
     found, dropped = generation_config.for_task(model.generation_config, task)
     if dropped:
         warnings.warn(f"task {task}: not followed: {', '.join(dropped)}", stacklevel=2)
-    return replace(model, generation_config=found)
+    start = found.decoder_start_token_id  # of mBART, which begins with the language it writes
+    start = model.start if start is None else start
+    return replace(model, generation_config=found, start=start)
+
+
+def for_languages(
+    model: LoadedModel, source: str | None = None, target: str | None = None
+) -> LoadedModel:
+    """Return the model with the languages that it translates from and to.
+
+    Args:
+      model: of a folder that knows languages by tokens of their own, as mBART, M2M-100 and NLLB.
+      source: code of the language of the texts, such as "en_XX", "en" or "eng_Latn"; None: what the
+        folder says, or else English.
+      target: code of the language to write; None: what the folder says.
+
+    Raises:
+      ConfigError: for a language that the folder does not name, with near ones; or it names none.
+    """
+    if source is None and target is None:
+        return model
+    languages = model.languages
+    if languages is None:
+        raise ConfigError(
+            f"the folder knows no languages by their codes: drop source={source!r} and "
+            f"target={target!r}; T5 and its kind are told by a task or a prefix"
+        )
+    if source is not None:
+        model = replace(model, source=languages.id_of(source, "source", "--from"))
+    if target is None:
+        return model
+    wanted = languages.id_of(target, "target", "--to")
+    if languages.target == "start":
+        return replace(model, start=wanted)
+    told = replace(model.generation_config, forced_bos_token_id=(wanted,))
+    return replace(model, generation_config=told)
 
 
 def tasks_of(model: LoadedModel) -> list[str]:
