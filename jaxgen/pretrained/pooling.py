@@ -72,6 +72,11 @@ ACTIVATIONS = {
     "SiLU": jax.nn.silu,
     "Sigmoid": jax.nn.sigmoid,
 }
+# What a folder may pass on to transformers, by what changes no vector: the rest is refused.
+PASSED_ON = (
+    "config_args config_kwargs model_args model_kwargs processor_kwargs tokenizer_args".split()
+)
+HARMLESS = frozenset("add_pooling_layer attn_implementation dtype padding_side torch_dtype".split())
 Step = Callable[[np.ndarray], np.ndarray]
 
 
@@ -132,6 +137,9 @@ def read_pooling(folder: Path | None) -> Pooling:
     if (path := next((folder / n for n in LENGTHS if (folder / n).exists()), None)) is not None:
         about = _optional(path)
         _only(path, about, TRANSFORMER_ONLY)
+        for key in PASSED_ON:
+            if odd := sorted((about.get(key) or {}).keys() - HARMLESS):
+                raise CheckpointError(f"{path}: {odd[0]} in {key} is not known here")
     prompts, cut = _prompts(folder / PROMPTS)
     lengths = {"longest": _longest(folder, about), "lower": about.get("do_lower_case") is True}
     return Pooling(**pooled, **prompts, **lengths, after=(*after, *cut))

@@ -171,6 +171,7 @@ CASES = {
         config(residual_multiplier=0.2), "residual_multiplier=0.2 is not known for llama"),
     "part of each head": (config(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
     "quantised": (config(quantization_config={"bits": 4}), "quantised weights are not read"),
+    "quantised by MLX": (config(quantization={"bits": 4}), "quantised weights are not read"),
     "other sizes than the weights": (config(intermediate_size=7), "of another shape"),
     "tied, but two tables": (config(tie_word_embeddings=True), "but they differ"),
     "no weights": (lambda hub, w: (hub / M).unlink(), "neither model.safetensors nor"),
@@ -239,7 +240,8 @@ def test_the_sound_folder_is_taken_and_code_of_a_model_is_ignored_with_notice(fo
 
 def test_settings_that_nobody_reads_are_named_in_one_warning(folder, weights):
     plain = jaxgen.load(folder)[0]
-    config(hiden_act=7, _num_labels=3, output_past=True, name="x", use_bfloat16=False)(
+    neutral = {"_model_name_or_path": "x", "unk_token_id": 3, "_num_labels": 3, "torchscript": True}
+    config(hiden_act=7, sliding_window_size=3, name="x", use_bfloat16=False, **neutral)(
         folder, weights
     )
     with pytest.warns(UserWarning) as told:
@@ -247,8 +249,8 @@ def test_settings_that_nobody_reads_are_named_in_one_warning(folder, weights):
     assert len(told) == 1
     message = str(told[0].message)
     assert "hiden_act=7 (did you mean 'hidden_act'?)" in message
-    assert "_num_labels=3, output_past=True, name='x'" in message
-    assert "use_bfloat16" not in message
+    assert "sliding_window_size=3, name='x'" in message
+    assert not [key for key in ("use_bfloat16", *neutral) if key in message]
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,10 @@ SETTINGS = {
         ({"transformer_task": "fill-mask"}, "transformer_task='fill-mask' is not known"),
         ({"query_expansion": {"length": 32}}, "query_expansion="),
         ({"modality_config": {"message": {}}}, "modality_config="),
+        (
+            {"tokenizer_args": {"padding_side": "left", "sep_token": "x"}},
+            "sep_token in tokenizer_a",
+        ),
         ({"max_seq_length": "long"}, "max_seq_length is 'long', no number of tokens"),
     ],
     "config_sentence_transformers.json": [

@@ -15,17 +15,23 @@ from jaxgen.errors import CheckpointError, ConfigError, nearest
 # know are named in a warning: transformers ignores them as well.
 NEUTRAL = frozenset(
     """
-    _attn_implementation _name_or_path architectures attention_dropout attn_implementation auto_map
-    bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
-    ignore_keys_at_rope_validation label2id length_penalty max_length min_length model_type
-    name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
-    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tokenizer_class top_k top_p
-    torch_dtype transformers_version typical_p unsloth_fixed unsloth_version use_cache
+    _attn_implementation _attn_implementation_autoset _auto_class _commit_hash _flash_attn_2_enabled
+    _model_name_or_path _name_or_path _num_labels architectures attention_dropout
+    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
+    cache_implementation chunk_size_feed_forward cls_token_id decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing id2label ignore_keys_at_rope_validation init_std initializer_factor
+    initializer_range keys_to_ignore_at_inference label2id label_smoothing language length_penalty
+    license loss_type mask_token_id max_length max_sequence_length min_length model_max_length
+    model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences output_attentions output_hidden_states output_past output_scores
+    pad_token_id predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id seq_length suppress_tokens
+    task_specific_params temperature tf_legacy_loss tokenizer_class tokenizer_name top_k top_p
+    torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id
+    unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attn
+    vocab_size_or_config_json_file
     """.split()
 )
 # Settings that code beside transformers computes by, whatever the model_type: the values that
@@ -272,8 +278,9 @@ class Family:
         return known | {key for quirk in self.quirks for key in quirk.keys}
 
     def _refuse_others(self, theirs: Mapping[str, Any]) -> None:
-        if theirs.get("quantization_config") is not None:
-            raise CheckpointError("quantization_config: quantised weights are not read")
+        for key in ("quantization_config", "quantization"):  # the latter in MLX's folders
+            if theirs.get(key) is not None:
+                raise CheckpointError(f"{key}: quantised weights are not read")
         known = self._known()
         causal = theirs.get("is_causal")
         if causal is not None and causal is not (self.choices.get("topology") is None):
