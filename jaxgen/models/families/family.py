@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 from jaxgen import arguments, settings
@@ -250,7 +249,7 @@ class Family:
         """Return the settings of a config.json; CheckpointError if the family can't say it all."""
         theirs = {key: known[0] for key, known in self.only.items()}
         full = resolved(config)
-        theirs |= {key: attrgetter(ours)(full) for ours, key in self.sizes.items()}
+        theirs |= {key: value_of(full, ours) for ours, key in self.sizes.items()}
         if self._is_encoder(full.topology):
             theirs[self.sizes["encoder_layers"]] = full.layers
         for quirk in self.quirks:
@@ -337,6 +336,19 @@ def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
             home = home.setdefault(part, {})
         home[last] = value
     return found
+
+
+def value_of(config: ModelConfig, field: str) -> Any:
+    """Return a field of a config, or one of its groups, as "rope.theta".
+
+    Raises CheckpointError where the config has no such group: no family that needs it can say it.
+    """
+    value: Any = config
+    for name in field.split("."):
+        if value is None:
+            raise CheckpointError(f"the config has no {field.rpartition('.')[0]}, so no {field}")
+        value = getattr(value, name)
+    return value
 
 
 def resolved(config: ModelConfig) -> ModelConfig:

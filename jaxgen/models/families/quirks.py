@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.config_groups import Rope
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import Quirk, Row
+from jaxgen.models.families.family import Quirk, Row, value_of
 
 Theirs = Mapping[str, Any]
 
@@ -74,7 +73,7 @@ def one_of(field: str, key: str, values: Mapping[Any, Any]) -> Quirk:
         return {field: values[value]}
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        ours = attrgetter(field)(config)
+        ours = value_of(config, field)
         return {key: next((k for k, v in values.items() if v == ours), next(iter(values)))}
 
     return Quirk((key,), read, write)
@@ -92,7 +91,7 @@ def together(field: str, keys: tuple[str, ...], values: Mapping[tuple[Any, ...],
         raise CheckpointError(f"{told} is not known here")
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        ours = attrgetter(field)(config)
+        ours = value_of(config, field)
         known = next((k for k, v in values.items() if v == ours), next(iter(values)))
         return dict(zip(keys, known, strict=True))
 
@@ -109,7 +108,7 @@ def multiplier(field: str, key: str, *, inverse: bool = False) -> Quirk:
         return {field: "one" if value == 1 else 1 / value if inverse else float(value)}
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        ours = attrgetter(field)(config)
+        ours = value_of(config, field)
         value = {"one": 1.0, "root": config.d_model**0.5}.get(ours, ours)
         return {key: 1 / value if inverse else value}
 
@@ -131,7 +130,7 @@ def inside(key: str, names: Mapping[str, str], only: Mapping[str, Any]) -> Quirk
         return {ours: given.get(name) for ours, name in names.items()}
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        return {key: {**only, **{name: attrgetter(ours)(config) for ours, name in names.items()}}}
+        return {key: {**only, **{name: value_of(config, ours) for ours, name in names.items()}}}
 
     return Quirk((key,), read, write)
 
@@ -178,7 +177,7 @@ def same(keys: tuple[str, ...], field: str) -> Quirk:
             raise CheckpointError(f"{told or keys[0]}: they must be there and equal")
         return {field: next(iter(values.values()))}
 
-    return Quirk(keys, read, lambda config: dict.fromkeys(keys, attrgetter(field)(config)))
+    return Quirk(keys, read, lambda config: dict.fromkeys(keys, value_of(config, field)))
 
 
 def dropout(ours: tuple[str, ...], scores: str) -> Quirk:
@@ -198,7 +197,7 @@ def whole(field: str, key: str) -> Quirk:
     """Return the quirk of a number that transformers wants without a fraction."""
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        return {key: int(attrgetter(field)(config))}
+        return {key: int(value_of(config, field))}
 
     return Quirk((key,), lambda theirs: {field: theirs[key]}, write)
 
