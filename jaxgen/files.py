@@ -118,6 +118,27 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+@contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield the path of a file to write, which takes the name `path` when the block succeeds.
+
+    It is made durable first; on failure it is removed. Parents are made. Raises BusyError where the
+    system refuses.
+    """
+    path = Path(path)
+    draft = _draft(path)
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield draft
+            _sync_file(draft)
+            draft.rename(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of a JSON file (`object_pairs_hook`); ValueError for a key held twice."""
     mapping = dict(pairs)
@@ -230,12 +251,16 @@ def _draft(path: Path) -> Path:
     return path.parent / f"{TEMPORARY}{path.name[:80]}-{uuid.uuid4().hex[:12]}"
 
 
+def _sync_file(path: str | os.PathLike) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
-            handle = os.open(os.path.join(root, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            _sync_file(os.path.join(root, name))
         sync_folder(root)

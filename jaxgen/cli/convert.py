@@ -12,25 +12,31 @@ from cyclopts import Parameter
 from jaxgen import terminal
 from jaxgen.cli import exits, paths, start
 from jaxgen.cli.arguments import Step
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import CheckpointError, ConfigError
+
+Layout = Literal["hf", "jaxgen", "gguf"]
+BLOCKS = ("q8_0", "q4_0")  # formats of numbers that GGUF files alone have
 
 
 def convert(
     source: Annotated[str, Parameter(help="a run, a saved or Hugging Face folder, ORG/NAME")],
-    out: Annotated[str, Parameter(help="the new folder to write")],
+    out: Annotated[str, Parameter(help="the new folder to write, or a new .gguf file")],
     /,
     *,
-    to: Annotated[Literal["hf", "jaxgen"], Parameter(help="the layout to write")],
+    to: Annotated[
+        Layout | None,
+        Parameter(help="the layout to write; gguf where OUT ends with .gguf"),
+    ] = None,
     family: Annotated[
         str | None, Parameter(help="--to hf: the model_type; else the first that fits")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        Parameter(help="of a Hugging Face folder's weights; else as stored"),
+        Literal["float32", "bfloat16", "float16", "q8_0", "q4_0"] | None,
+        Parameter(help="of a GGUF file's matrices, or of what is read from others; else as stored"),
     ] = None,
     step: Step = None,
 ) -> None:
-    """Turn a run into a Hugging Face folder, or such a folder into one of ours.
+    """Turn a run into a Hugging Face folder or a GGUF file, or one of these into a folder of ours.
 
     No pickle is opened and no code of a model is run.
     Where torch and transformers are installed, ids of texts and logits of the
@@ -39,35 +45,43 @@ def convert(
     For example:
         jaxgen convert runs/quickstart hub/ --to hf
         jaxgen convert downloads/gpt2 models/gpt2 --to jaxgen
+        jaxgen convert runs/quickstart quickstart.gguf --dtype q8_0
     """
     folder, which = paths.model(source, step)
     target = Path(out)
+    layout = _layout(target, to, dtype)
+    plain = None if layout == "gguf" or dtype in BLOCKS else dtype
     start.prepare_jax(paths.cache())
     from jaxgen import tree
     from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
 
     with exits.in_folder(folder):
         model.check_new(target)
-        config, params = model.load(folder, step=which, dtype=dtype)
+        config, params = model.load(folder, step=which, dtype=plain)
         source_assets = assets.read_assets(folder)
         model.save(
             *(target, config, params),
             tokenizer=source_assets.tokenizer,
             generation_config=source_assets.generation_config,
             chat_template=source_assets.chat_template,
-            layout=to,
+            layout=layout,
             family=family,
+            dtype=dtype if layout == "gguf" else None,
         )
-        hub = target if to == "hf" else folder if hub_read.is_hub(folder) else None
+        hub = _hub(target if layout == "hf" else folder, hub_read)
         try:
-            pooling.copy_pooling(folder, target)
-            compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)
+            if layout != "gguf":
+                pooling.copy_pooling(folder, target)
+            if layout == "gguf" and dtype is not None:
+                compared = f"not measured: the numbers are rounded to {dtype}"
+            else:
+                compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)
         except CheckpointError:
-            shutil.rmtree(target)
+            target.unlink() if layout == "gguf" else shutil.rmtree(target)
             raise
     rows = [
-        ("wrote", f"{target} ({to} layout)"),
-        ("parameters", f"{tree.count(params):,}, {config.param_dtype}"),
+        ("wrote", f"{target} ({layout} layout)"),
+        ("parameters", f"{tree.count(params):,}, {dtype or config.param_dtype}"),
         ("tokenizer", _tokenizer(source_assets.tokenizer)),
         ("chat template", "none" if source_assets.chat_template is None else "kept"),
         ("generation", source_assets.generation_config.describe() or "nothing special"),
@@ -77,9 +91,22 @@ def convert(
     terminal.print_rows(rows + (left if source_assets.dropped else []))
 
 
+def _layout(target: Path, to: Layout | None, dtype: str | None) -> Layout:
+    layout: Layout | None = to or ("gguf" if target.suffix == ".gguf" else None)
+    if layout is None:
+        raise ConfigError(f"--to is missing: hf, jaxgen, or gguf for {target}.gguf")
+    if layout != "gguf" and dtype in BLOCKS:
+        raise ConfigError(f"--dtype {dtype} is a format of GGUF files; add --to gguf")
+    return layout
+
+
+def _hub(folder: Path, hub_read) -> Path | None:
+    return folder if folder.is_dir() and hub_read.is_hub(folder) else None
+
+
 def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:
     if hub is None:
-        return "not measured: neither folder is one that transformers opens"
+        return "not measured: neither is a folder that transformers opens"
     if not hub_parity.can_compare():
         return "not measured: it needs torch and transformers, which are not installed"
     config, params = model.load(target)

@@ -106,11 +106,18 @@ def read_family(path: Path) -> tuple[Family, Json]:
     contents = gguf.open_file(path)
     name, architecture = _architecture(path, contents)
     family = families.named(architecture.family, str(path))
-    layer = "blk.{}."
-    own = replace(
-        family,
+    try:
+        return named_family(architecture), _config(contents, name, architecture, family)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def named_family(architecture: Architecture) -> Family:
+    """Return the family of an architecture with the names that its tensors have in GGUF files."""
+    return replace(
+        families.FAMILIES[architecture.family],
         prefix="",
-        layer=layer,
+        layer="blk.{}.",
         rows=ROWS,
         layer_rows=architecture.rows,
         head_rows={},
@@ -118,10 +125,13 @@ def read_family(path: Path) -> tuple[Family, Json]:
         copies={},
         ignored_tensors=IGNORED,
     )
-    try:
-        return own, _config(contents, name, architecture, family)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+
+
+def turned(name: str, architecture: Architecture, heads: Any, kv_heads: Any) -> int:
+    """Return the number of heads whose halves are interleaved in a tensor, 0 if they are not."""
+    part = name.split(".", 2)[-1]
+    found = heads if part in QUERIES else kv_heads if part in KEY_HEADS else 0
+    return found if architecture.turned and isinstance(found, int) else 0
 
 
 def tensors(path: Path) -> dict[str, Stored]:
@@ -132,15 +142,13 @@ def tensors(path: Path) -> dict[str, Stored]:
     kv_heads = contents.metadata.get(f"{name}.attention.head_count_kv", heads)
     found = {}
     for key, tensor in contents.tensors.items():
-        part = key.split(".", 2)[-1]
-        turned = heads if part in QUERIES else kv_heads if part in KEY_HEADS else 0
-        turned = turned if architecture.turned and isinstance(turned, int) else 0
-        if turned and (turned < 1 or tensor.shape[0] % (2 * turned)):
+        count = turned(key, architecture, heads, kv_heads)
+        if count and (count < 0 or tensor.shape[0] % (2 * count)):
             raise CheckpointError(
-                f"{path}: {key!r} has {tensor.shape[0]} rows, which are no {turned} heads of pairs"
+                f"{path}: {key!r} has {tensor.shape[0]} rows, which are no {count} heads of pairs"
             )
         offset = architecture.offset if key.endswith("norm.weight") else 0.0
-        found[key] = Stored(tensor, turned, offset)
+        found[key] = Stored(tensor, count, offset)
     return found
 
 
@@ -229,6 +237,14 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
     if architecture.family == "llama":
         config["attention_bias"] = "blk.0.attn_output.bias" in contents.tensors
         config["mlp_bias"] = "blk.0.ffn_down.bias" in contents.tensors
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    if (
+        "head_dim" in family.defaults
+        and isinstance(heads, int)
+        and isinstance(width, int)
+        and heads
+    ):
+        config.setdefault("head_dim", width // heads if family.defaults["head_dim"] else None)
     _add_scores(config, own, architecture)
     if "rope_theta" in family.defaults:
         _add_rope(config, own, contents)

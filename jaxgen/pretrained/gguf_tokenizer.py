@@ -115,11 +115,13 @@ def read_tokenizer(path: Path) -> HuggingFace:
     elif kind == "llama":
         gemma = str(metadata.get("general.architecture")).startswith("gemma")
         made = _sentencepiece(path, metadata, tokens, gemma=gemma)
+    elif kind == "t5":
+        made = pipelines.sentencepiece(_proto(path, metadata, tokens, modelproto.UNIGRAM))
     elif kind == "bert":
         made = _word_piece(tokens, kinds, roles)
     else:
         raise CheckpointError(
-            f"{path}: {HOME}model={kind!r:.40} is not read; known are gpt2, llama and bert"
+            f"{path}: {HOME}model={kind!r:.40} is not read; known are gpt2, llama, t5 and bert"
         )
     made["added_tokens"] = [
         {"id": i, **pipelines.added_token(tokens[i], special=bool(kinds[i] == CONTROL))}
@@ -214,39 +216,43 @@ def pre_tokenizer(cuts: Sequence[str]) -> Json:
     ]
     if GPT2 not in cuts:
         steps.append(own | {"use_regex": False})
-    elif cuts[-1] != GPT2:  # bytes come last, after all cuts
-        raise NotImplementedError(cuts)
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
 
 
-def _sentencepiece(
-    path: Path, metadata: Mapping[str, Any], tokens: list[str], *, gemma: bool
-) -> Json:
+def _proto(path: Path, metadata: Mapping[str, Any], tokens: list[str], model_type: int) -> Proto:
+    """Return the sentencepiece model that a file's pieces are of."""
     scores, kinds = _numbers(path, metadata, "scores", 0.0), _kinds(path, metadata)
     pieces = [Piece(*row) for row in zip(tokens, scores.tolist(), kinds.tolist(), strict=True)]
     unknown = metadata.get(f"{HOME}unknown_token_id")
     if type(unknown) is not int or not 0 <= unknown < len(tokens):
         unknown = next((i for i, piece in enumerate(pieces) if piece.kind == UNKNOWN), 0)
-    space = bool(metadata.get(f"{HOME}add_space_prefix", True))
-    proto = Proto(
+    charsmap = metadata.get(f"{HOME}precompiled_charsmap")
+    return Proto(
         pieces=tuple(pieces),
-        model_type=modelproto.BPE,
+        model_type=model_type,
         unk=unknown,
         byte_fallback=any(piece.kind == BYTE for piece in pieces),
         suffix=False,
-        charsmap=b"",
-        dummy_prefix=space,
-        extra_spaces=False,
+        charsmap=charsmap.tobytes() if isinstance(charsmap, np.ndarray) else b"",
+        dummy_prefix=bool(metadata.get(f"{HOME}add_space_prefix", True)),
+        extra_spaces=bool(metadata.get(f"{HOME}remove_extra_whitespaces", False)),
         escape=True,
     )
+
+
+def _sentencepiece(
+    path: Path, metadata: Mapping[str, Any], tokens: list[str], *, gemma: bool
+) -> Json:
+    proto = _proto(path, metadata, tokens, modelproto.BPE)
+    pieces = proto.pieces
     if gemma:
         # A run of spaces is written as such in the file, and with their mark everywhere else.
         runs = [
             p._replace(name=SPACE * len(p.name)) if not p.name.strip(" ") else p for p in pieces
         ]
         same = replace(proto, pieces=tuple(runs))
-        return pipelines.gemma(same, {"unk_token": tokens[unknown]})
-    made = pipelines.llama(proto, legacy=False, add_prefix_space=space)
+        return pipelines.gemma(same, {"unk_token": tokens[proto.unk]})
+    made = pipelines.llama(proto, legacy=False, add_prefix_space=proto.dummy_prefix)
     given = metadata.get(f"{HOME}merges")
     merges = _merges(path, metadata) if given else _by_score(pieces)
     made["model"]["merges"] = [list(merge) for merge in merges]

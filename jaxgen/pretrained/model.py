@@ -16,16 +16,16 @@ from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
-from jaxgen.pretrained import hub_read, hub_write, sources
+from jaxgen.pretrained import gguf_write, hub_read, hub_write, sources
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
-from jaxgen.store import Checkpoints, safetensors
+from jaxgen.store import Checkpoints, gguf, safetensors
 from jaxgen.store.steps import CHECKPOINTS, Step, run_and_step
 from jaxgen.tokens import Tokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
-Layout = Literal["jaxgen", "hf"]
+Layout = Literal["jaxgen", "hf", "gguf"]
 
 
 def located(path: str | os.PathLike, step: Step = None) -> tuple[Path, int | None]:
@@ -151,6 +151,7 @@ def save(
     chat_template: ChatTemplate | None = None,
     layout: Layout = "jaxgen",
     family: str | None = None,
+    dtype: gguf_write.Form | None = None,
 ) -> None:
     """Write a model as a folder that `load` reads; it appears whole or not at all.
 
@@ -162,8 +163,10 @@ def save(
         generation_config: as `pretrained.assets.read_assets` gives it.
         chat_template: likewise.
         layout: "jaxgen" keeps our own paths in one safetensors file; "hf" is what transformers
-            opens.
+            opens; "gguf" is one file, not a folder, which llama.cpp opens.
         family: hf: the model_type; None takes the first that can say all of the config.
+        dtype: gguf: of matrices: float32, float16, bfloat16, "q8_0" (8.5 bits a number) or "q4_0"
+            (4.5 bits, tables of tokens 8.5); None keeps config.param_dtype.
 
     Returns:
         Nothing. Raises ConfigError if the path exists or no family has such a model, BusyError if
@@ -184,6 +187,11 @@ def save(
         hub_write.family_of(config, family)
     elif family is not None:
         raise ConfigError(f"family={family!r} has no effect with layout={layout}; drop it")
+    if layout == "gguf":
+        _save_gguf(folder, config, params, tokenizer, about, chat_template, dtype)
+        return
+    if dtype is not None:
+        raise ConfigError(f"dtype={dtype!r} has no effect with layout={layout}; drop it")
     with files.new_folder(folder) as draft:
         if layout == "hf":
             hub_write.write_hub(
@@ -207,6 +215,20 @@ def save(
             write_chat_template(draft, chat_template)
         if tokenizer is not None:
             tokenizer.save(draft / "tokenizer")
+
+
+def _save_gguf(path: Path, config, params, tokenizer, about, template, dtype) -> None:
+    if path.suffix != gguf.SUFFIX:
+        raise ConfigError(f"{path}: the name of a GGUF file ends with {gguf.SUFFIX}")
+    gguf_write.architecture_of(config)
+    with files.new_file(path) as draft:
+        gguf_write.write_model(
+            *(draft, config, params),
+            tokenizer=tokenizer,
+            generation_config=about,
+            chat_template=template,
+            form=dtype,
+        )
 
 
 def check_new(folder: Path) -> None:

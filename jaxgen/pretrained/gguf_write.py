@@ -1,0 +1,354 @@
+"""A model written as a GGUF file, which llama.cpp and the programs around it open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxgen import tree
+from jaxgen.config import ModelConfig
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.models import api
+from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.family import differences
+from jaxgen.models.families.weights import fill, table
+from jaxgen.pretrained import gguf_read
+from jaxgen.pretrained.chat_template import ChatTemplate
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.pretrained.gguf_names import ARCHITECTURES, EPSILONS, KEYS, SIZES, Architecture
+from jaxgen.pretrained.gguf_read import ENDS, ROPE_FACTORS, SAMPLING, named_family
+from jaxgen.pretrained.gguf_tokenizer import (
+    CUTS,
+    GPT2,
+    HOME,
+    ROLES,
+    WHOLE,
+    pre_tokenizer,
+    read_tokenizer,
+)
+from jaxgen.store import gguf
+from jaxgen.store.gguf_blocks import FORMATS
+from jaxgen.tokens import Tokenizer, modelproto
+from jaxgen.tokens.export import ends, tokenizer_json
+from jaxgen.tokens.modelproto import BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED
+from jaxgen.tokens.pieces import Pieces
+from jaxgen.tokens.pipelines import SPACE
+
+Json = dict[str, Any]
+Form = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"]  # of matrices
+FORMS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # general.file_type
+TABLES = ("token_embd.weight", "output.weight")
+EXACT = ("position_embd.weight", "token_types.weight")  # which llama.cpp wants in float32
+# What a tokenizer that was written must encode as the one that it was made of.
+PROBES = (
+    "The quick brown fox doesn't jump over 12345 dogs, it's 3 o'clock.",
+    "def f(x):\n    return x + 1  # naïve café\n\n\tclass A: pass",
+    "日本語 ÜBER éa  two  spaces; I'LL (see) [it]…",
+)
+
+
+def architecture_of(config: ModelConfig) -> tuple[str, Json]:
+    """Return (general.architecture, config.json) of a model.
+
+    Raises ConfigError with what each architecture lacks if none has such a model.
+    """
+    reasons = []
+    for name, architecture in ARCHITECTURES.items():
+        try:
+            return name, FAMILIES[architecture.family].write(config)
+        except CheckpointError as error:
+            reasons.append(str(error))
+    raise ConfigError(f"no architecture of GGUF files has such a model: {'; '.join(reasons)}")
+
+
+def write_model(
+    draft: Path,
+    config: ModelConfig,
+    params: api.Params,
+    *,
+    tokenizer: Tokenizer | None,
+    generation_config: GenerationConfig,
+    chat_template: ChatTemplate | None,
+    form: Form | None,
+) -> None:
+    """Write a model as a GGUF file, one tensor in memory at a time.
+
+    form: of its matrices, a key of FORMS; None: config.param_dtype. Raises ConfigError if the file
+    can't say all of the config or of the tokenizer.
+    """
+    name, settings = architecture_of(config)
+    architecture = ARCHITECTURES[name]
+    kind = FORMS[form or config.param_dtype]
+    about: Json = {
+        "general.architecture": name,
+        "general.type": "model",
+        "general.file_type": np.uint32(FILE_TYPES[kind]),
+        "general.quantization_version": np.uint32(2),
+        **_settings(name, architecture, settings, config),
+        **({} if tokenizer is None else _tokenizer(tokenizer, config)),
+        **_generation(generation_config),
+        **_templates(chat_template),
+    }
+    if tokenizer is None:
+        about |= {f"{HOME}model": "none", f"{name}.vocab_size": np.uint32(config.V)}
+    wanted, flat = table(named_family(architecture), config), tree.flatten(params)
+    forms = {n: (_form(n, theirs.shape, kind), theirs.shape) for n, theirs in wanted.items()}
+    factors = _rope_factors(config, settings)
+    if factors is not None:
+        forms[ROPE_FACTORS] = ("F32", factors.shape)
+
+    def produce(key: str) -> np.ndarray:
+        if key == ROPE_FACTORS and factors is not None:
+            return factors
+        array = fill(wanted[key], flat, np.dtype(np.float32))
+        heads = gguf_read.turned(key, architecture, config.heads, config.K)
+        if heads:
+            pairs = array.reshape(heads, 2, -1, *array.shape[1:])
+            array = pairs.swapaxes(1, 2).reshape(array.shape)
+        return array + np.float32(architecture.offset) if key.endswith("norm.weight") else array
+
+    gguf.write_gguf(draft, about, forms, produce)
+    _check(draft, name, config, tokenizer)
+
+
+def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Raise ConfigError unless the file says of config and tokenizer what they are."""
+    family, theirs = gguf_read.read_family(draft)
+    again = family.read(theirs)
+    again = again.replace(head="none") if again.head == "pooled" else again
+    if lost := differences(config, again):
+        raise ConfigError(f"a GGUF file of the architecture {name} has no {', '.join(lost)}")
+    if tokenizer is None:
+        return
+    read = read_tokenizer(draft)
+    for text in PROBES:
+        if read.encode(text) != list(tokenizer.encode(text)):
+            raise ConfigError(
+                f"the tokenizer cuts {text!r} in a way that a GGUF file has no word for; give "
+                f"another tokenizer, or write the model for Hugging Face: --to hf"
+            )
+
+
+def _settings(name: str, architecture: Architecture, settings: Json, config: ModelConfig) -> Json:
+    """Return the keys of an architecture."""
+    sizes = FAMILIES[architecture.family].sizes
+    keys = {key: sizes[ours] for ours, key in SIZES.items() if ours in sizes}
+    numbers = KEYS | dict(architecture.keys) | {EPSILONS[config.norm]: sizes["norm_epsilon"]}
+    found: Json = {}
+    for key, theirs in keys.items():
+        derived = theirs == "head_dim" and config.d_model // config.heads == config.H
+        if (value := settings.get(theirs)) is not None and not derived:
+            found[f"{name}.{key}"] = np.uint32(value)
+    for key, theirs in numbers.items():
+        value = settings.get(theirs)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            whole = isinstance(value, int) and "sliding" in key
+            found[f"{name}.{key}"] = np.uint32(value) if whole else np.float32(value)
+    if config.positions == "rope":
+        found[f"{name}.attention.value_length"] = np.uint32(config.H)
+        found[f"{name}.rope.dimension_count"] = np.uint32(config.H)
+    if config.topology == "encoder":
+        found[f"{name}.attention.causal"] = False
+    if config.token_types:
+        found[f"{HOME}token_type_count"] = np.uint32(config.token_types)
+    scaling = settings.get("rope_scaling") or {}
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        home = f"{name}.rope.scaling"
+        found |= {f"{home}.type": scaling["rope_type"], f"{home}.factor": _f32(scaling["factor"])}
+        if scaling["rope_type"] == "yarn":
+            before = scaling["original_max_position_embeddings"]
+            found |= {f"{home}.original_context_length": np.uint32(before)}
+            found |= {f"{home}.yarn_beta_{n}": _f32(scaling[f"beta_{n}"]) for n in ("fast", "slow")}
+    return found
+
+
+def _f32(value: float) -> np.float32:
+    return np.float32(value)
+
+
+def _rope_factors(config: ModelConfig, settings: Json) -> np.ndarray | None:
+    scaling = settings.get("rope_scaling") or {}
+    if scaling.get("rope_type") != "llama3":
+        return None
+    found = gguf_read.rope_factors(settings["rope_theta"], config.H // 2, scaling)
+    return found.astype(np.float32)
+
+
+def _form(name: str, shape: tuple[int, ...], kind: str) -> str:
+    """Return the format of a tensor: vectors are F32, and rows of no whole blocks F16."""
+    if len(shape) == 1 or name in EXACT:
+        return "F32"
+    if kind == "Q4_0" and name in TABLES:  # which 4 bits would harm the most
+        kind = "Q8_0"
+    return "F16" if shape[-1] % FORMATS[kind].values else kind
+
+
+def _generation(config: GenerationConfig) -> Json:
+    found: Json = {}
+    for key, value in zip(ENDS, config.eos_token_id, strict=False):
+        found[HOME + key] = np.uint32(value)
+    if config.bos_token_id is not None:
+        found[f"{HOME}bos_token_id"] = np.uint32(config.bos_token_id)
+    if config.pad_token_id is not None:
+        found[f"{HOME}padding_token_id"] = np.uint32(config.pad_token_id)
+    for name, (key, _) in SAMPLING.items():
+        if (value := getattr(config, key)) is not None:
+            whole = isinstance(value, int)
+            found[f"general.sampling.{name}"] = np.int32(value) if whole else np.float32(value)
+    return found
+
+
+def _templates(template: ChatTemplate | None) -> Json:
+    if template is None:
+        return {}
+    home, others = "tokenizer.chat_template", dict(template.others or {})
+    found: Json = {home: template.source} if template.source else {}
+    found |= {f"{home}.{name}": source for name, source in others.items()}
+    return found | ({f"{home}s": list(others)} if others else {})
+
+
+def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Json:
+    """Return the keys of a tokenizer; ConfigError for one of a kind that GGUF files don't have."""
+    exported = tokenizer_json(tokenizer, rows=config.V, topology=config.topology)
+    document = json.loads(exported.file)
+    if isinstance(tokenizer, Pieces):
+        found = _of_proto(modelproto.read_proto(tokenizer.model))
+    else:
+        found = _of_document(document)
+    names, kinds = found[f"{HOME}tokens"], found[f"{HOME}token_type"]
+    for row in document.get("added_tokens") or ():
+        i = row["id"]
+        names += [None] * (i + 1 - len(names))
+        kinds += [UNUSED] * (i + 1 - len(kinds))
+        if kinds[i] != UNKNOWN:
+            names[i] = row["content"]
+            kinds[i] = CONTROL if row["special"] else USER_DEFINED
+    names += [None] * (config.V - len(names))
+    kinds += [UNUSED] * (config.V - len(kinds))
+    found[f"{HOME}tokens"] = [f"[PAD{i}]" if n is None else n for i, n in enumerate(names)][
+        : config.V
+    ]
+    found[f"{HOME}token_type"] = np.asarray(kinds[: config.V], np.int32)
+    if (scores := found.get(f"{HOME}scores")) is not None:
+        scores = (scores + [-1000.0] * config.V)[: config.V]
+        found[f"{HOME}scores"] = np.asarray(scores, np.float32)
+    ids = {name: i for i, name in enumerate(found[f"{HOME}tokens"])}
+    for role, key in ROLES.items():
+        if (name := exported.roles.get(role)) in ids:
+            found.setdefault(HOME + key, np.uint32(ids[name]))
+    begin, end = ends(tokenizer, config.topology)
+    if found[f"{HOME}model"] != "bert":
+        found |= {f"{HOME}add_bos_token": bool(begin), f"{HOME}add_eos_token": bool(end)}
+    for key, around in (("bos_token_id", begin), ("eos_token_id", end)):
+        if len(around) == 1:
+            found[HOME + key] = np.uint32(around[0])
+    return found
+
+
+def _of_proto(proto: modelproto.Proto) -> Json:
+    """Return the keys of a sentencepiece model."""
+    found = {
+        f"{HOME}model": "t5" if proto.model_type == UNIGRAM else "llama",
+        f"{HOME}pre": "default",
+        f"{HOME}tokens": [piece.name for piece in proto.pieces],
+        f"{HOME}token_type": [piece.kind for piece in proto.pieces],
+        f"{HOME}scores": [piece.score for piece in proto.pieces],
+        f"{HOME}unknown_token_id": np.uint32(proto.unk),
+        f"{HOME}add_space_prefix": proto.dummy_prefix,
+        f"{HOME}remove_extra_whitespaces": proto.extra_spaces,
+    }
+    if proto.charsmap:
+        found[f"{HOME}precompiled_charsmap"] = np.frombuffer(proto.charsmap, np.uint8)
+    return found
+
+
+def _of_document(document: Json) -> Json:
+    """Return the keys of a tokenizer.json."""
+    model, decoder = document["model"], document.get("decoder") or {}
+    vocab = model.get("vocab")
+    if model.get("type") == "BPE" and decoder.get("type") == "ByteLevel":
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        return {
+            f"{HOME}model": "gpt2",
+            f"{HOME}pre": _pre(document) if merges else GPT2,
+            f"{HOME}merges": merges,
+            **_pieces(vocab, lambda name: NORMAL),
+        }
+    if model.get("type") == "BPE" and model.get("byte_fallback"):
+        rank: dict[str, float] = {}
+        for number, merge in enumerate(model["merges"]):
+            rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), -number)
+        found = _pieces(vocab, lambda name: _sentencepiece_kind(name, model.get("unk_token")))
+        first = document.get("pre_tokenizer") or {}
+        prefix = first.get("prepend_scheme", "never") != "never"
+        prefix |= "Prepend" in json.dumps(document.get("normalizer"))
+        return found | {
+            f"{HOME}model": "llama",
+            f"{HOME}pre": "default",
+            f"{HOME}scores": [rank.get(name, -1e6) for name in found[f"{HOME}tokens"]],
+            f"{HOME}add_space_prefix": prefix,
+        }
+    if model.get("type") == "WordPiece":
+        found = _pieces(vocab, lambda name: NORMAL)
+        added = {row["content"] for row in document.get("added_tokens") or ()}
+        found[f"{HOME}tokens"] = [
+            name
+            if name is None or name in added or (name.startswith("[") and name.endswith("]"))
+            else name.removeprefix("##")
+            if name.startswith("##")
+            else SPACE + name
+            for name in found[f"{HOME}tokens"]
+        ]
+        return found | {f"{HOME}model": "bert", f"{HOME}pre": "default"}
+    raise ConfigError(
+        f"a tokenizer of the type {model.get('type')} has no form in a GGUF file; known are BPE on "
+        f"bytes, sentencepiece and WordPiece"
+    )
+
+
+def _pieces(vocab: Mapping[str, int], kind_of) -> Json:
+    names: list[str | None] = [None] * (max(vocab.values()) + 1)
+    for name, i in vocab.items():
+        names[i] = name
+    kinds = [UNUSED if name is None else kind_of(name) for name in names]
+    return {f"{HOME}tokens": names, f"{HOME}token_type": kinds}
+
+
+def _sentencepiece_kind(name: str, unknown: str | None) -> int:
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        return BYTE
+    return UNKNOWN if name == unknown else NORMAL
+
+
+def _pre(document: Json) -> str:
+    """Return the tokenizer.ggml.pre that cuts words as a tokenizer.json does."""
+
+    def steps(one: Json | None) -> list[Any]:
+        parts = [] if one is None else one.get("pretokenizers", [one])
+        return [_cut(part) for part in parts]
+
+    wanted = steps(document.get("pre_tokenizer"))
+    whole = bool(document["model"].get("ignore_merges"))
+    matching = [name for name, cuts in CUTS.items() if steps(pre_tokenizer(cuts)) == wanted]
+    matching.sort(key=lambda name: (name in WHOLE) != whole)
+    if not matching:
+        raise ConfigError(
+            "the tokenizer cuts texts into words in a way that llama.cpp has no name for; write "
+            "the model for Hugging Face: --to hf"
+        )
+    return matching[0]
+
+
+def _cut(step: Json) -> Any:
+    if step.get("type") == "Digits" and step.get("individual_digits"):
+        return r"\p{N}", "isolated", False
+    if step.get("type") == "Split":
+        return step["pattern"].get("Regex"), step["behavior"].lower(), bool(step.get("invert"))
+    if step.get("type") == "ByteLevel":
+        return "bytes", step.get("use_regex", True), step.get("add_prefix_space")
+    return step

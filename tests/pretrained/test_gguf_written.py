@@ -1,0 +1,197 @@
+"""A model written as a GGUF file is read again as it was, and llama.cpp makes its texts of it."""
+
+import json
+from importlib.util import find_spec
+
+import jax
+import numpy as np
+import pytest
+from random_params import random_params
+from test_gguf_models import MODELS
+from test_gguf_tokenizers import TEXTS, bytes_tokenizer, sentencepiece_model
+
+import jaxgen
+from jaxgen import tokens, tree
+from jaxgen.cli import app, start
+from jaxgen.errors import ConfigError
+from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.family import differences
+from jaxgen.pretrained import assets, gguf_tokenizer
+from jaxgen.pretrained.chat_template import ChatTemplate
+from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.store import gguf
+from jaxgen.tokens import Special, TokenizerSettings, pipelines
+from jaxgen.tokens.huggingface import HuggingFace
+from jaxgen.tokens.pieces import Pieces
+
+
+def model(name, **changes):
+    family = FAMILIES[name.partition("-")[0]]
+    config = family.read({"model_type": family.model_type, **MODELS[name], **changes})
+    config = config.replace(head="none") if config.head == "pooled" else config
+    return config, random_params(config)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_float32_is_read_again_to_the_last_bit(tmp_path, name):
+    config, params = model(name)
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf")
+    again, found = jaxgen.load(tmp_path / "m.gguf")
+    assert differences(config, again) == []
+    close = 1e-7 if name.startswith("gemma") else 0  # whose 1 + w is rounded in the file
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 0, close), found, params)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float16", 1e-4), ("bfloat16", 1e-3),
+                                              ("q8_0", 1e-3), ("q4_0", 2e-2)])  # fmt: skip
+def test_matrices_are_in_the_format_that_is_asked_for(tmp_path, dtype, error):
+    config, params = model("llama")
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", dtype=dtype)
+    forms = {n: t.dtype for n, t in gguf.open_file(tmp_path / "m.gguf").tensors.items()}
+    wanted = {"float16": "F16", "bfloat16": "BF16"}.get(dtype, dtype.upper())
+    assert forms["blk.0.ffn_up.weight"] == wanted and forms["blk.0.attn_norm.weight"] == "F32"
+    assert forms["token_embd.weight"] == ("Q8_0" if dtype == "q4_0" else wanted)
+    found = jaxgen.load(tmp_path / "m.gguf", dtype="float32")[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 0, error), found, params)
+
+
+def test_what_is_written_is_written_again_bit_for_bit(tmp_path):
+    config, params = model("llama")
+    for dtype in ("float32", "q8_0"):
+        jaxgen.save(tmp_path / "a.gguf", config, params, layout="gguf", dtype=dtype)
+        again = jaxgen.load(tmp_path / "a.gguf")
+        jaxgen.save(tmp_path / "b.gguf", *again, layout="gguf", dtype=dtype)
+        assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+        (tmp_path / "a.gguf").unlink(), (tmp_path / "b.gguf").unlink()
+
+
+LONG = ["def add(a, b):\n    return a + b  # naïve café 12345\n\n\nclass Ünïcödé:\n\tpass\n"]
+LONG += [
+    "The quick brown fox jumps over the lazy dog.  The dog doesn't care, 日本語 is here.\n" * 3
+]
+
+
+def made(kind):
+    if kind == "bytes":
+        return tokens.train(TokenizerSettings(kind="bytes"), TEXTS)
+    if kind in ("bpe", "unigram"):
+        return tokens.train(TokenizerSettings(kind=kind, vocab_size=310), LONG)
+    if kind == "sentencepiece":
+        return Pieces(sentencepiece_model(add_dummy_prefix=False), Special(bos=1, eos=2))
+    engine = bytes_tokenizer(gguf_tokenizer.CUTS[kind])
+    about = json.loads(engine.to_str())
+    about["model"]["ignore_merges"] = kind in gguf_tokenizer.WHOLE
+    roles = {"eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    return HuggingFace(json.dumps(about).encode(), Special(eos=0, pad=1), roles=roles)
+
+
+KINDS = ["bpe", "unigram", "bytes", "sentencepiece", *"gpt-2 smollm llama-bpe qwen2 tekken".split()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_is_written_with_its_ids_names_and_marks(tmp_path, kind):
+    tokenizer = made(kind)
+    config = jaxgen.ModelConfig(vocab_size=350, context=8, layers=1, d_model=8, heads=2, norm="rms",
+                                positions="rope", feed="swiglu", biases="none")  # fmt: skip
+    template = ChatTemplate("{{ messages }}", {}, others={"tool_use": "{{ tools }}"})
+    settings = GenerationConfig(eos_token_id=(0, 2), temperature=0.5, top_k=9)
+    jaxgen.save(
+        *(tmp_path / "m.gguf", config, random_params(config)),
+        tokenizer=tokenizer, generation_config=settings, chat_template=template, layout="gguf",
+    )  # fmt: skip
+    read = assets.read_assets(tmp_path / "m.gguf")
+    assert read.tokenizer is not None and read.tokenizer.vocab_size == 350
+    for text in TEXTS:
+        assert read.tokenizer.encode(text) == tokenizer.encode(text)
+        assert read.tokenizer.decode(tokenizer.encode(text)) == tokenizer.decode(
+            tokenizer.encode(text)
+        )
+    assert read.tokenizer.special.pad == tokenizer.special.pad
+    assert read.tokenizer.special.bos == tokenizer.special.bos
+    assert read.chat_template is not None and read.chat_template.source == "{{ messages }}"
+    assert read.chat_template.others == {"tool_use": "{{ tools }}"}
+    assert (read.generation_config.temperature, read.generation_config.top_k) == (0.5, 9)
+    assert read.generation_config.eos_token_id == (0, 2)
+
+
+def test_what_a_file_has_no_word_for_is_refused_and_nothing_is_left(tmp_path):
+    config, params = model("llama")
+    with pytest.raises(ConfigError, match="the name of a GGUF file ends"):
+        jaxgen.save(tmp_path / "m", config, params, layout="gguf")
+    sinusoid = config.replace(positions="sinusoid", norm="layer")
+    with pytest.raises(ConfigError, match="no architecture of GGUF files has such a model: "):
+        jaxgen.save(tmp_path / "m.gguf", sinusoid, random_params(sinusoid), layout="gguf")
+    dynamic = {"rope_type": "dynamic", "factor": 2.0}
+    stretched, weights = model("llama", rope_scaling=dynamic)
+    with pytest.raises(ConfigError, match="a GGUF file of the architecture llama has no rope"):
+        jaxgen.save(tmp_path / "m.gguf", stretched, weights, layout="gguf")
+    odd = json.loads(bytes_tokenizer((r"[a-c]+",)).to_str())
+    tokenizer = HuggingFace(json.dumps(odd).encode())
+    with pytest.raises(ConfigError, match=r"llama.cpp has no name for; .* --to hf"):
+        jaxgen.save(tmp_path / "m.gguf", config, params, tokenizer=tokenizer, layout="gguf")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="dtype='q8_0' has no effect with layout=hf"):
+        jaxgen.save(tmp_path / "m", config, params, layout="hf", dtype="q8_0")
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf")
+    with pytest.raises(ConfigError, match="exists already"):
+        jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf")
+
+
+def test_the_verb_writes_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+    config, params = model("llama")
+    jaxgen.save("mine", config, params)
+    assert app.main(["convert", "mine", "out.gguf", "--dtype", "q8_0"]) == 0
+    assert "out.gguf (gguf layout)" in capsys.readouterr().out
+    assert differences(config, jaxgen.load("out.gguf")[0]) == []
+    assert app.main(["convert", "mine", "out"]) == 2
+    assert "--to is missing: hf, jaxgen, or gguf" in capsys.readouterr().err
+    assert app.main(["convert", "mine", "out", "--to", "hf", "--dtype", "q4_0"]) == 2
+    assert app.main(["convert", "out.gguf", "again", "--to", "jaxgen"]) == 0
+    a, b = (tree.flatten(jaxgen.load(p)[1]) for p in ("again", "out.gguf"))
+    assert all(np.array_equal(a[path], b[path]) for path in a)
+
+
+def of_letters():
+    """A tokenizer of 320 ids that are whole characters: the server tells of no others."""
+    letters = [chr(i) for i in range(33, 127)]
+    merges = [[a, b] for a in letters[:15] for b in letters[:15]]
+    pieces = [*letters, *(a + b for a, b in merges)]
+    about = pipelines.byte_level({piece: i for i, piece in enumerate(pieces)}, merges)
+    about["added_tokens"] = [{"id": 319, **pipelines.added_token("<end>")}]
+    return HuggingFace(json.dumps(about).encode(), Special(eos=319))
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-3.1", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"]
+)
+def test_llama_cpp_makes_the_same_greedy_text(tmp_path, name):
+    import xllamacpp
+
+    context = {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
+    config, params = model(name, vocab_size=320, initializer_range=0.2, **context)
+    tokenizer = of_letters()
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", tokenizer=tokenizer)
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(tmp_path / "m.gguf")
+    settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = 512, 1, False, -1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    begin = np.random.default_rng(0).integers(0, 319, 40).tolist()
+    about = {"prompt": begin, "max_tokens": 60, "temperature": 0.0, "logprobs": 1, "stream": False}
+    server = xllamacpp.Server(settings)
+    answer = server.handle_completions({**about, "ignore_eos": True, "repeat_penalty": 1.0})
+    pieces = answer["choices"][0]["logprobs"]["content"]
+    theirs = [piece["id"] for piece in pieces]
+    logits = jaxgen.apply(params, config, np.asarray([begin + theirs])).logits[0]
+    ours = np.asarray(jax.nn.log_softmax(logits))[len(begin) - 1 : -1]
+    ours = np.where(np.arange(ours.shape[1]) == tokenizer.special.eos, -np.inf, ours)
+    picked = np.take_along_axis(ours, np.asarray(theirs)[:, None], 1)[:, 0]
+    np.testing.assert_allclose(
+        [piece["logprob"] for piece in pieces], picked, atol=2e-3
+    )  # its gelu is a table of float16
+    assert (picked >= ours.max(1) - 1e-3).all()
+    assert len(theirs) == 60
