@@ -98,6 +98,7 @@ BLOOM = _IDS | {"vocab_size": V, "hidden_size": 16, "n_layer": 2, "n_head": 4}
 MPT = _IDS | {"vocab_size": V, "d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
 # Eager attention of transformers adds Falcon's biases twice, the default one once.
 SCALED = FALCON | {"alibi": True, "attn_implementation": "sdpa"}
+OPT = FALCON | {"ffn_dim": 24, "word_embed_proj_dim": 16}
 LOCAL_FIRST = ["sliding_attention", "full_attention"]
 _GROWTH = {"llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 0.5}
 GROWING = rope("yarn", factor=4.0, original_max_position_embeddings=6, **_GROWTH)
@@ -129,6 +130,7 @@ CASES |= {
     "bloom": {"plain": BLOOM},
     "falcon": {"grouped": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}},
     "mpt": {"plain": MPT},
+    "opt": {"plain": OPT},
     "exaone4": {"plain": FOUR},
     "olmo3": {"plain": FOUR | {"num_hidden_layers": 2, "layer_types": LOCAL_FIRST}},
     "ministral3": {"plain": WIDE | GROWING},
@@ -227,6 +229,10 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "alibi, one after another": SCALED
         | {"multi_query": False, "parallel_attn": False, "bias": True},
         "alibi, six heads": SCALED | {"num_attention_heads": 6, "hidden_size": 24},
+    },
+    "opt": {
+        "norms behind": OPT | {"do_layer_norm_before": False, "activation_function": "gelu"},
+        "no biases": OPT | {"enable_bias": False, "tie_word_embeddings": False},
     },
     "mpt": {
         "six heads, another scale": MPT

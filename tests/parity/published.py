@@ -279,6 +279,137 @@ SHAPES: dict[str, tuple[str, dict, dict]] = {
     "opus-mt-tc-big": (_MARIAN, MARIAN, {"share_encoder_decoder_embeddings": True}),
 }
 
+FOUR = LLAMA | {"num_hidden_layers": 4, "sliding_window": 5}
+NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
+FALCON = {k: v for k, v in NEOX.items() if k != "intermediate_size"}
+OPT = FALCON | {"ffn_dim": 24, "word_embed_proj_dim": 16}
+BLOOM = {"vocab_size": V, "hidden_size": 16, "n_layer": 2, "n_head": 4, "pad_token_id": 0}
+MPT = {"vocab_size": V, "d_model": 16, "n_layers": 2, "n_heads": 4, "pad_token_id": 0}
+LONGROPE = {"long_factor": [1.5, 4.0], "short_factor": [1.0, 1.1]}
+FULL, LOCAL = "full_attention", "sliding_attention"
+SHAPES |= {
+    "SmolLM3": (
+        "SmolLM3ForCausalLM",
+        LLAMA,
+        {"layer_types": [FULL] * 2, "max_window_layers": 28, "no_rope_layer_interval": 4}
+        | {"no_rope_layers": [1, 0], "pretraining_tp": 2, "rope_scaling": None, "rope_theta": 5e6}
+        | {"sliding_window": None, "use_sliding_window": False, "mlp_bias": False},
+    ),
+    "OLMo 2": ("Olmo2ForCausalLM", LLAMA, {"rope_scaling": None, "rope_theta": 500000}),
+    "OLMo 3": (
+        "Olmo3ForCausalLM",
+        FOUR,
+        {"rope_scaling": YARN | {"rope_type": "yarn", "attention_factor": 1.2}, "rope_theta": 5e5}
+        | {"layer_types": [LOCAL] * 3 + [FULL], "sliding_window": 6},
+    ),
+    "Granite 3": (
+        "GraniteForCausalLM",
+        LLAMA,
+        {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22}
+        | {"attention_multiplier": 0.0078125, "attention_dropout": 0.1, "rope_theta": 1e7},
+    ),
+    "EXAONE 4 1.2B": (
+        "Exaone4ForCausalLM",
+        LLAMA | {"sliding_window": None, "layer_types": [FULL] * 2},
+        {"sliding_window_pattern": None, "rope_scaling": LLAMA3, "rope_theta": 1e6},
+    ),
+    "EXAONE 4 32B": (
+        "Exaone4ForCausalLM",
+        FOUR,
+        {"sliding_window_pattern": "LLLG", "layer_types": [LOCAL] * 3 + [FULL]},
+    ),
+    "Seed-OSS": (
+        "SeedOssForCausalLM",
+        GEMMA,
+        {"residual_dropout": 0.1, "rope_scaling": {"rope_type": "default"}, "rope_theta": 1e7},
+    ),
+    "StableLM 2": (
+        "StableLmForCausalLM",
+        LLAMA | {"partial_rotary_factor": 0.5},
+        {"rope_theta": 10000, "partial_rotary_factor": 0.5, "hidden_dropout": 0.0},
+    ),
+    "Phi 2": (
+        "PhiForCausalLM",
+        LLAMA,
+        {"qk_layernorm": False, "resid_pdrop": 0.1, "partial_rotary_factor": 0.5},
+    ),
+    "Phi 3 mini": ("Phi3ForCausalLM", LLAMA, {"sliding_window": 2047, "attention_bias": False}),
+    "Phi 3 mini, long": (
+        "Phi3ForCausalLM",
+        LLAMA,
+        {"rope_scaling": LONGROPE | {"type": "su"}, "original_max_position_embeddings": 8},
+    ),
+    "Phi 4 mini": (
+        "Phi3ForCausalLM",
+        GEMMA | {"head_dim": 4, "tie_word_embeddings": True},
+        {"rope_scaling": {"long_factor": [4.0], "short_factor": [1.5], "type": "longrope"}}
+        | {"original_max_position_embeddings": 16, "partial_rotary_factor": 0.5}
+        | {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False}
+        | {"sliding_window": 262144},
+    ),
+    "Command R": ("CohereForCausalLM", LLAMA, {"model_max_length": 131072, "use_qk_norm": False}),
+    "Command R7B": (
+        "Cohere2ForCausalLM",
+        FOUR,
+        {"layer_switch": 4, "order_of_interleaved_layers": "local_attn_first", "rotary_pct": 1.0}
+        | {"position_embedding_type": "rope_gptj", "use_embedding_sharing": True, "head_dim": 4}
+        | {"use_gated_activation": True, "use_parallel_block": True, "use_qk_norm": False}
+        | {"cache_implementation": "hybrid", "rope_scaling": None, "logit_scale": 0.25},
+    ),
+    "Pythia": (
+        "GPTNeoXForCausalLM",
+        NEOX | {"rotary_pct": 0.5},
+        {"classifier_dropout": 0.1, "rope_scaling": None, "rotary_pct": 0.5},
+    ),
+    "GPT-J": (
+        "GPTJForCausalLM",
+        GPT2 | {"rotary_dim": 2},
+        SUMMARY | GENERATION | {"rotary": True, "scale_attn_weights": True, "n_inner": None},
+    ),
+    "Falcon 7B": (
+        "FalconForCausalLM",
+        FALCON,
+        {"apply_residual_connection_post_layernorm": False, "multi_query": True, "alibi": False},
+    ),
+    "Falcon 2 11B": (
+        "FalconForCausalLM",
+        FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True}
+        | {"num_ln_in_parallel_attn": 1},
+        {"ff_factor": 4, "ffn_hidden_size": 64, "rope_theta": 500042.0},
+    ),
+    "StarCoder 2": (
+        "Starcoder2ForCausalLM",
+        LLAMA,
+        {"activation_function": "gelu", "attention_softmax_in_fp32": True, "mlp_type": "default"}
+        | {"norm_type": "layer_norm", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True}
+        | {"scale_attention_softmax_in_fp32": True, "sliding_window": 16, "residual_dropout": 0.1},
+    ),
+    "OPT": (
+        "OPTForCausalLM",
+        OPT,
+        {"activation_dropout": 0.0, "layerdrop": 0.0, "prefix": "</s>", "dropout": 0.1}
+        | {"_remove_final_layer_norm": False, "do_layer_norm_before": True},
+    ),
+    "BLOOM": (
+        "BloomForCausalLM",
+        BLOOM,
+        {"attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "offset_alibi": 100}
+        | {"masked_softmax_fusion": True, "pretraining_tp": 1, "seq_length": 2048, "n_inner": None}
+        | {"skip_bias_add": True, "skip_bias_add_qkv": False, "unk_token_id": 0},
+    ),
+    "MPT": (
+        "MptForCausalLM",
+        MPT,
+        {"attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_impl": "torch", "qk_ln": False}
+        | {"attn_pdrop": 0, "attn_type": "multihead_attention", "clip_qkv": None}
+        | {"attn_uses_sequence_id": False, "prefix_lm": False, "softmax_scale": None}}
+        | {"embedding_fraction": 1.0, "init_device": "cpu", "learned_pos_emb": True, "verbose": 0}
+        | {"no_bias": True, "norm_type": "low_precision_layernorm", "expansion_ratio": 4}
+        | {"init_config": {"name": "kaiming_normal_"}, "tokenizer_name": "gpt-neox"},
+    ),
+    "Helium": ("HeliumForCausalLM", GEMMA | {"head_dim": 4}, {"rope_theta": 1e5}),
+}  # fmt: skip
+
 # (class, sizes, keys, what the refusal names): each of these changes a result, or may.
 REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "relative keys": (
@@ -293,6 +424,24 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "both sides": (_QWEN2, LLAMA, {"is_causal": False}, "is_causal=False"),
     "Gemma of both sides": (
         _GEMMA3, GEMMA2, {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    "clipped projections": (
+        "MptForCausalLM", MPT, {"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6"),
+    "other slopes": (
+        "MptForCausalLM", MPT, {"attn_config": {"alibi_bias_max": 4}}, "alibi_bias_max=4"),
+    "norms of the queries of each head": (
+        "StableLmForCausalLM", LLAMA | {"partial_rotary_factor": 0.5}, {"qk_layernorm": True},
+        "qk_layernorm=True"),
+    "biases without those of norms": (
+        "CohereForCausalLM", LLAMA, {"attention_bias": True}, "attention_bias=True"),
+    "a block of no Falcon": (
+        "FalconForCausalLM", FALCON, {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2"),
+    "queries that don't grow": (
+        "Ministral3ForCausalLM", LLAMA, {"rope_parameters": {"rope_type": "default"}},
+        "llama_4_scaling_beta"),
+    "ALiBi for Llama": (_LLAMA, LLAMA, {"alibi": True}, "alibi=True"),
+    "norms of queries for Llama": (_LLAMA, LLAMA, {"use_qk_norm": True}, "use_qk_norm=True"),
+    "layers that don't turn for Llama": (
+        _LLAMA, LLAMA, {"no_rope_layers": [1, 0]}, "no_rope_layers"),
     "experts": (_MISTRAL, LLAMA, {"num_local_experts": 8}, "num_local_experts=8"),
     "width multipliers": (_LLAMA, LLAMA, {"residual_multiplier": 0.2}, "residual_multiplier=0.2"),
     "another gate": (_T5, T5, {"is_gated_act": True}, "is_gated_act=True"),

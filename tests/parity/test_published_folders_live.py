@@ -9,6 +9,7 @@ import re
 import warnings
 
 import numpy as np
+import parity_cases as cases
 import published
 import pytest
 import random_configs
@@ -121,6 +122,18 @@ def ours(folder, ids):
     if config.head == "pooled":
         return np.asarray(out.pooled)
     return np.asarray(out.hidden if out.logits is None else out.logits)
+
+
+@pytest.mark.parametrize("model_type", cases.CASES)
+def test_every_head_of_a_decoder_is_computed_as_transformers_does(model_type, tmp_path):
+    family = FAMILIES[model_type]
+    sizes = next(iter(cases.CASES[model_type].values())) | {
+        "num_labels": 3,
+        "vocab_size": published.V,
+    }
+    for name in (family.architecture, *family.heads):
+        theirs = computed(saved(tmp_path / name, name, sizes))
+        np.testing.assert_allclose(ours(tmp_path / name, IDS), theirs, atol=1e-4, rtol=0)
 
 
 # How many, of which few stand for all in a run of every test.

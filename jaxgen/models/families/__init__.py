@@ -35,6 +35,7 @@ from jaxgen.models.families import (
     nanochat,
     olmo2,
     olmo3,
+    opt,
     pegasus,
     phi,
     phi3,
@@ -56,7 +57,7 @@ _ALL = (
     *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
     *(smollm3, olmo2, granite, seed_oss, helium, phi, phi3, gptj, starcoder2, cohere, cohere2),
     *(deepseek_v2, deepseek_v3, minicpm3),
-    *(nanochat, stablelm, gpt_neox, bloom, falcon, mpt, exaone4, olmo3, ministral3),
+    *(nanochat, stablelm, gpt_neox, bloom, falcon, opt, mpt, exaone4, olmo3, ministral3),
     *(bert, roberta, t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small),
 )

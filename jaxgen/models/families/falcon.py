@@ -50,6 +50,8 @@ FAMILY = Family(
     | {"max_position_embeddings": 2048, "hidden_dropout": 0.0, "attention_dropout": 0.0},
     aliases={"n_embed": "hidden_size", "n_head": "num_attention_heads"}
     | {"n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"},
+    only={"apply_residual_connection_post_layernorm": (False,)},
+    ignored=frozenset({"ff_factor"}),
     quirks=(
         *(TIED, one_of("feed", "activation", gpt2.FEED)),
         one_of("biases", "bias", {False: "norms", True: "all"}),

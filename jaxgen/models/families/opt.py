@@ -1,0 +1,53 @@
+"""OPT (Zhang et al. 2022): GPT with ReLU; positions count from 2, norms of 350m are behind."""
+
+from __future__ import annotations
+
+from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, same
+
+FAMILY = Family(
+    model_type="opt",
+    architecture="OPTForCausalLM",
+    prefix="model.",
+    layer="model.decoder.layers.{}.",
+    sizes={
+        "vocab_size": "vocab_size",
+        "context": "max_position_embeddings",
+        "layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "heads": "num_attention_heads",
+        "d_ff": "ffn_dim",
+        "init_std": "init_std",
+    },
+    choices={"norm": "layer", "positions": "learned", "position_offset": 2},
+    defaults={"init_std": 0.02, "activation_function": "relu", "tie_word_embeddings": True}
+    | {"dropout": 0.1, "attention_dropout": 0.0, "do_layer_norm_before": True, "enable_bias": True},
+    only={"layer_norm_elementwise_affine": (True,), "_remove_final_layer_norm": (False,)},
+    ignored=frozenset({"activation_dropout", "layerdrop"}),
+    inherited={"word_embed_proj_dim": "hidden_size"},
+    quirks=(
+        same(("hidden_size", "word_embed_proj_dim"), "d_model"),
+        *(TIED, one_of("feed", "activation_function", gpt2.FEED)),
+        one_of("norm_at", "do_layer_norm_before", {True: "pre", False: "post"}),
+        one_of("biases", "enable_bias", {True: "all", False: "norms"}),
+        dropout(("dropout",), "attention_dropout"),
+    ),
+    rows=(
+        Row("model.decoder.embed_tokens.weight", ("embed/tokens",), "V,D"),
+        Row("model.decoder.embed_positions.weight", ("embed/positions",), "S,D"),
+        *norm("model.decoder.final_layer_norm", "final_norm"),
+        Row("lm_head.weight", ("unembed/tokens",), "V,D"),
+    ),
+    layer_rows=(
+        *norm("self_attn_layer_norm", "attn_norm"),
+        *(row for x in "qkv" for row in linear(f"self_attn.{x}_proj", f"attn/{x}", "NH,D")),
+        *linear("self_attn.out_proj", "attn/o", "D,NH"),
+        *norm("final_layer_norm", "feed_norm"),
+        *linear("fc1", "feed/up", "F,D"),
+        *linear("fc2", "feed/down", "D,F"),
+    ),
+    heads=llama.heads("OPT", "classes", "spans"),
+    head_rows={"classes": llama.SCORE["classes"], "spans": SPANS},
+    copies={"lm_head.weight": "model.decoder.embed_tokens.weight"},
+)
