@@ -22,11 +22,15 @@ MEMORY = (
 
 @contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
-    """Name the run folder in which the traceback of an unexpected error belongs."""
+    """Name the run folder in which the traceback of an unexpected error belongs.
+
+    None belongs in the folder of a published model, which may be a cache of other programs.
+    """
     try:
         yield
     except Exception as error:
-        error.run_folder = folder  # pyright: ignore[reportAttributeAccessIssue]
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            error.run_folder = folder  # pyright: ignore[reportAttributeAccessIssue]
         raise
 
 

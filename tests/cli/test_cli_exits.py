@@ -103,3 +103,11 @@ def test_the_traceback_goes_into_the_run_folder_if_there_is_one(fails, tmp_path)
     (tmp_path / "out").mkdir()
     fails(ZeroDivisionError())
     assert list((tmp_path / "out").glob("crash-*.txt"))
+
+
+def test_no_traceback_goes_into_the_folder_of_a_published_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for folder, kept in ((tmp_path, None), (tmp_path / "run", tmp_path / "run")):
+        with pytest.raises(ZeroDivisionError) as caught, exits.in_folder(folder):
+            raise ZeroDivisionError
+        assert getattr(caught.value, "run_folder", None) == kept

@@ -26,7 +26,7 @@ from jaxgen.pretrained import (
 )
 from jaxgen.tokens import marian
 
-pytest.importorskip("huggingface_hub")
+huggingface_hub = pytest.importorskip("huggingface_hub")
 CONFIG = jaxgen.ModelConfig(
     vocab_size=259, context=16, layers=1, d_model=8, heads=2, norm="rms", positions="rope",
     feed="swiglu", biases="none",
@@ -190,6 +190,7 @@ def test_without_a_network_the_cache_is_taken_and_said(hub, monkeypatch):
         sources.local_path("org/vectors")
 
 
+@pytest.mark.skipif(huggingface_hub.__version__ < "2", reason="it gives up at once")
 def test_a_download_that_is_cut_goes_on_where_it_was(hub, monkeypatch):
     from huggingface_hub import constants
 
