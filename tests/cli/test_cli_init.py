@@ -55,7 +55,7 @@ def test_text_and_fine_tuning_name_your_files_and_train_as_they_are(here, tmp_pa
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_key_is_told_and_the_config_reads_as_it_was_meant(here, tmp_path, task):
-    here("init", task, "--out", "x.yaml")
+    _, said = here("init", task, "--out", "x.yaml")
     mapping = settings_yaml.read_yaml(tmp_path / "x.yaml")
     text = (tmp_path / "x.yaml").read_text()
     told = {key: words for key, _, _, words in settings.fields_help(run.Settings)}
@@ -64,6 +64,7 @@ def test_every_key_is_told_and_the_config_reads_as_it_was_meant(here, tmp_path, 
             assert f"  # {told[f'{section}.{key}']}\n  {key}:" in text
     if task == "fine-tune":
         assert mapping["init_from"] == "openai-community/gpt2"
+        assert "openai-community/gpt2 is fetched when training begins" in said
     else:
         run.build_settings(mapping)
 
