@@ -269,6 +269,10 @@ class ModelConfig:
         for name, value in vars(self.towers).items():
             if value not in (None, "shared") and self.topology != "encoder_decoder":
                 raise ConfigError(f"towers.{name}={value} has no effect: topology={self.topology}")
+        if self.towers.encoder_window is not None and self.window is None:
+            raise ConfigError(
+                f"towers.encoder_window={self.towers.encoder_window} has no effect: window=None"
+            )
         if (self.classes is not None) != (self.head in ("classes", "token_classes")):
             raise ConfigError(
                 f"head={self.head} with classes={self.classes}: classes is given with "
@@ -379,6 +383,7 @@ class ModelConfig:
             topology="encoder",
             layers=self.towers.encoder_layers or self.layers,
             towers=Towers(),
+            window=self.towers.encoder_window or self.window,
             embed_norm="norm" if self.embed_norm == "tokens" else self.embed_norm,
             head="none",
             classes=None,

@@ -169,7 +169,7 @@ class Towers:
     """What the two towers of an encoder-decoder share, and what they don't.
 
     Args:
-        encoder_layers, tokens: the fields below; `jaxgen train --keys` lists them as
+        encoder_layers ... tokens: the fields below; `jaxgen train --keys` lists them as
             model.towers.*.
 
     >>> jaxgen.preset("bart-base").towers == jaxgen.Towers(encoder_layers=None, tokens="shared")
@@ -177,11 +177,17 @@ class Towers:
     """
 
     encoder_layers: int | None = option("depth of the encoder; null: as layers", None)
+    encoder_window: int | None = option(
+        "tokens to each side that its layers with a window see, itself included; null: as window",
+        None,
+    )
     tokens: Tables = option("own: each tower has a table of token vectors", "shared")
 
     def __post_init__(self) -> None:
-        if self.encoder_layers is not None and self.encoder_layers < 1:
-            raise ConfigError(f"encoder_layers={self.encoder_layers} must be at least 1")
+        for name in ("encoder_layers", "encoder_window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
 
 
 @arguments.checked

@@ -292,6 +292,14 @@ T5 = _IDS | {
 }
 ZERO = BART | {"pad_token_id": 0}
 GATED = T5 | {"feed_forward_proj": "gated-gelu"}
+_TOWER = GEMMA2 | {"num_hidden_layers": 3}
+T5GEMMA = {
+    "encoder": _TOWER,
+    "decoder": _TOWER | {"num_hidden_layers": 2},
+    "vocab_size": V,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 2,
+}
 # Encoder-decoders of younger families, which have a golden file of their own.
 SEQ2SEQ: dict[tuple[str, str], dict[str, dict]] = {
     ("mt5", "MT5ForConditionalGeneration"): {"lm": GATED},
@@ -300,6 +308,7 @@ SEQ2SEQ: dict[tuple[str, str], dict[str, dict]] = {
     ("pegasus", "PegasusForConditionalGeneration"): {"lm": ZERO | {"scale_embedding": True}},
     ("m2m_100", "M2M100ForConditionalGeneration"): {"lm": BART},
     ("blenderbot", "BlenderbotForConditionalGeneration"): {"lm": ZERO},
+    ("t5gemma", "T5GemmaForConditionalGeneration"): {"lm": T5GEMMA},
     ("blenderbot-small", "BlenderbotSmallForConditionalGeneration"): {"lm": ZERO},
 }
 # (model_type, class of transformers): the cases whose padding is on the right.

@@ -35,12 +35,17 @@ def run(config, params):
     out = jaxgen.apply(
         params, config, tokens, positions=positions, segments=segments, taps=("*/out",)
     )
+    return np.asarray(out.logits), states(config, out)
+
+
+def states(config, out):
+    """Return the hidden states after each layer [L, B, T, D], the last one normalised."""
     found = []
     for layer in range(config.layers):
         home, index = layer_path(config, layer)
         tap = out.taps[f"{home}/out"]
         found.append(tap if index is None else tap[index])
-    return np.asarray(out.logits), np.stack([*found[:-1], out.hidden])
+    return np.stack([*found[:-1], out.hidden])
 
 
 def differences(folder, want):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import parity_cases as cases
 import pytest
-from parity_run import inputs, run, write_folder
+from parity_run import inputs, run, states, write_folder
 from safetensors.numpy import load_file
 
 import jaxgen
@@ -96,13 +96,11 @@ def test_heads_and_encoder_decoders_match(loaded, kind, name):
     if config.topology == "encoder_decoder":
         memory = jaxgen.encode(params, config, tokens, segments=mask)
         tokens, segments = cases.TARGETS, None
-    out = jaxgen.apply(
-        params, config, tokens, segments=segments, memory=memory, taps=("layers/out",)
-    )
+    out = jaxgen.apply(params, config, tokens, segments=segments, memory=memory, taps=("*/out",))
     real = np.ones(tokens.shape, bool) if memory is not None else cases.MASK == 1
     logits, theirs = out.hidden if out.logits is None else out.logits, want[f"{name}/logits"]
     close(*((logits, theirs) if config.head == "classes" else (logits[real], theirs[real])))
-    hidden = np.stack([*out.taps["layers/out"][:-1], out.hidden])
+    hidden = states(config, out)
     close(hidden[:, real], want[f"{name}/hidden"][1:][:, real])
     assert (out.pooled is None) == (f"{name}/pooled" not in want)
     if out.pooled is not None:

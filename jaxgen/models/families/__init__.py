@@ -47,6 +47,7 @@ from jaxgen.models.families import (
     stablelm,
     starcoder2,
     t5,
+    t5gemma,
     umt5,
     vanilla,
 )
@@ -59,7 +60,7 @@ _ALL = (
     *(deepseek_v2, deepseek_v3, minicpm3),
     *(nanochat, stablelm, gpt_neox, bloom, falcon, opt, mpt, exaone4, olmo3, ministral3),
     *(bert, roberta, t5, bart, marian, vanilla),
-    *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small),
+    *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
 

@@ -145,7 +145,8 @@ class Family:
     another. labels: classes where config.json tells no number. compute: the compute_dtype of a
     param_dtype, where its own range is too small for the hidden states. Fields in a group
     of ours have names with dots, such as rope.theta. library: what computes the
-    same; a folder of another than transformers is written only if its family is named.
+    same; a folder of another than transformers is written only if its family is named. flat: from
+    a config.json with parts to one without them, which it leaves alone; deep: the way back.
     """
 
     model_type: str
@@ -173,6 +174,8 @@ class Family:
     library: Literal["transformers", "torch"] = "transformers"
     encoder: str = ""
     encoder_rows: tuple[Row, ...] = ()
+    flat: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    deep: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
     def topology(self, architecture: str) -> Topology:
         """Return the towers that a model of an architecture has."""
@@ -221,6 +224,7 @@ class Family:
 
         Raises CheckpointError that names a setting which is missing, wrong or not known.
         """
+        theirs = self.flat(theirs)
         self._refuse_others(theirs)
         full = self._filled(theirs)
         for key in self.sizes.values():
@@ -260,11 +264,11 @@ class Family:
             again = again.replace(head="none")
         if lost := differences(config, again):
             raise CheckpointError(f"{self.model_type} has no {', '.join(lost)}")
-        return theirs
+        return self.deep(theirs)
 
     def ignored_settings(self, theirs: Mapping[str, Any]) -> list[str]:
         """Return "key=value" of the settings that the family does not know, nor transformers."""
-        known = self._known()
+        theirs, known = self.flat(theirs), self._known()
         # What is off changes nothing, even where we don't know what it is.
         odd = {k: v for k, v in theirs.items() if k not in known and v not in _OFF}
         absent = known - theirs.keys() - NEUTRAL

@@ -33,7 +33,7 @@ def layer_types(
 
     def read(theirs: Theirs) -> dict[str, Any]:
         kinds = _kinds(theirs, default)
-        fields: dict[str, Any] = {"pattern": _period(kinds), "window": None}
+        fields: dict[str, Any] = {"pattern": shortest(kinds), "window": None}
         if "local" in kinds:
             fields["window"] = theirs["sliding_window"]
         if "global" in kinds and unturned(theirs):
@@ -70,7 +70,7 @@ def _read_turns(theirs: Theirs) -> dict[str, Any]:
     named = [kind if turn else f"{kind}_nope" for kind, turn in zip(kinds, turned, strict=False)]
     fields: dict[str, Any] = {f"kinds.{kind}": NOPE[kind] for kind in {*named} & NOPE.keys()}
     fields["window"] = theirs["sliding_window"] if "local" in kinds else None
-    return fields | {"pattern": _period(named)}
+    return fields | {"pattern": shortest(named)}
 
 
 def _write_turns(config: ModelConfig) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
     return [LAYER_TYPES[name] for name in types]
 
 
-def _period(kinds: list[str]) -> tuple[str, ...]:
+def shortest(kinds: list[str]) -> tuple[str, ...]:
     """Return the shortest pattern that repeats to `kinds`."""
     lengths = range(1, len(kinds) + 1)
     length = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))

@@ -89,10 +89,13 @@ def _body(family: Family, config: ModelConfig):
         home, index = layer_path(config, layer)
         for row in family.layer_rows:
             yield family.layer.format(layer) + row.theirs, row, f"{home}/", index
-    # An encoder of an encoder-decoder has layers of one kind.
-    for layer in range(config.encoder_layers or config.layers):
+    if config.topology != "encoder_decoder":
+        return
+    encoder = config.encoder()
+    for layer in range(encoder.layers):
+        home, index = layer_path(encoder, layer)
         for row in family.encoder_rows:
-            yield family.encoder.format(layer) + row.theirs, row, "encoder/layers/", layer
+            yield family.encoder.format(layer) + row.theirs, row, f"encoder/{home}/", index
 
 
 def _encoder(family: Family, config: ModelConfig):

@@ -1,0 +1,64 @@
+"""T5Gemma (Google 2025): an encoder-decoder of Gemma 2's layers, whose towers have one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxgen.models.families import gemma2, llama, two_parts
+from jaxgen.models.families.family import Family, Quirk, Row, linear
+from jaxgen.models.families.layer_kinds import MOST_WINDOWS
+from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, dropout
+
+
+def _read_windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    found = MOST_WINDOWS.read(theirs)
+    window = found["window"]
+    # An encoder's takes in the token that is so many positions away.
+    return found if window is None else found | {"towers.encoder_window": window + 1}
+
+
+def _norms(name: str, ours: str) -> tuple[Row, ...]:
+    return (
+        Row(f"pre_{name}_layernorm.weight", (f"{ours}_norm/scale",), "D"),
+        Row(f"post_{name}_layernorm.weight", (f"{ours}_out_norm/scale",), "D"),
+    )
+
+
+WINDOWS = Quirk(MOST_WINDOWS.keys, _read_windows, MOST_WINDOWS.write)
+LAYER = (*_norms("self_attn", "attn"), *_norms("feedforward", "feed"), *llama.SUBLAYERS)
+CROSS = (
+    *linear("cross_attn.q_proj", "cross/q", "NH,D"),
+    *linear("cross_attn.k_proj", "cross/k", "KH,D"),
+    *linear("cross_attn.v_proj", "cross/v", "KH,D"),
+    *linear("cross_attn.o_proj", "cross/o", "D,NH"),
+)
+
+FAMILY = Family(
+    model_type="t5gemma",
+    architecture="T5GemmaForConditionalGeneration",
+    heads={"T5GemmaModel": "none"},
+    **two_parts.FIELDS,
+    prefix="model.",
+    layer="model.decoder.layers.{}.",
+    encoder="model.encoder.layers.{}.",
+    sizes=gemma2.SHARED["sizes"] | {"encoder_layers": "encoder_layers"},
+    choices=gemma2.CHOICES | {"topology": "encoder_decoder", "towers.tokens": "own"},
+    defaults={**gemma2.FAMILY.defaults, "dropout_rate": 0.0, "attention_dropout": 0.0},
+    only=gemma2.ONLY | {"is_encoder_decoder": (True,)},
+    ignored=frozenset({"classifier_dropout_rate", "cross_attention_hidden_size"}),
+    quirks=(
+        *(TIED, ROPE, ATTENTION_BIAS, WINDOWS, gemma2.QUERY),
+        dropout(("dropout_rate",), "attention_dropout"),
+    ),
+    rows=(
+        Row("model.encoder.embed_tokens.weight", ("encoder/embed/tokens",), "V,D"),
+        Row("model.decoder.embed_tokens.weight", ("embed/tokens",), "V,D"),
+        Row("model.encoder.norm.weight", ("encoder/final_norm/scale",), "D"),
+        Row("model.decoder.norm.weight", ("final_norm/scale",), "D"),
+        Row("lm_head.out_proj.weight", ("unembed/tokens",), "V,D"),
+    ),
+    layer_rows=(*LAYER, *_norms("cross_attn", "cross"), *CROSS),
+    encoder_rows=LAYER,
+    copies={"lm_head.out_proj.weight": "model.decoder.embed_tokens.weight"},
+)
