@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.models.families import gemma2, llama, two_parts
-from jaxgen.models.families.family import Family, Quirk, Row, linear
+from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, dropout
 
 
-def _read_windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
+def _read_windows(theirs) -> dict[str, Any]:
     found = MOST_WINDOWS.read(theirs)
     window = found["window"]
     # An encoder's takes in the token that is so many positions away.
@@ -19,19 +18,16 @@ def _read_windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _norms(name: str, ours: str) -> tuple[Row, ...]:
-    return (
-        Row(f"pre_{name}_layernorm.weight", (f"{ours}_norm/scale",), "D"),
-        Row(f"post_{name}_layernorm.weight", (f"{ours}_out_norm/scale",), "D"),
-    )
+    before, after = f"pre_{name}_layernorm", f"post_{name}_layernorm"
+    return (*norm(before, f"{ours}_norm"), *norm(after, f"{ours}_out_norm"))
 
 
 WINDOWS = Quirk(MOST_WINDOWS.keys, _read_windows, MOST_WINDOWS.write)
 LAYER = (*_norms("self_attn", "attn"), *_norms("feedforward", "feed"), *llama.SUBLAYERS)
-CROSS = (
-    *linear("cross_attn.q_proj", "cross/q", "NH,D"),
-    *linear("cross_attn.k_proj", "cross/k", "KH,D"),
-    *linear("cross_attn.v_proj", "cross/v", "KH,D"),
-    *linear("cross_attn.o_proj", "cross/o", "D,NH"),
+CROSS = tuple(
+    row
+    for x, layout in zip("qkvo", ("NH,D", "KH,D", "KH,D", "D,NH"), strict=True)
+    for row in linear(f"cross_attn.{x}_proj", f"cross/{x}", layout)
 )
 
 FAMILY = Family(
@@ -54,8 +50,8 @@ FAMILY = Family(
     rows=(
         Row("model.encoder.embed_tokens.weight", ("encoder/embed/tokens",), "V,D"),
         Row("model.decoder.embed_tokens.weight", ("embed/tokens",), "V,D"),
-        Row("model.encoder.norm.weight", ("encoder/final_norm/scale",), "D"),
-        Row("model.decoder.norm.weight", ("final_norm/scale",), "D"),
+        *norm("model.encoder.norm", "encoder/final_norm"),
+        *norm("model.decoder.norm", "final_norm"),
         Row("lm_head.out_proj.weight", ("unembed/tokens",), "V,D"),
     ),
     layer_rows=(*LAYER, *_norms("cross_attn", "cross"), *CROSS),
