@@ -54,7 +54,7 @@ Output = Literal["tied", "untied"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
 UNLIMITED = 1 << 20  # tokens; stands for no limit, and is beyond what a machine can hold
-Weights = Literal["plain", "int8"]  # as decoding reads them; no field, for no model is one or other
+Weights = Literal["plain", "int8", "stored"]  # as decoding reads them: no field of a model
 
 
 @arguments.renamed(lambda given: in_groups(given, GROUPS))

@@ -72,9 +72,8 @@ def convert(
         try:
             if layout != "gguf":
                 pooling.copy_pooling(folder, target)
-            if layout == "gguf" and dtype is not None:
-                compared = f"not measured: the numbers are rounded to {dtype}"
-            else:
+            compared = f"not measured: the numbers are rounded to {dtype}"
+            if layout != "gguf" or dtype is None:
                 compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)
         except CheckpointError:
             target.unlink() if layout == "gguf" else shutil.rmtree(target)

@@ -55,7 +55,7 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
     (`ops/cpu/fused_weights.py`). Those of experts stay as they are: a token reads few of them, by
     index.
     weights: "int8" quantises those matrices, experts' too, and the tables of tokens
-    (`ops/int8.py`).
+    (`ops/int8.py`); leaves that are quantised already stay as they are.
     """
     letters = axes(config)
     if weights == "int8":
@@ -82,7 +82,7 @@ READ = ("first", "layers", "rest", "embed", "unembed")  # once a token
 
 def _transpose(letters: str, leaf: Any) -> Any:
     count = NUM_CONTRACTED.get(letters.removeprefix(STACK_AXIS))
-    return leaf if count is None or isinstance(leaf, Int8) else TransposedWeight.of(leaf, count)
+    return leaf if count is None or hasattr(leaf, "contract") else TransposedWeight.of(leaf, count)
 
 
 def _fuse(tree: Any) -> Any:
@@ -113,10 +113,10 @@ def _cast(dtype: str, letters: str, leaf: Any) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _int8(letters: str, leaf: Any) -> Any:
     one = letters.removeprefix(STACK_AXIS)
-    if one == "VD":
+    if one == "VD" and not hasattr(leaf, "contract"):
         return Int8.of_transposed(leaf, 1)
     count = (NUM_CONTRACTED | OF_EXPERTS).get(one)
-    if count is None:
+    if count is None or hasattr(leaf, "contract"):
         return leaf
     form = partial(Int8.of, num_contracted=count)
     form = jax.vmap(form) if one in OF_EXPERTS else form

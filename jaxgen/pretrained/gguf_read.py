@@ -26,7 +26,7 @@ from jaxgen.pretrained.gguf_names import (
 )
 from jaxgen.store import gguf
 from jaxgen.store.gguf import Contents
-from jaxgen.store.gguf_blocks import PLAIN
+from jaxgen.store.gguf_blocks import PLAIN, Q8_0
 
 Json = dict[str, Any]
 # Tensors that say what the config says, or that nothing computes by.
@@ -88,6 +88,13 @@ class Stored(NamedTuple):
         values = gguf.values(self.tensor, rows if len(self.shape) == 1 else self.halves(rows))
         values = self.halves(values) if len(self.shape) == 1 else values
         return values - np.asarray(self.offset, values.dtype) if self.offset else values
+
+    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the int8 values [..., I] of a Q8_0 tensor, and its scales [..., I / 32]."""
+        rows = self.halves(gguf.read_rows(self.tensor))
+        packed = rows.reshape(-1).view(Q8_0)
+        values = packed["q"].reshape(self.shape)
+        return values, packed["d"].astype(np.float32).reshape(*self.shape[:-1], -1)
 
     def halves(self, rows: np.ndarray) -> np.ndarray:
         """Return rows with the first half of each head before its second one."""

@@ -16,9 +16,11 @@ from jaxgen import files, tree
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.mesh.place import aligned, laid
-from jaxgen.models import api, families
+from jaxgen.models import api, families, serving
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, table
+from jaxgen.nn.stack import STACK_AXIS
+from jaxgen.ops.int8_blocks import Int8Blocks
 from jaxgen.pretrained import gguf_read
 from jaxgen.pretrained.gguf_read import Stored, is_gguf
 from jaxgen.store import safetensors
@@ -121,10 +123,12 @@ def load_hub(
     dtype: DType | None,
     shardings: Mapping[str, Any] | None,
     nonfinite: NonFinite,
+    stored_blocks: bool = False,
 ) -> tuple[ModelConfig, api.Params]:
     """Return (config, params) of a folder, each parameter read and placed by itself.
 
     dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
+    stored_blocks: matrices that are Q8_0 in a GGUF file stay so, as `Int8Blocks`.
     """
     family, config = read_config(folder)
     theirs = _settings(folder)[1]
@@ -144,11 +148,16 @@ def load_hub(
         for link in tensor.links:
             links.setdefault(link.path, []).append((stored[name], link))
     homes = tree.flatten(shardings) if shardings is not None else {}
-    shapes = tree.flatten(api.abstract(config))
-    placed = {
-        path: _load_parameter(leaf, sorted(links[path], key=_index), homes.get(path), nonfinite)
-        for path, leaf in shapes.items()
-    }
+    shapes, letters = tree.flatten(api.abstract(config)), tree.flatten(api.axes(config))
+    placed = {}
+    for path, leaf in shapes.items():
+        parts = sorted(links[path], key=_index)
+        one = letters[path].removeprefix(STACK_AXIS)
+        matrix = one == "VD" or one in serving.NUM_CONTRACTED
+        if stored_blocks and matrix and all(_is_q8_0(tensor) for tensor, _ in parts):
+            placed[path] = _load_blocks(one, leaf, parts, nonfinite)
+        else:
+            placed[path] = _load_parameter(leaf, parts, homes.get(path), nonfinite)
     return config, tree.unflatten(placed)
 
 
@@ -182,6 +191,35 @@ def _load_parameter(
     if sharding is None:
         return jax.device_put(piece(None))
     return jax.make_array_from_callback(leaf.shape, sharding, piece)
+
+
+def _is_q8_0(tensor: Tensor) -> bool:
+    return isinstance(tensor, Stored) and tensor.tensor.dtype == "Q8_0"
+
+
+def _load_blocks(
+    letters: str, leaf: Any, parts: list[tuple[Tensor, Link]], nonfinite: NonFinite
+) -> Int8Blocks:
+    """Return a matrix as it is stored: rows of outputs, each blocks of inputs."""
+    import jax
+
+    stacked = parts[0][1].layer is not None
+    shape, count = leaf.shape[stacked:], serving.NUM_CONTRACTED.get(letters, 1)
+    outputs = shape[:-1] if letters == "VD" else shape[count:]
+    values, scales = [], []
+    for tensor, link in parts:
+        assert isinstance(tensor, Stored)
+        numbered = np.arange(tensor.shape[0]).reshape(link.split[:2])
+        value, scale = (array[numbered[link.cut[:2]].reshape(-1)] for array in tensor.blocks())
+        if nonfinite == "refuse" and not np.isfinite(scale).all():
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name!r} holds NaN or infinity; nonfinite='allow' takes it"
+            )
+        values.append(value)
+        scales.append(scale.reshape(*outputs, -1))
+    arrays = [np.stack(many) if stacked else many[0] for many in (values, scales)]
+    on_device = [jax.device_put(laid(array)) for array in arrays]
+    return Int8Blocks(on_device[0], on_device[1], count)
 
 
 def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.ndarray:

@@ -63,7 +63,7 @@ class Languages:
 
 def read_languages(home: Path, tokenizer: Tokenizer) -> Languages | None:
     """Return the languages of a Hugging Face folder; None if its tokenizer has no such tokens."""
-    if not hub_read.is_hub(home):
+    if not hub_read.is_hub(home) or not home.is_dir():
         return None
     about, kind = tokenizer_about(home)
     if kind not in KINDS:

@@ -64,6 +64,7 @@ def load(
     dtype: DType | None = None,
     shardings: Mapping[str, Any] | None = None,
     nonfinite: hub_read.NonFinite = "refuse",
+    weights: Literal["plain", "stored"] = "plain",
 ) -> tuple[ModelConfig, api.Params]:
     """Return the model of a run, a saved or a Hugging Face folder, or a GGUF file.
 
@@ -78,6 +79,8 @@ def load(
             Quantised blocks of a GGUF file become the float32 values that they stand for.
         shardings: Hugging Face folders, whose tensors are read one by one: a tree like the params,
             to place each on its devices.
+        weights: GGUF files: "stored" keeps matrices that are Q8_0 as int8 with their scales by
+            block, leaves that decode and embed (`jaxgen.ops.int8_blocks`) but are not trained.
         nonfinite: Hugging Face folders: whether NaN and infinity are refused or taken.
 
     Returns:
@@ -98,7 +101,18 @@ def load(
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
         hub_read.refuse_dtype(dtype)
-        return hub_read.load_hub(folder, dtype=dtype, shardings=shardings, nonfinite=nonfinite)
+        stored = weights == "stored"
+        if stored and (folder.is_dir() or shardings is not None):
+            raise ConfigError(f"weights={weights!r} is for GGUF files on one device; drop it")
+        return hub_read.load_hub(
+            *(folder,),
+            dtype=dtype,
+            shardings=shardings,
+            nonfinite=nonfinite,
+            stored_blocks=stored,
+        )
+    if weights != "plain":
+        raise ConfigError(f"weights={weights!r} is for GGUF files; {folder} is none")
     if dtype is not None or shardings is not None:
         raise ConfigError(
             f"dtype= and shardings= are for Hugging Face folders and GGUF files; {folder} is none"

@@ -93,14 +93,16 @@ class LoadedModel:
         return [*before, *self.tokenizer.encode(text), *after]
 
 
-def open_model(folder: str | os.PathLike, *, step: Step = None) -> LoadedModel:
+def open_model(
+    folder: str | os.PathLike, *, step: Step = None, weights: Literal["plain", "stored"] = "plain"
+) -> LoadedModel:
     """Return the model of a run, a folder, or the hub, as `jaxgen.load` does.
 
     step: which checkpoint of a run, as for `jaxgen.load`. What the folder says of generation and is
     not followed here is a warning. CheckpointError, too, if the folder has no tokenizer.
     """
     folder = local_path(folder)
-    config, params = load(folder, step=step)
+    config, params = load(folder, step=step, weights=weights)
     path, _ = run_and_step(folder)
     defaults, dropped = read_generation_config(path)
     if dropped:

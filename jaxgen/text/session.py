@@ -369,7 +369,8 @@ def open_session(
     Args:
       folder: a run, a folder of `jaxgen.save`, or a Hugging Face folder, with a tokenizer.
       step: which checkpoint of a run, as for `jaxgen.load`.
-      weights: "int8" rounds those of a decoder to a byte each.
+      weights: "int8" rounds those of a decoder to a byte each; "stored" keeps the matrices of a
+        GGUF file that are Q8_0 so, 8.5 bits a number.
 
     Returns:
       A `Session`: session.generate("text", temperature=0.7), session.chat(messages), and more.
@@ -389,9 +390,9 @@ def open_session(
       >>> len(jaxgen.open("model").score(["a text"]))
       1
     """
-    model = open_model(folder, step=step)
+    model = open_model(folder, step=step, weights="stored" if weights == "stored" else "plain")
     generates = model.config.topology != "encoder" and model.config.head == "lm"
-    if not generates and weights == "plain":  # it embeds, classifies or answers
+    if not generates and weights != "int8":  # it embeds, classifies or answers
         return Session(model, model.params)
     check_generates(model)
     # The parameters as they were read are needed no more.
