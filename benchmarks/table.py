@@ -189,7 +189,19 @@ def four_axes() -> str:
     return (RESULTS / "four_axes.md").read_text().strip()
 
 
-TABLES = {"speed": speed, "four axes": four_axes}
+def families() -> str:
+    """Return the table of results/families.json: how far each family is from transformers."""
+    path = RESULTS / "families.json"
+    found = json.loads(path.read_text())["families"] if path.exists() else {}
+    rows = ["| family | lines | cases | logits | hidden states |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {name} | {one['lines']} | {one['cases']} | {one['logits']:.1e} | {one['hidden']:.1e} |"
+        for name, one in found.items()
+    ]
+    return "\n".join(rows)
+
+
+TABLES = {"speed": speed, "four axes": four_axes, "families": families}
 
 
 def filled(text: str) -> str:

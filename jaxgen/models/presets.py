@@ -108,6 +108,12 @@ _VANILLA: dict[str, Any] = {
     "dropout": 0.1,
 }
 
+_NOPE = {"global_nope": LayerKind(positions="none")}
+_PHI = _HALF | {"positions": "rope", "parallel": "one_norm", "output": "untied"}
+_PHI |= {"vocab_size": 51200, "context": 2048, "output_bias": "bias", "rope": Rope(share=0.4)}
+_PYTHIA = _HALF | {"positions": "rope", "parallel": "two_norms", "output": "untied", "feed": "gelu"}
+_PYTHIA |= {"vocab_size": 50304, "context": 2048, "rope": Rope(share=0.25)}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Radford et al. 2019
     "gpt2-124m": _GPT2,
@@ -128,6 +134,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-3.1-405b": _LLAMA3 | _llama31(8.0) | _sizes(126, 16384, 128, 53248),
     "llama-3.2-1b": _LLAMA3 | _llama31(32.0) | _sizes(16, 2048, 32, 8192, output="tied"),
     "llama-3.2-3b": _LLAMA3 | _llama31(32.0) | _sizes(28, 3072, 24, 8192, output="tied"),
+    # Hugging Face 2025
+    "smollm2-135m": _LLAMA2
+    | _sizes(30, 576, 9, 1536, kv_heads=3, output="tied")
+    | {"vocab_size": 49152, "context": 8192, "rope": Rope(theta=1e5)},
+    "smollm3-3b": _LLAMA3
+    | _sizes(36, 2048, 16, 11008, kv_heads=4, output="tied")
+    | {"context": 65536, "norm_epsilon": 1e-6, "rope": Rope(theta=5e6)}
+    | {"pattern": ("global",) * 3 + ("global_nope",), "kinds": _NOPE},
+    # Ai2 2024 (version 2), Microsoft 2023, Biderman et al. 2023
+    "olmo-2-1b": _LLAMA2
+    | _sizes(16, 2048, 16, 8192, vocab_size=100352)
+    | {"norm_at": "out", "qk_norm": "heads", "rope": Rope(theta=5e5), "norm_epsilon": 1e-6},
+    "phi-2": _PHI | _sizes(32, 2560, 32, 10240),
+    "pythia-160m": _PYTHIA | _sizes(12, 768, 12, 3072),
     # Jiang et al. 2023: version 0.1
     "mistral-7b": _LLAMA2
     | _sizes(32, 4096, 32, 14336, kv_heads=8)

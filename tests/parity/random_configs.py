@@ -139,6 +139,74 @@ OPTIONAL: dict[str, tuple[dict, dict[str, list]]] = {
     "marian": (published.MARIAN, BART | {"share_encoder_decoder_embeddings": [True, False]}),
 }
 
+FACTORS = ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier")
+NOT_PARTIAL = {k: v for k, v in LLAMA.items() if k != "partial_rotary_factor"}
+SWITCHES = {"hidden_act": ACTIVATIONS, "layer_norm_eps": [1e-3]} | ROPE
+OPTIONAL |= {
+    "smollm3": (
+        published.LLAMA,
+        NOT_PARTIAL
+        | {"no_rope_layers": [[1, 0], [0, 0], None], "no_rope_layer_interval": [1, 2]}
+        | {"use_sliding_window": [True]},
+    ),
+    "olmo2": (published.LLAMA, NOT_PARTIAL),
+    "olmo3": (published.FOUR, NOT_PARTIAL),
+    "granite": (published.LLAMA, NOT_PARTIAL | {key: [0.3, 1, 2] for key in FACTORS}),
+    "exaone4": (published.FOUR, NOT_PARTIAL | {"sliding_window_pattern": [2, "LG"]}),
+    "seed_oss": (published.GEMMA, NOT_PARTIAL | {"attention_out_bias": [True, False]}),
+    "helium": (published.GEMMA | {"head_dim": 4}, NOT_PARTIAL),
+    "phi": (published.LLAMA, SWITCHES | {"qk_layernorm": [True, False]}),
+    "phi3": (
+        published.LLAMA,
+        {"sliding_window": [None, 4], "hidden_act": ["silu", "gelu"], "rope_theta": [100.0]}
+        | {"rope_scaling": [None, published.LONGROPE | {"type": "su"}], "lm_head_bias": [True]},
+    ),
+    "stablelm": (
+        published.LLAMA | {"partial_rotary_factor": 0.5},
+        {"use_qkv_bias": [True], "use_parallel_residual": [True], "qk_layernorm": [True]},
+    ),
+    "cohere": (published.LLAMA, NOT_PARTIAL | {"use_qk_norm": [True], "logit_scale": [1, 0.3]}),
+    "cohere2": (published.FOUR, NOT_PARTIAL | {"logit_scale": [0.3]}),
+    "gpt_neox": (
+        published.NEOX | {"rotary_pct": 0.5},
+        {"hidden_act": ACTIVATIONS, "use_parallel_residual": [True, False]}
+        | {"attention_bias": [True, False], "layer_norm_eps": [1e-3]},
+    ),
+    "gptj": (
+        published.GPT2 | {"rotary_dim": 2},
+        {"activation_function": ACTIVATIONS, "rotary_dim": [2, 4, None], "n_inner": [None, 40]},
+    ),
+    "falcon": (
+        published.FALCON,
+        {"alibi": [True], "bias": [True], "multi_query": [True, False], "activation": ACTIVATIONS}
+        | {"new_decoder_architecture": [True], "parallel_attn": [True, False]}
+        | {"num_ln_in_parallel_attn": [1, 2], "num_kv_heads": [None, 2]},
+    ),
+    "starcoder2": (
+        published.LLAMA,
+        {"hidden_act": ACTIVATIONS, "use_bias": [False], "sliding_window": [None, 4]} | ROPE,
+    ),
+    "opt": (
+        published.OPT,
+        {"activation_function": ACTIVATIONS, "do_layer_norm_before": [True, False]}
+        | {"enable_bias": [False], "_remove_final_layer_norm": [True]},
+    ),
+    "bloom": (
+        published.BLOOM,
+        {"apply_residual_connection_post_layernorm": [True], "layer_norm_epsilon": [1e-3]},
+    ),
+    "mpt": (
+        published.MPT,
+        {"attn_config": [{"softmax_scale": 0.3}, {"clip_qkv": 0.5}, {"qk_ln": True}]}
+        | {"no_bias": [False], "logit_scale": [0.5]},
+    ),
+    "nanochat": (published.LLAMA, {"hidden_act": ACTIVATIONS, "attention_bias": [True]}),
+    "ministral3": (
+        published.GEMMA,
+        {"sliding_window": [None, 4], "hidden_act": ["silu", "gelu"]},
+    ),
+}
+
 
 def drawn(rng, model_type):
     """Return (class of transformers, sizes and keys) of one random configuration."""

@@ -43,13 +43,11 @@ FAMILY = Family(
     layer="transformer.h.{}.",
     sizes=gpt_neox.SIZES | {"norm_epsilon": "layer_norm_epsilon", "d_ff": "ffn_hidden_size"},
     choices={"norm": "layer"},
-    defaults=llama.DEFAULTS
-    | {NEW: False, ONE: True, SIDE: True, NORMS: None}
+    defaults={**gpt_neox.FAMILY.defaults, "alibi": False, "bias": False, "activation": "gelu"}
+    | {NEW: False, ONE: True, SIDE: True, NORMS: None, "tie_word_embeddings": True}
     | {"layer_norm_epsilon": 1e-5, "ffn_hidden_size": None, "num_kv_heads": None}
-    | {"alibi": False, "bias": False, "activation": "gelu", "tie_word_embeddings": True}
-    | {"max_position_embeddings": 2048, "hidden_dropout": 0.0, "attention_dropout": 0.0},
-    aliases={"n_embed": "hidden_size", "n_head": "num_attention_heads"}
-    | {"n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"},
+    | {"max_position_embeddings": 2048},
+    aliases={"n_embed": "hidden_size"},
     only={"apply_residual_connection_post_layernorm": (False,)},
     ignored=frozenset({"ff_factor"}),
     quirks=(
