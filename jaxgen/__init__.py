@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxgen.config import ModelConfig
     from jaxgen.config_experts import Experts
     from jaxgen.config_groups import Latent, LayerKind, Relative, Rope, RopeScaling, Scores, Towers
+    from jaxgen.config_parts import Disentangled, Embed, HeadLayer
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
     from jaxgen.decoding.beam.settings import beams
@@ -85,7 +86,10 @@ if TYPE_CHECKING:
     from jaxgen.train.step import train_step
 
 __all__ = [
+    "Disentangled",
+    "Embed",
     "Experts",
+    "HeadLayer",
     "Latent",
     "LayerKind",
     "Loss",

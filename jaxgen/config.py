@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from jaxgen import arguments
+from jaxgen.config_checks import (
+    check_embed,
+    check_head_layer,
+    check_positions,
+    check_rope,
+    check_topology,
+)
 from jaxgen.config_experts import Experts
 from jaxgen.config_groups import (
     GROUPS,
@@ -23,15 +30,31 @@ from jaxgen.config_groups import (
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
+from jaxgen.config_parts import (
+    Disentangled,
+    Embed,
+    HeadLayer,
+    HeadLayerKind,
+    Scale,
+)
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
 
 Norm = Literal["layer", "rms", "rms_offset", "rms_unit"]
 NormAt = Literal["pre", "post", "both", "out"]
 Parallel = Literal["none", "one_norm", "two_norms"]
-Positions = Literal["learned", "rope", "sinusoid", "sinusoid_t2t", "relative", "alibi", "none"]
+Positions = Literal[
+    "learned",
+    "rope",
+    "sinusoid",
+    "sinusoid_t2t",
+    "relative",
+    "learned_relative",
+    "disentangled",
+    "alibi",
+    "none",
+]
 Topology = Literal["decoder", "encoder", "encoder_decoder"]
-EmbedNorm = Literal["none", "norm", "tokens"]
 OutputBias = Literal["none", "bias"]
 Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none"]
 Prompt = Literal["back", "both"]
@@ -49,7 +72,7 @@ BIASES: dict[Biases, tuple[Part, ...]] = {
     "none": (),
 }
 QKNorm = Literal["none", "head", "heads", "each", "unit"]
-Scale = Literal["one", "root"]
+LayerWeights = Literal["own", "shared"]
 Output = Literal["tied", "untied"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -82,6 +105,9 @@ class ModelConfig:
     )
     context: int = option("longest sequence, in tokens", 1024)
     layers: int = option("depth; of the decoder, if there are two towers", 12)
+    layer_weights: LayerWeights = option(
+        "shared: all periods of the pattern have one set of parameters (ALBERT)", "own"
+    )
     towers: Towers = option("with topology=encoder_decoder", Towers())
     d_model: int = option("width of the residual stream", 768)
     heads: int = option("query heads", 12)
@@ -106,8 +132,8 @@ class ModelConfig:
         "(tensor2tensor's) has the longest as well",
         "learned",
     )
-    position_offset: int = option("learned, sinusoid_t2t: where a text's positions begin", 0)
-    relative: Relative = option("with positions=relative", Relative())
+    relative: Relative = option("with positions=relative, learned_relative", Relative())
+    disentangled: Disentangled = option("with positions=disentangled", Disentangled())
     rope: Rope = option("with positions=rope", Rope())
     qk_norm: QKNorm = option(
         "norm of queries and of keys: head: over each head, one scale for all; each: a scale for "
@@ -119,15 +145,7 @@ class ModelConfig:
         "latent attention: keys and values of all heads from one vector; null: of their own", None
     )
     scores: Scores = option("attention scores", Scores())
-    embed_scale: Scale | float = option(
-        "token vectors times one, the root of d_model, or a number", "one"
-    )
-    embed_norm: EmbedNorm = option(
-        "norm: between embeddings and layers; tokens: before positions are added, except in the "
-        "encoder of two towers",
-        "none",
-    )
-    token_types: int = option("rows of a table of token types (BERT's segments); 0: none", 0)
+    embed: Embed = option("how tokens become vectors", Embed())
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     experts: Experts = option("a mixture of experts in the place of the feed-forward", Experts())
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
@@ -141,9 +159,7 @@ class ModelConfig:
         "pooled: BERT's vector of the text; none",
         "lm",
     )
-    mlm_activation: Activation | None = option(
-        "head=mlm: activation after its dense layer; null: as feed", None
-    )
+    head_layer: HeadLayer = option("before the last projection of a head", HeadLayer())
     prompt: Prompt = option(
         "both: a decoder's prompt sees itself from both sides (prefix LM); back: as all else",
         "back",
@@ -191,9 +207,11 @@ class ModelConfig:
         if self.latent is not None:
             self.latent.check(self)
         self.scores.check(self)
-        self._check_rope()
-        self._check_relative()
-        self._check_topology()
+        check_rope(self)
+        check_positions(self)
+        check_topology(self)
+        check_head_layer(self)
+        check_embed(self)
         if self.positions.startswith("sinusoid") and self.d_model % 2:
             raise ConfigError(
                 f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
@@ -203,10 +221,7 @@ class ModelConfig:
         check_kinds(self)
         self._check_block()
         self.experts.check_in(self)
-        for name in (
-            *("norm_epsilon", "init_std", "logit_cap", "residual_scale"),
-            *("embed_scale", "output_scale"),
-        ):
+        for name in ("norm_epsilon", "init_std", "logit_cap", "residual_scale", "output_scale"):
             value = getattr(self, name)
             if isinstance(value, int | float) and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
@@ -216,92 +231,6 @@ class ModelConfig:
             raise ConfigError(f"parallel={self.parallel} needs norm_at=pre, not {self.norm_at}")
         if self.parallel != "none" and self.topology == "encoder_decoder":
             raise ConfigError(f"parallel={self.parallel} has no place for a cross-attention")
-
-    def _check_rope(self) -> None:
-        head = self.H if self.latent is None else self.latent.rope_width
-        turned = [self.rope_of(name) for name in dict.fromkeys(self.pattern)]
-        for rope in turned:
-            width = head if rope is None else rope.width(head)
-            if width % 2 and rope is not None:
-                name = "head_dim" if self.latent is None else "latent.rope_width"
-                name = name if rope.share == 1 else f"rope.share * {name}"
-                raise ConfigError(
-                    f"{name}={width} is odd; rotary positions turn pairs, use an even one"
-                )
-            if width < 2:
-                raise ConfigError(f"rope.share={rope and rope.share} leaves no pair to turn")
-            given = 0 if rope is None else len(rope.scaling.short)
-            if rope is not None and given and given != width // 2:
-                raise ConfigError(
-                    f"rope.scaling has {given} factors, but {width // 2} pairs of a head turn"
-                )
-        if self.positions == "rope":
-            return
-        if self.rope.scaling.kind != "none":
-            raise ConfigError(
-                f"rope.scaling.kind={self.rope.scaling.kind} needs positions=rope, "
-                f"but positions={self.positions}"
-            )
-        for name, kind in self.kinds.items():
-            if kind.rope is not None and kind.positions != "rope":
-                raise ConfigError(f"kinds.{name}.rope has no effect: positions={self.positions}")
-        if self.rope != Rope():
-            raise ConfigError(f"rope has no effect: positions={self.positions}")
-
-    def _check_relative(self) -> None:
-        if self.positions != "relative" and self.relative != Relative():
-            raise ConfigError(f"relative has no effect: positions={self.positions}")
-        if self.position_offset and self.positions not in ("learned", "sinusoid_t2t"):
-            raise ConfigError(
-                f"position_offset={self.position_offset} has no effect: positions={self.positions}"
-            )
-        if self.positions != "relative":
-            return
-        exact = self.relative.buckets // (4 if self.topology != "decoder" else 2)
-        if exact < 1 or self.relative.distance <= exact:
-            raise ConfigError(
-                f"relative.buckets={self.relative.buckets} with "
-                f"relative.distance={self.relative.distance}: give at least 4 buckets, and a "
-                f"distance above the {exact} that have a bucket each"
-            )
-
-    def _check_topology(self) -> None:
-        for name, value in vars(self.towers).items():
-            if value not in (None, "shared") and self.topology != "encoder_decoder":
-                raise ConfigError(f"towers.{name}={value} has no effect: topology={self.topology}")
-        if self.towers.encoder_window is not None and self.window is None:
-            raise ConfigError(
-                f"towers.encoder_window={self.towers.encoder_window} has no effect: window=None"
-            )
-        if (self.classes is not None) != (self.head in ("classes", "token_classes")):
-            raise ConfigError(
-                f"head={self.head} with classes={self.classes}: classes is given with "
-                f"head=classes or head=token_classes, and only there"
-            )
-        if self.head == "token_classes" and self.topology == "encoder_decoder":
-            raise ConfigError(
-                "head=token_classes reads each token of one tower: topology=encoder_decoder has "
-                "two; give topology=encoder"
-            )
-        if self.head in ("mlm", "pooled") and self.topology != "encoder":
-            raise ConfigError(
-                f"head={self.head} reads from both sides, so it needs topology=encoder, "
-                f"but topology={self.topology}"
-            )
-        if self.mlm_activation is not None and self.head != "mlm":
-            raise ConfigError(
-                f"mlm_activation={self.mlm_activation} has no effect: head={self.head}"
-            )
-        if self.head == "mlm" and self.head_activation not in get_args(Activation):
-            raise ConfigError(
-                f"head=mlm has one dense layer, which feed={self.feed} does not fit; give "
-                f"mlm_activation, such as gelu"
-            )
-        if self.prompt == "both" and self.topology != "decoder":
-            raise ConfigError(f"prompt=both has no effect: topology={self.topology}")
-        for name in ("token_types", "position_offset"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
 
     @property
     def V(self) -> int:  # noqa: N802  the axis alphabet
@@ -341,12 +270,42 @@ class ModelConfig:
         T5 (Raffel et al. 2020) shares one bias among all distances beyond the farthest it tells
         apart, so texts longer than those of its training can be read.
         """
-        return UNLIMITED if self.positions == "relative" else self.context
+        unlimited = self.positions in ("relative", "disentangled")
+        return UNLIMITED if unlimited else self.context
+
+    @property
+    def embed_width(self) -> int:
+        """Width of the tables of tokens, positions and token types."""
+        return self.embed.width or self.d_model
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions have learned vectors, which are added to those of the tokens."""
+        return self.positions in ("learned", "learned_relative")
+
+    @property
+    def has_relative(self) -> bool:
+        """Whether scores have a bias for each bucket of distances."""
+        return self.positions in ("relative", "learned_relative")
+
+    @property
+    def has_score_bias(self) -> bool:
+        """Whether positions add to scores, which kernels must then be given."""
+        return self.has_relative or self.positions in ("disentangled", "alibi")
+
+    @property
+    def head_kind(self) -> HeadLayerKind:
+        """What stands before the last projection of the head."""
+        if self.head_layer.kind is not None:
+            return self.head_layer.kind
+        if self.head in ("classes", "pooled") and self.topology != "decoder":
+            return "dense"
+        return "norm" if self.head == "mlm" else "none"
 
     @property
     def head_activation(self) -> str:
-        """Activation of the dense layer of head=mlm."""
-        return self.mlm_activation or self.feed
+        """Activation of the dense layer of the head."""
+        return self.head_layer.activation or (self.feed if self.head == "mlm" else "tanh")
 
     @property
     def score_dropout(self) -> float:
@@ -359,7 +318,8 @@ class ModelConfig:
         gain = self.rope.scaling.score_gain
         if self.scores.multiplier is not None:
             return self.scores.multiplier * gain
-        return (self.scores.query_scalar or self.H) ** -0.5 * gain
+        parts = 1 + len(self.disentangled.terms) * (self.positions == "disentangled")
+        return (parts * (self.scores.query_scalar or self.H)) ** -0.5 * gain
 
     def has_bias(self, part: Part) -> bool:
         """Return whether a part of the layers carries biases."""
@@ -379,13 +339,15 @@ class ModelConfig:
 
     def encoder(self) -> ModelConfig:
         """Return what the encoder of an encoder-decoder is, taken by itself."""
+        norm = "norm" if self.embed.norm == "tokens" else self.embed.norm
         return self.replace(
             topology="encoder",
             layers=self.towers.encoder_layers or self.layers,
             towers=Towers(),
             window=self.towers.encoder_window or self.window,
-            embed_norm="norm" if self.embed_norm == "tokens" else self.embed_norm,
+            embed=replace(self.embed, norm=norm),
             head="none",
+            head_layer=HeadLayer(),
             classes=None,
         )
 

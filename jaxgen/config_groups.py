@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxgen import arguments
+from jaxgen.config_parts import Embed, HeadLayer
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -352,6 +353,8 @@ GROUPS = {
     "relative": Relative(),
     "scores": Scores(),
     "towers": Towers(),
+    "embed": Embed(),
+    "head_layer": HeadLayer(),
     "local": LayerKind(),
 }
 # Names of settings that are now in a group, as configs written before have them.
@@ -365,6 +368,11 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "score_cap": ("scores", "cap"),
     "attention_dropout": ("scores", "dropout"),
     "encoder_layers": ("towers", "encoder_layers"),
+    "embed_scale": ("embed", "scale"),
+    "embed_norm": ("embed", "norm"),
+    "token_types": ("embed", "types"),
+    "position_offset": ("embed", "offset"),
+    "mlm_activation": ("head_layer", "activation"),
 }
 
 

@@ -96,7 +96,10 @@ def without(given, *names):
 
 # A right call of every public callable; what is left out has its default, and is walked as well.
 CALLS = {
+    "Disentangled": {"buckets": 8},
+    "Embed": {},
     "Experts": {"number": 4},
+    "HeadLayer": {},
     "LayerKind": {"rope": jaxgen.Rope()},
     "ModelConfig": SIZES,
     "Relative": {},
@@ -215,7 +218,8 @@ ACCEPTED = {
     ("train_step", "spike"): REAL,
     ("causal_loss", "z"): REAL,
     ("ModelConfig", "norm_epsilon logit_cap init_std residual_scale"): REAL,
-    ("ModelConfig", "embed_scale output_scale"): REAL,
+    ("ModelConfig", "output_scale"): REAL,
+    ("Embed", "scale"): REAL,
     ("Experts", "scale balance_rate balance z"): REAL,
     ("Rope", "theta share"): REAL,
     ("RopeScaling", "factor low high attention short long"): REAL,

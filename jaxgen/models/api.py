@@ -21,7 +21,7 @@ from jaxgen.export import Size, serializable
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
 from jaxgen.models.inputs import first_in_segments, of_table, read_inputs, readable
-from jaxgen.nn.stack import layer_path
+from jaxgen.nn.stack import taps_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops import cache as caches
@@ -217,8 +217,10 @@ def empty_cache(
         raise ConfigError("topology=encoder sees both sides, so it has no cache")
     if layout == "ring" and config.window is None:
         raise ConfigError("layout=ring with window=None: only layers with a window can forget")
-    if layout == "ring" and config.positions == "relative":
-        raise ConfigError("layout=ring with positions=relative: its bias reads slots in order")
+    if layout == "ring" and config.has_relative:
+        raise ConfigError(
+            f"layout=ring with positions={config.positions}: its bias reads slots in order"
+        )
     if layout == "ring" and config.prompt == "both":
         raise ConfigError("layout=ring with prompt=both: a prompt seen from both sides is kept")
     if slack and layout != "ring":
@@ -402,6 +404,8 @@ def early_logits(
     layers: how many layers a state has behind it; 0 is the embedding. As DoLa has it (Chuang et
     al. 2024), the states are not normalised.
     """
+    if config.embed.width is not None:
+        raise ConfigError(f"embed.width={config.embed.width}: earlier layers have no logits")
     inputs = read_inputs(config, tokens, None, None, None, cache, None)
     out, seen = _forward(params, config, inputs, None, taps=True)
     flat = _taps(seen, ("*",))
@@ -409,7 +413,7 @@ def early_logits(
     def state(layer: int) -> Array:
         if not layer:
             return flat["embedded"]
-        path, index = layer_path(config, layer - 1)
+        path, index = taps_path(config, layer - 1)
         return flat[f"{path}/out"] if index is None else flat[f"{path}/out"][index]
 
     early = [_logits(config, out._replace(features=state(layer))) for layer in layers]

@@ -21,14 +21,14 @@ from jaxgen.ops import cache as caches
 def readable(path: str, positions: Any, call: Call) -> None:
     """Raise ConfigError for concrete positions beyond the model's table."""
     config = call.given["config"]
-    learned = config.positions == "learned" and call.given.get("cache") is None
+    learned = config.has_position_table and call.given.get("cache") is None
     last = config.context - 1 if learned else np.iinfo(np.int32).max
     between(0, last, real="segments")(path, positions, call)
 
 
 def of_table(path: str, types: Any, call: Call) -> None:
     """Raise ConfigError for token types that the model's table lacks."""
-    count = call.given["config"].token_types
+    count = call.given["config"].embed.types
     if count:  # a model without a table refuses them all, in a line of its own
         between(0, count - 1)(path, types, call)
 
@@ -94,8 +94,8 @@ def _check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
     if inputs_embeds is None:
         return tokens
     shape = inputs_embeds.shape
-    if shape[-1] != config.d_model:
-        raise ConfigError(f"inputs_embeds are {list(shape)}, but d_model={config.d_model}")
+    if shape[-1] != (width := config.embed_width):
+        raise ConfigError(f"inputs_embeds are {list(shape)}, but tokens have vectors of {width}")
     return np.zeros(shape[:2], np.int32)
 
 
@@ -125,8 +125,8 @@ def _check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> No
         )
     if cache is not None and config.topology == "encoder":
         raise ConfigError("cache= was given, but topology=encoder sees both sides and has none")
-    if types is not None and not config.token_types:
-        raise ConfigError("types= was given, but token_types=0: the model has no table of them")
+    if types is not None and not config.embed.types:
+        raise ConfigError("types= was given, but embed.types=0: the model has no table of them")
 
 
 def _positions(config, tokens, positions, segments, cache):
@@ -134,7 +134,7 @@ def _positions(config, tokens, positions, segments, cache):
     capacity = None if cache is None else cache.capacity
     limit = config.longest if capacity is None else capacity
     fits = surely(lambda: length <= limit)
-    if not fits and capacity is None and config.positions == "learned" and not are_known(length):
+    if not fits and capacity is None and config.has_position_table and not are_known(length):
         raise ConfigError(
             f"{length} tokens may not fit the {limit} learned positions of context={limit}; say "
             f"that they do: jax.export.symbolic_shape(..., constraints=['{length} <= {limit}'])"

@@ -8,6 +8,7 @@ from typing import Any
 from jaxgen import arguments
 from jaxgen.config import ModelConfig
 from jaxgen.config_groups import RENAMED, LayerKind, Rope, RopeScaling, Scores
+from jaxgen.config_parts import Embed
 from jaxgen.errors import ConfigError, nearest
 
 _GPT2: dict[str, Any] = {"vocab_size": 50257, "dropout": 0.1}
@@ -37,7 +38,8 @@ _QWEN2 = _LLAMA2 | {"vocab_size": 152064, "context": 32768, "biases": "qkv"}
 _QWEN2 |= {"norm_epsilon": 1e-6, "rope": Rope(theta=1e6)}
 _QWEN3 = _QWEN2 | {"vocab_size": 151936, "context": 40960, "biases": "none", "qk_norm": "head"}
 _QWEN3 |= {"kv_heads": 8, "head_dim": 128}
-_GEMMA = _LLAMA | _HALF | {"norm": "rms_offset", "feed": "geglu", "embed_scale": "root"}
+_ROOT = Embed(scale="root")
+_GEMMA = _LLAMA | _HALF | {"norm": "rms_offset", "feed": "geglu", "embed": _ROOT}
 _GEMMA |= {"vocab_size": 256000, "context": 8192, "norm_epsilon": 1e-6, "head_dim": 256}
 _GEMMA2 = _GEMMA | {"norm_at": "both", "pattern": ("local", "global"), "window": 4096}
 _GEMMA2 |= {"scores": Scores(cap=50.0, query_scalar=256.0), "logit_cap": 30.0}
@@ -50,17 +52,16 @@ _BERT: dict[str, Any] = {
     "topology": "encoder",
     "head": "mlm",
     "norm_at": "post",
-    "embed_norm": "norm",
+    "embed": Embed(norm="norm", types=2),
     "vocab_size": 30522,
     "context": 512,
-    "token_types": 2,
     "norm_epsilon": 1e-12,
     "feed": "gelu",
     "output_bias": "bias",
     "dropout": 0.1,
 }
-_ROBERTA = _BERT | {"vocab_size": 50265, "token_types": 1, "norm_epsilon": 1e-5}
-_ROBERTA |= {"position_offset": 2}
+_ROBERTA = _BERT | {"vocab_size": 50265, "norm_epsilon": 1e-5}
+_ROBERTA |= {"embed": Embed(norm="norm", types=1, offset=2)}
 _T5: dict[str, Any] = {
     "topology": "encoder_decoder",
     "norm": "rms",
@@ -78,11 +79,10 @@ _T5_11 = _T5 | {"feed": "geglu", "output": "untied"}
 _BART: dict[str, Any] = {
     "topology": "encoder_decoder",
     "norm_at": "post",
-    "embed_norm": "norm",
+    "embed": Embed(norm="norm", offset=2),
     "feed": "gelu",
     "vocab_size": 50265,
     "context": 1024,
-    "position_offset": 2,
     "output_bias": "bias",
     "dropout": 0.1,
 }
@@ -92,7 +92,7 @@ _MARIAN: dict[str, Any] = {
     "positions": "sinusoid",
     "vocab_size": 58101,
     "context": 512,
-    "embed_scale": "root",
+    "embed": _ROOT,
     "feed": "silu",
     "output_bias": "bias",
     "dropout": 0.1,
@@ -103,7 +103,7 @@ _VANILLA: dict[str, Any] = {
     "positions": "sinusoid",
     "vocab_size": 37000,
     "context": 512,
-    "embed_scale": "root",
+    "embed": _ROOT,
     "feed": "relu",
     "dropout": 0.1,
 }

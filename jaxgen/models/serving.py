@@ -34,7 +34,9 @@ def unroll(params: Params, config: ModelConfig) -> Params:
     """
     steps = (config.layers - config.experts.first_dense) // len(config.pattern)
     layers: Any = params.get("layers")
-    if steps < 1 or isinstance(layers, UnrolledLayers) or not should_unroll(layers, config):
+    if config.layer_weights == "shared" or steps < 1 or isinstance(layers, UnrolledLayers):
+        return params
+    if not should_unroll(layers, config):
         return params
     room = place.memory()
     if room is not None and tree.nbytes(layers) > COPIED * room:

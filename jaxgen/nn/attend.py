@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -22,6 +23,8 @@ from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.norms import unit_norm
 from jaxgen.ops.positions import rotate
 
+Projection = Callable[[jax.Array], jax.Array]
+
 
 class Attend(nn.Module):
     """Grouped-query self-attention."""
@@ -40,9 +43,12 @@ class Attend(nn.Module):
     ) -> tuple[jax.Array, caches.Cache | None]:
         """Return (out [B, T, D], cache); the one mask is over the cache's slots if any."""
         config = self.config
-        q = project(self, "q", x, config.heads, "N")
-        k = project(self, "k", x, config.K, "K")
-        v = project(self, "v", x, config.K, "K")
+        to_q = projection(self, "q", config.heads, "N")
+        to_k = projection(self, "k", config.K, "K")
+        q, k, v = to_q(x), to_k(x), project(self, "v", x, config.K, "K")
+        if context.vectors is not None:
+            bias = self._disentangled(q, k, to_q, to_k, context)
+            context = context._replace(bias=bias, buckets=None)
         q, k = self._normed("q_norm", q, "N"), self._normed("k_norm", k, "K")
         if (rope := config.rope_of(self.kind)) is not None:
             q, k = (rotate(x, context.positions, rope) for x in (q, k))
@@ -55,6 +61,28 @@ class Attend(nn.Module):
             q = q / jnp.asarray(first + layer + 1, q.dtype)
         cache, k, v = extended(config, self.kind, cache, layer, k, v)
         return output(self, attend(q, k, v, *context.masks, **options(self, context, x))), cache
+
+    def _disentangled(
+        self, q: jax.Array, k: jax.Array, to_q: Projection, to_k: Projection, context: LayerContext
+    ) -> jax.Array:
+        """Return the scores [B, N, T, S] of queries and keys with the vectors of distances."""
+        config, own = self.config, self.config.disentangled
+        assert context.vectors is not None and context.buckets is not None
+        vectors, rows = context.vectors[None], context.buckets[:, None]
+        bias = jnp.zeros((), jnp.float32)
+        if "query" in own.terms:
+            if own.keys == "own":
+                to_k = projection(self, "position_k", config.K, "K")
+            far = _expanded(to_k(vectors), config.heads)[0]
+            scores = jnp.einsum("BTNH,RNH->BNTR", q, far, preferred_element_type=jnp.float32)
+            bias += jnp.take_along_axis(scores, rows, axis=-1)
+        if "key" in own.terms:
+            if own.keys == "own":
+                to_q = projection(self, "position_q", config.heads, "N")
+            far, k = to_q(vectors)[0], _expanded(k, config.heads)
+            scores = jnp.einsum("BSNH,RNH->BNSR", k, far, preferred_element_type=jnp.float32)
+            bias += jnp.take_along_axis(scores, rows.mT, axis=-1).mT
+        return bias * config.score_scale
 
     def _normed(self, name: str, x: jax.Array, letter: str) -> jax.Array:
         """Return queries or keys [B, T, N, H] behind their norm, if the config has one."""
@@ -149,6 +177,25 @@ def _number(config: ModelConfig, kind: str, layer: jax.Array | int) -> jax.Array
     return layer // period * before[-1] + jnp.asarray(before)[index]
 
 
+def projection(module: Any, name: str, heads: int, letter: str, *, bias: bool = True) -> Projection:
+    """Return x [B, T, D] -> heads [B, T, heads, H]; see `project`."""
+    config = module.config
+    shape = (config.d_model, heads, config.H)
+    normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
+    w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
+    added = None
+    if bias and config.has_bias("qkv"):
+        added = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
+
+    def project(x: jax.Array) -> jax.Array:
+        y = contract(f"BTD,D{letter}H->BT{letter}H", x, w_DNH, dtype=config.compute_dtype)
+        y = y if added is None else add_bias(y, added)
+        # Queries stay with their positions; every device that shares a row needs all of its keys.
+        return constrain(y, "BTNH" if letter == "N" else "BSKH")
+
+    return project
+
+
 def project(
     module: Any, name: str, x: jax.Array, heads: int, letter: str, *, bias: bool = True
 ) -> jax.Array:
@@ -156,17 +203,12 @@ def project(
 
     bias: whether it has one where the config gives them to queries, keys and values.
     """
-    config = module.config
-    shape = (config.d_model, heads, config.H)
-    normal = nn.initializers.normal(config.init_std)
-    w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
-    y = contract(f"BTD,D{letter}H->BT{letter}H", x, w_DNH, dtype=config.compute_dtype)
-    if bias and config.has_bias("qkv"):
-        zeros = nn.initializers.zeros
-        added = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
-        y = add_bias(y, added)
-    # Queries stay with their positions; every device that shares a row needs all of its keys.
-    return constrain(y, "BTNH" if letter == "N" else "BSKH")
+    return projection(module, name, heads, letter, bias=bias)(x)
+
+
+def _expanded(k: jax.Array, heads: int) -> jax.Array:
+    """Return keys [B, S, K, H] once for each query head."""
+    return k if k.shape[2] == heads else jnp.repeat(k, heads // k.shape[2], axis=2)
 
 
 def output(module: Any, x: jax.Array) -> jax.Array:

@@ -16,21 +16,32 @@ from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import Biased, add_bias, contract
 from jaxgen.ops.gates import ACTIVATIONS
 
+HEAD_ACTIVATIONS = ACTIVATIONS | {"tanh": jnp.tanh}
+
 
 class Unembed(nn.Module):
-    """The table that makes token logits: the embedding's, or one of its own, and a bias if any."""
+    """The table that makes token logits: the embedding's, or one of its own, and a bias if any.
+
+    Where the embedding has a width of its own, features are projected to it.
+    """
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, embedding: Any) -> Any:
-        """Return a [V, D] table, or a `Biased` one."""
+    def __call__(self, x: jax.Array, embedding: Any) -> tuple[jax.Array, Any]:
+        """Return (features [B, T, D], table [V, D] or a `Biased` one) for x [B, T, D]."""
         config = self.config
+        if config.head == "lm" and config.embed.width is not None:
+            normal = nn.initializers.normal(config.init_std)
+            shape = (x.shape[-1], config.embed_width)
+            project_DD = weight(self, "project", shape, "DD", normal, config.param_dtype)
+            x = contract("BTD,DF->BTF", x, project_DD, dtype=config.compute_dtype)
         table = token_table(self, config) if config.output == "untied" else embedding
         if config.output_bias == "none":
-            return table
+            return x, table
         zeros = nn.initializers.zeros
-        return Biased(table, weight(self, "bias", (config.V,), "V", zeros, config.param_dtype))
+        bias = weight(self, "bias", (config.V,), "V", zeros, config.param_dtype)
+        return x, Biased(table, bias)
 
 
 class Head(nn.Module):
@@ -44,31 +55,45 @@ class Head(nn.Module):
         """Return (features, table): logits are features times table.
 
         mlm: features [B, T, D], table None. classes: [B, 1, D] and [C, D]: of the first token of
-        an encoder, of the last that is no padding of a decoder. token_classes: [B, T, D] and
-        [C, D]. spans: [B, T, D] and [2, D]. pooled: [B, 1, D], None: BERT's pooler.
+        an encoder (or the mean of all), of the last that is no padding of a decoder. token_classes:
+        [B, T, D] and [C, D]. spans: [B, T, D] and [2, D]. pooled: [B, 1, D], None: BERT's pooler.
         """
         config = self.config
-        if config.head == "mlm":
-            y = self._dense(x)
-            return Norm(config, name="norm")(ACTIVATIONS[config.head_activation](y)), None
-        if config.head == "spans":
-            return x, self._table(2)
-        drop = Drop(config.dropout, self.deterministic)
-        if config.head == "token_classes":
-            return drop(x), self._table(config.classes or 0)
-        x = x[:, :1] if config.topology == "encoder" else _last(x, segments)
-        if config.topology != "decoder":
-            x = drop(jnp.tanh(self._dense(x)))
-        return x, None if config.head == "pooled" else self._table(config.classes or 0)
+        if config.head in ("classes", "pooled"):
+            x = self._pooled(x, segments)
+        if config.head_kind != "none":
+            x = self._dense(x)
+        drops = config.head == "token_classes" or config.head_kind != "none"
+        if drops and config.head != "mlm":
+            x = Drop(config.dropout, self.deterministic)(x)
+        if config.head in ("mlm", "pooled"):
+            return x, None
+        return x, self._table(2 if config.head == "spans" else config.classes or 0)
+
+    def _pooled(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
+        """Return the vector [B, 1, D] of each row of x [B, T, D]."""
+        if self.config.topology != "encoder":
+            return _last(x, segments)
+        if self.config.head_layer.pool == "first":
+            return x[:, :1]
+        real = jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
+        mean = jnp.mean(x, axis=1, keepdims=True, where=real[..., None], dtype=jnp.float32)
+        return mean.astype(x.dtype)
 
     def _dense(self, x: jax.Array) -> jax.Array:
+        """Return x behind the dense layer, its activation, and its norm if it has one."""
         config = self.config
-        shape = (config.d_model, config.d_model)
+        # Features of token logits have the width of the table that they are multiplied with.
+        width = config.embed_width if config.head == "mlm" else config.d_model
+        shape = (config.d_model, width)
         normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
         dense_DD = weight(self, "dense", shape, "DD", normal, config.param_dtype)
         y = contract("BTD,DF->BTF", x, dense_DD, dtype=config.compute_dtype)
-        bias = weight(self, "dense_bias", shape[1:], "D", zeros, config.param_dtype)
-        return add_bias(y, bias)
+        if config.head_layer.bias == "bias":
+            bias = weight(self, "dense_bias", shape[1:], "D", zeros, config.param_dtype)
+            y = add_bias(y, bias)
+        y = HEAD_ACTIVATIONS[config.head_activation](y)
+        return Norm(config, name="norm")(y) if config.head_kind == "norm" else y
 
     def _table(self, number: int) -> Any:
         config = self.config

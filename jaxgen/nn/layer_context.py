@@ -18,7 +18,8 @@ class LayerContext(NamedTuple):
     scores. memory: None also where the cache holds its keys already; cross_mask: the mask over it.
     interventions: on the activations of layers. first: the number of the layer that counts as 0,
     where a step of layers has a cache of its own; None: 0. buckets: [B, T, S] of distances, where
-    each layer has biases of its own for them. segments: [B, T], 0 for padding.
+    each layer has biases of its own for them, or queries and keys from vectors [R, D] of them.
+    segments: [B, T], 0 for padding.
     """
 
     positions: jax.Array
@@ -30,3 +31,4 @@ class LayerContext(NamedTuple):
     first: Any = None
     buckets: jax.Array | None = None
     segments: jax.Array | None = None
+    vectors: jax.Array | None = None

@@ -40,6 +40,7 @@ def through_layers(
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
     Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on; dense
     layers before those with experts (`experts.first_dense`) lead as "first/0/attn/q" and so on.
+    With layer_weights=shared all periods have one set, which has no L axis.
     """
     period, first = len(context.masks), config.experts.first_dense
     periods, rest = divmod(config.layers - first, period)
@@ -59,7 +60,7 @@ def through_layers(
             part = body(config, deterministic, extra, parent=None)
             carry = _through_steps(module, part, params, first // period, carry, context)
         else:
-            scanned = _scan(body, periods, unroll)
+            scanned = _scan(body, periods, unroll, shared=config.layer_weights == "shared")
             layers = scanned(config, deterministic, extra, name="layers")
             carry, _ = layers(carry, first + jnp.arange(periods) * period, context)
     if rest:
@@ -134,8 +135,14 @@ def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Return (path, index) of a layer's parameters: its tree, and its index on the tree's L axis.
 
     Layers before those with experts, and after the last whole period, have a tree of their own, and
-    the index None.
+    the index None; so have all that share one set of parameters.
     """
+    path, index = taps_path(config, layer)
+    return path, None if config.layer_weights == "shared" else index
+
+
+def taps_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
+    """Return (path, index) of a layer's taps: theirs, and its index among those stacked there."""
     period, first = len(config.pattern), config.experts.first_dense
     periods = (config.layers - first) // period
     if layer < first:
@@ -146,12 +153,14 @@ def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     return ("layers" if period == 1 else f"layers/{layer % period}"), layer // period
 
 
-def _scan(body, periods: int, unroll: int) -> Any:
+def _scan(body, periods: int, unroll: int, *, shared: bool) -> Any:
     axes: Any = (0, nn.broadcast)
+    axes_of: Any = {"taps": 0, "router": 0} | ({} if shared else {"params": 0})
     return nn.scan(
         body,
-        variable_axes={"params": 0, "taps": 0, "router": 0},
-        split_rngs={"params": True, "dropout": True},
+        variable_axes=axes_of,
+        variable_broadcast="params" if shared else False,
+        split_rngs={"params": not shared, "dropout": True},
         in_axes=axes,
         length=periods,
         unroll=min(unroll, periods),

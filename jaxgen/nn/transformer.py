@@ -15,7 +15,7 @@ from jaxgen.nn.embed import Embed, Tokens
 from jaxgen.nn.head import Head, Unembed
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
-from jaxgen.nn.relative import Relative, buckets_of
+from jaxgen.nn.relative import Relative, Vectors, buckets_of
 from jaxgen.nn.stack import through_layers
 from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
@@ -94,7 +94,7 @@ class Transformer(nn.Module):
             x = x * config.d_model**-0.5
         elif config.output_scale != "one":
             x = x / jnp.asarray(config.output_scale, x.dtype)
-        return x, Unembed(config, name="unembed")(table)
+        return Unembed(config, name="unembed")(x, table)
 
 
 class Encoder(nn.Module):
@@ -164,17 +164,19 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
         )
         for key, kind in zip(keys, config.pattern, strict=True)
     )
-    bias = buckets = None
-    if config.positions == "relative":
+    bias = buckets = vectors = None
+    if config.positions == "disentangled":
+        vectors = Vectors(config, name="relative")()
+    if config.has_relative or vectors is not None:
         buckets = buckets_of(config, positions, keys[0])
-        if config.relative.tables == "shared":
+        if config.has_relative and config.relative.tables == "shared":
             bias, buckets = Relative(config, name="relative")(buckets), None
     if config.positions == "alibi":
         bias = _alibi(config, positions, keys[0])
     if config.topology != "encoder_decoder":
         real = segments if config.experts.number else None
-        more = {"interventions": interventions, "buckets": buckets, "segments": real}
-        return LayerContext(positions, masks, bias, **more), cache
+        context = LayerContext(positions, masks, bias, interventions=interventions)
+        return context._replace(buckets=buckets, vectors=vectors, segments=real), cache
     if memory is not None and cache is not None:
         cache = caches.begin_cross(cache, memory.segments)
     own = jnp.ones_like(inputs.tokens) if segments is None else segments

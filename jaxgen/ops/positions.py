@@ -162,3 +162,17 @@ def buckets(
     share = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
     coarse = exact + (share / math.log(farthest / exact) * (number - exact)).astype(jnp.int32)
     return side + jnp.where(distance < exact, distance, jnp.minimum(coarse, number - 1))
+
+
+def log_buckets(distance: Int[Array, "..."], *, number: int, farthest: int) -> Int[Array, "..."]:
+    """Return the bucket of each distance, with its sign (He et al. 2021, DeBERTa-v2).
+
+    Distances up to number / 2 have a bucket each; the others grow as logarithms, so that
+    `farthest` - 1 has the last of `number`, and what is beyond others after that.
+    """
+    exact = number // 2
+    far = jnp.maximum(jnp.abs(distance), exact).astype(jnp.float32)
+    # Borders are where the reference rounds to, in float32.
+    share = jnp.log(far / exact) / jnp.log(jnp.float32((farthest - 1) / exact))
+    coarse = jnp.ceil(share * (exact - 1)).astype(jnp.int32) + exact
+    return jnp.where(jnp.abs(distance) <= exact, distance, coarse * jnp.sign(distance))

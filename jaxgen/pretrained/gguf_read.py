@@ -235,7 +235,7 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
     config |= {"model_type": family.model_type, **architecture.settings}
     for field, tensor in (
         ("vocab_size", "token_embd.weight"),
-        ("token_types", "token_types.weight"),
+        ("embed.types", "token_types.weight"),
     ):
         if tensor in contents.tensors and field in family.sizes:
             config[family.sizes[field]] = contents.tensors[tensor].shape[0]

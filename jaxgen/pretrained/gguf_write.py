@@ -154,8 +154,8 @@ def _settings(name: str, architecture: Architecture, settings: Json, config: Mod
         found[f"{name}.rope.dimension_count"] = np.uint32(config.H)
     if config.topology == "encoder":
         found[f"{name}.attention.causal"] = False
-    if config.token_types:
-        found[f"{HOME}token_type_count"] = np.uint32(config.token_types)
+    if config.embed.types:
+        found[f"{HOME}token_type_count"] = np.uint32(config.embed.types)
     scaling = settings.get("rope_scaling") or {}
     if scaling.get("rope_type") in ("linear", "yarn"):
         home = f"{name}.rope.scaling"

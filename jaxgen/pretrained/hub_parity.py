@@ -156,6 +156,8 @@ def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
         names = ("logits", "prediction_logits", "pooler_output", "last_hidden_state")
         names = names[-1:] if config.head == "none" else names  # it would make up a pooler
         values = next(out[name] for name in names if out.get(name) is not None)
+        if config.head == "token_classes" and values.ndim == 2:  # of one class
+            values = values[..., None]
     return values.double().numpy()
 
 

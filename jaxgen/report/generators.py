@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxgen import data, tree
 from jaxgen.config import ModelConfig
+from jaxgen.config_parts import Embed
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import api
 from jaxgen.models.classic import hmm, maxent, mixture, ngram, template, vae
@@ -223,7 +224,7 @@ def _vae(lesson: Lesson) -> Generator:
         vocab_size=vocabulary,
         context=width + 1,
         positions="sinusoid",
-        embed_scale="root",
+        embed=Embed(scale="root"),
     )
     eos = size if special.eos is None else special.eos
     config = VAE(model=model, latent=LATENT, slots=SLOTS, start=size, eos=eos)

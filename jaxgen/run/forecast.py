@@ -266,7 +266,7 @@ def keeps_scores(settings: Settings, mesh: Any) -> bool:
     direction = "both" if model.topology == "encoder" else "back"
     ids = jax.ShapeDtypeStruct((rows, model.context), "int32")
     mask = AttentionMask(None, ids, ids, direction, model.window, "running")
-    bias = q if model.positions == "relative" else None
+    bias = q if model.has_score_bias else None
     key = jax.eval_shape(lambda: keys.from_seed(0))
     drop = DropoutRng(key, 1 - model.score_dropout, 0, rows) if model.score_dropout else None
     args = AttentionArgs(q, k, k, mask, 1.0, model.scores.cap, bias, drop)  # pyright: ignore

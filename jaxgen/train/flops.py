@@ -11,6 +11,9 @@ from jaxgen.config import ModelConfig
 from jaxgen.models import api
 from jaxgen.profile import chips, limits
 
+# What tokens are not multiplied with.
+LOOKED_UP = ("embed/tokens", "embed/positions", "embed/types", "relative/*", "*norm*", "*bias")
+
 
 def per_token(config: ModelConfig) -> float:
     """Return training FLOPs per token: 6 per weight in a product, 12 L N H T for attention.
@@ -20,13 +23,14 @@ def per_token(config: ModelConfig) -> float:
     token goes to.
     """
     weights = api.active(config)
+    times = config.layers // len(config.pattern) if config.layer_weights == "shared" else 1
     products = sum(
-        size
+        size * (times if path.startswith("layers/") else 1)
         for path, size in weights.items()
-        if not path.startswith("embed/") and not tree.match(path, ("*norm*", "*bias"))
+        if not tree.match(path, LOOKED_UP)
     )
     if config.output == "tied":
-        products += config.V * config.d_model
+        products += config.V * config.embed_width
     attention = config.layers * config.heads * config.H * config.context
     return 6.0 * products + 12.0 * attention
 

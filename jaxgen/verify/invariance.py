@@ -235,7 +235,7 @@ PARTS = ("attn_out", "cross_out", "feed_out", "out")
 def _in_order(taps: Any, config: ModelConfig, tower: str) -> list[tuple[str, np.ndarray]]:
     def parts() -> Iterator[tuple[str, np.ndarray]]:
         for layer in range(config.layers):
-            path, index = stack.layer_path(config, layer)
+            path, index = stack.taps_path(config, layer)
             for part in PARTS:
                 key = f"{tower}{path}/{part}"
                 if key in taps:

@@ -327,7 +327,7 @@ MISTAKES = [
     (lambda: api.apply(api.abstract(T5), T5, TARGET), "pass memory=encode"),
     (lambda: api.empty_cache(T5, 1, 4), "holds keys of a memory"),
     (lambda: api.empty_cache(BERT, 1, 4), "has no cache"),
-    (lambda: api.apply(api.abstract(T5), T5, TARGET, types=TARGET), "token_types=0"),
+    (lambda: api.apply(api.abstract(T5), T5, TARGET, types=TARGET), "embed.types=0"),
     (lambda: T5.replace(head="mlm"), "needs topology=encoder"),
     (lambda: BERT.replace(encoder_layers=2), "encoder_layers=2 has no effect"),
     (lambda: BERT.replace(towers=jaxgen.Towers(tokens="own")), "towers.tokens=own has no effect"),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models.families import (
+    albert,
     bart,
     bert,
     blenderbot,
     blenderbot_small,
     bloom,
+    camembert,
     cohere,
     cohere2,
+    deberta_v2,
     deepseek_v2,
     deepseek_v3,
+    distilbert,
+    electra,
     exaone4,
     falcon,
     gemma,
@@ -30,6 +35,7 @@ from jaxgen.models.families import (
     minicpm3,
     ministral3,
     mistral,
+    mpnet,
     mpt,
     mt5,
     nanochat,
@@ -50,6 +56,7 @@ from jaxgen.models.families import (
     t5gemma,
     umt5,
     vanilla,
+    xlm_roberta,
 )
 from jaxgen.models.families.family import Family
 
@@ -59,7 +66,8 @@ _ALL = (
     *(smollm3, olmo2, granite, seed_oss, helium, phi, phi3, gptj, starcoder2, cohere, cohere2),
     *(deepseek_v2, deepseek_v3, minicpm3),
     *(nanochat, stablelm, gpt_neox, bloom, falcon, opt, mpt, exaone4, olmo3, ministral3),
-    *(bert, roberta, t5, bart, marian, vanilla),
+    *(bert, roberta, distilbert, mpnet, electra, albert, deberta_v2, xlm_roberta, camembert),
+    *(t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}

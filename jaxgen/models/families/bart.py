@@ -73,7 +73,7 @@ def output(bias: OutputBias) -> Quirk:
 
 QUIRKS = (
     output("bias"),
-    one_of("embed_scale", "scale_embedding", {False: "one", True: "root"}),
+    one_of("embed.scale", "scale_embedding", {False: "one", True: "root"}),
     one_of("feed", "activation_function", FEED),
     same(("decoder_attention_heads", "encoder_attention_heads"), "heads"),
     same(("decoder_ffn_dim", "encoder_ffn_dim"), "d_ff"),
@@ -166,7 +166,7 @@ def classes(name: str, *, heads: bool = False) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type="bart",
-    choices=CHOICES | {"positions": "learned", "position_offset": 2, "embed_norm": "norm"},
+    choices=CHOICES | {"positions": "learned", "embed.offset": 2, "embed.norm": "norm"},
     defaults=DEFAULTS,
     rows=(*ROWS, *POSITIONS, *EMBED_NORMS),
     **SHARED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.config import ModelConfig
-from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import SPANS, one_of, token_classes
 
@@ -16,7 +16,7 @@ SIZES = {
     "heads": "num_attention_heads",
     "d_ff": "intermediate_size",
     "norm_epsilon": "layer_norm_eps",
-    "token_types": "type_vocab_size",
+    "embed.types": "type_vocab_size",
     "init_std": "initializer_range",
 }
 CHOICES = {
@@ -24,7 +24,7 @@ CHOICES = {
     "norm": "layer",
     "norm_at": "post",
     "positions": "learned",
-    "embed_norm": "norm",
+    "embed.norm": "norm",
     "biases": "all",
 }
 DEFAULTS = {
@@ -63,24 +63,21 @@ def _write_output(config: ModelConfig) -> dict[str, Any]:
 
 
 OUTPUT = Quirk(("tie_word_embeddings",), _read_output, _write_output)
-_PROJECTIONS = (
-    ("attention.self.query", "attn/q", "NH,D"),
-    ("attention.self.key", "attn/k", "NH,D"),
-    ("attention.self.value", "attn/v", "NH,D"),
-    ("attention.output.dense", "attn/o", "D,NH"),
-    ("intermediate.dense", "feed/up", "F,D"),
-    ("output.dense", "feed/down", "D,F"),
+OUTPUT_ROWS = (
+    *linear("attention.output.dense", "attn/o", "D,NH"),
+    *norm("attention.output.LayerNorm", "attn_norm"),
+)
+FEED_ROWS = (
+    *linear("intermediate.dense", "feed/up", "F,D"),
+    *linear("output.dense", "feed/down", "D,F"),
+    *norm("output.LayerNorm", "feed_norm"),
 )
 LAYER_ROWS = (
-    *(Row(f"{name}.weight", (ours,), layout) for name, ours, layout in _PROJECTIONS),
-    *(
-        Row(f"{name}.bias", (f"{ours}_bias",), layout.split(",")[0])
-        for name, ours, layout in _PROJECTIONS
-    ),
-    Row("attention.output.LayerNorm.weight", ("attn_norm/scale",), "D"),
-    Row("attention.output.LayerNorm.bias", ("attn_norm/bias",), "D"),
-    Row("output.LayerNorm.weight", ("feed_norm/scale",), "D"),
-    Row("output.LayerNorm.bias", ("feed_norm/bias",), "D"),
+    *linear("attention.self.query", "attn/q", "NH,D"),
+    *linear("attention.self.key", "attn/k", "NH,D"),
+    *linear("attention.self.value", "attn/v", "NH,D"),
+    *OUTPUT_ROWS,
+    *FEED_ROWS,
 )
 
 
@@ -91,36 +88,66 @@ def rows(prefix: str) -> tuple[Row, ...]:
         Row(f"{at}.word_embeddings.weight", ("embed/tokens",), "V,D"),
         Row(f"{at}.position_embeddings.weight", ("embed/positions",), "S,D"),
         Row(f"{at}.token_type_embeddings.weight", ("embed/types",), "Y,D"),
-        Row(f"{at}.LayerNorm.weight", ("embed/norm/scale",), "D"),
-        Row(f"{at}.LayerNorm.bias", ("embed/norm/bias",), "D"),
+        *norm(f"{at}.LayerNorm", "embed/norm"),
     )
 
 
-def dense(name: str, out: str = "") -> tuple[Row, ...]:
+def dense(name: str, last: str = "") -> tuple[Row, ...]:
     """Return the rows of a head's dense layer, and of the projection after it."""
-    found = (
-        Row(f"{name}.weight", ("head/dense",), "O,D"),
-        Row(f"{name}.bias", ("head/dense_bias",), "D"),
+    return _square(name, "head/dense") + (out(last) if last else ())
+
+
+def out(name: str, **when: str) -> tuple[Row, ...]:
+    """Return the rows of a head's last projection; when: see `Row`."""
+    return tuple(row._replace(**when) for row in linear(name, "head/out", "C,D"))
+
+
+def project(name: str) -> tuple[Row, ...]:
+    """Return the rows of the projection of the sum of all embeddings."""
+    return _square(name, "embed/project")
+
+
+def _square(name: str, ours: str) -> tuple[Row, ...]:
+    return (Row(f"{name}.weight", (ours,), "O,D"), Row(f"{name}.bias", (f"{ours}_bias",), "D"))
+
+
+def heads(name: str, base: str = "pooled") -> dict[str, str]:
+    """Return the heads of the classes of a family whose names begin with `name`."""
+    return {
+        f"{name}ForMaskedLM": "mlm",
+        f"{name}ForSequenceClassification": "classes",
+        f"{name}ForTokenClassification": "token_classes",
+        f"{name}ForQuestionAnswering": "spans",
+        f"{name}Model": base,
+    }
+
+
+def mlm(name: str) -> tuple[Row, ...]:
+    """Return the rows of BERT's head of masked tokens."""
+    return (
+        *dense(f"{name}.transform.dense"),
+        *norm(f"{name}.transform.LayerNorm", "head/norm"),
+        Row(f"{name}.bias", ("unembed/bias",), "V"),
+        Row(f"{name}.decoder.weight", ("unembed/tokens",), "V,D"),
     )
-    ends = (
-        Row(f"{out}.weight", ("head/out",), "C,D"),
-        Row(f"{out}.bias", ("head/out_bias",), "C"),
-    )
-    return found + ends if out else found
+
+
+def activations(**ours: str) -> Quirk:
+    """Return the quirk of heads whose activation no setting tells: ours, by the head."""
+
+    def read(theirs) -> dict[str, Any]:
+        named = theirs["architectures"][0] if theirs.get("architectures") else "MaskedLM"
+        head = next((head for end, head in heads("").items() if named.endswith(end)), None)
+        return {"head_layer.activation": ours[head]} if head in ours else {}
+
+    return Quirk((), read, lambda config: {})
 
 
 MLM = "cls.predictions"
 FAMILY = Family(
     model_type="bert",
     architecture="BertForMaskedLM",
-    heads={
-        "BertForMaskedLM": "mlm",
-        "BertForSequenceClassification": "classes",
-        "BertForTokenClassification": "token_classes",
-        "BertForQuestionAnswering": "spans",
-        "BertForPreTraining": "mlm",
-        "BertModel": "pooled",
-    },
+    heads=heads("Bert") | {"BertForPreTraining": "mlm"},
     prefix="bert.",
     layer="bert.encoder.layer.{}.",
     sizes=SIZES | {"context": "max_position_embeddings"},
@@ -132,13 +159,7 @@ FAMILY = Family(
     rows=rows("bert."),
     layer_rows=LAYER_ROWS,
     head_rows={
-        "mlm": (
-            *dense(f"{MLM}.transform.dense"),
-            Row(f"{MLM}.transform.LayerNorm.weight", ("head/norm/scale",), "D"),
-            Row(f"{MLM}.transform.LayerNorm.bias", ("head/norm/bias",), "D"),
-            Row(f"{MLM}.bias", ("unembed/bias",), "V"),
-            Row(f"{MLM}.decoder.weight", ("unembed/tokens",), "V,D"),
-        ),
+        "mlm": mlm(MLM),
         "classes": dense("bert.pooler.dense", "classifier"),
         "pooled": dense("bert.pooler.dense"),
         "token_classes": token_classes("classifier"),

@@ -7,7 +7,7 @@ from jaxgen.models.families.family import Family
 
 FAMILY = Family(
     model_type="blenderbot-small",
-    choices=bart.CHOICES | {"positions": "learned", "embed_norm": "tokens"},
+    choices=bart.CHOICES | {"positions": "learned", "embed.norm": "tokens"},
     defaults=bart.DEFAULTS,
     rows=(*bart.ROWS, *bart.POSITIONS, *bart.EMBED_NORMS),
     **bart.SHARED | {"ignored": blenderbot.IGNORED},

@@ -29,7 +29,7 @@ FAMILY = Family(
     prefix="transformer.",
     layer="transformer.h.{}.",
     sizes=SIZES,
-    choices={"norm": "layer", "positions": "alibi", "feed": "gelu_tanh", "embed_norm": "norm"},
+    choices={"norm": "layer", "positions": "alibi", "feed": "gelu_tanh", "embed.norm": "norm"},
     defaults={"layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "tie_word_embeddings": True}
     | {"hidden_dropout": 0.0, "attention_dropout": 0.0, "seq_length": 2048},
     aliases={

@@ -358,11 +358,14 @@ def value_of(config: ModelConfig, field: str) -> Any:
 def resolved(config: ModelConfig) -> ModelConfig:
     """Return a config whose derived sizes and layer kinds are written out."""
     kinds = tuple(config.pattern[i % len(config.pattern)] for i in range(config.layers))
+    kinds = config.pattern if config.layer_weights == "shared" else kinds
     there = {name: kind for name, kind in config.kinds.items() if name in kinds}
     window = config.window if any(config.reach(kind) != "all" for kind in kinds) else None
-    scores = config.scores
+    scores, head_layer = config.scores, replace(config.head_layer, kind=config.head_kind)
     if scores.multiplier is None:
         scores = replace(scores, query_scalar=float(scores.query_scalar or config.H))
+    if config.head_kind != "none":
+        head_layer = replace(head_layer, activation=config.head_activation)
     return config.replace(
         encoder_layers=(
             config.encoder_layers or config.layers if config.topology == "encoder_decoder" else None
@@ -374,7 +377,7 @@ def resolved(config: ModelConfig) -> ModelConfig:
         pattern=kinds,
         kinds=there,
         window=window,
-        mlm_activation=config.head_activation if config.head == "mlm" else None,
+        head_layer=head_layer,
     )
 
 

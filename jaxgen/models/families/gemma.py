@@ -6,7 +6,7 @@ from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED
 
-CHOICES = llama.CHOICES | {"norm": "rms_offset", "embed_scale": "root", "feed": "geglu"}
+CHOICES = llama.CHOICES | {"norm": "rms_offset", "embed.scale": "root", "feed": "geglu"}
 DEFAULTS = llama.DEFAULTS | {
     "tie_word_embeddings": True,
     "head_dim": 256,

@@ -11,7 +11,7 @@ from jaxgen.models.families.quirks import BIASES, GATED, ROPE, SCORE_MULTIPLIER,
 SIZES = llama.SIZES | {"residual_scale": "residual_multiplier"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
 MULTIPLIERS = (
-    multiplier("embed_scale", "embedding_multiplier"),
+    multiplier("embed.scale", "embedding_multiplier"),
     multiplier("output_scale", "logits_scaling"),
     SCORE_MULTIPLIER,
 )

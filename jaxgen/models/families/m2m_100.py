@@ -14,11 +14,11 @@ def _read_offset(theirs) -> dict[str, Any]:
     pad = theirs["pad_token_id"]
     if type(pad) is not int or pad < 0:
         raise CheckpointError(f"pad_token_id={pad!r:.40}: positions begin after it; give an id")
-    return {"position_offset": pad + 1}
+    return {"embed.offset": pad + 1}
 
 
 def _write_offset(config: ModelConfig) -> dict[str, Any]:
-    return {"pad_token_id": max(config.position_offset - 1, 0)}
+    return {"pad_token_id": max(config.embed.offset - 1, 0)}
 
 
 FAMILY = Family(

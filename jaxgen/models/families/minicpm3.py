@@ -17,7 +17,7 @@ def _read_scales(theirs: Mapping[str, Any]) -> dict[str, Any]:
     layers, heads, wide = (
         theirs[key] for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
     )
-    scales = {"embed_scale": theirs["scale_emb"], "output_scale": wide / (base or wide)}
+    scales = {"embed.scale": theirs["scale_emb"], "output_scale": wide / (base or wide)}
     return {
         **{name: "one" if scale == 1 else float(scale) for name, scale in scales.items()},
         "residual_scale": 1.0 if depth is None else depth / math.sqrt(layers),
@@ -27,7 +27,7 @@ def _read_scales(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_scales(config: ModelConfig) -> dict[str, Any]:
     scales: dict[Any, float] = {"one": 1.0, "root": math.sqrt(config.d_model)}
-    embed, output = (scales.get(x, x) for x in (config.embed_scale, config.output_scale))
+    embed, output = (scales.get(x, x) for x in (config.embed.scale, config.output_scale))
     root = math.sqrt(config.layers)
     depth = config.residual_scale * root
     told = float(f"{depth:.12g}")  # as it was before it was divided

@@ -17,7 +17,7 @@ FAMILY = Family(
     model_type="nanochat",
     architecture="NanoChatForCausalLM",
     heads=llama.heads("NanoChat"),
-    choices=CHOICES | {"embed_norm": "norm"},
+    choices=CHOICES | {"embed.norm": "norm"},
     defaults=llama.DEFAULTS
     | {"hidden_act": "relu2", "final_logit_softcapping": 15.0, "attention_bias": False},
     quirks=(

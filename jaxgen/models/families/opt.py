@@ -20,7 +20,7 @@ FAMILY = Family(
         "d_ff": "ffn_dim",
         "init_std": "init_std",
     },
-    choices={"norm": "layer", "positions": "learned", "position_offset": 2},
+    choices={"norm": "layer", "positions": "learned", "embed.offset": 2},
     defaults={"init_std": 0.02, "activation_function": "relu", "tie_word_embeddings": True}
     | {"dropout": 0.1, "attention_dropout": 0.0, "do_layer_norm_before": True, "enable_bias": True},
     only={"layer_norm_elementwise_affine": (True,), "_remove_final_layer_norm": (False,)},

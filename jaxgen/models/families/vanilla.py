@@ -45,7 +45,7 @@ FAMILY = Family(
         "norm": "layer",
         "norm_at": "post",
         "positions": "sinusoid",
-        "embed_scale": "root",
+        "embed.scale": "root",
         "biases": "all",
         "output": "tied",
     },

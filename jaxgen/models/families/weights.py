@@ -85,7 +85,8 @@ def _body(family: Family, config: ModelConfig):
         return
     for row in family.rows:
         yield row.theirs, row, "", None
-    for layer in range(config.layers):
+    shared = config.layer_weights == "shared"
+    for layer in range(len(config.pattern) if shared else config.layers):
         home, index = layer_path(config, layer)
         for row in family.layer_rows:
             yield family.layer.format(layer) + row.theirs, row, f"{home}/", index

@@ -128,7 +128,7 @@ def _answer(context: str, pair: Pair, first: int, last: int, score: float) -> An
 
 def _batches(model: LoadedModel, flat: list[tuple[int, Pair]], batch: int, most: int, progress):
     """Yield (numbers of the questions, pairs, logits [B, T, 2]), long rows together."""
-    num_types = model.config.token_types
+    num_types = model.config.embed.types
     for places, tokens, segments in by_length([p.ids for _, p in flat], batch, most, progress):
         part = [flat[i] for i in places]
         shape = {"width": tokens.shape[1], "size": batch}

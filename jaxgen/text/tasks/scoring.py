@@ -39,7 +39,7 @@ def classify(
     if model.config.topology == "encoder_decoder" and model.start is None:
         raise ConfigError("classify needs decoder_start_token_id in config.json: a decoder begins")
     rows, types = _rows(model, texts, overflow)
-    num_types = model.config.token_types
+    num_types = model.config.embed.types
     problem = model.generation_config.problem_type
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         kinds = None

@@ -1,0 +1,9 @@
+"""XLM-RoBERTa (Conneau et al. 2020): RoBERTa of a hundred languages, with their pieces."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jaxgen.models.families import roberta
+
+FAMILY = replace(roberta.FAMILY, model_type="xlm-roberta", **roberta.named("XLMRoberta"))
