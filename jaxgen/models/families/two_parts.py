@@ -28,6 +28,8 @@ def flat(theirs: Mapping[str, Any]) -> dict[str, Any]:
                 f"shape are known here"
             )
     kinds = [part.get("layer_types") or [] for part in (encoder, decoder)]
+    if not all(isinstance(names, list) for names in kinds):
+        raise CheckpointError("layer_types of encoder or decoder is no list of kinds")
     if any(one != other for one, other in zip(*kinds, strict=False)):
         raise CheckpointError("encoder.layer_types and decoder.layer_types differ")
     parts = {key: value for key, value in decoder.items() if key != "is_decoder"}
