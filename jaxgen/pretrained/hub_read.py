@@ -167,8 +167,8 @@ def _typed(family: Family, config: ModelConfig, kind: Any) -> ModelConfig:
     return config.replace(param_dtype=kind, compute_dtype=family.compute.get(kind, kind))
 
 
-def _index(pair: tuple[Tensor, Link]) -> int:
-    return pair[1].layer or 0
+def _index(pair: tuple[Tensor, Link]) -> tuple[int, ...]:
+    return pair[1].at
 
 
 def _load_parameter(
@@ -179,14 +179,17 @@ def _load_parameter(
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         """Return the part of the parameter that one device holds; None: all of it."""
         index = (slice(None),) * len(leaf.shape) if index is None else index
-        if parts[0][1].layer is None:
+        depth = len(parts[0][1].at)
+        if not depth:
             return laid(_read(*parts[0], leaf.dtype, nonfinite)[index])
-        layers, held = parts[index[0]], np.empty(0)
-        for number, part in enumerate(layers):  # one layer at a time is there twice
-            layer = _read(*part, leaf.dtype, nonfinite)[index[1:]]
-            held = held if number else aligned((len(layers), *layer.shape), layer.dtype)
+        grid = np.arange(len(parts)).reshape(leaf.shape[:depth])[index[:depth]]
+        held = np.empty(0)
+        for number, part in enumerate(grid.ravel()):  # one layer at a time is there twice
+            tensor, link = parts[int(part)]
+            layer = _read(tensor, link, leaf.dtype, nonfinite)[index[depth:]]
+            held = held if number else aligned((grid.size, *layer.shape), layer.dtype)
             held[number] = layer
-        return held
+        return held.reshape(*grid.shape, *held.shape[1:])
 
     if sharding is None:
         return jax.device_put(piece(None))

@@ -69,6 +69,9 @@ ELSEWHERE: dict[str, tuple[Any, ...]] = {
 FREE = (
     "dropout",
     "scores.dropout",
+    "experts.balance",
+    "experts.balance_rate",
+    "experts.z",
     "init_std",
     "param_dtype",
     "compute_dtype",
@@ -362,6 +365,7 @@ def resolved(config: ModelConfig) -> ModelConfig:
     there = {name: kind for name, kind in config.kinds.items() if name in kinds}
     window = config.window if any(config.reach(kind) != "all" for kind in kinds) else None
     scores, head_layer = config.scores, replace(config.head_layer, kind=config.head_kind)
+    experts = config.experts
     if scores.multiplier is None:
         scores = replace(scores, query_scalar=float(scores.query_scalar or config.H))
     if config.head_kind != "none":
@@ -374,7 +378,8 @@ def resolved(config: ModelConfig) -> ModelConfig:
         head_dim=config.H,
         d_ff=config.F,
         scores=scores,
-        pattern=kinds,
+        experts=replace(experts, d_ff=experts.width(config.F)) if experts.number else experts,
+        pattern=config.pattern if experts.first_dense else kinds,
         kinds=there,
         window=window,
         head_layer=head_layer,

@@ -19,14 +19,15 @@ ONE = "1"  # in a layout: an axis of size 1 that ours lack
 
 
 class Link(NamedTuple):
-    """A parameter of ours (layer: one layer of it) and the part of a tensor that holds it.
+    """A parameter of ours and the part of a tensor that holds it, or one layer or expert of it.
 
-    cut: that part, of the tensor in the shape `split`. sizes: its axes one by one. order: the
+    at: the number of the layer, if ours are stacked, and of the expert, if theirs are apart. cut:
+    that part, of the tensor in the shape `split`. sizes: its axes one by one. order: the
     permutation that makes them ours, in the shape `shape`.
     """
 
     path: str
-    layer: int | None
+    at: tuple[int, ...]
     split: tuple[int, ...]
     cut: tuple[slice, ...]
     sizes: tuple[int, ...]
@@ -63,7 +64,10 @@ def table(family: Family, config: ModelConfig) -> dict[str, Theirs]:
         lacking = row.beside is not None and f"{home}{row.beside}" not in shapes
         other = row.when and getattr(config, row.when[0]) not in row.when[1:]
         if paths[0] in shapes and not refused and not lacking and not other:
-            found[name] = _theirs(row, paths, index, shapes, letters, config)
+            at = () if index is None else (index,)
+            each = [(*at, e) for e in range(config.experts.number)] if "{}" in name else [at]
+            for one in each:
+                found[name.format(*one[-1:])] = _theirs(row, paths, one, shapes, letters, config)
     if lost := shapes.keys() - {link.path for theirs in found.values() for link in theirs.links}:
         raise CheckpointError(f"{family.model_type} has no tensor for {', '.join(sorted(lost))}")
     return found
@@ -112,17 +116,15 @@ def _encoder(family: Family, config: ModelConfig):
 
 
 def _theirs(
-    row: Row, paths: list[str], index: int | None, shapes, letters, config: ModelConfig
+    row: Row, paths: list[str], at: tuple[int, ...], shapes, letters, config: ModelConfig
 ) -> Theirs:
     words = row.layout.replace("*", "").split(",")
     star = next((i for i, word in enumerate(row.layout.split(",")) if "*" in word), 0)
     before = row.layout.split(",")[star].partition("*")[0] if "*" in row.layout else ""
     parts = []
     for path in paths:
-        axes, shape = letters[path], shapes[path]
-        if index is not None:
-            assert axes.startswith(STACK_AXIS), path
-            axes, shape = axes[1:], shape[1:]
+        axes, shape = letters[path][len(at) :], shapes[path][len(at) :]
+        assert f"{STACK_AXIS}E".find(letters[path][: len(at)]) >= 0, path
         axes = "DO" if axes == "DD" else axes
         size = dict(zip(axes, shape, strict=True)) | {ONE: 1}
         if "G" in row.layout and "N" in axes:  # queries, by the heads of the keys they share
@@ -145,7 +147,7 @@ def _theirs(
         cut = [slice(None)] * len(split)
         cut[star + 1] = slice(start, start + one[star] // groups)
         start += one[star] // groups
-        links.append(Link(path, index, split, tuple(cut), sizes, order, shape))
+        links.append(Link(path, at, split, tuple(cut), sizes, order, shape))
     return Theirs((*whole[:star], total, *whole[star + 1 :]), tuple(links))
 
 
@@ -154,5 +156,5 @@ def fill(theirs: Theirs, flat: Mapping[str, Any], dtype: np.dtype) -> np.ndarray
     tensor = np.empty(theirs.shape, dtype)
     for link in theirs.links:
         ours = flat[link.path]
-        link.write(tensor, np.asarray(ours if link.layer is None else ours[link.layer], dtype))
+        link.write(tensor, np.asarray(ours[link.at] if link.at else ours, dtype))
     return tensor

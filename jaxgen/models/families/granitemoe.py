@@ -1,0 +1,33 @@
+"""Granite with experts (IBM 2024), which one tensor of a layer holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import granite, llama, mixtral
+from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.mixtral import BALANCE
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+
+SIZES = mixtral.SIZES | {"residual_scale": "residual_multiplier"}
+
+SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+
+FAMILY = Family(
+    model_type="granitemoe",
+    architecture="GraniteMoeForCausalLM",
+    heads=llama.heads("GraniteMoe"),
+    choices=llama.CHOICES,
+    defaults=mixtral.DEFAULTS
+    | granite.DEFAULTS
+    | {"attention_bias": False, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ignored=mixtral.IGNORED,
+    quirks=(TIED, GATED, ROPE, ATTENTION_BIAS, BALANCE, *granite.MULTIPLIERS),
+    layer_rows=(
+        *mixtral.ATTENTION,
+        Row("block_sparse_moe.router.layer.weight", ("experts/router",), "E,D"),
+        Row("block_sparse_moe.input_linear.weight", ("experts/gate", "experts/up"), "E,*F,D"),
+        Row("block_sparse_moe.output_linear.weight", ("experts/down",), "E,D,F"),
+    ),
+    **SHARED_FIELDS,
+)

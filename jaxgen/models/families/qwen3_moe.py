@@ -1,0 +1,43 @@
+"""Qwen 3 with experts (Yang et al. 2025)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxgen.models.families import llama, mixtral
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.mixtral import BALANCE, NORMALISE
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+
+SIZES = llama.SIZES | {
+    "experts.number": "num_experts",
+    "experts.active": "num_experts_per_tok",
+    "experts.d_ff": "moe_intermediate_size",
+}
+ROWS = (*mixtral.ATTENTION, *mixtral.expert_rows("mlp", "gate_proj", "up_proj", "down_proj"))
+# Every layer has experts, and sees all before it.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
+    "use_sliding_window": (False,),
+}
+IGNORED = mixtral.IGNORED | {"sliding_window", "max_window_layers"}
+
+SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+
+FAMILY = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    heads=llama.heads("Qwen3Moe", *llama.HEADS),
+    head_rows=llama.SCORE,
+    choices=llama.CHOICES | {"qk_norm": "head"},
+    defaults=mixtral.DEFAULTS
+    | {"num_key_value_heads": 4, "attention_bias": False, "norm_topk_prob": False}
+    | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+    only=ONLY,
+    aliases={"num_local_experts": "num_experts"},
+    ignored=IGNORED,
+    quirks=(TIED, GATED, ROPE, ATTENTION_BIAS, NORMALISE, BALANCE),
+    layer_rows=ROWS,
+    **SHARED_FIELDS,
+)
