@@ -109,10 +109,6 @@ def check_embed(config: Any) -> None:
             f"layer_weights=shared: layers={config.layers} is not a multiple of the "
             f"{len(config.pattern)} layers of pattern"
         )
-    if config.embed.norm == "first" and config.norm_at != "pre":
-        raise ConfigError(f"embed.norm=first needs norm_at=pre, not {config.norm_at}")
-    if config.embed.norm == "first" and config.layer_weights == "shared":
-        raise ConfigError("embed.norm=first: with layer_weights=shared no layer is the first")
     if config.embed.width is not None and config.topology == "encoder_decoder":
         raise ConfigError("embed.width needs one tower, but topology=encoder_decoder has two")
 

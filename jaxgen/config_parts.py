@@ -10,7 +10,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
 Scale = Literal["one", "root"]
-EmbedNorm = Literal["none", "norm", "tokens", "first"]
+EmbedNorm = Literal["none", "norm", "tokens"]
 Project = Literal["sum", "tokens"]
 HeadLayerKind = Literal["none", "dense", "norm"]
 HeadActivation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
@@ -89,8 +89,8 @@ class Embed:
         "token vectors times one, the root of d_model, or a number", "one"
     )
     norm: EmbedNorm = option(
-        "norm: between embeddings and layers; first: which also is the first layer's own; tokens: "
-        "before positions are added, except in the encoder of two towers",
+        "norm: between embeddings and layers; tokens: before positions are added, except in the "
+        "encoder of two towers",
         "none",
     )
     types: int = option("rows of a table of token types (BERT's segments); 0: none", 0)

@@ -311,6 +311,41 @@ SEQ2SEQ: dict[tuple[str, str], dict[str, dict]] = {
     ("t5gemma", "T5GemmaForConditionalGeneration"): {"lm": T5GEMMA},
     ("blenderbot-small", "BlenderbotSmallForConditionalGeneration"): {"lm": ZERO},
 }
+DISTILBERT = _IDS | {"vocab_size": V, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4}
+DISTILBERT |= {"max_position_embeddings": 32}
+NARROW = BERT | {"embedding_size": 8}
+DEBERTA = BERT | {"relative_attention": True, "position_biased_input": False}
+DEBERTA |= {"pos_att_type": "p2c|c2p", "position_buckets": 8, "max_position_embeddings": 16}
+DEBERTA |= {"norm_rel_ebd": "layer_norm", "share_att_key": True}
+# One case of each other encoder.
+ENCODERS: dict[tuple[str, str], dict[str, dict]] = {
+    ("distilbert", "DistilBertForSequenceClassification"): {"classes": DISTILBERT},
+    ("xlm-roberta", "XLMRobertaForTokenClassification"): {"tokens": BERT | {"pad_token_id": 1}},
+    ("mpnet", "MPNetModel"): {"base": BERT | {"pad_token_id": 1}},
+    ("electra", "ElectraForMaskedLM"): {"mlm": NARROW},
+    ("albert", "AlbertForMaskedLM"): {"mlm": NARROW | {"num_hidden_layers": 3}},
+    ("deberta-v2", "DebertaV2ForMaskedLM"): {"mlm": DEBERTA},
+}
+_OWN = {"share_att_key": False}
+ENCODER_VARIANTS: dict[tuple[str, str], dict[str, dict]] = {
+    ("distilbert", "DistilBertForMaskedLM"): {"relu": DISTILBERT | {"activation": "relu"}},
+    ("camembert", "CamembertForMaskedLM"): {"mlm": BERT | {"pad_token_id": 1}},
+    ("mpnet", "MPNetForSequenceClassification"): {"classes": BERT | {"pad_token_id": 1}},
+    ("electra", "ElectraForPreTraining"): {"same width": NARROW | {"embedding_size": 16}},
+    ("electra", "ElectraForSequenceClassification"): {"relu": NARROW | {"hidden_act": "relu"}},
+    ("albert", "AlbertModel"): {"same width": NARROW | {"embedding_size": 16}},
+    ("albert", "AlbertForSequenceClassification"): {"one layer": NARROW | {"num_hidden_layers": 1}},
+    ("deberta-v2", "DebertaV2Model"): {
+        "own projections": DEBERTA | _OWN,
+        "of keys": DEBERTA | _OWN | {"pos_att_type": ["p2c"]},
+        "of queries, no norm": DEBERTA | {"pos_att_type": ["c2p"], "norm_rel_ebd": "none"},
+        "no buckets": DEBERTA | {"position_buckets": -1, "max_relative_positions": 6},
+        "types": DEBERTA | {"type_vocab_size": 2, "max_relative_positions": 9},
+    },
+    ("deberta-v2", "DebertaV2ForSequenceClassification"): {
+        "tanh": DEBERTA | {"pooler_hidden_act": "tanh"}
+    },
+}
 # (model_type, class of transformers): the cases whose padding is on the right.
 RIGHT: dict[tuple[str, str], dict[str, dict]] = {
     ("bert", "BertForMaskedLM"): {"mlm": BERT, "relu": BERT | {"hidden_act": "relu"}},
@@ -337,6 +372,7 @@ RIGHT: dict[tuple[str, str], dict[str, dict]] = {
     ("llama", "LlamaForSequenceClassification"): {"classes": LLAMA | {"num_labels": 5}},
     ("llama", "LlamaForQuestionAnswering"): {"spans": LLAMA},
     **SEQ2SEQ,
+    **ENCODERS,
 }
 # What a folder may ask of generation, all at once, in a search with beams.
 ASKED = {
@@ -373,7 +409,7 @@ VANILLA = {
     "layer_norm_eps": 1e-5,
     "activation": "relu",
 }
-HOMES = {"right", "seq2seq"}
+HOMES = {"right", "seq2seq", "encoders"}
 RIGHT_NAMES = [(kind, name) for kind, cases in RIGHT.items() for name in cases]
 TARGETS = np.random.RandomState(1).randint(3, V, (2, 9))
 MASK = (np.arange(T) < np.array([[T], [T - 7]])).astype(np.int32)
@@ -386,7 +422,7 @@ def source(pad: int) -> np.ndarray:
 
 def home(kind: tuple[str, str]) -> str:
     """Return the name of the golden file of a case that is padded on the right."""
-    return "seq2seq" if kind in SEQ2SEQ else "right"
+    return "seq2seq" if kind in SEQ2SEQ else "encoders" if kind in ENCODERS else "right"
 
 
 NAMES = [(family, name) for family, cases in CASES.items() for name in cases]

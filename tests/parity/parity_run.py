@@ -9,7 +9,7 @@ import parity_cases as cases
 from safetensors.numpy import save_file
 
 import jaxgen
-from jaxgen.nn.stack import layer_path
+from jaxgen.nn.stack import taps_path
 
 
 def write_folder(folder, about):
@@ -42,7 +42,7 @@ def states(config, out):
     """Return the hidden states after each layer [L, B, T, D], the last one normalised."""
     found = []
     for layer in range(config.layers):
-        home, index = layer_path(config, layer)
+        home, index = taps_path(config, layer)
         tap = out.taps[f"{home}/out"]
         found.append(tap if index is None else tap[index])
     return np.stack([*found[:-1], out.hidden])

@@ -134,3 +134,18 @@ def test_transformers_opens_what_we_write_and_computes_the_same(family, tmp_path
     np.testing.assert_allclose(
         jaxgen.apply(params, config, cases.TOKENS).logits, theirs, atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize("kind", cases.ENCODER_VARIANTS, ids=lambda kind: kind[1])
+def test_variants_of_encoders_are_computed_alike_in_both_directions(kind, tmp_path):
+    from make_golden_models import right_outputs
+
+    for name, given in cases.ENCODER_VARIANTS[kind].items():
+        about = json.loads(bytes(right_outputs(kind, given)["about"]))
+        folder = write_folder(tmp_path / name, about)
+        config, params = jaxgen.load(folder)
+        assert hub_parity.compare(folder, config, params).startswith("largest difference ")
+        ours = tmp_path / f"{name}, ours"
+        jaxgen.save(ours, config, params, layout="hf", family=kind[0])
+        assert json.loads((ours / "config.json").read_bytes())["architectures"] == [kind[1]]
+        assert hub_parity.compare(ours, config, params).startswith("largest difference ")
