@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from jaxgen.cli.notebook import train
     from jaxgen.config import ModelConfig
     from jaxgen.config_experts import Experts
-    from jaxgen.config_groups import Latent, LayerKind, Relative, Rope, RopeScaling, Scores, Towers
+    from jaxgen.config_groups import (
+        Delta,
+        Latent,
+        LayerKind,
+        Relative,
+        Rope,
+        RopeScaling,
+        Scores,
+        Towers,
+    )
     from jaxgen.config_parts import Disentangled, Embed, HeadLayer
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
@@ -86,6 +95,7 @@ if TYPE_CHECKING:
     from jaxgen.train.step import train_step
 
 __all__ = [
+    "Delta",
     "Disentangled",
     "Embed",
     "Experts",

@@ -19,8 +19,10 @@ from jaxgen.config_experts import Experts
 from jaxgen.config_groups import (
     GROUPS,
     RENAMED,
+    Delta,
     Latent,
     LayerKind,
+    Mixer,
     Reach,
     Relative,
     Rope,
@@ -144,6 +146,7 @@ class ModelConfig:
     latent: Latent | None = option(
         "latent attention: keys and values of all heads from one vector; null: of their own", None
     )
+    delta: Delta | None = option("of kinds of layers with mixer=delta; null: there are none", None)
     scores: Scores = option("attention scores", Scores())
     embed: Embed = option("how tokens become vectors", Embed())
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
@@ -329,6 +332,10 @@ class ModelConfig:
         """Return which keys the layers of a kind see."""
         own = self.kinds[kind].reach if kind in self.kinds else None
         return own or ("window" if kind == "local" else "all")
+
+    def mixer(self, kind: str) -> Mixer:
+        """Return how tokens of the layers of a kind read earlier ones."""
+        return self.kinds.get(kind, LayerKind()).mixer
 
     def rope_of(self, kind: str) -> Rope | None:
         """Return the rotary positions of the layers of a kind; None: they have none."""

@@ -29,6 +29,8 @@ Sinks = Literal["none", "learned"]
 ByLayer = Literal["same", "inverse"]
 Reach = Literal["all", "window", "chunk"]
 LayerPositions = Literal["rope", "none"]
+Mixer = Literal["attention", "delta"]
+OutputGate = Literal["none", "sigmoid"]
 Tables = Literal["shared", "own"]
 LayerFeed = Literal["dense", "experts"]
 
@@ -219,6 +221,10 @@ class Scores:
     )
     sinks: Sinks = option("learned: each head may attend to nothing, at a learned score", "none")
     dropout: float | None = option("on probabilities; null: as model.dropout", None)
+    gate: OutputGate = option(
+        "sigmoid: what a head read is multiplied by the sigmoid of a projection of its input",
+        "none",
+    )
 
     def __post_init__(self) -> None:
         for name in ("query_scalar", "multiplier", "cap", "growth", "growth_span"):
@@ -303,11 +309,49 @@ class Latent:
 
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
+class Delta:
+    """The gated delta rule (Yang et al. 2024): a layer whose memory is one matrix for each head.
+
+    Args:
+        key_heads ... window: the fields below; `jaxgen train --keys` lists them as model.delta.*.
+
+    >>> kinds = {"linear": jaxgen.LayerKind(mixer="delta")}
+    >>> delta = jaxgen.Delta(key_heads=2, value_heads=4, key_width=8, value_width=8)
+    >>> config = jaxgen.ModelConfig(pattern=("linear", "global"), kinds=kinds, delta=delta)
+    >>> config.mixer("linear")
+    'delta'
+    """
+
+    key_heads: int = option("heads of queries and keys", 16)
+    value_heads: int = option("heads of values, a multiple of key_heads", 32)
+    key_width: int = option("of a head's queries and keys", 128)
+    value_width: int = option("of a head's values", 128)
+    window: int = option("tokens of the convolution before the rule, the last included", 4)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 2 if name == "window" else 1
+            if value < least:
+                raise ConfigError(f"delta.{name}={value} must be at least {least}")
+        if self.value_heads % self.key_heads:
+            raise ConfigError(
+                f"delta.value_heads={self.value_heads} is not a multiple of "
+                f"delta.key_heads={self.key_heads}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Numbers of a token that go through the convolution."""
+        return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
 class LayerKind:
     """What the layers of one kind of the pattern do otherwise than the config says.
 
     Args:
-        reach, positions, rope: the fields below.
+        reach ... mixer: the fields below.
 
     >>> kinds = {"far": jaxgen.LayerKind(positions="none")}  # no rotation, as in SmolLM3
     >>> config = jaxgen.ModelConfig(positions="rope", pattern=("global", "far"), kinds=kinds)
@@ -324,6 +368,10 @@ class LayerKind:
     rope: Rope | None = option("rotary positions of its own; null: as model.rope", None)
     feed: LayerFeed | None = option(
         "dense: no experts; null: experts, where model.experts has them", None
+    )
+    mixer: Mixer = option(
+        "how tokens read earlier ones: attention, or the gated delta rule of model.delta",
+        "attention",
     )
 
 
@@ -346,6 +394,25 @@ def check_kinds(config: Any) -> None:
         )
     if not spans and config.window is not None:
         raise ConfigError(f"window={config.window} has no effect: pattern has no local layer")
+    deltas = [name for name in config.pattern if config.mixer(name) == "delta"]
+    if bool(deltas) != (config.delta is not None):
+        raise ConfigError(
+            f"delta={config.delta} with {len(deltas)} kinds of layers of mixer=delta: it is given "
+            f"with such kinds, and only there"
+        )
+    for name in deltas:
+        own = config.kinds[name]
+        if own != LayerKind(mixer="delta"):
+            raise ConfigError(f"kinds.{name}: with mixer=delta no other field has an effect")
+    for name, value, known in (
+        ("topology", config.topology, ("decoder",)),
+        ("prompt", config.prompt, ("back",)),
+        ("positions", config.positions, ("rope", "none", "learned", "sinusoid")),
+    ):
+        if deltas and value not in known:
+            raise ConfigError(
+                f"{name}={value} is not known with layers of mixer=delta; known: {', '.join(known)}"
+            )
 
 
 GROUPS = {

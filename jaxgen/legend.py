@@ -4,6 +4,7 @@ B batch        T query position   S key position (cache slot)
 D model width  N query heads      K key/value heads    G = N / K heads that share one key
 H head width   F feed-forward     V vocabulary         E experts    L layers
 C classes      R relative distances Y token types  Z latents
+W convolution window
 """
 
 LEGEND = {
@@ -23,4 +24,5 @@ LEGEND = {
     "R": "relative distances",
     "Y": "token types",
     "Z": "latents",
+    "W": "convolution window",
 }

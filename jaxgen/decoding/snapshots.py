@@ -70,6 +70,12 @@ def check_rewind(cache: Any, steps: int) -> None:
     """
     for node in jax.tree.leaves(cache, is_leaf=_has("max_rewind")):
         least = getattr(node, "max_rewind", None)
+        if least == 0:
+            raise ConfigError(
+                f"speculation takes back up to {steps} tokens, but the state of a layer of the "
+                f"delta rule, as a {type(node).__name__} here holds it, can't go back; decode "
+                f"without a draft"
+            )
         if least is not None and least < steps:
             raise ConfigError(
                 f"speculation takes back up to {steps} tokens, but a ring cache of "

@@ -229,9 +229,10 @@ def empty_cache(
     kinds = [config.pattern[layer % period] for layer in range(config.layers)]
     step = period if unrolled else config.layers
     steps = [kinds[begin : begin + step] for begin in range(0, config.layers, step)]
+    deltas = [sum(config.mixer(kind) == "delta" for kind in step) for step in steps]
     windows = [sum(config.reach(kind) == "window" for kind in step) for step in steps]
     sliding = windows if layout == "ring" else [0] * len(steps)
-    full = [len(step) - count for step, count in zip(steps, sliding, strict=True)]
+    full = [len(step) - sum(more) for step, *more in zip(steps, sliding, deltas, strict=True)]
 
     def layers(counts: list[int]) -> caches.Counts:
         return counts if unrolled else sum(counts)
@@ -243,6 +244,7 @@ def empty_cache(
         sliding=(layers(sliding), config.window or 0),
         slack=slack,
         store=store,
+        state=None if config.delta is None else (layers(deltas), config.delta),
         cross=None if memory is None else (layers([*map(len, steps)]), memory),
     )
 

@@ -103,12 +103,18 @@ def _check_cache(config: ModelConfig, cache: caches.Cache, rows: Any) -> None:
     """Raise ConfigError for a cache of another config, or of other rows."""
     buffers = [buffer for buffer in (cache.full, cache.sliding) if buffer is not None]
     keys = [leaf.shape for buffer in buffers for leaf in jax.tree.leaves(buffer.k)]
+    state = None if cache.state is None else cache.state.matrix
+    states = [leaf.shape for leaf in jax.tree.leaves(state)]
+    kinds = [config.mixer(config.pattern[i % len(config.pattern)]) for i in range(config.layers)]
+    mine = (*keys, *states)[0][1]
     sizes = {
-        "layers": (sum(shape[0] for shape in keys), config.layers),
-        "key/value heads": (keys[0][2], config.cached[0]),
-        "numbers a head": (keys[0][4], config.cached[1]),
-        "rows": (keys[0][1], keys[0][1] if cache.branches is not None else rows),
+        "layers": (sum(shape[0] for shape in keys), kinds.count("attention")),
+        "layers of the delta rule": (sum(shape[0] for shape in states), kinds.count("delta")),
+        "rows": (mine, mine if cache.branches is not None else rows),
     }
+    if keys:
+        sizes["key/value heads"] = (keys[0][2], config.cached[0])
+        sizes["numbers a head"] = (keys[0][4], config.cached[1])
     for name, (have, want) in sizes.items():
         if surely(lambda have=have, want=want: have != want):
             raise ConfigError(

@@ -75,6 +75,7 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 
 # How many axes of a layer's matrices are summed over.
 NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DZ": 1, "ZNH": 1}
+NUM_CONTRACTED |= {"DKGH": 1, "KGHD": 3}
 OF_EXPERTS = {"EDF": 1, "EFD": 1}
 TABLES = ("VD", "SD")  # of tokens and positions
 # With the same input, by module.

@@ -60,7 +60,11 @@ class Attend(nn.Module):
             first = 0 if context.first is None else context.first
             q = q / jnp.asarray(first + layer + 1, q.dtype)
         cache, k, v = extended(config, self.kind, cache, layer, k, v)
-        return output(self, attend(q, k, v, *context.masks, **options(self, context, x))), cache
+        out = attend(q, k, v, *context.masks, **options(self, context, x))
+        if config.scores.gate == "sigmoid":
+            gate = project(self, "gate", x, config.heads, "N").astype("float32")
+            out = (out.astype("float32") * jax.nn.sigmoid(gate)).astype(out.dtype)
+        return output(self, out), cache
 
     def _disentangled(
         self, q: jax.Array, k: jax.Array, to_q: Projection, to_k: Projection, context: LayerContext
@@ -144,9 +148,8 @@ def extended(
     """Return the cache with one layer's new keys and values, and all that their queries may see."""
     if cache is None:
         return None, k, v
-    number = _number(config, kind, layer) if cache.sliding is not None else layer
-    window = config.reach(kind) == "window"
-    return caches.extend(cache, number, k, v, window=window)
+    index = cache_index(config, kind, cache, layer)
+    return caches.extend(cache, index, k, v, window=config.reach(kind) == "window")
 
 
 def options(module: Any, context: LayerContext, x: jax.Array) -> dict[str, Any]:
@@ -169,11 +172,18 @@ def options(module: Any, context: LayerContext, x: jax.Array) -> dict[str, Any]:
     }
 
 
-def _number(config: ModelConfig, kind: str, layer: jax.Array | int) -> jax.Array | int:
-    """Return a layer's number among those that have a window, or have none, as its kind does."""
+def cache_index(
+    config: ModelConfig, kind: str, cache: caches.Cache | None, layer: jax.Array | int
+) -> jax.Array | int:
+    """Return a layer's number among those that have the same part of a cache as its kind."""
+    if cache is None or (cache.sliding is None and cache.state is None):
+        return layer
+
+    def part(kind: str) -> tuple[str, bool]:
+        return config.mixer(kind), cache.sliding is not None and config.reach(kind) == "window"
+
     period, index = len(config.pattern), layer % len(config.pattern)
-    windowed = [config.reach(one) == "window" for one in config.pattern]
-    before = np.cumsum([0, *(one == (config.reach(kind) == "window") for one in windowed)])
+    before = np.cumsum([0, *(part(one) == part(kind) for one in config.pattern)])
     return layer // period * before[-1] + jnp.asarray(before)[index]
 
 

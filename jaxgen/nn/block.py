@@ -14,6 +14,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.config_experts import Experts as ExpertsConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.attend import Attend, CrossAttend
+from jaxgen.nn.delta import Delta
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.experts import Experts
 from jaxgen.nn.feed import Feed
@@ -45,6 +46,7 @@ class Block(nn.Module):
         config = self.config
         x, cache = carry
         mixer = Attend if config.latent is None else LatentAttend
+        mixer = Delta if config.mixer(self.kind) == "delta" else mixer
         attend = mixer(config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
         number = layer if context.first is None else layer + context.first

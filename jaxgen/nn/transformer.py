@@ -137,7 +137,7 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     count = inputs.tokens.shape[1]
     keys = [
         positions
-        if cache is None
+        if cache is None or config.mixer(kind) == "delta"
         else caches.positions(cache, count, window=config.reach(kind) == "window")
         for kind in config.pattern
     ]
@@ -174,7 +174,8 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     if config.positions == "alibi":
         bias = _alibi(config, positions, keys[0])
     if config.topology != "encoder_decoder":
-        real = segments if config.experts.number else None
+        reads = config.experts.number or config.delta is not None
+        real = segments if reads else None
         context = LayerContext(positions, masks, bias, interventions=interventions)
         return context._replace(buckets=buckets, vectors=vectors, segments=real), cache
     if memory is not None and cache is not None:

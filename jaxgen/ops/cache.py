@@ -16,13 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgen.config_groups import Delta
+from jaxgen.errors import ConfigError
 from jaxgen.export import Size
+from jaxgen.mesh import constrain
 from jaxgen.ops import kv_buffer
 from jaxgen.ops.kv_buffer import Counts, KVBuffer, Sizes, Store
 from jaxgen.ops.unrolled import UnrolledLayers
 from jaxgen.pytree import register_dataclass
 
 Layout = Literal["contiguous", "ring"]
+NO_WAY_BACK = "layers with mixer=delta keep a state that can't go back to earlier tokens"
 NEVER = np.iinfo(np.int32).max // 2  # the position of an empty slot: after every query
 
 
@@ -34,6 +38,18 @@ class CrossKeys:
     k: Any  # Float[Array, "L B K S H"] | UnrolledLayers
     v: Any  # Float[Array, "L B K S H"] | UnrolledLayers
     segments: Any  # Int[Array, "B S"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class DeltaState:
+    """What layers of the gated delta rule keep of a row, however long it is.
+
+    inputs: of the convolution, those of the last tokens. matrix: of each head, in float32.
+    """
+
+    inputs: Any  # Float[Array, "L B C P"] | UnrolledLayers
+    matrix: Any  # Float[Array, "L B K G H W"] | UnrolledLayers
 
 
 @register_dataclass
@@ -61,6 +77,7 @@ class Cache:
     num_valid: number of the next tokens of each row that are not padding; None: all.
     slack: slots of a ring beyond the window, so that its last tokens can be rewound.
     branches: the beams of each row; None: rows are not split.
+    state: of layers that keep no tokens, if there are any; it can't be rewound.
     """
 
     full: KVBuffer | None
@@ -69,23 +86,29 @@ class Cache:
     cross: CrossKeys | None = None
     num_valid: Any = None  # Int[Array, "B"] | None
     branches: Branches | None = None
+    state: DeltaState | None = None
     slack: int = field(default=0, metadata={"static": True})
 
     @property
     def capacity(self) -> Size | None:
-        """Return the tokens of a row; None if all layers are rings, which have no end."""
+        """Return the tokens of a row; None if no layer keeps them all: then it has no end."""
         return None if self.full is None else self.full.count
 
     @property
     def max_rewind(self) -> int | None:
         """Return how many tokens `rewind` can remove; None: all of them."""
+        if self.state is not None:
+            return 0
         return None if self.sliding is None else self.slack + 1
 
     @property
     def is_unrolled(self) -> bool:
         """Return whether each step of layers has arrays of its own."""
-        slots = self.sliding if self.full is None else self.full
-        return slots is not None and isinstance(slots.k, UnrolledLayers)
+        arrays = jax.tree.leaves(
+            (self.full, self.sliding, self.state),
+            is_leaf=lambda node: isinstance(node, UnrolledLayers),
+        )
+        return any(isinstance(node, UnrolledLayers) for node in arrays)
 
     def step(self, index: int) -> Cache:
         """Return the cache of one step's layers, numbered from 0."""
@@ -100,15 +123,16 @@ class Cache:
         return self._layers(put, step)
 
     def _layers(self, change: Callable[..., Any], *others: Cache) -> Cache:
-        def arrays(cache: Cache) -> tuple[Any, Any, Any]:
-            cross = cache.cross
-            return cache.full, cache.sliding, None if cross is None else (cross.k, cross.v)
+        def arrays(cache: Cache) -> tuple[Any, ...]:
+            cross = None if cache.cross is None else (cache.cross.k, cache.cross.v)
+            return cache.full, cache.sliding, cache.state, cross
 
         is_leaf = lambda node: isinstance(node, UnrolledLayers)  # noqa: E731
-        full, sliding, cross = jax.tree.map(change, *map(arrays, (self, *others)), is_leaf=is_leaf)
+        parts = jax.tree.map(change, *map(arrays, (self, *others)), is_leaf=is_leaf)
+        full, sliding, state, cross = parts
         if self.cross is not None:
             cross = replace(self.cross, k=cross[0], v=cross[1])
-        return replace(self, full=full, sliding=sliding, cross=cross)
+        return replace(self, full=full, sliding=sliding, state=state, cross=cross)
 
     def with_valid_lengths(self, num_valid: Int[Array, "B"]) -> Cache:
         """Return the cache for a padded input with `num_valid` real tokens in each row.
@@ -120,9 +144,17 @@ class Cache:
     def rewind(self, length: Int[Array, "B"]) -> Cache:
         """Return the cache as it was when each row held `length` tokens.
 
-        The caller must not rewind a ring by more than `max_rewind` tokens.
+        The caller must not rewind a ring by more than `max_rewind` tokens. Raises ConfigError with
+        a state, which holds all tokens as one.
         """
+        if self.state is not None:
+            raise ConfigError(f"{NO_WAY_BACK}; use a method that takes no token back")
         return replace(self, length=length)
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether all layers keep every token."""
+        return self.sliding is None and self.state is None
 
     def branch(self) -> Cache:
         """Return the cache that `take` splits into beams without copying a key.
@@ -130,7 +162,7 @@ class Cache:
         The first `take` repeats every row n times, the copies of a row adjacent. Every token of n
         beams takes n slots of the row. Rings cannot branch: they hold the last tokens only.
         """
-        assert self.sliding is None and self.capacity is not None
+        assert self.can_branch
         ancestors = jnp.arange(self.capacity)[None] < self.length[:, None]
         return replace(self, branches=Branches(self.length, ancestors))
 
@@ -146,14 +178,15 @@ class Cache:
         if cross is not None:
             k, v = jax.tree.map(lambda x: x[:, rows], (cross.k, cross.v))
             cross = CrossKeys(k, v, cross.segments[rows])
-        full, sliding = (
-            jax.tree.map(lambda x: x[:, rows], one) for one in (self.full, self.sliding)
+        full, sliding, state = (
+            jax.tree.map(lambda x: x[:, rows], one) for one in (self.full, self.sliding, self.state)
         )
         num_valid = None if self.num_valid is None else self.num_valid[rows]
         return replace(
             self,
             full=full,
             sliding=sliding,
+            state=state,
             length=self.length[rows],
             cross=cross,
             num_valid=num_valid,
@@ -177,11 +210,13 @@ def empty(
     slack: int = 0,
     store: Store = "plain",
     cross: tuple[Counts, Size] | None = None,
+    state: tuple[Counts, Delta] | None = None,
 ) -> Cache:
     """Return a cache that holds nothing yet.
 
     full, sliding, cross: (layers, slots of a row) of each part; `slack` slots are added to sliding;
-    cross is for the keys of an encoder's output, in models that read one. Layers are so many in one
+    cross is for the keys of an encoder's output, in models that read one. state: (layers, settings)
+    of the gated delta rule. Layers are so many in one
     array, or, for an unrolled cache, as many as each step has.
     """
     memory = None
@@ -191,7 +226,55 @@ def empty(
         memory = CrossKeys(k, v, jnp.zeros((sizes.batch, cross[1]), jnp.int32))
     parts = (full, (sliding[0], sliding[1] + slack))
     buffers = (kv_buffer.empty(sizes, *part, store) for part in parts)
-    return Cache(*buffers, length=jnp.zeros(sizes.batch, jnp.int32), cross=memory, slack=slack)
+    return Cache(
+        *buffers,
+        length=jnp.zeros(sizes.batch, jnp.int32),
+        cross=memory,
+        state=None if state is None else _empty_state(sizes.batch, *state, sizes.dtype),
+        slack=slack,
+    )
+
+
+def _empty_state(batch: Size, layers: Counts, delta: Delta, dtype: str) -> DeltaState | None:
+    """Return the state of layers that have read nothing; None without layers."""
+    if not (layers if isinstance(layers, int) else sum(layers)):
+        return None
+    heads = (delta.key_heads, delta.value_heads // delta.key_heads)
+
+    def of(layers: Counts, letters: str, dtype: str, *shape: int) -> Any:
+        if not isinstance(layers, int):
+            return UnrolledLayers(tuple(of(n, letters, dtype, *shape) for n in layers))
+        return constrain(jnp.zeros((layers, batch, *shape), dtype), letters)
+
+    return DeltaState(
+        of(layers, "LBKW", dtype, delta.channels, delta.window - 1),
+        of(layers, "LBKGHW", "float32", *heads, delta.key_width, delta.value_width),
+    )
+
+
+def read_state(
+    cache: Cache | None, layer: Any, delta: Delta, batch: Size, dtype: Any
+) -> tuple[Float[Array, "B C P"], Float[Array, "B K G H W"]]:
+    """Return the inputs and matrices of one layer; without a cache those of no tokens."""
+    if cache is None:
+        empty = _empty_state(batch, 1, delta, str(dtype))
+        assert empty is not None
+        return empty.inputs[0], empty.matrix[0]
+    assert cache.state is not None
+    inputs, matrix = (
+        kv_buffer.layer_of(x, layer) for x in (cache.state.inputs, cache.state.matrix)
+    )
+    return inputs, matrix
+
+
+def write_state(cache: Cache, layer: Any, inputs: Array, matrix: Array) -> Cache:
+    """Return the cache with the state of one layer replaced."""
+    assert cache.state is not None
+    state = DeltaState(
+        kv_buffer.put_layer(cache.state.inputs, inputs, layer),
+        kv_buffer.put_layer(cache.state.matrix, matrix, layer),
+    )
+    return replace(cache, state=state)
 
 
 def letters(cache: Any) -> Any:
@@ -206,7 +289,7 @@ def positions(cache: Cache, tokens: Size, *, window: bool) -> Int[Array, "#B S"]
     if cache.sliding is None or not window:
         assert cache.full is not None
         return jnp.arange(cache.full.count)[None]
-    after = cache.length if tokens > 1 else cache.length + _num_valid(cache, tokens)
+    after = cache.length if tokens > 1 else cache.length + num_valid(cache, tokens)
     size = cache.sliding.count
     last = after[:, None] - 1
     held = (
@@ -269,7 +352,7 @@ def extend(
         full = kv_buffer.write(cache.full, layer, k, v, cache.length)
         return replace(cache, full=full), *kv_buffer.read(full, layer, k.dtype)
     old = cache.sliding
-    sliding = kv_buffer.write_ring(old, layer, k, v, cache.length, _num_valid(cache, k.shape[1]))
+    sliding = kv_buffer.write_ring(old, layer, k, v, cache.length, num_valid(cache, k.shape[1]))
     cache = replace(cache, sliding=sliding)
     if k.shape[1] == 1:
         return cache, *kv_buffer.read(sliding, layer, k.dtype)
@@ -281,7 +364,8 @@ def extend(
     return cache, keys, values
 
 
-def _num_valid(cache: Cache, tokens: Size) -> Int[Array, "B"]:
+def num_valid(cache: Cache, tokens: Size) -> Int[Array, "B"]:
+    """Return how many of the next T tokens of each row are not padding."""
     return jnp.full_like(cache.length, tokens) if cache.num_valid is None else cache.num_valid
 
 
@@ -322,4 +406,4 @@ def advance(cache: Cache, tokens: Size) -> Cache:
     if slots is not None and cache.branches is not None:
         branches = replace(cache.branches, ancestors=slots.reshape(cache.branches.ancestors.shape))
         cache = replace(cache, branches=branches)
-    return replace(cache, length=cache.length + _num_valid(cache, tokens), num_valid=None)
+    return replace(cache, length=cache.length + num_valid(cache, tokens), num_valid=None)

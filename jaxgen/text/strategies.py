@@ -114,7 +114,7 @@ def split(cache: Any, search: Search) -> Any:
         return cache
 
     def one(node):
-        return node.branch() if isinstance(node, Cache) and node.sliding is None else node
+        return node.branch() if isinstance(node, Cache) and node.can_branch else node
 
     return jax.tree.map(one, cache, is_leaf=lambda node: isinstance(node, Cache))
 

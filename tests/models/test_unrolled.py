@@ -34,6 +34,13 @@ CONFIGS = {
         latent=jaxgen.Latent(kv_rank=6, rope_width=2, plain_width=4, value_width=4),
         **SIZES,
     ),
+    "states beside keys, one layer left over": jaxgen.ModelConfig(
+        layers=5,
+        pattern=("linear", "global"),
+        kinds={"linear": jaxgen.LayerKind(mixer="delta")},
+        delta=jaxgen.Delta(key_heads=1, value_heads=2, key_width=4, value_width=4),
+        **SIZES,
+    ),
     "with an encoder": jaxgen.ModelConfig(topology="encoder_decoder", layers=2, **SIZES),
 }
 TOKENS = np.arange(12).reshape(2, 6)

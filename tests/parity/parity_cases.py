@@ -155,6 +155,21 @@ CASES |= {
 }
 # Names that a file has for tensors that transformers calls otherwise in memory.
 ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
+RULE = WIDE | {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    # What heads read is divided by its size, which is small in so small a model: an epsilon that
+    # keeps float32's rounding below the tolerance, on both sides.
+    "rms_norm_eps": 1e-3,
+}
+CASES |= {
+    "qwen3_next": {"plain": RULE | {"mlp_only_layers": [0, 1, 2]}},
+    "qwen3_5_text": {"plain": RULE},
+}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
 VARIANTS: dict[str, dict[str, dict]] = {
@@ -198,6 +213,12 @@ VARIANTS: dict[str, dict[str, dict]] = {
     },
     "deepseek_v2": {"queries from the stream": DENSE | {"q_lora_rank": None}},
     "deepseek_v3": {"plain, tied": DENSE | MSCALE | {"tie_word_embeddings": True}},
+    "qwen3_next": {
+        "every fourth, biases, heads of one number, all of a head turns": RULE
+        | {"layer_types": None, "num_hidden_layers": 4, "mlp_only_layers": [0, 1, 2, 3]}
+        | {"attention_bias": True, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}
+        | {"tie_word_embeddings": True, "partial_rotary_factor": 1.0},
+    },
     "minicpm3": {
         "no scales": LATENT
         | {"scale_emb": 1, "scale_depth": None, "dim_model_base": None, "v_head_dim": None},

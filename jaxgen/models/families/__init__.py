@@ -53,7 +53,9 @@ from jaxgen.models.families import (
     qwen2,
     qwen2_moe,
     qwen3,
+    qwen3_5,
     qwen3_moe,
+    qwen3_next,
     roberta,
     seed_oss,
     smollm3,
@@ -71,7 +73,7 @@ from jaxgen.models.families.family import Family
 _ALL = (
     *(gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3),
     *(smollm3, olmo2, granite, seed_oss, helium, phi, phi3, gptj, starcoder2, cohere, cohere2),
-    *(deepseek_v2, deepseek_v3, minicpm3),
+    *(deepseek_v2, deepseek_v3, minicpm3, qwen3_next, qwen3_5),
     *(nanochat, stablelm, gpt_neox, bloom, falcon, opt, mpt, exaone4, olmo3, ministral3),
     *(mixtral, qwen2_moe, qwen3_moe, olmoe, gpt_oss, granitemoe, glm4_moe),
     *(bert, roberta, distilbert, mpnet, electra, albert, deberta_v2, xlm_roberta, camembert),
