@@ -154,7 +154,9 @@ def test_generation_takes_the_stack_apart_before_its_loop(monkeypatch):
     assert shapes.count(params["layers"]["feed"]["up"].shape[1:]) >= 3
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [n for n, config in CONFIGS.items() if config.latent is config.delta is None]
+)
 def test_parameters_made_ready_have_turned_matrices_and_the_same_logits(name, monkeypatch):
     config = CONFIGS[name]
     params = random_params(config)
