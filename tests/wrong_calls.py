@@ -96,10 +96,12 @@ def without(given, *names):
 
 # A right call of every public callable; what is left out has its default, and is walked as well.
 CALLS = {
+    "Delta": {"key_heads": 2, "value_heads": 4, "key_width": 8, "value_width": 8},
     "Disentangled": {"buckets": 8},
     "Embed": {},
     "Experts": {"number": 4},
     "HeadLayer": {},
+    "Latent": {"kv_rank": 32, "rope_width": 8, "plain_width": 16, "value_width": 16},
     "LayerKind": {"rope": jaxgen.Rope()},
     "ModelConfig": SIZES,
     "Relative": {},

@@ -206,7 +206,7 @@ def _load_blocks(
     """Return a matrix as it is stored: rows of outputs, each blocks of inputs."""
     import jax
 
-    stacked = parts[0][1].layer is not None
+    stacked = bool(parts[0][1].at)
     shape, count = leaf.shape[stacked:], serving.NUM_CONTRACTED.get(letters, 1)
     outputs = shape[:-1] if letters == "VD" else shape[count:]
     values, scales = [], []
