@@ -6,7 +6,7 @@ A GGUF file is read as if it were such a folder: `gguf_read` says what would be 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 MAX_CONFIG, MAX_INDEX = 1 << 20, 100 << 20
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-SHOWN = 6  # names in a message
+NAMED = 12  # tensors in a message
 
 NonFinite = Literal["refuse", "allow"]
 Tensor = safetensors.Tensor | Stored
@@ -289,7 +289,7 @@ def _modern(name: str) -> str:
 
 
 def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, Any]) -> None:
-    """Raise CheckpointError that lists every missing, unknown and misshapen tensor by name."""
+    """Raise CheckpointError that counts missing, unknown and misshapen tensors, and names some."""
     missing = sorted(wanted.keys() - found.keys())
     unknown = sorted(found.keys() - wanted.keys())
     shapes = [
@@ -297,13 +297,21 @@ def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, A
         for name in sorted(wanted.keys() & found.keys())
         if tuple(found[name]) != wanted[name].shape
     ]
-    named = [
-        (f"{len(missing)} missing", [m + nearest(m, unknown, "is it") for m in missing]),
-        (f"{len(unknown)} unknown", [u + nearest(u, missing, "is it") for u in unknown]),
-        (f"{len(shapes)} of another shape", shapes),
+    problems = [
+        _listed("missing", missing, lambda name: name + nearest(name, unknown, "is it")),
+        _listed("unknown", unknown, lambda name: name + nearest(name, missing, "is it")),
+        _listed("of another shape", shapes, str),
     ]
-    if problems := [f"{word}: {', '.join(names)}" for word, names in named if names]:
-        raise CheckpointError(f"{folder}: the tensors don't fit the config; {'; '.join(problems)}")
+    if told := "; ".join(filter(None, problems)):
+        raise CheckpointError(f"{folder}: the tensors don't fit the config; {told}")
+
+
+def _listed(word: str, names: list[str], tell: Callable[[str], str]) -> str:
+    """Return how many there are and the first; of a model with experts they are thousands."""
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{len(names)} {word}: {', '.join(map(tell, names[:NAMED]))}{more}"
 
 
 def _dtype(folder: Path, stored: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> Any:

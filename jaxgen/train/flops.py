@@ -20,7 +20,8 @@ def per_token(config: ModelConfig) -> float:
 
     The convention of PaLM (Chowdhery et al. 2022, appendix B): causal masking is not discounted,
     embedding lookups count nothing, the output table counts once. Of experts those count that a
-    token goes to.
+    token goes to. Latent attention counts in its expanded form, whose keys and values differ in
+    width; a layer of the delta rule reads, corrects and reads its matrix.
     """
     weights = api.active(config)
     times = config.layers // len(config.pattern) if config.layer_weights == "shared" else 1
@@ -31,8 +32,18 @@ def per_token(config: ModelConfig) -> float:
     )
     if config.output == "tied":
         products += config.V * config.embed_width
-    attention = config.layers * config.heads * config.H * config.context
-    return 6.0 * products + 12.0 * attention
+    kinds = [config.pattern[layer % len(config.pattern)] for layer in range(config.layers)]
+    return 6.0 * (products + sum(_mixing(config, kind) for kind in kinds))
+
+
+def _mixing(config: ModelConfig, kind: str) -> int:
+    """Return the products of numbers by which a layer of a kind reads earlier tokens, per token."""
+    if config.delta is not None and config.mixer(kind) == "delta":
+        return 3 * config.delta.value_heads * config.delta.key_width * config.delta.value_width
+    widths = 2 * config.H
+    if (latent := config.latent) is not None:
+        widths = latent.plain_width + latent.rope_width + latent.value_width
+    return config.heads * widths * config.context
 
 
 def peak(devices: Sequence[Any]) -> float:

@@ -64,3 +64,27 @@ def test_flops_of_gpt2_are_six_per_weight_and_attention():
     layers = 12 * (4 * 768**2 + 8 * 768**2)
     wanted = 6 * (layers + 50257 * 768) + 12 * 12 * 768 * 1024
     assert flops.per_token(config) == pytest.approx(wanted)
+
+
+def test_flops_of_layers_follow_their_kind():
+    sizes = {"vocab_size": 8, "context": 32, "layers": 2, "d_model": 16, "heads": 2}
+    plain = jaxgen.ModelConfig(**sizes, positions="rope")
+    weights = lambda config: flops.per_token(config) - 6 * mixing[config]  # noqa: E731
+    latent = jaxgen.Latent(kv_rank=8, rope_width=4, plain_width=6, value_width=10)
+    delta = jaxgen.Delta(key_heads=1, value_heads=2, key_width=4, value_width=8)
+    kinds = {"linear": jaxgen.LayerKind(mixer="delta")}
+    narrow = plain.replace(latent=latent)
+    mixed = plain.replace(pattern=("linear", "global"), kinds=kinds, delta=delta)
+    mixing = {
+        plain: 2 * 2 * (8 + 8) * 32,
+        narrow: 2 * 2 * (6 + 4 + 10) * 32,
+        mixed: 2 * (8 + 8) * 32 + 3 * 2 * 4 * 8,
+    }
+    longer = {config: config.replace(context=64) for config in mixing}
+    mixing |= {
+        longer[plain]: 2 * mixing[plain],
+        longer[narrow]: 2 * mixing[narrow],
+        longer[mixed]: 2 * 2 * (8 + 8) * 32 + 3 * 2 * 4 * 8,
+    }
+    # What is left are products with weights, which the length of a text does not change.
+    assert all(weights(config) == weights(longer[config]) for config in longer)
