@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,6 +19,7 @@ from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
 from jaxgen.pretrained import assets, hub_read, sources
 from jaxgen.pretrained import model as models
+from jaxgen.pretrained.languages import read_languages
 from jaxgen.tokens.protocol import Tokenizer
 
 HEADS = ("head", "unembed")  # what another task may have new, or leave behind
@@ -75,7 +77,14 @@ def tokenizer_of(folder: Path) -> Tokenizer:
         raise ConfigError(
             f"init_from={folder} has no tokenizer; give tokenizer.kind=file and tokenizer.file"
         )
-    return assets.read_tokenizer(folder)
+    tokenizer = assets.read_tokenizer(folder)
+    if read_languages(folder, tokenizer) is not None:
+        warnings.warn(
+            f"init_from={folder}: its texts begin or end with tokens of their languages, which "
+            f"training does not add: what is trained will not follow `translate --from --to`",
+            stacklevel=2,
+        )
+    return tokenizer
 
 
 def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:

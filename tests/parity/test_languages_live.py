@@ -8,6 +8,7 @@ import tokenizer_folders as cases
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.languages import read_languages
+from jaxgen.run import initial
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,3 +40,9 @@ def test_a_language_is_found_by_what_tells_it_apart(tmp_path):
         languages.id_of("zho", "target", "--to")
     with pytest.raises(ConfigError, match=r"source='eng_Lat' .*eng_Latn"):
         languages.id_of("eng_Lat", "source", "--from")
+
+
+def test_training_says_that_it_adds_no_languages(tmp_path):
+    cases.OF_LANGUAGES["nllb"](tmp_path)
+    with pytest.warns(UserWarning, match="tokens of their languages, which training does not add"):
+        initial.tokenizer_of(tmp_path)
