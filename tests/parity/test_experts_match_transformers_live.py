@@ -25,7 +25,21 @@ GLM = SIZES | {
     "topk_group": 2, "n_shared_experts": 2, "first_k_dense_replace": 1, "head_dim": 8,
     "routed_scaling_factor": 2.5, "use_qk_norm": True,
 }  # fmt: skip
+LATENT = GLM | {
+    "kv_lora_rank": 12, "q_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
+    "v_head_dim": 8, "num_key_value_heads": 2,
+}  # fmt: skip
+LATENT = {key: value for key, value in LATENT.items() if key not in ("use_qk_norm", "head_dim")}
 CASES = {
+    "deepseek_v2": {
+        "groups": LATENT | {"topk_method": "group_limited_greedy"},
+        "greedy, all layers": LATENT | {"topk_method": "greedy", "first_k_dense_replace": 0},
+    },
+    "deepseek_v3": {
+        "groups": LATENT,
+        "not normalised, one group": LATENT
+        | {"norm_topk_prob": False, "n_group": 1, "topk_group": 1},
+    },
     "mixtral": {"plain": LOCAL, "window": LOCAL | {"sliding_window": 4}},
     "qwen2_moe": {
         "plain": QWEN | {"shared_expert_intermediate_size": 20},
