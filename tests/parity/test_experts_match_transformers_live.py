@@ -40,6 +40,12 @@ CASES = {
         "not normalised, one group": LATENT
         | {"norm_topk_prob": False, "n_group": 1, "topk_group": 1},
     },
+    "qwen3_next": {
+        "both mixers": QWEN
+        | {"num_hidden_layers": 4, "head_dim": 8, "shared_expert_intermediate_size": 20}
+        | {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+        | {"linear_value_head_dim": 8, "rms_norm_eps": 1e-3, "mlp_only_layers": []},
+    },
     "mixtral": {"plain": LOCAL, "window": LOCAL | {"sliding_window": 4}},
     "qwen2_moe": {
         "plain": QWEN | {"shared_expert_intermediate_size": 20},

@@ -1,16 +1,16 @@
-"""Qwen3-Next (2025): three layers of the gated delta rule for one of attention; no experts here."""
+"""Qwen3-Next (2025): three layers of the gated delta rule for one of attention, with experts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import llama
+from jaxgen.models.families import llama, mixtral
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.layer_kinds import DELTAS
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, rope
+from jaxgen.models.families.mixtral import NORMALISE
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, Theirs, rope
 
 CHOICES = llama.CHOICES | {"norm": "rms_offset", "qk_norm": "head", "scores.gate": "sigmoid"}
 DEFAULTS = llama.DEFAULTS | {
@@ -50,29 +50,48 @@ PROJECTIONS = (
     Row("linear_attn.in_proj_qkvz.weight", (*_QKV, "attn/gate"), "K*GH,D", beside=_RULE),
     Row("linear_attn.in_proj_ba.weight", ("attn/beta", "attn/step"), "K*G,D"),
 )
-IGNORED = frozenset(
-    "moe_intermediate_size norm_topk_prob num_experts num_experts_per_tok output_router_logits "
-    "router_aux_loss_coef shared_expert_intermediate_size".split()
-)
+EXPERTS = {
+    "number": "num_experts",
+    "active": "num_experts_per_tok",
+    "d_ff": "moe_intermediate_size",
+    "shared": "shared_expert_intermediate_size",
+}
 
 
-def _read_dense(theirs: Mapping[str, Any]) -> dict[str, Any]:
+def _read_experts(theirs: Theirs) -> dict[str, Any]:
     dense, every = theirs["mlp_only_layers"] or [], theirs["decoder_sparse_step"]
     layers = range(theirs["num_hidden_layers"])
     sparse = [i for i in layers if i not in dense and (i + 1) % every == 0]
-    if theirs["num_experts"] and sparse:
+    if not theirs["num_experts"] or not sparse:
+        return {}
+    if len(sparse) < len(layers):
         raise CheckpointError(
-            f"num_experts={theirs['num_experts']!r:.60}: layer {sparse[0]} has experts, which are "
-            f"not known for this family; mlp_only_layers names the layers without"
+            f"mlp_only_layers and decoder_sparse_step give experts to {len(sparse)} of "
+            f"{len(layers)} layers; known are all or none"
         )
-    return {}
+    fields = {f"experts.{ours}": theirs[key] for ours, key in EXPERTS.items()}
+    return fields | {"experts.shared_gate": "sigmoid", **NORMALISE.read(theirs)}
 
 
-def _write_dense(config: ModelConfig) -> dict[str, Any]:
-    return {"mlp_only_layers": list(range(config.layers)), "decoder_sparse_step": 1}
+def _write_experts(config: ModelConfig) -> dict[str, Any]:
+    ours, none = config.experts, {"mlp_only_layers": [], "decoder_sparse_step": 1}
+    if not ours.number:
+        return none | {"mlp_only_layers": list(range(config.layers))}
+    width = {"moe_intermediate_size": ours.width(config.F)}
+    fields = {key: getattr(ours, name) for name, key in EXPERTS.items()}
+    return {**none, **fields, **width, **NORMALISE.write(config)}
 
 
-DENSE = Quirk(("mlp_only_layers", "decoder_sparse_step"), _read_dense, _write_dense)
+SPARSE = Quirk(
+    ("mlp_only_layers", "decoder_sparse_step", "norm_topk_prob", *EXPERTS.values()),
+    _read_experts,
+    _write_experts,
+)
+EXPERT_ROWS = (
+    *mixtral.expert_rows("mlp", "gate_proj", "up_proj", "down_proj"),
+    *mixtral.shared_rows("mlp.shared_expert"),
+    Row("mlp.shared_expert_gate.weight", ("experts/shared_gate",), "E,D"),
+)
 
 FAMILY = Family(
     model_type="qwen3_next",
@@ -84,9 +103,12 @@ FAMILY = Family(
     },
     head_rows=llama.SCORE,
     choices=CHOICES,
-    defaults=DEFAULTS | {"mlp_only_layers": [], "decoder_sparse_step": 1, "num_experts": 512},
-    ignored=IGNORED,
-    quirks=(TIED, GATED, rope(partial=True), ATTENTION_BIAS, DELTAS, DENSE),
-    layer_rows=LAYER_ROWS + PROJECTIONS,
+    defaults=DEFAULTS
+    | {"mlp_only_layers": [], "decoder_sparse_step": 1, "num_experts": 512}
+    | {"num_experts_per_tok": 10, "moe_intermediate_size": 512, "norm_topk_prob": True}
+    | {"shared_expert_intermediate_size": 512},
+    ignored=frozenset({"output_router_logits", "router_aux_loss_coef"}),
+    quirks=(TIED, GATED, rope(partial=True), ATTENTION_BIAS, DELTAS, SPARSE),
+    layer_rows=LAYER_ROWS + PROJECTIONS + EXPERT_ROWS,
     **SHARED,
 )
