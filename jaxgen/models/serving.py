@@ -77,6 +77,7 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
 NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DZ": 1, "ZNH": 1}
 NUM_CONTRACTED |= {"DKGH": 1, "KGHD": 3}
 OF_EXPERTS = {"EDF": 1, "EFD": 1}
+BOTH_WAYS = ("NHZ",)  # of latent attention, summed over one axis or the other: never int8
 TABLES = ("VD", "SD")  # of tokens and positions
 # With the same input, by module.
 FUSED = {"attn": ("q", "k", "v"), "feed": ("up", "gate"), "shared": ("up", "gate")}
@@ -108,7 +109,8 @@ def _changed(params: Params, letters: Params, change: Callable[[str, Any], Any])
 def _cast(dtype: str, letters: str, leaf: Any) -> Any:
     """Return a leaf in the dtype of its matmuls, cast once instead of for each token."""
     one = letters.removeprefix(STACK_AXIS)
-    if hasattr(leaf, "contract") or one not in (*NUM_CONTRACTED, *OF_EXPERTS, *TABLES):
+    read = one in (*NUM_CONTRACTED, *OF_EXPERTS, *BOTH_WAYS, *TABLES)
+    if hasattr(leaf, "contract") or not read:
         return leaf
     return leaf.astype(dtype) if jnp.dtype(dtype).itemsize < leaf.dtype.itemsize else leaf
 

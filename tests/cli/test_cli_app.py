@@ -243,7 +243,7 @@ MISTAKES = [
     (["train", "tinny.yaml"], "tinny.yaml: no such config, run or text", "did you mean 'tiny'?"),
     (["train", "shakespear_char"], "did you mean 'shakespeare_char'?"),
     (["train", "left"], "folder without config.yaml"),
-    (["train", "llama"], "folder of a model", "init_from=llama"),
+    (["train", "llama"], "is a model, not text", "init_from=llama"),
     (["train", "x" * 5000], "File name too long"),
     (["tokenize"], "CONFIG is missing"),
     (["eval"], "RUN is missing"),

@@ -236,7 +236,7 @@ def test_arrays_of_an_intervention_are_arguments_of_a_program_that_is_compiled_o
         ({"interventions": {"hidden": lambda x, i: x[:1]}}, r"\['hidden'\] returns \[1, 5, 8\]"),
         ({"inputs_embeds": jnp.zeros((2, 5, 8))}, "give tokens .* or inputs_embeds"),
         ({"tokens": None}, "give tokens .* or inputs_embeds"),
-        ({"tokens": None, "inputs_embeds": jnp.zeros((2, 5, 9))}, "but d_model=8"),
+        ({"tokens": None, "inputs_embeds": jnp.zeros((2, 5, 9))}, "but tokens have vectors of 8"),
         ({"tokens": None, "inputs_embeds": jnp.zeros((2, 99, 8))}, "99 tokens do not fit context"),
     ],
 )

@@ -258,7 +258,9 @@ def test_int8_weights_make_logits_near_those_of_float32(name, apart, monkeypatch
     is_int8 = lambda leaf: isinstance(leaf, Int8)  # noqa: E731
     read = [found[part] for part in ("layers", "rest") if part in found]
     rest = [x for x in jax.tree.leaves(read, is_leaf=is_int8) if not is_int8(x)]
-    assert all(leaf.dtype == "float32" and leaf.size <= 32 * config.layers for leaf in rest)
+    both_ways = 2 * 4 * 6 if config.latent else 0  # NHZ, which a scale of either side does not fit
+    most = max(32, both_ways) * config.layers
+    assert all(leaf.dtype == "float32" and leaf.size <= most for leaf in rest)
 
 
 def test_a_step_of_one_row_copies_no_cache(monkeypatch):

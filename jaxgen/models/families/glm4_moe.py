@@ -22,7 +22,9 @@ CHOICES = {"experts.router": "sigmoid", "experts.choice_bias": "bias"}
 # Experts that all tokens have are one, as wide as they are together.
 SHARED = Quirk(
     ("n_shared_experts",),
-    lambda theirs: {"experts.shared": theirs["n_shared_experts"] * theirs["moe_intermediate_size"]},
+    lambda theirs: {
+        "experts.shared": (theirs["n_shared_experts"] or 0) * (theirs["moe_intermediate_size"] or 0)
+    },
     lambda config: {"n_shared_experts": config.experts.shared // config.experts.width(config.F)},
 )
 ROWS = (
