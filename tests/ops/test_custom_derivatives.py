@@ -43,7 +43,7 @@ def attention(attend, drop, kv_heads, q, k, v):
 
 
 def plain_attention(args):
-    q, k, v, mask, scale, cap, bias, drop = args
+    q, k, v, mask, scale, cap, bias, drop, _ = args
     return plain.attend(q, k, v, mask.allowed, scale=scale, cap=cap, bias=bias, drop=drop)
 
 
@@ -233,7 +233,7 @@ def test_every_derivative_written_by_hand_has_a_plain_twin():
 
 
 def test_every_gate_with_a_slope_is_compared():
-    assert gates.ACTIVATIONS.keys() - {"relu"} == {
+    assert gates.ACTIVATIONS.keys() - {"relu", "relu2"} == {
         case.id for case in TWINS["ops/gates.py:_with_slope"]
     }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.config import RopeScaling
+from jaxgen.config_groups import Rope, RopeScaling
 from jaxgen.errors import ConfigError
 from jaxgen.ops import keys
 from jaxgen.ops.attention.plain import attend, soft_cap
@@ -15,7 +15,6 @@ from jaxgen.ops.masks import visible
 from jaxgen.ops.norms import NORMS
 from jaxgen.ops.positions import rotate, sinusoid
 
-PLAIN = RopeScaling()
 rng = np.random.default_rng(0)
 
 
@@ -46,7 +45,7 @@ def test_norms_keep_the_dtype_but_compute_in_float32(name):
 
 def test_rotation_turns_pairs_by_position_and_keeps_lengths():
     x, positions = normal(1, 3, 2, 8), np.array([[0, 1, 1000]])
-    found = np.asarray(rotate(jnp.asarray(x), jnp.asarray(positions), theta=500.0, scaling=PLAIN))
+    found = np.asarray(rotate(jnp.asarray(x), jnp.asarray(positions), Rope(theta=500.0)))
     for t, position in enumerate(positions[0]):
         for i in range(4):
             angle = position * 500.0 ** (-2 * i / 8)
@@ -60,17 +59,17 @@ def test_dynamic_scaling_grows_the_base_with_the_length_of_each_row():
     grown = RopeScaling(kind="dynamic", factor=3.0, original_context=10)
     x = jnp.asarray(normal(2, 2, 1, 8))
     positions = jnp.array([[2, 9], [2, 24]])
-    found = rotate(x, positions, theta=500.0, scaling=grown)
+    found = rotate(x, positions, Rope(theta=500.0, scaling=grown))
     # Base times (factor * length / context - (factor - 1)) ^ (width / (width - 2)).
     base = 500.0 * (3.0 * 25 / 10 - 2.0) ** (8 / 6)
     for row, theta in ((0, 500.0), (1, base)):
-        wanted = rotate(x[row : row + 1], positions[row : row + 1], theta=theta, scaling=PLAIN)
+        wanted = rotate(x[row : row + 1], positions[row : row + 1], Rope(theta=theta))
         np.testing.assert_allclose(found[row], wanted[0], atol=1e-5)
 
 
 def test_a_scaling_takes_what_its_kind_reads():
     with pytest.raises(
-        ConfigError, match=r"rope_scaling\.low=2\.0 has no effect with kind=dynamic"
+        ConfigError, match=r"rope\.scaling\.low=2\.0 has no effect with kind=dynamic"
     ):
         RopeScaling(kind="dynamic", factor=2.0, original_context=8, low=2.0)
     with pytest.raises(ConfigError, match=r"original_context=None must be given with kind=dynamic"):
@@ -83,9 +82,7 @@ def test_rotated_products_depend_on_distance_alone():
     q, k = jnp.asarray(normal(1, 1, 1, 16)), jnp.asarray(normal(1, 1, 1, 16))
 
     def product(a, b):
-        turned = [
-            rotate(x, jnp.array([[p]]), theta=1e4, scaling=PLAIN) for x, p in ((q, a), (k, b))
-        ]
+        turned = [rotate(x, jnp.array([[p]]), Rope()) for x, p in ((q, a), (k, b))]
         return float(jnp.sum(turned[0] * turned[1]))
 
     assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
