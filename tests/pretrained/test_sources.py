@@ -307,6 +307,7 @@ def test_verbs_and_training_take_a_model_of_the_hub(hub, tmp_path):
 def test_the_environment_says_where_the_hub_and_its_cache_are(files, tmp_path):
     with serving({"org/tiny": files}) as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_x"}
+        environment["HF_HUB_OFFLINE"] = "0"  # which other tests set
         program = "from jaxgen.pretrained import sources; print(sources.local_path('org/tiny@v1'))"
         found = subprocess.run(
             [sys.executable, "-c", program], env={**os.environ, **environment}, cwd=tmp_path,
