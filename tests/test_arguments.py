@@ -198,7 +198,7 @@ SLIPS = {
     ),
     "a choice": (
         lambda params: jaxgen.preset("gpt2-124m", norm="rsm"),
-        r"norm='rsm' is not one of layer, rms, rms_offset \(did you mean 'rms'\?\)",
+        r"norm='rsm' is not one of layer, rms, rms_offset, rms_unit \(did you mean 'rms'\?\)",
     ),
 }
 
