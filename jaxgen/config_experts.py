@@ -23,6 +23,15 @@ class Experts:
 
     A router scores the experts for each token, which goes to the best of them; their outputs are
     added, each times its weight. Raises ConfigError for what can't be.
+
+    Args:
+        number ... first_dense: the fields below; `jaxgen train --keys` lists them as
+            model.experts.*.
+
+    >>> experts = jaxgen.Experts(number=8, active=2, balance=0.01)
+    >>> config = jaxgen.ModelConfig(vocab_size=64, layers=2, d_model=64, heads=4, experts=experts)
+    >>> jaxgen.abstract(config)["layers"]["experts"]["up"].shape  # layers, experts, D, F
+    (2, 8, 64, 256)
     """
 
     number: int = option("experts of a layer; 0: none, one feed-forward for all tokens", 0)
