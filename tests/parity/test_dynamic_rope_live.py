@@ -56,5 +56,5 @@ def test_a_folder_keeps_it(both, tmp_path):
     told = json.loads((tmp_path / "hub/config.json").read_bytes())
     assert told["rope_scaling"] == {"rope_type": "dynamic", "factor": 3.0}
     assert jaxgen.load(tmp_path / "hub")[0] == config.replace(context=BEFORE)
-    with pytest.raises(jaxgen.errors.ConfigError, match="rope_scaling"):
+    with pytest.raises(jaxgen.errors.ConfigError, match=r"rope\.scaling"):
         jaxgen.save(tmp_path / "longer", config, params, layout="hf")

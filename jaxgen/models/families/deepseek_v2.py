@@ -124,6 +124,7 @@ FAMILY = Family(
     head_rows=llama.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"first_k_dense_replace": 0, "topk_method": "greedy"},
+    aliases={"num_experts": "n_routed_experts"},
     only={"mlp_bias": (False,)},
     ignored=IGNORED,
     quirks=(TIED, GATED, ROPE, ATTENTION_BIAS, experts(_read_router, _write_router)),

@@ -56,7 +56,7 @@ FAMILY = Family(
     | {"first_k_dense_replace": 1},
     aliases={"num_local_experts": "n_routed_experts"},
     ignored=mixtral.IGNORED
-    | {"num_nextn_predict_layers", "output_router_logits"}
+    | {"num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"}
     | {"router_aux_loss_coef"},
     quirks=(
         *(TIED, GATED, rope(partial=True), NORMALISE, SHARED),

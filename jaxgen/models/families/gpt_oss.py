@@ -34,7 +34,10 @@ FAMILY = Family(
     | {"num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 150000.0}
     | {"num_local_experts": 128, "num_experts_per_tok": 4, "router_aux_loss_coef": 0.9}
     | {"sliding_window": 128, "attention_bias": True, "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
-    aliases={"experts_per_token": "num_experts_per_tok"},
+    aliases={
+        "experts_per_token": "num_experts_per_tok",
+        "num_experts": "num_local_experts",
+    },
     only={"attention_bias": (True,), "swiglu_limit": (7.0,), "swiglu_alpha": (1.702,)}
     | {"hidden_act": ("silu",)},
     ignored=mixtral.IGNORED | {"initial_context_length"},

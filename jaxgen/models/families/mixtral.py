@@ -65,6 +65,7 @@ FAMILY = Family(
     defaults=DEFAULTS
     | {"num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
     | {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "sliding_window": None},
+    aliases={"num_experts": "num_local_experts"},
     ignored=IGNORED,
     quirks=(TIED, GATED, ROPE, ONE_WINDOW, BALANCE),
     layer_rows=(*ATTENTION, *expert_rows("block_sparse_moe", "w1", "w3", "w2")),
