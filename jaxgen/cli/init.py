@@ -99,7 +99,7 @@ def init(
     source = mapping.get("init_from")
     if source is not None and sources.hub_id(source) and not Path(source).exists():
         print(f"{source} is fetched when training begins (pip install 'jaxgen[hub]')")
-    elif source is not None and not Path(source).exists():
+    elif source is not None and source not in sources.PACKAGES and not Path(source).exists():
         print(f"{source} is not here yet")
     print(f"wrote {out}; train with `jaxgen train {out}`")
 

@@ -174,6 +174,7 @@ def read_generation(path: Path) -> Json:
             keys[name] = value
     for name, (key, default) in SAMPLING.items():
         keys[key] = _short(metadata.get(f"general.sampling.{name}", default))
+    keys["do_sample"] = keys["temperature"] != 0
     return {key: value for key, value in keys.items() if value is not None}
 
 

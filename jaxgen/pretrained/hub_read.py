@@ -158,6 +158,12 @@ def load_hub(
             placed[path] = _load_blocks(one, leaf, parts, nonfinite)
         else:
             placed[path] = _load_parameter(leaf, parts, homes.get(path), nonfinite)
+    if stored_blocks and not any(isinstance(leaf, Int8Blocks) for leaf in placed.values()):
+        kinds = ", ".join(sorted({tensor.dtype for tensor in stored.values()}))
+        raise ConfigError(
+            f"{folder}: weights='stored' keeps matrices of Q8_0, and the file has none ({kinds}); "
+            f"drop it"
+        )
     return config, tree.unflatten(placed)
 
 

@@ -248,7 +248,8 @@ def _save_gguf(path: Path, config, params, tokenizer, about, template, dtype) ->
 def check_new(folder: Path) -> None:
     """Raise ConfigError unless a model can be written there: it is absent, or an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists already; give a new folder")
+        kind = "file" if folder.is_file() else "folder"
+        raise ConfigError(f"{folder} exists already; give a new {kind}")
 
 
 def _checkpoints(folder: Path) -> Checkpoints:
