@@ -77,7 +77,7 @@ def checked(fn):
     def call(*args, **kwargs):
         __tracebackhide__ = True
         if not checks:
-            checks.extend(_checks(fn))
+            checks[:] = _checks(fn)  # at once: another thread may do the same
         check, shapes = checks
         if not shapes:
             return check(*args, __beartype_func=fn, **kwargs)
