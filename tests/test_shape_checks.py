@@ -1,10 +1,13 @@
 """Wrong calls of the package's functions die in the suite."""
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shape_checks
 from jaxtyping import Array, Float
 from shape_checks import checked
 
@@ -72,3 +75,14 @@ def test_right_calls_return_what_the_function_returns():
 def test_wrong_calls_die(wrong):
     with pytest.raises(Exception, match=r"violates type hint|[Tt]ype-check error"):
         wrong()
+
+
+def test_threads_that_make_a_check_at_once_all_call_it(monkeypatch):
+    @checked
+    def half(x: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        return x / 2
+
+    make = shape_checks._checks
+    monkeypatch.setattr(shape_checks, "_checks", lambda fn: (time.sleep(0.05), make(fn))[1])
+    with ThreadPoolExecutor(4) as pool:
+        assert len(list(pool.map(half, [ONES] * 4))) == 4

@@ -20,6 +20,7 @@ from jaxgen import files
 from jaxgen.errors import CheckpointError
 from jaxgen.store import gguf_blocks
 from jaxgen.store.gguf_blocks import FORMATS, PLAIN
+from jaxgen.store.safetensors import fill
 
 SUFFIX = ".gguf"
 WHAT = "GGUF file"
@@ -93,16 +94,7 @@ def read_rows(tensor: Tensor) -> np.ndarray:
     Raises CheckpointError if the file has changed or can't be read.
     """
     raw = np.empty(tensor.end - tensor.begin, np.uint8)
-    rest = raw.data
-    try:
-        with tensor.path.open("rb", buffering=0) as file:
-            file.seek(tensor.begin)
-            while rest and (count := file.readinto(rest)):
-                rest = rest[count:]
-    except OSError as error:
-        raise CheckpointError(f"{tensor.path} can't be read: {error}") from error
-    if rest:
-        raise CheckpointError(f"{tensor.path} has shrunk while it was read; fetch it again")
+    fill(raw, tensor.path, tensor.begin)
     return raw.reshape(*tensor.shape[:-1], -1)
 
 

@@ -108,17 +108,25 @@ def read_tensor(tensor: Tensor) -> np.ndarray:
             f"{tensor.path}: {tensor.name!r} is {tensor.dtype}, which is not read"
         )
     array = aligned(tensor.shape, _dtype(name))
-    rest = array.reshape(-1).view(np.uint8).data
+    fill(array.reshape(-1).view(np.uint8), tensor.path, tensor.begin)
+    return array
+
+
+def fill(buffer: np.ndarray, path: Path, begin: int) -> None:
+    """Read the bytes of a file from `begin` on into a buffer [bytes] uint8.
+
+    Raises CheckpointError if the file ends before the buffer does, or can't be read.
+    """
+    rest = buffer.data
     try:
-        with tensor.path.open("rb", buffering=0) as file:
-            file.seek(tensor.begin)
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
             while rest and (count := file.readinto(rest)):
                 rest = rest[count:]
     except OSError as error:
-        raise CheckpointError(f"{tensor.path} can't be read: {error}") from error
+        raise CheckpointError(f"{path} can't be read: {error}") from error
     if rest:
-        raise CheckpointError(f"{tensor.path} has shrunk while it was read; fetch it again")
-    return array
+        raise CheckpointError(f"{path} has shrunk while it was read; fetch it again")
 
 
 def write_safetensors(

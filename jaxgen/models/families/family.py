@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from jaxgen import arguments, settings
+from jaxgen import arguments, settings, tree
 from jaxgen.config import DType, ModelConfig, Topology
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 
@@ -248,7 +248,8 @@ class Family:
         for quirk in self.quirks:
             fields |= quirk.read(full)
         try:
-            return settings.build(ModelConfig, nested(fields))
+            grouped = {name.replace(".", "/"): value for name, value in fields.items()}
+            return settings.build(ModelConfig, tree.unflatten(grouped))
         except ConfigError as error:
             raise CheckpointError(f"it makes no model: {error}") from error
 
@@ -331,18 +332,6 @@ class Family:
                 raise CheckpointError(f"{key}={value} is more than the {most} that are read")
             if type(value) is bool or not isinstance(value, int | float | None):
                 raise CheckpointError(f"{key}={value!r:.60} is no number")
-
-
-def nested(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose names have dots, such as rope.theta, as mappings in mappings."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        *homes, last = name.split(".")
-        home = found
-        for part in homes:
-            home = home.setdefault(part, {})
-        home[last] = value
-    return found
 
 
 def value_of(config: ModelConfig, field: str) -> Any:
