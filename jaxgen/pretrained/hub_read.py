@@ -52,13 +52,13 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _settings(folder: Path) -> tuple[Family, dict[str, Any], Path]:
+def _settings(folder: Path) -> tuple[Family, Mapping[str, Any], Path]:
     """Return (family, what config.json says, the file that says it)."""
     if is_gguf(folder):
         return *gguf_read.read_family(folder), folder
     path = folder / CONFIG
     theirs = files.read_json(path, "model config", MAX_CONFIG)
-    return families.named(theirs.get("model_type"), str(path)), theirs, path
+    return *families.of_folder(theirs, str(path)), path
 
 
 def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) -> None:
@@ -261,7 +261,13 @@ def _named(
     folder, family: Family, config, stored: Mapping[str, Tensor], wanted
 ) -> dict[str, Tensor]:
     """Return the tensors under the family's full names, without those that say nothing new."""
-    stored = {_modern(name): tensor for name, tensor in stored.items()}
+    if others := {name for name in stored if tree.match(name, family.left_out)}:
+        parts = sorted({_part(name) for name in others})
+        warnings.warn(
+            f"{folder}: of its parts the language model is read; left out: {', '.join(parts)}",
+            stacklevel=4,
+        )
+    stored = {_modern(family, name): stored[name] for name in stored if name not in others}
     prefix = family.moved.get(config.head, family.prefix)
     if not any(name.startswith(prefix) for name in stored):
         stored = {n if n in wanted else prefix + n: t for n, t in stored.items()}
@@ -287,7 +293,15 @@ def _named(
     return named
 
 
-def _modern(name: str) -> str:
+def _part(name: str) -> str:
+    """Return the part of a model of several that a tensor is of, as "vision_model"."""
+    return name.removeprefix("model.").partition(".")[0]
+
+
+def _modern(family: Family, name: str) -> str:
+    for begin, own in family.renamed.items():
+        if name.startswith(begin):
+            name = own + name.removeprefix(begin)
     # Norms of files that were once TensorFlow's.
     for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
         name = name.removesuffix(old) + new if name.endswith(old) else name

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models.families import (
     albert,
@@ -68,6 +72,7 @@ from jaxgen.models.families import (
     xlm_roberta,
 )
 from jaxgen.models.families.family import Family
+from jaxgen.models.families.multimodal import PARTS, text_config
 
 # In this order an export looks for the first family that can say all of a config.
 _ALL = (
@@ -86,9 +91,26 @@ FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for modul
 def named(model_type: object, where: str) -> Family:
     """Return the family of a Hugging Face model_type; CheckpointError that lists the known ones."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        hint = nearest(str(model_type), FAMILIES)
+        hint = nearest(str(model_type), [*FAMILIES, *PARTS])
         raise CheckpointError(
             f"{where}: model_type={model_type!r:.60} is no known family{hint}; "
-            f"known are {', '.join(FAMILIES)}"
+            f"known are {', '.join([*FAMILIES, *PARTS])}"
         )
     return FAMILIES[model_type]
+
+
+def of_folder(theirs: Mapping[str, Any], where: str) -> tuple[Family, Mapping[str, Any]]:
+    """Return (family, settings) of a config.json; of several parts the language model's.
+
+    Raises CheckpointError for a model_type that is not known.
+    """
+    kind = theirs.get("model_type")
+    if not isinstance(kind, str) or kind not in PARTS:
+        return named(kind, where), theirs
+    try:
+        text = text_config(theirs)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    family = named(text.get("model_type"), f"{where}: text_config")
+    renamed, left_out = PARTS[kind]
+    return replace(family, renamed=renamed, left_out=left_out), text

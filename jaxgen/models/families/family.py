@@ -148,8 +148,10 @@ class Family:
     another. labels: classes where config.json tells no number. compute: the compute_dtype of a
     param_dtype, where its own range is too small for the hidden states. Fields in a group
     of ours have names with dots, such as rope.theta. library: what computes the
-    same; a folder of another than transformers is written only if its family is named. flat: from
-    a config.json with parts to one without them, which it leaves alone; deep: the way back.
+    same; a folder of another than transformers is written only if its family is named. renamed:
+    other beginnings of names in files of several models, and patterns of what is left out of these,
+    see `multimodal`. flat: from a config.json with parts to one without them, which it leaves
+    alone; deep: the way back.
     """
 
     model_type: str
@@ -177,6 +179,8 @@ class Family:
     library: Literal["transformers", "torch"] = "transformers"
     encoder: str = ""
     encoder_rows: tuple[Row, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     flat: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     deep: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
 
