@@ -140,6 +140,14 @@ class Experts:
         own = config.kinds.get(kind)
         return bool(self.number) and (own is None or own.feed != "dense")
 
+    @property
+    def weight_at_first(self) -> float:
+        """What the weights of a token's experts sum to where a router knows nothing yet."""
+        each = {"softmax": 1 / self.number, "sigmoid": 0.5, "sparsemixer": 1.0}[self.router]
+        if self.router != "sparsemixer" and self.normalise == "chosen":
+            each = 1 / self.active
+        return self.scale * self.active * each
+
     def width(self, d_ff: int) -> int:
         """Return the width of one expert, of the config's feed-forward width."""
         return self.d_ff or d_ff

@@ -20,6 +20,7 @@ from jaxgen.ops.cpu.fused_weights import unfuse
 from jaxgen.ops.unrolled import UnrolledLayers
 from jaxgen.varying import vary_alike
 
+COLLECTIONS = ("taps", "router")  # what layers leave behind, stacked over them
 POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -106,29 +107,38 @@ def _through_steps(
     carry: Carry,
     context: LayerContext,
 ) -> Carry:
-    """Return the carry after all unrolled steps; their taps are stacked as by a scan.
+    """Return the carry after all unrolled steps; what these leave is stacked as by a scan.
 
     before: steps of a cache that other layers have.
     """
     period = len(context.masks)
-    all_taps, prefix = [], "/".join((*module.path, "layers/"))
+    seen, prefix = [], "/".join((*module.path, "layers/"))
+    kept = tuple(name for name in COLLECTIONS if module.is_mutable_collection(name))
     context = context._replace(interventions=below(context.interventions, prefix))
     for index, weights in enumerate(layers.steps, before):
-        step = partial(_step, part, weights, _numbered(context, carry, index * period))
-        carry, taps = _through(step, carry, index, period)
-        all_taps.append(taps)
-    if module.is_mutable_collection("taps"):
-        module.put_variable("taps", "layers", jax.tree.map(lambda *x: jnp.stack(x), *all_taps))
+        step = partial(_step, part, kept, weights, _numbered(context, carry, index * period))
+        carry, left = _through(step, carry, index, period)
+        seen.append(left)
+    for name, stacked in jax.tree.map(lambda *x: jnp.stack(x), *seen).items():
+        module.put_variable(name, "layers", stacked)
     return carry
 
 
 # Jitted so that it is traced once for all equal layers; it is compiled within its caller.
-@partial(jax.jit, static_argnums=0)
-def _step(part: nn.Module, weights: Any, context: LayerContext, carry: Carry, layer: Any) -> Any:
-    """Return (carry, taps) after one step."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _step(
+    part: nn.Module,
+    kept: tuple[str, ...],
+    weights: Any,
+    context: LayerContext,
+    carry: Carry,
+    layer: Any,
+) -> tuple[Carry, dict[str, Any]]:
+    """Return the carry after one step, and the collections `kept` that it leaves."""
     variables = {"params": unfuse(weights)}
-    (carry, _), collections = part.apply(variables, carry, layer, context, mutable=["taps"])
-    return carry, collections.get("taps", {})
+    out: Any = part.apply(variables, carry, layer, context, mutable=list(kept))
+    (carry, _), left = out
+    return carry, left
 
 
 def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
@@ -155,7 +165,7 @@ def taps_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
 
 def _scan(body, periods: int, unroll: int, *, shared: bool) -> Any:
     axes: Any = (0, nn.broadcast)
-    axes_of: Any = {"taps": 0, "router": 0} | ({} if shared else {"params": 0})
+    axes_of: Any = dict.fromkeys(COLLECTIONS, 0) | ({} if shared else {"params": 0})
     return nn.scan(
         body,
         variable_axes=axes_of,

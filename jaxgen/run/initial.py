@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxgen import files, tree
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
+from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.mesh.settings import divisors_near
 from jaxgen.models import api
 from jaxgen.pretrained import assets, hub_read, sources
 from jaxgen.pretrained import model as models
@@ -29,14 +31,16 @@ ROUTER = ("router", "router_bias", "choice_bias")
 EXPERT_AXES = {"up": "EDF", "gate": "EDF", "down": "EFD"}
 EXPERT_AXES |= {"up_bias": "EF", "gate_bias": "EF", "down_bias": "ED"}
 SHOWN = 6
+UNTOLD = ("vocab_size", "param_dtype", "compute_dtype")  # is told elsewhere, or changes no result
+Fit = Literal["keep", "draw", "cut", "grow"]  # how a parameter comes into its shape
 
 
 @dataclass(frozen=True)
 class Initial:
     """Parameters to begin with: those of the folder; what is missing of them is drawn.
 
-    grown: those with more rows than in the folder, for a larger vocabulary. beyond: what to know
-    of a context that the folder's model has not been trained with, or nothing.
+    grown: those with more rows than in the folder, for a larger vocabulary. changed: settings of
+    the model that the folder has otherwise.
     """
 
     params: Mapping[str, np.ndarray]  # by path
@@ -44,15 +48,16 @@ class Initial:
     left: tuple[str, ...]
     digest: str
     grown: tuple[str, ...] = ()
-    beyond: str = ""
+    changed: tuple[str, ...] = ()
 
     def told(self, folder: Path) -> str:
         """Return a line that says what comes from where."""
         parts = [f"weights of {folder}: {len(self.params)} parameters"]
         parts += [f"{word} {', '.join(names)}" for word, names in
                   (("drawn anew:", self.fresh), ("left behind:", self.left),
-                   ("new rows at the mean of the old ones:", self.grown)) if names]  # fmt: skip
-        return "; ".join([*parts, self.beyond] if self.beyond else parts)
+                   ("new rows at the mean of the old ones:", self.grown),
+                   ("not as there:", self.changed)) if names]  # fmt: skip
+        return "; ".join(parts)
 
 
 def fields(folder: Path) -> dict[str, Any]:
@@ -120,69 +125,194 @@ def vocabulary(folder: Path, wanted: int | None, needed: int) -> int:
     return max(own, needed) if wanted in (None, own) else wanted
 
 
-def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any]) -> Initial:
+def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any], *, seed: int = 0) -> Initial:
     """Return the folder's parameters for a model of this config, on the host or one device.
 
-    wanted: {path: shape and dtype} of that model. Heads may be new or stay behind, tables of
-    learned positions be cut to a shorter context, and those of tokens have more rows: these begin
-    at the mean of the others, as in transformers. Experts begin as copies of a dense model's
-    feed-forward (`upcycled`). Raises CheckpointError that names what else differs, or is damaged.
+    Heads may be new or stay behind, tables of learned positions be cut to a shorter context, and
+    those of tokens have more rows: these begin at the mean of the others, as in transformers.
+    Experts begin as a dense model's feed-forward (`upcycled`).
+
+    Args:
+        folder: of the weights, or an id of the hub.
+        config: of the model that is to be.
+        wanted: {path: shape and dtype} of that model.
+        seed: of what `upcycled` draws.
+
+    Raises:
+        CheckpointError: naming the settings, or the parameters, that the weights do not fit, or
+            what is damaged.
     """
     _check_folder(folder)
     if hub_read.is_hub(folder):
         _, params = models.load(folder, dtype=config.param_dtype)
     else:
         _, params = models.load(folder)
-    found = upcycled(tree.flatten(params), wanted)
-    fresh, left = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    router = [path for path in fresh if path.rpartition("/")[2] in ROUTER]
-    was_dense = not any("/experts/" in path for path in tree.flatten(params))
-    drawn = (*HEADS, *(router if was_dense else ()))
-    wrong = [f"{path} is missing" for path in sorted(fresh) if not path.startswith(drawn)]
-    wrong += [f"{path} is not in the model" for path in sorted(left) if not path.startswith(HEADS)]
-    kept, grown, axes = {}, [], tree.flatten(api.axes(config))
-    for path in sorted(wanted.keys() & found.keys()):
-        leaf, shape = found[path], tuple(wanted[path].shape)
-        if path in TABLES and leaf.shape[0] > shape[0] and leaf.shape[1:] == shape[1:]:
-            leaf = leaf[: shape[0]]
-        if axes[path][:1] == "V" and leaf.shape[0] < shape[0] and leaf.shape[1:] == shape[1:]:
-            grown.append(f"{path} from {leaf.shape[0]} to {shape[0]}")
-            leaf = _grow(np.asarray(leaf), shape[0])
-        if leaf.shape != shape and path.startswith("head/"):
-            fresh, left = {*fresh, path}, {*left, path}
-        elif leaf.shape != shape:
-            wrong.append(f"{path} is {list(leaf.shape)} there, {list(shape)} here")
-        else:
-            # On the host: the compiled beginning puts each where it lives.
-            kept[path] = np.asarray(leaf.astype(wanted[path].dtype))
-    if wrong:
-        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    there, own = tree.flatten(params), models.read_config(folder)
+    begun = upcycled(there, wanted, config, seed)
+    axes = tree.flatten(api.axes(config))
+    drawn = () if own.experts.number else ROUTER
+    if wrong := _misfits(begun, wanted, axes, drawn):
         raise CheckpointError(
-            f"init_from={folder} does not fit the model: {'; '.join(wrong[:SHOWN])}{more}"
+            f"init_from={folder} does not fit the model: {_why(own, config, wrong)}"
         )
-    about = tuple(sorted(fresh)), tuple(sorted(left)), _digest(kept), tuple(grown)
-    own = models.read_config(folder).context
-    beyond = f"model.context={config.context} is more than the {own} it was trained with"
-    return Initial(kept, *about, beyond if config.context > own else "")
+    kept, grown, fresh, left = {}, [], wanted.keys() - begun.keys(), begun.keys() - wanted.keys()
+    for path in sorted(wanted.keys() & begun.keys()):
+        leaf, shape = begun[path], wanted[path].shape
+        match _fit(path, leaf.shape, shape, axes[path]):
+            case "cut":
+                leaf = leaf[: shape[0]]
+            case "grow":
+                grown.append(f"{path} from {leaf.shape[0]} to {shape[0]}")
+                leaf = _grow(np.asarray(leaf), shape[0])
+            case "draw":
+                fresh, left = {*fresh, path}, {*left, path}
+                continue
+        # On the host: the compiled beginning puts each where it lives.
+        kept[path] = np.asarray(leaf.astype(wanted[path].dtype))
+    digest = _digest({path: leaf for path, leaf in kept.items() if _name(path) not in drawn})
+    about = tuple(sorted(fresh)), tuple(sorted(left)), digest, tuple(grown)
+    changed = [_told(*row) for row in sets.diff(own, config) if row[0] not in UNTOLD]
+    return Initial(kept, *about, tuple(changed))
 
 
-def upcycled(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _misfits(
+    there: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    axes: Mapping[str, str],
+    drawn: tuple[str, ...] = (),
+) -> list[str]:
+    """Return in words which parameters of the wanted shapes can't be had from those there.
+
+    drawn: names of parameters that need not be there.
+    """
+    fresh, left = sorted(wanted.keys() - there.keys()), sorted(there.keys() - wanted.keys())
+    wrong = [
+        f"{path} is missing"
+        for path in fresh
+        if not path.startswith(HEADS) and _name(path) not in drawn
+    ]
+    wrong += [f"{path} is not in the model" for path in left if not path.startswith(HEADS)]
+    for path in sorted(wanted.keys() & there.keys()):
+        one, other = tuple(there[path].shape), tuple(wanted[path].shape)
+        if _fit(path, one, other, axes[path]) is None:
+            wrong.append(f"{path} is {list(one)} there, {list(other)} here")
+    return wrong
+
+
+def _fit(path: str, there: tuple[int, ...], here: tuple[int, ...], letters: str) -> Fit | None:
+    """Return how a parameter gets from one shape into another; None if it can't."""
+    if there == here:
+        return "keep"
+    if path.startswith("head/"):
+        return "draw"
+    if there[1:] != here[1:]:
+        return None
+    if path in TABLES and there[0] > here[0]:
+        return "cut"
+    return "grow" if letters[:1] == "V" and there[0] < here[0] else None
+
+
+def _why(own: ModelConfig, config: ModelConfig, wrong: Sequence[str]) -> str:
+    """Return in words which settings do not fit a folder's weights, or else which parameters."""
+    shapes = tree.flatten(api.abstract(own))
+    blamed = {}
+    for key, there, here in sets.diff(own, config):
+        group = key.partition(".")[0]
+        if group == "experts" and not own.experts.number:
+            continue
+        try:
+            other = own.replace(**{group: getattr(config, group)})
+            changes = _misfits(
+                shapes, tree.flatten(api.abstract(other)), tree.flatten(api.axes(other))
+            )
+        except ConfigError:  # that setting fits the others of the folder no more
+            changes = True
+        if changes:
+            blamed[f"model.{key}"] = _told(key, there, here)
+    shown = list(wrong[:SHOWN] if not blamed else wrong[:1])
+    if len(wrong) > len(shown):
+        shown.append(f"and {len(wrong) - len(shown)} more")
+    if not blamed:
+        return "; ".join(shown)
+    return (
+        f"{'; '.join(blamed.values())}; leave out {' and '.join(blamed)}, or train without "
+        f"init_from ({'; '.join(shown)})"
+    )
+
+
+def _told(key: str, there: Any, here: Any) -> str:
+    one, other = ("null" if value is None else value for value in (there, here))
+    return f"model.{key}={other} here, {one} there"
+
+
+def upcycled(
+    dense: Mapping[str, Any], wanted: Mapping[str, Any], config: ModelConfig, seed: int = 0
+) -> dict[str, Any]:
     """Return the folder's parameters with its feed-forward in each expert that the model has.
 
     Sparse upcycling (Komatsuzaki et al. 2022): the router is drawn, so experts, equal at first,
-    part as they see other tokens.
+    part as they see other tokens. Experts narrower than the feed-forward begin as its slices, those
+    of the first slice first; their router scores an expert of each slice alike, so that a token
+    begins with all slices (He et al. 2024). `down` makes up for the weights of experts: the model
+    begins as the dense one, exactly so where these sum to the same for each token.
+
+    Args:
+        dense: parameters by path.
+        wanted: {path: shape and dtype} of the model with experts.
+        config: of the model with experts.
+        seed: of the router of slices; any other is drawn with the rest of the model.
+
+    Raises:
+        ConfigError: if the slices do not come out even, or something else would be left out.
     """
-    result = dict(found)
-    for path in found:
+    result, own = dict(dense), config.experts
+    for path in dense:
         home, feed, name = path.rpartition("/feed/")
         new = wanted.get(f"{home}/experts/{name}")
         if not feed or path in wanted or new is None:
             continue
-        axis = len(new.shape) - len(EXPERT_AXES[name])
-        result[f"{home}/experts/{name}"] = np.repeat(
-            np.expand_dims(np.asarray(result.pop(path)), axis), new.shape[axis], axis
-        )
+        letters, leaf = EXPERT_AXES[name], np.asarray(result.pop(path))
+        slices = _slices(own, dense[f"{home}/feed/up"].shape[-1], own.width(config.F))
+        lead = len(new.shape) - len(letters)
+        cuts = np.split(leaf, slices, lead + letters.index("F") - 1) if "F" in letters else [leaf]
+        parts = np.repeat(np.stack(cuts, lead), own.number // len(cuts), lead)
+        if name.startswith("down"):  # each slice adds its part of the bias
+            parts = parts * (len(cuts) / own.weight_at_first)
+        result[f"{home}/experts/{name}"] = parts.astype(leaf.dtype)
+        if slices > 1 and name == "up":
+            path = f"{home}/experts/router"
+            *shape, number = wanted[path].shape
+            drawn = np.random.default_rng(seed).normal(size=(*shape, number // slices))
+            result[path] = np.tile(drawn * config.init_std, slices).astype(leaf.dtype)
     return result
+
+
+def _slices(own: Experts, d_ff: int, width: int) -> int:
+    """Return how many experts hold the feed-forward between them; ConfigError if a part is left."""
+    for name in ("shared", "first_dense"):
+        if value := getattr(own, name):
+            raise ConfigError(
+                f"experts.{name}={value}: all of a dense model's feed-forward goes into the experts"
+                f" of its layers; leave it out, or train without init_from"
+            )
+    slices = d_ff // width
+    if slices * width != d_ff:
+        raise ConfigError(
+            f"experts.d_ff={width} cuts the d_ff={d_ff} of init_from into parts that are not equal;"
+            f" give experts.d_ff={d_ff}, or a divisor of it"
+        )
+    for name in ("number", "active"):
+        if (value := getattr(own, name)) % slices:
+            raise ConfigError(
+                f"experts.{name}={value} is not a multiple of the {slices} experts of experts.d_ff="
+                f"{width} that hold the d_ff={d_ff} of init_from; nearest that are: "
+                f"{divisors_near(value, slices)}"
+            )
+    return slices
 
 
 def _grow(table: np.ndarray, rows: int) -> np.ndarray:

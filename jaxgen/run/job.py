@@ -150,7 +150,8 @@ class Run:
         folder, model = self.settings.init_from, self.settings.model
         if folder is None:
             return None
-        return initial.load(folder, model, tree.flatten(api.abstract(model)))
+        wanted, seed = tree.flatten(api.abstract(model)), self.settings.train.seed
+        return initial.load(folder, model, wanted, seed=seed)
 
     def fresh(self, given: Mapping[str, Any] | None = None) -> State:
         """Return the state before the first step; given: parameters by path, not to be drawn."""

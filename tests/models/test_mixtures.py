@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_params import random_params
 
 import jaxgen
 from jaxgen import tree
@@ -51,6 +52,12 @@ def test_a_cache_unrolled_layers_and_int8_decode_what_all_tokens_at_once_give(co
     last = jaxgen.apply(ready, config, TOKENS[:, 8:], cache=begun.cache)
     found = jnp.concatenate([begun.logits, last.logits], axis=1)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+    one, other = (api.hidden(p, config, TOKENS).router for p in (ready, params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, other)
+    texts = [
+        jaxgen.generate(p, config, TOKENS, jax.random.key(0), length=4) for p in (ready, params)
+    ]
+    np.testing.assert_array_equal(*texts)
     int8 = serving.ready(params, config, weights="int8")
     paths = {path for path in tree.flatten(params) if path.endswith("experts/up")}
     assert paths and not paths & {p for p, x in tree.flatten(int8).items() if hasattr(x, "ndim")}
@@ -94,15 +101,48 @@ def test_a_token_counts_the_experts_it_goes_to():
         assert used[path] == there[path].size
 
 
-def test_experts_begin_as_copies_of_a_dense_feed_forward():
-    config = BASE.replace(experts=Experts(number=4))
-    dense = jaxgen.init(BASE, jax.random.key(0))
-    fresh = tree.flatten(jaxgen.init(config, jax.random.key(2)))
-    begun = initial.upcycled(tree.flatten(dense), fresh)
+@pytest.mark.parametrize(
+    "own",
+    [
+        Experts(number=4),
+        Experts(number=4, active=1, normalise="all", router="sigmoid", scale=2.0),
+        Experts(number=8, active=4, d_ff=12, scale=2.5, router="sigmoid"),
+    ],
+    ids=["copies", "top 1", "slices"],
+)
+def test_experts_begin_as_a_dense_feed_forward_or_as_its_slices(own):
+    dense_config = BASE.replace(biases="feed")
+    config = dense_config.replace(experts=own)
+    dense = random_params(dense_config)
+    fresh = tree.flatten(jaxgen.init(config.replace(init_std=1e-6), jax.random.key(2)))
+    begun = initial.upcycled(tree.flatten(dense), fresh, config)
     params = tree.unflatten(fresh | begun)
-    assert fresh.keys() - begun.keys() == {"layers/experts/router"}
+    assert fresh.keys() - begun.keys() == ({"layers/experts/router"} if not own.d_ff else set())
     found = jaxgen.apply(params, config, TOKENS).logits
-    np.testing.assert_allclose(found, jaxgen.apply(dense, BASE, TOKENS).logits, atol=1e-5)
+    np.testing.assert_allclose(found, jaxgen.apply(dense, dense_config, TOKENS).logits, atol=1e-5)
+    if own.d_ff:  # the same seed, the same router; another seed, another
+        again, other = (initial.upcycled(tree.flatten(dense), fresh, config, s) for s in (0, 1))
+        router = "layers/experts/router"
+        assert (again[router] == begun[router]).all() and (other[router] != begun[router]).all()
+
+
+@pytest.mark.parametrize(
+    ("own", "part"),
+    [
+        ({"number": 4, "d_ff": 10}, "cuts the d_ff=24 of init_from into parts that are not equal"),
+        ({"number": 4, "d_ff": 48}, "give experts.d_ff=24, or a divisor"),
+        ({"number": 9, "d_ff": 12}, "experts.number=9 is not a multiple of the 2 experts"),
+        ({"number": 8, "d_ff": 12, "active": 1}, "nearest that are: 2"),
+        ({"number": 8, "shared": 12}, "experts.shared=12: all of a dense model's feed-forward"),
+    ],
+)
+def test_experts_that_do_not_come_out_of_a_dense_feed_forward_are_refused(own, part):
+    config = BASE.replace(experts=Experts(**own))
+    there, wanted = (tree.flatten(jaxgen.abstract(c)) for c in (BASE, config))
+    with pytest.raises(ConfigError, match=part):
+        initial.upcycled(
+            {path: np.zeros(x.shape, "f4") for path, x in there.items()}, wanted, config
+        )
 
 
 def test_eight_devices_that_share_experts_train_as_one():

@@ -87,7 +87,7 @@ def test_a_run_begins_with_the_folders_weights_sizes_and_tokenizer(home, run):
     ).read_bytes()
     about = json.loads((run / "env.json").read_text())["init_from"]
     assert about["folder"] == str(home / "gpt2") and len(about["sha256"]) == 64
-    assert "weights of" in (run / "log.txt").read_text()
+    assert "model.context=16 here, 24 there" in (run / "log.txt").read_text()
 
 
 def test_validation_comes_once_an_epoch_and_at_the_end(run):
@@ -187,6 +187,11 @@ MISTAKES = {
     "no folder": (lambda home: ["init_from=none"], 2, "init_from=none: no such folder"),
     "another size": (
         lambda home: ["model.d_ff=32"], 4, "layers/feed/down is [1, 64, 16] there, [1, 32, 16]"),
+    "another depth": (
+        lambda home: ["model.layers=3"], 4, "model.layers=3 here, 1 there; leave out model.layers"),
+    "a depth and a width": (
+        lambda home: ["model.layers=3", "model.d_ff=32"], 4,
+        "leave out model.layers and model.d_ff, or train without init_from"),
     "longer context": (
         lambda home: ["model.context=99"], 4, "embed/positions is [24, 16] there, [99, 16] here"),
     "another norm": (lambda home: ["model.norm=rms"], 4, "final_norm/bias is not in the model"),
