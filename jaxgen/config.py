@@ -267,6 +267,12 @@ class ModelConfig:
         return self.K, self.H, self.H
 
     @property
+    def leading(self) -> int:
+        """Layers at the beginning that have trees of parameters of their own: whole periods."""
+        first = min(len(self.pattern), self.layers) if self.embed.norm == "first" else 0
+        return max(first, self.experts.first_dense)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest row it reads: context, which sets no limit to relative positions.
 

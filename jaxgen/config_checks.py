@@ -109,6 +109,14 @@ def check_embed(config: Any) -> None:
             f"layer_weights=shared: layers={config.layers} is not a multiple of the "
             f"{len(config.pattern)} layers of pattern"
         )
+    if config.embed.norm == "first" and (config.norm_at, config.parallel) != ("pre", "none"):
+        raise ConfigError(
+            f"embed.norm=first stands for the norm before the first attention, but "
+            f"norm_at={config.norm_at} with parallel={config.parallel} has none such; give "
+            f"embed.norm=norm"
+        )
+    if config.layer_weights == "shared" and config.embed.norm == "first":
+        raise ConfigError("layer_weights=shared: with embed.norm=first the first layer is unlike")
     if config.embed.width is not None and config.topology == "encoder_decoder":
         raise ConfigError("embed.width needs one tower, but topology=encoder_decoder has two")
 
@@ -122,7 +130,7 @@ def check_head_layer(config: Any) -> None:
         if replace(config.head_layer, kind=None, pool="first") != HeadLayer():
             raise ConfigError(f"head_layer has no effect: head={config.head} has no dense layer")
         return
-    if config.head in ("lm", "none") or config.topology == "decoder":
+    if config.head == "none" or (config.topology == "decoder" and config.head != "lm"):
         raise ConfigError(
             f"head_layer.kind={config.head_kind}: head={config.head} of a {config.topology} has no "
             f"dense layer"

@@ -10,7 +10,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
 Scale = Literal["one", "root"]
-EmbedNorm = Literal["none", "norm", "tokens"]
+EmbedNorm = Literal["none", "norm", "first", "tokens"]
 Project = Literal["sum", "tokens"]
 HeadLayerKind = Literal["none", "dense", "norm"]
 HeadActivation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
@@ -89,7 +89,8 @@ class Embed:
         "token vectors times one, the root of d_model, or a number", "one"
     )
     norm: EmbedNorm = option(
-        "norm: between embeddings and layers; tokens: before positions are added, except in the "
+        "norm: between embeddings and layers; first: there, and the first layer has no norm of its "
+        "own before attention (ModernBERT); tokens: before positions are added, except in the "
         "encoder of two towers",
         "none",
     )

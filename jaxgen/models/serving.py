@@ -32,7 +32,7 @@ def unroll(params: Params, config: ModelConfig) -> Params:
     GPU only where a copy of all takes a small share of its memory. Only `apply` and `hidden`
     without a key take the result.
     """
-    steps = (config.layers - config.experts.first_dense) // len(config.pattern)
+    steps = (config.layers - config.leading) // len(config.pattern)
     layers: Any = params.get("layers")
     if config.layer_weights == "shared" or steps < 1 or isinstance(layers, UnrolledLayers):
         return params

@@ -31,12 +31,13 @@ Carry = tuple[jax.Array, Cache | None]
 class Block(nn.Module):
     """Attention, in a decoder with an encoder that to its memory, then feed-forward.
 
-    Each is normalised where the config says.
+    Each is normalised where the config says; normed: attention reads what is normalised already.
     """
 
     config: ModelConfig
     deterministic: bool
     kind: str
+    normed: bool = False
 
     @nn.compact
     def __call__(
@@ -51,7 +52,7 @@ class Block(nn.Module):
         x = constrain(x, "BTD")
         number = layer if context.first is None else layer + context.first
         place = context.interventions, number
-        normed = self._before("attn", x)
+        normed = x if self.normed else self._before("attn", x)
         y, cache = attend(normed, context, cache, layer)
         if config.parallel != "none":
             if config.parallel == "two_norms":
@@ -91,7 +92,10 @@ class Block(nn.Module):
 
 
 class Leading(nn.Module):
-    """The dense layers before those with experts: blocks "0", "1", ... one after another."""
+    """The layers before those that are alike: blocks "0", "1", ... one after another.
+
+    They are dense where the others have experts, or the first one follows the norm of embeddings.
+    """
 
     config: ModelConfig
     deterministic: bool
@@ -99,12 +103,16 @@ class Leading(nn.Module):
 
     @nn.compact
     def __call__(self, carry: Carry, context: LayerContext) -> Carry:
-        """Return the carry after `experts.first_dense` layers."""
+        """Return the carry after `config.leading` layers."""
         config, (x, cache) = self.config, carry
         period = len(config.pattern)
-        for layer in range(config.experts.first_dense):
-            kind = config.pattern[layer % period]
-            block = self.block(_dense(config), self.deterministic, kind, name=str(layer))
+        for layer in range(config.leading):
+            kind, normed = (
+                config.pattern[layer % period],
+                layer == 0 and config.embed.norm == "first",
+            )
+            inside = _dense(config) if layer < config.experts.first_dense else config
+            block = self.block(inside, self.deterministic, kind, normed, name=str(layer))
             own = context._replace(masks=(context.masks[layer % period],))
             if cache is None or not cache.is_unrolled:
                 (x, cache), _ = block((x, cache), layer, own)

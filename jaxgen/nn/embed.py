@@ -81,7 +81,7 @@ class Embed(nn.Module):
         if own.types:
             types = jnp.zeros_like(tokens) if types is None else types
             x = x + self._row("types", own.types, "Y", types, x.shape[-1])
-        if own.norm == "norm":
+        if own.norm in ("norm", "first"):
             x = Norm(config, name="norm")(x)
         if own.width is not None and own.project == "sum":
             x = self._projected(x)

@@ -45,7 +45,7 @@ class Unembed(nn.Module):
 
 
 class Head(nn.Module):
-    """The head of an encoder's masked tokens, of a text's or a token's class, or of spans."""
+    """The head of tokens, of a text's or a token's class, or of spans."""
 
     config: ModelConfig
     deterministic: bool
@@ -54,9 +54,10 @@ class Head(nn.Module):
     def __call__(self, x: jax.Array, segments: jax.Array | None) -> tuple[jax.Array, Any]:
         """Return (features, table): logits are features times table.
 
-        mlm: features [B, T, D], table None. classes: [B, 1, D] and [C, D]: of the first token of
-        an encoder (or the mean of all), of the last that is no padding of a decoder. token_classes:
-        [B, T, D] and [C, D]. spans: [B, T, D] and [2, D]. pooled: [B, 1, D], None: BERT's pooler.
+        mlm, lm: features [B, T, D], table None. classes: [B, 1, D] and [C, D]: of the first token
+        of an encoder (or the mean of all), of the last that is no padding of a decoder.
+        token_classes: [B, T, D] and [C, D]. spans: [B, T, D] and [2, D]. pooled: [B, 1, D], None:
+        BERT's pooler.
         """
         config = self.config
         if config.head in ("classes", "pooled"):
@@ -64,9 +65,9 @@ class Head(nn.Module):
         if config.head_kind != "none":
             x = self._dense(x)
         drops = config.head == "token_classes" or config.head_kind != "none"
-        if drops and config.head != "mlm":
+        if drops and config.head not in ("mlm", "lm"):
             x = Drop(config.dropout, self.deterministic)(x)
-        if config.head in ("mlm", "pooled"):
+        if config.head in ("mlm", "lm", "pooled"):
             return x, None
         return x, self._table(2 if config.head == "spans" else config.classes or 0)
 

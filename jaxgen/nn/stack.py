@@ -39,11 +39,11 @@ def through_layers(
     The context holds one mask per kind of the pattern. Parameters of equal layers are stacked
     along a leading L axis. With a pattern of one kind the paths are "layers/attn/q"; with p kinds
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
-    Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on; dense
-    layers before those with experts (`experts.first_dense`) lead as "first/0/attn/q" and so on.
+    Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on; those
+    that are unlike the rest (`config.leading`) lead as "first/0/attn/q" and so on.
     With layer_weights=shared all periods have one set, which has no L axis.
     """
-    period, first = len(context.masks), config.experts.first_dense
+    period, first = len(context.masks), config.leading
     periods, rest = divmod(config.layers - first, period)
     params = module.get_variable("params", "layers")
     carry, *_ = vary_alike((carry, context, module.variables.get("params")))
@@ -144,8 +144,8 @@ def _step(
 def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Return (path, index) of a layer's parameters: its tree, and its index on the tree's L axis.
 
-    Layers before those with experts, and after the last whole period, have a tree of their own, and
-    the index None; so have all that share one set of parameters.
+    Layers that lead, or come after the last whole period, have a tree of their own, and the index
+    None; so have all that share one set of parameters.
     """
     path, index = taps_path(config, layer)
     return path, None if config.layer_weights == "shared" else index
@@ -153,7 +153,7 @@ def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
 
 def taps_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Return (path, index) of a layer's taps: theirs, and its index among those stacked there."""
-    period, first = len(config.pattern), config.experts.first_dense
+    period, first = len(config.pattern), config.leading
     periods = (config.layers - first) // period
     if layer < first:
         return f"first/{layer}", None

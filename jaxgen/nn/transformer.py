@@ -88,7 +88,7 @@ class Transformer(nn.Module):
             return x, None
         if config.head in ("classes", "token_classes", "spans", "pooled"):
             return Head(config, self.deterministic, name="head")(x, segments)
-        if config.head == "mlm":
+        if config.head_kind != "none":
             x, _ = Head(config, self.deterministic, name="head")(x, segments)
         if config.output_scale == "root":
             x = x * config.d_model**-0.5

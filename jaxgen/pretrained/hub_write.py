@@ -58,13 +58,15 @@ def write_hub(
     family, settings = family_of(config, model_type)
     special = {} if tokenizer is None else vars(tokenizer.special)
     ids = {f"{name}_token_id": special.get(name) for name in ("bos", "eos", "pad")}
+    there = {name: value for name, value in ids.items() if value is not None}
     about, generation = to_hub(generation_config)
     # RoBERTa's positions begin after its padding id, so that one is the family's to say.
     fixed = {name: settings[name] for name in ids if name in settings}
-    settings |= ids | about | fixed | {"torch_dtype": config.param_dtype}
+    settings |= (
+        ids | dict(family.absent) | there | about | fixed | {"torch_dtype": config.param_dtype}
+    )
     files.write_json(draft / CONFIG, settings)
-    ids = {name: value for name, value in ids.items() if value is not None}
-    files.write_json(draft / GENERATION, ids | generation)
+    files.write_json(draft / GENERATION, there | generation)
     _write_weights(draft, table(family, config), params, config.param_dtype, shard)
     if tokenizer is not None:
         _write_tokenizer(draft, tokenizer, config)

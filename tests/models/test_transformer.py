@@ -63,7 +63,12 @@ VARIANTS = {
     "qkv_biases": {"positions": "rope", "rope_theta": 100.0, "biases": "qkv", "d_ff": 10},
     "caps": {"score_cap": 2.0, "logit_cap": 3.0, "unroll": 3},
     "local": {"pattern": ("local",), "window": 3},
-    "alternating": {"pattern": ("local", "global"), "window": 3},
+    "alternating": {
+        "pattern": ("local", "global"),
+        "window": 3,
+        "embed_norm": "first",
+        "head_layer": jaxgen.HeadLayer(kind="norm", activation="silu"),
+    },
     "short_rest": {"pattern": ("local", "local", "global", "local"), "window": 2},
     "bfloat16": {"compute_dtype": "bfloat16"},
     "bfloat16_params": {"param_dtype": "bfloat16"},

@@ -170,6 +170,9 @@ CASES |= {
     "qwen3_next": {"plain": RULE | {"mlp_only_layers": [0, 1, 2]}},
     "qwen3_5_text": {"plain": RULE},
 }
+MODERN = {k: v for k, v in FOUR.items() if k not in ("num_key_value_heads", "sliding_window")}
+MODERN |= {"bos_token_id": 1, "eos_token_id": 2, "local_attention": 8}
+CASES |= {"modernbert-decoder": {"two layers": MODERN | {"num_hidden_layers": 2}}}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
 VARIANTS: dict[str, dict[str, dict]] = {
@@ -280,6 +283,11 @@ VARIANTS: dict[str, dict[str, dict]] = {
         | rope("default", llama_4_scaling_beta=0.0, original_max_position_embeddings=16),
     },
     "cohere2": {"no windows": LLAMA | {"layer_types": ["full_attention"] * 2, "logit_scale": 1.0}},
+    "modernbert-decoder": {
+        "seven layers, biases of norms and heads": MODERN
+        | {"num_hidden_layers": 7, "norm_bias": True, "classifier_bias": True, **BIASED}
+        | {"decoder_bias": False, "tie_word_embeddings": False, "classifier_activation": "silu"},
+    },
 }
 VARIANT_NAMES = [(family, name) for family, cases in VARIANTS.items() for name in cases]
 BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
@@ -346,6 +354,7 @@ ENCODERS: dict[tuple[str, str], dict[str, dict]] = {
     ("electra", "ElectraForMaskedLM"): {"mlm": NARROW},
     ("albert", "AlbertForMaskedLM"): {"mlm": NARROW | {"num_hidden_layers": 3}},
     ("deberta-v2", "DebertaV2ForMaskedLM"): {"mlm": DEBERTA},
+    ("modernbert", "ModernBertForMaskedLM"): {"mlm": MODERN | {"global_attn_every_n_layers": 2}},
 }
 _OWN = {"share_att_key": False}
 ENCODER_VARIANTS: dict[tuple[str, str], dict[str, dict]] = {
@@ -365,6 +374,33 @@ ENCODER_VARIANTS: dict[tuple[str, str], dict[str, dict]] = {
     },
     ("deberta-v2", "DebertaV2ForSequenceClassification"): {
         "tanh": DEBERTA | {"pooler_hidden_act": "tanh"}
+    },
+    ("modernbert", "ModernBertModel"): {
+        "two layers of a period of three": MODERN | {"num_hidden_layers": 2},
+        "windows alone": MODERN | {"layer_types": ["sliding_attention"] * 4},
+    },
+    ("modernbert", "ModernBertForMaskedLM"): {
+        "all biases, seven layers": MODERN
+        | {"num_hidden_layers": 7, "norm_bias": True, "classifier_bias": True, **BIASED},
+        "no bias of tokens, untied": MODERN | {"decoder_bias": False, "tie_word_embeddings": False},
+        "biases of norms, relu": MODERN | {"norm_bias": True, "hidden_activation": "relu"},
+    },
+    ("modernbert", "ModernBertForSequenceClassification"): {
+        "mean": MODERN | {"classifier_pooling": "mean", "num_labels": 3},
+        "first": MODERN | {"norm_bias": True, "attention_bias": True, "classifier_bias": True},
+    },
+    ("modernbert", "ModernBertForTokenClassification"): {
+        "bases": MODERN
+        | {"classifier_activation": "relu", "norm_bias": True, "mlp_bias": True}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+            }
+        },
+    },
+    ("modernbert", "ModernBertForQuestionAnswering"): {
+        "no windows": MODERN | {"global_attn_every_n_layers": 1}
     },
 }
 # (model_type, class of transformers): the cases whose padding is on the right.

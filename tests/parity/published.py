@@ -287,6 +287,9 @@ BLOOM = {"vocab_size": V, "hidden_size": 16, "n_layer": 2, "n_head": 4, "pad_tok
 MPT = {"vocab_size": V, "d_model": 16, "n_layers": 2, "n_heads": 4, "pad_token_id": 0}
 LONGROPE = {"long_factor": [1.5, 4.0], "short_factor": [1.0, 1.1]}
 FULL, LOCAL = "full_attention", "sliding_attention"
+MODERN = NEOX | {"num_hidden_layers": 4, "bos_token_id": 1, "eos_token_id": 2, "local_attention": 6}
+MODERN_OLD = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "rope_parameters": None}
+MODERN_OLD |= {"global_attn_every_n_layers": 3, "local_attention": 6, "norm_bias": False}
 SHAPES |= {
     "SmolLM3": (
         "SmolLM3ForCausalLM",
@@ -406,6 +409,46 @@ SHAPES |= {
         | {"embedding_fraction": 1.0, "init_device": "cpu", "learned_pos_emb": True, "verbose": 0}
         | {"no_bias": True, "norm_type": "low_precision_layernorm", "expansion_ratio": 4}
         | {"init_config": {"name": "kaiming_normal_"}, "tokenizer_name": "gpt-neox"},
+    ),
+    "ModernBERT": (
+        "ModernBertForMaskedLM",
+        MODERN,
+        MODERN_OLD | {"position_embedding_type": "absolute", "reference_compile": True},
+    ),
+    "ModernBERT, as it was saved first": (
+        "ModernBertForMaskedLM",
+        MODERN,
+        MODERN_OLD
+        | {"layer_types": None, "layer_norm_eps": 1e-5, "deterministic_flash_attn": False},
+    ),
+    "gte and nomic of ModernBERT": (
+        "ModernBertModel",
+        MODERN,
+        MODERN_OLD | {"classifier_pooling": "mean", "repad_logits_with_grad": False},
+    ),
+    "Granite Embedding R2": (
+        "ModernBertModel",
+        MODERN | {"classifier_pooling": "cls"},
+        MODERN_OLD | {"initializer_cutoff_factor": 2.0, "global_rope_theta": 80000.0},
+    ),
+    "mmBERT": (
+        "ModernBertForMaskedLM",
+        MODERN,
+        MODERN_OLD | {"position_embedding_type": "sans_pos", "local_rope_theta": 160000.0}
+        | {"sparse_pred_ignore_index": -100, "sparse_prediction": True},
+    ),
+    "a reranker of ModernBERT": (
+        "ModernBertForSequenceClassification",
+        MODERN | {"num_labels": 1, "classifier_pooling": "mean", "classifier_activation": "silu"},
+        MODERN_OLD | {"sentence_transformers": {"activation_fn": "Sigmoid", "version": "4.1"}},
+    ),
+    "Ettin's encoders": (
+        "ModernBertForMaskedLM", MODERN, MODERN_OLD | {"causal_mask": False, "is_causal": False},
+    ),
+    "Ettin's decoders": (
+        "ModernBertDecoderForCausalLM",
+        MODERN,
+        MODERN_OLD | {"causal_mask": True, "is_causal": True, "sliding_window": 3},
     ),
     "Helium": ("HeliumForCausalLM", GEMMA | {"head_dim": 4}, {"rope_theta": 1e5}),
 }  # fmt: skip

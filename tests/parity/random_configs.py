@@ -206,12 +206,59 @@ OPTIONAL |= {
         {"sliding_window": [None, 4], "hidden_act": ["silu", "gelu"]},
     ),
 }
+MODERN = {
+    "hidden_activation": ["gelu", "silu", "relu", "gelu_new"],
+    "classifier_activation": ["gelu", "silu", "relu"],
+    "norm_eps": [1e-3],
+    "layer_types": [["sliding_attention"] * 4, ["full_attention"] * 2 + ["sliding_attention"] * 2],
+    "local_attention": [4, 7],
+    "sliding_window": [2],
+    "global_rope_theta": [100.0],
+    "local_rope_theta": [50.0, 160000.0],
+    "rope_scaling": [None, {"type": "linear", "factor": 2.0}],
+    **{f"{part}_bias": [True, False] for part in ("attention", "mlp", "norm", "classifier")},
+    "decoder_bias": [False],
+    "position_embedding_type": ["absolute", "sans_pos"],
+    "sparse_prediction": [True],
+}
+NARROW = published.BERT | {"embedding_size": 8}
+OPTIONAL |= {
+    "modernbert": (published.MODERN, MODERN | {"classifier_pooling": ["mean"]}),
+    "modernbert-decoder": (published.MODERN, MODERN),
+    "distilbert": (
+        {"vocab_size": published.V, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4},
+        {"activation": ACTIVATIONS, "sinusoidal_pos_embds": [True], "dropout": [0.2]},
+    ),
+    "mpnet": (published.ROBERTA, BERT | {"relative_attention_num_buckets": [32, 16]}),
+    "electra": (NARROW, BERT | {"embedding_size": [16]}),
+    "albert": (
+        NARROW,
+        BERT | {"num_hidden_groups": [1, 2], "inner_group_num": [1, 2], "embedding_size": [16]},
+    ),
+    "deberta-v2": (
+        published.BERT
+        | {"relative_attention": True, "position_biased_input": False, "pos_att_type": "p2c|c2p"},
+        BERT
+        | {"pos_att_type": [["c2p"], ["p2c"], []], "position_buckets": [8, -1]}
+        | {
+            "max_relative_positions": [6, -1],
+            "share_att_key": [True],
+            "norm_rel_ebd": ["layer_norm"],
+        }
+        | {"conv_kernel_size": [0, 3], "relative_attention": [False]}
+        | {"pooler_hidden_act": ["tanh", "gelu"], "position_biased_input": [True]},
+    ),
+}
+
+
+# Classes that transformers has no more, or whose logits it gives in another shape.
+OTHERS = ("T5WithLMHeadModel", "ElectraForPreTraining")
 
 
 def drawn(rng, model_type):
     """Return (class of transformers, sizes and keys) of one random configuration."""
     family = FAMILIES[model_type]
-    names = [family.architecture, *(n for n in family.heads if n != "T5WithLMHeadModel")]
+    names = [family.architecture, *(n for n in family.heads if n not in OTHERS)]
     sizes, optional = OPTIONAL[model_type]
     optional = ANY | optional
     keys = {k: optional[k][rng.integers(len(optional[k]))] for k in sorted(optional)}

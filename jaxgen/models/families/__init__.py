@@ -43,6 +43,8 @@ from jaxgen.models.families import (
     ministral3,
     mistral,
     mixtral,
+    modernbert,
+    modernbert_decoder,
     mpnet,
     mpt,
     mt5,
@@ -82,6 +84,7 @@ _ALL = (
     *(nanochat, stablelm, gpt_neox, bloom, falcon, opt, mpt, exaone4, olmo3, ministral3),
     *(mixtral, qwen2_moe, qwen3_moe, olmoe, gpt_oss, granitemoe, glm4_moe),
     *(bert, roberta, distilbert, mpnet, electra, albert, deberta_v2, xlm_roberta, camembert),
+    *(modernbert, modernbert_decoder),
     *(t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.config import ModelConfig, OutputBias
-from jaxgen.models.families.bert import dense
+from jaxgen.models.families.encoders import dense
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import SPANS, dropout, one_of, same

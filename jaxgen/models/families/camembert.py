@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxgen.models.families import roberta
+from jaxgen.models.families import encoders, roberta
 
-FAMILY = replace(roberta.FAMILY, model_type="camembert", **roberta.named("Camembert"))
+FAMILY = replace(
+    roberta.FAMILY, model_type="camembert", **encoders.classes("Camembert", base="pooled")
+)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import bert
-from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families import encoders
+from jaxgen.models.families.family import Family, linear, norm
 from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, dropout, one_of, token_classes
+from jaxgen.models.families.quirks import dropout, fixed, of_heads, one_of
+
+MASKED = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
 
 FAMILY = Family(
     model_type="distilbert",
-    architecture="DistilBertForMaskedLM",
-    heads=bert.heads("DistilBert", base="none"),
-    prefix="distilbert.",
     layer="distilbert.transformer.layer.{}.",
     sizes={
         "vocab_size": "vocab_size",
@@ -22,7 +21,7 @@ FAMILY = Family(
         "context": "max_position_embeddings",
         "init_std": "initializer_range",
     },
-    choices=bert.CHOICES | {"norm_epsilon": 1e-12},
+    choices=encoders.CHOICES | {"norm_epsilon": 1e-12},
     defaults={
         "initializer_range": 0.02,
         "activation": "gelu",
@@ -38,30 +37,19 @@ FAMILY = Family(
     # The waves are where training begins, and in the file as all vectors are.
     ignored=frozenset("sinusoidal_pos_embds qa_dropout seq_classif_dropout tie_weights_".split()),
     quirks=(
-        bert.OUTPUT,
+        *encoders.OUTPUT,
         one_of("feed", "activation", FEED),
         dropout(("dropout",), "attention_dropout"),
-        bert.activations(classes="relu"),
+        *of_heads(("classes",), fixed(head_layer__activation="relu")),
     ),
-    rows=bert.rows("distilbert."),
     layer_rows=(
-        *(row for x in "qkv" for row in linear(f"attention.{x}_lin", f"attn/{x}", "NH,D")),
+        *encoders.queries("attention.{}_lin", ("q", "k", "v")),
         *linear("attention.out_lin", "attn/o", "D,NH"),
         *norm("sa_layer_norm", "attn_norm"),
         *linear("ffn.lin1", "feed/up", "F,D"),
         *linear("ffn.lin2", "feed/down", "D,F"),
         *norm("output_layer_norm", "feed_norm"),
     ),
-    head_rows={
-        "mlm": (
-            *bert.dense("vocab_transform"),
-            *norm("vocab_layer_norm", "head/norm"),
-            Row("vocab_projector.bias", ("unembed/bias",), "V"),
-            Row("vocab_projector.weight", ("unembed/tokens",), "V,D"),
-        ),
-        "classes": bert.dense("pre_classifier", "classifier"),
-        "token_classes": token_classes("classifier"),
-        "spans": SPANS,
-    },
-    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+    **encoders.classes("DistilBert"),
+    **encoders.parts("distilbert", MASKED, ("pre_classifier", "classifier")),
 )

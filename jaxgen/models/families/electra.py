@@ -5,72 +5,53 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.config import ModelConfig
-from jaxgen.models.families import bert
-from jaxgen.models.families.family import Family, Quirk, Row, norm
+from jaxgen.models.families import encoders
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, one_of
+from jaxgen.models.families.quirks import fixed, of_heads, token_classes
 
-DISCRIMINATOR = "ElectraForPreTraining"
+FOUND = "ElectraForPreTraining"
 
 
-def _read_width(theirs) -> dict[str, Any]:
+def _read(theirs) -> dict[str, Any]:
     width = theirs["embedding_size"]
-    return {"embed.width": None if width == theirs["hidden_size"] else width}
-
-
-def _write_width(config: ModelConfig) -> dict[str, Any]:
-    return {"embedding_size": config.embed_width}
-
-
-def _read_discriminator(theirs) -> dict[str, Any]:
-    if (theirs.get("architectures") or [""])[0] != DISCRIMINATOR:
-        return {}
+    fields = {"embed.width": None if width == theirs["hidden_size"] else width}
+    if (theirs.get("architectures") or [""])[0] != FOUND:
+        return fields
     layer = {"head_layer.kind": "dense", "head_layer.activation": FEED.get(theirs["hidden_act"])}
-    return {"classes": 1, **layer}
+    return {"classes": 1, **layer, **fields}
 
 
-def _write_discriminator(config: ModelConfig) -> dict[str, Any]:
+def _write(config: ModelConfig) -> dict[str, Any]:
     found = config.head == "token_classes" and config.head_kind == "dense"
-    return {"architectures": [DISCRIMINATOR]} if found else {}
+    return {"embedding_size": config.embed_width} | ({"architectures": [FOUND]} if found else {})
 
+
+MASKED = ("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head")
+LAST = "discriminator_predictions.dense_prediction"
+TOKENS = (
+    *encoders.dense("discriminator_predictions.dense"),
+    *(row._replace(beside="head/dense") for row in token_classes(LAST)),
+    *(row._replace(unless="head/dense") for row in token_classes("classifier")),
+)
+POOLED = ("classifier.dense", "classifier.out_proj")
+PROJECT = encoders.project("electra.embeddings_project")
 
 FAMILY = Family(
     model_type="electra",
-    architecture="ElectraForMaskedLM",
-    heads=bert.heads("Electra", base="none") | {DISCRIMINATOR: "token_classes"},
-    prefix="electra.",
     layer="electra.encoder.layer.{}.",
-    sizes=bert.SIZES | {"context": "max_position_embeddings"},
-    choices=bert.CHOICES,
-    defaults=bert.DEFAULTS | {"embedding_size": 128},
-    only=bert.ONLY,
-    ignored=bert.IGNORED
+    sizes=encoders.SIZES | encoders.CONTEXT,
+    choices=encoders.CHOICES,
+    defaults=encoders.DEFAULTS | {"embedding_size": 128},
+    only=encoders.ONLY,
+    ignored=encoders.IGNORED
     | frozenset("summary_type summary_use_proj summary_activation summary_last_dropout".split()),
     quirks=(
-        bert.OUTPUT,
-        Quirk(("embedding_size",), _read_width, _write_width),
-        one_of("feed", "hidden_act", FEED),
-        bert.activations(mlm="gelu", classes="gelu"),
-        Quirk((), _read_discriminator, _write_discriminator),
-        bert.DROPOUT,
+        *encoders.QUIRKS,
+        *of_heads(("mlm", "classes"), fixed(head_layer__activation="gelu")),
+        Quirk(("embedding_size",), _read, _write),
     ),
-    rows=(*bert.rows("electra."), *bert.project("electra.embeddings_project")),
-    layer_rows=bert.LAYER_ROWS,
-    head_rows={
-        "mlm": (
-            *bert.dense("generator_predictions.dense"),
-            *norm("generator_predictions.LayerNorm", "head/norm"),
-            Row("generator_lm_head.bias", ("unembed/bias",), "V"),
-            Row("generator_lm_head.weight", ("unembed/tokens",), "V,D"),
-        ),
-        "classes": bert.dense("classifier.dense", "classifier.out_proj"),
-        "token_classes": (
-            *bert.dense("discriminator_predictions.dense"),
-            *bert.out("discriminator_predictions.dense_prediction", beside="head/dense"),
-            *bert.out("classifier", unless="head/dense"),
-        ),
-        "spans": SPANS,
-    },
-    copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
-    ignored_tensors=("electra.embeddings.position_ids",),
+    layer_rows=encoders.LAYER_ROWS,
+    **encoders.classes("Electra", **{FOUND: "token_classes"}),
+    **encoders.parts("electra", MASKED, POOLED, tokens=TOKENS, more=PROJECT),
 )

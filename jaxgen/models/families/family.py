@@ -122,13 +122,19 @@ class Quirk(NamedTuple):
     """Settings of theirs that are not one setting of ours under another name.
 
     read: from their settings, defaults filled in, to fields of ours. write: the way back.
-    ignored: of nested settings, those that transformers reads no more than we do.
+    ignored: of nested settings, those that transformers reads no more than we do. heads: with
+    which it counts, if not with all.
     """
 
     keys: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]]
     ignored: Callable[[Mapping[str, Any]], list[str]] = lambda theirs: []
+    heads: tuple[str, ...] | None = None
+
+    def counts(self, head: str) -> bool:
+        """Return whether it is read and written for models of a head."""
+        return self.heads is None or head in self.heads
 
 
 @arguments.checked
@@ -146,7 +152,8 @@ class Family:
     the heads they have. towers: those that are one tower of two. moved: the prefix of models with a
     certain head, if
     another. labels: classes where config.json tells no number. compute: the compute_dtype of a
-    param_dtype, where its own range is too small for the hidden states. Fields in a group
+    param_dtype, where its own range is too small for the hidden states. absent: what is written
+    for special tokens that a model lacks, if transformers wants a number. Fields in a group
     of ours have names with dots, such as rope.theta. library: what computes the
     same; a folder of another than transformers is written only if its family is named. renamed:
     other beginnings of names in files of several models, and patterns of what is left out of these,
@@ -176,6 +183,7 @@ class Family:
     moved: Mapping[str, str] = field(default_factory=dict)
     labels: int = 2
     compute: Mapping[DType, DType] = field(default_factory=dict)
+    absent: Mapping[str, int] = field(default_factory=dict)
     library: Literal["transformers", "torch"] = "transformers"
     encoder: str = ""
     encoder_rows: tuple[Row, ...] = ()
@@ -249,8 +257,9 @@ class Family:
         self._check_sizes(fields)
         if self._is_encoder(fields.get("topology", "decoder")):
             fields["layers"] = fields.pop("encoder_layers")
+        head = fields["head"]
         for quirk in self.quirks:
-            fields |= quirk.read(full)
+            fields |= quirk.read(full) if quirk.counts(head) else {}
         try:
             grouped = {name.replace(".", "/"): value for name, value in fields.items()}
             return settings.build(ModelConfig, tree.unflatten(grouped))
@@ -265,7 +274,7 @@ class Family:
         if self._is_encoder(full.topology):
             theirs[self.sizes["encoder_layers"]] = full.layers
         for quirk in self.quirks:
-            theirs |= quirk.write(full)
+            theirs |= quirk.write(full) if quirk.counts(full.head) else {}
         theirs = {**self.write_head(full), **theirs}
         again = self.read(theirs)
         if (config.head, again.head) == ("none", "pooled"):

@@ -24,18 +24,20 @@ def layer_types(
     default: Callable[[Theirs], list[str]],
     extra: tuple[str, ...] = (),
     unturned: Callable[[Theirs], bool] = lambda theirs: False,
+    half: tuple[str, int] | None = None,
 ) -> Quirk:
     """Return the quirk of layers with and without a window.
 
     default: their kinds where config.json does not list layer_types; extra: keys it looks at.
-    unturned: whether layers without a window have no rotation.
+    unturned: whether layers without a window have no rotation. half: a key, half of which and so
+    many tokens more are the window, unless sliding_window tells that half; None: the latter is it.
     """
 
     def read(theirs: Theirs) -> dict[str, Any]:
         kinds = _kinds(theirs, default)
         fields: dict[str, Any] = {"pattern": shortest(kinds), "window": None}
         if "local" in kinds:
-            fields["window"] = theirs["sliding_window"]
+            fields["window"] = theirs["sliding_window"] if half is None else _half(theirs, *half)
         if "global" in kinds and unturned(theirs):
             fields["kinds.global.positions"] = "none"
         return fields
@@ -44,6 +46,9 @@ def layer_types(
         names = {ours: name for name, ours in LAYER_TYPES.items()}
         types = [names.get(kind, kind) for kind in config.pattern]
         turns = all(config.rope_of(kind) is not None for kind in config.pattern)
+        if half is not None:
+            there = {} if config.window is None else {half[0]: 2 * (config.window - half[1])}
+            return {"layer_types": types, **there}
         fields: dict[str, Any] = {"layer_types": types, "sliding_window": config.window}
         if config.window is None and not (turns and "sliding_window_pattern" in extra):
             fields["sliding_window"] = 4096
@@ -51,7 +56,16 @@ def layer_types(
             fields |= {"use_sliding_window": config.window is not None, "max_window_layers": 0}
         return fields
 
-    return Quirk(("layer_types", "sliding_window", *extra), read, write)
+    keys = ("layer_types", "sliding_window", *extra)
+    return Quirk(keys if half is None else (*keys, half[0]), read, write)
+
+
+def _half(theirs: Theirs, key: str, more: int) -> int:
+    told = theirs.get("sliding_window")
+    key, share = (key, 2) if told is None else ("sliding_window", 1)
+    if type(theirs[key]) is not int or theirs[key] < 0:
+        raise CheckpointError(f"{key}={theirs[key]!r:.60} is no number of tokens")
+    return theirs[key] // share + more
 
 
 def _read_turns(theirs: Theirs) -> dict[str, Any]:
@@ -123,12 +137,15 @@ def _depth(theirs: Theirs) -> int:
     return count
 
 
-def every_nth(theirs: Theirs) -> list[str]:
-    """Return the kinds of layers of which all but every nth have a window."""
-    period = theirs["sliding_window_pattern"]
+def every_nth(theirs: Theirs, key: str = "sliding_window_pattern", ahead: int = 1) -> list[str]:
+    """Return the kinds of layers of which all but every nth have a window.
+
+    key: where n is told. ahead: 0 if the first layer has none, 1 if the nth is the first such.
+    """
+    period = theirs[key]
     if type(period) is not int or period < 1:
-        raise CheckpointError(f"sliding_window_pattern={period!r:.60} is no number of layers")
-    return _types(theirs, lambda layer: (layer + 1) % period != 0)
+        raise CheckpointError(f"{key}={period!r:.60} is no number of layers")
+    return _types(theirs, lambda layer: (layer + ahead) % period != 0)
 
 
 def all_full(theirs: Theirs) -> list[str]:
@@ -164,14 +181,21 @@ LAST_WINDOWS = layer_types(_last_layers, ("use_sliding_window", "max_window_laye
 MOST_WINDOWS = layer_types(every_nth, ("sliding_window_pattern",))
 
 
-def two_ropes(default: Callable[[Theirs], list[str]], *, key: str | None, theta: float) -> Quirk:
+def two_ropes(
+    default: Callable[[Theirs], list[str]],
+    *,
+    key: str | None,
+    theta: float,
+    other: str = "rope_theta",
+) -> Quirk:
     """Return the quirk of layers with a window that have a rope of their own, not stretched.
 
     default: as of `layer_types`. key: where their base is told; None: it is theta, unless ropes are
-    told by kinds of layers.
+    told by kinds of layers. other: where that of the other layers is told.
     """
 
     def read(theirs: Theirs) -> dict[str, Any]:
+        theirs = {**theirs, "rope_theta": theirs[other]}
         nested = theirs.get("rope_parameters")
         base = {**theirs, "rope_theta": theta if key is None else theirs[key]}
         if nested is None:
@@ -189,6 +213,7 @@ def two_ropes(default: Callable[[Theirs], list[str]], *, key: str | None, theta:
     def write(config: ModelConfig) -> dict[str, Any]:
         local = config.rope_of("local") or config.rope
         everywhere = rope_settings(config.rope)
+        everywhere[other] = everywhere.pop("rope_theta")
         if key is not None and local.scaling.kind == "none":
             return {**everywhere, key: local.theta}
         if key is None and local == Rope(theta=theta):
@@ -199,7 +224,7 @@ def two_ropes(default: Callable[[Theirs], list[str]], *, key: str | None, theta:
             told[name] = {"rope_theta": rope.theta, **scaling}
         return {"rope_parameters": told} | ({} if key is None else {key: theta})
 
-    keys = ROPE_KEYS if key is None else (*ROPE_KEYS, key)
+    keys = (*ROPE_KEYS[1:], other) if key is None else (*ROPE_KEYS[1:], other, key)
     return Quirk(keys, read, write, ignored_rope)
 
 

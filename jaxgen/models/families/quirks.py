@@ -79,6 +79,17 @@ def one_of(field: str, key: str, values: Mapping[Any, Any]) -> Quirk:
     return Quirk((key,), read, write)
 
 
+def fixed(**ours: Any) -> Quirk:
+    """Return the quirk of what no key tells; of a group's fields as group__field."""
+    fields = {name.replace("__", "."): value for name, value in ours.items()}
+    return Quirk((), lambda theirs: fields, lambda config: {})
+
+
+def of_heads(heads: tuple[str, ...], *quirks: Quirk) -> tuple[Quirk, ...]:
+    """Return the quirks as those that only models of certain heads of ours have."""
+    return tuple(quirk._replace(heads=heads) for quirk in quirks)
+
+
 def together(field: str, keys: tuple[str, ...], values: Mapping[tuple[Any, ...], Any]) -> Quirk:
     """Return the quirk of a choice that several keys make: `values` maps theirs to ours."""
 
@@ -153,18 +164,15 @@ SCORE_MULTIPLIER = Quirk(
     lambda config: {"attention_multiplier": config.score_scale},
 )
 ATTENTION_BIAS = one_of("biases", "attention_bias", {False: "none", True: "attention"})
-GATED = one_of(
-    "feed",
-    "hidden_act",
-    {
-        "silu": "swiglu",
-        "swish": "swiglu",
-        "gelu_pytorch_tanh": "geglu",
-        "gelu_new": "geglu",
-        "gelu": "geglu_exact",
-        "relu": "reglu",
-    },
-)
+GATES = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu_pytorch_tanh": "geglu",
+    "gelu_new": "geglu",
+    "gelu": "geglu_exact",
+    "relu": "reglu",
+}
+GATED = one_of("feed", "hidden_act", GATES)
 
 
 def same(keys: tuple[str, ...], field: str) -> Quirk:

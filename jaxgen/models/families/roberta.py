@@ -6,10 +6,9 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import bert
-from jaxgen.models.families.family import Family, Quirk, Row, norm
-from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, one_of, token_classes
+from jaxgen.models.families import encoders
+from jaxgen.models.families.family import Family, Quirk
+from jaxgen.models.families.quirks import fixed, of_heads
 
 
 def positions(pad: int | None = None) -> Quirk:
@@ -24,55 +23,27 @@ def positions(pad: int | None = None) -> Quirk:
         return {"context": rows - first - 1, "embed.offset": first + 1}
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        offset = config.embed.offset
-        return {
-            "max_position_embeddings": config.context + offset,
-            "pad_token_id": max(offset - 1, 0),
-        }
+        rows, first = config.context + config.embed.offset, max(config.embed.offset - 1, 0)
+        return {"max_position_embeddings": rows, "pad_token_id": first}
 
     return Quirk(("max_position_embeddings", "pad_token_id"), read, write)
 
 
-def named(name: str) -> dict[str, Any]:
-    """Return the classes of a family whose names begin with `name`, as fields of a Family."""
-    return {"architecture": f"{name}ForMaskedLM", "heads": bert.heads(name)}
-
-
-def copies(prefix: str) -> dict[str, str]:
-    """Return the tensors that are others, for embeddings whose names begin with `prefix`."""
-    table = f"{prefix}embeddings.word_embeddings.weight"
-    return {"lm_head.decoder.weight": table, "lm_head.decoder.bias": "lm_head.bias"}
-
-
 # Its head of masked tokens is a GELU, whatever hidden_act says.
-ACTIVATION = bert.activations(mlm="gelu")
-MLM_ROWS = (
-    *bert.dense("lm_head.dense"),
-    *norm("lm_head.layer_norm", "head/norm"),
-    Row("lm_head.bias", ("unembed/bias",), "V"),
-    Row("lm_head.decoder.weight", ("unembed/tokens",), "V,D"),
-)
+ACTIVATION = of_heads(("mlm",), fixed(head_layer__activation="gelu"))
+MASKED = ("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", "lm_head.bias")
+POOLED = ("classifier.dense", "classifier.out_proj")
 
 FAMILY = Family(
     model_type="roberta",
-    prefix="roberta.",
     layer="roberta.encoder.layer.{}.",
-    sizes=bert.SIZES,
-    choices=bert.CHOICES,
-    defaults=bert.DEFAULTS | {"pad_token_id": 1},
-    only=bert.ONLY,
-    ignored=bert.IGNORED,
-    quirks=(bert.OUTPUT, positions(), one_of("feed", "hidden_act", FEED), ACTIVATION, bert.DROPOUT),
-    rows=bert.rows("roberta."),
-    layer_rows=bert.LAYER_ROWS,
-    head_rows={
-        "mlm": MLM_ROWS,
-        "classes": bert.dense("classifier.dense", "classifier.out_proj"),
-        "pooled": bert.dense("roberta.pooler.dense"),
-        "token_classes": token_classes("classifier"),
-        "spans": SPANS,
-    },
-    copies=copies("roberta."),
-    ignored_tensors=("roberta.embeddings.position_ids", "roberta.pooler.*"),
-    **named("Roberta"),
+    sizes=encoders.SIZES,
+    choices=encoders.CHOICES,
+    defaults=encoders.DEFAULTS | {"pad_token_id": 1},
+    only=encoders.ONLY,
+    ignored=encoders.IGNORED,
+    quirks=(*encoders.QUIRKS, positions(), *ACTIVATION),
+    layer_rows=encoders.LAYER_ROWS,
+    **encoders.classes("Roberta", base="pooled"),
+    **encoders.parts("roberta", MASKED, POOLED, "roberta.pooler.dense"),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.bert import dense
+from jaxgen.models.families.encoders import dense
 from jaxgen.models.families.family import Family, Quirk, Row
 from jaxgen.models.families.quirks import SPANS, one_of, token_classes
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jaxgen.models.families import roberta
+from jaxgen.models.families import encoders, roberta
 
-FAMILY = replace(roberta.FAMILY, model_type="xlm-roberta", **roberta.named("XLMRoberta"))
+FAMILY = replace(
+    roberta.FAMILY, model_type="xlm-roberta", **encoders.classes("XLMRoberta", base="pooled")
+)

@@ -1,0 +1,25 @@
+"""ModernBERT read from left to right (Weller et al. 2025, Ettin): a decoder of the same layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jaxgen.models.families import encoders, modernbert
+from jaxgen.models.families.layer_kinds import layer_types
+
+LAYERS = layer_types(modernbert.KINDS, (modernbert.EVERY,), half=(modernbert.WINDOW, 0))
+
+FAMILY = replace(
+    modernbert.FAMILY,
+    model_type="modernbert-decoder",
+    architecture="ModernBertDecoderForCausalLM",
+    heads={"ModernBertDecoderModel": "none"},
+    choices={"norm": "layer", "positions": "rope", "embed.norm": "first"},
+    quirks=(LAYERS, *modernbert.QUIRKS),
+    layer_rows=(
+        *encoders.queries("attn.{}_proj", ("q", "k", "v")),
+        *modernbert.LAYER_ROWS,
+    ),
+    absent={"bos_token_id": 0, "pad_token_id": 0},
+    head_rows={"lm": encoders.mlm("lm_head.dense", "lm_head.norm", "decoder")},
+)
