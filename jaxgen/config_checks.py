@@ -116,7 +116,9 @@ def check_embed(config: Any) -> None:
             f"embed.norm=norm"
         )
     if config.layer_weights == "shared" and config.embed.norm == "first":
-        raise ConfigError("layer_weights=shared: with embed.norm=first the first layer is unlike")
+        raise ConfigError(
+            "layer_weights=shared: with embed.norm=first the first layer is unlike the rest"
+        )
     if config.embed.width is not None and config.topology == "encoder_decoder":
         raise ConfigError("embed.width needs one tower, but topology=encoder_decoder has two")
 

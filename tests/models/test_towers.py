@@ -331,6 +331,11 @@ MISTAKES = [
     (lambda: T5.replace(head="mlm"), "needs topology=encoder"),
     (lambda: BERT.replace(encoder_layers=2), "encoder_layers=2 has no effect"),
     (lambda: BERT.replace(towers=jaxgen.Towers(tokens="own")), "towers.tokens=own has no effect"),
+    (lambda: BERT.replace(embed_norm="first"), "norm_at=post .* give embed.norm=norm"),
+    (
+        lambda: jaxgen.ModelConfig(embed_norm="first", layer_weights="shared"),
+        "with embed.norm=first the first layer is unlike",
+    ),
     (lambda: BERT.replace(classes=2), "classes is given with head=classes"),
     (lambda: BERT.replace(head="classes"), "classes is given with head=classes"),
     (lambda: T5.replace(prompt="both"), "prompt=both has no effect"),
