@@ -44,7 +44,7 @@ def whole(session: Session, settings: Generation) -> str:
         request.limit,
         top=0,  # as the stream does where a setting bans tokens
     )
-    return group.text_stream(request).push(np.asarray(made.tokens)[0].tolist())
+    return group.begin(request).stream.push(np.asarray(made.tokens)[0].tolist())
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ class Chain:
         levels = [REQUIRES.index(required_history(processor)) for processor in self.processors]
         return REQUIRES[max(levels, default=0)]
 
+    @property
+    def keeps_states(self) -> bool:
+        """Return whether a processor keeps a state from token to token."""
+        return any(hasattr(processor, "begin") for processor in self.processors)
+
     def process(self, logits: Float[Array, "B V"], history: History | None = None) -> Array:
         """Return the logits after all processors; -inf marks banned tokens."""
         for index, processor in enumerate(self.processors):
@@ -121,11 +126,13 @@ def initial_history(
     *,
     start: Any = 0,
     requires: Requires | None = None,
+    states: tuple[Any, ...] | None = None,
 ) -> History | None:
     """Return the History before the first of `length` new tokens; None if nothing requires one.
 
     start: number of tokens at the end of the prompt that were generated already.
     requires: what the caller reads; None for what the sampler requires.
+    states: of the processors after these tokens; None: they are found by following the tokens.
     Raises ConfigError if tokens are required and there is no prompt.
     """
     requires = required_history(sample) if requires is None else requires
@@ -140,7 +147,8 @@ def initial_history(
     room = jnp.full((prompt.shape[0], length), NO_TOKEN, jnp.int32)
     tokens = jnp.concatenate([prompt, room], axis=1)
     valid = jnp.full(prompt.shape[0], prompt.shape[1]) if lengths is None else jnp.asarray(lengths)
-    return init_states(sample, History(num_generated, tokens, valid.astype(jnp.int32)))
+    history = History(num_generated, tokens, valid.astype(jnp.int32))
+    return init_states(sample, history) if states is None else history._replace(states=states)
 
 
 def one_processor(path: str, value: Any, call: arguments.Call) -> None:

@@ -54,10 +54,11 @@ class Decoded(NamedTuple):
     # Arguments of the next chunk, of `decode_detailed`:
     cache: Any = None
     strings: StopStrings | None = None
+    states: tuple[Any, ...] = ()
 
     def without_cache(self) -> Decoded:
         """Return the texts without the arguments of another chunk."""
-        return self._replace(cache=None, strings=None)
+        return self._replace(cache=None, strings=None, states=())
 
 
 class _Stats(NamedTuple):
@@ -83,10 +84,12 @@ def decode_detailed(
     scores: Scores = "model",
     stop: Stops | None = None,
     strings: StopStrings | None = None,
-    start: Int[Array, ""] | int = 0,
+    start: Count = 0,
     limit: Count | None = None,
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
+    states: tuple[Any, ...] | None = None,
+    wanted: Bool[Array | np.ndarray, ""] | bool = True,
 ) -> Decoded:
     """Decode as `decode` does, with each token's log-probability and `top` alternatives.
 
@@ -96,6 +99,8 @@ def decode_detailed(
         top: number K of alternatives at each position, at least 0.
         scores: "model" takes log-probabilities from the step's logits, "chain" after the
             processors.
+        states: as in `decode_chunk`.
+        wanted: False leaves the log-probabilities and alternatives of this call at 0.
 
     Returns:
         Decoded. Counts and reasons are of this call: a chunk of a request that ended before has
@@ -110,7 +115,8 @@ def decode_detailed(
     Array([2], dtype=int32)
     """
     batch = first.shape[0]
-    spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
+    about = (stop, strings, start, limit, prompt, lengths, states)
+    spec = make_spec(sample, first, key, length, *about)
 
     before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
     stats = _Stats(
@@ -120,20 +126,32 @@ def decode_detailed(
         jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
         jnp.zeros((batch, length, top), jnp.float32),
     )
-    state = loop(step, cache, spec, stats, _observe(spec, top, scores))
+    state = loop(step, cache, spec, stats, _observe(spec, top, scores, wanted))
     after = None if strings is None else strings.at(state.stop_state)
-    return Decoded(state.tokens, *state.stats, cache=state.cache, strings=after)
+    more = {"strings": after, "states": state.states}
+    return Decoded(state.tokens, *state.stats, cache=state.cache, **more)
 
 
-def _observe(spec: DecodeSpec, top: int, scores: Scores) -> Observe:
+def _observe(spec: DecodeSpec, top: int, scores: Scores, wanted: Any) -> Observe:
+    def measure(logits, new, history):
+        shown = spec.sample.process(logits, history) if scores == "chain" else logits
+        logprobs = jax.nn.log_softmax(shown, axis=-1)
+        chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
+        return chosen, *jax.lax.top_k(logprobs, top)
+
+    def leave_out(logits, new, history):
+        shape = (new.shape[0], top)
+        return jnp.zeros_like(logits[:, 0]), jnp.zeros(shape), jnp.zeros(shape, jnp.int32)
+
     def observe(stats, state, logits, new, history):
         logits = logits.astype(jnp.float32)
         stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
         reason = reason_of(new, logits, stop_state, spec.is_stop(new))
-        shown = spec.sample.process(logits, history) if scores == "chain" else logits
-        logprobs = jax.nn.log_softmax(shown, axis=-1)
-        chosen = jnp.take_along_axis(logprobs, jnp.maximum(new, 0)[:, None], axis=-1)[:, 0]
-        best, ids = jax.lax.top_k(logprobs, top)
+        read = (logits, new, history)
+        if wanted is True:
+            chosen, best, ids = measure(*read)
+        else:
+            chosen, best, ids = jax.lax.cond(wanted, measure, leave_out, *read)
         alive, valid = ~state.done, ~state.done & (new != NOT_FINITE)
         keep = valid[:, None]
         return _Stats(

@@ -46,16 +46,21 @@ def init_states(sampler: Any, history: History) -> History:
     return history._replace(states=states)
 
 
+def advance_states(sampler: Any, states: tuple[Any, ...], new: Int[Array, "B"]) -> tuple[Any, ...]:
+    """Return the states of the sampler's processors after one more token of each request."""
+    return tuple(
+        None if state is None else part.advance(state, new)
+        for part, state in zip(getattr(sampler, "processors", ()), states, strict=True)
+    )
+
+
 def append_token(sampler: Any, history: History, new: Int[Array, "B"]) -> History:
     """Return the history with one more token of each request."""
     num_generated = history.num_generated + 1
     if history.tokens is None or history.length is None:
         return history._replace(num_generated=num_generated)
     rows = jnp.arange(new.shape[0])
-    states = tuple(
-        None if state is None else part.advance(state, new)
-        for part, state in zip(getattr(sampler, "processors", ()), history.states, strict=True)
-    )
+    states = advance_states(sampler, history.states, new)
     # Finished rows run past their slots; those writes are dropped.
     tokens = history.tokens.at[rows, history.length].set(new, mode="drop")
     return History(num_generated, tokens, history.length + 1, states)

@@ -84,7 +84,7 @@ def decode(
     *,
     stop: Stops | None = None,
     strings: StopStrings | None = None,
-    start: Int[Array, ""] | int = 0,
+    start: Count = 0,
     limit: Count | None = None,
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
@@ -101,7 +101,8 @@ def decode(
         length: number of new tokens, at least 1.
         stop: ids that end a request, [E], or [B, E] padded with NO_TOKEN (-2).
         strings: `stop_strings`; a request ends with the token that completes one of its own.
-        start: position of the first new token, when a request is continued in chunks.
+        start: position of the first new token, when requests are continued in chunks: scalar, or
+            [B] where they began at different times.
         limit: maximum number of new tokens of a request, scalar or [B], counted from position 0.
         prompt: known ids [B, S] up to `first`, padded on the right; its last `start` are draws.
             Only processors that read earlier tokens need it.
@@ -130,6 +131,7 @@ class Chunk(NamedTuple):
     cache: Any
     strings: StopStrings | None  # with the current states: an argument of the next chunk
     done: Bool[Array, "B"]
+    states: tuple[Any, ...] = ()  # of the processors, likewise
 
 
 @arguments.checked(**LOOP)
@@ -145,19 +147,23 @@ def decode_chunk(
     *,
     stop: Stops | None = None,
     strings: StopStrings | None = None,
-    start: Int[Array, ""] | int = 0,
+    start: Count = 0,
     limit: Count | None = None,
     prompt: Integer[Array, "B S"] | np.ndarray | None = None,
     lengths: Int[Array, "B"] | np.ndarray | None = None,
+    states: tuple[Any, ...] | None = None,
 ) -> Chunk:
     """Return what `decode` returns, and the arguments of the next chunk.
 
     A chunk may have a lower `limit` than the one before, which ends rows whose time is over.
+    states: of the processors, as the chunk before returned them; None: they begin anew, and follow
+    the `start` tokens that were drawn already.
     """
-    spec = make_spec(sample, first, key, length, stop, strings, start, limit, prompt, lengths)
+    about = (stop, strings, start, limit, prompt, lengths, states)
+    spec = make_spec(sample, first, key, length, *about)
     state = loop(step, cache, spec, ())
     after = None if strings is None else strings.at(state.stop_state)
-    return Chunk(state.tokens, state.cache, after, state.done)
+    return Chunk(state.tokens, state.cache, after, state.done, state.states)
 
 
 class DecodeSpec(NamedTuple):
@@ -203,11 +209,12 @@ class DecodeSpec(NamedTuple):
 
 
 def make_spec(
-    sample, first, key, length, stop, strings, start, limit, prompt, lengths
+    sample, first, key, length, stop, strings, start, limit, prompt, lengths, states=None
 ) -> DecodeSpec:
     """Return the DecodeSpec for `decode`'s arguments; ConfigError if they lack a prompt."""
     first = jnp.asarray(first)
-    history = initial_history(sample, first.shape[0], length, prompt, lengths, start=start)
+    about = {"start": start, "states": states}
+    history = initial_history(sample, first.shape[0], length, prompt, lengths, **about)
     keys = request_keys(key, first.shape[0])
     stops = jnp.asarray(NO_STOP if stop is None else stop, jnp.int32)
     first = jnp.asarray(first, jnp.int32)  # the loop carries tokens of one type
@@ -253,6 +260,11 @@ class LoopState(NamedTuple):
     stop_state: Array | None  # of the stop-string automata, if there are any
     stats: Any
 
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """Return the states of the processors."""
+        return () if self.history is None else self.history.states
+
 
 Observe = Callable[[Any, LoopState, Array, Array, History | None], Any]
 
@@ -270,7 +282,8 @@ def loop(
 
     def body(state):
         logits, cache = take_step(step, jnp.maximum(state.token, 0), state.cache)
-        draw = jax.vmap(lambda k: jax.random.fold_in(k, spec.start + state.position))(spec.keys)
+        number = jnp.broadcast_to(spec.start + state.position, spec.keys.shape)
+        draw = jax.vmap(jax.random.fold_in)(spec.keys, number)
         history = state.history
         extra = () if history is None else (history,)
         new = mark_not_finite(spec.sample(logits, draw, *extra), logits)

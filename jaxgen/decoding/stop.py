@@ -110,7 +110,7 @@ def stop_strings(texts: Texts, pieces: Sequence[bytes]) -> StopStrings:
     shared = all(isinstance(text, str) for text in texts)
     requests: list[Any] = [tuple(texts)] if shared else [tuple(row) for row in texts]
     for text in (text for row in requests for text in row):
-        _check_string(text)
+        check_string(text)
     sets = list(dict.fromkeys(requests))
     encoded = [[text.encode() for text in row] for row in sets]
     strings = [string for row in encoded for string in row]
@@ -136,7 +136,8 @@ def stop_strings(texts: Texts, pieces: Sequence[bytes]) -> StopStrings:
     return StopStrings(table, classes.reshape(-1).astype(np.int32)[numbers], starts)
 
 
-def _check_string(text: Any) -> None:
+def check_string(text: Any) -> None:
+    """Raise ConfigError unless a stop string is a text that can be found."""
     if not isinstance(text, str) or not text:
         raise ConfigError(f"stop={text!r} must be a text of at least one character")
     if "\ufffd" in text:

@@ -25,6 +25,7 @@ from jaxgen.text.processors import ChainContext, chain_of, values_of, words_for
 from jaxgen.text.programs import StepKind
 from jaxgen.text.request import DRAFTED, Generation
 from jaxgen.text.text_stream import TextStream
+from jaxgen.tokens import Tokenizer
 
 CHUNK = 16  # tokens between looks at the result: 8 cost 7 % of a scan (benchmarks/streaming.py)
 SHARED = (
@@ -118,11 +119,9 @@ class RequestBatch:
         )
         return chain_of(self.each, context)
 
-    def text_stream(self, request: Request) -> TextStream:
-        """Return the text of a request before its first token."""
-        ends = (*self.model.stop, *request.settings.stop_ids)
-        settings = request.settings
-        return TextStream(self.model.tokenizer, request.after, settings.stop, request.limit, ends)
+    def begin(self, request: Request) -> RequestState:
+        """Return a request before its first token."""
+        return begin(self.model, request)
 
     @property
     def length(self) -> int:
@@ -138,13 +137,18 @@ class RequestBatch:
         strings = [one.stop for one in self.each]
         if not any(strings):
             return None
-        surface = getattr(self.model.tokenizer, "surface", None)
-        if surface is None:
-            raise ConfigError(
-                f"stop={next(filter(None, strings))[0]!r} needs a tokenizer whose text is its "
-                f"pieces joined, but this one rewrites neighbouring pieces"
-            )
-        return stop_strings(strings, surface.pieces)
+        return stop_strings(strings, pieces_for(next(filter(None, strings)), self.model.tokenizer))
+
+
+def pieces_for(strings: Sequence[str], tokenizer: Tokenizer) -> Sequence[bytes]:
+    """Return the bytes of each token; ConfigError if a tokenizer's tokens can't be searched."""
+    surface = getattr(tokenizer, "surface", None)
+    if surface is None:
+        raise ConfigError(
+            f"stop={strings[0]!r} needs a tokenizer whose text is its pieces joined, but this one "
+            f"rewrites neighbouring pieces"
+        )
+    return surface.pieces
 
 
 def batch_key(settings: Generation) -> tuple[Any, ...]:
@@ -166,7 +170,7 @@ def complete(group: RequestBatch) -> list[list[Completion]]:
     search = SEARCHES.get(group.settings.strategy)
     if search is not None:
         return _completions(group, search(group))
-    states = [RequestState(one, group.text_stream(one)) for one in group.requests]
+    states = [group.begin(one) for one in group.requests]
     for _ in stream(group, states):
         pass
     return [[state.completion()] for state in states]
@@ -210,6 +214,13 @@ class RequestState:
         return Completion(self.text, reason, self.tokens, *about)
 
 
+def begin(model: LoadedModel, request: Request) -> RequestState:
+    """Return a request before its first token."""
+    ends = (*model.stop, *request.settings.stop_ids)
+    about = (request.after, request.settings.stop, request.limit, ends)
+    return RequestState(request, TextStream(model.tokenizer, *about))
+
+
 def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Piece]]:
     """Yield, for each request that is sampled, its next piece of text and why it ended, if so."""
     begun = group.clock()
@@ -225,7 +236,7 @@ def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Pie
             fresh, limit = state.stream.reason is None, state.request.settings.max_seconds
             if fresh and NOT_FINITE in tokens[row]:
                 reason = Reason.NOT_FINITE if detail is None else int(detail.reason[row])
-                raise _failure(row, state.stream.num_generated, tokens[row], reason)
+                raise failure(row, state.stream.num_generated, tokens[row], reason)
             piece, ended = state.push(tokens[row].tolist(), detail, row)
             if fresh and ended is None and limit is not None and spent >= limit:
                 piece, ended = piece + state.end(Reason.TIME), Reason.TIME
@@ -290,11 +301,11 @@ def _completions(group: RequestBatch, decoded: Decoded) -> list[list[Completion]
     completions: list[tuple[int, Completion]] = []
     for row, n in np.ndindex(len(group.requests), counts.shape[1]):
         if reasons[row, n] in (Reason.NOT_FINITE, Reason.BANNED):
-            raise _failure(row, 0, tokens[row, n], int(reasons[row, n]))
+            raise failure(row, 0, tokens[row, n], int(reasons[row, n]))
         score = None if result.scores is None else float(result.scores[row, n])
         if score == -np.inf:  # no text
             continue
-        state = RequestState(group.requests[row], group.text_stream(group.requests[row]))
+        state = group.begin(group.requests[row])
         state.push(tokens[row, n, : counts[row, n]].tolist())
         drafted = None
         if result.guessed is not None and result.accepted is not None:
@@ -339,9 +350,8 @@ def _alternatives(ids: np.ndarray, logprobs: np.ndarray) -> list[list[Alternativ
     ]
 
 
-def _failure(
-    row: int, before: int, tokens: np.ndarray, reason: int
-) -> ConfigError | NonFiniteError:
+def failure(row: int, before: int, tokens: np.ndarray, reason: int) -> ConfigError | NonFiniteError:
+    """Return the error of a request whose new tokens, `before` of them earlier, hold NOT_FINITE."""
     position = before + int(np.flatnonzero(tokens == NOT_FINITE)[0]) + 1
     if reason == Reason.BANNED:
         return ConfigError(

@@ -66,7 +66,7 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
     tokens, widths = pad([one.ids for one in filled])
     context = model.config.longest
     tokens = tokens[:, :context]  # a bucket may be wider than what is read
-    rows = Rows(tokens, widths, stops, limits, _keys(filled))
+    rows = Rows(tokens, widths, stops, limits, request_keys(filled))
     if requests[0].settings.overflow == "slide":
         prefix = [num_opening(one.ids, model) for one in filled]
         rows = rows._replace(prefix=np.asarray(prefix, np.int32))
@@ -162,8 +162,8 @@ def by_length(
             progress(done, len(rows))
 
 
-def _keys(requests: Sequence[Request]) -> Any:
-    """A key for each request: its seed's (see `ops.keys`), folded with its number."""
+def request_keys(requests: Sequence[Request]) -> Any:
+    """Return a key for each request: its seed's (see `ops.keys`), folded with its number."""
     seeds = [one.settings.seed for one in requests]
     halves = np.asarray([(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds], np.uint32)
     return _fold_in(halves, np.asarray([one.number for one in requests], np.uint32))

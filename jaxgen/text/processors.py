@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,13 +55,26 @@ def chain_of(settings: Sequence[Generation], batch: ChainContext) -> Chain:
     samples = settings[0].strategy in ("draw", "speculate") or bool(settings[0].do_sample)
     parts = []
     for names, build in ORDER:
-        shapes = names[0] in DRAWING
-        is_set = any(
-            getattr(one, n) is not False and one.gives(n) for one in settings for n in names
-        )
-        if (samples and names == ("temperature",)) or (is_set and (samples or not shapes)):
+        shapes, needed = names[0] in DRAWING, any(is_set(one, names) for one in settings)
+        if (samples and names == ("temperature",)) or (needed and (samples or not shapes)):
             parts.append(build(settings, batch))
     return chain(*parts)
+
+
+def parts_of(
+    settings: Sequence[Generation], batch: ChainContext, names: Container[str]
+) -> dict[str, Any]:
+    """Return the processors of these names, set or not, by the first name of each, in order.
+
+    Raises ConfigError as `chain_of` does.
+    """
+    chosen = [(about[0], build) for about, build in ORDER if about[0] in names]
+    return {name: build(settings, batch) for name, build in chosen}
+
+
+def is_set(settings: Generation, names: Sequence[str]) -> bool:
+    """Return whether a request sets one of the settings of a processor."""
+    return any(getattr(settings, n) is not False and settings.gives(n) for n in names)
 
 
 def stops_of(
@@ -248,7 +261,7 @@ def _structure(settings, batch):
             "regex, json_schema and choices need a tokenizer with an end token whose text is its "
             "pieces joined; this one has none"
         )
-    structures = [_structure_of(one) for one in settings]
+    structures = [structure_of(one) for one in settings]
     kinds = list(dict.fromkeys(structures))
     automata = [None if kind is None else _compile(*kind, surface.pieces, eos) for kind in kinds]
     which = np.asarray([kinds.index(one) for one in structures])
@@ -265,7 +278,8 @@ def _structure(settings, batch):
     return dataclasses.replace(union, starts=starts, within=within)
 
 
-def _structure_of(one: Generation) -> tuple[str, Any] | None:
+def structure_of(one: Generation) -> tuple[str, Any] | None:
+    """Return (setting, what the text matches) of a request that has a structure."""
     if one.regex is not None:
         return "regex", one.regex
     if one.json_schema is not None:

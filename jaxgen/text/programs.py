@@ -18,7 +18,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.decoding.beam.constraints import Words
 from jaxgen.decoding.beam.search import beam_search
 from jaxgen.decoding.beam.settings import Search
-from jaxgen.decoding.chain import Chain
+from jaxgen.decoding.chain import Chain, initial_history
 from jaxgen.decoding.detailed import Decoded, decode_detailed
 from jaxgen.decoding.drafts import lookup
 from jaxgen.decoding.history import NO_TOKEN
@@ -125,6 +125,7 @@ def sample_chunks(
     history, lengths = None, rows.widths
     if sample.requires == "tokens" or rows.prefix is not None:
         history = jnp.pad(rows.prompt, ((0, 0), (0, bucket(longest + chunk))))
+    states = _states(sample, rows) if sample.keeps_states else None
     waiting: Chunk | Decoded | None = None
     for start in range(0, longest, chunk):
         if rows.prefix is not None:
@@ -136,9 +137,10 @@ def sample_chunks(
             lengths = lengths + chunk
         at = (cache, first, rows._replace(limits=rows.limits.copy()), sample, strings)
         result, first, history = _more(
-            params, config, kind, chunk, top, *at, np.int32(start), history
+            params, config, kind, chunk, top, *at, np.int32(start), history, states
         )
         cache, strings = result.cache, result.strings
+        states = result.states if sample.keeps_states else None
         result = result._replace(cache=None)  # the next chunk takes its memory
         # The next chunk runs while the caller reads this one, so the device never waits.
         if waiting is not None:
@@ -153,6 +155,12 @@ def sample_chunks(
 @partial(jax.jit, static_argnames=("config", "kind", "capacity"))
 def _begin(params, config, kind, rows, capacity):
     return begin(params, config, kind, rows, capacity)
+
+
+@jax.jit
+def _states(sample: Chain, rows: Rows) -> tuple[Any, ...]:
+    history = initial_history(sample, len(rows.prompt), 0, rows.prompt, rows.widths)
+    return () if history is None else history.states
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
@@ -175,10 +183,11 @@ def _slide(params, config, rows: Rows, cache, history, start, full) -> Any:
     donate_argnames=("cache", "history"),
 )
 def _more(
-    params, config, kind, chunk, top, cache, first, rows, sample, strings, start, history
+    params, config, kind, chunk, top, cache, first, rows, sample, strings, start, history, states
 ) -> tuple[Chunk | Decoded, Any, Any]:
     step = step_of(params, config, kind, rows)
     options = {"stop": rows.stops, "strings": strings, "start": start, "limit": rows.limits}
+    options |= {"states": states}
     if history is not None:
         options |= {"prompt": history, "lengths": rows.widths + start}
     if top is None:

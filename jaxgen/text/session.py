@@ -22,7 +22,7 @@ from jaxgen.pretrained import chat_template as chats
 from jaxgen.pretrained.chat_template import ChatTemplate, Message
 from jaxgen.store.steps import Step
 from jaxgen.text import batch_decoding
-from jaxgen.text.batch_decoding import Completion, RequestBatch, RequestState
+from jaxgen.text.batch_decoding import Completion, RequestBatch
 from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
 from jaxgen.text.loaded_model import (
     LoadedModel,
@@ -246,8 +246,7 @@ class Session:
             return answer.reason
         reason = Reason.LENGTH
         group = self._batch(requests, None)
-        states = [RequestState(requests[0], group.text_stream(requests[0]))]
-        for ((piece, ended),) in batch_decoding.stream(group, states):
+        for ((piece, ended),) in batch_decoding.stream(group, [group.begin(requests[0])]):
             if piece:
                 yield piece
             reason = reason if ended is None else ended

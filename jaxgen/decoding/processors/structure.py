@@ -34,9 +34,12 @@ Transitions = Mapping[int, Mapping[int, int]]
 class Automaton:
     """Allow the tokens that lead from a request's state to another.
 
-    table: next state [S, C], or -1. classes: column of each token [V]. starts: first state
-    [1 or B]. distance: fewest tokens from each state to the end [S]. within: maximum number of new
-    tokens, a number or [B].
+    One automaton, or K of S states each, whose states are numbered through: a state tells its
+    automaton.
+
+    table: next state [K * S, C], or -1. classes: of each automaton, the column of each token
+    [K, V]. starts: first state [1 or B]. distance: fewest tokens from each state to the end
+    [K * S]. within: maximum number of new tokens, a number or [B].
     """
 
     requires: ClassVar[Requires] = "tokens"
@@ -66,7 +69,8 @@ class Automaton:
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
         """Return the states after one more token; -1 after one that was not allowed."""
-        index = jnp.asarray(self.classes)[jnp.clip(new, 0, len(self.classes) - 1)]
+        token = jnp.clip(new, 0, self.classes.shape[1] - 1)
+        index = jnp.asarray(self.classes)[self._automaton(state), token]
         after = jnp.asarray(self.table)[jnp.maximum(state, 0), index]
         return jnp.where((state >= 0) & (new >= 0), after, -1)
 
@@ -79,10 +83,17 @@ class Automaton:
         # A text may not go where too few tokens are left to end it.
         left = column(jnp.asarray(self.within)) - history.num_generated[:, None] - 1
         allowed = (after >= 0) & (state >= 0)[:, None] & (distance <= left)
-        allowed = allowed[:, jnp.asarray(self.classes)]
+        classes = jnp.asarray(self.classes)
+        if len(classes) == 1:
+            allowed = allowed[:, classes[0]]
+        else:
+            allowed = jnp.take_along_axis(allowed, classes[self._automaton(state)], axis=-1)
         missing = logits.shape[-1] - allowed.shape[-1]
         allowed = jnp.pad(allowed, ((0, 0), (0, max(missing, 0))))[:, : logits.shape[-1]]
         return jnp.where(allowed, logits, BANNED)
+
+    def _automaton(self, state: Int[Array, "B"]) -> Int[Array, "B"]:
+        return jnp.maximum(state, 0) // (len(self.table) // len(self.classes))
 
 
 @arguments.checked(stop=at_least(0), within=at_least(1))
@@ -207,31 +218,36 @@ def trie(
 
 def requests(automata: Sequence[Automaton | None]) -> Automaton:
     """Return one automaton for a batch: each request's own, None for an unconstrained one."""
-    vocab = max((len(one.classes) for one in automata if one is not None), default=0)
+    vocab = max((one.classes.shape[1] for one in automata if one is not None), default=0)
     if not vocab:
         raise ConfigError("requests: every automaton is None; leave it out of the chain")
-    free = Automaton(
-        *(np.zeros((1, 1), np.int32), np.zeros(vocab, np.int32), np.zeros(1, np.int32)),
-        *(np.zeros(1, np.int32), FAR),
-    )
-    parts = [free if one is None else one for one in automata]
-    kinds, classes = np.unique(
-        np.stack([np.asarray(one.classes) for one in parts]), axis=1, return_inverse=True
-    )
-    offsets = np.cumsum([0, *(len(one.table) for one in parts[:-1])])
-    tables = [
-        np.where(one.table[:, kind] < 0, -1, one.table[:, kind] + offset)
-        for one, kind, offset in zip(parts, kinds, offsets, strict=True)
-    ]
-    starts = [offset + one.starts[0] for one, offset in zip(parts, offsets, strict=True)]
-    table, distance = _pad(np.concatenate(tables), np.concatenate([one.distance for one in parts]))
+    parts = [free(vocab) if one is None else one for one in automata]
+    states, columns = (max(one.table.shape[axis] for one in parts) for axis in (0, 1))
+    count = len(parts)
+    parts += [free(vocab)] * (next_power_of_two(count) - count)
+    parts = [resized(one, states, columns, at=states * k) for k, one in enumerate(parts)]
     return Automaton(
-        table=table,
-        distance=distance,
-        classes=classes.reshape(-1).astype(np.int32),
-        starts=np.asarray(starts, np.int32),
-        within=np.asarray([one.within for one in parts], np.int32),
+        table=np.concatenate([one.table for one in parts]),
+        classes=np.concatenate([one.classes for one in parts]),
+        starts=np.concatenate([one.starts for one in parts[:count]]),
+        distance=np.concatenate([one.distance for one in parts]),
+        within=np.asarray([one.within for one in parts[:count]], np.int32),
     )
+
+
+def free(vocab: int) -> Automaton:
+    """Return the automaton that allows every token of a vocabulary, for ever."""
+    table, classes = np.zeros((1, 1), np.int32), np.zeros((1, vocab), np.int32)
+    return Automaton(table, classes, np.zeros(1, np.int32), np.zeros(1, np.int32), FAR)
+
+
+def resized(one: Automaton, states: int, columns: int, *, at: int) -> Automaton:
+    """Return an automaton with room for so many states and columns, the first state being `at`."""
+    more = ((0, states - one.table.shape[0]), (0, columns - one.table.shape[1]))
+    table = np.pad(one.table, more, constant_values=-1)
+    distance = np.pad(one.distance, more[0], constant_values=FAR).astype(np.int32)
+    table = np.where(table < 0, -1, table + at).astype(np.int32)
+    return Automaton(table, one.classes, one.starts + np.int32(at), distance, one.within)
 
 
 def _import(name: str) -> Any:
@@ -257,7 +273,7 @@ def _build(
     table = np.full((len(states), vocab), -1, np.int32)
     for state, targets in moves.items():
         table[states[state], list(targets)] = [states[target] for target in targets.values()]
-    columns, classes = np.unique(table, axis=1, return_inverse=True)
+    columns, classes = _distinct_columns(table)
     distance = _distances_to_end(columns, states[END])
     first = states[start]
     if distance[first] >= FAR:
@@ -266,14 +282,23 @@ def _build(
         raise ConfigError(
             f"{name[:80]} needs {distance[first]} tokens at least, but within={within}"
         )
-    table, distance = _pad(columns, distance)
-    return Automaton(
-        table=table,
+    one = Automaton(
+        table=columns,
         distance=distance,
-        classes=classes.reshape(-1).astype(np.int32),
+        classes=classes[None],
         starts=np.asarray([first], np.int32),
         within=FAR if within is None else within,
     )
+    return resized(one, *map(next_power_of_two, columns.shape), at=0)
+
+
+def _distinct_columns(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (distinct columns of a table, which of them each one is), by hash: np.unique sorts."""
+    numbers: dict[bytes, int] = {}
+    columns = np.ascontiguousarray(table.T)
+    classes = [numbers.setdefault(column.tobytes(), len(numbers)) for column in columns]
+    _, firsts = np.unique(classes, return_index=True)
+    return table[:, firsts], np.asarray(classes, np.int32)
 
 
 def _distances_to_end(columns: np.ndarray, end: int) -> np.ndarray:
@@ -286,12 +311,3 @@ def _distances_to_end(columns: np.ndarray, end: int) -> np.ndarray:
             break
         distance = nearer
     return distance.astype(np.int32)
-
-
-def _pad(table: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = map(next_power_of_two, table.shape)
-    more = ((0, rows - table.shape[0]), (0, columns - table.shape[1]))
-    return (
-        np.pad(table, more, constant_values=-1).astype(np.int32),
-        np.pad(distance, more[0], constant_values=FAR),
-    )
