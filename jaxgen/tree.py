@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
 
+from jaxgen.errors import ConfigError, nearest
+
 Tree = Mapping[str, Any]
 
 
@@ -48,6 +50,17 @@ def map_paths(function: Callable[..., Any], tree: Tree, *others: Tree) -> dict[s
 def match(path: str, patterns: Iterable[str]) -> bool:
     """Return whether any glob of `patterns` matches the whole path; "*" also crosses "/"."""
     return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def check_patterns(field: str, patterns: Iterable[str], params: Tree) -> None:
+    """Raise ConfigError for the first glob that matches no path of `params`."""
+    paths = list(flatten(params))
+    for pattern in patterns:
+        if not any(match(path, (pattern,)) for path in paths):
+            raise ConfigError(
+                f"{field}={pattern!r} matches no parameter{nearest(pattern, paths)}; "
+                f"paths look like {paths[0]!r}"
+            )
 
 
 def count(tree: Tree) -> int:

@@ -36,7 +36,7 @@ FLOORS = {
     2: ["ops"],
     3: ["nn"],
     4: ["models"],
-    5: ["tokens", "data", "store", "decoding", "measure", "profile"],
+    5: ["tokens", "data", "store", "decoding", "measure", "profile", "adapters"],
     6: ["train", "pretrained"],
     7: ["text"],
     8: ["run"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ from jaxgen.nn.unroll import should_unroll, stack_layers
 from jaxgen.nn.unroll import unroll as unroll_layers
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops import cpu
-from jaxgen.ops.cpu.fused_weights import FusedSlice, fuse, unfuse
+from jaxgen.ops.adapted import Adapted, layer_of
+from jaxgen.ops.cpu.fused_weights import SIGN, FusedSlice, fuse, unfuse
 from jaxgen.ops.cpu.transposed_weight import TransposedWeight
 from jaxgen.ops.int8 import Int8
 from jaxgen.ops.unrolled import UnrolledLayers
@@ -59,6 +60,11 @@ def ready(params: Params, config: ModelConfig, *, weights: Weights = "plain") ->
     weights: "int8" quantises those matrices, experts' too, and the tables of tokens
     (`ops/int8.py`); leaves that are quantised already stay as they are.
     """
+    params, adapters = split(params)
+    return join(_ready(params, config, weights), adapters)
+
+
+def _ready(params: Params, config: ModelConfig, weights: Weights) -> Params:
     letters = axes(config)
     if weights == "int8":
         params = _changed(params, letters, _int8)
@@ -126,6 +132,48 @@ def _int8(letters: str, leaf: Any) -> Any:
     form = partial(Int8.of, num_contracted=count)
     form = jax.vmap(form) if one in OF_EXPERTS else form
     return form(leaf) if one == letters else jax.vmap(form)(leaf)
+
+
+def split(params: Params) -> tuple[Params, dict[str, tuple[Adapted, ...]]]:
+    """Return (params without adapters, the adapters around each weight, from the inside out).
+
+    Only of params in the shapes of `abstract`; where none has an adapter, they are handed back.
+    """
+    flat, found = tree.flatten(params), {}
+    for path, leaf in flat.items():
+        around = []
+        while isinstance(leaf, Adapted):
+            around.append(leaf.around(None))
+            leaf = leaf.weight
+        if around:
+            flat[path], found[path] = leaf, tuple(reversed(around))
+    return (tree.unflatten(flat) if found else params), found
+
+
+def join(params: Params, adapters: Mapping[str, tuple[Adapted, ...]]) -> Params:
+    """Return the params with adapters around their weights, by path: the inverse of `split`.
+
+    The params may be as `ready` returns them: unrolled layers get their part of each adapter.
+    """
+    for path, around in adapters.items():
+        for adapter in around:
+            params = _around(params, path.split("/"), adapter)
+    return params
+
+
+def _around(node: Any, path: Sequence[str], adapter: Adapted) -> Any:
+    if isinstance(node, UnrolledLayers):
+        parts = enumerate(node.steps)
+        return UnrolledLayers(
+            tuple(_around(step, path, layer_of(adapter, index)) for index, step in parts)
+        )
+    if not path:
+        return adapter.around(node)
+    name, *rest = path
+    if name in node:
+        return node | {name: _around(node[name], rest, adapter)}
+    fused = next(key for key in node if name in key.split(SIGN))
+    return node | {fused: node[fused].with_adapter(fused.split(SIGN).index(name), adapter)}
 
 
 def _plain(leaf: Any) -> Any:

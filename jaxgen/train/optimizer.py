@@ -6,7 +6,6 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxgen import tree
-from jaxgen.errors import ConfigError, nearest
 from jaxgen.train import schedule
 from jaxgen.train.average import averaged
 from jaxgen.train.master import Float32Updates, in_float32
@@ -26,7 +25,7 @@ def make(
     biases get AdamW. balance_rate: how far a step moves the biases of a choice of experts, against
     the sign of their gradient. Raises ConfigError for a glob that matches no parameter.
     """
-    check_patterns("freeze", settings.freeze, axes)
+    tree.check_patterns("freeze", settings.freeze, axes)
     # The defaults of no_decay need not match: a model may have neither biases nor norms.
     decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
@@ -59,17 +58,6 @@ def _with_frozen(
     # parameter has a float32 copy.
     parts = optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
     return Float32Updates(*parts)
-
-
-def check_patterns(field: str, patterns: tuple[str, ...], params: tree.Tree) -> None:
-    """Raise ConfigError for the first glob that matches no path of `params`."""
-    paths = list(tree.flatten(params))
-    for pattern in patterns:
-        if not any(tree.match(path, (pattern,)) for path in paths):
-            raise ConfigError(
-                f"{field}={pattern!r} matches no parameter{nearest(pattern, paths)}; "
-                f"paths look like {paths[0]!r}"
-            )
 
 
 def _adamw(settings, rate, decayed, axes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -19,21 +19,34 @@ SIGN = "+"  # between the names of fused weights
 class FusedWeights:
     """One weight in place of several in a tree of parameters; `unfuse` is the inverse.
 
-    shapes: the output axes of each.
+    shapes: the output axes of each. adapters: around each, from the inside out (`ops.adapted`).
     """
 
     leaf: Any  # `TransposedWeight` or `Int8`, whose one output axis holds them one after another
     shapes: tuple[tuple[int, ...], ...] = field(metadata={"static": True})
+    adapters: tuple[tuple[Any, ...], ...] = ()
 
     @classmethod
     def of(cls, leaves: Sequence[Any]) -> FusedWeights:
         """Return leaves of one type, each with one contracted axis, as one."""
         return cls(type(leaves[0]).join(leaves), tuple(leaf.out_axes for leaf in leaves))
 
-    def slices(self) -> list[FusedSlice]:
+    def slices(self) -> list[Any]:
         """Return each of the weights, as a leaf."""
         begins = [sum(map(prod, self.shapes[:i])) for i in range(len(self.shapes))]
-        return [FusedSlice(self.leaf, *part) for part in zip(begins, self.shapes, strict=True)]
+        parts: list[Any] = [
+            FusedSlice(self.leaf, *part) for part in zip(begins, self.shapes, strict=True)
+        ]
+        for i, adapters in enumerate(self.adapters):
+            for adapter in adapters:
+                parts[i] = adapter.around(parts[i])
+        return parts
+
+    def with_adapter(self, index: int, adapter: Any) -> FusedWeights:
+        """Return the weights with one more adapter around one of them."""
+        held = list(self.adapters or ((),) * len(self.shapes))
+        held[index] = (*held[index], adapter)
+        return replace(self, adapters=tuple(held))
 
 
 @register_dataclass

@@ -1,0 +1,411 @@
+"""An adapter as a plain tree of arrays, and the parameters of a model with it around its weights.
+
+Its tree has the paths of the weights, with the arrays of each below: "layers/attn/q/a" and ".../b"
+of a low rank, "magnitude" of DoRA, "gain" and "before" of IA3. A parameter that is trained whole has
+the path that it has in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from jaxgen import tree
+from jaxgen.adapters.settings import ALL_LINEAR, LOW_RANK, AdapterSettings
+from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError, nearest
+from jaxgen.models import api, serving
+from jaxgen.nn.stack import layer_path
+from jaxgen.nn.weight import STACK_AXIS
+from jaxgen.ops.adapted import RANK, Adapted
+from jaxgen.ops.contract import contract
+
+Params = dict[str, Any]
+PARTS = ("a", "b", "magnitude", "gain", "before")
+SAMPLED = 4096  # numbers of each parameter that a fingerprint reads, at most
+
+
+class Site(NamedTuple):
+    """A weight that can have an adapter.
+
+    letters: without that of the stack; inner, outer: of the axes summed over and of the outputs;
+    shape: by letter; layers: numbers of the layers that it belongs to, in the order of its stack;
+    stack: the length of that, or nothing.
+    """
+
+    letters: str
+    inner: str
+    outer: str
+    shape: tuple[int, ...]
+    layers: tuple[int, ...]
+    stack: tuple[int, ...]
+
+    def sizes(self, letters: str) -> tuple[int, ...]:
+        """Return the lengths of some of the axes."""
+        count = len(self.inner)
+        both = {"i": self.shape[:count], "o": self.shape[count:]}
+        return both["i"] if letters == self.inner else both["o"]
+
+
+def sites(config: ModelConfig) -> dict[str, Site]:
+    """Return all weights of a model that an adapter can stand beside, by path."""
+    numbers: dict[str, list[int]] = {}
+    towers = [("", config)]
+    if config.topology == "encoder_decoder":
+        towers.append(("encoder/", config.encoder()))
+    for prefix, tower in towers:
+        for layer in range(tower.layers):
+            numbers.setdefault(f"{prefix}{layer_path(tower, layer)[0]}/", []).append(layer)
+    letters, found = tree.flatten(api.axes(config)), {}
+    for path, leaf in tree.flatten(api.abstract(config)).items():
+        one = letters[path].removeprefix(STACK_AXIS)
+        count = (serving.NUM_CONTRACTED | {"DD": 1}).get(one)
+        if count is None:
+            continue
+        depth = len(letters[path]) - len(one)
+        # The longest home that fits: "layers/1/" comes before "layers/".
+        home = max((home for home in numbers if path.startswith(home)), key=len, default="")
+        axes = "DF" if one == "DD" else one
+        found[path] = Site(
+            *(axes, axes[:count], axes[count:]),
+            *(leaf.shape[depth:], tuple(numbers.get(home, ())), leaf.shape[:depth]),
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of a model.
+
+    Attributes:
+        kind: lora (of any scaling), dora or ia3.
+        params: its tree; None where only its form is known.
+        ranks: by path of a weight with a low rank: of each layer of its stack, 0 for a layer that
+            has none, or a single number.
+        alphas: likewise.
+        scaling: whether a product is scaled by alpha / rank, or by alpha / root of the rank.
+        inputs: ia3: paths whose inputs are scaled.
+        saved: paths of parameters that it holds whole.
+        dropout: of training.
+        base: what its model was called; digest: its `fingerprint`.
+    """
+
+    kind: str
+    params: Params | None = None
+    ranks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    alphas: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scaling: str = "rank"
+    targets: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    dropout: float = 0.0
+    base: str | None = None
+    digest: str | None = None
+
+    def scale(self, path: str) -> np.ndarray:
+        """Return the factor of the product of a weight's low rank, for each layer."""
+        ranks = np.maximum(self.ranks[path], 1)
+        below = ranks if self.scaling == "rank" else np.sqrt(ranks)
+        return np.asarray(self.alphas[path] / below, np.float32)
+
+
+def plan(settings: AdapterSettings, config: ModelConfig) -> Adapter:
+    """Return the form of the adapter that the settings describe, without its numbers.
+
+    Raises ConfigError for a target that matches no weight, and for one that can have no adapter.
+    """
+    known, every = sites(config), tree.flatten(api.axes(config))
+    targets = _targets(settings, known, every)
+    saved = _saved(settings, targets, known, every)
+    if settings.kind == "ia3":
+        inputs = tuple(path for path in targets if tree.match(path, settings.inputs))
+        return Adapter("ia3", targets=targets, inputs=inputs, saved=saved)
+    for name in ("rank_pattern", "alpha_pattern"):
+        tree.check_patterns(f"adapter.{name}", getattr(settings, name), dict.fromkeys(targets))
+    ranks, alphas = {}, {}
+    for path in targets:
+        on = _chosen(settings, known[path])
+        ranks[path] = on * _by_pattern(path, settings.rank_pattern, settings.rank)
+        alphas[path] = on * float(_by_pattern(path, settings.alpha_pattern, settings.alpha))
+    return Adapter(
+        "dora" if settings.kind == "dora" else "lora",
+        ranks=ranks,
+        alphas=alphas,
+        scaling="root" if settings.kind == "rslora" else "rank",
+        targets=targets,
+        saved=saved,
+        dropout=settings.dropout,
+    )
+
+
+def _targets(settings: AdapterSettings, known: Mapping[str, Site], every: Any) -> tuple[str, ...]:
+    found: set[str] = set()
+    for pattern in settings.targets:
+        if pattern == ALL_LINEAR:
+            matched = {path for path, site in known.items() if site.layers}
+        else:
+            tree.check_patterns("adapter.targets", (pattern,), every)
+            matched = {path for path in known if tree.match(path, (pattern,))}
+        if not matched:
+            other = next((path for path in every if tree.match(path, (pattern,))), pattern)
+            raise ConfigError(
+                f"adapter.targets={pattern!r} is {other}, no matrix that an adapter stands beside"
+                f"{nearest(other, known)}; to train it whole: adapter.save=[{other!r}]"
+            )
+        found |= matched
+    if settings.layers is not None:
+        numbers = {number for path in found for number in known[path].layers}
+        if wrong := [number for number in settings.layers if number not in numbers]:
+            raise ConfigError(
+                f"adapter.layers={wrong[0]} is no layer of the targets; they have "
+                f"{min(numbers, default=0)} to {max(numbers, default=0)}"
+            )
+        found = {path for path in found if _chosen(settings, known[path]).any()}
+    if not found:
+        raise ConfigError("adapter.targets and adapter.layers leave no weight; give others")
+    return tuple(path for path in every if path in found)
+
+
+def _chosen(settings: AdapterSettings, site: Site) -> np.ndarray:
+    """Return 1 for each layer of a stack that gets an adapter, else 0."""
+    on = [settings.layers is None or number in settings.layers for number in site.layers or (-1,)]
+    return np.asarray(on if site.stack else max(on), np.int64)
+
+
+def _by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:
+    return next((value for glob, value in patterns.items() if tree.match(path, (glob,))), default)
+
+
+def _saved(settings: AdapterSettings, targets: Any, known: Any, every: Any) -> tuple[str, ...]:
+    tree.check_patterns("adapter.save", settings.save, every)
+    found = {path for path in every if tree.match(path, settings.save)}
+    if twice := sorted(found & set(targets)):
+        raise ConfigError(
+            f"{twice[0]} is in adapter.targets and in adapter.save; leave it out of one"
+        )
+    if settings.bias == "all":
+        found |= {path for path in every if path.endswith("bias")}
+    elif settings.bias == "targets":
+        found |= {f"{path}_bias" for path in targets if f"{path}_bias" in every}
+    return tuple(path for path in every if path in found)
+
+
+def axes(adapter: Adapter, config: ModelConfig) -> Params:
+    """Return the letters of each array of an adapter's tree, and nothing else."""
+    return tree.map_paths(lambda _, pair: pair[0], _forms(adapter, config))
+
+
+def abstract(adapter: Adapter, config: ModelConfig) -> Params:
+    """Return the tree of an adapter as ShapeDtypeStructs."""
+    return tree.map_paths(
+        lambda _, pair: jax.ShapeDtypeStruct(pair[1], pair[2]), _forms(adapter, config)
+    )
+
+
+def _forms(adapter: Adapter, config: ModelConfig) -> Params:
+    """Return (letters, shape, dtype) of each array of an adapter's tree."""
+    known, flat = sites(config), {}
+    for path in adapter.targets:
+        site, stack = known[path], "L" * len(known[path].stack)
+        inner, outer = site.sizes(site.inner), site.sizes(site.outer)
+        parts = {"before" if path in adapter.inputs else "gain": True}
+        if adapter.kind != "ia3":
+            parts = {"a": True, "b": True, "magnitude": adapter.kind == "dora"}
+        rank = int(np.max(adapter.ranks[path])) if adapter.kind != "ia3" else 0
+        shapes = {
+            "a": (site.inner + RANK, (*inner, rank)),
+            "b": (RANK + site.outer, (rank, *outer)),
+            "magnitude": (site.outer, outer),
+            "gain": (site.outer, outer),
+            "before": (site.inner, inner),
+        }
+        for part, wanted in parts.items():
+            if wanted:
+                letters, shape = shapes[part]
+                flat[f"{path}/{part}"] = (stack + letters, (*site.stack, *shape), "float32")
+    whole, letters = tree.flatten(api.abstract(config)), tree.flatten(api.axes(config))
+    for path in adapter.saved:
+        flat[path] = (letters[path], whole[path].shape, whole[path].dtype)
+    return tree.unflatten(flat)
+
+
+def init(
+    adapter: Adapter,
+    config: ModelConfig,
+    params: Params,
+    key: PRNGKeyArray,
+    *,
+    initial: str = "kaiming",
+) -> Params:
+    """Return the tree of an adapter with which the model computes what it does without.
+
+    Args:
+        adapter: the form, as `plan` gives it.
+        config: of the model.
+        params: of the model.
+        key: decides the first factors.
+        initial: "kaiming": uniform up to 1 / sqrt(inputs), as in PEFT; "gaussian": normal with a
+            deviation of 1 / rank.
+    """
+    known, whole, flat = sites(config), tree.flatten(params), {}
+    for number, (path, leaf) in enumerate(tree.flatten(abstract(adapter, config)).items()):
+        home, _, part = path.rpartition("/")
+        if path in adapter.saved:
+            flat[path] = jnp.array(whole[path])  # a copy: state and base are donated apart
+        elif part == "a":
+            site, one = known[home], jax.random.fold_in(key, number)
+            if initial == "gaussian":
+                drawn = jax.random.normal(one, leaf.shape) / leaf.shape[-1]
+            else:
+                bound = prod(site.sizes(site.inner)) ** -0.5
+                drawn = jax.random.uniform(one, leaf.shape, minval=-bound, maxval=bound)
+            flat[path] = drawn * _within(adapter, home, leaf.shape[-1], -1, leaf.ndim)
+        elif part == "magnitude":
+            flat[path] = _norm(known[home], whole[home])
+        else:
+            flat[path] = (jnp.zeros if part == "b" else jnp.ones)(leaf.shape, leaf.dtype)
+    return tree.unflatten(flat)
+
+
+def _within(adapter: Adapter, path: str, rank: int, axis: int, ndim: int) -> np.ndarray:
+    """Return 1 for the ranks that each layer has, else 0, along one axis of an array.
+
+    Where both factors are 0 so are their gradients: a layer of a lower rank, or none, stays so.
+    """
+    on = np.arange(rank) < np.asarray(adapter.ranks[path])[..., None]
+    shape = [1] * ndim
+    shape[axis] = rank
+    if on.ndim > 1:
+        shape[0] = on.shape[0]
+    return on.reshape(shape).astype(np.float32)
+
+
+def attach(
+    params: Params,
+    adapter: Adapter,
+    config: ModelConfig,
+    *,
+    key: PRNGKeyArray | None = None,
+    scale: float = 1.0,
+) -> Params:
+    """Return the parameters of a model with an adapter around its weights.
+
+    Args:
+        params: of the model, stacked as `jaxgen.init` has them.
+        adapter: with its numbers.
+        config: of the model.
+        key: turns the adapter's dropout on.
+        scale: factor of all that a low rank adds.
+
+    Returns:
+        A tree that every function of a model takes; differentiable in the adapter's numbers.
+    """
+    whole = {path: leaf for path, leaf in tree.flatten(adapter.params or {}).items()}
+    flat = tree.flatten(params)
+    flat |= {path: whole[path].astype(flat[path].dtype) for path in adapter.saved}
+    known = sites(config)
+    for number, path in enumerate(adapter.targets):
+        parts = {part: whole.get(f"{path}/{part}") for part in PARTS}
+        leaf, site = flat[path], known[path]
+        if adapter.kind == "ia3":
+            flat[path] = Adapted(leaf, gain=parts["gain"], before=parts["before"])
+            bias = f"{path}_bias"
+            if parts["gain"] is not None and bias in flat:
+                flat[bias] = flat[bias] * parts["gain"].astype(flat[bias].dtype)
+            continue
+        factor = jnp.asarray(adapter.scale(path) * np.float32(scale))
+        gain, keys = None, None
+        if adapter.kind == "dora":
+            low = _scaled(parts["b"], factor)
+            norm = jax.lax.stop_gradient(_norm(site, leaf, parts["a"], low))
+            on = np.asarray(adapter.ranks[path]).reshape(-1, *(1 for _ in site.outer)) > 0
+            gain = jnp.where(on if site.stack else on[0], parts["magnitude"] / norm, 1.0)
+        if key is not None and adapter.dropout:
+            keys = jax.random.fold_in(key, number)
+            keys = jax.random.split(keys, site.stack[0]) if site.stack else keys
+        flat[path] = Adapted(
+            *(leaf, parts["a"], parts["b"], factor),
+            gain=gain,
+            key=keys,
+            rate=adapter.dropout if keys is not None else 0.0,
+        )
+    return tree.unflatten(flat)
+
+
+def _scaled(b: Array, factor: Array) -> Array:
+    return b * factor.reshape(*factor.shape, *(1 for _ in range(b.ndim - factor.ndim)))
+
+
+def _norm(site: Site, weight: Any, a: Any = None, b: Any = None) -> Array:
+    """Return the length of the inputs' weights of each output, of weight + a b."""
+
+    def one(weight: Any, a: Any, b: Any) -> Array:
+        matrix = plain(weight, site).astype(jnp.float32).reshape(prod(site.sizes(site.inner)), -1)
+        if a is not None:
+            matrix = matrix + a.reshape(matrix.shape[0], -1) @ b.reshape(b.shape[0], -1)
+        return jnp.sqrt(jnp.sum(matrix**2, axis=0)).reshape(site.sizes(site.outer))
+
+    return (jax.vmap(one) if site.stack else one)(weight, a, b)
+
+
+def plain(weight: Any, site: Site) -> Array:
+    """Return one weight [contracted axes, output axes] of any leaf: what it makes of unit vectors."""
+    if not hasattr(weight, "contract"):
+        return weight
+    inner = site.sizes(site.inner)
+    units = jnp.eye(prod(inner), dtype=jnp.float32).reshape(1, prod(inner), *inner)
+    equation = f"BT{site.inner},{site.letters}->BT{site.outer}"
+    with jax.default_matmul_precision("highest"):
+        return contract(equation, units, weight, dtype="float32").reshape(site.shape)
+
+
+def merge(params: Params, config: ModelConfig) -> Params:
+    """Return parameters in which each adapter has become part of its weight.
+
+    Quantised weights become arrays of `config.param_dtype`; the others keep their type.
+    """
+    known = sites(config)
+
+    def one(path: str, leaf: Any) -> Any:
+        if not hasattr(leaf, "contract"):
+            return leaf
+        site, inside = known.get(path), leaf
+        while isinstance(inside, Adapted):
+            inside = inside.weight
+        if site is None:
+            return _table(leaf, config)
+        dtype = getattr(inside, "dtype", config.param_dtype)
+        form = lambda leaf: plain(leaf, site)  # noqa: E731
+        return (jax.lax.map(form, leaf) if site.stack else form(leaf)).astype(dtype)
+
+    return tree.map_paths(one, params)
+
+
+def _table(leaf: Any, config: ModelConfig) -> Array:
+    """Return a quantised table of tokens as an array."""
+    return leaf.lookup(jnp.arange(config.V), config.param_dtype)
+
+
+def fingerprint(params: Params) -> str:
+    """Return a sha256 (hex) of shapes and up to 4,096 numbers of each parameter, evenly spread."""
+    result = sha256()
+    for path, leaf in sorted(tree.flatten(params).items()):
+        for part in jax.tree.leaves(leaf):
+            flat = part.reshape(-1)
+            some = flat[:: max(flat.size // SAMPLED, 1)]
+            result.update(f"{path} {part.dtype} {list(part.shape)}".encode())
+            result.update(np.ascontiguousarray(some).tobytes())
+    return result.hexdigest()
+
+
+def with_params(adapter: Adapter, params: Params) -> Adapter:
+    """Return the adapter with other numbers."""
+    return replace(adapter, params=params)

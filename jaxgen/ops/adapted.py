@@ -1,0 +1,103 @@
+"""A weight with an adapter beside it: low rank (LoRA, DoRA) or a vector of factors (IA3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxgen.ops.contract import contract
+from jaxgen.ops.random import DropoutRng, dropout
+from jaxgen.pytree import register_dataclass
+
+RANK = "R"  # the letter of the axis between the two factors
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Adapted:
+    """gain * (weight + scale * a b) applied to before * x; what is None is left out.
+
+    With `rows="each"` every array has a leading axis of the batch's rows, so that each row has an
+    adapter of its own. Without a weight it is an adapter that `models.serving.join` puts around
+    one. Inputs of `a` are dropped out at `rate` where there is a key (Hu et al. 2022).
+    """
+
+    weight: Any = None  # an array or another leaf
+    a: Any = None  # [contracted axes, R]
+    b: Any = None  # [R, output axes]
+    scale: Any = None  # []
+    gain: Any = None  # [output axes]
+    before: Any = None  # [contracted axes]
+    key: Any = None  # PRNGKeyArray
+    rate: float = field(default=0.0, metadata={"static": True})
+    rows: str = field(default="shared", metadata={"static": True})
+
+    @property
+    def out_axes(self) -> tuple[int, ...]:
+        """The lengths of the output axes."""
+        return self.weight.out_axes
+
+    def around(self, weight: Any) -> Adapted:
+        """Return the adapter around a weight."""
+        return replace(self, weight=weight)
+
+    def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
+        """Return einsum(equation, x, the adapted weight)."""
+        inputs, _, out = equation.partition("->")
+        left, right = inputs.split(",")
+        inner = "".join(letter for letter in right if letter not in out)
+        outer = "".join(letter for letter in right if letter in out)
+        x = x.astype(dtype)
+        if self.before is not None:
+            x = x * self._beside(self.before, x, len(inner))
+        y = contract(equation, x, self.weight, dtype=dtype)
+        gain = None if self.gain is None else self._beside(self.gain, y, len(outer))
+        if self.a is None:
+            return y if gain is None else y * gain
+        read = x
+        if self.rate and self.key is not None:
+            read = dropout(x, DropoutRng(self.key, 1 - self.rate, 0, x.shape[0]))
+            if gain is not None:  # DoRA drops what its magnitudes add, never the weight itself
+                more = contract(equation, read, self.weight, dtype=dtype) * (gain - 1)
+                return y + more + self._low_rank(left, inner, outer, read, dtype) * gain
+        y = y + self._low_rank(left, inner, outer, read, dtype)
+        return y if gain is None else y * gain
+
+    def _low_rank(self, left: str, inner: str, outer: str, x: Array, dtype: str) -> Array:
+        """Return scale * x a b."""
+        lead = left.removesuffix(inner)
+        if self.rows == "shared":
+            low = contract(f"{left},{inner}{RANK}->{lead}{RANK}", x, self.a, dtype=dtype)
+            low = low * jnp.asarray(self.scale, dtype)
+            return contract(
+                f"{lead}{RANK},{RANK}{outer}->{lead}{outer}", low, self.b, dtype=dtype
+            )
+        users, shape = self.a.shape[0], x.shape[: len(lead)]
+        # Beams of a row follow one another: they are further positions of it.
+        x = x.reshape(users, -1, prod(x.shape[len(lead) :]))
+        a, b = self.a.astype(dtype), self.b.astype(dtype)
+        a = a.reshape(users, x.shape[-1], a.shape[-1])
+        outputs = b.shape[2:]
+        low = jnp.einsum("BTI,BIR->BTR", x, a) * self.scale.astype(dtype)[:, None, None]
+        y = jnp.einsum("BTR,BRO->BTO", low, b.reshape(*b.shape[:2], -1))
+        return y.reshape(*shape, *outputs)
+
+    def _beside(self, factors: Array, x: Array, axes: int) -> Array:
+        """Return factors on the last axes of x, in its dtype, each row's its own or all alike."""
+        factors = factors.astype(x.dtype)
+        if self.rows == "shared":
+            return factors
+        count = x.shape[0] // factors.shape[0]
+        factors = jnp.repeat(factors, count, axis=0) if count > 1 else factors
+        shape = (x.shape[0], *(1 for _ in x.shape[1 : x.ndim - axes]), *factors.shape[1:])
+        return factors.reshape(shape)
+
+
+def layer_of(adapter: Any, index: int) -> Any:
+    """Return one layer of a tree whose leaves are stacked along the layers."""
+    return jax.tree.map(lambda leaf: leaf[index], adapter)
