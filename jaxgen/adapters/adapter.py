@@ -8,7 +8,8 @@ the path that it has in the model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from math import prod
 from typing import Any, NamedTuple
@@ -19,14 +20,15 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxgen import tree
-from jaxgen.adapters.settings import ALL_LINEAR, LOW_RANK, AdapterSettings
+from jaxgen.adapters.settings import ALL_LINEAR, AdapterSettings
 from jaxgen.config import ModelConfig
-from jaxgen.errors import ConfigError, nearest
+from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.models import api, serving
 from jaxgen.nn.stack import layer_path
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.adapted import RANK, Adapted
 from jaxgen.ops.contract import contract
+from jaxgen.ops.int8 import Int8
 
 Params = dict[str, Any]
 PARTS = ("a", "b", "magnitude", "gain", "before")
@@ -108,7 +110,7 @@ class Adapter:
     saved: tuple[str, ...] = ()
     dropout: float = 0.0
     base: str | None = None
-    digest: str | None = None
+    digest: Mapping[str, str] | None = None
 
     def scale(self, path: str) -> np.ndarray:
         """Return the factor of the product of a weight's low rank, for each layer."""
@@ -394,18 +396,41 @@ def _table(leaf: Any, config: ModelConfig) -> Array:
     return leaf.lookup(jnp.arange(config.V), config.param_dtype)
 
 
-def fingerprint(params: Params) -> str:
-    """Return a sha256 (hex) of shapes and up to 4,096 numbers of each parameter, evenly spread."""
-    result = sha256()
-    for path, leaf in sorted(tree.flatten(params).items()):
-        for part in jax.tree.leaves(leaf):
-            flat = part.reshape(-1)
-            some = flat[:: max(flat.size // SAMPLED, 1)]
-            result.update(f"{path} {part.dtype} {list(part.shape)}".encode())
-            result.update(np.ascontiguousarray(some).tobytes())
-    return result.hexdigest()
+def quantise(params: Params, config: ModelConfig) -> Params:
+    """Return the parameters with the matrices of layers as int8 (`ops/int8.py`); the rest stays."""
+    flat = tree.flatten(params)
+    for path, site in sites(config).items():
+        if site.layers and not hasattr(flat[path], "contract"):
+            form = partial(Int8.of, num_contracted=len(site.inner))
+            flat[path] = jax.jit(jax.vmap(form) if site.stack else form)(flat[path])
+    return tree.unflatten(flat)
 
 
-def with_params(adapter: Adapter, params: Params) -> Adapter:
-    """Return the adapter with other numbers."""
-    return replace(adapter, params=params)
+def fingerprint(params: Params) -> dict[str, str]:
+    """Return a short hash of each parameter: of its shape and up to 4,096 numbers, evenly spread.
+
+    They are rounded to bfloat16 first, so that a base in another type is the same base. Quantised
+    leaves have none.
+    """
+    found = {}
+    for path, leaf in tree.flatten(params).items():
+        if not hasattr(leaf, "shape"):
+            continue
+        flat = leaf.reshape(-1)
+        some = np.asarray(flat[:: max(flat.size // SAMPLED, 1)]).astype(jnp.bfloat16)
+        about = f"{list(leaf.shape)}".encode() + np.ascontiguousarray(some).tobytes()
+        found[path] = sha256(about).hexdigest()[:16]
+    return found
+
+
+def check_base(adapter: Adapter, params: Params, name: str) -> None:
+    """Raise CheckpointError if the parameters are not those that an adapter was trained beside."""
+    if not adapter.digest:
+        return
+    own = fingerprint(params)
+    for path, known in adapter.digest.items():
+        if path not in adapter.saved and own.get(path, known) != known:
+            raise CheckpointError(
+                f"{name} is an adapter of another base{f' ({adapter.base})' if adapter.base else ''}"
+                f": {path} has other numbers there; give the model that it was trained with"
+            )

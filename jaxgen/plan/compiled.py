@@ -48,14 +48,18 @@ def training(settings: Settings, devices: list[Any]) -> Program:
     mesh = device_mesh.mesh_of_sizes(settings.mesh.sizes(len(devices)), devices)
     model = settings.model
     state = shapes.state(settings)
-    shardings = place.state_shardings(mesh, state, api.axes(model))
+    shardings = place.state_shardings(mesh, state, shapes.trained(settings)[1])
+    base = shapes.base(settings)
+    if base is not None:
+        base = _placed(base, place.state_shardings(mesh, base, api.axes(model)))
     step = step_of(settings, shapes.rule(settings))
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
         for name, x in shapes.batch(settings).items()
     }
     jitted = partitioner.jit_step(settings.mesh.form, step, mesh, shardings)
-    return _compiled("training", mesh, jitted, (_placed(state, shardings), batch))
+    more = () if base is None else (base,)
+    return _compiled("training", mesh, jitted, (_placed(state, shardings), batch, *more))
 
 
 def decoding(settings: Settings, devices: list[Any]) -> Program | None:

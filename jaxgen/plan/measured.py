@@ -67,7 +67,6 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     import jax
 
     from jaxgen.mesh import device_mesh, place
-    from jaxgen.models import api
     from jaxgen.ops.cpu import allocator
     from jaxgen.plan import probe
     from jaxgen.run.step import step_of
@@ -75,11 +74,12 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
 
     settings = build_settings(mapping)
     mesh = device_mesh.make_mesh(settings.mesh)
-    axes, state = api.axes(settings.model), shapes.state(settings)
+    axes, state = shapes.trained(settings)[1], shapes.state(settings)
     shardings = None if mesh is None else place.state_shardings(mesh, state, axes)
     rule = shapes.rule(settings)
     step = partitioner.make_step(
-        settings.mesh.form, step_of(settings, rule), mesh, shardings, settings.train.batch
+        *(settings.mesh.form, step_of(settings, rule), mesh, shardings, settings.train.batch),
+        shapes.fresh_base(settings, mesh),
     )
     batch = _random(settings)
     begin = place.under(

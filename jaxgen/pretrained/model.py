@@ -11,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxgen import arguments, files, settings, settings_yaml, tree
+from jaxgen.adapters import adapter as adapters
 from jaxgen.arguments import at_least
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
-from jaxgen.pretrained import gguf_write, hub_read, hub_write, sources
+from jaxgen.pretrained import gguf_write, hub_read, hub_write, run_adapters, sources
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
 from jaxgen.store import Checkpoints, gguf, safetensors
@@ -131,6 +132,10 @@ def load_step(path: str | os.PathLike, step: Step = None) -> tuple[ModelConfig, 
     folder, wanted = located(path, step)
     config = read_config(folder)
     checkpoint = _checkpoints(folder).read(wanted)
+    if (source := run_adapters.source_of(folder)) is not None:
+        adapter = run_adapters.read_adapter(folder, config, checkpoint["params"])
+        params = run_adapters.beneath(load(source)[1], adapter, config, folder)
+        return config, adapters.attach(params, adapter, config), checkpoint["step"]
     _check_shapes(folder, checkpoint["params"], config)
     return config, checkpoint["params"], checkpoint["step"]
 

@@ -94,8 +94,10 @@ class MemoryPlan:
 class Known(NamedTuple):
     """What neither mesh, remat nor microbatches change."""
 
-    axes: tree.Tree
+    axes: tree.Tree  # of the model
+    trained: tree.Tree  # of what is trained: the model, or an adapter
     state: Any  # ShapeDtypeStructs
+    base: Any  # ShapeDtypeStructs of the model beneath an adapter, None without one
     work: float  # FLOPs of a token
 
 
@@ -106,7 +108,9 @@ def plan_memory(settings: Settings, chip: Chip, chips: int) -> MemoryPlan:
 
 def _describe_model(settings: Settings) -> Known:
     model = settings.model
-    return Known(api.axes(model), shapes.state(settings), flops.per_token(model))
+    trained = shapes.trained(settings)[1]
+    beneath = shapes.state(settings), shapes.base(settings)
+    return Known(api.axes(model), trained, *beneath, shapes.flops_per_token(settings))
 
 
 def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPlan:
@@ -116,10 +120,10 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     mesh: Any = AbstractMesh(
         sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), abstract_device=device
     )
-    axes, state, work = known
-    place.check_params(mesh, state.params, axes)
+    axes, trained, state, base, work = known
+    place.check_params(mesh, api.abstract(model), axes)
     place.check_batch(mesh, train.batch, train.accumulate, model.context)
-    shardings = place.state_shardings(mesh, state, axes)
+    shardings = place.state_shardings(mesh, state, trained)
     parameters = _held(state.params, shardings.params)
     whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
     held = {
@@ -128,15 +132,23 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
         # With microbatches a float32 sum of gradients lives beside each microbatch's own.
         "gradients": parameters * (1 if train.accumulate == 1 else 2),
     }
+    beneath = 0.0
+    if base is not None:
+        beneath = _held(base, place.state_shardings(mesh, base, axes))
+        held["parameters beneath the adapter"] = beneath
     held |= _activations(model, train, sizes, chip.platform, keeps_scores(settings, mesh))
-    if _is_unrolled(model, state.params, mesh):
+    if _is_unrolled(model, base or state.params, mesh):
         held["activations"] *= KEPT_UNROLLED
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
-    count = tree.count(state.params)
+    count = tree.count(api.abstract(model))
     traffic = _traffic(model, train, sizes, chip.platform, count)
+    if base is not None:  # which has no gradient
+        share = tree.count(state.params) / count
+        traffic = {n: x * (share if "gradient" in n else 1) for n, x in traffic.items()}
+        count += tree.count(state.params)
     moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
-    moved += 2 * (held["activations"] + held["logits"]) * train.accumulate
+    moved += 2 * beneath * train.accumulate + 2 * (held["activations"] + held["logits"]) * train.accumulate
     seconds = {
         "compute": work / chip.flops,
         "memory": moved / chip.bandwidth,

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxgen import files, tree
 from jaxgen import settings as sets
+from jaxgen.adapters.adapter import fingerprint
 from jaxgen.config import ModelConfig
 from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError, ConfigError
@@ -58,6 +59,18 @@ class Initial:
                    ("new rows at the mean of the old ones:", self.grown),
                    ("not as there:", self.changed)) if names]  # fmt: skip
         return "; ".join(parts)
+
+    def check_beneath(self, saved: tuple[str, ...]) -> None:
+        """Raise ConfigError if an adapter would leave drawn numbers as they are.
+
+        saved: paths of the parameters that it holds whole.
+        """
+        drawn = [path for path in (*self.fresh, *(words.split()[0] for words in self.grown))]
+        if left := [path for path in drawn if path not in saved]:
+            raise ConfigError(
+                f"{left[0]} is not in the model of init_from but drawn anew, and an adapter trains "
+                f"no such weight; add adapter.save=[{left[0]!r}]"
+            )
 
 
 def fields(folder: Path) -> dict[str, Any]:
@@ -321,16 +334,22 @@ def _grow(table: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([table, np.repeat(mean, rows - len(table), axis=0)])
 
 
-def record(path: Path, initial: Initial, folder: Path) -> None:
-    """Write into env.json where the weights come from; CheckpointError if others were there."""
+def record(path: Path, initial: Initial, folder: Path, *, beneath: bool = False) -> None:
+    """Write into env.json where the weights come from; CheckpointError if others were there.
+
+    beneath: whether they stay as they are, beneath an adapter.
+    """
     about = json.loads(path.read_bytes())
     before = about.get("init_from")
     if before is not None and before["sha256"] != initial.digest:
         raise CheckpointError(
-            f"{folder} holds other weights than when the run began, which has no checkpoint yet; "
-            f"restore them, or begin a new run"
+            f"{folder} holds other weights than when the run began; restore them, or begin a new "
+            f"run"
         )
-    files.write_json(path, about | {"init_from": {"folder": str(folder), "sha256": initial.digest}})
+    source: dict[str, Any] = {"folder": str(folder), "sha256": initial.digest}
+    if beneath:
+        source["fingerprint"] = fingerprint(tree.unflatten(initial.params))
+    files.write_json(path, about | {"init_from": source})
 
 
 def _digest(params: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from jaxgen import data, tree
+from jaxgen.adapters import adapter as adapters
+from jaxgen.adapters.adapter import Adapter
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
@@ -51,6 +53,35 @@ class Run:
         return shapes.rule(self.settings)
 
     @cached_property
+    def adapter(self) -> Adapter | None:
+        """The form of the adapter that is trained; None: all parameters are."""
+        return shapes.adapter(self.settings)
+
+    @cached_property
+    def base(self) -> Any:
+        """The parameters beneath the adapter, where they live; None without one."""
+        start = None if self.adapter is None else self.start()
+        if start is None:
+            return None
+        model, where = self.settings.model, None
+        if self.mesh is not None:
+            where = place.state_shardings(self.mesh, api.abstract(model), api.axes(model))
+        make = place.under(self.mesh, jax.jit(self._params, out_shardings=where))
+        params = make(dict(start.params))
+        if self.settings.adapter.base == "plain":
+            return params
+        return place.under(self.mesh, adapters.quantise)(params, model)
+
+    def model_params(self, state: State) -> Any:
+        """Return the parameters to validate and generate with, the adapter around its weights."""
+        params = states.evaluation_params(state)
+        if self.adapter is None:
+            return params
+        return adapters.attach(
+            self.base, replace(self.adapter, params=params), self.settings.model
+        )
+
+    @cached_property
     def objective(self):
         model = self.settings.model
         return objective.make(self.settings.objective, self.tokenizer, model.topology)
@@ -64,14 +95,15 @@ class Run:
 
     @cached_property
     def loss(self):
-        return loss_of(self.settings)
+        return loss_of(self.settings, self.base)
 
     @cached_property
     def step(self):
         """The compiled training step; it consumes the state it is given."""
         step = step_of(self.settings, self.optimizer)
         return partitioner.make_step(
-            self.settings.mesh.form, step, self.mesh, self.shardings, self.settings.train.batch
+            *(self.settings.mesh.form, step, self.mesh, self.shardings, self.settings.train.batch),
+            self.base,
         )
 
     @cached_property
@@ -83,14 +115,14 @@ class Run:
         """Where each leaf of the state lives; None without a mesh."""
         if self.mesh is None:
             return None
-        return place.state_shardings(self.mesh, self.shapes, api.axes(self.settings.model))
+        return place.state_shardings(self.mesh, self.shapes, shapes.trained(self.settings)[1])
 
     @cached_property
     def shapes(self) -> State:
         """The state as ShapeDtypeStructs."""
         # Those of the parameters are known without tracing how they are drawn.
         made = lambda params: states.train_state(params, self.optimizer, self._keys()[1])  # noqa: E731
-        return jax.eval_shape(made, api.abstract(self.settings.model))
+        return jax.eval_shape(made, shapes.trained(self.settings)[0])
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
@@ -151,14 +183,30 @@ class Run:
         if folder is None:
             return None
         wanted, seed = tree.flatten(api.abstract(model)), self.settings.train.seed
-        return initial.load(folder, model, wanted, seed=seed)
+        start = initial.load(folder, model, wanted, seed=seed)
+        if self.adapter is not None:
+            start.check_beneath(self.adapter.saved)
+        return start
 
-    def fresh(self, given: Mapping[str, Any] | None = None) -> State:
-        """Return the state before the first step; given: parameters by path, not to be drawn."""
+    def fresh(self, given: Any = None) -> State:
+        """Return the state before the first step.
+
+        given: parameters by path, not to be drawn; with an adapter, those beneath it.
+        """
         params_key, dropout_key = self._keys()
-        params = api.init(self.settings.model, params_key)
-        params = tree.map_paths(lambda path, leaf: (given or {}).get(path, leaf), params)
+        if self.adapter is None:
+            params = self._params(given or {})
+        else:
+            initial = self.settings.adapter.initial
+            params = adapters.init(
+                *(self.adapter, self.settings.model, given, params_key), initial=initial
+            )
         return states.train_state(params, self.optimizer, dropout_key)
+
+    def _params(self, given: Mapping[str, Any]) -> Any:
+        """Return the parameters of the model; given: by path, those that are not drawn."""
+        params = api.init(self.settings.model, self._keys()[0])
+        return tree.map_paths(lambda path, leaf: given.get(path, leaf), params)
 
     def _keys(self) -> tuple[PRNGKeyArray, PRNGKeyArray]:
         """Return the keys of the parameters and of dropout."""
@@ -167,7 +215,7 @@ class Run:
 
     def begin(self, start: initial.Initial | None = None) -> State:
         """Return the state before the first step, each part made where it lives."""
-        given = {} if start is None else dict(start.params)
+        given = self.base if self.adapter else {} if start is None else dict(start.params)
         if self.mesh is None:
             return jax.jit(self.fresh)(given)
         return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))(given)
@@ -205,7 +253,7 @@ class Run:
         check = place.under(self.mesh, validate)
         rows, widths = _until(stop, rows), self.tokenizer.byte_lengths
         try:
-            return check(states.evaluation_params(state), self.settings.model, rows, widths)
+            return check(self.model_params(state), self.settings.model, rows, widths)
         except _ToldError:
             return None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxgen import arguments, settings_yaml
 from jaxgen import settings as sets
+from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
 from jaxgen.data.objectives.settings import ObjectiveSettings
@@ -93,6 +94,7 @@ class Settings:
         "a run, a Hugging Face folder or ORG/NAME of the hub: its weights, sizes, tokenizer",
         None,
     )
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
     model: ModelConfig = field(default_factory=ModelConfig)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -109,6 +111,7 @@ class Settings:
                 f"model.prompt=both needs objective.name=prefix, which says what the prompt is, "
                 f"not {self.objective.name}"
             )
+        self._check_adapter()
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")
@@ -122,6 +125,26 @@ class Settings:
                 f"tokenizer.dropout={self.tokenizer.dropout} has no effect on chats, whose marks "
                 f"stay whole; remove it"
             )
+
+
+    def _check_adapter(self) -> None:
+        kind = self.adapter.kind
+        if kind == "none":
+            return
+        if self.init_from is None:
+            raise ConfigError(
+                f"adapter.kind={kind} needs init_from: the model that it stands beside, which is "
+                f"not trained itself"
+            )
+        if self.mesh.form != "jit":
+            raise ConfigError(f"adapter.kind={kind} needs mesh.form=jit, not {self.mesh.form}")
+        if self.train.freeze:
+            raise ConfigError(
+                f"train.freeze={list(self.train.freeze)} has no effect with adapter.kind={kind}, "
+                f"beside which all is frozen; leave it out"
+            )
+        if self.adapter.base == "int8" and self.model.experts.number:
+            raise ConfigError("adapter.base=int8 with experts is not trained; use base=plain")
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:

@@ -8,28 +8,78 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen import tree
+from jaxgen.adapters import adapter as adapters
+from jaxgen.adapters.adapter import Adapter
+from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.run.settings import Settings
-from jaxgen.train import optimizer
+from jaxgen.train import flops, optimizer
 from jaxgen.train import state as states
+
+
+def adapter(settings: Settings) -> Adapter | None:
+    """Return the form of a run's adapter; None where all parameters are trained."""
+    if settings.adapter.kind == "none":
+        return None
+    return adapters.plan(settings.adapter, settings.model)
+
+
+def trained(settings: Settings) -> tuple[tree.Tree, tree.Tree]:
+    """Return what is trained, as ShapeDtypeStructs, and the letters of its axes."""
+    model, beside = settings.model, adapter(settings)
+    if beside is None:
+        return api.abstract(model), api.axes(model)
+    return adapters.abstract(beside, model), adapters.axes(beside, model)
+
+
+def base(settings: Settings) -> Any:
+    """Return the parameters beneath an adapter as ShapeDtypeStructs; None without one."""
+    if settings.adapter.kind == "none":
+        return None
+    params = api.abstract(settings.model)
+    if settings.adapter.base == "plain":
+        return params
+    return jax.eval_shape(lambda params: adapters.quantise(params, settings.model), params)
 
 
 def state(settings: Settings) -> Any:
     """Return the training state as ShapeDtypeStructs."""
-    params, key = api.abstract(settings.model), jax.random.key(1)  # known without being drawn
+    params, key = trained(settings)[0], jax.random.key(1)  # known without being drawn
     return jax.eval_shape(lambda params: states.train_state(params, rule(settings), key), params)
 
 
 def rule(settings: Settings) -> optax.GradientTransformation:
     """Return the optimizer of a run's model."""
-    model = settings.model
-    return optimizer.make(settings.train, api.axes(model), balance_rate=model.experts.balance_rate)
+    rate = settings.model.experts.balance_rate
+    return optimizer.make(settings.train, trained(settings)[1], balance_rate=rate)
 
 
 def fresh(settings: Settings, rule: optax.GradientTransformation) -> states.State:
     """Return a training state before the first step."""
-    key = jax.random.key(0)
-    return states.train_state(api.init(settings.model, key), rule, jax.random.key(1))
+    params, beside = api.init(settings.model, jax.random.key(0)), adapter(settings)
+    if beside is not None:
+        params = adapters.init(beside, settings.model, params, jax.random.key(2))
+    return states.train_state(params, rule, jax.random.key(1))
+
+
+def fresh_base(settings: Settings, mesh: Any) -> Any:
+    """Return drawn parameters beneath an adapter, where they live; None without one."""
+    model = settings.model
+    if settings.adapter.kind == "none":
+        return None
+    where = mesh and place.state_shardings(mesh, api.abstract(model), api.axes(model))
+    make = jax.jit(lambda: api.init(model, jax.random.key(0)), out_shardings=where)
+    params = place.under(mesh, make)()
+    plain = settings.adapter.base == "plain"
+    return params if plain else place.under(mesh, adapters.quantise)(params, model)
+
+
+def flops_per_token(settings: Settings) -> float:
+    """Return training FLOPs per token, an adapter's among them (`train.flops`)."""
+    if settings.adapter.kind == "none":
+        return flops.per_token(settings.model)
+    return flops.per_token(settings.model, beside=tree.count(trained(settings)[0]))
 
 
 def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:

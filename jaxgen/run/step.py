@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
+import jax
 import optax
 
+from jaxgen.adapters.adapter import attach
+from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.step import train_step
 
+DROPOUT = 0xADA97E5  # folded into a step's key for the dropout of an adapter
 
-def loss_of(settings: Settings) -> Callable:
-    """Return the loss with its options fixed."""
+
+def loss_of(settings: Settings, base: Any = None) -> Callable:
+    """Return the loss with its options fixed; base: the parameters beneath an adapter."""
     train = settings.train
-    return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
+    loss = partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
+    adapter = shapes.adapter(settings)
+    if adapter is None:
+        return loss
+
+    def beside(params: Any, config: Any, batch: Any, key: Any = None) -> Any:
+        own = None if key is None else jax.random.fold_in(key, DROPOUT)
+        return loss(
+            attach(base, replace(adapter, params=params), config, key=own), config, batch, key
+        )
+
+    return beside
 
 
 def step_of(settings: Settings, optimizer: optax.GradientTransformation) -> Callable:
-    """Return the pure step (state, batch) -> (state, metrics) with its options fixed."""
+    """Return the pure step (state, batch) -> (state, metrics) with its options fixed.
+
+    With an adapter its third argument is the parameters beneath it, which are read alone.
+    """
+
     train = settings.train
-    return partial(
+    step = partial(
         train_step,
         config=settings.model,
         optimizer=optimizer,
-        loss=loss_of(settings),
         accumulate=train.accumulate,
         spike=train.spike,
         patience=train.patience,
     )
+    if settings.adapter.kind == "none":
+        return partial(step, loss=loss_of(settings))
+    return lambda state, batch, base: step(state, batch, loss=loss_of(settings, base))

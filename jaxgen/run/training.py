@@ -20,7 +20,16 @@ from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops.cpu import allocator
 from jaxgen.profile import take
-from jaxgen.run import initial, messages, nonfinite_report, peers, preparing, profiling, signals
+from jaxgen.run import (
+    initial,
+    messages,
+    nonfinite_report,
+    peers,
+    preparing,
+    profiling,
+    shapes,
+    signals,
+)
 from jaxgen.run.conversations import PLAIN
 from jaxgen.run.folder import (
     ENVIRONMENT,
@@ -40,7 +49,7 @@ from jaxgen.train.display import short
 from jaxgen.train.early_stopping import EarlyStopping, validation_losses
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
-from jaxgen.train.state import State, evaluation_params
+from jaxgen.train.state import State
 
 METRICS = "metrics.jsonl"
 # The verb that asks a model for what it has learned; of the others, generate.
@@ -151,6 +160,8 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
                 _introduce(run, batches, log)
             with log.waiting("initialising"):
                 state = _first_state(run, log) if restored is None else restored.tree
+                if restored is not None and run.adapter is not None:
+                    _first_source(run)
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
@@ -214,12 +225,20 @@ def _say_changes(run: Run, begin: int, log: Log | Mute) -> None:
 
 
 def _first_state(run: Run, log: Log | Mute) -> State:
-    start, source = run.start(), run.settings.init_from
+    start, source = _first_source(run), run.settings.init_from
     if start is not None and source is not None:
-        record = partial(initial.record, run.folder / ENVIRONMENT, start, source)
-        run.group.on_primary("the weights of init_from", record)
         log.say(start.told(source))
     return run.begin(start)
+
+
+def _first_source(run: Run) -> initial.Initial | None:
+    """Return the weights of init_from; CheckpointError if they are others than at first."""
+    start, source = run.start(), run.settings.init_from
+    if start is not None and source is not None:
+        beneath = {"beneath": run.adapter is not None}
+        record = partial(initial.record, run.folder / ENVIRONMENT, start, source, **beneath)
+        run.group.on_primary("the weights of init_from", record)
+    return start
 
 
 def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
@@ -229,7 +248,7 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
     if run.group.count > 1:
         spread += f", in {run.group.count} processes"
     log.say(
-        f"{short(tree.count(api.abstract(config)))} parameters{_active(config)} on "
+        f"{short(tree.count(api.abstract(config)))} parameters{_active(config)}{_beside(run)} on "
         f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}{spread}); "
         f"{len(corpus.train.tokens):,} training tokens, vocabulary {config.V}"
     )
@@ -311,7 +330,7 @@ def _callbacks(
         phase=phase,
         on_bad_streak=partial(nonfinite_report.report, run),
         rate=schedule.make(run.settings.train),
-        flops_per_token=flops.per_token(run.settings.model),
+        flops_per_token=shapes.flops_per_token(run.settings),
         peak=flops.peak(jax.devices()),
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
@@ -323,7 +342,7 @@ def _callbacks(
 
 def _sample(run: Run, log: Log | Mute, state: State, step: int) -> None:
     try:
-        pairs = run.sample(evaluation_params(state))
+        pairs = run.sample(run.model_params(state))
     except NonFiniteError as error:
         # Training goes on to find out, and to say, which parameter it is.
         log.say(f"no sample at step {step}: {error}")
@@ -336,6 +355,14 @@ def _active(config: ModelConfig) -> str:
     """Return how many of the parameters a token uses, where it is not all."""
     used = sum(api.active(config).values())
     return f" ({short(used)} of them a token's)" if config.experts.number else ""
+
+
+def _beside(run: Run) -> str:
+    """Return how many numbers an adapter has, where one is trained."""
+    if run.adapter is None:
+        return ""
+    count = tree.count(shapes.trained(run.settings)[0])
+    return f", {short(count)} of an adapter ({run.settings.adapter.kind}) trained beside them,"
 
 
 def _conclude(run: Run, log: Log | Mute) -> None:

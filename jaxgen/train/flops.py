@@ -15,13 +15,15 @@ from jaxgen.profile import chips, limits
 LOOKED_UP = ("embed/tokens", "embed/positions", "embed/types", "relative/*", "*norm*", "*bias")
 
 
-def per_token(config: ModelConfig) -> float:
+def per_token(config: ModelConfig, *, beside: int | None = None) -> float:
     """Return training FLOPs per token: 6 per weight in a product, 12 L N H T for attention.
 
     The convention of PaLM (Chowdhery et al. 2022, appendix B): causal masking is not discounted,
     embedding lookups count nothing, the output table counts once. Of experts those count that a
     token goes to. Latent attention counts in its expanded form, whose keys and values differ in
-    width; a layer of the delta rule reads, corrects and reads its matrix.
+    width; a layer of the delta rule reads, corrects and reads its matrix. beside: numbers of an
+    adapter, where they alone are trained: the weights beneath have no gradient of their own, so
+    4 per weight, and 6 per number of the adapter.
     """
     weights = api.active(config)
     times = config.layers // len(config.pattern) if config.layer_weights == "shared" else 1
@@ -33,7 +35,10 @@ def per_token(config: ModelConfig) -> float:
     if config.output == "tied":
         products += config.V * config.embed_width
     kinds = [config.pattern[layer % len(config.pattern)] for layer in range(config.layers)]
-    return 6.0 * (products + sum(_mixing(config, kind) for kind in kinds))
+    mixing = sum(_mixing(config, kind) for kind in kinds)
+    if beside is not None:
+        return 4.0 * products + 6.0 * (beside + mixing)
+    return 6.0 * (products + mixing)
 
 
 def _mixing(config: ModelConfig, kind: str) -> int:

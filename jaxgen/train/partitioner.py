@@ -27,15 +27,29 @@ Step = Callable[[State, Mapping[str, np.ndarray]], tuple[State, dict[str, Any]]]
 ROWS = ("data", "fsdp")  # the mesh axes that a batch's rows are sharded over
 
 
-def make_step(form: str, step: Callable, mesh: Mesh | None, shardings: Any, rows: int) -> Step:
+def make_step(
+    form: str,
+    step: Callable,
+    mesh: Mesh | None,
+    shardings: Any,
+    rows: int,
+    base: Any = None,
+) -> Step:
     """Return the compiled step of (state, this process's batch); the state is consumed.
 
     step: `train_step` with its options fixed. shardings: of the state (`place.state_shardings`).
-    rows: of the global batch. Without a mesh every form is plain jit. Raises ConfigError for pmap
+    rows: of the global batch. base: a further argument of `step`, where it lives, which no step
+    changes; of form jit alone. Without a mesh every form is plain jit. Raises ConfigError for pmap
     in several processes.
     """
+    more = () if base is None else (base,)
     if mesh is None:
-        return jax.jit(step, donate_argnums=0, compiler_options=compile_options_for(form, mesh))
+        options = compile_options_for(form, mesh)
+        compiled = jax.jit(step, donate_argnums=0, compiler_options=options)
+        return (lambda state, batch: compiled(state, batch, *more)) if more else compiled
+    assert not more or form == "jit", form
+    if more:
+        return _jit(step, mesh, shardings, rows, more=more)
     return PARTITIONERS[form](step, mesh, shardings, rows)
 
 
@@ -63,11 +77,18 @@ def compile_options_for(form: str, mesh: Mesh | None) -> dict[str, bool]:
     return {} if form == "pmap" else compile_options.for_platform(mesh.devices.flat[0].platform)
 
 
-def _jit(step: Callable, mesh: Mesh, shardings: Any, rows: int, form: str = "jit") -> Step:
+def _jit(
+    step: Callable,
+    mesh: Mesh,
+    shardings: Any,
+    rows: int,
+    form: str = "jit",
+    more: tuple[Any, ...] = (),
+) -> Step:
     compiled = jit_step(form, step, mesh, shardings)
 
     def global_step(state: State, batch: Mapping[str, np.ndarray]) -> tuple[State, dict[str, Any]]:
-        return compiled(state, place.place_batch(mesh, batch, rows))
+        return compiled(state, place.place_batch(mesh, batch, rows), *more)
 
     return place.under(mesh, global_step)
 
