@@ -1,8 +1,8 @@
 """An adapter as a plain tree of arrays, and the parameters of a model with it around its weights.
 
-Its tree has the paths of the weights, with the arrays of each below: "layers/attn/q/a" and ".../b"
-of a low rank, "magnitude" of DoRA, "gain" and "before" of IA3. A parameter that is trained whole has
-the path that it has in the model.
+Its tree has the paths of the weights, with the arrays of each below: "layers/attn/q/a" and "b" of a
+low rank, "magnitude" of DoRA, "gain" and "before" of IA3. A parameter that is trained whole has the
+path that it has in the model.
 """
 
 from __future__ import annotations
@@ -310,12 +310,12 @@ def attach(
     Returns:
         A tree that every function of a model takes; differentiable in the adapter's numbers.
     """
-    whole = {path: leaf for path, leaf in tree.flatten(adapter.params or {}).items()}
+    whole = jax.tree.map(jnp.asarray, tree.flatten(adapter.params or {}))
     flat = tree.flatten(params)
     flat |= {path: whole[path].astype(flat[path].dtype) for path in adapter.saved}
     known = sites(config)
     for number, path in enumerate(adapter.targets):
-        parts = {part: whole.get(f"{path}/{part}") for part in PARTS}
+        parts: Any = {part: whole.get(f"{path}/{part}") for part in PARTS}
         leaf, site = flat[path], known[path]
         if adapter.kind == "ia3":
             flat[path] = Adapted(leaf, gain=parts["gain"], before=parts["before"])
@@ -359,7 +359,7 @@ def _norm(site: Site, weight: Any, a: Any = None, b: Any = None) -> Array:
 
 
 def plain(weight: Any, site: Site) -> Array:
-    """Return one weight [contracted axes, output axes] of any leaf: what it makes of unit vectors."""
+    """Return one weight [contracted axes, output axes] of any leaf, made of unit vectors."""
     if not hasattr(weight, "contract"):
         return weight
     inner = site.sizes(site.inner)
@@ -430,7 +430,8 @@ def check_base(adapter: Adapter, params: Params, name: str) -> None:
     own = fingerprint(params)
     for path, known in adapter.digest.items():
         if path not in adapter.saved and own.get(path, known) != known:
+            base = f" ({adapter.base})" if adapter.base else ""
             raise CheckpointError(
-                f"{name} is an adapter of another base{f' ({adapter.base})' if adapter.base else ''}"
-                f": {path} has other numbers there; give the model that it was trained with"
+                f"{name} is an adapter of another base{base}: {path} has other numbers there; give "
+                f"the model that it was trained with"
             )

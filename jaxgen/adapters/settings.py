@@ -38,7 +38,9 @@ class AdapterSettings:
         "ia3: globs of the targets whose inputs get the factors instead", ("*/down",)
     )
     dropout: float = option("probability of zeroing an input of the first factor", 0.0)
-    initial: Literal["kaiming", "gaussian"] = option("of the first factor; the second is 0", "kaiming")
+    initial: Literal["kaiming", "gaussian"] = option(
+        "of the first factor; the second is 0", "kaiming"
+    )
     bias: Literal["none", "all", "targets"] = option(
         "biases that are trained as well: none, all, those of the targets", "none"
     )

@@ -74,9 +74,7 @@ class Adapted:
         if self.rows == "shared":
             low = contract(f"{left},{inner}{RANK}->{lead}{RANK}", x, self.a, dtype=dtype)
             low = low * jnp.asarray(self.scale, dtype)
-            return contract(
-                f"{lead}{RANK},{RANK}{outer}->{lead}{outer}", low, self.b, dtype=dtype
-            )
+            return contract(f"{lead}{RANK},{RANK}{outer}->{lead}{outer}", low, self.b, dtype=dtype)
         users, shape = self.a.shape[0], x.shape[: len(lead)]
         # Beams of a row follow one another: they are further positions of it.
         x = x.reshape(users, -1, prod(x.shape[len(lead) :]))

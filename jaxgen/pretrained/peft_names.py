@@ -47,8 +47,8 @@ def modules(family: Family, config: ModelConfig) -> dict[str, Module]:
         for link in theirs.links:
             part, rows_are_inputs = _part(link, theirs.shape, known[link.path])
             parts.append(part)
-        sizes = theirs.shape if rows_are_inputs else theirs.shape[::-1]
-        found[name.removesuffix(WEIGHT)] = Module(*sizes, tuple(parts))
+        inputs, outputs = theirs.shape if rows_are_inputs else theirs.shape[::-1]
+        found[name.removesuffix(WEIGHT)] = Module(inputs, outputs, tuple(parts))
     return found
 
 

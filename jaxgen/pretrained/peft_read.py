@@ -49,8 +49,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     about = files.read_json(path, "adapter config", MAX_CONFIG)
     if about.get("peft_type") not in KINDS:
+        kind = about.get("peft_type")
         raise CheckpointError(
-            f"{path}: peft_type={about.get('peft_type')!r:.40} is not read; {' and '.join(KINDS)} are"
+            f"{path}: peft_type={kind!r:.40} is not read; {' and '.join(KINDS)} are"
         )
     for key, value in about.items():
         off = value is None or value is False or value in ({}, [], "")
@@ -139,7 +140,9 @@ def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, di
     path = folder / WEIGHTS
     if not path.exists():
         pickle = f"; {PICKLE} is pickle, which is not read" if (folder / PICKLE).exists() else ""
-        raise CheckpointError(f"{folder} has no {WEIGHTS}{pickle}; save it with PEFT as safetensors")
+        raise CheckpointError(
+            f"{folder} has no {WEIGHTS}{pickle}; save it with PEFT as safetensors"
+        )
     linear, every = modules(family, config), table(family, config)
     stored = {name.removeprefix(PREFIX): t for name, t in safetensors.open_file(path).items()}
     prefix = family.moved.get(config.head, family.prefix)
@@ -161,8 +164,8 @@ def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, di
             lost.append(f"{name}{nearest(home if part in PARTS else plain, linear, 'is it')}")
     if lost:
         raise CheckpointError(
-            f"{path}: {len(lost)} tensors stand beside no matrix of this model; it is an adapter of "
-            f"another base, or of tables: {', '.join(lost[:3])}"
+            f"{path}: {len(lost)} tensors stand beside no matrix of this model; it is an adapter "
+            f"of another base, or of tables: {', '.join(lost[:3])}"
         )
     for name, tensors in found.items():
         if tensors.keys() not in ({"a", "b"}, {"a", "b", "magnitude"}, {"factors"}):
@@ -225,12 +228,12 @@ def _home(flat: dict[str, np.ndarray], name: str, shape: tuple[int, ...], fill: 
 def _read_low_rank(flat: dict, part: Part, tensors: Mapping[str, np.ndarray], width: int) -> None:
     path, at, site, outputs, inputs = part
     a, b = tensors["a"], tensors["b"]
-    home = _home(flat, f"{path}/a", (*site.stack, *inputs.shape, width), 0)
+    home = _home(flat, f"{path}/a", (*site.stack, *inputs.shape, width), 0.0)
     home[at][..., : len(a)] = np.moveaxis(a[:, inputs], 0, -1)
-    home = _home(flat, f"{path}/b", (*site.stack, width, *outputs.shape), 0)
+    home = _home(flat, f"{path}/b", (*site.stack, width, *outputs.shape), 0.0)
     home[at][: len(a)] = np.moveaxis(b[outputs], -1, 0)
     if "magnitude" in tensors:
-        home = _home(flat, f"{path}/magnitude", (*site.stack, *outputs.shape), 1)
+        home = _home(flat, f"{path}/magnitude", (*site.stack, *outputs.shape), 1.0)
         home[at] = tensors["magnitude"].reshape(-1)[outputs]
 
 
@@ -241,7 +244,7 @@ def _read_factors(
     # A module as wide as it is long says it by the shape alone.
     before = factors.shape == (1, module.num_inputs)
     numbers, name = (part.inputs, "before") if before else (part.outputs, "gain")
-    home = _home(flat, f"{path}/{name}", (*site.stack, *numbers.shape), 1)
+    home = _home(flat, f"{path}/{name}", (*site.stack, *numbers.shape), 1.0)
     home[at] = factors.reshape(-1)[numbers]
     inputs |= {path} if before else set()
 

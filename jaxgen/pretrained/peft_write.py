@@ -64,9 +64,7 @@ def write_adapter(draft: Path, adapter: Adapter, family: Family, config: ModelCo
         tensors[f"{home}.base_layer.{part}" if home in held else name] = tensor
     tensors = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
     shapes = {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
-    safetensors.write_safetensors(
-        draft / WEIGHTS, shapes, tensors.__getitem__, {"format": "pt"}
-    )
+    safetensors.write_safetensors(draft / WEIGHTS, shapes, tensors.__getitem__, {"format": "pt"})
     files.write_json(draft / CONFIG, about)
 
 

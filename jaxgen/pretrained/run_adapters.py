@@ -39,7 +39,9 @@ def read_adapter(folder: Path, config: ModelConfig, params: Any) -> Adapter:
     adapter = adapters.plan(wanted, config)
     shapes = {p: x.shape for p, x in tree.flatten(adapters.abstract(adapter, config)).items()}
     found = {path: leaf.shape for path, leaf in tree.flatten(params).items()}
-    if wrong := sorted(path for path in shapes.keys() | found.keys() if shapes.get(path) != found.get(path)):
+    if wrong := sorted(
+        path for path in shapes.keys() | found.keys() if shapes.get(path) != found.get(path)
+    ):
         raise CheckpointError(f"{folder}: its checkpoint has another adapter at {wrong[0]}")
     base, digest = mapping.get("init_from"), source.get("fingerprint")
     return replace(adapter, params=params, base=base, digest=digest)

@@ -35,7 +35,6 @@ from jaxgen.profile import chips
 from jaxgen.profile.chips import Chip
 from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
-from jaxgen.train import flops
 from jaxgen.train.losses import logits_at_once
 
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
@@ -148,7 +147,10 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
         traffic = {n: x * (share if "gradient" in n else 1) for n, x in traffic.items()}
         count += tree.count(state.params)
     moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
-    moved += 2 * beneath * train.accumulate + 2 * (held["activations"] + held["logits"]) * train.accumulate
+    moved += (
+        2 * beneath * train.accumulate
+        + 2 * (held["activations"] + held["logits"]) * train.accumulate
+    )
     seconds = {
         "compute": work / chip.flops,
         "memory": moved / chip.bandwidth,

@@ -65,7 +65,7 @@ class Initial:
 
         saved: paths of the parameters that it holds whole.
         """
-        drawn = [path for path in (*self.fresh, *(words.split()[0] for words in self.grown))]
+        drawn = (*self.fresh, *(words.split()[0] for words in self.grown))
         if left := [path for path in drawn if path not in saved]:
             raise ConfigError(
                 f"{left[0]} is not in the model of init_from but drawn anew, and an adapter trains "
@@ -339,17 +339,23 @@ def record(path: Path, initial: Initial, folder: Path, *, beneath: bool = False)
 
     beneath: whether they stay as they are, beneath an adapter.
     """
-    about = json.loads(path.read_bytes())
+    about = check_same(path, initial, folder)
+    source: dict[str, Any] = {"folder": str(folder), "sha256": initial.digest}
+    if beneath:
+        source["fingerprint"] = fingerprint(tree.unflatten(initial.params))
+    files.write_json(path, about | {"init_from": source})
+
+
+def check_same(path: Path, initial: Initial, folder: Path) -> dict[str, Any]:
+    """Return what env.json says; CheckpointError if the run began with other weights."""
+    about = json.loads(path.read_bytes()) if path.exists() else {}
     before = about.get("init_from")
     if before is not None and before["sha256"] != initial.digest:
         raise CheckpointError(
             f"{folder} holds other weights than when the run began; restore them, or begin a new "
             f"run"
         )
-    source: dict[str, Any] = {"folder": str(folder), "sha256": initial.digest}
-    if beneath:
-        source["fingerprint"] = fingerprint(tree.unflatten(initial.params))
-    files.write_json(path, about | {"init_from": source})
+    return about
 
 
 def _digest(params: Mapping[str, Any]) -> str:

@@ -23,9 +23,7 @@ from jaxgen.ops import keys
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.run import forecast, initial, objective, samples, shapes
 from jaxgen.run.conversations import template_of
-from jaxgen.run.folder import (
-    CHECKPOINTS,
-)
+from jaxgen.run.folder import CHECKPOINTS, ENVIRONMENT
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, step_of
 from jaxgen.store import Checkpoints, disk_space
@@ -61,8 +59,9 @@ class Run:
     def base(self) -> Any:
         """The parameters beneath the adapter, where they live; None without one."""
         start = None if self.adapter is None else self.start()
-        if start is None:
+        if start is None or self.settings.init_from is None:
             return None
+        initial.check_same(self.folder / ENVIRONMENT, start, self.settings.init_from)
         model, where = self.settings.model, None
         if self.mesh is not None:
             where = place.state_shardings(self.mesh, api.abstract(model), api.axes(model))
@@ -77,9 +76,7 @@ class Run:
         params = states.evaluation_params(state)
         if self.adapter is None:
             return params
-        return adapters.attach(
-            self.base, replace(self.adapter, params=params), self.settings.model
-        )
+        return adapters.attach(self.base, replace(self.adapter, params=params), self.settings.model)
 
     @cached_property
     def objective(self):

@@ -126,7 +126,6 @@ class Settings:
                 f"stay whole; remove it"
             )
 
-
     def _check_adapter(self) -> None:
         kind = self.adapter.kind
         if kind == "none":

@@ -160,8 +160,6 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
                 _introduce(run, batches, log)
             with log.waiting("initialising"):
                 state = _first_state(run, log) if restored is None else restored.tree
-                if restored is not None and run.adapter is not None:
-                    _first_source(run)
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
@@ -225,20 +223,13 @@ def _say_changes(run: Run, begin: int, log: Log | Mute) -> None:
 
 
 def _first_state(run: Run, log: Log | Mute) -> State:
-    start, source = _first_source(run), run.settings.init_from
-    if start is not None and source is not None:
-        log.say(start.told(source))
-    return run.begin(start)
-
-
-def _first_source(run: Run) -> initial.Initial | None:
-    """Return the weights of init_from; CheckpointError if they are others than at first."""
     start, source = run.start(), run.settings.init_from
     if start is not None and source is not None:
         beneath = {"beneath": run.adapter is not None}
         record = partial(initial.record, run.folder / ENVIRONMENT, start, source, **beneath)
         run.group.on_primary("the weights of init_from", record)
-    return start
+        log.say(start.told(source))
+    return run.begin(start)
 
 
 def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:

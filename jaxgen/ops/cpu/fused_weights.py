@@ -44,7 +44,7 @@ class FusedWeights:
 
     def with_adapter(self, index: int, adapter: Any) -> FusedWeights:
         """Return the weights with one more adapter around one of them."""
-        held = list(self.adapters or ((),) * len(self.shapes))
+        held: list[Any] = list(self.adapters or ((),) * len(self.shapes))
         held[index] = (*held[index], adapter)
         return replace(self, adapters=tuple(held))
 
