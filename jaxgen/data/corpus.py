@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ from jaxgen import files
 from jaxgen.data.document import Document
 from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import Chunk, encoded
-from jaxgen.data.reading import check_form, documents
+from jaxgen.data.reading import check_form, documents, refuse
 from jaxgen.data.records import classes_sides, first_record
 from jaxgen.data.settings import FIELD, DataSettings, Form
 from jaxgen.data.shard import ShardWriter, TokenShard, open_shard
 from jaxgen.data.sources import Sources, kind_of, split_sources, text_below
 from jaxgen.data.split import SPLITS, assigned, split_kind
-from jaxgen.data.streams import Tally
+from jaxgen.data.streams import Bad, Tally
 from jaxgen.errors import BusyError, DataError
 
 FORMAT = 2
@@ -240,10 +240,16 @@ def _write(
     origins: dict[str, list[list]] = {split: [] for split in SPLITS}
     text, tally, total = hashlib.sha256(), Tally(), _total(settings, form)
     coded = Labelled(tokenizer, tuple(labels)) if form == "classes" else tokenizer
+    waiting, notes = deque[list[Document]](), Counter[str]()
     try:
-        chunks = _chunks(assigned(settings, tally, form=form), text, origins, cuts)
-        for split, ids, lengths, size in encoded(chunks, coded, total):
-            writers[split].add(ids, lengths, size)
+        chunks = _chunks(assigned(settings, tally, form=form), text, waiting, cuts)
+        for chunk in encoded(chunks, coded, total):
+            whole = waiting.popleft()
+            for number, reason, line in chunk.refused:
+                refuse(settings, tally, Bad(reason, f"{whole[number].place}: {line}"))
+            _note(origins[chunk.split], whole, chunk.counts)
+            notes.update(chunk.notes)
+            writers[chunk.split].add(chunk.ids, chunk.lengths, chunk.text_bytes)
             if progress:
                 progress(min(tally.read, total), total)
         for writer in writers.values():
@@ -263,6 +269,7 @@ def _write(
         "fingerprint": fingerprint,
         "skipped": dict(tally.skipped),
         "bad": [tally.bad, tally.first_bad],
+        "notes": dict(notes),
     }
     files.write_json(draft / ABOUT, about)
 
@@ -270,12 +277,12 @@ def _write(
 def _chunks(
     pairs: Iterator[tuple[str, Document]],
     text: Any,
-    origins: dict[str, list[list]],
+    yielded: deque[list[Document]],
     cuts: Cuts,
 ) -> Iterator[Chunk]:
     """Yield (split, texts, how they are drawn) of about CHUNK characters, in order in each split.
 
-    A chunk of the training split comes once a draw.
+    A chunk of the training split comes once a draw. Its documents are added to `yielded`.
     """
     waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
     sizes, seeds = Counter[str](), count()
@@ -285,7 +292,7 @@ def _chunks(
         texts = [text for document in full for text in document.texts]
         dropout, draws = cuts if split == "train" else (0.0, 1)
         for _ in range(draws if texts else 0):
-            _note(origins[split], full)
+            yielded.append(full)
             yield split, texts, (dropout, next(seeds)) if dropout else None
 
     for split, document in pairs:
@@ -300,13 +307,15 @@ def _chunks(
         yield from chunks_of(split)
 
 
-def _note(runs: list[list], documents: list[Document]) -> None:
-    """Add to `runs` of [source, texts of it in a row]."""
+def _note(runs: list[list], documents: list[Document], counts: list[int]) -> None:
+    """Add to `runs` of [source, documents of it in a row]; counts: of each text."""
+    numbers = iter(counts)
     for document in documents:
+        size = sum(next(numbers) for _ in document.texts)
         if runs and runs[-1][0] == document.source:
-            runs[-1][1] += len(document.texts)
+            runs[-1][1] += size
         else:
-            runs.append([document.source, len(document.texts)])
+            runs.append([document.source, size])
 
 
 def _total(settings: DataSettings, form: Form) -> int:
@@ -351,6 +360,7 @@ def _open(folder: Path, tokenizer: Encoder, *, reused: bool) -> Corpus:
         about = json.loads((folder / ABOUT).read_bytes())
         digest, skipped = str(about["digest"]), dict(about["skipped"])
         bad, first_bad = about.get("bad", (0, ()))
+        said = dict(about.get("notes", {}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / ABOUT} is damaged; remove {folder} to write it anew") from error
     if reused:
@@ -365,7 +375,7 @@ def _open(folder: Path, tokenizer: Encoder, *, reused: bool) -> Corpus:
         folder=folder,
         reused=reused,
         skipped=skipped,
-        notes=tuple(_bad_notes(bad, first_bad)),
+        notes=(*_bad_notes(bad, first_bad), *(f"{count:,} {note}" for note, count in said.items())),
     )
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text, the file or module it is from, and what is to be made of it, if that is known.
 
-    target: the other side of a pair, or the name of a class.
+    target: the other side of a pair, or the name of a class. place: of a record, where it stands.
     """
 
     text: str
     source: str
     target: str | None = None
+    place: str = field(default="", compare=False)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -46,6 +46,12 @@ class PairRows:
         """Rows that hold every pair once."""
         return len(self.ends) - 1
 
+    def notes(self) -> list[str]:
+        """Return what a reader should know of pairs that are longer than a row."""
+        pairs = self.shard.documents // 2
+        line = f"{self.cut:,} of {pairs:,} pairs are longer than a row and are cut to it"
+        return [line] if self.cut else []
+
     def batch(
         self,
         rows: Int[np.ndarray, "B"],

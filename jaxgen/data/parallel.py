@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,13 +22,43 @@ from jaxgen.errors import DataError
 WORTH_IT = 64 << 20  # bytes of text from which starting processes (a second each) pays
 Draw = tuple[float, int]  # BPE-dropout and the seed of its chances
 Chunk = tuple[str, list[str], Draw | None]
-Encoded = tuple[str, np.ndarray, list[int], int]
+
+
+class Encoded(NamedTuple):
+    """A chunk as ids: of all its documents in a row, and how many each has.
+
+    counts: how many documents came of each text. refused: (number of the text, reason, in words)
+    of those that none came of; notes: what else is to be said of texts, with how often.
+    """
+
+    split: str
+    ids: np.ndarray
+    lengths: list[int]
+    text_bytes: int
+    counts: list[int]
+    refused: list[tuple[int, str, str]]
+    notes: dict[str, int]
+
+
+class Refused(NamedTuple):
+    """What an encoder of records returns for one that can't be used: a reason, and in words."""
+
+    reason: str
+    line: str
+
+
+class EncodedRecord(NamedTuple):
+    """What an encoder of records returns for one: its documents, and what is to be said of it."""
+
+    documents: list[list[int]]
+    note: str = ""
+
 
 _tokenizer: Any = None  # of a worker process
 
 
 def encoded(chunks: Iterator[Chunk], tokenizer: Any, total: int) -> Iterator[Encoded]:
-    """Yield (split, ids of all its documents, number of ids of each, UTF-8 bytes), in order.
+    """Yield the chunks as ids, in order.
 
     chunks: (split, texts, how they are drawn or None). total: bytes of text, which decides whether
     other processes help. Raises DataError, also when one of them dies.
@@ -99,9 +130,22 @@ def _work(split: str, texts: list[str], draw: Draw | None) -> Encoded:
 
 
 def _encode(tokenizer: Any, split: str, texts: list[str], draw: Draw | None) -> Encoded:
-    if hasattr(tokenizer, "encode_documents"):
-        rows = tokenizer.encode_documents(texts, draw)
+    refused, notes = [], Counter[str]()
+    if hasattr(tokenizer, "encode_records"):
+        rows, counts = [], []
+        for number, record in enumerate(tokenizer.encode_records(texts)):
+            documents = []
+            if isinstance(record, Refused):
+                refused.append((number, *record))
+            else:
+                documents = record.documents
+                notes.update([record.note] if record.note else [])
+            rows += documents
+            counts.append(len(documents))
     else:
-        rows = whole_documents(tokenizer, texts, draw)
+        make = getattr(tokenizer, "encode_documents", partial(whole_documents, tokenizer))
+        rows = make(texts, draw)
+        counts = [1] * len(rows)
     ids = np.fromiter(chain.from_iterable(rows), np.uint32, sum(map(len, rows)))
-    return split, ids, [len(row) for row in rows], sum(len(text.encode()) for text in texts)
+    size = sum(len(text.encode()) for text in texts)
+    return Encoded(split, ids, [len(row) for row in rows], size, counts, refused, dict(notes))

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
-from jaxgen.data.messages import Messages, chat_of, turns_of
+from jaxgen.data.messages import as_json, chat_record, messages_field
 from jaxgen.data.record_values import kind_name, sound_text
 from jaxgen.data.records import advice
-from jaxgen.data.settings import FIELD, MESSAGES, DataSettings, Form
+from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.sources import Source, kind_of, no_text, parallel, sources, split_sources
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
 FORMS = {"text": "plain text", "messages": "chats"}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What is read of records in the place of texts in fields: all, of which one field is named."""
+
+    form: Form
+    field: str
+
+    def read(self, record: Any, where: str) -> tuple[str, str]:
+        """Return the record as JSON, and where it stands; Bad if it is none of this form."""
+        if not isinstance(record, dict):
+            raise _no_object(record, self.field, where)
+        value = RECORDS_OF[self.form](record, self.field, where)
+        if value is None:
+            raise _missing(record, self.field, where)
+        return as_json(value, where), where
+
+
+# What reads a record: (record, name of its main field, where) -> its value, None: it has no such.
+RECORDS_OF: dict[Form, Callable[[dict, str, str], Any]] = {"messages": chat_record}
+Keys = tuple[str, ...] | Whole  # what a record is asked for
 UTF8 = "convert it to UTF-8 (iconv -f latin1 -t utf-8 FILE)"
 DEEPEST = 4  # objects in objects whose fields a message lists
 
@@ -35,9 +59,8 @@ def documents(
     .ndjson is as .jsonl; .json holds an array of objects, one object, or lines. A field "a.b" is
     the b of the object a, unless there is a field of that name. form: pairs and classes have two
     sides, from two parallel files, line by line, or from two fields of a record; messages are
-    chats, a document for each turn of the assistant: its text is the chat as JSON, its target the
-    turn's number. files: globs to read instead of settings.files, which leave out what is
-    validation or test text.
+    chats, whose text is the record as JSON. files: globs to read instead of settings.files, which
+    leave out what is validation or test text.
 
     A byte order mark is dropped, CRLF becomes LF; texts that are empty are left out and counted.
     Raises DataError for a malformed record unless settings.on_bad_record is "skip", ConfigError
@@ -50,9 +73,9 @@ def documents(
             tally.read += sum(len(text.encode()) for text in document.texts)
             yield document
         return
-    keys = settings.sides or (settings.field,)
-    if form == "messages":
-        keys = (Messages(MESSAGES if settings.field == FIELD else settings.field),)
+    keys: Keys = settings.sides or (settings.field,)
+    if form in RECORDS_OF:
+        keys = Whole(form, messages_field(settings.field))
     read = split_sources(settings).train if files is None else sources(files, settings.sides)
     for source in read:
         yield from _of_source(source, keys, settings, tally)
@@ -81,16 +104,19 @@ def check_form(settings: DataSettings, form: Form) -> None:
         raise ConfigError(f"data.sides=[] but {form} have two; write their names, as in [en, de]")
 
 
-def _of_source(
-    source: Source, keys: tuple[str, ...], settings: DataSettings, tally: Tally
-) -> Iterator[Document]:
-    def bad(error: Bad) -> None:
-        if settings.on_bad_record == "stop":
-            raise DataError(
-                f"{error}; {error.fix}, or leave it out with data.on_bad_record=skip"
-            ) from error
-        tally.skip(error)
+def refuse(settings: DataSettings, tally: Tally, error: Bad) -> None:
+    """Count a malformed record that is left out, or raise DataError if none is to be."""
+    if settings.on_bad_record == "stop":
+        raise DataError(
+            f"{error}; {error.fix}, or leave it out with data.on_bad_record=skip"
+        ) from error
+    tally.skip(error)
 
+
+def _of_source(
+    source: Source, keys: Keys, settings: DataSettings, tally: Tally
+) -> Iterator[Document]:
+    bad = partial(refuse, settings, tally)
     with ground.refusals(source[0]):
         try:
             for path in source:
@@ -98,8 +124,8 @@ def _of_source(
                     raise Bad("empty file", f"{path} is empty")
             read = READERS.get(kind_of(source[0]), _text_file) if len(source) == 1 else _parallel
             for texts in read(source, keys, tally, bad):
-                if isinstance(keys[0], Messages):
-                    yield from turns_of(texts[0], str(source[0]), tally)
+                if isinstance(keys, Whole):
+                    yield Document(texts[0], str(source[0]), place=texts[1])
                 elif all(texts):
                     yield Document(texts[0], str(source[0]), *texts[1:])
                 else:
@@ -108,9 +134,7 @@ def _of_source(
             bad(error)
 
 
-def _parallel(
-    source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
-) -> Iterator[tuple[str, ...]]:
+def _parallel(source: Source, keys: Keys, tally: Tally, bad: Callable) -> Iterator[tuple[str, ...]]:
     for number, sides in enumerate(parallel(source, tally), 1):
         try:
             yield tuple(
@@ -127,12 +151,14 @@ def _of_side(line: bytes, where: str, *, first: bool) -> str:
 
 
 def _text_file(
-    source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
+    source: Source, keys: Keys, tally: Tally, bad: Callable
 ) -> Iterator[tuple[str, ...]]:
     path = source[0]
-    if isinstance(keys[0], Messages):
+    if isinstance(keys, Whole):
         raise Bad(
-            "no records", f"{path} is plain text; chats are records with {keys[0]!r}, as .jsonl"
+            "no records",
+            f"{path} is plain text; {FORMS.get(keys.form, keys.form)} are records with "
+            f"{keys.field!r}, as .jsonl",
         )
     if len(keys) > 1:
         raise Bad(
@@ -148,7 +174,7 @@ def _text_file(
 
 
 def _json_lines(
-    source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
+    source: Source, keys: Keys, tally: Tally, bad: Callable
 ) -> Iterator[tuple[str, ...]]:
     path, offset = source[0], 0
     for number, line in enumerate(lines(path, tally), 1):
@@ -162,7 +188,7 @@ def _json_lines(
         offset += len(line) + 1
 
 
-def _of_line(line: bytes, keys: tuple[str, ...], where: str, offset: int) -> tuple[str, ...]:
+def _of_line(line: bytes, keys: Keys, where: str, offset: int) -> tuple[str, ...]:
     return _of_record(_parsed(line, where, offset), keys, where)
 
 
@@ -175,15 +201,16 @@ def _parsed(raw: bytes, where: str, offset: int = 0) -> Any:
         raise Bad("not JSON", f"{where} is not JSON: {error}") from error
 
 
-def _of_record(record: Any, keys: tuple[str, ...], where: str) -> tuple[str, ...]:
+def _of_record(record: Any, keys: Keys, where: str) -> tuple[str, ...]:
+    if isinstance(keys, Whole):
+        return keys.read(record, where)
     if not isinstance(record, dict):
-        kind = kind_name(record)
-        raise Bad("not an object", f"{where} is {kind}, not an object with {keys[0]!r}")
+        raise _no_object(record, keys[0], where)
     return tuple(_field(record, key, where) for key in keys)
 
 
 def _json_file(
-    source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
+    source: Source, keys: Keys, tally: Tally, bad: Callable
 ) -> Iterator[tuple[str, ...]]:
     path = source[0]
     if _has_records_by_line(path):
@@ -222,17 +249,23 @@ def _whole(path: Path, tally: Tally) -> bytes:
     return bytes(raw)
 
 
+def _no_object(record: Any, key: str, where: str) -> Bad:
+    return Bad("not an object", f"{where} is {kind_name(record)}, not an object with {key!r}")
+
+
+def _missing(record: dict, key: str, where: str) -> Bad:
+    keys = list(_keys(record))
+    near = nearest(key, keys) or f"; it has {', '.join(map(repr, keys[:8])) or 'none'}"
+    fix = advice(record, key, where.rpartition(":")[0])
+    return Bad("no such field", f"{where} has no field {key!r}{near}", fix)
+
+
 def _field(record: dict, key: str, where: str) -> str:
     value: Any = record
     for name in [key] if key in record else key.split("."):
         if not isinstance(value, dict) or name not in value:
-            keys = list(_keys(record))
-            near = nearest(key, keys) or f"; it has {', '.join(map(repr, keys[:8])) or 'none'}"
-            fix = advice(record, key, where.rpartition(":")[0])
-            raise Bad("no such field", f"{where} has no field {key!r}{near}", fix)
+            raise _missing(record, key, where)
         value = value[name]
-    if isinstance(key, Messages):
-        return chat_of(value, key, where)
     if not isinstance(value, str):
         raise Bad("not a string", f"{where}: {key!r} is {kind_name(value)}, not a string")
     return sound_text(value, where)
@@ -247,9 +280,7 @@ def _keys(record: dict, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-def _parquet(
-    source: Source, keys: tuple[str, ...], tally: Tally, bad: Callable
-) -> Iterator[tuple[str, ...]]:
+def _parquet(source: Source, keys: Keys, tally: Tally, bad: Callable) -> Iterator[tuple[str, ...]]:
     path = source[0]
     try:
         import pyarrow
@@ -265,6 +296,9 @@ def _parquet(
         tally.read += path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(opened) as table:
+            if isinstance(keys, Whole):
+                yield from _rows(table, keys, path, bad)
+                return
             for key in keys:
                 _check_column(table.schema_arrow, key, path)
             number = 0
@@ -280,6 +314,18 @@ def _parquet(
         raise Bad("damaged", f"{path} is no whole Parquet file: {error}") from error
 
 
+def _rows(table: Any, keys: Whole, path: Path, bad: Callable) -> Iterator[tuple[str, str]]:
+    number = 0
+    for batch in table.iter_batches(batch_size=1024):
+        for record in batch.to_pylist():
+            number += 1
+            where = f"{path}: row {number}"
+            try:
+                yield keys.read(record, where)
+            except Bad as error:
+                bad(error)
+
+
 def _check_column(schema: Any, key: str, path: Path) -> None:
     import pyarrow
 
@@ -290,8 +336,6 @@ def _check_column(schema: Any, key: str, path: Path) -> None:
         raise Bad("no such field", f"{path} has no column {key!r}{near}", fix)
     held, kinds = columns[key], pyarrow.types
     held = held.value_type if kinds.is_dictionary(held) else held
-    if isinstance(key, Messages) and (kinds.is_list(held) or kinds.is_large_list(held)):
-        return
     able = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
     if not any(is_one(held) for is_one in able):
         raise Bad("not a string", f"{path}: column {key!r} holds {held}, not strings")
@@ -326,8 +370,6 @@ def _of_cell(value: Any, key: str, where: str) -> str:
         raise Bad(
             "not UTF-8", f"{where}: {key!r} is not UTF-8 at its byte {error.start}"
         ) from error
-    if isinstance(key, Messages):
-        return chat_of(text, key, where)
     if text is None:
         raise Bad("not a string", f"{where}: {key!r} is null, not a string")
     return sound_text(text, where)

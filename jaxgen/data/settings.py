@@ -10,6 +10,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
 Form = Literal["text", "pairs", "classes", "messages"]
+WHOLE = ("messages",)  # forms of records that are read whole, not field by field
 FIELD = "text"
 MESSAGES = "messages"  # the field of chats, unless another is named
 FRACTION = 0.05

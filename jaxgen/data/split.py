@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from jaxgen.data.document import Document
-from jaxgen.data.messages import spoken
+from jaxgen.data.messages import words_of
 from jaxgen.data.reading import documents
-from jaxgen.data.settings import FEW, DataSettings, Form
+from jaxgen.data.settings import FEW, WHOLE, DataSettings, Form
 from jaxgen.data.streams import Tally
 
 SPLITS = ("train", "valid", "test")
@@ -51,11 +51,11 @@ def split_kind(settings: DataSettings, form: Form) -> Literal["hash", "tail"]:
 def training_texts(settings: DataSettings, *, form: Form = "text") -> Iterator[str]:
     """Yield the texts of the training split, for a tokenizer to learn from.
 
-    Of pairs both sides; of a chat what its messages say, once.
+    Of pairs both sides; of a chat, and other records read whole, what is said in them.
     """
     for split, document in assigned(settings, form=form):
         if split == "train":
-            yield from spoken(document) if form == "messages" else (
+            yield from words_of(document.text) if form in WHOLE else (
                 document.texts if form == "pairs" else (document.text,))  # fmt: skip
 
 

@@ -27,13 +27,20 @@ Message = Any  # a mapping with role and content; `render_chat` looks
 class ChatTemplate(NamedTuple):
     """The source of a template, and the pieces it calls by name (bos_token, eos_token, ...).
 
-    others: templates of other names; "tool_use" is taken where tools are given.
+    others: templates of other names; "tool_use" is taken where tools are given. today: the day
+    (YYYY-MM-DD) of chats to learn from, for a template that writes the date.
     """
 
     source: str
     names: Mapping[str, str]
     where: str = "the template"
     others: Mapping[str, str] | None = None
+    today: str | None = None
+
+    @property
+    def sources(self) -> str:
+        """All its templates as one text."""
+        return "\n".join([self.source, *(self.others or {}).values()])
 
 
 def read_chat_template(folder: Path) -> ChatTemplate:
@@ -47,7 +54,8 @@ def read_chat_template(folder: Path) -> ChatTemplate:
         names, others = names or {}, others or {}
         if not (isinstance(source, str) and isinstance(names, dict) and isinstance(others, dict)):
             raise CheckpointError(f"{folder / FILE} is damaged: it holds no template and names")
-        return ChatTemplate(source, names, str(folder / FILE), others)
+        today = stored.get("today")
+        return ChatTemplate(source, names, str(folder / FILE), others, today and str(today))
     alone = {path.stem: _text(path) for path in sorted((folder / FOLDER).glob("*.jinja"))}
     if (whole := _text(folder / TEMPLATE)) is not None:
         alone["default"] = whole
@@ -84,19 +92,25 @@ def write_chat_template(folder: Path, template: ChatTemplate) -> None:
     """Write the template into one of our folders."""
     about: dict[str, Any] = {"template": template.source, "names": dict(template.names)}
     about |= {"others": dict(template.others)} if template.others else {}
+    about |= {"today": template.today} if template.today else {}
     files.write(folder / FILE, settings_yaml.to_yaml(about))
 
 
 def render_chat(
-    template: ChatTemplate, messages: Sequence[Message], *, answer: bool = True, **values: Any
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    answer: bool = True,
+    marks: bool = False,
+    **values: Any,
 ) -> str:
     """Return the text of a chat; answer: with the mark after which the model's turn begins.
 
-    messages: each with a role and a content: a text, a list of {"type": "text", "text": ...}, or
-    none beside tool_calls. values: what else the template knows, such as tools (a list of JSON
-    schemas) or enable_thinking. Raises ConfigError for messages that are none, and where the
-    template refuses them; CheckpointError where the template itself is wrong, or goes out of
-    bounds.
+    marks: as of `sandbox.render`. messages: each with a role and a content: a text, a list of
+    {"type": "text", "text": ...}, or none beside tool_calls. values: what else the template knows,
+    such as tools (a list of JSON schemas) or enable_thinking. Raises ConfigError for messages that
+    are none, and where the template refuses them; CheckpointError where the template itself is
+    wrong, or goes out of bounds.
     """
     rows = [_checked(number, message) for number, message in enumerate(messages)]
     if not rows:
@@ -115,7 +129,7 @@ def render_chat(
         )
     parts = [row["content"] for row in rows if isinstance(row.get("content"), list)]
     if not parts:
-        return _render(template, rows, answer, values)
+        return _render(template, rows, answer, marks, values)
     joined = [
         row | {"content": "".join(part["text"] for part in row["content"])}
         if isinstance(row.get("content"), list)
@@ -123,12 +137,12 @@ def render_chat(
         for row in rows
     ]
     try:
-        text = _render(template, rows, answer, values)
+        text = _render(template, rows, answer, marks, values)
     except UserError:  # a template of texts alone
-        return _render(template, joined, answer, values)
+        return _render(template, joined, answer, marks, values)
     words = [part["text"].strip() for content in parts for part in content]
     as_strings = all(word in text for word in words) and "{'type': 'text'" not in text
-    return text if as_strings else _render(template, joined, answer, values)
+    return text if as_strings else _render(template, joined, answer, marks, values)
 
 
 def _checked(number: int, message: Message) -> dict[str, Any]:
@@ -155,18 +169,20 @@ def _checked(number: int, message: Message) -> dict[str, Any]:
 
 
 def _render(
-    template: ChatTemplate, rows: list[dict[str, Any]], answer: bool, values: Mapping[str, Any]
+    template: ChatTemplate,
+    rows: list[dict[str, Any]],
+    answer: bool,
+    marks: bool,
+    values: Mapping[str, Any],
 ) -> str:
     given = {"tools": None, "documents": None, **template.names, **values, "messages": rows}
-    return sandbox.render(
-        template.source, template.where, given | {"add_generation_prompt": answer}
-    )
+    given |= {"add_generation_prompt": answer}
+    return sandbox.render(template.source, template.where, given, marks=marks)
 
 
 def check_values(template: ChatTemplate, values: Mapping[str, Any]) -> None:
     """Raise ConfigError for a value that the template does not read, or that is the chat's own."""
-    source = "\n".join([template.source, *(template.others or {}).values()])
-    names = set(re.findall(r"[A-Za-z_]\w*", source))
+    names = set(re.findall(r"[A-Za-z_]\w*", template.sources))
     for name, value in values.items():
         if name in ("messages", "add_generation_prompt", "template", "answer"):
             raise ConfigError(f"{name}={value!r:.40}: the chat itself says that; drop it")
@@ -177,10 +193,31 @@ def check_values(template: ChatTemplate, values: Mapping[str, Any]) -> None:
             )
 
 
+class LaidChat(NamedTuple):
+    """The text of a chat, and the spans of it in which what looks like a mark is only text."""
+
+    text: str
+    plain: tuple[tuple[int, int], ...] = ()
+
+    def encode(self, tokenizer: Any, end: int | None = None) -> list[int]:
+        """Return the ids of the text up to a character."""
+        if end is None:
+            return tokenizer.encode_marked(self.text, plain=self.plain)
+        plain = [(low, min(high, end)) for low, high in self.plain if low < end]
+        return tokenizer.encode_marked(self.text[:end], plain=plain)
+
+
 def encode_chat(
     template: ChatTemplate, tokenizer: Any, messages: Sequence[Message], **values: Any
 ) -> list[int]:
-    """Return the ids of a chat up to where the model's turn begins; values: as of `render_chat`.
+    """Return the ids of a chat up to where the model's turn begins; values: as of `render_chat`."""
+    return lay_chat(template, tokenizer, messages, **values).encode(tokenizer)
+
+
+def lay_chat(
+    template: ChatTemplate, tokenizer: Any, messages: Sequence[Message], **values: Any
+) -> LaidChat:
+    """Return the text of a chat for a tokenizer; values: as of `render_chat`.
 
     Marks are those that the template writes. A piece like them in a message is text, so that
     nobody's words can end their turn (transformers: `sanitize_control_tokens`).
@@ -195,7 +232,7 @@ def encode_chat(
     given = [list(messages), values]
     words = list(_strings(given))
     if not any(marks.search(word) for word in words):
-        return encode(text)
+        return LaidChat(text)
     # Where do somebody's words come to lie? The template says it of the same chat in which what
     # looks like a mark is covered, character by character.
     used = set(text).union(*words)
@@ -209,8 +246,30 @@ def encode_chat(
             f"{template.where} treats {mark!r}, which a message holds, in a way of its own, so "
             f"that it can't be told from a mark; take it out of the message"
         )
-    plain = [found.span() for found in re.finditer(f"{cover}+", covered)]
-    return encode(text, plain=plain)
+    return LaidChat(text, tuple(found.span() for found in re.finditer(f"{cover}+", covered)))
+
+
+def has_generation_marks(template: ChatTemplate) -> bool:
+    """Return whether the template marks what the model says, with {% generation %}."""
+    return re.search(r"\{%[-+]?\s*generation\b", template.sources) is not None
+
+
+def generation_spans(
+    template: ChatTemplate, messages: Sequence[Message], **values: Any
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return a chat's text, and the spans [begin, end) of it that {% generation %} marks."""
+    marked = render_chat(template, messages, marks=True, **values)
+    parts, spans, begins, size = [], [], [], 0
+    for part in re.split(f"([{sandbox.OPEN}{sandbox.CLOSE}])", marked):
+        if part == sandbox.OPEN:
+            begins.append(size)
+        elif part == sandbox.CLOSE:
+            begin = begins.pop()
+            spans += [] if begins or begin == size else [(begin, size)]
+        else:
+            parts.append(part)
+            size += len(part)
+    return "".join(parts), spans
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -18,20 +18,21 @@ from jaxgen.errors import CheckpointError, ConfigError
 LONGEST = 10_000_000  # characters of a rendered chat, and of a repeated text
 STEPS = 100_000  # of all ranges of a template together
 BIGGEST = 2**64  # of a power
+OPEN, CLOSE = "\uf8fe", "\uf8ff"  # around what {% generation %} marks, where that is asked for
 MINIMUM = (3, 1, 6)  # of jinja2: sandboxes before it have known holes
 
 
-def render(source: str, where: str, given: Mapping[str, Any]) -> str:
+def render(source: str, where: str, given: Mapping[str, Any], *, marks: bool = False) -> str:
     """Return what a template makes of the values it is given; where: its name in messages.
 
-    Raises ConfigError where it refuses them; CheckpointError where it is wrong, or goes out of
-    bounds.
+    marks: put OPEN and CLOSE around what stands in {% generation %}. Raises ConfigError where it
+    refuses the values; CheckpointError where it is wrong, or goes out of bounds.
     """
     jinja2 = _library()
     compiled = _compiled(source, where)
     parts, size = [], 0
     try:
-        for part in compiled().generate(**given):
+        for part in compiled(marks).generate(**given):
             size += len(part)
             if size > LONGEST:
                 raise CheckpointError(f"{where} makes more than {LONGEST} characters")
@@ -56,21 +57,25 @@ class Refused(Exception):  # noqa: N818  a template says it of messages
 
 
 @lru_cache(maxsize=8)
-def _compiled(source: str, where: str) -> Callable[[], Any]:
+def _compiled(source: str, where: str) -> Callable[[bool], Any]:
     jinja2 = _library()
     try:
-        _environment().from_string(source)
+        code = _environment().compile(source)
     except jinja2.exceptions.TemplateError as error:
         raise CheckpointError(
             f"{where} is no template: line {getattr(error, 'lineno', '?')}: {_line(error)}"
         ) from error
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply") from None
-    # Each rendering counts its own steps.
-    return lambda: _environment().from_string(source)
+
+    def template(marks: bool) -> Any:
+        environment = _environment(marks)  # each rendering counts its own steps
+        return jinja2.Template.from_code(environment, code, environment.make_globals(None))
+
+    return template
 
 
-def _environment() -> Any:
+def _environment(marks: bool = False) -> Any:
     jinja2 = _library()
     from jinja2 import ext, sandbox, utils
 
@@ -93,7 +98,7 @@ def _environment() -> Any:
             return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
 
         def _said(self, caller):
-            return caller()
+            return f"{OPEN}{caller()}{CLOSE}" if marks else caller()
 
     class Names(utils.Namespace):
         def __init__(*args, **kwargs):

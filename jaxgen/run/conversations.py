@@ -6,16 +6,23 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxgen.errors import ConfigError, DataError, UserError
+from jaxgen.data.messages import learnt_turns
+from jaxgen.data.parallel import EncodedRecord, Refused
+from jaxgen.errors import ConfigError, UserError
 from jaxgen.files import read_artifact
 from jaxgen.pretrained.chat_template import (
     MAX_BYTES,
     ChatTemplate,
-    encode_chat,
+    LaidChat,
+    generation_spans,
     has_chat_template,
+    has_generation_marks,
+    lay_chat,
     read_chat_template,
 )
 from jaxgen.pretrained.hub_tokenizer import named_pieces
@@ -28,11 +35,16 @@ PLAIN = (
     "{{ message.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+MARKS_WIN = (
+    "chats are learnt as the template's {% generation %} marks say, though their assistant turns "
+    "alone, as they are asked for, are other tokens"
+)
+Example = tuple[list[int], list[int]]  # ids, and 1 for each that is learnt
 
 
 @dataclass(frozen=True, eq=False)
 class ChatEncoder:
-    """A tokenizer of chats: of each turn the ids before it, and its own."""
+    """A tokenizer of chats: their ids, and a mask of those that the assistant has written."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
@@ -50,57 +62,198 @@ class ChatEncoder:
     @property
     def fingerprint(self) -> str:
         """Of tokenizer and template."""
-        parts = [self.tokenizer.fingerprint, self.template.source, dict(self.template.names)]
+        template = self.template
+        parts = ["masks", self.tokenizer.fingerprint, template.sources, dict(template.names)]
+        parts += [template.today] if template.today else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """Return the tokenizer's ids of plain texts."""
         return self.tokenizer.encode_many(texts)
 
-    def encode_documents(self, texts: list[str], draw: Any) -> list[list[int]]:
-        """Return, for chats (JSON) and turn numbers alternately, prompt and answer alternately."""
-        return [ids for chat, turn in zip(texts[::2], texts[1::2], strict=True)
-                for ids in self._turn(json.loads(chat), int(turn))]  # fmt: skip
+    def encode_records(self, texts: list[str]) -> list[EncodedRecord | Refused]:
+        """Return, for chats as JSON, the ids and the mask of each text that they are learnt as."""
+        return [self._record(json.loads(text)) for text in texts]
 
-    def _turn(
-        self, messages: Sequence[Mapping[str, Any]], turn: int
-    ) -> tuple[list[int], list[int]]:
-        prompt = self._encode(messages[:turn])
-        whole = self._encode(messages[: turn + 1], answer=False)
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
-            min(len(prompt), len(whole)),
-        )
+    def _record(self, chat: Mapping[str, Any]) -> EncodedRecord | Refused:
+        try:
+            examples, note = self.examples(chat)
+        except _RefusedError as error:
+            return error.args[0]
+        if not any(any(mask) for _, mask in examples):
+            return Refused("nothing to learn", "no token of the chat is the assistant's")
+        return EncodedRecord([ids for example in examples for ids in example], note)
+
+    def examples(self, chat: Mapping[str, Any]) -> tuple[list[Example], str]:
+        """Return the (ids, mask) that a chat is learnt as, and a note.
+
+        Each turn of the assistant is learnt once, after the very ids that it would be asked with.
+        Turns share an example as long as the chat before a turn is laid as it was when the turn
+        before was learnt; a template that lays it otherwise (Qwen3 drops thoughts) begins another.
+        What a template marks as generated is learnt in the place of that.
+        """
+        parts = _Parts(self, chat)
+        if not has_generation_marks(self.template):
+            return parts.by_prefixes(), ""
+        marked = parts.by_marks()
+        try:
+            agree = parts.by_prefixes() == [marked]
+        except _RefusedError:
+            agree = False
+        return [marked], "" if agree else MARKS_WIN
+
+    def laid(
+        self, chat: Mapping[str, Any], end: int | None = None, *, answer: bool = False
+    ) -> LaidChat:
+        """Return the text of the messages before `end`; see `lay_chat`."""
+        try:
+            values = self._values(chat)
+            rows = chat["messages"][:end]
+            return lay_chat(self.template, self.tokenizer, rows, answer=answer, **values)
+        except UserError as error:
+            raise _RefusedError(Refused("can't be laid", str(error))) from error
+
+    def spans(self, chat: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of a chat and what its template marks; see `generation_spans`."""
+        return generation_spans(self.template, chat["messages"], answer=False, **self._values(chat))
+
+    def _values(self, chat: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(chat.get("chat_template_kwargs") or {})
+        values |= {"tools": chat["tools"]} if chat.get("tools") else {}
+        if self.template.today:
+            values["strftime_now"] = datetime.fromisoformat(self.template.today).strftime
+        return values
+
+    @cached_property
+    def marks(self) -> frozenset[int]:
+        """The ids of marks: those that no message can yield."""
+        listed: Any = getattr(self.tokenizer, "vocabulary", dict)()
+        marks = (listed.get(mark) for mark in getattr(self.tokenizer, "marks", list)())
+        return frozenset(i for i in (*marks, self.special.eos) if i is not None)
+
+    def ends_turn(self, ids: Sequence[int]) -> bool:
+        """Return whether ids end with a mark, and nothing but blanks after it."""
+        for token in reversed(ids):
+            if token in self.marks:
+                return True
+            if self.tokenizer.decode([token]).strip():
+                return False
+        return False
+
+    def is_silent(self, ids: Sequence[int]) -> bool:
+        """Return whether ids are marks and blanks alone."""
+        return all(i in self.marks or not self.tokenizer.decode([i]).strip() for i in ids)
+
+
+class _RefusedError(Exception):
+    """A chat can't be learnt: its argument says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """A chat, and what of it is learnt."""
+
+    encoder: ChatEncoder
+    chat: Mapping[str, Any]
+
+    def by_prefixes(self) -> list[Example]:
+        """Return examples by comparing how the chat is laid up to a turn, and with it."""
+        encoder, examples = self.encoder, []
+        ids, mask, said = [], [], 0  # said: where the last turn begins
+        for turn in learnt_turns(self.chat):
+            whole = self._encode(turn + 1)
+            begin = self._begin(turn, whole)
+            if ids:
+                goes_on = _shared(ids, whole)
+                rest = ids[goes_on:]
+                if encoder.ends_turn(ids[said:goes_on]) and encoder.is_silent(rest):
+                    ids, mask = ids[:goes_on], mask[:goes_on]
+                else:
+                    examples.append(self._ended(ids, mask, said))
+                    ids, mask = [], []
+            mask = [*mask, *[0] * (begin - len(mask)), *[1] * (len(whole) - begin)]
+            ids, said = whole, begin
+        return [*examples, self._ended(ids, mask, said)]
+
+    def by_marks(self) -> Example:
+        """Return the chat as one example, of which what the template marks is learnt."""
+        encoder = self.encoder
+        laid = encoder.laid(self.chat)
+        text, spans = encoder.spans(self.chat)
+        if text != laid.text:
+            raise _RefusedError(
+                Refused("can't be laid", f"{encoder.template.where} cuts its own generation marks")
+            )
+        whole = laid.encode(encoder.tokenizer)
+        mask = [0] * len(whole)
+        for low, high in spans:
+            begin = _shared(laid.encode(encoder.tokenizer, low), whole)
+            head = laid.encode(encoder.tokenizer, high)
+            end = _shared(head, whole)
+            end += end < len(head) and end < len(whole)  # a token that reaches over the end
+            ended = encoder.ends_turn(whole[begin:end])
+            end += not ended and end < len(whole) and whole[end] in encoder.marks
+            mask[begin:end] = [1] * (end - begin)
+        turns = set(learnt_turns(self.chat))
+        for turn, row in enumerate(self.chat["messages"]):
+            if row["role"] == "assistant" and turn not in turns and any(mask):
+                begin = _shared(self._encode(turn, answer=True), whole) if turn else 0
+                end = _shared(self._encode(turn + 1), whole)
+                mask[begin:end] = [0] * (end - begin)
+        return self._ended(whole, mask, mask.index(1)) if mask[-1] else (whole, mask)
+
+    def _ended(self, ids: list[int], mask: list[int], said: int) -> Example:
+        """Return an example whose last turn ends, with an eos where its template has no mark."""
+        eos = self.encoder.special.eos
+        if eos is None or self.encoder.ends_turn(ids[said:]):
+            return ids, mask
+        return [*ids, eos], [*mask, 1]
+
+    def _begin(self, turn: int, whole: list[int]) -> int:
+        """Return where a turn begins in the ids of the chat that ends with it."""
+        prompt = self._encode(turn, answer=True)
+        begin = _shared(prompt, whole)
         # A template may open the turn otherwise for a model that is to think first; but what came
         # before the turn must be the same, or the model would learn on prompts that it never gets.
-        if shared < len(prompt):
-            before = self._encode(messages[:turn], answer=False)
-            if shared < len(before) or whole[: len(before)] != before:
-                raise DataError(
-                    f"{self.template.where} changes what comes before turn {turn} of the chat "
-                    f"{_short(messages)} once the turn is there, so its beginning is not known; "
-                    f"give another objective.template"
+        if begin < len(prompt):
+            before = self._encode(turn)
+            if begin < len(before) or whole[: len(before)] != before:
+                raise _RefusedError(
+                    Refused(
+                        "changed by its answer",
+                        f"{self.encoder.template.where} changes what comes before message {turn} "
+                        f"once it is there, so that its beginning is not known; give another "
+                        f"objective.template",
+                    )
                 )
-        answer, eos = whole[shared:], self.special.eos
-        if eos is not None and eos not in answer:
-            answer = [*answer, eos]
-        return whole[:shared], answer
+        return begin
 
-    def _encode(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> list[int]:
-        try:
-            return encode_chat(self.template, self.tokenizer, messages, answer=answer)
-        except UserError as error:
-            raise DataError(f"the chat {_short(messages)} can't be laid: {error}") from error
+    def _encode(self, end: int, *, answer: bool = False) -> list[int]:
+        return self.encoder.laid(self.chat, end, answer=answer).encode(self.encoder.tokenizer)
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids two rows have in common at their beginning."""
+    size = min(len(one), len(other))
+    return next((i for i in range(size) if one[i] != other[i]), size)
 
 
 def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -> ChatTemplate:
     """Return the template of a run's chats: its own (folder), or what a new run begins with.
 
-    That is objective.template, the one of init_from, or else the plain one. Raises ConfigError if
-    that can't be, for want of an eos.
+    That is objective.template, the one of init_from, or else the plain one; if it writes the date,
+    with that of today, which the run keeps. Raises ConfigError if that can't be, for want of an
+    eos.
     """
     if folder is not None and has_chat_template(folder):
         return read_chat_template(folder)
+    template = _new_template(settings, tokenizer)
+    if "strftime_now" in template.sources:
+        template = template._replace(today=date.today().isoformat())
+    return template
+
+
+def _new_template(settings: Settings, tokenizer: Tokenizer) -> ChatTemplate:
     path, source = settings.objective.template, settings.init_from
     of_folder = None
     if source is not None and has_chat_template(source):
@@ -136,8 +289,3 @@ def _names(tokenizer: Tokenizer) -> dict[str, str]:
     marks = set(getattr(tokenizer, "marks", list)())
     pieces = {name: known.get(i, "") for name, i in ids.items() if i is not None}
     return {name: piece for name, piece in pieces.items() if piece in marks}
-
-
-def _short(messages: Sequence[Mapping[str, Any]]) -> str:
-    text = json.dumps(messages, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -119,10 +119,8 @@ def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
     for name in ("train", "valid", "test"):
         shard = getattr(corpus, name)
         count, size = len(shard.tokens), shard.text_bytes
-        if settings.objective.form == "messages":  # each turn is written with all before it
-            rows.append(
-                (name, f"{shard.documents // 2} answers, {count:,} tokens with their chats")
-            )
+        if settings.objective.form == "messages":  # ids and masks, alternately
+            rows.append((name, f"{shard.documents // 2} chats, {count // 2:,} tokens"))
             continue
         ratio = f", {size / count:.2f} bytes a token" if count else ""
         rows.append((name, f"{shard.documents} documents, {human(size)}, {count:,} tokens{ratio}"))

@@ -241,7 +241,8 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
     log.say(
         f"{short(tree.count(api.abstract(config)))} parameters{_active(config)}{_beside(run)} on "
         f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}{spread}); "
-        f"{len(corpus.train.tokens):,} training tokens, vocabulary {config.V}"
+        f"{getattr(batches.rows, 'tokens', len(corpus.train.tokens)):,} training tokens, "
+        f"vocabulary {config.V}"
     )
     for line in corpus.notes:  # shown before there was a log
         log.note(line)
@@ -260,9 +261,8 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
             f"train.warmup={settings.warmup} is longer than the run; it is cut to "
             f"train.steps={settings.steps}"
         )
-    if cut := getattr(batches.rows, "cut", 0):
-        pairs = corpus.train.documents // 2
-        log.say(f"{cut:,} of {pairs:,} pairs are longer than a row and are cut to it")
+    for line in batches.rows.notes() if hasattr(batches.rows, "notes") else ():
+        log.say(line)
     if settings.epochs is not None:
         log.say(f"train.epochs={settings.epochs:g} are {settings.steps} steps")
     if not run.validates:

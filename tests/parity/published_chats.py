@@ -158,11 +158,54 @@ TEMPLATES = {
 {%- for message in messages -%}{%- if message.role == 'assistant' -%}{{ shown(message) }}<|start|>assistant<|channel|>final<|message|>{{ message.content }}<|return|>
 {%- else -%}<|start|>{{ message.role }}<|message|>{{ message.content }}<|end|>{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}""",
     "olmo 2": """{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}{{ '<|system|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'user' %}{{ '<|user|>\n' + message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\n'  + message['content'] + eos_token + '\n' }}{% else %}{{ '<|assistant|>\n'  + message['content'] + eos_token }}{% endif %}{% endif %}{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}""",
+    "smollm 2": """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
+You help.<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}""",
+    "smolvlm": """<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}{% if message['content'] is string %}: {{ message['content'] }}{% else %}{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>
+{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}""",
+    "exaone": """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ '[|system|][|endofturn|]
+' }}{% endif %}{{ '[|' + message['role'] + '|]' + message['content'] }}{% if message['role'] == 'user' %}{{ '
+' }}{% else %}{{ '[|endofturn|]
+' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '[|assistant|]' }}{% endif %}""",
+    "glm 4": """[gMASK]<sop>{% for message in messages %}{% if message.role == 'user' %}<|user|>
+{{ message.content }}{% elif message.role == 'assistant' %}<|assistant|>
+{{ message.content }}{% elif message.role == 'system' %}<|system|>
+{{ message.content }}{% elif message.role == 'tool' %}<|observation|>
+{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% endif %}""",
+    "alpaca": """{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] + '
+
+' }}{% elif message['role'] == 'user' %}{{ '### Instruction:
+' + message['content'] + '
+
+' }}{% elif message['role'] == 'assistant' %}{{ '### Response:
+' + message['content'] + '
+
+' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '### Response:
+' }}{% endif %}""",
+    "tulu": """{% for message in messages %}{{ '<|' + message['role'] + '|>
+' + message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% if not loop.last or message['role'] != 'assistant' %}{{ '
+' }}{% endif %}{% if loop.last and add_generation_prompt %}{{ '<|assistant|>
+' }}{% endif %}{% endfor %}""",
+    "smollm 3": """{{ '<|im_start|>system
+Today is ' + strftime_now('%d %B %Y') + '.<|im_end|>
+' }}{% for message in messages %}{% if message.role == 'assistant' %}{% generation %}{{ '<|im_start|>assistant
+' + message.content.split('</think>')[-1].lstrip('
+') + '<|im_end|>
+' }}{% endgeneration %}{% else %}{{ '<|im_start|>' + message.role + '
+' + message.content + '<|im_end|>
+' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}""",
 }
 MARKS = [
     *("<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "[TOOL_CALLS]"),
     *("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|return|>", "<|channel|>"),
     *("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<|end_of_text|>", "<|start_of_role|>"),
+    *("<|end_of_turn|>", "<end_of_utterance>", "[|endofturn|]", "[|user|]", "[|assistant|]"),
+    *("<|END_OF_TURN_TOKEN|>", "<|observation|>", "<|start|>", "<|message|>"),
 ]
 ORDINARY = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>"]

@@ -8,7 +8,7 @@ import pytest
 import jaxgen
 from jaxgen import data
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.pretrained.chat_template import ChatTemplate, encode_chat
+from jaxgen.pretrained.chat_template import ChatTemplate, encode_chat, write_chat_template
 from jaxgen.run import conversations, inputs, training
 from jaxgen.run.folder import existing_settings
 from jaxgen.run.settings import build_settings
@@ -47,24 +47,42 @@ def test_a_decoder_learns_completions_of_prompts(tmp_path):
     assert np.isfinite([row["loss"] for row in rows if row["kind"] == "valid"]).all()
 
 
-def test_a_chat_is_learnt_turn_by_turn_as_it_will_be_asked(tmp_path):
+def encoder_of(tokenizer, source, names=None, **more):
+    return conversations.ChatEncoder(tokenizer, ChatTemplate(source, names or {}, **more))
+
+
+def learnt(tokenizer, example):
+    """Return the texts of an example that are learnt, one a run of the mask."""
+    ids, mask = example
+    assert len(ids) == len(mask) and set(mask) <= {0, 1}
+    runs, before = [], 0
+    for token, one in zip(ids, mask, strict=True):
+        runs += [[]] if one and not before else []
+        if one:
+            runs[-1].append(token)
+        before = one
+    return [tokenizer.decode(run) for run in runs]
+
+
+def test_a_chat_is_learnt_as_it_will_be_asked_for(tmp_path):
     run = run_of(
         tmp_path, [{"messages": chat} for chat in CHATS],
         tokenizer={"kind": "bpe", "vocab_size": 310}, objective={"name": "chat"},
         sample={"prompts": ["What is 3?"], "max_new_tokens": 4},
     )  # fmt: skip
     rows = dict(inputs.tokenize(existing_settings(run), cache=tmp_path / "cache"))
-    assert "answers," in rows["train"] and "bytes" not in rows["train"]
+    assert "chats," in rows["train"] and "bytes" not in rows["train"]
     tokenizer = load_tokenizer(run / "tokenizer")
     template = conversations.template_of(existing_settings(run), tokenizer, run)
     encoder = conversations.ChatEncoder(tokenizer, template)
-    document = [json.dumps(CHATS[3]), "4"]
-    prompt, answer = encoder.encode_documents(document, None)
-    assert prompt == list(jaxgen.open(run).chat_ids(CHATS[3][:4]))
-    assert tokenizer.decode(answer).strip() == "Yes." and answer[-1] == tokenizer.special.eos
-    # What somebody writes is no mark: the one eos of a turn is the template's.
-    _, answer = encoder.encode_documents([document[0], "2"], None)
-    assert answer.count(tokenizer.special.eos) == 1
+    ((ids, mask),), note = encoder.examples({"messages": CHATS[3]})
+    assert not note and learnt(tokenizer, (ids, mask)) == [" It is <s>3</s>.", " Yes."]
+    session, eos = jaxgen.open(run), tokenizer.special.eos
+    for turn in (2, 4):
+        prompt = list(session.chat_ids(CHATS[3][:turn]))
+        assert ids[: len(prompt)] == prompt and mask[len(prompt)] and not mask[len(prompt) - 1]
+    # What somebody writes is no mark: the one eos of a turn is the template's, and is learnt.
+    assert [m for i, m in zip(ids, mask, strict=True) if i == eos] == [0, 0, 1, 0, 1]
     assert "What is 3? -> " in (run / "samples/2.txt").read_text()
 
 
@@ -75,21 +93,87 @@ THINKING = (
 FORGETFUL = (
     "{{ messages | length }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 )
+# A turn that is not the last one loses what stands before the bar; eos ends the last one alone.
+SHRINKING = (
+    "{% for m in messages %}<{{ m.role }}>"
+    "{{ m.content if loop.last else m.content.split('|')[-1] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% else %}</s>{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<assistant>{% generation %}"
+    "{{ m.content }}</s>{% endgeneration %}{% else %}<{{ m.role }}>{{ m.content }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def test_a_template_may_open_a_turn_otherwise_but_not_change_what_came_before(tmp_path):
     tokenizer = tokens_of(tmp_path)
-    chat = [json.dumps(CHATS[0][1:3]), "1"]
-    template = ChatTemplate(THINKING, {})
-    encoder = conversations.ChatEncoder(tokenizer, template)
-    prompt, answer = encoder.encode_documents(chat, None)
-    whole = encode_chat(template, tokenizer, CHATS[0][1:3], answer=False)
-    assert [*prompt, *answer][: len(whole)] == whole and answer[-1] == tokenizer.special.eos
-    assert tokenizer.decode(prompt).endswith("<assistant>")
-    with pytest.raises(DataError, match="give another"):
-        conversations.ChatEncoder(tokenizer, ChatTemplate(FORGETFUL, {})).encode_documents(
-            chat, None
-        )
+    chat = {"messages": CHATS[0][1:3]}
+    encoder = encoder_of(tokenizer, THINKING)
+    ((ids, mask),), _ = encoder.examples(chat)
+    whole = encode_chat(encoder.template, tokenizer, CHATS[0][1:3], answer=False)
+    # Nothing of the template ends the turn, so eos does.
+    assert ids == [*whole, tokenizer.special.eos] and mask[-1]
+    assert tokenizer.decode(ids[: mask.index(1)]).endswith("<assistant>")
+    (refused,) = encoder_of(tokenizer, FORGETFUL).encode_records([json.dumps(chat)])
+    assert "changes what comes before message 1 once it is there" in refused.line
+    with pytest.raises(DataError, match=r"records.jsonl:1: the template changes .*on_bad_record"):
+        path = tmp_path / "records.jsonl"
+        path.write_text(json.dumps(chat) + "\n")
+        settings = data.DataSettings(files=(str(path),), valid_fraction=0.0, test_fraction=0.0)
+        data.prepare(settings, encoder_of(tokenizer, FORGETFUL), tmp_path, form="messages")
+
+
+def test_a_turn_that_is_laid_otherwise_later_is_learnt_as_it_is_asked_for(tmp_path):
+    tokenizer = tokens_of(tmp_path)
+    encoder = encoder_of(tokenizer, SHRINKING)
+    chat = [{"role": role, "content": content} for role, content in (
+        ("user", "a"), ("assistant", "x|b"), ("user", "c"), ("assistant", "d"),
+        ("user", "e"), ("assistant", "f"))]  # fmt: skip
+    examples, _ = encoder.examples({"messages": chat})
+    # "x|b" is "b" in the chat of the turns that follow, of which the thought is gone.
+    assert [learnt(tokenizer, example) for example in examples] == [["x|b"], ["d", "f"]]
+    ids = examples[1][0]
+    assert "x" not in tokenizer.decode(ids) and ids[-2:] == 2 * [tokenizer.special.eos]
+    one = {"messages": chat, "from": 4}
+    assert [learnt(tokenizer, example) for example in encoder.examples(one)[0]] == [["f"]]
+    chat[3]["weight"] = 0
+    examples, _ = encoder.examples({"messages": chat})
+    assert [learnt(tokenizer, example) for example in examples] == [["x|b"], ["f"]]
+
+
+def test_marks_of_a_template_say_what_is_learnt_and_win_with_a_word(tmp_path):
+    tokenizer = tokens_of(tmp_path)
+    chat = {"messages": CHATS[3]}
+    marked, note = encoder_of(tokenizer, MARKED).examples(chat)
+    plain = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    assert (marked, "") == encoder_of(tokenizer, plain).examples(chat) and not note
+    wider = MARKED.replace("<assistant>{% generation %}", "{% generation %}<assistant>")
+    ((ids, mask),), note = encoder_of(tokenizer, wider).examples(chat)
+    assert "as the template's {% generation %} marks say" in note
+    assert ids == marked[0][0] and sum(mask) > sum(marked[0][1])
+    assert learnt(tokenizer, (ids, mask))[1].startswith("<assistant>")
+    outside = MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>")
+    assert encoder_of(tokenizer, outside).examples(chat)[0] == marked  # the end of a turn, always
+    empty = MARKED.replace("{{ m.content }}</s>{% endg", "{% endg").replace("{% endg", "{% endg")
+    (refused,) = encoder_of(tokenizer, empty).encode_records([json.dumps(chat)])
+    assert refused.line == "no token of the chat is the assistant's"
+
+
+def test_a_template_that_writes_the_date_keeps_that_of_the_run(tmp_path):
+    path, tokenizer = tmp_path / "own.jinja", tokens_of(tmp_path)
+    path.write_text("{{ strftime_now('%Y-%m-%d') }}" + MARKED)
+    settings = build_settings(
+        {"objective": {"name": "chat", "template": str(path)}, "model": MODEL}
+    )
+    template = conversations.template_of(settings, tokenizer, None)
+    assert template.today
+    write_chat_template(tmp_path, template._replace(today="2001-02-03"))
+    kept = conversations.template_of(settings, tokenizer, tmp_path)
+    ((ids, _),), _ = conversations.ChatEncoder(tokenizer, kept).examples({"messages": CHATS[0]})
+    assert tokenizer.decode(ids).startswith("2001-02-03")
+    other = conversations.ChatEncoder(tokenizer, kept._replace(today="2001-02-04"))
+    assert other.fingerprint != conversations.ChatEncoder(tokenizer, kept).fingerprint
 
 
 def tokens_of(folder):

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxgen.data.answers import answer_rows
+from jaxgen.data.completions import completion_rows
 from jaxgen.data.objectives import spans
 from jaxgen.data.objectives.alphabet import Alphabet
 from jaxgen.data.objectives.classes import class_rows
 from jaxgen.data.objectives.masked import Masking
-from jaxgen.data.objectives.settings import RATES, TWO_ROWS, ObjectiveSettings
+from jaxgen.data.objectives.settings import RATES, ObjectiveSettings
 from jaxgen.data.objectives.text import Denoise, Masked, Prefix, Recipe, Spans, TextRows
 from jaxgen.data.pack import check_room
 from jaxgen.data.pairs import pair_rows
@@ -32,7 +33,9 @@ def make_objective(settings: ObjectiveSettings, alphabet: Alphabet, towers: str)
             f"the tokenizer declares no eos, with which a target of objective.name={settings.name} "
             f"ends; take another tokenizer.kind, or name tokenizer.eos"
         )
-    if settings.name in TWO_ROWS:
+    if settings.name == "chat":
+        return _Completions(settings)
+    if settings.name == "pairs":
         return (_Answers if towers == "decoder" else _Pairs)(settings, alphabet)
     return _Text(settings, alphabet, towers)
 
@@ -71,11 +74,19 @@ class _Answers:
         most = (settings.source or context, settings.target or context)
         if max(most) > context:
             raise ConfigError(_TOO_WIDE.format(*most, context))
-        # Each side of a pair is a text by itself; a chat is one text, cut where an answer begins.
-        alone = settings.name == "pairs"
-        trim = (int(alone and alphabet.eos is not None), int(alone and alphabet.bos is not None))
+        trim = (int(alphabet.eos is not None), int(alphabet.bos is not None))
         return answer_rows(
-            shard, width=context, most=most, trim=trim, seed=seed, name=f"{settings.name} answers"
+            shard, width=context, most=most, trim=trim, seed=seed, name="pairs answers"
+        )
+
+
+@dataclass(frozen=True)
+class _Completions:
+    settings: ObjectiveSettings
+
+    def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
+        return completion_rows(
+            shard, width=context, too_long=self.settings.too_long, seed=seed, name="completions"
         )
 
 

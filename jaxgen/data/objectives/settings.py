@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgen import arguments
+from jaxgen.data.completions import TooLong
 from jaxgen.data.settings import Form
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
@@ -14,7 +15,6 @@ from jaxgen.settings import option
 Name = Literal["causal", "prefix", "masked", "spans", "denoise", "pairs", "chat", "classes"]
 # Where a knob does something, and what null means there.
 RATES = {"masked": 0.15, "spans": 0.15, "denoise": 0.3}
-TWO_ROWS = ("pairs", "chat")
 STARTED = ("prefix", "spans", "denoise", "pairs")
 FORMS: dict[str, Form] = {"pairs": "pairs", "classes": "classes", "chat": "messages"}
 TOWERS: dict[str, tuple[str, ...]] = {
@@ -41,10 +41,13 @@ class ObjectiveSettings:
         "causal",
     )
     source: int | None = option(
-        "pairs, chat: most tokens of a source, or of a chat before the turn; null: model.context",
+        "pairs: most tokens of a source; null: model.context",
         None,
     )
-    target: int | None = option("pairs, chat: most tokens of a target; null: model.context", None)
+    target: int | None = option("pairs: most tokens of a target; null: model.context", None)
+    too_long: TooLong = option(
+        "chat: a chat longer than model.context loses its end, is left out, or ends the run", "cut"
+    )
     rate: float | None = option(
         "part of the tokens to guess; null: 0.15 for masked and spans, 0.3 for denoise", None
     )
@@ -57,8 +60,9 @@ class ObjectiveSettings:
     labels: tuple[str, ...] = option("classes: their names; none: those of the training text", ())
 
     def __post_init__(self) -> None:
-        self._check_effect("source", self.name in TWO_ROWS)
-        self._check_effect("target", self.name in TWO_ROWS)
+        self._check_effect("source", self.name == "pairs")
+        self._check_effect("target", self.name == "pairs")
+        self._check_effect("too_long", self.name == "chat")
         self._check_effect("rate", self.name in RATES)
         self._check_effect("span", self.name in ("spans", "denoise"))
         self._check_effect("unit", self.name == "masked")
