@@ -20,6 +20,7 @@ from jaxgen.tokens import Tokenizer
 MASK = "<mask>"  # in a prompt: what is to be filled in
 SHOWN = 3  # pieces for each mask
 ARROW = " -> "
+EXAMPLES = ("pairs", "chat")  # objectives whose validation text has prompts
 
 Shown = list[tuple[str, str]]  # (what was given, what the model makes of it)
 
@@ -30,7 +31,7 @@ def check(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | Non
     template: of a run that learns from chats, where a prompt is what a user says.
     """
     wanted, model = settings.sample, settings.model
-    if wanted.examples and settings.objective.name != "pairs":
+    if wanted.examples and settings.objective.name not in EXAMPLES:
         raise ConfigError(
             f"sample.examples={wanted.examples} has no effect with objective.name="
             f"{settings.objective.name}; give sample.prompts"
@@ -56,11 +57,14 @@ def make(
     template: ChatTemplate | None = None,
 ) -> Shown:
     """Return what the model makes of each prompt, and of the first examples of the validation."""
-    prompts = [*settings.sample.prompts, *_sources(settings, tokenizer, corpus)]
+    prompts = list(settings.sample.prompts)
+    if template is None:
+        prompts += _sources(settings, tokenizer, corpus)
+    known, model = _model(settings, params, tokenizer), settings.model
+    if template is not None:
+        return _answered(settings, known, prompts, corpus, template)
     if not prompts:
         return []
-    model = settings.model
-    known = _model(settings, params, tokenizer)
     if model.head == "classes":
         found = tasks.classify(known, prompts, overflow="cut", batch=len(prompts))
         texts = [", ".join(f"{label} {chance:.2f}" for label, chance in row) for row in found]
@@ -68,8 +72,8 @@ def make(
         filled = tasks.fill_mask(known, prompts, best=SHOWN, batch=len(prompts))
         texts = [_filled(masks) for masks in filled]
     else:
-        texts = _generated(settings, known, prompts, template)
-    if model.topology == "decoder" and model.head == "lm" and template is None:
+        texts = _generated(settings, Session(known, params), prompts)
+    if model.topology == "decoder" and model.head == "lm":
         return list(zip(prompts, texts, strict=True))
     return [(f"{prompt}{ARROW}", text) for prompt, text in zip(prompts, texts, strict=True)]
 
@@ -85,14 +89,33 @@ def _asked(session: Session, prompt: str, template: ChatTemplate | None) -> str 
     return session.chat_ids([{"role": "user", "content": prompt}], template)
 
 
-def _generated(
+def _answered(
     settings: Settings,
     model: LoadedModel,
     prompts: Sequence[str],
-    template: ChatTemplate | None,
+    corpus: data.Corpus,
+    template: ChatTemplate,
+) -> Shown:
+    """Return the answers to the prompts, each asked by a user, and to the first validation chats.
+
+    Of a chat all before its first turn that is learnt is asked.
+    """
+    session, shard = Session(model, model.params), corpus.valid
+    shown = [f"{prompt}{ARROW}" for prompt in prompts]
+    asked = [_asked(session, prompt, template) for prompt in prompts]
+    for row in range(min(settings.sample.examples, shard.documents // 2)):
+        begin, middle, end = (int(at) for at in shard.offsets[2 * row : 2 * row + 3])
+        first = int(np.argmax(shard.tokens[middle:end]))
+        ids = tuple(shard.tokens[begin : begin + first].tolist())
+        if len(ids) < settings.model.context:
+            asked.append(ids)
+            shown.append(f"{session.tokenizer.decode(ids)}{ARROW}")
+    return list(zip(shown, _generated(settings, session, asked), strict=True)) if asked else []
+
+
+def _generated(
+    settings: Settings, session: Session, texts: Sequence[str | tuple[int, ...]]
 ) -> list[str]:
-    session = Session(model, model.params)
-    texts = [_asked(session, prompt, template) for prompt in prompts]
     asked = []
     for one in number_prompts(texts, settings.sample.request(settings.train.seed)):
         length = min(one.settings.max_new_tokens or 1, session.room(one.text))

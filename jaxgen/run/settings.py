@@ -62,7 +62,7 @@ class SampleSettings:
     prompts: tuple[str, ...] = option(
         "texts to go on from, rewrite, classify or (at <mask>) fill in; none: no samples", ()
     )
-    examples: int = option("objective.name=pairs: so many sources of the validation text", 0)
+    examples: int = option("pairs, chat: so many prompts of the validation text", 0)
     max_new_tokens: int = option("new tokens per prompt; the context may leave fewer", 64)
     temperature: float = option("0 is greedy", 0.8)
     top_k: int | None = option("keep the k likeliest tokens", None)

@@ -261,7 +261,7 @@ def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
             f"train.warmup={settings.warmup} is longer than the run; it is cut to "
             f"train.steps={settings.steps}"
         )
-    for line in batches.rows.notes() if hasattr(batches.rows, "notes") else ():
+    for line in getattr(batches.rows, "notes", list)():
         log.say(line)
     if settings.epochs is not None:
         log.say(f"train.epochs={settings.epochs:g} are {settings.steps} steps")

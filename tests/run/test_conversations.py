@@ -68,7 +68,7 @@ def test_a_chat_is_learnt_as_it_will_be_asked_for(tmp_path):
     run = run_of(
         tmp_path, [{"messages": chat} for chat in CHATS],
         tokenizer={"kind": "bpe", "vocab_size": 310}, objective={"name": "chat"},
-        sample={"prompts": ["What is 3?"], "max_new_tokens": 4},
+        sample={"prompts": ["What is 3?"], "examples": 1, "max_new_tokens": 4},
     )  # fmt: skip
     rows = dict(inputs.tokenize(existing_settings(run), cache=tmp_path / "cache"))
     assert "chats," in rows["train"] and "bytes" not in rows["train"]
@@ -83,7 +83,8 @@ def test_a_chat_is_learnt_as_it_will_be_asked_for(tmp_path):
         assert ids[: len(prompt)] == prompt and mask[len(prompt)] and not mask[len(prompt) - 1]
     # What somebody writes is no mark: the one eos of a turn is the template's, and is learnt.
     assert [m for i, m in zip(ids, mask, strict=True) if i == eos] == [0, 0, 1, 0, 1]
-    assert "What is 3? -> " in (run / "samples/2.txt").read_text()
+    shown = (run / "samples/2.txt").read_text()
+    assert "What is 3? -> " in shown and "Be short." in shown and "Assistant: -> " in shown
 
 
 THINKING = (
