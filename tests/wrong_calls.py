@@ -235,7 +235,10 @@ ACCEPTED = {
     ("Generation", "max_seconds temperature top_n_sigma"): REAL,
     ("Generation", "repetition_penalty source_penalty"): REAL,
     ("Generation", "presence_penalty frequency_penalty guidance"): SIGNED,
-    ("Generation", "stop bad_words bad_words_ids bias choices regex json_schema draft"): TEXTS,
+    (
+        "Generation",
+        "stop bad_words bad_words_ids bias bias_ids choices regex json_schema draft",
+    ): TEXTS,
 }
 RIGHT = {
     (title, name): values for (title, names), values in ACCEPTED.items() for name in names.split()

@@ -33,7 +33,15 @@ SHARED = (
     *("watermark", "watermark_width"),
 )
 BANNING = (
-    *("bias", "no_repeat_ngram", "no_repeat_source", "bad_words", "min_length", "min_new_tokens"),
+    *(
+        "bias",
+        "bias_ids",
+        "no_repeat_ngram",
+        "no_repeat_source",
+        "bad_words",
+        "min_length",
+        "min_new_tokens",
+    ),
     *("regex", "json_schema", "choices", "force_first", "force_last", "suppress_ids"),
     *("bad_words_ids", "suppress_first_ids"),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Container, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -158,17 +159,28 @@ def _bias_of(one: Generation, batch: ChainContext) -> dict[tuple[int, ...], floa
     biases: dict[tuple[int, ...], float] = {}
     for word in one.bias:
         text, equals, number = word.rpartition("=")
-        try:
-            amount = float(number)
-        except ValueError:
-            amount = math.nan
+        amount = _number(number)
         if not (equals and text and math.isfinite(amount)):
             raise ConfigError(f"bias={word!r} must be TEXT=NUMBER, as in ' cat=2.5'")
         ids = batch.tokenizer.encode(text)
         if not ids:
             raise ConfigError(f"bias={word!r}: {text!r} has no token in this vocabulary")
         biases[tuple(ids)] = amount
+    for word in one.bias_ids:
+        text, _, number = word.partition("=")
+        amount = _number(number)
+        if not (text.isdecimal() and math.isfinite(amount)):
+            raise ConfigError(f"bias_ids={word!r} must be ID=NUMBER, as in 17=2.5")
+        _check_ids("bias_ids", [int(text)], batch.vocab)
+        biases[(int(text),)] = biases.get((int(text),), 0.0) + amount
     return biases
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _bad_words(settings, batch):
@@ -263,7 +275,10 @@ def _structure(settings, batch):
         )
     structures = [structure_of(one) for one in settings]
     kinds = list(dict.fromkeys(structures))
-    automata = [None if kind is None else _compile(*kind, surface.pieces, eos) for kind in kinds]
+    pieces = [kind and _spelling(batch.tokenizer, surface.pieces, kind) for kind in kinds]
+    automata = [
+        kind and _compile(*kind, of or (), eos) for kind, of in zip(kinds, pieces, strict=True)
+    ]
     which = np.asarray([kinds.index(one) for one in structures])
     union = structure.requests(automata)
     starts = np.asarray(union.starts)[which]
@@ -285,6 +300,21 @@ def structure_of(one: Generation) -> tuple[str, Any] | None:
     if one.json_schema is not None:
         return "json_schema", _schema_text(one.json_schema)
     return ("choices", one.choices) if one.choices else None
+
+
+def _spelling(
+    tokenizer: Any, pieces: tuple[bytes, ...], kind: tuple[str, Any]
+) -> tuple[bytes, ...]:
+    """Return the bytes of each token; a mark that a regular expression names is that mark."""
+    marks = getattr(tokenizer, "marks", list)() if kind[0] == "regex" else ()
+    named = [mark for mark in marks if re.escape(mark) in kind[1]]
+    if not named:
+        return pieces
+    spelled, ids = list(pieces), tokenizer.vocabulary()
+    for mark in named:
+        if ids[mark] != tokenizer.special.eos:
+            spelled[ids[mark]] = mark.encode()
+    return tuple(spelled)
 
 
 def _schema_text(schema: str) -> str:
@@ -331,7 +361,7 @@ def _renormalize(wanted, batch):
 
 
 ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
-    (("bias",), _biases),
+    (("bias", "bias_ids"), _biases),
     _source_entry(repetition.source_penalty, "source_penalty", 1.0, np.float32),
     _scalar_entry(repetition.repetition_penalty, "repetition_penalty", 1.0),
     _scalar_entry(repetition.presence_penalty, "presence_penalty", 0.0),

@@ -99,6 +99,9 @@ class Generation:
         "write this somewhere, or one of A|B; needs --beams; may be repeated", filled, ()
     )
     bias: tuple[str, ...] = _words("TEXT=NUMBER: added to its logit; may be repeated", None, ())
+    bias_ids: tuple[str, ...] = _words(
+        "the same of a token id, as in 17=-2.5; repeatable", None, ()
+    )
     bad_words_ids: tuple[str, ...] = _words(
         "never make these token ids in a row, as in 5,17; may be repeated", filled, ()
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -19,6 +20,8 @@ from jaxgen.tokens.protocol import Special, Surface
 
 MAX_VOCAB = 10_000_000
 STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+# An engine is in one of two modes, and threads share it: of a text it may never be in the other.
+_MODE = threading.Lock()
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>", re.ASCII)
 
 
@@ -108,7 +111,8 @@ class HuggingFace:
             except UnicodeEncodeError as error:
                 raise protocol.not_unicode(text, error) from None
         encode = self._engine.encode_batch
-        rows = _guard(DataError, encode, texts, add_special_tokens=False)
+        with _MODE:
+            rows = _guard(DataError, encode, texts, add_special_tokens=False)
         return [self._check_ids(row.ids) for row in rows]
 
     def _check_ids(self, ids: list[int]) -> list[int]:
@@ -134,12 +138,13 @@ class HuggingFace:
         plain: spans [begin, end) of the text in which they are only text.
         """
         if not plain:
-            self._engine.encode_special_tokens = False
-            try:
-                return self._check_ids(_guard(DataError, self._engine.encode, text,
-                                          add_special_tokens=False).ids)  # fmt: skip
-            finally:
-                self._engine.encode_special_tokens = True
+            with _MODE:
+                self._engine.encode_special_tokens = False
+                try:
+                    return self._check_ids(_guard(DataError, self._engine.encode, text,
+                                              add_special_tokens=False).ids)  # fmt: skip
+                finally:
+                    self._engine.encode_special_tokens = True
         # One pass over the whole text, for pieces depend on what is around them: marks that are
         # meant are spelled in a way that nobody can guess, as pieces that are not special.
         stand_ins, engine = self._stand_ins

@@ -42,6 +42,7 @@ MIXED = [
     {"source_penalty": 9.0, "no_repeat_source": 1},
     {"bias": ("z=30",)},
     {"bias": ("z=30",), "bad_words": ("z", "q")},
+    {"bias_ids": ("65=30", "66=29")},
     {"suppress_ids": tuple(range(128, 256))},
     {"suppress_first_ids": tuple(range(256))},
     {"bad_words_ids": tuple(map(str, range(0, 256, 2)))},
@@ -109,6 +110,7 @@ def test_each_setting_of_a_mixed_batch_changes_its_own_text(session):
     assert set("helo") & set(of("source_penalty")[0].text)
     assert not set("helo") & set(of("source_penalty", "no_repeat_source")[0].text)
     assert set(of("bias")[0].text) == {"z"} and "z" not in of("bias", "bad_words")[0].text
+    assert set(of("bias_ids")[0].text) <= {"A", "B"}
     assert max(of("suppress_ids")[0].tokens) < 128 or EOS in of("suppress_ids")[0].tokens
     assert len(set(of("no_repeat_ngram")[0].tokens)) == LENGTH
 
@@ -282,6 +284,9 @@ REFUSED = [
     ({"force_first": (300,)}, "force_first=300"),
     ({"bias": ("a",)}, "bias='a' must be TEXT=NUMBER"),
     ({"bias": ("a=x",)}, "bias='a=x'"),
+    ({"bias_ids": ("a=1",)}, "bias_ids='a=1' must be ID=NUMBER"),
+    ({"bias_ids": ("259=1",)}, "bias_ids=259 is outside the vocabulary of 259"),
+    ({"json_schema": '{"type": "integer", "minimum": 3}'}, "minimum=3 can't be held to"),
     ({"regex": "(?=a)"}, "regex '(?=a)' can't be compiled"),
     ({"regex": "[0-9]{30}"}, "regex=[0-9]{30} needs 31 tokens at least, but max_new_tokens=12"),
     ({"json_schema": "{"}, "json_schema='{' is no JSON"),

@@ -6,7 +6,6 @@ state from every state share a column, so the table of a regular expression stay
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -21,6 +20,7 @@ from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.history import History, Requires
 from jaxgen.decoding.per_request import column, next_power_of_two, refuse
+from jaxgen.decoding.processors import json_schemas
 from jaxgen.decoding.processors.base import BANNED, processor
 from jaxgen.errors import ConfigError
 
@@ -117,7 +117,7 @@ def regex(
     >>> digits(jnp.zeros((1, 3)), history)
     Array([[-inf, -inf,   0.]], dtype=float32)
     """
-    core = _import("outlines_core")
+    core = _outlines()
     ids: dict[bytes, list[int]] = {}
     for token, piece in enumerate(pieces):
         if piece and token != stop:
@@ -167,7 +167,7 @@ def json_schema(
 
     Args:
         description: the schema, as a mapping or as JSON. Raises ConfigError for one that no regular
-            expression can say, such as a recursive one.
+            expression can say, such as a recursive one, or one with bounds of numbers.
         pieces, stop, within: as in `regex`.
 
     >>> history = History(jnp.array([0]), jnp.array([[1]]), jnp.array([1]))
@@ -175,12 +175,7 @@ def json_schema(
     >>> boolean(jnp.zeros((1, 4)), history)
     Array([[-inf,   0.,   0., -inf]], dtype=float32)
     """
-    build = _import("outlines_core.json_schema").build_regex_from_schema
-    text = description if isinstance(description, str) else json.dumps(description)
-    try:
-        pattern = build(text)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"JSON schema {text[:80]!r} can't be compiled: {error}") from None
+    pattern = json_schemas.pattern_of(description)
     return regex(pattern, pieces, stop, within=within)
 
 
@@ -250,13 +245,11 @@ def resized(one: Automaton, states: int, columns: int, *, at: int) -> Automaton:
     return Automaton(table, one.classes, one.starts + np.int32(at), distance, one.within)
 
 
-def _import(name: str) -> Any:
+def _outlines() -> Any:
     try:
-        return import_module(name)
+        return import_module("outlines_core")
     except ImportError:
-        raise ConfigError(
-            "regex, choices and schema need outlines-core: pip install 'jaxgen[structure]'"
-        ) from None
+        raise ConfigError(json_schemas.MISSING) from None
 
 
 def _build(

@@ -1,0 +1,146 @@
+"""The ASGI app: its routes, and what they do with mistakes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from jaxgen.errors import ConfigError
+from jaxgen.serve import fields, guard
+from jaxgen.serve.generating import KINDS, generate
+from jaxgen.serve.guard import ClientGone, Guard
+from jaxgen.serve.metrics import Metrics
+from jaxgen.serve.problems import Problem, problem_of
+from jaxgen.serve.routes import GETS, POSTS
+from jaxgen.serve.served import Served
+from jaxgen.serve.server import Server
+from jaxgen.serve.strict_json import read_object
+from jaxgen.text.session import Session
+
+_LOG = logging.getLogger("jaxgen.serve")
+
+
+def app(
+    models: Any,
+    *,
+    keys: Sequence[str] = (),
+    seconds: float | None = None,
+    lenient: bool = False,
+    warm: bool = True,
+    progress: Callable[[str], None] | None = None,
+    **engine: Any,
+) -> Starlette:
+    """Return an ASGI app that answers as OpenAI's API does.
+
+    Args:
+      models: a `Session`, an `Engine`, or a mapping of names to such.
+      keys: of which a request must bring one, as `Authorization: Bearer KEY`; none: all may ask.
+      seconds: after which an answer ends where it is.
+      lenient: leave out fields that are unknown or not supported instead of refusing them.
+      warm: compile at start; until then requests get 503.
+      progress: is told what is being compiled.
+      engine: arguments of `Engine` for sessions: slots, queue, context, ...
+
+    Raises:
+      ConfigError: for no model, or an empty key.
+    """
+    named = dict(models) if isinstance(models, Mapping) else {_name(models): models}
+    if not named or not all(keys):
+        raise ConfigError(f"models={list(named)} and keys must be given, none empty")
+    served = {name: Served(name, _engine(one, engine)) for name, one in named.items()}
+    metrics = Metrics({name: one.engine.stats for name, one in served.items()})
+    server = Server(served, metrics, seconds, lenient, progress)
+    if not warm:
+        server.ready.set()
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        if warm:
+            threading.Thread(target=server.warm_up, name="jaxgen-warm-up", daemon=True).start()
+        yield
+        await asyncio.to_thread(server.drain, 30.0)
+        server.close()
+
+    posts = {**dict.fromkeys(KINDS, generate), **POSTS}
+    routes = [
+        *(Route(path, _Endpoint(one, True), methods=["POST"]) for path, one in posts.items()),
+        *(Route(path, _Endpoint(one, False), methods=["GET"]) for path, one in GETS.items()),
+    ]
+    made = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _status})
+    made.state.server = server
+    made.add_middleware(Guard, keys=tuple(keys), metrics=metrics)
+    return made
+
+
+def _name(model: Any) -> str:
+    session = model if isinstance(model, Session) else model.session
+    home = session.model.home
+    return "model" if home is None else Path(home).resolve().name
+
+
+def _engine(model: Any, how: Mapping[str, Any]) -> Any:
+    if not isinstance(model, Session):
+        return model
+    from jaxgen.serve.engine import Engine
+
+    return Engine(model, **how)
+
+
+class _Endpoint:
+    """A route's ASGI app: a function of (server, request, body), or of the first two for GET."""
+
+    def __init__(self, work: Callable[..., Any], has_body: bool) -> None:
+        self.work, self.has_body = work, has_body
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        response = await self._answer(request)
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        server, path, body = request.app.state.server, request.url.path, {}
+        try:
+            if not self.has_body:
+                return await self.work(server, request)
+            server.check_open()
+            body = read_object(await guard.read_body(request.scope, request.receive))
+            return await self.work(server, request, body)
+        except ClientGone:
+            return Response(status_code=guard.GONE)
+        except Exception as error:
+            named = fields.named(KINDS[path][2]) if path in KINDS else {}
+            # What shapes a text has come of one of these.
+            by = [name for name in ("tools", "response_format", "text") if body.get(name)]
+            named |= {"regex": by[0]} if by else {}
+            return _refusal(request, error, named, body)
+
+
+def _refusal(
+    request: Request, error: Exception, named: Mapping[str, str], body: Mapping[str, Any]
+) -> Response:
+    problem = problem_of(error, named, body)
+    if problem.status >= 500 and not isinstance(error, Problem):
+        # The frames, not the message: that may hold what somebody wrote.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        about = request.scope["state"]["about"]["id"]
+        _LOG.error("request %s failed: %s\n%s", about, type(error).__name__, where)
+    close = {"connection": "close"} if problem.status in (408, 413) else {}
+    return JSONResponse(problem.body, problem.status, {**problem.headers, **close})
+
+
+def _status(request: Request, error: Any) -> Response:
+    known = {404: "there is no such route", 405: "this route takes another method"}
+    problem = Problem(known.get(error.status_code, str(error.detail)), error.status_code)
+    return JSONResponse(problem.body, error.status_code, headers=error.headers)

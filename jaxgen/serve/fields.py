@@ -1,0 +1,325 @@
+"""The fields of requests: each is honoured, ignored for a reason, or refused for one.
+
+A table an endpoint, which holds every field that OpenAI documents, and our own settings of a text.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jaxgen import values
+from jaxgen.arguments import Call, Range, at_least, between
+from jaxgen.errors import nearest
+from jaxgen.serve.problems import Problem
+from jaxgen.text.request import SHARE, Generation
+
+MOST_TEXTS, MOST_TOP, MOST_STOPS, MOST_INPUTS = 128, 20, 16, 2048
+
+
+class Field(NamedTuple):
+    """How a field is read.
+
+    hint, rule: its type and its range; sets: the setting of `Generation` that it is; ignored: why
+    it changes no answer; refused: why it can't be followed, but for the values in `harmless`.
+    """
+
+    hint: Any = Any
+    rule: Range | None = None
+    sets: str | None = None
+    ignored: str = ""
+    refused: str = ""
+    harmless: tuple[Any, ...] = ()
+    required: bool = False
+
+
+Fields = Mapping[str, Field]
+_JSON = values.Source(section=lambda kind, value, path: value)  # messages speak JSON, not Python
+
+
+def read(body: Any, table: Fields, path: str = "", *, lenient: bool = False) -> dict[str, Any]:
+    """Return the honoured fields of an object that are not null; Problem for one that is wrong.
+
+    path: where the object is, as "tools[0].function"; lenient: unknown and refused fields are left
+    out instead.
+    """
+    before = f"{path}." if path else ""
+    if not isinstance(body, Mapping):
+        raise Problem(f"{path}={_short(body)} is no object; send {{...}}", param=path)
+    given: dict[str, Any] = {}
+    for name, value in body.items():
+        field = table.get(name)
+        if field is None and not lenient:
+            near = nearest(name, table)
+            raise Problem(
+                f"unknown field {before}{name}"[:120] + near, param=f"{before}{name}"[:80]
+            )
+        if field is None or value is None or field.ignored:
+            continue
+        if field.refused:
+            if value not in field.harmless and not lenient:
+                why = f"{before}{name} is not supported: {field.refused}"
+                raise Problem(why, param=f"{before}{name}", code="unsupported_parameter")
+            continue
+        given[name] = _checked(field, value, f"{before}{name}")
+    for name, field in table.items():
+        if field.required and name not in given:
+            raise Problem(f"{before}{name} is missing", param=f"{before}{name}")
+    return given
+
+
+def _checked(field: Field, value: Any, name: str) -> Any:
+    try:
+        value = values.read_value(field.hint, value, name, _JSON)
+        if field.rule is not None:
+            field.rule(name, value, Call({}))
+    except Problem:
+        raise
+    except ValueError as error:  # a ConfigError, which begins with the name
+        raise Problem(str(error), param=name) from None
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def settings_of(given: Mapping[str, Any], table: Fields) -> dict[str, Any]:
+    """Return the settings of `Generation` that fields give; Problem for two that differ."""
+    made: dict[str, Any] = {}
+    by: dict[str, str] = {}
+    for name, value in given.items():
+        ours = table[name].sets
+        if ours is None:
+            continue
+        if ours in made and made[ours] != value:
+            raise Problem(f"{by[ours]} and {name} say the same differently; send one", param=name)
+        made[ours], by[ours] = value, name
+    return made
+
+
+def named(table: Fields) -> dict[str, str]:
+    """Return {setting of ours: the field of the API that sets it}, for messages."""
+    return {field.sets: name for name, field in list(table.items())[::-1] if field.sets}
+
+
+TEXT, FLAG, WHOLE, LIST = Field(str), Field(bool), Field(int), Field(Sequence[Any])
+OBJECT = Field(Mapping[str, Any])
+_PENALTY = between(-2, 2)
+_NOBODY = Field(Any, ignored="there are no accounts")
+_CACHE = Field(Any, ignored="prefixes are shared in any case, and no answer depends on it")
+_KEPT = Field(Any, ignored="no answer is kept")
+_MODERATION = Field(Any, refused="nothing is moderated")
+_TIER = Field(Any, ignored="there is one tier")
+_STREAM: dict[str, Field] = {
+    "stream": FLAG,
+    "stream_options": OBJECT,
+}
+STREAM_OPTIONS: dict[str, Field] = {
+    "include_usage": FLAG,
+    "include_obfuscation": Field(Any, ignored="padding of events; the text is the same"),
+}
+_SAMPLING: dict[str, Field] = {
+    "model": Field(str, required=True),
+    "temperature": Field(float, between(0, 2), "temperature"),
+    "top_p": Field(float, SHARE, "top_p"),
+    "user": _NOBODY,
+}
+_DRAWS: dict[str, Field] = {
+    "frequency_penalty": Field(float, _PENALTY, "frequency_penalty"),
+    "presence_penalty": Field(float, _PENALTY, "presence_penalty"),
+    "logit_bias": Field(Mapping[str, float]),
+    "n": Field(int, between(1, MOST_TEXTS), "samples"),
+    "seed": Field(int, between(-(2**63), 2**64 - 1)),
+    "stop": Field(str | Sequence[str]),
+    "max_tokens": Field(int, at_least(1), "max_new_tokens"),
+}
+_BARRED = {
+    "draft": "it names a folder of the server",
+    "samples": "send n",
+    "bias": "send logit_bias",
+    "bias_ids": "send logit_bias",
+}
+
+
+def _own() -> dict[str, Field]:
+    """Return our own settings as fields of the same name."""
+    hints = typing.get_type_hints(Generation)
+    return {
+        name: Field(refused=_BARRED[name]) if name in _BARRED else Field(hint, None, name)
+        for name, hint in hints.items()
+    }
+
+
+OWN = _own()
+_TOOLS: dict[str, Field] = {
+    "tools": LIST,
+    "tool_choice": Field(Any),
+    "parallel_tool_calls": FLAG,
+}
+CHAT: dict[str, Field] = {
+    **OWN,
+    **_SAMPLING,
+    **_DRAWS,
+    **_STREAM,
+    **_TOOLS,
+    "messages": Field(Sequence[Any], required=True),
+    "max_completion_tokens": Field(int, at_least(1), "max_new_tokens"),
+    "logprobs": FLAG,
+    "top_logprobs": Field(int, between(0, MOST_TOP)),
+    "response_format": OBJECT,
+    "reasoning_effort": TEXT,
+    "chat_template_kwargs": OBJECT,
+    "audio": Field(Any, refused="answers are text"),
+    "modalities": Field(Any, refused="answers are text", harmless=(["text"],)),
+    "functions": Field(Any, refused="it is deprecated; send tools"),
+    "function_call": Field(Any, refused="it is deprecated; send tool_choice"),
+    "web_search_options": Field(Any, refused="there is no search"),
+    "verbosity": Field(Any, refused="say it in a message", harmless=("medium",)),
+    "prediction": Field(Any, ignored="a guess of the answer makes it faster at most"),
+    "moderation": _MODERATION,
+    "metadata": _KEPT,
+    "store": _KEPT,
+    "service_tier": _TIER,
+    "safety_identifier": _NOBODY,
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prompt_cache_retention": _CACHE,
+}
+COMPLETION: dict[str, Field] = {
+    **OWN,
+    **_SAMPLING,
+    **_DRAWS,
+    **_STREAM,
+    "prompt": Field(Any, required=True),
+    "logprobs": Field(int, between(0, MOST_TOP)),
+    "best_of": Field(int, between(1, MOST_TEXTS), "best_of"),
+    "echo": FLAG,
+    "suffix": Field(Any, refused="models that fill a middle are not served", harmless=("",)),
+}
+del COMPLETION["top_logprobs"]  # which `logprobs` is here
+RESPONSE: dict[str, Field] = {
+    **OWN,
+    **_SAMPLING,
+    **_STREAM,
+    **_TOOLS,
+    "input": Field(str | Sequence[Any], required=True),
+    "instructions": TEXT,
+    "max_output_tokens": Field(int, at_least(1), "max_new_tokens"),
+    "text": OBJECT,
+    "top_logprobs": Field(int, between(0, MOST_TOP)),
+    "include": Field(Sequence[str]),
+    "reasoning": OBJECT,
+    "metadata": OBJECT,
+    "seed": Field(int, between(-(2**63), 2**64 - 1)),
+    "chat_template_kwargs": OBJECT,
+    "background": Field(Any, refused="answers are made while you wait", harmless=(False,)),
+    "background_options": Field(Any, refused="answers are made while you wait"),
+    "context_management": Field(Any, refused="send what is to be read"),
+    "conversation": Field(Any, refused="nothing is kept; send the whole conversation as input"),
+    "previous_response_id": Field(Any, refused="nothing is kept; send earlier turns as input"),
+    "prompt": Field(Any, refused="no templates of prompts are kept; send input"),
+    "image": Field(Any, refused="answers are text"),
+    "access_programs": Field(Any, refused="there are no access programs"),
+    "moderation": _MODERATION,
+    "truncation": Field(Any, refused="shorten the input", harmless=("disabled",)),
+    "max_tool_calls": Field(Any, ignored="it counts calls of tools that the server runs: none"),
+    "store": _KEPT,
+    "service_tier": _TIER,
+    "safety_identifier": _NOBODY,
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prompt_cache_retention": _CACHE,
+}
+EMBEDDING: dict[str, Field] = {
+    "model": Field(str, required=True),
+    "input": Field(str | Sequence[Any], required=True),
+    "dimensions": Field(int, at_least(1)),
+    "encoding_format": Field(Literal["float", "base64"]),
+    "user": _NOBODY,
+    "prompt_name": TEXT,
+    "overflow": Field(Literal["refuse", "cut"]),
+}
+SCORE: dict[str, Field] = {
+    "model": Field(str, required=True),
+    "input": Field(str | Sequence[str], required=True),
+    "overflow": Field(Literal["refuse", "cut"]),
+    "user": _NOBODY,
+}
+TOKENIZE: dict[str, Field] = {
+    "model": TEXT,
+    "prompt": TEXT,
+    "messages": LIST,
+    "tools": LIST,
+    "chat_template_kwargs": OBJECT,
+    "add_special_tokens": FLAG,
+}
+DETOKENIZE: dict[str, Field] = {"model": TEXT, "tokens": Field(Sequence[int], required=True)}
+
+# Parts of them.
+_PART: dict[str, Field] = {
+    "type": Field(Literal["text", "input_text", "output_text", "refusal"], required=True),
+    "text": TEXT,
+    "refusal": TEXT,
+    "annotations": Field(Any, ignored="they are about a text, no part of it"),
+    "logprobs": Field(Any, ignored="they are about a text, no part of it"),
+    "prompt_cache_breakpoint": _CACHE,
+}
+_CONTENT = Field(str | Sequence[Any])
+_SAYS: dict[str, Field] = {"role": Field(str, required=True), "content": _CONTENT, "name": TEXT}
+MESSAGES: dict[str, dict[str, Field]] = {
+    "system": _SAYS,
+    "developer": _SAYS,
+    "user": _SAYS,
+    "assistant": _SAYS
+    | {
+        "tool_calls": LIST,
+        "refusal": TEXT,
+        "reasoning_content": TEXT,
+        "audio": Field(Any, refused="only texts are read"),
+        "function_call": Field(Any, refused="it is deprecated; send tool_calls"),
+        "annotations": Field(Any, ignored="they are about a text, no part of it"),
+    },
+    "tool": _SAYS | {"tool_call_id": Field(str, required=True)},
+}
+PART = _PART
+TOOL: dict[str, Field] = {
+    "type": Field(Literal["function"], required=True),
+    "function": Field(Mapping[str, Any], required=True),
+}
+FUNCTION: dict[str, Field] = {
+    "name": Field(str, required=True),
+    "description": TEXT,
+    "parameters": OBJECT,
+    "strict": FLAG,
+}
+RESPONSE_TOOL: dict[str, Field] = FUNCTION | {
+    "type": Field(Literal["function"], required=True),
+    "async": Field(Any, refused="calls are answered by the next request", harmless=(False,)),
+    "allowed_callers": Field(Any, refused="the model alone calls", harmless=(["direct"],)),
+    "defer_loading": Field(Any, refused="all tools are shown", harmless=(False,)),
+    "output_schema": Field(Any, ignored="it is about what the caller sends"),
+}
+CALL: dict[str, Field] = {
+    "id": Field(str, required=True),
+    "type": Field(Literal["function"]),
+    "function": Field(Mapping[str, Any], required=True),
+    "index": Field(Any, ignored="the order says it"),
+}
+CALLED: dict[str, Field] = {
+    "name": Field(str, required=True),
+    "arguments": Field(str, required=True),
+}
+FORMAT: dict[str, Field] = {
+    "type": Field(Literal["text", "json_object", "json_schema", "regex"], required=True),
+    "json_schema": OBJECT,
+    "regex": TEXT,
+}
+SCHEMA: dict[str, Field] = {
+    "name": TEXT,
+    "description": TEXT,
+    "schema": OBJECT,
+    "strict": FLAG,
+}

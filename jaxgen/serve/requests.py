@@ -1,0 +1,345 @@
+"""Bodies of requests as prompts of the library."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxgen.decoding.processors.json_schemas import pattern_of
+from jaxgen.errors import ConfigError
+from jaxgen.serve import fields, tool_formats
+from jaxgen.serve.fields import Fields, read, settings_of
+from jaxgen.serve.problems import Problem
+from jaxgen.serve.served import Served
+from jaxgen.serve.tool_formats import Tool
+from jaxgen.text.prompts import Prompt, number_prompts
+from jaxgen.text.request import Generation
+
+SEEDS = 2**64
+LONGEST_REGEX = 20_000
+ANY_JSON_OBJECT = {"type": "object"}
+
+
+@dataclass
+class Ask:
+    """A request for texts: its prompts, and how its answer is laid.
+
+    texts: choices of each prompt; detail: alternatives of each token, None for no
+    log-probabilities; tools: those that it may call; free: a text may be no call; echo: prompts
+    that come back.
+    """
+
+    served: Served
+    prompts: list[Prompt]
+    texts: int
+    detail: int | None = None
+    stream: bool = False
+    usage: bool = False
+    tools: list[Tool] = field(default_factory=list)
+    free: bool = True
+    echo: list[str] | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+def chat(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
+    """Return the request of /v1/chat/completions."""
+    given = read(body, fields.CHAT, lenient=lenient)
+    messages = read_messages(given["messages"], lenient)
+    tools = [_tool(one, f"tools[{i}]", lenient) for i, one in enumerate(given.get("tools") or ())]
+    if given.get("top_logprobs") is not None and not given.get("logprobs"):
+        raise Problem("top_logprobs needs logprobs: true", param="top_logprobs")
+    form = given.get("response_format")
+    form = None if form is None else read(form, fields.FORMAT, "response_format", lenient=lenient)
+    if form and form["type"] == "json_schema":
+        if "json_schema" not in form:
+            raise Problem("response_format.json_schema is missing", param="response_format")
+        schema = read(
+            form["json_schema"], fields.SCHEMA, "response_format.json_schema", lenient=lenient
+        )
+        form = {"type": "json_schema", **schema}
+    detail = (given.get("top_logprobs") or 0) if given.get("logprobs") else None
+    return of_chat(served, given, fields.CHAT, messages, tools, form, detail)
+
+
+def of_chat(
+    served: Served,
+    given: dict[str, Any],
+    table: Fields,
+    messages: list[dict[str, Any]],
+    tools: list[Tool],
+    form: Mapping[str, Any] | None,
+    detail: int | None,
+) -> Ask:
+    """Return the request of a chat, whose parts are read."""
+    _check_generates(served)
+    tools, free = _choice(given, tools)
+    values = dict(given.get("chat_template_kwargs") or {})
+    if "tools" in values:
+        raise Problem("chat_template_kwargs.tools: send tools", param="chat_template_kwargs")
+    effort = given.get("reasoning_effort")
+    if effort is not None:
+        values["reasoning_effort"] = effort
+    changes = settings_of(given, table) | _more_settings(given, served) | _form(form)
+    if tools:
+        if any(changes.get(name) for name in ("regex", "json_schema", "choices")):
+            raise Problem(
+                "tools and a form of the answer exclude each other; send one, or tool_choice: none",
+                param="tools",
+            )
+        several = given.get("parallel_tool_calls") is not False
+        try:
+            changes["regex"] = tool_formats.pattern(
+                served.spelling, tools, free=free, several=several
+            )
+        except ConfigError as error:
+            raise Problem(str(error), param="tools") from None
+    ids = _chat_ids(served, messages, tools, values)
+    settings = Generation(**changes)
+    return Ask(
+        served,
+        [Prompt(ids, settings)],
+        settings.n_best or settings.samples,
+        detail,
+        tools=tools,
+        free=free,
+        given=given,
+        **_streaming(given),
+    )
+
+
+def _chat_ids(
+    served: Served, messages: list[dict[str, Any]], tools: list[Tool], values: dict[str, Any]
+) -> tuple[int, ...]:
+    try:
+        return served.chat_ids(messages, tools, values)
+    except ConfigError as error:
+        name = str(error).partition("=")[0]
+        param = "chat_template_kwargs" if name in values else "messages"
+        param = name if name == "reasoning_effort" else param
+        raise Problem(str(error), param=param) from None
+
+
+def completion(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
+    """Return the request of /v1/completions."""
+    given = read(body, fields.COMPLETION, lenient=lenient)
+    _check_generates(served)
+    texts = _prompts(given["prompt"], served)
+    changes = settings_of(given, fields.COMPLETION) | _more_settings(given, served)
+    streaming, best = _streaming(given), changes.get("best_of")
+    if best is not None and best < changes.get("samples", 1):
+        raise Problem(f"best_of={best} is less than n={changes['samples']}", param="best_of")
+    if best is not None and best == changes.get("samples", 1):
+        del changes["best_of"]  # all of them are the best
+    elif best is not None and streaming["stream"]:
+        raise Problem("best_of can't be streamed: it is known at the end which", param="best_of")
+    settings = Generation(**changes)
+    prompts = number_prompts(texts, settings)
+    if len(prompts) * settings.draws_each > fields.MOST_TEXTS:
+        raise Problem(
+            f"{len(prompts)} prompts of {settings.draws_each} texts are more than "
+            f"{fields.MOST_TEXTS} texts; send fewer at once",
+            param="prompt",
+        )
+    decode = served.session.tokenizer.decode
+    shown = [one if isinstance(one, str) else decode(list(one)) for one in texts]
+    texts_each = settings.n_best or settings.samples
+    echo = shown if given.get("echo") else None
+    detail = given.get("logprobs")
+    return Ask(served, prompts, texts_each, detail, echo=echo, given=given, **streaming)
+
+
+def _streaming(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = read(given.get("stream_options") or {}, fields.STREAM_OPTIONS, "stream_options")
+    stream = bool(given.get("stream"))
+    if given.get("stream_options") is not None and not stream:
+        raise Problem("stream_options needs stream: true", param="stream_options")
+    return {"stream": stream, "usage": bool(options.get("include_usage"))}
+
+
+def _check_generates(served: Served) -> None:
+    if not served.generates:
+        raise Problem(f"the model {served.name} makes no text; it embeds", param="model")
+
+
+def _more_settings(given: Mapping[str, Any], served: Served) -> dict[str, Any]:
+    """Return what of the fields is no setting by another name."""
+    seed = given.get("seed")
+    more: dict[str, Any] = {"seed": secrets.randbits(64) if seed is None else seed % SEEDS}
+    stop = given.get("stop")
+    if stop is not None:
+        strings = (stop,) if isinstance(stop, str) else tuple(stop)
+        if len(strings) > fields.MOST_STOPS:
+            raise Problem(
+                f"stop has {len(strings)} strings; send at most {fields.MOST_STOPS}", param="stop"
+            )
+        more["stop"] = strings
+    biases, size = given.get("logit_bias") or {}, served.session.tokenizer.vocab_size
+    for token, amount in biases.items():
+        if not re.fullmatch("[0-9]{1,9}", token) or int(token) >= size:
+            raise Problem(f"logit_bias: {token!r:.40} is no id below {size}", param="logit_bias")
+        if not -100 <= amount <= 100:
+            raise Problem(f"logit_bias.{token}={amount} must be -100 to 100", param="logit_bias")
+    if biases:
+        more["bias_ids"] = tuple(f"{token}={amount}" for token, amount in biases.items())
+    schema, regex = given.get("json_schema"), given.get("regex")
+    if schema is not None and schema.startswith("@"):
+        raise Problem("json_schema must be a schema as JSON", param="json_schema")
+    if regex is not None and len(regex) > LONGEST_REGEX:
+        raise Problem(f"regex has more than {LONGEST_REGEX} characters", param="regex")
+    return more
+
+
+def _form(form: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of a form of the answer."""
+    kind = None if form is None else form["type"]
+    if form is None or kind == "text":
+        return {}
+    if kind == "regex":
+        if not form.get("regex"):
+            raise Problem("response_format.regex is missing", param="response_format")
+        return {"regex": form["regex"]}
+    schema = form.get("schema", ANY_JSON_OBJECT)
+    try:
+        return {"regex": pattern_of(schema, exact=form.get("strict") is True)}
+    except ConfigError as error:
+        raise Problem(str(error), param="response_format") from None
+
+
+def _prompts(prompt: Any, served: Served) -> list[str | list[int]]:
+    """Return the prompts of /v1/completions: a text, ids, or a list of either."""
+    if isinstance(prompt, str):
+        rows: list[Any] = [prompt]
+    elif not isinstance(prompt, list) or not prompt:
+        raise Problem("prompt must be a text, token ids, or a list of them", param="prompt")
+    else:
+        rows = prompt if isinstance(prompt[0], str | list) else [prompt]
+    if len(rows) > fields.MOST_INPUTS:
+        raise Problem(f"prompt holds more than {fields.MOST_INPUTS}", param="prompt")
+    size, kind = served.session.tokenizer.vocab_size, type(rows[0])
+    for number, row in enumerate(rows):
+        if type(row) is not kind:
+            raise Problem(f"prompt[{number}] is of another kind than the first", param="prompt")
+        for token in row if isinstance(row, list) else ():
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+                raise Problem(f"prompt: {token!r:.40} is no id below {size}", param="prompt")
+        if not row:
+            raise Problem(f"prompt[{number}] is empty; give at least one token", param="prompt")
+    return rows
+
+
+def read_messages(
+    rows: Sequence[Any], lenient: bool, where: str = "messages"
+) -> list[dict[str, Any]]:
+    """Return messages as templates read them."""
+    if not rows:
+        raise Problem(f"{where} is empty; send at least one", param=where)
+    return [_message(row, f"{where}[{i}]", lenient) for i, row in enumerate(rows)]
+
+
+def _message(row: Any, path: str, lenient: bool) -> dict[str, Any]:
+    role = row.get("role") if isinstance(row, Mapping) else None
+    if not isinstance(row, Mapping) or role is None:
+        raise Problem(f"{path} has no role", param=path)
+    table = fields.MESSAGES.get(role) if isinstance(role, str) else None
+    if table is None:
+        roles = ", ".join(fields.MESSAGES)
+        raise Problem(f"{path}.role={role!r:.40} is none of {roles}", param=f"{path}.role")
+    message = read(row, table, path, lenient=lenient)
+    if role == "developer":
+        message["role"] = "system"
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [
+            read(part, fields.PART, f"{path}.content[{i}]", lenient=lenient)
+            for i, part in enumerate(content)
+        ]
+        message["content"] = "".join(part.get("text") or part.get("refusal", "") for part in parts)
+    if "refusal" in message:
+        message["content"] = message.get("content") or message.pop("refusal")
+        message.pop("refusal", None)
+    calls = message.get("tool_calls")
+    if calls:
+        message["tool_calls"] = [
+            _past_call(one, f"{path}.tool_calls[{i}]", lenient) for i, one in enumerate(calls)
+        ]
+    elif "content" not in message:
+        raise Problem(f"{path}.content is missing", param=f"{path}.content")
+    return message
+
+
+def _past_call(call: Any, path: str, lenient: bool) -> dict[str, Any]:
+    row = read(call, fields.CALL, path, lenient=lenient)
+    function = read(row["function"], fields.CALLED, f"{path}.function", lenient=lenient)
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        name = f"{path}.function.arguments"
+        raise Problem(f"{name} is no JSON", param=name) from None
+    return {"id": row["id"], "function": {"name": function["name"], "arguments": arguments}}
+
+
+def _tool(tool: Any, path: str, lenient: bool) -> Tool:
+    row = read(tool, fields.TOOL, path, lenient=lenient)
+    about = read(row["function"], fields.FUNCTION, f"{path}.function", lenient=lenient)
+    return read_function(about, f"{path}.function", lenient)
+
+
+def read_function(about: dict[str, Any], path: str, lenient: bool) -> Tool:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", about["name"]):
+        raise Problem(
+            f"{path}.name={about['name']!r:.80} must be 1 to 64 of a-z, A-Z, 0-9, _, . and -",
+            param=f"{path}.name",
+        )
+    return about
+
+
+def _choice(given: Mapping[str, Any], tools: list[Tool]) -> tuple[list[Tool], bool]:
+    """Return (the tools that may be called, whether the turn may be none of them)."""
+    names = [tool["name"] for tool in tools]
+    if len(set(names)) < len(names):
+        raise Problem("two tools have one name", param="tools")
+    choice = given.get("tool_choice", "auto" if tools else "none")
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        about = choice.get("allowed_tools", choice)
+        listed = about.get("tools") if isinstance(about, Mapping) else None
+        wanted = [_called(one) for one in listed] if isinstance(listed, list) else []
+        choice = about.get("mode", "auto") if isinstance(about, Mapping) else None
+        tools = [tool for tool in tools if tool["name"] in wanted]
+    if choice == "none":
+        return [], True
+    if choice in ("auto", "required"):
+        if not tools:
+            raise Problem(f"tool_choice={choice} without tools", param="tool_choice")
+        return tools, choice == "auto"
+    name = _called(choice)
+    if not isinstance(name, str):
+        raise Problem(
+            "tool_choice must be none, auto, required, or a function's name in an object",
+            param="tool_choice",
+        )
+    chosen = [tool for tool in tools if tool["name"] == name]
+    if not chosen:
+        raise Problem(f"tool_choice: no tool is called {name!r:.80}", param="tool_choice")
+    return chosen, False
+
+
+def _called(choice: Any) -> Any:
+    """Return the name in {"type": "function", "function": {"name": ...}}, or in the flat form."""
+    function = choice.get("function", choice) if isinstance(choice, Mapping) else None
+    return function.get("name") if isinstance(function, Mapping) else None
+
+
+def token_ids(served: Served, given: Mapping[str, Any], lenient: bool) -> list[int]:
+    """Return the ids that /tokenize asks for."""
+    if "prompt" in given:
+        model = served.session.model
+        if given.get("add_special_tokens", True):
+            return list(model.ids(given["prompt"]))
+        return list(model.tokenizer.encode(given["prompt"]))
+    tools = [_tool(one, f"tools[{i}]", lenient) for i, one in enumerate(given.get("tools") or ())]
+    values = dict(given.get("chat_template_kwargs") or {})
+    return list(served.chat_ids(read_messages(given["messages"], lenient), tools, values))

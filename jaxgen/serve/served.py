@@ -1,0 +1,116 @@
+"""A model that is served: its engine, its name, and what its chat template makes of messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.pretrained.chat_template import ChatTemplate
+from jaxgen.serve import tool_calls, tool_formats
+from jaxgen.serve.problems import Problem
+from jaxgen.serve.tool_formats import Tool, ToolFormat
+from jaxgen.text.loaded_model import template_of
+from jaxgen.text.session import Session
+
+
+@dataclass
+class Served:
+    """An engine under a name."""
+
+    name: str
+    engine: Any
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def session(self) -> Session:
+        """Return the model."""
+        return self.engine.session
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """Return its chat template, None for a model that was not made for chat."""
+        try:
+            return template_of(self.session.model)
+        except (CheckpointError, ConfigError):
+            return None
+
+    @cached_property
+    def spelling(self) -> ToolFormat:
+        """Return how it writes calls of tools."""
+        return tool_formats.format_of(self.chat_template())
+
+    @cached_property
+    def generates(self) -> bool:
+        """Return whether it gives next tokens."""
+        config = self.session.config
+        return config.topology != "encoder" and config.head == "lm"
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Return the ids that end a text and are no part of it."""
+        eos = self.session.tokenizer.special.eos
+        return frozenset((*self.session.model.stop, *([] if eos is None else [eos])))
+
+    def chat_template(self) -> ChatTemplate:
+        """Return its chat template; Problem 400 if it has none."""
+        if self.template is None:
+            raise Problem(
+                f"the model {self.name} has no chat template; send a prompt to /v1/completions",
+                param="messages",
+            )
+        return self.template
+
+    def chat_ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Tool] = (),
+        values: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Return the ids of a chat up to where the model's turn begins."""
+        template = self.chat_template()
+        reads = tool_formats.reads_tools(template)
+        rows, values = tool_calls.history(messages, plain=not reads), dict(values or {})
+        if tools and reads:
+            values["tools"] = [{"type": "function", "function": dict(tool)} for tool in tools]
+        elif tools:
+            first = rows[0] if rows and rows[0]["role"] == "system" else None
+            said = [] if first is None else [first["content"]]
+            rows = rows if first is None else rows[1:]
+            said.append(tool_formats.instructions(tools))
+            rows = [{"role": "system", "content": "\n\n".join(said)}, *rows]
+        return self.session.chat_ids(rows, template, **values)
+
+    def spell(self, token: int) -> str:
+        """Return the text of a token."""
+        return self.spell_bytes(token).decode("utf-8", errors="replace")
+
+    def spell_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token, which may be part of a character."""
+        surface = getattr(self.session.tokenizer, "surface", None)
+        if surface is not None and surface.pieces[token]:
+            return surface.pieces[token]
+        text = self.session.tokenizer.decode([token])
+        return (text or self._names.get(token, "")).encode()
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        vocabulary = getattr(self.session.tokenizer, "vocabulary", dict)()
+        return {i: piece for piece, i in vocabulary.items()}
+
+
+class Marked:
+    """A tokenizer whose marks, of some names, are part of the text."""
+
+    def __init__(self, tokenizer: Any, names: Sequence[str]) -> None:
+        self.special, self.decode = tokenizer.special, tokenizer.decode
+        self.surface, vocabulary = tokenizer.surface, getattr(tokenizer, "vocabulary", dict)()
+        shown = {vocabulary[name]: name.encode() for name in names if name in vocabulary}
+        if any(not self.surface.pieces[i] for i in shown):
+            from dataclasses import replace
+
+            pieces = [shown.get(i) or piece for i, piece in enumerate(self.surface.pieces)]
+            self.surface = replace(self.surface, pieces=tuple(pieces))
