@@ -18,7 +18,7 @@ from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.mesh.place import aligned, laid
 from jaxgen.models import api, families, serving
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.weights import Link, table
+from jaxgen.models.families.weights import Link, Theirs, table
 from jaxgen.nn.stack import STACK_AXIS
 from jaxgen.ops.int8_blocks import Int8Blocks
 from jaxgen.pretrained import gguf_read
@@ -31,6 +31,7 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 MAX_CONFIG, MAX_INDEX = 1 << 20, 100 << 20
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 NAMED = 12  # tensors in a message
+HEADS = ("head/", "unembed/")  # where the parameters of a head are
 
 NonFinite = Literal["refuse", "allow"]
 Tensor = safetensors.Tensor | Stored
@@ -43,11 +44,14 @@ def is_hub(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and not (folder / "config.yaml").exists()
 
 
-def read_config(folder: Path) -> tuple[Family, ModelConfig]:
-    """Return (family, config) of config.json; CheckpointError that names the setting at fault."""
+def read_config(folder: Path, head: str | None = None) -> tuple[Family, ModelConfig]:
+    """Return (family, config) of config.json; CheckpointError that names the setting at fault.
+
+    head: of the family's class with that head, where it has one; None: of the class named there.
+    """
     family, theirs, path = _settings(folder)
     try:
-        return family, family.read(theirs)
+        return family, family.read(theirs if head is None else family.as_head(theirs, head))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -124,13 +128,15 @@ def load_hub(
     shardings: Mapping[str, Any] | None,
     nonfinite: NonFinite,
     stored_blocks: bool = False,
+    head: str | None = None,
 ) -> tuple[ModelConfig, api.Params]:
     """Return (config, params) of a folder, each parameter read and placed by itself.
 
     dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
-    stored_blocks: matrices that are Q8_0 in a GGUF file stay so, as `Int8Blocks`.
+    stored_blocks: matrices that are Q8_0 in a GGUF file stay so, as `Int8Blocks`. head: as the
+    family's class with that head, of which the params have what the folder has; None: its own.
     """
-    family, config = read_config(folder)
+    family, config = read_config(folder, head)
     theirs = _settings(folder)[1]
     _warn_of_ignored(folder, family, theirs)
     stored = tensors(folder)
@@ -139,7 +145,13 @@ def load_hub(
     if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):
         config = config.replace(head="none")
     wanted = table(family, config)
+    if head is not None:
+        own = table(family, read_config(folder)[1])
+        others = {name for name in own.keys() - wanted.keys() if _is_of_head(own[name])}
+        stored = {name: tensor for name, tensor in stored.items() if name not in others}
     stored = _named(folder, family, config, stored, wanted)
+    if head is not None:
+        wanted = {n: t for n, t in wanted.items() if n in stored or not _is_of_head(t)}
     check_names(folder, {n: t.shape for n, t in stored.items()}, wanted)
     kind = dtype or _dtype(folder, {n: stored[n] for n in wanted}, theirs)
     config = _typed(family, config, kind)
@@ -151,6 +163,8 @@ def load_hub(
     shapes, letters = tree.flatten(api.abstract(config)), tree.flatten(api.axes(config))
     placed = {}
     for path, leaf in shapes.items():
+        if path not in links:
+            continue
         parts = sorted(links[path], key=_index)
         one = letters[path].removeprefix(STACK_AXIS)
         matrix = one == "VD" or one in serving.NUM_CONTRACTED
@@ -171,6 +185,10 @@ def _typed(family: Family, config: ModelConfig, kind: Any) -> ModelConfig:
     if kind not in FLOATS.values():
         return config
     return config.replace(param_dtype=kind, compute_dtype=family.compute.get(kind, kind))
+
+
+def _is_of_head(theirs: Theirs) -> bool:
+    return all(link.path.startswith(HEADS) for link in theirs.links)
 
 
 def _index(pair: tuple[Tensor, Link]) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.mesh.settings import divisors_near
 from jaxgen.models import api
-from jaxgen.pretrained import assets, hub_read, sources
+from jaxgen.pretrained import assets, hub_read, hub_write, sources
 from jaxgen.pretrained import model as models
 from jaxgen.pretrained.languages import read_languages
 from jaxgen.tokens.protocol import Tokenizer
@@ -73,14 +73,30 @@ class Initial:
             )
 
 
-def fields(folder: Path) -> dict[str, Any]:
+def fields(folder: Path, head: str | None = None) -> dict[str, Any]:
     """Return the `model` section of a folder's model; ConfigError if there is none there.
 
-    In which type the folder keeps its numbers is no wish to train in it: that is left out.
+    head: another one than the folder's, with the layers before it that the family has there, and
+    without the number of classes. In which type the folder keeps its numbers is no wish to train
+    in it: that is left out.
     """
     _check_folder(folder)
-    found = sets.as_dict(models.read_config(folder))
-    return {name: value for name, value in found.items() if name != "param_dtype"}
+    config, left_out = models.read_config(folder), {"param_dtype"}
+    if head not in (None, config.head):
+        left_out |= {"classes", "head"}
+        config = _with_head(folder, config, str(head))
+    return {k: v for k, v in sets.as_dict(config).items() if k not in left_out}
+
+
+def _with_head(folder: Path, config: ModelConfig, head: str) -> ModelConfig:
+    """Return a folder's config as its family has it with another head; as it is without family."""
+    if hub_read.is_hub(folder):
+        return hub_read.read_config(folder, head)[1]
+    try:
+        family, theirs = hub_write.family_of(config, None)
+    except ConfigError:
+        return config
+    return replace(config, head_layer=family.read(family.as_head(theirs, head)).head_layer)
 
 
 def context_within(folder: Path, most: int) -> int:
@@ -157,7 +173,11 @@ def load(folder: Path, config: ModelConfig, wanted: Mapping[str, Any], *, seed: 
     """
     _check_folder(folder)
     if hub_read.is_hub(folder):
-        _, params = models.load(folder, dtype=config.param_dtype)
+        hub_read.refuse_dtype(config.param_dtype)
+        head = None if models.read_config(folder).head == config.head else config.head
+        _, params = hub_read.load_hub(
+            folder, dtype=config.param_dtype, shardings=None, nonfinite="refuse", head=head
+        )
     else:
         _, params = models.load(folder)
     there, own = tree.flatten(params), models.read_config(folder)

@@ -196,9 +196,7 @@ def _from_initial(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
         return mapping
     from jaxgen.run import initial
 
-    begun = initial.fields(Path(folder))
-    if model.get("head") not in (None, begun["head"]):
-        begun.pop("classes")
+    begun = initial.fields(Path(folder), model.get("head"))
     return {**mapping, "model": _over(begun, ModelConfig.regrouped(model))}
 
 

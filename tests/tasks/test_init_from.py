@@ -130,6 +130,45 @@ def test_another_head_is_drawn_and_the_old_one_stays_behind(home, tmp_path):
     assert {"head/dense", "embed/tokens"} <= found.params.keys()
 
 
+POST = {"norm_at": "post", "embed_norm": "norm", "feed": "relu", "output_bias": "bias"}
+POST |= {"norm_epsilon": 1e-12}
+MASKED = {
+    "roberta": POST | {"token_types": 1, "position_offset": 2},
+    "distilbert": POST,
+    "modernbert": {"positions": "rope", "embed_norm": "first", "biases": "none", "feed": "geglu"},
+}
+LAYERS = {
+    "roberta": jaxgen.HeadLayer(activation="gelu"),
+    "distilbert": jaxgen.HeadLayer(),
+    "modernbert": jaxgen.HeadLayer(kind="norm", activation="silu", bias="none"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "activation", "keeps"),
+    [
+        ("roberta", "hf", "tanh", False),
+        ("roberta", "jaxgen", "tanh", False),
+        ("distilbert", "hf", "relu", False),
+        ("modernbert", "hf", "silu", True),
+        ("modernbert", "jaxgen", "silu", True),
+    ],
+)
+def test_a_classifier_has_the_head_of_its_family(tmp_path, family, layout, activation, keeps):
+    base = {"vocab_size": 31, "topology": "encoder", "head": "mlm"} | GPT2 | MASKED[family]
+    masked = jaxgen.ModelConfig(**base, head_layer=LAYERS[family])
+    named = {"family": family} if layout == "hf" else {}
+    jaxgen.save(tmp_path / "mlm", masked, random_params(masked), layout=layout, **named)
+    told = {"init_from": str(tmp_path / "mlm"), "model": {"head": "classes", "classes": 3}}
+    config = build_settings(told | {"objective": {"name": "classes"}}).model
+    assert (config.classes, config.head_activation) == (3, activation)
+    assert config.head_kind == ("norm" if keeps else "dense")
+    if layout == "hf":  # where a class of transformers has a layer of that name as well, it is kept
+        wanted = tree.flatten(jaxgen.abstract(config))
+        found = initial.load(tmp_path / "mlm", config, wanted)
+        assert ("head/dense" in found.params) == keeps
+
+
 def with_added_piece(home, path):
     path.mkdir()
     about = json.loads((home / "gpt2/tokenizer.json").read_text())

@@ -213,6 +213,16 @@ class Family:
         count = len(labels) if isinstance(labels, dict) else theirs.get("num_labels", self.labels)
         return {**fields, "classes": count}
 
+    def as_head(self, theirs: Mapping[str, Any], head: str) -> Mapping[str, Any]:
+        """Return a config.json as that of the family's class with another head, if it has one."""
+        own = self.head_of(theirs)
+        towers = own.get("topology", self.choices.get("topology", "decoder"))
+        heads = {self.architecture: "lm"} | dict(self.heads)
+        named = [n for n, h in heads.items() if h == head and self.topology(n) == towers]
+        if own["head"] == head or not named:
+            return theirs
+        return {**theirs, "architectures": named[:1]}
+
     def write_head(self, config: ModelConfig) -> dict[str, Any]:
         """Return the settings that name the head; CheckpointError if the family has none such."""
         heads = {self.architecture: "lm"} | dict(self.heads)
