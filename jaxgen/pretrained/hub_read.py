@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +52,41 @@ def read_config(folder: Path, head: str | None = None) -> tuple[Family, ModelCon
     """
     family, theirs, path = _settings(folder)
     try:
-        return family, family.read(theirs if head is None else family.as_head(theirs, head))
+        config = family.read(theirs if head is None else family.as_head(theirs, head))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    return family, config if path == folder else _as_stored(folder, family, config)
+
+
+def _as_stored(folder: Path, family: Family, config: ModelConfig) -> ModelConfig:
+    """Return a config with a table of token logits of its own where the files hold one.
+
+    As in transformers, whatever tie_word_embeddings says.
+    """
+    rows = (*family.rows, *family.head_rows.get(config.head, ()))
+    own = next((row.theirs for row in rows if row.ours == ("unembed/tokens",)), "")
+    other = family.copies.get(own)
+    files_there = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+    if config.output != "tied" or other is None or not files_there:
+        return config
+    stored = tensors(folder)
+    if not {own, other} <= stored.keys():
+        return config
+    one, two = stored[own], stored[other]
+    if _are_equal(one, two, one.path.stat().st_mtime_ns, two.path.stat().st_mtime_ns):
+        return config
+    warnings.warn(
+        f"{folder}: tie_word_embeddings says that {own!r} is {other!r}, but they differ, so both "
+        f"are read, as by transformers; set it to false in {CONFIG}",
+        stacklevel=3,
+    )
+    return config.replace(output="untied")
+
+
+@lru_cache(maxsize=8)
+def _are_equal(one: Tensor, other: Tensor, *written: int) -> bool:
+    """Return whether two tensors hold the same bytes; written: when their files were."""
+    return one.shape == other.shape and one.read().tobytes() == other.read().tobytes()
 
 
 def _settings(folder: Path) -> tuple[Family, Mapping[str, Any], Path]:
@@ -301,8 +334,8 @@ def _named(
         if copy in named and copy not in wanted and original not in named:
             named[original] = named.pop(copy)
         if copy in named and copy not in wanted and original in named:
-            one, other = (named[n].read().tobytes() for n in (copy, original))
-            if one != other:
+            one, other = named[copy], named[original]
+            if one.shape != other.shape or one.read().tobytes() != other.read().tobytes():
                 raise CheckpointError(
                     f"{folder}: tie_word_embeddings says that {copy!r} is {original!r}, but they "
                     f"differ; set it to false in {CONFIG}"

@@ -173,7 +173,6 @@ CASES = {
     "quantised": (config(quantization_config={"bits": 4}), "quantised weights are not read"),
     "quantised by MLX": (config(quantization={"bits": 4}), "quantised weights are not read"),
     "other sizes than the weights": (config(intermediate_size=7), "of another shape"),
-    "tied, but two tables": (config(tie_word_embeddings=True), "but they differ"),
     "no weights": (lambda hub, w: (hub / M).unlink(), "neither model.safetensors nor"),
     "pickle": (pickled, "pytorch_model.bin: pickle is not read"),
     "pickle as safetensors": (content(b"PK\x03\x04" + b"x" * 40, M), "is a pickle under another"),
@@ -236,6 +235,16 @@ def test_the_sound_folder_is_taken_and_code_of_a_model_is_ignored_with_notice(fo
         jaxgen.load(folder)
     assert not Path("canary").exists()
     assert "evil" not in sys.modules
+
+
+def test_two_tables_that_differ_are_both_read_whatever_is_said_of_them(folder, weights):
+    config(tie_word_embeddings=True)(folder, weights)
+    with pytest.warns(UserWarning, match="'lm_head.weight' is 'model.embed_tokens.weight', but"):
+        found, params = jaxgen.load(folder)
+    assert found.output == "untied"
+    np.testing.assert_array_equal(params["unembed"]["tokens"], weights["lm_head.weight"])
+    save_file(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}, folder / M)
+    assert jaxgen.load(folder)[0].output == "tied"
 
 
 def test_settings_that_nobody_reads_are_named_in_one_warning(folder, weights):
