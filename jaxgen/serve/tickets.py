@@ -1,0 +1,112 @@
+"""What is handed in to the engine, and what it tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxgen.errors import BusyError
+from jaxgen.text.batch_decoding import Alternative, Completion
+
+
+class QueueFull(BusyError):  # noqa: N818
+    """As many requests wait as may wait; try again later."""
+
+
+class Draining(BusyError):  # noqa: N818
+    """The engine ends, and takes nothing new."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A text begins; of its prompt's tokens so many were in the prefix cache."""
+
+    index: int
+    prompt_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next piece of a text. All pieces joined are its text; logprobs and top as asked for."""
+
+    index: int
+    text: str
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    top: Sequence[list[Alternative]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A text as a whole, as `Session.run` gives it."""
+
+    index: int
+    completion: Completion
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A text can't be made; the error is the one that `Session.run` raises."""
+
+    index: int
+    error: Exception
+
+
+Event = Started | Delta | Finished | Failed
+Listener = Callable[[Event], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A prompt in the engine: its texts have the indices 0 to `texts` - 1.
+
+    After `cancelled` its listener hears nothing more; error: what a listener raised, if it did.
+    """
+
+    listener: Listener
+    texts: int
+    deadline: int | float | None = None
+    cancelled: bool = False
+    error: Exception | None = None
+
+    def is_late(self, now: float) -> bool:
+        """Return whether its time is over, or it is given up."""
+        return self.cancelled or (self.deadline is not None and now >= self.deadline)
+
+    def tell(self, event: Event) -> None:
+        """Tell the listener; one that raises gives up its own request."""
+        if self.cancelled:
+            return
+        try:
+            self.listener(event)
+        except Exception as error:  # of somebody else's code
+            self.cancelled, self.error = True, error
+
+
+class Stats(NamedTuple):
+    """Numbers of an engine, since it began where they count."""
+
+    slots: int
+    used: int  # slots that decode
+    queued: int  # texts that wait, those that don't share slots among them
+    rows: int  # of the cache as it is, and the tokens of each
+    capacity: int
+    finished: int
+    failed: int
+    cancelled: int
+    prompt_tokens: int  # of the prompts begun
+    cached_tokens: int  # of them, those from the prefix cache
+    generated_tokens: int
+    prefix_hits: int  # prompts of which a part was cached
+    prefix_blocks: int  # held now
+    compilations: int  # of programs for slots, after the warm-up
+    other_compilations: int  # for texts that don't share slots
+
+
+Counts = dict[str, int]
+COUNTED = (
+    *("finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "generated_tokens"),
+    *("prefix_hits", "compilations", "other_compilations"),
+)
