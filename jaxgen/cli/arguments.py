@@ -22,6 +22,14 @@ Step = Annotated[
     str | None,
     Parameter(name="--step", help="checkpoint of a run: its number, best or last; by default last"),
 ]
+Adapters = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--adapter",
+        help="PATH[=SCALE] of an adapter around the model: PEFT's folder, or a run; repeatable",
+        consume_multiple=False,
+    ),
+]
 Out = Annotated[str | None, Parameter(name="--out", help="run folder to write", negative=())]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -63,7 +63,7 @@ def chat(
     if not message and job.input is None and sys.stdin.isatty():
         if job.output is not None:
             raise ConfigError("--output needs messages, or chats from --input")
-        _converse(run, job.step, first, wanted, values)
+        _converse(run, job.step, job.adapter, first, wanted, values)
         return
     if message and job.input is not None:
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
@@ -139,17 +139,19 @@ def _chat(place: str, row: dict[str, Any], first: list[dict[str, str]]) -> Any:
 def _converse(
     run: str,
     step: str | None,
+    adapter: Sequence[str],
     messages: list[dict[str, str]],
     wanted: Generation,
     values: dict[str, Any],
 ) -> None:
-    home, which = paths.model(run, step)
+    home, which, adapters = paths.adapted(run, step, adapter)
     start.prepare_jax(paths.cache())
     from jaxgen.pretrained.chat_template import read_chat_template
     from jaxgen.text.session import open_session
 
     with exits.in_folder(home), flags.named():
-        session, template = open_session(home, step=which), read_chat_template(home)
+        session = open_session(home, step=which, adapter=adapters)
+        template = read_chat_template(home)
         texts.tell_defaults(wanted, session.model.generation_config)
 
         context = session.context

@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from jaxgen import terminal
 from jaxgen.cli import exits, paths, start
-from jaxgen.cli.arguments import Step
+from jaxgen.cli.arguments import Adapters, Step
 from jaxgen.errors import CheckpointError, ConfigError
 
-Layout = Literal["hf", "jaxgen", "gguf"]
+Layout = Literal["hf", "jaxgen", "gguf", "peft"]
 BLOCKS = ("q8_0", "q4_0")  # formats of numbers that GGUF files alone have
 
 
@@ -35,10 +35,12 @@ def convert(
         Parameter(help="of a GGUF file's matrices, or of what is read from others; else as stored"),
     ] = None,
     step: Step = None,
+    adapter: Adapters = (),
 ) -> None:
     """Turn a run into a Hugging Face folder or a GGUF file, or one of these into a folder of ours.
 
     No pickle is opened and no code of a model is run.
+    Adapters become part of the weights; --to peft writes that of a run by itself.
     Where torch and transformers are installed, ids of texts and logits of the
     two are compared at the end; if they differ the folder is removed again.
 
@@ -46,18 +48,24 @@ def convert(
         jaxgen convert runs/quickstart hub/ --to hf
         jaxgen convert downloads/gpt2 models/gpt2 --to jaxgen
         jaxgen convert runs/quickstart quickstart.gguf --dtype q8_0
+        jaxgen convert runs/tuned adapter/ --to peft
     """
-    folder, which = paths.model(source, step)
+    folder, which, adapters = paths.adapted(source, step, adapter)
     target = Path(out)
     layout = _layout(target, to, dtype)
     plain = None if layout == "gguf" or dtype in BLOCKS else dtype
     start.prepare_jax(paths.cache())
     from jaxgen import tree
+    from jaxgen.adapters.adapter import merge
     from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
 
     with exits.in_folder(folder):
         model.check_new(target)
-        config, params = model.load(folder, step=which, dtype=plain)
+        if layout == "peft":
+            _write_adapter(folder, which, target)
+            return
+        config, params = model.load(folder, step=which, dtype=plain, adapter=adapters)
+        params = merge(params, config)
         source_assets = assets.read_assets(folder)
         model.save(
             *(target, config, params),
@@ -68,7 +76,8 @@ def convert(
             family=family,
             dtype=dtype if layout == "gguf" else None,
         )
-        hub = _hub(target if layout == "hf" else folder, hub_read)
+        hub = None if adapters else _hub(folder, hub_read)
+        hub = target if layout == "hf" else hub
         try:
             if layout != "gguf":
                 pooling.copy_pooling(folder, target)
@@ -97,6 +106,21 @@ def _layout(target: Path, to: Layout | None, dtype: str | None) -> Layout:
     if layout != "gguf" and dtype in BLOCKS:
         raise ConfigError(f"--dtype {dtype} is a format of GGUF files; add --to gguf")
     return layout
+
+
+def _write_adapter(folder: Path, step: Any, target: Path) -> None:
+    """Write the adapter of a run as a folder of PEFT; ConfigError if it has none."""
+    from jaxgen.pretrained import adapted
+
+    path = folder if step is None else folder / "checkpoints" / f"{step:08d}"
+    if adapted.source_of(folder) is None or step == "best":
+        raise ConfigError(
+            f"--to peft is for a run that was trained with adapter.kind, at a checkpoint's number; "
+            f"{folder} {'has none' if step is None else f'at --step {step} is none'}"
+        )
+    adapter = adapted.write_peft(path, target)
+    rows = [("wrote", f"{target} (peft layout)"), ("base", str(adapter.base))]
+    terminal.print_rows([*rows, ("weights beside", f"{len(adapter.targets)}")])
 
 
 def _hub(folder: Path, hub_read) -> Path | None:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from jaxgen import terminal
 from jaxgen.cli import arguments, exits, paths, start
-from jaxgen.cli.arguments import Overrides, Step
+from jaxgen.cli.arguments import Adapters, Overrides, Step
 
 
 def evaluate(
@@ -25,6 +25,7 @@ def evaluate(
         Parameter(help="tokens from one window to the next, which then overlap; by default none"),
     ] = None,
     step: Step = None,
+    adapter: Adapters = (),
 ) -> None:
     """Print loss, perplexity and bits per byte of a model.
 
@@ -41,11 +42,11 @@ def evaluate(
         jaxgen eval models/gpt2 data.files=mine.txt
     """
     arguments.check_overrides(overrides, text=True)
-    (folder, which), cache = paths.model(run, step), paths.cache()
+    (folder, which, adapters), cache = paths.adapted(run, step, adapter), paths.cache()
     start.prepare_jax(cache)
     from jaxgen import run as runs
 
     with exits.in_folder(folder):
-        more = {"split": split, "stride": stride, "step": which}
+        more = {"split": split, "stride": stride, "step": which, "adapter": adapters}
         rows = runs.evaluate(folder, overrides, cache=cache, **more)
         terminal.print_rows(rows)

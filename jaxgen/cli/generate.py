@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from jaxgen.cli import exits, flags, inputs, outputs, paths, profiles, start, texts
-from jaxgen.cli.arguments import Step
+from jaxgen.cli.arguments import Adapters, Step
 from jaxgen.cli.flags import Settings
 from jaxgen.config import Weights
 from jaxgen.errors import ConfigError
@@ -63,6 +63,7 @@ def generate(
     profile: Profile = False,
     weights: Rounding = "plain",
     step: Step = None,
+    adapter: Adapters = (),
     settings: Settings = None,
 ) -> None:
     """Complete prompts with a trained model; the text appears while it is made.
@@ -81,7 +82,7 @@ def generate(
         jaxgen generate quickstart --prompt "Raises " --choices KeyError --choices OSError
     """
     wanted = flags.settings_of(settings)
-    folder, which = paths.model(run, step)
+    folder, which, adapters = paths.adapted(run, step, adapter)
     target = None if output is None else outputs.target(output)
     talking = not prompt and prompts_file is None and sys.stdin.isatty()
     if talking and (target or json or profile or wanted.samples > 1):
@@ -100,7 +101,7 @@ def generate(
 
     with exits.in_folder(folder), flags.named():
         traces = profiles.trace_folder(folder) if profile else None
-        session = sessions.open_session(folder, step=which, weights=weights)
+        session = sessions.open_session(folder, step=which, weights=weights, adapter=adapters)
         texts.tell_defaults(wanted, session.model.generation_config)
         if talking:
             _converse(session, wanted)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.pretrained import sources
@@ -139,6 +141,25 @@ def model(word: str, step: str | None) -> tuple[Path, Step]:
     if own is not None and number not in (None, own):
         raise ConfigError(f"{word} is step {own}, but --step {step} is asked for; remove one")
     return folder, own if own is not None else number
+
+
+def adapted(
+    word: str, step: str | None, adapter: Sequence[str] = ()
+) -> tuple[Path, Step, tuple[Any, ...]]:
+    """Return (the folder of a model, which checkpoint, its adapters), as --adapter says.
+
+    word: as for `model`, or the folder of an adapter that names its base.
+    """
+    from jaxgen.pretrained.adapted import resolved
+
+    folder, number = model(word, step)
+    return (base := resolved(folder, [_named_adapter(one) for one in adapter]))[0], number, base[1]
+
+
+def _named_adapter(word: str) -> str:
+    """Return the adapter that a word means, by its path or, of a run, its name in runs/."""
+    name, equals, scale = word.partition("=")
+    return f"{_folder_here(name) or name}{equals}{scale}"
 
 
 def _folder_here(word: str) -> Path | None:

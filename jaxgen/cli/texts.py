@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from jaxgen import files
 from jaxgen.cli import exits, flags, outputs, paths, start
-from jaxgen.cli.arguments import Step, at_least
+from jaxgen.cli.arguments import Adapters, Step, at_least
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.text.request import Generation
 
@@ -51,6 +51,7 @@ class Job:
         Parameter(help="those in a result: written as \\n, or refused; .jsonl keeps them"),
     ] = "escape"
     step: Step = None
+    adapter: Adapters = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def run(
     work: (model, inputs, progress) -> results. settings: those of a text that is generated; what
     the folder adds to them is printed on standard error, after what `prepare` says that it adds.
     """
-    home, step = paths.model(folder, job.step)
+    home, step, adapters = paths.adapted(folder, job.step, job.adapter)
     target = None if job.output is None else Path(job.output)
     if target is not None and (target.is_dir() or not target.resolve().parent.is_dir()):
         raise ConfigError(f"--output {job.output} is no file that can be written; name another")
@@ -95,7 +96,7 @@ def run(
     from jaxgen.text.loaded_model import open_model
 
     with exits.in_folder(home), flags.named():
-        model, notes = prepare(open_model(home, step=step))
+        model, notes = prepare(open_model(home, step=step, adapter=adapters))
         if settings is not None:
             tell_defaults(settings, model.generation_config, notes)
         with bar(f"{len(inputs)} texts") as progress:

@@ -17,7 +17,7 @@ from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
-from jaxgen.pretrained import gguf_write, hub_read, hub_write, run_adapters, sources
+from jaxgen.pretrained import adapted, gguf_write, hub_read, hub_write, sources
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
 from jaxgen.store import Checkpoints, gguf, safetensors
@@ -66,6 +66,7 @@ def load(
     shardings: Mapping[str, Any] | None = None,
     nonfinite: hub_read.NonFinite = "refuse",
     weights: Literal["plain", "stored"] = "plain",
+    adapter: adapted.Words = (),
 ) -> tuple[ModelConfig, api.Params]:
     """Return the model of a run, a saved or a Hugging Face folder, or a GGUF file.
 
@@ -83,6 +84,9 @@ def load(
         weights: GGUF files: "stored" keeps matrices that are Q8_0 as int8 with their scales by
             block, leaves that decode and embed (`jaxgen.ops.int8_blocks`) but are not trained.
         nonfinite: Hugging Face folders: whether NaN and infinity are refused or taken.
+        adapter: PATH or PATH=SCALE of an adapter that stands around the weights, or several: a
+            folder of PEFT, or a run that was trained with `adapter.kind`. The path itself may be
+            one, if it names its base.
 
     Returns:
         (config, params). Raises ConfigError if there is no such model, BusyError if it can't be
@@ -94,7 +98,21 @@ def load(
     >>> jaxgen.load("model")[0] == config
     True
     """
-    path = sources.local_path(path)
+    path, words = adapted.resolved(sources.local_path(path), adapter)
+    more: dict[str, Any] = {"dtype": dtype, "shardings": shardings, "nonfinite": nonfinite}
+    config, params = _load(path, step=step, weights=weights, **more)
+    return config, adapted.attached(config, params, path, words)
+
+
+def _load(
+    path: Path,
+    *,
+    step: Step,
+    dtype: DType | None,
+    shardings: Mapping[str, Any] | None,
+    nonfinite: hub_read.NonFinite,
+    weights: str,
+) -> tuple[ModelConfig, api.Params]:
     folder = run_and_step(path)[0]
     if not folder.is_dir() and not hub_read.is_hub(folder):
         raise ConfigError(f"{folder} is no folder; {sources.REMEDIES}")
@@ -132,9 +150,9 @@ def load_step(path: str | os.PathLike, step: Step = None) -> tuple[ModelConfig, 
     folder, wanted = located(path, step)
     config = read_config(folder)
     checkpoint = _checkpoints(folder).read(wanted)
-    if (source := run_adapters.source_of(folder)) is not None:
-        adapter = run_adapters.read_adapter(folder, config, checkpoint["params"])
-        params = run_adapters.beneath(load(source)[1], adapter, config, folder)
+    if (source := adapted.source_of(folder)) is not None:
+        adapter = adapted.read_adapter(folder, config, checkpoint["params"])
+        params = adapted.beneath(load(source)[1], adapter, config, folder)
         return config, adapters.attach(params, adapter, config), checkpoint["step"]
     _check_shapes(folder, checkpoint["params"], config)
     return config, checkpoint["params"], checkpoint["step"]

@@ -13,6 +13,7 @@ from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.pretrained.adapted import Words, attached, words_of
 from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, changed_settings
@@ -46,6 +47,7 @@ def evaluate(
     stride: int | None = None,
     cache: Path,
     step: Step = None,
+    adapter: Words = (),
 ) -> list[tuple[str, str]]:
     """Return (name, value) rows: loss, perplexity and bits per byte of a text.
 
@@ -53,7 +55,7 @@ def evaluate(
     moved, or other text. split: of the run's own text, valid; of other text, all of it: None.
     stride: rows begin so many tokens after another, and each token is predicted from at least
     context - stride before it, in the place of as few as none. step: which checkpoint, as for
-    `jaxgen.load`. Raises ConfigError if the folder is no model or no text is named, CheckpointError
+    `jaxgen.load`, and adapter likewise. Raises ConfigError if the folder is no model or no text is named, CheckpointError
     if no checkpoint of it is sound, DataError if the split is empty, or the text is no more what
     the run was trained on though no other was asked for.
     """
@@ -62,6 +64,10 @@ def evaluate(
             raise ConfigError(f"{word}: of a run's settings eval may change those of data.* only")
     is_run = (folder / CHECKPOINTS).is_dir()
     model = (_of_run if is_run else _of_model)(folder, assignments, step)
+    if words := words_of(adapter):
+        params = attached(model.config, model.params, folder, words)
+        about = ("adapter", ", ".join(f"{one.folder}={one.scale:g}" for one in words))
+        model = model._replace(params=params, rows=[*model.rows, about])
     corpus, part, told = _text(folder, model, assignments, split, cache, is_run=is_run)
     shard = getattr(corpus, part)
     if not shard.documents:

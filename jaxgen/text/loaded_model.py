@@ -15,6 +15,7 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
+from jaxgen.pretrained.adapted import Words, resolved
 from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.chat_template import ChatTemplate, read_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
@@ -94,15 +95,19 @@ class LoadedModel:
 
 
 def open_model(
-    folder: str | os.PathLike, *, step: Step = None, weights: Literal["plain", "stored"] = "plain"
+    folder: str | os.PathLike,
+    *,
+    step: Step = None,
+    weights: Literal["plain", "stored"] = "plain",
+    adapter: Words = (),
 ) -> LoadedModel:
     """Return the model of a run, a folder, or the hub, as `jaxgen.load` does.
 
-    step: which checkpoint of a run, as for `jaxgen.load`. What the folder says of generation and is
+    step: which checkpoint of a run, as for `jaxgen.load`, and adapter likewise. What the folder says of generation and is
     not followed here is a warning. CheckpointError, too, if the folder has no tokenizer.
     """
-    folder = local_path(folder)
-    config, params = load(folder, step=step, weights=weights)
+    folder, words = resolved(local_path(folder), adapter)
+    config, params = load(folder, step=step, weights=weights, adapter=words)
     path, _ = run_and_step(folder)
     defaults, dropped = read_generation_config(path)
     if dropped:

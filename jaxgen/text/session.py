@@ -19,6 +19,7 @@ from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import serving
 from jaxgen.pretrained import chat_template as chats
+from jaxgen.pretrained.adapted import Words
 from jaxgen.pretrained.chat_template import ChatTemplate, Message
 from jaxgen.store.steps import Step
 from jaxgen.text import batch_decoding
@@ -361,7 +362,11 @@ class Session:
 
 @arguments.checked
 def open_session(
-    folder: str | os.PathLike, *, step: Step = None, weights: Weights = "plain"
+    folder: str | os.PathLike,
+    *,
+    step: Step = None,
+    weights: Weights = "plain",
+    adapter: Words = (),
 ) -> Session:
     """Open a folder for text: text in, text out.
 
@@ -370,6 +375,7 @@ def open_session(
       step: which checkpoint of a run, as for `jaxgen.load`.
       weights: "int8" rounds those of a decoder to a byte each; "stored" keeps the matrices of a
         GGUF file that are Q8_0 so, 8.5 bits a number.
+      adapter: PATH or PATH=SCALE of an adapter, or several, as for `jaxgen.load`.
 
     Returns:
       A `Session`: session.generate("text", temperature=0.7), session.chat(messages), and more.
@@ -389,7 +395,8 @@ def open_session(
       >>> len(jaxgen.open("model").score(["a text"]))
       1
     """
-    model = open_model(folder, step=step, weights="stored" if weights == "stored" else "plain")
+    stored = "stored" if weights == "stored" else "plain"
+    model = open_model(folder, step=step, weights=stored, adapter=adapter)
     generates = model.config.topology != "encoder" and model.config.head == "lm"
     if not generates and weights != "int8":  # it embeds, classifies or answers
         return Session(model, model.params)

@@ -1,0 +1,108 @@
+"""Adapters compute what peft computes with transformers, and each opens what the other writes."""
+
+import os
+import warnings
+
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import tree
+from jaxgen.adapters.adapter import merge
+from jaxgen.pretrained import hub_read
+from jaxgen.pretrained.peft_read import read_adapter
+from jaxgen.pretrained.peft_write import write_adapter
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+SIZES = {"vocab_size": 61}
+LLAMA = SIZES | {
+    "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 24,
+    "num_key_value_heads": 2, "max_position_embeddings": 32, "initializer_range": 0.3,
+}  # fmt: skip
+# model -> (class of the config, class of the model, settings)
+MODELS = {
+    "gpt2": ("GPT2Config", "AutoModelForCausalLM",
+             {"n_layer": 3, "n_embd": 16, "n_head": 4, "n_positions": 32}),
+    "llama": ("LlamaConfig", "AutoModelForCausalLM", LLAMA),
+    "phi3": ("Phi3Config", "AutoModelForCausalLM", LLAMA | {"pad_token_id": 0}),
+    "falcon": ("FalconConfig", "AutoModelForCausalLM",
+               {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4,
+                "num_kv_heads": 2, "new_decoder_architecture": True}),
+    "bert": ("BertConfig", "AutoModelForMaskedLM",
+             {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 4,
+              "intermediate_size": 24, "max_position_embeddings": 32}),
+    "t5": ("T5Config", "AutoModelForSeq2SeqLM",
+           {"num_layers": 2, "d_model": 16, "num_heads": 4, "d_kv": 6, "d_ff": 24}),
+}  # fmt: skip
+LORA = {"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}
+KINDS = {
+    "lora": lambda: peft.LoraConfig(**LORA),
+    "rslora": lambda: peft.LoraConfig(**LORA, use_rslora=True, bias="all"),
+    "dora": lambda: peft.LoraConfig(**LORA, use_dora=True),
+    "some": lambda: peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=r".*\.1\..*(c_attn|q_proj|qkv_proj|query.*|\.q)$"
+    ),
+    "ia3": lambda: peft.IA3Config(),
+}
+TOKENS = np.random.default_rng(0).integers(1, 61, (2, 9))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def base(request, tmp_path_factory):
+    name, auto, settings = MODELS[request.param]
+    torch.manual_seed(0)
+    if request.param != "t5":
+        settings = {"initializer_range": 0.3} | settings
+    config = getattr(transformers, name)(**(SIZES | settings))
+    home = tmp_path_factory.mktemp(request.param)
+    getattr(transformers, auto).from_config(config).save_pretrained(home)
+    return request.param, home, getattr(transformers, auto)
+
+
+def theirs(model):
+    ids = torch.from_numpy(TOKENS)
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, **more).logits.numpy()
+
+
+def ours(params, config):
+    more = {}
+    if config.topology == "encoder_decoder":
+        more["memory"] = jaxgen.encode(params, config, TOKENS)
+    return np.asarray(jaxgen.apply(params, config, TOKENS, **more).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_peft_and_it_opens_ours(kind, base, tmp_path):
+    family, home, auto = base
+    if (family, kind) == ("phi3", "ia3"):
+        pytest.skip("peft knows no targets of it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(auto.from_pretrained(home), KINDS[kind]())
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight += 0.2 * torch.randn_like(weight)
+        model.save_pretrained(tmp_path / "theirs")
+    want, plain = theirs(model), theirs(auto.from_pretrained(home))
+    assert np.abs(want - plain).max() > 0.1
+    config, params = jaxgen.load(home, adapter=tmp_path / "theirs")
+    np.testing.assert_allclose(ours(params, config), want, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ours(merge(params, config), config), want, atol=1e-4, rtol=0)
+    known, _ = hub_read.read_config(home)
+    adapter = read_adapter(tmp_path / "theirs", known, config)
+    (tmp_path / "ours").mkdir()
+    write_adapter(tmp_path / "ours", adapter, known, config)
+    again = read_adapter(tmp_path / "ours", known, config)
+    for path, leaf in tree.flatten(adapter.params).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(again.params)[path], err_msg=path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        opened = peft.PeftModel.from_pretrained(auto.from_pretrained(home), tmp_path / "ours")
+    np.testing.assert_allclose(theirs(opened), want, atol=1e-5, rtol=0)
