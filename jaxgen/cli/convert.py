@@ -87,9 +87,15 @@ def convert(
         except CheckpointError:
             target.unlink() if layout == "gguf" else shutil.rmtree(target)
             raise
+    _say(target, layout, tree.count(params), dtype or config.param_dtype, source_assets, compared)
+
+
+def _say(
+    target: Path, layout: Layout, count: int, dtype: str, source_assets: Any, compared: str
+) -> None:
     rows = [
         ("wrote", f"{target} ({layout} layout)"),
-        ("parameters", f"{tree.count(params):,}, {dtype or config.param_dtype}"),
+        ("parameters", f"{count:,}, {dtype}"),
         ("tokenizer", _tokenizer(source_assets.tokenizer)),
         ("chat template", "none" if source_assets.chat_template is None else "kept"),
         ("generation", source_assets.generation_config.describe() or "nothing special"),

@@ -157,8 +157,8 @@ def read_adapter(folder: Path, config: ModelConfig, params: Any) -> Adapter:
         path for path in shapes.keys() | found.keys() if shapes.get(path) != found.get(path)
     ):
         raise CheckpointError(
-            f"{folder} is an adapter of another base: {wrong[0]} is {found.get(wrong[0], 'absent')} "
-            f"there, not {shapes.get(wrong[0], 'anything')}"
+            f"{folder} is an adapter of another base: {wrong[0]} is "
+            f"{found.get(wrong[0], 'absent')} there, not {shapes.get(wrong[0], 'anything')}"
         )
     base, digest = mapping.get("init_from"), source.get("fingerprint")
     return replace(adapter, params=params, base=base, digest=digest)

@@ -158,8 +158,14 @@ def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, di
             array = safetensors.read_tensor(tensor)
             _check_shape(path, name, array, PARTS[part], linear[home])
             found.setdefault(home, {})[PARTS[part]] = np.asarray(array, np.float32)
-        elif plain in every and part not in PARTS:
-            whole[plain] = safetensors.read_tensor(tensor)
+        elif (own := _original(plain, family, every)) in every and part not in PARTS:
+            array = safetensors.read_tensor(tensor)
+            if own in whole and not np.array_equal(whole[own], array):
+                raise CheckpointError(
+                    f"{path}: {own} and {plain} differ, which this model has as one; make the "
+                    f"base with tables of their own"
+                )
+            whole[own] = array
         else:
             lost.append(f"{name}{nearest(home if part in PARTS else plain, linear, 'is it')}")
     if lost:
@@ -171,6 +177,11 @@ def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, di
         if tensors.keys() not in ({"a", "b"}, {"a", "b", "magnitude"}, {"factors"}):
             raise CheckpointError(f"{path}: {name} has {', '.join(tensors)} alone")
     return found, whole
+
+
+def _original(name: str, family: Family, every: Mapping[str, Theirs]) -> str:
+    """Return the tensor that a name stands for, where a model has it under two names."""
+    return name if name in every else family.copies.get(name, name)
 
 
 def _check_shape(path: Path, name: str, array: np.ndarray, part: str, module: Module) -> None:

@@ -55,9 +55,9 @@ def evaluate(
     moved, or other text. split: of the run's own text, valid; of other text, all of it: None.
     stride: rows begin so many tokens after another, and each token is predicted from at least
     context - stride before it, in the place of as few as none. step: which checkpoint, as for
-    `jaxgen.load`, and adapter likewise. Raises ConfigError if the folder is no model or no text is named, CheckpointError
-    if no checkpoint of it is sound, DataError if the split is empty, or the text is no more what
-    the run was trained on though no other was asked for.
+    `jaxgen.load`, and adapter likewise. Raises ConfigError if the folder is no model or no text is
+    named, CheckpointError if no checkpoint of it is sound, DataError if the split is empty, or the
+    text is no more what the run was trained on though no other was asked for.
     """
     for word in assignments:
         if not word.startswith("data."):

@@ -103,8 +103,9 @@ def open_model(
 ) -> LoadedModel:
     """Return the model of a run, a folder, or the hub, as `jaxgen.load` does.
 
-    step: which checkpoint of a run, as for `jaxgen.load`, and adapter likewise. What the folder says of generation and is
-    not followed here is a warning. CheckpointError, too, if the folder has no tokenizer.
+    step: which checkpoint of a run, as for `jaxgen.load`, and adapter likewise. What the folder
+    says of generation and is not followed here is a warning. CheckpointError, too, if the folder
+    has no tokenizer.
     """
     folder, words = resolved(local_path(folder), adapter)
     config, params = load(folder, step=step, weights=weights, adapter=words)

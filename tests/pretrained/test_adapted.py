@@ -102,6 +102,6 @@ def test_another_base_and_a_base_that_is_not_here_are_refused(home, tmp_path):
         jaxgen.load(tmp_path / "wide", adapter=home / "one")
     path = home / "two" / "adapter_config.json"
     path.write_text(path.read_text().replace("org/base", str(home / "gone")))
-    with pytest.raises(ConfigError, match="its base .*gone. is not found here; give the base"):
+    with pytest.raises(ConfigError, match=r"its base .*gone. is not found here; give the base"):
         jaxgen.load(home / "two")
     assert words_of(str(home / "one"))[0].scale == 1 and "llama" in MODELS
