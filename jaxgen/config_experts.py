@@ -11,6 +11,7 @@ from jaxgen.settings import option
 
 Router = Literal["softmax", "sigmoid", "sparsemixer"]
 Normalise = Literal["all", "chosen"]
+BalanceOver = Literal["layer", "model"]
 Weigh = Literal["output", "input"]
 Bias = Literal["none", "bias"]
 Gate = Literal["none", "sigmoid"]
@@ -56,6 +57,11 @@ class Experts:
     )
     balance_rate: float = option("choice_bias: how far a step moves it", 1e-3)
     balance: float = option("weight of the load-balancing loss (Fedus et al. 2021)", 0.0)
+    balance_over: BalanceOver = option(
+        "where that loss wants even load: in each layer, or in all layers together (model), as "
+        "transformers counts",
+        "layer",
+    )
     z: float = option("weight of logsumexp(router logits)^2 in the loss", 0.0)
     shared: int = option("width of an expert that every token has beside its own; 0: none", 0)
     shared_gate: Gate = option("sigmoid: a gate on what the shared expert adds", "none")
@@ -106,6 +112,9 @@ class Experts:
             raise ConfigError(
                 f"experts.balance_rate={self.balance_rate} has no effect: choice_bias=none"
             )
+
+        if self.balance_over != fresh["balance_over"].default and not self.balance:
+            raise ConfigError(f"experts.balance_over={self.balance_over} has no effect: balance=0")
 
     def _check_sparsemixer(self) -> None:
         if self.active != 2:

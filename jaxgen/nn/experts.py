@@ -16,6 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain, gather, place
 from jaxgen.nn.feed import Feed, activate, is_gated
 from jaxgen.nn.weight import weight
+from jaxgen.ops import expert_exchange
 from jaxgen.ops import experts as ops
 from jaxgen.ops.contract import contract
 from jaxgen.ops.grouped_matmul import grouped_matmul
@@ -110,6 +111,7 @@ class Experts(nn.Module):
         return weight(self, name, shape, "E", nn.initializers.zeros, dtype)
 
 
+RAGGED = ("tpu", "gpu")  # platforms with a ragged all-to-all (XLA of jaxlib 0.10 and 0.12)
 LETTERS = {"up": "EDF", "gate": "EDF", "down": "EFD"}
 LETTERS |= {"up_bias": "EF", "gate_bias": "EF", "down_bias": "ED"}
 
@@ -122,28 +124,38 @@ def _mixture(
     routing: ops.Routing,
     leaves: dict[str, Any],
     last: Callable[[Array], Array] = lambda bias: bias,
+    among: tuple[str, ...] = (),
 ) -> Array:
     """Return the sum [B, T, D] over those experts of each token whose leaves are here.
 
-    last: of the bias of `down`, which devices that share F must not add twice.
+    last: of the bias of `down`, which devices that share F must not add twice. among: mesh axes
+    whose devices have the other experts, and get rows for them.
     """
     number = jax.tree.leaves(leaves["up"])[0].shape[0]
-    to = ops.sort(routing.experts.reshape(-1, routing.experts.shape[-1]), number)
+    active, devices = routing.experts.shape[-1], lax.axis_size(among) if among else 1
+    to = ops.sort(routing.experts.reshape(-1, active), number * devices)
     rows = ops.spread(x.reshape(-1, x.shape[-1]).astype(dtype), to)
-    weights = routing.weights.reshape(to.rows.shape)
+    weights, sizes = routing.weights.reshape(to.rows.shape), to.sizes
     if weigh == "input":
         rows = rows * weights.reshape(-1)[to.pairs][:, None].astype(dtype)
         weights = jnp.ones_like(weights)
+    if among:
+        exchange = expert_exchange.plan(to.sizes, among)
+        most = devices * weights.shape[0] * min(active, number)
+        rows = expert_exchange.send(rows, exchange, most, among)
+        sizes = exchange.groups(devices)
 
     def project(name: str, rows: Array) -> Array:
-        y = grouped_matmul(rows, leaves[name], to.sizes, dtype=dtype)
+        y = grouped_matmul(rows, leaves[name], sizes, dtype=dtype)
         if (bias := leaves.get(f"{name}_bias")) is None:
             return y
         bias = last(bias) if name == "down" else bias
-        return ops.add_biases(y, bias, to.sizes)
+        return ops.add_biases(y, bias, sizes)
 
     gate = project("gate", rows) if "gate" in leaves else None
     y = project("down", activate(feed, project("up", rows), gate))
+    if among:
+        y = expert_exchange.bring_back(y, exchange, to.pairs.shape[0], among)
     return ops.collect(y, weights, to).reshape(x.shape)
 
 
@@ -152,9 +164,10 @@ def _by_device(
 ) -> Array:
     """Return run(x, routing, leaves) where each device has a part of the tokens and experts.
 
-    Devices along the axis `expert` hold rows of their own. Each sees all of theirs, computes what
-    its experts make of them, and gets the sum for its own rows back: an all-gather and a
-    reduce-scatter, of sizes that routing does not change.
+    Devices along the axis `expert` hold rows of their own. Rows go to the devices of their experts
+    and come back, each once for each expert of it: a ragged all-to-all. Where XLA has none, or a
+    token has as many experts as there are devices, less is moved if each device sees all rows of
+    all, and gets the sums for its own back: an all-gather and a reduce-scatter.
     """
     plain = all(hasattr(leaf, "ndim") for leaf in leaves.values())
     if not plain or not place.is_spread():
@@ -164,19 +177,22 @@ def _by_device(
     by_expert = place.axes_of("E", number)
     by_width = place.axes_of("F", leaves["up"].shape[-1])
     shared_rows = bool(by_expert) and set(by_expert) <= set(place.axes_of("B", x.shape[0]))
+    is_ragged = shared_rows and place.platform() in RAGGED
 
     def local(x: Array, experts: Array, weights: Array, *own: Array) -> Array:
-        if shared_rows:
+        exchanges = is_ragged and experts.shape[-1] < lax.axis_size(by_expert)
+        if shared_rows and not exchanges:
             gather_rows = partial(lax.all_gather, axis_name=by_expert, axis=0, tiled=True)
             x, experts, weights = map(gather_rows, (x, experts, weights))
-        if by_expert:
+        if by_expert and not exchanges:
             experts = experts - lax.axis_index(by_expert) * own[0].shape[0]
         once = lambda bias: bias  # noqa: E731
         if by_width:
             once = lambda bias: jnp.where(lax.axis_index(by_width) == 0, bias, 0)  # noqa: E731
-        y = run(x, ops.Routing(experts, weights), dict(zip(names, own, strict=True)), once)
+        among = by_expert if exchanges else ()
+        y = run(x, ops.Routing(experts, weights), dict(zip(names, own, strict=True)), once, among)
         y = lax.psum(y, by_width) if by_width else y
-        if not by_expert:
+        if not by_expert or exchanges:
             return y
         if shared_rows:
             return lax.psum_scatter(y, by_expert, scatter_dimension=0, tiled=True)

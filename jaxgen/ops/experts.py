@@ -16,6 +16,7 @@ from jaxgen.derivatives import custom_vjp
 
 Router = Literal["softmax", "sigmoid", "sparsemixer"]
 Normalise = Literal["all", "chosen"]
+BalanceOver = Literal["layer", "model"]
 # Of sparsemixer: experts whose logits lie farther below the best are left out, as a part of it.
 TOLERANCE = 0.02
 
@@ -182,17 +183,24 @@ def router_stats(
     return RouterStats(*sums)
 
 
-def balance_loss(stats: RouterStats) -> Float[Array, ""]:
-    """Return the load-balancing loss of all layers together (Fedus et al. 2021, equations 4 to 6).
+def balance_loss(stats: RouterStats, over: BalanceOver) -> Float[Array, ""]:
+    """Return the load-balancing loss (Fedus et al. 2021, equations 4 to 6).
 
-    E * sum over experts of (share of the tokens that chose it) * (its mean probability), with means
-    over tokens and layers: 1 for each expert of a token where all are chosen alike.
+    E * sum over experts of (share of the tokens that chose it) * (its mean probability): 1 for each
+    expert of a token where all are chosen alike.
+
+    Args:
+        stats: of one layer, or stacked over layers.
+        over: layer: the mean over layers of the loss of each, as in the paper; model: means are
+            taken over tokens and layers, as in transformers, and layers may make up for each other.
     """
-    tokens = jnp.maximum(jnp.sum(stats.tokens), 1)
     number = stats.chosen.shape[-1]
-    chosen = jnp.sum(stats.chosen.reshape(-1, number), axis=0) / tokens
-    probs = jnp.sum(stats.probs.reshape(-1, number), axis=0) / tokens
-    return number * jnp.sum(lax.stop_gradient(chosen) * probs)
+    chosen, probs = (x.reshape(-1, number) for x in (stats.chosen, stats.probs))
+    tokens = stats.tokens.reshape(-1, 1)
+    if over == "model":
+        chosen, probs, tokens = (jnp.sum(x, 0, keepdims=True) for x in (chosen, probs, tokens))
+    chosen, probs = (x / jnp.maximum(tokens, 1) for x in (chosen, probs))
+    return number * jnp.mean(jnp.sum(lax.stop_gradient(chosen) * probs, axis=1))
 
 
 def router_z_loss(stats: RouterStats) -> Float[Array, ""]:

@@ -146,7 +146,10 @@ def _of_router(config: ModelConfig, stats: RouterStats) -> tuple[Array, dict[str
     """Return what the router adds to the mean loss, and its metrics."""
     if axes := tuple(axis for axis, size in manual().items() if size > 1):
         stats = jax.lax.psum(stats, axes)  # of all devices' rows: the losses are no sums
-    balance, z = experts.balance_loss(stats), experts.router_z_loss(stats)
+    balance, z = (
+        experts.balance_loss(stats, config.experts.balance_over),
+        experts.router_z_loss(stats),
+    )
     load = stats.chosen / jnp.maximum(jnp.mean(stats.chosen, axis=-1, keepdims=True), 1)
     metrics = {"router_balance": balance, "router_z": z, "router_busiest": jnp.max(load)}
     more = config.experts.balance * balance + config.experts.z * z

@@ -160,6 +160,7 @@ def test_eight_devices_that_share_experts_train_as_one():
         ({"number": 4, "router": "sparsemixer", "scale": 2.0}, "scale=2.0 has no effect"),
         ({"number": 4, "shared_gate": "sigmoid"}, "no effect: shared=0"),
         ({"number": 4, "balance_rate": 0.1}, "no effect: choice_bias=none"),
+        ({"number": 4, "balance_over": "model"}, "no effect: balance=0"),
         ({"number": 4, "balance": -1.0}, "balance=-1.0 must be 0 or more"),
     ],
 )

@@ -116,14 +116,19 @@ def test_losses_are_means_over_the_tokens_of_all_layers():
     for row in probs:
         share[np.argsort(-row)[:ACTIVE]] += 1 / len(rows)
     expected = NUMBER * (share * probs.mean(0)).sum()
-    np.testing.assert_allclose(ops.balance_loss(stacked), expected, rtol=1e-6)
+    np.testing.assert_allclose(ops.balance_loss(stacked, "model"), expected, rtol=1e-6)
+    each = [float(ops.balance_loss(one, "model")) for one in stats]
+    np.testing.assert_allclose(ops.balance_loss(stacked, "layer"), np.mean(each), rtol=1e-6)
+    # Layers of which each uses but one expert, another one, are even together alone.
+    only = ops.RouterStats(*(8 * TOKENS * jnp.eye(8),) * 2, jnp.zeros(8), jnp.full(8, 8.0 * TOKENS))
+    assert [float(ops.balance_loss(only, over)) for over in ("model", "layer")] == [1, 8]
     z = np.mean(np.log(np.exp(rows).sum(1)) ** 2)
     np.testing.assert_allclose(ops.router_z_loss(stacked), z, rtol=1e-6)
     # Even routing costs as many as a token has experts, and no expert of any token is no NaN.
     even = ops.RouterStats(jnp.full(8, 6.0), jnp.full(8, 3.0), jnp.zeros(()), jnp.float32(24))
-    np.testing.assert_allclose(ops.balance_loss(even), ACTIVE)
+    np.testing.assert_allclose(ops.balance_loss(even, "layer"), ACTIVE)
     nothing = jax.tree.map(jnp.zeros_like, even)
-    assert ops.balance_loss(nothing) == 0 and ops.router_z_loss(nothing) == 0
+    assert ops.balance_loss(nothing, "layer") == 0 and ops.router_z_loss(nothing) == 0
 
 
 def test_the_gradient_of_a_bias_of_the_choice_is_the_uneven_load():

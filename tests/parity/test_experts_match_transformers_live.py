@@ -96,7 +96,7 @@ def test_it_computes_what_transformers_does_and_is_written_bit_for_bit(family, c
     text = jaxgen.generate(params, own, ids.numpy()[:1, :5], jax.random.key(0), length=4)
     np.testing.assert_array_equal(np.asarray(text)[0, -4:], greedy[0, 5:].numpy())
     if getattr(wanted, "aux_loss", None) is not None:
-        found = experts.balance_loss(api.hidden(params, own, ids.numpy()).router)
+        found = experts.balance_loss(api.hidden(params, own, ids.numpy()).router, "model")
         np.testing.assert_allclose(found, float(wanted.aux_loss), atol=1e-5)
     jaxgen.save(tmp_path / "ours", own, params, layout="hf", family=family)
     back = auto.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()

@@ -70,6 +70,7 @@ FREE = (
     "dropout",
     "scores.dropout",
     "experts.balance",
+    "experts.balance_over",
     "experts.balance_rate",
     "experts.z",
     "init_std",

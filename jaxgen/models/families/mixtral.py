@@ -24,7 +24,8 @@ ATTENTION = tuple(row for row in llama.LAYER_ROWS if not row.theirs.startswith("
 
 def _read_balance(theirs: Theirs) -> dict[str, Any]:
     on = theirs["output_router_logits"] is True
-    return {"experts.balance": theirs["router_aux_loss_coef"] if on else 0.0}
+    weight = theirs["router_aux_loss_coef"] if on else 0.0
+    return {"experts.balance": weight, "experts.balance_over": "model" if weight else "layer"}
 
 
 def _write_balance(config: ModelConfig) -> dict[str, Any]:
