@@ -139,8 +139,8 @@ def _mixture(
     if weigh == "input":
         rows = rows * weights.reshape(-1)[to.pairs][:, None].astype(dtype)
         weights = jnp.ones_like(weights)
-    if among:
-        exchange = expert_exchange.plan(to.sizes, among)
+    exchange = expert_exchange.plan(to.sizes, among) if among else None
+    if exchange is not None:
         most = devices * weights.shape[0] * min(active, number)
         rows = expert_exchange.send(rows, exchange, most, among)
         sizes = exchange.groups(devices)
@@ -154,7 +154,7 @@ def _mixture(
 
     gate = project("gate", rows) if "gate" in leaves else None
     y = project("down", activate(feed, project("up", rows), gate))
-    if among:
+    if exchange is not None:
         y = expert_exchange.bring_back(y, exchange, to.pairs.shape[0], among)
     return ops.collect(y, weights, to).reshape(x.shape)
 

@@ -3,13 +3,17 @@
 import jax
 import jax.numpy as jnp
 
+from jaxgen.config import ModelConfig
+from jaxgen.config_experts import Experts
 from jaxgen.mesh import place
+from jaxgen.models import api
 from jaxgen.ops import attention
 from jaxgen.ops.masks import make_mask
 from jaxgen.plan import compiled
 from jaxgen.profile import chips
 from jaxgen.run import forecast
 from jaxgen.run.settings import build_settings
+from jaxgen.train.losses import causal_loss
 
 B, T, N, K = 4, 1024, 8, 2
 
@@ -32,6 +36,25 @@ def attention_text(mesh, *, width, direction="back", window=None, cap=None, pack
     arguments = [shape((B, T, heads, width)) for heads in (N, K, K)] + [shape((B, T), "int32")]
     with jax.set_mesh(mesh):
         return jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arguments).compile().as_text()
+
+
+def experts_text(mesh) -> str:
+    """Return the compiled program of the gradients of a mixture of experts on a mesh."""
+    config = ModelConfig(
+        vocab_size=256, context=128, layers=1, d_model=128, heads=2, experts=Experts(number=8)
+    )
+    shapes, axes = api.abstract(config), api.axes(config)
+    params = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes, place.state_shardings(mesh, shapes, axes),
+    )  # fmt: skip
+    rows = jax.ShapeDtypeStruct((8, 128), "int32", sharding=place.batch_sharding(mesh, (8, 128)))
+
+    def loss(params, tokens):
+        return causal_loss(params, config, {"tokens": tokens, "targets": tokens}).total
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.grad(loss)).lower(params, rows).compile().as_text()
 
 
 def planned(topology, devices):

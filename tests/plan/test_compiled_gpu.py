@@ -16,7 +16,7 @@ from jaxgen.profile import chips, program
 from jaxgen.run.settings import build_settings
 
 pytestmark = pytest.mark.skipif(not gpu.installed(), reason="needs JAX's CUDA plugin and cuDNN")
-MESHES = {"h200:1": (1, 1, 1, 1), "h100:4": (2, 1, 2, 1)}
+MESHES = {"h200:1": (1, 1, 1, 1, 1), "h100:4": (2, 1, 1, 2, 1)}  # data, fsdp, expert, ...
 LOOKS = {
     "causal": {},
     "window": {"window": 300},
@@ -79,7 +79,7 @@ def placed(tree, mesh):
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_of_decoding_on_a_gpu_reads_each_weight_once_and_copies_no_cache(form, rows):
     config = jaxgen.ModelConfig(**FORMS[form], compute_dtype="bfloat16")
-    mesh = device_mesh.mesh_of_sizes((1, 1, 1, 1), gpu.devices("h200:1"))
+    mesh = device_mesh.mesh_of_sizes((1, 1, 1, 1, 1), gpu.devices("h200:1"))
     with jax.set_mesh(mesh):
         params = jax.eval_shape(partial(serving.ready, config=config), api.abstract(config))
         prompt = jax.ShapeDtypeStruct((rows, 120), "int32")

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.skipif(
     not (tpu.installed() and os.environ.get("JAXGEN_NIGHTLY")),
     reason="needs libtpu, and minutes: JAXGEN_NIGHTLY=1",
 )
-MESHES = {"v5e:1x1": (1, 1, 1, 1), "v5p:2x2x1": (1, 1, 2, 2), "v6e:2x2": (2, 1, 2, 1)}
+# By axes: data, fsdp, expert, tensor, sequence.
+MESHES = {"v5e:1x1": (1, 1, 1, 1, 1), "v5p:2x2x1": (1, 1, 1, 2, 2), "v6e:2x2": (2, 1, 1, 2, 1)}
 LOOKS = {
     "causal, heads of 64": {"width": 64},
     "window, soft cap": {"window": 300, "cap": 50.0},
@@ -24,11 +25,18 @@ LOOKS = {
 @pytest.mark.parametrize("topology", MESHES)
 def test_the_kernel_compiles_with_its_gradient_for_every_mask_and_mesh(topology, look):
     mesh = device_mesh.mesh_of_sizes(MESHES[topology], tpu.devices(topology))
-    if LOOKS[look].get("direction") == "both" and MESHES[topology][3] > 1:
+    if LOOKS[look].get("direction") == "both" and MESHES[topology][4] > 1:
         pytest.skip("left to plain attention: tests/ops/test_attention_kernels.py")
     text = ahead.attention_text(mesh, **{"width": 128} | LOOKS[look])
     assert text.count("custom-call(") >= 3 and "tpu_custom_call" in text  # forward, dq, dkv
     assert f"{ahead.T},{ahead.T}]" not in text  # no scores are held
+
+
+def test_rows_go_to_the_devices_of_their_experts_and_back():
+    mesh = device_mesh.mesh_of_sizes((1, 1, 4, 1, 1), tpu.devices("v5e:2x2"))
+    text = ahead.experts_text(mesh)
+    assert text.count(" ragged-all-to-all(") == 4  # there and back, forward and backward
+    assert "reduce-scatter" not in text
 
 
 def test_the_plan_is_close_to_the_compiler_in_state_and_weights_are_not_kept():
