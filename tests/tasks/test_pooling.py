@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import published_poolings as published
 import pytest
 import test_laid
 from safetensors.numpy import save_file
@@ -30,6 +31,36 @@ def home(plain, tmp_path):
     for path in plain.home.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
+
+
+@pytest.mark.parametrize("name", published.ROWS)
+def test_published_folders_are_read(home, name):
+    kinds, keys, files, told = published.ROWS[name]
+    keys, dense = dict(keys), keys.get("Dense", {})
+    keys.pop("Dense", None)
+    write(home, *kinds, Pooling=keys, Dense={"in_features": 8, "out_features": 8, **dense})
+    weights = {"linear.weight": np.ones((8, 8), np.float32)}
+    weights |= {"linear.bias": np.ones(8, np.float32)} if dense.get("bias") else {}
+    for path in home.glob("*_Dense"):
+        save_file(weights, path / "model.safetensors")
+    for file, about in files.items():
+        (home / file).write_text(json.dumps(about))
+    found = pooling.read_pooling(home)
+    assert {key: getattr(found, key) for key in told} == told
+    assert len(found.modes) == 1 and len(found.after) == len(kinds) - 1
+    for prompt, text in files.get(published.PROMPTS, {}).get("prompts", {}).items():
+        assert found.prompt(prompt) == text
+
+
+@pytest.mark.parametrize("name", published.REFUSED)
+def test_published_folders_of_other_kinds_are_refused_by_name(home, name):
+    first, told = published.REFUSED[name]
+    write(home, "Pooling", Pooling=published.OLD_MEAN)
+    path = home / "modules.json"
+    text = path.read_text().replace("sentence_transformers.models.Transformer", first, 1)
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=told):
+        pooling.read_pooling(home)
 
 
 def write(home, *kinds, **files):
