@@ -40,6 +40,7 @@ def app(
     lenient: bool = False,
     warm: bool = True,
     progress: Callable[[str], None] | None = None,
+    ready: Callable[[], None] | None = None,
     **engine: Any,
 ) -> Starlette:
     """Return an ASGI app that answers as OpenAI's API does.
@@ -50,7 +51,7 @@ def app(
       seconds: after which an answer ends where it is.
       lenient: leave out fields that are unknown or not supported instead of refusing them.
       warm: compile at start; until then requests get 503.
-      progress: is told what is being compiled.
+      progress: is told what is being compiled; ready: is called once that is done.
       engine: arguments of `Engine` for sessions: slots, queue, context, ...
 
     Raises:
@@ -61,9 +62,9 @@ def app(
         raise ConfigError(f"models={list(named)} and keys must be given, none empty")
     served = {name: Served(name, _engine(one, engine)) for name, one in named.items()}
     metrics = Metrics({name: one.engine.stats for name, one in served.items()})
-    server = Server(served, metrics, seconds, lenient, progress)
+    server = Server(served, metrics, seconds, lenient, progress, ready)
     if not warm:
-        server.ready.set()
+        server.is_ready.set()
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

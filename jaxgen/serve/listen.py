@@ -97,14 +97,10 @@ class Listener(uvicorn.Server):
         self.should_exit = True
 
 
-def listener(
-    app: Any, drain: Callable[[float], bool], *, host: str, port: int, **more: Any
-) -> Listener:
-    """Return a server of an app."""
+def listener(app: Any, drain: Callable[[float], bool]) -> Listener:
+    """Return a server of an app; its `run` takes the sockets that it listens on."""
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=Protocol,
         ws="none",
         lifespan="on",
@@ -115,6 +111,5 @@ def listener(
         h11_max_incomplete_event_size=HEAD,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=5,
-        **more,
     )
     return Listener(config, drain)

@@ -129,8 +129,11 @@ async def _metrics(server: Server, request: Request) -> Response:
 
 
 async def _page(server: Server, request: Request) -> Response:
-    rules = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    headers = {"content-security-policy": rules + "connect-src 'self'; frame-ancestors 'none'"}
+    rules = (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"content-security-policy": rules}
     return HTMLResponse(await asyncio.to_thread(PAGE.read_text, "utf-8"), headers=headers)
 
 

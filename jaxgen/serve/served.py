@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -106,11 +106,10 @@ class Marked:
     """A tokenizer whose marks, of some names, are part of the text."""
 
     def __init__(self, tokenizer: Any, names: Sequence[str]) -> None:
-        self.special, self.decode = tokenizer.special, tokenizer.decode
-        self.surface, vocabulary = tokenizer.surface, getattr(tokenizer, "vocabulary", dict)()
+        for name in ("vocab_size", "special", "byte_lengths", "fingerprint", "encode",
+                     "encode_many", "decode", "save", "surface"):  # fmt: skip
+            setattr(self, name, getattr(tokenizer, name))
+        vocabulary = getattr(tokenizer, "vocabulary", dict)()
         shown = {vocabulary[name]: name.encode() for name in names if name in vocabulary}
-        if any(not self.surface.pieces[i] for i in shown):
-            from dataclasses import replace
-
-            pieces = [shown.get(i) or piece for i, piece in enumerate(self.surface.pieces)]
-            self.surface = replace(self.surface, pieces=tuple(pieces))
+        pieces = [shown.get(i) or piece for i, piece in enumerate(self.surface.pieces)]
+        self.surface: Any = replace(self.surface, pieces=tuple(pieces))

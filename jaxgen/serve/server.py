@@ -28,7 +28,8 @@ class Server:
     seconds: float | None = None
     lenient: bool = False
     progress: Callable[[str], None] | None = None
-    ready: threading.Event = field(default_factory=threading.Event)
+    ready: Callable[[], None] | None = None
+    is_ready: threading.Event = field(default_factory=threading.Event)
     draining: bool = False
     failure: str | None = None
 
@@ -50,7 +51,7 @@ class Server:
         """Raise Problem 503 unless requests are taken."""
         if self.draining:
             raise Problem("the server is shutting down", 503, code="draining")
-        if not self.ready.is_set():
+        if not self.is_ready.is_set():
             raise Problem("the models are being compiled; /ready says when", 503, code="warming_up")
 
     def warm_up(self) -> None:
@@ -62,7 +63,9 @@ class Server:
             self.failure = f"{type(error).__name__}: {error}"
             _LOG.error("warm-up failed: %s", self.failure)
             return
-        self.ready.set()
+        self.is_ready.set()
+        if self.ready is not None:
+            self.ready()
 
     def drain(self, seconds: float) -> bool:
         """Refuse new requests and finish those that run; return whether all have ended."""

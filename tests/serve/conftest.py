@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from types import SimpleNamespace
@@ -53,13 +54,13 @@ def serving(models, **how):
     """Yield a running server: .port, .app, .send(...)."""
     asgi = app(models, **{"warm": False} | how)
     state = asgi.state.server
-    server = listen.listener(asgi, state.drain, host="127.0.0.1", port=0)
-    thread = threading.Thread(target=server.run, daemon=True)
+    server, listener = listen.listener(asgi, state.drain), socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port = listener.getsockname()[1]
     try:
         engine = next(iter(state.models.values())).engine
         yield SimpleNamespace(

@@ -45,7 +45,8 @@ class Failed(NamedTuple):
 class FakeEngine:
     """pause: seconds between pieces; `gate`: an event that all work waits for.
 
-    canned: texts come from a table, not from the model, so that nothing is compiled.
+    canned: texts come from a table, not from the model, so that nothing is compiled; script: what
+    is said instead of them.
     """
 
     def __init__(self, session, *, queue=64, pause=0.0, canned=True):
@@ -55,7 +56,7 @@ class FakeEngine:
         self.gate.set()
         self.lock, self.waiting, self.cancelled = threading.Lock(), 0, []
         self.inside = threading.Lock()
-        self.broken = None
+        self.broken = self.script = None
 
     def warm_up(self, progress=None):
         if progress:
@@ -133,6 +134,8 @@ class FakeEngine:
         made = []
         for number in range(settings.n_best or settings.draws_each):
             tokens = [97 + (number + i) % 26 for i in range(asked[0].limit)]
+            if self.script is not None:
+                tokens = [*self.script.encode(), 257]
             stream = TextStream(self.session.tokenizer, (), settings.stop, len(tokens))
             text = stream.push(tokens)
             tokens = tokens[: stream.num_generated]

@@ -1,0 +1,188 @@
+"""`jaxgen serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import socket
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from jaxgen.cli import exits, flags, inputs, paths, start, texts
+from jaxgen.cli.arguments import REAL, Step, at_least
+from jaxgen.config import Weights
+from jaxgen.errors import BusyError, ConfigError, MissingPackageError
+
+KEY = "JAXGEN_API_KEY"
+Name = Annotated[
+    list[str] | None,
+    Parameter(
+        help="what requests call a model, in the order of the models", consume_multiple=False
+    ),
+]
+
+
+def serve(
+    model: texts.Folder,
+    /,
+    *more: Annotated[str, Parameter(help="further models, side by side")],
+    host: Annotated[str, Parameter(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, at_least(0), Parameter(help="0 takes a free one")] = 8000,
+    name: Name = None,
+    api_key_file: Annotated[
+        str | None, Parameter(help=f"a file with a key a line; by default ${KEY} holds one")
+    ] = None,
+    slots: Annotated[int, at_least(1), Parameter(help="texts decoded side by side")] = 8,
+    queue: Annotated[int, at_least(1), Parameter(help="texts that may wait; then 429")] = 64,
+    context: Annotated[
+        int | None, at_least(2), Parameter(help="tokens of a prompt and its text at most")
+    ] = None,
+    cache: Annotated[
+        Literal["plain", "int8"], Parameter(help="numbers of the key/value cache")
+    ] = "plain",
+    weights: Annotated[
+        Weights, Parameter(help="int8: a byte each; stored: as a GGUF file has them")
+    ] = "plain",
+    request_seconds: Annotated[
+        float | None, REAL, Parameter(help="end an answer where it is after so long")
+    ] = None,
+    lenient: Annotated[
+        bool, Parameter(help="leave out fields of requests that are unknown or not supported")
+    ] = False,
+    insecure: Annotated[
+        bool, Parameter(help="let others than this machine ask without a key")
+    ] = False,
+    step: Step = None,
+) -> None:
+    """Answer over HTTP in the form of OpenAI's API, with a page to chat on at /.
+
+    Requests are decoded together, each as if it were alone. /ready answers once all
+    programs are compiled, /health at once; /metrics is for Prometheus. SIGTERM ends
+    it when all that runs has ended. Extra [serve] installs what it needs.
+
+    For example:
+        jaxgen serve smollm2
+        jaxgen serve runs/my models/qwen --port 9000 --slots 16
+        JAXGEN_API_KEY=... jaxgen serve runs/my --host 0.0.0.0
+    """
+    keys = _keys(api_key_file)
+    if not keys and not insecure and not _is_local(host):
+        raise ConfigError(
+            f"--host {host} lets others ask without a key; set {KEY} or give --api-key-file (or "
+            f"--insecure, if that is meant)"
+        )
+    if port > 65535:
+        raise ConfigError(f"--port {port} must be at most 65535")
+    if request_seconds is not None and request_seconds <= 0:
+        raise ConfigError(f"--request-seconds {request_seconds} must be greater than 0")
+    folders = [model, *more]
+    homes = [paths.model(folder, step) for folder in folders]
+    names = _names(name or [], folders)
+    listener = _listen(host, port)
+    with closing(listener):
+        start.prepare_jax(paths.cache())
+        app, serving = _modules()
+        from jaxgen.text.session import open_session
+
+        engine = {"slots": slots, "queue": queue, "context": context, "cache": cache}
+        sessions: dict[str, Any] = {}
+        for called, (home, which) in zip(names, homes, strict=True):
+            print(f"loading {called} from {home}", file=sys.stderr)
+            with exits.in_folder(home), flags.named():
+                sessions[called] = open_session(home, step=which, weights=weights)
+        with flags.named():
+            asgi = app(
+                sessions,
+                keys=keys,
+                seconds=request_seconds,
+                lenient=lenient,
+                progress=_tell,
+                ready=lambda: _tell(f"ready: {_url(host, listener)}"),
+                **engine,
+            )
+        _log()
+        _tell(f"listening at {_url(host, listener)}; compiling")
+        server = serving.listener(asgi, asgi.state.server.drain)
+        server.run(sockets=[listener])
+
+
+def _modules() -> tuple[Any, Any]:
+    try:
+        from jaxgen.serve import listen
+        from jaxgen.serve.asgi import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("jaxgen"):
+            raise
+        raise MissingPackageError(f"{error.name} is missing: pip install 'jaxgen[serve]'") from None
+    return app, listen
+
+
+def _keys(path: str | None) -> list[str]:
+    """Return the keys of a file, or of the environment; ConfigError for a file without any."""
+    if path is None:
+        return [key] if (key := os.environ.get(KEY, "").strip()) else []
+    lines = inputs.read_text(path, "--api-key-file").splitlines()
+    keys = [line.strip() for line in lines if line.strip()]
+    if not keys:
+        raise ConfigError(f"--api-key-file {path} holds no key; write one a line")
+    return keys
+
+
+def _is_local(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _names(given: list[str], words: list[str]) -> list[str]:
+    """Return what each model is called: as its folder or its id, where nobody says."""
+    if len(given) > len(words):
+        raise ConfigError(f"--name is given {len(given)} times for {len(words)} models")
+    bare = [Path(word).resolve().name if Path(word).exists() else word for word in words]
+    names = [*given, *(one.removesuffix(".gguf") for one in bare[len(given) :])]
+    twice = next((one for one in names if names.count(one) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two models are called {twice!r}; tell them apart with --name")
+    return names
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, before anything is loaded; BusyError if it can't be."""
+    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(kind, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        said = error.strerror or str(error)
+        raise BusyError(
+            f"{host}:{port} can't be listened on: {said}; give another --port"
+        ) from None
+    return made
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _log() -> None:
+    """Write the access log, a line of JSON a request, to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("jaxgen.serve")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
