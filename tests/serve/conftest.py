@@ -1,21 +1,13 @@
-"""A tiny model behind a real server on the loopback."""
-
-import contextlib
-import http.client
-import json
-import socket
-import threading
-import time
-from types import SimpleNamespace
+"""A tiny model behind a real server."""
 
 import pytest
 from fake_engine import FakeEngine
+from loopback import serving
 from random_params import random_params
 from sessions import session_on
 
 import jaxgen
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
-from jaxgen.serve import app, listen
 from jaxgen.tokens.plain import Bytes
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=2048, layers=1, d_model=16, heads=2,
@@ -47,62 +39,6 @@ def session(tmp_path_factory):
     home.mkdir()
     write_chat_template(home, ChatTemplate(TEMPLATE, {}))
     return session_on(CONFIG, random_params(CONFIG), MarkedBytes(), home=home)
-
-
-@contextlib.contextmanager
-def serving(models, **how):
-    """Yield a running server: .port, .app, .send(...)."""
-    asgi = app(models, **{"warm": False} | how)
-    state = asgi.state.server
-    server, listener = listen.listener(asgi, state.drain), socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.005)
-    port = listener.getsockname()[1]
-    try:
-        engine = next(iter(state.models.values())).engine
-        yield SimpleNamespace(
-            engine=engine, port=port, app=asgi, state=state, send=Client(port), server=server
-        )
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-class Client:
-    """Sends requests: client("/v1/models") -> .status, .headers, .json, .text."""
-
-    def __init__(self, port):
-        self.port = port
-
-    def __call__(self, path, body=None, *, method=None, headers=None, raw=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
-        kind = {"Content-Type": "application/json"} if data is not None else {}
-        with contextlib.closing(connection):
-            connection.request(
-                method or ("GET" if data is None else "POST"), path, data, kind | (headers or {})
-            )
-            found = connection.getresponse()
-            text = found.read().decode()
-        is_json = "json" in found.headers.get("content-type", "")
-        return SimpleNamespace(
-            status=found.status,
-            headers=found.headers,
-            text=text,
-            json=json.loads(text) if is_json and text else None,
-        )
-
-    def events(self, path, body):
-        """Return the objects of a stream, which has to end as it should."""
-        found = self(path, body | {"stream": True})
-        assert found.status == 200, found.text
-        rows = [line[6:] for line in found.text.split("\n") if line.startswith("data: ")]
-        if rows[-1] == "[DONE]":
-            rows.pop()
-        return [json.loads(row) for row in rows]
 
 
 @pytest.fixture(scope="session")

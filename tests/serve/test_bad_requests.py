@@ -6,11 +6,10 @@ import logging
 import random
 import socket
 import threading
-import time
 
 import pytest
-from conftest import serving
 from fake_engine import FakeEngine
+from loopback import serving, wait_for
 
 from jaxgen.serve import guard, listen, strict_json
 
@@ -248,13 +247,6 @@ def test_a_client_that_does_not_read_is_given_up(session, monkeypatch):
             peer.sendall(head(B, JSON, f"Content-Length: {len(body)}") + body)
             wait_for(lambda: engine.cancelled)
         wait_for(lambda: not engine.waiting)
-
-
-def wait_for(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -4,8 +4,8 @@ import json
 import re
 
 import pytest
-from conftest import serving
 from fake_engine import FakeEngine
+from loopback import serving, wait_for
 
 openai = pytest.importorskip("openai")
 pydantic = pytest.importorskip("pydantic")
@@ -243,6 +243,4 @@ def test_a_time_out_gives_the_request_up(client, service):
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=1.0).chat.completions.create(model="tiny", messages=SAID)
     service.engine.gate.set()
-    from test_bad_requests import wait_for
-
     wait_for(lambda: len(service.engine.cancelled) > before)
