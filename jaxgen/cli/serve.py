@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,32 +20,49 @@ from jaxgen.config import Weights
 from jaxgen.errors import BusyError, ConfigError, MissingPackageError
 
 KEY = "JAXGEN_API_KEY"
-Name = Annotated[
-    list[str] | None,
-    Parameter(
-        help="what requests call a model, in the order of the models", consume_multiple=False
-    ),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Who may ask, and where."""
+
+    host: Annotated[str, Parameter(help="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, at_least(0), Parameter(help="0 takes a free one")] = 8000
+    api_key_file: Annotated[
+        str | None, Parameter(help=f"a file with a key a line; by default ${KEY} holds one")
+    ] = None
+    insecure: Annotated[bool, Parameter(help="let others than this machine ask without a key")] = (
+        False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Arguments of the engine."""
+
+    slots: Annotated[int, at_least(1), Parameter(help="texts decoded side by side")] = 8
+    queue: Annotated[int, at_least(1), Parameter(help="texts that may wait; then 429")] = 64
+    context: Annotated[
+        int | None, at_least(2), Parameter(help="tokens of a prompt and its text at most")
+    ] = None
+    cache: Annotated[Literal["plain", "int8"], Parameter(help="numbers of the key/value cache")] = (
+        "plain"
+    )
+
+
+FREE = Parameter(name="*")
 
 
 def serve(
     model: texts.Folder,
     /,
     *more: Annotated[str, Parameter(help="further models, side by side")],
-    host: Annotated[str, Parameter(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, at_least(0), Parameter(help="0 takes a free one")] = 8000,
-    name: Name = None,
-    api_key_file: Annotated[
-        str | None, Parameter(help=f"a file with a key a line; by default ${KEY} holds one")
+    name: Annotated[
+        list[str] | None,
+        Parameter(help="what requests call a model; repeatable", consume_multiple=False),
     ] = None,
-    slots: Annotated[int, at_least(1), Parameter(help="texts decoded side by side")] = 8,
-    queue: Annotated[int, at_least(1), Parameter(help="texts that may wait; then 429")] = 64,
-    context: Annotated[
-        int | None, at_least(2), Parameter(help="tokens of a prompt and its text at most")
-    ] = None,
-    cache: Annotated[
-        Literal["plain", "int8"], Parameter(help="numbers of the key/value cache")
-    ] = "plain",
+    listening: Annotated[Listening, FREE] = Listening(),
+    decoding: Annotated[Decoding, FREE] = Decoding(),
     weights: Annotated[
         Weights, Parameter(help="int8: a byte each; stored: as a GGUF file has them")
     ] = "plain",
@@ -53,9 +71,6 @@ def serve(
     ] = None,
     lenient: Annotated[
         bool, Parameter(help="leave out fields of requests that are unknown or not supported")
-    ] = False,
-    insecure: Annotated[
-        bool, Parameter(help="let others than this machine ask without a key")
     ] = False,
     step: Step = None,
 ) -> None:
@@ -70,31 +85,19 @@ def serve(
         jaxgen serve runs/my models/qwen --port 9000 --slots 16
         JAXGEN_API_KEY=... jaxgen serve runs/my --host 0.0.0.0
     """
-    keys = _keys(api_key_file)
-    if not keys and not insecure and not _is_local(host):
-        raise ConfigError(
-            f"--host {host} lets others ask without a key; set {KEY} or give --api-key-file (or "
-            f"--insecure, if that is meant)"
-        )
-    if port > 65535:
-        raise ConfigError(f"--port {port} must be at most 65535")
+    keys = _keys_of(listening)
     if request_seconds is not None and request_seconds <= 0:
         raise ConfigError(f"--request-seconds {request_seconds} must be greater than 0")
     folders = [model, *more]
     homes = [paths.model(folder, step) for folder in folders]
     names = _names(name or [], folders)
-    listener = _listen(host, port)
-    with closing(listener):
+    with closing(_bound(listening)) as listener:
+        url = _url(listening.host, listener)
         start.prepare_jax(paths.cache())
-        app, serving = _modules()
-        from jaxgen.text.session import open_session
-
-        engine = {"slots": slots, "queue": queue, "context": context, "cache": cache}
-        sessions: dict[str, Any] = {}
+        app, listen = _modules()
+        sessions = {}
         for called, (home, which) in zip(names, homes, strict=True):
-            print(f"loading {called} from {home}", file=sys.stderr)
-            with exits.in_folder(home), flags.named():
-                sessions[called] = open_session(home, step=which, weights=weights)
+            sessions[called] = _open(called, home, which, weights)
         with flags.named():
             asgi = app(
                 sessions,
@@ -102,13 +105,20 @@ def serve(
                 seconds=request_seconds,
                 lenient=lenient,
                 progress=_tell,
-                ready=lambda: _tell(f"ready: {_url(host, listener)}"),
-                **engine,
+                ready=lambda: _tell(f"ready: {url}"),
+                **vars(decoding),
             )
         _log()
-        _tell(f"listening at {_url(host, listener)}; compiling")
-        server = serving.listener(asgi, asgi.state.server.drain)
-        server.run(sockets=[listener])
+        _tell(f"listening at {url}; compiling")
+        listen.listener(asgi, asgi.state.server.drain).run(sockets=[listener])
+
+
+def _open(name: str, home: Path, step: Any, weights: Weights) -> Any:
+    from jaxgen.text.session import open_session
+
+    _tell(f"loading {name} from {home}")
+    with exits.in_folder(home), flags.named():
+        return open_session(home, step=step, weights=weights)
 
 
 def _modules() -> tuple[Any, Any]:
@@ -122,14 +132,20 @@ def _modules() -> tuple[Any, Any]:
     return app, listen
 
 
-def _keys(path: str | None) -> list[str]:
-    """Return the keys of a file, or of the environment; ConfigError for a file without any."""
-    if path is None:
-        return [key] if (key := os.environ.get(KEY, "").strip()) else []
-    lines = inputs.read_text(path, "--api-key-file").splitlines()
-    keys = [line.strip() for line in lines if line.strip()]
-    if not keys:
-        raise ConfigError(f"--api-key-file {path} holds no key; write one a line")
+def _keys_of(about: Listening) -> list[str]:
+    """Return the keys of a file, or of the environment; ConfigError where there must be one."""
+    if about.api_key_file is None:
+        keys = [os.environ.get(KEY, "").strip()]
+    else:
+        keys = inputs.read_text(about.api_key_file, "--api-key-file").splitlines()
+    keys = [line.strip() for line in keys if line.strip()]
+    if not keys and about.api_key_file is not None:
+        raise ConfigError(f"--api-key-file {about.api_key_file} holds no key; write one a line")
+    if not keys and not about.insecure and not _is_local(about.host):
+        raise ConfigError(
+            f"--host {about.host} lets others ask without a key; set {KEY} or give --api-key-file "
+            f"(or --insecure, if that is meant)"
+        )
     return keys
 
 
@@ -154,19 +170,18 @@ def _names(given: list[str], words: list[str]) -> list[str]:
     return names
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bound(about: Listening) -> socket.socket:
     """Return a socket that is bound, before anything is loaded; BusyError if it can't be."""
-    kind = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(kind, socket.SOCK_STREAM)
+    if about.port > 65535:
+        raise ConfigError(f"--port {about.port} must be at most 65535")
+    made = socket.socket(socket.AF_INET6 if ":" in about.host else socket.AF_INET)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        made.bind((host, port))
+        made.bind((about.host, about.port))
     except OSError as error:
         made.close()
-        said = error.strerror or str(error)
-        raise BusyError(
-            f"{host}:{port} can't be listened on: {said}; give another --port"
-        ) from None
+        where, said = f"{about.host}:{about.port}", error.strerror or str(error)
+        raise BusyError(f"{where} can't be listened on: {said}; give another --port") from None
     return made
 
 
