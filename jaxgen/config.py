@@ -140,7 +140,7 @@ class ModelConfig:
     qk_norm: QKNorm = option(
         "norm of queries and of keys: head: over each head, one scale for all; each: a scale for "
         "each head; heads: over all heads at once; unit: over each head after its rotation, with "
-        "no scale",
+        "no scale, in layers that are not of positions=none",
         "none",
     )
     latent: Latent | None = option(
@@ -349,6 +349,10 @@ class ModelConfig:
         if (own.positions or self.positions) != "rope":
             return None
         return own.rope or self.rope
+
+    def turns(self, kind: str) -> bool:
+        """Return whether layers of a kind have the positions of the config."""
+        return self.kinds.get(kind, LayerKind()).positions is None
 
     def encoder(self) -> ModelConfig:
         """Return what the encoder of an encoder-decoder is, taken by itself."""

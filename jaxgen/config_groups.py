@@ -33,6 +33,7 @@ Mixer = Literal["attention", "delta"]
 OutputGate = Literal["none", "sigmoid"]
 Tables = Literal["shared", "own"]
 LayerFeed = Literal["dense", "experts"]
+GrowthIn = Literal["all", "unturned"]
 
 
 @arguments.checked
@@ -90,9 +91,10 @@ class RopeScaling:
             )
         if not self.factor > 0:
             raise ConfigError(f"rope.scaling.factor={self.factor} must be greater than 0")
-        if not 0 < self.low < self.high:
+        # With equal bounds there is no mixture in between (Llama 4).
+        if not 0 < self.low <= self.high:
             raise ConfigError(
-                f"rope.scaling.low={self.low} must be greater than 0 and less than high={self.high}"
+                f"rope.scaling.low={self.low} must be greater than 0 and at most high={self.high}"
             )
         if self.attention is not None and not self.attention > 0:
             raise ConfigError(f"rope.scaling.attention={self.attention} must be greater than 0")
@@ -214,6 +216,8 @@ class Scores:
         "queries at position p times 1 + growth * ln(1 + p // growth_span)", None
     )
     growth_span: int | None = option("tokens", None)
+    growth_first: int = option("the position p of the first token", 0)
+    growth_in: GrowthIn = option("layers whose queries grow: all, or those without rotation", "all")
     alibi: Alibi = option(
         "positions=alibi: added to scores; scaled: before these are scaled, and rounded to "
         "bfloat16 (Falcon)",
@@ -241,6 +245,12 @@ class Scores:
                 f"scores.growth={self.growth} with scores.growth_span={self.growth_span}: give "
                 f"both, or none"
             )
+        for name in ("growth_first", "growth_in"):
+            value = getattr(self, name)
+            if self.growth is None and value != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(f"scores.{name}={value} has no effect: scores.growth=None")
+        if self.growth_first < 0:
+            raise ConfigError(f"scores.growth_first={self.growth_first} must be 0 or more")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ConfigError(f"scores.dropout={self.dropout} must be in [0, 1)")
 
@@ -249,6 +259,11 @@ class Scores:
         if self.alibi != "plain" and config.positions != "alibi":
             raise ConfigError(
                 f"scores.alibi={self.alibi} has no effect: positions={config.positions}"
+            )
+        if self.growth_in == "unturned" and all(map(config.turns, config.pattern)):
+            raise ConfigError(
+                f"scores.growth_in={self.growth_in} has no effect: no kind of layers has "
+                f"positions=none"
             )
 
 
@@ -295,8 +310,11 @@ class Latent:
             ("qk_norm", config.qk_norm, "none"),
             ("rope.share", config.rope.share, 1),
             ("scores.by_layer", config.scores.by_layer, "same"),
+            ("scores.growth", config.scores.growth, None),
+            ("scores.gate", config.scores.gate, "none"),
         ):
             if value != known:
+                known = "null" if known is None else known
                 raise ConfigError(f"{name}={value} is not known with latent; give {known}")
         if config.topology == "encoder_decoder":
             raise ConfigError("latent with topology=encoder_decoder: no cross-attention is latent")

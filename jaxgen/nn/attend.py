@@ -52,9 +52,10 @@ class Attend(nn.Module):
         q, k = self._normed("q_norm", q, "N"), self._normed("k_norm", k, "K")
         if (rope := config.rope_of(self.kind)) is not None:
             q, k = (rotate(x, context.positions, rope) for x in (q, k))
-        if config.qk_norm == "unit":
+        if config.qk_norm == "unit" and config.turns(self.kind):
             q, k = (unit_norm(x, epsilon=config.norm_epsilon) for x in (q, k))
-        if config.scores.growth is not None:
+        grows = config.scores.growth_in == "all" or not config.turns(self.kind)
+        if config.scores.growth is not None and grows:
             q = q * _growth(config, context.positions).astype(q.dtype)
         if config.scores.by_layer == "inverse":
             first = 0 if context.first is None else context.first
@@ -100,7 +101,7 @@ class Attend(nn.Module):
 def _growth(config: ModelConfig, positions: jax.Array) -> jax.Array:
     """Return the factors [B, T, 1, 1] of queries at positions [B, T]."""
     own = config.scores
-    spans = jnp.floor(positions.astype(jnp.float32) / own.growth_span)
+    spans = jnp.floor((positions + own.growth_first).astype(jnp.float32) / own.growth_span)
     return (1 + own.growth * jnp.log1p(spans))[..., None, None]
 
 

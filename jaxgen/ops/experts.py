@@ -58,7 +58,10 @@ def route(
     if router == "sparsemixer":
         return _sparsemixer(logits)
     scores = jax.nn.softmax(logits) if router == "softmax" else jax.nn.sigmoid(logits)
-    wanted = lax.stop_gradient(scores if bias is None else scores + bias.astype(jnp.float32))
+    wanted = scores if bias is None else scores + bias.astype(jnp.float32)
+    if router == "sigmoid" and bias is None and groups == 1:
+        wanted = logits  # of which large ones have sigmoids that are 1 alike
+    wanted = lax.stop_gradient(wanted)
     if groups > 1:
         of_group = wanted.reshape(wanted.shape[0], groups, -1)
         best = lax.top_k(of_group, 1 if router == "softmax" else 2)[0].sum(-1)

@@ -35,6 +35,8 @@ def _none(plain, width, theta, scaling):
 
 def _llama3(plain, width, theta, scaling):
     turns = scaling.original_context * plain / (2 * math.pi)
+    if scaling.low == scaling.high:
+        return (turns >= scaling.low).astype(plain.dtype), 1.0
     return np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1), 1.0
 
 

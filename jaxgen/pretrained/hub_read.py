@@ -177,6 +177,7 @@ def load_hub(
     config = _typed(family, config, dtype or theirs.get("dtype") or theirs.get("torch_dtype"))
     if config.head == "pooled" and not any(".pooler." in f".{name}" for name in stored):
         config = config.replace(head="none")
+    family = family.as_in(stored)
     wanted = table(family, config)
     if head is not None:
         own = table(family, read_config(folder)[1])

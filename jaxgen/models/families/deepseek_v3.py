@@ -4,32 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.config_experts import Experts
-from jaxgen.models.families import deepseek_v2, llama
-from jaxgen.models.families.family import Family, Row
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, Theirs, one_of
+from jaxgen.models.families import deepseek_v2, latents, llama, mixtures
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, one_of
 
 PAIRS = one_of("rope.pairs", "rope_interleave", {True: "neighbours", False: "halves"})
 SHARED: dict[str, Any] = deepseek_v2.SHARED | {
     # Layers that predict tokens after the next, which transformers leaves out as well.
     "ignored_tensors": (*llama.SHARED["ignored_tensors"], "model.layers.61.*"),
 }
-
-
-def _read_router(theirs: Theirs) -> dict[str, Any]:
-    return {
-        "router": "sigmoid",
-        "choice_bias": "bias",
-        "normalise": "chosen" if theirs["norm_topk_prob"] else "all",
-        "groups": theirs["n_group"],
-        "active_groups": theirs["topk_group"],
-    }
-
-
-def _write_router(ours: Experts) -> dict[str, Any]:
-    groups = {"n_group": ours.groups, "topk_group": ours.active_groups}
-    return groups | {"norm_topk_prob": ours.normalise == "chosen"}
-
 
 FAMILY = Family(
     model_type="deepseek_v3",
@@ -47,13 +30,7 @@ FAMILY = Family(
     | {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
     aliases={"num_local_experts": "n_routed_experts"},
     ignored=deepseek_v2.IGNORED | {"num_mtp_layers"},
-    quirks=(
-        *(TIED, GATED, deepseek_v2.ROPE, PAIRS, ATTENTION_BIAS),
-        deepseek_v2.experts(_read_router, _write_router),
-    ),
-    layer_rows=(
-        *deepseek_v2.LAYER_ROWS,
-        Row("mlp.gate.e_score_correction_bias", ("experts/choice_bias",), "E"),
-    ),
+    quirks=(TIED, GATED, latents.ROPE, PAIRS, ATTENTION_BIAS, mixtures.SIGMOID),
+    layer_rows=(*deepseek_v2.LAYER_ROWS, mixtures.CHOICE_BIAS),
     **SHARED,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -80,7 +80,7 @@ FREE = (
     "unroll",
 )
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
-MAX_LAYERS, MAX_SIZE = 1000, 10_000_000
+MAX_LAYERS, MAX_SIZE = 1000, 20_000_000  # Llama 4 tells a context of 10,485,760 tokens
 
 
 class Row(NamedTuple):
@@ -148,7 +148,8 @@ class Family:
     all of the family share. defaults: what transformers takes for a key that config.json leaves
     out. aliases: other names that it takes for a key; inherited: the key whose value one has that
     is absent or null. only: their keys of which we know these values alone; the first is written.
-    copies: tensors
+    other_rows: of a layer, as
+    some files have them in place of those with the same parameters. copies: tensors
     that some files hold although they are another one. heads: architectures beside the first, and
     the heads they have. towers: those that are one tower of two. moved: the prefix of models with a
     certain head, if
@@ -176,6 +177,7 @@ class Family:
     quirks: tuple[Quirk, ...]
     rows: tuple[Row, ...]
     layer_rows: tuple[Row, ...]
+    other_rows: tuple[Row, ...] = ()
     ignored_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -244,6 +246,13 @@ class Family:
             theirs["id2label"] = {str(i): label for i, label in enumerate(labels)}
             theirs["label2id"] = {label: i for i, label in enumerate(labels)}
         return theirs
+
+    def as_in(self, names: Collection[str]) -> Family:
+        """Return the family with those of its rows that files with tensors of these names have."""
+        others = [r for r in self.other_rows if any(n.endswith(f".{r.theirs}") for n in names)]
+        held = {path for row in others for path in row.ours}
+        rows = (row for row in self.layer_rows if held.isdisjoint(row.ours))
+        return replace(self, layer_rows=(*rows, *others))
 
     def read(self, theirs: Mapping[str, Any]) -> ModelConfig:
         """Return the ModelConfig of a config.json.

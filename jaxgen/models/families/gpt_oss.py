@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral
+from jaxgen.models.families import llama, mixtral, mixtures
 from jaxgen.models.families.family import Family, Row
 from jaxgen.models.families.layer_kinds import layer_types
-from jaxgen.models.families.mixtral import BALANCE
+from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import ROPE, TIED, Theirs
 
 
@@ -30,7 +30,7 @@ FAMILY = Family(
     choices=llama.CHOICES
     | {"biases": "all", "feed": "swiglu_clamped", "scores.sinks": "learned"}
     | {"experts.router_bias": "bias"},
-    defaults=mixtral.DEFAULTS
+    defaults=mixtures.DEFAULTS
     | {"num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 150000.0}
     | {"num_local_experts": 128, "num_experts_per_tok": 4, "router_aux_loss_coef": 0.9}
     | {"sliding_window": 128, "attention_bias": True, "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
@@ -40,10 +40,10 @@ FAMILY = Family(
     },
     only={"attention_bias": (True,), "swiglu_limit": (7.0,), "swiglu_alpha": (1.702,)}
     | {"hidden_act": ("silu",)},
-    ignored=mixtral.IGNORED | {"initial_context_length"},
+    ignored=mixtures.IGNORED | {"initial_context_length"},
     quirks=(TIED, ROPE, layer_types(_every_other), BALANCE),
     layer_rows=(
-        *mixtral.ATTENTION,
+        *mixtures.ATTENTION,
         Row("self_attn.sinks", ("attn/sinks",), "N"),
         Row("mlp.router.weight", ("experts/router",), "E,D"),
         Row("mlp.router.bias", ("experts/router_bias",), "E"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import granite, llama, mixtral
+from jaxgen.models.families import granite, llama, mixtral, mixtures
 from jaxgen.models.families.family import Family, Row
-from jaxgen.models.families.mixtral import BALANCE
+from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
 
 SIZES = mixtral.SIZES | {"residual_scale": "residual_multiplier"}
@@ -18,13 +18,13 @@ FAMILY = Family(
     architecture="GraniteMoeForCausalLM",
     heads=llama.heads("GraniteMoe"),
     choices=llama.CHOICES,
-    defaults=mixtral.DEFAULTS
+    defaults=mixtures.DEFAULTS
     | granite.DEFAULTS
     | {"attention_bias": False, "num_local_experts": 8, "num_experts_per_tok": 2},
-    ignored=mixtral.IGNORED,
+    ignored=mixtures.IGNORED,
     quirks=(TIED, GATED, ROPE, ATTENTION_BIAS, BALANCE, *granite.MULTIPLIERS),
     layer_rows=(
-        *mixtral.ATTENTION,
+        *mixtures.ATTENTION,
         Row("block_sparse_moe.router.layer.weight", ("experts/router",), "E,D"),
         Row("block_sparse_moe.input_linear.weight", ("experts/gate", "experts/up"), "E,*F,D"),
         Row("block_sparse_moe.output_linear.weight", ("experts/down",), "E,D,F"),

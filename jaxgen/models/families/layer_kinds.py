@@ -70,7 +70,7 @@ def _half(theirs: Theirs, key: str, more: int) -> int:
 
 def _read_turns(theirs: Theirs) -> dict[str, Any]:
     """Return the kinds of layers that are with or without a window, and turn or don't."""
-    layers, nth = _depth(theirs), theirs["no_rope_layer_interval"]
+    layers, nth = depth(theirs), theirs["no_rope_layer_interval"]
     turned = theirs.get("no_rope_layers")
     if turned is None and type(nth) is int and nth > 0:
         turned = [int((layer + 1) % nth != 0) for layer in range(layers)]
@@ -126,11 +126,11 @@ def shortest(kinds: list[str]) -> tuple[str, ...]:
 
 
 def _types(theirs: Theirs, local: Callable[[int], bool]) -> list[str]:
-    layers = range(_depth(theirs))
+    layers = range(depth(theirs))
     return ["sliding_attention" if local(i) else "full_attention" for i in layers]
 
 
-def _depth(theirs: Theirs) -> int:
+def depth(theirs: Theirs) -> int:
     count = theirs["num_hidden_layers"]
     if type(count) is not int or count < 1:
         raise CheckpointError(f"num_hidden_layers={count!r:.60} is no number of layers")
@@ -230,45 +230,3 @@ def two_ropes(
 
 # Gemma 3: local layers have a base of their own.
 TWO_ROPES = two_ropes(every_nth, key="rope_local_base_freq", theta=10000.0)
-
-# Qwen3-Next: layers of the gated delta rule, and every nth of attention.
-_DELTA = {
-    "key_heads": "linear_num_key_heads",
-    "value_heads": "linear_num_value_heads",
-    "key_width": "linear_key_head_dim",
-    "value_width": "linear_value_head_dim",
-    "window": "linear_conv_kernel_dim",
-}
-_DELTA_TYPES = {"full_attention": "global", "linear_attention": "linear"}
-
-
-def _read_deltas(theirs: Theirs) -> dict[str, Any]:
-    layers, nth = _depth(theirs), theirs["full_attention_interval"]
-    types = theirs.get("layer_types")
-    if types is None and type(nth) is int and nth > 0:
-        types = ["linear_attention" if (i + 1) % nth else "full_attention" for i in range(layers)]
-    if not isinstance(types, list) or len(types) != layers or not {*types} <= _DELTA_TYPES.keys():
-        known = ", ".join(_DELTA_TYPES)
-        raise CheckpointError(
-            f"layer_types={types!r:.60} does not name one kind for each of {layers} layers; known "
-            f"are {known}"
-        )
-    fields: dict[str, Any] = {"pattern": shortest([_DELTA_TYPES[name] for name in types])}
-    if "linear_attention" in types:
-        fields["kinds.linear.mixer"] = "delta"
-        fields |= {f"delta.{ours}": theirs[key] for ours, key in _DELTA.items()}
-    return fields
-
-
-def _write_deltas(config: ModelConfig) -> dict[str, Any]:
-    mixers = {"attention": "full_attention", "delta": "linear_attention"}
-    sizes = {} if config.delta is None else vars(config.delta)
-    return {
-        "layer_types": [mixers[config.mixer(kind)] for kind in config.pattern],
-        **{_DELTA[ours]: value for ours, value in sizes.items()},
-    }
-
-
-DELTAS = Quirk(
-    ("layer_types", "full_attention_interval", *_DELTA.values()), _read_deltas, _write_deltas
-)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.config import ModelConfig
-from jaxgen.models.families import deepseek_v2, llama
+from jaxgen.models.families import latents, llama
 from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 
@@ -46,13 +46,13 @@ FAMILY = Family(
     heads={"MiniCPM3ForSequenceClassification": "classes", "MiniCPM3Model": "none"},
     head_rows=llama.SCORE,
     choices=llama.CHOICES,
-    defaults=deepseek_v2.DEFAULTS
+    defaults=latents.DEFAULTS
     | {"rms_norm_eps": 1e-5, "tie_word_embeddings": True, "initializer_range": 0.1}
     | {"q_lora_rank": 768, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64}
     | {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "v_head_dim": None},
     only={"mlp_bias": (False,)},
     ignored=frozenset({"head_dim", "qk_head_dim"}),
-    quirks=(TIED, GATED, deepseek_v2.ROPE, ATTENTION_BIAS, SCALES),
-    layer_rows=deepseek_v2.LAYER_ROWS,
-    **deepseek_v2.SHARED,
+    quirks=(TIED, GATED, latents.ROPE, ATTENTION_BIAS, SCALES),
+    layer_rows=latents.LAYER_ROWS,
+    **latents.SHARED,
 )

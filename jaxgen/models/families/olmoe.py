@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral, olmo2, qwen3_moe
+from jaxgen.models.families import llama, mixtures, olmo2, qwen3_moe
 from jaxgen.models.families.family import Family, norm
-from jaxgen.models.families.mixtral import BALANCE, NORMALISE
+from jaxgen.models.families.mixtures import BALANCE, NORMALISE
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
 
 SIZES = {ours: key for ours, key in qwen3_moe.SIZES.items() if ours != "experts.d_ff"}
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
 
 FAMILY = Family(
     model_type="olmoe",
     architecture="OlmoeForCausalLM",
     heads=llama.heads("Olmoe"),
     choices=llama.CHOICES | {"qk_norm": "heads"},
-    defaults=mixtral.DEFAULTS
+    defaults=mixtures.DEFAULTS
     | {"rms_norm_eps": 1e-5, "attention_bias": False, "norm_topk_prob": False, "clip_qkv": None}
     | {"num_experts": 64, "num_experts_per_tok": 8, "router_aux_loss_coef": 0.01},
     only={"clip_qkv": (None,)},
     aliases={"num_local_experts": "num_experts"},
-    ignored=mixtral.IGNORED,
+    ignored=mixtures.IGNORED,
     quirks=(TIED, GATED, ROPE, ATTENTION_BIAS, NORMALISE, BALANCE),
     layer_rows=(
         *norm("input_layernorm", "attn_norm"),
         *norm("post_attention_layernorm", "feed_norm"),
         *(row for row in olmo2.LAYER_ROWS if row.theirs.startswith("self_attn.")),
-        *mixtral.expert_rows("mlp", "gate_proj", "up_proj", "down_proj"),
+        *mixtures.ROWS,
     ),
     **SHARED_FIELDS,
 )

@@ -58,6 +58,8 @@ _ROPE_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _BOUNDS = {True: "whole", False: "exact"}
 _ROPE_NAMES = ("rope_theta", "rope_type", "type", "partial_rotary_factor", "truncate")
+# Of models that see: how positions of an image are told, which those of a text have alike.
+_ROPE_NAMES += ("mrope_section", "mrope_interleaved")
 # Two numbers, from which the attention factor of yarn follows where it is not given.
 _YARN_SCALES = ("mscale", "mscale_all_dim")
 

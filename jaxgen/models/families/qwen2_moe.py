@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral, qwen3_moe
-from jaxgen.models.families.family import Family, Row
-from jaxgen.models.families.mixtral import BALANCE, NORMALISE
+from jaxgen.models.families import llama, mixtures, qwen3_moe
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.mixtures import BALANCE, NORMALISE
 from jaxgen.models.families.quirks import GATED, ROPE, TIED, one_of
 
 SIZES = qwen3_moe.SIZES | {"experts.shared": "shared_expert_intermediate_size"}
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SHARED_FIELDS: dict[str, Any] = qwen3_moe.SHARED_FIELDS | {"sizes": SIZES}
 
 FAMILY = Family(
     model_type="qwen2_moe",
@@ -19,7 +19,7 @@ FAMILY = Family(
     heads=llama.heads("Qwen2Moe", *llama.HEADS),
     head_rows=llama.SCORE,
     choices=llama.CHOICES | {"experts.shared_gate": "sigmoid"},
-    defaults=mixtral.DEFAULTS
+    defaults=mixtures.DEFAULTS
     | {"num_key_value_heads": 16, "qkv_bias": True, "norm_topk_prob": False, "num_experts": 60}
     | {"num_experts_per_tok": 4, "moe_intermediate_size": 1408}
     | {"shared_expert_intermediate_size": 5632},
@@ -30,10 +30,6 @@ FAMILY = Family(
         *(TIED, GATED, ROPE, NORMALISE, BALANCE),
         one_of("biases", "qkv_bias", {True: "qkv", False: "none"}),
     ),
-    layer_rows=(
-        *qwen3_moe.ROWS,
-        *mixtral.shared_rows("mlp.shared_expert"),
-        Row("mlp.shared_expert_gate.weight", ("experts/shared_gate",), "E,D"),
-    ),
+    layer_rows=(*qwen3_moe.ROWS, *mixtures.GATED_SHARED),
     **SHARED_FIELDS,
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral
+from jaxgen.models.families import llama, mixtures
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.mixtral import BALANCE, NORMALISE
+from jaxgen.models.families.mixtures import BALANCE, NORMALISE
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
 
 SIZES = llama.SIZES | {
@@ -14,16 +14,16 @@ SIZES = llama.SIZES | {
     "experts.active": "num_experts_per_tok",
     "experts.d_ff": "moe_intermediate_size",
 }
-ROWS = (*mixtral.ATTENTION, *mixtral.expert_rows("mlp", "gate_proj", "up_proj", "down_proj"))
+ROWS = (*mixtures.ATTENTION, *mixtures.ROWS)
 # Every layer has experts, and sees all before it.
 ONLY: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([], None),
     "use_sliding_window": (False,),
 }
-IGNORED = mixtral.IGNORED | {"sliding_window", "max_window_layers"}
+IGNORED = mixtures.IGNORED | {"sliding_window", "max_window_layers"}
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
 
 FAMILY = Family(
     model_type="qwen3_moe",
@@ -31,7 +31,7 @@ FAMILY = Family(
     heads=llama.heads("Qwen3Moe", *llama.HEADS),
     head_rows=llama.SCORE,
     choices=llama.CHOICES | {"qk_norm": "head"},
-    defaults=mixtral.DEFAULTS
+    defaults=mixtures.DEFAULTS
     | {"num_key_value_heads": 4, "attention_bias": False, "norm_topk_prob": False}
     | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     only=ONLY,
