@@ -6,6 +6,7 @@ python tests/parity/make_golden_models.py [NAME ...]   (of golden/NAME.npz; defa
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -15,26 +16,32 @@ import numpy as np
 import parity_cases as cases
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 
 def model_of(family: str, settings: dict):
-    """Return the model of a case with its drawn weights."""
+    """Return (model, shapes) of a case with its drawn weights, by the names that a file has.
+
+    A file may hold a tensor for each expert where the model has one for all.
+    """
     settings = {"attn_implementation": "eager"} | settings
     config = AutoConfig.for_model(family, **settings)
-    how = settings["attn_implementation"]
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=how).eval()
-    with torch.no_grad():
-        for name, tensor in sorted(model.named_parameters()):  # a tied tensor is there once
-            name = cases.ON_DISK.get(family, {}).get(name, name)
-            tensor.copy_(torch.from_numpy(cases.weight(name, tuple(tensor.shape))))
-    return model
+    how = {"attn_implementation": settings["attn_implementation"]}
+    with tempfile.TemporaryDirectory() as home:
+        file = Path(home) / "model.safetensors"
+        AutoModelForCausalLM.from_config(config, **how).save_pretrained(home)
+        shapes = {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
+        drawn = {name: cases.weight(name, shape) for name, shape in shapes.items()}
+        save_file(drawn, file, metadata={"format": "pt"})
+        model = AutoModelForCausalLM.from_pretrained(home, **how).eval()
+    return model, {name: list(shape) for name, shape in sorted(shapes.items())}
 
 
 @torch.no_grad()
 def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     """Return {about, logits, hidden, greedy} of a case."""
-    model = model_of(family, settings)
+    model, shapes = model_of(family, settings)
     tokens = torch.from_numpy(cases.TOKENS)
     mask = torch.ones_like(tokens)
     mask[1, : cases.PADDED] = 0
@@ -51,10 +58,7 @@ def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     model.config.architectures = [type(model).__name__]
     about = {
         "config": json.loads(model.config.to_json_string()),
-        "shapes": {
-            cases.ON_DISK.get(family, {}).get(name, name): list(tensor.shape)
-            for name, tensor in model.named_parameters()
-        },
+        "shapes": shapes,
     }
     return {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),

@@ -145,16 +145,7 @@ LATENT = LLAMA | {
 }
 DENSE = LATENT | {"first_k_dense_replace": 2}
 MSCALE = rope("yarn", factor=4.0, mscale=0.707, mscale_all_dim=0.707, **OLD)
-CASES |= {
-    "deepseek_v2": {"yarn": DENSE | MSCALE},
-    "deepseek_v3": {
-        "biases, halves, queries from the stream": DENSE
-        | {"q_lora_rank": None, "attention_bias": True, "rope_interleave": False},
-    },
-    "minicpm3": {"plain": LATENT | {"scale_emb": 1.5}},
-}
-# Names that a file has for tensors that transformers calls otherwise in memory.
-ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
+CASES |= {"minicpm3": {"plain": LATENT | {"scale_emb": 1.5}}}
 RULE = WIDE | {
     "num_hidden_layers": 3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
@@ -166,13 +157,47 @@ RULE = WIDE | {
     # keeps float32's rounding below the tolerance, on both sides.
     "rms_norm_eps": 1e-3,
 }
-CASES |= {
-    "qwen3_next": {"plain": RULE | {"mlp_only_layers": [0, 1, 2]}},
-    "qwen3_5_text": {"plain": RULE},
+CASES |= {"qwen3_5_text": {"plain": RULE}}
+LOCAL = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}
+NAMED = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2}
+QWEN = NAMED | {"moe_intermediate_size": 12, "norm_topk_prob": True}
+GATED_SHARED = QWEN | {"shared_expert_intermediate_size": 20}
+_BEHIND = {"num_hidden_layers": 2, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4}
+_BEHIND |= {"moe_intermediate_size": 12, "topk_group": 2, "n_shared_experts": 2}
+_BEHIND |= {"first_k_dense_replace": 1, "routed_scaling_factor": 2.5}
+GLM = WIDE | _BEHIND | {"use_qk_norm": True}
+MIXED = LATENT | _BEHIND
+FACTORS = {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5}
+_STEP = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "rope_theta": 5e5}
+LLAMA4 = WIDE | LOCAL | {"head_dim": 8, "intermediate_size_mlp": 20, "num_experts_per_tok": 1}
+LLAMA4 |= {"attention_chunk_size": 6, "attn_temperature_tuning": False}
+PHI = LOCAL | rope("longrope", short_factor=[1.0, 1.5], long_factor=[2.0, 3.0])
+PHI["rope_parameters"] |= {"short_mscale": 1.2, "long_mscale": 1.2}
+PHI["rope_parameters"] |= {"original_max_position_embeddings": 32}
+# Families with experts, whose greedy texts are compared live alone.
+EXPERTS: dict[str, dict[str, dict]] = {
+    "mixtral": {"window": LOCAL | {"sliding_window": 5}},
+    "qwen2_moe": {"not normalised": GATED_SHARED | {"norm_topk_prob": False}},
+    "qwen3_moe": {"plain": QWEN | {"head_dim": 8}},
+    "olmoe": {"plain": NAMED},
+    "gpt_oss": {"windows": LOCAL | {"sliding_window": 4, "head_dim": 8}},
+    "granitemoe": {"multipliers": LOCAL | FACTORS | {"attention_multiplier": 0.3}},
+    "glm4_moe": {"groups": GLM},
+    "deepseek_v2": {"yarn, groups": MIXED | MSCALE | {"topk_method": "group_limited_greedy"}},
+    "deepseek_v3": {"groups": MIXED},
+    "qwen3_next": {"plain": RULE | GATED_SHARED | RULE},
+    "qwen3_5_moe_text": {"plain": RULE | GATED_SHARED | RULE},
+    "phimoe": {"longrope, biases": PHI | {"attention_bias": True, "lm_head_bias": True}},
+    "llama4_text": {
+        "chunks, a dense layer": LLAMA4
+        | {"no_rope_layers": [1, 0], "interleave_moe_layer_step": 2}
+        | rope("llama3", **_STEP, **OLD)
+    },
 }
 MODERN = {k: v for k, v in FOUR.items() if k not in ("num_key_value_heads", "sliding_window")}
 MODERN |= {"bos_token_id": 1, "eos_token_id": 2, "local_attention": 8}
 CASES |= {"modernbert-decoder": {"two layers": MODERN | {"num_hidden_layers": 2}}}
+CASES |= EXPERTS
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
 VARIANTS: dict[str, dict[str, dict]] = {
@@ -214,13 +239,45 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "window": LLAMA | {"sliding_window": 5, "tie_word_embeddings": False},
         "no biases": LLAMA | {"use_bias": False, "hidden_act": "gelu"},
     },
-    "deepseek_v2": {"queries from the stream": DENSE | {"q_lora_rank": None}},
-    "deepseek_v3": {"plain, tied": DENSE | MSCALE | {"tie_word_embeddings": True}},
+    "deepseek_v2": {
+        "queries from the stream": DENSE | {"q_lora_rank": None},
+        "yarn": DENSE | MSCALE,
+        "greedy, all layers": MIXED | {"topk_method": "greedy", "first_k_dense_replace": 0},
+    },
+    "deepseek_v3": {
+        "plain, tied": DENSE | MSCALE | {"tie_word_embeddings": True},
+        "biases, halves, queries from the stream": DENSE
+        | {"q_lora_rank": None, "attention_bias": True, "rope_interleave": False},
+        "not normalised, one group": MIXED
+        | {"norm_topk_prob": False, "n_group": 1, "topk_group": 1},
+    },
     "qwen3_next": {
         "every fourth, biases, heads of one number, all of a head turns": RULE
         | {"layer_types": None, "num_hidden_layers": 4, "mlp_only_layers": [0, 1, 2, 3]}
         | {"attention_bias": True, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}
         | {"tie_word_embeddings": True, "partial_rotary_factor": 1.0},
+        "one key head, not normalised": RULE
+        | GATED_SHARED
+        | {"layer_types": None, "num_hidden_layers": 4, "linear_num_key_heads": 1, "head_dim": 8}
+        | {"norm_topk_prob": False, "linear_num_value_heads": 2, "rms_norm_eps": 1e-3},
+    },
+    "mixtral": {"plain": LOCAL},
+    "qwen2_moe": {"normalised, no biases": GATED_SHARED | {"qkv_bias": False}},
+    "qwen3_moe": {
+        "not normalised, biases": QWEN | {"norm_topk_prob": False, "attention_bias": True}
+    },
+    "olmoe": {"normalised": NAMED | {"norm_topk_prob": True}},
+    "gpt_oss": {"one expert": LOCAL | {"head_dim": 8, "num_experts_per_tok": 1}},
+    "glm4_moe": {
+        "one group, biases": GLM
+        | {"n_group": 1, "topk_group": 1, "attention_bias": True, "norm_topk_prob": False}
+    },
+    "phimoe": {"plain": LOCAL | {"sliding_window": 5, "tie_word_embeddings": True}},
+    "llama4_text": {
+        "all experts, two of them": LLAMA4
+        | {"num_hidden_layers": 4, "num_experts_per_tok": 2, "use_qk_norm": False}
+        | {"attention_bias": True, "no_rope_layers": [1, 0, 1, 0]},
+        "no chunks": LLAMA4 | {"attention_chunk_size": None, "moe_layers": [0]},
     },
     "minicpm3": {
         "no scales": LATENT

@@ -147,6 +147,41 @@ SHAPES: dict[str, tuple[str, dict, dict]] = {
     "web export": (_LLAMA, LLAMA, {"transformers.js_config": {"dtype": "q4"}}),
     "not quantised": (_LLAMA, LLAMA, {"quantization_config": None, "unsloth_fixed": True}),
     "merged adapters": (_LLAMA, LLAMA, {"_name_or_path": "x", "unk_token_id": 0, "name": "y"}),
+    "Phi 3.5 MoE": (
+        "PhimoeForCausalLM",
+        LLAMA | {"num_local_experts": 4},
+        {"hidden_dropout": 0.0, "input_jitter_noise": 0.01, "lm_head_bias": False}
+        | {"router_aux_loss_coef": 0.0, "sliding_window": 32, "rope_scaling": None},
+    ),
+    "Llama 4": (
+        "Llama4ForCausalLM",
+        GEMMA | {"num_local_experts": 4, "intermediate_size_mlp": 20, "use_qk_norm": False},
+        {"for_llm_compressor": False, "cache_implementation": "hybrid", "no_rope_layers": []}
+        | {"_attn_implementation_autoset": True, "moe_layers": None},
+    ),
+    "Qwen 3.5 with experts": (
+        "Qwen3_5MoeForCausalLM",
+        GEMMA
+        | {
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+        }
+        | {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+        | {"linear_value_head_dim": 8, "rms_norm_eps": 1e-3},
+        {"attn_output_gate": True, "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1}
+        | {"mtp_use_dedicated_embeddings": False, "mlp_only_layers": []}
+        | {
+            "rope_parameters": {
+                "mrope_interleaved": True,
+                "mrope_section": [1, 1, 0],
+                "rope_theta": 10000.0,
+                "rope_type": "default",
+                "partial_rotary_factor": 0.25,
+            }
+        },
+    ),
     "deepseek-coder": (
         _LLAMA,
         LLAMA,

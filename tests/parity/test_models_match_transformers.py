@@ -64,7 +64,9 @@ def test_logits_and_hidden_states_match(loaded, family, name):
     close(hidden[:, real], want[f"{name}/hidden"][1:][:, real])
 
 
-@pytest.mark.parametrize("family", cases.CASES)
+@pytest.mark.parametrize(
+    "family", [family for family in cases.CASES if family not in cases.EXPERTS]
+)
 def test_greedy_text_is_equal_token_for_token(loaded, family):
     name = list(cases.CASES[family])[-1]
     config, params = loaded(family, name)

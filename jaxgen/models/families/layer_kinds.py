@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jaxgen.config import ModelConfig
-from jaxgen.config_groups import Rope
+from jaxgen.config_groups import Reach, Rope
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.quirks import (
@@ -68,43 +68,114 @@ def _half(theirs: Theirs, key: str, more: int) -> int:
     return theirs[key] // share + more
 
 
-def _read_turns(theirs: Theirs) -> dict[str, Any]:
-    """Return the kinds of layers that are with or without a window, and turn or don't."""
+def turned(theirs: Theirs) -> list[int]:
+    """Return of each layer whether it turns, 1 or 0; all but every nth where they are not named."""
     layers, nth = depth(theirs), theirs["no_rope_layer_interval"]
-    turned = theirs.get("no_rope_layers")
-    if turned is None and type(nth) is int and nth > 0:
-        turned = [int((layer + 1) % nth != 0) for layer in range(layers)]
-    if not isinstance(turned, list) or len(turned) < layers or any(x not in (0, 1) for x in turned):
+    found = theirs.get("no_rope_layers") or None  # Llama 4's files name none
+    if found is None and type(nth) is int and nth > 0:
+        found = [int((layer + 1) % nth != 0) for layer in range(layers)]
+    if not isinstance(found, list) or len(found) < layers or any(x not in (0, 1) for x in found):
         raise CheckpointError(
-            f"no_rope_layers={turned!r:.60} has not 1 (the layer turns) or 0 for each of {layers} "
+            f"no_rope_layers={found!r:.60} has not 1 (the layer turns) or 0 for each of {layers} "
             f"layers"
         )
-    windows = theirs["use_sliding_window"] and theirs["sliding_window"] is not None
-    kinds = _kinds(theirs, lambda theirs: _types(theirs, lambda i: windows and not turned[i]))
-    named = [kind if turn else f"{kind}_nope" for kind, turn in zip(kinds, turned, strict=False)]
-    fields: dict[str, Any] = {f"kinds.{kind}": NOPE[kind] for kind in {*named} & NOPE.keys()}
-    fields["window"] = theirs["sliding_window"] if "local" in kinds else None
-    return fields | {"pattern": shortest(named)}
+    return found[:layers]
 
 
-def _write_turns(config: ModelConfig) -> dict[str, Any]:
-    reaches = {"all": "full_attention", "window": "sliding_attention"}
-    types = [reaches.get(config.reach(kind), kind) for kind in config.pattern]
+def kinds_of(layers: Iterable[tuple[Reach, Any, bool]]) -> dict[str, Any]:
+    """Return pattern and kinds of layers: the reach of each, whether it turns, and is dense."""
+    names = {"all": "global", "window": "local", "chunk": "chunk"}
+    named, fields = [], {}
+    for reach, turns, dense in layers:
+        name = names[reach] + ("" if turns else "_nope") + ("_dense" if dense else "")
+        named.append(name)
+        kind: dict[str, Any] = {} if reach == "all" else {"reach": reach}
+        kind |= ({} if turns else {"positions": "none"}) | ({"feed": "dense"} if dense else {})
+        if name not in ("global", "local"):
+            fields[f"kinds.{name}"] = kind
+    return {**fields, "pattern": shortest(named)}
+
+
+def _write_turned(config: ModelConfig, types: Mapping[str, str]) -> dict[str, Any]:
+    """Return which layers turn, and their types, by the names of reaches."""
     return {
-        "layer_types": types,
+        "layer_types": [types.get(config.reach(kind), kind) for kind in config.pattern],
         "no_rope_layers": [int(config.rope_of(kind) is not None) for kind in config.pattern],
-        "sliding_window": config.window,
-        "use_sliding_window": config.window is not None,
     }
 
 
+def _read_turns(theirs: Theirs) -> dict[str, Any]:
+    turns, on = turned(theirs), theirs["use_sliding_window"]
+    windows = on and theirs["sliding_window"] is not None
+    kinds = _kinds(theirs, lambda theirs: _types(theirs, lambda i: windows and not turns[i]))
+    reaches: list[Reach] = ["window" if kind == "local" else "all" for kind in kinds]
+    fields = kinds_of((reach, turn, False) for reach, turn in zip(reaches, turns, strict=True))
+    return fields | {"window": theirs["sliding_window"] if "local" in kinds else None}
+
+
+def _write_turns(config: ModelConfig) -> dict[str, Any]:
+    types = {"all": "full_attention", "window": "sliding_attention"}
+    window = {"sliding_window": config.window, "use_sliding_window": config.window is not None}
+    return _write_turned(config, types) | window
+
+
 # SmolLM3: layers that don't turn.
-NOPE: dict[str, dict[str, Any]] = {
-    "global_nope": {"positions": "none"},
-    "local_nope": {"positions": "none", "reach": "window"},
-}
 _TURN_KEYS = ("no_rope_layers", "no_rope_layer_interval", "layer_types")
 TURNS = Quirk((*_TURN_KEYS, "sliding_window", "use_sliding_window"), _read_turns, _write_turns)
+
+_CHUNKS: dict[str, Reach] = {"full_attention": "all", "chunked_attention": "chunk"}
+
+
+def _read_chunks(theirs: Theirs) -> dict[str, Any]:
+    turns, size = turned(theirs), theirs["attention_chunk_size"]
+    types = theirs.get("layer_types")
+    if types is None:
+        chunked = size is not None
+        types = [["full_attention", "chunked_attention"][bool(turn and chunked)] for turn in turns]
+    if not isinstance(types, list) or len(types) != len(turns) or not {*types} <= _CHUNKS.keys():
+        raise CheckpointError(
+            f"layer_types={types!r:.60} has not full_attention or chunked_attention for each of "
+            f"{len(turns)} layers"
+        )
+    sparse, every = theirs["moe_layers"], theirs["interleave_moe_layer_step"]
+    if sparse is None and type(every) is int and every > 0:
+        sparse = range(every - 1, len(turns), every)
+    if not isinstance(sparse, list | range):
+        raise CheckpointError(f"moe_layers={sparse!r:.60} is no list of layers with experts")
+    dense = [layer not in sparse for layer in range(len(turns))]
+    reaches: list[Reach] = [_CHUNKS[name] for name in types]
+    chunks = {"window": size if "chunked_attention" in types else None}
+    return kinds_of(zip(reaches, turns, dense, strict=True)) | chunks
+
+
+def _write_chunks(config: ModelConfig) -> dict[str, Any]:
+    sparse = [i for i, kind in enumerate(config.pattern) if config.experts.are_in(config, kind)]
+    told = _write_turned(config, {ours: name for name, ours in _CHUNKS.items()})
+    return told | {"attention_chunk_size": config.window, "moe_layers": sparse}
+
+
+# Llama 4: layers that turn see a chunk of the text; some layers have no experts.
+_CHUNK_KEYS = ("attention_chunk_size", "moe_layers", "interleave_moe_layer_step")
+CHUNKS = Quirk((*_TURN_KEYS, *_CHUNK_KEYS), _read_chunks, _write_chunks)
+
+
+def _read_growth(theirs: Theirs) -> dict[str, Any]:
+    if not theirs["attn_temperature_tuning"] or all(turned(theirs)):
+        return {}
+    told = {"growth": theirs["attn_scale"], "growth_span": theirs["floor_scale"]}
+    told |= {"growth_first": 1, "growth_in": "unturned"}
+    return {f"scores.{name}": value for name, value in told.items()}
+
+
+def _write_growth(config: ModelConfig) -> dict[str, Any]:
+    own = config.scores
+    told = {"attn_scale": own.growth, "floor_scale": own.growth_span}
+    return {"attn_temperature_tuning": own.growth is not None} | (told if own.growth else {})
+
+
+# Layers that don't turn have queries that grow with their position.
+_GROWTH_KEYS = ("attn_temperature_tuning", "attn_scale", "floor_scale")
+CHUNK_GROWTH = Quirk(_GROWTH_KEYS, _read_growth, _write_growth)
 
 
 def _kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:

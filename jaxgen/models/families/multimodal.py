@@ -29,7 +29,7 @@ PARTS: dict[str, Parts] = {
     "qwen3_5_moe": Parts(_INSIDE, ("model.visual.*",)),
 }
 WRITERS = ("ForConditionalGeneration", "ForCausalLM")
-# What config.json says of all parts, unless a part says otherwise.
+# What config.json says of all parts, whatever a part says for when it stands alone.
 WHOLE = ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")
 
 
@@ -45,4 +45,4 @@ def text_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
         known = " and ".join(f"...{name}" for name in WRITERS)
         raise CheckpointError(f"architectures={named!r:.80} is not known here; known are {known}")
     whole = {key: theirs[key] for key in WHOLE if theirs.get(key) is not None}
-    return {key: value for key, value in (whole | part).items() if key != "architectures"}
+    return {key: value for key, value in (part | whole).items() if key != "architectures"}

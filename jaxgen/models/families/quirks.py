@@ -300,11 +300,14 @@ def rope(
     share: str = "partial_rotary_factor",
     kinds: Mapping[str, str] | None = None,
     scores: bool = False,
+    gains: tuple[str, str] | None = None,
 ) -> Quirk:
     """Return the quirk of one rope for all layers.
 
     partial: with the share that turns. theta, share: their names of these. kinds: other names of
-    kinds of scaling. scores: with the mscale_all_dim that scales attention scores.
+    kinds of scaling. scores: with the mscale_all_dim that scales attention scores. gains: longrope
+    has these in place of its attention_factor, in texts up to the original context and in longer
+    ones.
     """
     ours = {theta: "rope_theta", share: "partial_rotary_factor"}
 
@@ -314,6 +317,8 @@ def rope(
         if kinds and isinstance(parameters, dict):
             given = parameters.get("rope_type", parameters.get("type"))
             parameters = {**parameters, "rope_type": kinds.get(str(given), given)}
+        if gains and isinstance(parameters, dict):
+            parameters = _one_gain(parameters, gains)
         fields = rope_fields(parameters, theirs, partial=partial)
         if scores and (gain := (parameters or {}).get("mscale_all_dim")):
             if fields["scaling"]["kind"] not in ("none", "yarn"):
@@ -328,10 +333,28 @@ def rope(
         settings = rope_settings(config.rope)
         if partial:
             settings["partial_rotary_factor"] = config.rope.share
+        if gains and (told := settings["rope_scaling"]) is not None:
+            told |= dict.fromkeys(gains, told.pop("attention_factor", 1.0))
         return {{name: key for key, name in ours.items()}.get(k, k): v for k, v in settings.items()}
 
+    def ignored(theirs: Theirs) -> list[str]:
+        known = tuple(f".{name}=" for name in gains or ())
+        return [told for told in ignored_rope(theirs) if not any(one in told for one in known)]
+
     renamed = {name for key, name in ours.items() if key != name}
-    return Quirk((*ours, *(k for k in ROPE_KEYS if k not in renamed)), read, write, ignored_rope)
+    return Quirk((*ours, *(k for k in ROPE_KEYS if k not in renamed)), read, write, ignored)
+
+
+def _one_gain(parameters: dict[str, Any], gains: tuple[str, str]) -> dict[str, Any]:
+    """Return rope parameters whose two factors of rotated queries and keys are one."""
+    if parameters.get("rope_type", parameters.get("type", "default")) == "default":
+        return parameters
+    told = {name: parameters.get(name) for name in gains}
+    if len({*told.values()}) != 1 or None in told.values():
+        words = " and ".join(f"{name}={value!r:.40}" for name, value in told.items())
+        raise CheckpointError(f"rope_scaling: {words} must be numbers that are equal")
+    own = {name: value for name, value in parameters.items() if name not in gains}
+    return own | {"attention_factor": told[gains[0]]}
 
 
 ROPE_KEYS = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxgen.models.families import deltas, mixtures, qwen2_moe
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, rope
 
 # No layer has a feed-forward beside its experts.
 SIZES = {ours: key for ours, key in qwen2_moe.SIZES.items() if ours != "d_ff"}
+SHARED: dict[str, Any] = deltas.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
 
 FAMILY = Family(
     model_type="qwen3_5_moe_text",
@@ -27,6 +30,5 @@ FAMILY = Family(
         *mixtures.ROWS,
         *mixtures.GATED_SHARED,
     ),
-    other_rows=mixtures.FUSED,
-    **deltas.SHARED | {"sizes": SIZES},
+    **SHARED,
 )
