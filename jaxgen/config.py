@@ -26,7 +26,6 @@ from jaxgen.config_groups import (
     Reach,
     Relative,
     Rope,
-    Scores,
     Towers,
     check_kinds,
     in_groups,
@@ -38,6 +37,7 @@ from jaxgen.config_parts import (
     HeadLayer,
     HeadLayerKind,
     Scale,
+    Scores,
 )
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option

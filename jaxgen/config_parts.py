@@ -1,9 +1,9 @@
-"""Groups of a ModelConfig about what is around its layers: embeddings, distances, heads."""
+"""Groups of a ModelConfig about its scores and what is around layers: embeddings, heads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxgen import arguments
 from jaxgen.errors import ConfigError
@@ -19,6 +19,11 @@ Pool = Literal["first", "mean"]
 Term = Literal["query", "key"]
 TableNorm = Literal["none", "norm"]
 Tables = Literal["shared", "own"]
+Alibi = Literal["plain", "scaled"]
+Sinks = Literal["none", "learned"]
+ByLayer = Literal["same", "inverse"]
+OutputGate = Literal["none", "sigmoid"]
+GrowthIn = Literal["all", "unturned"]
 
 
 @arguments.checked
@@ -139,3 +144,75 @@ class HeadLayer:
     )
     bias: HeadBias = option("of the dense layer", "bias")
     pool: Pool = option("head=classes, pooled: of the first token, or the mean of all", "first")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What is done to attention scores on their way to probabilities.
+
+    Args:
+        query_scalar ... dropout: the fields below; `jaxgen train --keys` lists them as
+            model.scores.*.
+
+    >>> jaxgen.preset("gemma-2-2b").scores == jaxgen.Scores(query_scalar=256.0, cap=50.0)
+    True
+    """
+
+    query_scalar: float | None = option("divided by its square root; null: by head_dim's", None)
+    multiplier: float | None = option("times this number instead; null: see query_scalar", None)
+    by_layer: ByLayer = option("inverse: also divided by the layer's number, from 1", "same")
+    cap: float | None = option("soft cap: cap * tanh(score / cap)", None)
+    growth: float | None = option(
+        "queries at position p times 1 + growth * ln(1 + p // growth_span)", None
+    )
+    growth_span: int | None = option("tokens", None)
+    growth_first: int = option("the position p of the first token", 0)
+    growth_in: GrowthIn = option("layers whose queries grow: all, or those without rotation", "all")
+    alibi: Alibi = option(
+        "positions=alibi: added to scores; scaled: before these are scaled, and rounded to "
+        "bfloat16 (Falcon)",
+        "plain",
+    )
+    sinks: Sinks = option("learned: each head may attend to nothing, at a learned score", "none")
+    dropout: float | None = option("on probabilities; null: as model.dropout", None)
+    gate: OutputGate = option(
+        "sigmoid: what a head read is multiplied by the sigmoid of a projection of its input",
+        "none",
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("query_scalar", "multiplier", "cap", "growth", "growth_span"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"scores.{name}={value} must be greater than 0")
+        if self.query_scalar is not None and self.multiplier is not None:
+            raise ConfigError(
+                f"scores.query_scalar={self.query_scalar} has no effect with "
+                f"scores.multiplier={self.multiplier}; remove one of them"
+            )
+        if (self.growth is None) != (self.growth_span is None):
+            raise ConfigError(
+                f"scores.growth={self.growth} with scores.growth_span={self.growth_span}: give "
+                f"both, or none"
+            )
+        for name in ("growth_first", "growth_in"):
+            value = getattr(self, name)
+            if self.growth is None and value != type(self).__dataclass_fields__[name].default:
+                raise ConfigError(f"scores.{name}={value} has no effect: scores.growth=None")
+        if self.growth_first < 0:
+            raise ConfigError(f"scores.growth_first={self.growth_first} must be 0 or more")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"scores.dropout={self.dropout} must be in [0, 1)")
+
+    def check(self, config: Any) -> None:
+        """Raise ConfigError where a setting has no effect in a model of this config."""
+        if self.alibi != "plain" and config.positions != "alibi":
+            raise ConfigError(
+                f"scores.alibi={self.alibi} has no effect: positions={config.positions}"
+            )
+        if self.growth_in == "unturned" and all(map(config.turns, config.pattern)):
+            raise ConfigError(
+                f"scores.growth_in={self.growth_in} has no effect: no kind of layers has "
+                f"positions=none"
+            )
