@@ -47,7 +47,9 @@ def test_balance_is_that_of_transformers(family, tmp_path):
     assert config.experts.balance == model.config.router_aux_loss_coef
     found = api.hidden(params, config, IDS)
     np.testing.assert_allclose(
-        experts.balance_loss(found.router, config.experts.balance_over), float(wanted.aux_loss), atol=1e-5
+        experts.balance_loss(found.router, config.experts.balance_over),
+        float(wanted.aux_loss),
+        atol=1e-5,
     )
 
 
