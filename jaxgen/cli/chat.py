@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -13,14 +15,23 @@ from cyclopts import Parameter
 
 from jaxgen import files
 from jaxgen.cli import exits, flags, inputs, outputs, paths, start, texts
+from jaxgen.cli.arguments import at_least
 from jaxgen.cli.conversation import Conversation
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
 
 Tools = Annotated[
-    str | None, Parameter(help="a file with a JSON list of functions that the model may call")
+    str | None,
+    Parameter(
+        help="functions that the model may call: a .py file, whose own they are and which are "
+        "called; or a JSON list of their schemas, of which the calls are shown"
+    ),
 ]
+Calls = Annotated[
+    int, at_least(1), Parameter(help="of functions of --tools FILE.py in a turn, at most")
+]
+Confirming = Annotated[bool, Parameter(help="ask before each call of --tools FILE.py")]
 Values = Annotated[
     list[str] | None,
     Parameter(
@@ -28,6 +39,8 @@ Values = Annotated[
         consume_multiple=False,
     ),
 ]
+# (session, messages, settings, values of the template) -> the turns that answer.
+Helper = Callable[[Any, Any, Generation, Any], list[Any]]
 System = Annotated[str | None, Parameter(help="what the system says before the first message")]
 
 
@@ -37,6 +50,8 @@ def chat(
     *message: Annotated[str, Parameter(help="a message; none: typed ones, or those of --input")],
     system: System = None,
     tools: Tools = None,
+    calls: Calls = 8,
+    confirm: Confirming = False,
     template_value: Values = None,
     settings: flags.Settings = None,
     job: texts.Given = texts.JOB,
@@ -54,16 +69,21 @@ def chat(
         jaxgen chat models/qwen "What is a monad?" --temperature 0
         jaxgen chat models/qwen --template-value enable_thinking=false
         jaxgen chat models/qwen --input chats.jsonl --output answers.jsonl
+        jaxgen chat models/qwen --tools functions.py --confirm
     """
     wanted = flags.settings_of(settings)
-    values = _values(template_value, tools)
+    called = None if tools is None or not tools.endswith(".py") else _functions(tools)
+    helper = None if called is None else _helper(called, calls, confirm)
+    if confirm and (helper is None or not sys.stdin.isatty()):
+        raise ConfigError("--confirm needs --tools FILE.py and a terminal to ask on")
+    values = _values(template_value, None if called else tools)
     first = [] if system is None else [{"role": "system", "content": system}]
     if wanted.overflow == "cut":
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
     if not message and job.input is None and sys.stdin.isatty():
         if job.output is not None:
             raise ConfigError("--output needs messages, or chats from --input")
-        _converse(run, job.step, job.adapter, first, wanted, values)
+        _converse(run, job, first, wanted, values, helper)
         return
     if message and job.input is not None:
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
@@ -72,6 +92,8 @@ def chat(
         chats = list(_chats(job.input, first))
 
     def work(model, conversations, progress, detail):
+        if helper is not None:
+            return _with_functions(model, conversations, progress, helper, wanted, values)
         return tasks.reply(
             model,
             conversations,
@@ -138,13 +160,13 @@ def _chat(place: str, row: dict[str, Any], first: list[dict[str, str]]) -> Any:
 
 def _converse(
     run: str,
-    step: str | None,
-    adapter: Sequence[str],
+    job: texts.Job,
     messages: list[dict[str, str]],
     wanted: Generation,
     values: dict[str, Any],
+    helper: Helper | None,
 ) -> None:
-    home, which, adapters = paths.adapted(run, step, adapter)
+    home, which, adapters = paths.adapted(run, job.step, job.adapter)
     start.prepare_jax(paths.cache())
     from jaxgen.pretrained.chat_template import read_chat_template
     from jaxgen.text.session import open_session
@@ -168,10 +190,71 @@ def _converse(
             if dropped:
                 print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
             settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
+            if helper is not None:
+                said = helper(session, [*conversation.first, *conversation.turns], settings, values)
+                conversation.turns += said
+                outputs.put([said[-1]["content"], "\n"])
+                return
             conversation.answered(outputs.put(session.stream(ids, settings)))
             print()
 
         outputs.converse("a message, or /help,", answer)
+
+
+def _functions(path: str) -> list[Any]:
+    """Return the functions of a Python file that are its own and public; ConfigError for none."""
+    inputs.read_text(path, "--tools")
+    try:
+        names = runpy.run_path(path, run_name="tools")
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--tools {path} can't be run: {said}") from error
+    own = {
+        name: one
+        for name, one in names.items()
+        if inspect.isfunction(one) and one.__module__ == "tools" and not name.startswith("_")
+    }
+    if not own:
+        raise ConfigError(f"--tools {path} has no public function of its own; write one with def")
+    return list(own.values())
+
+
+def _helper(functions: list[Any], calls: int, confirm: bool) -> Helper:
+    """Return what answers a chat with functions: each call is shown, and asked for if wanted."""
+
+    def line(name: str, given: dict[str, Any]) -> str:
+        return f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
+    def show(name: str, given: dict[str, Any], result: str) -> None:
+        print(f"[{line(name, given)} -> {result[:200]}]", file=sys.stderr)
+
+    def ask(name: str, given: dict[str, Any]) -> bool:
+        print(f"call {line(name, given)}? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def answer(session: Any, messages: Any, settings: Generation, values: Any) -> list[Any]:
+        from jaxgen.text import assistant
+
+        how = {"calls": calls, "confirm": ask if confirm else None, "shown": show}
+        return assistant.answer(session, messages, functions, settings, values=values, **how)
+
+    return answer
+
+
+def _with_functions(
+    model: Any, chats: Any, progress: Any, helper: Helper, wanted: Generation, values: Any
+) -> list[list[Any]]:
+    """Answer chats one after the other, with functions."""
+    from jaxgen.text.batch_decoding import Completion
+    from jaxgen.text.session import Reason, session_of
+
+    session, answers = session_of(model), []
+    for number, chat in enumerate(chats):
+        messages = chat["messages"] if isinstance(chat, dict) else chat
+        said = helper(session, messages, wanted, values)[-1]["content"]
+        answers.append([Completion(said, Reason.STOP, [], 0)])
+        progress(number + 1, len(chats))
+    return answers
 
 
 def _encode(session: Any, template: Any, values: dict[str, Any], messages: Any) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Encode = Callable[[Sequence[Message]], Sequence[int]]
 
 HELP = {

@@ -56,7 +56,7 @@ FREE = Parameter(name="*")
 def serve(
     model: texts.Folder,
     /,
-    *more: Annotated[str, Parameter(help="further models, side by side")],
+    *more: Annotated[str, Parameter(help="further models or adapters")],
     name: Annotated[
         list[str] | None,
         Parameter(help="what requests call a model; repeatable", consume_multiple=False),
@@ -89,15 +89,15 @@ def serve(
     if request_seconds is not None and request_seconds <= 0:
         raise ConfigError(f"--request-seconds {request_seconds} must be greater than 0")
     folders = [model, *more]
-    homes = [paths.model(folder, step) for folder in folders]
+    homes = [paths.adapted(folder, step) for folder in folders]
     names = _names(name or [], folders)
     with closing(_bound(listening)) as listener:
         url = _url(listening.host, listener)
         start.prepare_jax(paths.cache())
         app, listen = _modules()
         sessions = {}
-        for called, (home, which) in zip(names, homes, strict=True):
-            sessions[called] = _open(called, home, which, weights)
+        for called, home in zip(names, homes, strict=True):
+            sessions[called] = _open(called, *home, weights)
         with flags.named():
             asgi = app(
                 sessions,
@@ -113,12 +113,12 @@ def serve(
         listen.listener(asgi, asgi.state.server.drain).run(sockets=[listener])
 
 
-def _open(name: str, home: Path, step: Any, weights: Weights) -> Any:
+def _open(name: str, home: Path, step: Any, adapter: Any, weights: Weights) -> Any:
     from jaxgen.text.session import open_session
 
     _tell(f"loading {name} from {home}")
     with exits.in_folder(home), flags.named():
-        return open_session(home, step=step, weights=weights)
+        return open_session(home, step=step, weights=weights, adapter=adapter)
 
 
 def _modules() -> tuple[Any, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 from jaxgen.decoding.stop import Reason
 from jaxgen.serve.requests import Ask
-from jaxgen.serve.served import Marked, Served
-from jaxgen.serve.tool_calls import Called, CallReader, Part, Said
+from jaxgen.serve.served import Served
 from jaxgen.text.batch_decoding import Completion
 from jaxgen.text.text_stream import TextStream
+from jaxgen.text.tool_calls import Called, CallReader, Marked, Part, Said
 
 FINISHED = {
     Reason.STOP: "stop",

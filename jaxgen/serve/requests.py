@@ -11,13 +11,14 @@ from typing import Any
 
 from jaxgen.decoding.processors.json_schemas import pattern_of
 from jaxgen.errors import ConfigError
-from jaxgen.serve import fields, tool_formats
+from jaxgen.serve import fields
 from jaxgen.serve.fields import Fields, read, settings_of
 from jaxgen.serve.problems import Problem
 from jaxgen.serve.served import Served
-from jaxgen.serve.tool_formats import Tool
+from jaxgen.text import tool_formats
 from jaxgen.text.prompts import Prompt, number_prompts
 from jaxgen.text.request import Generation
+from jaxgen.text.tool_formats import Tool
 
 SEEDS = 2**64
 LONGEST_REGEX = 20_000

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgen.serve.answers import Choice, Row, call_id, token_rows
 from jaxgen.serve.requests import Ask
-from jaxgen.serve.tool_calls import Called, Part, Said
+from jaxgen.text.tool_calls import Called, Part, Said
 
 
 @dataclass

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.pretrained.chat_template import ChatTemplate
-from jaxgen.serve import tool_calls, tool_formats
 from jaxgen.serve.problems import Problem
-from jaxgen.serve.tool_formats import Tool, ToolFormat
+from jaxgen.text import tool_calls, tool_formats
 from jaxgen.text.loaded_model import template_of
 from jaxgen.text.session import Session
+from jaxgen.text.tool_formats import Tool, ToolFormat
 
 
 @dataclass
@@ -71,18 +71,7 @@ class Served:
         values: Mapping[str, Any] | None = None,
     ) -> tuple[int, ...]:
         """Return the ids of a chat up to where the model's turn begins."""
-        template = self.chat_template()
-        reads = tool_formats.reads_tools(template)
-        rows, values = tool_calls.history(messages, plain=not reads), dict(values or {})
-        if tools and reads:
-            values["tools"] = [{"type": "function", "function": dict(tool)} for tool in tools]
-        elif tools:
-            first = rows[0] if rows and rows[0]["role"] == "system" else None
-            said = [] if first is None else [first["content"]]
-            rows = rows if first is None else rows[1:]
-            said.append(tool_formats.instructions(tools))
-            rows = [{"role": "system", "content": "\n\n".join(said)}, *rows]
-        return self.session.chat_ids(rows, template, **values)
+        return tool_calls.chat_ids(self.session, self.chat_template(), messages, tools, values)
 
     def spell(self, token: int) -> str:
         """Return the text of a token."""
@@ -100,16 +89,3 @@ class Served:
     def _names(self) -> dict[int, str]:
         vocabulary = getattr(self.session.tokenizer, "vocabulary", dict)()
         return {i: piece for piece, i in vocabulary.items()}
-
-
-class Marked:
-    """A tokenizer whose marks, of some names, are part of the text."""
-
-    def __init__(self, tokenizer: Any, names: Sequence[str]) -> None:
-        for name in ("vocab_size", "special", "byte_lengths", "fingerprint", "encode",
-                     "encode_many", "decode", "save", "surface"):  # fmt: skip
-            setattr(self, name, getattr(tokenizer, name))
-        vocabulary = getattr(tokenizer, "vocabulary", dict)()
-        shown = {vocabulary[name]: name.encode() for name in names if name in vocabulary}
-        pieces = [shown.get(i) or piece for i, piece in enumerate(self.surface.pieces)]
-        self.surface: Any = replace(self.surface, pieces=tuple(pieces))

@@ -22,7 +22,7 @@ from jaxgen.pretrained import chat_template as chats
 from jaxgen.pretrained.adapted import Words
 from jaxgen.pretrained.chat_template import ChatTemplate, Message
 from jaxgen.store.steps import Step
-from jaxgen.text import batch_decoding
+from jaxgen.text import assistant, batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch
 from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
 from jaxgen.text.loaded_model import (
@@ -111,7 +111,7 @@ class Session:
         messages: Sequence[Message],
         settings: Generation | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> str:
@@ -119,7 +119,8 @@ class Session:
 
         Args:
           messages: the turns so far, [{"role": "user", "content": "..."}, ...].
-          tools: JSON schemas of functions that the model may call.
+          tools: functions that the model may call, which is done until it says something (see
+            `text.assistant`); or JSON schemas of such: then its call is the text.
           chat_template_kwargs: what else the template reads, such as {"enable_thinking": False}.
           settings, changes: as of `generate`.
 
@@ -127,6 +128,12 @@ class Session:
           CheckpointError: if the folder has no chat template or it is wrong.
           ConfigError: for a chat or a value that it refuses, or that is too long.
         """
+        functions = [tool for tool in tools or () if callable(tool)]
+        if functions and len(functions) < len(tools or ()):
+            raise ConfigError("tools= must be functions, or schemas of functions, not both")
+        if functions:
+            how, values = _changed(settings, changes), chat_template_kwargs
+            return assistant.answer(self, messages, functions, how, values=values)[-1]["content"]
         values = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
         return self.generate(self.chat_ids(messages, **values), settings, **changes)
 

@@ -4,6 +4,7 @@ import http.client
 import json
 import logging
 import random
+import signal
 import socket
 import threading
 
@@ -304,6 +305,28 @@ def test_a_full_queue_and_draining(session):
         engine.gate.set()
         thread.join()
         assert first[0].status == 200
+
+
+def test_a_first_signal_drains_and_a_second_ends(session):
+    engine = FakeEngine(session)
+    engine.gate.clear()
+    with serving({"tiny": engine}) as server:
+        found = []
+        thread = threading.Thread(target=lambda: found.append(server.send(B, TEXT)))
+        thread.start()
+        wait_for(lambda: engine.waiting == 1)
+        server.server.handle_exit(signal.SIGTERM, None)
+        wait_for(lambda: engine.draining)
+        check(server.send(B, TEXT), 503)
+        assert not server.server.should_exit
+        engine.gate.set()
+        thread.join()
+        assert found[0].status == 200
+        wait_for(lambda: server.server.should_exit)
+        assert not server.server.force_exit and not server.server._captured_signals
+        server.server.handle_exit(signal.SIGTERM, None)
+        assert server.server.force_exit and server.server._captured_signals == [signal.SIGTERM]
+        server.server._captured_signals.clear()
 
 
 def test_until_it_is_warm_only_health_answers(session):

@@ -10,11 +10,10 @@ import pytest
 
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained.chat_template import ChatTemplate
-from jaxgen.serve import tool_calls, tool_formats
-from jaxgen.serve.served import Marked
-from jaxgen.serve.tool_calls import CallReader, Said
+from jaxgen.text import tool_calls, tool_formats
 from jaxgen.text.processors import ChainContext, parts_of
 from jaxgen.text.request import Generation
+from jaxgen.text.tool_calls import CallReader, Marked, Said
 from jaxgen.tokens.plain import Bytes
 
 WEATHER = {"city": {"type": "string"}, "n": {"type": "integer"}}

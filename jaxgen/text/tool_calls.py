@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from jaxgen.serve.tool_formats import Tool, ToolFormat, read_xml
+from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.text.text_stream import StopStringFilter
+from jaxgen.text.tool_formats import Tool, ToolFormat, instructions, read_xml, reads_tools
 
 
 class Said(NamedTuple):
@@ -162,6 +163,30 @@ def whole(
     return reader.said, reader.calls
 
 
+def chat_ids(
+    session: Any,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool] = (),
+    values: Mapping[str, Any] | None = None,
+) -> tuple[int, ...]:
+    """Return the ids of a chat with tools up to where the model's turn begins.
+
+    A template that shows no tools gets them in the system's message. values: what else it reads.
+    """
+    reads = reads_tools(template)
+    rows, values = history(messages, plain=not reads), dict(values or {})
+    if tools and reads:
+        values["tools"] = [{"type": "function", "function": dict(tool)} for tool in tools]
+    elif tools:
+        said = []
+        if rows and rows[0]["role"] == "system":
+            said, rows = [rows[0]["content"]], rows[1:]
+        text = "\n\n".join([*said, instructions(tools)])
+        rows = [{"role": "system", "content": text}, *rows]
+    return session.chat_ids(rows, template, **values)
+
+
 def history(messages: Sequence[Mapping[str, Any]], *, plain: bool) -> list[dict[str, Any]]:
     """Return messages with calls as templates read them: arguments as objects, short ids.
 
@@ -205,3 +230,16 @@ def short_id(name: str) -> str:
     if len(name) == 9 and name.isascii() and name.isalnum():
         return name
     return hashlib.sha256(name.encode()).hexdigest()[:9]
+
+
+class Marked:
+    """A tokenizer whose marks, of some names, are part of the text."""
+
+    def __init__(self, tokenizer: Any, names: Sequence[str]) -> None:
+        for name in ("vocab_size", "special", "byte_lengths", "fingerprint", "encode",
+                     "encode_many", "decode", "save", "surface"):  # fmt: skip
+            setattr(self, name, getattr(tokenizer, name))
+        vocabulary = getattr(tokenizer, "vocabulary", dict)()
+        shown = {vocabulary[name]: name.encode() for name in names if name in vocabulary}
+        pieces = [shown.get(i) or piece for i, piece in enumerate(self.surface.pieces)]
+        self.surface: Any = replace(self.surface, pieces=tuple(pieces))
