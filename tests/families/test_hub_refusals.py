@@ -163,7 +163,7 @@ CASES = {
     "size negative": (config(num_hidden_layers=-1), "layers=-1"),
     "size zero": (config(num_attention_heads=0), "heads=0"),
     "a billion layers": (config(num_hidden_layers=10**9), "more than the 1000"),
-    "huge vocabulary": (config(vocab_size=10**12), "more than the 10000000"),
+    "huge vocabulary": (config(vocab_size=10**12), "more than the 20000000"),
     "bogus rope": (config(rope_scaling={"rope_type": "magic"}), "rope_type='magic' is not known"),
     "rope lacks": (config(rope_scaling={"rope_type": "llama3", "factor": 2.0}), "lacks"),
     "unknown activation": (config(hidden_act="sine"), "hidden_act='sine' is not known"),

@@ -1,5 +1,8 @@
 """The gated delta rule: chunks equal single tokens; what a row keeps does not grow, nor go back."""
 
+from pathlib import Path
+
+import fake_devices
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +127,10 @@ def test_settings_that_do_not_fit_the_rule_are_refused(changes, words):
         CONFIG.replace(**changes)
     with pytest.raises(ConfigError, match=r"delta\.value_heads=3 is not a multiple"):
         jaxgen.Delta(key_heads=2, value_heads=3)
+
+
+def test_the_rule_and_latent_attention_on_eight_devices_train_as_on_one():
+    assert fake_devices.run_checks(Path(__file__).with_name("mixers_program.py"), 8) == []
 
 
 def test_a_large_model_decodes_in_the_abstract():
