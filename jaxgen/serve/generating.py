@@ -18,6 +18,7 @@ from jaxgen.serve.problems import Problem, problem_of
 from jaxgen.serve.requests import Ask
 from jaxgen.serve.response_answers import ResponseAnswer
 from jaxgen.serve.server import Server
+from jaxgen.serve.tickets import Delta, Finished, Started
 from jaxgen.text import batch_decoding
 
 KINDS: dict[str, tuple[Callable[..., Ask], Any, fields.Fields]] = {
@@ -95,15 +96,15 @@ class _Work:
                 number, one = self.held.pop() if self.held else await anext(self.events)
             except StopAsyncIteration:
                 return
-            kind, place = type(one).__name__, number * each + one.index
+            place = number * each + one.index
             is_new = place not in self.choices
             choice = self.choices.setdefault(place, Choice(ask, place))
             made: Any = ([], [])
-            if kind == "Started":
+            if isinstance(one, Started):
                 self.prompt[number] = (one.prompt_tokens, one.cached_tokens)
-            elif kind == "Delta":
+            elif isinstance(one, Delta):
                 made = choice.take(one.text, one.tokens, one.logprobs, one.top)
-            else:
+            elif isinstance(one, Finished):
                 made = choice.finish(one.completion)
                 self.prompt.setdefault(number, (one.completion.prompt_tokens, 0))
             if first and choice.num_tokens:

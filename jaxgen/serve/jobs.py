@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxgen.errors import ConfigError
 from jaxgen.serve.requests import Ask
+from jaxgen.serve.tickets import Event, Failed, Finished
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Job:
 
     async def start(self) -> None:
         """Submit all prompts, in a thread: structures are compiled there."""
-        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+        self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
         self.left = sum(map(_texts, (prompt.settings for prompt in self.ask.prompts)))
         self.given_up = False
         await asyncio.to_thread(self._submit)
@@ -54,14 +55,13 @@ class Job:
 
         return heard
 
-    async def events(self) -> AsyncIterator[tuple[int, Any]]:
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Yield (number of the prompt, event) until every text has ended; raise its failure."""
         while self.left:
             number, event = await self.queue.get()
-            kind = type(event).__name__
-            if kind == "Failed":
+            if isinstance(event, Failed):
                 raise event.error
-            self.left -= kind == "Finished"
+            self.left -= isinstance(event, Finished)
             yield number, event
 
     def cancel(self) -> None:

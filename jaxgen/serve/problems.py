@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxgen.errors import CheckpointError, ConfigError, DataError, UserError
+from jaxgen.serve.tickets import Draining, QueueFull
 
 # Status: (type, code) of the error object.
 KINDS: dict[int, tuple[str, str | None]] = {
@@ -57,10 +58,9 @@ def problem_of(error: BaseException, named: Mapping[str, str], given: Iterable[s
     """
     if isinstance(error, Problem):
         return error
-    kind = type(error).__name__
-    if kind == "QueueFull":
+    if isinstance(error, QueueFull):
         return Problem("too many requests are waiting; try again soon", 429)
-    if kind == "Draining":
+    if isinstance(error, Draining):
         return Problem("the server is shutting down", 503, code="draining")
     if isinstance(error, ConfigError | DataError):
         return _renamed(str(error), named, set(given))
@@ -68,6 +68,7 @@ def problem_of(error: BaseException, named: Mapping[str, str], given: Iterable[s
         return Problem(str(error), 400, param="messages")
     if isinstance(error, UserError):  # such as logits that are not finite
         return Problem(str(error), 500)
+    kind = type(error).__name__
     return Problem(f"an internal error ({kind}); the server's log has it by this request's id", 500)
 
 

@@ -8,6 +8,7 @@ from sessions import session_on
 
 import jaxgen
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
+from jaxgen.serve.engine import Engine
 from jaxgen.tokens.plain import Bytes
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=2048, layers=1, d_model=16, heads=2,
@@ -43,8 +44,9 @@ def session(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def server(session):
-    """A server of the tiny model."""
-    with serving({"tiny": FakeEngine(session, canned=False)}) as found:
+    """A server of the tiny model, by the engine."""
+    engine = Engine(session, slots=2, context=64, chunk=4, piece=32, prefix_tokens=0)
+    with serving({"tiny": engine}) as found:
         yield found
 
 

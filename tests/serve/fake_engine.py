@@ -3,54 +3,21 @@
 import threading
 import time
 from concurrent.futures import Future
-from typing import Any, NamedTuple
 
+from jaxgen.serve.tickets import Delta, Draining, Failed, Finished, QueueFull, Started
 from jaxgen.text.batch_decoding import Alternative, Completion, RequestBatch
 from jaxgen.text.prompts import requests_of
 from jaxgen.text.text_stream import TextStream
 
 
-class QueueFull(RuntimeError):  # noqa: N818
-    pass
-
-
-class Draining(RuntimeError):  # noqa: N818
-    pass
-
-
-class Started(NamedTuple):
-    index: int
-    prompt_tokens: int
-    cached_tokens: int
-
-
-class Delta(NamedTuple):
-    index: int
-    text: str
-    tokens: list
-    logprobs: Any
-    top: Any
-
-
-class Finished(NamedTuple):
-    index: int
-    completion: Any
-
-
-class Failed(NamedTuple):
-    index: int
-    error: Exception
-
-
 class FakeEngine:
     """pause: seconds between pieces; `gate`: an event that all work waits for.
 
-    canned: texts come from a table, not from the model, so that nothing is compiled; script: what
-    is said instead of them.
+    Texts are letters, not the model's, so that nothing is compiled; script: what is said instead.
     """
 
-    def __init__(self, session, *, queue=64, pause=0.0, canned=True):
-        self.session, self.size, self.pause, self.canned = session, queue, pause, canned
+    def __init__(self, session, *, queue=64, pause=0.0):
+        self.session, self.size, self.pause = session, queue, pause
         self.alive, self.draining, self.prompts = True, False, []
         self.gate = threading.Event()
         self.gate.set()
@@ -97,12 +64,7 @@ class FakeEngine:
         try:
             if self.broken:
                 raise self.broken
-            settings = _unranked(prompt.settings, detail)
-            if self.canned:
-                rows = self._can(prompt, settings, detail)
-            else:
-                run = self.session.run
-                (rows,) = run([prompt._replace(settings=settings)], detail=detail is not None)
+            rows = self._texts(prompt, detail)
         except Exception as error:
             listener(Failed(0, error))
             return
@@ -128,10 +90,13 @@ class FakeEngine:
             assert one.text.startswith(text)
             listener(Finished(index, one))
 
-    def _can(self, prompt, settings, detail):
+    def _texts(self, prompt, detail):
         """Return texts of the letters from a on, each of its own length."""
-        (asked, *_) = requests_of(self.session.model, [prompt])[0:1]
-        made = []
+        (asked,), settings, made = (
+            requests_of(self.session.model, [prompt]),
+            prompt.settings,
+            [],
+        )
         for number in range(settings.n_best or settings.draws_each):
             tokens = [97 + (number + i) % 26 for i in range(asked[0].limit)]
             if self.script is not None:
@@ -173,13 +138,3 @@ class FakeEngine:
 
     def close(self):
         self.alive = False
-
-
-def _unranked(settings, detail):
-    """What is drawn, before it is ranked, with the alternatives that are asked for."""
-    import dataclasses
-
-    changes = {"top_logprobs": detail} if detail else {}
-    if settings.best_of:
-        changes |= {"samples": settings.best_of, "best_of": None}
-    return dataclasses.replace(settings, **changes)

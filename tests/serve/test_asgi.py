@@ -153,6 +153,15 @@ def test_forms_of_an_answer(canned, form, text):
     assert re.fullmatch(regex, text) and not re.fullmatch(regex, f"{text}x")
 
 
+def test_the_engine_holds_to_a_form_and_streams_it(send):
+    form = {"type": "json_schema", "json_schema": {"name": "b", "schema": {"type": "boolean"}}}
+    given = CHAT | {"response_format": form}
+    (choice,) = send(A, given).json["choices"]
+    assert choice["message"]["content"] in ("true", "false") and choice["finish_reason"] == "stop"
+    rows = [row["choices"][0]["delta"] for row in send.events(A, given)]
+    assert "".join(row.get("content") or "" for row in rows) == choice["message"]["content"]
+
+
 def test_responses_are_whole_and_in_events(canned):
     given = {"model": "tiny", "input": "Hi", "max_output_tokens": 5, "instructions": "Be short",
              "metadata": {"a": "b"}}  # fmt: skip
@@ -200,9 +209,7 @@ def test_models_and_metrics(send):
     send(B, TEXT)
     text = send("/metrics").text
     assert 'jaxgen_requests_total{route="/v1/completions",status="200"}' in text
-    assert (
-        'jaxgen_engine_waiting{model="tiny"} 0.0' in text and "jaxgen_requests_running 1.0" in text
-    )
+    assert 'jaxgen_engine_slots{model="tiny"} 2.0' in text and "jaxgen_requests_running 1.0" in text
     assert 'jaxgen_tokens_total{kind="text",model="tiny"}' in text
 
 
