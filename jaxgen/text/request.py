@@ -42,7 +42,8 @@ def filled(name: str, value: Any, call: Call) -> None:
         raise ConfigError(f"{name}='' is empty; give at least one character")
 
 
-COUNT, INDEX, POSITIVE, FINITE = at_least(1), at_least(0), above(0), Range()
+MOST = 2**30  # of what is counted: it has to be an int32
+COUNT, INDEX, POSITIVE, FINITE = between(1, MOST), between(0, MOST), above(0), Range()
 SHARE, CUTOFF = Range(0.0, 1.0, above=True), Range(0.0, 1.0, below=True)
 _length, _draw, _repeat, _words, _structure, _beams, _other, _mark, _output = (
     partial(knob, group) for group in GROUPS
@@ -75,7 +76,7 @@ class Generation:
         f"0 takes the likeliest token; default {TEMPERATURE}", at_least(0, note="0 is greedy")
     )
     top_k: int | None = _draw(
-        "sample from the k likeliest tokens", at_least(1, note="leave it out for no limit")
+        "sample from the k likeliest tokens", between(1, MOST, note="leave it out for no limit")
     )
     top_p: float | None = _draw("sample from the likeliest tokens of this probability", SHARE)
     top_h: float | None = _draw("sample from the likeliest with this share of entropy", SHARE)

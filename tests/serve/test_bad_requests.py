@@ -12,7 +12,7 @@ import pytest
 from fake_engine import FakeEngine
 from loopback import serving, wait_for
 
-from jaxgen.serve import guard, listen, strict_json
+from jaxgen.serve import generating, guard, listen, strict_json
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
@@ -379,7 +379,7 @@ def test_an_id_with_a_newline_is_no_second_line_of_the_log(server, caplog):
     assert "\n" not in record.getMessage() and "a\tb" not in record.getMessage()
 
 
-def mutated(draw, body):
+def mutated(draw, path, body):
     """Return a body that somebody has broken."""
     raw = bytearray(json.dumps(body).encode())
     kind = draw.randrange(5)
@@ -396,8 +396,9 @@ def mutated(draw, body):
             raw[:place] + draw.choice([b"[", b"}", b'"', b"null", b"1e999", b"\\u"]) + raw[place:]
         )
     odd = [None, True, -1, 0, 1.5, 10**18, "", "a", [], [[]], {}, {"a": {}}, ["a", 1], "\0", 2**63]
-    keys = list(body)
-    made = dict(body)
+    odd += [2**31, -(2**31) - 1, 1e300, 1e-320, [2**31], [-1], ["1,2"], ["5=1e300"], "@/etc/passwd"]
+    table = generating.KINDS[path][2] if path in generating.KINDS else {}
+    keys, made = [*body, *draw.choices([*table, *body], k=3)], dict(body)
     for _ in range(draw.randrange(1, 3)):
         made[draw.choice(keys)] = draw.choice(odd)
     return json.dumps(made).encode()
@@ -433,7 +434,7 @@ def fuzz(port, number, seed=0):
     peer = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for _ in range(number):
         path, body = draw.choice(bodies)
-        raw = mutated(draw, body)
+        raw = mutated(draw, path, body)
         peer.request("POST", path, raw, {"Content-Type": "application/json"})
         found = peer.getresponse()
         text = found.read()
