@@ -121,7 +121,7 @@ class _Endpoint:
         except ClientGone:
             return Response(status_code=guard.GONE)
         except Exception as error:
-            named = fields.named(KINDS[path][2]) if path in KINDS else {}
+            named = fields.named(KINDS[path][2], body) if path in KINDS else {}
             # What shapes a text has come of one of these.
             by = [name for name in ("tools", "response_format", "text") if body.get(name)]
             named |= {"regex": by[0]} if by else {}

@@ -100,9 +100,10 @@ def settings_of(given: Mapping[str, Any], table: Fields) -> dict[str, Any]:
     return made
 
 
-def named(table: Fields) -> dict[str, str]:
-    """Return {setting of ours: the field of the API that sets it}, for messages."""
-    return {field.sets: name for name, field in list(table.items())[::-1] if field.sets}
+def named(table: Fields, given: Mapping[str, Any]) -> dict[str, str]:
+    """Return {setting of ours: the field that sets it}, the one that was given first of all."""
+    names = {field.sets: name for name, field in table.items() if field.sets}
+    return names | {table[name].sets or name: name for name in given if name in table}
 
 
 TEXT, FLAG, WHOLE, LIST = Field(str), Field(bool), Field(int), Field(Sequence[Any])
