@@ -22,6 +22,10 @@ SIZES = {
     "heads": "attention.head_count",
     "kv_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
+    "experts.number": "expert_count",
+    "experts.active": "expert_used_count",
+    "experts.d_ff": "expert_feed_forward_length",
+    "experts.shared": "expert_shared_feed_forward_length",
 }
 EPSILONS = {
     "layer": "attention.layer_norm_epsilon",
@@ -73,6 +77,24 @@ SUBLAYERS = (
     Row("attn_q_norm.weight", ("attn/q_norm/scale",), "H"),
     Row("attn_k_norm.weight", ("attn/k_norm/scale",), "H"),
 )
+# Norms over all heads at once, not over each.
+OVER_HEADS = (
+    *(row for row in SUBLAYERS if not row.theirs.endswith("_norm.weight")),
+    Row("attn_q_norm.weight", ("attn/q_norm/scale",), "NH"),
+    Row("attn_k_norm.weight", ("attn/k_norm/scale",), "KH"),
+)
+# Experts, one tensor for all of a layer; ROUTERS are in float32 in any file.
+ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
+EXPERTS = (
+    Row(ROUTERS[0], ("experts/router",), "E,D"),
+    Row("ffn_gate_exps.weight", ("experts/gate",), "E,F,D"),
+    Row("ffn_up_exps.weight", ("experts/up",), "E,F,D"),
+    Row("ffn_down_exps.weight", ("experts/down",), "E,D,F"),
+    Row(ROUTERS[1], ("experts/shared_gate",), "E,D"),
+    Row("ffn_gate_shexp.weight", ("experts/shared/gate",), "F,D"),
+    Row("ffn_up_shexp.weight", ("experts/shared/up",), "F,D"),
+    Row("ffn_down_shexp.weight", ("experts/shared/down",), "D,F"),
+)
 # One matrix of queries, keys and values in place of three.
 FUSED = (
     Row("attn_qkv.weight", ("attn/q", "attn/k", "attn/v"), "*NH,D"),
@@ -98,6 +120,12 @@ BOTH = norms(
     post_ffw_norm="feed_out_norm",
 )
 POST = norms(attn_output_norm="attn_norm", layer_output_norm="feed_norm")
+OUT = norms(post_attention_norm="attn_out_norm", post_ffw_norm="feed_out_norm")
+_FUSED_GATE = ("ffn_up.weight", "ffn_gate.weight")
+PHI3 = (
+    *(row for row in FUSED if row.theirs not in _FUSED_GATE),
+    Row("ffn_up.weight", ("feed/gate", "feed/up"), "*F,D"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +137,8 @@ class Architecture:
     and keys have the two halves of a head interleaved, as the rotation of the first Llama wants it.
     offset: what is added to the scales of norms. scalars: (layers, query_pre_attn_scalar) of the
     models whose scores are not divided by the root of head_dim. tied: the output is the embedding's
-    table where the file has none.
+    table where the file has none. shown: keys of config.json that say whether a file has a tensor.
+    share: the key of the share of a head that turns.
     """
 
     family: str
@@ -120,10 +149,21 @@ class Architecture:
     offset: float = 0.0
     scalars: Mapping[int, int] | None = None
     tied: bool = True
+    shown: Mapping[str, str] = field(default_factory=dict)
+    share: str = "partial_rotary_factor"
 
+
+_BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
+_GRANITE = {
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "attention.scale": "attention_multiplier",
+    "logit_scale": "logits_scaling",
+}
+_PARALLEL = {"use_parallel_residual": "use_parallel_residual"}
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(family="llama", turned=True),
+    "llama": Architecture(family="llama", turned=True, shown=_BIASES),
     "qwen2": Architecture(family="qwen2"),
     "qwen3": Architecture(family="qwen3"),
     "gemma": Architecture(family="gemma", offset=1.0),
@@ -145,5 +185,40 @@ ARCHITECTURES: dict[str, Architecture] = {
         rows=POST + SUBLAYERS,
         settings={"architectures": ["BertModel"], "hidden_act": "gelu"},
         tied=False,
+    ),
+    # llama.cpp knows by the architecture whether weights of experts are made to sum to 1.
+    "qwen2moe": Architecture(
+        family="qwen2_moe",
+        rows=PRE + SUBLAYERS + EXPERTS,
+        settings={"norm_topk_prob": False},
+        shown={"qkv_bias": "blk.0.attn_q.bias"},
+    ),
+    "qwen3moe": Architecture(
+        family="qwen3_moe", rows=PRE + SUBLAYERS + EXPERTS, settings={"norm_topk_prob": True}
+    ),
+    "olmo2": Architecture(family="olmo2", rows=OUT + OVER_HEADS),
+    "olmoe": Architecture(
+        family="olmoe", rows=PRE + OVER_HEADS + EXPERTS, settings={"norm_topk_prob": False}
+    ),
+    "phi3": Architecture(family="phi3", rows=PRE + PHI3),
+    "granite": Architecture(family="granite", turned=True, keys=_GRANITE, shown=_BIASES),
+    "granitemoe": Architecture(
+        family="granitemoe", rows=PRE + SUBLAYERS + EXPERTS, turned=True, keys=_GRANITE
+    ),
+    # Every fourth layer does not turn, which files do not say.
+    "smollm3": Architecture(family="smollm3", turned=True),
+    # llama.cpp has no windows there.
+    "starcoder2": Architecture(
+        family="starcoder2", settings={"sliding_window": None, "hidden_act": "gelu_new"}
+    ),
+    "stablelm": Architecture(
+        family="stablelm", keys=_PARALLEL, shown={"use_qkv_bias": "blk.0.attn_q.bias"}
+    ),
+    "gptneox": Architecture(
+        family="gpt_neox",
+        rows=PRE + FUSED,
+        keys=_PARALLEL | {"rope.freq_base": "rotary_emb_base"},
+        settings={"hidden_act": "gelu"},
+        share="rotary_pct",
     ),
 }

@@ -233,6 +233,8 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
                 f"{nearest(key, keys)}; take a model of another architecture"
             )
     config = {keys[key]: value for key, value in own.items() if key in keys}
+    if config.get("sliding_window") == 0:
+        config["sliding_window"] = None
     config |= {"model_type": family.model_type, **architecture.settings}
     for field, tensor in (
         ("vocab_size", "token_embd.weight"),
@@ -242,9 +244,7 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
             config[family.sizes[field]] = contents.tensors[tensor].shape[0]
     if architecture.tied:
         config["tie_word_embeddings"] = "output.weight" not in contents.tensors
-    if architecture.family == "llama":
-        config["attention_bias"] = "blk.0.attn_output.bias" in contents.tensors
-        config["mlp_bias"] = "blk.0.ffn_down.bias" in contents.tensors
+    config |= {key: tensor in contents.tensors for key, tensor in architecture.shown.items()}
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if (
         "head_dim" in family.defaults
@@ -255,7 +255,7 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
         config.setdefault("head_dim", width // heads if family.defaults["head_dim"] else None)
     _add_scores(config, own, architecture)
     if "rope_theta" in family.defaults:
-        _add_rope(config, own, contents)
+        _add_rope(config, own, contents, architecture.share, family)
     return config
 
 
@@ -283,14 +283,15 @@ def _add_scores(config: Json, own: Json, architecture: Architecture) -> None:
     config["query_pre_attn_scalar"] = scalar
 
 
-def _add_rope(config: Json, own: Json, contents: Contents) -> None:
+def _add_rope(config: Json, own: Json, contents: Contents, share: str, family: Family) -> None:
     """Set what is stretched in the rotation, and how much of a head turns."""
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     derived = width // heads if isinstance(width, int) and isinstance(heads, int) and heads else 0
-    width = config.get("head_dim", derived)
+    width = config.get("head_dim") or derived
     turned = own.get("rope.dimension_count", width)
-    if turned != width and isinstance(width, int) and isinstance(turned, int) and width:
-        config["partial_rotary_factor"] = turned / width
+    partly = turned != width or share in family.defaults
+    if partly and isinstance(width, int) and isinstance(turned, int) and width:
+        config[share] = turned / width
     kind = own.get("rope.scaling.type", "none")
     factor = _positive(own, "rope.scaling.factor", _positive(own, "rope.scale_linear", 1.0))
     before = own.get("rope.scaling.original_context_length")

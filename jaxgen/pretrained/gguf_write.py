@@ -19,7 +19,14 @@ from jaxgen.models.families.weights import fill, table
 from jaxgen.pretrained import gguf_read
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig
-from jaxgen.pretrained.gguf_names import ARCHITECTURES, EPSILONS, KEYS, SIZES, Architecture
+from jaxgen.pretrained.gguf_names import (
+    ARCHITECTURES,
+    EPSILONS,
+    KEYS,
+    ROUTERS,
+    SIZES,
+    Architecture,
+)
 from jaxgen.pretrained.gguf_read import ENDS, ROPE_FACTORS, SAMPLING, named_family
 from jaxgen.pretrained.gguf_tokenizer import (
     CUTS,
@@ -60,9 +67,15 @@ def architecture_of(config: ModelConfig) -> tuple[str, Json]:
     reasons = []
     for name, architecture in ARCHITECTURES.items():
         try:
-            return name, FAMILIES[architecture.family].write(config)
+            found = FAMILIES[architecture.family].write(config)
         except CheckpointError as error:
             reasons.append(str(error))
+            continue
+        others = {k: found.get(k) for k, v in architecture.settings.items() if found.get(k) != v}
+        if not others or set(others) <= {"architectures"}:
+            return name, found
+        told = ", ".join(f"{key}={value!r:.40}" for key, value in others.items())
+        reasons.append(f"{name} has no {told}")
     raise ConfigError(f"no architecture of GGUF files has such a model: {'; '.join(reasons)}")
 
 
@@ -146,12 +159,14 @@ def _settings(name: str, architecture: Architecture, settings: Json, config: Mod
             found[f"{name}.{key}"] = np.uint32(value)
     for key, theirs in numbers.items():
         value = settings.get(theirs)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, bool):
+            found[f"{name}.{key}"] = value
+        elif isinstance(value, int | float):
             whole = isinstance(value, int) and "sliding" in key
             found[f"{name}.{key}"] = np.uint32(value) if whole else np.float32(value)
     if config.positions == "rope":
         found[f"{name}.attention.value_length"] = np.uint32(config.H)
-        found[f"{name}.rope.dimension_count"] = np.uint32(config.H)
+        found[f"{name}.rope.dimension_count"] = np.uint32(config.rope.width(config.H))
     if config.topology == "encoder":
         found[f"{name}.attention.causal"] = False
     if config.embed.types:
@@ -181,7 +196,7 @@ def _rope_factors(config: ModelConfig, settings: Json) -> np.ndarray | None:
 
 def _form(name: str, shape: tuple[int, ...], kind: str) -> str:
     """Return the format of a tensor: vectors are F32, and rows of no whole blocks F16."""
-    if len(shape) == 1 or name in EXACT:
+    if len(shape) == 1 or name in EXACT or name.endswith(ROUTERS):
         return "F32"
     if kind == "Q4_0" and name in TABLES:  # which 4 bits would harm the most
         kind = "Q8_0"

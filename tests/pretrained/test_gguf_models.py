@@ -42,6 +42,27 @@ MODELS = {
     "bert": SIZES | {"type_vocab_size": 2, "architectures": ["BertModel"]},
 }
 
+NAMED = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4,
+           "attention_multiplier": 0.3}  # fmt: skip
+# Families that are written and read again alone, and opened by llama.cpp.
+LATER = {
+    "qwen2_moe": NAMED | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
+    "qwen3_moe": NAMED | {"norm_topk_prob": True},
+    "olmo2": LLAMA,
+    "olmoe": NAMED | {"num_key_value_heads": 4},
+    "phi3": LLAMA | {"partial_rotary_factor": 0.5},
+    "phi3-window": LLAMA | {"sliding_window": 16},
+    "granite": LLAMA | FACTORS,
+    "granitemoe": LLAMA | FACTORS | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "smollm3": LLAMA | {"num_hidden_layers": 4},
+    "starcoder2": LLAMA,
+    "stablelm": LLAMA | {"partial_rotary_factor": 0.5, "use_qkv_bias": True},
+    "stablelm-parallel": LLAMA | {"partial_rotary_factor": 1.0, "use_parallel_residual": True},
+    "gpt_neox": SIZES | {"rotary_pct": 0.5, "rotary_emb_base": 500.0},
+    "gpt_neox-sequential": SIZES | {"rotary_pct": 1.0, "use_parallel_residual": False},
+}
+
 
 def exported(home, name):
     """Write a random model of a family's config as a Hugging Face folder."""

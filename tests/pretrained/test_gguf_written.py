@@ -1,13 +1,14 @@
 """A model written as a GGUF file is read again as it was, and llama.cpp makes its texts of it."""
 
 import json
+import re
 from importlib.util import find_spec
 
 import jax
 import numpy as np
 import pytest
 from random_params import random_params
-from test_gguf_models import MODELS
+from test_gguf_models import LATER, MODELS
 from test_gguf_tokenizers import TEXTS, bytes_tokenizer, sentencepiece_model
 
 import jaxgen
@@ -27,12 +28,12 @@ from jaxgen.tokens.pieces import Pieces
 
 def model(name, **changes):
     family = FAMILIES[name.partition("-")[0]]
-    config = family.read({"model_type": family.model_type, **MODELS[name], **changes})
+    config = family.read({"model_type": family.model_type, **(MODELS | LATER)[name], **changes})
     config = config.replace(head="none") if config.head == "pooled" else config
     return config, random_params(config)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *LATER])
 def test_a_model_of_float32_is_read_again_to_the_last_bit(tmp_path, name):
     config, params = model(name)
     jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf")
@@ -163,9 +164,26 @@ def of_letters():
     return HuggingFace(json.dumps(about).encode(), Special(eos=319))
 
 
+@pytest.mark.parametrize("name", LATER)
+def test_tensors_have_the_names_of_the_gguf_package(tmp_path, name):
+    constants = pytest.importorskip("gguf.constants")
+    config, params = model(name)
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", dtype="q8_0")
+    contents = gguf.open_file(tmp_path / "m.gguf")
+    kinds = {name: kind for kind, name in constants.MODEL_ARCH_NAMES.items()}
+    there = constants.MODEL_TENSORS[kinds[contents.metadata["general.architecture"]]]
+    known = {constants.TENSOR_NAMES[one].format(bid=0) for one in there}
+    found = {re.sub(r"^blk\.\d+", "blk.0", name.rpartition(".")[0]) for name in contents.tensors}
+    assert found <= known and {n for n in found if "norm" in n} >= {"output_norm"}
+
+
+# llama.cpp has no windows in Phi 3.
+OPENED = [name for name in LATER if name != "phi3-window"]
+
+
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
 @pytest.mark.parametrize(
-    "name", ["llama", "llama-3.1", "qwen2", "qwen3", "gemma", "gemma2", "gpt2"]
+    "name", ["llama", "llama-3.1", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", *OPENED]
 )
 def test_llama_cpp_makes_the_same_greedy_text(tmp_path, name):
     import xllamacpp

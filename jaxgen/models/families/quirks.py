@@ -207,7 +207,9 @@ def whole(field: str, key: str) -> Quirk:
     """Return the quirk of a number that transformers wants without a fraction."""
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        return {key: int(value_of(config, field))}
+        if (value := value_of(config, field)) is None:
+            raise CheckpointError(f"the config has no {field}, so no {key}")
+        return {key: int(value)}
 
     return Quirk((key,), lambda theirs: {field: theirs[key]}, write)
 
