@@ -15,8 +15,9 @@ from jaxgen.cli import paths, start
 from jaxgen.errors import ConfigError
 from jaxgen.pretrained import sources
 
-Task = Literal["text", "chat", "pairs", "classes", "fine-tune"]
+Task = Literal["text", "chat", "pairs", "classes", "preferences", "fine-tune"]
 PIECES = 290  # of the samples below, which are small
+MANY = 1000  # pieces that any text of some size has
 MODEL = "openai-community/gpt2"  # to fine-tune, unless another is named
 # What a task has beside the sizes: sections of the config, a record, and how to ask the model.
 TASKS: dict[str, dict[str, Any]] = {
@@ -32,11 +33,13 @@ TASKS: dict[str, dict[str, Any]] = {
         "objective": {"name": "classes"},
         "data": {"sides": ["text", "label"]},
     },
+    "preferences": {"objective": {"name": "preferences"}, "preference": {"beta": 0.1}},
 }
 WANTED = {
     "chat": "messages or conversations; or name the field, data.field=KEY",
     "pairs": "prompt and completion, or source and target; or name the two, data.sides=[A,B]",
     "classes": "text and label; or name the two, data.sides=[A,B]",
+    "preferences": "chosen and rejected, with a prompt or with what they share as one",
     "fine-tune": "text, messages, or prompt and completion; or name the field, data.field=KEY",
 }
 ABOUT = {
@@ -44,6 +47,7 @@ ABOUT = {
     "chat": ("a chat a line, system and more turns if you like", "chat {}"),
     "pairs": ("a source and its target a line", "translate {} 'a text'"),
     "classes": ("a text and its class a line", "classify {} 'a text'"),
+    "preferences": ("a prompt a line, with a chosen and a rejected completion", "chat {}"),
     "fine-tune": ("any text files or folders", "generate {} --prompt 'Once'"),
 }
 
@@ -63,8 +67,8 @@ def init(
 ) -> None:
     """Write a commented config for a task, to be trained as it is or edited.
 
-    text: a decoder that goes on with text. chat, pairs, classes: from .jsonl files
-    of records, whose first one says what their fields are called. fine-tune: text,
+    text: a decoder that goes on with text. chat, pairs, classes, preferences: from
+    .jsonl files of records, whose first one says what their fields are called. fine-tune: text,
     pairs or chats for a model in a Hugging Face folder or a run. Sizes are chosen
     for your files and this machine, as `jaxgen train FILE` does. Without files the
     config names a small sample that is written beside it, to show how records look;
@@ -120,15 +124,16 @@ def _mapping(
         kept = {name: keys[name] for name in keys if not (tuned and name == "topology")}
         mapping[section] = {**mapping.get(section, {}), **kept}
     mapping["data"] = {**mapping["data"], **fields}
-    small = task == "chat" and mapping.get("tokenizer") == {"kind": "bytes"}  # which ends no turn
-    if small:
+    talks = task in ("chat", "preferences")
+    if talks and mapping.get("tokenizer") == {"kind": "bytes"}:  # which ends no turn
         mapping["tokenizer"] = {"kind": "bpe", "vocab_size": PIECES}
     mapping = sets.override(mapping, overrides)
     # A model that is to be downloaded yet says nothing of itself.
     there = tuned and Path(mapping["init_from"]).exists()
     known = {key: mapping[key] for key in mapping if there or key != "init_from"}
     settings = run.build_settings(known)
-    if small and mapping["tokenizer"] == {"kind": "bpe", "vocab_size": PIECES}:
+    own = mapping.get("tokenizer", {})
+    if talks and own.get("kind") == "bpe" and own.get("vocab_size", MANY) < MANY:
         settings = _with_own_pieces(settings)
         mapping["tokenizer"] = {"kind": "bpe", "vocab_size": settings.tokenizer.vocab_size}
     if task == "classes":
@@ -264,4 +269,16 @@ def _classes() -> Iterator[dict[str, Any]]:
             yield {"text": f"a {more}{word} {noun}", "label": label}
 
 
-SAMPLES = {"chat": _chats, "pairs": _pairs, "classes": _classes}
+def _preferences() -> Iterator[dict[str, Any]]:
+    for a, b in product(range(1, 12), repeat=2):
+        asked = [{"role": "user", "content": f"What is {a} plus {b}?"}]
+        says = lambda number: [{"role": "assistant", "content": f"{number}."}]  # noqa: E731
+        yield {"prompt": asked, "chosen": says(a + b), "rejected": says(a + b + 1)}
+
+
+SAMPLES = {
+    "chat": _chats,
+    "pairs": _pairs,
+    "classes": _classes,
+    "preferences": _preferences,
+}

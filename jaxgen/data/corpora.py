@@ -106,6 +106,8 @@ CORPORA: dict[str, dict[str, Callable[[], Iterable[Document]]]] = {
     "pairs": {"python-docstrings": docstring_documents},
     "classes": {},
     "messages": {},
+    "preferences": {},
+    "feedback": {},
 }
 
 

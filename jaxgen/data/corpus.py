@@ -19,6 +19,7 @@ from jaxgen import files
 from jaxgen.data.document import Document
 from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import Chunk, encoded
+from jaxgen.data.preferences import EACH
 from jaxgen.data.reading import check_form, documents, refuse
 from jaxgen.data.records import classes_sides, first_record
 from jaxgen.data.settings import FIELD, DataSettings, Form
@@ -327,7 +328,8 @@ def _total(settings: DataSettings, form: Form) -> int:
 def _check(
     settings: DataSettings, writers: dict[str, ShardWriter], skipped: Counter, form: Form
 ) -> None:
-    sides = 1 if form == "text" else 2  # which are documents of a shard each
+    # Documents of a shard that a record is.
+    sides = {"text": 1, **EACH}.get(form, 2)
     counts = {split: (len(writer.offsets) - 1) // sides for split, writer in writers.items()}
     total = sum(counts.values())
     if not total:

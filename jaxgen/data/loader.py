@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,7 @@ class Batches:
         self._context = context
         self._stream: Any = None
         self._closed = False
+        self.then: Callable[[Batch], Batch] = lambda batch: batch  # done to each before it is given
 
     def __iter__(self) -> Batches:
         return self
@@ -82,7 +83,7 @@ class Batches:
                 f"with data.workers=0 if memory is short"
             ) from error
         self._step += 1
-        return batch
+        return self.then(batch)
 
     @property
     def rows(self) -> Rows:

@@ -12,7 +12,8 @@ from typing import Any
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
-from jaxgen.data.messages import as_json, chat_record, messages_field
+from jaxgen.data.messages import COMPLETION, as_json, chat_record, messages_field
+from jaxgen.data.preferences import CHOSEN, feedback_record, preference_record
 from jaxgen.data.record_values import kind_name, sound_text
 from jaxgen.data.records import advice
 from jaxgen.data.settings import DataSettings, Form
@@ -20,7 +21,7 @@ from jaxgen.data.sources import Source, kind_of, no_text, parallel, sources, spl
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
 from jaxgen.errors import ConfigError, DataError, nearest
 
-FORMS = {"text": "plain text", "messages": "chats"}
+FORMS = {"text": "plain text", "messages": "chats"}  # what forms are called
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class Whole:
 
 
 # What reads a record: (record, name of its main field, where) -> its value, None: it has no such.
-RECORDS_OF: dict[Form, Callable[[dict, str, str], Any]] = {"messages": chat_record}
+RECORDS_OF: dict[Form, Callable[[dict, str, str], Any]] = {
+    "messages": chat_record,
+    "preferences": preference_record,
+    "feedback": feedback_record,
+}
 Keys = tuple[str, ...] | Whole  # what a record is asked for
 UTF8 = "convert it to UTF-8 (iconv -f latin1 -t utf-8 FILE)"
 DEEPEST = 4  # objects in objects whose fields a message lists
@@ -75,7 +80,8 @@ def documents(
         return
     keys: Keys = settings.sides or (settings.field,)
     if form in RECORDS_OF:
-        keys = Whole(form, messages_field(settings.field))
+        main = {"preferences": CHOSEN, "feedback": COMPLETION}
+        keys = Whole(form, main.get(form) or messages_field(settings.field))
     read = split_sources(settings).train if files is None else sources(files, settings.sides)
     for source in read:
         yield from _of_source(source, keys, settings, tally)
@@ -88,17 +94,17 @@ def check_form(settings: DataSettings, form: Form) -> None:
             able = ", ".join(CORPORA[form]) or "none that is built in"
             raise ConfigError(
                 f"data.corpus={settings.corpus} holds no {form}; of the corpora {able} does, "
-                f"or give data.files{'' if form == 'messages' else ' and data.sides'}"
+                f"or give data.files{' and data.sides' if form in ('pairs', 'classes') else ''}"
             )
         return
     if not settings.files:
         raise ConfigError(
             "data names no text; set data.files, or data.corpus to python-docs or python-docstrings"
         )
-    if form in ("text", "messages") and settings.sides:
+    if form not in ("pairs", "classes") and settings.sides:
         raise ConfigError(
-            f"data.sides={list(settings.sides)} has no effect on {FORMS[form]}; remove it, or set "
-            f"objective.name to pairs or classes"
+            f"data.sides={list(settings.sides)} has no effect on {FORMS.get(form, form)}; remove "
+            f"it, or set objective.name to pairs or classes"
         )
     if form in ("pairs", "classes") and not settings.sides:
         raise ConfigError(f"data.sides=[] but {form} have two; write their names, as in [en, de]")

@@ -12,7 +12,7 @@ from jaxgen.data.settings import FIELD, MESSAGES
 from jaxgen.data.sources import RECORDS, kind_of
 from jaxgen.data.streams import Bad, Tally, blocks, is_packed, lines
 
-Task = Literal["chat", "pairs", "classes"]
+Task = Literal["chat", "pairs", "classes", "preferences", "feedback"]
 CHATS = (MESSAGES, "conversations")
 SIDES = (
     ("prompt", "completion"),
@@ -47,6 +47,10 @@ def first_record(path: Path) -> dict[str, Any]:
 
 def task_of(record: Mapping[str, Any]) -> Task | None:
     """Return what a record with such fields is for; None: text, or what can't be told."""
+    if {"chosen", "rejected"} <= record.keys():
+        return "preferences"
+    if {"prompt", "completion", "label"} <= record.keys():
+        return "feedback"
     if any(name in record for name in CHATS):
         return "chat"
     if classes_sides(record):
@@ -65,6 +69,8 @@ def keys_for(task: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
     if task == "chat":
         field = next((name for name in CHATS if name in record), None)
         return None if field is None else {} if field == MESSAGES else {"field": field}
+    if task in ("preferences", "feedback"):
+        return {} if task_of(record) == task else None
     sides = pairs_sides(record) if task == "pairs" else classes_sides(record)
     return None if sides is None else {"sides": list(sides)}
 

@@ -9,8 +9,12 @@ from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Form = Literal["text", "pairs", "classes", "messages"]
-WHOLE = ("messages",)  # forms of records that are read whole, not field by field
+Form = Literal["text", "pairs", "classes", "messages", "preferences", "feedback"]
+WHOLE = (
+    "messages",
+    "preferences",
+    "feedback",
+)  # forms of records, read whole
 FIELD = "text"
 MESSAGES = "messages"  # the field of chats, unless another is named
 FRACTION = 0.05

@@ -105,7 +105,7 @@ def _random(settings: Settings) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for name, shape in shapes.batch(settings).items():
         if name.endswith("positions"):
-            array = np.broadcast_to(np.arange(shape.shape[1]), shape.shape)
+            array = np.broadcast_to(np.arange(shape.shape[-1]), shape.shape)
         elif name in ("tokens", "source", "targets"):
             kinds = settings.model.classes if name == "targets" else None
             array = rng.integers(0, kinds or settings.model.V, shape.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.files import human
 from jaxgen.mesh.settings import AXES
 from jaxgen.plan import roofline
@@ -25,11 +26,12 @@ def rows(plan: MemoryPlan, *, compiling: bool = False) -> Rows:
     compiling: whether the compiler's figures follow.
     """
     model, train = plan.settings.model, plan.settings.train
-    tokens = train.batch * model.context
+    texts = 2 if plan.settings.objective.name in PREFERENCES else 1  # of a row
+    tokens = texts * train.batch * model.context
     table = [
         ("model", _parameters(plan.parameters)),
         ("machine", f"{plan.chips} x {plan.chip.name}, {human(plan.chip.memory)} each"),
-        ("step", f"{tokens:,} tokens: {train.batch} rows of {model.context}"),
+        ("step", f"{tokens:,} tokens: {texts * train.batch} rows of {model.context}"),
         ("layout", layout(plan)),
         ("figures", WITH_COMPILER if compiling else ANALYTIC),
     ]

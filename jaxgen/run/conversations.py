@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxgen.data.messages import learnt_turns
+from jaxgen.data.messages import EXTRA, learnt_turns
 from jaxgen.data.parallel import EncodedRecord, Refused
+from jaxgen.data.preferences import numbers_as_ids
 from jaxgen.errors import ConfigError, UserError
 from jaxgen.files import read_artifact
 from jaxgen.pretrained.chat_template import (
@@ -145,6 +146,70 @@ class ChatEncoder:
         return all(i in self.marks or not self.tokenizer.decode([i]).strip() for i in ids)
 
 
+@dataclass(frozen=True, eq=False)
+class PreferenceEncoder:
+    """A tokenizer of preferences: of each text ids and a mask of the completion, then a number.
+
+    chats: lays messages; None where the tokenizer has no eos, and all records are plain texts.
+    """
+
+    tokenizer: Tokenizer
+    chats: ChatEncoder | None
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def special(self) -> Special:
+        """Of the tokenizer."""
+        return self.tokenizer.special
+
+    @property
+    def fingerprint(self) -> str:
+        """Of tokenizer and template."""
+        parts = [self.tokenizer.fingerprint, self.chats.fingerprint if self.chats else ""]
+        return hashlib.sha256(json.dumps(["preferences", *parts]).encode()).hexdigest()
+
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokenizer's ids of plain texts."""
+        return self.tokenizer.encode_many(texts)
+
+    def encode_records(self, texts: list[str]) -> list[EncodedRecord | Refused]:
+        """Return the documents of each record as JSON."""
+        return [self._record(json.loads(text)) for text in texts]
+
+    def _record(self, record: Mapping[str, Any]) -> EncodedRecord | Refused:
+        documents: list[list[int]] = []
+        try:
+            for prompt, completion in record["sides"]:
+                documents += self.example(prompt, completion, record)
+        except _RefusedError as error:
+            return error.args[0]
+        if not all(any(mask) for mask in documents[1::2]):
+            return Refused("nothing to judge", "a completion has no token of its own")
+        if len(documents) == 4 and documents[0] == documents[2]:
+            return Refused("equal", "chosen and rejected are the same tokens")
+        return EncodedRecord([*documents, numbers_as_ids(record["numbers"])])
+
+    def example(self, prompt: Any, completion: Any, record: Mapping[str, Any]) -> Example:
+        """Return (ids, mask) of a prompt and its completion, where the two part in token ids."""
+        if isinstance(prompt, str):
+            special = self.special
+            before = [] if special.bos is None else [special.bos]
+            after = [] if special.eos is None else [special.eos]
+            known, whole = (
+                [*before, *ids] for ids in self.encode_many([prompt, prompt + completion])
+            )
+            begin, whole = max(_shared(known, whole), 1), [*whole, *after]
+            return whole, [0] * begin + [1] * (len(whole) - begin)
+        if self.chats is None:
+            raise _RefusedError(Refused("messages", "messages need a tokenizer with an eos"))
+        more = {name: record[name] for name in EXTRA if name in record}
+        return _Parts(self.chats, {"messages": [*prompt, *completion], **more}).after(len(prompt))
+
+
 class _RefusedError(Exception):
     """A chat can't be learnt: its argument says why."""
 
@@ -202,6 +267,12 @@ class _Parts:
                 mask[begin:end] = [0] * (end - begin)
         return self._ended(whole, mask, mask.index(1)) if mask[-1] else (whole, mask)
 
+    def after(self, turn: int) -> Example:
+        """Return the chat as one example, of which all from a message on is learnt."""
+        whole = self._encode(len(self.chat["messages"]))
+        begin = self._begin(turn, whole)
+        return self._ended(whole, [0] * begin + [1] * (len(whole) - begin), begin)
+
     def _ended(self, ids: list[int], mask: list[int], said: int) -> Example:
         """Return an example whose last turn ends, with an eos where its template has no mark."""
         eos = self.encoder.special.eos
@@ -251,6 +322,19 @@ def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -
     if "strftime_now" in template.sources:
         template = template._replace(today=date.today().isoformat())
     return template
+
+
+def encoder_of(
+    settings: Settings, tokenizer: Tokenizer, folder: Path | None
+) -> ChatEncoder | PreferenceEncoder:
+    """Return the encoder of a run's chats or preferences; raises what `template_of` raises."""
+    chats, name = None, settings.objective.name
+    try:
+        chats = ChatEncoder(tokenizer, template_of(settings, tokenizer, folder))
+    except ConfigError:
+        if name == "chat" or settings.objective.template is not None:
+            raise
+    return chats if chats and name == "chat" else PreferenceEncoder(tokenizer, chats)
 
 
 def _new_template(settings: Settings, tokenizer: Tokenizer) -> ChatTemplate:

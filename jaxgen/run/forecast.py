@@ -18,6 +18,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import host, tree
 from jaxgen.config import ModelConfig
+from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.errors import ConfigError
 from jaxgen.files import human
 from jaxgen.mesh import place
@@ -122,6 +123,10 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     axes, trained, state, base, work = known
     place.check_params(mesh, api.abstract(model), axes)
     place.check_batch(mesh, train.batch, train.accumulate, model.context)
+    counted = settings
+    if settings.objective.name in PREFERENCES:  # a row holds two texts
+        train = replace(train, batch=2 * train.batch)
+        counted = replace(settings, train=train)
     shardings = place.state_shardings(mesh, state, trained)
     parameters = _held(state.params, shardings.params)
     whole = sum(_bytes(leaf) for leaf in jax.tree.leaves(state))
@@ -135,7 +140,7 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     if base is not None:
         beneath = _held(base, place.state_shardings(mesh, base, axes))
         held["parameters beneath the adapter"] = beneath
-    held |= _activations(model, train, sizes, chip.platform, keeps_scores(settings, mesh))
+    held |= _activations(model, train, sizes, chip.platform, keeps_scores(counted, mesh))
     if _is_unrolled(model, base or state.params, mesh):
         held["activations"] *= KEPT_UNROLLED
     work *= train.batch * model.context / chips

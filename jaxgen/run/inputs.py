@@ -6,8 +6,12 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jaxgen import data, tokens
+from jaxgen.data.objectives.settings import CHATS
+from jaxgen.data.preferences import EACH
+from jaxgen.data.settings import WHOLE
 from jaxgen.files import human
 from jaxgen.run import conversations
 from jaxgen.run.folder import ENVIRONMENT
@@ -68,10 +72,9 @@ def prepare(
 
     folder: of the run, whose chat template is taken if it has one.
     """
-    encoder: Tokenizer | conversations.ChatEncoder = tokenizer
-    if settings.objective.name == "chat":
-        template = conversations.template_of(settings, tokenizer, folder)
-        encoder = conversations.ChatEncoder(tokenizer, template)
+    encoder: Any = tokenizer
+    if settings.objective.name in CHATS:
+        encoder = conversations.encoder_of(settings, tokenizer, folder)
     with bar("writing token shards", silent=silent) as progress:
         corpus = data.prepare(
             settings.data,
@@ -119,8 +122,10 @@ def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
     for name in ("train", "valid", "test"):
         shard = getattr(corpus, name)
         count, size = len(shard.tokens), shard.text_bytes
-        if settings.objective.form == "messages":  # ids and masks, alternately
-            rows.append((name, f"{shard.documents // 2} chats, {count // 2:,} tokens"))
+        if settings.objective.form in WHOLE:  # ids and masks, alternately
+            each, what = EACH.get(settings.objective.name, 2), "records"
+            what = "chats" if each == 2 else what
+            rows.append((name, f"{shard.documents // each} {what}, {count // 2:,} tokens"))
             continue
         ratio = f", {size / count:.2f} bytes a token" if count else ""
         rows.append((name, f"{shard.documents} documents, {human(size)}, {count:,} tokens{ratio}"))

@@ -15,23 +15,25 @@ from jaxtyping import PRNGKeyArray
 from jaxgen import data, tree
 from jaxgen.adapters import adapter as adapters
 from jaxgen.adapters.adapter import Adapter
+from jaxgen.data.objectives.settings import CHATS, PREFERENCES
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops import keys
-from jaxgen.pretrained.chat_template import ChatTemplate
+from jaxgen.pretrained.chat_template import ChatTemplate, has_chat_template
 from jaxgen.run import forecast, initial, objective, samples, shapes
-from jaxgen.run.conversations import template_of
+from jaxgen.run.conversations import ChatEncoder, encoder_of, template_of
 from jaxgen.run.folder import CHECKPOINTS, ENVIRONMENT
+from jaxgen.run.reference import Reference, references
 from jaxgen.run.settings import Settings
-from jaxgen.run.step import loss_of, step_of
+from jaxgen.run.step import loss_of, objective_loss, step_of
 from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import partitioner, wandb_run
 from jaxgen.train import state as states
 from jaxgen.train.state import State
-from jaxgen.train.validate import validate
+from jaxgen.train.validate import validate, validate_loss
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,30 @@ class Run:
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """How a chat is laid; None for other objectives."""
-        if self.settings.objective.name != "chat":
+        """How a chat is laid; None for objectives without chats."""
+        if self.settings.objective.name == "chat" or has_chat_template(self.folder):
+            return template_of(self.settings, self.tokenizer, self.folder)
+        return self.new_chat_template
+
+    @property
+    def new_chat_template(self) -> ChatTemplate | None:
+        """How a new run lays chats; None for objectives without them, or plain texts alone."""
+        if self.settings.objective.name not in CHATS:
             return None
-        return template_of(self.settings, self.tokenizer, self.folder)
+        encoder = encoder_of(self.settings, self.tokenizer, None)
+        chats = encoder if isinstance(encoder, ChatEncoder) else encoder.chats
+        return chats and chats.template
+
+    @cached_property
+    def references(self) -> dict[str, Reference]:
+        """What the model that training begins with says of each split."""
+        return references(self)
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the loss is relative to a reference model: the one that training begins with."""
+        preference, name = self.settings.preference, self.settings.objective.name
+        return name in ("preferences", "feedback") and preference.has_reference
 
     @cached_property
     def loss(self):
@@ -229,7 +251,7 @@ class Run:
 
     def batches(self) -> data.Batches:
         train = self.settings.train
-        return data.batches(
+        batches = data.batches(
             self.corpus.train,
             context=self.settings.model.context,
             batch=train.batch,
@@ -238,6 +260,15 @@ class Run:
             process=place.own_rows(self.mesh, train.batch),
             objective=self.objective,
         )
+        if self.reads_reference:
+            batches.then = lambda batch: self.references["train"].add(batch)
+        return batches
+
+    @cached_property
+    def _judge(self):
+        """The compiled loss (params, batch) -> Loss of preferences, without dropout."""
+        loss, config = objective_loss(self.settings), self.settings.model
+        return jax.jit(lambda params, batch: loss(params, config, batch))
 
     def validate(
         self, state: State, stop: Callable[[], bool] = lambda: False
@@ -245,12 +276,16 @@ class Run:
         """Return the metrics of the validation split, None if told to stop meanwhile."""
         train = self.settings.train
         rows = self._validation(place.own_rows(self.mesh, train.batch))
+        if self.reads_reference:
+            rows = map(self.references["valid"].add, rows)
         if self.mesh is not None:
             rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
+        rows, params = _until(stop, rows), self.model_params(state)
         check = place.under(self.mesh, validate)
-        rows, widths = _until(stop, rows), self.tokenizer.byte_lengths
         try:
-            return check(self.model_params(state), self.settings.model, rows, widths)
+            if self.settings.objective.name in PREFERENCES:
+                return validate_loss(place.under(self.mesh, self._judge), params, rows)
+            return check(params, self.settings.model, rows, self.tokenizer.byte_lengths)
         except _ToldError:
             return None
 
@@ -264,6 +299,11 @@ class Run:
             process=process,
             objective=self.objective,
         )
+
+    def objective_rows(self, split: str) -> int:
+        """Return how many rows a split has, read once and in order."""
+        shard, context = getattr(self.corpus, split), self.settings.model.context
+        return self.objective(shard, context=context, seed=0, ordered=True).count
 
     def sample(self, params: Any) -> list[tuple[str, str]]:
         """Return (prompt, what the model makes of it) for each prompt and example of the config."""

@@ -14,7 +14,6 @@ from jaxgen.pretrained.assets import copy_assets
 from jaxgen.pretrained.chat_template import write_chat_template
 from jaxgen.pretrained.model import located
 from jaxgen.run import facts, inputs
-from jaxgen.run.conversations import template_of
 from jaxgen.run.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, TOKENIZER, clear, kept_settings
 from jaxgen.run.job import Run
 from jaxgen.run.settings import Settings, differences, resolve
@@ -132,8 +131,7 @@ def _write_identity(run: Run) -> None:
         run.tokenizer.save(run.folder / TOKENIZER)
     if run.settings.init_from is not None:
         copy_assets(run.settings.init_from, run.folder)
-    if run.settings.objective.name == "chat":
-        template = template_of(run.settings, run.tokenizer, None)
+    if (template := run.new_chat_template) is not None:
         write_chat_template(run.folder, template)
     about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
     files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})

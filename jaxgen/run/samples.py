@@ -31,6 +31,8 @@ def check(settings: Settings, tokenizer: Tokenizer, template: ChatTemplate | Non
     template: of a run that learns from chats, where a prompt is what a user says.
     """
     wanted, model = settings.sample, settings.model
+    if wanted.prompts and settings.objective.name == "rewards":
+        raise ConfigError("sample.prompts have no effect with objective.name=rewards; remove them")
     if wanted.examples and settings.objective.name not in EXAMPLES:
         raise ConfigError(
             f"sample.examples={wanted.examples} has no effect with objective.name="
@@ -61,6 +63,8 @@ def make(
     if template is None:
         prompts += _sources(settings, tokenizer, corpus)
     known, model = _model(settings, params, tokenizer), settings.model
+    if settings.objective.name == "rewards":
+        return []
     if template is not None:
         return _answered(settings, known, prompts, corpus, template)
     if not prompts:
@@ -103,7 +107,8 @@ def _answered(
     session, shard = Session(model, model.params), corpus.valid
     shown = [f"{prompt}{ARROW}" for prompt in prompts]
     asked = [_asked(session, prompt, template) for prompt in prompts]
-    for row in range(min(settings.sample.examples, shard.documents // 2)):
+    number = settings.sample.examples if settings.objective.name in EXAMPLES else 0
+    for row in range(min(number, shard.documents // 2)):
         begin, middle, end = (int(at) for at in shard.offsets[2 * row : 2 * row + 3])
         first = int(np.argmax(shard.tokens[middle:end]))
         ids = tuple(shard.tokens[begin : begin + first].tolist())

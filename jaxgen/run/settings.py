@@ -12,7 +12,7 @@ from jaxgen import settings as sets
 from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
-from jaxgen.data.objectives.settings import ObjectiveSettings
+from jaxgen.data.objectives.settings import CHATS, ObjectiveSettings
 from jaxgen.data.settings import DataSettings
 from jaxgen.data.sources import absolute
 from jaxgen.errors import ConfigError
@@ -28,7 +28,7 @@ from jaxgen.store.steps import run_and_step
 from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
-from jaxgen.train.settings import TrainSettings
+from jaxgen.train.settings import UNPAIRED, PreferenceSettings, TrainSettings
 
 # What may change when a run goes on: none of it touches a parameter. The text itself is known by
 # its digest, so that its files may move.
@@ -103,6 +103,7 @@ class Settings:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
 
     def __post_init__(self) -> None:
         self.objective.check_model(self.model.topology, self.model.head)
@@ -112,6 +113,7 @@ class Settings:
                 f"not {self.objective.name}"
             )
         self._check_adapter()
+        self._check_preference()
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")
@@ -120,7 +122,7 @@ class Settings:
                 f"tokenizer.kind={kind} makes new ids, which the weights of "
                 f"init_from={self.init_from} don't know; leave out the tokenizer section"
             )
-        if self.tokenizer.dropout and self.objective.name == "chat":
+        if self.tokenizer.dropout and self.objective.name in CHATS:
             raise ConfigError(
                 f"tokenizer.dropout={self.tokenizer.dropout} has no effect on chats, whose marks "
                 f"stay whole; remove it"
@@ -144,6 +146,41 @@ class Settings:
             )
         if self.adapter.base == "int8" and self.model.experts.number:
             raise ConfigError("adapter.base=int8 with experts is not trained; use base=plain")
+
+    def _check_preference(self) -> None:
+        name, preference = self.objective.name, self.preference
+        if name == "feedback" and preference.loss not in UNPAIRED:
+            if preference == PreferenceSettings():  # what is not said
+                object.__setattr__(self, "preference", PreferenceSettings(loss="kto"))
+                return
+            raise ConfigError(
+                f"preference.loss={preference.loss} is of pairs; with objective.name=feedback give "
+                f"{' or '.join(UNPAIRED)}"
+            )
+        if name == "preferences" and preference.loss in UNPAIRED:
+            raise ConfigError(
+                f"preference.loss={preference.loss} is of single completions; set "
+                f"objective.name=feedback, or give another loss"
+            )
+        used = {"preferences": True, "feedback": True, "rewards": True}.get(name, False)
+        if not used and preference != PreferenceSettings():
+            raise ConfigError(f"the preference section has no effect with objective.name={name}")
+        if name == "rewards" and (self.model.classes != 1 or self.train.smoothing):
+            raise ConfigError(
+                f"objective.name=rewards needs model.classes=1, a reward of a text, not "
+                f"{self.model.classes}; and train.smoothing=0"
+            )
+        if name == "rewards" and preference != PreferenceSettings(center=preference.center):
+            raise ConfigError("of preference, objective.name=rewards reads center alone")
+        if name != "rewards" and preference.center:
+            raise ConfigError(
+                f"preference.center={preference.center} is of reward models: objective.name=rewards"
+            )
+        if used and (self.train.smoothing or self.train.z_loss):
+            raise ConfigError(
+                f"train.smoothing and train.z_loss have no effect with objective.name={name}; "
+                f"remove them"
+            )
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:

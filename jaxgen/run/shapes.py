@@ -11,6 +11,8 @@ import optax
 from jaxgen import tree
 from jaxgen.adapters import adapter as adapters
 from jaxgen.adapters.adapter import Adapter
+from jaxgen.data.objectives.settings import PREFERENCES
+from jaxgen.data.preferences import LABEL, MARGIN
 from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.run.settings import Settings
@@ -89,7 +91,7 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
     if wanted.name == "pairs" and settings.model.topology == "encoder_decoder":
         source, width = wanted.source or width, wanted.target or width
     targets = 1 if wanted.name == "classes" else width
-    shapes: dict[str, tuple[int, int]] = dict.fromkeys(
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
         ("tokens", "segments", "positions"), (rows, width)
     )
     shapes |= dict.fromkeys(("targets", "weights"), (rows, targets))
@@ -97,7 +99,12 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
         shapes |= dict.fromkeys(("source", "source_segments", "source_positions"), (rows, source))
     elif wanted.name == "prefix":
         shapes["prefix"] = (rows, width)
-    kinds = {"weights": jnp.float32}
+    if wanted.name in PREFERENCES:
+        texts = ("tokens", "targets", "segments", "positions", "weights")
+        shapes = dict.fromkeys(texts, (rows, 2, width))
+        shapes |= {"reference": (rows, 2)} if settings.preference.has_reference else {}
+        shapes[LABEL if wanted.name == "feedback" else MARGIN] = (rows,)
+    kinds: dict[str, Any] = dict.fromkeys(("weights", "reference", LABEL, MARGIN), jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))
         for name, shape in shapes.items()

@@ -13,6 +13,7 @@ import optax
 from jaxgen.adapters.adapter import attach
 from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
+from jaxgen.train import preferences
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.step import train_step
 
@@ -21,8 +22,7 @@ DROPOUT = 0xADA97E5  # folded into a step's key for the dropout of an adapter
 
 def loss_of(settings: Settings, base: Any = None) -> Callable:
     """Return the loss with its options fixed; base: the parameters beneath an adapter."""
-    train = settings.train
-    loss = partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
+    loss = objective_loss(settings)
     adapter = shapes.adapter(settings)
     if adapter is None:
         return loss
@@ -34,6 +34,15 @@ def loss_of(settings: Settings, base: Any = None) -> Callable:
         )
 
     return beside
+
+
+def objective_loss(settings: Settings) -> Callable:
+    """Return the loss of a run's objective with its options fixed, of whole parameters."""
+    train, name = settings.train, settings.objective.name
+    if name in preferences.LOSSES:
+        loss = preferences.LOSSES[name]
+        return partial(loss, settings=settings.preference, chunk=train.loss_chunk)
+    return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
 
 
 def step_of(settings: Settings, optimizer: optax.GradientTransformation) -> Callable:

@@ -38,6 +38,7 @@ from jaxgen.run.folder import (
     claimed,
 )
 from jaxgen.run.job import Run
+from jaxgen.run.reference import references
 from jaxgen.run.saving import Saver
 from jaxgen.run.settings import Settings
 from jaxgen.run.signals import StopRequest
@@ -54,6 +55,7 @@ from jaxgen.train.state import State
 METRICS = "metrics.jsonl"
 # The verb that asks a model for what it has learned; of the others, generate.
 VERBS = {"masked": "fill-mask", "pairs": "translate", "chat": "chat", "classes": "classify"}
+VERBS |= {"preferences": "chat", "feedback": "chat", "rewards": "classify"}
 LOST = "interrupted twice: not saved since step {0}; the same command goes on from step {0}"
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
@@ -158,8 +160,7 @@ def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None
                 run.group.on_primary("profile", partial(take.prepare, trace))
             if begin < settings.steps and not stopping.is_over:
                 _introduce(run, batches, log)
-            with log.waiting("initialising"):
-                state = _first_state(run, log) if restored is None else restored.tree
+            state = _beginning(run, None if restored is None else restored.tree, log)
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
@@ -220,6 +221,16 @@ def _say_changes(run: Run, begin: int, log: Log | Mute) -> None:
             f"the learning rate is now {rate:.3g}, as {settings.schedule} over {settings.steps} "
             f"steps has it"
         )
+
+
+def _beginning(run: Run, restored: State | None, log: Log | Mute) -> State:
+    """Return the state to go on from, once what a reference model says is in the run's folder."""
+    with log.waiting("initialising"):
+        state = _first_state(run, log) if restored is None else restored
+    if run.reads_reference:
+        with log.waiting("asking the reference model"):
+            references(run, state if restored is None else None, log.say)
+    return state
 
 
 def _first_state(run: Run, log: Log | Mute) -> State:

@@ -116,6 +116,8 @@ class Log:
             "perplexity": "perplexity {:.4g}",
             "bits_per_byte": "{:.4f} bits per byte",
             "accuracy": "accuracy {:.4f}",
+            "margin": "margin {:.3f}",
+            "kl": "kl {:.4f}",
         }
         facts = [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
         self.say("  ".join([f"step {step}/{self.total}", *facts]))

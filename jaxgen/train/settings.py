@@ -101,3 +101,66 @@ class TrainSettings:
             raise ConfigError(f"spike={self.spike} must be greater than 1, or null")
         if self.seed >= 2**63:
             raise ConfigError(f"seed={self.seed} must be less than 2^63")
+
+
+# Losses of pairs by whether a reference model gives what they are relative to.
+WITH_REFERENCE = (
+    *("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair"),
+    *("sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "kto", "apo_zero_unpaired"),
+)
+SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "aot", "aot_unpaired", "cpo", "simpo")
+UNPAIRED = ("kto", "apo_zero_unpaired")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings:
+    """Which loss preferences have; raises ConfigError naming the field at fault."""
+
+    loss: Literal[
+        "sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair",
+        "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "orpo", "cpo", "simpo",
+        "kto", "apo_zero_unpaired",
+    ] = option("of pairs: sigmoid (DPO) to simpo; of single completions: kto, apo_zero_unpaired",
+               "sigmoid")  # fmt: skip
+    beta: float = option("scale of the rewards; of orpo: weight of the odds", 0.1)
+    label_smoothing: float = option("part of the preferences taken to be the wrong way", 0.0)
+    gamma: float = option("simpo: margin of the rewards that is aimed at", 0.5)
+    nll: float | None = option(
+        "cpo, simpo, orpo: weight of the chosen text's nll; null: 1, 0, 1", None
+    )
+    desirable: float = option("kto: weight of what is liked", 1.0)
+    undesirable: float = option("kto: weight of what is not", 1.0)
+    center: float = option("reward models: weight of the squared sum of a pair's rewards", 0.0)
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ConfigError(f"beta={self.beta} must be greater than 0")
+        smoothing = self.label_smoothing
+        if not 0 <= smoothing < 0.5:
+            raise ConfigError(f"label_smoothing={smoothing} must be in [0, 0.5)")
+        self._check_effect("label_smoothing", SMOOTHED)
+        self._check_effect("gamma", ("simpo",))
+        self._check_effect("nll", ("cpo", "simpo", "orpo"))
+        self._check_effect("desirable", UNPAIRED)
+        self._check_effect("undesirable", UNPAIRED)
+        if self.loss == "exo_pair" and not smoothing:
+            raise ConfigError("loss=exo_pair needs label_smoothing above 0, such as 0.001")
+        for name in ("nll", "desirable", "undesirable", "center"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
+
+    def _check_effect(self, name: str, losses: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if self.loss not in losses and value != type(self).__dataclass_fields__[name].default:
+            raise ConfigError(f"{name}={value} has no effect with loss={self.loss}; remove it")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss is relative to a reference model."""
+        return self.loss in WITH_REFERENCE
+
+    @property
+    def nll_weight(self) -> float:
+        """The weight of the chosen text's nll."""
+        return {"cpo": 1.0, "orpo": 1.0}.get(self.loss, 0.0) if self.nll is None else self.nll

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import exp, log
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import DataError
 from jaxgen.ops.losses import is_ignored, unembed
-from jaxgen.train.losses import causal_loss, read
+from jaxgen.train.losses import Loss, causal_loss, read
 
 
 @partial(jax.jit, static_argnames="config")
@@ -28,6 +28,25 @@ def _sums(params: Any, config: ModelConfig, batch: dict, widths: jax.Array):
     counted = (batch["weights"] != 0) & ~is_ignored(batch["targets"])
     real = widths[batch["targets"]] * counted
     return loss.nll.sum(), loss.weight, real.sum()
+
+
+def validate_loss(
+    loss: Callable[[Any, dict], Loss], params: Any, batches: Iterable[dict]
+) -> dict[str, float]:
+    """Return the mean loss over all `batches`, its metrics, and tokens: the sum of its weights.
+
+    loss: (params, batch) -> Loss, compiled. Raises DataError if nothing is judged.
+    """
+    total, weight, sums = 0.0, 0.0, dict[str, float]()
+    for batch in batches:
+        found = jax.device_get(loss(params, batch))
+        total, weight = total + float(found.total), weight + float(found.weight)
+        for name, value in found.metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * float(found.weight)
+    if not weight:
+        raise DataError("the split has nothing to judge; give it more")
+    means = {name: value / weight for name, value in sums.items()}
+    return {"loss": total / weight, **means, "tokens": weight}
 
 
 def validate(

@@ -11,10 +11,11 @@ from jaxgen.data.objectives import spans
 from jaxgen.data.objectives.alphabet import Alphabet
 from jaxgen.data.objectives.classes import class_rows
 from jaxgen.data.objectives.masked import Masking
-from jaxgen.data.objectives.settings import RATES, ObjectiveSettings
+from jaxgen.data.objectives.settings import CHATS, PREFERENCES, RATES, ObjectiveSettings
 from jaxgen.data.objectives.text import Denoise, Masked, Prefix, Recipe, Spans, TextRows
 from jaxgen.data.pack import check_room
 from jaxgen.data.pairs import pair_rows
+from jaxgen.data.preferences import preference_rows
 from jaxgen.data.rows import Maker, Rows, Windows, causal
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError
@@ -33,7 +34,7 @@ def make_objective(settings: ObjectiveSettings, alphabet: Alphabet, towers: str)
             f"the tokenizer declares no eos, with which a target of objective.name={settings.name} "
             f"ends; take another tokenizer.kind, or name tokenizer.eos"
         )
-    if settings.name == "chat":
+    if settings.name in CHATS:
         return _Completions(settings)
     if settings.name == "pairs":
         return (_Answers if towers == "decoder" else _Pairs)(settings, alphabet)
@@ -85,8 +86,11 @@ class _Completions:
     settings: ObjectiveSettings
 
     def __call__(self, shard: TokenShard, *, context: int, seed: int, ordered: bool) -> Rows:
+        name, too_long = self.settings.name, self.settings.too_long
+        if name in PREFERENCES:
+            return preference_rows(shard, width=context, too_long=too_long, name=name)
         return completion_rows(
-            shard, width=context, too_long=self.settings.too_long, seed=seed, name="completions"
+            shard, width=context, too_long=too_long, seed=seed, name="completions"
         )
 
 

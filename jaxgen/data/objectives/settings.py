@@ -12,11 +12,23 @@ from jaxgen.data.settings import Form
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Name = Literal["causal", "prefix", "masked", "spans", "denoise", "pairs", "chat", "classes"]
+Name = Literal[
+    "causal", "prefix", "masked", "spans", "denoise", "pairs", "chat", "classes", "preferences",
+    "feedback", "rewards",
+]  # fmt: skip
 # Where a knob does something, and what null means there.
 RATES = {"masked": 0.15, "spans": 0.15, "denoise": 0.3}
 STARTED = ("prefix", "spans", "denoise", "pairs")
-FORMS: dict[str, Form] = {"pairs": "pairs", "classes": "classes", "chat": "messages"}
+CHATS = ("chat", "preferences", "feedback", "rewards")  # whose records may be chats
+PREFERENCES = CHATS[1:]  # whose rows hold two texts each
+FORMS: dict[str, Form] = {
+    "pairs": "pairs",
+    "classes": "classes",
+    "chat": "messages",
+    "feedback": "feedback",
+    "preferences": "preferences",
+    "rewards": "preferences",
+}
 TOWERS: dict[str, tuple[str, ...]] = {
     "causal": ("decoder",),
     "prefix": ("decoder", "encoder_decoder"),
@@ -26,6 +38,7 @@ TOWERS: dict[str, tuple[str, ...]] = {
     "pairs": ("encoder_decoder", "decoder"),
     "chat": ("decoder",),
     "classes": ("decoder", "encoder"),
+    **dict.fromkeys(("preferences", "feedback", "rewards"), ("decoder",)),
 }
 
 
@@ -37,7 +50,8 @@ class ObjectiveSettings:
     name: Name = option(
         "causal: the next token; prefix: that of the second part; masked: BERT; spans: T5; "
         "denoise: BART; pairs: target from source; chat: the assistant's turns; "
-        "classes: label from text",
+        "classes: label from text; preferences: chosen above rejected (preference.loss); "
+        "feedback: completions liked or not (KTO); rewards: a reward model of pairs",
         "causal",
     )
     source: int | None = option(
@@ -46,7 +60,9 @@ class ObjectiveSettings:
     )
     target: int | None = option("pairs: most tokens of a target; null: model.context", None)
     too_long: TooLong = option(
-        "chat: a chat longer than model.context loses its end, is left out, or ends the run", "cut"
+        "chat, preferences, feedback, rewards: a text longer than model.context loses its end, is "
+        "left out, or ends the run",
+        "cut",
     )
     rate: float | None = option(
         "part of the tokens to guess; null: 0.15 for masked and spans, 0.3 for denoise", None
@@ -55,19 +71,21 @@ class ObjectiveSettings:
     unit: Literal["tokens", "words"] = option("masked: what is chosen and masked as one", "tokens")
     start: int | None = option("id that a decoder begins with; null: bos, or else pad or eos", None)
     template: Path | None = option(
-        "chat: a Jinja file that lays the messages; null: that of init_from, else a plain one", None
+        "chat, preferences, ...: a Jinja file that lays messages; null: that of init_from, else a "
+        "plain one",
+        None,
     )
     labels: tuple[str, ...] = option("classes: their names; none: those of the training text", ())
 
     def __post_init__(self) -> None:
         self._check_effect("source", self.name == "pairs")
         self._check_effect("target", self.name == "pairs")
-        self._check_effect("too_long", self.name == "chat")
+        self._check_effect("too_long", self.name in CHATS)
         self._check_effect("rate", self.name in RATES)
         self._check_effect("span", self.name in ("spans", "denoise"))
         self._check_effect("unit", self.name == "masked")
         self._check_effect("start", self.name in STARTED)
-        self._check_effect("template", self.name == "chat")
+        self._check_effect("template", self.name in CHATS)
         self._check_effect("labels", self.name == "classes")
         for name in ("source", "target"):
             value = getattr(self, name)
@@ -108,7 +126,8 @@ class ObjectiveSettings:
                 f"objective.start={self.start} has no effect: a decoder begins with the source; "
                 f"remove it"
             )
-        heads = {"classes": ("classes",), "masked": ("mlm", "lm")}.get(self.name, ("lm",))
+        heads = {"masked": ("mlm", "lm")}.get(self.name, ("lm",))
+        heads = ("classes",) if self.name in ("classes", "rewards") else heads
         if head not in heads:
             raise ConfigError(
                 f"objective.name={self.name} needs model.head={' or '.join(heads)}, not {head}"
