@@ -13,7 +13,7 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.drop import Drop
-from jaxgen.nn.layer_context import LayerContext
+from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative
 from jaxgen.nn.weight import weight
@@ -34,14 +34,9 @@ class Attend(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        context: LayerContext,
-        cache: caches.Cache | None,
-        layer: jax.Array | int,
-    ) -> tuple[jax.Array, caches.Cache | None]:
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
         """Return (out [B, T, D], cache); the one mask is over the cache's slots if any."""
+        x, cache = carry
         config = self.config
         to_q = projection(self, "q", config.heads, "N")
         to_k = projection(self, "k", config.K, "K")
@@ -112,14 +107,9 @@ class CrossAttend(nn.Module):
     deterministic: bool
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        context: LayerContext,
-        cache: caches.Cache | None,
-        layer: jax.Array | int,
-    ) -> tuple[jax.Array, caches.Cache | None]:
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
         """Return (out [B, T, D], cache); keys are of the context's memory, else the cache's."""
+        x, cache = carry
         config = self.config
         q = project(self, "q", x, config.heads, "N")
         if context.memory is not None:
@@ -142,7 +132,7 @@ def extended(
     config: ModelConfig,
     kind: str,
     cache: caches.Cache | None,
-    layer: jax.Array | int,
+    layer: Layer,
     k: jax.Array,
     v: jax.Array,
 ) -> tuple[caches.Cache | None, jax.Array, jax.Array]:
@@ -174,7 +164,7 @@ def options(module: Any, context: LayerContext, x: jax.Array) -> dict[str, Any]:
 
 
 def cache_index(
-    config: ModelConfig, kind: str, cache: caches.Cache | None, layer: jax.Array | int
+    config: ModelConfig, kind: str, cache: caches.Cache | None, layer: Layer
 ) -> jax.Array | int:
     """Return a layer's number among those that have the same part of a cache as its kind."""
     if cache is None or (cache.sliding is None and cache.state is None):

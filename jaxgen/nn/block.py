@@ -19,13 +19,9 @@ from jaxgen.nn.drop import Drop
 from jaxgen.nn.experts import Experts
 from jaxgen.nn.feed import Feed
 from jaxgen.nn.latent import LatentAttend
-from jaxgen.nn.layer_context import LayerContext
+from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.tap import Interventions, tap
-from jaxgen.ops.cache import Cache
-
-# What travels through the depth: the residual stream [B, T, D] and the cache of all layers.
-Carry = tuple[jax.Array, Cache | None]
 
 
 class Block(nn.Module):
@@ -40,9 +36,7 @@ class Block(nn.Module):
     normed: bool = False
 
     @nn.compact
-    def __call__(
-        self, carry: Carry, layer: jax.Array | int, context: LayerContext
-    ) -> tuple[Carry, None]:
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> tuple[Carry, None]:
         """Return (carry, None), as a scan wants; the context holds this layer's mask."""
         config = self.config
         x, cache = carry
@@ -53,7 +47,7 @@ class Block(nn.Module):
         number = layer if context.first is None else layer + context.first
         place = context.interventions, number
         normed = x if self.normed else self._before("attn", x)
-        y, cache = attend(normed, context, cache, layer)
+        y, cache = attend((normed, cache), layer, context)
         if config.parallel != "none":
             if config.parallel == "two_norms":
                 normed = self._before("feed", x)
@@ -63,7 +57,7 @@ class Block(nn.Module):
         x = self._after("attn", x, y, place)
         if config.topology == "encoder_decoder":
             cross = CrossAttend(config, self.deterministic, name="cross")
-            y, cache = cross(self._before("cross", x), context, cache, layer)
+            y, cache = cross((self._before("cross", x), cache), layer, context)
             x = self._after("cross", x, y, place)
         x = self._after("feed", x, self._feed(self._before("feed", x), context), place)
         return (tap(self, "out", x, *place), cache), None
@@ -138,9 +132,7 @@ class Period(nn.Module):
     block: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(
-        self, carry: Carry, layer: jax.Array | int, context: LayerContext
-    ) -> tuple[Carry, None]:
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> tuple[Carry, None]:
         """Return (carry, None) after one layer for each mask of the context."""
         for index, mask in enumerate(context.masks):
             kind = self.config.pattern[index]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
 from jaxgen.nn.attend import cache_index
-from jaxgen.nn.layer_context import LayerContext
+from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
@@ -29,14 +29,9 @@ class Delta(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        context: LayerContext,
-        cache: caches.Cache | None,
-        layer: jax.Array | int,
-    ) -> tuple[jax.Array, caches.Cache | None]:
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
         """Return (out [B, T, D], cache with the layer's new state)."""
+        x, cache = carry
         config, own = self.config, self.config.delta
         assert own is not None
         B, T, _ = x.shape

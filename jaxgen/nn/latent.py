@@ -13,10 +13,9 @@ from jaxgen.config_groups import Latent
 from jaxgen.export import Size, surely
 from jaxgen.mesh import constrain
 from jaxgen.nn.attend import extended, options, output, project
-from jaxgen.nn.layer_context import LayerContext
+from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
-from jaxgen.ops import cache as caches
 from jaxgen.ops.attention import attend
 from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.positions import rotate
@@ -35,14 +34,9 @@ class LatentAttend(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        context: LayerContext,
-        cache: caches.Cache | None,
-        layer: jax.Array | int,
-    ) -> tuple[jax.Array, caches.Cache | None]:
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
         """Return (out [B, T, D], cache); the one mask is over the cache's slots if any."""
+        x, cache = carry
         config, latent = self.config, self.config.latent
         assert latent is not None
         q = self._queries(x, latent)

@@ -7,8 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxgen.nn.tap import Interventions
+from jaxgen.ops.cache import Cache
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.memory import Memory
+
+# What travels through the depth: the residual stream [B, T, D], or what a sublayer makes of it, and
+# the cache of all layers.
+Carry = tuple[jax.Array, Cache | None]
+Layer = jax.Array | int  # its number
 
 
 class LayerContext(NamedTuple):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
-from jaxgen.nn.block import Block, Carry, Leading, Period
-from jaxgen.nn.layer_context import LayerContext
+from jaxgen.nn.block import Block, Leading, Period
+from jaxgen.nn.layer_context import Carry, LayerContext
 from jaxgen.nn.tap import below
 from jaxgen.nn.unroll import layers_per_step
 from jaxgen.nn.weight import STACK_AXIS
