@@ -94,7 +94,12 @@ EXPERTS = (
     Row("ffn_gate_shexp.weight", ("experts/shared/gate",), "F,D"),
     Row("ffn_up_shexp.weight", ("experts/shared/up",), "F,D"),
     Row("ffn_down_shexp.weight", ("experts/shared/down",), "D,F"),
+    Row("ffn_gate_inp.bias", ("experts/router_bias",), "E"),
+    Row("ffn_gate_exps.bias", ("experts/gate_bias",), "E,F"),
+    Row("ffn_up_exps.bias", ("experts/up_bias",), "E,F"),
+    Row("ffn_down_exps.bias", ("experts/down_bias",), "E,D"),
 )
+SINKS = Row("attn_sinks.weight", ("attn/sinks",), "N")
 # One matrix of queries, keys and values in place of three.
 FUSED = (
     Row("attn_qkv.weight", ("attn/q", "attn/k", "attn/v"), "*NH,D"),
@@ -120,6 +125,7 @@ BOTH = norms(
     post_ffw_norm="feed_out_norm",
 )
 POST = norms(attn_output_norm="attn_norm", layer_output_norm="feed_norm")
+AFTER = norms(attn_norm="attn_norm", post_attention_norm="feed_norm")
 OUT = norms(post_attention_norm="attn_out_norm", post_ffw_norm="feed_out_norm")
 _FUSED_GATE = ("ffn_up.weight", "ffn_gate.weight")
 PHI3 = (
@@ -195,6 +201,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen3moe": Architecture(
         family="qwen3_moe", rows=PRE + SUBLAYERS + EXPERTS, settings={"norm_topk_prob": True}
+    ),
+    "gpt-oss": Architecture(
+        family="gpt_oss",
+        rows=(*AFTER, *SUBLAYERS, *EXPERTS, SINKS),
+        keys={"expert_feed_forward_length": "intermediate_size"},
     ),
     "olmo2": Architecture(family="olmo2", rows=OUT + OVER_HEADS),
     "olmoe": Architecture(

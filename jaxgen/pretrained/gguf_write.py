@@ -162,7 +162,7 @@ def _settings(name: str, architecture: Architecture, settings: Json, config: Mod
         if isinstance(value, bool):
             found[f"{name}.{key}"] = value
         elif isinstance(value, int | float):
-            whole = isinstance(value, int) and "sliding" in key
+            whole = isinstance(value, int) and key.endswith(("window", "pattern", "length"))
             found[f"{name}.{key}"] = np.uint32(value) if whole else np.float32(value)
     if config.positions == "rope":
         found[f"{name}.attention.value_length"] = np.uint32(config.H)
@@ -196,7 +196,7 @@ def _rope_factors(config: ModelConfig, settings: Json) -> np.ndarray | None:
 
 def _form(name: str, shape: tuple[int, ...], kind: str) -> str:
     """Return the format of a tensor: vectors are F32, and rows of no whole blocks F16."""
-    if len(shape) == 1 or name in EXACT or name.endswith(ROUTERS):
+    if len(shape) == 1 or name in EXACT or name.endswith((*ROUTERS, ".bias")):
         return "F32"
     if kind == "Q4_0" and name in TABLES:  # which 4 bits would harm the most
         kind = "Q8_0"

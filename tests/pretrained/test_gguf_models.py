@@ -49,6 +49,7 @@ FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multipl
 LATER = {
     "qwen2_moe": NAMED | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
     "qwen3_moe": NAMED | {"norm_topk_prob": True},
+    "gpt_oss": LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
     "olmo2": LLAMA,
     "olmoe": NAMED | {"num_key_value_heads": 4},
     "phi3": LLAMA | {"partial_rotary_factor": 0.5},
