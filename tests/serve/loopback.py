@@ -17,6 +17,7 @@ def serving(models, **how):
     asgi = app(models, **{"warm": False} | how)
     state = asgi.state.server
     server, listener = listen.listener(asgi, state.drain), socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # what is not read is felt
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started:

@@ -99,6 +99,11 @@ def test_log_probabilities_of_a_chat(canned):
     assert rows[0]["bytes"] == [97] and rows[0]["top_logprobs"][0]["token"] == "a"
     assert [len(row["top_logprobs"]) for row in rows] == [1] * 8
     assert canned.send(A, CHAT).json["choices"][0]["logprobs"] is None
+    canned.engine.script = "ab"  # and the end, which is no part of it
+    found = canned.send(A, CHAT | {"logprobs": True}).json["choices"][0]
+    canned.engine.script = None
+    assert [row["token"] for row in found["logprobs"]["content"]] == ["a", "b"]
+    assert found["finish_reason"] == "stop"
 
 
 def test_the_best_of_many_is_kept(canned):

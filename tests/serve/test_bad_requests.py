@@ -235,18 +235,17 @@ def test_what_does_not_come_in_time_is_ended(session, monkeypatch):
         assert b" 408 " in exchange(server.port, head(B, JSON, "Content-Length: 50") + b"{")
 
 
-def test_a_client_that_does_not_read_is_given_up(session, monkeypatch):
+def test_a_client_that_does_not_read_is_given_up(session, monkeypatch, caplog):
     monkeypatch.setattr(guard, "WRITE_SECONDS", 0.2)
     engine = FakeEngine(session)
-    with serving({"tiny": engine}) as server:
-        body = json.dumps(
-            TEXT | {"stream": True, "max_tokens": 1800, "n": 8, "logprobs": 20}
-        ).encode()
+    with serving({"tiny": engine}) as server, caplog.at_level(logging.INFO, "jaxgen.serve.access"):
+        body = json.dumps(TEXT | {"stream": True, "max_tokens": 1800, "logprobs": 1}).encode()
         with socket.socket() as peer:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             peer.connect(("127.0.0.1", server.port))
             peer.sendall(head(B, JSON, f"Content-Length: {len(body)}") + body)
-            wait_for(lambda: engine.cancelled)
+            wait_for(lambda: any('"status": 499' in one.getMessage() for one in caplog.records))
+        assert engine.cancelled
         wait_for(lambda: not engine.waiting)
 
 
@@ -361,8 +360,8 @@ def test_the_log_has_ids_and_counts_and_no_prompts(send, caplog):
         found = send(B, TEXT | {"prompt": "my secret"}, headers={"X-Request-Id": "ok-1.2_3"})
         send(B, TEXT | {"prompt": "my secret", "odd secret": 1})
         bad = send(B, TEXT, headers={"X-Request-Id": 'a" "b'})
-        wait_for(lambda: len(caplog.records) == 3)
-    rows = [json.loads(record.getMessage()) for record in caplog.records]
+        wait_for(lambda: len(caplog.records) >= 3)
+    rows = [json.loads(record.getMessage()) for record in caplog.records[-3:]]
     assert found.headers["x-request-id"] == rows[0]["id"] == "ok-1.2_3"
     assert bad.headers["x-request-id"] == rows[2]["id"] != 'a" "b'
     assert rows[0]["prompt_tokens"] == 10 and rows[0]["completion_tokens"] == 2
@@ -375,8 +374,9 @@ def test_an_id_with_a_newline_is_no_second_line_of_the_log(server, caplog):
         exchange(
             server.port, head("/health", "X-Request-Id: a\tb", "Connection: close", method="GET")
         )
-    (record,) = caplog.records
-    assert "\n" not in record.getMessage() and "a\tb" not in record.getMessage()
+        wait_for(lambda: any('"/health"' in one.getMessage() for one in caplog.records))
+    for record in caplog.records:
+        assert "\n" not in record.getMessage() and "a\tb" not in record.getMessage()
 
 
 def mutated(draw, path, body):
