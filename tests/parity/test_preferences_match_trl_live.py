@@ -11,7 +11,15 @@ from safetensors.numpy import load_file
 import jaxgen
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.pretrained.hub_write import write_hub
-from jaxgen.train.preferences import completion_logps, feedback_loss, pair_loss, reward_loss
+from jaxgen.train import policy
+from jaxgen.train.preferences import (
+    TEXTS,
+    completion_logps,
+    feedback_loss,
+    pair_loss,
+    reward_loss,
+    token_nll,
+)
 from jaxgen.train.settings import PreferenceSettings
 
 torch = pytest.importorskip("torch")
@@ -36,13 +44,14 @@ class Alone:
 
     device = "cpu"
     gather = gather_for_metrics = staticmethod(lambda x: x)
+    reduce = staticmethod(lambda x, *args, **more: x)
 
 
 def tiny(seed, **more):
     config = transformers.LlamaConfig(
         vocab_size=12, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
-        initializer_range=0.6, pad_token_id=0, **more,
+        initializer_range=0.3 if "num_labels" in more else 0.6, pad_token_id=0, **more,
     )  # fmt: skip
     torch.manual_seed(seed)
     kind = "LlamaForSequenceClassification" if "num_labels" in more else "LlamaForCausalLM"
@@ -246,3 +255,55 @@ def test_reward_models(tmp_path, side):
     settings = PreferenceSettings(center=0.1)
     ours = of_ours(reward_loss, config, params, batch, settings, tmp_path / "g")
     check_same(ours, theirs, model, told)
+
+
+@pytest.mark.parametrize("name", ["grpo", "bnpo", "dr_grpo", "rloo"])
+def test_policy_gradients(models, tmp_path, name):
+    model, _, config, params, ref_params = models
+    texts = [(PROMPTS[0], c) for c in (*CHOSEN[:2], *REJECTED[:2])]
+    batch = {key: value[:, 0] for key, value in laid((texts,), "right").items()}
+    rewards = np.array([1.0, 0.0, 0.5, -1.0], np.float32)
+    known = policy.advantages(
+        jax.numpy.asarray(rewards), 2, scale="others" if name == "rloo" else "group"
+    )
+    batch["advantage"] = np.asarray(known)
+    rows = {key: batch[key][:, None] for key in TEXTS}
+    near = -np.asarray(token_nll(params, config, rows))[:, 0]
+    batch["old"] = near + np.linspace(-0.4, 0.4, WIDTH, dtype=np.float32)
+    batch["reference"] = -np.asarray(token_nll(ref_params, config, rows))[:, 0]
+    width = max(len(c) for _, c in texts)
+    start, beta = len(PROMPTS[0]) - 1, 0.0 if name == "rloo" else 0.1
+    part = lambda x: torch.tensor(np.asarray(x)[:, start : start + width])  # noqa: E731
+    ids, attention, mask = padded(texts, "right")
+    size = len(PROMPTS[0])
+
+    def logps(model, ids, mask, *args, **more):
+        scores = torch.log_softmax(model(ids, attention_mask=mask).logits[:, :-1], -1)
+        found = scores.gather(-1, ids[:, 1:, None])[..., 0][:, -width:]
+        return found, torch.zeros_like(found), None
+
+    inputs = {
+        "prompt_ids": ids[:, :size], "prompt_mask": attention[:, :size],
+        "completion_ids": ids[:, size:], "completion_mask": mask[:, size:],
+        "advantages": torch.tensor(batch["advantage"]), "old_per_token_logps": part(batch["old"]),
+        "ref_per_token_logps": part(batch["reference"]),
+    }  # fmt: skip
+    inputs["old_logps"] = (inputs["old_per_token_logps"] * inputs["completion_mask"]).sum(1)
+    fake = SimpleNamespace(
+        model=model, accelerator=Alone, aux_loss_enabled=False, top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None, importance_sampling_level="token", beta=beta,
+        loss_type=name, epsilon_low=0.2, epsilon_high=0.2, use_vllm=False,
+        args=SimpleNamespace(delta=None, use_bias_correction_kl=False),
+        current_gradient_accumulation_steps=1, max_completion_length=6,
+        _entropy_bonus_enabled=False, _metrics=defaultdict(lambda: defaultdict(list)),
+        _get_per_token_logps_and_entropies=logps,
+    )  # fmt: skip
+    trainer = trl.RLOOTrainer if name == "rloo" else trl.GRPOTrainer
+    theirs = trainer._compute_loss(fake, model, inputs)
+
+    def loss(params, config, batch, settings):
+        more = {"length": 6} if name == "dr_grpo" else {}
+        return policy.policy_loss(params, config, batch, loss=name, beta=beta, **more)
+
+    ours = of_ours(loss, config, params, batch, None, tmp_path / "g")
+    check_same(ours, theirs, model, {})
