@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Scores,
         Towers,
     )
-    from jaxgen.config_parts import Disentangled, Embed, HeadLayer
+    from jaxgen.config_parts import Disentangled, Embed, HeadLayer, PerLayer, Residual
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
     from jaxgen.decoding.beam.settings import beams
@@ -104,7 +104,9 @@ __all__ = [
     "LayerKind",
     "Loss",
     "ModelConfig",
+    "PerLayer",
     "Relative",
+    "Residual",
     "Rope",
     "RopeScaling",
     "Scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal
@@ -11,14 +12,18 @@ from jaxgen import arguments
 from jaxgen.config_checks import (
     check_embed,
     check_head_layer,
+    check_kinds,
     check_positions,
+    check_residual,
     check_rope,
+    check_sizes,
     check_topology,
 )
 from jaxgen.config_experts import Experts
 from jaxgen.config_groups import (
     GROUPS,
     RENAMED,
+    SIZES,
     Delta,
     Latent,
     LayerKind,
@@ -27,7 +32,6 @@ from jaxgen.config_groups import (
     Relative,
     Rope,
     Towers,
-    check_kinds,
     in_groups,
 )
 from jaxgen.config_groups import RopeScaling as RopeScaling
@@ -36,6 +40,8 @@ from jaxgen.config_parts import (
     Embed,
     HeadLayer,
     HeadLayerKind,
+    PerLayer,
+    Residual,
     Scale,
     Scores,
 )
@@ -73,7 +79,7 @@ BIASES: dict[Biases, tuple[Part, ...]] = {
     "norms": ("norm",),
     "none": (),
 }
-QKNorm = Literal["none", "head", "heads", "each", "unit"]
+QKNorm = Literal["none", "head", "heads", "each", "unit", "qkv"]
 LayerWeights = Literal["own", "shared"]
 Output = Literal["tied", "untied"]
 Remat = Literal["none", "dots", "full"]
@@ -128,6 +134,7 @@ class ModelConfig:
         "none",
     )
     residual_scale: float = option("what sublayers add to the stream is multiplied by it", 1.0)
+    residual: Residual = option("around a layer's sublayers", Residual())
     norm_epsilon: float = option("added to the variance", 1e-5)
     positions: Positions = option(
         "how order is told; sinusoid: waves of 1 to 10000 positions, of which sinusoid_t2t "
@@ -140,7 +147,8 @@ class ModelConfig:
     qk_norm: QKNorm = option(
         "norm of queries and of keys: head: over each head, one scale for all; each: a scale for "
         "each head; heads: over all heads at once; unit: over each head after its rotation, with "
-        "no scale, in layers that are not of positions=none",
+        "no scale, in layers that are not of positions=none; qkv: as head, and of values, with no "
+        "scale",
         "none",
     )
     latent: Latent | None = option(
@@ -149,6 +157,9 @@ class ModelConfig:
     delta: Delta | None = option("of kinds of layers with mixer=delta; null: there are none", None)
     scores: Scores = option("attention scores", Scores())
     embed: Embed = option("how tokens become vectors", Embed())
+    per_layer: PerLayer | None = option(
+        "vectors of tokens that each layer has of its own; null: none", None
+    )
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     experts: Experts = option("a mixture of experts in the place of the feed-forward", Experts())
     biases: Biases = option("which projections (and layer norms) carry biases", "all")
@@ -186,31 +197,10 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        sizes = ("layers", "d_model", "heads")
-        optional = ("vocab_size", "kv_heads", "head_dim", "d_ff", "window", "classes", "unroll")
-        for name in (*sizes, *(n for n in optional if getattr(self, n) is not None)):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.context < 2:
-            raise ConfigError(
-                f"context={self.context} must be at least 2: one token to read, one to write"
-            )
-        own_width = self.head_dim is not None or self.latent is not None
-        if not own_width and self.d_model % self.heads:
-            raise ConfigError(
-                f"d_model={self.d_model} is not a multiple of heads={self.heads}; "
-                f"nearest that work: heads={_divisors_near(self.d_model, self.heads)}, "
-                f"or set head_dim"
-            )
-        if self.heads % self.K:
-            raise ConfigError(
-                f"heads={self.heads} is not a multiple of kv_heads={self.K}; "
-                f"nearest that work: kv_heads={_divisors_near(self.heads, self.K)}"
-            )
+        check_sizes(self)
         if self.latent is not None:
             self.latent.check(self)
         self.scores.check(self)
-        check_rope(self)
         check_positions(self)
         check_topology(self)
         check_head_layer(self)
@@ -222,6 +212,8 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
         check_kinds(self)
+        check_rope(self)
+        check_residual(self)
         self._check_block()
         self.experts.check_in(self)
         for name in ("norm_epsilon", "init_std", "logit_cap", "residual_scale", "output_scale"):
@@ -343,6 +335,25 @@ class ModelConfig:
         """Return how tokens of the layers of a kind read earlier ones."""
         return self.kinds.get(kind, LayerKind()).mixer
 
+    def shares_keys(self, kind: str) -> bool:
+        """Return whether layers of a kind have keys and values of other layers, and no cache."""
+        return self.kinds.get(kind, LayerKind()).keys_of is not None
+
+    def are_read(self, kind: str) -> bool:
+        """Return whether other layers have the keys and values of layers of a kind as well."""
+        return any(other.keys_of == kind for other in self.kinds.values())
+
+    def of_kind(self, kind: str) -> ModelConfig:
+        """Return the config with the sizes that layers of a kind have."""
+        own = self.kinds.get(kind, LayerKind())
+        sizes = {name: getattr(own, name) for name in SIZES if getattr(own, name) is not None}
+        if not sizes:
+            return self
+        found = copy(self)  # not `replace`: the sizes of other kinds are their own
+        for name, value in sizes.items():
+            object.__setattr__(found, name, value)
+        return found
+
     def rope_of(self, kind: str) -> Rope | None:
         """Return the rotary positions of the layers of a kind; None: they have none."""
         own = self.kinds.get(kind, LayerKind())
@@ -392,10 +403,3 @@ class ModelConfig:
 
 def _hashable(value: Any) -> Any:
     return frozenset(value.items()) if isinstance(value, dict) else value
-
-
-def _divisors_near(number: int, wanted: int) -> str:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    below = max(d for d in divisors if d <= wanted) if wanted >= 1 else 1
-    above = min((d for d in divisors if d >= wanted), default=number)
-    return f"{below} or {above}"

@@ -5,16 +5,48 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
-from jaxgen.config_groups import Relative, Rope
+from jaxgen.config_groups import LayerKind, Relative, Rope
 from jaxgen.config_parts import Disentangled, HeadActivation, HeadLayer
 from jaxgen.errors import ConfigError
 
 
+def check_sizes(config: Any) -> None:
+    """Raise ConfigError unless widths are positive, and fit the heads."""
+    sizes = ("layers", "d_model", "heads")
+    optional = ("vocab_size", "kv_heads", "head_dim", "d_ff", "window", "classes", "unroll")
+    for name in (*sizes, *(n for n in optional if getattr(config, n) is not None)):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name}={getattr(config, name)} must be at least 1")
+    if config.context < 2:
+        raise ConfigError(
+            f"context={config.context} must be at least 2: one token to read, one to write"
+        )
+    own_width = config.head_dim is not None or config.latent is not None
+    if not own_width and config.d_model % config.heads:
+        raise ConfigError(
+            f"d_model={config.d_model} is not a multiple of heads={config.heads}; "
+            f"nearest that work: heads={_divisors_near(config.d_model, config.heads)}, "
+            f"or set head_dim"
+        )
+    if config.heads % config.K:
+        raise ConfigError(
+            f"heads={config.heads} is not a multiple of kv_heads={config.K}; "
+            f"nearest that work: kv_heads={_divisors_near(config.heads, config.K)}"
+        )
+
+
+def _divisors_near(number: int, wanted: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    below = max(d for d in divisors if d <= wanted) if wanted >= 1 else 1
+    above = min((d for d in divisors if d >= wanted), default=number)
+    return f"{below} or {above}"
+
+
 def check_rope(config: Any) -> None:
     """Raise ConfigError unless heads have pairs that turn, wherever rope has an effect."""
-    head = config.H if config.latent is None else config.latent.rope_width
-    turned = [config.rope_of(name) for name in dict.fromkeys(config.pattern)]
-    for rope in turned:
+    for kind in dict.fromkeys(config.pattern):
+        rope, head = config.rope_of(kind), config.of_kind(kind).H
+        head = head if config.latent is None else config.latent.rope_width
         width = head if rope is None else rope.width(head)
         if width % 2 and rope is not None:
             name = "head_dim" if config.latent is None else "latent.rope_width"
@@ -123,6 +155,29 @@ def check_embed(config: Any) -> None:
         raise ConfigError("embed.width needs one tower, but topology=encoder_decoder has two")
 
 
+def check_residual(config: Any) -> None:
+    """Raise ConfigError where a model has no place for what is around sublayers of decoders."""
+    own = config.residual
+    told = {
+        f"residual.streams={own.streams}": own.streams > 1,
+        f"residual.laurel={own.laurel}": own.laurel is not None,
+        f"residual.gain={own.gain}": own.gain != "none",
+        "per_layer": config.per_layer is not None,
+    }
+    for name in (name for name, given in told.items() if given):
+        for key, value, known in (
+            ("topology", config.topology, "decoder"),
+            ("parallel", config.parallel, "none"),
+        ):
+            if value != known:
+                raise ConfigError(f"{name} is not known with {key}={value}; give {known}")
+    if config.qk_norm == "qkv" and config.topology == "encoder_decoder":
+        raise ConfigError("qk_norm=qkv is not known with topology=encoder_decoder")
+    for name, kind in config.kinds.items():
+        if kind.sparsity and config.experts.are_in(config, name):
+            raise ConfigError(f"kinds.{name}.sparsity={kind.sparsity} has no effect: experts")
+
+
 def check_head_layer(config: Any) -> None:
     """Raise ConfigError unless the layer of a head has such a head."""
     pooled = config.head in ("classes", "pooled") and config.topology == "encoder"
@@ -142,3 +197,95 @@ def check_head_layer(config: Any) -> None:
             f"head={config.head} has one dense layer, which feed={config.feed} does not fit; give "
             f"head_layer.activation, such as gelu"
         )
+
+
+def check_kinds(config: Any) -> None:
+    """Raise ConfigError unless the kinds of layers of a ModelConfig are described, and in use."""
+    if not config.pattern:
+        raise ConfigError("pattern=() names no layer; write [global]")
+    known = {"global", "local", *config.kinds}
+    if unknown := [name for name in config.pattern if name not in known]:
+        raise ConfigError(
+            f"pattern has layers of the kind {unknown[0]!r}, which kinds does not describe; "
+            f"known are {', '.join(sorted(known))}"
+        )
+    if unused := sorted(config.kinds.keys() - set(config.pattern)):
+        raise ConfigError(f"kinds.{unused[0]} has no effect: pattern has no such layer")
+    spans = [name for name in config.pattern if config.reach(name) != "all"]
+    if spans and config.window is None:
+        raise ConfigError(
+            f"pattern has {spans[0]} layers but window is null; give window in tokens"
+        )
+    if not spans and config.window is not None:
+        raise ConfigError(f"window={config.window} has no effect: pattern has no local layer")
+    deltas = [name for name in config.pattern if config.mixer(name) == "delta"]
+    if bool(deltas) != (config.delta is not None):
+        raise ConfigError(
+            f"delta={config.delta} with {len(deltas)} kinds of layers of mixer=delta: it is given "
+            f"with such kinds, and only there"
+        )
+    _check_shared(config)
+    _check_sizes_of_kinds(config)
+    for name in deltas:
+        own = config.kinds[name]
+        if own != LayerKind(mixer="delta"):
+            raise ConfigError(f"kinds.{name}: with mixer=delta no other field has an effect")
+    for name, value, known in (
+        ("topology", config.topology, ("decoder",)),
+        ("prompt", config.prompt, ("back",)),
+        ("positions", config.positions, ("rope", "none", "learned", "sinusoid")),
+    ):
+        if deltas and value not in known:
+            raise ConfigError(
+                f"{name}={value} is not known with layers of mixer=delta; known: {', '.join(known)}"
+            )
+
+
+def _check_shared(config: Any) -> None:
+    """Raise ConfigError where a layer can't have the keys and values of another."""
+    shared = {name: kind for name, kind in config.kinds.items() if kind.keys_of is not None}
+    for name, kind in shared.items():
+        told, giver = f"kinds.{name}.keys_of={kind.keys_of}", config.kinds.get(kind.keys_of)
+        if kind.keys_of not in config.pattern[: config.pattern.index(name)]:
+            raise ConfigError(
+                f"{told}: no layer of pattern before the first {name} is of that kind"
+            )
+        if kind.keys_of in shared or (giver is not None and giver.mixer != "attention"):
+            raise ConfigError(f"{told}: such layers have no keys of their own")
+        if config.reach(name) != config.reach(kind.keys_of) or kind.values != "own":
+            raise ConfigError(f"{told}: both need one reach, and values=own")
+    for name, value, known in (
+        ("topology", config.topology, "decoder"),
+        ("latent", config.latent, None),
+        ("layer_weights", config.layer_weights, "own"),
+        ("layers before the pattern", config.leading, 0),
+    ):
+        if shared and value != known:
+            raise ConfigError(
+                f"kinds.{next(iter(shared))}.keys_of is not known with {name}={value}"
+            )
+
+
+def _check_sizes_of_kinds(config: Any) -> None:
+    """Raise ConfigError unless sizes of kinds of layers fit the rest, and one another's caches."""
+    buffers: dict[bool, tuple[str, tuple[int, ...]]] = {}
+    for name in dict.fromkeys(config.pattern):
+        kind = config.kinds.get(name, LayerKind())
+        if (kind.head_dim or kind.kv_heads or kind.values != "own") and config.latent is not None:
+            raise ConfigError(
+                f"kinds.{name}: head_dim, kv_heads and values are not known with latent"
+            )
+        if config.heads % config.of_kind(name).K:
+            raise ConfigError(
+                f"heads={config.heads} is not a multiple of kinds.{name}.kv_heads={kind.kv_heads}"
+            )
+        if config.mixer(name) == "delta":
+            continue
+        cached, window = config.of_kind(name).cached, config.reach(name) == "window"
+        other, before = buffers.setdefault(window, (name, cached))
+        giver = name if kind.keys_of is None else kind.keys_of
+        if cached != before or cached != config.of_kind(giver).cached:
+            raise ConfigError(
+                f"kinds {other} and {name} have heads of other sizes, {before} and {cached}; "
+                f"layers with a window have one size, and all others one"
+            )

@@ -15,6 +15,7 @@ BalanceOver = Literal["layer", "model"]
 Weigh = Literal["output", "input"]
 Bias = Literal["none", "bias"]
 Gate = Literal["none", "sigmoid"]
+Norms = Literal["none", "own"]
 
 
 @arguments.checked
@@ -26,7 +27,7 @@ class Experts:
     added, each times its weight. Raises ConfigError for what can't be.
 
     Args:
-        number ... first_dense: the fields below; `jaxgen train --keys` lists them as
+        number ... norms: the fields below; `jaxgen train --keys` lists them as
             model.experts.*.
 
     >>> experts = jaxgen.Experts(number=8, active=2, balance=0.01)
@@ -66,6 +67,11 @@ class Experts:
     shared: int = option("width of an expert that every token has beside its own; 0: none", 0)
     shared_gate: Gate = option("sigmoid: a gate on what the shared expert adds", "none")
     first_dense: int = option("layers at the beginning without experts", 0)
+    norms: Norms = option(
+        "own: router and experts read the stream, each behind a norm of its own; so do what the "
+        "experts add and what the shared one adds; and experts have learned gains (Gemma 4)",
+        "none",
+    )
 
     def __post_init__(self) -> None:
         fresh = type(self).__dataclass_fields__

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxgen import arguments
-from jaxgen.config_parts import Embed, HeadLayer, Scores
+from jaxgen.config_parts import Embed, HeadLayer, Residual, Scores
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -23,12 +23,13 @@ SCALES: dict[Scaling, tuple[str, ...]] = {
     "longrope": ("original_context", "attention", "short", "long"),
 }
 Bounds = Literal["whole", "exact"]
-Pairs = Literal["halves", "halves_back", "neighbours"]
+Pairs = Literal["halves", "halves_back", "halves_of_head", "neighbours"]
 Reach = Literal["all", "window", "chunk"]
 LayerPositions = Literal["rope", "none"]
 Mixer = Literal["attention", "delta"]
 Tables = Literal["shared", "own"]
 LayerFeed = Literal["dense", "experts"]
+Values = Literal["own", "keys"]
 
 
 @arguments.checked
@@ -125,7 +126,8 @@ class Rope:
     share: float = option("of a head's width, the first part of it that turns", 1.0)
     pairs: Pairs = option(
         "which numbers turn together: i and i + half (halves; halves_back: the other way round), "
-        "or 2i and 2i + 1 (neighbours)",
+        "or 2i and 2i + 1 (neighbours); halves_of_head: halves of all, of whose pairs the first "
+        "share turns, as fast as if all did",
         "halves",
     )
     scaling: RopeScaling = option("stretched wavelengths", RopeScaling())
@@ -137,8 +139,12 @@ class Rope:
             raise ConfigError(f"rope.share={self.share} must be above 0 and at most 1")
 
     def width(self, head: int) -> int:
-        """Return how many numbers of a head of this width turn."""
-        return int(head * self.share)
+        """Return how many numbers of a head of this width are in pairs that can turn."""
+        return head if self.pairs == "halves_of_head" else int(head * self.share)
+
+    def turning(self, head: int) -> int:
+        """Return how many pairs of a head of this width turn."""
+        return int(head * self.share) // 2
 
 
 @arguments.checked
@@ -286,13 +292,16 @@ class Delta:
         return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
 
 
+SIZES = ("head_dim", "kv_heads", "d_ff")  # that a kind of layers may have of its own
+
+
 @arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class LayerKind:
     """What the layers of one kind of the pattern do otherwise than the config says.
 
     Args:
-        reach ... mixer: the fields below.
+        reach ... sparsity: the fields below.
 
     >>> kinds = {"far": jaxgen.LayerKind(positions="none")}  # no rotation, as in SmolLM3
     >>> config = jaxgen.ModelConfig(positions="rope", pattern=("global", "far"), kinds=kinds)
@@ -314,46 +323,27 @@ class LayerKind:
         "how tokens read earlier ones: attention, or the gated delta rule of model.delta",
         "attention",
     )
+    head_dim: int | None = option("width of one head; null: as model.head_dim", None)
+    kv_heads: int | None = option("key/value heads; null: as model.kv_heads", None)
+    d_ff: int | None = option("feed-forward width; null: as model.d_ff", None)
+    values: Values = option("keys: a value is its key's projection", "own")
+    keys_of: str | None = option(
+        "kind of layers, of which the last one before it in the pattern has its keys and values; "
+        "null: its own",
+        None,
+    )
+    sparsity: float = option(
+        "feed-forward: share of the numbers before the activation that are cut, were they normal",
+        0.0,
+    )
 
-
-def check_kinds(config: Any) -> None:
-    """Raise ConfigError unless the kinds of layers of a ModelConfig are described, and in use."""
-    if not config.pattern:
-        raise ConfigError("pattern=() names no layer; write [global]")
-    known = {"global", "local", *config.kinds}
-    if unknown := [name for name in config.pattern if name not in known]:
-        raise ConfigError(
-            f"pattern has layers of the kind {unknown[0]!r}, which kinds does not describe; "
-            f"known are {', '.join(sorted(known))}"
-        )
-    if unused := sorted(config.kinds.keys() - set(config.pattern)):
-        raise ConfigError(f"kinds.{unused[0]} has no effect: pattern has no such layer")
-    spans = [name for name in config.pattern if config.reach(name) != "all"]
-    if spans and config.window is None:
-        raise ConfigError(
-            f"pattern has {spans[0]} layers but window is null; give window in tokens"
-        )
-    if not spans and config.window is not None:
-        raise ConfigError(f"window={config.window} has no effect: pattern has no local layer")
-    deltas = [name for name in config.pattern if config.mixer(name) == "delta"]
-    if bool(deltas) != (config.delta is not None):
-        raise ConfigError(
-            f"delta={config.delta} with {len(deltas)} kinds of layers of mixer=delta: it is given "
-            f"with such kinds, and only there"
-        )
-    for name in deltas:
-        own = config.kinds[name]
-        if own != LayerKind(mixer="delta"):
-            raise ConfigError(f"kinds.{name}: with mixer=delta no other field has an effect")
-    for name, value, known in (
-        ("topology", config.topology, ("decoder",)),
-        ("prompt", config.prompt, ("back",)),
-        ("positions", config.positions, ("rope", "none", "learned", "sinusoid")),
-    ):
-        if deltas and value not in known:
-            raise ConfigError(
-                f"{name}={value} is not known with layers of mixer=delta; known: {', '.join(known)}"
-            )
+    def __post_init__(self) -> None:
+        for name in SIZES:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"kinds: {name}={value} must be at least 1")
+        if not 0 <= self.sparsity < 1:
+            raise ConfigError(f"kinds: sparsity={self.sparsity} must be in [0, 1)")
 
 
 GROUPS = {
@@ -363,6 +353,7 @@ GROUPS = {
     "towers": Towers(),
     "embed": Embed(),
     "head_layer": HeadLayer(),
+    "residual": Residual(),
     "local": LayerKind(),
 }
 # Names of settings that are now in a group, as configs written before have them.

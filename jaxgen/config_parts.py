@@ -18,6 +18,7 @@ HeadBias = Literal["bias", "none"]
 Pool = Literal["first", "mean"]
 Term = Literal["query", "key"]
 TableNorm = Literal["none", "norm"]
+Gain = Literal["none", "learned"]
 Tables = Literal["shared", "own"]
 Alibi = Literal["plain", "scaled"]
 Sinks = Literal["none", "learned"]
@@ -120,6 +121,73 @@ class Embed:
             raise ConfigError(f"embed.project={self.project} has no effect: embed.width is null")
         if not isinstance(self.scale, str) and not self.scale > 0:
             raise ConfigError(f"embed.scale={self.scale} must be greater than 0")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class PerLayer:
+    """Vectors of tokens for each layer beside those of the residual stream (Gemma 3n, 2025).
+
+    A layer adds what a projection of the stream lets through of its own vectors; these are looked
+    up, and projected from the token's vector in the stream.
+
+    Args:
+        width ... vocab_size: the fields below; `jaxgen train --keys` lists them as
+            model.per_layer.*.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=64, layers=3, d_model=32, heads=4,
+    ...                             per_layer=jaxgen.PerLayer(width=8, vocab_size=60))
+    >>> jaxgen.abstract(config)["per_layer"]["tokens"].shape  # a token's vectors of all layers
+    (60, 24)
+    """
+
+    width: int = option("of a token's vector in a layer", 256)
+    vocab_size: int | None = option(
+        "token ids that have such vectors, the first; others have those of id 0; null: all", None
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise ConfigError(f"per_layer.{name}={value} must be at least 1")
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class Residual:
+    """What is around the sublayers of a layer beside their sum with the residual stream.
+
+    Args:
+        streams ... gain: the fields below; `jaxgen train --keys` lists them as model.residual.*.
+
+    >>> config = jaxgen.ModelConfig(vocab_size=64, layers=2, d_model=32, heads=4,
+    ...                             residual=jaxgen.Residual(streams=4))
+    >>> jaxgen.abstract(config)["layers"]["streams"]["predict"].shape
+    (2, 16, 4)
+    """
+
+    streams: int = option(
+        "residual streams; a layer reads the first, predicts all, and corrects all by what it "
+        "made of the first (AltUp, Baykal et al. 2023)",
+        1,
+    )
+    clip: float | None = option(
+        "while training, the coefficients that predict and correct are cut to this size", None
+    )
+    laurel: int | None = option(
+        "rank of a second way around attention, which is averaged with it (LAuReL, Menghani et "
+        "al. 2024); null: none",
+        None,
+    )
+    gain: Gain = option("learned: a layer's output times one learned number", "none")
+
+    def __post_init__(self) -> None:
+        for name in ("streams", "clip", "laurel"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"residual.{name}={value} must be greater than 0")
+        if self.clip is not None and self.streams == 1:
+            raise ConfigError(f"residual.clip={self.clip} has no effect: residual.streams=1")
 
 
 @arguments.checked

@@ -4,7 +4,7 @@ B batch        T query position   S key position (cache slot)
 D model width  N query heads      K key/value heads    G = N / K heads that share one key
 H head width   F feed-forward     V vocabulary         E experts    L layers
 C classes      R relative distances Y token types  Z latents
-W convolution window
+W convolution window   P residual streams  Q pairs of streams
 """
 
 LEGEND = {
@@ -25,4 +25,6 @@ LEGEND = {
     "Y": "token types",
     "Z": "latents",
     "W": "convolution window",
+    "P": "residual streams",
+    "Q": "pairs of residual streams",
 }

@@ -20,7 +20,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.export import Size, serializable
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
-from jaxgen.models.inputs import first_in_segments, of_table, read_inputs, readable
+from jaxgen.models.inputs import cache_parts, first_in_segments, of_table, read_inputs, readable
 from jaxgen.nn.stack import taps_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.nn.weight import STACK_AXIS
@@ -225,27 +225,22 @@ def empty_cache(
         raise ConfigError("layout=ring with prompt=both: a prompt seen from both sides is kept")
     if slack and layout != "ring":
         raise ConfigError(f"slack={slack} has no effect with layout={layout}")
-    period = len(config.pattern)
-    kinds = [config.pattern[layer % period] for layer in range(config.layers)]
-    step = period if unrolled else config.layers
-    steps = [kinds[begin : begin + step] for begin in range(0, config.layers, step)]
-    deltas = [sum(config.mixer(kind) == "delta" for kind in step) for step in steps]
-    windows = [sum(config.reach(kind) == "window" for kind in step) for step in steps]
-    sliding = windows if layout == "ring" else [0] * len(steps)
-    full = [len(step) - sum(more) for step, *more in zip(steps, sliding, deltas, strict=True)]
+    parts = cache_parts(config, ring=layout == "ring", unrolled=unrolled)
 
-    def layers(counts: list[int]) -> caches.Counts:
-        return counts if unrolled else sum(counts)
+    def of(heads: int, width: int, value_width: int) -> caches.Sizes:
+        return caches.Sizes(batch, heads, width, config.compute_dtype, value_width)
 
-    heads, width, value_width = config.cached
+    is_ring = layout == "ring"
     return caches.empty(
-        caches.Sizes(batch, heads, width, config.compute_dtype, value_width),
-        full=(layers(full), capacity),
-        sliding=(layers(sliding), config.window or 0),
+        of(*parts.full_sizes),
+        full=(parts.full, capacity),
+        sliding=(parts.sliding, (config.window or 0) if is_ring else capacity),
+        sliding_sizes=of(*parts.sliding_sizes),
+        is_ring=is_ring,
         slack=slack,
         store=store,
-        state=None if config.delta is None else (layers(deltas), config.delta),
-        cross=None if memory is None else (layers([*map(len, steps)]), memory),
+        state=None if config.delta is None else (parts.state, config.delta),
+        cross=None if memory is None else (parts.all, memory),
     )
 
 
@@ -406,8 +401,11 @@ def early_logits(
     layers: how many layers a state has behind it; 0 is the embedding. As DoLa has it (Chuang et
     al. 2024), the states are not normalised.
     """
-    if config.embed.width is not None:
-        raise ConfigError(f"embed.width={config.embed.width}: earlier layers have no logits")
+    if config.embed.width is not None or config.residual.streams > 1:
+        name, value = "embed.width", config.embed.width
+        if value is None:
+            name, value = "residual.streams", config.residual.streams
+        raise ConfigError(f"{name}={value}: earlier layers have no logits")
     inputs = read_inputs(config, tokens, None, None, None, cache, None)
     out, seen = _forward(params, config, inputs, None, taps=True)
     flat = _taps(seen, ("*",))

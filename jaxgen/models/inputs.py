@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,10 +93,59 @@ def _check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
         raise ConfigError("give tokens [B, T], or inputs_embeds [B, T, D] in their place")
     if inputs_embeds is None:
         return tokens
+    if config.per_layer is not None:
+        raise ConfigError(
+            "inputs_embeds: the model has vectors of tokens in each layer as well (per_layer), "
+            "which they don't hold; give tokens"
+        )
     shape = inputs_embeds.shape
     if shape[-1] != (width := config.embed_width):
         raise ConfigError(f"inputs_embeds are {list(shape)}, but tokens have vectors of {width}")
     return np.zeros(shape[:2], np.int32)
+
+
+class CacheParts(NamedTuple):
+    """How many layers each part of a cache is for, and (heads, key and value width) of its keys."""
+
+    full: caches.Counts
+    sliding: caches.Counts
+    state: caches.Counts
+    all: caches.Counts
+    full_sizes: tuple[int, int, int]
+    sliding_sizes: tuple[int, int, int]
+
+
+def cache_parts(config: ModelConfig, *, ring: bool, unrolled: bool) -> CacheParts:
+    """Return the parts of a model's cache.
+
+    Layers with a window have a part of their own if it is a ring, or if their heads have other
+    sizes than those of the others. Layers with the keys of another one have none.
+    """
+    period = len(config.pattern)
+    kinds = [config.pattern[layer % period] for layer in range(config.layers)]
+    step = period if unrolled else config.layers
+    steps = [kinds[begin : begin + step] for begin in range(0, config.layers, step)]
+    attends = [kind for kind in config.pattern if config.mixer(kind) == "attention"]
+    sizes = {config.reach(kind) == "window": config.of_kind(kind).cached for kind in attends}
+    apart = ring or len({*sizes.values()}) > 1
+
+    def part(kind: str) -> str:
+        if config.shares_keys(kind) or config.mixer(kind) == "delta":
+            return "none" if config.shares_keys(kind) else "state"
+        return "sliding" if apart and config.reach(kind) == "window" else "full"
+
+    def layers(*parts: str) -> caches.Counts:
+        counts = [sum(part(kind) in parts for kind in one) for one in steps]
+        return counts if unrolled else sum(counts)
+
+    return CacheParts(
+        layers("full"),
+        layers("sliding"),
+        layers("state"),
+        layers("full", "sliding", "state", "none"),
+        sizes.get(False, sizes.get(True, config.cached)),
+        sizes.get(True, sizes.get(False, config.cached)),
+    )
 
 
 def _check_cache(config: ModelConfig, cache: caches.Cache, rows: Any) -> None:
@@ -105,7 +154,8 @@ def _check_cache(config: ModelConfig, cache: caches.Cache, rows: Any) -> None:
     keys = [leaf.shape for buffer in buffers for leaf in jax.tree.leaves(buffer.k)]
     state = None if cache.state is None else cache.state.matrix
     states = [leaf.shape for leaf in jax.tree.leaves(state)]
-    kinds = [config.mixer(config.pattern[i % len(config.pattern)]) for i in range(config.layers)]
+    names = [config.pattern[i % len(config.pattern)] for i in range(config.layers)]
+    kinds = [config.mixer(name) for name in names if not config.shares_keys(name)]
     mine = (*keys, *states)[0][1]
     sizes = {
         "layers": (sum(shape[0] for shape in keys), kinds.count("attention")),
@@ -113,14 +163,21 @@ def _check_cache(config: ModelConfig, cache: caches.Cache, rows: Any) -> None:
         "rows": (mine, mine if cache.branches is not None else rows),
     }
     if keys:
-        sizes["key/value heads"] = (keys[0][2], config.cached[0])
-        sizes["numbers a head"] = (keys[0][4], config.cached[1])
+        own = {config.of_kind(name).cached for name in names if config.mixer(name) == "attention"}
+        heads, widths = ({shape[i] for shape in keys} for i in (2, 4))
+        sizes["key/value heads"] = (_one(heads), _one({cached[0] for cached in own}))
+        sizes["numbers a head"] = (_one(widths), _one({cached[1] for cached in own}))
     for name, (have, want) in sizes.items():
         if surely(lambda have=have, want=want: have != want):
             raise ConfigError(
                 f"the cache is for {have} {name}, but there are {want}; make it with "
                 f"empty_cache(config, batch, capacity) or prefill of the same config and batch"
             )
+
+
+def _one(sizes: set[int]) -> int | list[int]:
+    """Return the one size, or those of several kinds of layers."""
+    return sorted(sizes) if len(sizes) > 1 else next(iter(sizes))
 
 
 def _check_parts(config: ModelConfig, types: Any, cache: Any, memory: Any) -> None:

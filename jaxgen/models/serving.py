@@ -81,13 +81,13 @@ def _ready(params: Params, config: ModelConfig, weights: Weights) -> Params:
 
 # How many axes of a layer's matrices are summed over.
 NUM_CONTRACTED = {"DNH": 1, "DKH": 1, "NHD": 2, "DF": 1, "FD": 1, "DZ": 1, "ZNH": 1}
-NUM_CONTRACTED |= {"DKGH": 1, "KGHD": 3}
+NUM_CONTRACTED |= {"DKGH": 1, "KGHD": 3, "ZD": 1}
 OF_EXPERTS = {"EDF": 1, "EFD": 1}
 BOTH_WAYS = ("NHZ",)  # of latent attention, summed over one axis or the other: never int8
-TABLES = ("VD", "SD")  # of tokens and positions
+TABLES = ("VD", "SD", "VZ")  # of tokens and positions
 # With the same input, by module.
 FUSED = {"attn": ("q", "k", "v"), "feed": ("up", "gate"), "shared": ("up", "gate")}
-READ = ("first", "layers", "rest", "embed", "unembed")  # once a token
+READ = ("first", "layers", "rest", "embed", "per_layer", "unembed")  # once a token
 
 
 def _transpose(letters: str, leaf: Any) -> Any:
@@ -124,7 +124,7 @@ def _cast(dtype: str, letters: str, leaf: Any) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _int8(letters: str, leaf: Any) -> Any:
     one = letters.removeprefix(STACK_AXIS)
-    if one == "VD" and not hasattr(leaf, "contract"):
+    if one in ("VD", "VZ") and not hasattr(leaf, "contract"):
         return Int8.of_transposed(leaf, 1)
     count = (NUM_CONTRACTED | OF_EXPERTS).get(one)
     if count is None or hasattr(leaf, "contract"):

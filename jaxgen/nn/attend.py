@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.config import ModelConfig
+from jaxgen.config_groups import LayerKind
 from jaxgen.mesh import constrain
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.layer_context import Carry, Layer, LayerContext
@@ -24,6 +25,7 @@ from jaxgen.ops.norms import unit_norm
 from jaxgen.ops.positions import rotate
 
 Projection = Callable[[jax.Array], jax.Array]
+Keys = tuple[jax.Array, jax.Array]  # of all tokens that queries may see, and their values
 
 
 class Attend(nn.Module):
@@ -34,33 +36,51 @@ class Attend(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
-        """Return (out [B, T, D], cache); the one mask is over the cache's slots if any."""
+    def __call__(
+        self, carry: Carry, layer: Layer, context: LayerContext
+    ) -> tuple[Carry, Keys | None]:
+        """Return ((out [B, T, D], cache), keys); the one mask is over the cache's slots if any.
+
+        keys: those that queries met and their values, which a later layer may have as well.
+        """
         x, cache = carry
-        config = self.config
+        config, keys = self.config, context.keys
+        own = config.kinds.get(self.kind, LayerKind())
         to_q = projection(self, "q", config.heads, "N")
-        to_k = projection(self, "k", config.K, "K")
-        q, k, v = to_q(x), to_k(x), project(self, "v", x, config.K, "K")
-        if context.vectors is not None:
-            bias = self._disentangled(q, k, to_q, to_k, context)
-            context = context._replace(bias=bias, buckets=None)
-        q, k = self._normed("q_norm", q, "N"), self._normed("k_norm", k, "K")
-        if (rope := config.rope_of(self.kind)) is not None:
-            q, k = (rotate(x, context.positions, rope) for x in (q, k))
-        if config.qk_norm == "unit" and config.turns(self.kind):
-            q, k = (unit_norm(x, epsilon=config.norm_epsilon) for x in (q, k))
+        if keys is None:
+            to_k = projection(self, "k", config.K, "K")
+            q, k = to_q(x), to_k(x)
+            v = k if own.values == "keys" else project(self, "v", x, config.K, "K")
+            if context.vectors is not None:
+                bias = self._disentangled(q, k, to_q, to_k, context)
+                context = context._replace(bias=bias, buckets=None)
+            q, k = self._placed("q", q, "N", context), self._placed("k", k, "K", context)
+            if config.qk_norm == "qkv":
+                v = unit_norm(v, epsilon=config.norm_epsilon)
+            cache, *keys = extended(config, self.kind, cache, layer, k, v)
+        else:
+            q = self._placed("q", to_q(x), "N", context)
+        k, v = keys
         grows = config.scores.growth_in == "all" or not config.turns(self.kind)
         if config.scores.growth is not None and grows:
             q = q * _growth(config, context.positions).astype(q.dtype)
         if config.scores.by_layer == "inverse":
             first = 0 if context.first is None else context.first
             q = q / jnp.asarray(first + layer + 1, q.dtype)
-        cache, k, v = extended(config, self.kind, cache, layer, k, v)
         out = attend(q, k, v, *context.masks, **options(self, context, x))
         if config.scores.gate == "sigmoid":
             gate = project(self, "gate", x, config.heads, "N").astype("float32")
             out = (out.astype("float32") * jax.nn.sigmoid(gate)).astype(out.dtype)
-        return output(self, out), cache
+        return (output(self, out), cache), (k, v)
+
+    def _placed(self, name: str, x: jax.Array, letter: str, context: LayerContext) -> jax.Array:
+        """Return queries or keys [B, T, N, H] normalised, and turned by their positions."""
+        config = self.config
+        x = self._normed(f"{name}_norm", x, letter)
+        if (rope := config.rope_of(self.kind)) is not None:
+            x = rotate(x, context.positions, rope)
+        unit = config.qk_norm == "unit" and config.turns(self.kind)
+        return unit_norm(x, epsilon=config.norm_epsilon) if unit else x
 
     def _disentangled(
         self, q: jax.Array, k: jax.Array, to_q: Projection, to_k: Projection, context: LayerContext
@@ -89,7 +109,7 @@ class Attend(nn.Module):
         kind = self.config.qk_norm
         if kind in ("none", "unit"):
             return x
-        axes = "H" if kind == "head" else f"{letter}H"
+        axes = "H" if kind in ("head", "qkv") else f"{letter}H"
         return Norm(self.config, axes=axes, joint=kind == "heads", name=name)(x)
 
 
@@ -167,12 +187,16 @@ def cache_index(
     config: ModelConfig, kind: str, cache: caches.Cache | None, layer: Layer
 ) -> jax.Array | int:
     """Return a layer's number among those that have the same part of a cache as its kind."""
-    if cache is None or (cache.sliding is None and cache.state is None):
+    if cache is None:
         return layer
 
-    def part(kind: str) -> tuple[str, bool]:
+    def part(kind: str) -> tuple[str, bool] | None:
+        if config.shares_keys(kind):
+            return None
         return config.mixer(kind), cache.sliding is not None and config.reach(kind) == "window"
 
+    if len({*map(part, config.pattern)}) == 1:
+        return layer
     period, index = len(config.pattern), layer % len(config.pattern)
     before = np.cumsum([0, *(part(one) == part(kind) for one in config.pattern)])
     return layer // period * before[-1] + jnp.asarray(before)[index]

@@ -9,11 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxgen.config import ModelConfig
 from jaxgen.config_experts import Experts as ExpertsConfig
+from jaxgen.config_groups import LayerKind
 from jaxgen.mesh import constrain
-from jaxgen.nn.attend import Attend, CrossAttend
+from jaxgen.nn.attend import Attend, CrossAttend, Keys
 from jaxgen.nn.delta import Delta
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.experts import Experts
@@ -21,7 +23,9 @@ from jaxgen.nn.feed import Feed
 from jaxgen.nn.latent import LatentAttend
 from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
+from jaxgen.nn.residual import Laurel, LayerInput, Streams
 from jaxgen.nn.tap import Interventions, tap
+from jaxgen.nn.weight import weight
 
 
 class Block(nn.Module):
@@ -36,10 +40,21 @@ class Block(nn.Module):
     normed: bool = False
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> tuple[Carry, None]:
-        """Return (carry, None), as a scan wants; the context holds this layer's mask."""
-        config = self.config
+    def __call__(
+        self, carry: Carry, layer: Layer, context: LayerContext
+    ) -> tuple[Carry, Keys | None]:
+        """Return (carry, keys); the context holds this layer's mask.
+
+        keys: of the layer, with their values, where a later one of the period has them as well;
+        else None, as a scan wants.
+        """
+        config = self.config.of_kind(self.kind)
         x, cache = carry
+        streams = None
+        if config.residual.streams > 1:
+            streams = Streams(config, self.deterministic, name="streams")
+        predicted = x if streams is None else streams.predict(x)
+        x = x if streams is None else predicted[..., 0, :]
         mixer = Attend if config.latent is None else LatentAttend
         mixer = Delta if config.mixer(self.kind) == "delta" else mixer
         attend = mixer(config, self.deterministic, self.kind, name="attn")
@@ -47,25 +62,48 @@ class Block(nn.Module):
         number = layer if context.first is None else layer + context.first
         place = context.interventions, number
         normed = x if self.normed else self._before("attn", x)
-        y, cache = attend((normed, cache), layer, context)
+        (y, cache), keys = attend((normed, cache), layer, context)
+        keys = keys if config.are_read(self.kind) else None
         if config.parallel != "none":
+            stream = x
             if config.parallel == "two_norms":
                 normed = self._before("feed", x)
             x = self._after("attn", x, y, place)
-            x = self._after("feed", x, self._feed(normed, context), place)
-            return (tap(self, "out", x, *place), cache), None
+            x = self._after("feed", x, self._feed(normed, stream, context), place)
+            return (tap(self, "out", x, *place), cache), keys
         x = self._after("attn", x, y, place)
+        if config.residual.laurel is not None:
+            x = (x + Laurel(config, name="laurel")(normed)) * jnp.asarray(2**-0.5, x.dtype)
         if config.topology == "encoder_decoder":
             cross = CrossAttend(config, self.deterministic, name="cross")
             y, cache = cross((self._before("cross", x), cache), layer, context)
             x = self._after("cross", x, y, place)
-        x = self._after("feed", x, self._feed(self._before("feed", x), context), place)
-        return (tap(self, "out", x, *place), cache), None
+        x = self._after("feed", x, self._feed(self._before("feed", x), x, context), place)
+        x = x if streams is None else streams.correct(predicted, x)
+        x = self._left(x, streams, context, number)
+        return (tap(self, "out", x, *place), cache), keys
 
-    def _feed(self, x: jax.Array, context: LayerContext) -> jax.Array:
-        if self.config.experts.are_in(self.config, self.kind):
-            return Experts(self.config, name="experts")(x, context.segments)
-        return Feed(self.config, name="feed")(x)
+    def _left(
+        self, x: jax.Array, streams: Streams | None, context: LayerContext, number: Any
+    ) -> jax.Array:
+        """Return the stream, or streams, with the layer's own vectors, times its gain."""
+        config = self.config
+        if context.layer_vectors is not None:
+            vectors = lax.dynamic_index_in_dim(context.layer_vectors, number, keepdims=False)
+            first = x if streams is None else streams.scaled(x[..., 0, :])
+            y = LayerInput(config, name="per_layer")(first, vectors)
+            x = x + y if streams is None else x.at[..., 1:, :].add(y[..., None, :])
+        if config.residual.gain == "learned":
+            ones = nn.initializers.ones
+            x = x * weight(self, "gain", (), "", ones, config.param_dtype).astype(x.dtype)
+        return x
+
+    def _feed(self, x: jax.Array, stream: jax.Array, context: LayerContext) -> jax.Array:
+        config = self.config.of_kind(self.kind)
+        if config.experts.are_in(config, self.kind):
+            return Experts(config, name="experts")(x, stream, context.segments)
+        kind = config.kinds.get(self.kind, LayerKind())
+        return Feed(config, sparsity=kind.sparsity, name="feed")(x)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         if self.config.norm_at in ("post", "out"):
@@ -134,8 +172,11 @@ class Period(nn.Module):
     @nn.compact
     def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> tuple[Carry, None]:
         """Return (carry, None) after one layer for each mask of the context."""
+        keys: dict[str | None, Keys | None] = {}
         for index, mask in enumerate(context.masks):
             kind = self.config.pattern[index]
             block = self.block(self.config, self.deterministic, kind, name=str(index))
-            carry, _ = block(carry, layer + index, context._replace(masks=(mask,)))
+            giver = self.config.kinds.get(kind, LayerKind()).keys_of
+            own = context._replace(masks=(mask,), keys=keys.get(giver))
+            carry, keys[kind] = block(carry, layer + index, own)
         return carry, None

@@ -29,8 +29,8 @@ class Delta(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
-        """Return (out [B, T, D], cache with the layer's new state)."""
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> tuple[Carry, None]:
+        """Return ((out [B, T, D], cache with the layer's new state), None)."""
         x, cache = carry
         config, own = self.config, self.config.delta
         assert own is not None
@@ -62,7 +62,7 @@ class Delta(nn.Module):
         out = Norm(config.replace(norm="rms"), axes="H", name="norm")(out)
         gate = self._project("gate", x, (K, G, own.value_width)).astype("float32")
         out = (out.astype("float32") * ACTIVATIONS["silu"](gate)).astype(out.dtype)
-        return self._output(out), cache
+        return (self._output(out), cache), None
 
     def _weight(self, name: str, shape: tuple[int, ...], letters: str) -> Any:
         config = self.config

@@ -15,7 +15,8 @@ from jaxtyping import Array
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain, gather, place
 from jaxgen.nn.feed import Feed, activate, is_gated
-from jaxgen.nn.weight import weight
+from jaxgen.nn.norm import Norm
+from jaxgen.nn.weight import Init, weight
 from jaxgen.ops import expert_exchange
 from jaxgen.ops import experts as ops
 from jaxgen.ops.contract import contract
@@ -28,14 +29,23 @@ class Experts(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
-        """Return x [B, T, D] transformed position by position; segments: 0 for padding."""
+    def __call__(self, x: jax.Array, stream: jax.Array, segments: jax.Array | None) -> jax.Array:
+        """Return x [B, T, D] transformed position by position.
+
+        stream: x before its norm; segments: 0 for padding.
+        """
         config, own = self.config, self.config.experts
-        logits = self._logits(x)
+        routed = rows = x
+        if own.norms == "own":
+            routed = Norm(config, name="router_norm")(stream) * config.d_model**-0.5
+            rows = Norm(config, name="in_norm")(stream)
+        logits = self._logits(routed)
         routing = self._route(logits, segments)
         leaves = self._leaves()
         run = partial(_mixture, config.feed, config.compute_dtype, own.weigh)
-        y = _by_device(run, own.number, x, routing, leaves)
+        y = _by_device(run, own.number, rows, routing, leaves)
+        if own.norms == "own":
+            y = Norm(config, name="out_norm")(y)
         if own.shared:
             y = y + self._shared(x)
         return constrain(y, "BTD")
@@ -44,6 +54,8 @@ class Experts(nn.Module):
         """Return what the expert of all tokens makes of x [B, T, D]."""
         config = self.config
         y = Feed(config, config.experts.shared, name="shared")(x)
+        if config.experts.norms == "own":
+            y = Norm(config, name="shared_norm")(y)
         if config.experts.shared_gate == "none":
             return y
         shape, normal = (config.d_model, 1), nn.initializers.normal(config.init_std)
@@ -85,6 +97,10 @@ class Experts(nn.Module):
             if bias is not None:
                 weights = ops.with_load_gradient(routing.weights, bias, stats)
                 routing = routing._replace(weights=weights)
+        if own.norms == "own":
+            gain = self._vector("router_gain", self.config.param_dtype, nn.initializers.ones)
+            gained = routing.weights * gain.astype("float32")[routing.experts]
+            routing = routing._replace(weights=gained)
         return jax.tree.map(lambda a: a.reshape(*logits.shape[:2], -1), routing)
 
     def _leaves(self) -> dict[str, Any]:
@@ -106,9 +122,8 @@ class Experts(nn.Module):
                 found[name] = weight(self, name, shape, letters, zeros, config.param_dtype)
         return found
 
-    def _vector(self, name: str, dtype: str) -> Any:
-        shape = (self.config.experts.number,)
-        return weight(self, name, shape, "E", nn.initializers.zeros, dtype)
+    def _vector(self, name: str, dtype: str, init: Init = nn.initializers.zeros) -> Any:
+        return weight(self, name, (self.config.experts.number,), "E", init, dtype)
 
 
 RAGGED = ("tpu", "gpu")  # platforms with a ragged all-to-all (XLA of jaxlib 0.10 and 0.12)

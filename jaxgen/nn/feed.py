@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
@@ -15,18 +18,22 @@ from jaxgen.ops.gates import ACTIVATIONS, GATED, gated
 class Feed(nn.Module):
     """down(activation(up x)), or down(activation(gate x) * up x) for gated kinds.
 
-    width: None: that of the config.
+    width: None: that of the config. sparsity: share of the numbers before the activation that are
+    cut.
     """
 
     config: ModelConfig
     width: int | None = None
+    sparsity: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return x [B, T, D] transformed position by position."""
         config = self.config
-        y = self._project("up", x)
-        y = activate(config.feed, y, self._project("gate", x) if is_gated(config.feed) else None)
+        y, gate = self._project("up", x), None
+        if is_gated(config.feed):
+            gate = cut(self._project("gate", x), self.sparsity)
+        y = activate(config.feed, y if gate is not None else cut(y, self.sparsity), gate)
         return self._down(constrain(y, "BTF"))
 
     def _project(self, name: str, x: jax.Array) -> jax.Array:
@@ -51,6 +58,15 @@ class Feed(nn.Module):
         zeros = nn.initializers.zeros
         bias = weight(self, name, y.shape[-1:], letter, zeros, self.config.param_dtype)
         return add_bias(y, bias)
+
+
+def cut(x: jax.Array, share: float) -> jax.Array:
+    """Return how far numbers [..., F] are above that of which `share` of a normal row is below."""
+    if not share:
+        return x
+    wide = x.astype("float32")
+    mean, spread = (f(wide, axis=-1, keepdims=True) for f in (jnp.mean, jnp.std))
+    return jax.nn.relu(wide - mean - spread * NormalDist().inv_cdf(share)).astype(x.dtype)
 
 
 def is_gated(feed: str) -> bool:

@@ -34,8 +34,8 @@ class LatentAttend(nn.Module):
     kind: str
 
     @nn.compact
-    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> Carry:
-        """Return (out [B, T, D], cache); the one mask is over the cache's slots if any."""
+    def __call__(self, carry: Carry, layer: Layer, context: LayerContext) -> tuple[Carry, None]:
+        """Return ((out [B, T, D], cache), None); the one mask is over the cache's slots if any."""
         x, cache = carry
         config, latent = self.config, self.config.latent
         assert latent is not None
@@ -55,14 +55,15 @@ class LatentAttend(nn.Module):
             plain_q = contract("BTNH,NHZ->BTNZ", plain_q, k_up, dtype=dtype)
             q, k = _beside(plain_q, q, "BTNH"), _beside(latents, k, "BSKH")
             out = attend(q, k, latents, **attention)
-            return output(self, contract("BTNZ,NHZ->BTNH", out, v_up, dtype=dtype)), cache
+            out = contract("BTNZ,NHZ->BTNH", out, v_up, dtype=dtype)
+            return (output(self, out), cache), None
         q = _beside(plain_q, q, "BTNH")
         plain_k, v = (
             contract("BSZ,NHZ->BSNH", latents[:, :, 0], up, dtype=dtype) for up in (k_up, v_up)
         )
         k = jnp.broadcast_to(k, (*plain_k.shape[:3], latent.rope_width))
         k, v = _beside(plain_k, k, "BSKH"), constrain(v, "BSKH")
-        return output(self, attend(q, k, v, **attention)), cache
+        return (output(self, attend(q, k, v, **attention)), cache), None
 
     def _queries(self, x: jax.Array, latent: Latent) -> jax.Array:
         """Return queries [B, T, N, H], whose last numbers are those that turn."""

@@ -25,7 +25,8 @@ class LayerContext(NamedTuple):
     interventions: on the activations of layers. first: the number of the layer that counts as 0,
     where a step of layers has a cache of its own; None: 0. buckets: [B, T, S] of distances, where
     each layer has biases of its own for them, or queries and keys from vectors [R, D] of them.
-    segments: [B, T], 0 for padding.
+    segments: [B, T], 0 for padding. keys: (keys, values) of an earlier layer, which this one has
+    instead of its own. layer_vectors: [L, B, T, Z], of tokens for each layer.
     """
 
     positions: jax.Array
@@ -38,3 +39,5 @@ class LayerContext(NamedTuple):
     buckets: jax.Array | None = None
     segments: jax.Array | None = None
     vectors: jax.Array | None = None
+    keys: tuple[jax.Array, jax.Array] | None = None
+    layer_vectors: jax.Array | None = None

@@ -16,6 +16,7 @@ from jaxgen.nn.head import Head, Unembed
 from jaxgen.nn.layer_context import LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative, Vectors, buckets_of
+from jaxgen.nn.residual import LayerVectors, Spread
 from jaxgen.nn.stack import through_layers
 from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
@@ -119,7 +120,15 @@ def _tower(
     x = tap(module, "embedded", x, inputs.interventions)
     x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
     context, cache = _layer_context(config, inputs)
+    if config.per_layer is not None:
+        vectors = LayerVectors(config, name="per_layer")(inputs.tokens, x)
+        context = context._replace(layer_vectors=vectors)
+    several = config.residual.streams > 1
+    if several:
+        x = Spread(config, "streams", name="to_streams")(x)
     x, cache = through_layers(module, config, deterministic, (x, cache), context)
+    if several:
+        x = Spread(config, "one", name="to_one")(x)
     if config.norm_at != "post":
         x = Norm(config, name="final_norm")(x)
     x = constrain(x, "BTD")

@@ -72,8 +72,9 @@ class Cache:
 
     full: the buffer of layers that keep every token: position p of a row is in slot p, so that a
     row's numbers do not depend on the lengths of its neighbours. Slots from `length` on hold
-    garbage that no query may see. sliding: the ring buffer of local layers, if they have one;
-    position p is in slot p mod the number of slots.
+    garbage that no query may see. sliding: the buffer of local layers, if they have one.
+    is_ring: whether that forgets: position p is in slot p mod the number of slots; else it is as
+    full is, and apart because heads of local layers have other sizes.
     num_valid: number of the next tokens of each row that are not padding; None: all.
     slack: slots of a ring beyond the window, so that its last tokens can be rewound.
     branches: the beams of each row; None: rows are not split.
@@ -88,6 +89,7 @@ class Cache:
     branches: Branches | None = None
     state: DeltaState | None = None
     slack: int = field(default=0, metadata={"static": True})
+    is_ring: bool = field(default=True, metadata={"static": True})
 
     @property
     def capacity(self) -> Size | None:
@@ -99,7 +101,11 @@ class Cache:
         """Return how many tokens `rewind` can remove; None: all of them."""
         if self.state is not None:
             return 0
-        return None if self.sliding is None else self.slack + 1
+        return self.slack + 1 if self.forgets(window=True) else None
+
+    def forgets(self, *, window: bool) -> bool:
+        """Return whether layers with a window, or without, keep no more than the last tokens."""
+        return window and self.sliding is not None and self.is_ring
 
     @property
     def is_unrolled(self) -> bool:
@@ -154,7 +160,7 @@ class Cache:
     @property
     def can_branch(self) -> bool:
         """Whether all layers keep every token."""
-        return self.sliding is None and self.state is None
+        return not self.forgets(window=True) and self.state is None
 
     def branch(self) -> Cache:
         """Return the cache that `take` splits into beams without copying a key.
@@ -208,15 +214,17 @@ def empty(
     full: tuple[Counts, Size],
     sliding: tuple[Counts, int] = (0, 0),
     slack: int = 0,
+    sliding_sizes: Sizes | None = None,
+    is_ring: bool = True,
     store: Store = "plain",
     cross: tuple[Counts, Size] | None = None,
     state: tuple[Counts, Delta] | None = None,
 ) -> Cache:
     """Return a cache that holds nothing yet.
 
-    full, sliding, cross: (layers, slots of a row) of each part; `slack` slots are added to sliding;
-    cross is for the keys of an encoder's output, in models that read one. state: (layers, settings)
-    of the gated delta rule. Layers are so many in one
+    full, sliding, cross: (layers, slots of a row) of each part; `slack` slots are added to sliding,
+    whose heads may have sizes of their own; cross is for the keys of an encoder's output, in models
+    that read one. state: (layers, settings) of the gated delta rule. Layers are so many in one
     array, or, for an unrolled cache, as many as each step has.
     """
     memory = None
@@ -224,14 +232,15 @@ def empty(
         k, v = kv_buffer.zeros(sizes, *cross, sizes.dtype)
         # Segment 0 is padding: until the memory is written, nothing of it can be seen.
         memory = CrossKeys(k, v, jnp.zeros((sizes.batch, cross[1]), jnp.int32))
-    parts = (full, (sliding[0], sliding[1] + slack))
-    buffers = (kv_buffer.empty(sizes, *part, store) for part in parts)
+    parts = ((sizes, *full), (sliding_sizes or sizes, sliding[0], sliding[1] + slack))
+    buffers = (kv_buffer.empty(*part, store) for part in parts)
     return Cache(
         *buffers,
         length=jnp.zeros(sizes.batch, jnp.int32),
         cross=memory,
         state=None if state is None else _empty_state(sizes.batch, *state, sizes.dtype),
         slack=slack,
+        is_ring=is_ring,
     )
 
 
@@ -286,9 +295,9 @@ def positions(cache: Cache, tokens: Size, *, window: bool) -> Int[Array, "#B S"]
     """Return the positions of the keys that `extend` will give a layer with a window or without."""
     if cache.branches is not None:
         return _generation(cache.branches, jnp.arange(cache.capacity)[None], tokens)
-    if cache.sliding is None or not window:
-        assert cache.full is not None
-        return jnp.arange(cache.full.count)[None]
+    if not cache.forgets(window=window):
+        return jnp.arange(cache.capacity)[None]
+    assert cache.sliding is not None
     after = cache.length if tokens > 1 else cache.length + num_valid(cache, tokens)
     size = cache.sliding.count
     last = after[:, None] - 1
@@ -347,11 +356,14 @@ def extend(
     layer: its index in its buffer, which is that of the layers with a window if `window`. The
     caller must ensure that length + T fits the capacity: writes past the end are dropped silently.
     """
-    if cache.sliding is None or not window:
-        assert cache.full is not None
-        full = kv_buffer.write(cache.full, layer, k, v, cache.length)
-        return replace(cache, full=full), *kv_buffer.read(full, layer, k.dtype)
+    if not cache.forgets(window=window):
+        part = "full" if cache.sliding is None or not window else "sliding"
+        buffer = getattr(cache, part)
+        assert buffer is not None
+        buffer = kv_buffer.write(buffer, layer, k, v, cache.length)
+        return replace(cache, **{part: buffer}), *kv_buffer.read(buffer, layer, k.dtype)
     old = cache.sliding
+    assert old is not None
     sliding = kv_buffer.write_ring(old, layer, k, v, cache.length, num_valid(cache, k.shape[1]))
     cache = replace(cache, sliding=sliding)
     if k.shape[1] == 1:

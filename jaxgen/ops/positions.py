@@ -77,6 +77,7 @@ def rotate(
     """Return x with each pair of `rope` rotated by position * its frequency; the rest as it is."""
     width = rope.width(x.shape[-1])
     frequency, gain = frequencies(width, theta=rope.theta, scaling=rope.scaling)
+    frequency[rope.turning(x.shape[-1]) :] = 0
     # bfloat16 cannot represent positions above 256, so angles stay float32.
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     if stretch := _BY_LENGTH.get(rope.scaling.kind):

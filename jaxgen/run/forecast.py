@@ -8,7 +8,7 @@ use. The rest is arithmetic on what a step must keep and move, without what a co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -161,10 +161,19 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
         "memory": moved / chip.bandwidth,
         "links": sum(traffic.values()) / chip.links,
     }
-    cache = 2.0 * model.layers * model.context * model.K * model.H * WIDTH[model.compute_dtype]
+    cache = _of_cache(model)
     return MemoryPlan(
         settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole)
     )
+
+
+def _of_cache(model: ModelConfig) -> float:
+    """Return bytes of what decoding keeps of one row of context tokens, an encoder's memory not."""
+    if model.topology == "encoder":
+        return 0.0
+    memory = model.context if model.topology == "encoder_decoder" else None
+    made = jax.eval_shape(lambda: api.empty_cache(model, 1, model.context, memory=memory))
+    return float(sum(map(_bytes, jax.tree.leaves((made.full, made.sliding, made.state)))))
 
 
 def this_machine() -> tuple[Chip, int]:
@@ -311,13 +320,15 @@ def _activations(
         WIDTH[model.compute_dtype],
         train.batch / train.accumulate / (data * fsdp * expert),
     )
-    used, there = model.experts.widths(model.F)
+    used, there = (_mean(model, lambda own, i=i: own.experts.widths(own.F)[i]) for i in (0, 1))
     tokens = rows * model.context / sequence
-    heads, kv = model.heads * model.H / tensor, model.K * model.H / tensor
+    heads = _mean(model, lambda own: own.heads * own.H) / tensor
+    kv = _mean(model, _keys) / tensor
     gates = 3 if is_gated(model.feed) else 2
     dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * used / tensor
     scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence if keeps else 0
-    stream = tokens * model.d_model * width
+    # Of several residual streams a layer keeps what it read of each.
+    stream = tokens * model.d_model * width * model.residual.streams
     # Of a layer's products, and of all its arrays: those that each compiler was seen to keep.
     some, most = dots, dots * (1.5 if platform == "cpu" else 1.25)
     if platform == "gpu":
@@ -327,13 +338,25 @@ def _activations(
     saved = {"full": stream, "dots": stream + tokens * some * width, "none": every}[model.remat]
     layer = (2 * heads + 2 * kv) * model.d_model * tensor + gates * model.d_model * there / expert
     # A layer's weights and their gradients; of two layers where one is gathered ahead of its turn.
+    own = model.per_layer  # looked up, and with what is projected
+    vectors = tokens * model.layers * (own.width if own else 0) * width
     copies = 4 if fsdp > 1 and platform != "gpu" else 2
     positions = rows * _chunk(model, train, sizes, platform) / sequence
     return {
-        "activations": saved * model.layers,
+        "activations": saved * model.layers + 2 * vectors,
         "working layer": every + tokens * dots * width + copies * layer / tensor * width,
         "logits": 2 * 4.0 * positions * model.V / tensor,
     }
+
+
+def _mean(model: ModelConfig, number: Callable[[ModelConfig], int]) -> float:
+    """Return a number of a layer, of the kinds of layers as often as the pattern has them."""
+    return sum(number(model.of_kind(kind)) for kind in model.pattern) / len(model.pattern)
+
+
+def _keys(model: ModelConfig) -> int:
+    """Return the numbers of a token's keys in a layer."""
+    return model.K * model.H
 
 
 def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str) -> int:
@@ -352,12 +375,13 @@ def _traffic(
     # Weights are gathered once forward and once backward: recomputing shares the latter. Of the
     # two sums over tensor of a layer, recomputing repeats the one that feed-forward reads.
     passes, sums = 2, 5 if model.remat == "full" else 4
-    gates, there = 3 if is_gated(model.feed) else 2, model.experts.widths(model.F)[1]
+    gates = 3 if is_gated(model.feed) else 2
+    there = _mean(model, lambda own: own.experts.widths(own.F)[1])
     own = gates * model.layers * model.d_model * there * (1 - 1 / expert)  # that others have
     weights = (count - own) * width / tensor
     tokens = train.batch * model.context / (data * fsdp * expert * sequence)
     stream = tokens * model.d_model * width
-    keys = 2 * tokens * model.K * model.H / tensor * width
+    keys = 2 * tokens * _mean(model, _keys) / tensor * width
     # The gradient of the output table cannot stay a partial sum from one chunk to the next. A TPU's
     # compiler sums it whole on every device, a GPU's leaves each its own part.
     table = model.V * model.d_model * width / tensor * train.accumulate

@@ -125,7 +125,8 @@ def fit_row(row: Cache, capacity: int) -> Cache:
             return x[:, :, :, :capacity]
         return jnp.pad(x, [(0, more if axis == SLOT else 0) for axis in range(x.ndim)])
 
-    return replace(row, full=jax.tree.map(fit, row.full))
+    sliding = row.sliding if row.is_ring else jax.tree.map(fit, row.sliding)
+    return replace(row, full=jax.tree.map(fit, row.full), sliding=sliding)
 
 
 @partial(jax.jit, donate_argnames="pool")

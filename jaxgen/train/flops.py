@@ -12,7 +12,10 @@ from jaxgen.models import api
 from jaxgen.profile import chips, limits
 
 # What tokens are not multiplied with.
-LOOKED_UP = ("embed/tokens", "embed/positions", "embed/types", "relative/*", "*norm*", "*bias")
+LOOKED_UP = (
+    *("embed/tokens", "embed/positions", "embed/types", "per_layer/tokens", "relative/*"),
+    *("*norm*", "*bias", "*gain"),
+)
 
 
 def per_token(config: ModelConfig, *, beside: int | None = None) -> float:
@@ -21,9 +24,10 @@ def per_token(config: ModelConfig, *, beside: int | None = None) -> float:
     The convention of PaLM (Chowdhery et al. 2022, appendix B): causal masking is not discounted,
     embedding lookups count nothing, the output table counts once. Of experts those count that a
     token goes to. Latent attention counts in its expanded form, whose keys and values differ in
-    width; a layer of the delta rule reads, corrects and reads its matrix. beside: numbers of an
-    adapter, where they alone are trained: the weights beneath have no gradient of their own, so
-    4 per weight, and 6 per number of the adapter.
+    width; a layer of the delta rule reads, corrects and reads its matrix. Several residual streams
+    are mixed once, and corrected once, in each layer. beside: numbers of an adapter, where they
+    alone are trained: the weights beneath have no gradient of their own, so 4 per weight, and 6 per
+    number of the adapter.
     """
     weights = api.active(config)
     times = config.layers // len(config.pattern) if config.layer_weights == "shared" else 1
@@ -34,8 +38,10 @@ def per_token(config: ModelConfig, *, beside: int | None = None) -> float:
     )
     if config.output == "tied":
         products += config.V * config.embed_width
+    if (streams := config.residual.streams) > 1:
+        products += config.layers * (streams**2 + streams) * config.d_model
     kinds = [config.pattern[layer % len(config.pattern)] for layer in range(config.layers)]
-    mixing = sum(_mixing(config, kind) for kind in kinds)
+    mixing = sum(_mixing(config.of_kind(kind), kind) for kind in kinds)
     if beside is not None:
         return 4.0 * products + 6.0 * (beside + mixing)
     return 6.0 * (products + mixing)

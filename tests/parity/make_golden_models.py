@@ -38,6 +38,11 @@ def model_of(family: str, settings: dict):
     return model, {name: list(shape) for name, shape in sorted(shapes.items())}
 
 
+def flat(state: torch.Tensor) -> np.ndarray:
+    """Return hidden states [B, T, D]; of several streams [P, B, T, D] all in one row."""
+    return (state if state.ndim == 3 else state.permute(1, 2, 0, 3).flatten(2)).numpy()
+
+
 @torch.no_grad()
 def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     """Return {about, logits, hidden, greedy} of a case."""
@@ -63,7 +68,7 @@ def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     return {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
         "logits": out.logits.numpy(),
-        "hidden": np.stack([state.numpy() for state in out.hidden_states]),
+        "hidden": np.stack([flat(state) for state in out.hidden_states]),
         "greedy": greedy[0, start.shape[1] :].numpy(),
     }
 

@@ -198,6 +198,34 @@ MODERN = {k: v for k, v in FOUR.items() if k not in ("num_key_value_heads", "sli
 MODERN |= {"bos_token_id": 1, "eos_token_id": 2, "local_attention": 8}
 CASES |= {"modernbert-decoder": {"two layers": MODERN | {"num_hidden_layers": 2}}}
 CASES |= EXPERTS
+# Layers that share keys, and vectors of tokens for each layer.
+SHARED_KEYS = LLAMA | {
+    "head_dim": 4,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "sliding_window": 5,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 6,
+}
+GEMMA3N = SHARED_KEYS | {
+    "vocab_size_per_layer_input": 50,
+    "laurel_rank": 4,
+    "altup_num_inputs": 3,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+}
+GEMMA4 = SHARED_KEYS | {
+    "vocab_size_per_layer_input": V,
+    "global_head_dim": 8,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "use_double_wide_mlp": True,
+}
+ALONE = {"num_kv_shared_layers": 0, "use_double_wide_mlp": False}
+UNIFIED = {key: value for key, value in GEMMA4.items() if "per_layer" not in key} | ALONE
+CASES |= {
+    "gemma3n_text": {"plain": GEMMA3N},
+    "gemma4_text": {"plain": GEMMA4},
+}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 WINDOWS = {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}
 VARIANTS: dict[str, dict[str, dict]] = {
@@ -279,6 +307,38 @@ VARIANTS: dict[str, dict[str, dict]] = {
         | {"attention_bias": True, "no_rope_layers": [1, 0, 1, 0]},
         "no chunks": LLAMA4 | {"attention_chunk_size": None, "moe_layers": [0]},
     },
+    "gemma3n_text": {
+        "nothing shared, other widths, untied": GEMMA3N
+        | {"num_kv_shared_layers": 0, "intermediate_size": [24, 20, 24, 28], "rms_norm_eps": 1e-3}
+        | {"activation_sparsity_pattern": None, "tie_word_embeddings": False}
+        | {"attention_bias": True, "final_logit_softcapping": 2.0},
+        "kinds as they come": GEMMA3N
+        | {"num_hidden_layers": 11, "layer_types": None, "num_kv_shared_layers": 1}
+        | {"activation_sparsity_pattern": None, "rms_norm_eps": 1e-3},
+    },
+    "gemma4_text": {
+        "nothing shared, no vectors": GEMMA4
+        | ALONE
+        | {"attention_k_eq_v": False, "hidden_size_per_layer_input": 0, "attention_bias": True}
+        | {"final_logit_softcapping": 3.0, "tie_word_embeddings": False},
+        "experts": GEMMA4
+        | ALONE
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+        | {"moe_intermediate_size": 12, "hidden_size_per_layer_input": 0},
+        "kinds as they come": GEMMA4 | ALONE | {"num_hidden_layers": 7, "layer_types": None},
+        "stretched": GEMMA4
+        | {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0},
+                "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5}
+                | {"rope_theta": 100.0, "factor": 2.0},
+            }
+        },
+        "heads by layer": GEMMA4
+        | ALONE
+        | {"per_layer_config": {1: {"head_dim": 6}, 3: {"head_dim": 6, "num_key_value_heads": 2}}},
+    },
+    "gemma4_unified_text": {"plain": UNIFIED},
     "minicpm3": {
         "no scales": LATENT
         | {"scale_emb": 1, "scale_depth": None, "dim_model_base": None, "v_head_dim": None},
@@ -545,8 +605,8 @@ NAMES = [(family, name) for family, cases in CASES.items() for name in cases]
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return the weights of a tensor: norm scales around 1, the rest around 0."""
     draws = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
-    norm = "norm" in name or "ln_" in name
-    return (draws * 0.2 + (norm and name.endswith("weight"))).astype(np.float32)
+    norm = ("norm" in name or "ln_" in name) and name.endswith("weight")
+    return (draws * 0.2 + (norm or name.endswith("layer_scalar"))).astype(np.float32)
 
 
 def read(family: str) -> dict[str, np.ndarray]:

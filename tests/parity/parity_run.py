@@ -39,12 +39,17 @@ def run(config, params):
 
 
 def states(config, out):
-    """Return the hidden states after each layer [L, B, T, D], the last one normalised."""
+    """Return the hidden states after each layer [L, B, T, D], the last one normalised.
+
+    Of several streams they are all in one row, and not normalised, as transformers has them.
+    """
     found = []
     for layer in range(config.layers):
         home, index = taps_path(config, layer)
         tap = out.taps[f"{home}/out"]
         found.append(tap if index is None else tap[index])
+    if config.residual.streams > 1:
+        return np.stack([state.reshape(*state.shape[:2], -1) for state in found])
     return np.stack([*found[:-1], out.hidden])
 
 

@@ -27,6 +27,9 @@ from jaxgen.models.families import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
+    gemma4,
+    gemma4_unified,
     glm4_moe,
     gpt2,
     gpt_neox,
@@ -89,6 +92,7 @@ _ALL = (
     *(phimoe, llama4),
     *(bert, roberta, distilbert, mpnet, electra, albert, deberta_v2, xlm_roberta, camembert),
     *(modernbert, modernbert_decoder),
+    *(gemma3n, gemma4, gemma4_unified),
     *(t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
 )

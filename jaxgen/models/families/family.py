@@ -390,6 +390,9 @@ def resolved(config: ModelConfig) -> ModelConfig:
     experts = config.experts
     if scores.multiplier is None:
         scores = replace(scores, query_scalar=float(scores.query_scalar or config.H))
+    per_layer = config.per_layer
+    if per_layer is not None and config.vocab_size is not None:
+        per_layer = replace(per_layer, vocab_size=per_layer.vocab_size or config.V)
     if config.head_kind != "none":
         head_layer = replace(head_layer, activation=config.head_activation)
     return config.replace(
@@ -405,6 +408,7 @@ def resolved(config: ModelConfig) -> ModelConfig:
         kinds=there,
         window=window,
         head_layer=head_layer,
+        per_layer=per_layer,
     )
 
 

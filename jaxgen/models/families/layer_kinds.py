@@ -34,7 +34,7 @@ def layer_types(
     """
 
     def read(theirs: Theirs) -> dict[str, Any]:
-        kinds = _kinds(theirs, default)
+        kinds = named_kinds(theirs, default)
         fields: dict[str, Any] = {"pattern": shortest(kinds), "window": None}
         if "local" in kinds:
             fields["window"] = theirs["sliding_window"] if half is None else _half(theirs, *half)
@@ -107,7 +107,7 @@ def _write_turned(config: ModelConfig, types: Mapping[str, str]) -> dict[str, An
 def _read_turns(theirs: Theirs) -> dict[str, Any]:
     turns, on = turned(theirs), theirs["use_sliding_window"]
     windows = on and theirs["sliding_window"] is not None
-    kinds = _kinds(theirs, lambda theirs: _types(theirs, lambda i: windows and not turns[i]))
+    kinds = named_kinds(theirs, lambda theirs: _types(theirs, lambda i: windows and not turns[i]))
     reaches: list[Reach] = ["window" if kind == "local" else "all" for kind in kinds]
     fields = kinds_of((reach, turn, False) for reach, turn in zip(reaches, turns, strict=True))
     return fields | {"window": theirs["sliding_window"] if "local" in kinds else None}
@@ -178,7 +178,8 @@ _GROWTH_KEYS = ("attn_temperature_tuning", "attn_scale", "floor_scale")
 CHUNK_GROWTH = Quirk(_GROWTH_KEYS, _read_growth, _write_growth)
 
 
-def _kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
+def named_kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
+    """Return whether each layer is local or global, as layer_types says, or else the default."""
     types = theirs.get("layer_types") or default(theirs)
     layers = theirs["num_hidden_layers"]
     if not isinstance(types, list) or len(types) != layers:
@@ -202,6 +203,7 @@ def _types(theirs: Theirs, local: Callable[[int], bool]) -> list[str]:
 
 
 def depth(theirs: Theirs) -> int:
+    """Return the number of layers; CheckpointError if it is none."""
     count = theirs["num_hidden_layers"]
     if type(count) is not int or count < 1:
         raise CheckpointError(f"num_hidden_layers={count!r:.60} is no number of layers")
@@ -252,6 +254,12 @@ LAST_WINDOWS = layer_types(_last_layers, ("use_sliding_window", "max_window_laye
 MOST_WINDOWS = layer_types(every_nth, ("sliding_window_pattern",))
 
 
+def local_rope(config: ModelConfig) -> Rope:
+    """Return the rope of the first kind of layers with a window; without such that of all."""
+    ropes = (config.rope_of(kind) for kind in config.pattern if config.reach(kind) == "window")
+    return next(ropes, None) or config.rope
+
+
 def two_ropes(
     default: Callable[[Theirs], list[str]],
     *,
@@ -278,11 +286,11 @@ def two_ropes(
         else:
             raise CheckpointError(f"rope_parameters={nested!r:.60} has not one part a layer kind")
         fields: dict[str, Any] = {f"rope.{name}": value for name, value in everywhere.items()}
-        has_local = "local" in _kinds(theirs, default) and local != everywhere
+        has_local = "local" in named_kinds(theirs, default) and local != everywhere
         return {**fields, "kinds.local.rope": local} if has_local else fields
 
     def write(config: ModelConfig) -> dict[str, Any]:
-        local = config.rope_of("local") or config.rope
+        local = local_rope(config)
         everywhere = rope_settings(config.rope)
         everywhere[other] = everywhere.pop("rope_theta")
         if key is not None and local.scaling.kind == "none":

@@ -22,7 +22,13 @@ class Parts(NamedTuple):
 _INSIDE = {"model.language_model.": "model."}
 _OUTSIDE = {"language_model.": ""}
 _SEEING = ("vision_tower.*", "multi_modal_projector.*")
+_GEMMA = tuple(f"model.{name}.*" for name in ("vision_tower", "audio_tower"))
+_GEMMA += ("model.vision_embedder.*", "model.embed_vision.*", "model.embed_audio.*")
 PARTS: dict[str, Parts] = {
+    "gemma3": Parts(_OUTSIDE | _INSIDE, (*_SEEING, *(f"model.{name}" for name in _SEEING))),
+    "gemma3n": Parts(_INSIDE, _GEMMA),
+    "gemma4": Parts(_INSIDE, _GEMMA),
+    "gemma4_unified": Parts(_INSIDE, _GEMMA),
     "llama4": Parts(_OUTSIDE, ("vision_model.*", "multi_modal_projector.*")),
     "mistral3": Parts(_OUTSIDE | _INSIDE, (*_SEEING, *(f"model.{name}" for name in _SEEING))),
     "qwen3_5": Parts(_INSIDE, ("model.visual.*",)),

@@ -259,6 +259,15 @@ def rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, 
     return {"theta": theta, "share": share, "scaling": scaling}
 
 
+def proportional_rope(given: Theirs) -> dict[str, Any]:
+    """Return the fields of a Rope whose pairs are halves of the head, of which a share turns."""
+    factor = given.get("factor", 1.0)
+    scaling = {"kind": "none"} if factor == 1 else {"kind": "linear", "factor": factor}
+    share = given.get("partial_rotary_factor", 1.0)
+    theta = given.get("rope_theta", 10000.0)
+    return {"theta": theta, "share": share, "pairs": "halves_of_head", "scaling": scaling}
+
+
 def rope_settings(rope: Rope) -> dict[str, Any]:
     """Return the settings of a Rope, in the spelling of transformers 4, which 5 reads as well."""
     scaling, share = rope.scaling, {} if rope.share == 1 else {"partial_rotary_factor": rope.share}
@@ -289,7 +298,7 @@ def ignored_rope(theirs: Theirs) -> list[str]:
             kind = given.get("rope_type", given.get("type", "default"))
             read = {*SCALINGS.get(kind, {}).values(), *_ROPE_NAMES}
             read |= {*_YARN_SCALES} if kind == "yarn" else set()
-            read |= {"factor"} if kind == "longrope" else set()
+            read |= {"factor"} if kind in ("longrope", "proportional") else set()
             home = f"{key}.{part}." if part else f"{key}."
             found += [f"{home}{k}={v!r:.40}" for k, v in given.items() if k not in read]
     return found

@@ -13,7 +13,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models import api
 from jaxgen.models.families.family import Family, Row
-from jaxgen.nn.stack import STACK_AXIS, layer_path
+from jaxgen.nn.stack import layer_path
 
 ONE = "1"  # in a layout: an axis of size 1 that ours lack
 
@@ -21,7 +21,8 @@ ONE = "1"  # in a layout: an axis of size 1 that ours lack
 class Link(NamedTuple):
     """A parameter of ours and the part of a tensor that holds it, or one layer or expert of it.
 
-    at: the number of the layer, if ours are stacked, and of the expert, if theirs are apart. cut:
+    at: the number of the layer, if ours are stacked, and of the expert or stream, if theirs are
+    apart. cut:
     that part, of the tensor in the shape `split`. sizes: its axes one by one. order: the
     permutation that makes them ours, in the shape `shape`.
     """
@@ -65,7 +66,7 @@ def table(family: Family, config: ModelConfig) -> dict[str, Theirs]:
         other = row.when and getattr(config, row.when[0]) not in row.when[1:]
         if paths[0] in shapes and not refused and not lacking and not other:
             at = () if index is None else (index,)
-            each = [(*at, e) for e in range(config.experts.number)] if "{}" in name else [at]
+            each = [(*at, i) for i in range(shapes[paths[0]][len(at)])] if "{}" in name else [at]
             for one in each:
                 found[name.format(*one[-1:])] = _theirs(row, paths, one, shapes, letters, config)
     if lost := shapes.keys() - {link.path for theirs in found.values() for link in theirs.links}:
@@ -124,8 +125,7 @@ def _theirs(
     parts = []
     for path in paths:
         axes, shape = letters[path][len(at) :], shapes[path][len(at) :]
-        assert f"{STACK_AXIS}E".find(letters[path][: len(at)]) >= 0, path
-        axes = "DO" if axes == "DD" else axes
+        axes = f"{axes[0]}O" if axes in ("DD", "PP") else axes
         size = dict(zip(axes, shape, strict=True)) | {ONE: 1}
         if "G" in row.layout and "N" in axes:  # queries, by the heads of the keys they share
             size |= {"K": config.K, "G": config.heads // config.K}
