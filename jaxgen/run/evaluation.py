@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from jaxgen import data
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
+from jaxgen.data.pack import Batch
 from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.pretrained.adapted import Words, attached, words_of
@@ -19,6 +22,7 @@ from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, changed_settings
 from jaxgen.run.settings import Settings, build_settings, resolve
 from jaxgen.store.steps import Step
+from jaxgen.text.batches import SHORTEST, batch_size, bucket
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.train.validate import validate
@@ -83,7 +87,7 @@ def evaluate(
         batch=settings.train.batch,
         objective=_maker(settings, model.tokenizer, stride),
     )
-    found = validate(model.params, model.config, batches, model.tokenizer.byte_lengths)
+    found = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     rows = [*model.rows, ("text", told)]
     if model.config.classes is not None:
         return [
@@ -101,6 +105,29 @@ def evaluate(
         ("perplexity", f"{found['perplexity']:.3f}"),
         ("bits per byte", f"{found['bits_per_byte']:.4f}"),
     ]
+
+
+def _fitted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the batches; one that is alone only as large as the text in it needs.
+
+    More than one have one shape, which is compiled once.
+    """
+    first, second = next(batches, None), next(batches, None)
+    if first is None:
+        return
+    if second is not None:
+        yield from (first, second)
+        yield from batches
+        return
+    real = first["segments"] > 0 if "segments" in first and "source" not in first else None
+    if real is None or not real.any():
+        yield first
+        return
+    rows = batch_size(int(np.flatnonzero(real.any(axis=1))[-1]) + 1)
+    width = bucket(int(np.flatnonzero(real.any(axis=0))[-1]) + 1, SHORTEST)
+    wide = real.shape[1]
+    cut = {name: x[:rows] for name, x in first.items()}
+    yield {n: x[:, :width] if x.shape[1:2] == (wide,) else x for n, x in cut.items()}
 
 
 def _of_run(folder: Path, assignments: Sequence[str], step: Step) -> _Model:

@@ -7,6 +7,7 @@ import pytest
 import jaxgen
 from jaxgen import data, tokens
 from jaxgen.data.rows import overlapping
+from jaxgen.run import evaluation
 
 TEXT = "the cat sat on a mat and ran to see my dog. " * 30
 
@@ -49,6 +50,29 @@ def test_any_model_is_measured_on_all_of_a_text_or_a_split(model, here, layout):
     for stride in ("0", "17"):
         code, said = here("eval", model / layout, files, "--stride", stride)
         assert code == 2 and "stride" in said, said
+
+
+def test_a_short_text_is_measured_without_the_rest_of_a_long_context(model, tmp_path, monkeypatch):
+    config, params = jaxgen.load(model / "jaxgen")
+    words = jaxgen.open(model / "jaxgen").tokenizer
+    jaxgen.save(tmp_path / "long", config.replace(context=512), params, tokenizer=words)
+    (tmp_path / "short.md").write_text(TEXT[:90])
+    shapes, measure = [], evaluation.validate
+
+    def watched(params, config, batches, lengths):
+        batches = list(batches)
+        shapes.extend(batch["tokens"].shape for batch in batches)
+        return measure(params, config, batches, lengths)
+
+    def measured():
+        words = [f"data.files={tmp_path / 'short.md'}"]
+        return evaluation.evaluate(tmp_path / "long", words, cache=tmp_path / "cache")
+
+    monkeypatch.setattr(evaluation, "validate", watched)
+    short = measured()
+    monkeypatch.setattr(evaluation, "_fitted", lambda batches: batches)
+    assert measured() == short
+    assert shapes == [(1, 128), (8, 512)]
 
 
 @pytest.mark.parametrize(("lengths", "width", "stride"), [([50], 16, 4), ([3, 40, 9, 2], 10, 10),
