@@ -1,0 +1,140 @@
+"""How many tokens a second does the engine give to 1, 8 and 32 clients, and how long do they wait?
+
+    python benchmarks/serving.py MODEL [--weights int8] [--seconds 20]
+
+Each client asks, hears its text to the end and asks again; all are in this process, without HTTP.
+Beside it stands `Session.run` of as many prompts as one batch, which nobody can join. Then a prompt
+of many tokens is asked twice: the second time its keys and values come from the prefix cache.
+Writes results/serving.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import threading
+import time
+from typing import Any
+
+import sides
+
+import jaxgen
+from jaxgen.serve.engine import Engine
+from jaxgen.serve.tickets import Delta, Failed, Finished, Started
+from jaxgen.text.prompts import Prompt
+from jaxgen.text.request import Generation
+
+QUESTIONS = ("What is a cat?", "Explain gravity to a child.", "Write a poem about rain.",
+             "How do I cook rice?", "List three colours.", "Who was Ada Lovelace?",
+             "Why is the sky blue?", "Tell me a joke.")  # fmt: skip
+
+
+class Heard:
+    """One request: when it was asked, when each piece came, and its tokens."""
+
+    def __init__(self, engine: Engine, prompt: Prompt) -> None:
+        self.times, self.tokens, self.cached = [time.perf_counter()], 0, 0
+        self._end = threading.Event()
+        engine.submit(prompt, self._hear)
+        self._end.wait()
+
+    def _hear(self, event: Any) -> None:
+        if isinstance(event, Started):
+            self.cached = event.cached_tokens
+        if isinstance(event, Delta):
+            self.times.append(time.perf_counter())
+            self.tokens += len(event.tokens)
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            self._end.set()
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """Return the median and the 95th and 99th percentile, in seconds."""
+    ordered = sorted(values)
+    at = {name: ordered[int(share * (len(ordered) - 1))] for name, share in
+          (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}  # fmt: skip
+    return {name: round(value, 4) for name, value in at.items()}
+
+
+def clients(engine: Engine, prompts: list[Prompt], count: int, seconds: float) -> dict[str, Any]:
+    """Return the figures of so many clients at once."""
+    heard: list[Heard] = []
+    begun = time.perf_counter()
+
+    def ask(number: int) -> None:
+        while time.perf_counter() - begun < seconds:
+            heard.append(Heard(engine, prompts[number % len(prompts)]))
+            number += 1
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = time.perf_counter() - begun
+    gaps = [b - a for one in heard for a, b in zip(one.times[1:], one.times[2:], strict=False)]
+    return {
+        "tokens_per_second": round(sum(one.tokens for one in heard) / taken, 1),
+        "requests": len(heard),
+        "first_piece_seconds": percentiles([one.times[1] - one.times[0] for one in heard]),
+        "next_piece_seconds": percentiles(gaps),
+    }
+
+
+def batch(session: Any, prompts: list[Prompt]) -> float:
+    """Return the tokens a second of one batch, already compiled."""
+    session.run(prompts)
+    begun = time.perf_counter()
+    rows = session.run(prompts)
+    taken = time.perf_counter() - begun
+    return round(sum(len(one.tokens) for row in rows for one in row) / taken, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a folder or a GGUF file with a chat template")
+    parser.add_argument("--weights", default="plain", choices=("plain", "int8", "stored"))
+    parser.add_argument("--clients", type=int, nargs="+", default=(1, 8, 32))
+    parser.add_argument("--seconds", type=float, default=20.0, help="of asking, for each number")
+    parser.add_argument("--length", type=int, default=64, help="new tokens at most")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--chunk", type=int, default=8)
+    given = parser.parse_args()
+    session = jaxgen.open(given.model, weights=given.weights)
+    settings = Generation(temperature=0.0, max_new_tokens=given.length)
+    asked = [session.chat_ids([{"role": "user", "content": text}]) for text in QUESTIONS]
+    prompts = [Prompt(ids, settings) for ids in asked]
+    with Engine(session, context=given.context, chunk=given.chunk) as engine:
+        _, warm = sides.once(lambda: engine.warm_up(print))
+        served = {str(n): clients(engine, prompts, n, given.seconds) for n in given.clients}
+        long = [(7 * i) % 1000 + 100 for i in range(given.context - 40)]
+        new, known = [], []
+        for number in range(5):
+            ids = [number + 100, *long]
+            for row in (new, known):
+                one = Heard(engine, Prompt(ids, Generation(temperature=0.0, max_new_tokens=8)))
+                row.append(one.times[1] - one.times[0])
+        found = {
+            "weights": given.weights,
+            "warm_up_seconds": round(warm, 1),
+            "tokens_per_chunk": given.chunk,
+            "clients": served,
+            "batch_tokens_per_second": {
+                str(n): batch(session, (prompts * n)[:n]) for n in given.clients
+            },
+            "first_piece_of_a_long_prompt": {
+                "tokens": len(long) + 1,
+                "new_seconds": round(statistics.median(new), 4),
+                "known_seconds": round(statistics.median(known), 4),
+            },
+            "compilations_after_warm_up": engine.stats().compilations,
+            "threads": sides.threads(),
+            "environment": sides.environment(),
+        }
+    sides.write("serving", found)
+
+
+if __name__ == "__main__":
+    main()
