@@ -128,7 +128,8 @@ def test_tokenize_and_eval_print_their_rows_as_a_table(jaxgen, calls, config, tm
     assert shown.out == "loss           1.5 nats per token\nbits per byte  2.1\n"
     assert calls[-1][1:] == (
         (Path("runs/mine"), ()),
-        {"split": "test", "stride": None, "cache": tmp_path / "cache", "step": None},
+        {"split": "test", "stride": None, "cache": tmp_path / "cache", "step": None}
+        | {"adapter": ()},
     )
 
 

@@ -62,7 +62,7 @@ def generate(jaxgen, calls, monkeypatch, tmp_path):
     """Call `jaxgen generate model ...`."""
     (tmp_path / "model").mkdir()
 
-    def open_run(folder, *, weights, step=None):
+    def open_run(folder, *, weights, step=None, adapter=()):
         calls.append(("open_run", folder, weights))
         return Fake(calls)
 
