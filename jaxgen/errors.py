@@ -84,10 +84,12 @@ CALLED_HERE = {
 }  # fmt: skip
 
 
-def nearest(word: str, known, label: str = "did you mean", prefix: str = "") -> str:
+def nearest(
+    word: str, known, label: str = "did you mean", prefix: str = "", *, cutoff: float = 0.6
+) -> str:
     """Return " (did you mean 'x'?)" for the nearest of `known`, or "" when nothing is near.
 
-    The word itself, which has been refused, is never the answer.
+    The word itself, which has been refused, is never the answer. cutoff: how near, from 0 to 1.
     """
     from difflib import get_close_matches
 
@@ -95,5 +97,5 @@ def nearest(word: str, known, label: str = "did you mean", prefix: str = "") -> 
     bare = word.lstrip("-")
     ours = CALLED_HERE.get(bare.replace("-", "_"), "")
     ours = word.replace(bare, ours.replace("_", "-")) if word.startswith("-") else ours
-    matches = [ours] if ours in names else get_close_matches(word, names, n=1, cutoff=0.6)
+    matches = [ours] if ours in names else get_close_matches(word, names, n=1, cutoff=cutoff)
     return f" ({label} {prefix + matches[0]!r}?)" if matches else ""

@@ -13,7 +13,7 @@ from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
-from jaxgen.models.families import FAMILIES
+from jaxgen.models.families import FAMILIES, alike
 from jaxgen.models.families.family import differences
 from jaxgen.models.families.weights import fill, table
 from jaxgen.pretrained import gguf_read
@@ -64,19 +64,19 @@ def architecture_of(config: ModelConfig) -> tuple[str, Json]:
 
     Raises ConfigError with what each architecture lacks if none has such a model.
     """
-    reasons = []
+    reasons = {}
     for name, architecture in ARCHITECTURES.items():
         try:
             found = FAMILIES[architecture.family].write(config)
         except CheckpointError as error:
-            reasons.append(str(error))
+            reasons[name] = str(error).removeprefix(f"{architecture.family} ")
             continue
         others = {k: found.get(k) for k, v in architecture.settings.items() if found.get(k) != v}
         if not others or set(others) <= {"architectures"}:
             return name, found
         told = ", ".join(f"{key}={value!r:.40}" for key, value in others.items())
-        reasons.append(f"{name} has no {told}")
-    raise ConfigError(f"no architecture of GGUF files has such a model: {'; '.join(reasons)}")
+        reasons[name] = f"has no {told}"
+    raise ConfigError(f"no architecture of GGUF files has such a model: {alike(reasons)}")
 
 
 def write_model(

@@ -12,7 +12,7 @@ from jaxgen import files, tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.models import api
-from jaxgen.models.families import FAMILIES
+from jaxgen.models.families import FAMILIES, alike
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, fill, table
 from jaxgen.pretrained.chat_template import FOLDER, TEMPLATE, TOKENIZER, ChatTemplate
@@ -34,14 +34,14 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> tuple[Famil
         raise ConfigError(
             f"family {model_type!r} is unknown{nearest(model_type, FAMILIES)}; there are {known}"
         )
-    reasons = []
+    reasons = {}
     opened = [family for family in FAMILIES.values() if family.library == "transformers"]
     for family in opened if model_type is None else (FAMILIES[model_type],):
         try:
             return family, family.write(config)
         except CheckpointError as error:
-            reasons.append(str(error))
-    raise ConfigError(f"no Hugging Face family has such a model: {'; '.join(reasons)}")
+            reasons[family.model_type] = str(error)
+    raise ConfigError(f"no Hugging Face family has such a model: {alike(reasons)}")
 
 
 def write_hub(

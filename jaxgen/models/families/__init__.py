@@ -102,12 +102,30 @@ FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for modul
 def named(model_type: object, where: str) -> Family:
     """Return the family of a Hugging Face model_type; CheckpointError that lists the known ones."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        hint = nearest(str(model_type), [*FAMILIES, *PARTS])
+        # Names are short, and many: mamba is not near mbart.
+        hint = nearest(str(model_type), [*FAMILIES, *PARTS], cutoff=0.75)
         raise CheckpointError(
-            f"{where}: model_type={model_type!r:.60} is no known family{hint}; "
-            f"known are {', '.join([*FAMILIES, *PARTS])}"
+            f"{where}: model_type={model_type!r:.60} is no known family{hint}; known are {_kinds()}"
         )
     return FAMILIES[model_type]
+
+
+def _kinds() -> str:
+    """Return the names of all families by what they are."""
+    words = {"decoder": "decoders", "encoder": "encoders", "encoder_decoder": "encoder-decoders"}
+    found: dict[str, list[str]] = {word: [] for word in words.values()}
+    for name, family in FAMILIES.items():
+        found[words[family.choices.get("topology", "decoder")]].append(name)
+    found["the language models in these"] = [*PARTS]
+    return "; ".join(f"{', '.join(names)} ({word})" for word, names in found.items())
+
+
+def alike(reasons: Mapping[str, str]) -> str:
+    """Return why each of several refuses, once for all that do for one reason."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(reason.removeprefix(f"{name} "), []).append(name)
+    return "; ".join(f"{', '.join(names)} {reason}" for reason, names in found.items())
 
 
 def of_folder(theirs: Mapping[str, Any], where: str) -> tuple[Family, Mapping[str, Any]]:
