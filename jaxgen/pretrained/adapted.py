@@ -92,7 +92,7 @@ def attached(config: ModelConfig, params: Any, path: Path, words: Sequence[Word]
     """
     before: list[tuple[Word, Adapter]] = []
     for word in words:
-        adapter = _read(word.folder, config, path)
+        adapter = read_for(word.folder, config, path)
         adapters.check_base(adapter, params, str(word.folder))
         for other, known in before:
             if "dora" in (adapter.kind, known.kind) or set(adapter.saved) & set(known.saved):
@@ -115,7 +115,7 @@ def write_peft(path: Path, target: Path) -> Adapter:
     config = settings.build(
         ModelConfig, settings_yaml.read_yaml(home / CONFIG).get("model", {}), "model"
     )
-    adapter = _read(path, config, base)
+    adapter = read_for(path, config, base)
     hub = hub_read.is_hub(base)
     family = hub_read.read_config(base)[0] if hub else hub_write.family_of(config)[0]
     with files.new_folder(target) as draft:
@@ -123,8 +123,8 @@ def write_peft(path: Path, target: Path) -> Adapter:
     return adapter
 
 
-def _read(folder: Path, config: ModelConfig, path: Path) -> Adapter:
-    """Return an adapter for the model at a path."""
+def read_for(folder: Path, config: ModelConfig, path: Path) -> Adapter:
+    """Return an adapter of PEFT, or of a run, for the model at a path; see `attached`."""
     home, step = run_and_step(folder)
     if not peft_read.is_peft(home):
         checkpoints = Checkpoints(home / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={})

@@ -24,7 +24,7 @@ class Request(NamedTuple):
 
     ids: its prompt, or what its encoder reads; limit: new tokens at most; number: its place among
     the draws of its seed; other: the negative prompt's ids, if any; after: ids whose text its own
-    goes on from; dropped: ids of its prompt that were cut off.
+    goes on from; dropped: ids of its prompt that were cut off; user: whose adapter it has.
     """
 
     ids: list[int]
@@ -34,6 +34,7 @@ class Request(NamedTuple):
     other: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     dropped: int = 0
+    user: str | None = None
 
 
 class Rows(NamedTuple):

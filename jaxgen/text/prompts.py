@@ -23,17 +23,21 @@ Text = str | Sequence[int]
 class Prompt(NamedTuple):
     """A prompt, how to go on from it, and the place of its first text among its seed's draws.
 
-    text: a text, or ids, which are read as they are.
+    text: a text, or ids, which are read as they are. user: whose adapter and preferences hold, in a
+    session that was opened with users.
     """
 
     text: Text
     settings: Generation = Generation()
     number: int = 0
+    user: str | None = None
 
 
-def number_prompts(texts: Sequence[Text], settings: Generation) -> list[Prompt]:
+def number_prompts(
+    texts: Sequence[Text], settings: Generation, user: str | None = None
+) -> list[Prompt]:
     """Return prompts that share their settings, no two texts of them their draws."""
-    return [Prompt(text, settings, i * settings.draws_each) for i, text in enumerate(texts)]
+    return [Prompt(text, settings, i * settings.draws_each, user) for i, text in enumerate(texts)]
 
 
 def ids_of(model: LoadedModel, text: Any) -> list[int]:
@@ -92,7 +96,7 @@ def requests_of(model: LoadedModel, prompts: Sequence[Prompt]) -> list[list[Requ
 
 def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
     check_generates(model)
-    text, asked, number = prompt
+    text, asked, number, user = prompt
     whole, context, sources = ids_of(model, text), model.config.longest, model.reads_sources
     settings = fill(asked, model.generation_config, sources or len(whole) == 1)
     ids, limit = (_fit_source if sources else _fit)(model, whole, asked, settings)
@@ -119,7 +123,7 @@ def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
             raise ConfigError(f"{settings.describe(name)} exceeds {known}")
     # A text goes on from a prompt that is a text; ids, and a source, it stands beside.
     after = tuple(ids) if isinstance(text, str) and not sources else ()
-    about, draws = (other, after, len(whole) - len(ids)), range(settings.draws_each)
+    about, draws = (other, after, len(whole) - len(ids), user), range(settings.draws_each)
     return [Request(ids, limit, settings, number + j, *about) for j in draws]
 
 

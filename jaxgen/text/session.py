@@ -24,7 +24,7 @@ from jaxgen.pretrained.chat_template import ChatTemplate, Message
 from jaxgen.store.steps import Step
 from jaxgen.text import assistant, batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch
-from jaxgen.text.batches import Progress, Request, batch_size, split_by_length
+from jaxgen.text.batches import Progress, Request, batch_size, fill_up, split_by_length
 from jaxgen.text.loaded_model import (
     LoadedModel,
     Overflow,
@@ -36,6 +36,7 @@ from jaxgen.text.loaded_model import (
 from jaxgen.text.prompts import Prompt, Text, ids_of, number_prompts, requests_of, room_after
 from jaxgen.text.request import DEFAULTS, Generation
 from jaxgen.text.tasks import scoring, token_classification
+from jaxgen.text.users import User, Users, preferred, with_system
 from jaxgen.tokens import Tokenizer
 
 
@@ -50,6 +51,7 @@ class Session:
       model: config, parameters, tokenizer and generation config of a folder.
       params: its parameters as decoding reads them (`serving.ready`).
       clock: seconds, as `time.monotonic` counts them, for `max_seconds`.
+      users: those whose adapters and preferences requests may name, by user=.
 
     Example:
       >>> import jax, jaxgen
@@ -72,6 +74,7 @@ class Session:
     model: LoadedModel
     params: Any
     clock: Callable[[], float] = time.monotonic
+    users: Users | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -93,18 +96,26 @@ class Session:
         """Return whether a prompt is a source that an encoder reads, beside the text."""
         return self.model.reads_sources
 
-    def generate(self, prompt: Text, settings: Generation | None = None, **changes: Any) -> str:
+    def generate(
+        self,
+        prompt: Text,
+        settings: Generation | None = None,
+        *,
+        user: str | None = None,
+        **changes: Any,
+    ) -> str:
         """Return the text that follows a prompt.
 
         Args:
           prompt: a text, or token ids.
           settings: a `Generation`; None: what the folder says.
+          user: whose adapter and preferences hold, in a session that was opened with users.
           changes: its fields by name, such as temperature=0.7 or max_new_tokens=50; they win.
 
         Raises:
           ConfigError: for an empty or too long prompt, or a setting out of range.
         """
-        return self.complete([prompt], settings, **changes)[0]
+        return self.complete([prompt], settings, user=user, **changes)[0]
 
     def chat(
         self,
@@ -113,6 +124,7 @@ class Session:
         *,
         tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        user: str | None = None,
         **changes: Any,
     ) -> str:
         """Return the model's next turn in a chat.
@@ -122,6 +134,7 @@ class Session:
           tools: functions that the model may call, which is done until it says something (see
             `text.assistant`); or JSON schemas of such: then its call is the text.
           chat_template_kwargs: what else the template reads, such as {"enable_thinking": False}.
+          user: as of `generate`; a chat without a system's message begins with the user's.
           settings, changes: as of `generate`.
 
         Raises:
@@ -135,7 +148,9 @@ class Session:
             how, values = _changed(settings, changes), chat_template_kwargs
             return assistant.answer(self, messages, functions, how, values=values)[-1]["content"]
         values = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
-        return self.generate(self.chat_ids(messages, **values), settings, **changes)
+        if user is not None:
+            messages = with_system(self._user(user), messages)
+        return self.generate(self.chat_ids(messages, **values), settings, user=user, **changes)
 
     def embed(
         self,
@@ -239,14 +254,19 @@ class Session:
         return tuple(chats.encode_chat(template, self.tokenizer, messages, **values))
 
     def stream(
-        self, prompt: Text, settings: Generation | None = None, **changes: Any
+        self,
+        prompt: Text,
+        settings: Generation | None = None,
+        *,
+        user: str | None = None,
+        **changes: Any,
     ) -> Generator[str, None, Reason]:
         """Yield the completion in pieces that never split a character; return why it ended.
 
         The arguments are those of `generate`, and so is the text of all pieces joined. Beams, and
         the other strategies that do not sample, come in one piece.
         """
-        asked = Prompt(prompt, _changed(settings, changes))
+        asked = self._preferring(Prompt(prompt, _changed(settings, changes), 0, user))
         (requests,) = requests_of(self.model, [asked])
         if requests[0].settings.strategy != "draw" or len(requests) > 1 or asked.settings.best_of:
             (answer,) = self.run([asked])[0]
@@ -267,11 +287,12 @@ class Session:
         *,
         batch: int | None = None,
         progress: Progress | None = None,
+        user: str | None = None,
         **changes: Any,
     ) -> list[str]:
         """Return the completions of each prompt, prompt by prompt; see `generate` and `run`."""
         check_list(prompts, "prompts")
-        asked = number_prompts(prompts, _changed(settings, changes))
+        asked = number_prompts(prompts, _changed(settings, changes), user)
         completions = self.run(asked, batch=batch, progress=progress)
         return [one.text for row in completions for one in row]
 
@@ -299,6 +320,7 @@ class Session:
           ConfigError: for a prompt or setting that can't be.
           NonFiniteError: for logits that are not finite.
         """
+        prompts = [self._preferring(prompt) for prompt in prompts]
         requests = requests_of(self.model, prompts)
         groups: dict[Any, list[tuple[int, Request]]] = {}
         for place, row in enumerate(requests):
@@ -338,15 +360,32 @@ class Session:
         """Return how many new tokens the context leaves after a prompt; ConfigError if none."""
         return room_after(self.model, self.ids(text))
 
+    def _user(self, name: str) -> User:
+        if self.users is None:
+            raise ConfigError(
+                f"user={name}: the session knows no users; jaxgen.open(..., users=FOLDER) does"
+            )
+        return self.users.read(name)
+
+    def _preferring(self, prompt: Prompt) -> Prompt:
+        """Return the prompt with its user's preferences where it says nothing."""
+        if prompt.user is None:
+            return prompt
+        return prompt._replace(settings=preferred(self._user(prompt.user), prompt.settings))
+
     def _batch(
         self, requests: Sequence[Request], top: int | None, size: int | None = None
     ) -> RequestBatch:
         draft = requests[0].settings.draft
+        size = batch_size(len(requests)) if size is None else size
+        params, rows = self.params, [one.user for one in fill_up(requests, size)]
+        if self.users is not None and any(rows):
+            params = self.users.params(params, rows)
         return RequestBatch(
             self.model,
-            self.params,
+            params,
             tuple(requests),
-            batch_size(len(requests)) if size is None else size,
+            size,
             top,
             self.clock,
             None if draft is None else self._draft(draft),
@@ -374,6 +413,8 @@ def open_session(
     step: Step = None,
     weights: Weights = "plain",
     adapter: Words = (),
+    users: str | os.PathLike | None = None,
+    capacity: int = 64,
 ) -> Session:
     """Open a folder for text: text in, text out.
 
@@ -383,6 +424,9 @@ def open_session(
       weights: "int8" rounds those of a decoder to a byte each; "stored" keeps the matrices of a
         GGUF file that are Q8_0 so, 8.5 bits a number.
       adapter: PATH or PATH=SCALE of an adapter, or several, as for `jaxgen.load`.
+      users: a folder of users (`jaxgen.text.users`), each with an adapter, a system prompt and
+        preferences, whom requests name by user=.
+      capacity: adapters of users in memory at once.
 
     Returns:
       A `Session`: session.generate("text", temperature=0.7), session.chat(messages), and more.
@@ -410,7 +454,9 @@ def open_session(
     check_generates(model)
     # The parameters as they were read are needed no more.
     params = serving.ready(model.params, model.config, weights=weights)
-    return Session(replace(model, params=params), params)
+    model = replace(model, params=params)
+    known = None if users is None else Users(users, model, capacity=capacity)
+    return Session(model, params, users=known)
 
 
 def _changed(settings: Generation | None, changes: dict[str, Any]) -> Generation:
