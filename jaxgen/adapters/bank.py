@@ -22,7 +22,7 @@ from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving
-from jaxgen.ops.adapted import Adapted
+from jaxgen.ops.adapted import Adapted, layer_of
 from jaxgen.pytree import register_dataclass
 
 Params = dict[str, Any]
@@ -136,7 +136,6 @@ def _at(x: Array, site: Site, slot: int) -> Array:
     return jnp.take(x, jnp.asarray([slot]), axis=len(site.stack))
 
 
-@partial(jax.jit, static_argnames="config")
 def around(
     params: Params, bank: Bank, slots: Int[Array | np.ndarray, "B"], config: ModelConfig
 ) -> Params:
@@ -148,11 +147,21 @@ def around(
         slots: of each row; 0: none.
         config: of the model.
     """
+    found = _gathered(bank, np.asarray(slots, np.int32), config, serving.is_unrolled(params))
+    return serving.join(params, {path: (adapter,) for path, adapter in found.items()})
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _gathered(bank: Bank, slots: Any, config: ModelConfig, unrolled: bool) -> dict[str, Any]:
+    """Return the adapters of the rows by path; of unrolled layers, one for each layer."""
     known, ones = sites(config), jnp.ones(slots.shape[0], jnp.float32)
-    found = {}
-    for path, a in bank.a.items():
+    found: dict[str, Any] = {}
+    for path, held in bank.a.items():
         stack = known[path].stack
-        rows = [jnp.take(x, slots, axis=len(stack), mode="clip") for x in (a, bank.b[path])]
+        a, b = (jnp.take(x, slots, axis=len(stack), mode="clip") for x in (held, bank.b[path]))
         scale = jnp.broadcast_to(ones, (*stack, *ones.shape))
-        found[path] = (Adapted(None, *rows, scale, rows="each"),)
-    return serving.join(params, found)
+        adapter = Adapted(None, a, b, scale, rows="each")
+        if unrolled and path.startswith("layers/"):
+            adapter = tuple(layer_of(adapter, layer) for layer in range(stack[0]))
+        found[path] = adapter
+    return found

@@ -150,10 +150,11 @@ def split(params: Params) -> tuple[Params, dict[str, tuple[Adapted, ...]]]:
     return (tree.unflatten(flat) if found else params), found
 
 
-def join(params: Params, adapters: Mapping[str, tuple[Adapted, ...]]) -> Params:
+def join(params: Params, adapters: Mapping[str, tuple[Any, ...]]) -> Params:
     """Return the params with adapters around their weights, by path: the inverse of `split`.
 
-    The params may be as `ready` returns them: unrolled layers get their part of each adapter.
+    The params may be as `ready` returns them: unrolled layers get their part of each adapter, or
+    of a tuple of adapters one each.
     """
     for path, around in adapters.items():
         for adapter in around:
@@ -161,12 +162,13 @@ def join(params: Params, adapters: Mapping[str, tuple[Adapted, ...]]) -> Params:
     return params
 
 
-def _around(node: Any, path: Sequence[str], adapter: Adapted) -> Any:
+def _around(node: Any, path: Sequence[str], adapter: Any) -> Any:
     if isinstance(node, UnrolledLayers):
-        parts = enumerate(node.steps)
-        return UnrolledLayers(
-            tuple(_around(step, path, layer_of(adapter, index)) for index, step in parts)
+        own = adapter if isinstance(adapter, tuple) else None
+        parts = (
+            (step, own[i] if own else layer_of(adapter, i)) for i, step in enumerate(node.steps)
         )
+        return UnrolledLayers(tuple(_around(step, path, part) for step, part in parts))
     if not path:
         return adapter.around(node)
     name, *rest = path
