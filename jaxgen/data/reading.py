@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxgen import arguments
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
@@ -24,6 +25,7 @@ from jaxgen.errors import ConfigError, DataError, nearest
 FORMS = {"text": "plain text", "messages": "chats"}  # what forms are called
 
 
+@arguments.checked
 @dataclass(frozen=True)
 class Whole:
     """What is read of records in the place of texts in fields: all, of which one field is named."""

@@ -133,8 +133,15 @@ def initial_history(
     start: number of tokens at the end of the prompt that were generated already.
     requires: what the caller reads; None for what the sampler requires.
     states: of the processors after these tokens; None: they are found by following the tokens.
-    Raises ConfigError if tokens are required and there is no prompt.
+    Raises ConfigError if tokens are required and there is no prompt, or for states of another
+    sampler.
     """
+    keeps = [hasattr(processor, "begin") for processor in getattr(sample, "processors", ())]
+    if states and keeps != [state is not None for state in states]:
+        raise ConfigError(
+            f"states={states!r:.60} is not what a chunk of this sampler returned; pass the states "
+            f"of the chunk before, or None"
+        )
     requires = required_history(sample) if requires is None else requires
     if requires == "nothing":
         return None

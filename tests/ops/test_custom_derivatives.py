@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxgen
 from jaxgen.mesh import place
-from jaxgen.ops import contract, experts, gates, grouped_matmul, losses, norms
+from jaxgen.ops import contract, expert_exchange, experts, gates, grouped_matmul, losses, norms
 from jaxgen.ops.attention import plain
 from jaxgen.ops.attention.args import AttentionArgs
 from jaxgen.ops.cpu import blocked_attention as blocked
@@ -79,6 +79,32 @@ def of_tokens(to):
     return jax.nn.one_hot(to.pairs // 2, T)
 
 
+def exchanged(there_and_back, rows):
+    """Rows sent to the experts of one device, and brought back if asked."""
+
+    def here(rows):
+        to = expert_exchange.plan(jnp.bincount(OWNERS, length=3), ("fsdp",))
+        sent = expert_exchange.send(rows, to, 2 * T, ("fsdp",))
+        return expert_exchange.bring_back(sent, to, T, ("fsdp",)) if there_and_back else sent
+
+    whole = PartitionSpec()
+    return jax.shard_map(here, in_specs=whole, out_specs=whole, check_vma=False)(rows)
+
+
+@pytest.fixture(autouse=True)
+def ragged_all_to_all(monkeypatch):
+    """The exchange of one device with itself, which XLA has not for CPUs."""
+
+    def move(operand, output, starts, sizes, landings, come, *, axis_name):
+        for start, size, landing in zip(starts, sizes, landings, strict=True):
+            at = jnp.arange(len(output)) - landing
+            taken = operand[jnp.clip(start + at, 0, len(operand) - 1)]
+            output = jnp.where(((at >= 0) & (at < size))[:, None], taken, output)
+        return output
+
+    monkeypatch.setattr(expert_exchange.lax, "ragged_all_to_all", move)
+
+
 OWNERS = jnp.asarray(np.sort(np.arange(T) * 3 // T))  # of T rows: three groups
 TO = experts.sort(jnp.asarray([[i % 3, (i + 1) % 3] for i in range(T)]), 3)
 STATS = experts.RouterStats(jnp.ones(3), jnp.ones(3), jnp.float32(1), jnp.float32(T))
@@ -124,6 +150,17 @@ TWINS = {
             lambda x: x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-5),
             array(T, D),
         )
+    ],
+    "ops/expert_exchange.py:send": [
+        twins(
+            "rows to their experts",
+            partial(exchanged, False),
+            lambda rows: jnp.pad(rows, ((0, T), (0, 0))),
+            array(T, D),
+        )
+    ],
+    "ops/expert_exchange.py:bring_back": [
+        twins("rows and back", partial(exchanged, True), lambda rows: rows, array(T, D))
     ],
     "ops/grouped_matmul.py:_blocked": [
         twins(

@@ -49,7 +49,7 @@ class Marked(Bytes):
     def marks(self):
         return ("<|end|>",)
 
-    def encode_marked(self, text):
+    def encode_marked(self, text, *, plain=()):
         return self.encode(text)
 
 
