@@ -76,9 +76,7 @@ def checked(fn):
     @functools.wraps(fn)
     def call(*args, **kwargs):
         __tracebackhide__ = True
-        if (
-            not checks and sys.meta_path is None
-        ):  # at the end of the program, where none can be made
+        if not checks and sys.meta_path is None:  # the program ends, and no check can be made
             return fn(*args, **kwargs)
         if not checks:
             checks[:] = _checks(fn)  # at once: another thread may do the same
