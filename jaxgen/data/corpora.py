@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import json
 import os
 import sysconfig
 import textwrap
@@ -43,6 +44,7 @@ class Pair:
     source: str
     summary: str
     module: str
+    name: str
 
 
 @lru_cache(maxsize=1)
@@ -100,12 +102,21 @@ def docstring_documents() -> Iterator[Document]:
         yield Document(pair.source, pair.module, pair.summary)
 
 
+def docstring_chats() -> Iterator[Document]:
+    """Yield `docstring_pairs` as chats: asked for a name, the assistant says its summary."""
+    for pair in docstring_pairs():
+        name = f"{pair.module.removesuffix('.py').replace('/', '.')}.{pair.name}"
+        asked = {"role": "user", "content": f"What does {name} do?"}
+        said = {"role": "assistant", "content": pair.summary}
+        yield Document(json.dumps({"messages": [asked, said]}, ensure_ascii=False), pair.module)
+
+
 # What is built in, by form.
 CORPORA: dict[str, dict[str, Callable[[], Iterable[Document]]]] = {
     "text": {"python-docs": python_docs, "python-docstrings": python_docstrings},
     "pairs": {"python-docstrings": docstring_documents},
     "classes": {},
-    "messages": {},
+    "messages": {"python-docstrings": docstring_chats},
     "preferences": {},
     "feedback": {},
 }
@@ -128,7 +139,7 @@ def _pair(
     begin = min([node.lineno, *(d.lineno for d in node.decorator_list)])
     code = rows[begin - 1 : first.lineno - 1] + rows[first.end_lineno or first.lineno : end]
     source = _printable(textwrap.dedent("".join(code)).strip())
-    return Pair(source, summary, module) if len(source) <= LONGEST else None
+    return Pair(source, summary, module, node.name) if len(source) <= LONGEST else None
 
 
 def _modules() -> Iterator[tuple[str, ast.Module, str]]:

@@ -21,7 +21,7 @@ from jaxgen.pretrained import adapted
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.request import DEFAULTS, Generation
 
-FILE, ADAPTER = "user.json", "adapter"
+FILE, ADAPTER, FORM = "user.json", "adapter", "adapter_config.json"
 MAX_FILE = 1 << 20
 KEYS = ("system", "settings", "bias")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -110,7 +110,9 @@ def forget(home: Path, name: str, *, among: Sequence[Path] = ()) -> list[Removed
             path.unlink()
     folder.rmdir()
     files.sync_folder(home)
-    known = {(one.size, one.sha256) for one in removed if one.size}
+    # The form of an adapter says nothing of a user, and others have the same.
+    personal = [one for one in removed if one.size and one.path.name != FORM]
+    known = {(one.size, one.sha256) for one in personal}
     sizes = {size for size, _ in known}
     for place in (home, *among):
         for path in place.rglob("*") if place.is_dir() else ():
@@ -213,9 +215,10 @@ class Users:
 
     def forget(self, name: str, *, among: Sequence[Path] = ()) -> list[Removed]:
         """Remove a user from the disk and from memory; see `forget`."""
-        removed = forget(self.home, name, among=among)
-        self.drop(name)
-        return removed
+        try:
+            return forget(self.home, name, among=among)
+        finally:  # also where a copy is found
+            self.drop(name)
 
     def drop(self, name: str) -> None:
         """Take a user's adapter out of memory: the slot is zeroed, and looked at."""

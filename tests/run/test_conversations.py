@@ -216,7 +216,7 @@ def test_a_template_of_ones_own_lays_the_chats(tmp_path):
         conversations.template_of(settings, tokenizer, None)
 
 
-def test_corpora_that_are_built_in_hold_no_chats():
+def test_a_corpus_without_chats_is_refused():
     settings = data.DataSettings(corpus="python-docs")
     with pytest.raises(ConfigError, match="holds no messages"):
         list(data.documents(settings, form="messages"))

@@ -235,3 +235,10 @@ def test_forget_removes_a_user_and_proves_it(home, session, tmp_path, monkeypatc
     assert app.main(words) == 0
     said = capsys.readouterr().out
     assert "sha256 " in said and "2 files" in said
+
+
+def test_forgetting_leaves_users_whose_adapters_have_the_same_form(tmp_path):
+    for number, name in enumerate(("ann", "bob")):
+        add(tmp_path, name, number)
+    assert len(forget(tmp_path, "ann")) == 2
+    assert names(tmp_path) == ["bob"]
