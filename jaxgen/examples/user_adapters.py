@@ -57,6 +57,7 @@ def main() -> None:
             print(f"{name}: {PROMPT}{found[0].text}")  # one batch, an adapter a row
             assert found[0].text.startswith(pet)
 
+        assert session.users is not None
         removed = session.users.forget("ann")
         print(f"forgot ann: {len(removed)} files, {sum(one.size for one in removed)} bytes")
         assert not (home / "users" / "ann").exists()

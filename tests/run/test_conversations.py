@@ -220,3 +220,12 @@ def test_a_corpus_without_chats_is_refused():
     settings = data.DataSettings(corpus="python-docs")
     with pytest.raises(ConfigError, match="holds no messages"):
         list(data.documents(settings, form="messages"))
+
+
+def test_docstrings_are_chats_that_ask_for_a_function():
+    settings = data.DataSettings(corpus="python-docstrings")
+    found = {document.text for document in data.documents(settings, form="messages")}
+    (said,) = [text for text in found if '"What does textwrap.dedent do?"' in text]
+    asked, answer = json.loads(said)["messages"]
+    assert (asked["role"], answer["role"]) == ("user", "assistant")
+    assert answer["content"] == "Remove any common leading whitespace from every line in `text`."
