@@ -212,7 +212,7 @@ def empty(
     sizes: Sizes,
     *,
     full: tuple[Counts, Size],
-    sliding: tuple[Counts, int] = (0, 0),
+    sliding: tuple[Counts, Size] = (0, 0),
     slack: int = 0,
     sliding_sizes: Sizes | None = None,
     is_ring: bool = True,

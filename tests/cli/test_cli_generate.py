@@ -19,6 +19,7 @@ from jaxgen.profile import report, take
 from jaxgen.profile.trace import Ran
 from jaxgen.text import session as sessions
 from jaxgen.text.batch_decoding import Alternative, Completion
+from jaxgen.text.prompts import Prompt
 from jaxgen.text.request import NEEDS, Generation
 
 PLAIN = Generation()
@@ -150,7 +151,7 @@ def test_every_setting_is_an_option_and_reaches_the_session(generate, calls):
 def test_several_prompts_and_samples_are_one_batch(generate, calls):
     shown = generate("--prompt", "a", "--prompt", "b", "--samples", "2")
     several = Generation(samples=2)
-    assert calls[-1] == ("generate", [("a", several, 0), ("b", several, 2)], False)
+    assert calls[-1] == ("generate", [Prompt("a", several, 0), Prompt("b", several, 2)], False)
     texts = ["a a0", "a a1", "b b0", "b b1"]
     assert shown.out == "".join(f"=== {i + 1} of 4\n{t}\n\n" for i, t in enumerate(texts))
 
@@ -191,10 +192,10 @@ def test_lines_of_a_file_have_settings_of_their_own(generate, calls, tmp_path):
     assert shown.code == 0
     plain = Generation(top_p=0.5)
     assert calls[-1][1] == [
-        ("a", plain, 0),
-        ("b", dataclasses.replace(plain, temperature=0.0, stop=("x",)), 1),
-        ("c", dataclasses.replace(plain, seed=7), 0),
-        ("d", plain, 2),
+        Prompt("a", plain, 0),
+        Prompt("b", dataclasses.replace(plain, temperature=0.0, stop=("x",)), 1),
+        Prompt("c", dataclasses.replace(plain, seed=7), 0),
+        Prompt("d", plain, 2),
     ]
 
 

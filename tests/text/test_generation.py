@@ -265,7 +265,7 @@ def test_an_encoder_decoder_writes_a_text_of_its_own_beside_the_source():
     greedy = Generation(temperature=0.0, max_new_tokens=8)
     asked = [Prompt("a source", greedy), Prompt("another, longer source", greedy)]
     found = [one for (one,) in session.run(asked, detail=True)]
-    for (text, _, _), answer in zip(asked, found, strict=True):
+    for (text, *_), answer in zip(asked, found, strict=True):
         source = jnp.asarray([session.ids(text)])
         assert source[0, -1] == EOS and answer.prompt_tokens == source.shape[1]
         ids = jnp.asarray([3, *answer.tokens])
