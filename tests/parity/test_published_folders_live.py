@@ -95,7 +95,9 @@ def test_each_key_that_transformers_knows_is_read_or_known_to_be_neutral(model_t
     family = FAMILIES[model_type]
     kind = transformers.CONFIG_MAPPING[model_type]
     known = vars(transformers.PretrainedConfig()).keys()
-    theirs = {k: 7.5 for k in vars(kind()) if k not in known} | dict(kind.attribute_map)
+    theirs = {k: 7.5 for k in vars(kind()) if k not in known and k[0] != "_"} | dict(
+        kind.attribute_map
+    )
     # Settings of two towers stand in a part for each.
     parts = {k: v for k, v in vars(kind()).items() if isinstance(v, transformers.PretrainedConfig)}
     given = {
@@ -130,6 +132,11 @@ def ours(folder, ids):
     return np.asarray(out.hidden if out.logits is None else out.logits)
 
 
+# Published under a name that transformers' class does not have; saved there under other names of
+# tensors than any other head, and refused by us.
+OTHERWISE = {"PhiMoEForCausalLM", "Qwen3MoeForQuestionAnswering"}
+
+
 @pytest.mark.parametrize("model_type", cases.CASES)
 def test_every_head_of_a_decoder_is_computed_as_transformers_does(model_type, tmp_path):
     family = FAMILIES[model_type]
@@ -137,7 +144,7 @@ def test_every_head_of_a_decoder_is_computed_as_transformers_does(model_type, tm
         "num_labels": 3,
         "vocab_size": published.V,
     }
-    for name in (family.architecture, *family.heads):
+    for name in {family.architecture, *family.heads} - OTHERWISE:
         theirs = computed(saved(tmp_path / name, name, sizes))
         np.testing.assert_allclose(ours(tmp_path / name, IDS), theirs, atol=1e-4, rtol=0)
 
