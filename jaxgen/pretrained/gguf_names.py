@@ -27,6 +27,8 @@ SIZES = {
     "experts.d_ff": "expert_feed_forward_length",
     "experts.shared": "expert_shared_feed_forward_length",
 }
+# Those that are the rows of a tensor.
+TABLES = {"vocab_size": "token_embd.weight", "embed.types": "token_types.weight"}
 EPSILONS = {
     "layer": "attention.layer_norm_epsilon",
     "rms": "attention.layer_norm_rms_epsilon",

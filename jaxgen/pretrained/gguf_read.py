@@ -22,6 +22,7 @@ from jaxgen.pretrained.gguf_names import (
     KEYS,
     ROWS,
     SIZES,
+    TABLES,
     Architecture,
 )
 from jaxgen.store import gguf
@@ -114,7 +115,10 @@ def read_family(path: Path) -> tuple[Family, Json]:
     name, architecture = _architecture(path, contents)
     family = families.named(architecture.family, str(path))
     try:
-        return named_family(architecture), _config(contents, name, architecture, family)
+        config = _config(contents, name, architecture, family)
+        keys = {key: f"{name}.{ours}" for ours, key in _keys(architecture, family).items()}
+        keys |= {family.sizes[ours]: key for ours, key in TABLES.items() if ours in family.sizes}
+        return replace(named_family(architecture), called=keys), config
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -216,6 +220,13 @@ def _architecture(path: Path, contents: Contents) -> tuple[str, Architecture]:
     return name, ARCHITECTURES[name]
 
 
+def _keys(architecture: Architecture, family: Family) -> dict[str, str]:
+    """Return {GGUF key, less the architecture's name: key of config.json}."""
+    keys = KEYS | dict(architecture.keys)
+    keys |= {key: family.sizes[ours] for ours, key in SIZES.items() if ours in family.sizes}
+    return keys | {EPSILONS[family.choices["norm"]]: family.sizes["norm_epsilon"]}
+
+
 def _config(contents: Contents, name: str, architecture: Architecture, family: Family) -> Json:
     """Return the config.json of a file; ValueError for a key that is not known or can't be."""
     own = {
@@ -223,9 +234,7 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
         for key, value in contents.metadata.items()
         if key.startswith(f"{name}.")
     }
-    keys = KEYS | dict(architecture.keys)
-    keys |= {key: family.sizes[ours] for ours, key in SIZES.items() if ours in family.sizes}
-    keys[EPSILONS[family.choices["norm"]]] = family.sizes["norm_epsilon"]
+    keys = _keys(architecture, family)
     for key, value in own.items():
         if key not in keys and key not in HARMLESS and value not in (0, 0.0, False, ""):
             raise ValueError(
@@ -236,10 +245,7 @@ def _config(contents: Contents, name: str, architecture: Architecture, family: F
     if config.get("sliding_window") == 0:
         config["sliding_window"] = None
     config |= {"model_type": family.model_type, **architecture.settings}
-    for field, tensor in (
-        ("vocab_size", "token_embd.weight"),
-        ("embed.types", "token_types.weight"),
-    ):
+    for field, tensor in TABLES.items():
         if tensor in contents.tensors and field in family.sizes:
             config[family.sizes[field]] = contents.tensors[tensor].shape[0]
     if architecture.tied:

@@ -40,8 +40,11 @@ GEMMA2 = {
 }
 
 
-def from_folder(folder, path, form="F32", tokenizer=None, more=None):
-    """Write a folder's model as a GGUF file of F32 norms and matrices of `form`."""
+def from_folder(folder, path, form="F32", tokenizer=None, more=None, less=None):
+    """Write a folder's model as a GGUF file of F32 norms and matrices of `form`.
+
+    more: further metadata; less: a key or a tensor that is left out.
+    """
     theirs = json.loads((folder / "config.json").read_text())
     kind = theirs["model_type"].removesuffix("_text")
     heads = theirs.get("num_attention_heads", theirs.get("n_head"))
@@ -68,6 +71,7 @@ def from_folder(folder, path, form="F32", tokenizer=None, more=None):
         **(tokenizer or {}),
         **(more or {}),
     }
+    metadata.pop(less, None), shapes.pop(less, None)
     gguf.write_gguf(path, metadata, shapes, arrays.__getitem__)
     return path
 

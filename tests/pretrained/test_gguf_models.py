@@ -118,8 +118,9 @@ LIES = {
     "architecture a number": ({"general.architecture": np.uint32(3)}, "general.architecture=3 is"),
     "no layers": ({"llama.block_count": np.uint32(0)}, "layers=0"),
     "a layer more": ({"llama.block_count": np.uint32(3)}, "9 missing: blk.2.attn_k.weight"),
-    "2^32 - 1 layers": ({"llama.block_count": np.uint32(2**32 - 1)}, "is more than the 1000"),
-    "layers a text": ({"llama.block_count": "two"}, "num_hidden_layers='two' is no number"),
+    "2^32 - 1 layers": ({"llama.block_count": np.uint32(2**32 - 1)},
+                    "llama.block_count=4294967295 is more than the 1000"),
+    "layers a text": ({"llama.block_count": "two"}, "llama.block_count='two' is no number"),
     "heads that don't divide": ({"llama.attention.head_count": np.uint32(5)}, "heads"),
     "no heads": ({"llama.attention.head_count": np.uint32(0)}, "heads"),
     "heads a list": ({"llama.attention.head_count": np.asarray([4, 2], np.int32)}, r"\[4, 2\]"),
@@ -146,6 +147,19 @@ def test_metadata_that_lies_is_refused_in_one_line(tmp_path, more, part):
     with pytest.raises(CheckpointError, match=part) as error:
         jaxgen.load(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+NEEDED = ("context_length", "embedding_length", "block_count", "attention.head_count")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])  # whose config.json have other words
+def test_a_key_or_a_table_that_a_file_lacks_is_named_as_the_file_would(tmp_path, name):
+    folder = exported(tmp_path / "hub", name)
+    for i, part in enumerate((*(f"{name}.{key}" for key in NEEDED), "token_embd.weight")):
+        path = gguf_files.from_folder(folder, tmp_path / f"{i}.gguf", less=part)
+        with pytest.raises(CheckpointError) as error:
+            jaxgen.load(path)
+        assert str(error.value) == f"{path}: {part!r} is missing"
 
 
 def test_factors_of_another_rotation_are_refused(tmp_path):

@@ -160,7 +160,8 @@ class Family:
     same; a folder of another than transformers is written only if its family is named. renamed:
     other beginnings of names in files of several models, and patterns of what is left out of these,
     see `multimodal`. flat: from a config.json with parts to one without them, which it leaves
-    alone; deep: the way back.
+    alone; deep: the way back. called: their keys as a file of another format calls them, for
+    messages.
     """
 
     model_type: str
@@ -194,6 +195,7 @@ class Family:
     left_out: tuple[str, ...] = ()
     flat: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     deep: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def topology(self, architecture: str) -> Topology:
         """Return the towers that a model of an architecture has."""
@@ -264,11 +266,14 @@ class Family:
         full = self._filled(theirs)
         for key in self.sizes.values():
             if key not in full:
-                raise CheckpointError(f"{key!r} is missing{nearest(key, theirs)}")
+                # A key that is known is itself, and no other's misspelling.
+                hint = nearest(key, theirs.keys() - self._known())
+                raise CheckpointError(f"{self.called.get(key, key)!r} is missing{hint}")
         for key, known in self.only.items():
             if key in full and full[key] not in known:
                 words = " or ".join(map(repr, known))
-                raise CheckpointError(f"{key}={full[key]!r} is not known here; known is {words}")
+                name = self.called.get(key, key)
+                raise CheckpointError(f"{name}={full[key]!r} is not known here; known is {words}")
         fields = {
             **self.choices,
             **self.head_of(theirs),
@@ -361,10 +366,11 @@ class Family:
     def _check_sizes(self, fields: Mapping[str, Any]) -> None:
         for ours, key in self.sizes.items():
             value, most = fields[ours], MAX_LAYERS if ours == "layers" else MAX_SIZE
+            name = self.called.get(key, key)
             if type(value) is int and value > most:
-                raise CheckpointError(f"{key}={value} is more than the {most} that are read")
+                raise CheckpointError(f"{name}={value} is more than the {most} that are read")
             if type(value) is bool or not isinstance(value, int | float | None):
-                raise CheckpointError(f"{key}={value!r:.60} is no number")
+                raise CheckpointError(f"{name}={value!r:.60} is no number")
 
 
 def value_of(config: ModelConfig, field: str) -> Any:
