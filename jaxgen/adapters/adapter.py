@@ -154,10 +154,11 @@ def _targets(settings: AdapterSettings, known: Mapping[str, Site], every: Any) -
         if pattern == ALL_LINEAR:
             matched = {path for path, site in known.items() if site.layers}
         else:
-            tree.check_patterns("adapter.targets", (pattern,), every)
             matched = {path for path in known if tree.match(path, (pattern,))}
         if not matched:
-            other = next((path for path in every if tree.match(path, (pattern,))), pattern)
+            other = next((path for path in every if tree.match(path, (pattern,))), None)
+            if other is None:
+                tree.check_patterns("adapter.targets", (pattern,), known)
             raise ConfigError(
                 f"adapter.targets={pattern!r} is {other}, no matrix that an adapter stands beside"
                 f"{nearest(other, known)}; to train it whole: adapter.save=[{other!r}]"

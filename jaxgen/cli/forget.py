@@ -21,7 +21,8 @@ def forget(
     """Remove a user, and say what was removed: every file, its size and its sha256.
 
     Each file is overwritten and removed. Then the folder of the users and the
-    cache are searched for the same bytes; a copy is named, with exit code 4.
+    cache are searched for the same bytes; a copy is named, with exit code 4. What
+    another user has in the same place is theirs.
 
     For example:
         jaxgen forget ann --users data/users
@@ -34,5 +35,5 @@ def forget(
     removed = known.forget(home, user, among=[paths.cache()])
     rows = [(str(one.path), f"{one.size:,} bytes, sha256 {one.sha256}") for one in removed]
     terminal.print_rows(
-        [*rows, ("removed", f"{len(removed)} files; no file here or in the cache has these bytes")]
+        [*rows, ("removed", f"{len(removed)} files; no copy of them is here or in the cache")]
     )

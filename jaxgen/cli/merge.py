@@ -34,8 +34,16 @@ def merge(
     """
     if not words:
         raise ConfigError(f"OUT is missing: `jaxgen merge {source} OUT`")
+    from jaxgen.pretrained.adapted import source_of
+
     *adapters, out = words
+    base, _, around = paths.adapted(source, step, adapters)
+    layout = to or ("gguf" if Path(out).suffix == ".gguf" else "hf")
+    if not around and source_of(base) is None:
+        raise ConfigError(
+            f"{source} has no adapter to merge; name one, `jaxgen merge {source} ADAPTER {out}`, "
+            f"or write the model as it is: `jaxgen convert {source} {out} --to {layout}`"
+        )
     if to is None and Path(out).suffix != ".gguf":
-        base = paths.adapted(source, step, adapters)[0]
         to = "hf" if (base / "config.json").is_file() or base.is_file() else "jaxgen"
     convert.convert(source, out, to=to, step=step, adapter=tuple(adapters))

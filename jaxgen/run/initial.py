@@ -24,6 +24,7 @@ from jaxgen.pretrained import assets, hub_read, hub_write, sources
 from jaxgen.pretrained import model as models
 from jaxgen.pretrained.languages import read_languages
 from jaxgen.tokens.protocol import Tokenizer
+from jaxgen.train.display import short
 
 HEADS = ("head", "unembed")  # what another task may have new, or leave behind
 TABLES = ("embed/positions", "encoder/embed/positions")  # cut where the context is shorter
@@ -53,7 +54,8 @@ class Initial:
 
     def told(self, folder: Path) -> str:
         """Return a line that says what comes from where."""
-        parts = [f"weights of {folder}: {len(self.params)} parameters"]
+        count = sum(leaf.size for leaf in self.params.values())
+        parts = [f"weights of {folder}: {short(count)} parameters"]
         parts += [f"{word} {', '.join(names)}" for word, names in
                   (("drawn anew:", self.fresh), ("left behind:", self.left),
                    ("new rows at the mean of the old ones:", self.grown),

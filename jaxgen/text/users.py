@@ -110,23 +110,34 @@ def forget(home: Path, name: str, *, among: Sequence[Path] = ()) -> list[Removed
             path.unlink()
     folder.rmdir()
     files.sync_folder(home)
+    for place in (home, *among):
+        _check_gone(folder, removed, place)
+    return sorted(removed)
+
+
+def _check_gone(folder: Path, removed: Sequence[Removed], place: Path) -> None:
+    """Raise CheckpointError that names a copy, in a place, of a file which a user had."""
     # The form of an adapter says nothing of a user, and others have the same.
     personal = [one for one in removed if one.size and one.path.name != FORM]
     known = {(one.size, one.sha256) for one in personal}
     sizes = {size for size, _ in known}
-    for place in (home, *among):
-        for path in place.rglob("*") if place.is_dir() else ():
-            if path.is_symlink() or not path.is_file() or path.stat().st_size not in sizes:
-                continue
-            if (path.stat().st_size, files.digest(path)) in known:
-                raise CheckpointError(
-                    f"{folder} is removed, but {path} holds the same bytes as a file of it; remove "
-                    f"that too"
-                )
-    return sorted(removed)
+    # What another user has in the same place is theirs, were it equal to the last byte.
+    own = {one.path.relative_to(folder).parts for one in removed}
+    for path in place.rglob("*") if place.is_dir() else ():
+        if path.is_symlink() or not path.is_file() or path.stat().st_size not in sizes:
+            continue
+        if place == folder.parent and path.relative_to(place).parts[1:] in own:
+            continue
+        if (path.stat().st_size, files.digest(path)) in known:
+            raise CheckpointError(
+                f"{folder} is removed, but {path} holds the same bytes as a file of it; remove "
+                f"that too"
+            )
 
 
 def _overwrite(path: Path) -> None:
+    if path.stat().st_nlink > 1:  # the bytes are another file's as well
+        return
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
         file.flush()

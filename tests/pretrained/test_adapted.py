@@ -75,6 +75,10 @@ def test_merge_writes_a_model_that_computes_the_same(home, tmp_path, monkeypatch
     np.testing.assert_allclose(one, other, atol=2e-5)
     assert app.main(["merge", str(home / "base")]) == 2
     assert "OUT is missing" in capsys.readouterr().err
+    assert app.main(["merge", str(home / "base"), str(tmp_path / "same")]) == 2
+    said = capsys.readouterr().err
+    assert "base has no adapter to merge" in said and "same --to hf`" in said
+    assert not (tmp_path / "same").exists()
 
 
 # fmt: off

@@ -237,8 +237,14 @@ def test_forget_removes_a_user_and_proves_it(home, session, tmp_path, monkeypatc
     assert "sha256 " in said and "2 files" in said
 
 
-def test_forgetting_leaves_users_whose_adapters_have_the_same_form(tmp_path):
-    for number, name in enumerate(("ann", "bob")):
-        add(tmp_path, name, number)
-    assert len(forget(tmp_path, "ann")) == 2
-    assert names(tmp_path) == ["bob"]
+def test_forgetting_leaves_users_who_have_the_same_and_finds_copies_elsewhere(tmp_path):
+    for name in ("ann", "bob", "eve"):
+        add(tmp_path, name, 1, {"system": "You are brief."})
+    (tmp_path / "bob" / "user.json").unlink()
+    (tmp_path / "bob" / "user.json").hardlink_to(tmp_path / "ann" / "user.json")
+    assert len(forget(tmp_path, "ann")) == 3
+    assert read_user(tmp_path, "bob").system == "You are brief."
+    shutil.copytree(tmp_path / "eve", tmp_path / "old" / "eve")
+    with pytest.raises(CheckpointError, match=r"old/eve/.* holds the same bytes as a file of it"):
+        forget(tmp_path, "eve")
+    assert names(tmp_path) == ["bob", "old"]
