@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxgen import data
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
+from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.data.pack import Batch
 from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError
@@ -20,12 +22,14 @@ from jaxgen.pretrained.adapted import Words, attached, words_of
 from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, changed_settings
+from jaxgen.run.job import Run
+from jaxgen.run.reference import reference_of
 from jaxgen.run.settings import Settings, build_settings, resolve
 from jaxgen.store.steps import Step
 from jaxgen.text.batches import SHORTEST, batch_size, bucket
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train.validate import validate
+from jaxgen.train.validate import validate, validate_loss
 
 Split = Literal["train", "valid", "test"]
 SPLITTING = ("data.split", "data.valid_", "data.test_")
@@ -54,6 +58,9 @@ def evaluate(
     adapter: Words = (),
 ) -> list[tuple[str, str]]:
     """Return (name, value) rows: loss, perplexity and bits per byte of a text.
+
+    Of a classifier loss and accuracy; of preferences the loss, how often the chosen text is
+    preferred, and the rewards; see the metrics of training.
 
     folder: a run, or any model with a tokenizer. assignments: "data.key=value", for text that has
     moved, or other text. split: of the run's own text, valid; of other text, all of it: None.
@@ -87,8 +94,11 @@ def evaluate(
         batch=settings.train.batch,
         objective=_maker(settings, model.tokenizer, stride),
     )
-    found = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     rows = [*model.rows, ("text", told)]
+    if settings.objective.name in PREFERENCES:
+        run = Run(settings, folder, model.tokenizer, corpus, devices=(jax.devices()[0],))
+        return [*rows, *_preferences(run, model.params, batches, part)]
+    found = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     if model.config.classes is not None:
         return [
             *rows,
@@ -105,6 +115,22 @@ def evaluate(
         ("perplexity", f"{found['perplexity']:.3f}"),
         ("bits per byte", f"{found['bits_per_byte']:.4f}"),
     ]
+
+
+def _preferences(
+    run: Run, params: Any, batches: Iterator[Batch], split: Split
+) -> Iterator[tuple[str, str]]:
+    """Yield what a run of preferences is measured by."""
+    if run.reads_reference:
+        batches = map(reference_of(run, split).add, batches)
+    measured = validate_loss(run.judge, params, batches)
+    paired = run.settings.objective.name != "feedback"
+    count = measured.pop("tokens")
+    yield ("pairs" if paired else "completions"), f"{count:,.0f}"
+    yield "loss", f"{measured.pop('loss'):.4f} per {'pair' if paired else 'completion'}"
+    for name, value in measured.items():
+        unit = f" nats{' per token' * paired}" if name == "kl" else ""
+        yield name.replace("_", " "), f"{value:.4f}{unit}"
 
 
 def _fitted(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -239,6 +239,13 @@ class Run:
             return jax.jit(self.fresh)(given)
         return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))(given)
 
+    def first_params(self) -> Any:
+        """Return the parameters of the model that training begins with, as it was begun."""
+        start = None if self.adapter else self.start()
+        if start is not None and self.settings.init_from is not None:
+            initial.check_same(self.folder / ENVIRONMENT, start, self.settings.init_from)
+        return self.model_params(self.begin(start))
+
     def expected(self) -> Any:
         """Return shapes, dtypes and places of the state, for a checkpoint to fill."""
         if self.mesh is None:
@@ -265,7 +272,7 @@ class Run:
         return batches
 
     @cached_property
-    def _judge(self):
+    def judge(self):
         """The compiled loss (params, batch) -> Loss of preferences, without dropout."""
         loss, config = objective_loss(self.settings), self.settings.model
         return jax.jit(lambda params, batch: loss(params, config, batch))
@@ -284,7 +291,7 @@ class Run:
         check = place.under(self.mesh, validate)
         try:
             if self.settings.objective.name in PREFERENCES:
-                return validate_loss(place.under(self.mesh, self._judge), params, rows)
+                return validate_loss(place.under(self.mesh, self.judge), params, rows)
             return check(params, self.settings.model, rows, self.tokenizer.byte_lengths)
         except _ToldError:
             return None

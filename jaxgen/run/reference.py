@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,16 +48,30 @@ def references(
     rows; another is computed anew.
     """
     path, key = run.folder / FILE, _key(run)
+    if saved := _read(path, key):
+        return saved
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["key"]) == key:
-                return {split: Reference(kept[split]) for split in SPLITS}
         say(f"{path} is of other weights or data: the reference is computed anew")
-    first = run.begin(None if run.adapter else run.start()) if first is None else first
-    params = run.model_params(first)
-    found = {split: _logps(run, split, params) for split in SPLITS}
-    run.group.on_primary("reference", lambda: _write(path, key, found))
-    return {split: Reference(logps) for split, logps in found.items()}
+    params = run.first_params() if first is None else run.model_params(first)
+    logps = {split: _logps(run, split, params) for split in SPLITS}
+    run.group.on_primary("reference", lambda: _write(path, key, logps))
+    return {split: Reference(x) for split, x in logps.items()}
+
+
+def reference_of(run: Any, split: str) -> Reference:
+    """Return the Reference of any split, from the run's folder if it is there; nothing is kept."""
+    saved = _read(run.folder / FILE, _key(run))
+    return saved.get(split) or Reference(_logps(run, split, run.first_params()))
+
+
+def _read(path: Path, key: str) -> dict[str, Reference]:
+    """Return what a file keeps; nothing where it is not there, or of other weights or data."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as saved:
+        if str(saved["key"]) != key:
+            return {}
+        return {split: Reference(saved[split]) for split in SPLITS}
 
 
 def _key(run: Any) -> str:

@@ -10,7 +10,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import settings_yaml
 from jaxgen.errors import ConfigError
-from jaxgen.run import training
+from jaxgen.run import evaluation, training
 from jaxgen.run.settings import build_settings, config_folder
 
 SMALL = {"context": 32, "layers": 1, "d_model": 16, "d_ff": 32, "heads": 2}
@@ -71,6 +71,8 @@ def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
         text = shown.read_text()
         assert text.count("===") == text.count(" -> ") == 2 and SHOWN.get(name, "") in text
         assert all(part.split("\n===")[0].strip() for part in text.split(" -> ")[1:]), text
+    measured = dict(evaluation.evaluate(tmp_path / "run", cache=tmp_path / "cache"))
+    assert ("accuracy" in measured) == (name == "classify") and "nats per" in measured["loss"]
     kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept

@@ -1,6 +1,7 @@
 """Preferences: records in TRL's words, their rows, their losses, and the reference that is kept."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import jaxgen
 from jaxgen import data, tokens
 from jaxgen.data.preferences import preference_rows
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.run import conversations, training
+from jaxgen.run import conversations, evaluation, training
 from jaxgen.run.settings import build_settings
 from jaxgen.tokens.settings import TokenizerSettings
 from jaxgen.train.preferences import completion_logps, feedback_loss, pair_loss
@@ -173,28 +174,56 @@ def test_settings_that_no_preference_can_have_are_refused(sections, part):
     assert part in str(error.value)
 
 
-def test_a_run_asks_its_reference_once_and_keeps_it(tmp_path):
-    rows = [{**PAIR, "prompt": f"ask {n}"} for n in range(20)]
-    settings = settings_of(tmp_path, rows)
+RECORDS = {
+    "chat": lambda n: {"messages": [{"role": "user", "content": f"ask {n}"}, *YES]},
+    "preferences": lambda n: {**PAIR, "prompt": f"ask {n}"},
+    "rewards": lambda n: {**PAIR, "prompt": f"ask {n}", "margin": 0.1 * n},
+    "feedback": lambda n: {"prompt": f"ask {n}", "completion": f" {n}", "label": n % 2 == 0},
+}
+SHOWN = {"chat": "perplexity", "preferences": "kl", "rewards": "accuracy", "feedback": "kl"}
+
+
+def digests(run, step):
+    text = (run / "checkpoints" / f"{step:08d}" / "manifest.json").read_text()
+    return {name: row["sha256"] for name, row in json.loads(text)["arrays"].items()}
+
+
+def lines_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", list(RECORDS))
+def test_a_run_that_was_killed_ends_with_the_same_bits_and_is_evaluated(tmp_path, name):
+    files = settings_of(tmp_path, [RECORDS[name](n) for n in range(20)]).files
+    model = {"context": 24, "layers": 1, "d_model": 16, "heads": 2, "positions": "rope"}
+    more = {"head": "classes", "classes": 1} if name == "rewards" else {}
+    chat = {"kind": "bpe", "vocab_size": 275}
     given = {
-        "model": {"context": 24, "layers": 1, "d_model": 16, "heads": 2, "positions": "rope"},
-        "train": {"steps": 2, "batch": 4, "warmup": 1, "validate_every": 2, "log_every": 1,
-                  "accumulate": 2},
-        "tokenizer": {"kind": "bytes"}, "objective": {"name": "preferences"},
-        "data": {"files": list(settings.files), "valid_fraction": 0.2},
+        "model": model | more | {"dropout": 0.0 if name == "preferences" else 0.1},
+        "train": {"steps": 3, "batch": 4, "warmup": 1, "validate_every": 3, "log_every": 1,
+                  "accumulate": 2, "track": []},
+        "tokenizer": chat if name == "chat" else {"kind": "bytes"}, "objective": {"name": name},
+        "data": {"files": list(files), "valid_fraction": 0.2}, "checkpoint": {"every": 2},
     }  # fmt: skip
-    run = tmp_path / "run"
-    training.train(build_settings(given), run, cache=tmp_path / "cache")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    first = next(row for row in lines if row["kind"] == "train")
-    np.testing.assert_allclose(first["loss"], np.log(2), rtol=1e-5)
-    assert {"accuracy", "margin", "kl"} <= next(r for r in lines if r["kind"] == "valid").keys()
-    # Of other weights or data it is computed anew, and is the same for the same beginning.
-    with np.load(run / "reference.npz") as old:
-        arrays = {**old, "key": np.asarray("another"), "train": old["train"] + 1}
-        known = old["train"]
-    np.savez(run / "reference.npz", **arrays)
-    training.resume(run, ["train.steps=3"], cache=tmp_path / "cache")
-    assert "the reference is computed anew" in (run / "log.txt").read_text()
-    with np.load(run / "reference.npz") as new:
-        np.testing.assert_array_equal(new["train"], known)
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    training.train(build_settings(given), run, cache=cache)
+    expected, lines = digests(run, 3), lines_of(run)
+    valid = next(row for row in lines if row["kind"] == "valid")
+    shown = dict(evaluation.evaluate(run, cache=cache))
+    assert abs(float(shown["loss"].split()[0]) - valid["loss"]) < 1e-4 and SHOWN[name] in shown
+    assert name == "chat" or float(shown["accuracy"]) == pytest.approx(valid["accuracy"], abs=1e-4)
+    if name == "preferences":  # the model is its own reference at first
+        np.testing.assert_allclose(lines[0]["loss"], np.log(2), rtol=1e-5)
+        with np.load(run / "reference.npz") as old:
+            arrays = {**old, "key": np.asarray("another"), "train": old["train"] + 1}
+            known = old["train"]
+        np.savez(run / "reference.npz", **arrays)  # of other weights or data: computed anew
+        assert dict(evaluation.evaluate(run, cache=cache)) == shown
+    shutil.rmtree(run / "checkpoints/00000003")  # as if it had been killed before it was saved
+    training.resume(run, [], cache=cache)
+    assert digests(run, 3) == expected
+    assert [row["loss"] for row in lines_of(run)] == [row["loss"] for row in lines]
+    if name == "preferences":
+        assert "the reference is computed anew" in (run / "log.txt").read_text()
+        with np.load(run / "reference.npz") as new:
+            np.testing.assert_array_equal(new["train"], known)
