@@ -28,10 +28,12 @@ from jaxgen.nn.stack import layer_path
 from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.ops.adapted import RANK, Adapted
 from jaxgen.ops.contract import contract
+from jaxgen.ops.int4 import Int4
 from jaxgen.ops.int8 import Int8
 
 Params = dict[str, Any]
 PARTS = ("a", "b", "magnitude", "gain", "before")
+QUANTISED: dict[str, Any] = {"int8": Int8, "int4": Int4}
 SAMPLED = 4096  # numbers of each parameter that a fingerprint reads, at most
 
 
@@ -156,9 +158,10 @@ def _targets(settings: AdapterSettings, known: Mapping[str, Site], every: Any) -
         else:
             matched = {path for path in known if tree.match(path, (pattern,))}
         if not matched:
-            other = next((path for path in every if tree.match(path, (pattern,))), None)
-            if other is None:
+            others = [path for path in every if tree.match(path, (pattern,))]
+            if not others:
                 tree.check_patterns("adapter.targets", (pattern,), known)
+            other = others[0]
             raise ConfigError(
                 f"adapter.targets={pattern!r} is {other}, no matrix that an adapter stands beside"
                 f"{nearest(other, known)}; to train it whole: adapter.save=[{other!r}]"
@@ -397,13 +400,19 @@ def _table(leaf: Any, config: ModelConfig) -> Array:
     return leaf.lookup(jnp.arange(config.V), config.param_dtype)
 
 
-def quantise(params: Params, config: ModelConfig) -> Params:
-    """Return the parameters with the matrices of layers as int8 (`ops/int8.py`); the rest stays."""
+def quantise(params: Params, config: ModelConfig, base: str) -> Params:
+    """Return the parameters with the matrices of layers quantised; the rest stays.
+
+    base: a key of `QUANTISED`, or "plain", which changes nothing.
+    """
+    if base == "plain":
+        return params
     flat = tree.flatten(params)
     for path, site in sites(config).items():
         if site.layers and not hasattr(flat[path], "contract"):
-            form = partial(Int8.of, num_contracted=len(site.inner))
-            flat[path] = jax.jit(jax.vmap(form) if site.stack else form)(flat[path])
+            form = partial(QUANTISED[base].of, num_contracted=len(site.inner))
+            form = partial(jax.lax.map, form) if site.stack else form
+            flat[path] = jax.jit(form)(flat[path])
     return tree.unflatten(flat)
 
 

@@ -45,8 +45,10 @@ class AdapterSettings:
         "biases that are trained as well: none, all, those of the targets", "none"
     )
     save: tuple[str, ...] = option("globs of parameters that are trained and saved whole", ())
-    base: Literal["plain", "int8"] = option(
-        "numbers of the weights beneath: as the model has them, or rounded to a byte", "plain"
+    base: Literal["plain", "int8", "int4"] = option(
+        "numbers of the weights beneath: as the model has them, rounded to a byte, or to half of "
+        "one (NF4 with quantised scales: QLoRA, Dettmers et al. 2023)",
+        "plain",
     )
 
     def __post_init__(self) -> None:

@@ -69,9 +69,7 @@ class Run:
             where = place.state_shardings(self.mesh, api.abstract(model), api.axes(model))
         make = place.under(self.mesh, jax.jit(self._params, out_shardings=where))
         params = make(dict(start.params))
-        if self.settings.adapter.base == "plain":
-            return params
-        return place.under(self.mesh, adapters.quantise)(params, model)
+        return place.under(self.mesh, adapters.quantise)(params, model, self.settings.adapter.base)
 
     def model_params(self, state: State) -> Any:
         """Return the parameters to validate and generate with, the adapter around its weights."""

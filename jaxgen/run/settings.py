@@ -144,8 +144,8 @@ class Settings:
                 f"train.freeze={list(self.train.freeze)} has no effect with adapter.kind={kind}, "
                 f"beside which all is frozen; leave it out"
             )
-        if self.adapter.base == "int8" and self.model.experts.number:
-            raise ConfigError("adapter.base=int8 with experts is not trained; use base=plain")
+        if (base := self.adapter.base) != "plain" and self.model.experts.number:
+            raise ConfigError(f"adapter.base={base} with experts is not trained; use base=plain")
 
     def _check_preference(self) -> None:
         name, preference = self.objective.name, self.preference

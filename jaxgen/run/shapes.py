@@ -40,9 +40,8 @@ def base(settings: Settings) -> Any:
     if settings.adapter.kind == "none":
         return None
     params = api.abstract(settings.model)
-    if settings.adapter.base == "plain":
-        return params
-    return jax.eval_shape(lambda params: adapters.quantise(params, settings.model), params)
+    quantise = lambda params: adapters.quantise(params, settings.model, settings.adapter.base)  # noqa: E731
+    return jax.eval_shape(quantise, params)
 
 
 def state(settings: Settings) -> Any:
@@ -73,8 +72,7 @@ def fresh_base(settings: Settings, mesh: Any) -> Any:
     where = mesh and place.state_shardings(mesh, api.abstract(model), api.axes(model))
     make = jax.jit(lambda: api.init(model, jax.random.key(0)), out_shardings=where)
     params = place.under(mesh, make)()
-    plain = settings.adapter.base == "plain"
-    return params if plain else place.under(mesh, adapters.quantise)(params, model)
+    return place.under(mesh, adapters.quantise)(params, model, settings.adapter.base)
 
 
 def flops_per_token(settings: Settings) -> float:

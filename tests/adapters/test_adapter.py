@@ -12,6 +12,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import settings, tree
 from jaxgen.adapters.adapter import (
+    QUANTISED,
     abstract,
     attach,
     axes,
@@ -97,17 +98,21 @@ def test_the_merged_weight_is_the_formula_of_the_paper(kind, params):
     assert merged["layers"]["attn"]["q"] is params["layers"]["attn"]["q"]
 
 
-@pytest.mark.parametrize("weights", ["plain", "int8"])
+@pytest.mark.parametrize("weights", ["plain", "int8", "int4"])
 def test_parameters_laid_out_for_decoding_keep_their_adapters(weights, params, monkeypatch):
     monkeypatch.setattr(unroll, "UNROLL_LIMITS", {"cpu": (0, 99)})
     first, second = (
         drawn(plan(wanted(kind), CONFIG), seed=s) for kind, s in (("lora", 1), ("dora", 2))
     )
+    if weights == "int4":
+        params = quantise(params, CONFIG, weights)
     tuned = attach(attach(params, first, CONFIG), second, CONFIG)
-    laid = serving.ready(tuned, CONFIG, weights=weights)
+    laid = serving.ready(tuned, CONFIG, weights="int8" if weights == "int8" else "plain")
     assert serving.is_unrolled(laid)
     prompt, key = TOKENS[:, :2], jax.random.key(0)
-    if weights == "plain":
+    if weights == "int4":
+        np.testing.assert_allclose(logits(laid), logits(tuned), atol=1e-5)
+    elif weights == "plain":
         found = jaxgen.generate(laid, CONFIG, prompt, key, length=4)
         np.testing.assert_array_equal(found, jaxgen.generate(tuned, CONFIG, prompt, key, length=4))
         np.testing.assert_allclose(logits(laid), logits(tuned), atol=1e-5)
@@ -117,9 +122,10 @@ def test_parameters_laid_out_for_decoding_keep_their_adapters(weights, params, m
         np.testing.assert_allclose(logits(laid), logits(rounded), atol=1e-6)
 
 
-def test_gradients_over_an_int8_base_are_those_over_the_same_base_widened(params):
-    adapter = drawn(plan(wanted("dora"), CONFIG))
-    small = quantise(params, CONFIG)
+@pytest.mark.parametrize("base", QUANTISED)
+def test_gradients_over_a_quantised_base_are_those_over_the_same_base_widened(base, params):
+    adapter = drawn(plan(wanted("dora" if base == "int8" else "lora"), CONFIG))
+    small = quantise(params, CONFIG, base)
     wide = merge(small, CONFIG)
     assert wide["layers"]["attn"]["q"].dtype == jnp.float32
     batch = {"tokens": TOKENS[:, :-1], "targets": TOKENS[:, 1:]}
@@ -133,6 +139,19 @@ def test_gradients_over_an_int8_base_are_those_over_the_same_base_widened(params
     for path, leaf in one.items():
         assert np.abs(leaf).max() > 0, path
         np.testing.assert_allclose(leaf, other[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_a_base_of_four_bits_takes_half_of_one_of_eight():
+    config = jaxgen.preset("llama-3.1-8b")
+    params = jaxgen.abstract(config)
+    eight, four = (
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(small["layers"]))
+        for small in (
+            jax.eval_shape(lambda params, base=base: quantise(params, config, base), params)
+            for base in ("int8", "int4")
+        )
+    )
+    assert 0.51 < four / eight < 0.53
 
 
 def test_a_layer_without_an_adapter_stays_as_it_is_through_training(params):
@@ -202,7 +221,7 @@ def test_a_base_is_known_by_its_numbers_in_any_type(params):
     adapter = replace(plan(wanted("lora"), CONFIG), digest=fingerprint(params), base="theirs")
     check_base(adapter, params, "mine")
     check_base(adapter, jax.tree.map(lambda x: x.astype("bfloat16"), params), "mine")
-    check_base(adapter, quantise(params, CONFIG), "mine")
+    check_base(adapter, quantise(params, CONFIG, "int8"), "mine")
     with pytest.raises(CheckpointError, match=r"mine is an adapter of another base \(theirs\): "):
         check_base(adapter, random_params(CONFIG, seed=5), "mine")
 

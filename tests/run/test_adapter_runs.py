@@ -40,7 +40,7 @@ def home(tmp_path_factory):
 def asked(home, adapter=None, **train):
     mapping = {
         "init_from": str(home / "base"),
-        "adapter": {"kind": "dora", "rank": 2, "dropout": 0.1, "base": "int8"} | (adapter or {}),
+        "adapter": {"kind": "dora", "rank": 2, "dropout": 0.1, "base": "int4"} | (adapter or {}),
         "data": {"files": [str(home / "text.txt")], "split": "tail"},
         "train": {"steps": 4, "batch": 4, "warmup": 1, "learning_rate": 0.02, "ema": 0.5,
                   "validate_every": 4, "validate_batches": 1, "track": [], **train},
@@ -107,7 +107,9 @@ def test_state_and_forecast_count_the_adapter_and_the_base_beneath_it(home):
     plan = forecast.plan_memory(settings, *forecast.this_machine())
     assert plan.memory["parameters"] == 4 * own
     assert plan.memory["parameters beneath the adapter"] == 4 * whole
-    small = forecast.plan_memory(resolve(asked(home), Bytes()), *forecast.this_machine())
+    small = forecast.plan_memory(
+        resolve(asked(home, {"base": "int8"}), Bytes()), *forecast.this_machine()
+    )
     assert small.memory["parameters beneath the adapter"] < 3 * whole
     matmuls = per_token(MODEL) - 6 * flops._mixing(MODEL, "global") * MODEL.layers
     assert per_token(MODEL) - per_token(MODEL, beside=own) == matmuls / 3 - 6 * own
