@@ -101,11 +101,7 @@ def compare_texts(hub: Path, tokenizer: Tokenizer, topology: str) -> str:
     family, _ = hub_read.read_config(hub)
     known = family.library == "transformers"
     kind = transformers.AutoTokenizer if known else transformers.PreTrainedTokenizerFast
-    try:
-        theirs = kind.from_pretrained(hub, trust_remote_code=False)
-    except Exception as error:  # its readers raise whatever a file makes them
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise CheckpointError(f"{hub}: transformers can't open its tokenizer: {reason}") from error
+    theirs = _opened(hub, "its tokenizer", kind, trust_remote_code=False)
     before, after = ends(tokenizer, topology)
     who = f"{hub}: transformers ({type(theirs).__name__})"
     texts = {text: ids for text in TRICKY if (ids := _ids(tokenizer, text)) is not None}
@@ -114,12 +110,23 @@ def compare_texts(hub: Path, tokenizer: Tokenizer, topology: str) -> str:
         wanted = [*before, *ids, *after]
         if theirs_ids != wanted:
             raise CheckpointError(
-                f"{who} reads {text!r:.60} as {theirs_ids[:12]}, we as {wanted[:12]}"
+                f"{who} reads {text!r:.60} as {theirs_ids[:12]}, we as {wanted[:12]}; where we are "
+                f"right, tokenizer_class=PreTrainedTokenizerFast in tokenizer_config.json makes it "
+                f"read tokenizer.json as it is"
             )
         shown = theirs.decode(ids, skip_special_tokens=True)
         if theirs.unk_token_id not in ids and shown != tokenizer.decode(ids):
             raise CheckpointError(f"{who} writes {shown!r:.60} for the ids of {text!r:.60}")
     return f"ids and texts of {len(texts)} texts equal"
+
+
+def _opened(hub: Path, what: str, kind: Any, **how: Any) -> Any:
+    """Return what transformers reads of a folder; its readers raise whatever a file makes them."""
+    try:
+        return kind.from_pretrained(hub, **how)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{hub}: transformers can't open {what}: {reason}") from error
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
@@ -141,10 +148,10 @@ def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     if family.library == "torch":
         return vanilla(hub, tokens, tokens, dtype)
     transformers.logging.disable_progress_bar()
-    settings = transformers.AutoConfig.from_pretrained(hub, trust_remote_code=False)
+    settings = _opened(hub, "its config", transformers.AutoConfig, trust_remote_code=False)
     named = (settings.architectures or [family.architecture])[0]
     kind: Any = getattr(transformers, named, getattr(transformers, family.architecture))
-    model = kind.from_pretrained(hub, dtype=getattr(torch, dtype)).eval()
+    model = _opened(hub, "its model", kind, dtype=getattr(torch, dtype)).eval()
     ids = torch.from_numpy(tokens)
     two = settings.is_encoder_decoder and named not in family.towers
     more = {"decoder_input_ids": ids} if two else {}

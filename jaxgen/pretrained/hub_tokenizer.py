@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
+from jaxgen.config import Topology
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained import gguf_tokenizer, hub_read
 from jaxgen.pretrained.generation_config import read_generation_config
@@ -25,9 +26,10 @@ from jaxgen.tokens.pipelines import Json
 
 ROLES, ADDED = "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-PROTOS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+PROTOS = ("tokenizer.model", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 VOCAB, MERGES, WORDS = "vocab.json", "merges.txt", "vocab.txt"
 TIKTOKEN = "tiktoken.model"
+TYPES = "token_type_ids"
 MAX_CONFIG = 100 << 20
 
 
@@ -44,10 +46,10 @@ def has_hub_tokenizer(home: Path) -> bool:
 def read_hub_tokenizer(home: Path) -> Tokenizer:
     """Return the tokenizer of a Hugging Face folder or a GGUF file.
 
-    bos is what the tokenizer itself puts before a text; eos and pad are those of
-    generation_config.json or config.json, or what it puts after one. Where it has more ids than
-    the model, texts that need one of them are refused. Raises CheckpointError if there is none, or
-    its files are damaged or of a kind that is not read.
+    bos is what the tokenizer itself puts before a text, and of an encoder, which writes none, eos
+    is what it puts after one; else eos is that of generation_config.json or config.json, as pad is.
+    Where it has more ids than the model, texts that need one of them are refused. Raises
+    CheckpointError if there is none, or its files are damaged or of a kind that is not read.
     """
     if is_gguf(home):
         return gguf_tokenizer.read_tokenizer(home)
@@ -71,11 +73,13 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
     try:
         _, config = hub_read.read_config(home)
         roles = {role: name for role, name in names.items() if name is not None}
-        special = partial(_special, home)
+        special = partial(_special, home, config.topology)
         build = partial(HuggingFace, special=special, roles=roles, vocab_size=config.V)
         rows = _added(home, about, names)
+        typed = TYPES in about.get("model_input_names", [TYPES] * kind.types)
+        with_types = bytes if typed or config.embed.types < 2 else _untyped
         if (home / FILE).exists():
-            return build(_bytes(home / FILE), added=rows)
+            return build(with_types(_bytes(home / FILE)), added=rows)
         base, more = _base(home, kind, about, names)
         declared = about.get("added_tokens_decoder") or {}
         known = {row["content"] for row in rows} if declared else set()
@@ -86,7 +90,7 @@ def read_hub_tokenizer(home: Path) -> Tokenizer:
             if row["content"] not in known
         ]
         plain = HuggingFace(json.dumps(base).encode(), added=rows)
-        return build(_ended(plain, kind, about, names))
+        return build(with_types(_ended(plain, kind, about, names)))
     except CheckpointError as error:
         where = next((home / name for name in (FILE, *PROTOS) if (home / name).exists()), home)
         message = str(error)
@@ -121,13 +125,12 @@ def named_pieces(home: Path) -> dict[str, str]:
     return {role: name for role, name in {**kind.names, **_roles(about)}.items() if name}
 
 
-def _special(home: Path, tokenizer: HuggingFace) -> Special:
+def _special(home: Path, topology: Topology, tokenizer: HuggingFace) -> Special:
     ids = _special_ids(home, tokenizer.vocab_size)
-    begin, end = tokenizer.around()
-    ids["bos"] = begin[0] if len(begin) == 1 else None
-    if "eos" not in ids and len(end) == 1:  # BERT ends what it reads, and says so only there
-        ids["eos"] = end[0]
-    return Special(**ids)
+    begin, end = (part[0] if len(part) == 1 else None for part in tokenizer.around())
+    if topology == "encoder" or "eos" not in ids:
+        ids["eos"] = end
+    return Special(**ids | {"bos": begin})
 
 
 def _special_ids(home: Path, vocab_size: int) -> dict[str, int | None]:
@@ -272,6 +275,25 @@ def _ended(
     if written["post_processor"] is None and any(marks):
         written["post_processor"] = pipelines.template(marks[0], marks[1], tokenizer.vocabulary())
     return json.dumps(written, ensure_ascii=False).encode()
+
+
+def _untyped(model: bytes) -> bytes:
+    """Return a tokenizer.json that gives the type 0 to all tokens of a pair."""
+
+    def zero(part: Any) -> Any:
+        if isinstance(part, list):
+            return [zero(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        return {name: 0 if name == "type_id" else zero(one) for name, one in part.items()}
+
+    about = json.loads(model)
+    if (about.get("post_processor") or {}).get("type") == "BertProcessing":
+        (sep, end), (cls, begin) = (about["post_processor"][name] for name in ("sep", "cls"))
+        ids = {sep: end, cls: begin}
+        about["post_processor"] = pipelines.template([cls], [sep], ids, between=[sep])
+    about["post_processor"] = zero(about.get("post_processor"))
+    return json.dumps(about, ensure_ascii=False).encode()
 
 
 def _is_tiktoken(raw: bytes) -> bool:

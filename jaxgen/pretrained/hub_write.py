@@ -20,6 +20,7 @@ from jaxgen.pretrained.generation_config import GENERATION, GenerationConfig, to
 from jaxgen.pretrained.hub_read import CONFIG, INDEX, WEIGHTS
 from jaxgen.store import safetensors
 from jaxgen.tokens import Tokenizer
+from jaxgen.tokens.huggingface import HuggingFace
 
 SHARD = 5_000_000_000  # bytes of a weight file, as transformers cuts them
 
@@ -62,14 +63,21 @@ def write_hub(
     about, generation = to_hub(generation_config)
     # RoBERTa's positions begin after its padding id, so that one is the family's to say.
     fixed = {name: settings[name] for name in ids if name in settings}
-    settings |= (
-        ids | dict(family.absent) | there | about | fixed | {"torch_dtype": config.param_dtype}
-    )
-    files.write_json(draft / CONFIG, settings)
+    settings |= ids | dict(family.absent) | there | _roles(tokenizer, config) | about | fixed
+    files.write_json(draft / CONFIG, settings | {"torch_dtype": config.param_dtype})
     files.write_json(draft / GENERATION, there | generation)
     _write_weights(draft, table(family, config), params, config.param_dtype, shard)
     if tokenizer is not None:
         _write_tokenizer(draft, tokenizer, config)
+
+
+def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, int]:
+    """Return the ids that the config.json of an encoder names beside those of every model."""
+    if config.topology != "encoder" or not isinstance(tokenizer, HuggingFace):
+        return {}
+    known = tokenizer.vocabulary()
+    ids = {role: known.get(tokenizer.roles.get(role, "")) for role in ("cls_token", "sep_token")}
+    return {f"{role}_id": i for role, i in ids.items() if i is not None and i < config.V}
 
 
 def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, shard: int) -> None:
@@ -119,6 +127,8 @@ def _write_tokenizer(draft: Path, tokenizer: Tokenizer, config: ModelConfig) -> 
     (draft / "tokenizer.json").write_bytes(exported.file)
     # The class that reads a tokenizer.json as it is; the others build their own of its vocabulary.
     about |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if config.embed.types > 1:  # which that class leaves out by itself
+        about |= {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     files.write_json(draft / TOKENIZER, exported.roles | about)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Kind:
     words: Callable[[dict, Mapping[str, Any], Mapping[str, Any]], Json] | None = None
     begins: bool = False  # whether it puts bos before a text where its config does not say
     pieces: bool = True  # whether the control pieces of a sentencepiece model are special
+    types: bool = False  # whether it numbers the two texts of a pair where its config does not say
 
 
 def _llama(proto: modelproto.Proto, about: Mapping[str, Any], names: Mapping[str, Any]) -> Json:
@@ -80,6 +82,19 @@ def _pegasus(proto: modelproto.Proto, about: Mapping[str, Any], names: Mapping[s
     return converted | {"sentinels": [pipelines.added_token(sentence), *rows]}
 
 
+def _word_piece(
+    vocab: dict, about: Mapping[str, Any], names: Mapping[str, Any], *, double: bool = False
+) -> Json:
+    return pipelines.word_piece(
+        vocab,
+        names,
+        lowercase=bool(about.get("do_lower_case", True)),
+        strip_accents=about.get("strip_accents"),
+        chinese=bool(about.get("tokenize_chinese_chars", True)),
+        double=double,
+    )
+
+
 def _spaced(about: Mapping[str, Any]) -> dict[str, bool]:
     return {"add_prefix_space": bool(about.get("add_prefix_space"))}
 
@@ -91,6 +106,8 @@ _FAIRSEQ = _ENDS | {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
+_BERT = {"sep_token": "[SEP]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_BERT_ENDS = {"bos_token": "[CLS]", "eos_token": "[SEP]"}
 _GPT2 = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 ANY = Kind(
     {},
@@ -138,20 +155,31 @@ KINDS = {
         {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}, proto=_t5
     ),
     "BertTokenizer": Kind(
-        {
-            "unk_token": "[UNK]",
-            "sep_token": "[SEP]",
-            "pad_token": "[PAD]",
-            "cls_token": "[CLS]",
-            "mask_token": "[MASK]",
-        },
-        words=lambda vocab, about, names: pipelines.word_piece(
-            vocab,
+        _BERT | {"unk_token": "[UNK]", "pad_token": "[PAD]"}, words=_word_piece, types=True
+    ),
+    "MPNetTokenizer": Kind(
+        _FAIRSEQ | {"unk_token": "[UNK]"}, words=partial(_word_piece, double=True)
+    ),
+    "AlbertTokenizer": Kind(
+        _BERT | _BERT_ENDS | {"unk_token": "<unk>", "pad_token": "<pad>"},
+        proto=lambda proto, about, names: pipelines.albert(
+            proto,
             names,
             lowercase=bool(about.get("do_lower_case", True)),
-            strip_accents=about.get("strip_accents"),
-            chinese=bool(about.get("tokenize_chinese_chars", True)),
+            accents=bool(about.get("keep_accents")),
+            prefix=bool(about.get("add_prefix_space", True)),
         ),
+    ),
+    "DebertaV2Tokenizer": Kind(
+        _BERT | _BERT_ENDS | {"unk_token": "[UNK]", "pad_token": "[PAD]"},
+        proto=lambda proto, about, names: pipelines.deberta(
+            proto,
+            names,
+            lowercase=bool(about.get("do_lower_case")),
+            punctuation=bool(about.get("split_by_punct")),
+            prefix=bool(about.get("add_prefix_space", True)),
+        ),
+        types=True,
     ),
 }
 KINDS |= {
@@ -170,13 +198,19 @@ KINDS |= {
         ),
     ),
 }
-KINDS |= {"BartTokenizer": KINDS["RobertaTokenizer"], "DistilBertTokenizer": KINDS["BertTokenizer"]}
-KINDS |= {"MT5Tokenizer": KINDS["T5Tokenizer"]}
+SAME = {
+    "BartTokenizer": "RobertaTokenizer", "MT5Tokenizer": "T5Tokenizer",
+    "DistilBertTokenizer": "BertTokenizer", "ElectraTokenizer": "BertTokenizer",
+}  # fmt: skip
+KINDS |= {name: KINDS[own] for name, own in SAME.items()}
 OWN = {
     "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer",
     "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "gemma3_text": "GemmaTokenizer",
     "bert": "BertTokenizer", "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer",
     "t5": "T5Tokenizer", "mt5": "T5Tokenizer", "pegasus": "PegasusTokenizer",
+    "distilbert": "BertTokenizer", "electra": "BertTokenizer", "mpnet": "MPNetTokenizer",
+    "albert": "AlbertTokenizer", "deberta-v2": "DebertaV2Tokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer", "opt": "GPT2Tokenizer",
     "mbart": "MBartTokenizer", "m2m_100": "M2M100Tokenizer", "blenderbot": "BlenderbotTokenizer",
 }  # fmt: skip
 GENERIC = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -202,7 +236,7 @@ def kind_of(home: Path, about: Mapping[str, Any]) -> Kind:
     if named in KINDS:
         return KINDS[named]
     if (home / FILE).exists():
-        return ANY
+        return replace(ANY, types=True)
     raise CheckpointError(
         f"{home / CONFIG}: tokenizer_class={named!r} without {FILE} is not read; write one with "
         f"transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"

@@ -45,6 +45,13 @@ def ends_sentence(tokenizer: Tokenizer) -> np.ndarray:
     return np.asarray([text.rstrip(" ").endswith(ENDS) for text in _texts(tokenizer)])
 
 
+def text_or_name(tokenizer: Tokenizer, token: int) -> str:
+    """Return the text of an id; the name of its piece for one that stands for no text."""
+    text = tokenizer.decode([token])
+    names = _vocabulary(tokenizer).items()
+    return text or next((name for name, own in names if own == token), f"<{token}>")
+
+
 def _texts(tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
 

@@ -83,21 +83,21 @@ def qwen2(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], *,
 def roberta(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], names: Names, *,
             add_prefix_space: bool = False, trim_offsets: bool = True) -> Json:  # fmt: skip
     """Return RoBERTa's and BART's: GPT-2's between cls and sep."""
-    sep, cls = names["sep_token"], names["cls_token"]
     converted = byte_level(vocab, merges, add_prefix_space=add_prefix_space)
-    converted["post_processor"] = {
-        "type": "RobertaProcessing",
-        "sep": [sep, vocab[sep]],
-        "cls": [cls, vocab[cls]],
-        "trim_offsets": trim_offsets,
-        "add_prefix_space": add_prefix_space,
-    }
-    return converted
+    about = {"trim_offsets": trim_offsets, "add_prefix_space": add_prefix_space}
+    return converted | {"post_processor": _between_ends(vocab, names, **about)}
 
 
-def word_piece(vocab: Mapping[str, int], names: Names, *, lowercase: bool,
-               strip_accents: bool | None, chinese: bool) -> Json:  # fmt: skip
-    """Return BERT's."""
+def word_piece(
+    vocab: Mapping[str, int],
+    names: Names,
+    *,
+    lowercase: bool,
+    strip_accents: bool | None,
+    chinese: bool,
+    double: bool = False,
+) -> Json:
+    """Return BERT's; double: MPNet's, with two seps between two texts."""
     model = {
         "type": "WordPiece",
         "unk_token": names["unk_token"],
@@ -112,12 +112,11 @@ def word_piece(vocab: Mapping[str, int], names: Names, *, lowercase: bool,
         "strip_accents": strip_accents,
         "lowercase": lowercase,
     }
-    cls, sep = names["cls_token"], names["sep_token"]
     return document(
         model,
         normalizer=normalizer,
         pre_tokenizer={"type": "BertPreTokenizer"},
-        post_processor=template([cls], [sep], vocab, between=[sep]),
+        post_processor=_between_ends(vocab, names) if double else _bert_ends(names, vocab),
         decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
     )
 
@@ -152,7 +151,7 @@ def gemma(proto: Proto, names: Names) -> Json:
 
 def t5(proto: Proto, *, extra_ids: int, eos: str) -> Json:
     """Return T5's, whose sentinels come after the pieces, the last first."""
-    rows = [[piece.name, piece.score] for piece in proto.pieces]
+    rows, _ = _scored(proto)
     rows += [[f"<extra_id_{i}>", 0.0] for i in reversed(range(extra_ids))]
     ids = {name: i for i, (name, _) in enumerate(rows)}
     return _words(rows, 2, proto, template([], [eos], ids, second=0, between=[eos]))
@@ -163,6 +162,47 @@ def xlm_roberta(proto: Proto, names: Names) -> Json:
     rows, ids = _fairseq(proto, names, ())
     begin, end = [names["bos_token"]], [names["eos_token"]]
     return _words(rows, 3, proto, template(begin, end, ids, second=0, between=[*end, *end]))
+
+
+def albert(proto: Proto, names: Names, *, lowercase: bool, accents: bool, prefix: bool) -> Json:
+    """Return ALBERT's, whose quotes and letters are made simpler before its map of characters.
+
+    accents: whether they are kept. prefix: whether a text begins as a word does.
+    """
+    rows, ids = _scored(proto)
+    scheme = "always" if prefix else "never"
+    steps = [replaced("``", '"'), replaced("''", '"')]
+    steps += [] if accents else [{"type": "NFKD"}, {"type": "StripAccents"}]
+    steps += [{"type": "Lowercase"}] if lowercase else []
+    steps += [precompiled(proto)] if proto.charsmap else []
+    cuts = [{"type": "WhitespaceSplit"}, _metaspace(scheme, split=True)]
+    return document(
+        unigram(rows, 1, byte_fallback=False),
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": cuts},
+        post_processor=_bert_ends(names, ids),
+        decoder=_metaspace(scheme, split=True),
+    )
+
+
+def deberta(proto: Proto, names: Names, *, lowercase: bool, punctuation: bool,
+            prefix: bool) -> Json:  # fmt: skip
+    """Return that of DeBERTa 2 and 3; punctuation: whether each such mark is a word."""
+    rows, ids = _scored(proto)
+    unknown = [names["unk_token"], 0.0]
+    scheme = "always" if prefix else "first"
+    steps = [{"type": "Lowercase"}] if lowercase else []
+    steps += [replaced({"Regex": r"\s{2,}|[\n\r\t]"}, " "), {"type": "NFC"}]
+    steps += [{"type": "Strip", "strip_left": False, "strip_right": True}]
+    cuts = [{"type": "Punctuation", "behavior": "Isolated"}] if punctuation else []
+    cuts += [_metaspace(scheme, split=True)]
+    return document(
+        unigram(rows, rows.index(unknown) if unknown in rows else proto.unk, byte_fallback=False),
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer={"type": "Sequence", "pretokenizers": cuts},
+        post_processor=_bert_ends(names, ids),
+        decoder=_metaspace(scheme, split=True),
+    )
 
 
 def mbart(proto: Proto, names: Names, codes: Sequence[str], *, words: bool) -> Json:
@@ -182,7 +222,8 @@ def pegasus(proto: Proto, names: Names, *, offset: int, sentence: str) -> Json:
     rows += [[f"<unk_{i}>", -100.0] for i in range(2, offset)]
     rows += [[piece.name, piece.score] for piece in proto.pieces[2:]]
     ids = {name: i for i, (name, _) in enumerate(rows)}
-    return _spaced(rows, ids[names["unk_token"]], proto, template([], [names["eos_token"]], ids))
+    around = template([], [names["eos_token"]], ids, between=[])
+    return _spaced(rows, ids[names["unk_token"]], proto, around)
 
 
 def sentencepiece(proto: Proto, *, legacy: bool = True) -> Json:
@@ -197,8 +238,7 @@ def sentencepiece(proto: Proto, *, legacy: bool = True) -> Json:
             ignore_merges=bool(user),
         )
     else:
-        rows = [[piece.name, piece.score] for piece in proto.pieces]
-        model = unigram(rows, proto.unk, byte_fallback=proto.byte_fallback)
+        model = unigram(_scored(proto)[0], proto.unk, byte_fallback=proto.byte_fallback)
     steps = [precompiled(proto)] if proto.charsmap else []
     if proto.extra_spaces:
         steps += [replaced({"Regex": r"\A +| +\z"}, ""), replaced({"Regex": " {2,}"}, " ")]
@@ -296,6 +336,24 @@ def _words(rows: list[list[Any]], unk: int, proto: Proto, post_processor: Json) 
         post_processor=post_processor,
         decoder=_metaspace("always", split=True),
     )
+
+
+def _between_ends(vocab: Mapping[str, int], names: Names, *, trim_offsets: bool = True,
+                  add_prefix_space: bool = False) -> Json:  # fmt: skip
+    """Return RoBERTa's post-processor, with two seps between two texts."""
+    sep, cls = names["sep_token"], names["cls_token"]
+    ends = {"sep": [sep, vocab[sep]], "cls": [cls, vocab[cls]]}
+    about = {"trim_offsets": trim_offsets, "add_prefix_space": add_prefix_space}
+    return {"type": "RobertaProcessing", **ends, **about}
+
+
+def _bert_ends(names: Names, ids: Mapping[str, int]) -> Json:
+    return template([names["cls_token"]], [names["sep_token"]], ids, between=[names["sep_token"]])
+
+
+def _scored(proto: Proto) -> tuple[list[list[Any]], dict[str, int]]:
+    """Return (rows of a unigram vocabulary, {piece: id}) as a model has them."""
+    return [[piece.name, piece.score] for piece in proto.pieces], _ids(proto)
 
 
 def _ids(proto: Proto) -> dict[str, int]:

@@ -305,7 +305,7 @@ def test_many_files_with_an_index_are_the_same_as_one(folder, weights):
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_taken_until_an_id_is_needed(folder, capsys):
     tokenizer = {"model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(12)}}}
-    tokenizer["model"]["unk_token"] = "w0"
+    tokenizer["model"]["unk_token"], tokenizer["added_tokens"] = "w0", []
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert app.main(["convert", "hub", "out", "--to", "jaxgen"]) == 0
     capsys.readouterr()

@@ -3,12 +3,16 @@
 import json
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import tokenizer_folders as folders
+from random_params import random_params
 
+import jaxgen
+from jaxgen.cli import app
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.pretrained import hub_parity
 from jaxgen.pretrained.assets import read_tokenizer
@@ -44,6 +48,7 @@ def folder(name):
     return make
 
 
+SIZES = {"vocab_size": 310, "context": 64, "layers": 1, "d_model": 8, "heads": 2}
 KINDS = {
     "bpe": trained("bpe", vocab_size=310),
     "unigram": trained("unigram", vocab_size=310),
@@ -135,3 +140,19 @@ def test_the_gate_tells_a_folder_that_reads_otherwise(tmp_path):
             CheckpointError, match=r"transformers .TokenizersBackend. (reads|writes)"
         ):
             hub_parity.compare_texts(tmp_path, tokenizer, "decoder")
+
+
+def test_a_folder_whose_texts_transformers_reads_otherwise_is_not_converted(tmp_path, capsys):
+    source, out = tmp_path / "source", tmp_path / "out"
+    config = jaxgen.ModelConfig(**SIZES)
+    tokenizer = train(TokenizerSettings(kind="bpe", vocab_size=310), TEXT)
+    jaxgen.save(source, config, random_params(config), tokenizer=tokenizer, layout="hf")
+    command = ["convert", str(source), str(out), "--to", "jaxgen"]
+    assert app.main(command) == 0
+    shutil.rmtree(out)
+    about = json.loads((source / "tokenizer_config.json").read_bytes())
+    about["tokenizer_class"] = "Qwen2Tokenizer"
+    (source / "tokenizer_config.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    assert app.main(command) == 4 and not out.exists()
+    assert "transformers (Qwen2Tokenizer) reads" in capsys.readouterr().err

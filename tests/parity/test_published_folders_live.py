@@ -193,7 +193,10 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
 
 
 def with_words(folder, types=False):
-    """Write a tokenizer of words, which begins texts and ends them, and parts two of them."""
+    """Write a tokenizer of words, which begins texts and ends them, and parts two of them.
+
+    types: whether its config says that it numbers the two.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     engine = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -293,6 +296,33 @@ CLASSES = {
     "T5": ("T5ForSequenceClassification", published.T5 | NAMES | ENDS),
     "a decoder": ("Qwen2ForSequenceClassification", published.LLAMA | NAMES),
 }
+NARROW = published.BERT | {"embedding_size": 8} | NAMES
+DEBERTA = published.BERT | NAMES | {"relative_attention": True, "position_biased_input": False}
+DEBERTA |= {"pos_att_type": "p2c|c2p", "type_vocab_size": 2}
+# Of pairs: (class, sizes, whether the tokenizer's config says that it numbers the two texts).
+PAIRS = {
+    "BERT": (*CLASSES["single label"], True),
+    "BERT, not numbered": (*CLASSES["single label"], False),
+    "ALBERT": ("AlbertForSequenceClassification", NARROW, False),
+    "ELECTRA": ("ElectraForSequenceClassification", NARROW, True),
+    "DeBERTa": ("DebertaV2ForSequenceClassification", DEBERTA, True),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_tokens_of_pairs_have_the_types_of_transformers_in_its_folder_and_in_ours(name, tmp_path):
+    architecture, sizes, types = PAIRS[name]
+    saved(tmp_path / "theirs", architecture, sizes)
+    with_words(tmp_path / "theirs", types)
+    first = loaded_model.open_model(tmp_path / "theirs")
+    jaxgen.save(tmp_path / "ours", first.config, first.params, tokenizer=first.tokenizer,
+                generation_config=first.generation_config, layout="hf")  # fmt: skip
+    for home in (tmp_path / "theirs", tmp_path / "ours"):
+        theirs = transformers.pipeline("text-classification", str(home), top_k=None)
+        wanted = {row["label"]: row["score"] for row in
+                  theirs([{"text": "d d", "text_pair": "a c b a"}])[0]}  # fmt: skip
+        ((*found,),) = tasks.classify(loaded_model.open_model(home), [("d d", "a c b a")])
+        assert dict(found) == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", CLASSES)

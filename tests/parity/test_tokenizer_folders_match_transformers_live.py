@@ -5,6 +5,7 @@ import os
 import pytest
 import tokenizer_folders as cases
 
+from jaxgen.pretrained import hub_read
 from jaxgen.pretrained.assets import has_tokenizer, read_tokenizer
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -26,5 +27,10 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path, name):
         split = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert ours.encode(text) == split, text
         assert ours.decode(marked) == theirs.decode(marked, skip_special_tokens=True), text
+    both = theirs("hello there", "the cats sat")
+    (row,) = ours.windows("hello there", "the cats sat", 64, 0)
+    assert row.ids == both["input_ids"]
+    if hub_read.read_config(tmp_path)[1].embed.types > 1:
+        assert row.types == both.get("token_type_ids", [0] * len(row.ids))
     named = {k: v for k, v in theirs.special_tokens_map.items() if isinstance(v, str)}
     assert ours.roles == named

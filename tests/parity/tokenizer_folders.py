@@ -74,6 +74,12 @@ CONFIGS = {
         "vocab_size": 2000,
     },
 }
+CONFIGS |= dict.fromkeys(("electra", "albert", "deberta-v2"), ENCODER)
+CONFIGS |= {"mpnet": CONFIGS["roberta"], "xlm-roberta": CONFIGS["roberta"]}
+CONFIGS |= {"distilbert": {"dim": 8, "hidden_dim": 8, "n_layers": 1, "n_heads": 2} | ENCODER}
+CONFIGS |= {"opt": SIZES | {"ffn_dim": 8, "word_embed_proj_dim": 8}}
+CONFIGS["deberta-v2"] = ENCODER | {"relative_attention": True, "position_biased_input": False}
+CONFIGS["deberta-v2"] |= {"pos_att_type": "p2c|c2p", "type_vocab_size": 2}
 CONFIGS |= dict.fromkeys(("mbart", "m2m_100", "pegasus", "blenderbot"), CONFIGS["bart"])
 CONFIGS["mt5"] = CONFIGS["t5"]
 
@@ -110,6 +116,11 @@ GEMMA = LLAMA | {
 }
 T5 = {"vocab_size": 70, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 SPACED = {"vocab_size": 70}
+# Whose special pieces are pieces of the model, ALBERT's by other names than DeBERTa's.
+ALBERT = {"vocab_size": 80, "bos_id": -1, "eos_id": -1, "pad_id": 0, "unk_id": 1}
+ALBERT |= {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"], "pad_piece": "<pad>"}
+DEBERTA = {"vocab_size": 80, "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}
+DEBERTA |= {"bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]", "pad_piece": "[PAD]"}
 
 
 @cache
@@ -184,10 +195,10 @@ def with_pair(model_type, about=None, first=(), last=(), **more):
     return make
 
 
-def with_words(about=None, *pieces, **more):
+def with_words(about=None, *pieces, model_type="bert", **more):
     def make(home):
         words(home, *pieces)
-        _about(home, "bert", about, more)
+        _about(home, model_type, about, more)
 
     return make
 
@@ -322,6 +333,13 @@ def _folders():
         "xlm-roberta": with_proto(
             "roberta", "sentencepiece.bpe.model", uni, {"tokenizer_class": "XLMRobertaTokenizer"}
         ),
+        "xlm-roberta without config": with_proto("xlm-roberta", "sentencepiece.bpe.model", uni),
+        "opt": with_pair(
+            "opt",
+            {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True, "pad_token": "<pad>"}
+            | dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>"),
+            first=["<s>", "<pad>", "</s>", "<unk>"],
+        ),
         "gpt2": with_pair("gpt2", last=["<|endoftext|>"]),
         "gpt2, pad added": with_pair(
             "gpt2",
@@ -368,6 +386,34 @@ def _folders():
             "</s>",
         ),
         "bert, two words twice": with_words({"tokenizer_class": "BertTokenizer"}, "mats"),
+        "electra": with_words({"do_lower_case": True}, model_type="electra"),
+        "distilbert": with_words(model_type="distilbert"),
+        "electra, cased": with_words(
+            {"tokenizer_class": "ElectraTokenizer", "do_lower_case": False}, model_type="electra"
+        ),
+        "mpnet": with_words(
+            {"tokenizer_class": "MPNetTokenizer"}, *ends[:3], "<mask>", model_type="mpnet"
+        ),
+        "albert": with_proto("albert", "spiece.model", proto("unigram", **ALBERT)),
+        "albert, letters as they are": with_proto(
+            "albert",
+            "spiece.model",
+            proto("unigram", **ALBERT),
+            {"tokenizer_class": "AlbertTokenizer", "do_lower_case": False, "keep_accents": True},
+        ),
+        "deberta": with_proto(
+            "deberta-v2",
+            "spm.model",
+            proto("unigram", **DEBERTA),
+            {"do_lower_case": False, "vocab_type": "spm"},
+        ),
+        "deberta, small letters, marks alone": with_proto(
+            "deberta-v2",
+            "spm.model",
+            proto("unigram", **DEBERTA),
+            {"tokenizer_class": "DebertaV2Tokenizer", "do_lower_case": True}
+            | {"split_by_punct": True},
+        ),
         "a file": with_file("llama", _marks("<s>", "</s>", *MARKS), fast | MIX),
         "a file, pad beyond it": with_file(
             "llama", _marks("<s>", "</s>"), fast | MIX | {"pad_token": "[PAD]"}

@@ -57,6 +57,28 @@ def test_an_encoder_reads_what_its_tokenizer_puts_around_a_text(tmp_path):
     assert len(found) == 1 and len(found[0]) == 5
 
 
+def test_an_encoder_whose_tokenizer_puts_nothing_around_a_text_reads_the_same_in_every_layout(
+    tmp_path,
+):
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    first = folder(tmp_path, None, ids, "bert", head="mlm", **ENCODER)
+    assert first.ids("a b") == [5, 6]
+    roles = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = HuggingFace(first.tokenizer.model, first.tokenizer.special, roles=roles)
+    more = {"tokenizer": tokenizer, "generation_config": first.generation_config}
+    for layout in ("jaxgen", "hf"):
+        jaxgen.save(tmp_path / layout, first.config, first.params, **more, layout=layout)
+        assert open_model(tmp_path / layout).ids("a b") == [5, 6]
+    written = json.loads((tmp_path / "hf/config.json").read_text())
+    assert {name: written[name] for name in ids} == ids
+
+
+def test_a_mask_is_filled_with_pieces_that_stand_for_no_text_by_their_names(tmp_path):
+    model = folder(tmp_path, "[CLS] $A [SEP]", {}, "bert", head="mlm", **ENCODER)
+    (((*pieces,),),) = tasks.fill_mask(model, ["a <mask> c"], best=8)
+    assert {name for name, _ in pieces} == {*WORDS}
+
+
 def test_a_decoder_that_ends_documents_does_not_end_what_it_reads(tmp_path):
     model = folder(tmp_path, None, {"eos_token_id": [3, 1]}, "gpt2")
     assert model.ids("a b") == [5, 6] and model.stop == (3, 1)

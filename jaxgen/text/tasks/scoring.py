@@ -13,7 +13,7 @@ from jaxgen.pretrained.pooling import read_pooling
 from jaxgen.text import programs
 from jaxgen.text.batches import Progress, by_length, pad
 from jaxgen.text.loaded_model import LoadedModel, Overflow, check_list, encode_texts, require
-from jaxgen.tokens.marks import MASKS, mask_of
+from jaxgen.tokens.marks import MASKS, mask_of, text_or_name
 from jaxgen.tokens.pair import pairs
 
 
@@ -161,6 +161,8 @@ def fill_mask(
 ) -> list[list[list[tuple[str, float]]]]:
     """Return, for each text and each `mask` in it, the likeliest (piece, probability)s.
 
+    A piece is its text, or its own name, as "[SEP]", if it stands for none.
+
     Raises ConfigError for a model that is no encoder with token logits, or a text without mask.
     """
     require(model, "fill-mask", topology=("encoder",), head=("mlm", "lm"))
@@ -180,9 +182,9 @@ def fill_mask(
         for row, number in enumerate(numbers):
             for at in np.flatnonzero(tokens[row] == hidden):
                 order = np.argsort(-probs[row, at, : model.tokenizer.vocab_size])[:best]
-                named = [(model.tokenizer.decode([int(i)]), float(probs[row, at, i]))
-                         for i in order]  # fmt: skip
-                results[number].append(named)
+                chances = [float(probs[row, at, i]) for i in order]
+                names = [text_or_name(model.tokenizer, int(i)) for i in order]
+                results[number].append(list(zip(names, chances, strict=True)))
     return results
 
 
