@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import runpy
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -22,16 +21,16 @@ from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
 
 Tools = Annotated[
-    str | None,
+    list[str] | None,
     Parameter(
-        help="functions that the model may call: a .py file, whose own they are and which are "
-        "called; or a JSON list of their schemas, of which the calls are shown"
+        help="what the model may call: FILE.py, whose functions with type hints are meant; "
+        "mcp:COMMAND, a server of the Model Context Protocol; repeatable. Or a JSON list of "
+        "schemas, of which the calls are shown",
+        consume_multiple=False,
     ),
 ]
-Calls = Annotated[
-    int, at_least(1), Parameter(help="of functions of --tools FILE.py in a turn, at most")
-]
-Confirming = Annotated[bool, Parameter(help="ask before each call of --tools FILE.py")]
+Calls = Annotated[int, at_least(1), Parameter(help="of --tools in a turn, at most")]
+Confirming = Annotated[bool, Parameter(help="ask before each call of --tools")]
 Values = Annotated[
     list[str] | None,
     Parameter(
@@ -39,9 +38,14 @@ Values = Annotated[
         consume_multiple=False,
     ),
 ]
-# (session, messages, settings, values of the template) -> the turns that answer.
-Helper = Callable[[Any, Any, Generation, Any], list[Any]]
 System = Annotated[str | None, Parameter(help="what the system says before the first message")]
+Keep = Annotated[
+    str | None,
+    Parameter(
+        name="--conversation",
+        help="a file that keeps the chat, and from which it goes on; messages are its turns",
+    ),
+]
 
 
 def chat(
@@ -49,6 +53,7 @@ def chat(
     /,
     *message: Annotated[str, Parameter(help="a message; none: typed ones, or those of --input")],
     system: System = None,
+    conversation: Keep = None,
     tools: Tools = None,
     calls: Calls = 8,
     confirm: Confirming = False,
@@ -59,52 +64,64 @@ def chat(
     """Talk with a model, in the form that its folder's chat template gives to messages.
 
     On a terminal each line typed is answered, and all that was said before counts, as
-    far back as the context goes; /help lists what else can be typed, Ctrl-D ends. A
-    line of --input (.jsonl) is a chat of its own: an object with "messages", a list
-    of objects with "role" and "content", and if need be "tools" and
-    "chat_template_kwargs". A line of standard input is such an object, or a message.
+    far back as the context goes; /help lists what else can be typed, Ctrl-D ends.
+
+    Several messages, and the lines of a pipe, are separate chats, which know nothing
+    of one another; with --conversation FILE they are turns of one. A line of --input
+    (.jsonl) is a chat: an object with "messages", a list of objects with "role" and
+    "content", and if need be "tools" and "chat_template_kwargs". A line of standard
+    input is such an object, or a message.
 
     For example:
         jaxgen chat models/qwen
         jaxgen chat models/qwen "What is a monad?" --temperature 0
+        jaxgen chat models/qwen "And a functor?" --conversation monads.jsonl
         jaxgen chat models/qwen --template-value enable_thinking=false
         jaxgen chat models/qwen --input chats.jsonl --output answers.jsonl
         jaxgen chat models/qwen --tools functions.py --confirm
+        jaxgen chat models/qwen --tools "mcp:python server.py"
     """
     wanted = flags.settings_of(settings)
-    called = None if tools is None or not tools.endswith(".py") else _functions(tools)
-    helper = None if called is None else _helper(called, calls, confirm)
-    if confirm and (helper is None or not sys.stdin.isatty()):
-        raise ConfigError("--confirm needs --tools FILE.py and a terminal to ask on")
-    values = _values(template_value, None if called else tools)
+    sources = [one for one in tools or () if one.endswith(".py") or one.startswith("mcp:")]
+    schemas = [one for one in tools or () if one not in sources]
+    if len(schemas) > bool(schemas) or (schemas and sources):
+        raise ConfigError(f"--tools {schemas[0]} must be the only one, or FILE.py or mcp:COMMAND")
+    if confirm and not (sources and sys.stdin.isatty()):
+        raise ConfigError(
+            "--confirm needs --tools FILE.py or mcp:COMMAND, and a terminal to ask on"
+        )
+    values = _values(template_value, schemas[0] if schemas else None)
     first = [] if system is None else [{"role": "system", "content": system}]
     if wanted.overflow == "cut":
         raise ConfigError("--overflow cut has no effect: a chat that is cut is another chat")
-    if not message and job.input is None and sys.stdin.isatty():
-        if job.output is not None:
-            raise ConfigError("--output needs messages, or chats from --input")
-        _converse(run, job, first, wanted, values, helper)
-        return
     if message and job.input is not None:
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
-    chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
-    if not message:
-        chats = list(_chats(job.input, first))
+    typed = not message and job.input is None and sys.stdin.isatty()
+    start.prepare_jax(paths.cache())
+    with ExitStack() as stack:
+        helper = _open_helper(stack, sources, calls, confirm) if sources else None
+        if typed or conversation is not None:
+            lines = None if typed else message or _lines()
+            keep = None if conversation is None else Path(conversation)
+            _converse(run, job, first, wanted, values, helper, keep, lines)
+            return
+        chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
+        chats = chats or list(_chats(job.input, first))
 
-    def work(model, conversations, progress, detail):
-        if helper is not None:
-            return _with_functions(model, conversations, progress, helper, wanted, values)
-        return tasks.reply(
-            model,
-            conversations,
-            wanted,
-            chat_template_kwargs=values,
-            batch=min(job.batch, 8),
-            progress=progress,
-            detail=detail,
-        )
+        def work(model, conversations, progress, detail):
+            if helper is not None:
+                return _with_tools(model, conversations, progress, helper, wanted, values)
+            return tasks.reply(
+                model,
+                conversations,
+                wanted,
+                chat_template_kwargs=values,
+                batch=min(job.batch, 8),
+                progress=progress,
+                detail=detail,
+            )
 
-    texts.generate(run, chats, job, wanted, work)
+        texts.generate(run, chats, job, wanted, work)
 
 
 def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
@@ -130,14 +147,18 @@ def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
     return values
 
 
+def _lines() -> list[str]:
+    """Return the lines of standard input that are not blank; ConfigError for none."""
+    lines = files.lines(inputs.read_text("-", "standard input"))
+    if not (lines := [line for line in lines if line.strip()]):
+        raise ConfigError("standard input has no line; type a message, or give --input")
+    return lines
+
+
 def _chats(source: str | None, first: list[dict[str, str]]) -> Iterator[Any]:
     """Yield the chats of --input, or those of standard input, where a line may be a message."""
     if source is None:
-        lines = [
-            line for line in files.lines(inputs.read_text("-", "standard input")) if line.strip()
-        ]
-        if not lines:
-            raise ConfigError("standard input has no line; type a message, or give --input")
+        lines = _lines()
         if not lines[0].lstrip().startswith("{"):
             yield from ([*first, {"role": "user", "content": line}] for line in lines)
             return
@@ -158,17 +179,71 @@ def _chat(place: str, row: dict[str, Any], first: list[dict[str, str]]) -> Any:
     return more | {"messages": messages} if len(more) > 1 else messages
 
 
+@dataclass(frozen=True)
+class _Helper:
+    """What answers a chat with tools: each call is shown, and asked for if wanted."""
+
+    tools: Sequence[Any]
+    calls: int
+    confirm: bool
+
+    def answer(self, session: Any, messages: Any, settings: Generation, values: Any) -> list[Any]:
+        """Return the turns that answer a chat."""
+        from jaxgen.text import assistant
+
+        confirm = _ask if self.confirm else None
+        how = {"calls": self.calls, "confirm": confirm, "shown": _show, "values": values}
+        return assistant.answer(session, messages, self.tools, settings, **how)
+
+
+def _open_helper(stack: ExitStack, sources: Sequence[str], calls: int, confirm: bool) -> _Helper:
+    """Return a helper with the tools of sources, whose servers run as long as the stack."""
+    from jaxgen.text.tool_sources import open_tools
+
+    try:
+        tools = stack.enter_context(open_tools(sources))
+    except ConfigError as error:
+        raise type(error)(str(error).replace("tools=", "--tools ", 1)) from error
+    return _Helper(tools, calls, confirm)
+
+
+def _call_line(name: str, given: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
+
+def _show(name: str, given: dict[str, Any], result: str) -> None:
+    from jaxgen.train.display import printable
+
+    text = printable(" ".join(result.split()))
+    shown = text if len(text) <= 200 else f"{text[:200]}..."
+    print(f"[{_call_line(name, given)} -> {shown}]", file=sys.stderr)
+
+
+def _ask(name: str, given: dict[str, Any]) -> bool:
+    print(f"call {_call_line(name, given)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _converse(
     run: str,
     job: texts.Job,
-    messages: list[dict[str, str]],
+    first: list[dict[str, str]],
     wanted: Generation,
     values: dict[str, Any],
-    helper: Helper | None,
+    helper: _Helper | None,
+    path: Path | None,
+    lines: Sequence[str] | None,
 ) -> None:
+    """Answer the lines of a terminal (None), or those given, each as a turn of one chat."""
+    if job.input is not None or job.output is not None:
+        name = "--input" if job.output is None else "--output"
+        raise ConfigError(f"{name} needs separate chats: give messages, and no --conversation")
+    if wanted.samples > 1 or wanted.top_logprobs is not None:
+        name = "--samples" if wanted.samples > 1 else "--top-logprobs"
+        raise ConfigError(f"{name} has no effect in a conversation; give messages or --input")
     home, which, adapters = paths.adapted(run, job.step, job.adapter)
-    start.prepare_jax(paths.cache())
     from jaxgen.pretrained.chat_template import read_chat_template
+    from jaxgen.text import tool_calls
     from jaxgen.text.session import open_session
 
     with exits.in_folder(home), flags.named():
@@ -176,86 +251,56 @@ def _converse(
         template = read_chat_template(home)
         texts.tell_defaults(wanted, session.model.generation_config)
 
+        def encode(messages: Sequence[Any]) -> Sequence[int]:
+            if helper is None:
+                return session.chat_ids(messages, template, **values)
+            schemas = [tool.schema for tool in helper.tools]
+            return tool_calls.chat_ids(session, template, messages, schemas, values)
+
         context = session.context
         # Where the caller names no length, a quarter of the context is kept for an answer.
         answers = min(wanted.max_new_tokens or context // 4, context - 1)
-        encode = partial(_encode, session, template, values)
-        conversation = Conversation(messages, encode, context - answers)
+        conversation = Conversation(first, encode, context - answers, path)
 
-        def answer(turn: int, line: str) -> None:
-            if line.startswith("/"):
+        def answer(_: int, line: str) -> None:
+            if lines is None and line.startswith("/"):
                 print(conversation.command(line), file=sys.stderr)
                 return
             ids, dropped = conversation.ask(line)
-            if dropped:
-                print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
-            settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
-            if helper is not None:
-                said = helper(session, [*conversation.first, *conversation.turns], settings, values)
-                conversation.turns += said
-                outputs.put([said[-1]["content"], "\n"])
-                return
-            conversation.answered(outputs.put(session.stream(ids, settings)))
+            try:
+                if dropped:
+                    print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
+                turn = sum(one["role"] == "user" for one in conversation.turns) - 1
+                settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
+                if helper is not None:
+                    turns = helper.answer(session, conversation.messages, settings, values)
+                    outputs.put([turns[-1]["content"]])
+                else:
+                    said = outputs.put(session.stream(ids, settings))
+                    turns = [{"role": "assistant", "content": said}]
+            except BaseException:
+                conversation.withdraw()
+                raise
             print()
+            conversation.answered(turns)
 
-        outputs.converse("a message, or /help,", answer)
-
-
-def _functions(path: str) -> list[Any]:
-    """Return the functions of a Python file that are its own and public; ConfigError for none."""
-    inputs.read_text(path, "--tools")
-    try:
-        names = runpy.run_path(path, run_name="tools")
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--tools {path} can't be run: {said}") from error
-    own = {
-        name: one
-        for name, one in names.items()
-        if inspect.isfunction(one) and one.__module__ == "tools" and not name.startswith("_")
-    }
-    if not own:
-        raise ConfigError(f"--tools {path} has no public function of its own; write one with def")
-    return list(own.values())
+        if lines is None:
+            outputs.converse("a message, or /help,", answer)
+        for line in lines or ():
+            answer(0, line)
 
 
-def _helper(functions: list[Any], calls: int, confirm: bool) -> Helper:
-    """Return what answers a chat with functions: each call is shown, and asked for if wanted."""
-
-    def line(name: str, given: dict[str, Any]) -> str:
-        return f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
-
-    def show(name: str, given: dict[str, Any], result: str) -> None:
-        print(f"[{line(name, given)} -> {result[:200]}]", file=sys.stderr)
-
-    def ask(name: str, given: dict[str, Any]) -> bool:
-        print(f"call {line(name, given)}? [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-    def answer(session: Any, messages: Any, settings: Generation, values: Any) -> list[Any]:
-        from jaxgen.text import assistant
-
-        how = {"calls": calls, "confirm": ask if confirm else None, "shown": show}
-        return assistant.answer(session, messages, functions, settings, values=values, **how)
-
-    return answer
-
-
-def _with_functions(
-    model: Any, chats: Any, progress: Any, helper: Helper, wanted: Generation, values: Any
+def _with_tools(
+    model: Any, chats: Any, progress: Any, helper: _Helper, wanted: Generation, values: Any
 ) -> list[list[Any]]:
-    """Answer chats one after the other, with functions."""
+    """Answer chats one after the other, with tools."""
     from jaxgen.text.batch_decoding import Completion
     from jaxgen.text.session import Reason, session_of
 
     session, answers = session_of(model), []
     for number, chat in enumerate(chats):
         messages = chat["messages"] if isinstance(chat, dict) else chat
-        said = helper(session, messages, wanted, values)[-1]["content"]
+        said = helper.answer(session, messages, wanted, values)[-1]["content"]
         answers.append([Completion(said, Reason.STOP, [], 0)])
         progress(number + 1, len(chats))
     return answers
-
-
-def _encode(session: Any, template: Any, values: dict[str, Any], messages: Any) -> Any:
-    return session.chat_ids(messages, template, **values)

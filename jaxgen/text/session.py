@@ -36,6 +36,7 @@ from jaxgen.text.loaded_model import (
 from jaxgen.text.prompts import Prompt, Text, ids_of, number_prompts, requests_of, room_after
 from jaxgen.text.request import DEFAULTS, Generation
 from jaxgen.text.tasks import scoring, token_classification
+from jaxgen.text.tool_sources import Source
 from jaxgen.text.users import User, Users, preferred, with_system
 from jaxgen.tokens import Tokenizer
 
@@ -122,7 +123,7 @@ class Session:
         messages: Sequence[Message],
         settings: Generation | None = None,
         *,
-        tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
+        tools: Sequence[Mapping[str, Any] | Source] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         user: str | None = None,
         **changes: Any,
@@ -131,8 +132,9 @@ class Session:
 
         Args:
           messages: the turns so far, [{"role": "user", "content": "..."}, ...].
-          tools: functions that the model may call, which is done until it says something (see
-            `text.assistant`); or JSON schemas of such: then its call is the text.
+          tools: what the model may call, until it says something: functions, "FILE.py" or
+            "mcp:COMMAND" (see `text.tool_sources.open_tools`); or JSON schemas of such: then its
+            call is the text.
           chat_template_kwargs: what else the template reads, such as {"enable_thinking": False}.
           user: as of `generate`; a chat without a system's message begins with the user's.
           settings, changes: as of `generate`.
@@ -141,15 +143,17 @@ class Session:
           CheckpointError: if the folder has no chat template or it is wrong.
           ConfigError: for a chat or a value that it refuses, or that is too long.
         """
-        functions = [tool for tool in tools or () if callable(tool)]
-        if functions and len(functions) < len(tools or ()):
-            raise ConfigError("tools= must be functions, or schemas of functions, not both")
-        if functions:
-            how, values = _changed(settings, changes), chat_template_kwargs
-            return assistant.answer(self, messages, functions, how, values=values)[-1]["content"]
-        values = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
         if user is not None:
             messages = with_system(self._user(user), messages)
+        tools = [tools] if isinstance(tools, str) else tools
+        sources = [tool for tool in tools or () if not isinstance(tool, Mapping)]
+        if sources and len(sources) < len(tools or ()):
+            raise ConfigError("tools= must be functions, or schemas of functions, not both")
+        if sources:
+            how, values = _changed(settings, changes), chat_template_kwargs
+            turns = assistant.answer(self, messages, sources, how, values=values, user=user)
+            return turns[-1]["content"]
+        values = {**(chat_template_kwargs or {}), **({} if tools is None else {"tools": tools})}
         return self.generate(self.chat_ids(messages, **values), settings, user=user, **changes)
 
     def embed(

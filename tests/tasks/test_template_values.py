@@ -117,7 +117,21 @@ def test_values_reach_the_template_of_a_conversation(folder, monkeypatch, capsys
     assert seen == [{"enable_thinking": False}]
 
 
+def test_messages_are_turns_of_one_conversation_where_a_file_keeps_it(folder, tmp_path, prompts):
+    path = str(tmp_path / "chat.jsonl")
+    for words in (["One", "Two"], ["Three"]):
+        assert app.main(["chat", str(folder), *words, "--conversation", path]) == 0
+    rows = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
+    assert [row["content"] for row in rows if row["role"] == "user"] == ["One", "Two", "Three"]
+    assert [row["role"] for row in rows] == ["user", "assistant"] * 3
+
+
 REFUSED = {
+    "samples": (["--conversation", "a.jsonl", "--samples", "2"], "--samples has no effect"),
+    "output": (["--conversation", "a.jsonl", "--output", "b.txt"], "separate chats"),
+    "schemas and functions": (["--tools", "one.json", "--tools", "mcp:x"], "must be the only one"),
+    "no server": (["--tools", "mcp:no-such-program"], "mcp:no-such-program can't be started"),
+    "no functions": (["--tools", "none.py"], "--tools none.py is no file"),
     "not read": (["--template-value", "enable_thinkin=false"], "did you mean 'enable_thinking'"),
     "the chat's": (["--template-value", "messages=[]"], "the chat itself says that"),
     "no value": (["--template-value", "enable_thinking"], "must be KEY=VALUE"),

@@ -12,6 +12,7 @@ from jaxgen.text import assistant
 from jaxgen.text.batch_decoding import Completion
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.request import Generation
+from jaxgen.text.tool_sources import schema_of
 from jaxgen.tokens.plain import Bytes
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=32, layers=1, d_model=8, heads=2)
@@ -29,7 +30,7 @@ def weather(city: str, unit: Literal["c", "f"] = "c", days: int | None = None) -
 
 
 def test_a_function_is_a_schema():
-    tool = assistant.schema_of(weather)
+    tool = schema_of(weather)
     assert (tool["name"], tool["description"]) == ("weather", "Return the weather of a city.")
     assert tool["parameters"] == {
         "type": "object",
@@ -43,7 +44,7 @@ def test_a_function_is_a_schema():
 
     def listed(a: list[float], b: dict, c: Any, d: bool) -> None: ...
 
-    kinds = assistant.schema_of(listed)["parameters"]["properties"]
+    kinds = schema_of(listed)["parameters"]["properties"]
     assert kinds["a"] == {"type": "array", "items": {"type": "number"}}
     assert (kinds["b"], kinds["c"], kinds["d"]) == ({"type": "object"}, {}, {"type": "boolean"})
 
@@ -55,7 +56,7 @@ def test_what_is_no_schema_is_refused_by_name():
 
     for function in (bare, odd, many):
         with pytest.raises(ConfigError, match=rf"{function.__name__}\(a\)"):
-            assistant.schema_of(function)
+            schema_of(function)
 
 
 class Scripted:
@@ -64,6 +65,7 @@ class Scripted:
     def __init__(self, home, *said):
         write_chat_template(home, ChatTemplate("{{ messages }}", {}))
         self.tokenizer, self.said, self.asked = Bytes(), list(said), []
+        self.context, self.users = 400, []
         self.model = LoadedModel(CONFIG, {}, self.tokenizer, home=home)
 
     def chat_ids(self, messages, template, **values):
@@ -73,6 +75,7 @@ class Scripted:
     def run(self, prompts):
         text = self.said.pop(0)
         self.regex = prompts[0].settings.regex
+        self.users.append(prompts[0].user)
         return [[Completion(text, Reason.STOP, [*text.encode(), 257], 1)]]
 
 
@@ -107,3 +110,18 @@ def test_a_call_that_is_not_wanted_is_not_made(tmp_path):
     session = Scripted(tmp_path, CALL.format("Paris"), "Well.")
     turns = assistant.answer(session, ASKED, [weather], confirm=lambda name, given: False)
     assert "does not want" in turns[1]["content"]
+
+
+def test_a_long_result_is_cut_and_the_model_reads_that_it_is(tmp_path):
+    def page() -> str:
+        return "x" * 1000
+
+    session = Scripted(tmp_path, '{"name": "page", "arguments": {}}', "Long.")
+    result = assistant.answer(session, ASKED, [page])[1]["content"]
+    assert result == "x" * 100 + "\n[cut here: 900 of 1000 tokens are left out]"
+
+
+def test_the_user_of_a_chat_with_tools_is_the_sessions(tmp_path):
+    session = Scripted(tmp_path, CALL.format("Paris"), "Warm.")
+    assistant.answer(session, ASKED, [weather], calls=1, user="ann")
+    assert session.users == ["ann", "ann"]
