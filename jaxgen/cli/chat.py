@@ -103,6 +103,7 @@ def chat(
         if typed or conversation is not None:
             lines = None if typed else message or _lines()
             keep = None if conversation is None else Path(conversation)
+            _check_one_chat(job, wanted)
             _converse(run, job, first, wanted, values, helper, keep, lines)
             return
         chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
@@ -224,6 +225,15 @@ def _ask(name: str, given: dict[str, Any]) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def _check_one_chat(job: texts.Job, wanted: Generation) -> None:
+    if job.input is not None or job.output is not None:
+        name = "--input" if job.output is None else "--output"
+        raise ConfigError(f"{name} needs separate chats: give messages, and no --conversation")
+    if wanted.samples > 1 or wanted.top_logprobs is not None:
+        name = "--samples" if wanted.samples > 1 else "--top-logprobs"
+        raise ConfigError(f"{name} has no effect in a conversation; give messages or --input")
+
+
 def _converse(
     run: str,
     job: texts.Job,
@@ -235,12 +245,6 @@ def _converse(
     lines: Sequence[str] | None,
 ) -> None:
     """Answer the lines of a terminal (None), or those given, each as a turn of one chat."""
-    if job.input is not None or job.output is not None:
-        name = "--input" if job.output is None else "--output"
-        raise ConfigError(f"{name} needs separate chats: give messages, and no --conversation")
-    if wanted.samples > 1 or wanted.top_logprobs is not None:
-        name = "--samples" if wanted.samples > 1 else "--top-logprobs"
-        raise ConfigError(f"{name} has no effect in a conversation; give messages or --input")
     home, which, adapters = paths.adapted(run, job.step, job.adapter)
     from jaxgen.pretrained.chat_template import read_chat_template
     from jaxgen.text import tool_calls
