@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,8 +18,8 @@ from jaxgen.ops import cpu
 from jaxgen.ops.contract import contract, product, weight_gradient
 from jaxgen.varying import fori_loop
 
-# Rows of a block, by platform: multiples of `step`, from `least` to `most`.
-BLOCKS = {"cpu": (32, 32, 256), "gpu": (128, 128, 1024)}
+# Rows of a block, by platform. A large one reads the weight less often, a small one wastes less.
+BLOCKS = {"cpu": (256, 96, 32), "gpu": (1024, 128)}
 
 
 def grouped_matmul(
@@ -75,8 +76,8 @@ def _by_blocks(
     weight = lambda e: jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, e, 0, False), w)  # noqa: E731
     shape = jax.eval_shape(lambda: one(x[:1], weight(0)))
     zeros = jnp.zeros((x.shape[0], shape.shape[1]), shape.dtype)
-    rows = _rows(x, sizes)
-    if rows == 1:
+    blocks = _block_sizes(x, sizes)
+    if blocks == (1,):
 
         def row(r: Array, out: Array) -> Array:
             e = jnp.sum(ends <= r)
@@ -88,58 +89,74 @@ def _by_blocks(
     def group(e: Array, out: Array) -> Array:
         own = weight(e)  # outside of the loop over blocks, which would copy it for each
 
-        def block(i: Array, out: Array) -> Array:
-            begin, mine = _block(i, rows, x.shape[0], ends[e] - sizes[e], ends[e])
-            y = one(lax.dynamic_slice_in_dim(x, begin, rows), own)
-            before = lax.dynamic_slice_in_dim(out, begin, rows)
+        def block(rows: int, begin: Array, i: Array, out: Array) -> Array:
+            first, mine = _rows(begin + i * rows, rows, x.shape[0], ends[e])
+            y = one(lax.dynamic_slice_in_dim(x, first, rows), own)
+            before = lax.dynamic_slice_in_dim(out, first, rows)
             y = jnp.where(mine[:, None], y, before)
-            return lax.dynamic_update_slice_in_dim(out, y, begin, 0)
+            return lax.dynamic_update_slice_in_dim(out, y, first, 0)
 
-        return fori_loop(0, -(-sizes[e] // rows), block, out)
+        return _over_blocks(block, blocks, ends[e] - sizes[e], sizes[e], out)
 
-    return fori_loop(0, sizes.shape[0], group, zeros)
+    return _over_groups(group, sizes, zeros)
 
 
 def _weight_gradients(x: Array, grad: Array, sizes: Array) -> Float[Array, "E I O"]:
     """Return x^T grad of each group, summed in float32."""
-    ends = jnp.cumsum(sizes)
-    rows = max(_rows(x, sizes), min(BLOCKS["cpu"][1], x.shape[0]) if are_known(x.shape[0]) else 1)
+    ends, blocks = jnp.cumsum(sizes), _block_sizes(x, sizes)
+    if blocks == (1,) and are_known(x.shape[0]):
+        blocks = (min(BLOCKS["cpu"][-1], x.shape[0]),)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     shape = (x.shape[1], grad.shape[1])
 
     def group(e: Array, out: Array) -> Array:
-        def block(i: Array, total: Array) -> Array:
-            begin, mine = _block(i, rows, x.shape[0], ends[e] - sizes[e], ends[e])
-            part = jnp.where(mine[:, None], lax.dynamic_slice_in_dim(x, begin, rows), 0)
-            return total + weight_gradient(part, lax.dynamic_slice_in_dim(grad, begin, rows))
+        def block(rows: int, begin: Array, i: Array, total: Array) -> Array:
+            first, mine = _rows(begin + i * rows, rows, x.shape[0], ends[e])
+            part = jnp.where(mine[:, None], lax.dynamic_slice_in_dim(x, first, rows), 0)
+            return total + weight_gradient(part, lax.dynamic_slice_in_dim(grad, first, rows))
 
-        total = fori_loop(0, -(-sizes[e] // rows), block, jnp.zeros(shape, wide))
+        total = jnp.zeros(shape, wide)
+        total = _over_blocks(block, blocks, ends[e] - sizes[e], sizes[e], total)
         return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), e, 0)
 
-    zeros = jnp.zeros((sizes.shape[0], *shape), x.dtype)
-    return fori_loop(0, sizes.shape[0], group, zeros)
+    return _over_groups(group, sizes, jnp.zeros((sizes.shape[0], *shape), x.dtype))
 
 
-def _block(i: Any, rows: int, count: int, begin: Any, end: Any) -> tuple[Array, Array]:
-    """Return where block i of a group begins, and which of its rows are the block's own.
+def _over_groups(group: Callable[[Array, Array], Array], sizes: Array, out: Array) -> Array:
+    """Return out after group(e, out) of each group that has rows."""
+    order = jnp.argsort(sizes == 0, stable=True)
+    return fori_loop(0, jnp.sum(sizes > 0), lambda i, out: group(order[i], out), out)
 
-    The last block of all begins earlier, so that it fits; it leaves alone what is before its own.
+
+def _over_blocks(
+    block: Callable[..., Array], blocks: tuple[int, ...], begin: Array, size: Array, out: Array
+) -> Array:
+    """Return out after block(rows, begin, i, out) of all blocks of a group, the largest first.
+
+    As many of each size as fit; the last of all may reach beyond the group.
     """
-    wanted = begin + i * rows
-    fits = jnp.minimum(wanted, count - rows)
-    place = fits + jnp.arange(rows)
-    return fits, (place >= wanted) & (place < end)
+    for rows in blocks:
+        count = (size + rows - 1 if rows == blocks[-1] else size) // rows
+        out = fori_loop(0, count, partial(block, rows, begin), out)
+        begin, size = begin + count * rows, size - count * rows
+    return out
 
 
-def _rows(x: Array, sizes: Array) -> int:
-    """Return the rows of a block; 1 where there are few rows, or nobody knows how many.
+def _rows(wanted: Array, rows: int, count: int, end: Array) -> tuple[Array, Array]:
+    """Return where a block begins, and which of its rows are its own.
 
-    A third of a mean group: small blocks read the weight too often, large ones waste more of their
-    last rows.
+    Where it would reach beyond the last row of all it begins earlier, and leaves alone what is
+    before its own.
     """
+    first = jnp.minimum(wanted, count - rows)
+    place = first + jnp.arange(rows)
+    return first, (place >= wanted) & (place < end)
+
+
+def _block_sizes(x: Array, sizes: Array) -> tuple[int, ...]:
+    """Return the rows of blocks; (1,) where there are few rows, or nobody knows how many."""
     count, groups = x.shape[0], sizes.shape[0]
     if not are_known(count) or count <= 2 * groups:
-        return 1
-    step, least, most = BLOCKS["gpu" if platform() == "gpu" else "cpu"]
-    rows = -(-count // (3 * groups * step)) * step
-    return min(max(rows, least), most, count)
+        return (1,)
+    blocks = BLOCKS["gpu" if platform() == "gpu" else "cpu"]
+    return tuple(rows for rows in blocks if rows <= count) or (count,)
