@@ -69,6 +69,9 @@ def serve(
     request_seconds: Annotated[
         float | None, REAL, Parameter(help="end an answer where it is after so long")
     ] = None,
+    users: Annotated[
+        str | None, Parameter(help="a folder of users, whom requests name by user, or MODEL/USER")
+    ] = None,
     lenient: Annotated[
         bool, Parameter(help="leave out fields of requests that are unknown or not supported")
     ] = False,
@@ -83,12 +86,17 @@ def serve(
     For example:
         jaxgen serve smollm2
         jaxgen serve runs/my models/qwen --port 9000 --slots 16
+        jaxgen serve runs/my --users data/users
         JAXGEN_API_KEY=... jaxgen serve runs/my --host 0.0.0.0
     """
     keys = _keys_of(listening)
     if request_seconds is not None and request_seconds <= 0:
         raise ConfigError(f"--request-seconds {request_seconds} must be greater than 0")
     folders = [model, *more]
+    if users is not None and more:
+        raise ConfigError("--users are of one model; serve it alone")
+    if users is not None and not Path(users).is_dir():
+        raise ConfigError(f"--users {users} is no folder; make it, with a folder for each user")
     homes = [paths.adapted(folder, step) for folder in folders]
     names = _names(name or [], folders)
     with closing(_bound(listening)) as listener:
@@ -97,7 +105,7 @@ def serve(
         app, listen = _modules()
         sessions = {}
         for called, home in zip(names, homes, strict=True):
-            sessions[called] = _open(called, *home, weights)
+            sessions[called] = _open(called, *home, weights, users, 2 * decoding.slots + 1)
         with flags.named():
             asgi = app(
                 sessions,
@@ -113,12 +121,21 @@ def serve(
         listen.listener(asgi, asgi.state.server.drain).run(sockets=[listener])
 
 
-def _open(name: str, home: Path, step: Any, adapter: Any, weights: Weights) -> Any:
+def _open(
+    name: str,
+    home: Path,
+    step: Any,
+    adapter: Any,
+    weights: Weights,
+    users: str | None,
+    capacity: int,
+) -> Any:
     from jaxgen.text.session import open_session
 
     _tell(f"loading {name} from {home}")
+    about = {"step": step, "weights": weights, "adapter": adapter}
     with exits.in_folder(home), flags.named():
-        return open_session(home, step=step, weights=weights, adapter=adapter)
+        return open_session(home, **about, users=users, capacity=max(capacity, 64))
 
 
 def _modules() -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from jaxgen.errors import ConfigError
 from jaxgen.serve import fields, guard
+from jaxgen.serve.engine import Engine
 from jaxgen.serve.generating import KINDS, generate
 from jaxgen.serve.guard import ClientGone, Guard
 from jaxgen.serve.metrics import Metrics
@@ -60,7 +61,7 @@ def app(
     named = dict(models) if isinstance(models, Mapping) else {_name(models): models}
     if not named or not all(keys):
         raise ConfigError(f"models={list(named)} and keys must be given, none empty")
-    served = {name: Served(name, _engine(one, engine)) for name, one in named.items()}
+    served = {name: Served(name, one) for name, one in _engines(named, **engine).items()}
     metrics = Metrics({name: one.engine.stats for name, one in served.items()})
     server = Server(served, metrics, seconds, lenient, progress, ready)
     if not warm:
@@ -91,12 +92,16 @@ def _name(model: Any) -> str:
     return "model" if home is None else Path(home).resolve().name
 
 
-def _engine(model: Any, how: Mapping[str, Any]) -> Any:
-    if not isinstance(model, Session):
-        return model
-    from jaxgen.serve.engine import Engine
-
-    return Engine(model, **how)
+def _engines(models: Mapping[str, Any], context: int | None = None, **how: Any) -> dict[str, Any]:
+    """Return an engine of each model; context bounds those that reach further, if any does."""
+    sessions = {name: one for name, one in models.items() if isinstance(one, Session)}
+    longest = {name: one.config.longest for name, one in sessions.items()}
+    if context is not None and context <= max(longest.values(), default=0):
+        contexts = {name: min(context, one) for name, one in longest.items()}
+    else:
+        contexts = dict.fromkeys(sessions, context)
+    engines = {n: Engine(one, context=contexts[n], **how) for n, one in sessions.items()}
+    return {name: engines.get(name, one) for name, one in models.items()}
 
 
 class _Endpoint:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -100,7 +100,12 @@ class Engine:
         cache: Store = "plain",
         prefix_tokens: int = 8192,
     ) -> None:
-        self.session, self.queue_size = session, queue
+        self.session, self.queue_size, users = session, queue, session.users
+        if users is not None and users.bank.capacity - 1 < 2 * slots + 1:
+            raise ConfigError(
+                f"slots={slots} need room for {2 * slots + 1} adapters of users, not "
+                f"{users.bank.capacity - 1}; open the session with capacity={2 * slots + 1}"
+            )
         longest = session.config.longest
         if context is not None and context > longest:
             raise ConfigError(f"context={context} is more than the model's context={longest}")
@@ -113,6 +118,7 @@ class Engine:
         self._slot_count = slots
         self._waiting: deque[Running] = deque()
         self._whole: deque[Whole | Work] = deque()
+        self._group: list[Whole | Work] = []  # of those, what runs now
         self._news = threading.Condition()
         self._owner = threading.Lock()  # of the device: the thread's, or the warm-up's
         self._thread: threading.Thread | None = None
@@ -156,8 +162,8 @@ class Engine:
         It is checked here, in the caller's thread; its structure is compiled here, too.
 
         Args:
-          prompt: a text or ids, settings, and its number among the draws of its seed. Each of
-            `settings.draws_each` texts has an index; best_of is left to the caller to rank.
+          prompt: a text or ids, settings, its number among the draws of its seed, and its user.
+            Each of `settings.draws_each` texts has an index; best_of is left to the caller to rank.
           listener: called with each `Event`, in the engine's thread, which it must not hold up. If
             it raises, its request is given up.
           deadline: when `session.clock` says so, texts end with Reason.TIME as they are.
@@ -169,7 +175,7 @@ class Engine:
           Draining: after `drain` or `close`.
         """
         self._check_open()
-        (requests,) = requests_of(self.session.model, [prompt])
+        (requests,) = requests_of(self.session.model, [self._preferring(prompt)])
         requests = [self._within_context(prompt, one) for one in requests]
         settings = requests[0].settings
         for string in settings.stop:  # it is searched on the host, whatever the length of all
@@ -238,6 +244,16 @@ class Engine:
         if self._draining:
             raise Draining("the engine is shutting down; send the request to another server")
 
+    def _preferring(self, prompt: Prompt) -> Prompt:
+        """Return the prompt with its user's preferences; who is gone leaves the memory, too."""
+        try:
+            return self.session.preferring(prompt)
+        except ConfigError:
+            users, user = self.session.users, prompt.user
+            if users is not None and user in users.slots:
+                self.run(lambda session: users.drop(user))
+            raise
+
     def _within_context(self, prompt: Prompt, one: Request) -> Request:
         """Return a request that fits the engine's context; ConfigError for one that does not."""
         if self._rounds is None or self.context == self.session.config.longest:
@@ -268,7 +284,7 @@ class Engine:
             tokens = np.zeros(self.context, np.int32)
             tokens[: len(request.ids)] = request.ids
             state = begin(self.session.model, request)
-            about = (ticket, index, state, row, key, tokens, len(request.ids), detail)
+            about = (ticket, index, state, row, key, tokens, len(request.ids), detail, request.user)
             texts.append(Running(*about))
         return texts
 
@@ -296,7 +312,7 @@ class Engine:
     def _tickets(self) -> Iterator[Ticket]:
         running = [] if self._rounds is None else self._rounds.members
         yield from (one.ticket for one in (*running, *self._waiting))
-        yield from (one.ticket for one in self._whole if isinstance(one, Whole))
+        yield from (one.ticket for one in (*self._whole, *self._group) if isinstance(one, Whole))
 
     def _has_work(self) -> bool:
         running = self._rounds is not None and self._rounds.members
@@ -342,26 +358,46 @@ class Engine:
 
     def _run_whole(self) -> None:
         """Run the next function, or the next prompts that the session can decode together."""
+        group = self._group
         with self._news:
-            if not self._whole:
-                return
-            group = [self._whole.popleft()]
             while (
                 self._whole
                 and len(group) < self._slot_count
-                and _go_together(group[0], self._whole[0])
+                and (not group or _go_together(group[0], self._whole[0]))
             ):
                 group.append(self._whole.popleft())
-        if isinstance(group[0], Work):
+        if group and isinstance(group[0], Work):
             group[0].do(self.session)
-        else:
+        elif group:
             complete(self.session, [one for one in group if isinstance(one, Whole)], self._counts)
+        self._group = []
 
     def _fail_all(self, error: Exception) -> None:
-        """Fail what runs, and begin with empty slots: their cache may be lost."""
-        if self._rounds is not None:
-            self._rounds.fail_all(error)
-            self._rounds = self._make_rounds()
+        """Fail what runs, and begin with empty slots: their cache may be lost.
+
+        Where there can be none, fail all that waits as well: the engine has ended.
+        """
+        running = [] if self._rounds is None else [one.ticket for one in self._rounds.members]
+        self._fail([*running, *self._group], error)
+        self._group = []
+        try:
+            self._rounds = None if self._rounds is None else self._make_rounds()
+        except Exception as again:
+            with self._news:
+                self._draining = self._closed = True
+                waiting = [*(one.ticket for one in self._waiting), *self._whole]
+                self._waiting.clear()
+                self._whole.clear()
+                self._rounds = None
+            self._fail(waiting, again)
+
+    def _fail(self, those: Sequence[Ticket | Whole | Work], error: Exception) -> None:
+        for one in those:
+            if isinstance(one, Work):
+                one.fail(error)
+            else:
+                ticket = one.ticket if isinstance(one, Whole) else one
+                self._counts["failed"] += ticket.fail(error)
 
 
 def _shares(session: Session) -> bool:

@@ -126,7 +126,7 @@ _SAMPLING: dict[str, Field] = {
     "model": Field(str, required=True),
     "temperature": Field(float, between(0, 2), "temperature"),
     "top_p": Field(float, SHARE, "top_p"),
-    "user": _NOBODY,
+    "user": Field(str),  # ignored where no users are served, as there are no accounts
 }
 _DRAWS: dict[str, Field] = {
     "frequency_penalty": Field(float, _PENALTY, "frequency_penalty"),
@@ -239,7 +239,7 @@ EMBEDDING: dict[str, Field] = {
     "input": Field(str | Sequence[Any], required=True),
     "dimensions": Field(int, at_least(1)),
     "encoding_format": Field(Literal["float", "base64"]),
-    "user": _NOBODY,
+    "user": TEXT,
     "prompt_name": TEXT,
     "overflow": Field(Literal["refuse", "cut"]),
 }
@@ -247,7 +247,7 @@ SCORE: dict[str, Field] = {
     "model": Field(str, required=True),
     "input": Field(str | Sequence[str], required=True),
     "overflow": Field(Literal["refuse", "cut"]),
-    "user": _NOBODY,
+    "user": TEXT,
 }
 TOKENIZE: dict[str, Field] = {
     "model": TEXT,

@@ -63,11 +63,11 @@ async def _echo(answer: TextAnswer) -> None:
         return
     session, top = ask.served.session, ask.detail
     answer.ids = [session.ids(prompt.text) for prompt in ask.prompts]
-    room = session.context
+    room, user = ask.served.engine.context, ask.prompts[0].user
     if any(len(ids) > room for ids in answer.ids):
         raise Problem(f"prompt has more than context={room} tokens", param="prompt")
     answer.scores = await jobs.run(
-        ask.served, lambda session: jobs.prompt_scores(session, answer.ids, top)
+        ask.served, lambda session: jobs.prompt_scores(session, answer.ids, top, user)
     )
 
 

@@ -82,7 +82,7 @@ async def run(served: Any, function: Any) -> Any:
 
 
 def prompt_scores(
-    session: Any, prompts: list[list[int]], top: int
+    session: Any, prompts: list[list[int]], top: int, user: str | None = None
 ) -> list[tuple[list[float], list[Any]]]:
     """Return (log-probabilities, alternatives) of prompts' tokens but the first."""
     import numpy as np
@@ -100,9 +100,8 @@ def prompt_scores(
     for ids in prompts:
         tokens, _ = pad([ids], size=batch_size(1))
         tokens = tokens[:, : max(model.config.longest, len(ids))]
-        found = programs.score_tokens(
-            session.params, model.config, kind, tokens, None, None, top=top
-        )
+        params = session.params if user is None else session.users.params(session.params, [user])
+        found = programs.score_tokens(params, model.config, kind, tokens, None, None, top=top)
         logprobs, best_ids, best = (np.asarray(x)[0, : len(ids) - 1].tolist() for x in found)
         rows = [
             [Alternative(*pair) for pair in zip(a, b, strict=True)]

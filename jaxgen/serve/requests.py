@@ -19,6 +19,7 @@ from jaxgen.text import tool_formats
 from jaxgen.text.prompts import Prompt, number_prompts
 from jaxgen.text.request import Generation
 from jaxgen.text.tool_formats import Tool
+from jaxgen.text.users import with_system
 
 SEEDS = 2**64
 LONGEST_REGEX = 20_000
@@ -98,11 +99,14 @@ def of_chat(
             )
         except ConfigError as error:
             raise Problem(str(error), param="tools") from None
+    user, users = served.user(given), served.session.users
+    if user is not None and users is not None:
+        messages = [dict(one) for one in with_system(users.read(user), messages)]
     ids = _chat_ids(served, messages, tools, values)
     settings = Generation(**changes)
     return Ask(
         served,
-        [Prompt(ids, settings)],
+        [Prompt(ids, settings, user=user)],
         settings.n_best or settings.samples,
         detail,
         tools=tools,
@@ -138,7 +142,7 @@ def completion(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
     elif best is not None and streaming["stream"]:
         raise Problem("best_of can't be streamed: it is known at the end which", param="best_of")
     settings = Generation(**changes)
-    prompts = number_prompts(texts, settings)
+    prompts = number_prompts(texts, settings, served.user(given))
     if len(prompts) * settings.draws_each > fields.MOST_TEXTS:
         raise Problem(
             f"{len(prompts)} prompts of {settings.draws_each} texts are more than "

@@ -2,7 +2,9 @@
 
 All of it happens in the engine's thread. Prompts are read for about as long as a chunk takes, so
 that a long one holds up nobody by more than a chunk and a piece; and in the order in which they
-came, the next one also while all slots are taken.
+came, the next one also while all slots are taken. A chunk is shorter where that lets somebody go
+on: one step while a text has no token yet, and no more steps than the next slot to be free needs
+while somebody waits for one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 from jaxgen.decoding.chain import NOT_FINITE
 from jaxgen.decoding.stop import Reason
+from jaxgen.errors import ConfigError
 from jaxgen.ops.cache import Cache
 from jaxgen.serve.slots import Running, Slots
 from jaxgen.serve.tickets import Counts, Delta, Failed, Finished, Started
@@ -24,7 +27,7 @@ class Rounds:
     def __init__(self, slots: Slots, clock: Callable[[], float], counts: Counts) -> None:
         self.slots, self.clock, self.counts = slots, clock, counts
         self.staged: tuple[Running, Cache | None] | None = None
-        self._chunk_seconds = 0.0
+        self._step_seconds = 0.0
 
     @property
     def members(self) -> list[Running]:
@@ -49,12 +52,6 @@ class Rounds:
         else:
             self._end(one, one.state.end(Reason.TIME), 0)
 
-    def fail_all(self, error: Exception) -> None:
-        """Fail all texts; the slots are of no use after it."""
-        for one in self.members:
-            self._fail(one, error)
-        self.staged = None
-
     def _remove(self, one: Running) -> None:
         if self.staged is not None and self.staged[0] is one:
             self.staged = None
@@ -69,19 +66,22 @@ class Rounds:
                 if one is None:
                     return
                 self.staged = one, None
-                self.staged = one, self._begin(one)
             one, row = self.staged
-            assert row is not None
-            if not slots.has_read(one):
-                row = slots.read(one, row)
-                self.staged = one, row
+            try:  # it has a row of its own, so that its failure is nobody else's
+                row = self._begin(one) if row is None else row
+                row = row if slots.has_read(one) else slots.read(one, row)
+            except Exception as error:
+                self.staged = None
+                self._fail(one, error)
+                continue
+            self.staged = one, row
             if slots.has_read(one):
                 if slots.is_full:
                     return
                 slots.join(one, row)
                 self.staged = None
                 one.ticket.tell(Started(one.index, len(one.prompt), one.cached))
-            if slots.live and self.clock() - begun >= self._chunk_seconds:
+            if slots.live and self.clock() - begun >= self._step_seconds * slots.chunk:
                 return
 
     def _begin(self, one: Running) -> Cache:
@@ -92,19 +92,36 @@ class Rounds:
         self.counts["prefix_hits"] += one.cached > 0
         return row
 
+    def _steps(self) -> int:
+        """Return how many steps the next chunk has."""
+        live, chunk = self.slots.live, self.slots.chunk
+        if not self.slots.short_chunks:
+            return chunk
+        if not all(one.start for one in live):
+            return 1
+        waits = self.staged is not None and self.slots.is_full
+        return min(chunk, min(one.left for one in live)) if waits else chunk
+
     def _decode(self) -> None:
-        begun = self.clock()
-        found, members = self.slots.decode()
+        begun, steps = self.clock(), self._steps()
+        for one in self.slots.orphans():
+            self.slots.leave(one, keep=False)
+            self._fail(one, ConfigError(f"user {one.user} has been removed"))
+        if not self.slots.live:
+            return
+        decoded, members = self.slots.decode(steps)
         now = self.clock()
-        self._chunk_seconds = now - begun
+        self._step_seconds = (now - begun) / max(int(decoded.num_generated.max()), 1)
+        self.counts["steps"] += int(decoded.num_generated.max())
         for at, one in members:
-            tokens, before = found.tokens[at], len(one.state.tokens)
+            tokens, before = decoded.tokens[at], len(one.state.tokens)
             if NOT_FINITE in tokens:
                 self.slots.leave(one, keep=False)
-                self._fail(one, failure(one.index, before, tokens, int(found.reason[at])))
+                self._fail(one, failure(one.index, before, tokens, int(decoded.reason[at])))
                 continue
-            detail = None if one.detail is None else _narrowed(found, one.detail)
-            piece, ended = one.state.push(tokens.tolist(), detail, at)
+            detail = None if one.detail is None else _narrowed(decoded, one.detail)
+            tokens = tokens[: int(decoded.num_generated[at])].tolist()
+            piece, ended = one.state.push(tokens, detail, at)
             one.learn(one.state.tokens[before:])
             self.counts["generated_tokens"] += len(one.state.tokens) - before
             limit = one.state.request.settings.max_seconds

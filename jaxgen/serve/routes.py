@@ -21,7 +21,7 @@ PAGE = Path(__file__).with_name("page.html")
 
 async def _embeddings(server: Server, request: Request, body: dict[str, Any]) -> Response:
     given = fields.read(body, fields.EMBEDDING, lenient=server.lenient)
-    served, texts = server.model(given["model"]), _texts(given["input"])
+    served, texts = _base(server, given), _texts(given["input"])
     how = {key: given[key] for key in ("prompt_name", "overflow") if key in given}
     vectors, count = await guard.while_there(
         request.receive,
@@ -51,6 +51,14 @@ async def _embeddings(server: Server, request: Request, body: dict[str, Any]) ->
     return JSONResponse({"object": "list", "data": rows, "model": served.name, "usage": cost})
 
 
+def _base(server: Server, given: dict[str, Any]) -> Served:
+    """Return the model that a request names; Problem where it wants a user's adapter, too."""
+    served = server.model(given["model"])
+    if served.user(given) is not None:
+        raise Problem("adapters of users change texts alone; leave user out", param="user")
+    return served
+
+
 def _texts(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else list(value)
     if not texts or len(texts) > fields.MOST_INPUTS:
@@ -65,7 +73,7 @@ def _texts(value: Any) -> list[str]:
 
 async def _score(server: Server, request: Request, body: dict[str, Any]) -> Response:
     given = fields.read(body, fields.SCORE, lenient=server.lenient)
-    served, texts = server.model(given["model"]), _texts(given["input"])
+    served, texts = _base(server, given), _texts(given["input"])
     how = {"overflow": given["overflow"]} if "overflow" in given else {}
     work = jobs.run(served, lambda session: session.score(texts, **how))
     rows = await guard.while_there(request.receive, work)
@@ -82,8 +90,7 @@ async def _tokenize(server: Server, request: Request, body: dict[str, Any]) -> R
     if ("prompt" in given) == ("messages" in given):
         raise Problem("send prompt or messages", param="prompt")
     ids = await asyncio.to_thread(requests.token_ids, served, given, server.lenient)
-    session = served.session
-    about = {"tokens": ids, "count": len(ids), "max_model_len": session.context}
+    about = {"tokens": ids, "count": len(ids), "max_model_len": served.engine.context}
     return JSONResponse(about | {"token_strs": [served.spell(token) for token in ids]})
 
 
@@ -108,7 +115,7 @@ async def _one_model(server: Server, request: Request) -> Response:
 
 def _about(one: Served) -> dict[str, Any]:
     about = {"id": one.name, "object": "model", "created": one.created, "owned_by": "jaxgen"}
-    more = {"max_model_len": one.session.context, "chat": one.template is not None}
+    more = {"max_model_len": one.engine.context, "chat": one.template is not None}
     return about | more | {"generates": one.generates}
 
 

@@ -43,6 +43,29 @@ class Served:
         """Return how it writes calls of tools."""
         return tool_formats.format_of(self.chat_template())
 
+    def has_user(self, name: str) -> bool:
+        """Return whether a user of this name is served."""
+        try:
+            return self.session.users is not None and bool(self.session.users.read(name))
+        except ConfigError:
+            return False
+
+    def user(self, given: Mapping[str, Any]) -> str | None:
+        """Return whose adapter and preferences a request asks for, by `user` or by MODEL/USER.
+
+        Problem 400 for one that is not known, or for two; where no users are served, None.
+        """
+        name, model = given.get("user"), given["model"]
+        by_model = None if model == self.name else model.removeprefix(f"{self.name}/")
+        if self.session.users is None or (name or by_model) is None:
+            return None
+        if None not in (name, by_model) and name != by_model:
+            raise Problem(f"model={model} is of another user than user={name!r:.80}", param="user")
+        user = name or by_model
+        if user is None or not self.has_user(user):  # the others' names are nobody's business
+            raise Problem(f"there is no user {user!r:.80}", param="user", code="user_not_found")
+        return user
+
     @cached_property
     def generates(self) -> bool:
         """Return whether it gives next tokens."""

@@ -34,9 +34,12 @@ class Server:
     failure: str | None = None
 
     def model(self, name: str | None) -> Served:
-        """Return a model by its name; Problem 404 if there is none of it."""
+        """Return a model by its name, or by MODEL/USER; Problem 404 if there is none of it."""
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
+        base, _, user = (name or "").rpartition("/")
+        if name not in self.models and base in self.models and self.models[base].has_user(user):
+            return self.models[base]
         if name not in self.models:
             known = ", ".join(self.models)
             raise Problem(

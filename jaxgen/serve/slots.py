@@ -26,7 +26,7 @@ from jaxgen.text.session import Session
 
 SMALLEST = 256  # tokens of the least capacity; the others double
 TOP = 20  # alternatives of a token that are computed, if any request of a chunk wants some
-BLOCK = 32  # tokens of a block of the prefix cache
+BLOCK = 16  # tokens of a block of the prefix cache: what a prompt has beyond is read again
 PATIENCE = 8  # chunks for which a cache is too large before it shrinks
 
 
@@ -34,8 +34,9 @@ PATIENCE = 8  # chunks for which a cache is too large before it shrinks
 class Running:
     """A text in the engine.
 
-    tokens: [context] its prompt and draws, of which `length` are known; read: how many of them the
-    cache holds; automaton: the state of its structure, at first that of `row.automaton`.
+    tokens: [context] its prompt and draws, of which `length` are known; user: whose adapter it has;
+    owner: of the weights that read it; read: how many tokens the cache holds; place, automaton: the
+    first state of its structure, and the present one.
     """
 
     ticket: Ticket
@@ -46,10 +47,12 @@ class Running:
     tokens: np.ndarray
     length: int
     detail: int | None
+    user: str | None = None
+    owner: tuple[str, int] | None = None
     cached: int = 0
     read: int = 0
     begun: float = 0.0
-    place: int = 0  # first state of its automaton
+    place: int = 0
     automaton: int = 0
 
     @property
@@ -61,6 +64,11 @@ class Running:
     def start(self) -> int:
         """Return how many tokens are drawn."""
         return self.length - len(self.prompt)
+
+    @property
+    def left(self) -> int:
+        """Return how many more tokens it may have."""
+        return self.state.request.limit - self.start
 
     def learn(self, new: Sequence[int]) -> None:
         """Append new tokens."""
@@ -82,7 +90,7 @@ class Slots:
         store: Store,
         prefix_tokens: int,
     ) -> None:
-        self.params, self.config, self.count = session.params, session.config, count
+        self.session, self.config, self.count = session, session.config, count
         self.store: Store = store
         self.chunk, self.widths = chunk, tuple(sorted({max(piece // 4, 1), piece}))
         self.num_ids = min(session.tokenizer.vocab_size, self.config.V)
@@ -90,7 +98,9 @@ class Slots:
         self.sizes = _doublings(4, count) if count > 2 else []
         self.sizes = sorted({1, *self.sizes, count})
         self.capacities = sorted({*_doublings(SMALLEST, context), context})
-        self.unrolled = serving.is_unrolled(self.params)
+        self.unrolled = serving.is_unrolled(session.params)
+        # Weights of a byte are made wide once a call, which takes as long as five steps.
+        self.short_chunks = all(x.dtype != np.int8 for x in jax.tree.leaves(session.params))
         self.running: list[Running | None] = []  # of each row
         self.cache: Cache | None = None
         self.capacity, self._idle = 0, 0
@@ -112,12 +122,16 @@ class Slots:
 
     def begin(self, one: Running) -> Cache:
         """Return a row of its own for a request, with what the prefix cache holds of its prompt."""
+        if one.user is not None:  # its adapter is read now, if it is not there; it may have none
+            self._params([one.user])
+            one.owner = self._present(one.user)
+            one.user = one.owner and one.owner[0]
         needed = max(len(one.prompt) + self.chunk, self.capacity if self.live else 0)
         row = self._empty(1, self._capacity_for(needed))
         if self.prefixes is None or self.pool is None:
             return row
         # The last token is left to the loop, which computes its logits.
-        places = self.prefixes.find(one.prompt[:-1])
+        places = self.prefixes.find(one.prompt[:-1], one.owner)
         if places:
             one.cached = one.read = len(places) * BLOCK
             row = programs.load_blocks(row, self.pool, self._padded(places), len(places))
@@ -132,8 +146,8 @@ class Slots:
         tokens[0, :count] = one.prompt[one.read : one.read + count]
         one.read += count
         counts = np.full(1, count, np.int32)
-        row = programs.read_piece(self.params, self.config, row, tokens, counts)
-        return jax.block_until_ready(row)
+        params = self._params([one.user])
+        return jax.block_until_ready(programs.read_piece(params, self.config, row, tokens, counts))
 
     def has_read(self, one: Running) -> bool:
         """Return whether the prompt is read, up to its last token."""
@@ -160,14 +174,18 @@ class Slots:
             self._save(one, self.cache, at)
         self.running[at] = None
 
-    def decode(self) -> tuple[Any, list[tuple[int, Running]]]:
-        """Return (a Decoded on the host, (its row, request) of each) after another chunk."""
+    def orphans(self) -> list[Running]:
+        """Return the requests that decode, but whose user's adapter is gone."""
+        return [one for one in self.live if one.user and one.owner != self._present(one.user)]
+
+    def decode(self, steps: int) -> tuple[Any, list[tuple[int, Running]]]:
+        """Return (a Decoded on the host, (its row, request) of each) after `steps` at most."""
         self._resize(len(self.live), self._needed())
         rows = [one.row if one else self.chain.neutral for one in self.running]
         automata = [one.automaton if one else 0 for one in self.running]
         sample, states = self.chain.chain(rows, automata)
         wanted = np.asarray(any(one.detail is not None for one in self.live))
-        found = self._decode(self._rows(rows), sample, states, wanted)
+        found = self._decode(self._rows(rows, steps), sample, states, wanted)
         members = [(at, one) for at, one in enumerate(self.running) if one is not None]
         if self._automata is not None:
             after = np.asarray(found.states[GROUPS.index(STRUCTURE)][0])
@@ -177,11 +195,22 @@ class Slots:
 
     def _decode(self, rows: programs.SlotRows, sample: Any, states: Any, wanted: Any) -> Decoded:
         assert self.cache is not None
-        read = (self.params, self.config, self.num_ids, self.cache, rows, sample, states, wanted)
+        params = self._params([one and one.user for one in self.running])
+        read = (params, self.config, self.num_ids, self.cache, rows, sample, states, wanted)
         found, self.cache = programs.decode_rows(*read, length=self.chunk, top=TOP)
         return found
 
-    def _rows(self, rows: Sequence[ChainRow]) -> programs.SlotRows:
+    def _params(self, users: Sequence[str | None]) -> Any:
+        """Return the parameters for rows of these users."""
+        known, params = self.session.users, self.session.params
+        return params if known is None else known.params(params, users)
+
+    def _present(self, user: str) -> tuple[str, int] | None:
+        """Return the user and which reading of their adapter is in memory; None if none is."""
+        users = self.session.users
+        return (user, users.serials[user]) if users and user in users.serials else None
+
+    def _rows(self, rows: Sequence[ChainRow], steps: int) -> programs.SlotRows:
         arrays = programs.SlotRows(
             tokens=np.zeros((len(rows), self.capacity), np.int32),
             lengths=np.ones(len(rows), np.int32),
@@ -194,7 +223,7 @@ class Slots:
             if one is not None:
                 arrays.tokens[at, : one.length] = one.tokens[: one.length]
                 arrays.lengths[at], arrays.start[at] = one.length, one.start
-                arrays.limits[at], arrays.keys[at] = one.state.request.limit, one.key
+                arrays.limits[at], arrays.keys[at] = one.start + min(steps, one.left), one.key
         return arrays
 
     def _needed(self, *more: Running) -> int:
@@ -233,7 +262,7 @@ class Slots:
         if self.prefixes is None or self.pool is None:
             return
         known = one.tokens[: one.length - 1].tolist()  # the cache does not hold the last one yet
-        begins, places = self.prefixes.add(known)
+        begins, places = self.prefixes.add(known, one.owner)
         if places:
             about = (self._padded(begins), self._padded(places), len(places))
             self.pool = programs.save_blocks(self.pool, cache, at, *about)
@@ -256,13 +285,15 @@ class Slots:
         rows = {capacity: self._empty(1, capacity) for capacity in self.capacities}
         if self._automata is not None:
             self._automata.warm_up()
+        if self.session.users is not None:
+            self.session.users.warm_up()
         padded = self._padded(())
         for capacity in self.capacities:
             for width in self.widths:
                 yield f"prompts in pieces of {width} tokens, {capacity} tokens of a row"
                 one = (np.zeros((1, width), np.int32), np.ones(1, np.int32))
                 row = self._empty(1, capacity)
-                programs.read_piece(self.params, self.config, row, *one)
+                programs.read_piece(self._params([None]), self.config, row, *one)
             for other in self.capacities:
                 if other != capacity:
                     programs.fit_row(rows[capacity], other)
@@ -273,7 +304,7 @@ class Slots:
                 self.cache, self.capacity = self._empty(size, capacity), capacity
                 self.running = [None] * size
                 neutral = [self.chain.neutral] * size
-                about = (self._rows(neutral), *self.chain.chain(neutral, [0] * size))
+                about = (self._rows(neutral, 1), *self.chain.chain(neutral, [0] * size))
                 jax.block_until_ready(self._decode(*about, np.asarray(False)))
                 self.cache = programs.put_row(self.cache, rows[capacity], 0)
                 programs.take_row(self.cache, 0)

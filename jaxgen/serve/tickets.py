@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxgen.errors import BusyError
@@ -62,7 +62,8 @@ Listener = Callable[[Event], None]
 class Ticket:
     """A prompt in the engine: its texts have the indices 0 to `texts` - 1.
 
-    After `cancelled` its listener hears nothing more; error: what a listener raised, if it did.
+    After `cancelled` its listener hears nothing more; error: what a listener raised, if it did;
+    open: the indices of texts that have not ended.
     """
 
     listener: Listener
@@ -70,6 +71,10 @@ class Ticket:
     deadline: int | float | None = None
     cancelled: bool = False
     error: Exception | None = None
+    open: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.open = set(range(self.texts))
 
     def is_late(self, now: float) -> bool:
         """Return whether its time is over, or it is given up."""
@@ -77,12 +82,22 @@ class Ticket:
 
     def tell(self, event: Event) -> None:
         """Tell the listener; one that raises gives up its own request."""
-        if self.cancelled:
+        if self.cancelled or event.index not in self.open:
             return
+        if isinstance(event, Finished | Failed):
+            self.open.remove(event.index)
         try:
             self.listener(event)
         except Exception as error:  # of somebody else's code
             self.cancelled, self.error = True, error
+
+    def fail(self, error: Exception) -> int:
+        """Fail all texts that have not ended; return how many."""
+        failed = sorted(self.open)
+        for index in failed:
+            self.tell(Failed(index, error))
+        self.cancelled = True
+        return len(failed)
 
 
 class Stats(NamedTuple):
@@ -99,6 +114,7 @@ class Stats(NamedTuple):
     prompt_tokens: int  # of the prompts begun
     cached_tokens: int  # of them, those from the prefix cache
     generated_tokens: int
+    steps: int  # of the model, over all rows
     prefix_hits: int  # prompts of which a part was cached
     prefix_blocks: int  # held now
     compilations: int  # of programs for slots, after the warm-up
@@ -108,5 +124,5 @@ class Stats(NamedTuple):
 Counts = dict[str, int]
 COUNTED = (
     *("finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "generated_tokens"),
-    *("prefix_hits", "compilations", "other_compilations"),
+    *("steps", "prefix_hits", "compilations", "other_compilations"),
 )

@@ -52,6 +52,11 @@ class Work:
         except BaseException as error:  # the caller's, whatever it is
             self.future.set_exception(error)
 
+    def fail(self, error: Exception) -> None:
+        """Give the future an error, if it has no result yet."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 def complete(session: Session, members: list[Whole], counts: Counts) -> None:
     """Decode prompts of the same `detail` together, and tell their listeners."""

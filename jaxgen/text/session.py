@@ -270,7 +270,7 @@ class Session:
         The arguments are those of `generate`, and so is the text of all pieces joined. Beams, and
         the other strategies that do not sample, come in one piece.
         """
-        asked = self._preferring(Prompt(prompt, _changed(settings, changes), 0, user))
+        asked = self.preferring(Prompt(prompt, _changed(settings, changes), 0, user))
         (requests,) = requests_of(self.model, [asked])
         if requests[0].settings.strategy != "draw" or len(requests) > 1 or asked.settings.best_of:
             (answer,) = self.run([asked])[0]
@@ -324,7 +324,7 @@ class Session:
           ConfigError: for a prompt or setting that can't be.
           NonFiniteError: for logits that are not finite.
         """
-        prompts = [self._preferring(prompt) for prompt in prompts]
+        prompts = [self.preferring(prompt) for prompt in prompts]
         requests = requests_of(self.model, prompts)
         groups: dict[Any, list[tuple[int, Request]]] = {}
         for place, row in enumerate(requests):
@@ -371,7 +371,7 @@ class Session:
             )
         return self.users.read(name)
 
-    def _preferring(self, prompt: Prompt) -> Prompt:
+    def preferring(self, prompt: Prompt) -> Prompt:
         """Return the prompt with its user's preferences where it says nothing."""
         if prompt.user is None:
             return prompt

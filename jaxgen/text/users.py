@@ -202,6 +202,8 @@ class Users:
             *(config, capacity, rank or largest or RANK), tuple(targets or own or ("all-linear",))
         )
         self.slots: OrderedDict[str, int] = OrderedDict()  # the one used longest ago comes first
+        self.serials: dict[str, int] = {}  # of those in memory: another for each time it was read
+        self._reads = 0
 
     def read(self, name: str) -> User:
         """Return a user; see `read_user`."""
@@ -233,6 +235,7 @@ class Users:
 
     def drop(self, name: str) -> None:
         """Take a user's adapter out of memory: the slot is zeroed, and looked at."""
+        self.serials.pop(name, None)
         slot = self.slots.pop(name, 0)
         if slot:
             self.bank = banks.write(self.bank, self.model.config, slot, None, name)
@@ -242,14 +245,20 @@ class Users:
         user = self.read(name)
         adapter = self._adapter(user)
         if adapter is None:
-            self.slots.pop(name, None)
             return
         used = set(self.slots.values())
         free = next((slot for slot in range(1, self.bank.capacity) if slot not in used), None)
         if free is None:
-            _, free = self.slots.popitem(last=False)
+            oldest, free = self.slots.popitem(last=False)
+            del self.serials[oldest]
         self.bank = banks.write(self.bank, self.model.config, free, adapter, f"user {name}")
-        self.slots[name] = free
+        self._reads += 1
+        self.slots[name], self.serials[name] = free, self._reads
+
+    def warm_up(self) -> None:
+        """Compile what writes an adapter; nobody may be in memory yet."""
+        assert not self.slots
+        self.bank = banks.write(self.bank, self.model.config, 1, None, "nobody")
 
     def _adapter(self, user: User) -> Any:
         if user.adapter is None:

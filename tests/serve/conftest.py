@@ -1,7 +1,7 @@
 """A tiny model behind a real server."""
 
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, MarkedBytes
 from loopback import serving
 from random_params import random_params
 from sessions import session_on
@@ -9,7 +9,6 @@ from sessions import session_on
 import jaxgen
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.serve.engine import Engine
-from jaxgen.tokens.plain import Bytes
 
 CONFIG = jaxgen.ModelConfig(vocab_size=259, context=2048, layers=1, d_model=16, heads=2,
                             positions="rope")  # fmt: skip
@@ -18,19 +17,6 @@ TEMPLATE = (
     "{{ tools | tojson }}{% endif %}{% for message in messages %}"
     "[{{ message.role }}]{{ message.content }}{{ message.tool_calls or '' }}{% endfor %}>"
 )
-
-
-class MarkedBytes(Bytes):
-    """Bytes that a chat template can be laid in."""
-
-    def encode_marked(self, text, *, plain=()):
-        return self.encode(text)
-
-    def marks(self):
-        return []
-
-    def vocabulary(self):
-        return {}
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,20 @@ from jaxgen.serve.tickets import Delta, Draining, Failed, Finished, QueueFull, S
 from jaxgen.text.batch_decoding import Alternative, Completion, RequestBatch
 from jaxgen.text.prompts import requests_of
 from jaxgen.text.text_stream import TextStream
+from jaxgen.tokens.plain import Bytes
+
+
+class MarkedBytes(Bytes):
+    """Bytes that a chat template can be laid in."""
+
+    def encode_marked(self, text, *, plain=()):
+        return self.encode(text)
+
+    def marks(self):
+        return []
+
+    def vocabulary(self):
+        return {}
 
 
 class FakeEngine:
@@ -18,6 +32,7 @@ class FakeEngine:
 
     def __init__(self, session, *, queue=64, pause=0.0):
         self.session, self.size, self.pause = session, queue, pause
+        self.context = session.context
         self.alive, self.draining, self.prompts = True, False, []
         self.gate = threading.Event()
         self.gate.set()

@@ -2,10 +2,13 @@
 
 import base64
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from jaxgen.errors import ConfigError
+from jaxgen.serve import app
 from jaxgen.text.prompts import Prompt
 from jaxgen.text.request import Generation
 
@@ -199,7 +202,7 @@ def test_embeddings_and_scores(send, session):
 
 def test_tokens_and_back(send, session):
     found = send("/tokenize", {"model": "tiny", "prompt": "aé"}).json
-    assert found["tokens"] == session.model.ids("aé") and found["max_model_len"] == 2048
+    assert found["tokens"] == session.model.ids("aé") and found["max_model_len"] == 64
     bare = send("/tokenize", {"prompt": "aé", "add_special_tokens": False}).json
     assert bare["tokens"] == [97, 195, 169] and bare["count"] == 3
     chat = send("/tokenize", {"model": "tiny", "messages": SAID}).json
@@ -209,13 +212,22 @@ def test_tokens_and_back(send, session):
 
 def test_models_and_metrics(send):
     found = send("/v1/models").json
-    assert [row["id"] for row in found["data"]] == ["tiny"]
+    assert [(row["id"], row["max_model_len"]) for row in found["data"]] == [("tiny", 64)]
     assert send("/v1/models/tiny").json == found["data"][0]
     send(B, TEXT)
     text = send("/metrics").text
     assert 'jaxgen_requests_total{route="/v1/completions",status="200"}' in text
     assert 'jaxgen_engine_slots{model="tiny"} 2.0' in text and "jaxgen_requests_running 1.0" in text
     assert 'jaxgen_tokens_total{kind="text",model="tiny"}' in text
+
+
+def test_a_context_bounds_the_models_that_reach_further(session):
+    config = replace(session.config, context=128)
+    short = replace(session, model=replace(session.model, config=config))
+    models = app({"long": session, "short": short}, context=256, slots=1).state.server.models
+    assert {name: one.engine.context for name, one in models.items()} == {"long": 256, "short": 128}
+    with pytest.raises(ConfigError, match="context=4096 is more than the model's context=2048"):
+        app({"long": session, "short": short}, context=4096, slots=1)
 
 
 def test_the_page_has_no_external_asset(send):

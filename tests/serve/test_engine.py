@@ -13,6 +13,7 @@ from sessions import session_on
 import jaxgen
 from jaxgen import errors
 from jaxgen.decoding.stop import Reason
+from jaxgen.serve import engine as engines
 from jaxgen.serve import slots
 from jaxgen.serve.engine import Draining, Engine, QueueFull
 from jaxgen.serve.tickets import Delta, Failed, Finished, Started
@@ -322,10 +323,42 @@ def test_layers_with_a_window_and_a_cache_of_bytes():
 def test_a_round_that_fails_fails_what_runs_and_the_engine_goes_on(session, monkeypatch):
     with Engine(session, **SIZES) as engine:
         with monkeypatch.context() as patch:
-            patch.setattr(slots.Slots, "decode", lambda self: 1 / 0)
+            patch.setattr(slots.Slots, "decode", lambda self, steps: 1 / 0)
             ear = Ear()
             engine.submit(Prompt("a", LONG), ear)
             assert isinstance(ear.ended()[0][-1].error, ZeroDivisionError)
+        with monkeypatch.context() as patch:
+            patch.setattr(engines, "complete", lambda *about: 1 / 0)
+            ear = Ear()
+            engine.submit(Prompt("a", Generation(beams=2, n_best=2)), ear)
+            for row in ear.ended(2):  # what does not share slots must not wait for ever either
+                assert isinstance(row[-1].error, ZeroDivisionError)
         again = Ear()
         engine.submit(Prompt("a", LONG), again)
         assert isinstance(again.ended()[0][-1], Finished)
+
+
+def test_an_engine_without_memory_for_slots_ends_and_nobody_waits(session, monkeypatch):
+    with Engine(session, **SIZES) as engine:
+        gate, ears = threading.Event(), [Ear() for _ in range(5)]
+        engine.run(lambda session: gate.wait(60))
+        for number, ear in enumerate(ears):
+            beams = {} if number < 4 else {"beams": 2}
+            engine.submit(Prompt("a", Generation(max_new_tokens=4, **beams)), ear)
+        work = engine.run(lambda session: 3)
+        monkeypatch.setattr(slots.Slots, "decode", lambda self, steps: 1 / 0)
+        monkeypatch.setattr(engine, "_make_rounds", lambda: 1 / 0)
+        gate.set()
+        assert all(isinstance(ear.ended()[0][-1], Failed) for ear in ears)
+        with pytest.raises(ZeroDivisionError):
+            work.result(60)
+        assert not engine.alive
+        with pytest.raises(Draining):
+            engine.submit(Prompt("a", LONG), print)
+
+
+def test_a_text_begins_with_a_piece_of_one_token(engine):
+    ear = Ear()
+    engine.submit(Prompt("abc", LONG), ear)
+    pieces = [len(one.tokens) for one in ear.ended()[0] if isinstance(one, Delta)]
+    assert pieces[0] == 1 and set(pieces[1:-1]) == {4}
