@@ -19,8 +19,8 @@ Config = Annotated[
 Topology = Annotated[
     str | None,
     Parameter(
-        help="chip:shape, such as v5p:8x8x16, v5e:16x16, v6e:4x4, v4:4x4x4, h200:8; or here, for "
-        "this machine"
+        help="chip:shape, such as v5p:8x8x16, v5e:16x16, 2xv6e:4x4 (two slices), h200:8; or "
+        "here, for this machine"
     ),
 ]
 Shown = Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 from typing import Any, Literal
 
 from jaxgen import arguments
@@ -78,6 +79,20 @@ def parse(text: str) -> dict[str, Any]:
             raise ConfigError(f"mesh={text!r}: write {name}:SIZE, as in data:2,fsdp:4")
         sizes[name] = int(size)
     return {"data": 1} | sizes
+
+
+def over_groups(sizes: Sequence[int], groups: int) -> tuple[int, ...]:
+    """Return how many parts of each axis lie in different groups of devices.
+
+    sizes: those of `AXES`, from the slowest links to the fastest; groups: slices of TPUs, or
+    machines of GPUs, whose product the result is. So replicas are apart first, then what shares
+    parameters, and the axes that send most stay within a group where they can.
+    """
+    parts = []
+    for size in sizes:
+        parts.append(gcd(size, groups))
+        groups //= parts[-1]
+    return tuple(parts)
 
 
 def divisors_near(size: int, parts: int) -> str:

@@ -13,7 +13,6 @@ NAME = "JAX's CUDA plugin with cuDNN"
 INSTALL = "pip install 'jaxgen[cuda]'"
 RELEASES = (13, 12)  # of CUDA
 PLUGIN, CUDNN = "jax-cuda{}-plugin", "nvidia-cudnn-cu{}"  # the packages of a release
-HOST = 8  # GPUs of one machine, which its links join
 # What CUDA tells of a GPU of compute capability 9.0: H100 and H200 are one die.
 HOPPER = """
 gpu_device_info {{
@@ -67,12 +66,12 @@ def devices(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     chip, count = chips.parse(topology)
-    each = next(size for size in range(min(count, HOST), 0, -1) if count % size == 0)
+    machines = chip.groups(count)
     dnn = metadata.version(CUDNN.format(release)).split(".")
     target = HOPPER.format(
         name=chip.name, memory=chip.memory, bandwidth=chip.bandwidth, cuda=release, dnn=dnn
     )
-    shape = f"1x{count // each}x{each}"  # slices, machines of each, devices of each
+    shape = f"1x{machines}x{count // machines}"  # slices, machines of each, devices of each
     try:
         described = topologies.get_topology_desc(
             topology, "cuda", target_config=target, topology=shape

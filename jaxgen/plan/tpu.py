@@ -7,6 +7,7 @@ from importlib import metadata, util
 from typing import Any
 
 from jaxgen.errors import BusyError
+from jaxgen.profile import chips
 
 NAME = "libtpu"
 INSTALL = "pip install 'jaxgen[tpu]'"
@@ -33,9 +34,9 @@ def version() -> str:
 
 
 def devices(topology: str) -> list[Any]:
-    """Return the devices of "v5p:8x8x16", to compile for; BusyError with the remedy if it can't be.
+    """Return the devices of "v5p:8x8x16" or "2xv5e:4x4", to compile for.
 
-    Nothing can run on them.
+    Nothing can run on them. Raises BusyError with the remedy if it can't be.
     """
     if not installed():
         raise BusyError(f"compiling for {topology} needs {NAME}, which is not installed: {INSTALL}")
@@ -44,14 +45,15 @@ def devices(topology: str) -> list[Any]:
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    sizes = [int(size) for size in topology.partition(":")[2].split("x")]
+    slices, one = chips.slices_of(topology)
+    sizes = [int(size) for size in one.partition(":")[2].split("x")]
     host = [2 if size % 2 == 0 else 1 for size in sizes[:2]] + [1] * (len(sizes) - 2)
     bounds = host + [1] * (3 - len(host))
     # Both cores of a v4 make one device, as they do on the machine; libtpu's default is two.
-    more = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
-    options = {"chips_per_host_bounds": bounds} | more
+    more = {"chip_config_name": "megacore"} if one.startswith("v4") else {}
+    options = {"chips_per_host_bounds": bounds, "num_slices": slices} | more
     try:
-        return list(topologies.get_topology_desc(topology, "tpu", **options).devices)
+        return list(topologies.get_topology_desc(one, "tpu", **options).devices)
     except JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         raise BusyError(f"{NAME} {version()} knows no topology {topology}: {reason}") from error

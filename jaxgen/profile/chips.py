@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -14,7 +14,11 @@ from jaxgen.errors import ConfigError, nearest
 @arguments.checked
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator: dense bfloat16 FLOP/s, memory in bytes, bytes/s of memory and of links."""
+    """One accelerator: dense bfloat16 FLOP/s, memory in bytes, bytes/s of memory and of links.
+
+    group: how many its links join, a slice of TPUs or a machine of GPUs; 0 for all there are.
+    network: bytes/s of its share of what joins the groups.
+    """
 
     name: str
     flops: float
@@ -23,17 +27,28 @@ class Chip:
     links: float  # to all neighbours together, in one direction
     platform: Literal["tpu", "gpu", "cpu"] = "tpu"
     kinds: tuple[str, ...] = ()  # how JAX's `device_kind` begins, where not as `name`
+    network: float = 12.5e9
+    group: int = 0
+
+    def groups(self, count: int) -> int:
+        """Return in how many groups of one size `count` chips lie."""
+        least = -(-count // (self.group or count))
+        return next(number for number in range(least, count + 1) if count % number == 0)
 
 
 GIB = 2.0**30
 CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.228e12, 300e9),
-    "v5e": Chip("TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9, kinds=("TPU v5 lite",)),
-    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9, kinds=("TPU v5",)),
-    "v6e": Chip("TPU v6e", 918e12, 32 * GIB, 1.64e12, 448e9, kinds=("TPU v6 lite",)),
-    "a100": Chip("NVIDIA A100", 312e12, 80e9, 2.039e12, 300e9, "gpu"),
-    "h100": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9, "gpu"),
-    "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9, "gpu"),
+    "v4": Chip("TPU v4", 275e12, 32 * GIB, 1.228e12, 300e9, network=6.25e9),
+    "v5e": Chip(
+        "TPU v5e", 197e12, 16 * GIB, 0.819e12, 200e9, kinds=("TPU v5 lite",), network=3.125e9
+    ),
+    "v5p": Chip("TPU v5p", 459e12, 95 * GIB, 2.765e12, 600e9, kinds=("TPU v5",), network=6.25e9),
+    "v6e": Chip(
+        "TPU v6e", 918e12, 32 * GIB, 1.64e12, 448e9, kinds=("TPU v6 lite",), network=12.5e9
+    ),
+    "a100": Chip("NVIDIA A100", 312e12, 80e9, 2.039e12, 300e9, "gpu", network=25e9, group=8),
+    "h100": Chip("NVIDIA H100", 989e12, 80e9, 3.35e12, 450e9, "gpu", network=50e9, group=8),
+    "h200": Chip("NVIDIA H200", 989e12, 141e9, 4.8e12, 450e9, "gpu", network=50e9, group=8),
 }
 LARGEST = {"v4": 4096, "v5e": 256, "v5p": 8960, "v6e": 256}  # chips of one pod
 # Of chips to plan for: there is no compiler for an A100 here.
@@ -64,8 +79,12 @@ def of_device(device_kind: str) -> Chip | None:
 
 
 def parse(topology: str) -> tuple[Chip, int]:
-    """Return (chip, how many) of "v5p:8x8x16" or "h200:8"; ConfigError with the remedy if bad."""
-    kind, colon, shape = topology.partition(":")
+    """Return (chip, how many) of "v5p:8x8x16", "2xv5e:4x4" or "h200:8".
+
+    Raises ConfigError with the remedy if it is bad.
+    """
+    slices, slice_ = slices_of(topology)
+    kind, colon, shape = slice_.partition(":")
     if kind not in DIMENSIONS:
         hint = nearest(kind, DIMENSIONS) or f"; there are {', '.join(DIMENSIONS)}, and here"
         raise ConfigError(f"topology {topology!r}: {kind!r} is no chip to plan for{hint}")
@@ -84,4 +103,16 @@ def parse(topology: str) -> tuple[Chip, int]:
         raise ConfigError(
             f"topology {topology!r} has {count} chips; a pod of {kind} has at most {LARGEST[kind]}"
         )
-    return CHIPS[kind], count
+    chip = CHIPS[kind]
+    if slices > 1 and chip.platform == "gpu":
+        raise ConfigError(
+            f"topology {topology!r}: slices are of TPUs; write {kind}:{slices * count}, machines "
+            f"of {chip.group}"
+        )
+    return (replace(chip, group=count) if slices > 1 else chip), slices * count
+
+
+def slices_of(topology: str) -> tuple[int, str]:
+    """Return (how many slices, which) of "2xv5e:4x4", (1, "v5e:4x4") of "v5e:4x4"."""
+    match = re.fullmatch(r"([1-9]\d{0,3})x([a-z].*)", topology)
+    return (int(match[1]), match[2]) if match else (1, topology)

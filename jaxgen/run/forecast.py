@@ -22,7 +22,7 @@ from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.errors import ConfigError
 from jaxgen.files import human
 from jaxgen.mesh import place
-from jaxgen.mesh.settings import AXES, MeshSettings
+from jaxgen.mesh.settings import AXES, MeshSettings, over_groups
 from jaxgen.models import api
 from jaxgen.nn.feed import is_gated
 from jaxgen.nn.unroll import layers_per_step
@@ -159,12 +159,28 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     seconds = {
         "compute": work / chip.flops,
         "memory": moved / chip.bandwidth,
-        "links": sum(traffic.values()) / chip.links,
-    }
+    } | _sending(traffic, sizes, chip, chips)
     cache = _of_cache(model)
     return MemoryPlan(
         settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole)
     )
+
+
+def _sending(
+    traffic: dict[str, float], sizes: tuple[int, ...], chip: Chip, chips: int
+) -> dict[str, float]:
+    """Return the seconds of what is sent over links, and over the network that joins groups.
+
+    A collective over an axis that crosses them works within each first, so that of its n - 1 parts
+    those of the other o - 1 groups alone take the network.
+    """
+    outer, network = over_groups(sizes, chip.groups(chips)), 0.0
+    for name, sent in traffic.items():
+        own = [axis for axis in AXES if name.endswith(f"({axis})")]
+        axis = AXES.index(own[0]) if own else max((0, 1), key=lambda i: sizes[i])
+        network += sent * (outer[axis] - 1) / max(sizes[axis] - 1, 1)
+    links = {"links": (sum(traffic.values()) - network) / chip.links}
+    return links | ({"network": network / chip.network} if network else {})
 
 
 def _of_cache(model: ModelConfig) -> float:

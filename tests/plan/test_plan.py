@@ -121,6 +121,27 @@ def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
 
 
 @pytest.mark.parametrize(
+    ("topology", "mesh", "names", "share"),
+    [
+        ("v5e:4x4", "data:2,fsdp:8", (), 0),
+        ("2xv5e:4x4", "data:2,fsdp:16", ("all-reduce of gradients (data)",), 1),
+        ("2xv5e:4x4", "data:4,fsdp:8", ("all-reduce of gradients (data)",), 1 / 3),
+        ("h200:8", "data:2,fsdp:4", (), 0),
+        ("h200:16", "data:2,fsdp:8", ("all-reduce of gradients (data)",), 1),
+    ],
+)
+def test_only_what_crosses_slices_or_machines_takes_the_network(topology, mesh, names, share):
+    chip, count = chips.parse(topology)
+    plan = forecast.plan_memory(
+        build_settings(TINY | {"mesh": mesh, "train": {"batch": 64}}), chip, count
+    )
+    sent = share * sum(plan.traffic[name] for name in names)
+    assert plan.seconds.get("network", 0.0) * chip.network == pytest.approx(sent)
+    total = plan.seconds["links"] * chip.links + sent
+    assert total == pytest.approx(sum(plan.traffic.values()))
+
+
+@pytest.mark.parametrize(
     ("topology", "part"),
     [
         ("v5q:4", "did you mean 'v5p'"),
@@ -128,6 +149,9 @@ def test_large_models_on_a_pod_are_planned_without_memory_of_their_size():
         ("v5p:4x4", "2 dimensions, v5p has 3"),
         ("v5p:0x4x4", "has no shape"),
         ("v5e:32x16", "a pod of v5e has at most 256"),
+        ("2xv5e:32x16", "a pod of v5e has at most 256"),
+        ("0xv5e:4x4", "'0xv5e' is no chip"),
+        ("2xh200:8", "write h200:16, machines of 8"),
     ],
 )
 def test_a_topology_is_refused_with_the_remedy(topology, part):
