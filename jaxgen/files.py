@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxgen.errors import BusyError, CheckpointError
+from jaxgen.errors import BusyError, CheckpointError, ConfigError
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -22,6 +23,7 @@ J = TypeVar("J", dict, list)
 
 TEMPORARY = ".tmp-"  # how the name of everything unfinished begins
 BLOCK = 1 << 20
+URL = re.compile("([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib makes "s3:/x" of "s3://x"
 
 _REFUSALS = {
     errno.EROFS: "is on a read-only file system; give a place that can be written",
@@ -42,9 +44,23 @@ _REFUSALS = {
 }
 
 
+def refuse_url(path: str | os.PathLike) -> None:
+    """Raise ConfigError for the address of a bucket or a server, which would be a folder here."""
+    match = URL.match(os.fspath(path))
+    if match and not os.path.lexists(path):
+        raise ConfigError(
+            f"{match[1]}://{match[2]} is an address, and jaxgen reads and writes folders of this "
+            f"machine; mount the bucket (gcsfuse, mount-s3) or copy it, and give that path"
+        )
+
+
 @contextmanager
 def refusals(path: str | os.PathLike) -> Iterator[None]:
-    """Turn an OSError of the block into a BusyError of one line that names `path`."""
+    """Turn an OSError of the block into a BusyError of one line that names `path`.
+
+    Raises ConfigError for an address (`refuse_url`).
+    """
+    refuse_url(path)
     try:
         yield
     except OSError as error:

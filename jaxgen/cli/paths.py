@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.pretrained import sources
 from jaxgen.store.steps import Step, run_and_step
@@ -195,6 +196,7 @@ def new_run(config_file: Path) -> Path:
 def _path(word: str, role: str) -> Path:
     if not word or "\0" in word:
         raise ConfigError(f"{word!r} is no {role}; give a path or a name")
+    files.refuse_url(word)
     try:
         os.lstat(word)
     except OSError as error:

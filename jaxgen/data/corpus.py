@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxgen import files
+from jaxgen.data.digests import DigestCache
 from jaxgen.data.document import Document
 from jaxgen.data.labels import Labelled
 from jaxgen.data.parallel import Chunk, encoded
@@ -93,7 +94,8 @@ def prepare(
     """
     check_form(settings, form)
     split, settings = settings.split, replace(settings, split=split_kind(settings, form))
-    before = _source(settings, form)
+    digests = DigestCache(cache)
+    before = _source(settings, form, digests)
     notes = before["notes"]
     if split == "auto" and settings.split == "tail":
         held = " and ".join(f"{100 * part:g} %" for part in settings.fractions if part)
@@ -119,7 +121,8 @@ def prepare(
             if not (folder / ABOUT).exists():
                 raise
             reused = True
-    corpus = _open(folder, tokenizer, reused=reused)
+    corpus = _open(folder, tokenizer, digests, reused=reused)
+    digests.save()
     return replace(corpus, notes=(*notes, *corpus.notes))
 
 
@@ -132,7 +135,7 @@ def _sweep(cache: Path) -> None:
                 shutil.rmtree(draft, ignore_errors=True)
 
 
-def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
+def _source(settings: DataSettings, form: Form, known: DigestCache) -> dict[str, Any]:
     """Return the digests of the text, split by split, its files' stamps, and notes of them."""
     if settings.corpus:
         digest = hashlib.sha256()
@@ -145,7 +148,7 @@ def _source(settings: DataSettings, form: Form) -> dict[str, Any]:
     sums: dict[Path, str] = {}
     for path in sources.paths:
         with files.refusals(path):
-            sums[path] = files.digest(path)
+            sums[path] = known.of(path)
     # Two types of file may hold the same bytes and mean different texts.
     digests = [
         [[(sums[path], kind_of(path)) for path in source] for source in split]
@@ -353,10 +356,11 @@ def _check(
             )
 
 
-def _open(folder: Path, tokenizer: Encoder, *, reused: bool) -> Corpus:
+def _open(folder: Path, tokenizer: Encoder, digests: DigestCache, *, reused: bool) -> Corpus:
     fingerprint = tokenizer.fingerprint
     shards = {
-        split: open_shard(folder / f"{split}.tokens", tokenizer=fingerprint) for split in SPLITS
+        split: open_shard(folder / f"{split}.tokens", tokenizer=fingerprint, verified=digests)
+        for split in SPLITS
     }
     try:
         about = json.loads((folder / ABOUT).read_bytes())

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxgen.data.digests import DigestCache
 from jaxgen.errors import DataError
 
 MAGIC = b"jaxgen tokens 1\n"
@@ -66,10 +67,17 @@ class TokenShard:
         return _reopen, (self.path, self.digest)
 
 
-def open_shard(path: Path, *, tokenizer: str | None = None, verify: bool = True) -> TokenShard:
+def open_shard(
+    path: Path,
+    *,
+    tokenizer: str | None = None,
+    verify: bool = True,
+    verified: DigestCache | None = None,
+) -> TokenShard:
     """Map a shard; DataError if it is damaged, or not of the tokenizer with that fingerprint.
 
-    verify: also read it through: digest, ids below the vocabulary, offsets in order.
+    verify: also read it through: digest, ids below the vocabulary, offsets in order. verified: the
+    shards that were, which are not read through again unless they were touched since.
     """
     header = _read_header(path)
     kind, count, documents = header["dtype"], header["tokens"], header["documents"]
@@ -88,7 +96,13 @@ def open_shard(path: Path, *, tokenizer: str | None = None, verify: bool = True)
     tokens = _map(path, f"<{kind}", HEADER, count)
     offsets = _map(path, "<u8", HEADER + _room(kind, count), documents + 1)
     if verify:
-        _verify(path, header, tokens, offsets)
+
+        def read_through(path: Path) -> str:
+            _verify(path, header, tokens, offsets)
+            return header["sha256"]
+
+        if verified is None or verified.of(path, read_through) != header["sha256"]:
+            read_through(path)
     return TokenShard(
         tokens=tokens,
         offsets=offsets,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxgen import files
 from jaxgen.data.settings import DataSettings
 from jaxgen.data.streams import Bad, Tally, is_packed, lines
 from jaxgen.errors import ConfigError, DataError
@@ -150,6 +151,7 @@ def kind_of(path: Path) -> str:
 
 def absolute(pattern: str, sides: Sequence[str]) -> str:
     """Return a glob that means the same in every working directory."""
+    files.refuse_url(pattern)
     path = Path(pattern).expanduser()
     if any(os.path.lexists(name) for name in _names(str(path), sides)):
         return str(path.absolute())
@@ -194,6 +196,7 @@ def _matches(pattern: str, sides: Sequence[str]) -> list[Source]:
 
 
 def _glob(literal: str, pattern: str) -> list[Path]:
+    files.refuse_url(literal)
     literal, pattern = (str(Path(text).expanduser()) for text in (literal, pattern))
     there = os.path.lexists(literal)
     names = [literal] if there else sorted(glob.glob(pattern, recursive=True))

@@ -7,6 +7,7 @@ from importlib import util
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.pretrained.hub_download import GGUF, HubId, fetch
 from jaxgen.store.steps import run_and_step
@@ -58,6 +59,7 @@ REMEDIES = (
 def find(source: str | os.PathLike) -> Path | None:
     """Return what `local_path` does; None for a name that means nothing."""
     word = os.fspath(source)
+    files.refuse_url(word)
     if word and os.path.lexists(run_and_step(word)[0]):
         return _file_inside(Path(word))
     if word in PACKAGES:

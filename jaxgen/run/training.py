@@ -15,7 +15,7 @@ from jaxgen import data, terminal, tree
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
 from jaxgen.errors import PREEMPTED, NonFiniteError
-from jaxgen.mesh import device_mesh
+from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
 from jaxgen.ops.cpu import allocator
@@ -102,7 +102,9 @@ def train(
         made: list[Run] = []
         prepare = partial(preparing.prepared, settings, folder, cache, **more)
         group.on_primary("preparing", lambda: made.append(prepare()))
-        run = group.all_ok("prepared", lambda: made[0] if made else prepare(writes=False))
+        # Without a deadline: a process that has not seen this text reads all of it.
+        look = partial(prepare, writes=False)
+        run = group.all_ok("prepared", lambda: made[0] if made else look(), patient=True)
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
         run = replace(run, group=group)
@@ -334,6 +336,7 @@ def _callbacks(
         rate=schedule.make(run.settings.train),
         flops_per_token=shapes.flops_per_token(run.settings),
         peak=flops.peak(jax.devices()),
+        row_shares=place.own_rows(run.mesh, run.settings.train.batch)[1],
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
         dispatch_ahead=should_dispatch_ahead(

@@ -50,6 +50,7 @@ class Callbacks:
         rate: step -> learning rate.
         flops_per_token: of training.
         peak: FLOP/s of all devices.
+        row_shares: of how many processes each has rows of a batch of its own.
         save_every: steps.
         epoch: steps that show all of the text once.
         extra_work: whether the last call of the step did more than the step.
@@ -73,6 +74,7 @@ class Callbacks:
     extra_work: Callable[[], bool] = lambda: False
     dispatch_ahead: bool = True
     is_over: Callable[[], bool] = lambda: False
+    row_shares: int = 1
 
 
 class FitResult(NamedTuple):
@@ -195,7 +197,7 @@ WINDOW = 0.25  # seconds; shorter measurements are noise
 
 
 class Clock:
-    """Measures tokens per second of training, without compiling, validating and saving."""
+    """Measures tokens per second of all processes, without compiling, validating and saving."""
 
     def __init__(self, callbacks: Callbacks) -> None:
         self.callbacks, self.latest = callbacks, {}
@@ -204,11 +206,15 @@ class Clock:
         self.step = 0.0  # seconds of the last one
 
     def count(self, tokens: float) -> None:
-        """Add the tokens of a finished step; the first after a pause only starts the clock."""
+        """Add this process's tokens of a finished step, and with them those of the others.
+
+        The first after a pause only starts the clock.
+        """
         now = time.perf_counter()
         if self.since is not None:
             self.step = now - self.since
-            self.tokens, self.spent = self.tokens + tokens, self.spent + self.step
+            self.tokens += tokens * self.callbacks.row_shares
+            self.spent += self.step
         self.since = now
 
     def pause(self) -> None:

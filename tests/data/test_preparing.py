@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from data_makers import REAL, bytes_tokenizer, prepared, stories, write_lines
 
-from jaxgen import data, tokens
-from jaxgen.data import DataSettings, open_shard, parallel
+from jaxgen import data, files, tokens
+from jaxgen.data import DataSettings, open_shard, parallel, shard
 from jaxgen.data.settings import FEW
 from jaxgen.data.shard import HEADER
+from jaxgen.data.split import SPLITS
 from jaxgen.errors import BusyError, DataError
 
-SPLITS = ("train", "valid", "test")
 
 
 def texts_of(shard):
@@ -77,6 +77,26 @@ def test_the_tail_split_cuts_at_characters_and_keeps_all(tmp_path, fractions):
     total = sum(map(len, texts))
     assert "".join(parts.values()) == "".join(texts)
     assert len(parts["train"]) == int(total * (1 - fractions[0] - fractions[1]))
+
+
+def test_a_later_start_reads_neither_text_nor_shards_until_one_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxgen.data.digests.FRESH", -3600.0)  # all was written just now
+    read = []
+
+    def noted(plain):
+        return lambda path, *more: (read.append(path.name), plain(path, *more))[1]
+
+    monkeypatch.setattr(files, "digest", noted(files.digest))
+    monkeypatch.setattr(shard, "_verify", noted(shard._verify))
+    settings, first = prepared(tmp_path, 60)
+    shards = [f"{split}.tokens" for split in SPLITS]
+    assert sorted(read) == sorted(["stories.jsonl", *shards])
+    read.clear()
+    again = data.prepare(settings, bytes_tokenizer(), tmp_path / "cache")
+    assert again.reused and again.digest == first.digest and not read
+    (first.folder / "valid.tokens").touch()
+    data.prepare(settings, bytes_tokenizer(), tmp_path / "cache")
+    assert read == ["valid.tokens"]
 
 
 def test_shards_are_written_once_and_reused(tmp_path):

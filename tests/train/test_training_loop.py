@@ -256,10 +256,12 @@ def test_a_bad_streak_is_reported_for_the_step_that_ends_the_patience():
     assert [note[1] for note in of(diary, "step")] == [1, 2, 3]
 
 
-def test_the_clock_counts_training_time_alone(monkeypatch):
+@pytest.mark.parametrize("shares", [1, 3])
+def test_the_clock_counts_training_time_alone_and_the_tokens_of_all_processes(shares, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock = Clock(dataclasses.replace(Diary().callbacks(1), peak=400.0))
+    callbacks = dataclasses.replace(Diary().callbacks(1), peak=400.0 * shares, row_shares=shares)
+    clock = Clock(callbacks)
     clock.count(1e9)  # the first step compiles
     assert clock.read() == {}
     for pause in (False, True, False):
@@ -269,7 +271,7 @@ def test_the_clock_counts_training_time_alone(monkeypatch):
             clock.pause()
             now[0] += 1000.0
             clock.count(1e9)
-    assert clock.read() == {"tokens_per_second": 200.0, "mfu": 0.5}
+    assert clock.read() == {"tokens_per_second": 200.0 * shares, "mfu": 0.5}
 
 
 def test_no_utilisation_is_said_that_a_wrongly_measured_peak_would_put_above_one(monkeypatch):
