@@ -20,7 +20,6 @@ from jaxgen.data.split import SPLITS
 from jaxgen.errors import BusyError, DataError
 
 
-
 def texts_of(shard):
     ends = shard.offsets.astype(int)
     return [bytes(shard.tokens[a + 1 : b - 1].astype(np.uint8)).decode() for a, b in pairwise(ends)]
