@@ -74,6 +74,14 @@ def tokenizer_file(content: bytes | None, name="tok.model"):
 
 
 LINE = b'{"text": "fine"}\n'
+ADDRESSES = {
+    "a bucket as the run": ["train", "tiny.yaml", "--out", "s3://bucket/run"],
+    "a bucket of text": ["train", "tiny.yaml", "data.files=[gs://bucket/*.txt]", "--out", "out"],
+    "text by its address": ["train", "https://host/text.txt"],
+    "a model in a bucket": ["train", "tiny.yaml", "init_from=gs://bucket/model", "--out", "out"],
+    "a run in a bucket": ["generate", "gs://bucket/run"],
+    "a config into a bucket": ["init", "text", "corpus.jsonl", "--out", "gs://bucket/my.yaml"],
+}
 CONFIG = {
     "no config": (lambda: ["train", "tinny.yaml"], "did you mean"),
     "empty config": (lambda: text(""), "tiny.yaml is empty"),
@@ -193,6 +201,10 @@ CASES = [
     pytest.param(code, *case, id=name)
     for code, cases in ((2, CONFIG), (7, DATA), (4, CHECKPOINT), (3, SYSTEM))
     for name, case in cases.items()
+]
+CASES += [
+    pytest.param(2, lambda words=words: words, "is an address", id=name)
+    for name, words in ADDRESSES.items()
 ]
 
 

@@ -1,8 +1,10 @@
 """Before JAX connects them, all processes come to one address, or the error says who does not."""
 
+import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -84,17 +86,71 @@ def test_a_taken_port_is_the_environments_fault():
     assert isinstance(error, BusyError) and "Address already in use" in str(error)
 
 
-def test_a_stranger_at_the_door_does_not_disturb():
+STRANGERS = {
+    "a browser": b"GET / HTTP/1.1\n",
+    "a health check": b"",
+    "JSON of another program": b'{"process": 1, "processes": 2, "name": "x"}\n',
+    "no object": b"[1]\n",
+    "half a line": b'{"process": 1',
+}
+
+
+def hello(at, **changes):
+    """Say what process 1 of 2 says when it calls, and return the answer."""
+    about = {"process": 1, "processes": 2, "name": "process 1 (b, pid 2)", "call": "a"}
+    line = json.dumps(about | {"jaxgen": jaxgen.__version__} | changes).encode() + b"\n"
+    with socket.create_connection(("127.0.0.1", at), timeout=5) as link:
+        link.sendall(line)
+        return json.loads(link.makefile().readline())
+
+
+@pytest.fixture
+def waiting():
+    """(port, pending result) of process 0 of 2."""
     at = port()
     with ThreadPoolExecutor(1) as pool:
-        call = pool.submit(lambda: gather((2, 0), at=at))
-        time.sleep(0.3)
-        with socket.create_connection(("127.0.0.1", at)) as link:
-            link.sendall(b"GET / HTTP/1.1\n")
-        with socket.create_connection(("127.0.0.1", at)):
-            pass
+        call = pool.submit(lambda: gather((2, 0), at=at)[0])
+        for _ in range(50):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", at)):
+                break
+            time.sleep(0.05)
+        yield at, call
+
+
+def test_strangers_at_the_door_do_not_disturb_whether_they_stay_or_go(waiting):
+    at, call = waiting
+    with ExitStack() as stay:
+        for said in STRANGERS.values():
+            for keep in (stay, ExitStack()):
+                link = keep.enter_context(socket.create_connection(("127.0.0.1", at)))
+                link.sendall(said)
+                if keep is not stay:
+                    keep.close()
         (second,) = gather((2, 1), at=at)
-        assert call.result() == [second] and len(second) == 2
+    assert call.result() == second and len(second) == 2
+
+
+def test_who_calls_again_after_its_connection_broke_is_still_one_process(waiting):
+    at, call = waiting
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", at)) as link:
+            link.sendall(b'{"process": 1, "processes": 2, "na')
+    answers = [hello(at), hello(at), hello(at)]
+    assert "wait" in answers[0] and answers[2]["names"] == list(call.result())
+
+
+def test_who_came_and_vanished_is_named(waiting, monkeypatch):
+    at, call = waiting
+    monkeypatch.setattr(rendezvous, "PARTING", 0.2)
+    assert "wait" in hello(at)
+    with pytest.raises(PeerError, match=r"process 1 of 2 came to .* and vanished"):
+        raise call.result()
+
+
+def test_more_callers_than_connections_at_once_are_all_heard(monkeypatch):
+    monkeypatch.setattr(rendezvous, "VISITS", 2)
+    found = gather(*((16, index) for index in range(16)))
+    assert len(set(found)) == 1 and len(found[0]) == 16
 
 
 @pytest.mark.parametrize(
@@ -110,7 +166,13 @@ def test_processes_that_contradict_each_other_are_refused_in_all(calls, part):
 
 
 def test_another_version_of_jaxgen_is_refused(monkeypatch):
-    about = {"process": 1, "processes": 2, "name": "process 1 (b, pid 2)", "jaxgen": "0.0.9"}
+    about = {
+        "process": 1,
+        "processes": 2,
+        "name": "process 1 (b, pid 2)",
+        "call": "1",
+        "jaxgen": "0.0.9",
+    }
     problem = rendezvous._problem(about, {}, 2)
     assert "process 1 (b, pid 2) runs jaxgen 0.0.9, process 0" in str(problem)
     assert rendezvous._problem(about | {"jaxgen": jaxgen.__version__}, {}, 2) is None
