@@ -8,7 +8,7 @@ use. The rest is arithmetic on what a step must keep and move, without what a co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -22,27 +22,25 @@ from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.errors import ConfigError
 from jaxgen.files import human
 from jaxgen.mesh import place
-from jaxgen.mesh.settings import AXES, MeshSettings, over_groups
+from jaxgen.mesh.settings import AXES, MeshSettings
 from jaxgen.models import api
 from jaxgen.nn.feed import is_gated
 from jaxgen.nn.unroll import layers_per_step
 from jaxgen.ops import keys
 from jaxgen.ops.attention import dispatch
 from jaxgen.ops.attention.args import AttentionArgs
-from jaxgen.ops.losses import even
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.random import DropoutRng
 from jaxgen.profile import chips
 from jaxgen.profile.chips import Chip
-from jaxgen.run import shapes
+from jaxgen.run import shapes, traffic
 from jaxgen.run.settings import Settings
-from jaxgen.train.losses import logits_at_once
+from jaxgen.run.traffic import WIDTH, key_width, layer_mean, logits_chunk
 
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
 # In line nothing is stacked, but buffers overlap less: 1.22 to 1.51 times was measured on three
 # shapes on two CPU cores, 2.5 to 34 million parameters.
 KEPT_UNROLLED = 1.35
-WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 SHORTEST = 64  # tokens of a context that is suggested
 # FLOP/s that training reaches: of a core of a CPU, and of an accelerator that is in no table.
 CORE, OTHER = 5e10, 2e13
@@ -146,10 +144,10 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
     count = tree.count(api.abstract(model))
-    traffic = _traffic(model, train, sizes, chip.platform, count)
+    sent = traffic.of_step(model, train, sizes, chip.platform, count)
     if base is not None:  # which has no gradient
         share = tree.count(state.params) / count
-        traffic = {n: x * (share if "gradient" in n else 1) for n, x in traffic.items()}
+        sent = {n: x * (share if "gradient" in n else 1) for n, x in sent.items()}
         count += tree.count(state.params)
     moved = held["parameters"] * (3 * train.accumulate + 2) + 2 * held["optimizer"]
     moved += (
@@ -159,28 +157,9 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     seconds = {
         "compute": work / chip.flops,
         "memory": moved / chip.bandwidth,
-    } | _sending(traffic, sizes, chip, chips)
+    } | traffic.seconds_of(sent, sizes, chip, chips)
     cache = _of_cache(model)
-    return MemoryPlan(
-        settings, chip, chips, count, held, traffic, work, seconds, cache, float(whole)
-    )
-
-
-def _sending(
-    traffic: dict[str, float], sizes: tuple[int, ...], chip: Chip, chips: int
-) -> dict[str, float]:
-    """Return the seconds of what is sent over links, and over the network that joins groups.
-
-    A collective over an axis that crosses them works within each first, so that of its n - 1 parts
-    those of the other o - 1 groups alone take the network.
-    """
-    outer, network = over_groups(sizes, chip.groups(chips)), 0.0
-    for name, sent in traffic.items():
-        own = [axis for axis in AXES if name.endswith(f"({axis})")]
-        axis = AXES.index(own[0]) if own else max((0, 1), key=lambda i: sizes[i])
-        network += sent * (outer[axis] - 1) / max(sizes[axis] - 1, 1)
-    links = {"links": (sum(traffic.values()) - network) / chip.links}
-    return links | ({"network": network / chip.network} if network else {})
+    return MemoryPlan(settings, chip, chips, count, held, sent, work, seconds, cache, float(whole))
 
 
 def _of_cache(model: ModelConfig) -> float:
@@ -336,10 +315,10 @@ def _activations(
         WIDTH[model.compute_dtype],
         train.batch / train.accumulate / (data * fsdp * expert),
     )
-    used, there = (_mean(model, lambda own, i=i: own.experts.widths(own.F)[i]) for i in (0, 1))
+    used, there = (layer_mean(model, lambda own, i=i: own.experts.widths(own.F)[i]) for i in (0, 1))
     tokens = rows * model.context / sequence
-    heads = _mean(model, lambda own: own.heads * own.H) / tensor
-    kv = _mean(model, _keys) / tensor
+    heads = layer_mean(model, lambda own: own.heads * own.H) / tensor
+    kv = layer_mean(model, key_width) / tensor
     gates = 3 if is_gated(model.feed) else 2
     dots = heads * 2 + 2 * kv + 2 * model.d_model + gates * used / tensor
     scores = 2 * 4 * model.heads / tensor * rows * model.context**2 / sequence if keeps else 0
@@ -357,65 +336,9 @@ def _activations(
     own = model.per_layer  # looked up, and with what is projected
     vectors = tokens * model.layers * (own.width if own else 0) * width
     copies = 4 if fsdp > 1 and platform != "gpu" else 2
-    positions = rows * _chunk(model, train, sizes, platform) / sequence
+    positions = rows * logits_chunk(model, train, sizes, platform) / sequence
     return {
         "activations": saved * model.layers + 2 * vectors,
         "working layer": every + tokens * dots * width + copies * layer / tensor * width,
         "logits": 2 * 4.0 * positions * model.V / tensor,
-    }
-
-
-def _mean(model: ModelConfig, number: Callable[[ModelConfig], int]) -> float:
-    """Return a number of a layer, of the kinds of layers as often as the pattern has them."""
-    return sum(number(model.of_kind(kind)) for kind in model.pattern) / len(model.pattern)
-
-
-def _keys(model: ModelConfig) -> int:
-    """Return the numbers of a token's keys in a layer."""
-    return model.K * model.H
-
-
-def _chunk(model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str) -> int:
-    """Return the positions of a row whose logits exist at once, as `train.losses` has it."""
-    most = logits_at_once(platform) * prod(sizes)
-    at_once = most * train.accumulate // (train.batch * model.V)
-    return even(model.context, train.loss_chunk or max(at_once, 1))
-
-
-def _traffic(
-    model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str, count: int
-) -> dict[str, float]:
-    """Return bytes that one device sends in a step, by collective (ring algorithms)."""
-    data, fsdp, expert, tensor, sequence = sizes
-    width = WIDTH[model.compute_dtype]
-    # Weights are gathered once forward and once backward: recomputing shares the latter. Of the
-    # two sums over tensor of a layer, recomputing repeats the one that feed-forward reads.
-    passes, sums = 2, 5 if model.remat == "full" else 4
-    gates = 3 if is_gated(model.feed) else 2
-    there = _mean(model, lambda own: own.experts.widths(own.F)[1])
-    own = gates * model.layers * model.d_model * there * (1 - 1 / expert)  # that others have
-    weights = (count - own) * width / tensor
-    tokens = train.batch * model.context / (data * fsdp * expert * sequence)
-    stream = tokens * model.d_model * width
-    keys = 2 * tokens * _mean(model, _keys) / tensor * width
-    # The gradient of the output table cannot stay a partial sum from one chunk to the next. A TPU's
-    # compiler sums it whole on every device, a GPU's leaves each its own part.
-    table = model.V * model.d_model * width / tensor * train.accumulate
-    kind, times = ("reduce-scatter", 1) if platform == "gpu" else ("all-reduce", 2)
-    sharing = max(fsdp, data)
-    chunks = -(-model.context // _chunk(model, train, sizes, platform))
-    return {
-        "all-gather of weights (fsdp)": weights * passes * train.accumulate * (fsdp - 1) / fsdp,
-        "reduce-scatter of gradients (fsdp)": weights * train.accumulate * (fsdp - 1) / fsdp,
-        f"{kind} of the output table's gradient, by chunks": (
-            times * table * chunks * (sharing - 1) / sharing
-        ),
-        "all-reduce of gradients (data)": 2 * weights / fsdp * train.accumulate * (data - 1) / data,
-        "all-reduce of activations (tensor)": (
-            sums * model.layers * stream * 2 * (tensor - 1) / tensor
-        ),
-        "all-gather of keys and values (sequence)": (passes * model.layers * keys * (sequence - 1)),
-        "all-gather and reduce-scatter of tokens (expert)": (
-            2 * passes * model.layers * stream * (expert - 1)
-        ),
     }
