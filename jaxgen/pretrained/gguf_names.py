@@ -1,18 +1,24 @@
 """Architectures of GGUF files as data: their keys by config.json's, their tensors by our paths.
 
-llama.cpp calls the tensors of all architectures alike, so one table of rows serves all families;
-what an architecture has besides is in `ARCHITECTURES`. Sources: gguf-py's constants.py and
-convert_hf_to_gguf.py of llama.cpp.
+Sources: src/llama-model.cpp and src/models of llama.cpp, which say what keys a model needs, and
+convert_hf_to_gguf.py, which says what it writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxgen.models.families.family import Row
+import numpy as np
 
+from jaxgen.config import ModelConfig
+from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.family import MAX_LAYERS, Family, Row
+from jaxgen.pretrained import gguf_rows as rows
+
+Json = dict[str, Any]
 # Fields of a ModelConfig whose GGUF key every architecture calls alike, after its own name.
 SIZES = {
     "context": "context_length",
@@ -27,112 +33,127 @@ SIZES = {
     "experts.d_ff": "expert_feed_forward_length",
     "experts.shared": "expert_shared_feed_forward_length",
 }
-# Those that are the rows of a tensor.
-TABLES = {"vocab_size": "token_embd.weight", "embed.types": "token_types.weight"}
 EPSILONS = {
     "layer": "attention.layer_norm_epsilon",
     "rms": "attention.layer_norm_rms_epsilon",
     "rms_offset": "attention.layer_norm_rms_epsilon",
 }
-# Further keys: as config.json calls them.
-KEYS = {
-    "rope.freq_base": "rope_theta",
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-    "attention.sliding_window": "sliding_window",
-}
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+LAYER_TYPES = ("full_attention", "sliding_attention")
 # Keys that change no result, or that are read where they matter.
 HARMLESS = frozenset(
     """
-    vocab_size attention.value_length attention.causal pooling_type rope.dimension_count
-    rope.scaling.type rope.scaling.factor rope.scaling.original_context_length
-    rope.scaling.attn_factor rope.scaling.finetuned rope.scaling.yarn_beta_fast
-    rope.scaling.yarn_beta_slow rope.scale_linear attention.scale tensor_data_layout
-    attention.layer_norm_epsilon attention.layer_norm_rms_epsilon
+    vocab_size attention.value_length pooling_type rope.dimension_count rope.scaling.type
+    rope.scaling.factor rope.scaling.original_context_length rope.scaling.attn_factor
+    rope.scaling.finetuned rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
+    rope.scale_linear tensor_data_layout attention.layer_norm_epsilon
+    attention.layer_norm_rms_epsilon
     """.split()
 )
-ROWS = (
-    Row("token_embd.weight", ("embed/tokens",), "V,D"),
-    Row("position_embd.weight", ("embed/positions",), "S,D"),
-    Row("token_types.weight", ("embed/types",), "Y,D"),
-    Row("token_embd_norm.weight", ("embed/norm/scale",), "D"),
-    Row("token_embd_norm.bias", ("embed/norm/bias",), "D"),
-    Row("output_norm.weight", ("final_norm/scale",), "D"),
-    Row("output_norm.bias", ("final_norm/bias",), "D"),
-    Row("output.weight", ("unembed/tokens",), "V,D"),
-)
-_MATRICES = {
-    "attn_q": ("attn/q", "NH,D"),
-    "attn_k": ("attn/k", "KH,D"),
-    "attn_v": ("attn/v", "KH,D"),
-    "attn_output": ("attn/o", "D,NH"),
-    "ffn_gate": ("feed/gate", "F,D"),
-    "ffn_up": ("feed/up", "F,D"),
-    "ffn_down": ("feed/down", "D,F"),
+
+
+def positive(values: Json, key: str, default: float | None = None) -> float:
+    """Return a number of a mapping; ValueError if it is none above 0."""
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{key}={value!r:.40} is no number above 0")
+    return value
+
+
+def same_as(key: str) -> Callable[[Json], Any]:
+    """Return the value of another key."""
+    return lambda own: own.get(key)
+
+
+def divided(key: str, by: str) -> Callable[[Json], int | None]:
+    """Return the value of a key divided by that of another; None if one is no number above 0."""
+
+    def divide(own: Json) -> int | None:
+        many, few = own.get(key), own.get(by)
+        return many // few if type(many) is int and type(few) is int and few > 0 else None
+
+    return divide
+
+
+def one_by_root(key: str) -> Callable[[Json], float | None]:
+    """Return 1 / sqrt(value of a key); None if that is no number above 0."""
+
+    def scale(own: Json) -> float | None:
+        width = own.get(key)
+        if not isinstance(width, int) or width <= 0:
+            return None
+        return float(str(np.float32(width**-0.5)))  # as a file would say it
+
+    return scale
+
+
+# What llama.cpp takes for a key that a file lacks: a value, or what follows from the other keys. A
+# key that is neither here nor among the `absent` of its architecture is required.
+ABSENT: Mapping[str, Any] = {
+    "attention.head_count_kv": same_as("attention.head_count"),
+    "attention.key_length": divided("embedding_length", "attention.head_count"),
+    "attention.value_length": divided("embedding_length", "attention.head_count"),
+    "rope.freq_base": 10000.0,
 }
-SUBLAYERS = (
-    *(Row(f"{name}.weight", (ours,), axes) for name, (ours, axes) in _MATRICES.items()),
-    *(
-        Row(f"{name}.bias", (f"{ours}_bias",), axes.split(",")[0])
-        for name, (ours, axes) in _MATRICES.items()
-    ),
-    Row("attn_q_norm.weight", ("attn/q_norm/scale",), "H"),
-    Row("attn_k_norm.weight", ("attn/k_norm/scale",), "H"),
-)
-# Norms over all heads at once, not over each.
-OVER_HEADS = (
-    *(row for row in SUBLAYERS if not row.theirs.endswith("_norm.weight")),
-    Row("attn_q_norm.weight", ("attn/q_norm/scale",), "NH"),
-    Row("attn_k_norm.weight", ("attn/k_norm/scale",), "KH"),
-)
-# Experts, one tensor for all of a layer; ROUTERS are in float32 in any file.
-ROUTERS = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
-EXPERTS = (
-    Row(ROUTERS[0], ("experts/router",), "E,D"),
-    Row("ffn_gate_exps.weight", ("experts/gate",), "E,F,D"),
-    Row("ffn_up_exps.weight", ("experts/up",), "E,F,D"),
-    Row("ffn_down_exps.weight", ("experts/down",), "E,D,F"),
-    Row(ROUTERS[1], ("experts/shared_gate",), "E,D"),
-    Row("ffn_gate_shexp.weight", ("experts/shared/gate",), "F,D"),
-    Row("ffn_up_shexp.weight", ("experts/shared/up",), "F,D"),
-    Row("ffn_down_shexp.weight", ("experts/shared/down",), "D,F"),
-    Row("ffn_gate_inp.bias", ("experts/router_bias",), "E"),
-    Row("ffn_gate_exps.bias", ("experts/gate_bias",), "E,F"),
-    Row("ffn_up_exps.bias", ("experts/up_bias",), "E,F"),
-    Row("ffn_down_exps.bias", ("experts/down_bias",), "E,D"),
-)
-SINKS = Row("attn_sinks.weight", ("attn/sinks",), "N")
-# One matrix of queries, keys and values in place of three.
-FUSED = (
-    Row("attn_qkv.weight", ("attn/q", "attn/k", "attn/v"), "*NH,D"),
-    Row("attn_qkv.bias", ("attn/q_bias", "attn/k_bias", "attn/v_bias"), "*NH"),
-    *(row for row in SUBLAYERS if not row.theirs.startswith(("attn_q.", "attn_k.", "attn_v."))),
-)
+# Keys with one known value: what llama.cpp takes where they are absent, and what is known.
+ONLY: Mapping[str, tuple[Any, Any]] = {"attention.causal": (True, True)}
 
 
-def norms(**names: str) -> tuple[Row, ...]:
-    """Return the rows of a layer's norms: our name of each, by theirs."""
-    return tuple(
-        Row(f"{theirs}.{part}", (f"{ours}/{'scale' if part == 'weight' else part}",), "D")
-        for theirs, ours in names.items()
-        for part in ("weight", "bias")
-    )
+class Rule(NamedTuple):
+    """Keys of which several, or none, are one of config.json.
+
+    read: from a file's keys, absent ones filled in, and the names of its tensors, to config.json.
+    write: the way back.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Json, Collection[str]], Json]
+    write: Callable[[Json, ModelConfig], Json]
 
 
-PRE = norms(attn_norm="attn_norm", ffn_norm="feed_norm")
-BOTH = norms(
-    attn_norm="attn_norm",
-    post_attention_norm="attn_out_norm",
-    ffn_norm="feed_norm",
-    post_ffw_norm="feed_out_norm",
-)
-POST = norms(attn_output_norm="attn_norm", layer_output_norm="feed_norm")
-AFTER = norms(attn_norm="attn_norm", post_attention_norm="feed_norm")
-OUT = norms(post_attention_norm="attn_out_norm", post_ffw_norm="feed_out_norm")
-_FUSED_GATE = ("ffn_up.weight", "ffn_gate.weight")
-PHI3 = (
-    *(row for row in FUSED if row.theirs not in _FUSED_GATE),
-    Row("ffn_up.weight", ("feed/gate", "feed/up"), "*F,D"),
+def _read_windows(own: Json, tensors: Collection[str]) -> Json:
+    layers, window, pattern = own["block_count"], own.get(WINDOW), own[PATTERN]
+    if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
+        return {}  # which is refused as what it is
+    if not window:
+        pattern = [False] * layers
+    elif isinstance(pattern, bool):
+        pattern = [pattern] * layers
+    elif type(pattern) is int and pattern >= 0:
+        pattern = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) != layers or not {*pattern} <= {False, True}:
+        raise ValueError(f"{PATTERN}={pattern!r:.40} has not a truth value for each layer")
+    return {"layer_types": [LAYER_TYPES[one] for one in pattern], "sliding_window": window or None}
+
+
+def _write_windows(settings: Json, config: ModelConfig) -> Json:
+    local = [name == LAYER_TYPES[True] for name in settings["layer_types"]]
+    window = settings["sliding_window"] if any(local) else 0
+    return {WINDOW: np.uint32(window or 0), PATTERN: np.asarray(local)}
+
+
+# Layers with and without a window.
+WINDOWS = Rule((WINDOW, PATTERN), _read_windows, _write_windows)
+
+
+def query_scalar(layers: int, width: int) -> Rule:
+    """Return the rule of scores divided by the root of head_dim, but of the 27B models.
+
+    layers: by which llama.cpp knows these; width: what it divides by the root of there.
+    """
+
+    def read(own: Json, tensors: Collection[str]) -> Json:
+        known = own["block_count"] == layers
+        return {"query_pre_attn_scalar": width if known else own["attention.key_length"]}
+
+    return Rule((), read, lambda settings, config: {})
+
+
+# StableLM's feed-forward is beside the attention where a layer has one norm.
+ONE_NORM = Rule(
+    ("use_parallel_residual",),
+    lambda own, tensors: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors},
+    lambda settings, config: {"use_parallel_residual": settings["use_parallel_residual"]},
 )
 
 
@@ -140,98 +161,219 @@ PHI3 = (
 class Architecture:
     """What a general.architecture is in transformers.
 
-    family: its model_type. keys: further GGUF keys, by their key of config.json. settings: what
-    config.json says of all of its models. rows: the norms and sublayers of a layer. turned: queries
-    and keys have the two halves of a head interleaved, as the rotation of the first Llama wants it.
-    offset: what is added to the scales of norms. scalars: (layers, query_pre_attn_scalar) of the
-    models whose scores are not divided by the root of head_dim. tied: the output is the embedding's
-    table where the file has none. shown: keys of config.json that say whether a file has a tensor.
-    share: the key of the share of a head that turns.
+    family: its model_type. when: whether a file, by its keys, is of this one of several families
+    that share a name. keys: further GGUF keys, by their key of config.json; rules: others. absent:
+    what llama.cpp takes for keys that a file lacks, see `ABSENT`; only: see `ONLY`. settings: what
+    config.json says of all of its models. rows: the norms and sublayers of a layer; other_rows: as
+    some files have them in place of those with the same parameters. turned: queries and keys have
+    the two halves of a head interleaved, as the rotation of the first Llama wants it. offset: what
+    is added to the scales of norms. tied: the output is the embedding's table where the file has
+    none. shown: keys of config.json that say whether a file has a tensor. share: the key of the
+    share of a head that turns.
     """
 
+    name: str
     family: str
-    rows: tuple[Row, ...] = PRE + SUBLAYERS
+    when: Callable[[Json], bool] = lambda own: True
+    rows: tuple[Row, ...] = rows.PRE + rows.SUBLAYERS
+    other_rows: tuple[Row, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    absent: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     turned: bool = False
     offset: float = 0.0
-    scalars: Mapping[int, int] | None = None
     tied: bool = True
     shown: Mapping[str, str] = field(default_factory=dict)
     share: str = "partial_rotary_factor"
 
+    def config_keys(self) -> dict[str, str]:
+        """Return {GGUF key, less the architecture's name: key of config.json}."""
+        family: Family = FAMILIES[self.family]
+        there = {key: family.sizes[ours] for ours, key in SIZES.items() if ours in family.sizes}
+        there[EPSILONS[family.choices["norm"]]] = family.sizes["norm_epsilon"]
+        if "rope_theta" in family.defaults:
+            there["rope.freq_base"] = "rope_theta"
+        return {k: v for k, v in {**there, **self.keys}.items() if k not in self.ruled()}
+
+    def ruled(self) -> set[str]:
+        """Return the keys that rules read."""
+        return {key for rule in self.rules for key in rule.keys}
+
+    def filled(self, own: Json) -> Json:
+        """Return a file's keys with what llama.cpp takes for absent ones.
+
+        Raises ValueError for a required key that is absent, and one of another value than is known.
+        """
+        full = {key: value for key, value in own.items() if value or not key.endswith("scale")}
+        for key, default in {**ABSENT, **self.absent}.items():
+            value = default(full) if callable(default) else default
+            if value is not None or not callable(default):
+                full.setdefault(key, value)
+        for key in (*self.config_keys(), *self.ruled()):
+            if key not in full:
+                raise ValueError(f"'{self.name}.{key}' is missing")
+        for key, (default, known) in {**ONLY, **self.only}.items():
+            value = full.get(key, default)
+            if value != known:
+                absent = "" if key in full else ", which llama.cpp takes where the key is absent,"
+                raise ValueError(
+                    f"{self.name}.{key}={value!r:.40}{absent} is not known here; known is {known!r}"
+                )
+        return full
+
 
 _BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
-_GRANITE = {
-    "embedding_scale": "embedding_multiplier",
-    "residual_scale": "residual_multiplier",
-    "attention.scale": "attention_multiplier",
-    "logit_scale": "logits_scaling",
+# Multipliers, which 0 turns off as well.
+_GRANITE: dict[str, Any] = {
+    "turned": True,
+    "keys": {
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "attention.scale": "attention_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+    "absent": {
+        "embedding_scale": 1.0,
+        "residual_scale": 1.0,
+        "attention.scale": one_by_root("attention.key_length"),
+    },
+    "only": {"rope.scaling.finetuned": (True, True)},  # without which nothing turns
 }
-_PARALLEL = {"use_parallel_residual": "use_parallel_residual"}
+_EXPERT_WIDTH = {
+    "feed_forward_length": same_as("expert_feed_forward_length"),
+    "expert_feed_forward_length": divided("feed_forward_length", "expert_used_count"),
+}
+_CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(family="llama", turned=True, shown=_BIASES),
-    "qwen2": Architecture(family="qwen2"),
-    "qwen3": Architecture(family="qwen3"),
-    "gemma": Architecture(family="gemma", offset=1.0),
-    # The scalars of 27B models, which the files do not hold: llama-model.cpp.
-    "gemma2": Architecture(family="gemma2", offset=1.0, rows=BOTH + SUBLAYERS, scalars={46: 144}),
-    "gemma3": Architecture(
+_ALL = (
+    Architecture(name="llama", family="llama", turned=True, shown=_BIASES),
+    Architecture(name="qwen2", family="qwen2"),
+    Architecture(name="qwen3", family="qwen3"),
+    Architecture(name="gemma", family="gemma", offset=1.0),
+    Architecture(
+        name="gemma2",
+        family="gemma2",
+        offset=1.0,
+        rows=rows.BOTH + rows.SUBLAYERS,
+        keys=_CAPS,
+        rules=(WINDOWS, query_scalar(46, 144)),
+        absent={WINDOW: 4096, PATTERN: 2}
+        | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    Architecture(
+        name="gemma3",
         family="gemma3_text",
         offset=1.0,
-        rows=BOTH + SUBLAYERS,
-        scalars={62: 168},
+        rows=rows.BOTH + rows.SUBLAYERS,
         keys={
             "rope.freq_base_swa": "rope_local_base_freq",
-            "attention.sliding_window_pattern": "sliding_window_pattern",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        rules=(WINDOWS, query_scalar(62, 168)),
+        absent={
+            WINDOW: 0,
+            PATTERN: 6,
+            "rope.freq_base_swa": 10000.0,
+            "final_logit_softcapping": 0.0,
         },
     ),
-    "gpt2": Architecture(family="gpt2", rows=PRE + FUSED),
-    "bert": Architecture(
+    Architecture(name="gpt2", family="gpt2", rows=rows.PRE + rows.FUSED),
+    Architecture(
+        name="bert",
         family="bert",
-        rows=POST + SUBLAYERS,
+        rows=rows.POST + rows.SUBLAYERS,
         settings={"architectures": ["BertModel"], "hidden_act": "gelu"},
+        only={"attention.causal": (True, False)},
         tied=False,
     ),
     # llama.cpp knows by the architecture whether weights of experts are made to sum to 1.
-    "qwen2moe": Architecture(
+    Architecture(
+        name="qwen2moe",
         family="qwen2_moe",
-        rows=PRE + SUBLAYERS + EXPERTS,
+        rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
+        absent={
+            **_EXPERT_WIDTH,
+            "expert_shared_feed_forward_length": same_as("feed_forward_length"),
+        },
         settings={"norm_topk_prob": False},
         shown={"qkv_bias": "blk.0.attn_q.bias"},
     ),
-    "qwen3moe": Architecture(
-        family="qwen3_moe", rows=PRE + SUBLAYERS + EXPERTS, settings={"norm_topk_prob": True}
+    Architecture(
+        name="qwen3moe",
+        family="qwen3_moe",
+        rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
+        absent=_EXPERT_WIDTH,
+        settings={"norm_topk_prob": True},
     ),
-    "gpt-oss": Architecture(
+    Architecture(
+        name="gpt-oss",
         family="gpt_oss",
-        rows=(*AFTER, *SUBLAYERS, *EXPERTS, SINKS),
+        rows=(*rows.AFTER, *rows.SUBLAYERS, *rows.EXPERTS, rows.SINKS),
         keys={"expert_feed_forward_length": "intermediate_size"},
+        rules=(WINDOWS,),
+        absent={PATTERN: 2, "feed_forward_length": same_as("expert_feed_forward_length")},
     ),
-    "olmo2": Architecture(family="olmo2", rows=OUT + OVER_HEADS),
-    "olmoe": Architecture(
-        family="olmoe", rows=PRE + OVER_HEADS + EXPERTS, settings={"norm_topk_prob": False}
+    Architecture(name="olmo2", family="olmo2", rows=rows.OUT + rows.OVER_HEADS),
+    Architecture(
+        name="olmoe",
+        family="olmoe",
+        rows=rows.PRE + rows.OVER_HEADS + rows.EXPERTS,
+        settings={"norm_topk_prob": False},
     ),
-    "phi3": Architecture(family="phi3", rows=PRE + PHI3),
-    "granite": Architecture(family="granite", turned=True, keys=_GRANITE, shown=_BIASES),
-    "granitemoe": Architecture(
-        family="granitemoe", rows=PRE + SUBLAYERS + EXPERTS, turned=True, keys=_GRANITE
+    Architecture(
+        name="phi3",
+        family="phi3",
+        rows=rows.PRE + rows.PHI3,
+        keys={WINDOW: "sliding_window"},
+        absent={WINDOW: 0},
+    ),
+    Architecture(name="granite", family="granite", shown=_BIASES, **_GRANITE),
+    Architecture(
+        name="granitemoe",
+        family="granitemoe",
+        rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
+        **_GRANITE,
     ),
     # Every fourth layer does not turn, which files do not say.
-    "smollm3": Architecture(family="smollm3", turned=True),
+    Architecture(name="smollm3", family="smollm3", turned=True),
     # llama.cpp has no windows there.
-    "starcoder2": Architecture(
-        family="starcoder2", settings={"sliding_window": None, "hidden_act": "gelu_new"}
+    Architecture(
+        name="starcoder2",
+        family="starcoder2",
+        settings={"sliding_window": None, "hidden_act": "gelu_new"},
     ),
-    "stablelm": Architecture(
-        family="stablelm", keys=_PARALLEL, shown={"use_qkv_bias": "blk.0.attn_q.bias"}
+    Architecture(
+        name="stablelm",
+        family="stablelm",
+        rules=(ONE_NORM,),
+        absent={"use_parallel_residual": None},
+        shown={"use_qkv_bias": "blk.0.attn_q.bias"},
     ),
-    "gptneox": Architecture(
+    Architecture(
+        name="gptneox",
         family="gpt_neox",
-        rows=PRE + FUSED,
-        keys=_PARALLEL | {"rope.freq_base": "rotary_emb_base"},
+        rows=rows.PRE + rows.FUSED,
+        keys={
+            "rope.freq_base": "rotary_emb_base",
+            "use_parallel_residual": "use_parallel_residual",
+        },
         settings={"hidden_act": "gelu"},
         share="rotary_pct",
     ),
-}
+)
+NAMES = tuple(dict.fromkeys(one.name for one in _ALL))
+
+
+def architecture_named(name: str, own: Json) -> Architecture:
+    """Return the architecture of a name in NAMES that a file with these keys is of."""
+    return next(one for one in _ALL if one.name == name and one.when(own))
+
+
+def each() -> tuple[Architecture, ...]:
+    """Return all, in the order in which an export tries them."""
+    return _ALL

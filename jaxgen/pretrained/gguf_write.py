@@ -13,21 +13,22 @@ from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
-from jaxgen.models.families import FAMILIES, alike
-from jaxgen.models.families.family import differences
+from jaxgen.models.families import FAMILIES, nearest_of
+from jaxgen.models.families.family import LacksError, differences
 from jaxgen.models.families.weights import fill, table
-from jaxgen.pretrained import gguf_read
+from jaxgen.pretrained import gguf_names, gguf_read
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig
-from jaxgen.pretrained.gguf_names import (
-    ARCHITECTURES,
-    EPSILONS,
-    KEYS,
-    ROUTERS,
-    SIZES,
-    Architecture,
+from jaxgen.pretrained.gguf_config import (
+    ROPE_FACTORS,
+    named_family,
+    read_family,
+    rope_factors,
+    write_keys,
 )
-from jaxgen.pretrained.gguf_read import ENDS, ROPE_FACTORS, SAMPLING, named_family
+from jaxgen.pretrained.gguf_names import Architecture, Json
+from jaxgen.pretrained.gguf_read import ENDS, SAMPLING
+from jaxgen.pretrained.gguf_rows import EXACT
 from jaxgen.pretrained.gguf_tokenizer import (
     CUTS,
     GPT2,
@@ -45,12 +46,10 @@ from jaxgen.tokens.modelproto import BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UN
 from jaxgen.tokens.pieces import Pieces
 from jaxgen.tokens.pipelines import SPACE
 
-Json = dict[str, Any]
 Form = Literal["float32", "float16", "bfloat16", "q8_0", "q4_0"]  # of matrices
 FORMS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}  # general.file_type
 TABLES = ("token_embd.weight", "output.weight")
-EXACT = ("position_embd.weight", "token_types.weight")  # which llama.cpp wants in float32
 # What a tokenizer that was written must encode as the one that it was made of.
 PROBES = (
     "The quick brown fox doesn't jump over 12345 dogs, it's 3 o'clock.",
@@ -59,24 +58,25 @@ PROBES = (
 )
 
 
-def architecture_of(config: ModelConfig) -> tuple[str, Json]:
-    """Return (general.architecture, config.json) of a model.
+def architecture_of(config: ModelConfig) -> tuple[Architecture, Json]:
+    """Return (what a GGUF file calls a model, config.json of its family).
 
-    Raises ConfigError with what each architecture lacks if none has such a model.
+    Raises ConfigError with what the nearest architecture lacks if none has such a model.
     """
     reasons = {}
-    for name, architecture in ARCHITECTURES.items():
+    for one in gguf_names.each():
         try:
-            found = FAMILIES[architecture.family].write(config)
+            settings = FAMILIES[one.family].write(config)
+            others = [f"{k}={settings.get(k)!r:.40}" for k, v in one.settings.items()
+                      if k != "architectures" and settings.get(k) != v]  # fmt: skip
+            if not others:
+                return one, settings
+            raise LacksError(one.name, others)
+        except LacksError as error:
+            reasons[one.name] = LacksError(one.name, error.lost)
         except CheckpointError as error:
-            reasons[name] = str(error).removeprefix(f"{architecture.family} ")
-            continue
-        others = {k: found.get(k) for k, v in architecture.settings.items() if found.get(k) != v}
-        if not others or set(others) <= {"architectures"}:
-            return name, found
-        told = ", ".join(f"{key}={value!r:.40}" for key, value in others.items())
-        reasons[name] = f"has no {told}"
-    raise ConfigError(f"no architecture of GGUF files has such a model: {alike(reasons)}")
+            reasons[one.name] = error
+    raise ConfigError(f"no architecture of GGUF files has such a model: {nearest_of(reasons)}")
 
 
 def write_model(
@@ -94,19 +94,24 @@ def write_model(
     form: of its matrices, a key of FORMS; None: config.param_dtype. Raises ConfigError if the file
     can't say all of the config or of the tokenizer.
     """
-    name, settings = architecture_of(config)
-    architecture = ARCHITECTURES[name]
+    architecture, settings = architecture_of(config)
+    name = architecture.name
     kind = FORMS[form or config.param_dtype]
     about: Json = {
         "general.architecture": name,
         "general.type": "model",
         "general.file_type": np.uint32(FILE_TYPES[kind]),
         "general.quantization_version": np.uint32(2),
-        **_settings(name, architecture, settings, config),
+        **write_keys(architecture, settings, config),
+        **(
+            {f"{HOME}token_type_count": np.uint32(config.embed.types)} if config.embed.types else {}
+        ),
         **({} if tokenizer is None else _tokenizer(tokenizer, config)),
         **_generation(generation_config),
         **_templates(chat_template),
     }
+    if config.embed.types:
+        about[f"{HOME}token_type_count"] = np.uint32(config.embed.types)
     if tokenizer is None:
         about |= {f"{HOME}model": "none", f"{name}.vocab_size": np.uint32(config.V)}
     wanted, flat = table(named_family(architecture), config), tree.flatten(params)
@@ -131,11 +136,11 @@ def write_model(
 
 def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
     """Raise ConfigError unless the file says of config and tokenizer what they are."""
-    family, theirs = gguf_read.read_family(draft)
+    family, theirs = read_family(draft)
     again = family.read(theirs)
     again = again.replace(head="none") if again.head == "pooled" else again
     if lost := differences(config, again):
-        raise ConfigError(f"a GGUF file of the architecture {name} has no {', '.join(lost)}")
+        raise ConfigError(f"a GGUF file of the architecture {LacksError(name, lost)}")
     if tokenizer is None:
         return
     read = read_tokenizer(draft)
@@ -147,56 +152,17 @@ def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | N
             )
 
 
-def _settings(name: str, architecture: Architecture, settings: Json, config: ModelConfig) -> Json:
-    """Return the keys of an architecture."""
-    sizes = FAMILIES[architecture.family].sizes
-    keys = {key: sizes[ours] for ours, key in SIZES.items() if ours in sizes}
-    numbers = KEYS | dict(architecture.keys) | {EPSILONS[config.norm]: sizes["norm_epsilon"]}
-    found: Json = {}
-    for key, theirs in keys.items():
-        derived = theirs == "head_dim" and config.d_model // config.heads == config.H
-        if (value := settings.get(theirs)) is not None and not derived:
-            found[f"{name}.{key}"] = np.uint32(value)
-    for key, theirs in numbers.items():
-        value = settings.get(theirs)
-        if isinstance(value, bool):
-            found[f"{name}.{key}"] = value
-        elif isinstance(value, int | float):
-            whole = isinstance(value, int) and key.endswith(("window", "pattern", "length"))
-            found[f"{name}.{key}"] = np.uint32(value) if whole else np.float32(value)
-    if config.positions == "rope":
-        found[f"{name}.attention.value_length"] = np.uint32(config.H)
-        found[f"{name}.rope.dimension_count"] = np.uint32(config.rope.width(config.H))
-    if config.topology == "encoder":
-        found[f"{name}.attention.causal"] = False
-    if config.embed.types:
-        found[f"{HOME}token_type_count"] = np.uint32(config.embed.types)
-    scaling = settings.get("rope_scaling") or {}
-    if scaling.get("rope_type") in ("linear", "yarn"):
-        home = f"{name}.rope.scaling"
-        found |= {f"{home}.type": scaling["rope_type"], f"{home}.factor": _f32(scaling["factor"])}
-        if scaling["rope_type"] == "yarn":
-            before = scaling["original_max_position_embeddings"]
-            found |= {f"{home}.original_context_length": np.uint32(before)}
-            found |= {f"{home}.yarn_beta_{n}": _f32(scaling[f"beta_{n}"]) for n in ("fast", "slow")}
-    return found
-
-
-def _f32(value: float) -> np.float32:
-    return np.float32(value)
-
-
 def _rope_factors(config: ModelConfig, settings: Json) -> np.ndarray | None:
     scaling = settings.get("rope_scaling") or {}
     if scaling.get("rope_type") != "llama3":
         return None
-    found = gguf_read.rope_factors(settings["rope_theta"], config.H // 2, scaling)
+    found = rope_factors(settings["rope_theta"], config.H // 2, scaling)
     return found.astype(np.float32)
 
 
 def _form(name: str, shape: tuple[int, ...], kind: str) -> str:
     """Return the format of a tensor: vectors are F32, and rows of no whole blocks F16."""
-    if len(shape) == 1 or name in EXACT or name.endswith((*ROUTERS, ".bias")):
+    if len(shape) == 1 or name.endswith((*EXACT, ".bias")):
         return "F32"
     if kind == "Q4_0" and name in TABLES:  # which 4 bits would harm the most
         kind = "Q8_0"

@@ -22,7 +22,7 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, Theirs, table
 from jaxgen.nn.stack import STACK_AXIS
 from jaxgen.ops.int8_blocks import Int8Blocks
-from jaxgen.pretrained import gguf_read
+from jaxgen.pretrained import gguf_config, gguf_read
 from jaxgen.pretrained.gguf_read import Stored, is_gguf
 from jaxgen.store import safetensors
 
@@ -92,7 +92,7 @@ def _are_equal(one: Tensor, other: Tensor, *written: int) -> bool:
 def _settings(folder: Path) -> tuple[Family, Mapping[str, Any], Path]:
     """Return (family, what config.json says, the file that says it)."""
     if is_gguf(folder):
-        return *gguf_read.read_family(folder), folder
+        return *gguf_config.read_family(folder), folder
     path = folder / CONFIG
     theirs = files.read_json(path, "model config", MAX_CONFIG)
     return *families.of_folder(theirs, str(path)), path

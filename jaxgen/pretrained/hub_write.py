@@ -12,7 +12,7 @@ from jaxgen import files, tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.models import api
-from jaxgen.models.families import FAMILIES, alike
+from jaxgen.models.families import FAMILIES, nearest_of
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, fill, table
 from jaxgen.pretrained.chat_template import FOLDER, TEMPLATE, TOKENIZER, ChatTemplate
@@ -41,8 +41,8 @@ def family_of(config: ModelConfig, model_type: str | None = None) -> tuple[Famil
         try:
             return family, family.write(config)
         except CheckpointError as error:
-            reasons[family.model_type] = str(error)
-    raise ConfigError(f"no Hugging Face family has such a model: {alike(reasons)}")
+            reasons[family.model_type] = error
+    raise ConfigError(f"no Hugging Face family has such a model: {nearest_of(reasons)}")
 
 
 def write_hub(

@@ -91,6 +91,8 @@ def renamed(name, kind):
 def keys(theirs, kind):
     u32, f32 = np.uint32, np.float32
     found = {"general.architecture": kind}
+    if kind == "bert":
+        found["bert.attention.causal"] = False
     given = {
         "context_length": ("max_position_embeddings", "n_positions"),
         "embedding_length": ("hidden_size", "n_embd"),
@@ -99,6 +101,7 @@ def keys(theirs, kind):
         "attention.head_count": ("num_attention_heads", "n_head"),
         "attention.head_count_kv": ("num_key_value_heads",),
         "attention.key_length": ("head_dim",),
+        "attention.value_length": ("head_dim",),
         "attention.sliding_window": ("sliding_window",) if kind.startswith("gemma") else (),
     }
     numbers = {

@@ -79,7 +79,7 @@ from jaxgen.models.families import (
     vanilla,
     xlm_roberta,
 )
-from jaxgen.models.families.family import Family
+from jaxgen.models.families.family import MOST_NAMED, Family, LacksError
 from jaxgen.models.families.multimodal import PARTS, text_config
 
 # In this order an export looks for the first family that can say all of a config.
@@ -120,12 +120,14 @@ def _kinds() -> str:
     return "; ".join(f"{', '.join(names)} ({word})" for word, names in found.items())
 
 
-def alike(reasons: Mapping[str, str]) -> str:
-    """Return why each of several refuses, once for all that do for one reason."""
-    found: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        found.setdefault(reason.removeprefix(f"{name} "), []).append(name)
-    return "; ".join(f"{', '.join(names)} {reason}" for reason, names in found.items())
+def nearest_of(reasons: Mapping[str, CheckpointError]) -> str:
+    """Return what the one of several that lacks least of a config says, and who says the same."""
+    lacking = {name: e for name, e in reasons.items() if isinstance(e, LacksError)} or reasons
+    least = min(lacking, key=lambda name: len(getattr(lacking[name], "lost", ())))
+    reason = str(lacking[least]).removeprefix(f"{least} ")
+    same = [name for name, e in lacking.items() if str(e).removeprefix(f"{name} ") == reason]
+    more = f" and {len(same) - MOST_NAMED} more" if len(same) > MOST_NAMED else ""
+    return f"the nearest ({', '.join(same[:MOST_NAMED])}{more}) {reason}"
 
 
 def of_folder(theirs: Mapping[str, Any], where: str) -> tuple[Family, Mapping[str, Any]]:

@@ -79,8 +79,18 @@ FREE = (
     "remat",
     "unroll",
 )
+MOST_NAMED = 6  # fields in a message
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 MAX_LAYERS, MAX_SIZE = 1000, 20_000_000  # Llama 4 tells a context of 10,485,760 tokens
+
+
+class LacksError(CheckpointError):
+    """A family or file format that can't say all of a config; lost: what, as "field=value"."""
+
+    def __init__(self, name: str, lost: list[str]) -> None:
+        more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
+        super().__init__(f"{name} has no {', '.join(lost[:MOST_NAMED])}{more}")
+        self.lost = lost
 
 
 class Row(NamedTuple):
@@ -305,7 +315,7 @@ class Family:
         if (config.head, again.head) == ("none", "pooled"):
             again = again.replace(head="none")
         if lost := differences(config, again):
-            raise CheckpointError(f"{self.model_type} has no {', '.join(lost)}")
+            raise LacksError(self.model_type, lost)
         return self.deep(theirs)
 
     def ignored_settings(self, theirs: Mapping[str, Any]) -> list[str]:
@@ -421,4 +431,4 @@ def resolved(config: ModelConfig) -> ModelConfig:
 def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
     """Return "field=value" of `one` where the two compute different logits."""
     rows = settings.diff(resolved(one), resolved(other))
-    return [f"{key}={value}" for key, value, _ in rows if key not in FREE]
+    return [f"{key}={value!s:.60}" for key, value, _ in rows if key not in FREE]

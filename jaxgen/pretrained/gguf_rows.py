@@ -1,0 +1,93 @@
+"""Tensors of GGUF files by our paths: llama.cpp calls those of all architectures alike.
+
+Sources: gguf-py's constants.py and tensor_mapping.py, and convert_hf_to_gguf.py, of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from jaxgen.models.families.family import Row
+
+ROWS = (
+    Row("token_embd.weight", ("embed/tokens",), "V,D"),
+    Row("position_embd.weight", ("embed/positions",), "S,D"),
+    Row("token_types.weight", ("embed/types",), "Y,D"),
+    Row("token_embd_norm.weight", ("embed/norm/scale",), "D"),
+    Row("token_embd_norm.bias", ("embed/norm/bias",), "D"),
+    Row("output_norm.weight", ("final_norm/scale",), "D"),
+    Row("output_norm.bias", ("final_norm/bias",), "D"),
+    Row("output.weight", ("unembed/tokens",), "V,D"),
+)
+_MATRICES = {
+    "attn_q": ("attn/q", "NH,D"),
+    "attn_k": ("attn/k", "KH,D"),
+    "attn_v": ("attn/v", "KH,D"),
+    "attn_output": ("attn/o", "D,NH"),
+    "ffn_gate": ("feed/gate", "F,D"),
+    "ffn_up": ("feed/up", "F,D"),
+    "ffn_down": ("feed/down", "D,F"),
+}
+SUBLAYERS = (
+    *(Row(f"{name}.weight", (ours,), axes) for name, (ours, axes) in _MATRICES.items()),
+    *(
+        Row(f"{name}.bias", (f"{ours}_bias",), axes.split(",")[0])
+        for name, (ours, axes) in _MATRICES.items()
+    ),
+    Row("attn_q_norm.weight", ("attn/q_norm/scale",), "H"),
+    Row("attn_k_norm.weight", ("attn/k_norm/scale",), "H"),
+)
+# Norms over all heads at once, not over each.
+OVER_HEADS = (
+    *(row for row in SUBLAYERS if not row.theirs.endswith("_norm.weight")),
+    Row("attn_q_norm.weight", ("attn/q_norm/scale",), "NH"),
+    Row("attn_k_norm.weight", ("attn/k_norm/scale",), "KH"),
+)
+# Experts, one tensor for all of a layer; routers and what else is small are in float32 in any file.
+VECTORS = ("ffn_gate_inp_shexp.weight",)  # matrices of ours with one row
+EXACT = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
+EXPERTS = (
+    Row("ffn_gate_inp.weight", ("experts/router",), "E,D"),
+    Row("ffn_gate_exps.weight", ("experts/gate",), "E,F,D"),
+    Row("ffn_up_exps.weight", ("experts/up",), "E,F,D"),
+    Row("ffn_down_exps.weight", ("experts/down",), "E,D,F"),
+    Row(VECTORS[0], ("experts/shared_gate",), "ED"),
+    Row("ffn_gate_shexp.weight", ("experts/shared/gate",), "F,D"),
+    Row("ffn_up_shexp.weight", ("experts/shared/up",), "F,D"),
+    Row("ffn_down_shexp.weight", ("experts/shared/down",), "D,F"),
+    Row("ffn_gate_inp.bias", ("experts/router_bias",), "E"),
+    Row("ffn_gate_exps.bias", ("experts/gate_bias",), "E,F"),
+    Row("ffn_up_exps.bias", ("experts/up_bias",), "E,F"),
+    Row("ffn_down_exps.bias", ("experts/down_bias",), "E,D"),
+)
+SINKS = Row("attn_sinks.weight", ("attn/sinks",), "N")
+# One matrix of queries, keys and values in place of three.
+FUSED = (
+    Row("attn_qkv.weight", ("attn/q", "attn/k", "attn/v"), "*NH,D"),
+    Row("attn_qkv.bias", ("attn/q_bias", "attn/k_bias", "attn/v_bias"), "*NH"),
+    *(row for row in SUBLAYERS if not row.theirs.startswith(("attn_q.", "attn_k.", "attn_v."))),
+)
+
+
+def norms(**names: str) -> tuple[Row, ...]:
+    """Return the rows of a layer's norms: our name of each, by theirs."""
+    return tuple(
+        Row(f"{theirs}.{part}", (f"{ours}/{'scale' if part == 'weight' else part}",), "D")
+        for theirs, ours in names.items()
+        for part in ("weight", "bias")
+    )
+
+
+PRE = norms(attn_norm="attn_norm", ffn_norm="feed_norm")
+BOTH = norms(
+    attn_norm="attn_norm",
+    post_attention_norm="attn_out_norm",
+    ffn_norm="feed_norm",
+    post_ffw_norm="feed_out_norm",
+)
+POST = norms(attn_output_norm="attn_norm", layer_output_norm="feed_norm")
+AFTER = norms(attn_norm="attn_norm", post_attention_norm="feed_norm")
+OUT = norms(post_attention_norm="attn_out_norm", post_ffw_norm="feed_out_norm")
+_FUSED_GATE = ("ffn_up.weight", "ffn_gate.weight")
+PHI3 = (
+    *(row for row in FUSED if row.theirs not in _FUSED_GATE),
+    Row("ffn_up.weight", ("feed/gate", "feed/up"), "*F,D"),
+)

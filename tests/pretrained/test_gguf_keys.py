@@ -1,0 +1,160 @@
+"""A key that a GGUF file lacks is what llama.cpp takes for it, or it is refused by its name."""
+
+import numpy as np
+import pytest
+from random_params import random_params
+from test_gguf_models import LATER, MODELS
+
+import jaxgen
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.family import differences
+from jaxgen.models.families.weights import table
+from jaxgen.pretrained import gguf_names, gguf_write, hub_read, hub_write
+from jaxgen.store import gguf
+
+NAMES = {one.family: one.name for one in gguf_names.each()}
+# What llama.cpp computes with where the key is absent: llama-model.cpp, and src/models of it.
+EVERYWHERE = {"attention.head_count_kv": 4, "attention.key_length": 8, "attention.value_length": 8}
+EXPERTS = {"feed_forward_length": 32, "expert_feed_forward_length": 32}  # 64 for 2 experts
+SCALES = {"embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": 8**-0.5}
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+OPTIONAL = {
+    "gpt2": {}, "bert": {"token_type_count": 2},
+    "gemma2": {WINDOW: 4096, PATTERN: 2, "attn_logit_softcapping": 50.0,
+               "final_logit_softcapping": 30.0},
+    "gemma3": {WINDOW: 0, PATTERN: 6, "rope.freq_base_swa": 10000.0},
+    "qwen2moe": EXPERTS | {"expert_shared_feed_forward_length": 64}, "qwen3moe": EXPERTS,
+    "gpt-oss": {"feed_forward_length": 64, PATTERN: 2},
+    "phi3": {WINDOW: 0}, "granite": SCALES, "granitemoe": SCALES,
+    "stablelm": {"use_parallel_residual": False},
+}  # fmt: skip
+NEEDED = {
+    "gpt-oss": {WINDOW, "expert_feed_forward_length"}, "granite": {"logit_scale"},
+    "granitemoe": {"logit_scale"}, "gptneox": {"use_parallel_residual"},
+}  # fmt: skip
+ALWAYS = {"context_length", "block_count", "embedding_length", "attention.head_count"}
+
+
+class Draft:
+    """A file of zeros with the keys and tensors of a config's."""
+
+    def __init__(self, config):
+        architecture, settings = gguf_write.architecture_of(config)
+        self.home = f"{architecture.name}."
+        keys = gguf_write.write_keys(architecture, settings, config)
+        self.metadata = {"general.architecture": architecture.name, **keys}
+        shapes = table(gguf_write.named_family(architecture), config)
+        self.forms = {name: ("F32", theirs.shape) for name, theirs in shapes.items()}
+
+    def write(self, path, more=None, less=None):
+        """Write it with other values of some keys, and without one."""
+        metadata = dict(self.metadata)
+        for key, value in (more or {}).items():
+            kind = np.uint32 if type(value) is int else np.float32
+            metadata[self.home + key] = value if isinstance(value, bool) else kind(value)
+        metadata.pop(less, None)
+        gguf.write_gguf(path, metadata, self.forms, lambda n: np.zeros(self.forms[n][1], "f4"))
+        return path
+
+
+def small(name):
+    family = FAMILIES[name.partition("-")[0]]
+    config = family.read({"model_type": family.model_type, **(MODELS | LATER)[name]})
+    return config.replace(head="none") if config.head == "pooled" else config
+
+
+@pytest.mark.parametrize("name", [n for n in (*MODELS, *LATER) if n in NAMES])
+def test_an_absent_key_is_what_llama_cpp_takes_or_it_is_named(tmp_path, name):
+    config, architecture = small(name), NAMES[name]
+    optional = EVERYWHERE | OPTIONAL.get(architecture, {})
+    optional |= {"rope.freq_base": 10000.0, "rope.dimension_count": config.H}
+    draft = Draft(config)
+    home = draft.home
+    keys = {key.removeprefix(home) for key in draft.metadata if key.startswith(home)}
+    assert keys - optional.keys() >= ALWAYS | NEEDED.get(architecture, set())
+    for i, key in enumerate(sorted(keys)):
+        lacking = draft.write(tmp_path / f"{i}.gguf", less=home + key)
+        if key not in optional:
+            with pytest.raises(CheckpointError) as error:
+                hub_read.read_config(lacking)
+            default = f"{home}{key}=True, which llama.cpp takes where the key is absent,"
+            causal = f"{lacking}: {default} is not known here; known is False"
+            missing = f"{lacking}: '{home}{key}' is missing"
+            assert str(error.value) == (causal if key.endswith("causal") else missing)
+            continue
+        told = draft.write(tmp_path / f"{i}-told.gguf", {key: optional[key]})
+        read = [outcome(path) for path in (lacking, told)]
+        assert read[0] == read[1], key
+
+
+def outcome(path):
+    """Return what a file's config is, or what is wrong with it."""
+    try:
+        return hub_read.read_config(path)[1]
+    except CheckpointError as error:
+        return str(error).removeprefix(str(path))
+
+
+def test_a_value_that_only_llama_cpp_computes_by_is_refused(tmp_path):
+    cases = {
+        "granite": ({"rope.scaling.finetuned": False}, "finetuned=False is not known here"),
+        "qwen2": ({"attention.causal": False}, "attention.causal=False is not known"),
+        "llama": ({"rope.scaling.attn_factor": 1.5}, "attn_factor=1.5 with linear scaling"),
+        "qwen3": ({"attention.value_length": 4}, "key_length=16 but attention.value_length=4"),
+        "gemma": ({"final_logit_softcapping": 9.0}, "final_logit_softcapping=9.0 is not known"),
+        "gemma2": ({PATTERN: True}, None),
+        "gpt_oss": ({PATTERN: 3}, None),
+    }
+    for name, (more, message) in cases.items():
+        path = Draft(small(name)).write(tmp_path / f"{name}.gguf", more)
+        if message is None:
+            pattern = hub_read.read_config(path)[1].pattern
+            assert pattern == ("local",)
+            continue
+        with pytest.raises(CheckpointError, match=message):
+            hub_read.read_config(path)
+
+
+def test_a_scale_without_a_type_is_linear_and_none_is_none(tmp_path):
+    draft = Draft(small("llama"))
+    for i, (more, factor) in enumerate(
+        [({"rope.scaling.factor": 4.0}, 4.0), ({"rope.scale_linear": 2.0}, 2.0)]
+    ):
+        scaling = hub_read.read_config(draft.write(tmp_path / f"{i}.gguf", more))[1].rope.scaling
+        assert (scaling.kind, scaling.factor) == ("linear", factor)
+
+
+@pytest.mark.parametrize("write", [gguf_write.architecture_of, hub_write.family_of])
+def test_a_refusal_names_what_the_nearest_lacks_in_one_line(write):
+    config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
+    for changes, lost in (
+        ({"positions": "sinusoid"}, "has no positions=sinusoid"),
+        ({"positions": "sinusoid", "norm": "rms", "feed": "relu", "biases": "none"}, "positions="),
+    ):
+        with pytest.raises(ConfigError, match=r"the nearest \(") as error:
+            write(config.replace(**changes))
+        assert lost in str(error.value) and len(str(error.value)) < 300
+
+
+def test_tensors_have_the_shapes_of_the_converter(tmp_path):
+    config = small("qwen2_moe")
+    jaxgen.save(tmp_path / "m.gguf", config, random_params(config), layout="gguf")
+    name = "blk.0.ffn_gate_inp_shexp.weight"
+    contents = gguf.open_file(tmp_path / "m.gguf")
+    assert contents.tensors[name].shape == (32,) and contents.tensors[name].dtype == "F32"
+    # Older files of ours have one row there.
+    forms = {n: (t.dtype, t.shape) for n, t in contents.tensors.items()}
+    forms[name] = ("F32", (1, 32))
+    metadata = {k: np.uint32(v) if type(v) is int else np.float32(v) if type(v) is float else v
+                for k, v in contents.metadata.items()}  # fmt: skip
+    tensors = contents.tensors
+    gguf.write_gguf(
+        *(tmp_path / "old.gguf", metadata, forms),
+        lambda n: gguf.values(tensors[n], gguf.read_rows(tensors[n])).reshape(forms[n][1]),
+    )
+    (one, new), (other, old) = (jaxgen.load(tmp_path / f"{n}.gguf") for n in ("m", "old"))
+    assert differences(one, other) == []
+    assert np.array_equal(
+        new["layers"]["experts"]["shared_gate"], old["layers"]["experts"]["shared_gate"]
+    )
