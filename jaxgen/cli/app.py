@@ -38,6 +38,7 @@ from jaxgen.cli import (
     tokenize,
     train,
     translate,
+    tutor,
     verify,
 )
 from jaxgen.cli import eval as evaluation
@@ -84,6 +85,7 @@ VERBS = (
     (answer.answer, "answer", "RUN [QUESTION ...] --context TEXT [OPTIONS]"),
     (chat.chat, "chat", "RUN [MESSAGE ...] [OPTIONS]"),
     (serve.serve, "serve", "MODEL [MODEL ...] [--port 8000] [OPTIONS]"),
+    (tutor.tutor, "tutor", "EXERCISES.yaml [MODEL] [OPTIONS]"),
     (classify.classify, "classify", "RUN [TEXT ...] [OPTIONS]"),
     (fill_mask.fill_mask, "fill-mask", "RUN [TEXT ...] [OPTIONS]"),
     (embed.embed, "embed", "RUN [TEXT ...] [OPTIONS]"),
