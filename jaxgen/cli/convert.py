@@ -126,7 +126,7 @@ def _write_adapter(folder: Path, step: Any, target: Path) -> None:
         )
     adapter = adapted.write_peft(path, target)
     rows = [("wrote", f"{target} (peft layout)"), ("base", str(adapter.base))]
-    terminal.print_rows([*rows, ("weights beside", f"{len(adapter.targets)}")])
+    terminal.print_rows([*rows, ("adapted weights", ", ".join(adapter.targets))])
 
 
 def _hub(folder: Path, hub_read) -> Path | None:

@@ -18,7 +18,10 @@ from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
+from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.family import Family
 from jaxgen.pretrained import hub_read, hub_write, peft_read, sources
+from jaxgen.pretrained.gguf_read import is_gguf
 from jaxgen.pretrained.peft_write import write_adapter
 from jaxgen.store import Checkpoints
 from jaxgen.store.steps import CHECKPOINTS, run_and_step
@@ -116,8 +119,9 @@ def write_peft(path: Path, target: Path) -> Adapter:
         ModelConfig, settings_yaml.read_yaml(home / CONFIG).get("model", {}), "model"
     )
     adapter = read_for(path, config, base)
-    hub = hub_read.is_hub(base)
-    family = hub_read.read_config(base)[0] if hub else hub_write.family_of(config)[0]
+    family = _hub_family(base, config)
+    if is_gguf(base):
+        adapter = replace(adapter, base=sources.hub_name(base))
     with files.new_folder(target) as draft:
         write_adapter(draft, adapter, family, config)
     return adapter
@@ -130,9 +134,16 @@ def read_for(folder: Path, config: ModelConfig, path: Path) -> Adapter:
         checkpoints = Checkpoints(home / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={})
         return read_adapter(home, config, checkpoints.read(step)["params"])
     model = run_and_step(path)[0]
-    hub = hub_read.is_hub(model)
-    family = hub_read.read_config(model)[0] if hub else hub_write.family_of(config)[0]
-    return peft_read.read_adapter(home, family, config)
+    return peft_read.read_adapter(home, _hub_family(model, config), config)
+
+
+def _hub_family(model: Path, config: ModelConfig) -> Family:
+    """Return the family by whose names PEFT knows the weights of a model."""
+    if is_gguf(model):
+        return FAMILIES[hub_read.read_config(model)[0].model_type]
+    return (
+        hub_read.read_config(model)[0] if hub_read.is_hub(model) else hub_write.family_of(config)[0]
+    )
 
 
 def source_of(folder: Path) -> Path | None:

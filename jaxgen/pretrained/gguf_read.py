@@ -148,6 +148,17 @@ def read_templates(path: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if isinstance(value, str)}
 
 
+def read_repo(path: Path) -> str | None:
+    """Return the id on the Hugging Face hub of the model that a file was made of, if it says so."""
+    metadata = gguf.open_file(path).metadata
+    for key in ("source.repo_url", "source.huggingface.repository", "repo_url"):
+        word = metadata.get(f"general.{key}")
+        name = word.removeprefix("https://huggingface.co/") if isinstance(word, str) else ""
+        if name.count("/") == 1 and ":" not in name:
+            return name
+    return None
+
+
 def read_pooling_mode(path: Path) -> str | None:
     """Return a file's pooling as sentence-transformers calls it; None if it names none."""
     contents = gguf.open_file(path)

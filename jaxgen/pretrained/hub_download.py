@@ -26,7 +26,7 @@ SMALL = frozenset(
     """
     config.json generation_config.json model.safetensors.index.json
     tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json
-    tokenizer.model spiece.model sentencepiece.bpe.model tiktoken.model
+    tokenizer.model spiece.model spm.model sentencepiece.bpe.model tiktoken.model
     vocab.json merges.txt vocab.txt source.spm target.spm
     chat_template.jinja chat_template.json
     modules.json config_sentence_transformers.json sentence_bert_config.json

