@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from hashlib import sha256
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,69 +18,17 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxgen import tree
+from jaxgen.adapters import virtual
 from jaxgen.adapters.settings import ALL_LINEAR, AdapterSettings
+from jaxgen.adapters.sites import Site, sites
 from jaxgen.config import ModelConfig
-from jaxgen.errors import CheckpointError, ConfigError, nearest
-from jaxgen.models import api, serving
-from jaxgen.nn.stack import layer_path
-from jaxgen.nn.weight import STACK_AXIS
-from jaxgen.ops.adapted import RANK, Adapted
+from jaxgen.errors import ConfigError, nearest
+from jaxgen.models import api
+from jaxgen.ops.adapted import RANK, Adapted, VirtualTokens, num_virtual
 from jaxgen.ops.contract import contract
-from jaxgen.ops.int4 import Int4
-from jaxgen.ops.int8 import Int8
 
 Params = dict[str, Any]
 PARTS = ("a", "b", "magnitude", "gain", "before")
-QUANTISED: dict[str, Any] = {"int8": Int8, "int4": Int4}
-SAMPLED = 4096  # numbers of each parameter that a fingerprint reads, at most
-
-
-class Site(NamedTuple):
-    """A weight that can have an adapter.
-
-    letters: without that of the stack; inner, outer: of the axes summed over and of the outputs;
-    shape: by letter; layers: numbers of the layers that it belongs to, in the order of its stack;
-    stack: the length of that, or nothing.
-    """
-
-    letters: str
-    inner: str
-    outer: str
-    shape: tuple[int, ...]
-    layers: tuple[int, ...]
-    stack: tuple[int, ...]
-
-    def sizes(self, letters: str) -> tuple[int, ...]:
-        """Return the lengths of some of the axes."""
-        count = len(self.inner)
-        both = {"i": self.shape[:count], "o": self.shape[count:]}
-        return both["i"] if letters == self.inner else both["o"]
-
-
-def sites(config: ModelConfig) -> dict[str, Site]:
-    """Return all weights of a model that an adapter can stand beside, by path."""
-    numbers: dict[str, list[int]] = {}
-    towers = [("", config)]
-    if config.topology == "encoder_decoder":
-        towers.append(("encoder/", config.encoder()))
-    for prefix, tower in towers:
-        for layer in range(tower.layers):
-            numbers.setdefault(f"{prefix}{layer_path(tower, layer)[0]}/", []).append(layer)
-    letters, found = tree.flatten(api.axes(config)), {}
-    for path, leaf in tree.flatten(api.abstract(config)).items():
-        one = letters[path].removeprefix(STACK_AXIS)
-        count = (serving.NUM_CONTRACTED | {"DD": 1}).get(one)
-        if count is None:
-            continue
-        depth = len(letters[path]) - len(one)
-        # The longest home that fits: "layers/1/" comes before "layers/".
-        home = max((home for home in numbers if path.startswith(home)), key=len, default="")
-        axes = "DF" if one == "DD" else one
-        found[path] = Site(
-            *(axes, axes[:count], axes[count:]),
-            *(leaf.shape[depth:], tuple(numbers.get(home, ())), leaf.shape[:depth]),
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +36,7 @@ class Adapter:
     """An adapter of a model.
 
     Attributes:
-        kind: lora (of any scaling), dora or ia3.
+        kind: lora (of any scaling), dora, ia3, prompt or prefix.
         params: its tree; None where only its form is known.
         ranks: by path of a weight with a low rank: of each layer of its stack, 0 for a layer that
             has none, or a single number.
@@ -99,6 +45,7 @@ class Adapter:
         inputs: ia3: paths whose inputs are scaled.
         saved: paths of parameters that it holds whole.
         dropout: of training.
+        num_virtual: prompt, prefix: tokens before those of the text.
         base: what its model was called; digest: its `fingerprint`.
     """
 
@@ -111,6 +58,7 @@ class Adapter:
     inputs: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
     dropout: float = 0.0
+    num_virtual: int = 0
     base: str | None = None
     digest: Mapping[str, str] | None = None
 
@@ -126,6 +74,13 @@ def plan(settings: AdapterSettings, config: ModelConfig) -> Adapter:
 
     Raises ConfigError for a target that matches no weight, and for one that can have no adapter.
     """
+    if settings.kind in virtual.KINDS:
+        paths = virtual.key_paths(config, settings.kind)
+        return Adapter(
+            settings.kind,
+            targets=paths if settings.kind == "prefix" else (),
+            num_virtual=settings.tokens,
+        )
     known, every = sites(config), tree.flatten(api.axes(config))
     targets = _targets(settings, known, every)
     saved = _saved(settings, targets, known, every)
@@ -219,19 +174,24 @@ def abstract(adapter: Adapter, config: ModelConfig) -> Params:
 def _forms(adapter: Adapter, config: ModelConfig) -> Params:
     """Return (letters, shape, dtype) of each array of an adapter's tree."""
     known, flat = sites(config), {}
+    if adapter.kind == "prompt":
+        return {"prompt": (RANK + "D", (adapter.num_virtual, config.embed_width), "float32")}
     for path in adapter.targets:
         site, stack = known[path], "L" * len(known[path].stack)
         inner, outer = site.sizes(site.inner), site.sizes(site.outer)
-        parts = {"before" if path in adapter.inputs else "gain": True}
-        if adapter.kind != "ia3":
+        parts = {"virtual": True}
+        if adapter.kind == "ia3":
+            parts = {"before" if path in adapter.inputs else "gain": True}
+        elif path in adapter.ranks:
             parts = {"a": True, "b": True, "magnitude": adapter.kind == "dora"}
-        rank = int(np.max(adapter.ranks[path])) if adapter.kind != "ia3" else 0
+        rank = int(np.max(adapter.ranks.get(path, 0)))
         shapes = {
             "a": (site.inner + RANK, (*inner, rank)),
             "b": (RANK + site.outer, (rank, *outer)),
             "magnitude": (site.outer, outer),
             "gain": (site.outer, outer),
             "before": (site.inner, inner),
+            "virtual": (RANK + site.outer, (adapter.num_virtual, *outer)),
         }
         for part, wanted in parts.items():
             if wanted:
@@ -253,6 +213,8 @@ def init(
 ) -> Params:
     """Return the tree of an adapter with which the model computes what it does without.
 
+    That of virtual tokens begins as tokens drawn from the vocabulary.
+
     Args:
         adapter: the form, as `plan` gives it.
         config: of the model.
@@ -261,6 +223,8 @@ def init(
         initial: "kaiming": uniform up to 1 / sqrt(inputs), as in PEFT; "gaussian": normal with a
             deviation of 1 / rank.
     """
+    if adapter.kind in virtual.KINDS:
+        return dict(virtual.first(params, config, adapter.kind, adapter.num_virtual, key))
     known, whole, flat = sites(config), tree.flatten(params), {}
     for number, (path, leaf) in enumerate(tree.flatten(abstract(adapter, config)).items()):
         home, _, part = path.rpartition("/")
@@ -316,6 +280,14 @@ def attach(
     """
     whole = jax.tree.map(jnp.asarray, tree.flatten(adapter.params or {}))
     flat = tree.flatten(params)
+    if adapter.kind in virtual.KINDS:
+        if adapter.kind == "prompt" and config.topology != "decoder":
+            return params | {"prompt": VirtualTokens(whole["prompt"])}
+        keys = {path.removesuffix("/virtual"): x for path, x in whole.items()}
+        if adapter.kind == "prompt":
+            paths = virtual.key_paths(config, "prompt")
+            keys = virtual.keys_of(params, config, whole["prompt"], paths)
+        return tree.unflatten(flat | {p: Adapted(flat[p], virtual=x) for p, x in keys.items()})
     flat |= {path: whole[path].astype(flat[path].dtype) for path in adapter.saved}
     known = sites(config)
     for number, path in enumerate(adapter.targets):
@@ -376,9 +348,15 @@ def plain(weight: Any, site: Site) -> Array:
 def merge(params: Params, config: ModelConfig) -> Params:
     """Return parameters in which each adapter has become part of its weight.
 
-    Quantised weights become arrays of `config.param_dtype`; the others keep their type.
+    Quantised weights become arrays of `config.param_dtype`; the others keep their type. Raises
+    ConfigError for virtual tokens, which are part of no weight.
     """
     known = sites(config)
+    if "prompt" in params or num_virtual(params):
+        raise ConfigError(
+            "virtual tokens (kind=prompt or prefix) are part of no weight and can't be merged; "
+            "keep the adapter beside the model, as --adapter has it"
+        )
 
     def one(path: str, leaf: Any) -> Any:
         if not hasattr(leaf, "contract"):
@@ -398,50 +376,3 @@ def merge(params: Params, config: ModelConfig) -> Params:
 def _table(leaf: Any, config: ModelConfig) -> Array:
     """Return a quantised table of tokens as an array."""
     return leaf.lookup(jnp.arange(config.V), config.param_dtype)
-
-
-def quantise(params: Params, config: ModelConfig, base: str) -> Params:
-    """Return the parameters with the matrices of layers quantised; the rest stays.
-
-    base: a key of `QUANTISED`, or "plain", which changes nothing.
-    """
-    if base == "plain":
-        return params
-    flat = tree.flatten(params)
-    for path, site in sites(config).items():
-        if site.layers and not hasattr(flat[path], "contract"):
-            form = partial(QUANTISED[base].of, num_contracted=len(site.inner))
-            form = partial(jax.lax.map, form) if site.stack else form
-            flat[path] = jax.jit(form)(flat[path])
-    return tree.unflatten(flat)
-
-
-def fingerprint(params: Params) -> dict[str, str]:
-    """Return a short hash of each parameter: of its shape and up to 4,096 numbers, evenly spread.
-
-    They are rounded to bfloat16 first, so that a base in another type is the same base. Quantised
-    leaves have none.
-    """
-    found = {}
-    for path, leaf in tree.flatten(params).items():
-        if not hasattr(leaf, "shape"):
-            continue
-        flat = leaf.reshape(-1)
-        some = np.asarray(flat[:: max(flat.size // SAMPLED, 1)]).astype(jnp.bfloat16)
-        about = f"{list(leaf.shape)}".encode() + np.ascontiguousarray(some).tobytes()
-        found[path] = sha256(about).hexdigest()[:16]
-    return found
-
-
-def check_base(adapter: Adapter, params: Params, name: str) -> None:
-    """Raise CheckpointError if the parameters are not those that an adapter was trained beside."""
-    if not adapter.digest:
-        return
-    own = fingerprint(params)
-    for path, known in adapter.digest.items():
-        if path not in adapter.saved and own.get(path, known) != known:
-            base = f" ({adapter.base})" if adapter.base else ""
-            raise CheckpointError(
-                f"{name} is an adapter of another base{base}: {path} has other numbers there; give "
-                f"the model that it was trained with"
-            )

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxgen import tree
-from jaxgen.adapters.adapter import Adapter, Site, plan, sites
+from jaxgen.adapters.adapter import Adapter, plan
 from jaxgen.adapters.settings import AdapterSettings
+from jaxgen.adapters.sites import Site, sites
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import serving

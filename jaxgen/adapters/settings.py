@@ -9,9 +9,17 @@ from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Kind = Literal["none", "lora", "rslora", "dora", "ia3"]
+Kind = Literal["none", "lora", "rslora", "dora", "ia3", "prompt", "prefix"]
 ALL_LINEAR = "all-linear"
-LOW_RANK = ("lora", "rslora", "dora")
+_WEIGHTS = ("targets", "layers", "bias", "save", "base")
+_LOW_RANK = (*_WEIGHTS, "rank", "alpha", "rank_pattern", "alpha_pattern", "dropout", "initial")
+# kind -> the knobs that it has
+READ: dict[str, tuple[str, ...]] = {
+    "none": (),
+    **dict.fromkeys(("lora", "rslora", "dora"), _LOW_RANK),
+    "ia3": (*_WEIGHTS, "inputs"),
+    **dict.fromkeys(("prompt", "prefix"), ("tokens", "base")),
+}
 
 
 @arguments.checked
@@ -22,7 +30,8 @@ class AdapterSettings:
     kind: Kind = option(
         "none: all parameters are trained; lora (Hu et al. 2022); rslora: scaled by the root of "
         "the rank (Kalajdzievski 2023); dora: with magnitudes (Liu et al. 2024); ia3: factors of "
-        "outputs (Liu et al. 2022)",
+        "outputs (Liu et al. 2022); prompt: vectors before those of a text (Lester et al. 2021); "
+        "prefix: keys and values before those of a text (Li and Liang 2021)",
         "none",
     )
     targets: tuple[str, ...] = option(
@@ -45,11 +54,17 @@ class AdapterSettings:
         "biases that are trained as well: none, all, those of the targets", "none"
     )
     save: tuple[str, ...] = option("globs of parameters that are trained and saved whole", ())
+    tokens: int = option("prompt, prefix: virtual tokens before those of a text", 20)
     base: Literal["plain", "int8", "int4"] = option(
         "numbers of the weights beneath: as the model has them, rounded to a byte, or to half of "
         "one (NF4 with quantised scales: QLoRA, Dettmers et al. 2023)",
         "plain",
     )
+
+    @property
+    def num_virtual(self) -> int:
+        """Virtual tokens of this kind; 0 for one that has none."""
+        return self.tokens if "tokens" in READ[self.kind] else 0
 
     def __post_init__(self) -> None:
         if not self.targets and self.kind != "none":
@@ -64,15 +79,13 @@ class AdapterSettings:
                 raise ConfigError(f"{name}={alpha} must be greater than 0")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
-        if self.kind == "none":
-            unused = AdapterSettings.__dataclass_fields__.keys() - {"kind"}
-            for name in sorted(unused):
-                field = AdapterSettings.__dataclass_fields__[name]
-                default = {} if isinstance(getattr(self, name), dict) else field.default
-                if getattr(self, name) != default:
-                    raise ConfigError(
-                        f"{name}={getattr(self, name)} has no effect with kind=none; give a kind, "
-                        f"such as lora"
-                    )
-        elif self.kind == "ia3" and (self.dropout or self.rank_pattern or self.alpha_pattern):
-            raise ConfigError("kind=ia3 has neither dropout nor rank_pattern nor alpha_pattern")
+        if self.tokens < 1:
+            raise ConfigError(f"tokens={self.tokens} must be at least 1")
+        fields = AdapterSettings.__dataclass_fields__
+        for name in sorted(fields.keys() - {"kind", *READ[self.kind]}):
+            default = {} if isinstance(getattr(self, name), dict) else fields[name].default
+            if getattr(self, name) != default:
+                other = "give a kind, such as lora" if self.kind == "none" else "leave it out"
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} has no effect with kind={self.kind}; {other}"
+                )

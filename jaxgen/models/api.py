@@ -20,7 +20,15 @@ from jaxgen.errors import ConfigError
 from jaxgen.export import Size, serializable
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
-from jaxgen.models.inputs import cache_parts, first_in_segments, of_table, read_inputs, readable
+from jaxgen.models.inputs import (
+    after_virtual_tokens,
+    cache_parts,
+    documents,
+    first_in_segments,
+    of_table,
+    read_inputs,
+    readable,
+)
 from jaxgen.nn.stack import taps_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.nn.weight import STACK_AXIS
@@ -90,7 +98,7 @@ _INPUTS = {
     "params": fits,
     "tokens": token_ids(real="segments"),
     "positions": readable,
-    "segments": at_least(0),
+    "segments": documents,
     "types": of_table,
     "prefix": first_in_segments,
 }
@@ -292,6 +300,9 @@ def encode(
     inputs = _intervened(params, config, inputs, interventions, "encode")
     out, seen = _forward(params, config, inputs, key, part="encode", taps=bool(taps))
     marked = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments
+    if "prompt" in params and config.topology == "encoder_decoder":  # whose decoder sees that too
+        before = (out.state.shape[1] - marked.shape[1], 0)
+        marked = jnp.pad(marked, ((0, 0), before), constant_values=1)
     return Memory(out.state, marked, _taps(seen, taps))
 
 
@@ -459,6 +470,8 @@ def _forward(
     if reads and inputs.memory is None and inputs.cache is None:
         raise ConfigError("topology=encoder_decoder reads a memory; pass memory=encode(...)")
     model = Transformer(config, deterministic=key is None, part=part)
+    length = inputs.tokens.shape[1]
+    inputs = after_virtual_tokens(params, config, inputs, part)
     out: Any = model.apply(
         {"params": params},
         inputs,
@@ -468,6 +481,10 @@ def _forward(
     hidden, seen = out
     if router:
         hidden = hidden._replace(router=_stacked(seen["router"]))
+    if config.topology == "encoder" and inputs.tokens.shape[1] != length:
+        hidden = hidden._replace(state=hidden.state[:, -length:])
+        if config.head not in ("classes", "pooled"):  # which read the first of all
+            hidden = hidden._replace(features=hidden.features[:, -length:])
     return hidden, seen.get("taps", {})
 
 

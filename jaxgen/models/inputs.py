@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import arrays
-from jaxgen.arguments import Call, between
+from jaxgen.arguments import Call, at_least, between
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.export import are_known, surely
 from jaxgen.mesh.place import manual
-from jaxgen.nn.transformer import Inputs
+from jaxgen.nn.transformer import Inputs, Part
 from jaxgen.ops import cache as caches
+from jaxgen.ops.adapted import num_virtual
+from jaxgen.ops.contract import lookup
 
 
 def readable(path: str, positions: Any, call: Call) -> None:
@@ -31,6 +33,17 @@ def of_table(path: str, types: Any, call: Call) -> None:
     count = call.given["config"].embed.types
     if count:  # a model without a table refuses them all, in a line of its own
         between(0, count - 1)(path, types, call)
+
+
+def documents(path: str, segments: Any, call: Call) -> None:
+    """Raise ConfigError for concrete numbers of documents below 0, or several behind one prompt."""
+    at_least(0)(path, segments, call)
+    numbers = arrays.concrete(segments) if "prompt" in call.given["params"] else None
+    if numbers is not None and numbers.max() > 1:
+        raise ConfigError(
+            f"{path} reach {numbers.max()}, but behind an encoder's virtual tokens a row is one "
+            f"document; give each a row of its own"
+        )
 
 
 def first_in_segments(path: str, prefix: Any, call: Call) -> None:
@@ -85,6 +98,47 @@ def read_inputs(
     segments, types, prefix = marks
     embeds = None if inputs_embeds is None else jnp.asarray(inputs_embeds)
     return Inputs(tokens, positions, segments, types, cache, memory, prefix, order, embeds)
+
+
+def after_virtual_tokens(params: Any, config: ModelConfig, inputs: Inputs, part: Part) -> Inputs:
+    """Return the inputs of a tower behind the virtual tokens of an adapter, if there are any.
+
+    Those of which layers have keys move the positions; an encoder reads its own as tokens. Raises
+    ConfigError where a table has no position for the last token.
+    """
+    prompt = params.get("prompt") if part == "encode" or config.topology == "encoder" else None
+    count = num_virtual(params) if prompt is None else prompt.vectors.shape[0]
+    if not count:
+        return inputs
+    length = inputs.tokens.shape[1] if inputs.cache is None else inputs.cache.capacity
+    most = config.context - count
+    if config.has_position_table and surely(lambda: length > most):
+        raise ConfigError(
+            f"{length} tokens behind the adapter's {count} do not fit the {config.context} learned "
+            f"positions; give {most} at most"
+        )
+    if prompt is None:
+        return inputs._replace(positions=inputs.positions + count, num_virtual=count)
+    embeds = inputs.embeds
+    if embeds is None:
+        tables = params["embed"] | params.get("encoder", {}).get("embed", {})
+        embeds = lookup(tables["tokens"], inputs.tokens, dtype=config.compute_dtype)
+    rows = jnp.broadcast_to(
+        prompt.vectors.astype(embeds.dtype), (len(embeds), *prompt.vectors.shape)
+    )
+
+    def behind(marks: Any, value: int) -> Any:
+        wide = ((0, 0), (count, 0))
+        return None if marks is None else jnp.pad(marks, wide, constant_values=value)
+
+    first = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (len(embeds), count))
+    return inputs._replace(
+        tokens=behind(inputs.tokens, 0),
+        positions=jnp.concatenate([first, inputs.positions + count], axis=1),
+        segments=behind(inputs.segments, 1),
+        types=behind(inputs.types, 0),
+        embeds=jnp.concatenate([rows, embeds], axis=1),
+    )
 
 
 def _check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:

@@ -19,6 +19,7 @@ from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
+from jaxgen.ops.adapted import after_virtual
 from jaxgen.ops.attention import attend
 from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.norms import unit_norm
@@ -58,6 +59,8 @@ class Attend(nn.Module):
             if config.qk_norm == "qkv":
                 v = unit_norm(v, epsilon=config.norm_epsilon)
             cache, *keys = extended(config, self.kind, cache, layer, k, v)
+            own = (self.get_variable("params", name) for name in ("k", "v"))
+            keys = [after_virtual(*pair) for pair in zip(own, keys, strict=True)]
         else:
             q = self._placed("q", to_q(x), "N", context)
         k, v = keys

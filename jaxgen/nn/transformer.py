@@ -33,7 +33,8 @@ class Inputs(NamedTuple):
 
     prefix: [B, T], 1 for tokens that earlier tokens attend to as well. order: static knowledge of
     the positions, see `ops.masks.AttentionMask`. embeds: [B, T, D], instead of the rows of tokens,
-    of which only the shape counts then.
+    of which only the shape counts then. num_virtual: static, tokens before these of which layers
+    have keys and values (`ops/adapted.py`).
     """
 
     tokens: jax.Array
@@ -46,6 +47,7 @@ class Inputs(NamedTuple):
     order: Order = "free"
     embeds: jax.Array | None = None
     interventions: Interventions | None = None
+    num_virtual: int = 0
 
 
 class Hidden(NamedTuple):
@@ -141,7 +143,7 @@ def _tower(
 def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, caches.Cache | None]:
     """Return the context of all layers, and the cache with the padding of the memory."""
     positions, segments = inputs.positions, inputs.segments
-    cache, memory = inputs.cache, inputs.memory
+    cache, memory, virtual = inputs.cache, inputs.memory, inputs.num_virtual
     prefix, order, interventions = inputs.prefix, inputs.order, inputs.interventions
     count = inputs.tokens.shape[1]
     keys = [
@@ -150,6 +152,8 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
         else caches.positions(cache, count, window=config.reach(kind) == "window")
         for kind in config.pattern
     ]
+    if virtual and cache is not None:  # whose slots count from the first token of the text
+        keys = [key + virtual for key in keys]
     direction = "both" if config.topology == "encoder" else "back"
     in_prefix = None
     if prefix is not None:
@@ -170,9 +174,13 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
             order=order if cache is None else "free",
             query_segments=segments,
             key_segments=segments,
+            num_virtual=virtual,
         )
         for key, kind in zip(keys, config.pattern, strict=True)
     )
+    if virtual:
+        before = jnp.broadcast_to(jnp.arange(virtual), (keys[0].shape[0], virtual))
+        keys = [jnp.concatenate([before, keys[0]], axis=1)]
     bias = buckets = vectors = None
     if config.positions == "disentangled":
         vectors = Vectors(config, name="relative")()

@@ -1,4 +1,8 @@
-"""A weight with an adapter beside it: low rank (LoRA, DoRA) or a vector of factors (IA3)."""
+"""A weight with an adapter beside it: low rank (LoRA, DoRA), a vector of factors (IA3), or tokens.
+
+Virtual tokens (prefix and prompt tuning) stand before those of the text: as keys and values around
+the weights that make those of a layer, or as vectors where an encoder reads both sides.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,7 @@ class Adapted:
     key: Any = None  # PRNGKeyArray
     rate: float = field(default=0.0, metadata={"static": True})
     rows: str = field(default="shared", metadata={"static": True})
+    virtual: Any = None  # [n, output axes], of virtual tokens: attention alone reads them
 
     @property
     def out_axes(self) -> tuple[int, ...]:
@@ -94,6 +99,40 @@ class Adapted:
         factors = jnp.repeat(factors, count, axis=0) if count > 1 else factors
         shape = (x.shape[0], *(1 for _ in x.shape[1 : x.ndim - axes]), *factors.shape[1:])
         return factors.reshape(shape)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class VirtualTokens:
+    """Vectors of virtual tokens [n, D], which an encoder reads before those of a text."""
+
+    vectors: Any
+
+
+def virtual_of(leaf: Any) -> Array | None:
+    """Return the keys or values of virtual tokens beside a weight, if there are any."""
+    while isinstance(leaf, Adapted):
+        if leaf.virtual is not None:
+            return leaf.virtual
+        leaf = leaf.weight
+    return None
+
+
+def num_virtual(params: Any) -> int:
+    """Return how many virtual tokens the layers of these parameters have keys and values of."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Adapted))
+    virtual = (virtual_of(leaf) for leaf in leaves)
+    return max((keys.shape[-3] for keys in virtual if keys is not None), default=0)
+
+
+def after_virtual(leaf: Any, x: Float[Array, "B S K H"]) -> Float[Array, "B n K H"]:
+    """Return keys or values, those of the virtual tokens beside their weight before them."""
+    virtual = virtual_of(leaf)
+    if virtual is None:
+        return x
+    virtual = virtual if virtual.ndim == x.ndim else virtual[None]
+    virtual = jnp.broadcast_to(virtual, (x.shape[0], *virtual.shape[1:]))
+    return jnp.concatenate([virtual.astype(x.dtype), x], axis=1)
 
 
 def layer_of(adapter: Any, index: int) -> Any:

@@ -63,8 +63,12 @@ class Int4:
     @classmethod
     def join(cls, leaves: Sequence[Int4]) -> Int4:
         """Return weights with one contracted axis, of equal length, as one with one output axis."""
-        parts = ((leaf.values, leaf.scale, leaf.largest.reshape(-1)) for leaf in leaves)
-        return cls(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)), 1)
+        return cls(
+            jnp.concatenate([leaf.values for leaf in leaves]),
+            jnp.concatenate([leaf.scale for leaf in leaves]),
+            jnp.concatenate([leaf.largest.reshape(-1) for leaf in leaves]),
+            1,
+        )
 
     def cut(self, begin: int, shape: tuple[int, ...]) -> Int4:
         """Return the weight of these output axes, which begins at a row of a joined one."""

@@ -48,11 +48,13 @@ def make_mask(
     query_segments: Int[Array, "B T"] | None,
     key_segments: Int[Array, "B S"] | None,
     ancestors: Bool[Array, "B T S"] | None = None,
+    num_virtual: int = 0,
 ) -> AttentionMask:
     """Return the mask of query and key positions.
 
     direction, window, chunk, prefix and segments: see `visible`. ancestors: the only keys that a
-    query may attend to, as in a tree of beams; None is all.
+    query may attend to, as in a tree of beams; None is all. num_virtual: keys at positions from 0
+    that come before all others and belong to no segment.
     """
     allowed = visible(
         query,
@@ -66,6 +68,12 @@ def make_mask(
     )
     if ancestors is not None:
         allowed &= ancestors
+    if num_virtual:
+        before = jnp.arange(num_virtual, dtype=query.dtype)[None]
+        virtual = visible(query, before, direction=direction, window=window, chunk=chunk)
+        virtual = jnp.broadcast_to(virtual, (*allowed.shape[:2], num_virtual))
+        allowed, order = jnp.concatenate([virtual, allowed], axis=-1), "free"
+        query_segments = key_segments = None
     # The structure has no word for a prefix, ancestors, chunks: kernels must read `allowed`.
     order = "running" if order == "running" and prefix is ancestors is chunk is None else "free"
     return AttentionMask(

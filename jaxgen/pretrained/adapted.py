@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from jaxgen import files, settings, settings_yaml, tree
 from jaxgen.adapters import adapter as adapters
+from jaxgen.adapters import virtual
 from jaxgen.adapters.adapter import Adapter
+from jaxgen.adapters.base import check_base
 from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
@@ -96,15 +98,18 @@ def attached(config: ModelConfig, params: Any, path: Path, words: Sequence[Word]
     before: list[tuple[Word, Adapter]] = []
     for word in words:
         adapter = read_for(word.folder, config, path)
-        adapters.check_base(adapter, params, str(word.folder))
+        check_base(adapter, params, str(word.folder))
         for other, known in before:
-            if "dora" in (adapter.kind, known.kind) or set(adapter.saved) & set(known.saved):
+            alone = {adapter.kind, known.kind} & {"dora", *virtual.KINDS}
+            if alone or set(adapter.saved) & set(known.saved):
                 raise ConfigError(
-                    f"adapters {other.folder} and {word.folder} don't add up: DoRA, and parameters "
-                    f"saved whole, stand alone; merge one of them first"
+                    f"adapters {other.folder} and {word.folder} don't add up: DoRA, virtual tokens "
+                    f"and parameters saved whole stand alone; merge one of them first"
                 )
-        if adapter.kind == "ia3" and word.scale != 1:
-            raise ConfigError(f"adapter {word.folder} is of IA3, which has no scale; leave it out")
+        if adapter.kind not in ("lora", "dora") and word.scale != 1:
+            raise ConfigError(
+                f"adapter {word.folder} is of kind={adapter.kind}, which has no scale; leave it out"
+            )
         before.append((word, adapter))
         params = adapters.attach(params, adapter, config, scale=word.scale)
     return params
@@ -195,5 +200,5 @@ def beneath(params: Any, adapter: Adapter, config: ModelConfig, name: Path) -> A
             )
         result[path] = own.astype(leaf.dtype) if hasattr(own, "astype") else own
     params = tree.unflatten(result)
-    adapters.check_base(adapter, params, str(name))
+    check_base(adapter, params, str(name))
     return params

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.adapters.adapter import Site, sites
+from jaxgen.adapters.sites import Site, sites
 from jaxgen.config import ModelConfig
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, table

@@ -10,30 +10,44 @@ from typing import Any
 import numpy as np
 
 from jaxgen import files, tree
-from jaxgen.adapters.adapter import Adapter, sites
+from jaxgen.adapters.adapter import Adapter
+from jaxgen.adapters.sites import sites
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models import api
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs, table
+from jaxgen.pretrained import peft_virtual
 from jaxgen.pretrained.peft_names import Module, Part, modules
 from jaxgen.store import safetensors
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MAX_CONFIG = 1 << 20
 PREFIX = "base_model.model."
-KINDS = ("LORA", "IA3")
-# Keys that say what the tensors say as well, or what has no effect on what they compute.
-READ = frozenset(
-    "peft_type base_model_name_or_path revision r lora_alpha lora_dropout rank_pattern "
-    "alpha_pattern use_rslora use_dora target_modules exclude_modules modules_to_save "
-    "layers_to_transform layers_pattern feedforward_modules init_lora_weights".split()
+# Keys of each kind: what is read, and what the tensors say as well or has no effect on what they
+# compute, such as how training began.
+_ALL = (
+    "peft_type base_model_name_or_path revision task_type auto_mapping peft_version inference_mode"
 )
-IGNORED = frozenset(
-    "task_type auto_mapping peft_version inference_mode fan_in_fan_out bias megatron_config "
-    "megatron_core loftq_config eva_config corda_config lora_ga_config velora_config "
-    "qalora_group_size runtime_config init_ia3_weights merge_weights".split()
+_MODULES = "target_modules exclude_modules modules_to_save fan_in_fan_out"
+_VIRTUAL = (
+    f"{_ALL} num_virtual_tokens num_transformer_submodules token_dim num_attention_heads num_layers"
 )
+KEYS = {
+    kind: frozenset(names.split())
+    for kind, names in {
+        "LORA": f"{_ALL} {_MODULES} r lora_alpha lora_dropout rank_pattern alpha_pattern "
+        "use_rslora use_dora layers_to_transform layers_pattern init_lora_weights bias "
+        "megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config "
+        "velora_config qalora_group_size runtime_config merge_weights",
+        "IA3": f"{_ALL} {_MODULES} feedforward_modules init_ia3_weights",
+        "PROMPT_TUNING": f"{_VIRTUAL} prompt_tuning_init prompt_tuning_init_text "
+        "tokenizer_name_or_path tokenizer_kwargs",
+        "P_TUNING": f"{_VIRTUAL} encoder_reparameterization_type encoder_hidden_size "
+        "encoder_num_layers encoder_dropout",
+        "PREFIX_TUNING": f"{_VIRTUAL} init_weights encoder_hidden_size prefix_projection",
+    }.items()
+}
 # First numbers that leave the base as it is; others take their product out of it.
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 PARTS = {"lora_A": "a", "lora_B": "b", "lora_magnitude_vector": "magnitude", "ia3_l": "factors"}
@@ -48,15 +62,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Return adapter_config.json; CheckpointError for a key that changes what we would compute."""
     path = folder / CONFIG
     about = files.read_json(path, "adapter config", MAX_CONFIG)
-    if about.get("peft_type") not in KINDS:
-        kind = about.get("peft_type")
-        raise CheckpointError(
-            f"{path}: peft_type={kind!r:.40} is not read; {' and '.join(KINDS)} are"
-        )
+    if (kind := about.get("peft_type")) not in KEYS:
+        raise CheckpointError(f"{path}: peft_type={kind!r:.40} is not read; {', '.join(KEYS)} are")
     for key, value in about.items():
         off = value is None or value is False or value in ({}, [], "")
-        if key not in READ | IGNORED and not off:
-            known = "" if key in KNOWN else nearest(key, READ | IGNORED)
+        if key not in KEYS[kind] and not off:
+            known = "" if key in KNOWN else nearest(key, KEYS[kind])
             raise CheckpointError(
                 f"{path}: {key}={value!r:.60} is not followed here{known}; train the adapter "
                 f"without it"
@@ -95,6 +106,8 @@ def read_adapter(folder: Path, family: Family, config: ModelConfig) -> Adapter:
     Raises CheckpointError that names what is missing, unknown, of another shape or not followed.
     """
     about = read_settings(folder)
+    if about["peft_type"] in peft_virtual.KINDS:
+        return peft_virtual.read_virtual(_weights(folder), about, config)
     found, whole = _sorted(folder, family, config)
     _check_targets(folder, about, found, modules(family, config))
     kind = "ia3" if about["peft_type"] == "IA3" else "dora" if about.get("use_dora") else "lora"
@@ -135,14 +148,19 @@ def read_adapter(folder: Path, family: Family, config: ModelConfig) -> Adapter:
     )
 
 
-def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, dict]:
-    """Return ({module: {part: array}}, {tensor of the model: array}) of the file."""
+def _weights(folder: Path) -> Path:
     path = folder / WEIGHTS
     if not path.exists():
         pickle = f"; {PICKLE} is pickle, which is not read" if (folder / PICKLE).exists() else ""
         raise CheckpointError(
             f"{folder} has no {WEIGHTS}{pickle}; save it with PEFT as safetensors"
         )
+    return path
+
+
+def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, dict]:
+    """Return ({module: {part: array}}, {tensor of the model: array}) of the file."""
+    path = _weights(folder)
     linear, every = modules(family, config), table(family, config)
     stored = {name.removeprefix(PREFIX): t for name, t in safetensors.open_file(path).items()}
     prefix = family.moved.get(config.head, family.prefix)

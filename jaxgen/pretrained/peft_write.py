@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen import files, tree
+from jaxgen.adapters import virtual
 from jaxgen.adapters.adapter import Adapter
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
@@ -16,6 +17,7 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import fill, table
 from jaxgen.pretrained.peft_names import Module, Part, modules
 from jaxgen.pretrained.peft_read import CONFIG, PREFIX, WEIGHTS
+from jaxgen.pretrained.peft_virtual import virtual_tensors
 from jaxgen.store import safetensors
 
 TASKS = {"classes": "SEQ_CLS", "token_classes": "TOKEN_CLS", "spans": "QUESTION_ANS"}
@@ -29,6 +31,19 @@ def write_adapter(draft: Path, adapter: Adapter, family: Family, config: ModelCo
     one rank if their first factors are the same, else of the sum of their ranks. Raises ConfigError
     for what no such module can say.
     """
+    if adapter.kind in virtual.KINDS:
+        tensors, about = virtual_tensors(adapter, config, _task(config))
+    else:
+        tensors, about = _tensors(adapter, family, config)
+    shapes = {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
+    safetensors.write_safetensors(draft / WEIGHTS, shapes, tensors.__getitem__, {"format": "pt"})
+    files.write_json(draft / CONFIG, about)
+
+
+def _tensors(
+    adapter: Adapter, family: Family, config: ModelConfig
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return (tensors, adapter_config.json) of adapters beside weights."""
     flat = {path: np.asarray(leaf) for path, leaf in tree.flatten(adapter.params or {}).items()}
     linear = modules(family, config)
     held: dict[str, tuple[Module, tuple[Part, ...]]] = {}
@@ -62,10 +77,7 @@ def write_adapter(draft: Path, adapter: Adapter, family: Family, config: ModelCo
     for name, tensor in whole.items():
         home, _, part = name.rpartition(".")
         tensors[f"{home}.base_layer.{part}" if home in held else name] = tensor
-    tensors = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
-    shapes = {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
-    safetensors.write_safetensors(draft / WEIGHTS, shapes, tensors.__getitem__, {"format": "pt"})
-    files.write_json(draft / CONFIG, about)
+    return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}, about
 
 
 def _has(adapter: Adapter, part: Part) -> bool:
@@ -156,12 +168,11 @@ def _settings(
     whole: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return adapter_config.json."""
-    task = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}.get(config.topology)
     modules_saved = {name.rpartition(".")[0] for name in whole if name.endswith(".weight")}
     biases = {name.rpartition(".")[0] for name in whole if name.endswith(".bias")} - modules_saved
     about: dict[str, Any] = {
         "peft_type": "IA3" if adapter.kind == "ia3" else "LORA",
-        "task_type": TASKS.get(config.head, task if config.head == "lm" else None),
+        "task_type": _task(config),
         "base_model_name_or_path": adapter.base,
         "inference_mode": True,
         "target_modules": _names(list(held), linear),
@@ -187,6 +198,11 @@ def _settings(
         "use_dora": adapter.kind == "dora",
         "init_lora_weights": True,
     }
+
+
+def _task(config: ModelConfig) -> str | None:
+    task = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}.get(config.topology)
+    return TASKS.get(config.head, task if config.head == "lm" else None)
 
 
 def _commonest(values: Mapping[str, Any]) -> Any:

@@ -18,6 +18,7 @@ from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.data.pack import Batch
 from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.ops.adapted import num_virtual
 from jaxgen.pretrained.adapted import Words, attached, words_of
 from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
@@ -87,7 +88,7 @@ def evaluate(
             f"another --split, or other text with data.files=[...]"
         )
     settings = model.settings
-    context = settings.model.context
+    context = settings.model.context - num_virtual(model.params)
     batches = data.in_order(
         shard,
         context=context,
@@ -223,8 +224,6 @@ def _maker(settings: Settings, tokenizer: Tokenizer, stride: int | None) -> Make
             f"stride={stride} is for a model of the next token, but objective.name="
             f"{settings.objective.name}; leave it out"
         )
-    if not 1 <= stride <= settings.model.context:
-        raise ConfigError(
-            f"stride={stride} must be from 1 to the context of {settings.model.context}"
-        )
+    if not 1 <= stride <= settings.row_length:
+        raise ConfigError(f"stride={stride} must be from 1 to the context of {settings.row_length}")
     return partial(overlapping, stride=stride)

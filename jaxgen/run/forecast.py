@@ -120,7 +120,7 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     )
     axes, trained, state, base, work = known
     place.check_params(mesh, api.abstract(model), axes)
-    place.check_batch(mesh, train.batch, train.accumulate, model.context)
+    place.check_batch(mesh, train.batch, train.accumulate, settings.row_length)
     counted = settings
     if settings.objective.name in PREFERENCES:  # a row holds two texts
         train = replace(train, batch=2 * train.batch)

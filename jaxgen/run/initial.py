@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgen import files, tree
 from jaxgen import settings as sets
-from jaxgen.adapters.adapter import fingerprint
+from jaxgen.adapters.base import fingerprint
 from jaxgen.config import ModelConfig
 from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError, ConfigError

@@ -15,6 +15,7 @@ from jaxtyping import PRNGKeyArray
 from jaxgen import data, tree
 from jaxgen.adapters import adapter as adapters
 from jaxgen.adapters.adapter import Adapter
+from jaxgen.adapters.base import quantise
 from jaxgen.data.objectives.settings import CHATS, PREFERENCES
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.mesh import device_mesh, place
@@ -69,7 +70,7 @@ class Run:
             where = place.state_shardings(self.mesh, api.abstract(model), api.axes(model))
         make = place.under(self.mesh, jax.jit(self._params, out_shardings=where))
         params = make(dict(start.params))
-        return place.under(self.mesh, adapters.quantise)(params, model, self.settings.adapter.base)
+        return place.under(self.mesh, quantise)(params, model, self.settings.adapter.base)
 
     def model_params(self, state: State) -> Any:
         """Return the parameters to validate and generate with, the adapter around its weights."""
@@ -159,7 +160,7 @@ class Run:
         if self.mesh is not None:
             model, train = self.settings.model, self.settings.train
             place.check_params(self.mesh, api.abstract(model), api.axes(model))
-            place.check_batch(self.mesh, train.batch, train.accumulate, model.context)
+            place.check_batch(self.mesh, train.batch, train.accumulate, self.settings.row_length)
         self.batches().close()
         if self.validates:
             self._check_validation()
@@ -258,7 +259,7 @@ class Run:
         train = self.settings.train
         batches = data.batches(
             self.corpus.train,
-            context=self.settings.model.context,
+            context=self.settings.row_length,
             batch=train.batch,
             seed=train.seed,
             workers=self.settings.data.workers,
@@ -298,7 +299,7 @@ class Run:
         train = self.settings.train
         return data.in_order(
             self.corpus.valid,
-            context=self.settings.model.context,
+            context=self.settings.row_length,
             batch=train.batch,
             limit=train.validate_batches,
             process=process,
@@ -307,7 +308,7 @@ class Run:
 
     def objective_rows(self, split: str) -> int:
         """Return how many rows a split has, read once and in order."""
-        shard, context = getattr(self.corpus, split), self.settings.model.context
+        shard, context = getattr(self.corpus, split), self.settings.row_length
         return self.objective(shard, context=context, seed=0, ordered=True).count
 
     def sample(self, params: Any) -> list[tuple[str, str]]:

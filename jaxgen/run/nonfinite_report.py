@@ -52,7 +52,7 @@ def report(
 
 def _examples(run: Any, rows: Sequence[int], index: np.ndarray) -> list[str]:
     """Describe rows of the global batch; index: where each row of this process begins."""
-    context, train = run.settings.model.context, run.settings.train
+    context, train = run.settings.row_length, run.settings.train
     begin = place.own_rows(run.mesh, train.batch)[0] * len(index)
     mine = {
         str(row): data.documents_of(run.corpus.train, int(index[row - begin]), context)

@@ -95,7 +95,7 @@ def _logps(run: Any, split: str, params: Any) -> np.ndarray:
     step = jax.jit(lambda params, rows: completion_logps(params, config, rows))
     rows = data.in_order(
         shard,
-        context=config.context,
+        context=run.settings.row_length,
         batch=train.batch,
         process=place.own_rows(run.mesh, train.batch),
         objective=run.objective,

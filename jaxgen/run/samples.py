@@ -112,7 +112,7 @@ def _answered(
         begin, middle, end = (int(at) for at in shard.offsets[2 * row : 2 * row + 3])
         first = int(np.argmax(shard.tokens[middle:end]))
         ids = tuple(shard.tokens[begin : begin + first].tolist())
-        if len(ids) < settings.model.context:
+        if len(ids) < settings.row_length:
             asked.append(ids)
             shown.append(f"{session.tokenizer.decode(ids)}{ARROW}")
     return list(zip(shown, _generated(settings, session, asked), strict=True)) if asked else []

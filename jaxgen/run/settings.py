@@ -128,6 +128,11 @@ class Settings:
                 f"stay whole; remove it"
             )
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row of text: the model's context, less an adapter's virtual ones."""
+        return self.model.context - self.adapter.num_virtual
+
     def _check_adapter(self) -> None:
         kind = self.adapter.kind
         if kind == "none":
@@ -143,6 +148,11 @@ class Settings:
             raise ConfigError(
                 f"train.freeze={list(self.train.freeze)} has no effect with adapter.kind={kind}, "
                 f"beside which all is frozen; leave it out"
+            )
+        if self.row_length < 2:
+            raise ConfigError(
+                f"adapter.tokens={self.adapter.tokens} leave no room for a text in "
+                f"model.context={self.model.context}; give fewer"
             )
         if (base := self.adapter.base) != "plain" and self.model.experts.number:
             raise ConfigError(f"adapter.base={base} with experts is not trained; use base=plain")

@@ -11,6 +11,7 @@ import optax
 from jaxgen import tree
 from jaxgen.adapters import adapter as adapters
 from jaxgen.adapters.adapter import Adapter
+from jaxgen.adapters.base import quantise
 from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.data.preferences import LABEL, MARGIN
 from jaxgen.mesh import place
@@ -40,8 +41,8 @@ def base(settings: Settings) -> Any:
     if settings.adapter.kind == "none":
         return None
     params = api.abstract(settings.model)
-    quantise = lambda params: adapters.quantise(params, settings.model, settings.adapter.base)  # noqa: E731
-    return jax.eval_shape(quantise, params)
+    small = lambda params: quantise(params, settings.model, settings.adapter.base)  # noqa: E731
+    return jax.eval_shape(small, params)
 
 
 def state(settings: Settings) -> Any:
@@ -72,7 +73,7 @@ def fresh_base(settings: Settings, mesh: Any) -> Any:
     where = mesh and place.state_shardings(mesh, api.abstract(model), api.axes(model))
     make = jax.jit(lambda: api.init(model, jax.random.key(0)), out_shardings=where)
     params = place.under(mesh, make)()
-    return place.under(mesh, adapters.quantise)(params, model, settings.adapter.base)
+    return place.under(mesh, quantise)(params, model, settings.adapter.base)
 
 
 def flops_per_token(settings: Settings) -> float:
@@ -85,7 +86,7 @@ def flops_per_token(settings: Settings) -> float:
 def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the global batch as ShapeDtypeStructs, without what only the loop reads."""
     rows, wanted = settings.train.batch, settings.objective
-    width = source = settings.model.context
+    width = source = settings.row_length
     if wanted.name == "pairs" and settings.model.topology == "encoder_decoder":
         source, width = wanted.source or width, wanted.target or width
     targets = 1 if wanted.name == "classes" else width

@@ -12,19 +12,16 @@ from random_params import random_params
 import jaxgen
 from jaxgen import settings, tree
 from jaxgen.adapters.adapter import (
-    QUANTISED,
     abstract,
     attach,
     axes,
-    check_base,
-    fingerprint,
     init,
     merge,
     plan,
-    quantise,
-    sites,
 )
+from jaxgen.adapters.base import QUANTISED, check_base, fingerprint, quantise
 from jaxgen.adapters.settings import AdapterSettings
+from jaxgen.adapters.sites import sites
 from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import serving

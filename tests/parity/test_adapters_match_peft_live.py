@@ -9,6 +9,7 @@ import pytest
 import jaxgen
 from jaxgen import tree
 from jaxgen.adapters.adapter import merge
+from jaxgen.errors import ConfigError
 from jaxgen.pretrained import hub_read
 from jaxgen.pretrained.peft_read import read_adapter
 from jaxgen.pretrained.peft_write import write_adapter
@@ -47,6 +48,14 @@ KINDS = {
         r=2, lora_alpha=3, target_modules=r".*\.1\..*(c_attn|q_proj|qkv_proj|query.*|\.q)$"
     ),
     "ia3": lambda: peft.IA3Config(),
+}
+SEQUENCE = {"t5": "SEQ_2_SEQ_LM", "bert": "FEATURE_EXTRACTION"}
+VIRTUAL = {
+    "prompt": lambda task: peft.PromptTuningConfig(num_virtual_tokens=5, task_type=task),
+    "p-tuning": lambda task: peft.PromptEncoderConfig(
+        num_virtual_tokens=5, encoder_hidden_size=8, task_type=task
+    ),
+    "prefix": lambda task: peft.PrefixTuningConfig(num_virtual_tokens=5, task_type=task),
 }
 TOKENS = np.random.default_rng(0).integers(1, 61, (2, 9))
 
@@ -106,3 +115,33 @@ def test_logits_are_those_of_peft_and_it_opens_ours(kind, base, tmp_path):
         warnings.simplefilter("ignore")
         opened = peft.PeftModel.from_pretrained(auto.from_pretrained(home), tmp_path / "ours")
     np.testing.assert_allclose(theirs(opened), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", VIRTUAL)
+def test_virtual_tokens_are_those_of_peft_and_it_opens_ours(kind, base, tmp_path):
+    family, home, auto = base
+    if kind == "prefix" and family in ("bert", "t5"):
+        pytest.skip("of decoders alone")
+    if kind == "prefix" and family == "falcon":
+        pytest.skip("peft does not know how many key heads it has")
+    task = SEQUENCE.get(family, "CAUSAL_LM")
+    model = peft.get_peft_model(auto.from_pretrained(home), VIRTUAL[kind](task))
+    with torch.no_grad():
+        for weight in model.prompt_encoder.parameters():
+            weight += 0.3 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "theirs")
+    want, plain = theirs(model)[:, -9:], theirs(auto.from_pretrained(home))
+    assert np.abs(want - plain).max() > 0.1
+    config, params = jaxgen.load(home, adapter=tmp_path / "theirs")
+    np.testing.assert_allclose(ours(params, config), want, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="part of no weight and can't be merged"):
+        merge(params, config)
+    known, _ = hub_read.read_config(home)
+    adapter = read_adapter(tmp_path / "theirs", known, config)
+    (tmp_path / "ours").mkdir()
+    write_adapter(tmp_path / "ours", adapter, known, config)
+    again = read_adapter(tmp_path / "ours", known, config)
+    for path, leaf in tree.flatten(adapter.params).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(again.params)[path], err_msg=path)
+    opened = peft.PeftModel.from_pretrained(auto.from_pretrained(home), tmp_path / "ours")
+    np.testing.assert_allclose(theirs(opened)[:, -9:], want, atol=1e-5, rtol=0)

@@ -127,7 +127,7 @@ def test_merge_writes_a_model_that_computes_the_same(home, tmp_path, monkeypatch
 # fmt: off
 REFUSED = [
     (["one", "dora"], ConfigError, "one and .*dora don't add up"),
-    (["ia3=0.5"], ConfigError, "is of IA3, which has no scale"),
+    (["ia3=0.5"], ConfigError, "is of kind=ia3, which has no scale"),
     (["one=x"], ConfigError, "'x' is no scale; write .*one=0.5"),
     (["one=nan"], ConfigError, "'nan' is no scale"),
     (["base"], ConfigError, "is neither a folder of PEFT"),

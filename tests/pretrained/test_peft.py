@@ -86,6 +86,29 @@ def test_what_is_written_is_read_again(family, kind, tmp_path):
         np.testing.assert_array_equal(leaf, tree.flatten(third.params)[path], err_msg=path)
 
 
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+def test_virtual_tokens_are_written_and_read_again(family, kind, tmp_path):
+    config, adapter = made(family, {"kind": kind, "tokens": 3})
+    write_adapter(tmp_path, adapter, FAMILIES[family], config)
+    again = read_adapter(tmp_path, FAMILIES[family], config)
+    assert (again.kind, again.targets, again.base) == (kind, adapter.targets, "org/base")
+    for path, leaf in tree.flatten(adapter.params).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(again.params)[path], err_msg=path)
+    for more, said in (
+        ({"num_virtual_tokens": 4}, r"prompt_embeddings is \[3, .* adapter of another base"),
+        ({"num_virtual_tokens": None}, "of num_virtual_tokens=None alone"),
+        ({"lora_alpha": 2}, "lora_alpha=2 is not followed here"),
+    ):
+        changed(tmp_path, more)
+        with pytest.raises(CheckpointError, match=said):
+            read_adapter(tmp_path, FAMILIES[family], config)
+    scaled = settings.build(jaxgen.ModelConfig, MODELS[family] | {"embed": {"scale": "root"}})
+    if kind == "prompt":
+        with pytest.raises(ConfigError, match=r"embed\.scale=root: whether a prompt is scaled"):
+            write_adapter(tmp_path, adapter, FAMILIES[family], scaled)
+
+
 # As published adapters of several years have it, in our own words.
 PUBLISHED = {
     "old": {"bias": "none", "fan_in_fan_out": False, "merge_weights": False, "enable_lora": None},
@@ -99,7 +122,7 @@ PUBLISHED = {
 }  # fmt: skip
 # fmt: off
 REFUSED = [
-    ({"peft_type": "VERA"}, "peft_type='VERA' is not read; LORA and IA3 are"),
+    ({"peft_type": "VERA"}, "peft_type='VERA' is not read; LORA, IA3, PROMPT_TUNING"),
     ({"lora_alhpa": 3}, r"lora_alhpa=3 is not followed here \(did you mean 'lora_alpha'\?\)"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices=.* is not followed here"),
     ({"layer_replication": [[0, 2]]}, "layer_replication=.* is not followed"),

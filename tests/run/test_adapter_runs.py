@@ -12,6 +12,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen import data, tree
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.pretrained import adapted
 from jaxgen.run import evaluation, forecast, inputs, training
 from jaxgen.run.job import Run
 from jaxgen.run.settings import build_settings, resolve
@@ -21,7 +22,7 @@ from jaxgen.train.flops import per_token
 
 MODEL = jaxgen.ModelConfig(
     vocab_size=259, context=16, layers=2, d_model=8, heads=2, norm="rms", positions="rope",
-    biases="none", init_std=0.3,
+    biases="none", feed="swiglu", init_std=0.3,
 )  # fmt: skip
 
 # One worker trains the run that all read.
@@ -113,6 +114,21 @@ def test_state_and_forecast_count_the_adapter_and_the_base_beneath_it(home):
     assert small.memory["parameters beneath the adapter"] < 3 * whole
     matmuls = per_token(MODEL) - 6 * flops._mixing(MODEL, "global") * MODEL.layers
     assert per_token(MODEL) - per_token(MODEL, beside=own) == matmuls / 3 - 6 * own
+
+
+def test_a_prompt_is_trained_evaluated_and_written_for_peft(home, tmp_path):
+    prompt = {"kind": "prompt", "tokens": 3, "rank": 8, "dropout": 0.0, "base": "plain"}
+    settings = asked(home, prompt, steps=2)
+    assert settings.row_length == 13
+    training.train(settings, tmp_path / "run", cache=home / "cache")
+    config, params = jaxgen.load(tmp_path / "run")
+    out = jaxgen.apply(params, config, [[1, 2, 3]]).logits
+    assert dict(evaluation.evaluate(tmp_path / "run", cache=home / "cache"))["checkpoint"]
+    adapted.write_peft(tmp_path / "run", tmp_path / "peft")
+    found = jaxgen.load(home / "base", adapter=tmp_path / "peft")[1]
+    np.testing.assert_allclose(jaxgen.apply(found, config, [[1, 2, 3]]).logits, out, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"adapter.tokens=15 leave no room for a text"):
+        asked(home, prompt | {"tokens": 15})
 
 
 def test_what_an_adapter_cannot_stand_beside_is_refused(home):
