@@ -13,22 +13,14 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from jaxgen import arguments, tree
-from jaxgen.arguments import Call, at_least, size, token_ids
+from jaxgen.arguments import Call, at_least, size
 from jaxgen.config import ModelConfig
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
 from jaxgen.export import Size, serializable
 from jaxgen.mesh.place import manual
 from jaxgen.models import layout as layouts
-from jaxgen.models.inputs import (
-    after_virtual_tokens,
-    cache_parts,
-    documents,
-    first_in_segments,
-    of_table,
-    read_inputs,
-    readable,
-)
+from jaxgen.models.inputs import INPUTS, after_virtual_tokens, cache_parts, read_inputs
 from jaxgen.nn.stack import taps_path
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.nn.weight import STACK_AXIS
@@ -93,15 +85,7 @@ def _shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in tree.flatten(abstract(config)).items()}
 
 
-# What the arguments of a model may hold, where their numbers are known.
-_INPUTS = {
-    "params": fits,
-    "tokens": token_ids(real="segments"),
-    "positions": readable,
-    "segments": documents,
-    "types": of_table,
-    "prefix": first_in_segments,
-}
+_INPUTS = {"params": fits} | INPUTS
 
 
 @arguments.checked

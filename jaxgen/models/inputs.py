@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import arrays
-from jaxgen.arguments import Call, at_least, between
+from jaxgen.arguments import Call, at_least, between, token_ids
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.export import are_known, surely
@@ -66,6 +66,16 @@ def first_in_segments(path: str, prefix: Any, call: Call) -> None:
             f"{path}[{row}, {column + 1}]=1 comes after a 0: tokens in between would see what they "
             f"are to predict; let the 1s of a segment be its first tokens"
         )
+
+
+# What the arguments of a model may hold, where their numbers are known.
+INPUTS = {
+    "tokens": token_ids(real="segments"),
+    "positions": readable,
+    "segments": documents,
+    "types": of_table,
+    "prefix": first_in_segments,
+}
 
 
 def read_inputs(
