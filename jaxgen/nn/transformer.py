@@ -144,7 +144,7 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     """Return the context of all layers, and the cache with the padding of the memory."""
     positions, segments = inputs.positions, inputs.segments
     cache, memory, virtual = inputs.cache, inputs.memory, inputs.num_virtual
-    prefix, order, interventions = inputs.prefix, inputs.order, inputs.interventions
+    order, interventions = inputs.order, inputs.interventions
     count = inputs.tokens.shape[1]
     keys = [
         positions
@@ -155,13 +155,6 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     if virtual and cache is not None:  # whose slots count from the first token of the text
         keys = [key + virtual for key in keys]
     direction = "both" if config.topology == "encoder" else "back"
-    in_prefix = None
-    if prefix is not None:
-        in_prefix = prefix > 0
-        if cache is not None:  # the token at position p lies in slot p
-            slots = jnp.zeros((in_prefix.shape[0], cache.capacity), bool)
-            rows = jnp.arange(in_prefix.shape[0])[:, None]
-            in_prefix = slots.at[rows, positions].set(in_prefix)
     masks = tuple(
         make_mask(
             positions,
@@ -169,7 +162,7 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
             direction=direction,
             window=config.window if config.reach(kind) == "window" else None,
             chunk=config.window if config.reach(kind) == "chunk" else None,
-            prefix=in_prefix,
+            prefix=_in_prefix(inputs),
             ancestors=None if cache is None else caches.ancestors(cache, count),
             order=order if cache is None else "free",
             query_segments=segments,
@@ -201,6 +194,16 @@ def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, c
     over_memory = cross_mask(own, _memory_segments(memory, cache))
     context = LayerContext(positions, masks, bias, memory, over_memory, interventions)
     return context._replace(buckets=buckets), cache
+
+
+def _in_prefix(inputs: Inputs) -> jax.Array | None:
+    """Return which keys [B, S] earlier queries attend to as well."""
+    if inputs.prefix is None or inputs.cache is None:
+        return None if inputs.prefix is None else inputs.prefix > 0
+    # The token at position p lies in slot p.
+    slots = jnp.zeros((inputs.prefix.shape[0], inputs.cache.capacity), bool)
+    rows = jnp.arange(inputs.prefix.shape[0])[:, None]
+    return slots.at[rows, inputs.positions].set(inputs.prefix > 0)
 
 
 def _alibi(config: ModelConfig, positions: jax.Array, keys: jax.Array) -> jax.Array:
