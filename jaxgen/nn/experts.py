@@ -65,21 +65,20 @@ class Experts(nn.Module):
 
     def _logits(self, x: jax.Array) -> jax.Array:
         """Return the router's logits [B, T, E], in float32 whatever the rest is computed in."""
-        config, own = self.config, self.config.experts
-        shape = (config.d_model, own.number)
-        normal = nn.initializers.normal(config.init_std)
-        router_DE = weight(self, "router", shape, "DE", normal, config.param_dtype)
+        router_DE = self._weight("router", "DE", nn.initializers.normal(self.config.init_std))
         logits = contract("BTD,DE->BTE", x.astype("float32"), router_DE, dtype="float32")
-        if own.router_bias == "bias":
-            logits = logits + self._vector("router_bias", config.param_dtype).astype("float32")
+        if self.config.experts.router_bias == "bias":
+            bias = self._weight("router_bias", "E", nn.initializers.zeros)
+            logits = logits + bias.astype("float32")
         return logits
 
     def _route(self, logits: jax.Array, segments: jax.Array | None) -> ops.Routing:
         """Return the routing [B, T, A]; in training, what the losses need is left behind."""
         own = self.config.experts
         flat = logits.reshape(-1, own.number)
-        # float32 always: a step moves it by less than bfloat16 tells apart.
-        bias = self._vector("choice_bias", "float32") if own.choice_bias == "bias" else None
+        bias = None
+        if own.choice_bias == "bias":  # float32: a step moves it by less than bfloat16 tells apart
+            bias = self._weight("choice_bias", "E", nn.initializers.zeros, "float32")
         routing = ops.route(
             flat,
             bias,
@@ -98,32 +97,28 @@ class Experts(nn.Module):
                 weights = ops.with_load_gradient(routing.weights, bias, stats)
                 routing = routing._replace(weights=weights)
         if own.norms == "own":
-            gain = self._vector("router_gain", self.config.param_dtype, nn.initializers.ones)
+            gain = self._weight("router_gain", "E", nn.initializers.ones)
             gained = routing.weights * gain.astype("float32")[routing.experts]
             routing = routing._replace(weights=gained)
         return jax.tree.map(lambda a: a.reshape(*logits.shape[:2], -1), routing)
 
     def _leaves(self) -> dict[str, Any]:
         """Return the weights of all experts by name, and their biases."""
-        config, width = self.config, self.config.experts.width(self.config.F)
-        down = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
+        config = self.config
         normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
-        names = {"up": ("EDF", normal), "down": ("EFD", down)}
-        if is_gated(config.feed):
-            names["gate"] = ("EDF", normal)
-        size, found = {"E": config.experts.number, "D": config.d_model, "F": width}, {}
-        for name, (letters, init) in names.items():
-            shape = tuple(size[letter] for letter in letters)
-            found[name] = weight(self, name, shape, letters, init, config.param_dtype)
-            if config.has_bias("feed"):
-                letters = letters[0] + letters[2]
-                shape = tuple(size[letter] for letter in letters)
-                name = f"{name}_bias"
-                found[name] = weight(self, name, shape, letters, zeros, config.param_dtype)
-        return found
+        names = ("up", "down", "gate") if is_gated(config.feed) else ("up", "down")
+        inits = dict.fromkeys(names, normal)
+        inits["down"] = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)
+        if config.has_bias("feed"):
+            inits |= {f"{name}_bias": zeros for name in names}
+        return {name: self._weight(name, LETTERS[name], init) for name, init in inits.items()}
 
-    def _vector(self, name: str, dtype: str, init: Init = nn.initializers.zeros) -> Any:
-        return weight(self, name, (self.config.experts.number,), "E", init, dtype)
+    def _weight(self, name: str, letters: str, init: Init, dtype: str | None = None) -> Any:
+        config = self.config
+        size = {"D": config.d_model, "E": config.experts.number}
+        size["F"] = config.experts.width(config.F)
+        shape = tuple(size[letter] for letter in letters)
+        return weight(self, name, shape, letters, init, dtype or config.param_dtype)
 
 
 RAGGED = ("tpu", "gpu")  # platforms with a ragged all-to-all (XLA of jaxlib 0.10 and 0.12)

@@ -5,18 +5,16 @@ Drop-less: every token reaches all of its experts, however uneven that is.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxgen.config_experts import BalanceOver, Normalise, Router
 from jaxgen.derivatives import custom_vjp
 
-Router = Literal["softmax", "sigmoid", "sparsemixer"]
-Normalise = Literal["all", "chosen"]
-BalanceOver = Literal["layer", "model"]
 # Of sparsemixer: experts whose logits lie farther below the best are left out, as a part of it.
 TOLERANCE = 0.02
 

@@ -154,9 +154,12 @@ def _rows(wanted: Array, rows: int, count: int, end: Array) -> tuple[Array, Arra
 
 
 def _block_sizes(x: Array, sizes: Array) -> tuple[int, ...]:
-    """Return the rows of blocks; (1,) where there are few rows, or nobody knows how many."""
+    """Return the rows of blocks; (1,) where there are few rows, or nobody knows how many.
+
+    None is larger than a mean group, but for the smallest: each size is compiled.
+    """
     count, groups = x.shape[0], sizes.shape[0]
     if not are_known(count) or count <= 2 * groups:
         return (1,)
     blocks = BLOCKS["gpu" if platform() == "gpu" else "cpu"]
-    return tuple(rows for rows in blocks if rows <= count) or (count,)
+    return tuple(n for n in blocks if n <= count // groups) or (min(blocks[-1], count),)

@@ -107,8 +107,9 @@ def test_a_token_counts_the_experts_it_goes_to():
         Experts(number=4),
         Experts(number=4, active=1, normalise="all", router="sigmoid", scale=2.0),
         Experts(number=8, active=4, d_ff=12, scale=2.5, router="sigmoid"),
+        Experts(number=4, d_ff=4, shared=16, shared_gate="sigmoid"),
     ],
-    ids=["copies", "top 1", "slices"],
+    ids=["copies", "top 1", "slices", "shared"],
 )
 def test_experts_begin_as_a_dense_feed_forward_or_as_its_slices(own):
     dense_config = BASE.replace(biases="feed")
@@ -117,7 +118,9 @@ def test_experts_begin_as_a_dense_feed_forward_or_as_its_slices(own):
     fresh = tree.flatten(jaxgen.init(config.replace(init_std=1e-6), jax.random.key(2)))
     begun = initial.upcycled(tree.flatten(dense), fresh, config)
     params = tree.unflatten(fresh | begun)
-    assert fresh.keys() - begun.keys() == ({"layers/experts/router"} if not own.d_ff else set())
+    drawn = {"layers/experts/router"} if not own.d_ff else set()
+    drawn |= {"layers/experts/shared_gate"} if own.shared else set()
+    assert fresh.keys() - begun.keys() == drawn
     found = jaxgen.apply(params, config, TOKENS).logits
     np.testing.assert_allclose(found, jaxgen.apply(dense, dense_config, TOKENS).logits, atol=1e-5)
     if own.d_ff:  # the same seed, the same router; another seed, another
@@ -133,7 +136,9 @@ def test_experts_begin_as_a_dense_feed_forward_or_as_its_slices(own):
         ({"number": 4, "d_ff": 48}, "give experts.d_ff=24, or a divisor"),
         ({"number": 9, "d_ff": 12}, "experts.number=9 is not a multiple of the 2 experts"),
         ({"number": 8, "d_ff": 12, "active": 1}, "nearest that are: 2"),
-        ({"number": 8, "shared": 12}, "experts.shared=12: all of a dense model's feed-forward"),
+        ({"number": 8, "d_ff": 8, "shared": 12}, "cuts the d_ff=24 of init_from less shared=12"),
+        ({"number": 8, "shared": 24}, "experts.shared=24 leaves nothing of the d_ff=24"),
+        ({"number": 8, "first_dense": 1}, "first_dense=1: all of a dense model's feed-forward"),
     ],
 )
 def test_experts_that_do_not_come_out_of_a_dense_feed_forward_are_refused(own, part):
