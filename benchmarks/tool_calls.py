@@ -20,7 +20,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +42,7 @@ TYPES = {
     **dict.fromkeys(("byte", "short", "long", "Bigint"), "integer"),
     **dict.fromkeys(("char", "String"), "string"),
 }
+ONLY = "Answer with a call of one of the functions, and with nothing else."  # on both sides
 LENGTH = 256  # new tokens of an answer, at most
 
 
@@ -153,32 +153,30 @@ def server(model: str, slots: int) -> Iterator[str]:
 def ask(client: Any, row: dict[str, Any]) -> dict[str, Any]:
     """Return what the model calls: held to the schema, the same streamed, and free."""
     tools = [tool(one) for one in row["function"]]
-    messages = row["question"][0]
-    common = {"model": "x", "temperature": 0.0, "max_completion_tokens": LENGTH}
-    common["model"] = client.models.list().data[0].id
+    said = [one["content"] for one in row["question"][0] if one["role"] == "system"]
+    rest = [one for one in row["question"][0] if one["role"] != "system"]
+    system = "\n\n".join([*said, ONLY])
+    messages = [{"role": "system", "content": system}, *rest]
+    model = client.models.list().data[0].id
+    common = {"model": model, "temperature": 0.0, "max_completion_tokens": LENGTH}
     held = {
         "messages": messages,
         "tools": [{"type": "function", "function": one} for one in tools],
         "tool_choice": "required",
         "parallel_tool_calls": False,
     }
-    begun = time.perf_counter()
     call = client.chat.completions.create(**common, **held).choices[0].message.tool_calls[0]
-    taken = time.perf_counter() - begun
     name, arguments = "", ""
     for chunk in client.chat.completions.create(**common, **held, stream=True):
         for delta in (chunk.choices[0].delta.tool_calls or ()) if chunk.choices else ():
             name += delta.function.name or ""
             arguments += delta.function.arguments or ""
-    told = [one["content"] for one in messages if one["role"] == "system"]
-    rest = [one for one in messages if one["role"] != "system"]
-    system = {"role": "system", "content": "\n\n".join([*told, instructions(tools)])}
-    text = client.chat.completions.create(**common, messages=[system, *rest])
+    messages = [{"role": "system", "content": f"{system}\n\n{instructions(tools)}"}, *rest]
+    text = client.chat.completions.create(**common, messages=messages)
     return {
         "held": (call.function.name, call.function.arguments),
         "streamed": (name, arguments),
         "free": free_call(text.choices[0].message.content),
-        "seconds": taken,
     }
 
 
