@@ -64,3 +64,17 @@ def test_the_wheel_holds_the_benchmarks_that_a_user_can_run_and_no_results():
                 scripts = {f"{n}.py" for n in names if (root / "benchmarks" / f"{n}.py").exists()}
                 left |= {s for s in scripts if f"benchmarks/{s}" not in needed}
     assert packed == needed
+
+
+def test_the_extras_that_messages_name_exist():
+    import re
+    import tomllib
+    from pathlib import Path
+
+    root = Path(__file__).parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    known = extras["optional-dependencies"]
+    texts = [path.read_text() for path in (root / "jaxgen").rglob("*.py")]
+    named = {one for text in texts for one in re.findall(r"jaxgen\[([\w-]+)\]", text)}
+    assert named - {"F"} <= set(known) and {"chat", "mcp", "serve"} <= named
+    assert "jaxgen[hf]" in known["chat"]  # a published model has a tokenizer.json as well

@@ -20,7 +20,7 @@ from jaxgen.data.records import advice
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.sources import Source, kind_of, no_text, parallel, sources, split_sources
 from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
-from jaxgen.errors import ConfigError, DataError, nearest
+from jaxgen.errors import ConfigError, DataError, MissingPackageError, nearest
 
 FORMS = {"text": "plain text", "messages": "chats"}  # what forms are called
 
@@ -294,7 +294,7 @@ def _parquet(source: Source, keys: Keys, tally: Tally, bad: Callable) -> Iterato
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError(
+        raise MissingPackageError(
             f"{path} needs the `pyarrow` package: pip install 'jaxgen[parquet]'"
         ) from error
     opened: Any = path

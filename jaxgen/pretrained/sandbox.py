@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.errors import CheckpointError, ConfigError, MissingPackageError
 
 LONGEST = 10_000_000  # characters of a rendered chat, and of a repeated text
 STEPS = 100_000  # of all ranges of a template together
@@ -188,13 +188,13 @@ def _library() -> Any:
         import jinja2.nodes
         import jinja2.sandbox
     except ImportError as error:
-        raise ConfigError(
+        raise MissingPackageError(
             "a chat template needs the `jinja2` package: pip install 'jaxgen[chat]'"
         ) from error
     version = tuple(int(part) for part in jinja2.__version__.split(".")[:3] if part.isdigit())
     if version < MINIMUM:
         wanted = ".".join(map(str, MINIMUM))
-        raise ConfigError(
+        raise MissingPackageError(
             f"jinja2 {jinja2.__version__} has holes in its sandbox; pip install 'jinja2>={wanted}'"
         )
     return jinja2

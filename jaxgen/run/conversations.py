@@ -14,7 +14,7 @@ from typing import Any
 from jaxgen.data.messages import EXTRA, learnt_turns
 from jaxgen.data.parallel import EncodedRecord, Refused
 from jaxgen.data.preferences import numbers_as_ids
-from jaxgen.errors import ConfigError, UserError
+from jaxgen.errors import ConfigError, MissingPackageError, UserError
 from jaxgen.files import read_artifact
 from jaxgen.pretrained.chat_template import (
     MAX_BYTES,
@@ -111,6 +111,8 @@ class ChatEncoder:
             values = self._values(chat)
             rows = chat["messages"][:end]
             return lay_chat(self.template, self.tokenizer, rows, answer=answer, **values)
+        except MissingPackageError:  # which is no fault of the chat
+            raise
         except UserError as error:
             raise _RefusedError(Refused("can't be laid", str(error))) from error
 

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 from jaxgen import files
-from jaxgen.errors import CheckpointError, ConfigError, DataError
+from jaxgen.errors import CheckpointError, DataError, MissingPackageError
 from jaxgen.tokens import folder, protocol
 from jaxgen.tokens.pair import Pair, TokenSpan, check_room, goes_on
 from jaxgen.tokens.protocol import Special, Surface
@@ -342,7 +342,7 @@ def _build(model: bytes) -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise ConfigError(
+        raise MissingPackageError(
             "a tokenizer.json needs the `tokenizers` package: pip install 'jaxgen[hf]'"
         ) from error
     return _guard(CheckpointError, tokenizers.Tokenizer.from_str, model.decode())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
-from jaxgen.errors import ConfigError
+from jaxgen.errors import MissingPackageError
 
 IDENTITY = "wandb.json"
 # Its library shows nothing, asks for nothing on the terminal, and does not read what is printed.
@@ -22,7 +22,7 @@ QUIET = {"silent": True, "console": "off", "login_timeout": 20}
 def check(track: tuple[str, ...]) -> None:
     """Raise ConfigError if metrics shall go to W&B and its library is not installed."""
     if "wandb" in track and find_spec("wandb") is None:
-        raise ConfigError(
+        raise MissingPackageError(
             "train.track has wandb, which needs the `wandb` package: pip install 'jaxgen[wandb]'"
         )
 

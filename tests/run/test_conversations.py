@@ -7,12 +7,13 @@ import pytest
 
 import jaxgen
 from jaxgen import data
-from jaxgen.errors import ConfigError, DataError
+from jaxgen.errors import ConfigError, DataError, MissingPackageError
 from jaxgen.pretrained.chat_template import ChatTemplate, encode_chat, write_chat_template
 from jaxgen.run import conversations, inputs, training
 from jaxgen.run.folder import existing_settings
 from jaxgen.run.settings import build_settings
 from jaxgen.tokens import load as load_tokenizer
+from jaxgen.tokens.plain import Bytes
 
 MODEL = {"context": 64, "layers": 1, "d_model": 16, "heads": 2, "positions": "rope"}
 TRAIN = {"steps": 2, "batch": 4, "warmup": 1, "validate_every": 2, "log_every": 1}
@@ -214,6 +215,16 @@ def test_a_template_of_ones_own_lays_the_chats(tmp_path):
     path.write_bytes(b"caf\xe9")
     with pytest.raises(ConfigError, match="'utf-8' codec"):
         conversations.template_of(settings, tokenizer, None)
+
+
+def test_a_missing_package_is_no_fault_of_a_chat(monkeypatch):
+    def without(*given, **more):
+        raise MissingPackageError("a chat template needs the `jinja2` package")
+
+    monkeypatch.setattr(conversations, "lay_chat", without)
+    encoder = encoder_of(Bytes(), "{{ messages }}")
+    with pytest.raises(MissingPackageError, match="jinja2"):
+        encoder.examples({"messages": CHATS[0]})
 
 
 def test_a_corpus_without_chats_is_refused():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, MissingPackageError
 
 MISSING = "regex, choices and schema need outlines-core: pip install 'jaxgen[structure]'"
 # Keywords by which a value is made, as outlines-core reads them.
@@ -42,7 +42,7 @@ def pattern_of(schema: Mapping[str, Any] | str, *, exact: bool = True) -> str:
     try:
         build = import_module("outlines_core.json_schema").build_regex_from_schema
     except ImportError:
-        raise ConfigError(MISSING) from None
+        raise MissingPackageError(MISSING) from None
     try:
         whole = json.loads(schema) if isinstance(schema, str) else schema
         pattern = build(json.dumps(_plain(whole, "", exact)))
