@@ -191,15 +191,17 @@ class Users:
         if capacity < 1:
             raise ConfigError(f"capacity={capacity} must be at least 1")
         own: dict[str, None] = {}
-        largest = 0
-        for name in names(self.home) if rank is None or targets is None else ():
+        largest, kinds = 0, {"lora"}
+        for name in names(self.home):
             if (adapter := self._adapter(read_user(self.home, name))) is not None:
                 own |= dict.fromkeys(adapter.targets)
+                kinds |= {adapter.kind} & banks.KINDS.keys()
                 ranks = [int(np.max(ranks)) for ranks in adapter.ranks.values()]
                 largest = max([largest, *ranks])
-        config = model.config
         self.bank: Bank = banks.empty(
-            *(config, capacity, rank or largest or RANK), tuple(targets or own or ("all-linear",))
+            *(model.config, capacity, rank or largest or RANK),
+            tuple(targets or own or ("all-linear",)),
+            kinds=sorted(kinds),
         )
         self.slots: OrderedDict[str, int] = OrderedDict()  # the one used longest ago comes first
         self.serials: dict[str, int] = {}  # of those in memory: another for each time it was read
@@ -234,12 +236,12 @@ class Users:
             self.drop(name)
 
     def drop(self, name: str) -> None:
-        """Take a user's adapter out of memory: the slot is zeroed, and looked at."""
+        """Take a user's adapter out of memory: the slot is emptied, and looked at."""
         self.serials.pop(name, None)
         slot = self.slots.pop(name, 0)
         if slot:
             self.bank = banks.write(self.bank, self.model.config, slot, None, name)
-            assert banks.is_zero(self.bank, self.model.config, slot), name
+            assert banks.is_empty(self.bank, self.model.config, slot), name
 
     def _load(self, name: str) -> None:
         user = self.read(name)
@@ -251,7 +253,10 @@ class Users:
         if free is None:
             oldest, free = self.slots.popitem(last=False)
             del self.serials[oldest]
-        self.bank = banks.write(self.bank, self.model.config, free, adapter, f"user {name}")
+        self.bank = banks.write(
+            *(self.bank, self.model.config, free, adapter, f"user {name}"),
+            params=self.model.params,
+        )
         self._reads += 1
         self.slots[name], self.serials[name] = free, self._reads
 

@@ -33,7 +33,9 @@ GREEDY = Generation(temperature=0.0, max_new_tokens=LENGTH)
 
 
 def adapter_of(number, rank=2, **more):
-    given = {"kind": "lora", "rank": rank, "alpha": 4.0, **more}
+    given = {"kind": "lora", **more}
+    if given["kind"] != "ia3":
+        given |= {"rank": rank, "alpha": 4.0}
     adapter = plan(settings.build(AdapterSettings, given), CONFIG)
     rng = np.random.default_rng(number)
     draw = lambda path, x: jnp.asarray(0.5 * rng.normal(size=x.shape), "float32")  # noqa: E731
@@ -86,6 +88,31 @@ def test_a_batch_of_users_gives_each_what_it_gives_alone_and_what_a_merged_model
             merge(params, config), config, ids, jax.random.key(0), length=LENGTH
         )
         assert found[0, : len(tokens)].tolist() == tokens, number
+
+
+def test_a_batch_mixes_kinds_of_adapters(home, session, tmp_path):
+    given = {
+        "lora": {"targets": ["*/q"], "rank": 2},
+        "dora": {"kind": "dora", "rank": 3, "targets": ["*/q", "*/up"]},
+        "ia3": {"kind": "ia3", "targets": ["*/k", "*/down"]},
+    }
+    tokens, params = jnp.asarray([[1, 2, 3]]), jaxgen.load(home / "base")[1]
+    for name, more in given.items():
+        add(tmp_path, name, 1, **more)
+    users = Users(tmp_path, session.model)
+    around = users.params(session.params, [None, *given])
+    found = jaxgen.apply(around, CONFIG, jnp.repeat(tokens, 4, axis=0)).logits
+    wanted = [
+        jaxgen.apply(attach(params, adapter_of(1, **more), CONFIG), CONFIG, tokens).logits[0]
+        for more in given.values()
+    ]
+    np.testing.assert_allclose(found[1:], np.stack(wanted), atol=1e-4)
+    assert np.abs(np.diff(found, axis=0)).max(axis=(1, 2)).min() > 0.1
+    for name in given:
+        slot = users.slots[name]
+        assert not banks.is_empty(users.bank, CONFIG, slot)
+        users.drop(name)
+        assert banks.is_empty(users.bank, CONFIG, slot)
 
 
 def test_rows_without_a_user_are_those_of_the_model_itself(home, session):
@@ -141,9 +168,9 @@ def test_a_bank_holds_a_thousand_adapters_and_a_forgotten_slot_holds_zeros():
     tuned = jaxgen.apply(attach(params, rounded, CONFIG), CONFIG, tokens).logits
     np.testing.assert_allclose(logits[jnp.asarray([0, 2])], plain[:2], atol=1e-5)
     np.testing.assert_allclose(logits[1], tuned[1], atol=0.05)
-    assert not banks.is_zero(bank, CONFIG, 1000) and banks.is_zero(bank, CONFIG, 7)
+    assert not banks.is_empty(bank, CONFIG, 1000) and banks.is_empty(bank, CONFIG, 7)
     bank = banks.write(bank, CONFIG, 1000, None, "one")
-    assert banks.is_zero(bank, CONFIG, 1000)
+    assert banks.is_empty(bank, CONFIG, 1000)
 
 
 def test_parameters_are_not_copied_for_a_batch():
@@ -199,9 +226,17 @@ def test_what_cannot_be_is_refused(home, session, tmp_path):
     users = Users(tmp_path, session.model, rank=2)
     with pytest.raises(ConfigError, match="user wide has rank 7, more than the rank=2"):
         users.params(session.params, ["wide"])
+    add(tmp_path, "whole", 1, targets=["*/q"], save=["final_norm/scale"])
+    users = Users(tmp_path, session.model, rank=8)
+    with pytest.raises(ConfigError, match="user whole has parameters saved whole, which rows of"):
+        users.params(session.params, ["whole"])
     add(tmp_path, "dora", 1, kind="dora")
-    with pytest.raises(ConfigError, match="user dora has kind=dora, which rows of one batch"):
-        Users(tmp_path, session.model, rank=8, targets=["*"]).params(session.params, ["dora"])
+    with pytest.raises(ConfigError, match="user dora has kind=dora, but the bank was opened with"):
+        users.params(session.params, ["dora"])
+    biased = CONFIG.replace(biases="all")
+    ia3 = plan(settings.build(AdapterSettings, {"kind": "ia3", "targets": ["*/k"]}), biased)
+    with pytest.raises(ConfigError, match="ann has kind=ia3 at layers/attn/k, whose bias it"):
+        banks.write(banks.empty(biased, 1, 2, kinds=["ia3"]), biased, 1, ia3, "ann")
     users = Users(tmp_path, session.model, rank=8, targets=["*/q"])
     with pytest.raises(ConfigError, match="which the bank has no room for"):
         users.params(session.params, ["wide"])
@@ -213,14 +248,14 @@ def test_forget_removes_a_user_and_proves_it(home, session, tmp_path, monkeypatc
     users = Users(tmp_path / "all", session.model, capacity=2)
     users.params(session.params, ["user1"])
     slot = users.slots["user1"]
-    assert not banks.is_zero(users.bank, CONFIG, slot)
+    assert not banks.is_empty(users.bank, CONFIG, slot)
     removed = users.forget("user1")
     assert {one.path.name for one in removed} == {
         "adapter_config.json", "adapter_model.safetensors"
     }  # fmt: skip
     assert all(len(one.sha256) == 64 and one.size > 0 for one in removed)
     assert not (tmp_path / "all" / "user1").exists() and "user1" not in users.slots
-    assert banks.is_zero(users.bank, CONFIG, slot)
+    assert banks.is_empty(users.bank, CONFIG, slot)
     with pytest.raises(ConfigError, match="user user1: no such user"):
         forget(tmp_path / "all", "user1")
     copy = tmp_path / "cache" / "copy.bin"
