@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxgen.decoding.stop import Reason
 from jaxgen.serve.requests import Ask
@@ -106,8 +108,6 @@ class Choice:
 
 def call_id(request: str, choice: int, place: int) -> str:
     """Return the id of a call: nine letters and digits, as some templates want it."""
-    import hashlib
-
     return hashlib.sha256(f"{request}/{choice}/{place}".encode()).hexdigest()[:9]
 
 
@@ -123,127 +123,127 @@ def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
 
 
 @dataclass
-class ChatAnswer:
-    """Objects of /v1/chat/completions."""
+class Answer(ABC):
+    """Objects of a route: the answer at once, or the chunks that add up to it."""
 
     ask: Ask
     request: str
     created: int = field(default_factory=lambda: int(time.time()))
+    kinds: ClassVar[tuple[str, str, str]]  # what its id begins with; its name at once, in chunks
 
     def _about(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": f"chatcmpl-{self.request}",
-            "object": kind,
-            "created": self.created,
-            "model": self.ask.served.name,
-            "system_fingerprint": None,
-        }
+        about = {"id": f"{self.kinds[0]}-{self.request}", "object": kind, "created": self.created}
+        return about | {"model": self.ask.served.name, "system_fingerprint": None}
 
     def whole(self, choices: Sequence[Choice], cost: dict[str, Any]) -> dict[str, Any]:
         """Return the answer at once."""
-        return self._about("chat.completion") | {
-            "choices": [self._choice(one) for one in choices],
-            "usage": cost,
-        }
+        rows = [self._whole(one) | {"finish_reason": one.finish_reason} for one in choices]
+        return self._about(self.kinds[1]) | {"choices": rows, "usage": cost}
 
-    def _choice(self, choice: Choice) -> dict[str, Any]:
+    def first(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        """Yield the chunk that opens a choice."""
+        yield self._chunk(self._opening(choice))
+
+    def more(
+        self, choice: Choice, parts: Sequence[Part], rows: Sequence[Row]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of a piece; its tokens go with the first of them."""
+        for row in self._pieces(choice, parts, rows):
+            yield self._chunk(row)
+
+    def last(self, choice: Choice) -> Iterator[dict[str, Any]]:
+        """Yield the chunk that ends a choice."""
+        yield self._chunk(self._closing(choice) | {"finish_reason": choice.finish_reason})
+
+    def end(self, choices: Sequence[Choice], cost: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the chunk of what it has cost, if that was asked for."""
+        if self.ask.usage:
+            yield self._about(self.kinds[2]) | {"choices": [], "usage": cost}
+
+    @abstractmethod
+    def _whole(self, choice: Choice) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _opening(self, choice: Choice) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _closing(self, choice: Choice) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _pieces(
+        self, choice: Choice, parts: Sequence[Part], rows: Sequence[Row]
+    ) -> Iterator[Any]: ...
+
+    def _chunk(self, row: dict[str, Any]) -> dict[str, Any]:
+        chunk = self._about(self.kinds[2]) | {"choices": [row]}
+        return chunk | ({"usage": None} if self.ask.usage else {})
+
+
+class ChatAnswer(Answer):
+    """Objects of /v1/chat/completions."""
+
+    kinds = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def _whole(self, choice: Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
-        if choice.reader is not None and choice.reader.calls:
+        calls = [] if choice.reader is None else choice.reader.calls
+        if calls:
             message["content"] = choice.text or None
             message["tool_calls"] = [
-                {
-                    "id": call_id(self.request, choice.index, place),
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for place, call in enumerate(choice.reader.calls)
+                self._call(choice, place, call.name, call.arguments)
+                for place, call in enumerate(calls)
             ]
-        return {
-            "index": choice.index,
-            "message": message,
-            "logprobs": self._logprobs(choice.rows),
-            "finish_reason": choice.finish_reason,
-        }
+        row = {"index": choice.index, "message": message}
+        return row | {"logprobs": self._logprobs(choice.rows)}
+
+    def _call(self, choice: Choice, place: int, name: str, arguments: str) -> dict[str, Any]:
+        about = {"id": call_id(self.request, choice.index, place), "type": "function"}
+        return about | {"function": {"name": name, "arguments": arguments}}
 
     def _logprobs(self, rows: Sequence[Row]) -> dict[str, Any] | None:
         if self.ask.detail is None:
             return None
         return {"content": token_rows(self.ask.served, rows), "refusal": None}
 
-    def first(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        """Yield the chunk that opens a choice."""
-        yield self._chunk(choice, {"role": "assistant", "content": "", "refusal": None})
+    def _opening(self, choice: Choice) -> dict[str, Any]:
+        return self._delta(choice, {"role": "assistant", "content": "", "refusal": None})
 
-    def more(
-        self, choice: Choice, parts: Sequence[Part], rows: Sequence[Row]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the chunks of a piece; its tokens go with the first of them."""
-        for number, part in enumerate(parts):
-            yield self._chunk(choice, self._delta(choice, part), rows if not number else [])
-        if rows and not parts:
-            yield self._chunk(choice, {"content": ""}, rows)
+    def _closing(self, choice: Choice) -> dict[str, Any]:
+        return self._delta(choice, {})
 
-    def _delta(self, choice: Choice, part: Part) -> dict[str, Any]:
-        if isinstance(part, Said):
-            return {"content": part.text}
-        if isinstance(part, Called):
-            about: dict[str, Any] = {
-                "id": call_id(self.request, choice.index, part.place),
-                "type": "function",
-                "function": {"name": part.name, "arguments": ""},
-            }
-        else:
-            about = {"function": {"arguments": part.text}}
-        return {"tool_calls": [{"index": part.place} | about]}
+    def _pieces(self, choice: Choice, parts: Sequence[Part], rows: Sequence[Row]) -> Iterator[Any]:
+        for part in parts or ([Said("")] if rows else ()):
+            if isinstance(part, Said):
+                delta: dict[str, Any] = {"content": part.text}
+            elif isinstance(part, Called):
+                call = self._call(choice, part.place, part.name, "")
+                delta = {"tool_calls": [{"index": part.place} | call]}
+            else:
+                delta = {
+                    "tool_calls": [{"index": part.place, "function": {"arguments": part.text}}]
+                }
+            yield self._delta(choice, delta, rows)
+            rows = []
 
-    def last(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        """Yield the chunk that ends a choice."""
-        yield self._chunk(choice, {}, end=choice.finish_reason)
-
-    def _chunk(
-        self,
-        choice: Choice,
-        delta: dict[str, Any],
-        rows: Sequence[Row] = (),
-        end: str | None = None,
+    def _delta(
+        self, choice: Choice, delta: dict[str, Any], rows: Sequence[Row] = ()
     ) -> dict[str, Any]:
-        row = {
-            "index": choice.index,
-            "delta": delta,
-            "logprobs": self._logprobs(rows) if rows else None,
-            "finish_reason": end,
-        }
-        nothing = {"usage": None} if self.ask.usage else {}
-        return self._about("chat.completion.chunk") | {"choices": [row]} | nothing
-
-    def end(self, choices: Sequence[Choice], cost: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the chunk of what it has cost, if that was asked for."""
-        if self.ask.usage:
-            yield self._about("chat.completion.chunk") | {"choices": [], "usage": cost}
+        logprobs = self._logprobs(rows) if rows else None
+        about = {"index": choice.index, "delta": delta, "logprobs": logprobs}
+        return about | {"finish_reason": None}
 
 
 @dataclass
-class TextAnswer:
+class TextAnswer(Answer):
     """Objects of /v1/completions.
 
     scores: of the prompts that are echoed, (log-probabilities, alternatives) of their tokens.
     """
 
-    ask: Ask
-    request: str
-    created: int = field(default_factory=lambda: int(time.time()))
+    kinds = "cmpl", "text_completion", "text_completion"
     ids: list[list[int]] = field(default_factory=list)
     scores: list[Any] | None = None
     _offsets: dict[int, int] = field(default_factory=dict)
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            "id": f"cmpl-{self.request}",
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.ask.served.name,
-            "system_fingerprint": None,
-        }
 
     def _echo(self, choice: Choice) -> tuple[str, list[Any]]:
         """Return what of its prompt comes before a choice."""
@@ -257,32 +257,24 @@ class TextAnswer:
             rows = list(zip(ids, [None, *logprobs], [None, *top], strict=True))
         return self.ask.echo[place], rows
 
-    def whole(self, choices: Sequence[Choice], cost: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer at once."""
-        made = []
-        for choice in choices:
-            before, rows = self._echo(choice)
-            row = self._row(choice, before + choice.text, [*rows, *choice.rows])
-            made.append(row | {"finish_reason": choice.finish_reason})
-        return self._about() | {"choices": made, "usage": cost}
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        before, rows = self._echo(choice)
+        return self._row(choice, before + choice.text, [*rows, *choice.rows])
 
     def first(self, choice: Choice) -> Iterator[dict[str, Any]]:
         """Yield the prompt, if it is to come back."""
-        before, rows = self._echo(choice)
-        if before:
-            yield self._chunk(self._row(choice, before, rows))
+        return iter(()) if self.ask.echo is None else super().first(choice)
 
-    def more(
-        self, choice: Choice, parts: Sequence[Part], rows: Sequence[Row]
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the chunk of a piece."""
+    def _opening(self, choice: Choice) -> dict[str, Any]:
+        return self._row(choice, *self._echo(choice))
+
+    def _closing(self, choice: Choice) -> dict[str, Any]:
+        return self._row(choice, "", [])
+
+    def _pieces(self, choice: Choice, parts: Sequence[Part], rows: Sequence[Row]) -> Iterator[Any]:
         text = "".join(part.text for part in parts if isinstance(part, Said))
         if text or rows:
-            yield self._chunk(self._row(choice, text, rows))
-
-    def last(self, choice: Choice) -> Iterator[dict[str, Any]]:
-        """Yield the chunk that ends a choice."""
-        yield self._chunk(self._row(choice, "", []) | {"finish_reason": choice.finish_reason})
+            yield self._row(choice, text, rows)
 
     def _row(self, choice: Choice, text: str, rows: Sequence[Any]) -> dict[str, Any]:
         return {
@@ -309,14 +301,6 @@ class TextAnswer:
             "top_logprobs": top if self.ask.detail else None,
             "text_offset": offsets,
         }
-
-    def _chunk(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._about() | {"choices": [row]} | ({"usage": None} if self.ask.usage else {})
-
-    def end(self, choices: Sequence[Choice], cost: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the chunk of what it has cost, if that was asked for."""
-        if self.ask.usage:
-            yield self._about() | {"choices": [], "usage": cost}
 
 
 def token_rows(served: Served, rows: Sequence[Row]) -> list[dict[str, Any]]:

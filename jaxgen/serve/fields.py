@@ -1,6 +1,7 @@
 """The fields of requests: each is honoured, ignored for a reason, or refused for one.
 
-A table an endpoint, which holds every field that OpenAI documents, and our own settings of a text.
+A table an endpoint, which holds every field that OpenAI documents, and our own settings of a text;
+a field that is an object, or a list of such, has a table of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Field(NamedTuple):
     """How a field is read.
 
     hint, rule: its type and its range; sets: the setting of `Generation` that it is; ignored: why
-    it changes no answer; refused: why it can't be followed, but for the values in `harmless`.
+    it changes no answer; refused: why it can't be followed, but for the values in `harmless`;
+    table: the fields of the object that it is, or of each in the list.
     """
 
     hint: Any = Any
@@ -32,6 +34,7 @@ class Field(NamedTuple):
     refused: str = ""
     harmless: tuple[Any, ...] = ()
     required: bool = False
+    table: Mapping[str, Field] | None = None
 
 
 Fields = Mapping[str, Field]
@@ -62,14 +65,16 @@ def read(body: Any, table: Fields, path: str = "", *, lenient: bool = False) -> 
                 why = f"{before}{name} is not supported: {field.refused}"
                 raise Problem(why, param=f"{before}{name}", code="unsupported_parameter")
             continue
-        given[name] = _checked(field, value, f"{before}{name}")
+        given[name] = _checked(field, value, f"{before}{name}", lenient)
     for name, field in table.items():
         if field.required and name not in given:
             raise Problem(f"{before}{name} is missing", param=f"{before}{name}")
     return given
 
 
-def _checked(field: Field, value: Any, name: str) -> Any:
+def _checked(field: Field, value: Any, name: str, lenient: bool) -> Any:
+    if field.table is not None and field.hint is Mapping:
+        return read(value, field.table, name, lenient=lenient)
     try:
         value = values.read_value(field.hint, value, name, _JSON)
         if field.rule is not None:
@@ -78,7 +83,9 @@ def _checked(field: Field, value: Any, name: str) -> Any:
         raise
     except ValueError as error:  # a ConfigError, which begins with the name
         raise Problem(str(error), param=name) from None
-    return value
+    if field.table is None or isinstance(value, str):
+        return value
+    return [read(one, field.table, f"{name}[{i}]", lenient=lenient) for i, one in enumerate(value)]
 
 
 def _short(value: Any) -> str:
@@ -106,24 +113,31 @@ def named(table: Fields, given: Mapping[str, Any]) -> dict[str, str]:
     return names | {table[name].sets or name: name for name in given if name in table}
 
 
-TEXT, FLAG, WHOLE, LIST = Field(str), Field(bool), Field(int), Field(Sequence[Any])
+TEXT, NAME, FLAG = Field(str), Field(str, required=True), Field(bool)
 OBJECT = Field(Mapping[str, Any])
 _PENALTY = between(-2, 2)
-_NOBODY = Field(Any, ignored="there are no accounts")
 _CACHE = Field(Any, ignored="prefixes are shared in any case, and no answer depends on it")
 _KEPT = Field(Any, ignored="no answer is kept")
-_MODERATION = Field(Any, refused="nothing is moderated")
-_TIER = Field(Any, ignored="there is one tier")
-_STREAM: dict[str, Field] = {
-    "stream": FLAG,
-    "stream_options": OBJECT,
-}
+_ABOUT = Field(Any, ignored="it is about a text, no part of it")
 STREAM_OPTIONS: dict[str, Field] = {
     "include_usage": FLAG,
     "include_obfuscation": Field(Any, ignored="padding of events; the text is the same"),
 }
+_STREAM: dict[str, Field] = {
+    "stream": FLAG,
+    "stream_options": Field(Mapping, table=STREAM_OPTIONS),
+}
+_UNKEPT: dict[str, Field] = {
+    "store": _KEPT,
+    "moderation": Field(Any, refused="nothing is moderated"),
+    "service_tier": Field(Any, ignored="there is one tier"),
+    "safety_identifier": Field(Any, ignored="there are no accounts"),
+    "prompt_cache_key": _CACHE,
+    "prompt_cache_options": _CACHE,
+    "prompt_cache_retention": _CACHE,
+}
 _SAMPLING: dict[str, Field] = {
-    "model": Field(str, required=True),
+    "model": NAME,
     "temperature": Field(float, between(0, 2), "temperature"),
     "top_p": Field(float, SHARE, "top_p"),
     "user": Field(str),  # ignored where no users are served, as there are no accounts
@@ -155,22 +169,108 @@ def _own() -> dict[str, Field]:
 
 
 OWN = _own()
-_TOOLS: dict[str, Field] = {
-    "tools": LIST,
-    "tool_choice": Field(Any),
-    "parallel_tool_calls": FLAG,
+# Parts of requests.
+PART: dict[str, Field] = {
+    "type": Field(Literal["text", "input_text", "output_text", "refusal"], required=True),
+    "text": TEXT,
+    "refusal": TEXT,
+    "annotations": _ABOUT,
+    "logprobs": _ABOUT,
+    "prompt_cache_breakpoint": _CACHE,
 }
+FUNCTION: dict[str, Field] = {
+    "name": NAME,
+    "description": TEXT,
+    "parameters": OBJECT,
+    "strict": FLAG,
+}
+_FUNCTION = Field(Literal["function"], required=True)
+TOOL: dict[str, Field] = {
+    "type": _FUNCTION,
+    "function": Field(Mapping, required=True, table=FUNCTION),
+}
+RESPONSE_TOOL: dict[str, Field] = FUNCTION | {
+    "type": _FUNCTION,
+    "async": Field(Any, refused="calls are answered by the next request", harmless=(False,)),
+    "allowed_callers": Field(Any, refused="the model alone calls", harmless=(["direct"],)),
+    "defer_loading": Field(Any, refused="all tools are shown", harmless=(False,)),
+    "output_schema": Field(Any, ignored="it is about what the caller sends"),
+}
+CALL: dict[str, Field] = {
+    "id": NAME,
+    "type": Field(Literal["function"]),
+    "function": Field(Mapping, required=True, table={"name": NAME, "arguments": NAME}),
+    "index": Field(Any, ignored="the order says it"),
+}
+_SAYS: dict[str, Field] = {
+    "role": NAME,
+    "content": Field(str | Sequence[Any], table=PART),
+    "name": TEXT,
+}
+MESSAGES: dict[str, dict[str, Field]] = {
+    "system": _SAYS,
+    "developer": _SAYS,
+    "user": _SAYS,
+    "assistant": _SAYS
+    | {
+        "tool_calls": Field(Sequence[Any], table=CALL),
+        "refusal": TEXT,
+        "reasoning_content": TEXT,
+        "audio": Field(Any, refused="only texts are read"),
+        "function_call": Field(Any, refused="it is deprecated; send tool_calls"),
+        "annotations": _ABOUT,
+    },
+    "tool": _SAYS | {"tool_call_id": NAME},
+}
+_ITEM: dict[str, Field] = {
+    "type": TEXT,
+    "id": Field(Any, ignored="nothing is kept"),
+    "status": Field(Any, ignored="what is sent counts"),
+    "caller": Field(Any, ignored="the model alone calls"),
+    "name": TEXT,
+}
+ITEMS: dict[str, dict[str, Field]] = {
+    "message": _ITEM
+    | {
+        "role": NAME,
+        "content": Field(Any),
+        "phase": Field(Any, ignored="all turns are read alike"),
+    },
+    "function_call": _ITEM | {"call_id": NAME, "name": NAME, "arguments": NAME},
+    "function_call_output": _ITEM | {"call_id": NAME, "output": Field(str | Sequence[Any])},
+}
+SCHEMA: dict[str, Field] = {
+    "name": TEXT,
+    "description": TEXT,
+    "schema": OBJECT,
+    "strict": FLAG,
+}
+FORMAT: dict[str, Field] = {
+    "type": Field(Literal["text", "json_object", "json_schema", "regex"], required=True),
+    "json_schema": Field(Mapping, table=SCHEMA),
+    "regex": TEXT,
+}
+_VERBOSITY = Field(Any, refused="say it in a message", harmless=("medium",))
+_SHAPE = Field(Mapping, table=FORMAT | SCHEMA)
+_UNTHOUGHT = Field(Any, ignored="thoughts are not summed up")
+_REASONING = {"effort": TEXT, "summary": _UNTHOUGHT, "generate_summary": _UNTHOUGHT}
+
+# Endpoints.
+_CALLING: dict[str, Field] = {"tool_choice": Field(Any), "parallel_tool_calls": FLAG}
+_TOOLS = Field(Sequence[Any], table=TOOL)
 CHAT: dict[str, Field] = {
     **OWN,
     **_SAMPLING,
     **_DRAWS,
     **_STREAM,
-    **_TOOLS,
+    **_CALLING,
+    **_UNKEPT,
+    "tools": _TOOLS,
     "messages": Field(Sequence[Any], required=True),
     "max_completion_tokens": Field(int, at_least(1), "max_new_tokens"),
     "logprobs": FLAG,
     "top_logprobs": Field(int, between(0, MOST_TOP)),
-    "response_format": OBJECT,
+    "response_format": Field(Mapping, table=FORMAT),
     "reasoning_effort": TEXT,
     "chat_template_kwargs": OBJECT,
     "audio": Field(Any, refused="answers are text"),
@@ -178,16 +278,9 @@ CHAT: dict[str, Field] = {
     "functions": Field(Any, refused="it is deprecated; send tools"),
     "function_call": Field(Any, refused="it is deprecated; send tool_choice"),
     "web_search_options": Field(Any, refused="there is no search"),
-    "verbosity": Field(Any, refused="say it in a message", harmless=("medium",)),
+    "verbosity": _VERBOSITY,
     "prediction": Field(Any, ignored="a guess of the answer makes it faster at most"),
-    "moderation": _MODERATION,
     "metadata": _KEPT,
-    "store": _KEPT,
-    "service_tier": _TIER,
-    "safety_identifier": _NOBODY,
-    "prompt_cache_key": _CACHE,
-    "prompt_cache_options": _CACHE,
-    "prompt_cache_retention": _CACHE,
 }
 COMPLETION: dict[str, Field] = {
     **OWN,
@@ -205,14 +298,16 @@ RESPONSE: dict[str, Field] = {
     **OWN,
     **_SAMPLING,
     **_STREAM,
-    **_TOOLS,
+    **_CALLING,
+    **_UNKEPT,
+    "tools": Field(Sequence[Any], table=RESPONSE_TOOL),
     "input": Field(str | Sequence[Any], required=True),
     "instructions": TEXT,
     "max_output_tokens": Field(int, at_least(1), "max_new_tokens"),
-    "text": OBJECT,
+    "text": Field(Mapping, table={"format": _SHAPE, "verbosity": _VERBOSITY}),
     "top_logprobs": Field(int, between(0, MOST_TOP)),
     "include": Field(Sequence[str]),
-    "reasoning": OBJECT,
+    "reasoning": Field(Mapping, table=_REASONING),
     "metadata": OBJECT,
     "seed": Field(int, between(-(2**63), 2**64 - 1)),
     "chat_template_kwargs": OBJECT,
@@ -224,18 +319,11 @@ RESPONSE: dict[str, Field] = {
     "prompt": Field(Any, refused="no templates of prompts are kept; send input"),
     "image": Field(Any, refused="answers are text"),
     "access_programs": Field(Any, refused="there are no access programs"),
-    "moderation": _MODERATION,
     "truncation": Field(Any, refused="shorten the input", harmless=("disabled",)),
     "max_tool_calls": Field(Any, ignored="it counts calls of tools that the server runs: none"),
-    "store": _KEPT,
-    "service_tier": _TIER,
-    "safety_identifier": _NOBODY,
-    "prompt_cache_key": _CACHE,
-    "prompt_cache_options": _CACHE,
-    "prompt_cache_retention": _CACHE,
 }
 EMBEDDING: dict[str, Field] = {
-    "model": Field(str, required=True),
+    "model": NAME,
     "input": Field(str | Sequence[Any], required=True),
     "dimensions": Field(int, at_least(1)),
     "encoding_format": Field(Literal["float", "base64"]),
@@ -244,7 +332,7 @@ EMBEDDING: dict[str, Field] = {
     "overflow": Field(Literal["refuse", "cut"]),
 }
 SCORE: dict[str, Field] = {
-    "model": Field(str, required=True),
+    "model": NAME,
     "input": Field(str | Sequence[str], required=True),
     "overflow": Field(Literal["refuse", "cut"]),
     "user": TEXT,
@@ -252,75 +340,9 @@ SCORE: dict[str, Field] = {
 TOKENIZE: dict[str, Field] = {
     "model": TEXT,
     "prompt": TEXT,
-    "messages": LIST,
-    "tools": LIST,
+    "messages": Field(Sequence[Any]),
+    "tools": _TOOLS,
     "chat_template_kwargs": OBJECT,
     "add_special_tokens": FLAG,
 }
 DETOKENIZE: dict[str, Field] = {"model": TEXT, "tokens": Field(Sequence[int], required=True)}
-
-# Parts of them.
-_PART: dict[str, Field] = {
-    "type": Field(Literal["text", "input_text", "output_text", "refusal"], required=True),
-    "text": TEXT,
-    "refusal": TEXT,
-    "annotations": Field(Any, ignored="they are about a text, no part of it"),
-    "logprobs": Field(Any, ignored="they are about a text, no part of it"),
-    "prompt_cache_breakpoint": _CACHE,
-}
-_CONTENT = Field(str | Sequence[Any])
-_SAYS: dict[str, Field] = {"role": Field(str, required=True), "content": _CONTENT, "name": TEXT}
-MESSAGES: dict[str, dict[str, Field]] = {
-    "system": _SAYS,
-    "developer": _SAYS,
-    "user": _SAYS,
-    "assistant": _SAYS
-    | {
-        "tool_calls": LIST,
-        "refusal": TEXT,
-        "reasoning_content": TEXT,
-        "audio": Field(Any, refused="only texts are read"),
-        "function_call": Field(Any, refused="it is deprecated; send tool_calls"),
-        "annotations": Field(Any, ignored="they are about a text, no part of it"),
-    },
-    "tool": _SAYS | {"tool_call_id": Field(str, required=True)},
-}
-PART = _PART
-TOOL: dict[str, Field] = {
-    "type": Field(Literal["function"], required=True),
-    "function": Field(Mapping[str, Any], required=True),
-}
-FUNCTION: dict[str, Field] = {
-    "name": Field(str, required=True),
-    "description": TEXT,
-    "parameters": OBJECT,
-    "strict": FLAG,
-}
-RESPONSE_TOOL: dict[str, Field] = FUNCTION | {
-    "type": Field(Literal["function"], required=True),
-    "async": Field(Any, refused="calls are answered by the next request", harmless=(False,)),
-    "allowed_callers": Field(Any, refused="the model alone calls", harmless=(["direct"],)),
-    "defer_loading": Field(Any, refused="all tools are shown", harmless=(False,)),
-    "output_schema": Field(Any, ignored="it is about what the caller sends"),
-}
-CALL: dict[str, Field] = {
-    "id": Field(str, required=True),
-    "type": Field(Literal["function"]),
-    "function": Field(Mapping[str, Any], required=True),
-    "index": Field(Any, ignored="the order says it"),
-}
-CALLED: dict[str, Field] = {
-    "name": Field(str, required=True),
-    "arguments": Field(str, required=True),
-}
-FORMAT: dict[str, Field] = {
-    "type": Field(Literal["text", "json_object", "json_schema", "regex"], required=True),
-    "json_schema": OBJECT,
-    "regex": TEXT,
-}
-SCHEMA: dict[str, Field] = {
-    "name": TEXT,
-    "description": TEXT,
-    "schema": OBJECT,
-    "strict": FLAG,
-}

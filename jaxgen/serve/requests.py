@@ -23,7 +23,6 @@ from jaxgen.text.users import with_system
 
 SEEDS = 2**64
 LONGEST_REGEX = 20_000
-ANY_JSON_OBJECT = {"type": "object"}
 
 
 @dataclass
@@ -50,36 +49,82 @@ class Ask:
 def chat(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
     """Return the request of /v1/chat/completions."""
     given = read(body, fields.CHAT, lenient=lenient)
-    messages = read_messages(given["messages"], lenient)
-    tools = [_tool(one, f"tools[{i}]", lenient) for i, one in enumerate(given.get("tools") or ())]
     if given.get("top_logprobs") is not None and not given.get("logprobs"):
         raise Problem("top_logprobs needs logprobs: true", param="top_logprobs")
-    form = given.get("response_format")
-    form = None if form is None else read(form, fields.FORMAT, "response_format", lenient=lenient)
-    if form and form["type"] == "json_schema":
-        if "json_schema" not in form:
-            raise Problem("response_format.json_schema is missing", param="response_format")
-        schema = read(
-            form["json_schema"], fields.SCHEMA, "response_format.json_schema", lenient=lenient
-        )
-        form = {"type": "json_schema", **schema}
+    form = given.get("response_format", {})
+    if form.get("type") == "json_schema" and "json_schema" not in form:
+        raise Problem("response_format.json_schema is missing", param="response_format")
+    form |= form.get("json_schema", {})
     detail = (given.get("top_logprobs") or 0) if given.get("logprobs") else None
-    return of_chat(served, given, fields.CHAT, messages, tools, form, detail)
+    messages = _messages(given["messages"], lenient)
+    tools = [one["function"] for one in given.get("tools", ())]
+    return _chat(served, given, fields.CHAT, messages, tools, form, detail)
 
 
-def of_chat(
+def response(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
+    """Return the request of /v1/responses."""
+    given = read(body, fields.RESPONSE, lenient=lenient)
+    said, choice = given["input"], given.get("tool_choice")
+    rows = [{"role": "user", "content": said}] if isinstance(said, str) else _items(said, lenient)
+    if given.get("instructions"):
+        rows.insert(0, {"role": "system", "content": given["instructions"]})
+    if isinstance(choice, Mapping) and choice.get("type") == "function":
+        given["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
+    given |= {f"reasoning_{name}": value for name, value in given.get("reasoning", {}).items()}
+    wanted, detail = given.get("include", ()), given.get("top_logprobs")
+    for one in wanted:
+        if one not in ("message.output_text.logprobs", "reasoning.encrypted_content"):
+            raise Problem(f"include={one!r:.60}: there is no such tool", param="include")
+    if detail is None and "message.output_text.logprobs" in wanted:
+        detail = 0
+    tools: list[Tool] = [
+        {k: v for k, v in one.items() if k != "type"} for one in given.get("tools", ())
+    ]
+    form, messages = given.get("text", {}).get("format", {}), _messages(rows, lenient, "input")
+    return _chat(served, given, fields.RESPONSE, messages, tools, form, detail)
+
+
+def _items(items: Sequence[Any], lenient: bool) -> list[Any]:
+    """Return the items of `input` as messages."""
+    rows: list[Any] = []
+    for number, item in enumerate(items):
+        path = f"input[{number}]"
+        kind = item.get("type", "message") if isinstance(item, Mapping) else None
+        if kind == "reasoning":
+            continue
+        table = fields.ITEMS.get(kind) if isinstance(kind, str) else None
+        if table is None:
+            raise Problem(f"{path}.type={kind!r:.40} is not supported", param=f"{path}.type")
+        row = read(item, table, path, lenient=lenient)
+        row.pop("type", None)
+        if kind == "message":
+            rows.append(row)
+        elif kind == "function_call_output":
+            said = row.get("output", "")
+            rows.append({"role": "tool", "tool_call_id": row["call_id"], "content": said})
+        else:
+            about = {"name": row["name"], "arguments": row["arguments"]}
+            call = {"id": row["call_id"], "type": "function", "function": about}
+            if rows and rows[-1].get("tool_calls"):
+                rows[-1]["tool_calls"].append(call)
+            else:
+                rows.append({"role": "assistant", "tool_calls": [call]})
+    return rows
+
+
+def _chat(
     served: Served,
     given: dict[str, Any],
     table: Fields,
     messages: list[dict[str, Any]],
     tools: list[Tool],
-    form: Mapping[str, Any] | None,
+    form: Mapping[str, Any],
     detail: int | None,
 ) -> Ask:
     """Return the request of a chat, whose parts are read."""
     _check_generates(served)
     tools, free = _choice(given, tools)
-    values = dict(given.get("chat_template_kwargs") or {})
+    values = dict(given.get("chat_template_kwargs", {}))
     if "tools" in values:
         raise Problem("chat_template_kwargs.tools: send tools", param="chat_template_kwargs")
     effort = given.get("reasoning_effort")
@@ -158,11 +203,10 @@ def completion(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
 
 
 def _streaming(given: Mapping[str, Any]) -> dict[str, Any]:
-    options = read(given.get("stream_options") or {}, fields.STREAM_OPTIONS, "stream_options")
-    stream = bool(given.get("stream"))
-    if given.get("stream_options") is not None and not stream:
+    stream, options = given.get("stream", False), given.get("stream_options")
+    if options is not None and not stream:
         raise Problem("stream_options needs stream: true", param="stream_options")
-    return {"stream": stream, "usage": bool(options.get("include_usage"))}
+    return {"stream": stream, "usage": bool(options and options.get("include_usage"))}
 
 
 def _check_generates(served: Served) -> None:
@@ -198,16 +242,20 @@ def _more_settings(given: Mapping[str, Any], served: Served) -> dict[str, Any]:
     return more
 
 
-def _form(form: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the settings of a form of the answer."""
-    kind = None if form is None else form["type"]
-    if form is None or kind == "text":
+def _form(form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a form of the answer.
+
+    Where a schema says nothing of a part, it holds any texts, numbers and words, and objects and
+    lists of those: each further level would make the automaton four times as large.
+    """
+    kind = form.get("type", "text")
+    if kind == "text":
         return {}
     if kind == "regex":
         if not form.get("regex"):
             raise Problem("response_format.regex is missing", param="response_format")
         return {"regex": form["regex"]}
-    schema = form.get("schema", ANY_JSON_OBJECT)
+    schema = form.get("schema", {"type": "object"})
     try:
         return {"regex": pattern_of(schema, exact=form.get("strict") is True)}
     except ConfigError as error:
@@ -236,9 +284,7 @@ def _prompts(prompt: Any, served: Served) -> list[str | list[int]]:
     return rows
 
 
-def read_messages(
-    rows: Sequence[Any], lenient: bool, where: str = "messages"
-) -> list[dict[str, Any]]:
+def _messages(rows: Sequence[Any], lenient: bool, where: str = "messages") -> list[dict[str, Any]]:
     """Return messages as templates read them."""
     if not rows:
         raise Problem(f"{where} is empty; send at least one", param=where)
@@ -247,64 +293,44 @@ def read_messages(
 
 def _message(row: Any, path: str, lenient: bool) -> dict[str, Any]:
     role = row.get("role") if isinstance(row, Mapping) else None
-    if not isinstance(row, Mapping) or role is None:
-        raise Problem(f"{path} has no role", param=path)
     table = fields.MESSAGES.get(role) if isinstance(role, str) else None
     if table is None:
         roles = ", ".join(fields.MESSAGES)
         raise Problem(f"{path}.role={role!r:.40} is none of {roles}", param=f"{path}.role")
     message = read(row, table, path, lenient=lenient)
-    if role == "developer":
-        message["role"] = "system"
-    content = message.get("content")
+    message["role"] = "system" if role == "developer" else role
+    content, refusal = message.get("content"), message.pop("refusal", None)
     if isinstance(content, list):
-        parts = [
-            read(part, fields.PART, f"{path}.content[{i}]", lenient=lenient)
-            for i, part in enumerate(content)
-        ]
-        message["content"] = "".join(part.get("text") or part.get("refusal", "") for part in parts)
-    if "refusal" in message:
-        message["content"] = message.get("content") or message.pop("refusal")
-        message.pop("refusal", None)
-    calls = message.get("tool_calls")
-    if calls:
-        message["tool_calls"] = [
-            _past_call(one, f"{path}.tool_calls[{i}]", lenient) for i, one in enumerate(calls)
-        ]
-    elif "content" not in message:
+        content = "".join(part.get("text") or part.get("refusal", "") for part in content)
+    content = content or refusal if refusal is not None else content
+    if content is not None:
+        message["content"] = content
+    if message.get("tool_calls"):
+        calls = enumerate(message["tool_calls"])
+        message["tool_calls"] = [_past_call(one, f"{path}.tool_calls[{i}]") for i, one in calls]
+    elif content is None:
         raise Problem(f"{path}.content is missing", param=f"{path}.content")
     return message
 
 
-def _past_call(call: Any, path: str, lenient: bool) -> dict[str, Any]:
-    row = read(call, fields.CALL, path, lenient=lenient)
-    function = read(row["function"], fields.CALLED, f"{path}.function", lenient=lenient)
+def _past_call(call: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return a call of an earlier turn, its arguments as the object that templates read."""
+    function, name = call["function"], f"{path}.function.arguments"
     try:
         arguments = json.loads(function["arguments"] or "{}")
     except (ValueError, RecursionError):
-        name = f"{path}.function.arguments"
         raise Problem(f"{name} is no JSON", param=name) from None
-    return {"id": row["id"], "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _tool(tool: Any, path: str, lenient: bool) -> Tool:
-    row = read(tool, fields.TOOL, path, lenient=lenient)
-    about = read(row["function"], fields.FUNCTION, f"{path}.function", lenient=lenient)
-    return read_function(about, f"{path}.function", lenient)
-
-
-def read_function(about: dict[str, Any], path: str, lenient: bool) -> Tool:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", about["name"]):
-        raise Problem(
-            f"{path}.name={about['name']!r:.80} must be 1 to 64 of a-z, A-Z, 0-9, _, . and -",
-            param=f"{path}.name",
-        )
-    return about
+    return {"id": call["id"], "function": {"name": function["name"], "arguments": arguments}}
 
 
 def _choice(given: Mapping[str, Any], tools: list[Tool]) -> tuple[list[Tool], bool]:
     """Return (the tools that may be called, whether the turn may be none of them)."""
     names = [tool["name"] for tool in tools]
+    for number, name in enumerate(names):
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+            path = f"tools[{number}].name"
+            rule = "must be 1 to 64 of a-z, A-Z, 0-9, _, . and -"
+            raise Problem(f"{path}={name!r:.80} {rule}", param=path)
     if len(set(names)) < len(names):
         raise Problem("two tools have one name", param="tools")
     choice = given.get("tool_choice", "auto" if tools else "none")
@@ -345,6 +371,6 @@ def token_ids(served: Served, given: Mapping[str, Any], lenient: bool) -> list[i
         if given.get("add_special_tokens", True):
             return list(model.ids(given["prompt"]))
         return list(model.tokenizer.encode(given["prompt"]))
-    tools = [_tool(one, f"tools[{i}]", lenient) for i, one in enumerate(given.get("tools") or ())]
-    values = dict(given.get("chat_template_kwargs") or {})
-    return list(served.chat_ids(read_messages(given["messages"], lenient), tools, values))
+    tools = [one["function"] for one in given.get("tools", ())]
+    values = given.get("chat_template_kwargs", {})
+    return list(served.chat_ids(_messages(given["messages"], lenient), tools, values))
