@@ -62,7 +62,8 @@ def app(
     if not named or not all(keys):
         raise ConfigError(f"models={list(named)} and keys must be given, none empty")
     served = {name: Served(name, one) for name, one in _engines(named, **engine).items()}
-    metrics = Metrics({name: one.engine.stats for name, one in served.items()})
+    posts = {**dict.fromkeys(KINDS, generate), **POSTS}
+    metrics = Metrics({name: one.engine.stats for name, one in served.items()}, {*posts, *GETS})
     server = Server(served, metrics, seconds, lenient, progress, ready)
     if not warm:
         server.is_ready.set()
@@ -75,10 +76,10 @@ def app(
         await asyncio.to_thread(server.drain, 30.0)
         server.close()
 
-    posts = {**dict.fromkeys(KINDS, generate), **POSTS}
     routes = [
-        *(Route(path, _Endpoint(one, True), methods=["POST"]) for path, one in posts.items()),
-        *(Route(path, _Endpoint(one, False), methods=["GET"]) for path, one in GETS.items()),
+        Route(path, _Endpoint(work, method), methods=[method])
+        for method, works in (("POST", posts), ("GET", GETS))
+        for path, work in works.items()
     ]
     made = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _status})
     made.state.server = server
@@ -107,8 +108,8 @@ def _engines(models: Mapping[str, Any], context: int | None = None, **how: Any) 
 class _Endpoint:
     """A route's ASGI app: a function of (server, request, body), or of the first two for GET."""
 
-    def __init__(self, work: Callable[..., Any], has_body: bool) -> None:
-        self.work, self.has_body = work, has_body
+    def __init__(self, work: Callable[..., Any], method: str) -> None:
+        self.work, self.has_body = work, method == "POST"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)

@@ -221,22 +221,14 @@ class Engine:
 
     def stats(self) -> Stats:
         """Return what it does and has done."""
-        slots = None if self._rounds is None else self._rounds.slots
         with self._news:
-            queued = len(self._waiting) + len(self._whole)
-        if slots is None:
-            return Stats(slots=0, used=0, queued=queued, rows=0, capacity=0, prefix_blocks=0,
-                         **self._counts)  # fmt: skip
-        staged = self._rounds is not None and self._rounds.staged is not None
-        return Stats(
-            slots=slots.count,
-            used=len(slots.live),
-            queued=queued + staged,
-            rows=len(slots.running),
-            capacity=slots.capacity,
-            prefix_blocks=0 if slots.prefixes is None else len(slots.prefixes),
-            **self._counts,
-        )
+            about = {"queued": len(self._waiting) + len(self._whole)}
+        rounds = self._rounds
+        if rounds is not None:
+            slots, about["queued"] = rounds.slots, about["queued"] + (rounds.staged is not None)
+            about |= {"slots": slots.count, "used": len(slots.live), "rows": len(slots.running)}
+            about |= {"capacity": slots.capacity, "prefix_blocks": len(slots.prefixes or ())}
+        return Stats(**self._counts, **about)
 
     # In the caller's thread.
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from jaxgen.serve.metrics import Metrics
 from jaxgen.serve.problems import Problem
 
@@ -49,12 +51,10 @@ class Guard:
 
         try:
             if _head_size(scope) > HEAD:
-                await respond(answer, Problem(f"the head has more than {HEAD} bytes", 431))
+                await _refuse(Problem(f"the head has more than {HEAD} bytes", 431), scope, answer)
             elif self.keys and scope["path"] not in OPEN and not self._allowed(scope):
-                problem = Problem(
-                    "the API key is missing or wrong; send Authorization: Bearer", 401
-                )
-                await respond(answer, problem)
+                why = "the API key is missing or wrong; send Authorization: Bearer"
+                await _refuse(Problem(why, 401), scope, answer)
             else:
                 await self.app(scope, receive, answer)
         except TimeoutError:  # the client does not read
@@ -95,14 +95,10 @@ def _line(scope: Any, about: dict[str, Any], seconds: float) -> str:
     return json.dumps(row)
 
 
-async def respond(send: Any, problem: Problem) -> None:
-    """Send a refusal."""
-    body = json.dumps(problem.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body))}
-    headers |= problem.headers | ({"connection": "close"} if problem.status == 431 else {})
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(problem: Problem, scope: Any, send: Any) -> None:
+    close = {"connection": "close"} if problem.status == 431 else {}
+    answer = JSONResponse(problem.body, problem.status, problem.headers | close)
+    await answer(scope, None, send)  # pyright: ignore[reportArgumentType]  it reads nothing
 
 
 async def read_body(scope: Any, receive: Any) -> bytes:

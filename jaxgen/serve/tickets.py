@@ -103,11 +103,6 @@ class Ticket:
 class Stats(NamedTuple):
     """Numbers of an engine, since it began where they count."""
 
-    slots: int
-    used: int  # slots that decode
-    queued: int  # texts that wait, those that don't share slots among them
-    rows: int  # of the cache as it is, and the tokens of each
-    capacity: int
     finished: int
     failed: int
     cancelled: int
@@ -116,13 +111,16 @@ class Stats(NamedTuple):
     generated_tokens: int
     steps: int  # of the model, over all rows
     prefix_hits: int  # prompts of which a part was cached
-    prefix_blocks: int  # held now
     compilations: int  # of programs for slots, after the warm-up
     other_compilations: int  # for texts that don't share slots
+    queued: int  # texts that wait, those that don't share slots among them
+    # Of a model whose texts share slots:
+    slots: int = 0
+    used: int = 0  # slots that decode
+    rows: int = 0  # of the cache as it is, and the tokens of each
+    capacity: int = 0
+    prefix_blocks: int = 0  # held now
 
 
 Counts = dict[str, int]
-COUNTED = (
-    *("finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "generated_tokens"),
-    *("steps", "prefix_hits", "compilations", "other_compilations"),
-)
+COUNTED = Stats._fields[: Stats._fields.index("queued")]

@@ -4,7 +4,7 @@ import threading
 import time
 from concurrent.futures import Future
 
-from jaxgen.serve.tickets import Delta, Draining, Failed, Finished, QueueFull, Started
+from jaxgen.serve.tickets import Delta, Draining, Failed, Finished, QueueFull, Started, Stats
 from jaxgen.text.batch_decoding import Alternative, Completion, RequestBatch
 from jaxgen.text.prompts import requests_of
 from jaxgen.text.text_stream import TextStream
@@ -149,7 +149,8 @@ class FakeEngine:
         return not self.waiting
 
     def stats(self):
-        return {"waiting": self.waiting, "cancelled": len(self.cancelled)}
+        none = Stats(*[0] * len(Stats._fields))
+        return none._replace(queued=self.waiting, cancelled=len(self.cancelled))
 
     def close(self):
         self.alive = False
