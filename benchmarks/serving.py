@@ -61,7 +61,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
 def clients(engine: Engine, prompts: list[Prompt], count: int, seconds: float) -> dict[str, Any]:
     """Return the figures of so many clients at once."""
     heard: list[Heard] = []
-    begun = time.perf_counter()
+    before, begun, cpu = engine.stats(), time.perf_counter(), time.process_time()
 
     def ask(number: int) -> None:
         while time.perf_counter() - begun < seconds:
@@ -73,23 +73,32 @@ def clients(engine: Engine, prompts: list[Prompt], count: int, seconds: float) -
         thread.start()
     for thread in threads:
         thread.join()
-    taken = time.perf_counter() - begun
+    taken, cpu, after = time.perf_counter() - begun, time.process_time() - cpu, engine.stats()
+    counts = {name: getattr(after, name) - getattr(before, name) for name in after._fields}
+    tokens = sum(one.tokens for one in heard)
     gaps = [b - a for one in heard for a, b in zip(one.times[1:], one.times[2:], strict=False)]
     return {
-        "tokens_per_second": round(sum(one.tokens for one in heard) / taken, 1),
+        "tokens_per_second": round(tokens / taken, 1),
+        "cpu_seconds_per_token": round(cpu / tokens, 5),
+        "tokens_per_step": round(counts["generated_tokens"] / counts["steps"], 2),
+        "prefix_hit_ratio": round(counts["cached_tokens"] / counts["prompt_tokens"], 3),
         "requests": len(heard),
         "first_piece_seconds": percentiles([one.times[1] - one.times[0] for one in heard]),
         "next_piece_seconds": percentiles(gaps),
     }
 
 
-def batch(session: Any, prompts: list[Prompt]) -> float:
-    """Return the tokens a second of one batch, already compiled."""
+def batch(session: Any, prompts: list[Prompt]) -> dict[str, float]:
+    """Return the figures of one batch, already compiled."""
     session.run(prompts)
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     rows = session.run(prompts)
-    taken = time.perf_counter() - begun
-    return round(sum(len(one.tokens) for row in rows for one in row) / taken, 1)
+    taken, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    tokens = sum(len(one.tokens) for row in rows for one in row)
+    return {
+        "tokens_per_second": round(tokens / taken, 1),
+        "cpu_seconds_per_token": round(cpu / tokens, 5),
+    }
 
 
 def main() -> None:
@@ -121,9 +130,7 @@ def main() -> None:
             "warm_up_seconds": round(warm, 1),
             "tokens_per_chunk": given.chunk,
             "clients": served,
-            "batch_tokens_per_second": {
-                str(n): batch(session, (prompts * n)[:n]) for n in given.clients
-            },
+            "batch": {str(n): batch(session, (prompts * n)[:n]) for n in given.clients},
             "first_piece_of_a_long_prompt": {
                 "tokens": len(long) + 1,
                 "new_seconds": round(statistics.median(new), 4),

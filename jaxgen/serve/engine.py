@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-import jax
-import numpy as np
-
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.decoding.stop import check_string
@@ -25,7 +22,7 @@ from jaxgen.errors import ConfigError
 from jaxgen.ops.cache import Store
 from jaxgen.serve import compilations
 from jaxgen.serve.rounds import Rounds
-from jaxgen.serve.slots import TOP, Running, Slots
+from jaxgen.serve.slots import Running, Slots
 from jaxgen.serve.tickets import (
     COUNTED,
     Counts,
@@ -37,8 +34,8 @@ from jaxgen.serve.tickets import (
     Ticket,
 )
 from jaxgen.serve.whole import Whole, Work, complete
-from jaxgen.text.batch_decoding import begin, pieces_for
-from jaxgen.text.batches import Request, request_keys
+from jaxgen.text.batch_decoding import pieces_for
+from jaxgen.text.batches import Request
 from jaxgen.text.prompts import Prompt, requests_of
 from jaxgen.text.session import Session
 
@@ -147,7 +144,6 @@ class Engine:
             for line in self._rounds.slots.warm_up():
                 if progress is not None:
                     progress(line)
-            _key_words(Request([0], 1, Prompt("").settings))
 
     def submit(
         self,
@@ -175,7 +171,7 @@ class Engine:
           Draining: after `drain` or `close`.
         """
         self._check_open()
-        (requests,) = requests_of(self.session.model, [self._preferring(prompt)])
+        (requests,) = requests_of(self.session.model, [self.session.preferring(prompt)])
         requests = [self._within_context(prompt, one) for one in requests]
         settings = requests[0].settings
         for string in settings.stop:  # it is searched on the host, whatever the length of all
@@ -183,7 +179,8 @@ class Engine:
             pieces_for(settings.stop, self.session.tokenizer)
         count = settings.n_best or 1 if settings.strategy == "beams" else len(requests)
         ticket = Ticket(listener, count, deadline)
-        texts = self._texts(ticket, requests, detail)
+        slots = None if self._rounds is None or not _draws(requests[0]) else self._rounds.slots
+        texts = None if slots is None else slots.texts(ticket, requests, detail)
         entry = [Whole(ticket, prompt, requests, detail)] if texts is None else []
         self._enter(texts or [], entry)
         return ticket
@@ -236,16 +233,6 @@ class Engine:
         if self._draining:
             raise Draining("the engine is shutting down; send the request to another server")
 
-    def _preferring(self, prompt: Prompt) -> Prompt:
-        """Return the prompt with its user's preferences; who is gone leaves the memory, too."""
-        try:
-            return self.session.preferring(prompt)
-        except ConfigError:
-            users, user = self.session.users, prompt.user
-            if users is not None and user in users.slots:
-                self.run(lambda session: users.drop(user))
-            raise
-
     def _within_context(self, prompt: Prompt, one: Request) -> Request:
         """Return a request that fits the engine's context; ConfigError for one that does not."""
         if self._rounds is None or self.context == self.session.config.longest:
@@ -260,25 +247,6 @@ class Engine:
                 f"context={self.context}; ask for less, or serve the model with a larger context"
             )
         return one._replace(limit=min(one.limit, room))
-
-    def _texts(
-        self, ticket: Ticket, requests: list[Request], detail: int | None
-    ) -> list[Running] | None:
-        """Return the texts of a prompt, one for each slot; None if it is one for the session."""
-        if self._rounds is None or (detail or 0) > TOP or not _draws(requests[0]):
-            return None
-        row = self._rounds.slots.chain.row(requests[0], self.session.model.stop)
-        if row is None:
-            return None
-        texts = []
-        for index, request in enumerate(requests):
-            key = _key_words(request)
-            tokens = np.zeros(self.context, np.int32)
-            tokens[: len(request.ids)] = request.ids
-            state = begin(self.session.model, request)
-            about = (ticket, index, state, row, key, tokens, len(request.ids), detail, request.user)
-            texts.append(Running(*about))
-        return texts
 
     def _enter(self, texts: list[Running], others: list[Any]) -> None:
         number = len(texts) + len(others)
@@ -407,7 +375,3 @@ def _draws(request: Request) -> bool:
 
 def _go_together(one: Whole | Work, other: Whole | Work) -> bool:
     return isinstance(one, Whole) and isinstance(other, Whole) and one.detail == other.detail
-
-
-def _key_words(request: Request) -> np.ndarray:
-    return np.asarray(jax.random.key_data(request_keys([request])))[0]

@@ -44,11 +44,17 @@ class Served:
         return tool_formats.format_of(self.chat_template())
 
     def has_user(self, name: str) -> bool:
-        """Return whether a user of this name is served."""
-        try:
-            return self.session.users is not None and bool(self.session.users.read(name))
-        except ConfigError:
+        """Return whether a user of this name is served; who is gone leaves the memory, too."""
+        users = self.session.users
+        if users is None:
             return False
+        try:
+            users.read(name)
+        except ConfigError:
+            if name in users.slots:
+                self.engine.run(lambda session: session.users.drop(name))
+            return False
+        return True
 
     def user(self, given: Mapping[str, Any]) -> str | None:
         """Return whose adapter and preferences a request asks for, by `user` or by MODEL/USER.

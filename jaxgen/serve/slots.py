@@ -21,7 +21,9 @@ from jaxgen.serve import slot_programs as programs
 from jaxgen.serve.prefixes import Prefixes
 from jaxgen.serve.slot_chain import GROUPS, STRUCTURE, ChainRow, SlotChain
 from jaxgen.serve.tickets import Ticket
-from jaxgen.text.batch_decoding import RequestState
+from jaxgen.text.batch_decoding import RequestState, begin
+from jaxgen.text.batches import Request, request_keys
+from jaxgen.text.request import Generation
 from jaxgen.text.session import Session
 
 SMALLEST = 256  # tokens of the least capacity; the others double
@@ -99,7 +101,8 @@ class Slots:
         self.sizes = sorted({1, *self.sizes, count})
         self.capacities = sorted({*_doublings(SMALLEST, context), context})
         self.unrolled = serving.is_unrolled(session.params)
-        # Weights of a byte are made wide once a call, which takes as long as five steps.
+        # Weights of a byte are made wide once a call of several rows, which takes as long as five
+        # steps.
         self.short_chunks = all(x.dtype != np.int8 for x in jax.tree.leaves(session.params))
         self.running: list[Running | None] = []  # of each row
         self.cache: Cache | None = None
@@ -119,6 +122,22 @@ class Slots:
     def is_full(self) -> bool:
         """Return whether no more can join."""
         return len(self.live) == self.count
+
+    def texts(
+        self, ticket: Ticket, requests: Sequence[Request], detail: int | None
+    ) -> list[Running] | None:
+        """Return the texts of a prompt, one for each slot; None if they do not fit into slots."""
+        model = self.session.model
+        row = None if (detail or 0) > TOP else self.chain.row(requests[0], model.stop)
+        if row is None:
+            return None
+        texts = []
+        for index, request in enumerate(requests):
+            tokens = np.zeros(self.capacities[-1], np.int32)
+            tokens[: len(request.ids)] = request.ids
+            about = (ticket, index, begin(model, request), row, _key_words(request), tokens)
+            texts.append(Running(*about, len(request.ids), detail, request.user))
+        return texts
 
     def begin(self, one: Running) -> Cache:
         """Return a row of its own for a request, with what the prefix cache holds of its prompt."""
@@ -312,6 +331,11 @@ class Slots:
                     save = (self.cache, 0, padded, padded, 0)
                     self.pool = programs.save_blocks(self.pool, *save)
         self.cache, self.capacity, self.running = None, 0, []
+        _key_words(Request([0], 1, Generation()))
+
+
+def _key_words(request: Request) -> np.ndarray:
+    return np.asarray(jax.random.key_data(request_keys([request])))[0]
 
 
 def _doublings(smallest: int, largest: int) -> list[int]:

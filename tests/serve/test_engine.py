@@ -5,8 +5,11 @@ import threading
 import time
 from dataclasses import replace
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from random_params import random_params
 from sessions import session_on
 
@@ -105,6 +108,11 @@ def settled(engine):
     return found
 
 
+def ended(stats):
+    """Return how many texts have ended, in each way."""
+    return stats.finished, stats.failed, stats.cancelled
+
+
 def random_prompt(chance, number):
     """Return a prompt that shares its beginning with some, and its settings with none."""
     words = chance.choice([SYSTEM, "", SYSTEM[:9]]) + chance.choice(["Hi", "Who", "x" * 20, "?"])
@@ -155,8 +163,9 @@ def test_each_answer_is_the_librarys_whatever_else_goes_on_and_nothing_is_compil
         else:
             assert not any(isinstance(row[-1], Failed) for row in ear.events.values())
     assert after.prefix_hits > before.prefix_hits and after.cached_tokens > before.cached_tokens
-    ended = [getattr(after, n) - getattr(before, n) for n in ("finished", "failed", "cancelled")]
-    assert sum(ended) == sum(one.settings.draws_each for one in prompts) and ended[1] == 0
+    assert after.failed == before.failed
+    texts = sum(one.settings.draws_each for one in prompts)
+    assert sum(ended(after)) - sum(ended(before)) == texts
 
 
 LONG = Generation(max_new_tokens=40, seed=1, suppress_ids=(256, 257, 258))  # never ends by itself
@@ -232,6 +241,61 @@ def test_texts_end_when_their_time_is_over(session):
         now[0] += 1.0
         ((*_, last),) = limited.ended()
         assert last.completion.reason in (Reason.TIME, Reason.LENGTH)
+
+
+FATES = {
+    "ends": ("ab", {"max_new_tokens": 5}),
+    "two": ("ab", {"max_new_tokens": 7, "samples": 2}),
+    "long": (SYSTEM, {"max_new_tokens": 11}),
+    "banned": ("ab", {"suppress_ids": tuple(range(259))}),
+    "damaged": (f"ab{DAMAGED}c", {}),
+    "late": ("ab", {}),
+}
+ACTION = st.tuples(st.sampled_from(sorted(FATES)), st.sampled_from((None, None, Started, Delta)))
+
+
+@given(st.lists(ACTION, min_size=1, max_size=12))
+@hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
+def test_whoever_joins_leaves_fails_or_gives_up_ends_once_and_frees_the_slots(engine, actions):
+    heard = []
+
+    def submit(fate, leaves_at):
+        text, changes = FATES[fate]
+        events, tickets, ready = [], [], threading.Event()
+
+        def listen(event):
+            assert not tickets or not tickets[0].cancelled
+            events.append(event)
+            if leaves_at is not None and isinstance(event, leaves_at):
+                ready.wait(60)
+                engine.cancel(tickets[0])
+
+        prompt = Prompt(text, replace(LONG, **changes))
+        deadline = 0.0 if fate == "late" else None
+        tickets.append(engine.submit(prompt, listen, deadline=deadline))
+        ready.set()
+        heard.append((fate, tickets[0], events))
+
+    before = engine.stats()
+    for action in actions:
+        submit(*action)
+    texts = sum(2 if fate == "two" else 1 for fate, _ in actions)
+    end = time.monotonic() + 60
+    while sum(ended(engine.stats())) - sum(ended(before)) < texts:
+        assert time.monotonic() < end and engine.alive, engine.stats()
+        time.sleep(0.002)
+    assert sum(ended(settled(engine))) - sum(ended(before)) == texts
+    for fate, ticket, events in heard:
+        assert ticket.error is None
+        for index in range(ticket.texts):
+            own = [one for one in events if one.index == index]
+            ends = [number for number, one in enumerate(own) if isinstance(one, Finished | Failed)]
+            assert ends == [len(own) - 1] or (ticket.cancelled and not ends)
+            if ends and fate in ("banned", "damaged"):
+                assert isinstance(own[-1], Failed)
+            elif ends:
+                reason = own[-1].completion.reason
+                assert reason == (Reason.TIME if fate == "late" else Reason.LENGTH)
 
 
 def test_a_queue_has_an_end_and_a_drained_engine_takes_nothing(session):

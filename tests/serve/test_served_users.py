@@ -20,6 +20,7 @@ from jaxgen.models.families import FAMILIES
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.peft_write import write_adapter
 from jaxgen.serve.engine import Engine
+from jaxgen.serve.served import Served
 from jaxgen.serve.tickets import Delta, Failed
 from jaxgen.text.prompts import Prompt
 from jaxgen.text.request import Generation
@@ -87,6 +88,7 @@ def test_users_share_steps_and_nothing_is_compiled_when_they_come_and_go(engine,
     shutil.rmtree(home / "finn")
     with pytest.raises(errors.ConfigError, match="finn: no such user"):
         engine.submit(Prompt("a", GREEDY, user="finn"), print)
+    assert not Served("m", engine).has_user("finn")
     asked, rows = ask(engine, "dan", "ann")
     assert all(map(is_answer, rows, [one for (one,) in session.run(asked)]))
     assert "finn" not in session.users.slots  # nor does his adapter stay in memory
