@@ -7,7 +7,7 @@ and `gather` hand back what they are given, and add nothing to the program.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from math import prod
 from typing import Any
 
@@ -166,6 +166,38 @@ def alone(
     return jax.shard_map(
         function, in_specs=tuple(specs), out_specs=result, axis_names=free, check_vma=False
     )(*lead, *arrays)
+
+
+def per_row(function: Callable, arrays: Sequence[Any], letters: Sequence[str]) -> Any | None:
+    """Return (sum, [B, T]) of function(*arrays), each device on rows and positions of its own.
+
+    An array without rows is handed in as it is stored, and may be `gather`ed: its gradient is
+    summed on each device first, and over the devices once. None where no axis shares rows or
+    positions, or where they don't divide.
+    """
+    free = _free() if is_ruled() else {}
+    sizes = {axis: free[axis] for letter in "BT" for axis in rules.USED[letter] if axis in free}
+
+    def spec(x: Any, words: str) -> PartitionSpec:
+        if len(words) != len(x.shape):  # of a quantised leaf
+            return PartitionSpec()
+        return rules.spec(words, x.shape, rules.USED if "B" in words else rules.STORED, sizes)
+
+    specs = tuple(
+        jax.tree.map(partial(spec, words=words), array)
+        for array, words in zip(arrays, letters, strict=True)
+    )
+    each = specs[letters.index("BT")]
+    if not sizes or len(jax.tree.leaves(tuple(each))) != len(sizes):
+        return None
+
+    def local(*arrays: Any) -> Any:
+        total, each = function(*arrays)
+        return jax.lax.psum(total, tuple(sizes)), each
+
+    return jax.shard_map(
+        local, in_specs=specs, out_specs=(PartitionSpec(), each), axis_names=set(sizes)
+    )(*arrays)
 
 
 def manual() -> dict[str, int]:

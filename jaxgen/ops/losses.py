@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.export import are_known
 from jaxgen.mesh import constrain, gather, shards
+from jaxgen.mesh.place import per_row
 from jaxgen.ops.attention import soft_cap
 from jaxgen.ops.contract import cast, contract
 from jaxgen.varying import scan, vary_alike
@@ -100,12 +101,19 @@ def vocabulary_loss(
     exact with respect to hidden, table and weights, of either sign, in forward mode as well.
     """
     part = partial(_chunk_loss, cap=cap, smoothing=smoothing, z=z, dtype=dtype)
-    # Each chunk takes positions from every device that shares the rows, so that none is idle.
-    spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
-    cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
-    gathered = gather(table, "VD", hidden.shape[-1])
-    weights = weights.astype(jnp.float32)
-    return _chunked(part, cut, dtype, *vary_alike((hidden, gathered, targets, weights)))
+    width, parts = hidden.shape[-1], shards("T")
+
+    def loss(chunk, hidden, table, targets, weights):
+        # Each chunk takes positions from every device that shares the rows, so that none is idle.
+        spread = shards("T") if hidden.shape[1] % shards("T") == 0 else 1
+        cut = (even(hidden.shape[1] // spread, -(-chunk // spread)), spread)
+        args = vary_alike((hidden, gather(table, "VD", width), targets, weights))
+        return _chunked(part, cut, dtype, *args)
+
+    args = (hidden, table, targets, weights.astype(jnp.float32))
+    # Each device sums the table's gradient over its own positions, and the devices once.
+    mapped = per_row(partial(loss, -(-chunk // parts)), args, ("BTD", "VD", "BT", "BT"))
+    return loss(chunk, *args) if mapped is None else mapped
 
 
 def even(length: Any, most: int) -> Any:

@@ -144,7 +144,7 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
     count = tree.count(api.abstract(model))
-    sent = traffic.of_step(model, train, sizes, chip.platform, count)
+    sent = traffic.of_step(model, train, sizes, count)
     if base is not None:  # which has no gradient
         share = tree.count(state.params) / count
         sent = {n: x * (share if "gradient" in n else 1) for n, x in sent.items()}

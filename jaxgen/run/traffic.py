@@ -16,9 +16,7 @@ from jaxgen.train.losses import logits_at_once
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def of_step(
-    model: ModelConfig, train: Any, sizes: tuple[int, ...], platform: str, count: int
-) -> dict[str, float]:
+def of_step(model: ModelConfig, train: Any, sizes: tuple[int, ...], count: int) -> dict[str, float]:
     """Return bytes that one device sends in a step, by collective (ring algorithms)."""
     data, fsdp, expert, tensor, sequence = sizes
     width = WIDTH[model.compute_dtype]
@@ -32,17 +30,17 @@ def of_step(
     tokens = train.batch * model.context / (data * fsdp * expert * sequence)
     stream = tokens * model.d_model * width
     keys = 2 * tokens * layer_mean(model, key_width) / tensor * width
-    # The gradient of the output table cannot stay a partial sum from one chunk to the next. A TPU's
-    # compiler sums it whole on every device, a GPU's leaves each its own part.
-    table = model.V * model.d_model * width / tensor * train.accumulate
-    kind, times = ("reduce-scatter", 1) if platform == "gpu" else ("all-reduce", 2)
-    sharing = max(fsdp, data)
-    chunks = -(-model.context // logits_chunk(model, train, sizes, platform))
+    # The output table is gathered as it is stored, and each device sums its gradient over all
+    # chunks of the logits before the devices do.
+    table = model.V * model.d_model * WIDTH[model.param_dtype] / tensor * train.accumulate
+    weights -= model.V * model.d_model * width / tensor
+    apart = data * expert * sequence
     return {
         "all-gather of weights (fsdp)": weights * passes * train.accumulate * (fsdp - 1) / fsdp,
         "reduce-scatter of gradients (fsdp)": weights * train.accumulate * (fsdp - 1) / fsdp,
-        f"{kind} of the output table's gradient, by chunks": (
-            times * table * chunks * (sharing - 1) / sharing
+        "all-gather and reduce-scatter of the output table (fsdp)": 2 * table * (fsdp - 1) / fsdp,
+        "all-reduce of the output table's gradient (data)": (
+            2 * table / fsdp * (apart - 1) / apart
         ),
         "all-reduce of gradients (data)": 2 * weights / fsdp * train.accumulate * (data - 1) / data,
         "all-reduce of activations (tensor)": (
@@ -65,8 +63,7 @@ def seconds_of(
     """
     outer, network = over_groups(sizes, chip.groups(chips)), 0.0
     for name, sent in traffic.items():
-        own = [axis for axis in AXES if name.endswith(f"({axis})")]
-        axis = AXES.index(own[0]) if own else max((0, 1), key=lambda i: sizes[i])
+        axis = next(i for i, axis in enumerate(AXES) if name.endswith(f"({axis})"))
         network += sent * (outer[axis] - 1) / max(sizes[axis] - 1, 1)
     links = {"links": (sum(traffic.values()) - network) / chip.links}
     return links | ({"network": network / chip.network} if network else {})

@@ -57,13 +57,18 @@ def test_no_device_holds_a_matrix_whole_where_axes_can_share_it(curves, name):
     assert curves[name]["largest"] == 1 / share
 
 
-def test_weights_are_gathered_one_layer_at_a_time_and_never_the_whole_stack():
+def steps_on(words, *chunks):
+    """Return what `collectives.py` says of a step with so many chunks of logits, for each."""
     program = Path(__file__).with_name("collectives.py")
-    done = subprocess.run(
-        [sys.executable, str(program), "fsdp:4"], env=EIGHT, capture_output=True, text=True
-    )
+    command = [sys.executable, str(program), words, *map(str, chunks)]
+    done = subprocess.run(command, env=EIGHT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    shapes = [tuple(shape) for shape in json.loads(done.stdout)["all-gather"]]
+    return json.loads(done.stdout)
+
+
+def test_weights_are_gathered_one_layer_at_a_time_and_never_the_whole_stack():
+    (step,) = steps_on("fsdp:4", 1)
+    shapes = [tuple(shape) for shape in step["shapes"]["all-gather"]]
     # Layer by layer: a stack of both would lead with 2. Forward and again backward: what is
     # gathered is not kept from one to the other, or the whole model would be on every device.
     one = Counter(shape[shape[0] == 1 :] for shape in shapes if shape[-1] > 1 and len(shape) > 1)
@@ -73,3 +78,9 @@ def test_weights_are_gathered_one_layer_at_a_time_and_never_the_whole_stack():
         {(16, 32): 4, (32, 16): 2},
     )
     assert one == table | heads | feed
+
+
+@pytest.mark.parametrize("words", ["data:2,fsdp:2", "fsdp:2,tensor:2"])
+def test_the_output_tables_gradient_is_sent_once_whatever_the_chunks_of_logits(words):
+    one, many = steps_on(words, 1, 8)
+    assert many["sent"] <= 1.02 * one["sent"]
