@@ -71,7 +71,7 @@ def generate(
     On a terminal and without --prompt, each line typed is completed (the nth with
     seed + n - 1) until Ctrl-D. Without a terminal the prompt is standard input.
     Several prompts or samples are made as one batch; an encoder-decoder reads the
-    prompt and writes a text of its own.
+    prompt and writes a text of its own, which stands alone.
 
     For example:
         jaxgen generate runs/quickstart --prompt "Return True if the"
@@ -159,10 +159,11 @@ def _has_one_text(settings: Generation) -> bool:
 
 
 def _stream(session: Any, prompt: str, wanted: Generation) -> None:
-    """Print the prompt and its completion, piece by piece."""
+    """Print the prompt and its completion, or what is made of a source, piece by piece."""
     pieces = session.stream(prompt, wanted)
     first = next(pieces, "")  # a prompt that is refused must not be printed
-    outputs.put(chain((prompt, first), pieces, "\n"))
+    begun = () if session.reads_sources else (prompt,)
+    outputs.put(chain(begun, (first,), pieces, "\n"))
 
 
 def _converse(session: Any, wanted: Generation) -> None:

@@ -85,7 +85,8 @@ def deliver(
     to: Path | None,
     as_json: bool,
 ) -> None:
-    """Print, or write whole, the completions of each prompt."""
+    """Print, or write whole, the completions of each prompt, or texts made of each source."""
+    begun = not session.reads_sources  # whether a text goes on with its prompt
     rows = [
         (prompt, number, answer)
         for prompt, answers in zip(prompts, completions, strict=True)
@@ -101,10 +102,10 @@ def deliver(
             for prompt, number, answer in rows
         )
     elif len(rows) == 1:
-        text = f"{rows[0][0]}{rows[0][2].text}\n"
+        text = f"{rows[0][0] * begun}{rows[0][2].text}\n"
     else:
         text = "".join(
-            f"=== {i + 1} of {len(rows)}\n{prompt}{answer.text}\n\n"
+            f"=== {i + 1} of {len(rows)}\n{prompt * begun}{answer.text}\n\n"
             for i, (prompt, _, answer) in enumerate(rows)
         )
     if to is None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.models.families import FAMILIES
-from jaxgen.models.families.family import MAX_LAYERS, Family, Row
+from jaxgen.models.families.family import MAX_LAYERS, Family
+from jaxgen.models.families.rows import Row
 from jaxgen.pretrained import gguf_rows as rows
 
 Json = dict[str, Any]

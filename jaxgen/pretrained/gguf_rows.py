@@ -5,7 +5,7 @@ Sources: gguf-py's constants.py and tensor_mapping.py, and convert_hf_to_gguf.py
 
 from __future__ import annotations
 
-from jaxgen.models.families.family import Row
+from jaxgen.models.families.rows import Row
 
 ROWS = (
     Row("token_embd.weight", ("embed/tokens",), "V,D"),

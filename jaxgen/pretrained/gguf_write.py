@@ -14,7 +14,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
 from jaxgen.models.families import FAMILIES, nearest_of
-from jaxgen.models.families.family import LacksError, differences
+from jaxgen.models.families.resolved import LacksError, differences
 from jaxgen.models.families.weights import fill, table
 from jaxgen.pretrained import gguf_names, gguf_read
 from jaxgen.pretrained.chat_template import ChatTemplate

@@ -103,7 +103,7 @@ def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) ->
     path = folder / CONFIG
     if "auto_map" in theirs:
         warnings.warn(f"{path}: auto_map is ignored: no code of a model is ever run", stacklevel=4)
-    if ignored := family.ignored_settings(theirs):
+    if ignored := family.ignored_settings(theirs) + family.odd_settings(theirs):
         warnings.warn(
             f"{path}: ignored, as transformers does for {family.model_type}: {', '.join(ignored)}",
             stacklevel=4,

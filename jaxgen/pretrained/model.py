@@ -26,6 +26,7 @@ from jaxgen.tokens import Tokenizer
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
+HUB = (WEIGHTS, hub_read.INDEX, "tokenizer.json", "tokenizer_config.json")  # beside config.json
 Layout = Literal["jaxgen", "hf", "gguf"]
 
 
@@ -165,6 +166,12 @@ def read_config(folder: Path) -> ModelConfig:
         return hub_read.read_config(folder)[1]
     path = folder / CONFIG
     has_weights = (folder / WEIGHTS).exists() or (folder / CHECKPOINTS).is_dir()
+    others = [name for name in HUB if (folder / name).exists()]
+    if not path.exists() and others and not (folder / CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            f"{folder} has {others[0]} but no {hub_read.CONFIG}, as a Hugging Face folder has, nor "
+            f"{CONFIG}, as one of ours; fetch it"
+        )
     if not path.exists() or not has_weights:
         raise CheckpointError(
             f"{folder} is no run: it lacks {CONFIG if has_weights else 'checkpoints/'}; "

@@ -40,6 +40,7 @@ class Fake:
         yield from (" one", " two")
 
     model = SimpleNamespace(generation_config=GenerationConfig())
+    reads_sources = False
 
     def run(self, asked, *, detail):
         self.calls.append(("generate", asked, detail))
@@ -366,6 +367,7 @@ from jaxgen.text import session as sessions
 from jaxgen.cli import app, start
 class Session:
     model = SimpleNamespace(generation_config=GenerationConfig())
+    reads_sources = False
     def stream(self, prompt, settings):
         yield from (" and", " so", " on", "\\x1b[31m")
 start.prepare_jax = lambda cache: None

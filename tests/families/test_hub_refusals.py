@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 import jaxgen
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError
+from jaxgen.models.families import FAMILIES
 from jaxgen.store import safetensors
 
 SIZES = {"vocab_size": 11, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1}
@@ -160,8 +161,27 @@ CASES = {
     "missing size": (config(hidden_size="absent"), "'hidden_size' is missing"),
     "size a string": (config(hidden_size="4"), "hidden_size='4' is no number"),
     "size a float": (config(hidden_size=4.5), "4.5"),
-    "size negative": (config(num_hidden_layers=-1), "layers=-1"),
-    "size zero": (config(num_attention_heads=0), "heads=0"),
+    "size negative": (config(num_hidden_layers=-1), "num_hidden_layers=-1 must be"),
+    "size zero": (config(num_attention_heads=0), "num_attention_heads=0 must be"),
+    "size null": (config(vocab_size=None), "config.json: vocab_size=None is no number"),
+    "width null": (config(intermediate_size=None), "intermediate_size=None is no number"),
+    "heads that don't divide": (
+        config(num_attention_heads=3),
+        "hidden_size=4 is not a multiple of num_attention_heads=3; nearest that work: "
+        "num_attention_heads=2 or 4, or set head_dim"),
+    "key heads that don't divide": (
+        config(num_key_value_heads=3), "num_attention_heads=2 is not a multiple of num_key_value"),
+    "epsilon 0": (config(rms_norm_eps=0.0), "rms_norm_eps=0.0 must be greater than 0"),
+    "base of waves below 0": (config(rope_theta=-1.0), "rope_theta=-1.0 must be greater than 0"),
+    "factor of waves below 0": (
+        config(rope_scaling={"rope_type": "linear", "factor": -2.0}), "rope_scaling.factor=-2.0"),
+    "dropout above 1": (config(attention_dropout=2.0), "attention_dropout=2.0 is no chance"),
+    "dropout a text": (config(classifier_dropout="0.1"), "classifier_dropout='0.1' is no chance"),
+    "an id a word": (config(eos_token_id="</s>"), "eos_token_id='</s>' is no id"),
+    "ids with a word": (config(eos_token_id=[1, "</s>"]), "eos_token_id=[1, '</s>'] is no id"),
+    "no config": (
+        lambda hub, w: (hub / "config.json").unlink(),
+        "hub has model.safetensors but no config.json"),
     "a billion layers": (config(num_hidden_layers=10**9), "more than the 1000"),
     "huge vocabulary": (config(vocab_size=10**12), "more than the 20000000"),
     "bogus rope": (config(rope_scaling={"rope_type": "magic"}), "rope_type='magic' is not known"),
@@ -260,6 +280,30 @@ def test_settings_that_nobody_reads_are_named_in_one_warning(folder, weights):
     assert "hiden_act=7 (did you mean 'hidden_act'?)" in message
     assert "sliding_window_size=3, name='x'" in message
     assert not [key for key in ("use_bfloat16", *neutral) if key in message]
+
+
+ODD = [
+    ("modernbert", {"local_attention": 7}, "local_attention=7 (odd: 3 tokens on each side"),
+    ("modernbert", {"classifier_pooling": "x"}, "classifier_pooling='x' is not known here"),
+    ("llama", {"eos_token_id": [3, 99]}, "eos_token_id=[3, 99] (its vocabulary has 11 ids)"),
+    ("llama", {"torch_dtype": "float12"}, "torch_dtype='float12'"),
+    ("llama", {"eos_token_id": 3, "pad_token_id": -1, "torch_dtype": "bfloat16"}, None),
+]
+
+
+def test_a_size_that_two_settings_make_is_told_with_both():
+    theirs = SIZES | {"num_attention_heads": 2, "max_position_embeddings": 2, "pad_token_id": 1}
+    with pytest.raises(CheckpointError) as error:
+        FAMILIES["roberta"].read(theirs)
+    told = "max_position_embeddings=2 with pad_token_id=1 (here 0) must be at least 2"
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(("family", "keys", "part"), ODD)
+def test_values_that_mean_something_else_or_nothing_are_named(family, keys, part):
+    theirs, family = SIZES | keys, FAMILIES[family]
+    told = ", ".join(family.ignored_settings(theirs) + family.odd_settings(theirs))
+    assert told.startswith(part) if part else not told
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ def flat(state: torch.Tensor) -> np.ndarray:
     return (state if state.ndim == 3 else state.permute(1, 2, 0, 3).flatten(2)).numpy()
 
 
+def is_wide(state: torch.Tensor, model) -> bool:
+    """Return whether hidden states are not projected yet, as OPT's last ones may be."""
+    return state.shape[-1] == model.config.hidden_size
+
+
 @torch.no_grad()
 def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     """Return {about, logits, hidden, greedy} of a case."""
@@ -68,7 +73,7 @@ def outputs(family: str, settings: dict) -> dict[str, np.ndarray]:
     return {
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
         "logits": out.logits.numpy(),
-        "hidden": np.stack([flat(state) for state in out.hidden_states]),
+        "hidden": np.stack([flat(state) for state in out.hidden_states if is_wide(state, model)]),
         "greedy": greedy[0, start.shape[1] :].numpy(),
     }
 

@@ -353,6 +353,7 @@ VARIANTS: dict[str, dict[str, dict]] = {
         "parallel": LLAMA
         | {"partial_rotary_factor": 0.5, "use_parallel_residual": True, "num_key_value_heads": 4},
         "all of a head turns": LLAMA | {"partial_rotary_factor": 1.0},
+        "norms of each head": LLAMA | {"partial_rotary_factor": 0.5, "qk_layernorm": True},
     },
     "gpt_neox": {
         "one after another": NEOX
@@ -374,6 +375,9 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "opt": {
         "norms behind": OPT | {"do_layer_norm_before": False, "activation_function": "gelu"},
         "no biases": OPT | {"enable_bias": False, "tie_word_embeddings": False},
+        "narrow tokens, norms behind": OPT
+        | {"do_layer_norm_before": False, "word_embed_proj_dim": 8},
+        "wide tokens, untied": OPT | {"tie_word_embeddings": False, "word_embed_proj_dim": 20},
     },
     "mpt": {
         "six heads, another scale": MPT

@@ -506,9 +506,6 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
         "MptForCausalLM", MPT, {"attn_config": {"clip_qkv": 6}}, "attn_config.clip_qkv=6"),
     "other slopes": (
         "MptForCausalLM", MPT, {"attn_config": {"alibi_bias_max": 4}}, "alibi_bias_max=4"),
-    "norms of the queries of each head": (
-        "StableLmForCausalLM", LLAMA | {"partial_rotary_factor": 0.5}, {"qk_layernorm": True},
-        "qk_layernorm=True"),
     "biases without those of norms": (
         "CohereForCausalLM", LLAMA, {"attention_bias": True}, "attention_bias=True"),
     "a block of no Falcon": (

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import jaxgen
 from jaxgen.models.families import FAMILIES
-from jaxgen.models.families.family import differences
+from jaxgen.models.families.resolved import differences
 from jaxgen.pretrained import generation_config
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.text import tasks

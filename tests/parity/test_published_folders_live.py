@@ -40,6 +40,10 @@ def saved(folder, name, sizes):
             if weight.requires_grad and "embed_positions" not in path:
                 weight.mul_(0 if weight.ndim > 1 else 1).add_(torch.randn_like(weight) * 0.3)
     model.save_pretrained(folder)
+    # Ids of the published vocabulary, which this one lacks.
+    config = json.loads((folder / "config.json").read_bytes())
+    ids = {k: v for k, v in config.items() if k.endswith("_token_id") and type(v) is int}
+    rewrite(folder, {k: v % config["vocab_size"] for k, v in ids.items()})
     return model
 
 

@@ -8,7 +8,7 @@ from test_gguf_models import LATER, MODELS
 import jaxgen
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models.families import FAMILIES
-from jaxgen.models.families.family import differences
+from jaxgen.models.families.resolved import differences
 from jaxgen.models.families.weights import table
 from jaxgen.pretrained import gguf_names, gguf_write, hub_read, hub_write
 from jaxgen.store import gguf

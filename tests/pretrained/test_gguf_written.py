@@ -16,7 +16,7 @@ from jaxgen import tokens, tree
 from jaxgen.cli import app, start
 from jaxgen.errors import ConfigError
 from jaxgen.models.families import FAMILIES
-from jaxgen.models.families.family import differences
+from jaxgen.models.families.resolved import differences
 from jaxgen.pretrained import assets, gguf_tokenizer
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig

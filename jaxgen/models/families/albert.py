@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jaxgen.models.families import encoders
-from jaxgen.models.families.family import Family, linear, norm
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.rows import linear, norm
 
 MASKED = ("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
 POOLER = "albert.pooler"

@@ -9,9 +9,10 @@ from typing import Any
 
 from jaxgen.config import ModelConfig, OutputBias
 from jaxgen.models.families.encoders import dense
-from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import SPANS, dropout, one_of, same
+from jaxgen.models.families.rows import Row
 
 SIZES = {
     "vocab_size": "vocab_size",

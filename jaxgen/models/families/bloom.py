@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jaxgen.models.families import gpt_neox, llama
-from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import SPANS, TIED, dropout, token_classes
+from jaxgen.models.families.rows import Row, linear, norm
 
 ROWS = (
     Row("transformer.word_embeddings.weight", ("embed/tokens",), "V,D"),

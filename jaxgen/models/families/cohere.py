@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import llama
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, ROPE, TIED, multiplier, one_of
+from jaxgen.models.families.rows import Row
 
 SIZES = llama.SIZES | {"norm_epsilon": "layer_norm_eps"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
@@ -23,7 +24,7 @@ IGNORED = frozenset({"layer_switch", "position_embedding_type", "use_embedding_s
 QUIRKS = (TIED, GATED, ROPE, multiplier("output_scale", "logit_scale", inverse=True))
 LAYER_ROWS = (
     Row("input_layernorm.weight", ("attn_norm/scale",), "D"),
-    *(row for row in llama.SUBLAYERS if "norm" not in row.theirs),
+    *llama.PROJECTIONS,
     Row("self_attn.q_norm.weight", ("attn/q_norm/scale",), "N,H"),
     Row("self_attn.k_norm.weight", ("attn/k_norm/scale",), "K,H"),
 )

@@ -7,9 +7,10 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import bert, encoders
-from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import of_heads, one_of, same
+from jaxgen.models.families.rows import Row, linear, norm
 
 TERMS = {"c2p": "query", "p2c": "key"}
 KEYS = ("pos_att_type", "position_buckets", "max_relative_positions")

@@ -7,9 +7,10 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import llama
-from jaxgen.models.families.family import Quirk, Row
+from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.layer_kinds import depth, shortest
 from jaxgen.models.families.quirks import Theirs
+from jaxgen.models.families.rows import Row
 
 CHOICES = llama.CHOICES | {"norm": "rms_offset", "qk_norm": "head", "scores.gate": "sigmoid"}
 DEFAULTS = llama.DEFAULTS | {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from jaxgen.models.families import encoders
-from jaxgen.models.families.family import Family, linear, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import dropout, fixed, of_heads, one_of
+from jaxgen.models.families.rows import linear, norm
 
 MASKED = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxgen.models.families.family import Row, linear, norm
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import (
     SPANS,
@@ -17,6 +16,7 @@ from jaxgen.models.families.quirks import (
     one_of,
     token_classes,
 )
+from jaxgen.models.families.rows import Row, linear, norm
 
 SIZES = {
     "vocab_size": "vocab_size",

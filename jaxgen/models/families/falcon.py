@@ -8,8 +8,9 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import bloom, gpt2, gpt_neox, llama
-from jaxgen.models.families.family import Family, Quirk, linear, norm
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import ROPE, TIED, dropout, one_of
+from jaxgen.models.families.rows import linear, norm
 
 NEW, ONE, SIDE, NORMS = (
     *("new_decoder_architecture", "multi_query", "parallel_attn", "num_ln_in_parallel_attn"),

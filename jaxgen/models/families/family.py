@@ -9,124 +9,13 @@ from typing import Any, Literal, NamedTuple
 from jaxgen import arguments, settings, tree
 from jaxgen.config import DType, ModelConfig, Topology
 from jaxgen.errors import CheckpointError, ConfigError, nearest
+from jaxgen.models.families.known_settings import ELSEWHERE, NEUTRAL, check_numbers, odd_values
+from jaxgen.models.families.resolved import LacksError, differences, resolved, value_of
+from jaxgen.models.families.rows import Row
+from jaxgen.models.families.wording import in_their_words
 
-# Settings without effect on logits, which any config.json may hold. Others that a family does not
-# know are named in a warning: transformers ignores them as well.
-NEUTRAL = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _auto_class _commit_hash _flash_attn_2_enabled
-    _model_name_or_path _name_or_path _num_labels architectures attention_dropout
-    attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    cache_implementation chunk_size_feed_forward cls_token_id decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing id2label ignore_keys_at_rope_validation init_std initializer_factor
-    initializer_range keys_to_ignore_at_inference label2id label_smoothing language length_penalty
-    license loss_type mask_token_id max_length max_sequence_length min_length model_max_length
-    model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
-    num_return_sequences output_attentions output_hidden_states output_past output_scores
-    pad_token_id predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values
-    repetition_penalty return_dict return_dict_in_generate sep_token_id seq_length suppress_tokens
-    task_specific_params temperature tf_legacy_loss tokenizer_class tokenizer_name top_k top_p
-    torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id
-    unsloth_fixed unsloth_version use_bfloat16 use_cache use_flash_attn
-    vocab_size_or_config_json_file
-    """.split()
-)
-# Settings that code beside transformers computes by, whatever the model_type: the values that
-# change nothing, or () for those that switch something on. With another value the weights belong
-# to a model that is not the family's.
-ELSEWHERE: dict[str, tuple[Any, ...]] = {
-    "alibi": (),
-    "attention_chunk_size": (),
-    "attention_multiplier": (),
-    "clip_qkv": (),
-    "embedding_multiplier": (1, None),
-    "layer_types": (),
-    "logit_scale": (1, None),
-    "logits_scaling": (1, None),
-    "n_routed_experts": (0, 1, None),
-    "normalize_before": (),
-    "no_rope_layers": (),
-    "num_experts": (0, 1, None),
-    "num_local_experts": (0, 1, None),
-    "parallel_attn": (),
-    "position_embedding_type": ("absolute", None),
-    "pruned_heads": (),
-    "qk_layernorm": (),
-    "residual_multiplier": (1, None),
-    "rotary_pct": (1, None),
-    "scale_depth": (),
-    "scale_emb": (1, None),
-    "sliding_window": (),
-    "static_position_embeddings": (),
-    "use_alibi": (),
-    "use_bidirectional_attention": (),
-    "use_parallel_residual": (),
-    "use_qk_norm": (),
-}
-# Fields of a ModelConfig that a published config has no word for, and that change no logit.
-FREE = (
-    "dropout",
-    "scores.dropout",
-    "experts.balance",
-    "experts.balance_over",
-    "experts.balance_rate",
-    "experts.z",
-    "init_std",
-    "param_dtype",
-    "compute_dtype",
-    "remat",
-    "unroll",
-)
-MOST_NAMED = 6  # fields in a message
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 MAX_LAYERS, MAX_SIZE = 1000, 20_000_000  # Llama 4 tells a context of 10,485,760 tokens
-
-
-class LacksError(CheckpointError):
-    """A family or file format that can't say all of a config; lost: what, as "field=value"."""
-
-    def __init__(self, name: str, lost: list[str]) -> None:
-        more = f" and {len(lost) - MOST_NAMED} more" if len(lost) > MOST_NAMED else ""
-        super().__init__(f"{name} has no {', '.join(lost[:MOST_NAMED])}{more}")
-        self.lost = lost
-
-
-class Row(NamedTuple):
-    """One tensor of theirs: its name, the parameters of ours it holds, and how they lie in it.
-
-    layout: a word for each of its dimensions, each a product of letters of the legend (or "1", or
-    "O" for the second axis of a square, or "G" for the queries of a head of keys); several
-    parameters follow one another along the dimension that is marked with a star, in each element
-    of what is before the star: "N*H" is a query, a key and a value for each head in turn. unless,
-    beside: a parameter of ours without which, or with which alone, there is such a tensor; when: a
-    field of the config, and the values with which there is.
-    """
-
-    theirs: str
-    ours: tuple[str, ...]
-    layout: str
-    unless: str | None = None
-    beside: str | None = None
-    when: tuple[str, ...] = ()
-
-
-def linear(theirs: str, ours: str | tuple[str, ...], layout: str) -> tuple[Row, ...]:
-    """Return the rows of a projection with its biases, where it has any: [out, in] in `layout`."""
-    ours = (ours,) if isinstance(ours, str) else ours
-    return (
-        Row(f"{theirs}.weight", ours, layout),
-        Row(f"{theirs}.bias", tuple(f"{path}_bias" for path in ours), layout.split(",")[0]),
-    )
-
-
-def norm(theirs: str, ours: str, layout: str = "D", when: tuple[str, ...] = ()) -> tuple[Row, ...]:
-    """Return the rows of a norm's scale and of its bias, where it has one."""
-    return (
-        Row(f"{theirs}.weight", (f"{ours}/scale",), layout, when=when),
-        Row(f"{theirs}.bias", (f"{ours}/bias",), layout, when=when),
-    )
 
 
 class Quirk(NamedTuple):
@@ -142,6 +31,14 @@ class Quirk(NamedTuple):
     write: Callable[[ModelConfig], dict[str, Any]]
     ignored: Callable[[Mapping[str, Any]], list[str]] = lambda theirs: []
     heads: tuple[str, ...] | None = None
+
+    def refusals(self, theirs: Mapping[str, Any]) -> list[str]:
+        """Return why it can't be read, if it can't."""
+        try:
+            self.read(theirs)
+        except CheckpointError as error:
+            return [str(error)]
+        return []
 
     def counts(self, head: str) -> bool:
         """Return whether it is read and written for models of a head."""
@@ -274,32 +171,27 @@ class Family:
         theirs = self.flat(theirs)
         self._refuse_others(theirs)
         full = self._filled(theirs)
-        for key in self.sizes.values():
-            if key not in full:
-                # A key that is known is itself, and no other's misspelling.
-                hint = nearest(key, theirs.keys() - self._known())
-                raise CheckpointError(f"{self.called.get(key, key)!r} is missing{hint}")
-        for key, known in self.only.items():
-            if key in full and full[key] not in known:
-                words = " or ".join(map(repr, known))
-                name = self.called.get(key, key)
-                raise CheckpointError(f"{name}={full[key]!r} is not known here; known is {words}")
+        self._check_values(full, theirs)
         fields = {
             **self.choices,
             **self.head_of(theirs),
             **{ours: full[key] for ours, key in self.sizes.items()},
         }
-        self._check_sizes(fields)
+        sources: dict[str, tuple[str, ...]] = {ours: (key,) for ours, key in self.sizes.items()}
         if self._is_encoder(fields.get("topology", "decoder")):
             fields["layers"] = fields.pop("encoder_layers")
+            sources["layers"] = sources["encoder_layers"]
         head = fields["head"]
         for quirk in self.quirks:
-            fields |= quirk.read(full) if quirk.counts(head) else {}
+            own = quirk.read(full) if quirk.counts(head) else {}
+            fields |= own
+            sources |= dict.fromkeys(own, quirk.keys)
         try:
             grouped = {name.replace(".", "/"): value for name, value in fields.items()}
             return settings.build(ModelConfig, tree.unflatten(grouped))
         except ConfigError as error:
-            raise CheckpointError(f"it makes no model: {error}") from error
+            told = in_their_words(str(error), sources, full, self.called)
+            raise CheckpointError(f"it makes no model: {told}") from error
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Return the settings of a config.json; CheckpointError if the family can't say it all."""
@@ -328,6 +220,15 @@ class Family:
         full = self._filled(theirs)
         return found + [name for quirk in self.quirks for name in quirk.ignored(full)]
 
+    def odd_settings(self, theirs: Mapping[str, Any]) -> list[str]:
+        """Return "key=value" of settings without effect here whose values mean nothing."""
+        theirs, head = self.flat(theirs), self.head_of(theirs)["head"]
+        full = self._filled(theirs)
+        found = odd_values(theirs, full[self.sizes["vocab_size"]])
+        read = {key for quirk in self.quirks if quirk.counts(head) for key in quirk.keys}
+        unread = [q for q in self.quirks if not q.counts(head) and read.isdisjoint(q.keys)]
+        return found + [reason for quirk in unread for reason in quirk.refusals(full)]
+
     def _known(self) -> set[str]:
         known = {*self.sizes.values(), *self.aliases, *self.only, *self.ignored, *NEUTRAL}
         return known | {key for quirk in self.quirks for key in quirk.keys}
@@ -336,6 +237,7 @@ class Family:
         for key in ("quantization_config", "quantization"):  # the latter in MLX's folders
             if theirs.get(key) is not None:
                 raise CheckpointError(f"{key}: quantised weights are not read")
+        check_numbers(theirs)
         known = self._known()
         causal = theirs.get("is_causal")
         if causal is not None and causal is not (self.choices.get("topology") is None):
@@ -373,62 +275,24 @@ class Family:
         """Return whether that is the encoder of a family of two towers, by itself."""
         return topology == "encoder" and "encoder_layers" in self.sizes
 
-    def _check_sizes(self, fields: Mapping[str, Any]) -> None:
+    def _check_values(self, full: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+        """Raise CheckpointError for sizes that are missing or none, and for values not known."""
         for ours, key in self.sizes.items():
-            value, most = fields[ours], MAX_LAYERS if ours == "layers" else MAX_SIZE
             name = self.called.get(key, key)
+            if key not in full:
+                # A key that is known is itself, and no other's misspelling.
+                hint = nearest(key, theirs.keys() - self._known())
+                raise CheckpointError(f"{name!r} is missing{hint}")
+            value, most = full[key], MAX_LAYERS if ours == "layers" else MAX_SIZE
             if type(value) is int and value > most:
                 raise CheckpointError(f"{name}={value} is more than the {most} that are read")
-            if type(value) is bool or not isinstance(value, int | float | None):
+            # Without them other sizes would be made up, where the family has no rule for it.
+            made_up = ours in ("vocab_size", "d_ff") and self.defaults.get(key, key) is not None
+            numbers = int | float if made_up else int | float | None
+            if type(value) is bool or not isinstance(value, numbers):
                 raise CheckpointError(f"{name}={value!r:.60} is no number")
-
-
-def value_of(config: ModelConfig, field: str) -> Any:
-    """Return a field of a config, or one of its groups, as "rope.theta".
-
-    Raises CheckpointError where the config has no such group: no family that needs it can say it.
-    """
-    value: Any = config
-    for name in field.split("."):
-        if value is None:
-            raise CheckpointError(f"the config has no {field.rpartition('.')[0]}, so no {field}")
-        value = getattr(value, name)
-    return value
-
-
-def resolved(config: ModelConfig) -> ModelConfig:
-    """Return a config whose derived sizes and layer kinds are written out."""
-    kinds = tuple(config.pattern[i % len(config.pattern)] for i in range(config.layers))
-    kinds = config.pattern if config.layer_weights == "shared" else kinds
-    there = {name: kind for name, kind in config.kinds.items() if name in kinds}
-    window = config.window if any(config.reach(kind) != "all" for kind in kinds) else None
-    scores, head_layer = config.scores, replace(config.head_layer, kind=config.head_kind)
-    experts = config.experts
-    if scores.multiplier is None:
-        scores = replace(scores, query_scalar=float(scores.query_scalar or config.H))
-    per_layer = config.per_layer
-    if per_layer is not None and config.vocab_size is not None:
-        per_layer = replace(per_layer, vocab_size=per_layer.vocab_size or config.V)
-    if config.head_kind != "none":
-        head_layer = replace(head_layer, activation=config.head_activation)
-    return config.replace(
-        encoder_layers=(
-            config.encoder_layers or config.layers if config.topology == "encoder_decoder" else None
-        ),
-        kv_heads=config.K,
-        head_dim=config.H,
-        d_ff=config.F,
-        scores=scores,
-        experts=replace(experts, d_ff=experts.width(config.F)) if experts.number else experts,
-        pattern=config.pattern if experts.first_dense else kinds,
-        kinds=there,
-        window=window,
-        head_layer=head_layer,
-        per_layer=per_layer,
-    )
-
-
-def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
-    """Return "field=value" of `one` where the two compute different logits."""
-    rows = settings.diff(resolved(one), resolved(other))
-    return [f"{key}={value!s:.60}" for key, value, _ in rows if key not in FREE]
+        for key, known in self.only.items():
+            if key in full and full[key] not in known:
+                words = " or ".join(map(repr, known))
+                name = self.called.get(key, key)
+                raise CheckpointError(f"{name}={full[key]!r} is not known here; known is {words}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import gemma, llama
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, whole
+from jaxgen.models.families.rows import Row
 
 CHOICES = gemma.CHOICES | {"norm_at": "both"}
 CAPS = {"scores.cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import gemma, gemma2, llama
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
+from jaxgen.models.families.rows import Row
 from jaxgen.models.families.shared_keys import LAYERS_3N, VECTORS
 
 CHOICES = gemma2.CHOICES | {"norm": "rms", "qk_norm": "qkv", "scores.multiplier": 1.0}

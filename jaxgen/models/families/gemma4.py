@@ -7,8 +7,9 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.models.families import gemma, gemma3n, llama, mixtures
-from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, Theirs
+from jaxgen.models.families.rows import Row
 from jaxgen.models.families.shared_keys import LAYERS_4, VECTORS
 
 _NAMES = {"number": "num_experts", "active": "top_k_experts", "d_ff": "moe_intermediate_size"}

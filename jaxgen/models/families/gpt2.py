@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families.family import Family, Row, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, token_classes
+from jaxgen.models.families.rows import Row, norm
 
 FEED = {
     "gelu_new": "gelu_tanh",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import llama, mixtral, mixtures
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import layer_types
 from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import ROPE, TIED, Theirs
+from jaxgen.models.families.rows import Row
 
 
 def _every_other(theirs: Theirs) -> list[str]:

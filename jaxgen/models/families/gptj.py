@@ -7,8 +7,9 @@ from typing import Any
 
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import gpt2, llama
-from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import TIED, dropout, one_of
+from jaxgen.models.families.rows import Row, linear, norm
 
 
 def _read_rope(theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,8 +56,15 @@ def layer_types(
             fields |= {"use_sliding_window": config.window is not None, "max_window_layers": 0}
         return fields
 
+    def odd(theirs: Theirs) -> list[str]:
+        value = None if half is None else theirs[half[0]]
+        if half is None or theirs.get("sliding_window") is not None or type(value) is not int:
+            return []
+        told = f"{half[0]}={value} (odd: {value // 2} tokens on each side)"
+        return [told] if value % 2 else []
+
     keys = ("layer_types", "sliding_window", *extra)
-    return Quirk(keys if half is None else (*keys, half[0]), read, write)
+    return Quirk(keys if half is None else (*keys, half[0]), read, write, odd)
 
 
 def _half(theirs: Theirs, key: str, more: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import BIASES, GATED, ROPE, SPANS, TIED, token_classes
+from jaxgen.models.families.rows import Row, linear, norm
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -44,22 +45,34 @@ SCORE = {
     "token_classes": token_classes("score"),
     "spans": SPANS,
 }
-SUBLAYERS = (
+
+
+def gated(name: str) -> tuple[Row, ...]:
+    """Return the rows of a gated feed-forward of this name."""
+    return (
+        *linear(f"{name}.gate_proj", "feed/gate", "F,D"),
+        *linear(f"{name}.up_proj", "feed/up", "F,D"),
+        *linear(f"{name}.down_proj", "feed/down", "D,F"),
+    )
+
+
+PROJECTIONS = (
     *linear("self_attn.q_proj", "attn/q", "NH,D"),
     *linear("self_attn.k_proj", "attn/k", "KH,D"),
     *linear("self_attn.v_proj", "attn/v", "KH,D"),
     *linear("self_attn.o_proj", "attn/o", "D,NH"),
+    *gated("mlp"),
+)
+SUBLAYERS = (
+    *PROJECTIONS,
     Row("self_attn.q_norm.weight", ("attn/q_norm/scale",), "H"),
     Row("self_attn.k_norm.weight", ("attn/k_norm/scale",), "H"),
-    *linear("mlp.gate_proj", "feed/gate", "F,D"),
-    *linear("mlp.up_proj", "feed/up", "F,D"),
-    *linear("mlp.down_proj", "feed/down", "D,F"),
 )
-LAYER_ROWS = (
+NORMS = (
     *norm("input_layernorm", "attn_norm"),
     *norm("post_attention_layernorm", "feed_norm"),
-    *SUBLAYERS,
 )
+LAYER_ROWS = (*NORMS, *SUBLAYERS)
 # Names and tensors that do not differ from family to family.
 SHARED: dict[str, Any] = {
     "prefix": "model.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import llama, mixtral, mixtures
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import CHUNK_GROWTH, CHUNKS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED, one_of
+from jaxgen.models.families.rows import Row
 
 # Dense layers are wider than experts, of which each token has a shared one of their width.
 SIZES = mixtral.SIZES | {
@@ -37,7 +38,7 @@ FAMILY = Family(
     ),
     layer_rows=(
         *mixtures.ATTENTION,
-        *(row._replace(theirs=f"feed_forward.{row.theirs[4:]}") for row in llama.SUBLAYERS[-6:]),
+        *llama.gated("feed_forward"),
         Row("feed_forward.router.weight", ("experts/router",), "E,D"),
         Row("feed_forward.experts.gate_up_proj", ("experts/gate", "experts/up"), "E,D,*F"),
         Row("feed_forward.experts.down_proj", ("experts/down",), "E,F,D"),

@@ -9,8 +9,9 @@ from jaxgen.config import ModelConfig
 from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import llama
-from jaxgen.models.families.family import Quirk, Row
+from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.quirks import Theirs, one_of
+from jaxgen.models.families.rows import Row
 
 # Noise in training, and keys that are read nowhere.
 IGNORED = frozenset({"router_jitter_noise", "input_jitter_noise"})

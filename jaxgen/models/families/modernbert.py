@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from jaxgen.models.families import encoders
-from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.layer_kinds import every_nth, layer_types, two_ropes
 from jaxgen.models.families.quirks import (
@@ -18,6 +18,7 @@ from jaxgen.models.families.quirks import (
     together,
     token_classes,
 )
+from jaxgen.models.families.rows import Row, linear, norm
 
 EVERY = "global_attn_every_n_layers"
 KINDS = partial(every_nth, key=EVERY, ahead=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jaxgen.models.families import encoders, roberta
-from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.rows import Row, linear, norm
 
 PAD = 1  # where its positions begin after, whatever pad_token_id says
 POOLER = "mpnet.pooler.dense"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jaxgen.models.families import bloom, gpt_neox, llama
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import TIED, inside
+from jaxgen.models.families.rows import Row
 
 # Of ALiBi's slopes transformers takes those of 8 whatever is told.
 ONLY = {"alibi": True, "alibi_bias_max": 8, "attn_type": "multihead_attention", "clip_qkv": None}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import gpt2, llama
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ROPE, TIED, one_of
+from jaxgen.models.families.rows import Row
 
 CAP = {"logit_cap": "final_logit_softcapping"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": llama.SIZES | CAP}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jaxgen.models.families import llama
-from jaxgen.models.families.family import Family, Row, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+from jaxgen.models.families.rows import Row, norm
 
 CHOICES = llama.CHOICES | {"norm_at": "out", "qk_norm": "heads"}
 DEFAULTS = llama.DEFAULTS | {"rms_norm_eps": 1e-5, "attention_bias": False}
@@ -13,7 +14,7 @@ LAYER_ROWS = (
     *norm("post_feedforward_layernorm", "feed_out_norm"),
     Row("self_attn.q_norm.weight", ("attn/q_norm/scale",), "NH"),
     Row("self_attn.k_norm.weight", ("attn/k_norm/scale",), "KH"),
-    *(row for row in llama.SUBLAYERS if "norm" not in row.theirs),
+    *llama.PROJECTIONS,
 )
 
 FAMILY = Family(

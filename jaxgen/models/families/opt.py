@@ -1,10 +1,16 @@
-"""OPT (Zhang et al. 2022): GPT with ReLU; positions count from 2, norms of 350m are behind."""
+"""OPT (Zhang et al. 2022): GPT with ReLU; positions count from 2.
+
+That of 350m has norms behind its sublayers, and tokens of half its width.
+"""
 
 from __future__ import annotations
 
 from jaxgen.models.families import gpt2, llama
-from jaxgen.models.families.family import Family, Row, linear, norm
-from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, same
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, of_heads, one_of, same, table_width
+from jaxgen.models.families.rows import Row, linear, norm
+
+WIDTH = "word_embed_proj_dim"
 
 FAMILY = Family(
     model_type="opt",
@@ -25,9 +31,10 @@ FAMILY = Family(
     | {"dropout": 0.1, "attention_dropout": 0.0, "do_layer_norm_before": True, "enable_bias": True},
     only={"layer_norm_elementwise_affine": (True,), "_remove_final_layer_norm": (False,)},
     ignored=frozenset({"activation_dropout", "layerdrop"}),
-    inherited={"word_embed_proj_dim": "hidden_size"},
+    inherited={WIDTH: "hidden_size"},
     quirks=(
-        same(("hidden_size", "word_embed_proj_dim"), "d_model"),
+        *of_heads(("lm",), table_width(WIDTH, "tokens")),
+        *of_heads(("classes", "spans", "none"), same(("hidden_size", WIDTH), "d_model")),
         *(TIED, one_of("feed", "activation_function", gpt2.FEED)),
         one_of("norm_at", "do_layer_norm_before", {True: "pre", False: "post"}),
         one_of("biases", "enable_bias", {True: "all", False: "norms"}),
@@ -37,6 +44,8 @@ FAMILY = Family(
         Row("model.decoder.embed_tokens.weight", ("embed/tokens",), "V,D"),
         Row("model.decoder.embed_positions.weight", ("embed/positions",), "S,D"),
         *norm("model.decoder.final_layer_norm", "final_norm"),
+        Row("model.decoder.project_in.weight", ("embed/project",), "O,D"),
+        Row("model.decoder.project_out.weight", ("unembed/project",), "O,D"),
         Row("lm_head.weight", ("unembed/tokens",), "V,D"),
     ),
     layer_rows=(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from jaxgen.models.families import gpt2, llama
-from jaxgen.models.families.family import Family, Row, linear, norm
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import TIED, dropout, one_of, rope
+from jaxgen.models.families.rows import Row, linear, norm
 
 FAMILY = Family(
     model_type="phi",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import llama, mixtral, mixtures
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
 from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import GATED, TIED, one_of, rope
+from jaxgen.models.families.rows import Row
 
 ROWS = (*llama.ROWS, Row("lm_head.bias", ("unembed/bias",), "V"))
 SHARED: dict[str, Any] = mixtral.SHARED | {"rows": ROWS}

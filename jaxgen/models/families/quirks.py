@@ -9,7 +9,9 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.config_groups import Rope
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import Quirk, Row, value_of
+from jaxgen.models.families.family import Quirk
+from jaxgen.models.families.resolved import value_of
+from jaxgen.models.families.rows import Row
 
 Theirs = Mapping[str, Any]
 
@@ -212,6 +214,21 @@ def whole(field: str, key: str) -> Quirk:
         return {key: int(value)}
 
     return Quirk((key,), lambda theirs: {field: theirs[key]}, write)
+
+
+def table_width(key: str, project: str) -> Quirk:
+    """Return the quirk of the width of the tables of tokens, where it is not the model's.
+
+    project: what is projected from one to the other, as `Embed.project`.
+    """
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        width = theirs[key]
+        if width == theirs["hidden_size"]:
+            return {}
+        return {"embed.width": width, "embed.project": project}
+
+    return Quirk((key,), read, lambda config: {key: config.embed_width})
 
 
 def rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, Any]:

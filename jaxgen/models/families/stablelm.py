@@ -7,9 +7,15 @@ from typing import Any
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, TIED, one_of, rope
+from jaxgen.models.families.rows import Row
 
 SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "head_dim"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES | {"norm_epsilon": "layer_norm_eps"}}
+
+# Of each head a tensor.
+HEAD_NORMS = tuple(
+    Row(f"self_attn.{x}_layernorm.norms.{{}}.weight", (f"attn/{x}_norm/scale",), "H") for x in "qk"
+)
 
 FAMILY = Family(
     model_type="stablelm",
@@ -20,15 +26,15 @@ FAMILY = Family(
     defaults=llama.DEFAULTS
     | {"num_key_value_heads": 32, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25}
     | {"use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
-    only={"qk_layernorm": (False,)},
     ignored=frozenset(
         {"hidden_dropout", "norm_eps", "rope_pct", "rotary_scaling_factor", "rms_norm_eps"}
     ),
     quirks=(
         *(TIED, GATED, rope(partial=True)),
         one_of("parallel", "use_parallel_residual", {False: "none", True: "one_norm"}),
+        one_of("qk_norm", "qk_layernorm", {False: "none", True: "each"}),
         one_of("biases", "use_qkv_bias", {False: "norms", True: "qkv"}),
     ),
-    layer_rows=llama.LAYER_ROWS,
+    layer_rows=(*llama.NORMS, *llama.PROJECTIONS, *HEAD_NORMS),
     **SHARED,
 )

@@ -7,8 +7,9 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.encoders import dense
-from jaxgen.models.families.family import Family, Quirk, Row
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import SPANS, one_of, token_classes
+from jaxgen.models.families.rows import Row
 
 CONTEXT = 512  # what it was trained with; its relative positions set no limit
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import gemma2, llama, two_parts
-from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, dropout
+from jaxgen.models.families.rows import Row, linear, norm
 
 
 def _read_windows(theirs) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import NEUTRAL
+from jaxgen.models.families.known_settings import NEUTRAL
 from jaxgen.models.families.layer_kinds import shortest
 
 PARTS = ("encoder", "decoder")

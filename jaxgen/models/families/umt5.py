@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jaxgen.models.families import t5
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.rows import Row
 
 _TABLE = (Row(t5.TABLE, ("attn/relative/bias",), "R,N"),)
 

@@ -7,8 +7,9 @@ as in the authors' own code (tensor2tensor).
 
 from __future__ import annotations
 
-from jaxgen.models.families.family import Family, Quirk, Row, linear, norm
+from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import one_of
+from jaxgen.models.families.rows import Row, linear, norm
 
 
 def _attention(name: str, ours: str) -> tuple[Row, ...]:

@@ -12,7 +12,8 @@ from jaxgen import tree
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models import api
-from jaxgen.models.families.family import Family, Row
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.rows import Row
 from jaxgen.nn.stack import layer_path
 
 ONE = "1"  # in a layout: an axis of size 1 that ours lack
