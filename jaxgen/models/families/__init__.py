@@ -79,9 +79,9 @@ from jaxgen.models.families import (
     vanilla,
     xlm_roberta,
 )
-from jaxgen.models.families.family import MOST_NAMED, Family
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.multimodal import PARTS, text_config
-from jaxgen.models.families.resolved import LacksError
+from jaxgen.models.families.resolved import MOST_NAMED, LacksError
 
 # In this order an export looks for the first family that can say all of a config.
 _ALL = (

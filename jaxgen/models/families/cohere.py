@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, ROPE, TIED, multiplier, one_of
+from jaxgen.models.families.quirks import GATED, TIED, multiplier, one_of
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
 SIZES = llama.SIZES | {"norm_epsilon": "layer_norm_eps"}

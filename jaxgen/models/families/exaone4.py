@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import all_full, every_nth, layer_types
-from jaxgen.models.families.quirks import GATED, ROPE, TIED
+from jaxgen.models.families.quirks import GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import norm
 
 FAMILY = Family(

@@ -9,7 +9,8 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import bloom, gpt2, gpt_neox, llama
 from jaxgen.models.families.family import Family, Quirk
-from jaxgen.models.families.quirks import ROPE, TIED, dropout, one_of
+from jaxgen.models.families.quirks import TIED, dropout, one_of
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import linear, norm
 
 NEW, ONE, SIDE, NORMS = (

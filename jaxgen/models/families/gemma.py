@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
+from jaxgen.models.families.ropes import ROPE
 
 CHOICES = llama.CHOICES | {"norm": "rms_offset", "embed.scale": "root", "feed": "geglu"}
 DEFAULTS = llama.DEFAULTS | {

@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import gemma, llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS
-from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, whole
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, whole
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
 CHOICES = gemma.CHOICES | {"norm_at": "both"}

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import llama, mixtures
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, TIED, one_of, rope
+from jaxgen.models.families.quirks import GATED, TIED, one_of
+from jaxgen.models.families.ropes import rope
 
 SHARED: dict[str, Any] = llama.SHARED | {
     # Layers that predict tokens after the next, which transformers leaves out as well.

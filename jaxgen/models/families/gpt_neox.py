@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import gpt2, llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, rope, token_classes
+from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, token_classes
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row, linear, norm
 
 SIZES = {k: v for k, v in llama.SIZES.items() if k not in ("kv_heads", "head_dim")}

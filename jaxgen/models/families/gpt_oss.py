@@ -8,7 +8,8 @@ from jaxgen.models.families import llama, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import layer_types
 from jaxgen.models.families.mixtures import BALANCE
-from jaxgen.models.families.quirks import ROPE, TIED, Theirs
+from jaxgen.models.families.quirks import TIED, Theirs
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import BIASES, GATED, ROPE, SCORE_MULTIPLIER, TIED, multiplier
+from jaxgen.models.families.quirks import BIASES, GATED, SCORE_MULTIPLIER, TIED, multiplier
+from jaxgen.models.families.ropes import ROPE
 
 SIZES = llama.SIZES | {"residual_scale": "residual_multiplier"}
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}

@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import granite, llama, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
 SIZES = mixtral.SIZES | {"residual_scale": "residual_multiplier"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families import llama
-from jaxgen.models.families.quirks import rope
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
 SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "head_dim"} | {

@@ -9,13 +9,8 @@ from jaxgen.config import ModelConfig
 from jaxgen.config_groups import Reach, Rope
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk
-from jaxgen.models.families.quirks import (
-    LAYER_TYPES,
-    ROPE_KEYS,
-    ignored_rope,
-    rope_fields,
-    rope_settings,
-)
+from jaxgen.models.families.quirks import LAYER_TYPES
+from jaxgen.models.families.ropes import ROPE_KEYS, ignored_rope, rope_fields, rope_settings
 
 Theirs = Mapping[str, Any]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import BIASES, GATED, ROPE, SPANS, TIED, token_classes
+from jaxgen.models.families.quirks import BIASES, GATED, SPANS, TIED, token_classes
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row, linear, norm
 
 SIZES = {

@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import llama, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import CHUNK_GROWTH, CHUNKS
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED, one_of
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, one_of
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
 # Dense layers are wider than experts, of which each token has a shared one of their width.

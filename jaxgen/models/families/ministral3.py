@@ -10,7 +10,8 @@ from jaxgen.errors import CheckpointError
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
-from jaxgen.models.families.quirks import GATED, ROPE, TIED
+from jaxgen.models.families.quirks import GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 
 BETA, SPAN = "llama_4_scaling_beta", "original_max_position_embeddings"
 YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, SPAN: 16384, BETA: 0.1}

@@ -8,7 +8,8 @@ from jaxgen.models.families import llama, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
 from jaxgen.models.families.mixtures import BALANCE
-from jaxgen.models.families.quirks import GATED, ROPE, TIED
+from jaxgen.models.families.quirks import GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 
 SIZES = llama.SIZES | {
     "experts.number": "num_local_experts",

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import gpt2, llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ROPE, TIED, one_of
+from jaxgen.models.families.quirks import TIED, one_of
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
 CAP = {"logit_cap": "final_logit_softcapping"}

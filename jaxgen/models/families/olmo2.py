@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row, norm
 
 CHOICES = llama.CHOICES | {"norm_at": "out", "qk_norm": "heads"}

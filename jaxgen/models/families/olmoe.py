@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import llama, mixtures, olmo2, qwen3_moe
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE, NORMALISE
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import norm
 
 SIZES = {ours: key for ours, key in qwen3_moe.SIZES.items() if ours != "experts.d_ff"}

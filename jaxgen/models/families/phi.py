@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import gpt2, llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import TIED, dropout, one_of, rope
+from jaxgen.models.families.quirks import TIED, dropout, one_of
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row, linear, norm
 
 FAMILY = Family(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
-from jaxgen.models.families.quirks import GATED, TIED, dropout, rope
+from jaxgen.models.families.quirks import GATED, TIED, dropout
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
 FAMILY = Family(

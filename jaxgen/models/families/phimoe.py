@@ -8,7 +8,8 @@ from jaxgen.models.families import llama, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
 from jaxgen.models.families.mixtures import BALANCE
-from jaxgen.models.families.quirks import GATED, TIED, one_of, rope
+from jaxgen.models.families.quirks import GATED, TIED, one_of
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
 ROWS = (*llama.ROWS, Row("lm_head.bias", ("unembed/bias",), "V"))

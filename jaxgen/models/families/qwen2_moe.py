@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import llama, mixtures, qwen3_moe
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE, NORMALISE
-from jaxgen.models.families.quirks import GATED, ROPE, TIED, one_of
+from jaxgen.models.families.quirks import GATED, TIED, one_of
+from jaxgen.models.families.ropes import ROPE
 
 SIZES = qwen3_moe.SIZES | {"experts.shared": "shared_expert_intermediate_size"}
 

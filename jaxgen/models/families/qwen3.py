@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import LAST_WINDOWS
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 from jaxgen.models.families.qwen2 import WINDOWS
+from jaxgen.models.families.ropes import ROPE
 
 FAMILY = Family(
     model_type="qwen3",

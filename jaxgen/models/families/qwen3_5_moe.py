@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import deltas, mixtures, qwen2_moe
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, rope
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
+from jaxgen.models.families.ropes import rope
 
 # No layer has a feed-forward beside its experts.
 SIZES = {ours: key for ours, key in qwen2_moe.SIZES.items() if ours != "d_ff"}

@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import llama, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE, NORMALISE
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, ROPE, TIED
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 
 SIZES = llama.SIZES | {
     "experts.number": "num_experts",

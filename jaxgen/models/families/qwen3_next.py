@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import deltas, llama, mixtures
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, rope
+from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
+from jaxgen.models.families.ropes import rope
 
 FAMILY = Family(
     model_type="qwen3_next",

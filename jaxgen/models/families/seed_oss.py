@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, ROPE, TIED, together
+from jaxgen.models.families.quirks import GATED, TIED, together
+from jaxgen.models.families.ropes import ROPE
 
 BIASES = together(
     "biases",

@@ -10,10 +10,9 @@ from jaxgen.config_groups import Rope
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.layer_kinds import depth, local_rope, named_kinds, two_ropes
-from jaxgen.models.families.quirks import (
-    LAYER_TYPES,
+from jaxgen.models.families.quirks import LAYER_TYPES, Theirs
+from jaxgen.models.families.ropes import (
     ROPE_KEYS,
-    Theirs,
     ignored_rope,
     proportional_rope,
     rope_fields,

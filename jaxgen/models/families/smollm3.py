@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import TURNS
-from jaxgen.models.families.quirks import BIASES, GATED, ROPE, TIED
+from jaxgen.models.families.quirks import BIASES, GATED, TIED
+from jaxgen.models.families.ropes import ROPE
 
 FAMILY = Family(
     model_type="smollm3",

@@ -6,7 +6,8 @@ from typing import Any
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, TIED, one_of, rope
+from jaxgen.models.families.quirks import GATED, TIED, one_of
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
 SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "head_dim"}

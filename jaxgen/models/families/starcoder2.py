@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import gpt2, llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
-from jaxgen.models.families.quirks import ROPE, TIED, one_of
+from jaxgen.models.families.quirks import TIED, one_of
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import linear
 
 SHARED: dict[str, Any] = llama.SHARED | {"sizes": llama.SIZES | {"norm_epsilon": "norm_epsilon"}}

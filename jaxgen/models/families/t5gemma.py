@@ -7,7 +7,8 @@ from typing import Any
 from jaxgen.models.families import gemma2, llama, two_parts
 from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS
-from jaxgen.models.families.quirks import ATTENTION_BIAS, ROPE, TIED, dropout
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, dropout
+from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row, linear, norm
 
 
