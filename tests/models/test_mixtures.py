@@ -16,7 +16,7 @@ from jaxgen.config_groups import LayerKind
 from jaxgen.errors import ConfigError
 from jaxgen.models import api, serving
 from jaxgen.nn.unroll import UNROLL_LIMITS
-from jaxgen.run import initial
+from jaxgen.run import upcycling
 from jaxgen.train import optimizer
 from jaxgen.train.settings import TrainSettings
 
@@ -116,7 +116,7 @@ def test_experts_begin_as_a_dense_feed_forward_or_as_its_slices(own):
     config = dense_config.replace(experts=own)
     dense = random_params(dense_config)
     fresh = tree.flatten(jaxgen.init(config.replace(init_std=1e-6), jax.random.key(2)))
-    begun = initial.upcycled(tree.flatten(dense), fresh, config)
+    begun = upcycling.upcycle(tree.flatten(dense), fresh, config)
     params = tree.unflatten(fresh | begun)
     drawn = {"layers/experts/router"} if not own.d_ff else set()
     drawn |= {"layers/experts/shared_gate"} if own.shared else set()
@@ -124,7 +124,7 @@ def test_experts_begin_as_a_dense_feed_forward_or_as_its_slices(own):
     found = jaxgen.apply(params, config, TOKENS).logits
     np.testing.assert_allclose(found, jaxgen.apply(dense, dense_config, TOKENS).logits, atol=1e-5)
     if own.d_ff:  # the same seed, the same router; another seed, another
-        again, other = (initial.upcycled(tree.flatten(dense), fresh, config, s) for s in (0, 1))
+        again, other = (upcycling.upcycle(tree.flatten(dense), fresh, config, s) for s in (0, 1))
         router = "layers/experts/router"
         assert (again[router] == begun[router]).all() and (other[router] != begun[router]).all()
 
@@ -145,7 +145,7 @@ def test_experts_that_do_not_come_out_of_a_dense_feed_forward_are_refused(own, p
     config = BASE.replace(experts=Experts(**own))
     there, wanted = (tree.flatten(jaxgen.abstract(c)) for c in (BASE, config))
     with pytest.raises(ConfigError, match=part):
-        initial.upcycled(
+        upcycling.upcycle(
             {path: np.zeros(x.shape, "f4") for path, x in there.items()}, wanted, config
         )
 
