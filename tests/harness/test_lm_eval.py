@@ -128,7 +128,7 @@ def test_contexts_too_long_for_the_model_lose_the_tokens_that_hf_drops(answers):
         complete=lambda prompts, settings: asked.extend(prompts) or ["", ""],
     )  # fmt: skip
     text = "the cat sat on a mat and the dog lay under it " * 4
-    ours._written([text, "it"], {"until": [], "max_gen_toks": 11})
+    ours._complete([text, "it"], {"until": [], "max_gen_toks": 11})
     ids = ours.tok_encode(text)
     assert ids[0] == ours.prefix_token_id
     assert asked == [tuple(ids[-(32 - 11) :]), tuple(ours.tok_encode("it"))]
@@ -150,9 +150,9 @@ def test_settings_that_have_no_meaning_here_are_refused(answers):
             Harness("run", **wrong)
     ours = Harness("run", batch_size="2", device="cuda:0")
     with pytest.raises(ConfigError, match="num_beams are not known here"):
-        ours._written(["the cat"], {"num_beams": 3, "max_gen_toks": 4})
+        ours._complete(["the cat"], {"num_beams": 3, "max_gen_toks": 4})
     with pytest.raises(ConfigError, match="max_gen_toks=32 leaves no room"):
-        ours._written(["the cat"], {"max_gen_toks": 32})
+        ours._complete(["the cat"], {"max_gen_toks": 32})
 
 
 def flat(row):
