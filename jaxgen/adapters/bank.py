@@ -204,7 +204,7 @@ def _gathered(bank: Bank, slots: Any, config: ModelConfig, unrolled: bool) -> di
     found: dict[str, Any] = {}
     for path in bank.parts["a"]:
         stack = known[path].stack
-        own = {
+        own: dict[str, Any] = {
             part: jnp.take(arrays[path], slots, axis=len(stack), mode="clip")
             for part, arrays in bank.parts.items()
         }

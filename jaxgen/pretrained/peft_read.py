@@ -88,7 +88,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 KNOWN = frozenset(
     "trainable_token_indices alora_invocation_tokens use_qalora monteclora_config "
     "layer_replication lora_bias target_parameters use_bdlora arrow_config kasa_config "
-    "ensure_weight_tying enable_lora".split()
+    "ensure_weight_tying enable_lora modules_to_save".split()
 )
 
 
@@ -186,6 +186,11 @@ def _sorted(folder: Path, family: Family, config: ModelConfig) -> tuple[dict, di
             whole[own] = array
         else:
             lost.append(f"{name}{nearest(home if part in PARTS else plain, linear, 'is it')}")
+    if tables := [name for name in lost if "lora_embedding_" in name]:
+        raise CheckpointError(
+            f"{path}: {tables[0]} is LoRA of a table of tokens, which is not followed here; train "
+            f"the adapter with modules_to_save for that, or merge it with PEFT"
+        )
     if lost:
         raise CheckpointError(
             f"{path}: {len(lost)} tensors stand beside no matrix of this model; it is an adapter "

@@ -1,6 +1,7 @@
-"""A mixture of experts trained on eight devices: prints which meshes leave one device's course."""
+"""Mixtures of experts and adapters trained on eight devices: prints what leaves one's course."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -11,7 +12,10 @@ import optax
 from jax import lax
 
 import jaxgen
-from jaxgen import tree
+from jaxgen import settings, tree
+from jaxgen.adapters import adapter as adapters
+from jaxgen.adapters.base import quantise
+from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config_experts import Experts
 from jaxgen.mesh import MeshSettings, device_mesh, place
 from jaxgen.mesh.settings import parse
@@ -33,6 +37,11 @@ RULE = optax.partition(
         lambda path, _: "choice_bias" if path.endswith("choice_bias") else "rest", params
     ),
 )
+DENSE = CONFIG.replace(experts=Experts(), biases="none")
+ADAPTERS = [
+    ({"kind": "dora", "rank": 2, "save": ["final_norm/scale"]}, "int4"),
+    ({"kind": "prefix", "tokens": 3}, "int8"),
+]
 STEPS, ROWS = 20, 16
 calls = []  # of the ragged all-to-all
 # The mesh, its form, and whether rows go to their experts by `jax.lax.ragged_all_to_all`.
@@ -85,8 +94,49 @@ def course(mesh, form):
     return losses, jax.device_get(state.params)
 
 
+def adapter_course(mesh, asked, base):
+    """Return the losses of some steps of an adapter, and its numbers after them."""
+    adapter = adapters.plan(settings.build(AdapterSettings, asked), DENSE)
+    where = mesh and place.state_shardings(mesh, api.abstract(DENSE), api.axes(DENSE))
+    params = jaxgen.init(DENSE, jax.random.key(0))
+    own = adapters.init(adapter, DENSE, params, jax.random.key(2))
+    params = place.under(mesh, quantise)(jax.device_put(params, where), DENSE, base)
+    rule = optax.sgd(0.3)
+    state = jaxgen.train_state(own, rule, jax.random.key(1))
+    shardings = mesh and place.state_shardings(mesh, state, adapters.axes(adapter, DENSE))
+
+    def step(state, batch, base):
+        def loss(own, config, batch, key=None):
+            tuned = adapters.attach(base, replace(adapter, params=own), config)
+            return jaxgen.causal_loss(tuned, config, batch, key)
+
+        return train_step(state, batch, config=DENSE, optimizer=rule, loss=loss, spike=None)
+
+    run = partitioner.make_step("jit", step, mesh, shardings, ROWS, params)
+    state, losses = state if mesh is None else jax.device_put(state, shardings), []
+    tokens = np.random.default_rng(0).integers(0, 32, (ROWS, 9)).astype(np.int32)
+    for _ in range(3):
+        state, metrics = run(state, {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]})
+        losses.append(float(metrics["objective"]))
+    assert losses[-1] < losses[0], losses
+    whole = [x.sharding.is_fully_replicated for x in jax.tree.leaves(state.params)]
+    assert all(whole) == (mesh is None)
+    return losses, jax.device_get(state.params)
+
+
+def far_adapters():
+    """Return which adapters leave one device's course on a mesh of eight."""
+    mesh, wrong = device_mesh.make_mesh(MeshSettings(**parse("data:2,fsdp:2,tensor:2"))), []
+    for asked, base in ADAPTERS:
+        one, other = (adapter_course(at, asked, base) for at in (None, mesh))
+        apart = jax.tree.map(lambda a, b: float(np.abs(np.subtract(a, b)).max()), one, other)
+        if not (most := max(jax.tree.leaves(apart))) < 1e-5:
+            wrong.append(f"{asked} over {base}: {most}")
+    return wrong
+
+
 def main() -> None:
-    wanted, wrong = course(None, "jit"), []
+    wanted, wrong = course(None, "jit"), far_adapters()
     lax.ragged_all_to_all = ragged_all_to_all  # which XLA has not for CPUs
     for words, form, ragged in MESHES:
         mesh = device_mesh.make_mesh(MeshSettings(**parse(words)))

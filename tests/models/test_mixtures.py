@@ -150,7 +150,7 @@ def test_experts_that_do_not_come_out_of_a_dense_feed_forward_are_refused(own, p
         )
 
 
-def test_eight_devices_that_share_experts_train_as_one():
+def test_eight_devices_train_experts_and_adapters_as_one():
     assert fake_devices.run_checks(Path(__file__).with_name("mixture_program.py"), 8) == []
 
 

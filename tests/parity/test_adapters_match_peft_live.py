@@ -1,5 +1,6 @@
 """Adapters compute what peft computes with transformers, and each opens what the other writes."""
 
+import json
 import os
 import warnings
 
@@ -9,9 +10,9 @@ import pytest
 import jaxgen
 from jaxgen import tree
 from jaxgen.adapters.adapter import merge
-from jaxgen.errors import ConfigError
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.pretrained import hub_read
-from jaxgen.pretrained.peft_read import read_adapter
+from jaxgen.pretrained.peft_read import KEYS, read_adapter, read_settings
 from jaxgen.pretrained.peft_write import write_adapter
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -145,3 +146,47 @@ def test_virtual_tokens_are_those_of_peft_and_it_opens_ours(kind, base, tmp_path
         np.testing.assert_array_equal(leaf, tree.flatten(again.params)[path], err_msg=path)
     opened = peft.PeftModel.from_pretrained(auto.from_pretrained(home), tmp_path / "ours")
     np.testing.assert_allclose(theirs(opened)[:, -9:], want, atol=1e-5, rtol=0)
+
+
+CONFIGS = ("LoraConfig", "IA3Config", "PromptTuningConfig", "PromptEncoderConfig",
+           "PrefixTuningConfig")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_of_peft_is_followed_or_refused_by_name(name, tmp_path):
+    virtual = {"num_virtual_tokens": 2} if name.startswith("P") else {}
+    kind = getattr(peft, name)(**virtual)
+    about = {key: getattr(value, "value", value) for key, value in kind.to_dict().items()}
+    about |= {key: list(value) for key, value in about.items() if isinstance(value, set)}
+
+    def written(more):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(about | more))
+        return read_settings(tmp_path)
+
+    assert written({})["peft_type"] == about["peft_type"]
+    followed = KEYS[about["peft_type"]]
+    # A key of old folders, and one that PEFT leaves out of what it writes.
+    assert followed - {"merge_weights", "runtime_config"} <= about.keys()
+    for key in about.keys() - followed:
+        with pytest.raises(CheckpointError, match=rf"{key}=\[7\] is not followed here; train"):
+            written({key: [7]})
+
+
+def test_adapters_of_tables_are_refused_by_name(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMA)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    for number, (more, said) in enumerate((
+        ({"target_modules": ["embed_tokens", "q_proj"]},
+         r"embed_tokens.lora_embedding_A is LoRA of a table of tokens"),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]},
+         "trainable_token_indices=.* is not followed here"),
+    )):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+            peft.get_peft_model(base, peft.LoraConfig(r=2, **more)).save_pretrained(
+                tmp_path / str(number)
+            )
+        with pytest.raises(CheckpointError, match=said):
+            jaxgen.load(tmp_path / "base", adapter=tmp_path / str(number))
