@@ -60,12 +60,6 @@ class Prefixes:
             path.append(place)
         return [number * self.size for number in range(known, len(path))], path[known:]
 
-    def clear(self) -> None:
-        """Forget all blocks."""
-        self._free += self._blocks
-        self._blocks.clear()
-        self._at.clear()
-
     def _key(self, tokens, number: int, owner: Hashable, path: list[int]):
         before: Hashable = path[number - 1] if number else ("owner", owner)
         return before, tuple(tokens[number * self.size : (number + 1) * self.size])

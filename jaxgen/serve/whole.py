@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError
-from jaxgen.serve.tickets import Counts, Delta, Failed, Finished, Started, Ticket
+from jaxgen.serve.tickets import Counts, Delta, Finished, Started, Ticket
 from jaxgen.text.batch_decoding import begin
 from jaxgen.text.batches import Request
 from jaxgen.text.prompts import Prompt
@@ -62,25 +62,25 @@ def complete(session: Session, members: list[Whole], counts: Counts) -> None:
     """Decode prompts of the same `detail` together, and tell their listeners."""
     now = session.clock()
     late = [one for one in members if one.ticket.is_late(now)]
-    for one in (one for one in late if not one.ticket.cancelled):
+    for one in late:
+        counts["cancelled"] += one.ticket.cancelled
         for index, request in enumerate(one.requests[: one.ticket.texts]):
             state = begin(session.model, request)
             state.end(Reason.TIME)
-            counts["finished"] += 1
+            counts["finished"] += not one.ticket.cancelled
             one.ticket.tell(Finished(index, state.completion()))
-    counts["cancelled"] += sum(one.ticket.cancelled for one in members)
-    members = [one for one in members if not one.ticket.cancelled and one not in late]
+    members = [one for one in members if one not in late]
     if not members:
         return
     prompts = [one.prompt._replace(settings=one.settings) for one in members]
     try:
         rows = session.run(prompts, detail=members[0].detail is not None)
     except Exception as error:
-        for one in members if len(members) > 1 else ():  # one that fails leaves the others alone
+        if len(members) == 1:
+            counts["failed"] += members[0].ticket.fail(error)
+            return
+        for one in members:  # one that fails leaves the others alone
             complete(session, [one], counts)
-        for index in range(members[0].ticket.texts) if len(members) == 1 else ():
-            counts["failed"] += 1
-            members[0].ticket.tell(Failed(index, error))
         return
     for one, row in zip(members, rows, strict=True):
         for index, answer in enumerate(row):
@@ -91,7 +91,6 @@ def complete(session: Session, members: list[Whole], counts: Counts) -> None:
             about = (answer.text, answer.tokens, answer.logprobs, answer.top)
             one.ticket.tell(Delta(index, *about))
             one.ticket.tell(Finished(index, answer))
-        for index in range(len(row), one.ticket.texts):
-            counts["failed"] += 1
+        if len(row) < one.ticket.texts:
             error = ConfigError(f"the search has found {len(row)} texts; lower n_best")
-            one.ticket.tell(Failed(index, error))
+            counts["failed"] += one.ticket.fail(error)
