@@ -294,8 +294,10 @@ COMPLETION: dict[str, Field] = {
     "suffix": Field(Any, refused="models that fill a middle are not served", harmless=("",)),
 }
 del COMPLETION["top_logprobs"]  # which `logprobs` is here
+_ONE = Field(refused="one answer is made; /v1/chat/completions takes n and logit_bias")
 RESPONSE: dict[str, Field] = {
     **OWN,
+    **dict.fromkeys(("samples", "n_best", "bias", "bias_ids"), _ONE),
     **_SAMPLING,
     **_STREAM,
     **_CALLING,

@@ -179,14 +179,7 @@ def completion(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
     _check_generates(served)
     texts = _prompts(given["prompt"], served)
     changes = settings_of(given, fields.COMPLETION) | _more_settings(given, served)
-    streaming, best = _streaming(given), changes.get("best_of")
-    if best is not None and best < changes.get("samples", 1):
-        raise Problem(f"best_of={best} is less than n={changes['samples']}", param="best_of")
-    if best is not None and best == changes.get("samples", 1):
-        del changes["best_of"]  # all of them are the best
-    elif best is not None and streaming["stream"]:
-        raise Problem("best_of can't be streamed: it is known at the end which", param="best_of")
-    settings = Generation(**changes)
+    settings, streaming = Generation(**changes), _streaming(given)
     prompts = number_prompts(texts, settings, served.user(given))
     if len(prompts) * settings.draws_each > fields.MOST_TEXTS:
         raise Problem(
@@ -239,6 +232,13 @@ def _more_settings(given: Mapping[str, Any], served: Served) -> dict[str, Any]:
         raise Problem("json_schema must be a schema as JSON", param="json_schema")
     if regex is not None and len(regex) > LONGEST_REGEX:
         raise Problem(f"regex has more than {LONGEST_REGEX} characters", param="regex")
+    best, count = given.get("best_of"), given.get("n", 1)
+    if best is not None and best < count:
+        raise Problem(f"best_of={best} is less than n={count}", param="best_of")
+    if best is not None and best > count and given.get("stream"):
+        raise Problem("best_of can't be streamed: it is known at the end which", param="best_of")
+    if best == count:
+        more["best_of"] = None  # all of them are the best
     return more
 
 

@@ -68,6 +68,7 @@ CHATS = [
     {"tools": [{"type": "custom", "custom": {"name": "a"}}]}, {"tools": "f"},
     {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
     {"tool_choice": "required"}, {"tool_choice": "odd"}, {"tool_choice": {"type": "function"}},
+    {"best_of": 3, "stream": True}, {"best_of": 2, "n": 3},
     {"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 21}, {"logprobs": 1},
     {"functions": []}, {"audio": {}}, {"modalities": ["audio"]}, {"reasoning_effort": "high"},
     {"chat_template_kwargs": {"odd": 1}}, {"chat_template_kwargs": {"messages": []}},
@@ -76,6 +77,7 @@ RESPONSES = [
     {"input": []}, {"input": 3}, {"input": [{"type": "odd"}]}, {"input": [3]},
     {"previous_response_id": "x"}, {"background": True}, {"conversation": "x"},
     {"tools": [{"type": "web_search"}]}, {"include": ["file_search_call.results"]},
+    {"n_best": 2, "beams": 2}, {"best_of": 2, "stream": True}, {"samples": 2},
     {"text": {"format": {"type": "odd"}}}, {"truncation": "auto"}, {"max_output_tokens": 0},
     {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{"}]},
 ]  # fmt: skip
