@@ -30,7 +30,7 @@ def evaluate(
     """Print loss, perplexity and bits per byte of a model.
 
     Of a classifier its accuracy, of a run of preferences how often it prefers the
-    chosen text.
+    chosen text, of a policy its rewards.
 
     All of a split is read of the run's own text, which data.files=... finds where
     it has moved; of other text that is given in that way, all. Bits per byte

@@ -1,4 +1,4 @@
-"""Text that ships with every Python: its language reference, docstrings and source."""
+"""Text that ships with every Python: its language reference, docstrings and source; and sums."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 from jaxgen.data.document import Document
@@ -32,6 +33,7 @@ LEFT_OUT = {
     "tests",
     "turtledemo",
 }
+LARGEST = 20  # of the sums: numbers below it
 SHORTEST = 40  # characters of a docstring that is prose
 LONGEST = 6000  # characters of a function that can be summarised
 SUMMARY = '{source}\n\n# In one line: {summary}\n'  # fmt: skip
@@ -111,14 +113,33 @@ def docstring_chats() -> Iterator[Document]:
         yield Document(json.dumps({"messages": [asked, said]}, ensure_ascii=False), pair.module)
 
 
+def sums() -> Iterator[tuple[str, str]]:
+    """Yield all sums of two numbers below LARGEST as questions and answers, as "3+14=" and "17"."""
+    for a, b in product(range(LARGEST), repeat=2):
+        yield f"{a}+{b}=", f"{a + b}"
+
+
+def sum_documents() -> Iterator[Document]:
+    """Yield `sums` as documents whose target is the answer."""
+    for prompt, answer in sums():
+        yield Document(prompt, "sums", answer)
+
+
+def sum_prompts() -> Iterator[Document]:
+    """Yield `sums` as records of prompts."""
+    for prompt, answer in sums():
+        yield Document(json.dumps({"prompt": prompt, "answer": answer}), "sums")
+
+
 # What is built in, by form.
 CORPORA: dict[str, dict[str, Callable[[], Iterable[Document]]]] = {
     "text": {"python-docs": python_docs, "python-docstrings": python_docstrings},
-    "pairs": {"python-docstrings": docstring_documents},
+    "pairs": {"python-docstrings": docstring_documents, "sums": sum_documents},
     "classes": {},
     "messages": {"python-docstrings": docstring_chats},
     "preferences": {},
     "feedback": {},
+    "prompts": {"sums": sum_prompts},
 }
 
 

@@ -31,10 +31,12 @@ class Order:
     and place alone.
     """
 
-    def __init__(self, rows: Rows, batch: int, seed: int, process: tuple[int, int]) -> None:
+    def __init__(
+        self, rows: Rows, batch: int, seed: int, process: tuple[int, int], repeat: int = 1
+    ) -> None:
         import grain
 
-        self.rows, self.batch, self.seed = rows, batch, seed
+        self.rows, self.batch, self.seed, self.repeat = rows, batch, seed, repeat
         self.count, self.mine = rows.count, share(batch, process)
         if self.count >= 2**32:
             raise ConfigError(f"model.context makes {self.count} rows; at most 2^32 - 1 work")
@@ -45,7 +47,7 @@ class Order:
         return STEPS
 
     def __getitem__(self, index: int) -> Batch:
-        first = index * self.batch
+        first = index // self.repeat * self.batch
         places = np.arange(first + self.mine.start, first + self.mine.stop, dtype=np.int64)
         rows = np.asarray([self._order[int(position)] for position in places], np.int64)
         return self.rows.batch(rows, places // self.count, stream_keys(self.seed, places))
@@ -93,7 +95,7 @@ class Batches:
     @property
     def epoch(self) -> int:
         """Return how many batches show every row once, the last one also some of the next."""
-        return -(-self._order.count // self._order.batch)
+        return -(-self._order.count // self._order.batch) * self._order.repeat
 
     def state(self) -> dict[str, Any]:
         """Return the position and what it is a position in, as JSON-able data for `restore`."""
@@ -157,11 +159,13 @@ def batches(
     process: tuple[int, int] = (0, 1),
     workers: int = 0,
     objective: Maker = causal,
+    repeat: int = 1,
 ) -> Batches:
     """Return endless batches, as the objective makes them, beginning at step `start`.
 
     batch: rows over all processes; process: (index, count), this one's share of each batch.
-    workers: processes that make batches; with 0, a thread does. The batch of a step is the same
+    workers: processes that make batches; with 0, a thread does. repeat: steps in a row that have
+    the same batch. The batch of a step is the same
     for any of them. Raises DataError for a shard too small for one row.
     """
     if not 0 <= seed < 2**63:
@@ -169,7 +173,7 @@ def batches(
     if start < 0:
         raise ConfigError(f"start={start} must be 0 or more")
     rows = objective(shard, context=context, seed=seed, ordered=False)
-    return Batches(Order(rows, batch, seed, process), context, start=start, workers=workers)
+    return Batches(Order(rows, batch, seed, process, repeat), context, start=start, workers=workers)
 
 
 def in_order(

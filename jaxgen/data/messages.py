@@ -115,8 +115,8 @@ def learnt_turns(chat: Mapping[str, Any]) -> list[int]:
 
 
 def as_json(value: Any, where: str) -> str:
-    """Return a record as JSON; Bad for what no text can hold."""
-    return sound_text(json.dumps(value, ensure_ascii=False), where)
+    """Return a record as JSON, dates and the like as texts; Bad for what no text can hold."""
+    return sound_text(json.dumps(value, ensure_ascii=False, default=str), where)
 
 
 def words_of(text: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -32,7 +32,7 @@ def preference_record(record: Mapping[str, Any], key: str, where: str) -> dict[s
         return None
     if REJECTED not in record:
         raise Bad("no such field", f"{where} has no field {REJECTED!r}")
-    chosen, rejected = (_side(record, name, where) for name in (CHOSEN, REJECTED))
+    chosen, rejected = (text_or_messages(record, name, where) for name in (CHOSEN, REJECTED))
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise Bad("mixed", f"{where}: chosen and rejected must be both texts, or both messages")
     if chosen == rejected:
@@ -40,9 +40,9 @@ def preference_record(record: Mapping[str, Any], key: str, where: str) -> dict[s
     texts = isinstance(chosen, str)
     own = PROMPT in record and record[PROMPT] is not None
     if own and isinstance(record[PROMPT], str) == texts:
-        prompt = _side(record, PROMPT, where)
+        prompt = text_or_messages(record, PROMPT, where)
     else:
-        size = _shared(chosen, rejected)
+        size = shared(chosen, rejected)
         if texts and size and chosen[size - 1] == " ":
             size -= 1
         prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
@@ -51,10 +51,9 @@ def preference_record(record: Mapping[str, Any], key: str, where: str) -> dict[s
     for name, value in ((CHOSEN, chosen), (REJECTED, rejected)):
         if not value:
             raise Bad("empty content", f"{where}: {name!r} says nothing after the prompt")
-    found = {"sides": [[prompt, chosen], [prompt, rejected]], "numbers": [0.0]}
-    if record.get(MARGIN) is not None:
-        found["numbers"] = [_number(record[MARGIN], MARGIN, where)]
-    return found | extras(record, where)
+    margin = 0.0 if record.get(MARGIN) is None else _number(record[MARGIN], MARGIN, where)
+    sides = [[prompt, chosen], [prompt, rejected]]
+    return {"sides": sides, "numbers": [margin]} | extras(record, where)
 
 
 def feedback_record(record: Mapping[str, Any], key: str, where: str) -> dict[str, Any] | None:
@@ -64,7 +63,10 @@ def feedback_record(record: Mapping[str, Any], key: str, where: str) -> dict[str
     for name in (PROMPT, LABEL):
         if name not in record:
             raise Bad("no such field", f"{where} has no field {name!r}")
-    prompt, completion = _side(record, PROMPT, where), _side(record, COMPLETION, where)
+    prompt, completion = (
+        text_or_messages(record, PROMPT, where),
+        text_or_messages(record, COMPLETION, where),
+    )
     if isinstance(prompt, str) != isinstance(completion, str):
         raise Bad("mixed", f"{where}: prompt and completion must be both texts, or both messages")
     label = record[LABEL]
@@ -74,7 +76,8 @@ def feedback_record(record: Mapping[str, Any], key: str, where: str) -> dict[str
     return {"sides": [[prompt, completion]], "numbers": [float(label)]} | extras(record, where)
 
 
-def _side(record: Mapping[str, Any], name: str, where: str) -> Any:
+def text_or_messages(record: Mapping[str, Any], name: str, where: str) -> Any:
+    """Return a field of a record, checked: a text that is not blank, or messages. Raises Bad."""
     value = record[name]
     if isinstance(value, str):
         if not value.strip():
@@ -91,19 +94,40 @@ def _number(value: Any, name: str, where: str) -> float:
     return float(value)
 
 
-def _shared(one: Any, other: Any) -> int:
+def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how much two texts, or rows of ids, have in common at their beginning."""
     size = min(len(one), len(other))
     return next((i for i in range(size) if one[i] != other[i]), size)
 
 
+def bytes_as_ids(raw: bytes) -> list[int]:
+    """Return bytes as hexadecimal digits, which any vocabulary has ids for."""
+    return [int(digit, 16) for digit in raw.hex()]
+
+
+def ids_as_bytes(ids: np.ndarray) -> bytes:
+    """Return the bytes of `bytes_as_ids`."""
+    return bytes.fromhex("".join(f"{int(i):x}" for i in ids))
+
+
 def numbers_as_ids(numbers: list[float]) -> list[int]:
-    """Return float32 numbers as hexadecimal digits, which any vocabulary has ids for."""
-    return [int(digit, 16) for digit in np.asarray(numbers, ">f4").tobytes().hex()]
+    """Return float32 numbers as ids, which `PreferenceRows` reads."""
+    return bytes_as_ids(np.asarray(numbers, ">f4").tobytes())
 
 
-def _as_numbers(ids: np.ndarray) -> np.ndarray:
-    digits = "".join(f"{int(i):x}" for i in ids)
-    return np.frombuffer(bytes.fromhex(digits), ">f4").astype(np.float32)
+def blank_texts(shape: tuple[int, ...]) -> Batch:
+    """Return tokens, targets, segments, positions and weights of rows of padding."""
+    names = ("tokens", "targets", "segments", "positions")
+    batch = {name: np.zeros(shape, np.int32) for name in names}
+    return batch | {"weights": np.zeros(shape, np.float32)}
+
+
+def write_text(batch: Batch, row: tuple[int, ...], ids: Any, mask: Any) -> None:
+    """Write a text of ids and mask into a row of `blank_texts`; what is too long loses its end."""
+    size = min(len(ids) - 1, batch["tokens"].shape[-1])
+    values = {"tokens": ids[:size], "targets": ids[1 : size + 1], "weights": mask[1 : size + 1]}
+    for name, value in {**values, "segments": 1, "positions": np.arange(size)}.items():
+        batch[name][row][:size] = value
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,22 +167,14 @@ class PreferenceRows:
         weights: 1 where the target is judged. label [B], of feedback, or margin [B]. record: [B]
         int64, the place among `records`, -1 for padding; index: as of other rows.
         """
-        shape = (len(rows), 2, self.width)
-        names = ("tokens", "targets", "segments", "positions")
-        batch: Batch = {name: np.zeros(shape, np.int32) for name in names}
-        batch["weights"] = np.zeros(shape, np.float32)
+        batch = blank_texts((len(rows), 2, self.width))
         numbers, index = np.zeros(len(rows), np.float32), np.full(len(rows), -1, np.int64)
         for at, row in enumerate(rows):
             if row < 0:
                 continue
             sides, numbers[at], index[at] = self._read(int(row))
             for side, (ids, mask) in enumerate(sides):
-                size = min(len(ids) - 1, self.width)
-                batch["tokens"][at, side, :size] = ids[:size]
-                batch["targets"][at, side, :size] = ids[1 : size + 1]
-                batch["weights"][at, side, :size] = mask[1 : size + 1]
-                batch["segments"][at, side, :size] = 1
-                batch["positions"][at, side, :size] = np.arange(size)
+                write_text(batch, (at, side), ids, mask)
         batch[LABEL if self.name == "feedback" else MARGIN] = numbers
         return batch | {"record": np.asarray(rows, np.int64), "index": index}
 
@@ -171,7 +187,7 @@ class PreferenceRows:
             first, second = int(np.argmax(mask)), int(np.argmax(judged))
             mixed = np.concatenate([ids[:first], other[second:]])
             texts.append((mixed, np.concatenate([mask[:first], judged[second:]])))
-        return texts, float(_as_numbers(numbers)[0]), begin
+        return texts, float(np.frombuffer(ids_as_bytes(numbers), ">f4")[0]), begin
 
     def notes(self) -> list[str]:
         """Return what a reader should know of texts that are longer than a row."""

@@ -13,14 +13,16 @@ from jaxgen import arguments
 from jaxgen import files as ground
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.document import Document
-from jaxgen.data.messages import COMPLETION, as_json, chat_record, messages_field
+from jaxgen.data.messages import COMPLETION, PROMPT, as_json, chat_record, messages_field
+from jaxgen.data.parquet import read_parquet
 from jaxgen.data.preferences import CHOSEN, feedback_record, preference_record
+from jaxgen.data.prompts import prompt_record
 from jaxgen.data.record_values import kind_name, sound_text
 from jaxgen.data.records import advice
 from jaxgen.data.settings import DataSettings, Form
 from jaxgen.data.sources import Source, kind_of, no_text, parallel, sources, split_sources
-from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, is_packed, lines
-from jaxgen.errors import ConfigError, DataError, MissingPackageError, nearest
+from jaxgen.data.streams import MAX_RECORD, Bad, Tally, blocks, lines
+from jaxgen.errors import ConfigError, DataError, nearest
 
 FORMS = {"text": "plain text", "messages": "chats"}  # what forms are called
 
@@ -48,7 +50,9 @@ RECORDS_OF: dict[Form, Callable[[dict, str, str], Any]] = {
     "messages": chat_record,
     "preferences": preference_record,
     "feedback": feedback_record,
+    "prompts": prompt_record,
 }
+MAIN_FIELDS: dict[Form, str] = {"preferences": CHOSEN, "feedback": COMPLETION, "prompts": PROMPT}
 Keys = tuple[str, ...] | Whole  # what a record is asked for
 UTF8 = "convert it to UTF-8 (iconv -f latin1 -t utf-8 FILE)"
 DEEPEST = 4  # objects in objects whose fields a message lists
@@ -82,8 +86,7 @@ def documents(
         return
     keys: Keys = settings.sides or (settings.field,)
     if form in RECORDS_OF:
-        main = {"preferences": CHOSEN, "feedback": COMPLETION}
-        keys = Whole(form, main.get(form) or messages_field(settings.field))
+        keys = Whole(form, MAIN_FIELDS.get(form) or messages_field(settings.field))
     read = split_sources(settings).train if files is None else sources(files, settings.sides)
     for source in read:
         yield from _of_source(source, keys, settings, tally)
@@ -288,106 +291,11 @@ def _keys(record: dict, before: str = "") -> Iterator[str]:
             yield f"{before}{name}"
 
 
-def _parquet(source: Source, keys: Keys, tally: Tally, bad: Callable) -> Iterator[tuple[str, ...]]:
-    path = source[0]
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{path} needs the `pyarrow` package: pip install 'jaxgen[parquet]'"
-        ) from error
-    opened: Any = path
-    if is_packed(path):
-        opened = pyarrow.BufferReader(b"".join(blocks(path, tally)))
-    else:
-        tally.read += path.stat().st_size
-    try:
-        with pyarrow.parquet.ParquetFile(opened) as table:
-            if isinstance(keys, Whole):
-                yield from _rows(table, keys, path, bad)
-                return
-            for key in keys:
-                _check_column(table.schema_arrow, key, path)
-            number = 0
-            for batch in table.iter_batches(columns=list(keys), batch_size=1024):
-                for values in zip(*(_column(batch, key) for key in keys), strict=True):
-                    number += 1
-                    where = f"{path}: row {number}"
-                    try:
-                        yield tuple(map(_of_cell, values, keys, [where] * len(keys)))
-                    except Bad as error:
-                        bad(error)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise Bad("damaged", f"{path} is no whole Parquet file: {error}") from error
-
-
-def _rows(table: Any, keys: Whole, path: Path, bad: Callable) -> Iterator[tuple[str, str]]:
-    number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for record in batch.to_pylist():
-            number += 1
-            where = f"{path}: row {number}"
-            try:
-                yield keys.read(record, where)
-            except Bad as error:
-                bad(error)
-
-
-def _check_column(schema: Any, key: str, path: Path) -> None:
-    import pyarrow
-
-    columns = dict(_columns(schema))
-    if key not in columns:
-        near = nearest(key, columns) or f"; it has {', '.join(map(repr, list(columns)[:8]))}"
-        fix = advice(dict.fromkeys(columns, ""), key, str(path))
-        raise Bad("no such field", f"{path} has no column {key!r}{near}", fix)
-    held, kinds = columns[key], pyarrow.types
-    held = held.value_type if kinds.is_dictionary(held) else held
-    able = (kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null)
-    if not any(is_one(held) for is_one in able):
-        raise Bad("not a string", f"{path}: column {key!r} holds {held}, not strings")
-
-
-def _columns(fields: Any, before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the name and type of each column, those of structs as "outer.inner"."""
-    import pyarrow
-
-    for field in fields:
-        if pyarrow.types.is_struct(field.type):
-            inner = [field.type.field(i) for i in range(field.type.num_fields)]
-            yield from _columns(inner, f"{before}{field.name}.")
-        else:
-            yield f"{before}{field.name}", field.type
-
-
-def _column(batch: Any, key: str) -> Any:
-    from pyarrow import compute
-
-    if key in batch.schema.names:
-        return batch.column(key)
-    outer, *inner = key.split(".")
-    # What lies in a missing struct is missing, which `StructArray.field` would not say.
-    return compute.struct_field(batch.column(outer), inner)  # pyright: ignore
-
-
-def _of_cell(value: Any, key: str, where: str) -> str:
-    try:
-        text = value.as_py()
-    except UnicodeDecodeError as error:
-        raise Bad(
-            "not UTF-8", f"{where}: {key!r} is not UTF-8 at its byte {error.start}"
-        ) from error
-    if text is None:
-        raise Bad("not a string", f"{where}: {key!r} is null, not a string")
-    return sound_text(text, where)
-
-
 READERS: dict[str, Callable[..., Iterator[tuple[str, ...]]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json_file,
-    ".parquet": _parquet,
+    ".parquet": read_parquet,
 }
 
 

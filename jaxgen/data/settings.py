@@ -9,12 +9,8 @@ from jaxgen import arguments
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
-Form = Literal["text", "pairs", "classes", "messages", "preferences", "feedback"]
-WHOLE = (
-    "messages",
-    "preferences",
-    "feedback",
-)  # forms of records, read whole
+Form = Literal["text", "pairs", "classes", "messages", "preferences", "feedback", "prompts"]
+WHOLE = ("messages", "preferences", "feedback", "prompts")  # forms of records, read whole
 FIELD = "text"
 MESSAGES = "messages"  # the field of chats, unless another is named
 FRACTION = 0.05
@@ -30,8 +26,8 @@ class DataSettings:
     defaults can be listed.
     """
 
-    corpus: Literal["python-docs", "python-docstrings"] | None = option(
-        "text that ships with every Python; null: `files`", None
+    corpus: Literal["python-docs", "python-docstrings", "sums"] | None = option(
+        "text that ships with every Python, or sums of two numbers; null: `files`", None
     )
     files: tuple[str, ...] = option(
         "globs of text files, .jsonl and .parquet, also .gz, and folders; {side} in a glob stands "

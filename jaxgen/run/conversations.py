@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jaxgen.data.messages import EXTRA, learnt_turns
+from jaxgen.data.messages import EXTRA, PROMPT, learnt_turns
 from jaxgen.data.parallel import EncodedRecord, Refused
-from jaxgen.data.preferences import numbers_as_ids
+from jaxgen.data.preferences import bytes_as_ids, numbers_as_ids, shared
 from jaxgen.errors import ConfigError, MissingPackageError, UserError
 from jaxgen.files import read_artifact
 from jaxgen.pretrained.chat_template import (
@@ -45,20 +45,10 @@ Example = tuple[list[int], list[int]]  # ids, and 1 for each that is learnt
 
 @dataclass(frozen=True, eq=False)
 class ChatEncoder:
-    """A tokenizer of chats: their ids, and a mask of those that the assistant has written."""
+    """How chats become ids, and a mask of those that the assistant has written."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids."""
-        return self.tokenizer.vocab_size
-
-    @property
-    def special(self) -> Special:
-        """Of the tokenizer."""
-        return self.tokenizer.special
 
     @property
     def fingerprint(self) -> str:
@@ -67,23 +57,6 @@ class ChatEncoder:
         parts = ["masks", self.tokenizer.fingerprint, template.sources, dict(template.names)]
         parts += [template.today] if template.today else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def encode_many(self, texts: list[str]) -> list[list[int]]:
-        """Return the tokenizer's ids of plain texts."""
-        return self.tokenizer.encode_many(texts)
-
-    def encode_records(self, texts: list[str]) -> list[EncodedRecord | Refused]:
-        """Return, for chats as JSON, the ids and the mask of each text that they are learnt as."""
-        return [self._record(json.loads(text)) for text in texts]
-
-    def _record(self, chat: Mapping[str, Any]) -> EncodedRecord | Refused:
-        try:
-            examples, note = self.examples(chat)
-        except _RefusedError as error:
-            return error.args[0]
-        if not any(any(mask) for _, mask in examples):
-            return Refused("nothing to learn", "no token of the chat is the assistant's")
-        return EncodedRecord([ids for example in examples for ids in example], note)
 
     def examples(self, chat: Mapping[str, Any]) -> tuple[list[Example], str]:
         """Return the (ids, mask) that a chat is learnt as, and a note.
@@ -132,7 +105,7 @@ class ChatEncoder:
         """The ids of marks: those that no message can yield."""
         listed: Any = getattr(self.tokenizer, "vocabulary", dict)()
         marks = (listed.get(mark) for mark in getattr(self.tokenizer, "marks", list)())
-        return frozenset(i for i in (*marks, self.special.eos) if i is not None)
+        return frozenset(i for i in (*marks, self.tokenizer.special.eos) if i is not None)
 
     def ends_turn(self, ids: Sequence[int]) -> bool:
         """Return whether ids end with a mark, and nothing but blanks after it."""
@@ -149,14 +122,18 @@ class ChatEncoder:
 
 
 @dataclass(frozen=True, eq=False)
-class PreferenceEncoder:
-    """A tokenizer of preferences: of each text ids and a mask of the completion, then a number.
+class RecordEncoder:
+    """A tokenizer of records as JSON, each of which becomes several documents of a shard.
 
     chats: lays messages; None where the tokenizer has no eos, and all records are plain texts.
+    objective: chat: ids and a mask of each text that is learnt; preferences, rewards, feedback: ids
+    and a mask of each completion with its prompt, then a number; policy: ids of a prompt, then the
+    record.
     """
 
     tokenizer: Tokenizer
     chats: ChatEncoder | None
+    objective: str
 
     @property
     def vocab_size(self) -> int:
@@ -171,45 +148,73 @@ class PreferenceEncoder:
     @property
     def fingerprint(self) -> str:
         """Of tokenizer and template."""
-        parts = [self.tokenizer.fingerprint, self.chats.fingerprint if self.chats else ""]
-        return hashlib.sha256(json.dumps(["preferences", *parts]).encode()).hexdigest()
+        chats = self.chats.fingerprint if self.chats else ""
+        kind = self.objective if self.objective == "policy" else "preferences"
+        parts = [kind, self.tokenizer.fingerprint, chats]
+        whole = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return chats if self.objective == "chat" else whole
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """Return the tokenizer's ids of plain texts."""
         return self.tokenizer.encode_many(texts)
 
     def encode_records(self, texts: list[str]) -> list[EncodedRecord | Refused]:
-        """Return the documents of each record as JSON."""
+        """Return the documents of each record."""
         return [self._record(json.loads(text)) for text in texts]
 
     def _record(self, record: Mapping[str, Any]) -> EncodedRecord | Refused:
-        documents: list[list[int]] = []
+        read = {"chat": self._chat, "policy": self._prompt}.get(self.objective, self._sides)
         try:
-            for prompt, completion in record["sides"]:
-                documents += self.example(prompt, completion, record)
+            return read(record)
         except _RefusedError as error:
             return error.args[0]
+
+    def _chat(self, chat: Mapping[str, Any]) -> EncodedRecord | Refused:
+        assert self.chats is not None
+        examples, note = self.chats.examples(chat)
+        if not any(any(mask) for _, mask in examples):
+            return Refused("nothing to learn", "no token of the chat is the assistant's")
+        return EncodedRecord([ids for example in examples for ids in example], note)
+
+    def _sides(self, record: Mapping[str, Any]) -> EncodedRecord | Refused:
+        documents: list[list[int]] = []
+        for prompt, completion in record["sides"]:
+            documents += self.example(prompt, completion, record)
         if not all(any(mask) for mask in documents[1::2]):
             return Refused("nothing to judge", "a completion has no token of its own")
         if len(documents) == 4 and documents[0] == documents[2]:
             return Refused("equal", "chosen and rejected are the same tokens")
         return EncodedRecord([*documents, numbers_as_ids(record["numbers"])])
 
-    def example(self, prompt: Any, completion: Any, record: Mapping[str, Any]) -> Example:
-        """Return (ids, mask) of a prompt and its completion, where the two part in token ids."""
+    def _prompt(self, record: Mapping[str, Any]) -> EncodedRecord | Refused:
+        prompt = record[PROMPT]
         if isinstance(prompt, str):
-            special = self.special
-            before = [] if special.bos is None else [special.bos]
-            after = [] if special.eos is None else [special.eos]
-            known, whole = (
-                [*before, *ids] for ids in self.encode_many([prompt, prompt + completion])
-            )
-            begin, whole = max(_shared(known, whole), 1), [*whole, *after]
-            return whole, [0] * begin + [1] * (len(whole) - begin)
+            ids = [*self._bos, *self.encode_many([prompt])[0]]
+        else:
+            ids = self._parts(prompt, record).encode(len(prompt), answer=True)
+        raw = json.dumps(record, ensure_ascii=False).encode()
+        return EncodedRecord([ids, bytes_as_ids(raw)])
+
+    @property
+    def _bos(self) -> list[int]:
+        return [] if self.special.bos is None else [self.special.bos]
+
+    def _parts(self, messages: Sequence[Any], record: Mapping[str, Any]) -> _Parts:
         if self.chats is None:
             raise _RefusedError(Refused("messages", "messages need a tokenizer with an eos"))
         more = {name: record[name] for name in EXTRA if name in record}
-        return _Parts(self.chats, {"messages": [*prompt, *completion], **more}).after(len(prompt))
+        return _Parts(self.chats, {"messages": list(messages), **more})
+
+    def example(self, prompt: Any, completion: Any, record: Mapping[str, Any]) -> Example:
+        """Return (ids, mask) of a prompt and its completion, where the two part in token ids."""
+        if not isinstance(prompt, str):
+            return self._parts([*prompt, *completion], record).after(len(prompt))
+        known, whole = (
+            [*self._bos, *ids] for ids in self.encode_many([prompt, prompt + completion])
+        )
+        after = [] if self.special.eos is None else [self.special.eos]
+        begin, whole = max(shared(known, whole), 1), [*whole, *after]
+        return whole, [0] * begin + [1] * (len(whole) - begin)
 
 
 class _RefusedError(Exception):
@@ -228,10 +233,10 @@ class _Parts:
         encoder, examples = self.encoder, []
         ids, mask, said = [], [], 0  # said: where the last turn begins
         for turn in learnt_turns(self.chat):
-            whole = self._encode(turn + 1)
+            whole = self.encode(turn + 1)
             begin = self._begin(turn, whole)
             if ids:
-                goes_on = _shared(ids, whole)
+                goes_on = shared(ids, whole)
                 rest = ids[goes_on:]
                 if encoder.ends_turn(ids[said:goes_on]) and encoder.is_silent(rest):
                     ids, mask = ids[:goes_on], mask[:goes_on]
@@ -254,9 +259,9 @@ class _Parts:
         whole = laid.encode(encoder.tokenizer)
         mask = [0] * len(whole)
         for low, high in spans:
-            begin = _shared(laid.encode(encoder.tokenizer, low), whole)
+            begin = shared(laid.encode(encoder.tokenizer, low), whole)
             head = laid.encode(encoder.tokenizer, high)
-            end = _shared(head, whole)
+            end = shared(head, whole)
             end += end < len(head) and end < len(whole)  # a token that reaches over the end
             ended = encoder.ends_turn(whole[begin:end])
             end += not ended and end < len(whole) and whole[end] in encoder.marks
@@ -264,32 +269,32 @@ class _Parts:
         turns = set(learnt_turns(self.chat))
         for turn, row in enumerate(self.chat["messages"]):
             if row["role"] == "assistant" and turn not in turns and any(mask):
-                begin = _shared(self._encode(turn, answer=True), whole) if turn else 0
-                end = _shared(self._encode(turn + 1), whole)
+                begin = shared(self.encode(turn, answer=True), whole) if turn else 0
+                end = shared(self.encode(turn + 1), whole)
                 mask[begin:end] = [0] * (end - begin)
         return self._ended(whole, mask, mask.index(1)) if mask[-1] else (whole, mask)
 
     def after(self, turn: int) -> Example:
         """Return the chat as one example, of which all from a message on is learnt."""
-        whole = self._encode(len(self.chat["messages"]))
+        whole = self.encode(len(self.chat["messages"]))
         begin = self._begin(turn, whole)
         return self._ended(whole, [0] * begin + [1] * (len(whole) - begin), begin)
 
     def _ended(self, ids: list[int], mask: list[int], said: int) -> Example:
         """Return an example whose last turn ends, with an eos where its template has no mark."""
-        eos = self.encoder.special.eos
+        eos = self.encoder.tokenizer.special.eos
         if eos is None or self.encoder.ends_turn(ids[said:]):
             return ids, mask
         return [*ids, eos], [*mask, 1]
 
     def _begin(self, turn: int, whole: list[int]) -> int:
         """Return where a turn begins in the ids of the chat that ends with it."""
-        prompt = self._encode(turn, answer=True)
-        begin = _shared(prompt, whole)
+        prompt = self.encode(turn, answer=True)
+        begin = shared(prompt, whole)
         # A template may open the turn otherwise for a model that is to think first; but what came
         # before the turn must be the same, or the model would learn on prompts that it never gets.
         if begin < len(prompt):
-            before = self._encode(turn)
+            before = self.encode(turn)
             if begin < len(before) or whole[: len(before)] != before:
                 raise _RefusedError(
                     Refused(
@@ -301,14 +306,9 @@ class _Parts:
                 )
         return begin
 
-    def _encode(self, end: int, *, answer: bool = False) -> list[int]:
+    def encode(self, end: int, *, answer: bool = False) -> list[int]:
+        """Return the ids of the messages before `end`, and of what opens an answer."""
         return self.encoder.laid(self.chat, end, answer=answer).encode(self.encoder.tokenizer)
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many ids two rows have in common at their beginning."""
-    size = min(len(one), len(other))
-    return next((i for i in range(size) if one[i] != other[i]), size)
 
 
 def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -> ChatTemplate:
@@ -326,17 +326,15 @@ def template_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -
     return template
 
 
-def encoder_of(
-    settings: Settings, tokenizer: Tokenizer, folder: Path | None
-) -> ChatEncoder | PreferenceEncoder:
-    """Return the encoder of a run's chats or preferences; raises what `template_of` raises."""
+def encoder_of(settings: Settings, tokenizer: Tokenizer, folder: Path | None) -> RecordEncoder:
+    """Return the encoder of a run's records; raises what `template_of` raises."""
     chats, name = None, settings.objective.name
     try:
         chats = ChatEncoder(tokenizer, template_of(settings, tokenizer, folder))
     except ConfigError:
         if name == "chat" or settings.objective.template is not None:
             raise
-    return chats if chats and name == "chat" else PreferenceEncoder(tokenizer, chats)
+    return RecordEncoder(tokenizer, chats, name)
 
 
 def _new_template(settings: Settings, tokenizer: Tokenizer) -> ChatTemplate:

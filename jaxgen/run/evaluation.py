@@ -61,7 +61,7 @@ def evaluate(
     """Return (name, value) rows: loss, perplexity and bits per byte of a text.
 
     Of a classifier loss and accuracy; of preferences the loss, how often the chosen text is
-    preferred, and the rewards; see the metrics of training.
+    preferred, and the rewards; of a policy rewards and exact answers.
 
     folder: a run, or any model with a tokenizer. assignments: "data.key=value", for text that has
     moved, or other text. split: of the run's own text, valid; of other text, all of it: None.
@@ -96,9 +96,11 @@ def evaluate(
         objective=_maker(settings, model.tokenizer, stride),
     )
     rows = [*model.rows, ("text", told)]
+    run = Run(settings, folder, model.tokenizer, corpus, devices=(jax.devices()[0],))
     if settings.objective.name in PREFERENCES:
-        run = Run(settings, folder, model.tokenizer, corpus, devices=(jax.devices()[0],))
         return [*rows, *_preferences(run, model.params, batches, part)]
+    if run.is_policy:
+        return [*rows, *_policy(run, model.params, batches, part)]
     found = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     if model.config.classes is not None:
         return [
@@ -132,6 +134,18 @@ def _preferences(
     for name, value in measured.items():
         unit = f" nats{' per token' * paired}" if name == "kl" else ""
         yield name.replace("_", " "), f"{value:.4f}{unit}"
+
+
+def _policy(
+    run: Run, params: Any, batches: Iterator[Batch], split: Split
+) -> Iterator[tuple[str, str]]:
+    """Yield what a policy is measured by: the likeliest completion of each prompt."""
+    measured = run.rollouts.validate(params, batches, split)
+    yield "prompts", f"{measured['prompts']:,.0f}"
+    for name, what in (("reward", "reward"), ("exact", "exact answers")):
+        if name in measured:
+            yield what, f"{measured[name]:.4f}"
+    yield "length", f"{measured['length']:.2f} tokens"
 
 
 def _fitted(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxgen import data, tokens
 from jaxgen.data.objectives.settings import CHATS
 from jaxgen.data.preferences import EACH
@@ -122,10 +124,12 @@ def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
     for name in ("train", "valid", "test"):
         shard = getattr(corpus, name)
         count, size = len(shard.tokens), shard.text_bytes
-        if settings.objective.form in WHOLE:  # ids and masks, alternately
-            each, what = EACH.get(settings.objective.name, 2), "records"
-            what = "chats" if each == 2 else what
-            rows.append((name, f"{shard.documents // each} {what}, {count // 2:,} tokens"))
+        if settings.objective.form in WHOLE:  # ids, and what is beside them, alternately
+            each = EACH.get(settings.objective.name, 2)
+            what = {"chat": "chat", "policy": "prompt"}.get(settings.objective.name, "record")
+            sizes = np.diff(shard.offsets.astype(np.int64)).reshape(-1, each)
+            many = f"{len(sizes)} {what}{'s' * (len(sizes) != 1)}"
+            rows.append((name, f"{many}, {sizes[:, : each - 1 : 2].sum():,} tokens"))
             continue
         ratio = f", {size / count:.2f} bytes a token" if count else ""
         rows.append((name, f"{shard.documents} documents, {human(size)}, {count:,} tokens{ratio}"))

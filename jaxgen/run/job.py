@@ -17,6 +17,7 @@ from jaxgen.adapters import adapter as adapters
 from jaxgen.adapters.adapter import Adapter
 from jaxgen.adapters.base import quantise
 from jaxgen.data.objectives.settings import CHATS, PREFERENCES
+from jaxgen.data.prompts import record_of
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
@@ -24,9 +25,10 @@ from jaxgen.models import api
 from jaxgen.ops import keys
 from jaxgen.pretrained.chat_template import ChatTemplate, has_chat_template
 from jaxgen.run import forecast, initial, objective, samples, shapes
-from jaxgen.run.conversations import ChatEncoder, encoder_of, template_of
+from jaxgen.run.conversations import encoder_of, template_of
 from jaxgen.run.folder import CHECKPOINTS, ENVIRONMENT
 from jaxgen.run.reference import Reference, references
+from jaxgen.run.rollouts import Rollouts
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, objective_loss, step_of
 from jaxgen.store import Checkpoints, disk_space
@@ -74,7 +76,10 @@ class Run:
 
     def model_params(self, state: State) -> Any:
         """Return the parameters to validate and generate with, the adapter around its weights."""
-        params = states.evaluation_params(state)
+        return self.attached(states.evaluation_params(state))
+
+    def attached(self, params: Any) -> Any:
+        """Return trained parameters with those beneath them; themselves without an adapter."""
         if self.adapter is None:
             return params
         return adapters.attach(self.base, replace(self.adapter, params=params), self.settings.model)
@@ -87,6 +92,8 @@ class Run:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """How a chat is laid; None for objectives without chats."""
+        if self.is_policy and not self.asks_chats:
+            return None
         if self.settings.objective.name == "chat" or has_chat_template(self.folder):
             return template_of(self.settings, self.tokenizer, self.folder)
         return self.new_chat_template
@@ -94,16 +101,36 @@ class Run:
     @property
     def new_chat_template(self) -> ChatTemplate | None:
         """How a new run lays chats; None for objectives without them, or plain texts alone."""
-        if self.settings.objective.name not in CHATS:
+        if self.settings.objective.name not in CHATS or (self.is_policy and not self.asks_chats):
             return None
-        encoder = encoder_of(self.settings, self.tokenizer, None)
-        chats = encoder if isinstance(encoder, ChatEncoder) else encoder.chats
+        chats = encoder_of(self.settings, self.tokenizer, None).chats
         return chats and chats.template
 
     @cached_property
     def references(self) -> dict[str, Reference]:
         """What the model that training begins with says of each split."""
         return references(self)
+
+    @cached_property
+    def rollouts(self) -> Rollouts:
+        """What writes and judges completions, of objective.name=policy."""
+        return Rollouts(self)
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether the model learns from its own completions."""
+        return self.settings.objective.name == "policy"
+
+    @property
+    def asks_chats(self) -> bool:
+        """Whether the prompts of a policy are messages, not texts."""
+        return not isinstance(record_of(self.corpus.train, 0)["prompt"], str)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data that a step reads; a policy reads a prompt for each of its groups."""
+        group = self.settings.policy.group if self.is_policy else 1
+        return self.settings.train.batch // group
 
     @property
     def reads_reference(self) -> bool:
@@ -162,6 +189,8 @@ class Run:
             place.check_params(self.mesh, api.abstract(model), api.axes(model))
             place.check_batch(self.mesh, train.batch, train.accumulate, self.settings.row_length)
         self.batches().close()
+        if self.is_policy:
+            self.rollouts.check()
         if self.validates:
             self._check_validation()
         elif self.settings.train.early_stopping is not None:
@@ -238,6 +267,11 @@ class Run:
             return jax.jit(self.fresh)(given)
         return place.under(self.mesh, jax.jit(self.fresh, out_shardings=self.shardings))(given)
 
+    @cached_property
+    def reference_params(self) -> Any:
+        """The parameters that a policy is held near."""
+        return self.first_params()
+
     def first_params(self) -> Any:
         """Return the parameters of the model that training begins with, as it was begun."""
         start = None if self.adapter else self.start()
@@ -260,15 +294,20 @@ class Run:
         batches = data.batches(
             self.corpus.train,
             context=self.settings.row_length,
-            batch=train.batch,
+            batch=self.rows,
             seed=train.seed,
             workers=self.settings.data.workers,
-            process=place.own_rows(self.mesh, train.batch),
+            process=self._process(),
             objective=self.objective,
+            repeat=self.settings.policy.iterations,
         )
         if self.reads_reference:
             batches.then = lambda batch: self.references["train"].add(batch)
         return batches
+
+    def _process(self) -> tuple[int, int]:
+        """Return which part of a batch this process reads; of prompts each reads all."""
+        return (0, 1) if self.is_policy else place.own_rows(self.mesh, self.settings.train.batch)
 
     @cached_property
     def judge(self):
@@ -281,14 +320,16 @@ class Run:
     ) -> dict[str, float] | None:
         """Return the metrics of the validation split, None if told to stop meanwhile."""
         train = self.settings.train
-        rows = self._validation(place.own_rows(self.mesh, train.batch))
+        rows = self._validation(self._process())
         if self.reads_reference:
             rows = map(self.references["valid"].add, rows)
-        if self.mesh is not None:
+        if self.mesh is not None and not self.is_policy:
             rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
         rows, params = _until(stop, rows), self.model_params(state)
         check = place.under(self.mesh, validate)
         try:
+            if self.is_policy:
+                return self.rollouts.validate(params, rows)
             if self.settings.objective.name in PREFERENCES:
                 return validate_loss(place.under(self.mesh, self.judge), params, rows)
             return check(params, self.settings.model, rows, self.tokenizer.byte_lengths)
@@ -306,10 +347,10 @@ class Run:
             objective=self.objective,
         )
 
-    def objective_rows(self, split: str) -> int:
-        """Return how many rows a split has, read once and in order."""
+    def ordered_rows(self, split: str) -> Any:
+        """Return the rows of a split, read once and in order."""
         shard, context = getattr(self.corpus, split), self.settings.row_length
-        return self.objective(shard, context=context, seed=0, ordered=True).count
+        return self.objective(shard, context=context, seed=0, ordered=True)
 
     def sample(self, params: Any) -> list[tuple[str, str]]:
         """Return (prompt, what the model makes of it) for each prompt and example of the config."""

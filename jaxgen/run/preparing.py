@@ -99,7 +99,8 @@ def _with_steps(run: Run, kept: Settings | None) -> Settings:
     batches = run.batches()
     batches.close()
     assert train.epochs is not None
-    steps = max(ceil(train.epochs * batches.rows.count / train.batch), 1)
+    steps = max(ceil(train.epochs * batches.rows.count / run.rows), 1)
+    steps *= run.settings.policy.iterations
     unsaid = {steps, TrainSettings().steps} | ({kept.train.steps} if kept else set())
     if train.steps not in unsaid:
         raise ConfigError(

@@ -106,7 +106,7 @@ def _logps(run: Any, split: str, params: Any) -> np.ndarray:
             batch = place.place_batch(run.mesh, batch, train.batch)
         found.append(place.fetch(place.under(run.mesh, step)(params, batch)))
     # The last batch is filled up with padding.
-    return np.concatenate(found)[: run.objective_rows(split)].astype(np.float32)
+    return np.concatenate(found)[: run.ordered_rows(split).count].astype(np.float32)
 
 
 def _write(path: Any, key: str, found: dict[str, np.ndarray]) -> None:

@@ -20,7 +20,7 @@ from jaxgen.tokens import Tokenizer
 MASK = "<mask>"  # in a prompt: what is to be filled in
 SHOWN = 3  # pieces for each mask
 ARROW = " -> "
-EXAMPLES = ("pairs", "chat")  # objectives whose validation text has prompts
+EXAMPLES = ("pairs", "chat", "policy")  # objectives whose validation text has prompts
 
 Shown = list[tuple[str, str]]  # (what was given, what the model makes of it)
 
@@ -110,10 +110,10 @@ def _answered(
     number = settings.sample.examples if settings.objective.name in EXAMPLES else 0
     for row in range(min(number, shard.documents // 2)):
         begin, middle, end = (int(at) for at in shard.offsets[2 * row : 2 * row + 3])
-        first = int(np.argmax(shard.tokens[middle:end]))
-        ids = tuple(shard.tokens[begin : begin + first].tolist())
+        last = begin + int(np.argmax(shard.tokens[middle:end]))
+        ids = shard.tokens[begin : middle if settings.objective.name == "policy" else last].tolist()
         if len(ids) < settings.row_length:
-            asked.append(ids)
+            asked.append(tuple(ids))
             shown.append(f"{session.tokenizer.decode(ids)}{ARROW}")
     return list(zip(shown, _generated(settings, session, asked), strict=True)) if asked else []
 

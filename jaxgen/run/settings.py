@@ -12,7 +12,7 @@ from jaxgen import settings as sets
 from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
 from jaxgen.data.labels import labels_of
-from jaxgen.data.objectives.settings import CHATS, ObjectiveSettings
+from jaxgen.data.objectives.settings import CHATS, PREFERENCES, ObjectiveSettings
 from jaxgen.data.settings import DataSettings
 from jaxgen.data.sources import absolute
 from jaxgen.errors import ConfigError
@@ -21,6 +21,7 @@ from jaxgen.mesh.settings import MeshSettings
 from jaxgen.models import presets
 from jaxgen.pretrained import sources
 from jaxgen.pretrained.generation_config import read_generation_config
+from jaxgen.run import rewards
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
 from jaxgen.store.settings import CheckpointSettings
@@ -28,7 +29,7 @@ from jaxgen.store.steps import run_and_step
 from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
-from jaxgen.train.settings import UNPAIRED, PreferenceSettings, TrainSettings
+from jaxgen.train.settings import UNPAIRED, PolicySettings, PreferenceSettings, TrainSettings
 
 # What may change when a run goes on: none of it touches a parameter. The text itself is known by
 # its digest, so that its files may move.
@@ -62,7 +63,7 @@ class SampleSettings:
     prompts: tuple[str, ...] = option(
         "texts to go on from, rewrite, classify or (at <mask>) fill in; none: no samples", ()
     )
-    examples: int = option("pairs, chat: so many prompts of the validation text", 0)
+    examples: int = option("pairs, chat, policy: so many prompts of the validation text", 0)
     max_new_tokens: int = option("new tokens per prompt; the context may leave fewer", 64)
     temperature: float = option("0 is greedy", 0.8)
     top_k: int | None = option("keep the k likeliest tokens", None)
@@ -104,6 +105,7 @@ class Settings:
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
 
     def __post_init__(self) -> None:
         self.objective.check_model(self.model.topology, self.model.head)
@@ -114,6 +116,7 @@ class Settings:
             )
         self._check_adapter()
         self._check_preference()
+        self._check_policy()
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")
@@ -172,7 +175,7 @@ class Settings:
                 f"preference.loss={preference.loss} is of single completions; set "
                 f"objective.name=feedback, or give another loss"
             )
-        used = {"preferences": True, "feedback": True, "rewards": True}.get(name, False)
+        used = name in PREFERENCES
         if not used and preference != PreferenceSettings():
             raise ConfigError(f"the preference section has no effect with objective.name={name}")
         if name == "rewards" and (self.model.classes != 1 or self.train.smoothing):
@@ -186,11 +189,34 @@ class Settings:
             raise ConfigError(
                 f"preference.center={preference.center} is of reward models: objective.name=rewards"
             )
-        if used and (self.train.smoothing or self.train.z_loss):
+        if (used or name == "policy") and (self.train.smoothing or self.train.z_loss):
             raise ConfigError(
                 f"train.smoothing and train.z_loss have no effect with objective.name={name}; "
                 f"remove them"
             )
+
+    def _check_policy(self) -> None:
+        policy, train = self.policy, self.train
+        if self.objective.name != "policy":
+            if policy != PolicySettings():
+                raise ConfigError(
+                    f"the policy section has no effect with objective.name={self.objective.name}"
+                )
+            return
+        self.objective.completion(self.row_length)
+        if train.batch % policy.group:
+            raise ConfigError(
+                f"train.batch={train.batch} is not a multiple of policy.group={policy.group}, the "
+                f"completions of a prompt"
+            )
+        steps = {"checkpoint.every": self.checkpoint.every}
+        steps |= {"train.steps": train.steps} if train.epochs is None else {}
+        for name, value in {**steps, "train.validate_every": train.validate_every}.items():
+            if value != "epoch" and value % policy.iterations:
+                raise ConfigError(
+                    f"{name}={value} is not a multiple of policy.iterations={policy.iterations}, "
+                    f"within which a run can't be saved"
+                )
 
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
@@ -288,6 +314,7 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
         model=model,
         data=replace(settings.data, **globs),
         objective=objective,
+        policy=replace(settings.policy, reward=rewards.absolute(settings.policy.reward)),
     )
 
 

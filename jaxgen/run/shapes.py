@@ -103,7 +103,12 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = dict.fromkeys(texts, (rows, 2, width))
         shapes |= {"reference": (rows, 2)} if settings.preference.has_reference else {}
         shapes[LABEL if wanted.name == "feedback" else MARGIN] = (rows,)
-    kinds: dict[str, Any] = dict.fromkeys(("weights", "reference", LABEL, MARGIN), jnp.float32)
+    if wanted.name == "policy":
+        shapes["advantage"] = (rows,)
+        shapes |= {"old": (rows, width)} if settings.policy.needs_old else {}
+        shapes |= {"reference": (rows, width)} if settings.policy.beta else {}
+    real = ("weights", "reference", "old", "advantage", LABEL, MARGIN)
+    kinds: dict[str, Any] = dict.fromkeys(real, jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))
         for name, shape in shapes.items()

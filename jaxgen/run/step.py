@@ -15,6 +15,7 @@ from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
 from jaxgen.train import preferences
 from jaxgen.train.losses import causal_loss
+from jaxgen.train.policy import policy_loss
 from jaxgen.train.step import train_step
 
 DROPOUT = 0xADA97E5  # folded into a step's key for the dropout of an adapter
@@ -42,6 +43,18 @@ def objective_loss(settings: Settings) -> Callable:
     if name in preferences.LOSSES:
         loss = preferences.LOSSES[name]
         return partial(loss, settings=settings.preference, chunk=train.loss_chunk)
+    if name == "policy":
+        policy = settings.policy
+        length = settings.objective.completion(settings.row_length)
+        return partial(
+            policy_loss,
+            loss=policy.loss,
+            clip=policy.clip,
+            beta=0.0 if policy.loss == "rloo" else policy.beta,  # it is taken off rewards
+            length=length if policy.loss == "dr_grpo" else None,
+            temperature=policy.temperature,
+            chunk=train.loss_chunk,
+        )
     return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
 
 

@@ -56,6 +56,10 @@ METRICS = "metrics.jsonl"
 # The verb that asks a model for what it has learned; of the others, generate.
 VERBS = {"masked": "fill-mask", "pairs": "translate", "chat": "chat", "classes": "classify"}
 VERBS |= {"preferences": "chat", "feedback": "chat", "rewards": "classify"}
+# What a picture of a run shows, where that is no loss per token.
+LOSSES = {"preferences": "loss per pair", "rewards": "loss per pair"}
+LOSSES |= {"feedback": "loss per completion", "classes": "loss in nats per text"}
+LOSSES |= {"policy": "mean reward; of validation, that of the likeliest completion"}
 LOST = "interrupted twice: not saved since step {0}; the same command goes on from step {0}"
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
@@ -339,6 +343,8 @@ def _callbacks(
         row_shares=place.own_rows(run.mesh, run.settings.train.batch)[1],
         save_every=run.settings.checkpoint.every,
         epoch=batches.epoch,
+        rollout=run.rollouts if run.is_policy else None,
+        cycle=run.settings.policy.iterations,
         dispatch_ahead=should_dispatch_ahead(
             jax.default_backend(), tree.nbytes(api.abstract(run.settings.model))
         ),
@@ -373,7 +379,10 @@ def _beside(run: Run) -> str:
 def _conclude(run: Run, log: Log | Mute) -> None:
     title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
     refusal = plot.draw_loss(
-        run.folder / METRICS, run.folder / "loss.png", title=f"{title} parameters"
+        *(run.folder / METRICS, run.folder / "loss.png"),
+        title=f"{title} parameters",
+        of="reward" if run.is_policy else "loss",
+        about=LOSSES.get(run.settings.objective.name, plot.NATS),
     )
     log.say(refusal or f"drew {run.folder / 'loss.png'}")
     verb = VERBS.get(run.settings.objective.name, "generate")

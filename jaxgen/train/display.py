@@ -19,6 +19,7 @@ class Reading:
     step: int
     total: int
     loss: float | None = None
+    reward: float | None = None  # which is shown in the place of a loss
     valid: float | None = None
     tokens_per_second: float | None = None
     mfu: float | None = None
@@ -29,7 +30,8 @@ class Reading:
     def facts(self) -> dict[str, str]:
         """Return what is known beyond the step, in words."""
         parts = {
-            "loss": ("loss {:.4f}", self.loss),
+            "loss": ("loss {:.4f}", self.loss if self.reward is None else None),
+            "reward": ("reward {:.4f}", self.reward),
             "valid": ("valid {:.4f}", self.valid),
             "speed": ("{} tok/s", _if_known(short, self.tokens_per_second)),
             "mfu": ("MFU {:.1f}%", None if self.mfu is None else 100 * self.mfu),

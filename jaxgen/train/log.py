@@ -92,6 +92,7 @@ class Log:
             step=step,
             total=self.total,
             loss=metrics.get("loss"),
+            reward=metrics.get("reward"),
             valid=self.valid,
             tokens_per_second=metrics.get("tokens_per_second"),
             mfu=metrics.get("mfu"),
@@ -106,13 +107,16 @@ class Log:
 
     def validation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write down and show a validation: loss, perplexity, bits_per_byte, tokens."""
-        self.valid = metrics.get("loss")
+        self.valid = metrics.get("reward", metrics.get("loss"))
         self._record(step, "valid", metrics)
         if self.reading:
             known = self.reading = replace(self.reading, valid=self.valid)
             self._show(lambda: self.display.amend(known))
+        main = "reward" if "reward" in metrics else "loss"
         forms = {
-            "loss": "valid loss {:.4f}",
+            main: f"valid {main} {{:.4f}}",
+            "exact": "exact {:.4f}",
+            "length": "length {:.1f}",
             "perplexity": "perplexity {:.4g}",
             "bits_per_byte": "{:.4f} bits per byte",
             "accuracy": "accuracy {:.4f}",

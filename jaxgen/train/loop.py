@@ -54,6 +54,8 @@ class Callbacks:
         save_every: steps.
         epoch: steps that show all of the text once.
         extra_work: whether the last call of the step did more than the step.
+        rollout: (state, batch) -> the batch that the state makes of it, and further metrics.
+        cycle: steps that share a rollout, between which nothing is saved and nothing ends.
         dispatch_ahead: whether a step is dispatched before the previous one has ended.
     """
 
@@ -75,6 +77,8 @@ class Callbacks:
     dispatch_ahead: bool = True
     is_over: Callable[[], bool] = lambda: False
     row_shares: int = 1
+    rollout: Callable[[State, dict], tuple[dict, dict[str, float]]] | None = None
+    cycle: int = 1
 
 
 class FitResult(NamedTuple):
@@ -112,13 +116,17 @@ def fit(
     what, streak = "compiling", 0
     if validation_pending and not _validate_and_sample(state, done, callbacks, writer, saved=True):
         return FitResult(state, done, True)
-    while done < settings.steps and not (callbacks.is_over() or callbacks.stopping()):
+    ends = lambda: callbacks.is_over() or callbacks.stopping()  # noqa: E731
+    while done < settings.steps and not (done % callbacks.cycle == 0 and ends()):
         last = done + 1 == settings.steps
         checking = is_validation_due(done + 1, settings, callbacks.epoch)
         saving = last or (done + 1) % callbacks.save_every == 0
         with callbacks.phase(what, done):
-            batch = next(batches)
+            batch, more = next(batches), {}
+            if callbacks.rollout is not None:
+                batch, more = callbacks.rollout(state, batch)
             state, metrics = step(state, batch)
+            metrics |= more
             done += 1
             if callbacks.extra_work():
                 clock.pause()

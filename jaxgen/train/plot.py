@@ -14,6 +14,7 @@ from jaxgen.errors import BusyError
 from jaxgen.train.log import decode
 
 ABSENT = 'no loss.png: pip install "jaxgen[plot]" to have it'
+NATS = "loss in nats per token"
 WIDTH, HEIGHT, DPI = 10.0, 6.2, 150
 INK, GREY, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
 TRAIN, VALID, SKIPPED = "#2f6fb0", "#d9722e", "#c81e3a"
@@ -21,8 +22,12 @@ APART = 0.062  # of the height: two labels nearer than this would overlap
 SMOOTHING = 40  # the running mean spans a fortieth of the run
 
 
-def draw_loss(metrics_file: Path, png: Path, *, title: str) -> str | None:
+def draw_loss(
+    metrics_file: Path, png: Path, *, title: str, about: str = NATS, of: str = "loss"
+) -> str | None:
     """Draw losses, learning rate and skipped steps of a run; return why not, if it could not be.
+
+    about: what the losses are, below the title. of: the metric to draw in their place: reward.
 
     The answer is a sentence for the reader, never an exception: a missing picture is no failure
     of a run. The file appears whole or not at all.
@@ -33,12 +38,12 @@ def draw_loss(metrics_file: Path, png: Path, *, title: str) -> str | None:
         records = [decode(line) for line in metrics_file.read_bytes().splitlines(keepends=True)]
     except OSError as error:
         return f"no loss.png: {metrics_file} can't be read ({error.strerror})"
-    train = _columns(records, "train", ("loss", "learning_rate", "streak"))
+    train = _columns(records, "train", ("loss", "learning_rate", "streak"), of)
     if not len(train["step"]):
-        return f"no loss.png: {metrics_file} has no training loss that is a number"
-    valid = _columns(records, "valid", ("loss",))
+        return f"no loss.png: {metrics_file} has no training {of} that is a number"
+    valid = _columns(records, "valid", ("loss",), of)
     picture = io.BytesIO()
-    _figure(train, valid, _skips(records), title).savefig(picture, dpi=DPI)
+    _figure(train, valid, _skips(records), title, about, of).savefig(picture, dpi=DPI)
     try:
         png.parent.mkdir(parents=True, exist_ok=True)
         files.write(png, picture.getvalue())
@@ -58,8 +63,11 @@ def running_mean(values: np.ndarray, span: int) -> np.ndarray:
     return (sums[stop] - sums[start]) / (stop - start)
 
 
-def _columns(records: list, kind: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    rows = [r for r in records if r and r.get("kind") == kind and r.get("loss") is not None]
+def _columns(
+    records: list, kind: str, names: tuple[str, ...], of: str = "loss"
+) -> dict[str, np.ndarray]:
+    rows = [r for r in records if r and r.get("kind") == kind and r.get(of) is not None]
+    rows = [{**r, "loss": r[of]} for r in rows]
     rows = [r for r in rows if not r.get("streak")]  # a refused step's loss taught nothing
     table = {name: [r.get(name) for r in rows] for name in ("step", *names)}
     return {name: np.array(column, dtype=np.float64) for name, column in table.items()}
@@ -69,7 +77,9 @@ def _skips(records: list) -> np.ndarray:
     return np.array([r["step"] for r in records if r and r.get("streak")], dtype=np.float64)
 
 
-def _figure(train: dict, valid: dict, skips: np.ndarray, title: str) -> Any:
+def _figure(
+    train: dict, valid: dict, skips: np.ndarray, title: str, about: str = NATS, of: str = "loss"
+) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -80,12 +90,12 @@ def _figure(train: dict, valid: dict, skips: np.ndarray, title: str) -> Any:
     figure.subplots_adjust(left=0.07, right=0.815, top=0.86, bottom=0.085, hspace=0.16)
     head = {"fontsize": 16, "fontweight": "bold", "color": INK}
     figure.text(0.02, 0.945, title, parse_math=False, **head)
-    figure.text(0.02, 0.9, "loss in nats per token", fontsize=11.5, color=GREY)
+    figure.text(0.02, 0.9, about, fontsize=11.5, color=GREY)
     last = max(train["step"][-1], valid["step"][-1] if len(valid["step"]) else 0)
     for axes in (upper, lower):
         _bare(axes)
         axes.set_xlim(0, max(last, 1))
-    _losses(upper, train, valid)
+    _losses(upper, train, valid, of)
     if len(skips):
         low = upper.get_ylim()[0]
         upper.plot(skips, np.full(len(skips), low), "|", color=SKIPPED, ms=16, mew=1.6)
@@ -112,7 +122,7 @@ def _figure(train: dict, valid: dict, skips: np.ndarray, title: str) -> Any:
     return figure
 
 
-def _losses(axes: Any, train: dict, valid: dict) -> None:
+def _losses(axes: Any, train: dict, valid: dict, of: str) -> None:
     smooth = running_mean(train["loss"], max(len(train["loss"]) // SMOOTHING, 1))
     axes.plot(train["step"], train["loss"], color=TRAIN, lw=0.8, alpha=0.3)
     axes.plot(train["step"], smooth, color=TRAIN, lw=2.2, solid_capstyle="round", clip_on=False)
@@ -126,7 +136,7 @@ def _losses(axes: Any, train: dict, valid: dict) -> None:
         axes.plot(valid["step"], valid["loss"], color=VALID, lw=1.2, alpha=0.7)
         dots = {"color": VALID, "ms": 6, "mec": "white", "mew": 1.2, "zorder": 3}
         axes.plot(valid["step"], valid["loss"], "o", clip_on=False, **dots)
-        best = int(valid["loss"].argmin())
+        best = int((-valid["loss"] if of == "reward" else valid["loss"]).argmin())
         words = f"validation {valid['loss'][-1]:.3f}"
         if best != len(valid["loss"]) - 1:
             axes.annotate(

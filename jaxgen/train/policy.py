@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,10 @@ from jaxgen.train.losses import Batch, Loss
 from jaxgen.train.preferences import TEXTS, token_nll
 
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "rloo"]
+# How each scales the advantages.
+SCALES: dict[PolicyLoss, Literal["group", "none", "others"]] = {
+    "grpo": "group", "bnpo": "group", "dr_grpo": "none", "rloo": "others",
+}  # fmt: skip
 TINY = 1e-4  # added to a group's standard deviation, as in TRL
 
 
@@ -44,6 +48,18 @@ def advantages(
     return apart.reshape(-1)
 
 
+def token_logps(
+    params: api.Params,
+    config: ModelConfig,
+    batch: Batch,
+    key: PRNGKeyArray | None = None,
+    **options: Any,
+) -> Float[Array, "B T"]:
+    """Return the log-probability of each target of a batch [B, T]; options: of `token_nll`."""
+    rows = {name: jnp.asarray(batch[name])[:, None] for name in TEXTS}
+    return -token_nll(params, config, rows, key, **options)[:, 0]
+
+
 def policy_loss(
     params: api.Params,
     config: ModelConfig,
@@ -54,6 +70,7 @@ def policy_loss(
     clip: float = 0.2,
     beta: float = 0.0,
     length: int | None = None,
+    temperature: float = 1.0,
     chunk: int | None = None,
 ) -> Loss:
     """Return the Loss of completions with advantages, that of TRL's GRPO and RLOO trainers.
@@ -70,13 +87,13 @@ def policy_loss(
         clip: how far the ratio to the old probabilities counts, on either side of 1.
         beta: weight of the divergence from the reference, per token; RLOO takes it off rewards.
         length: dr_grpo: most tokens that a completion may have.
+        temperature: of the sampling: logits are divided by it.
         chunk: as of `causal_loss`.
     """
     if (loss == "dr_grpo") != (length is not None):
         raise ConfigError(f"length={length} with loss={loss}: it is given with dr_grpo, only there")
-    rows = {name: jnp.asarray(batch[name])[:, None] for name in TEXTS}
-    weights = rows["weights"][:, 0]
-    logps = -token_nll(params, config, rows, key, chunk=chunk)[:, 0]
+    weights = jnp.asarray(batch["weights"])
+    logps = token_logps(params, config, batch, key, temperature=temperature, chunk=chunk)
     old = batch.get("old", jax.lax.stop_gradient(logps))
     ratio, advantage = (logps - old) * weights, jnp.asarray(batch["advantage"])
     tokens, real = weights.sum(-1), (weights.sum(-1) > 0).astype(jnp.float32)

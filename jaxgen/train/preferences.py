@@ -64,10 +64,12 @@ def token_nll(
     key: PRNGKeyArray | None = None,
     *,
     chunk: int | None = None,
+    temperature: float = 1.0,
 ) -> Float[Array, "B S T"]:
     """Return the negative log-likelihood of each target of a batch of [B, S, T]; nats.
 
-    Targets whose weight is 0 have one as well. chunk: as of `causal_loss`.
+    Targets whose weight is 0 have one as well. chunk: as of `causal_loss`. temperature: what logits
+    are divided by.
     """
     shape = batch["tokens"].shape
     rows = {name: jnp.asarray(batch[name]).reshape(-1, shape[-1]) for name in TEXTS}
@@ -75,9 +77,12 @@ def token_nll(
     each = rows["tokens"].shape[0] * config.V
     fitting = max(logits_at_once(platform()) * shards("BTV") // each, 1)
     ones = jnp.ones(rows["targets"].shape, jnp.float32)
+    cap, features = config.logit_cap, out.features
+    if temperature != 1.0:  # cap tanh(x / cap) / t is c tanh((x / t) / c) with c = cap / t
+        cap, features = cap and cap / temperature, features / temperature
     _, nll = vocabulary_loss(
-        *(out.features, out.table, rows["targets"], ones),
-        cap=config.logit_cap,
+        *(features, out.table, rows["targets"], ones),
+        cap=cap,
         smoothing=0.0,
         z=0.0,
         chunk=chunk or fitting,

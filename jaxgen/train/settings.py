@@ -103,6 +103,42 @@ class TrainSettings:
             raise ConfigError(f"seed={self.seed} must be less than 2^63")
 
 
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class PolicySettings:
+    """How a model learns from rewards; raises ConfigError naming the field at fault."""
+
+    reward: str | None = option(
+        "module:function or FILE.py:function that returns a reward for each of (prompts, "
+        "completions, records), or of (tokens); null: 1 for the `answer` of the record",
+        None,
+    )
+    loss: Literal["grpo", "bnpo", "dr_grpo", "rloo"] = option(
+        "grpo, bnpo, dr_grpo: of tokens; rloo: of whole completions", "grpo"
+    )
+    group: int = option("completions of each prompt; train.batch is a multiple of it", 8)
+    temperature: float = option("of sampling, and of the probabilities that are learnt", 1.0)
+    iterations: int = option("steps that are made with the same completions", 1)
+    clip: float = option("how far the ratio to the sampling model counts, around 1", 0.2)
+    beta: float = option("weight of the divergence from the model at the beginning", 0.0)
+
+    def __post_init__(self) -> None:
+        if self.group < 2:
+            raise ConfigError(f"group={self.group} must be at least 2")
+        if self.iterations < 1:
+            raise ConfigError(f"iterations={self.iterations} must be at least 1")
+        for name in ("temperature", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be greater than 0")
+        if self.beta < 0:
+            raise ConfigError(f"beta={self.beta} must be 0 or more")
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether a batch has the log-probabilities of the model that has sampled it."""
+        return self.iterations > 1 or (self.loss == "rloo" and self.beta > 0)
+
+
 # Losses of pairs by whether a reference model gives what they are relative to.
 WITH_REFERENCE = (
     *("sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair"),

@@ -5,7 +5,7 @@ from chat_cases import TEMPLATES as MORE
 from published_chats import CALL, MARKS, ORDINARY, TEMPLATES, TOOLS
 
 from jaxgen.pretrained.chat_template import ChatTemplate, encode_chat
-from jaxgen.run.conversations import ChatEncoder
+from jaxgen.run.conversations import ChatEncoder, RecordEncoder
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.protocol import Special
 
@@ -131,5 +131,7 @@ def test_a_chat_that_a_template_can_not_lay_is_refused(tokenizer, name, chat, pa
     import json
 
     encoder = ChatEncoder(tokenizer, ChatTemplate({**TEMPLATES, **MORE}[name], NAMES))
-    (refused,) = encoder.encode_records([json.dumps({"messages": chat})])
+    (refused,) = RecordEncoder(tokenizer, encoder, "chat").encode_records(
+        [json.dumps({"messages": chat})]
+    )
     assert part in refused.line

@@ -117,7 +117,8 @@ def test_a_template_may_open_a_turn_otherwise_but_not_change_what_came_before(tm
     # Nothing of the template ends the turn, so eos does.
     assert ids == [*whole, tokenizer.special.eos] and mask[-1]
     assert tokenizer.decode(ids[: mask.index(1)]).endswith("<assistant>")
-    (refused,) = encoder_of(tokenizer, FORGETFUL).encode_records([json.dumps(chat)])
+    encoder = conversations.RecordEncoder(tokenizer, encoder_of(tokenizer, FORGETFUL), "chat")
+    (refused,) = encoder.encode_records([json.dumps(chat)])
     assert "changes what comes before message 1 once it is there" in refused.line
     with pytest.raises(DataError, match=r"records.jsonl:1: the template changes .*on_bad_record"):
         path = tmp_path / "records.jsonl"
@@ -158,7 +159,8 @@ def test_marks_of_a_template_say_what_is_learnt_and_win_with_a_word(tmp_path):
     outside = MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>")
     assert encoder_of(tokenizer, outside).examples(chat)[0] == marked  # the end of a turn, always
     empty = MARKED.replace("{{ m.content }}</s>{% endg", "{% endg").replace("{% endg", "{% endg")
-    (refused,) = encoder_of(tokenizer, empty).encode_records([json.dumps(chat)])
+    encoder = conversations.RecordEncoder(tokenizer, encoder_of(tokenizer, empty), "chat")
+    (refused,) = encoder.encode_records([json.dumps(chat)])
     assert refused.line == "no token of the chat is the assistant's"
 
 

@@ -80,8 +80,8 @@ def test_a_record_that_is_no_feedback_is_named(tmp_path, record, part):
 
 
 def rows_of(folder, records, form="preferences", width=16, too_long="cut"):
-    encoder = conversations.PreferenceEncoder(
-        tokens.train(TokenizerSettings(kind="bytes"), ()), None
+    encoder = conversations.RecordEncoder(
+        tokens.train(TokenizerSettings(kind="bytes"), ()), None, form
     )
     corpus = data.prepare(settings_of(folder, records), encoder, folder / "cache", form=form)
     return preference_rows(corpus.train, width=width, too_long=too_long, name=form)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxgen
 from jaxgen.errors import ConfigError
-from jaxgen.train.policy import advantages, policy_loss
+from jaxgen.train.policy import advantages, policy_loss, token_logps
 
 CONFIG = jaxgen.ModelConfig(vocab_size=8, context=4, layers=1, d_model=8, heads=2)
 
@@ -40,3 +40,17 @@ def test_losses_differ_in_what_they_are_a_mean_of():
         np.testing.assert_allclose(float(found.total) / float(found.weight), value, atol=1e-6)
     with pytest.raises(ConfigError, match="it is given with dr_grpo"):
         policy_loss(params, CONFIG, batch, length=3)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_probabilities_are_those_of_the_temperature(cap):
+    config = CONFIG.replace(logit_cap=cap, init_std=0.5)
+    params, ids = jaxgen.init(config, jax.random.key(0)), jnp.array([[1, 2, 3]])
+    batch = {
+        "tokens": ids, "targets": ids + 1, "segments": jnp.ones_like(ids),
+        "positions": jnp.arange(3)[None], "weights": jnp.ones((1, 3)),
+    }  # fmt: skip
+    logits = jaxgen.apply(params, config, ids).logits / 0.5
+    expected = jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None] + 1, -1)[..., 0]
+    found = token_logps(params, config, batch, temperature=0.5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -16,6 +16,7 @@ from jaxgen.data.objectives.text import Denoise, Masked, Prefix, Recipe, Spans, 
 from jaxgen.data.pack import check_room
 from jaxgen.data.pairs import pair_rows
 from jaxgen.data.preferences import preference_rows
+from jaxgen.data.prompts import prompt_rows
 from jaxgen.data.rows import Maker, Rows, Windows, causal
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError
@@ -33,6 +34,11 @@ def make_objective(settings: ObjectiveSettings, alphabet: Alphabet, towers: str)
         raise ConfigError(
             f"the tokenizer declares no eos, with which a target of objective.name={settings.name} "
             f"ends; take another tokenizer.kind, or name tokenizer.eos"
+        )
+    if settings.name == "policy" and alphabet.eos is None:
+        raise ConfigError(
+            "the tokenizer declares no eos, with which a completion of objective.name=policy ends; "
+            "take tokenizer.kind=bytes or bpe, or init_from"
         )
     if settings.name in CHATS:
         return _Completions(settings)
@@ -89,6 +95,9 @@ class _Completions:
         name, too_long = self.settings.name, self.settings.too_long
         if name in PREFERENCES:
             return preference_rows(shard, width=context, too_long=too_long, name=name)
+        if name == "policy":
+            completion = self.settings.completion(context)
+            return prompt_rows(shard, width=context, completion=completion, too_long=too_long)
         return completion_rows(
             shard, width=context, too_long=too_long, seed=seed, name="completions"
         )

@@ -14,13 +14,13 @@ from jaxgen.settings import option
 
 Name = Literal[
     "causal", "prefix", "masked", "spans", "denoise", "pairs", "chat", "classes", "preferences",
-    "feedback", "rewards",
+    "feedback", "rewards", "policy",
 ]  # fmt: skip
 # Where a knob does something, and what null means there.
 RATES = {"masked": 0.15, "spans": 0.15, "denoise": 0.3}
 STARTED = ("prefix", "spans", "denoise", "pairs")
-CHATS = ("chat", "preferences", "feedback", "rewards")  # whose records may be chats
-PREFERENCES = CHATS[1:]  # whose rows hold two texts each
+PREFERENCES = ("preferences", "feedback", "rewards")  # whose rows hold two texts each
+CHATS = ("chat", *PREFERENCES, "policy")  # whose records may be chats
 FORMS: dict[str, Form] = {
     "pairs": "pairs",
     "classes": "classes",
@@ -28,6 +28,7 @@ FORMS: dict[str, Form] = {
     "feedback": "feedback",
     "preferences": "preferences",
     "rewards": "preferences",
+    "policy": "prompts",
 }
 TOWERS: dict[str, tuple[str, ...]] = {
     "causal": ("decoder",),
@@ -38,7 +39,7 @@ TOWERS: dict[str, tuple[str, ...]] = {
     "pairs": ("encoder_decoder", "decoder"),
     "chat": ("decoder",),
     "classes": ("decoder", "encoder"),
-    **dict.fromkeys(("preferences", "feedback", "rewards"), ("decoder",)),
+    **dict.fromkeys((*PREFERENCES, "policy"), ("decoder",)),
 }
 
 
@@ -51,17 +52,22 @@ class ObjectiveSettings:
         "causal: the next token; prefix: that of the second part; masked: BERT; spans: T5; "
         "denoise: BART; pairs: target from source; chat: the assistant's turns; "
         "classes: label from text; preferences: chosen above rejected (preference.loss); "
-        "feedback: completions liked or not (KTO); rewards: a reward model of pairs",
+        "feedback: completions liked or not (KTO); rewards: a reward model of pairs; policy: its "
+        "own completions, rewarded (GRPO, policy.reward)",
         "causal",
     )
     source: int | None = option(
         "pairs: most tokens of a source; null: model.context",
         None,
     )
-    target: int | None = option("pairs: most tokens of a target; null: model.context", None)
+    target: int | None = option(
+        "pairs: most tokens of a target; null: model.context; policy: of a completion; null: half "
+        "of it",
+        None,
+    )
     too_long: TooLong = option(
         "chat, preferences, feedback, rewards: a text longer than model.context loses its end, is "
-        "left out, or ends the run",
+        "left out, or ends the run; policy: a prompt is left out, or ends the run",
         "cut",
     )
     rate: float | None = option(
@@ -79,7 +85,7 @@ class ObjectiveSettings:
 
     def __post_init__(self) -> None:
         self._check_effect("source", self.name == "pairs")
-        self._check_effect("target", self.name == "pairs")
+        self._check_effect("target", self.name in ("pairs", "policy"))
         self._check_effect("too_long", self.name in CHATS)
         self._check_effect("rate", self.name in RATES)
         self._check_effect("span", self.name in ("spans", "denoise"))
@@ -109,6 +115,16 @@ class ObjectiveSettings:
     def form(self) -> Form:
         """The form of the records that this objective reads."""
         return FORMS.get(self.name, "text")
+
+    def completion(self, context: int) -> int:
+        """Return the most tokens of a completion; ConfigError if a context leaves it no prompt."""
+        size = self.target or max(context // 2, 1)
+        if size >= context:
+            raise ConfigError(
+                f"objective.target={size} leaves no room for a prompt in model.context={context}; "
+                f"give a smaller one"
+            )
+        return size
 
     def starts(self, topology: str) -> bool:
         """Return whether a decoder begins with an id of its own (`start`)."""
