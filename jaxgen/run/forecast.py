@@ -36,6 +36,7 @@ from jaxgen.profile.chips import Chip
 from jaxgen.run import shapes, traffic
 from jaxgen.run.settings import Settings
 from jaxgen.run.traffic import WIDTH, key_width, layer_mean, logits_chunk
+from jaxgen.train import flops
 
 USABLE = 0.92  # of a chip's memory: the rest is the runtime's and fragmentation
 # In line nothing is stacked, but buffers overlap less: 1.22 to 1.51 times was measured on three
@@ -138,11 +139,18 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     if base is not None:
         beneath = _held(base, place.state_shardings(mesh, base, axes))
         held["parameters beneath the adapter"] = beneath
+    if settings.objective.name == "policy" and settings.policy.beta and base is None:
+        held["reference model"] = parameters
     held |= _activations(model, train, sizes, chip.platform, keeps_scores(counted, mesh))
     if _is_unrolled(model, base or state.params, mesh):
         held["activations"] *= KEPT_UNROLLED
     work *= train.batch * model.context / chips
     work *= 4 / 3 if model.remat == "full" else 1
+    if settings.objective.name == "policy":
+        work += _of_rollouts(settings) / chips
+        rows = train.batch / (sizes[0] * sizes[1] * sizes[2])
+        in_step = held["activations"] + held["logits"] + held["gradients"]
+        held["cache of rollouts, above the step"] = max(rows * _of_cache(model) - in_step, 0.0)
     count = tree.count(api.abstract(model))
     sent = traffic.of_step(model, train, sizes, count)
     if base is not None:  # which has no gradient
@@ -160,6 +168,14 @@ def _make(known: Known, settings: Settings, chip: Chip, chips: int) -> MemoryPla
     } | traffic.seconds_of(sent, sizes, chip, chips)
     cache = _of_cache(model)
     return MemoryPlan(settings, chip, chips, count, held, sent, work, seconds, cache, float(whole))
+
+
+def _of_rollouts(settings: Settings) -> float:
+    """Return FLOPs of writing a batch of completions, and of reading them again."""
+    policy, train = settings.policy, settings.train
+    reads = (policy.beta > 0) + policy.needs_old
+    forward = flops.per_token(settings.model) / 3 * train.batch * settings.model.context
+    return forward * (1 + reads) / policy.iterations
 
 
 def _of_cache(model: ModelConfig) -> float:
