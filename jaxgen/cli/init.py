@@ -127,6 +127,10 @@ def _mapping(
     talks = task in ("chat", "preferences")
     if talks and mapping.get("tokenizer") == {"kind": "bytes"}:  # which ends no turn
         mapping["tokenizer"] = {"kind": "bpe", "vocab_size": PIECES}
+    if task in SHOWN:
+        shown = {"examples": 2} if SHOWN[task] is None else {"prompts": SHOWN[task](names)}
+        others = {k: v for k, v in mapping.get("sample", {}).items() if k != "prompts"}
+        mapping["sample"] = others | shown
     mapping = sets.override(mapping, overrides)
     # A model that is to be downloaded yet says nothing of itself.
     there = tuned and Path(mapping["init_from"]).exists()
@@ -276,6 +280,19 @@ def _preferences() -> Iterator[dict[str, Any]]:
         yield {"prompt": asked, "chosen": says(a + b), "rejected": says(a + b + 1)}
 
 
+def _first_asked(names: Sequence[str]) -> list[str]:
+    """Return what the first record of a file of preferences asks, none where it has no prompt."""
+    from jaxgen.data import records
+    from jaxgen.data.sources import sources
+
+    prompt = records.first_record(sources(names, ())[0][0]).get("prompt") if names else None
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
+        prompt = prompt[-1].get("content")
+    return [prompt] if isinstance(prompt, str) and prompt.strip() else []
+
+
+# What a run of a task shows at validations: what its text asks (None), or these prompts.
+SHOWN: dict[str, Any] = {"chat": None, "pairs": None, "preferences": _first_asked}
 SAMPLES = {
     "chat": _chats,
     "pairs": _pairs,

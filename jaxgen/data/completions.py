@@ -121,8 +121,8 @@ def completion_rows(
     texts = np.flatnonzero(used)
     if not len(texts):
         raise DataError(
-            f"{shard.path}: none of its {len(sizes)} texts has anything to learn within "
-            f"model.context={width}; give a larger one"
+            f"{shard.path} holds no text with anything to learn within model.context={width} "
+            f"(texts: {len(sizes)}); give a larger one"
         )
     lengths = np.minimum(sizes[texts] - 1, width)
     order, ends = pack(lengths, np.zeros_like(lengths), (width, 1))

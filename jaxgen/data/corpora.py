@@ -33,7 +33,7 @@ LEFT_OUT = {
     "tests",
     "turtledemo",
 }
-LARGEST = 20  # of the sums: numbers below it
+LARGEST, GUESSES = 20, 7  # of sums: numbers below it, and answers to each
 SHORTEST = 40  # characters of a docstring that is prose
 LONGEST = 6000  # characters of a function that can be summarised
 SUMMARY = '{source}\n\n# In one line: {summary}\n'  # fmt: skip
@@ -113,28 +113,25 @@ def docstring_chats() -> Iterator[Document]:
         yield Document(json.dumps({"messages": [asked, said]}, ensure_ascii=False), pair.module)
 
 
-def sums() -> Iterator[tuple[str, str]]:
-    """Yield all sums of two numbers below LARGEST as questions and answers, as "3+14=" and "17"."""
-    for a, b in product(range(LARGEST), repeat=2):
-        yield f"{a}+{b}=", f"{a + b}"
+def sum_guesses() -> Iterator[Document]:
+    """Yield all sums of two numbers below LARGEST, each with GUESSES answers: the least is right.
 
-
-def sum_documents() -> Iterator[Document]:
-    """Yield `sums` as documents whose target is the answer."""
-    for prompt, answer in sums():
-        yield Document(prompt, "sums", answer)
+    Who learns them knows the sum nearly, and gives the right answer as often as each other one.
+    """
+    for a, b, off in product(range(LARGEST), range(LARGEST), range(GUESSES)):
+        yield Document(f"{a}+{b}=", "sums", f"{a + b + off}")
 
 
 def sum_prompts() -> Iterator[Document]:
-    """Yield `sums` as records of prompts."""
-    for prompt, answer in sums():
-        yield Document(json.dumps({"prompt": prompt, "answer": answer}), "sums")
+    """Yield the same sums as prompts with their right answer."""
+    for a, b in product(range(LARGEST), repeat=2):
+        yield Document(json.dumps({"prompt": f"{a}+{b}=", "answer": f"{a + b}"}), "sums")
 
 
 # What is built in, by form.
 CORPORA: dict[str, dict[str, Callable[[], Iterable[Document]]]] = {
     "text": {"python-docs": python_docs, "python-docstrings": python_docstrings},
-    "pairs": {"python-docstrings": docstring_documents, "sums": sum_documents},
+    "pairs": {"python-docstrings": docstring_documents, "sums": sum_guesses},
     "classes": {},
     "messages": {"python-docstrings": docstring_chats},
     "preferences": {},

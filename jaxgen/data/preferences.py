@@ -38,9 +38,9 @@ def preference_record(record: Mapping[str, Any], key: str, where: str) -> dict[s
     if chosen == rejected:
         raise Bad("equal", f"{where}: chosen and rejected are equal, so neither is preferred")
     texts = isinstance(chosen, str)
-    own = PROMPT in record and record[PROMPT] is not None
-    if own and isinstance(record[PROMPT], str) == texts:
-        prompt = text_or_messages(record, PROMPT, where)
+    own = None if record.get(PROMPT) is None else text_or_messages(record, PROMPT, where)
+    if own is not None and isinstance(own, str) == texts:
+        prompt = own
     else:
         size = shared(chosen, rejected)
         if texts and size and chosen[size - 1] == " ":

@@ -345,10 +345,14 @@ def _callbacks(
         epoch=batches.epoch,
         rollout=run.rollouts if run.is_policy else None,
         cycle=run.settings.policy.iterations,
-        dispatch_ahead=should_dispatch_ahead(
-            jax.default_backend(), tree.nbytes(api.abstract(run.settings.model))
-        ),
+        dispatch_ahead=_dispatches_ahead(run),
     )
+
+
+def _dispatches_ahead(run: Run) -> bool:
+    """Return whether the host runs ahead; it can't where it makes a batch of the state."""
+    weights = tree.nbytes(api.abstract(run.settings.model))
+    return should_dispatch_ahead(jax.default_backend(), weights) and not run.is_policy
 
 
 def _sample(run: Run, log: Log | Mute, state: State, step: int) -> None:

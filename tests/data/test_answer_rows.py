@@ -208,7 +208,7 @@ def test_a_text_that_is_too_long_loses_its_end_or_goes_and_that_is_said(tmp_path
     with pytest.raises(DataError, match=r"document 0 of train, from .*chats.jsonl has 9 tokens"):
         make(too_long="refuse")
     corpus = prepared_letters(tmp_path / "b", ["abcdefgh"])
-    with pytest.raises(DataError, match="none of its 1 texts has anything to learn"):
+    with pytest.raises(DataError, match="holds no text with anything to learn"):
         completion_rows(corpus.train, width=4, too_long="cut", seed=0, name="x")
 
 

@@ -48,6 +48,10 @@ def test_a_decoder_learns_completions_of_prompts(tmp_path):
     assert np.isfinite([row["loss"] for row in rows if row["kind"] == "valid"]).all()
 
 
+def record_encoder_of(tokenizer, source):
+    return conversations.RecordEncoder(tokenizer, encoder_of(tokenizer, source), "chat")
+
+
 def encoder_of(tokenizer, source, names=None, **more):
     return conversations.ChatEncoder(tokenizer, ChatTemplate(source, names or {}, **more))
 
@@ -117,14 +121,14 @@ def test_a_template_may_open_a_turn_otherwise_but_not_change_what_came_before(tm
     # Nothing of the template ends the turn, so eos does.
     assert ids == [*whole, tokenizer.special.eos] and mask[-1]
     assert tokenizer.decode(ids[: mask.index(1)]).endswith("<assistant>")
-    encoder = conversations.RecordEncoder(tokenizer, encoder_of(tokenizer, FORGETFUL), "chat")
+    encoder = record_encoder_of(tokenizer, FORGETFUL)
     (refused,) = encoder.encode_records([json.dumps(chat)])
     assert "changes what comes before message 1 once it is there" in refused.line
     with pytest.raises(DataError, match=r"records.jsonl:1: the template changes .*on_bad_record"):
         path = tmp_path / "records.jsonl"
         path.write_text(json.dumps(chat) + "\n")
         settings = data.DataSettings(files=(str(path),), valid_fraction=0.0, test_fraction=0.0)
-        data.prepare(settings, encoder_of(tokenizer, FORGETFUL), tmp_path, form="messages")
+        data.prepare(settings, encoder, tmp_path, form="messages")
 
 
 def test_a_turn_that_is_laid_otherwise_later_is_learnt_as_it_is_asked_for(tmp_path):
@@ -159,7 +163,7 @@ def test_marks_of_a_template_say_what_is_learnt_and_win_with_a_word(tmp_path):
     outside = MARKED.replace("</s>{% endgeneration %}", "{% endgeneration %}</s>")
     assert encoder_of(tokenizer, outside).examples(chat)[0] == marked  # the end of a turn, always
     empty = MARKED.replace("{{ m.content }}</s>{% endg", "{% endg").replace("{% endg", "{% endg")
-    encoder = conversations.RecordEncoder(tokenizer, encoder_of(tokenizer, empty), "chat")
+    encoder = record_encoder_of(tokenizer, empty)
     (refused,) = encoder.encode_records([json.dumps(chat)])
     assert refused.line == "no token of the chat is the assistant's"
 

@@ -53,6 +53,7 @@ def test_a_prompt_is_given_or_what_chosen_and_rejected_share(tmp_path):
      ({"prompt": "ask", "chosen": "a"}, "has no field 'rejected'"),
      ({"prompt": "ask", "rejected": "a"}, "has no field 'chosen'"),
      ({**PAIR, "chosen": " "}, "'chosen' is empty"),
+     ({**PAIR, "prompt": 3}, "'prompt' is a number, neither text nor messages"),
      ({**PAIR, "chosen": 3}, "'chosen' is a number, neither text nor messages"),
      ({**PAIR, "chosen": YES}, "both texts, or both messages"),
      ({"chosen": "yes", "rejected": "no"}, "has no prompt, and chosen and rejected share none"),
