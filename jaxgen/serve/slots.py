@@ -94,7 +94,8 @@ class Slots:
     ) -> None:
         self.session, self.config, self.count = session, session.config, count
         self.store: Store = store
-        self.chunk, self.widths = chunk, tuple(sorted({max(piece // 4, 1), piece}))
+        piece = min(piece, context)
+        self.chunk, self.widths = min(chunk, context), tuple(sorted({max(piece // 4, 1), piece}))
         self.num_ids = min(session.tokenizer.vocab_size, self.config.V)
         self.chain = SlotChain(session.tokenizer, self.num_ids, count)
         self.sizes = _doublings(4, count) if count > 2 else []

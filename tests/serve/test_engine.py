@@ -371,6 +371,15 @@ def test_a_prefix_is_not_read_again(engine, session):
     assert is_answer(ear.ended()[0], session.run([goes_on])[0][0])
 
 
+def test_a_context_may_be_shorter_than_a_piece_and_a_chunk():
+    config = replace(CONFIG, context=3)
+    session = session_on(config, random_params(config), Bytes())
+    with Engine(session, slots=1) as engine:
+        prompt, ear = Prompt([65, 66], Generation(max_new_tokens=1, seed=1)), Ear()
+        engine.submit(prompt, ear)
+        assert is_answer(ear.ended()[0], session.run([prompt])[0][0])
+
+
 def test_layers_with_a_window_and_a_cache_of_bytes():
     config = replace(CONFIG, window=8, pattern=("local", "global"))
     session = session_on(config, random_params(config), Bytes())
