@@ -449,6 +449,15 @@ def open_session(
       >>> jaxgen.save("model", config, params, tokenizer=tokenizer)
       >>> len(jaxgen.open("model").score(["a text"]))
       1
+
+      A user of the model, who has preferences and might have an adapter in users/ann/adapter:
+
+      >>> from pathlib import Path
+      >>> Path("users/ann").mkdir(parents=True)
+      >>> _ = Path("users/ann/user.json").write_text('{"settings": {"max_new_tokens": 3}}')
+      >>> session = jaxgen.open("model", users="users")
+      >>> len(session.generate("a", user="ann", temperature=0.0, seed=0).encode()) <= 9
+      True
     """
     stored = "stored" if weights == "stored" else "plain"
     model = open_model(folder, step=step, weights=stored, adapter=adapter)
