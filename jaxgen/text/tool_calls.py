@@ -104,26 +104,26 @@ class CallReader:
         """Read on as far as one thing goes; nothing where more of the text is needed."""
         text, middle = self._text, self.spelling.middle
         if self._name is None:
-            found = text.find(middle, len(self._before))
-            if not text.startswith(self._before) or found < 0:
+            end = text.find(middle, len(self._before))
+            if not text.startswith(self._before) or end < 0:
                 return []
-            self._name = text[len(self._before) : found]
-            self._text, self._json = text[found + len(middle) :], _JsonEnd()
+            self._name = text[len(self._before) : end]
+            self._text, self._json = text[end + len(middle) :], _JsonEnd()
             self.calls.append(Call(self._name))
             return [Called(len(self.calls) - 1, self._name)]
         call, place = self.calls[-1], len(self.calls) - 1
         if self.spelling.xml:
-            found = text.find(self.spelling.suffix)
-            if found < 0:
+            end = text.find(self.spelling.suffix)
+            if end < 0:
                 return []
-            made = json.dumps(read_xml(text[:found], self.tools.get(call.name)), ensure_ascii=False)
-            self._text = text[found:]
+            given = read_xml(text[:end], self.tools.get(call.name))
+            arguments, self._text = json.dumps(given, ensure_ascii=False), text[end:]
         else:
             assert self._json is not None
             end = self._json.push(text)
-            made, self._text = text[:end], text[end:]
-        call.arguments += made
-        parts: list[Part] = [Arguments(place, made)] if made else []
+            arguments, self._text = text[:end], text[end:]
+        call.arguments += arguments
+        parts: list[Part] = [Arguments(place, arguments)] if arguments else []
         if self.spelling.xml or (self._json is not None and self._json.done):
             self._before = self.spelling.suffix + self.spelling.sep + self.spelling.prefix
             self._name = None
@@ -153,16 +153,6 @@ class _JsonEnd:
         return len(text)
 
 
-def whole(
-    spelling: ToolFormat, tools: Sequence[Tool], free: bool, text: str
-) -> tuple[str, list[Call]]:
-    """Return (what a text says beside its calls, the calls)."""
-    reader = CallReader(spelling, {tool["name"]: tool for tool in tools}, free)
-    reader.push(text)
-    reader.flush()
-    return reader.said, reader.calls
-
-
 def chat_ids(
     session: Any,
     template: ChatTemplate,
@@ -179,10 +169,10 @@ def chat_ids(
     if tools and reads:
         values["tools"] = [{"type": "function", "function": dict(tool)} for tool in tools]
     elif tools:
-        said = []
+        system = []
         if rows and rows[0]["role"] == "system":
-            said, rows = [rows[0]["content"]], rows[1:]
-        text = "\n\n".join([*said, instructions(tools)])
+            system, rows = [rows[0]["content"]], rows[1:]
+        text = "\n\n".join([*system, instructions(tools)])
         rows = [{"role": "system", "content": text}, *rows]
     return session.chat_ids(rows, template, **values)
 

@@ -129,7 +129,8 @@ def _call(spelling: ToolFormat, number: int, tool: Tool) -> str:
     try:
         given = _xml(schema, exact) if spelling.xml else pattern_of(_object(schema), exact=exact)
     except ConfigError as error:
-        raise ConfigError(f"tools[{number}].function.parameters: {error}") from None
+        where = f"tools[{number}].function.parameters ({tool['name']})"
+        raise ConfigError(f"{where}: {error}") from None
     begin = f"{spelling.prefix}{tool['name']}{spelling.middle}"
     return f"{_literal(begin)}(?:{given}){_literal(spelling.suffix)}"
 
@@ -184,7 +185,7 @@ def _literal(text: str) -> str:
 def read_xml(text: str, tool: Tool | None) -> dict[str, Any]:
     """Return the arguments of <parameter=...> elements, as their schema has them."""
     properties = ((tool or {}).get("parameters") or {}).get("properties") or {}
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, value in re.findall(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>", text, re.DOTALL):
         about = properties.get(name) or {}
         is_text = about.get("type") == "string" and not about.keys() & {
@@ -192,5 +193,5 @@ def read_xml(text: str, tool: Tool | None) -> dict[str, Any]:
             "format",
             "const",
         }
-        found[name] = value if is_text else json.loads(value)
-    return found
+        arguments[name] = value if is_text else json.loads(value)
+    return arguments

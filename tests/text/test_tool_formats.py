@@ -64,7 +64,10 @@ def test_what_is_allowed_is_read_back_from_any_pieces(name, free):
         assert not re.fullmatch(pattern, text), text
     for text in good:
         assert re.fullmatch(pattern, text), text
-        said, calls = tool_calls.whole(spelling, TOOLS, free, text)
+        reader = CallReader(spelling, {tool["name"]: tool for tool in TOOLS}, free)
+        reader.push(text)
+        reader.flush()
+        said, calls = reader.said, reader.calls
         assert bool(calls) == ("get_weather" in text)
         if calls:
             assert json.loads(calls[0].arguments)["n"] == 3
