@@ -15,9 +15,10 @@ import numpy as np
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models import families
-from jaxgen.models.families.family import Family
+from jaxgen.models.families.family import MAX_LAYERS, Family
 from jaxgen.pretrained import gguf_names, gguf_rows
-from jaxgen.pretrained.gguf_names import HARMLESS, ONLY, WINDOW, Architecture, Json, positive
+from jaxgen.pretrained.gguf_keys import HARMLESS, ONLY, WINDOW, Json, positive
+from jaxgen.pretrained.gguf_names import Architecture
 from jaxgen.store import gguf
 from jaxgen.store.gguf import Contents
 
@@ -56,6 +57,11 @@ def read_family(path: Path) -> tuple[Family, Json]:
     family = named_family(architecture)
     keys = {ours: f"{architecture.name}.{key}" for key, ours in architecture.config_keys().items()}
     keys |= {family.sizes[ours]: key for ours, key in TABLES.items() if ours in family.sizes}
+    own = _own(contents, architecture.name)
+    if type(ahead := own.get("nextn_predict_layers")) is int and type(own["block_count"]) is int:
+        last = range(own["block_count"] - min(ahead, MAX_LAYERS), own["block_count"])
+        left = (*IGNORED, *(f"blk.{layer}.*" for layer in last))
+        family = replace(family, ignored_tensors=left)
     try:
         return replace(family, called=keys), _config(contents, architecture, family)
     except ValueError as error:
@@ -91,6 +97,8 @@ def _config(contents: Contents, architecture: Architecture, family: Family) -> J
     """Return the config.json of a file; ValueError for a key that is not known or can't be."""
     own, keys = _own(contents, architecture.name), architecture.config_keys()
     known = {*keys, *architecture.ruled(), *HARMLESS, *ONLY, *architecture.only}
+    if own.get("rope.freq_base_swa") == own.get("rope.freq_base"):
+        known.add("rope.freq_base_swa")  # of layers with a window, which turn as the others do
     for key, value in own.items():
         if key not in known and value not in (0, 0.0, False, ""):
             raise ValueError(
@@ -110,7 +118,7 @@ def _config(contents: Contents, architecture: Architecture, family: Family) -> J
     for field, tensor in TABLES.items():
         if tensor in contents.tensors and field in family.sizes:
             config[family.sizes[field]] = contents.tensors[tensor].shape[0]
-    if architecture.tied:
+    if architecture.tied and "tie_word_embeddings" not in architecture.settings:
         config["tie_word_embeddings"] = "output.weight" not in contents.tensors
     config |= {key: tensor in contents.tensors for key, tensor in architecture.shown.items()}
     for rule in architecture.rules:
@@ -133,16 +141,19 @@ def short(value: Any) -> Any:
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _add_rope(config: Json, own: Json, contents: Contents, share: str, family: Family) -> None:
+def _add_rope(
+    config: Json, own: Json, contents: Contents, share: str | None, family: Family
+) -> None:
     """Set what is stretched in the rotation, and how much of a head turns."""
     width = own["attention.key_length"]
     turned = own.get("rope.dimension_count", width)
     partly = turned != width or share in family.defaults
-    if partly and type(width) is int and type(turned) is int and width:
+    if share and partly and type(width) is int and type(turned) is int and width:
         config[share] = turned / width  # which a family whose heads turn whole refuses
     kind = own.get("rope.scaling.type", "linear")
     factor = positive(own, "rope.scaling.factor", positive(own, "rope.scale_linear", 1.0))
-    times = positive(own, "rope.scaling.attn_factor", 1.0)
+    names = ("attn_factor",) if kind == "yarn" else ("attn_factor", "yarn_attn_factor")
+    times = math.prod(positive(own, f"rope.scaling.{name}", 1.0) for name in names)
     before = own.get("rope.scaling.original_context_length")
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(f"rope.scaling.type={kind!r:.40} is not known here")
@@ -177,7 +188,9 @@ def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) 
         if (value := settings.get(theirs)) is not None and not derived:
             whole = np.uint32 if key.endswith(COUNTS) else np.float32
             own[key] = value if isinstance(value, bool) else whole(value)
-    own |= {k: known for k, (absent, known) in architecture.only.items() if known != absent}
+    for key, (absent, known) in architecture.only.items():
+        if known != absent:
+            own[key] = {bool: bool, int: np.uint32, float: np.float32}[type(known)](known)
     for rule in architecture.rules:
         own |= rule.write(settings, config)
     if config.positions == "rope":

@@ -1,160 +1,41 @@
-"""Architectures of GGUF files as data: their keys by config.json's, their tensors by our paths.
+"""Architectures of GGUF files as data: what each is in transformers, its keys and its tensors.
 
-Sources: src/llama-model.cpp and src/models of llama.cpp, which say what keys a model needs, and
-convert_hf_to_gguf.py, which says what it writes.
+Sources: src/models of llama.cpp, and convert_hf_to_gguf.py, which says what it writes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from jaxgen.config import ModelConfig
 from jaxgen.models.families import FAMILIES
-from jaxgen.models.families.family import MAX_LAYERS, Family
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.rows import Row
+from jaxgen.pretrained import gguf_keys
 from jaxgen.pretrained import gguf_rows as rows
-
-Json = dict[str, Any]
-# Fields of a ModelConfig whose GGUF key every architecture calls alike, after its own name.
-SIZES = {
-    "context": "context_length",
-    "layers": "block_count",
-    "d_model": "embedding_length",
-    "d_ff": "feed_forward_length",
-    "heads": "attention.head_count",
-    "kv_heads": "attention.head_count_kv",
-    "head_dim": "attention.key_length",
-    "experts.number": "expert_count",
-    "experts.active": "expert_used_count",
-    "experts.d_ff": "expert_feed_forward_length",
-    "experts.shared": "expert_shared_feed_forward_length",
-}
-EPSILONS = {
-    "layer": "attention.layer_norm_epsilon",
-    "rms": "attention.layer_norm_rms_epsilon",
-    "rms_offset": "attention.layer_norm_rms_epsilon",
-}
-WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
-LAYER_TYPES = ("full_attention", "sliding_attention")
-# Keys that change no result, or that are read where they matter.
-HARMLESS = frozenset(
-    """
-    vocab_size attention.value_length pooling_type rope.dimension_count rope.scaling.type
-    rope.scaling.factor rope.scaling.original_context_length rope.scaling.attn_factor
-    rope.scaling.finetuned rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow
-    rope.scale_linear tensor_data_layout attention.layer_norm_epsilon
-    attention.layer_norm_rms_epsilon
-    """.split()
+from jaxgen.pretrained.gguf_keys import (
+    ABSENT,
+    EPSILONS,
+    ONLY,
+    PATTERN,
+    SIZES,
+    WINDOW,
+    WINDOWS,
+    Json,
+    Rule,
+    divided,
+    one_by_root,
+    query_scalar,
+    same_as,
 )
 
-
-def positive(values: Json, key: str, default: float | None = None) -> float:
-    """Return a number of a mapping; ValueError if it is none above 0."""
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{key}={value!r:.40} is no number above 0")
-    return value
-
-
-def same_as(key: str) -> Callable[[Json], Any]:
-    """Return the value of another key."""
-    return lambda own: own.get(key)
-
-
-def divided(key: str, by: str) -> Callable[[Json], int | None]:
-    """Return the value of a key divided by that of another; None if one is no number above 0."""
-
-    def divide(own: Json) -> int | None:
-        many, few = own.get(key), own.get(by)
-        return many // few if type(many) is int and type(few) is int and few > 0 else None
-
-    return divide
-
-
-def one_by_root(key: str) -> Callable[[Json], float | None]:
-    """Return 1 / sqrt(value of a key); None if that is no number above 0."""
-
-    def scale(own: Json) -> float | None:
-        width = own.get(key)
-        if not isinstance(width, int) or width <= 0:
-            return None
-        return float(str(np.float32(width**-0.5)))  # as a file would say it
-
-    return scale
-
-
-# What llama.cpp takes for a key that a file lacks: a value, or what follows from the other keys. A
-# key that is neither here nor among the `absent` of its architecture is required.
-ABSENT: Mapping[str, Any] = {
-    "attention.head_count_kv": same_as("attention.head_count"),
-    "attention.key_length": divided("embedding_length", "attention.head_count"),
-    "attention.value_length": divided("embedding_length", "attention.head_count"),
-    "rope.freq_base": 10000.0,
-}
-# Keys with one known value: what llama.cpp takes where they are absent, and what is known.
-ONLY: Mapping[str, tuple[Any, Any]] = {"attention.causal": (True, True)}
-
-
-class Rule(NamedTuple):
-    """Keys of which several, or none, are one of config.json.
-
-    read: from a file's keys, absent ones filled in, and the names of its tensors, to config.json.
-    write: the way back.
+# Architectures of which llama.cpp expects heads that are together as wide as the model.
+SQUARE = frozenset(
     """
-
-    keys: tuple[str, ...]
-    read: Callable[[Json, Collection[str]], Json]
-    write: Callable[[Json, ModelConfig], Json]
-
-
-def _read_windows(own: Json, tensors: Collection[str]) -> Json:
-    layers, window, pattern = own["block_count"], own.get(WINDOW), own[PATTERN]
-    if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
-        return {}  # which is refused as what it is
-    if not window:
-        pattern = [False] * layers
-    elif isinstance(pattern, bool):
-        pattern = [pattern] * layers
-    elif type(pattern) is int and pattern >= 0:
-        pattern = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
-    if not isinstance(pattern, list) or len(pattern) != layers or not {*pattern} <= {False, True}:
-        raise ValueError(f"{PATTERN}={pattern!r:.40} has not a truth value for each layer")
-    return {"layer_types": [LAYER_TYPES[one] for one in pattern], "sliding_window": window or None}
-
-
-def _write_windows(settings: Json, config: ModelConfig) -> Json:
-    local = [name == LAYER_TYPES[True] for name in settings["layer_types"]]
-    window = settings["sliding_window"] if any(local) else 0
-    return {WINDOW: np.uint32(window or 0), PATTERN: np.asarray(local)}
-
-
-# Layers with and without a window.
-WINDOWS = Rule((WINDOW, PATTERN), _read_windows, _write_windows)
-
-
-def query_scalar(layers: int, width: int) -> Rule:
-    """Return the rule of scores divided by the root of head_dim, but of the 27B models.
-
-    layers: by which llama.cpp knows these; width: what it divides by the root of there.
-    """
-
-    def read(own: Json, tensors: Collection[str]) -> Json:
-        known = own["block_count"] == layers
-        return {"query_pre_attn_scalar": width if known else own["attention.key_length"]}
-
-    return Rule((), read, lambda settings, config: {})
-
-
-# StableLM's feed-forward is beside the attention where a layer has one norm.
-ONE_NORM = Rule(
-    ("use_parallel_residual",),
-    lambda own, tensors: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors},
-    lambda settings, config: {"use_parallel_residual": settings["use_parallel_residual"]},
+    qwen2 qwen2moe gpt2 bert olmo2 olmoe phi3 starcoder2 stablelm gptneox phi2 falcon bloom mpt
+    command-r cohere2 exaone4
+    """.split()
 )
 
 
@@ -169,8 +50,8 @@ class Architecture:
     some files have them in place of those with the same parameters. turned: queries and keys have
     the two halves of a head interleaved, as the rotation of the first Llama wants it. offset: what
     is added to the scales of norms. tied: the output is the embedding's table where the file has
-    none. shown: keys of config.json that say whether a file has a tensor. share: the key of the
-    share of a head that turns.
+    none, unless settings say that it always or never is. shown: keys of config.json that say
+    whether a file has a tensor. share: the key of the share of a head that turns.
     """
 
     name: str
@@ -187,7 +68,7 @@ class Architecture:
     offset: float = 0.0
     tied: bool = True
     shown: Mapping[str, str] = field(default_factory=dict)
-    share: str = "partial_rotary_factor"
+    share: str | None = "partial_rotary_factor"
 
     def config_keys(self) -> dict[str, str]:
         """Return {GGUF key, less the architecture's name: key of config.json}."""
@@ -199,7 +80,7 @@ class Architecture:
         return {k: v for k, v in {**there, **self.keys}.items() if k not in self.ruled()}
 
     def ruled(self) -> set[str]:
-        """Return the keys that rules read."""
+        """Return the keys of its rules."""
         return {key for rule in self.rules for key in rule.keys}
 
     def filled(self, own: Json) -> Json:
@@ -246,16 +127,66 @@ _EXPERT_WIDTH = {
     "feed_forward_length": same_as("expert_feed_forward_length"),
     "expert_feed_forward_length": divided("feed_forward_length", "expert_used_count"),
 }
+_TIED, _UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+# Experts behind dense layers, as DeepSeek and GLM have them.
+_BEHIND: dict[str, Any] = {
+    "keys": {
+        "leading_dense_block_count": "first_k_dense_replace",
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "expert_weights_scale": "routed_scaling_factor",
+        "expert_group_count": "n_group",
+        "expert_group_used_count": "topk_group",
+        "expert_weights_norm": "norm_topk_prob",
+    },
+    "absent": {
+        "leading_dense_block_count": 0,
+        "expert_weights_scale": 1.0,
+        "expert_group_count": 1,
+        "expert_group_used_count": 1,
+        "expert_weights_norm": False,
+        "nextn_predict_layers": 0,
+    },
+}
+_DEEPSEEK: dict[str, Any] = {
+    "name": "deepseek2",
+    "rows": rows.PRE + rows.LATENT + rows.EXPERTS,
+    "other_rows": rows.ONE_KV,
+    "keys": _BEHIND["keys"]
+    | {"attention.q_lora_rank": "q_lora_rank", "attention.kv_lora_rank": "kv_lora_rank"},
+    "rules": (gguf_keys.LATENT, gguf_keys.DEPTH),
+    "absent": _BEHIND["absent"]
+    | {"attention.q_lora_rank": None, "rope.scaling.yarn_log_multiplier": 0.0}
+    | {"attention.key_length_mla": 0, "attention.value_length_mla": 0},
+    "share": None,
+}
 _CAPS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
 
-_ALL = (
-    Architecture(name="llama", family="llama", turned=True, shown=_BIASES),
+# In this order an export looks for the first that can say all of a config.
+ARCHITECTURES = (
+    Architecture(
+        name="llama",
+        family="llama",
+        when=lambda own: not own.get("expert_count"),
+        turned=True,
+        shown=_BIASES,
+    ),
+    Architecture(
+        name="llama",
+        family="mixtral",
+        when=lambda own: bool(own.get("expert_count")),
+        rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
+        turned=True,
+        settings={"sliding_window": None},
+    ),
     Architecture(name="qwen2", family="qwen2"),
     Architecture(name="qwen3", family="qwen3"),
-    Architecture(name="gemma", family="gemma", offset=1.0),
+    Architecture(name="gemma", family="gemma", offset=1.0, settings=_TIED),
     Architecture(
         name="gemma2",
         family="gemma2",
@@ -263,6 +194,7 @@ _ALL = (
         rows=rows.BOTH + rows.SUBLAYERS,
         keys=_CAPS,
         rules=(WINDOWS, query_scalar(46, 144)),
+        settings=_TIED,
         absent={WINDOW: 4096, PATTERN: 2}
         | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
     ),
@@ -301,7 +233,7 @@ _ALL = (
             **_EXPERT_WIDTH,
             "expert_shared_feed_forward_length": same_as("feed_forward_length"),
         },
-        settings={"norm_topk_prob": False},
+        settings=_UNTIED | {"norm_topk_prob": False},
         shown={"qkv_bias": "blk.0.attn_q.bias"},
     ),
     Architecture(
@@ -317,14 +249,31 @@ _ALL = (
         rows=(*rows.AFTER, *rows.SUBLAYERS, *rows.EXPERTS, rows.SINKS),
         keys={"expert_feed_forward_length": "intermediate_size"},
         rules=(WINDOWS,),
+        settings=_UNTIED,
         absent={PATTERN: 2, "feed_forward_length": same_as("expert_feed_forward_length")},
     ),
-    Architecture(name="olmo2", family="olmo2", rows=rows.OUT + rows.OVER_HEADS),
+    Architecture(
+        name="olmo2",
+        family="olmo2",
+        when=lambda own: not own.get(WINDOW),
+        rows=rows.OUT + rows.OVER_HEADS,
+        settings=_UNTIED,
+    ),
+    Architecture(
+        name="olmo2",
+        family="olmo3",
+        when=lambda own: bool(own.get(WINDOW)),
+        rows=rows.OUT + rows.OVER_HEADS,
+        rules=(WINDOWS,),
+        settings=_UNTIED,
+        absent={PATTERN: 4},
+        only={"rope.freq_base": (10000.0, 500000.0)},  # of layers with a window, in transformers
+    ),
     Architecture(
         name="olmoe",
         family="olmoe",
         rows=rows.PRE + rows.OVER_HEADS + rows.EXPERTS,
-        settings={"norm_topk_prob": False},
+        settings=_UNTIED | {"norm_topk_prob": False},
     ),
     Architecture(
         name="phi3",
@@ -351,7 +300,8 @@ _ALL = (
     Architecture(
         name="stablelm",
         family="stablelm",
-        rules=(ONE_NORM,),
+        rules=(gguf_keys.ONE_NORM,),
+        settings=_UNTIED,
         absent={"use_parallel_residual": None},
         shown={"use_qkv_bias": "blk.0.attn_q.bias"},
     ),
@@ -363,18 +313,86 @@ _ALL = (
             "rope.freq_base": "rotary_emb_base",
             "use_parallel_residual": "use_parallel_residual",
         },
-        settings={"hidden_act": "gelu"},
+        settings=_UNTIED | {"hidden_act": "gelu"},
         share="rotary_pct",
     ),
+    Architecture(
+        name="phi2",
+        family="phi",
+        settings=_UNTIED | {"hidden_act": "gelu_new", "qk_layernorm": False},
+    ),
+    Architecture(
+        name="falcon",
+        family="falcon",
+        rows=rows.FALCON,
+        rules=(gguf_keys.FALCON,),
+        settings={"alibi": False, "bias": False, "parallel_attn": True, "activation": "gelu"},
+    ),
+    Architecture(
+        name="bloom", family="bloom", rows=rows.PRE + rows.FUSED, rules=(gguf_keys.DERIVED,)
+    ),
+    Architecture(
+        name="mpt",
+        family="mpt",
+        rows=rows.PRE + rows.FUSED,
+        rules=(gguf_keys.DERIVED,),
+        only={"attention.max_alibi_bias": (0.0, 8.0)},
+    ),
+    Architecture(
+        name="command-r",
+        family="cohere",
+        keys={"logit_scale": "logit_scale"},
+        absent={"logit_scale": 1.0},
+        settings=_TIED | {"use_qk_norm": False},
+    ),
+    Architecture(
+        name="cohere2",
+        family="cohere2",
+        keys={"logit_scale": "logit_scale"},
+        rules=(WINDOWS,),
+        absent={PATTERN: 4},
+        settings=_TIED,
+    ),
+    Architecture(
+        name="exaone4",
+        family="exaone4",
+        rows=rows.OUT + rows.SUBLAYERS,
+        rules=(gguf_keys.EXAONE,),
+        absent={WINDOW: 4096, PATTERN: 4},
+    ),
+    Architecture(
+        name="seed_oss",
+        family="seed_oss",
+        rows=rows.AFTER + rows.SUBLAYERS,
+        settings={"attention_out_bias": False, "mlp_bias": False},
+        shown={"attention_bias": "blk.0.attn_q.bias"},
+    ),
+    Architecture(
+        family="deepseek_v3",
+        when=lambda own: own.get("expert_gating_func") == 2,
+        settings={"rope_interleave": True},
+        only={"expert_gating_func": (1, 2)},
+        **_DEEPSEEK,
+    ),
+    # Its weights of experts never sum to 1 in transformers.
+    Architecture(
+        family="deepseek_v2",
+        only={"expert_gating_func": (1, 1), "expert_weights_norm": (False, False)},
+        **_DEEPSEEK,
+    ),
+    Architecture(
+        name="glm4moe",
+        family="glm4_moe",
+        rows=rows.AFTER + rows.SUBLAYERS + rows.EXPERTS,
+        rules=(gguf_keys.DEPTH,),
+        shown={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
+        only={"expert_gating_func": (2, 2)},
+        **_BEHIND,
+    ),
 )
-NAMES = tuple(dict.fromkeys(one.name for one in _ALL))
+NAMES = tuple(dict.fromkeys(one.name for one in ARCHITECTURES))
 
 
 def architecture_named(name: str, own: Json) -> Architecture:
     """Return the architecture of a name in NAMES that a file with these keys is of."""
-    return next(one for one in _ALL if one.name == name and one.when(own))
-
-
-def each() -> tuple[Architecture, ...]:
-    """Return all, in the order in which an export tries them."""
-    return _ALL
+    return next(one for one in ARCHITECTURES if one.name == name and one.when(own))

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained.gguf_config import architecture_of, short
-from jaxgen.pretrained.gguf_names import Architecture, Json
+from jaxgen.pretrained.gguf_keys import Json
+from jaxgen.pretrained.gguf_names import Architecture
 from jaxgen.pretrained.gguf_rows import VECTORS
 from jaxgen.store import gguf
 from jaxgen.store.gguf_blocks import PLAIN, Q8_0

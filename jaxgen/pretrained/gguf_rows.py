@@ -5,7 +5,7 @@ Sources: gguf-py's constants.py and tensor_mapping.py, and convert_hf_to_gguf.py
 
 from __future__ import annotations
 
-from jaxgen.models.families.rows import Row
+from jaxgen.models.families.rows import Row, norm
 
 ROWS = (
     Row("token_embd.weight", ("embed/tokens",), "V,D"),
@@ -16,6 +16,7 @@ ROWS = (
     Row("output_norm.weight", ("final_norm/scale",), "D"),
     Row("output_norm.bias", ("final_norm/bias",), "D"),
     Row("output.weight", ("unembed/tokens",), "V,D"),
+    Row("output.bias", ("unembed/bias",), "V"),
 )
 _MATRICES = {
     "attn_q": ("attn/q", "NH,D"),
@@ -57,6 +58,7 @@ EXPERTS = (
     Row("ffn_gate_exps.bias", ("experts/gate_bias",), "E,F"),
     Row("ffn_up_exps.bias", ("experts/up_bias",), "E,F"),
     Row("ffn_down_exps.bias", ("experts/down_bias",), "E,D"),
+    Row("exp_probs_b.bias", ("experts/choice_bias",), "E"),
 )
 SINKS = Row("attn_sinks.weight", ("attn/sinks",), "N")
 # One matrix of queries, keys and values in place of three.
@@ -91,3 +93,23 @@ PHI3 = (
     *(row for row in FUSED if row.theirs not in _FUSED_GATE),
     Row("ffn_up.weight", ("feed/gate", "feed/up"), "*F,D"),
 )
+
+# Falcon's parallel blocks: their own name for the norm before attention, if there are two.
+FALCON = (
+    *norm("attn_norm", "attn_norm", when=("parallel", "one_norm")),
+    *norm("attn_norm", "feed_norm", when=("parallel", "two_norms")),
+    *norm("attn_norm_2", "attn_norm", when=("parallel", "two_norms")),
+    *FUSED,
+)
+# Latent attention; older files have one matrix of keys and values.
+LATENT = (
+    Row("attn_q_a.weight", ("attn/q_down",), "Z,D"),
+    Row("attn_q_a_norm.weight", ("attn/q_norm/scale",), "Z"),
+    Row("attn_q_b.weight", ("attn/q_up",), "NH,Z"),
+    Row("attn_kv_a_mqa.weight", ("attn/kv_down",), "Z,D"),
+    Row("attn_kv_a_norm.weight", ("attn/kv_norm/scale",), "Z"),
+    Row("attn_k_b.weight", ("attn/k_up",), "N,Z,H"),
+    Row("attn_v_b.weight", ("attn/v_up",), "N,H,Z"),
+    *(row for row in SUBLAYERS if not row.theirs.startswith("attn_q_norm")),
+)
+ONE_KV = (Row("attn_kv_b.weight", ("attn/k_up", "attn/v_up"), "N*H,Z"),)

@@ -26,7 +26,8 @@ from jaxgen.pretrained.gguf_config import (
     rope_factors,
     write_keys,
 )
-from jaxgen.pretrained.gguf_names import Architecture, Json
+from jaxgen.pretrained.gguf_keys import Json
+from jaxgen.pretrained.gguf_names import SQUARE, Architecture
 from jaxgen.pretrained.gguf_read import ENDS, SAMPLING
 from jaxgen.pretrained.gguf_rows import EXACT
 from jaxgen.pretrained.gguf_tokenizer import (
@@ -64,11 +65,13 @@ def architecture_of(config: ModelConfig) -> tuple[Architecture, Json]:
     Raises ConfigError with what the nearest architecture lacks if none has such a model.
     """
     reasons = {}
-    for one in gguf_names.each():
+    for one in gguf_names.ARCHITECTURES:
         try:
             settings = FAMILIES[one.family].write(config)
             others = [f"{k}={settings.get(k)!r:.40}" for k, v in one.settings.items()
                       if k != "architectures" and settings.get(k) != v]  # fmt: skip
+            if one.name in SQUARE and config.heads * config.H != config.d_model:
+                others.append(f"head_dim={config.H}")
             if not others:
                 return one, settings
             raise LacksError(one.name, others)

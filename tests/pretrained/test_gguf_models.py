@@ -45,6 +45,13 @@ MODELS = {
 NAMED = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4,
            "attention_multiplier": 0.3}  # fmt: skip
+BEHIND = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+          "n_shared_experts": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5,
+          "n_group": 1, "topk_group": 1, "num_hidden_layers": 3}  # fmt: skip
+LATENT = LLAMA | BEHIND | {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+                           "v_head_dim": 12, "num_key_value_heads": 4, "head_dim": 8}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+        "mscale": 0.7, "mscale_all_dim": 0.7}  # fmt: skip
 # Families that are written and read again alone, and opened by llama.cpp.
 LATER = {
     "qwen2_moe": NAMED | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
@@ -62,6 +69,24 @@ LATER = {
     "stablelm-parallel": LLAMA | {"partial_rotary_factor": 1.0, "use_parallel_residual": True},
     "gpt_neox": SIZES | {"rotary_pct": 0.5, "rotary_emb_base": 500.0},
     "gpt_neox-sequential": SIZES | {"rotary_pct": 1.0, "use_parallel_residual": False},
+    "mixtral": LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmo3": LLAMA | {"rope_theta": 500000.0, "sliding_window": 16, "num_hidden_layers": 4},
+    "phi": LLAMA | {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
+    "falcon": SIZES | {"ffn_hidden_size": 128},
+    "falcon-grouped": SIZES | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-one-norm": SIZES
+    | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    "bloom": {"vocab_size": 32, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mpt": {"vocab_size": 32, "d_model": 32, "n_layers": 2, "n_heads": 4},
+    "cohere": LLAMA | {"logit_scale": 0.5},
+    "cohere2": LLAMA | {"logit_scale": 0.5, "sliding_window": 16, "num_hidden_layers": 4},
+    "exaone4": LLAMA | {"sliding_window": None},
+    "seed_oss": LLAMA | {"head_dim": 16},
+    "deepseek_v2": LATENT | {"q_lora_rank": 24, "topk_method": "greedy"},
+    "deepseek_v2-yarn": LATENT | {"q_lora_rank": 24, "topk_method": "greedy", "rope_scaling": YARN},
+    "deepseek_v3": LATENT
+    | {"q_lora_rank": 24, "norm_topk_prob": True, "n_group": 2, "topk_group": 1},
+    "glm4_moe": LLAMA | BEHIND | {"use_qk_norm": True, "attention_bias": True},
 }
 
 
@@ -135,7 +160,7 @@ LIES = {
                  "rope.scaling.factor=0.0 is no number above 0"),
     "part of a head": ({"llama.rope.dimension_count": np.uint32(4)}, "partial_rotary_factor=0.5"),
     "key that computes": ({"llama.logit_scale": np.float32(2)}, "llama.logit_scale=2.0 is not"),
-    "experts": ({"llama.expert_count": np.uint32(8)}, "llama.expert_count=8 is not known"),
+    "experts": ({"llama.expert_count": np.uint32(8)}, "'llama.expert_used_count' is missing"),
     "one of many parts": ({"split.count": np.uint16(3)}, "one of 3 parts; join them"),
 }  # fmt: skip
 

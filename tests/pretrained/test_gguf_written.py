@@ -188,8 +188,8 @@ OPENED = [name for name in LATER if name != "phi3-window"]
 def test_llama_cpp_makes_the_same_greedy_text(tmp_path, name):
     import xllamacpp
 
-    context = {"n_positions": 512} if name == "gpt2" else {"max_position_embeddings": 512}
-    config, params = model(name, vocab_size=320, initializer_range=0.2, **context)
+    context = FAMILIES[name.partition("-")[0]].sizes["context"]
+    config, params = model(name, vocab_size=320, initializer_range=0.2, **{context: 512})
     tokenizer = of_letters()
     jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", tokenizer=tokenizer)
     settings = xllamacpp.CommonParams()

@@ -1,0 +1,252 @@
+"""Keys of GGUF files by those of config.json, and what llama.cpp takes for those that are absent.
+
+Sources: src/llama-model.cpp and src/models of llama.cpp, which say what keys a model needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen.config import ModelConfig
+from jaxgen.models.families.family import MAX_LAYERS
+
+Json = dict[str, Any]
+# Fields of a ModelConfig whose GGUF key every architecture calls alike, after its own name.
+SIZES = {
+    "context": "context_length",
+    "layers": "block_count",
+    "d_model": "embedding_length",
+    "d_ff": "feed_forward_length",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "experts.number": "expert_count",
+    "experts.active": "expert_used_count",
+    "experts.d_ff": "expert_feed_forward_length",
+    "experts.shared": "expert_shared_feed_forward_length",
+}
+EPSILONS = {
+    "layer": "attention.layer_norm_epsilon",
+    "rms": "attention.layer_norm_rms_epsilon",
+    "rms_offset": "attention.layer_norm_rms_epsilon",
+}
+WINDOW, PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+LAYER_TYPES = ("full_attention", "sliding_attention")
+# Keys that change no result, or that are read where they matter.
+HARMLESS = frozenset(
+    """
+    vocab_size attention.value_length pooling_type rope.dimension_count rope.scaling.type
+    rope.scaling.factor rope.scaling.original_context_length rope.scaling.attn_factor
+    rope.scaling.yarn_attn_factor rope.scaling.finetuned rope.scaling.yarn_beta_fast
+    rope.scaling.yarn_beta_slow rope.scale_linear tensor_data_layout
+    attention.layer_norm_epsilon attention.layer_norm_rms_epsilon
+    """.split()
+)
+
+
+def positive(values: Json, key: str, default: float | None = None) -> float:
+    """Return a number of a mapping; ValueError if it is none above 0."""
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{key}={value!r:.40} is no number above 0")
+    return value
+
+
+def same_as(key: str) -> Callable[[Json], Any]:
+    """Return the value of another key."""
+    return lambda own: own.get(key)
+
+
+def divided(key: str, by: str) -> Callable[[Json], int | None]:
+    """Return the value of a key divided by that of another; None if one is no number above 0."""
+
+    def divide(own: Json) -> int | None:
+        many, few = own.get(key), own.get(by)
+        return many // few if type(many) is int and type(few) is int and few > 0 else None
+
+    return divide
+
+
+def one_by_root(key: str) -> Callable[[Json], float | None]:
+    """Return 1 / sqrt(value of a key); None if that is no number above 0."""
+
+    def scale(own: Json) -> float | None:
+        width = own.get(key)
+        if not isinstance(width, int) or width <= 0:
+            return None
+        return float(str(np.float32(width**-0.5)))  # as a file would say it
+
+    return scale
+
+
+# What llama.cpp takes for a key that a file lacks: a value, or what follows from the other keys. A
+# key that is neither here nor among the `absent` of its architecture is required.
+ABSENT: Mapping[str, Any] = {
+    "attention.head_count_kv": same_as("attention.head_count"),
+    "attention.key_length": divided("embedding_length", "attention.head_count"),
+    "attention.value_length": divided("embedding_length", "attention.head_count"),
+    "rope.freq_base": 10000.0,
+}
+# Keys with one known value: what llama.cpp takes where they are absent, and what is known.
+ONLY: Mapping[str, tuple[Any, Any]] = {"attention.causal": (True, True)}
+
+
+class Rule(NamedTuple):
+    """Keys of which several, or none, are one of config.json.
+
+    read: from a file's keys, absent ones filled in, and the names of its tensors, to config.json.
+    write: the way back.
+    """
+
+    keys: tuple[str, ...]
+    read: Callable[[Json, Collection[str]], Json]
+    write: Callable[[Json, ModelConfig], Json]
+
+
+def _read_windows(own: Json, tensors: Collection[str]) -> Json:
+    layers, window, pattern = own["block_count"], own.get(WINDOW), own[PATTERN]
+    if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
+        return {}  # which is refused as what it is
+    if not window:
+        pattern = [False] * layers
+    elif isinstance(pattern, bool):
+        pattern = [pattern] * layers
+    elif type(pattern) is int and pattern >= 0:
+        pattern = [pattern == 0 or layer % pattern < pattern - 1 for layer in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) != layers or not {*pattern} <= {False, True}:
+        raise ValueError(f"{PATTERN}={pattern!r:.40} has not a truth value for each layer")
+    return {"layer_types": [LAYER_TYPES[one] for one in pattern], "sliding_window": window or None}
+
+
+def _write_windows(settings: Json, config: ModelConfig) -> Json:
+    local = [name == LAYER_TYPES[True] for name in settings["layer_types"]]
+    window = settings["sliding_window"] if any(local) else 0
+    return {WINDOW: np.uint32(window or 0), PATTERN: np.asarray(local)}
+
+
+# Layers with and without a window.
+WINDOWS = Rule((WINDOW, PATTERN), _read_windows, _write_windows)
+
+
+def query_scalar(layers: int, width: int) -> Rule:
+    """Return the rule of scores divided by the root of head_dim, but of the 27B models.
+
+    layers: by which llama.cpp knows these; width: what it divides by the root of there.
+    """
+
+    def read(own: Json, tensors: Collection[str]) -> Json:
+        known = own["block_count"] == layers
+        return {"query_pre_attn_scalar": width if known else own["attention.key_length"]}
+
+    return Rule((), read, lambda settings, config: {})
+
+
+# StableLM's feed-forward is beside the attention where a layer has one norm.
+ONE_NORM = Rule(
+    ("use_parallel_residual",),
+    lambda own, tensors: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors},
+    lambda settings, config: {"use_parallel_residual": settings["use_parallel_residual"]},
+)
+
+
+def _read_derived(own: Json, tensors: Collection[str]) -> Json:
+    for key, other, times in (
+        ("feed_forward_length", "embedding_length", 4),
+        ("attention.head_count_kv", "attention.head_count", 1),
+    ):
+        if type(own[other]) is int and own[key] != times * own[other]:
+            raise ValueError(f"{key}={own[key]!r:.40} is not known here; known is {times} {other}")
+    return {}
+
+
+# Sizes that config.json does not tell: a feed-forward of four times the width, no shared heads.
+DERIVED = Rule(
+    ("feed_forward_length", "attention.head_count_kv"),
+    _read_derived,
+    lambda settings, config: {"feed_forward_length": np.uint32(config.F)},
+)
+
+
+def _read_falcon(own: Json, tensors: Collection[str]) -> Json:
+    heads, two = own["attention.head_count_kv"], "blk.0.attn_norm_2.weight" in tensors
+    return {
+        "num_kv_heads": heads,
+        "multi_query": heads == 1,
+        "new_decoder_architecture": two or heads not in (1, own["attention.head_count"]),
+        "num_ln_in_parallel_attn": 1 + two,
+    }
+
+
+FALCON = Rule(
+    ("attention.head_count_kv",),
+    _read_falcon,
+    lambda settings, config: {"attention.head_count_kv": np.uint32(config.K)},
+)
+
+
+def _read_exaone(own: Json, tensors: Collection[str]) -> Json:
+    # llama.cpp has windows in the model of 32 B alone, and knows it by its depth.
+    window = own[WINDOW] if own["block_count"] == 64 else 0
+    return _read_windows({**own, WINDOW: window}, tensors)
+
+
+EXAONE = Rule((WINDOW, PATTERN), _read_exaone, _write_windows)
+
+
+def _read_depth(own: Json, tensors: Collection[str]) -> Json:
+    many, ahead = own["block_count"], own["nextn_predict_layers"]
+    known = type(many) is int and type(ahead) is int
+    return {"num_hidden_layers": many - ahead if known else many}
+
+
+# Layers at the end predict tokens after the next, and are left out.
+DEPTH = Rule(
+    ("block_count", "nextn_predict_layers"),
+    _read_depth,
+    lambda settings, config: {"block_count": np.uint32(config.layers)},
+)
+
+
+def _read_latent(own: Json, tensors: Collection[str]) -> Json:
+    part = "_mla" if own["attention.key_length_mla"] else ""  # which older files lack
+    width, turned = own[f"attention.key_length{part}"], own["rope.dimension_count"]
+    known = type(width) is int and type(turned) is int
+    scale = own["rope.scaling.yarn_log_multiplier"]
+    scales = dict.fromkeys(("mscale", "mscale_all_dim"), float(str(np.float32(scale * 10))))
+    return {
+        "num_key_value_heads": own["attention.head_count"],
+        "qk_nope_head_dim": width - turned if known else width,
+        "qk_rope_head_dim": turned,
+        "v_head_dim": own[f"attention.value_length{part}"],
+        **({"rope_scaling": scales} if scale else {}),
+    }
+
+
+def _write_latent(settings: Json, config: ModelConfig) -> Json:
+    latent = config.latent
+    assert latent is not None
+    own: Json = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": latent.kv_rank + latent.rope_width,
+        "attention.value_length": latent.kv_rank,
+        "attention.key_length_mla": latent.plain_width + latent.rope_width,
+        "attention.value_length_mla": latent.value_width,
+        "rope.dimension_count": latent.rope_width,
+    }
+    scale = (settings.get("rope_scaling") or {}).get("mscale_all_dim")
+    more = {"rope.scaling.yarn_log_multiplier": np.float32(scale / 10)} if scale else {}
+    return {key: np.uint32(value) for key, value in own.items()} | more
+
+
+LATENT = Rule(
+    (
+        *(f"attention.{part}_length{end}" for part in ("key", "value") for end in ("", "_mla")),
+        *("attention.head_count_kv", "rope.dimension_count", "rope.scaling.yarn_log_multiplier"),
+    ),
+    _read_latent,
+    _write_latent,
+)
