@@ -227,9 +227,7 @@ def save(
         about = replace(about, labels=())
     if config.head != "classes":
         about = replace(about, problem_type=None)
-    if layout == "hf":
-        hub_write.family_of(config, family)
-    elif family is not None:
+    if layout != "hf" and family is not None:
         raise ConfigError(f"family={family!r} has no effect with layout={layout}; drop it")
     if layout == "gguf":
         _save_gguf(folder, config, params, tokenizer, about, chat_template, dtype)
@@ -264,7 +262,6 @@ def save(
 def _save_gguf(path: Path, config, params, tokenizer, about, template, dtype) -> None:
     if path.suffix != gguf.SUFFIX:
         raise ConfigError(f"{path}: the name of a GGUF file ends with {gguf.SUFFIX}")
-    gguf_write.architecture_of(config)
     with files.new_file(path) as draft:
         gguf_write.write_model(
             *(draft, config, params),

@@ -156,6 +156,11 @@ def fill(theirs: Theirs, flat: Mapping[str, Any], dtype: np.dtype) -> np.ndarray
     """Return a tensor of theirs made of our parameters, {path: array}."""
     tensor = np.empty(theirs.shape, dtype)
     for link in theirs.links:
-        ours = flat[link.path]
-        link.write(tensor, np.asarray(ours[link.at] if link.at else ours, dtype))
+        link.write(tensor, np.asarray(_layer(flat[link.path], link.at), dtype))
     return tensor
+
+
+def _layer(ours: Any, at: tuple[int, ...]) -> Any:
+    """Return a layer of a stack: of one in the host's memory a view, without a program for it."""
+    devices = getattr(ours, "devices", set)()
+    return (np.asarray(ours) if all(one.platform == "cpu" for one in devices) else ours)[at]
