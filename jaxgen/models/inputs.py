@@ -24,7 +24,9 @@ def readable(path: str, positions: Any, call: Call) -> None:
     """Raise ConfigError for concrete positions beyond the model's table."""
     config = call.given["config"]
     learned = config.has_position_table and call.given.get("cache") is None
-    last = config.context - 1 if learned else np.iinfo(np.int32).max
+    last = np.iinfo(np.int32).max
+    if learned:
+        last = config.context - 1 - num_virtual(call.given["params"])
     between(0, last, real="segments")(path, positions, call)
 
 

@@ -148,6 +148,8 @@ def test_what_virtual_tokens_cannot_do_is_refused():
     tuned = attach(params, made("prefix", config, params), config)
     with pytest.raises(ConfigError, match=r"14 tokens behind the adapter's 3 .*; give 13"):
         jaxgen.apply(tuned, config, np.ones((1, 14), int))
+    with pytest.raises(ConfigError, match=r"positions.*13"):
+        jaxgen.apply(tuned, config, [[1]], positions=[[13]])
     with pytest.raises(ConfigError, match="14 tokens behind the adapter's 3 do not fit"):
         jaxgen.apply(tuned, config, TOKENS, cache=jaxgen.empty_cache(config, 2, 14))
     with pytest.raises(ConfigError, match="are part of no weight and can't be merged"):
