@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -95,7 +96,9 @@ def test_a_rollout_is_of_whole_prompts_and_of_the_state_alone(home, tmp_path):
     np.testing.assert_allclose(batch["advantage"].reshape(4, 2).sum(1), 0, atol=1e-5)
     again, _ = run_of(home, tmp_path, policy=asked).rollouts(state, prompts)
     assert all(np.array_equal(again[name], batch[name]) for name in batch)
-    # Another step samples anew; rewards lose what the model has moved from the reference.
+    other, _ = run.rollouts(replace(state, step=state.step + 1), prompts)
+    assert not np.array_equal(other["tokens"], batch["tokens"])  # each step samples anew
+    # Rewards lose what the model has moved from the reference.
     later = jax.tree.map(lambda x: x * 1.5, state.params)
     state = jaxgen.train_state(later, run.optimizer, state.key)
     moved, metrics = run.rollouts(state, prompts)
