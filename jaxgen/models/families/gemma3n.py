@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import gemma, gemma2, llama
+from jaxgen.models.families import gemma, gemma2, llama, shared_keys
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
 from jaxgen.models.families.rows import Row
-from jaxgen.models.families.shared_keys import LAYERS_3N, VECTORS
 
 CHOICES = gemma2.CHOICES | {"norm": "rms", "qk_norm": "qkv", "scores.multiplier": 1.0}
 SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "d_ff"} | {
@@ -17,17 +16,6 @@ SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "d_ff"} | {
     "residual.clip": "altup_coef_clip",
     "residual.laurel": "laurel_rank",
 }
-VECTOR_ROWS = (
-    Row("model.embed_tokens_per_layer.weight", ("per_layer/tokens",), "V,Z"),
-    Row("model.per_layer_model_projection.weight", ("per_layer/project",), "Z,D"),
-    Row("model.per_layer_projection_norm.weight", ("per_layer/norm/scale",), "Z"),
-)
-LAYER_ROWS = (
-    *gemma2.LAYER_ROWS,
-    Row("per_layer_input_gate.weight", ("per_layer/gate",), "Z,D"),
-    Row("per_layer_projection.weight", ("per_layer/project",), "D,Z"),
-    Row("post_per_layer_input_norm.weight", ("per_layer/norm/scale",), "D"),
-)
 ALTUP = (
     Row("altup.correct_output_scale", ("streams/gain",), "D"),
     Row("altup.correction_coefs.weight", ("streams/correct",), "P,O"),
@@ -38,18 +26,17 @@ ALTUP = (
     Row("laurel.linear_right.weight", ("laurel/up",), "D,Z"),
     Row("laurel.post_laurel_norm.weight", ("laurel/norm/scale",), "D"),
 )
-# Files hold them for layers that have those of another one, too.
-UNREAD = tuple(f"model.layers.*.self_attn.{x}.weight" for x in ("k_proj", "v_proj", "k_norm"))
 DEFAULTS = gemma.DEFAULTS | {"sliding_window": 512, "hidden_activation": gemma.TANH}
+DEFAULTS |= {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262_144}
 SHARED: dict[str, Any] = llama.SHARED | {
-    "ignored_tensors": (*llama.SHARED["ignored_tensors"], *UNREAD),
+    "ignored_tensors": (*llama.SHARED["ignored_tensors"], *shared_keys.UNREAD),
 }
 
 FIELDS: dict[str, Any] = SHARED | {
     "sizes": SIZES,
     "rows": (
         *llama.ROWS,
-        *VECTOR_ROWS,
+        *shared_keys.VECTOR_ROWS,
         Row("model.altup_projections.{}.weight", ("to_streams/others",), "O,D"),
         Row("model.altup_unembed_projections.{}.weight", ("to_one/others",), "O,D"),
     ),
@@ -63,12 +50,11 @@ FAMILY = Family(
     defaults=DEFAULTS
     | {"num_key_value_heads": 2, "final_logit_softcapping": 30.0, "num_kv_shared_layers": 15}
     | {"rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0, "laurel_rank": 64}
-    | {"altup_num_inputs": 4, "altup_coef_clip": 120.0, "activation_sparsity_pattern": None}
-    | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262_144},
+    | {"altup_num_inputs": 4, "altup_coef_clip": 120.0, "activation_sparsity_pattern": None},
     only={"hidden_activation": (gemma.TANH,), "altup_active_idx": (0,)}
     | {"altup_correct_scale": (True,)},
     ignored=frozenset({"query_pre_attn_scalar", "altup_lr_multiplier"}),
-    quirks=(TIED, ATTENTION_BIAS, LAYERS_3N, VECTORS),
-    layer_rows=LAYER_ROWS + ALTUP,
+    quirks=(TIED, ATTENTION_BIAS, shared_keys.LAYERS_3N, shared_keys.VECTORS),
+    layer_rows=(*gemma2.LAYER_ROWS, *shared_keys.VECTOR_LAYER_ROWS, *ALTUP),
     **FIELDS,
 )

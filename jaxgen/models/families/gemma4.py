@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from jaxgen.config import ModelConfig
-from jaxgen.models.families import gemma, gemma3n, llama, mixtures
-from jaxgen.models.families.family import Family, Quirk
-from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, Theirs
+from jaxgen.models.families import gemma, gemma2, gemma3n, llama, mixtures
+from jaxgen.models.families.family import Family
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
 from jaxgen.models.families.rows import Row
-from jaxgen.models.families.shared_keys import LAYERS_4, VECTORS
+from jaxgen.models.families.shared_keys import LAYERS_4, VECTOR_LAYER_ROWS, VECTOR_ROWS, VECTORS
 
-_NAMES = {"number": "num_experts", "active": "top_k_experts", "d_ff": "moe_intermediate_size"}
-
-
-def _read_experts(theirs: Theirs) -> dict[str, Any]:
-    if not theirs["enable_moe_block"]:
-        return {}
-    fields = {f"experts.{ours}": theirs[key] for ours, key in _NAMES.items()}
-    return fields | {"experts.norms": "own", "experts.shared": theirs["intermediate_size"]}
-
-
-def _write_experts(config: ModelConfig) -> dict[str, Any]:
-    own, on = config.experts, config.experts.number > 0
-    return {"enable_moe_block": on} | {
-        k: getattr(own, n) if on else None for n, k in _NAMES.items()
-    }
-
-
-EXPERTS = Quirk(("enable_moe_block", *_NAMES.values()), _read_experts, _write_experts)
-EXPERT_ROWS = (
+ROWS_4 = (
+    Row("layer_scalar", ("gain",), "1"),
     *mixtures.shared_rows("mlp"),
     Row("router.proj.weight", ("experts/router",), "E,D"),
     Row("router.scale", ("experts/router_norm/scale",), "D"),
@@ -43,7 +24,7 @@ EXPERT_ROWS = (
 )
 FIELDS: dict[str, Any] = gemma3n.SHARED | {
     "sizes": llama.SIZES | {"logit_cap": "final_logit_softcapping"},
-    "rows": (*llama.ROWS, *gemma3n.VECTOR_ROWS),
+    "rows": (*llama.ROWS, *VECTOR_ROWS),
 }
 
 FAMILY = Family(
@@ -53,19 +34,10 @@ FAMILY = Family(
     choices=gemma3n.CHOICES | {"residual.gain": "learned"},
     defaults=gemma3n.DEFAULTS
     | {"num_key_value_heads": 4, "final_logit_softcapping": None, "num_kv_shared_layers": 0}
-    | {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262_144}
     | {"attention_k_eq_v": False, "use_double_wide_mlp": False, "enable_moe_block": False}
     | {"global_head_dim": 512, "num_global_key_value_heads": None},
     only={"hidden_activation": (gemma.TANH,), "use_bidirectional_attention": (None, "vision")},
-    quirks=(TIED, ATTENTION_BIAS, LAYERS_4, VECTORS, EXPERTS),
-    layer_rows=(*gemma3n.LAYER_ROWS, Row("layer_scalar", ("gain",), "1"), *EXPERT_ROWS),
+    quirks=(TIED, ATTENTION_BIAS, LAYERS_4, VECTORS, mixtures.GEMMA4),
+    layer_rows=(*gemma2.LAYER_ROWS, *VECTOR_LAYER_ROWS, *ROWS_4),
     **FIELDS,
-)
-# Without vectors by layer and without experts.
-UNIFIED = replace(
-    FAMILY,
-    model_type="gemma4_unified_text",
-    architecture="Gemma4UnifiedForCausalLM",
-    heads={"Gemma4UnifiedTextModel": "none"},
-    quirks=(TIED, ATTENTION_BIAS, LAYERS_4),
 )

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import gemma4
+from dataclasses import replace
 
-FAMILY = gemma4.UNIFIED
+from jaxgen.models.families import gemma4
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
+from jaxgen.models.families.shared_keys import LAYERS_4
+
+# Without vectors by layer and without experts.
+FAMILY = replace(
+    gemma4.FAMILY,
+    model_type="gemma4_unified_text",
+    architecture="Gemma4UnifiedForCausalLM",
+    heads={"Gemma4UnifiedTextModel": "none"},
+    quirks=(TIED, ATTENTION_BIAS, LAYERS_4),
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import bart
+from jaxgen.models.families import bart_kin
 from jaxgen.models.families.family import Family, Quirk
 
 
@@ -23,22 +23,22 @@ def _write_offset(config: ModelConfig) -> dict[str, Any]:
 
 FAMILY = Family(
     model_type="m2m_100",
-    choices=bart.CHOICES | {"positions": "sinusoid_t2t", "norm_at": "pre"},
-    defaults=bart.DEFAULTS
+    choices=bart_kin.CHOICES | {"positions": "sinusoid_t2t", "norm_at": "pre"},
+    defaults=bart_kin.DEFAULTS
     | {"pad_token_id": 1, "activation_function": "relu", "scale_embedding": True}
     | {"attention_dropout": 0.1},
-    rows=(*bart.ROWS, *bart.FINAL_NORMS),
-    **bart.SHARED
+    rows=(*bart_kin.ROWS, *bart_kin.FINAL_NORMS),
+    **bart_kin.SHARED
     | {
         # What fairseq wrote of them, which says nothing here.
-        "only": {key: bart.ONLY[key] for key in ("is_encoder_decoder", "is_decoder")},
-        "ignored": bart.IGNORED | frozenset(bart.ONLY),
+        "only": {key: bart_kin.ONLY[key] for key in ("is_encoder_decoder", "is_decoder")},
+        "ignored": bart_kin.IGNORED | frozenset(bart_kin.ONLY),
         "quirks": (
-            bart.output("none"),
+            bart_kin.output("none"),
             Quirk(("pad_token_id",), _read_offset, _write_offset),
-            *bart.QUIRKS[1:],
+            *bart_kin.QUIRKS[1:],
         ),
     },
-    **bart.classes("M2M100"),
+    **bart_kin.classes("M2M100"),
     ignored_tensors=("model.*.embed_positions.weights",),
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import bart
+from jaxgen.models.families import bart, bart_kin
 from jaxgen.models.families.family import Family
 
 FAMILY = Family(
     model_type="mbart",
     choices={**bart.FAMILY.choices, "norm_at": "pre"},
-    defaults=bart.DEFAULTS,
-    rows=(*bart.FAMILY.rows, *bart.FINAL_NORMS),
-    **bart.SHARED | {"only": bart.PRE_NORM},
-    **bart.classes("MBart", heads=True),
+    defaults=bart_kin.DEFAULTS,
+    rows=(*bart.FAMILY.rows, *bart_kin.FINAL_NORMS),
+    **bart_kin.SHARED | {"only": bart_kin.PRE_NORM},
+    **bart_kin.classes("MBart", heads=True),
 )

@@ -187,3 +187,24 @@ def _write_sigmoid(ours: Experts) -> dict[str, Any]:
 # DeepSeek-V2, and DeepSeek-V3 with GLM-4.5.
 GREEDY = behind_dense(_read_greedy, _write_greedy)
 SIGMOID = behind_dense(_read_sigmoid, _write_sigmoid)
+
+
+_GEMMA4 = {"number": "num_experts", "active": "top_k_experts", "d_ff": "moe_intermediate_size"}
+
+
+def _read_gemma4(theirs: Theirs) -> dict[str, Any]:
+    if not theirs["enable_moe_block"]:
+        return {}
+    fields = {f"experts.{ours}": theirs[key] for ours, key in _GEMMA4.items()}
+    return fields | {"experts.norms": "own", "experts.shared": theirs["intermediate_size"]}
+
+
+def _write_gemma4(config: ModelConfig) -> dict[str, Any]:
+    own, on = config.experts, config.experts.number > 0
+    return {"enable_moe_block": on} | {
+        k: getattr(own, n) if on else None for n, k in _GEMMA4.items()
+    }
+
+
+# Beside the dense feed-forward, whose width is that of the shared expert.
+GEMMA4 = Quirk(("enable_moe_block", *_GEMMA4.values()), _read_gemma4, _write_gemma4)

@@ -18,6 +18,7 @@ from jaxgen.models.families.ropes import (
     rope_fields,
     rope_settings,
 )
+from jaxgen.models.families.rows import Row
 
 WINDOW = 512  # tokens; what a config without such layers is written with
 _TYPES = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
@@ -250,3 +251,15 @@ def _write_vectors(config: ModelConfig) -> dict[str, Any]:
 VECTORS = Quirk(
     ("hidden_size_per_layer_input", "vocab_size_per_layer_input"), _read_vectors, _write_vectors
 )
+VECTOR_ROWS = (
+    Row("model.embed_tokens_per_layer.weight", ("per_layer/tokens",), "V,Z"),
+    Row("model.per_layer_model_projection.weight", ("per_layer/project",), "Z,D"),
+    Row("model.per_layer_projection_norm.weight", ("per_layer/norm/scale",), "Z"),
+)
+VECTOR_LAYER_ROWS = (
+    Row("per_layer_input_gate.weight", ("per_layer/gate",), "Z,D"),
+    Row("per_layer_projection.weight", ("per_layer/project",), "D,Z"),
+    Row("post_per_layer_input_norm.weight", ("per_layer/norm/scale",), "D"),
+)
+# Files hold them for layers that have those of another one, too.
+UNREAD = tuple(f"model.layers.*.self_attn.{x}.weight" for x in ("k_proj", "v_proj", "k_norm"))

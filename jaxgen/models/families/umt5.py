@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import t5
+from jaxgen.models.families import t5, t5_kin
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.rows import Row
 
-_TABLE = (Row(t5.TABLE, ("attn/relative/bias",), "R,N"),)
+_TABLE = (Row(t5_kin.TABLE, ("attn/relative/bias",), "R,N"),)
 
 FAMILY = Family(
     model_type="umt5",
-    choices=t5.CHOICES | {"relative.tables": "own"},
-    defaults=t5.DEFAULTS | {"feed_forward_proj": "gated-gelu"},
-    quirks=(t5.OUTPUT, *t5.QUIRKS),
-    rows=t5.ROWS,
+    choices=t5_kin.CHOICES | {"relative.tables": "own"},
+    defaults=t5_kin.DEFAULTS | {"feed_forward_proj": "gated-gelu"},
+    quirks=(t5_kin.OUTPUT, *t5_kin.QUIRKS),
+    rows=t5_kin.ROWS,
     layer_rows=(*_TABLE, *t5.FAMILY.layer_rows),
     encoder_rows=(*_TABLE, *t5.FAMILY.encoder_rows),
-    **t5.SHARED,
-    **t5.classes("UMT5"),
+    **t5_kin.SHARED,
+    **t5_kin.classes("UMT5"),
 )
