@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jaxgen.config import ModelConfig
-from jaxgen.errors import CheckpointError
-from jaxgen.models.families import bert, encoders
-from jaxgen.models.families.family import Family, Quirk
+from jaxgen.models.families import bert, disentangled, encoders
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import of_heads, one_of, same
-from jaxgen.models.families.rows import Row, linear, norm
 
-TERMS = {"c2p": "query", "p2c": "key"}
-KEYS = ("pos_att_type", "position_buckets", "max_relative_positions")
-
-
-def _read(theirs) -> dict[str, Any]:
-    told, buckets, longest = (theirs[key] for key in KEYS)
-    told = told.lower().split("|") if isinstance(told, str) else told or []
-    names = {name.strip() for name in told}
-    if not names or not names <= set(TERMS):
-        raise CheckpointError(f"pos_att_type={theirs['pos_att_type']!r:.60}: known are c2p and p2c")
-    return {
-        "disentangled.terms": [ours for name, ours in TERMS.items() if name in names],
-        "disentangled.buckets": buckets if buckets > 0 else None,
-        "disentangled.distance": longest if longest > 0 else theirs["max_position_embeddings"],
-    }
-
-
-def _write(config: ModelConfig) -> dict[str, Any]:
-    own = config.disentangled
-    names = [name for name, ours in TERMS.items() if ours in own.terms]
-    return dict(zip(KEYS, ("|".join(names), own.buckets or -1, own.distance), strict=True))
-
-
-VECTORS = (
-    Row("deberta.encoder.rel_embeddings.weight", ("relative/vectors",), "R,D"),
-    *norm("deberta.encoder.LayerNorm", "relative/norm"),
-)
 # Their table of positions, which nothing reads, and the head that training used.
 IGNORED = ("deberta.embeddings.position_*", "mask_predictions.*", "pooler.*")
 # Names that a head of version 3 has, which computes the same.
@@ -67,9 +35,7 @@ FAMILY = Family(
     | frozenset("conv_act conv_groups legacy pooler_dropout cls_dropout".split()),
     quirks=(
         *encoders.QUIRKS,
-        Quirk(KEYS, _read, _write),
-        one_of("disentangled.keys", "share_att_key", {True: "shared", False: "own"}),
-        one_of("disentangled.norm", "norm_rel_ebd", {"layer_norm": "norm", "none": "none"}),
+        *disentangled.QUIRKS,
         *of_heads(
             ("classes",),
             one_of("head_layer.activation", "pooler_hidden_act", FEED | {"tanh": "tanh"}),
@@ -78,8 +44,7 @@ FAMILY = Family(
     ),
     layer_rows=(
         *encoders.queries("attention.self.{}_proj"),
-        *linear("attention.self.pos_query_proj", "attn/position_q", "NH,D"),
-        *linear("attention.self.pos_key_proj", "attn/position_k", "NH,D"),
+        *disentangled.LAYER_ROWS,
         *encoders.OUTPUT_ROWS,
         *encoders.FEED_ROWS,
     ),
@@ -87,7 +52,7 @@ FAMILY = Family(
     **encoders.parts(
         "deberta",
         *(bert.MASKED, ("pooler.dense", "classifier")),
-        more=VECTORS,
+        more=disentangled.ROWS,
         copies=LATER,
         ignored=IGNORED,
     ),

@@ -6,7 +6,13 @@ from typing import Any
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import BIASES, GATED, SCORE_MULTIPLIER, TIED, multiplier
+from jaxgen.models.families.quirks import (
+    ATTENTION_AND_FEED,
+    GATED,
+    SCORE_MULTIPLIER,
+    TIED,
+    multiplier,
+)
 from jaxgen.models.families.ropes import ROPE
 
 SIZES = llama.SIZES | {"residual_scale": "residual_multiplier"}
@@ -26,7 +32,7 @@ FAMILY = Family(
     heads=llama.heads("Granite"),
     choices=llama.CHOICES,
     defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
-    quirks=(TIED, GATED, ROPE, BIASES, *MULTIPLIERS),
+    quirks=(TIED, GATED, ROPE, ATTENTION_AND_FEED, *MULTIPLIERS),
     layer_rows=llama.LAYER_ROWS,
     **SHARED,
 )

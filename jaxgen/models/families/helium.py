@@ -1,17 +1,13 @@
-"""Helium (Kyutai 2025): Llama whose neighbouring numbers turn together."""
+"""Helium (Kyutai 2025): Llama whose neighbouring numbers turn biases."""
 
 from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, TIED, together
+from jaxgen.models.families.quirks import GATED, TIED, biases
 from jaxgen.models.families.ropes import ROPE
 
-BIASES = together(
-    "biases",
-    ("attention_bias", "mlp_bias"),
-    {(False, False): "none", (True, False): "qkv", (False, True): "feed"},
-)
+BIASES = biases({"attention_bias": ("qkv",), "mlp_bias": ("feed",)})
 
 FAMILY = Family(
     model_type="helium",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import BIASES, GATED, SPANS, TIED, token_classes
+from jaxgen.models.families.quirks import ATTENTION_AND_FEED, GATED, SPANS, TIED, token_classes
 from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row, linear, norm
 
@@ -98,7 +98,7 @@ FAMILY = Family(
     head_rows=SCORE,
     choices=CHOICES,
     defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
-    quirks=(TIED, GATED, ROPE, BIASES),
+    quirks=(TIED, GATED, ROPE, ATTENTION_AND_FEED),
     layer_rows=LAYER_ROWS,
     **SHARED,
 )

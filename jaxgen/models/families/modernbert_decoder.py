@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jaxgen.models.families import encoders, modernbert
+from jaxgen.models.families import modernbert_kin as kin
 from jaxgen.models.families.layer_kinds import layer_types
 
-LAYERS = layer_types(modernbert.KINDS, (modernbert.EVERY,), half=(modernbert.WINDOW, 0))
+LAYERS = layer_types(kin.KINDS, (kin.EVERY,), half=(kin.WINDOW, 0))
 
 FAMILY = replace(
     modernbert.FAMILY,
@@ -15,10 +16,10 @@ FAMILY = replace(
     architecture="ModernBertDecoderForCausalLM",
     heads={"ModernBertDecoderModel": "none"},
     choices={"norm": "layer", "positions": "rope", "embed.norm": "first"},
-    quirks=(LAYERS, *modernbert.QUIRKS),
+    quirks=(LAYERS, *kin.QUIRKS),
     layer_rows=(
         *encoders.queries("attn.{}_proj", ("q", "k", "v")),
-        *modernbert.LAYER_ROWS,
+        *kin.LAYER_ROWS,
     ),
     absent={"bos_token_id": 0, "pad_token_id": 0},
     head_rows={"lm": encoders.mlm("lm_head.dense", "lm_head.norm", "decoder")},

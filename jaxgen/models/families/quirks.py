@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgen.config import ModelConfig
+from jaxgen.config import BIASES, ModelConfig, Part
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.resolved import value_of
@@ -56,25 +56,6 @@ def of_heads(heads: tuple[str, ...], *quirks: Quirk) -> tuple[Quirk, ...]:
     return tuple(quirk._replace(heads=heads) for quirk in quirks)
 
 
-def together(field: str, keys: tuple[str, ...], values: Mapping[tuple[Any, ...], Any]) -> Quirk:
-    """Return the quirk of a choice that several keys make: `values` maps theirs to ours."""
-
-    def read(theirs: Theirs) -> dict[str, Any]:
-        found = tuple(theirs[key] for key in keys)
-        for known, ours in values.items():
-            if all(type(a) is type(b) and a == b for a, b in zip(found, known, strict=True)):
-                return {field: ours}
-        told = " with ".join(f"{key}={value!r:.60}" for key, value in zip(keys, found, strict=True))
-        raise CheckpointError(f"{told} is not known here")
-
-    def write(config: ModelConfig) -> dict[str, Any]:
-        ours = value_of(config, field)
-        known = next((k for k, v in values.items() if v == ours), next(iter(values)))
-        return dict(zip(keys, known, strict=True))
-
-    return Quirk(keys, read, write)
-
-
 def multiplier(field: str, key: str, *, inverse: bool = False) -> Quirk:
     """Return the quirk of a factor, which ours calls "one" if it is 1; inverse: or a divisor."""
 
@@ -113,16 +94,30 @@ def inside(key: str, names: Mapping[str, str], only: Mapping[str, Any]) -> Quirk
 
 
 TIED = one_of("output", "tie_word_embeddings", {True: "tied", False: "untied"})
-BIASES = together(
-    "biases",
-    ("attention_bias", "mlp_bias"),
-    {
-        (False, False): "none",
-        (True, False): "attention",
-        (True, True): "all",
-        (False, True): "feed",
-    },
-)
+
+
+def biases(parts: Mapping[str, tuple[Part, ...]]) -> Quirk:
+    """Return the quirk of keys that switch on the biases of parts of a layer: key -> its parts.
+
+    Those of norms count where a key has them: a norm that has none is the same with them.
+    """
+    free = {"norm"}.difference(*parts.values())
+
+    def read(theirs: Theirs) -> dict[str, Any]:
+        told = ", ".join(f"{key}={theirs[key]!r:.60}" for key in parts)
+        on = {part for key, own in parts.items() if theirs[key] for part in own}
+        known = [word for word, own in BIASES.items() if {*own} - free == on]
+        if not known or not all(isinstance(theirs[key], bool) for key in parts):
+            raise CheckpointError(f"{told}: such biases are not known here")
+        return {"biases": known[-1]}
+
+    def write(config: ModelConfig) -> dict[str, Any]:
+        return {key: all(map(config.has_bias, own)) for key, own in parts.items()}
+
+    return Quirk(tuple(parts), read, write)
+
+
+ATTENTION_AND_FEED = biases({"attention_bias": ("qkv", "o"), "mlp_bias": ("feed",)})
 # Attention scores times a number of its own.
 SCORE_MULTIPLIER = Quirk(
     ("attention_multiplier",),

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import GATED, TIED, together
+from jaxgen.models.families.quirks import GATED, TIED, biases
 from jaxgen.models.families.ropes import ROPE
 
-BIASES = together(
-    "biases",
-    ("attention_bias", "attention_out_bias", "mlp_bias"),
-    {
-        (True, False, False): "qkv",
-        (False, False, False): "none",
-        (True, True, False): "attention",
-        (True, True, True): "all",
-        (False, False, True): "feed",
-    },
-)
+PARTS = {"attention_bias": ("qkv",), "attention_out_bias": ("o",), "mlp_bias": ("feed",)}
 
 FAMILY = Family(
     model_type="seed_oss",
@@ -30,7 +20,7 @@ FAMILY = Family(
     | {"num_key_value_heads": 8, "head_dim": 128}
     | {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
     ignored=frozenset({"residual_dropout"}),
-    quirks=(TIED, GATED, ROPE, BIASES),
+    quirks=(TIED, GATED, ROPE, biases(PARTS)),
     layer_rows=llama.LAYER_ROWS,
     **llama.SHARED,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxgen.models.families import llama
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import TURNS
-from jaxgen.models.families.quirks import BIASES, GATED, TIED
+from jaxgen.models.families.quirks import ATTENTION_AND_FEED, GATED, TIED
 from jaxgen.models.families.ropes import ROPE
 
 FAMILY = Family(
@@ -20,7 +20,7 @@ FAMILY = Family(
     | {"attention_bias": False, "mlp_bias": False}
     | {"use_sliding_window": False, "sliding_window": None, "no_rope_layer_interval": 4},
     ignored=frozenset({"max_window_layers"}),
-    quirks=(TIED, GATED, ROPE, BIASES, TURNS),
+    quirks=(TIED, GATED, ROPE, ATTENTION_AND_FEED, TURNS),
     layer_rows=llama.LAYER_ROWS,
     **llama.SHARED,
 )
