@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from jaxgen.config import Part
 from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.layer_kinds import every_nth, two_ropes
 from jaxgen.models.families.quirks import (
@@ -21,7 +22,11 @@ EVERY = "global_attn_every_n_layers"
 KINDS = partial(every_nth, key=EVERY, ahead=0)
 WINDOW = "local_attention"  # on both sides together, without the token itself
 ROPES = two_ropes(KINDS, key="local_rope_theta", theta=10000.0, other="global_rope_theta")
-PARTS = {"attention_bias": ("qkv", "o"), "mlp_bias": ("feed",), "norm_bias": ("norm",)}
+PARTS: dict[str, tuple[Part, ...]] = {
+    "attention_bias": ("qkv", "o"),
+    "mlp_bias": ("feed",),
+    "norm_bias": ("norm",),
+}
 HEADS = (
     *of_heads(
         ("mlm", "lm", "classes", "token_classes", "spans"),

@@ -7,7 +7,7 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, TIED, biases
 from jaxgen.models.families.ropes import ROPE
 
-PARTS = {"attention_bias": ("qkv",), "attention_out_bias": ("o",), "mlp_bias": ("feed",)}
+BIASES = biases({"attention_bias": ("qkv",), "attention_out_bias": ("o",), "mlp_bias": ("feed",)})
 
 FAMILY = Family(
     model_type="seed_oss",
@@ -20,7 +20,7 @@ FAMILY = Family(
     | {"num_key_value_heads": 8, "head_dim": 128}
     | {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
     ignored=frozenset({"residual_dropout"}),
-    quirks=(TIED, GATED, ROPE, biases(PARTS)),
+    quirks=(TIED, GATED, ROPE, BIASES),
     layer_rows=llama.LAYER_ROWS,
     **llama.SHARED,
 )
