@@ -46,6 +46,13 @@ _QWEN35 = (
     rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|{_DIGIT}"
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 )
+_SEED = (
+    rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+)
+_BAILING = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _DEEPSEEK3 = (
     _THREE,
     "[一-龥぀-ゟ゠-ヿ]+",
@@ -62,11 +69,13 @@ _CUTS: dict[tuple[str, ...], str] = {
     (_DIGIT, GPT2): "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
     (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"): "falcon",
     (_LLAMA3,): "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano "
-    "dbrx smaug-bpe chatglm-bpe glm4",
+    "dbrx smaug-bpe chatglm-bpe glm4 glm5",
     (pipelines.QWEN2,): "qwen2 stablelm2 deepseek-r1-qwen hunyuan megrez kormo f2llmv2 solar-open "
     "grok-2",
     (_QWEN35,): "qwen35",
     (_TEKKEN,): "tekken",
+    (_SEED,): "seed-coder",
+    (_BAILING,): "bailingmoe bailingmoe2 llada-moe",
     (_GPT4O,): "gpt-4o llama4 kanana2 minimax-m2",
     _DEEPSEEK3: "deepseek-v3 hunyuan-dense joyai-llm",
     (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGIT): "deepseek-coder",
@@ -74,9 +83,10 @@ _CUTS: dict[tuple[str, ...], str] = {
     (_WORDS, _DIGIT): "viking",
 }
 CUTS = {name: cuts for cuts, names in _CUTS.items() for name in names.split()}
-# Which take a word that is a piece as it is, whatever the merges; and begin texts with bos.
-_AS_IT_IS = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken"
-WHOLE = frozenset(_AS_IT_IS.split())
+# Which begin texts with bos; and which take a word that is a piece as it is, whatever the merges.
+_BEGIN = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken"
+BEGIN = frozenset(_BEGIN.split())
+WHOLE = BEGIN | {"glm4", "glm5"}
 COMPOSED = ("qwen2", "qwen35")  # those that normalise to NFC
 
 
@@ -133,7 +143,7 @@ def read_tokenizer(path: Path) -> HuggingFace:
     if kind == "bert":
         ids["bos"], ids["eos"] = (tokens.index(roles[role]) for role in ("cls_token", "sep_token"))
     else:
-        begins = kind == "llama" or metadata.get(f"{HOME}pre") in WHOLE
+        begins = kind == "llama" or metadata.get(f"{HOME}pre") in BEGIN
         asked = {
             "bos_token": metadata.get(f"{HOME}add_bos_token", begins),
             "eos_token": metadata.get(f"{HOME}add_eos_token"),
