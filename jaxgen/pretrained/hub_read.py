@@ -6,7 +6,7 @@ A GGUF file is read as if it were such a folder: `gguf_read` says what would be 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -24,18 +24,16 @@ from jaxgen.nn.stack import STACK_AXIS
 from jaxgen.ops.int8_blocks import Int8Blocks
 from jaxgen.pretrained import gguf_config, gguf_read
 from jaxgen.pretrained.gguf_read import Stored, is_gguf
+from jaxgen.pretrained.hub_names import CONFIG, Tensor, check_names, named
 from jaxgen.store import safetensors
 
-CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 MAX_CONFIG, MAX_INDEX = 1 << 20, 100 << 20
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-NAMED = 12  # tensors in a message
 HEADS = ("head/", "unembed/")  # where the parameters of a head are
 
 NonFinite = Literal["refuse", "allow"]
-Tensor = safetensors.Tensor | Stored
 
 
 def is_hub(folder: Path) -> bool:
@@ -183,7 +181,7 @@ def load_hub(
         own = table(family, read_config(folder)[1])
         others = {name for name in own.keys() - wanted.keys() if _is_of_head(own[name])}
         stored = {name: tensor for name, tensor in stored.items() if name not in others}
-    stored = _named(folder, family, config, stored, wanted)
+    stored = named(folder, family, config, stored, wanted)
     if head is not None:
         wanted = {n: t for n, t in wanted.items() if n in stored or not _is_of_head(t)}
     check_names(folder, {n: t.shape for n, t in stored.items()}, wanted)
@@ -307,83 +305,6 @@ def _is_finite(array: np.ndarray) -> bool:
     up, down = (int(np.array(x, array.dtype).view(f"u{size}")) for x in (np.inf, -np.inf))
     positive, negative = array.view(f"i{size}"), array.view(f"u{size}")
     return bool(positive.max(initial=0) < up and negative.max(initial=0) < down)
-
-
-def _named(
-    folder, family: Family, config, stored: Mapping[str, Tensor], wanted
-) -> dict[str, Tensor]:
-    """Return the tensors under the family's full names, without those that say nothing new."""
-    if others := {name for name in stored if tree.match(name, family.left_out)}:
-        parts = sorted({_part(name) for name in others})
-        warnings.warn(
-            f"{folder}: of its parts the language model is read; left out: {', '.join(parts)}",
-            stacklevel=4,
-        )
-    stored = {_modern(family, name): stored[name] for name in stored if name not in others}
-    prefix = family.moved.get(config.head, family.prefix)
-    if not any(name.startswith(prefix) for name in stored):
-        stored = {n if n in wanted else prefix + n: t for n, t in stored.items()}
-    named = {
-        n: t for n, t in stored.items() if n in wanted or not tree.match(n, family.ignored_tensors)
-    }
-    if left := sorted(n for n in stored.keys() - named.keys() if ".pooler." in n):
-        warnings.warn(
-            f"{folder}: {', '.join(left)} are left out: no head={config.head} reads a pooler",
-            stacklevel=4,
-        )
-    for copy, original in family.copies.items():
-        if copy in named and copy not in wanted and original not in named:
-            named[original] = named.pop(copy)
-        if copy in named and copy not in wanted and original in named:
-            one, other = named[copy], named[original]
-            if one.shape != other.shape or one.read().tobytes() != other.read().tobytes():
-                raise CheckpointError(
-                    f"{folder}: tie_word_embeddings says that {copy!r} is {original!r}, but they "
-                    f"differ; set it to false in {CONFIG}"
-                )
-            del named[copy]
-    return named
-
-
-def _part(name: str) -> str:
-    """Return the part of a model of several that a tensor is of, as "vision_model"."""
-    return name.removeprefix("model.").partition(".")[0]
-
-
-def _modern(family: Family, name: str) -> str:
-    for begin, own in family.renamed.items():
-        if name.startswith(begin):
-            name = own + name.removeprefix(begin)
-    # Norms of files that were once TensorFlow's.
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
-        name = name.removesuffix(old) + new if name.endswith(old) else name
-    return name
-
-
-def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, Any]) -> None:
-    """Raise CheckpointError that counts missing, unknown and misshapen tensors, and names some."""
-    missing = sorted(wanted.keys() - found.keys())
-    unknown = sorted(found.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {list(found[name])}, not {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if tuple(found[name]) != wanted[name].shape
-    ]
-    problems = [
-        _listed("missing", missing, lambda name: name + nearest(name, unknown, "is it")),
-        _listed("unknown", unknown, lambda name: name + nearest(name, missing, "is it")),
-        _listed("of another shape", shapes, str),
-    ]
-    if told := "; ".join(filter(None, problems)):
-        raise CheckpointError(f"{folder}: the tensors don't fit the config; {told}")
-
-
-def _listed(word: str, names: list[str], tell: Callable[[str], str]) -> str:
-    """Return how many there are and the first; of a model with experts they are thousands."""
-    if not names:
-        return ""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{len(names)} {word}: {', '.join(map(tell, names[:NAMED]))}{more}"
 
 
 def _dtype(folder: Path, stored: Mapping[str, Tensor], theirs: Mapping[str, Any]) -> Any:

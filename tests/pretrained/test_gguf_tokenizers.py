@@ -87,6 +87,16 @@ def test_bos_and_eos_come_where_the_file_says_so(tmp_path, add):
     assert read.around() == (([1], [0]) if add else ([], []))
 
 
+@pytest.mark.parametrize(
+    ("pre", "begins"), [("llama-bpe", True), ("glm4", False), ("gpt-2", False)]
+)
+def test_texts_begin_with_bos_where_llama_cpp_has_it_of_the_name(tmp_path, pre, begins):
+    about = json.loads(bytes_tokenizer((gguf_tokenizer.GPT2,)).to_str())
+    metadata = gguf_files.gpt2_tokenizer(about, pre, bos_token_id=1, eos_token_id=0)
+    read = assets.read_tokenizer(written(tmp_path / "m.gguf", metadata))
+    assert read.around() == (([1], []) if begins else ([], []))
+
+
 def sentencepiece_model(**about):
     trained = io.BytesIO()
     pytest.importorskip("sentencepiece").SentencePieceTrainer.train(
