@@ -62,6 +62,9 @@ def test_every_key_is_told_and_the_config_reads_as_it_was_meant(here, tmp_path, 
     for section, values in mapping.items():
         for key in values if isinstance(values, dict) else []:
             assert f"  # {told[f'{section}.{key}']}\n  {key}:" in text
+    asks = {"chat": {"examples": 2}, "pairs": {"examples": 2}}  # what the text itself asks
+    asks["preferences"] = {"prompts": ["What is 1 plus 1?"]}
+    assert task not in asks or asks[task].items() <= mapping["sample"].items()
     if task == "fine-tune":
         assert mapping["init_from"] == "openai-community/gpt2"
         assert "openai-community/gpt2 is fetched when training begins" in said
