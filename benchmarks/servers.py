@@ -56,7 +56,12 @@ def commands(folder: Path, gguf: Path, given: argparse.Namespace) -> dict[str, l
         found["vllm"] = [
             *(given.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
             *("--port", "PORT", "--dtype", "float32", "--max-model-len", context),
-            *("--max-num-seqs", slots),
+            *(
+                "--max-num-seqs",
+                slots,
+                "--gpu-memory-utilization",
+                "0.3",
+            ),  # of the machine's memory
         ]
     return found
 
