@@ -7,12 +7,14 @@ lm-eval brings half a hundred packages, so it has an environment of its own:
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import jaxgen
 from jaxgen.cli import app, start
 from jaxgen.errors import ConfigError, DataError
 
@@ -29,6 +31,8 @@ SHARED = "dataset_path: json\ntest_split: test\ndataset_kwargs: {data_files: {te
 TASKS = {
     "choice": "output_type: multiple_choice\ndoc_to_text: '{{text}}'\n"
     "doc_to_choice: '{{choices}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n",
+    "short": "output_type: multiple_choice\ndoc_to_text: '{{long[:20]}}'\n"
+    "doc_to_choice: '{{choices[1:]}}'\ndoc_to_target: 0\nmetric_list: [{metric: acc}]\n",
     "rolling": "output_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{long}}'\n"
     "metric_list: [{metric: bits_per_byte}]\n",
     "written": "output_type: generate_until\ndoc_to_text: '{{long[:24]}}'\ndoc_to_target: ' x'\n"
@@ -38,6 +42,9 @@ TASKS = {
     "generation_kwargs: {until: [], max_gen_toks: 11, do_sample: false}\n"
     "metric_list: [{metric: bleu}]\n",
 }
+
+
+SERVED = ("short", "written")  # the harness cuts what is longer otherwise for a server
 
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
@@ -86,14 +93,53 @@ def answers(tmp_path_factory):
             "hf": {"pretrained": "hf_folder", "dtype": "float32", "device": "cpu"},
         }
         found = {name: {} for name in TASKS}
-        for backend, arguments in backends.items():
-            said = lm_eval.simple_evaluate(
-                model=backend, model_args=arguments, tasks=list(TASKS), task_manager=manager,
-                batch_size=4, log_samples=True, bootstrap_iters=0,
-            )  # fmt: skip
-            for name in TASKS:
-                found[name][backend] = [row["resps"] for row in said["samples"][name]]
+        with served("run") as address:
+            backends["local-completions"] = {
+                "model": "run", "base_url": f"{address}/v1/completions", "max_length": 32,
+                "add_bos_token": True,
+                "tokenizer": "hf_folder", "tokenizer_backend": "huggingface", "max_retries": 1,
+            }  # fmt: skip
+            for backend, arguments in backends.items():
+                tasks = [name for name in TASKS if backend in ("jaxgen", "hf") or name in SERVED]
+                said = lm_eval.simple_evaluate(
+                    model=backend, model_args=arguments, tasks=tasks, task_manager=manager,
+                    batch_size=4, log_samples=True, bootstrap_iters=0,
+                )  # fmt: skip
+                for name in tasks:
+                    found[name][backend] = [row["resps"] for row in said["samples"][name]]
         yield found
+
+
+@contextmanager
+def served(folder):
+    """The address of `jaxgen serve` of a folder."""
+    import socket
+    import threading
+    import time
+
+    from jaxgen.serve import app, listen
+
+    asgi = app({folder: jaxgen.open(folder)}, context=32, slots=4, warm=False)
+    server = listen.listener(asgi, asgi.state.server.drain)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_the_server_gives_the_figures_of_the_library(answers):
+    rows = zip(answers["short"]["jaxgen"], answers["short"]["local-completions"], strict=True)
+    for a, b in rows:
+        for (logp, greedy), (their_logp, their_greedy) in zip(flat(a), flat(b), strict=True):
+            assert their_logp == pytest.approx(logp, abs=1e-4) and greedy == their_greedy
+    assert answers["written"]["local-completions"] == answers["written"]["jaxgen"]
 
 
 def test_log_likelihoods_equal_those_of_hf(answers):
