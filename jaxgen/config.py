@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxgen import arguments
 from jaxgen.config_checks import (
     check_embed,
+    check_encoder,
     check_head_layer,
     check_kinds,
     check_positions,
@@ -220,6 +221,7 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, int | float) and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
+        check_encoder(self)
 
     def _check_block(self) -> None:
         if self.parallel != "none" and self.norm_at != "pre":
@@ -278,6 +280,11 @@ class ModelConfig:
     def embed_width(self) -> int:
         """Width of the tables of tokens, positions and token types."""
         return self.embed.width or self.d_model
+
+    @property
+    def memory_width(self) -> int:
+        """Width of an encoder's last hidden states, which the decoder of two towers reads."""
+        return self.towers.encoder_d_model or self.d_model
 
     @property
     def has_position_table(self) -> bool:
@@ -370,13 +377,12 @@ class ModelConfig:
         norm = "norm" if self.embed.norm == "tokens" else self.embed.norm
         return self.replace(
             topology="encoder",
-            layers=self.towers.encoder_layers or self.layers,
             towers=Towers(),
-            window=self.towers.encoder_window or self.window,
             embed=replace(self.embed, norm=norm),
             head="none",
             head_layer=HeadLayer(),
             classes=None,
+            **self.towers.of_encoder,
         )
 
     def replace(self, **changes: Any) -> ModelConfig:

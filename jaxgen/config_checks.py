@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
-from jaxgen.config_groups import LayerKind, Relative, Rope
+from jaxgen.config_groups import LayerKind, Relative, Rope, Towers
 from jaxgen.config_parts import Disentangled, HeadActivation, HeadLayer
 from jaxgen.errors import ConfigError
 
@@ -128,6 +128,21 @@ def check_topology(config: Any) -> None:
         )
     if config.prompt == "both" and config.topology != "decoder":
         raise ConfigError(f"prompt=both has no effect: topology={config.topology}")
+
+
+def check_encoder(config: Any) -> None:
+    """Raise ConfigError unless the encoder of two towers is a model of its own."""
+    if config.topology != "encoder_decoder" or config.towers == Towers():
+        return
+    if config.towers.tokens == "shared" and config.memory_width != config.d_model:
+        raise ConfigError(
+            f"towers.encoder_d_model={config.memory_width} with d_model={config.d_model}: they "
+            f"share no table of tokens; give towers.tokens=own"
+        )
+    try:
+        config.encoder()
+    except ConfigError as error:
+        raise ConfigError(f"of the encoder: {error}") from None
 
 
 def check_embed(config: Any) -> None:

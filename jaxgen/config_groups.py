@@ -187,13 +187,25 @@ class Towers:
         "tokens to each side that its layers with a window see, itself included; null: as window",
         None,
     )
+    encoder_d_model: int | None = option(
+        "width of its residual stream, which the decoder reads; null: as d_model", None
+    )
+    encoder_heads: int | None = option("its query heads; null: as heads", None)
+    encoder_kv_heads: int | None = option("its key/value heads; null: as kv_heads", None)
+    encoder_head_dim: int | None = option("width of one of its heads; null: as head_dim", None)
+    encoder_d_ff: int | None = option("its feed-forward width; null: as d_ff", None)
     tokens: Tables = option("own: each tower has a table of token vectors", "shared")
 
     def __post_init__(self) -> None:
-        for name in ("encoder_layers", "encoder_window"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
+        for name, value in self.of_encoder.items():
+            if value < 1:
+                raise ConfigError(f"towers.encoder_{name}={value} must be at least 1")
+
+    @property
+    def of_encoder(self) -> dict[str, int]:
+        """The fields of a ModelConfig that the encoder has of its own."""
+        own = {name.removeprefix("encoder_"): value for name, value in vars(self).items()}
+        return {name: value for name, value in own.items() if isinstance(value, int)}
 
 
 @arguments.checked

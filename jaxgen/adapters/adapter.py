@@ -175,7 +175,8 @@ def _forms(adapter: Adapter, config: ModelConfig) -> Params:
     """Return (letters, shape, dtype) of each array of an adapter's tree."""
     known, flat = sites(config), {}
     if adapter.kind == "prompt":
-        return {"prompt": (RANK + "D", (adapter.num_virtual, config.embed_width), "float32")}
+        width = config.towers.encoder_d_model or config.embed_width  # an encoder's, if there is one
+        return {"prompt": (RANK + "D", (adapter.num_virtual, width), "float32")}
     for path in adapter.targets:
         site, stack = known[path], "L" * len(known[path].stack)
         inner, outer = site.sizes(site.inner), site.sizes(site.outer)

@@ -168,7 +168,8 @@ def encode(
     if config.topology == "decoder":
         raise ConfigError("topology=decoder has no encoder; call apply")
     given = {"order": order, "inputs_embeds": inputs_embeds}
-    inputs = read_inputs(config, tokens, positions, segments, types, None, None, **given)
+    reader = config.encoder() if config.topology == "encoder_decoder" else config
+    inputs = read_inputs(reader, tokens, positions, segments, types, None, None, **given)
     inputs = _intervened(params, config, inputs, interventions, "encode")
     out, seen = _forward(params, config, inputs, key, part="encode", taps=bool(taps))
     marked = jnp.ones_like(inputs.tokens) if inputs.segments is None else inputs.segments

@@ -145,7 +145,7 @@ def _boxed(config: ModelConfig, key: PRNGKeyArray):
         return _initialized(config, "decode", key, inputs)
     encoder = _initialized(config, "encode", key, inputs)
     # A weight's key depends on its path alone, so the shared table comes out the same twice.
-    state = jnp.zeros((1, 2, config.d_model), config.compute_dtype)
+    state = jnp.zeros((1, 2, config.memory_width), config.compute_dtype)
     decoder = _initialized(config, "decode", key, inputs._replace(memory=Memory(state, zeros)))
     return decoder | {"encoder": encoder["encoder"]}
 

@@ -205,10 +205,18 @@ def cache_index(
     return layer // period * before[-1] + jnp.asarray(before)[index]
 
 
-def projection(module: Any, name: str, heads: int, letter: str, *, bias: bool = True) -> Projection:
-    """Return x [B, T, D] -> heads [B, T, heads, H]; see `project`."""
+def projection(
+    module: Any,
+    name: str,
+    heads: int,
+    letter: str,
+    *,
+    width: int | None = None,
+    bias: bool = True,
+) -> Projection:
+    """Return x [B, T, D] -> heads [B, T, heads, H]; see `project`. width: D; None: the model's."""
     config = module.config
-    shape = (config.d_model, heads, config.H)
+    shape = (width or config.d_model, heads, config.H)
     normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
     w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
     added = None
@@ -231,7 +239,7 @@ def project(
 
     bias: whether it has one where the config gives them to queries, keys and values.
     """
-    return projection(module, name, heads, letter, bias=bias)(x)
+    return projection(module, name, heads, letter, width=x.shape[-1], bias=bias)(x)
 
 
 def _expanded(k: jax.Array, heads: int) -> jax.Array:

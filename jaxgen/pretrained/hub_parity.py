@@ -154,7 +154,8 @@ def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     model = _opened(hub, "its model", kind, dtype=getattr(torch, dtype)).eval()
     ids = torch.from_numpy(tokens)
     two = settings.is_encoder_decoder and named not in family.towers
-    more = {"decoder_input_ids": ids} if two else {}
+    # All of it is text, also what some models would take for padding.
+    more = {"attention_mask": torch.ones_like(ids)} | ({"decoder_input_ids": ids} if two else {})
     with torch.no_grad():
         out = model(ids, **more)
     if "start_logits" in out:

@@ -83,7 +83,7 @@ def virtual_tensors(
         "base_model_name_or_path": adapter.base,
         "inference_mode": True,
         "num_virtual_tokens": count,
-        "token_dim": width if prefix else config.embed_width,
+        "token_dim": width if prefix else config.towers.encoder_d_model or config.embed_width,
         "num_transformer_submodules": 1,
         "num_attention_heads": config.K if prefix else config.heads,
         "num_layers": config.layers,

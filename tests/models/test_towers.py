@@ -52,7 +52,14 @@ WAVES = jaxgen.ModelConfig(
 )
 GEMMA = jaxgen.ModelConfig(
     topology="encoder_decoder",
-    towers=jaxgen.Towers(encoder_layers=3, tokens="own"),
+    towers=jaxgen.Towers(
+        encoder_layers=3,
+        encoder_d_model=12,
+        encoder_heads=3,
+        encoder_kv_heads=3,
+        encoder_d_ff=20,
+        tokens="own",
+    ),
     norm="rms_offset",
     norm_at="both",
     positions="rope",
@@ -330,6 +337,20 @@ MISTAKES = [
     (lambda: api.apply(api.abstract(T5), T5, TARGET, types=TARGET), "embed.types=0"),
     (lambda: T5.replace(head="mlm"), "needs topology=encoder"),
     (lambda: BERT.replace(encoder_layers=2), "encoder_layers=2 has no effect"),
+    (lambda: BERT.replace(towers=jaxgen.Towers(encoder_d_ff=2)), "towers.encoder_d_ff=2 has no"),
+    (lambda: jaxgen.Towers(encoder_d_ff=0), "towers.encoder_d_ff=0 must be at least 1"),
+    (
+        lambda: T5.replace(towers=jaxgen.Towers(encoder_heads=3)),
+        "of the encoder: d_model=16 is not a multiple of heads=3",
+    ),
+    (
+        lambda: T5.replace(towers=jaxgen.Towers(encoder_d_model=12)),
+        "encoder_d_model=12 with d_model=16: .* give towers.tokens=own",
+    ),
+    (
+        lambda: api.encode(api.abstract(GEMMA), GEMMA, inputs_embeds=np.zeros((1, 2, 16))),
+        "tokens have vectors of 12",
+    ),
     (lambda: BERT.replace(towers=jaxgen.Towers(tokens="own")), "towers.tokens=own has no effect"),
     (lambda: BERT.replace(embed_norm="first"), "norm_at=post .* give embed.norm=norm"),
     (

@@ -477,8 +477,19 @@ ENCODERS: dict[tuple[str, str], dict[str, dict]] = {
     ("deberta-v2", "DebertaV2ForMaskedLM"): {"mlm": DEBERTA},
     ("modernbert", "ModernBertForMaskedLM"): {"mlm": MODERN | {"global_attn_every_n_layers": 2}},
 }
+_WIDE = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 6}
+_WIDE |= {"intermediate_size": 40}
+# Encoder-decoders whose towers have sizes of their own.
+UNEQUAL: dict[tuple[str, str], dict] = {
+    ("t5gemma", "T5GemmaForConditionalGeneration"): T5GEMMA | {"encoder": _TOWER | _WIDE},
+    ("bart", "BartForConditionalGeneration"): BART
+    | {"encoder_attention_heads": 2, "encoder_ffn_dim": 40},
+}
 _OWN = {"share_att_key": False}
 ENCODER_VARIANTS: dict[tuple[str, str], dict[str, dict]] = {
+    ("t5gemma", "T5GemmaEncoderModel"): {
+        "alone": T5GEMMA | {"is_encoder_decoder": False, "encoder": _TOWER | _WIDE},
+    },
     ("distilbert", "DistilBertForMaskedLM"): {"relu": DISTILBERT | {"activation": "relu"}},
     ("camembert", "CamembertForMaskedLM"): {"mlm": BERT | {"pad_token_id": 1}},
     ("mpnet", "MPNetForSequenceClassification"): {"classes": BERT | {"pad_token_id": 1}},

@@ -2,12 +2,13 @@
 
 import json
 import os
+from functools import partial
 
 import jax
 import numpy as np
 import parity_cases as cases
 import pytest
-from parity_run import differences, inputs, write_folder
+from parity_run import differences, inputs, states, write_folder
 from random_params import random_params
 from safetensors.numpy import load_file
 
@@ -149,3 +150,27 @@ def test_variants_of_encoders_are_computed_alike_in_both_directions(kind, tmp_pa
         jaxgen.save(ours, config, params, layout="hf", family=kind[0])
         assert json.loads((ours / "config.json").read_bytes())["architectures"] == [kind[1]]
         assert hub_parity.compare(ours, config, params).startswith("largest difference ")
+
+
+@pytest.mark.parametrize("kind", cases.UNEQUAL, ids=lambda kind: kind[0])
+def test_towers_of_unequal_sizes_are_computed_alike_in_both_directions(kind, tmp_path):
+    from make_golden_models import right_outputs
+
+    given, close = cases.UNEQUAL[kind], partial(np.testing.assert_allclose, atol=1e-4, rtol=0)
+    want = right_outputs(kind, given)
+    folder = write_folder(tmp_path / "theirs", json.loads(bytes(want["about"])))
+    config, params = jaxgen.load(folder)
+    source, mask = cases.source(given["pad_token_id"]), jax.numpy.asarray(cases.MASK)
+    memory = jaxgen.encode(params, config, source, segments=mask)
+    out = jaxgen.apply(params, config, cases.TARGETS, memory=memory, taps=("*/out",))
+    close(out.logits, want["logits"])
+    close(states(config, out), want["hidden"][1:])
+    start = np.full((2, 1), given["decoder_start_token_id"], np.int32)
+    text = jaxgen.generate(
+        params, config, start, jax.random.key(0), length=cases.NEW, memory=memory
+    )
+    assert text.tolist() == want["greedy"].tolist()
+    jaxgen.save(tmp_path / "ours", config, params, layout="hf", family=kind[0])
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path / "ours"))
+    assert all(np.array_equal(before[name], after[name]) for name in after)
+    assert hub_parity.compare(tmp_path / "ours", config, params).startswith("largest difference ")

@@ -108,7 +108,7 @@ class Gaussian(NamedTuple):
 def init(config: VAE, key: PRNGKeyArray) -> Params:
     """Return fresh params whose posterior is near the prior."""
     model, std = config.model, config.model.init_std
-    width, latent = model.d_model, config.latent
+    width, latent = model.memory_width, config.latent
     shapes = {
         "mean": (width, latent),
         "spread": (width, latent),

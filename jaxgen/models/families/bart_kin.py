@@ -11,13 +11,17 @@ from jaxgen.config import ModelConfig, OutputBias
 from jaxgen.models.families.encoders import dense
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, dropout, one_of, same
+from jaxgen.models.families.quirks import SPANS, dropout, one_of
 from jaxgen.models.families.rows import Row, linear, norm
 
 SIZES = {
     "vocab_size": "vocab_size",
-    "encoder_layers": "encoder_layers",
+    "towers.encoder_layers": "encoder_layers",
+    "towers.encoder_heads": "encoder_attention_heads",
+    "towers.encoder_d_ff": "encoder_ffn_dim",
     "layers": "decoder_layers",
+    "heads": "decoder_attention_heads",
+    "d_ff": "decoder_ffn_dim",
     "d_model": "d_model",
     "init_std": "init_std",
     "context": "max_position_embeddings",
@@ -76,8 +80,6 @@ QUIRKS = (
     output("bias"),
     one_of("embed.scale", "scale_embedding", {False: "one", True: "root"}),
     one_of("feed", "activation_function", FEED),
-    same(("decoder_attention_heads", "encoder_attention_heads"), "heads"),
-    same(("decoder_ffn_dim", "encoder_ffn_dim"), "d_ff"),
     dropout(("dropout",), "attention_dropout"),
 )
 

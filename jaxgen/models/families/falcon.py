@@ -2,73 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import bloom, gpt2, gpt_neox, llama
 from jaxgen.models.families.family import Family, Quirk
-from jaxgen.models.families.quirks import TIED, dropout, one_of
+from jaxgen.models.families.quirks import Theirs, one_of
 from jaxgen.models.families.ropes import ROPE
-from jaxgen.models.families.rows import linear, norm
+from jaxgen.models.families.rows import norm
 
-NEW, ONE, SIDE, NORMS = (
-    *("new_decoder_architecture", "multi_query", "parallel_attn", "num_ln_in_parallel_attn"),
-)
+BLOCK = {"alibi": False, "multi_query": True, "num_kv_heads": None, "parallel_attn": True}
+BLOCK |= {"new_decoder_architecture": False, "num_ln_in_parallel_attn": None}
+BLOCKS = ("none", "one_norm", "two_norms")  # by the number of norms, if sublayers are parallel
 
 
-def _read(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    new, side, norms, heads = (theirs[key] for key in (NEW, SIDE, NORMS, "num_kv_heads"))
+def _read(theirs: Theirs) -> dict[str, Any]:
+    alibi, one, heads, side, new, norms = (theirs[key] for key in BLOCK)
     norms = norms or (2 if new else 1)
     if norms not in (1, 2) or (norms == 2 and not new) or (new and not side):
-        raise CheckpointError(f"{NORMS}={norms!r:.40} with {NEW}={new} and {SIDE}={side}: no block")
-    block = ("one_norm" if norms == 1 else "two_norms") if side else "none"
-    heads = heads if new else 1 if theirs[ONE] else theirs["num_attention_heads"]
-    order = {"positions": "rope"} | ROPE.read(theirs)
-    if theirs["alibi"]:
-        order = {"positions": "alibi", "scores.alibi": "scaled"}
-    return {"kv_heads": heads, "parallel": block, **order}
+        raise CheckpointError(
+            ", ".join(f"{key}={theirs[key]!r:.40}" for key in BLOCK) + ": no block"
+        )
+    heads = heads if new else 1 if one else theirs["num_attention_heads"]
+    order = {"positions": "alibi", "scores.alibi": "scaled"} if alibi else ROPE.read(theirs)
+    return order | {"kv_heads": heads, "parallel": BLOCKS[int(norms) * bool(side)]}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    block, keys, alibi = config.parallel, config.K, config.positions == "alibi"
-    new = block == "two_norms" or keys not in (1, config.heads)
-    told = {NEW: new, ONE: keys == 1, SIDE: block != "none", NORMS: 1 + (block == "two_norms")}
-    return told | {"num_kv_heads": keys, "alibi": alibi} | ROPE.write(config)
+    keys, norms, alibi = config.K, BLOCKS.index(config.parallel), config.positions == "alibi"
+    block = (
+        alibi,
+        keys == 1,
+        keys,
+        norms > 0,
+        norms == 2 or keys not in (1, config.heads),
+        norms or 1,
+    )
+    return dict(zip(BLOCK, block, strict=True)) | ROPE.write(config)
 
 
 FAMILY = Family(
     model_type="falcon",
     architecture="FalconForCausalLM",
-    prefix="transformer.",
-    layer="transformer.h.{}.",
     sizes=gpt_neox.SIZES | {"norm_epsilon": "layer_norm_epsilon", "d_ff": "ffn_hidden_size"},
-    choices={"norm": "layer"},
-    defaults={**gpt_neox.FAMILY.defaults, "alibi": False, "bias": False, "activation": "gelu"}
-    | {NEW: False, ONE: True, SIDE: True, NORMS: None, "tie_word_embeddings": True}
-    | {"layer_norm_epsilon": 1e-5, "ffn_hidden_size": None, "num_kv_heads": None}
+    choices=gpt_neox.FAMILY.choices,
+    defaults={**gpt_neox.FAMILY.defaults, **BLOCK, "bias": False, "ffn_hidden_size": None}
+    | {"activation": "gelu", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5}
     | {"max_position_embeddings": 2048},
     aliases={"n_embed": "hidden_size"},
-    only={"apply_residual_connection_post_layernorm": (False,)},
     ignored=frozenset({"ff_factor"}),
     quirks=(
-        *(TIED, one_of("feed", "activation", gpt2.FEED)),
+        *(*gpt_neox.QUIRKS, one_of("feed", "activation", gpt2.FEED)),
         one_of("biases", "bias", {False: "norms", True: "all"}),
-        dropout(("hidden_dropout",), "attention_dropout"),
-        Quirk((NEW, ONE, SIDE, NORMS, "num_kv_heads", "alibi", *ROPE.keys), _read, _write),
+        Quirk((*BLOCK, *ROPE.keys), _read, _write),
     ),
-    rows=bloom.ROWS,
     layer_rows=(
         *norm("input_layernorm", "attn_norm", when=("parallel", "none", "one_norm")),
         *norm("post_attention_layernorm", "feed_norm", when=("parallel", "none")),
         *norm("ln_attn", "attn_norm", when=("parallel", "two_norms")),
         *norm("ln_mlp", "feed_norm", when=("parallel", "two_norms")),
-        *linear("self_attention.query_key_value", gpt_neox.QKV, "K*GH,D"),
-        *linear("self_attention.dense", "attn/o", "D,NH"),
-        *gpt_neox.MLP,
+        *bloom.SUBLAYERS,
     ),
     heads=llama.heads("Falcon", *llama.HEADS),
-    head_rows=bloom.FAMILY.head_rows,
-    copies=bloom.FAMILY.copies,
+    **bloom.SHARED,
 )

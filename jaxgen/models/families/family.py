@@ -15,6 +15,7 @@ from jaxgen.models.families.rows import Row
 from jaxgen.models.families.wording import in_their_words
 
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
+ENCODER = "towers.encoder_"  # how fields of a tower begin that are the encoder's alone
 MAX_LAYERS, MAX_SIZE = 1000, 20_000_000  # Llama 4 tells a context of 10,485,760 tokens
 
 
@@ -178,14 +179,13 @@ class Family:
             **{ours: full[key] for ours, key in self.sizes.items()},
         }
         sources: dict[str, tuple[str, ...]] = {ours: (key,) for ours, key in self.sizes.items()}
-        if self._is_encoder(fields.get("topology", "decoder")):
-            fields["layers"] = fields.pop("encoder_layers")
-            sources["layers"] = sources["encoder_layers"]
         head = fields["head"]
         for quirk in self.quirks:
             own = quirk.read(full) if quirk.counts(head) else {}
             fields |= own
             sources |= dict.fromkeys(own, quirk.keys)
+        if fields.get("topology") == "encoder":
+            fields, sources = _of_encoder(fields), _of_encoder(sources)
         try:
             grouped = {name.replace(".", "/"): value for name, value in fields.items()}
             return settings.build(ModelConfig, tree.unflatten(grouped))
@@ -198,8 +198,9 @@ class Family:
         theirs = {key: known[0] for key, known in self.only.items()}
         full = resolved(config)
         theirs |= {key: value_of(full, ours) for ours, key in self.sizes.items()}
-        if self._is_encoder(full.topology):
-            theirs[self.sizes["encoder_layers"]] = full.layers
+        if full.topology == "encoder":
+            own = {o.removeprefix(ENCODER): k for o, k in self.sizes.items() if ENCODER in o}
+            theirs |= {key: value_of(full, ours) for ours, key in own.items()}
         for quirk in self.quirks:
             theirs |= quirk.write(full) if quirk.counts(full.head) else {}
         theirs = {**self.write_head(full), **theirs}
@@ -271,10 +272,6 @@ class Family:
                 full[key] = full[other]
         return full
 
-    def _is_encoder(self, topology: str) -> bool:
-        """Return whether that is the encoder of a family of two towers, by itself."""
-        return topology == "encoder" and "encoder_layers" in self.sizes
-
     def _check_values(self, full: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
         """Raise CheckpointError for sizes that are missing or none, and for values not known."""
         for ours, key in self.sizes.items():
@@ -283,7 +280,7 @@ class Family:
                 # A key that is known is itself, and no other's misspelling.
                 hint = nearest(key, theirs.keys() - self._known())
                 raise CheckpointError(f"{name!r} is missing{hint}")
-            value, most = full[key], MAX_LAYERS if ours == "layers" else MAX_SIZE
+            value, most = full[key], MAX_LAYERS if ours.endswith("layers") else MAX_SIZE
             if type(value) is int and value > most:
                 raise CheckpointError(f"{name}={value} is more than the {most} that are read")
             # Without them other sizes would be made up, where the family has no rule for it.
@@ -296,3 +293,9 @@ class Family:
                 words = " or ".join(map(repr, known))
                 name = self.called.get(key, key)
                 raise CheckpointError(f"{name}={full[key]!r} is not known here; known is {words}")
+
+
+def _of_encoder(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of the fields of two towers as that of the encoder by itself."""
+    own = {name.removeprefix(ENCODER): told for name, told in fields.items() if ENCODER in name}
+    return {name: told for name, told in fields.items() if not name.startswith("towers.")} | own

@@ -14,6 +14,9 @@ MLP = (
     *linear("mlp.dense_h_to_4h", "feed/up", "F,D"),
     *linear("mlp.dense_4h_to_h", "feed/down", "D,F"),
 )
+# What BLOOM and Falcon have as well.
+QUIRKS = (TIED, dropout(("hidden_dropout",), "attention_dropout"))
+HEAD_ROWS = llama.SCORE | {"token_classes": token_classes("classifier"), "spans": SPANS}
 
 FAMILY = Family(
     model_type="gpt_neox",
@@ -29,11 +32,10 @@ FAMILY = Family(
     only={"is_decoder": (False, True)},
     ignored=frozenset({"classifier_dropout"}),
     quirks=(
-        *(TIED, one_of("feed", "hidden_act", gpt2.FEED)),
+        *(*QUIRKS, one_of("feed", "hidden_act", gpt2.FEED)),
         rope(partial=True, theta="rotary_emb_base", share="rotary_pct"),
         one_of("parallel", "use_parallel_residual", {True: "two_norms", False: "none"}),
         one_of("biases", "attention_bias", {True: "all", False: "feed"}),
-        dropout(("hidden_dropout",), "attention_dropout"),
     ),
     rows=(
         Row("gpt_neox.embed_in.weight", ("embed/tokens",), "V,D"),
@@ -48,7 +50,7 @@ FAMILY = Family(
         *MLP,
     ),
     heads=llama.heads("GPTNeoX", *llama.HEADS),
-    head_rows=llama.SCORE | {"token_classes": token_classes("classifier"), "spans": SPANS},
+    head_rows=HEAD_ROWS,
     copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored_tensors=tuple(
         f"gpt_neox.layers.*.attention.{name}"

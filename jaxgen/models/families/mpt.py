@@ -44,6 +44,6 @@ FAMILY = Family(
         Row("ffn.down_proj.weight", ("feed/down",), "D,F"),
     ),
     heads=llama.heads("Mpt", *llama.HEADS),
-    head_rows=bloom.FAMILY.head_rows,
+    head_rows=gpt_neox.HEAD_ROWS,
     copies={"lm_head.weight": "transformer.wte.weight"},
 )

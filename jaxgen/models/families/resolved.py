@@ -63,10 +63,20 @@ def resolved(config: ModelConfig) -> ModelConfig:
         per_layer = replace(per_layer, vocab_size=per_layer.vocab_size or config.V)
     if config.head_kind != "none":
         head_layer = replace(head_layer, activation=config.head_activation)
+    towers = config.towers
+    if config.topology == "encoder_decoder":
+        one = config.encoder()
+        towers = replace(
+            towers,
+            encoder_layers=one.layers,
+            encoder_d_model=one.d_model,
+            encoder_heads=one.heads,
+            encoder_kv_heads=one.K,
+            encoder_head_dim=one.H,
+            encoder_d_ff=one.F,
+        )
     return config.replace(
-        encoder_layers=(
-            config.encoder_layers or config.layers if config.topology == "encoder_decoder" else None
-        ),
+        towers=towers,
         kv_heads=config.K,
         head_dim=config.H,
         d_ff=config.F,
@@ -83,4 +93,8 @@ def resolved(config: ModelConfig) -> ModelConfig:
 def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
     """Return "field=value" of `one` where the two compute different logits."""
     rows = settings.diff(resolved(one), resolved(other))
-    return [f"{key}={value!s:.60}" for key, value, _ in rows if key not in FREE]
+    found = [f"{key}={value!s:.60}" for key, value, _ in rows if key not in FREE]
+    if found or one.topology != "encoder_decoder":
+        return found
+    # What both leave out may be another in each of their encoders, such as the scale of scores.
+    return [f"encoder with {lost}" for lost in differences(one.encoder(), other.encoder())]

@@ -100,7 +100,7 @@ SHARED: dict[str, Any] = {
     "encoder": "encoder.block.{}.",
     "sizes": {
         "vocab_size": "vocab_size",
-        "encoder_layers": "num_layers",
+        "towers.encoder_layers": "num_layers",
         "layers": "num_decoder_layers",
         "d_model": "d_model",
         "heads": "num_heads",

@@ -34,7 +34,7 @@ FAMILY = Family(
     sizes={
         "vocab_size": "vocab_size",
         "context": "max_length",
-        "encoder_layers": "num_encoder_layers",
+        "towers.encoder_layers": "num_encoder_layers",
         "layers": "num_decoder_layers",
         "d_model": "d_model",
         "heads": "nhead",

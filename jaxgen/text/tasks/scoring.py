@@ -102,7 +102,7 @@ def embed(
     """
     check_list(texts)
     pooling = read_pooling(model.home)
-    embeddings = np.zeros((len(texts), len(pooling.modes) * model.config.d_model), np.float32)
+    embeddings = np.zeros((len(texts), len(pooling.modes) * model.config.memory_width), np.float32)
     if not all(texts):
         raise ConfigError(f"text {list(texts).index('')} is empty; remove it")
     case = str.lower if pooling.lower else str
