@@ -399,3 +399,43 @@ def test_our_writer_makes_what_the_library_reads(tmp_path):
     for name, array in arrays.items():
         np.testing.assert_array_equal(theirs[name], array)
         np.testing.assert_array_equal(safetensors.read_tensor(ours[name]), array)
+
+
+TOWER = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+         "max_position_embeddings": 8}  # fmt: skip
+TWO = {"model_type": "t5gemma", "vocab_size": 11, "encoder": TOWER, "decoder": TOWER}
+ONE_KIND = {"layer_types": ["sliding_attention"] * 2}
+PARTS = {
+    "none of a size": ({"encoder": {k: v for k, v in TOWER.items() if k != "hidden_size"}},
+                       "'encoder.hidden_size' is missing"),
+    "no size": ({"encoder": TOWER | {"hidden_size": "8"}}, "encoder.hidden_size='8' is no number"),
+    "none": ({"encoder": TOWER | {"intermediate_size": 0}}, "encoder.intermediate_size=0 must be"),
+    "odd heads": ({"encoder": TOWER | {"num_attention_heads": 3}}, "of the encoder: .*=3 is not"),
+    "another scale": ({"encoder": TOWER | {"query_pre_attn_scalar": 7}},
+                      "encoder.query_pre_attn_scalar=7 but decoder.query_pre_attn_scalar=None"),
+    "kinds of the encoder": ({"encoder": TOWER | ONE_KIND}, "layer_types differ"),
+    "kinds of the decoder": ({"decoder": TOWER | ONE_KIND}, "layer_types differ"),
+    "alone, but named two": ({"is_encoder_decoder": False}, "is_encoder_decoder=False with"),
+    "two, but named one": ({"architectures": ["T5GemmaEncoderModel"]}, "is_encoder_decoder=True"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "part"), PARTS.values(), ids=PARTS)
+def test_towers_that_are_no_model_are_refused_by_the_part_they_stand_in(changes, part):
+    with pytest.raises(CheckpointError, match=part):
+        FAMILIES["t5gemma"].read(TWO | changes)
+
+
+def test_a_config_is_not_written_where_its_encoder_would_be_read_otherwise():
+    family = FAMILIES["t5gemma"]
+    config = family.read(TWO | {"encoder": TOWER | {"head_dim": 6, "num_hidden_layers": 3}})
+    parts = family.write(config)
+    assert (parts["encoder"]["head_dim"], parts["decoder"]["head_dim"]) == (6, 4)
+    scores = jaxgen.Scores(cap=config.scores.cap)  # each tower's scores by the width of its heads
+    with pytest.raises(CheckpointError, match=r"no encoder with scores\.query_scalar=6"):
+        family.write(config.replace(scores=scores))
+    with pytest.raises(CheckpointError, match="has no encoder with pattern"):
+        family.write(config.replace(layers=1))
+    alone = family.write(config.encoder())["encoder"]
+    assert (alone["head_dim"], alone["sliding_window"]) == (6, parts["encoder"]["sliding_window"])

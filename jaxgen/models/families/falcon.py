@@ -21,9 +21,8 @@ def _read(theirs: Theirs) -> dict[str, Any]:
     alibi, one, heads, side, new, norms = (theirs[key] for key in BLOCK)
     norms = norms or (2 if new else 1)
     if norms not in (1, 2) or (norms == 2 and not new) or (new and not side):
-        raise CheckpointError(
-            ", ".join(f"{key}={theirs[key]!r:.40}" for key in BLOCK) + ": no block"
-        )
+        told = ", ".join(f"{key}={theirs[key]!r:.40}" for key in BLOCK)
+        raise CheckpointError(f"{told}: no block of Falcon is so")
     heads = heads if new else 1 if one else theirs["num_attention_heads"]
     order = {"positions": "alibi", "scores.alibi": "scaled"} if alibi else ROPE.read(theirs)
     return order | {"kv_heads": heads, "parallel": BLOCKS[int(norms) * bool(side)]}
@@ -31,14 +30,8 @@ def _read(theirs: Theirs) -> dict[str, Any]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     keys, norms, alibi = config.K, BLOCKS.index(config.parallel), config.positions == "alibi"
-    block = (
-        alibi,
-        keys == 1,
-        keys,
-        norms > 0,
-        norms == 2 or keys not in (1, config.heads),
-        norms or 1,
-    )
+    new = norms == 2 or keys not in (1, config.heads)
+    block = (alibi, keys == 1, keys, norms > 0, new, norms or 1)
     return dict(zip(BLOCK, block, strict=True)) | ROPE.write(config)
 
 
@@ -48,14 +41,12 @@ FAMILY = Family(
     sizes=gpt_neox.SIZES | {"norm_epsilon": "layer_norm_epsilon", "d_ff": "ffn_hidden_size"},
     choices=gpt_neox.FAMILY.choices,
     defaults={**gpt_neox.FAMILY.defaults, **BLOCK, "bias": False, "ffn_hidden_size": None}
-    | {"activation": "gelu", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5}
-    | {"max_position_embeddings": 2048},
+    | {"activation": "gelu", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
     aliases={"n_embed": "hidden_size"},
     ignored=frozenset({"ff_factor"}),
     quirks=(
-        *(*gpt_neox.QUIRKS, one_of("feed", "activation", gpt2.FEED)),
-        one_of("biases", "bias", {False: "norms", True: "all"}),
-        Quirk((*BLOCK, *ROPE.keys), _read, _write),
+        *(*gpt_neox.QUIRKS, one_of("biases", "bias", {False: "norms", True: "all"})),
+        *(one_of("feed", "activation", gpt2.FEED), Quirk((*BLOCK, *ROPE.keys), _read, _write)),
     ),
     layer_rows=(
         *norm("input_layernorm", "attn_norm", when=("parallel", "none", "one_norm")),

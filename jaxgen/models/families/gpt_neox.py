@@ -27,7 +27,7 @@ FAMILY = Family(
     choices={"norm": "layer", "positions": "rope"},
     defaults=llama.DEFAULTS
     | {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 1e4}
-    | {"use_parallel_residual": True, "attention_bias": True}
+    | {"use_parallel_residual": True, "attention_bias": True, "max_position_embeddings": 2048}
     | {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     only={"is_decoder": (False, True)},
     ignored=frozenset({"classifier_dropout"}),
