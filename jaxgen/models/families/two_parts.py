@@ -7,9 +7,9 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import ENCODER, Quirk
+from jaxgen.models.families.family import ENCODER, MAX_LAYERS, Quirk
 from jaxgen.models.families.known_settings import NEUTRAL
-from jaxgen.models.families.layer_kinds import MOST_WINDOWS, every_nth, shortest
+from jaxgen.models.families.layer_kinds import MOST_WINDOWS, shortest
 
 PARTS = ("encoder", "decoder")
 # Sizes that each part has of its own: ours -> theirs.
@@ -66,9 +66,9 @@ def flat(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kinds(part: Mapping[str, Any]) -> list[str]:
     """Return the kinds of layers of a part; where it names none every other has a window."""
-    named = part.get("layer_types") or every_nth(
-        {"num_hidden_layers": None, **part, "sliding_window_pattern": 2}
-    )
+    depth = part.get("num_hidden_layers")
+    every = ["sliding_attention", "full_attention"] * MAX_LAYERS
+    named = part.get("layer_types") or every[: max(depth, 1) if type(depth) is int else None]
     if not isinstance(named, list):
         raise CheckpointError("layer_types of encoder or decoder is no list of kinds")
     return named
