@@ -96,10 +96,10 @@ def check_form(settings: DataSettings, form: Form) -> None:
     """Raise ConfigError if the settings name no text, or none of the form that is wanted."""
     if settings.corpus:
         if settings.corpus not in CORPORA[form]:
-            able = ", ".join(CORPORA[form]) or "none that is built in"
+            able = ", ".join(CORPORA[form]) or "no other corpus"
             raise ConfigError(
-                f"data.corpus={settings.corpus} holds no {form}; of the corpora {able} does, "
-                f"or give data.files{' and data.sides' if form in ('pairs', 'classes') else ''}"
+                f"data.corpus={settings.corpus} holds no {form}, which are in {able}; take such a "
+                f"corpus, or give data.files{' and data.sides' if form in ('pairs', 'classes') else ''}"
             )
         return
     if not settings.files:

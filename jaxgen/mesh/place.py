@@ -177,6 +177,8 @@ def per_row(function: Callable, arrays: Sequence[Any], letters: Sequence[str]) -
     """
     free = _free() if is_ruled() else {}
     sizes = {axis: free[axis] for letter in "BT" for axis in rules.USED[letter] if axis in free}
+    if not sizes:
+        return None
 
     def spec(x: Any, words: str) -> PartitionSpec:
         if len(words) != len(x.shape):  # of a quantised leaf
@@ -188,7 +190,7 @@ def per_row(function: Callable, arrays: Sequence[Any], letters: Sequence[str]) -
         for array, words in zip(arrays, letters, strict=True)
     )
     each = specs[letters.index("BT")]
-    if not sizes or len(jax.tree.leaves(tuple(each))) != len(sizes):
+    if len(jax.tree.leaves(tuple(each))) != len(sizes):
         return None
 
     def local(*arrays: Any) -> Any:

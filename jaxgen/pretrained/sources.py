@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
-from jaxgen.pretrained.gguf_read import read_repo
 from jaxgen.pretrained.hub_download import GGUF, HubId, fetch
 from jaxgen.store.steps import run_and_step
 
@@ -78,6 +77,8 @@ def find(source: str | os.PathLike) -> Path | None:
 
 def hub_name(path: Path) -> str:
     """Return what the hub calls the model of a GGUF file, or the file's name if none is known."""
+    from jaxgen.pretrained.gguf_read import read_repo  # numpy, which help does not need
+
     named = read_repo(path)
     packaged = (one.repo for one in PACKAGES.values() if one.module in path.parts)
     return named or next(packaged, path.stem)

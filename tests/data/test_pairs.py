@@ -136,7 +136,7 @@ def test_sides_of_unequal_length_are_refused_with_both_counts(tmp_path):
     ("fields", "form", "part"),
     [({"files": ("a.{side}.txt",)}, "pairs", "sides"),
      ({"files": ("a.jsonl",), "sides": ("x", "y")}, "text", "no effect on plain text"),
-     ({"corpus": "python-docs"}, "pairs", "python-docstrings does"),
+     ({"corpus": "python-docs"}, "pairs", "which are in python-docstrings"),
      ({"files": ("a.jsonl",)}, "classes", "data.sides")],
 )  # fmt: skip
 def test_forms_that_the_text_does_not_have_are_refused(fields, form, part):

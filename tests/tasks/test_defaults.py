@@ -108,6 +108,8 @@ def test_the_verb_follows_the_folder_and_says_so(tmp_path, monkeypatch, capsys):
     seen = []
 
     class Heard:
+        reads_sources = False
+
         def __init__(self, folder):
             self.model = SimpleNamespace(generation_config=read_generation_config(folder)[0])
 
