@@ -97,9 +97,10 @@ def check_form(settings: DataSettings, form: Form) -> None:
     if settings.corpus:
         if settings.corpus not in CORPORA[form]:
             able = ", ".join(CORPORA[form]) or "no other corpus"
+            sides = " and data.sides" if form in ("pairs", "classes") else ""
             raise ConfigError(
                 f"data.corpus={settings.corpus} holds no {form}, which are in {able}; take such a "
-                f"corpus, or give data.files{' and data.sides' if form in ('pairs', 'classes') else ''}"
+                f"corpus, or give data.files{sides}"
             )
         return
     if not settings.files:
