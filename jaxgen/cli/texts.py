@@ -99,7 +99,7 @@ def run(
         model, notes = prepare(open_model(home, step=step, adapter=adapters))
         if settings is not None:
             tell_defaults(settings, model.generation_config, notes)
-        with bar(f"{len(inputs)} texts") as progress:
+        with bar("1 text" if len(inputs) == 1 else f"{len(inputs)} texts") as progress:
             results = work(model, inputs, progress)
     if target is not None and target.suffix == ".jsonl":
         rows = zip(inputs, results, strict=True)
