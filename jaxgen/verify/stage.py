@@ -186,6 +186,7 @@ def _callbacks(run: Run, seen: _Seen, new_rows: list[Row], saving: int | None) -
         peak=1.0,
         save_every=1,
         epoch=1,
+        rollout=run.rollouts if run.is_policy else None,
     )
 
 
