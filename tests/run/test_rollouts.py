@@ -18,6 +18,7 @@ from jaxgen.run.rewards import Completions
 from jaxgen.run.settings import build_settings, resolve
 from jaxgen.tokens.plain import Bytes
 from jaxgen.train import policy
+from jaxgen.verify import resume, stage
 
 MODEL = jaxgen.ModelConfig(
     vocab_size=259, context=12, layers=1, d_model=8, heads=2, norm="rms", positions="rope",
@@ -233,3 +234,18 @@ def test_prompts_that_leave_no_room_and_records_without_answers_are_named(home, 
     settings = data.DataSettings(files=(str(tmp_path / "bad.jsonl"),))
     with pytest.raises(DataError, match=r"bad\.jsonl:1: 'prompt' is a number"):
         list(data.documents(settings, form="prompts"))
+
+
+def test_the_proof_of_resume_writes_completions_as_the_run_does(home):
+    def launch(folder, name, until):
+        made = []
+        for row in stage.rows(*stage.make_run(folder, name), name):
+            made.append(row)
+            if until is not None and until(row):
+                break
+        return made
+
+    found = resume.resume(
+        settings_of(home), source=None, steps=3, mesh=None, cache=home / "cache", launch=launch
+    )
+    assert found.difference is None and [line.step for line in found.steps] == [0, 1, 2, 3]
