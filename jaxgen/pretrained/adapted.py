@@ -160,10 +160,15 @@ def source_of(folder: Path) -> Path | None:
     return Path(mapping["init_from"])
 
 
+def settings_of(folder: Path) -> AdapterSettings:
+    """Return the settings of the adapter of a run."""
+    mapping = settings_yaml.read_yaml(folder / CONFIG)
+    return settings.build(AdapterSettings, mapping["adapter"], "adapter")
+
+
 def read_adapter(folder: Path, config: ModelConfig, params: Any) -> Adapter:
     """Return the adapter of a run, with the numbers of one of its checkpoints."""
-    mapping = settings_yaml.read_yaml(folder / CONFIG)
-    wanted = settings.build(AdapterSettings, mapping["adapter"], "adapter")
+    mapping, wanted = settings_yaml.read_yaml(folder / CONFIG), settings_of(folder)
     about = files.read_json(folder / ENVIRONMENT, "record of a run", MAX_ENVIRONMENT)
     source = about.get("init_from") or {}
     adapter = adapters.plan(wanted, config)

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxgen import arguments, files, settings, settings_yaml, tree
 from jaxgen.adapters import adapter as adapters
+from jaxgen.adapters.base import quantise
 from jaxgen.arguments import at_least
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
@@ -154,6 +155,8 @@ def load_step(path: str | os.PathLike, step: Step = None) -> tuple[ModelConfig, 
     if (source := adapted.source_of(folder)) is not None:
         adapter = adapted.read_adapter(folder, config, checkpoint["params"])
         params = adapted.beneath(load(source)[1], adapter, config, folder)
+        # The model that was trained and validated stood on rounded weights.
+        params = quantise(params, config, adapted.settings_of(folder).base)
         return config, adapters.attach(params, adapter, config), checkpoint["step"]
     _check_shapes(folder, checkpoint["params"], config)
     return config, checkpoint["params"], checkpoint["step"]
