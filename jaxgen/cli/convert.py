@@ -109,6 +109,11 @@ def _layout(target: Path, to: Layout | None, dtype: str | None) -> Layout:
     layout: Layout | None = to or ("gguf" if target.suffix == ".gguf" else None)
     if layout is None:
         raise ConfigError(f"--to is missing: hf, jaxgen, or gguf for {target}.gguf")
+    if layout != "gguf" and target.suffix == ".gguf":
+        raise ConfigError(
+            f"--to {layout} writes a folder, but {target} is named as a file; drop --to, or give "
+            f"a folder, {target.with_suffix('')}"
+        )
     if layout != "gguf" and dtype in BLOCKS:
         raise ConfigError(f"--dtype {dtype} is a format of GGUF files; add --to gguf")
     return layout
@@ -126,7 +131,8 @@ def _write_adapter(folder: Path, step: Any, target: Path) -> None:
         )
     adapter = adapted.write_peft(path, target)
     rows = [("wrote", f"{target} (peft layout)"), ("base", str(adapter.base))]
-    terminal.print_rows([*rows, ("adapted weights", ", ".join(adapter.targets))])
+    weights = ", ".join(adapter.targets) or "none: virtual tokens before the text"
+    terminal.print_rows([*rows, ("adapted weights", weights)])
 
 
 def _hub(folder: Path, hub_read) -> Path | None:

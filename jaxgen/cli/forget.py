@@ -32,8 +32,10 @@ def forget(
     home = Path(users)
     if not home.is_dir():
         raise ConfigError(f"--users {users} is no folder; give the one that {user} is in")
-    removed = known.forget(home, user, among=[paths.cache()])
-    rows = [(str(one.path), f"{one.size:,} bytes, sha256 {one.sha256}") for one in removed]
-    terminal.print_rows(
-        [*rows, ("removed", f"{len(removed)} files; no copy of them is here or in the cache")]
-    )
+
+    def show(removed: list[known.Removed]) -> None:
+        rows = [(str(one.path), f"{one.size:,} bytes, sha256 {one.sha256}") for one in removed]
+        terminal.print_rows([*rows, ("removed", f"{len(removed)} files")])
+
+    known.forget(home, user, among=[paths.cache()], shown=show)
+    terminal.print_rows([("copies", "none in the folder of the users or in the cache")])

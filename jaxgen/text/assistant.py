@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxgen.decoding.stop import Reason
-from jaxgen.errors import BusyError
+from jaxgen.errors import BusyError, ConfigError
 from jaxgen.pretrained.chat_template import Message
 from jaxgen.text.loaded_model import template_of
 from jaxgen.text.mcp_client import ToolError
@@ -60,6 +60,9 @@ def answer(
       BusyError: for a server of tools that has ended.
     """
     settings = settings or Generation()
+    for name in ("regex", "json_schema", "choices"):
+        if getattr(settings, name):
+            raise ConfigError(f"{name} and tools exclude each other: calls have their own form")
     with open_tools(tools) as opened:
         named = {str(tool.schema["name"]): tool for tool in opened}
         schemas, turns, left = [tool.schema for tool in opened], list[dict[str, Any]](), calls

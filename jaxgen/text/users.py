@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,13 +86,20 @@ def names(home: Path) -> list[str]:
     return sorted(path.name for path in home.iterdir() if path.is_dir() and NAME.match(path.name))
 
 
-def forget(home: Path, name: str, *, among: Sequence[Path] = ()) -> list[Removed]:
+def forget(
+    home: Path,
+    name: str,
+    *,
+    among: Sequence[Path] = (),
+    shown: Callable[[list[Removed]], object] = lambda removed: None,
+) -> list[Removed]:
     """Remove a user's folder, and prove it: each file is overwritten, removed, and looked for.
 
     Args:
         home: the folder of the users.
         name: of the user.
         among: further folders, such as the cache, in which copies are looked for.
+        shown: told what was removed, before copies are looked for.
 
     Returns:
         What was removed, with sizes and hashes. Raises ConfigError for a user that is none, and
@@ -110,9 +117,11 @@ def forget(home: Path, name: str, *, among: Sequence[Path] = ()) -> list[Removed
             path.unlink()
     folder.rmdir()
     files.sync_folder(home)
+    removed.sort()
+    shown(removed)
     for place in (home, *among):
         _check_gone(folder, removed, place)
-    return sorted(removed)
+    return removed
 
 
 def _check_gone(folder: Path, removed: Sequence[Removed], place: Path) -> None:

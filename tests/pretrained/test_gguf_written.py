@@ -149,6 +149,8 @@ def test_the_verb_writes_one(tmp_path, monkeypatch, capsys):
     assert app.main(["convert", "mine", "out"]) == 2
     assert "--to is missing: hf, jaxgen, or gguf" in capsys.readouterr().err
     assert app.main(["convert", "mine", "out", "--to", "hf", "--dtype", "q4_0"]) == 2
+    assert app.main(["convert", "mine", "no.gguf", "--to", "hf"]) == 2
+    assert "--to hf writes a folder, but no.gguf is named as a file" in capsys.readouterr().err
     assert app.main(["convert", "out.gguf", "again", "--to", "jaxgen"]) == 0
     a, b = (tree.flatten(jaxgen.load(p)[1]) for p in ("again", "out.gguf"))
     assert all(np.array_equal(a[path], b[path]) for path in a)

@@ -93,6 +93,12 @@ def test_calls_are_made_until_a_text_comes(tmp_path):
     assert "weather" in session.asked[0][0]["content"]  # the template does not know of tools
 
 
+@pytest.mark.parametrize("form", [{"regex": "a+"}, {"choices": ("a",)}, {"json_schema": "{}"}])
+def test_a_form_of_the_text_and_tools_exclude_each_other(form, tmp_path):
+    with pytest.raises(ConfigError, match=f"{next(iter(form))} and tools exclude each other"):
+        assistant.answer(Scripted(tmp_path), ASKED, [weather], Generation(**form))
+
+
 def test_what_a_function_raises_is_its_result(tmp_path):
     session = Scripted(tmp_path, CALL.format("Atlantis"), "I don't know.")
     turns = assistant.answer(session, ASKED, [weather])

@@ -264,7 +264,9 @@ def test_forget_removes_a_user_and_proves_it(home, session, tmp_path, monkeypatc
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
     monkeypatch.setenv("JAXGEN_CACHE", str(copy.parent))
     words = ["forget", "user2", "--users", str(tmp_path / "all")]
-    assert app.main(words) == 4 and f"{copy} holds the same bytes" in capsys.readouterr().err
+    assert app.main(words) == 4
+    shown = capsys.readouterr()
+    assert f"{copy} holds the same bytes" in shown.err and "2 files" in shown.out
     copy.unlink()
     shutil.copytree(home / "all" / "user2", tmp_path / "all" / "user2")
     assert app.main(words) == 0
