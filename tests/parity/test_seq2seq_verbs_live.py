@@ -9,7 +9,6 @@ import shutil
 
 import pytest
 import tokenizer_folders as folders
-import torch
 
 import jaxgen
 from jaxgen.cli import app, start
@@ -21,6 +20,7 @@ from jaxgen.text.request import Generation
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TEXTS = ["hello there, how are you?", "the cats sat on a mat."]
