@@ -262,6 +262,12 @@ def test_using_a_run_refuses(capsys, run, folder, code, words, part):
     refused(capsys, words, code, part)
 
 
+def test_a_run_that_never_saved_is_told_to_be_trained_whatever_is_asked_of_it(capsys, run, folder):
+    shutil.copytree(run, "run", ignore=shutil.ignore_patterns("checkpoints"))
+    for more in ([], ["data.files=corpus.jsonl"]):
+        refused(capsys, ["eval", "run", *more], 4, "it lacks checkpoints/; `jaxgen train run`")
+
+
 def steps():
     return sorted(path for path in Path("run/checkpoints").iterdir())
 

@@ -44,15 +44,15 @@ def fingerprint(params: Params) -> dict[str, str]:
     They are rounded to bfloat16 first, so that a base in another type is the same base. Quantised
     leaves have none.
     """
-    found = {}
+    hashes = {}
     for path, leaf in tree.flatten(params).items():
         if not hasattr(leaf, "shape"):
             continue
         flat = leaf.reshape(-1)
         some = np.asarray(flat[:: max(flat.size // SAMPLED, 1)]).astype(jnp.bfloat16)
         about = f"{list(leaf.shape)}".encode() + np.ascontiguousarray(some).tobytes()
-        found[path] = sha256(about).hexdigest()[:16]
-    return found
+        hashes[path] = sha256(about).hexdigest()[:16]
+    return hashes
 
 
 def check_base(adapter: Adapter, params: Params, name: str) -> None:

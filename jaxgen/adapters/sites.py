@@ -42,7 +42,7 @@ def sites(config: ModelConfig) -> dict[str, Site]:
     for prefix, tower in towers:
         for layer in range(tower.layers):
             numbers.setdefault(f"{prefix}{layer_path(tower, layer)[0]}/", []).append(layer)
-    letters, found = tree.flatten(api.axes(config)), {}
+    letters, by_path = tree.flatten(api.axes(config)), {}
     for path, leaf in tree.flatten(api.abstract(config)).items():
         one = letters[path].removeprefix(STACK_AXIS)
         count = (serving.NUM_CONTRACTED | {"DD": 1}).get(one)
@@ -52,8 +52,8 @@ def sites(config: ModelConfig) -> dict[str, Site]:
         # The longest home that fits: "layers/1/" comes before "layers/".
         home = max((home for home in numbers if path.startswith(home)), key=len, default="")
         axes = "DF" if one == "DD" else one
-        found[path] = Site(
+        by_path[path] = Site(
             *(axes, axes[:count], axes[count:]),
             *(leaf.shape[depth:], tuple(numbers.get(home, ())), leaf.shape[:depth]),
         )
-    return found
+    return by_path

@@ -266,12 +266,14 @@ def check_params(mesh: Mesh | AbstractMesh, shapes: tree.Tree, axes: tree.Tree) 
 def check_batch(mesh: Mesh | AbstractMesh, batch: int, accumulate: int, context: int) -> None:
     """Raise ConfigError if rows or positions of a batch do not divide over the mesh."""
     axes = rules.USED["B"]
-    rows = prod(mesh.shape.get(axis, 1) for axis in axes) * accumulate
+    each = prod(mesh.shape.get(axis, 1) for axis in axes)
+    rows = each * accumulate
     if batch % rows:
         words = " * ".join(f"mesh.{axis}={mesh.shape.get(axis, 1)}" for axis in axes)
         raise ConfigError(
             f"train.batch={batch} is not a multiple of {words} * train.accumulate={accumulate} = "
             f"{rows}; nearest that work: {divisors_near(batch, rows)}"
+            f"{_other(batch, each, accumulate)}"
         )
     if context % mesh.shape["sequence"]:
         raise ConfigError(
@@ -279,6 +281,15 @@ def check_batch(mesh: Mesh | AbstractMesh, batch: int, accumulate: int, context:
             f"{mesh.shape['sequence']}; nearest that work: "
             f"{divisors_near(context, mesh.shape['sequence'])}"
         )
+
+
+def _other(batch: int, each: int, accumulate: int) -> str:
+    """Return the number of microbatches that keeps a batch, if one does: the next, or the most."""
+    if batch % each:
+        return ""
+    divisors = [d for d in range(1, batch // each + 1) if batch // each % d == 0]
+    fitting = min((d for d in divisors if d >= accumulate), default=divisors[-1])
+    return f", or train.accumulate={fitting}"
 
 
 def _fitting(size: int, wanted: int) -> str:

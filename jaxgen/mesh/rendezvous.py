@@ -132,8 +132,8 @@ def _listening(host: str, port: int) -> socket.socket:
     """Return a server at the coordinator's address alone, or at all where that is not our own."""
     places: list[tuple[Any, Any]] = []
     with suppress(OSError):
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        places = [(family, place) for family, *_, place in found]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        places = [(family, place) for family, *_, place in addresses]
     both = socket.has_dualstack_ipv6()
     everywhere = {"family": socket.AF_INET6, "dualstack_ipv6": True} if both else {}
     try:

@@ -240,14 +240,14 @@ def _llama3(factors: np.ndarray, theta: float, before: Any) -> Json:
         span = -1 / level
         guesses.append((1.0, 1.0 + span, round(slope * span)))
     for low, high, context in guesses:
-        found = {
+        scaling = {
             "rope_type": "llama3",
             "factor": float(str(np.float32(largest))),
             "original_max_position_embeddings": context,
             "low_freq_factor": low,
             "high_freq_factor": round(high, 3),
         }
-        made = rope_factors(theta, pairs, found) if high > low else factors * np.inf
-        if np.allclose(made, factors, rtol=1e-4):
-            return found
+        expected = rope_factors(theta, pairs, scaling) if high > low else factors * np.inf
+        if np.allclose(expected, factors, rtol=1e-4):
+            return scaling
     raise ValueError(f"the factors of {ROPE_FACTORS} are not those of Llama 3.1")

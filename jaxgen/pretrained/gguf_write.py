@@ -159,8 +159,8 @@ def _rope_factors(config: ModelConfig, settings: Json) -> np.ndarray | None:
     scaling = settings.get("rope_scaling") or {}
     if scaling.get("rope_type") != "llama3":
         return None
-    found = rope_factors(settings["rope_theta"], config.H // 2, scaling)
-    return found.astype(np.float32)
+    factors = rope_factors(settings["rope_theta"], config.H // 2, scaling)
+    return factors.astype(np.float32)
 
 
 def _form(name: str, shape: tuple[int, ...], kind: str) -> str:

@@ -75,22 +75,22 @@ def _modern(family: Family, name: str) -> str:
     return name
 
 
-def check_names(folder: Path, found: Mapping[str, tuple], wanted: Mapping[str, Any]) -> None:
+def check_names(folder: Path, shapes: Mapping[str, tuple], wanted: Mapping[str, Any]) -> None:
     """Raise CheckpointError that counts missing, unknown and misshapen tensors, and names some."""
-    missing = sorted(wanted.keys() - found.keys())
-    unknown = sorted(found.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {list(found[name])}, not {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if tuple(found[name]) != wanted[name].shape
+    missing = sorted(wanted.keys() - shapes.keys())
+    unknown = sorted(shapes.keys() - wanted.keys())
+    misshapen = [
+        f"{name} is {list(shapes[name])}, not {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & shapes.keys())
+        if tuple(shapes[name]) != wanted[name].shape
     ]
     problems = [
         _listed("missing", missing, lambda name: name + nearest(name, unknown, "is it")),
         _listed("unknown", unknown, lambda name: name + nearest(name, missing, "is it")),
-        _listed("of another shape", shapes, str),
+        _listed("of another shape", misshapen, str),
     ]
-    if told := "; ".join(filter(None, problems)):
-        raise CheckpointError(f"{folder}: the tensors don't fit the config; {told}")
+    if said := "; ".join(filter(None, problems)):
+        raise CheckpointError(f"{folder}: the tensors don't fit the config; {said}")
 
 
 def _listed(word: str, names: list[str], tell: Callable[[str], str]) -> str:

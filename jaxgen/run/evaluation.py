@@ -22,7 +22,7 @@ from jaxgen.ops.adapted import num_virtual
 from jaxgen.pretrained.adapted import Words, attached, words_of
 from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
-from jaxgen.run.folder import CHECKPOINTS, TOKENIZER, changed_settings
+from jaxgen.run.folder import CHECKPOINTS, LOCK, TOKENIZER, changed_settings
 from jaxgen.run.job import Run
 from jaxgen.run.reference import reference_of
 from jaxgen.run.settings import Settings, build_settings, resolve
@@ -74,7 +74,7 @@ def evaluate(
     for word in assignments:
         if not word.startswith("data."):
             raise ConfigError(f"{word}: of a run's settings eval may change those of data.* only")
-    is_run = (folder / CHECKPOINTS).is_dir()
+    is_run = (folder / CHECKPOINTS).is_dir() or (folder / LOCK).exists()
     model = (_of_run if is_run else _of_model)(folder, assignments, step)
     if words := words_of(adapter):
         params = attached(model.config, model.params, folder, words)
@@ -101,22 +101,22 @@ def evaluate(
         return [*rows, *_preferences(run, model.params, batches, part)]
     if run.is_policy:
         return [*rows, *_policy(run, model.params, batches, part)]
-    found = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
+    metrics = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     if model.config.classes is not None:
         return [
             *rows,
-            ("texts", f"{found['tokens']:,.0f}"),
-            ("loss", f"{found['loss']:.4f} nats per text"),
-            ("accuracy", f"{found['accuracy']:.4f}"),
+            ("texts", f"{metrics['tokens']:,.0f}"),
+            ("loss", f"{metrics['loss']:.4f} nats per text"),
+            ("accuracy", f"{metrics['accuracy']:.4f}"),
         ]
     windows = "" if stride is None else f", a window each {stride}"
     return [
         *rows,
         ("context", f"{context} tokens{windows}"),
-        ("tokens", f"{found['tokens']:,.0f}"),
-        ("loss", f"{found['loss']:.4f} nats per token"),
-        ("perplexity", f"{found['perplexity']:.3f}"),
-        ("bits per byte", f"{found['bits_per_byte']:.4f}"),
+        ("tokens", f"{metrics['tokens']:,.0f}"),
+        ("loss", f"{metrics['loss']:.4f} nats per token"),
+        ("perplexity", f"{metrics['perplexity']:.3f}"),
+        ("bits per byte", f"{metrics['bits_per_byte']:.4f}"),
     ]
 
 

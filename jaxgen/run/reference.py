@@ -100,13 +100,13 @@ def _logps(run: Any, split: str, params: Any) -> np.ndarray:
         process=place.own_rows(run.mesh, train.batch),
         objective=run.objective,
     )
-    found = []
+    parts = []
     for batch in rows:
         if run.mesh is not None:
             batch = place.place_batch(run.mesh, batch, train.batch)
-        found.append(place.fetch(place.under(run.mesh, step)(params, batch)))
+        parts.append(place.fetch(place.under(run.mesh, step)(params, batch)))
     # The last batch is filled up with padding.
-    return np.concatenate(found)[: run.ordered_rows(split).count].astype(np.float32)
+    return np.concatenate(parts)[: run.ordered_rows(split).count].astype(np.float32)
 
 
 def _write(path: Any, key: str, found: dict[str, np.ndarray]) -> None:

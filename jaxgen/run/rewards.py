@@ -99,15 +99,20 @@ def _checked(function: Callable[..., Any], reward: str, completions: Completions
     except Exception as error:
         raise ConfigError(f"policy.reward={reward} raised {_said(error)}") from error
     try:
-        rewards = np.asarray(values, np.float32)
-    except (TypeError, ValueError):
+        rewards = np.asarray(values)
+    except (TypeError, ValueError):  # rows of different lengths
         rewards = np.zeros(())
     if rewards.shape != (len(texts),):
         size = f"{len(values)} values" if isinstance(values, list | tuple) else f"{values!r:.40}"
+        size = f"shape {list(rewards.shape)}" if rewards.ndim > 1 else size
         raise ConfigError(
             f"policy.reward={reward} returned {size} for {len(texts)} completions; it must return "
             f"a number for each"
         )
+    if rewards.dtype.kind in "OUS":
+        odd = next(value for value in values if not isinstance(value, int | float))
+        raise ConfigError(f"policy.reward={reward} returned {odd!r:.40}, which is no number")
+    rewards = rewards.astype(np.float32)
     if len(bad := np.flatnonzero(~np.isfinite(rewards))):
         raise ConfigError(
             f"policy.reward={reward} returned {rewards[bad[0]]} for the completion "

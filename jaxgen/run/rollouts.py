@@ -65,23 +65,23 @@ class Rollouts:
         step, asked = int(state.step), self.settings.policy
         if self._latest is None or step % asked.iterations == 0:
             key = jax.random.fold_in(jax.random.fold_in(state.key, step), ROLLOUT)
-            self._latest = self._made(self.run.attached(state.params), prompts, key)
+            self._latest = self._make(self.run.attached(state.params), prompts, key)
         return self._latest
 
-    def _made(self, params: Any, prompts: Batch, key: Any) -> tuple[Batch, dict[str, float]]:
+    def _make(self, params: Any, prompts: Batch, key: Any) -> tuple[Batch, dict[str, float]]:
         asked = self.settings.policy
         prompts = {name: np.repeat(x, asked.group, axis=0) for name, x in prompts.items()}
         sampler = chain(temperature(asked.temperature))
-        ids = self._written(params, prompts, key, sampler)
-        batch = self._laid(prompts, ids)
-        judged, metrics = self._judged("train", prompts["record"], ids)
+        ids = self._write(params, prompts, key, sampler)
+        batch = self._lay(prompts, ids)
+        judged, metrics = self._judge("train", prompts["record"], ids)
         if asked.needs_old:
             batch["old"] = self._logps(params, batch)
         if asked.beta:
             batch["reference"] = self._logps(self.run.reference_params, batch)
         if asked.beta and asked.loss == "rloo":
-            apart = (batch["old"] - batch["reference"]) * batch["weights"]
-            judged = judged - asked.beta * apart.sum(1)
+            log_ratio = (batch["old"] - batch["reference"]) * batch["weights"]
+            judged = judged - asked.beta * log_ratio.sum(1)
         scale = policy.SCALES[asked.loss]
         known = policy.advantages(jax.numpy.asarray(judged), asked.group, scale=scale)
         batch["advantage"] = np.asarray(known, np.float32)
@@ -95,10 +95,10 @@ class Rollouts:
         """Return means over the likeliest completion of each prompt, with loss: less the reward."""
         sums, count = dict[str, float](), 0
         for prompts in batches:
-            ids = self._written(params, prompts, jax.random.key(0), greedy())
+            ids = self._write(params, prompts, jax.random.key(0), greedy())
             real = np.flatnonzero(prompts["weights"])
-            found = self._judged(split, prompts["record"][real], [ids[at] for at in real])[1]
-            sums = {name: sums.get(name, 0.0) + x * len(real) for name, x in found.items()}
+            metrics = self._judge(split, prompts["record"][real], [ids[at] for at in real])[1]
+            sums = {name: sums.get(name, 0.0) + x * len(real) for name, x in metrics.items()}
             count += len(real)
         if not count:
             raise DataError("the split has no prompt; give it more")
@@ -123,9 +123,9 @@ class Rollouts:
 
     @cached_property
     def _token_logps(self) -> Any:
-        heat, chunk = self.settings.policy.temperature, self.settings.train.loss_chunk
+        asked, chunk = self.settings.policy, self.settings.train.loss_chunk
         make = lambda params, batch: policy.token_logps(  # noqa: E731
-            params, self.settings.model, batch, temperature=heat, chunk=chunk
+            params, self.settings.model, batch, temperature=asked.temperature, chunk=chunk
         )
         return place.under(self.run.mesh, jax.jit(make))
 
@@ -136,7 +136,7 @@ class Rollouts:
         mine = share(rows, place.own_rows(mesh, rows))
         return place.place_batch(mesh, {name: x[mine] for name, x in batch.items()}, rows)
 
-    def _written(self, params: Any, prompts: Batch, key: Any, sampler: Chain) -> list[np.ndarray]:
+    def _write(self, params: Any, prompts: Batch, key: Any, sampler: Chain) -> list[np.ndarray]:
         """Return the ids of the completion of each row, its end among them."""
         asked = self._placed({name: prompts[name] for name in ("tokens", "lengths")})
         tokens, sizes = place.fetch(self._sample(params, asked, key, sampler))
@@ -146,7 +146,7 @@ class Rollouts:
         texts = self._placed({name: batch[name] for name in TEXTS})
         return np.asarray(place.fetch(self._token_logps(params, texts)), np.float32)
 
-    def _laid(self, prompts: Batch, ids: list[np.ndarray]) -> Batch:
+    def _lay(self, prompts: Batch, ids: list[np.ndarray]) -> Batch:
         batch = blank_texts((len(ids), self.settings.row_length))
         for at, written in enumerate(ids):
             prompt = prompts["tokens"][at, : prompts["lengths"][at]]
@@ -155,7 +155,7 @@ class Rollouts:
                 write_text(batch, (at,), np.concatenate([prompt, written]), mask)
         return batch | {"index": prompts["index"]}
 
-    def _judged(
+    def _judge(
         self, split: str, numbers: np.ndarray, ids: list[np.ndarray]
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Return the reward of each completion to the records of these numbers, and metrics."""

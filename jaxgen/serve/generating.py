@@ -100,12 +100,12 @@ class _Work:
         self.server.metrics.first.observe(self.job.first_seconds)
         prompt, cached = (sum(row[i] for row in self.job.prompt.values()) for i in (0, 1))
         choices = self.job.choices.values()
-        made = sum(choice.num_tokens for choice in choices)
+        completion = sum(choice.num_tokens for choice in choices)
         ends = [one.finish_reason for one in choices]
-        self.about |= {"prompt_tokens": prompt, "completion_tokens": made, "finish": ends[:8]}
-        for kind, number in (("prompt", prompt), ("text", made), ("cached", cached)):
+        self.about |= {"prompt_tokens": prompt, "completion_tokens": completion, "finish": ends[:8]}
+        for kind, number in (("prompt", prompt), ("text", completion), ("cached", cached)):
             self.server.metrics.tokens.labels(self.about["model"], kind).inc(number)
-        return usage(prompt, made, cached)
+        return usage(prompt, completion, cached)
 
 
 class _Events(Response):

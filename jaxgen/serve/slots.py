@@ -205,13 +205,13 @@ class Slots:
         automata = [one.automaton if one else 0 for one in self.running]
         sample, states = self.chain.chain(rows, automata)
         wanted = np.asarray(any(one.detail is not None for one in self.live))
-        found = self._decode(self._rows(rows, steps), sample, states, wanted)
+        outputs = self._decode(self._rows(rows, steps), sample, states, wanted)
         members = [(at, one) for at, one in enumerate(self.running) if one is not None]
         if self._automata is not None:
-            after = np.asarray(found.states[GROUPS.index(STRUCTURE)][0])
+            after = np.asarray(outputs.states[GROUPS.index(STRUCTURE)][0])
             for at, one in members:
                 one.automaton = int(after[at])
-        return jax.tree.map(np.asarray, found.without_cache()), members
+        return jax.tree.map(np.asarray, outputs.without_cache()), members
 
     def _decode(self, rows: programs.SlotRows, sample: Any, states: Any, wanted: Any) -> Decoded:
         assert self.cache is not None

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxgen.errors import ConfigError
-from jaxgen.mesh import MeshSettings, constrain, gather, rules, shards
+from jaxgen.mesh import MeshSettings, constrain, gather, place, rules, shards
 from jaxgen.mesh.settings import parse
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 2, "sequence": 1}
@@ -76,3 +76,19 @@ def test_without_a_mesh_constraints_add_nothing_to_the_program():
 
 def test_the_environment_of_the_tests_has_one_device():
     assert "device_count" not in os.environ.get("XLA_FLAGS", "") and jax.device_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch", "accumulate", "remedy"),
+    [
+        (32, 480, 40, "nearest that work: 1280, or train.accumulate=15"),
+        (16, 48, 2, "nearest that work: 32 or 64, or train.accumulate=3"),
+        (16, 49, 1, "nearest that work: 48 or 64$"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_told_the_microbatches_that_keep_it(
+    devices, batch, accumulate, remedy
+):
+    mesh = jax.sharding.AbstractMesh((devices, 1), ("data", "sequence"))
+    with pytest.raises(ConfigError, match=remedy):
+        place.check_batch(mesh, batch, accumulate, 8)

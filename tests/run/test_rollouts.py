@@ -42,7 +42,9 @@ def home(tmp_path_factory):
         "def breaks(prompts, completions, records):\n    return 1 / 0\n"
         "def few(prompts, completions, records):\n    return [1.0]\n"
         "def none(prompts, completions, records):\n    pass\n"
-        "def words(prompts, completions, records):\n    return ['a'] * len(prompts)\n"
+        "def words(prompts, completions, records):\n    return ['1.0'] * len(prompts)\n"
+        "def nones(prompts, completions, records):\n    return [1.0, None]\n"
+        "def square(prompts, completions, records):\n    return [[1.0]] * len(prompts)\n"
         "def nan(prompts, completions, records):\n    return [float('nan')] * len(prompts)\n"
     )
     return home
@@ -179,7 +181,9 @@ def test_an_answer_is_exact_but_for_blanks():
     ("name", "part"),
     [("breaks", "raised ZeroDivisionError: division by zero (mine.py:7)"),
      ("few", "returned 1 values for 2 completions"), ("none", "returned None for 2 completions"),
-     ("words", "returned 2 values for 2 completions; it must return a number for each"),
+     ("words", "returned '1.0', which is no number"),
+     ("nones", "returned None, which is no number"),
+     ("square", "returned shape [2, 1] for 2 completions"),
      ("nan", "returned nan for the completion '1 '"),
      ("evn", "has no function 'evn' (did you mean 'even'?)")],
 )  # fmt: skip

@@ -139,15 +139,15 @@ FINAL_NORMS = (
 
 def classes(name: str, *, heads: bool = False) -> dict[str, Any]:
     """Return the classes of a family whose names begin with `name`, as fields of a Family."""
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "architecture": f"{name}ForConditionalGeneration",
         "heads": {f"{name}Model": "none"},
     }
     if not heads:
-        return found
-    found["heads"] |= {
+        return fields
+    fields["heads"] |= {
         f"{name}ForSequenceClassification": "classes",
         f"{name}ForQuestionAnswering": "spans",
     }
     rows = dense("classification_head.dense", "classification_head.out_proj")
-    return {**found, "labels": 3, "head_rows": {"classes": rows, "spans": SPANS}}
+    return {**fields, "labels": 3, "head_rows": {"classes": rows, "spans": SPANS}}

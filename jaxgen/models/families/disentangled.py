@@ -15,9 +15,9 @@ KEYS = ("pos_att_type", "position_buckets", "max_relative_positions")
 
 
 def _read(theirs: Theirs) -> dict[str, Any]:
-    told, buckets, longest = (theirs[key] for key in KEYS)
-    told = told.lower().split("|") if isinstance(told, str) else told or []
-    names = {name.strip() for name in told}
+    kinds, buckets, longest = (theirs[key] for key in KEYS)
+    kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds or []
+    names = {name.strip() for name in kinds}
     if not names or not names <= set(TERMS):
         raise CheckpointError(f"pos_att_type={theirs['pos_att_type']!r:.60}: known are c2p and p2c")
     return {

@@ -21,8 +21,8 @@ def _read(theirs: Theirs) -> dict[str, Any]:
     alibi, one, heads, side, new, norms = (theirs[key] for key in BLOCK)
     norms = norms or (2 if new else 1)
     if norms not in (1, 2) or (norms == 2 and not new) or (new and not side):
-        told = ", ".join(f"{key}={theirs[key]!r:.40}" for key in BLOCK)
-        raise CheckpointError(f"{told}: no block of Falcon is so")
+        keys = ", ".join(f"{key}={theirs[key]!r:.40}" for key in BLOCK)
+        raise CheckpointError(f"{keys}: no block of Falcon is so")
     heads = heads if new else 1 if one else theirs["num_attention_heads"]
     order = {"positions": "alibi", "scores.alibi": "scaled"} if alibi else ROPE.read(theirs)
     return order | {"kv_heads": heads, "parallel": BLOCKS[int(norms) * bool(side)]}

@@ -190,8 +190,8 @@ class Family:
             grouped = {name.replace(".", "/"): value for name, value in fields.items()}
             return settings.build(ModelConfig, tree.unflatten(grouped))
         except ConfigError as error:
-            told = in_their_words(str(error), sources, full, self.called)
-            raise CheckpointError(f"it makes no model: {told}") from error
+            reason = in_their_words(str(error), sources, full, self.called)
+            raise CheckpointError(f"it makes no model: {reason}") from error
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Return the settings of a config.json; CheckpointError if the family can't say it all."""
@@ -225,10 +225,10 @@ class Family:
         """Return "key=value" of settings without effect here whose values mean nothing."""
         theirs, head = self.flat(theirs), self.head_of(theirs)["head"]
         full = self._filled(theirs)
-        found = odd_values(theirs, full[self.sizes["vocab_size"]])
+        odd = odd_values(theirs, full[self.sizes["vocab_size"]])
         read = {key for quirk in self.quirks if quirk.counts(head) for key in quirk.keys}
         unread = [q for q in self.quirks if not q.counts(head) and read.isdisjoint(q.keys)]
-        return found + [reason for quirk in unread for reason in quirk.refusals(full)]
+        return odd + [reason for quirk in unread for reason in quirk.refusals(full)]
 
     def _known(self) -> set[str]:
         known = {*self.sizes.values(), *self.aliases, *self.only, *self.ignored, *NEUTRAL}
@@ -297,5 +297,5 @@ class Family:
 
 def _of_encoder(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is told of the fields of two towers as that of the encoder by itself."""
-    own = {name.removeprefix(ENCODER): told for name, told in fields.items() if ENCODER in name}
-    return {name: told for name, told in fields.items() if not name.startswith("towers.")} | own
+    own = {name.removeprefix(ENCODER): value for name, value in fields.items() if ENCODER in name}
+    return {name: value for name, value in fields.items() if not name.startswith("towers.")} | own

@@ -55,8 +55,8 @@ def layer_types(
         value = None if half is None else theirs[half[0]]
         if half is None or theirs.get("sliding_window") is not None or type(value) is not int:
             return []
-        told = f"{half[0]}={value} (odd: {value // 2} tokens on each side)"
-        return [told] if value % 2 else []
+        problem = f"{half[0]}={value} (odd: {value // 2} tokens on each side)"
+        return [problem] if value % 2 else []
 
     keys = ("layer_types", "sliding_window", *extra)
     return Quirk(keys if half is None else (*keys, half[0]), read, write, odd)

@@ -104,11 +104,11 @@ def biases(parts: Mapping[str, tuple[Part, ...]]) -> Quirk:
     free = {"norm"}.difference(*parts.values())
 
     def read(theirs: Theirs) -> dict[str, Any]:
-        told = ", ".join(f"{key}={theirs[key]!r:.60}" for key in parts)
+        words = ", ".join(f"{key}={theirs[key]!r:.60}" for key in parts)
         on = {part for key, own in parts.items() if theirs[key] for part in own}
         known = [word for word, own in BIASES.items() if {*own} - free == on]
         if not known or not all(isinstance(theirs[key], bool) for key in parts):
-            raise CheckpointError(f"{told}: such biases are not known here")
+            raise CheckpointError(f"{words}: such biases are not known here")
         return {"biases": known[-1]}
 
     def write(config: ModelConfig) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def same(keys: tuple[str, ...], field: str) -> Quirk:
     def read(theirs: Theirs) -> dict[str, Any]:
         values = {key: theirs[key] for key in keys if key in theirs}
         if not values or len(set(map(repr, values.values()))) != 1:
-            told = ", ".join(f"{key}={value!r:.20}" for key, value in values.items())
-            raise CheckpointError(f"{told or keys[0]}: they must be there and equal")
+            words = ", ".join(f"{key}={value!r:.20}" for key, value in values.items())
+            raise CheckpointError(f"{words or keys[0]}: they must be there and equal")
         return {field: next(iter(values.values()))}
 
     return Quirk(keys, read, lambda config: dict.fromkeys(keys, value_of(config, field)))

@@ -93,8 +93,8 @@ def resolved(config: ModelConfig) -> ModelConfig:
 def differences(one: ModelConfig, other: ModelConfig) -> list[str]:
     """Return "field=value" of `one` where the two compute different logits."""
     rows = settings.diff(resolved(one), resolved(other))
-    found = [f"{key}={value!s:.60}" for key, value, _ in rows if key not in FREE]
-    if found or one.topology != "encoder_decoder":
-        return found
+    fields = [f"{key}={value!s:.60}" for key, value, _ in rows if key not in FREE]
+    if fields or one.topology != "encoder_decoder":
+        return fields
     # What both leave out may be another in each of their encoders, such as the scale of scores.
     return [f"encoder with {lost}" for lost in differences(one.encoder(), other.encoder())]

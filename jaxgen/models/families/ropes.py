@@ -68,8 +68,8 @@ def rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, 
             f"rope_scaling: rope_type={kind!r:.60} is not known here; known are {known}"
         )
     names = SCALINGS[kind]
-    told = theirs.get("partial_rotary_factor")
-    share = given.pop("partial_rotary_factor", 1.0 if told is None else told)
+    rotary = theirs.get("partial_rotary_factor")
+    share = given.pop("partial_rotary_factor", 1.0 if rotary is None else rotary)
     if share != 1 and not partial:
         raise CheckpointError(
             f"rope_scaling: partial_rotary_factor={share!r:.60} is not known here; known is 1"
@@ -111,19 +111,19 @@ def rope_settings(rope: Rope) -> dict[str, Any]:
         return {"rope_theta": rope.theta, "rope_scaling": None, **share}
     if scaling.kind == "longrope":  # Phi's configs have a value of their own, which wins
         share |= {"original_max_position_embeddings": scaling.original_context}
-    found = {name: getattr(scaling, ours) for ours, name in SCALINGS[scaling.kind].items()}
-    found = {name: value for name, value in found.items() if value is not None}
+    factors = {name: getattr(scaling, ours) for ours, name in SCALINGS[scaling.kind].items()}
+    factors = {name: value for name, value in factors.items() if value is not None}
     if scaling.kind == "yarn":
-        found["truncate"] = scaling.bounds == "whole"
-        found |= {"mscale_all_dim": scaling.mscale} if scaling.mscale else {}
-    told = {"rope_type": scaling.kind, **found}
-    told |= {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
-    return {"rope_theta": rope.theta, "rope_scaling": told, **share}
+        factors["truncate"] = scaling.bounds == "whole"
+        factors |= {"mscale_all_dim": scaling.mscale} if scaling.mscale else {}
+    scaled = {"rope_type": scaling.kind, **factors}
+    scaled |= {name: list(value) for name, value in factors.items() if isinstance(value, tuple)}
+    return {"rope_theta": rope.theta, "rope_scaling": scaled, **share}
 
 
 def ignored_rope(theirs: Theirs) -> list[str]:
     """Return "rope_scaling.name=value" of what no code of transformers reads for the kind."""
-    found = []
+    unread = []
     for key in ("rope_parameters", "rope_scaling"):
         parameters = theirs.get(key)
         if not isinstance(parameters, dict):
@@ -136,8 +136,8 @@ def ignored_rope(theirs: Theirs) -> list[str]:
             read |= {*_YARN_SCALES} if kind == "yarn" else set()
             read |= {"factor"} if kind in ("longrope", "proportional") else set()
             home = f"{key}.{part}." if part else f"{key}."
-            found += [f"{home}{k}={v!r:.40}" for k, v in given.items() if k not in read]
-    return found
+            unread += [f"{home}{k}={v!r:.40}" for k, v in given.items() if k not in read]
+    return unread
 
 
 def rope(
@@ -180,13 +180,13 @@ def rope(
         settings = rope_settings(config.rope)
         if partial:
             settings["partial_rotary_factor"] = config.rope.share
-        if gains and (told := settings["rope_scaling"]) is not None:
-            told |= dict.fromkeys(gains, told.pop("attention_factor", 1.0))
+        if gains and (scaled := settings["rope_scaling"]) is not None:
+            scaled |= dict.fromkeys(gains, scaled.pop("attention_factor", 1.0))
         return {{name: key for key, name in ours.items()}.get(k, k): v for k, v in settings.items()}
 
     def ignored(theirs: Theirs) -> list[str]:
         known = tuple(f".{name}=" for name in gains or ())
-        return [told for told in ignored_rope(theirs) if not any(one in told for one in known)]
+        return [key for key in ignored_rope(theirs) if not any(one in key for one in known)]
 
     renamed = {name for key, name in ours.items() if key != name}
     return Quirk((*ours, *(k for k in ROPE_KEYS if k not in renamed)), read, write, ignored)
@@ -196,12 +196,12 @@ def _one_gain(parameters: dict[str, Any], gains: tuple[str, str]) -> dict[str, A
     """Return rope parameters whose two factors of rotated queries and keys are one."""
     if parameters.get("rope_type", parameters.get("type", "default")) == "default":
         return parameters
-    told = {name: parameters.get(name) for name in gains}
-    if len({*told.values()}) != 1 or None in told.values():
-        words = " and ".join(f"{name}={value!r:.40}" for name, value in told.items())
+    values = {name: parameters.get(name) for name in gains}
+    if len({*values.values()}) != 1 or None in values.values():
+        words = " and ".join(f"{name}={value!r:.40}" for name, value in values.items())
         raise CheckpointError(f"rope_scaling: {words} must be numbers that are equal")
     own = {name: value for name, value in parameters.items() if name not in gains}
-    return own | {"attention_factor": told[gains[0]]}
+    return own | {"attention_factor": values[gains[0]]}
 
 
 ROPE_KEYS = (

@@ -49,16 +49,16 @@ FEEDS = one_of("feed", "feed_forward_proj", FEED)
 
 
 def _read_feed(theirs) -> dict[str, Any]:
-    found = FEEDS.read(theirs)
+    fields = FEEDS.read(theirs)
     word = theirs["feed_forward_proj"]
     last = "gelu_new" if word == "gated-gelu" else word.rpartition("-")[2]
-    told = {"is_gated_act": word.startswith("gated-"), "dense_act_fn": last}
-    for key, value in told.items():
+    implied = {"is_gated_act": word.startswith("gated-"), "dense_act_fn": last}
+    for key, value in implied.items():
         if theirs.get(key, value) not in (value, None):
             raise CheckpointError(
                 f"{key}={theirs[key]!r:.40} but feed_forward_proj={word}, which means {value!r}"
             )
-    return found
+    return fields
 
 
 def _attention(name: str, ours: str) -> tuple[Row, ...]:

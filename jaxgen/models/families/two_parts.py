@@ -94,10 +94,10 @@ def _read_windows(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_windows(config: ModelConfig) -> dict[str, Any]:
-    told = MOST_WINDOWS.write(config)
+    windows = MOST_WINDOWS.write(config)
     if config.topology != "encoder" or config.window is None:
-        return told
-    return told | {"sliding_window": config.window - 1}
+        return windows
+    return windows | {"sliding_window": config.window - 1}
 
 
 def _read_towers(theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,11 @@ def in_their_words(
         called: keys to what the file calls them, where that is another name.
     """
 
-    def said(found: re.Match[str]) -> str:
-        field, more, value = found.groups()
+    def said(match: re.Match[str]) -> str:
+        field, more, value = match.groups()
         keys = [key for key in sources[field] if theirs.get(key) is not None] or sources[field]
         if (value is None and field.isalpha()) or not keys:
-            return found.group()
+            return match.group()
         keys = get_close_matches(field.replace(".", "_"), keys, 1, NEAR) or keys
         names = [called.get(key, key) for key in keys]
         if value is None or more or len(keys) == 1:
