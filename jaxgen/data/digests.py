@@ -46,8 +46,7 @@ class DigestCache:
             return known
         began, stamp = time.time(), _stamp(path)
         digest = (take or files.digest)(path)
-        settled = began - max(stamp[2:]) / 1e9 > FRESH
-        if settled and stamp == _stamp(path):
+        if began - max(stamp[2:]) / 1e9 > FRESH:  # one that changes meanwhile has another stamp
             self._added[str(path.absolute())] = stamp, digest
         return digest
 
