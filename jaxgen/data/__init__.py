@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from jaxgen import lazy
 
 if TYPE_CHECKING:
+    from jaxgen.data.copies import CopyIndex, index_copies
     from jaxgen.data.corpora import Pair, docstring_pairs, python_docs, python_docstrings
     from jaxgen.data.corpus import Corpus, prepare
     from jaxgen.data.document import Document
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batches",
+    "CopyIndex",
     "Corpus",
     "DataSettings",
     "Document",
@@ -34,6 +36,7 @@ __all__ = [
     "documents",
     "documents_of",
     "in_order",
+    "index_copies",
     "labels_of",
     "open_shard",
     "prepare",
