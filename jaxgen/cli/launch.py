@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen.cli import exits
+from jaxgen.cli import exits, launchers
 from jaxgen.cli.arguments import REAL, WHOLE
-from jaxgen.errors import BusyError, ConfigError
+from jaxgen.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxgen.mesh.group import Group
     from jaxgen.mesh.launch import Launch
 
-PORTS = (61440, 4096)  # first and number of the ports that a Slurm job's number picks from
 # JAX names them so; the flags go first.
 VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
@@ -76,18 +75,25 @@ def group(flags: Flags | None) -> Iterator[Group]:
 
 
 def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
-    """Return how to join the others, None for a process on its own; ConfigError if half is said.
+    """Return how to join the others, None for a process on its own.
 
-    Looked for in this order: the flags, JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, a Slurm step of several tasks (srun), the hosts of a TPU pod.
+    The flags say it, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then the
+    variables of the launcher (`launchers`). Raises ConfigError if together they say half: several
+    processes must not each train alone in one folder.
     """
     from jaxgen.mesh.launch import Launch
 
     if flags.processes == 1:
         return None
-    place = _from_flags(flags, environment) or _slurm(environment) or _tpu(environment)
-    if place is None:
+    place = _from_flags(flags, environment)
+    launcher = None
+    launched = None if len(place) == len(VARIABLES) else launchers.find(environment)
+    if launched is not None and launched[1].get("processes") != 1:
+        launcher, place = launched[0], launched[1] | place
+    if not place or place.get("processes") == 1:
         return None
+    if missing := [name for name in VARIABLES if name not in place]:
+        raise ConfigError(_refusal(missing, launcher, place))
     return Launch(
         **place,
         start_timeout=flags.start_timeout,
@@ -96,81 +102,27 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
     )
 
 
-def _from_flags(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    words = {name: getattr(flags, name) for name in VARIABLES}
+def _from_flags(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the flags and JAX's variables say of this process's place."""
+    place = {}
     for name, variable in VARIABLES.items():
-        if words[name] is None and variable in environment:
-            text = environment[variable]
-            words[name] = text if name == "coordinator" else _number(variable, text)
-    missing = [name for name, word in words.items() if word is None]
-    if len(missing) == len(words):
-        return None
-    if missing and words["processes"] != 1:
-        lacking = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
-        raise ConfigError(
+        if (value := getattr(flags, name)) is not None:
+            place[name] = value
+        elif variable in environment:
+            text = name == "coordinator"
+            place[name] = environment[variable] if text else launchers.number(environment, variable)
+    return place
+
+
+def _refusal(missing: list[str], launcher: str | None, place: Mapping[str, Any]) -> str:
+    lacking = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
+    if launcher is None:
+        return (
             f"{lacking} is missing; a run of several processes needs --coordinator HOST:PORT, "
             f"--processes and --process, in each of them"
         )
-    return None if missing else words
-
-
-def _number(variable: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(f"{variable}={text!r} is no whole number; correct or unset it") from None
-
-
-def _slurm(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the place of a task of `srun`; None outside of a step or in one of a single task."""
-    names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
-    if not all(name in environment for name in names):
-        return None
-    job, count, index = (_number(n, environment[n]) for n in (names[0], *names[2:]))
-    if count == 1:
-        return None
-    each = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].partition(",")[0]
-    shared = _number("SLURM_STEP_TASKS_PER_NODE", each) > 1
-    local = _number("SLURM_LOCALID", environment.get("SLURM_LOCALID", "0"))
-    port = environment.get("JAX_COORDINATOR_PORT", str(PORTS[0] + job % PORTS[1]))
-    return {
-        "coordinator": f"{_first_host(environment[names[1]])}:{port}",
-        "processes": count,
-        "process": index,
-        # Tasks that share a node share its GPUs, one each; a task alone has them all.
-        "devices": (local,) if shared else None,
-    }
-
-
-def _first_host(nodes: str) -> str:
-    """Return the first of Slurm's list of hosts: "n7" of "n7,n9", "n07" of "n[07-09,12],m1"."""
-    head, bracket, rest = nodes.partition("[")
-    if not bracket or "," in head:
-        return nodes.partition(",")[0]
-    inside, _, tail = rest.partition("]")
-    suffix = tail.partition(",")[0]
-    return head + inside.replace("-", ",").partition(",")[0] + suffix
-
-
-def _tpu(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return the place of a host of a TPU pod, as JAX finds it out; None where there is no TPU."""
-    if environment.get("JAX_PLATFORMS", "tpu").partition(",")[0] != "tpu":
-        return None
-    # Importing JAX looks for chips; only where it has found some does it ask for the pod.
-    import jax  # noqa: F401
-    from jax._src import cloud_tpu_init, clusters
-
-    if not cloud_tpu_init.running_in_cloud_tpu_vm:
-        return None
-    try:
-        address, count, index, _ = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            None, None, None, None, None, 300
-        )
-    except Exception as error:  # of the metadata server, of its client, or of what it answers
-        raise BusyError(
-            f"the hosts of this TPU pod can't be found out ({type(error).__name__}: {error}); give "
-            f"--coordinator, --processes and --process, or --processes 1 for this host alone"
-        ) from error
-    if count is None or count == 1:
-        return None
-    return {"coordinator": address, "processes": count, "process": index}
+    count = f" of {place['processes']}" if "processes" in place else ""
+    return (
+        f"{launcher} says that this is process {place['process']}{count}, but not {lacking}: give "
+        f"it in each process, or --processes 1 for a run of its own"
+    )

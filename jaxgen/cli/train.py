@@ -88,8 +88,9 @@ def train(
     sees two tokens a weight in the time and fits the memory; no text is seen more
     than 20 times. init_from=FOLDER trains on that model instead.
 
-    On a TPU pod, or under Slurm's srun, the same command in every process trains
-    one model; elsewhere each is told its place, and all write one run folder:
+    On a TPU pod, or under srun, mpirun, torchrun, Ray Train, SkyPilot or a JobSet
+    of Kubernetes, the same command in every process trains one model; elsewhere
+    each is told its place. All write one run folder:
         jaxgen train my.yaml --coordinator host0:8476 --processes 2 --process 0
     """
     if keys:

@@ -14,7 +14,7 @@ import jax
 from jaxgen import data, terminal, tree
 from jaxgen import settings as sets
 from jaxgen.config import ModelConfig
-from jaxgen.errors import PREEMPTED, NonFiniteError
+from jaxgen.errors import PREEMPTED, ConfigError, NonFiniteError
 from jaxgen.mesh import device_mesh, place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
@@ -100,6 +100,11 @@ def train(
     group.agree("start", alike)
     with terminal.waiting("finding devices"):
         group.all_ok("devices", jax.devices)
+    if group.count == 1 and jax.process_count() > 1:
+        raise ConfigError(
+            f"JAX already connects {jax.process_count()} processes, and each would train alone in "
+            f"{folder}; don't call jax.distributed.initialize, but start `jaxgen train` in each"
+        )
     with ExitStack() as held:
         group.on_primary("run folder", lambda: held.enter_context(claimed(folder)))
         peers.see(group, folder / LOCK)

@@ -1,4 +1,4 @@
-"""A process finds its place: from flags, JAX's variables, a Slurm step or a TPU pod, in turn."""
+"""A process finds its place: from flags, JAX's variables or its launcher, in turn."""
 
 import json
 import os
@@ -18,6 +18,29 @@ SLURM = {
     "SLURM_PROCID": "3",
     "SLURM_LOCALID": "0",
 }
+# What each launcher sets, for the last of four processes, two a host.
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "n7", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True",
+}  # fmt: skip
+PYTORCH_JOB = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "j-master-0", "MASTER_PORT": "23456"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}  # fmt: skip
+OPEN_MPI_5 = {k: v for k, v in OPEN_MPI.items() if "uri" not in k} | {
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3",
+    "PMIX_NAMESPACE": "prterun-n7-4711@1",
+}  # fmt: skip
+MPICH = {
+    "PMI_SIZE": "4", "PMI_RANK": "3", "MPI_LOCALNRANKS": "4", "MPI_LOCALRANKID": "3",
+}  # fmt: skip
+SKYPILOT = {
+    "SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "3", "SKYPILOT_TASK_ID": "sky-2026-11_t_1-0",
+    "SKYPILOT_NODE_IPS": "10.0.0.7\n10.0.0.8\n10.0.0.9\n10.0.0.10\n",
+}  # fmt: skip
+JOBSET = {"JOB_COMPLETION_INDEX": "3", "HOSTNAME": "run-workers-0-3", "JAX_NUM_PROCESSES": "4"}
 JAX = {
     "JAX_COORDINATOR_ADDRESS": "a:1",
     "JAX_NUM_PROCESSES": "2",
@@ -70,6 +93,36 @@ def test_a_task_of_srun_finds_the_first_node_its_number_and_its_devices(changes,
 
 
 @pytest.mark.parametrize(
+    ("environment", "host", "devices"),
+    [
+        (TORCHRUN, "n7", (1,)),
+        (TORCHRUN | {"CUDA_VISIBLE_DEVICES": "1"}, "n7", None),  # as workers of Ray Train have it
+        (TORCHRUN | {"CUDA_VISIBLE_DEVICES": "2,3"}, "n7", (1,)),
+        (TORCHRUN | SLURM, "n7", (1,)),
+        (PYTORCH_JOB, "j-master-0:23456", None),
+        (OPEN_MPI, "10.96.0.1", (1,)),
+        (OPEN_MPI | SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, "10.96.0.1", (1,)),
+        (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp6://[fe80::b,2620::2]:4"}, "[fe80::b]", (1,)),
+        (OPEN_MPI_5, "127.0.0.1", (3,)),
+        (MPICH, "127.0.0.1", (3,)),
+        (MPICH | SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, "127.0.0.1", (3,)),
+        ({"PMI_SIZE": "4", "PMI_RANK": "3", "JAX_COORDINATOR_ADDRESS": "n7:1"}, "n7:1", None),
+        (SKYPILOT, "10.0.0.7", None),
+        (JOBSET, "run-workers-0-0.run.default.svc.cluster.local:8476", None),
+        (JOBSET | {"JAX_COORDINATOR_PORT": "99"}, "run-workers-0-0.run.default.svc", None),
+    ],
+)
+def test_each_launcher_is_detected(environment, host, devices, monkeypatch):
+    monkeypatch.setattr("socket.getfqdn", lambda name: f"{name}.run.default.svc.cluster.local")
+    coordinator, *rest = place({}, environment)
+    assert coordinator.startswith(host) and rest == [4, 3, devices]
+    assert 0 < int(coordinator.rpartition(":")[2]) < 65536
+    # All processes of a job must choose one port, and never that which torchrun listens at.
+    assert place({}, environment)[0] == coordinator and not coordinator.endswith(":29500")
+    assert place({"processes": 1}, environment) is None
+
+
+@pytest.mark.parametrize(
     ("flags", "environment", "part"),
     [
         ({"process": 1}, {}, "--coordinator (or JAX_COORDINATOR_ADDRESS) and --processes (or"),
@@ -77,6 +130,16 @@ def test_a_task_of_srun_finds_the_first_node_its_number_and_its_devices(changes,
         ({}, JAX | {"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID='one' is no whole number"),
         ({}, SLURM | {"SLURM_PROCID": ""}, "SLURM_PROCID='' is no whole number"),
         ({}, JAX | {"JAX_PROCESS_ID": "2"}, "--process 2 is not one of the 2 processes"),
+        ({"process": 1}, SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, "--coordinator (or JAX_COORDI"),
+        (
+            {},
+            {"JOB_COMPLETION_INDEX": "0", "HOSTNAME": "lone"},
+            "Kubernetes says that this is process 0, but not --coordinator (or JAX_COORDINATOR_"
+            "ADDRESS) and --processes (or JAX_NUM_PROCESSES): give it in each process, or "
+            "--processes 1",
+        ),
+        ({}, MPICH | {"MPI_LOCALNRANKS": "2"}, "MPICH says that this is process 3 of 4, but not"),
+        ({}, {"RANK": "1", "WORLD_SIZE": "2"}, "torchrun says that this is process 1 of 2, but"),
     ],
 )
 def test_half_a_place_is_refused_with_what_is_missing(flags, environment, part):

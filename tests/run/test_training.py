@@ -168,3 +168,12 @@ def test_what_a_killed_beginning_left_is_no_obstacle_and_another_folder_is_one(
     code, said = here("train", tiny, "--out", tmp_path / "thesis", "--force")
     assert code == 2 and "is no run: it holds 'chapter.tex'" in said, said
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
+
+
+def test_a_lone_run_in_one_of_several_connected_processes_is_refused(
+    tiny, here, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    code, said = here("train", tiny, "--out", tmp_path / "run")
+    assert code == 2 and "JAX already connects 4 processes" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
