@@ -247,8 +247,14 @@ def apply(
             more.
         prefix: [B, T], 1 for tokens that earlier ones see as well, for a decoder with prompt=both:
             the first tokens of a row or, of packed rows, of each segment; the rest is 0.
-        taps: globs of activations to return, such as "layers/attn_out", "layers/out" or "hidden".
-        interventions: by the same globs, functions (activation [B, T, D], layer) -> activation that
+        taps: globs of activations to return as plain arrays, stacked over layers where there is an
+            L: "embedded" and "hidden" [B, T, D], "layers/out" (the residual stream) and what is
+            added to it, "layers/attn_out", "layers/feed_out", "layers/cross_out" [L, B, T, D];
+            "layers/attn/probs" [L, B, N, T, S], "layers/attn/values" [L, B, S, K, H] and
+            "layers/attn/heads" [L, B, T, N, H], which the matrix `o` reads, and "layers/cross/..."
+            alike; "layers/feed/neurons" [L, B, T, F], which `down` reads. A pattern of p kinds of
+            layers has "layers/0/..." to "layers/{p-1}/...". What is not asked for costs nothing.
+        interventions: by the same globs, functions (activation, layer) -> activation that
             replace what a tap shows, and what is computed of it. layer: its number, traced; None
             of an activation of no layer. They are differentiable in what they close over; jit
             takes `jax.tree_util.Partial(function, array)` as an argument.

@@ -17,13 +17,16 @@ from jaxgen.nn.drop import Drop
 from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative
+from jaxgen.nn.tap import Place, is_intervened, is_tapped, tap
 from jaxgen.nn.weight import weight
 from jaxgen.ops import cache as caches
 from jaxgen.ops.adapted import after_virtual
-from jaxgen.ops.attention import attend
+from jaxgen.ops.attention import attend, plain
 from jaxgen.ops.contract import add_bias, contract
+from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.norms import unit_norm
 from jaxgen.ops.positions import rotate
+from jaxgen.ops.random import dropout
 
 Projection = Callable[[jax.Array], jax.Array]
 Keys = tuple[jax.Array, jax.Array]  # of all tokens that queries may see, and their values
@@ -70,11 +73,13 @@ class Attend(nn.Module):
         if config.scores.by_layer == "inverse":
             first = 0 if context.first is None else context.first
             q = q / jnp.asarray(first + layer + 1, q.dtype)
-        out = attend(q, k, v, *context.masks, **options(self, context, x))
+        at = place(context, layer)
+        v = tap(self, "values", v, *at)
+        out = attended(self, q, k, v, context.masks[0], at, **options(self, context, x))
         if config.scores.gate == "sigmoid":
             gate = project(self, "gate", x, config.heads, "N").astype("float32")
             out = (out.astype("float32") * jax.nn.sigmoid(gate)).astype(out.dtype)
-        return (output(self, out), cache), (k, v)
+        return (output(self, out, at), cache), (k, v)
 
     def _placed(self, name: str, x: jax.Array, letter: str, context: LayerContext) -> jax.Array:
         """Return queries or keys [B, T, N, H] normalised, and turned by their positions."""
@@ -147,8 +152,10 @@ class CrossAttend(nn.Module):
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.rng(x.shape[0])
         scale, cap = config.score_scale, config.scores.cap
-        out = attend(q, k, v, context.cross_mask, scale=scale, cap=cap, drop=drop)
-        return output(self, out), cache
+        at, about = place(context, layer), {"scale": scale, "cap": cap, "drop": drop}
+        v = tap(self, "values", v, *at)
+        out = attended(self, q, k, v, context.cross_mask, at, **about)
+        return output(self, out, at), cache
 
 
 def extended(
@@ -247,9 +254,42 @@ def _expanded(k: jax.Array, heads: int) -> jax.Array:
     return k if k.shape[2] == heads else jnp.repeat(k, heads // k.shape[2], axis=2)
 
 
-def output(module: Any, x: jax.Array) -> jax.Array:
+def place(context: LayerContext, layer: Layer) -> Place:
+    """Return the interventions on a layer's activations, and its number in the model."""
+    return context.interventions, layer if context.first is None else layer + context.first
+
+
+def attended(
+    module: Any,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: AttentionMask,
+    at: Place,
+    **options: Any,
+) -> jax.Array:
+    """Return attention's output [B, T, N, H]; its probabilities [B, N, T, S] are the tap `probs`.
+
+    Kernels keep no probabilities, so those of the tap are computed beside them, by the formula
+    itself; an intervention on them takes the formula's way.
+    """
+    changed = is_intervened(module, "probs", at[0])
+    out = None if changed else attend(q, k, v, mask, **options)
+    if out is not None and not is_tapped(module):
+        return out
+    drop = options.pop("drop")
+    probs = plain.probabilities(q, k, mask.allowed, **options)
+    heads = probs.reshape(probs.shape[0], -1, *probs.shape[3:])
+    heads = tap(module, "probs", heads, *at)
+    if out is not None:
+        return out
+    probs = heads.reshape(probs.shape)
+    return plain.weigh(probs if drop is None else dropout(probs, drop), v)
+
+
+def output(module: Any, x: jax.Array, at: Place) -> jax.Array:
     """Return heads [B, T, N, H] back in the model's width, through a module's weight `o`."""
-    config = module.config
+    config, x = module.config, tap(module, "heads", x, *at)
     shape = (config.heads, x.shape[-1], config.d_model)
     # GPT-2: the residual stream sums 2 * layers outputs, so each starts smaller.
     normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)

@@ -24,7 +24,7 @@ from jaxgen.nn.latent import LatentAttend
 from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.residual import Laurel, LayerInput, Streams
-from jaxgen.nn.tap import Interventions, tap
+from jaxgen.nn.tap import Place, tap
 from jaxgen.nn.weight import weight
 
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
             if config.parallel == "two_norms":
                 normed = self._before("feed", x)
             x = self._after("attn", x, y, place)
-            x = self._after("feed", x, self._feed(normed, stream, context), place)
+            x = self._after("feed", x, self._feed(normed, stream, context, place), place)
             return (tap(self, "out", x, *place), cache), keys
         x = self._after("attn", x, y, place)
         if config.residual.laurel is not None:
@@ -78,7 +78,8 @@ class Block(nn.Module):
             cross = CrossAttend(config, self.deterministic, name="cross")
             y, cache = cross((self._before("cross", x), cache), layer, context)
             x = self._after("cross", x, y, place)
-        x = self._after("feed", x, self._feed(self._before("feed", x), x, context), place)
+        normed = self._before("feed", x)
+        x = self._after("feed", x, self._feed(normed, x, context, place), place)
         x = x if streams is None else streams.correct(predicted, x)
         x = self._left(x, streams, context, number)
         return (tap(self, "out", x, *place), cache), keys
@@ -98,21 +99,21 @@ class Block(nn.Module):
             x = x * weight(self, "gain", (), "", ones, config.param_dtype).astype(x.dtype)
         return x
 
-    def _feed(self, x: jax.Array, stream: jax.Array, context: LayerContext) -> jax.Array:
+    def _feed(
+        self, x: jax.Array, stream: jax.Array, context: LayerContext, place: Place
+    ) -> jax.Array:
         config = self.config.of_kind(self.kind)
         if config.experts.are_in(config, self.kind):
             return Experts(config, name="experts")(x, stream, context.segments)
         kind = config.kinds.get(self.kind, LayerKind())
-        return Feed(config, sparsity=kind.sparsity, name="feed")(x)
+        return Feed(config, sparsity=kind.sparsity, name="feed")(x, place)
 
     def _before(self, name: str, x: jax.Array) -> jax.Array:
         if self.config.norm_at in ("post", "out"):
             return x
         return Norm(self.config, name=f"{name}_norm")(x)
 
-    def _after(
-        self, name: str, x: jax.Array, y: jax.Array, place: tuple[Interventions | None, Any]
-    ) -> jax.Array:
+    def _after(self, name: str, x: jax.Array, y: jax.Array, place: Place) -> jax.Array:
         config = self.config
         y = tap(self, f"{name}_out", y, *place)
         if config.norm_at in ("both", "out"):

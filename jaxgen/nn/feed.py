@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
+from jaxgen.nn.tap import Place, tap
 from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import add_bias, contract
 from jaxgen.ops.gates import ACTIVATIONS, GATED, gated
@@ -27,13 +28,18 @@ class Feed(nn.Module):
     sparsity: float = 0.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return x [B, T, D] transformed position by position."""
+    def __call__(self, x: jax.Array, place: Place | None = None) -> jax.Array:
+        """Return x [B, T, D] transformed position by position.
+
+        place: that of a layer's own feed-forward, whose activations
+        [B, T, F] are the tap `neurons`.
+        """
         config = self.config
         y, gate = self._project("up", x), None
         if is_gated(config.feed):
             gate = cut(self._project("gate", x), self.sparsity)
         y = activate(config.feed, y if gate is not None else cut(y, self.sparsity), gate)
+        y = y if place is None else tap(self, "neurons", y, *place)
         return self._down(constrain(y, "BTF"))
 
     def _project(self, name: str, x: jax.Array) -> jax.Array:

@@ -15,6 +15,8 @@ from jaxgen.errors import ConfigError
 # (`jax.tree_util.Partial`), so that a scan takes it with the arrays that it holds.
 Interventions = Mapping[str, Callable[..., jax.Array]]
 
+Place = tuple[Interventions | None, Any]  # interventions on activations, and the layer's number
+
 
 def tap(
     module: nn.Module,
@@ -40,6 +42,16 @@ def tap(
         x = new.astype(x.dtype)
     module.sow("taps", name, x)
     return x
+
+
+def is_intervened(module: nn.Module, name: str, interventions: Interventions | None) -> bool:
+    """Return whether an intervention changes the activation `name` of the module."""
+    return bool(interventions) and "/".join((*module.path, name)) in (interventions or {})
+
+
+def is_tapped(module: nn.Module) -> bool:
+    """Return whether taps are returned; what only they need is not computed without."""
+    return module.is_mutable_collection("taps")
 
 
 def below(interventions: Interventions | None, prefix: str) -> Interventions | None:

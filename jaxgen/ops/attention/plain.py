@@ -35,6 +35,21 @@ def attend(
     gives no value (OpenAI 2025, gpt-oss). A row that may see nothing averages all values, and means
     nothing.
     """
+    probs = probabilities(q, k, mask, scale=scale, cap=cap, bias=bias, sinks=sinks)
+    return weigh(probs if drop is None else random.dropout(probs, drop), v)
+
+
+def probabilities(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B T S"],
+    *,
+    scale: float,
+    cap: float | None,
+    bias: Float[Array, "#B N #T S"] | None = None,
+    sinks: Float[Array, "N"] | None = None,
+) -> Float[Array, "B K G T S"]:
+    """Return how much each query gives to each key, float32, of the G heads of each key head."""
     B, T, N, H = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H)
@@ -44,15 +59,17 @@ def attend(
         scores += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     if sinks is None:
-        probs = jax.nn.softmax(scores, axis=-1)
-    else:
-        nothing = sinks.astype(jnp.float32).reshape(1, K, N // K, 1, 1)
-        nothing = jnp.broadcast_to(nothing, (*scores.shape[:-1], 1))
-        probs = jax.nn.softmax(jnp.concatenate([scores, nothing], axis=-1), axis=-1)[..., :-1]
-    if drop is not None:
-        probs = random.dropout(probs, drop)
+        return jax.nn.softmax(scores, axis=-1)
+    nothing = sinks.astype(jnp.float32).reshape(1, K, N // K, 1, 1)
+    nothing = jnp.broadcast_to(nothing, (*scores.shape[:-1], 1))
+    return jax.nn.softmax(jnp.concatenate([scores, nothing], axis=-1), axis=-1)[..., :-1]
+
+
+def weigh(probs: Float[Array, "B K G T S"], v: Float[Array, "B S K W"]) -> Float[Array, "B T N W"]:
+    """Return the values weighed by probabilities, head by head."""
+    B, K, G, T, _ = probs.shape
     # Probabilities come first: einsum would take the values first, which on a CPU is ten times as
     # slow for a few queries.
     axes = (((4,), (1,)), ((0, 1), (0, 2)))
     out = lax.dot_general(probs.astype(v.dtype), v, axes)  # [B, K, G, T, H]
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, v.shape[-1])
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, v.shape[-1])
