@@ -1,0 +1,51 @@
+"""Parameters and taps of one layer, and what each of its heads adds to the residual stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
+from jaxgen.nn.stack import layer_path, taps_path
+from jaxgen.ops.contract import contract
+
+
+def check_attention(config: ModelConfig) -> None:
+    """Raise ConfigError unless all layers have attention, with values that are taps."""
+    mixers = {config.mixer(kind) for kind in config.pattern}
+    if mixers != {"attention"}:
+        raise ConfigError(
+            f"mixer={'+'.join(sorted(mixers))}: such layers have no attention to show"
+        )
+
+
+def layer_params(params: Any, config: ModelConfig, layer: int) -> Any:
+    """Return the parameters of one layer of a tower, {"attn": {"o": ...}, ...}."""
+    path, index = layer_path(config, layer)
+    for name in path.split("/"):
+        params = params[name]
+    return params if index is None else jax.tree.map(lambda leaf: leaf[index], params)
+
+
+def layer_taps(taps: dict[str, Array], config: ModelConfig, layer: int) -> dict[str, Array]:
+    """Return the taps of one layer by their names in it, as "attn/probs"."""
+    path, index = taps_path(config, layer)
+    own = {name[len(path) + 1 :]: x for name, x in taps.items() if name.startswith(f"{path}/")}
+    return own if index is None else {name: x[index] for name, x in own.items()}
+
+
+def head_outputs(
+    config: ModelConfig, o_NHD: Any, heads: Float[Array, "B T N H"]
+) -> Float[Array, "N B T D"]:
+    """Return what each head adds, without a bias: `o` of that head's numbers alone."""
+
+    def one(number: Array) -> Array:
+        alone = jnp.where(jnp.arange(heads.shape[2])[:, None] == number, heads, 0)
+        return contract("BTNH,NHD->BTD", alone, o_NHD, dtype=config.compute_dtype)
+
+    return lax.map(one, jnp.arange(heads.shape[2]))
