@@ -133,12 +133,13 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "not from a checkout"
 
 
-def write(name: str, found: Mapping[str, Any]) -> None:
-    """Write results/NAME.json and print it."""
+def write(name: str, found: Mapping[str, Any], *, show: bool = True) -> None:
+    """Write results/NAME.json and print it, where `show` says so."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)
+    if show:
+        print(text)
 
 
 def _cpu() -> str:

@@ -95,8 +95,6 @@ class Rounds:
     def _steps(self) -> int:
         """Return how many steps the next chunk has."""
         live, chunk = self.slots.live, self.slots.chunk
-        if not self.slots.short_chunks and len(self.slots.running) > 1:
-            return chunk
         if not all(one.start for one in live):
             return 1
         waits = self.staged is not None and self.slots.is_full

@@ -102,9 +102,6 @@ class Slots:
         self.sizes = sorted({1, *self.sizes, count})
         self.capacities = sorted({*_doublings(SMALLEST, context), context})
         self.unrolled = serving.is_unrolled(session.params)
-        # Weights of a byte are made wide once a call of several rows, which takes as long as five
-        # steps.
-        self.short_chunks = all(x.dtype != np.int8 for x in jax.tree.leaves(session.params))
         self.running: list[Running | None] = []  # of each row
         self.cache: Cache | None = None
         self.capacity, self._idle = 0, 0

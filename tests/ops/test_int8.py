@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.ops import cpu
 from jaxgen.ops.contract import contract, lookup
+from jaxgen.ops.cpu import matmul
 from jaxgen.ops.int8 import Int8
 
 SIZES = {"B": 2, "T": 3, "D": 4, "N": 2, "H": 6, "F": 5, "V": 7}
@@ -62,8 +64,9 @@ def test_rows_of_a_table_and_zeros():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for CPUs")
-@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
-def test_narrow_weights_are_not_written_down_as_float32_for_one_row(dtype):
+@pytest.mark.parametrize(("dtype", "rows"), [("int8", 1), ("int8", 3), ("bfloat16", 1)])
+def test_narrow_weights_are_not_written_down_as_float32_for_few_rows(dtype, rows, monkeypatch):
+    monkeypatch.setattr(matmul, "BLOCK", 2 * SIZES["D"] * 4)  # two outputs, of five
     w = drawn("DF")
     leaf = Int8.of(w, 1) if dtype == "int8" else w.T.astype(dtype)
     equation = "BTD,DF->BTF" if dtype == "int8" else "BTD,FD->BTF"
@@ -71,14 +74,25 @@ def test_narrow_weights_are_not_written_down_as_float32_for_one_row(dtype):
 
     def loop(x, leaf):  # over tokens, and rows of a prompt before it
         step = lambda _, x: jnp.tile(form(x, leaf).sum(axis=-1, keepdims=True), x.shape[-1])  # noqa: E731
-        return jax.lax.fori_loop(0, 5, step, x), form(jnp.tile(x, (3, 1, 1)), leaf)
+        return jax.lax.fori_loop(0, 5, step, x), form(jnp.tile(x, (64, 1, 1)), leaf)
 
-    x = jnp.ones((1, 1, SIZES["D"]), "float32" if dtype == "int8" else dtype)
+    x = jnp.ones((rows, 1, SIZES["D"]), "float32" if dtype == "int8" else dtype)
     program = as_users.compile(jax.jit(loop).lower(x, leaf)).as_text()
-    carried = next(line for line in program.splitlines() if " while(" in line)
-    assert f"{SIZES['F']},{SIZES['D']}]" in carried  # the narrow weights, and them alone
-    assert f"f32[{SIZES['F']},{SIZES['D']}]" not in carried, carried
-    assert f"f32[{SIZES['D']},{SIZES['F']}]" not in carried, carried
+    carried = [line for line in program.splitlines() if " while(" in line]
+    assert f"{SIZES['F']},{SIZES['D']}]" in carried[0]  # the narrow weights, and them alone
+    for line in carried:
+        assert f"f32[{SIZES['F']},{SIZES['D']}]" not in line, line
+        assert f"f32[{SIZES['D']},{SIZES['F']}]" not in line, line
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 5])
+def test_weights_are_widened_block_by_block_to_the_same_products(outputs, monkeypatch):
+    monkeypatch.setattr(matmul, "BLOCK", outputs * SIZES["D"] * 4)
+    leaf, x = Int8.of(drawn("DF"), 1), drawn("BTD", 3)
+    form = partial(contract, "BTD,DF->BTF", dtype="float32")
+    with cpu.disabled("few_rows"):
+        plain = jax.jit(form)(x, leaf)
+    np.testing.assert_allclose(jax.jit(form)(x, leaf), plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for CPUs")

@@ -18,7 +18,7 @@ TWINS = {
     "bfloat16": "matmuls of bfloat16 have two rows at least and float32 sums",
     "blocked_attention": "attention by blocks of queries; scores are never held whole",
     "compile_options": "XLA options of a training step",
-    "few_rows": "the matmul of a few rows has the weight on the left",
+    "few_rows": "the matmul of a few rows has the weight on the left, widened block by block",
     "fused_weights": "decoding multiplies with weights of the same input at once",
     "grouped_matmul": "experts multiply their own rows, block by block, not all rows",
     "one_row": "float32 is made of a narrower weight within the matmul of one row",

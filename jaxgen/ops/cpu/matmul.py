@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -9,6 +11,7 @@ from jaxgen.export import are_known
 from jaxgen.ops.cpu import enabled
 
 FEW = 64  # rows of a decoding step at most
+BLOCK = 2**20  # bytes of float32 that stay in a core's own cache
 
 
 def of_rows(x: Array, w: Array) -> Array | None:
@@ -28,9 +31,28 @@ def of_rows(x: Array, w: Array) -> Array | None:
     if 1 < rows <= FEW and x.dtype == jnp.float32 and enabled("few_rows"):
         # XLA is faster with the weight on the left; without the barrier it would cancel the two
         # transpositions.
-        axes = (((1,), (1,)), ((), ()))
-        return lax.optimization_barrier(lax.dot_general(w.astype(x.dtype), x, axes)).T
+        return lax.optimization_barrier(_weight_on_the_left(w, x)).T
     return None
+
+
+def _weight_on_the_left(w: Array, x: Array) -> Array:
+    """Return w [C, I] times x [R, I] transposed; a narrower weight is widened block by block.
+
+    Widened at once it would be written to memory, before the loop over tokens: as many bytes a step
+    as of float32, and as many seconds a call as several steps.
+    """
+    columns, inner = w.shape
+    axes = (((1,), (1,)), ((), ()))
+    size = max(BLOCK // (x.dtype.itemsize * inner), 1)
+    if w.dtype == x.dtype or size >= columns:
+        return lax.dot_general(w.astype(x.dtype), x, axes)
+
+    def block(i: Array, y: Array) -> Array:
+        # The last block begins where it fits (so both slices clamp), and overlaps the one before.
+        part = lax.dynamic_slice_in_dim(w, i * size, size).astype(x.dtype)
+        return lax.dynamic_update_slice_in_dim(y, lax.dot_general(part, x, axes), i * size, 0)
+
+    return lax.fori_loop(0, ceil(columns / size), block, jnp.zeros((columns, len(x)), x.dtype))
 
 
 def of_bfloat16(x: Array, y: Array, left: int, right: int) -> Array:
