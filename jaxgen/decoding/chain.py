@@ -59,17 +59,22 @@ class Chain:
 
     def process(self, logits: Float[Array, "B V"], history: History | None = None) -> Array:
         """Return the logits after all processors; -inf marks banned tokens."""
+        return self.stages(logits, history)[-1]
+
+    def stages(self, logits: Float[Array, "B V"], history: History | None = None) -> list[Array]:
+        """Return the logits as they are, and after each of the processors."""
+        stages = [logits]
         for index, processor in enumerate(self.processors):
             if required_history(processor) == "nothing":
-                logits = _same_shape(processor, logits, processor(logits))
+                stages.append(_same_shape(processor, stages[-1], processor(stages[-1])))
                 continue
             needs_tokens = required_history(processor) == "tokens"
             if history is None or (needs_tokens and history.tokens is None):
                 raise ConfigError(missing_prompt(processor))
             state = history.states[index] if history.states else None
             inputs = (history,) if state is None else (history, state)
-            logits = _same_shape(processor, logits, processor(logits, *inputs))
-        return logits
+            stages.append(_same_shape(processor, stages[-1], processor(stages[-1], *inputs)))
+        return stages
 
     def __call__(
         self, logits: Float[Array, "B V"], keys: Key[Array, "B"], history: History | None = None

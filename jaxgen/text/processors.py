@@ -53,13 +53,26 @@ def chain_of(settings: Sequence[Generation], batch: ChainContext) -> Chain:
     Raises ConfigError for a word that the tokenizer can't write, an id outside the vocabulary, or
     a structure that can't be compiled or ended within a request's limit.
     """
+    return chain(*(build(settings, batch) for _, build in _entries(settings)))
+
+
+def names_in_chain(settings: Generation) -> list[str]:
+    """Return, for each processor in a request's chain, the setting that it is for."""
+    return [
+        next((name for name in names if is_set(settings, (name,))), names[0])
+        for names, _ in _entries([settings])
+    ]
+
+
+def _entries(settings: Sequence[Generation]) -> list[tuple[tuple[str, ...], Build]]:
+    """Return the entries of ORDER that the chain of requests has."""
     samples = settings[0].strategy in ("draw", "speculate") or bool(settings[0].do_sample)
-    parts = []
+    entries = []
     for names, build in ORDER:
         shapes, needed = names[0] in DRAWING, any(is_set(one, names) for one in settings)
         if (samples and names == ("temperature",)) or (needed and (samples or not shapes)):
-            parts.append(build(settings, batch))
-    return chain(*parts)
+            entries.append((names, build))
+    return entries
 
 
 def parts_of(

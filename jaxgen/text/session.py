@@ -277,7 +277,7 @@ class Session:
             yield answer.text
             return answer.reason
         reason = Reason.LENGTH
-        group = self._batch(requests, None)
+        group = self.request_batch(requests, None)
         for ((piece, ended),) in batch_decoding.stream(group, [group.begin(requests[0])]):
             if piece:
                 yield piece
@@ -342,7 +342,7 @@ class Session:
                 parts = split_by_length([len(request.ids) for _, request in members], batch)
                 size = batch  # the last one, too, so that no other program is compiled for it
             for part in parts:
-                group = self._batch([members[i][1] for i in part], top, size)
+                group = self.request_batch([members[i][1] for i in part], top, size)
                 for i, answers in zip(part, batch_decoding.complete(group), strict=True):
                     place, request = members[i]
                     completions[place].append((request.number, answers))
@@ -377,9 +377,10 @@ class Session:
             return prompt
         return prompt._replace(settings=preferred(self._user(prompt.user), prompt.settings))
 
-    def _batch(
-        self, requests: Sequence[Request], top: int | None, size: int | None = None
+    def request_batch(
+        self, requests: Sequence[Request], top: int | None = None, size: int | None = None
     ) -> RequestBatch:
+        """Return requests of one program as a batch, with `size` rows; see `RequestBatch`."""
         draft = requests[0].settings.draft
         size = batch_size(len(requests)) if size is None else size
         params, rows = self.params, [one.user for one in fill_up(requests, size)]
