@@ -40,7 +40,7 @@ FLOORS = {
     6: ["train", "pretrained"],
     7: ["text"],
     8: ["run"],
-    9: ["report", "verify", "plan", "serve", "harness", "tutor", "explain"],
+    9: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain"],
     10: ["examples"],
     11: ["cli"],
     12: ["__main__", "__init__"],

@@ -100,7 +100,9 @@ def _fuse(tree: Any) -> Any:
     for name, node in tree.items():
         names = FUSED.get(name)
         if names and all(one in node for one in names):
-            node = fuse(node, names)
+            kinds = {type(node[one]) for one in names}
+            if len(kinds) == 1 and hasattr(kinds.pop(), "join"):
+                node = fuse(node, names)
         result[name] = _fuse(node) if isinstance(node, Mapping) else node
     return result
 

@@ -140,12 +140,7 @@ class Leading(nn.Module):
         config, (x, cache) = self.config, carry
         period = len(config.pattern)
         for layer in range(config.leading):
-            kind, normed = (
-                config.pattern[layer % period],
-                layer == 0 and config.embed.norm == "first",
-            )
-            inside = _dense(config) if layer < config.experts.first_dense else config
-            block = self.block(inside, self.deterministic, kind, normed, name=str(layer))
+            block = self.block(*_of_layer(config, self.deterministic, layer), name=str(layer))
             own = context._replace(masks=(context.masks[layer % period],))
             if cache is None or not cache.is_unrolled:
                 (x, cache), _ = block((x, cache), layer, own)
@@ -155,6 +150,20 @@ class Leading(nn.Module):
             (x, part), _ = block((x, cache.step(step)), inside, own)
             cache = cache.after(step, part)
         return x, cache
+
+
+def _of_layer(
+    config: ModelConfig, deterministic: bool, layer: int
+) -> tuple[ModelConfig, bool, str, bool]:
+    """Return the arguments of a layer's `Block`."""
+    inside = _dense(config) if layer < config.experts.first_dense else config
+    normed = layer == 0 and config.embed.norm == "first"
+    return inside, deterministic, config.pattern[layer % len(config.pattern)], normed
+
+
+def single(config: ModelConfig, layer: int, *, name: str) -> Block:
+    """Return the `Block` of one layer without dropout."""
+    return Block(*_of_layer(config, True, layer), name=name)
 
 
 def _dense(config: ModelConfig) -> ModelConfig:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxgen.config import ModelConfig
 from jaxgen.mesh import constrain
+from jaxgen.nn.block import single
 from jaxgen.nn.drop import Drop
 from jaxgen.nn.embed import Embed, Tokens
 from jaxgen.nn.head import Head, Unembed
@@ -110,6 +111,22 @@ class Encoder(nn.Module):
     def __call__(self, inputs: Inputs, table: Any) -> jax.Array:
         """Return the last hidden states [B, T, D]."""
         return _tower(self, inputs, table)[0]
+
+
+class OneLayer(nn.Module):
+    """One layer of a tower by itself, whose parameters are "layer" and those all layers share."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, inputs: Inputs) -> jax.Array:
+        """Return the residual stream [B, T, D] after the layer, for that before it."""
+        context, _ = _layer_context(self.config, inputs)
+        mask = context.masks[self.layer % len(context.masks)]
+        block = single(self.config, self.layer, name="layer")
+        (x, _), _ = block((x, None), self.layer, context._replace(masks=(mask,)))
+        return x
 
 
 def _tower(

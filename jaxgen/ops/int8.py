@@ -73,3 +73,22 @@ class Int8:
         """Return rows of a table."""
         rows, scales = (jnp.take(x, ids, axis=0, mode="clip") for x in (self.values, self.scale))
         return (rows * scales[..., None]).astype(dtype)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Int8Activations(Int8):
+    """An `Int8` weight whose inputs are rounded to int8 as well, with a scale for each token.
+
+    The matmul is one of integers, summed in int32 (W8A8; Dettmers et al. 2022).
+    """
+
+    def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
+        """Return einsum(equation, x, weight) for an equation "BT...->BT..."."""
+        rows = x.astype(jnp.float32).reshape(*x.shape[: x.ndim - self.num_contracted], -1)
+        most = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
+        scale = jnp.where(most > 0, most, 1.0) / LARGEST
+        values = jnp.round(rows / scale).astype(jnp.int8)
+        y = jnp.einsum("BTD,FD->BTF", values, self.values, preferred_element_type=jnp.int32)
+        y = y.astype(jnp.float32) * scale * self.scale.reshape(-1)
+        return y.astype(dtype).reshape(*y.shape[:-1], *self.scale.shape)

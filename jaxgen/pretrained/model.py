@@ -18,7 +18,7 @@ from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.mesh.place import laid
 from jaxgen.models import api
-from jaxgen.pretrained import adapted, gguf_write, hub_read, hub_write, sources
+from jaxgen.pretrained import adapted, gguf_write, hub_read, hub_write, leaves, sources
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
 from jaxgen.store import Checkpoints, gguf, safetensors
@@ -142,7 +142,7 @@ def _load(
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
         config, params = read_config(folder), _read_weights(folder / WEIGHTS)
-        _check_shapes(folder, params, config)
+        _check_shapes(folder, params, config, quantised=True)
         return config, params
     return load_step(path, step)[:2]
 
@@ -224,7 +224,7 @@ def save(
     """
     folder = Path(path)
     check_new(folder)
-    _check_shapes(folder, params, config)
+    _check_shapes(folder, params, config, quantised=layout == "jaxgen")
     about = generation_config or GenerationConfig()
     if about.labels and len(about.labels) != config.classes:
         about = replace(about, labels=())
@@ -248,11 +248,11 @@ def save(
             if chat_template is not None:
                 hub_write.write_template(draft, chat_template)
             return
-        flat = tree.flatten(params)
-        shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in flat.items()}
-        form = {"format": "jaxgen"}
+        arrays, notes = leaves.to_arrays(tree.flatten(params))
+        shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in arrays.items()}
+        form = {"format": "jaxgen", **notes}
         safetensors.write_safetensors(
-            draft / WEIGHTS, shapes, lambda name: np.asarray(flat[name]), form
+            draft / WEIGHTS, shapes, lambda name: np.asarray(arrays[name]), form
         )
         files.write(draft / CONFIG, settings_yaml.to_yaml({"model": settings.as_dict(config)}))
         write_generation_config(draft, about)
@@ -289,20 +289,32 @@ def _checkpoints(folder: Path) -> Checkpoints:
 def _read_weights(path: Path) -> api.Params:
     import jax
 
-    tensors = safetensors.open_file(path)
-    flat = {name: jax.device_put(laid(safetensors.read_tensor(t))) for name, t in tensors.items()}
-    return tree.unflatten(flat)
+    tensors, notes = safetensors.open_noted(path)
+
+    def read(name: str) -> Any:
+        return jax.device_put(laid(safetensors.read_tensor(tensors[name])))
+
+    return tree.unflatten(leaves.from_arrays(tensors, notes, read, path))
 
 
-def _check_shapes(folder: Path, params: api.Params, config: ModelConfig) -> None:
-    for path, leaf in tree.flatten(params).items():
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+def _check_shapes(
+    folder: Path, params: api.Params, config: ModelConfig, *, quantised: bool = False
+) -> None:
+    """Raise unless the parameters are those of a config; quantised: weights may be so."""
+    flat = tree.flatten(params)
+    for path, leaf in flat.items():
+        plain = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        if not plain and not (quantised and leaves.is_quantised(leaf)):
             raise ConfigError(
                 f"params: {path} is a {type(leaf).__name__}, which is no array and can't be saved; "
                 f"merge it into its weight, or save it on its own"
             )
     wanted = {p: leaf.shape for p, leaf in tree.flatten(api.abstract(config)).items()}
-    actual = {p: leaf.shape for p, leaf in tree.flatten(params).items()}
+    misfits = leaves.misfits(flat, config)
+    fitting = (path for path, leaf in flat.items() if leaves.is_quantised(leaf))
+    shapes = {path: wanted.get(path) for path in fitting if path not in misfits}
+    shapes |= dict.fromkeys(misfits, "quantised in another shape")
+    actual = shapes | {p: leaf.shape for p, leaf in flat.items() if p not in shapes}
     wrong = [
         f"{path}: {actual.get(path, 'absent')} instead of {wanted.get(path, 'nothing')}"
         for path in sorted(wanted.keys() | actual.keys())

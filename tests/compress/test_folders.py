@@ -1,0 +1,212 @@
+"""A model through `jaxgen compress` and back: folders, kills, other verbs, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen import tree
+from jaxgen.cli.app import main
+from jaxgen.compress import layerwise, matrix, write
+from jaxgen.compress.recipe import PRESETS, Recipe, read_recipe
+from jaxgen.errors import ConfigError
+from jaxgen.models import serving
+from jaxgen.nn import unroll
+from jaxgen.tokens import train as train_tokenizer
+from jaxgen.tokens.settings import TokenizerSettings
+
+CONFIG = jaxgen.ModelConfig(
+    vocab_size=260, context=32, layers=3, d_model=64, heads=4, d_ff=64, feed="swiglu", norm="rms",
+    positions="rope",
+)  # fmt: skip
+SMALL = {"rows": 4, "length": 16}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Return a folder with a model of random weights, its tokenizer, and a text."""
+    folder = tmp_path_factory.mktemp("compress")
+    params = jaxgen.init(CONFIG, jax.random.key(0))
+    tokenizer = train_tokenizer(TokenizerSettings(kind="bytes"), ())
+    jaxgen.save(folder / "model", CONFIG, params, tokenizer=tokenizer)
+    text = "".join(f"{i} times {i} is {i * i}; what is {i + 1}? " for i in range(60))
+    (folder / "text.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    """Return (config, params) of the folder."""
+    return jaxgen.load(home / "model")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Return ids [4, 16]."""
+    return np.random.default_rng(0).integers(0, 256, (4, 16)).astype(np.int32)
+
+
+def test_statistics_are_those_of_the_inputs_that_the_model_computes(model, rows):
+    config, params = model
+    x = layerwise.embed(params, config, jnp.asarray(rows))
+    taps = jaxgen.apply(params, config, rows, taps=("layers/out",)).taps["layers/out"]
+    for layer in range(config.layers):
+        own = layerwise.layer_params(params, config, layer)
+        found = layerwise.record_layer(own, {}, config, layer, x)
+        scale = jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + config.norm_epsilon)
+        normed = (x * scale * own["attn_norm"]["scale"]).reshape(-1, 64)
+        np.testing.assert_allclose(found["attn/q"].gram, normed.T @ normed, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(found["attn/q"].total, abs(normed).sum(0), rtol=1e-4)
+        np.testing.assert_allclose(found["attn/q"].most, abs(normed).max(0), rtol=1e-4)
+        assert set(found) == {"attn/q", "attn/o", "feed/up", "feed/down"}
+        x = layerwise.run_layer(own, {}, config, layer, x)
+        np.testing.assert_array_equal(x, taps[layer])
+
+
+@pytest.mark.parametrize("method", ["gptq", "sparsegpt"])
+def test_every_matrix_of_every_layer_loses_less_than_by_rounding(model, rows, tmp_path, method):
+    config, params = model
+    pruned = {"prune": "sparsegpt", "pattern": "2:4"}
+    how = pruned if method == "sparsegpt" else {"format": "int4", "group": 32, "method": "gptq"}
+    receipt = write.compress_layers(params, config, Recipe(**how, **SMALL), rows, tmp_path / "p")
+    assert len(receipt["matrices"]) == 7 * config.layers
+    assert all(0 < row["error"] < row["nearest"] for row in receipt["matrices"])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_gives_a_folder_that_predicts_nearly_as_before(
+    home, model, name, monkeypatch, capsys
+):
+    out = home / f"out-{name}"
+    monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
+    needs = ["--data", str(home / "text.txt")] * PRESETS[name].calibrates
+    words = f"{name},rows=4,length=16"
+    assert (
+        main(["compress", str(home / "model"), "--recipe", words, "--out", str(out), *needs]) == 0
+    )
+    config, params = jaxgen.load(out)
+    tokens = jnp.arange(24).reshape(2, 12)
+    before = jaxgen.apply(model[1], model[0], tokens).logits
+    after = jaxgen.apply(params, config, tokens).logits
+    distance = float(jnp.linalg.norm(after - before) / jnp.linalg.norm(before))
+    sparse = PRESETS[name].prune != "none"
+    assert 0 < distance < (0.9 if sparse else 0.4 if "4" in name.partition("-")[0] else 0.05)
+    stored = (
+        sum(x.nbytes for x in jax.tree.leaves(model[1]))
+        / (out / "model.safetensors").stat().st_size
+    )
+    assert stored > (1 - 1e-2 if sparse else 2.8)
+    receipt = json.loads((out / "compress.json").read_text())
+    assert receipt["name"].startswith(name) and not (home / f"out-{name}.parts").exists()
+    # Decoding reads the leaves in its own layout, fused where they can be.
+    monkeypatch.setitem(unroll.UNROLL_LIMITS, "cpu", (0, 48))
+    ready = serving.ready(params, config)
+    assert serving.is_unrolled(ready)
+    np.testing.assert_allclose(jaxgen.apply(ready, config, tokens).logits, after, atol=1e-4)
+
+
+def test_a_folder_written_again_is_the_same(home, model, tmp_path):
+    config, params = model
+    recipe = PRESETS["int4"]
+    write.compress_layers(params, config, recipe, None, tmp_path / "p")
+    flat = tree.flatten(params)
+    write.assemble(flat, config, recipe, tmp_path / "p")
+    jaxgen.save(tmp_path / "one", config, tree.unflatten(flat))
+    assert jax.tree.leaves(flat)[0].dtype in (jnp.int8, jnp.uint8, jnp.float32)
+    loaded = jaxgen.load(tmp_path / "one")
+    jaxgen.save(tmp_path / "two", *loaded)
+    again = jaxgen.load(tmp_path / "two")
+    for a, b in zip(jax.tree.leaves(loaded[1]), jax.tree.leaves(again[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def compress_words(home, out):
+    recipe = "int4-gptq,rows=4,length=16,group=32"
+    words = ["compress", str(home / "model"), "--recipe", recipe, "--data", str(home / "text.txt")]
+    return [*words, "--out", str(out)]
+
+
+def test_killed_after_the_first_layers_it_ends_with_the_same_bytes(home, monkeypatch):
+    monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
+    assert main(compress_words(home, home / "whole")) == 0
+    out = home / "killed"
+    run = subprocess.Popen([sys.executable, "-m", "jaxgen", *compress_words(home, out)])
+    part = home / "killed.parts" / "layer-0000.json"
+    for _ in range(3000):
+        if part.exists() or run.poll() is not None:
+            break
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert part.exists() and not out.exists()
+    kept = os.stat(part).st_ino
+    second = home / "killed.parts" / "layer-0001.safetensors"
+    if second.exists():  # what is damaged is made anew
+        second.write_bytes(second.read_bytes()[:-1])
+    handle = part.open()  # of the first start, which the second one leaves as it is
+    assert main(compress_words(home, out)) == 0
+    assert os.fstat(handle.fileno()).st_ino == kept
+    whole = (home / "whole" / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "code", "said"),
+    [
+        ("int5", [], 2, "int5: no such recipe"),
+        ("int4,grup=32", [], 2, "did you mean 'recipe.group'"),
+        ("int4,group=48", [], 2, "group=48 must be one of 32, 64, 128"),
+        ("int4,group=128", [], 2, "does not divide the 64 inputs of layers/attn/k; give group=64"),
+        ("int8,symmetric=false", [], 2, "symmetric=False is for format=int4"),
+        ("wanda-2-4,method=gptq", [], 2, "method=gptq"),
+        ("int4-gptq", [], 2, "--data is missing"),
+        ("int4-gptq", ["--data", "{short}"], 7, "has 7 tokens, fewer than a row of length=32"),
+        ("int4-gptq", ["--data", "{home}/nowhere.txt"], 7, "nowhere.txt"),
+        ("int8", ["--data", "{short}"], 2, "--data has no effect"),
+        ("{home}/my.yaml", [], 2, "changes nothing"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    home, capsys, recipe, words, code, said, tmp_path
+):
+    (home / "my.yaml").write_text("format: plain\n")
+    (tmp_path / "short.txt").write_text("short")
+    places = {"home": home, "short": tmp_path / "short.txt"}
+    words = [word.format(**places) for word in ["--recipe", recipe, *words]]
+    out = tmp_path / "out"
+    assert main(["compress", str(home / "model"), *words, "--out", str(out)]) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in lines[-1]
+    assert not out.exists() and not list(tmp_path.glob("out.parts*"))
+
+
+def test_a_model_that_is_quantised_already_is_refused(home, model, tmp_path, capsys):
+    config, params = model
+    done = {**tree.flatten(params)}
+    write.compress_layers(params, config, PRESETS["int8"], None, tmp_path / "p")
+    write.assemble(done, config, PRESETS["int8"], tmp_path / "p")
+    with pytest.raises(ConfigError, match="quantised or adapted already"):
+        layerwise.check_model(config, tree.unflatten(done))
+    with pytest.raises(ConfigError, match="another recipe; remove it"):
+        write.compress_layers(params, config, PRESETS["nf4"], None, tmp_path / "p")
+    with pytest.raises(ConfigError, match=r"experts\.number=4"):
+        experts = config.replace(experts=config.experts.__class__(number=4, active=2))
+        layerwise.check_model(experts, params)
+
+
+def test_a_recipe_keeps_what_it_is_told_to_keep(model):
+    config, params = model
+    recipe = Recipe(format="int8", keep=("layers/attn/*",))
+    site = layerwise.layer_sites(config, 0)["feed/down"]
+    assert recipe.changes("layers/feed/down") and not recipe.changes("layers/attn/q")
+    result = matrix.compress_matrix(params["layers"]["feed"]["down"][0], site, recipe, None, 0)
+    assert 0 < result.error == result.nearest < 1e-4
+    assert read_recipe("int4,group=32")[1].group == 32
