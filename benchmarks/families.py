@@ -33,6 +33,10 @@ import transformers
 import jaxgen
 from jaxgen.models import families
 
+OTHERS = (
+    *(*cases.RIGHT.items(), *cases.ENCODER_VARIANTS.items()),
+    *((kind, {"unequal": given}) for kind, given in cases.UNEQUAL.items()),
+)
 RESULT = Path(__file__).parent / "results" / "families.json"
 
 
@@ -51,7 +55,7 @@ def decoders(family: str) -> Iterator[tuple[float, float]]:
 
 def others(family: str) -> Iterator[tuple[float, float]]:
     """Yield the largest differences of (outputs, hidden states) of encoders, heads and towers."""
-    for kind, named in cases.RIGHT.items():
+    for kind, named in OTHERS:
         for given in named.values() if kind[0] == family else ():
             want = make_golden_models.right_outputs(kind, given)
             about = json.loads(bytes(want["about"]))
@@ -63,10 +67,10 @@ def others(family: str) -> Iterator[tuple[float, float]]:
             if config.topology == "encoder_decoder":
                 memory = jaxgen.encode(params, config, tokens, segments=segments)
                 tokens, segments, real = cases.TARGETS, None, np.ones(cases.TARGETS.shape, bool)
-            taps = ("layers/out",)
+            taps = ("*/out",)
             out = jaxgen.apply(params, config, tokens, segments=segments, memory=memory, taps=taps)
             logits = np.asarray(out.hidden if out.logits is None else out.logits) - want["logits"]
-            hidden = np.stack([*out.taps["layers/out"][:-1], out.hidden]) - want["hidden"][1:]
+            hidden = parity_run.states(config, out) - want["hidden"][1:]
             logits = logits if config.head == "classes" else logits[real]
             yield float(np.abs(logits).max()), float(np.abs(hidden[:, real]).max())
 
@@ -90,7 +94,7 @@ def main() -> None:
     """Measure families and write results/families.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="all, if none is named")
-    known = {*cases.CASES, *cases.VARIANTS, *(kind[0] for kind in cases.RIGHT)}
+    known = {*cases.CASES, *cases.VARIANTS, *(kind[0] for kind, _ in OTHERS)}
     asked = parser.parse_args().families or [name for name in families.FAMILIES if name in known]
     rows: dict[str, Any] = {}
     with contextlib.suppress(FileNotFoundError):

@@ -81,7 +81,7 @@ BIASES: dict[Biases, tuple[Part, ...]] = {
     "none": (),
 }
 QKNorm = Literal["none", "head", "heads", "each", "unit", "qkv"]
-LayerWeights = Literal["own", "shared"]
+LayerWeights = Literal["own", "shared"] | int
 Output = Literal["tied", "untied"]
 Remat = Literal["none", "dots", "full"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -115,7 +115,9 @@ class ModelConfig:
     context: int = option("longest sequence, in tokens", 1024)
     layers: int = option("depth; of the decoder, if there are two towers", 12)
     layer_weights: LayerWeights = option(
-        "shared: all periods of the pattern have one set of parameters (ALBERT)", "own"
+        "shared: all periods of the pattern have one set of parameters (ALBERT); a number: so many "
+        "sets, each of as many periods in turn",
+        "own",
     )
     towers: Towers = option("with topology=encoder_decoder", Towers())
     d_model: int = option("width of the residual stream", 768)
@@ -206,10 +208,6 @@ class ModelConfig:
         check_topology(self)
         check_head_layer(self)
         check_embed(self)
-        if self.positions.startswith("sinusoid") and self.d_model % 2:
-            raise ConfigError(
-                f"d_model={self.d_model} is odd; sinusoidal positions need an even one"
-            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
         check_kinds(self)
@@ -265,6 +263,12 @@ class ModelConfig:
         """Layers at the beginning that have trees of parameters of their own: whole periods."""
         first = min(len(self.pattern), self.layers) if self.embed.norm == "first" else 0
         return max(first, self.experts.first_dense)
+
+    @property
+    def weight_sets(self) -> int | None:
+        """Sets of parameters that layers share; None: each layer has its own."""
+        own = self.layer_weights
+        return own if isinstance(own, int) else {"own": None, "shared": 1}[own]
 
     @property
     def longest(self) -> int:

@@ -84,6 +84,8 @@ def check_positions(config: Any) -> None:
     for name, (read, fresh) in groups.items():
         if not read and getattr(config, name) != fresh:
             raise ConfigError(f"{name} has no effect: positions={config.positions}")
+    if config.positions.startswith("sinusoid") and config.d_model % 2:
+        raise ConfigError(f"d_model={config.d_model} is odd; sinusoidal positions need an even one")
     offset = config.has_position_table or config.positions == "sinusoid_t2t"
     if config.embed.offset and not offset:
         raise ConfigError(
@@ -147,27 +149,41 @@ def check_encoder(config: Any) -> None:
 
 def check_embed(config: Any) -> None:
     """Raise ConfigError unless embeddings, and layers that share weights, fit the rest."""
-    if config.layer_weights == "shared" and config.topology == "encoder_decoder":
-        raise ConfigError("layer_weights=shared needs one tower, but there are two")
-    if config.layer_weights == "shared" and config.experts.first_dense:
-        raise ConfigError("layer_weights=shared: layers before those with experts share nothing")
-    if config.layer_weights == "shared" and config.layers % len(config.pattern):
-        raise ConfigError(
-            f"layer_weights=shared: layers={config.layers} is not a multiple of the "
-            f"{len(config.pattern)} layers of pattern"
-        )
+    if config.weight_sets is not None:
+        _check_shared_weights(config)
     if config.embed.norm == "first" and (config.norm_at, config.parallel) != ("pre", "none"):
         raise ConfigError(
             f"embed.norm=first stands for the norm before the first attention, but "
             f"norm_at={config.norm_at} with parallel={config.parallel} has none such; give "
             f"embed.norm=norm"
         )
-    if config.layer_weights == "shared" and config.embed.norm == "first":
-        raise ConfigError(
-            "layer_weights=shared: with embed.norm=first the first layer is unlike the rest"
-        )
     if config.embed.width is not None and config.topology == "encoder_decoder":
         raise ConfigError("embed.width needs one tower, but topology=encoder_decoder has two")
+
+
+def _check_shared_weights(config: Any) -> None:
+    """Raise ConfigError unless layers can share weights, in as many sets as there are."""
+    name, sets = f"layer_weights={config.layer_weights}", config.weight_sets
+    if config.topology == "encoder_decoder":
+        raise ConfigError(f"{name} needs one tower, but there are two")
+    if config.experts.first_dense:
+        raise ConfigError(f"{name}: layers before those with experts share nothing")
+    if config.layers % len(config.pattern):
+        raise ConfigError(
+            f"{name}: layers={config.layers} is not a multiple of the {len(config.pattern)} layers "
+            f"of pattern"
+        )
+    if type(config.layer_weights) is int and sets < 2:
+        raise ConfigError(f"{name} must be 2 or more; one set for all layers is shared")
+    periods = config.layers // len(config.pattern)
+    if periods % sets:
+        what = "layers" if len(config.pattern) == 1 else f"periods of {len(config.pattern)} layers"
+        raise ConfigError(
+            f"{name} does not divide the {periods} {what}; nearest that work: "
+            f"{_divisors_near(periods, sets)}"
+        )
+    if config.embed.norm == "first":
+        raise ConfigError(f"{name}: with embed.norm=first the first layer is unlike the rest")
 
 
 def check_residual(config: Any) -> None:

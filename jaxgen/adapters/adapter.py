@@ -136,9 +136,9 @@ def _targets(settings: AdapterSettings, known: Mapping[str, Site], every: Any) -
 
 
 def _chosen(settings: AdapterSettings, site: Site) -> np.ndarray:
-    """Return 1 for each layer of a stack that gets an adapter, else 0."""
+    """Return 1 for each part of a stack that gets an adapter, one of its layers being chosen."""
     on = [settings.layers is None or number in settings.layers for number in site.layers or (-1,)]
-    return np.asarray(on if site.stack else max(on), np.int64)
+    return np.reshape(np.asarray(on, np.int64), (*site.stack, -1)).max(-1)
 
 
 def _by_pattern(path: str, patterns: Mapping[str, Any], default: Any) -> Any:

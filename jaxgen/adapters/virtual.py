@@ -44,7 +44,7 @@ def key_paths(config: ModelConfig, kind: str) -> tuple[str, ...]:
     each, full = list(range(config.layers)), cache_parts(config, ring=False, unrolled=False).full
     odd = (
         "prompt=both sees a prompt from both sides" if config.prompt == "both"
-        else "layers share one set of weights" if config.layer_weights == "shared"
+        else "layers share weights" if config.weight_sets
         else "not all layers keep keys and values of their own, of one size"
         if full != config.layers or any(sorted(layers[side]) != each for side in "kv")
         else None

@@ -35,7 +35,7 @@ def unroll(params: Params, config: ModelConfig) -> Params:
     """
     steps = (config.layers - config.leading) // len(config.pattern)
     layers: Any = params.get("layers")
-    if config.layer_weights == "shared" or steps < 1 or isinstance(layers, UnrolledLayers):
+    if config.weight_sets or steps < 1 or isinstance(layers, UnrolledLayers):
         return params
     if not should_unroll(layers, config):
         return params

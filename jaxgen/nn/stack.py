@@ -41,7 +41,8 @@ def through_layers(
     each scan step runs one period and the paths are "layers/0/attn/q" to "layers/{p-1}/attn/q".
     Layers left over when the depth is no multiple of p follow as "rest/0/attn/q" and so on; those
     that are unlike the rest (`config.leading`) lead as "first/0/attn/q" and so on.
-    With layer_weights=shared all periods have one set, which has no L axis.
+    With layer_weights=shared all periods have one set, which has no L axis; with a number of sets
+    that axis counts these, each of which runs for as many periods before the next one's turn.
     """
     period, first = len(context.masks), config.leading
     periods, rest = divmod(config.layers - first, period)
@@ -50,7 +51,7 @@ def through_layers(
     unroll = config.unroll or 1
     if carry[1] is None and not isinstance(params, UnrolledLayers):
         unroll = layers_per_step(params, config)
-    block = _block(config, looped=unroll < periods)
+    block = _block(config, looped=unroll < periods // (config.weight_sets or 1))
     if first:
         one_by_one = _block(config, looped=False)
         carry = Leading(config, deterministic, one_by_one, name="first")(carry, context)
@@ -61,9 +62,11 @@ def through_layers(
             part = body(config, deterministic, extra, parent=None)
             carry = _through_steps(module, part, params, first // period, carry, context)
         else:
-            scanned = _scan(body, periods, unroll, shared=config.layer_weights == "shared")
+            scanned = _scan(body, config, periods, unroll)
             layers = scanned(config, deterministic, extra, name="layers")
-            carry, _ = layers(carry, first + jnp.arange(periods) * period, context)
+            numbers, sets = first + jnp.arange(periods) * period, config.weight_sets or 1
+            carry, _ = layers(carry, numbers if sets == 1 else numbers.reshape(sets, -1), context)
+            _flatten_runs(module, sets)
     if rest:
         one_by_one = _block(config, looped=False)
         tail, masks = Period(config, deterministic, one_by_one, name="rest"), context.masks[:rest]
@@ -145,10 +148,13 @@ def layer_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Return (path, index) of a layer's parameters: its tree, and its index on the tree's L axis.
 
     Layers that lead, or come after the last whole period, have a tree of their own, and the index
-    None; so have all that share one set of parameters.
+    None; so have all that share one set of parameters. Of several sets it is the number of its own.
     """
     path, index = taps_path(config, layer)
-    return path, None if config.layer_weights == "shared" else index
+    if index is None or config.weight_sets is None:
+        return path, index
+    each = config.layers // len(config.pattern) // config.weight_sets
+    return path, index // each if config.weight_sets > 1 else None
 
 
 def taps_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
@@ -163,7 +169,24 @@ def taps_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     return ("layers" if period == 1 else f"layers/{layer % period}"), layer // period
 
 
-def _scan(body, periods: int, unroll: int, *, shared: bool) -> Any:
+def _flatten_runs(module: nn.Module, sets: int) -> None:
+    """Put what layers left behind, run after run of each set of weights, in one row of layers."""
+    for name in COLLECTIONS if sets > 1 else ():
+        if module.is_mutable_collection(name) and module.has_variable(name, "layers"):
+            runs = module.get_variable(name, "layers")
+            one = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), runs)
+            module.put_variable(name, "layers", one)
+
+
+def _scan(body, config: ModelConfig, periods: int, unroll: int) -> Any:
+    """Return the class of so many periods: a loop, or one over each set of weights in another."""
+    sets = config.weight_sets
+    if sets is None or sets == 1:
+        return _loop(body, periods, unroll, shared=sets == 1)
+    return _loop(_loop(body, periods // sets, unroll, shared=True), sets, 1, shared=False)
+
+
+def _loop(body, periods: int, unroll: int, *, shared: bool) -> Any:
     axes: Any = (0, nn.broadcast)
     axes_of: Any = dict.fromkeys(COLLECTIONS, 0) | ({} if shared else {"params": 0})
     return nn.scan(

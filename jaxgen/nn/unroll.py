@@ -36,7 +36,7 @@ def layers_per_step(stacked: Any, config: ModelConfig) -> int:
     None in the config: all layers where that is faster, else 1. With `remat` it is 1, so that one
     layer's activations exist at a time. Of layers that share their weights no stack is ever sliced.
     """
-    if config.unroll or config.layer_weights == "shared":
+    if config.unroll or config.weight_sets:
         return config.unroll or 1
     faster = config.remat == "none" and stacked and should_unroll(stacked, config)
     return config.layers if faster else 1

@@ -30,7 +30,9 @@ def per_token(config: ModelConfig, *, beside: int | None = None) -> float:
     number of the adapter.
     """
     weights = api.active(config)
-    times = config.layers // len(config.pattern) if config.layer_weights == "shared" else 1
+    sets, times = config.weight_sets, 1
+    if sets is not None:
+        times = config.layers // len(config.pattern) // sets
     products = sum(
         size * (times if path.startswith("layers/") else 1)
         for path, size in weights.items()

@@ -159,7 +159,7 @@ def test_what_virtual_tokens_cannot_do_is_refused():
 # fmt: off
 REFUSED = [
     ({"topology": "encoder", "head": "mlm"}, "prefix", "needs topology=decoder, not encoder"),
-    ({"layer_weights": "shared"}, "prompt", "kind=prompt: layers share one set of weights"),
+    ({"layer_weights": "shared"}, "prompt", "kind=prompt: layers share weights"),
     ({"prompt": "both"}, "prefix", "prompt=both sees a prompt from both sides"),
 ]
 KNOBS = [

@@ -299,6 +299,14 @@ def test_a_size_that_two_settings_make_is_told_with_both():
     assert told in str(error.value)
 
 
+@pytest.mark.parametrize("keys", [{"num_hidden_groups": 2}, {"inner_group_num": 1001},
+                                  {"num_hidden_groups": 0}, {"inner_group_num": "2"}])  # fmt: skip
+def test_groups_that_no_layers_can_share_are_refused(keys):
+    theirs = SIZES | {"num_attention_heads": 2, "max_position_embeddings": 8}
+    with pytest.raises(CheckpointError, match=f"{next(iter(keys))}={next(iter(keys.values()))!r}"):
+        FAMILIES["albert"].read(theirs | keys)
+
+
 @pytest.mark.parametrize(("family", "keys", "part"), ODD)
 def test_values_that_mean_something_else_or_nothing_are_named(family, keys, part):
     theirs, family = SIZES | keys, FAMILIES[family]

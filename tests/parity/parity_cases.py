@@ -473,7 +473,10 @@ ENCODERS: dict[tuple[str, str], dict[str, dict]] = {
     ("xlm-roberta", "XLMRobertaForTokenClassification"): {"tokens": BERT | {"pad_token_id": 1}},
     ("mpnet", "MPNetModel"): {"base": BERT | {"pad_token_id": 1}},
     ("electra", "ElectraForMaskedLM"): {"mlm": NARROW},
-    ("albert", "AlbertForMaskedLM"): {"mlm": NARROW | {"num_hidden_layers": 3}},
+    ("albert", "AlbertForMaskedLM"): {
+        "mlm": NARROW | {"num_hidden_layers": 3},
+        "groups": NARROW | {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
+    },
     ("deberta-v2", "DebertaV2ForMaskedLM"): {"mlm": DEBERTA},
     ("modernbert", "ModernBertForMaskedLM"): {"mlm": MODERN | {"global_attn_every_n_layers": 2}},
 }
@@ -495,7 +498,11 @@ ENCODER_VARIANTS: dict[tuple[str, str], dict[str, dict]] = {
     ("mpnet", "MPNetForSequenceClassification"): {"classes": BERT | {"pad_token_id": 1}},
     ("electra", "ElectraForPreTraining"): {"same width": NARROW | {"embedding_size": 16}},
     ("electra", "ElectraForSequenceClassification"): {"relu": NARROW | {"hidden_act": "relu"}},
-    ("albert", "AlbertModel"): {"same width": NARROW | {"embedding_size": 16}},
+    ("albert", "AlbertModel"): {
+        "same width": NARROW | {"embedding_size": 16},
+        "groups": NARROW | {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
+        "a group a layer": NARROW | {"num_hidden_layers": 3, "num_hidden_groups": 3},
+    },
     ("albert", "AlbertForSequenceClassification"): {"one layer": NARROW | {"num_hidden_layers": 1}},
     ("deberta-v2", "DebertaV2Model"): {
         "own projections": DEBERTA | _OWN,

@@ -1,9 +1,14 @@
-"""ALBERT (Lan et al. 2020): one layer applied again and again, behind tables of a smaller width."""
+"""ALBERT (Lan et al. 2020): few layers applied again and again, behind narrower tables.
+
+A hidden group holds layers that follow one another, and is applied as often as there are
+num_hidden_layers for each group.
+"""
 
 from __future__ import annotations
 
 from jaxgen.models.families import encoders
 from jaxgen.models.families.family import Family
+from jaxgen.models.families.layer_kinds import SHARED_GROUPS
 from jaxgen.models.families.rows import linear, norm
 
 MASKED = ("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
@@ -12,18 +17,19 @@ PROJECT = encoders.project("albert.encoder.embedding_hidden_mapping_in")
 
 FAMILY = Family(
     model_type="albert",
-    layer="albert.encoder.albert_layer_groups.0.albert_layers.{}.",
+    layer="albert.encoder.albert_layer_groups.{}.albert_layers.{}.",
     sizes=encoders.SIZES | encoders.CONTEXT | {"embed.width": "embedding_size"},
-    choices=encoders.CHOICES | {"layer_weights": "shared"},
+    choices=encoders.CHOICES,
     defaults=encoders.DEFAULTS
     | {"embedding_size": 128, "hidden_act": "gelu_new"}
+    | {"num_hidden_groups": 1, "inner_group_num": 1}
     | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    only={"num_hidden_groups": (1,), "inner_group_num": (1,)} | encoders.ONLY,
+    only=encoders.ONLY,
     # Of the first layers' kinds of dropout, and of a network that hid layers behind a gate.
     ignored=encoders.IGNORED
     | frozenset("classifier_dropout_prob net_structure_type gap_size num_memory_blocks".split())
     | frozenset("down_scale_factor".split()),
-    quirks=encoders.QUIRKS,
+    quirks=(*encoders.QUIRKS, SHARED_GROUPS),
     layer_rows=(
         *encoders.queries("attention.{}"),
         *linear("attention.dense", "attn/o", "D,NH"),

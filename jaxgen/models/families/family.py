@@ -52,7 +52,8 @@ class Family:
     """One model_type of transformers.
 
     prefix: what the names of a model without a head lack. layer: what comes before the names of
-    `layer_rows`, {} for the number. sizes: our field -> their key. choices: fields of ours that
+    `layer_rows`, {} for the number; of weights that layers share, that of their set and of the
+    layer in it. sizes: our field -> their key. choices: fields of ours that
     all of the family share. defaults: what transformers takes for a key that config.json leaves
     out. aliases: other names that it takes for a key; inherited: the key whose value one has that
     is absent or null. only: their keys of which we know these values alone; the first is written.

@@ -8,7 +8,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.config_groups import Reach, Rope
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families.family import Quirk
+from jaxgen.models.families.family import MAX_LAYERS, Quirk
 from jaxgen.models.families.quirks import LAYER_TYPES
 from jaxgen.models.families.ropes import ROPE_KEYS, ignored_rope, rope_fields, rope_settings
 
@@ -311,3 +311,29 @@ def two_ropes(
 
 # Gemma 3: local layers have a base of their own.
 TWO_ROPES = two_ropes(every_nth, key="rope_local_base_freq", theta=10000.0)
+
+
+def _read_groups(theirs: Theirs) -> dict[str, Any]:
+    layers, (groups, inner) = depth(theirs), (theirs[key] for key in _GROUP_KEYS)
+    told = f"num_hidden_groups={groups!r:.20} and inner_group_num={inner!r:.20}"
+    if any(type(number) is not int or number < 1 for number in (groups, inner)):
+        raise CheckpointError(f"{told} are no numbers of groups and of their layers")
+    if layers % groups or layers * inner > MAX_LAYERS:
+        raise CheckpointError(
+            f"{told} with num_hidden_layers={layers}: known are groups that divide the layers, "
+            f"and at most {MAX_LAYERS} layers in all"
+        )
+    sets = "shared" if groups == 1 else groups
+    return {"layers": layers * inner, "pattern": ("global",) * inner, "layer_weights": sets}
+
+
+def _write_groups(config: ModelConfig) -> dict[str, Any]:
+    inner, sets = len(config.pattern), config.weight_sets or config.layers
+    return {"num_hidden_layers": config.layers // inner} | dict(
+        zip(_GROUP_KEYS, (sets, inner), strict=True)
+    )
+
+
+# ALBERT: groups of layers that share their weights with the next layers.
+_GROUP_KEYS = ("num_hidden_groups", "inner_group_num")
+SHARED_GROUPS = Quirk(("num_hidden_layers", *_GROUP_KEYS), _read_groups, _write_groups)

@@ -51,7 +51,7 @@ def value_of(config: ModelConfig, field: str) -> Any:
 def resolved(config: ModelConfig) -> ModelConfig:
     """Return a config whose derived sizes and layer kinds are written out."""
     kinds = tuple(config.pattern[i % len(config.pattern)] for i in range(config.layers))
-    kinds = config.pattern if config.layer_weights == "shared" else kinds
+    kinds = config.pattern if config.weight_sets else kinds
     there = {name: kind for name, kind in config.kinds.items() if name in kinds}
     window = config.window if any(config.reach(kind) != "all" for kind in kinds) else None
     scores, head_layer = config.scores, replace(config.head_layer, kind=config.head_kind)

@@ -91,11 +91,12 @@ def _body(family: Family, config: ModelConfig):
         return
     for row in family.rows:
         yield row.theirs, row, "", None
-    shared = config.layer_weights == "shared"
-    for layer in range(len(config.pattern) if shared else config.layers):
-        home, index = layer_path(config, layer)
+    # Each once, whatever number of layers it is of.
+    places = dict.fromkeys(layer_path(config, layer) for layer in range(config.layers))
+    for number, (home, index) in enumerate(places):
+        inside = divmod(number, len(config.pattern)) if config.weight_sets else (number,)
         for row in family.layer_rows:
-            yield family.layer.format(layer) + row.theirs, row, f"{home}/", index
+            yield family.layer.format(*inside) + row.theirs, row, f"{home}/", index
     if config.topology != "encoder_decoder":
         return
     encoder = config.encoder()
