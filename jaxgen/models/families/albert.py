@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxgen.models.families import encoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import SHARED_GROUPS
-from jaxgen.models.families.rows import linear, norm
+from jaxgen.models.families.rows import feed, linear, norm, queries
 
 MASKED = ("predictions.dense", "predictions.LayerNorm", "predictions.decoder", "predictions.bias")
 POOLER = "albert.pooler"
@@ -31,11 +31,10 @@ FAMILY = Family(
     | frozenset("down_scale_factor".split()),
     quirks=(*encoders.QUIRKS, SHARED_GROUPS),
     layer_rows=(
-        *encoders.queries("attention.{}"),
+        *queries("attention.{}", names=encoders.NAMES),
         *linear("attention.dense", "attn/o", "D,NH"),
         *norm("attention.LayerNorm", "attn_norm"),
-        *linear("ffn", "feed/up", "F,D"),
-        *linear("ffn_output", "feed/down", "D,F"),
+        *feed("ffn", "ffn_output"),
         *norm("full_layer_layer_norm", "feed_norm"),
     ),
     **encoders.classes("Albert", base="pooled", AlbertForPreTraining="mlm"),

@@ -10,9 +10,8 @@ from typing import Any
 from jaxgen.config import ModelConfig, OutputBias
 from jaxgen.models.families.encoders import dense
 from jaxgen.models.families.family import Quirk
-from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import SPANS, dropout, one_of
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.quirks import FEED, SPANS, dropout, one_of
+from jaxgen.models.families.rows import Row, feed, linear, norm, queries
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -86,7 +85,7 @@ QUIRKS = (
 
 def _attention(name: str, ours: str) -> tuple[Row, ...]:
     return (
-        *(row for x in "qkv" for row in linear(f"{name}.{x}_proj", f"{ours}/{x}", "NH,D")),
+        *queries(f"{name}.{{}}_proj", ours),
         *linear(f"{name}.out_proj", f"{ours}/o", "D,NH"),
         *norm(f"{name}_layer_norm", f"{ours}_norm"),
     )
@@ -94,8 +93,7 @@ def _attention(name: str, ours: str) -> tuple[Row, ...]:
 
 ENCODER_ROWS = (
     *_attention("self_attn", "attn"),
-    *linear("fc1", "feed/up", "F,D"),
-    *linear("fc2", "feed/down", "D,F"),
+    *feed("fc1", "fc2"),
     *norm("final_layer_norm", "feed_norm"),
 )
 LAYER_ROWS = (*ENCODER_ROWS, *_attention("encoder_attn", "cross"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import gpt_neox, llama
+from jaxgen.models.families import decoders, gpt_neox
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.rows import Row, linear, norm
 
@@ -19,7 +19,7 @@ SHARED: dict[str, Any] = {
         *norm("transformer.ln_f", "final_norm"),
         Row("lm_head.weight", ("unembed/tokens",), "V,D"),
     ),
-    "head_rows": gpt_neox.HEAD_ROWS,
+    "head_rows": decoders.CLASSIFIER,
     "copies": {"lm_head.weight": "transformer.word_embeddings.weight"},
 }
 SUBLAYERS = (
@@ -55,6 +55,6 @@ FAMILY = Family(
         *norm("post_attention_layernorm", "feed_norm"),
         *SUBLAYERS,
     ),
-    heads=llama.heads("Bloom", *llama.HEADS),
+    heads=decoders.heads("Bloom", *decoders.HEADS),
     **SHARED,
 )

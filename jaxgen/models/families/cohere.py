@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, TIED, multiplier, one_of
 from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row
 
-SIZES = llama.SIZES | {"norm_epsilon": "layer_norm_eps"}
-SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SIZES = decoders.SIZES | {"norm_epsilon": "layer_norm_eps"}
+SHARED: dict[str, Any] = decoders.SHARED | {"sizes": SIZES}
 CHOICES = {"norm": "layer", "positions": "rope", "biases": "none", "parallel": "one_norm"}
 CHOICES |= {"rope.pairs": "neighbours"}
-DEFAULTS = llama.DEFAULTS | {
+DEFAULTS = decoders.DEFAULTS | {
     "layer_norm_eps": 1e-5,
     "logit_scale": 0.0625,
     "tie_word_embeddings": True,
@@ -25,7 +25,7 @@ IGNORED = frozenset({"layer_switch", "position_embedding_type", "use_embedding_s
 QUIRKS = (TIED, GATED, ROPE, multiplier("output_scale", "logit_scale", inverse=True))
 LAYER_ROWS = (
     Row("input_layernorm.weight", ("attn_norm/scale",), "D"),
-    *llama.PROJECTIONS,
+    *decoders.PROJECTIONS,
     Row("self_attn.q_norm.weight", ("attn/q_norm/scale",), "N,H"),
     Row("self_attn.k_norm.weight", ("attn/k_norm/scale",), "K,H"),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import bert, disentangled, encoders
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import of_heads, one_of, same
+from jaxgen.models.families.quirks import FEED, of_heads, one_of, same
+from jaxgen.models.families.rows import queries
 
 # Their table of positions, which nothing reads, and the head that training used.
 IGNORED = ("deberta.embeddings.position_*", "mask_predictions.*", "pooler.*")
@@ -43,7 +43,7 @@ FAMILY = Family(
         same(("hidden_size", "embedding_size", "pooler_hidden_size"), "d_model"),
     ),
     layer_rows=(
-        *encoders.queries("attention.self.{}_proj"),
+        *queries("attention.self.{}_proj", names=encoders.NAMES),
         *disentangled.LAYER_ROWS,
         *encoders.OUTPUT_ROWS,
         *encoders.FEED_ROWS,

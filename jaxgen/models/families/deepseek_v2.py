@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import latents, llama, mixtures
+from jaxgen.models.families import decoders, latents, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 
@@ -34,8 +34,8 @@ FAMILY = Family(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
     heads={"DeepseekV2ForSequenceClassification": "classes", "DeepseekV2Model": "none"},
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES | {"rope.pairs": "neighbours"},
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES | {"rope.pairs": "neighbours"},
     defaults=DEFAULTS | {"first_k_dense_replace": 0, "topk_method": "greedy"},
     aliases={"num_experts": "n_routed_experts"},
     only={"mlp_bias": (False,)},

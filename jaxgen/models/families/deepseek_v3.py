@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import deepseek_v2, latents, llama, mixtures
+from jaxgen.models.families import decoders, deepseek_v2, latents, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, one_of
 
 PAIRS = one_of("rope.pairs", "rope_interleave", {True: "neighbours", False: "halves"})
 SHARED: dict[str, Any] = deepseek_v2.SHARED | {
     # Layers that predict tokens after the next, which transformers leaves out as well.
-    "ignored_tensors": (*llama.SHARED["ignored_tensors"], "model.layers.61.*"),
+    "ignored_tensors": (*decoders.SHARED["ignored_tensors"], "model.layers.61.*"),
 }
 
 FAMILY = Family(
@@ -22,8 +22,8 @@ FAMILY = Family(
         "DeepseekV3ForTokenClassification": "token_classes",
         "DeepseekV3Model": "none",
     },
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES,
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES,
     defaults=deepseek_v2.DEFAULTS
     | {"first_k_dense_replace": 3, "rope_interleave": True, "moe_intermediate_size": 2048}
     | {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8}

@@ -6,14 +6,14 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.layer_kinds import depth, shortest
 from jaxgen.models.families.quirks import Theirs
 from jaxgen.models.families.rows import Row
 
-CHOICES = llama.CHOICES | {"norm": "rms_offset", "qk_norm": "head", "scores.gate": "sigmoid"}
-DEFAULTS = llama.DEFAULTS | {
+CHOICES = decoders.CHOICES | {"norm": "rms_offset", "qk_norm": "head", "scores.gate": "sigmoid"}
+DEFAULTS = decoders.DEFAULTS | {
     "num_key_value_heads": 2,
     "head_dim": 256,
     "attention_bias": False,
@@ -31,8 +31,8 @@ IGNORED = frozenset(
     "mamba_ssm_dtype mtp_num_hidden_layers mtp_use_dedicated_embeddings output_router_logits "
     "router_aux_loss_coef".split()
 )
-SHARED: dict[str, Any] = llama.SHARED | {
-    "ignored_tensors": (*llama.SHARED["ignored_tensors"], "mtp.*"),
+SHARED: dict[str, Any] = decoders.SHARED | {
+    "ignored_tensors": (*decoders.SHARED["ignored_tensors"], "mtp.*"),
 }
 _RULE = "attn/rate"  # which only layers of the delta rule have
 _OWN = ("self_attn.q_proj.weight", "self_attn.q_proj.bias")
@@ -41,7 +41,7 @@ LAYER_ROWS = (
     Row(_OWN[1], ("attn/q_bias", "attn/gate_bias"), "N*H", unless=_RULE),
     *(
         row._replace(unless=_RULE) if row.theirs.startswith("self_attn") else row
-        for row in llama.LAYER_ROWS
+        for row in decoders.LAYER_ROWS
         if row.theirs not in _OWN
     ),
     Row("linear_attn.conv1d.weight", ("attn/q_conv", "attn/k_conv", "attn/v_conv"), "*KGH,1,W"),

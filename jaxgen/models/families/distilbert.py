@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from jaxgen.models.families import encoders
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import dropout, fixed, of_heads, one_of
-from jaxgen.models.families.rows import linear, norm
+from jaxgen.models.families.quirks import FEED, dropout, fixed, of_heads, one_of
+from jaxgen.models.families.rows import feed, linear, norm, queries
 
 MASKED = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
 
@@ -44,11 +43,10 @@ FAMILY = Family(
         *of_heads(("classes",), fixed(head_layer__activation="relu")),
     ),
     layer_rows=(
-        *encoders.queries("attention.{}_lin", ("q", "k", "v")),
+        *queries("attention.{}_lin"),
         *linear("attention.out_lin", "attn/o", "D,NH"),
         *norm("sa_layer_norm", "attn_norm"),
-        *linear("ffn.lin1", "feed/up", "F,D"),
-        *linear("ffn.lin2", "feed/down", "D,F"),
+        *feed("ffn.lin1", "ffn.lin2"),
         *norm("output_layer_norm", "feed_norm"),
     ),
     **encoders.classes("DistilBert"),

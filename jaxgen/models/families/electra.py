@@ -7,8 +7,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.models.families import encoders
 from jaxgen.models.families.family import Family, Quirk
-from jaxgen.models.families.gpt2 import FEED
-from jaxgen.models.families.quirks import fixed, of_heads, token_classes
+from jaxgen.models.families.quirks import FEED, fixed, of_heads, token_classes
 
 FOUND = "ElectraForPreTraining"
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.quirks import (
+    FEED,
     SPANS,
     TIED,
     dropout,
@@ -16,7 +16,7 @@ from jaxgen.models.families.quirks import (
     one_of,
     token_classes,
 )
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.rows import Row, feed, linear, norm, queries
 
 SIZES = {
     "vocab_size": "vocab_size",
@@ -59,8 +59,7 @@ QUIRKS = (
     dropout(("hidden_dropout_prob",), "attention_probs_dropout_prob"),
 )
 FEED_ROWS = (
-    *linear("intermediate.dense", "feed/up", "F,D"),
-    *linear("output.dense", "feed/down", "D,F"),
+    *feed("intermediate.dense", "output.dense"),
     *norm("output.LayerNorm", "feed_norm"),
 )
 OUTPUT_ROWS = (
@@ -69,15 +68,8 @@ OUTPUT_ROWS = (
 )
 
 
-def queries(theirs: str, names: tuple[str, ...] = ("query", "key", "value")) -> tuple[Row, ...]:
-    """Return the rows of the projections of queries, keys and values, {} being their names."""
-    pairs = zip("qkv", names, strict=True)
-    return tuple(
-        row for x, name in pairs for row in linear(theirs.format(name), f"attn/{x}", "NH,D")
-    )
-
-
-LAYER_ROWS = (*queries("attention.self.{}"), *OUTPUT_ROWS, *FEED_ROWS)
+NAMES = ("query", "key", "value")
+LAYER_ROWS = (*queries("attention.self.{}", names=NAMES), *OUTPUT_ROWS, *FEED_ROWS)
 
 
 def rows(prefix: str) -> tuple[Row, ...]:

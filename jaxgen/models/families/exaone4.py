@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import all_full, every_nth, layer_types
 from jaxgen.models.families.quirks import GATED, TIED
@@ -12,11 +12,11 @@ from jaxgen.models.families.rows import norm
 FAMILY = Family(
     model_type="exaone4",
     architecture="Exaone4ForCausalLM",
-    heads=llama.heads("Exaone4", *llama.HEADS),
+    heads=decoders.heads("Exaone4", *decoders.HEADS),
     moved={"spans": "transformer."},
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES | {"norm_at": "out", "qk_norm": "head"},
-    defaults=llama.DEFAULTS
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES | {"norm_at": "out", "qk_norm": "head"},
+    defaults=decoders.DEFAULTS
     | {"num_key_value_heads": 32, "rms_norm_eps": 1e-5}
     | {"sliding_window": 4096, "sliding_window_pattern": 4},
     quirks=(
@@ -30,7 +30,7 @@ FAMILY = Family(
     layer_rows=(
         *norm("post_attention_layernorm", "attn_out_norm"),
         *norm("post_feedforward_layernorm", "feed_out_norm"),
-        *llama.SUBLAYERS,
+        *decoders.SUBLAYERS,
     ),
-    **llama.SHARED,
+    **decoders.SHARED,
 )

@@ -6,9 +6,9 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import bloom, gpt2, gpt_neox, llama
+from jaxgen.models.families import bloom, decoders, gpt_neox
 from jaxgen.models.families.family import Family, Quirk
-from jaxgen.models.families.quirks import Theirs, one_of
+from jaxgen.models.families.quirks import FEED, Theirs, one_of
 from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import norm
 
@@ -46,7 +46,7 @@ FAMILY = Family(
     ignored=frozenset({"ff_factor"}),
     quirks=(
         *(*gpt_neox.QUIRKS, one_of("biases", "bias", {False: "norms", True: "all"})),
-        *(one_of("feed", "activation", gpt2.FEED), Quirk((*BLOCK, *ROPE.keys), _read, _write)),
+        *(one_of("feed", "activation", FEED), Quirk((*BLOCK, *ROPE.keys), _read, _write)),
     ),
     layer_rows=(
         *norm("input_layernorm", "attn_norm", when=("parallel", "none", "one_norm")),
@@ -55,6 +55,6 @@ FAMILY = Family(
         *norm("ln_mlp", "feed_norm", when=("parallel", "two_norms")),
         *bloom.SUBLAYERS,
     ),
-    heads=llama.heads("Falcon", *llama.HEADS),
+    heads=decoders.heads("Falcon", *decoders.HEADS),
     **bloom.SHARED,
 )

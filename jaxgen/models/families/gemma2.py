@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import gemma, llama
+from jaxgen.models.families import decoders, gemma
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, whole
@@ -13,7 +13,7 @@ from jaxgen.models.families.rows import Row
 
 CHOICES = gemma.CHOICES | {"norm_at": "both"}
 CAPS = {"scores.cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
-SHARED: dict[str, Any] = llama.SHARED | {"sizes": llama.SIZES | CAPS}
+SHARED: dict[str, Any] = decoders.SHARED | {"sizes": decoders.SIZES | CAPS}
 ONLY = {
     "hidden_activation": (gemma.TANH,),
     "hidden_act": (gemma.TANH,),
@@ -32,14 +32,14 @@ LAYER_ROWS = (
     Row("post_attention_layernorm.weight", ("attn_out_norm/scale",), "D"),
     Row("pre_feedforward_layernorm.weight", ("feed_norm/scale",), "D"),
     Row("post_feedforward_layernorm.weight", ("feed_out_norm/scale",), "D"),
-    *llama.SUBLAYERS,
+    *decoders.SUBLAYERS,
 )
 
 FAMILY = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
-    heads=llama.heads("Gemma2", "classes", "token_classes"),
-    head_rows=llama.SCORE,
+    heads=decoders.heads("Gemma2", "classes", "token_classes"),
+    head_rows=decoders.SCORE,
     choices=CHOICES,
     defaults=DEFAULTS
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}

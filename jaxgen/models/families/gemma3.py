@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import gemma2, llama
+from jaxgen.models.families import decoders, gemma2
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import MOST_WINDOWS, TWO_ROPES
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
 
-SIZES = llama.SIZES | {"logit_cap": "final_logit_softcapping"}
-SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SIZES = decoders.SIZES | {"logit_cap": "final_logit_softcapping"}
+SHARED: dict[str, Any] = decoders.SHARED | {"sizes": SIZES}
 
 FAMILY = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     heads={"Gemma3TextForSequenceClassification": "classes", "Gemma3TextModel": "none"},
-    head_rows=llama.SCORE,
+    head_rows=decoders.SCORE,
     choices=gemma2.CHOICES | {"qk_norm": "head"},
     defaults=gemma2.DEFAULTS
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import gemma, gemma2, llama, shared_keys
+from jaxgen.models.families import decoders, gemma, gemma2, shared_keys
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
 from jaxgen.models.families.rows import Row
 
 CHOICES = gemma2.CHOICES | {"norm": "rms", "qk_norm": "qkv", "scores.multiplier": 1.0}
-SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "d_ff"} | {
+SIZES = {ours: key for ours, key in decoders.SIZES.items() if ours != "d_ff"} | {
     "logit_cap": "final_logit_softcapping",
     "residual.streams": "altup_num_inputs",
     "residual.clip": "altup_coef_clip",
@@ -28,14 +28,14 @@ ALTUP = (
 )
 DEFAULTS = gemma.DEFAULTS | {"sliding_window": 512, "hidden_activation": gemma.TANH}
 DEFAULTS |= {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262_144}
-SHARED: dict[str, Any] = llama.SHARED | {
-    "ignored_tensors": (*llama.SHARED["ignored_tensors"], *shared_keys.UNREAD),
+SHARED: dict[str, Any] = decoders.SHARED | {
+    "ignored_tensors": (*decoders.SHARED["ignored_tensors"], *shared_keys.UNREAD),
 }
 
 FIELDS: dict[str, Any] = SHARED | {
     "sizes": SIZES,
     "rows": (
-        *llama.ROWS,
+        *decoders.ROWS,
         *shared_keys.VECTOR_ROWS,
         Row("model.altup_projections.{}.weight", ("to_streams/others",), "O,D"),
         Row("model.altup_unembed_projections.{}.weight", ("to_one/others",), "O,D"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import gemma, gemma2, gemma3n, llama, mixtures
+from jaxgen.models.families import decoders, gemma, gemma2, gemma3n, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED
 from jaxgen.models.families.rows import Row
@@ -23,8 +23,8 @@ ROWS_4 = (
     Row("post_feedforward_layernorm_2.weight", ("experts/out_norm/scale",), "D"),
 )
 FIELDS: dict[str, Any] = gemma3n.SHARED | {
-    "sizes": llama.SIZES | {"logit_cap": "final_logit_softcapping"},
-    "rows": (*llama.ROWS, *VECTOR_ROWS),
+    "sizes": decoders.SIZES | {"logit_cap": "final_logit_softcapping"},
+    "rows": (*decoders.ROWS, *VECTOR_ROWS),
 }
 
 FAMILY = Family(

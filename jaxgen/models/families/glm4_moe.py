@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtures
+from jaxgen.models.families import decoders, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, TIED, one_of
 from jaxgen.models.families.ropes import rope
 
-SHARED: dict[str, Any] = llama.SHARED | {
+SHARED: dict[str, Any] = decoders.SHARED | {
     # Layers that predict tokens after the next, which transformers leaves out as well.
     "ignored_tensors": (
-        *llama.SHARED["ignored_tensors"],
+        *decoders.SHARED["ignored_tensors"],
         "model.layers.46.*",
         "model.layers.92.*",
     ),
@@ -22,9 +22,9 @@ SHARED: dict[str, Any] = llama.SHARED | {
 FAMILY = Family(
     model_type="glm4_moe",
     architecture="Glm4MoeForCausalLM",
-    heads=llama.heads("Glm4Moe"),
-    choices=llama.CHOICES,
-    defaults=llama.DEFAULTS
+    heads=decoders.heads("Glm4Moe"),
+    choices=decoders.CHOICES,
+    defaults=decoders.DEFAULTS
     | {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "attention_bias": False}
     | {"partial_rotary_factor": 0.5, "use_qk_norm": False, "norm_topk_prob": True}
     | {"n_routed_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 1408}
@@ -40,7 +40,7 @@ FAMILY = Family(
         one_of("biases", "attention_bias", {False: "none", True: "qkv"}),
     ),
     layer_rows=(
-        *llama.LAYER_ROWS,
+        *decoders.LAYER_ROWS,
         *mixtures.ROWS,
         mixtures.CHOICE_BIAS,
         *mixtures.SHARED_EXPERTS,

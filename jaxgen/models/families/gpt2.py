@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, token_classes
-from jaxgen.models.families.rows import Row, norm
-
-FEED = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-    "silu": "silu",
-    "swish": "silu",
-}
-
+from jaxgen.models.families.quirks import BY_LAYER, FEED, TIED, dropout, one_of
+from jaxgen.models.families.rows import Row, linear, norm
 
 FAMILY = Family(
     model_type="gpt2",
@@ -35,38 +23,16 @@ FAMILY = Family(
         "init_std": "initializer_range",
     },
     choices={"norm": "layer", "positions": "learned", "biases": "all"},
-    defaults={
-        "n_inner": None,
-        "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02,
-        "activation_function": "gelu_new",
-        "resid_pdrop": 0.1,
-        "attn_pdrop": 0.1,
-        "tie_word_embeddings": True,
-        "scale_attn_by_inverse_layer_idx": False,
-    },
-    aliases={
-        "max_position_embeddings": "n_positions",
-        "num_hidden_layers": "n_layer",
-        "hidden_size": "n_embd",
-        "num_attention_heads": "n_head",
-    },
-    only={
-        "scale_attn_weights": (True,),
-        "add_cross_attention": (False,),
-    },
-    ignored=frozenset(
-        "n_ctx reorder_and_upcast_attn summary_activation summary_first_dropout "
-        "summary_proj_to_labels summary_type summary_use_proj".split()
-    ),
+    defaults={"n_inner": None, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02}
+    | {"activation_function": "gelu_new", "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+    | {"tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": False},
+    aliases={"max_position_embeddings": "n_positions", "num_hidden_layers": "n_layer"}
+    | {"hidden_size": "n_embd", "num_attention_heads": "n_head"},
+    only={"scale_attn_weights": (True,), "add_cross_attention": (False,)},
+    ignored=frozenset("n_ctx reorder_and_upcast_attn summary_activation summary_type".split())
+    | frozenset("summary_first_dropout summary_proj_to_labels summary_use_proj".split()),
     quirks=(
-        TIED,
-        one_of("feed", "activation_function", FEED),
-        one_of(
-            "scores.by_layer",
-            "scale_attn_by_inverse_layer_idx",
-            {False: "same", True: "inverse"},
-        ),
+        *(TIED, one_of("feed", "activation_function", FEED), BY_LAYER),
         dropout(("resid_pdrop", "embd_pdrop"), "attn_pdrop"),
     ),
     rows=(
@@ -78,27 +44,14 @@ FAMILY = Family(
     # Its Conv1D keeps [in, out], not the [out, in] of a Linear.
     layer_rows=(
         *norm("ln_1", "attn_norm"),
-        Row("attn.c_attn.weight", ("attn/q", "attn/k", "attn/v"), "D,*NH"),
-        Row("attn.c_attn.bias", ("attn/q_bias", "attn/k_bias", "attn/v_bias"), "*NH"),
-        Row("attn.c_proj.weight", ("attn/o",), "NH,D"),
-        Row("attn.c_proj.bias", ("attn/o_bias",), "D"),
+        *linear("attn.c_attn", ("attn/q", "attn/k", "attn/v"), "D,*NH", outputs=1),
+        *linear("attn.c_proj", "attn/o", "NH,D", outputs=1),
         *norm("ln_2", "feed_norm"),
-        Row("mlp.c_fc.weight", ("feed/up",), "D,F"),
-        Row("mlp.c_fc.bias", ("feed/up_bias",), "F"),
-        Row("mlp.c_proj.weight", ("feed/down",), "F,D"),
-        Row("mlp.c_proj.bias", ("feed/down_bias",), "D"),
+        *linear("mlp.c_fc", "feed/up", "D,F", outputs=1),
+        *linear("mlp.c_proj", "feed/down", "F,D", outputs=1),
     ),
-    heads={
-        "GPT2ForSequenceClassification": "classes",
-        "GPT2ForTokenClassification": "token_classes",
-        "GPT2ForQuestionAnswering": "spans",
-        "GPT2Model": "none",
-    },
-    head_rows={
-        "classes": (Row("score.weight", ("head/out",), "C,D"),),
-        "token_classes": token_classes("classifier"),
-        "spans": SPANS,
-    },
+    heads=decoders.heads("GPT2", *decoders.HEADS),
+    head_rows=decoders.CLASSIFIER,
     copies={"lm_head.weight": "transformer.wte.weight"},
     # Causal masks, which old files keep as if they were weights.
     ignored_tensors=("transformer.h.*.attn.bias", "transformer.h.*.attn.masked_bias"),

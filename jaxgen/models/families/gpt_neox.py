@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import SPANS, TIED, dropout, one_of, token_classes
+from jaxgen.models.families.quirks import FEED, TIED, dropout, one_of
 from jaxgen.models.families.ropes import rope
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.rows import Row, feed, linear, norm
 
-SIZES = {k: v for k, v in llama.SIZES.items() if k not in ("kv_heads", "head_dim")}
+SIZES = {k: v for k, v in decoders.SIZES.items() if k not in ("kv_heads", "head_dim")}
 QKV = tuple(f"attn/{x}" for x in "qkv")
-MLP = (
-    *linear("mlp.dense_h_to_4h", "feed/up", "F,D"),
-    *linear("mlp.dense_4h_to_h", "feed/down", "D,F"),
-)
+MLP = feed("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 # What BLOOM and Falcon have as well.
 QUIRKS = (TIED, dropout(("hidden_dropout",), "attention_dropout"))
-HEAD_ROWS = llama.SCORE | {"token_classes": token_classes("classifier"), "spans": SPANS}
 
 FAMILY = Family(
     model_type="gpt_neox",
@@ -25,14 +21,14 @@ FAMILY = Family(
     layer="gpt_neox.layers.{}.",
     sizes=SIZES | {"norm_epsilon": "layer_norm_eps"},
     choices={"norm": "layer", "positions": "rope"},
-    defaults=llama.DEFAULTS
+    defaults=decoders.DEFAULTS
     | {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 1e4}
     | {"use_parallel_residual": True, "attention_bias": True, "max_position_embeddings": 2048}
     | {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     only={"is_decoder": (False, True)},
     ignored=frozenset({"classifier_dropout"}),
     quirks=(
-        *(*QUIRKS, one_of("feed", "hidden_act", gpt2.FEED)),
+        *(*QUIRKS, one_of("feed", "hidden_act", FEED)),
         rope(partial=True, theta="rotary_emb_base", share="rotary_pct"),
         one_of("parallel", "use_parallel_residual", {True: "two_norms", False: "none"}),
         one_of("biases", "attention_bias", {True: "all", False: "feed"}),
@@ -49,8 +45,8 @@ FAMILY = Family(
         *linear("attention.dense", "attn/o", "D,NH"),
         *MLP,
     ),
-    heads=llama.heads("GPTNeoX", *llama.HEADS),
-    head_rows=HEAD_ROWS,
+    heads=decoders.heads("GPTNeoX", *decoders.HEADS),
+    head_rows=decoders.CLASSIFIER,
     copies={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored_tensors=tuple(
         f"gpt_neox.layers.*.attention.{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral, mixtures
+from jaxgen.models.families import decoders, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import layer_types
 from jaxgen.models.families.mixtures import BALANCE
@@ -22,14 +22,14 @@ def _every_other(theirs: Theirs) -> list[str]:
 
 FUSED = ("experts/gate", "experts/up")
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": mixtral.SIZES}
+SHARED_FIELDS: dict[str, Any] = decoders.SHARED | {"sizes": mixtral.SIZES}
 
 FAMILY = Family(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
-    heads=llama.heads("GptOss", "classes", "token_classes"),
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES
+    heads=decoders.heads("GptOss", "classes", "token_classes"),
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES
     | {"biases": "all", "feed": "swiglu_clamped", "scores.sinks": "learned"}
     | {"experts.router_bias": "bias"},
     defaults=mixtures.DEFAULTS

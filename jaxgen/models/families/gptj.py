@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families import decoders, gpt2
 from jaxgen.models.families.family import Family, Quirk
-from jaxgen.models.families.quirks import TIED, dropout, one_of
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.quirks import FEED, TIED, dropout, one_of
+from jaxgen.models.families.rows import Row, feed, norm, queries
 
 
 def _read_rope(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,19 +36,18 @@ FAMILY = Family(
     only={"scale_attn_weights": (True,)},
     ignored=gpt2.FAMILY.ignored | {"rotary"},
     quirks=(
-        *(TIED, ROTARY, one_of("feed", "activation_function", gpt2.FEED)),
+        *(TIED, ROTARY, one_of("feed", "activation_function", FEED)),
         dropout(("resid_pdrop", "embd_pdrop"), "attn_pdrop"),
     ),
     rows=(*gpt2.FAMILY.rows, Row("lm_head.bias", ("unembed/bias",), "V")),
     layer_rows=(
         *norm("ln_1", "attn_norm"),
-        *(Row(f"attn.{x}_proj.weight", (f"attn/{x}",), "NH,D") for x in "qkv"),
+        *queries("attn.{}_proj"),
         Row("attn.out_proj.weight", ("attn/o",), "D,NH"),
-        *linear("mlp.fc_in", "feed/up", "F,D"),
-        *linear("mlp.fc_out", "feed/down", "D,F"),
+        *feed("mlp.fc_in", "mlp.fc_out"),
     ),
-    heads=llama.heads("GPTJ", "classes", "spans"),
-    head_rows=llama.SCORE,
+    heads=decoders.heads("GPTJ", "classes", "spans"),
+    head_rows=decoders.SCORE,
     copies=gpt2.FAMILY.copies,
     ignored_tensors=gpt2.FAMILY.ignored_tensors,
 )

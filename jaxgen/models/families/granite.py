@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import (
     ATTENTION_AND_FEED,
@@ -15,24 +15,24 @@ from jaxgen.models.families.quirks import (
 )
 from jaxgen.models.families.ropes import ROPE
 
-SIZES = llama.SIZES | {"residual_scale": "residual_multiplier"}
-SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SIZES = decoders.SIZES | {"residual_scale": "residual_multiplier"}
+SHARED: dict[str, Any] = decoders.SHARED | {"sizes": SIZES}
 MULTIPLIERS = (
     multiplier("embed.scale", "embedding_multiplier"),
     multiplier("output_scale", "logits_scaling"),
     SCORE_MULTIPLIER,
 )
-DEFAULTS = llama.DEFAULTS | dict.fromkeys(
+DEFAULTS = decoders.DEFAULTS | dict.fromkeys(
     ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"), 1.0
 )
 
 FAMILY = Family(
     model_type="granite",
     architecture="GraniteForCausalLM",
-    heads=llama.heads("Granite"),
-    choices=llama.CHOICES,
+    heads=decoders.heads("Granite"),
+    choices=decoders.CHOICES,
     defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
     quirks=(TIED, GATED, ROPE, ATTENTION_AND_FEED, *MULTIPLIERS),
-    layer_rows=llama.LAYER_ROWS,
+    layer_rows=decoders.LAYER_ROWS,
     **SHARED,
 )

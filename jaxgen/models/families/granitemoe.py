@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import granite, llama, mixtral, mixtures
+from jaxgen.models.families import decoders, granite, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
@@ -13,13 +13,13 @@ from jaxgen.models.families.rows import Row
 
 SIZES = mixtral.SIZES | {"residual_scale": "residual_multiplier"}
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SHARED_FIELDS: dict[str, Any] = decoders.SHARED | {"sizes": SIZES}
 
 FAMILY = Family(
     model_type="granitemoe",
     architecture="GraniteMoeForCausalLM",
-    heads=llama.heads("GraniteMoe"),
-    choices=llama.CHOICES,
+    heads=decoders.heads("GraniteMoe"),
+    choices=decoders.CHOICES,
     defaults=mixtures.DEFAULTS
     | granite.DEFAULTS
     | {"attention_bias": False, "num_local_experts": 8, "num_experts_per_tok": 2},

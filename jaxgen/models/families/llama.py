@@ -2,103 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_AND_FEED, GATED, SPANS, TIED, token_classes
+from jaxgen.models.families.quirks import ATTENTION_AND_FEED, GATED, TIED
 from jaxgen.models.families.ropes import ROPE
-from jaxgen.models.families.rows import Row, linear, norm
-
-SIZES = {
-    "vocab_size": "vocab_size",
-    "context": "max_position_embeddings",
-    "layers": "num_hidden_layers",
-    "d_model": "hidden_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "d_ff": "intermediate_size",
-    "norm_epsilon": "rms_norm_eps",
-    "init_std": "initializer_range",
-}
-CHOICES = {"norm": "rms", "positions": "rope", "biases": "none"}
-DEFAULTS = {
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "initializer_range": 0.02,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-}
-ROWS = (
-    Row("model.embed_tokens.weight", ("embed/tokens",), "V,D"),
-    *norm("model.norm", "final_norm"),
-    Row("lm_head.weight", ("unembed/tokens",), "V,D"),
-)
-HEADS = {
-    "classes": "SequenceClassification",
-    "token_classes": "TokenClassification",
-    "spans": "QuestionAnswering",
-}
-SCORE = {
-    "classes": (Row("score.weight", ("head/out",), "C,D"),),
-    "token_classes": token_classes("score"),
-    "spans": SPANS,
-}
-
-
-def gated(name: str) -> tuple[Row, ...]:
-    """Return the rows of a gated feed-forward of this name."""
-    return (
-        *linear(f"{name}.gate_proj", "feed/gate", "F,D"),
-        *linear(f"{name}.up_proj", "feed/up", "F,D"),
-        *linear(f"{name}.down_proj", "feed/down", "D,F"),
-    )
-
-
-PROJECTIONS = (
-    *linear("self_attn.q_proj", "attn/q", "NH,D"),
-    *linear("self_attn.k_proj", "attn/k", "KH,D"),
-    *linear("self_attn.v_proj", "attn/v", "KH,D"),
-    *linear("self_attn.o_proj", "attn/o", "D,NH"),
-    *gated("mlp"),
-)
-SUBLAYERS = (
-    *PROJECTIONS,
-    Row("self_attn.q_norm.weight", ("attn/q_norm/scale",), "H"),
-    Row("self_attn.k_norm.weight", ("attn/k_norm/scale",), "H"),
-)
-NORMS = (
-    *norm("input_layernorm", "attn_norm"),
-    *norm("post_attention_layernorm", "feed_norm"),
-)
-LAYER_ROWS = (*NORMS, *SUBLAYERS)
-# Names and tensors that do not differ from family to family.
-SHARED: dict[str, Any] = {
-    "prefix": "model.",
-    "layer": "model.layers.{}.",
-    "sizes": SIZES,
-    "rows": ROWS,
-    "copies": {"lm_head.weight": "model.embed_tokens.weight"},
-    "ignored_tensors": ("model.layers.*.self_attn.rotary_emb.inv_freq",),
-}
-
-
-def heads(name: str, *kinds: str) -> dict[str, str]:
-    """Return the architectures of a family beside its first, and the heads they have."""
-    return {f"{name}For{HEADS[kind]}": kind for kind in kinds} | {f"{name}Model": "none"}
-
 
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    heads=heads("Llama", *HEADS),
+    heads=decoders.heads("Llama", *decoders.HEADS),
     moved={"spans": "transformer."},
-    head_rows=SCORE,
-    choices=CHOICES,
-    defaults=DEFAULTS | {"attention_bias": False, "mlp_bias": False},
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES,
+    defaults=decoders.DEFAULTS | {"attention_bias": False, "mlp_bias": False},
     quirks=(TIED, GATED, ROPE, ATTENTION_AND_FEED),
-    layer_rows=LAYER_ROWS,
-    **SHARED,
+    layer_rows=decoders.LAYER_ROWS,
+    **decoders.SHARED,
 )

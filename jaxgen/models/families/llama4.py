@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral, mixtures
+from jaxgen.models.families import decoders, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import CHUNK_GROWTH, CHUNKS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED, one_of
@@ -17,15 +17,15 @@ SIZES = mixtral.SIZES | {
     "experts.d_ff": "intermediate_size",
     "experts.shared": "intermediate_size",
 }
-SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES}
+SHARED: dict[str, Any] = decoders.SHARED | {"sizes": SIZES}
 CHOICES = {"experts.router": "sigmoid", "experts.normalise": "all", "experts.weigh": "input"}
 
 FAMILY = Family(
     model_type="llama4_text",
     architecture="Llama4ForCausalLM",
     heads={"Llama4TextModel": "none"},
-    choices=llama.CHOICES | CHOICES | {"rope.pairs": "neighbours"},
-    defaults=llama.DEFAULTS
+    choices=decoders.CHOICES | CHOICES | {"rope.pairs": "neighbours"},
+    defaults=decoders.DEFAULTS
     | {"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
     | {"num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1}
     | {"moe_layers": None, "no_rope_layer_interval": 4, "attention_chunk_size": 8192}
@@ -39,7 +39,7 @@ FAMILY = Family(
     ),
     layer_rows=(
         *mixtures.ATTENTION,
-        *llama.gated("feed_forward"),
+        *decoders.gated("feed_forward"),
         Row("feed_forward.router.weight", ("experts/router",), "E,D"),
         Row("feed_forward.experts.gate_up_proj", ("experts/gate", "experts/up"), "E,D,*F"),
         Row("feed_forward.experts.down_proj", ("experts/down",), "E,F,D"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxgen.config import ModelConfig
-from jaxgen.models.families import latents, llama
+from jaxgen.models.families import decoders, latents
 from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 
@@ -44,8 +44,8 @@ FAMILY = Family(
     model_type="minicpm3",
     architecture="MiniCPM3ForCausalLM",
     heads={"MiniCPM3ForSequenceClassification": "classes", "MiniCPM3Model": "none"},
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES,
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES,
     defaults=latents.DEFAULTS
     | {"rms_norm_eps": 1e-5, "tie_word_embeddings": True, "initializer_range": 0.1}
     | {"q_lora_rank": 768, "kv_lora_rank": 256, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64}

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family, Quirk
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
 from jaxgen.models.families.quirks import GATED, TIED
@@ -45,12 +45,12 @@ def _ignored(theirs: Mapping[str, Any]) -> list[str]:
 FAMILY = Family(
     model_type="ministral3",
     architecture="Ministral3ForCausalLM",
-    heads=llama.heads("Ministral3", *llama.HEADS),
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES,
-    defaults=llama.DEFAULTS
+    heads=decoders.heads("Ministral3", *decoders.HEADS),
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES,
+    defaults=decoders.DEFAULTS
     | {"sliding_window": None, "num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5},
     quirks=(TIED, GATED, ONE_WINDOW, Quirk(ROPE.keys, _read_rope, _write_rope, _ignored)),
-    layer_rows=llama.LAYER_ROWS,
-    **llama.SHARED,
+    layer_rows=decoders.LAYER_ROWS,
+    **decoders.SHARED,
 )

@@ -8,7 +8,7 @@ from typing import Any
 from jaxgen.config import ModelConfig
 from jaxgen.config_experts import Experts
 from jaxgen.errors import CheckpointError
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Quirk
 from jaxgen.models.families.quirks import Theirs, one_of
 from jaxgen.models.families.rows import Row
@@ -16,7 +16,7 @@ from jaxgen.models.families.rows import Row
 # Noise in training, and keys that are read nowhere.
 IGNORED = frozenset({"router_jitter_noise", "input_jitter_noise"})
 # Layers of attention, whose feed-forward is told apart.
-ATTENTION = tuple(row for row in llama.LAYER_ROWS if not row.theirs.startswith("mlp."))
+ATTENTION = tuple(row for row in decoders.LAYER_ROWS if not row.theirs.startswith("mlp."))
 # The weights of a token's experts.
 NORMALISE = one_of("experts.normalise", "norm_topk_prob", {True: "chosen", False: "all"})
 
@@ -66,7 +66,7 @@ def _write_balance(config: ModelConfig) -> dict[str, Any]:
 
 
 BALANCE = Quirk(("output_router_logits", "router_aux_loss_coef"), _read_balance, _write_balance)
-DEFAULTS = llama.DEFAULTS | {"output_router_logits": False, "router_aux_loss_coef": 0.001}
+DEFAULTS = decoders.DEFAULTS | {"output_router_logits": False, "router_aux_loss_coef": 0.001}
 
 
 # Qwen: experts in all layers or in none.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from jaxgen.models.families import encoders, modernbert
 from jaxgen.models.families import modernbert_kin as kin
 from jaxgen.models.families.layer_kinds import layer_types
+from jaxgen.models.families.rows import queries
 
 LAYERS = layer_types(kin.KINDS, (kin.EVERY,), half=(kin.WINDOW, 0))
 
@@ -18,7 +19,7 @@ FAMILY = replace(
     choices={"norm": "layer", "positions": "rope", "embed.norm": "first"},
     quirks=(LAYERS, *kin.QUIRKS),
     layer_rows=(
-        *encoders.queries("attn.{}_proj", ("q", "k", "v")),
+        *queries("attn.{}_proj"),
         *kin.LAYER_ROWS,
     ),
     absent={"bos_token_id": 0, "pad_token_id": 0},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from jaxgen.config import Part
-from jaxgen.models.families.gpt2 import FEED
 from jaxgen.models.families.layer_kinds import every_nth, two_ropes
 from jaxgen.models.families.quirks import (
+    FEED,
     GATES,
     TIED,
     biases,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxgen.models.families import encoders, roberta
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.rows import Row, linear, norm, queries
 
 PAD = 1  # where its positions begin after, whatever pad_token_id says
 POOLER = "mpnet.pooler.dense"
@@ -21,7 +21,7 @@ FAMILY = Family(
     ignored=encoders.IGNORED,
     quirks=(*encoders.QUIRKS, roberta.positions(PAD), *roberta.ACTIVATION),
     layer_rows=(
-        *encoders.queries("attention.attn.{}", ("q", "k", "v")),
+        *queries("attention.attn.{}"),
         *linear("attention.attn.o", "attn/o", "D,NH"),
         *norm("attention.LayerNorm", "attn_norm"),
         *encoders.FEED_ROWS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import bloom, gpt_neox, llama
+from jaxgen.models.families import bloom, decoders, gpt_neox
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import TIED, inside
 from jaxgen.models.families.rows import Row
@@ -43,7 +43,7 @@ FAMILY = Family(
         Row("ffn.up_proj.weight", ("feed/up",), "F,D"),
         Row("ffn.down_proj.weight", ("feed/down",), "D,F"),
     ),
-    heads=llama.heads("Mpt", *llama.HEADS),
-    head_rows=gpt_neox.HEAD_ROWS,
+    heads=decoders.heads("Mpt", *decoders.HEADS),
+    head_rows=decoders.CLASSIFIER,
     copies={"lm_head.weight": "transformer.wte.weight"},
 )

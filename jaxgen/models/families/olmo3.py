@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import llama, olmo2
+from jaxgen.models.families import decoders, olmo2
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import layer_types, three_of_four, two_ropes
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
@@ -10,8 +10,8 @@ from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 FAMILY = Family(
     model_type="olmo3",
     architecture="Olmo3ForCausalLM",
-    heads=llama.heads("Olmo3", "classes"),
-    head_rows=llama.SCORE,
+    heads=decoders.heads("Olmo3", "classes"),
+    head_rows=decoders.SCORE,
     choices=olmo2.CHOICES,
     defaults=olmo2.DEFAULTS | {"sliding_window": 4096, "rope_theta": 5e5},
     quirks=(
@@ -20,5 +20,5 @@ FAMILY = Family(
         two_ropes(three_of_four, key=None, theta=5e5),
     ),
     layer_rows=olmo2.LAYER_ROWS,
-    **llama.SHARED,
+    **decoders.SHARED,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtures, olmo2, qwen3_moe
+from jaxgen.models.families import decoders, mixtures, olmo2, qwen3_moe
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE, NORMALISE
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
@@ -13,13 +13,13 @@ from jaxgen.models.families.rows import norm
 
 SIZES = {ours: key for ours, key in qwen3_moe.SIZES.items() if ours != "experts.d_ff"}
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
+SHARED_FIELDS: dict[str, Any] = decoders.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
 
 FAMILY = Family(
     model_type="olmoe",
     architecture="OlmoeForCausalLM",
-    heads=llama.heads("Olmoe"),
-    choices=llama.CHOICES | {"qk_norm": "heads"},
+    heads=decoders.heads("Olmoe"),
+    choices=decoders.CHOICES | {"qk_norm": "heads"},
     defaults=mixtures.DEFAULTS
     | {"rms_norm_eps": 1e-5, "attention_bias": False, "norm_topk_prob": False, "clip_qkv": None}
     | {"num_experts": 64, "num_experts_per_tok": 8, "router_aux_loss_coef": 0.01},

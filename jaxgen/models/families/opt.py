@@ -5,10 +5,10 @@ That of 350m has norms behind its sublayers, and tokens of half its width.
 
 from __future__ import annotations
 
-from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families import decoders, gpt_neox
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import SPANS, TIED, dropout, of_heads, one_of, same, table_width
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.quirks import FEED, TIED, dropout, of_heads, one_of, same, table_width
+from jaxgen.models.families.rows import Row, feed, linear, norm, queries
 
 WIDTH = "word_embed_proj_dim"
 
@@ -17,15 +17,8 @@ FAMILY = Family(
     architecture="OPTForCausalLM",
     prefix="model.",
     layer="model.decoder.layers.{}.",
-    sizes={
-        "vocab_size": "vocab_size",
-        "context": "max_position_embeddings",
-        "layers": "num_hidden_layers",
-        "d_model": "hidden_size",
-        "heads": "num_attention_heads",
-        "d_ff": "ffn_dim",
-        "init_std": "init_std",
-    },
+    sizes={name: key for name, key in gpt_neox.SIZES.items() if name != "norm_epsilon"}
+    | {"d_ff": "ffn_dim", "init_std": "init_std"},
     choices={"norm": "layer", "positions": "learned", "embed.offset": 2},
     defaults={"init_std": 0.02, "activation_function": "relu", "tie_word_embeddings": True}
     | {"dropout": 0.1, "attention_dropout": 0.0, "do_layer_norm_before": True, "enable_bias": True},
@@ -35,7 +28,7 @@ FAMILY = Family(
     quirks=(
         *of_heads(("lm",), table_width(WIDTH, "tokens")),
         *of_heads(("classes", "spans", "none"), same(("hidden_size", WIDTH), "d_model")),
-        *(TIED, one_of("feed", "activation_function", gpt2.FEED)),
+        *(TIED, one_of("feed", "activation_function", FEED)),
         one_of("norm_at", "do_layer_norm_before", {True: "pre", False: "post"}),
         one_of("biases", "enable_bias", {True: "all", False: "norms"}),
         dropout(("dropout",), "attention_dropout"),
@@ -50,13 +43,12 @@ FAMILY = Family(
     ),
     layer_rows=(
         *norm("self_attn_layer_norm", "attn_norm"),
-        *(row for x in "qkv" for row in linear(f"self_attn.{x}_proj", f"attn/{x}", "NH,D")),
+        *queries("self_attn.{}_proj"),
         *linear("self_attn.out_proj", "attn/o", "D,NH"),
         *norm("final_layer_norm", "feed_norm"),
-        *linear("fc1", "feed/up", "F,D"),
-        *linear("fc2", "feed/down", "D,F"),
+        *feed("fc1", "fc2"),
     ),
-    heads=llama.heads("OPT", "classes", "spans"),
-    head_rows={"classes": llama.SCORE["classes"], "spans": SPANS},
+    heads=decoders.heads("OPT", "classes", "spans"),
+    head_rows=decoders.SCORE,
     copies={"lm_head.weight": "model.decoder.embed_tokens.weight"},
 )

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import gpt2, llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import TIED, dropout, one_of
+from jaxgen.models.families.quirks import FEED, TIED, dropout, one_of
 from jaxgen.models.families.ropes import rope
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.rows import Row, feed, linear, norm, queries
 
 FAMILY = Family(
     model_type="phi",
     architecture="PhiForCausalLM",
-    heads=llama.heads("Phi", "classes", "token_classes"),
-    head_rows=llama.SCORE,
+    heads=decoders.heads("Phi", "classes", "token_classes"),
+    head_rows=decoders.SCORE,
     prefix="model.",
     layer="model.layers.{}.",
-    sizes=llama.SIZES | {"norm_epsilon": "layer_norm_eps"},
+    sizes=decoders.SIZES | {"norm_epsilon": "layer_norm_eps"},
     choices={"norm": "layer", "positions": "rope", "parallel": "one_norm", "output_bias": "bias"},
-    defaults=llama.DEFAULTS
+    defaults=decoders.DEFAULTS
     | {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "hidden_act": "gelu_new"}
     | {"qk_layernorm": False, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0},
     quirks=(
         *(TIED, rope(partial=True)),
-        one_of("feed", "hidden_act", gpt2.FEED),
+        one_of("feed", "hidden_act", FEED),
         one_of("qk_norm", "qk_layernorm", {False: "none", True: "head"}),
         dropout(("resid_pdrop", "embd_pdrop"), "attention_dropout"),
     ),
@@ -34,13 +34,12 @@ FAMILY = Family(
     ),
     layer_rows=(
         *norm("input_layernorm", "attn_norm"),
-        *(row for x in "qkv" for row in linear(f"self_attn.{x}_proj", f"attn/{x}", "NH,D")),
+        *queries("self_attn.{}_proj"),
         *linear("self_attn.dense", "attn/o", "D,NH"),
         *norm("self_attn.q_layernorm", "attn/q_norm", "H"),
         *norm("self_attn.k_layernorm", "attn/k_norm", "H"),
-        *linear("mlp.fc1", "feed/up", "F,D"),
-        *linear("mlp.fc2", "feed/down", "D,F"),
+        *feed("mlp.fc1", "mlp.fc2"),
     ),
-    copies=llama.SHARED["copies"],
-    ignored_tensors=llama.SHARED["ignored_tensors"],
+    copies=decoders.SHARED["copies"],
+    ignored_tensors=decoders.SHARED["ignored_tensors"],
 )

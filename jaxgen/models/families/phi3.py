@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
 from jaxgen.models.families.quirks import GATED, TIED, dropout
@@ -12,10 +12,10 @@ from jaxgen.models.families.rows import Row
 FAMILY = Family(
     model_type="phi3",
     architecture="Phi3ForCausalLM",
-    heads=llama.heads("Phi3", "classes", "token_classes"),
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES,
-    defaults=llama.DEFAULTS
+    heads=decoders.heads("Phi3", "classes", "token_classes"),
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES,
+    defaults=decoders.DEFAULTS
     | {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096, "sliding_window": None}
     | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0},
     only={"attention_bias": (False,), "lm_head_bias": (False,), "mlp_bias": (False,)},
@@ -27,11 +27,11 @@ FAMILY = Family(
         dropout(("resid_pdrop", "embd_pdrop"), "attention_dropout"),
     ),
     layer_rows=(
-        *(row for row in llama.LAYER_ROWS if "layernorm" in row.theirs),
+        *(row for row in decoders.LAYER_ROWS if "layernorm" in row.theirs),
         Row("self_attn.qkv_proj.weight", ("attn/q", "attn/k", "attn/v"), "*NH,D"),
         Row("self_attn.o_proj.weight", ("attn/o",), "D,NH"),
         Row("mlp.gate_up_proj.weight", ("feed/gate", "feed/up"), "*F,D"),
         Row("mlp.down_proj.weight", ("feed/down",), "D,F"),
     ),
-    **llama.SHARED,
+    **decoders.SHARED,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtral, mixtures
+from jaxgen.models.families import decoders, mixtral, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import ONE_WINDOW
 from jaxgen.models.families.mixtures import BALANCE
@@ -12,14 +12,14 @@ from jaxgen.models.families.quirks import GATED, TIED, one_of
 from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
-ROWS = (*llama.ROWS, Row("lm_head.bias", ("unembed/bias",), "V"))
+ROWS = (*decoders.ROWS, Row("lm_head.bias", ("unembed/bias",), "V"))
 SHARED: dict[str, Any] = mixtral.SHARED | {"rows": ROWS}
 
 FAMILY = Family(
     model_type="phimoe",
     architecture="PhimoeForCausalLM",
-    heads={"PhiMoEForCausalLM": "lm"} | llama.heads("Phimoe", "classes"),
-    head_rows=llama.SCORE,
+    heads={"PhiMoEForCausalLM": "lm"} | decoders.heads("Phimoe", "classes"),
+    head_rows=decoders.SCORE,
     choices={"norm": "layer", "positions": "rope", "experts.router": "sparsemixer"},
     defaults=mixtures.DEFAULTS
     | {"num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 2}

@@ -124,7 +124,22 @@ SCORE_MULTIPLIER = Quirk(
     lambda theirs: {"scores.multiplier": theirs["attention_multiplier"]},
     lambda config: {"attention_multiplier": config.score_scale},
 )
+# Or divided by the number of their layer.
+BY_LAYER = one_of(
+    "scores.by_layer", "scale_attn_by_inverse_layer_idx", {False: "same", True: "inverse"}
+)
 ATTENTION_BIAS = one_of("biases", "attention_bias", {False: "none", True: "attention"})
+FEED = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
 GATES = {
     "silu": "swiglu",
     "swish": "swiglu",

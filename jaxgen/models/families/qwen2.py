@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import LAST_WINDOWS
 from jaxgen.models.families.quirks import GATED, TIED
@@ -13,12 +13,12 @@ WINDOWS = {"use_sliding_window": False, "sliding_window": 4096, "max_window_laye
 FAMILY = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    heads=llama.heads("Qwen2", *llama.HEADS),
+    heads=decoders.heads("Qwen2", *decoders.HEADS),
     moved={"spans": "transformer."},
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES | {"biases": "qkv"},
-    defaults=llama.DEFAULTS | WINDOWS | {"num_key_value_heads": 32},
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES | {"biases": "qkv"},
+    defaults=decoders.DEFAULTS | WINDOWS | {"num_key_value_heads": 32},
     quirks=(TIED, GATED, ROPE, LAST_WINDOWS),
-    layer_rows=llama.LAYER_ROWS,
-    **llama.SHARED,
+    layer_rows=decoders.LAYER_ROWS,
+    **decoders.SHARED,
 )

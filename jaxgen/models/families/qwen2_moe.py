@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtures, qwen3_moe
+from jaxgen.models.families import decoders, mixtures, qwen3_moe
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE, NORMALISE
 from jaxgen.models.families.quirks import GATED, TIED, one_of
@@ -17,9 +17,9 @@ SHARED_FIELDS: dict[str, Any] = qwen3_moe.SHARED_FIELDS | {"sizes": SIZES}
 FAMILY = Family(
     model_type="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
-    heads=llama.heads("Qwen2Moe", *llama.HEADS),
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES | {"experts.shared_gate": "sigmoid"},
+    heads=decoders.heads("Qwen2Moe", *decoders.HEADS),
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES | {"experts.shared_gate": "sigmoid"},
     defaults=mixtures.DEFAULTS
     | {"num_key_value_heads": 16, "qkv_bias": True, "norm_topk_prob": False, "num_experts": 60}
     | {"num_experts_per_tok": 4, "moe_intermediate_size": 1408}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import LAST_WINDOWS
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
@@ -12,14 +12,14 @@ from jaxgen.models.families.ropes import ROPE
 FAMILY = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    heads=llama.heads("Qwen3", *llama.HEADS),
+    heads=decoders.heads("Qwen3", *decoders.HEADS),
     moved={"spans": "transformer."},
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES | {"qk_norm": "head"},
-    defaults=llama.DEFAULTS
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES | {"qk_norm": "head"},
+    defaults=decoders.DEFAULTS
     | WINDOWS
     | {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False},
     quirks=(TIED, GATED, ROPE, LAST_WINDOWS, ATTENTION_BIAS),
-    layer_rows=llama.LAYER_ROWS,
-    **llama.SHARED,
+    layer_rows=decoders.LAYER_ROWS,
+    **decoders.SHARED,
 )

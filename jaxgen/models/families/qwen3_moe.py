@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama, mixtures
+from jaxgen.models.families import decoders, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.mixtures import BALANCE, NORMALISE
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 from jaxgen.models.families.ropes import ROPE
 
-SIZES = llama.SIZES | {
+SIZES = decoders.SIZES | {
     "experts.number": "num_experts",
     "experts.active": "num_experts_per_tok",
     "experts.d_ff": "moe_intermediate_size",
@@ -24,14 +24,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 IGNORED = mixtures.IGNORED | {"sliding_window", "max_window_layers"}
 
-SHARED_FIELDS: dict[str, Any] = llama.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
+SHARED_FIELDS: dict[str, Any] = decoders.SHARED | {"sizes": SIZES, "other_rows": mixtures.FUSED}
 
 FAMILY = Family(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    heads=llama.heads("Qwen3Moe", *llama.HEADS),
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES | {"qk_norm": "head"},
+    heads=decoders.heads("Qwen3Moe", *decoders.HEADS),
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES | {"qk_norm": "head"},
     defaults=mixtures.DEFAULTS
     | {"num_key_value_heads": 4, "attention_bias": False, "norm_topk_prob": False}
     | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import deltas, llama, mixtures
+from jaxgen.models.families import decoders, deltas, mixtures
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, GATED, TIED
 from jaxgen.models.families.ropes import rope
@@ -15,7 +15,7 @@ FAMILY = Family(
         "Qwen3NextForTokenClassification": "token_classes",
         "Qwen3NextModel": "none",
     },
-    head_rows=llama.SCORE,
+    head_rows=decoders.SCORE,
     choices=deltas.CHOICES,
     defaults=deltas.DEFAULTS
     | {"mlp_only_layers": [], "decoder_sparse_step": 1, "num_experts": 512}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -24,13 +25,38 @@ class Row(NamedTuple):
     when: tuple[str, ...] = ()
 
 
-def linear(theirs: str, ours: str | tuple[str, ...], layout: str) -> tuple[Row, ...]:
-    """Return the rows of a projection with its biases, where it has any: [out, in] in `layout`."""
+def linear(
+    theirs: str,
+    ours: str | tuple[str, ...],
+    layout: str,
+    *,
+    outputs: int = 0,
+    join: str = ".",
+) -> tuple[Row, ...]:
+    """Return the rows of a projection with its biases, where it has any.
+
+    outputs: which word of the layout is that of the outputs, which have the biases. join: what
+    stands before the words weight and bias.
+    """
     ours = (ours,) if isinstance(ours, str) else ours
+    biases = tuple(f"{path}_bias" for path in ours)
     return (
-        Row(f"{theirs}.weight", ours, layout),
-        Row(f"{theirs}.bias", tuple(f"{path}_bias" for path in ours), layout.split(",")[0]),
+        Row(f"{theirs}{join}weight", ours, layout),
+        Row(f"{theirs}{join}bias", biases, layout.split(",")[outputs]),
     )
+
+
+def queries(theirs: str, ours: str = "attn", names: Iterable[str] = "qkv") -> tuple[Row, ...]:
+    """Return the rows of the projections of queries, keys and values, {} being their names."""
+    pairs = zip("qkv", names, strict=True)
+    return tuple(
+        row for x, name in pairs for row in linear(theirs.format(name), f"{ours}/{x}", "NH,D")
+    )
+
+
+def feed(up: str, down: str) -> tuple[Row, ...]:
+    """Return the rows of a feed-forward without a gate."""
+    return (*linear(up, "feed/up", "F,D"), *linear(down, "feed/down", "D,F"))
 
 
 def norm(theirs: str, ours: str, layout: str = "D", when: tuple[str, ...] = ()) -> tuple[Row, ...]:

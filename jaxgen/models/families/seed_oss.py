@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, TIED, biases
 from jaxgen.models.families.ropes import ROPE
@@ -12,15 +12,15 @@ BIASES = biases({"attention_bias": ("qkv",), "attention_out_bias": ("o",), "mlp_
 FAMILY = Family(
     model_type="seed_oss",
     architecture="SeedOssForCausalLM",
-    heads=llama.heads("SeedOss", *llama.HEADS),
+    heads=decoders.heads("SeedOss", *decoders.HEADS),
     moved={"spans": "transformer."},
-    head_rows=llama.SCORE,
-    choices=llama.CHOICES,
-    defaults=llama.DEFAULTS
+    head_rows=decoders.SCORE,
+    choices=decoders.CHOICES,
+    defaults=decoders.DEFAULTS
     | {"num_key_value_heads": 8, "head_dim": 128}
     | {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
     ignored=frozenset({"residual_dropout"}),
     quirks=(TIED, GATED, ROPE, BIASES),
-    layer_rows=llama.LAYER_ROWS,
-    **llama.SHARED,
+    layer_rows=decoders.LAYER_ROWS,
+    **decoders.SHARED,
 )

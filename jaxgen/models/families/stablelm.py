@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxgen.models.families import llama
+from jaxgen.models.families import decoders
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import GATED, TIED, one_of
 from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
-SIZES = {ours: key for ours, key in llama.SIZES.items() if ours != "head_dim"}
-SHARED: dict[str, Any] = llama.SHARED | {"sizes": SIZES | {"norm_epsilon": "layer_norm_eps"}}
+SIZES = {ours: key for ours, key in decoders.SIZES.items() if ours != "head_dim"}
+SHARED: dict[str, Any] = decoders.SHARED | {"sizes": SIZES | {"norm_epsilon": "layer_norm_eps"}}
 
 # Of each head a tensor.
 HEAD_NORMS = tuple(
@@ -21,10 +21,10 @@ HEAD_NORMS = tuple(
 FAMILY = Family(
     model_type="stablelm",
     architecture="StableLmForCausalLM",
-    heads=llama.heads("StableLm", "classes", "token_classes"),
-    head_rows=llama.SCORE,
+    heads=decoders.heads("StableLm", "classes", "token_classes"),
+    head_rows=decoders.SCORE,
     choices={"norm": "layer", "positions": "rope"},
-    defaults=llama.DEFAULTS
+    defaults=decoders.DEFAULTS
     | {"num_key_value_heads": 32, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25}
     | {"use_qkv_bias": False, "qk_layernorm": False, "use_parallel_residual": False},
     ignored=frozenset(
@@ -36,6 +36,6 @@ FAMILY = Family(
         one_of("qk_norm", "qk_layernorm", {False: "none", True: "each"}),
         one_of("biases", "use_qkv_bias", {False: "norms", True: "qkv"}),
     ),
-    layer_rows=(*llama.NORMS, *llama.PROJECTIONS, *HEAD_NORMS),
+    layer_rows=(*decoders.NORMS, *decoders.PROJECTIONS, *HEAD_NORMS),
     **SHARED,
 )

@@ -34,16 +34,6 @@ def _write_output(config: ModelConfig) -> dict[str, Any]:
 
 
 OUTPUT = Quirk(("tie_word_embeddings", "scale_decoder_outputs"), read_output, _write_output)
-LENGTH = Quirk(
-    ("n_positions",),
-    lambda theirs: {"context": theirs["n_positions"]},
-    lambda config: {"n_positions": config.context},
-)
-DROPOUT = Quirk(
-    ("dropout_rate",),
-    lambda theirs: {"dropout": theirs["dropout_rate"]},
-    lambda config: {"dropout_rate": config.dropout},
-)
 FEED = {"relu": "relu", "gelu": "gelu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
 FEEDS = one_of("feed", "feed_forward_proj", FEED)
 
@@ -109,6 +99,8 @@ SHARED: dict[str, Any] = {
         "norm_epsilon": "layer_norm_epsilon",
         "relative.buckets": "relative_attention_num_buckets",
         "relative.distance": "relative_attention_max_distance",
+        "context": "n_positions",
+        "dropout": "dropout_rate",
     },
     "aliases": {
         "num_hidden_layers": "num_layers",
@@ -148,11 +140,7 @@ DEFAULTS = {
     "n_positions": CONTEXT,
     "tie_word_embeddings": True,
 }
-QUIRKS = (
-    LENGTH,
-    DROPOUT,
-    Quirk((*FEEDS.keys, "is_gated_act", "dense_act_fn"), _read_feed, FEEDS.write),
-)
+QUIRKS = (Quirk((*FEEDS.keys, "is_gated_act", "dense_act_fn"), _read_feed, FEEDS.write),)
 ROWS = (
     Row("shared.weight", ("embed/tokens",), "V,D"),
     Row("encoder.final_layer_norm.weight", ("encoder/final_norm/scale",), "D"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxgen.models.families import gemma2, llama, two_parts
+from jaxgen.models.families import decoders, gemma2, two_parts
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, dropout
 from jaxgen.models.families.ropes import ROPE
@@ -14,7 +14,7 @@ def _norms(name: str, ours: str) -> tuple[Row, ...]:
     return (*norm(before, f"{ours}_norm"), *norm(after, f"{ours}_out_norm"))
 
 
-LAYER = (*_norms("self_attn", "attn"), *_norms("feedforward", "feed"), *llama.SUBLAYERS)
+LAYER = (*_norms("self_attn", "attn"), *_norms("feedforward", "feed"), *decoders.SUBLAYERS)
 CROSS = tuple(
     row
     for x, layout in zip("qkvo", ("NH,D", "KH,D", "KH,D", "D,NH"), strict=True)

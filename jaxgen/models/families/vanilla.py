@@ -7,22 +7,22 @@ as in the authors' own code (tensor2tensor).
 
 from __future__ import annotations
 
-from jaxgen.models.families.family import Family, Quirk
+from jaxgen.models.families import bart_kin
+from jaxgen.models.families.family import Family
 from jaxgen.models.families.quirks import one_of
-from jaxgen.models.families.rows import Row, linear, norm
+from jaxgen.models.families.rows import Row, feed, linear, norm
 
 
-def _attention(name: str, ours: str) -> tuple[Row, ...]:
+def _attention(name: str, ours: str, behind: str) -> tuple[Row, ...]:
     inside = tuple(f"{ours}/{x}" for x in "qkv")
     return (
-        Row(f"{name}.in_proj_weight", inside, "*NH,D"),
-        Row(f"{name}.in_proj_bias", tuple(f"{x}_bias" for x in inside), "*NH"),
+        *linear(f"{name}.in_proj", inside, "*NH,D", join="_"),
         *linear(f"{name}.out_proj", f"{ours}/o", "D,NH"),
+        *norm(behind, f"{ours}_norm"),
     )
 
 
-_FEED = (*linear("linear1", "feed/up", "F,D"), *linear("linear2", "feed/down", "D,F"))
-_SELF = (*_attention("self_attn", "attn"), *norm("norm1", "attn_norm"))
+_SELF = (*_attention("self_attn", "attn", "norm1"), *feed("linear1", "linear2"))
 
 FAMILY = Family(
     model_type="vanilla",
@@ -40,33 +40,17 @@ FAMILY = Family(
         "heads": "nhead",
         "d_ff": "dim_feedforward",
         "norm_epsilon": "layer_norm_eps",
+        "dropout": "dropout",
     },
-    choices={
-        "topology": "encoder_decoder",
-        "norm": "layer",
-        "norm_at": "post",
-        "positions": "sinusoid",
-        "embed.scale": "root",
-        "biases": "all",
-        "output": "tied",
-    },
+    choices=bart_kin.CHOICES | {"positions": "sinusoid", "embed.scale": "root", "output": "tied"},
     defaults={"layer_norm_eps": 1e-5, "activation": "relu", "dropout": 0.1},
     only={"norm_first": (False,), "batch_first": (True,)},
-    quirks=(
-        one_of("feed", "activation", {"relu": "relu", "gelu": "gelu"}),
-        Quirk(
-            ("dropout",),
-            lambda theirs: {"dropout": theirs["dropout"]},
-            lambda config: {"dropout": config.dropout},
-        ),
-    ),
+    quirks=(one_of("feed", "activation", {"relu": "relu", "gelu": "gelu"}),),
     rows=(Row("embed.weight", ("embed/tokens",), "V,D"),),
-    encoder_rows=(*_SELF, *_FEED, *norm("norm2", "feed_norm")),
+    encoder_rows=(*_SELF, *norm("norm2", "feed_norm")),
     layer_rows=(
         *_SELF,
-        *_attention("multihead_attn", "cross"),
-        *norm("norm2", "cross_norm"),
-        *_FEED,
+        *_attention("multihead_attn", "cross", "norm2"),
         *norm("norm3", "feed_norm"),
     ),
 )
