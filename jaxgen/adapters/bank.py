@@ -37,7 +37,7 @@ class Bank:
     """Adapters of one model, in slots.
 
     Attributes:
-        parts: by part and path. "a": [stack, slots, contracted axes, R]; "b", which scales are held
+        parts: by part and path. "a": [stack, slots, R, contracted axes]; "b", which scales are held
             in: [stack, slots, R, output axes]; "gain": [stack, slots, output axes]; "before":
             [stack, slots, contracted axes].
         capacity: slots, the empty one among them.
@@ -78,7 +78,7 @@ def empty(
     for path in plan(AdapterSettings(kind="lora", targets=tuple(targets)), config).targets:
         site = known[path]
         inner, outer = site.sizes(site.inner), site.sizes(site.outer)
-        shapes = {"a": (*inner, rank), "b": (rank, *outer), "gain": outer, "before": inner}
+        shapes = {"a": (rank, *inner), "b": (rank, *outer), "gain": outer, "before": inner}
         for part, arrays in parts.items():
             arrays[path] = jnp.full((*site.stack, slots, *shapes[part]), _nothing(part), dtype)
     return Bank(parts, slots, rank)
@@ -124,6 +124,7 @@ def _own(adapter: Adapter, config: ModelConfig, params: Params | None) -> dict[s
     for path in adapter.ranks:
         scale, b = np.asarray(adapter.scale(path)), own[f"{path}/b"]
         own[f"{path}/b"] = b * scale.reshape(*scale.shape, *(1,) * (b.ndim - scale.ndim))
+        own[f"{path}/a"] = np.moveaxis(own[f"{path}/a"], -1, scale.ndim)
     if adapter.kind == "dora":
         assert params is not None
         tuned = tree.flatten(attach(serving.stacked(params), adapter, config))
@@ -200,7 +201,7 @@ def around(
 @partial(jax.jit, static_argnums=(2, 3))
 def _gathered(bank: Bank, slots: Any, config: ModelConfig, unrolled: bool) -> dict[str, Any]:
     """Return the adapters of the rows by path; of unrolled layers, one for each layer."""
-    known, ones = sites(config), jnp.ones(slots.shape[0], jnp.float32)
+    known = sites(config)
     found: dict[str, Any] = {}
     for path in bank.parts["a"]:
         stack = known[path].stack
@@ -208,8 +209,7 @@ def _gathered(bank: Bank, slots: Any, config: ModelConfig, unrolled: bool) -> di
             part: jnp.take(arrays[path], slots, axis=len(stack), mode="clip")
             for part, arrays in bank.parts.items()
         }
-        scale = jnp.broadcast_to(ones, (*stack, *ones.shape))
-        adapter = Adapted(**own, scale=scale, rows="each")
+        adapter = Adapted(**own, rows="each")
         if unrolled and path.startswith("layers/"):
             adapter = tuple(layer_of(adapter, layer) for layer in range(stack[0]))
         found[path] = adapter

@@ -3,7 +3,8 @@
 A decoder sees them as keys and values of its layers. Those of prefix tuning are trained themselves
 (Li and Liang 2021). Those of prompt tuning (Lester et al. 2021) are what the model makes of vectors
 that are trained; causal layers see nothing of a text there, so they are computed once for all rows.
-An encoder reads both sides, so it reads the vectors of a prompt as tokens.
+An encoder reads both sides, so it reads the vectors of a prompt as tokens; a prefix stands before
+the keys of its layers too, and before those of the decoder where there are both.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ KINDS = ("prompt", "prefix")
 
 
 def key_paths(config: ModelConfig, kind: str) -> tuple[str, ...]:
-    """Return the paths of the weights that make the keys and values of a decoder's layers.
+    """Return the paths of the weights that make the keys and values of a model's layers.
 
-    Raises ConfigError that names what of the model has no place for virtual tokens.
+    Of an encoder-decoder these are the decoder's. Raises ConfigError that names what of the model
+    has no place for virtual tokens.
     """
-    if config.topology != "decoder":
-        other = "; an encoder takes kind=prompt from a folder of PEFT" if kind == "prefix" else ""
+    if config.topology != "decoder" and kind == "prompt":
         raise ConfigError(
-            f"adapter.kind={kind} needs topology=decoder, not {config.topology}, where tokens of a "
-            f"row see virtual ones of another{other}; give lora"
+            f"adapter.kind=prompt needs topology=decoder, not {config.topology}, where tokens of a "
+            f"row see virtual ones of another; give prefix, or lora"
         )
     known = sites(config)
-    paths = tuple(path for path in known if path.endswith(("attn/k", "attn/v")))
+    ends = ("attn/k", "attn/v")
+    paths = tuple(p for p in known if p.endswith(ends) and not p.startswith("encoder/"))
     layers = {
         side: [n for p in paths if p.endswith(side) for n in known[p].layers] for side in "kv"
     }
@@ -45,6 +47,8 @@ def key_paths(config: ModelConfig, kind: str) -> tuple[str, ...]:
     odd = (
         "prompt=both sees a prompt from both sides" if config.prompt == "both"
         else "layers share weights" if config.weight_sets
+        else "positions=disentangled multiplies distances with keys"
+        if config.positions == "disentangled"
         else "not all layers keep keys and values of their own, of one size"
         if full != config.layers or any(sorted(layers[side]) != each for side in "kv")
         else None
@@ -77,9 +81,19 @@ def sample_vectors(params: Any, config: ModelConfig, count: int, key: PRNGKeyArr
 
 
 def first(params: Any, config: ModelConfig, kind: str, count: int, key: PRNGKeyArray) -> tree.Tree:
-    """Return the numbers that training begins with, as a tree of an adapter."""
+    """Return the numbers that training begins with, as a tree of an adapter.
+
+    A prefix of other models than decoders begins as PEFT's, normal with a deviation of 1.
+    """
     vectors = sample_vectors(params, config, count, key)
     if kind == "prompt":
         return {"prompt": vectors}
-    keys = keys_of(params, config, vectors, key_paths(config, kind))
+    paths = key_paths(config, kind)
+    if config.topology == "decoder":
+        keys = keys_of(params, config, vectors, paths)
+    else:
+        known = sites(config)
+        shapes = {p: (*known[p].stack, count, *known[p].sizes(known[p].outer)) for p in paths}
+        drawn = zip(jax.random.split(key, len(paths)), shapes.items(), strict=True)
+        keys = {path: jax.random.normal(one, shape) for one, (path, shape) in drawn}
     return tree.unflatten({f"{path}/virtual": x.astype("float32") for path, x in keys.items()})

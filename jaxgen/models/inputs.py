@@ -119,7 +119,8 @@ def after_virtual_tokens(params: Any, config: ModelConfig, inputs: Inputs, part:
     ConfigError where a table has no position for the last token.
     """
     prompt = params.get("prompt") if part == "encode" or config.topology == "encoder" else None
-    count = num_virtual(params) if prompt is None else prompt.vectors.shape[0]
+    keys = part != "encode"  # those of layers are the decoder's, where there are two towers
+    count = prompt.vectors.shape[0] if prompt is not None else num_virtual(params) if keys else 0
     if not count:
         return inputs
     length = inputs.tokens.shape[1] if inputs.cache is None else inputs.cache.capacity

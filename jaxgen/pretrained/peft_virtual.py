@@ -11,7 +11,7 @@ import numpy as np
 from jaxgen import tree
 from jaxgen.adapters import virtual
 from jaxgen.adapters.adapter import Adapter
-from jaxgen.adapters.sites import sites
+from jaxgen.adapters.sites import Site, sites
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.store import safetensors
@@ -49,7 +49,7 @@ def read_virtual(path: Path, about: Mapping[str, Any], config: ModelConfig) -> A
         each = array.reshape(count, config.layers, 2, heads, config.H)
         known, params = sites(config), {}
         for target in targets:
-            one = each[:, list(known[target].layers), int(target.endswith("v"))].swapaxes(0, 1)
+            one = each[:, _rows(known[target], config), int(target.endswith("v"))].swapaxes(0, 1)
             params[f"{target}/virtual"] = one if known[target].stack else one[0]
     return Adapter(
         kind,
@@ -73,8 +73,14 @@ def virtual_tensors(
         array = np.zeros((count, config.layers, 2, config.K, config.H), np.float32)
         for path in adapter.targets:
             one = flat[f"{path}/virtual"]
-            one = one if known[path].stack else one[None]
-            array[:, list(known[path].layers), int(path.endswith("v"))] = one.swapaxes(0, 1)
+            one = one.swapaxes(0, 1) if known[path].stack else one[:, None]
+            rows, side = _rows(known[path], config), int(path.endswith("v"))
+            array[:, rows, side] = one
+            if not np.array_equal(array[:, rows, side], one):
+                raise ConfigError(
+                    f"PEFT gives two layers of an encoder-decoder one prefix, and those of "
+                    f"{path} differ; keep the run itself, or give lora"
+                )
     prefix = adapter.kind == "prefix"
     about = {
         "peft_type": "PREFIX_TUNING" if prefix else "PROMPT_TUNING",
@@ -84,11 +90,18 @@ def virtual_tensors(
         "inference_mode": True,
         "num_virtual_tokens": count,
         "token_dim": width if prefix else config.towers.encoder_d_model or config.embed_width,
-        "num_transformer_submodules": 1,
+        # Both towers' prompts are one here; PEFT gives a prefix to the second of two.
+        "num_transformer_submodules": 1 + (prefix and config.topology == "encoder_decoder"),
         "num_attention_heads": config.K if prefix else config.heads,
         "num_layers": config.layers,
     }
     return {TENSOR: array.reshape(count, -1)}, about
+
+
+def _rows(site: Site, config: ModelConfig) -> list[int]:
+    """Return where PEFT has the prefix of each layer: of two towers it takes every second one."""
+    step = 2 if config.topology == "encoder_decoder" else 1
+    return [step * layer % config.layers for layer in site.layers]
 
 
 def _targets(kind: str, config: ModelConfig) -> tuple[str, ...]:

@@ -142,6 +142,35 @@ def test_an_encoder_reads_a_prompt_as_tokens():
         jaxgen.apply(tuned, config, np.ones((1, 15), int))
 
 
+def test_rows_of_an_encoder_read_a_prefix_each_for_itself():
+    config = jaxgen.ModelConfig(**SIZES, topology="encoder", head="mlm")
+    params = random_params(config)
+    tuned = attach(params, made("prefix", config, params), config)
+    alone = [jaxgen.apply(tuned, config, row[None, :3]).logits[0] for row in TOKENS]
+    assert np.abs(alone[0] - jaxgen.apply(params, config, TOKENS[:1, :3]).logits[0]).max() > 0.1
+    packed = np.concatenate([row[:3] for row in TOKENS])[None]
+    found = jaxgen.apply(
+        tuned, config, packed, segments=[[1, 1, 1, 2, 2, 2]], positions=[[0, 1, 2, 0, 1, 2]]
+    )
+    np.testing.assert_allclose(found.logits[0], np.concatenate(alone), atol=1e-5)
+
+
+def test_a_prefix_of_two_towers_stands_in_the_decoder_alone():
+    config = jaxgen.ModelConfig(**SIZES, topology="encoder_decoder", positions="relative")
+    params = random_params(config)
+    tuned = attach(params, made("prefix", config, params), config)
+    memory = jaxgen.encode(tuned, config, TOKENS)
+    own = jaxgen.encode(params, config, TOKENS)
+    np.testing.assert_array_equal(memory.state, own.state)
+    whole = jaxgen.apply(tuned, config, TOKENS, memory=memory).logits
+    assert np.abs(whole - jaxgen.apply(params, config, TOKENS, memory=own).logits).max() > 0.1
+    cache = jaxgen.empty_cache(config, 2, 8, memory=TOKENS.shape[1])
+    first = jaxgen.apply(tuned, config, TOKENS[:, :4], cache=cache, memory=memory)
+    second = jaxgen.apply(tuned, config, TOKENS[:, 4:], cache=first.cache)
+    pieces = np.concatenate([first.logits, second.logits], axis=1)
+    np.testing.assert_allclose(pieces, whole, atol=1e-5)
+
+
 def test_what_virtual_tokens_cannot_do_is_refused():
     config = MODELS["learned"]
     params = random_params(config)
@@ -158,7 +187,8 @@ def test_what_virtual_tokens_cannot_do_is_refused():
 
 # fmt: off
 REFUSED = [
-    ({"topology": "encoder", "head": "mlm"}, "prefix", "needs topology=decoder, not encoder"),
+    ({"topology": "encoder", "head": "mlm"}, "prompt", "needs topology=decoder, not encoder"),
+    ({"topology": "encoder", "head": "mlm", "positions": "disentangled"}, "prefix", "disentangled"),
     ({"layer_weights": "shared"}, "prompt", "kind=prompt: layers share weights"),
     ({"prompt": "both"}, "prefix", "prompt=both sees a prompt from both sides"),
 ]
