@@ -27,8 +27,9 @@ class Adapted:
     """gain * (weight + scale * a b) applied to before * x; what is None is left out.
 
     With `rows="each"` every array has a leading axis of the batch's rows, so that each row has an
-    adapter of its own; then a is [R, contracted axes], and b holds the scale. Without a weight it is an adapter that `models.serving.join` puts around
-    one. Inputs of `a` are dropped out at `rate` where there is a key (Hu et al. 2022).
+    adapter of its own; then a is [R, contracted axes], and b holds the scale. Without a weight it
+    is an adapter that `models.serving.join` puts around one. Inputs of `a` are dropped out at
+    `rate` where there is a key (Hu et al. 2022).
     """
 
     weight: Any = None  # an array or another leaf

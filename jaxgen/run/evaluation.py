@@ -17,7 +17,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.data.pack import Batch
 from jaxgen.data.rows import Maker, overlapping
-from jaxgen.errors import ConfigError, DataError
+from jaxgen.errors import ConfigError, DataError, UserError
 from jaxgen.ops.adapted import num_virtual
 from jaxgen.pretrained.adapted import Words, attached, words_of
 from jaxgen.pretrained.model import load, load_step, read_config
@@ -126,14 +126,22 @@ def _preferences(
     """Yield what a run of preferences is measured by."""
     if run.reads_reference:
         batches = map(reference_of(run, split).add, batches)
-    measured = validate_loss(run.judge, params, batches)
+    reference, missing = None, None
+    if run.measures_kl:
+        try:
+            reference = run.reference_params
+        except UserError as error:  # what training began with is no more there
+            missing = error
+    measured = validate_loss(run.judge(reference), params, batches)
     paired = run.settings.objective.name != "feedback"
     count = measured.pop("tokens")
     yield ("pairs" if paired else "completions"), f"{count:,.0f}"
     yield "loss", f"{measured.pop('loss'):.4f} per {'pair' if paired else 'completion'}"
     for name, value in measured.items():
-        unit = f" nats{' per token' * paired}" if name == "kl" else ""
+        unit = f" nats{' per token' * paired}" if name in ("kl", "log_ratio") else ""
         yield name.replace("_", " "), f"{value:.4f}{unit}"
+    if missing is not None:
+        yield "kl", f"not measured: {missing}"
 
 
 def _policy(

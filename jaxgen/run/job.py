@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
@@ -35,6 +36,8 @@ from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import partitioner, wandb_run
 from jaxgen.train import state as states
+from jaxgen.train.log_probs import mean_kl
+from jaxgen.train.losses import Loss
 from jaxgen.train.state import State
 from jaxgen.train.validate import validate, validate_loss
 
@@ -260,6 +263,11 @@ class Run:
         params, dropout = jax.random.split(keys.from_seed(self.settings.train.seed))
         return params, dropout
 
+    @property
+    def measures_kl(self) -> bool:
+        """Whether the divergence from a reference is measured: of pairs that are judged by one."""
+        return self.reads_reference and self.settings.objective.name == "preferences"
+
     def begin(self, start: initial.Initial | None = None) -> State:
         """Return the state before the first step, each part made where it lives."""
         given = self.base if self.adapter else {} if start is None else dict(start.params)
@@ -269,7 +277,7 @@ class Run:
 
     @cached_property
     def reference_params(self) -> Any:
-        """The parameters that a policy is held near."""
+        """The parameters that a policy is held near, and preferences are measured from."""
         return self.first_params()
 
     def first_params(self) -> Any:
@@ -309,11 +317,30 @@ class Run:
         """Return which part of a batch this process reads; of prompts each reads all."""
         return (0, 1) if self.is_policy else place.own_rows(self.mesh, self.settings.train.batch)
 
-    @cached_property
-    def judge(self):
-        """The compiled loss (params, batch) -> Loss of preferences, without dropout."""
+    def judge(self, reference: Any = None) -> Callable[[Any, Any], Loss]:
+        """Return the compiled loss (params, batch) -> Loss of preferences, without dropout.
+
+        With the parameters of a reference its metrics hold `kl`, the divergence from it.
+        """
         loss, config = objective_loss(self.settings), self.settings.model
-        return jax.jit(lambda params, batch: loss(params, config, batch))
+
+        def judged(params: Any, reference: Any, batch: Any) -> Loss:
+            found = loss(params, config, batch)
+            if reference is None:
+                return found
+            real = (batch["weights"].sum(-1) > 0).all(axis=1)
+            kl = jnp.sum(mean_kl(params, reference, config, batch) * real)
+            metrics = {**found.metrics, "kl": kl / jnp.maximum(real.sum(), 1)}
+            return found._replace(metrics=metrics)
+
+        step = place.under(self.mesh, jax.jit(judged))
+        return lambda params, batch: step(params, reference, batch)
+
+    @cached_property
+    def _judge(self) -> Callable[[Any, Any], Loss]:
+        """That of validation: only beneath an adapter is a reference in memory anyway."""
+        near = self.adapter and self.measures_kl
+        return self.judge(self.reference_params if near else None)
 
     def validate(
         self, state: State, stop: Callable[[], bool] = lambda: False
@@ -331,7 +358,7 @@ class Run:
             if self.is_policy:
                 return self.rollouts.validate(params, rows)
             if self.settings.objective.name in PREFERENCES:
-                return validate_loss(place.under(self.mesh, self.judge), params, rows)
+                return validate_loss(self._judge, params, rows)
             return check(params, self.settings.model, rows, self.tokenizer.byte_lengths)
         except _ToldError:
             return None

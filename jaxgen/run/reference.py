@@ -16,7 +16,7 @@ from jaxgen import data, files
 from jaxgen import settings as sets
 from jaxgen.mesh import place
 from jaxgen.run.folder import ENVIRONMENT
-from jaxgen.train.preferences import completion_logps
+from jaxgen.train.log_probs import completion_logps
 from jaxgen.train.state import State
 
 FILE = "reference.npz"

@@ -29,7 +29,7 @@ from jaxgen.text.generate import prefill
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.model_steps import model_step
 from jaxgen.train import policy
-from jaxgen.train.preferences import TEXTS
+from jaxgen.train.log_probs import TEXTS
 from jaxgen.train.state import State
 
 ROLLOUT = 0x6A09E667  # folded into a step's key for what is sampled

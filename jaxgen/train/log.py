@@ -122,6 +122,7 @@ class Log:
             "accuracy": "accuracy {:.4f}",
             "margin": "margin {:.3f}",
             "kl": "kl {:.4f}",
+            "log_ratio": "log ratio {:.4f}",
         }
         facts = [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
         self.say("  ".join([f"step {step}/{self.total}", *facts]))

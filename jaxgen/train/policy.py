@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
+from jaxgen.train.log_probs import TEXTS, token_nll
 from jaxgen.train.losses import Batch, Loss
-from jaxgen.train.preferences import TEXTS, token_nll
 
 PolicyLoss = Literal["grpo", "bnpo", "dr_grpo", "rloo"]
 # How each scales the advantages.

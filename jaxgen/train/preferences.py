@@ -16,14 +16,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
-from jaxgen.mesh import shards
-from jaxgen.mesh.place import manual, platform
+from jaxgen.mesh.place import manual
 from jaxgen.models import api
-from jaxgen.ops.losses import unembed, vocabulary_loss
-from jaxgen.train.losses import Batch, Loss, logits_at_once, read
+from jaxgen.ops.losses import unembed
+from jaxgen.train.log_probs import TEXTS, completion_logps, texts_as_rows, token_nll
+from jaxgen.train.losses import Batch, Loss, read
 from jaxgen.train.settings import PreferenceSettings
-
-TEXTS = ("tokens", "targets", "segments", "positions", "weights")
 
 
 class Pairs(NamedTuple):
@@ -55,48 +53,6 @@ class Pairs(NamedTuple):
         """Log-ratios per token of the completion."""
         lengths = jnp.maximum(self.lengths, 1)
         return self.ratios[0] / lengths[:, 0], self.ratios[1] / lengths[:, 1]
-
-
-def token_nll(
-    params: api.Params,
-    config: ModelConfig,
-    batch: Batch,
-    key: PRNGKeyArray | None = None,
-    *,
-    chunk: int | None = None,
-    temperature: float = 1.0,
-) -> Float[Array, "B S T"]:
-    """Return the negative log-likelihood of each target of a batch of [B, S, T]; nats.
-
-    Targets whose weight is 0 have one as well. chunk: as of `causal_loss`. temperature: what logits
-    are divided by.
-    """
-    shape = batch["tokens"].shape
-    rows = {name: jnp.asarray(batch[name]).reshape(-1, shape[-1]) for name in TEXTS}
-    out = read(params, config, rows, key)
-    each = rows["tokens"].shape[0] * config.V
-    fitting = max(logits_at_once(platform()) * shards("BTV") // each, 1)
-    ones = jnp.ones(rows["targets"].shape, jnp.float32)
-    cap, features = config.logit_cap, out.features
-    if temperature != 1.0:  # cap tanh(x / cap) / t is c tanh((x / t) / c) with c = cap / t
-        cap, features = cap and cap / temperature, features / temperature
-    _, nll = vocabulary_loss(
-        *(features, out.table, rows["targets"], ones),
-        cap=cap,
-        smoothing=0.0,
-        z=0.0,
-        chunk=chunk or fitting,
-        dtype=config.compute_dtype,
-    )
-    return nll.reshape(shape)
-
-
-def completion_logps(
-    params: api.Params, config: ModelConfig, batch: Batch, *, chunk: int | None = None
-) -> Float[Array, "B S"]:
-    """Return the log-probability of what is judged of each text, as a reference model gives it."""
-    nll = token_nll(params, config, batch, chunk=chunk)
-    return -jnp.sum(nll * batch["weights"], axis=-1)
 
 
 def pair_loss(
@@ -145,10 +101,9 @@ def pair_loss(
         "logp_rejected": mean(pairs.rejected),
     }
     if settings.has_reference:
-        # Of the reference from the model, as far as completions like these are the reference's.
-        apart = jnp.sum((reference - logps) * real[:, None])
-        tokens = jnp.maximum(jnp.sum(lengths * real[:, None]), 1)
-        metrics["kl"] = jax.lax.stop_gradient(apart / tokens)
+        # Of the model to its reference, per token: how much likelier it makes these completions.
+        ratio = sum(pairs.ratios) / jnp.maximum(lengths.sum(-1), 1)
+        metrics["log_ratio"] = mean(ratio)
     if settings.nll_weight:
         said = weights[:, 0] if name != "orpo" else (batch["segments"][:, 0] > 0)
         said = said * real[:, None]
@@ -354,11 +309,9 @@ def reward_loss(
         settings: of `center`, the weight of the squared sum of two rewards.
         chunk: not used: a text has one reward.
     """
-    shape = batch["tokens"].shape
-    rows = {name: jnp.asarray(batch[name]).reshape(-1, shape[-1]) for name in TEXTS}
-    out = read(params, config, rows, key)
+    out = read(params, config, texts_as_rows(batch), key)
     rewards = unembed(out.features, out.table, cap=None, dtype=config.compute_dtype)
-    chosen, rejected = rewards.reshape(shape[:2]).astype(jnp.float32).T
+    chosen, rejected = rewards.reshape(batch["tokens"].shape[:2]).astype(jnp.float32).T
     real = (batch["segments"] > 0).any(-1).all(1).astype(jnp.float32)
     each = -jax.nn.log_sigmoid(chosen - rejected - batch["margin"])
     each = (each + settings.center * (chosen + rejected) ** 2) * real

@@ -12,14 +12,8 @@ import jaxgen
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.pretrained.hub_write import write_hub
 from jaxgen.train import policy
-from jaxgen.train.preferences import (
-    TEXTS,
-    completion_logps,
-    feedback_loss,
-    pair_loss,
-    reward_loss,
-    token_nll,
-)
+from jaxgen.train.log_probs import TEXTS, completion_logps, token_nll
+from jaxgen.train.preferences import feedback_loss, pair_loss, reward_loss
 from jaxgen.train.settings import PreferenceSettings
 
 torch = pytest.importorskip("torch")

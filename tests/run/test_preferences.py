@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,8 @@ from jaxgen.errors import ConfigError, DataError
 from jaxgen.run import conversations, evaluation, training
 from jaxgen.run.settings import build_settings
 from jaxgen.tokens.settings import TokenizerSettings
-from jaxgen.train.preferences import completion_logps, feedback_loss, pair_loss
+from jaxgen.train.log_probs import completion_logps, mean_kl
+from jaxgen.train.preferences import feedback_loss, pair_loss
 from jaxgen.train.settings import PreferenceSettings
 
 PAIR = {"prompt": "ask", "chosen": " yes", "rejected": " no"}
@@ -145,7 +147,29 @@ def test_losses_forget_padding_and_the_order_of_rows_and_start_where_they_must(t
         np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
         if name == "sigmoid":  # the model is its own reference
             np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-6)
-            assert abs(float(found.metrics["kl"])) < 1e-6
+            assert abs(float(found.metrics["log_ratio"])) < 1e-6
+    other = jaxgen.init(CONFIG, jax.random.key(1))
+    found = mean_kl(params, other, CONFIG, padded, chunk=3)
+    own, theirs = (
+        jax.nn.log_softmax(
+            jnp.stack(
+                [
+                    jaxgen.apply(
+                        one, CONFIG, padded["tokens"][:, side],
+                        segments=padded["segments"][:, side], positions=padded["positions"][:, side]
+                    ).logits
+                    for side in (0, 1)
+                ],
+                axis=1,
+            )
+        )
+        for one in (params, other)
+    )  # fmt: skip
+    weights = padded["weights"]
+    wanted = (jnp.sum(jnp.exp(own) * (own - theirs), -1) * weights).sum((1, 2))
+    np.testing.assert_allclose(found, wanted / np.maximum(weights.sum((1, 2)), 1), atol=1e-5)
+    assert found[0] > 0.05 and found[1] == 0  # the row of padding
+    np.testing.assert_allclose(mean_kl(params, params, CONFIG, padded), 0, atol=1e-6)
     liked = [{"prompt": "q", "completion": f" {n}", "label": n > 1} for n in range(4)]
     rows = rows_of(tmp_path / "f", liked, "feedback")
     batch = batch_of(rows, [0, 1, 2, -1])
