@@ -47,7 +47,7 @@ def token_nll(
     return nll.reshape(batch["tokens"].shape)
 
 
-def texts_as_rows(batch: Batch) -> Batch:
+def texts_as_rows(batch: Batch) -> dict[str, Array]:
     """Return the texts of a batch [B, S, T] as rows of their own."""
     length = batch["tokens"].shape[-1]
     return {name: jnp.asarray(batch[name]).reshape(-1, length) for name in TEXTS}
