@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -100,6 +100,15 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
         peer_timeout=flags.peer_timeout,
         stall_timeout=flags.stall_timeout,
     )
+
+
+def words(flags: Flags | None) -> list[str]:
+    """Return the words of the command line that these flags are written with."""
+    flags = flags or Flags()
+    given = [(f.name, getattr(flags, f.name), f.default) for f in fields(flags)]
+    return [
+        f"--{name.replace('_', '-')}={value}" for name, value, default in given if value != default
+    ]
 
 
 def _from_flags(flags: Flags, environment: Mapping[str, str]) -> dict[str, Any]:

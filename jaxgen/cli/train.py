@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from jaxgen import terminal
-from jaxgen.cli import exits, launch, paths, start
+from jaxgen.cli import arguments, exits, launch, paths, start
 from jaxgen.cli.arguments import REAL, Out
+from jaxgen.cli.restarts import SAME_SIGNAL, SUPERVISED, supervise
 from jaxgen.errors import ConfigError
 from jaxgen.run.signals import StopRequest
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from jaxgen.run import Settings
 
 TUNED = "finetune_gpt2"  # the config of text that goes on with a model
+RESTARTS, JAXGEN = "--restarts", (sys.executable, "-m", "jaxgen")
 
 
 Config = Annotated[
@@ -51,6 +56,11 @@ Keys = Annotated[bool, Parameter(help="list every key of a config and stop")]
 Profile = Annotated[
     bool, Parameter(help="trace steps 3 to 7 into profile/, and say what took their time")
 ]
+Restarts = Annotated[
+    int,
+    arguments.at_least(0),
+    Parameter(help="start again so often after a crash, kill -9 or a lost process; 0: never"),
+]
 
 
 def train(
@@ -64,8 +74,9 @@ def train(
     print_config: Printed = False,
     keys: Keys = False,
     profile: Profile = False,
+    restarts: Restarts = 0,
     among: launch.Flags | None = None,
-) -> None:
+) -> int | None:
     """Train a model on text, as a config says, or go on with a run.
 
     Everything is written to the run folder, runs/NAME unless --out names another:
@@ -81,6 +92,7 @@ def train(
         jaxgen train runs/wide --from 200 --force
         jaxgen train my.yaml --print-config    what would be trained, in full
         jaxgen train my.yaml train.steps=7 --profile
+        jaxgen train my.yaml --restarts 20     goes on by itself after a crash
 
     Text without a config gets sizes by rules, which --print-config shows applied:
     the more text, the more pieces (bytes below 20 kB, then 512 to 32768); of some
@@ -95,7 +107,7 @@ def train(
     """
     if keys:
         _print_keys()
-        return
+        return None
     words = overrides if config is None else (config, *overrides)
     step = paths.checkpoint(from_step, "--from")
     task = task_of(words, out=out, minutes=minutes, force=force, step=step)
@@ -103,8 +115,11 @@ def train(
         from jaxgen.settings import dump
 
         print(dump(task.settings()), end="")
-        return
-    task.run(among=among, profile=profile)
+        return None
+    if restarts:
+        again = partial(task.again, among)
+        return supervise(_this_command(), again, task.folder, restarts)
+    return task.run(among=among, profile=profile)
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,13 @@ class Task:
             print(choice, flush=True)
         return settings
 
+    def again(self, among: launch.Flags | None) -> list[str]:
+        """Return the command line that goes on with this training, which this one has begun."""
+        if not paths.is_run(self.folder):
+            return _this_command()
+        overrides = self.overrides if self.goes_on else ()
+        return [*JAXGEN, "train", str(self.folder), *overrides, *launch.words(among)]
+
     def run(
         self,
         *,
@@ -157,7 +179,8 @@ class Task:
         where = f"training {'goes on ' if self.goes_on else ''}in {folder}"
         if not self.texts:
             terminal.say(where)
-        with exits.in_folder(folder), StopRequest() as stop:
+        same = SAME_SIGNAL if os.environ.get(SUPERVISED) else 0.0
+        with exits.in_folder(folder), StopRequest(same=same) as stop:
             (prepare or start.prepare_jax)(cache)
             with launch.group(among) as group, exits.in_folder(folder):
                 more: dict[str, Any] = {"cache": cache, "stop": stop, "group": group}
@@ -267,6 +290,14 @@ def _context_within(overrides: Sequence[str]) -> tuple[str, ...]:
     folder = sources.find(word) or word
     most = settings_yaml.read_yaml(paths.config(TUNED))["model"]["context"]
     return (f"model.context={initial.context_within(Path(folder), most)}",)
+
+
+def _this_command() -> list[str]:
+    """Return the command line of this process without --restarts and its number."""
+    words = sys.argv[1:]
+    while RESTARTS in words:
+        del words[words.index(RESTARTS) : words.index(RESTARTS) + 2]
+    return [*JAXGEN, *(word for word in words if not word.startswith(f"{RESTARTS}="))]
 
 
 def _print_keys() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jaxgen.run.folder import TOKENIZER, existing_settings
 from jaxgen.text import tasks
 from jaxgen.text.loaded_model import open_model
 from jaxgen.tokens import load as load_tokenizer
+from jaxgen.train import goodput
 
 FORMAT = 1
 HELD_OUT = "held-out text"
@@ -137,7 +139,11 @@ def _makers(runs, baselines, text: Text, plan: Plan, digest: str, cache: Path):
                 )
             if inputs.prepare(settings, tokenizer, cache, folder=folder).digest != digest:
                 raise ConfigError(f"{folder} was trained on another text than {runs[0]}")
-            return generators.transformer(folder.name, *load(folder))
+            model = generators.transformer(folder.name, *load(folder))
+            if times := goodput.read_times(folder):
+                about = f"{model.about}; {goodput.describe(goodput.spent(times))} of training"
+                return replace(model, about=about)
+            return model
 
         return make_one
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jaxgen.pretrained.generation_config import GENERATION
 from jaxgen.run.settings import Settings, build_settings
 from jaxgen.store import RunLock
 from jaxgen.store.directory import list_steps
+from jaxgen.train.goodput import TIMES
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
@@ -23,8 +24,8 @@ LOCK = "LOCK"
 PROFILE = "profile"
 ENVIRONMENT = "env.json"
 # What a run writes beside its config and checkpoints.
-WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, "metrics.jsonl", "log.txt", "loss.png")
-WRITTEN += ("events", "samples", GENERATION, CHAT)
+WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, "metrics.jsonl", TIMES, "log.txt")
+WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT)
 CRASH = "crash-"
 
 
@@ -71,16 +72,18 @@ def kept_settings(folder: Path) -> Settings | None:
         raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
 
 
-def clear(folder: Path) -> str:
+def clear(folder: Path, *, but: Collection[str] = ()) -> str:
     """Remove what a run has written in its folder, and nothing else; return what that was.
 
-    To be called by the owner of the run's lock.
+    but: names that stay. To be called by the owner of the run's lock.
     """
     steps = list_steps(folder / CHECKPOINTS)
     gone = []
     with files.refusals(folder):
         # The config goes first: what is left after a kill is no run any more.
-        for path in [folder / CONFIG, folder / CHECKPOINTS, *(folder / name for name in WRITTEN)]:
+        for path in [folder / CONFIG, folder / CHECKPOINTS, *map(folder.joinpath, WRITTEN)]:
+            if path.name in but:
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.exists() or path.is_symlink():

@@ -20,6 +20,7 @@ from jaxgen.run.settings import Settings, differences, resolve
 from jaxgen.store import directory
 from jaxgen.store.steps import Step
 from jaxgen.tokens import load as load_tokenizer
+from jaxgen.train.goodput import TIMES
 from jaxgen.train.settings import TrainSettings
 
 
@@ -63,7 +64,8 @@ def prepared(
     run.check()
     first_step(run, step, force)
     if writes and kept is None:
-        if gone := clear(folder):
+        # What a killed beginning took is part of what the run takes.
+        if gone := clear(folder, but=() if force else (TIMES,)):
             print(f"{folder} is begun anew; removed {gone}", file=sys.stderr, flush=True)
         _write_identity(run)
     elif writes and kept != settings:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
@@ -28,11 +29,14 @@ class StopRequest:
 
     Python runs signal handlers between bytecodes of the main thread only, so a thread of ours
     hears of signals through the descriptor that the C handler writes to.
+
+    grace: seconds that the main thread has to answer. same: seconds in which a second signal is
+    the first once more, as where a scheduler and a parent process both send it.
     """
 
-    def __init__(self, grace: float = GRACE) -> None:
+    def __init__(self, grace: float = GRACE, same: float = 0.0) -> None:
         self.signal: int | None = None
-        self.grace = grace
+        self.grace, self.same = grace, same
         self._before: dict[int, object] = {}
         self._pipe: tuple[int, int] | None = None
         self._polled = self._said = False
@@ -111,11 +115,15 @@ class StopRequest:
     def _listen(self, pipe: int) -> None:
         """Answer for the main thread; ends when the pipe is closed."""
         heard: list[int] = []
+        first = 0.0
         while (numbers := _read(pipe, self.grace if heard else None)) != b"":
             if numbers is None:  # the main thread has had its time
                 self._answer()
                 continue
             heard += [n for n in numbers if n in (signal.SIGTERM, signal.SIGINT)]
+            first = first or (time.monotonic() if heard else 0.0)
+            if len(heard) > 1 and time.monotonic() - first < self.same:
+                del heard[1:]
             if len(heard) > 1:
                 speaker = threading.Thread(target=self.say_lost, daemon=True)
                 speaker.start()

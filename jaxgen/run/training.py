@@ -13,14 +13,13 @@ import jax
 
 from jaxgen import data, terminal, tree
 from jaxgen import settings as sets
-from jaxgen.config import ModelConfig
 from jaxgen.errors import PREEMPTED, ConfigError, NonFiniteError
-from jaxgen.mesh import device_mesh, place
+from jaxgen.mesh import place
 from jaxgen.mesh.group import ALONE, Group
 from jaxgen.models import api
-from jaxgen.ops.cpu import allocator
 from jaxgen.profile import take
 from jaxgen.run import (
+    announce,
     initial,
     messages,
     nonfinite_report,
@@ -30,7 +29,6 @@ from jaxgen.run import (
     shapes,
     signals,
 )
-from jaxgen.run.conversations import PLAIN
 from jaxgen.run.folder import (
     ENVIRONMENT,
     LOCK,
@@ -45,21 +43,12 @@ from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.store import directory
 from jaxgen.store.steps import Step
-from jaxgen.train import flops, partitioner, plot, schedule
-from jaxgen.train.display import short
+from jaxgen.train import flops, goodput, schedule
 from jaxgen.train.early_stopping import EarlyStopping, validation_losses
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
 from jaxgen.train.state import State
 
-METRICS = "metrics.jsonl"
-# The verb that asks a model for what it has learned; of the others, generate.
-VERBS = {"masked": "fill-mask", "pairs": "translate", "chat": "chat", "classes": "classify"}
-VERBS |= {"preferences": "chat", "feedback": "chat", "rewards": "classify"}
-# What a picture of a run shows, where that is no loss per token.
-LOSSES = {"preferences": "loss per pair", "rewards": "loss per pair"}
-LOSSES |= {"feedback": "loss per completion", "classes": "loss in nats per text"}
-LOSSES |= {"policy": "mean reward; of validation, that of the likeliest completion"}
 LOST = "interrupted twice: not saved since step {0}; the same command goes on from step {0}"
 STOPPED = "stopped at step {} and saved; the same command goes on from there"
 
@@ -89,6 +78,7 @@ def train(
     BusyError if another process holds it, DataError or CheckpointError for unusable inputs,
     NonFiniteError after a streak of bad steps; SystemExit(75) once told to stop and saved.
     """
+    clock = goodput.Stopwatch()
     more: Any = {"onward": onward, "force": force, "step": step}
     if stop is None:
         with StopRequest() as stop:
@@ -117,7 +107,7 @@ def train(
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
         run = replace(run, group=group)
-        _train(run, stop, trace, preparing.first_step(run, step, force))
+        _train(run, clock, stop, trace, preparing.first_step(run, step, force))
 
 
 def resume(
@@ -137,65 +127,72 @@ def resume(
     train(settings, folder, cache=cache, stop=stop, group=group, trace=trace, **more)
 
 
-def _train(run: Run, stop: StopRequest, trace: Path | None, begin_at: int | None) -> None:
+def _train(
+    run: Run,
+    clock: goodput.Stopwatch,
+    stop: StopRequest,
+    trace: Path | None,
+    begin_at: int | None,
+) -> None:
     checkpoints, settings = run.checkpoints, run.settings.train
     checkpoints.clean()
-    restored = checkpoints.restore(run.expected(), begin_at) if checkpoints.steps() else None
+    with clock.phase("restoring"):
+        restored = checkpoints.restore(run.expected(), begin_at) if checkpoints.steps() else None
     removed = [] if begin_at is None else _remove_later(run, begin_at)
     begin, batches, pending = 0, run.batches(), False
     if restored is not None:
-        begin, known = restored.step, restored.extra.get("valid_loss")
+        begin, known = restored.step, restored.extra.get("valid_loss") is not None
         due = run.validates and is_validation_due(begin, settings, batches.epoch)
-        pending = known is None and due
-    history = validation_losses(run.folder / METRICS, begin - pending)
+        pending = due and not known
+    history = validation_losses(run.folder / announce.METRICS, begin - pending)
     stopping = EarlyStopping(settings.early_stopping, history)
-    logger = Mute()
+    logger, seen = Mute(), goodput.last_sign(run.folder)
     if run.group.first:
-        total = settings.steps
-        track, config = settings.track, sets.as_dict(run.settings)
-        more = {"validation_pending": pending, "track": track, "config": config}
-        logger = Log(run.folder, total_steps=total, resume_step=begin, **more)
+        more: Any = {"track": settings.track, "config": sets.as_dict(run.settings)}
+        more |= {"resume_step": begin, "validation_pending": pending}
+        logger = Log(run.folder, total_steps=settings.steps, **more)
     with logger as log, messages.collected(log.note, log.say):
         stop.say_lost = partial(_say_lost, run, log)
+        clock.begin(log.time, begin, seen)
         try:
             if restored is not None:
                 batches.restore(restored.extra["data"])
-                for warning in restored.warnings:
-                    log.say(f"warning: {warning}")
-                log.say(_where(run, begin))
-            if removed:
-                log.say(f"removed the later steps {', '.join(map(str, removed))}")
-            _say_changes(run, begin, log)
+            announce.resume(run, restored, removed, log)
             if trace is not None:
                 profiling.check(settings.steps - begin, run.folder)
                 run.group.on_primary("profile", partial(take.prepare, trace))
             if begin < settings.steps and not stopping.is_over:
-                _introduce(run, batches, log)
+                announce.introduce(run, batches, log)
             state = _beginning(run, None if restored is None else restored.tree, log)
             with ExitStack() as held:
                 held.enter_context(stop.polling())
                 dog = held.enter_context(Watchdog(run.folder, log.say))
-                step, callbacks = run.step, _callbacks(run, batches, log, stop, dog, stopping)
+                step = run.step
+                callbacks = _callbacks(run, clock, batches, log, stop, dog, stopping)
                 if trace is not None and run.group.first:
                     step = held.enter_context(profiling.Profiled(step, trace, begin, log.say))
                     callbacks = replace(callbacks, extra_work=step.extra_work)
-                state, done, pending = fit(
-                    state, batches, step, settings, callbacks, log, validation_pending=pending
-                )
+                clock.begin_steps()
+                more = {"validation_pending": pending}
+                state, done, pending = fit(state, batches, step, settings, callbacks, log, **more)
                 unfinished = not stopping.is_over and (pending or done < settings.steps)
-                checkpoints.wait()
-                if done < settings.steps and done not in checkpoints.steps():
-                    callbacks.save(state, done, None)
-                    checkpoints.wait()
+                with clock.phase("saving"):
+                    _save_last(run, callbacks, state, done)
+                clock.record(done, end=True)
         finally:
             batches.close()
         if unfinished:
             log.say(STOPPED.format(done))
             run.group.leave(PREEMPTED)
-        if stopping.is_over and done < settings.steps:
-            log.say(f"ended at step {done}: {stopping.why()}")
         if run.group.first:
-            _conclude(run, log)
+            announce.conclude(run, log, "" if done == settings.steps else stopping.why())
+
+
+def _save_last(run: Run, callbacks: Callbacks, state: State, done: int) -> None:
+    run.checkpoints.wait()
+    if done < run.settings.train.steps and done not in run.checkpoints.steps():
+        callbacks.save(state, done, None)
+        run.checkpoints.wait()
 
 
 def _say_lost(run: Run, log: Log | Mute) -> None:
@@ -205,14 +202,6 @@ def _say_lost(run: Run, log: Log | Mute) -> None:
     log.settle()
 
 
-def _where(run: Run, begin: int) -> str:
-    steps, epochs = run.settings.train.steps, run.settings.train.epochs
-    if begin < steps:
-        return f"resuming at step {begin} of {steps}"
-    more = f"train.steps={2 * begin}" if epochs is None else f"train.epochs={2 * epochs:g}"
-    return f"all {steps} steps are made; `jaxgen train {run.folder} {more}` goes on"
-
-
 def _remove_later(run: Run, step: int) -> list[int]:
     """Remove the checkpoints after a step, from which a run goes on again; return them."""
     steps, folder = run.checkpoints.steps(), run.checkpoints.folder
@@ -220,18 +209,6 @@ def _remove_later(run: Run, step: int) -> list[int]:
     remove = partial(directory.keep_only, folder, earlier, lambda stage: None)
     run.group.on_primary("later steps", remove)
     return steps[len(earlier) :]
-
-
-def _say_changes(run: Run, begin: int, log: Log | Mute) -> None:
-    settings = run.settings.train
-    for change in run.changes:
-        log.say(f"from step {begin} on: {change}")
-    if run.changes:
-        rate = float(schedule.make(settings)(begin))
-        log.say(
-            f"the learning rate is now {rate:.3g}, as {settings.schedule} over {settings.steps} "
-            f"steps has it"
-        )
 
 
 def _beginning(run: Run, restored: State | None, log: Log | Mute) -> State:
@@ -254,46 +231,47 @@ def _first_state(run: Run, log: Log | Mute) -> State:
     return run.begin(start)
 
 
-def _introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
-    config, corpus = run.settings.model, run.corpus
-    devices = jax.devices()
-    spread = "" if run.mesh is None else f": {device_mesh.describe(run.mesh)}"
-    if run.group.count > 1:
-        spread += f", in {run.group.count} processes"
-    log.say(
-        f"{short(tree.count(api.abstract(config)))} parameters{_active(config)}{_beside(run)} on "
-        f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}{spread}); "
-        f"{getattr(batches.rows, 'tokens', len(corpus.train.tokens)):,} training tokens, "
-        f"vocabulary {config.V}"
-    )
-    for line in corpus.notes:  # shown before there was a log
-        log.note(line)
-    if run.settings.init_from and run.chat_template and run.chat_template.source == PLAIN:
-        log.say(
-            f"{run.settings.init_from} has no chat template, so chats are laid by a plain one "
-            f"(User: ..., eos); objective.template names another"
-        )
-    for setting in allocator.tune():
-        log.note(setting)
-    for name, value in partitioner.compile_options_for(run.settings.mesh.form, run.mesh).items():
-        log.note(f"compiler option {name}={str(value).lower()}")
-    settings = run.settings.train
-    if settings.warmup > settings.steps:
-        log.say(
-            f"train.warmup={settings.warmup} is longer than the run; it is cut to "
-            f"train.steps={settings.steps}"
-        )
-    for line in getattr(batches.rows, "notes", list)():
-        log.say(line)
-    if settings.epochs is not None:
-        log.say(f"train.epochs={settings.epochs:g} are {settings.steps} steps")
-    if not run.validates:
-        log.say("no validation: the data settings keep no text for it")
-    log.say("compiling the training step (once)")
+@contextmanager
+def _phase(
+    run: Run,
+    clock: goodput.Stopwatch,
+    saver: Saver,
+    stop: StopRequest,
+    dog: Watchdog,
+    what: str,
+    step: int,
+    state: State | None = None,
+    valid_loss: float | None = None,
+) -> Iterator[None]:
+    """Time and watch over a phase of the loop, and see to it that a stop within it loses nothing.
+
+    state: where saving is safe, with its validation loss.
+    """
+
+    def save_aside(state: State) -> None:
+        saver.keep(state, step, valid_loss)
+        clock.record(step, end=True)
+        saver.log.say(STOPPED.format(step))
+        saver.log.close()
+
+    with ExitStack() as stack:
+        stack.enter_context(clock.phase(what))
+        stack.enter_context(dog.watching(what, step))
+        if what != "training":
+            stack.enter_context(saver.log.waiting(what))
+        if run.group.count > 1:
+            pass  # saving takes all processes, and they agree on it between steps
+        elif what == "compiling":  # the state is on the disk, or a function of the seed
+            stack.enter_context(stop.rescue(stop.say_nothing_lost))
+        elif state is not None:
+            stack.enter_context(stop.rescue(partial(save_aside, state)))
+            stack.enter_context(saver.kept_if_it_fails(state, step, valid_loss))
+        yield
 
 
 def _callbacks(
     run: Run,
+    clock: goodput.Stopwatch,
     batches: data.Batches,
     log: Log | Mute,
     stop: StopRequest,
@@ -302,27 +280,10 @@ def _callbacks(
 ) -> Callbacks:
     saver = Saver(run.checkpoints, batches, log)
 
-    def save_aside(state: State, step: int, valid_loss: float | None) -> None:
-        saver.keep(state, step, valid_loss)
-        log.say(STOPPED.format(step))
-        log.close()
-
-    @contextmanager
-    def phase(
-        what: str, step: int, state: State | None = None, valid_loss: float | None = None
-    ) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(dog.watching(what, step))
-            if what != "training":
-                stack.enter_context(log.waiting(what))
-            if run.group.count > 1:
-                pass  # saving takes all processes, and they agree on it between steps
-            elif what == "compiling":  # the state is on the disk, or a function of the seed
-                stack.enter_context(stop.rescue(stop.say_nothing_lost))
-            elif state is not None:
-                stack.enter_context(stop.rescue(partial(save_aside, state, step, valid_loss)))
-                stack.enter_context(saver.kept_if_it_fails(state, step, valid_loss))
-            yield
+    def save(state: State, step: int, valid_loss: float | None) -> None:
+        clock.record(step)
+        with clock.phase("saving"):
+            saver.save(state, step, valid_loss)
 
     def validate(state: State) -> dict[str, float] | None:
         metrics = run.validate(state, stop=asked)
@@ -335,12 +296,12 @@ def _callbacks(
         validate=validate if run.validates else None,
         is_over=lambda: stopping.is_over,
         sample=partial(_sample, run, log),
-        save=saver.save,
+        save=save,
         add_loss=saver.add_loss,
         is_best=run.checkpoints.is_best,
         poll=run.checkpoints.poll,
         stopping=asked,
-        phase=phase,
+        phase=partial(_phase, run, clock, saver, stop, dog),
         on_bad_streak=partial(nonfinite_report.report, run),
         rate=schedule.make(run.settings.train),
         flops_per_token=shapes.flops_per_token(run.settings),
@@ -369,32 +330,3 @@ def _sample(run: Run, log: Log | Mute, state: State, step: int) -> None:
         return
     for prompt, text in pairs:
         log.text(step, prompt, text)
-
-
-def _active(config: ModelConfig) -> str:
-    """Return how many of the parameters a token uses, where it is not all."""
-    used = sum(api.active(config).values())
-    return f" ({short(used)} of them a token's)" if config.experts.number else ""
-
-
-def _beside(run: Run) -> str:
-    """Return how many numbers an adapter has, where one is trained."""
-    if run.adapter is None:
-        return ""
-    count = tree.count(shapes.trained(run.settings)[0])
-    return f", {short(count)} of an adapter ({run.settings.adapter.kind}) trained beside them,"
-
-
-def _conclude(run: Run, log: Log | Mute) -> None:
-    title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
-    refusal = plot.draw_loss(
-        *(run.folder / METRICS, run.folder / "loss.png"),
-        title=f"{title} parameters",
-        of="reward" if run.is_policy else "loss",
-        about=LOSSES.get(run.settings.objective.name, plot.NATS),
-    )
-    log.say(refusal or f"drew {run.folder / 'loss.png'}")
-    verb = VERBS.get(run.settings.objective.name, "generate")
-    if verb == "translate" and run.settings.model.topology == "decoder":
-        verb = "generate"
-    log.say(f"done: {run.folder}; try `jaxgen {verb} {run.folder}`")

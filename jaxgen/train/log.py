@@ -56,6 +56,7 @@ class Log:
         self.display = displays.make(display, total_steps, resume_step)
         self.scribe = _Scribe()
         self.lines, self.metrics = _Lines(folder / "log.txt"), _Lines(folder / "metrics.jsonl")
+        self.times = _Lines(folder / "time.jsonl")
         self.trackers: dict[str, Any] = {}
         self.tracked: list[str] = []
         # W&B answers over a network, for which files must not wait.
@@ -153,6 +154,10 @@ class Log:
         """Write a line to log.txt and show it."""
         self.note(line)
         self._show(lambda: self.display.say(_sound(line)))
+
+    def time(self, record: Mapping[str, Any]) -> None:
+        """Write down where time went; a record of `goodput.Stopwatch`."""
+        self._write("time.jsonl", self.times.write, encode(record))
 
     def settle(self) -> None:
         """Wait for what was handed in to be written; a stalled disk is not waited for long.
@@ -255,6 +260,7 @@ class Mute:
     def text(self, step: int, title: str, text: str) -> None: ...
     def say(self, line: str) -> None: ...
     def note(self, line: str) -> None: ...
+    def time(self, record: Mapping[str, Any]) -> None: ...
     def settle(self) -> None: ...
     def close(self) -> None: ...
 
