@@ -16,21 +16,34 @@ if TYPE_CHECKING:
         sampled_shapley,
         shapley,
     )
+    from jaxgen.explain.direct import direct_logits
     from jaxgen.explain.faithfulness import faithfulness
+    from jaxgen.explain.lens import fit_tuned_lens, logit_lens
+    from jaxgen.explain.patching import ablate, induction_scores, largest, patch
     from jaxgen.explain.scores import class_scores, token_scores
+    from jaxgen.explain.trace import replay, trace
 
 __all__ = [
     "Attribution",
+    "ablate",
     "attention_maps",
     "class_scores",
+    "direct_logits",
     "faithfulness",
+    "fit_tuned_lens",
     "gradient_x_input",
+    "induction_scores",
     "integrated_gradients",
+    "largest",
+    "logit_lens",
     "occlusion",
+    "patch",
+    "replay",
     "rollout",
     "sampled_shapley",
     "shapley",
     "token_scores",
+    "trace",
 ]
 
 __getattr__, __dir__ = lazy.attach(__name__)

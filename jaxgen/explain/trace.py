@@ -114,9 +114,9 @@ def trace(session: Session, prompt: Prompt) -> Trace:
     """
     group = _group(session, prompt)
     request = group.requests[0]
-    draws, tokens, count = _trace(*group.inputs, jnp.int32(0), length=group.length)
+    draws, tokens = _trace(*group.inputs, jnp.int32(0), length=group.length)
     state = group.begin(request)
-    tokens = np.asarray(tokens)[: int(count)].tolist()
+    tokens = np.asarray(tokens).tolist()
     if NOT_FINITE in tokens:
         place = tokens.index(NOT_FINITE)
         raise failure(0, 0, np.asarray(tokens), int(draws.reason[place]))
@@ -168,8 +168,8 @@ def _trace(
     start: Any,
     *,
     length: int,
-) -> tuple[Draws, Int[Array, "T"], Int[Array, ""]]:
-    """Return (draws, tokens, how many there are) of the first row; the rest is room."""
+) -> tuple[Draws, Int[Array, "T"]]:
+    """Return (draws, tokens) of the first row; past its end, it repeats its last token."""
     first, cache = begin(params, config, kind, rows, bucket(rows.prompt.shape[1] + length))
     about = (rows.stops, strings, start, rows.limits, rows.prompt, rows.widths)
     spec = make_spec(sample, first, rows.keys, length, *about)
@@ -182,15 +182,11 @@ def _trace(
     )
 
     def observe(stats, state, logits, new, history):
-        draws, count = stats
         own = _draws(spec, state, logits, new, history)
-        draws = jax.tree.map(lambda x, one: x.at[state.position].set(one), draws, own)
-        return draws, count + ~state.done[0]
+        return jax.tree.map(lambda x, one: x.at[state.position].set(one), stats, own)
 
-    begun = (room, jnp.int32(0))
-    state = loop(step_of(params, config, kind, rows), cache, spec, begun, observe)
-    draws, count = state.stats
-    return draws, state.tokens[0], count
+    state = loop(step_of(params, config, kind, rows), cache, spec, room, observe)
+    return state.stats, state.tokens[0]
 
 
 def _draws(spec: DecodeSpec, state: Any, logits: Array, new: Array, history: Any) -> Draws:

@@ -311,6 +311,26 @@ def early_logits(
     return Output(_logits(config, out), out.state, out.cache, {}), jnp.stack(early)  # pyright: ignore[reportArgumentType]
 
 
+def read_out(
+    params: Params, config: ModelConfig, states: Float[Array, "B T D"]
+) -> Float[Array, "..."]:
+    """Return the logits that the last norm and the head make of the states behind any layer.
+
+    Of those behind the last layer (the tap "layers/out") they are the model's own.
+    """
+    if config.residual.streams > 1 or config.head in ("none", "pooled"):
+        raise ConfigError(
+            f"residual.streams={config.residual.streams} and head={config.head}: states have no "
+            f"logits"
+        )
+    places = jnp.zeros(states.shape[:2], jnp.int32)
+    inputs = Inputs(places, places, state=states)
+    out: Any = Transformer(config, deterministic=True).apply({"params": params}, inputs)
+    logits = _logits(config, out)
+    assert logits is not None
+    return logits
+
+
 def _logits(config: ModelConfig, out: Hidden) -> Array | None:
     if config.head in ("none", "pooled"):
         return None

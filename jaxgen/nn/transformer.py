@@ -35,7 +35,8 @@ class Inputs(NamedTuple):
     prefix: [B, T], 1 for tokens that earlier tokens attend to as well. order: static knowledge of
     the positions, see `ops.masks.AttentionMask`. embeds: [B, T, D], instead of the rows of tokens,
     of which only the shape counts then. num_virtual: static, tokens before these of which layers
-    have keys and values (`ops/adapted.py`).
+    have keys and values (`ops/adapted.py`). state: [B, T, D], instead of what the layers make of
+    these, for the last norm and the head alone.
     """
 
     tokens: jax.Array
@@ -49,6 +50,7 @@ class Inputs(NamedTuple):
     embeds: jax.Array | None = None
     interventions: Interventions | None = None
     num_virtual: int = 0
+    state: jax.Array | None = None
 
 
 class Hidden(NamedTuple):
@@ -136,6 +138,8 @@ def _tower(
     config, deterministic = module.config, module.deterministic
     embed = Embed(config, name="embed")
     x, table = embed(inputs.tokens, inputs.positions, inputs.types, table, inputs.embeds)
+    if inputs.state is not None:
+        return _normed(config, inputs.state.astype(x.dtype)), table, None
     x = tap(module, "embedded", x, inputs.interventions)
     x = Drop(config.dropout, deterministic)(constrain(x, "BTD"))
     context, cache = _layer_context(config, inputs)
@@ -148,13 +152,16 @@ def _tower(
     x, cache = through_layers(module, config, deterministic, (x, cache), context)
     if several:
         x = Spread(config, "one", name="to_one")(x)
-    if config.norm_at != "post":
-        x = Norm(config, name="final_norm")(x)
-    x = constrain(x, "BTD")
-    x = tap(module, "hidden", x, inputs.interventions)
+    x = tap(module, "hidden", _normed(config, x), inputs.interventions)
     if cache is not None:
         cache = caches.advance(cache, inputs.tokens.shape[1])
     return x, table, cache
+
+
+def _normed(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Return the last layer's output [B, T, D] behind the last norm, if there is one."""
+    x = x if config.norm_at == "post" else Norm(config, name="final_norm")(x)
+    return constrain(x, "BTD")
 
 
 def _layer_context(config: ModelConfig, inputs: Inputs) -> tuple[LayerContext, caches.Cache | None]:
