@@ -2,9 +2,9 @@
 
 All of it happens in the engine's thread. Prompts are read for about as long as a chunk takes, so
 that a long one holds up nobody by more than a chunk and a piece; and in the order in which they
-came, the next one also while all slots are taken. A chunk is shorter where that lets somebody go
-on: one step while a text has no token yet, and no more steps than the next slot to be free needs
-while somebody waits for one.
+came, the next one also while all slots are taken. A chunk is shorter where its steps are slow, so
+that tokens come evenly; and where that lets somebody go on: one step while a text has no token yet,
+and no more steps than the next slot to be free needs while somebody waits for one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from jaxgen.ops.cache import Cache
 from jaxgen.serve.slots import Running, Slots
 from jaxgen.serve.tickets import Counts, Delta, Failed, Finished, Started
 from jaxgen.text.batch_decoding import failure
+
+CHUNK_SECONDS = 0.1  # of a chunk, where that is several steps: what a chunk costs beside is 2 ms
 
 
 class Rounds:
@@ -60,7 +62,9 @@ class Rounds:
 
     def _read_prompts(self, take: Callable[[], Running | None]) -> None:
         slots, begun = self.slots, self.clock()
+        room = self._step_seconds * self._most_steps
         while True:
+            before = self.clock()
             if self.staged is None:
                 one = take()
                 if one is None:
@@ -81,7 +85,8 @@ class Rounds:
                 slots.join(one, row)
                 self.staged = None
                 one.ticket.tell(Started(one.index, len(one.prompt), one.cached))
-            if slots.live and self.clock() - begun >= self._step_seconds * slots.chunk:
+            now = self.clock()
+            if slots.live and now - begun + (now - before) > room:  # with one more as long
                 return
 
     def _begin(self, one: Running) -> Cache:
@@ -92,9 +97,14 @@ class Rounds:
         self.counts["prefix_hits"] += one.cached > 0
         return row
 
+    @property
+    def _most_steps(self) -> int:
+        """Return how many steps a chunk has that nobody waits for."""
+        return min(self.slots.chunk, max(int(CHUNK_SECONDS / (self._step_seconds or 1e-9)), 1))
+
     def _steps(self) -> int:
         """Return how many steps the next chunk has."""
-        live, chunk = self.slots.live, self.slots.chunk
+        live, chunk = self.slots.live, self._most_steps
         if not all(one.start for one in live):
             return 1
         waits = self.staged is not None and self.slots.is_full

@@ -3,6 +3,7 @@
 import http.client
 import json
 import logging
+import os
 import random
 import signal
 import socket
@@ -17,20 +18,19 @@ from jaxgen.serve import generating, guard, listen, strict_json
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 TEXT = {"model": "tiny", "prompt": "Hi", "max_tokens": 2}
 A, B, C = "/v1/chat/completions", "/v1/completions", "/v1/responses"
-SURROGATE = json.dumps(TEXT | {"prompt": "a\ud800b"}).encode()
 
-RAW = [
-    (b"", 400), (b" ", 400), (b"[]", 400), (b"null", 400), (b"3", 400), (b"{", 400),
-    (b'{"model": "tiny", "prompt": "\xff"}', 400),
-    (json.dumps(TEXT).encode("utf-16"), 400),
-    (b'{"a": ' + b"[" * 100_000, 400),
-    (b'{"n": ' + b"1" * 10_000 + b"}", 400),
-    (b'{"temperature": NaN}', 400), (b'{"temperature": -Infinity}', 400),
-    (b'{"temperature": 1e400}', 400),
-    (b'{"model": "tiny", "model": "tiny", "prompt": "a"}', 400),
-    (SURROGATE, 400),
-    (b'"' + rb"\"" * 500_000, 400),
-]  # fmt: skip
+RAW = {
+    "empty": b"", "blank": b" ", "an array": b"[]", "null": b"null", "a number": b"3",
+    "cut off": b"{", "a string without an end": b'"' + rb"\"" * 500_000,
+    "not UTF-8": b'{"model": "tiny", "prompt": "\xff"}',
+    "UTF-16": json.dumps(TEXT).encode("utf-16"),
+    "100,000 deep": b'{"a": ' + b"[" * 100_000,
+    "an integer of 10,000 digits": b'{"n": ' + b"1" * 10_000 + b"}",
+    "NaN": b'{"temperature": NaN}', "Infinity": b'{"temperature": -Infinity}',
+    "past float64": b'{"temperature": 1e400}',
+    "a key twice": b'{"model": "tiny", "model": "tiny", "prompt": "a"}',
+    "a lone surrogate": json.dumps(TEXT | {"prompt": "a\ud800b"}).encode(),
+}  # fmt: skip
 FIELDS = [
     ("n", "3"), ("n", True), ("n", 2.5), ("n", 0), ("n", -1), ("n", 10**9),
     ("max_tokens", -5), ("max_tokens", 0), ("max_tokens", 10**9), ("max_tokens", 10**30),
@@ -108,9 +108,9 @@ def server(canned):
     return canned
 
 
-@pytest.mark.parametrize(("raw", "status"), RAW, ids=range(len(RAW)))
-def test_a_body_that_is_no_object_is_refused(send, raw, status):
-    check(send(B, raw=raw), status)
+@pytest.mark.parametrize("raw", RAW.values(), ids=RAW)
+def test_a_body_that_is_no_object_is_refused(send, raw):
+    check(send(B, raw=raw), 400)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def fuzz(port, number, seed=0):
 
 
 def test_broken_bodies_break_nothing(server):
-    assert not fuzz(server.port, 250)
+    assert not fuzz(server.port, 5000 if os.environ.get("JAXGEN_NIGHTLY") else 250)
 
 
 @pytest.mark.parametrize("raw", [b'{"a": "\\ud83d\\ude00"}', b'{"a": "\\\\ud800"}', b'{"a": 1E2}'])

@@ -17,7 +17,7 @@ import jaxgen
 from jaxgen import errors
 from jaxgen.decoding.stop import Reason
 from jaxgen.serve import engine as engines
-from jaxgen.serve import slots
+from jaxgen.serve import rounds, slots
 from jaxgen.serve.engine import Draining, Engine, QueueFull
 from jaxgen.serve.tickets import Delta, Failed, Finished, Started
 from jaxgen.text.prompts import Prompt
@@ -25,7 +25,7 @@ from jaxgen.text.request import Generation
 from jaxgen.tokens.plain import Bytes
 
 CONFIG = jaxgen.ModelConfig(
-    vocab_size=259, context=64, layers=2, d_model=16, heads=2, positions="rope", output="untied"
+    vocab_size=259, context=64, layers=1, d_model=16, heads=2, positions="rope", output="untied"
 )
 DAMAGED = "~"  # a prompt with it has logits that are not finite
 SIZES = {"slots": 3, "chunk": 4, "piece": 8, "prefix_tokens": 128}
@@ -381,11 +381,11 @@ def test_a_context_may_be_shorter_than_a_piece_and_a_chunk():
 
 
 def test_layers_with_a_window_and_a_cache_of_bytes():
-    config = replace(CONFIG, window=8, pattern=("local", "global"))
+    config = replace(CONFIG, layers=2, window=8, pattern=("local", "global"))
     session = session_on(config, random_params(config), Bytes())
-    settings = Generation(temperature=0.0, max_new_tokens=8)
+    settings = Generation(temperature=0.0, max_new_tokens=5)
     prompts = [Prompt(text, settings) for text in (SYSTEM, SYSTEM + "!", "a")]
-    with Engine(session, **SIZES, cache="int8") as engine:
+    with Engine(session, **SIZES, context=32, cache="int8") as engine:
         ears = [Ear() for _ in prompts]
         for prompt, ear in zip(prompts, ears, strict=True):
             engine.submit(prompt, ear)
@@ -430,8 +430,12 @@ def test_an_engine_without_memory_for_slots_ends_and_nobody_waits(session, monke
             engine.submit(Prompt("a", LONG), print)
 
 
-def test_a_text_begins_with_a_piece_of_one_token(engine):
+@pytest.mark.parametrize(("seconds", "steps"), [(1e9, 4), (1e-9, 1)])
+def test_pieces_are_one_token_and_then_chunks_that_are_short_where_steps_are_slow(
+    engine, monkeypatch, seconds, steps
+):
+    monkeypatch.setattr(rounds, "CHUNK_SECONDS", seconds)
     ear = Ear()
     engine.submit(Prompt("abc", LONG), ear)
     pieces = [len(one.tokens) for one in ear.ended()[0] if isinstance(one, Delta)]
-    assert pieces[0] == 1 and set(pieces[1:-1]) == {4}
+    assert pieces[0] == 1 and set(pieces[1:-1]) == {steps}
