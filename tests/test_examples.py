@@ -1,6 +1,7 @@
 """The programs in jaxgen/examples run as they are; their own asserts hold what they promise."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import fake_devices
 import pytest
 
 import jaxgen
+from jaxgen import settings_yaml
 
 FOLDER = Path(jaxgen.__file__).parent / "examples"
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
@@ -69,3 +71,24 @@ def test_the_verb_lists_and_copies_them_and_keeps_what_is_there(tmp_path, capsys
     assert "exists already" in capsys.readouterr().err and copied.read_text() == "mine"
     assert app.main(["examples", "custom_stp"]) == 2
     assert "did you mean 'custom_step'" in capsys.readouterr().err
+
+
+def test_jobs_for_clusters_are_what_their_launchers_read(tmp_path, capsys):
+    from jaxgen.cli import app
+    from jaxgen.cli.launchers import kubernetes
+
+    jobs = ["slurm.sbatch", "jobset.yaml", "xpk.sh"]
+    assert app.main(["examples", *jobs, "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    for script in (jobs[0], jobs[2]):
+        subprocess.run(["bash", "-n", tmp_path / script], check=True)
+        assert subprocess.run(["bash", tmp_path / script], capture_output=True).returncode
+    job = settings_yaml.read_yaml(tmp_path / jobs[1])["spec"]["replicatedJobs"][0]["template"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (count,) = container["env"]
+    assert count == {"name": "JAX_NUM_PROCESSES", "value": str(job["spec"]["completions"])}
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
+    assert job["spec"]["completionMode"] == "Indexed"  # which sets this:
+    assert kubernetes({"JOB_COMPLETION_INDEX": "3"}) == {"process": 3}
+    text = [(tmp_path / name).read_text() for name in jobs]
+    assert all("jaxgen train" in " ".join(one.replace(",", "").split()) for one in text)

@@ -12,6 +12,8 @@ import jaxgen
 from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
 
+JOBS = ("slurm.sbatch", "jobset.yaml", "xpk.sh")  # for clusters
+
 
 def examples(
     *names: Annotated[str, Parameter(help="which to copy; without one, all are listed")],
@@ -21,12 +23,14 @@ def examples(
 
     Each runs as it is, in seconds on two cores: a decoding step of your own, a
     logits processor, policy gradient through generation, per-example gradients,
-    many seeds at once, a step on eight devices, and more.
+    many seeds at once, a step on eight devices, and more. Three are jobs for
+    clusters: of Slurm, of Kubernetes (a JobSet), of TPU slices by xpk.
 
     For example:
         jaxgen examples
         jaxgen examples custom_step policy_gradient
         python custom_step.py
+        jaxgen examples slurm.sbatch
     """
     programs = _programs()
     for name in names:
@@ -37,7 +41,7 @@ def examples(
         width = max(map(len, programs))
         for name, path in programs.items():
             print(f"{name:{width}}  {_purpose(path)}")
-        print("\ncopy one with `jaxgen examples NAME`, then run it with python")
+        print("\ncopy one with `jaxgen examples NAME`; programs run with python")
         return
     chosen = [programs[name.removesuffix(".py")] for name in names]
     for path in chosen:
@@ -53,11 +57,17 @@ def examples(
 
 
 def _programs() -> dict[str, Path]:
+    """Return what there is by name: programs without their ending, then jobs for clusters."""
     folder = Path(jaxgen.__file__).parent / "examples"
-    return {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    programs = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    return programs | {name: folder / name for name in JOBS}
 
 
 def _purpose(path: Path) -> str:
-    """Return what a program shows: the first line of its docstring, up to a colon."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.split("\n")[0].split(":")[0].rstrip(".").replace("`", "")
+    """Return what an example shows: the first line of its docstring or comment, up to a colon."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        line = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+    else:
+        line = next(line for line in text.splitlines() if line.startswith("# ")).removeprefix("# ")
+    return line.split(":")[0].rstrip(".").replace("`", "")
