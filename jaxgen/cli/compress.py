@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,12 +61,13 @@ def compress(
         raise ConfigError(f"--out is missing: the folder to write, as in --out {name}")
     folder, which = paths.model(model, step)
     start.prepare_jax(paths.cache())
-    from jaxgen.pretrained import model as models
+    from jaxgen.compress.folder import write_folder
+    from jaxgen.pretrained.model import check_new
 
     with exits.in_folder(folder):
-        models.check_new(Path(out))
-        rows = _write(folder, which, name, wanted, Path(out), data)
-    terminal.print_rows(rows)
+        check_new(Path(out))
+        receipt = write_folder(folder, which, name, wanted, Path(out), data, say=terminal.say)
+    terminal.print_rows(_rows(out, receipt))
 
 
 def _about(recipe: Any) -> str:
@@ -81,56 +79,14 @@ def _about(recipe: Any) -> str:
     return ", ".join(f"{key}={value}" for key, value in shown.items())
 
 
-def _write(
-    folder: Path, step: Any, name: str, recipe: Any, out: Path, data: tuple[str, ...]
-) -> list[tuple[str, str]]:
-    from jaxgen import tree
-    from jaxgen.compress import layerwise, text, write
-    from jaxgen.pretrained import assets
-    from jaxgen.pretrained import model as models
-    from jaxgen.text.loaded_model import open_model
-
-    before = open_model(folder, step=step)
-    config, params = before.config, before.params
-    layerwise.check_model(config, params)
-    rows = None
-    if recipe.calibrates:
-        label, texts = _texts(folder, data)
-        length = min(recipe.length, config.context)
-        rows = text.token_rows(before, texts, recipe.rows, length, label)
-        terminal.say(f"calibration: {len(rows)} rows of {length} tokens of {label}")
-    elif data:
-        raise ConfigError(f"--data has no effect: recipe {name} looks at no text; drop it")
-    size, flat = tree.nbytes(params), tree.flatten(params)
-    parts = out.with_name(f"{out.name}.parts")
-    receipt = write.compress_layers(params, config, recipe, rows, parts, say=terminal.say)
-    del before, params  # so that each weight can go when its part has taken its place
-    write.assemble(flat, config, recipe, parts)
-    own, draft = assets.read_assets(folder), parts / "model"
-    shutil.rmtree(draft, ignore_errors=True)  # of a kill while it was written
-    models.save(
-        *(draft, config, tree.unflatten(flat)),
-        tokenizer=own.tokenizer,
-        generation_config=own.generation_config,
-        chat_template=own.chat_template,
-    )
-    stored = (draft / models.WEIGHTS).stat().st_size
-    receipt = {"name": name, "source": str(folder), "bytes": [size, stored], **receipt}
-    files.write_json(draft / write.RECEIPT, receipt)
-    with files.refusals(out):
-        os.replace(draft, out)
-    shutil.rmtree(parts)
-    return _rows(out, size, stored, receipt)
-
-
-def _rows(out: Path, size: int, stored: int, receipt: dict[str, Any]) -> list[tuple[str, str]]:
-    matrices = receipt["matrices"]
+def _rows(out: str, receipt: dict[str, Any]) -> list[tuple[str, str]]:
+    matrices, (size, stored) = receipt["matrices"], receipt["bytes"]
     mean = {
         k: sum(row[k] for row in matrices) / max(len(matrices), 1) for k in ("error", "nearest")
     }
     worst = max(matrices, key=lambda row: row["error"], default=None)
     rows = [
-        ("wrote", str(out)),
+        ("wrote", out),
         ("weights", f"{files.human(stored)}, were {files.human(size)} ({size / stored:.2f} times)"),
         ("matrices", f"{len(matrices)}"),
     ]
@@ -139,22 +95,3 @@ def _rows(out: Path, size: int, stored: int, receipt: dict[str, Any]) -> list[tu
         where = f"layer {worst['layer']}, {worst['path']}: {worst['error']:.3e}"
         rows += [("mean error", about), ("largest", where)]
     return rows
-
-
-def _texts(folder: Path, data: tuple[str, ...]) -> tuple[str, Iterator[str]]:
-    """Return (name, texts) of what is given, or of the text that a run was trained on."""
-    from jaxgen.data import reading
-    from jaxgen.data.corpora import CORPORA
-    from jaxgen.data.settings import DataSettings
-    from jaxgen.run.folder import CHECKPOINTS, existing_settings
-    from jaxgen.settings import build
-
-    if not data and not (folder / CHECKPOINTS).is_dir():
-        raise ConfigError("--data is missing: the recipe looks at the inputs of layers; give text")
-    if not data:
-        name, settings = f"the text of {folder}", existing_settings(folder).data
-    elif len(data) == 1 and data[0] in CORPORA["text"]:
-        name, settings = data[0], build(DataSettings, {"corpus": data[0]})
-    else:
-        name, settings = " ".join(data), DataSettings(files=data)
-    return name, (t for one in reading.documents(settings) for t in one.texts)

@@ -142,3 +142,16 @@ def read_recipe(word: str) -> tuple[str, Recipe]:
         raise ConfigError(f"--recipe {name}: no such recipe{hint}")
     recipe = settings.build(Recipe, settings.override(mapping, assignments), "recipe")
     return ",".join([Path(name).stem if name not in PRESETS else name, *assignments]), recipe
+
+
+def split_recipes(words: str) -> list[str]:
+    """Return the recipes of a list with commas, in which keys may follow a name."""
+    found: list[str] = []
+    for word in filter(None, (part.strip() for part in words.split(","))):
+        if re.match(r"[a-z_]+=", word) and found:
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+    if not found:
+        raise ConfigError(f"--recipes is empty; name some of {', '.join(PRESETS)}")
+    return found

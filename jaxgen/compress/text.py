@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from jaxgen.errors import DataError
+from jaxgen.data import assigned, reading
+from jaxgen.data.corpora import CORPORA
+from jaxgen.data.settings import DataSettings
+from jaxgen.errors import ConfigError, DataError
+from jaxgen.run.folder import CHECKPOINTS, existing_settings
+from jaxgen.settings import build
 from jaxgen.text.loaded_model import LoadedModel
 
 WIDER = 8  # times the wanted tokens that are read, of which rows are taken evenly
@@ -33,3 +39,25 @@ def token_rows(
         )
     whole = np.asarray(ids[: count * length], np.int32).reshape(count, length)
     return whole[np.linspace(0, count - 1, min(rows, count)).astype(int)]
+
+
+def texts_of(folder: Path, words: Sequence[str], split: str) -> tuple[str, Iterator[str]]:
+    """Return (name, texts) of what is given, or of a split of the text that a run was trained on.
+
+    words: files, folders or globs, or the name of a corpus. Raises ConfigError for a model that is
+    no run where none are given.
+    """
+    if len(words) == 1 and words[0] in CORPORA["text"]:
+        settings = build(DataSettings, {"corpus": words[0]})
+    elif words:
+        settings = DataSettings(files=tuple(words))
+    elif (folder / CHECKPOINTS).is_dir():
+        own = existing_settings(folder).data
+        texts = (text for part, one in assigned(own) if part == split for text in one.texts)
+        return f"the {split} text of {folder}", texts
+    else:
+        option = "--data" if split == "train" else "--on"
+        raise ConfigError(
+            f"{option} is missing: {folder} is no run with a text of its own; give one"
+        )
+    return " ".join(words), (t for one in reading.documents(settings) for t in one.texts)

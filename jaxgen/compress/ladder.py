@@ -1,0 +1,141 @@
+"""A model and its smaller forms, rung by rung: bytes, memory, speed, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+ABOUT = (
+    "Bits per byte with its 95 % interval, by resampling rows of the text; perplexity as its "
+    "change against the first rung on the same rows, with the interval of the pairs. Memory is "
+    "what a process holds more than before the model was loaded, once it decodes, programs "
+    "included. A rung marked * is on the Pareto front: no other one is both smaller and better."
+)
+COLUMNS = (
+    "",
+    "rung",
+    "bytes",
+    "ratio",
+    "memory",
+    "tok/s x1",
+    "tok/s x8",
+    "bits/byte",
+    "perplexity",
+)
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:40px auto;padding:0 16px;"
+    "color:#1c2026;background:#fff}table{border-collapse:collapse}td,th{padding:3px 14px 3px 0;"
+    "text-align:right}td:nth-child(2),th:nth-child(2){text-align:left}svg{width:100%}"
+    "svg text{font:12px system-ui,sans-serif}p{color:#5d6570}"
+)
+WIDTH, HEIGHT, MARGIN = 860, 360, 60
+
+
+def front(rungs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of the rungs of which no other is smaller and predicts better."""
+
+    def beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        sizes = a["bytes"], b["bytes"]
+        bits = a["bits_per_byte"]["value"], b["bits_per_byte"]["value"]
+        better = sizes[0] < sizes[1] or bits[0] < bits[1]
+        return sizes[0] <= sizes[1] and bits[0] <= bits[1] and better
+
+    return [one["name"] for one in rungs if not any(beats(other, one) for other in rungs)]
+
+
+def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the table's rows in words, COLUMNS first."""
+    first = report["rungs"][0]
+    found: list[tuple[str, ...]] = [COLUMNS]
+    for one in report["rungs"]:
+        found.append(
+            (
+                "*" if one["name"] in report["front"] else "",
+                one["name"],
+                f"{one['bytes'] / 2**20:,.1f} MiB",
+                f"{first['bytes'] / one['bytes']:.2f}",
+                f"{one['resident'] / 2**20:,.0f} MiB",
+                f"{one['speed']['1']:,.1f}",
+                f"{one['speed']['8']:,.1f}",
+                _with_ends(one["bits_per_byte"], "{:.4f}", 1.0),
+                _with_ends(one["perplexity"], "{:+.2f}", 100.0, " %"),
+            )
+        )
+    return found
+
+
+def _with_ends(estimate: dict[str, Any], form: str, factor: float, unit: str = "") -> str:
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    text = form.format(value * factor) + unit
+    if low is None or low == high:
+        return text
+    return f"{text} [{form.format(low * factor)}, {form.format(high * factor)}]"
+
+
+def text(report: dict[str, Any]) -> str:
+    """Return the table as lines."""
+    table = rows(report)
+    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    return "\n".join(lines)
+
+
+def html(report: dict[str, Any]) -> str:
+    """Return a page that needs nothing else: the plot and the table."""
+    head, *body = rows(report)
+    cells = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in body
+    )
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    facts = ", ".join(f"{key}: {value}" for key, value in report["settings"].items())
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>jaxgen ladder</title>"
+        f"<style>{STYLE}</style><h1>{escape(report['model'])}, rung by rung</h1>"
+        f"<p>{escape(ABOUT)}</p>{_plot(report)}<table><tr>{names}</tr>{cells}</table>"
+        f"<p>{escape(facts)}</p></html>\n"
+    )
+
+
+def _plot(report: dict[str, Any]) -> str:
+    """Return an SVG of bits per byte by size, with intervals; the front is joined."""
+    rungs = report["rungs"]
+    ends = [x for one in rungs for x in one["bits_per_byte"].values() if x is not None]
+    most, low, high = max(one["bytes"] for one in rungs) * 1.15, min(ends), max(ends)
+    low, high = low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9)
+
+    def x(size: int | float) -> float:
+        return MARGIN + size / most * (WIDTH - 2 * MARGIN)
+
+    def y(bits: int | float) -> float:
+        return HEIGHT - MARGIN - (bits - low) / (high - low) * (HEIGHT - 2 * MARGIN)
+
+    on_front = sorted((o for o in rungs if o["name"] in report["front"]), key=lambda o: o["bytes"])
+    line = " ".join(f"{x(o['bytes']):.1f},{y(o['bits_per_byte']['value']):.1f}" for o in on_front)
+    parts = [
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img>",
+        f"<polyline points='{line}' fill=none stroke='#2f6fde' stroke-dasharray=4 />",
+        f"<text x={MARGIN} y=20>bits per byte (less is better)</text>",
+        f"<text x={WIDTH - MARGIN - 60} y={HEIGHT - 12}>MiB on disk</text>",
+    ]
+    for one in rungs:
+        at, bits = x(one["bytes"]), one["bits_per_byte"]
+        color = "#2f6fde" if one["name"] in report["front"] else "#8a8f98"
+        if bits["low"] is not None:
+            parts.append(
+                f"<path d='M{at:.1f} {y(bits['low']):.1f}V{y(bits['high']):.1f}' stroke='{color}'/>"
+            )
+        height = y(bits["value"])
+        size = f"{one['bytes'] / 2**20:.1f}"
+        parts += [
+            f"<circle cx={at:.1f} cy={height:.1f} r=5 fill='{color}' />",
+            f"<text x={at + 8:.1f} y={height - 6:.1f}>{escape(one['name'])}</text>",
+            f"<text x={at - 12:.1f} y={HEIGHT - MARGIN + 18}>{size}</text>",
+        ]
+    return "".join([*parts, "</svg>"])

@@ -1,0 +1,86 @@
+"""The ladder: which rungs are on the front, what the page says, and one that is climbed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgen
+from jaxgen.cli.app import main
+from jaxgen.compress import ladder, measure
+from jaxgen.compress.recipe import split_recipes
+from jaxgen.tokens import train as train_tokenizer
+from jaxgen.tokens.settings import TokenizerSettings
+
+
+def rung(name, size, bits):
+    ends = {"value": bits, "low": bits - 0.1, "high": bits + 0.1}
+    change = {"value": 0.01, "low": 0.0, "high": 0.02}
+    more = {"resident": 2**20, "speed": {"1": 10.0, "8": 60.0}, "perplexity": change}
+    return {"name": name, "bytes": size, "bits_per_byte": ends, **more}
+
+
+RUNGS = [rung("as it is", 400, 1.0), rung("good", 100, 1.1), rung("worse", 120, 1.2)]
+REPORT = {"model": "m<1>", "settings": {"rows": 3}, "rungs": RUNGS, "front": ["as it is", "good"]}
+
+
+def test_the_front_is_what_no_other_rung_beats_in_both():
+    assert ladder.front(RUNGS) == ["as it is", "good"]
+    assert ladder.front([*RUNGS, rung("best", 90, 0.9)]) == ["best"]
+    assert ladder.front([rung("a", 1, 1.0), rung("b", 1, 1.0)]) == ["a", "b"]
+
+
+def test_the_table_and_the_page_hold_every_rung():
+    text, page = ladder.text(REPORT), ladder.html(REPORT)
+    assert text.splitlines()[2].startswith("*  good") and "+1.00 % [+0.00, +2.00]" in text
+    assert text.splitlines()[3].startswith("   worse")
+    assert page.count("<circle") == 3 and "m&lt;1&gt;" in page and "http" not in page
+
+
+def test_recipes_are_cut_at_commas_that_no_key_follows():
+    assert split_recipes("int8, int4,group=32,act_order=true,nf4") == [
+        "int8", "int4,group=32,act_order=true", "nf4",
+    ]  # fmt: skip
+
+
+def test_the_change_of_perplexity_is_that_of_pairs():
+    first = np.asarray([100.0, 300.0, 200.0])
+    rows = np.zeros((3, 11), int)
+    found = measure.compared(first * 1.0 + 0.1, first, rows, np.asarray([2]))
+    assert found["perplexity"]["value"] == pytest.approx(np.expm1(0.01))
+    assert found["perplexity"]["high"] - found["perplexity"]["low"] < 1e-9
+    assert found["bits_per_byte"]["value"] == pytest.approx(600.3 / np.log(2) / 60)
+
+
+def test_a_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
+    config = jaxgen.ModelConfig(
+        vocab_size=260, context=32, layers=1, d_model=64, heads=2, d_ff=64, positions="rope"
+    )
+    tokenizer = train_tokenizer(TokenizerSettings(kind="bytes"), ())
+    params = jaxgen.init(config, jax.random.key(0))
+    jaxgen.save(tmp_path / "model", config, params, tokenizer=tokenizer)
+    (tmp_path / "on.txt").write_text("All that is to be predicted. " * 40)
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measure, "measure_folder", measure._measure)
+    words = ["ladder", str(tmp_path / "model"), "--recipes", "int8,nf4", "--rows", "9"]
+    words += ["--on", str(tmp_path / "on.txt"), "--new-tokens", "2", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    report = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    names = [one["name"] for one in report["rungs"]]
+    assert names == ["as it is", "int8", "nf4"]
+    sizes = [one["bytes"] for one in report["rungs"]]
+    assert sizes[0] > sizes[1] > sizes[2]
+    costs = [abs(one["perplexity"]["value"]) for one in report["rungs"]]
+    assert costs[0] == 0 < costs[1] < 0.02 and 0 < costs[2] < 0.2
+    assert all(one["resident"] != 0 and one["speed"]["8"] > 0 for one in report["rungs"])
+    assert (tmp_path / "out" / "ladder.html").read_text().startswith("<!doctype html>")
+    made = (tmp_path / "out" / "int8" / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(words) == 0
+    assert (tmp_path / "out" / "int8" / "model.safetensors").stat().st_mtime_ns == made
+    assert main([w.replace("int8,nf4", "int8,int8") for w in words]) == 2
+    assert main([w.replace("int8,nf4", "int8,tables=plain") for w in words]) == 0
+    (tmp_path / "out" / "int8" / "compress.json").write_text("{}")
+    assert main(words) == 2
+    assert "is of another recipe or model" in capsys.readouterr().err
