@@ -94,7 +94,7 @@ def check_model(config: ModelConfig, params: api.Params) -> None:
         "topology": config.topology != "decoder" and config.topology,
         "head": config.head != "lm" and config.head,
         "experts.number": config.experts.number,
-        "layer_weights": config.layer_weights == "shared" and "shared",
+        "layer_weights": config.weight_sets and config.layer_weights,
         "per_layer": config.per_layer is not None and "learned",
         "residual.streams": config.residual.streams > 1 and config.residual.streams,
         "positions": config.positions == "disentangled" and config.positions,

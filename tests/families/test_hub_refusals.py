@@ -291,6 +291,11 @@ ODD = [
 ]
 
 
+def test_a_setting_that_only_others_are_made_of_is_named_where_it_is_missing():
+    with pytest.raises(CheckpointError, match="'max_position_embeddings' is missing"):
+        FAMILIES["roberta"].read(SIZES | {"num_attention_heads": 2})
+
+
 def test_a_size_that_two_settings_make_is_told_with_both():
     theirs = SIZES | {"num_attention_heads": 2, "max_position_embeddings": 2, "pad_token_id": 1}
     with pytest.raises(CheckpointError) as error:

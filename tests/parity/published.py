@@ -489,6 +489,9 @@ SHAPES |= {
 }  # fmt: skip
 
 # (class, sizes, keys, what the refusal names): each of these changes a result, or may.
+MLA = LLAMA | {"num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 8, "n_group": 1}
+MLA |= {"qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 4, "n_routed_experts": 4}
+MLA |= {"num_experts_per_tok": 2, "moe_intermediate_size": 8, "topk_group": 1}
 REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "relative keys": (
         _MLM, BERT, {"position_embedding_type": "relative_key"}, "position_embedding_type"),
@@ -523,6 +526,16 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "norm before": (_BART, BART, {"normalize_before": True}, "normalize_before=True"),
     "waves in BART": (
         _BART, BART, {"static_position_embeddings": True}, "static_position_embeddings"),
+    "DeepSeek-V3 that chooses by softmax": (
+        "DeepseekV3ForCausalLM", MLA, {"scoring_func": "softmax"}, "scoring_func='softmax'"),
+    "DeepSeek-V3 without its bias": (
+        "DeepseekV3ForCausalLM", MLA, {"topk_method": "greedy"}, "topk_method='greedy'"),
+    "DeepSeek-V2 with normalised weights": (
+        "DeepseekV2ForCausalLM", MLA, {"norm_topk_prob": True}, "norm_topk_prob=True"),
+    "experts in every other layer": (
+        "DeepseekV2ForCausalLM", MLA, {"moe_layer_freq": 2}, "moe_layer_freq=2"),
+    "a score of experts for Mixtral": (
+        "MixtralForCausalLM", LLAMA, {"scoring_func": "sigmoid"}, "scoring_func='sigmoid'"),
     "the next sentence": (
         _MLM, BERT, {"architectures": ["BertForNextSentencePrediction"]},
         "BertForNextSentencePrediction"),

@@ -11,13 +11,16 @@ import warnings
 import numpy as np
 import parity_cases as cases
 import published
+import published_sizes
 import pytest
 import random_configs
 from safetensors.numpy import load_file, save_file
 
 import jaxgen
+from jaxgen import tree
 from jaxgen.errors import CheckpointError
 from jaxgen.models.families import FAMILIES
+from jaxgen.models.families.resolved import differences
 from jaxgen.pretrained import hub_read
 from jaxgen.text import loaded_model, tasks
 
@@ -108,6 +111,47 @@ def test_each_key_that_transformers_knows_is_read_or_known_to_be_neutral(model_t
         k: dict.fromkeys(vars(v).keys() - known - {"layer_types"}, 7.5) for k, v in parts.items()
     }
     assert family.ignored_settings(dict.fromkeys(theirs, 7.5) | given) == []
+
+
+# Without these transformers' defaults are of no model, or of one that is refused.
+NEEDED = {
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "deberta-v2": {"relative_attention": True, "position_biased_input": False}
+    | {"pos_att_type": ["c2p"]},
+    "glm4_moe": {"num_attention_heads": 64},
+}
+
+
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name != "vanilla"])
+def test_what_a_config_leaves_out_is_what_transformers_takes_for_it(model_type):
+    family, kind = FAMILIES[model_type], transformers.CONFIG_MAPPING[model_type]
+    told = {key for key in family.sizes.values() if key not in family.defaults}
+    told |= {"max_position_embeddings", "intermediate_size"}
+    fresh = json.loads(kind().to_json_string(use_diff=False))
+    sizes = {key: fresh[key] for key in told if fresh.get(key) is not None}
+    if family.flat is not dict:
+        own = told | {k for k in fresh["decoder"] if k.startswith(("hidden_size", "num_"))}
+        sizes |= {
+            part: {k: v for k, v in fresh[part].items() if k in own and v is not None}
+            for part in ("encoder", "decoder")
+        }
+    sizes |= NEEDED.get(model_type, {}) | {"model_type": model_type}
+    full = json.loads(kind.from_dict(dict(sizes)).to_json_string(use_diff=False))
+    ours, theirs = family.read(sizes), family.read(full)
+    assert differences(ours, theirs) == differences(theirs, ours) == []
+
+
+@pytest.mark.parametrize("name", published_sizes.CONFIGS)
+def test_published_configs_are_read_as_transformers_reads_them_at_their_full_size(name):
+    told = published_sizes.CONFIGS[name]
+    family, kind = FAMILIES[told["model_type"]], transformers.CONFIG_MAPPING[told["model_type"]]
+    full = json.loads(kind.from_dict(dict(told)).to_json_string(use_diff=False))
+    # T5's kin are tied as the tensors are, whatever transformers makes of the key.
+    full |= {key: told[key] for key in ("architectures", "tie_word_embeddings") if key in told}
+    ours, theirs = family.read(told), family.read(full)
+    assert differences(ours, theirs) == differences(theirs, ours) == []
+    size = sum(leaf.size for leaf in tree.flatten(jaxgen.abstract(ours)).values())
+    assert round(size / 1e6) == published_sizes.MILLIONS[name]
 
 
 @pytest.mark.parametrize("name", published.REFUSED)

@@ -26,9 +26,12 @@ SHARED: dict[str, Any] = latents.SHARED | {"other_rows": mixtures.FUSED}
 LAYER_ROWS = (*latents.LAYER_ROWS, *mixtures.ROWS, *mixtures.SHARED_EXPERTS)
 # Widths that transformers derives, losses of routing, and what other code than transformers' reads.
 IGNORED = frozenset(
-    "aux_loss_alpha ep_size head_dim moe_layer_freq num_nextn_predict_layers output_router_logits "
-    "qk_head_dim scoring_func seq_aux".split()
+    "aux_loss_alpha ep_size head_dim num_nextn_predict_layers output_router_logits qk_head_dim "
+    "seq_aux".split()
 )
+# What the authors' code has other values for, which transformers' does not read.
+ONLY: dict[str, tuple[Any, ...]] = {"scoring_func": ("softmax", None), "moe_layer_freq": (1, None)}
+ONLY |= {"mlp_bias": (False,), "norm_topk_prob": (False, None)}
 
 FAMILY = Family(
     model_type="deepseek_v2",
@@ -38,7 +41,7 @@ FAMILY = Family(
     choices=decoders.CHOICES | {"rope.pairs": "neighbours"},
     defaults=DEFAULTS | {"first_k_dense_replace": 0, "topk_method": "greedy"},
     aliases={"num_experts": "n_routed_experts"},
-    only={"mlp_bias": (False,)},
+    only=ONLY,
     ignored=IGNORED,
     quirks=(TIED, GATED, latents.ROPE, ATTENTION_BIAS, mixtures.GREEDY),
     layer_rows=LAYER_ROWS,

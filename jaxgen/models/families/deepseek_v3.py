@@ -29,6 +29,7 @@ FAMILY = Family(
     | {"n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8}
     | {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
     aliases={"num_local_experts": "n_routed_experts"},
+    only=mixtures.SIGMOID_ONLY,
     ignored=deepseek_v2.IGNORED | {"num_mtp_layers"},
     quirks=(TIED, GATED, latents.ROPE, PAIRS, ATTENTION_BIAS, mixtures.SIGMOID),
     layer_rows=(*deepseek_v2.LAYER_ROWS, mixtures.CHOICE_BIAS),

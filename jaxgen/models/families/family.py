@@ -36,10 +36,17 @@ class Quirk(NamedTuple):
     def refusals(self, theirs: Mapping[str, Any]) -> list[str]:
         """Return why it can't be read, if it can't."""
         try:
-            self.read(theirs)
+            self.fields(theirs)
         except CheckpointError as error:
             return [str(error)]
         return []
+
+    def fields(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return fields of ours; CheckpointError for settings that are no such, or missing."""
+        try:
+            return self.read(theirs)
+        except KeyError as error:
+            raise CheckpointError(f"{error} is missing") from error
 
     def counts(self, head: str) -> bool:
         """Return whether it is read and written for models of a head."""
@@ -182,7 +189,7 @@ class Family:
         sources: dict[str, tuple[str, ...]] = {ours: (key,) for ours, key in self.sizes.items()}
         head = fields["head"]
         for quirk in self.quirks:
-            own = quirk.read(full) if quirk.counts(head) else {}
+            own = quirk.fields(full) if quirk.counts(head) else {}
             fields |= own
             sources |= dict.fromkeys(own, quirk.keys)
         if fields.get("topology") == "encoder":

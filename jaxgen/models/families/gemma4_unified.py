@@ -14,5 +14,6 @@ FAMILY = replace(
     model_type="gemma4_unified_text",
     architecture="Gemma4UnifiedForCausalLM",
     heads={"Gemma4UnifiedTextModel": "none"},
+    defaults={**gemma4.FAMILY.defaults, "sliding_window": 1024},
     quirks=(TIED, ATTENTION_BIAS, LAYERS_4),
 )

@@ -31,6 +31,7 @@ FAMILY = Family(
     | {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "n_shared_experts": 1}
     | {"first_k_dense_replace": 1},
     aliases={"num_local_experts": "n_routed_experts"},
+    only=mixtures.SIGMOID_ONLY,
     ignored=mixtures.IGNORED
     | {"num_nextn_predict_layers", "num_mtp_layers", "output_router_logits"}
     | {"router_aux_loss_coef"},

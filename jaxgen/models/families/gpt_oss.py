@@ -9,7 +9,7 @@ from jaxgen.models.families.family import Family
 from jaxgen.models.families.layer_kinds import layer_types
 from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import TIED, Theirs
-from jaxgen.models.families.ropes import ROPE
+from jaxgen.models.families.ropes import rope
 from jaxgen.models.families.rows import Row
 
 
@@ -21,7 +21,8 @@ def _every_other(theirs: Theirs) -> list[str]:
 
 
 FUSED = ("experts/gate", "experts/up")
-
+YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0}
+YARN |= {"truncate": False, "original_max_position_embeddings": 4096}
 SHARED_FIELDS: dict[str, Any] = decoders.SHARED | {"sizes": mixtral.SIZES}
 
 FAMILY = Family(
@@ -36,14 +37,11 @@ FAMILY = Family(
     | {"num_key_value_heads": 8, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 150000.0}
     | {"num_local_experts": 128, "num_experts_per_tok": 4, "router_aux_loss_coef": 0.9}
     | {"sliding_window": 128, "attention_bias": True, "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
-    aliases={
-        "experts_per_token": "num_experts_per_tok",
-        "num_experts": "num_local_experts",
-    },
+    aliases={"experts_per_token": "num_experts_per_tok", "num_experts": "num_local_experts"},
     only={"attention_bias": (True,), "swiglu_limit": (7.0,), "swiglu_alpha": (1.702,)}
     | {"hidden_act": ("silu",)},
     ignored=mixtures.IGNORED | {"initial_context_length"},
-    quirks=(TIED, ROPE, layer_types(_every_other), BALANCE),
+    quirks=(TIED, rope(untold=YARN), layer_types(_every_other), BALANCE),
     layer_rows=(
         *mixtures.ATTENTION,
         Row("self_attn.sinks", ("attn/sinks",), "N"),

@@ -184,6 +184,12 @@ def _write_sigmoid(ours: Experts) -> dict[str, Any]:
     return groups | {"norm_topk_prob": ours.normalise == "chosen"}
 
 
+# What code beside transformers' has other values for, by whatever is done here.
+SIGMOID_ONLY: dict[str, tuple[Any, ...]] = {
+    "scoring_func": ("sigmoid", None),
+    "topk_method": ("noaux_tc", None),
+    "moe_layer_freq": (1, None),
+}
 # DeepSeek-V2, and DeepSeek-V3 with GLM-4.5.
 GREEDY = behind_dense(_read_greedy, _write_greedy)
 SIGMOID = behind_dense(_read_sigmoid, _write_sigmoid)

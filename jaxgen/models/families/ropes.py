@@ -148,19 +148,20 @@ def rope(
     kinds: Mapping[str, str] | None = None,
     scores: bool = False,
     gains: tuple[str, str] | None = None,
+    untold: Theirs | None = None,
 ) -> Quirk:
     """Return the quirk of one rope for all layers.
 
     partial: with the share that turns. theta, share: their names of these. kinds: other names of
     kinds of scaling. scores: with the mscale_all_dim that scales attention scores. gains: longrope
     has these in place of its attention_factor, in texts up to the original context and in longer
-    ones.
+    ones. untold: the parameters where config.json has none.
     """
     ours = {theta: "rope_theta", share: "partial_rotary_factor"}
 
     def read(theirs: Theirs) -> dict[str, Any]:
         theirs = {**theirs, **{name: theirs.get(key) for key, name in ours.items()}}
-        parameters = theirs.get("rope_scaling") or theirs.get("rope_parameters")
+        parameters = theirs.get("rope_scaling") or theirs.get("rope_parameters") or untold
         if kinds and isinstance(parameters, dict):
             given = parameters.get("rope_type", parameters.get("type"))
             parameters = {**parameters, "rope_type": kinds.get(str(given), given)}
@@ -178,6 +179,8 @@ def rope(
 
     def write(config: ModelConfig) -> dict[str, Any]:
         settings = rope_settings(config.rope)
+        if untold and settings["rope_scaling"] is None:
+            settings["rope_scaling"] = {"rope_type": "default"}
         if partial:
             settings["partial_rotary_factor"] = config.rope.share
         if gains and (scaled := settings["rope_scaling"]) is not None:

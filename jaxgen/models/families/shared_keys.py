@@ -162,12 +162,15 @@ def _heads_4(theirs: Theirs, types: Sequence[str]) -> list[dict[str, Any]]:
         told = {str(layer): one for layer, name in enumerate(types) if name == "global"}
     known = set(_HEADS.values())
     if not isinstance(told, dict) or not all(
-        isinstance(one, dict) and one.keys() <= known for one in told.values()
+        name.isdecimal() and isinstance(one, dict) and one.keys() <= known
+        for name, one in told.items()
     ):
         raise CheckpointError(
             f"per_layer_config={told!r:.60} is not known here; known are {' and '.join(known)}"
         )
-    each = [told.get(str(layer), {}) for layer in range(len(types))]
+    # Numbers of layers may be filled up with zeros.
+    by_number = {int(name): one for name, one in told.items()}
+    each = [by_number.get(layer, {}) for layer in range(len(types))]
     found = [{ours: one.get(key) for ours, key in _HEADS.items()} for one in each]
     base = {ours: theirs[key] for ours, key in _HEADS.items()}
     return [{k: None if v == base[k] else v for k, v in one.items()} for one in found]
