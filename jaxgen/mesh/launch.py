@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxgen.errors import ConfigError, PeerError
-from jaxgen.mesh import rendezvous
+from jaxgen.mesh import pulse, rendezvous
 from jaxgen.mesh.group import ALONE, AgreedExit, Group
 from jaxgen.mesh.watch import AGAIN, Watch
 
@@ -94,7 +94,7 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         progress=watch.progress,
     )
     stopped: AgreedExit | None = None
-    with watch.over(store):
+    with pulse.beside(pulse.own_address(*launch.address)) as place, watch.over(store, place):
         try:
             yield group
         except AgreedExit as decision:

@@ -2,9 +2,10 @@
 
 A collective on devices waits for ever for a process that has died, hence the thread. Each process
 sends a heartbeat every few seconds; process 0 reads all of them and publishes a verdict, which the
-others read. There are four cases: a process that reports why it ends; a silent one; one that is
-alive but stuck, so that no process finishes a step; and the loss of process 0 with JAX's
-coordination service: then JAX aborts the program, and a handler of that signal prints the error.
+others read. There are four cases: a process that reports why it ends; a silent one, for which no
+child answers either (`pulse`); one that is alive but stuck, so that no process finishes a step; and
+the loss of process 0 with JAX's coordination service: then JAX aborts the program, and a handler of
+that signal prints the error.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from jaxgen.errors import PeerError, UserError
+from jaxgen.mesh import pulse
 from jaxgen.mesh.group import AgreedExit, Store
 
 ROOM = "jaxgen/watch"
 VERDICT = f"{ROOM}/verdict/0"  # the lost process, published by process 0
+PULSE = f"{ROOM}/pulse"  # where a child answers for each process
 AGAIN = "start all processes again: the run goes on from its newest checkpoint"
+ASKING = 2.0  # seconds that a child has to answer, where a beat is shorter
 BEATS = 8  # heartbeats within the timeout
 PARTING = 5.0  # seconds that process 0 stays for the others to read why it ends
 
@@ -49,9 +53,14 @@ class Watch:
         self._handler: Any = None
 
     @contextmanager
-    def over(self, store: Store) -> Iterator[None]:
-        """Watch while the block runs; if it raises, report that to the others and end."""
+    def over(self, store: Store, pulse_at: str | None = None) -> Iterator[None]:
+        """Watch while the block runs; if it raises, report that to the others and end.
+
+        pulse_at: the address at which a child answers for this process, None without one.
+        """
         self._store = store
+        if pulse_at is not None:
+            store.set(f"{PULSE}/{self.index}", pulse_at)
         thread = threading.Thread(target=self._run, name="jaxgen-watch", daemon=True)
         thread.start()
         try:
@@ -129,9 +138,15 @@ class Watch:
             before, silence = self._heard.get(index, ("", 0.0))
             silence = silence + passed if sign == before else 0.0
             self._heard[index] = (sign, silence)
-            if silence > self.timeout:
+            if silence > self.timeout and not self._answers(index):
                 return f"{self.names[index]} is lost: nothing was heard of it for {silence:.0f} s"
         return None
+
+    def _answers(self, index: int) -> bool:
+        """Return whether the child of a silent process says that it runs."""
+        assert self._store is not None
+        address = self._store.find(f"{PULSE}/").get(f"{PULSE}/{index}")
+        return address is not None and pulse.is_alive(address, max(self.beat, ASKING))
 
     def _stuck(self, signs: list[str], passed: float) -> str | None:
         steps = [int(sign.partition(" ")[2]) for sign in signs]

@@ -3,6 +3,7 @@
 import pytest
 
 from jaxgen.errors import DataError
+from jaxgen.mesh import pulse
 from jaxgen.mesh import watch as watches
 from jaxgen.mesh.watch import ROOM, Watch
 
@@ -100,3 +101,10 @@ def test_of_two_ends_at_once_only_the_first_has_a_line(monkeypatch, capsys):
     with pytest.raises(InterruptedError):
         watch._end("5 the second")
     assert waits == [watches.PARTING] and not capsys.readouterr().err
+
+
+def test_a_silent_process_whose_child_answers_for_it_is_not_lost(look):
+    with pulse.beside("127.0.0.1") as address:
+        look.watch._store.set(f"{watches.PULSE}/2", address)
+        assert [look(p1=(beat, 0)) for beat in range(12)] == 12 * [None]
+    assert look(p1=(12, 0)) == f"5 {NAMES[2]} is lost: nothing was heard of it for 12 s"

@@ -1,5 +1,6 @@
 """A process of a group that does one thing: member.py HOST:PORT COUNT INDEX DEED."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -7,6 +8,8 @@ import time
 
 from jaxgen.cli import launch
 from jaxgen.errors import DataError
+
+PEERS = 4.0  # seconds of silence after which a process is taken for lost
 
 
 def deed(name: str, group) -> None:
@@ -20,13 +23,18 @@ def deed(name: str, group) -> None:
         raise RuntimeError("a bug")
     if name == "told":
         raise SystemExit(75)
+    if name == "holds":  # Python's lock, for longer than the others wait for a heartbeat
+        ctypes.PyDLL(None).sleep(3 * int(PEERS))
+        group.barrier("end")
+    if name == "waits":
+        group.barrier("end")
     if name == "sleeps":
         time.sleep(60)
 
 
 def main(address: str, count: int, index: int, name: str) -> None:
     flags = launch.Flags(
-        coordinator=address, processes=count, process=index, start_timeout=30.0, peer_timeout=4.0
+        coordinator=address, processes=count, process=index, start_timeout=30.0, peer_timeout=PEERS
     )
     with launch.group(flags) as group:
         if name == "vanishes":  # while the others wait for its answer

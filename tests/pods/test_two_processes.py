@@ -247,6 +247,11 @@ def test_a_process_that_ends_tells_the_others_why(home, deeds, codes, part):
     assert part in said and said.count("jaxgen: error") == 1 and max(f[2] for f in found) < 60
 
 
+def test_a_process_whose_native_call_holds_pythons_lock_is_not_lost(home):
+    found = members(home, "waits", "holds")
+    assert [code for code, _, _ in found] == [0, 0], found
+
+
 def drop_after(folder, step):
     """Put a run back to one of its checkpoints."""
     for path in (folder / "checkpoints").iterdir():

@@ -1,0 +1,50 @@
+"""A child answers for its parent while that runs, whatever the parent's threads do."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from jaxgen.mesh import pulse
+
+PARENT = """
+import sys, time
+from jaxgen.mesh import pulse
+with pulse.beside(sys.argv[1]) as address:
+    print(address, flush=True)
+    time.sleep(60)
+"""
+
+
+def dead_by(address, seconds):
+    end = time.monotonic() + seconds
+    while pulse.is_alive(address, 1.0) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not pulse.is_alive(address, 1.0)
+
+
+def test_the_child_answers_for_a_running_parent_and_not_for_a_stopped_or_a_dead_one():
+    host = pulse.own_address("127.0.0.1", 1)
+    command = [sys.executable, "-c", PARENT, host]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    address = parent.stdout.readline().strip()
+    assert pulse.is_alive(address, 5.0)
+    parent.send_signal(signal.SIGSTOP)
+    assert dead_by(address, 5.0)
+    parent.send_signal(signal.SIGCONT)
+    end = time.monotonic() + 5
+    while not pulse.is_alive(address, 1.0) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert pulse.is_alive(address, 1.0)
+    parent.kill()
+    parent.wait()
+    assert dead_by(address, 5.0)
+
+
+def test_the_child_goes_with_the_block_and_where_nobody_listens_nobody_lives():
+    with pulse.beside("127.0.0.1") as address:
+        assert pulse.is_alive(address, 5.0)
+    assert not pulse.is_alive(address, 1.0)
+    assert not pulse.is_alive("nowhere", 1.0)
+    with pulse.beside("203.0.113.1") as address:  # no address of this machine
+        assert address is None
