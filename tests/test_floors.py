@@ -37,7 +37,7 @@ FLOORS = {
     3: ["nn"],
     4: ["models"],
     5: ["tokens", "data", "store", "decoding", "measure", "profile", "adapters"],
-    6: ["train", "pretrained"],
+    6: ["train", "pretrained", "safety"],
     7: ["text"],
     8: ["run"],
     9: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain"],

@@ -41,6 +41,7 @@ class Reason(IntEnum):
     BANNED = 3  # the processors left no token to draw
     STRING = 4  # its text holds one of its stop strings
     TIME = 5  # its time was over; set between chunks, where the clock is read
+    FILTER = 6  # its policy ended it, or left no token to draw; set on the host
 
 
 @register_dataclass

@@ -17,7 +17,9 @@ from jaxgen.decoding.detailed import Decoded
 from jaxgen.decoding.stop import Reason, StopStrings, stop_strings
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.mesh import place as places
-from jaxgen.text import programs
+from jaxgen.safety.policy import read_policy, text_before
+from jaxgen.safety.stream import Filter
+from jaxgen.text import moderation, programs
 from jaxgen.text.batches import Request, Rows, batch_size, bucket, fill_up, pad, rows_of
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.model_steps import dola_layers
@@ -30,7 +32,7 @@ from jaxgen.tokens import Tokenizer
 CHUNK = 16  # tokens between looks at the result: 8 cost 7 % of a scan (benchmarks/streaming.py)
 SHARED = (
     *("beams", "n_best", "groups", "dola", "lookup", "draft", "draft_tokens"),
-    *("watermark", "watermark_width"),
+    *("watermark", "watermark_width", "policy"),
 )
 BANNING = (
     *(
@@ -43,7 +45,7 @@ BANNING = (
         "min_new_tokens",
     ),
     *("regex", "json_schema", "choices", "force_first", "force_last", "suppress_ids"),
-    *("bad_words_ids", "suppress_first_ids"),
+    *("bad_words_ids", "suppress_first_ids", "policy"),
 )
 Piece = tuple[str, Reason | None]
 
@@ -60,7 +62,8 @@ class Completion(NamedTuple):
 
     tokens: new ids, the stop token included; logprobs: of each under the model, top: the likeliest
     alternatives of each (both empty unless asked for); score: of a beam, or of a ranked draw;
-    drafted: (guesses, guesses that were right) of speculation.
+    drafted: (guesses, guesses that were right) of speculation; rules: names of those of its policy
+    that changed the text, whose tokens are as they were drawn.
     """
 
     text: str
@@ -71,6 +74,7 @@ class Completion(NamedTuple):
     top: Sequence[list[Alternative]] = ()
     score: float | None = None
     drafted: tuple[int, int] | None = None
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ class RequestBatch:
         limits = np.asarray([one.limit for one in filled], np.int32)
         source = pad([one.ids for one in filled])
         context = ChainContext(
-            self.model.tokenizer, self.kind.num_ids, self.rows.stops, limits, *source
+            *(self.model.tokenizer, self.kind.num_ids, self.rows.stops, limits, *source),
+            [one.after for one in filled],
         )
         return chain_of(self.each, context)
 
@@ -209,6 +214,28 @@ class RequestState:
         self.text += piece
         return piece, self.stream.reason
 
+    def push_last(
+        self,
+        index: int,
+        tokens: np.ndarray,
+        reason: int,
+        detail: Any = None,
+        row: int | None = None,
+    ) -> Piece:
+        """Take tokens that end with NOT_FINITE: what a policy left none to draw after ends there.
+
+        Raises the `failure` of any other; index: the request's.
+        """
+        if reason != Reason.BANNED or self.request.settings.policy is None:
+            raise failure(index, self.stream.num_generated, tokens, reason)
+        count = int(np.flatnonzero(tokens == NOT_FINITE)[0])
+        piece, ended = self.push(tokens[:count].tolist(), detail, index if row is None else row)
+        return (
+            (piece, ended)
+            if ended is not None
+            else (piece + self.end(Reason.FILTER), Reason.FILTER)
+        )
+
     def end(self, reason: Reason) -> str:
         piece = self.stream.end(reason)
         self.text += piece
@@ -219,13 +246,23 @@ class RequestState:
             self.end(Reason.LENGTH)
         reason, about = self.stream.reason, (len(self.request.ids), self.logprobs, self.top)
         assert reason is not None
-        return Completion(self.text, reason, self.tokens, *about)
+        return Completion(self.text, reason, self.tokens, *about, rules=self.rules)
+
+    @cached_property
+    def rules(self) -> tuple[str, ...]:
+        """Return the rules that changed a text that has ended, which the audit log is told once."""
+        policy, passed = self.request.settings.policy, self.stream.filters
+        return () if policy is None else moderation.acted(read_policy(policy), passed)
 
 
 def begin(model: LoadedModel, request: Request) -> RequestState:
     """Return a request before its first token."""
-    ends = (*model.stop, *request.settings.stop_ids)
-    about = (request.after, request.settings.stop, request.limit, ends)
+    settings, after = request.settings, request.after
+    passed: Sequence[Filter] = ()
+    if settings.policy is not None:
+        before = text_before(model.tokenizer, after)
+        passed = moderation.filters(read_policy(settings.policy), before)
+    about = (after, settings.stop, request.limit, (*model.stop, *settings.stop_ids), passed)
     return RequestState(request, TextStream(model.tokenizer, *about))
 
 
@@ -244,8 +281,9 @@ def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Pie
             fresh, limit = state.stream.reason is None, state.request.settings.max_seconds
             if fresh and NOT_FINITE in tokens[row]:
                 reason = Reason.NOT_FINITE if detail is None else int(detail.reason[row])
-                raise failure(row, state.stream.num_generated, tokens[row], reason)
-            piece, ended = state.push(tokens[row].tolist(), detail, row)
+                piece, ended = state.push_last(row, tokens[row], reason, detail)
+            else:
+                piece, ended = state.push(tokens[row].tolist(), detail, row)
             if fresh and ended is None and limit is not None and spent >= limit:
                 piece, ended = piece + state.end(Reason.TIME), Reason.TIME
             if ended is not None:
@@ -309,7 +347,10 @@ def _completions(group: RequestBatch, decoded: Decoded) -> list[list[Completion]
     completions: list[tuple[int, Completion]] = []
     for row, n in np.ndindex(len(group.requests), counts.shape[1]):
         if reasons[row, n] in (Reason.NOT_FINITE, Reason.BANNED):
-            raise failure(row, 0, tokens[row, n], int(reasons[row, n]))
+            state = group.begin(group.requests[row])
+            state.push_last(row, tokens[row, n], int(reasons[row, n]))
+            completions += [(row, state.completion())] * (n == 0)
+            continue
         score = None if result.scores is None else float(result.scores[row, n])
         if score == -np.inf:  # no text
             continue

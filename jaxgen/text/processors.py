@@ -22,6 +22,7 @@ from jaxgen.decoding.chain import Chain, chain
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.processors import bias, forcing, repetition, structure, truncation, watermark
 from jaxgen.errors import ConfigError
+from jaxgen.safety.policy import read_policy
 from jaxgen.text.request import DRAWING, Generation
 from jaxgen.tokens import Tokenizer
 
@@ -33,7 +34,8 @@ class ChainContext(NamedTuple):
     """Arrays of the requests that processors need besides settings.
 
     stops: [B, E] ids that end each, padded; limits: [B] new tokens at most; sources: [B, S] ids of
-    the prompts with widths [B]; vocab: rows of logits.
+    the prompts with widths [B]; vocab: rows of logits; afters: ids of the text that each goes on
+    from, none for a text of its own.
     """
 
     tokenizer: Tokenizer
@@ -42,6 +44,7 @@ class ChainContext(NamedTuple):
     limits: np.ndarray
     sources: np.ndarray
     widths: np.ndarray
+    afters: Sequence[Sequence[int]]
 
 
 Build = Callable[[Sequence[Generation], ChainContext], Any]
@@ -367,6 +370,11 @@ def _check_ids(name: str, ids: Sequence[int], vocab: int) -> None:
             raise ConfigError(f"{name}={one} is outside the vocabulary of {vocab} tokens")
 
 
+def _policy(settings, batch):
+    policy = read_policy(settings[0].policy)  # requests of one batch share it
+    return policy.processor(batch.tokenizer, batch.afters, batch.limits, batch.stops)
+
+
 def _renormalize(wanted, batch):
     if not all(one.renormalize for one in wanted):
         raise ConfigError("renormalize can't be on for part of a batch; give it to all requests")
@@ -390,6 +398,7 @@ ORDER: tuple[tuple[tuple[str, ...], Build], ...] = (
     (("decay_factor",), _decay),
     (("suppress_ids",), _suppress),
     (("suppress_first_ids",), _suppress_first),
+    (("policy",), _policy),
     (("temperature",), _temperature),
     (("top_h",), _top_h),
     _sampling_entry(truncation.top_k, "top_k", ALL, np.int32),

@@ -99,6 +99,7 @@ class Generation:
     force_words: tuple[str, ...] = _words(
         "write this somewhere, or one of A|B; needs --beams; may be repeated", filled, ()
     )
+    policy: str | None = _words("a YAML file of what texts may not hold", filled)
     bias: tuple[str, ...] = _words("TEXT=NUMBER: added to its logit; may be repeated", None, ())
     bias_ids: tuple[str, ...] = _words(
         "the same of a token id, as in 17=-2.5; repeatable", None, ()

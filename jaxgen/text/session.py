@@ -21,6 +21,7 @@ from jaxgen.models import serving
 from jaxgen.pretrained import chat_template as chats
 from jaxgen.pretrained.adapted import Words
 from jaxgen.pretrained.chat_template import ChatTemplate, Message
+from jaxgen.safety.policy import read_policy
 from jaxgen.store.steps import Step
 from jaxgen.text import assistant, batch_decoding
 from jaxgen.text.batch_decoding import Completion, RequestBatch
@@ -53,6 +54,7 @@ class Session:
       params: its parameters as decoding reads them (`serving.ready`).
       clock: seconds, as `time.monotonic` counts them, for `max_seconds`.
       users: those whose adapters and preferences requests may name, by user=.
+      policy: a file of what texts may not hold, which every request has.
 
     Example:
       >>> import jax, jaxgen
@@ -76,6 +78,7 @@ class Session:
     params: Any
     clock: Callable[[], float] = time.monotonic
     users: Users | None = None
+    policy: str | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -372,10 +375,13 @@ class Session:
         return self.users.read(name)
 
     def preferring(self, prompt: Prompt) -> Prompt:
-        """Return the prompt with its user's preferences where it says nothing."""
-        if prompt.user is None:
-            return prompt
-        return prompt._replace(settings=preferred(self._user(prompt.user), prompt.settings))
+        """Return the prompt with its user's preferences where it says nothing, and the policy."""
+        settings = prompt.settings
+        if prompt.user is not None:
+            settings = preferred(self._user(prompt.user), settings)
+        if self.policy is not None:
+            settings = replace(settings, policy=self.policy)
+        return prompt if settings is prompt.settings else prompt._replace(settings=settings)
 
     def request_batch(
         self, requests: Sequence[Request], top: int | None = None, size: int | None = None
@@ -420,6 +426,7 @@ def open_session(
     adapter: Words = (),
     users: str | os.PathLike | None = None,
     capacity: int = 64,
+    policy: str | os.PathLike | None = None,
 ) -> Session:
     """Open a folder for text: text in, text out.
 
@@ -432,6 +439,7 @@ def open_session(
       users: a folder of users (`jaxgen.text.users`), each with an adapter, a system prompt and
         preferences, whom requests name by user=.
       capacity: adapters of users in memory at once.
+      policy: a file of what texts may not hold (`jaxgen.safety.policy`), which every request has.
 
     Returns:
       A `Session`: session.generate("text", temperature=0.7), session.chat(messages), and more.
@@ -470,7 +478,10 @@ def open_session(
     params = serving.ready(model.params, model.config, weights=weights)
     model = replace(model, params=params)
     known = None if users is None else Users(users, model, capacity=capacity)
-    return Session(model, params, users=known)
+    rules = None if policy is None else os.fspath(policy)
+    if rules is not None:  # its mistakes are told now
+        read_policy(rules).blocked(model.tokenizer)
+    return Session(model, params, users=known, policy=rules)
 
 
 def _changed(settings: Generation | None, changes: dict[str, Any]) -> Generation:

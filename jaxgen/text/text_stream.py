@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from jaxgen.decoding.stop import Reason
+from jaxgen.safety.stream import Filter
 from jaxgen.tokens import Detokenizer, Tokenizer
 
 
@@ -49,7 +50,8 @@ def _safe_length(text: str, strings: Sequence[str]) -> int:
 class TextStream:
     """One request's text, from its new tokens; `reason` is set when it has ended.
 
-    ends: ids that end it besides the tokenizer's eos; none of them is part of the text.
+    ends: ids that end it besides the tokenizer's eos; none of them is part of the text. filters:
+    what it passes before it is shown, such as `moderation.filters`.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class TextStream:
         strings: Sequence[str],
         limit: int,
         ends: Iterable[int] = (),
+        filters: Sequence[Filter] = (),
     ) -> None:
         self.num_generated, self.limit = 0, limit
         self.reason: Reason | None = None
         self._ends = {*ends, tokenizer.special.eos}
         self._words = Detokenizer(tokenizer, after=prompt)
-        self._clip = StopStringFilter(strings)
+        self._clip, self.filters = StopStringFilter(strings), tuple(filters)
 
     def push(self, tokens: Iterable[int]) -> str:
         """Return the text that is certain with these tokens, of which those past its end don't
@@ -77,9 +80,11 @@ class TextStream:
             self.num_generated += 1
             if token in self._ends:
                 return text + self.end(Reason.STOP)
-            text += self._clip.push(self._words.push(token))
+            text += self._pass(self._clip.push(self._words.push(token)))
             if self._clip.found:
-                self.reason = Reason.STRING
+                text += self._end(Reason.STRING)
+            elif self.is_filtered:
+                self.reason = Reason.FILTER
             elif self.num_generated >= self.limit:
                 text += self.end(Reason.LENGTH)
         return text
@@ -87,5 +92,22 @@ class TextStream:
     def end(self, reason: Reason) -> str:
         """Return the rest of a text that ends here."""
         rest = self._clip.push(self._words.flush())
-        self.reason = Reason.STRING if self._clip.found else reason
-        return rest + self._clip.flush()
+        reason = Reason.STRING if self._clip.found else reason
+        return self._pass(rest + self._clip.flush()) + self._end(reason)
+
+    @property
+    def is_filtered(self) -> bool:
+        """Return whether a filter has ended the text."""
+        return any(one.found for one in self.filters)
+
+    def _pass(self, piece: str) -> str:
+        for one in self.filters:
+            piece = one.push(piece)
+        return piece
+
+    def _end(self, reason: Reason) -> str:
+        rest = ""
+        for one in self.filters:
+            rest = one.push(rest) + one.flush()
+        self.reason = Reason.FILTER if self.is_filtered else reason
+        return rest

@@ -1,0 +1,163 @@
+"""Characters and UTF-8 as the rules tell them apart: classes of characters, and nodes of bytes."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgen.safety.expressions import Class, Nfa
+from jaxgen.safety.folding import FOLDS, is_word, readings
+
+SIZE = sys.maxunicode + 1
+REPLACEMENT = 0xFFFD  # what bytes that are no character become
+INVALID = -1
+# Characters without a fold of their own, of which one is as the next.
+EACH, IDEOGRAPH, HANGUL, OTHER = range(4)
+_JAMO = (0x1100, 0x11FF)
+
+
+class Alphabet(NamedTuple):
+    """Classes of characters that no rule tells apart.
+
+    of: [U] the class of each code point. members: a character of each class. tree: [N, 256] what a
+    byte does at each node of UTF-8: a class, which ends a character, SIZE + the next node, or
+    INVALID. Node 0 is between characters.
+    """
+
+    of: np.ndarray
+    members: list[str]
+    tree: np.ndarray
+
+    def walk(self, spelling: bytes, node: int) -> tuple[tuple[int, ...], int]:
+        """Return (the classes that the bytes complete, the node behind them)."""
+        classes: list[int] = []
+        wrong = int(self.of[REPLACEMENT])
+        for byte in spelling:
+            value = int(self.tree[node, byte])
+            if value == INVALID and node:  # as Python's decoder: what was begun is no character
+                classes.append(wrong)
+                node, value = 0, int(self.tree[0, byte])
+            if value == INVALID:
+                classes.append(wrong)
+            elif value >= SIZE:
+                node = value - SIZE
+            else:
+                classes.append(value)
+                node = 0
+        return tuple(classes), node
+
+
+def make(nfa: Nfa) -> Alphabet:
+    """Return the alphabet of rules."""
+    tests = list(dict.fromkeys(test for edges in nfa.reads for test, _ in edges))
+    folds = tuple(fold for fold in FOLDS if fold in nfa.fold)
+    one = {test.ranges[0][0]: i for i, test in enumerate(tests) if _is_one(test)}
+    rest = [(i, test) for i, test in enumerate(tests) if not _is_one(test)]
+    symbols: dict[str, int] = {}
+    kinds: dict[tuple, int] = {}
+
+    def symbol_class(symbol: str) -> int:
+        known = symbols.get(symbol)
+        if known is None:
+            passed = frozenset(i for i, test in rest if test.holds(symbol))
+            passed |= {one[ord(symbol)]} if ord(symbol) in one else frozenset()
+            known = symbols[symbol] = kinds.setdefault((passed, is_word(symbol)), len(kinds))
+        return known
+
+    classes: dict[tuple, int] = {}
+    members: list[str] = []
+
+    def class_of(point: int) -> int:
+        character = chr(point)
+        key = tuple(
+            frozenset(tuple(map(symbol_class, reading)) for reading in readings(character, fold))
+            for fold in folds
+        )
+        number = classes.setdefault(key, len(classes))
+        if number == len(members):
+            members.append(character)
+        return number
+
+    of = np.zeros(SIZE, np.uint16)
+    kind, bounds = _kinds(), _bounds(tests)
+    alone = kind == EACH
+    if any(low <= _JAMO[1] and high >= _JAMO[0] for low, high in _touched(tests)):
+        alone = alone | (kind == HANGUL)
+    for point in np.flatnonzero(alone).tolist():
+        of[point] = class_of(point)
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        part = np.where(alone[begin:end], EACH, kind[begin:end])
+        for uniform in (IDEOGRAPH, HANGUL, OTHER):
+            if len(where := np.flatnonzero(part == uniform)):
+                of[begin + where] = class_of(begin + int(where[0]))
+    return Alphabet(of, members, _tree(of))
+
+
+def with_classes(letters: Alphabet, of: np.ndarray) -> Alphabet:
+    """Return an alphabet with other, fewer classes."""
+    return Alphabet(of, [], _tree(of))
+
+
+def _is_one(test: Class) -> bool:
+    single = len(test.ranges) == 1 and test.ranges[0][0] == test.ranges[0][1]
+    return single and not (test.categories or test.negated or test.caseless)
+
+
+def _touched(tests: Sequence[Class]) -> list[tuple[int, int]]:
+    return [pair for test in tests for pair in test.ranges]
+
+
+def _bounds(tests: Sequence[Class]) -> list[int]:
+    edges = {edge for low, high in _touched(tests) for edge in (low, high + 1)}
+    return sorted({0, SIZE} | {edge for edge in edges if 0 < edge < SIZE})
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> np.ndarray:
+    kinds = np.full(SIZE, OTHER, np.uint8)
+    for point in range(SIZE):
+        category = unicodedata.category(chr(point))
+        if category not in ("Cn", "Co", "Cs"):
+            kinds[point] = EACH
+    for low, high in ((0x3400, 0x9FFF), (0x17000, 0x18CFF), (0x20000, 0x3FFFF)):
+        part = kinds[low : high + 1]
+        part[part == EACH] = IDEOGRAPH
+    part = kinds[0xAC00:0xD7A4]
+    part[part == EACH] = HANGUL
+    return kinds
+
+
+def _tree(of: np.ndarray) -> np.ndarray:
+    rows: list[np.ndarray] = [np.full(256, INVALID, np.int32)]
+    numbers: dict[bytes, int] = {}
+
+    def node(row: np.ndarray) -> int:
+        key = row.tobytes()
+        if key not in numbers:
+            numbers[key] = len(rows)
+            rows.append(row)
+        return SIZE + numbers[key]
+
+    def inner(begin: int, size: int, low: int = 0, high: int = 63) -> int:
+        row = np.full(256, INVALID, np.int32)
+        for k in range(low, high + 1):
+            at = begin + k * size
+            row[0x80 + k] = of[at] if size == 1 else inner(at, size // 64)
+        return node(row)
+
+    root = rows[0]
+    root[:128] = of[:128]
+    for lead in range(0xC2, 0xE0):
+        root[lead] = inner((lead & 31) << 6, 1)
+    for lead in range(0xE0, 0xF0):
+        low, high = (32 if lead == 0xE0 else 0), (31 if lead == 0xED else 63)
+        root[lead] = inner((lead & 15) << 12, 64, low, high)
+    for lead in range(0xF0, 0xF5):
+        low, high = (16 if lead == 0xF0 else 0), (15 if lead == 0xF4 else 63)
+        root[lead] = inner((lead & 7) << 18, 4096, low, high)
+    return np.stack(rows)

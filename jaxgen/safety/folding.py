@@ -1,0 +1,102 @@
+"""What a character may stand for: the folding table that rules are read with.
+
+Built from the Unicode data of the standard library (`unicodedata`): compatibility forms (full-width,
+mathematical, circled, ligatures), case folding, accents and other marks, letters whose name says
+LATIN ... LETTER X (strokes, hooks, small capitals, regional indicators), and format characters, which
+count as nothing. Two lists of our own follow: letters of other scripts that look Latin, and leetspeak.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+from typing import Literal, get_args
+
+Fold = Literal["full", "plain", "none"]
+FOLDS: tuple[Fold, ...] = get_args(Fold)
+
+# Characters of other scripts that are taken for the Latin letter at the beginning of their line.
+LOOKALIKES = """
+aаɑαᎪ bьЬвЪβᏏ cсϲᏟⅽ dԁɗᎠⅾ eеєҽεᎬ fғϝ gɡԍᏀ hһнᎻ iіıιϊӏᎥ jјϳᎫ kкκӄᏦ lӏǀІι|Ꮮ mмϻᎷⅿ nпηոᏁ oоοσօ०০੦૦௦᧐Ꭴ
+pрρᏢ qԛգ rгᴦᎡ sѕꜱᏚ tтτᎢ uυսц vνѵᏙⅴ wԝωшᎳ xхχ×ⅹ yуγүҮᎩ zᴢᏃ
+"""
+LEET = """
+a4@ b8 c( e3€ g69 h# i1!| l1|£ o0 s5$ t7+ z2
+"""
+INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0\u17b4\u17b5")  # letters by category, but blank
+_NAMED = re.compile(
+    r"(?:LATIN|REGIONAL INDICATOR SYMBOL|(?:NEGATIVE )?(?:SQUARED|CIRCLED) LATIN)"
+    r"(?: CAPITAL| SMALL)? LETTER(?: SMALL CAPITAL| CAPITAL| DOTLESS)* ([A-Z])(?: WITH .*)?"
+)
+
+
+def _read(table: str) -> dict[str, set[str]]:
+    read: dict[str, set[str]] = {}
+    for letter, *others in table.split():
+        for other in others:
+            read.setdefault(other, set()).add(letter)
+    return read
+
+
+_LOOKALIKES, _LEET = _read(LOOKALIKES), _read(LEET)
+
+
+def is_word(symbol: str) -> bool:
+    r"""Return whether a character is one of a word, as \w has it."""
+    return symbol.isalnum() or symbol == "_"
+
+
+def folded(character: str) -> str:
+    """Return a character's own folded form: without case, accent and width; "" for a mark."""
+    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
+    return "".join(_base(one) for one in text if not _is_mark(one))
+
+
+def readings(character: str, fold: Fold) -> frozenset[str]:
+    """Return the texts that a character may stand for under a folding, "" for nothing at all.
+
+    full: without case, accents and width, and what it looks like or is leetspeak for; plain: its
+    compatibility form, and nothing for what is invisible; none: itself.
+    """
+    if fold == "none":
+        return frozenset((character,))
+    return (_full if fold == "full" else _plain)(character)
+
+
+@cache
+def _plain(character: str) -> frozenset[str]:
+    if _is_invisible(character):
+        return frozenset(("",))
+    form = unicodedata.normalize("NFKC", character)
+    return frozenset((character, form if len(form) == 1 else character))
+
+
+@cache
+def _full(character: str) -> frozenset[str]:
+    own = folded(character)
+    if not own:
+        return frozenset(("",))
+    likely = {own}
+    for one in {character, character.casefold(), own}:
+        likely |= _LOOKALIKES.get(one, set()) | _LEET.get(one, set())
+    if character == "I":  # a capital i is drawn as a small l
+        likely.add("l")
+    return frozenset(likely)
+
+
+def _is_invisible(character: str) -> bool:
+    variant = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    joiner = character in INVISIBLE or character in "\u034f\u180b\u180c\u180d\u180f"
+    return variant or joiner or unicodedata.category(character) == "Cf"
+
+
+def _is_mark(character: str) -> bool:
+    return _is_invisible(character) or unicodedata.category(character) in ("Mn", "Me")
+
+
+def _base(character: str) -> str:
+    if character.isascii():
+        return character
+    named = _NAMED.fullmatch(unicodedata.name(character, ""))
+    return named[1].lower() if named else character
