@@ -136,6 +136,8 @@ def describe(answer: Any, spell: Callable[[int], str]) -> dict[str, Any]:
         completion["score"] = answer.score
     if answer.drafted is not None:
         completion["guessed"], completion["accepted"] = answer.drafted
+    if answer.rules:  # whose tokens are as they were drawn
+        return completion | {"rules": list(answer.rules)}
     return completion | {"tokens": tokens}
 
 

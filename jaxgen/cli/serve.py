@@ -72,6 +72,7 @@ def serve(
     users: Annotated[
         str | None, Parameter(help="a folder of users, whom requests name by user, or MODEL/USER")
     ] = None,
+    policy: Annotated[str | None, Parameter(help="a YAML file of what texts may not hold")] = None,
     lenient: Annotated[
         bool, Parameter(help="leave out fields of requests that are unknown or not supported")
     ] = False,
@@ -105,7 +106,7 @@ def serve(
         app, listen = _modules()
         sessions = {}
         for called, home in zip(names, homes, strict=True):
-            sessions[called] = _open(called, *home, weights, users, 2 * decoding.slots + 1)
+            sessions[called] = _open(called, home, weights, users, decoding.slots, policy)
         with flags.named():
             asgi = app(
                 sessions,
@@ -123,19 +124,20 @@ def serve(
 
 def _open(
     name: str,
-    home: Path,
-    step: Any,
-    adapter: Any,
+    place: tuple[Path, Any, Any],
     weights: Weights,
     users: str | None,
-    capacity: int,
+    slots: int,
+    policy: str | None,
 ) -> Any:
     from jaxgen.text.session import open_session
 
+    home, step, adapter = place
     _tell(f"loading {name} from {home}")
-    about = {"step": step, "weights": weights, "adapter": adapter}
+    about = {"step": step, "weights": weights, "adapter": adapter, "policy": policy}
+    about["capacity"] = max(2 * slots + 1, 64)
     with exits.in_folder(home), flags.named():
-        return open_session(home, **about, users=users, capacity=max(capacity, 64))
+        return open_session(home, **about, users=users)
 
 
 def _modules() -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ def make(nfa: Nfa) -> Alphabet:
         alone = alone | (kind == HANGUL)
     for point in np.flatnonzero(alone).tolist():
         of[point] = class_of(point)
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         part = np.where(alone[begin:end], EACH, kind[begin:end])
         for uniform in (IDEOGRAPH, HANGUL, OTHER):
             if len(where := np.flatnonzero(part == uniform)):

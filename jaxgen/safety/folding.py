@@ -1,9 +1,10 @@
 """What a character may stand for: the folding table that rules are read with.
 
-Built from the Unicode data of the standard library (`unicodedata`): compatibility forms (full-width,
-mathematical, circled, ligatures), case folding, accents and other marks, letters whose name says
-LATIN ... LETTER X (strokes, hooks, small capitals, regional indicators), and format characters, which
-count as nothing. Two lists of our own follow: letters of other scripts that look Latin, and leetspeak.
+Built from the Unicode data of the standard library (`unicodedata`): compatibility forms (full
+width, mathematical, circled, ligatures), case folding, accents and other marks, letters whose name
+says LATIN ... LETTER X (strokes, hooks, small capitals, regional indicators), and format characters,
+which count as nothing. Two lists of our own follow: letters of other scripts that look Latin, and
+leetspeak.
 """
 
 from __future__ import annotations

@@ -149,7 +149,9 @@ class Blocked:
         state = 1
         for character in before:
             after = int(self.moves[state, self.letters.of[ord(character)]])
-            state = after if after != DEAD else 1
+            if after == DEAD:  # what begins with the character may go on
+                after = int(self.moves[1, self.letters.of[ord(character)]]) or 1
+            state = after
         return state
 
     def processor(self, starts: Any, within: Any, stop: Any) -> TokenFilter:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from jaxgen.decoding.stop import Reason
 from jaxgen.serve.requests import Ask
 from jaxgen.serve.served import Served
+from jaxgen.text import moderation
 from jaxgen.text.batch_decoding import Completion
 from jaxgen.text.text_stream import TextStream
 from jaxgen.text.tool_calls import Called, CallReader, Marked, Part, Said
@@ -22,6 +23,7 @@ FINISHED = {
     Reason.STRING: "stop",
     Reason.LENGTH: "length",
     Reason.TIME: "length",
+    Reason.FILTER: "content_filter",
 }
 NEVER = 2**40
 Row = tuple[int, float, Sequence[Any]]  # a token, its log-probability, its alternatives
@@ -49,7 +51,8 @@ class Choice:
             shown: Any = Marked(served.session.tokenizer, marks)
             settings = self.ask.prompts[0].settings
             ends = (*served.session.model.stop, *settings.stop_ids)
-            self.stream = TextStream(shown, (), settings.stop, NEVER, ends)
+            passed = moderation.filters(served.session.policy)
+            self.stream = TextStream(shown, (), settings.stop, NEVER, ends, passed)
 
     def take(
         self,

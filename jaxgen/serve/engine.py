@@ -174,6 +174,8 @@ class Engine:
         (requests,) = requests_of(self.session.model, [self.session.preferring(prompt)])
         requests = [self._within_context(prompt, one) for one in requests]
         settings = requests[0].settings
+        if settings.policy is not None and detail is not None:
+            raise ConfigError("top_logprobs and a policy exclude each other: they show its tokens")
         for string in settings.stop:  # it is searched on the host, whatever the length of all
             check_string(string)
             pieces_for(settings.stop, self.session.tokenizer)

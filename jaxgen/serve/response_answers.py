@@ -38,7 +38,8 @@ class ResponseAnswer:
         items: Sequence[Mapping[str, Any]] = (),
         cost: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        given, cut = self.ask.given, choice is not None and choice.finish_reason == "length"
+        given, ended = self.ask.given, None if choice is None else choice.finish_reason
+        cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(ended or "")
         status = "in_progress" if choice is None else "incomplete" if cut else "completed"
         return {
             "id": f"resp_{self.request}",
@@ -46,7 +47,7 @@ class ResponseAnswer:
             "created_at": self.created,
             "status": status,
             "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": cut} if cut else None,
             "instructions": given.get("instructions"),
             "max_output_tokens": given.get("max_output_tokens"),
             "metadata": given.get("metadata") or {},

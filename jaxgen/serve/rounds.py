@@ -14,11 +14,10 @@ from typing import Any
 
 from jaxgen.decoding.chain import NOT_FINITE
 from jaxgen.decoding.stop import Reason
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, UserError
 from jaxgen.ops.cache import Cache
 from jaxgen.serve.slots import Running, Slots
 from jaxgen.serve.tickets import Counts, Delta, Failed, Finished, Started
-from jaxgen.text.batch_decoding import failure
 
 CHUNK_SECONDS = 0.1  # of a chunk, where that is several steps: what a chunk costs beside is 2 ms
 
@@ -123,13 +122,18 @@ class Rounds:
         self.counts["steps"] += int(decoded.num_generated.max())
         for at, one in members:
             tokens, before = decoded.tokens[at], len(one.state.tokens)
-            if NOT_FINITE in tokens:
-                self.slots.leave(one, keep=False)
-                self._fail(one, failure(one.index, before, tokens, int(decoded.reason[at])))
-                continue
             detail = None if one.detail is None else _narrowed(decoded, one.detail)
-            tokens = tokens[: int(decoded.num_generated[at])].tolist()
-            piece, ended = one.state.push(tokens, detail, at)
+            if NOT_FINITE in tokens:
+                about = (one.index, tokens, int(decoded.reason[at]), detail, at)
+                try:
+                    piece, ended = one.state.push_last(*about)
+                except UserError as error:
+                    self.slots.leave(one, keep=False)
+                    self._fail(one, error)
+                    continue
+            else:
+                tokens = tokens[: int(decoded.num_generated[at])].tolist()
+                piece, ended = one.state.push(tokens, detail, at)
             one.learn(one.state.tokens[before:])
             self.counts["generated_tokens"] += len(one.state.tokens) - before
             limit = one.state.request.settings.max_seconds

@@ -24,6 +24,7 @@ from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.processors.bias import ANY
 from jaxgen.decoding.processors.structure import FAR, Automaton, free, resized
 from jaxgen.decoding.when import When
+from jaxgen.safety.policy import read_policy, text_before
 from jaxgen.text.batches import Request
 from jaxgen.text.processors import ORDER, ChainContext, is_set, parts_of, stops_of, structure_of
 from jaxgen.text.request import Generation
@@ -37,8 +38,13 @@ REPEATS = (
 STRUCTURE = ("regex",)
 FORCING = ("force_first", "force_last", "decay_factor", "suppress_ids", "suppress_first_ids")
 RARE = ("typical", "epsilon", "eta", "top_n_sigma")
-GROUPS = (REPEATS, STRUCTURE, FORCING, ("temperature",), ("top_k",), ("top_p",), ("min_p",), RARE)
-KNOWN = frozenset(name for group in GROUPS for name in group)
+POLICY = ("policy",)
+GROUPS = (
+    *(REPEATS, STRUCTURE, FORCING, POLICY),
+    *(("temperature",), ("top_k",), ("top_p",), ("min_p",), RARE),
+)
+ANY_KNOWN = frozenset(name for group in GROUPS for name in group)
+KNOWN = ANY_KNOWN - {*POLICY}
 FREE = {"regex": None, "json_schema": None, "choices": ()}  # what sets no structure
 
 # Sizes of a request's tables, and what fills them up, by the name of the array.
@@ -61,16 +67,26 @@ class ChainRow(NamedTuple):
     stops: np.ndarray  # [1, STOPS]
     structure: Hashable = None  # what its automaton was made of
     automaton: Automaton | None = None
+    limit: int = FAR
+    filters: tuple[int, ...] = ()  # the first states of the policy's tables
 
 
 class SlotChain:
-    """The chain of `slots` requests at once; it holds their automata on the device."""
+    """The chain of `slots` requests at once; it holds their automata on the device.
 
-    def __init__(self, tokenizer: Tokenizer, num_ids: int, slots: int) -> None:
-        self.tokenizer, self.num_ids = tokenizer, num_ids
+    policy: the file of the policy that all of them have.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, num_ids: int, slots: int, policy: str | None = None
+    ) -> None:
+        self.tokenizer, self.num_ids, self.policy = tokenizer, num_ids, policy
+        self.blocked = () if policy is None else read_policy(policy).blocked(tokenizer)
         surface = getattr(tokenizer, "surface", None)
         self.automata = None if surface is None else Automata(len(surface.pieces), slots)
-        settings = Generation(temperature=0.0)  # an empty row draws nothing: it costs no noise
+        settings = Generation(
+            temperature=0.0, policy=policy
+        )  # an empty row draws nothing: it costs no noise
         neutral = self.row(Request([0], 1, settings), ())
         assert neutral is not None
         self.neutral = neutral
@@ -81,12 +97,15 @@ class SlotChain:
         Raises ConfigError for settings that can't be, as `chain_of` does.
         """
         settings = request.settings
-        if any(is_set(settings, names) for names, _ in ORDER if names[0] not in KNOWN):
+        if settings.policy != self.policy or any(
+            is_set(settings, names) for names, _ in ORDER if names[0] not in ANY_KNOWN
+        ):
             return None
         stops = stops_of([settings], self.tokenizer, ends)
         limits, widths = (np.asarray([n], np.int32) for n in (request.limit, len(request.ids)))
         sources = np.asarray([request.ids], np.int32)
-        about = ChainContext(self.tokenizer, self.num_ids, stops, limits, sources, widths)
+        arrays = (stops, limits, sources, widths)
+        about = ChainContext(self.tokenizer, self.num_ids, *arrays, [request.after])
         automaton, structure = None, structure_of(settings)
         if structure is not None:
             automaton = parts_of([settings], about, STRUCTURE)[STRUCTURE[0]]
@@ -102,10 +121,20 @@ class SlotChain:
             for number, group in enumerate(GROUPS)
             if any(is_set(settings, names) for names, _ in ORDER if names[0] in group)
         )
-        return ChainRow(sized, needs, stops, structure, automaton)
+        before = text_before(self.tokenizer, request.after) if self.blocked else ""
+        filters = tuple(one.start(before) for one in self.blocked)
+        return ChainRow(sized, needs, stops, structure, automaton, request.limit, filters)
 
-    def chain(self, rows: Sequence[ChainRow], starts: Sequence[int]) -> tuple[Chain, Any]:
-        """Return (the chain of these rows, its states); starts: the state of each automaton."""
+    def chain(
+        self,
+        rows: Sequence[ChainRow],
+        starts: Sequence[int],
+        filters: Sequence[Sequence[int]],
+    ) -> tuple[Chain, Any]:
+        """Return (the chain of these rows, its states).
+
+        starts: the state of each row's automaton; filters: those of the policy's tables.
+        """
         needed = frozenset[int]().union(*(row.needs for row in rows))
         processors, states = [], []
         for number, group in enumerate(GROUPS):
@@ -114,6 +143,11 @@ class SlotChain:
                     part = self.automata.processor([row.automaton for row in rows])
                     processors.append(When(np.asarray(number in needed), Chain((part,))))
                     states.append((np.asarray(starts, np.int32),))
+                continue
+            if group == POLICY:
+                if self.blocked:
+                    processors.append(self._filters(rows))
+                    states.append(tuple(np.asarray(filters, np.int32).T))
                 continue
             columns = (tuple(row.parts[name] for row in rows) for name in group)
             parts = tuple(jax.tree.map(lambda *x: np.concatenate(x), *column) for column in columns)
@@ -124,6 +158,17 @@ class SlotChain:
                 processors.append(When(np.asarray(number in needed), Chain(parts)))
                 states.append((None,) * len(parts))
         return Chain(tuple(processors)), tuple(states)
+
+    def filters_after(self, states: tuple[Any, ...]) -> np.ndarray:
+        """Return the states [B, P] of the policy's tables among those of the chain."""
+        at = GROUPS.index(POLICY) - (self.automata is None)
+        return np.stack([np.asarray(one) for one in states[at]], axis=1)
+
+    def _filters(self, rows: Sequence[ChainRow]) -> When:
+        within = np.asarray([row.limit for row in rows], np.int32)
+        stops, starts = np.concatenate([row.stops for row in rows]), np.ones(1, np.int32)
+        parts = tuple(one.processor(starts, within, stops) for one in self.blocked)
+        return When(np.asarray(True), Chain(parts))
 
 
 class Automata:

@@ -38,7 +38,7 @@ class Running:
 
     tokens: [context] its prompt and draws, of which `length` are known; user: whose adapter it has;
     owner: of the weights that read it; read: how many tokens the cache holds; place, automaton: the
-    first state of its structure, and the present one.
+    first state of its structure, and the present one; filters: those of its policy's tables.
     """
 
     ticket: Ticket
@@ -56,6 +56,7 @@ class Running:
     begun: float = 0.0
     place: int = 0
     automaton: int = 0
+    filters: Sequence[int] = ()
 
     @property
     def prompt(self) -> list[int]:
@@ -97,7 +98,7 @@ class Slots:
         piece = min(piece, context)
         self.chunk, self.widths = min(chunk, context), tuple(sorted({max(piece // 4, 1), piece}))
         self.num_ids = min(session.tokenizer.vocab_size, self.config.V)
-        self.chain = SlotChain(session.tokenizer, self.num_ids, count)
+        self.chain = SlotChain(session.tokenizer, self.num_ids, count, session.policy)
         self.sizes = _doublings(4, count) if count > 2 else []
         self.sizes = sorted({1, *self.sizes, count})
         self.capacities = sorted({*_doublings(SMALLEST, context), context})
@@ -180,6 +181,7 @@ class Slots:
             row = programs.fit_row(row, self.capacity)
         self.cache = programs.put_row(self.cache, row, at)
         one.place = one.automaton = 0 if self._automata is None else self._automata.hold(one.row)
+        one.filters = one.row.filters
         self.running[at] = one
 
     def leave(self, one: Running, *, keep: bool = True) -> None:
@@ -200,7 +202,8 @@ class Slots:
         self._resize(len(self.live), self._needed())
         rows = [one.row if one else self.chain.neutral for one in self.running]
         automata = [one.automaton if one else 0 for one in self.running]
-        sample, states = self.chain.chain(rows, automata)
+        filters = [one.filters if one else self.chain.neutral.filters for one in self.running]
+        sample, states = self.chain.chain(rows, automata, filters)
         wanted = np.asarray(any(one.detail is not None for one in self.live))
         outputs = self._decode(self._rows(rows, steps), sample, states, wanted)
         members = [(at, one) for at, one in enumerate(self.running) if one is not None]
@@ -208,6 +211,10 @@ class Slots:
             after = np.asarray(outputs.states[GROUPS.index(STRUCTURE)][0])
             for at, one in members:
                 one.automaton = int(after[at])
+        if self.chain.blocked:
+            filters = self.chain.filters_after(outputs.states)
+            for at, one in members:
+                one.filters = filters[at].tolist()
         return jax.tree.map(np.asarray, outputs.without_cache()), members
 
     def _decode(self, rows: programs.SlotRows, sample: Any, states: Any, wanted: Any) -> Decoded:
@@ -321,7 +328,9 @@ class Slots:
                 self.cache, self.capacity = self._empty(size, capacity), capacity
                 self.running = [None] * size
                 neutral = [self.chain.neutral] * size
-                about = (self._rows(neutral, 1), *self.chain.chain(neutral, [0] * size))
+                filters = [self.chain.neutral.filters] * size
+                chained = self.chain.chain(neutral, [0] * size, filters)
+                about = (self._rows(neutral, 1), *chained)
                 jax.block_until_ready(self._decode(*about, np.asarray(False)))
                 self.cache = programs.put_row(self.cache, rows[capacity], 0)
                 programs.take_row(self.cache, 0)

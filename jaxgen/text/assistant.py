@@ -10,6 +10,7 @@ from typing import Any
 from jaxgen.decoding.stop import Reason
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.pretrained.chat_template import Message
+from jaxgen.text import moderation
 from jaxgen.text.loaded_model import template_of
 from jaxgen.text.mcp_client import ToolError
 from jaxgen.text.prompts import Prompt
@@ -76,7 +77,9 @@ def answer(
                 (one,) = session.run([Prompt(ids, how, 0, user)])[0]
                 return [*turns, {"role": "assistant", "content": one.text}]
             (one,) = session.run([Prompt(ids, replace(how, regex=free), 0, user)])[0]
-            said, asked = _read_calls(session.tokenizer, spelling, schemas, one, how.stop)
+            passed = moderation.filters(session.policy or how.policy)
+            about = (session.tokenizer, spelling, schemas, one, how.stop, passed)
+            said, asked = _read_calls(*about)
             if not asked or one.reason == Reason.TIME:  # which may have cut a call
                 return [*turns, {"role": "assistant", "content": said}]
             asked = [(call.name, json.loads(call.arguments)) for call in asked[:left]]
@@ -102,12 +105,17 @@ def answer(
 
 
 def _read_calls(
-    tokenizer: Any, spelling: Any, schemas: Sequence[Any], completion: Any, stop: Sequence[str]
+    tokenizer: Any,
+    spelling: Any,
+    schemas: Sequence[Any],
+    completion: Any,
+    stop: Sequence[str],
+    passed: Sequence[Any],
 ) -> tuple[str, list[Call]]:
     """Return (what a completion says, its calls)."""
     reader = CallReader(spelling, {tool["name"]: tool for tool in schemas}, True)
     marked: Any = Marked(tokenizer, [spelling.trigger, "[ARGS]"])
-    stream = TextStream(marked, (), stop, NEVER)
+    stream = TextStream(marked, (), stop, NEVER, filters=passed)
     reader.push(stream.push(completion.tokens))
     reader.push("" if stream.reason is not None else stream.end(completion.reason))
     reader.flush()

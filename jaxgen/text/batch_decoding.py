@@ -17,8 +17,7 @@ from jaxgen.decoding.detailed import Decoded
 from jaxgen.decoding.stop import Reason, StopStrings, stop_strings
 from jaxgen.errors import ConfigError, NonFiniteError
 from jaxgen.mesh import place as places
-from jaxgen.safety.policy import read_policy, text_before
-from jaxgen.safety.stream import Filter
+from jaxgen.safety.policy import text_before
 from jaxgen.text import moderation, programs
 from jaxgen.text.batches import Request, Rows, batch_size, bucket, fill_up, pad, rows_of
 from jaxgen.text.loaded_model import LoadedModel
@@ -251,17 +250,14 @@ class RequestState:
     @cached_property
     def rules(self) -> tuple[str, ...]:
         """Return the rules that changed a text that has ended, which the audit log is told once."""
-        policy, passed = self.request.settings.policy, self.stream.filters
-        return () if policy is None else moderation.acted(read_policy(policy), passed)
+        return moderation.acted(self.request.settings.policy, self.stream.filters)
 
 
 def begin(model: LoadedModel, request: Request) -> RequestState:
     """Return a request before its first token."""
     settings, after = request.settings, request.after
-    passed: Sequence[Filter] = ()
-    if settings.policy is not None:
-        before = text_before(model.tokenizer, after)
-        passed = moderation.filters(read_policy(settings.policy), before)
+    before = "" if settings.policy is None else text_before(model.tokenizer, after)
+    passed = moderation.filters(settings.policy, before)
     about = (after, settings.stop, request.limit, (*model.stop, *settings.stop_ids), passed)
     return RequestState(request, TextStream(model.tokenizer, *about))
 

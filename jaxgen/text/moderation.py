@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from jaxgen.errors import ConfigError
-from jaxgen.safety.policy import Classifier, Moment, Policy
+from jaxgen.safety.policy import Classifier, Moment, Policy, read_policy
 from jaxgen.safety.stream import Filter, RuleFilter, WindowFilter
 from jaxgen.text.loaded_model import LoadedModel, open_model
 from jaxgen.text.tasks import scoring
 
 
-def filters(policy: Policy | None, before: str = "") -> tuple[Filter, ...]:
-    """Return what a request's text passes before it is shown, in order; before: `policy.text_before`."""
+def filters(policy: str | None, before: str = "") -> tuple[Filter, ...]:
+    """Return what a text passes before it is shown; before: `safety.policy.text_before`."""
     if policy is None:
         return ()
-    shown: list[Filter] = [policy.text_filter(before)] if policy.texts else []
-    for one in policy.classifiers:
+    rules = read_policy(policy)
+    shown: list[Filter] = [rules.text_filter(before)] if rules.texts else []
+    for one in rules.classifiers:
         judge = _judge(one)
         if "during" in one.when:
             shown.append(WindowFilter(one.name, judge, one.threshold, one.window))
@@ -26,8 +27,14 @@ def filters(policy: Policy | None, before: str = "") -> tuple[Filter, ...]:
     return tuple(shown)
 
 
-def acted(policy: Policy, passed: Sequence[Filter]) -> tuple[str, ...]:
+def acted(policy: str | None, passed: Sequence[Filter]) -> tuple[str, ...]:
     """Return the names of the rules that changed a text, and write them to the audit log."""
+    if policy is None:
+        return ()
+    return _acted(read_policy(policy), passed)
+
+
+def _acted(policy: Policy, passed: Sequence[Filter]) -> tuple[str, ...]:
     names: list[str] = []
     for one in passed:
         if isinstance(one, RuleFilter):
@@ -39,8 +46,9 @@ def acted(policy: Policy, passed: Sequence[Filter]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_prompt(policy: Policy, prompt: str) -> None:
-    """Raise ConfigError for a prompt that a rule or a classifier refuses."""
+def check_prompt(path: str, prompt: str) -> None:
+    """Raise ConfigError for a prompt that a rule or a classifier of a policy refuses."""
+    policy = read_policy(path)
     name = policy.prompt_rule(prompt)
     if name is None:
         name = _refusing(policy, prompt, "before")
@@ -64,7 +72,7 @@ def moderate(policy: Policy, texts: Sequence[str]) -> list[tuple[str, tuple[str,
             passed.append(WindowFilter(one.name, _judge(one), one.threshold, None))
         for one in passed:
             text = one.push(text) + one.flush()
-        results.append((text, acted(policy, passed)))
+        results.append((text, _acted(policy, passed)))
     return results
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.errors import ConfigError
-from jaxgen.safety.policy import read_policy
 from jaxgen.text import moderation
 from jaxgen.text.batches import Request, last_half, num_opening
 from jaxgen.text.defaults import fill
@@ -102,7 +101,7 @@ def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
     whole, context, sources = ids_of(model, text), model.config.longest, model.reads_sources
     if asked.policy is not None:
         words = text if isinstance(text, str) else model.tokenizer.decode(whole)
-        moderation.check_prompt(read_policy(asked.policy), words)
+        moderation.check_prompt(asked.policy, words)
     settings = fill(asked, model.generation_config, sources or len(whole) == 1)
     ids, limit = (_fit_source if sources else _fit)(model, whole, asked, settings)
     if settings.min_new_tokens is not None and settings.min_new_tokens > limit:

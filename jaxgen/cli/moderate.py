@@ -1,0 +1,85 @@
+"""`jaxgen moderate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from jaxgen import files
+from jaxgen.cli import inputs, outputs, paths, start
+from jaxgen.cli.texts import one_each
+from jaxgen.errors import ConfigError
+
+Source = Annotated[
+    str | None,
+    Parameter(help='a text a line, or .jsonl with objects that have a "text"; - is standard input'),
+]
+
+
+def moderate(
+    file: Source = None,
+    /,
+    *,
+    policy: Annotated[str | None, Parameter(help="a YAML file of what texts may not hold")] = None,
+    output: Annotated[
+        str | None, Parameter(help="write there, a line a text; .jsonl gives objects")
+    ] = None,
+    verify_log: Annotated[str | None, Parameter(help="check an audit log instead")] = None,
+) -> None:
+    """Show texts as a policy lets them be: masked, cut, or left out.
+
+    What a rule masks or forbids is shown as ***; a text that a rule stops ends before
+    it, and one that a classifier refuses is empty. A .jsonl output has the names of
+    the rules. How many texts each has changed is said on standard error.
+
+    For example:
+        jaxgen moderate comments.txt --policy policy.yaml
+        jaxgen moderate comments.jsonl --policy policy.yaml --output shown.jsonl
+        jaxgen moderate --verify-log audit.jsonl
+    """
+    if verify_log is not None:
+        if file is not None or policy is not None:
+            raise ConfigError(f"--verify-log {verify_log} stands alone; drop the others")
+        from jaxgen.safety import audit
+
+        print(f"{verify_log}: {audit.verify(verify_log)} lines, as they were written")
+        return
+    if policy is None:
+        raise ConfigError("moderate needs --policy POLICY.yaml: what texts may not hold")
+    texts = _texts(file or "-")
+    target = None if output is None else outputs.target(output)
+    start.prepare_jax(paths.cache())
+    from jaxgen.safety.policy import read_policy
+    from jaxgen.text import moderation
+
+    results = moderation.moderate(read_policy(policy), texts)
+    if target is not None and target.suffix == ".jsonl":
+        lines = [
+            json.dumps({"text": text, "rules": list(rules)}, ensure_ascii=False)
+            for text, rules in results
+        ]
+    else:
+        lines = one_each((text for text, _ in results), "escape")
+    if target is None:
+        outputs.put(line + "\n" for line in lines)
+    else:
+        files.write(target, "".join(line + "\n" for line in lines))
+    acted = Counter(name for _, rules in results for name in rules)
+    changed = sum(bool(rules) for _, rules in results)
+    told = "".join(f"; {name}: {count}" for name, count in acted.most_common())
+    print(f"{changed} of {len(results)} texts changed{told}", file=sys.stderr)
+
+
+def _texts(source: str) -> list[str]:
+    if Path(source).suffix == ".jsonl":
+        rows = [*inputs.objects(source, ["text"], "FILE")]
+        for place, row in rows:
+            if not isinstance(row["text"], str):
+                raise ConfigError(f"{place}: text is {row['text']!r:.40}, no text; quote it")
+        return [row["text"] for _, row in rows]
+    return files.lines(inputs.read_text(source, f"FILE {source}"))
