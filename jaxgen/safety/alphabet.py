@@ -12,13 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgen.safety.expressions import Class, Nfa
-from jaxgen.safety.folding import FOLDS, is_word, readings
+from jaxgen.safety.folding import FOLDS, Fold, folds_to_itself, is_word, readings
 
 SIZE = sys.maxunicode + 1
 REPLACEMENT = 0xFFFD  # what bytes that are no character become
 INVALID = -1
-# Characters without a fold of their own, of which one is as the next.
-EACH, IDEOGRAPH, HANGUL, OTHER = range(4)
+# Kinds of characters: those that fold to others are looked at one by one; of the rest one is as the
+# next. PLAIN + 1 are of words, + 2 blank, + 4 digits.
+EACH, HANGUL, OTHER, PLAIN = range(4)
 _JAMO = (0x1100, 0x11FF)
 
 
@@ -56,7 +57,7 @@ class Alphabet(NamedTuple):
 def make(nfa: Nfa) -> Alphabet:
     """Return the alphabet of rules."""
     tests = list(dict.fromkeys(test for edges in nfa.reads for test, _ in edges))
-    folds = tuple(fold for fold in FOLDS if fold in nfa.fold)
+    folds: tuple[Fold, ...] = tuple(fold for fold in FOLDS if fold in nfa.fold)
     one = {test.ranges[0][0]: i for i, test in enumerate(tests) if _is_one(test)}
     rest = [(i, test) for i, test in enumerate(tests) if not _is_one(test)]
     symbols: dict[str, int] = {}
@@ -93,7 +94,7 @@ def make(nfa: Nfa) -> Alphabet:
         of[point] = class_of(point)
     for begin, end in pairwise(bounds):
         part = np.where(alone[begin:end], EACH, kind[begin:end])
-        for uniform in (IDEOGRAPH, HANGUL, OTHER):
+        for uniform in range(HANGUL, PLAIN + 8):
             if len(where := np.flatnonzero(part == uniform)):
                 of[begin + where] = class_of(begin + int(where[0]))
     return Alphabet(of, members, _tree(of))
@@ -121,15 +122,19 @@ def _bounds(tests: Sequence[Class]) -> list[int]:
 @lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
     kinds = np.full(SIZE, OTHER, np.uint8)
+    ideographs = np.zeros(SIZE, bool)
+    for low, high in ((0x3400, 0x9FFF), (0x17000, 0x18CFF), (0x20000, 0x2F7FF), (0x30000, 0x3FFFF)):
+        ideographs[low : high + 1] = True
     for point in range(SIZE):
-        category = unicodedata.category(chr(point))
-        if category not in ("Cn", "Co", "Cs"):
+        character = chr(point)
+        if unicodedata.category(character) in ("Cn", "Co", "Cs"):
+            continue
+        if ideographs[point] or folds_to_itself(character):
+            kinds[point] = PLAIN + is_word(character) + 2 * character.isspace()
+            kinds[point] += 4 * character.isdecimal()
+        else:
             kinds[point] = EACH
-    for low, high in ((0x3400, 0x9FFF), (0x17000, 0x18CFF), (0x20000, 0x3FFFF)):
-        part = kinds[low : high + 1]
-        part[part == EACH] = IDEOGRAPH
-    part = kinds[0xAC00:0xD7A4]
-    part[part == EACH] = HANGUL
+    kinds[0xAC00:0xD7A4] = HANGUL
     return kinds
 
 

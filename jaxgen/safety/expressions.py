@@ -204,7 +204,8 @@ class _Builder:
                 self.nfa.jumps[self.sequence(branch, first)].append((None, after))
             return after
         if operation in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self.repeat(*value, at)
+            least, most, inner = value
+            return self.repeat(least, most, inner, at)
         kind = _ADVICE.get(operation, operation)
         raise ConfigError(rf"{self.shown} has {kind}, which can't be followed; \b is known")
 

@@ -2,9 +2,9 @@
 
 Built from the Unicode data of the standard library (`unicodedata`): compatibility forms (full
 width, mathematical, circled, ligatures), case folding, accents and other marks, letters whose name
-says LATIN ... LETTER X (strokes, hooks, small capitals, regional indicators), and format characters,
-which count as nothing. Two lists of our own follow: letters of other scripts that look Latin, and
-leetspeak.
+says LATIN ... LETTER X (strokes, hooks, small capitals, regional indicators), and format
+characters, which count as nothing. Two lists of our own follow: letters of other scripts that look
+Latin, and leetspeak.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ a4@ b8 c( e3€ g69 h# i1!| l1|£ o0 s5$ t7+ z2
 INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0\u17b4\u17b5")  # letters by category, but blank
 _NAMED = re.compile(
     r"(?:LATIN|REGIONAL INDICATOR SYMBOL|(?:NEGATIVE )?(?:SQUARED|CIRCLED) LATIN)"
-    r"(?: CAPITAL| SMALL)? LETTER(?: SMALL CAPITAL| CAPITAL| DOTLESS)* ([A-Z])(?: WITH .*)?"
+    r"(?: CAPITAL| SMALL)? (?:LETTER|LIGATURE)(?: SMALL CAPITAL| CAPITAL| DOTLESS)*"
+    r" ([A-Z]{1,2})(?: WITH .*)?"
 )
 
 
@@ -63,6 +64,14 @@ def readings(character: str, fold: Fold) -> frozenset[str]:
     if fold == "none":
         return frozenset((character,))
     return (_full if fold == "full" else _plain)(character)
+
+
+def folds_to_itself(character: str) -> bool:
+    """Return whether a character stands for itself alone, under every folding."""
+    cased = character.lower() != character or character.upper() != character
+    own = frozenset((character,))
+    # Not remembered: there are too many of them.
+    return not cased and _full.__wrapped__(character) == own == _plain.__wrapped__(character)
 
 
 @cache

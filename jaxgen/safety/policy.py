@@ -308,7 +308,11 @@ def _blocked(rules: tuple[Rule, ...], tokenizer: Any) -> tuple[Blocked, ...]:
     parts = [words, *parts] if words.starts else parts
     about = f"rules {', '.join(rule.name for rule in rules)}"
     pieces = pieces_of(tokenizer)
-    return tuple(Blocked(part, pieces, about) for part in parts)
+    blocked = tuple(Blocked(part, pieces, about) for part in parts)
+    first = np.logical_and.reduce([one.first for one in blocked])
+    if not first[[bool(piece) for piece in pieces]].any():
+        raise ConfigError(f"{about} leave no token to begin a text with; narrow them")
+    return blocked
 
 
 def _never(text: str) -> bool:

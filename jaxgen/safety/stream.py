@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxgen.safety.machine import Machine, Rules, Step
 
@@ -151,6 +151,7 @@ class RuleFilter:
         return taken
 
 
+@runtime_checkable
 class Filter(Protocol):
     """What a text passes in pieces before it is shown; `found` is set once it has ended it."""
 

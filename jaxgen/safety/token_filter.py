@@ -40,8 +40,8 @@ class TokenFilter:
     table: next state [S, C], DEAD where a token is banned. ends: whether the end of the text would
     complete a match [S]. columns: of each token [V] between characters, and inside of one [2, V].
     inner: those of the tokens that go on with a character, [N, T], at the ids `continuing` [T].
-    nodes: the node behind each token [V]; inner_nodes: [N, T]. starts: first state [1 or B].
-    within: most new tokens, [] or [B]. stop: ids [B, E] that end a text.
+    nodes: the node behind each token [V], -1 of one that spells nothing; inner_nodes: [N, T].
+    starts: first state [1 or B]. within: most new tokens, [] or [B]. stop: ids [B, E] of an end.
     """
 
     requires: ClassVar[Requires] = "tokens"
@@ -81,8 +81,7 @@ class TokenFilter:
             col = jnp.where(inside, jnp.asarray(self.inner)[node, at], col)
             after = jnp.where(inside, jnp.asarray(self.inner_nodes)[node, at], after)
         moved = jnp.asarray(self.table)[rules, col] + len(self.table) * after
-        empty = col == 0  # an id that spells nothing
-        return jnp.where((new < 0) | empty, state, moved).astype(jnp.int32)
+        return jnp.where((new < 0) | (after < 0), state, moved).astype(jnp.int32)
 
     def __call__(
         self, logits: Float[Array, "B V"], history: History, state: Int[Array, "B"] | None = None
@@ -92,7 +91,7 @@ class TokenFilter:
         after, ends = jnp.asarray(self.table)[rules], jnp.asarray(self.ends)
         last = column(jnp.asarray(self.within)) - history.num_generated[:, None] <= 1
         allowed = (after != DEAD) & ~(ends[after] & last)  # [B, C]
-        # What spells nothing leaves the text as it is; only an end may complete a match.
+        # What completes no character leaves the rules as they are; but an end may complete a match.
         allowed = allowed.at[:, 0].set(~ends[rules] | ~last[:, 0])
         known = self._allowed_tokens(allowed, node)
         is_stop = jnp.any(
@@ -132,7 +131,10 @@ class Blocked:
         about: what the rules are called in messages.
 
     Raises:
-        ConfigError: for rules that are too many, or leave no token to begin a text with.
+        ConfigError: for rules that are too many.
+
+    Attributes:
+        first: which tokens [V] a text may begin with.
     """
 
     def __init__(self, nfa: Nfa, pieces: Sequence[bytes], about: str) -> None:
@@ -169,14 +171,15 @@ class Blocked:
             return numbers.setdefault(classes, len(numbers))
 
         walked = [self.letters.walk(piece, 0) for piece in pieces]
-        self.nodes = np.asarray([node for _, node in walked], np.int32)
+        ends = [node if piece else -1 for (_, node), piece in zip(walked, pieces, strict=True)]
+        self.nodes = np.asarray(ends, np.int32)
         first = [number(classes) for classes, _ in walked]
         broken = [number((wrong, *classes) if piece else ())
                   for (classes, _), piece in zip(walked, pieces, strict=True)]  # fmt: skip
         self.continuing = np.asarray(
             [i for i, piece in enumerate(pieces) if piece and 0x80 <= piece[0] < 0xC0], np.int32
         )
-        many = len(self.letters.tree) if self.nodes.any() else 1
+        many = len(self.letters.tree) if self.nodes.max() > 0 else 1
         inner = [[self.letters.walk(pieces[i], n) for i in self.continuing] for n in range(many)]
         self.inner_nodes = np.asarray([[n for _, n in row] for row in inner], np.int32)
         inner_columns = [[number(classes) for classes, _ in row] for row in inner]
@@ -184,9 +187,7 @@ class Blocked:
         self.table = distinct
         self.columns = which[np.asarray([first, broken])]
         self.inner = which[np.asarray(inner_columns, np.int64).reshape(many, -1)]
-        spelled = np.asarray([bool(piece) for piece in pieces])
-        if not (self.table[1, self.columns[0]] != DEAD)[spelled].any():
-            raise ConfigError(f"{about} leave no token to begin a text with; narrow them")
+        self.first = self.table[1, self.columns[0]] != DEAD
 
     def _columns(
         self, strings: Sequence[tuple[int, ...]], about: str

@@ -34,15 +34,8 @@ SHARED = (
     *("watermark", "watermark_width", "policy"),
 )
 BANNING = (
-    *(
-        "bias",
-        "bias_ids",
-        "no_repeat_ngram",
-        "no_repeat_source",
-        "bad_words",
-        "min_length",
-        "min_new_tokens",
-    ),
+    *("bias", "bias_ids", "no_repeat_ngram", "no_repeat_source", "bad_words", "min_length"),
+    "min_new_tokens",
     *("regex", "json_schema", "choices", "force_first", "force_last", "suppress_ids"),
     *("bad_words_ids", "suppress_first_ids", "policy"),
 )
@@ -198,6 +191,7 @@ class RequestState:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[list[Alternative]] = field(default_factory=list)
+    rules: tuple[str, ...] = ()
 
     def push(self, tokens: Sequence[int], detail: Any = None, row: int = 0) -> Piece:
         """Take a chunk's tokens; return the piece of text, and the reason if it ended with it."""
@@ -210,34 +204,29 @@ class RequestState:
         if detail is not None:
             self.logprobs += detail.logprobs[row, :count].tolist()
             self.top += _alternatives(detail.top_ids[row, :count], detail.top_logprobs[row, :count])
-        self.text += piece
-        return piece, self.stream.reason
+        return self._show(piece), self.stream.reason
 
     def push_last(
-        self,
-        index: int,
-        tokens: np.ndarray,
-        reason: int,
-        detail: Any = None,
-        row: int | None = None,
+        self, index: int, tokens: np.ndarray, reason: int, detail: Any = None, row: int = 0
     ) -> Piece:
-        """Take tokens that end with NOT_FINITE: what a policy left none to draw after ends there.
+        """Take tokens that end with NOT_FINITE: where a policy left none to draw, the text ends.
 
         Raises the `failure` of any other; index: the request's.
         """
         if reason != Reason.BANNED or self.request.settings.policy is None:
             raise failure(index, self.stream.num_generated, tokens, reason)
-        count = int(np.flatnonzero(tokens == NOT_FINITE)[0])
-        piece, ended = self.push(tokens[:count].tolist(), detail, index if row is None else row)
-        return (
-            (piece, ended)
-            if ended is not None
-            else (piece + self.end(Reason.FILTER), Reason.FILTER)
-        )
+        end = int(np.flatnonzero(tokens == NOT_FINITE)[0])
+        piece, ended = self.push(tokens[:end].tolist(), detail, row)
+        piece += "" if ended is not None else self.end(Reason.FILTER)
+        return piece, self.stream.reason
 
     def end(self, reason: Reason) -> str:
-        piece = self.stream.end(reason)
+        return self._show(self.stream.end(reason))
+
+    def _show(self, piece: str) -> str:
         self.text += piece
+        if self.stream.reason is not None:
+            self.rules = moderation.acted(self.request.settings.policy, self.stream.filters)
         return piece
 
     def completion(self) -> Completion:
@@ -246,11 +235,6 @@ class RequestState:
         reason, about = self.stream.reason, (len(self.request.ids), self.logprobs, self.top)
         assert reason is not None
         return Completion(self.text, reason, self.tokens, *about, rules=self.rules)
-
-    @cached_property
-    def rules(self) -> tuple[str, ...]:
-        """Return the rules that changed a text that has ended, which the audit log is told once."""
-        return moderation.acted(self.request.settings.policy, self.stream.filters)
 
 
 def begin(model: LoadedModel, request: Request) -> RequestState:
@@ -277,7 +261,7 @@ def stream(group: RequestBatch, states: list[RequestState]) -> Iterator[list[Pie
             fresh, limit = state.stream.reason is None, state.request.settings.max_seconds
             if fresh and NOT_FINITE in tokens[row]:
                 reason = Reason.NOT_FINITE if detail is None else int(detail.reason[row])
-                piece, ended = state.push_last(row, tokens[row], reason, detail)
+                piece, ended = state.push_last(row, tokens[row], reason, detail, row)
             else:
                 piece, ended = state.push(tokens[row].tolist(), detail, row)
             if fresh and ended is None and limit is not None and spent >= limit:

@@ -40,7 +40,7 @@ def _acted(policy: Policy, passed: Sequence[Filter]) -> tuple[str, ...]:
         if isinstance(one, RuleFilter):
             policy.record_matches(one, "text")
             names += [policy.rule_of(match).name for match in one.matches]
-        elif one.found:
+        elif isinstance(one, WindowFilter) and one.found:
             policy.record(one.name, "stop", "text")
             names.append(one.name)
     return tuple(dict.fromkeys(names))
