@@ -23,9 +23,10 @@ CHECKPOINTS = "checkpoints"
 LOCK = "LOCK"
 PROFILE = "profile"
 ENVIRONMENT = "env.json"
+TEACHER = "teacher.json"
 # What a run writes beside its config and checkpoints.
 WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, "metrics.jsonl", TIMES, "log.txt")
-WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT)
+WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT, TEACHER)
 CRASH = "crash-"
 
 

@@ -32,6 +32,7 @@ from jaxgen.run.reference import Reference, references
 from jaxgen.run.rollouts import Rollouts
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import loss_of, objective_loss, step_of
+from jaxgen.run.teacher import Teacher, read_teacher
 from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
 from jaxgen.train import partitioner, wandb_run
@@ -115,6 +116,11 @@ class Run:
         return references(self)
 
     @cached_property
+    def teacher(self) -> Teacher:
+        """The model that is learnt from, of distill.teacher."""
+        return read_teacher(self.settings, self.tokenizer, self.folder)
+
+    @cached_property
     def rollouts(self) -> Rollouts:
         """What writes and judges completions, of objective.name=policy."""
         return Rollouts(self)
@@ -194,6 +200,8 @@ class Run:
         self.batches().close()
         if self.is_policy:
             self.rollouts.check()
+        if self.settings.distill.teacher is not None:
+            assert self.teacher
         if self.validates:
             self._check_validation()
         elif self.settings.train.early_stopping is not None:
@@ -311,6 +319,8 @@ class Run:
         )
         if self.reads_reference:
             batches.then = lambda batch: self.references["train"].add(batch)
+        if self.settings.distill.teacher is not None:
+            batches.then = lambda batch: self.teacher.add(batch)
         return batches
 
     def _process(self) -> tuple[int, int]:

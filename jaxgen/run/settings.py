@@ -29,7 +29,13 @@ from jaxgen.store.steps import run_and_step
 from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
-from jaxgen.train.settings import UNPAIRED, PolicySettings, PreferenceSettings, TrainSettings
+from jaxgen.train.settings import (
+    UNPAIRED,
+    DistillSettings,
+    PolicySettings,
+    PreferenceSettings,
+    TrainSettings,
+)
 
 # What may change when a run goes on: none of it touches a parameter. The text itself is known by
 # its digest, so that its files may move.
@@ -106,6 +112,7 @@ class Settings:
     sample: SampleSettings = field(default_factory=SampleSettings)
     preference: PreferenceSettings = field(default_factory=PreferenceSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
 
     def __post_init__(self) -> None:
         self.objective.check_model(self.model.topology, self.model.head)
@@ -117,6 +124,7 @@ class Settings:
         self._check_adapter()
         self._check_preference()
         self._check_policy()
+        self._check_distill()
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")
@@ -218,6 +226,25 @@ class Settings:
                     f"within which a run can't be saved"
                 )
 
+    def _check_distill(self) -> None:
+        distill, train, name = self.distill, self.train, self.objective.name
+        if distill.teacher is None:
+            if distill != DistillSettings():
+                raise ConfigError(
+                    "the distill section has no effect without a teacher; give distill.teacher"
+                )
+            return
+        if name not in ("causal", "chat") or self.model.topology != "decoder":
+            raise ConfigError(
+                f"distill.teacher is for objective.name=causal or chat of a decoder, not {name} of "
+                f"topology={self.model.topology}"
+            )
+        if train.smoothing or train.z_loss or train.loss_chunk or self.model.experts.number:
+            raise ConfigError(
+                "train.smoothing, train.z_loss, train.loss_chunk and model.experts don't go with "
+                "distill.teacher; remove them"
+            )
+
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
     """Return the Settings of a YAML file with "section.key=value" overrides; ConfigError if bad.
@@ -301,7 +328,7 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
         name: tuple(absolute(glob, settings.data.sides) for glob in getattr(settings.data, name))
         for name in ("files", "valid_files", "test_files")
     }
-    model = settings.model.replace(vocab_size=wanted or needed)
+    model, teacher = settings.model.replace(vocab_size=wanted or needed), settings.distill.teacher
     if objective.name == "classes" and not objective.labels:
         objective = replace(objective, labels=labels_of(settings.data))
     if objective.name == "classes" and model.classes != len(objective.labels):
@@ -315,6 +342,9 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
         data=replace(settings.data, **globs),
         objective=objective,
         policy=replace(settings.policy, reward=rewards.absolute(settings.policy.reward)),
+        distill=replace(
+            settings.distill, teacher=teacher and sources.local_path(teacher).absolute()
+        ),
     )
 
 

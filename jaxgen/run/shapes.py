@@ -107,7 +107,11 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
         shapes["advantage"] = (rows,)
         shapes |= {"old": (rows, width)} if settings.policy.needs_old else {}
         shapes |= {"reference": (rows, width)} if settings.policy.beta else {}
-    real = ("weights", "reference", "old", "advantage", LABEL, MARGIN)
+    if settings.distill.teacher is not None:
+        top = settings.distill.top
+        shapes["teacher"] = (rows, width, settings.model.V if top is None else top + 1)
+        shapes |= {} if top is None else {"teacher_ids": (rows, width, top)}
+    real = ("teacher", "weights", "reference", "old", "advantage", LABEL, MARGIN)
     kinds: dict[str, Any] = dict.fromkeys(real, jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))

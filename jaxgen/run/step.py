@@ -14,6 +14,7 @@ from jaxgen.adapters.adapter import attach
 from jaxgen.run import shapes
 from jaxgen.run.settings import Settings
 from jaxgen.train import preferences
+from jaxgen.train.distill import distill_loss
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.policy import policy_loss
 from jaxgen.train.step import train_step
@@ -55,6 +56,8 @@ def objective_loss(settings: Settings) -> Callable:
             temperature=policy.temperature,
             chunk=train.loss_chunk,
         )
+    if settings.distill.teacher is not None:
+        return partial(distill_loss, settings=settings.distill)
     return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jaxgen import arguments
@@ -137,6 +138,33 @@ class PolicySettings:
     def needs_old(self) -> bool:
         """Whether a batch has the log-probabilities of the model that has sampled it."""
         return self.iterations > 1 or (self.loss == "rloo" and self.beta > 0)
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """How a model learns from another one; raises ConfigError naming the field at fault."""
+
+    teacher: Path | None = option(
+        "a run, a folder or a GGUF file with the same tokenizer, whose probabilities are learnt; "
+        "it may be quantised (`jaxgen compress`); null: none",
+        None,
+    )
+    loss: Literal["forward", "reverse", "jensen_shannon"] = option(
+        "divergence: KL(teacher, student), KL(student, teacher), or of both to their mean",
+        "forward",
+    )
+    temperature: float = option("what the logits of both are divided by", 1.0)
+    weight: float = option("of the divergence; the text itself gets the rest", 0.5)
+    top: int | None = option("likeliest tokens of the teacher that are told apart; null: all", None)
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={self.temperature} must be greater than 0")
+        if not 0 < self.weight <= 1:
+            raise ConfigError(f"weight={self.weight} must be greater than 0, and 1 at most")
+        if self.top is not None and self.top < 1:
+            raise ConfigError(f"top={self.top} must be at least 1, or null")
 
 
 # Losses of pairs by whether a reference model gives what they are relative to.
