@@ -18,7 +18,7 @@ def merge(
     *words: Annotated[str, Parameter(name="WORD", help="adapters, PATH[=SCALE]; at last OUT")],
     to: Annotated[
         Literal["hf", "jaxgen", "gguf"] | None,
-        Parameter(help="the layout to write; by default that of the model"),
+        Parameter(help="the layout to write; by default that of the model beneath"),
     ] = None,
     step: Step = None,
 ) -> None:
@@ -38,12 +38,13 @@ def merge(
 
     *adapters, out = words
     base, _, around = paths.adapted(source, step, adapters)
-    layout = to or ("gguf" if Path(out).suffix == ".gguf" else "hf")
-    if not around and source_of(base) is None:
+    beneath = source_of(base)
+    model = beneath or base
+    if to is None and Path(out).suffix != ".gguf":
+        to = "hf" if (model / "config.json").is_file() or model.is_file() else "jaxgen"
+    if not around and beneath is None:
         raise ConfigError(
             f"{source} has no adapter to merge; name one, `jaxgen merge {source} ADAPTER {out}`, "
-            f"or write the model as it is: `jaxgen convert {source} {out} --to {layout}`"
+            f"or write the model as it is: `jaxgen convert {source} {out} --to {to or 'gguf'}`"
         )
-    if to is None and Path(out).suffix != ".gguf":
-        to = "hf" if (base / "config.json").is_file() or base.is_file() else "jaxgen"
     convert.convert(source, out, to=to, step=step, adapter=tuple(adapters))

@@ -11,6 +11,7 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen import data, tree
+from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.pretrained import adapted
 from jaxgen.run import evaluation, forecast, inputs, training
@@ -95,6 +96,24 @@ def test_a_base_with_other_numbers_is_refused(run, tmp_path):
         jaxgen.load(config.parent)
     with pytest.raises(CheckpointError, match="holds other weights than when the run began"):
         training.resume(config.parent, ["train.steps=5"], cache=tmp_path / "cache")
+
+
+def test_a_merged_run_has_the_layout_of_the_model_beneath(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
+    home = run.parent
+    assert app.main(["convert", str(home / "base"), str(tmp_path / "theirs"), "--to", "hf"]) == 0
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(home / "base"), str(tmp_path / "theirs")))
+    wanted = jaxgen.load(run)[1]
+    for source, name, file in (
+        (run, "ours", "config.yaml"), (config.parent, "merged", "config.json")
+    ):  # fmt: skip
+        assert app.main(["merge", str(source), str(tmp_path / name)]) == 0
+        assert (tmp_path / name / file).is_file()
+        params = jaxgen.load(tmp_path / name)[1]
+        one, other = (jaxgen.apply(p, MODEL, [[1, 2, 3]]).logits for p in (params, wanted))
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_state_and_forecast_count_the_adapter_and_the_base_beneath_it(home):

@@ -224,6 +224,10 @@ def damaged(home):
 
 MISTAKES = {
     "no folder": (lambda home: ["init_from=none"], 2, "init_from=none: no such folder"),
+    "a run of ours": (
+        lambda home: ["init_from=runs/arithmetic"],
+        *(2, "arithmetic: no such folder; `jaxgen train arithmetic` makes it"),
+    ),
     "another size": (
         lambda home: ["model.d_ff=32"], 4, "layers/feed/down is [1, 64, 16] there, [1, 32, 16]"),
     "another depth": (
