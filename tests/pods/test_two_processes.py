@@ -16,8 +16,10 @@ import jax
 import numpy as np
 import pytest
 
+import jaxgen
 from jaxgen.run import read_settings, train
 from jaxgen.store import Checkpoints
+from jaxgen.tokens.plain import Bytes
 
 CONFIG = """
 model: {context: 16, layers: 1, d_model: 8, heads: 2, dropout: 0.1, vocab_size: 260}
@@ -88,7 +90,7 @@ def run(home, commands, **more):
     return found
 
 
-def pair(home, out, at=(0, 0), number=(0, 0), words=((), ()), **more):
+def pair(home, out, at=(0, 0), number=(0, 0), words=((), ()), config="tiny.yaml", **more):
     """Run two processes of `jaxgen train`; each may signal itself before a step."""
     address, program = f"127.0.0.1:{port()}", HERE / "recorded.py"
     return run(
@@ -96,7 +98,7 @@ def pair(home, out, at=(0, 0), number=(0, 0), words=((), ()), **more):
         [
             [
                 *(program, f"{out}.rows{i}", at[i], int(number[i])),
-                *("train", "tiny.yaml", "--out", out, "--coordinator", address),
+                *("train", config, "--out", out, "--coordinator", address),
                 *("--processes", 2, "--process", i, "--peer-timeout", PEERS, *words[i]),
             ]
             for i in range(2)
@@ -287,6 +289,35 @@ def test_two_processes_that_were_killed_end_bit_equal_to_two_that_were_not(home,
     for index in range(2):
         name = f"checkpoints/00000012/pieces/{index:05d}.safetensors"
         assert (home / "again" / name).read_bytes() == (home / "whole" / name).read_bytes()
+
+
+POLICY = """
+init_from: base
+data: {files: [asks.jsonl], valid_fraction: 0.2, test_fraction: 0.0}
+objective: {name: policy, target: 5}
+policy: {group: 4, beta: 0.05, reward: "reward.py:even"}
+train: {steps: 4, batch: 16, warmup: 1, log_every: 1, validate_every: 4, learning_rate: 1.0e-2}
+"""
+REWARD = """
+def even(prompts, completions, records):
+    return [sum(map(ord, text)) % 7 for text in completions]
+"""
+
+
+@nightly
+def test_a_policy_of_two_processes_writes_and_learns_what_that_of_one_does(home):
+    sizes = {"layers": 1, "d_model": 8, "heads": 2, "positions": "rope", "init_std": 0.3}
+    config = jaxgen.ModelConfig(vocab_size=259, context=16, **sizes)
+    jaxgen.save(home / "base", config, jaxgen.init(config, jax.random.key(0)), tokenizer=Bytes())
+    rows = [json.dumps({"prompt": f"{n}+1=", "answer": str(n + 1)}) for n in range(40)]
+    for name, text in (("asks.jsonl", "\n".join(rows)), ("p.yaml", POLICY), ("reward.py", REWARD)):
+        (home / name).write_text(text)
+    alone = [sys.executable, "-m", "jaxgen", "train", "p.yaml", "--out", "policy"]
+    subprocess.run(alone, cwd=home, env=environment(home), check=True)
+    assert [code for code, _, _ in pair(home, "policies", config="p.yaml")] == [0, 0]
+    found, expected = losses(home / "policies"), losses(home / "policy")
+    assert found[0] == expected[0] and len(found[0]) == 5
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
 
 @nightly
