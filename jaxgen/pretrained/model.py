@@ -99,6 +99,22 @@ def load(
     >>> jaxgen.save("model", config, jaxgen.init(config, jax.random.key(0)))
     >>> jaxgen.load("model")[0] == config
     True
+
+    With an adapter beside its weights, here a new one, in a folder as PEFT writes it:
+
+    >>> from dataclasses import replace
+    >>> from pathlib import Path
+    >>> from jaxgen.adapters.adapter import init, plan
+    >>> from jaxgen.adapters.settings import AdapterSettings
+    >>> from jaxgen.models.families import FAMILIES
+    >>> from jaxgen.pretrained.peft_write import write_adapter
+    >>> form, params = plan(AdapterSettings(kind="lora", rank=2), config), jaxgen.load("model")[1]
+    >>> lora = replace(form, params=init(form, config, params, jax.random.key(1)))
+    >>> Path("lora").mkdir()
+    >>> write_adapter(Path("lora"), lora, FAMILIES["gpt2"], config)
+    >>> config, params = jaxgen.load("model", adapter="lora=0.5")
+    >>> jaxgen.apply(params, config, [[1, 2, 3]]).logits.shape
+    (1, 3, 16)
     """
     path, words = adapted.resolved(sources.local_path(path), adapter)
     more: dict[str, Any] = {"dtype": dtype, "shardings": shardings, "nonfinite": nonfinite}
