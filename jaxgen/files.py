@@ -262,6 +262,13 @@ def refuse_impostor(path: str | os.PathLike, what: str, raw: bytes) -> None:
         raise CheckpointError(f"{path} is a web page (HTML), not a {what}; download the raw file")
 
 
+def config_folder() -> Path:
+    """Return the folder of the configs that come with jaxgen, installed or in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
 def _draft(path: Path) -> Path:
     # A random name, not the process id: two machines may share the folder.
     return path.parent / f"{TEMPORARY}{path.name[:80]}-{uuid.uuid4().hex[:12]}"

@@ -96,7 +96,7 @@ def config(word: str) -> Path:
             f"{word} is a folder without config.yaml, so it is no run to go on with; "
             f"give a config file (.yaml), as in `jaxgen train my.yaml --out {word}`"
         )
-    here = _stems(CONFIGS) | _stems(Path()) | _stems(_own_configs())
+    here = _stems(CONFIGS) | _stems(Path()) | _stems(files.config_folder())
     texts = {path.name for path in _children(Path()) if path.is_file()}
     runs = {name for name in _names(RUNS) if is_run(RUNS / name)}
     tuned = "`jaxgen train my.txt init_from={}`"
@@ -111,7 +111,7 @@ def config(word: str) -> Path:
 
 def _named(word: str) -> Path | None:
     """Return the config of a name, in configs/ here or ours."""
-    for folder in (CONFIGS, _own_configs()):
+    for folder in (CONFIGS, files.config_folder()):
         for suffix in ("", *SUFFIXES):
             path = folder / f"{word}{suffix}"
             if Path(word).name == word and path.suffix in SUFFIXES and path.is_file():
@@ -203,12 +203,6 @@ def _path(word: str, role: str) -> Path:
         if error.strerror and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise ConfigError(f"{word[:200]}: {error.strerror}; correct the path") from None
     return Path(word)
-
-
-def _own_configs() -> Path:
-    from jaxgen import run
-
-    return run.config_folder()
 
 
 def _stems(folder: Path) -> set[str]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen import files
 from jaxgen.models.classic import ngram
 from jaxgen.ops.cpu import allocator
 from jaxgen.report.generators import ngram_config
 from jaxgen.run import inputs
 from jaxgen.run.folder import TOKENIZER, existing_settings
-from jaxgen.run.settings import config_folder, read_settings
+from jaxgen.run.settings import read_settings
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.training import train
 from jaxgen.tokens import load as load_tokenizer
@@ -27,7 +28,7 @@ def quickstart(
 
     stop: see `training.train`. Raises what that raises; a finished run is shown again.
     """
-    settings = read_settings(config_folder() / "quickstart.yaml", assignments)
+    settings = read_settings(files.config_folder() / "quickstart.yaml", assignments)
     shown = _last_sample(folder)
     train(settings, folder, cache=cache, stop=stop)
     allocator.give_back()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jaxgen.run.evaluation import evaluate
     from jaxgen.run.folder import changed_settings
     from jaxgen.run.inputs import tokenize
-    from jaxgen.run.settings import Settings, build_settings, config_folder, read_settings
+    from jaxgen.run.settings import Settings, build_settings, read_settings
     from jaxgen.run.sizes import text_settings
     from jaxgen.run.training import resume, train
 
@@ -21,7 +21,6 @@ __all__ = [
     "Settings",
     "build_settings",
     "changed_settings",
-    "config_folder",
     "evaluate",
     "read_settings",
     "resume",

@@ -325,9 +325,7 @@ def _pieces(tokenizer: Tokenizer) -> Any:
 def _check_folder(folder: Path) -> None:
     if folder.is_dir() or hub_read.is_hub(folder):
         return
-    from jaxgen.run.settings import config_folder
-
     remedy = sources.advice(folder, "init_from={}") or f"; {sources.REMEDIES}"
-    if (config_folder() / f"{folder.name}.yaml").is_file():  # a run is named after its config
+    if (files.config_folder() / f"{folder.name}.yaml").is_file():  # a run is named after its config
         remedy = f"; `jaxgen train {folder.name}` makes it"
     raise ConfigError(f"init_from={folder}: no such folder{remedy}")

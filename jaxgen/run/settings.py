@@ -396,10 +396,3 @@ def differences(
         f"{folder} holds a run of another config: {shown}{more}; give another --out, {go_on}, or "
         f"--force to begin it anew"
     )
-
-
-def config_folder() -> Path:
-    """Return the folder of the configs that come with jaxgen, installed or in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"

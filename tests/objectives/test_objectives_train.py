@@ -8,10 +8,10 @@ import pytest
 from random_params import random_params
 
 import jaxgen
-from jaxgen import settings_yaml
+from jaxgen import files, settings_yaml
 from jaxgen.errors import ConfigError
 from jaxgen.run import evaluation, training
-from jaxgen.run.settings import build_settings, config_folder
+from jaxgen.run.settings import build_settings
 
 SMALL = {"context": 32, "layers": 1, "d_model": 16, "d_ff": 32, "heads": 2}
 WORDS = "return the value of a list if it is there. else raise an error! none is given".split()
@@ -46,7 +46,7 @@ SHOWN = {"bert_mlm": "return <mask> value -> ", "classify": "long 0."}
     ["bert_mlm", "t5_span", "bart_denoise", "summarize_docstrings", "classify"],
 )
 def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
-    given = dict(settings_yaml.read_yaml(config_folder() / f"{name}.yaml"))
+    given = dict(settings_yaml.read_yaml(files.config_folder() / f"{name}.yaml"))
     form = {"summarize_docstrings": "pairs", "classify": "classes"}
     given |= {"data": files_of(tmp_path, form.get(name, "text")), "tokenizer": {"kind": "bytes"}}
     given["model"] = dict(given["model"]) | SMALL
@@ -78,7 +78,9 @@ def test_a_config_trains_and_goes_on_where_it_was(tmp_path, name):
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == kept
 
 
-@pytest.mark.parametrize("path", sorted(config_folder().glob("*.yaml")), ids=lambda p: Path(p).stem)
+@pytest.mark.parametrize(
+    "path", sorted(files.config_folder().glob("*.yaml")), ids=lambda p: Path(p).stem
+)
 def test_every_config_can_be_read(path, tmp_path):
     given = dict(settings_yaml.read_yaml(path))
     if "init_from" in given:  # the folder is the user's; tests/tasks trains with one

@@ -8,13 +8,13 @@ import pytest
 from random_params import random_params
 
 import jaxgen
-from jaxgen import settings_yaml, tree
+from jaxgen import files, settings_yaml, tree
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.generation_config import GenerationConfig, read_generation_config
 from jaxgen.run import initial, training
-from jaxgen.run.settings import build_settings, config_folder
+from jaxgen.run.settings import build_settings
 from jaxgen.store import Checkpoints
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.protocol import Special
@@ -50,7 +50,7 @@ def home(tmp_path_factory):
 
 
 def settings_of(home, **changes):
-    given = dict(settings_yaml.read_yaml(config_folder() / "finetune_gpt2.yaml"))
+    given = dict(settings_yaml.read_yaml(files.config_folder() / "finetune_gpt2.yaml"))
     given |= {
         "init_from": str(home / "gpt2"),
         "data": given["data"] | {"files": [str(home / "text.txt")]},
