@@ -27,6 +27,7 @@ FLOORS = {
         "eager",
         "pytree",
         "export",
+        "html_page",
         "varying",
         "values",
         "arrays",

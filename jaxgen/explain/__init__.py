@@ -16,12 +16,13 @@ if TYPE_CHECKING:
         sampled_shapley,
         shapley,
     )
+    from jaxgen.explain.curves import faithfulness
+    from jaxgen.explain.decode_trace import replay, trace
     from jaxgen.explain.direct import direct_logits
-    from jaxgen.explain.faithfulness import faithfulness
+    from jaxgen.explain.explanation import explain
     from jaxgen.explain.lens import fit_tuned_lens, logit_lens
     from jaxgen.explain.patching import ablate, induction_scores, largest, patch
     from jaxgen.explain.scores import class_scores, token_scores
-    from jaxgen.explain.trace import replay, trace
 
 __all__ = [
     "Attribution",
@@ -29,6 +30,7 @@ __all__ = [
     "attention_maps",
     "class_scores",
     "direct_logits",
+    "explain",
     "faithfulness",
     "fit_tuned_lens",
     "gradient_x_input",

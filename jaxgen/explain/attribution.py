@@ -23,7 +23,7 @@ from jaxgen.explain.scores import Score
 Spans = tuple[int, ...] | None
 Embeds = Float[Array | np.ndarray, "S D"]
 NODES = 8  # of a panel of the path; Gauss's rule
-FIRST, LEAST = 1 / 8, 1 / 4096  # widths of panels
+FIRST, LEAST = 1 / 8, 2.0**-80  # widths of panels: a deep model bends sharply next to zeros
 FLOOR = 5e-7  # of the largest score: what float32 tells apart
 MOST_SPANS = 12  # of exact Shapley values: 2^12 evaluations
 BATCH = 32  # inputs that a score is called with at once
@@ -70,8 +70,8 @@ def integrated_gradients(
     """Return the gradients along the straight path from the baseline (Sundararajan et al. 2017).
 
     The path is walked in panels of 8 nodes. A panel whose gradients do not explain what the scores
-    change over it, within its share of the tolerance, is halved, and the next one is twice as wide;
-    so steps are where the score bends. tolerance: of the gap (`Attribution.gap`), above 0.
+    change over it, within its share of the tolerance, is made narrower, and the next one is twice
+    as wide; so steps are where the score bends. tolerance: of the gap (`Attribution.gap`).
     """
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance={tolerance} must be above 0 and below 1")
@@ -93,11 +93,13 @@ def integrated_gradients(
             return width * jnp.sum(slope * (embeds - base), axis=-1)
 
         parts = _each_target(part, values)
-        gap = jnp.abs(parts.sum(axis=-1) - (values[-1] - before))
-        fits = jnp.all(gap <= tolerance * width * difference + floor) | (width <= LEAST)
+        change = values[-1] - before
+        share = 0.5 * width * difference + 0.25 * jnp.abs(change)
+        fits = jnp.all(jnp.abs(parts.sum(axis=-1) - change) <= tolerance * share + floor)
+        fits |= width <= jnp.maximum(LEAST, 2e-6 * begin)
         return (
             jnp.where(fits, jnp.where(begin + width >= 1 - 1e-6, 1.0, begin + width), begin),
-            jnp.where(fits, 2 * width, width / 2),
+            jnp.where(fits, 2 * width, width / 4),
             jnp.where(fits, values[-1], before),
             jnp.where(fits, total + parts, total),
             steps + NODES,

@@ -20,7 +20,8 @@ def check_attention(config: ModelConfig) -> None:
     mixers = {config.mixer(kind) for kind in config.pattern}
     if mixers != {"attention"}:
         raise ConfigError(
-            f"mixer={'+'.join(sorted(mixers))}: such layers have no attention to show"
+            f"mixer={'+'.join(sorted(mixers))}: such layers have no attention to show; take a "
+            f"gradient, or occlusion"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from jaxgen.html_page import document
 from jaxgen.report.metrics import METRICS, Metric, left_out
 from jaxgen.report.table import AXES, best, show
 
@@ -20,29 +21,13 @@ AXIS = {
 MARK = {"less": "less is better", "more": "more is better",
         "reference": "near the held-out text is better", "": ""}  # fmt: skip
 STYLE = """
-:root{--ink:#1c2026;--soft:#5d6570;--line:#e4e7ec;--paper:#fff;--back:#f5f6f8}
-@media(prefers-color-scheme:dark){:root{--ink:#e8eaee;--soft:#9aa3af;--line:#2d333c;
---paper:#1b1f25;--back:#13161b}}
-*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1120px;margin:0 auto;padding:40px 24px 80px}
-h1{font-size:32px;margin:0 0 4px;letter-spacing:-.02em}h2{font-size:22px;margin:48px 0 2px}
-p{margin:4px 0 16px;color:var(--soft);max-width:760px}
 .legend{display:flex;flex-wrap:wrap;gap:8px 28px;margin:20px 0}.legend div{display:flex;gap:9px}
 .dot{width:13px;height:13px;border-radius:4px;margin-top:6px;flex:none}
 .legend small{display:block;color:var(--soft);line-height:1.3}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(330px,1fr));gap:16px}
-.card{background:var(--paper);border:1px solid var(--line);border-radius:12px;
-padding:14px 16px 10px}
-.card h3{font-size:15px;margin:0}.card h3 small{font-weight:400;color:var(--soft);float:right}
-.card p{font-size:13px;line-height:1.35;margin:2px 0 8px}
-svg{width:100%;display:block}svg text{font:12px system-ui,sans-serif;fill:var(--ink)}
 svg .best{font-weight:700}svg .whisker{stroke:var(--ink);stroke-width:1.3;opacity:.65}
 .texts{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:14px}
 .texts pre{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.5 ui-monospace,monospace;
 margin:6px 0 0}.prompt{color:var(--soft)}.sample{margin-bottom:16px}
-table{border-collapse:collapse;font-size:14px}td{padding:3px 18px 3px 0;vertical-align:top}
-td:first-child{color:var(--soft)}
 """
 
 
@@ -52,9 +37,6 @@ def html(report: dict[str, Any]) -> str:
     color = {name: str(COLORS[i % len(COLORS)]) for i, name in enumerate(names)}
     text = report["text"]
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>jaxgen report</title><style>{STYLE}</style><main>",
         "<h1>Text generators, side by side</h1>",
         f"<p>All learned from the same {text['training_tokens']:,} tokens and are measured on the "
         f"same {text['tokens']:,} tokens ({text['bytes']:,} bytes, {text['split']} split) that "
@@ -67,8 +49,8 @@ def html(report: dict[str, Any]) -> str:
         parts.append(
             f"<h2>{axis.capitalize()}</h2><p>{AXIS[axis]}</p><div class=grid>{cards}</div>"
         )
-    parts += [_samples(report, color), _facts(report), "</main></html>"]
-    return "\n".join(parts)
+    parts += [_samples(report, color), _facts(report)]
+    return document("jaxgen report", parts, style=STYLE)
 
 
 def _legend(report: dict[str, Any], color: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen.errors import ConfigError
 from jaxgen.explain.attention import AttentionMap, attention_maps, rollout
-from jaxgen.explain.faithfulness import faithfulness
+from jaxgen.explain.curves import faithfulness
 
 SIZES = {"vocab_size": 19, "context": 16, "layers": 2, "d_model": 8, "heads": 4, "init_std": 0.3}
 TOKENS = np.array([[3, 1, 4, 1, 5]])

@@ -12,7 +12,7 @@ from sessions import session_on
 
 import jaxgen
 from jaxgen.errors import ConfigError
-from jaxgen.explain.trace import replay, trace
+from jaxgen.explain.decode_trace import replay, trace
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt
 from jaxgen.tokens.plain import Bytes
