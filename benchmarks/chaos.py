@@ -2,6 +2,7 @@
 
     python benchmarks/chaos.py                       # 50 x kill -9, 20 x SIGTERM
     python benchmarks/chaos.py --kills 3 --stops 2 --output found.json
+    python benchmarks/chaos.py --unattended 50       # kill -9, and nobody starts it again
 
 A tiny run is trained again and again, each time until all of it is done. Between, its process gets
 kill -9 or SIGTERM at a moment drawn at random: at any time, or while it prepares data, trains, or
@@ -9,6 +10,9 @@ saves. After each, every checkpoint on disk must be sound and none that was comp
 but to a newer one; the next start must go on from the newest (or begin, where there is none); and
 at the end all arrays of the final state, all losses and validations must be those of an
 uninterrupted run, bit for bit. The first that is not ends the program with 1.
+
+With --unattended nobody starts the runs again: `train --restarts` does, and the shares of the time
+that each says it took (`jaxgen.train.goodput`) must add up to the clock's within 1 %.
 
 Processes are forked from one that has imported JAX already, and compiled programs are kept, so a
 start costs little. Writes benchmarks/results/chaos.json, or what --output names.
@@ -21,13 +25,17 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+import sides
 
 STEPS = 120
 CONFIG = f"""
@@ -40,6 +48,7 @@ checkpoint: {{every: 10}}
 """
 WORDS = "the of a to in is it return value list string object number function class if".split()
 PRELOADED = ["jaxgen.run.training", "jaxgen.cli.app", "orbax.checkpoint", "grain", "rich.progress"]
+START = 8.0  # seconds, at most, that a process takes until it trains
 GRACE = 30.0  # seconds a scheduler usually grants between SIGTERM and kill -9
 
 
@@ -258,6 +267,49 @@ def series(
     return found, runs
 
 
+def unattended(whole: Trainer, kills: int, chance: random.Random, usual: float) -> list[dict]:
+    """Kill the process that trains, again and again, below runs with --restarts; return the runs.
+
+    usual: seconds that a run takes undisturbed, in a process that has imported JAX already.
+    """
+    from jaxgen.train import goodput
+
+    expected, found = (digests(whole.folder, STEPS), curve(whole.folder)), []
+    while (left := kills - sum(row["kills"] for row in found)) > 0:
+        folder = whole.folder.with_name(f"unattended-{len(found)}")
+        words = ["train", str(whole.config), "--out", str(folder), f"--restarts={left}"]
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+            "JAXGEN_CACHE": str(whole.cache),
+            "JAX_COMPILATION_CACHE_DIR": str(whole.cache / "xla"),
+        }
+        output = folder.with_suffix(".txt")
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jaxgen", *words],
+                env=environment, stdout=file, stderr=file,
+            )  # fmt: skip
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        killed: set[int] = set()
+        while process.poll() is None and len(killed) < left:
+            news = set(map(int, children.read_text().split())) - killed
+            for child in news:
+                time.sleep(chance.uniform(0.0, START + 2 * usual))
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+                    killed.add(child)
+            time.sleep(0.02)
+        assert process.wait(600) == 0, output.read_text()
+        said = output.read_text()
+        assert (digests(folder, STEPS), curve(folder)) == expected, said
+        times = goodput.read_times(folder)
+        spent, wall = goodput.spent(times), times[-1]["clock"] - times[0]["clock"]
+        assert abs(sum(spent.values()) / wall - 1) < 0.01, (spent, wall)
+        shares = {name: round(seconds / wall, 4) for name, seconds in spent.items()}
+        found.append({"kills": said.count("(SIGKILL)"), "seconds": round(wall, 1), **shares})
+        print(f"{sum(row['kills'] for row in found)} kills: {found[-1]}", flush=True)
+    return found
+
+
 def summary(found: list[dict], runs: int) -> dict:
     kills = [row for row in found if row["signal"] == "SIGKILL"]
     stops = [row for row in found if row["signal"] == "SIGTERM"]
@@ -281,6 +333,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument("--unattended", type=int, help="kills of runs with --restarts, alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/chaos.json")
     asked = parser.parse_args()
@@ -296,8 +349,13 @@ def main() -> None:
         again = Trainer(home / "tiny.yaml", home / "cache", home / "again")
         usual = undisturbed(again)
         assert digests(again.folder, STEPS) == digests(whole.folder, STEPS)
+        if asked.unattended:
+            rows = unattended(whole, asked.unattended, chance, usual)
+            kills = sum(row["kills"] for row in rows)
+            print(f"{kills} kills, {len(rows)} runs: all end bit-equal, unattended")
+            sides.write("unattended", {"runs": rows, "environment": sides.environment()})
+            return
         found, runs = series(whole, asked.kills, asked.stops, chance, usual)
-    import sides
 
     about = {"command": f"python benchmarks/chaos.py --seed {asked.seed}"} | summary(found, runs)
     about |= {"each": found, "environment": sides.environment()}

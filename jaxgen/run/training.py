@@ -178,14 +178,15 @@ def _train(
                 unfinished = not stopping.is_over and (pending or done < settings.steps)
                 with clock.phase("saving"):
                     _save_last(run, callbacks, state, done)
-                clock.record(done, end=True)
+                clock.record(done)
         finally:
             batches.close()
+        if run.group.first and not unfinished:
+            announce.conclude(run, log, "" if done == settings.steps else stopping.why())
+        clock.record(done, end=True)
         if unfinished:
             log.say(STOPPED.format(done))
             run.group.leave(PREEMPTED)
-        if run.group.first:
-            announce.conclude(run, log, "" if done == settings.steps else stopping.why())
 
 
 def _save_last(run: Run, callbacks: Callbacks, state: State, done: int) -> None:
