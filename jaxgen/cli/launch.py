@@ -99,6 +99,7 @@ def find(flags: Flags, environment: Mapping[str, str]) -> Launch | None:
         start_timeout=flags.start_timeout,
         peer_timeout=flags.peer_timeout,
         stall_timeout=flags.stall_timeout,
+        token=environment.get("JAXGEN_TOKEN", ""),
     )
 
 

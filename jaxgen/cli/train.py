@@ -102,7 +102,8 @@ def train(
 
     On a TPU pod, or under srun, mpirun, torchrun, Ray Train, SkyPilot or a JobSet
     of Kubernetes, the same command in every process trains one model; elsewhere
-    each is told its place. All write one run folder:
+    each is told its place. All write one run folder. JAXGEN_TOKEN, set alike in all
+    of them, keeps strangers from joining; JAX's own connections are not secret.
         jaxgen train my.yaml --coordinator host0:8476 --processes 2 --process 0
     """
     if keys:

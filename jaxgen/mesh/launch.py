@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ class Launch:
     coordinator: HOST:PORT, where process 0 listens. devices: local ones that this process may use,
     None for all. start_timeout: seconds that all wait for all; peer_timeout: seconds of silence
     after which a process is taken for lost; stall_timeout: seconds without a step of any process
-    after which those that are behind are taken for stuck.
+    after which those that are behind are taken for stuck. token: a secret that all have.
     """
 
     coordinator: str
@@ -38,6 +38,7 @@ class Launch:
     start_timeout: float = 300.0
     peer_timeout: float = 30.0
     stall_timeout: float = 1800.0
+    token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -75,7 +76,8 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         yield ALONE
         return
     names = rendezvous.wait_for_all(
-        *launch.address, launch.processes, launch.process, launch.start_timeout
+        *(*launch.address, launch.processes, launch.process, launch.start_timeout),
+        token=launch.token,
     )
     watch = Watch(
         launch.process,

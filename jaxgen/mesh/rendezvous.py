@@ -7,6 +7,7 @@ all processes connect to process 0 first, at the address that JAX's service uses
 from __future__ import annotations
 
 import errno
+import hmac
 import json
 import os
 import random
@@ -29,6 +30,7 @@ LONGEST = 1 << 20  # bytes of a message
 VISITS = 64  # connections at once: a process holds none while it waits
 VISIT = 5.0  # seconds that one may last
 PARTING = 5.0  # seconds, beside a turn of all calls, in which the others fetch the answer
+TOKENS = "JAXGEN_TOKEN is not that of process 0; set it alike in all processes, or in none"
 
 
 def describe_self(index: int) -> str:
@@ -36,15 +38,18 @@ def describe_self(index: int) -> str:
     return f"process {index} ({socket.gethostname()}, pid {os.getpid()})"
 
 
-def wait_for_all(host: str, port: int, count: int, index: int, seconds: float) -> tuple[str, ...]:
+def wait_for_all(
+    host: str, port: int, count: int, index: int, seconds: float, *, token: str = ""
+) -> tuple[str, ...]:
     """Return the descriptions of all processes, once each of them has called.
 
-    Raises PeerError naming missing processes or an address without an answer, ConfigError
-    if two processes claim one index or count differently, BusyError for a port that is taken.
+    token: a secret of the run; who has another is refused, and keeps nobody waiting.
+    Raises PeerError naming missing processes or an address without an answer, ConfigError if two
+    processes claim one index or count differently, BusyError for a port that is taken.
     """
     if index == 0:
-        return _receive(host, port, count, seconds)
-    return _call(host, port, count, index, seconds)
+        return _receive(host, port, count, seconds, token)
+    return _call(host, port, count, index, seconds, token)
 
 
 @dataclass(eq=False)
@@ -62,6 +67,7 @@ class Register:
     """What process 0 knows: who came, and what to answer once that is settled."""
 
     count: int
+    token: str = ""
     callers: dict[int, tuple[str, str]] = field(default_factory=dict)  # (call, name)
     heard: set[str] = field(default_factory=set)  # all calls
     informed: set[str] = field(default_factory=set)  # those that were told how it ended
@@ -79,6 +85,8 @@ class Register:
     def answer(self, about: dict[str, Any]) -> dict[str, Any]:
         """Note a caller, and return what to tell it: to wait, who is there, or what is wrong."""
         call = about["call"]
+        if not hmac.compare_digest(about.get("token", "").encode(), self.token.encode()):
+            return {"error": TOKENS, "kind": ConfigError.__name__}
         if not self.settled:
             self.heard.add(call)
             self.problem = self.problem or _problem(about, self.callers, self.count)
@@ -96,8 +104,8 @@ def pause(count: int) -> float:
     return RETRY * (1 + count / AMONG * 10)
 
 
-def _receive(host: str, port: int, count: int, seconds: float) -> tuple[str, ...]:
-    register, deadline = Register(count), time.monotonic() + seconds
+def _receive(host: str, port: int, count: int, seconds: float, token: str) -> tuple[str, ...]:
+    register, deadline = Register(count, token), time.monotonic() + seconds
     with _listening(host, port) as server, selectors.DefaultSelector() as selector:
         door = Door(server, selector, register)
         try:
@@ -227,6 +235,7 @@ def _about(received: bytes) -> dict[str, Any] | None:
         about = json.loads(received)
         valid = all(type(about[key]) is int for key in ("process", "processes"))
         valid = valid and all(isinstance(about[key], str) for key in ("name", "jaxgen", "call"))
+        valid = valid and isinstance(about.get("token", ""), str)
         return about if valid else None
     except (ValueError, KeyError, TypeError):
         return None
@@ -255,7 +264,9 @@ def _problem(
     return None
 
 
-def _call(host: str, port: int, count: int, index: int, seconds: float) -> tuple[str, ...]:
+def _call(
+    host: str, port: int, count: int, index: int, seconds: float, token: str
+) -> tuple[str, ...]:
     deadline = time.monotonic() + seconds
     about = {
         "jaxgen": jaxgen.__version__,
@@ -263,6 +274,7 @@ def _call(host: str, port: int, count: int, index: int, seconds: float) -> tuple
         "processes": count,
         "name": describe_self(index),
         "call": uuid.uuid4().hex,
+        "token": token,
     }
     while True:
         reason, rest = "nobody answers", RETRY

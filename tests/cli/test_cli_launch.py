@@ -70,6 +70,8 @@ def test_flags_go_before_variables_and_these_before_slurm():
 def test_timeouts_are_those_of_the_flags():
     found = find(Flags(start_timeout=7.0, peer_timeout=9.0, stall_timeout=11.0), JAX)
     assert (found.start_timeout, found.peer_timeout, found.stall_timeout) == (7.0, 9.0, 11.0)
+    secret = find(Flags(), JAX | {"JAXGEN_TOKEN": "s3cret"})
+    assert (found.token, secret.token) == ("", "s3cret") and "s3cret" not in repr(secret)
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,15 @@ def port():
 
 
 def gather(*calls, at=None, seconds=5.0):
-    """Call `rendezvous.wait_for_all` with each (count, index) at once; return its results."""
+    """Call `rendezvous.wait_for_all` with each (count, index[, token]); return its results."""
     at = at or port()
 
-    def call(pair):
+    def call(words):
+        count, index, *rest = words
         try:
-            return rendezvous.wait_for_all("127.0.0.1", at, *pair, seconds)
+            return rendezvous.wait_for_all(
+                *("127.0.0.1", at, count, index, seconds), token=rest[0] if rest else ""
+            )
         except Exception as error:
             return error
 
@@ -163,6 +166,13 @@ def test_more_callers_than_connections_at_once_are_all_heard(monkeypatch):
 def test_processes_that_contradict_each_other_are_refused_in_all(calls, part):
     for error in gather(*calls):
         assert isinstance(error, ConfigError) and error.exit_code == 2 and part in str(error)
+
+
+@pytest.mark.parametrize("others", [(), ("Wrong",)])
+def test_who_has_another_token_is_refused_and_disturbs_nobody(others):
+    stranger, *rest = gather((2, 1, *others), (2, 0, "secret"), (2, 1, "secret"))
+    assert isinstance(stranger, ConfigError) and "JAXGEN_TOKEN is not that of" in str(stranger)
+    assert len(set(rest)) == 1 and len(rest[0]) == 2
 
 
 def test_another_version_of_jaxgen_is_refused(monkeypatch):
