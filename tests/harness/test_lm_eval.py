@@ -44,7 +44,9 @@ TASKS = {
 }
 
 
-SERVED = ("short", "written")  # the harness cuts what is longer otherwise for a server
+SERVER = "local-completions"
+# The harness leaves a server one token less, to be generated after what is scored.
+SERVED = {"choice": 32, "short": 32, "rolling": 32, "written": 32, "cut": 33}
 
 
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch):
@@ -88,26 +90,44 @@ def answers(tmp_path_factory):
             body = f"task: {name}\n{SHARED.replace('DATA', str(home / 'rows.jsonl'))}{task}"
             Path(f"tasks/{name}.yaml").write_text(body)
         manager = TaskManager(include_path=str(home / "tasks"), include_defaults=False)
+        scored = watch_scores(m)
         backends = {
             "jaxgen": {"path": "run"},
             "hf": {"pretrained": "hf_folder", "dtype": "float32", "device": "cpu"},
         }
         found = {name: {} for name in TASKS}
         with served("run") as address:
-            backends["local-completions"] = {
-                "model": "run", "base_url": f"{address}/v1/completions", "max_length": 32,
-                "add_bos_token": True,
+            backends[SERVER] = {
+                "model": "run", "base_url": f"{address}/v1/completions", "add_bos_token": True,
                 "tokenizer": "hf_folder", "tokenizer_backend": "huggingface", "max_retries": 1,
             }  # fmt: skip
-            for backend, arguments in backends.items():
-                tasks = [name for name in TASKS if backend in ("jaxgen", "hf") or name in SERVED]
+            runs = [(backend, [*TASKS], {}) for backend in ("jaxgen", "hf")]
+            for most in set(SERVED.values()):
+                tasks = [name for name, length in SERVED.items() if length == most]
+                runs.append((SERVER, tasks, {"max_length": most}))
+            for backend, tasks, more in runs:
                 said = lm_eval.simple_evaluate(
-                    model=backend, model_args=arguments, tasks=tasks, task_manager=manager,
-                    batch_size=4, log_samples=True, bootstrap_iters=0,
+                    model=backend, model_args=backends[backend] | more, tasks=tasks,
+                    task_manager=manager, batch_size=4, log_samples=True, bootstrap_iters=0,
                 )  # fmt: skip
                 for name in tasks:
                     found[name][backend] = [row["resps"] for row in said["samples"][name]]
-        yield found
+        yield found | {"scored": scored}
+
+
+def watch_scores(patch):
+    """What a server is asked to score: (ids, where continuations begin, answers) of each batch."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    said, read = [], LocalCompletionsAPI.parse_logprobs
+
+    def hear(outputs, **kwargs):
+        rows = read(outputs, **kwargs)
+        said.append((kwargs["tokens"], kwargs["ctxlens"], rows))
+        return rows
+
+    patch.setattr(LocalCompletionsAPI, "parse_logprobs", staticmethod(hear))
+    return said
 
 
 @contextmanager
@@ -135,11 +155,28 @@ def served(folder):
 
 
 def test_the_server_gives_the_figures_of_the_library(answers):
-    rows = zip(answers["short"]["jaxgen"], answers["short"]["local-completions"], strict=True)
-    for a, b in rows:
+    for a, b in zip(answers["short"]["jaxgen"], answers["short"][SERVER], strict=True):
         for (logp, greedy), (their_logp, their_greedy) in zip(flat(a), flat(b), strict=True):
             assert their_logp == pytest.approx(logp, abs=1e-4) and greedy == their_greedy
-    assert answers["written"]["local-completions"] == answers["written"]["jaxgen"]
+    for name in ("written", "cut"):
+        assert answers[name][SERVER] == answers[name]["jaxgen"]
+
+
+def test_windows_of_texts_longer_than_the_context_are_scored_by_the_server_as_by_the_library(
+    answers,
+):
+    from jaxgen.harness import Harness
+
+    windows = [row for batch in answers["scored"] for row in zip(*batch, strict=True)]
+    ours = Harness("run")._loglikelihood_tokens(
+        [(("", ""), list(ids[:begin]), list(ids[begin:])) for ids, begin, _ in windows]
+    )
+    for (logp, greedy), (_, _, (their_logp, their_greedy)) in zip(ours, windows, strict=True):
+        assert their_logp == pytest.approx(logp, abs=1e-3) and greedy == their_greedy
+    assert max(len(ids) for ids, _, _ in windows) == 31  # and one that is generated: the context
+    assert sum(len(ids) == 31 and begin == 1 for ids, begin, _ in windows) >= 6  # rolling
+    for a, b in zip(answers["rolling"]["jaxgen"], answers["rolling"][SERVER], strict=True):
+        assert number(a) == pytest.approx(number(b), rel=0.1)  # windows of 32 and of 30 tokens
 
 
 def test_log_likelihoods_equal_those_of_hf(answers):
