@@ -8,9 +8,11 @@ from math import prod
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen.ops.contract import product
+from jaxgen.ops.cpu import matmul
 from jaxgen.pytree import register_dataclass
 
 
@@ -20,7 +22,8 @@ class Int8Blocks:
     """A weight as int8 values and a scale for each block of them, 8.5 bits a number.
 
     Output axes come first, as in `Int8`; num_contracted: how many axes are summed over. A matmul
-    makes the numbers of one matrix, in the compute dtype, for as long as it takes.
+    makes the numbers of one matrix, in the compute dtype, for as long as it takes; of a few rows on
+    a CPU, block by block.
     """
 
     values: Any  # [O, I] int8
@@ -48,8 +51,15 @@ class Int8Blocks:
         """Return einsum(equation, x, weight) for an equation "BT...->BT..."."""
         rows = x.astype(dtype).reshape(*x.shape[: x.ndim - self.num_contracted], -1)
         scale = self.scale.reshape(-1, self.scale.shape[-1])
-        y = product("BTD,FD->BTF", rows, _numbers(self.values, scale).astype(dtype))
-        return y.reshape(*y.shape[:-1], *self.out_axes)
+
+        def numbers(begin: Any, size: int) -> Array:
+            slices = (lax.dynamic_slice_in_dim(one, begin, size) for one in (self.values, scale))
+            return _numbers(*slices).astype(dtype)
+
+        y = matmul.by_blocks(rows.reshape(-1, rows.shape[-1]), len(scale), numbers)
+        if y is None:
+            y = product("BTD,FD->BTF", rows, _numbers(self.values, scale).astype(dtype))
+        return y.reshape(*rows.shape[:-1], *self.out_axes)
 
     def lookup(self, ids: Int[Array, "..."], dtype: str) -> Array:
         """Return rows of a table."""

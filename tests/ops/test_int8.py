@@ -13,6 +13,7 @@ from jaxgen.ops import cpu
 from jaxgen.ops.contract import contract, lookup
 from jaxgen.ops.cpu import matmul
 from jaxgen.ops.int8 import Int8
+from jaxgen.ops.int8_blocks import Int8Blocks
 
 SIZES = {"B": 2, "T": 3, "D": 4, "N": 2, "H": 6, "F": 5, "V": 7}
 PRODUCTS = {"BTD,DNH->BTNH": 1, "BTNH,NHD->BTD": 2, "BTD,DF->BTF": 1, "BTD,VD->BTV": 1}
@@ -85,14 +86,25 @@ def test_narrow_weights_are_not_written_down_as_float32_for_few_rows(dtype, rows
         assert f"f32[{SIZES['D']},{SIZES['F']}]" not in line, line
 
 
+def stored():
+    """Five outputs of four inputs, two to a scale."""
+    leaf = Int8.of(drawn("DF"), 1)
+    return Int8Blocks(leaf.values, jnp.repeat(leaf.scale[:, None], 2, 1) * jnp.array([1, 0.5]), 1)
+
+
 @pytest.mark.parametrize("outputs", [1, 2, 5])
-def test_weights_are_widened_block_by_block_to_the_same_products(outputs, monkeypatch):
+@pytest.mark.parametrize("form", ["int8", "blocks", "blocks of one row"])
+def test_weights_are_widened_block_by_block_to_the_same_products(outputs, form, monkeypatch):
     monkeypatch.setattr(matmul, "BLOCK", outputs * SIZES["D"] * 4)
-    leaf, x = Int8.of(drawn("DF"), 1), drawn("BTD", 3)
-    form = partial(contract, "BTD,DF->BTF", dtype="float32")
+    leaf = Int8.of(drawn("DF"), 1) if form == "int8" else stored()
+    x = drawn("BTD", 3)[: 1 if "one" in form else 2, : 1 if "one" in form else 3]
+    run = lambda x: contract("BTD,DF->BTF", x, leaf, dtype="float32")  # noqa: E731
+    both = jax.jit(lambda x: (run(x), jax.grad(lambda x: (run(x) ** 2).sum())(x)))
     with cpu.disabled("few_rows"):
-        plain = jax.jit(form)(x, leaf)
-    np.testing.assert_allclose(jax.jit(form)(x, leaf), plain, rtol=1e-5, atol=1e-5)
+        plain = both(x)
+    assert ("scan" in str(jax.make_jaxpr(run)(x))) == (outputs < 5)
+    for found, wanted in zip(both(x), plain, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for CPUs")

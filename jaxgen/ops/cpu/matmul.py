@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import ceil
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -31,28 +34,41 @@ def of_rows(x: Array, w: Array) -> Array | None:
     if 1 < rows <= FEW and x.dtype == jnp.float32 and enabled("few_rows"):
         # XLA is faster with the weight on the left; without the barrier it would cancel the two
         # transpositions.
-        return lax.optimization_barrier(_weight_on_the_left(w, x)).T
+        is_narrow = w.dtype != x.dtype
+        if is_narrow and (y := by_blocks(x, len(w), partial(_slice, x.dtype, w))) is not None:
+            return y
+        return lax.optimization_barrier(_weight_on_the_left(w.astype(x.dtype), x)).T
     return None
 
 
-def _weight_on_the_left(w: Array, x: Array) -> Array:
-    """Return w [C, I] times x [R, I] transposed; a narrower weight is widened block by block.
+def _slice(dtype: Any, w: Array, begin: Any, size: int) -> Array:
+    return lax.dynamic_slice_in_dim(w, begin, size).astype(dtype)
 
-    Widened at once it would be written to memory, before the loop over tokens: as many bytes a step
-    as of float32, and as many seconds a call as several steps.
+
+def by_blocks(x: Array, columns: int, widen: Callable[[Any, int], Array]) -> Array | None:
+    """Return x [R, I] times a weight [columns, I] transposed; None if plain is as fast.
+
+    Widened at once, a narrow weight would be written to memory before the loop over tokens: as many
+    bytes a step as of float32, and as many seconds a call as several steps.
+    widen: returns `size` rows of the weight from `begin` on, in the dtype of x, where slices clamp.
     """
-    columns, inner = w.shape
-    axes = (((1,), (1,)), ((), ()))
+    rows, inner = x.shape
+    if not are_known(rows) or rows > FEW or x.dtype != jnp.float32 or not enabled("few_rows"):
+        return None
     size = max(BLOCK // (x.dtype.itemsize * inner), 1)
-    if w.dtype == x.dtype or size >= columns:
-        return lax.dot_general(w.astype(x.dtype), x, axes)
+    if size >= columns:
+        return None
 
     def block(i: Array, y: Array) -> Array:
-        # The last block begins where it fits (so both slices clamp), and overlaps the one before.
-        part = lax.dynamic_slice_in_dim(w, i * size, size).astype(x.dtype)
-        return lax.dynamic_update_slice_in_dim(y, lax.dot_general(part, x, axes), i * size, 0)
+        # The last block begins where it fits (so all slices clamp), and overlaps the one before.
+        part = _weight_on_the_left(widen(i * size, size), x)
+        return lax.dynamic_update_slice_in_dim(y, part, i * size, 0)
 
-    return lax.fori_loop(0, ceil(columns / size), block, jnp.zeros((columns, len(x)), x.dtype))
+    return lax.fori_loop(0, ceil(columns / size), block, jnp.zeros((columns, rows), x.dtype)).T
+
+
+def _weight_on_the_left(w: Array, x: Array) -> Array:
+    return lax.dot_general(w, x, (((1,), (1,)), ((), ())))
 
 
 def of_bfloat16(x: Array, y: Array, left: int, right: int) -> Array:
