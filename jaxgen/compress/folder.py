@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files, tree
-from jaxgen.compress import layerwise
+from jaxgen.compress import layerwise, shrink
 from jaxgen.compress.recipe import Recipe
 from jaxgen.compress.text import texts_of, token_rows
 from jaxgen.compress.write import RECEIPT, Say, assemble, compress_layers
@@ -37,6 +37,7 @@ def write_folder(
     before = open_model(folder, step=step)
     config, params = before.config, before.params
     layerwise.check_model(config, params)
+    shrink.check(config, recipe)
     rows = None
     if recipe.calibrates:
         label, texts = texts_of(folder, data, "train")
@@ -45,7 +46,13 @@ def write_folder(
         say(f"calibration: {len(rows)} rows of {length} tokens of {label}")
     elif data:
         raise ConfigError(f"--data has no effect: recipe {name} looks at no text; drop it")
-    size, flat = tree.nbytes(params), tree.flatten(params)
+    size = tree.nbytes(params)
+    if recipe.shrinks:
+        assert rows is not None
+        measured = shrink.importance(params, config, rows)
+        config, params = shrink.shrink(params, config, recipe, measured)
+        say(f"kept: {config.layers} layers of {config.heads} heads and {config.F} channels")
+    rows, flat = rows if recipe.reads_inputs else None, tree.flatten(params)
     parts = out.with_name(f"{out.name}.parts")
     receipt = compress_layers(params, config, recipe, rows, parts, say=say)
     del before, params  # so that each weight can go when its part has taken its place

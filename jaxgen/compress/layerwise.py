@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxgen import tree
@@ -25,6 +26,7 @@ from jaxgen.nn.transformer import Inputs, OneLayer
 from jaxgen.ops.contract import contract
 from jaxgen.pytree import register_dataclass
 
+BATCH = 8  # rows of calibration text at once
 SHARED = ("relative",)  # parameters outside of layers that these read
 
 
@@ -198,6 +200,24 @@ def _record_jit(
         return jnp.sum(_run(tree.unflatten(held), shared, config, layer, x))
 
     return jax.grad(loss)({path: Statistics.none(width) for path, width in widths.items()})
+
+
+def statistics(
+    own: Any, shared: Any, config: ModelConfig, layer: int, stream: list[jax.Array]
+) -> dict[str, Statistics]:
+    """Return the sum of `record_layer` over parts of a stream."""
+    found: dict[str, Statistics] = {}
+    for x in stream:
+        one = record_layer(own, shared, config, layer, x)
+        found = {path: found[path].plus(s) if found else s for path, s in one.items()}
+    return found
+
+
+def parts(rows: np.ndarray | None) -> list[np.ndarray]:
+    """Return rows [N, length] in parts that are run at once; none of None."""
+    if rows is None:
+        return []
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
 def _width(site: Site) -> int:

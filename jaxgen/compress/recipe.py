@@ -51,6 +51,9 @@ class Recipe:
         "zeros in each run of inputs; null: anywhere, as many as `sparsity` says", None
     )
     sparsity: float = option("share of zeros without a pattern", 0.5)
+    heads: int | None = option("query heads that stay, by importance; null: all", None)
+    channels: int | None = option("feed-forward width that stays; null: all", None)
+    layers: int | None = option("layers that stay; null: all", None)
     rows: int = option("rows of calibration text", 64)
     length: int = option("tokens of a row", 512)
 
@@ -72,8 +75,11 @@ class Recipe:
             raise ConfigError(
                 f"method={self.method} would move the zeros of prune={self.prune}; use method=round"
             )
-        if self.format == "plain" and self.prune == "none" and self.tables == "plain":
-            raise ConfigError("the recipe changes nothing; give format, tables or prune")
+        kept = self.format == "plain" and self.prune == "none" and self.tables == "plain"
+        if kept and not self.shrinks:
+            raise ConfigError(
+                "the recipe changes nothing; give format, tables, prune, heads, channels or layers"
+            )
 
     def _check_format(self) -> None:
         needs = {
@@ -103,9 +109,19 @@ class Recipe:
         return {"2:4": (2, 4), "4:8": (4, 8), None: None}[self.pattern]
 
     @property
+    def shrinks(self) -> bool:
+        """Whether the model gets smaller shapes."""
+        return any(getattr(self, name) is not None for name in ("heads", "channels", "layers"))
+
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether matrices are changed by what their inputs are."""
+        return self.method in CALIBRATED or self.prune in CALIBRATED
+
+    @property
     def calibrates(self) -> bool:
         """Whether it needs text."""
-        return self.method in CALIBRATED or self.prune in CALIBRATED
+        return self.reads_inputs or self.shrinks
 
     def changes(self, path: str) -> bool:
         """Return whether a matrix of layers is quantised or pruned."""
@@ -130,10 +146,12 @@ PRESETS = {
 def read_recipe(word: str) -> tuple[str, Recipe]:
     """Return (name, recipe) of a preset or a YAML file, with KEY=VALUE after commas if any.
 
-    Raises ConfigError for an unknown name or key.
+    Keys alone change what a recipe is by default. Raises ConfigError for an unknown name or key.
     """
     name, *assignments = re.split(r",(?=[a-z_]+=)", word)
-    if name in PRESETS:
+    if re.match(r"[a-z_]+=", name):
+        mapping, assignments = {}, [name, *assignments]
+    elif name in PRESETS:
         mapping = settings.as_dict(PRESETS[name])
     elif Path(name).suffix in (".yaml", ".yml"):
         mapping = settings_yaml.read_yaml(Path(name))
@@ -141,7 +159,8 @@ def read_recipe(word: str) -> tuple[str, Recipe]:
         hint = nearest(name, PRESETS) or f"; there are {', '.join(PRESETS)}, or give a .yaml file"
         raise ConfigError(f"--recipe {name}: no such recipe{hint}")
     recipe = settings.build(Recipe, settings.override(mapping, assignments), "recipe")
-    return ",".join([Path(name).stem if name not in PRESETS else name, *assignments]), recipe
+    first = [] if name in assignments else [name if name in PRESETS else Path(name).stem]
+    return ",".join([*first, *assignments]), recipe
 
 
 def split_recipes(words: str) -> list[str]:

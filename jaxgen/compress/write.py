@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,7 +32,6 @@ from jaxgen.store.lock import RunLock
 
 ABOUT, RECEIPT = "about.json", "compress.json"
 MAX_RECORD = 64 << 20
-BATCH = 8  # rows of calibration text at once
 Say = Callable[[str], object]
 
 
@@ -67,13 +65,15 @@ def compress_layers(
     with RunLock(folder):
         _begin(folder, params, config, recipe, rows)
         shared, errors = layerwise.shared_params(params), []
-        stream = [] if rows is None else list(_embedded(params, config, rows))
+        stream = [
+            layerwise.embed(params, config, jnp.asarray(part)) for part in layerwise.parts(rows)
+        ]
         for layer in range(config.layers):
             start, path = time.monotonic(), _part(folder, layer)
             own = layerwise.layer_params(params, config, layer)
             record = _sound(path)
             if record is None:
-                stats = _statistics(own, shared, config, layer, stream)
+                stats = layerwise.statistics(own, shared, config, layer, stream)
                 new, record = _layer(
                     own, config, layer, recipe, stats, 0 if rows is None else rows.size
                 )
@@ -137,21 +137,6 @@ def _begin(
             )
         return
     files.write_json(path, mine)
-
-
-def _embedded(params: api.Params, config: ModelConfig, rows: np.ndarray) -> Iterator[jax.Array]:
-    for start in range(0, len(rows), BATCH):
-        yield layerwise.embed(params, config, jnp.asarray(rows[start : start + BATCH]))
-
-
-def _statistics(
-    own: Any, shared: Any, config: ModelConfig, layer: int, stream: list[jax.Array]
-) -> dict[str, Statistics]:
-    found: dict[str, Statistics] = {}
-    for x in stream:
-        one = layerwise.record_layer(own, shared, config, layer, x)
-        found = {path: found[path].plus(s) if found else s for path, s in one.items()}
-    return found
 
 
 def _layer(

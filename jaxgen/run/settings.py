@@ -160,6 +160,11 @@ class Settings:
                 f"train.freeze={list(self.train.freeze)} has no effect with adapter.kind={kind}, "
                 f"beside which all is frozen; leave it out"
             )
+        if self.train.zeros:
+            raise ConfigError(
+                f"train.zeros={list(self.train.zeros)} has no effect with adapter.kind={kind}: what "
+                f"it adds to the weights has no zeros; train all of the model"
+            )
         if self.row_length < 2:
             raise ConfigError(
                 f"adapter.tokens={self.adapter.tokens} leave no room for a text in "

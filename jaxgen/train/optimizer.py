@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 from jaxgen import tree
+from jaxgen.models.serving import NUM_CONTRACTED
+from jaxgen.nn.weight import STACK_AXIS
 from jaxgen.train import schedule
 from jaxgen.train.average import averaged
 from jaxgen.train.master import Float32Updates, in_float32
@@ -30,7 +36,8 @@ def make(
     decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
     clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
-    chain = in_float32(_with_choices(optax.chain(clip, rule), axes, balance_rate))
+    chain = _with_choices(optax.chain(clip, rule), axes, balance_rate)
+    chain = in_float32(_with_zeros(chain, settings.zeros, axes) if settings.zeros else chain)
     chain = _with_frozen(chain, settings.freeze, axes) if settings.freeze else chain
     return chain if settings.ema is None else averaged(chain, settings.ema)
 
@@ -46,6 +53,26 @@ def _with_choices(
     # Their gradient is the experts' load (`ops.experts.with_load_gradient`).
     sign = optax.chain(optax.scale_by_sign(), optax.scale(-balance_rate))
     return optax.partition({"rest": chain, "choice": sign}, labels)
+
+
+def _with_zeros(
+    chain: optax.GradientTransformation, zeros: tuple[str, ...], axes: tree.Tree
+) -> optax.GradientTransformation:
+    """Return a chain whose updates leave the zeros of matrices as they are."""
+    letters = tree.flatten(axes)
+    bare = {path: axes.removeprefix(STACK_AXIS) for path, axes in letters.items()}
+    matrices = {path: axes for path, axes in bare.items() if axes in NUM_CONTRACTED}
+    tree.check_patterns("zeros", zeros, tree.unflatten(matrices))
+
+    def keep(path: Any, update: Any, param: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        kept = name in matrices and tree.match(name, zeros)
+        return jnp.where(param == 0, 0, update).astype(update.dtype) if kept else update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree_util.tree_map_with_path(keep, updates, params), state
+
+    return optax.chain(chain, optax.GradientTransformation(lambda params: (), update))
 
 
 def _with_frozen(

@@ -42,6 +42,9 @@ class TrainSettings:
         "globs of parameter paths without decay", ("*bias", "*norm*")
     )
     freeze: tuple[str, ...] = option("globs of parameter paths that stay as they are", ())
+    zeros: tuple[str, ...] = option(
+        "globs of matrices of layers whose zeros stay zeros, as `jaxgen compress` leaves them", ()
+    )
     clip: float | None = option("largest global gradient norm; null: no clipping", 1.0)
     smoothing: float = option("label smoothing", 0.0)
     z_loss: float = option("weight of logsumexp(logits)^2", 0.0)

@@ -210,3 +210,15 @@ def test_a_recipe_keeps_what_it_is_told_to_keep(model):
     result = matrix.compress_matrix(params["layers"]["feed"]["down"][0], site, recipe, None, 0)
     assert 0 < result.error == result.nearest < 1e-4
     assert read_recipe("int4,group=32")[1].group == 32
+
+
+def test_smaller_shapes_and_int8_go_together(home, monkeypatch):
+    monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
+    recipe = "heads=2,channels=32,layers=2,format=int8,rows=4,length=16"
+    words = ["--recipe", recipe, "--data", str(home / "text.txt"), "--out", str(home / "cut")]
+    assert main(["compress", str(home / "model"), *words]) == 0
+    config, params = jaxgen.load(home / "cut")
+    assert (config.layers, config.heads, config.F, config.H) == (2, 2, 32, CONFIG.H)
+    assert params["layers"]["feed"]["up"].values.shape == (2, 32, 64)
+    receipt = json.loads((home / "cut" / "compress.json").read_text())
+    assert receipt["name"] == recipe and receipt["bytes"][0] > 4 * receipt["bytes"][1]

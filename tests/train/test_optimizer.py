@@ -179,3 +179,23 @@ def test_adamw_matches_torch():
         theirs.grad = theirs.detach() - torch.tensor(target)
         other.step()
     np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=5e-5)
+
+
+@pytest.mark.parametrize("freeze", [(), ("layers/attn/k",)])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_zeros_that_are_kept_stay_and_what_is_beside_them_moves(name, freeze):
+    params, grads = trees()
+    flat = tree.flatten(params)
+    for path in ("layers/attn/q", "layers/feed/up", "layers/attn/k", "embed/tokens"):
+        flat[path] = flat[path].at[..., ::2].set(0.0)
+    rule = settings(optimizer=name, zeros=("layers/attn/*",), freeze=freeze)
+    after = tree.flatten(moved(optimizer.make(rule, AXES), tree.unflatten(flat), grads, steps=2))
+    for path, before in flat.items():
+        kept = path.startswith("layers/attn/") and np.any(before == 0)
+        assert bool(jnp.all(after[path][..., ::2] == 0)) == kept, path
+        assert bool(jnp.all(after[path][..., 1::2] == before[..., 1::2])) == (path in freeze), path
+
+
+def test_zeros_of_no_matrix_are_refused():
+    with pytest.raises(errors.ConfigError, match="zeros='layers/atn/\\*' matches no parameter"):
+        optimizer.make(settings(zeros=("layers/atn/*",)), AXES)
