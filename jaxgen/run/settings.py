@@ -162,8 +162,8 @@ class Settings:
             )
         if self.train.zeros:
             raise ConfigError(
-                f"train.zeros={list(self.train.zeros)} has no effect with adapter.kind={kind}: what "
-                f"it adds to the weights has no zeros; train all of the model"
+                f"train.zeros={list(self.train.zeros)} has no effect with adapter.kind={kind}: "
+                f"what it adds to the weights has no zeros; train all of the model"
             )
         if self.row_length < 2:
             raise ConfigError(
