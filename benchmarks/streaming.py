@@ -38,7 +38,7 @@ def streamed(session: Session, settings: Generation) -> tuple[str, int]:
 def whole(session: Session, settings: Generation) -> str:
     """Return the same text, made by one scan."""
     ((request,),) = requests_of(session.model, [Prompt(PROMPT, settings)])
-    group = session._batch((request,), None)
+    group = session.request_batch((request,), None)
     (made,) = programs.sample_chunks(
         *group.inputs,
         request.limit,

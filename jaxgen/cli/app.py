@@ -16,6 +16,7 @@ import jaxgen
 from jaxgen.cli import (
     answer,
     bench,
+    card,
     chat,
     classify,
     compress,
@@ -85,6 +86,7 @@ VERBS = (
     (merge.merge, "merge", "MODEL [ADAPTER ...] OUT [OPTIONS]"),
     (forget.forget, "forget", "USER [--users DIR]"),
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
+    (card.card, "card", "RUN [--license NAME] [--reviewed ITEM=NOTE ...] [--out FILE]"),
     (explain.explain, "explain", "RUN --prompt TEXT [--target TEXT] [OPTIONS]"),
     (measure.measure, "measure", "TEXTS [--references FILE] [OPTIONS]"),
     (translate.translate, "translate", "RUN [TEXT ...] [OPTIONS]"),

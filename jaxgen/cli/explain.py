@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsons
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -36,6 +36,10 @@ Methods = Annotated[
         "value_rollout"
     ),
 ]
+Baseline = Annotated[
+    Literal["mean", "zero"],
+    Parameter(help="what stands for no token: the mean vector of the token table, or zeros"),
+]
 Tokens = Annotated[int, at_least(1), Parameter(help="how many new tokens are explained")]
 Memory = Annotated[
     bool, Parameter(help="search the run's training text for copies of the new tokens")
@@ -52,6 +56,7 @@ def explain(
     prompt: Prompt = None,
     target: Target = None,
     methods: Methods = "integrated_gradients,occlusion,rollout",
+    baseline: Baseline = "mean",
     tokens: Tokens = 4,
     memory: Memory = False,
     out: Out = None,
@@ -92,6 +97,7 @@ def explain(
             target=target,
             settings=wanted,
             methods=names,
+            baseline=baseline,
             tokens=tokens,
             index=index,
             name=folder.name,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from unicodedata import normalize
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxgen.config import ModelConfig
 from jaxgen.data.copies import CopyIndex
@@ -33,13 +34,15 @@ from jaxgen.explain.direct import check_direct, direct_logits
 from jaxgen.explain.layers import layer_taps
 from jaxgen.explain.lens import logit_lens
 from jaxgen.explain.patching import largest
-from jaxgen.explain.scores import ModelScore, class_scores, token_scores
+from jaxgen.explain.scores import ModelScore, class_scores, embed, token_scores
 from jaxgen.models import api
 from jaxgen.text.loaded_model import LoadedModel, check_generates
 from jaxgen.text.prompts import Prompt, ids_of
 from jaxgen.text.request import Generation
 from jaxgen.text.session import session_of
 from jaxgen.tokens.marks import text_or_name
+
+Baseline = Literal["mean", "zero"]
 
 FORMAT = 1
 HEADS = 6  # whose attention is drawn
@@ -79,16 +82,16 @@ class Explanation:
         return f"<iframe srcdoc='{escape(self.html(), quote=True)}' {frame}></iframe>"
 
 
-def _shapley(score: Any, embeds: Any, key: Any) -> Attribution:
+def _shapley(score: Any, embeds: Any, baseline: Any) -> Attribution:
     if len(embeds) <= MOST_SPANS:
-        return shapley(score, embeds)
-    return sampled_shapley(score, embeds, key, pairs=16)
+        return shapley(score, embeds, baseline=baseline)
+    return sampled_shapley(score, embeds, jax.random.key(0), baseline=baseline, pairs=16)
 
 
 METHODS: dict[str, Callable[..., Attribution]] = {
-    "integrated_gradients": lambda score, embeds, key: integrated_gradients(score, embeds),
-    "gradient_x_input": lambda score, embeds, key: gradient_x_input(score, embeds),
-    "occlusion": lambda score, embeds, key: occlusion(score, embeds),
+    "integrated_gradients": lambda *a: integrated_gradients(*a[:2], baseline=a[2]),
+    "gradient_x_input": lambda *a: gradient_x_input(*a[:2], baseline=a[2]),
+    "occlusion": lambda *a: occlusion(*a[:2], baseline=a[2]),
     "shapley": _shapley,
 }
 ATTENTION = {"rollout": "probs", "value_rollout": "values"}  # what weighs attention
@@ -101,6 +104,7 @@ def explain(
     target: str | None = None,
     settings: Generation | None = None,
     methods: Sequence[str] = DEFAULT,
+    baseline: Baseline = "mean",
     tokens: int = 4,
     index: CopyIndex | None = None,
     name: str = "",
@@ -113,6 +117,7 @@ def explain(
         target: a text to explain instead of the one that is generated, or the label of a class.
         settings: of the generation, whose trace is then part of the explanation.
         methods: names of METHODS and ATTENTION.
+        baseline: what stands for no token: the "mean" vector of the token table, or "zero".
         tokens: how many of the new tokens, from the first on, are explained.
         index: of training text, which is searched for copies of the new tokens.
         name: of the model, for the page.
@@ -129,7 +134,7 @@ def explain(
             )
     if tokens < 1:
         raise ConfigError(f"tokens={tokens} must be at least 1")
-    traced, key = None, jax.random.key(0)
+    traced = None
     if model.config.head == "classes":
         question = _about_class(model, prompt, target)
         new = []
@@ -141,8 +146,10 @@ def explain(
         else:
             before, new = ids_of(model, prompt), _target_ids(model, target)
         question = _about_tokens(model, before, new, tokens)
+    nothing = mean_vector(model.params, question.config) if baseline == "mean" else None
     data = {
         "format": FORMAT,
+        "baseline": baseline,
         "model": name,
         "prompt": prompt,
         "target": target,
@@ -154,11 +161,16 @@ def explain(
                 question.positions or [None] * len(question.names), question.names, strict=True
             )
         ],
-        "attributions": {one: _attribution(question, one, key) for one in methods},
+        "attributions": {one: _attribution(question, one, nothing) for one in methods},
         "trace": None if traced is None else _spelled(traced, model),
         "memory": None if index is None else _memory(index, new, model),
     }
     return Explanation(data | (_inside(question, model) if question.positions else {}))
+
+
+def mean_vector(params: api.Params, config: ModelConfig) -> Float[Array, "D"]:
+    """Return the mean row of the token table, which stands for no token in particular."""
+    return embed(params, config, np.arange(config.V)).mean(axis=0)
 
 
 def _target_ids(model: LoadedModel, target: str) -> list[int]:
@@ -213,17 +225,18 @@ def _about_class(model: LoadedModel, text: str, label: str | None) -> Question:
     return Question(model.params, config, score, embeds, *about)
 
 
-def _attribution(question: Question, method: str, key: Any) -> dict[str, Any]:
+def _attribution(question: Question, method: str, baseline: Any) -> dict[str, Any]:
     """Return a method's values and how faithful they are."""
     score, embeds = question.score, question.embeds
     if method in METHODS:
-        out = METHODS[method](score, embeds, key)
+        out = METHODS[method](score, embeds, baseline)
         values = out.values
         more = {"score": out.score, "baseline": out.baseline, "gap": out.gap, "steps": out.steps}
         more |= {} if out.low is None else {"low": out.low, "high": out.high}
     else:
         values, more = _rollout(question, ATTENTION[method]), {}
-    curves = faithfulness(score, embeds, values, key, visible=score.visible, points=6, orders=4)
+    how = {"visible": score.visible, "baseline": baseline, "points": 6, "orders": 4}
+    curves = faithfulness(score, embeds, values, jax.random.key(0), **how)
     return _plain({"values": values, **more, "faithfulness": curves._asdict()})
 
 

@@ -60,7 +60,8 @@ def _parts(data: dict[str, Any], count: int) -> Iterator[str]:
     )
     yield "<h2>What each token owes to the others</h2>"
     yield (
-        "<p>Gap: what the values leave unexplained of the score's change from no input at all. "
+        f"<p>Gap: what the values leave unexplained of the score's change from tokens that are all "
+        f"the {data['baseline']} vector. "
         "Faithful: the area between the curves of putting in and of taking away the largest "
         "first, less that of random orders; above 0 is better than chance (in brackets one "
         "standard deviation of chance).</p>"
