@@ -204,13 +204,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, ...]]:
+def read_generation_config(
+    folder: Path, *, unsaid: bool = False
+) -> tuple[GenerationConfig, tuple[str, ...]]:
     """Return (what a folder says of generation, keys it holds that are not followed).
 
     A Hugging Face folder: config.json, and generation_config.json, which wins. Ours:
     generation_config.json, and what a run's objective says. A value that can't be is not followed,
-    and named with the reason: it matters to those who generate alone. Raises CheckpointError for a
-    damaged file.
+    and named with the reason: it matters to those who generate alone. unsaid: also what llama.cpp
+    takes for what a GGUF file leaves open. Raises CheckpointError for a damaged file.
     """
     path = folder / GENERATION
     if (folder / "usage.yaml").exists():
@@ -220,7 +222,7 @@ def read_generation_config(folder: Path) -> tuple[GenerationConfig, tuple[str, .
         )
     newer = files.read_json(path, WHAT, MAX_BYTES) if path.exists() else {}
     if is_gguf(folder):
-        newer = read_generation(folder)
+        newer = read_generation(folder, unsaid=unsaid)
     if (folder / CONFIG).exists() and not (folder / "config.yaml").exists():
         keys = files.read_json(folder / CONFIG, WHAT, MAX_BYTES)
         if path.exists():

@@ -19,15 +19,16 @@ from jaxgen.store import gguf
 from jaxgen.store.gguf_blocks import PLAIN, Q8_0
 
 QUERIES, KEY_HEADS = ("attn_q.weight", "attn_q.bias"), ("attn_k.weight", "attn_k.bias")
-# general.sampling.*: key of generation_config.json, and what llama.cpp takes where a file says
-# nothing (common/common.h).
-SAMPLING: dict[str, tuple[str, float | None]] = {
-    "temp": ("temperature", 0.8),
-    "top_k": ("top_k", 40),
-    "top_p": ("top_p", 0.95),
-    "min_p": ("min_p", 0.05),
-    "penalty_repeat": ("repetition_penalty", None),
+# general.sampling.*: keys of generation_config.json.
+SAMPLING = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
 }
+# What llama.cpp takes where a file says nothing (common/common.h).
+UNSAID = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 # llama.h: unspecified and none, mean, first token, last token.
 POOLINGS = {0: None, 1: "mean", 2: "cls", 3: "lasttoken"}
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # each of which ends a turn
@@ -118,10 +119,10 @@ def tensors(path: Path) -> dict[str, Stored]:
     return found
 
 
-def read_generation(path: Path) -> Json:
+def read_generation(path: Path, *, unsaid: bool = False) -> Json:
     """Return what a file says of generation, by the keys of generation_config.json.
 
-    How it samples where the file does not say is as in llama.cpp.
+    unsaid: also how llama.cpp samples where the file does not say.
     """
     metadata = gguf.open_file(path).metadata
     keys: Json = {}
@@ -131,10 +132,14 @@ def read_generation(path: Path) -> Json:
     for name, theirs in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
         if (value := metadata.get(f"tokenizer.ggml.{theirs}")) is not None:
             keys[name] = value
-    for name, (key, default) in SAMPLING.items():
-        keys[key] = short(metadata.get(f"general.sampling.{name}", default))
-    keys["do_sample"] = keys["temperature"] != 0
-    return {key: value for key, value in keys.items() if value is not None}
+    if unsaid:
+        keys |= UNSAID
+    for name, key in SAMPLING.items():
+        if (value := metadata.get(f"general.sampling.{name}")) is not None:
+            keys[key] = short(value)
+    if "temperature" in keys:
+        keys["do_sample"] = keys["temperature"] != 0
+    return keys
 
 
 def read_templates(path: Path) -> dict[str, str]:

@@ -180,8 +180,11 @@ def _generation(config: GenerationConfig) -> Json:
         found[f"{HOME}bos_token_id"] = np.uint32(config.bos_token_id)
     if config.pad_token_id is not None:
         found[f"{HOME}padding_token_id"] = np.uint32(config.pad_token_id)
-    for name, (key, _) in SAMPLING.items():
-        if (value := getattr(config, key)) is not None:
+    said = {name: getattr(config, key) for name, key in SAMPLING.items()}
+    if config.do_sample is not None:  # which is said by a temperature, if by anything
+        said["temp"] = (said["temp"] or 1.0) if config.do_sample else 0.0
+    for name, value in said.items():
+        if value is not None:
             whole = isinstance(value, int)
             found[f"general.sampling.{name}"] = np.int32(value) if whole else np.float32(value)
     return found

@@ -110,7 +110,7 @@ def open_model(
     folder, words = resolved(local_path(folder), adapter)
     config, params = load(folder, step=step, weights=weights, adapter=words)
     path, _ = run_and_step(folder)
-    defaults, dropped = read_generation_config(path)
+    defaults, dropped = read_generation_config(path, unsaid=True)
     if dropped:
         warnings.warn(f"{path}: not followed: {', '.join(dropped)}", stacklevel=2)
     tokenizer = read_tokenizer(path)

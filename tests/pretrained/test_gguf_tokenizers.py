@@ -11,6 +11,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained import assets, gguf_tokenizer
+from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.store import gguf
 from jaxgen.tokens import modelproto
 
@@ -186,10 +187,12 @@ def test_a_file_says_how_turns_end_and_how_it_is_sampled_and_laid(tmp_path):
         "tokenizer.chat_templates": ["tool_use"],
     }
     more = gpt2(eot_token_id=np.uint32(1), bos_token_id=np.uint32(1))
-    read = assets.read_assets(written(tmp_path / "m.gguf", more | sampling))
+    read = assets.read_assets(path := written(tmp_path / "m.gguf", more | sampling))
     config = read.generation_config
     assert config.eos_token_id == (0, 1) and config.bos_token_id == 1
-    assert (config.temperature, config.top_k, config.top_p, config.min_p) == (0.3, 7, 0.95, 0.05)
+    assert (config.temperature, config.top_k, config.top_p, config.min_p) == (0.3, 7, None, None)
+    used = read_generation_config(path, unsaid=True)[0]  # as llama.cpp would sample
+    assert (used.temperature, used.top_k, used.top_p, used.min_p) == (0.3, 7, 0.95, 0.05)
     assert read.chat_template is not None and read.chat_template.source == "{{ messages }}"
     assert read.chat_template.others == {"tool_use": "{{ tools }}"}
     assert read.chat_template.names == {"bos_token": "<|pad|>", "eos_token": "<|end|>"}

@@ -115,6 +115,22 @@ def test_a_tokenizer_is_written_with_its_ids_names_and_marks(tmp_path, kind):
     assert read.generation_config.eos_token_id == (0, 2)
 
 
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        ({}, {}),  # and nothing of what llama.cpp would take for it
+        ({"do_sample": False}, {"do_sample": False, "temperature": 0.0}),
+        ({"do_sample": True, "top_p": 0.9}, {"do_sample": True, "temperature": 1.0, "top_p": 0.9}),
+        ({"temperature": 0.6, "top_k": 20}, {"do_sample": True, "temperature": 0.6, "top_k": 20}),
+    ],
+)
+def test_how_is_sampled_goes_through_a_file_and_nothing_comes_to_it(tmp_path, said, again):
+    config, params = model("llama")
+    about = GenerationConfig(**said)
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", generation_config=about)
+    assert assets.read_assets(tmp_path / "m.gguf").generation_config == GenerationConfig(**again)
+
+
 def test_what_a_file_has_no_word_for_is_refused_and_nothing_is_left(tmp_path):
     config, params = model("llama")
     with pytest.raises(ConfigError, match="the name of a GGUF file ends"):
