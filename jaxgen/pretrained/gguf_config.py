@@ -177,7 +177,9 @@ def _add_rope(
             raise ValueError(f"{ROPE_FACTORS} with rope.scaling.type={kind!r} is not known here")
         factors = gguf.values(tensor, gguf.read_rows(tensor)).astype(np.float64)
         scaling = _llama3(factors.reshape(-1), positive(own, "rope.freq_base"), before)
-    config["rope_scaling"] = {**config.get("rope_scaling", {}), **scaling} if scaling else None
+    own_scales = config.get("rope_scaling", {}) if scaling else {}
+    # Some families stretch where nothing is said.
+    config["rope_scaling"] = {**own_scales, **(scaling or {"rope_type": "default"})}
 
 
 def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) -> Json:

@@ -132,6 +132,33 @@ def _write_windows(settings: Json, config: ModelConfig) -> Json:
 WINDOWS = Rule((WINDOW, PATTERN), _read_windows, _write_windows)
 
 
+def _read_both_sides(own: Json, tensors: Collection[str]) -> Json:
+    pattern = own[PATTERN]
+    if type(pattern) is int and type(own["block_count"]) is int and pattern > 0:
+        count = min(max(own["block_count"], 0), MAX_LAYERS)
+        own = {**own, PATTERN: [layer % pattern != 0 for layer in range(count)]}
+    fields = _read_windows(own, tensors)
+    window = fields.pop("sliding_window", None)
+    return fields | ({"local_attention": window} if window else {})
+
+
+def _write_both_sides(settings: Json, config: ModelConfig) -> Json:
+    own = _write_windows({"sliding_window": settings.get("local_attention"), **settings}, config)
+    local = own[PATTERN]
+    nth = next((n for n in range(1, len(local) + 1) if all(
+        one == (layer % n != 0) for layer, one in enumerate(local))), None)  # fmt: skip
+    return own if nth is None else own | {PATTERN: np.uint32(nth)}
+
+
+# Windows of encoders, as wide as both sides together; the first of each few layers has none.
+BOTH_SIDES = Rule((WINDOW, PATTERN), _read_both_sides, _write_both_sides)
+HIDDEN_ACT = Rule(
+    ("hidden_act",),
+    lambda own, tensors: {"hidden_activation": own["hidden_act"]},
+    lambda settings, config: {"hidden_act": settings["hidden_activation"]},
+)
+
+
 def query_scalar(layers: int, width: int) -> Rule:
     """Return the rule of scores divided by the root of head_dim, but of the 27B models.
 
@@ -208,6 +235,19 @@ DEPTH = Rule(
     ("block_count", "nextn_predict_layers"),
     _read_depth,
     lambda settings, config: {"block_count": np.uint32(config.layers)},
+)
+
+
+# Of 128 experts' model llama.cpp knows that it normalises no queries.
+LLAMA4 = Rule(
+    ("interleave_moe_layer_step",),
+    lambda own, tensors: {
+        "interleave_moe_layer_step": own["interleave_moe_layer_step"],
+        "use_qk_norm": own["expert_count"] != 128,
+    },
+    lambda settings, config: {
+        "interleave_moe_layer_step": np.uint32(min(settings["moe_layers"], default=0) + 1)
+    },
 )
 
 

@@ -34,7 +34,7 @@ from jaxgen.pretrained.gguf_keys import (
 SQUARE = frozenset(
     """
     qwen2 qwen2moe gpt2 bert olmo2 olmoe phi3 starcoder2 stablelm gptneox phi2 falcon bloom mpt
-    command-r cohere2 exaone4
+    command-r cohere2 exaone4 modern-bert
     """.split()
 )
 
@@ -208,12 +208,8 @@ ARCHITECTURES = (
             "final_logit_softcapping": "final_logit_softcapping",
         },
         rules=(WINDOWS, query_scalar(62, 168)),
-        absent={
-            WINDOW: 0,
-            PATTERN: 6,
-            "rope.freq_base_swa": 10000.0,
-            "final_logit_softcapping": 0.0,
-        },
+        absent={WINDOW: 0, PATTERN: 6}
+        | {"rope.freq_base_swa": 10000.0, "final_logit_softcapping": 0.0},
     ),
     Architecture(name="gpt2", family="gpt2", rows=rows.PRE + rows.FUSED),
     Architecture(
@@ -221,6 +217,18 @@ ARCHITECTURES = (
         family="bert",
         rows=rows.POST + rows.SUBLAYERS,
         settings={"architectures": ["BertModel"], "hidden_act": "gelu"},
+        only={"attention.causal": (True, False)},
+        tied=False,
+    ),
+    Architecture(
+        name="modern-bert",
+        family="modernbert",
+        rows=rows.PRE + rows.PHI3,
+        keys={"rope.freq_base": "global_rope_theta", "rope.freq_base_swa": "local_rope_theta"},
+        rules=(gguf_keys.BOTH_SIDES, gguf_keys.HIDDEN_ACT),
+        settings={"architectures": ["ModernBertModel"]},
+        absent={WINDOW: 0, PATTERN: 3, "hidden_act": "gelu"}
+        | {"rope.freq_base_swa": same_as("rope.freq_base")},
         only={"attention.causal": (True, False)},
         tied=False,
     ),
@@ -373,6 +381,15 @@ ARCHITECTURES = (
         settings={"rope_interleave": True},
         only={"expert_gating_func": (1, 2)},
         **_DEEPSEEK,
+    ),
+    # Files do not say of chunks, of layers that don't turn, and of queries that grow.
+    Architecture(
+        name="llama4",
+        family="llama4_text",
+        rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
+        rules=(gguf_keys.LLAMA4,),
+        absent={"expert_shared_feed_forward_length": same_as("expert_feed_forward_length")},
+        only={WINDOW: (8192, 8192)},
     ),
     # Its weights of experts never sum to 1 in transformers.
     Architecture(

@@ -65,7 +65,8 @@ _WORDS = " ?[^(\\s|.,!?…。，、।۔،)]+"
 # llama-vocab.cpp of llama.cpp, and the tokenizer.json of the models that it names.
 _CUTS: dict[tuple[str, ...], str] = {
     (GPT2,): "gpt-2 default mpt olmo jais trillion phi-2 gigachat roberta-bpe exaone4 a.x-4.0 "
-    "mellum granite-docling jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code",
+    "mellum granite-docling jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code "
+    "modern-bert",
     (_DIGIT, GPT2): "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",
     (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"): "falcon",
     (_LLAMA3,): "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano "
@@ -87,7 +88,7 @@ CUTS = {name: cuts for cuts, names in _CUTS.items() for name in names.split()}
 _BEGIN = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken"
 BEGIN = frozenset(_BEGIN.split())
 WHOLE = BEGIN | {"glm4", "glm5"}
-COMPOSED = ("qwen2", "qwen35")  # those that normalise to NFC
+COMPOSED = ("qwen2", "qwen35", "modern-bert")  # those that normalise to NFC
 
 
 def has_tokenizer(path: Path) -> bool:

@@ -32,13 +32,17 @@ OPTIONAL = {
     "stablelm": {"use_parallel_residual": False},
     "command-r": {"logit_scale": 1.0}, "cohere2": {PATTERN: 4},
     "exaone4": {WINDOW: 0, PATTERN: 4}, "glm4moe": BEHIND | {"expert_weights_norm": False},
-    "deepseek2": BEHIND | {"attention.key_length_mla": 0, "attention.value_length_mla": 0},
+    "deepseek2": BEHIND | {"attention.key_length_mla": 0, "attention.value_length_mla": 0,
+                           "expert_weights_norm": False},
+    "llama4": {"expert_shared_feed_forward_length": 64},
+    "modern-bert": {WINDOW: 0, PATTERN: 3, "rope.freq_base_swa": 160000.0, "hidden_act": "gelu"},
 }  # fmt: skip
 NEEDED = {
     "gpt-oss": {WINDOW, "expert_feed_forward_length"}, "granite": {"logit_scale"},
     "granitemoe": {"logit_scale"}, "gptneox": {"use_parallel_residual"},
     "cohere2": {WINDOW, "logit_scale"}, "bloom": {"feed_forward_length"},
     "glm4moe": {"expert_shared_count", "expert_feed_forward_length"},
+    "llama4": {"expert_feed_forward_length", "interleave_moe_layer_step"},
     "deepseek2": {"expert_shared_count", "attention.kv_lora_rank", "rope.dimension_count"},
 }  # fmt: skip
 # What llama.cpp takes there, and what alone is known here.
@@ -64,7 +68,7 @@ class Draft:
         metadata = dict(self.metadata)
         for key, value in (more or {}).items():
             kind = np.uint32 if type(value) is int else np.float32
-            metadata[self.home + key] = value if isinstance(value, bool) else kind(value)
+            metadata[self.home + key] = value if isinstance(value, bool | str) else kind(value)
         metadata.pop(less, None)
         gguf.write_gguf(path, metadata, self.forms, lambda n: np.zeros(self.forms[n][1], "f4"))
         return path

@@ -52,11 +52,14 @@ LATENT = LLAMA | BEHIND | {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_h
                            "v_head_dim": 12, "num_key_value_heads": 4, "head_dim": 8}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
         "mscale": 0.7, "mscale_all_dim": 0.7}  # fmt: skip
+WHOLE = {name: YARN[name] for name in ("rope_type", "factor", "original_max_position_embeddings")}
+GPT_OSS = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
 # Families that are written and read again alone, and opened by llama.cpp.
 LATER = {
     "qwen2_moe": NAMED | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
     "qwen3_moe": NAMED | {"norm_topk_prob": True},
-    "gpt_oss": LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16},
+    "gpt_oss": GPT_OSS | {"rope_scaling": {"rope_type": "default"}},
+    "gpt_oss-yarn": GPT_OSS | {"rope_scaling": WHOLE},
     "olmo2": LLAMA,
     "olmoe": NAMED | {"num_key_value_heads": 4},
     "phi3": LLAMA | {"partial_rotary_factor": 0.5},
@@ -86,6 +89,11 @@ LATER = {
     "deepseek_v2-yarn": LATENT | {"q_lora_rank": 24, "topk_method": "greedy", "rope_scaling": YARN},
     "deepseek_v3": LATENT
     | {"q_lora_rank": 24, "norm_topk_prob": True, "n_group": 2, "topk_group": 1},
+    "modernbert": SIZES
+    | {"architectures": ["ModernBertModel"], "num_hidden_layers": 4, "local_attention": 6},
+    "llama4_text": LLAMA
+    | {"num_local_experts": 4, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2}
+    | {"num_hidden_layers": 4},
     "glm4_moe": LLAMA | BEHIND | {"use_qk_norm": True, "attention_bias": True},
 }
 

@@ -138,6 +138,9 @@ def test_what_a_file_has_no_word_for_is_refused_and_nothing_is_left(tmp_path):
     sinusoid = config.replace(positions="sinusoid", norm="layer")
     with pytest.raises(ConfigError, match="no architecture of GGUF files has such a model: "):
         jaxgen.save(tmp_path / "m.gguf", sinusoid, random_params(sinusoid), layout="gguf")
+    exact, weights = model("gpt_oss", rope_scaling=None)  # as published, which llama.cpp rounds
+    with pytest.raises(ConfigError, match=r"gpt-oss has no rope\.scaling\.bounds=exact"):
+        jaxgen.save(tmp_path / "m.gguf", exact, weights, layout="gguf")
     dynamic = {"rope_type": "dynamic", "factor": 2.0}
     stretched, weights = model("llama", rope_scaling=dynamic)
     with pytest.raises(ConfigError, match="a GGUF file of the architecture llama has no rope"):
@@ -195,8 +198,26 @@ def test_tensors_have_the_names_of_the_gguf_package(tmp_path, name):
     assert found <= known and {n for n in found if "norm" in n} >= {"output_norm"}
 
 
-# llama.cpp has no windows in Phi 3.
-OPENED = [name for name in LATER if name != "phi3-window"]
+# llama.cpp has no windows in Phi 3, and encoders write no text.
+OPENED = [name for name in LATER if name not in ("phi3-window", "modernbert")]
+
+
+def served(path, name, **more):
+    """Return (config, params, llama.cpp's server) of a model in a file of ours."""
+    import xllamacpp
+
+    context = FAMILIES[name.partition("-")[0]].sizes["context"]
+    config, params = model(name, vocab_size=320, initializer_range=0.2, **{context: 512})
+    jaxgen.save(path, config, params, layout="gguf", tokenizer=of_letters())
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = 512, 1, False, -1
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    for key, value in more.items():
+        setattr(settings, key, value)
+    return config, params, xllamacpp.Server(settings)
 
 
 @pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
@@ -204,30 +225,33 @@ OPENED = [name for name in LATER if name != "phi3-window"]
     "name", ["llama", "llama-3.1", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", *OPENED]
 )
 def test_llama_cpp_makes_the_same_greedy_text(tmp_path, name):
-    import xllamacpp
-
-    context = FAMILIES[name.partition("-")[0]].sizes["context"]
-    config, params = model(name, vocab_size=320, initializer_range=0.2, **{context: 512})
-    tokenizer = of_letters()
-    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", tokenizer=tokenizer)
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(tmp_path / "m.gguf")
-    settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = 512, 1, False, -1
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    config, params, server = served(tmp_path / "m.gguf", name)
     begin = np.random.default_rng(0).integers(0, 319, 40).tolist()
     about = {"prompt": begin, "max_tokens": 60, "temperature": 0.0, "logprobs": 1, "stream": False}
-    server = xllamacpp.Server(settings)
     answer = server.handle_completions({**about, "ignore_eos": True, "repeat_penalty": 1.0})
     pieces = answer["choices"][0]["logprobs"]["content"]
     theirs = [piece["id"] for piece in pieces]
     logits = jaxgen.apply(params, config, np.asarray([begin + theirs])).logits[0]
     ours = np.asarray(jax.nn.log_softmax(logits))[len(begin) - 1 : -1]
-    ours = np.where(np.arange(ours.shape[1]) == tokenizer.special.eos, -np.inf, ours)
+    ours = np.where(np.arange(ours.shape[1]) == of_letters().special.eos, -np.inf, ours)
     picked = np.take_along_axis(ours, np.asarray(theirs)[:, None], 1)[:, 0]
     np.testing.assert_allclose(
         [piece["logprob"] for piece in pieces], picked, atol=2e-3
     )  # its gelu is a table of float16
     assert (picked >= ours.max(1) - 1e-3).all()
     assert len(theirs) == 60
+
+
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="it is not installed")
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_llama_cpp_embeds_a_text_alike(tmp_path, name):
+    import xllamacpp
+
+    mean = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    config, params, server = served(tmp_path / "m.gguf", name, embedding=True, pooling_type=mean)
+    ids = np.random.default_rng(0).integers(0, 319, 40).tolist()
+    answer = server.handle_embeddings({"input": ids, "embd_normalize": -1})
+    theirs = np.asarray(answer["data"][0]["embedding"]).reshape(-1)
+    ours = np.asarray(jaxgen.apply(params, config, np.asarray([ids])).hidden[0]).mean(0)
+    unit = ours / np.linalg.norm(ours)
+    np.testing.assert_allclose(theirs / np.linalg.norm(theirs), unit, atol=1e-4)
