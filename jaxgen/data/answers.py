@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt64
 
 from jaxgen.data.bins import pack
 from jaxgen.data.pack import Batch
-from jaxgen.data.pairs import check_pairs, lay, pairs_of
+from jaxgen.data.pairs import check_pairs, firsts, lay, pairs_of
 from jaxgen.data.shard import TokenShard
 
 
@@ -67,18 +67,9 @@ class AnswerRows:
             )
             return self.shard.tokens[at].astype(np.int32)
 
-        weights = np.zeros((size, self.width), np.float32)
-        weights[layout.rows, layout.columns] = inner + 1 >= prompt[owner]
-        index = np.full(size, -1, np.int64)
-        index[places[::-1]] = self.begins[0, pairs][::-1]  # the first of a row is written last
-        return {
-            "tokens": layout.fill(ids_at(inner)),
-            "targets": layout.fill(ids_at(inner + 1)),
-            "weights": weights,
-            "segments": layout.segments,
-            "positions": layout.positions,
-            "index": index,
-        }
+        learnt = inner + 1 >= prompt[owner]
+        batch = layout.batch(ids_at(inner), ids_at(inner + 1), learnt)
+        return batch | {"index": firsts(places, self.begins[0, pairs], size)}
 
 
 def answer_rows(

@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt64
 
 from jaxgen.data.bins import pack
 from jaxgen.data.pack import Batch, documents_of
-from jaxgen.data.pairs import check_pairs, lay, pairs_of
+from jaxgen.data.pairs import check_pairs, firsts, lay, pairs_of
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import DataError
 
@@ -59,20 +59,9 @@ class CompletionRows:
         offsets = self.shard.offsets.astype(np.int64)
         begins, masks = offsets[2 * self.texts[texts]], offsets[2 * self.texts[texts] + 1]
         at = begins[layout.owner] + layout.inner
-        weights = np.zeros((len(rows), self.width), np.float32)
-        weights[layout.rows, layout.columns] = self.shard.tokens[
-            masks[layout.owner] + layout.inner + 1
-        ]
-        index = np.full(len(rows), -1, np.int64)
-        index[places[::-1]] = begins[::-1]  # the first of a row is written last
-        return {
-            "tokens": layout.fill(self.shard.tokens[at].astype(np.int32)),
-            "targets": layout.fill(self.shard.tokens[at + 1].astype(np.int32)),
-            "weights": weights,
-            "segments": layout.segments,
-            "positions": layout.positions,
-            "index": index,
-        }
+        learnt = self.shard.tokens[masks[layout.owner] + layout.inner + 1]
+        batch = layout.batch(self.shard.tokens[at], self.shard.tokens[at + 1], learnt)
+        return batch | {"index": firsts(places, begins, len(rows))}
 
     @property
     def tokens(self) -> int:

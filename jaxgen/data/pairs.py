@@ -78,8 +78,6 @@ class PairRows:
         ids = target.fill(self._ids(begins, lengths[1], offsets[2 * pairs + 2], target))
         tokens = np.roll(ids, 1, axis=1)
         tokens = np.where(target.positions == 0, self.start, tokens)
-        index = np.full(size, -1, np.int64)
-        index[places[::-1]] = offsets[2 * pairs][::-1]  # the first pair of a row is written last
         return {
             "source": read,
             "source_segments": source.segments,
@@ -89,7 +87,7 @@ class PairRows:
             "weights": (target.segments > 0).astype(np.float32),
             "segments": target.segments,
             "positions": target.positions,
-            "index": index,
+            "index": firsts(places, offsets[2 * pairs], size),
         }
 
     def _ids(
@@ -117,6 +115,25 @@ class Laid:
         full = np.zeros(self.segments.shape, np.int32)
         full[self.rows, self.columns] = ids
         return full
+
+    def batch(self, tokens: np.ndarray, targets: np.ndarray, learnt: np.ndarray) -> Batch:
+        """Return tokens, targets, weights, segments and positions [B, width]."""
+        weights = np.zeros(self.segments.shape, np.float32)
+        weights[self.rows, self.columns] = learnt
+        return {
+            "tokens": self.fill(tokens),
+            "targets": self.fill(targets),
+            "weights": weights,
+            "segments": self.segments,
+            "positions": self.positions,
+        }
+
+
+def firsts(places: np.ndarray, begins: np.ndarray, size: int) -> np.ndarray:
+    """Return where in a shard the first text of each row begins, -1 where there is none."""
+    index = np.full(size, -1, np.int64)
+    index[places[::-1]] = begins[::-1]  # the first of a row is written last
+    return index
 
 
 def lay(places: np.ndarray, lengths: np.ndarray, shape: tuple[int, int]) -> Laid:
