@@ -135,6 +135,23 @@ def test_state_and_forecast_count_the_adapter_and_the_base_beneath_it(home):
     assert per_token(MODEL) - per_token(MODEL, beside=own) == matmuls / 3 - 6 * own
 
 
+def test_pairs_are_validated_by_their_divergence_from_the_base_beneath(home, tmp_path):
+    pairs = [{"prompt": f"{n}", "chosen": f" {n}", "rejected": " no"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    settings = build_settings({
+        "init_from": str(home / "base"), "adapter": {"kind": "lora", "rank": 2},
+        "objective": {"name": "preferences"}, "train": {"batch": 4, "steps": 1},
+        "data": {"files": [str(tmp_path / "pairs.jsonl")], "valid_fraction": 0.5},
+    })  # fmt: skip
+    tokenizer = inputs.make_tokenizer(settings)
+    settings = resolve(settings, tokenizer)
+    job = Run(settings, tmp_path, tokenizer, inputs.prepare(settings, tokenizer, tmp_path))
+    state = job.begin()
+    assert abs(job.validate(state)["kl"]) < 1e-6
+    moved = replace(state, params=jax.tree.map(lambda x: x + 0.1, state.params))
+    assert job.validate(moved)["kl"] > 0.01
+
+
 def test_a_prompt_is_trained_evaluated_and_written_for_peft(home, tmp_path):
     prompt = {"kind": "prompt", "tokens": 3, "rank": 8, "dropout": 0.0, "base": "plain"}
     settings = asked(home, prompt, steps=2)
