@@ -1,11 +1,12 @@
 """How many tokens a second does the engine give to 1, 8 and 32 clients, and how long do they wait?
 
-    python benchmarks/serving.py MODEL [--weights int8] [--seconds 20]
+    python benchmarks/serving.py MODEL [--weights int8] [--clients 1 8 32] [--seconds 20]
 
 Each client asks, hears its text to the end and asks again; all are in this process, without HTTP.
 Beside it stands `Session.run` of as many prompts as one batch, which nobody can join. Then a prompt
 of many tokens is asked twice: the second time its keys and values come from the prefix cache.
-Writes results/serving.json.
+Writes results/serving-WEIGHTS.json after each part. Programs of an earlier run are not compiled
+again, so that `warm_up_seconds` is what a first start takes only where there was none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import sides
 
 import jaxgen
+from jaxgen.cli import paths, start
 from jaxgen.serve.engine import Engine
 from jaxgen.serve.tickets import Delta, Failed, Finished, Started
 from jaxgen.text.prompts import Prompt
@@ -55,7 +57,8 @@ def percentiles(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     at = {name: ordered[int(share * (len(ordered) - 1))] for name, share in
           (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}  # fmt: skip
-    return {name: round(value, 4) for name, value in at.items()}
+    found = {name: round(value, 4) for name, value in at.items()}
+    return found | {"p99_over_p50": round(at["p99"] / at["p50"], 2)}
 
 
 def clients(engine: Engine, prompts: list[Prompt], count: int, seconds: float) -> dict[str, Any]:
@@ -111,36 +114,47 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--chunk", type=int, default=8)
     given = parser.parse_args()
+    start.prepare_jax(paths.cache())  # as `jaxgen serve` does
     session = jaxgen.open(given.model, weights=given.weights)
     settings = Generation(temperature=0.0, max_new_tokens=given.length)
     asked = [session.chat_ids([{"role": "user", "content": text}]) for text in QUESTIONS]
     prompts = [Prompt(ids, settings) for ids in asked]
-    with Engine(session, context=given.context, chunk=given.chunk) as engine:
+    slots = max(given.clients)
+    found: dict[str, Any] = {"weights": given.weights, "slots": slots, "clients": {}}
+
+    def write(show: bool = False, **part: Any) -> None:
+        found.update(part)
+        sides.write(f"serving-{given.weights}", found, show=show)
+
+    with Engine(session, slots=slots, context=given.context, chunk=given.chunk) as engine:
         _, warm = sides.once(lambda: engine.warm_up(print))
-        served = {str(n): clients(engine, prompts, n, given.seconds) for n in given.clients}
-        long = [(7 * i) % 1000 + 100 for i in range(given.context - 40)]
-        new, known = [], []
-        for number in range(5):
-            ids = [number + 100, *long]
-            for row in (new, known):
-                one = Heard(engine, Prompt(ids, Generation(temperature=0.0, max_new_tokens=8)))
-                row.append(one.times[1] - one.times[0])
-        found = {
-            "weights": given.weights,
-            "warm_up_seconds": round(warm, 1),
-            "tokens_per_chunk": given.chunk,
-            "clients": served,
-            "batch": {str(n): batch(session, (prompts * n)[:n]) for n in given.clients},
-            "first_piece_of_a_long_prompt": {
-                "tokens": len(long) + 1,
-                "new_seconds": round(statistics.median(new), 4),
-                "known_seconds": round(statistics.median(known), 4),
-            },
-            "compilations_after_warm_up": engine.stats().compilations,
-            "threads": sides.threads(),
-            "environment": sides.environment(),
-        }
-    sides.write("serving", found)
+        write(warm_up_seconds=round(warm, 1), tokens_per_chunk=given.chunk)
+        for count in given.clients:
+            clients(engine, prompts, count, 0.1)  # all prefixes are known
+            found["clients"][str(count)] = clients(engine, prompts, count, given.seconds)
+            write()
+        write(first_piece_of_a_long_prompt=long_prompts(engine, given.context - 40))
+        write(batch={str(n): batch(session, (prompts * n)[:n]) for n in given.clients})
+        write(
+            show=True,
+            compilations_after_warm_up=engine.stats().compilations,
+            threads=sides.threads(),
+            environment=sides.environment(),
+        )
+
+
+def long_prompts(engine: Engine, length: int) -> dict[str, Any]:
+    """Return the waits for prompts of so many tokens, which are new and then known."""
+    long = [(7 * i) % 1000 + 100 for i in range(length)]
+    waits: dict[str, list[float]] = {"new": [], "known": []}
+    for number in range(5):
+        for row in waits.values():
+            prompt = Prompt([number + 100, *long], Generation(temperature=0.0, max_new_tokens=8))
+            one = Heard(engine, prompt)
+            row.append(one.times[1] - one.times[0])
+    new, known = (statistics.median(row) for row in waits.values())
+    figures = {"new_seconds": round(new, 4), "known_seconds": round(known, 4)}
+    return {"tokens": length + 1, **figures, "times": round(new / known, 2)}
 
 
 if __name__ == "__main__":
