@@ -49,9 +49,9 @@ def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path) -> Teac
     home = run_and_step(distill.teacher)[0]
     if read_tokenizer(home).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
-            f"distill.teacher={distill.teacher} has another tokenizer; start the student with its "
-            f"(tokenizer.kind=init, or init_from), or learn from texts that it writes: `jaxgen "
-            f"generate`, then data.files"
+            f"distill.teacher={distill.teacher} has another tokenizer; give the student the same, of "
+            f"the same text or with tokenizer.kind=file, or let it learn from texts that the "
+            f"teacher writes: `jaxgen generate`, then data.files"
         )
     config, params = load(distill.teacher)
     _check(config, settings)
