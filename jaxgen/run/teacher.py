@@ -49,8 +49,8 @@ def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path) -> Teac
     home = run_and_step(distill.teacher)[0]
     if read_tokenizer(home).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
-            f"distill.teacher={distill.teacher} has another tokenizer; give the student the same, of "
-            f"the same text or with tokenizer.kind=file, or let it learn from texts that the "
+            f"distill.teacher={distill.teacher} has another tokenizer; give the student the same "
+            f"(tokenizer.kind=file, tokenizer.file=...), or let it learn from texts that the "
             f"teacher writes: `jaxgen generate`, then data.files"
         )
     config, params = load(distill.teacher)

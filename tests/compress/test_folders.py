@@ -222,3 +222,29 @@ def test_smaller_shapes_and_int8_go_together(home, monkeypatch):
     assert params["layers"]["feed"]["up"].values.shape == (2, 32, 64)
     receipt = json.loads((home / "cut" / "compress.json").read_text())
     assert receipt["name"] == recipe and receipt["bytes"][0] > 4 * receipt["bytes"][1]
+
+
+@pytest.mark.parametrize("target", ["hub", "model.gguf"])
+def test_other_layouts_hold_the_numbers_that_the_folder_stands_for(home, monkeypatch, target):
+    monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
+    out = home / f"for-{target.partition('.')[0]}"
+    recipe = "int4-awq,group=32,rows=4,length=16"
+    words = ["--recipe", recipe, "--data", str(home / "text.txt"), "--out", str(out)]
+    assert main(["compress", str(home / "model"), *words]) == 0
+    monkeypatch.setattr("jaxgen.pretrained.hub_parity.can_compare", lambda: False)
+    to = ["--to", "hf"] if target == "hub" else ["--dtype", "float32"]
+    assert main(["convert", str(out), str(home / target), *to]) == 0
+    tokens = jnp.arange(24).reshape(2, 12)
+    logits = [jaxgen.apply(p, c, tokens).logits for c, p in map(jaxgen.load, (out, home / target))]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def test_a_compressed_model_writes_text_and_is_evaluated(home, monkeypatch, capsys):
+    monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
+    out = str(home / "writes")
+    assert main(["compress", str(home / "model"), "--recipe", "int4,group=32", "--out", out]) == 0
+    capsys.readouterr()
+    assert main(["generate", out, "--prompt", "2 times", "--max-new-tokens", "4"]) == 0
+    assert main(["eval", out, f"data.files={home / 'text.txt'}"]) == 0
+    said = capsys.readouterr().out
+    assert "2 times" in said and "bits per byte" in said
