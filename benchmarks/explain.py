@@ -7,7 +7,8 @@ values, against the mean vector of the token table. Completeness: |sum of the va
 the log-probabilities| / |difference|. Faithfulness: the area between the curves of insertion and
 deletion, less that of 8 random orders; its mean has a 95 % interval, by resampling tokens. A trace
 is timed in turn with the same text generated. Each prompt's figures are kept in
-results/explain.jsonl as they come, so that the same command goes on; results/explain.json sums up.
+results/explain-MODEL.jsonl as they come, so that the same command goes on; explain-MODEL.json sums
+up.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt
 
 RESULTS = Path(__file__).parent / "results"
+WIDTH = 6  # tokens of a prompt
 PROMPTS = (
     "The capital of France is",
     "Water boils at a temperature of",
     "In the morning the sun rises in the",
-    "A dog is an animal that",
-    "Two plus two equals",
-    "The opposite of hot is",
+    "A dog is an animal that likes to",
+    "The sum of two and two equals",
+    "The opposite of the word hot is",
     "She opened the door and walked into the",
-    "Python is a programming",
+    "Python is a programming language that",
 )
 
 
@@ -45,7 +47,8 @@ def one_prompt(session: jaxgen.text.session.Session, prompt: str, count: int) ->
     """Return the figures of each new token of a prompt."""
     config = session.config.replace(compute_dtype="float32")
     greedy = Generation(max_new_tokens=count, temperature=0.0)
-    traced = explain.trace(session, Prompt(prompt, greedy))
+    # As many tokens of each, so that one program serves all.
+    traced = explain.trace(session, Prompt(session.ids(prompt)[:WIDTH], greedy))
     ids = [*traced.ids, *traced.tokens]
     positions = list(range(len(traced.ids), len(ids)))
     params, key = session.model.params, jax.random.key(0)
@@ -102,8 +105,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3)
     parser.add_argument("--only", choices=("trace", "attribution"))
     args = parser.parse_args()
-    session, kept = jaxgen.open(args.model), RESULTS / "explain.jsonl"
-    figures: dict[str, object] = {"model": args.model}
+    session, name = jaxgen.open(args.model), Path(args.model).name
+    kept = RESULTS / f"explain-{name}.jsonl"
+    figures: dict[str, object] = {"model": name}
     if args.only != "attribution":
         figures["trace"] = trace_cost(session)
         print(json.dumps(figures), flush=True)
@@ -118,7 +122,7 @@ def main() -> None:
                 print(f"{prompt}: {time.perf_counter() - begun:.0f} s", flush=True)
         figures |= summary(rows)
     print(json.dumps(figures, indent=1))
-    (RESULTS / "explain.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / f"explain-{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
