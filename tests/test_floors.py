@@ -37,7 +37,7 @@ FLOORS = {
     2: ["ops"],
     3: ["nn"],
     4: ["models"],
-    5: ["tokens", "data", "store", "decoding", "measure", "profile", "adapters"],
+    5: ["tokens", "data", "store", "decoding", "measure", "profile", "adapters", "privacy"],
     6: ["train", "pretrained", "safety"],
     7: ["text"],
     8: ["run"],

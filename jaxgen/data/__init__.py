@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxgen.data.shard import TokenShard, open_shard
     from jaxgen.data.split import assigned, training_texts
     from jaxgen.data.streams import Tally
+    from jaxgen.data.units import poisson_batches, unit_rows
 
 __all__ = [
     "Batches",
@@ -39,10 +40,12 @@ __all__ = [
     "index_copies",
     "labels_of",
     "open_shard",
+    "poisson_batches",
     "prepare",
     "python_docs",
     "python_docstrings",
     "training_texts",
+    "unit_rows",
 ]
 
 __getattr__, __dir__ = lazy.attach(__name__)

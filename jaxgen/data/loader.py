@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -53,10 +53,28 @@ class Order:
         return self.rows.batch(rows, places // self.count, stream_keys(self.seed, places))
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """Step -> batch, as `Order` is; `count`: rows of an epoch, `repeat`: steps with one batch."""
+
+    @property
+    def rows(self) -> Rows: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def repeat(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Batch: ...
+
+
 class Batches:
     """An endless iterator of batches; see `batches`."""
 
-    def __init__(self, order: Order, context: int, *, start: int, workers: int) -> None:
+    def __init__(self, order: Steps, context: int, *, start: int, workers: int) -> None:
         self._order, self._workers, self._step = order, workers, start
         self._context = context
         self._stream: Any = None
@@ -200,7 +218,7 @@ def in_order(
         yield rows.batch(np.where(row < rows.count, row, -1), epochs, stream_keys(0, row))
 
 
-def _stream(order: Order, start: int, workers: int) -> Any:
+def _stream(order: Steps, start: int, workers: int) -> Any:
     import grain
 
     _parse_flags()

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 
 from jaxgen.legend import LEGEND
+from jaxgen.ops.contract import PerRow
 
 Init = Callable[..., jax.Array]
 STACK_AXIS = "L"
@@ -41,4 +42,4 @@ def weight(
     if leaf is None:
         path = "/".join((*module.path, name))
         raise KeyError(f"params hold no {path!r}; were they made for another config?")
-    return leaf
+    return leaf.values if isinstance(leaf, PerRow) else leaf

@@ -171,6 +171,17 @@ def lookup(
 
 @register_dataclass
 @dataclass(frozen=True)
+class PerRow:
+    """A bias or scale that each row of a batch has a copy of, to get a gradient of its own.
+
+    values: [B, 1, ..., axes of the parameter], as it stands beside activations.
+    """
+
+    values: Any
+
+
+@register_dataclass
+@dataclass(frozen=True)
 class Biased:
     """A weight with a bias that is added to the last axis of its matmuls."""
 

@@ -18,8 +18,8 @@ ROW = "a row's mean or scale"  # what is kept of a row: `_frugal`
 
 def rms_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"] | Float[Array, "N D"],
-    bias: Float[Array, "D"] | None,
+    scale: Float[Array, "... D"],
+    bias: Float[Array, "... D"] | None,
     *,
     epsilon: float,
 ) -> Float[Array, "... D"]:
@@ -29,8 +29,8 @@ def rms_norm(
 
 def rms_offset_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"] | Float[Array, "N D"],
-    bias: Float[Array, "D"] | None,
+    scale: Float[Array, "... D"],
+    bias: Float[Array, "... D"] | None,
     *,
     epsilon: float,
 ) -> Float[Array, "... D"]:
@@ -43,8 +43,8 @@ def rms_offset_norm(
 
 def layer_norm(
     x: Float[Array, "... D"],
-    scale: Float[Array, "D"] | Float[Array, "N D"],
-    bias: Float[Array, "D"] | None,
+    scale: Float[Array, "... D"],
+    bias: Float[Array, "... D"] | None,
     *,
     epsilon: float,
 ) -> Float[Array, "... D"]:

@@ -91,7 +91,8 @@ def introduce(run: Run, batches: data.Batches, log: Log | Mute) -> None:
             f"train.warmup={settings.warmup} is longer than the run; it is cut to "
             f"train.steps={settings.steps}"
         )
-    for line in getattr(batches.rows, "notes", list)():
+    private = run.budget.introduction() if run.budget else []
+    for line in [*getattr(batches.rows, "notes", list)(), *private]:
         log.say(line)
     if settings.epochs is not None:
         log.say(f"train.epochs={settings.epochs:g} are {settings.steps} steps")
@@ -121,6 +122,8 @@ def conclude(run: Run, log: Log | Mute, early: str) -> None:
     """
     if early:
         log.say(f"ended at step {run.checkpoints.steps()[-1]}: {early}")
+    if run.budget is not None:
+        run.budget.write_card(run.folder, run.checkpoints.steps()[-1])
     title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
     refusal = plot.draw_loss(
         *(run.folder / METRICS, run.folder / "loss.png"),

@@ -24,9 +24,10 @@ LOCK = "LOCK"
 PROFILE = "profile"
 ENVIRONMENT = "env.json"
 TEACHER = "teacher.json"
+CARD = "privacy.json"
 # What a run writes beside its config and checkpoints.
 WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, "metrics.jsonl", TIMES, "log.txt")
-WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT, TEACHER)
+WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT, TEACHER, CARD)
 CRASH = "crash-"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jaxgen.pretrained.chat_template import ChatTemplate, has_chat_template
 from jaxgen.run import forecast, initial, objective, samples, shapes
 from jaxgen.run.conversations import encoder_of, template_of
 from jaxgen.run.folder import CHECKPOINTS, ENVIRONMENT
+from jaxgen.run.privacy import Budget, unit_rows
 from jaxgen.run.reference import Reference, references
 from jaxgen.run.rollouts import Rollouts
 from jaxgen.run.settings import Settings
@@ -40,7 +41,7 @@ from jaxgen.train import state as states
 from jaxgen.train.log_probs import mean_kl
 from jaxgen.train.losses import Loss
 from jaxgen.train.state import State
-from jaxgen.train.validate import validate, validate_loss
+from jaxgen.train.validate import StoppedError, until, validate, validate_loss
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ class Run:
 
     def attached(self, params: Any) -> Any:
         """Return trained parameters with those beneath them; themselves without an adapter."""
-        if self.adapter is None:
-            return params
-        return adapters.attach(self.base, replace(self.adapter, params=params), self.settings.model)
+        return shapes.attached(self.settings, self.adapter, self.base, params)
 
     @cached_property
     def objective(self):
@@ -175,7 +174,8 @@ class Run:
     def shapes(self) -> State:
         """The state as ShapeDtypeStructs."""
         # Those of the parameters are known without tracing how they are drawn.
-        made = lambda params: states.train_state(params, self.optimizer, self._keys()[1])  # noqa: E731
+        key, rule = self._keys()[1], self.optimizer
+        made = lambda params: shapes.train_state(self.settings, params, rule, key)  # noqa: E731
         return jax.eval_shape(made, shapes.trained(self.settings)[0])
 
     @cached_property
@@ -259,7 +259,7 @@ class Run:
             params = adapters.init(
                 *(self.adapter, self.settings.model, given, params_key), initial=initial
             )
-        return states.train_state(params, self.optimizer, dropout_key)
+        return shapes.train_state(self.settings, params, self.optimizer, dropout_key)
 
     def _params(self, given: Mapping[str, Any]) -> Any:
         """Return the parameters of the model; given: by path, those that are not drawn."""
@@ -305,8 +305,15 @@ class Run:
             self.shardings,
         )
 
+    @cached_property
+    def budget(self) -> Budget | None:
+        """What the steps of a private run cost; None: it isn't private."""
+        return Budget(self.settings, unit_rows(self)) if self.settings.train.privacy.on else None
+
     def batches(self) -> data.Batches:
         train = self.settings.train
+        if self.budget is not None:
+            return self.budget.batches(self._process())
         batches = data.batches(
             self.corpus.train,
             context=self.settings.row_length,
@@ -362,7 +369,7 @@ class Run:
             rows = map(self.references["valid"].add, rows)
         if self.mesh is not None and not self.is_policy:
             rows = (place.place_batch(self.mesh, batch, train.batch) for batch in rows)
-        rows, params = _until(stop, rows), self.model_params(state)
+        rows, params = until(stop, rows), self.model_params(state)
         check = place.under(self.mesh, validate)
         try:
             if self.is_policy:
@@ -370,7 +377,7 @@ class Run:
             if self.settings.objective.name in PREFERENCES:
                 return validate_loss(self._judge, params, rows)
             return check(params, self.settings.model, rows, self.tokenizer.byte_lengths)
-        except _ToldError:
+        except StoppedError:
             return None
 
     def _validation(self, process: tuple[int, int]) -> Iterator[dict[str, Any]]:
@@ -393,14 +400,3 @@ class Run:
         """Return (prompt, what the model makes of it) for each prompt and example of the config."""
         make = place.under(self.mesh, samples.make)
         return make(self.settings, self.tokenizer, self.corpus, params, self.chat_template)
-
-
-class _ToldError(Exception):
-    """Somebody asked to stop."""
-
-
-def _until(stop: Callable[[], bool], rows: Iterable[Any]) -> Iterator[Any]:
-    for row in rows:
-        if stop():
-            raise _ToldError
-        yield row

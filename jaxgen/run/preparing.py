@@ -13,7 +13,7 @@ from jaxgen.errors import ConfigError, DataError
 from jaxgen.pretrained.assets import copy_assets
 from jaxgen.pretrained.chat_template import write_chat_template
 from jaxgen.pretrained.model import located
-from jaxgen.run import facts, inputs
+from jaxgen.run import facts, inputs, privacy
 from jaxgen.run.folder import CHECKPOINTS, CONFIG, ENVIRONMENT, TOKENIZER, clear, kept_settings
 from jaxgen.run.job import Run
 from jaxgen.run.settings import Settings, differences, resolve
@@ -45,13 +45,12 @@ def prepared(
         tokenizer = load_tokenizer(folder / TOKENIZER)
     else:
         tokenizer = inputs.make_tokenizer(settings)
-    settings = resolve(settings, tokenizer)
+    settings = privacy.remembered(resolve(settings, tokenizer), kept)
     if kept is not None and settings.train.epochs is None:
         differences(kept, settings, folder, onward=onward)  # before the text is read
     home = None if kept is None else folder
     corpus = inputs.prepare(settings, tokenizer, cache, folder=home, silent=not writes)
-    if settings.train.epochs is not None:
-        settings = _with_steps(Run(settings, folder, tokenizer, corpus), kept)
+    settings = with_steps_and_noise(Run(settings, folder, tokenizer, corpus), kept)
     new = [] if kept is None else differences(kept, settings, folder, onward=onward)
     if kept is not None and (changed := inputs.changed_text(folder, corpus)):
         raise DataError(
@@ -92,6 +91,18 @@ def first_step(run: Run, step: Step, force: bool) -> int | None:
     return begin
 
 
+def with_steps_and_noise(run: Run, kept: Settings | None = None) -> Settings:
+    """Return the run's settings with what depends on its text: steps, and the noise of privacy."""
+    if run.settings.train.privacy.on:
+        rows = privacy.unit_rows(run)
+        run = replace(run, settings=privacy.with_expected(run.settings, rows.count))
+    if run.settings.train.epochs is not None:
+        run = replace(run, settings=_with_steps(run, kept))
+    if run.settings.train.privacy.on:
+        return privacy.begun(run.settings, privacy.unit_rows(run))
+    return run.settings
+
+
 def _with_steps(run: Run, kept: Settings | None) -> Settings:
     """Return the run's settings with the steps that its epochs take.
 
@@ -101,7 +112,8 @@ def _with_steps(run: Run, kept: Settings | None) -> Settings:
     batches = run.batches()
     batches.close()
     assert train.epochs is not None
-    steps = max(ceil(train.epochs * batches.rows.count / run.rows), 1)
+    rows = train.privacy.expected or run.rows
+    steps = max(ceil(train.epochs * batches.rows.count / rows), 1)
     steps *= run.settings.policy.iterations
     unsaid = {steps, TrainSettings().steps} | ({kept.train.steps} if kept else set())
     if train.steps not in unsaid:

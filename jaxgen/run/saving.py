@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from jaxgen import data
+from jaxgen.run.privacy import Budget
 from jaxgen.store import Checkpoints
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.state import State
@@ -21,14 +22,16 @@ class Saver:
     checkpoints: Checkpoints
     batches: data.Batches
     log: Log | Mute
+    budget: Budget | None = None  # of a private run
 
     def save(self, state: State, step: int, valid_loss: float | None) -> None:
         """Make a checkpoint in the background; valid_loss: None if it has none yet."""
-        self.checkpoints.save(step, state, self._extra(valid_loss), metric=valid_loss)
+        extra = self._extra(step, valid_loss)
+        self.checkpoints.save(step, state, extra, metric=valid_loss)
 
     def add_loss(self, step: int, valid_loss: float) -> None:
         """Add its validation loss to a checkpoint, in the background."""
-        self.checkpoints.add_metric(step, valid_loss, self._extra(valid_loss))
+        self.checkpoints.add_metric(step, valid_loss, self._extra(step, valid_loss))
 
     def keep(self, state: State, step: int, valid_loss: float | None) -> None:
         """See to it that the state is on the disk."""
@@ -46,7 +49,8 @@ class Saver:
             self.keep(state, step, valid_loss)
             raise
 
-    def _extra(self, valid_loss: float | None) -> dict[str, Any]:
+    def _extra(self, step: int, valid_loss: float | None) -> dict[str, Any]:
         sound = valid_loss is not None and isfinite(valid_loss)
         self.log.settle()
-        return {"data": self.batches.state(), "valid_loss": valid_loss if sound else None}
+        extra = {"data": self.batches.state(), "valid_loss": valid_loss if sound else None}
+        return extra if self.budget is None else extra | {"privacy": self.budget.record(step)}

@@ -22,6 +22,7 @@ from jaxgen.models import presets
 from jaxgen.pretrained import sources
 from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.run import rewards
+from jaxgen.run.check_private import check_private
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
 from jaxgen.store.settings import CheckpointSettings
@@ -125,6 +126,7 @@ class Settings:
         self._check_preference()
         self._check_policy()
         self._check_distill()
+        check_private(self)
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,12 +21,24 @@ from jaxgen.run.settings import Settings
 from jaxgen.train import flops, optimizer
 from jaxgen.train import state as states
 
+DROPOUT = 0xADA97E5  # folded into a step's key for the dropout of an adapter
+
 
 def adapter(settings: Settings) -> Adapter | None:
     """Return the form of a run's adapter; None where all parameters are trained."""
     if settings.adapter.kind == "none":
         return None
     return adapters.plan(settings.adapter, settings.model)
+
+
+def attached(
+    settings: Settings, adapter: Adapter | None, base: Any, params: Any, key: Any = None
+) -> Any:
+    """Return the parameters of the model: an adapter's around `base`, or themselves."""
+    if adapter is None:
+        return params
+    own = None if key is None else jax.random.fold_in(key, DROPOUT)
+    return adapters.attach(base, replace(adapter, params=params), settings.model, key=own)
 
 
 def trained(settings: Settings) -> tuple[tree.Tree, tree.Tree]:
@@ -48,7 +61,14 @@ def base(settings: Settings) -> Any:
 def state(settings: Settings) -> Any:
     """Return the training state as ShapeDtypeStructs."""
     params, key = trained(settings)[0], jax.random.key(1)  # known without being drawn
-    return jax.eval_shape(lambda params: states.train_state(params, rule(settings), key), params)
+    make = lambda params: train_state(settings, params, rule(settings), key)  # noqa: E731
+    return jax.eval_shape(make, params)
+
+
+def train_state(settings: Settings, params: Any, rule: Any, key: Any) -> states.State:
+    """Return the training state before the first step, with a clip where that adapts."""
+    state, privacy = states.train_state(params, rule, key), settings.train.privacy
+    return state if privacy.quantile is None else replace(state, clip=jnp.float32(privacy.clip))
 
 
 def rule(settings: Settings) -> optax.GradientTransformation:
@@ -62,7 +82,7 @@ def fresh(settings: Settings, rule: optax.GradientTransformation) -> states.Stat
     params, beside = api.init(settings.model, jax.random.key(0)), adapter(settings)
     if beside is not None:
         params = adapters.init(beside, settings.model, params, jax.random.key(2))
-    return states.train_state(params, rule, jax.random.key(1))
+    return train_state(settings, params, rule, jax.random.key(1))
 
 
 def fresh_base(settings: Settings, mesh: Any) -> Any:

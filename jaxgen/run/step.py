@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import optax
 
-from jaxgen.adapters.adapter import attach
-from jaxgen.run import shapes
+from jaxgen.run import privacy, shapes
 from jaxgen.run.settings import Settings
-from jaxgen.train import preferences
+from jaxgen.train import preferences, private
 from jaxgen.train.distill import distill_loss
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.policy import policy_loss
 from jaxgen.train.step import train_step
-
-DROPOUT = 0xADA97E5  # folded into a step's key for the dropout of an adapter
 
 
 def loss_of(settings: Settings, base: Any = None) -> Callable:
@@ -30,10 +25,7 @@ def loss_of(settings: Settings, base: Any = None) -> Callable:
         return loss
 
     def beside(params: Any, config: Any, batch: Any, key: Any = None) -> Any:
-        own = None if key is None else jax.random.fold_in(key, DROPOUT)
-        return loss(
-            attach(base, replace(adapter, params=params), config, key=own), config, batch, key
-        )
+        return loss(shapes.attached(settings, adapter, base, params, key), config, batch, key)
 
     return beside
 
@@ -76,6 +68,19 @@ def step_of(settings: Settings, optimizer: optax.GradientTransformation) -> Call
         spike=train.spike,
         patience=train.patience,
     )
+    if train.privacy.on:
+        # A step that is refused for its loss would tell of the data.
+        step = partial(step, spike=None)
+    own = lambda base: _with_privacy(partial(step, loss=loss_of(settings, base)), settings, base)  # noqa: E731
     if settings.adapter.kind == "none":
-        return partial(step, loss=loss_of(settings))
-    return lambda state, batch, base: step(state, batch, loss=loss_of(settings, base))
+        return own(None)
+    return lambda state, batch, base: own(base)(state, batch)
+
+
+def _with_privacy(step: Callable, settings: Settings, base: Any) -> Callable:
+    if not settings.train.privacy.on:
+        return step
+    gradients = partial(private.gradients, private=privacy.private_of(settings, base))
+    if settings.train.privacy.quantile is not None:
+        return privacy.adapting(step, gradients)
+    return partial(step, gradients=gradients)

@@ -42,11 +42,13 @@ from jaxgen.run.settings import Settings
 from jaxgen.run.signals import StopRequest
 from jaxgen.run.watchdog import Watchdog
 from jaxgen.store import directory
+from jaxgen.store.checkpoints import Restored
 from jaxgen.store.steps import Step
 from jaxgen.train import flops, goodput, schedule
 from jaxgen.train.early_stopping import EarlyStopping, validation_losses
 from jaxgen.train.log import Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
+from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import State
 
 LOST = "interrupted twice: not saved since step {0}; the same command goes on from step {0}"
@@ -134,7 +136,7 @@ def _train(
     trace: Path | None,
     begin_at: int | None,
 ) -> None:
-    checkpoints, settings = run.checkpoints, run.settings.train
+    checkpoints, settings = run.checkpoints, _within_budget(run)
     checkpoints.clean()
     with clock.phase("restoring"):
         restored = checkpoints.restore(run.expected(), begin_at) if checkpoints.steps() else None
@@ -156,7 +158,7 @@ def _train(
         clock.begin(log.time, begin, seen)
         try:
             if restored is not None:
-                batches.restore(restored.extra["data"])
+                _restore_batches(run, restored, batches)
             announce.resume(run, restored, removed, log)
             if trace is not None:
                 profiling.check(settings.steps - begin, run.folder)
@@ -182,11 +184,32 @@ def _train(
         finally:
             batches.close()
         if run.group.first and not unfinished:
-            announce.conclude(run, log, "" if done == settings.steps else stopping.why())
+            announce.conclude(run, log, _why(run, stopping, done))
         clock.record(done, end=True)
         if unfinished:
             log.say(STOPPED.format(done))
             run.group.leave(PREEMPTED)
+
+
+def _within_budget(run: Run) -> TrainSettings:
+    settings = run.settings.train
+    return replace(settings, steps=run.budget.most_steps()) if run.budget else settings
+
+
+def _restore_batches(run: Run, restored: Restored, batches: data.Batches) -> None:
+    batches.restore(restored.extra["data"])
+    if run.budget is not None:
+        run.budget.check(restored.extra.get("privacy"), restored.step)
+
+
+def _why(run: Run, stopping: EarlyStopping, done: int) -> str:
+    """Return why a run has ended before its last step, "" if it hasn't."""
+    if done == run.settings.train.steps:
+        return ""
+    if stopping.is_over or run.budget is None:
+        return stopping.why()
+    spent = run.settings.train.privacy.epsilon
+    return f"the budget of epsilon {spent:g} is spent; more steps need a run of their own"
 
 
 def _save_last(run: Run, callbacks: Callbacks, state: State, done: int) -> None:
@@ -279,7 +302,7 @@ def _callbacks(
     dog: Watchdog,
     stopping: EarlyStopping,
 ) -> Callbacks:
-    saver = Saver(run.checkpoints, batches, log)
+    saver = Saver(run.checkpoints, batches, log, run.budget)
 
     def save(state: State, step: int, valid_loss: float | None) -> None:
         clock.record(step)
@@ -312,6 +335,7 @@ def _callbacks(
         epoch=batches.epoch,
         rollout=run.rollouts if run.is_policy else None,
         cycle=run.settings.policy.iterations,
+        spent=lambda step: {"epsilon": run.budget.spent(step)} if run.budget else {},
         dispatch_ahead=_dispatches_ahead(run),
     )
 

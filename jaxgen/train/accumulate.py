@@ -62,7 +62,7 @@ def gradients(
     if accumulate == 1:
         result, grads = one(batch, key)
     else:
-        result, grads = _scan(one, params, batch, key, accumulate)
+        result, grads = over_microbatches(one, params, batch, key, accumulate)
     if merge is not None:
         result, grads = merge(result, grads)
     if plain:
@@ -73,12 +73,13 @@ def gradients(
     return result._replace(metrics=means), grads
 
 
-def divisor(weight: Float[Array, ""]) -> Float[Array, ""]:
+def divisor(weight: Float[Array, "..."]) -> Float[Array, "..."]:
     """Return what sums are divided by: the weight itself, 1 where there is none."""
     return jnp.where(weight == 0, 1.0, weight)
 
 
-def _scan(one, params, batch, key, accumulate):
+def over_microbatches(one, params, batch, key, accumulate):
+    """Return the sums of one(rows, key) -> (Loss, gradient) over `accumulate` parts of the rows."""
     leaves, structure = jax.tree.flatten(batch)
     cut = [jnp.ndim(leaf) > 0 for leaf in leaves]
     rows = rows_of(batch)
@@ -97,21 +98,21 @@ def _scan(one, params, batch, key, accumulate):
 
     # Sums stay in float32 even for parameters in bfloat16, whose eight bits would stop counting.
     zeros = jax.tree.map(lambda p: jnp.zeros_like(p, wide(p.dtype)), params)
-    dealt = [_dealt(x, accumulate) for is_cut, x in zip(cut, leaves, strict=True) if is_cut]
+    dealt = [deal(x, accumulate) for is_cut, x in zip(cut, leaves, strict=True) if is_cut]
     grads, each = scan(body, zeros, (dealt, jnp.arange(accumulate)))
     total, weight, metrics = jax.tree.map(
         lambda x: jnp.sum(x, axis=0), (each.total, each.weight, each.metrics)
     )
-    return Loss(total, weight, _in_order(each.nll), metrics), grads
+    return Loss(total, weight, in_order(each.nll), metrics), grads
 
 
 @auto_inside("x", lambda out, _: ".B")
-def _dealt(x, accumulate):
+def deal(x, accumulate):
     """[B, ...] -> [A, B / A, ...], dealing rows out in turn so that each device keeps its own."""
     return jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1)
 
 
 @auto_inside("nll", lambda out, _: "T")
-def _in_order(nll):
-    """[A, B / A] -> [B], the rows as they were before they were dealt out."""
-    return jnp.swapaxes(nll, 0, 1).reshape(-1)
+def in_order(nll):
+    """[A, B / A, ...] -> [B, ...], the rows as they were before they were dealt out."""
+    return jnp.swapaxes(nll, 0, 1).reshape(-1, *nll.shape[2:])

@@ -25,6 +25,7 @@ class Reading:
     mfu: float | None = None
     eta: float | None = None
     skipped: int = 0
+    epsilon: float | None = None  # of privacy, spent
     cause: str | None = None  # why this very step was skipped
 
     def facts(self) -> dict[str, str]:
@@ -33,6 +34,7 @@ class Reading:
             "loss": ("loss {:.4f}", self.loss if self.reward is None else None),
             "reward": ("reward {:.4f}", self.reward),
             "valid": ("valid {:.4f}", self.valid),
+            "epsilon": ("epsilon {:.3g}", self.epsilon),
             "speed": ("{} tok/s", _if_known(short, self.tokens_per_second)),
             "mfu": ("MFU {:.1f}%", None if self.mfu is None else 100 * self.mfu),
             "eta": ("{} left", _if_known(duration, self.eta)),

@@ -99,6 +99,7 @@ class Log:
             mfu=metrics.get("mfu"),
             eta=None if pace is None else pace * (self.total - step),
             skipped=int(metrics.get("skipped", 0)),
+            epsilon=metrics.get("epsilon"),
             cause=metrics.get("cause"),
         )
         self.reading = reading

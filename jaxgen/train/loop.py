@@ -56,6 +56,7 @@ class Callbacks:
         extra_work: whether the last call of the step did more than the step.
         rollout: (state, batch) -> the batch that the state makes of it, and further metrics.
         cycle: steps that share a rollout, between which nothing is saved and nothing ends.
+        spent: step -> metrics of what the steps up to it have cost: epsilon.
         dispatch_ahead: whether a step is dispatched before the previous one has ended.
     """
 
@@ -79,6 +80,7 @@ class Callbacks:
     row_shares: int = 1
     rollout: Callable[[State, dict], tuple[dict, dict[str, float]]] | None = None
     cycle: int = 1
+    spent: Callable[[int], dict[str, float]] = lambda step: {}
 
 
 class FitResult(NamedTuple):
@@ -256,5 +258,5 @@ def _flush_metrics(state, step, settings, callbacks, clock, writer) -> int:
         if cause:
             record["cause"] = cause
         record["learning_rate"] = float(callbacks.rate(number - 1))
-        writer.step(number, record | clock.read())
+        writer.step(number, record | callbacks.spent(number) | clock.read())
     return int(values["streak"])

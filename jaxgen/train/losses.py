@@ -104,7 +104,7 @@ def causal_loss(
     >>> float(jaxgen.causal_loss(params, config, batch).weight)
     2.0
     """
-    arrays = _checked(batch, config)
+    arrays = checked_batch(batch, config)
     return _loss(params, config, arrays, key, smoothing=smoothing, z=z, chunk=chunk)
 
 
@@ -112,12 +112,7 @@ def causal_loss(
 @auto_inside("arrays")
 def _loss(params, config, arrays, key, *, smoothing, z, chunk):
     targets = arrays["targets"]
-    weights = arrays.get("weights")
-    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
-    weights = jnp.where(is_ignored(targets), 0.0, weights.astype(jnp.float32))
-    # Under jit ids are not known: one outside makes its loss NaN, and must its gradient too.
-    outside = (targets < 0) | (targets >= (config.classes or config.V))
-    loud = jnp.where(outside & (weights != 0), jnp.nan, weights)
+    weights, loud = target_weights(arrays, config)
     out = read(params, config, arrays, key)
     each = targets.shape[0] * (config.classes or config.V)
     fitting = targets.shape[1] if are_known(targets.shape[1]) else 1
@@ -140,6 +135,16 @@ def _loss(params, config, arrays, key, *, smoothing, z, chunk):
         return Loss(total, weight, rows)
     more, metrics = _of_router(config, out.router)
     return Loss(total + weight * more, weight, rows, metrics)
+
+
+def target_weights(arrays: Mapping[str, Array], config: ModelConfig) -> tuple[Array, Array]:
+    """Return the weights of a batch's targets, as they count, and NaN where an id can't be."""
+    targets, weights = arrays["targets"], arrays.get("weights")
+    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights
+    weights = jnp.where(is_ignored(targets), 0.0, weights.astype(jnp.float32))
+    # Under jit ids are not known: one outside makes its loss NaN, and must its gradient too.
+    outside = (targets < 0) | (targets >= (config.classes or config.V))
+    return weights, jnp.where(outside & (weights != 0), jnp.nan, weights)
 
 
 def _of_router(config: ModelConfig, stats: RouterStats) -> tuple[Array, dict[str, Array]]:
@@ -221,7 +226,7 @@ _MEANT = {
 }
 
 
-def _checked(batch: Batch, config: ModelConfig) -> dict[str, Array]:
+def checked_batch(batch: Batch, config: ModelConfig) -> dict[str, Array]:
     """Return the arrays that the loss reads, none misspelt, missing or of another shape."""
     if not isinstance(batch, Mapping):
         raise ConfigError(f"batch is a {type(batch).__name__}; it wants a dict of arrays")

@@ -35,7 +35,9 @@ def make(
     # The defaults of no_decay need not match: a model may have neither biases nor norms.
     decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
-    clip = optax.identity() if settings.clip is None else optax.clip_by_global_norm(settings.clip)
+    # Of a private gradient each row's part is clipped already, and the rest is noise.
+    unclipped = settings.clip is None or settings.privacy.on
+    clip = optax.identity() if unclipped else optax.clip_by_global_norm(settings.clip or 1.0)
     chain = _with_choices(optax.chain(clip, rule), axes, balance_rate)
     chain = in_float32(_with_zeros(chain, settings.zeros, axes) if settings.zeros else chain)
     chain = _with_frozen(chain, settings.freeze, axes) if settings.freeze else chain

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from jaxgen import arguments
 from jaxgen.errors import ConfigError
+from jaxgen.privacy.settings import PrivacySettings
 from jaxgen.settings import option
 
 
@@ -45,7 +46,9 @@ class TrainSettings:
     zeros: tuple[str, ...] = option(
         "globs of matrices of layers whose zeros stay zeros, as `jaxgen compress` leaves them", ()
     )
-    clip: float | None = option("largest global gradient norm; null: no clipping", 1.0)
+    clip: float | None = option(
+        "largest global gradient norm; null: no clipping; a private run clips rows instead", 1.0
+    )
     smoothing: float = option("label smoothing", 0.0)
     z_loss: float = option("weight of logsumexp(logits)^2", 0.0)
     loss_chunk: int | None = option("positions whose logits exist at once; null: by size", None)
@@ -72,6 +75,7 @@ class TrainSettings:
         ("tensorboard",),
     )
     validate_batches: int | None = option("batches of a validation; null: the whole split", None)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "patience", "log_every", "validate_every"):

@@ -42,6 +42,7 @@ class State:
     optimizer: Any
     key: Any  # PRNGKeyArray
     health: Health
+    clip: Any = None  # Float[Array, ""], of a private run whose clip adapts; else None
 
 
 @arguments.checked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -86,11 +87,11 @@ def train_step(
     checked = _checked_update(update, grads, updates, norm, state.params)
     limits = {"spike": spike, "patience": patience, "update": checked}
     good, cause, health = nonfinite.check(state.health, objective, norm, **limits)
-    state = State(
+    state = replace(
+        state,
         step=state.step + 1,
         params=nonfinite.select(good, params, state.params),
         optimizer=nonfinite.select(good, moments, state.optimizer),
-        key=state.key,
         health=health,
     )
     return state, _metrics(result, mean, objective, norm, cause, health)

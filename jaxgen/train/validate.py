@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from math import exp, log
 from typing import Any
@@ -76,3 +76,15 @@ def validate(
         "bits_per_byte": nll / log(2) / size if size else float("nan"),
         "tokens": tokens,
     }
+
+
+class StoppedError(Exception):
+    """A stop was requested in the middle of a validation."""
+
+
+def until(stop: Callable[[], bool], rows: Iterable[Any]) -> Iterator[Any]:
+    """Yield the rows; StoppedError once a stop is requested."""
+    for row in rows:
+        if stop():
+            raise StoppedError
+        yield row

@@ -17,6 +17,8 @@ from jaxgen.errors import ConfigError
 from jaxgen.mesh.settings import MeshSettings
 from jaxgen.run import inputs
 from jaxgen.run.folder import TOKENIZER
+from jaxgen.run.job import Run
+from jaxgen.run.preparing import with_steps_and_noise
 from jaxgen.run.settings import Settings, resolve
 from jaxgen.tokens import load as load_tokenizer
 from jaxgen.verify import stage
@@ -76,7 +78,8 @@ def resume(
     else:
         tokenizer = load_tokenizer(source / TOKENIZER)
     settings = resolve(settings, tokenizer)
-    inputs.prepare(settings, tokenizer, cache)
+    corpus = inputs.prepare(settings, tokenizer, cache)
+    settings = with_steps_and_noise(Run(settings, cache, tokenizer, corpus))
     task = Task(
         cache=str(cache),
         source=None if source is None else str(source.absolute()),

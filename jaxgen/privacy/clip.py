@@ -1,0 +1,84 @@
+"""Gradients of bounded norm, one for each unit, their sum, and noise beside it (Abadi et al. 2016).
+
+Everything here is a function of trees of arrays; nothing knows a model or a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def factors(norms: Float[Array, "..."], clip: Any) -> Float[Array, "..."]:
+    """Return what gradients of these norms are multiplied with: min(1, clip / norm).
+
+    A gradient that isn't finite counts for nothing, so that the sum changes by `clip` at most.
+    """
+    fitting = jnp.minimum(1.0, clip / jnp.maximum(norms, 1e-30))
+    return jnp.where(jnp.isfinite(norms), fitting, 0.0)
+
+
+def clipped_sum(
+    grads: Any, clip: Any, groups: Callable[[Any], int] | None = None
+) -> tuple[Any, Float[Array, "B"]]:
+    """Return (sum over rows of the clipped gradients, norm of each row's gradient).
+
+    Args:
+        grads: a tree of [B, ...], the gradient of each row.
+        clip: largest norm of a row's gradient.
+        groups: of a key path, how many leading axes of its gradient (beyond B) number layers that
+            are clipped on their own, each to clip / sqrt(number of weights); None: all at once.
+    """
+    wide = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    squares = jax.tree.map(lambda g: jnp.sum(g * g, axis=tuple(range(1, g.ndim))), wide)
+    norms = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
+    if groups is None:
+        scale = factors(norms, clip)
+        return jax.tree.map(lambda g: _weighted(scale, g), wide), norms
+    leaves, structure = jax.tree_util.tree_flatten_with_path(wide)
+    lead = [1 + groups(path) for path, _ in leaves]
+    parts = sum(int(jnp.size(g[0]) // _inner(g, n)) for (_, g), n in zip(leaves, lead, strict=True))
+    each = clip / parts**0.5
+    clipped = []
+    for (_, g), n in zip(leaves, lead, strict=True):
+        own = jnp.sqrt(jnp.sum(g * g, axis=tuple(range(n, g.ndim)), keepdims=True))
+        scale = factors(own, each)
+        clipped.append(jnp.sum(jnp.where(scale > 0, scale * g, 0.0), axis=0))
+    return jax.tree.unflatten(structure, clipped), norms
+
+
+def _inner(g: Any, axes: int) -> int:
+    size = 1
+    for length in g.shape[axes:]:
+        size *= length
+    return size
+
+
+def _weighted(scale: Float[Array, "B"], g: Array) -> Array:
+    # A row of factor 0 may hold numbers that aren't finite, and 0 times them isn't 0.
+    rows = scale.reshape(-1, *(1 for _ in g.shape[1:]))
+    return jnp.tensordot(scale, jnp.where(rows > 0, g, 0.0), axes=1)
+
+
+def noise_like(tree: Any, key: PRNGKeyArray, deviation: Any) -> Any:
+    """Return Gaussian noise of each leaf's shape, a function of key and place in the tree alone."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
+    return jax.tree.unflatten(
+        structure,
+        [
+            deviation * jax.random.normal(one, leaf.shape, jnp.float32)
+            for one, leaf in zip(keys, leaves, strict=True)
+        ],
+    )
+
+
+def secret_key(key: PRNGKeyArray, seed: int) -> PRNGKeyArray:
+    """Return the key of a step's noise: its key, which all may know, with a secret seed in it."""
+    for half in (seed >> 32, seed & 0xFFFFFFFF):
+        key = jax.random.fold_in(key, half)
+    return key

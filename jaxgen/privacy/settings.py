@@ -1,0 +1,99 @@
+"""How private training is: the knobs of `train.privacy`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxgen import arguments
+from jaxgen.errors import ConfigError
+from jaxgen.settings import option
+
+RESOLVED = ("expected", "seed", "solved_noise")  # filled in when a run begins
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class PrivacySettings:
+    """Differential privacy of training; raises ConfigError naming the field at fault."""
+
+    epsilon: float | None = option(
+        "budget, at which training stops; the noise is solved for; null, and no noise_multiplier: "
+        "not private",
+        None,
+    )
+    delta: float | None = option(
+        "chance that the promise of epsilon fails; below 1 / number of units, such as 1e-6", None
+    )
+    noise_multiplier: float | None = option(
+        "deviation of the noise in multiples of clip, instead of epsilon", None
+    )
+    clip: float = option("largest norm of one unit's gradient", 1.0)
+    clipping: Literal["flat", "per_layer"] = option(
+        "flat: the norm of all parameters; per_layer: clip / sqrt(n) for each of n weights", "flat"
+    )
+    quantile: float | None = option(
+        "adapt clip to this quantile of the norms, such as 0.5 (Andrew et al. 2021); null: fixed",
+        None,
+    )
+    method: Literal["auto", "ghost", "vmap"] = option(
+        "ghost: norms without the gradients of each row, in two backward passes; vmap: a gradient "
+        "for each row of a microbatch; auto: ghost where model and loss allow it",
+        "auto",
+    )
+    unit: Literal["document", "file", "row"] = option(
+        "what the promise is about: a document or record; all of a file (a user, if each has one); "
+        "a row of model.context + 1 tokens",
+        "document",
+    )
+    expected: float | None = option(
+        "expected rows of a step; null: as many as rarely overflow train.batch", None
+    )
+    accountant: Literal["pld", "rdp"] = option("of dp-accounting; pld is tighter", "pld")
+    seed: int | None = option(
+        "of noise and sampling, a secret; null: drawn when the run begins", None
+    )
+    solved_noise: float | None = option(
+        "the noise that epsilon was solved to, filled in when the run begins", None
+    )
+
+    def __post_init__(self) -> None:
+        if not self.on:
+            for name in type(self).__dataclass_fields__:
+                value = getattr(self, name)
+                if value != type(self).__dataclass_fields__[name].default:
+                    raise ConfigError(
+                        f"{name}={value} has no effect without epsilon or noise_multiplier; give "
+                        f"epsilon=8, for example, or remove it"
+                    )
+            return
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ConfigError(
+                f"epsilon={self.epsilon} and noise_multiplier={self.noise_multiplier} exclude each "
+                f"other; remove one, which is then computed"
+            )
+        for name in ("epsilon", "noise_multiplier", "clip", "expected", "solved_noise"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}={value} must be greater than 0")
+        if self.delta is None:
+            raise ConfigError("delta=null must be given with epsilon or noise_multiplier; try 1e-6")
+        for name in ("delta", "quantile"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{name}={value} must be greater than 0 and less than 1")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must be in [0, 2^63)")
+        if self.clipping == "per_layer" and (self.method == "ghost" or self.quantile):
+            other = "method=ghost" if self.method == "ghost" else f"quantile={self.quantile}"
+            raise ConfigError(f"clipping=per_layer and {other} exclude each other; remove one")
+
+    @property
+    def on(self) -> bool:
+        """Whether training is private."""
+        return self.epsilon is not None or self.noise_multiplier is not None
+
+    @property
+    def noise(self) -> float:
+        """The noise multiplier that runs; 1 where the one of epsilon isn't solved for yet."""
+        return self.noise_multiplier or self.solved_noise or 1.0

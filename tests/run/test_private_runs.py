@@ -1,0 +1,150 @@
+"""Private runs: shown, stopped at the budget, restored bit for bit, and refused by name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.run.settings import build_settings
+from jaxgen.run.training import resume, train
+from jaxgen.store import directory
+
+PRIVACY = {"epsilon": 8, "delta": 1e-3, "unit": "row", "expected": 3.0}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("private") / "text.txt"
+    words = np.random.default_rng(0).integers(0, 40, 900)
+    path.write_text(" ".join(f"w{word}" for word in words))
+    return path
+
+
+def settings_of(text, *, privacy=None, **more):
+    sections = {
+        "model": {"context": 16, "layers": 1, "d_model": 8, "heads": 1},
+        "tokenizer": {"kind": "bytes"},
+        "data": {"files": [str(text)], "split": "tail"},
+        "train": {"steps": 4, "batch": 8, "log_every": 1, "validate_every": 4, "track": []},
+        "checkpoint": {"every": 2, "keep_last": 9},
+    }
+    for name, values in more.items():
+        sections[name] = sections.get(name, {}) | values
+    sections["train"] = sections["train"] | {"privacy": PRIVACY if privacy is None else privacy}
+    return build_settings(sections)
+
+
+@pytest.fixture(scope="module")
+def run(text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(settings_of(text), folder, cache=folder.parent / "cache")
+    return folder
+
+
+def lines(run, kind="train"):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_a_run_shows_its_epsilon_and_keeps_to_the_budget(run):
+    spent = [row["epsilon"] for row in lines(run)]
+    assert len(spent) == 4 and spent == sorted(spent) and 7.9 < spent[-1] <= 8
+    assert "epsilon" in (run / "log.txt").read_text()
+    card = json.loads((run / "privacy.json").read_text())
+    assert card["epsilon"] == pytest.approx(spent[-1], abs=1e-5)
+    assert card["delta"] == 1e-3 and card["steps"] == 4 and card["rows"] == 8
+    assert card["unit"].startswith("row") and "Poisson" in card["sampling"]
+    assert card["probability"] * card["units"] == pytest.approx(3.0)
+
+
+def test_what_is_restored_makes_the_noise_that_was_lost(run, text, tmp_path):
+    """A run of the same secret, cut after a checkpoint, ends in the same bytes."""
+    config = (run / "config.yaml").read_text()
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "config.yaml").write_text(config)
+
+    for name in ("tokenizer", "env.json", "checkpoints", "metrics.jsonl"):
+        source = run / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, other / name)
+    resume(other, [], cache=run.parent / "cache", step=2, force=True)
+    tables = []
+    for folder in (run, other):
+        manifest = json.loads((folder / "checkpoints" / "00000004" / "manifest.json").read_text())
+        tables.append(manifest["arrays"])
+        assert manifest["extra"]["privacy"]["steps"] == 4
+    assert tables[0] == tables[1] and tables[0]
+
+
+def test_a_checkpoint_of_other_privacy_than_the_config_says_is_refused(run, tmp_path):
+
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("    clip: 1.0", "    clip: 9.0"))
+    with pytest.raises(CheckpointError, match="clip"):
+        resume(other, [], cache=run.parent / "cache", step=2, force=True)
+
+
+def test_more_steps_than_the_budget_has_end_at_once_and_other_privacy_is_refused(run, text):
+    cache = run.parent / "cache"
+    resume(run, ["train.steps=8"], cache=cache)
+    assert directory.list_steps(run / "checkpoints")[-1] == 4
+    assert "the budget of epsilon 8 is spent" in (run / "log.txt").read_text()
+    for change in ("clip=2.0", "delta=2e-3", "seed=3", "unit=document"):
+        with pytest.raises(ConfigError, match="another config"):
+            resume(run, [f"train.privacy.{change}"], cache=cache)
+
+
+WRONG = {
+    "epsilon=0": ({"epsilon": 0, "delta": 1e-3}, {}, "epsilon=0"),
+    "both": ({"epsilon": 8, "noise_multiplier": 1.0, "delta": 1e-3}, {}, "exclude each other"),
+    "no delta": ({"epsilon": 8}, {}, "delta=null"),
+    "delta": ({"epsilon": 8, "delta": 1.5}, {}, "delta=1.5"),
+    "clip": ({"epsilon": 8, "delta": 1e-3, "clip": 0.0}, {}, "clip=0.0"),
+    "quantile": ({"epsilon": 8, "delta": 1e-3, "quantile": 1.0}, {}, "quantile=1.0"),
+    "off": ({"clip": 2.0}, {}, "has no effect"),
+    "layers": (
+        {"epsilon": 8, "delta": 1e-3, "clipping": "per_layer", "quantile": 0.5},
+        {},
+        "quant",
+    ),
+    "unit": (
+        {"epsilon": 8, "delta": 1e-3, "unit": "file"},
+        {"objective": {"name": "classes"}, "model": {"head": "classes", "classes": 2}},
+        "unit=file",
+    ),
+    "masked": (
+        {"epsilon": 8, "delta": 1e-3},
+        {"objective": {"name": "masked"}, "model": {"topology": "encoder"}},
+        "objective.name=masked",
+    ),
+    "experts": ({"epsilon": 8, "delta": 1e-3}, {"model": {"experts": {"number": 2}}}, "experts"),
+    "form": ({"epsilon": 8, "delta": 1e-3}, {"mesh": {"form": "shard_map"}}, "mesh.form"),
+    "early": ({"epsilon": 8, "delta": 1e-3}, {"train": {"early_stopping": 3}}, "early_stopping"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_not_private_or_not_consistent_is_refused_by_name(name, text):
+    privacy, more, words = WRONG[name]
+    with pytest.raises(ConfigError, match=words) as error:
+        settings_of(text, privacy=privacy, **more)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "words"),
+    [
+        (PRIVACY | {"delta": 0.1}, "below 1 /"),
+        (PRIVACY | {"expected": 9.0}, "expected=9"),
+    ],
+)
+def test_what_does_not_fit_the_number_of_units_is_refused_before_the_folder_is_begun(
+    privacy, words, text, tmp_path
+):
+    with pytest.raises(ConfigError, match=words):
+        train(settings_of(text, privacy=privacy), tmp_path / "run", cache=tmp_path / "cache")
+    assert not (tmp_path / "run" / "config.yaml").exists()
