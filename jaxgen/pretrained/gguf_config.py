@@ -145,7 +145,7 @@ def _add_rope(
     config: Json, own: Json, contents: Contents, share: str | None, family: Family
 ) -> None:
     """Set what is stretched in the rotation, and how much of a head turns."""
-    width = own["attention.key_length"]
+    width = own.get("attention.key_length")
     turned = own.get("rope.dimension_count", width)
     partly = turned != width or share in family.defaults
     if share and partly and type(width) is int and type(turned) is int and width:

@@ -53,7 +53,7 @@ def positive(values: Json, key: str, default: float | None = None) -> float:
     value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{key}={value!r:.40} is no number above 0")
-    return value
+    return float(value)
 
 
 def same_as(key: str) -> Callable[[Json], Any]:

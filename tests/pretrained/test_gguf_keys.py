@@ -1,5 +1,8 @@
 """A key that a GGUF file lacks is what llama.cpp takes for it, or it is refused by its name."""
 
+import contextlib
+import os
+
 import numpy as np
 import pytest
 from random_params import random_params
@@ -177,3 +180,36 @@ def test_tensors_have_the_shapes_of_the_converter(tmp_path):
     assert np.array_equal(
         new["layers"]["experts"]["shared_gate"], old["layers"]["experts"]["shared_gate"]
     )
+
+
+ODD = ("x", ["a", "b"], True, np.uint32(0), np.uint32(2**32 - 1), np.uint64(2**63), np.int32(-1),
+       *map(np.float32, ("nan", "inf", -1.0, 1e30)), np.asarray([1, 2, 3], np.int32),
+       np.asarray([True] * 4), np.asarray([], np.int32))  # fmt: skip
+ANYWHERE = (WINDOW, PATTERN, "rope.freq_base_swa", "rope.scaling.factor", "nextn_predict_layers")
+
+
+def test_no_value_of_any_key_ends_in_anything_but_one_line(tmp_path):
+    names, rng = [*MODELS, *LATER], np.random.default_rng(0)
+    nightly = os.environ.get("JAXGEN_NIGHTLY")
+    if not nightly:
+        names = ["gpt_oss", "stablelm", "llama4_text", "modernbert", *rng.choice(names, 3)]
+    drafts = {name: Draft(small(name)) for name in names}
+    lies = [
+        (name, key, number)
+        for name, draft in drafts.items()
+        for key in sorted({*draft.metadata, *(draft.home + key for key in ANYWHERE)})
+        for number in range(len(ODD))
+    ]
+    lies = lies if nightly else [lies[i] for i in rng.choice(len(lies), 150, replace=False)]
+    # Depths that no pattern of layers repeats to, and a width that no heads have.
+    lies += [("gpt_oss", "gpt-oss.block_count", n) for n in (3, 7)]
+    lies.append(("stablelm", "stablelm.embedding_length", 0))
+    for i, (name, key, number) in enumerate(lies):
+        draft, path = drafts[name], tmp_path / f"{i}.gguf"
+        metadata = draft.metadata | {key: ODD[number]}
+        gguf.write_gguf(
+            path, metadata, draft.forms, lambda n, d=draft: np.zeros(d.forms[n][1], "f4")
+        )
+        with contextlib.suppress(CheckpointError):
+            hub_read.read_config(path)
+        path.unlink()

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgen.models.families import decoders, mixtral, mixtures
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.layer_kinds import layer_types
+from jaxgen.models.families.layer_kinds import depth, layer_types
 from jaxgen.models.families.mixtures import BALANCE
 from jaxgen.models.families.quirks import TIED, Theirs
 from jaxgen.models.families.ropes import rope
@@ -14,10 +14,7 @@ from jaxgen.models.families.rows import Row
 
 
 def _every_other(theirs: Theirs) -> list[str]:
-    return [
-        "full_attention" if i % 2 else "sliding_attention"
-        for i in range(theirs["num_hidden_layers"])
-    ]
+    return ["full_attention" if i % 2 else "sliding_attention" for i in range(depth(theirs))]
 
 
 FUSED = ("experts/gate", "experts/up")

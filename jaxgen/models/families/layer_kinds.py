@@ -182,8 +182,8 @@ CHUNK_GROWTH = Quirk(_GROWTH_KEYS, _read_growth, _write_growth)
 
 def named_kinds(theirs: Theirs, default: Callable[[Theirs], list[str]]) -> list[str]:
     """Return whether each layer is local or global, as layer_types says, or else the default."""
+    layers = depth(theirs)
     types = theirs.get("layer_types") or default(theirs)
-    layers = theirs["num_hidden_layers"]
     if not isinstance(types, list) or len(types) != layers:
         raise CheckpointError(f"layer_types does not name one kind for each of {layers} layers")
     if unknown := [name for name in types if not isinstance(name, str) or name not in LAYER_TYPES]:
