@@ -184,6 +184,8 @@ CASES = {
         "hub has model.safetensors but no config.json"),
     "a billion layers": (config(num_hidden_layers=10**9), "more than the 1000"),
     "huge vocabulary": (config(vocab_size=10**12), "more than the 20000000"),
+    "rope a list": (config(rope_scaling={"rope_type": []}), "rope_type=[] is not known here"),
+    "a class a list": (config(architectures=[[1]]), "architectures=[[1]] is not known here"),
     "bogus rope": (config(rope_scaling={"rope_type": "magic"}), "rope_type='magic' is not known"),
     "rope lacks": (config(rope_scaling={"rope_type": "llama3", "factor": 2.0}), "lacks"),
     "unknown activation": (config(hidden_act="sine"), "hidden_act='sine' is not known"),

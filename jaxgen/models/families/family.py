@@ -121,7 +121,7 @@ class Family:
         """Return the fields that config.json's architectures stand for."""
         heads = {self.architecture: "lm"} | dict(self.heads)
         named = theirs.get("architectures") or [self.architecture]
-        if not isinstance(named, list) or len(named) != 1 or named[0] not in heads:
+        if not isinstance(named, list) or len(named) != 1 or named[0] not in [*heads]:
             known = ", ".join(heads)
             raise CheckpointError(f"architectures={named!r:.80} is not known here; known: {known}")
         head = heads[named[0]]

@@ -62,7 +62,7 @@ def rope_fields(parameters: Any, theirs: Theirs, *, partial: bool) -> dict[str, 
     theta = given.pop("rope_theta", theirs["rope_theta"])
     kind = given.pop("rope_type", given.pop("type", "default"))
     given.pop("type", None)
-    if kind not in SCALINGS:
+    if kind not in [*SCALINGS]:  # it may be a list
         known = ", ".join(SCALINGS)
         raise CheckpointError(
             f"rope_scaling: rope_type={kind!r:.60} is not known here; known are {known}"
@@ -131,7 +131,7 @@ def ignored_rope(theirs: Theirs) -> list[str]:
         nested = [name for name in LAYER_TYPES if isinstance(parameters.get(name), dict)]
         parts = {name: parameters[name] for name in nested}
         for part, given in parts.items() or {"": parameters}.items():
-            kind = given.get("rope_type", given.get("type", "default"))
+            kind = str(given.get("rope_type", given.get("type", "default")))
             read = {*SCALINGS.get(kind, {}).values(), *_ROPE_NAMES}
             read |= {*_YARN_SCALES} if kind == "yarn" else set()
             read |= {"factor"} if kind in ("longrope", "proportional") else set()
