@@ -54,6 +54,8 @@ def ladder(
     names = [name for name, _ in wanted]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--recipes names {repeated} twice; name each once")
+    if data and not any(recipe.calibrates for _, recipe in wanted):
+        raise ConfigError(f"--data has no effect: none of {recipes} looks at a text; drop it")
     folder, which = paths.model(model, step)
     start.prepare_jax(paths.cache())
     from jaxgen.compress import ladder as page

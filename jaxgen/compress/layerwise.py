@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -135,19 +136,13 @@ def layer_params(params: api.Params, config: ModelConfig, layer: int) -> Any:
     return node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
 
 
+@partial(jax.jit, static_argnames="config")
 def embed(params: api.Params, config: ModelConfig, tokens: Array) -> Float[Array, "B T D"]:
     """Return the stream before the first layer."""
-    return _embed(params, config, tokens)
-
-
-@partial(jax.jit, static_argnames="config")
-def _embed(params: api.Params, config: ModelConfig, tokens: Array) -> Array:
     return api.apply(params, config, tokens, taps=("embedded",)).taps["embedded"]
 
 
-def _run(
-    own: Any, shared: Any, config: ModelConfig, layer: int, x: Float[Array, "B T D"]
-) -> Float[Array, "B T D"]:
+def _run(own: Any, shared: Any, config: ModelConfig, layer: int, x: Array) -> Array:
     rows, length = x.shape[:2]
     positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
     inputs = Inputs(jnp.zeros((rows, length), jnp.int32), positions, order="running")
@@ -165,8 +160,7 @@ def _like(config: ModelConfig, layer: int) -> int:
     """Return the first layer that computes as this one does, so that programs are compiled once."""
     if layer < config.leading or config.scores.by_layer == "inverse":
         return layer
-    period = len(config.pattern)
-    return min(layer, config.leading + (layer - config.leading) % period + period)
+    return config.leading + (layer - config.leading) % len(config.pattern)
 
 
 def run_layer(
@@ -176,7 +170,7 @@ def run_layer(
     return _run_jit(own, shared, config, _like(config, layer), x)
 
 
-_run_jit = partial(jax.jit, static_argnames=("config", "layer"))(_run)
+_run_jit = jax.jit(_run, static_argnames=("config", "layer"))
 
 
 def record_layer(
@@ -221,10 +215,7 @@ def parts(rows: np.ndarray | None) -> list[np.ndarray]:
 
 
 def _width(site: Site) -> int:
-    count = 1
-    for size in site.shape[: len(site.inner)]:
-        count *= size
-    return count
+    return prod(site.sizes(site.inner))
 
 
 def input_of(path: str, known: dict[str, Site]) -> str:

@@ -14,7 +14,6 @@ from jaxgen.adapters.sites import Site
 from jaxgen.compress import codes, masks, scaling, sweep
 from jaxgen.compress.layerwise import Statistics
 from jaxgen.compress.recipe import Recipe
-from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 
 
@@ -30,7 +29,7 @@ class Result(NamedTuple):
     nearest: float
 
 
-def check(recipe: Recipe, known: dict[str, Site], config: ModelConfig) -> None:
+def check(recipe: Recipe, known: dict[str, Site]) -> None:
     """Raise ConfigError for a matrix that a recipe's group or pattern does not divide."""
     for path, site in known.items():
         width = prod(site.sizes(site.inner))

@@ -81,6 +81,20 @@ class Recipe:
                 "the recipe changes nothing; give format, tables, prune, heads, channels or layers"
             )
 
+        has_share = self.prune != "none" and self.pattern is None
+        self._check_effect("act_order", self.method == "gptq", f"method={self.method}")
+        calm = "gptq" in self.method or self.prune == "sparsegpt"
+        self._check_effect("damping", calm, f"method={self.method} and prune={self.prune}")
+        self._check_effect("strength", self.method == "smoothquant", f"method={self.method}")
+        self._check_effect("sparsity", has_share, f"prune={self.prune}, pattern={self.pattern}")
+        for name in ("rows", "length"):
+            self._check_effect(name, self.calibrates, "a recipe that looks at no text")
+
+    def _check_effect(self, name: str, used: bool, beside: str) -> None:
+        value = getattr(self, name)
+        if not used and value != type(self).__dataclass_fields__[name].default:
+            raise ConfigError(f"{name}={value} has no effect with {beside}; remove it")
+
     def _check_format(self) -> None:
         needs = {
             "group": (self.group is not None, ("int8", "int4")),

@@ -59,8 +59,11 @@ def compress_layers(
         that don't go together, or a folder of another one; BusyError where another process has it.
     """
     layerwise.check_model(config, params)
-    for layer in range(config.layers):
-        matrix.check(recipe, _full(config, layer), config)
+    known = {
+        path: one for layer in range(config.layers) for path, one in _full(config, layer).items()
+    }
+    tree.check_patterns("keep", recipe.keep, tree.unflatten(known))
+    matrix.check(recipe, known)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
         _begin(folder, params, config, recipe, rows)

@@ -88,7 +88,7 @@ def test_every_preset_gives_a_folder_that_predicts_nearly_as_before(
     out = home / f"out-{name}"
     monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
     needs = ["--data", str(home / "text.txt")] * PRESETS[name].calibrates
-    words = f"{name},rows=4,length=16"
+    words = f"{name},rows=4,length=16" if PRESETS[name].calibrates else name
     assert (
         main(["compress", str(home / "model"), "--recipe", words, "--out", str(out), *needs]) == 0
     )
@@ -171,6 +171,10 @@ def test_killed_after_the_first_layers_it_ends_with_the_same_bytes(home, monkeyp
         ("int4-gptq", ["--data", "{short}"], 7, "has 7 tokens, fewer than a row of length=32"),
         ("int4-gptq", ["--data", "{home}/nowhere.txt"], 7, "nowhere.txt"),
         ("int8", ["--data", "{short}"], 2, "--data has no effect"),
+        ("int8,keep=[layers/atn/q]", [], 2, "keep='layers/atn/q' matches no parameter"),
+        ("int8,rows=4", [], 2, "rows=4 has no effect with a recipe that looks at no text"),
+        ("int4,damping=0.1", [], 2, "damping=0.1 has no effect with method=round"),
+        ("wanda-2-4,sparsity=0.7", [], 2, "sparsity=0.7 has no effect with prune=wanda, pattern"),
         ("{home}/my.yaml", [], 2, "changes nothing"),
     ],
 )
