@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from jaxgen.errors import ConfigError, DataError
-from jaxgen.text import programs
-from jaxgen.text.batches import by_length
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Session, open_session
+from jaxgen.text.tasks import scoring
 
 try:
     from lm_eval import utils  # pyright: ignore[reportMissingImports]
@@ -103,20 +100,8 @@ class Harness(TemplateLM):
                     f"the continuation {'' if texts is None else texts[1]!r} has {len(after)} "
                     f"tokens, but the harness scores 1 to context={width} at once; correct the task"
                 )
-        rows = [(*before, *after)[-(width + 1) :] for _, before, after in requests]
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        inputs = [row[:-1] for row in rows]
-        for numbers, tokens, segments in by_length(inputs, self.batch_size, width):
-            targets = np.zeros_like(tokens)
-            for i, number in enumerate(numbers):
-                targets[i, : len(inputs[number])] = rows[number][1:]
-            parts = (self.session.params, self.session.config, tokens, segments, targets)
-            logp, hits = map(np.asarray, programs.target_log_probabilities(*parts))
-            for i, number in enumerate(numbers):
-                end = len(inputs[number])
-                part = slice(end - min(len(requests[number][2]), end), end)
-                sure = bool(hits[i, part].all())
-                answers[number] = float(logp[i, part].astype(np.float64).sum()), sure
+        rows = [(before, after) for _, before, after in requests]
+        answers = scoring.score_continuations(self.session.model, rows, batch=self.batch_size)
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)

@@ -16,6 +16,7 @@ import jaxgen
 from jaxgen.cli import (
     answer,
     bench,
+    bias,
     card,
     chat,
     classify,
@@ -97,6 +98,7 @@ VERBS = (
     (tutor.tutor, "tutor", "EXERCISES.yaml [MODEL] [OPTIONS]"),
     (classify.classify, "classify", "RUN [TEXT ...] [OPTIONS]"),
     (moderate.moderate, "moderate", "FILE --policy POLICY.yaml [OPTIONS]"),
+    (bias.bias, "bias", "MODEL FILE [OPTIONS]"),
     (fill_mask.fill_mask, "fill-mask", "RUN [TEXT ...] [OPTIONS]"),
     (embed.embed, "embed", "RUN [TEXT ...] [OPTIONS]"),
     (score.score, "score", "RUN [TEXT ...] [OPTIONS]"),

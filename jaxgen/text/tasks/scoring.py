@@ -150,6 +150,75 @@ def score(
     return results
 
 
+def score_pairs(
+    model: LoadedModel,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch: int = 32,
+    progress: Progress | None = None,
+) -> list[tuple[float, int]]:
+    """Return (sum of log-probabilities in nats, tokens) of each continuation after its context.
+
+    As lm-evaluation-harness does: blanks at a context's end are of the continuation, and a
+    continuation without a context is after bos, or else after eos. Raises ConfigError for a model
+    that is no decoder, or a pair that is empty or too long.
+    """
+    require(model, "score", topology=("decoder",), head=("lm",))
+    rows = [_pair(model, *pair) for pair in pairs]
+    results = score_continuations(model, rows, batch=batch, progress=progress)
+    return [(logp, len(after)) for (logp, _), (_, after) in zip(results, rows, strict=True)]
+
+
+def _pair(model: LoadedModel, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    tokenizer, special = model.tokenizer, model.tokenizer.special
+    begin = special.eos if special.bos is None else special.bos
+    bos = [] if special.bos is None else [special.bos]
+    if context:
+        text = context.rstrip()
+        whole = [*bos, *tokenizer.encode(context + continuation)]
+        before = [*bos, *tokenizer.encode(text)]
+        before, after = whole[: len(before)], whole[len(before) :]
+    else:
+        if begin is None:
+            raise ConfigError("the tokenizer has neither bos nor eos to stand before a text")
+        before, after = [begin], tokenizer.encode(continuation)
+    if not after or len(after) > model.config.longest:
+        raise ConfigError(
+            f"continuation {continuation[:40]!r} has {len(after)} tokens; it must have 1 to "
+            f"context={model.config.longest}"
+        )
+    return before, after
+
+
+def score_continuations(
+    model: LoadedModel,
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    *,
+    batch: int,
+    progress: Progress | None = None,
+) -> list[tuple[float, bool]]:
+    """Return (log p in nats, whether all are the likeliest) of ids after those before them.
+
+    What is longer than the context loses its beginning.
+    """
+    width = model.config.context
+    answers: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+    read = [[*before, *after][-(width + 1) :] for before, after in rows]
+    inputs = [row[:-1] for row in read]
+    for numbers, tokens, segments in by_length(inputs, batch, width, progress):
+        targets = np.zeros_like(tokens)
+        for i, number in enumerate(numbers):
+            targets[i, : len(inputs[number])] = read[number][1:]
+        parts = (model.params, model.config, tokens, segments, targets)
+        logp, hits = map(np.asarray, programs.target_log_probabilities(*parts))
+        for i, number in enumerate(numbers):
+            end = len(inputs[number])
+            part = slice(end - min(len(rows[number][1]), end), end)
+            sure = bool(hits[i, part].all())
+            answers[number] = float(logp[i, part].astype(np.float64).sum()), sure
+    return answers
+
+
 def fill_mask(
     model: LoadedModel,
     texts: Sequence[str],
