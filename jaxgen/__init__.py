@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from jaxgen.decoding.chain import chain, greedy
     from jaxgen.decoding.combined_steps import (
         classifier_free_guidance,
+        dexperts,
         fused,
         guided,
         layer_contrast,
+        self_debias,
     )
     from jaxgen.decoding.contrastive import contrastive_search
     from jaxgen.decoding.detailed import decode_detailed
@@ -127,6 +129,7 @@ __all__ = [
     "decode",
     "decode_detailed",
     "detect",
+    "dexperts",
     "draft_model",
     "empty_cache",
     "encode",
@@ -169,6 +172,7 @@ __all__ = [
     "renormalize",
     "repetition_penalty",
     "save",
+    "self_debias",
     "sequence_bias",
     "source_penalty",
     "speculate",

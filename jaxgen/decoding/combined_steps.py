@@ -80,6 +80,62 @@ def classifier_free_guidance(conditional: Step, unconditional: Step, scale: Numb
 guided = classifier_free_guidance  # the name of version 0.1
 
 
+@arguments.checked(weight=at_least(0, note="0 is off"))
+def dexperts(model: Step, expert: Step, antiexpert: Step, weight: Number) -> Step:
+    """Return the step of DExperts (Liu et al. 2021): towards an expert, away from an anti-expert.
+
+    Its logits are log p + weight * (log e - log a): `fused` with the contrast of the two. What the
+    model bans stays banned; with a weight above 0 so does what the expert bans.
+
+    Args:
+        model: the step of p.
+        expert: the step of e, a smaller model of texts that are wanted, of the same vocabulary.
+        antiexpert: the step of a, the same of texts that are not.
+        weight: number or [B], at least 0; 0 is off.
+
+    Returns:
+        The step of a cache (model's, (expert's, anti-expert's)), all filled with the prompt.
+
+    Raises:
+        ConfigError: for a negative weight, or, when called, for steps of several vocabularies.
+
+    >>> even = lambda tokens, cache: (jnp.zeros((1, 2)), cache)
+    >>> one = lambda tokens, cache: (jnp.array([[0.0, 1.0]]), cache)
+    >>> logits, _ = jaxgen.dexperts(even, one, even, 2.0)(jnp.array([0]), ((), ((), ())))
+    >>> jnp.round(logits[:, 1] - logits[:, 0], 3)
+    Array([2.], dtype=float32)
+    """
+    return fused(model, _PairOfSteps(expert, antiexpert, 1.0, _contrast), weight)
+
+
+@arguments.checked(decay=at_least(0, note="0 is off"))
+def self_debias(model: Step, biased: Step, decay: Number) -> Step:
+    """Return the step of self-debiasing (Schick et al. 2021) over a pair of caches.
+
+    A token that the biased prompt makes likelier, by d = p - b < 0, is made less likely by
+    exp(decay * d); all others keep their probability, up to the norm.
+
+    Args:
+        model: the step of p.
+        biased: the same model after a prompt that asks for what is not wanted, before the request's
+            own: "The following text is hostile:"; it gets the same tokens.
+        decay: number or [B], at least 0; 0 is off, the paper has 10 to 100.
+
+    Returns:
+        The step of a cache (model's, biased one's).
+
+    Raises:
+        ConfigError: for a negative decay, or, when called, for steps of two vocabularies.
+
+    >>> even = lambda tokens, cache: (jnp.zeros((1, 2)), cache)
+    >>> one = lambda tokens, cache: (jnp.log(jnp.array([[0.25, 0.75]])), cache)
+    >>> logits, _ = jaxgen.self_debias(even, one, 4.0)(jnp.array([0]), ((), ()))
+    >>> jnp.round(logits[:, 1] - logits[:, 0], 3)
+    Array([-1.], dtype=float32)
+    """
+    return _PairOfSteps(model, biased, decay, _debias)
+
+
 @register_dataclass
 @dataclass(frozen=True)
 class _PairOfSteps:
@@ -112,6 +168,15 @@ def _guide(conditional: Array, unconditional: Array, scale: Array) -> Array:
     difference = jnp.where(jnp.isneginf(unconditional), 0.0, conditional - unconditional)
     guided = unconditional + scale * difference
     return jnp.where(jnp.isneginf(conditional), conditional, guided)
+
+
+def _contrast(expert: Array, antiexpert: Array, weight: Array) -> Array:
+    # One that both ban stays banned; one that the anti-expert alone bans is as the expert has it.
+    return expert - jnp.where(jnp.isneginf(antiexpert), 0.0, antiexpert)
+
+
+def _debias(model: Array, biased: Array, decay: Array) -> Array:
+    return model + decay * jnp.minimum(jnp.exp(model) - jnp.exp(biased), 0.0)
 
 
 @arguments.checked

@@ -371,7 +371,7 @@ def _shares(session: Session) -> bool:
 def _draws(request: Request) -> bool:
     """Return whether a request is decoded token by token, and for itself."""
     settings = request.settings
-    special = settings.guidance is not None or settings.dola is not None
+    special = settings.steered is not None or settings.dola is not None
     return settings.strategy == "draw" and settings.overflow != "slide" and not special
 
 

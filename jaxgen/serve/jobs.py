@@ -130,7 +130,7 @@ def prompt_scores(
         raise ConfigError("echo=True with logprobs needs a decoder")
     if user is not None and session.users is not None:
         params = session.users.params(params, [user])
-    kind = StepKind(min(model.tokenizer.vocab_size, model.config.V), (), False)
+    kind = StepKind(min(model.tokenizer.vocab_size, model.config.V))
     scored = []
     for ids in prompts:
         tokens, _ = pad([ids], size=batch_size(1))

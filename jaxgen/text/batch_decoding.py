@@ -106,7 +106,7 @@ class RequestBatch:
         config, which = self.model.config, self.settings.dola
         layers = () if which is None else dola_layers(config, which)
         num_ids = min(self.model.tokenizer.vocab_size, config.V)
-        return StepKind(num_ids, layers, self.settings.guidance is not None)
+        return StepKind(num_ids, layers, self.settings.steered)
 
     @property
     def parts(self) -> tuple[Any, ModelConfig, StepKind, Rows]:
@@ -160,7 +160,7 @@ def batch_key(settings: Generation) -> tuple[Any, ...]:
     """Return the settings that requests of one batch must share."""
     return (
         settings.strategy,
-        settings.guidance is None,
+        settings.steered,
         settings.top_h is None,
         settings.overflow == "slide",
         settings.renormalize is True,

@@ -77,9 +77,9 @@ def rows_of(requests: Sequence[Request], model: LoadedModel, size: int) -> Rows:
         rows = rows._replace(
             prompt=begin, widths=ones, source=tokens, segments=segments_of(tokens, widths)
         )
-    if requests[0].settings.guidance is not None:
+    if (steered := requests[0].settings.steered) is not None:
         other, other_widths = pad([list(one.other) or [0] for one in filled])
-        scale = np.asarray([one.settings.guidance for one in filled], np.float32)
+        scale = np.asarray([getattr(one.settings, steered) for one in filled], np.float32)
         # A width of 0 stands for no other prompt.
         other_widths = np.where([bool(one.other) for one in filled], other_widths, 0)
         rows = rows._replace(

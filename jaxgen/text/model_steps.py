@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from jaxgen import arguments
 from jaxgen.arguments import at_least
 from jaxgen.config import ModelConfig
-from jaxgen.decoding.combined_steps import classifier_free_guidance, layer_contrast
+from jaxgen.decoding.combined_steps import layer_contrast
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import Step
 from jaxgen.errors import ConfigError
@@ -132,8 +133,10 @@ def dola_layers(config: ModelConfig, which: Literal["low", "high"]) -> tuple[int
     return tuple(layers) or (first,)
 
 
-def cfg_step(step: Step, scale: Float[Array, "B"]) -> Step:
-    """Return the step of classifier-free guidance over (cache, (other cache, pending token)).
+def steered_step(step: Step, combine: Callable[..., Step], scale: Float[Array, "B"]) -> Step:
+    """Return a step steered away from another prompt, over (cache, (other cache, pending token)).
+
+    combine: (step, step of the other prompt, scale) -> step, as `classifier_free_guidance`.
 
     pending: [B] what the other prompt has to be given first instead of the request's own last
     token; NO_TOKEN gives it that one.
@@ -144,7 +147,7 @@ def cfg_step(step: Step, scale: Float[Array, "B"]) -> Step:
         logits, cache = step(jnp.where(pending == NO_TOKEN, tokens, pending), cache)
         return logits, (cache, jnp.full_like(pending, NO_TOKEN))
 
-    return classifier_free_guidance(step, other, scale)
+    return combine(step, other, scale)
 
 
 def _each(x: Float[Array, "B T *X"], tokens: Int[Array, "R"]) -> Float[Array, "R *X"]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxgen.decoding.beam.constraints import Words
 from jaxgen.decoding.beam.search import beam_search
 from jaxgen.decoding.beam.settings import Search
 from jaxgen.decoding.chain import Chain, initial_history
+from jaxgen.decoding.combined_steps import classifier_free_guidance, self_debias
 from jaxgen.decoding.detailed import Decoded, decode_detailed
 from jaxgen.decoding.drafts import lookup
 from jaxgen.decoding.history import NO_TOKEN
@@ -36,11 +37,11 @@ from jaxgen.text.strategies import draft_of, split, split_room, without_history
 
 
 class StepKind(NamedTuple):
-    """Static choices of a step: size of the tokenizer, DoLa's layers, guidance."""
+    """Static choices of a step: size of the tokenizer, DoLa's layers, what steers it."""
 
     num_ids: int
     layers: tuple[int, ...] = ()
-    guided: bool = False
+    steered: Literal["guidance", "debias"] | None = None
 
 
 class Scores(NamedTuple):
@@ -56,7 +57,10 @@ def step_of(params: api.Params, config: ModelConfig, kind: StepKind, rows: Rows)
     if kind.layers:
         return steps.dola_step(params, config, kind.layers, kind.num_ids)
     step = steps.model_step(params, config, kind.num_ids)
-    return steps.cfg_step(step, jnp.asarray(rows.scale)) if kind.guided else step
+    if kind.steered is None:
+        return step
+    combine = classifier_free_guidance if kind.steered == "guidance" else self_debias
+    return steps.steered_step(step, combine, jnp.asarray(rows.scale))
 
 
 def ends_of(rows: Rows, strings: StopStrings | None) -> Ends:
@@ -81,7 +85,7 @@ def begin(
     first, cache = prefill(
         params, config, rows.prompt, jnp.asarray(rows.widths), capacity, memory=memory
     )
-    if not kind.guided:
+    if kind.steered is None:
         return first, cache
     assert rows.other is not None
     widths = jnp.asarray(rows.other_widths)

@@ -111,6 +111,8 @@ def _requests(model: LoadedModel, prompt: Prompt) -> list[Request]:
         )
     away = settings.negative_prompt
     other = () if away is None else tuple(ids_of(model, away))
+    if settings.debias is not None and away is not None:  # it stands before the prompt
+        other = tuple(ids_of(model, away + text) if isinstance(text, str) else [*other, *ids])
     if other and len(other) + limit > context:
         raise ConfigError(
             f"negative_prompt of {len(other)} + {limit} new tokens exceed context={context}; "

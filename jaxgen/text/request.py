@@ -132,7 +132,10 @@ class Generation:
     )
     dola: Literal["low", "high"] | None = _other("contrast with the low or the high layers")
     guidance: float | None = _other("away from --negative-prompt by this scale", FINITE)
-    negative_prompt: str | None = _other("what --guidance steers away from; default: no prompt")
+    debias: float | None = _other(
+        "lower what --negative-prompt, before the prompt, makes likelier: 10 to 100", POSITIVE
+    )
+    negative_prompt: str | None = _other("what --guidance or --debias steers away from")
     lookup: int | None = _other("guess so many tokens from the text itself", COUNT)
     draft: str | None = _other("a smaller run that guesses tokens", filled)
     draft_tokens: int | None = _other(f"at once; default {DRAFTED}", COUNT)
@@ -161,6 +164,8 @@ class Generation:
                 raise ConfigError(
                     f"{self.describe(one)} has no effect without {other}; give {other}"
                 )
+        if self.negative_prompt is not None and self.steered is None:
+            raise ConfigError("negative_prompt has no effect without guidance or debias; give one")
         for other in UNSLID if self.overflow == "slide" else ():
             if self.gives(other):
                 raise ConfigError(
@@ -177,6 +182,11 @@ class Generation:
         if self.contrastive is not None:
             return "contrastive"
         return "draw" if self.lookup is None and self.draft is None else "speculate"
+
+    @property
+    def steered(self) -> Literal["guidance", "debias"] | None:
+        """Return what steers the text away from another prompt."""
+        return "guidance" if self.guidance is not None else "debias" if self.debias else None
 
     @property
     def draws(self) -> bool:
@@ -239,7 +249,14 @@ DRAWING = (
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical", "epsilon", "eta"),
     "top_n_sigma",
 )
-UNSLID = ("beams", "contrastive", "lookup", "draft", "guidance")  # need the whole text's cache
+UNSLID = (
+    "beams",
+    "contrastive",
+    "lookup",
+    "draft",
+    "guidance",
+    "debias",
+)  # need the whole text's cache
 CHANCE = (*DRAWING, "samples", "best_of")  # what only a request for drawn texts gives
 _ONE_WAY = "there is one way to decode"
 _WHOLE = "only drawn texts are made in pieces"
@@ -249,6 +266,7 @@ CONFLICTS = (
         ("contrastive", "lookup"), ("contrastive", "draft"), ("lookup", "draft"),
         ("dola", "guidance"), ("dola", "contrastive"), ("guidance", "contrastive"),
         ("dola", "lookup"), ("dola", "draft"), ("guidance", "lookup"), ("guidance", "draft"),
+        *(("debias", other) for other in ("guidance", "dola", "contrastive", "lookup", "draft")),
     )),
     ("samples", "beams", "give n_best"),
     ("best_of", "beams", "give n_best"),
@@ -268,7 +286,7 @@ NEEDS = (
     ("diversity", "groups"),
     ("groups", "diversity"),
     ("contrastive", "top_k"),
-    ("negative_prompt", "guidance"),
+    ("debias", "negative_prompt"),
     ("draft_tokens", "draft"),
     ("decay_start", "decay_factor"),
     ("decay_factor", "decay_start"),

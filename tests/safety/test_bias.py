@@ -108,7 +108,9 @@ def test_stereoset_weighs_language_and_stereotype(tmp_path):
     assert found.items[1].choices[1] == " They run well."
     by = scored(found, [(-1, -2, -3), (-2, -3, -1)])
     assert (
-        by["all", "language"] == 0.5 and by["all", "stereotype"] == 0.5 and by["all", "ICAT"] == 0.5
+        by["all", "language"] == 0.75
+        and by["all", "stereotype"] == 0.5
+        and by["all", "ICAT"] == 0.75
     )
     by = scored(found, [(-1, -2, -3), (-3, -1, -2)])
     assert by["all", "stereotype"] == 1.0 and by["all", "ICAT"] == 0.0
