@@ -53,6 +53,19 @@ class Alphabet(NamedTuple):
                 node = 0
         return tuple(classes), node
 
+    def completions(self) -> list[frozenset[int]]:
+        """Return the classes that each node may come to."""
+        known: dict[int, frozenset[int]] = {}
+
+        def reached(node: int) -> frozenset[int]:
+            if node not in known:
+                values = {int(one) for one in self.tree[node] if one != INVALID}
+                inner = (reached(one - SIZE) for one in values if one >= SIZE)
+                known[node] = frozenset(one for one in values if one < SIZE).union(*inner)
+            return known[node]
+
+        return [reached(node) for node in range(len(self.tree))]
+
 
 def make(nfa: Nfa) -> Alphabet:
     """Return the alphabet of rules."""

@@ -41,7 +41,9 @@ class TokenFilter:
     complete a match [S]. columns: of each token [V] between characters, and inside of one [2, V].
     inner: those of the tokens that go on with a character, [N, T], at the ids `continuing` [T].
     nodes: the node behind each token [V], -1 of one that spells nothing; inner_nodes: [N, T].
-    starts: first state [1 or B]. within: most new tokens, [] or [B]. stop: ids [B, E] of an end.
+    partial: ids [P] of tokens that end inside of a character; viable: whether one may be completed
+    there, [S, N]. starts: first state [1 or B]. within: most new tokens, [] or [B]. stop: ids
+    [B, E] of an end.
     """
 
     requires: ClassVar[Requires] = "tokens"
@@ -53,6 +55,8 @@ class TokenFilter:
     continuing: Any
     inner: Any
     inner_nodes: Any
+    partial: Any
+    viable: Any
     starts: Any
     within: Any
     stop: Any
@@ -93,7 +97,7 @@ class TokenFilter:
         allowed = (after != DEAD) & ~(ends[after] & last)  # [B, C]
         # What completes no character leaves the rules as they are; but an end may complete a match.
         allowed = allowed.at[:, 0].set(~ends[rules] | ~last[:, 0])
-        known = self._allowed_tokens(allowed, node)
+        known = self._allowed_tokens(allowed, after, node)
         is_stop = jnp.any(
             jnp.arange(known.shape[1]) == jnp.atleast_2d(jnp.asarray(self.stop))[..., None], axis=1
         )
@@ -104,19 +108,35 @@ class TokenFilter:
         return jnp.where(known, logits, BANNED)
 
     def _allowed_tokens(
-        self, allowed: Bool[Array, "B C"], node: Int[Array, "B"]
+        self, allowed: Bool[Array, "B C"], after: Int[Array, "B C"], node: Int[Array, "B"]
     ) -> Bool[Array, "B V"]:
-        columns = jnp.asarray(self.columns)
+        columns, viable = jnp.asarray(self.columns), jnp.asarray(self.viable)
+
+        def complete(known, of):
+            """Ban the tokens that begin a character of which all completions are banned."""
+            if not len(self.partial):
+                return known
+            partial = jnp.asarray(self.partial)
+            states = jnp.take_along_axis(
+                after, jnp.broadcast_to(of, known.shape)[:, partial], axis=1
+            )
+            able = viable[states, jnp.asarray(self.nodes)[partial]]
+            return known.at[:, partial].set(known[:, partial] & able)
 
         def inside(_):
-            known = jnp.take_along_axis(allowed, columns[jnp.minimum(node, 1)], axis=1)
+            of = columns[jnp.minimum(node, 1)]
+            known = complete(jnp.take_along_axis(allowed, of, axis=1), of)
             if not len(self.continuing):
                 return known
-            inner = jnp.take_along_axis(allowed, jnp.asarray(self.inner)[node], axis=1)
+            of = jnp.asarray(self.inner)[node]
+            states = jnp.take_along_axis(after, of, axis=1)
+            able = viable[states, jnp.asarray(self.inner_nodes)[node]]
+            inner = jnp.take_along_axis(allowed, of, axis=1) & able
             return known.at[:, jnp.asarray(self.continuing)].set(inner)
 
         # Between characters all rows share their columns, as most tokens of most texts do.
-        return lax.cond(jnp.any(node > 0), inside, lambda _: allowed[:, columns[0]], None)
+        between = lambda _: complete(allowed[:, columns[0]], columns[0][None])  # noqa: E731
+        return lax.cond(jnp.any(node > 0), inside, between, None)
 
     def _parts(self, state: Int[Array, "B"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
         return state % len(self.table), state // len(self.table)
@@ -160,7 +180,7 @@ class Blocked:
         """Return the processor of a batch; see `TokenFilter`."""
         return TokenFilter(
             *(self.table, self.ends, self.columns, self.nodes, self.continuing),
-            *(self.inner, self.inner_nodes, starts, within, stop),
+            *(self.inner, self.inner_nodes, self.partial, self.viable, starts, within, stop),
         )
 
     def _table(self, pieces: Sequence[bytes], about: str) -> None:
@@ -182,6 +202,10 @@ class Blocked:
         many = len(self.letters.tree) if self.nodes.max() > 0 else 1
         inner = [[self.letters.walk(pieces[i], n) for i in self.continuing] for n in range(many)]
         self.inner_nodes = np.asarray([[n for _, n in row] for row in inner], np.int32)
+        self.partial = np.flatnonzero(self.nodes > 0).astype(np.int32)
+        always, completions = np.ones(len(self.moves), bool), self.letters.completions()[1:many]
+        viable = [(self.moves[:, list(classes)] != DEAD).any(axis=1) for classes in completions]
+        self.viable = np.stack([always, *viable], axis=1)
         inner_columns = [[number(classes) for classes, _ in row] for row in inner]
         distinct, which = self._columns(list(numbers), about)
         self.table = distinct
