@@ -139,36 +139,38 @@ def _trace(trace: dict[str, Any]) -> Iterator[str]:
     rows = [f"<tr><th>token<th>rank<th>entropy<th>model's best{stages}<th>noise<th>margin"
             "<th>runner-up<th>forbidden of the likeliest"]  # fmt: skip
     for step in trace["steps"]:
-        names = {key: _shown(text) for key, text in step["texts"].items()}
+        names = {key: _cell(text) for key, text in step["texts"].items()}
         each = "".join(
             f"<td>{_number(own)} <small>/ {allowed:,}</small>"
             for own, allowed in zip(step["logprob"], step["allowed"], strict=True)
         )
-        banned = "; ".join(f"{names[i]} by {rule}" for i, rule in step["forbidden_by"].items())
+        banned = "; ".join(
+            f"{names[i]} by {escape(rule)}" for i, rule in step["forbidden_by"].items()
+        )
         alone = step["margin"] is None
         rows.append(
-            f"<tr><td><b>{escape(names[str(step['token'])])}</b><td>{step['rank'][0]}"
-            f"<td>{step['entropy'][0]:.2f}<td>{escape(names[str(step['best'][0])])}{each}"
+            f"<tr><td><b>{names[str(step['token'])]}</b><td>{step['rank'][0]}"
+            f"<td>{step['entropy'][0]:.2f}<td>{names[str(step['best'][0])]}{each}"
             f"<td>{step['noise']:.3f}<td>{'alone' if alone else _number(step['margin'])}"
-            f"<td>{'' if alone else escape(names[str(step['rival'])])}<td>{escape(banned)}"
+            f"<td>{'' if alone else names[str(step['rival'])]}<td>{banned}"
         )
     yield _table(rows)
 
 
 def _lens(data: dict[str, Any], count: int) -> Iterator[str]:
-    lens, names = data["lens"], [_shown(one["text"]) for one in data["explained"][:count]]
+    lens, names = data["lens"], [_cell(one["text"]) for one in data["explained"][:count]]
     yield "<h2>What the layers would say</h2>"
     yield (
         "<p>The likeliest token if the last norm and the output came right after each layer, "
         "shaded by its probability; small: the rank of the token that was made. Layer 0 is the "
         "embedding.</p>"
     )
-    rows = ["<tr><th>layer" + "".join(f"<th>{escape(name)}" for name in names)]
+    rows = ["<tr><th>layer" + "".join(f"<th>{name}" for name in names)]
     for layer in reversed(range(len(lens["rank"]))):
         cells = []
         for row in range(len(names)):
             shade = round(9 * float(np.exp(lens["logprobs"][layer][row][0])))
-            text = escape(_shown(lens["texts"][layer][row]))
+            text = _cell(lens["texts"][layer][row])
             rank = lens["rank"][layer][row]
             cells.append(f"<td class=p{shade}>{text} <small>{rank:,}</small>")
         rows.append(f"<tr><td>{layer}{''.join(cells)}")
@@ -253,6 +255,11 @@ def _image(values: np.ndarray, largest: float | None = None) -> str:
 def _shown(text: str) -> str:
     """Return a token's text with its newlines and tabs shown."""
     return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍") or "∅"
+
+
+def _cell(text: str) -> str:
+    """Return a token's text as the cell of a table, without the space before a word."""
+    return escape(_shown(text).strip(" ") or "␣")
 
 
 def _number(value: float | None) -> str:
