@@ -148,9 +148,6 @@ def test_killed_after_the_first_layers_it_ends_with_the_same_bytes(home, monkeyp
     run.wait()
     assert part.exists() and not out.exists()
     kept = os.stat(part).st_ino
-    second = home / "killed.parts" / "layer-0001.safetensors"
-    if second.exists():  # what is damaged is made anew
-        second.write_bytes(second.read_bytes()[:-1])
     handle = part.open()  # of the first start, which the second one leaves as it is
     assert main(compress_words(home, out)) == 0
     assert os.fstat(handle.fileno()).st_ino == kept
@@ -252,3 +249,17 @@ def test_a_compressed_model_writes_text_and_is_evaluated(home, monkeypatch, caps
     assert main(["eval", out, f"data.files={home / 'text.txt'}"]) == 0
     said = capsys.readouterr().out
     assert "2 times" in said and "bits per byte" in said
+
+
+def test_a_part_that_is_damaged_is_made_anew(model, tmp_path):
+    config, params = model
+    said: list[str] = []
+    for _ in range(2):
+        write.compress_layers(params, config, PRESETS["int4"], None, tmp_path, say=said.append)
+    assert len(said) == config.layers
+    part = tmp_path / "layer-0001.safetensors"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    write.compress_layers(params, config, PRESETS["int4"], None, tmp_path, say=said.append)
+    assert said[config.layers :] == [said[-1]] and said[-1].startswith("layer 2 of 3")
+    assert part.read_bytes() == whole
