@@ -24,7 +24,7 @@ import numpy as np
 
 import jaxgen
 from jaxgen import explain
-from jaxgen.explain.explanation import mean_vector
+from jaxgen.explain.explanation import explained_config, mean_vector
 from jaxgen.measure import bootstrap
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt
@@ -45,7 +45,7 @@ PROMPTS = (
 
 def one_prompt(session: jaxgen.text.session.Session, prompt: str, count: int) -> list[dict]:
     """Return the figures of each new token of a prompt."""
-    config = session.config.replace(compute_dtype="float32")
+    config = explained_config(session.config)
     greedy = Generation(max_new_tokens=count, temperature=0.0)
     # As many tokens of each, so that one program serves all.
     traced = explain.trace(session, Prompt(session.ids(prompt)[:WIDTH], greedy))

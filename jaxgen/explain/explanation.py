@@ -168,6 +168,11 @@ def explain(
     return Explanation(data | (_inside(question, model) if question.positions else {}))
 
 
+def explained_config(config: ModelConfig) -> ModelConfig:
+    """Return the config of explanations: float32, and a scan of layers, which compiles sooner."""
+    return config.replace(compute_dtype="float32", unroll=1)
+
+
 def mean_vector(params: api.Params, config: ModelConfig) -> Float[Array, "D"]:
     """Return the mean row of the token table, which stands for no token in particular."""
     return embed(params, config, np.arange(config.V)).mean(axis=0)
@@ -189,7 +194,7 @@ def _letters(text: str) -> list[str]:
 
 
 def _about_tokens(model: LoadedModel, before: list[int], new: list[int], most: int) -> Question:
-    config = model.config.replace(compute_dtype="float32")
+    config = explained_config(model.config)
     source = before if model.reads_sources else None
     first = [model.start] if source is not None else before
     ids = [*first, *new]
@@ -209,7 +214,7 @@ def _about_tokens(model: LoadedModel, before: list[int], new: list[int], most: i
 
 
 def _about_class(model: LoadedModel, text: str, label: str | None) -> Question:
-    config = model.config.replace(compute_dtype="float32")
+    config = explained_config(model.config)
     ids = ids_of(model, text)
     labels = list(model.labels or map(str, range(config.classes or 0)))
     if label is not None and label not in labels:
