@@ -97,11 +97,27 @@ def drawn(kind, folder, rows=16, length=64):
     part = rules.processor(chosen, [()] * rows, limits, np.repeat(stop, rows, 0))
     assert isinstance(part, When)
     sample, first = jaxgen.chain(part), jnp.zeros(rows, jnp.int32)
-    step = lambda tokens, cache: (jnp.broadcast_to(logits, (rows, len(pieces))), cache)  # noqa: E731
-    out, _ = jaxgen.decode(
-        step, (), first, jax.random.key(0), sample, length, stop=stop[0], prompt=first[:, None]
-    )
+    scripts = jnp.asarray([script(chosen, spelled, length) for spelled in SPELLINGS])
+    scripts = jnp.tile(scripts, (rows // len(SPELLINGS) + 1, 1))[:rows]
+
+    def step(tokens, place):  # half of the rows are told what to spell, token by token
+        asked = jax.nn.one_hot(scripts[:, place[0]], len(pieces)) * 30
+        return logits + jnp.where(jnp.arange(rows)[:, None] % 2 == 0, asked, 0.0), place + 1
+
+    begin, about = jnp.zeros(rows, jnp.int32), {"stop": stop[0], "prompt": first[:, None]}
+    out, _ = jaxgen.decode(step, begin, first, jax.random.key(0), sample, length, **about)
     return chosen, np.asarray(out)
+
+
+SPELLINGS = (
+    "a ｄｏｇ", "", "th\u200bé ", "", "the DÖG ", "", "return\u3000 4 ", "", "u 12- 34-", "", "x qu",
+)  # fmt: skip
+
+
+def script(chosen, text, length):
+    """Return the ids of a text again and again, with an end behind it."""
+    ids = chosen.encode(text) + [chosen.special.eos] * text.endswith("qu")
+    return ([*ids] * length or [0] * length)[:length]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "unigram", "wordpiece"])
