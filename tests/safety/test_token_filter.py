@@ -110,8 +110,9 @@ def drawn(kind, folder, rows=16, length=64):
 
 
 SPELLINGS = (
-    "a ｄｏｇ", "", "th\u200bé ", "", "the DÖG ", "", "return\u3000 4 ", "", "u 12- 34-", "", "x qu",
-)  # fmt: skip
+    *("a \uff44\uff4f\uff47", "", "th\u200bé ", "", "the DÖG ", "", "return\u3000 4 ", ""),
+    *("u 12- 34-", "", "x qu", "", "x qu\u2026", ""),
+)
 
 
 def script(chosen, text, length):
