@@ -26,6 +26,7 @@ from jaxgen.safety.alphabet import Alphabet
 from jaxgen.safety.expressions import Nfa
 from jaxgen.safety.machine import Machine
 
+BYTES = 4  # of the longest character
 DEAD = 0  # the state of a text that holds what is blocked; nothing leads out of it
 STATES = 2**14
 LARGEST = 2**27  # bytes of the table
@@ -93,11 +94,12 @@ class TokenFilter:
         state = self.begin(history) if state is None else state
         rules, node = self._parts(state)
         after, ends = jnp.asarray(self.table)[rules], jnp.asarray(self.ends)
-        last = column(jnp.asarray(self.within)) - history.num_generated[:, None] <= 1
+        left = column(jnp.asarray(self.within)) - history.num_generated[:, None]
+        last = left <= 1
         allowed = (after != DEAD) & ~(ends[after] & last)  # [B, C]
         # What completes no character leaves the rules as they are; but an end may complete a match.
         allowed = allowed.at[:, 0].set(~ends[rules] | ~last[:, 0])
-        known = self._allowed_tokens(allowed, after, node)
+        known = self._allowed_tokens(allowed, after, node, left)
         is_stop = jnp.any(
             jnp.arange(known.shape[1]) == jnp.atleast_2d(jnp.asarray(self.stop))[..., None], axis=1
         )
@@ -108,7 +110,11 @@ class TokenFilter:
         return jnp.where(known, logits, BANNED)
 
     def _allowed_tokens(
-        self, allowed: Bool[Array, "B C"], after: Int[Array, "B C"], node: Int[Array, "B"]
+        self,
+        allowed: Bool[Array, "B C"],
+        after: Int[Array, "B C"],
+        node: Int[Array, "B"],
+        left: Int[Array, "B 1"],
     ) -> Bool[Array, "B V"]:
         columns, viable = jnp.asarray(self.columns), jnp.asarray(self.viable)
 
@@ -120,7 +126,9 @@ class TokenFilter:
             states = jnp.take_along_axis(
                 after, jnp.broadcast_to(of, known.shape)[:, partial], axis=1
             )
+            # A character that is needed before the end must have room for all of its bytes.
             able = viable[states, jnp.asarray(self.nodes)[partial]]
+            able = able & ~(jnp.asarray(self.ends)[states] & (left <= BYTES))
             return known.at[:, partial].set(known[:, partial] & able)
 
         def inside(_):
