@@ -114,7 +114,7 @@ class Trainer:
         return self.output.read_text(errors="replace")
 
     def steps(self) -> list[int]:
-        return sorted(int(p.name) for p in (self.folder / "checkpoints").glob("[0-9]*"))
+        return steps_of(self.folder)
 
     def step(self) -> int:
         """The last step that is written down."""
@@ -131,6 +131,14 @@ class Trainer:
 
     def saving(self) -> bool:
         return any(path.parent.name != "data" for path in self.drafts() - self.leftovers)
+
+
+def steps_of(folder: Path) -> list[int]:
+    return sorted(int(p.name) for p in (folder / "checkpoints").glob("[0-9]*"))
+
+
+def newest(folder: Path) -> int:
+    return max(steps_of(folder), default=0)
 
 
 def records(folder: Path) -> list[dict]:
@@ -293,7 +301,12 @@ def unattended(whole: Trainer, kills: int, chance: random.Random, usual: float) 
         while process.poll() is None and len(killed) < left:
             news = set(map(int, children.read_text().split())) - killed
             for child in news:
-                time.sleep(chance.uniform(0.0, START + 2 * usual))
+                begun, delay = newest(folder), chance.uniform(0.0, START)
+                if chance.random() < 0.5:  # while it trains, else at any time
+                    while process.poll() is None and newest(folder) == begun:
+                        time.sleep(0.001)
+                    delay = chance.uniform(0.0, usual / 2)
+                time.sleep(delay)
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
                     killed.add(child)
