@@ -17,8 +17,6 @@ from pathlib import Path
 
 from jaxgen import terminal
 from jaxgen.errors import BUG, PREEMPTED, BusyError, PeerError
-from jaxgen.run.folder import CHECKPOINTS
-from jaxgen.store import directory
 
 SUPERVISED = "JAXGEN_SUPERVISED"  # set in the process that trains
 # Seconds in which a second signal counts as the first: a scheduler tells both processes to stop,
@@ -100,6 +98,9 @@ def _end_with_parent() -> None:
 
 
 def _newest(folder: Path) -> int:
+    from jaxgen.run.folder import CHECKPOINTS
+    from jaxgen.store import directory
+
     return max(directory.list_steps(folder / CHECKPOINTS), default=0)
 
 
