@@ -11,7 +11,8 @@ from jaxgen.run.settings import build_settings
 from jaxgen.run.training import resume, train
 from jaxgen.store import directory
 
-PRIVACY = {"epsilon": 8, "delta": 1e-3, "unit": "row", "expected": 3.0}
+# Little is spent because a small epsilon is accounted for in a tenth of the time.
+PRIVACY = {"epsilon": 0.5, "delta": 1e-3, "unit": "row", "expected": 3.0}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def lines(run, kind="train"):
 
 def test_a_run_shows_its_epsilon_and_keeps_to_the_budget(run):
     spent = [row["epsilon"] for row in lines(run)]
-    assert len(spent) == 4 and spent == sorted(spent) and 7.9 < spent[-1] <= 8
+    assert len(spent) == 4 and spent == sorted(spent) and 0.49 < spent[-1] <= 0.5
     assert "epsilon" in (run / "log.txt").read_text()
     card = json.loads((run / "privacy.json").read_text())
     assert card["epsilon"] == pytest.approx(spent[-1], abs=1e-5)
@@ -92,7 +93,7 @@ def test_more_steps_than_the_budget_has_end_at_once_and_other_privacy_is_refused
     cache = run.parent / "cache"
     resume(run, ["train.steps=8"], cache=cache)
     assert directory.list_steps(run / "checkpoints")[-1] == 4
-    assert "the budget of epsilon 8 is spent" in (run / "log.txt").read_text()
+    assert "the budget of epsilon 0.5 is spent" in (run / "log.txt").read_text()
     for change in ("clip=2.0", "delta=2e-3", "seed=3", "unit=document"):
         with pytest.raises(ConfigError, match="another config"):
             resume(run, [f"train.privacy.{change}"], cache=cache)
