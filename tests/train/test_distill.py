@@ -1,5 +1,6 @@
 """Distillation: divergences against plain sums, and a student whose run resumes bit for bit."""
 
+import json
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from jaxgen import tree
 from jaxgen.errors import ConfigError
 from jaxgen.run import training
 from jaxgen.run.settings import build_settings
+from jaxgen.tokens.plain import Bytes
 from jaxgen.train.distill import distill_loss, divergence, log_probs, teach
 from jaxgen.train.settings import DistillSettings
 
@@ -50,31 +52,33 @@ def test_the_loss_mixes_divergence_and_text_and_is_zero_at_the_teacher():
     batch = {"tokens": tokens, "targets": jnp.roll(tokens, -1, 1).at[:, -1].set(-100)}
     batch |= {"weights": jnp.ones((2, 6)), "segments": jnp.ones((2, 6), jnp.int32)}
     batch["positions"] = jnp.broadcast_to(jnp.arange(6), (2, 6))
-    own = jaxgen.apply(params, config, tokens).logits
+    own = jax.jit(lambda p: jaxgen.apply(p, config, tokens).logits)(params)
     whole = DistillSettings(weight=1.0, temperature=2.0)
-    same = distill_loss(params, config, {**batch, **teach(own, whole)}, settings=whole)
-    assert abs(float(same.total)) < 1e-5 and float(same.weight) == 10
-    grads = jax.grad(
-        lambda p: distill_loss(p, config, {**batch, **teach(own, whole)}, settings=whole).total
-    )(params)
+
+    def total(params):
+        loss = distill_loss(params, config, {**batch, **teach(own, whole)}, settings=whole)
+        return loss.total, loss.weight
+
+    (same, weight), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    assert abs(float(same)) < 1e-5 and float(weight) == 10
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-5
     half = DistillSettings(weight=0.25, temperature=2.0, top=4)
     other = {**batch, **teach(own * 2, half)}
     assert other["teacher"].shape == (2, 6, 5) and other["teacher_ids"].shape == (2, 6, 4)
-    found = distill_loss(params, config, other, settings=half)
-    text = jaxgen.causal_loss(params, config, batch)
-    want = 0.25 * 4 * float(found.metrics["divergence"]) * 10 + 0.75 * float(text.total)
-    np.testing.assert_allclose(found.total, want, rtol=1e-5)
-    np.testing.assert_allclose(found.nll, text.nll, rtol=1e-5)
+    mixed = jax.jit(lambda p: distill_loss(p, config, other, settings=half))(params)
+    text = jax.jit(lambda p: jaxgen.causal_loss(p, config, batch))(params)
+    want = 0.25 * 4 * float(mixed.metrics["divergence"]) * 10 + 0.75 * float(text.total)
+    np.testing.assert_allclose(mixed.total, want, rtol=1e-5)
+    np.testing.assert_allclose(mixed.nll, text.nll, rtol=1e-5)
 
 
 def settings_of(home, **more):
     return build_settings(
         {
-            "model": {"layers": 1, "d_model": 32, "heads": 2, "context": 32, "positions": "rope"},
+            "model": {"layers": 1, "d_model": 16, "heads": 2, "context": 32, "positions": "rope"},
             "tokenizer": {"kind": "bytes"},
             "data": {"files": [str(home / "text.txt")]},
-            "train": {"steps": 6, "batch": 4, "learning_rate": 1e-2, "warmup": 0},
+            "train": {"steps": 6, "batch": 4, "learning_rate": 1e-2, "warmup": 0, "log_every": 1},
             "checkpoint": {"every": 3},
             "sample": {"prompts": []},
             **more,
@@ -82,25 +86,34 @@ def settings_of(home, **more):
     )
 
 
-def test_a_student_resumes_bit_for_bit_and_knows_its_teacher(tmp_path):
-    (tmp_path / "text.txt").write_text("one two three four five six seven. " * 200)
-    cache = tmp_path / "cache"
-    training.train(settings_of(tmp_path), tmp_path / "teacher", cache=cache)
-    distill = {"teacher": str(tmp_path / "teacher"), "loss": "reverse", "top": 8}
-    settings = settings_of(tmp_path, distill=distill)
-    training.train(settings, tmp_path / "whole", cache=cache)
-    shutil.copytree(tmp_path / "whole", tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / "checkpoints" / "00000006")
-    training.resume(tmp_path / "again", (), cache=cache)
-    one, two = (jaxgen.load(tmp_path / name)[1] for name in ("whole", "again"))
-    plain_run = jaxgen.load(tmp_path / "teacher")[1]
-    for path, leaf in tree.flatten(one).items():
-        np.testing.assert_array_equal(leaf, tree.flatten(two)[path])
-    assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (one, plain_run)), strict=True))
-    assert '"divergence"' in (tmp_path / "whole" / "metrics.jsonl").read_text()
-    (tmp_path / "again" / "teacher.json").write_text('{"sha256": "another"}')
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Return a folder with a text and teachers: one that fits, and one of too short a context."""
+    home = tmp_path_factory.mktemp("distill")
+    (home / "text.txt").write_text("one two three four five six seven. " * 200)
+    for name, context in (("teacher", 32), ("short", 16)):
+        config = settings_of(home).model.replace(vocab_size=260, context=context)
+        params = jaxgen.init(config, jax.random.key(1))
+        jaxgen.save(home / name, config, params, tokenizer=Bytes())
+    return home
+
+
+def test_a_student_resumes_bit_for_bit_and_knows_its_teacher(home):
+    cache = home / "cache"
+    distill = {"teacher": str(home / "teacher"), "loss": "reverse", "top": 8, "weight": 1.0}
+    training.train(settings_of(home, distill=distill), home / "whole", cache=cache)
+    shutil.copytree(home / "whole", home / "again")
+    shutil.rmtree(home / "again" / "checkpoints" / "00000006")
+    training.resume(home / "again", (), cache=cache)
+    one, two = (tree.flatten(jaxgen.load(home / name)[1]) for name in ("whole", "again"))
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(leaf, two[path])
+    rows = map(json.loads, (home / "whole" / "metrics.jsonl").open())
+    apart = [row["divergence"] for row in rows if "divergence" in row]
+    assert apart[0] > 1.1 * apart[-1]
+    (home / "again" / "teacher.json").write_text('{"sha256": "another"}')
     with pytest.raises(ConfigError, match="is not the model that the run began with"):
-        training.resume(tmp_path / "again", ["train.steps=8"], cache=cache)
+        training.resume(home / "again", ["train.steps=8"], cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -116,18 +129,10 @@ def test_settings_without_sense_are_refused(tmp_path, section, said):
         settings_of(tmp_path, distill=section)
 
 
-def test_a_teacher_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "text.txt").write_text("one two three four five six seven. " * 200)
-    config = jaxgen.ModelConfig(vocab_size=260, context=16, layers=1, d_model=16, heads=2)
-    from jaxgen.tokens import train as train_tokenizer
-    from jaxgen.tokens.settings import TokenizerSettings
-
-    tokenizer = train_tokenizer(TokenizerSettings(kind="bytes"), ())
-    params = jaxgen.init(config, jax.random.key(0))
-    jaxgen.save(tmp_path / "short", config, params, tokenizer=tokenizer)
-    settings = settings_of(tmp_path, distill={"teacher": str(tmp_path / "short")})
+def test_a_teacher_of_another_kind_is_refused(home, tmp_path):
+    distill = {"teacher": str(home / "short")}
     with pytest.raises(ConfigError, match="has a context of 16, shorter than"):
-        training.train(settings, tmp_path / "run", cache=tmp_path / "cache")
+        training.train(settings_of(home, distill=distill), tmp_path / "run", cache=home / "cache")
     with pytest.raises(ConfigError, match=r"don't go with distill\.teacher"):
         more = {"steps": 6, "batch": 4, "smoothing": 0.1}
-        settings_of(tmp_path, distill={"teacher": str(tmp_path / "short")}, train=more)
+        settings_of(home, distill=distill, train=more)
