@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def _measure(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dic
     jnp.zeros(1).block_until_ready()
     before = resident()
     config, params = load(folder, step=step)
-    nll = [_nll(params, config, part) for part in _batches(rows)]
+    nats = jax.jit(lambda params, batch: causal_loss(params, config, batch).nll)
+    nll = [_nll(nats, params, part) for part in _batches(rows)]
     params = serving.ready(params, config)
     key, speed = jax.random.key(0), {}
     program = jax.jit(
@@ -76,11 +78,11 @@ def _batches(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def _nll(params: api.Params, config: Any, rows: np.ndarray) -> np.ndarray:
+def _nll(nats: Callable[..., jax.Array], params: api.Params, rows: np.ndarray) -> np.ndarray:
     """Return the nats of each row's tokens after its first."""
     filled = np.pad(rows, ((0, BATCH - len(rows)), (0, 0)))
     batch = {"tokens": filled[:, :-1], "targets": filled[:, 1:]}
-    return np.asarray(causal_loss(params, config, batch).nll)[: len(rows)]
+    return np.asarray(nats(params, batch))[: len(rows)]
 
 
 def compared(nll: Any, first: Any, rows: np.ndarray, byte_lengths: np.ndarray) -> dict[str, Any]:
