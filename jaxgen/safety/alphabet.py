@@ -24,15 +24,13 @@ _JAMO = (0x1100, 0x11FF)
 
 
 class Alphabet(NamedTuple):
-    """Classes of characters that no rule tells apart.
+    """Classes of characters, and how bytes come to them.
 
-    of: [U] the class of each code point. members: a character of each class. tree: [N, 256] what a
-    byte does at each node of UTF-8: a class, which ends a character, SIZE + the next node, or
-    INVALID. Node 0 is between characters.
+    of: [U] the class of each code point. tree: [N, 256] what a byte does at each node of UTF-8: a
+    class, which ends a character, SIZE + the next node, or INVALID. Node 0 is between characters.
     """
 
     of: np.ndarray
-    members: list[str]
     tree: np.ndarray
 
     def walk(self, spelling: bytes, node: int) -> tuple[tuple[int, ...], int]:
@@ -67,8 +65,8 @@ class Alphabet(NamedTuple):
         return [reached(node) for node in range(len(self.tree))]
 
 
-def make(nfa: Nfa) -> Alphabet:
-    """Return the alphabet of rules."""
+def classes_of(nfa: Nfa) -> tuple[np.ndarray, list[str]]:
+    """Return (the class [U] of each code point, a character of each), which rules tell apart."""
     tests = list(dict.fromkeys(test for edges in nfa.reads for test, _ in edges))
     folds: tuple[Fold, ...] = tuple(fold for fold in FOLDS if fold in nfa.fold)
     one = {test.ranges[0][0]: i for i, test in enumerate(tests) if _is_one(test)}
@@ -110,12 +108,7 @@ def make(nfa: Nfa) -> Alphabet:
         for uniform in range(HANGUL, PLAIN + 8):
             if len(where := np.flatnonzero(part == uniform)):
                 of[begin + where] = class_of(begin + int(where[0]))
-    return Alphabet(of, members, _tree(of))
-
-
-def with_classes(letters: Alphabet, of: np.ndarray) -> Alphabet:
-    """Return an alphabet with other, fewer classes."""
-    return Alphabet(of, [], _tree(of))
+    return of, members
 
 
 def _is_one(test: Class) -> bool:
@@ -151,32 +144,29 @@ def _kinds() -> np.ndarray:
     return kinds
 
 
-def _tree(of: np.ndarray) -> np.ndarray:
-    rows: list[np.ndarray] = [np.full(256, INVALID, np.int32)]
-    numbers: dict[bytes, int] = {}
+def make(of: np.ndarray) -> Alphabet:
+    """Return the alphabet of the class [U] of each code point; equal rows share a node."""
+    root = np.full(256, INVALID, np.int32)
+    tree = [root[None]]
 
-    def node(row: np.ndarray) -> int:
-        key = row.tobytes()
-        if key not in numbers:
-            numbers[key] = len(rows)
-            rows.append(row)
-        return SIZE + numbers[key]
+    def nodes(children: np.ndarray) -> np.ndarray:
+        """Return what leads to the nodes [M] of what their 64 bytes lead to [M, 64]."""
+        first, numbers = SIZE + sum(map(len, tree)), {}
+        which = [numbers.setdefault(row.tobytes(), len(numbers)) for row in children]
+        rows = np.full((len(numbers), 256), INVALID, np.int32)
+        rows[:, 0x80:0xC0] = np.frombuffer(b"".join(numbers), np.int32).reshape(-1, 64)
+        tree.append(rows)
+        return first + np.asarray(which, np.int32)
 
-    def inner(begin: int, size: int, low: int = 0, high: int = 63) -> int:
-        row = np.full(256, INVALID, np.int32)
-        for k in range(low, high + 1):
-            at = begin + k * size
-            row[0x80 + k] = of[at] if size == 1 else inner(at, size // 64)
-        return node(row)
-
-    root = rows[0]
-    root[:128] = of[:128]
-    for lead in range(0xC2, 0xE0):
-        root[lead] = inner((lead & 31) << 6, 1)
-    for lead in range(0xE0, 0xF0):
-        low, high = (32 if lead == 0xE0 else 0), (31 if lead == 0xED else 63)
-        root[lead] = inner((lead & 15) << 12, 64, low, high)
-    for lead in range(0xF0, 0xF5):
-        low, high = (16 if lead == 0xF0 else 0), (15 if lead == 0xF4 else 63)
-        root[lead] = inner((lead & 7) << 18, 4096, low, high)
-    return np.stack(rows)
+    pages = of.astype(np.int32).reshape(-1, 64)
+    pages[[0, 1, *range(0xD800 // 64, 0xE000 // 64)]] = pages[2]  # ASCII and surrogates: no node
+    last = nodes(pages)
+    inner = last.reshape(-1, 64).copy()
+    inner[0, :32] = inner[0xD, 32:] = INVALID  # what has a shorter spelling, and surrogates
+    inner = nodes(inner)
+    outer = np.full(5 * 64, INVALID, np.int32)
+    outer[16 : len(inner)] = inner[16:]
+    root[:0x80] = of[:0x80]
+    root[0xC2:0xE0], root[0xE0:0xF0] = last[2:32], inner[:16]
+    root[0xF0:0xF5] = nodes(outer.reshape(5, 64))
+    return Alphabet(of, np.concatenate(tree))

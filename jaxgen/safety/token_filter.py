@@ -22,7 +22,6 @@ from jaxgen.decoding.per_request import column
 from jaxgen.decoding.processors.base import BANNED, processor
 from jaxgen.errors import ConfigError
 from jaxgen.safety import alphabet
-from jaxgen.safety.alphabet import Alphabet
 from jaxgen.safety.expressions import Nfa
 from jaxgen.safety.machine import Machine
 
@@ -166,9 +165,10 @@ class Blocked:
     """
 
     def __init__(self, nfa: Nfa, pieces: Sequence[bytes], about: str) -> None:
-        letters = alphabet.make(nfa)
-        moves, self.ends = _determined(nfa, letters, about)
-        self.letters, self.moves = _merged(letters, moves)
+        of, members = alphabet.classes_of(nfa)
+        moves, self.ends = _determined(nfa, members, about)
+        self.moves, which = np.unique(moves, axis=1, return_inverse=True)
+        self.letters = alphabet.make(which.reshape(-1)[of].astype(np.uint16))
         self._table(pieces, about)
 
     def start(self, before: str = "") -> int:
@@ -227,31 +227,31 @@ class Blocked:
         """Return (distinct columns [S, C], which each string has); column 0 is the empty one's."""
         states = np.arange(len(self.moves), dtype=np.int16)
         moves = np.ascontiguousarray(self.moves.T)
-        found: dict[bytes, int] = {b"": 0}
+        numbers: dict[bytes, int] = {b"": 0}
         columns, which = [states], np.zeros(len(strings), np.int32)
         for place, classes in enumerate(strings[1:], 1):
             after = states
             for one in classes:
                 after = moves[one][after]
             key = after.tobytes()
-            if key not in found:
-                found[key] = len(columns)
+            if key not in numbers:
+                numbers[key] = len(columns)
                 columns.append(after)
                 if len(columns) * after.nbytes > LARGEST:
                     raise ConfigError(f"{about} are too many for this tokenizer; forbid fewer, or "
                                       f"mask some")  # fmt: skip
-            which[place] = found[key]
+            which[place] = numbers[key]
         return np.stack(columns, axis=1).astype(np.int32), which
 
 
-def _determined(nfa: Nfa, letters: Alphabet, about: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (next state [S, K], whether the end completes a match [S])."""
+def _determined(nfa: Nfa, members: Sequence[str], about: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (next state [S, K] after one of each class, whether the end completes a match [S])."""
     machine = Machine(nfa)
-    numbers, rows, ends = {machine.root: 1}, [np.zeros(len(letters.members), np.int16)], [False]
+    numbers, rows, ends = {machine.root: 1}, [np.zeros(len(members), np.int16)], [False]
     todo = deque([machine.root])
     while todo:
-        state, row = todo.popleft(), np.zeros(len(letters.members), np.int16)
-        for place, character in enumerate(letters.members):
+        state, row = todo.popleft(), np.zeros(len(members), np.int16)
+        for place, character in enumerate(members):
             after = machine.blocked(state, character)
             if after is None:
                 continue
@@ -264,13 +264,6 @@ def _determined(nfa: Nfa, letters: Alphabet, about: str) -> tuple[np.ndarray, np
         rows.append(row)
         ends.append(bool(machine.finish(state)))
     return np.stack(rows), np.asarray(ends)
-
-
-def _merged(letters: Alphabet, moves: np.ndarray) -> tuple[Alphabet, np.ndarray]:
-    """Return the alphabet without classes that no state tells apart."""
-    distinct, which = np.unique(moves, axis=1, return_inverse=True)
-    of = which.reshape(-1)[letters.of].astype(np.uint16)
-    return alphabet.with_classes(letters, of), distinct
 
 
 def pieces_of(tokenizer: Any) -> tuple[bytes, ...]:
