@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +22,17 @@ from jaxgen.tokens import train as train_tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
 
 CONFIG = jaxgen.ModelConfig(
-    vocab_size=260, context=32, layers=3, d_model=64, heads=4, d_ff=64, feed="swiglu", norm="rms",
+    vocab_size=260, context=32, layers=2, d_model=64, heads=4, d_ff=64, feed="swiglu", norm="rms",
     positions="rope",
 )  # fmt: skip
 SMALL = {"rows": 4, "length": 16}
+TOKENS = jnp.arange(24).reshape(2, 12)
+# `jaxgen WORDS...`, killed once the first layer is written.
+KILLED = (
+    "import os, sys; from jaxgen import terminal; from jaxgen.cli.app import main; "
+    "terminal.say = lambda line: line.startswith('layer 1') and os.kill(os.getpid(), 9); "
+    "main(sys.argv[1:])"
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,12 @@ def model(home):
 
 
 @pytest.fixture(scope="module")
+def logits(model):
+    """Return what the model says of TOKENS."""
+    return jaxgen.apply(model[1], model[0], TOKENS).logits
+
+
+@pytest.fixture(scope="module")
 def rows():
     """Return ids [4, 16]."""
     return np.random.default_rng(0).integers(0, 256, (4, 16)).astype(np.int32)
@@ -60,13 +71,13 @@ def test_statistics_are_those_of_the_inputs_that_the_model_computes(model, rows)
     taps = jaxgen.apply(params, config, rows, taps=("layers/out",)).taps["layers/out"]
     for layer in range(config.layers):
         own = layerwise.layer_params(params, config, layer)
-        found = layerwise.record_layer(own, {}, config, layer, x)
+        recorded = layerwise.record_layer(own, {}, config, layer, x)
         scale = jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + config.norm_epsilon)
         normed = (x * scale * own["attn_norm"]["scale"]).reshape(-1, 64)
-        np.testing.assert_allclose(found["attn/q"].gram, normed.T @ normed, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(found["attn/q"].total, abs(normed).sum(0), rtol=1e-4)
-        np.testing.assert_allclose(found["attn/q"].most, abs(normed).max(0), rtol=1e-4)
-        assert set(found) == {"attn/q", "attn/o", "feed/up", "feed/down"}
+        np.testing.assert_allclose(recorded["attn/q"].gram, normed.T @ normed, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(recorded["attn/q"].total, abs(normed).sum(0), rtol=1e-4)
+        np.testing.assert_allclose(recorded["attn/q"].most, abs(normed).max(0), rtol=1e-4)
+        assert set(recorded) == {"attn/q", "attn/o", "feed/up", "feed/down"}
         x = layerwise.run_layer(own, {}, config, layer, x)
         np.testing.assert_array_equal(x, taps[layer])
 
@@ -81,9 +92,10 @@ def test_every_matrix_of_every_layer_loses_less_than_by_rounding(model, rows, tm
     assert all(0 < row["error"] < row["nearest"] for row in receipt["matrices"])
 
 
-@pytest.mark.parametrize("name", PRESETS)
+# int4-g32 is int4-gptq with another group, as `compress_words` has it.
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "int4-g32"])
 def test_every_preset_gives_a_folder_that_predicts_nearly_as_before(
-    home, model, name, monkeypatch, capsys
+    home, model, logits, name, monkeypatch
 ):
     out = home / f"out-{name}"
     monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
@@ -93,10 +105,8 @@ def test_every_preset_gives_a_folder_that_predicts_nearly_as_before(
         main(["compress", str(home / "model"), "--recipe", words, "--out", str(out), *needs]) == 0
     )
     config, params = jaxgen.load(out)
-    tokens = jnp.arange(24).reshape(2, 12)
-    before = jaxgen.apply(model[1], model[0], tokens).logits
-    after = jaxgen.apply(params, config, tokens).logits
-    distance = float(jnp.linalg.norm(after - before) / jnp.linalg.norm(before))
+    after = jaxgen.apply(params, config, TOKENS).logits
+    distance = np.linalg.norm(after - logits) / np.linalg.norm(logits)
     sparse = PRESETS[name].prune != "none"
     assert 0 < distance < (0.9 if sparse else 0.4 if "4" in name.partition("-")[0] else 0.05)
     stored = (
@@ -110,7 +120,7 @@ def test_every_preset_gives_a_folder_that_predicts_nearly_as_before(
     monkeypatch.setitem(unroll.UNROLL_LIMITS, "cpu", (0, 48))
     ready = serving.ready(params, config)
     assert serving.is_unrolled(ready)
-    np.testing.assert_allclose(jaxgen.apply(ready, config, tokens).logits, after, atol=1e-4)
+    np.testing.assert_allclose(jaxgen.apply(ready, config, TOKENS).logits, after, atol=1e-4)
 
 
 def test_a_folder_written_again_is_the_same(home, model, tmp_path):
@@ -138,19 +148,15 @@ def test_killed_after_the_first_layers_it_ends_with_the_same_bytes(home, monkeyp
     monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
     assert main(compress_words(home, home / "whole")) == 0
     out = home / "killed"
-    run = subprocess.Popen([sys.executable, "-m", "jaxgen", *compress_words(home, out)])
+    words = compress_words(home, out)
+    assert subprocess.run([sys.executable, "-c", KILLED, *words]).returncode == -9
     part = home / "killed.parts" / "layer-0000.json"
-    for _ in range(3000):
-        if part.exists() or run.poll() is not None:
-            break
-        time.sleep(0.02)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
     assert part.exists() and not out.exists()
-    kept = os.stat(part).st_ino
+    assert not part.with_name("layer-0001.json").exists()
+    first = os.stat(part).st_ino
     handle = part.open()  # of the first start, which the second one leaves as it is
-    assert main(compress_words(home, out)) == 0
-    assert os.fstat(handle.fileno()).st_ino == kept
+    assert main(words) == 0
+    assert os.fstat(handle.fileno()).st_ino == first
     whole = (home / "whole" / "model.safetensors").read_bytes()
     assert (out / "model.safetensors").read_bytes() == whole
 
@@ -215,29 +221,29 @@ def test_a_recipe_keeps_what_it_is_told_to_keep(model):
 
 def test_smaller_shapes_and_int8_go_together(home, monkeypatch):
     monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
-    recipe = "heads=2,channels=32,layers=2,format=int8,rows=4,length=16"
+    recipe = "heads=2,channels=32,layers=1,format=int8,tables=int8,rows=4,length=16"
     words = ["--recipe", recipe, "--data", str(home / "text.txt"), "--out", str(home / "cut")]
     assert main(["compress", str(home / "model"), *words]) == 0
     config, params = jaxgen.load(home / "cut")
-    assert (config.layers, config.heads, config.F, config.H) == (2, 2, 32, CONFIG.H)
-    assert params["layers"]["feed"]["up"].values.shape == (2, 32, 64)
+    assert (config.layers, config.heads, config.F, config.H) == (1, 2, 32, CONFIG.H)
+    assert params["layers"]["feed"]["up"].values.shape == (1, 32, 64)
     receipt = json.loads((home / "cut" / "compress.json").read_text())
     assert receipt["name"] == recipe and receipt["bytes"][0] > 4 * receipt["bytes"][1]
 
 
-@pytest.mark.parametrize("target", ["hub", "model.gguf"])
-def test_other_layouts_hold_the_numbers_that_the_folder_stands_for(home, monkeypatch, target):
+def test_other_layouts_hold_the_numbers_that_the_folder_stands_for(home, monkeypatch):
     monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
-    out = home / f"for-{target.partition('.')[0]}"
-    recipe = "int4-awq,group=32,rows=4,length=16"
-    words = ["--recipe", recipe, "--data", str(home / "text.txt"), "--out", str(out)]
-    assert main(["compress", str(home / "model"), *words]) == 0
     monkeypatch.setattr("jaxgen.pretrained.hub_parity.can_compare", lambda: False)
-    to = ["--to", "hf"] if target == "hub" else ["--dtype", "float32"]
-    assert main(["convert", str(out), str(home / target), *to]) == 0
-    tokens = jnp.arange(24).reshape(2, 12)
-    logits = [jaxgen.apply(p, c, tokens).logits for c, p in map(jaxgen.load, (out, home / target))]
-    np.testing.assert_allclose(*logits, atol=1e-4)
+    recipe = "int4-awq,group=32,rows=4,length=16"
+    words = ["--recipe", recipe, "--data", str(home / "text.txt"), "--out", str(home / "int4")]
+    assert main(["compress", str(home / "model"), *words]) == 0
+    targets = {"hub": ["--to", "hf"], "model.gguf": ["--dtype", "float32"]}
+    for target, to in targets.items():
+        assert main(["convert", str(home / "int4"), str(home / target), *to]) == 0
+    folders = map(jaxgen.load, (home / name for name in ("int4", *targets)))
+    own, *others = (jaxgen.apply(p, c, TOKENS).logits for c, p in folders)
+    for other in others:
+        np.testing.assert_allclose(other, own, atol=1e-4)
 
 
 def test_a_compressed_model_writes_text_and_is_evaluated(home, monkeypatch, capsys):
@@ -261,5 +267,5 @@ def test_a_part_that_is_damaged_is_made_anew(model, tmp_path):
     whole = part.read_bytes()
     part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     write.compress_layers(params, config, PRESETS["int4"], None, tmp_path, say=said.append)
-    assert said[config.layers :] == [said[-1]] and said[-1].startswith("layer 2 of 3")
+    assert said[config.layers :] == [said[-1]] and said[-1].startswith("layer 2 of 2")
     assert part.read_bytes() == whole

@@ -63,23 +63,23 @@ def test_a_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     (tmp_path / "on.txt").write_text("All that is to be predicted. " * 40)
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measure, "measure_folder", measure._measure)
-    words = ["ladder", str(tmp_path / "model"), "--recipes", "int8,nf4", "--rows", "9"]
+    words = ["ladder", str(tmp_path / "model"), "--recipes", "int8", "--rows", "9"]
     words += ["--on", str(tmp_path / "on.txt"), "--new-tokens", "2", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     report = json.loads((tmp_path / "out" / "ladder.json").read_text())
     names = [one["name"] for one in report["rungs"]]
-    assert names == ["as it is", "int8", "nf4"]
+    assert names == ["as it is", "int8"]
     sizes = [one["bytes"] for one in report["rungs"]]
-    assert sizes[0] > sizes[1] > sizes[2]
+    assert sizes[0] > 3 * sizes[1]
     costs = [abs(one["perplexity"]["value"]) for one in report["rungs"]]
-    assert costs[0] == 0 < costs[1] < 0.02 and 0 < costs[2] < 0.2
+    assert costs[0] == 0 < costs[1] < 0.02
     assert all(one["resident"] != 0 and one["speed"]["8"] > 0 for one in report["rungs"])
     assert (tmp_path / "out" / "ladder.html").read_text().startswith("<!doctype html>")
     written = (tmp_path / "out" / "int8" / "model.safetensors").stat().st_mtime_ns
     again = {"resident": 1, "speed": {"1": 1.0, "8": 1.0}, "nll": [1.0] * 9}
     monkeypatch.setattr(measure, "measure_folder", lambda *_: dict(again))
-    assert main([w.replace("int8,nf4", "int8,int8") for w in words]) == 2
-    assert main([w.replace("int8,nf4", "int8,int8,tables=plain") for w in words]) == 0
+    assert main(["int8,int8" if w == "int8" else w for w in words]) == 2
+    assert main(["int8,int8,tables=plain" if w == "int8" else w for w in words]) == 0
     assert (tmp_path / "out" / "int8,tables=plain").is_dir()
     assert (tmp_path / "out" / "int8" / "model.safetensors").stat().st_mtime_ns == written
     (tmp_path / "out" / "int8" / "compress.json").write_text("{}")

@@ -169,7 +169,7 @@ def test_streamed_is_unstreamed_is_served(session, policy):
 
     served = dataclasses.replace(session, policy=policy)
     prompts = [
-        Prompt(t, Generation(max_new_tokens=40, temperature=1.0, seed=i))
+        Prompt(t, Generation(max_new_tokens=24, temperature=1.0, seed=i))
         for i, t in enumerate(["ab", "xyz"])
     ]
     whole = [row[0] for row in served.run(prompts)]
@@ -200,7 +200,7 @@ def test_where_nothing_is_left_to_draw_the_text_ends_with_a_reason(session, tmp_
 
 def test_allowed_draws_are_those_without_a_policy(session, tmp_path):
     (tmp_path / "p.yaml").write_text("rules:\n- {name: none, words: [neverdrawn]}\n")
-    settings = {"max_new_tokens": 24, "temperature": 1.0}
+    settings = {"max_new_tokens": 12, "temperature": 1.0}
     several = [settings, {**settings, "policy": str(tmp_path / "p.yaml")}]
     plain, ruled = (session.run([Prompt("ab", Generation(**one))])[0][0] for one in several)
     assert plain.tokens == ruled.tokens and plain.text == ruled.text
