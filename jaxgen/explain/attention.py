@@ -6,8 +6,10 @@ Of an encoder-decoder all rows and columns are the tokens of the source, then th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
@@ -57,17 +59,13 @@ def attention_maps(
     check_attention(config)
     if weigh == "values" and config.latent is not None:
         raise ConfigError("weigh=values with latent attention: its values are no taps; take probs")
-    memory, maps = None, []
-    taps = ("*/probs", "*/values") if weigh == "values" else ("*/probs",)
-    if config.topology == "encoder_decoder":
-        encoder = config.encoder()
-        memory = api.encode(params, config, source, taps=taps)
-        own = {path.removeprefix("encoder/"): one for path, one in memory.taps.items()}
-        tower = _tower(params["encoder"], encoder, own, ("attn",), weigh)
-        maps = [one._replace(part="encoder") for one in tower]
-    taps = api.apply(params, config, tokens, memory=memory, taps=taps).taps
-    parts = ("attn", "cross") if memory is not None else ("attn",)
-    return maps + _tower(params, config, taps, parts, weigh)
+    encoded, decoded = _heads(params, config, tokens, source, weigh)
+    maps = [AttentionMap("encoder", layer, own["attn"]) for layer, own in enumerate(encoded)]
+    return maps + [
+        AttentionMap(part, layer, heads)
+        for layer, own in enumerate(decoded)
+        for part, heads in own.items()
+    ]
 
 
 def rollout(maps: Sequence[AttentionMap]) -> Float[Array, "B T S"]:
@@ -75,12 +73,16 @@ def rollout(maps: Sequence[AttentionMap]) -> Float[Array, "B T S"]:
 
     Abnar and Zuidema 2020, with the mean of the heads. Rows sum to 1.
     """
-    first, last = maps[0].heads, maps[-1].heads
-    num_source = first.shape[-1] if maps[0].part == "encoder" else 0
-    size = num_source + last.shape[-2]
+    return _rollout([one.heads for one in maps], tuple(one.part for one in maps))
+
+
+@partial(jax.jit, static_argnames="parts")
+def _rollout(maps: list[Array], parts: tuple[str, ...]) -> Array:
+    num_source = maps[0].shape[-1] if parts[0] == "encoder" else 0
+    size = num_source + maps[-1].shape[-2]
     eye = jnp.eye(size)
-    total = jnp.broadcast_to(eye, (first.shape[0], size, size))
-    for part, _, heads in maps:
+    total = jnp.broadcast_to(eye, (maps[0].shape[0], size, size))
+    for part, heads in zip(parts, maps, strict=True):
         mean = heads.mean(axis=1)
         mean = mean / jnp.maximum(mean.sum(axis=-1, keepdims=True), 1e-30)
         rows = slice(0, num_source) if part == "encoder" else slice(num_source, size)
@@ -90,19 +92,37 @@ def rollout(maps: Sequence[AttentionMap]) -> Float[Array, "B T S"]:
     return total
 
 
+Heads = dict[str, Array]  # of a layer, [B, N, T, S] by part
+
+
+@partial(jax.jit, static_argnames=("config", "weigh"))
+def _heads(
+    params: Any, config: ModelConfig, tokens: Any, source: Any, weigh: Weighing
+) -> tuple[list[Heads], list[Heads]]:
+    """Return what the layers of the encoder, if any, and those of the decoder attend to."""
+    taps = ("*/probs", "*/values") if weigh == "values" else ("*/probs",)
+    memory, encoded, parts = None, [], ("attn",)
+    if config.topology == "encoder_decoder":
+        memory, parts = api.encode(params, config, source, taps=taps), ("attn", "cross")
+        own = {path.removeprefix("encoder/"): one for path, one in memory.taps.items()}
+        encoded = _tower(params["encoder"], config.encoder(), own, ("attn",), weigh)
+    taps = api.apply(params, config, tokens, memory=memory, taps=taps).taps
+    return encoded, _tower(params, config, taps, parts, weigh)
+
+
 def _tower(
-    params: Any, config: ModelConfig, taps: dict[str, Array], parts: Sequence[Any], weigh: Weighing
-) -> list[AttentionMap]:
-    maps = []
+    params: Any, config: ModelConfig, taps: dict[str, Array], parts: Sequence[str], weigh: Weighing
+) -> list[Heads]:
+    layers = []
     for layer in range(config.layers):
         own, taken = layer_params(params, config, layer), layer_taps(taps, config, layer)
-        for part in parts:
-            heads = taken[f"{part}/probs"]
-            if weigh == "values":
+        maps = {part: taken[f"{part}/probs"] for part in parts}
+        if weigh == "values":
+            for part in parts:
                 values = taken[f"{part}/values"]
                 values = jnp.repeat(values, config.heads // values.shape[2], axis=2)
                 moved = head_outputs(config, own[part]["o"], values)  # [N, B, S, D]
                 norms = jnp.linalg.norm(moved.astype(jnp.float32), axis=-1)
-                heads = heads * norms.transpose(1, 0, 2)[:, :, None]
-            maps.append(AttentionMap(part, layer, heads))
-    return maps
+                maps[part] = maps[part] * norms.transpose(1, 0, 2)[:, :, None]
+        layers.append(maps)
+    return layers

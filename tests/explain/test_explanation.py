@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from random_params import random_params
@@ -12,10 +11,11 @@ from jaxgen.cli.app import main
 from jaxgen.data.copies import index_copies
 from jaxgen.errors import ConfigError
 from jaxgen.explain import page
+from jaxgen.explain.decode_trace import trace
 from jaxgen.explain.explanation import explain
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.request import Generation
-from jaxgen.text.session import session_of
+from jaxgen.text.session import Prompt, session_of
 from jaxgen.tokens.plain import Bytes
 
 SIZES = {"vocab_size": 259, "context": 32, "layers": 1, "d_model": 8, "heads": 2, "init_std": 0.3}
@@ -35,7 +35,7 @@ def made():
 
 def test_an_explanation_holds_what_was_generated_and_sums_to_it(made):
     data = json.loads(json.dumps(made.data, allow_nan=False))
-    text = session_of(model()).generate("abc", RULES)
+    text = trace(session_of(model()), Prompt("abc", RULES)).text
     assert data["trace"]["text"] == text and "".join(data["tokens"][1:]) == "abc" + text
     assert [one["place"] for one in data["explained"]] == [4, 5]  # after the mark that begins it
     steps = data["trace"]["steps"]
@@ -104,7 +104,7 @@ def test_a_model_without_attention_has_lenses_and_gradients():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "small"
     config = jaxgen.ModelConfig(**SIZES)
-    jaxgen.save(path, config, jaxgen.init(config, jax.random.key(0)), tokenizer=Bytes())
+    jaxgen.save(path, config, random_params(config), tokenizer=Bytes())
     return path
 
 

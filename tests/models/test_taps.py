@@ -70,18 +70,20 @@ def test_changed_probabilities_and_heads_change_what_follows(wiring):
         first = jnp.zeros_like(probs).at[..., 0].set(1.0)
         return jnp.where(layer == 1, first, probs)
 
-    seen = run(config, params, interventions={"layers/attn/probs": first_only}, taps=("*",)).taps
+    def double_first(values, layer):
+        return jnp.where(layer == 0, 2 * values, values)
+
+    changes = {"layers/attn/probs": first_only, "layers/attn/values": double_first}
+    seen = run(config, params, interventions=changes, taps=("*",)).taps
+    once = plain.taps["layers/attn/heads"][0]
+    np.testing.assert_allclose(seen["layers/attn/heads"][0], 2 * once, rtol=1e-5, atol=1e-6)
     first = jnp.repeat(seen["layers/attn/values"][1][:, :1], TOKENS.shape[1], axis=1)
     wide = jnp.repeat(first, config.heads // first.shape[-2], axis=-2)
     np.testing.assert_allclose(seen["layers/attn/heads"][1], wide, rtol=1e-6, atol=1e-6)
-    for path, others in (("layers/attn/heads", "attn_out"), ("layers/feed/neurons", "feed_out")):
-        zero = run(config, params, interventions={path: lambda x, layer: 0 * x}, taps=("*",)).taps
-        added = zero[f"layers/{others}"]
+    off = dict.fromkeys(("layers/attn/heads", "layers/feed/neurons"), lambda x, layer: 0 * x)
+    zero = run(config, params, interventions=off, taps=("*",)).taps
+    for added in (zero["layers/attn_out"], zero["layers/feed_out"]):
         assert (added == added[:, :1, :1]).all()  # only the bias is left
-    values = {"layers/attn/values": lambda x, layer: 2 * x}
-    twice = run(config, params, interventions=values, taps=("*",)).taps
-    once = plain.taps["layers/attn/heads"][0]
-    np.testing.assert_allclose(twice["layers/attn/heads"][0], 2 * once, rtol=1e-5, atol=1e-6)
 
 
 def test_taps_go_through_jit_vmap_and_grad_and_cost_nothing_unless_asked_for():
