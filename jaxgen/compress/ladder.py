@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from jaxgen.html_page import document
+
 ABOUT = (
     "Bits per byte with its 95 % interval, by resampling rows of the text; perplexity as its "
     "change against the first rung on the same rows, with the interval of the pairs. Memory is "
@@ -13,22 +15,12 @@ ABOUT = (
     "included. A rung marked * is on the Pareto front: no other one is both smaller and better."
 )
 COLUMNS = (
-    "",
-    "rung",
-    "bytes",
-    "ratio",
-    "memory",
-    "tok/s x1",
-    "tok/s x8",
-    "bits/byte",
-    "perplexity",
-)
-STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:900px;margin:40px auto;padding:0 16px;"
-    "color:#1c2026;background:#fff}table{border-collapse:collapse}td,th{padding:3px 14px 3px 0;"
-    "text-align:right}td:nth-child(2),th:nth-child(2){text-align:left}svg{width:100%}"
-    "svg text{font:12px system-ui,sans-serif}p{color:#5d6570}"
-)
+    "", "rung", "bytes", "ratio", "memory", "tok/s x1", "tok/s x8", "bits/byte", "perplexity",
+)  # fmt: skip
+STYLE = """
+.wide{overflow-x:auto}td,th{padding:3px 14px 3px 0;text-align:right}
+td:nth-child(2),th:nth-child(2){text-align:left}
+"""
 WIDTH, HEIGHT, MARGIN = 860, 360, 60
 
 
@@ -47,22 +39,20 @@ def front(rungs: Sequence[dict[str, Any]]) -> list[str]:
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the table's rows in words, COLUMNS first."""
     first = report["rungs"][0]
-    found: list[tuple[str, ...]] = [COLUMNS]
-    for one in report["rungs"]:
-        found.append(
-            (
-                "*" if one["name"] in report["front"] else "",
-                one["name"],
-                f"{one['bytes'] / 2**20:,.1f} MiB",
-                f"{first['bytes'] / one['bytes']:.2f}",
-                f"{one['resident'] / 2**20:,.0f} MiB",
-                f"{one['speed']['1']:,.1f}",
-                f"{one['speed']['8']:,.1f}",
-                _with_ends(one["bits_per_byte"], "{:.4f}", 1.0),
-                _with_ends(one["perplexity"], "{:+.2f}", 100.0, " %"),
-            )
+    return [COLUMNS] + [
+        (
+            "*" if one["name"] in report["front"] else "",
+            one["name"],
+            f"{one['bytes'] / 2**20:,.1f} MiB",
+            f"{first['bytes'] / one['bytes']:.2f}",
+            f"{one['resident'] / 2**20:,.0f} MiB",
+            f"{one['speed']['1']:,.1f}",
+            f"{one['speed']['8']:,.1f}",
+            _with_ends(one["bits_per_byte"], "{:.4f}", 1.0),
+            _with_ends(one["perplexity"], "{:+.2f}", 100.0, " %"),
         )
-    return found
+        for one in report["rungs"]
+    ]
 
 
 def _with_ends(estimate: dict[str, Any], form: str, factor: float, unit: str = "") -> str:
@@ -95,12 +85,12 @@ def html(report: dict[str, Any]) -> str:
     )
     names = "".join(f"<th>{escape(name)}</th>" for name in head)
     facts = ", ".join(f"{key}: {value}" for key, value in report["settings"].items())
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>jaxgen ladder</title>"
-        f"<style>{STYLE}</style><h1>{escape(report['model'])}, rung by rung</h1>"
-        f"<p>{escape(ABOUT)}</p>{_plot(report)}<table><tr>{names}</tr>{cells}</table>"
-        f"<p>{escape(facts)}</p></html>\n"
-    )
+    parts = [
+        f"<h1>{escape(report['model'])}, rung by rung</h1><p>{escape(ABOUT)}</p>",
+        _plot(report),
+        f"<div class=wide><table><tr>{names}</tr>{cells}</table></div><p>{escape(facts)}</p>",
+    ]
+    return document("jaxgen ladder", parts, style=STYLE)
 
 
 def _plot(report: dict[str, Any]) -> str:
