@@ -44,6 +44,8 @@ CHANGES = {
 # These change how, not what: they have tests of their own.
 ELSEWHERE = {
     "track",
+    "privacy",
+    "zeros",
     "epochs",
     "early_stopping",
     "loss_chunk",
