@@ -67,11 +67,15 @@ _Dumper.add_representer(
 )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of at most 1 MiB; ConfigError names file:line:column."""
-    text = _decode(_load(Path(path)), path)
+def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
+    """Return the mapping in a YAML file of at most 1 MiB; ConfigError names file:line:column.
+
+    what: how messages call such a file.
+    """
+    text = _decode(_load(Path(path), what), path)
     if not text.strip():
-        raise ConfigError(f"{path} is empty; write at least one key, or copy one of configs/*.yaml")
+        remedy = ", or copy one of configs/*.yaml" if what == "config" else ""
+        raise ConfigError(f"{path} is empty; write at least one key{remedy}")
     value = parse(text, name=str(path))
     if value is None:
         raise ConfigError(f"{path} holds only comments; write at least one key")
@@ -180,21 +184,22 @@ class _Walk:
         return result
 
 
-def _load(path: Path) -> bytes:
+def _load(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError(f"no config {str(path)!r}{_similar(path)}") from error
+        near = _similar(path) if what == "config" else "; correct the path"
+        raise ConfigError(f"no {what} {str(path)!r}{near}") from error
     except IsADirectoryError as error:
         inside = ", ".join(sorted(p.name for p in path.glob("*.yaml"))[:5])
         hint = f"; it holds {inside}" if inside else ""
-        raise ConfigError(f"config {str(path)!r} is a folder; name a .yaml file{hint}") from error
+        raise ConfigError(f"{what} {str(path)!r} is a folder; name a .yaml file{hint}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from error
+        raise ConfigError(f"cannot read {what} {str(path)!r}: {reason}") from error
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"config {str(path)!r} is larger than {MAX_BYTES} bytes; is it a config?")
+        raise ConfigError(f"{path} is larger than {MAX_BYTES} bytes; is it a {what}?")
     return data
 
 

@@ -37,6 +37,17 @@ def moderate(
     it, and one that a classifier refuses is empty. A .jsonl output has the names of
     the rules. How many texts each has changed is said on standard error.
 
+    A policy has rules, each with words, words_file, regex or personal (card, iban,
+    email, phone, key), and an action: forbid (never drawn), mask (***), stop (the
+    text ends before); classifiers (model, label, threshold, when: before, during,
+    after); audit, a log of what was found. Case, accents, look-alikes and digits
+    for letters count as the word, unless fold says otherwise:
+        rules:
+          - {name: rude, words: [damn, heck], action: forbid}
+          - {name: codes, regex: ['PRJ-[0-9]{4}'], action: stop, where: [prompt, text]}
+          - {name: private, personal: [card, email], action: mask}
+        audit: audit.jsonl
+
     For example:
         jaxgen moderate comments.txt --policy policy.yaml
         jaxgen moderate comments.jsonl --policy policy.yaml --output shown.jsonl

@@ -265,9 +265,9 @@ def task_of(
     folder = Path(out) if out else paths.new_run(paths.text_home(first))
     if paths.is_run(folder) and not (force and step is None):
         if minutes is not None:
-            raise ConfigError(
-                f"--minutes={minutes:g} chooses sizes for a new run, but {folder} has begun; set "
-                f"train.steps, or give another --out or --force"
+            terminal.say(
+                f"{folder} has begun and goes on with its own sizes; --minutes={minutes:g} chooses "
+                f"those of a new run (another --out, or --force)"
             )
         return Task(folder, (*_files(names), *overrides), goes_on=True, **more)
     if any(word.startswith("init_from=") for word in overrides):

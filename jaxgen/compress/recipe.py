@@ -168,7 +168,7 @@ def read_recipe(word: str) -> tuple[str, Recipe]:
     elif name in PRESETS:
         mapping = settings.as_dict(PRESETS[name])
     elif Path(name).suffix in (".yaml", ".yml"):
-        mapping = settings_yaml.read_yaml(Path(name))
+        mapping = settings_yaml.read_yaml(Path(name), "recipe")
     else:
         hint = nearest(name, PRESETS) or f"; there are {', '.join(PRESETS)}, or give a .yaml file"
         raise ConfigError(f"--recipe {name}: no such recipe{hint}")

@@ -60,4 +60,13 @@ def texts_of(folder: Path, words: Sequence[str], split: str) -> tuple[str, Itera
         raise ConfigError(
             f"{option} is missing: {folder} is no run with a text of its own; give one"
         )
-    return " ".join(words), (t for one in reading.documents(settings) for t in one.texts)
+    return " ".join(words), _texts(settings)
+
+
+def _texts(settings: DataSettings) -> Iterator[str]:
+    """Yield texts; errors of files don't name keys of a config, which there is none of here."""
+    try:
+        for document in reading.documents(settings):
+            yield from document.texts
+    except DataError as error:
+        raise DataError(f"{str(error).partition(';')[0]}; name files with text in them") from error

@@ -15,7 +15,7 @@ from jaxgen import files, tree
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import api
 from jaxgen.report.metrics import METRICS
-from jaxgen.run.folder import ENVIRONMENT, existing_settings
+from jaxgen.run.folder import CARD, ENVIRONMENT, existing_settings
 from jaxgen.run.settings import Settings
 from jaxgen.train.log import decode
 
@@ -60,6 +60,8 @@ def make_card(
         if not note.strip():
             raise ConfigError(f"reviewed={item} says nothing; say who looked, and what was found")
     settings = existing_settings(folder)
+    if not (folder / ENVIRONMENT).is_file():
+        raise ConfigError(f"{folder} is a model without the run that made it; give that run")
     parts = [
         _front(settings, licence),
         MARK,
@@ -67,6 +69,7 @@ def make_card(
         _section("Model", _model(settings)),
         _section("Training", _training(folder, settings)),
         _section("Data", _data(folder, settings, data_licence)),
+        *([_section("Privacy", _privacy(folder))] if settings.train.privacy.on else []),
         _section("Measured", _measured(folder), ("figure", "value", "where from")),
         f"## Limits\n\n{_limits(settings)}",
         f"## Ethics checklist\n\n{_checklist(reviewed)}",
@@ -142,6 +145,12 @@ def _data(folder: Path, settings: Settings, licence: str | None) -> list[tuple[s
         ("licence of the text", licence or "not stated"),
         ("held out", ", ".join(held)),
     ]
+
+
+def _privacy(folder: Path) -> list[tuple[str, ...]]:
+    """Return what the run has written of its mechanism and of what it has spent."""
+    about = _json(folder / CARD) or {"epsilon": "unknown until the run has ended"}
+    return [(name.replace("_", " "), str(value)) for name, value in about.items()]
 
 
 def _measured(folder: Path) -> list[tuple[str, ...]]:

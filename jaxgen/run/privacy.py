@@ -185,6 +185,12 @@ def with_expected(settings: Settings, population: int) -> Settings:
         )
     if privacy.expected is None:
         most = accountant.largest_expected(population, train.batch, accountant=privacy.accountant)
+        if most < 1:
+            raise ConfigError(
+                f"the training text has {population} units, so that most steps would draw none "
+                f"(unit={privacy.unit}: {UNITS[privacy.unit]}); give records, each a line of a "
+                f".jsonl file, or train.privacy.unit=row"
+            )
         return _with(settings, expected=float(f"{most:.6g}"))
     if privacy.expected > min(train.batch, population):
         raise ConfigError(

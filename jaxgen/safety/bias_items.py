@@ -142,7 +142,7 @@ def _bbq(path: Path, text: str) -> BiasSet:
 
 
 def _templates(path: Path, text: str) -> BiasSet:
-    given = settings_yaml.read_yaml(path)
+    given = settings_yaml.read_yaml(path, "template file")
     templates, names = given["templates"], {k: v for k, v in given.items() if k != "templates"}
     items = []
     for template in templates:

@@ -222,8 +222,10 @@ def read_policy(path: str | os.PathLike) -> Policy:
 
 @lru_cache(maxsize=16)
 def _read(path: Path, changed: int) -> Policy:
-    given = settings_yaml.read_yaml(path)
+    given = settings_yaml.read_yaml(path, "policy")
     home = path.parent
+    if isinstance(given.get("rules"), dict):
+        raise ConfigError(f"{path}: rules is a list; begin each of them with '- ', as in - name: x")
     try:
         policy = settings.build(Policy, {**given, "rules": [
             _resolved(rule, home) for rule in given.get("rules") or []

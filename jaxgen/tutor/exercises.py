@@ -112,7 +112,7 @@ class Exercise:
 
 def read_exercises(path: Path) -> list[Exercise]:
     """Return the exercises of a file; ConfigError names the file, the exercise and the remedy."""
-    top = settings_yaml.read_yaml(path)
+    top = settings_yaml.read_yaml(path, "exercise file")
     if unknown := [key for key in top if key != "exercises"]:
         hint = nearest(unknown[0], ["exercises"])
         raise ConfigError(f"{path}: unknown key {unknown[0]!r}{hint}; it holds `exercises:` alone")

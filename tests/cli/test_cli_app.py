@@ -188,7 +188,8 @@ def test_text_that_has_a_run_goes_on_with_it_unless_forced(jaxgen, calls, chosen
     name, arguments, options = calls[-1]
     assert name == "resume" and not options["force"]
     assert arguments == (Path("runs/my"), ('data.files=["my.txt"]', "train.steps=9"))
-    assert refused(jaxgen("train", "my.txt", "--minutes", "3"), "has begun", "--force")
+    said = jaxgen("train", "my.txt", "--minutes", "3")
+    assert calls[-1][0] == "resume" and "runs/my has begun and goes on" in said.err
     assert jaxgen("train", "my.txt", "--force").code == 0
     assert calls[-1][0] == "train" and calls[-1][2]["force"]
     jaxgen("train", "runs/my", "my.txt", "--from", "200", "--force")
