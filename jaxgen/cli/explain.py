@@ -81,6 +81,7 @@ def explain(
     folder, which, adapters = paths.adapted(run, step, adapter)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     home = Path(out) if out else (folder if folder.is_dir() else Path()) / "explanation"
+    paths.check_folder(home)
     cache = paths.cache()
     start.prepare_jax(cache)
     from jaxgen.explain import explanation

@@ -57,6 +57,7 @@ def ladder(
     if data and not any(recipe.calibrates for _, recipe in wanted):
         raise ConfigError(f"--data has no effect: none of {recipes} looks at a text; drop it")
     folder, which = paths.model(model, step)
+    paths.check_folder(out)
     start.prepare_jax(paths.cache())
     from jaxgen.compress import ladder as page
 

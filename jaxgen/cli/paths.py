@@ -218,3 +218,10 @@ def _children(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def check_folder(word: str | Path, option: str = "--out") -> None:
+    """Raise ConfigError if a folder that is about to be written can't be one."""
+    for path in (Path(word), *Path(word).parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{option} {word}: {path} is a file; name a folder")

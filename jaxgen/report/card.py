@@ -14,6 +14,7 @@ from typing import Any
 from jaxgen import files, tree
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.models import api
+from jaxgen.pretrained.model import WEIGHTS
 from jaxgen.report.metrics import METRICS
 from jaxgen.run.folder import CARD, ENVIRONMENT, existing_settings
 from jaxgen.run.settings import Settings
@@ -60,7 +61,7 @@ def make_card(
         if not note.strip():
             raise ConfigError(f"reviewed={item} says nothing; say who looked, and what was found")
     settings = existing_settings(folder)
-    if not (folder / ENVIRONMENT).is_file():
+    if (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} is a model without the run that made it; give that run")
     parts = [
         _front(settings, licence),

@@ -38,6 +38,12 @@ class Teacher:
         return {**batch, **jax.device_get(self.ask(self.params, *inputs))}
 
 
+def _tokenizer_file(home: Path) -> str:
+    """Return the file of a teacher's tokenizer, as far as there is one that can be named."""
+    names = ("tokenizer/tokenizer.model", "tokenizer.model", "tokenizer.json")
+    return next((str(home / name) for name in names if (home / name).is_file()), "...")
+
+
 def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path) -> Teacher:
     """Return the teacher of a run; what it is known by is kept in the run's folder.
 
@@ -49,9 +55,9 @@ def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path) -> Teac
     home = run_and_step(distill.teacher)[0]
     if read_tokenizer(home).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
-            f"distill.teacher={distill.teacher} has another tokenizer; give the student the same "
-            f"(tokenizer.kind=file, tokenizer.file=...), or let it learn from texts that the "
-            f"teacher writes: `jaxgen generate`, then data.files"
+            f"distill.teacher={distill.teacher} has another tokenizer; begin the student with it "
+            f"(init_from, or tokenizer.kind=file and tokenizer.file={_tokenizer_file(home)}), or "
+            f"let it learn from texts that the teacher writes: `jaxgen generate`, then data.files"
         )
     config, params = load(distill.teacher)
     _check(config, settings)
