@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
+from jaxgen import arguments
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
@@ -28,6 +29,7 @@ Score = Callable[[Float[Array, "B S D"]], Float[Array, "B R"]]
 Ids = Integer[Array | np.ndarray, "T"] | Sequence[int]
 
 
+@arguments.checked
 @register_dataclass
 @dataclass(frozen=True)
 class ModelScore:

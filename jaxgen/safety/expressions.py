@@ -70,12 +70,12 @@ class Nfa:
     reads: list[list[tuple[Class, int]]] = field(default_factory=list)
     jumps: list[list[tuple[bool | None, int]]] = field(default_factory=list)
     rule: list[int] = field(default_factory=list)
-    fold: list[Fold] = field(default_factory=list)
+    fold: list[str] = field(default_factory=list)
     final: dict[int, int] = field(default_factory=dict)
     starts: list[int] = field(default_factory=list)
     repeats: dict[int, tuple[tuple[int, int], int]] = field(default_factory=dict)
 
-    def add(self, rule: int, fold: Fold) -> int:
+    def add(self, rule: int, fold: str) -> int:
         """Return a new state."""
         self.reads.append([])
         self.jumps.append([])
@@ -162,7 +162,7 @@ def _blanks(nfa: Nfa, start: int, end: int) -> None:
 class _Builder:
     nfa: Nfa
     rule: int
-    fold: Fold
+    fold: str
     shown: str
     caseless: bool
     dotall: bool

@@ -55,7 +55,7 @@ def folded(character: str) -> str:
     return "".join(_base(one) for one in text if not _is_mark(one))
 
 
-def readings(character: str, fold: Fold) -> frozenset[str]:
+def readings(character: str, fold: str) -> frozenset[str]:
     """Return the texts that a character may stand for under a folding, "" for nothing at all.
 
     full: without case, accents and width, and what it looks like or is leetspeak for; plain: its

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxgen.safety.expressions import Nfa
-from jaxgen.safety.folding import FOLDS, Fold, is_word, readings
+from jaxgen.safety.folding import FOLDS, is_word, readings
 
 Thread = tuple[int, bool]  # a state of the rules, and whether the character before is of a word
 Rules = frozenset[int]
@@ -61,7 +61,7 @@ class Machine:
         self._advances: dict[tuple[Thread, str], _Advance] = {}
         self._begun: dict[tuple[tuple[frozenset[bool], ...], str], _Advance] = {}
         self._words_of: dict[str, tuple[frozenset[bool], ...]] = {}
-        self._folds: tuple[Fold, ...] = tuple(fold for fold in FOLDS if fold in nfa.fold)
+        self._folds: tuple[str, ...] = tuple(fold for fold in FOLDS if fold in nfa.fold)
         self._bounded = _bounded(nfa)
         self.root = self._number(State((), (frozenset((False,)),) * len(self._folds)))
 
@@ -76,7 +76,7 @@ class Machine:
 
     def finish(self, state: int) -> tuple[tuple[int, Rules], ...]:
         """Return (group, rules) of the matches that the end of the text completes."""
-        ends: dict[Fold, frozenset[bool]] = dict.fromkeys(FOLDS, frozenset((False,)))
+        ends: dict[str, frozenset[bool]] = dict.fromkeys(FOLDS, frozenset((False,)))
         matches = []
         for number, group in enumerate(self.states[state].groups):
             closed = frozenset().union(*(self._crossed(thread, ends) for thread in group))
@@ -178,7 +178,7 @@ class Machine:
     def _find_advance(self, thread: Thread, character: str, begins: bool) -> _Advance:
         fold = self.nfa.fold[thread[0]]
         likely = readings(character, fold)
-        following: dict[Fold, frozenset[bool]] = {fold: _words(likely)}
+        following: dict[str, frozenset[bool]] = {fold: _words(likely)}
         crossed = self._crossed(thread, following)
         after: set[Thread] = set()
         for reading in likely:
@@ -210,7 +210,7 @@ class Machine:
         return NOTHING.union(*(self._crossed(one, {}) for one in reached))
 
     def _crossed(
-        self, thread: Thread, following: Mapping[Fold, frozenset[bool]]
+        self, thread: Thread, following: Mapping[str, frozenset[bool]]
     ) -> frozenset[Thread]:
         """Return the threads reached without a character.
 

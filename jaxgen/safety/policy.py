@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from jaxgen import files, settings, settings_yaml
+from jaxgen import arguments, files, settings, settings_yaml
 from jaxgen.decoding.chain import Chain
 from jaxgen.decoding.when import When
 from jaxgen.errors import ConfigError
@@ -46,6 +46,7 @@ Moment = Literal["before", "during", "after"]
 BEFORE = 256  # tokens of a prompt that a match may begin in
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """What texts may not hold, and what becomes of it."""
@@ -67,6 +68,7 @@ class Rule:
     where: tuple[Where, ...] = settings.option("prompt: refuse such a prompt", ("text",))
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A model of classes that reads texts; one above the threshold ends, or is refused."""
@@ -82,6 +84,7 @@ class Classifier:
     window: int = settings.option("characters that are read at once, each half window", 200)
 
 
+@arguments.checked
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """Rules for texts. Raises ConfigError for rules that can't be.

@@ -44,7 +44,7 @@ class ChainContext(NamedTuple):
     limits: np.ndarray
     sources: np.ndarray
     widths: np.ndarray
-    afters: Sequence[Sequence[int]]
+    afters: Sequence[Sequence[int]] = ()
 
 
 Build = Callable[[Sequence[Generation], ChainContext], Any]

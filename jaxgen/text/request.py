@@ -165,7 +165,10 @@ class Generation:
                     f"{self.describe(one)} has no effect without {other}; give {other}"
                 )
         if self.negative_prompt is not None and self.steered is None:
-            raise ConfigError("negative_prompt has no effect without guidance or debias; give one")
+            raise ConfigError(
+                f"negative_prompt={self.negative_prompt} has no effect without guidance=1.5, say, "
+                f"or debias=50"
+            )
         for other in UNSLID if self.overflow == "slide" else ():
             if self.gives(other):
                 raise ConfigError(

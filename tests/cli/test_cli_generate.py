@@ -125,6 +125,7 @@ VALUES = {
 }
 FLAGS = ("bool", "bool | None")
 TOGETHER = {"groups": ("beams", "diversity"), "diversity": ("beams", "groups")}
+TOGETHER |= {"negative_prompt": ("guidance",)}  # or debias
 
 
 def test_every_setting_is_an_option_and_reaches_the_session(generate, calls):

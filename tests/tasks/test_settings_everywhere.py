@@ -27,11 +27,14 @@ VALUES = {
     "dola": "low",
     "bias": ("a=1",),
     "top_p": 0.25,
+    "policy": "policy.yaml",
 }
 BESIDE = {
     "groups": ("beams", "diversity"),
     "diversity": ("beams", "groups"),
     "guidance": ("negative_prompt",),
+    "negative_prompt": ("guidance",),  # or debias
+    "debias": ("negative_prompt", "max_new_tokens"),
 }
 VERBS = {
     "chat": ["chat", "one", "hello"],
@@ -83,6 +86,7 @@ def home(models, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in loaded:
         (tmp_path / name).mkdir()
+    (tmp_path / "policy.yaml").write_text("rules: [{name: x, words: [xyzzy], action: mask}]")
     return tmp_path
 
 

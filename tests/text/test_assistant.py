@@ -65,7 +65,7 @@ class Scripted:
     def __init__(self, home, *said):
         write_chat_template(home, ChatTemplate("{{ messages }}", {}))
         self.tokenizer, self.said, self.asked = Bytes(), list(said), []
-        self.context, self.users = 400, []
+        self.context, self.users, self.policy = 400, [], None
         self.model = LoadedModel(CONFIG, {}, self.tokenizer, home=home)
 
     def chat_ids(self, messages, template, **values):
