@@ -18,7 +18,7 @@ Place = dict[str, Any] | None
 
 PORTS = (61440, 4096)  # first and number of the ports that a job's name picks from
 K8S_PORT = "8476"  # pods have addresses of their own, so no other job can hold it
-ONE_PLACE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 def find(environment: Environment) -> tuple[str, dict[str, Any]] | None:
@@ -61,14 +61,14 @@ def open_mpi(environment: Environment) -> Place:
     if "OMPI_COMM_WORLD_SIZE" not in environment:
         return None
     place = _ranks(environment, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-    each = "OMPI_COMM_WORLD_LOCAL_SIZE"
-    place["devices"] = _device(environment, "OMPI_COMM_WORLD_LOCAL_RANK", each)
+    per_host = "OMPI_COMM_WORLD_LOCAL_SIZE"
+    place["devices"] = _device(environment, "OMPI_COMM_WORLD_LOCAL_RANK", per_host)
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
     address = re.search(r"tcp://([^,:]+)|tcp6://(\[[^],]+)", uri)
     if address is not None:
         host = address[1] or f"{address[2]}]"
         place["coordinator"] = f"{host}:{_port(environment, uri)}"
-    elif environment.get(each) == environment["OMPI_COMM_WORLD_SIZE"]:
+    elif environment.get(per_host) == environment["OMPI_COMM_WORLD_SIZE"]:
         place["coordinator"] = f"127.0.0.1:{_port(environment, _job(environment))}"
     return place
 
@@ -83,9 +83,9 @@ def pmi(environment: Environment) -> Place:
     if not {"PMI_SIZE", "PMI_RANK"} <= environment.keys():
         return None
     place = _ranks(environment, "PMI_SIZE", "PMI_RANK")
-    each = "MPI_LOCALNRANKS"
-    place["devices"] = _device(environment, "MPI_LOCALRANKID", each)
-    if environment.get(each) == environment["PMI_SIZE"]:
+    per_host = "MPI_LOCALNRANKS"
+    place["devices"] = _device(environment, "MPI_LOCALRANKID", per_host)
+    if environment.get(per_host) == environment["PMI_SIZE"]:
         place["coordinator"] = f"127.0.0.1:{_port(environment, _job(environment))}"
     return place
 
@@ -96,9 +96,7 @@ def slurm(environment: Environment) -> Place:
     if not all(name in environment for name in names):
         return None
     place = _ranks(environment, names[2], names[3])
-    each = environment.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].partition(",")[0]
-    counted = {**environment, "SLURM_STEP_TASKS_PER_NODE": each}
-    place["devices"] = _device(counted, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    place["devices"] = _device(environment, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
     port = environment.get(
         "JAX_COORDINATOR_PORT", PORTS[0] + number(environment, names[0]) % PORTS[1]
     )
@@ -176,10 +174,14 @@ def _ranks(environment: Environment, count: str, index: str) -> dict[str, Any]:
     return {"processes": number(environment, count), "process": number(environment, index)}
 
 
-def _device(environment: Environment, index: str, each: str) -> tuple[int, ...] | None:
-    """Return the device of a process that shares its host, unless it sees one device anyway."""
-    narrowed = [environment[name] for name in ONE_PLACE if environment.get(name)]
-    if number(environment, each, "1") == 1 or any("," not in devices for devices in narrowed):
+def _device(environment: Environment, index: str, per_host: str) -> tuple[int, ...] | None:
+    """Return the device of a process that shares its host, unless it sees one device anyway.
+
+    index, per_host: variables; Slurm writes "2(x4)" for two processes on each of four hosts.
+    """
+    visible = [environment[name] for name in VISIBLE_DEVICES if environment.get(name)]
+    count = re.split(r"[(,]", environment.get(per_host, "1"))[0]
+    if number({per_host: count}, per_host) == 1 or any("," not in ids for ids in visible):
         return None
     return (number(environment, index, "0"),)
 

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from pathlib import Path
 from jaxgen import terminal
 from jaxgen.errors import BUG, PREEMPTED, BusyError, PeerError
 
+OPTION, JAXGEN = "--restarts", (sys.executable, "-m", "jaxgen")
 SUPERVISED = "JAXGEN_SUPERVISED"  # set in the process that trains
 # Seconds in which a second signal counts as the first: a scheduler tells both processes to stop,
 # and this one tells the other.
@@ -29,6 +31,14 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled while no step is saved 
 SET_PDEATHSIG = 1  # of Linux's prctl
 
 
+def this_command() -> list[str]:
+    """Return the command line of this process without --restarts and its number."""
+    words = sys.argv[1:]
+    while OPTION in words:
+        del words[words.index(OPTION) : words.index(OPTION) + 2]
+    return [*JAXGEN, *(word for word in words if not word.startswith(f"{OPTION}="))]
+
+
 def supervise(
     first: Sequence[str], later: Callable[[], Sequence[str]], folder: Path, restarts: int
 ) -> int:
@@ -38,12 +48,12 @@ def supervise(
     on, and then nothing is started again.
     """
     command, begun, failures, left = first, _newest(folder), 0, restarts
-    with _stopping() as (told, child):
+    with _passing_signals_on() as (stop_requested, children):
         while True:
-            code = _train(command, told, child)
+            code = _run(command, stop_requested, children)
             newest = _newest(folder)
             passing = code < 0 or code in TRANSIENT or (code == BusyError.exit_code and newest)
-            if told.is_set() or not passing:
+            if stop_requested.is_set() or not passing:
                 return 128 - code if code < 0 else code
             saved = f"step {newest} is saved" if newest else "no step is saved"
             ended = f"training ended with {_describe(code)}; {saved}"
@@ -55,37 +65,39 @@ def supervise(
             wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1))
             wait *= random.uniform(0.5, 1.5)  # noqa: S311 - so that many don't come at once
             terminal.say(f"{ended}; starting again in {wait:.1f} s ({left} more after that)")
-            if told.wait(wait):
+            if stop_requested.wait(wait):
                 return PREEMPTED
 
 
-def _train(command: Sequence[str], told: threading.Event, child: list[subprocess.Popen]) -> int:
+def _run(
+    command: Sequence[str], stop_requested: threading.Event, children: list[subprocess.Popen]
+) -> int:
     process = subprocess.Popen(  # noqa: S603 - ourselves
         command,
         env=os.environ | {SUPERVISED: "1"},
         process_group=0,  # else a Ctrl-C would reach it twice
         preexec_fn=_end_with_parent,
     )
-    child[:] = [process]
-    if told.is_set():  # while it was being started
+    children[:] = [process]
+    if stop_requested.is_set():  # while it was being started
         process.terminate()
     return process.wait()
 
 
 @contextmanager
-def _stopping() -> Iterator[tuple[threading.Event, list[subprocess.Popen]]]:
-    """Yield (whether a signal has come, the process that signals are passed on to)."""
-    told, child = threading.Event(), []
+def _passing_signals_on() -> Iterator[tuple[threading.Event, list[subprocess.Popen]]]:
+    """Yield (whether a signal has come, the processes that signals are passed on to)."""
+    stop_requested, children = threading.Event(), []
 
     def pass_on(number: int, _: object) -> None:
-        told.set()
-        for process in child:
+        stop_requested.set()
+        for process in children:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield told, child
+        yield stop_requested, children
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

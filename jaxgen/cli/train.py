@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +14,8 @@ from cyclopts import Parameter
 
 from jaxgen import terminal
 from jaxgen.cli import arguments, exits, launch, paths, start
+from jaxgen.cli import restarts as restarting
 from jaxgen.cli.arguments import REAL, Out
-from jaxgen.cli.restarts import SAME_SIGNAL, SUPERVISED, supervise
 from jaxgen.errors import ConfigError
 from jaxgen.run.signals import StopRequest
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from jaxgen.run import Settings
 
 TUNED = "finetune_gpt2"  # the config of text that goes on with a model
-RESTARTS, JAXGEN = "--restarts", (sys.executable, "-m", "jaxgen")
 
 
 Config = Annotated[
@@ -119,7 +117,7 @@ def train(
         return None
     if restarts:
         again = partial(task.again, among)
-        return supervise(_this_command(), again, task.folder, restarts)
+        return restarting.supervise(restarting.this_command(), again, task.folder, restarts)
     return task.run(among=among, profile=profile)
 
 
@@ -157,9 +155,9 @@ class Task:
     def again(self, among: launch.Flags | None) -> list[str]:
         """Return the command line that goes on with this training, which this one has begun."""
         if not paths.is_run(self.folder):
-            return _this_command()
+            return restarting.this_command()
         overrides = self.overrides if self.goes_on else ()
-        return [*JAXGEN, "train", str(self.folder), *overrides, *launch.words(among)]
+        return [*restarting.JAXGEN, "train", str(self.folder), *overrides, *launch.words(among)]
 
     def run(
         self,
@@ -180,7 +178,7 @@ class Task:
         where = f"training {'goes on ' if self.goes_on else ''}in {folder}"
         if not self.texts:
             terminal.say(where)
-        same = SAME_SIGNAL if os.environ.get(SUPERVISED) else 0.0
+        same = restarting.SAME_SIGNAL if os.environ.get(restarting.SUPERVISED) else 0.0
         with exits.in_folder(folder), StopRequest(same=same) as stop:
             (prepare or start.prepare_jax)(cache)
             with launch.group(among) as group, exits.in_folder(folder):
@@ -291,14 +289,6 @@ def _context_within(overrides: Sequence[str]) -> tuple[str, ...]:
     folder = sources.find(word) or word
     most = settings_yaml.read_yaml(paths.config(TUNED))["model"]["context"]
     return (f"model.context={initial.context_within(Path(folder), most)}",)
-
-
-def _this_command() -> list[str]:
-    """Return the command line of this process without --restarts and its number."""
-    words = sys.argv[1:]
-    while RESTARTS in words:
-        del words[words.index(RESTARTS) : words.index(RESTARTS) + 2]
-    return [*JAXGEN, *(word for word in words if not word.startswith(f"{RESTARTS}="))]
 
 
 def _print_keys() -> None:

@@ -96,7 +96,7 @@ def joined(launch: Launch | None) -> Iterator[Group]:
         progress=watch.progress,
     )
     stopped: AgreedExit | None = None
-    with pulse.beside(pulse.own_address(*launch.address)) as place, watch.over(store, place):
+    with pulse.running(pulse.own_address(*launch.address)) as address, watch.over(store, address):
         try:
             yield group
         except AgreedExit as decision:

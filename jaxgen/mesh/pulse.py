@@ -20,7 +20,7 @@ START = 10.0  # seconds that it may take to begin
 
 
 @contextmanager
-def beside(host: str) -> Iterator[str | None]:
+def running(host: str) -> Iterator[str | None]:
     """Yield "HOST:PORT" where a child answers for this process; None if none can be started.
 
     host: an address of this machine that the others reach.

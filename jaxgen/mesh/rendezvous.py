@@ -30,7 +30,7 @@ LONGEST = 1 << 20  # bytes of a message
 VISITS = 64  # connections at once: a process holds none while it waits
 VISIT = 5.0  # seconds that one may last
 PARTING = 5.0  # seconds, beside a turn of all calls, in which the others fetch the answer
-TOKENS = "JAXGEN_TOKEN is not that of process 0; set it alike in all processes, or in none"
+REFUSAL = "JAXGEN_TOKEN is not that of process 0; set it alike in all processes, or in none"
 
 
 def describe_self(index: int) -> str:
@@ -86,7 +86,7 @@ class Register:
         """Note a caller, and return what to tell it: to wait, who is there, or what is wrong."""
         call = about["call"]
         if not hmac.compare_digest(about.get("token", "").encode(), self.token.encode()):
-            return {"error": TOKENS, "kind": ConfigError.__name__}
+            return {"error": REFUSAL, "kind": ConfigError.__name__}
         if not self.settled:
             self.heard.add(call)
             self.problem = self.problem or _problem(about, self.callers, self.count)

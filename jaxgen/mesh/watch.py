@@ -53,14 +53,14 @@ class Watch:
         self._handler: Any = None
 
     @contextmanager
-    def over(self, store: Store, pulse_at: str | None = None) -> Iterator[None]:
+    def over(self, store: Store, pulse_address: str | None = None) -> Iterator[None]:
         """Watch while the block runs; if it raises, report that to the others and end.
 
-        pulse_at: the address at which a child answers for this process, None without one.
+        pulse_address: the address at which a child answers for this process, None without one.
         """
         self._store = store
-        if pulse_at is not None:
-            store.set(f"{PULSE}/{self.index}", pulse_at)
+        if pulse_address is not None:
+            store.set(f"{PULSE}/{self.index}", pulse_address)
         thread = threading.Thread(target=self._run, name="jaxgen-watch", daemon=True)
         thread.start()
         try:

@@ -17,9 +17,8 @@ from jaxgen.run.job import Run
 from jaxgen.store.checkpoints import Restored
 from jaxgen.train import goodput, partitioner, plot, schedule
 from jaxgen.train.display import short
-from jaxgen.train.log import Log, Mute
+from jaxgen.train.log import METRICS, Log, Mute
 
-METRICS = "metrics.jsonl"
 # The verb that asks a model for what it has learned; of the others, generate.
 VERBS = {"masked": "fill-mask", "pairs": "translate", "chat": "chat", "classes": "classify"}
 VERBS |= {"preferences": "chat", "feedback": "chat", "rewards": "classify"}

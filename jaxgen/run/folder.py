@@ -15,7 +15,7 @@ from jaxgen.pretrained.generation_config import GENERATION
 from jaxgen.run.settings import Settings, build_settings
 from jaxgen.store import RunLock
 from jaxgen.store.directory import list_steps
-from jaxgen.train.goodput import TIMES
+from jaxgen.train.log import METRICS, TIMES
 
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
@@ -26,7 +26,7 @@ ENVIRONMENT = "env.json"
 TEACHER = "teacher.json"
 CARD = "privacy.json"
 # What a run writes beside its config and checkpoints.
-WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, "metrics.jsonl", TIMES, "log.txt")
+WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, METRICS, TIMES, "log.txt")
 WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT, TEACHER, CARD)
 CRASH = "crash-"
 

@@ -20,7 +20,7 @@ from jaxgen.run.settings import Settings, differences, resolve
 from jaxgen.store import directory
 from jaxgen.store.steps import Step
 from jaxgen.tokens import load as load_tokenizer
-from jaxgen.train.goodput import TIMES
+from jaxgen.train.log import TIMES
 from jaxgen.train.settings import TrainSettings
 
 

@@ -46,7 +46,7 @@ from jaxgen.store.checkpoints import Restored
 from jaxgen.store.steps import Step
 from jaxgen.train import flops, goodput, schedule
 from jaxgen.train.early_stopping import EarlyStopping, validation_losses
-from jaxgen.train.log import Log, Mute
+from jaxgen.train.log import METRICS, Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
 from jaxgen.train.settings import TrainSettings
 from jaxgen.train.state import State
@@ -146,7 +146,7 @@ def _train(
         begin, known = restored.step, restored.extra.get("valid_loss") is not None
         due = run.validates and is_validation_due(begin, settings, batches.epoch)
         pending = due and not known
-    history = validation_losses(run.folder / announce.METRICS, begin - pending)
+    history = validation_losses(run.folder / METRICS, begin - pending)
     stopping = EarlyStopping(settings.early_stopping, history)
     logger, seen = Mute(), goodput.last_sign(run.folder)
     if run.group.first:

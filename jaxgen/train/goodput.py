@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.train.display import duration
-from jaxgen.train.log import decode
+from jaxgen.train.log import METRICS, TIMES, decode
 
-TIMES = "time.jsonl"
 STEPS, LOST, STOPPED = "training", "lost", "stopped"
 Record = dict[str, Any]
 
@@ -72,7 +71,7 @@ class Stopwatch:
 
 def last_sign(folder: Path) -> float | None:
     """Return when a run last wrote of its steps, in seconds since 1970; None if it never has."""
-    files = [folder / name for name in (TIMES, "metrics.jsonl")]
+    files = [folder / name for name in (TIMES, METRICS)]
     return max((file.stat().st_mtime for file in files if file.is_file()), default=None)
 
 

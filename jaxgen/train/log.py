@@ -20,6 +20,7 @@ from jaxgen.train import display as displays
 from jaxgen.train import events, wandb_run
 from jaxgen.train.display import Kind, Reading
 
+METRICS, TIMES = "metrics.jsonl", "time.jsonl"
 WAITING = 10_000  # records kept while the disk stalls; later ones are dropped and counted
 SETTLING_SECONDS = 5.0  # how long a save waits until the log is as far as the run
 CLOSING_SECONDS = 10.0  # how long the end of a run waits for a stalled disk
@@ -55,8 +56,8 @@ class Log:
         self.link: str | None = None
         self.display = displays.make(display, total_steps, resume_step)
         self.scribe = _Scribe()
-        self.lines, self.metrics = _Lines(folder / "log.txt"), _Lines(folder / "metrics.jsonl")
-        self.times = _Lines(folder / "time.jsonl")
+        self.lines, self.metrics = _Lines(folder / "log.txt"), _Lines(folder / METRICS)
+        self.times = _Lines(folder / TIMES)
         self.trackers: dict[str, Any] = {}
         self.tracked: list[str] = []
         # W&B answers over a network, for which files must not wait.
@@ -67,7 +68,7 @@ class Log:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.earlier = trim(self.metrics.path, resume_step, validation_pending)
         except BusyError as error:
-            self._warn("metrics.jsonl", error)
+            self._warn(METRICS, error)
         if "tensorboard" in track and not events.installed():
             self.say(events.ABSENT)
         elif "tensorboard" in track:
@@ -158,7 +159,7 @@ class Log:
 
     def time(self, record: Mapping[str, Any]) -> None:
         """Write down where time went; a record of `goodput.Stopwatch`."""
-        self._write("time.jsonl", self.times.write, encode(record))
+        self._write(TIMES, self.times.write, encode(record))
 
     def settle(self) -> None:
         """Wait for what was handed in to be written; a stalled disk is not waited for long.
@@ -183,7 +184,7 @@ class Log:
         words = {name: value for name, value in metrics.items() if isinstance(value, str)}
         values = {k: float(value) for k, value in metrics.items() if k not in words}
         line = encode({"step": step, "kind": kind, "seconds": seconds, **values, **words})
-        self._write("metrics.jsonl", self.metrics.write, line)
+        self._write(METRICS, self.metrics.write, line)
         self._track("scalars", step, kind, values)
 
     def note(self, line: str) -> None:

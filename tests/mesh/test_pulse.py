@@ -10,7 +10,7 @@ from jaxgen.mesh import pulse
 PARENT = """
 import sys, time
 from jaxgen.mesh import pulse
-with pulse.beside(sys.argv[1]) as address:
+with pulse.running(sys.argv[1]) as address:
     print(address, flush=True)
     time.sleep(60)
 """
@@ -42,9 +42,9 @@ def test_the_child_answers_for_a_running_parent_and_not_for_a_stopped_or_a_dead_
 
 
 def test_the_child_goes_with_the_block_and_where_nobody_listens_nobody_lives():
-    with pulse.beside("127.0.0.1") as address:
+    with pulse.running("127.0.0.1") as address:
         assert pulse.is_alive(address, 5.0)
     assert not pulse.is_alive(address, 1.0)
     assert not pulse.is_alive("nowhere", 1.0)
-    with pulse.beside("203.0.113.1") as address:  # no address of this machine
+    with pulse.running("203.0.113.1") as address:  # no address of this machine
         assert address is None

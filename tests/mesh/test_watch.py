@@ -104,7 +104,7 @@ def test_of_two_ends_at_once_only_the_first_has_a_line(monkeypatch, capsys):
 
 
 def test_a_silent_process_whose_child_answers_for_it_is_not_lost(look):
-    with pulse.beside("127.0.0.1") as address:
+    with pulse.running("127.0.0.1") as address:
         look.watch._store.set(f"{watches.PULSE}/2", address)
         assert [look(p1=(beat, 0)) for beat in range(12)] == 12 * [None]
     assert look(p1=(12, 0)) == f"5 {NAMES[2]} is lost: nothing was heard of it for 12 s"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxgen.train import goodput
+from jaxgen.train import goodput, log
 
 
 def begin(clock, step, seen=None):
@@ -73,6 +73,6 @@ def test_each_moment_belongs_to_the_innermost_phase(monkeypatch):
 
 def test_torn_lines_and_a_run_without_times_are_no_obstacle(tmp_path):
     assert goodput.read_times(tmp_path) == [] and goodput.goodput(goodput.spent([])) == 0.0
-    (tmp_path / goodput.TIMES).write_bytes(b'{"clock": 1.0, "step": 0, "seen": null}\n{"clo')
+    (tmp_path / log.TIMES).write_bytes(b'{"clock": 1.0, "step": 0, "seen": null}\n{"clo')
     assert goodput.read_times(tmp_path) == [begin(1.0, 0)]
-    assert goodput.last_sign(tmp_path) == (tmp_path / goodput.TIMES).stat().st_mtime
+    assert goodput.last_sign(tmp_path) == (tmp_path / log.TIMES).stat().st_mtime
