@@ -140,6 +140,7 @@ def test_each_launcher_is_detected(environment, host, devices, monkeypatch):
             "ADDRESS) and --processes (or JAX_NUM_PROCESSES): give it in each process, or "
             "--processes 1",
         ),
+        ({}, JOBSET | {"HOSTNAME": "alone-3"}, "process 3 of 4, but not --coordinator (or JAX_"),
         ({}, MPICH | {"MPI_LOCALNRANKS": "2"}, "MPICH says that this is process 3 of 4, but not"),
         ({}, {"RANK": "1", "WORLD_SIZE": "2"}, "torchrun says that this is process 1 of 2, but"),
     ],

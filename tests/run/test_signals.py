@@ -71,9 +71,9 @@ CASES = {
 }
 
 
-def start(program):
+def start(program, begin=BEGIN):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", BEGIN + program], **pipes)
+    process = subprocess.Popen([sys.executable, "-c", begin + program], **pipes)
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     return process
 
@@ -102,6 +102,16 @@ def test_a_second_signal_ends_it_at_once_even_in_c_code(number, code):
     assert process.returncode == code
     assert err.startswith("interrupted twice: ") and err.count("\n") == 1
     assert time.monotonic() - began < 10
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    program = "    with stop.polling():\n        wait(stop); time.sleep(0.5); print('ended')"
+    process = start(program, BEGIN.replace("grace=0.2", "grace=0.2, same=60.0"))
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "told\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "ended\n", "")
 
 
 def test_signals_are_as_they_were_afterwards():
