@@ -105,6 +105,8 @@ def config(word: str) -> Path:
         hint = f"; to train a model of the Hugging Face hub further: {tuned.format(word)}"
     hint = hint or nearest(path.stem, here) or nearest(word, texts)
     hint = hint or nearest(path.name, runs, prefix=f"{RUNS}/")
+    if not hint and path.suffix and path.suffix not in SUFFIXES:
+        hint = "; correct the path of the text"
     hint = hint or f"; there are {', '.join(sorted(here | {f'{RUNS}/{name}' for name in runs}))}"
     raise ConfigError(f"{word}: no such config, run or text{hint}")
 
