@@ -101,7 +101,7 @@ class Side:
             self.process = subprocess.Popen(words, **about)
 
     def wait(self, length: int) -> None:
-        """Wait for its first answer, and ask each question once: prefixes are known, all is warm.
+        """Wait for its first answer, then for two whole ones, so that it is warm; keep the last text.
 
         Raises RuntimeError with the end of its log.
         """
