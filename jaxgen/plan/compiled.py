@@ -15,7 +15,7 @@ from jaxgen.mesh import device_mesh, place, rules
 from jaxgen.models import api, serving
 from jaxgen.plan import hlo
 from jaxgen.profile import program
-from jaxgen.run import shapes
+from jaxgen.run import privacy, shapes
 from jaxgen.run.settings import Settings
 from jaxgen.run.step import step_of
 from jaxgen.text.model_steps import model_step
@@ -52,7 +52,7 @@ def training(settings: Settings, devices: list[Any]) -> Program:
     base = shapes.base(settings)
     if base is not None:
         base = _placed(base, place.state_shardings(mesh, base, api.axes(model)))
-    step = step_of(settings, shapes.rule(settings))
+    step = step_of(privacy.for_plan(settings), shapes.rule(settings))
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place.batch_sharding(mesh, x.shape))
         for name, x in shapes.batch(settings).items()

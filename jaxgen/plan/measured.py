@@ -14,7 +14,7 @@ import numpy as np
 from jaxgen import settings as sets
 from jaxgen.errors import BusyError
 from jaxgen.profile.chips import Chip
-from jaxgen.run import shapes
+from jaxgen.run import privacy, shapes
 from jaxgen.run.settings import Settings, build_settings
 
 
@@ -72,7 +72,7 @@ def _steps(mapping: dict[str, Any], count: int) -> Measured:
     from jaxgen.run.step import step_of
     from jaxgen.train import partitioner
 
-    settings = build_settings(mapping)
+    settings = privacy.for_plan(build_settings(mapping))
     mesh = device_mesh.make_mesh(settings.mesh)
     axes, state = shapes.trained(settings)[1], shapes.state(settings)
     shardings = None if mesh is None else place.state_shardings(mesh, state, axes)

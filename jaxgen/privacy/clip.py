@@ -6,10 +6,12 @@ Everything here is a function of trees of arrays; nothing knows a model or a los
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
@@ -38,43 +40,29 @@ def clipped_sum(
     norms = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
     if groups is None:
         scale = factors(norms, clip)
-        return jax.tree.map(lambda g: _weighted(scale, g), wide), norms
-    leaves, structure = jax.tree_util.tree_flatten_with_path(wide)
-    lead = [1 + groups(path) for path, _ in leaves]
-    parts = sum(int(jnp.size(g[0]) // _inner(g, n)) for (_, g), n in zip(leaves, lead, strict=True))
-    each = clip / parts**0.5
-    clipped = []
-    for (_, g), n in zip(leaves, lead, strict=True):
-        own = jnp.sqrt(jnp.sum(g * g, axis=tuple(range(n, g.ndim)), keepdims=True))
-        scale = factors(own, each)
-        clipped.append(jnp.sum(jnp.where(scale > 0, scale * g, 0.0), axis=0))
-    return jax.tree.unflatten(structure, clipped), norms
+        return jax.tree.map(lambda g: _weighted_sum(scale, g), wide), norms
+    leads = jax.tree_util.tree_map_with_path(lambda path, _: 1 + groups(path), wide)
+    numbers = jax.tree.map(lambda g, lead: prod(g.shape[1:lead]), wide, leads)
+    each = clip / sum(jax.tree.leaves(numbers)) ** 0.5
+
+    def clipped(g: Array, lead: int) -> Array:
+        own = jnp.sqrt(jnp.sum(g * g, axis=tuple(range(lead, g.ndim))))
+        return _weighted_sum(factors(own, each), g)
+
+    return jax.tree.map(clipped, wide, leads), norms
 
 
-def _inner(g: Any, axes: int) -> int:
-    size = 1
-    for length in g.shape[axes:]:
-        size *= length
-    return size
-
-
-def _weighted(scale: Float[Array, "B"], g: Array) -> Array:
+def _weighted_sum(scale: Float[Array, "B ..."], g: Float[Array, "B ..."]) -> Array:
+    """Return the sum over rows of scale * g; scale: of the first axes of g."""
+    scale = scale.reshape(*scale.shape, *(1 for _ in g.shape[scale.ndim :]))
     # A row of factor 0 may hold numbers that aren't finite, and 0 times them isn't 0.
-    rows = scale.reshape(-1, *(1 for _ in g.shape[1:]))
-    return jnp.tensordot(scale, jnp.where(rows > 0, g, 0.0), axes=1)
+    return jnp.sum(jnp.where(scale > 0, scale * g, 0.0), axis=0)
 
 
 def noise_like(tree: Any, key: PRNGKeyArray, deviation: Any) -> Any:
     """Return Gaussian noise of each leaf's shape, a function of key and place in the tree alone."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = [jax.random.fold_in(key, i) for i in range(len(leaves))]
-    return jax.tree.unflatten(
-        structure,
-        [
-            deviation * jax.random.normal(one, leaf.shape, jnp.float32)
-            for one, leaf in zip(keys, leaves, strict=True)
-        ],
-    )
+    noise = optax.tree.random_like(key, tree, jax.random.normal, jnp.float32)
+    return jax.tree.map(lambda n: deviation * n, noise)
 
 
 def secret_key(key: PRNGKeyArray, seed: int) -> PRNGKeyArray:

@@ -34,6 +34,13 @@ def check_private(settings: Any) -> None:
             f"distill.teacher={settings.distill.teacher} with train.privacy is not built; train "
             f"the student on text alone"
         )
+    for name in ("clip", "spike"):
+        value = getattr(train, name)
+        if value not in (None, type(train).__dataclass_fields__[name].default):
+            raise ConfigError(
+                f"train.{name}={value} has no effect with train.privacy, which clips rows to "
+                f"train.privacy.clip and takes every step; leave it out"
+            )
     if settings.mesh.form != "jit":
         raise ConfigError(f"train.privacy needs mesh.form=jit, not {settings.mesh.form}")
     if train.early_stopping is not None and not settings.data.valid_files:

@@ -45,7 +45,7 @@ def prepared(
         tokenizer = load_tokenizer(folder / TOKENIZER)
     else:
         tokenizer = inputs.make_tokenizer(settings)
-    settings = privacy.remembered(resolve(settings, tokenizer), kept)
+    settings = privacy.with_saved(resolve(settings, tokenizer), kept)
     if kept is not None and settings.train.epochs is None:
         differences(kept, settings, folder, onward=onward)  # before the text is read
     home = None if kept is None else folder
@@ -93,14 +93,12 @@ def first_step(run: Run, step: Step, force: bool) -> int | None:
 
 def with_steps_and_noise(run: Run, kept: Settings | None = None) -> Settings:
     """Return the run's settings with what depends on its text: steps, and the noise of privacy."""
-    if run.settings.train.privacy.on:
-        rows = privacy.unit_rows(run)
-        run = replace(run, settings=privacy.with_expected(run.settings, rows.count))
+    rows = privacy.unit_rows(run) if run.settings.train.privacy.on else None
+    if rows is not None:
+        run = replace(run, settings=privacy.with_sampling(run.settings, rows.count))
     if run.settings.train.epochs is not None:
         run = replace(run, settings=_with_steps(run, kept))
-    if run.settings.train.privacy.on:
-        return privacy.begun(run.settings, privacy.unit_rows(run))
-    return run.settings
+    return run.settings if rows is None else privacy.with_noise(run.settings, rows)
 
 
 def _with_steps(run: Run, kept: Settings | None) -> Settings:

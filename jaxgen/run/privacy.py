@@ -42,13 +42,14 @@ class Budget:
 
     def batches(self, process: tuple[int, int]) -> data.Batches:
         """Return the batches of the run, each with the units that are drawn for its step."""
-        train = self.settings.train
+        train, seed = self.settings.train, self.settings.train.privacy.seed
+        assert seed is not None
         return data.poisson_batches(
             self.rows,
             context=self.settings.row_length,
             rate=self.mechanism.rate,
             batch=train.batch,
-            seed=train.privacy.seed or 0,
+            seed=seed,
             process=process,
             workers=self.settings.data.workers,
         )
@@ -61,11 +62,12 @@ class Budget:
         rate = min(privacy.expected / self.population, 1.0)
         return Mechanism(privacy.noise, rate, self.population, self.settings.train.batch)
 
-    def spent(self, steps: int, interval: float = COARSE) -> float:
+    def spent(self, steps: int) -> float:
         """Return epsilon after so many steps."""
         privacy = self.settings.train.privacy
-        more: Any = {"accountant": privacy.accountant, "interval": interval}
-        return accountant.epsilon(self.mechanism, steps, privacy.delta or 1.0, **more)
+        assert privacy.delta is not None
+        options: Any = {"accountant": privacy.accountant, "interval": COARSE}
+        return accountant.epsilon(self.mechanism, steps, privacy.delta, **options)
 
     def most_steps(self) -> int:
         """Return how many of the run's steps keep to epsilon."""
@@ -160,17 +162,17 @@ def unit_rows(run: Any) -> Any:
     return data.unit_rows(run.objective, run.corpus.train, unit=train.privacy.unit, **more)
 
 
-def remembered(settings: Settings, kept: Settings | None) -> Settings:
-    """Return settings with what `begun` filled in when the run that is there was begun."""
-    if kept is None or not settings.train.privacy.on or not kept.train.privacy.on:
+def with_saved(settings: Settings, saved: Settings | None) -> Settings:
+    """Return settings whose open values are those that the run that is there was begun with."""
+    if saved is None or not settings.train.privacy.on or not saved.train.privacy.on:
         return settings
-    own, then = settings.train.privacy, kept.train.privacy
-    known = {name: getattr(then, name) for name in RESOLVED if getattr(own, name) is None}
-    return _with(settings, **known)
+    own, earlier = settings.train.privacy, saved.train.privacy
+    values = {name: getattr(earlier, name) for name in RESOLVED if getattr(own, name) is None}
+    return _with(settings, **values)
 
 
-def with_expected(settings: Settings, population: int) -> Settings:
-    """Return settings with the expected rows of a step, where they are left open.
+def with_sampling(settings: Settings, population: int) -> Settings:
+    """Return settings with a secret seed and the expected rows of a step, where they are open.
 
     Raises ConfigError for expected rows, or a delta, that fit no such number of units.
     """
@@ -178,6 +180,8 @@ def with_expected(settings: Settings, population: int) -> Settings:
     privacy = train.privacy
     accountant.dp_accounting()
     assert privacy.delta is not None
+    if privacy.seed is None:
+        settings = _with(settings, seed=secrets.randbits(63))
     if privacy.delta * population >= 1:
         raise ConfigError(
             f"train.privacy.delta={privacy.delta:g} must be below 1 / {population}, the number of "
@@ -200,17 +204,24 @@ def with_expected(settings: Settings, population: int) -> Settings:
     return settings
 
 
-def begun(settings: Settings, rows: Any) -> Settings:
-    """Return settings with the secret seed drawn and the noise solved for, where left open."""
+def with_noise(settings: Settings, rows: Any) -> Settings:
+    """Return settings with the noise that keeps to epsilon, where it is open."""
     privacy = settings.train.privacy
-    if privacy.seed is None:
-        settings = _with(settings, seed=secrets.randbits(63))
-    if privacy.epsilon is not None and privacy.solved_noise is None:
-        mechanism, steps = Budget(settings, rows).mechanism, settings.train.steps
-        limit: Any = (steps, privacy.epsilon, privacy.delta)
-        noise = accountant.solve_noise(mechanism, *limit, accountant=privacy.accountant)
-        settings = _with(settings, solved_noise=noise)
-    return settings
+    if privacy.epsilon is None or privacy.solved_noise is not None:
+        return settings
+    mechanism, steps = Budget(settings, rows).mechanism, settings.train.steps
+    limit: Any = (steps, privacy.epsilon, privacy.delta)
+    noise = accountant.solve_noise(mechanism, *limit, accountant=privacy.accountant)
+    return _with(settings, solved_noise=noise)
+
+
+def for_plan(settings: Settings) -> Settings:
+    """Return settings whose open values are any: a step of them costs what that of the run does."""
+    privacy = settings.train.privacy
+    if not privacy.on:
+        return settings
+    values = {"expected": float(settings.train.batch), "seed": 0, "solved_noise": privacy.noise}
+    return _with(settings, **{n: x for n, x in values.items() if getattr(privacy, n) is None})
 
 
 def _with(settings: Settings, **values: Any) -> Settings:
@@ -243,11 +254,11 @@ def private_of(settings: Settings, base: Any = None) -> Private:
 Step = Callable[..., tuple[Any, dict[str, Any]]]
 
 
-def adapting(step: Step, gradients: Callable) -> Step:
+def with_adaptive_clip(step: Step, gradients: Callable) -> Step:
     """Return the step (state, batch) whose clip is the state's, and adapts."""
 
-    def adapted(state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    def adaptive(state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
         after, metrics = step(state, batch, gradients=partial(gradients, clip=state.clip))
         return replace(after, clip=metrics.pop("next_clip")), metrics
 
-    return adapted
+    return adaptive

@@ -82,5 +82,5 @@ def _with_privacy(step: Callable, settings: Settings, base: Any) -> Callable:
         return step
     gradients = partial(private.gradients, private=privacy.private_of(settings, base))
     if settings.train.privacy.quantile is not None:
-        return privacy.adapting(step, gradients)
+        return privacy.with_adaptive_clip(step, gradients)
     return partial(step, gradients=gradients)

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
-from jaxgen.mesh import shards
-from jaxgen.mesh.place import platform
 from jaxgen.models import api
 from jaxgen.ops.losses import unembed, vocabulary_loss
-from jaxgen.train.losses import Batch, logits_at_once, read
+from jaxgen.train.losses import Batch, positions_at_once, read
 
 TEXTS = ("tokens", "targets", "segments", "positions", "weights")
 
@@ -41,7 +39,7 @@ def token_nll(
         cap=cap,
         smoothing=0.0,
         z=0.0,
-        chunk=chunk or _fitting(rows, config),
+        chunk=chunk or positions_at_once(rows["tokens"].shape[0] * config.V),
         dtype=config.compute_dtype,
     )
     return nll.reshape(batch["tokens"].shape)
@@ -51,12 +49,6 @@ def texts_as_rows(batch: Batch) -> dict[str, Array]:
     """Return the texts of a batch [B, S, T] as rows of their own."""
     length = batch["tokens"].shape[-1]
     return {name: jnp.asarray(batch[name]).reshape(-1, length) for name in TEXTS}
-
-
-def _fitting(rows: Batch, config: ModelConfig) -> int:
-    """Return how many positions of all rows have their logits in memory at once."""
-    each = rows["tokens"].shape[0] * config.V
-    return max(logits_at_once(platform()) * shards("BTV") // each, 1)
 
 
 def completion_logps(
@@ -93,8 +85,10 @@ def mean_kl(
         return jnp.sum(jnp.exp(own) * (own - other), axis=-1)[:, 0]
 
     by_position = tuple(out.features.swapaxes(0, 1) for out in outs)
-    chunk = max((chunk or _fitting(rows, config)) // 2, 1)
-    each = jax.lax.map(divergence, by_position, batch_size=min(chunk, len(by_position[0])))
+    chunk = chunk or positions_at_once(rows["tokens"].shape[0] * config.V)
+    each = jax.lax.map(
+        divergence, by_position, batch_size=min(max(chunk // 2, 1), len(by_position[0]))
+    )
     weights = batch["weights"]
     each = each.swapaxes(0, 1).reshape(weights.shape) * weights
     return each.sum((1, 2)) / jnp.maximum(weights.sum((1, 2)), 1)

@@ -257,6 +257,8 @@ def _flush_metrics(state, step, settings, callbacks, clock, writer) -> int:
         record: dict[str, Any] = {name: float(value) for name, value in values.items()}
         if cause:
             record["cause"] = cause
+        if record.get("tokens") == 0:  # a private step that drew no row has no mean loss
+            record = {n: x for n, x in record.items() if n not in ("loss", "objective")}
         record["learning_rate"] = float(callbacks.rate(number - 1))
         writer.step(number, record | callbacks.spent(number) | clock.read())
     return int(values["streak"])

@@ -117,7 +117,7 @@ def _loss(params, config, arrays, key, *, smoothing, z, chunk):
     each = targets.shape[0] * (config.classes or config.V)
     fitting = targets.shape[1] if are_known(targets.shape[1]) else 1
     if are_known(each):
-        fitting = max(logits_at_once(platform()) * shards("BTV") // each, 1)
+        fitting = positions_at_once(each)
     total, nll = vocabulary_loss(
         out.features,
         out.table,
@@ -286,6 +286,11 @@ def _check_ids(name: str, value: Any, config: ModelConfig) -> None:
 def logits_at_once(platform: str) -> int:
     """Return how many logits may exist at once on a device of a platform."""
     return OF_A_GPU if platform == "gpu" else LOGITS_AT_ONCE
+
+
+def positions_at_once(logits: int) -> int:
+    """Return how many positions of all rows fit; logits: of one position of all rows."""
+    return max(logits_at_once(platform()) * shards("BTV") // logits, 1)
 
 
 def read(

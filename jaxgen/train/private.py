@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxgen import tree
 from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
 from jaxgen.export import are_known
 from jaxgen.mesh import shards
 from jaxgen.mesh.place import is_spread, platform
@@ -34,6 +35,7 @@ from jaxgen.train.losses import (
     as_loss,
     checked_batch,
     logits_at_once,
+    positions_at_once,
     read,
     rows_of,
     target_weights,
@@ -65,13 +67,23 @@ class Private:
 
     settings: resolved, with noise, seed and expected rows. letters: of the axes of each trained
     parameter, by path. frozen: globs of paths that aren't trained. ghost: None: a gradient for each
-    row of a microbatch.
+    row of a microbatch. Raises ConfigError for settings that leave one of these open.
     """
 
     settings: PrivacySettings
     letters: Mapping[str, str]
     frozen: tuple[str, ...] = ()
     ghost: CausalGhost | None = None
+
+    def __post_init__(self) -> None:
+        noise = self.settings.noise_multiplier or self.settings.solved_noise
+        for name, value, fix in (
+            ("expected", self.settings.expected, "the mean number of rows of a step"),
+            ("seed", self.settings.seed, "a secret, such as secrets.randbits(63)"),
+            ("noise_multiplier", noise, "what privacy.accountant.solve_noise finds for epsilon"),
+        ):
+            if value is None:
+                raise ConfigError(f"settings.{name}=None must be given; give {fix}")
 
     def trains(self, path: str) -> bool:
         """Return whether a parameter is trained."""
@@ -108,22 +120,22 @@ def gradients(
         result, grads = one(batch, key)
     else:
         result, grads = over_microbatches(one, params, batch, key, accumulate)
-    expected = settings.expected or rows_of(batch)
-    secret = clips.secret_key(jax.random.fold_in(key, NOISE), settings.seed or 0)
-    noise, spread = settings.noise, {}
-    shown = {"clipped": 1 - result.metrics["below"] / jnp.maximum(result.metrics["counted"], 1)}
+    expected, seed, noise = settings.expected, settings.seed, settings.noise
+    assert expected is not None and seed is not None
+    secret = clips.secret_key(jax.random.fold_in(key, NOISE), seed)
+    below, counted = result.metrics["below"], result.metrics["counted"]
+    metrics = {"clipped": (counted - below) / jnp.maximum(counted, 1)}
     if settings.quantile is not None:
-        noise, spread = split_noise(settings.noise, expected)
-        around = result.metrics["below"] - result.metrics["counted"] / 2
-        around += spread * jax.random.normal(jax.random.fold_in(secret, 1))
-        part = around / expected + 0.5
-        shown |= {"clip": clip, "next_clip": clip * jnp.exp(-RATE * (part - settings.quantile))}
+        noise, spread = split_noise(noise, expected)
+        count = below - counted / 2 + spread * jax.random.normal(jax.random.fold_in(secret, 1))
+        share = count / expected + 0.5
+        metrics |= {"clip": clip, "next_clip": clip * jnp.exp(-RATE * (share - settings.quantile))}
     noises = clips.noise_like(grads, jax.random.fold_in(secret, 0), noise * clip)
     frozen = tree.map_paths(lambda path, _: not private.trains(path), grads)
     grads = jax.tree.map(
         lambda g, n, off: jnp.zeros_like(g) if off else (g + n) / expected, grads, noises, frozen
     )
-    return result._replace(metrics=shown), grads
+    return result._replace(metrics=metrics), grads
 
 
 def split_noise(noise: float, expected: float) -> tuple[float, float]:
@@ -251,15 +263,12 @@ def _head(hidden, targets, share, ids, *, config, options, table, trained, tied)
 
     grad, (total, nll) = jax.grad(losses, has_aux=True)(logits)
     (back,) = pull(grad)
-    squares, at_ids = jnp.zeros(hidden.shape[0], jnp.float32), jnp.zeros((), jnp.float32)
-    if trained:
-        squares = ghost.pair_squares(hidden, grad)
+    none = jnp.zeros(hidden.shape[0], jnp.float32)
+    squares, at_ids = ghost.pair_squares(hidden, grad) if trained else none, none
     if tied:
         # [B, T, S]: what the logit of the row's own token S gets at T.
         own = jnp.take_along_axis(grad, ids[:, None, :], axis=2)
         at_ids = jnp.einsum("bts,btd->bsd", own, hidden, preferred_element_type=jnp.float32)
-    else:
-        at_ids = jnp.zeros(hidden.shape[:1], jnp.float32)
     return total, nll, back, squares, at_ids
 
 
@@ -279,7 +288,6 @@ def _by_groups(function: Callable, args: tuple, rows: int, config: ModelConfig) 
 
 def _table_gradient(hidden, table, targets, share, config, options: CausalGhost):
     """Return the gradient of the table of a weighted loss, in chunks as `vocabulary_loss` does."""
-    fitting = max(logits_at_once(platform()) * shards("BTV") // (targets.shape[0] * config.V), 1)
 
     def total(table: Any) -> Any:
         return vocabulary_loss(
@@ -287,7 +295,7 @@ def _table_gradient(hidden, table, targets, share, config, options: CausalGhost)
             cap=config.logit_cap,
             smoothing=options.smoothing,
             z=options.z,
-            chunk=options.chunk or fitting,
+            chunk=options.chunk or positions_at_once(targets.shape[0] * config.V),
             dtype=config.compute_dtype,
         )[0]
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts and adapters trained on eight devices: prints what leaves one's course."""
+"""Mixtures, adapters and private steps on eight devices: prints what leaves one's course."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,8 @@ from jaxgen.mesh import MeshSettings, device_mesh, place
 from jaxgen.mesh.settings import parse
 from jaxgen.models import api
 from jaxgen.nn import experts
-from jaxgen.train import partitioner
+from jaxgen.privacy.settings import PrivacySettings
+from jaxgen.train import partitioner, private
 from jaxgen.train.step import train_step
 
 CONFIG = jaxgen.ModelConfig(
@@ -124,6 +125,46 @@ def adapter_course(mesh, asked, base):
     return losses, jax.device_get(state.params)
 
 
+PRIVACY = PrivacySettings(noise_multiplier=0.5, delta=1e-6, clip=0.5, expected=6.0, seed=5)
+WAYS = {"vmap": None, "ghost": private.CausalGhost(lambda params, key: params, 0.0, 0.0, None)}
+
+
+def private_step(mesh, way):
+    """Return the norm of the gradient of a private step, and the parameters after it."""
+    config, rule = DENSE.replace(layers=1), optax.sgd(0.3)
+    own = private.Private(PRIVACY, tree.flatten(api.axes(config)), ghost=WAYS[way])
+    step = partial(
+        train_step,
+        config=config,
+        optimizer=rule,
+        loss=jaxgen.causal_loss,
+        gradients=partial(private.gradients, private=own),
+    )
+    state = jaxgen.train_state(jaxgen.init(config, jax.random.key(0)), rule, jax.random.key(1))
+    shardings = mesh and place.state_shardings(mesh, state, api.axes(config))
+    run = partitioner.make_step("jit", step, mesh, shardings, ROWS)
+    state = state if mesh is None else jax.device_put(state, shardings)
+    tokens = np.random.default_rng(0).integers(0, 32, (ROWS, 9)).astype(np.int32)
+    weights = np.ones((ROWS, 8), np.float32)
+    weights[10:] = 0  # padding
+    batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+    state, metrics = run(state, batch)
+    return float(metrics["grad_norm"]), jax.device_get(state.params)
+
+
+def far_private():
+    """Return which private steps on a mesh of eight differ from one device's."""
+    mesh, wrong = device_mesh.make_mesh(MeshSettings(**parse("data:2,fsdp:2,tensor:2"))), []
+    wanted = private_step(None, "vmap")
+    for way in WAYS:
+        apart = jax.tree.map(
+            lambda a, b: float(np.abs(np.subtract(a, b)).max()), private_step(mesh, way), wanted
+        )
+        if not (most := max(jax.tree.leaves(apart))) < 1e-5:
+            wrong.append(f"private step by {way}: {most}")
+    return wrong
+
+
 def far_adapters():
     """Return which adapters leave one device's course on a mesh of eight."""
     mesh, wrong = device_mesh.make_mesh(MeshSettings(**parse("data:2,fsdp:2,tensor:2"))), []
@@ -136,7 +177,7 @@ def far_adapters():
 
 
 def main() -> None:
-    wanted, wrong = course(None, "jit"), far_adapters()
+    wanted, wrong = course(None, "jit"), far_adapters() + far_private()
     lax.ragged_all_to_all = ragged_all_to_all  # which XLA has not for CPUs
     for words, form, ragged in MESHES:
         mesh = device_mesh.make_mesh(MeshSettings(**parse(words)))

@@ -1,13 +1,21 @@
 """Private runs: shown, stopped at the budget, restored bit for bit, and refused by name."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxgen import data, tokens
 from jaxgen.errors import CheckpointError, ConfigError
-from jaxgen.run.settings import build_settings
+from jaxgen.run import shapes
+from jaxgen.run.job import Run
+from jaxgen.run.preparing import with_steps_and_noise
+from jaxgen.run.settings import build_settings, resolve
+from jaxgen.run.step import step_of
 from jaxgen.run.training import resume, train
 from jaxgen.store import directory
 
@@ -62,12 +70,9 @@ def test_a_run_shows_its_epsilon_and_keeps_to_the_budget(run):
 
 def test_what_is_restored_makes_the_noise_that_was_lost(run, text, tmp_path):
     """A run of the same secret, cut after a checkpoint, ends in the same bytes."""
-    config = (run / "config.yaml").read_text()
     other = tmp_path / "run"
     other.mkdir()
-    (other / "config.yaml").write_text(config)
-
-    for name in ("tokenizer", "env.json", "checkpoints", "metrics.jsonl"):
+    for name in ("config.yaml", "tokenizer", "env.json", "checkpoints", "metrics.jsonl"):
         source = run / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, other / name)
     resume(other, [], cache=run.parent / "cache", step=2, force=True)
@@ -80,7 +85,6 @@ def test_what_is_restored_makes_the_noise_that_was_lost(run, text, tmp_path):
 
 
 def test_a_checkpoint_of_other_privacy_than_the_config_says_is_refused(run, tmp_path):
-
     other = tmp_path / "run"
     shutil.copytree(run, other)
     config = (other / "config.yaml").read_text()
@@ -124,6 +128,8 @@ WRONG = {
     ),
     "experts": ({"epsilon": 8, "delta": 1e-3}, {"model": {"experts": {"number": 2}}}, "experts"),
     "form": ({"epsilon": 8, "delta": 1e-3}, {"mesh": {"form": "shard_map"}}, "mesh.form"),
+    "train.clip": ({"epsilon": 8, "delta": 1e-3}, {"train": {"clip": 0.3}}, "train.clip=0.3"),
+    "train.spike": ({"epsilon": 8, "delta": 1e-3}, {"train": {"spike": 9.0}}, "train.spike=9.0"),
     "early": ({"epsilon": 8, "delta": 1e-3}, {"train": {"early_stopping": 3}}, "early_stopping"),
 }
 
@@ -149,3 +155,69 @@ def test_what_does_not_fit_the_number_of_units_is_refused_before_the_folder_is_b
     with pytest.raises(ConfigError, match=words):
         train(settings_of(text, privacy=privacy), tmp_path / "run", cache=tmp_path / "cache")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+OPTIONS = {
+    "epsilon": {"epsilon": 0.5},
+    "delta": {"delta": 2e-3},
+    "noise_multiplier": {"epsilon": None, "noise_multiplier": 1.1},
+    "clip": {"clip": 2.0},
+    "clipping": {"clipping": "per_layer"},
+    "quantile": {"quantile": 0.5},
+    "method": {"method": "vmap"},
+    "unit": {"unit": "file"},
+    "expected": {"expected": 2.0},
+    "accountant": {"accountant": "rdp"},
+    "seed": {"seed": 6},
+    "solved_noise": {"solved_noise": 3.0},
+}
+OPEN = PRIVACY | {"epsilon": 1.0, "expected": 0.3, "unit": "document", "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The settings, tokenizer and corpus of eight files of ten documents, each of one letter."""
+    home = tmp_path_factory.mktemp("letters")
+    for letter in "abcdefgh":
+        rows = [json.dumps({"text": letter * 20})] * 10
+        (home / f"{letter}.jsonl").write_text("\n".join(rows))
+    tokenizer = tokens.train(tokens.TokenizerSettings(kind="bytes"), ())
+    files = {"files": [str(home / "*.jsonl")], "split": "tail", "valid_fraction": 0}
+    return (
+        files,
+        tokenizer,
+        data.prepare(
+            data.DataSettings(files=(files["files"][0],), split="tail", valid_fraction=0.0),
+            *(tokenizer, home / "cache"),
+        ),
+    )
+
+
+def program(files, change):
+    """Return the step of these options in words, and what it draws from."""
+    own, tokenizer, corpus = files
+    settings = resolve(settings_of("", data=own, privacy=OPEN | change), tokenizer)
+    run = Run(settings, Path(), tokenizer, corpus)
+    run = Run(with_steps_and_noise(run), Path(), tokenizer, corpus)
+    step = step_of(run.settings, run.optimizer)
+    words = str(jax.make_jaxpr(step)(run.shapes, shapes.batch(run.settings)))
+    return re.sub("0x[0-9a-f]+", "", words), run.budget.mechanism
+
+
+@pytest.fixture(scope="module")
+def plain(files):
+    return program(files, {})
+
+
+def test_the_same_options_of_privacy_are_the_same_program(files, plain):
+    assert program(files, {}) == plain
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_of_privacy_changes_the_step_or_what_it_draws_from(files, plain, name):
+    step, mechanism = program(files, OPTIONS[name])
+    if name in ("unit", "expected"):
+        assert mechanism.rate != plain[1].rate
+    elif name == "accountant":  # rdp needs more noise for the same epsilon
+        assert mechanism.noise > plain[1].noise
+    assert step != plain[0]

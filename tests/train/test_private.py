@@ -12,6 +12,7 @@ from random_params import random_params
 
 import jaxgen
 from jaxgen import tree
+from jaxgen.errors import ConfigError
 from jaxgen.models import api
 from jaxgen.privacy import clip as clips
 from jaxgen.privacy import ghost
@@ -124,6 +125,16 @@ def test_clipped_gradients_are_those_of_a_loop_over_rows_by_vmap_and_by_ghost_no
     assert float(result.metrics["clipped"]) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"expected": None}, "expected"), ({"seed": None}, "seed"),
+     ({"noise_multiplier": None, "epsilon": 8.0}, "noise_multiplier")],
+)  # fmt: skip
+def test_settings_that_leave_noise_or_sampling_open_are_refused_not_guessed(change, words):
+    with pytest.raises(ConfigError, match=f"settings.{words}=None must be given"):
+        private(model("gpt2")[0], replace(NO_NOISE, **change))
+
+
 def test_a_private_step_is_the_training_step():
     config, params = model("llama")
     rule = optax.sgd(1.0)
@@ -188,12 +199,13 @@ def test_noise_has_the_stated_deviation_and_is_a_function_of_step_and_seed():
 
     run = compiled("gpt2", settings=LOUD, frozen=FROZEN)
     empty = batch() | {"weights": np.zeros((4, 12), np.float32)}
-    _, grads = run(empty)
+    result, grads = run(empty)
     noises = [g.ravel() for path, g in grads.items() if path not in frozen_paths()]
     numbers = np.concatenate(noises).astype(np.float64)
     deviation = 1.5 * 0.5 / 8.0
     assert 1e-4 < chi2.cdf(((numbers / deviation) ** 2).sum(), numbers.size) < 1 - 1e-4
     assert abs(numbers.mean()) < 4 * deviation / numbers.size**0.5
+    assert float(result.metrics["clipped"]) == 0  # of no row
     assert len(np.unique(numbers)) > 0.99 * numbers.size  # no leaf repeats another's
     _, again = run(empty)
     for path, g in grads.items():

@@ -18,13 +18,14 @@ from jaxgen.train.state import Health, State
 class Diary:
     """A MetricWriter and all Callbacks at once: it notes what it is called for."""
 
-    def __init__(self, bad=(), stop_after=None, cut=(), ahead=True, best=(), validates=True):
+    def __init__(self, bad=(), stop_after=None, cut=(), ahead=True, best=(), validates=True,
+                 empty=()):  # fmt: skip
         self.bad, self.stop_after, self.cut, self.ahead = bad, stop_after, cut, ahead
-        self.best, self.validates = best, validates
+        self.best, self.validates, self.empty = best, validates, empty
         self.notes, self.speeds, self.phases, self.dispatched = [], [], [], []
 
     def step(self, step, metrics):
-        self.notes.append(("step", step, metrics["loss"]))
+        self.notes.append(("step", step, metrics.get("loss")))
         self.dispatched.append(self.compute_calls)
         self.speeds.append(metrics.get("tokens_per_second"))
 
@@ -79,6 +80,7 @@ class Diary:
         metrics = {
             "loss": jnp.float32(number),
             "streak": jnp.int32(streak),
+            "tokens": jnp.float32(number not in self.empty),
             "skipped": jnp.int32(len([b for b in self.bad if b <= number])),
             "examples": jnp.zeros(2),
         }
@@ -113,6 +115,12 @@ def test_every_step_is_recorded_once_and_in_order():
     state, done, _ = diary.run()
     assert done == int(state.step) == 10
     assert [note[1:] for note in of(diary, "step")] == [(n, float(n)) for n in range(1, 11)]
+
+
+def test_a_step_without_a_token_shows_no_loss():
+    diary = Diary(empty=(3,))
+    diary.run(steps=4)
+    assert [note[2] for note in of(diary, "step")] == [1.0, 2.0, None, 4.0]
 
 
 def test_validations_samples_and_saves_come_on_schedule_and_at_the_end():
