@@ -48,6 +48,18 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
             print(f"{'':<{names}}  {line}")
 
 
+def aligned(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> list[str]:
+    """Return rows of cells as lines of a table; to_right: which columns end at their right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, to_right, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def say(line: str, end: str = "\n") -> None:
     """Print a line on standard error at once; where nobody reads it, work goes on all the same."""
     with suppress(OSError, ValueError):

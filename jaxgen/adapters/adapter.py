@@ -236,7 +236,7 @@ def init(
             if initial == "gaussian":
                 drawn = jax.random.normal(one, leaf.shape) / leaf.shape[-1]
             else:
-                bound = prod(site.sizes(site.inner)) ** -0.5
+                bound = site.num_inputs**-0.5
                 drawn = jax.random.uniform(one, leaf.shape, minval=-bound, maxval=bound)
             flat[path] = drawn * _within(adapter, home, leaf.shape[-1], -1, leaf.ndim)
         elif part == "magnitude":
@@ -327,7 +327,7 @@ def _norm(site: Site, weight: Any, a: Any = None, b: Any = None) -> Array:
     """Return the length of the inputs' weights of each output, of weight + a b."""
 
     def one(weight: Any, a: Any, b: Any) -> Array:
-        matrix = plain(weight, site).astype(jnp.float32).reshape(prod(site.sizes(site.inner)), -1)
+        matrix = plain(weight, site).astype(jnp.float32).reshape(site.num_inputs, -1)
         if a is not None:
             matrix = matrix + a.reshape(matrix.shape[0], -1) @ b.reshape(b.shape[0], -1)
         return jnp.sqrt(jnp.sum(matrix**2, axis=0)).reshape(site.sizes(site.outer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 from jaxgen import tree
@@ -25,6 +26,11 @@ class Site(NamedTuple):
     shape: tuple[int, ...]
     layers: tuple[int, ...]
     stack: tuple[int, ...]
+
+    @property
+    def num_inputs(self) -> int:
+        """The numbers that an output is summed over."""
+        return prod(self.shape[: len(self.inner)])
 
     def sizes(self, letters: str) -> tuple[int, ...]:
         """Return the lengths of some of the axes."""

@@ -54,9 +54,11 @@ def compress(
     from jaxgen.compress.recipe import PRESETS, read_recipe
 
     if recipe == "list":
-        terminal.print_rows([(name, _about(one)) for name, one in PRESETS.items()])
+        if out is not None or data:
+            raise ConfigError("--out and --data have no effect with --recipe list; drop them")
+        terminal.print_rows([(name, _keys(preset)) for name, preset in PRESETS.items()])
         return
-    name, wanted = read_recipe(recipe)
+    name, built = read_recipe(recipe)
     if out is None:
         raise ConfigError(f"--out is missing: the folder to write, as in --out {name}")
     folder, which = paths.model(model, step)
@@ -66,24 +68,22 @@ def compress(
 
     with exits.in_folder(folder):
         check_new(Path(out))
-        receipt = write_folder(folder, which, name, wanted, Path(out), data, say=terminal.say)
+        receipt = write_folder(folder, which, name, built, Path(out), data, say=terminal.say)
     terminal.print_rows(_rows(out, receipt))
 
 
-def _about(recipe: Any) -> str:
+def _keys(recipe: Any) -> str:
     from jaxgen import settings
 
-    plain = settings.as_dict(type(recipe)(tables="int8"))
-    given = settings.as_dict(recipe)
-    shown = {k: v for k, v in given.items() if v != plain[k] or k == "tables"}
-    return ", ".join(f"{key}={value}" for key, value in shown.items())
+    defaults = {key: default for key, _, default, _ in settings.fields_help(type(recipe))}
+    keys = settings.as_dict(recipe).items()
+    return ", ".join(f"{key}={value}" for key, value in keys if value != defaults[key])
 
 
 def _rows(out: str, receipt: dict[str, Any]) -> list[tuple[str, str]]:
+    from jaxgen.compress.write import mean_errors
+
     matrices, (size, stored) = receipt["matrices"], receipt["bytes"]
-    mean = {
-        k: sum(row[k] for row in matrices) / max(len(matrices), 1) for k in ("error", "nearest")
-    }
     worst = max(matrices, key=lambda row: row["error"], default=None)
     rows = [
         ("wrote", out),
@@ -91,7 +91,8 @@ def _rows(out: str, receipt: dict[str, Any]) -> list[tuple[str, str]]:
         ("matrices", f"{len(matrices)}"),
     ]
     if worst is not None:
-        about = f"{mean['error']:.3e} of the outputs' energy; nearest: {mean['nearest']:.3e}"
+        mean = mean_errors(matrices)
+        text = f"{mean['error']:.3e} of the outputs' energy; nearest: {mean['nearest']:.3e}"
         where = f"layer {worst['layer']}, {worst['path']}: {worst['error']:.3e}"
-        rows += [("mean error", about), ("largest", where)]
+        rows += [("mean error", text), ("largest", where)]
     return rows

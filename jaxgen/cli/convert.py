@@ -57,7 +57,7 @@ def convert(
     start.prepare_jax(paths.cache())
     from jaxgen import tree
     from jaxgen.adapters.adapter import merge
-    from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
+    from jaxgen.pretrained import assets, hub_parity, hub_read, leaves, model, pooling
 
     with exits.in_folder(folder):
         model.check_new(target)
@@ -65,6 +65,7 @@ def convert(
             _write_adapter(folder, which, target)
             return
         config, params = model.load(folder, step=which, dtype=plain, adapter=adapters)
+        quantised = sum(map(leaves.is_quantised, tree.flatten(params).values()))
         params = merge(params, config)
         source_assets = assets.read_assets(folder)
         model.save(
@@ -87,15 +88,16 @@ def convert(
         except BaseException:  # what was not compared to the end is no result
             target.unlink() if layout == "gguf" else shutil.rmtree(target)
             raise
-    _say(target, layout, tree.count(params), dtype or config.param_dtype, source_assets, compared)
+    numbers = f"{tree.count(params):,}, {dtype or config.param_dtype}"
+    if quantised:
+        numbers += f"; {quantised} weights are quantised in {source}, and no more in {target}"
+    _say(target, layout, numbers, source_assets, compared)
 
 
-def _say(
-    target: Path, layout: Layout, count: int, dtype: str, source_assets: Any, compared: str
-) -> None:
+def _say(target: Path, layout: Layout, numbers: str, source_assets: Any, compared: str) -> None:
     rows = [
         ("wrote", f"{target} ({layout} layout)"),
-        ("parameters", f"{count:,}, {dtype}"),
+        ("parameters", numbers),
         ("tokenizer", _tokenizer(source_assets.tokenizer)),
         ("chat template", "none" if source_assets.chat_template is None else "kept"),
         ("generation", source_assets.generation_config.describe() or "nothing special"),

@@ -117,13 +117,16 @@ def explain(
 def _index(folder: Path, cache: Path) -> Any:
     """Return the index of a run's training text; ConfigError for a model without one."""
     from jaxgen.data.copies import index_copies
+    from jaxgen.pretrained.assets import source_note
     from jaxgen.run import inputs as of_run
     from jaxgen.run.folder import TOKENIZER, existing_settings
     from jaxgen.tokens import load
 
     settings = existing_settings(folder) if paths.is_run(folder) else None
     if settings is None or not (settings.data.files or settings.data.corpus):
-        raise ConfigError(f"--memory: {folder} is no run with training text; leave it out")
+        raise ConfigError(
+            f"--memory: {folder}{source_note(folder)} is no run with training text; leave it out"
+        )
     corpus = of_run.prepare(settings, load(folder / TOKENIZER), cache, folder=folder)
     return index_copies([corpus.train])
 

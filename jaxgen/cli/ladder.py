@@ -50,11 +50,11 @@ def ladder(
     """
     from jaxgen.compress.recipe import read_recipe, split_recipes
 
-    wanted = [read_recipe(word) for word in split_recipes(recipes)]
-    names = [name for name, _ in wanted]
+    named = [read_recipe(word) for word in split_recipes(recipes)]
+    names = [name for name, _ in named]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--recipes names {repeated} twice; name each once")
-    if data and not any(recipe.calibrates for _, recipe in wanted):
+    if data and not any(recipe.calibrates for _, recipe in named):
         raise ConfigError(f"--data has no effect: none of {recipes} looks at a text; drop it")
     folder, which = paths.model(model, step)
     paths.check_folder(out)
@@ -63,7 +63,7 @@ def ladder(
 
     home = Path(out)
     with exits.in_folder(folder):
-        report = _climb(folder, which, wanted, home, data, on, (rows, length, new_tokens))
+        report = _climb(folder, which, named, home, data, on, (rows, length, new_tokens))
     report["front"] = page.front(report["rungs"])
     files.write_json(home / "ladder.json", report)
     files.write(home / "ladder.html", page.html(report))
@@ -74,7 +74,7 @@ def ladder(
 def _climb(
     folder: Path,
     step: Any,
-    wanted: list[tuple[str, Any]],
+    named: list[tuple[str, Any]],
     home: Path,
     data: tuple[str, ...],
     on: tuple[str, ...],
@@ -82,47 +82,31 @@ def _climb(
 ) -> dict[str, Any]:
     """Return the report of a model and its rungs; sizes: rows, their length, tokens to decode."""
     from jaxgen.compress import measure, text
-    from jaxgen.compress.folder import write_folder
+    from jaxgen.compress.folder import is_written, write_folder
     from jaxgen.text.loaded_model import open_model
 
-    before = open_model(folder, step=step)
+    model = open_model(folder, step=step)
     label, texts = text.texts_of(folder, on, "valid")
-    length = min(sizes[1], before.config.context)
-    ids = text.token_rows(before, texts, sizes[0], length, label)
-    widths, config = before.tokenizer.byte_lengths, before.config
-    del before
-    rungs = [("as it is", folder, step)]
-    for name, recipe in wanted:
-        rung = home / name.replace("/", "_")
-        if not _is_made(rung, folder, recipe):
-            terminal.say(f"{name}:")
-            calibration = data if recipe.calibrates else ()
-            write_folder(folder, step, name, recipe, rung, calibration, say=terminal.say)
+    count, length, new_tokens = sizes[0], *measure.fitting(model.config, *sizes[1:])
+    ids = text.token_rows(model, texts, count, length, label)
+    rungs, missing = [("as it is", folder, step)], []
+    for name, recipe in named:
+        rung, calibration = home / name.replace("/", "_"), data if recipe.calibrates else ()
         rungs.append((name, rung, None))
-    found: list[dict[str, Any]] = []
-    for name, rung, own in rungs:
+        if not is_written(model, folder, recipe, rung, calibration):
+            missing.append((name, recipe, rung, calibration))
+    widths = model.tokenizer.byte_lengths
+    del model
+    for job in missing:
+        terminal.say(f"{job[0]}:")
+        write_folder(folder, step, *job, say=terminal.say)
+    rows, baseline = [], None
+    for name, rung, rung_step in rungs:
         with terminal.waiting(f"measuring {name}"):
-            measured = measure.measure_folder(rung, own, ids, min(sizes[2], config.context - 8))
-        nll = measured.pop("nll")
-        first = found[0]["nll"] if found else nll
-        more = measure.compared(nll, first, ids, widths)
-        size = measure.stored(rung, own)
-        found.append({"name": name, "bytes": size, **measured, **more, "nll": nll})
-    settings = {"text": label, "rows": len(ids), "length": length, "new_tokens": sizes[2]}
-    rungs_of = [{k: v for k, v in one.items() if k != "nll"} for one in found]
-    return {"model": str(folder), "settings": settings, "rungs": rungs_of}
-
-
-def _is_made(rung: Path, source: Path, recipe: Any) -> bool:
-    """Return whether a rung is there; ConfigError for a folder of something else."""
-    from jaxgen import settings
-    from jaxgen.compress.write import RECEIPT
-
-    if not rung.exists():
-        return False
-    path = rung / RECEIPT
-    receipt = files.read_json(path, "receipt", 64 << 20) if path.exists() else {}
-    same = receipt.get("recipe") == settings.as_dict(recipe) | {"keep": list(recipe.keep)}
-    if not same or receipt.get("source") != str(source):
-        raise ConfigError(f"{rung} is of another recipe or model; remove it, or give another --out")
-    return True
+            figures = measure.measure_folder(rung, rung_step, ids, new_tokens)
+        nll = figures.pop("nll")
+        baseline = baseline or nll
+        figures |= measure.compared(nll, baseline, ids, widths)
+        rows.append({"name": name, "bytes": measure.stored(rung, rung_step), **figures})
+    settings = {"text": label, "rows": len(ids), "length": length, "new_tokens": new_tokens}
+    return {"model": str(folder), "settings": settings, "rungs": rows}

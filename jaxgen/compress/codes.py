@@ -43,9 +43,9 @@ class Steps(NamedTuple):
     scale: Float[Array, "O G"]
     zero: Float[Array, "O G"]
 
-    def of_columns(self, width: int) -> Steps:
-        """Return both for each of the columns: [O, G * width]."""
-        return Steps(jnp.repeat(self.scale, width, 1), jnp.repeat(self.zero, width, 1))
+    def by_column(self, columns: int) -> Steps:
+        """Return both for each of so many columns: [O, columns]."""
+        return Steps(*(jnp.repeat(x, columns // x.shape[1], 1) for x in self))
 
 
 def steps(w: Float[Array, "O I"], grid: Grid) -> Steps:
@@ -77,19 +77,18 @@ def snap(w: Array, scale: Array, zero: Array, grid: Grid) -> Array:
 
 def round_to_nearest(w: Float[Array, "O I"], grid: Grid) -> tuple[Float[Array, "O I"], Steps]:
     """Return (the nearest numbers on the grid, its scales and zero points)."""
-    found = steps(w, grid)
-    return snap(w, *found.of_columns(w.shape[1] // found.scale.shape[1]), grid), found
+    grid_steps = steps(w, grid)
+    return snap(w, *grid_steps.by_column(w.shape[1]), grid), grid_steps
 
 
-def integers(numbers: Float[Array, "O I"], found: Steps) -> Int[Array, "O I"]:
+def integers(numbers: Float[Array, "O I"], grid_steps: Steps) -> Int[Array, "O I"]:
     """Return the integers less their zero points of numbers that lie on a grid: [O, I] int8."""
-    scale = jnp.repeat(found.scale, numbers.shape[1] // found.scale.shape[1], 1)
-    return jnp.round(numbers / scale).astype(jnp.int8)
+    return jnp.round(numbers / grid_steps.by_column(numbers.shape[1]).scale).astype(jnp.int8)
 
 
 def leaf(
     numbers: Float[Array, "O I"],
-    found: Steps,
+    grid_steps: Steps,
     grid: Grid,
     outer: tuple[int, ...],
     num_contracted: int,
@@ -100,12 +99,12 @@ def leaf(
 
     outer: its output axes. activations: "int8" rounds inputs as well; of int8 by channel only.
     """
-    values = integers(numbers, found)
-    scale = found.scale.reshape(*outer, -1)
+    values = integers(numbers, grid_steps)
+    scale = grid_steps.scale.reshape(*outer, -1)
     if grid.bits == 4:
         zero = None
         if not grid.symmetric:
-            zero = (found.zero + ZERO).astype(jnp.uint8).reshape(scale.shape)
+            zero = (grid_steps.zero + ZERO).astype(jnp.uint8).reshape(scale.shape)
         return Int4Groups.of_codes(values, scale, zero, num_contracted)
     if grid.group is not None:
         return Int8Blocks(values, scale, num_contracted)
@@ -115,8 +114,8 @@ def leaf(
 
 def nf4_leaf(w: Float[Array, "O I"], outer: tuple[int, ...], num_contracted: int) -> Int4:
     """Return a weight as NF4, rounded to nearest: blocks of 64 inputs, scales of 8 bits."""
-    found = Int4.of(w.T, 1)
-    return Int4(found.values, found.scale, found.largest.reshape(outer), num_contracted)
+    matrix = Int4.of(w.T, 1)
+    return Int4(matrix.values, matrix.scale, matrix.largest.reshape(outer), num_contracted)
 
 
 def with_factor(weight: Any, factor: Array | None, inner: tuple[int, ...]) -> Any:

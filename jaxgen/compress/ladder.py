@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from jaxgen import terminal
 from jaxgen.html_page import document
 
 ABOUT = (
@@ -33,7 +34,7 @@ def front(rungs: Sequence[dict[str, Any]]) -> list[str]:
         better = sizes[0] < sizes[1] or bits[0] < bits[1]
         return sizes[0] <= sizes[1] and bits[0] <= bits[1] and better
 
-    return [one["name"] for one in rungs if not any(beats(other, one) for other in rungs)]
+    return [rung["name"] for rung in rungs if not any(beats(other, rung) for other in rungs)]
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -41,17 +42,17 @@ def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     first = report["rungs"][0]
     return [COLUMNS] + [
         (
-            "*" if one["name"] in report["front"] else "",
-            one["name"],
-            f"{one['bytes'] / 2**20:,.1f} MiB",
-            f"{first['bytes'] / one['bytes']:.2f}",
-            f"{one['resident'] / 2**20:,.0f} MiB",
-            f"{one['speed']['1']:,.1f}",
-            f"{one['speed']['8']:,.1f}",
-            _with_ends(one["bits_per_byte"], "{:.4f}", 1.0),
-            _with_ends(one["perplexity"], "{:+.2f}", 100.0, " %"),
+            "*" if rung["name"] in report["front"] else "",
+            rung["name"],
+            f"{rung['bytes'] / 2**20:,.1f} MiB",
+            f"{first['bytes'] / rung['bytes']:.2f}",
+            f"{rung['resident'] / 2**20:,.0f} MiB",
+            f"{rung['speed']['1']:,.1f}",
+            f"{rung['speed']['8']:,.1f}",
+            _with_ends(rung["bits_per_byte"], "{:.4f}", 1.0),
+            _with_ends(rung["perplexity"], "{:+.2f}", 100.0, " %"),
         )
-        for one in report["rungs"]
+        for rung in report["rungs"]
     ]
 
 
@@ -65,16 +66,7 @@ def _with_ends(estimate: dict[str, Any], form: str, factor: float, unit: str = "
 
 def text(report: dict[str, Any]) -> str:
     """Return the table as lines."""
-    table = rows(report)
-    widths = [max(len(row[i]) for row in table) for i in range(len(COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
-    return "\n".join(lines)
+    return "\n".join(terminal.aligned(rows(report), [i > 1 for i in range(len(COLUMNS))]))
 
 
 def html(report: dict[str, Any]) -> str:
@@ -96,8 +88,8 @@ def html(report: dict[str, Any]) -> str:
 def _plot(report: dict[str, Any]) -> str:
     """Return an SVG of bits per byte by size, with intervals; the front is joined."""
     rungs = report["rungs"]
-    ends = [x for one in rungs for x in one["bits_per_byte"].values() if x is not None]
-    most, low, high = max(one["bytes"] for one in rungs) * 1.15, min(ends), max(ends)
+    ends = [x for rung in rungs for x in rung["bits_per_byte"].values() if x is not None]
+    most, low, high = max(rung["bytes"] for rung in rungs) * 1.15, min(ends), max(ends)
     low, high = low - 0.05 * (high - low + 1e-9), high + 0.05 * (high - low + 1e-9)
 
     def x(size: int | float) -> float:
@@ -114,18 +106,18 @@ def _plot(report: dict[str, Any]) -> str:
         f"<text x={MARGIN} y=20>bits per byte (less is better)</text>",
         f"<text x={WIDTH - MARGIN - 60} y={HEIGHT - 12}>MiB on disk</text>",
     ]
-    for one in rungs:
-        at, bits = x(one["bytes"]), one["bits_per_byte"]
-        color = "#2f6fde" if one["name"] in report["front"] else "#8a8f98"
+    for rung in rungs:
+        at, bits = x(rung["bytes"]), rung["bits_per_byte"]
+        color = "#2f6fde" if rung["name"] in report["front"] else "#8a8f98"
         if bits["low"] is not None:
             parts.append(
                 f"<path d='M{at:.1f} {y(bits['low']):.1f}V{y(bits['high']):.1f}' stroke='{color}'/>"
             )
         height = y(bits["value"])
-        size = f"{one['bytes'] / 2**20:.1f}"
+        size = f"{rung['bytes'] / 2**20:.1f}"
         parts += [
             f"<circle cx={at:.1f} cy={height:.1f} r=5 fill='{color}' />",
-            f"<text x={at + 8:.1f} y={height - 6:.1f}>{escape(one['name'])}</text>",
+            f"<text x={at + 8:.1f} y={height - 6:.1f}>{escape(rung['name'])}</text>",
             f"<text x={at - 12:.1f} y={HEIGHT - MARGIN + 18}>{size}</text>",
         ]
     return "".join([*parts, "</svg>"])

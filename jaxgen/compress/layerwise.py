@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from jaxgen.nn.transformer import Inputs, OneLayer
 from jaxgen.ops.contract import contract
 from jaxgen.pytree import register_dataclass
 
-BATCH = 8  # rows of calibration text at once
+BATCH = 8  # rows of text at once
 SHARED = ("relative",)  # parameters outside of layers that these read
 
 
@@ -136,9 +135,14 @@ def layer_params(params: api.Params, config: ModelConfig, layer: int) -> Any:
     return node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
 
 
+def embed(params: api.Params, config: ModelConfig, rows: np.ndarray | None) -> list[jax.Array]:
+    """Return the stream [B, T, D] before the first layer, in parts of rows [N, T]; none of None."""
+    parts = [] if rows is None else batches(rows)
+    return [_embed(params, config, jnp.asarray(part)) for part in parts]
+
+
 @partial(jax.jit, static_argnames="config")
-def embed(params: api.Params, config: ModelConfig, tokens: Array) -> Float[Array, "B T D"]:
-    """Return the stream before the first layer."""
+def _embed(params: api.Params, config: ModelConfig, tokens: Array) -> Float[Array, "B T D"]:
     return api.apply(params, config, tokens, taps=("embedded",)).taps["embedded"]
 
 
@@ -184,14 +188,15 @@ def record_layer(
 def _record_jit(
     own: Any, shared: Any, config: ModelConfig, layer: int, x: Array
 ) -> dict[str, Statistics]:
-    flat, known = tree.flatten(own), layer_sites(config, layer)
-    widths = {input_of(path, known): _width(site) for path, site in known.items()}
+    flat, by_path = tree.flatten(own), layer_sites(config, layer)
+    widths = {input_of(path, by_path): site.num_inputs for path, site in by_path.items()}
 
     def loss(probes: dict[str, Statistics]) -> Array:
-        held = dict(flat)
-        for path, probe in probes.items():
-            held[path] = Recorded(flat[path], probe, len(known[path].inner))
-        return jnp.sum(_run(tree.unflatten(held), shared, config, layer, x))
+        recorded = {
+            path: Recorded(flat[path], probe, len(by_path[path].inner))
+            for path, probe in probes.items()
+        }
+        return jnp.sum(_run(tree.unflatten(flat | recorded), shared, config, layer, x))
 
     return jax.grad(loss)({path: Statistics.none(width) for path, width in widths.items()})
 
@@ -200,28 +205,22 @@ def statistics(
     own: Any, shared: Any, config: ModelConfig, layer: int, stream: list[jax.Array]
 ) -> dict[str, Statistics]:
     """Return the sum of `record_layer` over parts of a stream."""
-    found: dict[str, Statistics] = {}
+    totals: dict[str, Statistics] = {}
     for x in stream:
-        one = record_layer(own, shared, config, layer, x)
-        found = {path: found[path].plus(s) if found else s for path, s in one.items()}
-    return found
+        part = record_layer(own, shared, config, layer, x)
+        totals = {path: totals[path].plus(s) if totals else s for path, s in part.items()}
+    return totals
 
 
-def parts(rows: np.ndarray | None) -> list[np.ndarray]:
-    """Return rows [N, length] in parts that are run at once; none of None."""
-    if rows is None:
-        return []
+def batches(rows: np.ndarray) -> list[np.ndarray]:
+    """Return rows [N, length] in the parts that are run at once."""
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def _width(site: Site) -> int:
-    return prod(site.sizes(site.inner))
-
-
-def input_of(path: str, known: dict[str, Site]) -> str:
+def input_of(path: str, by_path: dict[str, Site]) -> str:
     """Return the path of the first matrix that has the same inputs, which are recorded once."""
     home, _, name = path.rpartition("/")
     for first, *rest in serving.FUSED.values():
-        if name in rest and f"{home}/{first}" in known:
+        if name in rest and f"{home}/{first}" in by_path:
             return f"{home}/{first}"
     return path

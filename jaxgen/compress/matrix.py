@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +28,10 @@ class Result(NamedTuple):
     nearest: float
 
 
-def check(recipe: Recipe, known: dict[str, Site]) -> None:
+def check(recipe: Recipe, by_path: dict[str, Site]) -> None:
     """Raise ConfigError for a matrix that a recipe's group or pattern does not divide."""
-    for path, site in known.items():
-        width = prod(site.sizes(site.inner))
+    for path, site in by_path.items():
+        width = site.num_inputs
         if not recipe.changes(path):
             continue
         if recipe.group is not None and width % recipe.group:
@@ -52,22 +51,26 @@ def check(recipe: Recipe, known: dict[str, Site]) -> None:
 
 
 def compress_matrix(
-    weight: Array, site: Site, recipe: Recipe, statistics: Statistics | None, rows: int
+    weight: Array, site: Site, recipe: Recipe, statistics: Statistics | None
 ) -> Result:
     """Return a weight [contracted axes, output axes] as the recipe says.
 
-    statistics: of its inputs, of so many `rows`; None for a recipe that needs none.
+    statistics: of its inputs; None for a recipe that needs none.
     """
-    count = prod(site.sizes(site.inner))
-    w = weight.reshape(count, -1).T.astype(jnp.float32)
-    kept, others = prune(w, recipe, statistics)
-    gram = None if statistics is None else statistics.gram
+    assert statistics is not None or not recipe.reads_inputs
+    w = weight.reshape(site.num_inputs, -1).T.astype(jnp.float32)
+    numbers, nearest = prune(w, recipe, statistics)
     if recipe.format == "plain":
-        leaf = kept.T.reshape(weight.shape).astype(weight.dtype)
-        return Result(leaf, output_error(w, kept, gram), output_error(w, others, gram))
-    leaf, nearest = _quantise(kept, site, recipe, statistics, rows)
-    got = plain(leaf, site).reshape(count, -1).T
-    return Result(leaf, output_error(w, got, gram), output_error(w, nearest, gram))
+        leaf = numbers.T.reshape(weight.shape).astype(weight.dtype)
+    else:
+        leaf, nearest = _quantise(numbers, site, recipe, statistics)
+        numbers = _numbers(leaf, site)
+    gram = None if statistics is None else statistics.gram
+    return Result(leaf, output_error(w, numbers, gram), output_error(w, nearest, gram))
+
+
+def _numbers(leaf: Any, site: Site) -> Float[Array, "O I"]:
+    return plain(leaf, site).reshape(site.num_inputs, -1).T
 
 
 def prune(
@@ -88,40 +91,39 @@ def prune(
 
 
 def _quantise(
-    w: Array, site: Site, recipe: Recipe, statistics: Statistics | None, rows: int
+    w: Array, site: Site, recipe: Recipe, statistics: Statistics | None
 ) -> tuple[Any, Array]:
     """Return (the leaf of a matrix [O, I], the numbers that rounding to nearest makes of it)."""
     outer, inner = site.sizes(site.outer), site.sizes(site.inner)
     grid = recipe.grid
     if grid is None:
         leaf = codes.nf4_leaf(w, outer, len(inner))
-        return leaf, plain(leaf, site).reshape(w.shape[1], -1).T
-    nearest, found = codes.round_to_nearest(w, grid)
-    numbers, scales = nearest, None
-    if recipe.method != "round":
-        assert statistics is not None
-        if recipe.method == "gptq":
-            order = {"damping": recipe.damping, "act_order": recipe.act_order}
-            numbers, found = sweep.gptq(w, statistics.gram, grid, **order)
-        else:
-            if recipe.method == "awq":
-                scales = scaling.awq(w, statistics.total / rows, grid)
-            else:
-                scales = scaling.smooth(w, statistics.most, recipe.strength)
-            numbers, found = codes.round_to_nearest(w * scales, grid)
-    kind = {"activations": recipe.activations}
-    leaf = codes.leaf(numbers, found, grid, outer, len(inner), **kind)
-    return codes.with_factor(leaf, scales, inner), nearest
+        return leaf, _numbers(leaf, site)
+    nearest, grid_steps = codes.round_to_nearest(w, grid)
+    numbers, factor = nearest, None
+    if statistics is not None and recipe.method == "gptq":
+        options: dict[str, Any] = {"damping": recipe.damping, "act_order": recipe.act_order}
+        numbers, grid_steps = sweep.gptq(w, statistics.gram, grid, **options)
+    elif statistics is not None and recipe.method == "awq":
+        factor = scaling.awq(w, statistics.total, grid)
+    elif statistics is not None and recipe.method == "smoothquant":
+        factor = scaling.smooth(w, statistics.most, recipe.strength)
+    if factor is not None:
+        numbers, grid_steps = codes.round_to_nearest(w * factor, grid)
+    leaf = codes.leaf(
+        *(numbers, grid_steps, grid, outer, len(inner)), activations=recipe.activations
+    )
+    return codes.with_factor(leaf, factor, inner), nearest
 
 
 @jax.jit
-def _error(w: Array, got: Array, gram: Array | None) -> Array:
+def _error(w: Array, numbers: Array, gram: Array | None) -> Array:
     def energy(x: Array) -> Array:
         return jnp.sum(x * (x if gram is None else x @ gram))
 
-    return energy(w - got) / jnp.maximum(energy(w), jnp.finfo(jnp.float32).tiny)
+    return energy(w - numbers) / jnp.maximum(energy(w), jnp.finfo(jnp.float32).tiny)
 
 
-def output_error(w: Array, got: Array, gram: Array | None) -> float:
-    """Return |X (w - got)|^2 / |X w|^2 for inputs X with X^T X = gram; None: of a unit matrix."""
-    return float(_error(w, got, gram))
+def output_error(w: Array, numbers: Array, gram: Array | None) -> float:
+    """Return |X (w - numbers)|^2 / |X w|^2 for inputs X with X^T X = gram; None: a unit matrix."""
+    return float(_error(w, numbers, gram))

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.compress import layerwise
+from jaxgen.config import ModelConfig
+from jaxgen.errors import ConfigError
 from jaxgen.measure import bootstrap
 from jaxgen.measure.speed import seconds
 from jaxgen.models import api, serving
@@ -21,16 +24,19 @@ from jaxgen.store.steps import Step
 from jaxgen.text.generate import generate
 from jaxgen.train.losses import causal_loss
 
-BATCH = 8  # rows that are predicted at once
 BATCHES = (1, 8)  # rows that are decoded at once
 PROMPT, REPEATS = 8, 3
-STATUS = Path("/proc/self/status")
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process holds."""
-    rows = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(rows["VmRSS"].split()[0]) * 1024
+def fitting(config: ModelConfig, length: int, new_tokens: int) -> tuple[int, int]:
+    """Return both, or what a model's context has room for; ConfigError if that is nothing."""
+    room = config.context - PROMPT
+    if room < 1:
+        raise ConfigError(
+            f"context={config.context} of the model has no room for a prompt of {PROMPT} tokens "
+            f"and a new one, so its speed can't be measured; give a model with a longer context"
+        )
+    return min(length, config.context), min(new_tokens, room)
 
 
 def measure_folder(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dict[str, Any]:
@@ -53,10 +59,10 @@ def measure_folder(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) 
 
 def _measure(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dict[str, Any]:
     jnp.zeros(1).block_until_ready()
-    before = resident()
+    before = allocator.resident()
     config, params = load(folder, step=step)
     nats = jax.jit(lambda params, batch: causal_loss(params, config, batch).nll)
-    nll = [_nll(nats, params, part) for part in _batches(rows)]
+    nll = [_nll(nats, params, part) for part in layerwise.batches(rows)]
     params = serving.ready(params, config)
     key, speed = jax.random.key(0), {}
     program = jax.jit(
@@ -71,31 +77,29 @@ def _measure(folder: Path, step: Step, rows: np.ndarray, new_tokens: int) -> dic
         took = float(np.min(seconds(decode, REPEATS)))
         speed[str(batch)] = batch * new_tokens / took
     allocator.give_back()  # what compiling has freed
-    return {"resident": resident() - before, "speed": speed, "nll": np.concatenate(nll).tolist()}
-
-
-def _batches(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    more = allocator.resident() - before
+    return {"resident": more, "speed": speed, "nll": np.concatenate(nll).tolist()}
 
 
 def _nll(nats: Callable[..., jax.Array], params: api.Params, rows: np.ndarray) -> np.ndarray:
     """Return the nats of each row's tokens after its first."""
-    filled = np.pad(rows, ((0, BATCH - len(rows)), (0, 0)))
+    filled = np.pad(rows, ((0, layerwise.BATCH - len(rows)), (0, 0)))
     batch = {"tokens": filled[:, :-1], "targets": filled[:, 1:]}
     return np.asarray(nats(params, batch))[: len(rows)]
 
 
-def compared(nll: Any, first: Any, rows: np.ndarray, byte_lengths: np.ndarray) -> dict[str, Any]:
+def compared(nll: Any, baseline: Any, rows: np.ndarray, byte_lengths: np.ndarray) -> dict[str, Any]:
     """Return bits per byte, and the change of perplexity (in parts) against another model.
 
+    baseline: the nats of the same rows by that other one.
     Both with intervals by resampling rows; the change is of pairs, so that it is known far better
     than the difference of two intervals says.
     """
-    nll, first = np.asarray(nll), np.asarray(first)
+    nll, baseline = np.asarray(nll), np.asarray(baseline)
     size = byte_lengths[rows[:, 1:]].sum(axis=1).astype(float)
     count = np.full(len(rows), float(rows.shape[1] - 1))
     bits = bootstrap.ratio(nll / np.log(2), size, seed=0)
-    change = bootstrap.ratio(nll - first, count, seed=0)
+    change = bootstrap.ratio(nll - baseline, count, seed=0)
     grown = [None if x is None else float(np.expm1(x)) for x in change]
     return {
         "bits_per_byte": bits._asdict(),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgen import arguments, settings, settings_yaml, tree
+from jaxgen.arguments import Range, at_least, between
 from jaxgen.compress.codes import Grid
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
@@ -16,10 +17,20 @@ Format = Literal["plain", "int8", "int4", "nf4"]
 Method = Literal["round", "gptq", "awq", "smoothquant"]
 Prune = Literal["none", "magnitude", "wanda", "sparsegpt"]
 GROUPS = (32, 64, 128)
+FORMATS_OF = {
+    "group": ("int8", "int4"), "symmetric": ("int4",), "method": ("int8", "int4"),
+    "activations": ("int8",),
+}  # fmt: skip
 CALIBRATED = ("gptq", "awq", "smoothquant", "wanda", "sparsegpt")
 
 
-@arguments.checked
+@arguments.checked(
+    damping=Range(0, 1, below=True),
+    strength=between(0, 1),
+    sparsity=Range(0, 1, above=True, below=True),
+    rows=at_least(1),
+    length=at_least(1),
+)
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a model is made smaller; raises ConfigError naming the key at fault."""
@@ -60,56 +71,47 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.group is not None and self.group not in GROUPS:
             raise ConfigError(f"group={self.group} must be one of {', '.join(map(str, GROUPS))}")
-        self._check_format()
-        for name in ("damping", "strength", "sparsity"):
-            if not 0 <= getattr(self, name) < 1 + (name == "strength"):
-                raise ConfigError(f"{name}={getattr(self, name)} must be from 0 to below 1")
-        for name in ("rows", "length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.prune == "none" and self.pattern is not None:
-            raise ConfigError(
-                f"pattern={self.pattern} has no effect with prune=none; name a method"
-            )
-        if self.prune != "none" and self.method != "round":
-            raise ConfigError(
-                f"method={self.method} would move the zeros of prune={self.prune}; use method=round"
-            )
-        kept = self.format == "plain" and self.prune == "none" and self.tables == "plain"
-        if kept and not self.shrinks:
-            raise ConfigError(
-                "the recipe changes nothing; give format, tables, prune, heads, channels or layers"
-            )
-
-        has_share = self.prune != "none" and self.pattern is None
-        self._check_effect("act_order", self.method == "gptq", f"method={self.method}")
-        calm = "gptq" in self.method or self.prune == "sparsegpt"
-        self._check_effect("damping", calm, f"method={self.method} and prune={self.prune}")
-        self._check_effect("strength", self.method == "smoothquant", f"method={self.method}")
-        self._check_effect("sparsity", has_share, f"prune={self.prune}, pattern={self.pattern}")
-        for name in ("rows", "length"):
-            self._check_effect(name, self.calibrates, "a recipe that looks at no text")
-
-    def _check_effect(self, name: str, used: bool, beside: str) -> None:
-        value = getattr(self, name)
-        if not used and value != type(self).__dataclass_fields__[name].default:
-            raise ConfigError(f"{name}={value} has no effect with {beside}; remove it")
-
-    def _check_format(self) -> None:
-        needs = {
-            "group": (self.group is not None, ("int8", "int4")),
-            "symmetric": (not self.symmetric, ("int4",)),
-            "method": (self.method != "round", ("int8", "int4")),
-            "activations": (self.activations != "plain", ("int8",)),
-        }
-        for name, (given, formats) in needs.items():
-            if given and self.format not in formats:
+        for name, formats in FORMATS_OF.items():
+            if self._is_set(name) and self.format not in formats:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is for format={' or '.join(formats)}, but "
                     f"format={self.format}"
                 )
         if self.activations == "int8" and self.group is not None:
             raise ConfigError(f"activations=int8 needs one scale an output, but group={self.group}")
+        if self.prune != "none" and self.method != "round":
+            raise ConfigError(
+                f"method={self.method} would move the zeros of prune={self.prune}; use method=round"
+            )
+        if not (self.changes_matrices or self.shrinks or self.tables != "plain"):
+            raise ConfigError(
+                "the recipe changes nothing; give format, tables, prune, heads, channels or layers"
+            )
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Raise ConfigError for a key that was set and changes nothing."""
+        method, prune = f"method={self.method}", f"prune={self.prune}"
+        damped = self.method == "gptq" or self.prune == "sparsegpt"
+        has_share = self.prune != "none" and self.pattern is None
+        no_text = "a recipe that looks at no text"
+        effects = {
+            "pattern": (self.prune != "none", prune),
+            "act_order": (self.method == "gptq", method),
+            "damping": (damped, f"{method} and {prune}"),
+            "strength": (self.method == "smoothquant", method),
+            "sparsity": (has_share, f"{prune}, pattern={self.pattern}"),
+            "keep": (self.changes_matrices, f"format={self.format} and {prune}"),
+            "rows": (self.calibrates, no_text),
+            "length": (self.calibrates, no_text),
+        }
+        for name, (has_effect, where) in effects.items():
+            if self._is_set(name) and not has_effect:
+                value = getattr(self, name)
+                raise ConfigError(f"{name}={value} has no effect with {where}; remove it")
+
+    def _is_set(self, name: str) -> bool:
+        return getattr(self, name) != type(self).__dataclass_fields__[name].default
 
     @property
     def grid(self) -> Grid | None:
@@ -137,9 +139,14 @@ class Recipe:
         """Whether it needs text."""
         return self.reads_inputs or self.shrinks
 
+    @property
+    def changes_matrices(self) -> bool:
+        """Whether matrices of layers are quantised or pruned."""
+        return self.format != "plain" or self.prune != "none"
+
     def changes(self, path: str) -> bool:
-        """Return whether a matrix of layers is quantised or pruned."""
-        return not tree.match(path, self.keep) and (self.format != "plain" or self.prune != "none")
+        """Return whether the matrix of this path is quantised or pruned."""
+        return self.changes_matrices and not tree.match(path, self.keep)
 
 
 PRESETS = {
@@ -172,19 +179,22 @@ def read_recipe(word: str) -> tuple[str, Recipe]:
     else:
         hint = nearest(name, PRESETS) or f"; there are {', '.join(PRESETS)}, or give a .yaml file"
         raise ConfigError(f"--recipe {name}: no such recipe{hint}")
-    recipe = settings.build(Recipe, settings.override(mapping, assignments), "recipe")
+    try:
+        recipe = settings.build(Recipe, settings.override(mapping, assignments), "recipe")
+    except ConfigError as error:
+        raise ConfigError(f"{word}: {error}") from error
     first = [] if name in assignments else [name if name in PRESETS else Path(name).stem]
     return ",".join([*first, *assignments]), recipe
 
 
 def split_recipes(words: str) -> list[str]:
     """Return the recipes of a list with commas, in which keys may follow a name."""
-    found: list[str] = []
+    recipes: list[str] = []
     for word in filter(None, (part.strip() for part in words.split(","))):
-        if re.match(r"[a-z_]+=", word) and found:
-            found[-1] += f",{word}"
+        if re.match(r"[a-z_]+=", word) and recipes:
+            recipes[-1] += f",{word}"
         else:
-            found.append(word)
-    if not found:
+            recipes.append(word)
+    if not recipes:
         raise ConfigError(f"--recipes is empty; name some of {', '.join(PRESETS)}")
-    return found
+    return recipes

@@ -15,19 +15,19 @@ RATIOS = 20  # exponents that are tried, from 0 (no scaling) to 1
 
 
 @partial(jax.jit, static_argnames="grid")
-def awq(w: Float[Array, "O I"], mean: Float[Array, "I"], grid: Grid) -> Float[Array, "I"]:
+def awq(w: Float[Array, "O I"], size: Float[Array, "I"], grid: Grid) -> Float[Array, "I"]:
     """Return the factors of a matrix's columns by which rounding harms its outputs least.
 
-    mean: magnitude of each input. They are its powers, of which the best of 20 is taken by the
-    error of the weight weighted with it (Lin et al. 2024, as in qwix).
+    size: mean magnitude of each input, in any unit. They are its powers, of which the best of 20
+    is taken by the error of the weight weighted with it (Lin et al. 2024, as in qwix).
     """
-    unit = jnp.clip(mean / (jnp.max(mean) + 1e-8), min=LEAST)
+    unit = jnp.clip(size / (jnp.max(size) + 1e-8), min=LEAST)
 
     def attempt(ratio: Array) -> tuple[Array, Array]:
         factor = jnp.clip(unit**ratio, min=LEAST)
         factor = factor / jnp.sqrt(jnp.maximum(factor.max() * factor.min(), 1e-8))
         numbers, _ = round_to_nearest(w * factor, grid)
-        return jnp.mean(jnp.square((w - numbers / factor) * mean)), factor
+        return jnp.mean(jnp.square((w - numbers / factor) * size)), factor
 
     losses, factors = jax.lax.map(attempt, jnp.linspace(0.0, 1.0, RATIOS))
     return factors[jnp.argmin(losses)]

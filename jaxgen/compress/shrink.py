@@ -59,8 +59,8 @@ def check(config: ModelConfig, recipe: Recipe) -> None:
 
 def importance(params: api.Params, config: ModelConfig, rows: np.ndarray) -> Importance:
     """Return what each channel, group of heads and layer does to the stream of some rows of ids."""
-    shared, found = layerwise.shared_params(params), []
-    stream = [layerwise.embed(params, config, jnp.asarray(part)) for part in layerwise.parts(rows)]
+    shared, by_layer = layerwise.shared_params(params), []
+    stream = layerwise.embed(params, config, rows)
     for layer in range(config.layers):
         own = layerwise.layer_params(params, config, layer)
         stats = layerwise.statistics(own, shared, config, layer, stream)
@@ -69,9 +69,9 @@ def importance(params: api.Params, config: ModelConfig, rows: np.ndarray) -> Imp
         down, o = own["feed"]["down"], own["attn"]["o"]
         channels = _energies(stats["feed/down"], down.reshape(config.F, 1, -1))
         groups = _energies(stats["attn/o"], o.reshape(config.K, -1, o.shape[-1]))
-        found.append((channels, groups, 1 - near))
+        by_layer.append((channels, groups, 1 - near))
         stream = after
-    return Importance(*(np.asarray(x) for x in zip(*found, strict=True)))
+    return Importance(*(np.asarray(x) for x in zip(*by_layer, strict=True)))
 
 
 @jax.jit

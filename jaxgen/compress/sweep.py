@@ -45,11 +45,11 @@ def gptq(
     first = steps(w, grid)
     dynamic = grid.group is not None and not act_order
     block = width if dynamic else block_width(w.shape[1])
-    columns = Steps(*(x[:, order] for x in first.of_columns(width)))
+    columns = Steps(*(x[:, order] for x in first.by_column(w.shape[1])))
 
     def begin(part: Array, diagonal: Array, index: Array) -> Steps:
         if dynamic:
-            return steps(part, Grid(grid.bits, None, grid.symmetric)).of_columns(block)
+            return steps(part, Grid(grid.bits, None, grid.symmetric)).by_column(block)
         return Steps(*(lax.dynamic_slice_in_dim(x, index * block, block, 1) for x in columns))
 
     def change(column: Array, at: Steps) -> Array:

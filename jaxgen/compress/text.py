@@ -11,6 +11,7 @@ from jaxgen.data import assigned, reading
 from jaxgen.data.corpora import CORPORA
 from jaxgen.data.settings import DataSettings
 from jaxgen.errors import ConfigError, DataError
+from jaxgen.pretrained.assets import source_note
 from jaxgen.run.folder import CHECKPOINTS, existing_settings
 from jaxgen.settings import build
 from jaxgen.text.loaded_model import LoadedModel
@@ -37,8 +38,8 @@ def token_rows(
             f"{name} has {len(ids)} tokens, fewer than a row of length={length}; give more text, "
             f"or length={max(len(ids), 1)}"
         )
-    whole = np.asarray(ids[: count * length], np.int32).reshape(count, length)
-    return whole[np.linspace(0, count - 1, min(rows, count)).astype(int)]
+    all_rows = np.asarray(ids[: count * length], np.int32).reshape(count, length)
+    return all_rows[np.linspace(0, count - 1, min(rows, count)).astype(int)]
 
 
 def texts_of(folder: Path, words: Sequence[str], split: str) -> tuple[str, Iterator[str]]:
@@ -52,13 +53,14 @@ def texts_of(folder: Path, words: Sequence[str], split: str) -> tuple[str, Itera
     elif words:
         settings = DataSettings(files=tuple(words))
     elif (folder / CHECKPOINTS).is_dir():
-        own = existing_settings(folder).data
-        texts = (text for part, one in assigned(own) if part == split for text in one.texts)
+        assigned_texts = assigned(existing_settings(folder).data)
+        texts = (text for part, row in assigned_texts if part == split for text in row.texts)
         return f"the {split} text of {folder}", texts
     else:
         option = "--data" if split == "train" else "--on"
         raise ConfigError(
-            f"{option} is missing: {folder} is no run with a text of its own; give one"
+            f"{option} is missing: {folder}{source_note(folder)} is no run with a text of "
+            f"its own; give one"
         )
     return " ".join(words), _texts(settings)
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from jaxgen import files, settings, tree
 from jaxgen.adapters.base import fingerprint
+from jaxgen.adapters.sites import sites
 from jaxgen.compress import layerwise, matrix
 from jaxgen.compress.layerwise import Statistics
 from jaxgen.compress.recipe import Recipe
@@ -27,11 +29,11 @@ from jaxgen.models import api
 from jaxgen.nn.stack import layer_path
 from jaxgen.ops.int8 import Int8
 from jaxgen.pretrained import leaves
+from jaxgen.pretrained.assets import MAX_RECEIPT
 from jaxgen.store import safetensors
 from jaxgen.store.lock import RunLock
 
-ABOUT, RECEIPT = "about.json", "compress.json"
-MAX_RECORD = 64 << 20
+ABOUT = "about.json"
 Say = Callable[[str], object]
 
 
@@ -55,40 +57,32 @@ def compress_layers(
         say: gets a line after each layer.
 
     Returns:
-        The receipt: errors by matrix, and what was done. Raises ConfigError for a model or recipe
+        The receipt: the recipe, and errors by matrix. Raises ConfigError for a model or recipe
         that don't go together, or a folder of another one; BusyError where another process has it.
     """
     layerwise.check_model(config, params)
-    known = {
-        path: one for layer in range(config.layers) for path, one in _full(config, layer).items()
-    }
-    tree.check_patterns("keep", recipe.keep, tree.unflatten(known))
-    matrix.check(recipe, known)
+    of_layers = {path: site for path, site in sites(config).items() if site.layers}
+    tree.check_patterns("keep", recipe.keep, tree.unflatten(of_layers))
+    matrix.check(recipe, of_layers)
     folder.mkdir(parents=True, exist_ok=True)
     with RunLock(folder):
-        _begin(folder, params, config, recipe, rows)
-        shared, errors = layerwise.shared_params(params), []
-        stream = [
-            layerwise.embed(params, config, jnp.asarray(part)) for part in layerwise.parts(rows)
-        ]
+        _begin(folder, origin(params, config, recipe, rows))
+        shared, matrices = layerwise.shared_params(params), []
+        stream = layerwise.embed(params, config, rows)
         for layer in range(config.layers):
             start, path = time.monotonic(), _part(folder, layer)
             own = layerwise.layer_params(params, config, layer)
             record = _sound(path)
             if record is None:
                 stats = layerwise.statistics(own, shared, config, layer, stream)
-                new, record = _layer(
-                    own, config, layer, recipe, stats, 0 if rows is None else rows.size
-                )
+                record = _write_part(path, *_compress_layer(own, config, layer, recipe, stats))
                 del stats
-                record = _write_part(path, new, record)
                 say(_line(config, layer, record, time.monotonic() - start))
-            errors += record["matrices"]
+            matrices += record["matrices"]
             if stream and layer + 1 < config.layers:
                 changed = tree.unflatten({**tree.flatten(own), **_read_part(path)})
                 stream = [layerwise.run_layer(changed, shared, config, layer, x) for x in stream]
-    text = {} if rows is None else {"rows": len(rows), "length": rows.shape[1]}
-    return {"recipe": settings.as_dict(recipe), "calibration": text, "matrices": errors}
+    return {"recipe": settings.as_dict(recipe), "matrices": matrices}
 
 
 def assemble(flat: dict[str, Any], config: ModelConfig, recipe: Recipe, folder: Path) -> None:
@@ -97,100 +91,91 @@ def assemble(flat: dict[str, Any], config: ModelConfig, recipe: Recipe, folder: 
     for layer in range(config.layers):
         homes.setdefault(layer_path(config, layer)[0], []).append(layer)
     for home, layers in homes.items():
-        files_of = [safetensors.open_noted(_part(folder, layer)) for layer in layers]
+        opened = [safetensors.open_noted(_part(folder, layer)) for layer in layers]
         stacked = layer_path(config, layers[0])[1] is not None
-        tensors, notes = files_of[0]
-        about = json.loads(notes.get(leaves.NOTE, "{}"))
-        names = [*about, *(n for n in tensors if not any(n.startswith(f"{p}/") for p in about))]
-
-        def read(name: str, files_of: Any = files_of, stacked: bool = stacked) -> np.ndarray:
-            arrays = [safetensors.read_tensor(tensors[name]) for tensors, _ in files_of]
-            return np.stack(arrays) if stacked else arrays[0]
-
-        for name in names:
-            inside = {n for n in tensors if n == name or n.startswith(f"{name}/")}
-            note = {leaves.NOTE: json.dumps({name: about[name]})} if name in about else {}
-            made = leaves.from_arrays(inside, note, read, folder, widen=False)
-            flat[f"{home}/{name}"] = made[name]
+        read = partial(_read_layers, [tensors for tensors, _ in opened], stacked)
+        # One after the other, so that each takes the place of what it was made of.
+        for name, leaf in leaves.from_arrays(*opened[0], read, folder, widen=False):
+            flat[f"{home}/{name}"] = leaf
     if recipe.tables == "int8":
         for path, letters in tree.flatten(api.axes(config)).items():
             if letters == "VD":
                 flat[path] = Int8.of_transposed(jnp.asarray(flat[path]), 1)
 
 
-def _begin(
-    folder: Path, params: api.Params, config: ModelConfig, recipe: Recipe, rows: np.ndarray | None
-) -> None:
-    """Write what the parts are of; ConfigError if those that are there are of something else."""
+def _read_layers(parts: list[Any], stacked: bool, name: str) -> np.ndarray:
+    arrays = [safetensors.read_tensor(tensors[name]) for tensors in parts]
+    return np.stack(arrays) if stacked else arrays[0]
+
+
+def origin(
+    params: api.Params, config: ModelConfig, recipe: Recipe, rows: np.ndarray | None
+) -> dict[str, Any]:
+    """Return what a result is of: the recipe, and digests of the model and the text."""
     model = json.dumps([fingerprint(params), settings.as_dict(config)], sort_keys=True, default=str)
-    mine = {
+    return {
         "recipe": settings.as_dict(recipe),
         "model": hashlib.sha256(model.encode()).hexdigest(),
         "text": None if rows is None else hashlib.sha256(rows.tobytes()).hexdigest(),
     }
+
+
+def differing(path: Path, expected: dict[str, Any]) -> list[str]:
+    """Return which keys of an `origin` a JSON file has otherwise."""
+    record = files.read_json(path, "record of a compressed model", MAX_RECEIPT)
+    return [name for name in expected if record.get(name) != expected[name]]
+
+
+def _begin(folder: Path, expected: dict[str, Any]) -> None:
+    """Write the origin of the parts; ConfigError if those that are there have another."""
     path = folder / ABOUT
-    if path.exists():
-        other = files.read_json(path, "record of parts", MAX_RECORD)
-        mine = json.loads(json.dumps(mine))
-        differing = [name for name in mine if other.get(name) != mine[name]]
-        if differing:
-            raise ConfigError(
-                f"{folder} holds parts of another {' and '.join(differing)}; remove it, or give "
-                f"another --out"
-            )
-        return
-    files.write_json(path, mine)
+    if not path.exists():
+        files.write_json(path, expected)
+    elif names := differing(path, expected):
+        raise ConfigError(
+            f"{folder} holds parts of another {' and '.join(names)}; remove it, or give another "
+            f"--out"
+        )
 
 
-def _layer(
-    own: Any,
-    config: ModelConfig,
-    layer: int,
-    recipe: Recipe,
-    stats: dict[str, Statistics],
-    tokens: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (the changed weights of a layer by path, what is known of them)."""
-    flat, known = tree.flatten(own), layerwise.layer_sites(config, layer)
-    new, rows = {}, []
-    home = layer_path(config, layer)[0]
-    for path, site in known.items():
+def _compress_layer(
+    own: Any, config: ModelConfig, layer: int, recipe: Recipe, stats: dict[str, Statistics]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return (the changed weights of a layer by path, the receipt's row of each)."""
+    flat, by_path = tree.flatten(own), layerwise.layer_sites(config, layer)
+    home, weights, rows = layer_path(config, layer)[0], {}, []
+    for path, site in by_path.items():
         if not recipe.changes(f"{home}/{path}"):
             continue
-        of_inputs = stats.get(layerwise.input_of(path, known))
-        done = matrix.compress_matrix(flat[path], site, recipe, of_inputs, tokens)
-        new[path] = done.leaf
-        about = {"layer": layer, "path": path, "error": done.error, "nearest": done.nearest}
-        rows.append(about)
-    return new, {"matrices": rows}
-
-
-def _full(config: ModelConfig, layer: int) -> dict[str, Any]:
-    home = layer_path(config, layer)[0]
-    return {f"{home}/{path}": s for path, s in layerwise.layer_sites(config, layer).items()}
+        of_inputs = stats.get(layerwise.input_of(path, by_path))
+        weights[path], error, nearest = matrix.compress_matrix(flat[path], site, recipe, of_inputs)
+        rows.append({"layer": layer, "path": path, "error": error, "nearest": nearest})
+    return weights, rows
 
 
 def _part(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:04d}.safetensors"
 
 
-def _write_part(path: Path, new: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    arrays, notes = leaves.to_arrays(new)
+def _write_part(
+    path: Path, weights: dict[str, Any], matrices: list[dict[str, Any]]
+) -> dict[str, Any]:
+    arrays, notes = leaves.to_arrays(weights)
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     with files.new_file(path) as draft:
         shapes = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         safetensors.write_safetensors(draft, shapes, arrays.__getitem__, notes)
-    record = {**record, "sha256": files.digest(path)}
+    record = {"matrices": matrices, "sha256": files.digest(path)}
     files.write_json(path.with_suffix(".json"), record)
     return record
 
 
 def _sound(path: Path) -> dict[str, Any] | None:
-    """Return what is known of a part; None where it is not there, not whole, or changed."""
-    about = path.with_suffix(".json")
-    if not path.exists() or not about.exists():
+    """Return the record of a part; None where it is not there, not whole, or changed."""
+    record_path = path.with_suffix(".json")
+    if not path.exists() or not record_path.exists():
         return None
-    record = files.read_json(about, "record of a part", MAX_RECORD)
+    record = files.read_json(record_path, "record of a part", MAX_RECEIPT)
     return record if record.get("sha256") == files.digest(path) else None
 
 
@@ -200,12 +185,17 @@ def _read_part(path: Path) -> dict[str, Any]:
     def read(name: str) -> Any:
         return jnp.asarray(safetensors.read_tensor(tensors[name]))
 
-    return leaves.from_arrays(tensors, notes, read, path)
+    return dict(leaves.from_arrays(tensors, notes, read, path))
+
+
+def mean_errors(matrices: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean error of a receipt's matrices, and that of rounding to nearest."""
+    count = max(len(matrices), 1)
+    return {key: sum(row[key] for row in matrices) / count for key in ("error", "nearest")}
 
 
 def _line(config: ModelConfig, layer: int, record: dict[str, Any], seconds: float) -> str:
-    rows = record["matrices"]
-    mean = {key: sum(row[key] for row in rows) / max(len(rows), 1) for key in ("error", "nearest")}
+    mean = mean_errors(record["matrices"])
     return (
         f"layer {layer + 1} of {config.layers}: relative output error {mean['error']:.2e} "
         f"(nearest: {mean['nearest']:.2e}), {seconds:.1f} s"

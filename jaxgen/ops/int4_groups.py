@@ -84,12 +84,9 @@ class Int4Groups:
 
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
         """Return einsum(equation, x, weight) for an equation "BT...->BT..."."""
-        return _contract(self, x, equation, dtype)
 
+        def matmul(leaf: Int4Groups, x: Array) -> Array:
+            return leaf.widened().contract(equation, x, dtype)
 
-def _contract(leaf: Int4Groups, x: Array, equation: str, dtype: str) -> Array:
-    # Widened again for its gradient, rather than kept.
-    def matmul(leaf: Int4Groups, x: Array) -> Array:
-        return leaf.widened().contract(equation, x, dtype)
-
-    return jax.checkpoint(matmul)(leaf, x)
+        # Widened again for its gradient, rather than kept.
+        return jax.checkpoint(matmul)(self, x)

@@ -41,9 +41,7 @@ class Int8:
         """Quantise a weight whose last `num_contracted` axes are summed over, such as a table."""
         weight = weight.astype(jnp.float32)
         over = tuple(range(weight.ndim - num_contracted, weight.ndim))
-        most = jnp.max(jnp.abs(weight), axis=over, keepdims=True)
-        scale = jnp.where(most > 0, most, 1.0) / LARGEST
-        values = jnp.round(weight / scale).astype(jnp.int8)
+        values, scale = _round(weight, over)
         scale = jnp.squeeze(scale, over)
         return cls(values.reshape(scale.size, -1), scale, num_contracted)
 
@@ -86,9 +84,14 @@ class Int8Activations(Int8):
     def contract(self, equation: str, x: Float[Array, "..."], dtype: str) -> Array:
         """Return einsum(equation, x, weight) for an equation "BT...->BT..."."""
         rows = x.astype(jnp.float32).reshape(*x.shape[: x.ndim - self.num_contracted], -1)
-        most = jnp.max(jnp.abs(rows), axis=-1, keepdims=True)
-        scale = jnp.where(most > 0, most, 1.0) / LARGEST
-        values = jnp.round(rows / scale).astype(jnp.int8)
+        values, scale = _round(rows, (-1,))
         y = jnp.einsum("BTD,FD->BTF", values, self.values, preferred_element_type=jnp.int32)
         y = y.astype(jnp.float32) * scale * self.scale.reshape(-1)
         return y.astype(dtype).reshape(*y.shape[:-1], *self.scale.shape)
+
+
+def _round(x: Array, over: tuple[int, ...]) -> tuple[Array, Array]:
+    """Return (values, scale) with one scale for all numbers along some axes, which stay as 1."""
+    largest = jnp.max(jnp.abs(x), axis=over, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1.0) / LARGEST
+    return jnp.round(x / scale).astype(jnp.int8), scale

@@ -12,7 +12,7 @@ from jaxgen.profile import limits
 from jaxgen.profile.chips import Chip
 from jaxgen.run import forecast
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+CLEAR = Path("/proc/self/clear_refs")
 
 
 def chip(dtype: str) -> Chip:
@@ -36,19 +36,12 @@ class Peak:
         if jax.default_backend() == "cpu":
             allocator.give_back()  # what compiling has freed
             CLEAR.write_text("5")
-            self.base = _resident("VmRSS")
+            self.base = allocator.resident()
         else:
-            self.base = 0.0
+            self.base = 0
 
     def bytes(self) -> float:
         """Return the peak so far."""
         if jax.default_backend() != "cpu":
             return float(max(d.memory_stats()["peak_bytes_in_use"] for d in jax.local_devices()))
-        return (_resident("VmHWM") - self.base) / len(jax.devices())
-
-
-def _resident(name: str) -> float:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024.0
-    raise OSError(f"{STATUS} has no {name}")
+        return (allocator.resident("VmHWM") - self.base) / len(jax.devices())

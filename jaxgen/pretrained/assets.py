@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxgen import files
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained import hub_read
 from jaxgen.pretrained.chat_template import (
@@ -26,6 +27,7 @@ from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
 
 OURS = "tokenizer"  # a folder in our own
+RECEIPT, MAX_RECEIPT = "compress.json", 64 << 20  # of `jaxgen compress`; bytes
 
 
 class ModelAssets(NamedTuple):
@@ -63,6 +65,14 @@ def copy_assets(folder: Path, run: Path) -> None:
     copy_pooling(folder, run)
     if has_chat_template(folder):
         write_chat_template(run, read_chat_template(folder))
+
+
+def source_note(folder: Path) -> str:
+    """Return words on the model that `jaxgen compress` made a folder of; "" for other folders."""
+    if not (folder / RECEIPT).is_file():
+        return ""
+    receipt = files.read_json(folder / RECEIPT, "receipt", MAX_RECEIPT)
+    return f" (it was compressed from {receipt.get('source')})"
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ NAMES = {kind: name for name, kind in KINDS.items()}
 def to_arrays(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return ({name: array}, notes) of parameters by path, of which some may be quantised."""
     arrays: dict[str, Any] = {}
-    about = {path: found for path, leaf in flat.items() if (found := _take(path, leaf, arrays))}
-    return arrays, {NOTE: json.dumps(about, sort_keys=True)} if about else {}
+    notes = {path: _take(path, leaf, arrays) for path, leaf in flat.items()}
+    notes = {path: note for path, note in notes.items() if note}
+    return arrays, {NOTE: json.dumps(notes, sort_keys=True)} if notes else {}
 
 
 def _take(path: str, leaf: Any, arrays: dict[str, Any]) -> dict[str, Any]:
@@ -48,14 +49,14 @@ def _take(path: str, leaf: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     if type(leaf) not in NAMES:
         arrays[path] = leaf
         return {}
-    about: dict[str, Any] = {"kind": NAMES[type(leaf)]}
+    note: dict[str, Any] = {"kind": NAMES[type(leaf)]}
     for field in fields(leaf):
         value = getattr(leaf, field.name)
         if field.metadata.get("static"):
-            about[field.name] = value
+            note[field.name] = value
         elif value is not None:
-            about[field.name] = _take(f"{path}/{field.name}", value, arrays)
-    return about
+            note[field.name] = _take(f"{path}/{field.name}", value, arrays)
+    return note
 
 
 def is_quantised(leaf: Any) -> bool:
@@ -70,57 +71,59 @@ def from_arrays(
     where: Path,
     *,
     widen: bool = True,
-) -> dict[str, Any]:
-    """Return the parameters by path that `to_arrays` made arrays of.
+) -> Iterator[tuple[str, Any]]:
+    """Yield (path, parameter) of those that `to_arrays` made arrays of, one read after the other.
 
     names: of the arrays; read: name -> array. widen: on a CPU 4-bit integers become int8.
     Raises CheckpointError for a note that is none of ours.
     """
+    by_path: dict[str, Any] = {}
     try:
-        about = json.loads(notes.get(NOTE, "{}"))
-        inside = [f"{path}/" for path in about]
-        flat = {path: _build(path, known, read, widen) for path, known in about.items()}
+        by_path = json.loads(notes.get(NOTE, "{}"))
+        for path, note in by_path.items():
+            yield path, _build(path, note, read, widen)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{where}: its quantised weights are of a form that is not known here ({error!r:.80}); "
             f"make it anew with `jaxgen compress`"
         ) from error
-    plain = [name for name in names if not name.startswith(tuple(inside))]
-    return flat | {name: read(name) for name in plain}
+    inside = tuple(f"{path}/" for path in by_path)
+    yield from ((name, read(name)) for name in names if not name.startswith(inside))
 
 
-def _build(path: str, about: Any, read: Callable[[str], Any], widen: bool) -> Any:
-    if not about:
+def _build(path: str, note: Any, read: Callable[[str], Any], widen: bool) -> Any:
+    if not note:
         return read(path)
-    kind = KINDS[about["kind"]]
-    found = {}
+    kind = KINDS[note["kind"]]
+    values: dict[str, Any] = {}
     for field in fields(kind):
+        value = note.get(field.name)
         if field.metadata.get("static"):
-            found[field.name] = int(about[field.name])
+            values[field.name] = int(note[field.name])
         else:
-            known, name = about.get(field.name), f"{path}/{field.name}"
-            found[field.name] = None if known is None else _build(name, known, read, widen)
-    leaf = kind(**found)
+            name = f"{path}/{field.name}"
+            values[field.name] = None if value is None else _build(name, value, read, widen)
+    leaf = kind(**values)
     widen = widen and isinstance(leaf, Int4Groups) and platform() == "cpu"
     return jax.jit(type(leaf).widened)(leaf) if widen else leaf
 
 
 def misfits(flat: Mapping[str, Any], config: ModelConfig) -> list[str]:
     """Return the paths of quantised weights that are not of this config's shapes."""
-    known, letters = sites(config), tree.flatten(api.axes(config))
+    by_path, letters = sites(config), tree.flatten(api.axes(config))
     shapes = tree.flatten(api.abstract(config))
     wrong = []
     for path, leaf in flat.items():
         if not is_quantised(leaf):
             continue
         try:
-            if path in known:
-                site = known[path]
+            if path in by_path:
+                site = by_path[path]
                 equation = f"BT{site.inner},{site.letters}->BT{site.outer}"
                 x = jax.ShapeDtypeStruct((*site.stack, 1, 1, *site.sizes(site.inner)), "float32")
-                one = lambda leaf, x, e=equation: contract(e, x, leaf, dtype="float32")  # noqa: E731
-                found = jax.eval_shape(jax.vmap(one) if site.stack else one, leaf, x)
-                fits = found.shape == (*site.stack, 1, 1, *site.sizes(site.outer))
+                matmul = lambda leaf, x, e=equation: contract(e, x, leaf, dtype="float32")  # noqa: E731
+                y = jax.eval_shape(jax.vmap(matmul) if site.stack else matmul, leaf, x)
+                fits = y.shape == (*site.stack, 1, 1, *site.sizes(site.outer))
             else:
                 fits = letters.get(path) == "VD" and leaf.values.shape == shapes[path].shape
                 ids = jnp.zeros(1, jnp.int32)

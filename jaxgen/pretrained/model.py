@@ -310,7 +310,7 @@ def _read_weights(path: Path) -> api.Params:
     def read(name: str) -> Any:
         return jax.device_put(laid(safetensors.read_tensor(tensors[name])))
 
-    return tree.unflatten(leaves.from_arrays(tensors, notes, read, path))
+    return tree.unflatten(dict(leaves.from_arrays(tensors, notes, read, path)))
 
 
 def _check_shapes(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 
+from jaxgen import terminal
 from jaxgen.errors import BusyError
 from jaxgen.profile import limits, program, trace
 from jaxgen.profile.program import Operation, Program
@@ -113,15 +114,7 @@ def lines(report: Report, runs: int) -> list[str]:
     """Return the table as plain lines; times are those of one of `runs` runs."""
     head = ("time", "times", "of the limit", "operation", "what it does", "line")
     cells = [head, *(_cells(row, runs) for row in report.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = (True, True, True, False, False, False)
-    shown = [
-        "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, is_number in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
+    shown = terminal.aligned(cells, (True, True, True, False, False, False))
     shown.append(f"{report.others} other operations {report.rest:.1%}, none {report.idle:.1%}")
     rates = [
         f"{rate / 1e9:.4g} " + ("GB/s" if what == "bandwidth" else f"GFLOP/s of {DTYPES[what]}")

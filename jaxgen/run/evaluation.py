@@ -20,6 +20,7 @@ from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError, UserError
 from jaxgen.ops.adapted import num_virtual
 from jaxgen.pretrained.adapted import Words, attached, words_of
+from jaxgen.pretrained.assets import source_note
 from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, LOCK, TOKENIZER, changed_settings
@@ -188,7 +189,10 @@ def _of_run(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
 
 def _of_model(folder: Path, assignments: Sequence[str], step: Step) -> _Model:
     if not _names_text(assignments):
-        raise ConfigError(f"{folder} is no run, so it has no text of its own; give data.files=...")
+        raise ConfigError(
+            f"{folder}{source_note(folder)} is no run, so it has no text of its own; give "
+            f"data.files=..."
+        )
     config = read_config(folder)
     name = OBJECTIVES.get(config.head, "causal")
     if config.topology == "encoder_decoder":

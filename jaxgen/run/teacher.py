@@ -45,7 +45,7 @@ def _tokenizer_file(home: Path) -> str:
 
 
 def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path) -> Teacher:
-    """Return the teacher of a run; what it is known by is kept in the run's folder.
+    """Return the teacher of a run; its digest stays in the run's folder.
 
     Raises ConfigError for one of another tokenizer or kind, a context that is too short, or one
     that is not the same as when the run began.
@@ -83,6 +83,11 @@ def _check(config: ModelConfig, settings: Settings) -> None:
         raise ConfigError(
             f"distill.teacher={name} knows {config.V} ids, fewer than model.vocab_size={model.V}"
         )
+    top = settings.distill.top
+    if top is not None and top >= model.V:
+        raise ConfigError(
+            f"distill.top={top} must be less than model.vocab_size={model.V}; null: all tokens"
+        )
     if config.longest < model.context:
         raise ConfigError(
             f"distill.teacher={name} has a context of {config.longest}, shorter than "
@@ -91,14 +96,14 @@ def _check(config: ModelConfig, settings: Settings) -> None:
 
 
 def _check_same(params: api.Params, path: Path, name: Path) -> None:
-    """Write what a teacher is known by; ConfigError if the run has begun with another one."""
+    """Write the digest of a teacher; ConfigError if the run has begun with another one."""
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))}
-    known = sha256(json.dumps(fingerprint(leaves)).encode()).hexdigest()
+    digest = sha256(json.dumps(fingerprint(leaves)).encode()).hexdigest()
     if not path.exists():
         if path.parent.exists():
-            files.write_json(path, {"teacher": str(name), "sha256": known})
+            files.write_json(path, {"teacher": str(name), "sha256": digest})
         return
-    if files.read_json(path, "record of a teacher", 1 << 16).get("sha256") != known:
+    if files.read_json(path, "record of a teacher", 1 << 16).get("sha256") != digest:
         raise ConfigError(
             f"distill.teacher={name} is not the model that the run began with ({path}); restore "
             f"it, or give another --out"

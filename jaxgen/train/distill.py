@@ -25,10 +25,10 @@ def log_probs(
     logits: Float[Array, "... V"], ids: Int[Array, "... I"] | None, temperature: float
 ) -> Float[Array, "... K"]:
     """Return log-probabilities at a temperature: of all tokens, or of `ids` and the rest."""
-    found = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
+    all_tokens = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     if ids is None:
-        return found
-    some = jnp.take_along_axis(found, ids, axis=-1)
+        return all_tokens
+    some = jnp.take_along_axis(all_tokens, ids, axis=-1)
     rest = 1 - jnp.sum(jnp.exp(some), axis=-1, keepdims=True)
     return jnp.concatenate([some, jnp.log(jnp.maximum(rest, LEAST))], axis=-1)
 
@@ -82,11 +82,11 @@ def distill_loss(
     logits = unembed(out.features, out.table, cap=cap, dtype=config.compute_dtype)
     ids = batch.get("teacher_ids")
     student = log_probs(logits, ids, settings.temperature)
-    apart = divergence(student, batch["teacher"], settings.loss)
+    distances = divergence(student, batch["teacher"], settings.loss)
     plain, nll = cross_entropy(logits, targets, smoothing=0.0, z=0.0)
-    mixed = settings.weight * settings.temperature**2 * apart + (1 - settings.weight) * plain
+    mixed = settings.weight * settings.temperature**2 * distances + (1 - settings.weight) * plain
     weight = jnp.sum(jnp.abs(weights))
-    mean = jnp.sum(scale_by_weights(apart, weights)) / jnp.maximum(weight, 1.0)
+    mean = jnp.sum(scale_by_weights(distances, weights)) / jnp.maximum(weight, 1.0)
     return Loss(
         jnp.sum(scale_by_weights(mixed, weights)),
         weight,

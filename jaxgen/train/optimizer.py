@@ -68,8 +68,9 @@ def _with_zeros(
 
     def keep(path: Any, update: Any, param: Any) -> Any:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        kept = name in matrices and tree.match(name, zeros)
-        return jnp.where(param == 0, 0, update).astype(update.dtype) if kept else update
+        if name not in matrices or not tree.match(name, zeros):
+            return update
+        return jnp.where(param == 0, 0, update).astype(update.dtype)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree_util.tree_map_with_path(keep, updates, params), state

@@ -64,9 +64,17 @@ def rows():
     return np.random.default_rng(0).integers(0, 256, (4, 16)).astype(np.int32)
 
 
+@pytest.fixture(scope="module")
+def inputs():
+    """Return the statistics of inputs of which some are larger than others, [256, 64]."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(256, 64)) * rng.gamma(1.0, size=64), jnp.float32)
+    return layerwise.Statistics(x.T @ x, jnp.sum(jnp.abs(x), 0), jnp.max(jnp.abs(x), 0))
+
+
 def test_statistics_are_those_of_the_inputs_that_the_model_computes(model, rows):
     config, params = model
-    x = layerwise.embed(params, config, jnp.asarray(rows))
+    [x] = layerwise.embed(params, config, rows)
     taps = jaxgen.apply(params, config, rows, taps=("layers/out",)).taps["layers/out"]
     for layer in range(config.layers):
         own = layerwise.layer_params(params, config, layer)
@@ -178,12 +186,19 @@ def test_killed_after_the_first_layers_it_ends_with_the_same_bytes(home, monkeyp
         ("int4,damping=0.1", [], 2, "damping=0.1 has no effect with method=round"),
         ("wanda-2-4,sparsity=0.7", [], 2, "sparsity=0.7 has no effect with prune=wanda, pattern"),
         ("{home}/my.yaml", [], 2, "changes nothing"),
+        ("{home}/typo.yaml", [], 2, "typo.yaml: unknown key 'recipe.methdo'"),
+        ("int8,heads=9", ["--data", "{short}"], 2, "heads=9 must be from 1 to the 4"),
+        ("tables=int8,keep=[layers/attn/q]", [], 2, "has no effect with format=plain and"),
+        ("w8a8,strength=1.5", [], 2, "strength=1.5 must be at least 0 and at most 1"),
+        ("prune=wanda,sparsity=0.0", [], 2, "sparsity=0.0 must be greater than 0"),
+        ("list", [], 2, "--out and --data have no effect with --recipe list"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
     home, capsys, recipe, words, code, said, tmp_path
 ):
     (home / "my.yaml").write_text("format: plain\n")
+    (home / "typo.yaml").write_text("format: int4\nmethdo: gptq\n")
     (tmp_path / "short.txt").write_text("short")
     places = {"home": home, "short": tmp_path / "short.txt"}
     words = [word.format(**places) for word in ["--recipe", recipe, *words]]
@@ -213,9 +228,35 @@ def test_a_recipe_keeps_what_it_is_told_to_keep(model):
     recipe = Recipe(format="int8", keep=("layers/attn/*",))
     site = layerwise.layer_sites(config, 0)["feed/down"]
     assert recipe.changes("layers/feed/down") and not recipe.changes("layers/attn/q")
-    result = matrix.compress_matrix(params["layers"]["feed"]["down"][0], site, recipe, None, 0)
+    result = matrix.compress_matrix(params["layers"]["feed"]["down"][0], site, recipe, None)
     assert 0 < result.error == result.nearest < 1e-4
     assert read_recipe("int4,group=32")[1].group == 32
+
+
+BASES = {
+    "round": {"format": "int4", "group": 32},
+    "gptq": {"format": "int4", "group": 32, "method": "gptq"},
+    "smooth": {"format": "int8", "method": "smoothquant"},
+    "zeros": {"prune": "sparsegpt", "sparsity": 0.25},
+}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [("round", {"format": "int8"}), ("round", {"group": None}), ("round", {"symmetric": False}),
+     ("round", {"method": "gptq"}), ("round", {"method": "awq"}), ("gptq", {"act_order": False}),
+     ("gptq", {"damping": 0.5}), ("smooth", {"strength": 0.9}), ("smooth", {"activations": "int8"}),
+     ("zeros", {"damping": 0.5}), ("zeros", {"prune": "wanda"}), ("zeros", {"prune": "magnitude"}),
+     ("zeros", {"sparsity": 0.75}), ("zeros", {"pattern": "4:8", "sparsity": 0.5})],
+)  # fmt: skip
+def test_each_key_of_a_recipe_changes_a_matrix(model, inputs, base, change):
+    weight, site = model[1]["layers"]["feed"]["down"][0], layerwise.layer_sites(model[0], 0)
+    one, other = (
+        matrix.compress_matrix(weight, site["feed/down"], Recipe(**keys), inputs)
+        for keys in (BASES[base], BASES[base] | change)
+    )
+    same = jax.tree.structure(one.leaf) == jax.tree.structure(other.leaf)
+    assert not same or one.error != other.error
 
 
 def test_smaller_shapes_and_int8_go_together(home, monkeypatch):
@@ -227,10 +268,11 @@ def test_smaller_shapes_and_int8_go_together(home, monkeypatch):
     assert (config.layers, config.heads, config.F, config.H) == (1, 2, 32, CONFIG.H)
     assert params["layers"]["feed"]["up"].values.shape == (1, 32, 64)
     receipt = json.loads((home / "cut" / "compress.json").read_text())
+    assert receipt["calibration"] == {"rows": 4, "length": 16}
     assert receipt["name"] == recipe and receipt["bytes"][0] > 4 * receipt["bytes"][1]
 
 
-def test_other_layouts_hold_the_numbers_that_the_folder_stands_for(home, monkeypatch):
+def test_other_layouts_hold_the_numbers_that_the_folder_stands_for(home, monkeypatch, capsys):
     monkeypatch.setenv("JAXGEN_CACHE", str(home / "cache"))
     monkeypatch.setattr("jaxgen.pretrained.hub_parity.can_compare", lambda: False)
     recipe = "int4-awq,group=32,rows=4,length=16"
@@ -239,6 +281,7 @@ def test_other_layouts_hold_the_numbers_that_the_folder_stands_for(home, monkeyp
     targets = {"hub": ["--to", "hf"], "model.gguf": ["--dtype", "float32"]}
     for target, to in targets.items():
         assert main(["convert", str(home / "int4"), str(home / target), *to]) == 0
+        assert f"float32; 8 weights are quantised in {home / 'int4'}" in capsys.readouterr().out
     folders = map(jaxgen.load, (home / name for name in ("int4", *targets)))
     own, *others = (jaxgen.apply(p, c, TOKENS).logits for c, p in folders)
     for other in others:
@@ -254,6 +297,9 @@ def test_a_compressed_model_writes_text_and_is_evaluated(home, monkeypatch, caps
     assert main(["eval", out, f"data.files={home / 'text.txt'}"]) == 0
     said = capsys.readouterr().out
     assert "2 times" in said and "bits per byte" in said
+    for words in (["eval", out], ["explain", out, "--prompt", "2", "--memory"]):
+        assert main(words) == 2
+        assert f"(it was compressed from {home / 'model'})" in capsys.readouterr().err
 
 
 def test_a_part_that_is_damaged_is_made_anew(model, tmp_path):

@@ -1,6 +1,7 @@
 """The ladder: which rungs are on the front, what the page says, and one that is climbed."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import jaxgen
 from jaxgen.cli.app import main
 from jaxgen.compress import ladder, measure
 from jaxgen.compress.recipe import split_recipes
+from jaxgen.errors import ConfigError
 from jaxgen.tokens import train as train_tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
 
@@ -53,6 +55,13 @@ def test_the_change_of_perplexity_is_that_of_pairs():
     assert change["bits_per_byte"]["value"] == pytest.approx(600.3 / np.log(2) / 60)
 
 
+def test_a_context_without_room_for_a_prompt_is_refused():
+    config = jaxgen.ModelConfig(vocab_size=8, context=8, layers=1, d_model=8, heads=1)
+    assert measure.fitting(config.replace(context=9), 256, 32) == (9, 1)
+    with pytest.raises(ConfigError, match="context=8 of the model has no room"):
+        measure.fitting(config, 256, 32)
+
+
 def test_a_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     config = jaxgen.ModelConfig(
         vocab_size=260, context=16, layers=1, d_model=64, heads=2, d_ff=64, positions="rope"
@@ -82,6 +91,17 @@ def test_a_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     assert main(["int8,int8,tables=plain" if w == "int8" else w for w in words]) == 0
     assert (tmp_path / "out" / "int8,tables=plain").is_dir()
     assert (tmp_path / "out" / "int8" / "model.safetensors").stat().st_mtime_ns == written
+    report = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    assert report["settings"]["new_tokens"] == 2
+    assert main([*words[:-4], "--new-tokens", "99", *words[-2:]]) == 0
+    report = json.loads((tmp_path / "out" / "ladder.json").read_text())
+    assert report["settings"]["new_tokens"] == 8  # what the context has room for
+    other = jaxgen.init(config, jax.random.key(1))
+    shutil.rmtree(tmp_path / "model")
+    jaxgen.save(tmp_path / "model", config, other, tokenizer=tokenizer)
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "is of another recipe or model, or text (it differs in model)" in capsys.readouterr().err
     (tmp_path / "out" / "int8" / "compress.json").write_text("{}")
     capsys.readouterr()
     assert main(words) == 2

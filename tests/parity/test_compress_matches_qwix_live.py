@@ -50,7 +50,7 @@ def test_awq(problem, grid):
     got = scaling.awq(w, mean, grid)
     np.testing.assert_allclose(got, factor[0], rtol=1e-5)
     numbers, _ = codes.round_to_nearest(w * got, grid)
-    tie = jnp.abs(jnp.abs(numbers) / codes.steps(w * got, grid).of_columns(grid.group or 128).scale)
+    tie = jnp.abs(jnp.abs(numbers) / codes.steps(w * got, grid).by_column(128).scale)
     same = jnp.abs(numbers - qarray.dequantize(want)) <= 1e-5
     assert bool(jnp.all(same | (tie >= grid.highest))) and float(jnp.mean(same)) > 0.95
 

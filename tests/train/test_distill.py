@@ -133,6 +133,9 @@ def test_a_teacher_of_another_kind_is_refused(home, tmp_path):
     distill = {"teacher": str(home / "short")}
     with pytest.raises(ConfigError, match="has a context of 16, shorter than"):
         training.train(settings_of(home, distill=distill), tmp_path / "run", cache=home / "cache")
+    distill = {"teacher": str(home / "teacher"), "top": 260}
+    with pytest.raises(ConfigError, match=r"distill\.top=260 must be less than"):
+        training.train(settings_of(home, distill=distill), tmp_path / "run", cache=home / "cache")
     with pytest.raises(ConfigError, match=r"don't go with distill\.teacher"):
         more = {"steps": 6, "batch": 4, "smoothing": 0.1}
         settings_of(home, distill=distill, train=more)

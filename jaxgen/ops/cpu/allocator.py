@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import time
 from functools import cache
+from pathlib import Path
 
 from jaxgen.ops.cpu import TWINS, enabled
 
 # Parameters of mallopt (malloc.h), and their values.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 NEVER, NONE, ONE = -1, 0, 1
+STATUS = Path("/proc/self/status")
 COMPILED, LONG = "/jax/core/compile/backend_compile_duration", 1.0  # JAX's event; seconds
 
 
@@ -53,6 +55,14 @@ def give_back() -> None:
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def resident(name: str = "VmRSS") -> int:
+    """Return the bytes of memory that this process holds; VmHWM: held at most. Of Linux alone."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} has no {name}")
 
 
 PAUSE = 1e-3  # seconds at most
