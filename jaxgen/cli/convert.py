@@ -57,7 +57,7 @@ def convert(
     start.prepare_jax(paths.cache())
     from jaxgen import tree
     from jaxgen.adapters.adapter import merge
-    from jaxgen.pretrained import assets, hub_parity, hub_read, leaves, model, pooling
+    from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
 
     with exits.in_folder(folder):
         model.check_new(target)
@@ -65,7 +65,7 @@ def convert(
             _write_adapter(folder, which, target)
             return
         config, params = model.load(folder, step=which, dtype=plain, adapter=adapters)
-        quantised = sum(map(leaves.is_quantised, tree.flatten(params).values()))
+        widened = _widened(params, source, target)
         params = merge(params, config)
         source_assets = assets.read_assets(folder)
         model.save(
@@ -88,10 +88,21 @@ def convert(
         except BaseException:  # what was not compared to the end is no result
             target.unlink() if layout == "gguf" else shutil.rmtree(target)
             raise
-    numbers = f"{tree.count(params):,}, {dtype or config.param_dtype}"
-    if quantised:
-        numbers += f"; {quantised} weights are quantised in {source}, and no more in {target}"
+    numbers = f"{tree.count(params):,}, {dtype or config.param_dtype}{widened}"
     _say(target, layout, numbers, source_assets, compared)
+
+
+def _widened(params: Any, source: str, target: Path) -> str:
+    """Return what to say of quantised weights that are plain numbers in the new file."""
+    from jaxgen import tree
+    from jaxgen.pretrained import leaves
+
+    quantised = sum(map(leaves.is_quantised, tree.flatten(params).values()))
+    return (
+        f"; {quantised} weights are quantised in {source}, and no more in {target}"
+        if quantised
+        else ""
+    )
 
 
 def _say(target: Path, layout: Layout, numbers: str, source_assets: Any, compared: str) -> None:
