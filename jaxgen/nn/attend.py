@@ -71,15 +71,14 @@ class Attend(nn.Module):
         if config.scores.growth is not None and grows:
             q = q * _growth(config, context.positions).astype(q.dtype)
         if config.scores.by_layer == "inverse":
-            first = 0 if context.first is None else context.first
-            q = q / jnp.asarray(first + layer + 1, q.dtype)
-        at = place(context, layer)
-        v = tap(self, "values", v, *at)
-        out = attended(self, q, k, v, context.masks[0], at, **options(self, context, x))
+            q = q / jnp.asarray(context.number(layer) + 1, q.dtype)
+        place = context.place(layer)
+        v = tap(self, "values", v, *place)
+        out = attend_and_tap(self, q, k, v, context.masks[0], place, **options(self, context, x))
         if config.scores.gate == "sigmoid":
             gate = project(self, "gate", x, config.heads, "N").astype("float32")
             out = (out.astype("float32") * jax.nn.sigmoid(gate)).astype(out.dtype)
-        return (output(self, out, at), cache), (k, v)
+        return (output(self, out, place), cache), (k, v)
 
     def _placed(self, name: str, x: jax.Array, letter: str, context: LayerContext) -> jax.Array:
         """Return queries or keys [B, T, N, H] normalised, and turned by their positions."""
@@ -152,10 +151,12 @@ class CrossAttend(nn.Module):
         drop = Drop(config.score_dropout, self.deterministic).active
         drop = None if drop is None else drop.rng(x.shape[0])
         scale, cap = config.score_scale, config.scores.cap
-        at, about = place(context, layer), {"scale": scale, "cap": cap, "drop": drop}
-        v = tap(self, "values", v, *at)
-        out = attended(self, q, k, v, context.cross_mask, at, **about)
-        return output(self, out, at), cache
+        place = context.place(layer)
+        v = tap(self, "values", v, *place)
+        out = attend_and_tap(
+            self, q, k, v, context.cross_mask, place, scale=scale, cap=cap, drop=drop
+        )
+        return output(self, out, place), cache
 
 
 def extended(
@@ -254,18 +255,13 @@ def _expanded(k: jax.Array, heads: int) -> jax.Array:
     return k if k.shape[2] == heads else jnp.repeat(k, heads // k.shape[2], axis=2)
 
 
-def place(context: LayerContext, layer: Layer) -> Place:
-    """Return the interventions on a layer's activations, and its number in the model."""
-    return context.interventions, layer if context.first is None else layer + context.first
-
-
-def attended(
+def attend_and_tap(
     module: Any,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     mask: AttentionMask,
-    at: Place,
+    place: Place,
     **options: Any,
 ) -> jax.Array:
     """Return attention's output [B, T, N, H]; its probabilities [B, N, T, S] are the tap `probs`.
@@ -273,23 +269,23 @@ def attended(
     Kernels keep no probabilities, so those of the tap are computed beside them, by the formula
     itself; an intervention on them takes the formula's way.
     """
-    changed = is_intervened(module, "probs", at[0])
+    changed = is_intervened(module, "probs", place[0])
     out = None if changed else attend(q, k, v, mask, **options)
     if out is not None and not is_tapped(module):
         return out
     drop = options.pop("drop")
     probs = plain.probabilities(q, k, mask.allowed, **options)
     heads = probs.reshape(probs.shape[0], -1, *probs.shape[3:])
-    heads = tap(module, "probs", heads, *at)
+    heads = tap(module, "probs", heads, *place)
     if out is not None:
         return out
     probs = heads.reshape(probs.shape)
     return plain.weigh(probs if drop is None else dropout(probs, drop), v)
 
 
-def output(module: Any, x: jax.Array, at: Place) -> jax.Array:
+def output(module: Any, x: jax.Array, place: Place) -> jax.Array:
     """Return heads [B, T, N, H] back in the model's width, through a module's weight `o`."""
-    config, x = module.config, tap(module, "heads", x, *at)
+    config, x = module.config, tap(module, "heads", x, *place)
     shape = (config.heads, x.shape[-1], config.d_model)
     # GPT-2: the residual stream sums 2 * layers outputs, so each starts smaller.
     normal = nn.initializers.normal(config.init_std / (2 * config.layers) ** 0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,8 +58,7 @@ class Block(nn.Module):
         mixer = Delta if config.mixer(self.kind) == "delta" else mixer
         attend = mixer(config, self.deterministic, self.kind, name="attn")
         x = constrain(x, "BTD")
-        number = layer if context.first is None else layer + context.first
-        place = context.interventions, number
+        place = context.place(layer)
         normed = x if self.normed else self._before("attn", x)
         (y, cache), keys = attend((normed, cache), layer, context)
         keys = keys if config.are_read(self.kind) else None
@@ -81,15 +79,16 @@ class Block(nn.Module):
         normed = self._before("feed", x)
         x = self._after("feed", x, self._feed(normed, x, context, place), place)
         x = x if streams is None else streams.correct(predicted, x)
-        x = self._left(x, streams, context, number)
+        x = self._left(x, streams, context, layer)
         return (tap(self, "out", x, *place), cache), keys
 
     def _left(
-        self, x: jax.Array, streams: Streams | None, context: LayerContext, number: Any
+        self, x: jax.Array, streams: Streams | None, context: LayerContext, layer: Layer
     ) -> jax.Array:
         """Return the stream, or streams, with the layer's own vectors, times its gain."""
         config = self.config
         if context.layer_vectors is not None:
+            number = context.number(layer)
             vectors = lax.dynamic_index_in_dim(context.layer_vectors, number, keepdims=False)
             first = x if streams is None else streams.scaled(x[..., 0, :])
             y = LayerInput(config, name="per_layer")(first, vectors)

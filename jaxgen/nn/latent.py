@@ -12,7 +12,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.config_groups import Latent
 from jaxgen.export import Size, surely
 from jaxgen.mesh import constrain
-from jaxgen.nn.attend import attended, extended, options, output, place, project
+from jaxgen.nn.attend import attend_and_tap, extended, options, output, project
 from jaxgen.nn.layer_context import Carry, Layer, LayerContext
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
@@ -47,23 +47,23 @@ class LatentAttend(nn.Module):
             q, k = (rotate(y, context.positions, rope) for y in (q, k))
         latents, k = constrain(latents, "BSKH"), constrain(k, "BSKH")
         cache, latents, k = extended(config, self.kind, cache, layer, latents, k)
-        at = place(context, layer)
-        attention = {"mask": context.masks[0], "at": at, **options(self, context, x)}
+        place = context.place(layer)
+        attention = {"mask": context.masks[0], "place": place, **options(self, context, x)}
         k_up, v_up = self._up("k_up", latent.plain_width), self._up("v_up", latent.value_width)
         dtype = config.compute_dtype
         if is_absorbed(latent, x.shape[1], latents.shape[1]):
             plain_q = contract("BTNH,NHZ->BTNZ", plain_q, k_up, dtype=dtype)
             q, k = _beside(plain_q, q, "BTNH"), _beside(latents, k, "BSKH")
-            out = attended(self, q, k, latents, **attention)
+            out = attend_and_tap(self, q, k, latents, **attention)
             out = contract("BTNZ,NHZ->BTNH", out, v_up, dtype=dtype)
-            return (output(self, out, at), cache), None
+            return (output(self, out, place), cache), None
         q = _beside(plain_q, q, "BTNH")
         plain_k, v = (
             contract("BSZ,NHZ->BSNH", latents[:, :, 0], up, dtype=dtype) for up in (k_up, v_up)
         )
         k = jnp.broadcast_to(k, (*plain_k.shape[:3], latent.rope_width))
         k, v = _beside(plain_k, k, "BSKH"), constrain(v, "BSKH")
-        return (output(self, attended(self, q, k, v, **attention), at), cache), None
+        return (output(self, attend_and_tap(self, q, k, v, **attention), place), cache), None
 
     def _queries(self, x: jax.Array, latent: Latent) -> jax.Array:
         """Return queries [B, T, N, H], whose last numbers are those that turn."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxgen.nn.tap import Interventions
+from jaxgen.nn.tap import Interventions, Place
 from jaxgen.ops.cache import Cache
 from jaxgen.ops.masks import AttentionMask
 from jaxgen.ops.memory import Memory
@@ -41,3 +41,11 @@ class LayerContext(NamedTuple):
     vectors: jax.Array | None = None
     keys: tuple[jax.Array, jax.Array] | None = None
     layer_vectors: jax.Array | None = None
+
+    def number(self, layer: Layer) -> Layer:
+        """Return a layer's number in the model."""
+        return layer if self.first is None else layer + self.first
+
+    def place(self, layer: Layer) -> Place:
+        """Return the interventions on a layer's activations, and its number in the model."""
+        return self.interventions, self.number(layer)

@@ -46,7 +46,7 @@ def tap(
 
 def is_intervened(module: nn.Module, name: str, interventions: Interventions | None) -> bool:
     """Return whether an intervention changes the activation `name` of the module."""
-    return bool(interventions) and "/".join((*module.path, name)) in (interventions or {})
+    return "/".join((*module.path, name)) in (interventions or {})
 
 
 def is_tapped(module: nn.Module) -> bool:

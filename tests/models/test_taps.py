@@ -73,13 +73,14 @@ def test_changed_probabilities_and_heads_change_what_follows(wiring):
     def double_first(values, layer):
         return jnp.where(layer == 0, 2 * values, values)
 
-    changes = {"layers/attn/probs": first_only, "layers/attn/values": double_first}
-    seen = run(config, params, interventions=changes, taps=("*",)).taps
-    once = plain.taps["layers/attn/heads"][0]
-    np.testing.assert_allclose(seen["layers/attn/heads"][0], 2 * once, rtol=1e-5, atol=1e-6)
-    first = jnp.repeat(seen["layers/attn/values"][1][:, :1], TOKENS.shape[1], axis=1)
-    wide = jnp.repeat(first, config.heads // first.shape[-2], axis=-2)
-    np.testing.assert_allclose(seen["layers/attn/heads"][1], wide, rtol=1e-6, atol=1e-6)
+    for part in (f"layers/{name}" for name in ("attn", "cross") if name in params["layers"]):
+        changes = {f"{part}/probs": first_only, f"{part}/values": double_first}
+        taps = run(config, params, interventions=changes, taps=("*",)).taps
+        once = plain.taps[f"{part}/heads"][0]
+        np.testing.assert_allclose(taps[f"{part}/heads"][0], 2 * once, rtol=1e-5, atol=1e-6)
+        first = jnp.repeat(taps[f"{part}/values"][1][:, :1], TOKENS.shape[1], axis=1)
+        wide = jnp.repeat(first, config.heads // first.shape[-2], axis=-2)
+        np.testing.assert_allclose(taps[f"{part}/heads"][1], wide, rtol=1e-6, atol=1e-6)
     off = dict.fromkeys(("layers/attn/heads", "layers/feed/neurons"), lambda x, layer: 0 * x)
     zero = run(config, params, interventions=off, taps=("*",)).taps
     for added in (zero["layers/attn_out"], zero["layers/feed_out"]):
@@ -101,6 +102,12 @@ def test_taps_go_through_jit_vmap_and_grad_and_cost_nothing_unless_asked_for():
     np.testing.assert_allclose(rows.swapaxes(0, 1), whole, rtol=1e-5, atol=1e-6)
     slope = jax.grad(lambda row: probs(row)[2, 0, 1, 4, 0])(embeds)
     assert (slope[0] != 0).any() and (slope[1] == 0).all()
+
+    def products(**options):
+        program = jax.make_jaxpr(lambda tokens: jaxgen.apply(params, config, tokens, **options))
+        return str(program(TOKENS)).count("dot_general")
+
+    assert products() < products(taps=("layers/out",))  # probabilities are not even traced
 
     def flops(*taps):
         program = jax.jit(lambda tokens: jaxgen.apply(params, config, tokens, taps=taps).taps)
