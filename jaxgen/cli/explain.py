@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from jaxgen import files
+from jaxgen import files, terminal
 from jaxgen.cli import exits, flags, inputs, paths, start, texts
 from jaxgen.cli.arguments import Adapters, Step, at_least
 from jaxgen.cli.flags import Settings
@@ -40,7 +40,11 @@ Baseline = Annotated[
     Literal["mean", "zero"],
     Parameter(help="what stands for no token: the mean vector of the token table, or zeros"),
 ]
-Tokens = Annotated[int, at_least(1), Parameter(help="how many new tokens are explained")]
+Tokens = Annotated[
+    int | None,
+    at_least(1),
+    Parameter(help="how many new tokens are explained; 4 at most by default"),
+]
 Memory = Annotated[
     bool, Parameter(help="search the run's training text for copies of the new tokens")
 ]
@@ -57,7 +61,7 @@ def explain(
     target: Target = None,
     methods: Methods = "integrated_gradients,occlusion,rollout",
     baseline: Baseline = "mean",
-    tokens: Tokens = 4,
+    tokens: Tokens = None,
     memory: Memory = False,
     out: Out = None,
     step: Step = None,
@@ -89,29 +93,28 @@ def explain(
 
     with exits.in_folder(folder), flags.named():
         model = open_model(folder, step=which, adapter=adapters)
-        if target is not None and wanted != type(wanted)():
-            raise ConfigError("--target is explained as it stands; leave out how text is made")
         index = _index(folder, cache) if memory else None
-        made = explanation.explain(
-            model,
-            text,
-            target=target,
-            settings=wanted,
-            methods=names,
-            baseline=baseline,
-            tokens=tokens,
-            index=index,
-            name=folder.name,
-        )
+        with terminal.waiting("explaining"):
+            result = explanation.explain(
+                model,
+                text,
+                target=target,
+                settings=wanted,
+                methods=names,
+                baseline=baseline,
+                tokens=tokens,
+                index=index,
+                name=folder.name,
+            )
     with files.refusals(home):
         home.mkdir(parents=True, exist_ok=True)
     for name, content in (
-        ("explanation.html", made.html()),
-        ("explanation.json", jsons.dumps(made.data, ensure_ascii=False, allow_nan=False)),
+        ("explanation.html", result.html()),
+        ("explanation.json", jsons.dumps(result.data, ensure_ascii=False, allow_nan=False)),
     ):
         files.write(home / name, content)
         print(f"wrote {home / name}")
-    print(_summary(made.data), file=sys.stderr)
+    print(_summary(result.data), file=sys.stderr)
 
 
 def _index(folder: Path, cache: Path) -> Any:

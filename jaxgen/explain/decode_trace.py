@@ -26,7 +26,7 @@ from jaxgen.text.prompts import Prompt, requests_of
 from jaxgen.text.session import Session
 
 TOP = 6  # tokens that the model found likeliest, followed through the chain
-UNTRACED = ("best_of", "max_seconds")
+UNTRACED = ("beams", "contrastive", "lookup", "draft", "samples", "best_of", "max_seconds")
 
 
 class Draws(NamedTuple):
@@ -146,15 +146,13 @@ def replay(session: Session, trace: Trace, position: int) -> int:
 def _group(session: Session, prompt: Prompt) -> RequestBatch:
     (requests,) = requests_of(session.model, [session.preferring(prompt)])
     settings = requests[0].settings
-    if settings.strategy != "draw" or len(requests) > 1 or settings.overflow == "slide":
-        raise ConfigError(
-            f"a trace follows one text that is drawn token by token, not samples={len(requests)} "
-            f"by {settings.strategy} with overflow={settings.overflow}; leave out what asks for it"
-        )
-    for name in UNTRACED:
+    for name in (*UNTRACED, *(["overflow"] if settings.overflow == "slide" else [])):
         if settings.gives(name):
-            raise ConfigError(f"{settings.describe(name)} has no effect on a trace; leave it out")
-    return session.request_batch(requests[:1])
+            raise ConfigError(
+                f"{settings.describe(name)}: a trace follows one text that is drawn token by "
+                f"token in the context; leave it out"
+            )
+    return session.request_batch(requests)
 
 
 @partial(jax.jit, static_argnames=("config", "kind", "length"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -47,6 +48,7 @@ Baseline = Literal["mean", "zero"]
 FORMAT = 1
 HEADS = 6  # whose attention is drawn
 DEFAULT = ("integrated_gradients", "occlusion", "rollout")
+DEFAULT_TOKENS = 4  # explained of a text, if it has as many
 
 
 class Question(NamedTuple):
@@ -105,7 +107,7 @@ def explain(
     settings: Generation | None = None,
     methods: Sequence[str] = DEFAULT,
     baseline: Baseline = "mean",
-    tokens: int = 4,
+    tokens: int | None = None,
     index: CopyIndex | None = None,
     name: str = "",
 ) -> Explanation:
@@ -115,37 +117,40 @@ def explain(
         model: a decoder or encoder-decoder that makes text, or a classifier.
         prompt: the text that it reads.
         target: a text to explain instead of the one that is generated, or the label of a class.
-        settings: of the generation, whose trace is then part of the explanation.
+        settings: of the generation, whose trace is then part of the explanation; without a target.
         methods: names of METHODS and ATTENTION.
         baseline: what stands for no token: the "mean" vector of the token table, or "zero".
-        tokens: how many of the new tokens, from the first on, are explained.
+        tokens: how many of the new tokens, from the first on, are explained; None: 4 at most. A
+            warning says where fewer were generated.
         index: of training text, which is searched for copies of the new tokens.
         name: of the model, for the page.
 
     Returns:
         An Explanation; log-probabilities are explained, computed in float32. Raises ConfigError for
-        what the model has not, such as a label, and as generation does.
+        what the model has not, such as a label, for an argument that has no effect, and as
+        generation does.
     """
-    for method in methods:
-        if method not in METHODS and method not in ATTENTION:
-            known = [*METHODS, *ATTENTION]
-            raise ConfigError(
-                f"methods={method} is none{nearest(method, known)}; there are {', '.join(known)}"
-            )
-    if tokens < 1:
-        raise ConfigError(f"tokens={tokens} must be at least 1")
-    traced = None
+    _check_methods(methods)
+    settings = settings or Generation()
+    traced, new = None, []
     if model.config.head == "classes":
+        _refuse_unread(settings, tokens, index)
         question = _about_class(model, prompt, target)
-        new = []
     else:
         check_generates(model)
         if target is None:
-            traced = trace(session_of(model), Prompt(prompt, settings or Generation()))
+            _check_tokens(tokens, "max_new_tokens", settings.max_new_tokens)
+            traced = trace(session_of(model), Prompt(prompt, settings))
             before, new = list(traced.ids), traced.tokens
         else:
-            before, new = ids_of(model, prompt), _target_ids(model, target)
-        question = _about_tokens(model, before, new, tokens)
+            before, new = ids_of(model, prompt), _target_ids(model, target, settings)
+            _check_tokens(tokens, "the tokens of the target, number", len(new))
+        question = _about_tokens(model, before, new, DEFAULT_TOKENS if tokens is None else tokens)
+        if tokens is not None and len(question.targets) < tokens:
+            warnings.warn(
+                f"tokens={tokens}: only {len(question.targets)} were generated and are explained",
+                stacklevel=2,
+            )
     nothing = mean_vector(model.params, question.config) if baseline == "mean" else None
     data = {
         "format": FORMAT,
@@ -168,6 +173,35 @@ def explain(
     return Explanation(data | (_inside(question, model) if question.positions else {}))
 
 
+def _check_methods(methods: Sequence[str]) -> None:
+    names = [*METHODS, *ATTENTION]
+    if not methods:
+        raise ConfigError(f"methods is empty; there are {', '.join(names)}")
+    for method in methods:
+        if method not in names:
+            raise ConfigError(
+                f"methods={method} is none{nearest(method, names)}; there are {', '.join(names)}"
+            )
+
+
+def _check_tokens(tokens: int | None, name: str, most: int | None) -> None:
+    if tokens is not None and tokens < 1:
+        raise ConfigError(f"tokens={tokens} must be at least 1")
+    if tokens is not None and most is not None and tokens > most:
+        raise ConfigError(f"tokens={tokens} is more than {name}={most}; explain fewer")
+
+
+def _refuse_unread(settings: Generation, tokens: int | None, index: CopyIndex | None) -> None:
+    """Raise ConfigError for an argument that the explanation of a class does not read."""
+    generation = None if settings == Generation() else settings
+    unread = {"settings": generation, "tokens": tokens, "index (--memory)": index}
+    for name, value in unread.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}: this model gives a class and generates no text; leave it out"
+            )
+
+
 def explained_config(config: ModelConfig) -> ModelConfig:
     """Return the config of explanations: float32, and a scan of layers, which compiles sooner."""
     return config.replace(compute_dtype="float32", unroll=1)
@@ -178,8 +212,14 @@ def mean_vector(params: api.Params, config: ModelConfig) -> Float[Array, "D"]:
     return embed(params, config, np.arange(config.V)).mean(axis=0)
 
 
-def _target_ids(model: LoadedModel, target: str) -> list[int]:
+def _target_ids(model: LoadedModel, target: str, settings: Generation) -> list[int]:
     """Return the ids of a text; ConfigError if they lose a letter or digit of it."""
+    if not target:
+        raise ConfigError("target is empty; give at least one character to explain, or none at all")
+    if settings != Generation():
+        raise ConfigError(
+            f"target={target!r:.60} is explained as it stands; leave out how text is generated"
+        )
     ids = model.tokenizer.encode(target)
     read = model.tokenizer.decode(ids)
     if not ids or _letters(read) != _letters(target):

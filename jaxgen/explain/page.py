@@ -20,6 +20,7 @@ STYLE = """
 .heat b{font-weight:400;border-radius:3px;padding:2px 0}.heat u{text-decoration-thickness:2px}
 .row{display:flex;flex-wrap:wrap;gap:4px 20px;justify-content:space-between}
 .row>div{flex:1 1 260px;min-width:0}.row svg{flex:none;width:150px;align-self:end}
+summary{font-size:13px;color:var(--soft);cursor:pointer;margin:4px 0 8px}
 .wide{overflow-x:auto;margin:0 0 16px}.wide table{font-size:13px}.wide td,.wide th{
 padding:2px 12px 2px 0;white-space:pre;text-align:left}th{color:var(--soft);font-weight:400}
 .map{image-rendering:pixelated;width:100%;border:1px solid var(--line);border-radius:4px;
@@ -31,14 +32,6 @@ grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}.maps p{margin:2px 0}
     for name, (r, g, b) in (("p", FOR), ("n", AGAINST))
     for i in range(1, 10)
 )
-METHODS = {
-    "integrated_gradients": "Integrated gradients",
-    "gradient_x_input": "Gradient x input",
-    "occlusion": "Occlusion",
-    "shapley": "Shapley values",
-    "rollout": "Attention rollout",
-    "value_rollout": "Rollout of value-weighted attention",
-}
 
 
 def html(data: dict[str, Any]) -> str:
@@ -52,7 +45,7 @@ def html(data: dict[str, Any]) -> str:
 
 
 def _parts(data: dict[str, Any], count: int) -> Iterator[str]:
-    tokens = [_shown(one) for one in data["tokens"]]
+    tokens = [_visible(text) for text in data["tokens"]]
     yield f"<h1>Why {escape(data['model']) or 'the model'} says so</h1>"
     yield (
         "<p>Log-probabilities in nats. <span class=for>Blue</span> raises the score of the "
@@ -66,12 +59,11 @@ def _parts(data: dict[str, Any], count: int) -> Iterator[str]:
         "first, less that of random orders; above 0 is better than chance (in brackets one "
         "standard deviation of chance).</p>"
     )
-    if count < len(data["explained"]):
-        yield f"<p>The first {count} of {len(data['explained'])} tokens; all are in the JSON.</p>"
-    for row, one in enumerate(data["explained"][:count]):
-        yield _heat(data, tokens, row, one)
+    yield from _cut(count, data["explained"])
+    for row, target in enumerate(data["explained"][:count]):
+        yield _heat(data, tokens, row, target)
     if data["trace"]:
-        yield from _trace(data["trace"])
+        yield from _trace(data["trace"], count)
     if data.get("lens"):
         yield from _lens(data, count)
     if data.get("direct"):
@@ -82,30 +74,39 @@ def _parts(data: dict[str, Any], count: int) -> Iterator[str]:
         yield from _memory(data["memory"])
 
 
-def _heat(data: dict[str, Any], tokens: list[str], row: int, one: dict[str, Any]) -> str:
-    """Return the card of one explained token or class."""
-    name = escape(_shown(one["text"]))
-    cards = [f"<div class=card style='margin-bottom:16px'><h3>{name}</h3>"]
-    for method, own in data["attributions"].items():
-        values = np.asarray(own["values"][row], float)
+def _cut(count: int, tokens: list[Any]) -> Iterator[str]:
+    if count < len(tokens):
+        yield f"<p>The first {count} of {len(tokens)} tokens; all are in the JSON.</p>"
+
+
+def _heat(data: dict[str, Any], tokens: list[str], row: int, target: dict[str, Any]) -> str:
+    """Return the card of an explained token, or class: by the first method, others folded away."""
+    end = len(tokens) if target["place"] is None else target["place"] + 1
+    panels = []
+    for method, attribution in data["attributions"].items():
+        values = np.asarray(attribution["values"][row], float)
         largest = np.abs(values).max() or 1.0
         spans = []
-        for place, text in enumerate(tokens):
+        for place, text in enumerate(tokens[:end]):
             value = float(values[place]) if place < len(values) else 0.0
             shade = round(9 * abs(value) / largest)
-            name = f"{'p' if value > 0 else 'n'}{shade}"
-            span = f"<b class={name}>{escape(text)}</b>" if shade else escape(text)
-            spans.append(f"<u>{span}</u>" if place == one["place"] else span)
+            style = f"{'p' if value > 0 else 'n'}{shade}"
+            span = f"<b class={style}>{escape(text)}</b>" if shade else escape(text)
+            spans.append(f"<u>{span}</u>" if place == target["place"] else span)
             if place + 1 == data["num_source"]:
                 spans.append("\n")
-        curves = own["faithfulness"]
-        about = f"faithful {curves['gain'][row]:+.2f} ({curves['spread'][row]:.2f})"
-        if own.get("gap") and own["gap"][row] is not None and method == "integrated_gradients":
-            about += f", gap {own['gap'][row]:.1e} in {own['steps']} steps"
+        curves = attribution["faithfulness"]
+        title = method.replace("_", " ").capitalize()
+        title += f": faithful {curves['gain'][row]:+.2f} ({curves['spread'][row]:.2f})"
+        if method == "integrated_gradients" and attribution["gap"][row] is not None:
+            title += f", gap {attribution['gap'][row]:.1e} in {attribution['steps']} steps"
         heat = f"<div class=heat>{''.join(spans)}</div>"
-        title = f"<p>{METHODS[method]}: {about}</p>"
-        cards.append(f"<div class=row><div>{title}{heat}</div>{_curves(curves, row)}</div>")
-    return "".join([*cards, "</div>"])
+        panels.append(
+            f"<details{'' if panels else ' open'}><summary>{title}</summary>"
+            f"<div class=row><div>{heat}</div>{_curves(curves, row)}</div></details>"
+        )
+    name = escape(_visible(target["text"]))
+    return f"<div class=card style='margin-bottom:16px'><h3>{name}</h3>{''.join(panels)}</div>"
 
 
 def _curves(curves: dict[str, Any], row: int) -> str:
@@ -126,7 +127,7 @@ def _curves(curves: dict[str, Any], row: int) -> str:
     return f"<svg viewBox='0 0 120 68' role=img>{''.join(lines)}</svg>"
 
 
-def _trace(trace: dict[str, Any]) -> Iterator[str]:
+def _trace(trace: dict[str, Any], count: int) -> Iterator[str]:
     yield "<h2>How each token was chosen</h2>"
     rules = ", ".join(trace["stages"][1:]) or "none"
     yield (
@@ -135,14 +136,15 @@ def _trace(trace: dict[str, Any]) -> Iterator[str]:
         f"random number that was added to the token's logit; the margin is its lead over the "
         f"runner-up.</p>"
     )
+    yield from _cut(count, trace["steps"])
     stages = "".join(f"<th>{escape(name)}" for name in trace["stages"])
     rows = [f"<tr><th>token<th>rank<th>entropy<th>model's best{stages}<th>noise<th>margin"
             "<th>runner-up<th>forbidden of the likeliest"]  # fmt: skip
-    for step in trace["steps"]:
+    for step in trace["steps"][:count]:
         names = {key: _cell(text) for key, text in step["texts"].items()}
-        each = "".join(
-            f"<td>{_number(own)} <small>/ {allowed:,}</small>"
-            for own, allowed in zip(step["logprob"], step["allowed"], strict=True)
+        cells = "".join(
+            f"<td>{_number(logprob)} <small>/ {allowed:,}</small>"
+            for logprob, allowed in zip(step["logprob"], step["allowed"], strict=True)
         )
         banned = "; ".join(
             f"{names[i]} by {escape(rule)}" for i, rule in step["forbidden_by"].items()
@@ -150,7 +152,7 @@ def _trace(trace: dict[str, Any]) -> Iterator[str]:
         alone = step["margin"] is None
         rows.append(
             f"<tr><td><b>{names[str(step['token'])]}</b><td>{step['rank'][0]}"
-            f"<td>{step['entropy'][0]:.2f}<td>{names[str(step['best'][0])]}{each}"
+            f"<td>{step['entropy'][0]:.2f}<td>{names[str(step['best'][0])]}{cells}"
             f"<td>{step['noise']:.3f}<td>{'alone' if alone else _number(step['margin'])}"
             f"<td>{'' if alone else names[str(step['rival'])]}<td>{banned}"
         )
@@ -158,7 +160,7 @@ def _trace(trace: dict[str, Any]) -> Iterator[str]:
 
 
 def _lens(data: dict[str, Any], count: int) -> Iterator[str]:
-    lens, names = data["lens"], [_cell(one["text"]) for one in data["explained"][:count]]
+    lens, names = data["lens"], [_cell(target["text"]) for target in data["explained"][:count]]
     yield "<h2>What the layers would say</h2>"
     yield (
         "<p>The likeliest token if the last norm and the output came right after each layer, "
@@ -186,7 +188,7 @@ def _direct(data: dict[str, Any], count: int) -> Iterator[str]:
         "feed-forward. All parts, with the embedding and biases, sum to the logit.</p>"
     )
     maps = []
-    for row, one in enumerate(data["explained"][:count]):
+    for row, target in enumerate(data["explained"][:count]):
         gap = np.zeros((len(feed), 1))
         values = np.concatenate([heads[:, row], gap, feed[:, row, None]], axis=1)
         units = "; ".join(
@@ -194,7 +196,7 @@ def _direct(data: dict[str, Any], count: int) -> Iterator[str]:
             for layer, unit, amount in direct.get("neurons", [[]] * (row + 1))[row][:4]
         )
         maps.append(
-            f"<div>{_image(values)}<p>{escape(_shown(one['text']))}: logit "
+            f"<div>{_image(values)}<p>{escape(_visible(target['text']))}: logit "
             f"{direct['logit'][row]:.2f} = embedding {direct['embedded'][row]:+.2f}, heads "
             f"{heads[:, row].sum():+.2f}, feed-forward {feed[:, row].sum():+.2f}, biases "
             f"{direct['bias'][row]:+.2f}<br><small>{units}</small></p></div>"
@@ -202,13 +204,13 @@ def _direct(data: dict[str, Any], count: int) -> Iterator[str]:
     yield f"<div class=maps>{''.join(maps)}</div>"
     if not data["heads"]:
         return
-    first = escape(_shown(data["explained"][0]["text"]))
+    first = escape(_visible(data["explained"][0]["text"]))
     yield f"<h2>Where the heads look that move {first} most</h2>"
     yield "<p>Rows attend to columns; the first token is at the top and on the left.</p>"
     maps = [
-        f"<div>{_image(np.asarray(one['probs'], float), 1.0)}<p>layer {one['layer']} head "
-        f"{one['head']}: {one['amount']:+.2f}</p></div>"
-        for one in data["heads"]
+        f"<div>{_image(np.asarray(head['probs'], float), 1.0)}<p>layer {head['layer']} head "
+        f"{head['head']}: {head['amount']:+.2f}</p></div>"
+        for head in data["heads"]
     ]
     yield f"<div class=maps>{''.join(maps)}</div>"
 
@@ -217,15 +219,15 @@ def _memory(memory: dict[str, Any]) -> Iterator[str]:
     yield "<h2>The nearest training text</h2>"
     rows = ["<tr><th>tokens<th>times<th>document<th>copied"]
     rows += [
-        f"<tr><td>{one['length']}<td>{one['count']:,}<td>{one['document']}"
-        f"<td>{escape(_shown(one['text']))}"
-        for one in memory["copies"]
+        f"<tr><td>{copy['length']}<td>{copy['count']:,}<td>{copy['document']}"
+        f"<td>{escape(_visible(copy['text']))}"
+        for copy in memory["copies"]
     ]
     yield f"<p>Longest verbatim copies.</p>{_table(rows)}"
     rows = ["<tr><th>shared<th>document<th>passage"]
     rows += [
-        f"<tr><td>{one['shared']:.0%}<td>{one['document']}<td>{escape(_shown(one['text']))}"
-        for one in memory["passages"]
+        f"<tr><td>{part['shared']:.0%}<td>{part['document']}<td>{escape(_visible(part['text']))}"
+        for part in memory["passages"]
     ]
     yield f"<p>Passages that share most 3-grams.</p>{_table(rows)}"
 
@@ -252,14 +254,14 @@ def _image(values: np.ndarray, largest: float | None = None) -> str:
     return f"<img class=map alt='' {shape} src='{source}'>"
 
 
-def _shown(text: str) -> str:
+def _visible(text: str) -> str:
     """Return a token's text with its newlines and tabs shown."""
     return text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍") or "∅"
 
 
 def _cell(text: str) -> str:
     """Return a token's text as the cell of a table, without the space before a word."""
-    return escape(_shown(text).strip(" ") or "␣")
+    return escape(_visible(text).strip(" ") or "␣")
 
 
 def _number(value: float | None) -> str:

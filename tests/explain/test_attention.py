@@ -16,11 +16,13 @@ TOKENS = np.array([[3, 1, 4, 1, 5]])
 
 
 def test_rollout_is_the_product_of_the_layers_mean_attention():
-    config = jaxgen.ModelConfig(**SIZES, kv_heads=2, pattern=("local", "global"), window=2)
+    kinds = {"kv_heads": 2, "pattern": ("local", "global"), "window": 2}
+    config = jaxgen.ModelConfig(**SIZES, **kinds, scores=jaxgen.Scores(sinks="learned"))
     maps = attention_maps(random_params(config), config, TOKENS)
     total = np.eye(5)
-    for one in maps:
-        total = (0.5 * np.eye(5) + 0.5 * np.asarray(one.heads[0]).mean(axis=0)) @ total
+    for _, _, heads in maps:  # what goes to a sink goes to no token
+        mean = np.asarray(heads[0]).mean(axis=0)
+        total = (0.5 * np.eye(5) + 0.5 * mean / mean.sum(axis=-1, keepdims=True)) @ total
     np.testing.assert_allclose(rollout(maps)[0], total, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(rollout(maps).sum(axis=-1), 1, rtol=1e-5)
     assert (np.triu(rollout(maps)[0], 1) == 0).all()
@@ -64,6 +66,10 @@ def test_attention_of_layers_that_have_none_is_refused():
     )
     with pytest.raises(ConfigError, match="no attention"):
         attention_maps({}, config, TOKENS)
+    latent = jaxgen.Latent(kv_rank=8, plain_width=4, rope_width=4, value_width=4)
+    config = jaxgen.ModelConfig(**SIZES, latent=latent, positions="rope")
+    with pytest.raises(ConfigError, match="weigh=values with latent"):
+        attention_maps({}, config, TOKENS, weigh="values")
 
 
 def planted(embeds):  # the first vector is all that counts, the last one counts against it
@@ -81,12 +87,24 @@ def test_the_true_order_is_more_faithful_than_chance_and_its_reverse_less():
         np.testing.assert_allclose(curve[:, [0, -1]], [ends, ends], atol=1e-6)
     np.testing.assert_allclose(good.insertion[1, 1:], 1, rtol=1e-6)
     np.testing.assert_allclose(good.random_insertion[1], good.shares, atol=0.4)
-    # What a score cannot depend on takes no part in the curve.
+    own, random = (
+        np.trapezoid(insertion - deletion, good.shares)
+        for insertion, deletion in (
+            (good.insertion, good.deletion),
+            (good.random_insertion, good.random_deletion),
+        )
+    )
+    np.testing.assert_allclose(good.gain, own - random, atol=1e-6)
+    # What a score cannot depend on takes no part in the curve, whatever its value.
     visible = jnp.arange(8) < jnp.array([[2], [3]])
-    few = faithfulness(planted, embeds, true, key, visible=visible, points=2)
-    np.testing.assert_allclose(few.insertion[1], [0, 1, 1], atol=1e-6)
-    with pytest.raises(ConfigError, match="points=0"):
-        faithfulness(planted, embeds, true, key, points=0)
+    values = jnp.stack([jnp.eye(8)[1], jnp.eye(8)[2]]).at[:, 7].set(9)
+    few = faithfulness(planted, embeds, values, key, visible=visible, points=2)
+    np.testing.assert_allclose(few.insertion, [[0, 0.2 / 6.2, 1], [0, 1, 1]], atol=1e-6)
+    # From a baseline that is the vectors themselves, nothing changes.
+    assert (faithfulness(planted, embeds, true, key, baseline=jnp.ones(2)).insertion == 0).all()
+    for counts in ({"points": 0}, {"orders": 1}):
+        with pytest.raises(ConfigError, match="must be at least 1 and 2"):
+            faithfulness(planted, embeds, true, key, **counts)
 
 
 def test_maps_are_those_of_their_layers():

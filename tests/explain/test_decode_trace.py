@@ -94,8 +94,12 @@ def test_a_trace_goes_as_json_and_a_greedy_one_has_no_rival(session):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"beams": 2}, {"samples": 2}, {"max_seconds": 1.0}, {"overflow": "slide"}]
+    "settings",
+    [
+        *({"beams": 2}, {"contrastive": 0.5, "top_k": 4}, {"lookup": 2}, {"samples": 2}),
+        *({"best_of": 2}, {"max_seconds": 1.0}, {"overflow": "slide"}),
+    ],
 )
 def test_what_is_no_single_draw_is_refused(session, settings):
-    with pytest.raises(ConfigError, match=next(iter(settings))):
+    with pytest.raises(ConfigError, match=f"^{next(iter(settings))}="):
         trace(session, Prompt("ab", Generation(**settings)))
