@@ -48,6 +48,8 @@ def card(
         item, equals, note = word.partition("=")
         if not equals:
             raise ConfigError(f"--reviewed {word} must be ITEM=NOTE, as in bias='CrowS-Pairs 54.1'")
+        if item.strip() in notes:
+            raise ConfigError(f"--reviewed {item.strip()} is given twice; put all in one note")
         notes[item.strip()] = note.strip()
     from jaxgen.report import card as cards
 

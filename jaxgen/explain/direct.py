@@ -127,7 +127,7 @@ def _direction(
         return jnp.take_along_axis(api.read_out(params, bare, y)[0], targets[:, None], axis=1)[:, 0]
 
     y = hidden[:, positions]
-    logit, pull = jax.vjp(lambda y: logits(y), y)
+    logit, pull = jax.vjp(logits, y)
     slope = pull(jnp.ones_like(logit))[0][0].astype(jnp.float32)  # each logit reads its own row
     x = state[0, positions].astype(jnp.float32)
     scale = params.get("final_norm", {}).get("scale", jnp.ones(()))

@@ -40,6 +40,11 @@ def layer_taps(taps: dict[str, Array], config: ModelConfig, layer: int) -> dict[
     return own if index is None else {name: x[index] for name, x in own.items()}
 
 
+def stack_taps(taps: dict[str, Array], config: ModelConfig, name: str) -> Float[Array, "L ..."]:
+    """Return one tap of all layers, in the order of the depth."""
+    return jnp.stack([layer_taps(taps, config, layer)[name] for layer in range(config.layers)])
+
+
 def head_outputs(
     config: ModelConfig, o_NHD: Any, heads: Float[Array, "B T N H"]
 ) -> Float[Array, "N B T D"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.explain.layers import layer_taps
+from jaxgen.explain.layers import stack_taps
 from jaxgen.models import api
 from jaxgen.ops.memory import Memory
 
@@ -43,8 +43,7 @@ def layer_states(
     if config.residual.streams > 1:
         raise ConfigError(f"residual.streams={config.residual.streams}: there is no one stream")
     taps = api.apply(params, config, tokens, memory=memory, taps=("embedded", "*/out")).taps
-    states = [layer_taps(taps, config, layer)["out"] for layer in range(config.layers)]
-    return jnp.stack([taps["embedded"], *states])
+    return jnp.concatenate([taps["embedded"][None], stack_taps(taps, config, "out")])
 
 
 def lens_logits(
@@ -58,9 +57,7 @@ def lens_logits(
     translators: of `fit_tuned_lens` (Belrose et al. 2023), which the last layer has none of. The
     logits of the last layer are the model's, bit for bit.
     """
-    if translators is not None:
-        states = states.at[:-1].set(_translated(translators, states[:-1]))
-    return lax.map(partial(api.read_out, params, config), states)
+    return lax.map(partial(api.read_out, params, config), _tuned(states, translators))
 
 
 @partial(jax.jit, static_argnames=("config", "top"))
@@ -86,18 +83,16 @@ def logit_lens(
         translators: None for the logit lens, those of `fit_tuned_lens` for the tuned one.
         top: likeliest tokens to return, K.
     """
-    states = layer_states(params, config, tokens, memory=memory)
-    if translators is not None:
-        states = states.at[:-1].set(_translated(translators, states[:-1]))
+    states = layer_states(params, config, tokens, memory=memory)[:, :1, positions]
 
-    def one(state):
-        logits = api.read_out(params, config, state)[0, positions].astype(jnp.float32)
+    def read(state: Array) -> tuple[Array, ...]:
+        logits = api.read_out(params, config, state)[0].astype(jnp.float32)
         logprobs = jax.nn.log_softmax(logits, axis=-1)
-        own = jnp.take_along_axis(logprobs, jnp.asarray(targets)[:, None], axis=-1)
+        target = jnp.take_along_axis(logprobs, jnp.asarray(targets)[:, None], axis=-1)
         best, ids = lax.top_k(logprobs, top)
-        return ids, best, own[:, 0], 1 + jnp.sum(logprobs > own, axis=-1)
+        return ids, best, target[:, 0], 1 + jnp.sum(logprobs > target, axis=-1)
 
-    return Lens(*lax.map(one, states))
+    return Lens(*lax.map(read, _tuned(states, translators)))
 
 
 def fit_tuned_lens(
@@ -146,6 +141,13 @@ def lens_loss(
         return jnp.mean(jnp.sum(jnp.exp(own) * (own - jax.nn.log_softmax(logits)), axis=-1))
 
     return jnp.sum(lax.map(jax.checkpoint(one), (translators, states[:-1])))
+
+
+def _tuned(states: Float[Array, "Layers B T D"], translators: Translators | None) -> Array:
+    """Return states as translators, if any, make them; those of the last layer stay."""
+    if translators is None:
+        return states
+    return states.at[:-1].set(_translated(translators, states[:-1]))
 
 
 def _translated(translators: Translators, states: Float[Array, "... D"]) -> Array:

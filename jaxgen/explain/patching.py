@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PRNGKeyArray
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.explain.layers import check_attention, layer_taps
+from jaxgen.explain.layers import check_attention, stack_taps
 from jaxgen.models import api
 from jaxgen.nn.stack import taps_path
 from jaxgen.ops.memory import Memory
@@ -123,8 +123,7 @@ def _effects(params, config, rows, target, memory, part, by, instead) -> Effects
 
     read = jax.tree.map(lambda x: jnp.repeat(x, len(rows), axis=0), memory)
     whole = api.apply(params, config, rows, memory=read, taps=(f"*/{part}",))
-    units = [layer_taps(whole.taps, config, layer)[part] for layer in range(config.layers)]
-    own = jnp.stack(units)  # [L, B, T, ...]
+    own = stack_taps(whole.taps, config, part)  # [L, B, T, ...]
     there = own[:, 1:] if instead is None else jnp.zeros_like(own)
     if instead == "mean":
         there = jnp.broadcast_to(own.mean(axis=2, keepdims=True), own.shape)
@@ -173,9 +172,9 @@ def induction_scores(
     once = jax.random.randint(key, (batch, length), 0, config.V)
     tokens = jnp.concatenate([once, once], axis=1)
     taps = api.apply(params, config, tokens, taps=("*/attn/probs",)).taps
-    probs = [layer_taps(taps, config, layer)["attn/probs"] for layer in range(config.layers)]
     queries = jnp.arange(length, 2 * length - 1)
-    return jnp.stack(probs)[..., queries, queries - length + 1].mean(axis=(1, 3))
+    probs = stack_taps(taps, config, "attn/probs")[..., queries, queries - length + 1]
+    return probs.mean(axis=(1, 3))
 
 
 def largest(parts: Float[Array, "Layers U"], number: int) -> list[tuple[int, int, float]]:

@@ -73,7 +73,9 @@ class ModelScore:
             source, own = embeds[:, : self.num_source], embeds[:, self.num_source :]
             memory = api.encode(self.params, config, inputs_embeds=source)
             if self.start is not None:  # a classifier's decoder reads the source as well
-                first = jnp.broadcast_to(self._row(self.start), (len(embeds), 1, embeds.shape[-1]))
+                first = jnp.broadcast_to(
+                    embed(self.params, config, [self.start]), (len(embeds), 1, embeds.shape[-1])
+                )
                 own = jnp.concatenate([first, source[:, :-1]], axis=1)
         out = api.hidden(self.params, config, inputs_embeds=own, memory=memory)
         cap = config.logit_cap if config.head in ("lm", "mlm") else None
@@ -82,9 +84,6 @@ class ModelScore:
         if config.head == "classes":
             logits = jnp.broadcast_to(logits, (len(logits), len(self.states), logits.shape[-1]))
         return logits.astype(jnp.float32)
-
-    def _row(self, token: int) -> Float[Array, "D"]:
-        return embed(self.params, self.config, [token])[0]
 
 
 def embed(
@@ -141,21 +140,17 @@ def token_scores(
             f"positions={places.tolist()} must be from {int(before)} to {len(ids) - 1}, places of "
             f"the {len(ids)} tokens"
         )
-    targets = ids[places] if targets is None else targets
-    chosen = _ids("targets", targets, len(places), config.V)
-    other = np.full(len(places), -1) if foils is None else foils
-    other = other if foils is None else _ids("foils", other, len(places), config.V)
-    rows = [ids[: int(places.max()) + 1 - before]]
+    count, none = len(places), jnp.full(len(places), -1, jnp.int32)
     score = ModelScore(
         params,
         jnp.asarray(places - before),
-        chosen,
-        jnp.asarray(other, jnp.int32),
+        _ids("targets", ids[places] if targets is None else targets, count, config.V),
+        none if foils is None else _ids("foils", foils, count, config.V),
         config,
         measure,
         0 if source is None else len(source),
     )
-    vectors = embed(params, config, rows[0])
+    vectors = embed(params, config, ids[: int(places.max()) + 1 - before])
     if source is not None:
         if not len(source):
             raise ConfigError("source is empty; give at least one token")

@@ -23,6 +23,7 @@ from jaxgen.train.log import decode
 MARK = "<!-- written by `jaxgen card`; written anew each time -->"
 TASKS = {"classes": "text-classification", "token_classes": "token-classification",
          "mlm": "fill-mask", "spans": "question-answering", "lm": "text-generation"}  # fmt: skip
+LARGEST = 64 << 20  # bytes of a file that is read
 CHECKLIST = {
     "data-licence": "the licences of the training text allow this use",
     "personal-data": "the training text was searched for personal data",
@@ -60,6 +61,9 @@ def make_card(
             raise ConfigError(f"reviewed={item} is no item of the checklist{hint}")
         if not note.strip():
             raise ConfigError(f"reviewed={item} says nothing; say who looked, and what was found")
+    for name, value in (("licence", licence), ("data_licence", data_licence)):
+        if value is not None and not value.strip():
+            raise ConfigError(f"{name} is empty; name it, as apache-2.0, or leave it out")
     settings = existing_settings(folder)
     if (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} is a model without the run that made it; give that run")
@@ -225,8 +229,4 @@ def _records(folder: Path) -> list[dict[str, Any]]:
 
 def _json(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file; an empty one where there is none."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return files.read_json(path, "record of a run", LARGEST) if path.exists() else {}

@@ -23,7 +23,7 @@ from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.text.prompts import ids_of
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt, session_of
-from jaxgen.tokens.plain import Bytes
+from jaxgen.tokens.plain import Bytes, Chars
 
 SIZES = {"vocab_size": 259, "context": 32, "layers": 1, "d_model": 8, "heads": 2, "init_std": 0.3}
 RULES = Generation(max_new_tokens=3, top_k=5, suppress_ids=tuple(range(127, 259)), seed=3)
@@ -148,6 +148,20 @@ def test_values_are_of_the_difference_to_the_baseline_in_float32(kind):
     out = explain(model(compute_dtype="bfloat16"), "ab", target="c", methods=methods, baseline=kind)
     own = out.data["attributions"]["gradient_x_input"]
     np.testing.assert_allclose([own["score"], own["baseline"]], score_of_nothing(kind), rtol=1e-4)
+
+
+class Lossy(Chars):
+    """Spells the characters that it has, and nothing for others."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode("".join(one for one in text if one in self.characters))
+
+
+def test_a_target_that_the_vocabulary_loses_letters_of_is_refused():
+    config = jaxgen.ModelConfig(**SIZES)
+    small = LoadedModel(config, random_params(config), Lossy("abc"), None, ())
+    with pytest.raises(ConfigError, match="target='bx' is not in the vocabulary"):
+        explain(small, "ab", target="bx", methods=("occlusion",))
 
 
 def test_the_longest_copy_comes_first():

@@ -74,9 +74,10 @@ def test_the_last_lens_is_the_models_logits_bit_for_bit(wiring):
     assert (lenses[-1] == logits).all() and len(lenses) == 4
     lens = logit_lens(params, config, TEXT[None], PLACES, TARGETS, top=3)
     logprobs = jax.nn.log_softmax(lenses[:, 0], axis=-1)[:, PLACES]
-    np.testing.assert_allclose(lens.target, logprobs[:, [0, 1], TARGETS], rtol=1e-5, atol=1e-6)
+    target = logprobs[:, [0, 1], TARGETS]
+    np.testing.assert_allclose(lens.target, target, rtol=1e-5, atol=1e-6)
     assert (lens.ids[..., 0] == logprobs.argmax(axis=-1)).all()
-    rank = 1 + (logprobs > lens.target[..., None]).sum(axis=-1)
+    rank = 1 + (logprobs > target[..., None]).sum(axis=-1)
     assert (lens.rank == rank).all()
 
 

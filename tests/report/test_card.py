@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import yaml
 
 from jaxgen.cli.app import main
-from jaxgen.errors import ConfigError
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.report.card import CHECKLIST, make_card
 
 CONFIG = """
@@ -65,8 +66,14 @@ def test_the_verb_writes_its_own_file_and_no_other(run, capsys):
     (run / "README.md").write_text("mine")
     assert main(words) == 2 and (run / "README.md").read_text() == "mine"
     assert main([*words[:2], "--reviewed", "energy", "--out", str(run / "c.md")]) == 2
+    assert main([*words, "--reviewed", "energy=twice", "--out", str(run / "c.md")]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "was not written by jaxgen card" in errors[0]
+    assert len(errors) == 3 and "was not written by jaxgen card" in errors[0]
+    assert "energy is given twice" in errors[2] and not (run / "c.md").exists()
+    options = ["--license", "mit", "--data-license", "cc0", "--out", str(run / "c.md")]
+    assert main(["card", str(run), *options]) == 0
+    card = (run / "c.md").read_text()
+    assert 'license: "mit"' in card and "| licence of the text | cc0 |" in card
 
 
 def test_what_is_no_item_or_no_run_is_refused(run, tmp_path):
@@ -74,5 +81,40 @@ def test_what_is_no_item_or_no_run_is_refused(run, tmp_path):
         make_card(run, reviewed={"bais": "x"})
     with pytest.raises(ConfigError, match="says nothing"):
         make_card(run, reviewed={"bias": " "})
+    with pytest.raises(ConfigError, match="licence is empty"):
+        make_card(run, licence=" ")
     with pytest.raises(ConfigError, match="no run"):
         make_card(tmp_path)
+    (run / "env.json").write_text('{"digests": {')
+    with pytest.raises(CheckpointError, match=r"env\.json is no record of a run"):
+        make_card(run)
+    (run / "env.json").unlink()
+    (run / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="without the run that made it"):
+        make_card(run)
+
+
+@pytest.mark.parametrize(
+    ("lines", "parts", "absent"),
+    [
+        ("", ("pipeline_tag: text-generation", "not trained to follow", "20.0% of it"), "## Priv"),
+        (
+            "{model: {topology: encoder_decoder}, objective: {name: pairs}}",
+            ("pipeline_tag: text2text-generation",),
+            "fill-m",
+        ),
+        (
+            "data: {valid_files: [held.txt], valid_fraction: null}",
+            ("| held out | held.txt |",),
+            "%",
+        ),
+    ],
+)
+def test_a_card_follows_the_settings(run, lines, parts, absent):
+    config = yaml.safe_load(CONFIG)
+    for section, fields in (yaml.safe_load(lines) or {}).items():
+        config[section] = config.get(section, {}) | fields
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "env.json").write_text(json.dumps({"digests": {"data": "abc123"}}))
+    card = make_card(run)
+    assert all(part in card for part in (*parts, "| sha256 | abc123 |")) and absent not in card
