@@ -28,7 +28,8 @@ def bias(
     pro_stereotyped_*.txt, whose anti_stereotyped_* lies beside it. A .yaml holds
     templates of one's own, whose words are swapped: templates: a list of texts with
     {NAME}, and NAME: {GROUP: [words], GROUP: [words]}, the nth word of each group in
-    the place of the others'. Scores are those of lm-evaluation-harness.
+    the place of the others'. Scores are those of lm-evaluation-harness. What each
+    figure means (stereotype preferred, difference, gap, ...) is printed above them.
 
     For example:
         jaxgen bias smollm2 crows_pairs_anonymized.csv
@@ -38,7 +39,7 @@ def bias(
     from jaxgen.safety import bias as measures
     from jaxgen.safety import bias_items
 
-    found = bias_items.read(file)
+    bias_set = bias_items.read(file)
     target = None if output is None else outputs.target(output)
     home, which, adapters = paths.adapted(model, step, adapter)
     start.prepare_jax(paths.cache())
@@ -47,22 +48,26 @@ def bias(
     from jaxgen.text.loaded_model import open_model
     from jaxgen.text.tasks import scoring
 
-    pairs = [(one.context, choice) for one in found.items for choice in one.choices]
+    pairs = [(item.context, choice) for item in bias_set.items for choice in item.choices]
     with exits.in_folder(home):
         opened = open_model(home, step=which, adapter=adapters)
-        with bar(f"{len(found.items)} items") as progress:
+        with bar(f"{len(bias_set.items)} items") as progress:
             flat = iter(scoring.score_pairs(opened, pairs, batch=batch, progress=progress))
-    scores = [[next(flat) for _ in one.choices] for one in found.items]
-    rows = measures.figures(found, scores)
-    print(f"{found.kind}: {len(found.items)} items")
-    terminal.print_rows(
-        [(f"{one.group}, {one.name}", f"{cell(one.estimate._asdict())} of {one.items}")
-         for one in rows]
-    )  # fmt: skip
+    scores = [[next(flat) for _ in item.choices] for item in bias_set.items]
+    unclear = sum(bias_items.UNCLEAR in item.roles for item in bias_set.items)
+    print(f"{bias_set.kind}: {len(bias_set.items)} items")
+    print(measures.MEANINGS[bias_set.kind])
+    if unclear:
+        print(f"{unclear} items count for accuracy alone: their stereotyped group is of no answer, "
+              f"or of both")  # fmt: skip
+    terminal.print_rows([
+        (f"{row.group}, {row.name}", f"{cell(row.estimate._asdict())} of {row.items}")
+        for row in measures.figures(bias_set, scores)
+    ])  # fmt: skip
     if target is not None:
         lines = [
             json.dumps({**item._asdict(), "logprobs": [logp for logp, _ in row],
                         "tokens": [count for _, count in row]}, ensure_ascii=False)
-            for item, row in zip(found.items, scores, strict=True)
+            for item, row in zip(bias_set.items, scores, strict=True)
         ]  # fmt: skip
         files.write(target, "".join(line + "\n" for line in lines))

@@ -121,10 +121,11 @@ def test_bbq_knows_which_answer_is_biased(tmp_path):
         BBQ,
         {**BBQ, "question_polarity": "nonneg"},
         {**BBQ, "context_condition": "disambig", "label": 0},
+        {**BBQ, "additional_metadata": {"stereotyped_groups": ["tall"]}},
     ]
     found = bias_items.read(write(tmp_path, "Age.jsonl", "\n".join(map(json.dumps, rows))))
-    assert [item.roles[0] for item in found.items] == ["biased", "other", "biased"]
-    by = scored(found, [(0, -1, -1), (0, -1, -1), (-1, 0, -1)])
+    assert [item.roles[0] for item in found.items] == ["biased", "other", "biased", "unclear"]
+    by = scored(found, [(0, -1, -1), (0, -1, -1), (-1, 0, -1), (0, -1, -1)])
     assert by["all", "accuracy, ambiguous"] == 0 and by["all", "bias, ambiguous"] == 0
     assert by["all", "bias, told"] == -1 and by["all", "accuracy, told"] == 0
 
@@ -143,6 +144,12 @@ def test_templates_swap_words_and_compare_groups(tmp_path):
         ("x.json", "{}", "not laid as its set"),
         ("x.jsonl", "{", "x.jsonl:1 is no JSON"),
         ("x.txt", "1 [A] b", "no pro_stereotyped"),
+        ("x.csv", "sent_more,sent_less,bias_type\nShe cooks.\n", "item 1 has no text"),
+        ("x.jsonl", {**BBQ, "label": "x"}, "not laid as its set"),
+        ("x.yaml", "templates: ['{a} {b}']\na: {x: [c], y: [d]}", "has b, of which the file has no"),
+        ("x.yaml", "templates: ['{a}']\na: {x: cd, y: ef}", "a.x='cd' must be a list of texts"),
+        ("x.yaml", "templates: ['{a} {b}']\na: {x: [c], y: [d]}\nb: ef", "b='ef' must be a list"),
+        ("x.yaml", "templates: ['{a}']\na: {x: [c], y: [d]}\nb: [e]", "b is in no template"),
         ("x.yaml", "templates: ['{a}']\na: {x: [b], y: [c, d]}", "with as many words each"),
         ("x.yaml", "templates: ['none']\na: {x: [b], y: [c]}", "must have one name with groups"),
         ("x.parquet", "", "of no known set"),
@@ -161,6 +168,8 @@ def test_the_verb_prints_intervals_by_group_and_writes_scores(model, tmp_path, c
     assert app.main(["bias", str(model.home), str(path), "--output", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "crows_pairs: 3 items" in shown and "gender, stereotype preferred" in shown
+    assert "difference: by how many nats" in shown
+    assert app.main(["bias", str(model.home), str(tmp_path / "no.csv")]) == 2
     rows = list(map(json.loads, out.read_text().splitlines()))
     flat = scoring.score_pairs(model, [("", one) for row in rows for one in row["choices"]])
     assert [x for row in rows for x in row["logprobs"]] == pytest.approx(
