@@ -31,6 +31,19 @@ _SCALARS = {
 }
 
 
+_WORDS = {  # what PyYAML's messages call a thing -> what they say here
+    "'<stream end>'": "the end of the file",
+    "<stream end>": "the end of the file",
+    "<block end>": "a line of less indent",
+    "'<block mapping start>'": "a line of more indent",
+    "'<block sequence start>'": "a line of more indent",
+    "flow sequence": "flow sequence [...]",
+    "flow mapping": "flow mapping {...}",
+    "block mapping": "mapping",
+    "block collection": "list",
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; `_Walk` gives them values, so no tag can construct anything."""
 
@@ -229,6 +242,9 @@ def _decode(data: bytes, path: Path) -> str:
 def _complaint(error: yaml.MarkedYAMLError, name: str) -> str:
     mark = error.problem_mark or error.context_mark
     position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    problem = " ".join(filter(None, (error.context, error.problem)))
+    problem = ", ".join(filter(None, (error.context, error.problem)))
+    for term, words in _WORDS.items():
+        problem = problem.replace(term, words)
     tab = "\\t" in problem
-    return f"{name}{position}: {problem}{'; indent with spaces, not tabs' if tab else ''}"
+    remedy = "indent with spaces, not tabs" if tab else "correct the YAML there, or just before"
+    return f"{name}{position}: {problem}; {remedy}"

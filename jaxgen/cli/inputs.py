@@ -98,21 +98,30 @@ def _check(text: str, source: str) -> str:
 
 
 def objects(
-    source: str, keys: Sequence[str], option: str = "--input", more: str = ""
+    source: str,
+    keys: Sequence[str],
+    option: str = "--input",
+    more: str = "",
+    refusal: type[UserError] = ConfigError,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return ("FILE:LINE", object) of each line of a .jsonl file that is not blank.
 
     more: what else can be done with lines that are no objects, for messages. Raises ConfigError
-    for a file without lines, and for a line that is no object with the keys.
+    for a file that can't be read, `refusal` for one without lines, and for a line that is no object
+    with the keys.
     """
-    lines = files.lines(read_text(source, f"{option} {source}"))
+    lines = files.lines(read_text(source, f"{option} {source}", undecodable=refusal))
     if not any(line.strip() for line in lines):
-        raise ConfigError(f"{option} {source} has no line; write one JSON object a line")
-    return parse_objects(lines, source, keys, more)
+        raise refusal(f"{option} {source} has no line; write one JSON object a line")
+    return parse_objects(lines, source, keys, more, refusal)
 
 
 def parse_objects(
-    lines: Sequence[str], source: str, keys: Sequence[str], more: str = ""
+    lines: Sequence[str],
+    source: str,
+    keys: Sequence[str],
+    more: str = "",
+    refusal: type[UserError] = ConfigError,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("SOURCE:LINE", object) of each line that is not blank; errors as of `objects`."""
     for number, line in enumerate(lines, 1):
@@ -122,12 +131,12 @@ def parse_objects(
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             example = "{" + ", ".join(f'"{key}": ...' for key in keys) + "}"
-            raise ConfigError(
+            raise refusal(
                 f"{source}:{number} is no JSON ({error}); write an object a line, as "
                 f"{example}{more}"
             ) from None
         if lost := [key for key in keys if not isinstance(row, dict) or key not in row]:
-            raise ConfigError(
+            raise refusal(
                 f"{source}:{number} is no object with {' and '.join(lost)}; got {line[:60]!r}"
             )
         yield f"{source}:{number}", row

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from jaxgen import files
 from jaxgen.cli import inputs, outputs, paths, start
 from jaxgen.cli.texts import one_each
-from jaxgen.errors import ConfigError
+from jaxgen.errors import ConfigError, DataError
 
 Source = Annotated[
     str | None,
@@ -40,8 +40,10 @@ def moderate(
     A policy has rules, each with words, words_file, regex or personal (card, iban,
     email, phone, key), and an action: forbid (never drawn), mask (***), stop (the
     text ends before); classifiers (model, label, threshold, when: before, during,
-    after); audit, a log of what was found. Case, accents, look-alikes and digits
-    for letters count as the word, unless fold says otherwise:
+    after), each of which reads all of a text here, whatever its when; audit, a log of
+    prompts refused and texts changed (what is never drawn leaves no line in it). Case,
+    accents, look-alikes and digits for letters count as the word, unless fold says
+    otherwise:
         rules:
           - {name: rude, words: [damn, heck], action: forbid}
           - {name: codes, regex: ['PRJ-[0-9]{4}'], action: stop, where: [prompt, text]}
@@ -62,7 +64,7 @@ def moderate(
         return
     if policy is None:
         raise ConfigError("moderate needs --policy POLICY.yaml: what texts may not hold")
-    texts = _texts(file or "-")
+    texts = _read_texts(file or "-")
     target = None if output is None else outputs.target(output)
     start.prepare_jax(paths.cache())
     from jaxgen.safety.policy import read_policy
@@ -82,15 +84,15 @@ def moderate(
         files.write(target, "".join(line + "\n" for line in lines))
     acted = Counter(name for _, rules in results for name in rules)
     changed = sum(bool(rules) for _, rules in results)
-    told = "".join(f"; {name}: {count}" for name, count in acted.most_common())
-    print(f"{changed} of {len(results)} texts changed{told}", file=sys.stderr)
+    by_rule = "".join(f"; {name}: {count}" for name, count in acted.most_common())
+    print(f"{changed} of {len(results)} texts changed{by_rule}", file=sys.stderr)
 
 
-def _texts(source: str) -> list[str]:
-    if Path(source).suffix == ".jsonl":
-        rows = [*inputs.objects(source, ["text"], "FILE")]
-        for place, row in rows:
-            if not isinstance(row["text"], str):
-                raise ConfigError(f"{place}: text is {row['text']!r:.40}, no text; quote it")
-        return [row["text"] for _, row in rows]
-    return files.lines(inputs.read_text(source, f"FILE {source}"))
+def _read_texts(source: str) -> list[str]:
+    if Path(source).suffix != ".jsonl":
+        return files.lines(inputs.read_text(source, f"FILE {source}", undecodable=DataError))
+    rows = [*inputs.objects(source, ["text"], "FILE", refusal=DataError)]
+    for place, row in rows:
+        if not isinstance(row["text"], str):
+            raise DataError(f"{place}: text is {row['text']!r:.40}, no text; quote it")
+    return [row["text"] for _, row in rows]

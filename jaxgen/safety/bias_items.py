@@ -96,9 +96,7 @@ def _crows_pairs(path: Path, text: str) -> BiasSet:
         raise DataError(
             f"{path} has no column {', '.join(sorted(lacking))}; a .csv is of CrowS-Pairs"
         )
-    items = [
-        Item(row["bias_type"], "", (row["sent_more"], row["sent_less"]), PAIR) for row in rows
-    ]
+    items = [Item(row["bias_type"], "", (row["sent_more"], row["sent_less"]), PAIR) for row in rows]
     return BiasSet("crows_pairs", items)
 
 

@@ -18,7 +18,6 @@ audit: audit.jsonl
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +98,11 @@ class Policy:
 
     rules: tuple[Rule, ...] = settings.option("what texts may not hold", ())
     classifiers: tuple[Classifier, ...] = settings.option("models that judge texts", ())
-    audit: Path | None = settings.option("a file of what rules did, chained by hashes", None)
+    audit: Path | None = settings.option(
+        "a file of prompts refused and texts changed, chained by hashes; of what is never drawn "
+        "there is nothing to write",
+        None,
+    )
     audit_text: bool = settings.option("write what rules matched into it", False)
 
     def __post_init__(self) -> None:
@@ -115,6 +118,8 @@ class Policy:
             _check(rule)
         for one in self.classifiers:
             _check_classifier(one)
+        if self.audit_text and self.audit is None:
+            raise ConfigError("audit_text has no effect without audit; give audit: FILE.jsonl")
         assert self._machine is not None  # whose making checks the rules
 
     @property
@@ -225,24 +230,25 @@ def read_policy(path: str | os.PathLike) -> Policy:
 
 @lru_cache(maxsize=16)
 def _read(path: Path, changed: int) -> Policy:
-    given = settings_yaml.read_yaml(path, "policy")
-    home = path.parent
-    if isinstance(given.get("rules"), dict):
-        raise ConfigError(f"{path}: rules is a list; begin each of them with '- ', as in - name: x")
+    home, keys = path.parent, settings_yaml.read_yaml(path, "policy")
+    for key, file_key in (("rules", "words_file"), ("classifiers", "model")):
+        entries = keys.get(key) or []
+        if not isinstance(entries, list):
+            raise ConfigError(f"{path}: {key} is a list; begin each of them with '- ', as in "
+                              f"- name: x")  # fmt: skip
+        keys[key] = [_resolve(entry, file_key, home) for entry in entries]
     try:
-        policy = settings.build(Policy, {**given, "rules": [
-            _resolved(rule, home) for rule in given.get("rules") or []
-        ]})  # fmt: skip
+        return settings.build(Policy, _resolve(keys, "audit", home))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    if policy.audit is not None:
-        policy = dataclasses.replace(policy, audit=home / policy.audit)
-    return policy
 
 
-def _resolved(rule: Any, home: Path) -> Any:
-    name = rule.get("words_file") if isinstance(rule, Mapping) else None
-    return {**rule, "words_file": str(home / name)} if isinstance(name, str) else rule
+def _resolve(entry: Any, key: str, home: Path) -> Any:
+    """Return a mapping whose path is relative to a folder; a model that isn't there has a name."""
+    name = entry.get(key) if isinstance(entry, Mapping) else None
+    if not isinstance(name, str) or (key == "model" and not (home / name).exists()):
+        return entry
+    return {**entry, key: str(home / name)}
 
 
 def _check(rule: Rule) -> None:
@@ -251,6 +257,8 @@ def _check(rule: Rule) -> None:
         raise ConfigError(f"{where} is empty; give words, words_file, regex or personal")
     if not rule.where:
         raise ConfigError(f"{where}: where=[] is empty; give text, prompt, or both")
+    if not rule.whole and not (rule.words or rule.words_file):
+        raise ConfigError(f"{where}: whole=False has no effect without words; remove it")
     if rule.personal and rule.action == "forbid" and "text" in rule.where:
         raise ConfigError(f"{where}: action=forbid can't be of personal data, whose checksums are "
                           f"known at their end; give mask or stop")  # fmt: skip

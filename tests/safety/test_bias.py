@@ -146,7 +146,11 @@ def test_templates_swap_words_and_compare_groups(tmp_path):
         ("x.txt", "1 [A] b", "no pro_stereotyped"),
         ("x.csv", "sent_more,sent_less,bias_type\nShe cooks.\n", "item 1 has no text"),
         ("x.jsonl", {**BBQ, "label": "x"}, "not laid as its set"),
-        ("x.yaml", "templates: ['{a} {b}']\na: {x: [c], y: [d]}", "has b, of which the file has no"),
+        (
+            "x.yaml",
+            "templates: ['{a} {b}']\na: {x: [c], y: [d]}",
+            "has b, of which the file has no",
+        ),
         ("x.yaml", "templates: ['{a}']\na: {x: cd, y: ef}", "a.x='cd' must be a list of texts"),
         ("x.yaml", "templates: ['{a} {b}']\na: {x: [c], y: [d]}\nb: ef", "b='ef' must be a list"),
         ("x.yaml", "templates: ['{a}']\na: {x: [c], y: [d]}\nb: [e]", "b is in no template"),

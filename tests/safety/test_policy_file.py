@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxgen.cli import app
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.safety import audit, personal
 from jaxgen.safety.policy import Policy, Rule, read_policy
@@ -247,6 +248,11 @@ def write(tmp_path, text):
         ("classifiers:\n- {name: a, model: m}", "classifier 'a' has no label"),
         ("classifiers:\n- {name: a, model: m, label: x, threshold: 2}", "must be above 0"),
         ("classifier: {}", "classifier"),
+        ("classifiers: {name: a}", "classifiers is a list"),
+        ("rules:\n- {name: a, regex: [b], whole: false}", "no effect without words"),
+        ("rules:\n- {name: a, words: [b]}\naudit_text: true", "no effect without audit"),
+        ("rules:\n- {name: a, words: [b\n", r"3:1: while .* but got the end of the file; correct"),
+        ("rules:\n  - name: a\n words: [b]\n", "found a line of more indent; correct the YAML"),
     ],
 )
 def test_a_policy_that_cannot_be_is_refused_in_one_line(tmp_path, text, message):
@@ -268,6 +274,65 @@ def test_texts_are_moderated_and_the_log_holds_none_of_them(tmp_path):
     raw = (tmp_path / "log.jsonl").read_text()
     assert audit.verify(tmp_path / "log.jsonl") == 2 and "BAD" not in raw
     assert json.loads(raw.splitlines()[0])["characters"] == [2, 5]
+
+
+@pytest.mark.parametrize(("audit_text", "held"), [("false", False), ("true", True)])
+def test_the_log_holds_what_matched_if_asked(tmp_path, audit_text, held):
+    rules = f"rules: [{{name: a, words: [bad]}}]\naudit: log.jsonl\naudit_text: {audit_text}"
+    moderation.moderate(read_policy(write(tmp_path, rules)), ["a BAD one"])
+    assert ('"text": "BAD"' in (tmp_path / "log.jsonl").read_text()) == held
+
+
+@pytest.mark.parametrize(
+    ("fold", "masked"),
+    [
+        ({}, "*** B4D *** *** ***"), ({"fold": "full"}, "*** *** *** *** ***"),
+        ({"fold": "none"}, "*** B4D ba\u200bd ｂａｄ ***"),
+    ],
+)  # fmt: skip
+def test_a_folding_says_what_an_expression_reads(fold, masked):
+    assert shown(policy(regex=("b[ab]d",), **fold), "bad B4D ba\u200bd ｂａｄ bad") == masked
+
+
+def test_a_classifier_lies_beside_its_policy_or_has_a_name(tmp_path):
+    (tmp_path / "judge").mkdir()
+    rules = "classifiers: [{name: a, model: judge, label: x}, {name: b, model: org/x, label: x}]"
+    models = [one.model for one in read_policy(write(tmp_path, rules)).classifiers]
+    assert models == [str(tmp_path / "judge"), "org/x"]
+
+
+def test_the_verb_shows_texts_and_counts_what_each_rule_changed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
+    rules = "rules: [{name: a, words: [bad]}, {name: b, regex: [zz], action: stop}]\naudit: log"
+    file, texts, output = write(tmp_path, rules), tmp_path / "x.jsonl", tmp_path / "y.jsonl"
+    texts.write_text('{"text": "a bad one"}\n{"text": "well"}\n{"text": "so zz"}\n')
+    how = ["--policy", str(file)]
+    assert app.main(["moderate", str(texts), *how, "--output", str(output)]) == 0
+    assert "2 of 3 texts changed; a: 1; b: 1" in capsys.readouterr().err
+    assert list(map(json.loads, output.read_text().splitlines())) == [
+        {"text": "a *** one", "rules": ["a"]}, {"text": "well", "rules": []},
+        {"text": "so ", "rules": ["b"]},
+    ]  # fmt: skip
+    assert app.main(["moderate", "--verify-log", str(tmp_path / "log")]) == 0
+    assert "2 lines, as they were written" in capsys.readouterr().out
+    plain = tmp_path / "x.txt"
+    plain.write_text("so bad\n")
+    assert app.main(["moderate", str(plain), *how]) == 0
+    assert capsys.readouterr().out == "so ***\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("no.txt", None, 2), ("x.txt", b"\xff", 7), ("x.jsonl", b"", 7), ("x.jsonl", b"{", 7),
+        ("x.jsonl", b'{"tex": ""}', 7), ("x.jsonl", b'{"text": 3}', 7),
+    ],
+)  # fmt: skip
+def test_texts_that_cannot_be_read_end_as_other_data_does(tmp_path, name, content, code):
+    file = write(tmp_path, "rules: [{name: a, words: [bad]}]")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert app.main(["moderate", str(tmp_path / name), "--policy", str(file)]) == code
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "swap", "cut"])
