@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 Requires = Literal["nothing", "num_generated", "tokens"]
@@ -52,6 +54,24 @@ def advance_states(sampler: Any, states: tuple[Any, ...], new: Int[Array, "B"]) 
         None if state is None else part.advance(state, new)
         for part, state in zip(getattr(sampler, "processors", ()), states, strict=True)
     )
+
+
+def replay(
+    history: History,
+    starts: Int[Array, "R"],
+    advance: Callable[[Int[Array, "B"], Int[Array, "B"]], Int[Array, "B"]],
+) -> Int[Array, "B"]:
+    """Return the states of requests, `starts` before their new tokens, after all of these."""
+    tokens, length = history.tokens_and_length()
+    num_generated = history.num_generated
+
+    def one_more(i, state):
+        slot = (length - num_generated + i)[:, None]
+        new = jnp.take_along_axis(tokens, jnp.maximum(slot, 0), axis=1)[:, 0]
+        return jnp.where(i < num_generated, advance(state, new), state)
+
+    states = jnp.broadcast_to(starts, num_generated.shape)
+    return lax.fori_loop(0, jnp.max(num_generated), one_more, states)
 
 
 def append_token(sampler: Any, history: History, new: Int[Array, "B"]) -> History:

@@ -108,7 +108,7 @@ class Policy:
     def __post_init__(self) -> None:
         if not self.rules and not self.classifiers:
             raise ConfigError("rules=[] is empty; give at least one rule, or a classifier")
-        names = [one.name for one in (*self.rules, *self.classifiers)]
+        names = [entry.name for entry in (*self.rules, *self.classifiers)]
         for name in names:
             if not name:
                 raise ConfigError("a rule has no name; give each a name")
@@ -116,14 +116,14 @@ class Policy:
                 raise ConfigError(f"two rules are called {name!r}; rename one")
         for rule in self.rules:
             _check(rule)
-        for one in self.classifiers:
-            _check_classifier(one)
+        for judge in self.classifiers:
+            _check_classifier(judge)
         if self.audit_text and self.audit is None:
             raise ConfigError("audit_text has no effect without audit; give audit: FILE.jsonl")
         assert self._machine is not None  # whose making checks the rules
 
     @property
-    def texts(self) -> tuple[Rule, ...]:
+    def text_rules(self) -> tuple[Rule, ...]:
         """Return the rules of texts that are made."""
         return tuple(rule for rule in self.rules if "text" in rule.where)
 
@@ -157,7 +157,7 @@ class Policy:
         """Return the filter of one text that is made; before: what it goes on from."""
         return self._filter("text", ("forbid", "stop"), before)
 
-    def masks(self) -> RuleFilter:
+    def mask_filter(self) -> RuleFilter:
         """Return the filter of a text that is there: what it may not hold is masked."""
         return self._filter("text", ("stop",))
 
@@ -168,7 +168,7 @@ class Policy:
         stream = self._filter("prompt", get_args(Action))
         stream.push(prompt)
         stream.flush()
-        return None if stream.found is None else self.rule_of(stream.found).name
+        return None if stream.ended_by is None else self.rule_of(stream.ended_by).name
 
     def rule_of(self, match: Match) -> Rule:
         """Return the rule of a match."""
@@ -179,7 +179,9 @@ class Policy:
 
         Raises ConfigError for rules that are too many for the tokenizer, or leave it no token.
         """
-        return _blocked(tuple(rule for rule in self.texts if rule.action == "forbid"), tokenizer)
+        return _blocked(
+            tuple(rule for rule in self.text_rules if rule.action == "forbid"), tokenizer
+        )
 
     def processor(
         self, tokenizer: Any, afters: Sequence[Sequence[int]], limits: Any, stops: Any
@@ -190,11 +192,10 @@ class Policy:
         stops: [B, E] ids that end each. Raises ConfigError as `blocked` does.
         """
         befores = [text_before(tokenizer, after) for after in afters]
-        within = np.asarray(limits, np.int32)
-        parts = (
-            one.processor(np.asarray([one.start(b) for b in befores], np.int32), within, stops)
-            for one in self.blocked(tokenizer)
-        )
+        parts = []
+        for blocked in self.blocked(tokenizer):
+            starts = np.asarray([blocked.start(before) for before in befores], np.int32)
+            parts.append(blocked.processor(starts, np.asarray(limits, np.int32), stops))
         return When(np.asarray(True), Chain(tuple(parts)))
 
     def record(self, rule: str, action: str, place: str, **about: Any) -> None:
@@ -269,15 +270,15 @@ def _check(rule: Rule) -> None:
                           f"make a rule of its own with action: stop")  # fmt: skip
 
 
-def _check_classifier(one: Classifier) -> None:
-    where = f"classifier {one.name!r}"
+def _check_classifier(judge: Classifier) -> None:
+    where = f"classifier {judge.name!r}"
     for key in ("model", "label"):
-        if not getattr(one, key):
+        if not getattr(judge, key):
             raise ConfigError(f"{where} has no {key}; give it")
-    if not 0 < one.threshold <= 1:
-        raise ConfigError(f"{where}: threshold={one.threshold} must be above 0, and at most 1")
-    if one.window < 2 or not one.when:
-        raise ConfigError(f"{where}: window={one.window} must be at least 2, and when not empty")
+    if not 0 < judge.threshold <= 1:
+        raise ConfigError(f"{where}: threshold={judge.threshold} must be above 0, and at most 1")
+    if judge.window < 2 or not judge.when:
+        raise ConfigError(f"{where}: window={judge.window} must be at least 2, and when not empty")
 
 
 def words_of(rule: Rule) -> tuple[str, ...]:
@@ -313,18 +314,18 @@ def _blocked(rules: tuple[Rule, ...], tokenizer: Any) -> tuple[Blocked, ...]:
     # Patterns apart: side by side in one automaton their states would multiply.
     parts, words = [], Nfa()
     for rule in rules:
-        if some := words_of(rule):
-            add_words(words, 0, some, rule.fold or "full", whole=rule.whole)
+        if rule_words := words_of(rule):
+            add_words(words, 0, rule_words, rule.fold or "full", whole=rule.whole)
         for pattern in rule.regex:
             parts.append(Nfa())
             add_expression(parts[-1], 0, pattern, rule.fold or "plain")
     parts = [words, *parts] if words.starts else parts
-    about = f"rules {', '.join(rule.name for rule in rules)}"
+    label = f"rules {', '.join(rule.name for rule in rules)}"
     pieces = pieces_of(tokenizer)
-    blocked = tuple(Blocked(part, pieces, about) for part in parts)
-    first = np.logical_and.reduce([one.first for one in blocked])
+    blocked = tuple(Blocked(part, pieces, label) for part in parts)
+    first = np.logical_and.reduce([tables.first for tables in blocked])
     if not first[[bool(piece) for piece in pieces]].any():
-        raise ConfigError(f"{about} leave no token to begin a text with; narrow them")
+        raise ConfigError(f"{label} leave no token to begin a text with; narrow them")
     return blocked
 
 

@@ -36,7 +36,7 @@ class _Entry:
 
 
 class RuleFilter:
-    """A text that is shown in pieces; `matches` are those so far, `found` is the one that ended it.
+    """A text that is shown in pieces; `matches` are those so far, `ended_by` the one that ended it.
 
     ends: of each rule, whether it ends the text before the match; else it is masked. checks: of
     each rule, whether its match holds. before: text that it goes on from, which is not shown.
@@ -51,7 +51,7 @@ class RuleFilter:
     ) -> None:
         self.machine, self.ends, self.checks = machine, ends, checks
         self.matches: list[Match] = []
-        self.found: Match | None = None
+        self.ended_by: Match | None = None
         self._state = machine.root
         self._live: list[_Entry] = []
         self._open: list[_Entry] = []  # in order of their beginnings, with those to be told
@@ -62,13 +62,13 @@ class RuleFilter:
         """Return the text that is safe to show; nothing once a rule has ended it."""
         shown = []
         for begin in range(0, len(piece), BLOCK):  # for what is held is copied
-            if self.found is None:
+            if self.ended_by is None:
                 shown.append(self._read(piece[begin : begin + BLOCK]))
         return "".join(shown)
 
     def flush(self) -> str:
         """Return the rest of a text that ends here."""
-        if self.found is not None:
+        if self.ended_by is not None:
             return ""
         for group, rules in self.machine.finish(self._state):
             self._consider(self._live[group], self._at, rules)
@@ -87,7 +87,7 @@ class RuleFilter:
             self._follow(change)
             if self._open and (self._open[0].stop or self._open[0] not in self._live):
                 shown.append(self._settle())
-                if self.found is not None:
+                if self.ended_by is not None:
                     return "".join(shown)
         return "".join((*shown, self._settle()))
 
@@ -124,7 +124,7 @@ class RuleFilter:
             entry = self._open[0]
             if entry.stop is not None:
                 shown.append(self._take(entry.begin))
-                self.found, self._held = entry.stop, ""
+                self.ended_by, self._held = entry.stop, ""
                 self.matches.append(entry.stop)
                 self._open = self._live = []
                 return "".join(shown)
@@ -153,10 +153,10 @@ class RuleFilter:
 
 @runtime_checkable
 class Filter(Protocol):
-    """What a text passes in pieces before it is shown; `found` is set once it has ended it."""
+    """What a text passes in pieces before it is shown; `ended_by` is set once it has ended it."""
 
     @property
-    def found(self) -> Any: ...
+    def ended_by(self) -> Any: ...
     def push(self, piece: str) -> str: ...
     def flush(self) -> str: ...
 
@@ -172,29 +172,29 @@ class WindowFilter:
         self, name: str, judge: Callable[[str], float], threshold: float, window: int | None
     ) -> None:
         self.name, self.judge, self.threshold, self.window = name, judge, threshold, window
-        self.found = False
+        self.ended_by: str | None = None
         self._text, self._shown = "", 0
 
     def push(self, piece: str) -> str:
         """Return the text that has been read, and is wanted."""
-        if self.found:
+        if self.ended_by is not None:
             return ""
         self._text += piece
         shown, half = "", None if self.window is None else max(self.window // 2, 1)
-        while half is not None and not self.found and len(self._text) - self._shown >= half:
+        while half is not None and self.ended_by is None and len(self._text) - self._shown >= half:
             shown += self._read(self._shown + half)
         return shown
 
     def flush(self) -> str:
         """Return the rest of a text that ends here, if it is wanted."""
-        if self.found or self._shown == len(self._text):
+        if self.ended_by is not None or self._shown == len(self._text):
             return ""
         return self._read(len(self._text))
 
     def _read(self, end: int) -> str:
         begin = 0 if self.window is None else max(0, end - self.window)
         if self.judge(self._text[begin:end]) >= self.threshold:
-            self.found = True
+            self.ended_by = self.name
             return ""
         shown, self._shown = self._text[self._shown : end], end
         return shown

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgen.decoding.history import History, Requires
+from jaxgen.decoding.history import History, Requires, replay
 from jaxgen.decoding.per_request import column
 from jaxgen.decoding.processors.base import BANNED, processor
 from jaxgen.errors import ConfigError
@@ -63,15 +63,7 @@ class TokenFilter:
 
     def begin(self, history: History) -> Int[Array, "B"]:
         """Return the states after the tokens drawn so far."""
-        tokens, length = history.tokens_and_length()
-        start = jnp.broadcast_to(jnp.asarray(self.starts), history.num_generated.shape)
-
-        def one_more(i, state):
-            slot = (length - history.num_generated + i)[:, None]
-            new = jnp.take_along_axis(tokens, jnp.maximum(slot, 0), axis=1)[:, 0]
-            return jnp.where(i < history.num_generated, self.advance(state, new), state)
-
-        return lax.fori_loop(0, jnp.max(history.num_generated), one_more, start)
+        return replay(history, jnp.asarray(self.starts), self.advance)
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
         """Return the states after one more token; one that spells nothing changes none."""
@@ -94,55 +86,52 @@ class TokenFilter:
         rules, node = self._parts(state)
         after, ends = jnp.asarray(self.table)[rules], jnp.asarray(self.ends)
         left = column(jnp.asarray(self.within)) - history.num_generated[:, None]
-        last = left <= 1
-        allowed = (after != DEAD) & ~(ends[after] & last)  # [B, C]
-        # What completes no character leaves the rules as they are; but an end may complete a match.
-        allowed = allowed.at[:, 0].set(~ends[rules] | ~last[:, 0])
-        known = self._allowed_tokens(allowed, after, node, left)
+        columns_allowed = (after != DEAD) & ~(ends[after] & (left <= 1))  # [B, C]
+        allowed = self._allowed_tokens(columns_allowed, after, node, left)
         is_stop = jnp.any(
-            jnp.arange(known.shape[1]) == jnp.atleast_2d(jnp.asarray(self.stop))[..., None], axis=1
+            jnp.arange(allowed.shape[1]) == jnp.atleast_2d(jnp.asarray(self.stop))[..., None],
+            axis=1,
         )
-        known = known & ~(is_stop & ends[rules][:, None])
-        known = known & (rules != DEAD)[:, None]
-        missing = logits.shape[-1] - known.shape[-1]
-        known = jnp.pad(known, ((0, 0), (0, max(missing, 0))))[:, : logits.shape[-1]]
-        return jnp.where(known, logits, BANNED)
+        allowed = allowed & ~(is_stop & ends[rules][:, None])
+        missing = logits.shape[-1] - allowed.shape[-1]
+        allowed = jnp.pad(allowed, ((0, 0), (0, max(missing, 0))))[:, : logits.shape[-1]]
+        return jnp.where(allowed, logits, BANNED)
 
     def _allowed_tokens(
         self,
-        allowed: Bool[Array, "B C"],
+        columns_allowed: Bool[Array, "B C"],
         after: Int[Array, "B C"],
         node: Int[Array, "B"],
         left: Int[Array, "B 1"],
     ) -> Bool[Array, "B V"]:
         columns, viable = jnp.asarray(self.columns), jnp.asarray(self.viable)
 
-        def complete(known, of):
+        def complete(allowed, of):
             """Ban the tokens that begin a character of which all completions are banned."""
             if not len(self.partial):
-                return known
+                return allowed
             partial = jnp.asarray(self.partial)
             states = jnp.take_along_axis(
-                after, jnp.broadcast_to(of, known.shape)[:, partial], axis=1
+                after, jnp.broadcast_to(of, allowed.shape)[:, partial], axis=1
             )
             # A character that is needed before the end must have room for all of its bytes.
             able = viable[states, jnp.asarray(self.nodes)[partial]]
             able = able & ~(jnp.asarray(self.ends)[states] & (left <= BYTES))
-            return known.at[:, partial].set(known[:, partial] & able)
+            return allowed.at[:, partial].set(allowed[:, partial] & able)
 
         def inside(_):
             of = columns[jnp.minimum(node, 1)]
-            known = complete(jnp.take_along_axis(allowed, of, axis=1), of)
+            allowed = complete(jnp.take_along_axis(columns_allowed, of, axis=1), of)
             if not len(self.continuing):
-                return known
+                return allowed
             of = jnp.asarray(self.inner)[node]
             states = jnp.take_along_axis(after, of, axis=1)
             able = viable[states, jnp.asarray(self.inner_nodes)[node]]
-            inner = jnp.take_along_axis(allowed, of, axis=1) & able
-            return known.at[:, jnp.asarray(self.continuing)].set(inner)
+            inner = jnp.take_along_axis(columns_allowed, of, axis=1) & able
+            return allowed.at[:, jnp.asarray(self.continuing)].set(inner)
 
         # Between characters all rows share their columns, as most tokens of most texts do.
-        between = lambda _: complete(allowed[:, columns[0]], columns[0][None])  # noqa: E731
+        between = lambda _: complete(columns_allowed[:, columns[0]], columns[0][None])  # noqa: E731
         return lax.cond(jnp.any(node > 0), inside, between, None)
 
     def _parts(self, state: Int[Array, "B"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
@@ -155,7 +144,7 @@ class Blocked:
     Args:
         nfa: the rules that forbid.
         pieces: bytes of each token, b"" for one that spells nothing.
-        about: what the rules are called in messages.
+        label: what the rules are called in messages.
 
     Raises:
         ConfigError: for rules that are too many.
@@ -164,12 +153,12 @@ class Blocked:
         first: which tokens [V] a text may begin with.
     """
 
-    def __init__(self, nfa: Nfa, pieces: Sequence[bytes], about: str) -> None:
+    def __init__(self, nfa: Nfa, pieces: Sequence[bytes], label: str) -> None:
         of, members = alphabet.classes_of(nfa)
-        moves, self.ends = _determined(nfa, members, about)
+        moves, self.ends = _determined(nfa, members, label)
         self.moves, which = np.unique(moves, axis=1, return_inverse=True)
         self.letters = alphabet.make(which.reshape(-1)[of].astype(np.uint16))
-        self._table(pieces, about)
+        self._table(pieces, label)
 
     def start(self, before: str = "") -> int:
         """Return the state of a text that goes on from `before`.
@@ -191,7 +180,7 @@ class Blocked:
             *(self.inner, self.inner_nodes, self.partial, self.viable, starts, within, stop),
         )
 
-    def _table(self, pieces: Sequence[bytes], about: str) -> None:
+    def _table(self, pieces: Sequence[bytes], label: str) -> None:
         numbers: dict[tuple[int, ...], int] = {(): 0}
         wrong = int(self.letters.of[alphabet.REPLACEMENT])
 
@@ -215,14 +204,14 @@ class Blocked:
         viable = [(self.moves[:, list(classes)] != DEAD).any(axis=1) for classes in completions]
         self.viable = np.stack([always, *viable], axis=1)
         inner_columns = [[number(classes) for classes, _ in row] for row in inner]
-        distinct, which = self._columns(list(numbers), about)
+        distinct, which = self._columns(list(numbers), label)
         self.table = distinct
         self.columns = which[np.asarray([first, broken])]
         self.inner = which[np.asarray(inner_columns, np.int64).reshape(many, -1)]
         self.first = self.table[1, self.columns[0]] != DEAD
 
     def _columns(
-        self, strings: Sequence[tuple[int, ...]], about: str
+        self, strings: Sequence[tuple[int, ...]], label: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return (distinct columns [S, C], which each string has); column 0 is the empty one's."""
         states = np.arange(len(self.moves), dtype=np.int16)
@@ -238,13 +227,13 @@ class Blocked:
                 numbers[key] = len(columns)
                 columns.append(after)
                 if len(columns) * after.nbytes > LARGEST:
-                    raise ConfigError(f"{about} are too many for this tokenizer; forbid fewer, or "
+                    raise ConfigError(f"{label} are too many for this tokenizer; forbid fewer, or "
                                       f"mask some")  # fmt: skip
             which[place] = numbers[key]
         return np.stack(columns, axis=1).astype(np.int32), which
 
 
-def _determined(nfa: Nfa, members: Sequence[str], about: str) -> tuple[np.ndarray, np.ndarray]:
+def _determined(nfa: Nfa, members: Sequence[str], label: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (next state [S, K] after one of each class, whether the end completes a match [S])."""
     machine = Machine(nfa)
     numbers, rows, ends = {machine.root: 1}, [np.zeros(len(members), np.int16)], [False]
@@ -260,7 +249,7 @@ def _determined(nfa: Nfa, members: Sequence[str], about: str) -> tuple[np.ndarra
                 todo.append(after)
             row[place] = numbers[after]
         if len(numbers) >= STATES:
-            raise ConfigError(f"{about} have more than {STATES} states together; forbid fewer")
+            raise ConfigError(f"{label} have more than {STATES} states together; forbid fewer")
         rows.append(row)
         ends.append(bool(machine.finish(state)))
     return np.stack(rows), np.asarray(ends)

@@ -43,8 +43,8 @@ GROUPS = (
     *(REPEATS, STRUCTURE, FORCING, POLICY),
     *(("temperature",), ("top_k",), ("top_p",), ("min_p",), RARE),
 )
-ANY_KNOWN = frozenset(name for group in GROUPS for name in group)
-KNOWN = ANY_KNOWN - {*POLICY}
+KNOWN = frozenset(name for group in GROUPS for name in group)
+SIZED = KNOWN - {*STRUCTURE, *POLICY}  # whose arrays have one size for all requests
 FREE = {"regex": None, "json_schema": None, "choices": ()}  # what sets no structure
 
 # Sizes of a request's tables, and what fills them up, by the name of the array.
@@ -81,12 +81,12 @@ class SlotChain:
         self, tokenizer: Tokenizer, num_ids: int, slots: int, policy: str | None = None
     ) -> None:
         self.tokenizer, self.num_ids, self.policy = tokenizer, num_ids, policy
-        self.blocked = () if policy is None else read_policy(policy).blocked(tokenizer)
+        self.rules = None if policy is None else read_policy(policy)
+        self.blocked = () if self.rules is None else self.rules.blocked(tokenizer)
         surface = getattr(tokenizer, "surface", None)
         self.automata = None if surface is None else Automata(len(surface.pieces), slots)
-        settings = Generation(
-            temperature=0.0, policy=policy
-        )  # an empty row draws nothing: it costs no noise
+        # An empty row draws nothing: it costs no noise.
+        settings = Generation(temperature=0.0, policy=policy)
         neutral = self.row(Request([0], 1, settings), ())
         assert neutral is not None
         self.neutral = neutral
@@ -98,20 +98,20 @@ class SlotChain:
         """
         settings = request.settings
         if settings.policy != self.policy or any(
-            is_set(settings, names) for names, _ in ORDER if names[0] not in ANY_KNOWN
+            is_set(settings, names) for names, _ in ORDER if names[0] not in KNOWN
         ):
             return None
         stops = stops_of([settings], self.tokenizer, ends)
         limits, widths = (np.asarray([n], np.int32) for n in (request.limit, len(request.ids)))
         sources = np.asarray([request.ids], np.int32)
         arrays = (stops, limits, sources, widths)
-        about = ChainContext(self.tokenizer, self.num_ids, *arrays, [request.after])
+        context = ChainContext(self.tokenizer, self.num_ids, *arrays)
         automaton, structure = None, structure_of(settings)
         if structure is not None:
-            automaton = parts_of([settings], about, STRUCTURE)[STRUCTURE[0]]
+            automaton = parts_of([settings], context, STRUCTURE)[STRUCTURE[0]]
             if automaton.table.shape[0] > STATES or automaton.table.shape[1] > COLUMNS:
                 return None
-        parts = parts_of([replace(settings, **FREE)], about, KNOWN - {*STRUCTURE})
+        parts = parts_of([replace(settings, **FREE)], context, SIZED)
         sized = {name: _sized(part) for name, part in parts.items()}
         stops = _pad("stop", stops)
         if stops is None or None in sized.values():
@@ -122,7 +122,7 @@ class SlotChain:
             if any(is_set(settings, names) for names, _ in ORDER if names[0] in group)
         )
         before = text_before(self.tokenizer, request.after) if self.blocked else ""
-        filters = tuple(one.start(before) for one in self.blocked)
+        filters = tuple(blocked.start(before) for blocked in self.blocked)
         return ChainRow(sized, needs, stops, structure, automaton, request.limit, filters)
 
     def chain(
@@ -145,8 +145,10 @@ class SlotChain:
                     states.append((np.asarray(starts, np.int32),))
                 continue
             if group == POLICY:
-                if self.blocked:
-                    processors.append(self._filters(rows))
+                if self.rules is not None and self.blocked:
+                    limits = np.asarray([row.limit for row in rows], np.int32)
+                    stops = np.concatenate([row.stops for row in rows])
+                    processors.append(self.rules.processor(self.tokenizer, [()], limits, stops))
                     states.append(tuple(np.asarray(filters, np.int32).T))
                 continue
             columns = (tuple(row.parts[name] for row in rows) for name in group)
@@ -162,13 +164,7 @@ class SlotChain:
     def filters_after(self, states: tuple[Any, ...]) -> np.ndarray:
         """Return the states [B, P] of the policy's tables among those of the chain."""
         at = GROUPS.index(POLICY) - (self.automata is None)
-        return np.stack([np.asarray(one) for one in states[at]], axis=1)
-
-    def _filters(self, rows: Sequence[ChainRow]) -> When:
-        within = np.asarray([row.limit for row in rows], np.int32)
-        stops, starts = np.concatenate([row.stops for row in rows]), np.ones(1, np.int32)
-        parts = tuple(one.processor(starts, within, stops) for one in self.blocked)
-        return When(np.asarray(True), Chain(parts))
+        return np.stack(jax.tree.map(np.asarray, states[at]), axis=1)
 
 
 class Automata:

@@ -34,10 +34,9 @@ SHARED = (
     *("watermark", "watermark_width", "policy"),
 )
 BANNING = (
-    *("bias", "bias_ids", "no_repeat_ngram", "no_repeat_source", "bad_words", "min_length"),
-    "min_new_tokens",
-    *("regex", "json_schema", "choices", "force_first", "force_last", "suppress_ids"),
-    *("bad_words_ids", "suppress_first_ids", "policy"),
+    *("bias", "bias_ids", "no_repeat_ngram", "no_repeat_source", "bad_words", "bad_words_ids"),
+    *("min_length", "min_new_tokens", "regex", "json_schema", "choices", "force_first"),
+    *("force_last", "suppress_ids", "suppress_first_ids", "policy"),
 )
 Piece = tuple[str, Reason | None]
 
@@ -226,7 +225,7 @@ class RequestState:
     def _show(self, piece: str) -> str:
         self.text += piece
         if self.stream.reason is not None:
-            self.rules = moderation.acted(self.request.settings.policy, self.stream.filters)
+            self.rules = moderation.record(self.request.settings.policy, self.stream.filters)
         return piece
 
     def completion(self) -> Completion:

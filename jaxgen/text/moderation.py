@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from jaxgen.errors import ConfigError
-from jaxgen.safety.policy import Classifier, Moment, Policy, read_policy
+from jaxgen.safety.policy import Classifier, Policy, read_policy
 from jaxgen.safety.stream import Filter, RuleFilter, WindowFilter
 from jaxgen.text.loaded_model import LoadedModel, open_model
 from jaxgen.text.tasks import scoring
@@ -17,41 +17,39 @@ def filters(policy: str | None, before: str = "") -> tuple[Filter, ...]:
     if policy is None:
         return ()
     rules = read_policy(policy)
-    shown: list[Filter] = [rules.text_filter(before)] if rules.texts else []
-    for one in rules.classifiers:
-        judge = _judge(one)
-        if "during" in one.when:
-            shown.append(WindowFilter(one.name, judge, one.threshold, one.window))
-        if "after" in one.when:
-            shown.append(WindowFilter(one.name, judge, one.threshold, None))
+    shown: list[Filter] = [rules.text_filter(before)] if rules.text_rules else []
+    for judge in rules.classifiers:
+        if "during" in judge.when:
+            shown.append(_window_filter(judge, judge.window))
+        if "after" in judge.when:
+            shown.append(_window_filter(judge, None))
     return tuple(shown)
 
 
-def acted(policy: str | None, passed: Sequence[Filter]) -> tuple[str, ...]:
+def record(policy: str | Policy | None, filters: Sequence[Filter]) -> tuple[str, ...]:
     """Return the names of the rules that changed a text, and write them to the audit log."""
     if policy is None:
         return ()
-    return _acted(read_policy(policy), passed)
-
-
-def _acted(policy: Policy, passed: Sequence[Filter]) -> tuple[str, ...]:
-    names: list[str] = []
-    for one in passed:
-        if isinstance(one, RuleFilter):
-            policy.record_matches(one, "text")
-            names += [policy.rule_of(match).name for match in one.matches]
-        elif isinstance(one, WindowFilter) and one.found:
-            policy.record(one.name, "stop", "text")
-            names.append(one.name)
+    rules, names = read_policy(policy) if isinstance(policy, str) else policy, list[str]()
+    for filter in filters:
+        if isinstance(filter, RuleFilter):
+            rules.record_matches(filter, "text")
+            names += [rules.rule_of(match).name for match in filter.matches]
+        elif filter.ended_by is not None:  # the name of a classifier
+            rules.record(filter.ended_by, "stop", "text")
+            names.append(filter.ended_by)
     return tuple(dict.fromkeys(names))
 
 
 def check_prompt(path: str, prompt: str) -> None:
     """Raise ConfigError for a prompt that a rule or a classifier of a policy refuses."""
     policy = read_policy(path)
-    name = policy.prompt_rule(prompt)
-    if name is None:
-        name = _refusing(policy, prompt, "before")
+    refusing = (
+        judge.name
+        for judge in policy.classifiers
+        if "before" in judge.when and _probability(judge)(prompt) >= judge.threshold
+    )
+    name = policy.prompt_rule(prompt) or next(refusing, None)
     if name is not None:
         policy.record(name, "refuse", "prompt")
         raise ConfigError(
@@ -67,38 +65,34 @@ def moderate(policy: Policy, texts: Sequence[str]) -> list[tuple[str, tuple[str,
     """
     results = []
     for text in texts:
-        passed: list[Filter] = [policy.masks()] if policy.texts else []
-        for one in policy.classifiers:
-            passed.append(WindowFilter(one.name, _judge(one), one.threshold, None))
-        for one in passed:
-            text = one.push(text) + one.flush()
-        results.append((text, _acted(policy, passed)))
+        filters: list[Filter] = [policy.mask_filter()] if policy.text_rules else []
+        filters += [_window_filter(judge, None) for judge in policy.classifiers]
+        for filter in filters:
+            text = filter.push(text) + filter.flush()
+        results.append((text, record(policy, filters)))
     return results
 
 
-def _refusing(policy: Policy, text: str, moment: Moment) -> str | None:
-    for one in policy.classifiers:
-        if moment in one.when and _judge(one)(text) >= one.threshold:
-            return one.name
-    return None
+def _window_filter(judge: Classifier, window: int | None) -> WindowFilter:
+    return WindowFilter(judge.name, _probability(judge), judge.threshold, window)
 
 
-def _judge(one: Classifier) -> Callable[[str], float]:
+def _probability(judge: Classifier) -> Callable[[str], float]:
     """Return the probability of a classifier's label for a text; opens its model."""
-    model = _opened(one.model)
-    if one.label not in model.labels:
+    model = _opened(judge.model)
+    if judge.label not in model.labels:
         raise ConfigError(
-            f"classifier {one.name!r}: {one.model} has no label {one.label!r}; it has "
+            f"classifier {judge.name!r}: {judge.model} has no label {judge.label!r}; it has "
             f"{', '.join(model.labels) or 'none'}"
         )
 
-    def judge(text: str) -> float:
+    def probability(text: str) -> float:
         if not text.strip():
             return 0.0
         (row,) = scoring.classify(model, [text], batch=1, overflow="cut")
-        return dict(row)[one.label]
+        return dict(row)[judge.label]
 
-    return judge
+    return probability
 
 
 @lru_cache(maxsize=4)

@@ -252,14 +252,8 @@ DRAWING = (
     *("temperature", "top_k", "top_p", "top_h", "min_p", "typical", "epsilon", "eta"),
     "top_n_sigma",
 )
-UNSLID = (
-    "beams",
-    "contrastive",
-    "lookup",
-    "draft",
-    "guidance",
-    "debias",
-)  # need the whole text's cache
+# These need the whole text's cache.
+UNSLID = ("beams", "contrastive", "lookup", "draft", "guidance", "debias")
 CHANCE = (*DRAWING, "samples", "best_of")  # what only a request for drawn texts gives
 _ONE_WAY = "there is one way to decode"
 _WHOLE = "only drawn texts are made in pieces"

@@ -380,6 +380,11 @@ class Session:
         if prompt.user is not None:
             settings = preferred(self._user(prompt.user), settings)
         if self.policy is not None:
+            if settings.policy not in (None, self.policy):
+                raise ConfigError(
+                    f"policy={settings.policy} has no effect: this session has {self.policy} for "
+                    f"all requests; leave it out, or put its rules in there"
+                )
             settings = replace(settings, policy=self.policy)
         return prompt if settings is prompt.settings else prompt._replace(settings=settings)
 
@@ -478,10 +483,10 @@ def open_session(
     params = serving.ready(model.params, model.config, weights=weights)
     model = replace(model, params=params)
     known = None if users is None else Users(users, model, capacity=capacity)
-    rules = None if policy is None else os.fspath(policy)
-    if rules is not None:  # its mistakes are told now
-        read_policy(rules).blocked(model.tokenizer)
-    return Session(model, params, users=known, policy=rules)
+    if policy is not None:  # its mistakes are said now
+        read_policy(policy).blocked(model.tokenizer)
+        policy = os.fspath(policy)
+    return Session(model, params, users=known, policy=policy)
 
 
 def _changed(settings: Generation | None, changes: dict[str, Any]) -> Generation:

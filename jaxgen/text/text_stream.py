@@ -98,7 +98,7 @@ class TextStream:
     @property
     def is_filtered(self) -> bool:
         """Return whether a filter has ended the text."""
-        return any(one.found for one in self.filters)
+        return any(one.ended_by is not None for one in self.filters)
 
     def _pass(self, piece: str) -> str:
         for one in self.filters:

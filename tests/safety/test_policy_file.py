@@ -66,7 +66,7 @@ def test_a_rule_that_stops_ends_the_text_before_it():
     ))  # fmt: skip
     stream = rules.text_filter()
     assert stream.push("a bad en") == "a *** " and stream.push("d of it") == ""
-    assert stream.found is not None and stream.push("more") == "" and stream.flush() == ""
+    assert stream.ended_by is not None and stream.push("more") == "" and stream.flush() == ""
 
 
 def test_a_match_may_begin_in_the_prompt_and_what_stands_there_is_let_be():

@@ -168,6 +168,8 @@ def test_streamed_is_unstreamed_is_served(session, policy):
     import dataclasses
 
     served = dataclasses.replace(session, policy=policy)
+    with pytest.raises(ConfigError, match=r"policy=other.yaml has no effect: this session has"):
+        served.generate("ab", policy="other.yaml")
     prompts = [
         Prompt(t, Generation(max_new_tokens=24, temperature=1.0, seed=i))
         for i, t in enumerate(["ab", "xyz"])

@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.decoding.history import History, Requires
+from jaxgen.decoding.history import History, Requires, replay
 from jaxgen.decoding.per_request import column, next_power_of_two, refuse
 from jaxgen.decoding.processors import json_schemas
 from jaxgen.decoding.processors.base import BANNED, processor
@@ -57,15 +56,7 @@ class Automaton:
 
     def begin(self, history: History) -> Int[Array, "B"]:
         """Return the states after the tokens drawn so far."""
-        tokens, length = history.tokens_and_length()
-        start = jnp.broadcast_to(jnp.asarray(self.starts), history.num_generated.shape)
-
-        def one_more(i, state):
-            slot = (length - history.num_generated + i)[:, None]
-            new = jnp.take_along_axis(tokens, jnp.maximum(slot, 0), axis=1)[:, 0]
-            return jnp.where(i < history.num_generated, self.advance(state, new), state)
-
-        return lax.fori_loop(0, jnp.max(history.num_generated), one_more, start)
+        return replay(history, jnp.asarray(self.starts), self.advance)
 
     def advance(self, state: Int[Array, "B"], new: Int[Array, "B"]) -> Int[Array, "B"]:
         """Return the states after one more token; -1 after one that was not allowed."""
