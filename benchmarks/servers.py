@@ -101,7 +101,7 @@ class Side:
             self.process = subprocess.Popen(words, **about)
 
     def wait(self, length: int) -> None:
-        """Wait for its first answer, then for two whole ones, so that it is warm; keep the last text.
+        """Wait for its first answer, then for two whole ones, so that it is warm; keep the last.
 
         Raises RuntimeError with the end of its log.
         """
