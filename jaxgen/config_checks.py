@@ -118,11 +118,6 @@ def check_topology(config: Any) -> None:
             f"head={config.head} with classes={config.classes}: classes is given with "
             f"head=classes or head=token_classes, and only there"
         )
-    if config.head == "token_classes" and config.topology == "encoder_decoder":
-        raise ConfigError(
-            "head=token_classes reads each token of one tower: topology=encoder_decoder has "
-            "two; give topology=encoder"
-        )
     if config.head in ("mlm", "pooled") and config.topology != "encoder":
         raise ConfigError(
             f"head={config.head} reads from both sides, so it needs topology=encoder, "

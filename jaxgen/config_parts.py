@@ -15,7 +15,7 @@ Project = Literal["sum", "tokens"]
 HeadLayerKind = Literal["none", "dense", "norm"]
 HeadActivation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh"]
 HeadBias = Literal["bias", "none"]
-Pool = Literal["first", "mean"]
+Pool = Literal["first", "last", "mean"]
 Term = Literal["query", "key"]
 TableNorm = Literal["none", "norm"]
 Gain = Literal["none", "learned"]
@@ -211,7 +211,9 @@ class HeadLayer:
         "of the dense layer; null: head=mlm: as feed, else tanh", None
     )
     bias: HeadBias = option("of the dense layer", "bias")
-    pool: Pool = option("head=classes, pooled: of the first token, or the mean of all", "first")
+    pool: Pool = option(
+        "head=classes, pooled: of the first token, the last one, or the mean of all", "first"
+    )
 
 
 @arguments.checked

@@ -55,9 +55,9 @@ class Head(nn.Module):
         """Return (features, table): logits are features times table.
 
         mlm, lm: features [B, T, D], table None. classes: [B, 1, D] and [C, D]: of the first token
-        of an encoder (or the mean of all), of the last that is no padding of a decoder.
-        token_classes: [B, T, D] and [C, D]. spans: [B, T, D] and [2, D]. pooled: [B, 1, D], None:
-        BERT's pooler.
+        of an encoder (or the last, or the mean of all), of the last that is no padding of a
+        decoder. token_classes: [B, T, D] and [C, D]. spans: [B, T, D] and [2, D]. pooled:
+        [B, 1, D], None: BERT's pooler.
         """
         config = self.config
         if config.head in ("classes", "pooled"):
@@ -73,9 +73,10 @@ class Head(nn.Module):
 
     def _pooled(self, x: jax.Array, segments: jax.Array | None) -> jax.Array:
         """Return the vector [B, 1, D] of each row of x [B, T, D]."""
-        if self.config.topology != "encoder":
+        pool = self.config.head_layer.pool
+        if self.config.topology != "encoder" or pool == "last":
             return _last(x, segments)
-        if self.config.head_layer.pool == "first":
+        if pool == "first":
             return x[:, :1]
         real = jnp.ones(x.shape[:2], bool) if segments is None else segments > 0
         mean = jnp.mean(x, axis=1, keepdims=True, where=real[..., None], dtype=jnp.float32)

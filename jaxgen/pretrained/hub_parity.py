@@ -60,8 +60,8 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     Raises CheckpointError if they differ by more than rounding does.
     """
     length = min(LENGTH, config.context)
-    # A classifier of transformers' that is a decoder wants padding for more than one row.
-    rows = 1 if (config.topology, config.head) == ("decoder", "classes") else ROWS
+    # A classifier of transformers' that reads the last token wants padding for more than one row.
+    rows = 1 if (config.head, config.head_kind) == ("classes", "none") else ROWS
     tokens = np.random.default_rng(0).integers(0, config.V, (rows, length))
     pad = read_generation_config(hub)[0].pad_token_id
     if pad is not None:  # padding is no text: RoBERTa does not even count it as a position
@@ -153,9 +153,11 @@ def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     kind: Any = getattr(transformers, named, getattr(transformers, family.architecture))
     model = _opened(hub, "its model", kind, dtype=getattr(torch, dtype)).eval()
     ids = torch.from_numpy(tokens)
-    two = settings.is_encoder_decoder and named not in family.towers
+    two = config.topology == "encoder_decoder"
     # All of it is text, also what some models would take for padding.
-    more = {"attention_mask": torch.ones_like(ids)} | ({"decoder_input_ids": ids} if two else {})
+    more = {"attention_mask": torch.ones_like(ids)}
+    if two:
+        more |= {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         out = model(ids, **more)
     if "start_logits" in out:

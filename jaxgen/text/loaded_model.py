@@ -180,6 +180,12 @@ def require(model: LoadedModel, task: str, **fields: tuple[str, ...]) -> None:
             raise ConfigError(f"{task} needs {name}={' or '.join(values)}, but {name}={value}")
 
 
+def require_start(model: LoadedModel, task: str) -> None:
+    """Raise ConfigError for an encoder-decoder without an id that its decoder begins with."""
+    if model.config.topology == "encoder_decoder" and model.start is None:
+        raise ConfigError(f"{task} needs decoder_start_token_id in config.json: a decoder begins")
+
+
 def check_generates(model: LoadedModel) -> None:
     """Raise ConfigError unless a model gives next tokens."""
     config, where = model.config, model.home or "the model"

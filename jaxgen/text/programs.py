@@ -314,14 +314,7 @@ def class_scores(
     Classes exclude one another, unless the problem_type says otherwise or there is but one. An
     encoder-decoder reads a text with its encoder, and again after `start` with its decoder.
     """
-    memory, read = None, tokens
-    if config.topology == "encoder_decoder":
-        assert start is not None
-        memory = api.encode(params, config, tokens, segments=segments)
-        begin = jnp.full((len(tokens), 1), start, tokens.dtype)
-        read = jnp.concatenate([begin, tokens[:, :-1]], axis=1)
-    logits = _logits(params, config, read, segments, types=types, memory=memory)
-    logits = logits.astype(jnp.float32)
+    logits = _class_logits(params, config, tokens, segments, start, types=types)
     if problem_type == "regression":
         return logits
     if problem_type == "multi_label_classification" or config.classes == 1:
@@ -329,10 +322,25 @@ def class_scores(
     return jax.nn.softmax(logits)
 
 
-@partial(jax.jit, static_argnames="config")
-def token_probabilities(params, config: ModelConfig, tokens, segments) -> Float[Array, "B T V"]:
-    """Return the probability of each id at each place."""
-    return jax.nn.softmax(_logits(params, config, tokens, segments).astype(jnp.float32))
+@partial(jax.jit, static_argnames=("config", "start"))
+def token_probabilities(
+    params, config: ModelConfig, tokens, segments, start: int | None = None
+) -> Float[Array, "B T V"]:
+    """Return the probability of each id, or class, at each place; start: see `class_scores`."""
+    return jax.nn.softmax(_class_logits(params, config, tokens, segments, start))
+
+
+def _class_logits(
+    params, config: ModelConfig, tokens, segments, start: int | None, **more: Any
+) -> Float[Array, "..."]:
+    memory, read = None, tokens
+    if config.topology == "encoder_decoder":
+        assert start is not None
+        memory = api.encode(params, config, tokens, segments=segments)
+        begin = jnp.full((len(tokens), 1), start, tokens.dtype)
+        read = jnp.concatenate([begin, tokens[:, :-1]], axis=1)
+    logits = _logits(params, config, read, segments, memory=memory, **more)
+    return logits.astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames="config")

@@ -96,9 +96,9 @@ def right_outputs(kind: tuple[str, str], settings: dict) -> dict[str, np.ndarray
     else:
         logits = out.last_hidden_state if "last_hidden_state" in out else out.logits
     more = {} if "pooler_output" not in out else {"pooled": out.pooler_output.numpy()}
-    if model.config.is_encoder_decoder and "logits" in out:
+    if model.config.is_encoder_decoder and model.can_generate():
         more |= {"greedy": written(model), "asked": written(model, **cases.ASKED)}
-    states = out.decoder_hidden_states if model.config.is_encoder_decoder else out.hidden_states
+    states = out.get("decoder_hidden_states", out.get("hidden_states"))
     model.config.architectures = [name]
     about = {
         "config": json.loads(model.config.to_json_string()),

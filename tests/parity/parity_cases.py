@@ -459,6 +459,14 @@ SEQ2SEQ: dict[tuple[str, str], dict[str, dict]] = {
     ("m2m_100", "M2M100ForConditionalGeneration"): {"lm": BART},
     ("blenderbot", "BlenderbotForConditionalGeneration"): {"lm": ZERO},
     ("t5gemma", "T5GemmaForConditionalGeneration"): {"lm": T5GEMMA},
+    ("t5gemma", "T5GemmaForSequenceClassification"): {
+        "two towers": T5GEMMA | {"num_labels": 3},
+        "encoder": T5GEMMA | {"num_labels": 3, "is_encoder_decoder": False},
+    },
+    ("t5gemma", "T5GemmaForTokenClassification"): {
+        "two towers": T5GEMMA | {"num_labels": 5},
+        "encoder": T5GEMMA | {"is_encoder_decoder": False},
+    },
     ("blenderbot-small", "BlenderbotSmallForConditionalGeneration"): {"lm": ZERO},
 }
 DISTILBERT = _IDS | {"vocab_size": V, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4}
@@ -492,6 +500,14 @@ _OWN = {"share_att_key": False}
 ENCODER_VARIANTS: dict[tuple[str, str], dict[str, dict]] = {
     ("t5gemma", "T5GemmaEncoderModel"): {
         "alone": T5GEMMA | {"is_encoder_decoder": False, "encoder": _TOWER | _WIDE},
+    },
+    ("t5gemma", "T5GemmaForSequenceClassification"): {
+        "alone, one class": T5GEMMA
+        | {"is_encoder_decoder": False, "encoder": _TOWER | _WIDE, "num_labels": 1},
+        "unequal": T5GEMMA | {"encoder": _TOWER | _WIDE},
+    },
+    ("t5gemma", "T5GemmaForTokenClassification"): {
+        "unequal": T5GEMMA | {"encoder": _TOWER | _WIDE},
     },
     ("distilbert", "DistilBertForMaskedLM"): {"relu": DISTILBERT | {"activation": "relu"}},
     ("camembert", "CamembertForMaskedLM"): {"mlm": BERT | {"pad_token_id": 1}},

@@ -122,8 +122,24 @@ def test_each_task_says_which_one_fits_the_model(model):
     other = replace(model, config=model.config.replace(head="spans", classes=None))
     with pytest.raises(ConfigError, match="head=token_classes, but head=spans"):
         tasks.classify_tokens(other, ["Ada"])
-    with pytest.raises(ConfigError, match="topology=encoder_decoder has two"):
-        model.config.replace(topology="encoder_decoder")
+
+
+def test_two_towers_read_a_text_again_after_the_start(tmp_path):
+    config = jaxgen.ModelConfig(
+        vocab_size=259, context=16, layers=1, d_model=8, heads=2,
+        topology="encoder_decoder", head="token_classes", classes=3,
+    )  # fmt: skip
+    model = LoadedModel(config, random_params(config), Bytes(), 258)
+    ids = model.ids("abc")
+    memory = jaxgen.encode(model.params, config, [ids])
+    logits = jaxgen.apply(model.params, config, [[258, *ids[:-1]]], memory=memory).logits[0]
+    logits = logits[ids.index(97) :][:3]
+    wanted = np.exp(logits - logits.max(-1, keepdims=True))
+    wanted = (wanted / wanted.sum(-1, keepdims=True)).max(-1)
+    (found,) = tasks.classify_tokens(model, ["abc"], aggregation="none")
+    np.testing.assert_allclose([one.score for one in found], wanted, atol=1e-5)
+    with pytest.raises(ConfigError, match="classify_tokens needs decoder_start_token_id"):
+        tasks.classify_tokens(replace(model, start=None), ["abc"])
 
 
 def test_a_folder_of_transformers_and_the_verb_find_entities(tmp_path, capsys, monkeypatch):

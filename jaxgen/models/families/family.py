@@ -60,24 +60,22 @@ class Family:
 
     prefix: what the names of a model without a head lack. layer: what comes before the names of
     `layer_rows`, {} for the number; of weights that layers share, that of their set and of the
-    layer in it. sizes: our field -> their key. choices: fields of ours that
-    all of the family share. defaults: what transformers takes for a key that config.json leaves
-    out. aliases: other names that it takes for a key; inherited: the key whose value one has that
-    is absent or null. only: their keys of which we know these values alone; the first is written.
-    other_rows: of a layer, as
-    some files have them in place of those with the same parameters. copies: tensors
-    that some files hold although they are another one. heads: architectures beside the first, and
-    the heads they have. towers: those that are one tower of two. moved: the prefix of models with a
-    certain head, if
-    another. labels: classes where config.json tells no number. compute: the compute_dtype of a
-    param_dtype, where its own range is too small for the hidden states. absent: what is written
-    for special tokens that a model lacks, if transformers wants a number. Fields in a group
-    of ours have names with dots, such as rope.theta. library: what computes the
-    same; a folder of another than transformers is written only if its family is named. renamed:
-    other beginnings of names in files of several models, and patterns of what is left out of these,
-    see `multimodal`. flat: from a config.json with parts to one without them, which it leaves
-    alone; deep: the way back. called: their keys as a file of another format calls them, for
-    messages.
+    layer in it. sizes: our field -> their key. choices: fields of ours that all of the family
+    share. defaults: what transformers takes for a key that config.json leaves out. aliases: other
+    names that it takes for a key; inherited: the key whose value one has that is absent or null.
+    only: their keys of which we know these values alone; the first is written. other_rows: of a
+    layer, as some files have them in place of those with the same parameters. copies: tensors that
+    some files hold although they are another one. heads: architectures beside the first, and the
+    heads they have. towers: those that are one tower of two; None: one or both, by a quirk. moved:
+    the prefix of models with a certain head, if another. labels: classes where config.json tells no
+    number. compute: the compute_dtype of a param_dtype, where its own range is too small for the
+    hidden states. absent: what is written for special tokens that a model lacks, if transformers
+    wants a number. Fields in a group of ours have names with dots, such as rope.theta. library:
+    what computes the same; a folder of another than transformers is written only if its family is
+    named. renamed: other beginnings of names in files of several models, and patterns of what is
+    left out of these, see `multimodal`. flat: from a config.json with parts to one without them,
+    which it leaves alone; deep: the way back. called: their keys as a file of another format calls
+    them, for messages.
     """
 
     model_type: str
@@ -98,7 +96,7 @@ class Family:
     ignored_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
-    towers: Mapping[str, Topology] = field(default_factory=dict)
+    towers: Mapping[str, Topology | None] = field(default_factory=dict)
     head_rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     moved: Mapping[str, str] = field(default_factory=dict)
     labels: int = 2
@@ -113,9 +111,10 @@ class Family:
     deep: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     called: Mapping[str, str] = field(default_factory=dict)
 
-    def topology(self, architecture: str) -> Topology:
-        """Return the towers that a model of an architecture has."""
-        return self.towers.get(architecture, self.choices.get("topology", "decoder"))
+    def can_be(self, architecture: str, topology: Topology) -> bool:
+        """Return whether a model of an architecture can have these towers."""
+        own = self.towers.get(architecture, self.choices.get("topology", "decoder"))
+        return own in (None, topology)
 
     def head_of(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields that config.json's architectures stand for."""
@@ -126,8 +125,8 @@ class Family:
             raise CheckpointError(f"architectures={named!r:.80} is not known here; known: {known}")
         head = heads[named[0]]
         fields = {"head": head}
-        if named[0] in self.towers:
-            fields["topology"] = self.towers[named[0]]
+        if tower := self.towers.get(named[0]):
+            fields["topology"] = tower
         if head not in ("classes", "token_classes"):
             return fields
         labels = theirs.get("id2label")
@@ -139,7 +138,7 @@ class Family:
         own = self.head_of(theirs)
         towers = own.get("topology", self.choices.get("topology", "decoder"))
         heads = {self.architecture: "lm"} | dict(self.heads)
-        named = [n for n, h in heads.items() if h == head and self.topology(n) == towers]
+        named = [n for n, h in heads.items() if h == head and self.can_be(n, towers)]
         if own["head"] == head or not named:
             return theirs
         return {**theirs, "architectures": named[:1]}
@@ -152,7 +151,7 @@ class Family:
         named = [
             name
             for name, head in heads.items()
-            if head in wanted and self.topology(name) == config.topology
+            if head in wanted and self.can_be(name, config.topology)
         ]
         if not named:
             raise CheckpointError(

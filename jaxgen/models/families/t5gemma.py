@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxgen.models.families import decoders, gemma2, two_parts
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, dropout
+from jaxgen.models.families.quirks import ATTENTION_BIAS, TIED, dropout, token_classes
 from jaxgen.models.families.ropes import ROPE
 from jaxgen.models.families.rows import Row, linear, norm
 
@@ -25,8 +25,13 @@ DEFAULTS = {**gemma2.FAMILY.defaults, "dropout_rate": 0.0, "attention_dropout": 
 FAMILY = Family(
     model_type="t5gemma",
     architecture="T5GemmaForConditionalGeneration",
-    heads={"T5GemmaModel": "none", "T5GemmaEncoderModel": "none"},
-    towers={"T5GemmaEncoderModel": "encoder"},
+    heads=decoders.heads("T5Gemma", "classes", "token_classes") | {"T5GemmaEncoderModel": "none"},
+    towers={
+        "T5GemmaEncoderModel": "encoder",
+        "T5GemmaForSequenceClassification": None,
+        "T5GemmaForTokenClassification": None,
+    },
+    head_rows=dict.fromkeys(("classes", "token_classes"), token_classes("score.out_proj")),
     **two_parts.FIELDS,
     prefix="model.",
     layer="model.decoder.layers.{}.",
@@ -39,6 +44,7 @@ FAMILY = Family(
     quirks=(
         *(TIED, ROPE, ATTENTION_BIAS, two_parts.WINDOWS, two_parts.TOWERS, gemma2.QUERY),
         dropout(("dropout_rate",), "attention_dropout"),
+        two_parts.LAST,
     ),
     rows=(
         Row("model.encoder.embed_tokens.weight", ("encoder/embed/tokens",), "V,D"),

@@ -24,7 +24,7 @@ SIZES = {
 # Of a part: what both may say in a way of their own, and what the whole says.
 OWN = {"layer_types", "is_decoder", "cross_attention_hidden_size", *SIZES.values(), *NEUTRAL}
 WHOLE = {"architectures", "model_type", "is_encoder_decoder", "vocab_size", "dropout_rate"}
-WHOLE |= {"attention_dropout", "tie_word_embeddings"}
+WHOLE |= {"attention_dropout", "tie_word_embeddings", "id2label", "label2id"}
 
 
 KEYS = {key: f"encoder_{key}" for key in SIZES.values()}  # of a part -> the encoder's, once flat
@@ -101,13 +101,19 @@ def _write_windows(config: ModelConfig) -> dict[str, Any]:
 
 
 def _read_towers(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    names = theirs.get("architectures") or [""]
-    if theirs["is_encoder_decoder"] is str(names[0]).endswith("EncoderModel"):
+    names, both = theirs.get("architectures") or [""], theirs["is_encoder_decoder"]
+    alone = str(names[0]).endswith("EncoderModel")
+    if type(both) is not bool or (not str(names[0]).endswith("Classification") and both is alone):
         raise CheckpointError(
-            f"is_encoder_decoder={theirs['is_encoder_decoder']} with architectures={names!r:.60}: "
-            f"an encoder alone has false, and no other has"
+            f"is_encoder_decoder={both!r:.40} with architectures={names!r:.60}: an encoder alone "
+            f"has false, a classifier has either, and all others have true"
         )
-    return {}
+    return {"topology": "encoder_decoder" if both else "encoder"}
+
+
+def _read_last(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    pool = "first" if theirs["is_encoder_decoder"] else "last"  # a decoder has no other
+    return {"head_layer.kind": "none", "head_layer.pool": pool}
 
 
 WINDOWS = Quirk(MOST_WINDOWS.keys, _read_windows, _write_windows)
@@ -116,6 +122,8 @@ TOWERS = Quirk(
     _read_towers,
     lambda config: {"is_encoder_decoder": config.topology == "encoder_decoder"},
 )
+# The class of a text is that of its last token, without a dense layer.
+LAST = Quirk((), _read_last, lambda config: {}, heads=("classes",))
 # Of a Family.
 FIELDS: dict[str, Any] = {
     "flat": flat,

@@ -12,7 +12,14 @@ from jaxgen.errors import ConfigError
 from jaxgen.pretrained.pooling import read_pooling
 from jaxgen.text import programs
 from jaxgen.text.batches import Progress, by_length, pad
-from jaxgen.text.loaded_model import LoadedModel, Overflow, check_list, encode_texts, require
+from jaxgen.text.loaded_model import (
+    LoadedModel,
+    Overflow,
+    check_list,
+    encode_texts,
+    require,
+    require_start,
+)
 from jaxgen.tokens.marks import MASKS, mask_of, text_or_name
 from jaxgen.tokens.pair import pairs
 
@@ -36,8 +43,7 @@ def classify(
     check_list(texts)
     names = model.labels or tuple(str(i) for i in range(model.config.classes or 0))
     results: list[list[tuple[str, float]]] = [[] for _ in texts]
-    if model.config.topology == "encoder_decoder" and model.start is None:
-        raise ConfigError("classify needs decoder_start_token_id in config.json: a decoder begins")
+    require_start(model, "classify")
     rows, types = _rows(model, texts, overflow)
     num_types = model.config.embed.types
     problem = model.generation_config.problem_type

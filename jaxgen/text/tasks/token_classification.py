@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from jaxgen.text import programs
 from jaxgen.text.batches import Progress, by_length
-from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require
+from jaxgen.text.loaded_model import LoadedModel, Overflow, encode_texts, require, require_start
 from jaxgen.tokens.pair import TokenSpan, locate
 
 Aggregation = Literal["none", "simple", "first", "average", "max"]
@@ -56,12 +56,13 @@ def classify_tokens(
       ConfigError: for a model without such a head, or a text that is empty or too long.
     """
     require(model, "classify_tokens", head=("token_classes",))
+    require_start(model, "classify_tokens")
     names = model.labels or tuple(f"LABEL_{i}" for i in range(model.config.classes or 0))
     results: list[list[Entity]] = [[] for _ in texts]
     rows, before = encode_texts(model, texts, overflow), len(model.around[0])
     for numbers, tokens, segments in by_length(rows, batch, model.config.longest, progress):
         probs = np.asarray(
-            programs.token_probabilities(model.params, model.config, tokens, segments)
+            programs.token_probabilities(model.params, model.config, tokens, segments, model.start)
         )
         for row, number in enumerate(numbers):
             spans = locate(model.tokenizer, texts[number])
