@@ -40,11 +40,12 @@ FLOORS = {
     5: ["tokens", "data", "store", "decoding", "measure", "profile", "adapters", "privacy"],
     6: ["train", "pretrained", "safety"],
     7: ["text"],
-    8: ["run"],
-    9: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain"],
-    10: ["examples"],
-    11: ["cli"],
-    12: ["__main__", "__init__"],
+    8: ["knowledge"],
+    9: ["run"],
+    10: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain"],
+    11: ["examples"],
+    12: ["cli"],
+    13: ["__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
