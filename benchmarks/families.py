@@ -69,7 +69,8 @@ def others(family: str) -> Iterator[tuple[float, float]]:
                 tokens, segments, real = cases.TARGETS, None, np.ones(cases.TARGETS.shape, bool)
             taps = ("*/out",)
             out = jaxgen.apply(params, config, tokens, segments=segments, memory=memory, taps=taps)
-            logits = np.asarray(out.hidden if out.logits is None else out.logits) - want["logits"]
+            logits = np.asarray(out.hidden if out.logits is None else out.logits)
+            logits = logits.reshape(want["logits"].shape) - want["logits"]  # one logit, no axis
             hidden = parity_run.states(config, out) - want["hidden"][1:]
             logits = logits if config.head == "classes" else logits[real]
             yield float(np.abs(logits).max()), float(np.abs(hidden[:, real]).max())
