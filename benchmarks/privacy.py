@@ -2,9 +2,12 @@
 
     python benchmarks/privacy.py step            # GPT-2 6x384: ghost norms and vmap beside plain
     python benchmarks/privacy.py text FILE       # bits per byte of a text at epsilon 2, 8, 32, none
+    python benchmarks/privacy.py lora FILE       # the same for LoRA on a model (--model smollm2)
 
 Rounds of the steps alternate in one process; time is the least of them, memory what the compiler
 plans for temporaries beside the state. A text is trained on in short runs, a row of it a unit.
+Each epsilon is written down as soon as it is measured (results/privacy_NAME.json, and drawn as
+.png), and one that is there for the same settings is not measured again.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
+import sides
 
 import jaxgen
 from jaxgen import tree
@@ -81,33 +86,90 @@ def measure_steps(rows: int, context: int, vocab: int, rounds: int, names: list[
         )
 
 
-def measure_text(path: Path, count: int) -> None:
-    """Print the validation's bits per byte of short runs at each epsilon."""
-    for epsilon in (None, 32.0, 8.0, 2.0):
-        sections = {
-            "model": {"context": 64, "layers": 2, "d_model": 96, "heads": 3, "positions": "rope"},
-            "tokenizer": {"kind": "bytes"},
-            "data": {"files": [str(path)], "split": "tail", "valid_fraction": 0.02},
-            "train": {
-                "steps": count,
-                "batch": 128,
-                "learning_rate": 3e-3,
-                "warmup": 20,
-                "validate_every": count,
-                "track": [],
-            },
-            "checkpoint": {"every": count},
-        }
-        if epsilon is not None:
-            private = {"epsilon": epsilon, "delta": 1e-5, "unit": "row", "clip": 0.5}
-            sections["train"]["privacy"] = private
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name) / "run"
-            train(build_settings(sections), folder, cache=Path(name) / "cache")
-            rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-            last = [row for row in rows if row["kind"] == "valid"][-1]
-        told = "none" if epsilon is None else f"{epsilon:g}"
-        print(f"epsilon {told:5} {last['bits_per_byte']:.3f} bits per byte", flush=True)
+def scratch(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a small model of a text's bytes."""
+    model = {"context": args.context, "layers": 2, "d_model": 64, "heads": 2, "positions": "rope"}
+    return {
+        "model": model,
+        "tokenizer": {"kind": "bytes"},
+        "train": {"learning_rate": 4e-3, "warmup": 20, "beta2": 0.95},
+    } | common(path, args)
+
+
+def lora(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of LoRA on a pretrained model."""
+    return {
+        "init_from": args.model,
+        "adapter": {"kind": "lora", "rank": 8},
+        "model": {"context": args.context},
+        "train": {"learning_rate": 1e-3, "warmup": 3},
+    } | common(path, args)
+
+
+def common(path: Path, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "data": {"files": [str(path)], "split": "tail", "valid_fraction": args.valid,
+                 "test_fraction": 0.0},
+        "checkpoint": {"every": args.steps},
+    }  # fmt: skip
+
+
+def bits(sections: dict[str, Any], epsilon: float | None, args: argparse.Namespace) -> float:
+    """Return the validation's bits per byte of a run at an epsilon; None: not private."""
+    own = {"steps": args.steps, "batch": args.rows, "validate_every": args.steps, "track": []}
+    if epsilon is not None:
+        private = {"epsilon": epsilon, "delta": 1e-5, "unit": "row", "clip": 0.5}
+        own["privacy"] = private | {"expected": round(args.rows / 1.28)}
+    sections = sections | {"train": sections["train"] | own}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        train(build_settings(sections), folder, cache=Path(name) / "cache")
+        rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [row for row in rows if row["kind"] == "valid"][-1]["bits_per_byte"]
+
+
+def measure_text(path: Path, args: argparse.Namespace) -> None:
+    """Write the bits per byte at each epsilon, and draw them."""
+    sections = {"text": scratch, "lora": lora}[args.verb](path, args)
+    name = f"privacy_{args.verb}" + ("" if args.verb == "text" else f"_{args.model}")
+    about = {"settings": {n: str(x) for n, x in vars(args).items() if n != "epsilons"}}
+    results = sides.RESULTS / f"{name}.json"
+    figures = json.loads(results.read_text()) if results.exists() else {}
+    measured = figures["bits_per_byte"] if figures.get("settings") == about["settings"] else {}
+    for epsilon in args.epsilons:
+        key = "none" if epsilon is None else f"{epsilon:g}"
+        if key not in measured:
+            measured[key] = round(bits(sections, epsilon, args), 4)
+        print(f"epsilon {key:5} {measured[key]:.3f} bits per byte", flush=True)
+        figures = about | {"bits_per_byte": measured, "environment": sides.environment()}
+        sides.write(name, figures)
+    draw(measured, sides.RESULTS / f"{name}.png", path.name)
+
+
+def draw(measured: dict[str, float], png: Path, title: str) -> None:
+    """Draw bits per byte by epsilon, with a line for what is not private."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    private = sorted((float(key), value) for key, value in measured.items() if key != "none")
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    axes.plot(*zip(*private, strict=True), marker="o", label="private")
+    if "none" in measured:
+        axes.axhline(measured["none"], color="#7b8794", linestyle="--", label="not private")
+    axes.set(xscale="log", xlabel="epsilon (delta 1e-5, a row is a unit)",
+             ylabel="bits per byte, validation", title=title)  # fmt: skip
+    axes.set_xticks([x for x, _ in private], [f"{x:g}" for x, _ in private])
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(png)
+
+
+def epsilon_of(word: str) -> float | None:
+    return None if word == "none" else float(word)
 
 
 def main() -> None:
@@ -117,14 +179,20 @@ def main() -> None:
     for name, value in (("rows", 8), ("context", 256), ("vocab", 512), ("rounds", 3)):
         step.add_argument(f"--{name}", type=int, default=value)
     step.add_argument("--steps", nargs="+", default=["plain", "ghost", "vmap"])
-    text = verbs.add_parser("text")
-    text.add_argument("file", type=Path)
-    text.add_argument("--steps", type=int, default=200)
+    for verb, steps, rows, context in (("text", 250, 256, 64), ("lora", 30, 32, 32)):
+        text = verbs.add_parser(verb)
+        text.add_argument("file", type=Path)
+        text.add_argument("--epsilons", nargs="+", type=epsilon_of, default=[None, 32.0, 8.0, 2.0])
+        for name, value in (("steps", steps), ("rows", rows), ("context", context)):
+            text.add_argument(f"--{name}", type=int, default=value)
+        text.add_argument("--valid", type=float, default=0.02, help="part that is validated on")
+        if verb == "lora":
+            text.add_argument("--model", default="smollm2")
     args = parser.parse_args()
     if args.verb == "step":
         measure_steps(args.rows, args.context, args.vocab, args.rounds, args.steps)
     else:
-        measure_text(args.file, args.steps)
+        measure_text(args.file, args)
 
 
 if __name__ == "__main__":

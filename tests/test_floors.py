@@ -42,7 +42,7 @@ FLOORS = {
     7: ["text"],
     8: ["knowledge"],
     9: ["run"],
-    10: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain"],
+    10: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain", "audit"],
     11: ["examples"],
     12: ["cli"],
     13: ["__main__", "__init__"],

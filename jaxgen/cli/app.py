@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 import jaxgen
 from jaxgen.cli import (
     answer,
+    audit,
     bench,
     bias,
     card,
@@ -89,6 +90,7 @@ VERBS = (
     (forget.forget, "forget", "USER [--users DIR]"),
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (card.card, "card", "RUN [--license NAME] [--reviewed ITEM=NOTE ...] [--out FILE]"),
+    (audit.audit, "audit", "RUN [--shadows N] [OPTIONS]"),
     (explain.explain, "explain", "RUN --prompt TEXT [--target TEXT] [OPTIONS]"),
     (measure.measure, "measure", "TEXTS [--references FILE] [OPTIONS]"),
     (translate.translate, "translate", "RUN [TEXT ...] [OPTIONS]"),

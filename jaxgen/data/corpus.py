@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -224,6 +224,7 @@ def _key(
         [form, settings.sides, list(labels)],
     ]
     parts += [cuts] if cuts[0] else []
+    parts += [astuple(settings.canaries)] if settings.canaries.number else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

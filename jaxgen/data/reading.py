@@ -94,6 +94,11 @@ def documents(
 
 def check_form(settings: DataSettings, form: Form) -> None:
     """Raise ConfigError if the settings name no text, or none of the form that is wanted."""
+    if settings.canaries.number and form != "text":
+        raise ConfigError(
+            f"data.canaries.number={settings.canaries.number} plants plain text, not {form}; take "
+            f"objective.name=causal, or leave it out"
+        )
     if settings.corpus:
         if settings.corpus not in CORPORA[form]:
             able = ", ".join(CORPORA[form]) or "no other corpus"

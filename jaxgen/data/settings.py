@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from jaxgen import arguments
+from jaxgen.data.canaries import CanarySettings
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
 
@@ -58,6 +60,7 @@ class DataSettings:
         "a malformed file, line or row ends the run, or is skipped and counted", "stop"
     )
     workers: int = option("processes that make batches; 0: a thread of this one", 0)
+    canaries: CanarySettings = dataclasses.field(default_factory=CanarySettings)
 
     def __post_init__(self) -> None:
         if self.corpus and self.files:

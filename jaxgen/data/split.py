@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
+from jaxgen.data.canaries import canary_documents
 from jaxgen.data.document import Document
 from jaxgen.data.messages import words_of
 from jaxgen.data.reading import documents
@@ -23,7 +24,8 @@ def assigned(
     hash: a document's sha256 decides, so that equal texts are never on both sides and new
     documents move none of the old. tail: all text in a row is cut at two characters, train first,
     then valid, then test; a document that lies across a cut becomes two, but for one with a
-    target: of those the documents are counted. valid_files and test_files follow as they are.
+    target: of those the documents are counted. valid_files and test_files follow as they are, and
+    canaries as training text.
     """
     if split_kind(settings, form) == "hash":
         for document in documents(settings, tally, form=form):
@@ -34,6 +36,8 @@ def assigned(
         if files:
             for document in documents(settings, tally, form=form, files=files):
                 yield split, document
+    for document in canary_documents(settings.canaries):
+        yield "train", document
 
 
 def split_kind(settings: DataSettings, form: Form) -> Literal["hash", "tail"]:

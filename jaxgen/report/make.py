@@ -12,11 +12,12 @@ from typing import Any
 from jaxgen import files
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.pretrained.model import load
+from jaxgen.privacy.page import read_audit
 from jaxgen.report import collect, generators, page
 from jaxgen.report.collect import Plan, Text
 from jaxgen.report.metrics import METRICS, SCHEMA
 from jaxgen.run import facts, inputs
-from jaxgen.run.folder import TOKENIZER, existing_settings
+from jaxgen.run.folder import AUDIT, TOKENIZER, existing_settings
 from jaxgen.text import tasks
 from jaxgen.text.loaded_model import open_model
 from jaxgen.tokens import load as load_tokenizer
@@ -75,6 +76,7 @@ def make_report(
             for name, estimates in figures.items()
         },
         "samples": _samples(text, prompts, texts),
+        "audits": [one for run in runs if (one := read_audit(run / AUDIT)) is not None],
         "environment": facts.environment(),
     }
 
@@ -90,6 +92,7 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(raw)
         if report["format"] > FORMAT:
             raise DataError(f"{path} has format {report['format']}, which needs a newer jaxgen")
+        report.setdefault("audits", [])  # before `jaxgen audit` there were none
         page.html(report)
         return {key: report[key] for key in ("format", "schema", *SCHEMA)}
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

@@ -97,5 +97,6 @@ SCHEMA = {
     "the true continuations themselves",
     "metrics": "key -> {axis, title, better, about, extra: what has to be installed for it}",
     "samples": "list of {prompt, texts: name -> continuation}",
+    "audits": "what `jaxgen audit` has written of each run; one that was not audited has none",
     "environment": "versions, devices, cores",
 }

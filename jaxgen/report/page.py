@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from jaxgen.html_page import document
+from jaxgen.privacy import page as privacy_page
 from jaxgen.report.metrics import METRICS, Metric, left_out
 from jaxgen.report.table import AXES, best, show
 
@@ -49,8 +50,11 @@ def html(report: dict[str, Any]) -> str:
         parts.append(
             f"<h2>{axis.capitalize()}</h2><p>{AXIS[axis]}</p><div class=grid>{cards}</div>"
         )
-    parts += [_samples(report, color), _facts(report)]
-    return document("jaxgen report", parts, style=STYLE)
+    parts.append(_samples(report, color))
+    for audit in report["audits"]:
+        parts += privacy_page.section(audit)
+    parts.append(_facts(report))
+    return document("jaxgen report", parts, style=STYLE + privacy_page.STYLE)
 
 
 def _legend(report: dict[str, Any], color: dict[str, str]) -> str:

@@ -25,9 +25,10 @@ PROFILE = "profile"
 ENVIRONMENT = "env.json"
 TEACHER = "teacher.json"
 CARD = "privacy.json"
+AUDIT = "audit"  # a folder
 # What a run writes beside its config and checkpoints.
 WRITTEN = (TOKENIZER, ENVIRONMENT, PROFILE, METRICS, TIMES, "log.txt")
-WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT, TEACHER, CARD)
+WRITTEN += ("loss.png", "events", "samples", GENERATION, CHAT, TEACHER, CARD, AUDIT)
 CRASH = "crash-"
 
 
