@@ -82,7 +82,7 @@ def canary_documents(settings: CanarySettings) -> Iterator[Document]:
     """Yield what is added to the training text; each secret is a source of its own."""
     for i, (text, inside) in enumerate(zip(canary_texts(settings), planted(settings), strict=True)):
         for _ in range(settings.repeats if inside else 0):
-            yield Document(text, f"canary {i}")
+            yield Document(text, f"canary {i}", user=f"canary {i}")
 
 
 def _texts(settings: CanarySettings, kind: str, count: int, but: frozenset[str]) -> list[str]:

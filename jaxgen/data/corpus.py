@@ -224,6 +224,7 @@ def _key(
         [form, settings.sides, list(labels)],
     ]
     parts += [cuts] if cuts[0] else []
+    parts += [["user", settings.user]] if settings.user is not None else []
     parts += [astuple(settings.canaries)] if settings.canaries.number else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -243,6 +244,7 @@ def _write(
         for split in SPLITS
     }
     origins: dict[str, list[list]] = {split: [] for split in SPLITS}
+    users: dict[str, list[list]] = {split: [] for split in SPLITS}
     text, tally, total = hashlib.sha256(), Tally(), _total(settings, form)
     coded = Labelled(tokenizer, tuple(labels)) if form == "classes" else tokenizer
     waiting, notes = deque[list[Document]](), Counter[str]()
@@ -252,7 +254,10 @@ def _write(
             whole = waiting.popleft()
             for number, reason, line in chunk.refused:
                 refuse(settings, tally, Bad(reason, f"{whole[number].place}: {line}"))
-            _note(origins[chunk.split], whole, chunk.counts)
+            _note(origins[chunk.split], [one.source for one in whole], whole, chunk.counts)
+            if settings.user is not None:
+                whose = [one.user or one.source for one in whole]
+                _note(users[chunk.split], whose, whole, chunk.counts)
             notes.update(chunk.notes)
             writers[chunk.split].add(chunk.ids, chunk.lengths, chunk.text_bytes)
             if progress:
@@ -268,6 +273,8 @@ def _write(
         progress(total, total)
     for split in SPLITS:
         files.write_json(draft / f"{split}.sources.json", origins[split])
+        if settings.user is not None:
+            files.write_json(draft / f"{split}.users.json", users[split])
     about = {
         "format": FORMAT,
         "digest": text.hexdigest(),
@@ -312,15 +319,15 @@ def _chunks(
         yield from chunks_of(split)
 
 
-def _note(runs: list[list], documents: list[Document], counts: list[int]) -> None:
-    """Add to `runs` of [source, documents of it in a row]; counts: of each text."""
+def _note(runs: list[list], names: list[str], documents: list[Document], counts: list[int]) -> None:
+    """Add to `runs` of [name, documents of it in a row]; counts: of each text."""
     numbers = iter(counts)
-    for document in documents:
+    for name, document in zip(names, documents, strict=True):
         size = sum(next(numbers) for _ in document.texts)
-        if runs and runs[-1][0] == document.source:
+        if runs and runs[-1][0] == name:
             runs[-1][1] += size
         else:
-            runs.append([document.source, size])
+            runs.append([name, size])
 
 
 def _total(settings: DataSettings, form: Form) -> int:

@@ -85,6 +85,8 @@ def documents(
             yield document
         return
     keys: Keys = settings.sides or (settings.field,)
+    if settings.user_field is not None:
+        keys = (settings.field, settings.user_field)
     if form in RECORDS_OF:
         keys = Whole(form, MAIN_FIELDS.get(form) or messages_field(settings.field))
     read = split_sources(settings).train if files is None else sources(files, settings.sides)
@@ -94,6 +96,15 @@ def documents(
 
 def check_form(settings: DataSettings, form: Form) -> None:
     """Raise ConfigError if the settings name no text, or none of the form that is wanted."""
+    if settings.user is not None and form != "text":
+        raise ConfigError(
+            f"data.user={settings.user} needs plain text, not {form}; leave it out, and take "
+            f"objective.name=causal for users"
+        )
+    if settings.corpus and settings.user_field is not None:
+        raise ConfigError(
+            f"data.corpus={settings.corpus} has no field {settings.user!r} for data.user; take file"
+        )
     if settings.canaries.number and form != "text":
         raise ConfigError(
             f"data.canaries.number={settings.canaries.number} plants plain text, not {form}; take "
@@ -140,15 +151,28 @@ def _of_source(
                 if path.stat().st_size == 0:
                     raise Bad("empty file", f"{path} is empty")
             read = READERS.get(kind_of(source[0]), _text_file) if len(source) == 1 else _parallel
+            if settings.user_field is not None and read is _text_file:
+                raise ConfigError(
+                    f"data.user={settings.user} is a field of records, but {source[0]} is plain "
+                    f"text; take file or folder"
+                )
             for texts in read(source, keys, tally, bad):
                 if isinstance(keys, Whole):
                     yield Document(texts[0], str(source[0]), place=texts[1])
+                elif all(texts) and settings.user is not None:
+                    yield Document(texts[0], str(source[0]), user=_user(source[0], texts, settings))
                 elif all(texts):
                     yield Document(texts[0], str(source[0]), *texts[1:])
                 else:
                     tally.skipped["empty text"] += 1
         except Bad as error:  # what ends the file, not one record of it
             bad(error)
+
+
+def _user(path: Path, texts: tuple[str, ...], settings: DataSettings) -> str:
+    if settings.user_field is not None:
+        return texts[1]
+    return str(path if settings.user == "file" else path.parent)
 
 
 def _parallel(source: Source, keys: Keys, tally: Tally, bad: Callable) -> Iterator[tuple[str, ...]]:

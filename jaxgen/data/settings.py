@@ -16,6 +16,7 @@ WHOLE = ("messages", "preferences", "feedback", "prompts")  # forms of records, 
 FIELD = "text"
 MESSAGES = "messages"  # the field of chats, unless another is named
 FRACTION = 0.05
+PLACES = ("file", "folder")  # whose a document may be, beside a field of its record
 FEW = 20  # documents, of which a hash might leave a split none
 
 
@@ -43,6 +44,11 @@ class DataSettings:
     )
     field: str = option(
         "key of the text in .jsonl and .parquet files; objective.name=chat: messages", FIELD
+    )
+    user: str | None = option(
+        "whose a document is, for train.federated and train.privacy.unit=user: file, folder, or a "
+        "field of the records; null: unknown",
+        None,
     )
     split: Literal["auto", "hash", "tail"] = option(
         f"hash: whole documents by their sha256; tail: the last of the text; auto: tail for fewer "
@@ -72,6 +78,8 @@ class DataSettings:
                 raise ConfigError(f"{name} holds an empty glob; remove it")
         if not self.field:
             raise ConfigError("field='' names no key; write the key that holds the text")
+        if self.user == "":
+            raise ConfigError("user='' names nobody; give file, folder or a field, or null")
         self._check_sides()
         self._check_split()
         if self.workers < 0:
@@ -108,6 +116,11 @@ class DataSettings:
                 f"valid_fraction={valid} + test_fraction={test} leave "
                 f"nothing to train on; their sum must be less than 1"
             )
+
+    @property
+    def user_field(self) -> str | None:
+        """The field of a record that says whose it is; None where none does."""
+        return None if self.user in PLACES else self.user
 
     @property
     def fractions(self) -> tuple[float, float]:

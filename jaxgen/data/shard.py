@@ -67,6 +67,28 @@ class TokenShard:
         return _reopen, (self.path, self.digest)
 
 
+@dataclass(frozen=True, eq=False)
+class Regrouped(TokenShard):
+    """A shard with its documents in another order, in memory; `regroup` makes it."""
+
+    shard: TokenShard | None = None
+    order: np.ndarray | None = None
+
+    def __reduce__(self) -> Any:
+        return regroup, (self.shard, self.order)
+
+
+def regroup(shard: TokenShard, order: np.ndarray) -> Regrouped:
+    """Return a shard's documents in an order: of all their numbers, each once."""
+    offsets = shard.offsets.astype(np.int64)
+    sizes = np.diff(offsets)[order]
+    begins = np.concatenate([[0], np.cumsum(sizes)])
+    places = np.arange(begins[-1]) + np.repeat(offsets[:-1][order] - begins[:-1], sizes)
+    own = {name: getattr(shard, name) for name in TokenShard.__dataclass_fields__}
+    own |= {"tokens": np.asarray(shard.tokens)[places], "offsets": begins.astype(np.uint64)}
+    return Regrouped(**own, shard=shard, order=order)
+
+
 def open_shard(
     path: Path,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from jaxgen.data.canaries import canary_documents
@@ -82,7 +83,7 @@ def _tail(
         for split, end in ends.items():
             part = document.text[max(begin, offset) - begin : max(end - begin, 0)]
             if offset < end and part:
-                yield split, Document(part, document.source)
+                yield split, replace(document, text=part)
                 offset += len(part)
 
 

@@ -19,10 +19,10 @@ from jaxgen.data.pack import Batch, check_room, cut, share
 from jaxgen.data.pairs import Packed
 from jaxgen.data.random import stream_keys, uniform
 from jaxgen.data.rows import AS_IT_LIES, Maker, NextTokens, Rows
-from jaxgen.data.shard import TokenShard
+from jaxgen.data.shard import TokenShard, regroup
 from jaxgen.errors import ConfigError, DataError
 
-Unit = Literal["document", "file", "row"]
+Unit = Literal["document", "file", "row", "user"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,10 @@ def unit_rows(objective: Maker, shard: TokenShard, *, context: int, seed: int, u
     rows = objective(shard, context=context, seed=seed, ordered=True)
     if isinstance(rows, NextTokens):
         check_room(shard, context, whole_row=False)
-        begins, ends = SPANS[unit](shard, context)
+        if unit == "user":
+            shard, begins, ends = by_user(shard)
+        else:
+            begins, ends = SPANS[unit](shard, context)
         return Spans(shard, context, f"private {unit}", begins, ends)
     if unit != "document":
         raise ConfigError(
@@ -130,17 +133,40 @@ def _documents(shard: TokenShard, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _files(shard: TokenShard, width: int) -> tuple[np.ndarray, np.ndarray]:
-    path = shard.path.with_suffix(".sources.json")
-    try:
-        runs = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} doesn't say which file a document is of: {error}") from error
+    runs = _runs(shard, "sources")
     names = [name for name, _ in runs]
     if len(set(names)) != len(names):
+        path = shard.path.with_suffix(".sources.json")
         raise DataError(f"{path} has documents of one file in several places; take unit=document")
     ends = np.cumsum([count for _, count in runs])
     offsets = shard.offsets.astype(np.int64)
     return offsets[np.concatenate([[0], ends[:-1]])], offsets[ends]
+
+
+def by_user(shard: TokenShard) -> tuple[TokenShard, np.ndarray, np.ndarray]:
+    """Return (the shard with each user's documents in a row, where each begins, and ends).
+
+    Users are in order of name. Raises DataError where it isn't known whose documents are.
+    """
+    runs = _runs(shard, "users")
+    whose = np.repeat([name for name, _ in runs], [count for _, count in runs])
+    order = np.argsort(whose, kind="stable")
+    own = regroup(shard, order)
+    _, first = np.unique(whose[order], return_index=True)
+    ends = own.offsets.astype(np.int64)
+    begins = ends[first]
+    return own, begins, np.append(begins[1:], ends[-1])
+
+
+def _runs(shard: TokenShard, what: str) -> list[list]:
+    """Return [name, documents of it in a row]s of a shard."""
+    path = shard.path.with_suffix(f".{what}.json")
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} doesn't say whose a document is: {error}; remove its folder to write it anew"
+        ) from error
 
 
 def _rows(shard: TokenShard, width: int) -> tuple[np.ndarray, np.ndarray]:

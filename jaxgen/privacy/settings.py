@@ -41,9 +41,9 @@ class PrivacySettings:
         "for each row of a microbatch; auto: ghost where model and loss allow it",
         "auto",
     )
-    unit: Literal["document", "file", "row"] = option(
-        "what the promise is about: a document or record; all of a file (a user, if each has one); "
-        "a row of model.context + 1 tokens",
+    unit: Literal["document", "file", "row", "user"] = option(
+        "what the promise is about: a document or record; all of a file; a row of model.context + "
+        "1 tokens; all of a user's text (data.user)",
         "document",
     )
     expected: float | None = option(

@@ -24,6 +24,11 @@ def check_private(settings: Any) -> None:
             f"train.privacy.unit={train.privacy.unit} needs objective.name=causal, not {name}; "
             f"leave it out, and the unit is a record"
         )
+    if train.privacy.unit == "user" and settings.data.user is None:
+        raise ConfigError(
+            "train.privacy.unit=user needs data.user, which says whose a document is: file, "
+            "folder, or a field of the records"
+        )
     if settings.model.experts.number:
         raise ConfigError(
             f"train.privacy with model.experts.number={settings.model.experts.number} is not "

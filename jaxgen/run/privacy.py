@@ -21,7 +21,12 @@ from jaxgen.run.settings import Settings
 from jaxgen.train.private import CausalGhost, Private
 
 LEARNT = ("bpe", "unigram", "chars")  # tokenizers that are made of the training text
-UNITS = {"document": "a document or record", "file": "all text of a file", "row": "a row of tokens"}
+UNITS = {
+    "document": "a document or record",
+    "file": "all text of a file",
+    "row": "a row of tokens",
+    "user": "all text of a user",
+}
 NOT_COVERED = (
     "epsilon is of the weights; losses, samples and validations shown meanwhile are not covered, "
     "nor is held-out text"

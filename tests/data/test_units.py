@@ -1,17 +1,21 @@
 """Rows of one unit of privacy each, and batches that draw them by chance."""
 
+import json
+import pickle
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from jaxgen.data import poisson_batches, unit_rows
+from jaxgen.data import DataSettings, poisson_batches, prepare, unit_rows
+from jaxgen.data.canaries import CanarySettings
 from jaxgen.data.random import stream_keys
 from jaxgen.data.rows import causal
-from jaxgen.data.shard import ShardWriter, open_shard
+from jaxgen.data.shard import ShardWriter, open_shard, regroup
 from jaxgen.data.units import Poisson
-from jaxgen.errors import DataError
+from jaxgen.errors import ConfigError, DataError
 from jaxgen.files import write_json
+from jaxgen.tokens.plain import Bytes
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +28,7 @@ def shard(tmp_path_factory):
     writer.add(ids.astype(np.uint32), lengths, 100)
     writer.close()
     write_json(path.with_suffix(".sources.json"), [["anna.txt", 2], ["ben.txt", 3]])
+    write_json(path.with_suffix(".users.json"), [["a", 1], ["b", 1], ["a", 1], ["b", 2]])
     return open_shard(path)
 
 
@@ -38,17 +43,63 @@ def taken(batch, row):
 
 
 def test_a_row_holds_text_of_its_own_unit_alone(shard):
-    for unit, owner in (("document", lambda t: t // 50), ("file", lambda t: t // 50 > 1)):
+    for unit, owner in (
+        ("document", lambda t: t // 50),
+        ("file", lambda t: t // 50 > 1),
+        ("user", lambda t: t // 50 in (1, 3, 4)),  # whose documents lie in several places
+    ):
         rows = rows_of(shard, unit)
-        assert rows.count == {"document": 5, "file": 2}[unit]
+        assert rows.count == {"document": 5, "file": 2, "user": 2}[unit]
         keys = stream_keys(3, np.arange(200))
         numbers = np.arange(200) % rows.count
         batch = rows.batch(numbers, np.full(200, -1), keys)
         for i, number in enumerate(numbers):
             assert {int(owner(t)) for t in taken(batch, i)} <= {int(number)}
         first = {int(batch["tokens"][i, 0]) for i in np.flatnonzero(numbers == 1)}
+        if unit == "user":  # any part of any document of theirs
+            assert {t // 50 for t in first} == {1, 3, 4}
         if unit == "document":  # any part of a long one
             assert first <= set(range(50, 50 + 40 - 8)) and len(first) > 15
+
+
+def test_a_regrouped_shard_is_the_same_in_another_process(shard):
+    own = regroup(shard, np.array([3, 0, 4, 1, 2]))
+    other = pickle.loads(pickle.dumps(own))
+    documents = np.split(np.asarray(other.tokens), other.offsets[1:-1].astype(int))
+    assert [int(d[0]) // 50 for d in documents] == [3, 0, 4, 1, 2]
+    assert [len(d) for d in documents] == [9, 3, 25, 40, 1]
+    np.testing.assert_array_equal(own.tokens, other.tokens)
+
+
+@pytest.mark.parametrize(
+    ("user", "runs"),
+    [
+        ("by", [["ann", 1], ["bob", 1], ["ann", 1]]),
+        ("file", [["x/a.jsonl", 2], ["y/b.jsonl", 1]]),
+        ("folder", [["x", 2], ["y", 1]]),
+    ],
+)
+def test_whose_a_document_is_comes_from_its_field_file_or_folder(tmp_path, user, runs):
+    lines = {"x/a.jsonl": ["ann", "bob"], "y/b.jsonl": ["ann"]}
+    for name, users in lines.items():
+        (tmp_path / name).parent.mkdir()
+        rows = [json.dumps({"text": "some words", "by": one}) for one in users]
+        (tmp_path / name).write_text("\n".join(rows))
+    settings = DataSettings(
+        files=(f"{tmp_path}/*/*.jsonl",), user=user, valid_fraction=0.0, test_fraction=0.0,
+        canaries=CanarySettings(number=1, rate=1.0),
+    )  # fmt: skip
+    corpus = prepare(settings, Bytes(), tmp_path / "cache")
+    path = corpus.train.path.with_suffix(".users.json")
+    found = [[n.removeprefix(f"{tmp_path}/"), c] for n, c in json.loads(path.read_text())]
+    assert found == [*runs, ["canary 0", 1]]
+
+
+def test_users_of_plain_text_are_files_or_folders(tmp_path):
+    (tmp_path / "a.txt").write_text("some words")
+    settings = DataSettings(files=(f"{tmp_path}/a.txt",), user="author")
+    with pytest.raises(ConfigError, match="user=author is a field of records, but"):
+        prepare(settings, Bytes(), tmp_path / "cache")
 
 
 def test_rows_share_no_token_and_leave_none_out(shard):

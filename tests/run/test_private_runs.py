@@ -127,6 +127,7 @@ WRONG = {
         "objective.name=masked",
     ),
     "experts": ({"epsilon": 8, "delta": 1e-3}, {"model": {"experts": {"number": 2}}}, "experts"),
+    "user": ({"epsilon": 8, "delta": 1e-3, "unit": "user"}, {}, "needs data.user"),
     "form": ({"epsilon": 8, "delta": 1e-3}, {"mesh": {"form": "shard_map"}}, "mesh.form"),
     "train.clip": ({"epsilon": 8, "delta": 1e-3}, {"train": {"clip": 0.3}}, "train.clip=0.3"),
     "train.spike": ({"epsilon": 8, "delta": 1e-3}, {"train": {"spike": 9.0}}, "train.spike=9.0"),
