@@ -1,8 +1,8 @@
 """Are attributions complete, and more faithful than chance? What does a trace cost?
 
-    python benchmarks/explain.py [--model smollm2] [--prompts 4] [--tokens 3] [--only trace]
+    python benchmarks/explain.py [--model smollm2] [--prompts 4] [--tokens 2] [--only trace]
 
-Greedy continuations of a few prompts are explained by integrated gradients and sampled Shapley
+Greedy continuations of a few prompts are explained by integrated gradients and exact Shapley
 values, against the mean vector of the token table. Completeness: |sum of the values - difference of
 the log-probabilities| / |difference|. Faithfulness: the area between the curves of insertion and
 deletion, less that of 8 random orders; its mean has a 95 % interval, by resampling tokens. A trace
@@ -30,7 +30,7 @@ from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt
 
 RESULTS = Path(__file__).parent / "results"
-WIDTH = 6  # tokens of a prompt
+WIDTH = 5  # tokens of a prompt
 PROMPTS = (
     "The capital of France is",
     "Water boils at a temperature of",
@@ -57,7 +57,7 @@ def one_prompt(session: jaxgen.text.session.Session, prompt: str, count: int) ->
     rows: list[dict] = [{"prompt": prompt, "token": token} for token in traced.tokens]
     for name, out in (
         ("integrated_gradients", explain.integrated_gradients(score, embeds, **about)),
-        ("shapley", explain.sampled_shapley(score, embeds, key, pairs=8, **about)),
+        ("shapley", explain.shapley(score, embeds, **about)),
     ):
         how = {"visible": score.visible, "points": 6, **about}
         curves = explain.faithfulness(score, embeds, out.values, key, **how)
@@ -102,12 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=2)
     parser.add_argument("--only", choices=("trace", "attribution"))
     args = parser.parse_args()
     session, name = jaxgen.open(args.model), Path(args.model).name
     kept = RESULTS / f"explain-{name}.jsonl"
-    figures: dict[str, object] = {"model": name}
+    sums = RESULTS / f"explain-{name}.json"
+    figures = json.loads(sums.read_text()) if sums.exists() else {"model": name}
     if args.only != "attribution":
         figures["trace"] = trace_cost(session)
         print(json.dumps(figures), flush=True)
@@ -122,7 +123,7 @@ def main() -> None:
                 print(f"{prompt}: {time.perf_counter() - begun:.0f} s", flush=True)
         figures |= summary(rows)
     print(json.dumps(figures, indent=1))
-    (RESULTS / f"explain-{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    sums.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -93,8 +93,8 @@ def explain(
 
     with exits.in_folder(folder), flags.named():
         model = open_model(folder, step=which, adapter=adapters)
-        index = _index(folder, cache) if memory else None
-        with terminal.waiting("explaining"):
+        index, parts = _index(folder, cache) if memory else None, ["tokens"]
+        with terminal.waiting("explaining", lambda: parts[-1]):
             result = explanation.explain(
                 model,
                 text,
@@ -105,7 +105,12 @@ def explain(
                 tokens=tokens,
                 index=index,
                 name=folder.name,
+                progress=parts.append,
             )
+    _write(result, home)
+
+
+def _write(result: Any, home: Path) -> None:
     with files.refusals(home):
         home.mkdir(parents=True, exist_ok=True)
     for name, content in (

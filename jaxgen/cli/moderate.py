@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def moderate(
         jaxgen moderate --verify-log audit.jsonl
     """
     if verify_log is not None:
-        if file is not None or policy is not None:
+        if (file, policy, output) != (None, None, None):
             raise ConfigError(f"--verify-log {verify_log} stands alone; drop the others")
         from jaxgen.safety import audit
 
@@ -71,6 +72,15 @@ def moderate(
     from jaxgen.text import moderation
 
     results = moderation.moderate(read_policy(policy), texts)
+    _show(results, target)
+    acted = Counter(name for _, rules in results for name in rules)
+    changed = sum(bool(rules) for _, rules in results)
+    by_rule = "".join(f"; {name}: {count}" for name, count in acted.most_common())
+    print(f"{changed} of {len(results)} texts changed{by_rule}", file=sys.stderr)
+
+
+def _show(results: Sequence[tuple[str, Sequence[str]]], target: Path | None) -> None:
+    """Write (text, names of rules) to a file, or the texts to standard output."""
     if target is not None and target.suffix == ".jsonl":
         lines = [
             json.dumps({"text": text, "rules": list(rules)}, ensure_ascii=False)
@@ -82,10 +92,6 @@ def moderate(
         outputs.put(line + "\n" for line in lines)
     else:
         files.write(target, "".join(line + "\n" for line in lines))
-    acted = Counter(name for _, rules in results for name in rules)
-    changed = sum(bool(rules) for _, rules in results)
-    by_rule = "".join(f"; {name}: {count}" for name, count in acted.most_common())
-    print(f"{changed} of {len(results)} texts changed{by_rule}", file=sys.stderr)
 
 
 def _read_texts(source: str) -> list[str]:

@@ -110,6 +110,7 @@ def explain(
     tokens: int | None = None,
     index: CopyIndex | None = None,
     name: str = "",
+    progress: Callable[[str], object] = lambda part: None,
 ) -> Explanation:
     """Return why a model goes on from a prompt as it does, or gives a text its class.
 
@@ -124,6 +125,7 @@ def explain(
             warning says where fewer were generated.
         index: of training text, which is searched for copies of the new tokens.
         name: of the model, for the page.
+        progress: called with the name of each part before it is computed.
 
     Returns:
         An Explanation; log-probabilities are explained, computed in float32. Raises ConfigError for
@@ -131,46 +133,62 @@ def explain(
         generation does.
     """
     _check_methods(methods)
-    settings = settings or Generation()
-    traced, new = None, []
-    if model.config.head == "classes":
-        _refuse_unread(settings, tokens, index)
-        question = _about_class(model, prompt, target)
-    else:
-        check_generates(model)
-        if target is None:
-            _check_tokens(tokens, "max_new_tokens", settings.max_new_tokens)
-            traced = trace(session_of(model), Prompt(prompt, settings))
-            before, new = list(traced.ids), traced.tokens
-        else:
-            before, new = ids_of(model, prompt), _target_ids(model, target, settings)
-            _check_tokens(tokens, "the tokens of the target, number", len(new))
-        question = _about_tokens(model, before, new, DEFAULT_TOKENS if tokens is None else tokens)
-        if tokens is not None and len(question.targets) < tokens:
-            warnings.warn(
-                f"tokens={tokens}: only {len(question.targets)} were generated and are explained",
-                stacklevel=2,
-            )
+    progress("tokens")
+    question, traced, new = _ask(model, prompt, target, settings or Generation(), tokens, index)
     nothing = mean_vector(model.params, question.config) if baseline == "mean" else None
+    attributions = {}
+    for method in methods:
+        progress(method)
+        attributions[method] = _attribution(question, method, nothing)
+    progress("layers and heads")
+    places = question.positions or [None] * len(question.names)
     data = {
         "format": FORMAT,
         "baseline": baseline,
         "model": name,
         "prompt": prompt,
         "target": target,
-        "tokens": [text_or_name(model.tokenizer, one) for one in question.ids],
+        "tokens": [text_or_name(model.tokenizer, token) for token in question.ids],
         "num_source": question.num_source,
         "explained": [
             {"place": None if place is None else question.num_source + place, "text": text}
-            for place, text in zip(
-                question.positions or [None] * len(question.names), question.names, strict=True
-            )
+            for place, text in zip(places, question.names, strict=True)
         ],
-        "attributions": {one: _attribution(question, one, nothing) for one in methods},
+        "attributions": attributions,
         "trace": None if traced is None else _spelled(traced, model),
         "memory": None if index is None else _memory(index, new, model),
     }
     return Explanation(data | (_inside(question, model) if question.positions else {}))
+
+
+def _ask(
+    model: LoadedModel,
+    prompt: str,
+    target: str | None,
+    settings: Generation,
+    tokens: int | None,
+    index: CopyIndex | None,
+) -> tuple[Question, Trace | None, list[int]]:
+    """Return (what is explained, the trace of a text that is generated for it, the new ids)."""
+    if model.config.head == "classes":
+        _refuse_unread(settings, tokens, index)
+        return _about_class(model, prompt, target), None, []
+    check_generates(model)
+    traced = None
+    if target is None:
+        _check_tokens(tokens, "max_new_tokens", settings.max_new_tokens)
+        traced = trace(session_of(model), Prompt(prompt, settings))
+        before, new = list(traced.ids), traced.tokens
+    else:
+        before, new = ids_of(model, prompt), _target_ids(model, target, settings)
+        _check_tokens(tokens, "the tokens of the target, number", len(new))
+    question = _about_tokens(model, before, new, DEFAULT_TOKENS if tokens is None else tokens)
+    if tokens is not None and len(question.targets) < tokens:
+        warnings.warn(
+            f"tokens={tokens}: only {len(question.targets)} were generated and are explained",
+            stacklevel=3,
+        )
+    return question, traced, new
 
 
 def _check_methods(methods: Sequence[str]) -> None:

@@ -25,10 +25,10 @@ summary{font-size:13px;color:var(--soft);cursor:pointer;margin:4px 0 8px}
 padding:2px 12px 2px 0;white-space:pre;text-align:left}th{color:var(--soft);font-weight:400}
 .map{image-rendering:pixelated;width:100%;border:1px solid var(--line);border-radius:4px;
 background:var(--paper)}.maps{display:grid;gap:16px;
-grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}.maps p{margin:2px 0}
+grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}.maps p{margin:2px 0;font-size:13px}
 .for{background:rgba(47,111,222,.5)}.against{background:rgba(224,122,63,.5)}
 """ + "".join(
-    f".{name}{i}{{background:rgba({r},{g},{b},{i / 10:.2f})}}"
+    f".{name}{i}{{background:rgba({r},{g},{b},{i * 0.07:.2f})}}"
     for name, (r, g, b) in (("p", FOR), ("n", AGAINST))
     for i in range(1, 10)
 )
@@ -55,9 +55,9 @@ def _parts(data: dict[str, Any], count: int) -> Iterator[str]:
     yield (
         f"<p>Gap: what the values leave unexplained of the score's change from tokens that are all "
         f"the {data['baseline']} vector. "
-        "Faithful: the area between the curves of putting in and of taking away the largest "
-        "first, less that of random orders; above 0 is better than chance (in brackets one "
-        "standard deviation of chance).</p>"
+        "Faithful: the area between the curves of putting in (blue) and of taking away (orange) "
+        "the largest first, less that of random orders (dashed); above 0 is better than chance "
+        "(in brackets one standard deviation of chance).</p>"
     )
     yield from _cut(count, data["explained"])
     for row, target in enumerate(data["explained"][:count]):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from random_params import random_params
 
 import jaxgen
@@ -144,6 +145,18 @@ def test_scores_are_the_models_own_and_gradients_explain_their_whole_difference(
     if kind == "decoder":  # a token depends on none that comes after it
         assert (out.values[0, 3:] == 0).all() and (out.values[0, :3] != 0).all()
         assert (score.visible == (out.values != 0)).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 3e-5])
+def test_steps_are_where_the_score_bends_and_end_where_rounding_hides_the_rest(noise):
+    def score(embeds):
+        place = embeds.sum(axis=(1, 2))[:, None]  # 0 to 1 along the path
+        rounding = noise * jnp.sin(1e7 * place)
+        return jnp.tanh(400 * (place - 0.3)) + place + lax.stop_gradient(rounding)
+
+    out = attribution.integrated_gradients(score, jnp.full((3, 2), 1 / 6))
+    assert out.gap[0] < 1e-3 and 64 < out.steps < 1000, (out.gap, out.steps)
+    np.testing.assert_allclose(out.values[0], 1.0, rtol=2e-3)
 
 
 def test_a_foil_is_subtracted_and_other_targets_can_be_asked_for():

@@ -313,7 +313,8 @@ def test_the_verb_shows_texts_and_counts_what_each_rule_changed(tmp_path, capsys
         {"text": "a *** one", "rules": ["a"]}, {"text": "well", "rules": []},
         {"text": "so ", "rules": ["b"]},
     ]  # fmt: skip
-    assert app.main(["moderate", "--verify-log", str(tmp_path / "log")]) == 0
+    words = ["moderate", "--verify-log", str(tmp_path / "log")]
+    assert app.main([*words, "--output", str(tmp_path / "o")]) == 2 and app.main(words) == 0
     assert "2 lines, as they were written" in capsys.readouterr().out
     plain = tmp_path / "x.txt"
     plain.write_text("so bad\n")
