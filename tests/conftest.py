@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,9 +27,23 @@ import shape_checks
 MEMORY = 2 * 2**30  # bytes of a worker, after which it forgets its programs
 MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
 
+# A program is compiled once for all tests, workers and processes that tests start. In a folder that
+# the caller names it is kept for the next time as well. JAX reads this when it is imported.
+CACHE, PROGRAMS = "JAX_COMPILATION_CACHE_DIR", None
+if CACHE not in os.environ:
+    PROGRAMS = os.environ[CACHE] = tempfile.mkdtemp(prefix="programs-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+assert "jax" not in sys.modules
+
 shape_checks.install()
 # Tracing makes and drops so many objects that Python looked for dead circles 2,000 times a minute.
 gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_unconfigure():
+    if PROGRAMS is not None:  # in the workers it is there before they start
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 @pytest.hookimpl(trylast=True)

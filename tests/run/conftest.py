@@ -52,7 +52,6 @@ def start(tmp_path_factory, cache):
     """Start `jaxgen WORDS...` and return the Command."""
     environment = dict(os.environ) | {
         "JAXGEN_CACHE": str(cache),
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
         "JAX_PLATFORMS": "cpu",
     }
     # Users have no flags: what is proven here is proven for the program as they run it.
