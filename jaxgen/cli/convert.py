@@ -40,6 +40,8 @@ def convert(
 
     No pickle is opened and no code of a model is run.
     Adapters become part of the weights; --to peft writes that of a run by itself.
+    Quantised weights keep their integers where the layout has such a form: Q8_0
+    and Q4_0 of GGUF, compressed-tensors of Hugging Face; --dtype float32 writes numbers.
     Where torch and transformers are installed, ids of texts and logits of the
     two are compared at the end; if they differ the folder is removed again,
     and the exit code is 4.
@@ -56,7 +58,7 @@ def convert(
     plain = None if layout == "gguf" or dtype in BLOCKS else dtype
     start.prepare_jax(paths.cache())
     from jaxgen import tree
-    from jaxgen.adapters.adapter import merge
+    from jaxgen.models import api
     from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
 
     with exits.in_folder(folder):
@@ -64,9 +66,7 @@ def convert(
         if layout == "peft":
             _write_adapter(folder, which, target)
             return
-        config, params = model.load(folder, step=which, dtype=plain, adapter=adapters)
-        widened = _widened(params, source, target)
-        params = merge(params, config)
+        config, params, num_coded = _load(folder, which, plain, adapters)
         source_assets = assets.read_assets(folder)
         model.save(
             *(target, config, params),
@@ -88,21 +88,39 @@ def convert(
         except BaseException:  # what was not compared to the end is no result
             target.unlink() if layout == "gguf" else shutil.rmtree(target)
             raise
-    numbers = f"{tree.count(params):,}, {dtype or config.param_dtype}{widened}"
+    numbers = f"{tree.count(api.abstract(config)):,}, {dtype or config.param_dtype}"
+    if num_coded:
+        numbers += f"; {_kept(num_coded, model.num_coded(target), source)}"
     _say(target, layout, numbers, source_assets, compared)
 
 
-def _widened(params: Any, source: str, target: Path) -> str:
-    """Return what to say of quantised weights that are plain numbers in the new file."""
-    from jaxgen import tree
-    from jaxgen.pretrained import leaves
+def _load(folder: Path, step: Any, dtype: Any, adapters: Any) -> tuple[Any, Any, int]:
+    """Return (config, params, how many numbers are quantised), with adapters merged.
 
-    quantised = sum(map(leaves.is_quantised, tree.flatten(params).values()))
-    return (
-        f"; {quantised} weights are quantised in {source}, and no more in {target}"
-        if quantised
-        else ""
-    )
+    Integers stay, but beneath an adapter, where a dtype is given, and of GGUF files.
+    """
+    import jax
+
+    from jaxgen.adapters.adapter import merge
+    from jaxgen.pretrained import hub_read, model
+
+    num_coded = 0 if folder.is_file() else model.num_coded(folder)
+    if not num_coded:
+        config, params = model.load(folder, step=step, dtype=dtype, adapter=adapters)
+        return config, merge(params, config), 0
+    weights = "plain" if adapters or dtype else "stored"
+    own = None if not hub_read.is_hub(folder) else dtype
+    config, params = model.load(folder, step=step, dtype=own, weights=weights, adapter=adapters)
+    if weights == "plain":
+        config = config.replace(param_dtype=dtype or config.param_dtype)
+        params = jax.tree.map(lambda x: x.astype(config.param_dtype), merge(params, config))
+    return config, params, num_coded
+
+
+def _kept(before: int, after: int, source: str) -> str:
+    if after >= before:
+        return f"{before:,} of them quantised, with the integers of {source}"
+    return f"{before - after:,} of {before:,} quantised numbers of {source} are written in full"
 
 
 def _say(target: Path, layout: Layout, numbers: str, source_assets: Any, compared: str) -> None:
@@ -155,8 +173,8 @@ def _hub(folder: Path, hub_read) -> Path | None:
 def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:
     if hub is None:
         return "not measured: neither is a folder that transformers opens"
-    if not hub_parity.can_compare():
-        return "not measured: it needs torch and transformers, which are not installed"
+    if lacking := hub_parity.lacking(hub):
+        return f"not measured: it needs {lacking}, not installed here"
     config, params = model.load(target)
     logits = hub_parity.compare(hub, config, params)
     if tokenizer is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -19,12 +19,14 @@ from jaxgen.ops.int8_blocks import Int8Blocks
 class Grid:
     """Which numbers a quantised weight can have: integers of `bits` times the scale of a group.
 
-    group: inputs that share a scale; None: all of an output. symmetric: no zero points.
+    group: inputs that share a scale; None: all of an output. symmetric: no zero points. scales:
+    dtype in which they are exact; those of float16 are the same in the blocks of GGUF files.
     """
 
     bits: int
     group: int | None = None
     symmetric: bool = True
+    scales: Literal["float32", "float16"] = "float32"
 
     @property
     def lowest(self) -> int:
@@ -57,16 +59,21 @@ def steps(w: Float[Array, "O I"], grid: Grid) -> Steps:
     """
     groups = w.reshape(len(w), -1, grid.group or w.shape[1])
     if grid.symmetric:
-        scale = _positive(jnp.max(jnp.abs(groups), axis=-1) / (grid.highest + 0.5))
+        scale = _positive(jnp.max(jnp.abs(groups), axis=-1) / (grid.highest + 0.5), grid)
         return Steps(scale, jnp.zeros_like(scale))
     low, high = jnp.minimum(groups.min(-1), 0), jnp.maximum(groups.max(-1), 0)
-    scale = _positive((high - low) / (grid.highest - grid.lowest))
+    scale = _positive((high - low) / (grid.highest - grid.lowest), grid)
     zero = jnp.clip(jnp.round(grid.lowest - low / scale), grid.lowest, grid.highest)
     return Steps(scale, zero)
 
 
-def _positive(scale: Array) -> Array:
-    return jnp.where(scale < jnp.sqrt(jnp.finfo(scale.dtype).tiny), 1.0, scale)
+def _positive(scale: Array, grid: Grid) -> Array:
+    """Return scales as the grid has them, 1 for those of nothing but zeros."""
+    scale = jnp.where(scale < jnp.sqrt(jnp.finfo(scale.dtype).tiny), 1.0, scale)
+    short = scale.astype(grid.scales).astype(scale.dtype)
+    # Smaller ones, and larger, would lose digits or be no number.
+    is_near = jnp.abs(short - scale) < 2.0**-10 * scale
+    return jnp.where(is_near, short, scale)
 
 
 def snap(w: Array, scale: Array, zero: Array, grid: Grid) -> Array:

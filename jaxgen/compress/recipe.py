@@ -117,7 +117,7 @@ class Recipe:
     def grid(self) -> Grid | None:
         """The numbers that its format has; None: of nf4 and plain."""
         bits = {"int8": 8, "int4": 4}.get(self.format)
-        return None if bits is None else Grid(bits, self.group, self.symmetric)
+        return None if bits is None else Grid(bits, self.group, self.symmetric, "float16")
 
     @property
     def zeros(self) -> tuple[int, int] | None:
@@ -150,8 +150,8 @@ class Recipe:
 
 
 PRESETS = {
-    "int8": Recipe(format="int8", tables="int8"),
-    "int8-g64": Recipe(format="int8", group=64, tables="int8"),
+    "int8": Recipe(format="int8", group=64, tables="int8"),
+    "int8-channel": Recipe(format="int8", tables="int8"),
     "w8a8": Recipe(format="int8", method="smoothquant", activations="int8", tables="int8"),
     "int4": Recipe(format="int4", group=64, tables="int8"),
     "int4-gptq": Recipe(format="int4", group=64, method="gptq", tables="int8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,7 +50,7 @@ def gptq(
 
     def begin(part: Array, diagonal: Array, index: Array) -> Steps:
         if dynamic:
-            return steps(part, Grid(grid.bits, None, grid.symmetric)).by_column(block)
+            return steps(part, replace(grid, group=None)).by_column(block)
         return Steps(*(lax.dynamic_slice_in_dim(x, index * block, block, 1) for x in columns))
 
     def change(column: Array, at: Steps) -> Array:

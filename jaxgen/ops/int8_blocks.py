@@ -22,8 +22,8 @@ class Int8Blocks:
     """A weight as int8 values and a scale for each block of them, 8.5 bits a number.
 
     Output axes come first, as in `Int8`; num_contracted: how many axes are summed over. A matmul
-    makes the numbers of one matrix, in the compute dtype, for as long as it takes; of a few rows on
-    a CPU, block by block.
+    makes the numbers of one matrix, in the compute dtype, for as long as it takes; on a CPU of one
+    row as they are read, of a few rows block by block.
     """
 
     values: Any  # [O, I] int8
@@ -56,7 +56,10 @@ class Int8Blocks:
             slices = (lax.dynamic_slice_in_dim(one, begin, size) for one in (self.values, scale))
             return _numbers(*slices).astype(dtype)
 
-        y = matmul.by_blocks(rows.reshape(-1, rows.shape[-1]), len(scale), numbers)
+        flat = rows.reshape(-1, rows.shape[-1])
+        y = matmul.of_one_row(flat, (self.values, scale), _numbers)
+        if y is None:
+            y = matmul.by_blocks(flat, len(scale), numbers)
         if y is None:
             y = product("BTD,FD->BTF", rows, _numbers(self.values, scale).astype(dtype))
         return y.reshape(*rows.shape[:-1], *self.out_axes)

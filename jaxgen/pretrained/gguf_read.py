@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.errors import CheckpointError
+from jaxgen.pretrained.coded import Codes
 from jaxgen.pretrained.gguf_config import architecture_of, short
 from jaxgen.pretrained.gguf_keys import Json
 from jaxgen.pretrained.gguf_names import Architecture
@@ -76,12 +77,11 @@ class Stored(NamedTuple):
         values = self.halves(values) if len(self.shape) == 1 else values
         return values - np.asarray(self.offset, values.dtype) if self.offset else values
 
-    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the int8 values [..., I] of a Q8_0 tensor, and its scales [..., I / 32]."""
-        rows = self.halves(gguf.read_rows(self.tensor))
-        packed = rows.reshape(-1).view(Q8_0)
-        values = packed["q"].reshape(self.shape)
-        return values, packed["d"].astype(np.float32).reshape(*self.shape[:-1], -1)
+    def codes(self) -> Codes:
+        """Return the integers of a Q8_0 tensor."""
+        packed = self.halves(gguf.read_rows(self.tensor)).reshape(-1).view(Q8_0)
+        scale = packed["d"].astype(np.float32).reshape(self.shape[0], -1)
+        return Codes(packed["q"].reshape(self.shape), scale, None, 8)
 
     def halves(self, rows: np.ndarray) -> np.ndarray:
         """Return rows with the first half of each head before its second one."""

@@ -10,13 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxgen import tree
+from jaxgen.adapters.sites import sites
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
 from jaxgen.models.families import FAMILIES, nearest_of
 from jaxgen.models.families.resolved import LacksError, differences
-from jaxgen.models.families.weights import fill, table
-from jaxgen.pretrained import gguf_names, gguf_read
+from jaxgen.models.families.weights import Theirs, table
+from jaxgen.pretrained import coded, gguf_names, gguf_read
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.pretrained.gguf_config import (
@@ -40,7 +41,7 @@ from jaxgen.pretrained.gguf_tokenizer import (
     read_tokenizer,
 )
 from jaxgen.store import gguf
-from jaxgen.store.gguf_blocks import FORMATS
+from jaxgen.store.gguf_blocks import FORMATS, pack
 from jaxgen.tokens import Tokenizer, modelproto
 from jaxgen.tokens.export import ends, tokenizer_json
 from jaxgen.tokens.modelproto import BYTE, CONTROL, NORMAL, UNIGRAM, UNKNOWN, UNUSED, USER_DEFINED
@@ -94,8 +95,9 @@ def write_model(
 ) -> None:
     """Write a model as a GGUF file, one tensor in memory at a time.
 
-    form: of its matrices, a key of FORMS; None: config.param_dtype. Raises ConfigError if the file
-    can't say all of the config or of the tokenizer.
+    form: of its matrices, a key of FORMS; None: config.param_dtype, but of weights that are
+    quantised symmetrically, in groups of whole blocks, these blocks with the same integers. Raises
+    ConfigError if the file can't say all of the config or of the tokenizer.
     """
     architecture, settings = architecture_of(config)
     name = architecture.name
@@ -118,7 +120,13 @@ def write_model(
     if tokenizer is None:
         about |= {f"{HOME}model": "none", f"{name}.vocab_size": np.uint32(config.V)}
     wanted, flat = table(named_family(architecture), config), tree.flatten(params)
-    forms = {n: (_form(n, theirs.shape, kind), theirs.shape) for n, theirs in wanted.items()}
+    by_path = sites(config)
+    blocks = {n: _blocks(theirs, flat, by_path, form) for n, theirs in wanted.items()}
+    forms = {
+        n: (blocks[n] or _form(n, theirs.shape, kind), theirs.shape) for n, theirs in wanted.items()
+    }
+    if form is None and (own := {"Q4_0", "Q8_0"} & {kind for kind, _ in forms.values()}):
+        about["general.file_type"] = np.uint32(FILE_TYPES[min(own)])
     factors = _rope_factors(config, settings)
     if factors is not None:
         forms[ROPE_FACTORS] = ("F32", factors.shape)
@@ -126,15 +134,33 @@ def write_model(
     def produce(key: str) -> np.ndarray:
         if key == ROPE_FACTORS and factors is not None:
             return factors
-        array = fill(wanted[key], flat, np.dtype(np.float32))
         heads = gguf_read.turned(key, architecture, config.heads, config.K)
-        if heads:
-            pairs = array.reshape(heads, 2, -1, *array.shape[1:])
-            array = pairs.swapaxes(1, 2).reshape(array.shape)
+        codes = coded.gather(wanted[key], flat, by_path) if blocks[key] else None
+        if codes is not None:
+            return pack(_turn(codes.integers, heads), _turn(codes.scale, heads), forms[key][0])
+        array = _turn(coded.numbers(wanted[key], flat, by_path, np.float32), heads)
         return array + np.float32(architecture.offset) if key.endswith("norm.weight") else array
 
     gguf.write_gguf(draft, about, forms, produce)
     _check(draft, name, config, tokenizer)
+
+
+def _turn(array: np.ndarray, heads: int) -> np.ndarray:
+    """Return rows with the halves of each head interleaved; heads: how many, 0 for rows as is."""
+    if not heads:
+        return array
+    return array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+
+
+def _blocks(theirs: Theirs, flat: Json, by_path: coded.Sites, form: Form | None) -> str | None:
+    """Return which blocks a tensor's integers become; None if it is written as numbers."""
+    codes = coded.gather(theirs, flat, by_path) if form in (None, "q8_0", "q4_0") else None
+    if codes is None or codes.zero is not None or codes.group % FORMATS["Q8_0"].values:
+        return None
+    own = "Q4_0" if codes.bits == 4 else "Q8_0"  # whose scales are float16
+    if codes.scale.max() > np.finfo(np.float16).max or (own == "Q8_0" and form == "q4_0"):
+        return None
+    return own if form is None else FORMS[form]
 
 
 def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> None:

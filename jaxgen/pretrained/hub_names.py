@@ -12,11 +12,12 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Theirs
+from jaxgen.pretrained.compressed_tensors import Packed
 from jaxgen.pretrained.gguf_read import Stored
 from jaxgen.store import safetensors
 
 CONFIG = "config.json"
-Tensor = safetensors.Tensor | Stored
+Tensor = safetensors.Tensor | Stored | Packed
 NAMED = 12  # tensors in a message
 
 

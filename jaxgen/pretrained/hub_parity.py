@@ -52,6 +52,15 @@ def can_compare() -> bool:
     return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
+def lacking(hub: Path) -> str | None:
+    """Return the packages without which a folder can't be compared; None: they are there."""
+    if not can_compare():
+        return "torch and transformers"
+    about = files.read_json(hub / hub_read.CONFIG, "model config", hub_read.MAX_CONFIG)
+    is_coded = bool(about.get("quantization_config"))
+    return "compressed-tensors" if is_coded and find_spec("compressed_tensors") is None else None
+
+
 def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     """Return one line with the largest difference between transformers on `hub` and our model.
 

@@ -11,9 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from jaxgen import files, tree
+from jaxgen.adapters.sites import Site, sites
 from jaxgen.config import DType, ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.mesh.place import aligned, laid
@@ -21,8 +23,8 @@ from jaxgen.models import api, families, serving
 from jaxgen.models.families.family import Family
 from jaxgen.models.families.weights import Link, Theirs, table
 from jaxgen.nn.stack import STACK_AXIS
-from jaxgen.ops.int8_blocks import Int8Blocks
-from jaxgen.pretrained import gguf_config, gguf_read
+from jaxgen.pretrained import coded, compressed_tensors, gguf_config, gguf_read, leaves
+from jaxgen.pretrained.compressed_tensors import Packed
 from jaxgen.pretrained.gguf_read import Stored, is_gguf
 from jaxgen.pretrained.hub_names import CONFIG, Tensor, check_names, named
 from jaxgen.store import safetensors
@@ -111,10 +113,16 @@ def _warn_of_ignored(folder: Path, family: Family, theirs: Mapping[str, Any]) ->
 def tensors(folder: Path) -> Mapping[str, Tensor]:
     """Return {name: Tensor} of a folder's one or many safetensors files, or of a GGUF file.
 
-    Raises CheckpointError for a missing or damaged file, and for a folder of pickles.
+    A quantised matrix is one tensor. Raises CheckpointError for a missing or damaged file, and for
+    a folder of pickles.
     """
     if is_gguf(folder):
         return gguf_read.tensors(folder)
+    about = files.read_json(folder / CONFIG, "model config", MAX_CONFIG)
+    return compressed_tensors.opened(folder, about, _stored(folder))
+
+
+def _stored(folder: Path) -> Mapping[str, safetensors.Tensor]:
     if (folder / INDEX).exists():
         return _sharded(folder)
     if (folder / WEIGHTS).exists():
@@ -164,8 +172,8 @@ def load_hub(
     """Return (config, params) of a folder, each parameter read and placed by itself.
 
     dtype: None keeps what is stored. shardings: a tree like the params; None: the default device.
-    stored_blocks: matrices that are Q8_0 in a GGUF file stay so, as `Int8Blocks`. head: as the
-    family's class with that head, of which the params have what the folder has; None: its own.
+    stored_blocks: quantised matrices stay so; of GGUF files those of Q8_0. head: as the family's
+    class with that head, of which the params have what the folder has; None: its own.
     """
     family, config = read_config(folder, head)
     theirs = _settings(folder)[1]
@@ -192,6 +200,7 @@ def load_hub(
         for link in tensor.links:
             links.setdefault(link.path, []).append((stored[name], link))
     homes = tree.flatten(shardings) if shardings is not None else {}
+    by_path = sites(config)
     shapes, letters = tree.flatten(api.abstract(config)), tree.flatten(api.axes(config))
     placed = {}
     for path, leaf in shapes.items():
@@ -200,15 +209,15 @@ def load_hub(
         parts = sorted(links[path], key=_index)
         one = letters[path].removeprefix(STACK_AXIS)
         matrix = one == "VD" or one in serving.NUM_CONTRACTED
-        if stored_blocks and matrix and all(_is_q8_0(tensor) for tensor, _ in parts):
-            placed[path] = _load_blocks(one, leaf, parts, nonfinite)
+        if stored_blocks and matrix and all(_is_coded(tensor) for tensor, _ in parts):
+            placed[path] = _load_codes(one, leaf, parts, by_path.get(path), nonfinite)
         else:
             placed[path] = _load_parameter(leaf, parts, homes.get(path), nonfinite)
-    if stored_blocks and not any(isinstance(leaf, Int8Blocks) for leaf in placed.values()):
+    if stored_blocks and not any(map(leaves.is_quantised, placed.values())):
         kinds = ", ".join(sorted({tensor.dtype for tensor in stored.values()}))
         raise ConfigError(
-            f"{folder}: weights='stored' keeps matrices of Q8_0, and the file has none ({kinds}); "
-            f"drop it"
+            f"{folder}: weights='stored' keeps matrices of Q8_0 and of compressed-tensors, and "
+            f"there are none ({kinds}); drop it"
         )
     return config, tree.unflatten(placed)
 
@@ -230,8 +239,6 @@ def _index(pair: tuple[Tensor, Link]) -> tuple[int, ...]:
 def _load_parameter(
     leaf: Any, parts: list[tuple[Tensor, Link]], sharding: Any, nonfinite: NonFinite
 ) -> Any:
-    import jax
-
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         """Return the part of the parameter that one device holds; None: all of it."""
         index = (slice(None),) * len(leaf.shape) if index is None else index
@@ -252,33 +259,34 @@ def _load_parameter(
     return jax.make_array_from_callback(leaf.shape, sharding, piece)
 
 
-def _is_q8_0(tensor: Tensor) -> bool:
-    return isinstance(tensor, Stored) and tensor.tensor.dtype == "Q8_0"
+def _is_coded(tensor: Tensor) -> bool:
+    return isinstance(tensor, Packed) or (
+        isinstance(tensor, Stored) and tensor.tensor.dtype == "Q8_0"
+    )
 
 
-def _load_blocks(
-    letters: str, leaf: Any, parts: list[tuple[Tensor, Link]], nonfinite: NonFinite
-) -> Int8Blocks:
-    """Return a matrix as it is stored: rows of outputs, each blocks of inputs."""
-    import jax
-
+def _load_codes(
+    letters: str, leaf: Any, parts: list[tuple[Any, Link]], site: Site | None, nonfinite: NonFinite
+) -> Any:
+    """Return a matrix with the integers that it is stored as; letters: of its axes."""
     stacked = bool(parts[0][1].at)
     shape, count = leaf.shape[stacked:], serving.NUM_CONTRACTED.get(letters, 1)
     outputs = shape[:-1] if letters == "VD" else shape[count:]
-    values, scales = [], []
+    layers = []
     for tensor, link in parts:
-        assert isinstance(tensor, Stored)
-        numbered = np.arange(tensor.shape[0]).reshape(link.split[:2])
-        value, scale = (array[numbered[link.cut[:2]].reshape(-1)] for array in tensor.blocks())
-        if nonfinite == "refuse" and not np.isfinite(scale).all():
+        codes = tensor.codes()
+        if nonfinite == "refuse" and not np.isfinite(codes.scale).all():
             raise CheckpointError(
                 f"{tensor.path}: {tensor.name!r} holds NaN or infinity; nonfinite='allow' takes it"
             )
-        values.append(value)
-        scales.append(scale.reshape(*outputs, -1))
-    arrays = [np.stack(many) if stacked else many[0] for many in (values, scales)]
-    on_device = [jax.device_put(laid(array)) for array in arrays]
-    return Int8Blocks(on_device[0], on_device[1], count)
+        layers.append(coded.scatter(codes, link, site, outputs, leaf.dtype))
+    if len({jax.tree.structure(layer) for layer in layers}) > 1:
+        raise CheckpointError(
+            f"{parts[0][0].path}: layers are quantised in several ways, as {parts[0][0].name!r} "
+            f"and others; weights='plain' reads their numbers"
+        )
+    held = jax.tree.map(lambda *each: np.stack(each) if stacked else each[0], *layers)
+    return leaves.placed(jax.tree.map(lambda array: jax.device_put(laid(array)), held))
 
 
 def _read(tensor: Tensor, link: Link, dtype: Any, nonfinite: NonFinite) -> np.ndarray:

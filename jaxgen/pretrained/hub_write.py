@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import files, tree
+from jaxgen.adapters.sites import sites
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, ConfigError, nearest
 from jaxgen.models import api
 from jaxgen.models.families import FAMILIES, nearest_of
 from jaxgen.models.families.family import Family
-from jaxgen.models.families.weights import Theirs, fill, table
+from jaxgen.models.families.weights import Theirs, table
+from jaxgen.pretrained import coded, compressed_tensors
 from jaxgen.pretrained.chat_template import FOLDER, TEMPLATE, TOKENIZER, ChatTemplate
 from jaxgen.pretrained.generation_config import GENERATION, GenerationConfig, to_hub
 from jaxgen.pretrained.hub_read import CONFIG, INDEX, WEIGHTS
@@ -64,9 +68,12 @@ def write_hub(
     # RoBERTa's positions begin after its padding id, so that one is the family's to say.
     fixed = {name: settings[name] for name in ids if name in settings}
     settings |= ids | dict(family.absent) | there | _roles(tokenizer, config) | about | fixed
-    files.write_json(draft / CONFIG, settings | {"torch_dtype": config.param_dtype})
+    wanted, flat = table(family, config), tree.flatten(params)
+    quantisation = compressed_tensors.describe(wanted, flat, sites(config))
+    about = settings | {"torch_dtype": config.param_dtype} | quantisation
+    files.write_json(draft / CONFIG, about)
     files.write_json(draft / GENERATION, there | generation)
-    _write_weights(draft, table(family, config), params, config.param_dtype, shard)
+    _write_weights(draft, wanted, flat, config, shard)
     if tokenizer is not None:
         _write_tokenizer(draft, tokenizer, config)
 
@@ -80,34 +87,44 @@ def _roles(tokenizer: Tokenizer | None, config: ModelConfig) -> dict[str, int]:
     return {f"{role}_id": i for role, i in ids.items() if i is not None and i < config.V}
 
 
-def _write_weights(draft: Path, wanted: dict[str, Theirs], params, dtype: str, shard: int) -> None:
-    flat = tree.flatten(params)
-    width = np.dtype("float32").itemsize if dtype == "float32" else 2
-    groups: list[dict[str, Theirs]] = [{}]
-    room = shard
+def _write_weights(
+    draft: Path, wanted: dict[str, Theirs], flat: dict[str, Any], config: ModelConfig, shard: int
+) -> None:
+    """Write safetensors files of about `shard` bytes, one tensor in memory at a time."""
+    by_path, dtype = sites(config), config.param_dtype
+    groups: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+    homes, room = {}, shard
     for name, theirs in wanted.items():
-        size = width * int(np.prod(theirs.shape))
+        codes = compressed_tensors.linear_codes(theirs, flat, by_path)
+        shapes = {name: (dtype, theirs.shape)}
+        if codes is not None:
+            arrays = compressed_tensors.arrays(name, codes)
+            shapes = {part: (array.dtype.name, array.shape) for part, array in arrays.items()}
+        size = sum(jnp.dtype(kind).itemsize * math.prod(shape) for kind, shape in shapes.values())
         if groups[-1] and size > room:
             groups.append({})
             room = shard
         room -= size
-        groups[-1][name] = theirs
+        groups[-1] |= shapes
+        homes |= dict.fromkeys(shapes, name)
 
     def produce(name: str) -> np.ndarray:
-        import jax.numpy as jnp
-
-        return fill(wanted[name], flat, jnp.dtype(dtype))
+        theirs = wanted[homes[name]]
+        codes = compressed_tensors.linear_codes(theirs, flat, by_path)
+        if codes is not None:
+            return compressed_tensors.arrays(homes[name], codes)[name]
+        return coded.numbers(theirs, flat, by_path, jnp.dtype(dtype))
 
     where = {}
     for number, group in enumerate(groups, 1):
         name = WEIGHTS
         if len(groups) > 1:
             name = f"model-{number:05}-of-{len(groups):05}.safetensors"
-        shapes = {n: (dtype, theirs.shape) for n, theirs in group.items()}
-        safetensors.write_safetensors(draft / name, shapes, produce, {"format": "pt"})
+        safetensors.write_safetensors(draft / name, group, produce, {"format": "pt"})
         where |= dict.fromkeys(group, name)
     if len(groups) > 1:
-        total = sum(width * int(np.prod(theirs.shape)) for theirs in wanted.values())
+        shapes = [shape for group in groups for shape in group.values()]
+        total = sum(jnp.dtype(kind).itemsize * math.prod(shape) for kind, shape in shapes)
         files.write_json(draft / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 

@@ -64,6 +64,11 @@ def is_quantised(leaf: Any) -> bool:
     return type(leaf) in NAMES
 
 
+def paths(notes: Mapping[str, str]) -> set[str]:
+    """Return which parameters of a file are quantised."""
+    return {*json.loads(notes.get(NOTE, "{}"))}
+
+
 def from_arrays(
     names: Iterable[str],
     notes: Mapping[str, str],
@@ -104,8 +109,13 @@ def _build(path: str, note: Any, read: Callable[[str], Any], widen: bool) -> Any
             name = f"{path}/{field.name}"
             values[field.name] = None if value is None else _build(name, value, read, widen)
     leaf = kind(**values)
-    widen = widen and isinstance(leaf, Int4Groups) and platform() == "cpu"
-    return jax.jit(type(leaf).widened)(leaf) if widen else leaf
+    return placed(leaf) if widen else leaf
+
+
+def placed(leaf: Any) -> Any:
+    """Return a leaf in the form that is fast here: on a CPU 4-bit integers become int8."""
+    is_slow = isinstance(leaf, Int4Groups) and platform() == "cpu"
+    return jax.jit(type(leaf).widened)(leaf) if is_slow else leaf
 
 
 def misfits(flat: Mapping[str, Any], config: ModelConfig) -> list[str]:

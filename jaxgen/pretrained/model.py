@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,8 +21,10 @@ from jaxgen.mesh.place import laid
 from jaxgen.models import api
 from jaxgen.pretrained import adapted, gguf_write, hub_read, hub_write, leaves, sources
 from jaxgen.pretrained.chat_template import ChatTemplate, write_chat_template
+from jaxgen.pretrained.compressed_tensors import Packed
 from jaxgen.pretrained.generation_config import GenerationConfig, write_generation_config
 from jaxgen.store import Checkpoints, gguf, safetensors
+from jaxgen.store.gguf_blocks import PLAIN
 from jaxgen.store.steps import CHECKPOINTS, Step, run_and_step
 from jaxgen.tokens import Tokenizer
 
@@ -83,8 +86,11 @@ def load(
             Quantised blocks of a GGUF file become the float32 values that they stand for.
         shardings: Hugging Face folders, whose tensors are read one by one: a tree like the params,
             to place each on its devices.
-        weights: GGUF files: "stored" keeps matrices that are Q8_0 as int8 with their scales by
-            block, leaves that decode and embed (`jaxgen.ops.int8_blocks`) but are not trained.
+        weights: of quantised ones, "stored" keeps the integers: of a GGUF file's Q8_0, and of
+            Hugging Face folders of compressed-tensors (int8, int4 by channel or group), leaves
+            that decode and embed (`jaxgen.ops.int8_blocks`) but are not trained; "plain" reads the
+            numbers that they stand for. Folders of ours keep the integers in either case; on a CPU
+            "plain" makes int8 of 4 bits, the same numbers, which is faster.
         nonfinite: Hugging Face folders: whether NaN and infinity are refused or taken.
         adapter: PATH or PATH=SCALE of an adapter that stands around the weights, or several: a
             folder of PEFT, or a run that was trained with `adapter.kind`. The path itself may be
@@ -139,8 +145,8 @@ def _load(
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
         hub_read.refuse_dtype(dtype)
         stored = weights == "stored"
-        if stored and (folder.is_dir() or shardings is not None):
-            raise ConfigError(f"weights={weights!r} is for GGUF files on one device; drop it")
+        if stored and shardings is not None:
+            raise ConfigError(f"weights={weights!r} is for one device; drop it, or shardings")
         return hub_read.load_hub(
             *(folder,),
             dtype=dtype,
@@ -148,8 +154,6 @@ def _load(
             nonfinite=nonfinite,
             stored_blocks=stored,
         )
-    if weights != "plain":
-        raise ConfigError(f"weights={weights!r} is for GGUF files; {folder} is none")
     if dtype is not None or shardings is not None:
         raise ConfigError(
             f"dtype= and shardings= are for Hugging Face folders and GGUF files; {folder} is none"
@@ -157,10 +161,13 @@ def _load(
     if (folder / WEIGHTS).exists():
         if step is not None:
             raise ConfigError(f"step={step} but {folder} is no run: it has no checkpoints")
-        config, params = read_config(folder), _read_weights(folder / WEIGHTS)
+        config, params = read_config(folder), _read_weights(folder / WEIGHTS, weights == "plain")
         _check_shapes(folder, params, config, quantised=True)
-        return config, params
-    return load_step(path, step)[:2]
+    else:
+        config, params = load_step(path, step)[:2]
+    if weights == "stored" and not any(map(leaves.is_quantised, tree.flatten(params).values())):
+        raise ConfigError(f"no weight of {folder} is quantised; drop weights={weights!r}")
+    return config, params
 
 
 def load_step(path: str | os.PathLike, step: Step = None) -> tuple[ModelConfig, api.Params, int]:
@@ -240,7 +247,7 @@ def save(
     """
     folder = Path(path)
     check_new(folder)
-    _check_shapes(folder, params, config, quantised=layout == "jaxgen")
+    _check_shapes(folder, params, config, quantised=True)
     about = generation_config or GenerationConfig()
     if about.labels and len(about.labels) != config.classes:
         about = replace(about, labels=())
@@ -298,11 +305,26 @@ def check_new(folder: Path) -> None:
         raise ConfigError(f"{folder} exists already; give a new {kind}")
 
 
+def num_coded(path: Path) -> int:
+    """Return how many numbers of a model that is no run are stored as integers with scales."""
+    if hub_read.is_hub(path):
+        if path.is_file():
+            return sum(math.prod(t.shape) for t in gguf.open_file(path).tensors.values()
+                       if t.dtype not in PLAIN)  # fmt: skip
+        stored = hub_read.tensors(path).values()
+        return sum(math.prod(t.shape) for t in stored if isinstance(t, Packed))
+    if not (path / WEIGHTS).is_file():
+        return 0
+    notes = safetensors.open_noted(path / WEIGHTS)[1]
+    shapes = tree.flatten(api.abstract(read_config(path)))
+    return sum(math.prod(shapes[name].shape) for name in leaves.paths(notes) & shapes.keys())
+
+
 def _checkpoints(folder: Path) -> Checkpoints:
     return Checkpoints(folder / CHECKPOINTS, keep_last=1, keep_best=0, fingerprints={})
 
 
-def _read_weights(path: Path) -> api.Params:
+def _read_weights(path: Path, widen: bool) -> api.Params:
     import jax
 
     tensors, notes = safetensors.open_noted(path)
@@ -310,7 +332,7 @@ def _read_weights(path: Path) -> api.Params:
     def read(name: str) -> Any:
         return jax.device_put(laid(safetensors.read_tensor(tensors[name])))
 
-    return tree.unflatten(dict(leaves.from_arrays(tensors, notes, read, path)))
+    return tree.unflatten(dict(leaves.from_arrays(tensors, notes, read, path, widen=widen)))
 
 
 def _check_shapes(

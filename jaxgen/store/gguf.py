@@ -123,7 +123,8 @@ def write_gguf(
         path: of the file, which must not exist.
         metadata: of texts, bools, numpy numbers, and arrays or lists of one of these.
         tensors: name -> (format, shape as numpy orders axes).
-        produce: name -> the tensor's values, float32 or of its own plain format.
+        produce: name -> the tensor's values, float32 or of its own plain format; or its blocks,
+            uint8 [..., bytes of a row].
 
     Raises:
         OSErrors of the system pass through.
@@ -142,11 +143,13 @@ def write_gguf(
         file.write(raw + bytes(-len(raw) % ALIGNMENT))
         for name, (form, shape) in tensors.items():
             array = np.asarray(produce(name), order="C")
-            assert array.shape == tuple(shape), (name, array.shape, shape)
+            in_blocks = form not in PLAIN and array.dtype == np.uint8
+            assert in_blocks or array.shape == tuple(shape), (name, array.shape, shape)
             if form in PLAIN:
                 block = array.astype(_dtype(PLAIN[form]), copy=False).reshape(-1).view(np.uint8)
             else:
-                block = gguf_blocks.quantize(array, form).reshape(-1)
+                block = (array if in_blocks else gguf_blocks.quantize(array, form)).reshape(-1)
+            assert block.size == _nbytes(form, shape), name
             file.write(block.data)
             file.write(bytes(-block.size % ALIGNMENT))
 

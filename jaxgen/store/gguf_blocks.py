@@ -71,6 +71,29 @@ def quantize(values: np.ndarray, name: str) -> np.ndarray:
     return blocks.view(np.uint8).reshape(*values.shape[:-1], -1)
 
 
+def pack(integers: np.ndarray, scale: np.ndarray, name: str) -> np.ndarray:
+    """Return rows of blocks that hold integers as they are, with their scales in float16.
+
+    Args:
+        integers: [R, C] int8, of a multiple of 32 columns; from -8 to 7 for Q4_0.
+        scale: [R, G] float32, each of C / G columns, a multiple of 32.
+        name: Q8_0 or Q4_0.
+
+    Returns:
+        [R, bytes of a row] uint8.
+    """
+    form = FORMATS[name]
+    shape = (len(integers), integers.shape[1] // form.values)
+    blocks: Any = np.empty(shape, form.layout)
+    blocks["d"] = np.repeat(scale, blocks.shape[1] // scale.shape[1], axis=1)
+    values = integers.reshape(*blocks.shape, form.values)
+    if name == "Q4_0":
+        nibbles = (values + 8).astype(np.uint8)
+        values = nibbles[..., :16] | nibbles[..., 16:] << 4
+    blocks["q"] = values
+    return blocks.view(np.uint8).reshape(len(integers), -1)
+
+
 def not_read(name: str) -> str:
     """Return the message for a format that is known and not read."""
     known = ", ".join(name for name, form in FORMATS.items() if form.decode)

@@ -9,7 +9,13 @@ from typing import Any, Literal, NamedTuple
 from jaxgen import arguments, settings, tree
 from jaxgen.config import DType, ModelConfig, Topology
 from jaxgen.errors import CheckpointError, ConfigError, nearest
-from jaxgen.models.families.known_settings import ELSEWHERE, NEUTRAL, check_numbers, odd_values
+from jaxgen.models.families.known_settings import (
+    COMPRESSED,
+    ELSEWHERE,
+    NEUTRAL,
+    check_numbers,
+    odd_values,
+)
 from jaxgen.models.families.resolved import LacksError, differences, resolved, value_of
 from jaxgen.models.families.rows import Row
 from jaxgen.models.families.wording import in_their_words
@@ -243,8 +249,12 @@ class Family:
 
     def _refuse_others(self, theirs: Mapping[str, Any]) -> None:
         for key in ("quantization_config", "quantization"):  # the latter in MLX's folders
-            if theirs.get(key) is not None:
-                raise CheckpointError(f"{key}: quantised weights are not read")
+            method = (theirs.get(key) or {}).get("quant_method")
+            if theirs.get(key) is not None and method not in COMPRESSED:
+                raise CheckpointError(
+                    f"{key}: quantised weights are not read, but of quant_method={COMPRESSED[0]} "
+                    f"(here {method}); give the model before it was quantised, or a GGUF file of it"
+                )
         check_numbers(theirs)
         known = self._known()
         causal = theirs.get("is_causal")

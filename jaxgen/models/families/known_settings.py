@@ -10,12 +10,14 @@ from jaxgen.errors import CheckpointError
 
 # Settings without effect on logits, which any config.json may hold. Others that a family does not
 # know are named in a warning: transformers ignores them as well.
+COMPRESSED = ("compressed-tensors", "sparseml")  # quant_method of weights that are read
 NEUTRAL = frozenset(
     """
     _attn_implementation _attn_implementation_autoset _auto_class _commit_hash _flash_attn_2_enabled
     _model_name_or_path _name_or_path _num_labels architectures attention_dropout
     attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id
-    cache_implementation chunk_size_feed_forward cls_token_id decoder_start_token_id
+    cache_implementation chunk_size_feed_forward cls_token_id compression_config
+    decoder_start_token_id
     diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     gradient_checkpointing id2label ignore_keys_at_rope_validation init_std initializer_factor
@@ -23,7 +25,8 @@ NEUTRAL = frozenset(
     license loss_type mask_token_id max_length max_sequence_length min_length model_max_length
     model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
     num_return_sequences output_attentions output_hidden_states output_past output_scores
-    pad_token_id predict_special_tokens prefix pretraining_tp problem_type remove_invalid_values
+    pad_token_id predict_special_tokens prefix pretraining_tp problem_type quantization_config
+    remove_invalid_values
     repetition_penalty return_dict return_dict_in_generate sep_token_id seq_length suppress_tokens
     task_specific_params temperature tf_legacy_loss tokenizer_class tokenizer_name top_k top_p
     torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxgen import tree
@@ -157,11 +158,15 @@ def fill(theirs: Theirs, flat: Mapping[str, Any], dtype: np.dtype) -> np.ndarray
     """Return a tensor of theirs made of our parameters, {path: array}."""
     tensor = np.empty(theirs.shape, dtype)
     for link in theirs.links:
-        link.write(tensor, np.asarray(_layer(flat[link.path], link.at), dtype))
+        link.write(tensor, np.asarray(part_of(flat[link.path], link.at), dtype))
     return tensor
 
 
-def _layer(ours: Any, at: tuple[int, ...]) -> Any:
-    """Return a layer of a stack: of one in the host's memory a view, without a program for it."""
-    devices = getattr(ours, "devices", set)()
-    return (np.asarray(ours) if all(one.platform == "cpu" for one in devices) else ours)[at]
+def part_of(ours: Any, at: tuple[int, ...]) -> Any:
+    """Return a layer of a stacked parameter, or an expert of it; of arrays on a CPU a view."""
+
+    def part(array: Any) -> Any:
+        devices = getattr(array, "devices", set)()
+        return (np.asarray(array) if all(one.platform == "cpu" for one in devices) else array)[at]
+
+    return jax.tree.map(part, ours)

@@ -22,14 +22,8 @@ def of_rows(x: Array, w: Array) -> Array | None:
     rows = x.shape[0]
     if not are_known(rows):
         return None
-    if rows == 1 and w.dtype.itemsize < 4 and enabled("one_row"):
-        # In this form alone float32 is made of narrower weights as they are read. Tied to the row,
-        # or they would be written to memory before the loop over tokens.
-        dtype, (x, w) = x.dtype, lax.optimization_barrier((x, w))
-        # rem(x, inf) is a no-op that XLA does not duplicate into the matmul loop; it pins x
-        # outside.
-        x = lax.rem(x.astype(jnp.float32), jnp.float32(jnp.inf))
-        return (x @ w.astype(jnp.float32).T).astype(dtype)
+    if w.dtype.itemsize < 4 and (y := of_one_row(x, (w,), _widen)) is not None:
+        return y
     # Of bfloat16, jaxlib 0.10.2 has no such matmul in some shapes.
     if 1 < rows <= FEW and x.dtype == jnp.float32 and enabled("few_rows"):
         # XLA is faster with the weight on the left; without the barrier it would cancel the two
@@ -39,6 +33,25 @@ def of_rows(x: Array, w: Array) -> Array | None:
             return y
         return lax.optimization_barrier(_weight_on_the_left(w.astype(x.dtype), x)).T
     return None
+
+
+def of_one_row(x: Array, parts: tuple[Array, ...], widen: Callable[..., Array]) -> Array | None:
+    """Return x [R, I] times a weight [C, I] transposed, if R is 1; None if plain is as fast.
+
+    widen: returns the weight in float32, of its parts.
+    """
+    if not are_known(len(x)) or len(x) != 1 or not enabled("one_row"):
+        return None
+    # In this form alone float32 is made of narrower weights as they are read. Tied to the row, or
+    # they would be written to memory before the loop over tokens.
+    dtype, (x, parts) = x.dtype, lax.optimization_barrier((x, parts))
+    # rem(x, inf) is a no-op that XLA does not duplicate into the matmul loop; it pins x outside.
+    x = lax.rem(x.astype(jnp.float32), jnp.float32(jnp.inf))
+    return (x @ widen(*parts).T).astype(dtype)
+
+
+def _widen(w: Array) -> Array:
+    return w.astype(jnp.float32)
 
 
 def _slice(dtype: Any, w: Array, begin: Any, size: int) -> Array:

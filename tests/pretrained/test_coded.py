@@ -1,0 +1,160 @@
+"""Integers of quantised weights in GGUF files and in folders of compressed-tensors, as they are."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from test_gguf_written import model, of_letters
+
+import jaxgen
+from jaxgen.adapters.sites import sites
+from jaxgen.cli.app import main
+from jaxgen.compress.matrix import compress_matrix
+from jaxgen.compress.recipe import Recipe
+from jaxgen.errors import CheckpointError
+from jaxgen.ops.int8 import Int8
+from jaxgen.pretrained import coded
+from jaxgen.pretrained.compressed_tensors import pack, unpack
+from jaxgen.store import gguf, safetensors
+from jaxgen.tree import flatten, unflatten
+
+IDS = np.arange(24).reshape(2, 12)
+RECIPES = {
+    "int8": {"format": "int8"},
+    "int8-g32": {"format": "int8", "group": 32},
+    "w8a8": {"format": "int8", "activations": "int8"},
+    "int4-g32": {"format": "int4", "group": 32},
+    "int4-g64-zeros": {"format": "int4", "group": 64, "symmetric": False},
+}
+
+
+def quantised(recipe, name="llama", tables=True):
+    """Return a model of 128 inputs whose layers are quantised, and perhaps its tables."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}
+    config, params = model(name, vocab_size=320, **sizes)
+    by_path, flat = sites(config), flatten(params)
+    for path, site in by_path.items():
+        one = lambda w, site=site: compress_matrix(w, site, Recipe(**recipe), None).leaf  # noqa: E731
+        leaves = [one(w) for w in flat[path]]
+        flat[path] = jax.tree.map(lambda *each: np.stack(each), *leaves)
+    if tables:
+        for path in ("embed/tokens", "unembed/tokens"):
+            flat[path] = Int8.of_transposed(flat[path], 1)
+    return config, unflatten(flat)
+
+
+def logits(config, params):
+    return np.asarray(jaxgen.apply(params, config, IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-g32", "int4-g32"])
+def test_a_gguf_file_holds_the_same_integers_and_numbers(tmp_path, name):
+    config, params = quantised(RECIPES[name])
+    jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", tokenizer=of_letters())
+    kinds = {t.dtype for t in gguf.open_file(tmp_path / "m.gguf").tensors.values()}
+    assert kinds == ({"Q4_0", "Q8_0", "F32"} if "int4" in name else {"Q8_0", "F32"})
+    own = flatten(params)
+    numbers = flatten(jaxgen.load(tmp_path / "m.gguf")[1])
+    for path, site in sites(config).items():
+        for layer in range(config.layers):
+            of_layer = jax.tree.map(lambda x, i=layer: x[i], own[path])
+            dense = coded.of_leaf(of_layer).numbers().T.reshape(site.shape)
+            np.testing.assert_array_equal(numbers[path][layer], dense)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_folder_of_compressed_tensors_is_read_as_it_was_written(tmp_path, name):
+    config, params = quantised(RECIPES[name])
+    jaxgen.save(tmp_path / "hub", config, params, layout="hf")
+    about = json.loads((tmp_path / "hub" / "config.json").read_text())["quantization_config"]
+    assert about["config_groups"]["group_0"]["weights"]["symmetric"] is ("zeros" not in name)
+    plain, stored = (jaxgen.load(tmp_path / "hub", weights=w)[1] for w in ("plain", "stored"))
+    wanted = logits(config, params)
+    np.testing.assert_allclose(logits(config, stored), wanted, rtol=1e-4, atol=1e-5)
+    if name != "w8a8":
+        np.testing.assert_allclose(logits(config, plain), wanted, rtol=1e-4, atol=1e-5)
+    for path in sites(config):
+        one, other = (flatten(tree)[path] for tree in (stored, params))
+        if hasattr(other, "widened"):
+            other = jax.jit(type(other).widened)(other)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_what_has_no_such_form_is_written_as_numbers_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("jaxgen.pretrained.hub_parity.can_compare", lambda: False)
+    config, params = quantised(RECIPES["int4-g64-zeros"])
+    jaxgen.save(tmp_path / "own", config, params, tokenizer=of_letters())
+    jaxgen.save(tmp_path / "hub", config, params, layout="hf", tokenizer=of_letters())
+    tables, layers = 2 * 320 * 128, sum(np.prod(s.shape) for s in sites(config).values()) * 2
+    said = {
+        "m.gguf": f"{layers:,} of {layers + tables:,} quantised numbers of",
+        "out": f"{tables:,} of {layers + tables:,} quantised numbers of",
+    }
+    for target, words in (("m.gguf", []), ("out", ["--to", "hf"])):
+        assert main(["convert", str(tmp_path / "own"), str(tmp_path / target), *words]) == 0
+        assert said[target] in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "again"), "--to", "jaxgen"]) == 0
+    assert f"{layers:,} of them quantised, with the integers" in capsys.readouterr().out
+    words = [str(tmp_path / "own"), str(tmp_path / "wide"), "--to", "jaxgen", "--dtype", "bfloat16"]
+    assert main(["convert", *words]) == 0
+    config, params = jaxgen.load(tmp_path / "wide")
+    assert {str(leaf.dtype) for leaf in flatten(params).values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_integers_are_unpacked(bits):
+    rng = np.random.default_rng(0)
+    integers = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (3, 21)).astype(np.int8)
+    words = pack(integers, bits)
+    assert words.shape == (3, -(-21 * bits // 32)) and words.dtype == np.int32
+    np.testing.assert_array_equal(unpack(words, bits, 21), integers)
+    first = int(words[0, 0]) & (2**bits - 1)
+    assert first == int(integers[0, 0]) + 2 ** (bits - 1)
+
+
+BAD = {
+    "gptq": ({"quant_method": "gptq", "bits": 4}, "here gptq"),
+    "awq": ({"quant_method": "awq"}, "here awq"),
+    "float8": ({"format": "float-quantized"}, "format=float-quantized is not read"),
+    "bits": ({"weights": {"num_bits": 3}}, "int of 3 bits are not read"),
+    "blocks": ({"weights": {"num_bits": 8, "strategy": "block"}}, "a scale for each block"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_ways_of_quantising_are_refused_by_name(tmp_path, name):
+    change, said = BAD[name]
+    config, params = quantised(RECIPES["int8"], tables=False)
+    jaxgen.save(tmp_path / "hub", config, params, layout="hf")
+    path = tmp_path / "hub" / "config.json"
+    about = json.loads(path.read_text())
+    group = about["quantization_config"]["config_groups"]["group_0"]
+    group["weights"] |= change.pop("weights", {}) if isinstance(change, dict) else {}
+    if "format" in change:
+        group["format"] = change["format"]
+    about["quantization_config"] |= change
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=said):
+        jaxgen.load(tmp_path / "hub")
+
+
+def test_a_damaged_matrix_is_named(tmp_path):
+    config, params = quantised(RECIPES["int4-g32"], tables=False)
+    jaxgen.save(tmp_path / "hub", config, params, layout="hf")
+    path = tmp_path / "hub" / "model.safetensors"
+    opened = safetensors.open_file(path)
+    arrays = {name: tensor.read() for name, tensor in opened.items()}
+    name = next(name for name in arrays if name.endswith("q_proj.weight_packed"))
+    for key, array, said in (
+        (name, arrays[name][:, :-1], "packed with neither 4 nor 8 bits"),
+        (name.replace("packed", "g_idx"), np.zeros(64, np.int32), "weight_g_idx orders groups"),
+    ):
+        changed = arrays | {key: np.ascontiguousarray(array)}
+        path.unlink()
+        shapes = {name: (x.dtype.name, x.shape) for name, x in changed.items()}
+        safetensors.write_safetensors(path, shapes, changed.__getitem__, {})
+        with pytest.raises(CheckpointError, match=said):
+            jaxgen.load(tmp_path / "hub")
