@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgen.safety.expressions import Class, Nfa
-from jaxgen.safety.folding import FOLDS, Fold, folds_to_itself, is_word, readings
+from jaxgen.safety.folding import FOLDS, Fold, folds_to_itself, in_word, is_word, readings
 
 SIZE = sys.maxunicode + 1
 REPLACEMENT = 0xFFFD  # what bytes that are no character become
 INVALID = -1
 # Kinds of characters: those that fold to others are looked at one by one; of the rest one is as the
-# next. PLAIN + 1 are of words, + 2 blank, + 4 digits.
+# next. PLAIN + 1 are of words, + 2 blank, + 4 digits, + 8 of words whose ends show.
 EACH, HANGUL, OTHER, PLAIN = range(4)
 _JAMO = (0x1100, 0x11FF)
 
@@ -79,7 +79,7 @@ def classes_of(nfa: Nfa) -> tuple[np.ndarray, list[str]]:
         if known is None:
             passed = frozenset(i for i, test in rest if test.holds(symbol))
             passed |= {one[ord(symbol)]} if ord(symbol) in one else frozenset()
-            known = symbols[symbol] = kinds.setdefault((passed, is_word(symbol)), len(kinds))
+            known = symbols[symbol] = kinds.setdefault((passed, in_word(symbol)), len(kinds))
         return known
 
     classes: dict[tuple, int] = {}
@@ -105,7 +105,7 @@ def classes_of(nfa: Nfa) -> tuple[np.ndarray, list[str]]:
         of[point] = class_of(point)
     for begin, end in pairwise(bounds):
         part = np.where(alone[begin:end], EACH, kind[begin:end])
-        for uniform in range(HANGUL, PLAIN + 8):
+        for uniform in range(HANGUL, PLAIN + 16):
             if len(where := np.flatnonzero(part == uniform)):
                 of[begin + where] = class_of(begin + int(where[0]))
     return of, members
@@ -137,7 +137,7 @@ def _kinds() -> np.ndarray:
             continue
         if ideographs[point] or folds_to_itself(character):
             kinds[point] = PLAIN + is_word(character) + 2 * character.isspace()
-            kinds[point] += 4 * character.isdecimal()
+            kinds[point] += 4 * character.isdecimal() + 8 * in_word(character)
         else:
             kinds[point] = EACH
     kinds[0xAC00:0xD7A4] = HANGUL

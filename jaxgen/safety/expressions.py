@@ -1,20 +1,22 @@
-"""Words and regular expressions as one nondeterministic automaton over characters.
+r"""Words and regular expressions as one nondeterministic automaton over characters.
 
 An expression has the syntax of `re`, without what needs more than a finite automaton: no
 look-around, back-reference, anchor, or possessive repeat. Its longest match is bounded, so that no
-more than that is ever held back from a reader.
+more than that is ever held back from a reader. A word ends (and \b lies) also beside scripts that
+are written without blanks, as Chinese.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from jaxgen.errors import ConfigError
-from jaxgen.safety.folding import Fold, folded, is_word
+from jaxgen.safety.folding import Fold, folded, in_word, is_word
 
 LONGEST = 512  # characters of a match
 LARGEST = 20_000  # states of one expression
@@ -104,7 +106,7 @@ def add_words(nfa: Nfa, rule: int, words: Sequence[str], fold: Fold, *, whole: b
             edge = (at, symbol)
             if edge not in inner:
                 inner[edge] = nfa.add(rule, fold)
-                if number == 0 and whole and is_word(symbol):
+                if number == 0 and whole and in_word(symbol):
                     first = nfa.add(rule, fold)
                     nfa.jumps[at].append((True, first))
                     nfa.reads[first].append((_one(symbol), inner[edge]))
@@ -115,7 +117,7 @@ def add_words(nfa: Nfa, rule: int, words: Sequence[str], fold: Fold, *, whole: b
             at = inner[edge]
         end = nfa.add(rule, fold)
         nfa.final[end] = rule
-        nfa.jumps[at].append((True if whole and is_word(text.strip()[-1]) else None, end))
+        nfa.jumps[at].append((True if whole and in_word(text.strip()[-1]) else None, end))
 
 
 def add_expression(nfa: Nfa, rule: int, pattern: str, fold: Fold) -> None:
@@ -123,8 +125,10 @@ def add_expression(nfa: Nfa, rule: int, pattern: str, fold: Fold) -> None:
     shown = f"regex {pattern[:60]!r}"
     try:
         # The parser of `re`: what it reads is what `re` means.
-        parsed = import_module("re._parser").parse(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # [[:alpha:]] is no class of `re`
+            parsed = import_module("re._parser").parse(pattern)
+    except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         raise ConfigError(f"{shown} can't be compiled: {error}; correct it") from None
     shortest, longest = parsed.getwidth()
     if shortest == 0:

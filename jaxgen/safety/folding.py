@@ -25,6 +25,13 @@ pрρᏢ qԛգ rгᴦᎡ sѕꜱᏚ tтτᎢ uυսц vνѵᏙⅴ wԝωшᎳ xхχ
 LEET = """
 a4@ b8 c( e3€ g69 h# i1!| l1|£ o0 s5$ t7+ z2
 """
+# Scripts that are written without blanks between words: Thai, Lao and Tibetan, Burmese, Khmer, the
+# marks and kana of Japanese, Chinese, Yi, and half-width kana.
+UNSPACED = (
+    *((0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x312F)),
+    *((0x31A0, 0x31FF), (0x3400, 0x9FFF), (0xA000, 0xA4CF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F)),
+    *((0x17000, 0x18CFF), (0x1AFF0, 0x1B16F), (0x20000, 0x3FFFF)),
+)
 INVISIBLE = frozenset("\u115f\u1160\u3164\uffa0\u17b4\u17b5")  # letters by category, but blank
 _NAMED = re.compile(
     r"(?:LATIN|REGIONAL INDICATOR SYMBOL|(?:NEGATIVE )?(?:SQUARED|CIRCLED) LATIN)"
@@ -47,6 +54,13 @@ _LOOKALIKES, _LEET = _read(LOOKALIKES), _read(LEET)
 def is_word(symbol: str) -> bool:
     r"""Return whether a character is one of a word, as \w has it."""
     return symbol.isalnum() or symbol == "_"
+
+
+def in_word(symbol: str) -> bool:
+    """Return whether a character belongs to a word whose ends show: no blanks, no end of words."""
+    point = ord(symbol)
+    spaced = point < UNSPACED[0][0] or not any(low <= point <= high for low, high in UNSPACED)
+    return spaced and is_word(symbol)
 
 
 def folded(character: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxgen.safety.expressions import Nfa
-from jaxgen.safety.folding import FOLDS, is_word, readings
+from jaxgen.safety.folding import FOLDS, in_word, readings
 
 Thread = tuple[int, bool]  # a state of the rules, and whether the character before is of a word
 Rules = frozenset[int]
@@ -189,7 +189,7 @@ class Machine:
             for place, symbol in enumerate(reading):
                 current = self._read(current, symbol)
                 if place + 1 < len(reading):
-                    following = {fold: frozenset((is_word(reading[place + 1]),))}
+                    following = {fold: frozenset((in_word(reading[place + 1]),))}
                     current = NOTHING.union(*(self._crossed(one, following) for one in current))
             after |= current
         now = self._finals(after)
@@ -200,7 +200,7 @@ class Machine:
         )
 
     def _read(self, threads: frozenset[Thread] | set[Thread], symbol: str) -> frozenset[Thread]:
-        word = is_word(symbol)
+        word = in_word(symbol)
         reached = {
             (target, word)
             for state, _ in threads
@@ -246,4 +246,4 @@ def _bounded(nfa: Nfa) -> frozenset[int]:
 
 
 def _words(likely: frozenset[str]) -> frozenset[bool]:
-    return frozenset(is_word(reading[0]) for reading in likely if reading)
+    return frozenset(in_word(reading[0]) for reading in likely if reading)

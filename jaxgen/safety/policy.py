@@ -56,7 +56,9 @@ class Rule:
     )
     words: tuple[str, ...] = settings.option("words and phrases", ())
     words_file: Path | None = settings.option("a file with one a line; # begins a comment", None)
-    whole: bool = settings.option("words match whole words alone", True)
+    whole: bool = settings.option(
+        "words match whole words alone, where a script has blanks between them", True
+    )
     regex: tuple[str, ...] = settings.option("regular expressions, in the syntax of Python", ())
     personal: tuple[Kind, ...] = settings.option("personal data, told by their checksums", ())
     fold: Fold | None = settings.option(

@@ -40,6 +40,22 @@ def test_a_word_is_found_however_it_is_spelled(word):
     assert shown(policy(words=("bad",)), f"a {word} one") == "a *** one"
 
 
+@pytest.mark.parametrize(
+    ("word", "text", "wanted"),
+    [
+        ("脏话", "这是脏话吗", "这是***吗"),
+        ("くそ", "これはくそです", "これは***です"),
+        ("ควาย", "นี่คือควายนะ", "นี่คือ***นะ"),
+        ("bad", "这是bad吗, 这是bads", "这是***吗, 这是bads"),
+        ("bad脏", "a bad脏话, forbad脏", "a ***话, forbad脏"),
+        ("плохо", "неплохо, плохо", "неплохо, ***"),
+    ],
+)
+def test_words_end_where_their_script_shows_it(word, text, wanted):
+    assert shown(policy(words=(word,)), text) == wanted
+    assert shown(policy(words=(word,), fold="plain"), text) == wanted
+
+
 @pytest.mark.parametrize("text", ["badly", "forbad", "b ad", "bd", "bid", "baed", "b_ad"])
 def test_what_is_another_word_is_left_alone(text):
     assert shown(policy(words=("bad",)), text) == text
@@ -237,6 +253,7 @@ def write(tmp_path, text):
         ("rules:\n- {name: a, regex: ['a(?=b)']}", "a look-around, which can't be followed"),
         ("rules:\n- {name: a, regex: ['(a)\\1']}", "a back-reference"),
         ("rules:\n- {name: a, regex: ['^a']}", "an anchor"),
+        ("rules:\n- {name: a, regex: ['[[:alpha:]]']}", "Possible nested set"),
         ("rules:\n- {name: a, regex: ['.']}", "any one character, so that nothing can be said"),
         ("rules:\n- {name: a, words: ['\u200b']}", "nothing but blanks, marks or invisible"),
         ("rules:\n- {name: a, word: [b]}", "word"),

@@ -14,7 +14,7 @@ from jaxgen.decoding.stop import Reason
 from jaxgen.errors import ConfigError
 from jaxgen.safety.folding import readings
 from jaxgen.safety.policy import Policy, Rule, read_policy
-from jaxgen.safety.token_filter import pieces_of
+from jaxgen.safety.token_filter import DEAD, pieces_of
 from jaxgen.serve.engine import Engine
 from jaxgen.text.request import Generation
 from jaxgen.text.session import Prompt
@@ -216,6 +216,16 @@ def test_a_prompt_is_refused_and_a_rule_that_leaves_no_token(session, tmp_path):
     path.write_text("rules:\n- {name: all, regex: ['[\\x00-\\x7f]', '[\\x80-\\uffff]']}\n")
     with pytest.raises(ConfigError, match="leave no token to begin a text with"):
         read_policy(path).blocked(tokenizer("wordpiece", tmp_path))
+
+
+@pytest.mark.parametrize(("before", "ends"), [("这", True), ("は", True), ("é", False), ("", True)])
+def test_a_word_is_never_drawn_beside_a_script_without_blanks(before, ends):
+    (blocked,) = Policy(rules=(Rule(name="word", words=("bad",)),)).blocked(Bytes())
+    for after in (" ", "吗", "x"):
+        state = blocked.start(f"{before}ba")
+        for character in ("d", after):
+            state = blocked.moves[state, blocked.letters.of[ord(character)]]
+        assert (state == DEAD) == (ends and after != "x")
 
 
 @pytest.mark.parametrize("when", ["before", "during", "after"])
