@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -24,6 +25,13 @@ def evaluate(
         arguments.at_least(1),
         Parameter(help="tokens from one window to the next, which then overlap; by default none"),
     ] = None,
+    knn: Annotated[
+        str | None,
+        Parameter(
+            help="a folder for the hidden states of the training text, made if need be: also "
+            "measure kNN-LM, weighed on valid"
+        ),
+    ] = None,
     step: Step = None,
     adapter: Adapters = (),
 ) -> None:
@@ -43,6 +51,7 @@ def evaluate(
         jaxgen eval quickstart --split test --step best
         jaxgen eval runs/my data.files=other.txt --stride 64
         jaxgen eval models/gpt2 data.files=mine.txt
+        jaxgen eval runs/my --split test --knn runs/my/states
     """
     arguments.check_overrides(overrides, text=True)
     (folder, which, adapters), cache = paths.adapted(run, step, adapter), paths.cache()
@@ -51,5 +60,6 @@ def evaluate(
 
     with exits.in_folder(folder):
         more = {"split": split, "stride": stride, "step": which, "adapter": adapters}
+        more["knn"] = None if knn is None else Path(knn)
         rows = runs.evaluate(folder, overrides, cache=cache, **more)
         terminal.print_rows(rows)

@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxgen import arguments
@@ -93,7 +92,9 @@ class Index:
     @cached_property
     def rows(self) -> Rows | None:
         """Return the vectors, on the device; None for an index without."""
-        return read_rows(self.stored)
+        if "codes" not in self.stored.arrays:
+            return None
+        return vectors.rows_of(self.stored.arrays, self.stored.extra["longest"])
 
     def document(self, number: int) -> str:
         """Return the whole text of a document."""
@@ -234,7 +235,7 @@ def build(
         digests = np.stack([_digest(_shown(blob, row)) for row in table])
         old = _reusable(home, probe)
         rows, embedded = _embed_all(model, blob, table, digests, old, batch, progress)
-        arrays |= {"digests": digests, **_row_arrays(rows)}
+        arrays |= {"digests": digests, **vectors.arrays_of(rows)}
         extra |= {"encoder": _source(encoder), "probe": probe.tolist(), "longest": rows.longest}
     folder.write(home, "passages", arrays, extra)
     return Built(len(names), len(table), embedded)
@@ -273,19 +274,6 @@ def open_index(
             f"was made; give that one, or make the index again"
         )
     return Index(home, stored, model)
-
-
-def read_rows(stored: folder.Stored) -> Rows | None:
-    """Return the vectors of a folder, on the device; None if it has none."""
-    if "codes" not in stored.arrays:
-        return None
-    names = ("codes", "scales", "offsets", "ids", "centers", "begins", "sizes")
-    rows = Rows(*(stored.arrays[name] for name in names), longest=stored.extra["longest"])
-    return jax.tree.map(jax.numpy.asarray, rows)
-
-
-def _row_arrays(rows: Rows) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in vars(rows).items() if name != "longest"}
 
 
 def _read(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -83,6 +84,17 @@ def arrange(codes: np.ndarray, scales: np.ndarray, *, euclidean: bool = False) -
     return Rows(*order, begins.astype(np.int32), held.astype(np.int32), int(held.max()))
 
 
+def arrays_of(rows: Rows) -> dict[str, np.ndarray]:
+    """Return the arrays of rows by name, as `rows_of` reads them."""
+    return {name: np.asarray(x) for name, x in vars(rows).items() if name != "longest"}
+
+
+def rows_of(arrays: Mapping[str, np.ndarray], longest: int) -> Rows:
+    """Return the rows of named arrays, on the device."""
+    names = [one.name for one in fields(Rows) if one.name != "longest"]
+    return Rows(*(jnp.asarray(arrays[name]) for name in names), longest=longest)
+
+
 def _k_means(codes: np.ndarray, scales: np.ndarray, count: int) -> Array:
     """Return the centers of rows, by Lloyd's iteration from rows drawn of them."""
     rng = np.random.default_rng(0)
@@ -161,21 +173,22 @@ def _probe(rows: Rows, queries: Array, count: int, probes: int) -> tuple[Array, 
     def one(query_and_lists):
         query, numbers = query_and_lists
 
-        def look(best, number):
+        def look(_, number):
             begin, held = jnp.asarray(rows.begins)[number], jnp.asarray(rows.sizes)[number]
             first = jnp.minimum(begin, total - size)
             codes, scales, offsets = (
                 lax.dynamic_slice_in_dim(x, first, size) for x in _values(rows)
             )
-            scores = _scores(codes, scales, offsets, query[None])
+            scores = _scores(codes, scales, offsets, query[None])[0]
             places = first + jnp.arange(size)
             inside = (places >= begin) & (places < begin + held)
-            scores = jnp.where(inside, scores, -jnp.inf)
-            return _best(best, scores, places[None], count), None
+            return None, (jnp.where(inside, scores, -jnp.inf), places)
 
-        start = jnp.full((1, count), -jnp.inf), jnp.zeros((1, count), jnp.int32)
-        (scores, places), _ = lax.scan(look, start, numbers)
-        return scores[0], places[0]
+        _, (scores, places) = lax.scan(look, None, numbers)
+        missing = max(count - scores.size, 0)
+        scores = jnp.pad(scores.reshape(-1), (0, missing), constant_values=-jnp.inf)
+        scores, chosen = lax.top_k(scores, count)
+        return scores, jnp.pad(places.reshape(-1), (0, missing))[chosen]
 
     scores, places = lax.map(one, (queries, lists))
     return scores, jnp.asarray(rows.ids)[places]

@@ -18,6 +18,7 @@ from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.data.pack import Batch
 from jaxgen.data.rows import Maker, overlapping
 from jaxgen.errors import ConfigError, DataError, UserError
+from jaxgen.knowledge import memory
 from jaxgen.ops.adapted import num_virtual
 from jaxgen.pretrained.adapted import Words, attached, words_of
 from jaxgen.pretrained.assets import source_note
@@ -25,6 +26,7 @@ from jaxgen.pretrained.model import load, load_step, read_config
 from jaxgen.run import inputs, objective
 from jaxgen.run.folder import CHECKPOINTS, LOCK, TOKENIZER, changed_settings
 from jaxgen.run.job import Run
+from jaxgen.run.progress import bar
 from jaxgen.run.reference import reference_of
 from jaxgen.run.settings import Settings, build_settings, resolve
 from jaxgen.store.steps import Step
@@ -58,6 +60,7 @@ def evaluate(
     cache: Path,
     step: Step = None,
     adapter: Words = (),
+    knn: Path | None = None,
 ) -> list[tuple[str, str]]:
     """Return (name, value) rows: loss, perplexity and bits per byte of a text.
 
@@ -68,9 +71,12 @@ def evaluate(
     moved, or other text. split: of the run's own text, valid; of other text, all of it: None.
     stride: rows begin so many tokens after another, and each token is predicted from at least
     context - stride before it, in the place of as few as none. step: which checkpoint, as for
-    `jaxgen.load`, and adapter likewise. Raises ConfigError if the folder is no model or no text is
-    named, CheckpointError if no checkpoint of it is sound, DataError if the split is empty, or the
-    text is no more what the run was trained on though no other was asked for.
+    `jaxgen.load`, and adapter likewise. knn: folder of the hidden states of the training text, made
+    if it is not there; temperature and weight of kNN-LM are chosen on the validation text.
+
+    Raises ConfigError if the folder is no model or no text is named, CheckpointError if no
+    checkpoint of it is sound, DataError if the split is empty, or the text is no more what the run
+    was trained on though no other was asked for.
     """
     for word in assignments:
         if not word.startswith("data."):
@@ -102,6 +108,12 @@ def evaluate(
         return [*rows, *_preferences(run, model.params, batches, part)]
     if run.is_policy:
         return [*rows, *_policy(run, model.params, batches, part)]
+    if knn is not None:
+        if not is_run or told != part or settings.objective.name != "causal":
+            raise ConfigError(
+                f"--knn {knn} needs a run that predicts next tokens of its own text; leave it out"
+            )
+        return [*rows, *_with_memory(model, corpus, part, knn, stride)]
     metrics = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     if model.config.classes is not None:
         return [
@@ -119,6 +131,38 @@ def evaluate(
         ("perplexity", f"{metrics['perplexity']:.3f}"),
         ("bits per byte", f"{metrics['bits_per_byte']:.4f}"),
     ]
+
+
+def _with_memory(
+    model: _Model, corpus: data.Corpus, split: Split, home: Path, stride: int | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what kNN-LM (Khandelwal et al. 2020) adds to a model, of a memory in `home`."""
+    settings, about = model.settings, (model.params, model.config)
+
+    def batches(name: Split) -> Iterator[Batch]:
+        return data.in_order(
+            getattr(corpus, name),
+            context=settings.model.context - num_virtual(model.params),
+            batch=settings.train.batch,
+            objective=_maker(settings, model.tokenizer, stride),
+        )
+
+    if not home.exists():
+        memory.build_memory(*about, batches("train"), home)
+    opened = memory.open_memory(home, *about)
+    with bar(f"looking up {split}"):
+        valid = memory.look_up(opened, *about, batches("valid"))
+        measured = valid if split == "valid" else memory.look_up(opened, *about, batches(split))
+    temperature, weight = memory.choose(valid)
+    size = int(model.tokenizer.byte_lengths[measured.targets].sum())
+    yield "memory", f"{len(opened.tokens):,} states in {home}"
+    yield "knn", f"weight {weight:g}, temperature {temperature:.4g}, chosen on valid"
+    yield "tokens", f"{len(measured.targets):,}"
+    for name, chosen in (("without knn", 0.0), ("with knn", weight)):
+        nats = -measured.mixed(temperature, chosen)
+        bits = float(nats.sum()) / np.log(2) / size
+        yield f"loss {name}", f"{nats.mean():.4f} nats per token"
+        yield f"bits per byte {name}", f"{bits:.4f}"
 
 
 def _preferences(
