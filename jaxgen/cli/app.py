@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 import jaxgen
 from jaxgen.cli import (
     answer,
+    ask,
     audit,
     bench,
     bias,
@@ -98,6 +99,8 @@ VERBS = (
     (answer.answer, "answer", "RUN [QUESTION ...] --context TEXT [OPTIONS]"),
     (index.index, "index", "DOCS [DOCS ...] --out INDEX [OPTIONS]"),
     (index.search, "search", "INDEX [QUESTION ...] [OPTIONS]"),
+    (ask.ask, "ask", "RUN INDEX [QUESTION ...] [OPTIONS]"),
+    (ask.calibrate, "calibrate", "INDEX QUESTIONS.jsonl [OPTIONS]"),
     (chat.chat, "chat", "RUN [MESSAGE ...] [OPTIONS]"),
     (serve.serve, "serve", "MODEL [MODEL ...] [--port 8000] [OPTIONS]"),
     (tutor.tutor, "tutor", "EXERCISES.yaml [MODEL] [OPTIONS]"),

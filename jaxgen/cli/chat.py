@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from jaxgen import files
 from jaxgen.cli import exits, flags, inputs, outputs, paths, start, texts
 from jaxgen.cli.arguments import at_least
 from jaxgen.cli.conversation import Conversation
+from jaxgen.cli.index import open_index
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
@@ -47,6 +48,14 @@ Keep = Annotated[
     ),
 ]
 
+Documents = Annotated[
+    str | None,
+    Parameter(
+        name="--index",
+        help="an index of documents (`jaxgen index`), whose passages come before each message",
+    ),
+]
+
 
 def chat(
     run: texts.Folder,
@@ -58,6 +67,7 @@ def chat(
     calls: Calls = 8,
     confirm: Confirming = False,
     template_value: Values = None,
+    index: Documents = None,
     settings: flags.Settings = None,
     job: texts.Given = texts.JOB,
 ) -> None:
@@ -80,6 +90,7 @@ def chat(
         jaxgen chat models/qwen --input chats.jsonl --output answers.jsonl
         jaxgen chat models/qwen --tools functions.py --confirm
         jaxgen chat models/qwen --tools "mcp:python server.py"
+        jaxgen chat models/qwen --index docs.index
     """
     wanted = flags.settings_of(settings)
     sources = [one for one in tools or () if one.endswith(".py") or one.startswith("mcp:")]
@@ -90,6 +101,8 @@ def chat(
         raise ConfigError(
             "--confirm needs --tools FILE.py or mcp:COMMAND, and a terminal to ask on"
         )
+    if index is not None and tools:
+        raise ConfigError(f"--index {index} and --tools exclude each other; drop one")
     values = _values(template_value, schemas[0] if schemas else None)
     first = [] if system is None else [{"role": "system", "content": system}]
     if wanted.overflow == "cut":
@@ -98,13 +111,14 @@ def chat(
         raise ConfigError(f"--input {job.input} and messages exclude each other; remove one")
     typed = not message and job.input is None and sys.stdin.isatty()
     start.prepare_jax(paths.cache())
+    ground = _grounder(index)
     with ExitStack() as stack:
         helper = _open_helper(stack, sources, calls, confirm) if sources else None
         if typed or conversation is not None:
             lines = None if typed else message or _lines()
             keep = None if conversation is None else Path(conversation)
             _check_one_chat(job, wanted)
-            _converse(run, job, first, wanted, values, helper, keep, lines)
+            _converse(run, job, first, wanted, values, helper, keep, lines, ground)
             return
         chats: list[Any] = [[*first, {"role": "user", "content": text}] for text in message]
         chats = chats or list(_chats(job.input, first))
@@ -114,7 +128,7 @@ def chat(
                 return _with_tools(model, conversations, progress, helper, wanted, values)
             return tasks.reply(
                 model,
-                conversations,
+                [_grounded_chat(ground, model, one) for one in conversations],
                 wanted,
                 chat_template_kwargs=values,
                 batch=min(job.batch, 8),
@@ -123,6 +137,38 @@ def chat(
             )
 
         texts.generate(run, chats, job, wanted, work)
+
+
+def _grounder(index: str | None) -> Callable[[Any, Any], tuple[Any, list[str]]]:
+    """Return what puts passages of an index into a chat: (session, messages) -> (messages, where).
+
+    where: the places of the passages, "document:start-end".
+    """
+    if index is None:
+        return lambda session, messages: (messages, [])
+    opened = open_index(index)
+    from jaxgen.knowledge.answer import grounded
+
+    def ground(session: Any, messages: Any) -> tuple[Any, list[str]]:
+        after, hits = grounded(opened, session, messages)
+        return after, [f"{hit.document}:{hit.start}-{hit.end}" for hit in hits]
+
+    return ground
+
+
+def _grounded_chat(ground: Callable[[Any, Any], tuple[Any, list[str]]], model: Any, chat: Any):
+    """Return a chat of messages, or a mapping with them, with passages; say where they are."""
+    from jaxgen.text.session import session_of
+
+    rows = chat["messages"] if isinstance(chat, dict) else chat
+    rows, places = ground(session_of(model), rows)
+    _show_places(places)
+    return {**chat, "messages": rows} if isinstance(chat, dict) else rows
+
+
+def _show_places(places: list[str]) -> None:
+    if places:
+        print(f"(from {', '.join(places)})", file=sys.stderr)
 
 
 def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
@@ -243,6 +289,7 @@ def _converse(
     helper: _Helper | None,
     path: Path | None,
     lines: Sequence[str] | None,
+    ground: Callable[[Any, Any], tuple[Any, list[str]]],
 ) -> None:
     """Answer the lines of a terminal (None), or those given, each as a turn of one chat."""
     home, which, adapters = paths.adapted(run, job.step, job.adapter)
@@ -254,9 +301,11 @@ def _converse(
         session = open_session(home, step=which, adapter=adapters)
         template = read_chat_template(home)
         texts.tell_defaults(wanted, session.model.generation_config)
+        places: list[list[str]] = [[]]  # of the passages before the last message
 
         def encode(messages: Sequence[Any]) -> Sequence[int]:
             if helper is None:
+                places[0], messages = ground(session, messages)[::-1]
                 return session.chat_ids(messages, template, **values)
             schemas = [tool.schema for tool in helper.tools]
             return tool_calls.chat_ids(session, template, messages, schemas, values)
@@ -272,6 +321,7 @@ def _converse(
                 return
             ids, dropped = conversation.ask(line)
             try:
+                _show_places(places[0])
                 if dropped:
                     print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
                 turn = sum(one["role"] == "user" for one in conversation.turns) - 1

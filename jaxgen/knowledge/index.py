@@ -106,6 +106,11 @@ class Index:
         arrays = self.stored.arrays
         return folder.part(arrays["names"], arrays["name_ends"], number).decode()
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Return the number of each document by its name."""
+        return {self.name(n): n for n in range(len(self.stored.arrays["name_ends"]))}
+
     def hit(self, number: int, score: float = 0.0) -> Hit:
         """Return a passage by its number."""
         row = self.stored.arrays["spans"][number]

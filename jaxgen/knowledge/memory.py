@@ -100,6 +100,7 @@ def each_state(
 @partial(jax.jit, static_argnames="config")
 def _states(params, config, tokens, targets, about) -> tuple[Array, Array]:
     out = api.apply(params, config, tokens, **about)
+    assert out.logits is not None
     logprobs = jax.nn.log_softmax(out.logits.astype(jnp.float32))
     targets = jnp.maximum(targets, 0)
     scores = jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0]

@@ -83,6 +83,11 @@ def evaluate(
             raise ConfigError(f"{word}: of a run's settings eval may change those of data.* only")
     is_run = (folder / CHECKPOINTS).is_dir() or (folder / LOCK).exists()
     model = (_of_run if is_run else _of_model)(folder, assignments, step)
+    own_text = is_run and not _names_text(assignments)
+    if knn is not None and not (own_text and model.settings.objective.name == "causal"):
+        raise ConfigError(
+            f"--knn {knn} needs a run that predicts next tokens of its own text; leave it out"
+        )
     if words := words_of(adapter):
         params = attached(model.config, model.params, folder, words)
         about = ("adapter", ", ".join(f"{one.folder}={one.scale:g}" for one in words))
@@ -109,10 +114,6 @@ def evaluate(
     if run.is_policy:
         return [*rows, *_policy(run, model.params, batches, part)]
     if knn is not None:
-        if not is_run or told != part or settings.objective.name != "causal":
-            raise ConfigError(
-                f"--knn {knn} needs a run that predicts next tokens of its own text; leave it out"
-            )
         return [*rows, *_with_memory(model, corpus, part, knn, stride)]
     metrics = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     if model.config.classes is not None:

@@ -136,7 +136,8 @@ class Answer(ABC):
 
     def _about(self, kind: str) -> dict[str, Any]:
         about = {"id": f"{self.kinds[0]}-{self.request}", "object": kind, "created": self.created}
-        return about | {"model": self.ask.served.name, "system_fingerprint": None}
+        about |= {"model": self.ask.served.name, "system_fingerprint": None}
+        return about | ({"sources": self.ask.sources} if self.ask.sources else {})
 
     def whole(self, choices: Sequence[Choice], cost: dict[str, Any]) -> dict[str, Any]:
         """Return the answer at once."""

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from jaxgen.errors import ConfigError
+from jaxgen.knowledge.index import Index
 from jaxgen.serve import fields, guard
 from jaxgen.serve.engine import Engine
 from jaxgen.serve.generating import KINDS, generate
@@ -40,6 +41,7 @@ def app(
     seconds: float | None = None,
     lenient: bool = False,
     warm: bool = True,
+    index: Index | None = None,
     progress: Callable[[str], None] | None = None,
     ready: Callable[[], None] | None = None,
     **engine: Any,
@@ -52,6 +54,8 @@ def app(
       seconds: after which an answer ends where it is.
       lenient: leave out fields that are unknown or not supported instead of refusing them.
       warm: compile at start; until then requests get 503.
+      index: of documents, whose passages come before the last message of a chat; its answer names
+        them in `sources`.
       progress: is told what is being compiled; ready: is called once that is done.
       engine: arguments of `Engine` for sessions: slots, queue, context, ...
 
@@ -61,7 +65,8 @@ def app(
     named = dict(models) if isinstance(models, Mapping) else {_name(models): models}
     if not named or not all(keys):
         raise ConfigError(f"models={list(named)} and keys must be given, none empty")
-    served = {name: Served(name, one) for name, one in _engines(named, **engine).items()}
+    engines = _engines(named, **engine)
+    served = {name: Served(name, one, index=index) for name, one in engines.items()}
     posts = {**dict.fromkeys(KINDS, generate), **POSTS}
     metrics = Metrics({name: one.engine.stats for name, one in served.items()}, {*posts, *GETS})
     server = Server(served, metrics, seconds, lenient, progress, ready)

@@ -31,7 +31,7 @@ class Ask:
 
     texts: choices of each prompt; detail: alternatives of each token, None for no
     log-probabilities; tools: those that it may call; free: a text may be no call; echo: prompts
-    that come back.
+    that come back; sources: where the passages of an index stand that a chat has got.
     """
 
     served: Served
@@ -44,6 +44,7 @@ class Ask:
     free: bool = True
     echo: list[str] | None = None
     given: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
 
 
 def chat(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
@@ -147,6 +148,7 @@ def _chat(
     user, users = served.user(given), served.session.users
     if user is not None and users is not None:
         messages = [dict(one) for one in with_system(users.read(user), messages)]
+    messages, sources = served.grounded(messages)
     ids = _chat_ids(served, messages, tools, values)
     settings = Generation(**changes)
     return Ask(
@@ -157,6 +159,7 @@ def _chat(
         tools=tools,
         free=free,
         given=given,
+        sources=sources,
         **_streaming(given),
     )
 

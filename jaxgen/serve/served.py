@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.knowledge.answer import grounded
+from jaxgen.knowledge.index import Index
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.serve.problems import Problem
 from jaxgen.text import tool_calls, tool_formats
@@ -24,6 +26,7 @@ class Served:
     name: str
     engine: Any
     created: int = field(default_factory=lambda: int(time.time()))
+    index: Index | None = None
 
     @property
     def session(self) -> Session:
@@ -101,6 +104,17 @@ class Served:
     ) -> tuple[int, ...]:
         """Return the ids of a chat up to where the model's turn begins."""
         return tool_calls.chat_ids(self.session, self.chat_template(), messages, tools, values)
+
+    def grounded(
+        self, messages: list[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return a chat with the passages of the index that fit it, and where these stand."""
+        if self.index is None:
+            return messages, []
+        context = self.engine.context
+        after, hits = grounded(self.index, self.session, messages, context=context)
+        sources = [{"document": hit.document, "start": hit.start, "end": hit.end} for hit in hits]
+        return [dict(message) for message in after], sources
 
     def spell(self, token: int) -> str:
         """Return the text of a token."""

@@ -100,3 +100,14 @@ def _shard(folder, lengths):
     writer.add(np.arange(1, sum(lengths) + 1, dtype=np.int64), list(lengths), sum(lengths))
     writer.close()
     return open_shard(folder / "x.tokens")
+
+
+def test_a_memory_of_the_training_text_is_measured_beside_the_model(here, finished, tmp_path):
+    memory = tmp_path / "states"
+    without = measured(here, finished)
+    with_memory = measured(here, finished, "--knn", memory)
+    assert with_memory["bits per byte without knn"] == without["bits per byte"]
+    assert with_memory["tokens"] == without["tokens"] and "chosen on valid" in with_memory["knn"]
+    assert float(with_memory["bits per byte with knn"]) <= float(without["bits per byte"])
+    code, said = here("eval", finished, "--knn", memory, f"data.files={tmp_path}/none")
+    assert code == 2 and "--knn" in said and "of its own text" in said

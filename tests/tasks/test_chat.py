@@ -12,6 +12,7 @@ from random_params import random_params
 import jaxgen
 from jaxgen.cli import app, start
 from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.knowledge import answer, index
 from jaxgen.pretrained.chat_template import ChatTemplate, read_chat_template, render_chat
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.text import tasks
@@ -87,7 +88,7 @@ def folder(tmp_path_factory):
     engine.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
     words = HuggingFace(engine.to_str().encode(), Special(eos=257))
     config = jaxgen.ModelConfig(
-        vocab_size=259, context=160, layers=1, d_model=16, heads=2, init_std=0.4, output="untied"
+        vocab_size=259, context=512, layers=1, d_model=16, heads=2, init_std=0.4, output="untied"
     )
     hub = tmp_path_factory.mktemp("chat") / "hub"
     told = GenerationConfig(eos_token_id=(257, 65), do_sample=True, temperature=2.0, top_k=200)
@@ -163,7 +164,7 @@ MISTAKES = {
     "template wrong": ({"chat_template.jinja": "{% if %}"}, USER, 4, "is no template"),
     "refused": (
         {"chat_template.jinja": "{{ raise_exception('not so') }}"}, USER, 2, "refuses: not so"),
-    "too long": ({}, [{"role": "user", "content": "a" * 200}], 2, "tokens but context=160"),
+    "too long": ({}, [{"role": "user", "content": "a" * 600}], 2, "tokens but context=512"),
     "no messages": ({}, [], 2, "at least one message"),
 }  # fmt: skip
 
@@ -186,3 +187,29 @@ def test_a_chat_that_can_not_be_is_one_line(
     lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("jaxgen: error")]
     assert len(lines) == 1 and part in lines[0], lines
     assert not out.exists()
+
+
+def test_the_verb_puts_passages_of_an_index_before_a_message(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "n.md").write_text("A heron stands. Granite is hard.")
+    index.build(["n.md"], "index", size=20, overlap=0)
+    few = ["--max-new-tokens", "6", "--seed", "3"]
+
+    def chat(*words):
+        code = app.main(["chat", str(folder), *words, *few])
+        return code, *capsys.readouterr()
+
+    code, said, told = chat("heron?", "--index", "index")
+    assert code == 0 and "(from n.md:0-15)" in told
+    session, opened = jaxgen.open(folder), index.open_index("index")
+    asked, _ = answer.grounded(opened, session, [{"role": "user", "content": "heron?"}])
+    assert said == session.chat(asked, max_new_tokens=6, seed=3).replace("\n", "\\n") + "\n"
+    kept = ["--conversation", "chat.jsonl", "--index", "index"]
+    code, said, told = chat("heron?", *kept)
+    assert code == 0 and "(from n.md:0-15)" in told
+    record = json.loads((tmp_path / "chat.jsonl").read_text())
+    assert record["messages"][0]["content"] == "heron?"  # passages are looked up anew
+    plain, same = chat("zzz"), chat("zzz", "--index", "index")
+    assert plain[:2] == same[:2] and "(from" not in same[2]
+    code, _, told = chat("zzz", "--index", "index", "--tools", "x.py")
+    assert code == 2 and "--index index and --tools exclude each other" in told

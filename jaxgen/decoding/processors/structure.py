@@ -250,14 +250,19 @@ def _build(
     states = {state: number for number, state in enumerate(sorted({*moves, start}))}
     for target in (target for targets in moves.values() for target in targets.values()):
         states.setdefault(target, len(states))
-    if len(states) * vocab > LARGEST:
+    used = sorted({token for targets in moves.values() for token in targets})
+    if len(states) * len(used) > LARGEST:
         raise ConfigError(
-            f"{name[:80]} has {len(states)} states for {vocab} tokens, too many; simplify it"
+            f"{name[:80]} has {len(states)} states for {len(used)} tokens, too many; simplify it"
         )
-    table = np.full((len(states), vocab), -1, np.int32)
+    places = {token: place for place, token in enumerate(used)}
+    table = np.full((len(states), len(used) + 1), -1, np.int32)  # the last: of all other tokens
     for state, targets in moves.items():
-        table[states[state], list(targets)] = [states[target] for target in targets.values()]
-    columns, classes = _distinct_columns(table)
+        columns = [places[token] for token in targets]
+        table[states[state], columns] = [states[target] for target in targets.values()]
+    columns, chosen = _distinct_columns(table)
+    classes = np.full(vocab, chosen[-1], np.int32)
+    classes[used] = chosen[:-1]
     distance = _distances_to_end(columns, states[END])
     first = states[start]
     if distance[first] >= FAR:
