@@ -16,7 +16,7 @@ from jaxgen import files
 from jaxgen.cli import exits, flags, inputs, outputs, paths, start, texts
 from jaxgen.cli.arguments import at_least
 from jaxgen.cli.conversation import Conversation
-from jaxgen.cli.index import open_index
+from jaxgen.cli.index import Documents, open_index
 from jaxgen.errors import ConfigError
 from jaxgen.text import tasks
 from jaxgen.text.request import SEEDS, Generation
@@ -45,14 +45,6 @@ Keep = Annotated[
     Parameter(
         name="--conversation",
         help="a file that keeps the chat, and from which it goes on; messages are its turns",
-    ),
-]
-
-Documents = Annotated[
-    str | None,
-    Parameter(
-        name="--index",
-        help="an index of documents (`jaxgen index`), whose passages come before each message",
     ),
 ]
 
@@ -162,13 +154,15 @@ def _grounded_chat(ground: Callable[[Any, Any], tuple[Any, list[str]]], model: A
 
     rows = chat["messages"] if isinstance(chat, dict) else chat
     rows, places = ground(session_of(model), rows)
-    _show_places(places)
+    _tell_context(places)
     return {**chat, "messages": rows} if isinstance(chat, dict) else rows
 
 
-def _show_places(places: list[str]) -> None:
+def _tell_context(places: list[str], dropped: int = 0) -> None:
     if places:
         print(f"(from {', '.join(places)})", file=sys.stderr)
+    if dropped:
+        print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
 
 
 def _values(words: list[str] | None, tools: str | None) -> dict[str, Any]:
@@ -321,17 +315,14 @@ def _converse(
                 return
             ids, dropped = conversation.ask(line)
             try:
-                _show_places(places[0])
-                if dropped:
-                    print(f"(the oldest turns left the context: {dropped})", file=sys.stderr)
+                _tell_context(places[0], dropped)
                 turn = sum(one["role"] == "user" for one in conversation.turns) - 1
                 settings = replace(wanted, seed=(wanted.seed + turn) % SEEDS)
-                if helper is not None:
+                if helper is None:
+                    turns = _streamed(session, ids, settings)
+                else:
                     turns = helper.answer(session, conversation.messages, settings, values)
                     outputs.put([turns[-1]["content"]])
-                else:
-                    said = outputs.put(session.stream(ids, settings))
-                    turns = [{"role": "assistant", "content": said}]
             except BaseException:
                 conversation.withdraw()
                 raise
@@ -342,6 +333,11 @@ def _converse(
             outputs.converse("a message, or /help,", answer)
         for line in lines or ():
             answer(0, line)
+
+
+def _streamed(session: Any, ids: Sequence[int], settings: Generation) -> list[dict[str, str]]:
+    """Print an answer as it comes, and return it as a turn."""
+    return [{"role": "assistant", "content": outputs.put(session.stream(ids, settings))}]
 
 
 def _with_tools(

@@ -23,6 +23,13 @@ Verify = Annotated[
 Encoder = Annotated[
     str | None, Parameter(help="the encoder of the index, where it has moved: a model's folder")
 ]
+Documents = Annotated[
+    str | None,
+    Parameter(
+        name="--index",
+        help="an index of documents (`jaxgen index`), whose passages come before a message",
+    ),
+]
 Method = Annotated[
     Literal["hybrid", "bm25", "dense"] | None,
     Parameter(help="by words, by vectors or by both; default hybrid where there are vectors"),

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from jaxgen.cli import exits, flags, inputs, paths, start, texts
 from jaxgen.cli.arguments import REAL, Step, at_least
-from jaxgen.cli.index import open_index
+from jaxgen.cli.index import Documents, open_index
 from jaxgen.config import Weights
 from jaxgen.errors import BusyError, ConfigError, MissingPackageError
 
@@ -74,10 +74,7 @@ def serve(
         str | None, Parameter(help="a folder of users, whom requests name by user, or MODEL/USER")
     ] = None,
     policy: Annotated[str | None, Parameter(help="a YAML file of what texts may not hold")] = None,
-    index: Annotated[
-        str | None,
-        Parameter(help="an index of documents, whose passages come before the message of a chat"),
-    ] = None,
+    index: Documents = None,
     lenient: Annotated[
         bool, Parameter(help="leave out fields of requests that are unknown or not supported")
     ] = False,
@@ -110,7 +107,6 @@ def serve(
         url = _url(listening.host, listener)
         start.prepare_jax(paths.cache())
         app, listen = _modules()
-        opened = None if index is None else open_index(index)
         sessions = {}
         for called, home in zip(names, homes, strict=True):
             sessions[called] = _open(called, home, weights, users, decoding.slots, policy)
@@ -120,7 +116,7 @@ def serve(
                 keys=keys,
                 seconds=request_seconds,
                 lenient=lenient,
-                index=opened,
+                index=None if index is None else open_index(index),
                 progress=_tell,
                 ready=lambda: _tell(f"ready: {url}"),
                 **vars(decoding),

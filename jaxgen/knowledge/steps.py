@@ -80,18 +80,18 @@ def documents_step(step: Step, marginal: Literal["token", "sequence"]) -> Step:
     Returns:
         The step of a `document_cache`, from tokens [B] to log-probabilities [B, V].
     """
-    return _DocumentsStep(step, marginal)
+    return _DocumentsStep(step, marginal == "sequence")
 
 
 @register_dataclass
 @dataclass(frozen=True)
 class _DocumentsStep:
     step: Step
-    marginal: Literal["token", "sequence"] = static("token")
+    is_sequence: bool = static(False)
 
     def __call__(self, tokens: Int[Array, "B"], cache: DocumentCache) -> tuple[Array, Any]:
         weights = cache.weights
-        if self.marginal == "sequence":
+        if self.is_sequence:
             said = jnp.take_along_axis(cache.last, tokens[:, None, None], axis=2)[..., 0]
             weights = jax.nn.log_softmax(weights + said, axis=-1)
         logits, inner = self.step(jnp.repeat(tokens, weights.shape[1]), cache.cache)

@@ -83,15 +83,8 @@ def evaluate(
             raise ConfigError(f"{word}: of a run's settings eval may change those of data.* only")
     is_run = (folder / CHECKPOINTS).is_dir() or (folder / LOCK).exists()
     model = (_of_run if is_run else _of_model)(folder, assignments, step)
-    own_text = is_run and not _names_text(assignments)
-    if knn is not None and not (own_text and model.settings.objective.name == "causal"):
-        raise ConfigError(
-            f"--knn {knn} needs a run that predicts next tokens of its own text; leave it out"
-        )
-    if words := words_of(adapter):
-        params = attached(model.config, model.params, folder, words)
-        about = ("adapter", ", ".join(f"{one.folder}={one.scale:g}" for one in words))
-        model = model._replace(params=params, rows=[*model.rows, about])
+    _check_knn(knn, model, own_text=is_run and not _names_text(assignments))
+    model = _with_adapters(model, folder, words_of(adapter))
     corpus, part, told = _text(folder, model, assignments, split, cache, is_run=is_run)
     shard = getattr(corpus, part)
     if not shard.documents:
@@ -132,6 +125,21 @@ def evaluate(
         ("perplexity", f"{metrics['perplexity']:.3f}"),
         ("bits per byte", f"{metrics['bits_per_byte']:.4f}"),
     ]
+
+
+def _with_adapters(model: _Model, folder: Path, words: Sequence[Any]) -> _Model:
+    if not words:
+        return model
+    params = attached(model.config, model.params, folder, words)
+    about = ("adapter", ", ".join(f"{one.folder}={one.scale:g}" for one in words))
+    return model._replace(params=params, rows=[*model.rows, about])
+
+
+def _check_knn(knn: Path | None, model: _Model, *, own_text: bool) -> None:
+    if knn is not None and not (own_text and model.settings.objective.name == "causal"):
+        raise ConfigError(
+            f"--knn {knn} needs a run that predicts next tokens of its own text; leave it out"
+        )
 
 
 def _with_memory(

@@ -129,7 +129,7 @@ def test_tokenize_and_eval_print_their_rows_as_a_table(jaxgen, calls, config, tm
     assert calls[-1][1:] == (
         (Path("runs/mine"), ()),
         {"split": "test", "stride": None, "cache": tmp_path / "cache", "step": None}
-        | {"adapter": ()},
+        | {"adapter": (), "knn": None},
     )
 
 
