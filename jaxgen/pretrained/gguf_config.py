@@ -14,18 +14,15 @@ import numpy as np
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, nearest
-from jaxgen.models import families
 from jaxgen.models.families.family import MAX_LAYERS, Family
-from jaxgen.pretrained import gguf_names, gguf_rows
+from jaxgen.pretrained import gguf_names
+from jaxgen.pretrained.gguf_architecture import IGNORED, Architecture
 from jaxgen.pretrained.gguf_keys import HARMLESS, ONLY, WINDOW, Json, positive
-from jaxgen.pretrained.gguf_names import Architecture
 from jaxgen.store import gguf
 from jaxgen.store.gguf import Contents
 
 # Sizes that are the rows of a tensor.
 TABLES = {"vocab_size": "token_embd.weight", "embed.types": "token_types.weight"}
-# Tensors that say what the config says, or that nothing computes by.
-IGNORED = ("rope_freqs.weight", "blk.*.attn_rot_embd.weight", "blk.*.rope_freqs.weight")
 ROPE_FACTORS = "rope_freqs.weight"
 COUNTS = ("count", "count_kv", "length", "window", "rank")  # how the keys of whole numbers end
 
@@ -43,7 +40,7 @@ def architecture_of(path: Path, contents: Contents) -> Architecture:
             f"{path}: it is one of {count} parts; join them with llama.cpp: "
             f"`llama-gguf-split --merge`"
         )
-    return gguf_names.architecture_named(name, _own(contents, name))
+    return gguf_names.architecture_named(name, _own(contents, name), contents.tensors.keys())
 
 
 def read_family(path: Path) -> tuple[Family, Json]:
@@ -54,7 +51,7 @@ def read_family(path: Path) -> tuple[Family, Json]:
     """
     contents = gguf.open_file(path)
     architecture = architecture_of(path, contents)
-    family = named_family(architecture)
+    family = architecture.named_family()
     keys = {ours: f"{architecture.name}.{key}" for key, ours in architecture.config_keys().items()}
     keys |= {family.sizes[ours]: key for ours, key in TABLES.items() if ours in family.sizes}
     own = _own(contents, architecture.name)
@@ -66,22 +63,6 @@ def read_family(path: Path) -> tuple[Family, Json]:
         return replace(family, called=keys), _config(contents, architecture, family)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def named_family(architecture: Architecture) -> Family:
-    """Return the family of an architecture with the names that its tensors have in GGUF files."""
-    return replace(
-        families.FAMILIES[architecture.family],
-        prefix="",
-        layer="blk.{}.",
-        rows=gguf_rows.ROWS,
-        layer_rows=architecture.rows,
-        other_rows=architecture.other_rows,
-        head_rows={},
-        moved={},
-        copies={},
-        ignored_tensors=IGNORED,
-    )
 
 
 def _own(contents: Contents, name: str) -> Json:
@@ -195,8 +176,9 @@ def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) 
             own[key] = {bool: bool, int: np.uint32, float: np.float32}[type(known)](known)
     for rule in architecture.rules:
         own |= rule.write(settings, config)
-    if config.positions == "rope":
+    if config.positions == "rope" or "attention.key_length" in own:
         own.setdefault("attention.value_length", np.uint32(config.H))
+    if config.positions == "rope":
         own.setdefault("rope.dimension_count", np.uint32(config.rope.width(config.H)))
     scaling = settings.get("rope_scaling") or {}
     if scaling.get("rope_type") in ("linear", "yarn"):

@@ -44,6 +44,7 @@ HARMLESS = frozenset(
     rope.scaling.yarn_attn_factor rope.scaling.finetuned rope.scaling.yarn_beta_fast
     rope.scaling.yarn_beta_slow rope.scale_linear tensor_data_layout
     attention.layer_norm_epsilon attention.layer_norm_rms_epsilon
+    decoder_start_token_id
     """.split()
 )
 
@@ -289,4 +290,14 @@ LATENT = Rule(
     ),
     _read_latent,
     _write_latent,
+)
+
+
+# T5's feed-forward is gated, and then no ReLU, where a layer has a gate.
+T5_FEED = Rule(
+    (),
+    lambda own, tensors: {
+        "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in tensors else "relu"
+    },
+    lambda settings, config: {},
 )

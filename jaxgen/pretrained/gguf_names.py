@@ -5,25 +5,17 @@ Sources: src/models of llama.cpp, and convert_hf_to_gguf.py, which says what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import Any
 
-from jaxgen.models.families import FAMILIES
-from jaxgen.models.families.family import Family
-from jaxgen.models.families.rows import Row
 from jaxgen.pretrained import gguf_keys
 from jaxgen.pretrained import gguf_rows as rows
+from jaxgen.pretrained.gguf_architecture import Architecture
 from jaxgen.pretrained.gguf_keys import (
-    ABSENT,
-    EPSILONS,
-    ONLY,
     PATTERN,
-    SIZES,
     WINDOW,
     WINDOWS,
     Json,
-    Rule,
     divided,
     one_by_root,
     query_scalar,
@@ -37,73 +29,6 @@ SQUARE = frozenset(
     command-r cohere2 exaone4 modern-bert
     """.split()
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """What a general.architecture is in transformers.
-
-    family: its model_type. when: whether a file, by its keys, is of this one of several families
-    that share a name. keys: further GGUF keys, by their key of config.json; rules: others. absent:
-    what llama.cpp takes for keys that a file lacks, see `ABSENT`; only: see `ONLY`. settings: what
-    config.json says of all of its models. rows: the norms and sublayers of a layer; other_rows: as
-    some files have them in place of those with the same parameters. turned: queries and keys have
-    the two halves of a head interleaved, as the rotation of the first Llama wants it. offset: what
-    is added to the scales of norms. tied: the output is the embedding's table where the file has
-    none, unless settings say that it always or never is. shown: keys of config.json that say
-    whether a file has a tensor. share: the key of the share of a head that turns.
-    """
-
-    name: str
-    family: str
-    when: Callable[[Json], bool] = lambda own: True
-    rows: tuple[Row, ...] = rows.PRE + rows.SUBLAYERS
-    other_rows: tuple[Row, ...] = ()
-    keys: Mapping[str, str] = field(default_factory=dict)
-    rules: tuple[Rule, ...] = ()
-    absent: Mapping[str, Any] = field(default_factory=dict)
-    only: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    turned: bool = False
-    offset: float = 0.0
-    tied: bool = True
-    shown: Mapping[str, str] = field(default_factory=dict)
-    share: str | None = "partial_rotary_factor"
-
-    def config_keys(self) -> dict[str, str]:
-        """Return {GGUF key, less the architecture's name: key of config.json}."""
-        family: Family = FAMILIES[self.family]
-        there = {key: family.sizes[ours] for ours, key in SIZES.items() if ours in family.sizes}
-        there[EPSILONS[family.choices["norm"]]] = family.sizes["norm_epsilon"]
-        if "rope_theta" in family.defaults:
-            there["rope.freq_base"] = "rope_theta"
-        return {k: v for k, v in {**there, **self.keys}.items() if k not in self.ruled()}
-
-    def ruled(self) -> set[str]:
-        """Return the keys of its rules."""
-        return {key for rule in self.rules for key in rule.keys}
-
-    def filled(self, own: Json) -> Json:
-        """Return a file's keys with what llama.cpp takes for absent ones.
-
-        Raises ValueError for a required key that is absent, and one of another value than is known.
-        """
-        full = {key: value for key, value in own.items() if value or not key.endswith("scale")}
-        for key, default in {**ABSENT, **self.absent}.items():
-            value = default(full) if callable(default) else default
-            if value is not None or not callable(default):
-                full.setdefault(key, value)
-        for key in (*self.config_keys(), *self.ruled()):
-            if key not in full:
-                raise ValueError(f"'{self.name}.{key}' is missing")
-        for key, (default, known) in {**ONLY, **self.only}.items():
-            value = full.get(key, default)
-            if value != known:
-                absent = "" if key in full else ", which llama.cpp takes where the key is absent,"
-                raise ValueError(
-                    f"{self.name}.{key}={value!r:.40}{absent} is not known here; known is {known!r}"
-                )
-        return full
 
 
 _BIASES = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
@@ -167,19 +92,52 @@ _CAPS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 
+# T5's distances beyond which all have one bucket are in no file. umT5's layers have tables of
+# their own. llama.cpp does not scale the hidden states before a tied output, which changes no
+# order of tokens; transformers does.
+_T5: dict[str, Any] = {
+    "tables": rows.T5_TABLES + rows.T5_BIASES,
+    "rows": rows.T5_DECODER,
+    "encoder_rows": rows.T5_ENCODER,
+    "layer": "dec.blk.{}.",
+    "encoder": "enc.blk.{}.",
+    "keys": {
+        "block_count": "num_layers",
+        "decoder_block_count": "num_decoder_layers",
+        "attention.relative_buckets_count": "relative_attention_num_buckets",
+    },
+    "rules": (gguf_keys.T5_FEED,),
+    "absent": {"decoder_block_count": same_as("block_count")},
+    "settings": {"relative_attention_max_distance": 128},
+}
+_UMT5: dict[str, Any] = _T5 | {
+    "when": lambda own, tensors: "enc.blk.1.attn_rel_b.weight" in tensors,
+    "tables": rows.T5_TABLES,
+    "rows": rows.T5_OWN_BIASES + rows.T5_DECODER,
+    "encoder_rows": rows.T5_OWN_BIASES + rows.T5_ENCODER,
+}
+
+
+def _encoder_alone(fields: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Return the fields of an architecture of two towers for its encoder alone."""
+    keys = {key: name for key, name in fields["keys"].items() if key != "decoder_block_count"}
+    settings = fields["settings"] | {"architectures": [architecture]}
+    return fields | {"keys": keys, "absent": {}, "settings": settings, "tied": False}
+
+
 # In this order an export looks for the first that can say all of a config.
 ARCHITECTURES = (
     Architecture(
         name="llama",
         family="llama",
-        when=lambda own: not own.get("expert_count"),
+        when=lambda own, tensors: not own.get("expert_count"),
         turned=True,
         shown=_BIASES,
     ),
     Architecture(
         name="llama",
         family="mixtral",
-        when=lambda own: bool(own.get("expert_count")),
+        when=lambda own, tensors: bool(own.get("expert_count")),
         rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
         turned=True,
         settings={"sliding_window": None},
@@ -263,14 +221,14 @@ ARCHITECTURES = (
     Architecture(
         name="olmo2",
         family="olmo2",
-        when=lambda own: not own.get(WINDOW),
+        when=lambda own, tensors: not own.get(WINDOW),
         rows=rows.OUT + rows.OVER_HEADS,
         settings=_UNTIED,
     ),
     Architecture(
         name="olmo2",
         family="olmo3",
-        when=lambda own: bool(own.get(WINDOW)),
+        when=lambda own, tensors: bool(own.get(WINDOW)),
         rows=rows.OUT + rows.OVER_HEADS,
         rules=(WINDOWS,),
         settings=_UNTIED,
@@ -377,7 +335,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         family="deepseek_v3",
-        when=lambda own: own.get("expert_gating_func") == 2,
+        when=lambda own, tensors: own.get("expert_gating_func") == 2,
         settings={"rope_interleave": True},
         only={"expert_gating_func": (1, 2)},
         **_DEEPSEEK,
@@ -406,10 +364,14 @@ ARCHITECTURES = (
         only={"expert_gating_func": (2, 2)},
         **_BEHIND,
     ),
+    Architecture(name="t5", family="umt5", **_UMT5),
+    Architecture(name="t5", family="t5", **_T5),
+    Architecture(name="t5encoder", family="umt5", **_encoder_alone(_UMT5, "UMT5EncoderModel")),
+    Architecture(name="t5encoder", family="t5", **_encoder_alone(_T5, "T5EncoderModel")),
 )
 NAMES = tuple(dict.fromkeys(one.name for one in ARCHITECTURES))
 
 
-def architecture_named(name: str, own: Json) -> Architecture:
-    """Return the architecture of a name in NAMES that a file with these keys is of."""
-    return next(one for one in ARCHITECTURES if one.name == name and one.when(own))
+def architecture_named(name: str, own: Json, tensors: Collection[str]) -> Architecture:
+    """Return the architecture of a name in NAMES that a file of these keys and tensors is of."""
+    return next(one for one in ARCHITECTURES if one.name == name and one.when(own, tensors))

@@ -12,9 +12,9 @@ import numpy as np
 
 from jaxgen.errors import CheckpointError
 from jaxgen.pretrained.coded import Codes
+from jaxgen.pretrained.gguf_architecture import Architecture
 from jaxgen.pretrained.gguf_config import architecture_of, short
 from jaxgen.pretrained.gguf_keys import Json
-from jaxgen.pretrained.gguf_names import Architecture
 from jaxgen.pretrained.gguf_rows import VECTORS
 from jaxgen.store import gguf
 from jaxgen.store.gguf_blocks import PLAIN, Q8_0
@@ -132,6 +132,9 @@ def read_generation(path: Path, *, unsaid: bool = False) -> Json:
     for name, theirs in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
         if (value := metadata.get(f"tokenizer.ggml.{theirs}")) is not None:
             keys[name] = value
+    start = metadata.get(f"{metadata.get('general.architecture')}.decoder_start_token_id")
+    if start is not None:
+        keys["decoder_start_token_id"] = start
     if unsaid:
         keys |= UNSAID
     for name, key in SAMPLING.items():

@@ -44,7 +44,7 @@ OVER_HEADS = (
 )
 # Experts, one tensor for all of a layer; routers and what else is small are in float32 in any file.
 VECTORS = ("ffn_gate_inp_shexp.weight",)  # matrices of ours with one row
-EXACT = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight")
+EXACT = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight", "attn_rel_b.weight")
 EXPERTS = (
     Row("ffn_gate_inp.weight", ("experts/router",), "E,D"),
     Row("ffn_gate_exps.weight", ("experts/gate",), "E,F,D"),
@@ -113,3 +113,28 @@ LATENT = (
     *(row for row in SUBLAYERS if not row.theirs.startswith("attn_q_norm")),
 )
 ONE_KV = (Row("attn_kv_b.weight", ("attn/k_up", "attn/v_up"), "N*H,Z"),)
+
+# T5's: layers of two towers, whose first ones have the table of relative positions of all.
+_BIAS = "attn_rel_b.weight"
+T5_TABLES = (
+    Row("token_embd.weight", ("embed/tokens",), "V,D"),
+    Row("enc.output_norm.weight", ("encoder/final_norm/scale",), "D"),
+    Row("dec.output_norm.weight", ("final_norm/scale",), "D"),
+    Row("output.weight", ("unembed/tokens",), "V,D"),
+)
+T5_BIASES = (
+    Row(f"enc.blk.0.{_BIAS}", ("encoder/relative/bias",), "R,N"),
+    Row(f"dec.blk.0.{_BIAS}", ("relative/bias",), "R,N"),
+)
+T5_OWN_BIASES = (Row(_BIAS, ("attn/relative/bias",), "R,N"),)
+_SHORT = {"attn_q": "NH,D", "attn_k": "NH,D", "attn_v": "NH,D", "attn_o": "D,NH"}
+T5_ENCODER = (
+    *(row for row in PRE if row.theirs.endswith("weight")),
+    *(Row(f"{name}.weight", (f"attn/{name[-1]}",), axes) for name, axes in _SHORT.items()),
+    *(row for row in SUBLAYERS if row.theirs.startswith("ffn") and row.theirs.endswith("weight")),
+)
+T5_DECODER = (
+    *T5_ENCODER,
+    Row("cross_attn_norm.weight", ("cross_norm/scale",), "D"),
+    *(Row(f"cross_{name}.weight", (f"cross/{name[-1]}",), axes) for name, axes in _SHORT.items()),
+)

@@ -147,7 +147,7 @@ def read_tokenizer(path: Path) -> HuggingFace:
         begins = kind == "llama" or metadata.get(f"{HOME}pre") in BEGIN
         asked = {
             "bos_token": metadata.get(f"{HOME}add_bos_token", begins),
-            "eos_token": metadata.get(f"{HOME}add_eos_token"),
+            "eos_token": metadata.get(f"{HOME}add_eos_token", kind == "t5"),
         }
         begin, end = ([roles[role]] if on and role in roles else [] for role, on in asked.items())
         if begin or end:

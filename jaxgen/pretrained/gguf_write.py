@@ -20,15 +20,15 @@ from jaxgen.models.families.weights import Theirs, table
 from jaxgen.pretrained import coded, gguf_names, gguf_read
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig
+from jaxgen.pretrained.gguf_architecture import Architecture
 from jaxgen.pretrained.gguf_config import (
     ROPE_FACTORS,
-    named_family,
     read_family,
     rope_factors,
     write_keys,
 )
 from jaxgen.pretrained.gguf_keys import Json
-from jaxgen.pretrained.gguf_names import SQUARE, Architecture
+from jaxgen.pretrained.gguf_names import SQUARE
 from jaxgen.pretrained.gguf_read import ENDS, SAMPLING
 from jaxgen.pretrained.gguf_rows import EXACT
 from jaxgen.pretrained.gguf_tokenizer import (
@@ -68,9 +68,13 @@ def architecture_of(config: ModelConfig) -> tuple[Architecture, Json]:
     reasons = {}
     for one in gguf_names.ARCHITECTURES:
         try:
-            settings = FAMILIES[one.family].write(config)
+            family = FAMILIES[one.family]
+            settings = family.write(config)
             others = [f"{k}={settings.get(k)!r:.40}" for k, v in one.settings.items()
                       if k != "architectures" and settings.get(k) != v]  # fmt: skip
+            named = one.settings.get("architectures", [family.architecture])[0]
+            if not family.can_be(named, config.topology):
+                others.append(f"topology={config.topology}")
             if one.name in SQUARE and config.heads * config.H != config.d_model:
                 others.append(f"head_dim={config.H}")
             if not others:
@@ -112,14 +116,14 @@ def write_model(
             {f"{HOME}token_type_count": np.uint32(config.embed.types)} if config.embed.types else {}
         ),
         **({} if tokenizer is None else _tokenizer(tokenizer, config)),
-        **_generation(generation_config),
+        **_generation(generation_config, config, name),
         **_templates(chat_template),
     }
     if config.embed.types:
         about[f"{HOME}token_type_count"] = np.uint32(config.embed.types)
     if tokenizer is None:
         about |= {f"{HOME}model": "none", f"{name}.vocab_size": np.uint32(config.V)}
-    wanted, flat = table(named_family(architecture), config), tree.flatten(params)
+    wanted, flat = table(architecture.named_family(), config), tree.flatten(params)
     by_path = sites(config)
     blocks = {n: _blocks(theirs, flat, by_path, form) for n, theirs in wanted.items()}
     forms = {
@@ -198,8 +202,10 @@ def _form(name: str, shape: tuple[int, ...], kind: str) -> str:
     return "F16" if shape[-1] % FORMATS[kind].values else kind
 
 
-def _generation(config: GenerationConfig) -> Json:
+def _generation(config: GenerationConfig, model: ModelConfig, name: str) -> Json:
     found: Json = {}
+    if (start := config.decoder_start_token_id) is not None and model.topology == "encoder_decoder":
+        found[f"{name}.decoder_start_token_id"] = np.uint32(start)
     for key, value in zip(ENDS, config.eos_token_id, strict=False):
         found[HOME + key] = np.uint32(value)
     if config.bos_token_id is not None:

@@ -19,6 +19,21 @@ NAMES = {
     "bert.embeddings.token_type_embeddings": "token_types",
     "bert.embeddings.LayerNorm": "token_embd_norm",
 }  # fmt: skip
+T5 = {
+    "shared": "token_embd", "lm_head": "output", "encoder.final_layer_norm": "enc.output_norm",
+    "decoder.final_layer_norm": "dec.output_norm",
+}  # fmt: skip
+T5_PARTS = {
+    "layer.0.SelfAttention.q": "attn_q", "layer.0.SelfAttention.k": "attn_k",
+    "layer.0.SelfAttention.v": "attn_v", "layer.0.SelfAttention.o": "attn_o",
+    "layer.0.SelfAttention.relative_attention_bias": "attn_rel_b",
+    "layer.0.layer_norm": "attn_norm", "DenseReluDense.wi_1": "ffn_up",
+    "layer.1.EncDecAttention.q": "cross_attn_q", "layer.1.EncDecAttention.k": "cross_attn_k",
+    "layer.1.EncDecAttention.v": "cross_attn_v", "layer.1.EncDecAttention.o": "cross_attn_o",
+    "DenseReluDense.wi": "ffn_up", "DenseReluDense.wi_0": "ffn_gate",
+    "DenseReluDense.wo": "ffn_down", "layer_norm": "ffn_norm",
+    "layer.1.layer_norm": "cross_attn_norm",
+}  # fmt: skip
 LAYERS = ("model.layers.", "transformer.h.", "bert.encoder.layer.")
 PARTS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -78,6 +93,12 @@ def from_folder(folder, path, form="F32", tokenizer=None, more=None, less=None):
 
 def renamed(name, kind):
     base, _, end = name.rpartition(".")
+    if kind.endswith("t5"):
+        if base in T5:
+            return f"{T5[base]}.{end}"
+        tower, _, number, part = base.split(".", 3)
+        part = part.removeprefix("layer.1." if tower == "encoder" else "layer.2.")
+        return f"{tower[:3]}.blk.{number}.{T5_PARTS[part]}.{end}"
     if base in NAMES:
         return f"{NAMES[base]}.{end}"
     for home in LAYERS:
@@ -90,23 +111,30 @@ def renamed(name, kind):
 
 def keys(theirs, kind):
     u32, f32 = np.uint32, np.float32
+    alone = str(theirs["architectures"][0]).endswith("EncoderModel")
+    kind = "t5" + "encoder" * alone if kind.endswith("t5") else kind
     found = {"general.architecture": kind}
+    if kind == "t5":
+        found["t5.decoder_start_token_id"] = u32(0)
+        found["t5.decoder_block_count"] = u32(theirs["num_decoder_layers"])
     if kind == "bert":
         found["bert.attention.causal"] = False
     given = {
         "context_length": ("max_position_embeddings", "n_positions"),
-        "embedding_length": ("hidden_size", "n_embd"),
-        "block_count": ("num_hidden_layers", "n_layer"),
-        "feed_forward_length": ("intermediate_size", "n_inner"),
-        "attention.head_count": ("num_attention_heads", "n_head"),
+        "embedding_length": ("hidden_size", "n_embd", "d_model"),
+        "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
+        "feed_forward_length": ("intermediate_size", "n_inner", "d_ff"),
+        "attention.head_count": ("num_attention_heads", "n_head", "num_heads"),
+        "attention.relative_buckets_count": ("relative_attention_num_buckets",),
         "attention.head_count_kv": ("num_key_value_heads",),
-        "attention.key_length": ("head_dim",),
-        "attention.value_length": ("head_dim",),
+        "attention.key_length": ("head_dim", "d_kv"),
+        "attention.value_length": ("head_dim", "d_kv"),
         "attention.sliding_window": ("sliding_window",) if kind.startswith("gemma") else (),
     }
+    t5 = kind.startswith("t5")  # which has both
     numbers = {
         "rope.freq_base": ("rope_theta",),
-        "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
+        "attention.layer_norm_rms_epsilon": ("rms_norm_eps",) + ("layer_norm_epsilon",) * t5,
         "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon"),
         "attn_logit_softcapping": ("attn_logit_softcapping",),
         "final_logit_softcapping": ("final_logit_softcapping",),

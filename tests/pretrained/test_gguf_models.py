@@ -21,6 +21,9 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 GEMMA = LLAMA | {"head_dim": 16}
 GEMMA2 = GEMMA | {"query_pre_attn_scalar": 16, "sliding_window": 8}
 GPT2 = {"vocab_size": 32, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 64}
+T5 = {"vocab_size": 32, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 4, "num_layers": 3,
+      "num_decoder_layers": 2, "n_positions": 64, "relative_attention_num_buckets": 16}  # fmt: skip
+GATED = {"feed_forward_proj": "gated-gelu"}
 MODELS = {
     "llama": LLAMA,
     "llama-tied": LLAMA | {"tie_word_embeddings": True, "num_key_value_heads": 4},
@@ -40,6 +43,11 @@ MODELS = {
     "gemma3_text": GEMMA2 | {"sliding_window_pattern": 6, "num_hidden_layers": 7},
     "gpt2": GPT2,
     "bert": SIZES | {"type_vocab_size": 2, "architectures": ["BertModel"]},
+    "t5": T5,
+    "t5-untied": T5 | GATED | {"tie_word_embeddings": False},
+    "t5-encoder": T5 | GATED | {"architectures": ["T5EncoderModel"]},
+    "umt5": T5 | GATED,
+    "umt5-encoder": T5 | {"architectures": ["UMT5EncoderModel"]},
 }
 
 NAMED = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}

@@ -109,8 +109,9 @@ def _body(family: Family, config: ModelConfig):
 
 def _encoder(family: Family, config: ModelConfig):
     """Yield the rows of an encoder without its decoder: our whole model."""
+    own = {path for row in family.rows for path in row.ours if path.startswith("encoder/")}
     for row in family.rows:
-        if not row.theirs.startswith(family.layer.partition("decoder.")[0] + "decoder."):
+        if f"encoder/{row.ours[0]}" not in own:  # nor is it the decoder's
             ours = tuple(path.removeprefix("encoder/") for path in row.ours)
             yield row.theirs, row._replace(ours=ours), "", None
     for layer in range(config.layers):
