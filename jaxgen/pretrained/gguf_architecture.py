@@ -34,7 +34,8 @@ class Architecture:
     halves of a head interleaved, as the rotation of the first Llama wants it. offset: what is added
     to the scales of norms. tied: the output is the embedding's table where the file has none,
     unless settings say that it always or never is. shown: keys of config.json that say whether a
-    file has a tensor. share: the key of the share of a head that turns.
+    file has a tensor. share: the key of the share of a
+    head that turns. gains: keys of longrope's factor of rotated queries and keys.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Architecture:
     tied: bool = True
     shown: Mapping[str, str] = field(default_factory=dict)
     share: str | None = "partial_rotary_factor"
+    gains: tuple[str, ...] = ("attention_factor",)
 
     def config_keys(self) -> dict[str, str]:
         """Return {GGUF key, less the architecture's name: key of config.json}."""

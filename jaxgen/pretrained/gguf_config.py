@@ -24,7 +24,17 @@ from jaxgen.store.gguf import Contents
 # Sizes that are the rows of a tensor.
 TABLES = {"vocab_size": "token_embd.weight", "embed.types": "token_types.weight"}
 ROPE_FACTORS = "rope_freqs.weight"
-COUNTS = ("count", "count_kv", "length", "window", "rank")  # how the keys of whole numbers end
+# What pairs are divided by in texts of the context before, and in longer ones.
+LONGROPE = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+COUNTS = (
+    "count",
+    "count_kv",
+    "length",
+    "window",
+    "rank",
+    "kernel",
+    "size",
+)  # how the keys of whole numbers end
 
 
 def architecture_of(path: Path, contents: Contents) -> Architecture:
@@ -105,7 +115,7 @@ def _config(contents: Contents, architecture: Architecture, family: Family) -> J
     for rule in architecture.rules:
         config |= rule.read(full, contents.tensors.keys())
     if "rope_theta" in family.defaults:
-        _add_rope(config, full, contents, architecture.share, family)
+        _add_rope(config, full, contents, architecture, family)
     return config
 
 
@@ -123,15 +133,18 @@ def short(value: Any) -> Any:
 
 
 def _add_rope(
-    config: Json, own: Json, contents: Contents, share: str | None, family: Family
+    config: Json, own: Json, contents: Contents, architecture: Architecture, family: Family
 ) -> None:
     """Set what is stretched in the rotation, and how much of a head turns."""
-    width = own.get("attention.key_length")
+    width, share = own.get("attention.key_length"), architecture.share
     turned = own.get("rope.dimension_count", width)
     partly = turned != width or share in family.defaults
     if share and partly and type(width) is int and type(turned) is int and width:
         config[share] = turned / width  # which a family whose heads turn whole refuses
     kind = own.get("rope.scaling.type", "linear")
+    if LONGROPE["long_factor"] in contents.tensors:
+        config["rope_scaling"] = _longrope(own, contents, architecture)
+        return
     factor = positive(own, "rope.scaling.factor", positive(own, "rope.scale_linear", 1.0))
     names = ("attn_factor",) if kind == "yarn" else ("attn_factor", "yarn_attn_factor")
     times = math.prod(positive(own, f"rope.scaling.{name}", 1.0) for name in names)
@@ -163,6 +176,24 @@ def _add_rope(
     config["rope_scaling"] = {**own_scales, **(scaling or {"rope_type": "default"})}
 
 
+def _longrope(own: Json, contents: Contents, architecture: Architecture) -> Json:
+    """Return the rope_scaling of a file with factors for short and for long texts."""
+    context = own["context_length"]
+    before = own.get("rope.scaling.original_context_length", context)
+    times = positive(own, "rope.scaling.attn_factor", 1.0)
+    counts = type(context) is int and type(before) is int and context > before > 1
+    implied = math.sqrt(1 + math.log(context / before) / math.log(before)) if counts else 1.0
+    exact = implied if np.float32(implied) == np.float32(times) else times
+    scaling: Json = {"rope_type": "longrope", "original_max_position_embeddings": before}
+    scaling |= dict.fromkeys(architecture.gains, exact)
+    for key, name in LONGROPE.items():
+        if (tensor := contents.tensors.get(name)) is None:
+            raise ValueError(f"{name!r} is missing")
+        values = gguf.values(tensor, gguf.read_rows(tensor)).reshape(-1).tolist()
+        scaling[key] = [short(one) for one in values]
+    return scaling
+
+
 def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) -> Json:
     """Return the keys of an architecture; settings: config.json of its family."""
     own: Json = {}
@@ -180,6 +211,10 @@ def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) 
         own.setdefault("attention.value_length", np.uint32(config.H))
     if config.positions == "rope":
         own.setdefault("rope.dimension_count", np.uint32(config.rope.width(config.H)))
+    if config.positions == "rope" and config.rope.scaling.kind == "longrope":
+        ours = config.rope.scaling
+        own["rope.scaling.original_context_length"] = np.uint32(ours.original_context)
+        own["rope.scaling.attn_factor"] = np.float32(ours.attention or 1.0)
     scaling = settings.get("rope_scaling") or {}
     if scaling.get("rope_type") in ("linear", "yarn"):
         own["rope.scaling.type"] = scaling["rope_type"]

@@ -44,7 +44,7 @@ HARMLESS = frozenset(
     rope.scaling.yarn_attn_factor rope.scaling.finetuned rope.scaling.yarn_beta_fast
     rope.scaling.yarn_beta_slow rope.scale_linear tensor_data_layout
     attention.layer_norm_epsilon attention.layer_norm_rms_epsilon
-    decoder_start_token_id
+    decoder_start_token_id rope.dimension_sections feed_forward_length
     """.split()
 )
 
@@ -300,4 +300,32 @@ T5_FEED = Rule(
         "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in tensors else "relu"
     },
     lambda settings, config: {},
+)
+
+
+def _read_delta(own: Json, tensors: Collection[str]) -> Json:
+    inner, heads = own["ssm.inner_size"], own["ssm.time_step_rank"]
+    if type(inner) is not int or type(heads) is not int or heads < 1 or inner % heads:
+        raise ValueError(f"ssm.inner_size={inner!r:.40} is no multiple of ssm.time_step_rank")
+    return {
+        "linear_value_head_dim": inner // heads,
+        "full_attention_interval": own["full_attention_interval"],
+    }
+
+
+def _write_delta(settings: Json, config: ModelConfig) -> Json:
+    linear = [kind == "linear_attention" for kind in settings["layer_types"]]
+    nth = linear.index(False) + 1 if False in linear else len(linear) + 1
+    inner = settings["linear_value_head_dim"] * settings["linear_num_value_heads"]
+    return {"ssm.inner_size": np.uint32(inner), "full_attention_interval": np.uint32(nth)}
+
+
+# Layers of the gated delta rule, all but every nth.
+DELTA = Rule(("ssm.inner_size", "full_attention_interval"), _read_delta, _write_delta)
+SECTIONS = "rope.dimension_sections"
+# Positions of images, by pairs; those of a text are the same number three times.
+IMAGE_ROPE = Rule(
+    (),
+    lambda own, tensors: {},
+    lambda settings, config: {SECTIONS: np.asarray([11, 11, 10, 0], np.int32)},
 )

@@ -26,7 +26,7 @@ from jaxgen.pretrained.gguf_keys import (
 SQUARE = frozenset(
     """
     qwen2 qwen2moe gpt2 bert olmo2 olmoe phi3 starcoder2 stablelm gptneox phi2 falcon bloom mpt
-    command-r cohere2 exaone4 modern-bert
+    command-r cohere2 exaone4 modern-bert phimoe
     """.split()
 )
 
@@ -92,6 +92,28 @@ _CAPS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 
+_DELTA: dict[str, Any] = {
+    "offset": 1.0,
+    "keys": {
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+    },
+    "rules": (gguf_keys.DELTA,),
+    "absent": {"full_attention_interval": 4},
+}
+_DELTA_EXPERTS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+# Of 3.5; layers at the end predict tokens after the next.
+_AHEAD: dict[str, Any] = _DELTA | {
+    "rules": (gguf_keys.DELTA, gguf_keys.DEPTH, gguf_keys.IMAGE_ROPE),
+    "absent": _DELTA["absent"] | {"nextn_predict_layers": 0},
+}
 # T5's distances beyond which all have one bucket are in no file. umT5's layers have tables of
 # their own. llama.cpp does not scale the hidden states before a tied output, which changes no
 # order of tokens; transformers does.
@@ -248,6 +270,19 @@ ARCHITECTURES = (
         keys={WINDOW: "sliding_window"},
         absent={WINDOW: 0},
     ),
+    # llama.cpp computes it with other norms and another router than transformers.
+    Architecture(
+        name="phimoe",
+        family="phimoe",
+        rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
+        keys={WINDOW: "sliding_window", "attention.layer_norm_rms_epsilon": "rms_norm_eps"},
+        absent={
+            WINDOW: 0,
+            "attention.layer_norm_epsilon": same_as("attention.layer_norm_rms_epsilon"),
+        },
+        shown={"attention_bias": "blk.0.attn_q.bias", "lm_head_bias": "output.bias"},
+        gains=("short_mscale", "long_mscale"),
+    ),
     Architecture(name="granite", family="granite", shown=_BIASES, **_GRANITE),
     Architecture(
         name="granitemoe",
@@ -363,6 +398,23 @@ ARCHITECTURES = (
         shown={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         only={"expert_gating_func": (2, 2)},
         **_BEHIND,
+    ),
+    Architecture(
+        name="qwen3next",
+        family="qwen3_next",
+        rows=rows.delta("KG") + rows.GATES + rows.EXPERTS,
+        other_rows=rows.OLDER_DELTA,
+        settings={"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1},
+        **_DELTA | {"keys": _DELTA["keys"] | _DELTA_EXPERTS},
+    ),
+    Architecture(
+        name="qwen35", family="qwen3_5_text", rows=rows.delta("GK") + rows.GATES_APART, **_AHEAD
+    ),
+    Architecture(
+        name="qwen35moe",
+        family="qwen3_5_moe_text",
+        rows=rows.delta("GK") + rows.GATES_APART + rows.EXPERTS,
+        **_AHEAD | {"keys": _DELTA["keys"] | _DELTA_EXPERTS},
     ),
     Architecture(name="t5", family="umt5", **_UMT5),
     Architecture(name="t5", family="t5", **_T5),

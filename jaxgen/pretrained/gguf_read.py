@@ -15,7 +15,7 @@ from jaxgen.pretrained.coded import Codes
 from jaxgen.pretrained.gguf_architecture import Architecture
 from jaxgen.pretrained.gguf_config import architecture_of, short
 from jaxgen.pretrained.gguf_keys import Json
-from jaxgen.pretrained.gguf_rows import VECTORS
+from jaxgen.pretrained.gguf_rows import RATE, VECTORS
 from jaxgen.store import gguf
 from jaxgen.store.gguf_blocks import PLAIN, Q8_0
 
@@ -43,12 +43,14 @@ def is_gguf(path: Path) -> bool:
 class Stored(NamedTuple):
     """A tensor of a GGUF file as transformers has it.
 
-    turned: heads whose halves are interleaved in it, 0 for none; offset: what was added to it.
+    turned: heads whose halves are interleaved in it, 0 for none; offset: what was added to it;
+    power: whether it holds minus e to the power of it.
     """
 
     tensor: gguf.Tensor
     turned: int = 0
     offset: float = 0.0
+    power: bool = False
 
     @property
     def path(self) -> Path:
@@ -75,6 +77,10 @@ class Stored(NamedTuple):
         rows = gguf.read_rows(self.tensor)
         values = gguf.values(self.tensor, rows if len(self.shape) == 1 else self.halves(rows))
         values = self.halves(values) if len(self.shape) == 1 else values
+        if self.power:
+            if not (values < 0).all():
+                raise CheckpointError(f"{self.path}: {self.name!r} has values that are not below 0")
+            return np.log(-values)
         return values - np.asarray(self.offset, values.dtype) if self.offset else values
 
     def codes(self) -> Codes:
@@ -98,6 +104,11 @@ def turned(name: str, architecture: Architecture, heads: Any, kv_heads: Any) -> 
     return found if architecture.turned and isinstance(found, int) else 0
 
 
+def offset(name: str, architecture: Architecture) -> float:
+    """Return what is added to the values of a tensor in files."""
+    return architecture.offset if name.endswith("norm.weight") and "ssm_norm" not in name else 0.0
+
+
 def tensors(path: Path) -> dict[str, Stored]:
     """Return {name: Stored} of a file's tensors."""
     contents = gguf.open_file(path)
@@ -114,8 +125,7 @@ def tensors(path: Path) -> dict[str, Stored]:
             raise CheckpointError(
                 f"{path}: {key!r} has {tensor.shape[0]} rows, which are no {count} heads of pairs"
             )
-        offset = architecture.offset if key.endswith("norm.weight") else 0.0
-        found[key] = Stored(tensor, count, offset)
+        found[key] = Stored(tensor, count, offset(key, architecture), key.endswith(RATE))
     return found
 
 

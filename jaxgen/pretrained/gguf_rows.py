@@ -43,8 +43,15 @@ OVER_HEADS = (
     Row("attn_k_norm.weight", ("attn/k_norm/scale",), "KH"),
 )
 # Experts, one tensor for all of a layer; routers and what else is small are in float32 in any file.
+RATE = "ssm_a"  # minus e to the power of ours
 VECTORS = ("ffn_gate_inp_shexp.weight",)  # matrices of ours with one row
-EXACT = ("position_embd.weight", "token_types.weight", "ffn_gate_inp.weight", "attn_rel_b.weight")
+EXACT = (
+    "position_embd.weight",
+    "token_types.weight",
+    "ffn_gate_inp.weight",
+    "attn_rel_b.weight",
+    "ssm_conv1d.weight",
+)
 EXPERTS = (
     Row("ffn_gate_inp.weight", ("experts/router",), "E,D"),
     Row("ffn_gate_exps.weight", ("experts/gate",), "E,F,D"),
@@ -137,4 +144,39 @@ T5_DECODER = (
     *T5_ENCODER,
     Row("cross_attn_norm.weight", ("cross_norm/scale",), "D"),
     *(Row(f"cross_{name}.weight", (f"cross/{name[-1]}",), axes) for name, axes in _SHORT.items()),
+)
+
+
+# Layers of the gated delta rule among those of attention, whose queries have a gate.
+def delta(values: str) -> tuple[Row, ...]:
+    """Return the rows of both; values: the order of the value heads, "KG" or "GK"."""
+    rule = "attn/rate"  # which only layers of the delta rule have
+    mixed = tuple(f"attn/{x}" for x in "qkv")
+    own = tuple(
+        row._replace(unless=rule) if row.theirs.startswith("attn") else row
+        for row in SUBLAYERS
+        if not row.theirs.startswith("attn_q.")
+    )
+    return (
+        *AFTER,
+        Row("attn_q.weight", ("attn/q", "attn/gate"), "N*H,D", unless=rule),
+        Row("attn_q.bias", ("attn/q_bias", "attn/gate_bias"), "N*H", unless=rule),
+        *own,
+        Row("attn_qkv.weight", mixed, f"*{values}H,D", beside=rule),
+        Row("attn_gate.weight", ("attn/gate",), f"{values}H,D", beside=rule),
+        Row("ssm_conv1d.weight", tuple(f"{x}_conv" for x in mixed), f"*{values}H,W"),
+        Row(RATE, (rule,), values),
+        Row("ssm_dt.bias", ("attn/step_bias",), values),
+        Row("ssm_norm.weight", ("attn/norm/scale",), "H"),
+        Row("ssm_out.weight", ("attn/o",), f"D,{values}H", beside=rule),
+    )
+
+
+GATES = (Row("ssm_ba.weight", ("attn/beta", "attn/step"), "K*G,D"),)
+GATES_APART = (
+    Row("ssm_beta.weight", ("attn/beta",), "GK,D"),
+    Row("ssm_alpha.weight", ("attn/step",), "GK,D"),
+)
+OLDER_DELTA = (
+    Row("ssm_in.weight", ("attn/q", "attn/k", "attn/v", "attn/gate"), "K*GH,D", beside="attn/rate"),
 )

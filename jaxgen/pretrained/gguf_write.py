@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.pretrained.gguf_architecture import Architecture
 from jaxgen.pretrained.gguf_config import (
+    LONGROPE,
     ROPE_FACTORS,
     read_family,
     rope_factors,
@@ -30,7 +32,7 @@ from jaxgen.pretrained.gguf_config import (
 from jaxgen.pretrained.gguf_keys import Json
 from jaxgen.pretrained.gguf_names import SQUARE
 from jaxgen.pretrained.gguf_read import ENDS, SAMPLING
-from jaxgen.pretrained.gguf_rows import EXACT
+from jaxgen.pretrained.gguf_rows import EXACT, RATE
 from jaxgen.pretrained.gguf_tokenizer import (
     CUTS,
     GPT2,
@@ -132,18 +134,20 @@ def write_model(
     if form is None and (own := {"Q4_0", "Q8_0"} & {kind for kind, _ in forms.values()}):
         about["general.file_type"] = np.uint32(FILE_TYPES[min(own)])
     factors = _rope_factors(config, settings)
-    if factors is not None:
-        forms[ROPE_FACTORS] = ("F32", factors.shape)
+    forms |= {key: ("F32", array.shape) for key, array in factors.items()}
 
     def produce(key: str) -> np.ndarray:
-        if key == ROPE_FACTORS and factors is not None:
-            return factors
+        if key in factors:
+            return factors[key]
         heads = gguf_read.turned(key, architecture, config.heads, config.K)
         codes = coded.gather(wanted[key], flat, by_path) if blocks[key] else None
         if codes is not None:
             return pack(_turn(codes.integers, heads), _turn(codes.scale, heads), forms[key][0])
         array = _turn(coded.numbers(wanted[key], flat, by_path, np.float32), heads)
-        return array + np.float32(architecture.offset) if key.endswith("norm.weight") else array
+        if key.endswith(RATE):
+            return -np.exp(array)
+        more = gguf_read.offset(key, architecture)
+        return array + np.float32(more) if more else array
 
     gguf.write_gguf(draft, about, forms, produce)
     _check(draft, name, config, tokenizer)
@@ -172,7 +176,7 @@ def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | N
     family, theirs = read_family(draft)
     again = family.read(theirs)
     again = again.replace(head="none") if again.head == "pooled" else again
-    if lost := differences(config, again):
+    if lost := differences(*(one.replace(rope=_as_stored(one.rope)) for one in (config, again))):
         raise ConfigError(f"a GGUF file of the architecture {LacksError(name, lost)}")
     if tokenizer is None:
         return
@@ -185,12 +189,26 @@ def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | N
             )
 
 
-def _rope_factors(config: ModelConfig, settings: Json) -> np.ndarray | None:
+def _rope_factors(config: ModelConfig, settings: Json) -> dict[str, np.ndarray]:
+    """Return the tensors of what the frequencies of pairs are divided by."""
     scaling = settings.get("rope_scaling") or {}
-    if scaling.get("rope_type") != "llama3":
-        return None
-    factors = rope_factors(settings["rope_theta"], config.H // 2, scaling)
-    return factors.astype(np.float32)
+    factors: dict[str, Any] = {}
+    if scaling.get("rope_type") == "llama3":
+        factors[ROPE_FACTORS] = rope_factors(settings["rope_theta"], config.H // 2, scaling)
+    if scaling.get("rope_type") == "longrope":
+        factors |= {name: scaling[key] for key, name in LONGROPE.items()}
+    return {name: np.asarray(values, np.float32) for name, values in factors.items()}
+
+
+def _as_stored(value: Any) -> Any:
+    """Return a group of a config with its numbers as 32 bits have them."""
+    if isinstance(value, float):
+        return float(np.float32(value))
+    if isinstance(value, tuple):
+        return tuple(map(_as_stored, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: _as_stored(one) for name, one in vars(value).items()})
+    return value
 
 
 def _form(name: str, shape: tuple[int, ...], kind: str) -> str:

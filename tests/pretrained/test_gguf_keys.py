@@ -38,6 +38,8 @@ OPTIONAL = {
     "deepseek2": BEHIND | {"attention.key_length_mla": 0, "attention.value_length_mla": 0,
                            "expert_weights_norm": False},
     "llama4": {"expert_shared_feed_forward_length": 64},
+    "t5": {"decoder_block_count": 3}, "phimoe": {WINDOW: 0},
+    **{name: {"full_attention_interval": 4} for name in ("qwen3next", "qwen35", "qwen35moe")},
     "modern-bert": {WINDOW: 0, PATTERN: 3, "rope.freq_base_swa": 160000.0, "hidden_act": "gelu"},
 }  # fmt: skip
 NEEDED = {
@@ -45,6 +47,7 @@ NEEDED = {
     "granitemoe": {"logit_scale"}, "gptneox": {"use_parallel_residual"},
     "cohere2": {WINDOW, "logit_scale"}, "bloom": {"feed_forward_length"},
     "glm4moe": {"expert_shared_count", "expert_feed_forward_length"},
+    "t5": {"attention.relative_buckets_count"}, "qwen35": {"ssm.inner_size", "ssm.state_size"},
     "llama4": {"expert_feed_forward_length", "interleave_moe_layer_step"},
     "deepseek2": {"expert_shared_count", "attention.kv_lora_rank", "rope.dimension_count"},
 }  # fmt: skip
@@ -63,7 +66,7 @@ class Draft:
         self.home = f"{architecture.name}."
         keys = gguf_write.write_keys(architecture, settings, config)
         self.metadata = {"general.architecture": architecture.name, **keys}
-        shapes = table(gguf_write.named_family(architecture), config)
+        shapes = table(architecture.named_family(), config)
         self.forms = {name: ("F32", theirs.shape) for name, theirs in shapes.items()}
 
     def write(self, path, more=None, less=None):
@@ -85,13 +88,13 @@ def small(name):
 
 @pytest.mark.parametrize("name", [n for n in {**MODELS, **LATER} if n in NAMES and n not in SHARED])
 def test_an_absent_key_is_what_llama_cpp_takes_or_it_is_named(tmp_path, name):
-    config, architecture = small(name), NAMES[name]
+    config = small(name)
+    draft = Draft(config)
+    home, architecture = draft.home, draft.home[:-1]
     optional = EVERYWHERE | OPTIONAL.get(architecture, {})
     optional |= {"rope.freq_base": 10000.0}
     if architecture not in NEEDED or "rope.dimension_count" not in NEEDED[architecture]:
         optional["rope.dimension_count"] = config.H
-    draft = Draft(config)
-    home = draft.home
     keys = {key.removeprefix(home) for key in draft.metadata if key.startswith(home)}
     assert keys - optional.keys() >= ALWAYS | NEEDED.get(architecture, set())
     for i, key in enumerate(sorted(keys - {"attention.q_lora_rank"})):

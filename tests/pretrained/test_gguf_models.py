@@ -62,6 +62,12 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         "mscale": 0.7, "mscale_all_dim": 0.7}  # fmt: skip
 WHOLE = {name: YARN[name] for name in ("rope_type", "factor", "original_max_position_embeddings")}
 GPT_OSS = LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 32}  # fmt: skip
+MSCALES = LONG | {"short_mscale": 1.25, "long_mscale": 1.25}
+DELTA = LLAMA | {"head_dim": 16, "num_hidden_layers": 4, "linear_num_key_heads": 2,
+                 "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+                 "linear_value_head_dim": 16}  # fmt: skip
 # Families that are written and read again alone, and opened by llama.cpp.
 LATER = {
     "qwen2_moe": NAMED | {"shared_expert_intermediate_size": 64, "norm_topk_prob": False},
@@ -103,6 +109,14 @@ LATER = {
     | {"num_local_experts": 4, "intermediate_size_mlp": 96, "interleave_moe_layer_step": 2}
     | {"num_hidden_layers": 4},
     "glm4_moe": LLAMA | BEHIND | {"use_qk_norm": True, "attention_bias": True},
+    "phi3-long": LLAMA | {"rope_scaling": LONG, "max_position_embeddings": 64},
+    "phimoe": LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "phimoe-long": LLAMA
+    | {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True}
+    | {"rope_scaling": MSCALES, "lm_head_bias": True, "max_position_embeddings": 64},
+    "qwen3_next": NAMED | DELTA | {"shared_expert_intermediate_size": 64, "norm_topk_prob": True},
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": NAMED | DELTA | {"shared_expert_intermediate_size": 64},
 }
 
 
