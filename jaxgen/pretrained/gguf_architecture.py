@@ -35,7 +35,9 @@ class Architecture:
     to the scales of norms. tied: the output is the embedding's table where the file has none,
     unless settings say that it always or never is. shown: keys of config.json that say whether a
     file has a tensor. share: the key of the share of a
-    head that turns. gains: keys of longrope's factor of rotated queries and keys.
+    head that turns. gains: keys of longrope's factor of rotated queries and keys. counted: keys
+    that are the rows of a tensor. unread: patterns of tensors that files have and no model reads.
+    written: whether we write such files.
     """
 
     name: str
@@ -58,6 +60,9 @@ class Architecture:
     shown: Mapping[str, str] = field(default_factory=dict)
     share: str | None = "partial_rotary_factor"
     gains: tuple[str, ...] = ("attention_factor",)
+    counted: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+    written: bool = True
 
     def config_keys(self) -> dict[str, str]:
         """Return {GGUF key, less the architecture's name: key of config.json}."""
@@ -108,5 +113,5 @@ class Architecture:
             head_rows={},
             moved={},
             copies={},
-            ignored_tensors=IGNORED,
+            ignored_tensors=IGNORED + self.unread,
         )

@@ -16,7 +16,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.errors import CheckpointError, nearest
 from jaxgen.models.families.family import MAX_LAYERS, Family
 from jaxgen.pretrained import gguf_names
-from jaxgen.pretrained.gguf_architecture import IGNORED, Architecture
+from jaxgen.pretrained.gguf_architecture import Architecture
 from jaxgen.pretrained.gguf_keys import HARMLESS, ONLY, WINDOW, Json, positive
 from jaxgen.store import gguf
 from jaxgen.store.gguf import Contents
@@ -67,8 +67,8 @@ def read_family(path: Path) -> tuple[Family, Json]:
     own = _own(contents, architecture.name)
     if type(ahead := own.get("nextn_predict_layers")) is int and type(own["block_count"]) is int:
         last = range(own["block_count"] - min(ahead, MAX_LAYERS), own["block_count"])
-        left = (*IGNORED, *(f"blk.{layer}.*" for layer in last))
-        family = replace(family, ignored_tensors=left)
+        left = (f"blk.{layer}.*" for layer in last)
+        family = replace(family, ignored_tensors=(*family.ignored_tensors, *left))
     try:
         return replace(family, called=keys), _config(contents, architecture, family)
     except ValueError as error:
@@ -109,6 +109,10 @@ def _config(contents: Contents, architecture: Architecture, family: Family) -> J
     for field, tensor in TABLES.items():
         if tensor in contents.tensors and field in family.sizes:
             config[family.sizes[field]] = contents.tensors[tensor].shape[0]
+    for key, tensor in architecture.counted.items():
+        if tensor not in contents.tensors:
+            raise ValueError(f"{tensor!r} is missing")
+        config[key] = contents.tensors[tensor].shape[0]
     if architecture.tied and "tie_word_embeddings" not in architecture.settings:
         config["tie_word_embeddings"] = "output.weight" not in contents.tensors
     config |= {key: tensor in contents.tensors for key, tensor in architecture.shown.items()}

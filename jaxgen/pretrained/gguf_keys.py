@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -329,3 +330,16 @@ IMAGE_ROPE = Rule(
     lambda own, tensors: {},
     lambda settings, config: {SECTIONS: np.asarray([11, 11, 10, 0], np.int32)},
 )
+
+
+def _read_sparsity(own: Json, tensors: Collection[str]) -> Json:
+    """Return the shares of the feed-forward that are cut, of their normal quantiles."""
+    given = own["activation_sparsity_scale"]
+    many = given if isinstance(given, list) else [given]
+    if not all(type(one) in (int, float) for one in many):
+        raise ValueError(f"activation_sparsity_scale={given!r:.40} is no number for each layer")
+    shares = [round(NormalDist().cdf(one), 6) for one in many]
+    return {"activation_sparsity_pattern": shares if isinstance(given, list) else shares[0]}
+
+
+SPARSITY = Rule(("activation_sparsity_scale",), _read_sparsity, lambda settings, config: {})

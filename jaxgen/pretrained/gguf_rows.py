@@ -180,3 +180,26 @@ GATES_APART = (
 OLDER_DELTA = (
     Row("ssm_in.weight", ("attn/q", "attn/k", "attn/v", "attn/gate"), "K*GH,D", beside="attn/rate"),
 )
+
+# Gemma 3n's: vectors of tokens for each layer, streams of residuals, and a path of low rank.
+STREAM_TABLES = (
+    *ROWS,
+    Row("per_layer_token_embd.weight", ("per_layer/tokens",), "V,Z"),
+    Row("per_layer_model_proj.weight", ("per_layer/project",), "Z,D"),
+    Row("per_layer_proj_norm.weight", ("per_layer/norm/scale",), "Z"),
+    Row("altup_proj.weight", ("to_streams/others",), "P,O,D"),
+    Row("altup_unembd_proj.weight", ("to_one/others",), "P,O,D"),
+)
+STREAMS = (
+    Row("inp_gate.weight", ("per_layer/gate",), "Z,D"),
+    Row("proj.weight", ("per_layer/project",), "D,Z"),
+    Row("post_norm.weight", ("per_layer/norm/scale",), "D"),
+    Row("altup_correct_coef.weight", ("streams/correct",), "P,O"),
+    Row("altup_correct_scale.weight", ("streams/gain",), "D"),
+    Row("altup_predict_coef.weight", ("streams/predict",), "Q,P"),
+    Row("altup_router.weight", ("streams/router",), "P,D"),
+    Row("altup_router_norm.weight", ("streams/norm/scale",), "D"),
+    Row("laurel_l.weight", ("laurel/down",), "Z,D"),
+    Row("laurel_r.weight", ("laurel/up",), "D,Z"),
+    Row("laurel_post_norm.weight", ("laurel/norm/scale",), "D"),
+)

@@ -69,6 +69,8 @@ def architecture_of(config: ModelConfig) -> tuple[Architecture, Json]:
     """
     reasons = {}
     for one in gguf_names.ARCHITECTURES:
+        if not one.written:
+            continue
         try:
             family = FAMILIES[one.family]
             settings = family.write(config)

@@ -34,6 +34,19 @@ T5_PARTS = {
     "DenseReluDense.wo": "ffn_down", "layer_norm": "ffn_norm",
     "layer.1.layer_norm": "cross_attn_norm",
 }  # fmt: skip
+GEMMA3N = {
+    "model.embed_tokens_per_layer": "per_layer_token_embd",
+    "model.per_layer_model_projection": "per_layer_model_proj",
+    "model.per_layer_projection_norm": "per_layer_proj_norm",
+}  # fmt: skip
+STREAMS = {
+    "altup.correct_output_scale": "altup_correct_scale", "per_layer_input_gate": "inp_gate",
+    "altup.correction_coefs": "altup_correct_coef", "per_layer_projection": "proj",
+    "altup.prediction_coefs": "altup_predict_coef", "post_per_layer_input_norm": "post_norm",
+    "altup.modality_router": "altup_router", "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l", "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
+}  # fmt: skip
 LAYERS = ("model.layers.", "transformer.h.", "bert.encoder.layer.")
 PARTS = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -66,20 +79,25 @@ def from_folder(folder, path, form="F32", tokenizer=None, more=None, less=None):
     arrays = {}
     for name, tensor in safetensors.open_file(folder / "model.safetensors").items():
         array = tensor.read().astype(np.float32)
-        new = renamed(name, kind)
+        if kind == "gemma3n" and "altup_" in name:  # of all streams one tensor
+            new = "altup_unembd_proj" if "unembed" in name else "altup_proj"
+            arrays.setdefault(f"{new}.weight", []).append(array)
+            continue
+        new = renamed(f"{name}.weight" if name.endswith("_scale") else name, kind)
         if new is None:
             continue
         if kind in ("llama", "mistral") and ("attn_q." in new or "attn_k." in new):
             count = heads if "attn_q." in new else theirs["num_key_value_heads"]
             halves = array.reshape(count, 2, -1, *array.shape[1:])
             array = halves.swapaxes(1, 2).reshape(array.shape)
-        if kind.startswith("gemma") and new.endswith("norm.weight"):
+        if kind.startswith("gemma") and kind != "gemma3n" and new.endswith("norm.weight"):
             array = array + 1
         if kind == "gpt2" and array.ndim == 2 and new.startswith("blk."):
             array = array.T
         arrays[new] = np.ascontiguousarray(array)
     if (theirs.get("rope_scaling") or {}).get("rope_type") == "llama3":
         arrays["rope_freqs.weight"] = llama3(theirs, theirs["hidden_size"] // heads)
+    arrays = {n: np.stack(a) if isinstance(a, list) else a for n, a in arrays.items()}
     shapes = {n: (form if a.ndim > 1 else "F32", a.shape) for n, a in arrays.items()}
     metadata = {
         **keys(theirs, "llama" if kind == "mistral" else kind),
@@ -99,12 +117,12 @@ def renamed(name, kind):
         tower, _, number, part = base.split(".", 3)
         part = part.removeprefix("layer.1." if tower == "encoder" else "layer.2.")
         return f"{tower[:3]}.blk.{number}.{T5_PARTS[part]}.{end}"
-    if base in NAMES:
-        return f"{NAMES[base]}.{end}"
+    if base in NAMES | GEMMA3N:
+        return f"{(NAMES | GEMMA3N)[base]}.{end}"
     for home in LAYERS:
         if base.startswith(home):
             number, _, part = base.removeprefix(home).partition(".")
-            parts = PARTS | (GEMMA2 if kind in ("gemma2", "gemma3") else {})
+            parts = PARTS | (GEMMA2 if kind in ("gemma2", "gemma3", "gemma3n") else {}) | STREAMS
             return f"blk.{number}.{parts[part]}.{end}"
     return None
 
@@ -114,6 +132,19 @@ def keys(theirs, kind):
     alone = str(theirs["architectures"][0]).endswith("EncoderModel")
     kind = "t5" + "encoder" * alone if kind.endswith("t5") else kind
     found = {"general.architecture": kind}
+    if kind == "gemma3n":
+        found |= {
+            "gemma3n.altup.active_idx": u32(0),
+            "gemma3n.altup.num_inputs": u32(theirs["altup_num_inputs"]),
+            "gemma3n.embedding_length_per_layer_input": u32(theirs["hidden_size_per_layer_input"]),
+            "gemma3n.attention.shared_kv_layers": u32(theirs["num_kv_shared_layers"]),
+            "gemma3n.attention.sliding_window_pattern": np.asarray(
+                [name == "sliding_attention" for name in theirs["layer_types"]]),
+            "gemma3n.activation_sparsity_scale": np.asarray(
+                [1.6448536 if cut else -np.inf for cut in theirs["activation_sparsity_pattern"]],
+                np.float32),
+            "gemma3n.feed_forward_length": np.asarray(theirs.pop("intermediate_size"), np.int32),
+        }  # fmt: skip
     if kind == "t5":
         found["t5.decoder_start_token_id"] = u32(0)
         found["t5.decoder_block_count"] = u32(theirs["num_decoder_layers"])

@@ -49,6 +49,14 @@ MODELS = {
     "umt5": T5 | GATED,
     "umt5-encoder": T5 | {"architectures": ["UMT5EncoderModel"]},
 }
+# Read alone: llama.cpp opens no other sizes than those of Google's.
+READ = {
+    "gemma3n_text": GEMMA
+    | {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    | {"sliding_window": 8, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8}
+    | {"vocab_size_per_layer_input": 30, "laurel_rank": 4, "altup_num_inputs": 3}
+    | {"activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0], "rope_theta": 1e6},
+}
 
 NAMED = LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FACTORS = {"embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4,
@@ -123,7 +131,7 @@ LATER = {
 def exported(home, name):
     """Write a random model of a family's config as a Hugging Face folder."""
     family = FAMILIES[name.partition("-")[0]]
-    config = family.read({"model_type": family.model_type, **MODELS[name]})
+    config = family.read({"model_type": family.model_type, **(MODELS | READ)[name]})
     config = config.replace(head="none") if config.head == "pooled" else config
     jaxgen.save(home, config, random_params(config), layout="hf", family=family.model_type)
     return home
@@ -134,7 +142,7 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *READ])
 def test_a_gguf_file_is_the_model_of_its_folder(tmp_path, name):
     folder = exported(tmp_path / "hub", name)
     path = gguf_files.from_folder(folder, tmp_path / "model.gguf")
