@@ -499,6 +499,7 @@ REFUSED: dict[str, tuple[str, dict, dict, str]] = {
     "pruned heads": (_MLM, BERT, {"pruned_heads": {"0": [1]}}, "pruned_heads"),
     "two names of a size": (_GPT2, GPT2, {"hidden_size": 32}, "hidden_size=32 but n_embd=16"),
     "quantised": (_LLAMA, LLAMA, {"quantization_config": {"bits": 4}}, "quantised"),
+    "quantised by MLX": (_LLAMA, LLAMA, {"quantization": {"bits": 4}}, "quantization: quantised"),
     "half of each head": (
         _LLAMA, LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     "a window for Llama": (_LLAMA, LLAMA, {"sliding_window": 5}, "sliding_window=5"),
