@@ -2,9 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 
 def flags(count: int) -> dict[str, str]:
@@ -14,19 +14,14 @@ def flags(count: int) -> dict[str, str]:
 
 
 def run(program: Path, count: int, *words: str) -> str:
-    """Return what a program prints on so many devices; AssertionError with its errors if it fails.
+    """Return what a program prints on so many devices; AssertionError with it if it fails.
 
     A compilation on a busy machine takes its time: it is stopped after 20 minutes.
     """
-    done = subprocess.run(
-        [sys.executable, str(program), *words],
-        env=dict(os.environ) | flags(count),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = forked.program([program, *words], dict(os.environ) | flags(count))
+    code, said = process.end(1200)
+    assert code == 0, said
+    return said
 
 
 def run_checks(program: Path, count: int) -> list:

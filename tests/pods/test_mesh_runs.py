@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import fake_devices
+import forked
 import numpy as np
 import pytest
 
@@ -37,11 +38,7 @@ def train(tmp_path_factory):
             }
             | fake_devices.flags(devices)
         )
-        command = [sys.executable, *program, *map(str, arguments)]
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-        )
-        return done.returncode, done.stdout + done.stderr
+        return forked.program([*program, *arguments], environment, folder).end(240)
 
     run.folder = folder
     return run

@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import fake_devices
+import forked
 import jax
 import numpy as np
 import pytest
@@ -70,23 +70,12 @@ def environment(home, **more) -> dict:
 def run(home, commands, **more):
     """Run commands at once; return (exit code, output, seconds until the end) of each."""
     began = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=home,
-            env=environment(home, **more),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for words in commands
-    ]
+    processes = [forked.program(words, environment(home, **more), home) for words in commands]
     found: list[Any] = [None] * len(processes)
     for index in sorted(range(len(processes)), key=lambda index: "freezes" in commands[index]):
         if "freezes" in commands[index]:
             processes[index].kill()
-        said, _ = processes[index].communicate(timeout=240)
-        found[index] = (processes[index].returncode, said, time.monotonic() - began)
+        found[index] = (*processes[index].end(240), time.monotonic() - began)
     return found
 
 
@@ -312,8 +301,8 @@ def test_a_policy_of_two_processes_writes_and_learns_what_that_of_one_does(home)
     rows = [json.dumps({"prompt": f"{n}+1=", "answer": str(n + 1)}) for n in range(40)]
     for name, text in (("asks.jsonl", "\n".join(rows)), ("p.yaml", POLICY), ("reward.py", REWARD)):
         (home / name).write_text(text)
-    alone = [sys.executable, "-m", "jaxgen", "train", "p.yaml", "--out", "policy"]
-    subprocess.run(alone, cwd=home, env=environment(home), check=True)
+    ((code, said, _),) = run(home, [["-m", "jaxgen", "train", "p.yaml", "--out", "policy"]])
+    assert code == 0, said
     assert [code for code, _, _ in pair(home, "policies", config="p.yaml")] == [0, 0]
     found, expected = losses(home / "policies"), losses(home / "policy")
     assert found[0] == expected[0] and len(found[0]) == 5

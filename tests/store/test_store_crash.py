@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from pathlib import Path
 
+import forked
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,38 +20,12 @@ import pytest
 from jaxgen.errors import BusyError, CheckpointError
 from jaxgen.store import Checkpoints, arrays
 
-WRITER = """
-import os, signal, sys
-import numpy as np
-from jaxgen.store import Checkpoints, RunLock
-
-folder, failpoint, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
-
-def die(stage):
-    if stage == failpoint and store.armed:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-with RunLock(folder + "/.."):
-    store = Checkpoints(folder, keep_last=2, keep_best=0, fingerprints={}, failpoint=die)
-    store.armed = False
-    store.clean()
-    for step in range(first, first + 10_000):
-        store.armed = step == first + 3
-        store.save(step, {"w": np.full(1 << 18, step), "n": step}, {"at": step}, metric=None)
-        if failpoint != "none":
-            store.wait()
-        print(step, flush=True)
-"""
+WRITER = Path(__file__).with_name("crash_program.py")
 LIKE = {"w": np.zeros(1 << 18, int), "n": 0}
 
 
 def start(folder, failpoint="none", first=1):
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), failpoint, str(first)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forked.program([WRITER, folder, failpoint, first, 10_000])
 
 
 def open_at(folder, **others):
@@ -85,8 +61,8 @@ def test_killed_at_each_stage_of_a_save_the_old_or_the_new_step_is_there(tmp_pat
     folders = {stage: tmp_path / str(i) / "checkpoints" for i, stage in enumerate(STAGES)}
     children = {stage: start(folder, stage) for stage, folder in folders.items()}
     for stage, child in children.items():
-        _, errors = child.communicate(timeout=60)
-        assert child.returncode == -signal.SIGKILL, errors
+        code, said = child.end(60)
+        assert code == -signal.SIGKILL, said
         assert assert_sound(folders[stage]) == STAGES[stage], stage
 
 
@@ -94,11 +70,12 @@ def test_killed_at_random_while_it_saves_nothing_but_the_last_save_is_lost(tmp_p
     folder, chance, reached, left = tmp_path / "checkpoints", random.Random(0), 0, 0
     for _ in range(6):
         child = start(folder, first=reached + 1)
-        for _ in range(2):
-            assert child.stdout.readline(), child.stderr.read()
+        while child.said().count("\n") < 2:
+            assert child.poll() is None, child.said()
+            time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.15))
         child.send_signal(signal.SIGKILL)
-        printed = child.communicate()[0].split()
+        printed = child.end()[1].split()
         left += len(list(folder.glob(".tmp-*")))
         reached = assert_sound(folder)[-1]
         # A step is printed when its save has begun, so the one before was complete.
@@ -108,9 +85,8 @@ def test_killed_at_random_while_it_saves_nothing_but_the_last_save_is_lost(tmp_p
 
 
 def test_a_save_under_way_when_the_program_ends_leaves_no_trace(tmp_path):
-    program = WRITER.replace("10_000", "1")
     done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "checkpoints"), "none", "1"],
+        [sys.executable, WRITER, tmp_path / "checkpoints", "none", "1", "1"],
         capture_output=True,
         text=True,
     )
