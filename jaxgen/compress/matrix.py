@@ -14,6 +14,7 @@ from jaxgen.compress import codes, masks, scaling, sweep
 from jaxgen.compress.layerwise import Statistics
 from jaxgen.compress.recipe import Recipe
 from jaxgen.errors import ConfigError
+from jaxgen.ops.grid import round_to_nearest
 
 
 class Result(NamedTuple):
@@ -99,7 +100,7 @@ def _quantise(
     if grid is None:
         leaf = codes.nf4_leaf(w, outer, len(inner))
         return leaf, _numbers(leaf, site)
-    nearest, grid_steps = codes.round_to_nearest(w, grid)
+    nearest, grid_steps = round_to_nearest(w, grid)
     numbers, factor = nearest, None
     if statistics is not None and recipe.method == "gptq":
         options: dict[str, Any] = {"damping": recipe.damping, "act_order": recipe.act_order}
@@ -109,7 +110,7 @@ def _quantise(
     elif statistics is not None and recipe.method == "smoothquant":
         factor = scaling.smooth(w, statistics.most, recipe.strength)
     if factor is not None:
-        numbers, grid_steps = codes.round_to_nearest(w * factor, grid)
+        numbers, grid_steps = round_to_nearest(w * factor, grid)
     leaf = codes.leaf(
         *(numbers, grid_steps, grid, outer, len(inner)), activations=recipe.activations
     )

@@ -9,8 +9,8 @@ from typing import Literal
 
 from jaxgen import arguments, settings, settings_yaml, tree
 from jaxgen.arguments import Range, at_least, between
-from jaxgen.compress.codes import Grid
 from jaxgen.errors import ConfigError, nearest
+from jaxgen.ops.grid import Grid
 from jaxgen.settings import option
 
 Format = Literal["plain", "int8", "int4", "nf4"]

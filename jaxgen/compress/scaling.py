@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxgen.compress.codes import Grid, round_to_nearest
+from jaxgen.ops.grid import Grid, round_to_nearest
 
 LEAST = 1e-4  # share of the largest channel's mean magnitude that a small one counts as
 RATIOS = 20  # exponents that are tried, from 0 (no scaling) to 1

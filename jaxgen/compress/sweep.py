@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxgen.compress.codes import Grid, Steps, snap, steps
+from jaxgen.ops.grid import Grid, Steps, snap, steps
 
 MOST = 128  # columns after which the rest of the matrix is brought up to date
 

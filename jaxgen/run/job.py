@@ -36,7 +36,7 @@ from jaxgen.run.step import loss_of, objective_loss, step_of
 from jaxgen.run.teacher import Teacher, read_teacher
 from jaxgen.store import Checkpoints, disk_space
 from jaxgen.tokens import Tokenizer
-from jaxgen.train import partitioner, wandb_run
+from jaxgen.train import partitioner, quantised, wandb_run
 from jaxgen.train import state as states
 from jaxgen.train.log_probs import mean_kl
 from jaxgen.train.losses import Loss
@@ -376,6 +376,8 @@ class Run:
                 return self.rollouts.validate(params, rows)
             if self.settings.objective.name in PREFERENCES:
                 return validate_loss(self._judge, params, rows)
+            if train.quantize is not None:
+                params = quantised.rounded(params, self.settings.model, train.quantize)
             return check(params, self.settings.model, rows, self.tokenizer.byte_lengths)
         except StoppedError:
             return None

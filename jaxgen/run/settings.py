@@ -30,6 +30,7 @@ from jaxgen.store.steps import run_and_step
 from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
+from jaxgen.train import quantised
 from jaxgen.train.settings import (
     UNPAIRED,
     DistillSettings,
@@ -126,6 +127,7 @@ class Settings:
         self._check_preference()
         self._check_policy()
         self._check_distill()
+        quantised.check(self.train.quantize, self.model, self.adapter.kind, self.objective.name)
         check_private(self)
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:

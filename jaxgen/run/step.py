@@ -10,7 +10,7 @@ import optax
 
 from jaxgen.run import privacy, shapes
 from jaxgen.run.settings import Settings
-from jaxgen.train import preferences, private
+from jaxgen.train import preferences, private, quantised
 from jaxgen.train.distill import distill_loss
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.policy import policy_loss
@@ -32,6 +32,17 @@ def loss_of(settings: Settings, base: Any = None) -> Callable:
 
 def objective_loss(settings: Settings) -> Callable:
     """Return the loss of a run's objective with its options fixed, of whole parameters."""
+    loss, form = _objective_loss(settings), settings.train.quantize
+    if form is None:
+        return loss
+
+    def rounded(params: Any, config: Any, *args: Any, **more: Any) -> Any:
+        return loss(quantised.straight_through(params, config, form), config, *args, **more)
+
+    return rounded
+
+
+def _objective_loss(settings: Settings) -> Callable:
     train, name = settings.train, settings.objective.name
     if name in preferences.LOSSES:
         loss = preferences.LOSSES[name]

@@ -46,6 +46,11 @@ class TrainSettings:
     zeros: tuple[str, ...] = option(
         "globs of matrices of layers whose zeros stay zeros, as `jaxgen compress` leaves them", ()
     )
+    quantize: Literal["int8", "int4"] | None = option(
+        "round the matrices of layers in each step, in groups of 64 inputs as `jaxgen compress` "
+        "does at the end, and train the exact numbers; null: no rounding",
+        None,
+    )
     clip: float | None = option(
         "largest global gradient norm; null: no clipping; a private run clips rows instead", 1.0
     )

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxgen.compress import codes, masks, scaling, sweep
-from jaxgen.compress.codes import Grid
+from jaxgen.ops import grid as grids
+from jaxgen.ops.grid import Grid
 
 OUT, IN, ROWS = 12, 64, 256
 GRIDS = [Grid(8), Grid(4), Grid(4, 32), Grid(4, 32, symmetric=False), Grid(8, 32)]
@@ -40,7 +41,7 @@ def by_groups(w, grid):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_rounding_is_to_the_nearest_number_of_the_grid(problem, grid):
     w, _ = problem
-    got, _ = codes.round_to_nearest(jnp.asarray(w), grid)
+    got, _ = grids.round_to_nearest(jnp.asarray(w), grid)
     want = by_groups(w, grid)
     # The largest number of a group lies half way between two steps, and may go to either.
     tie = np.isclose(abs(w - got), abs(w - want), rtol=1e-4, atol=1e-6)
@@ -51,7 +52,7 @@ def test_rounding_is_to_the_nearest_number_of_the_grid(problem, grid):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_leaf_multiplies_as_the_numbers_that_it_was_made_of(problem, grid):
     w, x = problem
-    numbers, found = codes.round_to_nearest(jnp.asarray(w), grid)
+    numbers, found = grids.round_to_nearest(jnp.asarray(w), grid)
     leaf = codes.leaf(numbers, found, grid, (3, 4), 2)
     rows = jnp.asarray(x[:6]).reshape(2, 3, 8, 8)
     got = leaf.contract("BTNH,NHKG->BTKG", rows, "float32")
@@ -61,7 +62,7 @@ def test_a_leaf_multiplies_as_the_numbers_that_it_was_made_of(problem, grid):
 def test_int4_packs_two_numbers_to_a_byte_and_widens_to_the_same(problem):
     w, _ = problem
     for grid in (Grid(4, 32), Grid(4, 32, symmetric=False)):
-        numbers, found = codes.round_to_nearest(jnp.asarray(w), grid)
+        numbers, found = grids.round_to_nearest(jnp.asarray(w), grid)
         leaf = codes.leaf(numbers, found, grid, (OUT,), 1)
         assert leaf.values.shape == (OUT, IN // 2) and leaf.values.dtype == jnp.uint8
         wide = leaf.widened()
@@ -105,7 +106,7 @@ def test_gptq_lies_on_the_grid_and_loses_less_than_rounding(problem, grid, act_o
     got, found = sweep.gptq(
         jnp.asarray(w), jnp.asarray(x.T @ x), grid, damping=0.01, act_order=act_order
     )
-    nearest, _ = codes.round_to_nearest(jnp.asarray(w), grid)
+    nearest, _ = grids.round_to_nearest(jnp.asarray(w), grid)
     assert np.sum((x @ (w - got).T) ** 2) < 0.8 * np.sum((x @ (w - nearest).T) ** 2)
     scale = np.repeat(found.scale, IN // found.scale.shape[1], 1)
     ints = np.asarray(got) / scale
@@ -127,8 +128,8 @@ def test_awq_protects_channels_with_large_inputs(problem):
     w, x = problem
     mean, grid = abs(x).mean(0), Grid(4, 32)
     factor = scaling.awq(jnp.asarray(w), jnp.asarray(mean), grid)
-    scaled, _ = codes.round_to_nearest(jnp.asarray(w) * factor, grid)
-    nearest, _ = codes.round_to_nearest(jnp.asarray(w), grid)
+    scaled, _ = grids.round_to_nearest(jnp.asarray(w) * factor, grid)
+    nearest, _ = grids.round_to_nearest(jnp.asarray(w), grid)
 
     def weighed(got):
         return float(np.mean(((w - got) * mean) ** 2))

@@ -9,8 +9,9 @@ pytest.importorskip("qwix")
 from qwix._src.core import qarray
 from qwix.contrib import awq_core, gptq_core, smooth_quant
 
-from jaxgen.compress import codes, scaling, sweep
-from jaxgen.compress.codes import Grid
+from jaxgen.compress import scaling, sweep
+from jaxgen.ops import grid as grids
+from jaxgen.ops.grid import Grid
 
 GRIDS = [Grid(8), Grid(4), Grid(4, 32), Grid(4, 64)]
 
@@ -49,8 +50,8 @@ def test_awq(problem, grid):
     want, factor = awq_core.quantize_weight(w, mean, how(grid))
     got = scaling.awq(w, mean, grid)
     np.testing.assert_allclose(got, factor[0], rtol=1e-5)
-    numbers, _ = codes.round_to_nearest(w * got, grid)
-    tie = jnp.abs(jnp.abs(numbers) / codes.steps(w * got, grid).by_column(128).scale)
+    numbers, _ = grids.round_to_nearest(w * got, grid)
+    tie = jnp.abs(jnp.abs(numbers) / grids.steps(w * got, grid).by_column(128).scale)
     same = jnp.abs(numbers - qarray.dequantize(want)) <= 1e-5
     assert bool(jnp.all(same | (tie >= grid.highest))) and float(jnp.mean(same)) > 0.95
 

@@ -46,6 +46,7 @@ ELSEWHERE = {
     "track",
     "privacy",
     "zeros",
+    "quantize",
     "epochs",
     "early_stopping",
     "loss_chunk",
