@@ -54,6 +54,9 @@ def test_neighbours_share_whole_sentences():
     assert [text[row.start : row.end] for row in passages.split(text, 16, 8)] == [
         *("One a. Two b.", "Two b. Three c.", "Three c. Four d.")
     ]
+    assert [text[row.start : row.end] for row in passages.split(text, 16, 5)] == [
+        *("One a. Two b.", "Three c. Four d.")
+    ]
 
 
 @pytest.mark.parametrize(("size", "overlap"), [(0, 0), (5, -1)])
