@@ -217,6 +217,7 @@ def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) 
         own.setdefault("rope.dimension_count", np.uint32(config.rope.width(config.H)))
     if config.positions == "rope" and config.rope.scaling.kind == "longrope":
         ours = config.rope.scaling
+        own["rope.scaling.type"] = "longrope"
         own["rope.scaling.original_context_length"] = np.uint32(ours.original_context)
         own["rope.scaling.attn_factor"] = np.float32(ours.attention or 1.0)
     scaling = settings.get("rope_scaling") or {}

@@ -323,13 +323,16 @@ def _write_delta(settings: Json, config: ModelConfig) -> Json:
 
 # Layers of the gated delta rule, all but every nth.
 DELTA = Rule(("ssm.inner_size", "full_attention_interval"), _read_delta, _write_delta)
-SECTIONS = "rope.dimension_sections"
-# Positions of images, by pairs; those of a text are the same number three times.
-IMAGE_ROPE = Rule(
-    (),
-    lambda own, tensors: {},
-    lambda settings, config: {SECTIONS: np.asarray([11, 11, 10, 0], np.int32)},
-)
+
+
+def _write_sections(settings: Json, config: ModelConfig) -> Json:
+    pairs = config.rope.width(config.H) // 2
+    sections = [(pairs + 2) // 3, (pairs + 1) // 3, pairs // 3, 0]
+    return {"rope.dimension_sections": np.asarray(sections, np.int32)}
+
+
+# The pairs that turn with each position in an image; those of a text are one number three times.
+IMAGE_ROPE = Rule((), lambda own, tensors: {}, _write_sections)
 
 
 def _read_sparsity(own: Json, tensors: Collection[str]) -> Json:
