@@ -96,7 +96,10 @@ def _show(results: Sequence[tuple[str, Sequence[str]]], target: Path | None) -> 
 
 def _read_texts(source: str) -> list[str]:
     if Path(source).suffix != ".jsonl":
-        return files.lines(inputs.read_text(source, f"FILE {source}", undecodable=DataError))
+        lines = files.lines(inputs.read_text(source, f"FILE {source}", undecodable=DataError))
+        if not lines:
+            raise DataError(f"FILE {source} has no line; write one text a line")
+        return lines
     rows = [*inputs.objects(source, ["text"], "FILE", refusal=DataError)]
     for place, row in rows:
         if not isinstance(row["text"], str):

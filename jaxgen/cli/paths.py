@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,15 @@ def _children(folder: Path) -> list[Path]:
 
 
 def check_folder(word: str | Path, option: str = "--out") -> None:
-    """Raise ConfigError if a folder that is about to be written can't be one."""
-    for path in (Path(word), *Path(word).parents):
-        if path.exists() and not path.is_dir():
+    """Raise ConfigError if a folder that is about to be written can't be one.
+
+    Raises BusyError where nothing can be written into it, or into what it is to lie in.
+    """
+    there = [path for path in (Path(word), *Path(word).parents) if path.exists()]
+    for path in there:
+        if not path.is_dir():
             raise ConfigError(f"{option} {word}: {path} is a file; name a folder")
+    draft = there[0] / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
+    with files.refusals(f"{option} {word}"):
+        draft.touch()
+        draft.unlink()

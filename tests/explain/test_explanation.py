@@ -227,6 +227,13 @@ def test_mistakes_are_one_line(folder, words, message, capsys):
     assert message in error and error.count("\n") == 1, error
 
 
+def test_a_folder_that_can_not_be_written_is_refused_before_anything_is_computed(folder, capsys):
+    words = ["explain", str(folder), "--prompt", "a", "--methods", "none"]  # refused as it starts
+    assert main([*words, "--out", "/proc/none"]) == 3
+    assert "--out /proc/none" in capsys.readouterr().err
+    assert main([*words, "--out", str(folder / "new")]) == 2 and not (folder / "new").exists()
+
+
 def test_a_label_that_is_none_is_refused_with_the_nearest():
     labels = {"topology": "encoder", "head": "classes", "classes": 2}
     with pytest.raises(ConfigError, match=r"target=yess is no label.*yes"):

@@ -342,8 +342,8 @@ def test_the_verb_shows_texts_and_counts_what_each_rule_changed(tmp_path, capsys
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [
-        ("no.txt", None, 2), ("x.txt", b"\xff", 7), ("x.jsonl", b"", 7), ("x.jsonl", b"{", 7),
-        ("x.jsonl", b'{"tex": ""}', 7), ("x.jsonl", b'{"text": 3}', 7),
+        ("no.txt", None, 2), ("x.txt", b"\xff", 7), ("x.txt", b"", 7), ("x.jsonl", b"", 7),
+        ("x.jsonl", b"{", 7), ("x.jsonl", b'{"tex": ""}', 7), ("x.jsonl", b'{"text": 3}', 7),
     ],
 )  # fmt: skip
 def test_texts_that_cannot_be_read_end_as_other_data_does(tmp_path, name, content, code):
