@@ -219,27 +219,18 @@ def _draws(spec: DecodeSpec, state: Any, logits: Array, new: Array, history: Any
     )
 
 
-def _step(draws: Any, stages: tuple[str, ...], place: int, token: int) -> Step:
-    own = Draws(*(x[place] for x in draws))
-    known = own.top_ids >= 0
-    ids, logprobs = own.top_ids[known].tolist(), own.top_logprobs[:, known]
-    banned = ~np.isfinite(logprobs)
-    forbidden = {
-        id: stages[int(banned[:, i].argmax())] for i, id in enumerate(ids) if banned[-1, i]
+def _step(draws: Draws, stages: tuple[str, ...], place: int, token: int) -> Step:
+    own = {name: x[place] for name, x in draws._asdict().items() if name != "reason"}
+    known = own["top_ids"] >= 0
+    ids, logprobs = own["top_ids"][known].tolist(), own["top_logprobs"][:, known]
+    finite = np.isfinite(logprobs)
+    plain = {name: x.tolist() for name, x in own.items()} | {
+        "key": tuple(own["key"].tolist()),
+        "margin": float(own["margin"]) if np.isfinite(own["margin"]) else None,
+        "top_ids": ids,
+        "top_logprobs": [[x if np.isfinite(x) else None for x in row] for row in logprobs.tolist()],
     }
-    followed = [[x if np.isfinite(x) else None for x in row] for row in logprobs.tolist()]
-    return Step(
-        token,
-        own.logprob.tolist(),
-        own.rank.tolist(),
-        own.best.tolist(),
-        own.entropy.tolist(),
-        own.allowed.tolist(),
-        ids,
-        followed,
-        forbidden,
-        float(own.noise),
-        int(own.rival),
-        float(own.margin) if np.isfinite(own.margin) else None,
-        tuple(own.key.tolist()),
-    )
+    forbidden_by = {
+        id: stages[int(finite[:, i].argmin())] for i, id in enumerate(ids) if not finite[-1, i]
+    }
+    return Step(token=token, forbidden_by=forbidden_by, **plain)
