@@ -68,7 +68,8 @@ class Architecture:
         """Return {GGUF key, less the architecture's name: key of config.json}."""
         family: Family = FAMILIES[self.family]
         there = {key: family.sizes[ours] for ours, key in SIZES.items() if ours in family.sizes}
-        there[EPSILONS[family.choices["norm"]]] = family.sizes["norm_epsilon"]
+        if (epsilon := family.sizes["norm_epsilon"]) not in self.keys.values():
+            there[EPSILONS[family.choices["norm"]]] = epsilon
         if "rope_theta" in family.defaults:
             there["rope.freq_base"] = "rope_theta"
         return {k: v for k, v in {**there, **self.keys}.items() if k not in self.ruled()}

@@ -136,10 +136,7 @@ MIXTURES = (
         family="phimoe",
         rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
         keys={WINDOW: "sliding_window", "attention.layer_norm_rms_epsilon": "rms_norm_eps"},
-        absent={
-            WINDOW: 0,
-            "attention.layer_norm_epsilon": same_as("attention.layer_norm_rms_epsilon"),
-        },
+        absent={WINDOW: 0},
         shown={"attention_bias": "blk.0.attn_q.bias", "lm_head_bias": "output.bias"},
         gains=("short_mscale", "long_mscale"),
     ),

@@ -39,7 +39,10 @@ OPTIONAL = {
                            "expert_weights_norm": False},
     "llama4": {"expert_shared_feed_forward_length": 64},
     "t5": {"decoder_block_count": 3}, "phimoe": {WINDOW: 0},
-    **{name: {"full_attention_interval": 4} for name in ("qwen3next", "qwen35", "qwen35moe")},
+    "qwen3next": {"full_attention_interval": 4},
+    # Of images alone, which our models don't see.
+    "qwen35": {"full_attention_interval": 4, "rope.dimension_sections": 0},
+    "qwen35moe": {"full_attention_interval": 4, "rope.dimension_sections": 0},
     "modern-bert": {WINDOW: 0, PATTERN: 3, "rope.freq_base_swa": 160000.0, "hidden_act": "gelu"},
 }  # fmt: skip
 NEEDED = {
