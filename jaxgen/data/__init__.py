@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxgen.data.loader import Batches, batches, in_order
     from jaxgen.data.pack import documents_of
     from jaxgen.data.reading import documents
+    from jaxgen.data.rounds import round_batches
     from jaxgen.data.settings import DataSettings, Form
     from jaxgen.data.shard import TokenShard, open_shard
     from jaxgen.data.split import assigned, training_texts
@@ -44,6 +45,7 @@ __all__ = [
     "prepare",
     "python_docs",
     "python_docstrings",
+    "round_batches",
     "training_texts",
     "unit_rows",
 ]

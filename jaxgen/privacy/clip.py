@@ -27,7 +27,15 @@ def factors(norms: Float[Array, "..."], clip: Any) -> Float[Array, "..."]:
 def clipped_sum(
     grads: Any, clip: Any, groups: Callable[[Any], int] | None = None
 ) -> tuple[Any, Float[Array, "B"]]:
-    """Return (sum over rows of the clipped gradients, norm of each row's gradient).
+    """Return (sum over rows of the clipped gradients, norm of each row's gradient)."""
+    rows, norms = clipped(grads, clip, groups)
+    return jax.tree.map(lambda g: jnp.sum(g, axis=0), rows), norms
+
+
+def clipped(
+    grads: Any, clip: Any, groups: Callable[[Any], int] | None = None
+) -> tuple[Any, Float[Array, "B"]]:
+    """Return (the clipped gradient of each row, the norm that it had).
 
     Args:
         grads: a tree of [B, ...], the gradient of each row.
@@ -40,23 +48,23 @@ def clipped_sum(
     norms = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
     if groups is None:
         scale = factors(norms, clip)
-        return jax.tree.map(lambda g: _weighted_sum(scale, g), wide), norms
+        return jax.tree.map(lambda g: _scaled(scale, g), wide), norms
     leads = jax.tree_util.tree_map_with_path(lambda path, _: 1 + groups(path), wide)
     numbers = jax.tree.map(lambda g, lead: prod(g.shape[1:lead]), wide, leads)
     each = clip / sum(jax.tree.leaves(numbers)) ** 0.5
 
-    def clipped(g: Array, lead: int) -> Array:
+    def within(g: Array, lead: int) -> Array:
         own = jnp.sqrt(jnp.sum(g * g, axis=tuple(range(lead, g.ndim))))
-        return _weighted_sum(factors(own, each), g)
+        return _scaled(factors(own, each), g)
 
-    return jax.tree.map(clipped, wide, leads), norms
+    return jax.tree.map(within, wide, leads), norms
 
 
-def _weighted_sum(scale: Float[Array, "B ..."], g: Float[Array, "B ..."]) -> Array:
-    """Return the sum over rows of scale * g; scale: of the first axes of g."""
+def _scaled(scale: Float[Array, "B ..."], g: Float[Array, "B ..."]) -> Array:
+    """Return scale * g; scale: of the first axes of g."""
     scale = scale.reshape(*scale.shape, *(1 for _ in g.shape[scale.ndim :]))
     # A row of factor 0 may hold numbers that aren't finite, and 0 times them isn't 0.
-    return jnp.sum(jnp.where(scale > 0, scale * g, 0.0), axis=0)
+    return jnp.where(scale > 0, scale * g, 0.0)
 
 
 def noise_like(tree: Any, key: PRNGKeyArray, deviation: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How private training is: the knobs of `train.privacy`."""
+"""How private training is, and where it takes place: `train.privacy` and `train.federated`."""
 
 from __future__ import annotations
 
@@ -97,3 +97,54 @@ class PrivacySettings:
     def noise(self) -> float:
         """The noise multiplier that runs; 1 where the one of epsilon isn't solved for yet."""
         return self.noise_multiplier or self.solved_noise or 1.0
+
+
+@arguments.checked
+@dataclass(frozen=True, kw_only=True)
+class FederatedSettings:
+    """Training at clients, whose parts are summed; raises ConfigError naming the field at fault."""
+
+    clients: int = option(
+        "users of a round, which is a step; they train at once (train.accumulate: in groups), and "
+        "train.optimizer=sgd sums what they have moved (FedAvg), adamw adapts (FedAdam); 0: none",
+        0,
+    )
+    local_steps: int = option("steps of SGD that a client makes, each of as many rows", 1)
+    learning_rate: float = option("of the steps of a client", 0.1)
+    proximal: float = option(
+        "how strongly a client is held where the round began (FedProx, Li et al. 2020)", 0.0
+    )
+    lost: float = option("chance of a client to be lost before its part arrives", 0.0)
+    secure: float | None = option(
+        "sum parts as integers beneath masks (Bonawitz et al. 2017): the largest number of a part, "
+        "to which larger ones are cut, such as 1; null: in the clear",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        if self.clients < 0:
+            raise ConfigError(f"clients={self.clients} must be 0 or more")
+        if not self.on:
+            for name, field in type(self).__dataclass_fields__.items():
+                if getattr(self, name) != field.default:
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)} has no effect with clients=0; give clients, "
+                        f"such as 10, or remove it"
+                    )
+        if self.local_steps < 1:
+            raise ConfigError(f"local_steps={self.local_steps} must be at least 1")
+        for name in ("learning_rate", "secure"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name}={value} must be greater than 0")
+        if self.proximal < 0:
+            raise ConfigError(f"proximal={self.proximal} must be 0 or more")
+        if not 0 <= self.lost < 1:
+            raise ConfigError(f"lost={self.lost} must be in [0, 1)")
+        if self.secure is not None and self.clients < 3:
+            raise ConfigError(f"secure={self.secure} needs clients=3 or more, not {self.clients}")
+
+    @property
+    def on(self) -> bool:
+        """Whether training takes place at clients."""
+        return self.clients > 0

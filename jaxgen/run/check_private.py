@@ -1,4 +1,4 @@
-"""What breaks the promise of a private run, refused by name."""
+"""What breaks the promise of a private run, or a federated one, refused by name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,61 @@ from typing import Any
 from jaxgen.errors import ConfigError
 
 PRIVATE = ("causal", "chat", "pairs", "classes")  # objectives whose rows are of one record
+
+
+def check_federated(settings: Any) -> None:
+    """Raise ConfigError for settings of a federated run that can't be."""
+    train = settings.train
+    if not train.federated.on:
+        return
+    clients = f"train.federated.clients={train.federated.clients}"
+    if settings.data.user is None:
+        raise ConfigError(
+            f"{clients} needs data.user, which says whose a document is: file, folder, or a field "
+            f"of the records"
+        )
+    for wrong, name, fix in (
+        (
+            settings.objective.name != "causal",
+            f"objective.name={settings.objective.name}",
+            "causal",
+        ),
+        (settings.mesh.form != "jit", f"mesh.form={settings.mesh.form}", "jit"),
+        (
+            bool(settings.model.experts.number),
+            f"model.experts.number={settings.model.experts.number}",
+            "a model without experts",
+        ),
+        (
+            settings.distill.teacher is not None,
+            f"distill.teacher={settings.distill.teacher}",
+            "none",
+        ),
+        (
+            train.privacy.on and train.privacy.unit != "user",
+            f"train.privacy.unit={train.privacy.unit}",
+            "user",
+        ),
+        (train.privacy.method == "ghost", "train.privacy.method=ghost", "auto"),
+        (
+            train.clip not in (None, type(train).__dataclass_fields__["clip"].default),
+            f"train.clip={train.clip}",
+            "train.privacy.clip, which clips each client",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(f"{clients} does not go with {name}; take {fix}")
+
+
+def check_clients(mesh: Any, train: Any) -> None:
+    """Raise ConfigError for clients of a round that do not divide over the mesh."""
+    clients = train.federated.clients
+    each = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1) * train.accumulate
+    if clients % each:
+        raise ConfigError(
+            f"train.federated.clients={clients} is not a multiple of mesh.data * mesh.fsdp * "
+            f"train.accumulate = {each}; give {each * max(clients // each, 1)}, or a smaller mesh"
+        )
 
 
 def check_private(settings: Any) -> None:

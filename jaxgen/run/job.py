@@ -26,9 +26,10 @@ from jaxgen.models import api
 from jaxgen.ops import keys
 from jaxgen.pretrained.chat_template import ChatTemplate, has_chat_template
 from jaxgen.run import forecast, initial, objective, samples, shapes
+from jaxgen.run.check_private import check_clients
 from jaxgen.run.conversations import encoder_of, template_of
 from jaxgen.run.folder import CHECKPOINTS, ENVIRONMENT
-from jaxgen.run.privacy import Budget, unit_rows
+from jaxgen.run.privacy import Budget, unit_batches, unit_rows
 from jaxgen.run.reference import Reference, references
 from jaxgen.run.rollouts import Rollouts
 from jaxgen.run.settings import Settings
@@ -197,6 +198,7 @@ class Run:
             model, train = self.settings.model, self.settings.train
             place.check_params(self.mesh, api.abstract(model), api.axes(model))
             place.check_batch(self.mesh, train.batch, train.accumulate, self.settings.row_length)
+            check_clients(self.mesh, train)
         self.batches().close()
         if self.is_policy:
             self.rollouts.check()
@@ -312,8 +314,8 @@ class Run:
 
     def batches(self) -> data.Batches:
         train = self.settings.train
-        if self.budget is not None:
-            return self.budget.batches(self._process())
+        if (own := unit_batches(self, self._process())) is not None:
+            return own
         batches = data.batches(
             self.corpus.train,
             context=self.settings.row_length,

@@ -110,7 +110,7 @@ def _with_steps(run: Run, kept: Settings | None) -> Settings:
     batches = run.batches()
     batches.close()
     assert train.epochs is not None
-    rows = train.privacy.expected or run.rows
+    rows = train.privacy.expected or (train.units if train.federated.on else run.rows)
     steps = max(ceil(train.epochs * batches.rows.count / rows), 1)
     steps *= run.settings.policy.iterations
     unsaid = {steps, TrainSettings().steps} | ({kept.train.steps} if kept else set())

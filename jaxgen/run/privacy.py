@@ -19,6 +19,7 @@ from jaxgen.run import shapes
 from jaxgen.run.folder import CARD
 from jaxgen.run.settings import Settings
 from jaxgen.train.private import CausalGhost, Private
+from jaxgen.train.settings import TrainSettings
 
 LEARNT = ("bpe", "unigram", "chars")  # tokenizers that are made of the training text
 UNITS = {
@@ -49,6 +50,8 @@ class Budget:
         """Return the batches of the run, each with the units that are drawn for its step."""
         train, seed = self.settings.train, self.settings.train.privacy.seed
         assert seed is not None
+        if train.federated.on:
+            return _rounds(self.settings, self.rows, self.mechanism.rate, seed, process)
         return data.poisson_batches(
             self.rows,
             context=self.settings.row_length,
@@ -65,7 +68,7 @@ class Budget:
         privacy = self.settings.train.privacy
         assert privacy.expected is not None
         rate = min(privacy.expected / self.population, 1.0)
-        return Mechanism(privacy.noise, rate, self.population, self.settings.train.batch)
+        return Mechanism(privacy.noise, rate, self.population, self.settings.train.units)
 
     def spent(self, steps: int) -> float:
         """Return epsilon after so many steps."""
@@ -101,7 +104,8 @@ class Budget:
             "neighbours": "add or remove one unit",
             "unit": privacy.unit,
             "units": self.population,
-            "sampling": "Poisson, truncated to train.batch rows",
+            "sampling": "Poisson, truncated to "
+            + ("train.federated.clients" if train.federated.on else "train.batch rows"),
             "probability": mechanism.rate,
             "rows": mechanism.size,
             "steps": steps,
@@ -144,7 +148,7 @@ class Budget:
             lines.append(_tokenizer(self.settings))
         if mechanism.overflow > 1e-3:
             lines.append(
-                f"warning: a step draws more rows than train.batch={mechanism.size} holds once in "
+                f"warning: a step draws more units than {_room(train)} holds once in "
                 f"{1 / mechanism.overflow:.0f}, which costs epsilon; lower train.privacy.expected"
             )
         return lines
@@ -160,11 +164,44 @@ def _tokenizer(settings: Settings) -> str:
     )
 
 
+def _room(train: TrainSettings) -> str:
+    """Return the setting that says how many units a step holds."""
+    return f"train.{'federated.clients' if train.federated.on else 'batch'}={train.units}"
+
+
 def unit_rows(run: Any) -> Any:
-    """Return the rows of a run's training text, each of one unit."""
+    """Return the rows of a run's training text, each of one unit: of a client, if it has any."""
     train = run.settings.train
     more: Any = {"context": run.settings.row_length, "seed": train.seed}
-    return data.unit_rows(run.objective, run.corpus.train, unit=train.privacy.unit, **more)
+    unit = "user" if train.federated.on else train.privacy.unit
+    return data.unit_rows(run.objective, run.corpus.train, unit=unit, **more)
+
+
+def unit_batches(run: Any, process: tuple[int, int]) -> data.Batches | None:
+    """Return the batches of a private or federated run; None for any other."""
+    if run.budget is not None:
+        return run.budget.batches(process)
+    train = run.settings.train
+    if not train.federated.on:
+        return None
+    return _rounds(run.settings, unit_rows(run), 1.0, train.seed, process)
+
+
+def _rounds(
+    settings: Settings, rows: Any, rate: float, seed: int, process: tuple[int, int]
+) -> data.Batches:
+    """Return the batches of a federated run; rate: chance of each client, 1: as many as asked."""
+    train = settings.train
+    return data.round_batches(
+        rows,
+        clients=train.federated.clients,
+        each=train.batch // train.federated.clients,
+        rate=rate,
+        lost=train.federated.lost,
+        seed=seed,
+        process=process,
+        workers=settings.data.workers,
+    )
 
 
 def with_saved(settings: Settings, saved: Settings | None) -> Settings:
@@ -193,7 +230,7 @@ def with_sampling(settings: Settings, population: int) -> Settings:
             f"units (unit={privacy.unit}): a mechanism that publishes a unit at random keeps it"
         )
     if privacy.expected is None:
-        most = accountant.largest_expected(population, train.batch, accountant=privacy.accountant)
+        most = accountant.largest_expected(population, train.units, accountant=privacy.accountant)
         if most < 1:
             raise ConfigError(
                 f"the training text has {population} units, so that most steps would draw none "
@@ -201,10 +238,10 @@ def with_sampling(settings: Settings, population: int) -> Settings:
                 f".jsonl file, or train.privacy.unit=row"
             )
         return _with(settings, expected=float(f"{most:.6g}"))
-    if privacy.expected > min(train.batch, population):
+    if privacy.expected > min(train.units, population):
         raise ConfigError(
-            f"train.privacy.expected={privacy.expected:g} must be at most train.batch="
-            f"{train.batch} and the {population} units"
+            f"train.privacy.expected={privacy.expected:g} must be at most {_room(train)} and the "
+            f"{population} units"
         )
     return settings
 
@@ -244,14 +281,16 @@ def private_of(settings: Settings, base: Any = None) -> Private:
     own = None
     allowed = settings.objective.name in ("causal", "pairs", CHATS[0])
     allowed &= train.privacy.clipping == "flat" and ghost.supports(settings.model, letters)
-    allowed &= adapter is None or not adapter.saved
+    allowed &= (adapter is None or not adapter.saved) and not train.federated.on
+    allowed &= train.quantize is None  # ghost norms read the parameters that are stored
     if allowed and train.privacy.method != "vmap":
         attached = partial(shapes.attached, settings, adapter, base)
         own = CausalGhost(attached, train.smoothing, train.z_loss, train.loss_chunk)
     elif train.privacy.method == "ghost":
         raise ConfigError(
             "train.privacy.method=ghost needs a decoder without experts whose trained parameters "
-            "are products, tables, norms and biases, and a loss of next tokens; take vmap, or auto"
+            "are products, tables, norms and biases, and a loss of next tokens, without "
+            "train.quantize; take vmap, or auto"
         )
     return Private(train.privacy, letters, train.freeze, own)
 

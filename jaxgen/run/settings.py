@@ -22,7 +22,7 @@ from jaxgen.models import presets
 from jaxgen.pretrained import sources
 from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.run import rewards
-from jaxgen.run.check_private import check_private
+from jaxgen.run.check_private import check_federated, check_private
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
 from jaxgen.store.settings import CheckpointSettings
@@ -129,6 +129,7 @@ class Settings:
         self._check_distill()
         quantised.check(self.train.quantize, self.model, self.adapter.kind, self.objective.name)
         check_private(self)
+        check_federated(self)
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")

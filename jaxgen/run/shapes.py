@@ -15,6 +15,7 @@ from jaxgen.adapters.adapter import Adapter
 from jaxgen.adapters.base import quantise
 from jaxgen.data.objectives.settings import PREFERENCES
 from jaxgen.data.preferences import LABEL, MARGIN
+from jaxgen.data.rounds import LOST
 from jaxgen.mesh import place
 from jaxgen.models import api
 from jaxgen.run.settings import Settings
@@ -127,11 +128,13 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
         shapes["advantage"] = (rows,)
         shapes |= {"old": (rows, width)} if settings.policy.needs_old else {}
         shapes |= {"reference": (rows, width)} if settings.policy.beta else {}
+    if settings.train.federated.on:
+        shapes[LOST] = (rows,)
     if settings.distill.teacher is not None:
         top = settings.distill.top
         shapes["teacher"] = (rows, width, settings.model.V if top is None else top + 1)
         shapes |= {} if top is None else {"teacher_ids": (rows, width, top)}
-    real = ("teacher", "weights", "reference", "old", "advantage", LABEL, MARGIN)
+    real = ("teacher", "weights", "reference", "old", "advantage", LABEL, MARGIN, LOST)
     kinds: dict[str, Any] = dict.fromkeys(real, jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))

@@ -10,7 +10,7 @@ import optax
 
 from jaxgen.run import privacy, shapes
 from jaxgen.run.settings import Settings
-from jaxgen.train import preferences, private, quantised
+from jaxgen.train import federated, preferences, private, quantised
 from jaxgen.train.distill import distill_loss
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.policy import policy_loss
@@ -89,9 +89,15 @@ def step_of(settings: Settings, optimizer: optax.GradientTransformation) -> Call
 
 
 def _with_privacy(step: Callable, settings: Settings, base: Any) -> Callable:
-    if not settings.train.privacy.on:
+    train = settings.train
+    own = privacy.private_of(settings, base) if train.privacy.on else None
+    if train.federated.on:
+        clients = federated.Federated(train.federated, train.freeze)
+        gradients = partial(federated.gradients, federated=clients, private=own)
+    elif own is None:
         return step
-    gradients = partial(private.gradients, private=privacy.private_of(settings, base))
-    if settings.train.privacy.quantile is not None:
+    else:
+        gradients = partial(private.gradients, private=own)
+    if train.privacy.quantile is not None:
         return privacy.with_adaptive_clip(step, gradients)
     return partial(step, gradients=gradients)

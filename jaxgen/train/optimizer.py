@@ -35,8 +35,9 @@ def make(
     # The defaults of no_decay need not match: a model may have neither biases nor norms.
     decayed = tree.map_paths(lambda path, _: not tree.match(path, settings.no_decay), axes)
     rule = RULES[settings.optimizer](settings, schedule.make(settings), decayed, axes)
-    # Of a private gradient each row's part is clipped already, and the rest is noise.
-    unclipped = settings.clip is None or settings.privacy.on
+    # Of a private gradient each row's part is clipped already, and the rest is noise; what clients
+    # have moved is no gradient.
+    unclipped = settings.clip is None or settings.privacy.on or settings.federated.on
     clip = optax.identity() if unclipped else optax.clip_by_global_norm(settings.clip or 1.0)
     chain = _with_choices(optax.chain(clip, rule), axes, balance_rate)
     chain = in_float32(_with_zeros(chain, settings.zeros, axes) if settings.zeros else chain)
@@ -159,4 +160,12 @@ def matrix_axes(letters: str) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers(reduction_axis=others, output_axis=(width,))
 
 
-RULES = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon}
+def _sgd(settings, rate, decayed, axes):
+    return optax.chain(
+        optax.trace(settings.beta1) if settings.beta1 else optax.identity(),
+        optax.add_decayed_weights(settings.weight_decay, decayed),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+RULES = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "muon": _muon, "sgd": _sgd}

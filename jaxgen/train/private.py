@@ -46,6 +46,8 @@ NOISE = 0x4E015E  # folded into a step's key for its noise
 RATE = 0.2  # of an adaptive clip's logarithm (Andrew et al. 2021)
 
 Attach = Callable[[Any, PRNGKeyArray | None], Any]
+# (private, loss, params, config, batch, key, clip) -> (loss sums, sum of clipped gradients, norms)
+Rows = Callable[..., tuple[Loss, Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,13 @@ class Private:
         """Return whether a parameter is trained."""
         return not tree.match(path, self.frozen)
 
+    @property
+    def groups(self) -> Callable[[Any], int] | None:
+        """What `clips.clipped` takes to clip each layer on its own; None: all of them at once."""
+        if self.settings.clipping == "flat":
+            return None
+        return lambda path: int(self.letters[path[0].key].startswith("L"))
+
 
 def gradients(
     loss: LossFunction,
@@ -100,18 +109,21 @@ def gradients(
     accumulate: int,
     private: Private,
     clip: Any = None,
+    rows: Rows | None = None,
 ) -> tuple[Loss, Any]:
     """Return (loss sums, private gradient), as `accumulate.gradients` does.
 
-    clip: of this step, where it adapts; the next one is metrics["next_clip"].
+    clip: of this step, where it adapts; the next one is metrics["next_clip"]. rows: sums clipped
+    gradients, where a unit is no row.
     """
     settings = private.settings
     clip = jnp.float32(settings.clip) if clip is None else clip
-    rows = _vmap_rows if private.ghost is None else _ghost_rows
+    if rows is None:
+        rows = _vmap_rows if private.ghost is None else _ghost_rows
 
     def one(rows_of_batch: Any, key: PRNGKeyArray) -> tuple[Loss, Any]:
         result, grads, norms = rows(private, loss, params, config, rows_of_batch, key, clip)
-        counts = (result.nll != 0) & (norms > 0)
+        counts = (result.nll.reshape(len(norms), -1).sum(axis=1) != 0) & (norms > 0)
         below = jnp.sum(counts & (norms <= clip), dtype=jnp.float32)
         sums = {"below": below, "counted": jnp.sum(counts, dtype=jnp.float32)}
         return result._replace(metrics=sums), grads
@@ -173,11 +185,7 @@ def _vmap_rows(
     by_row = jax.vmap(jax.grad(of_row, has_aux=True), in_axes=(None, 0, 0), spmd_axis_name=spread)
     grads, each = by_row(moving, own, keys)
 
-    def layers(path: Any) -> int:
-        return int(private.letters[path[0].key].startswith("L"))
-
-    groups = layers if private.settings.clipping == "per_layer" else None
-    summed, norms = clips.clipped_sum(grads, clip, groups)
+    summed, norms = clips.clipped_sum(grads, clip, private.groups)
     zeros = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in fixed.items()}
     totals = jnp.where(jnp.isfinite(each.total), each.total, 0.0)
     nll = jnp.where(jnp.isfinite(each.nll), each.nll, 0.0)[:, 0]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from jaxgen import arguments
 from jaxgen.errors import ConfigError
-from jaxgen.privacy.settings import PrivacySettings
+from jaxgen.privacy.settings import FederatedSettings, PrivacySettings
 from jaxgen.settings import option
 
 
@@ -21,7 +21,9 @@ class TrainSettings:
     epochs: float | None = option("passes over the training text, instead of steps", None)
     batch: int = option("sequences per step, over all devices and microbatches", 32)
     accumulate: int = option("microbatches a step is split into; the result is the same", 1)
-    optimizer: Literal["adamw", "adafactor", "lion", "muon"] = option("update rule", "adamw")
+    optimizer: Literal["adamw", "adafactor", "lion", "muon", "sgd"] = option(
+        "update rule; sgd: with momentum beta1", "adamw"
+    )
     learning_rate: float = option("peak learning rate", 1e-3)
     schedule: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = option(
         "of the learning rate after warm-up; wsd: constant, then linear decay; inverse_sqrt: of "
@@ -81,6 +83,7 @@ class TrainSettings:
     )
     validate_batches: int | None = option("batches of a validation; null: the whole split", None)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    federated: FederatedSettings = field(default_factory=FederatedSettings)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "patience", "log_every", "validate_every"):
@@ -110,10 +113,35 @@ class TrainSettings:
             raise ConfigError(
                 f"batch={self.batch} is not a multiple of accumulate={self.accumulate}"
             )
+        self._check_federated()
         if self.spike is not None and self.spike <= 1:
             raise ConfigError(f"spike={self.spike} must be greater than 1, or null")
         if self.seed >= 2**63:
             raise ConfigError(f"seed={self.seed} must be less than 2^63")
+
+    def _check_federated(self) -> None:
+        own = self.federated
+        if not own.on:
+            return
+        if self.batch % (own.clients * own.local_steps):
+            raise ConfigError(
+                f"batch={self.batch} is not a multiple of federated.clients={own.clients} * "
+                f"federated.local_steps={own.local_steps}, which get equally many rows"
+            )
+        if own.clients % self.accumulate:
+            raise ConfigError(
+                f"accumulate={self.accumulate} does not divide federated.clients={own.clients}"
+            )
+        if own.secure is not None and self.accumulate > 1:
+            raise ConfigError(
+                f"federated.secure={own.secure} sums all clients of a round at once, but "
+                f"accumulate={self.accumulate}; leave one of them out"
+            )
+
+    @property
+    def units(self) -> int:
+        """Units of privacy that a step holds at most: its clients, or its rows."""
+        return self.federated.clients or self.batch
 
 
 @arguments.checked

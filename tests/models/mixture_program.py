@@ -21,8 +21,8 @@ from jaxgen.mesh import MeshSettings, device_mesh, place
 from jaxgen.mesh.settings import parse
 from jaxgen.models import api
 from jaxgen.nn import experts
-from jaxgen.privacy.settings import PrivacySettings
-from jaxgen.train import partitioner, private
+from jaxgen.privacy.settings import FederatedSettings, PrivacySettings
+from jaxgen.train import federated, partitioner, private
 from jaxgen.train.step import train_step
 
 CONFIG = jaxgen.ModelConfig(
@@ -129,16 +129,22 @@ PRIVACY = PrivacySettings(noise_multiplier=0.5, delta=1e-6, clip=0.5, expected=6
 WAYS = {"vmap": None, "ghost": private.CausalGhost(lambda params, key: params, 0.0, 0.0, None)}
 
 
+CLIENTS = federated.Federated(FederatedSettings(clients=4, local_steps=2, secure=0.5))
+
+
 def private_step(mesh, way):
     """Return the norm of the gradient of a private step, and the parameters after it."""
     config, rule = DENSE.replace(layers=1), optax.sgd(0.3)
-    own = private.Private(PRIVACY, tree.flatten(api.axes(config)), ghost=WAYS[way])
+    own = private.Private(PRIVACY, tree.flatten(api.axes(config)), ghost=WAYS.get(way))
+    gradients = partial(private.gradients, private=own)
+    if way == "clients":
+        gradients = partial(federated.gradients, private=own, federated=CLIENTS)
     step = partial(
         train_step,
         config=config,
         optimizer=rule,
         loss=jaxgen.causal_loss,
-        gradients=partial(private.gradients, private=own),
+        gradients=gradients,
     )
     state = jaxgen.train_state(jaxgen.init(config, jax.random.key(0)), rule, jax.random.key(1))
     shardings = mesh and place.state_shardings(mesh, state, api.axes(config))
@@ -155,10 +161,11 @@ def private_step(mesh, way):
 def far_private():
     """Return which private steps on a mesh of eight differ from one device's."""
     mesh, wrong = device_mesh.make_mesh(MeshSettings(**parse("data:2,fsdp:2,tensor:2"))), []
-    wanted = private_step(None, "vmap")
-    for way in WAYS:
+    wanted = dict.fromkeys(WAYS, private_step(None, "vmap"))
+    wanted["clients"] = private_step(None, "clients")
+    for way, one in wanted.items():
         apart = jax.tree.map(
-            lambda a, b: float(np.abs(np.subtract(a, b)).max()), private_step(mesh, way), wanted
+            lambda a, b: float(np.abs(np.subtract(a, b)).max()), private_step(mesh, way), one
         )
         if not (most := max(jax.tree.leaves(apart))) < 1e-5:
             wrong.append(f"private step by {way}: {most}")

@@ -161,6 +161,29 @@ def checkpoints(folder):
     return Checkpoints(folder / "checkpoints", keep_last=9, keep_best=0, fingerprints={})
 
 
+CLIENTS = """
+model: {context: 16, layers: 1, d_model: 8, heads: 2}
+tokenizer: {kind: bytes}
+data: {files: [clients/*.txt], split: tail, user: file}
+train: {steps: 3, batch: 8, optimizer: sgd, learning_rate: 1.0, warmup: 1, log_every: 1,
+  validate_every: 3, federated: {clients: 4, local_steps: 2, lost: 0.3, secure: 1.0}}
+"""
+
+
+@nightly
+def test_two_processes_train_clients_as_one_does(home):
+    (home / "clients").mkdir()
+    for i in range(6):
+        (home / f"clients/{i}.txt").write_text(f"text of client {i} " * (10 + 9 * i))
+    (home / "clients.yaml").write_text(CLIENTS)
+    alone = run(home, [["-m", "jaxgen", "train", "clients.yaml", "--out", "alone"]])
+    both = pair(home, "both", words=(["mesh.data=2"],) * 2, config="clients.yaml")
+    assert [code for code, *_ in [*alone, *both]] == [0, 0, 0], (alone, both)
+    (steps, one), (others, two) = losses(home / "alone"), losses(home / "both")
+    assert steps == others
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
 def test_when_one_of_two_processes_is_killed_the_other_ends_within_a_minute_and_says_why(killed):
     (code, said, seconds), (killed_code, _, before) = killed[0], killed[1]
     assert killed_code == -signal.SIGKILL

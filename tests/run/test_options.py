@@ -45,6 +45,7 @@ CHANGES = {
 ELSEWHERE = {
     "track",
     "privacy",
+    "federated",
     "zeros",
     "quantize",
     "epochs",

@@ -67,7 +67,7 @@ def test_clipping_scales_the_global_norm():
         np.testing.assert_allclose(tree.flatten(clipped)[path], update, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "sgd"])
 def test_frozen_paths_stay_and_all_others_move(name):
     params, grads = trees()
     frozen = ("embed/*", "layers/attn/q*")
@@ -78,7 +78,7 @@ def test_frozen_paths_stay_and_all_others_move(name):
         assert same == tree.match(path, frozen), path
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor", "sgd"])
 def test_decay_shrinks_what_it_may_and_nothing_else(name):
     params, _ = trees()
     zeros = jax.tree.map(jnp.zeros_like, params)
