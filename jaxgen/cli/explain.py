@@ -104,7 +104,7 @@ def explain(
                 baseline=baseline,
                 tokens=tokens,
                 index=index,
-                name=folder.name,
+                name=Path(run).name or folder.name,
                 progress=parts.append,
             )
     _write(result, home)

@@ -22,11 +22,12 @@ STYLE = """
 .row>div{flex:1 1 260px;min-width:0}.row svg{flex:none;width:150px;align-self:end}
 summary{font-size:13px;color:var(--soft);cursor:pointer;margin:4px 0 8px}
 .wide{overflow-x:auto;margin:0 0 16px}.wide table{font-size:13px}.wide td,.wide th{
-padding:2px 12px 2px 0;white-space:pre;text-align:left}th{color:var(--soft);font-weight:400}
+padding:2px 12px 2px 0;white-space:pre;text-align:left}.wide td[class]{padding-left:8px}
+th{color:var(--soft);font-weight:400}
 .map{image-rendering:pixelated;width:100%;border:1px solid var(--line);border-radius:4px;
 background:var(--paper)}.maps{display:grid;gap:16px;
 grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}.maps p{margin:2px 0;font-size:13px}
-.for{background:rgba(47,111,222,.5)}.against{background:rgba(224,122,63,.5)}
+.for,.against{color:var(--ink)}.for{background:rgba(47,111,222,.5)}.against{background:rgba(224,122,63,.5)}
 """ + "".join(
     f".{name}{i}{{background:rgba({r},{g},{b},{i * 0.07:.2f})}}"
     for name, (r, g, b) in (("p", FOR), ("n", AGAINST))
@@ -196,7 +197,7 @@ def _direct(data: dict[str, Any], count: int) -> Iterator[str]:
             for layer, unit, amount in direct.get("neurons", [[]] * (row + 1))[row][:4]
         )
         maps.append(
-            f"<div>{_image(values)}<p>{escape(_visible(target['text']))}: logit "
+            f"<div>{_image(values)}<p><b>{escape(_visible(target['text']))}</b> logit "
             f"{direct['logit'][row]:.2f} = embedding {direct['embedded'][row]:+.2f}, heads "
             f"{heads[:, row].sum():+.2f}, feed-forward {feed[:, row].sum():+.2f}, biases "
             f"{direct['bias'][row]:+.2f}<br><small>{units}</small></p></div>"
