@@ -127,7 +127,7 @@ def run_folder(word: str) -> Path:
 
     Raises ConfigError with the nearest name if there is none.
     """
-    if (folder := _folder_here(word)) is not None:
+    if (folder := folder_here(word)) is not None:
         return folder
     raise _unknown(word, "run", "")
 
@@ -138,7 +138,7 @@ def model(word: str, step: str | None) -> tuple[Path, Step]:
     word: as for `run_folder`, the folder of a checkpoint, or any source of a model
     (`sources.local_path`), which is fetched if it is one of the hub; step: what --step says.
     """
-    path = sources.find(_folder_here(word) or word)
+    path = sources.find(folder_here(word) or word)
     if path is None or (path.exists() and not path.is_dir() and path.suffix != sources.GGUF):
         raise _unknown(word, "run or model", sources.REMEDIES)
     (folder, own), number = run_and_step(path), checkpoint(step)
@@ -163,10 +163,11 @@ def adapted(
 def _named_adapter(word: str) -> str:
     """Return the adapter that a word means, by its path or, of a run, its name in runs/."""
     name, equals, scale = word.partition("=")
-    return f"{_folder_here(name) or name}{equals}{scale}"
+    return f"{folder_here(name) or name}{equals}{scale}"
 
 
-def _folder_here(word: str) -> Path | None:
+def folder_here(word: str) -> Path | None:
+    """Return the folder of this path, or of this name in runs/; None if there is neither."""
     path = _path(word, "run")
     if path.is_dir():
         return path

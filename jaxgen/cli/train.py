@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jaxgen.run import Settings
 
 TUNED = "finetune_gpt2"  # the config of text that goes on with a model
+MODELS = ("init_from", "distill.teacher")  # keys whose value may be the name of a run
 
 
 Config = Annotated[
@@ -222,7 +223,7 @@ def task_of(
     Raises ConfigError for words that mean nothing, or contradict the options.
     """
     names = [word for word in words if "=" not in word or Path(word).exists()]
-    overrides = tuple(word for word in words if word not in names)
+    overrides = tuple(_with_folder(word) for word in words if word not in names)
     if not names:
         if overrides:
             raise ConfigError(f"CONFIG comes first: `jaxgen train CONFIG.yaml {overrides[0]}`")
@@ -272,6 +273,12 @@ def task_of(
         words = (*_files(names), *_context_within(overrides), *overrides)
         return Task(folder, words, config=paths.config(TUNED), **more)
     return Task(folder, overrides, texts=tuple(names), minutes=minutes, **more)
+
+
+def _with_folder(word: str) -> str:
+    """Return an override whose value is the name of a run in runs/ with its path."""
+    key, _, name = word.partition("=")
+    return f"{key}={paths.folder_here(name) or name}" if key in MODELS else word
 
 
 def _files(texts: Sequence[str]) -> tuple[str, ...]:

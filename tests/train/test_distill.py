@@ -10,6 +10,7 @@ import pytest
 
 import jaxgen
 from jaxgen import tree
+from jaxgen.cli.app import main
 from jaxgen.errors import ConfigError
 from jaxgen.run import training
 from jaxgen.run.settings import build_settings
@@ -114,6 +115,37 @@ def test_a_student_resumes_bit_for_bit_and_knows_its_teacher(home):
     (home / "again" / "teacher.json").write_text('{"sha256": "another"}')
     with pytest.raises(ConfigError, match="is not the model that the run began with"):
         training.resume(home / "again", ["train.steps=8"], cache=cache)
+
+
+def test_a_teacher_is_found_by_its_name_in_runs(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(home / "teacher", tmp_path / "runs" / "wise")
+    text = f"data: {{files: ['{home / 'text.txt'}']}}\ntokenizer: {{kind: bytes}}\n"
+    (tmp_path / "my.yaml").write_text(text)
+    for key in ("distill.teacher", "init_from"):
+        assert main(["train", "my.yaml", f"{key}=wise", "--print-config"]) == 0
+        assert "runs/wise" in capsys.readouterr().out
+    assert main(["train", "my.yaml", "distill.teacher=nobody", "--out", "new"]) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_divergence_is_that_of_torch(kind):
+    torch = pytest.importorskip("torch")
+    kl = torch.nn.functional.kl_div
+    student, teacher = np.random.default_rng(1).normal(size=(2, 4, 32)).astype(np.float32) * 3
+    got = divergence(*(log_probs(jnp.asarray(x), None, 2.0) for x in (student, teacher)), kind)
+    p, q = (torch.log_softmax(torch.tensor(x) / 2.0, -1) for x in (student, teacher))
+    mixed = torch.logaddexp(p, q) - np.log(2.0)
+    far = {
+        "forward": lambda: kl(p, q, reduction="none", log_target=True),
+        "reverse": lambda: kl(q, p, reduction="none", log_target=True),
+        "jensen_shannon": lambda: (
+            kl(mixed, q, reduction="none", log_target=True)
+            + kl(mixed, p, reduction="none", log_target=True)
+        ) / 2,
+    }  # fmt: skip
+    np.testing.assert_allclose(got, far[kind]().sum(-1).numpy(), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
