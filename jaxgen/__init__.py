@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         Scores,
         Towers,
     )
-    from jaxgen.config_parts import Disentangled, Embed, HeadLayer, PerLayer, Residual
+    from jaxgen.config_parts import Disentangled, Embed, HeadLayer, PerLayer, Residual, Stem
     from jaxgen.decoding.beam.constraints import must_appear
     from jaxgen.decoding.beam.search import beam_search
     from jaxgen.decoding.beam.settings import beams
@@ -112,6 +112,7 @@ __all__ = [
     "Rope",
     "RopeScaling",
     "Scores",
+    "Stem",
     "Towers",
     "abstract",
     "allowed_tokens",

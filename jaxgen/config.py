@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jaxgen import arguments
 from jaxgen.config_checks import (
+    check_block,
     check_embed,
     check_encoder,
     check_head_layer,
@@ -45,6 +46,7 @@ from jaxgen.config_parts import (
     Residual,
     Scale,
     Scores,
+    Stem,
 )
 from jaxgen.errors import ConfigError, nearest
 from jaxgen.settings import option
@@ -69,11 +71,12 @@ Head = Literal["lm", "mlm", "classes", "token_classes", "spans", "pooled", "none
 Prompt = Literal["back", "both"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 Feed = Literal[Activation, "swiglu", "swiglu_clamped", "geglu", "geglu_exact", "reglu"]
-Biases = Literal["all", "attention", "qkv", "feed", "norms", "none"]
-Part = Literal["qkv", "o", "feed", "norm"]
-# The parts of a layer that carry biases.
+Biases = Literal["all", "no_keys", "attention", "qkv", "feed", "norms", "none"]
+Part = Literal["qkv", "qv", "o", "feed", "norm"]
+# The parts of a layer that carry biases; qv: queries and values without keys, a part of qkv.
 BIASES: dict[Biases, tuple[Part, ...]] = {
     "all": ("qkv", "o", "feed", "norm"),
+    "no_keys": ("qv", "o", "feed", "norm"),
     "attention": ("qkv", "o", "norm"),
     "qkv": ("qkv", "norm"),
     "feed": ("feed", "norm"),
@@ -160,12 +163,13 @@ class ModelConfig:
     delta: Delta | None = option("of kinds of layers with mixer=delta; null: there are none", None)
     scores: Scores = option("attention scores", Scores())
     embed: Embed = option("how tokens become vectors", Embed())
+    stem: Stem | None = option("what an encoder reads instead of tokens; null: tokens", None)
     per_layer: PerLayer | None = option(
         "vectors of tokens that each layer has of its own; null: none", None
     )
     feed: Feed = option("feed-forward activation; swiglu and geglu are gated", "gelu_tanh")
     experts: Experts = option("a mixture of experts in the place of the feed-forward", Experts())
-    biases: Biases = option("which projections (and layer norms) carry biases", "all")
+    biases: Biases = option("which projections (and norms) carry biases; no_keys: not keys'", "all")
     output: Output = option("tied: logits through the embedding table", "tied")
     output_scale: Scale | float = option(
         "hidden states before logits are divided by: one, the root of d_model, or a number", "one"
@@ -213,19 +217,13 @@ class ModelConfig:
         check_kinds(self)
         check_rope(self)
         check_residual(self)
-        self._check_block()
+        check_block(self)
         self.experts.check_in(self)
         for name in ("norm_epsilon", "init_std", "logit_cap", "residual_scale", "output_scale"):
             value = getattr(self, name)
             if isinstance(value, int | float) and not value > 0:
                 raise ConfigError(f"{name}={value} must be greater than 0")
         check_encoder(self)
-
-    def _check_block(self) -> None:
-        if self.parallel != "none" and self.norm_at != "pre":
-            raise ConfigError(f"parallel={self.parallel} needs norm_at=pre, not {self.norm_at}")
-        if self.parallel != "none" and self.topology == "encoder_decoder":
-            raise ConfigError(f"parallel={self.parallel} has no place for a cross-attention")
 
     @property
     def V(self) -> int:  # noqa: N802  the axis alphabet
@@ -335,7 +333,8 @@ class ModelConfig:
 
     def has_bias(self, part: Part) -> bool:
         """Return whether a part of the layers carries biases."""
-        return part in BIASES[self.biases]
+        own = BIASES[self.biases]
+        return part in own or (part == "qv" and "qkv" in own)
 
     def reach(self, kind: str) -> Reach:
         """Return which keys the layers of a kind see."""
@@ -379,10 +378,13 @@ class ModelConfig:
     def encoder(self) -> ModelConfig:
         """Return what the encoder of an encoder-decoder is, taken by itself."""
         norm = "norm" if self.embed.norm == "tokens" else self.embed.norm
+        own: dict[str, Any] = {"embed": replace(self.embed, norm=norm)}
+        if self.stem is not None:  # which has positions of its own
+            own = {"embed": Embed(), "positions": "none", "context": max(self.stem.vectors, 2)}
         return self.replace(
             topology="encoder",
             towers=Towers(),
-            embed=replace(self.embed, norm=norm),
+            **own,
             head="none",
             head_layer=HeadLayer(),
             classes=None,

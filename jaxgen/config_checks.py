@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from jaxgen.config_groups import LayerKind, Relative, Rope, Towers
-from jaxgen.config_parts import Disentangled, HeadActivation, HeadLayer
+from jaxgen.config_parts import Disentangled, Embed, HeadActivation, HeadLayer
 from jaxgen.errors import ConfigError
 
 
@@ -127,11 +127,20 @@ def check_topology(config: Any) -> None:
         raise ConfigError(f"prompt=both has no effect: topology={config.topology}")
 
 
+def check_block(config: Any) -> None:
+    """Raise ConfigError unless sublayers that read one stream have a norm before them alone."""
+    if config.parallel != "none" and config.norm_at != "pre":
+        raise ConfigError(f"parallel={config.parallel} needs norm_at=pre, not {config.norm_at}")
+    if config.parallel != "none" and config.topology == "encoder_decoder":
+        raise ConfigError(f"parallel={config.parallel} has no place for a cross-attention")
+
+
 def check_encoder(config: Any) -> None:
     """Raise ConfigError unless the encoder of two towers is a model of its own."""
     if config.topology != "encoder_decoder" or config.towers == Towers():
         return
-    if config.towers.tokens == "shared" and config.memory_width != config.d_model:
+    shared = config.towers.tokens == "shared" and config.stem is None
+    if shared and config.memory_width != config.d_model:
         raise ConfigError(
             f"towers.encoder_d_model={config.memory_width} with d_model={config.d_model}: they "
             f"share no table of tokens; give towers.tokens=own"
@@ -144,6 +153,8 @@ def check_encoder(config: Any) -> None:
 
 def check_embed(config: Any) -> None:
     """Raise ConfigError unless embeddings, and layers that share weights, fit the rest."""
+    if config.stem is not None:
+        _check_stem(config)
     if config.weight_sets is not None:
         _check_shared_weights(config)
     if config.embed.norm == "first" and (config.norm_at, config.parallel) != ("pre", "none"):
@@ -154,6 +165,24 @@ def check_embed(config: Any) -> None:
         )
     if config.embed.width is not None and config.topology == "encoder_decoder":
         raise ConfigError("embed.width needs one tower, but topology=encoder_decoder has two")
+
+
+def _check_stem(config: Any) -> None:
+    """Raise ConfigError where sound or images have no encoder, or a setting of tokens is left."""
+    told = f"stem.kind={config.stem.kind}"
+    if config.topology == "decoder":
+        raise ConfigError(f"{told} feeds an encoder, but topology=decoder has none")
+    if config.topology == "encoder_decoder":
+        if config.towers.tokens != "shared":
+            raise ConfigError(f"towers.tokens={config.towers.tokens} has no effect: {told}")
+        return
+    for name, value, known in (
+        ("positions", config.positions, ("none",)),
+        ("head", config.head, ("classes", "pooled", "none")),
+        ("embed", config.embed, (Embed(),)),
+    ):
+        if value not in known:
+            raise ConfigError(f"{name}={value} has no effect in an encoder with {told}")
 
 
 def _check_shared_weights(config: Any) -> None:

@@ -4,7 +4,8 @@ B batch        T query position   S key position (cache slot)
 D model width  N query heads      K key/value heads    G = N / K heads that share one key
 H head width   F feed-forward     V vocabulary         E experts    L layers
 C classes      R relative distances Y token types  Z latents
-W convolution window   P residual streams  Q pairs of streams
+W convolution window   X its columns        M mel bins, colours
+P residual streams     Q pairs of streams
 """
 
 LEGEND = {
@@ -25,6 +26,8 @@ LEGEND = {
     "Y": "token types",
     "Z": "latents",
     "W": "convolution window",
+    "X": "columns of a convolution window",
+    "M": "mel bins or colours",
     "P": "residual streams",
     "Q": "pairs of residual streams",
 }

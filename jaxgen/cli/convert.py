@@ -59,7 +59,7 @@ def convert(
     start.prepare_jax(paths.cache())
     from jaxgen import tree
     from jaxgen.models import api
-    from jaxgen.pretrained import assets, hub_parity, hub_read, model, pooling
+    from jaxgen.pretrained import assets, hub_parity, hub_read, model
 
     with exits.in_folder(folder):
         model.check_new(target)
@@ -81,7 +81,7 @@ def convert(
         hub = target if layout == "hf" else hub
         try:
             if layout != "gguf":
-                pooling.copy_pooling(folder, target)
+                assets.copy_beside(folder, target)
             compared = f"not measured: the numbers are rounded to {dtype}"
             if layout != "gguf" or dtype is None:
                 compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)

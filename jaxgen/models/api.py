@@ -36,6 +36,7 @@ from jaxgen.ops.memory import Memory
 
 Ids = Integer[Array | np.ndarray, "B T"]
 Embeds = Float[Array | np.ndarray, "B T D"]
+Media = Float[Array | np.ndarray, "B *media"]
 
 
 @serializable
@@ -133,6 +134,7 @@ def encode(
     tokens: Ids | None = None,
     *,
     inputs_embeds: Embeds | None = None,
+    media: Media | None = None,
     positions: Ids | None = None,
     segments: Ids | None = None,
     types: Ids | None = None,
@@ -148,6 +150,8 @@ def encode(
         config: of the model, an encoder or encoder-decoder; static under jit.
         tokens: ids [B, S] of any integer type, or nested lists.
         inputs_embeds: [B, S, D] instead of tokens, see `apply`.
+        media: instead of tokens, of a config with a stem: log-mel frames [B, 2 S, M] or images
+            [B, rows, columns, M], as `jaxgen.data.media` makes them.
         positions: [B, S]; the default counts from 0.
         segments: [B, S], 0 for padding, then document numbers; without them a row is one document.
         types: [B, S] rows of the table of token types; the default is 0.
@@ -167,7 +171,7 @@ def encode(
     """
     if config.topology == "decoder":
         raise ConfigError("topology=decoder has no encoder; call apply")
-    given = {"order": order, "inputs_embeds": inputs_embeds}
+    given = {"order": order, "inputs_embeds": inputs_embeds, "media": media}
     reader = config.encoder() if config.topology == "encoder_decoder" else config
     inputs = read_inputs(reader, tokens, positions, segments, types, None, None, **given)
     inputs = _intervened(params, config, inputs, interventions, "encode")
@@ -188,6 +192,7 @@ def hidden(
     tokens: Ids | None = None,
     *,
     inputs_embeds: Embeds | None = None,
+    media: Media | None = None,
     positions: Ids | None = None,
     segments: Ids | None = None,
     types: Ids | None = None,
@@ -204,7 +209,7 @@ def hidden(
     order: "running" promises that the given positions rise by one inside each segment, which lets
     kernels skip what causal masks hide; None trusts only positions that were left to us.
     """
-    given = positions, segments, types, cache, memory, prefix, order, inputs_embeds
+    given = positions, segments, types, cache, memory, prefix, order, inputs_embeds, media
     inputs = read_inputs(config, tokens, *given)
     return _forward(params, config, inputs, key, router=bool(config.experts.number))[0]
 
@@ -218,6 +223,7 @@ def apply(
     tokens: Ids | None = None,
     *,
     inputs_embeds: Embeds | None = None,
+    media: Media | None = None,
     positions: Ids | None = None,
     segments: Ids | None = None,
     types: Ids | None = None,
@@ -237,6 +243,7 @@ def apply(
             trusted: those out of range read the nearest valid row.
         inputs_embeds: [B, T, D] instead of tokens, in place of the rows of the token table: what
             the model adds to these and multiplies them with comes after it.
+        media: sound or images instead of tokens, for an encoder with a stem, see `encode`.
         positions: [B, T] absolute positions; the default counts from 0, or the cache's length.
         segments: [B, T] document numbers, 0 for padding; tokens of different ones don't see each
             other, and an encoder-decoder's see the part of the memory with their number.
@@ -269,7 +276,7 @@ def apply(
     >>> jaxgen.apply(params, config, [[1, 2, 3]]).logits.shape
     (1, 3, 16)
     """
-    given = positions, segments, types, cache, memory, prefix, None, inputs_embeds
+    given = positions, segments, types, cache, memory, prefix, None, inputs_embeds, media
     inputs = _intervened(
         params, config, read_inputs(config, tokens, *given), interventions, "decode"
     )

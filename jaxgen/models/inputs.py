@@ -91,13 +91,19 @@ def read_inputs(
     prefix=None,
     order=None,
     inputs_embeds=None,
+    media=None,
 ) -> Inputs:
     """Return what a tower reads of the arguments of `api.apply`.
 
     Raises ConfigError for an input that this config has no use for, or that does not fit.
     """
     _check_parts(config, types, cache, memory)
-    tokens = _check_embeds(config, tokens, inputs_embeds)
+    if config.stem is not None and config.topology == "encoder":
+        tokens = _check_media(config, tokens, inputs_embeds, media, segments)
+    else:
+        if media is not None:
+            raise ConfigError(f"media= was given, but topology={config.topology} reads tokens here")
+        tokens = _check_embeds(config, tokens, inputs_embeds)
     if cache is not None and not manual():
         _check_cache(config, cache, tokens.shape[0])
     if prefix is not None and config.prompt != "both":
@@ -109,7 +115,9 @@ def read_inputs(
     marks = (None if x is None else jnp.asarray(x, jnp.int32) for x in (segments, types, prefix))
     segments, types, prefix = marks
     embeds = None if inputs_embeds is None else jnp.asarray(inputs_embeds)
-    return Inputs(tokens, positions, segments, types, cache, memory, prefix, order, embeds)
+    media = None if media is None else jnp.asarray(media, config.compute_dtype)
+    own = (tokens, positions, segments, types, cache, memory, prefix, order, embeds)
+    return Inputs(*own, media=media)
 
 
 def after_virtual_tokens(params: Any, config: ModelConfig, inputs: Inputs, part: Part) -> Inputs:
@@ -169,6 +177,23 @@ def _check_embeds(config: ModelConfig, tokens: Any, inputs_embeds: Any) -> Any:
     if shape[-1] != (width := config.embed_width):
         raise ConfigError(f"inputs_embeds are {list(shape)}, but tokens have vectors of {width}")
     return np.zeros(shape[:2], np.int32)
+
+
+def _check_media(config, tokens: Any, inputs_embeds: Any, media: Any, segments: Any) -> Any:
+    """Return zeros of the shape of the vectors of media; ConfigError unless the stem reads it."""
+    stem = config.stem
+    if media is None or tokens is not None or inputs_embeds is not None:
+        raise ConfigError(
+            f"stem.kind={stem.kind}: the encoder reads no tokens; give media= of the shape "
+            f"{['B', *stem.shape]} alone (`jaxgen transcribe` makes it of sound)"
+        )
+    if tuple(media.shape[1:]) != stem.shape:
+        raise ConfigError(
+            f"media is {list(media.shape)}, but stem.kind={stem.kind} reads {['B', *stem.shape]}"
+        )
+    if segments is not None:
+        raise ConfigError(f"segments= has no effect with stem.kind={stem.kind}: nothing is padding")
+    return np.zeros((media.shape[0], stem.vectors), np.int32)
 
 
 class CacheParts(NamedTuple):

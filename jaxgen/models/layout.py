@@ -30,7 +30,7 @@ def letters(out: Any, given: Mapping[str, Any]) -> Any:
     return words._replace(cache=cache)
 
 
-by_tokens = auto_inside(("tokens", "inputs_embeds"), letters)
+by_tokens = auto_inside(("tokens", "inputs_embeds", "media"), letters)
 of_cache = auto_inside(None, lambda cache, _: caches.letters(cache))
 
 

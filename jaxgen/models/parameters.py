@@ -140,10 +140,13 @@ def _shapes(config: ModelConfig) -> Any:
 
 def _boxed(config: ModelConfig, key: PRNGKeyArray):
     zeros = jnp.zeros((1, 2), jnp.int32)
-    inputs = Inputs(zeros, zeros)
+    inputs = read = Inputs(zeros, zeros)
+    if config.stem is not None:
+        places = jnp.zeros((1, config.stem.vectors), jnp.int32)
+        read = Inputs(places, places, media=jnp.zeros((1, *config.stem.shape)))
     if config.topology != "encoder_decoder":
-        return _initialized(config, "decode", key, inputs)
-    encoder = _initialized(config, "encode", key, inputs)
+        return _initialized(config, "decode", key, read)
+    encoder = _initialized(config, "encode", key, read)
     # A weight's key depends on its path alone, so the shared table comes out the same twice.
     state = jnp.zeros((1, 2, config.memory_width), config.compute_dtype)
     decoder = _initialized(config, "decode", key, inputs._replace(memory=Memory(state, zeros)))

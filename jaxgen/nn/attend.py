@@ -228,7 +228,7 @@ def projection(
     normal, zeros = nn.initializers.normal(config.init_std), nn.initializers.zeros
     w_DNH = weight(module, name, shape, f"D{letter}H", normal, config.param_dtype)
     added = None
-    if bias and config.has_bias("qkv"):
+    if bias and config.has_bias("qkv" if name == "k" else "qv"):
         added = weight(module, f"{name}_bias", shape[1:], f"{letter}H", zeros, config.param_dtype)
 
     def project(x: jax.Array) -> jax.Array:

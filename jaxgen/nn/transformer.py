@@ -19,6 +19,7 @@ from jaxgen.nn.norm import Norm
 from jaxgen.nn.relative import Relative, Vectors, buckets_of
 from jaxgen.nn.residual import LayerVectors, Spread
 from jaxgen.nn.stack import through_layers
+from jaxgen.nn.stem import Stem
 from jaxgen.nn.tap import Interventions, tap
 from jaxgen.ops import cache as caches
 from jaxgen.ops.experts import RouterStats
@@ -36,7 +37,8 @@ class Inputs(NamedTuple):
     the positions, see `ops.masks.AttentionMask`. embeds: [B, T, D], instead of the rows of tokens,
     of which only the shape counts then. num_virtual: static, tokens before these of which layers
     have keys and values (`ops/adapted.py`). state: [B, T, D], instead of what the layers make of
-    these, for the last norm and the head alone.
+    these, for the last norm and the head alone. media: sound or images [B, ...] that the config's
+    stem reads instead of tokens, of which only the shape counts then.
     """
 
     tokens: jax.Array
@@ -51,6 +53,7 @@ class Inputs(NamedTuple):
     interventions: Interventions | None = None
     num_virtual: int = 0
     state: jax.Array | None = None
+    media: jax.Array | None = None
 
 
 class Hidden(NamedTuple):
@@ -79,7 +82,7 @@ class Transformer(nn.Module):
         """Return hidden states [B, T, D] of the inputs."""
         config = self.config
         if config.topology == "encoder_decoder" and self.part == "encode":
-            shared = config.towers.tokens == "shared"
+            shared = config.towers.tokens == "shared" and config.stem is None
             table = Tokens(config, name="embed")() if shared else None
             encoder = Encoder(config.encoder(), self.deterministic, name="encoder")
             x = encoder(inputs, table)
@@ -136,8 +139,11 @@ def _tower(
 ) -> tuple[jax.Array, Any, caches.Cache | None]:
     """Return (x, table, cache) of a tower whose parts belong to `module`."""
     config, deterministic = module.config, module.deterministic
-    embed = Embed(config, name="embed")
-    x, table = embed(inputs.tokens, inputs.positions, inputs.types, table, inputs.embeds)
+    if config.stem is not None and config.topology == "encoder":
+        x, table = Stem(config, config.stem, name="stem")(inputs.media), None
+    else:
+        embed = Embed(config, name="embed")
+        x, table = embed(inputs.tokens, inputs.positions, inputs.types, table, inputs.embeds)
     if inputs.state is not None:
         return _normed(config, inputs.state.astype(x.dtype)), table, None
     x = tap(module, "embedded", x, inputs.interventions)

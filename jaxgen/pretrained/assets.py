@@ -22,6 +22,7 @@ from jaxgen.pretrained.generation_config import (
 )
 from jaxgen.pretrained.hub_tokenizer import has_hub_tokenizer, read_hub_tokenizer
 from jaxgen.pretrained.pooling import copy_pooling
+from jaxgen.pretrained.preprocessor import copy_preprocessor
 from jaxgen.store.steps import run_and_step
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens import load as load_tokenizer
@@ -73,6 +74,12 @@ def source_note(folder: Path) -> str:
         return ""
     receipt = files.read_json(folder / RECEIPT, "receipt", MAX_RECEIPT)
     return f" (it was compressed from {receipt.get('source')})"
+
+
+def copy_beside(folder: Path, target: Path) -> None:
+    """Copy what a folder says of its pooling, and of the sound it reads, if it does."""
+    copy_pooling(folder, target)
+    copy_preprocessor(folder, target)
 
 
 def has_tokenizer(folder: Path) -> bool:

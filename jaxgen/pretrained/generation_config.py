@@ -117,7 +117,8 @@ class GenerationConfig:
     forced_eos_token_id may name several ids, one of which then ends a text that is cut off.
     Of config.json: labels: names of the classes, its id2label. problem_type: what those classes
     are. prefix: what comes before each text that is rewritten. task_specific_params: (task, JSON of
-    its keys) of each that it names; see `for_task`.
+    its keys) of each that it names; see `for_task`. speech: (key, JSON of its value) of a Whisper
+    model's own keys, see `text.tasks.transcription`.
     """
 
     bos_token_id: int | None = _key(_id)
@@ -163,6 +164,7 @@ class GenerationConfig:
     problem_type: ProblemType | None = None
     prefix: str | None = None
     task_specific_params: tuple[tuple[str, str], ...] = ()
+    speech: tuple[tuple[str, str], ...] = ()
 
     def describe(self) -> str:
         """Return what is asked of a search or a draw, in words; "" for nothing."""
@@ -177,6 +179,11 @@ class GenerationConfig:
 KEYS = {one.name: one for one in fields(GenerationConfig) if one.metadata}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")  # of config.json
 MODEL = ("id2label", "problem_type", "prefix", "task_specific_params")  # of config.json alone
+SPEECH = (
+    *("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "language", "task"),
+    *("prev_sot_token_id", "max_initial_timestamp_index", "alignment_heads", "return_timestamps"),
+    "forced_decoder_ids",
+)
 # Keys that would change a text, and are not followed here: they are named.
 UNSUPPORTED = frozenset(
     """
@@ -251,7 +258,7 @@ def for_task(config: GenerationConfig, task: str) -> tuple[GenerationConfig, tup
 
 def _dropped(keys: dict[str, Any], newer: dict[str, Any]) -> list[str]:
     """Return "key=value" of what is not followed, of all keys; unknown ones only of `newer`."""
-    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, *MODEL, "label2id"}
+    known = {*KEYS, *UNSUPPORTED, *NO_EFFECT, *MODEL, *SPEECH, "label2id"}
     found = [key for key in keys if key in UNSUPPORTED or (key in newer and key not in known)]
     if isinstance(keys.get("dola_layers"), list):  # of which only the two halves are known here
         found.append("dola_layers")
@@ -285,7 +292,7 @@ def to_hub(config: GenerationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if config.task_specific_params:
         tasks = {task: json.loads(keys) for task, keys in config.task_specific_params}
         about["task_specific_params"] = tasks
-    return about, values
+    return about, values | {key: json.loads(value) for key, value in config.speech}
 
 
 def _objective(path: Path) -> dict[str, Any]:
@@ -303,6 +310,8 @@ def _read(keys: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return (fields of a GenerationConfig, "key=value (reason)" of what can't be)."""
     values: dict[str, Any] = {}
     odd: list[str] = []
+    own = {key: json.dumps(keys[key]) for key in SPEECH if keys.get(key) is not None}
+    values |= {"speech": tuple(own.items())} if own else {}
     readers = {key: one.metadata["read"] for key, one in KEYS.items()}
     readers |= dict(zip(MODEL, (_labels, _problem, _prefix, _tasks), strict=True))
     for key, value in keys.items():

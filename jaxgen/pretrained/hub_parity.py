@@ -75,10 +75,13 @@ def compare(hub: Path, config: ModelConfig, params: api.Params) -> str:
     pad = read_generation_config(hub)[0].pad_token_id
     if pad is not None:  # padding is no text: RoBERTa does not even count it as a position
         tokens = np.where(tokens == pad, (pad + 1) % config.V, tokens)
-    theirs = _theirs(hub, tokens, config)
+    media = None
+    if config.stem is not None:
+        media = np.random.default_rng(1).standard_normal((rows, *config.stem.shape), np.float32)
+    theirs = _theirs(hub, tokens, config, media)
     memory = None
     if config.topology == "encoder_decoder":
-        memory = api.encode(params, config, tokens)
+        memory = api.encode(params, config, tokens if media is None else None, media=media)
     out = api.apply(params, config, tokens, memory=memory)
     logits = out.pooled if config.head == "pooled" else out.logits
     ours = np.asarray(out.hidden if logits is None else logits, np.float64)
@@ -146,7 +149,9 @@ def _ids(tokenizer: Tokenizer, text: str) -> list[int] | None:
         return None
 
 
-def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
+def _theirs(
+    hub: Path, tokens: np.ndarray, config: ModelConfig, media: np.ndarray | None
+) -> np.ndarray:
     dtype = config.param_dtype
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -167,8 +172,11 @@ def _theirs(hub: Path, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     more = {"attention_mask": torch.ones_like(ids)}
     if two:
         more |= {"decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
+    read = ids
+    if media is not None:  # theirs have the channels first
+        read, more = torch.from_numpy(np.moveaxis(media, -1, 1)), {"decoder_input_ids": ids}
     with torch.no_grad():
-        out = model(ids, **more)
+        out = model(read, **more)
     if "start_logits" in out:
         values = torch.stack([out.start_logits, out.end_logits], -1)
     else:

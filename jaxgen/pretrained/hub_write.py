@@ -22,6 +22,7 @@ from jaxgen.pretrained import coded, compressed_tensors
 from jaxgen.pretrained.chat_template import FOLDER, TEMPLATE, TOKENIZER, ChatTemplate
 from jaxgen.pretrained.generation_config import GENERATION, GenerationConfig, to_hub
 from jaxgen.pretrained.hub_read import CONFIG, INDEX, WEIGHTS
+from jaxgen.pretrained.preprocessor import PREPROCESSOR, settings_of
 from jaxgen.store import safetensors
 from jaxgen.tokens import Tokenizer
 from jaxgen.tokens.huggingface import HuggingFace
@@ -73,6 +74,8 @@ def write_hub(
     about = settings | {"torch_dtype": config.param_dtype} | quantisation
     files.write_json(draft / CONFIG, about)
     files.write_json(draft / GENERATION, there | generation)
+    if config.stem is not None and (front := settings_of(config.stem)):
+        files.write_json(draft / PREPROCESSOR, front)
     _write_weights(draft, wanted, flat, config, shard)
     if tokenizer is not None:
         _write_tokenizer(draft, tokenizer, config)

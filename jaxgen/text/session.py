@@ -36,7 +36,7 @@ from jaxgen.text.loaded_model import (
 )
 from jaxgen.text.prompts import Prompt, Text, ids_of, number_prompts, requests_of, room_after
 from jaxgen.text.request import DEFAULTS, Generation
-from jaxgen.text.tasks import scoring, token_classification
+from jaxgen.text.tasks import scoring, token_classification, transcription
 from jaxgen.text.tool_sources import Source
 from jaxgen.text.users import User, Users, preferred, with_system
 from jaxgen.tokens import Tokenizer
@@ -236,6 +236,25 @@ class Session:
         return token_classification.classify_tokens(
             self.model, texts, aggregation=aggregation, **how
         )
+
+    def transcribe(
+        self,
+        sounds: Sequence[str | os.PathLike | np.ndarray],
+        settings: transcription.Speech | None = None,
+        *,
+        batch: int = 1,
+    ) -> list[transcription.Transcript]:
+        """Return the transcript of each sound, by a Whisper model.
+
+        Args:
+          sounds: files, or samples [T] at the rate of the model, 16000 a second.
+          settings: a `tasks.Speech`: language, task, timestamps.
+          batch: sounds to read at once.
+
+        Raises:
+          ConfigError: for a model that reads no sound; DataError for a file that holds none.
+        """
+        return transcription.transcribe(self.model, sounds, settings, batch=batch)
 
     def chat_ids(
         self, messages: Sequence[Message], template: ChatTemplate | None = None, /, **values: Any

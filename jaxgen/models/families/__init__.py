@@ -77,6 +77,7 @@ from jaxgen.models.families import (
     t5gemma,
     umt5,
     vanilla,
+    whisper,
     xlm_roberta,
 )
 from jaxgen.models.families.family import Family
@@ -96,6 +97,7 @@ _ALL = (
     *(gemma3n, gemma4, gemma4_unified),
     *(t5, bart, marian, vanilla),
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
+    *(whisper,),
 )
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
 

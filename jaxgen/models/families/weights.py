@@ -129,7 +129,7 @@ def _theirs(
     parts = []
     for path in paths:
         axes, shape = letters[path][len(at) :], shapes[path][len(at) :]
-        axes = f"{axes[:-1]}O" if axes in ("DD", "PP", "PDD") else axes
+        axes = f"{axes[:-1]}O" if axes[-2:] in ("DD", "PP") else axes
         size = dict(zip(axes, shape, strict=True)) | {ONE: 1}
         if "G" in row.layout and "N" in axes:  # queries, by the heads of the keys they share
             size |= {"K": config.K, "G": config.heads // config.K}

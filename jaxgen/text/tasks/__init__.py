@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from jaxgen.text.tasks.scoring import classify, embed, fill_mask, score
     from jaxgen.text.tasks.seq2seq import for_languages, for_task, rewrite, rewrites, tasks_of
     from jaxgen.text.tasks.token_classification import Entity, classify_tokens
+    from jaxgen.text.tasks.transcription import Segment, Speech, Transcript, listen, transcribe
 
 __all__ = [
     "Answer",
     "Entity",
+    "Segment",
+    "Speech",
+    "Transcript",
     "answer",
     "classify",
     "classify_tokens",
@@ -24,6 +28,7 @@ __all__ = [
     "fill_mask",
     "for_languages",
     "for_task",
+    "listen",
     "open_model",
     "reply",
     "rewrite",
@@ -31,6 +36,7 @@ __all__ = [
     "score",
     "tasks_of",
     "template_of",
+    "transcribe",
 ]
 
 __getattr__, __dir__ = lazy.attach(__name__)
