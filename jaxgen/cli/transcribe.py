@@ -133,12 +133,13 @@ def _pieces(
 ) -> Iterator[tuple[int, str, bool]]:
     """Yield (number of the sound, text to write, whether the sound is at its end)."""
     from jaxgen.text.tasks import subtitles
+    from jaxgen.text.tasks.transcription import Transcript
 
     counts = dict.fromkeys(range(len(names)), 0)
     for number, one in listened:
         head = "" if counts[number] else subtitles.HEADS.get(form, "")
         counts[number] += 1
-        if hasattr(one, "segments"):
+        if isinstance(one, Transcript):
             about = {"file": names[number], "language": one.language, "duration": one.duration}
             about |= {"text": one.text, "segments": [row._asdict() for row in one.segments]}
             line = f"{json.dumps(about, ensure_ascii=False)}\n" if form == "json" else ""

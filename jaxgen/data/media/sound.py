@@ -151,7 +151,7 @@ def _open_with_library(path: Path, begin: bytes) -> Sound:
     kind = {b"fLaC": "FLAC", b"OggS": "Ogg", b"FORM": "AIFF", b"ID3": "MP3"}
     name = next((word for magic, word in kind.items() if begin.startswith(magic)), None)
     try:
-        import soundfile
+        import soundfile  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         if name is None:
             raise DataError(f"{path} is no WAV file, nor one of FLAC, Ogg, AIFF or MP3") from error

@@ -120,7 +120,9 @@ def speech_tokens(model: LoadedModel) -> SpeechTokens:
     known = getattr(model.tokenizer, "vocabulary", dict)()
     between = range(model.start + 1, known.get(TRANSLATE, model.start))
     languages = told.get("lang_to_id") or {n: i for n, i in known.items() if i in between}
-    tasks = told.get("task_to_id") or {task: known.get(f"<|{task}|>") for task in get_args(Task)}
+    tasks: Any = told.get("task_to_id") or {
+        task: known.get(f"<|{task}|>") for task in get_args(Task)
+    }
     if told.get("is_multilingual") is False or None in tasks.values():
         languages, tasks = {}, {}
     untimed = told.get("no_timestamps_token_id", known.get(NO_TIMES))
@@ -275,8 +277,8 @@ def _segment(
     second = front.hop_length / front.sampling_rate
     known = model.tokenizer.vocab_size if tokens.times is None else tokens.times
     text = model.tokenizer.decode([i for i in ids if i < known and i != tokens.stop])
-    begin, end = (min((sound.seek + at) * second, sound.seconds) for at in (start, end))
-    return Segment(round(begin, 3), round(end, 3), text, tuple(ids))
+    times = [min((sound.seek + at) * second, sound.seconds) for at in (start, end)]
+    return Segment(round(times[0], 3), round(times[1], 3), text, tuple(ids))
 
 
 def _decode(
