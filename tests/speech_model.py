@@ -24,8 +24,8 @@ GENERATION = {
     "decoder_start_token_id": START, "max_length": 24, "no_timestamps_token_id": TIMES - 1,
     "lang_to_id": {"<|en|>": EN, "<|de|>": DE}, "max_initial_timestamp_index": 10,
     "task_to_id": {"transcribe": TRANSCRIBE, "translate": TRANSLATE}, "return_timestamps": False,
-    "suppress_tokens": [1, 2, 100, *range(STOP + 1, TIMES - 1)], "begin_suppress_tokens": [32, STOP],
-    "alignment_heads": [[0, 1]],
+    "suppress_tokens": [1, 2, 100, *range(STOP + 1, TIMES - 1)],
+    "begin_suppress_tokens": [32, STOP], "alignment_heads": [[0, 1]],
     "prev_sot_token_id": TIMES - 3,
 }  # fmt: skip
 
