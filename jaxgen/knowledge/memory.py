@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from jaxgen.models import api
 from jaxgen.ops.losses import is_ignored
 from jaxgen.pytree import register_dataclass
 
+SAME = 1e-5  # by how much the sums of one model's parameters differ between devices, relatively
 NEIGHBOURS = 64  # states that a prediction looks at
 # What is tried: temperatures, by the median squared distance of the nearest; weights.
 TEMPERATURES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -73,7 +74,10 @@ def open_memory(home: str | os.PathLike, params: api.Params, config: ModelConfig
     Raises CheckpointError for what is none, ConfigError for the memory of another model.
     """
     stored = folder.read(Path(home), "states")
-    if stored.extra["vocab_size"] != config.vocab_size or stored.extra["model"] != identify(params):
+    sums, vocab_size = stored.extra["model"], stored.extra["vocab_size"]
+    mine = identify(params)
+    same = len(sums) == len(mine) and np.allclose(sums, mine, rtol=SAME, atol=0)
+    if vocab_size != config.vocab_size or not same:
         raise ConfigError(f"{home} holds the states of another model; name another folder")
     rows = vectors.rows_of(stored.arrays, stored.extra["longest"])
     return Memory(rows, jnp.asarray(stored.arrays["tokens"]))
@@ -81,7 +85,7 @@ def open_memory(home: str | os.PathLike, params: api.Params, config: ModelConfig
 
 def identify(params: api.Params) -> list[float]:
     """Return numbers that tell the parameters of one model from those of another."""
-    return [float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(params)[:8]]
+    return [float(jnp.sum(jnp.abs(leaf), dtype=jnp.float32)) for leaf in jax.tree.leaves(params)]
 
 
 def each_state(
@@ -147,10 +151,9 @@ def look_up(
     *,
     count: int = NEIGHBOURS,
     probes: int | None = PROBES,
-    progress: Callable[[int], None] | None = None,
 ) -> Evidence:
     """Return what a memory and its model say of a text."""
-    parts, done = [], 0
+    parts = []
     for states, targets, logprobs in each_state(params, config, batches):
         for at in range(0, len(states), QUERIES):
             here = slice(at, at + QUERIES)
@@ -162,10 +165,7 @@ def look_up(
             distances = np.maximum(squares - np.asarray(nearness)[:size], 0)
             matches = np.asarray(tokens)[:size] == targets[here, None]
             parts.append((logprobs[here], distances, matches, targets[here]))
-            done += size
-            if progress:
-                progress(done)
-    if not done:
+    if not parts:
         raise DataError("the text has no token to predict; give more")
     return Evidence(*(np.concatenate(rows) for rows in zip(*parts, strict=True)))
 
