@@ -33,7 +33,7 @@ class Architecture:
     the number; encoder: before those of `encoder_rows`. turned: queries and keys have the two
     halves of a head interleaved, as the rotation of the first Llama wants it. offset: what is added
     to the scales of norms. tied: the output is the embedding's table where the file has none,
-    unless settings say that it always or never is. shown: keys of config.json that say whether a
+    unless settings say that it always or never is. flags: keys of config.json that say whether a
     file has a tensor. share: the key of the share of a
     head that turns. gains: keys of longrope's factor of rotated queries and keys. counted: keys
     that are the rows of a tensor. unread: patterns of tensors that files have and no model reads.
@@ -57,7 +57,7 @@ class Architecture:
     turned: bool = False
     offset: float = 0.0
     tied: bool = True
-    shown: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
     share: str | None = "partial_rotary_factor"
     gains: tuple[str, ...] = ("attention_factor",)
     counted: Mapping[str, str] = field(default_factory=dict)

@@ -115,7 +115,7 @@ def _config(contents: Contents, architecture: Architecture, family: Family) -> J
         config[key] = contents.tensors[tensor].shape[0]
     if architecture.tied and "tie_word_embeddings" not in architecture.settings:
         config["tie_word_embeddings"] = "output.weight" not in contents.tensors
-    config |= {key: tensor in contents.tensors for key, tensor in architecture.shown.items()}
+    config |= {key: tensor in contents.tensors for key, tensor in architecture.flags.items()}
     for rule in architecture.rules:
         config |= rule.read(full, contents.tensors.keys())
     if "rope_theta" in family.defaults:

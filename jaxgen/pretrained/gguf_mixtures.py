@@ -106,7 +106,7 @@ MIXTURES = (
             "expert_shared_feed_forward_length": same_as("feed_forward_length"),
         },
         settings=UNTIED | {"norm_topk_prob": False},
-        shown={"qkv_bias": "blk.0.attn_q.bias"},
+        flags={"qkv_bias": "blk.0.attn_q.bias"},
     ),
     Architecture(
         name="qwen3moe",
@@ -137,7 +137,7 @@ MIXTURES = (
         rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
         keys={WINDOW: "sliding_window", "attention.layer_norm_rms_epsilon": "rms_norm_eps"},
         absent={WINDOW: 0},
-        shown={"attention_bias": "blk.0.attn_q.bias", "lm_head_bias": "output.bias"},
+        flags={"attention_bias": "blk.0.attn_q.bias", "lm_head_bias": "output.bias"},
         gains=("short_mscale", "long_mscale"),
     ),
     Architecture(
@@ -173,7 +173,7 @@ MIXTURES = (
         family="glm4_moe",
         rows=rows.AFTER + rows.SUBLAYERS + rows.EXPERTS,
         rules=(gguf_keys.DEPTH,),
-        shown={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
+        flags={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
         only={"expert_gating_func": (2, 2)},
         **_BEHIND,
     ),

@@ -77,7 +77,7 @@ ARCHITECTURES = (
         family="llama",
         when=lambda own, tensors: not own.get("expert_count"),
         turned=True,
-        shown=_BIASES,
+        flags=_BIASES,
     ),
     Architecture(name="qwen2", family="qwen2"),
     Architecture(name="qwen3", family="qwen3"),
@@ -177,7 +177,7 @@ ARCHITECTURES = (
         keys={WINDOW: "sliding_window"},
         absent={WINDOW: 0},
     ),
-    Architecture(name="granite", family="granite", shown=_BIASES, **GRANITE),
+    Architecture(name="granite", family="granite", flags=_BIASES, **GRANITE),
     # Every fourth layer does not turn, which files do not say.
     Architecture(name="smollm3", family="smollm3", turned=True),
     # llama.cpp has no windows there.
@@ -192,7 +192,7 @@ ARCHITECTURES = (
         rules=(gguf_keys.ONE_NORM,),
         settings=UNTIED,
         absent={"use_parallel_residual": None},
-        shown={"use_qkv_bias": "blk.0.attn_q.bias"},
+        flags={"use_qkv_bias": "blk.0.attn_q.bias"},
     ),
     Architecture(
         name="gptneox",
@@ -254,7 +254,7 @@ ARCHITECTURES = (
         family="seed_oss",
         rows=rows.AFTER + rows.SUBLAYERS,
         settings={"attention_out_bias": False, "mlp_bias": False},
-        shown={"attention_bias": "blk.0.attn_q.bias"},
+        flags={"attention_bias": "blk.0.attn_q.bias"},
     ),
     Architecture(name="t5", family="umt5", **_UMT5),
     Architecture(name="t5", family="t5", **_T5),

@@ -100,8 +100,8 @@ class Stored(NamedTuple):
 def turned(name: str, architecture: Architecture, heads: Any, kv_heads: Any) -> int:
     """Return the number of heads whose halves are interleaved in a tensor, 0 if they are not."""
     part = name.split(".", 2)[-1]
-    found = heads if part in QUERIES else kv_heads if part in KEY_HEADS else 0
-    return found if architecture.turned and isinstance(found, int) else 0
+    number = heads if part in QUERIES else kv_heads if part in KEY_HEADS else 0
+    return number if architecture.turned and isinstance(number, int) else 0
 
 
 def offset(name: str, architecture: Architecture) -> float:
@@ -116,7 +116,7 @@ def tensors(path: Path) -> dict[str, Stored]:
     home = f"{architecture.name}.attention"
     heads = contents.metadata.get(f"{home}.head_count")
     kv_heads = contents.metadata.get(f"{home}.head_count_kv", heads)
-    found = {}
+    stored = {}
     for key, tensor in contents.tensors.items():
         if key.endswith(VECTORS) and tensor.shape[0] == 1:  # which older files have as a matrix
             tensor = tensor._replace(shape=tensor.shape[1:])
@@ -125,8 +125,8 @@ def tensors(path: Path) -> dict[str, Stored]:
             raise CheckpointError(
                 f"{path}: {key!r} has {tensor.shape[0]} rows, which are no {count} heads of pairs"
             )
-        found[key] = Stored(tensor, count, offset(key, architecture), key.endswith(RATE))
-    return found
+        stored[key] = Stored(tensor, count, offset(key, architecture), key.endswith(RATE))
+    return stored
 
 
 def read_generation(path: Path, *, unsaid: bool = False) -> Json:
@@ -159,12 +159,12 @@ def read_templates(path: Path) -> dict[str, str]:
     """Return {name: chat template} of a file; "default" is the one without a name."""
     metadata = gguf.open_file(path).metadata
     home = "tokenizer.chat_template"
-    found = {
+    sources = {
         "default" if key == home else key.removeprefix(f"{home}."): value
         for key, value in metadata.items()
         if key == home or key.startswith(f"{home}.")
     }
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return {name: value for name, value in sources.items() if isinstance(value, str)}
 
 
 def read_repo(path: Path) -> str | None:

@@ -122,19 +122,19 @@ def read_tokenizer(path: Path) -> HuggingFace:
     metadata, roles = contents.metadata, describe_pieces(path)
     tokens, kinds, kind = _tokens(path, metadata), _kinds(path, metadata), metadata[f"{HOME}model"]
     if kind == "gpt2":
-        made = _byte_level(path, metadata, tokens)
+        document = _byte_level(path, metadata, tokens)
     elif kind == "llama":
         gemma = str(metadata.get("general.architecture")).startswith("gemma")
-        made = _sentencepiece(path, metadata, tokens, gemma=gemma)
+        document = _sentencepiece(path, metadata, tokens, gemma=gemma)
     elif kind == "t5":
-        made = pipelines.sentencepiece(_proto(path, metadata, tokens, modelproto.UNIGRAM))
+        document = pipelines.sentencepiece(_proto(path, metadata, tokens, modelproto.UNIGRAM))
     elif kind == "bert":
-        made = _word_piece(tokens, kinds, roles)
+        document = _word_piece(tokens, kinds, roles)
     else:
         raise CheckpointError(
             f"{path}: {HOME}model={kind!r:.40} is not read; known are gpt2, llama, t5 and bert"
         )
-    made["added_tokens"] = [
+    document["added_tokens"] = [
         {"id": i, **pipelines.added_token(tokens[i], special=bool(kinds[i] == CONTROL))}
         for i in np.flatnonzero((kinds == CONTROL) | (kinds == USER_DEFINED)).tolist()
     ]
@@ -152,11 +152,11 @@ def read_tokenizer(path: Path) -> HuggingFace:
         begin, end = ([roles[role]] if on and role in roles else [] for role, on in asked.items())
         if begin or end:
             used = {name: tokens.index(name) for name in (*begin, *end)}
-            made["post_processor"] = pipelines.template(begin, end, used)
+            document["post_processor"] = pipelines.template(begin, end, used)
         ids["bos"] = ids["bos"] if begin else None
     rows = contents.tensors["token_embd.weight"].shape[0]
     try:
-        raw = json.dumps(made, ensure_ascii=False).encode()
+        raw = json.dumps(document, ensure_ascii=False).encode()
         return HuggingFace(raw, Special(**ids), roles=roles, vocab_size=rows)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -182,19 +182,19 @@ def _numbers(
 ) -> np.ndarray:
     """Return an array with a number for each piece."""
     count = len(metadata[f"{HOME}tokens"])
-    found = metadata.get(HOME + name)
-    if found is None:
+    stored = metadata.get(HOME + name)
+    if stored is None:
         return np.full(count, default)
-    if not isinstance(found, np.ndarray) or found.shape != (count,):
+    if not isinstance(stored, np.ndarray) or stored.shape != (count,):
         raise CheckpointError(f"{path}: {HOME}{name} has not one number for each of {count} pieces")
-    return found
+    return stored
 
 
 def _merges(path: Path, metadata: Mapping[str, Any]) -> list[list[str]]:
-    found = metadata.get(f"{HOME}merges")
-    if not isinstance(found, list):
+    stored = metadata.get(f"{HOME}merges")
+    if not isinstance(stored, list):
         raise CheckpointError(f"{path}: {HOME}merges is no list of texts")
-    merges = [str(merge).split(" ") for merge in found]
+    merges = [str(merge).split(" ") for merge in stored]
     if wrong := next((m for m in merges if len(m) != 2), None):
         raise CheckpointError(f"{path}: {' '.join(wrong)!r:.60} is no merge of two pieces")
     return merges
@@ -210,10 +210,10 @@ def _byte_level(path: Path, metadata: Mapping[str, Any], tokens: Sequence[str]) 
     vocab = {token: i for i, token in enumerate(tokens)}
     about = {"ignore_merges": True} if pre in WHOLE else {}
     model = pipelines.bpe(vocab, _merges(path, metadata), **about)
-    made = pipelines.byte_level({}, [])
-    made["pre_tokenizer"] = pre_tokenizer(CUTS[pre])
-    made["normalizer"] = {"type": "NFC"} if pre in COMPOSED else None
-    return made | {"model": model}
+    document = pipelines.byte_level({}, [])
+    document["pre_tokenizer"] = pre_tokenizer(CUTS[pre])
+    document["normalizer"] = {"type": "NFC"} if pre in COMPOSED else None
+    return document | {"model": model}
 
 
 def pre_tokenizer(cuts: Sequence[str]) -> Json:
@@ -263,11 +263,11 @@ def _sentencepiece(
         ]
         same = replace(proto, pieces=tuple(runs))
         return pipelines.gemma(same, {"unk_token": tokens[proto.unk]})
-    made = pipelines.llama(proto, legacy=False, add_prefix_space=proto.dummy_prefix)
+    document = pipelines.llama(proto, legacy=False, add_prefix_space=proto.dummy_prefix)
     given = metadata.get(f"{HOME}merges")
     merges = _merges(path, metadata) if given else _by_score(pieces)
-    made["model"]["merges"] = [list(merge) for merge in merges]
-    return made
+    document["model"]["merges"] = [list(merge) for merge in merges]
+    return document
 
 
 def _by_score(pieces: Sequence[Piece]) -> list[tuple[str, str]]:

@@ -110,23 +110,20 @@ def write_model(
     architecture, settings = architecture_of(config)
     name = architecture.name
     kind = FORMS[form or config.param_dtype]
-    about: Json = {
+    metadata: Json = {
         "general.architecture": name,
         "general.type": "model",
         "general.file_type": np.uint32(FILE_TYPES[kind]),
         "general.quantization_version": np.uint32(2),
         **write_keys(architecture, settings, config),
-        **(
-            {f"{HOME}token_type_count": np.uint32(config.embed.types)} if config.embed.types else {}
-        ),
         **({} if tokenizer is None else _tokenizer(tokenizer, config)),
         **_generation(generation_config, config, name),
         **_templates(chat_template),
     }
     if config.embed.types:
-        about[f"{HOME}token_type_count"] = np.uint32(config.embed.types)
+        metadata[f"{HOME}token_type_count"] = np.uint32(config.embed.types)
     if tokenizer is None:
-        about |= {f"{HOME}model": "none", f"{name}.vocab_size": np.uint32(config.V)}
+        metadata |= {f"{HOME}model": "none", f"{name}.vocab_size": np.uint32(config.V)}
     wanted, flat = table(architecture.named_family(), config), tree.flatten(params)
     by_path = sites(config)
     blocks = {n: _blocks(theirs, flat, by_path, form) for n, theirs in wanted.items()}
@@ -134,7 +131,7 @@ def write_model(
         n: (blocks[n] or _form(n, theirs.shape, kind), theirs.shape) for n, theirs in wanted.items()
     }
     if form is None and (own := {"Q4_0", "Q8_0"} & {kind for kind, _ in forms.values()}):
-        about["general.file_type"] = np.uint32(FILE_TYPES[min(own)])
+        metadata["general.file_type"] = np.uint32(FILE_TYPES[min(own)])
     factors = _rope_factors(config, settings)
     forms |= {key: ("F32", array.shape) for key, array in factors.items()}
 
@@ -151,7 +148,7 @@ def write_model(
         more = gguf_read.offset(key, architecture)
         return array + np.float32(more) if more else array
 
-    gguf.write_gguf(draft, about, forms, produce)
+    gguf.write_gguf(draft, metadata, forms, produce)
     _check(draft, name, config, tokenizer)
 
 
@@ -223,32 +220,32 @@ def _form(name: str, shape: tuple[int, ...], kind: str) -> str:
 
 
 def _generation(config: GenerationConfig, model: ModelConfig, name: str) -> Json:
-    found: Json = {}
+    keys: Json = {}
     if (start := config.decoder_start_token_id) is not None and model.topology == "encoder_decoder":
-        found[f"{name}.decoder_start_token_id"] = np.uint32(start)
+        keys[f"{name}.decoder_start_token_id"] = np.uint32(start)
     for key, value in zip(ENDS, config.eos_token_id, strict=False):
-        found[HOME + key] = np.uint32(value)
+        keys[HOME + key] = np.uint32(value)
     if config.bos_token_id is not None:
-        found[f"{HOME}bos_token_id"] = np.uint32(config.bos_token_id)
+        keys[f"{HOME}bos_token_id"] = np.uint32(config.bos_token_id)
     if config.pad_token_id is not None:
-        found[f"{HOME}padding_token_id"] = np.uint32(config.pad_token_id)
+        keys[f"{HOME}padding_token_id"] = np.uint32(config.pad_token_id)
     said = {name: getattr(config, key) for name, key in SAMPLING.items()}
     if config.do_sample is not None:  # which is said by a temperature, if by anything
         said["temp"] = (said["temp"] or 1.0) if config.do_sample else 0.0
     for name, value in said.items():
         if value is not None:
             whole = isinstance(value, int)
-            found[f"general.sampling.{name}"] = np.int32(value) if whole else np.float32(value)
-    return found
+            keys[f"general.sampling.{name}"] = np.int32(value) if whole else np.float32(value)
+    return keys
 
 
 def _templates(template: ChatTemplate | None) -> Json:
     if template is None:
         return {}
     home, others = "tokenizer.chat_template", dict(template.others or {})
-    found: Json = {home: template.source} if template.source else {}
-    found |= {f"{home}.{name}": source for name, source in others.items()}
-    return found | ({f"{home}s": list(others)} if others else {})
+    keys: Json = {home: template.source} if template.source else {}
+    keys |= {f"{home}.{name}": source for name, source in others.items()}
+    return keys | ({f"{home}s": list(others)} if others else {})
 
 
 def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Json:
@@ -256,10 +253,10 @@ def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Json:
     exported = tokenizer_json(tokenizer, rows=config.V, topology=config.topology)
     document = json.loads(exported.file)
     if isinstance(tokenizer, Pieces):
-        found = _of_proto(modelproto.read_proto(tokenizer.model))
+        keys = _of_proto(modelproto.read_proto(tokenizer.model))
     else:
-        found = _of_document(document)
-    names, kinds = found[f"{HOME}tokens"], found[f"{HOME}token_type"]
+        keys = _of_document(document)
+    names, kinds = keys[f"{HOME}tokens"], keys[f"{HOME}token_type"]
     for row in document.get("added_tokens") or ():
         i = row["id"]
         names += [None] * (i + 1 - len(names))
@@ -269,29 +266,29 @@ def _tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> Json:
             kinds[i] = CONTROL if row["special"] else USER_DEFINED
     names += [None] * (config.V - len(names))
     kinds += [UNUSED] * (config.V - len(kinds))
-    found[f"{HOME}tokens"] = [f"[PAD{i}]" if n is None else n for i, n in enumerate(names)][
+    keys[f"{HOME}tokens"] = [f"[PAD{i}]" if n is None else n for i, n in enumerate(names)][
         : config.V
     ]
-    found[f"{HOME}token_type"] = np.asarray(kinds[: config.V], np.int32)
-    if (scores := found.get(f"{HOME}scores")) is not None:
+    keys[f"{HOME}token_type"] = np.asarray(kinds[: config.V], np.int32)
+    if (scores := keys.get(f"{HOME}scores")) is not None:
         scores = (scores + [-1000.0] * config.V)[: config.V]
-        found[f"{HOME}scores"] = np.asarray(scores, np.float32)
-    ids = {name: i for i, name in enumerate(found[f"{HOME}tokens"])}
+        keys[f"{HOME}scores"] = np.asarray(scores, np.float32)
+    ids = {name: i for i, name in enumerate(keys[f"{HOME}tokens"])}
     for role, key in ROLES.items():
         if (name := exported.roles.get(role)) in ids:
-            found.setdefault(HOME + key, np.uint32(ids[name]))
+            keys.setdefault(HOME + key, np.uint32(ids[name]))
     begin, end = ends(tokenizer, config.topology)
-    if found[f"{HOME}model"] != "bert":
-        found |= {f"{HOME}add_bos_token": bool(begin), f"{HOME}add_eos_token": bool(end)}
+    if keys[f"{HOME}model"] != "bert":
+        keys |= {f"{HOME}add_bos_token": bool(begin), f"{HOME}add_eos_token": bool(end)}
     for key, around in (("bos_token_id", begin), ("eos_token_id", end)):
         if len(around) == 1:
-            found[HOME + key] = np.uint32(around[0])
-    return found
+            keys[HOME + key] = np.uint32(around[0])
+    return keys
 
 
 def _of_proto(proto: modelproto.Proto) -> Json:
     """Return the keys of a sentencepiece model."""
-    found = {
+    keys = {
         f"{HOME}model": "t5" if proto.model_type == UNIGRAM else "llama",
         f"{HOME}pre": "default",
         f"{HOME}tokens": [piece.name for piece in proto.pieces],
@@ -302,8 +299,8 @@ def _of_proto(proto: modelproto.Proto) -> Json:
         f"{HOME}remove_extra_whitespaces": proto.extra_spaces,
     }
     if proto.charsmap:
-        found[f"{HOME}precompiled_charsmap"] = np.frombuffer(proto.charsmap, np.uint8)
-    return found
+        keys[f"{HOME}precompiled_charsmap"] = np.frombuffer(proto.charsmap, np.uint8)
+    return keys
 
 
 def _of_document(document: Json) -> Json:
@@ -322,28 +319,28 @@ def _of_document(document: Json) -> Json:
         rank: dict[str, float] = {}
         for number, merge in enumerate(model["merges"]):
             rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), -number)
-        found = _pieces(vocab, lambda name: _sentencepiece_kind(name, model.get("unk_token")))
+        keys = _pieces(vocab, lambda name: _sentencepiece_kind(name, model.get("unk_token")))
         first = document.get("pre_tokenizer") or {}
         prefix = first.get("prepend_scheme", "never") != "never"
         prefix |= "Prepend" in json.dumps(document.get("normalizer"))
-        return found | {
+        return keys | {
             f"{HOME}model": "llama",
             f"{HOME}pre": "default",
-            f"{HOME}scores": [rank.get(name, -1e6) for name in found[f"{HOME}tokens"]],
+            f"{HOME}scores": [rank.get(name, -1e6) for name in keys[f"{HOME}tokens"]],
             f"{HOME}add_space_prefix": prefix,
         }
     if model.get("type") == "WordPiece":
-        found = _pieces(vocab, lambda name: NORMAL)
+        keys = _pieces(vocab, lambda name: NORMAL)
         added = {row["content"] for row in document.get("added_tokens") or ()}
-        found[f"{HOME}tokens"] = [
+        keys[f"{HOME}tokens"] = [
             name
             if name is None or name in added or (name.startswith("[") and name.endswith("]"))
             else name.removeprefix("##")
             if name.startswith("##")
             else SPACE + name
-            for name in found[f"{HOME}tokens"]
+            for name in keys[f"{HOME}tokens"]
         ]
-        return found | {f"{HOME}model": "bert", f"{HOME}pre": "default"}
+        return keys | {f"{HOME}model": "bert", f"{HOME}pre": "default"}
     raise ConfigError(
         f"a tokenizer of the type {model.get('type')} has no form in a GGUF file; known are BPE on "
         f"bytes, sentencepiece and WordPiece"
