@@ -1,5 +1,6 @@
 """A model written as a GGUF file is read again as it was, and llama.cpp makes its texts of it."""
 
+import io
 import json
 import re
 from importlib.util import find_spec
@@ -21,9 +22,10 @@ from jaxgen.pretrained import assets, gguf_tokenizer
 from jaxgen.pretrained.chat_template import ChatTemplate
 from jaxgen.pretrained.generation_config import GenerationConfig
 from jaxgen.store import gguf
-from jaxgen.tokens import Special, TokenizerSettings, pipelines
+from jaxgen.tokens import Special, TokenizerSettings, modelproto, pipelines
 from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.pieces import Pieces
+from jaxgen.tokens.pipelines import SPACE
 
 
 def model(name, **changes):
@@ -85,6 +87,42 @@ def made(kind):
     about["model"]["ignore_merges"] = kind in gguf_tokenizer.WHOLE
     roles = {"eos_token": "<|end|>", "pad_token": "<|pad|>"}
     return HuggingFace(json.dumps(about).encode(), Special(eos=0, pad=1), roles=roles)
+
+
+def of_t5():
+    """A tokenizer.json as T5's folders have it, of a unigram model of sentencepiece."""
+    trained = io.BytesIO()
+    pytest.importorskip("sentencepiece").SentencePieceTrainer.train(
+        sentence_iterator=iter(LONG * 20), model_writer=trained, vocab_size=90,
+        hard_vocab_limit=False, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    proto = modelproto.read_proto(trained.getvalue())
+    about = pipelines.sentencepiece(proto)
+    cuts = [{"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": SPACE,
+            "prepend_scheme": "always", "split": True}]  # fmt: skip
+    about["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cuts}
+    about["normalizer"] = {"type": "Sequence", "normalizers": [pipelines.precompiled(proto)]}
+    about["added_tokens"] = [
+        {"id": i, **pipelines.added_token(name)}
+        for i, name in enumerate(("<pad>", "</s>", "<unk>"))
+    ]
+    about["post_processor"] = pipelines.template([], ["</s>"], {"</s>": 1})
+    roles = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return HuggingFace(json.dumps(about).encode(), Special(eos=1, pad=0), roles=roles)
+
+
+def test_the_tokenizer_json_of_a_t5_folder_is_written_and_marks_the_end(tmp_path):
+    tokenizer = of_t5()
+    config, params = model("t5", vocab_size=100)
+    start = GenerationConfig(decoder_start_token_id=0, eos_token_id=(1,))
+    jaxgen.save(tmp_path / "m.gguf", config, params, tokenizer=tokenizer, layout="gguf",
+                generation_config=start)  # fmt: skip
+    read = assets.read_assets(tmp_path / "m.gguf")
+    assert read.tokenizer is not None and read.tokenizer.around() == ([], [1])
+    for text in (*TEXTS, "  two  spaces ", "ﬁne  Ⅷ\n\ttabs"):
+        assert read.tokenizer.encode(text) == tokenizer.encode(text)
+    assert read.generation_config.decoder_start_token_id == 0
 
 
 KINDS = ["bpe", "unigram", "bytes", "sentencepiece", *"gpt-2 smollm llama-bpe qwen2 tekken".split()]
