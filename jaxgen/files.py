@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jaxgen.buckets import SCHEMES, BucketPath
 from jaxgen.errors import BusyError, CheckpointError, ConfigError
 
 X = TypeVar("X")
@@ -24,6 +26,7 @@ J = TypeVar("J", dict, list)
 TEMPORARY = ".tmp-"  # how the name of everything unfinished begins
 BLOCK = 1 << 20
 URL = re.compile("([a-z][a-z0-9+.-]+):/+(.*)")  # pathlib makes "s3:/x" of "s3://x"
+LAST = ("corpus.json", "config.json", "config.yaml")  # what makes a folder in a bucket whole
 
 _REFUSALS = {
     errno.EROFS: "is on a read-only file system; give a place that can be written",
@@ -44,14 +47,40 @@ _REFUSALS = {
 }
 
 
+def to_path(path: str | os.PathLike) -> Path:
+    """Return a path of this machine, or in a bucket: gs://BUCKET/NAME or s3://BUCKET/NAME.
+
+    Raises ConfigError for another address.
+    """
+    match = None if isinstance(path, BucketPath) else URL.match(os.fspath(path))
+    if match and match[1] in SCHEMES and not os.path.lexists(path):
+        if not match[2].strip("/"):
+            raise ConfigError(f"{path} names no bucket; give {match[1]}://BUCKET/NAME")
+        return BucketPath(f"{match[1]}://{match[2]}")
+    refuse_url(path)
+    return path if isinstance(path, Path) else Path(path)
+
+
 def refuse_url(path: str | os.PathLike) -> None:
-    """Raise ConfigError for the address of a bucket or a server, which would be a folder here."""
-    match = URL.match(os.fspath(path))
+    """Raise ConfigError for an address where only folders of this machine, and buckets, can be."""
+    match = None if isinstance(path, BucketPath) else URL.match(os.fspath(path))
     if match and not os.path.lexists(path):
+        address = f"{match[1]}://{match[2]} is an address"
+        if match[1] in SCHEMES:
+            raise ConfigError(
+                f"{address}, and this is not read from or written to buckets; copy it, and give a "
+                f"path of this machine"
+            )
         raise ConfigError(
-            f"{match[1]}://{match[2]} is an address, and jaxgen reads and writes folders of this "
-            f"machine; mount the bucket (gcsfuse, mount-s3) or copy it, and give that path"
+            f"{address}, and jaxgen reads and writes folders of this machine and buckets of "
+            f"{' and '.join(f'{scheme}://' for scheme in SCHEMES)}; copy it, or mount it, and give "
+            f"that path"
         )
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Return whether a path of `to_path` is one in a bucket."""
+    return isinstance(path, BucketPath)
 
 
 @contextmanager
@@ -86,10 +115,13 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 
     Text is UTF-8, newlines as they are. Raises BusyError where the system refuses.
     """
-    path = Path(path)
+    path = to_path(path)
     raw = content.encode("utf-8") if isinstance(content, str) else content
     draft = _draft(path)
     with refusals(path):
+        if in_bucket(path):
+            path.write_bytes(raw)
+            return
         try:
             with draft.open("xb") as file:
                 file.write(raw)
@@ -115,11 +147,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
     Parents are made. On success every file is made durable first; on failure the temporary folder
     is removed. Raises BusyError where the system refuses, also when `path` exists already (an
-    empty folder is replaced).
+    empty folder is replaced). In a bucket, files replace those of their name, `LAST` of all.
     """
-    path = Path(path)
+    path = to_path(path)
     draft = _draft(path)
     with refusals(path):
+        if isinstance(path, BucketPath):
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY) as name:
+                yield Path(name)
+                _upload(Path(name), path)
+            return
         if path.parent.exists() and not path.parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "not a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,9 +178,14 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     It is made durable first; on failure it is removed. Parents are made. Raises BusyError where the
     system refuses.
     """
-    path = Path(path)
+    path = to_path(path)
     draft = _draft(path)
     with refusals(path):
+        if isinstance(path, BucketPath):
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY) as name:
+                yield Path(name) / path.name
+                path.put(Path(name) / path.name)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield draft
@@ -153,6 +195,16 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all in it; what is not there is no error."""
+    if isinstance(path, BucketPath):
+        path.remove()
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,7 +228,7 @@ def lines(text: str) -> list[str]:
 def digest(path: str | os.PathLike) -> str:
     """Return the sha256 (hex) of a file, read in blocks; OSError if it can't be read."""
     result = hashlib.sha256()
-    with open(path, "rb") as file:
+    with to_path(path).open("rb") as file:
         while block := file.read(BLOCK):
             result.update(block)
     return result.hexdigest()
@@ -208,7 +260,7 @@ def read_artifact(path: str | os.PathLike, what: str, max_bytes: int) -> bytes:
     what: its role in words, for messages. Raises CheckpointError for a file that is missing,
     empty, larger than max_bytes, a Git LFS pointer or a web page.
     """
-    path = Path(path)
+    path = to_path(path)
     try:
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder, not a {what}; name the file in it")
@@ -267,6 +319,12 @@ def config_folder() -> Path:
     package = Path(__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
+
+
+def _upload(folder: Path, target: BucketPath) -> None:
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: str(name) in LAST):
+        (target / name).put(folder / name)
 
 
 def _draft(path: Path) -> Path:

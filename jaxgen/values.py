@@ -147,7 +147,7 @@ def _read_str(arms: Any, value: Any, path: str, source: Source) -> str:
 def _read_path(arms: Any, value: Any, path: str, source: Source) -> Path:
     if not isinstance(value, str | Path) or "\0" in str(value):
         raise source.wrong(path, value, "a path")
-    return Path(value)
+    return files.to_path(value)
 
 
 def _read_none(arms: Any, value: Any, path: str, source: Source) -> None:

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from jaxgen import files
+
 CHECKPOINTS = "checkpoints"
 Step = int | Literal["best", "last"] | None
 
@@ -15,7 +17,7 @@ def run_and_step(path: str | os.PathLike) -> tuple[Path, int | None]:
 
     RUN/checkpoints/00000200 gives (RUN, 200); any other path itself and None.
     """
-    path = Path(path)
+    path = files.to_path(path)
     name, above = path.name, path.parent
     if above.name == CHECKPOINTS and name.isascii() and name.isdigit() and len(name) >= 8:
         return above.parent, int(name)
