@@ -29,7 +29,7 @@ from typing import IO, Any
 from jaxgen.errors import BusyError, ConfigError
 
 SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # what each needs; the extra is called like the scheme
-BLOCK = 8 << 20  # bytes read at once where a file is read in order
+BLOCK = 1 << 20  # bytes read at once where a file is read in order
 PART = 32 << 20  # bytes of a part of an upload
 TRIES = 4  # of a request; gcsfs and s3fs repeat it themselves, too
 PAUSE = 0.5  # seconds before the second, on average; doubled for each further one
@@ -144,11 +144,11 @@ class BucketPath(PosixPath):
     ) -> IO[Any]:
         kind = mode.replace("b", "").replace("t", "")
         if kind == "r":
-            file = io.BufferedReader(_Reader(self), BLOCK)
+            file = io.BufferedReader(_Reader(self), BLOCK) if buffering else _Reader(self)
             return file if "b" in mode else io.TextIOWrapper(file, encoding or "utf-8", **more)
         if kind in ("w", "x") and "b" in mode:
             if kind == "x" and self.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+                raise _error(FileExistsError, errno.EEXIST, self)
             return _Upload(self)
         raise io.UnsupportedOperation(f"{self}: mode {mode!r} is not for buckets")
 
@@ -189,7 +189,7 @@ class BucketPath(PosixPath):
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         if not exist_ok and self.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self))
+            raise _error(FileExistsError, errno.EEXIST, self)
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
@@ -221,7 +221,7 @@ class BucketPath(PosixPath):
                 return getattr(_file_system(self.scheme), method)(*arguments, **more)
             except FileNotFoundError as error:
                 self._check_bucket(error, method)
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
+                raise _error(FileNotFoundError, errno.ENOENT, self) from None
             except (FileExistsError, IsADirectoryError, ConfigError):
                 raise
             except Exception as error:
@@ -243,6 +243,10 @@ class BucketPath(PosixPath):
                 f"{self}: there is no bucket {self.scheme}://{self.parts[1]}; make it, or correct "
                 f"its name"
             ) from error
+
+
+def _error(kind: type[OSError], code: int, path: Path) -> OSError:
+    return kind(code, os.strerror(code), str(path))
 
 
 def _is_transient(error: Exception) -> bool:
@@ -293,7 +297,7 @@ class _Reader(io.RawIOBase):
     def __init__(self, path: BucketPath) -> None:
         about = path.stat()
         if stat.S_ISDIR(about.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            raise _error(IsADirectoryError, errno.EISDIR, path)
         self._path, self._size, self._at = path, about.st_size, 0
 
     def readable(self) -> bool:

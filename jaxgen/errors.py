@@ -3,7 +3,7 @@
 A message is one line that says what, where, the value, and what to do about it.
 """
 
-import os
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -63,10 +63,9 @@ BUG = 70  # our mistake: the traceback is in a file, the terminal gets one line
 INTERRUPTED = 130  # a second Ctrl-C
 
 
-def run_advice(folder: str | os.PathLike) -> str:
+def run_advice(folder: Path) -> str:
     """Return what makes a run of a folder that is there and is none."""
-    with os.scandir(folder) as entries:
-        files = {entry.name: entry.is_file() for entry in entries}
+    files = {entry.name: entry.is_file() for entry in folder.iterdir()}
     if "config.yaml" in files:
         return f"`jaxgen train {folder}` trains it"
     if any(files.values()) and not files.keys() & {"checkpoints", "LOCK", "config.json"}:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -110,6 +111,17 @@ def sync_folder(path: str | os.PathLike) -> None:
         os.close(handle)
 
 
+def sync_file(path: str | os.PathLike) -> None:
+    """Make the content of a file durable, which it is in a bucket."""
+    if in_bucket(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Write a file atomically and durably: its old content stays until the new one is on disk.
 
@@ -189,7 +201,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield draft
-            _sync_file(draft)
+            sync_file(draft)
             draft.rename(path)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -205,6 +217,14 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def free_space(path: Path) -> float:
+    """Return the bytes that may be written at a path, which need not exist; inf in a bucket."""
+    if in_bucket(path):
+        return math.inf
+    here = next(above for above in (path, *path.absolute().parents) if above.exists())
+    return shutil.disk_usage(here).free
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -332,16 +352,8 @@ def _draft(path: Path) -> Path:
     return path.parent / f"{TEMPORARY}{path.name[:80]}-{uuid.uuid4().hex[:12]}"
 
 
-def _sync_file(path: str | os.PathLike) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _sync_tree(folder: Path) -> None:
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
-            _sync_file(os.path.join(root, name))
+            sync_file(os.path.join(root, name))
         sync_folder(root)

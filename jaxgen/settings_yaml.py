@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from jaxgen import files
 from jaxgen.errors import ConfigError, nearest
 
 MAX_BYTES = 1 << 20
@@ -85,7 +86,7 @@ def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
 
     what: how messages call such a file.
     """
-    text = _decode(_load(Path(path), what), path)
+    text = _decode(_load(files.to_path(path), what), path)
     if not text.strip():
         remedy = ", or copy one of configs/*.yaml" if what == "config" else ""
         raise ConfigError(f"{path} is empty; write at least one key{remedy}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxgen import settings_yaml
+from jaxgen import files, settings_yaml
 from jaxgen.errors import ConfigError, nearest
 
 

@@ -21,6 +21,7 @@ FLOORS = {
         "settings",
         "settings_yaml",
         "files",
+        "buckets",
         "lazy",
         "host",
         "terminal",

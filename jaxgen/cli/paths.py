@@ -40,6 +40,8 @@ def cache() -> Path:
 
 def is_run(path: Path) -> bool:
     """Return whether a path is the folder of a run that has begun."""
+    if files.in_bucket(path):
+        return (path / "config.yaml").is_file()
     return os.path.isfile(path / "config.yaml")  # unlike Path.is_file, never raises
 
 
@@ -76,7 +78,7 @@ def is_text(word: str) -> bool:
 
 def text_home(word: str) -> Path:
     """Return the file or folder that a text's run is named after."""
-    path = Path(word).expanduser().absolute()
+    path = files.to_path(word).expanduser().absolute()
     while not path.exists():  # a glob is named after the folder that it looks in
         path = path.parent
     return path
@@ -175,7 +177,7 @@ def folder_here(word: str) -> Path | None:
 
 
 def _unknown(word: str, role: str, remedies: str) -> ConfigError:
-    if Path(word).exists():
+    if files.to_path(word).exists():
         return ConfigError(f"{word} is a file; give the folder of a run, as in runs/quickstart")
     names = _names(RUNS) | {str(RUNS / name) for name in _names(RUNS)}
     hint = sources.advice(word, "this command with {}") or nearest(word, names)
@@ -200,13 +202,14 @@ def new_run(config_file: Path) -> Path:
 def _path(word: str, role: str) -> Path:
     if not word or "\0" in word:
         raise ConfigError(f"{word!r} is no {role}; give a path or a name")
-    files.refuse_url(word)
+    if files.in_bucket(path := files.to_path(word)):
+        return path
     try:
         os.lstat(word)
     except OSError as error:
         if error.strerror and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise ConfigError(f"{word[:200]}: {error.strerror}; correct the path") from None
-    return Path(word)
+    return path
 
 
 def _stems(folder: Path) -> set[str]:
@@ -229,6 +232,9 @@ def check_folder(word: str | Path, option: str = "--out") -> None:
 
     Raises BusyError where nothing can be written into it, or into what it is to lie in.
     """
+    if files.in_bucket(word):
+        return
+    files.refuse_url(word)
     there = [path for path in (Path(word), *Path(word).parents) if path.exists()]
     for path in there:
         if not path.is_dir():

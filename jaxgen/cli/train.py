@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from jaxgen import terminal
+from jaxgen import files, terminal
 from jaxgen.cli import arguments, exits, launch, paths, start
 from jaxgen.cli import restarts as restarting
 from jaxgen.cli.arguments import REAL, Out
@@ -251,17 +251,17 @@ def task_of(
     more: dict[str, Any] = {"force": force, "step": step}
     if home is not None:
         folder = home
-        if out is not None and Path(out) != folder:
+        if out is not None and files.to_path(out) != folder:
             raise ConfigError(
                 f"{folder} is a run, which goes on in its own folder; for a new run in {out} give "
                 f"its config: `jaxgen train {folder / 'config.yaml'} --out {out}`"
             )
         return Task(folder, (*_files(texts), *overrides), goes_on=True, **more)
     if config is not None:
-        folder = Path(out) if out else paths.new_run(config)
+        folder = files.to_path(out) if out else paths.new_run(config)
         only = (*_files(texts), "data.valid_files=[]", "data.test_files=[]") if texts else ()
         return Task(folder, (*only, *overrides), config=config, **more)
-    folder = Path(out) if out else paths.new_run(paths.text_home(first))
+    folder = files.to_path(out) if out else paths.new_run(paths.text_home(first))
     if paths.is_run(folder) and not (force and step is None):
         if minutes is not None:
             terminal.say(
@@ -295,7 +295,7 @@ def _context_within(overrides: Sequence[str]) -> tuple[str, ...]:
     word = next(word for word in overrides if word.startswith("init_from=")).partition("=")[2]
     folder = sources.find(word) or word
     most = settings_yaml.read_yaml(paths.config(TUNED))["model"]["context"]
-    return (f"model.context={initial.context_within(Path(folder), most)}",)
+    return (f"model.context={initial.context_within(files.to_path(folder), most)}",)
 
 
 def _print_keys() -> None:

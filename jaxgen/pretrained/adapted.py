@@ -157,7 +157,7 @@ def source_of(folder: Path) -> Path | None:
     mapping = settings_yaml.read_yaml(path) if path.exists() else {}
     if (mapping.get("adapter") or {}).get("kind", "none") == "none":
         return None
-    return Path(mapping["init_from"])
+    return files.to_path(mapping["init_from"])
 
 
 def settings_of(folder: Path) -> AdapterSettings:

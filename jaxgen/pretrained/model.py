@@ -245,7 +245,7 @@ def save(
     >>> config = jaxgen.ModelConfig(vocab_size=16, context=8, layers=2, d_model=8, heads=2)
     >>> jaxgen.save("model", config, jaxgen.init(config, jax.random.key(0)), layout="hf")
     """
-    folder = Path(path)
+    folder = files.to_path(path)
     check_new(folder)
     _check_shapes(folder, params, config, quantised=True)
     about = generation_config or GenerationConfig()

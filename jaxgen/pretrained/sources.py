@@ -65,8 +65,9 @@ REMEDIES = (
 
 def find(source: str | os.PathLike) -> Path | None:
     """Return what `local_path` does; None for a name that means nothing."""
-    word = os.fspath(source)
-    files.refuse_url(word)
+    word, path = os.fspath(source), files.to_path(source)
+    if files.in_bucket(path):
+        return _file_inside(path) if run_and_step(path)[0].exists() else None
     if word and os.path.lexists(run_and_step(word)[0]):
         return _file_inside(Path(word))
     if word in PACKAGES:

@@ -114,7 +114,7 @@ def _beside(run: Run) -> str:
     return f", {short(count)} of an adapter ({run.settings.adapter.kind}) trained beside them,"
 
 
-def conclude(run: Run, log: Log | Mute, early: str) -> None:
+def conclude(run: Run, log: Log, early: str) -> None:
     """Draw the loss, say where the time went and what the model can be asked for.
 
     early: why the run has ended before its last step, "" if it hasn't.
@@ -125,14 +125,14 @@ def conclude(run: Run, log: Log | Mute, early: str) -> None:
         run.budget.write_card(run.folder, run.checkpoints.steps()[-1])
     title = f"{run.folder.name}: {short(tree.count(api.abstract(run.settings.model)))}"
     refusal = plot.draw_loss(
-        *(run.folder / METRICS, run.folder / "loss.png"),
+        *(log.folder / METRICS, log.folder / "loss.png"),
         title=f"{title} parameters",
         of="reward" if run.is_policy else "loss",
         about=LOSSES.get(run.settings.objective.name, plot.NATS),
     )
     log.say(refusal or f"drew {run.folder / 'loss.png'}")
     log.settle()
-    log.say(goodput.describe(goodput.spent(goodput.read_times(run.folder))))
+    log.say(goodput.describe(goodput.spent(goodput.read_times(log.folder))))
     verb = VERBS.get(run.settings.objective.name, "generate")
     if verb == "translate" and run.settings.model.topology == "decoder":
         verb = "generate"

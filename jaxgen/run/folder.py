@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jaxgen import files, settings_yaml
@@ -13,7 +12,7 @@ from jaxgen.errors import CheckpointError, ConfigError, UserError, run_advice
 from jaxgen.pretrained.chat_template import FILE as CHAT
 from jaxgen.pretrained.generation_config import GENERATION
 from jaxgen.run.settings import Settings, build_settings
-from jaxgen.store import RunLock
+from jaxgen.store import lock_of
 from jaxgen.store.directory import list_steps
 from jaxgen.train.log import METRICS, TIMES
 
@@ -33,8 +32,10 @@ CRASH = "crash-"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[Callable[[], None]]:
     """Hold the run folder for this process; one that is made here and stays empty vanishes again.
+
+    Yields what raises BusyError if it is held no more (`Lease.check`).
 
     Raises ConfigError for a folder that holds something else than a run, BusyError if another
     process holds it or the system refuses.
@@ -52,13 +53,13 @@ def claimed(folder: Path) -> Iterator[None]:
         )
     with files.refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with RunLock(folder):
-            yield
-            return
-    finally:
-        if not found and {path.name for path in folder.iterdir()} <= {LOCK}:
-            shutil.rmtree(folder, ignore_errors=True)
+    with lock_of(folder) as lock:
+        try:
+            yield lock.check
+        finally:
+            with suppress(OSError):
+                if not found and {path.name for path in folder.iterdir()} <= {LOCK}:
+                    files.remove(folder)
 
 
 def kept_settings(folder: Path) -> Settings | None:
@@ -87,12 +88,9 @@ def clear(folder: Path, *, but: Collection[str] = ()) -> str:
         for path in [folder / CONFIG, folder / CHECKPOINTS, *map(folder.joinpath, WRITTEN)]:
             if path.name in but:
                 continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.exists() or path.is_symlink():
-                path.unlink()
-            else:
+            if not (path.exists() or path.is_symlink()):
                 continue
+            files.remove(path)
             told = f" (steps {', '.join(map(str, steps))})" if steps else ""
             gone.append(path.name + (told if path.name == CHECKPOINTS else ""))
     return ", ".join(gone)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Run:
     devices: tuple[Any, ...] | None = None  # None: all there are
     group: Group = ALONE
     changes: tuple[str, ...] = ()  # of settings, since the steps that are made
+    # Called before what makes a checkpoint whole is written.
+    before_save: list[Callable[[], object]] = field(default_factory=list)
 
     @cached_property
     def optimizer(self):
@@ -189,6 +191,7 @@ class Run:
             verify=keep.verify,
             fingerprints={"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest},
             group=self.group,
+            before=lambda: [action() for action in self.before_save],
         )
 
     def check(self) -> None:

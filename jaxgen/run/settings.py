@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgen import arguments, settings_yaml
+from jaxgen import arguments, files, settings_yaml
 from jaxgen import settings as sets
 from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
@@ -306,7 +306,7 @@ def _from_initial(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
         return mapping
     from jaxgen.run import initial
 
-    begun = initial.fields(Path(folder), model.get("head"))
+    begun = initial.fields(files.to_path(folder), model.get("head"))
     return {**mapping, "model": _over(begun, ModelConfig.regrouped(model))}
 
 

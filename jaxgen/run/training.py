@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxgen import data, terminal, tree
+from jaxgen import data, files, terminal, tree
 from jaxgen import settings as sets
 from jaxgen.errors import PREEMPTED, ConfigError, NonFiniteError
 from jaxgen.mesh import place
@@ -98,8 +98,10 @@ def train(
             f"{folder}; don't call jax.distributed.initialize, but start `jaxgen train` in each"
         )
     with ExitStack() as held:
-        group.on_primary("run folder", lambda: held.enter_context(claimed(folder)))
-        peers.see(group, folder / LOCK)
+        checks: list[Callable[[], None]] = []
+        group.on_primary("run folder", lambda: checks.append(held.enter_context(claimed(folder))))
+        if not files.in_bucket(folder):
+            peers.see(group, folder / LOCK)
         made: list[Run] = []
         prepare = partial(preparing.prepared, settings, folder, cache, **more)
         group.on_primary("preparing", lambda: made.append(prepare()))
@@ -108,7 +110,7 @@ def train(
         run = group.all_ok("prepared", lambda: made[0] if made else look(), patient=True)
         inputs_seen = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
         group.agree("inputs", inputs_seen | {"vocabulary": run.settings.model.vocab_size})
-        run = replace(run, group=group)
+        run = replace(run, group=group, before_save=[*checks])
         _train(run, clock, stop, trace, preparing.first_step(run, step, force))
 
 
@@ -152,7 +154,8 @@ def _train(
     if run.group.first:
         more: Any = {"track": settings.track, "config": sets.as_dict(run.settings)}
         more |= {"resume_step": begin, "validation_pending": pending}
-        logger = Log(run.folder, total_steps=settings.steps, **more)
+        logger = Log(run.folder, total_steps=settings.steps, check=run.before_save[0], **more)
+        run.before_save.insert(0, logger.upload)
     with logger as log, messages.collected(log.note, log.say):
         stop.say_lost = partial(_say_lost, run, log)
         clock.begin(log.time, begin, seen)
@@ -183,7 +186,7 @@ def _train(
                 clock.record(done)
         finally:
             batches.close()
-        if run.group.first and not unfinished:
+        if isinstance(log, Log) and not unfinished:
             announce.conclude(run, log, _why(run, stopping, done))
         clock.record(done, end=True)
         if unfinished:

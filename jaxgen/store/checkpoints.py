@@ -2,9 +2,11 @@
 
     checkpoints/
       00000200/manifest.json    sizes and sha256 of every file and every array; written last
-      00000200/arrays/          the arrays, by Orbax; or, of a run of several processes,
+      00000200/arrays/          the arrays, by Orbax; or, of several processes or in a bucket,
       00000200/pieces/          one file a process
       .tmp-...                  unfinished or half deleted; `clean` removes it
+
+In a bucket nothing is renamed: a step is there once its manifest is.
 
 The list of steps is always read from the disk, where other processes may change it.
 """
@@ -54,7 +56,8 @@ class Checkpoints:
     given here must agree when one is read. verify: "full" compares every byte with its sha256,
     "off" names and sizes only. failpoint: called with the name of each stage of a save, for tests.
     One run at a time may write (`RunLock`); others may read meanwhile. group: the processes of that
-    run, which then call every method together; the folder is one that all of them see.
+    run, which then call every method together; the folder is one that all of them see. before:
+    called before a manifest is written, and raises if this is no more the run that may write.
     """
 
     def __init__(
@@ -67,11 +70,14 @@ class Checkpoints:
         verify: Literal["full", "off"] = "full",
         failpoint: Callable[[str], object] = lambda stage: None,
         group: Group = ALONE,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = files.to_path(folder)
         self.keep_last, self.keep_best = keep_last, keep_best
         self.fingerprints, self.verification = dict(fingerprints), verify
-        self._failpoint, self._group = failpoint, group
+        self._failpoint, self._group, self._before = failpoint, group, before
+        # By Orbax, which renames, where it can.
+        self._whole = group.store is None and not files.in_bucket(self.folder)
         self._thread: Thread | None = None
         self._error: BaseException | None = None
         self._damaged: set[int] = set()
@@ -86,9 +92,8 @@ class Checkpoints:
         BusyError if it can't be written; `poll` and `wait` raise errors of the background.
         """
         self.wait()
-        alone = self._group.store is None
         to_host = partial(shards.to_host, first=self._group.first)
-        described, arrays = (pytree_io.to_host if alone else to_host)(tree)
+        described, arrays = (pytree_io.to_host if self._whole else to_host)(tree)
         metric = manifest.finite(metric)
         draft = Manifest(
             step=step,
@@ -101,7 +106,7 @@ class Checkpoints:
                 for name, leaf in described.items()
             },
             files={},
-            format=1 if alone else 2,
+            format=1 if self._whole else 2,
             versions=manifest.versions(),
             time=manifest.now(),
         )
@@ -346,17 +351,19 @@ class Checkpoints:
             self._error = error
 
     def _save(self, draft: Manifest, arrays: dict[str, np.ndarray]) -> None:
-        if self._group.store is None:
+        if self._whole:
             self._write(draft, arrays)
             self._retire()
         else:
             target = self._path(draft.step)
             replaced = draft.step in self._damaged
-            multihost.write_step(self._group, target, draft, arrays, replaced=replaced)
+            more: Any = {"replaced": replaced, "before": self._before}
+            multihost.write_step(self._group, target, draft, arrays, **more)
             self._group.on_primary("save: retire", self._retire)
         self._damaged.clear()
 
     def _add(self, step: int, metric: float, extra: dict[str, Any]) -> None:
+        self._before()
         directory.add_metric(self.folder, step, metric, extra)
         self._retire()
 
@@ -380,6 +387,7 @@ class Checkpoints:
                 self._failpoint("arrays")
                 orbax.check(folder / ARRAYS, draft.leaves)
                 content = manifest.inventory(folder)
+                self._before()
                 manifest.write_manifest(folder, replace(draft, arrays=rows, files=content))
                 self._failpoint("manifest")
                 if draft.step in self._damaged:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxgen import files
-from jaxgen.errors import CheckpointError
+from jaxgen.errors import BusyError, CheckpointError
 from jaxgen.store import manifest
 from jaxgen.store.manifest import DamageError, Manifest
 
@@ -21,11 +20,37 @@ def step_path(folder: Path, step: int) -> Path:
     return folder / f"{step:08d}"
 
 
+def is_there(path: Path) -> bool:
+    """Return whether a step is: its folder, which has its name once whole; in a bucket, by what
+    is written last, its manifest.
+    """
+    return (path / manifest.NAME).exists() if files.in_bucket(path) else path.is_dir()
+
+
+@contextmanager
+def new_step(path: Path) -> Iterator[Path]:
+    """Yield the folder in which to write a step, which is there when the block succeeds.
+
+    Its manifest must be written last, for in a bucket it is written where it stays.
+    """
+    if not files.in_bucket(path):
+        with files.new_folder(path) as draft:
+            yield draft
+        return
+    files.remove(path)
+    try:
+        yield path
+    except BaseException:
+        with suppress(BusyError):
+            files.remove(path)
+        raise
+
+
 def list_steps(folder: Path) -> list[int]:
     """Return the steps on disk, sound or damaged, in order; BusyError if `folder` is a file."""
     with files.refusals(folder):
         try:
-            names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+            names = [entry.name for entry in folder.iterdir() if is_there(entry)]
         except FileNotFoundError:
             return []
     numbers = [int(name) for name in names if name.isascii() and name.isdigit()]
@@ -74,24 +99,27 @@ def keep_only(folder: Path, keep: Collection[int], failpoint: Callable[[str], ob
 
 def remove_step(folder: Path, step: int, failpoint: Callable[[str], object]) -> None:
     """Delete a step; BusyError where the system refuses."""
-    # Renamed first: a half-deleted step must not look like a damaged one.
+    # Renamed first, or without a manifest: a half-deleted step must not look like a damaged one.
+    if files.in_bucket(folder):
+        (step_path(folder, step) / manifest.NAME).unlink(missing_ok=True)
+        files.remove(step_path(folder, step))
+        return
     trash = folder / f"{files.TEMPORARY}{step:08d}-{uuid.uuid4().hex[:12]}"
     with files.refusals(folder):
         step_path(folder, step).rename(trash)
         files.sync_folder(folder)
         failpoint("renamed away")
-        shutil.rmtree(trash)
+        files.remove(trash)
 
 
 def remove_leftovers(folder: Path) -> list[str]:
     """Delete unfinished and half-deleted steps, and return their names."""
     with files.refusals(folder):
         left = sorted(folder.glob(f"{files.TEMPORARY}*"))
+        if files.in_bucket(folder) and folder.exists():
+            left = sorted(entry for entry in folder.iterdir() if not is_there(entry))
         for entry in left:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            files.remove(entry)
     return [entry.name for entry in left]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def check(folder: Path, step: int, nbytes: int) -> None:
             nbytes = directory.read_record(folder, other).nbytes
             break
     with files.refusals(folder):
-        free = shutil.disk_usage(folder).free
+        free = files.free_space(folder)
     if free < HEADROOM * nbytes:
         raise _disk_full_error(folder, step, nbytes, free)
 
@@ -42,7 +41,7 @@ def check_run(folder: Path, abstract_tree: Any, number: int) -> None:
     if number < 1:
         return
     with files.refusals(folder):
-        free = shutil.disk_usage(_existing(folder)).free
+        free = files.free_space(folder)
     need = HEADROOM * nbytes * number
     if free < need:
         raise CheckpointError(
@@ -50,10 +49,6 @@ def check_run(folder: Path, abstract_tree: Any, number: int) -> None:
             f"{files.human(float(free))} are free; free some, or set checkpoint.keep_last and "
             f"checkpoint.keep_best lower"
         )
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def explain(folder: Path, step: int, nbytes: int, error: Exception) -> Exception:
@@ -64,7 +59,7 @@ def explain(folder: Path, step: int, nbytes: int, error: Exception) -> Exception
         if getattr(root, "errno", None) in _FULL or any(
             os.strerror(code) in str(root) for code in _FULL
         ):
-            return _disk_full_error(folder, step, nbytes, shutil.disk_usage(folder).free)
+            return _disk_full_error(folder, step, nbytes, files.free_space(folder))
         root = root.__cause__
     if isinstance(error, BusyError | CheckpointError):
         return error
@@ -76,7 +71,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _disk_full_error(folder: Path, step: int, nbytes: int, free: int) -> CheckpointError:
+def _disk_full_error(folder: Path, step: int, nbytes: int, free: float) -> CheckpointError:
     steps = ", ".join(map(str, directory.list_steps(folder))) or "none"
     return CheckpointError(
         f"{folder}: the disk is full, step {step} is not saved: it needs "

@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
+from jaxgen.buckets import BucketPath
 from jaxgen.errors import BusyError
+from jaxgen.store.lease import Lease
 
 NAME = "LOCK"
 PATIENCE = 0.5  # seconds in which a new owner has surely written its record
+
+
+def lock_of(folder: Path) -> RunLock | Lease:
+    """Return what holds a folder: the kernel's lock, or in a bucket a lease."""
+    return Lease(folder) if isinstance(folder, BucketPath) else RunLock(folder)
 
 
 class RunLock:
@@ -54,6 +61,9 @@ class RunLock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._handle, 0)
         self._forget()
+
+    def check(self) -> None:
+        """Do nothing: the kernel's lock can't be lost."""
 
     def _take(self, handle: int) -> None:
         try:

@@ -2,8 +2,8 @@
 
 A save synchronises four times: after process 0 has made the temporary folder; after each process
 has written its shards; when process 0 gathers the list of files; after process 0 has checked them,
-written the manifest and renamed the folder. A failure of one process is raised in all and leaves
-no step.
+written the manifest and renamed the folder, which a bucket needs not. A failure of one process is
+raised in all and leaves no step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxgen import files
 from jaxgen.errors import BusyError, CheckpointError
 from jaxgen.mesh.group import Group
 from jaxgen.store import directory, disk_space, manifest, shards
@@ -27,15 +26,22 @@ T = TypeVar("T")
 
 
 def write_step(
-    group: Group, target: Path, draft: Manifest, mine: dict[str, np.ndarray], *, replaced: bool
+    group: Group,
+    target: Path,
+    draft: Manifest,
+    mine: dict[str, np.ndarray],
+    *,
+    replaced: bool,
+    before: Callable[[], object],
 ) -> None:
     """Write this process's shards of a step, and wait until the step is complete on disk.
 
-    replaced: replace a damaged step of this number. A sound one is compared instead.
+    replaced: replace a damaged step of this number. A sound one is compared instead. before: called
+    by process 0 before it writes the manifest.
     Raises CheckpointError or BusyError, in all processes, if any of them fails.
     """
     sums = shards.digests(mine)
-    there = group.sync("save: there", decide=lambda _: str(int(target.exists())))
+    there = group.sync("save: there", decide=lambda _: str(int(directory.is_there(target))))
     if there == "1" and not replaced:
         group.all_ok("save: compare", lambda: _check_equal(target, sums))
         return
@@ -44,7 +50,7 @@ def write_step(
         folders: list[Path] = []
         group.on_primary(
             "save: begin",
-            lambda: folders.append(unfinished.enter_context(files.new_folder(target))),
+            lambda: folders.append(unfinished.enter_context(directory.new_step(target))),
         )
         name = group.sync("save: folder", decide=lambda _: folders[0].name)
         own = Path(shards.FOLDER) / f"{group.index:05d}.safetensors"
@@ -52,9 +58,7 @@ def write_step(
 
         def write_own() -> dict[str, Any]:
             try:
-                shards.write_shards(folder / own, mine, sums)
-                file = folder / own
-                return {own.as_posix(): {"size": file.stat().st_size, "sha256": files.digest(file)}}
+                return {own.as_posix(): shards.write_shards(folder / own, mine, sums)}
             except OSError as error:
                 raise disk_space.explain(target.parent, draft.step, size, error) from error
 
@@ -71,8 +75,9 @@ def write_step(
         def commit() -> None:
             _check_visible(folder, rows, group)
             _check_complete(folder, draft)
+            before()
             manifest.write_manifest(folder, replace(draft, files=rows))
-            if replaced:
+            if replaced and folder != target:
                 directory.remove_step(target.parent, draft.step, lambda stage: None)
             try:
                 unfinished.close()

@@ -134,10 +134,13 @@ def write_safetensors(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     produce: Callable[[str], np.ndarray],
     metadata: Mapping[str, str],
+    *,
+    digest: Any = None,
 ) -> None:
     """Write a new file tensor by tensor, so that one at a time is in memory.
 
-    tensors: name -> (dtype as numpy calls it, shape). OSErrors of the system pass through.
+    tensors: name -> (dtype as numpy calls it, shape). digest: a hash of hashlib, which gets all
+    that is written. OSErrors of the system pass through.
     """
     # As the format's own library orders them: wide ones first keeps each aligned to its width.
     order = sorted(tensors, key=lambda name: (-_dtype(tensors[name][0]).itemsize, name))
@@ -155,12 +158,18 @@ def write_safetensors(
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     with path.open("xb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+
+        def put(content: Any) -> None:
+            file.write(content)
+            if digest is not None:
+                digest.update(content)
+
+        put(len(raw).to_bytes(8, "little") + raw)
         for name in order:
             array = np.asarray(produce(name), order="C")
             want = tensors[name]
             assert (array.dtype.name, array.shape) == (want[0], tuple(want[1])), (name, want)
-            file.write(array.reshape(-1).view(np.uint8).data)
+            put(array.reshape(-1).view(np.uint8).data)
 
 
 def _dtype(name: str) -> np.dtype:

@@ -9,8 +9,8 @@ processes, and reads only those needed.
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import files
 from jaxgen.errors import CheckpointError
 from jaxgen.store import pytree_io, safetensors
 from jaxgen.store.manifest import DamageError
@@ -79,17 +80,20 @@ def digests(mine: Mapping[str, np.ndarray]) -> dict[str, str]:
     return {name: pytree_io.digest(array) for name, array in mine.items()}
 
 
-def write_shards(path: Path, mine: Mapping[str, np.ndarray], sums: Mapping[str, str]) -> None:
-    """Write a process's shards and their digests to disk; OSErrors pass through."""
+def write_shards(
+    path: Path, mine: Mapping[str, np.ndarray], sums: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write a process's shards and their digests; OSErrors pass through.
+
+    Returns what a manifest says of the file.
+    """
     stored = {name: _stored(array) for name, array in mine.items()}
     shapes = {name: (array.dtype.name, array.shape) for name, array in stored.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.write_safetensors(path, shapes, stored.__getitem__, sums)
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    digest = hashlib.sha256()
+    safetensors.write_safetensors(path, shapes, stored.__getitem__, sums, digest=digest)
+    files.sync_file(path)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
 def _stored(array: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def load(
     has those it declares, a tokenizer.json has none. Raises CheckpointError for a missing or
     damaged file, ConfigError for a piece that it does not have or an extra that is not installed.
     """
-    path, named = Path(path), {"bos": bos, "eos": eos, "pad": pad}
+    path, named = files.to_path(path), {"bos": bos, "eos": eos, "pad": pad}
     if path.is_dir():
         if any(named.values()):
             raise ConfigError(f"{path}: a saved tokenizer has its own bos, eos and pad; name none")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files, terminal
+from jaxgen.buckets import BucketPath, Spool
 from jaxgen.errors import BusyError
 from jaxgen.train import display as displays
 from jaxgen.train import events, wandb_run
@@ -34,7 +35,8 @@ class Log:
     resume, lines after `resume_step` are removed, and its own validation if `validation_pending`,
     so that nothing is there twice. track: "tensorboard", "wandb" get metrics and samples as well;
     config: the settings shown at W&B. A thread does all writing: a disk that fails or stalls, or a
-    lost terminal, is reported once and training goes on.
+    lost terminal, is reported once and training goes on. What belongs in a bucket is written on
+    this machine, in `folder`, and uploaded by `upload`, unless `check` raises.
     """
 
     def __init__(
@@ -47,7 +49,12 @@ class Log:
         display: Kind = "auto",
         track: Collection[str] = ("tensorboard",),
         config: Mapping[str, Any] | None = None,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
+        self.spool, self._check = None, check
+        if isinstance(folder, BucketPath):
+            self.spool = Spool(folder, (METRICS, TIMES, "log.txt"))
+            folder = self.spool.folder
         self.folder, self.total = Path(folder), total_steps
         self.started, self.first, self.reading = time.monotonic(), None, None
         self.valid: float | None = None
@@ -169,6 +176,15 @@ class Log:
         """
         self.scribe.settle(SETTLING_SECONDS)
 
+    def upload(self) -> None:
+        """Upload what was handed in before `settle`; nothing where the folder is no bucket's."""
+        if self.spool is not None:
+            try:
+                self._check()
+                self.spool.upload()
+            except (BusyError, OSError) as error:
+                self.scribe.failed.put(("what belongs in the bucket", error))
+
     def close(self) -> None:
         """Finish writing and leave the display; a second call does nothing."""
         if self.scribe.open:
@@ -176,6 +192,7 @@ class Log:
             for name, scribe in (("wandb", self.remote), ("log", self.scribe)):
                 if scribe is not None and scribe.close(CLOSING_SECONDS):
                     self._warn(name, f"no answer for {CLOSING_SECONDS:.0f} s")
+            self.upload()
             self._failures()
             self._show(lambda: self.display.close())
 
