@@ -10,6 +10,8 @@ What a bucket lacks, and what stands for it:
     folder   names with "/" in them; one without files does not exist
 """
 
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import errno
@@ -24,7 +26,7 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PosixPath
-from typing import IO, Any
+from typing import Any
 
 from jaxgen.errors import BusyError, ConfigError
 
@@ -63,7 +65,7 @@ class BucketPath(PosixPath):
         return super().parent if len(self.parts) > 2 else self
 
     @property
-    def parents(self) -> tuple[BucketPath, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def parents(self) -> tuple[BucketPath, ...]:
         above, all_above = self, []
         while above.parent != above:
             above = above.parent
@@ -139,12 +141,14 @@ class BucketPath(PosixPath):
 
     # Reading
 
-    def open(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def open(
         self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **more: Any
-    ) -> IO[Any]:
+    ) -> Any:
         kind = mode.replace("b", "").replace("t", "")
         if kind == "r":
-            file = io.BufferedReader(_Reader(self), BLOCK) if buffering else _Reader(self)
+            if "b" in mode and not buffering:
+                return _Reader(self)
+            file = io.BufferedReader(_Reader(self), BLOCK)
             return file if "b" in mode else io.TextIOWrapper(file, encoding or "utf-8", **more)
         if kind in ("w", "x") and "b" in mode:
             if kind == "x" and self.exists():
@@ -168,7 +172,7 @@ class BucketPath(PosixPath):
         self._call("pipe_file", self.key, bytes(data))
         return len(data)
 
-    def write_text(self, data: str, encoding: str | None = None, *_: Any) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def write_text(self, data: str, encoding: str | None = None, *_: Any) -> int:
         return self.write_bytes(data.encode(encoding or "utf-8"))
 
     def create(self, data: bytes) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -217,6 +218,39 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def below(folder: Path) -> list[Path]:
+    """Return the files of a folder by name, then those of each folder in it; none is hidden."""
+    if isinstance(folder, BucketPath):
+        inside = [path.relative_to(folder).parts for path in folder.rglob("*")]
+        shown = [parts for parts in inside if not any(part.startswith(".") for part in parts)]
+        ordered = sorted(shown, key=lambda p: [*((1, part) for part in p[:-1]), (0, p[-1])])
+        return [folder.joinpath(*parts) for parts in ordered]
+    paths = []
+    for above, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [Path(above, name) for name in sorted(names) if not name.startswith(".")]
+    return paths
+
+
+def matches(name: str, pattern: str) -> list[Path]:
+    """Return the path of a name if that is there, else those that a glob matches, in order."""
+    path = to_path(name).expanduser()
+    if path.exists() or path.is_symlink():
+        return [path]
+    if isinstance(path, BucketPath):
+        bucket, *parts = pattern.partition("://")[2].split("/")
+        return sorted(BucketPath(f"{path.scheme}://{bucket}").glob("/".join(parts)))
+    names = glob.glob(str(Path(pattern).expanduser()), recursive=True)
+    return [Path(name) for name in sorted(names)]
+
+
+def touch(path: Path) -> None:
+    """Set the time of a file to now, where it can be; what is in a bucket keeps its own."""
+    if not in_bucket(path):
+        with suppress(OSError):
+            os.utime(path)
 
 
 def free_space(path: Path) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from jaxgen import terminal
+from jaxgen import files, terminal
 from jaxgen.cli import exits, paths, start
 from jaxgen.cli.arguments import Adapters, Step
 from jaxgen.errors import ConfigError
@@ -53,7 +52,7 @@ def convert(
         jaxgen convert runs/tuned adapter/ --to peft
     """
     folder, which, adapters = paths.adapted(source, step, adapter)
-    target = Path(out)
+    target = files.to_path(out)
     layout = _layout(target, to, dtype)
     plain = None if layout == "gguf" or dtype in BLOCKS else dtype
     start.prepare_jax(paths.cache())
@@ -86,7 +85,7 @@ def convert(
             if layout != "gguf" or dtype is None:
                 compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)
         except BaseException:  # what was not compared to the end is no result
-            target.unlink() if layout == "gguf" else shutil.rmtree(target)
+            files.remove(target)
             raise
     numbers = f"{tree.count(api.abstract(config)):,}, {dtype or config.param_dtype}"
     if num_coded:
@@ -173,6 +172,8 @@ def _hub(folder: Path, hub_read) -> Path | None:
 def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:
     if hub is None:
         return "not measured: neither is a folder that transformers opens"
+    if files.in_bucket(hub):
+        return "not measured: transformers opens no folder in a bucket"
     if lacking := hub_parity.lacking(hub):
         return f"not measured: it needs {lacking}, not installed here"
     config, params = model.load(target)

@@ -28,7 +28,7 @@ def cache() -> Path:
     the system's temporary one.
     """
     if own := os.environ.get("JAXGEN_CACHE"):
-        return Path(own).absolute()
+        return files.to_path(own).absolute()
     # The XDG rules: a relative path there is to be ignored.
     if (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
         return Path(xdg) / "jaxgen"
@@ -79,7 +79,9 @@ def is_text(word: str) -> bool:
 def text_home(word: str) -> Path:
     """Return the file or folder that a text's run is named after."""
     path = files.to_path(word).expanduser().absolute()
-    while not path.exists():  # a glob is named after the folder that it looks in
+    while (
+        not path.exists() and path != path.parent
+    ):  # a glob is named after the folder that it looks in
         path = path.parent
     return path
 

@@ -209,7 +209,7 @@ def index_copies(
 def _documents(shard: TokenShard | np.ndarray) -> list[np.ndarray]:
     if isinstance(shard, TokenShard):
         ends = shard.offsets.astype(np.int64)
-        return np.split(np.asarray(shard.tokens), ends[1:-1])
+        return np.split(shard.all_tokens, ends[1:-1])
     return [np.asarray(shard)]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +104,8 @@ def prepare(
             )
     cuts = (dropout, draws if dropout else 1)
     folder = cache / _key(settings, tokenizer, before, form, labels, cuts)
-    reused = folder.exists()
+    # In a bucket, what was killed halfway is no folder under another name.
+    reused = (folder / ABOUT if files.in_bucket(folder) else folder).exists()
     if not reused:
         _sweep(cache)
         try:
@@ -132,7 +131,7 @@ def _sweep(cache: Path) -> None:
         for draft in cache.glob(f"{files.TEMPORARY}*"):
             latest = max(path.stat().st_mtime for path in (draft, *draft.rglob("*")))
             if time.time() - latest > ABANDONED:
-                shutil.rmtree(draft, ignore_errors=True)
+                files.remove(draft)
 
 
 def _source(settings: DataSettings, form: Form, known: DigestCache) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def _notes(
     settings: DataSettings, form: Form, sources: Sources, sums: dict[Path, str]
 ) -> Iterator[str]:
     """Yield what would otherwise be a surprise: text that is left out, or held out as well."""
-    folders = [Path(name).expanduser() for name in settings.files]
+    folders = [files.to_path(name).expanduser() for name in settings.files]
     left = [path for folder in folders if folder.is_dir() for path in text_below(folder)[1]]
     if left:
         yield f"left out as empty or no text: {_listed(left)}"
@@ -378,8 +377,7 @@ def _open(folder: Path, tokenizer: Encoder, digests: DigestCache, *, reused: boo
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / ABOUT} is damaged; remove {folder} to write it anew") from error
     if reused:
-        with suppress(OSError):  # so that the least used can be told from the rest
-            os.utime(folder / ABOUT)
+        files.touch(folder / ABOUT)  # so that the least used can be told from the rest
     return Corpus(
         train=shards["train"],
         valid=shards["valid"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,11 +57,16 @@ class DigestCache:
         if not self._added:
             return
         merged = _read(self.path) | self._added
-        there = {path: entry for path, entry in merged.items() if os.path.exists(path)}
+        there = {name: row for name, row in merged.items() if _may_exist(name)}
         with suppress(BusyError, OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(self.path, there)
         self._known, self._added = merged, {}
+
+
+def _may_exist(name: str) -> bool:
+    path = files.to_path(name)
+    return files.in_bucket(path) or path.exists()
 
 
 def _stamp(path: Path) -> Stamp:

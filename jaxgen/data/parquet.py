@@ -43,6 +43,7 @@ def read_parquet(
         opened = pyarrow.BufferReader(b"".join(blocks(path, tally)))
     else:
         tally.read += path.stat().st_size
+        opened = path.open("rb")
     try:
         with pyarrow.parquet.ParquetFile(opened) as table:
             if not isinstance(keys, tuple):

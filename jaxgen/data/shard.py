@@ -16,7 +16,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxgen.buckets import BucketPath
 from jaxgen.data.digests import DigestCache
+from jaxgen.data.ranges import RangedArray
 from jaxgen.errors import DataError
 
 MAGIC = b"jaxgen tokens 1\n"
@@ -37,12 +39,12 @@ FIELDS = {
 class TokenShard:
     """The tokens of a split, in a row.
 
-    tokens: [N] uint16 or uint32; offsets: [documents + 1] uint64, where each document begins and,
-    last, N; text_bytes: UTF-8 bytes of the text; digest: sha256 (hex) of tokens and offsets.
-    Documents begin with bos and end with eos where the tokenizer has them.
+    tokens: [N] uint16 or uint32, of a bucket read by ranges; offsets: [documents + 1] uint64, where
+    each document begins and, last, N; text_bytes: UTF-8 bytes of the text; digest: sha256 (hex) of
+    tokens and offsets. Documents begin with bos and end with eos where the tokenizer has them.
     """
 
-    tokens: np.ndarray
+    tokens: np.ndarray | RangedArray
     offsets: np.ndarray
     text_bytes: int
     vocab_size: int
@@ -50,6 +52,11 @@ class TokenShard:
     documents: int
     path: Path
     stamp: tuple[int, int] = field(repr=False)
+
+    @property
+    def all_tokens(self) -> np.ndarray:
+        """The tokens as an array, for which those of a bucket are all fetched."""
+        return np.asarray(self.tokens)
 
     def check_unchanged(self) -> None:
         """Raise DataError if the file is not the one that was opened (size and time)."""
@@ -116,7 +123,7 @@ def open_shard(
             f"{tokenizer[:12]}); prepare the text again"
         )
     tokens = _map(path, f"<{kind}", HEADER, count)
-    offsets = _map(path, "<u8", HEADER + _room(kind, count), documents + 1)
+    offsets = np.asarray(_map(path, "<u8", HEADER + _room(kind, count), documents + 1))
     if verify:
 
         def read_through(path: Path) -> str:
@@ -205,9 +212,11 @@ def _reopen(path: Path, digest: str) -> TokenShard:
     return shard
 
 
-def _map(path: Path, kind: str, offset: int, count: int) -> np.ndarray:
+def _map(path: Path, kind: str, offset: int, count: int) -> np.ndarray | RangedArray:
     if not count:  # nothing can't be mapped
         return np.zeros(0, kind)
+    if isinstance(path, BucketPath):
+        return RangedArray(path, kind, offset, count)
     return np.memmap(path, kind, "r", offset, (count,))
 
 
@@ -231,7 +240,9 @@ def _read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _verify(path: Path, header: dict[str, Any], tokens: np.ndarray, offsets: np.ndarray) -> None:
+def _verify(
+    path: Path, header: dict[str, Any], tokens: np.ndarray | RangedArray, offsets: np.ndarray
+) -> None:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(HEADER)

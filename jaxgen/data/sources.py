@@ -106,11 +106,8 @@ def text_below(folder: Path) -> tuple[list[Path], list[Path]]:
     In order of name; hidden files and folders count for nothing.
     """
     texts, others = [], []
-    for above, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            path = Path(above, name)
-            (texts if _looks_like_text(path) else others).append(path)
+    for path in files.below(folder):
+        (texts if _looks_like_text(path) else others).append(path)
     return texts, others
 
 
@@ -151,8 +148,9 @@ def kind_of(path: Path) -> str:
 
 def absolute(pattern: str, sides: Sequence[str]) -> str:
     """Return a glob that means the same in every working directory."""
-    files.refuse_url(pattern)
-    path = Path(pattern).expanduser()
+    if files.in_bucket(path := files.to_path(pattern)):
+        return str(path)
+    path = path.expanduser()
     if any(os.path.lexists(name) for name in _names(str(path), sides)):
         return str(path.absolute())
     return str(path if path.is_absolute() else Path(glob.escape(os.getcwd())) / path)
@@ -196,15 +194,12 @@ def _matches(pattern: str, sides: Sequence[str]) -> list[Source]:
 
 
 def _glob(literal: str, pattern: str) -> list[Path]:
-    files.refuse_url(literal)
-    literal, pattern = (str(Path(text).expanduser()) for text in (literal, pattern))
-    there = os.path.lexists(literal)
-    names = [literal] if there else sorted(glob.glob(pattern, recursive=True))
-    matches = [Path(name) for name in names if not Path(name).is_dir()]
+    there = files.matches(literal, pattern)
+    matches = [path for path in there if not path.is_dir()]
     if not matches:
-        matches = [path for name in names for path in text_below(Path(name))[0]]
+        matches = [path for folder in there for path in text_below(folder)[0]]
     if not matches:
-        kind = "only folders without text match" if names else "no file matches"
+        kind = "only folders without text match" if there else "no file matches"
         raise DataError(
             f"{kind} data.files {literal!r} (in {Path.cwd()}); correct the glob, or if the text "
             f"has moved say where it is, as in data.files=[other/*.txt]"

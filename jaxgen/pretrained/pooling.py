@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -156,7 +155,7 @@ def copy_pooling(folder: Path, target: Path) -> None:
     for name in (*map(Path, (MODULES, PROMPTS, *LENGTHS)), *names):
         if (folder / name).is_file():
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name, target / name)
+            (target / name).write_bytes((folder / name).read_bytes())
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:

@@ -69,7 +69,7 @@ def windows(text: Text, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     Raises DataError if no document is long enough.
     """
     width = plan.prompt_tokens + plan.new_tokens
-    tokens, offsets = text.held.tokens, text.held.offsets.astype(np.int64)
+    tokens, offsets = text.held.all_tokens, text.held.offsets.astype(np.int64)
     begins = [
         start
         for begin, end in pairwise(offsets)
@@ -165,7 +165,7 @@ def measure_texts(
         "coverage": diversity.coverage(
             flat[: len(true)], set(true.reshape(-1).tolist()), seed=seed
         ),
-        "copied_8": diversity.copied_share(flat, text.train.tokens, 8, seed=seed),
+        "copied_8": diversity.copied_share(flat, text.train.all_tokens, 8, seed=seed),
         "rep_16": stability.rep(flat, 16, seed=seed),
         "seq_rep_4": stability.seq_rep(flat, 4, seed=seed),
         "loops": stability.loops(flat, seed=seed),

@@ -101,7 +101,7 @@ def baseline(kind: str, lesson: Lesson) -> Generator:
 
 def _ngram(lesson: Lesson) -> Generator:
     shard, config = lesson.shard, ngram_config(lesson.tokenizer)
-    params = ngram.on_device(ngram.train(config, shard.tokens, shard.offsets))
+    params = ngram.on_device(ngram.train(config, shard.all_tokens, shard.offsets))
 
     def start(batch: int) -> Any:
         # A row of held-out text begins in mid-document, for every generator.
@@ -158,7 +158,7 @@ def _template(lesson: Lesson) -> Generator:
         order=2,
         begin=tokenizer.special.bos,
     )
-    trained = template.train(config, shard.tokens, shard.offsets, sentence_ends(tokenizer))
+    trained = template.train(config, shard.all_tokens, shard.offsets, sentence_ends(tokenizer))
     # A row of held-out text begins in mid-document, so outside the tree.
     begin = template.Cache(jnp.full(1, -1, jnp.int32), jnp.full((1, 1), -1, jnp.int32))
 
@@ -195,11 +195,11 @@ def _maxent(lesson: Lesson) -> Generator:
     config = MaxEnt(vocab_size=size, order=2, words=min(WORDS, size), suffixes=SUFFIXES)
     pieces = [tokenizer.decode([i]) for i in range(size)]
     suffix_of = maxent.endings(pieces, SUFFIXES, length=3)
-    params = maxent.init(config, shard.tokens, suffix_of)
+    params = maxent.init(config, shard.all_tokens, suffix_of)
     # A small text has smaller batches, for hundreds of steps at least.
     batch = min(max(len(shard.tokens) // 256, 16), 1024)
     fit = Fit(method="adagrad", rounds=ROUNDS_OF_MAXENT, l2=L2, rate=RATE, batch=batch)
-    params, _ = maxent.train(config, params, shard.tokens, shard.offsets, fit, begin=begin)
+    params, _ = maxent.train(config, params, shard.all_tokens, shard.offsets, fit, begin=begin)
     return Generator(
         name="maxent",
         about="maximum entropy over two words and a suffix",
@@ -216,7 +216,7 @@ def _maxent(lesson: Lesson) -> Generator:
 
 
 def _vae(lesson: Lesson) -> Generator:
-    tokens, width, size = lesson.shard.tokens, lesson.context, lesson.tokenizer.vocab_size
+    tokens, width, size = lesson.shard.all_tokens, lesson.context, lesson.tokenizer.vocab_size
     special, vocabulary = lesson.tokenizer.special, size + 1  # the last id begins a text
     model = ModelConfig(
         **AUTOENCODER,

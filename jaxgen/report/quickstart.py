@@ -49,11 +49,11 @@ def n_gram(folder: Path, *, cache: Path) -> float:
     tokenizer = load_tokenizer(folder / TOKENIZER)
     corpus = inputs.prepare(existing_settings(folder), tokenizer, cache, folder=folder)
     config, held = ngram_config(tokenizer), corpus.valid
-    params = ngram.train(config, corpus.train.tokens, corpus.train.offsets)
-    logp = ngram.score(params, config, held.tokens, held.offsets)
+    params = ngram.train(config, corpus.train.all_tokens, corpus.train.offsets)
+    logp = ngram.score(params, config, held.all_tokens, held.offsets)
     predicted = np.ones(len(logp), bool)
     predicted[held.offsets[:-1].astype(np.int64)] = False
-    sizes = tokenizer.byte_lengths[held.tokens]
+    sizes = tokenizer.byte_lengths[held.all_tokens]
     return float(-logp[predicted].sum() / log(2) / sizes[predicted].sum())
 
 
