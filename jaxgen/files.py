@@ -54,7 +54,8 @@ def to_path(path: str | os.PathLike) -> Path:
 
     Raises ConfigError for another address.
     """
-    match = None if isinstance(path, BucketPath) else URL.match(os.fspath(path))
+    # A `Path` that looks like one was made where no bucket can be.
+    match = None if isinstance(path, Path) else URL.match(os.fspath(path))
     if match and match[1] in SCHEMES and not os.path.lexists(path):
         if not match[2].strip("/"):
             raise ConfigError(f"{path} names no bucket; give {match[1]}://BUCKET/NAME")

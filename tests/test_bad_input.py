@@ -75,11 +75,11 @@ def tokenizer_file(content: bytes | None, name="tok.model"):
 
 LINE = b'{"text": "fine"}\n'
 ADDRESSES = {
-    "a bucket as the run": ["train", "tiny.yaml", "--out", "s3://bucket/run"],
-    "a bucket of text": ["train", "tiny.yaml", "data.files=[gs://bucket/*.txt]", "--out", "out"],
+    "a bucket as the run": ["train", "tiny.yaml", "--out", "abfs://bucket/run"],
+    "a bucket of text": ["train", "tiny.yaml", "data.files=[hdfs://bucket/*.txt]", "--out", "out"],
     "text by its address": ["train", "https://host/text.txt"],
-    "a model in a bucket": ["train", "tiny.yaml", "init_from=gs://bucket/model", "--out", "out"],
-    "a run in a bucket": ["generate", "gs://bucket/run"],
+    "a model in a bucket": ["train", "tiny.yaml", "init_from=az://bucket/model", "--out", "out"],
+    "a run in a bucket": ["generate", "ftp://bucket/run"],
     "a config into a bucket": ["init", "text", "corpus.jsonl", "--out", "gs://bucket/my.yaml"],
 }
 CONFIG = {
