@@ -150,12 +150,9 @@ def _train(
         pending = due and not known
     history = validation_losses(run.folder / METRICS, begin - pending)
     stopping = EarlyStopping(settings.early_stopping, history)
-    logger, seen = Mute(), goodput.last_sign(run.folder)
-    if run.group.first:
-        more: Any = {"track": settings.track, "config": sets.as_dict(run.settings)}
-        more |= {"resume_step": begin, "validation_pending": pending}
-        logger = Log(run.folder, total_steps=settings.steps, check=run.before_save[0], **more)
-        run.before_save.insert(0, logger.upload)
+    seen = goodput.last_sign(run.folder)
+    more: Any = {"resume_step": begin, "validation_pending": pending}
+    logger = _log_of(run, total_steps=settings.steps, **more)
     with logger as log, messages.collected(log.note, log.say):
         stop.say_lost = partial(_say_lost, run, log)
         clock.begin(log.time, begin, seen)
@@ -192,6 +189,16 @@ def _train(
         if unfinished:
             log.say(STOPPED.format(done))
             run.group.leave(PREEMPTED)
+
+
+def _log_of(run: Run, **more: Any) -> Log | Mute:
+    """Return what writes the run's log, which is uploaded with each checkpoint of a bucket."""
+    if not run.group.first:
+        return Mute()
+    more |= {"track": run.settings.train.track, "config": sets.as_dict(run.settings)}
+    log = Log(run.folder, check=run.before_save[0], **more)
+    run.before_save.insert(0, log.upload)
+    return log
 
 
 def _within_budget(run: Run) -> TrainSettings:

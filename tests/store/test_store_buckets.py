@@ -6,7 +6,6 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from memory_bucket import bucket  # noqa: F401
 
 from jaxgen import files
 from jaxgen.errors import BusyError, CheckpointError
@@ -44,7 +43,7 @@ def assert_sound(step):
         assert found.tree["params"][name].tobytes() == leaf.tobytes()
 
 
-def test_what_is_saved_is_restored_bit_by_bit_and_nothing_is_renamed(bucket):  # noqa: F811
+def test_what_is_saved_is_restored_bit_by_bit_and_nothing_is_renamed(bucket):
     checkpoints = opened()
     for step in (1, 2, 3):
         save(checkpoints, step)
@@ -60,7 +59,7 @@ def test_what_is_saved_is_restored_bit_by_bit_and_nothing_is_renamed(bucket):  #
     ]
 
 
-def test_killed_at_any_request_every_step_that_is_listed_is_sound(bucket):  # noqa: F811
+def test_killed_at_any_request_every_step_that_is_listed_is_sound(bucket):
     kills, number = 0, 0
     while True:
         bucket.system.store.clear()
@@ -95,7 +94,7 @@ def test_killed_at_any_request_every_step_that_is_listed_is_sound(bucket):  # no
 
 
 @pytest.mark.parametrize("what", ["pieces/00000.safetensors", "manifest.json"])
-def test_a_damaged_step_is_passed_over(bucket, what):  # noqa: F811
+def test_a_damaged_step_is_passed_over(bucket, what):
     save(opened(), 1)
     save(opened(), 2)
     path = files.to_path(f"{RUN}/checkpoints/00000002") / what
@@ -107,7 +106,7 @@ def test_a_damaged_step_is_passed_over(bucket, what):  # noqa: F811
     assert opened().verify(2)
 
 
-def test_a_run_that_is_held_no_more_saves_nothing(bucket):  # noqa: F811
+def test_a_run_that_is_held_no_more_saves_nothing(bucket):
     def refuse():
         raise BusyError("taken")
 
@@ -117,7 +116,7 @@ def test_a_run_that_is_held_no_more_saves_nothing(bucket):  # noqa: F811
     assert opened().steps() == [1]
 
 
-def test_a_step_with_other_arrays_is_not_replaced(bucket):  # noqa: F811
+def test_a_step_with_other_arrays_is_not_replaced(bucket):
     save(opened(), 1)
     with pytest.raises(CheckpointError, match="exists already with other arrays"):
         checkpoints = opened()
@@ -141,7 +140,7 @@ def rewrite(number=1, **changes):
     path.write_bytes(json.dumps(record(number) | changes).encode())
 
 
-def test_a_second_writer_of_this_machine_is_refused_at_once(bucket, hasty):  # noqa: F811
+def test_a_second_writer_of_this_machine_is_refused_at_once(bucket, hasty):
     with lock_of(files.to_path(RUN)):
         before = time.monotonic()
         with pytest.raises(BusyError, match=rf"{RUN} is in use by process \d+ on .* since"):
@@ -154,7 +153,7 @@ def test_a_second_writer_of_this_machine_is_refused_at_once(bucket, hasty):  # n
 
 def test_a_second_writer_of_another_machine_is_refused_once_the_owner_renews(
     bucket, hasty, monkeypatch
-):  # noqa: F811
+):
     with lock_of(files.to_path(RUN)):
         monkeypatch.setattr("jaxgen.host.machine", lambda: "another")
         with pytest.raises(BusyError, match="is in use by process"):
@@ -164,7 +163,7 @@ def test_a_second_writer_of_another_machine_is_refused_once_the_owner_renews(
 @pytest.mark.parametrize("gone", [{"birth": "0"}, {"machine": "another"}, {"released": True}])
 def test_the_folder_of_an_owner_that_is_gone_is_taken_and_the_old_one_is_fenced(
     bucket, hasty, monkeypatch, gone
-):  # noqa: F811
+):
     monkeypatch.setattr(lease, "RENEWAL", 0.1)
     monkeypatch.setattr(lease.Lease, "_renew", lambda self: None)
     with lock_of(files.to_path(RUN)) as old:
@@ -173,14 +172,14 @@ def test_the_folder_of_an_owner_that_is_gone_is_taken_and_the_old_one_is_fenced(
         with lock_of(files.to_path(RUN)) as new:
             new.check()
             with pytest.raises(
-                BusyError, match="has been taken by process .*; nothing more is saved"
+                BusyError, match=r"has been taken by process .*; nothing more is saved"
             ):
                 old.check()
     # The old owner's end does not give the folder back.
     assert not (files.to_path(RUN) / "LOCK/00000001").exists() and record(2)["released"]
 
 
-def test_of_two_that_take_a_folder_at_once_one_gets_it(bucket, hasty):  # noqa: F811
+def test_of_two_that_take_a_folder_at_once_one_gets_it(bucket, hasty):
     """The other one's object is made between a look at the numbers and the attempt."""
     rival = {"pid": 1, "host": "h", "started": "s", "machine": "m", "birth": "b", "renewals": 0}
 
