@@ -32,7 +32,7 @@ def write_step(
     mine: dict[str, np.ndarray],
     *,
     replaced: bool,
-    before: Callable[[], object],
+    before: Callable[[], object] = lambda: None,
 ) -> None:
     """Write this process's shards of a step, and wait until the step is complete on disk.
 
