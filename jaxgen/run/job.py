@@ -56,8 +56,7 @@ class Run:
     devices: tuple[Any, ...] | None = None  # None: all there are
     group: Group = ALONE
     changes: tuple[str, ...] = ()  # of settings, since the steps that are made
-    # Called before what makes a checkpoint whole is written.
-    before_save: list[Callable[[], object]] = field(default_factory=list)
+    before_save: list[Callable[[], object]] = field(default_factory=list)  # before a step is whole
 
     @cached_property
     def optimizer(self):
