@@ -254,7 +254,7 @@ def touch(path: Path) -> None:
             os.utime(path)
 
 
-def free_space(path: Path) -> float:
+def free_space(path: Path) -> int | float:
     """Return the bytes that may be written at a path, which need not exist; inf in a bucket."""
     if in_bucket(path):
         return math.inf

@@ -71,7 +71,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
-def _disk_full_error(folder: Path, step: int, nbytes: int, free: float) -> CheckpointError:
+def _disk_full_error(folder: Path, step: int, nbytes: int, free: int | float) -> CheckpointError:
     steps = ", ".join(map(str, directory.list_steps(folder))) or "none"
     return CheckpointError(
         f"{folder}: the disk is full, step {step} is not saved: it needs "
