@@ -235,7 +235,7 @@ def check_folder(word: str | Path, option: str = "--out") -> None:
     Raises BusyError where nothing can be written into it, or into what it is to lie in.
     """
     if files.in_bucket(word):
-        return
+        raise ConfigError(f"{word}: this is not written to buckets; give {option} of this machine")
     files.refuse_url(word)
     there = [path for path in (Path(word), *Path(word).parents) if path.exists()]
     for path in there:
