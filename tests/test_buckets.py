@@ -199,6 +199,7 @@ LOCAL = {
     "verify/doctor.py": "the disk of this machine",
     "verify/resume.py": "a scratch folder",
     "terminal.py": "the terminal",
+    "data/media/sound.py": "a map of a recording, of this machine",
     "knowledge/folder.py": "an index, of this machine",
     "knowledge/index.py": "an index, of this machine",
 }

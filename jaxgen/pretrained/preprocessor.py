@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,4 +67,4 @@ def settings_of(stem: Stem) -> dict[str, Any]:
 def copy_preprocessor(folder: Path, target: Path) -> None:
     """Copy the settings of sound or images of a folder into another; nothing if it has none."""
     if (folder / PREPROCESSOR).is_file():
-        shutil.copyfile(folder / PREPROCESSOR, target / PREPROCESSOR)
+        (target / PREPROCESSOR).write_bytes((folder / PREPROCESSOR).read_bytes())

@@ -183,15 +183,14 @@ class Run:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         keep = self.settings.checkpoint
-        return Checkpoints(
-            self.folder / CHECKPOINTS,
-            keep_last=keep.keep_last,
-            keep_best=keep.keep_best,
-            verify=keep.verify,
-            fingerprints={"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest},
-            group=self.group,
-            before=lambda: [action() for action in self.before_save],
-        )
+        more: Any = {
+            "keep_last": keep.keep_last,
+            "keep_best": keep.keep_best,
+            "verify": keep.verify,
+        }
+        more |= {"group": self.group, "before": lambda: [action() for action in self.before_save]}
+        fingerprints = {"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest}
+        return Checkpoints(self.folder / CHECKPOINTS, fingerprints=fingerprints, **more)
 
     def check(self) -> None:
         """Raise now what would otherwise be raised once the folder is begun, or hours later."""
