@@ -183,12 +183,9 @@ class Run:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         keep = self.settings.checkpoint
-        more: Any = {
-            "keep_last": keep.keep_last,
-            "keep_best": keep.keep_best,
-            "verify": keep.verify,
-        }
-        more |= {"group": self.group, "before": lambda: [action() for action in self.before_save]}
+        more: Any = {"keep_last": keep.keep_last, "keep_best": keep.keep_best}
+        more |= {"verify": keep.verify, "group": self.group}
+        more["before"] = lambda: [action() for action in self.before_save]
         fingerprints = {"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest}
         return Checkpoints(self.folder / CHECKPOINTS, fingerprints=fingerprints, **more)
 
