@@ -3,6 +3,7 @@
     python benchmarks/chaos.py                       # 50 x kill -9, 20 x SIGTERM
     python benchmarks/chaos.py --kills 3 --stops 2 --output found.json
     python benchmarks/chaos.py --unattended 50       # kill -9, and nobody starts it again
+    python benchmarks/chaos.py --private --stops 0   # the same of a private run: noise, epsilon
 
 A tiny run is trained again and again, each time until all of it is done. Between, its process gets
 kill -9 or SIGTERM at a moment drawn at random: at any time, or while it prepares data, trains, or
@@ -47,6 +48,7 @@ train: {{steps: {STEPS}, batch: 8, warmup: 5, log_every: 1, validate_every: 30,
   validate_batches: 4}}
 checkpoint: {{every: 10}}
 """
+PRIVACY = "privacy: {noise_multiplier: 4.0, delta: 1.0e-4, expected: 2.0, seed: 7}"
 WORDS = "the of a to in is it return value list string object number function class if".split()
 PRELOADED = ["jaxgen.run.training", "jaxgen.cli.app", "orbax.checkpoint", "grain", "rich.progress"]
 START = 8.0  # seconds, at most, that a process takes until it trains
@@ -154,7 +156,7 @@ def digests(folder: Path, step: int) -> dict[str, str]:
 
 
 def curve(folder: Path) -> list[tuple]:
-    names = ("step", "kind", "loss", "grad_norm", "learning_rate", "bits_per_byte")
+    names = ("step", "kind", "loss", "grad_norm", "learning_rate", "bits_per_byte", "epsilon")
     return [tuple(row.get(name) for name in names) for row in records(folder)]
 
 
@@ -350,6 +352,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--stops", type=int, default=20)
     parser.add_argument("--unattended", type=int, help="kills of runs with --restarts, alone")
+    parser.add_argument("--private", action="store_true", help="of a private run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/chaos.json")
     asked = parser.parse_args()
@@ -359,7 +362,11 @@ def main() -> None:
         texts = [" ".join(chance.choices(WORDS, k=chance.randint(3, 40))) for _ in range(400)]
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (home / "text.jsonl").write_text(lines)
-        (home / "tiny.yaml").write_text(CONFIG.replace("text.jsonl", str(home / "text.jsonl")))
+        config = CONFIG.replace("text.jsonl", str(home / "text.jsonl"))
+        if asked.private:
+            config = config.replace("validate_batches: 4}", f"validate_batches: 4, {PRIVACY}}}")
+            assert PRIVACY in config
+        (home / "tiny.yaml").write_text(config)
         whole = Trainer(home / "tiny.yaml", home / "cache", home / "whole")
         undisturbed(whole)  # compiles
         again = Trainer(home / "tiny.yaml", home / "cache", home / "again")
@@ -373,7 +380,8 @@ def main() -> None:
             return
         found, runs = series(whole, asked.kills, asked.stops, chance, usual)
 
-    about = {"command": f"python benchmarks/chaos.py --seed {asked.seed}"} | summary(found, runs)
+    words = f"python benchmarks/chaos.py --seed {asked.seed}{' --private' * asked.private}"
+    about = {"command": words} | summary(found, runs)
     about |= {"each": found, "environment": sides.environment()}
     asked.output.write_text(json.dumps(about, indent=2) + "\n")
     print(json.dumps(summary(found, runs), indent=2))

@@ -3,6 +3,8 @@
     python benchmarks/privacy.py step            # GPT-2 6x384: ghost norms and vmap beside plain
     python benchmarks/privacy.py text FILE       # bits per byte of a text at epsilon 2, 8, 32, none
     python benchmarks/privacy.py lora FILE       # the same for LoRA on a model (--model smollm2)
+    python benchmarks/privacy.py canaries FILE   # exposure of planted canaries, private and not
+    python benchmarks/privacy.py bounds FILE     # 20 audits: lower bounds beside the accountant's
 
 Rounds of the steps alternate in one process; time is the least of them, memory what the compiler
 plans for temporaries beside the state. A text is trained on in short runs, a row of it a unit.
@@ -27,6 +29,7 @@ import sides
 
 import jaxgen
 from jaxgen import tree
+from jaxgen.audit.audit import AuditSettings, audit
 from jaxgen.models import api
 from jaxgen.privacy.settings import PrivacySettings
 from jaxgen.run.settings import build_settings
@@ -132,7 +135,7 @@ def measure_text(path: Path, args: argparse.Namespace) -> None:
     """Write the bits per byte at each epsilon, and draw them."""
     sections = {"text": scratch, "lora": lora}[args.verb](path, args)
     name = f"privacy_{args.verb}" + ("" if args.verb == "text" else f"_{args.model}")
-    about = {"settings": {n: str(x) for n, x in vars(args).items() if n != "epsilons"}}
+    about = {"settings": settings_of(args)}
     results = sides.RESULTS / f"{name}.json"
     figures = json.loads(results.read_text()) if results.exists() else {}
     measured = figures["bits_per_byte"] if figures.get("settings") == about["settings"] else {}
@@ -168,6 +171,70 @@ def draw(measured: dict[str, float], png: Path, title: str) -> None:
     figure.savefig(png)
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return what was asked for, without what only says how much of it is measured now."""
+    return {
+        name: value.name if isinstance(value, Path) else str(value)
+        for name, value in vars(args).items()
+        if name != "epsilons"
+    }
+
+
+def audited(path: Path, home: Path, epsilon: float | None, args: argparse.Namespace, seed: int):
+    """Return the audit of a run on the lines of a text, each a unit, with canaries among them."""
+    lines = [line for line in path.read_text().splitlines() if len(line) >= 16][: args.lines]
+    records = home / "lines.jsonl"
+    records.write_text("\n".join(json.dumps({"text": line}) for line in lines))
+    own = {"steps": args.steps, "batch": args.rows, "learning_rate": 4e-3, "warmup": 20,
+           "beta2": 0.95, "seed": seed, "validate_every": args.steps, "track": [],
+           "spike": None, "weight_decay": 0.0}  # fmt: skip
+    if epsilon is not None:
+        own["privacy"] = {"epsilon": epsilon, "delta": 1e-4, "clip": 0.5,
+                          "expected": round(args.rows / 1.5)}  # fmt: skip
+        own.pop("spike")
+    width = args.width
+    sections = {
+        "model": {"context": 48, "layers": 2, "d_model": width, "heads": 2, "positions": "rope"},
+        "tokenizer": {"kind": "bytes"},
+        "data": {"files": [str(records)], "split": "tail", "valid_fraction": 0.1,
+                 "test_fraction": 0.0, "canaries": {"number": args.canaries, "seed": seed}},
+        "train": own,
+        "checkpoint": {"every": args.steps},
+    }  # fmt: skip
+    name = "plain" if epsilon is None else f"{epsilon:g}"
+    folder = home / f"{name}-{seed}"
+    train(build_settings(sections), folder, cache=home / "cache")
+    settings = AuditSettings(candidates=args.candidates, members=64, length=16, batch=256)
+    return audit(folder, settings, cache=home / "cache", say=print)
+
+
+def measure_canaries(path: Path, args: argparse.Namespace) -> None:
+    """Write the exposure of canaries in a run without privacy, and at epsilon 8."""
+    figures: dict[str, Any] = {"settings": settings_of(args)}
+    with tempfile.TemporaryDirectory() as name:
+        for epsilon in (None, 8.0):
+            one = audited(path, Path(name), epsilon, args, 0)
+            kind = "none" if epsilon is None else f"{epsilon:g}"
+            bits = {side: one["exposure"][side] for side in ("planted", "left_out")}
+            figures[kind] = bits | {"most": one["exposure"]["most"], "epsilon": one["epsilon"],
+                                    "membership": one["membership"]}  # fmt: skip
+            print(f"epsilon {kind}: {bits}", flush=True)
+    sides.write("privacy_canaries", figures | {"environment": sides.environment()})
+
+
+def measure_bounds(path: Path, args: argparse.Namespace) -> None:
+    """Write lower and upper bounds of runs at several epsilons; no lower one may be above."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for seed in range(args.runs):
+            found = audited(path, Path(name), (1.0, 2.0, 4.0, 8.0)[seed % 4], args, seed)
+            rows.append(found["epsilon"] | {"seed": seed})
+            print(rows[-1], flush=True)
+            assert rows[-1]["lower"] <= rows[-1]["upper"], rows[-1]
+    figures = {"settings": settings_of(args), "runs": rows}
+    sides.write("privacy_bounds", figures | {"environment": sides.environment()})
+
+
 def epsilon_of(word: str) -> float | None:
     return None if word == "none" else float(word)
 
@@ -188,9 +255,21 @@ def main() -> None:
         text.add_argument("--valid", type=float, default=0.02, help="part that is validated on")
         if verb == "lora":
             text.add_argument("--model", default="smollm2")
+    for verb, many in (
+        ("canaries", {"steps": 250, "rows": 32, "lines": 60, "width": 48, "canaries": 12,
+                      "candidates": 40_000}),
+        ("bounds", {"steps": 40, "rows": 48, "lines": 150, "width": 16, "canaries": 100,
+                    "candidates": 1, "runs": 20}),
+    ):  # fmt: skip
+        one = verbs.add_parser(verb)
+        one.add_argument("file", type=Path)
+        for name, value in many.items():
+            one.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     if args.verb == "step":
         measure_steps(args.rows, args.context, args.vocab, args.rounds, args.steps)
+    elif args.verb in ("canaries", "bounds"):
+        {"canaries": measure_canaries, "bounds": measure_bounds}[args.verb](args.file, args)
     else:
         measure_text(args.file, args)
 

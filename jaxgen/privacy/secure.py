@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, UInt32
 
 PRIME = 65521  # products of two numbers below it fit into uint32
-LIMBS = 4  # numbers of a secret
+LIMBS = 4  # numbers of a secret, of 16 bits each: those of a key
 
 
 def secure_total(parts: Any, arrived: Bool[Array, "C"], key: PRNGKeyArray, limit: float) -> Any:
@@ -74,9 +74,8 @@ def masks(
         def add(j: Array, total: Array) -> Array:
             def masked(total: Array) -> Array:
                 agreed = (own[i] * others[j]) % PRIME
-                key = jax.random.key(0)
-                for limb in range(LIMBS):
-                    key = jax.random.fold_in(key, agreed[limb])
+                halves = agreed[:2] | (agreed[2:] << 16)
+                key = jax.random.wrap_key_data(halves, impl="threefry2x32")
                 bits = jax.random.bits(key, (size,), jnp.uint32)
                 return total + jnp.where(j > i, bits, jnp.uint32(0) - bits)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from random_params import random_params
 
@@ -165,6 +166,30 @@ def test_a_prompt_is_trained_evaluated_and_written_for_peft(home, tmp_path):
     np.testing.assert_allclose(jaxgen.apply(found, config, [[1, 2, 3]]).logits, out, atol=1e-6)
     with pytest.raises(ConfigError, match=r"adapter.tokens=15 leave no room for a text"):
         asked(home, prompt | {"tokens": 15})
+
+
+def test_a_private_adapter_promises_of_files_and_steps_as_far_as_the_clip_allows(home, tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.txt").write_text(f"text of the file {i} " * 4)
+    settings = build_settings({
+        "init_from": str(home / "base"), "adapter": {"kind": "lora", "rank": 2},
+        "data": {"files": [str(tmp_path / "*.txt")], "valid_fraction": 0.0, "test_fraction": 0.0},
+        "train": {"batch": 6, "steps": 1, "optimizer": "sgd", "beta1": 0.0, "learning_rate": 1.0,
+                  "warmup": 1, "weight_decay": 0.0, "privacy": {"noise_multiplier": 1e-6,
+                  "delta": 1e-3, "unit": "file", "expected": 6.0, "clip": 0.01, "seed": 5}},
+    })  # fmt: skip
+    tokenizer = inputs.make_tokenizer(settings)
+    settings = resolve(settings, tokenizer)
+    job = Run(settings, tmp_path, tokenizer, inputs.prepare(settings, tokenizer, tmp_path / "c"))
+    assert job.budget.population == 6 and job.budget.record(0)["norms"] == "ghost"
+    state, batches = job.begin(), job.batches()
+    before = jax.device_get(state.params)
+    after, metrics = job.step(state, {k: v for k, v in next(batches).items() if k != "index"})
+    batches.close()
+    moved = optax.global_norm(jax.tree.map(np.subtract, jax.device_get(after.params), before))
+    assert float(metrics["clipped"]) == 1.0
+    # All files are drawn: six gradients of the clip's norm, divided by the six expected.
+    assert 0.002 < moved <= 0.01 * 1.001
 
 
 def test_what_an_adapter_cannot_stand_beside_is_refused(home):
