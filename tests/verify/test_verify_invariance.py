@@ -2,9 +2,8 @@
 
 import os
 import re
-import subprocess
-import sys
 
+import forked
 import jax.numpy as jnp
 import pytest
 from random_params import random_params
@@ -30,19 +29,16 @@ def test_a_sound_model_is_proven_in_every_company_and_on_more_devices(tmp_path):
     saved(tmp_path / "tiny", TINY.replace(layers=1, d_model=320))  # wide enough to be unrolled
     environment = dict(os.environ) | {"JAXGEN_CACHE": str(tmp_path / "cache")}
     words = ["verify", "invariance", "tiny", "--length", "4", "--devices", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxgen", *words],
-        cwd=tmp_path, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = forked.program(["-m", "jaxgen", *words], environment, tmp_path).end()
+    assert code == 0, said
     for company in (
         "in a batch of 8",
         "backwards",
         "beside a prompt of 20 and a text of 23",
         "on 2 devices",
     ):
-        assert re.search(rf"{company} +the same tokens", done.stdout), done.stdout
-    assert done.stdout.rstrip().endswith("greedy, drawn or by beams")
+        assert re.search(rf"{company} +the same tokens", said), said
+    assert said.rstrip().endswith("greedy, drawn or by beams")
 
 
 NIGHTLY = pytest.mark.skipif(not os.environ.get("JAXGEN_NIGHTLY"), reason="nightly")

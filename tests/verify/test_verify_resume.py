@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import pytest
@@ -184,13 +183,11 @@ def test_a_loss_on_another_mesh_may_round_but_no_more(proven):
 def test_real_processes_prove_a_run_on_another_mesh_and_leave_it_alone(home, trained):
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in trained.rglob("*") if p.is_file()}
     environment = dict(os.environ) | {"JAXGEN_CACHE": str(home / "cache")}
-    words = [sys.executable, "-m", "jaxgen", "verify", "resume", str(trained), "--steps", "2"]
-    done = subprocess.run(
-        [*words, "--mesh", "data:2"], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "proof: saved at step 3, killed after step 4" in done.stdout
-    assert "loaded, equal" in done.stdout and "apart" in done.stdout
+    words = ["verify", "resume", trained, "--steps", "2", "--mesh", "data:2"]
+    code, said = forked.program(["-m", "jaxgen", *words], environment).end()
+    assert code == 0, said
+    assert "proof: saved at step 3, killed after step 4" in said
+    assert "loaded, equal" in said and "apart" in said
     after = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in trained.rglob("*") if p.is_file()}
     assert after == before
     assert not list(Path(home / "cache").glob("verify-*"))

@@ -1,9 +1,8 @@
 """`verify shards` proves a mesh on fake devices, and says so when a promise does not hold."""
 
 import os
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from jaxgen.errors import ProofError
@@ -29,10 +28,7 @@ def test_a_mesh_is_proven_on_a_machine_without_accelerators(words, code, part, t
         "train: {batch: 8, warmup: 2}\n"
     )
     environment = dict(os.environ) | {"JAXGEN_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "jaxgen", "verify", "shards", "tiny.yaml", "--steps", "3"]
-    done = subprocess.run(
-        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert part in done.stdout + done.stderr
+    command = ["-m", "jaxgen", "verify", "shards", "tiny.yaml", "--steps", "3", *words]
+    ended, said = forked.program(command, environment, tmp_path).end()
+    assert ended == code and part in said, said
     assert not (tmp_path / "runs").exists()
