@@ -105,6 +105,7 @@ CALLS = {
     "LayerKind": {"rope": jaxgen.Rope()},
     "ModelConfig": SIZES,
     "PerLayer": {},
+    "Stem": {},
     "Relative": {},
     "Residual": {},
     "Rope": {},
