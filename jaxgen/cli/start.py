@@ -10,7 +10,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from jaxgen import terminal
+from jaxgen import files, terminal
 
 WORTH_KEEPING = 0.3  # seconds of compiling: below, reading the program back costs as much
 NOISY = ("absl", "jax", "orbax", "grain", "matplotlib")
@@ -40,8 +40,9 @@ def prepare_jax(cache: Path) -> None:
     folder = cache / "xla"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if not files.in_bucket(folder):
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
         reason = error.strerror or error
         print(
