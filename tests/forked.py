@@ -3,6 +3,7 @@
 What such a process lacks of `python PROGRAM` is the interpreter's start and end, and the imports.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -60,6 +61,8 @@ class Process:
         self.process = context.Process(target=_enter, args=given)
         self.process.start()
         self.pid = self.process.pid
+        # Else the tests would wait at their end for what a test that failed has left.
+        atexit.register(lambda: self.poll() is None and self.kill())
 
     def said(self):
         return self.output.read_text(errors="replace") if self.output.exists() else ""

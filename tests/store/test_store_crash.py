@@ -25,7 +25,7 @@ LIKE = {"w": np.zeros(1 << 18, int), "n": 0}
 
 
 def start(folder, failpoint="none", first=1):
-    return forked.program([WRITER, folder, failpoint, first, 10_000])
+    return forked.program([WRITER, folder, failpoint, first, 2_000])
 
 
 def open_at(folder, **others):
