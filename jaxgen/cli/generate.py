@@ -44,7 +44,7 @@ Rounding = Annotated[
     Weights,
     Parameter(
         help="int8: a byte a weight, faster where one text is made; texts may differ; "
-        "stored: Q8_0 of a GGUF file as it is, in a quarter of the memory"
+        "stored: integers of GGUF (Q8_0) and of compressed-tensors as they are, in less memory"
     ),
 ]
 Json = Annotated[
