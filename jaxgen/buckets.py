@@ -18,6 +18,7 @@ import errno
 import hashlib
 import importlib
 import io
+import logging
 import os
 import random
 import stat
@@ -279,6 +280,8 @@ def _reason(error: Exception, scheme: str) -> str:
 def _module(scheme: str) -> Any:
     # It asks each bucket what kind it is, by gRPC, for a kind that is used by few.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # A traceback for each attempt; what it comes to is raised.
+    logging.getLogger(SCHEMES[scheme]).setLevel(logging.CRITICAL)
     try:
         return importlib.import_module(SCHEMES[scheme])
     except ImportError as error:
