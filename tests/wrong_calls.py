@@ -239,7 +239,7 @@ ACCEPTED = {
     ("TrainSettings", "learning_rate epsilon weight_decay clip z_loss spike epochs"): REAL,
     ("TrainSettings", "no_decay freeze zeros"): TEXTS,
     ("Generation", "policy"): TEXTS,  # a path, which is read later
-    ("DataSettings", "files field"): TEXTS,
+    ("DataSettings", "files field user"): TEXTS,
     ("SampleSettings", "prompts"): TEXTS,
     ("SampleSettings", "temperature"): REAL,
     ("Generation", "max_seconds temperature top_n_sigma"): REAL,
