@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxgen import arguments
-from jaxgen.arguments import above, between
 from jaxgen.knowledge import folder
 
-Method = Literal["lucene", "robertson", "atire"]  # as bm25s names them
-K1, B = 1.5, 0.75
+K1, B = 1.5, 0.75  # how fast repeated words saturate; how much long texts are held back
 TOKEN = re.compile(r"\b\w\w+\b")  # the words of scikit-learn and bm25s: two characters or more
 BLOCK = 1 << 22  # words that are counted at once
 
@@ -41,20 +37,10 @@ def words(text: str) -> list[str]:
     return TOKEN.findall(text.lower())
 
 
-@arguments.checked(k1=above(0), b=between(0, 1))
-def build(
-    texts: Iterable[str], *, method: Method = "lucene", k1: float = K1, b: float = B
-) -> Postings:
-    """Return the inverted index of texts.
+def build(texts: Iterable[str]) -> Postings:
+    """Return the inverted index of texts, in the order of their numbers; each is read once.
 
-    Args:
-        texts: in the order of their numbers; read once.
-        method: which BM25, by its name in bm25s; "lucene" and "robertson" differ in the idf.
-        k1: how fast repeated words saturate, above 0.
-        b: how much long texts are held back, 0 to 1.
-
-    Returns:
-        The `Postings`, with scores equal to those of bm25s.
+    The scores are Lucene's, equal to those of bm25s.
     """
     numbers: dict[str, int] = {}
     lengths, parts, block = list[int](), list[np.ndarray](), list[np.ndarray]()
@@ -77,17 +63,10 @@ def build(
             count()
             block, held, first = [], 0, len(lengths)
     count()
-    return _postings(numbers, np.asarray(lengths), np.concatenate(parts), method, k1, b)
+    return _postings(numbers, np.asarray(lengths), np.concatenate(parts))
 
 
-def _postings(
-    numbers: dict[str, int],
-    lengths: np.ndarray,
-    rows: np.ndarray,
-    method: Method,
-    k1: float,
-    b: float,
-) -> Postings:
+def _postings(numbers: dict[str, int], lengths: np.ndarray, rows: np.ndarray) -> Postings:
     spelled = sorted((word.encode(), number) for word, number in numbers.items())
     rank = np.empty(len(spelled), np.int32)
     rank[[number for _, number in spelled]] = np.arange(len(spelled), dtype=np.int32)
@@ -95,10 +74,10 @@ def _postings(
     order = np.argsort(term, kind="stable")
     passages, times = rows["passage"][order], rows["times"][order]
     frequency = np.bincount(term, minlength=len(spelled))
-    idf = np.asarray([_idf(int(df), len(lengths), method) for df in frequency], np.float32)
+    odds = (len(lengths) - frequency + 0.5) / (frequency + 0.5)
+    idf = np.log1p(odds).astype(np.float32)
     longer = (lengths / max(float(lengths.mean()), 1e-9) if len(lengths) else lengths).astype("f8")
-    weight = times / (times + k1 * (1 - b + b * longer[passages]))
-    weight = weight * (k1 + 1) if method == "atire" else weight
+    weight = times / (times + K1 * (1 - B + B * longer[passages]))
     terms, term_ends = folder.join([word for word, _ in spelled])
     return Postings(
         terms=terms,
@@ -108,13 +87,6 @@ def _postings(
         scores=(np.repeat(idf, frequency) * weight).astype(np.float32),
         idf=idf,
     )
-
-
-def _idf(df: int, count: int, method: Method) -> float:
-    if method == "atire":
-        return math.log(count / df)
-    odds = (count - df + 0.5) / (df + 0.5)
-    return math.log(1 + odds) if method == "lucene" else math.log(max(odds, 1.0))
 
 
 def find(postings: Postings, word: str) -> int | None:

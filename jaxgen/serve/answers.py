@@ -137,7 +137,7 @@ class Answer(ABC):
     def _about(self, kind: str) -> dict[str, Any]:
         about = {"id": f"{self.kinds[0]}-{self.request}", "object": kind, "created": self.created}
         about |= {"model": self.ask.served.name, "system_fingerprint": None}
-        return about | ({"sources": self.ask.sources} if self.ask.sources else {})
+        return about | self.ask.source_fields
 
     def whole(self, choices: Sequence[Choice], cost: dict[str, Any]) -> dict[str, Any]:
         """Return the answer at once."""

@@ -60,11 +60,13 @@ def app(
       engine: arguments of `Engine` for sessions: slots, queue, context, ...
 
     Raises:
-      ConfigError: for no model, or an empty key.
+      ConfigError: for no model, one that reads no text, or an empty key.
     """
     named = dict(models) if isinstance(models, Mapping) else {_name(models): models}
     if not named or not all(keys):
         raise ConfigError(f"models={list(named)} and keys must be given, none empty")
+    for name, one in named.items():
+        _check_reads_text(name, _session(one))
     engines = _engines(named, **engine)
     served = {name: Served(name, one, index=index) for name, one in engines.items()}
     posts = {**dict.fromkeys(KINDS, generate), **POSTS}
@@ -92,10 +94,23 @@ def app(
     return made
 
 
+def _session(model: Any) -> Session:
+    return model if isinstance(model, Session) else model.session
+
+
 def _name(model: Any) -> str:
-    session = model if isinstance(model, Session) else model.session
-    home = session.model.home
+    home = _session(model).model.home
     return "model" if home is None else Path(home).resolve().name
+
+
+def _check_reads_text(name: str, session: Session) -> None:
+    stem = session.config.stem
+    if stem is not None:
+        what, instead = {
+            "log_mel": ("sound", "use `jaxgen transcribe`"),
+            "patches": ("images", "use jaxgen.apply with media="),
+        }[stem.kind]
+        raise ConfigError(f"the model {name} reads {what}, and requests bring text; {instead}")
 
 
 def _engines(models: Mapping[str, Any], context: int | None = None, **how: Any) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Ask:
     given: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def source_fields(self) -> dict[str, Any]:
+        """Return the field of an answer that names the sources; none where there are none."""
+        return {"sources": self.sources} if self.sources else {}
+
 
 def chat(served: Served, body: Mapping[str, Any], lenient: bool) -> Ask:
     """Return the request of /v1/chat/completions."""

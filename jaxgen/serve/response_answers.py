@@ -63,6 +63,7 @@ class ResponseAnswer:
             "top_p": given.get("top_p"),
             "truncation": "disabled",
             "usage": None if cost is None else _usage(cost),
+            **self.ask.source_fields,
         }
 
     def _message(

@@ -156,6 +156,7 @@ CASES = {
     "config of 2 MB": (content(b" " * (2 << 20)), "more than the 1.0 MiB"),
     "config an LFS pointer": (content(b"version https://git-lfs.github.com/spec/v1"), "git lfs"),
     "unknown family": (config(model_type="lama"), "(did you mean 'llama'?); known are gpt2, llama"),
+    "images": (config(model_type="vit", image_size=224), "reads images, and no family of these is"),
     "no family": (config(model_type="absent"), "known are gpt2, llama"),
     "unknown architecture": (config(architectures=["LlamaForX"]), "LlamaForX"),
     "missing size": (config(hidden_size="absent"), "'hidden_size' is missing"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from jaxgen import ModelConfig, Stem
 from jaxgen.errors import ConfigError
 from jaxgen.serve import app
 from jaxgen.text.prompts import Prompt
@@ -228,6 +229,22 @@ def test_a_context_bounds_the_models_that_reach_further(session):
     assert {name: one.engine.context for name, one in models.items()} == {"long": 256, "short": 128}
     with pytest.raises(ConfigError, match="context=4096 is more than the model's context=2048"):
         app({"long": session, "short": short}, context=4096, slots=1)
+
+
+STEMS = [
+    (Stem(), "reads sound, .*; use `jaxgen transcribe`"),
+    (Stem(kind="patches", channels=3, size=4, patch=2), "reads images, .*; use jaxgen.apply"),
+]
+
+
+@pytest.mark.parametrize(("stem", "said"), STEMS)
+def test_a_model_that_reads_no_text_is_not_served(session, stem, said):
+    config = ModelConfig(
+        topology="encoder", head="none", layers=1, d_model=16, heads=2, context=2048,
+        positions="none", vocab_size=2, stem=stem,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=said):
+        app({"it": replace(session, model=replace(session.model, config=config))}, slots=1)
 
 
 def test_the_page_has_no_external_asset(send):

@@ -21,17 +21,19 @@ def looking(session, tmp_path_factory):
 def ask(server, content, path="chat/completions", **more):
     messages = [{"role": "user", "content": content}]
     told = {"input" if path == "responses" else "messages": messages}
-    return server.send(f"/v1/{path}", {"model": "tiny", **told, "max_tokens": 4, **more})
+    length = {"max_output_tokens" if path == "responses" else "max_tokens": 4}
+    return server.send(f"/v1/{path}", {"model": "tiny", **told, **length, **more})
 
 
-def test_a_chat_gets_the_passages_that_fit_and_its_answer_says_where_they_stand(looking):
-    found = ask(looking, "Where does the heron stand?")
+@pytest.mark.parametrize("path", ["chat/completions", "responses"])
+def test_a_chat_gets_the_passages_that_fit_and_its_answer_says_where_they_stand(looking, path):
+    found = ask(looking, "Where does the heron stand?", path)
     (source, *_) = found.json["sources"]
     assert DOCS[source["start"] : source["end"]].endswith("A heron stands in the water.")
     assert source["document"].endswith("notes.md")
     read = bytes(i for i in looking.engine.prompts[-1].text if i < 256).decode()
     assert "A heron stands in the water." in read and "Where does the heron stand?" in read
-    chunks = ask(looking, "heron", stream=True).text
+    chunks = ask(looking, "heron", path, stream=True).text
     assert '"sources"' in chunks
 
 

@@ -99,6 +99,7 @@ _ALL = (
     *(mt5, umt5, mbart, pegasus, m2m_100, blenderbot, blenderbot_small, t5gemma),
     *(whisper,),
 )
+IMAGES = frozenset(("image_size", "num_channels", "vision_config"))  # keys of models of images
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _ALL}
 
 
@@ -139,6 +140,11 @@ def of_folder(theirs: Mapping[str, Any], where: str) -> tuple[Family, Mapping[st
     Raises CheckpointError for a model_type that is not known.
     """
     kind = theirs.get("model_type")
+    if kind not in (*FAMILIES, *PARTS) and not IMAGES.isdisjoint(theirs):
+        raise CheckpointError(
+            f"{where}: model_type={kind!r:.60} reads images, and no family of these is built; "
+            f"known are {_kinds()}"
+        )
     if not isinstance(kind, str) or kind not in PARTS:
         return named(kind, where), theirs
     try:
