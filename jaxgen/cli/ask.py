@@ -93,7 +93,7 @@ def calibrate(
 
 def _object(question: str, said: Any) -> str:
     row = {"question": question, "answer": said.text, "confidence": said.confidence}
-    row["citations"] = [one._asdict() for one in said.citations]
+    row["citations"] = [citation._asdict() for citation in said.citations]
     row["passages"] = [
         {"document": hit.document, "start": hit.start, "end": hit.end} for hit in said.hits
     ]
@@ -104,6 +104,7 @@ def _shown(said: Any) -> str:
     if not said.hits:
         print("(no passage of the index is in this answer)", file=sys.stderr)
     cited = [
-        f'    "{one.quote}"\n    {one.document}:{one.start}-{one.end}\n' for one in said.citations
+        f'    "{quote}"\n    {document}:{start}-{end}\n'
+        for document, start, end, quote in said.citations
     ]
     return "".join([f"{said.text.strip()}\n", *cited])

@@ -85,8 +85,8 @@ def chat(
         jaxgen chat models/qwen --index docs.index
     """
     wanted = flags.settings_of(settings)
-    sources = [one for one in tools or () if one.endswith(".py") or one.startswith("mcp:")]
-    schemas = [one for one in tools or () if one not in sources]
+    sources = [word for word in tools or () if word.endswith(".py") or word.startswith("mcp:")]
+    schemas = [word for word in tools or () if word not in sources]
     if len(schemas) > bool(schemas) or (schemas and sources):
         raise ConfigError(f"--tools {schemas[0]} must be the only one, or FILE.py or mcp:COMMAND")
     if confirm and not (sources and sys.stdin.isatty()):
@@ -120,7 +120,7 @@ def chat(
                 return _with_tools(model, conversations, progress, helper, wanted, values)
             return tasks.reply(
                 model,
-                [_grounded_chat(ground, model, one) for one in conversations],
+                [_grounded_chat(ground, model, word) for word in conversations],
                 wanted,
                 chat_template_kwargs=values,
                 batch=min(job.batch, 8),
@@ -248,20 +248,20 @@ def _open_helper(stack: ExitStack, sources: Sequence[str], calls: int, confirm: 
     return _Helper(tools, calls, confirm)
 
 
-def _call_line(name: str, given: dict[str, Any]) -> str:
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+def _call_line(name: str, arguments: dict[str, Any]) -> str:
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
-def _show(name: str, given: dict[str, Any], result: str) -> None:
+def _show(name: str, arguments: dict[str, Any], result: str) -> None:
     from jaxgen.train.display import printable
 
     text = printable(" ".join(result.split()))
-    shown = text if len(text) <= 200 else f"{text[:200]}..."
-    print(f"[{_call_line(name, given)} -> {shown}]", file=sys.stderr)
+    short = text if len(text) <= 200 else f"{text[:200]}..."
+    print(f"[{_call_line(name, arguments)} -> {short}]", file=sys.stderr)
 
 
-def _ask(name: str, given: dict[str, Any]) -> bool:
-    print(f"call {_call_line(name, given)}? [y/N] ", end="", file=sys.stderr, flush=True)
+def _ask(name: str, arguments: dict[str, Any]) -> bool:
+    print(f"call {_call_line(name, arguments)}? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

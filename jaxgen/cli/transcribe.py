@@ -81,8 +81,8 @@ def transcribe(
     from jaxgen.text.loaded_model import open_model
     from jaxgen.text.tasks import transcription
 
-    about: dict[str, Any] = {"temperatures": temperature} if temperature else {}
-    settings = transcription.Speech(language=language, task=task, **about)
+    changes: dict[str, Any] = {"temperatures": temperature} if temperature else {}
+    settings = transcription.Speech(language=language, task=task, **changes)
     for name in names:
         if not Path(name).is_file():
             raise ConfigError(f"{name} is no file; name a sound file")
@@ -136,16 +136,16 @@ def _pieces(
     from jaxgen.text.tasks.transcription import Transcript
 
     counts = dict.fromkeys(range(len(names)), 0)
-    for number, one in listened:
+    for number, item in listened:
         head = "" if counts[number] else subtitles.HEADS.get(form, "")
         counts[number] += 1
-        if isinstance(one, Transcript):
-            about = {"file": names[number], "language": one.language, "duration": one.duration}
-            about |= {"text": one.text, "segments": [row._asdict() for row in one.segments]}
-            line = f"{json.dumps(about, ensure_ascii=False)}\n" if form == "json" else ""
+        if isinstance(item, Transcript):
+            fields = {"file": names[number], "language": item.language, "duration": item.duration}
+            fields |= {"text": item.text, "segments": [row._asdict() for row in item.segments]}
+            line = f"{json.dumps(fields, ensure_ascii=False)}\n" if form == "json" else ""
             yield number, head + line, True
         else:
-            yield number, head + subtitles.LINES[form](one, counts[number]), False
+            yield number, head + subtitles.LINES[form](item, counts[number]), False
 
 
 def _in_order(listened: Iterator[Any], form: Format, names: list[str]) -> Iterator[str]:

@@ -137,8 +137,8 @@ def read_generation(path: Path, *, unsaid: bool = False) -> Json:
     metadata = gguf.open_file(path).metadata
     keys: Json = {}
     ends = [metadata.get(f"tokenizer.ggml.{name}") for name in ENDS]
-    if known := [*dict.fromkeys(i for i in ends if type(i) is int)]:
-        keys["eos_token_id"] = known
+    if stop_ids := [*dict.fromkeys(i for i in ends if type(i) is int)]:
+        keys["eos_token_id"] = stop_ids
     for name, theirs in (("bos_token_id", "bos_token_id"), ("pad_token_id", "padding_token_id")):
         if (value := metadata.get(f"tokenizer.ggml.{theirs}")) is not None:
             keys[name] = value

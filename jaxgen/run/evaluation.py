@@ -85,7 +85,7 @@ def evaluate(
     model = (_of_run if is_run else _of_model)(folder, assignments, step)
     _check_knn(knn, model, own_text=is_run and not _names_text(assignments))
     model = _with_adapters(model, folder, words_of(adapter))
-    corpus, part, told = _text(folder, model, assignments, split, cache, is_run=is_run)
+    corpus, part, description = _text(folder, model, assignments, split, cache, is_run=is_run)
     shard = getattr(corpus, part)
     if not shard.documents:
         raise DataError(
@@ -93,14 +93,8 @@ def evaluate(
             f"another --split, or other text with data.files=[...]"
         )
     settings = model.settings
-    context = settings.model.context - num_virtual(model.params)
-    batches = data.in_order(
-        shard,
-        context=context,
-        batch=settings.train.batch,
-        objective=_maker(settings, model.tokenizer, stride),
-    )
-    rows = [*model.rows, ("text", told)]
+    batches = _in_order(model, shard, stride)
+    rows = [*model.rows, ("text", description)]
     run = Run(settings, folder, model.tokenizer, corpus, devices=(jax.devices()[0],))
     if settings.objective.name in PREFERENCES:
         return [*rows, *_preferences(run, model.params, batches, part)]
@@ -108,18 +102,21 @@ def evaluate(
         return [*rows, *_policy(run, model.params, batches, part)]
     if knn is not None:
         return [*rows, *_with_memory(model, corpus, part, knn, stride)]
+    return [*rows, *_measured(model, batches, stride)]
+
+
+def _measured(model: _Model, batches: Iterator[Batch], stride: int | None) -> list[tuple[str, str]]:
+    """Return what a model of language or of classes makes of a text."""
     metrics = validate(model.params, model.config, _fitted(batches), model.tokenizer.byte_lengths)
     if model.config.classes is not None:
         return [
-            *rows,
             ("texts", f"{metrics['tokens']:,.0f}"),
             ("loss", f"{metrics['loss']:.4f} nats per text"),
             ("accuracy", f"{metrics['accuracy']:.4f}"),
         ]
     windows = "" if stride is None else f", a window each {stride}"
     return [
-        *rows,
-        ("context", f"{context} tokens{windows}"),
+        ("context", f"{_context(model)} tokens{windows}"),
         ("tokens", f"{metrics['tokens']:,.0f}"),
         ("loss", f"{metrics['loss']:.4f} nats per token"),
         ("perplexity", f"{metrics['perplexity']:.3f}"),
@@ -127,12 +124,27 @@ def evaluate(
     ]
 
 
+def _context(model: _Model) -> int:
+    return model.settings.model.context - num_virtual(model.params)
+
+
+def _in_order(model: _Model, shard: Any, stride: int | None) -> Iterator[Batch]:
+    """Yield the batches of a text, in its order."""
+    settings = model.settings
+    return data.in_order(
+        shard,
+        context=_context(model),
+        batch=settings.train.batch,
+        objective=_maker(settings, model.tokenizer, stride),
+    )
+
+
 def _with_adapters(model: _Model, folder: Path, words: Sequence[Any]) -> _Model:
     if not words:
         return model
     params = attached(model.config, model.params, folder, words)
-    about = ("adapter", ", ".join(f"{one.folder}={one.scale:g}" for one in words))
-    return model._replace(params=params, rows=[*model.rows, about])
+    row = ("adapter", ", ".join(f"{word.folder}={word.scale:g}" for word in words))
+    return model._replace(params=params, rows=[*model.rows, row])
 
 
 def _check_knn(knn: Path | None, model: _Model, *, own_text: bool) -> None:
@@ -146,22 +158,18 @@ def _with_memory(
     model: _Model, corpus: data.Corpus, split: Split, home: Path, stride: int | None
 ) -> Iterator[tuple[str, str]]:
     """Yield what kNN-LM (Khandelwal et al. 2020) adds to a model, of a memory in `home`."""
-    settings, about = model.settings, (model.params, model.config)
-
-    def batches(name: Split) -> Iterator[Batch]:
-        return data.in_order(
-            getattr(corpus, name),
-            context=settings.model.context - num_virtual(model.params),
-            batch=settings.train.batch,
-            objective=_maker(settings, model.tokenizer, stride),
-        )
-
     if not home.exists():
-        memory.build_memory(*about, batches("train"), home)
-    opened = memory.open_memory(home, *about)
+        text = _in_order(model, corpus.train, stride)
+        memory.build_memory(model.params, model.config, text, home)
+    opened = memory.open_memory(home, model.params, model.config)
+
+    def look_up(name: Split) -> memory.Evidence:
+        text = _in_order(model, getattr(corpus, name), stride)
+        return memory.look_up(opened, model.params, model.config, text)
+
     with bar(f"looking up {split}"):
-        valid = memory.look_up(opened, *about, batches("valid"))
-        measured = valid if split == "valid" else memory.look_up(opened, *about, batches(split))
+        valid = look_up("valid")
+        measured = valid if split == "valid" else look_up(split)
     temperature, weight = memory.choose(valid)
     size = int(model.tokenizer.byte_lengths[measured.targets].sum())
     yield "memory", f"{len(opened.tokens):,} states in {home}"
@@ -273,19 +281,19 @@ def _text(
 ) -> tuple[data.Corpus, Split, str]:
     """Return a corpus, and which part of it is measured, also in words."""
     prepare = partial(inputs.prepare, tokenizer=model.tokenizer, cache=cache, folder=folder)
-    given = _names_text(assignments)
+    is_named = _names_text(assignments)
     part: Split = split or "valid"
     other = "data.corpus" if model.settings.data.corpus else "data.files"
     chosen = split is not None or any(word.startswith(SPLITTING) for word in assignments)
     if is_run:
         try:
-            corpus = prepare(model.settings, silent=given and not chosen)
+            corpus = prepare(model.settings, silent=is_named and not chosen)
             changed = inputs.changed_text(folder, corpus)
         except DataError as error:  # too little text for the run's split, perhaps
-            if chosen or not given:
+            if chosen or not is_named:
                 raise
             corpus, changed = None, str(error)
-        if changed and not given:
+        if changed and not is_named:
             raise DataError(changed)
         if corpus is not None and (chosen or not changed):
             return corpus, part, f"{part}, of {other}" if changed else part

@@ -103,9 +103,9 @@ class SpeechTokens(NamedTuple):
 
     def prompt(self, language: int | None, task: Task, *, timed: bool) -> list[int]:
         """Return what a text begins with, which is not part of it."""
-        about = [] if language is None else [language, self.tasks[task]]
+        steering = [] if language is None else [language, self.tasks[task]]
         untimed = [] if timed or self.times is None else [self.times - 1]
-        return [self.start, *about, *untimed]
+        return [self.start, *steering, *untimed]
 
 
 def speech_tokens(model: LoadedModel) -> SpeechTokens:
@@ -116,18 +116,18 @@ def speech_tokens(model: LoadedModel) -> SpeechTokens:
             f"{model.home or 'the model'} reads no sound (stem={stem and stem.kind}); "
             f"transcription needs a Whisper model"
         )
-    told = {key: json.loads(value) for key, value in model.generation_config.speech}
-    known = getattr(model.tokenizer, "vocabulary", dict)()
-    between = range(model.start + 1, known.get(TRANSLATE, model.start))
-    languages = told.get("lang_to_id") or {n: i for n, i in known.items() if i in between}
-    tasks: Any = told.get("task_to_id") or {
-        task: known.get(f"<|{task}|>") for task in get_args(Task)
+    settings = {key: json.loads(value) for key, value in model.generation_config.speech}
+    vocabulary = getattr(model.tokenizer, "vocabulary", dict)()
+    between = range(model.start + 1, vocabulary.get(TRANSLATE, model.start))
+    languages = settings.get("lang_to_id") or {n: i for n, i in vocabulary.items() if i in between}
+    tasks: Any = settings.get("task_to_id") or {
+        task: vocabulary.get(f"<|{task}|>") for task in get_args(Task)
     }
-    if told.get("is_multilingual") is False or None in tasks.values():
+    if settings.get("is_multilingual") is False or None in tasks.values():
         languages, tasks = {}, {}
-    untimed = told.get("no_timestamps_token_id", known.get(NO_TIMES))
+    untimed = settings.get("no_timestamps_token_id", vocabulary.get(NO_TIMES))
     times = None if untimed is None or untimed + 1 >= model.config.V else untimed + 1
-    silence = next((known[name] for name in NO_SPEECH if name in known), None)
+    silence = next((vocabulary[name] for name in NO_SPEECH if name in vocabulary), None)
     codes = {name.strip("<|>"): i for name, i in languages.items()}
     return SpeechTokens(model.start, model.stop[0], codes, tasks, times, silence)
 
@@ -146,8 +146,8 @@ class _Listener:
 
     def window(self, size: int) -> np.ndarray:
         """Return the next frames [size, bins], zeros behind the sound's own as Whisper has them."""
-        own = self.frames[self.seek : self.seek + size]
-        return np.pad(own, ((0, size - len(own)), (0, 0)))
+        rest = self.frames[self.seek : self.seek + size]
+        return np.pad(rest, ((0, size - len(rest)), (0, 0)))
 
 
 @arguments.checked(batch=at_least(1))
@@ -207,12 +207,12 @@ def transcribe(
 
 
 def _check(model: LoadedModel, tokens: SpeechTokens, settings: Speech) -> None:
-    language, known = settings.language, tokens.languages
-    if language is not None and language not in known:
-        some = nearest(language, known) or f"; such as {', '.join(sorted(known)[:6])}"
-        some = some if known else "; it knows one alone, so give none"
-        raise ConfigError(f"language={language!r:.40} is none of the model's {len(known)}{some}")
-    if settings.task == "translate" and not known:
+    language, codes = settings.language, tokens.languages
+    if language is not None and language not in codes:
+        some = nearest(language, codes) or f"; such as {', '.join(sorted(codes)[:6])}"
+        some = some if codes else "; it knows one alone, so give none"
+        raise ConfigError(f"language={language!r:.40} is none of the model's {len(codes)}{some}")
+    if settings.task == "translate" and not codes:
         raise ConfigError("task=translate: the model knows one language alone; drop it")
 
 
@@ -252,7 +252,7 @@ def _hear(
         for one, row in zip(active, probs, strict=False):
             one.language = one.language or codes[int(row[ids].argmax())]
     texts = _decode(model, tokens, active, memory, settings)
-    found = []
+    heard = []
     for one, ids in zip(active, texts, strict=True):
         left = min(one.total - one.seek, front.frames)
         pieces, moved = [], left
@@ -260,8 +260,8 @@ def _hear(
             pieces, moved = _cut(ids, tokens.times, left)
         segments = [_segment(model, tokens, front, one, *piece) for piece in pieces]
         one.seek += moved
-        found.append([segment for segment in segments if segment.text.strip()])
-    return found
+        heard.append([segment for segment in segments if segment.text.strip()])
+    return heard
 
 
 def _segment(
@@ -275,10 +275,8 @@ def _segment(
 ) -> Segment:
     """Return a segment of ids between two frames of the window that the sound is at."""
     second = front.hop_length / front.sampling_rate
-    known = model.tokenizer.vocab_size if tokens.times is None else tokens.times
-    text = model.tokenizer.decode([i for i in ids if i < known and i != tokens.stop])
     times = [min((sound.seek + at) * second, sound.seconds) for at in (start, end)]
-    return Segment(round(times[0], 3), round(times[1], 3), text, tuple(ids))
+    return Segment(round(times[0], 3), round(times[1], 3), _spell(model, tokens, ids), tuple(ids))
 
 
 def _decode(
@@ -326,21 +324,26 @@ def _decode(
 
 def _compression(model: LoadedModel, tokens: SpeechTokens, ids: list[int]) -> float:
     """Return how many times shorter a text is when it is compressed."""
-    known = model.tokenizer.vocab_size if tokens.times is None else tokens.times
-    raw = model.tokenizer.decode([i for i in ids if i < known]).encode()
+    raw = _spell(model, tokens, ids).encode()
     return len(raw) / len(zlib.compress(raw))
+
+
+def _spell(model: LoadedModel, tokens: SpeechTokens, ids: list[int]) -> str:
+    """Return the text of ids without its timestamps."""
+    end = model.tokenizer.vocab_size if tokens.times is None else tokens.times
+    return model.tokenizer.decode([i for i in ids if i < end])
 
 
 def _sampler(model: LoadedModel, tokens: SpeechTokens, heat: float, *, timed: bool) -> Chain:
     """Return the processors of a draw, in the order in which transformers has them."""
-    told = model.generation_config
+    config = model.generation_config
     parts: list[Any] = []
-    if told.begin_suppress_tokens:
-        parts.append(suppress_first(list(told.begin_suppress_tokens)))
-    if told.suppress_tokens:
-        parts.append(suppress(list(told.suppress_tokens)))
+    if config.begin_suppress_tokens:
+        parts.append(suppress_first(list(config.begin_suppress_tokens)))
+    if config.suppress_tokens:
+        parts.append(suppress(list(config.suppress_tokens)))
     if timed and tokens.times is not None:
-        most = dict(told.speech).get("max_initial_timestamp_index")
+        most = dict(config.speech).get("max_initial_timestamp_index")
         most = model.config.V if most is None else json.loads(most)
         parts.append(timestamps(tokens.times, tokens.stop, first=most))
     elif tokens.times is not None:
