@@ -234,7 +234,7 @@ def _copied(
     width = min(bucket(len(read)), room)
     prompt = np.zeros((1, width), np.int32)
     prompt[0, : len(read)] = read
-    drawn = generate.generate(
+    tokens = generate.generate(
         session.model.params,
         session.config,
         prompt,
@@ -244,5 +244,5 @@ def _copied(
         lengths=np.asarray([len(read)], np.int32),
         stop=np.asarray([stop], np.int32),
     )
-    ids = np.asarray(drawn[0]).tolist()
+    ids = np.asarray(tokens[0]).tolist()
     return tuple(ids[: ids.index(stop)])

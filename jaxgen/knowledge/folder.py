@@ -47,7 +47,8 @@ def write(
         with files.new_folder(directory.step_path(folder, step)) as draft:
             for name, array in arrays.items():
                 np.save(draft / f"{name}.npy", array)
-            _describe(draft, step, {**extra, "kind": kind, "format": FORMAT})
+            described = manifest.plain({**extra, "kind": kind, "format": FORMAT})
+            _write_manifest(draft, step, described, manifest.inventory(draft))
         for one in old:
             directory.remove_step(folder, one, lambda name: None)
 
@@ -108,10 +109,6 @@ def add(folder: Path, changes: Mapping[str, Any]) -> None:
         record = directory.read_record(folder, step)
         changed = {**record.extra, **manifest.plain(changes)}
         _write_manifest(directory.step_path(folder, step), step, changed, record.files)
-
-
-def _describe(path: Path, step: int, extra: Mapping[str, Any]) -> None:
-    _write_manifest(path, step, manifest.plain(extra), manifest.inventory(path))
 
 
 def _write_manifest(path: Path, step: int, extra: dict[str, Any], inventory: dict) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,26 +13,18 @@ import numpy as np
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
-from jaxgen.data.document import Document
-from jaxgen.data.reading import documents
-from jaxgen.data.settings import FIELD, DataSettings
-from jaxgen.data.sources import RECORDS, kind_of, text_below
-from jaxgen.data.streams import Tally
-from jaxgen.errors import CheckpointError, ConfigError, DataError
+from jaxgen.data.settings import FIELD
+from jaxgen.errors import ConfigError
 from jaxgen.knowledge import bm25, folder, passages, vectors
 from jaxgen.knowledge.bm25 import Postings
+from jaxgen.knowledge.documents import Passages, passage, read_documents, under_heading
+from jaxgen.knowledge.embedding import Progress, embed, embed_passages, is_encoder
 from jaxgen.knowledge.vectors import Rows
 from jaxgen.text.loaded_model import LoadedModel, open_model
-from jaxgen.text.tasks import scoring
 
 Method = Literal["hybrid", "bm25", "dense"]
-# The difference of their vectors tells encoders apart: those of any text may have much in common.
-PROBES = ("The quick brown fox jumps over the lazy dog.", "x = [1, 2, 3]")
-SAME = 0.998  # cosine of it by one encoder, in another dtype perhaps
 POOL, CONSTANT = 100, 60  # of reciprocal rank fusion: ranks it looks at, and its constant
 COUNT = 5  # passages that answer a question, unless a caller says otherwise
-CHUNK = 1024  # texts that are embedded between two reports of progress
-Progress = Callable[[int, int], None]
 
 
 class Hit(NamedTuple):
@@ -55,7 +45,7 @@ class Hit(NamedTuple):
     @property
     def shown(self) -> str:
         """Return the text as it is indexed: under its heading."""
-        return f"{self.heading}\n{self.text}" if self.heading else self.text
+        return under_heading(self.text, self.heading)
 
 
 class Built(NamedTuple):
@@ -98,13 +88,15 @@ class Index:
 
     def document(self, number: int) -> str:
         """Return the whole text of a document."""
-        arrays = self.stored.arrays
-        return folder.part(arrays["texts"], arrays["text_ends"], number).decode()
+        return self._joined("text", number)
 
     def name(self, number: int) -> str:
         """Return the name of a document."""
+        return self._joined("name", number)
+
+    def _joined(self, kind: str, number: int) -> str:
         arrays = self.stored.arrays
-        return folder.part(arrays["names"], arrays["name_ends"], number).decode()
+        return folder.part(arrays[f"{kind}s"], arrays[f"{kind}_ends"], number).decode()
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -114,9 +106,8 @@ class Index:
     def hit(self, number: int, score: float = 0.0) -> Hit:
         """Return a passage by its number."""
         row = self.stored.arrays["spans"][number]
-        document, start, end, *spans = map(int, row)
-        texts = self.stored.arrays["texts"]
-        text, heading = (texts[a:b].tobytes().decode() for a, b in (spans[:2], spans[2:]))
+        document, start, end = map(int, row[:3])
+        text, heading = passage(self.stored.arrays["texts"], row)
         return Hit(self.name(document), start, end, text, heading, score, number)
 
     def search(
@@ -182,7 +173,7 @@ class Index:
 
     def _dense(self, question: str, count: int, exact: bool) -> list[tuple[int, float]]:
         assert self.rows is not None and self.encoder is not None
-        query = _embed(self.encoder, [question], "query")
+        query = embed(self.encoder, [question], "query")
         probes = None if exact else vectors.PROBES
         scores, ids = vectors.nearest(self.rows, query, count, probes=probes)
         pairs = zip(np.asarray(ids[0]).tolist(), np.asarray(scores[0]).tolist(), strict=True)
@@ -222,26 +213,21 @@ def build(
     """
     if overlap >= size:
         raise ConfigError(f"overlap={overlap} must be less than size={size}")
-    home, model = Path(home), None
+    home = Path(home)
     folder.check(home)
-    names, texts, table = _read(sources, size, overlap, field, on_bad_record)
-    if encoder is not None:
-        model = open_model(encoder)
+    names, texts, table = read_documents(sources, size, overlap, field, on_bad_record)
+    model = None if encoder is None else open_model(encoder)
     arrays: dict[str, np.ndarray] = {"spans": table}
     arrays["texts"], arrays["text_ends"] = folder.join(texts)
     arrays["names"], arrays["name_ends"] = folder.join(names)
-    blob = arrays["texts"]
-    postings = bm25.build(_shown(blob, row) for row in table)
-    arrays |= postings._asdict()
+    passage_texts = Passages(arrays["texts"], table)
+    arrays |= bm25.build(passage_texts)._asdict()
     extra: dict[str, Any] = {"size": size, "overlap": overlap, "encoder": None}
     embedded = 0
     if model is not None:
-        probe = _probe(model)
-        digests = np.stack([_digest(_shown(blob, row)) for row in table])
-        old = _reusable(home, probe)
-        rows, embedded = _embed_all(model, blob, table, digests, old, batch, progress)
-        arrays |= {"digests": digests, **vectors.arrays_of(rows)}
-        extra |= {"encoder": _source(encoder), "probe": probe.tolist(), "longest": rows.longest}
+        rows, facts, embedded = embed_passages(model, passage_texts, home, batch, progress)
+        arrays |= rows
+        extra |= {**facts, "encoder": _source(encoder)}
     folder.write(home, "passages", arrays, extra)
     return Built(len(names), len(table), embedded)
 
@@ -273,7 +259,7 @@ def open_index(
         model = encoder
     else:
         model = open_model(stored.extra["encoder"] if encoder is None else encoder)
-    if not _is_same(_probe(model), stored.extra["probe"]):
+    if not is_encoder(model, stored.extra["probe"]):
         raise ConfigError(
             f"{home} is of another encoder: {stored.extra['encoder']}, as it was when the index "
             f"was made; give that one, or make the index again"
@@ -281,130 +267,5 @@ def open_index(
     return Index(home, stored, model)
 
 
-def _read(
-    sources: Sequence[str | os.PathLike],
-    size: int,
-    overlap: int,
-    field: str,
-    on_bad_record: Literal["stop", "skip"],
-) -> tuple[list[bytes], list[bytes], np.ndarray]:
-    """Return (names and texts of the documents, table of their passages)."""
-    words = [os.fspath(source) for source in sources]
-    if not words:
-        raise ConfigError("no documents; name files or folders of text")
-    for word in words:
-        if Path(word).is_dir() and not text_below(Path(word))[0]:
-            raise DataError(f"{word} holds no text; name a folder with .txt, .md or .jsonl files")
-        if not Path(word).exists() and not any(c in word for c in "*?["):
-            raise DataError(f"{word} does not exist; correct the path of the documents")
-    settings = DataSettings(files=tuple(words), field=field, on_bad_record=on_bad_record)
-    tally = Tally()
-    names, texts, table, begin = list[bytes](), list[bytes](), list[list[int]](), 0
-    for name, text in _named(documents(settings, tally, files=words)):
-        raw = text.encode()
-        # Where all characters are of one byte, which is usual, nothing has to be counted.
-        place = (lambda at: at) if len(raw) == len(text) else _byte_places(text)
-        for start, end, heading in passages.split(text, size, overlap):
-            spans = (start, end, *heading)
-            table.append([len(names), start, end, *(begin + int(place(at)) for at in spans)])
-        names.append(name.encode())
-        texts.append(raw)
-        begin += len(raw)
-    if tally.skipped:
-        said = ", ".join(f"{count} of {what}" for what, count in tally.skipped.items())
-        warnings.warn(f"left out: {said}", stacklevel=3)
-    if not table:
-        raise DataError(f"{words[0]} holds no text that can be searched; give other documents")
-    return names, texts, np.asarray(table, np.int64)
-
-
-def _named(read: Iterator[Document]) -> Iterator[tuple[str, str]]:
-    """Yield (name, text) of documents: those of a file of records are numbered from 1."""
-    source, number = "", 0
-    for document in read:
-        number = number + 1 if document.source == source else 1
-        source = document.source
-        several = kind_of(Path(source)) in RECORDS
-        yield f"{source}#{number}" if several else source, document.text
-
-
-def _byte_places(text: str) -> Callable[[int], int]:
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
-    places = np.concatenate([[0], np.cumsum(widths)])
-    return places.__getitem__
-
-
-def _shown(blob: np.ndarray, row: np.ndarray) -> str:
-    text, heading = (blob[a:b].tobytes().decode() for a, b in (row[3:5], row[5:7]))
-    return f"{heading}\n{text}" if heading else text
-
-
-def _digest(text: str) -> np.ndarray:
-    return np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
-
-
 def _source(encoder: Any) -> str:
     return os.path.abspath(encoder) if os.path.exists(encoder) else str(encoder)
-
-
-def _embed(model: LoadedModel, texts: Sequence[str], prompt: str, batch: int = 32) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* were cut to .* tokens")
-        made = scoring.embed(model, texts, prompt_name=prompt, batch=batch, overflow="cut")
-    return made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-12)
-
-
-def _probe(model: LoadedModel) -> np.ndarray:
-    first, second = _embed(model, PROBES, "document")
-    return (first - second) / max(float(np.linalg.norm(first - second)), 1e-12)
-
-
-def _is_same(probe: np.ndarray, other: Sequence[float]) -> bool:
-    return len(probe) == len(other) and float(np.dot(probe, np.asarray(other))) > SAME
-
-
-def _reusable(home: Path, probe: np.ndarray) -> dict[bytes, tuple[np.ndarray, Any]]:
-    """Return {digest of a passage: its vector} of the index that is there, by this encoder."""
-    if not home.exists():
-        return {}
-    try:
-        stored = folder.read(home, "passages")
-    except CheckpointError:  # damaged, or none: it is made anew
-        return {}
-    if stored.extra["encoder"] is None or not _is_same(probe, stored.extra["probe"]):
-        return {}
-    arrays, place = stored.arrays, np.argsort(stored.arrays["ids"])
-    return {
-        digest.tobytes(): (arrays["codes"][place[i]], arrays["scales"][place[i]])
-        for i, digest in enumerate(arrays["digests"])
-    }
-
-
-def _embed_all(
-    model: LoadedModel,
-    blob: np.ndarray,
-    table: np.ndarray,
-    digests: np.ndarray,
-    old: dict[bytes, tuple[np.ndarray, Any]],
-    batch: int,
-    progress: Progress | None,
-) -> tuple[Rows, int]:
-    """Return (vectors of all passages, how many had to be embedded)."""
-    keys = [digest.tobytes() for digest in digests]
-    fresh = [i for i, key in enumerate(keys) if key not in old]
-    width = len(next(iter(old.values()))[0]) if old else 0
-    codes = np.zeros((len(table), width), np.int8)
-    scales = np.zeros(len(table), np.float32)
-    for start in range(0, len(fresh), CHUNK):
-        part = fresh[start : start + CHUNK]
-        embedded = _embed(model, [_shown(blob, table[i]) for i in part], "document", batch)
-        if not codes.shape[1]:
-            codes = np.zeros((len(table), embedded.shape[1]), np.int8)
-        codes[part], scales[part] = vectors.quantize(embedded)
-        if progress:
-            progress(start + len(part), len(fresh))
-    for i, key in enumerate(keys):
-        if key in old:
-            codes[i], scales[i] = old[key]
-    return vectors.arrange(codes, scales), len(fresh)

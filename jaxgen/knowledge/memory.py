@@ -63,8 +63,8 @@ def build_memory(
         raise DataError("the text has no token to predict; give more")
     rows = vectors.arrange(np.concatenate(codes), np.concatenate(scales), euclidean=True)
     arrays = {**vectors.arrays_of(rows), "tokens": np.concatenate(tokens)}
-    about = {"longest": rows.longest, "vocab_size": config.vocab_size, "model": identify(params)}
-    folder.write(Path(home), "states", arrays, about)
+    extra = {"longest": rows.longest, "vocab_size": config.vocab_size, "model": identify(params)}
+    folder.write(Path(home), "states", arrays, extra)
     return len(arrays["tokens"])
 
 
@@ -94,16 +94,16 @@ def each_state(
     """Yield (states [N, D], targets [N], the model's log-probabilities of them [N]) of batches."""
     for batch in batches:
         counted = (batch["weights"] != 0) & ~np.asarray(is_ignored(batch["targets"]))
-        about = {name: batch[name] for name in ("segments", "positions") if name in batch}
-        states, scores = _states(params, config, batch["tokens"], batch["targets"], about)
+        layout = {name: batch[name] for name in ("segments", "positions") if name in batch}
+        states, scores = _states(params, config, batch["tokens"], batch["targets"], layout)
         values = (states, batch["targets"], scores)
         states, targets, scores = (np.asarray(x)[counted] for x in values)
         yield states, targets, scores
 
 
 @partial(jax.jit, static_argnames="config")
-def _states(params, config, tokens, targets, about) -> tuple[Array, Array]:
-    out = api.apply(params, config, tokens, **about)
+def _states(params, config, tokens, targets, layout) -> tuple[Array, Array]:
+    out = api.apply(params, config, tokens, **layout)
     assert out.logits is not None
     logprobs = jax.nn.log_softmax(out.logits.astype(jnp.float32))
     targets = jnp.maximum(targets, 0)

@@ -185,16 +185,16 @@ def state_cache(
     """
     states = api.apply(params, config, prompt).hidden.astype(jnp.float32)[:, :-1]
     batch, width, _ = states.shape
-    known = jnp.asarray(lengths, jnp.int32) - 1  # pairs of a state and the token after it
+    pairs = jnp.asarray(lengths, jnp.int32) - 1  # pairs of a state and the token after it
     places = jnp.arange(width)
     # Of those that share a place in the ring, the newest alone is written.
-    kept = (places < known[:, None]) & (places >= known[:, None] - size)
-    slots = jnp.where(kept, places % size, size)
+    is_newest = (places < pairs[:, None]) & (places >= pairs[:, None] - size)
+    slots = jnp.where(is_newest, places % size, size)
     rows = jnp.arange(batch)[:, None]
     ring = jnp.zeros((batch, size + 1, states.shape[-1])).at[rows, slots].set(states)[:, :size]
     tokens = jnp.zeros((batch, size + 1), jnp.int32).at[rows, slots].set(prompt[:, 1:])[:, :size]
     last, pending = jnp.zeros((batch, states.shape[-1])), jnp.zeros(batch, bool)
-    return StateCache(cache, ring, tokens, known, last, pending)
+    return StateCache(cache, ring, tokens, pairs, last, pending)
 
 
 @arguments.checked(weight=between(0, 1), flatness=at_least(0))

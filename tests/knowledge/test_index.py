@@ -72,6 +72,12 @@ def test_only_new_passages_are_embedded_and_all_is_as_made_anew(encoder, tmp_pat
     assert [path.name for path in (tmp_path / "old").iterdir() if path.is_dir()] == ["00000003"]
 
 
+def test_passages_that_the_encoder_cuts_are_said(encoder, tmp_path):
+    (tmp_path / "long.txt").write_text("heron " * 40)
+    with pytest.warns(UserWarning, match="1 of 1 texts were cut to 128 tokens"):
+        index.build([tmp_path / "long.txt"], tmp_path / "index", encoder=encoder)
+
+
 def test_an_index_of_words_needs_no_encoder_and_finds_nothing_without_a_word(docs, tmp_path):
     index.build([docs], tmp_path / "words")
     opened = index.open_index(tmp_path / "words")
