@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
@@ -32,6 +33,8 @@ def compile_once(function: F) -> F:
     freed with them. Where an argument cannot be hashed, nothing is kept.
     """
     programs: dict[Any, tuple[Any, Callable[[list[Any]], Any]]] = {}
+    # Or `forget` would hash keys when the modules of their classes have been emptied.
+    atexit.register(programs.clear)
 
     def compiled(form: Any, fixed: list[Any]) -> Callable[[list[Any]], Any]:
         def run(arrays: list[Any]) -> Any:

@@ -1,6 +1,8 @@
 """Public functions called without jit: one program a shape, none that says what is no longer so."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -199,3 +201,28 @@ def test_vmap_grad_and_checkpoint_take_them_as_they_are(params):
     prompts = jnp.stack([jnp.asarray(PROMPT)] * 2)
     many = jax.vmap(lambda t: jaxgen.generate(params, CONFIG, t, KEY, length=2))(prompts)
     assert (many == jaxgen.generate(params, CONFIG, PROMPT, KEY, length=2)).all()
+
+
+EXIT = """
+import jax.numpy as jnp
+from jaxgen.eager import compile_once
+
+class Size:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return self.n == other.n
+    def __hash__(self): return compute(self.n)
+
+def compute(n): return n
+
+@compile_once
+def apply(size, step, x): return step(x) * size.n
+
+def double(x): return 2 * x
+
+print(float(apply(Size(3), double, jnp.ones(()))))
+"""
+
+
+def test_an_interpreter_that_ends_says_nothing():
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("6.0\n", "")
