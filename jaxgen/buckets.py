@@ -16,26 +16,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib
 import io
-import logging
 import os
-import random
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path, PosixPath
 from typing import Any
 
-from jaxgen.errors import BusyError, ConfigError
+from jaxgen.bucket_requests import one_line, request
+from jaxgen.errors import BusyError
 
-SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}  # what each needs; the extra is called like the scheme
 BLOCK = 1 << 20  # bytes read at once where a file is read in order
 PART = 32 << 20  # bytes of a part of an upload
-TRIES = 4  # of a request; gcsfs and s3fs repeat it themselves, too
-PAUSE = 0.5  # seconds before the second, on average; doubled for each further one
 MISSING = "NoSuchBucket", "bucket does not exist"
 
 
@@ -88,17 +81,17 @@ class BucketPath(PosixPath):
     # Looking
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        found = self._call("info", self.key)
-        folder = found["type"] == "directory"
-        when = found.get("mtime") or found.get("LastModified")
+        entry = self._call("info", self.key)
+        folder = entry["type"] == "directory"
+        when = entry.get("mtime") or entry.get("LastModified")
         nanoseconds = round(when.timestamp() * 1e6) * 1000 if when else 0
         # Which content this is: the number of a file's inode, where there is one.
-        version = str(found.get("generation") or found.get("ETag") or found.get("etag") or "")
+        version = str(entry.get("generation") or entry.get("ETag") or entry.get("etag") or "")
         inode = int(hashlib.sha256(version.encode()).hexdigest()[:15], 16)
         device = int(hashlib.sha256(self.key.encode()).hexdigest()[:15], 16)
         mode = (stat.S_IFDIR if folder else stat.S_IFREG) | 0o644
         seconds = nanoseconds // 10**9
-        row = (mode, inode, device, 1, 0, 0, found["size"] or 0, seconds, seconds, seconds)
+        row = (mode, inode, device, 1, 0, 0, entry["size"] or 0, seconds, seconds, seconds)
         return os.stat_result(row, dict.fromkeys(("st_mtime_ns", "st_ctime_ns"), nanoseconds))
 
     def lstat(self) -> os.stat_result:
@@ -220,26 +213,12 @@ class BucketPath(PosixPath):
     rename = replace = symlink_to = hardlink_to = touch = rmdir = chmod = _refused
 
     def _call(self, method: str, *arguments: Any, **more: Any) -> Any:
-        """Return what fsspec does; repeated, with growing random pauses, where that may help."""
-        for number in range(TRIES):
-            try:
-                return getattr(_file_system(self.scheme), method)(*arguments, **more)
-            except FileNotFoundError as error:
-                self._check_bucket(error, method)
-                raise _error(FileNotFoundError, errno.ENOENT, self) from None
-            except (FileExistsError, IsADirectoryError, ConfigError):
-                raise
-            except Exception as error:
-                line = " ".join(str(error).split())[:200] or type(error).__name__
-                if not _is_transient(error):
-                    raise BusyError(f"{self}: {_reason(error, self.scheme)} ({line})") from error
-                if number + 1 == TRIES:
-                    raise BusyError(
-                        f"{self}: no answer after {TRIES} attempts ({line}); start again when the "
-                        f"network is back"
-                    ) from error
-            time.sleep(PAUSE * 2**number * random.uniform(0.5, 1.5))  # noqa: S311 - a pause
-        raise AssertionError
+        """Return what fsspec does (`bucket_requests.request`)."""
+        try:
+            return request(self, self.scheme, method, *arguments, **more)
+        except FileNotFoundError as error:
+            self._check_bucket(error, method)
+            raise _error(FileNotFoundError, errno.ENOENT, self) from None
 
     def _check_bucket(self, error: Exception, method: str) -> None:
         """Raise BusyError if it is the bucket that is not there."""
@@ -254,58 +233,14 @@ def _error(kind: type[OSError], code: int, path: Path) -> OSError:
     return kind(code, os.strerror(code), str(path))
 
 
-def _is_transient(error: Exception) -> bool:
-    """Return whether the same request may succeed a little later."""
-    if isinstance(error, PermissionError | ValueError | TypeError | AttributeError):
-        return False
-    code = str(getattr(error, "code", None) or getattr(error, "status", None) or "")
-    refused = code.startswith("4") and code not in ("408", "429")
-    return not (refused or any(word in type(error).__name__ for word in ("Credentials", "Profile"))
-                or "Forbidden" in str(error))  # fmt: skip
-
-
-def _reason(error: Exception, scheme: str) -> str:
-    log_in = {
-        "gs": "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-        "s3": "`aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    }
-    words = f"{type(error).__name__} {error}"
-    known = ("Credential", "Permission", "Forbidden", "401", "403", "Access", "denied")
-    if any(word in words for word in known):
-        return f"access is refused; {log_in[scheme]}, of an account that may use it"
-    return "the bucket refuses"
-
-
-@lru_cache
-def _module(scheme: str) -> Any:
-    # It asks each bucket what kind it is, by gRPC, for a kind that is used by few.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    # A traceback for each attempt; what it comes to is raised.
-    logging.getLogger(SCHEMES[scheme]).setLevel(logging.CRITICAL)
-    try:
-        return importlib.import_module(SCHEMES[scheme])
-    except ImportError as error:
-        raise ConfigError(
-            f'{scheme}:// needs {SCHEMES[scheme]}: pip install "jaxgen[{scheme}]"'
-        ) from error
-
-
-def _file_system(scheme: str) -> Any:
-    # fsspec keeps one for each process and set of arguments, and makes others after a fork. What
-    # other processes write must be seen: no listing is remembered.
-    module = _module(scheme)
-    kind = module.GCSFileSystem if scheme == "gs" else module.S3FileSystem
-    return kind(use_listings_cache=False)
-
-
 class _Reader(io.RawIOBase):
     """A file that is read by ranges, each asked for again if the connection is lost."""
 
     def __init__(self, path: BucketPath) -> None:
-        about = path.stat()
-        if stat.S_ISDIR(about.st_mode):
+        entry = path.stat()
+        if stat.S_ISDIR(entry.st_mode):
             raise _error(IsADirectoryError, errno.EISDIR, path)
-        self._path, self._size, self._at = path, about.st_size, 0
+        self._path, self._size, self._at = path, entry.st_size, 0
 
     def readable(self) -> bool:
         return True
@@ -368,8 +303,9 @@ class _Upload(io.BufferedIOBase):
             self._path._check_bucket(error, "put_file")
         except Exception as error:
             self._discard()
-            line = " ".join(str(error).split())[:200] or type(error).__name__
-            raise BusyError(f"{self._path} is not uploaded: {line}; start again") from error
+            raise BusyError(
+                f"{self._path} is not uploaded: {one_line(error)}; start again"
+            ) from error
 
     def _discard(self) -> None:
         if not self._file.closed:
@@ -402,5 +338,5 @@ class Spool:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    about = path.stat()
-    return about.st_size, about.st_mtime_ns
+    entry = path.stat()
+    return entry.st_size, entry.st_mtime_ns

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxgen.buckets import SCHEMES, BucketPath
+from jaxgen.bucket_requests import SCHEMES
+from jaxgen.buckets import BucketPath
 from jaxgen.errors import BusyError, CheckpointError, ConfigError
 
 X = TypeVar("X")
@@ -68,22 +69,27 @@ def refuse_url(path: str | os.PathLike) -> None:
     """Raise ConfigError for an address where only folders of this machine, and buckets, can be."""
     match = None if isinstance(path, BucketPath) else URL.match(os.fspath(path))
     if match and not os.path.lexists(path):
-        address = f"{match[1]}://{match[2]} is an address"
+        address = f"{match[1]}://{match[2]}"
         if match[1] in SCHEMES:
-            raise ConfigError(
-                f"{address}, and this is not read from or written to buckets; copy it, and give a "
-                f"path of this machine"
-            )
+            refuse_bucket(address, "copy it, and give a path of this machine")
         raise ConfigError(
-            f"{address}, and jaxgen reads and writes folders of this machine and buckets of "
-            f"{' and '.join(f'{scheme}://' for scheme in SCHEMES)}; copy it, or mount it, and give "
-            f"that path"
+            f"{address} is an address, and jaxgen reads and writes folders of this machine and "
+            f"buckets of {' and '.join(f'{scheme}://' for scheme in SCHEMES)}; copy it, or mount "
+            f"it, and give that path"
         )
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
     """Return whether a path of `to_path` is one in a bucket."""
     return isinstance(path, BucketPath)
+
+
+def refuse_bucket(path: str | os.PathLike, remedy: str) -> None:
+    """Raise ConfigError, which ends with a remedy, for a bucket where none can be."""
+    if in_bucket(to_path(path)):
+        raise ConfigError(
+            f"{path} is an address, and this is not read from or written to buckets; {remedy}"
+        )
 
 
 @contextmanager

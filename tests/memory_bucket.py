@@ -34,11 +34,11 @@ class MemoryBucket:
 @pytest.fixture
 def bucket(monkeypatch):
     """Yield what stands behind every gs:// and s3:// path; the pauses between attempts are none."""
-    from jaxgen import buckets  # after the hook that checks types is there
+    from jaxgen import bucket_requests  # after the hook that checks types is there
 
     system = MemoryBucket()
     system.system.store.clear()
-    monkeypatch.setattr(buckets, "_file_system", lambda scheme: system)
-    monkeypatch.setattr(buckets, "PAUSE", 0.0)
+    monkeypatch.setattr(bucket_requests, "_file_system", lambda scheme: system)
+    monkeypatch.setattr(bucket_requests, "PAUSE", 0.0)
     yield system
     system.system.store.clear()

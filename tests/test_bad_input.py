@@ -81,6 +81,11 @@ ADDRESSES = {
     "a model in a bucket": ["train", "tiny.yaml", "init_from=az://bucket/model", "--out", "out"],
     "a run in a bucket": ["generate", "ftp://bucket/run"],
     "a config into a bucket": ["init", "text", "corpus.jsonl", "--out", "gs://bucket/my.yaml"],
+    "a compressed model in a bucket": ["compress", ".", "--recipe", "int8", "--out", "s3://b/x"],
+    "rungs in a bucket": ["ladder", ".", "--recipes", "int8", "--out", "s3://b/x"],
+    "an audit in a bucket": ["audit", ".", "--out", "s3://b/x"],
+    "texts into a bucket": ["generate", ".", "--prompt", "a", "--output", "gs://b/x.txt"],
+    "vectors into a bucket": ["embed", ".", "a", "--output", "gs://b/x.json"],
 }
 CONFIG = {
     "no config": (lambda: ["train", "tinny.yaml"], "did you mean"),

@@ -3,14 +3,16 @@
 import ast
 import io
 import pickle
+import time
 from pathlib import Path
 
 import pytest
 
 import jaxgen
-from jaxgen import buckets, files
+from jaxgen import bucket_requests, files, terminal
 from jaxgen.buckets import BucketPath, Spool
 from jaxgen.errors import BusyError, ConfigError
+from jaxgen.profile import take
 
 RUN = "gs://bkt/run"
 
@@ -42,15 +44,17 @@ def test_paths_of_this_machine_stay_pathlibs(path):
 def test_a_place_that_takes_no_bucket_says_so(tmp_path):
     with pytest.raises(ConfigError, match="is not read from or written to buckets"):
         files.write(Path("gs://bkt/x"), "")
+    with pytest.raises(ConfigError, match="leave out --profile"):
+        take.prepare(files.to_path(RUN) / "profile")
 
 
-@pytest.mark.parametrize("scheme", buckets.SCHEMES)
+@pytest.mark.parametrize("scheme", bucket_requests.SCHEMES)
 def test_a_missing_extra_is_named(monkeypatch, scheme):
-    monkeypatch.setitem(buckets.SCHEMES, scheme, "no_such_module")
-    buckets._module.cache_clear()
+    monkeypatch.setitem(bucket_requests.SCHEMES, scheme, "no_such_module")
+    bucket_requests._module.cache_clear()
     with pytest.raises(ConfigError, match=rf'pip install "jaxgen\[{scheme}\]"'):
         files.to_path(f"{scheme}://bkt/x").exists()
-    buckets._module.cache_clear()
+    bucket_requests._module.cache_clear()
 
 
 def test_what_is_written_is_read(bucket):
@@ -106,7 +110,7 @@ def test_a_dropped_connection_is_tried_again(bucket, error):
 @pytest.mark.parametrize(
     "error, calls, words",
     [
-        (ConnectionResetError("reset"), buckets.TRIES, "no answer after"),
+        (ConnectionResetError("reset"), bucket_requests.TRIES, "no answer after"),
         (PermissionError("Forbidden"), 1, "access is refused; `gcloud auth"),
         (OSError("Forbidden: x\nline two"), 1, "access is refused"),
         (type("NoCredentialsError", (Exception,), {})(), 1, "access is refused"),
@@ -123,6 +127,22 @@ def test_what_stays_wrong_is_one_line_that_names_the_path(bucket, error, calls, 
     text = str(caught.value)
     assert text.startswith(f"{RUN}/a: ") and words in text and "\n" not in text
     assert len(bucket.calls) == calls
+
+
+def test_a_bucket_that_is_slow_or_silent_says_so_and_is_not_asked_for_ever(
+    bucket, monkeypatch, capsys
+):
+    monkeypatch.setattr(terminal, "FIRST", 0.01)
+    monkeypatch.setattr(bucket_requests, "PATIENCE", 0.05)
+
+    def hang(method, key):
+        time.sleep(0.1)
+        raise TimeoutError("late")
+
+    bucket.before = hang
+    with pytest.raises(BusyError, match=f"^{RUN}/a: no answer after 1 attempts"):
+        (files.to_path(RUN) / "a").exists()
+    assert f"{RUN}/a: no answer for 0 s\n" in capsys.readouterr().err
 
 
 def test_a_new_folder_is_uploaded_with_what_makes_it_whole_last(bucket):

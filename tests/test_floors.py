@@ -22,6 +22,7 @@ FLOORS = {
         "settings_yaml",
         "files",
         "buckets",
+        "bucket_requests",
         "lazy",
         "host",
         "terminal",

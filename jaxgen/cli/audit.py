@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from jaxgen import terminal
+from jaxgen import files, terminal
 from jaxgen.cli import exits, paths, start
 from jaxgen.cli.arguments import Step, at_least
 
@@ -59,7 +58,7 @@ def audit(
     from jaxgen.run.folder import AUDIT
 
     folder, which = paths.run_folder(run), paths.checkpoint(step)
-    home = Path(out) if out else folder / AUDIT
+    home = files.to_path(out) if out else folder / AUDIT
     paths.check_folder(home)
     cache = paths.cache()
     start.prepare_jax(cache)

@@ -62,6 +62,7 @@ def compress(
     if out is None:
         raise ConfigError(f"--out is missing: the folder to write, as in --out {name}")
     folder, which = paths.model(model, step)
+    paths.check_folder(out)
     start.prepare_jax(paths.cache())
     from jaxgen.compress.folder import write_folder
     from jaxgen.pretrained.model import check_new

@@ -84,7 +84,7 @@ def explain(
     (text,) = inputs.prompts([prompt] if prompt is not None else ())
     folder, which, adapters = paths.adapted(run, step, adapter)
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    home = Path(out) if out else (folder if folder.is_dir() else Path()) / "explanation"
+    home = files.to_path(out) if out else (folder if folder.is_dir() else Path()) / "explanation"
     paths.check_folder(home)
     cache = paths.cache()
     start.prepare_jax(cache)

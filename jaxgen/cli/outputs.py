@@ -61,6 +61,7 @@ def converse(what: str, answer: Callable[[int, str], None]) -> None:
 
 def target(name: str) -> Path:
     """Return the path of --output, which can be written; ConfigError if it can't be."""
+    files.refuse_bucket(name, "give --output of this machine")
     path = Path(name)
     if not name or path.is_dir():
         raise ConfigError(f"--output {name!r} is a folder, not a file; name a file in it")

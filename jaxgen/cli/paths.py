@@ -234,9 +234,7 @@ def check_folder(word: str | Path, option: str = "--out") -> None:
 
     Raises BusyError where nothing can be written into it, or into what it is to lie in.
     """
-    if files.in_bucket(word):
-        raise ConfigError(f"{word}: this is not written to buckets; give {option} of this machine")
-    files.refuse_url(word)
+    files.refuse_bucket(word, f"give {option} of this machine")
     there = [path for path in (Path(word), *Path(word).parents) if path.exists()]
     for path in there:
         if not path.is_dir():

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from jaxgen import terminal
+from jaxgen import files, terminal
 from jaxgen.cli import exits, paths, start
 from jaxgen.cli.arguments import REAL, at_least
 from jaxgen.errors import ConfigError
@@ -68,13 +68,14 @@ def report(
     """
     given = locals()
     if source is not None:
-        _again(Path(source), out, [*runs, *_changed(given)])
+        _again(files.to_path(source), out, [*runs, *_changed(given)])
         return
     if not runs:
         raise ConfigError("no run is given; name at least one, as in `jaxgen report quickstart`")
     if temperature < 0:
         raise ConfigError(f"--temperature={temperature} must be 0 (greedy) or more")
     folders = [paths.run_folder(word) for word in runs]
+    target = files.to_path(out) if out else folders[0] / "report"
     kinds = [word.strip() for word in baselines.split(",") if word.strip()]
     cache = paths.cache()
     start.prepare_jax(cache)
@@ -95,10 +96,10 @@ def report(
             split=split,
             plan=plan,
             cache=cache,
-            judge=Path(judge) if judge else None,
+            judge=files.to_path(judge) if judge else None,
             say=lambda line: print(line, file=sys.stderr),
         )
-        _deliver(figures, Path(out) if out else folders[0] / "report")
+        _deliver(figures, target)
 
 
 def _changed(arguments: dict[str, Any]) -> list[str]:
@@ -114,7 +115,7 @@ def _again(source: Path, out: str | None, unused: list[str]) -> None:
     from jaxgen.report import make
 
     path = source / "report.json" if source.is_dir() else source
-    _deliver(make.read_report(path), Path(out) if out else path.parent)
+    _deliver(make.read_report(path), files.to_path(out) if out else path.parent)
 
 
 def _deliver(figures: dict[str, Any], folder: Path) -> None:

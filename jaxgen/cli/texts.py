@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -88,9 +87,7 @@ def run(
     the folder adds to them is printed on standard error, after what `prepare` says that it adds.
     """
     home, step, adapters = paths.adapted(folder, job.step, job.adapter)
-    target = None if job.output is None else Path(job.output)
-    if target is not None and (target.is_dir() or not target.resolve().parent.is_dir()):
-        raise ConfigError(f"--output {job.output} is no file that can be written; name another")
+    target = None if job.output is None else outputs.target(job.output)
     start.prepare_jax(paths.cache())
     from jaxgen.run.progress import bar
     from jaxgen.text.loaded_model import open_model

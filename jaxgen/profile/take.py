@@ -14,7 +14,11 @@ from jaxgen.profile.report import Report
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder of traces; BusyError if nothing can be written there."""
+    """Make the folder of traces; BusyError if nothing can be written there.
+
+    Raises ConfigError for one in a bucket.
+    """
+    files.refuse_bucket(folder, "leave out --profile, or give a run of this machine")
     with files.refusals(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -107,12 +107,16 @@ def test_a_file_says_what_the_hub_calls_its_model(tmp_path):
         assert sources.hub_name(path) == name
 
 
-def test_merge_writes_a_model_that_computes_the_same(home, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("out", ["out", "gs://bkt/out"])
+def test_merge_writes_a_model_that_computes_the_same(
+    out, home, tmp_path, monkeypatch, capsys, bucket
+):
     monkeypatch.setattr(start, "prepare_jax", lambda cache: None)
-    words = ["merge", home / "base", f"{home / 'one'}=0.5", home / "ia3", tmp_path / "out"]
+    monkeypatch.chdir(tmp_path)
+    words = ["merge", home / "base", f"{home / 'one'}=0.5", home / "ia3", out]
     assert app.main([str(word) for word in words]) == 0, capsys.readouterr().err
     assert "hf layout" in capsys.readouterr().out
-    config, merged = jaxgen.load(tmp_path / "out")
+    config, merged = jaxgen.load(out)
     params = jaxgen.load(home / "base", adapter=[f"{home / 'one'}=0.5", home / "ia3"])[1]
     one, other = (jaxgen.apply(p, config, [[1, 2, 3]]).logits for p in (merged, params))
     np.testing.assert_allclose(one, other, atol=2e-5)

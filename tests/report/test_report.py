@@ -141,7 +141,9 @@ def test_tables_keep_names_and_figures_whole_at_every_width(found, capsys, monke
     assert any("±" in line for line in lines) == (width < 160)
 
 
-def test_a_report_is_printed_and_written_again_without_measuring(found, home, capsys, monkeypatch):
+def test_a_report_is_printed_and_written_again_without_measuring(
+    found, home, capsys, monkeypatch, bucket
+):
     capsys.readouterr()
     monkeypatch.setattr(make, "make_report", lambda *_, **__: pytest.fail("measured again"))
     Path("made/report.html").unlink()
@@ -151,6 +153,9 @@ def test_a_report_is_printed_and_written_again_without_measuring(found, home, ca
     assert json.loads(Path("made/report.json").read_text()) == found
     assert app.main(["report", "--from", "made", "--out", "copy"]) == 0
     assert Path("copy/report.html").read_text() == Path("made/report.html").read_text()
+    assert app.main(["report", "--from", "made", "--out", "gs://bkt/copy"]) == 0
+    assert app.main(["report", "--from", "gs://bkt/copy", "--out", "back"]) == 0
+    assert json.loads(Path("back/report.json").read_text()) == found
 
 
 @pytest.mark.parametrize(
