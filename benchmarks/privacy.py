@@ -29,7 +29,7 @@ import sides
 
 import jaxgen
 from jaxgen import tree
-from jaxgen.audit.audit import AuditSettings, audit
+from jaxgen.audit.make import AuditSettings, make_audit
 from jaxgen.models import api
 from jaxgen.privacy.settings import PrivacySettings
 from jaxgen.run.settings import build_settings
@@ -205,7 +205,7 @@ def audited(path: Path, home: Path, epsilon: float | None, args: argparse.Namesp
     folder = home / f"{name}-{seed}"
     train(build_settings(sections), folder, cache=home / "cache")
     settings = AuditSettings(candidates=args.candidates, members=64, length=16, batch=256)
-    return audit(folder, settings, cache=home / "cache", say=print)
+    return make_audit(folder, settings, cache=home / "cache", say=print)
 
 
 def measure_canaries(path: Path, args: argparse.Namespace) -> None:

@@ -103,7 +103,6 @@ def _file_system(scheme: str) -> Any:
             use_listings_cache=False,
             config_kwargs={"retries": {"total_max_attempts": 1}},  # s3fs repeats it itself
         )
-    from aiohttp import ClientTimeout  # of gcsfs
-
-    timeout = ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)
-    return module.GCSFileSystem(use_listings_cache=False, session_kwargs={"timeout": timeout})
+    client = importlib.import_module("aiohttp")  # of gcsfs
+    timeout = client.ClientTimeout(sock_connect=CONNECT, sock_read=SILENCE)
+    return module.GCSFileSystem(use_listings_cache=False, requests_timeout=timeout)

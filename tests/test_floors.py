@@ -44,10 +44,11 @@ FLOORS = {
     7: ["text"],
     8: ["knowledge"],
     9: ["run"],
-    10: ["report", "verify", "plan", "serve", "harness", "tutor", "compress", "explain", "audit"],
-    11: ["examples"],
-    12: ["cli"],
-    13: ["__main__", "__init__"],
+    10: ["verify", "plan", "serve", "harness", "tutor", "compress", "explain", "audit"],
+    11: ["report"],
+    12: ["examples"],
+    13: ["cli"],
+    14: ["__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

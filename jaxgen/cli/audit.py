@@ -62,10 +62,10 @@ def audit(
     paths.check_folder(home)
     cache = paths.cache()
     start.prepare_jax(cache)
-    from jaxgen.audit import audit as audits
-    from jaxgen.privacy.page import rows
+    from jaxgen.audit import make
+    from jaxgen.audit.page import rows
 
-    settings = audits.AuditSettings(
+    settings = make.AuditSettings(
         candidates=candidates,
         members=members,
         shadows=shadows,
@@ -75,14 +75,14 @@ def audit(
         seed=seed,
     )
     with exits.in_folder(folder):
-        data = audits.audit(
+        data = make.make_audit(
             folder,
             settings,
             cache=cache,
             say=lambda line: print(line, file=sys.stderr),
             step=which,
         )
-        written = audits.write_audit(data, home)
+        written = make.write_audit(data, home)
     terminal.print_rows(rows(data))
     for path in written:
         print(f"wrote {path}", file=sys.stderr)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
+from jaxgen.audit.page import read_audit
 from jaxgen.errors import ConfigError, DataError
 from jaxgen.pretrained.model import load
-from jaxgen.privacy.page import read_audit
 from jaxgen.report import collect, generators, page
 from jaxgen.report.collect import Plan, Text
 from jaxgen.report.metrics import METRICS, SCHEMA

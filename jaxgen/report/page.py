@@ -5,8 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from jaxgen.audit import page as audit_page
 from jaxgen.html_page import document
-from jaxgen.privacy import page as privacy_page
 from jaxgen.report.metrics import METRICS, Metric, left_out
 from jaxgen.report.table import AXES, best, show
 
@@ -52,9 +52,9 @@ def html(report: dict[str, Any]) -> str:
         )
     parts.append(_samples(report, color))
     for audit in report["audits"]:
-        parts += privacy_page.section(audit)
+        parts += audit_page.section(audit)
     parts.append(_facts(report))
-    return document("jaxgen report", parts, style=STYLE + privacy_page.STYLE)
+    return document("jaxgen report", parts, style=STYLE + audit_page.STYLE)
 
 
 def _legend(report: dict[str, Any], color: dict[str, str]) -> str:

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.audit import extraction, shadows
+from jaxgen.audit import extraction, page, shadows
 from jaxgen.cli import app
 from jaxgen.config import ModelConfig
 from jaxgen.data.canaries import CanarySettings, planted
 from jaxgen.data.copies import index_copies
 from jaxgen.errors import DataError
-from jaxgen.privacy import page
 from jaxgen.run.settings import build_settings
 from jaxgen.text.loaded_model import LoadedModel
 from jaxgen.tokens.plain import Bytes
@@ -124,7 +123,7 @@ def test_copies_of_the_training_text_are_found_near_and_verbatim(monkeypatch):
     ],
 )
 def test_a_bound_is_only_of_fair_coins_and_single_units(canaries, privacy, why):
-    from jaxgen.audit.audit import why_no_bound
+    from jaxgen.audit.make import why_no_bound
 
     privacy = {"noise_multiplier": 1.0, "delta": 1e-3} | privacy
     settings = build_settings(

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxgen import files
+from jaxgen.audit import attacks
 from jaxgen.audit.extraction import extract
+from jaxgen.audit.page import JSON, STYLE, section
 from jaxgen.audit.pool import Pool, draw_pool
 from jaxgen.audit.shadows import check_shadows, score_shadows
 from jaxgen.data.canaries import CanarySettings, canary_texts, other_texts, planted
@@ -19,8 +21,6 @@ from jaxgen.data.copies import index_copies
 from jaxgen.errors import ConfigError
 from jaxgen.html_page import document
 from jaxgen.pretrained.model import load_step
-from jaxgen.privacy import audit as attacks
-from jaxgen.privacy.page import JSON, STYLE, section
 from jaxgen.run import inputs
 from jaxgen.run.folder import AUDIT, TOKENIZER, existing_settings
 from jaxgen.run.job import Run
@@ -53,7 +53,7 @@ class AuditSettings:
     seed: int = 0
 
 
-def audit(
+def make_audit(
     folder: Path, settings: AuditSettings, *, cache: Path, say: Say, step: Step = None
 ) -> dict[str, Any]:
     """Return the audit of a run of plain text as JSON-able data; shadows lie in its audit/.
