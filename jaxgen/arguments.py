@@ -68,14 +68,17 @@ class Range:
 
     def __call__(self, path: str, value: Any, call: Call) -> None:
         """Raise ConfigError unless all numbers that are known here are in range."""
+        limit = call.size(self.high) if isinstance(self.high, str) else self.high
+        if not isinstance(limit, int | float):
+            return
+        if isinstance(value, int | float) and math.isfinite(value) and self._holds(value, limit):
+            return  # most settings, of which NumPy need not be imported
         import numpy as np
 
         numbers = arrays.concrete(value)
-        limit = call.size(self.high) if isinstance(self.high, str) else self.high
-        if numbers is None or not numbers.size or not isinstance(limit, int | float):
+        if numbers is None or not numbers.size:
             return
-        good = numbers > self.low if self.above else numbers >= self.low
-        good &= numbers < limit if self.below else numbers <= limit
+        good = self._holds(numbers, limit)
         if not self.infinite and numbers.dtype.kind == "f":
             good &= np.isfinite(numbers)
         for one in self.also:
@@ -91,6 +94,11 @@ class Range:
             finite = "finite and " * (odd and not self.infinite)
             said = f"{path}{position}={bad} must be {finite}{self.words(limit)}"
             raise ConfigError(said.removesuffix(" and "))
+
+    def _holds(self, numbers: Any, limit: float | int) -> Any:
+        """Return which numbers are between both ends."""
+        good = numbers > self.low if self.above else numbers >= self.low
+        return good & (numbers < limit if self.below else numbers <= limit)
 
     def _counted(self, numbers: Any, call: Call) -> Any:
         """Return which numbers of [B, T] count; none where that is not known here."""

@@ -88,6 +88,11 @@ def diff(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
     return _differences(as_dict(a), as_dict(b), "")
 
 
+def changed(instance: Any) -> list[str]:
+    """Return the names of the fields that are not at their defaults."""
+    return [f.name for f in _fields(type(instance)) if getattr(instance, f.name) != _default(f)]
+
+
 def fields_help(cls: type) -> list[tuple[str, str, Any, str]]:
     """Return (dotted key, type in words, default or "required", help) of every leaf of `cls`."""
     return _rows(cls, "", None)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxgen import arguments
 from jaxgen.errors import ConfigError
-from jaxgen.settings import option
+from jaxgen.settings import changed, option
 
 Kind = Literal["none", "lora", "rslora", "dora", "ia3", "prompt", "prefix"]
 ALL_LINEAR = "all-linear"
@@ -81,11 +81,8 @@ class AdapterSettings:
             raise ConfigError(f"dropout={self.dropout} must be in [0, 1)")
         if self.tokens < 1:
             raise ConfigError(f"tokens={self.tokens} must be at least 1")
-        fields = AdapterSettings.__dataclass_fields__
-        for name in sorted(fields.keys() - {"kind", *READ[self.kind]}):
-            default = {} if isinstance(getattr(self, name), dict) else fields[name].default
-            if getattr(self, name) != default:
-                other = "give a kind, such as lora" if self.kind == "none" else "leave it out"
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} has no effect with kind={self.kind}; {other}"
-                )
+        for name in sorted({*changed(self)} - {"kind", *READ[self.kind]}):
+            other = "give a kind, such as lora" if self.kind == "none" else "leave it out"
+            raise ConfigError(
+                f"{name}={getattr(self, name)} has no effect with kind={self.kind}; {other}"
+            )

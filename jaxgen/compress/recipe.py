@@ -111,7 +111,7 @@ class Recipe:
                 raise ConfigError(f"{name}={value} has no effect with {where}; remove it")
 
     def _is_set(self, name: str) -> bool:
-        return getattr(self, name) != type(self).__dataclass_fields__[name].default
+        return name in settings.changed(self)
 
     @property
     def grid(self) -> Grid | None:

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxgen import arguments
+from jaxgen.arguments import Range, above, at_least
 from jaxgen.errors import ConfigError
-from jaxgen.settings import option
+from jaxgen.settings import changed, option
 
 RESOLVED = ("expected", "seed", "solved_noise")  # filled in when a run begins
 
 
-@arguments.checked
+@arguments.checked(
+    **dict.fromkeys(("epsilon", "noise_multiplier", "clip", "expected", "solved_noise"), above(0)),
+    **dict.fromkeys(("delta", "quantile"), Range(0, 1, above=True, below=True)),
+    seed=Range(0, 2**63, below=True),
+)
 @dataclass(frozen=True, kw_only=True)
 class PrivacySettings:
     """Differential privacy of training; raises ConfigError naming the field at fault."""
@@ -59,31 +64,19 @@ class PrivacySettings:
 
     def __post_init__(self) -> None:
         if not self.on:
-            for name in type(self).__dataclass_fields__:
-                value = getattr(self, name)
-                if value != type(self).__dataclass_fields__[name].default:
-                    raise ConfigError(
-                        f"{name}={value} has no effect without epsilon or noise_multiplier; give "
-                        f"epsilon=8, for example, or remove it"
-                    )
+            for name in changed(self):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} has no effect without epsilon or "
+                    f"noise_multiplier; give epsilon=8, for example, or remove it"
+                )
             return
         if self.epsilon is not None and self.noise_multiplier is not None:
             raise ConfigError(
                 f"epsilon={self.epsilon} and noise_multiplier={self.noise_multiplier} exclude each "
                 f"other; remove one, which is then computed"
             )
-        for name in ("epsilon", "noise_multiplier", "clip", "expected", "solved_noise"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}={value} must be greater than 0")
         if self.delta is None:
             raise ConfigError("delta=null must be given with epsilon or noise_multiplier; try 1e-6")
-        for name in ("delta", "quantile"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name}={value} must be greater than 0 and less than 1")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed} must be in [0, 2^63)")
         if self.clipping == "per_layer" and (self.method == "ghost" or self.quantile):
             other = "method=ghost" if self.method == "ghost" else f"quantile={self.quantile}"
             raise ConfigError(f"clipping=per_layer and {other} exclude each other; remove one")
@@ -99,7 +92,13 @@ class PrivacySettings:
         return self.noise_multiplier or self.solved_noise or 1.0
 
 
-@arguments.checked
+@arguments.checked(
+    clients=at_least(0),
+    local_steps=at_least(1),
+    learning_rate=above(0),
+    proximal=at_least(0),
+    secure=above(0),
+)
 @dataclass(frozen=True, kw_only=True)
 class FederatedSettings:
     """Training at clients, whose parts are summed; raises ConfigError naming the field at fault."""
@@ -122,23 +121,11 @@ class FederatedSettings:
     )
 
     def __post_init__(self) -> None:
-        if self.clients < 0:
-            raise ConfigError(f"clients={self.clients} must be 0 or more")
-        if not self.on:
-            for name, field in type(self).__dataclass_fields__.items():
-                if getattr(self, name) != field.default:
-                    raise ConfigError(
-                        f"{name}={getattr(self, name)} has no effect with clients=0; give clients, "
-                        f"such as 10, or remove it"
-                    )
-        if self.local_steps < 1:
-            raise ConfigError(f"local_steps={self.local_steps} must be at least 1")
-        for name in ("learning_rate", "secure"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}={value} must be greater than 0")
-        if self.proximal < 0:
-            raise ConfigError(f"proximal={self.proximal} must be 0 or more")
+        for name in () if self.on else changed(self):
+            raise ConfigError(
+                f"{name}={getattr(self, name)} has no effect with clients=0; give clients, such as "
+                f"10, or remove it"
+            )
         if not 0 <= self.lost < 1:
             raise ConfigError(f"lost={self.lost} must be in [0, 1)")
         if self.secure is not None and self.clients < 3:

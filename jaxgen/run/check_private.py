@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxgen.errors import ConfigError
+from jaxgen.settings import changed
 
 PRIVATE = ("causal", "chat", "pairs", "classes")  # objectives whose rows are of one record
 
@@ -44,7 +45,7 @@ def check_federated(settings: Any) -> None:
         ),
         (train.privacy.method == "ghost", "train.privacy.method=ghost", "auto"),
         (
-            train.clip not in (None, type(train).__dataclass_fields__["clip"].default),
+            train.clip is not None and "clip" in changed(train),
             f"train.clip={train.clip}",
             "train.privacy.clip, which clips each client",
         ),
@@ -96,7 +97,7 @@ def check_private(settings: Any) -> None:
         )
     for name in ("clip", "spike"):
         value = getattr(train, name)
-        if value not in (None, type(train).__dataclass_fields__[name].default):
+        if value is not None and name in changed(train):
             raise ConfigError(
                 f"train.{name}={value} has no effect with train.privacy, which clips rows to "
                 f"train.privacy.clip and takes every step; leave it out"

@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 from jaxgen import arguments
+from jaxgen.arguments import Range, above, at_least, between
 from jaxgen.errors import ConfigError
 from jaxgen.privacy.settings import FederatedSettings, PrivacySettings
-from jaxgen.settings import option
+from jaxgen.settings import changed, option
 
 
-@arguments.checked
+@arguments.checked(
+    **dict.fromkeys(("steps", "batch", "accumulate", "patience", "log_every"), at_least(1)),
+    **dict.fromkeys(("learning_rate", "epsilon", "clip", "epochs"), above(0)),
+    **dict.fromkeys(("weight_decay", "z_loss", "warmup"), at_least(0)),
+    **dict.fromkeys(("beta1", "beta2", "smoothing"), Range(0, 1, below=True)),
+    **dict.fromkeys(("decay", "final_rate"), between(0, 1)),
+    seed=Range(0, 2**63, below=True),
+)
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """Optimisation, batching and watching; raises ConfigError naming the field at fault."""
@@ -86,27 +94,12 @@ class TrainSettings:
     federated: FederatedSettings = field(default_factory=FederatedSettings)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "patience", "log_every", "validate_every"):
-            value = getattr(self, name)
-            if value != "epoch" and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1")
+        if self.validate_every != "epoch" and self.validate_every < 1:
+            raise ConfigError(f"validate_every={self.validate_every} must be at least 1")
         for name in ("loss_chunk", "validate_batches", "early_stopping"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1, or null")
-        for name in ("learning_rate", "epsilon", "clip", "epochs"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}={value} must be greater than 0")
-        for name in ("weight_decay", "z_loss", "warmup", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
-        for name in ("beta1", "beta2", "smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1)")
-        for name in ("decay", "final_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be in [0, 1]")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema={self.ema} must be greater than 0 and less than 1, or null")
         if self.batch % self.accumulate:
@@ -116,8 +109,6 @@ class TrainSettings:
         self._check_federated()
         if self.spike is not None and self.spike <= 1:
             raise ConfigError(f"spike={self.spike} must be greater than 1, or null")
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed={self.seed} must be less than 2^63")
 
     def _check_federated(self) -> None:
         own = self.federated
@@ -144,7 +135,9 @@ class TrainSettings:
         return self.federated.clients or self.batch
 
 
-@arguments.checked
+@arguments.checked(
+    group=at_least(2), iterations=at_least(1), temperature=above(0), clip=above(0), beta=at_least(0)
+)
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
     """How a model learns from rewards; raises ConfigError naming the field at fault."""
@@ -162,17 +155,6 @@ class PolicySettings:
     iterations: int = option("steps that are made with the same completions", 1)
     clip: float = option("how far the ratio to the sampling model counts, around 1", 0.2)
     beta: float = option("weight of the divergence from the model at the beginning", 0.0)
-
-    def __post_init__(self) -> None:
-        if self.group < 2:
-            raise ConfigError(f"group={self.group} must be at least 2")
-        if self.iterations < 1:
-            raise ConfigError(f"iterations={self.iterations} must be at least 1")
-        for name in ("temperature", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be greater than 0")
-        if self.beta < 0:
-            raise ConfigError(f"beta={self.beta} must be 0 or more")
 
     @property
     def needs_old(self) -> bool:
@@ -256,7 +238,7 @@ class PreferenceSettings:
 
     def _check_effect(self, name: str, losses: tuple[str, ...]) -> None:
         value = getattr(self, name)
-        if self.loss not in losses and value != type(self).__dataclass_fields__[name].default:
+        if self.loss not in losses and name in changed(self):
             raise ConfigError(f"{name}={value} has no effect with loss={self.loss}; remove it")
 
     @property

@@ -10,7 +10,7 @@ from jaxgen import arguments
 from jaxgen.data.completions import TooLong
 from jaxgen.data.settings import Form
 from jaxgen.errors import ConfigError
-from jaxgen.settings import option
+from jaxgen.settings import changed, option
 
 Name = Literal[
     "causal", "prefix", "masked", "spans", "denoise", "pairs", "chat", "classes", "preferences",
@@ -107,8 +107,8 @@ class ObjectiveSettings:
             raise ConfigError(f"labels={list(self.labels)} must be two or more different names")
 
     def _check_effect(self, name: str, used: bool) -> None:
-        value = getattr(self, name)
-        if not used and value != type(self).__dataclass_fields__[name].default:
+        if not used and name in changed(self):
+            value = getattr(self, name)
             raise ConfigError(f"{name}={value!r} has no effect with name={self.name}; remove it")
 
     @property
