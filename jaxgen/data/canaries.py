@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from jaxgen import arguments
+from jaxgen.arguments import Range, at_least
 from jaxgen.data.document import Document
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
@@ -21,7 +22,13 @@ from jaxgen.settings import option
 HERE = "{secret}"
 
 
-@arguments.checked
+@arguments.checked(
+    number=at_least(0),
+    seed=at_least(0),
+    repeats=at_least(1),
+    digits=at_least(1),
+    rate=Range(0, 1, above=True),
+)
 @dataclass(frozen=True, kw_only=True)
 class CanarySettings:
     """Which secrets are made up, and how many of them are planted; ConfigError names a fault."""
@@ -38,14 +45,6 @@ class CanarySettings:
     seed: int = option("of the secrets, and of which are in the text", 0)
 
     def __post_init__(self) -> None:
-        for name in ("number", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
-        for name in ("repeats", "digits"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 < self.rate <= 1:
-            raise ConfigError(f"rate={self.rate} must be greater than 0, and 1 at most")
         if self.text.count(HERE) != 1:
             raise ConfigError(f"text={self.text!r} must hold {HERE} once")
         if self.digits > 18 or 2 * self.number > 10**self.digits:

@@ -30,14 +30,14 @@ class RangedArray:
     """
 
     def __init__(self, path: BucketPath, kind: str, offset: int, count: int) -> None:
-        about = path.stat()
-        version = f"{host.machine()} {path} {about.st_ino} {about.st_size} {about.st_mtime_ns}"
+        entry = path.stat()
+        version = f"{host.machine()} {path} {entry.st_ino} {entry.st_size} {entry.st_mtime_ns}"
         home = _folder() / hashlib.sha256(version.encode()).hexdigest()[:32]
-        self.path, self.dtype, self._size = path, np.dtype(kind), about.st_size
+        self.path, self.dtype, self._size = path, np.dtype(kind), entry.st_size
         with files.refusals(home):
-            blocks = -(-about.st_size // BLOCK)
-            self._content = _map(home.with_suffix(".blocks"), about.st_size)
-            self._there = _map(home.with_suffix(".there"), blocks)
+            blocks = -(-entry.st_size // BLOCK)
+            self._content = _map(home.with_suffix(".blocks"), entry.st_size)
+            self._fetched = _map(home.with_suffix(".there"), blocks)
         end = offset + count * self.dtype.itemsize
         self._offset, self._array = offset, self._content[offset:end].view(self.dtype)
 
@@ -71,7 +71,7 @@ class RangedArray:
         return (self._offset + place * self.dtype.itemsize) // BLOCK
 
     def _fetch(self, blocks: np.ndarray) -> None:
-        absent = blocks[self._there[blocks] == 0]
+        absent = blocks[self._fetched[blocks] == 0]
         breaks = np.flatnonzero(np.diff(absent) != 1) + 1
         for together in np.split(absent, breaks) if absent.size else ():
             for first in range(0, len(together), RUN):
@@ -81,7 +81,7 @@ class RangedArray:
                 if len(raw) != end - begin:
                     raise BusyError(f"{self.path} has shrunk while it was read; start again")
                 self._content[begin:end] = np.frombuffer(raw, np.uint8)
-                self._there[run] = 1
+                self._fetched[run] = 1
 
 
 def _map(path: Path, size: int) -> np.ndarray:

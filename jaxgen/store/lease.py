@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 import uuid
 from contextlib import suppress
@@ -20,7 +19,7 @@ from datetime import datetime
 from threading import Event, Thread
 from typing import Any
 
-from jaxgen import files, host
+from jaxgen import files, host, terminal
 from jaxgen.buckets import BucketPath
 from jaxgen.errors import BusyError
 
@@ -101,11 +100,8 @@ class Lease:
             return
         record, waits = first, not here
         if waits:
-            print(
-                f"waiting for up to {LEASE:.0f} s whether {_words(first)} still has {self.folder}",
-                *(),
-                file=sys.stderr,
-                flush=True,
+            terminal.say(
+                f"waiting for up to {LEASE:.0f} s whether {_words(first)} still has {self.folder}"
             )
         while waits and record == first and time.monotonic() < end:
             time.sleep(RENEWAL / 4)
