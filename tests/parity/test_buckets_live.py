@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxgen import files
+from jaxgen import bucket_requests, files
 from jaxgen.errors import BusyError
 from jaxgen.store import Checkpoints, lock_of
 
@@ -96,6 +96,12 @@ def test_objects_are_made_once_read_by_ranges_and_left_out_when_an_upload_fails(
     assert [one.name for one in files.below(path)] == ["big", "one"]
     with pytest.raises(BusyError, match="there is no bucket"):
         files.write(f"{home[0]}-absent/a", "")
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_long(home):
+    system = bucket_requests._file_system(home[0][:2])
+    timeout = getattr(system, "requests_timeout", None)  # s3fs has its own
+    assert (timeout.sock_read if timeout else system.read_timeout) == bucket_requests.SILENCE
 
 
 def test_checkpoints_are_whole_by_their_manifest_and_no_object_is_copied(home):
