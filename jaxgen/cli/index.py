@@ -54,7 +54,9 @@ def index(
         Literal["stop", "skip"],
         Parameter(help="a malformed file or record: end, or leave it out"),
     ] = "stop",
-    batch: Annotated[int, at_least(1), Parameter(help="passages to embed at once")] = 32,
+    batch: Annotated[
+        int | None, at_least(1), Parameter(help="passages to embed at once; default 32")
+    ] = None,
 ) -> None:
     """Make an index of documents, which search, ask, chat and serve look into.
 
@@ -70,6 +72,8 @@ def index(
     for name, value in (("--out", out), ("--encoder", encoder)):
         if value is not None and not value.strip():
             raise ConfigError(f"{name} {value!r} is empty; name a folder")
+    if batch is not None and encoder is None:
+        raise ConfigError(f"--batch {batch} has no effect without --encoder; drop it")
     paths.check_folder(out)
     if encoder is not None:
         encoder = _model(encoder)
@@ -77,8 +81,9 @@ def index(
     from jaxgen.knowledge.index import build
     from jaxgen.run.progress import bar
 
-    how: dict[str, Any] = {"size": size, "overlap": overlap, "field": field, "batch": batch}
+    how: dict[str, Any] = {"size": size, "overlap": overlap, "field": field}
     how |= {"encoder": encoder, "on_bad_record": on_bad_record}
+    how |= {} if batch is None else {"batch": batch}
     try:
         with bar("embedding" if encoder else "indexing") as progress:
             built = build([docs, *more], out, progress=progress, **how)

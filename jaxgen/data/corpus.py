@@ -167,11 +167,11 @@ def _notes(
     folders = [files.to_path(name).expanduser() for name in settings.files]
     left = [path for folder in folders if folder.is_dir() for path in text_below(folder)[1]]
     if left:
-        yield f"left out as empty or no text: {_listed(left)}"
+        yield f"left out as empty or no text: {listed(left)}"
     if form == "text" and settings.field == FIELD:
         yield from _labelled(sources)
     if sources.withheld:
-        names = _listed([source[0] for source in sources.withheld])
+        names = listed([source[0] for source in sources.withheld])
         yield f"{names}: in data.files, but left out of training as validation or test text"
     held = {sums[path]: path for source in [*sources.valid, *sources.test] for path in source}
     for path in (path for source in sources.train for path in source if sums[path] in held):
@@ -190,7 +190,8 @@ def _labelled(sources: Sources) -> Iterator[str]:
         )
 
 
-def _listed(paths: list[Path]) -> str:
+def listed(paths: Sequence[Path]) -> str:
+    """Return the names of the first three of some files, and how many more there are."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return f"{', '.join(map(str, paths[:3]))}{more}"
 

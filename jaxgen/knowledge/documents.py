@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxgen.data.corpus import listed
 from jaxgen.data.document import Document
 from jaxgen.data.reading import documents
 from jaxgen.data.settings import DataSettings
@@ -35,9 +36,15 @@ def read_documents(
     words = [os.fspath(source) for source in sources]
     if not words:
         raise ConfigError("no documents; name files or folders of text")
+    left_out: list[Path] = []
     for word in words:
-        if Path(word).is_dir() and not text_below(Path(word))[0]:
-            raise DataError(f"{word} holds no text; name a folder with .txt, .md or .jsonl files")
+        if Path(word).is_dir():
+            texts_there, others = text_below(Path(word))
+            left_out += others
+            if not texts_there:
+                raise DataError(
+                    f"{word} holds no text; name a folder with .txt, .md or .jsonl files"
+                )
         if not Path(word).exists() and not any(c in word for c in "*?["):
             raise DataError(f"{word} does not exist; correct the path of the documents")
     settings = DataSettings(files=tuple(words), field=field, on_bad_record=on_bad_record)
@@ -53,6 +60,8 @@ def read_documents(
         names.append(name.encode())
         texts.append(raw)
         begin += len(raw)
+    if left_out:
+        warnings.warn(f"left out as empty or no text: {listed(left_out)}", stacklevel=3)
     if tally.skipped:
         said = ", ".join(f"{count} of {what}" for what, count in tally.skipped.items())
         warnings.warn(f"left out: {said}", stacklevel=3)

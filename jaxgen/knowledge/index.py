@@ -128,7 +128,8 @@ class Index:
             exact: compare all vectors, in place of those in the lists nearest to the question.
 
         Raises:
-            ConfigError: for an empty question, or vectors that the index does not have.
+            ConfigError: for an empty question, vectors that the index does not have, or `exact`
+                where none are compared.
         """
         if not question.strip():
             raise ConfigError("the question is empty; ask something")
@@ -140,6 +141,8 @@ class Index:
                 f"method={method} needs vectors, and {self.home} has none; make it with "
                 f"--encoder, or search with method=bm25"
             )
+        if exact and method == "bm25":
+            raise ConfigError("exact has no effect by words alone, which have no vectors; drop it")
         if method == "hybrid":
             ranks: dict[int, float] = {}
             pool = max(count, POOL)

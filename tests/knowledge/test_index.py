@@ -78,6 +78,23 @@ def test_passages_that_the_encoder_cuts_are_said(encoder, tmp_path):
         index.build([tmp_path / "long.txt"], tmp_path / "index", encoder=encoder)
 
 
+def test_files_of_a_folder_that_are_no_text_are_said(docs, tmp_path):
+    shutil.copytree(docs, tmp_path / "docs")
+    (tmp_path / "docs" / "a.pdf").write_bytes(b"%PDF-1.4\n")
+    with pytest.warns(UserWarning, match=r"left out as empty or no text: .*a\.pdf$"):
+        index.build([tmp_path / "docs"], tmp_path / "index")
+
+
+def test_a_field_of_records_is_read_and_a_bad_record_is_left_out_if_asked(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "Gold is rare."}\n{"body": \n')
+    with pytest.raises(DataError, match="on_bad_record=skip"):
+        index.build([tmp_path / "a.jsonl"], tmp_path / "index", field="body")
+    with pytest.warns(UserWarning, match="left out: 1 of "):
+        index.build([tmp_path / "a.jsonl"], tmp_path / "index", field="body", on_bad_record="skip")
+    (hit,) = index.open_index(tmp_path / "index").search("gold")
+    assert hit.text == "Gold is rare."
+
+
 def test_an_index_of_words_needs_no_encoder_and_finds_nothing_without_a_word(docs, tmp_path):
     index.build([docs], tmp_path / "words")
     opened = index.open_index(tmp_path / "words")
@@ -132,7 +149,15 @@ def test_what_is_no_sound_index_is_refused_in_a_line(built, tmp_path, change, sa
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_of_another_encoder_is_refused(built, tmp_path):
+def test_sizes_alone_are_compared_if_asked(built, tmp_path):
+    shutil.copytree(built, home := tmp_path / "index")
+    damage("texts.npy", lambda raw: raw[:-1] + b"?")(home)
+    assert index.open_index(home, verify="off").size
+
+
+def test_an_index_of_another_encoder_is_refused(built, encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "moved")
+    assert index.open_index(built, encoder=tmp_path / "moved").encoder.home == tmp_path / "moved"
     other = save_encoder(tmp_path / "other", seed=1)
     with pytest.raises(ConfigError, match="is of another encoder"):
         index.open_index(built, encoder=other)
@@ -174,6 +199,8 @@ def test_the_verbs_index_and_search(docs, encoder, tmp_path, monkeypatch, capsys
         ("index", str(tmp_path / "none"), "--out", "j"): 7,
         ("index", str(docs), "--out", "j", "--size", "5", "--overlap", "5"): 2,
         ("index", str(docs), "--out", ""): 2,
+        ("index", str(docs), "--out", "j", "--batch", "2"): 2,
+        ("search", "i", "x", "--method", "bm25", "--exact"): 2,
     }
     for words, code in wrong.items():
         assert app.main(list(words)) == code, words

@@ -21,14 +21,25 @@ def params():
     return jax.tree.map(lambda x: x * 4, params)
 
 
+@jax.jit
+def forward(params, rows):
+    out = jaxgen.apply(params, CONFIG, rows)
+    return out.logits, out.hidden
+
+
 def logprobs(params, rows):
     """Log-probabilities [.., T, V] of what follows each token, in float64."""
-    logits = np.asarray(jaxgen.apply(params, CONFIG, jnp.asarray(rows)).logits, np.float64)
+    logits = np.asarray(forward(params, jnp.asarray(rows))[0], np.float64)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+def compiled(step):
+    """A step as one program; by itself each of its operations is one."""
+    return jax.jit(lambda tokens, cache: step(tokens, cache))
+
+
 def states(params, rows):
-    return np.asarray(jaxgen.apply(params, CONFIG, jnp.asarray(rows)).hidden, np.float64)
+    return np.asarray(forward(params, jnp.asarray(rows))[1], np.float64)
 
 
 PROMPTS = np.asarray([[1, 2, 3], [4, 5, 6], [7, 1, 3], [2, 2, 6]])  # two documents each, last: 3, 6
@@ -45,7 +56,7 @@ def documents(params):
 @pytest.mark.parametrize("marginal", ["token", "sequence"])
 def test_documents_are_summed_as_by_hand(params, marginal):
     step, cache = documents(params)
-    step = steps.documents_step(step, marginal)
+    step = compiled(steps.documents_step(step, marginal))
     text = np.asarray([[3, 5, 0, 9], [6, 1, 1, 2]])
     total = np.zeros(2)
     for at in range(3):
@@ -70,6 +81,7 @@ def test_beams_over_documents_are_those_of_all_texts(params):
     step = steps.documents_step(step, "sequence")
     first = jnp.asarray([3, 6])
     best = jaxgen.beam_search(step, cache, first, None, jaxgen.chain(), 2, jaxgen.beams(V))
+    step = compiled(step)
     for request in range(2):
         scores = {}
         one = jax.tree.map(lambda x: x, cache).take(jnp.asarray([request]))
@@ -111,11 +123,14 @@ def test_knn_is_the_sum_over_the_nearest_states(params, remembered):
     prompts = jnp.asarray(PROMPTS)
     first, cache = jaxgen.prefill(params, CONFIG, prompts, jnp.full(4, 3), 16)
     base = StepWithHidden(params, CONFIG)
-    ours, _ = steps.knn_step(base, opened, 0.3, temperature=2.0, count=9)(first, cache)
+    step = jax.jit(
+        lambda w: steps.knn_step(base, opened, w, temperature=2.0, count=9)(first, cache)
+    )
+    ours, _ = step(0.3)
     q = knn_by_hand(opened, states(params, PROMPTS)[:, -1], 2.0, 9)
     p = np.exp(logprobs(params, PROMPTS)[:, -1])
     np.testing.assert_allclose(np.exp(ours), 0.7 * p + 0.3 * q, atol=1e-6)
-    off, _ = steps.knn_step(base, opened, 0.0, temperature=2.0, count=9)(first, cache)
+    off, _ = step(0.0)
     np.testing.assert_allclose(np.exp(off), p, atol=1e-6)
 
 
@@ -151,10 +166,9 @@ def test_a_cache_is_the_sum_over_the_states_of_the_text_so_far(params, size):
     prompts, lengths = np.asarray([[1, 2, 3, 2, 1, 3], [4, 0, 0, 0, 0, 0]]), np.asarray([6, 1])
     text = np.asarray([[2, 5, 1, 2], [5, 4, 5, 5]])
     first, cache = jaxgen.prefill(params, CONFIG, jnp.asarray(prompts), jnp.asarray(lengths), 16)
-    held = steps.state_cache(
-        cache, params, CONFIG, jnp.asarray(prompts), jnp.asarray(lengths), size
-    )
-    step = steps.cache_step(StepWithHidden(params, CONFIG), 0.25, flatness=0.3)
+    begin = jax.jit(lambda cache: steps.state_cache(cache, params, CONFIG, prompts, lengths, size))
+    held = begin(cache)
+    step = compiled(steps.cache_step(StepWithHidden(params, CONFIG), 0.25, flatness=0.3))
     ours = []
     for tokens in (first, *jnp.asarray(text[:, :-1]).T):
         logits, held = step(tokens, held)
@@ -175,7 +189,7 @@ def test_steps_fuse_with_one_another_and_decode(params, remembered):
     base = StepWithHidden(params, CONFIG)
     knn = steps.knn_step(base, opened, 0.2, temperature=3.0, count=5, hidden=True)
     both = steps.cache_step(knn, 0.1, flatness=0.5)
-    held = steps.state_cache(cache, params, CONFIG, prompts, lengths, 8)
+    held = jax.jit(lambda x: steps.state_cache(x, params, CONFIG, prompts, lengths, 8))(cache)
     flat = lambda tokens, cache: (jnp.zeros((len(tokens), V)), cache)  # noqa: E731
     step = jaxgen.fused(both, flat, 0.5)
     sample = jaxgen.chain(jaxgen.temperature(0.8))
@@ -192,7 +206,7 @@ def test_what_the_model_bans_stays_banned(params, remembered):
     opened = memory.open_memory(remembered[2], params, CONFIG)
     first, cache = jaxgen.prefill(params, CONFIG, jnp.asarray(PROMPTS), jnp.full(4, 3), 16)
     base = StepWithHidden(params, CONFIG, 5)
-    logits, _ = steps.knn_step(base, opened, 0.5, temperature=9.0)(first, cache)
+    logits, _ = compiled(steps.knn_step(base, opened, 0.5, temperature=9.0))(first, cache)
     assert np.isneginf(logits[:, 5:]).all() and np.isfinite(logits[:, :5]).all()
 
 
