@@ -42,7 +42,7 @@ class Architecture:
 
     name: str
     family: str
-    when: Callable[[Json, Collection[str]], bool] = lambda own, tensors: True
+    when: Callable[[Json, Collection[str]], bool] = lambda meta, tensors: True
     tables: tuple[Row, ...] = rows.ROWS
     rows: tuple[Row, ...] = rows.PRE + rows.SUBLAYERS
     other_rows: tuple[Row, ...] = ()
@@ -78,12 +78,12 @@ class Architecture:
         """Return the keys of its rules."""
         return {key for rule in self.rules for key in rule.keys}
 
-    def filled(self, own: Json) -> Json:
+    def filled(self, meta: Json) -> Json:
         """Return a file's keys with what llama.cpp takes for absent ones.
 
         Raises ValueError for a required key that is absent, and one of another value than is known.
         """
-        full = {key: value for key, value in own.items() if value or not key.endswith("scale")}
+        full = {key: value for key, value in meta.items() if value or not key.endswith("scale")}
         for key, default in {**ABSENT, **self.absent}.items():
             value = default(full) if callable(default) else default
             if value is not None or not callable(default):
@@ -91,12 +91,13 @@ class Architecture:
         for key in (*self.config_keys(), *self.ruled()):
             if key not in full:
                 raise ValueError(f"'{self.name}.{key}' is missing")
-        for key, (default, known) in {**ONLY, **self.only}.items():
+        for key, (default, expected) in {**ONLY, **self.only}.items():
             value = full.get(key, default)
-            if value != known:
+            if value != expected:
                 absent = "" if key in full else ", which llama.cpp takes where the key is absent,"
                 raise ValueError(
-                    f"{self.name}.{key}={value!r:.40}{absent} is not known here; known is {known!r}"
+                    f"{self.name}.{key}={value!r:.40}{absent} is not known here; known is "
+                    f"{expected!r}"
                 )
         return full
 

@@ -50,7 +50,7 @@ def architecture_of(path: Path, contents: Contents) -> Architecture:
             f"{path}: it is one of {count} parts; join them with llama.cpp: "
             f"`llama-gguf-split --merge`"
         )
-    return gguf_names.architecture_named(name, _own(contents, name), contents.tensors.keys())
+    return gguf_names.architecture_named(name, _meta(contents, name), contents.tensors.keys())
 
 
 def read_family(path: Path) -> tuple[Family, Json]:
@@ -64,9 +64,9 @@ def read_family(path: Path) -> tuple[Family, Json]:
     family = architecture.named_family()
     keys = {ours: f"{architecture.name}.{key}" for key, ours in architecture.config_keys().items()}
     keys |= {family.sizes[ours]: key for ours, key in TABLES.items() if ours in family.sizes}
-    own = _own(contents, architecture.name)
-    if type(ahead := own.get("nextn_predict_layers")) is int and type(own["block_count"]) is int:
-        last = range(own["block_count"] - min(ahead, MAX_LAYERS), own["block_count"])
+    meta = _meta(contents, architecture.name)
+    if type(ahead := meta.get("nextn_predict_layers")) is int and type(meta["block_count"]) is int:
+        last = range(meta["block_count"] - min(ahead, MAX_LAYERS), meta["block_count"])
         left = (f"blk.{layer}.*" for layer in last)
         family = replace(family, ignored_tensors=(*family.ignored_tensors, *left))
     try:
@@ -75,7 +75,7 @@ def read_family(path: Path) -> tuple[Family, Json]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _own(contents: Contents, name: str) -> Json:
+def _meta(contents: Contents, name: str) -> Json:
     """Return a file's keys of an architecture, less its name."""
     return {
         key.removeprefix(f"{name}."): _one(value)
@@ -86,17 +86,17 @@ def _own(contents: Contents, name: str) -> Json:
 
 def _config(contents: Contents, architecture: Architecture, family: Family) -> Json:
     """Return the config.json of a file; ValueError for a key that is not known or can't be."""
-    own, keys = _own(contents, architecture.name), architecture.config_keys()
-    known = {*keys, *architecture.ruled(), *HARMLESS, *ONLY, *architecture.only}
-    if own.get("rope.freq_base_swa") == own.get("rope.freq_base"):
-        known.add("rope.freq_base_swa")  # of layers with a window, which turn as the others do
-    for key, value in own.items():
-        if key not in known and value not in (0, 0.0, False, ""):
+    meta, keys = _meta(contents, architecture.name), architecture.config_keys()
+    known_keys = {*keys, *architecture.ruled(), *HARMLESS, *ONLY, *architecture.only}
+    if meta.get("rope.freq_base_swa") == meta.get("rope.freq_base"):
+        known_keys.add("rope.freq_base_swa")  # of layers with a window, which turn as the others do
+    for key, value in meta.items():
+        if key not in known_keys and value not in (0, 0.0, False, ""):
             raise ValueError(
                 f"{architecture.name}.{key}={value!r:.60} is not known here, and the model may "
                 f"compute by it{nearest(key, keys)}; take a model of another architecture"
             )
-    full = architecture.filled(own)
+    full = architecture.filled(meta)
     lengths = [full.get(f"attention.{part}_length") for part in ("key", "value")]
     latent = "latent.kv_rank" in family.sizes
     if not latent and all(type(length) is int for length in lengths) and lengths[0] != lengths[1]:
@@ -137,22 +137,22 @@ def short(value: Any) -> Any:
 
 
 def _add_rope(
-    config: Json, own: Json, contents: Contents, architecture: Architecture, family: Family
+    config: Json, meta: Json, contents: Contents, architecture: Architecture, family: Family
 ) -> None:
     """Set what is stretched in the rotation, and how much of a head turns."""
-    width, share = own.get("attention.key_length"), architecture.share
-    turned = own.get("rope.dimension_count", width)
+    width, share = meta.get("attention.key_length"), architecture.share
+    turned = meta.get("rope.dimension_count", width)
     partly = turned != width or share in family.defaults
     if share and partly and type(width) is int and type(turned) is int and width:
         config[share] = turned / width  # which a family whose heads turn whole refuses
-    kind = own.get("rope.scaling.type", "linear")
+    kind = meta.get("rope.scaling.type", "linear")
     if LONGROPE["long_factor"] in contents.tensors:
-        config["rope_scaling"] = _longrope(own, contents, architecture)
+        config["rope_scaling"] = _longrope(meta, contents, architecture)
         return
-    factor = positive(own, "rope.scaling.factor", positive(own, "rope.scale_linear", 1.0))
+    factor = positive(meta, "rope.scaling.factor", positive(meta, "rope.scale_linear", 1.0))
     names = ("attn_factor",) if kind == "yarn" else ("attn_factor", "yarn_attn_factor")
-    times = math.prod(positive(own, f"rope.scaling.{name}", 1.0) for name in names)
-    before = own.get("rope.scaling.original_context_length")
+    times = math.prod(positive(meta, f"rope.scaling.{name}", 1.0) for name in names)
+    before = meta.get("rope.scaling.original_context_length")
     if kind not in ("none", "linear", "yarn"):
         raise ValueError(f"rope.scaling.type={kind!r:.40} is not known here")
     if kind != "yarn" and times != 1:
@@ -161,9 +161,9 @@ def _add_rope(
         scaling = {
             "rope_type": "yarn",
             "factor": factor,
-            "original_max_position_embeddings": before or own["context_length"],
-            "beta_fast": own.get("rope.scaling.yarn_beta_fast", 32.0),
-            "beta_slow": own.get("rope.scaling.yarn_beta_slow", 1.0),
+            "original_max_position_embeddings": before or meta["context_length"],
+            "beta_fast": meta.get("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": meta.get("rope.scaling.yarn_beta_slow", 1.0),
             "attention_factor": None if times == 1 else times * (0.1 * math.log(factor) + 1),
         }
     elif kind == "linear" and factor != 1:
@@ -174,17 +174,17 @@ def _add_rope(
         if scaling is not None:
             raise ValueError(f"{ROPE_FACTORS} with rope.scaling.type={kind!r} is not known here")
         factors = gguf.values(tensor, gguf.read_rows(tensor)).astype(np.float64)
-        scaling = _llama3(factors.reshape(-1), positive(own, "rope.freq_base"), before)
+        scaling = _llama3(factors.reshape(-1), positive(meta, "rope.freq_base"), before)
     own_scales = config.get("rope_scaling", {}) if scaling else {}
     # Some families stretch where nothing is said.
     config["rope_scaling"] = {**own_scales, **(scaling or {"rope_type": "default"})}
 
 
-def _longrope(own: Json, contents: Contents, architecture: Architecture) -> Json:
+def _longrope(meta: Json, contents: Contents, architecture: Architecture) -> Json:
     """Return the rope_scaling of a file with factors for short and for long texts."""
-    context = own["context_length"]
-    before = own.get("rope.scaling.original_context_length", context)
-    times = positive(own, "rope.scaling.attn_factor", 1.0)
+    context = meta["context_length"]
+    before = meta.get("rope.scaling.original_context_length", context)
+    times = positive(meta, "rope.scaling.attn_factor", 1.0)
     counts = type(context) is int and type(before) is int and context > before > 1
     implied = math.sqrt(1 + math.log(context / before) / math.log(before)) if counts else 1.0
     exact = implied if np.float32(implied) == np.float32(times) else times
@@ -200,36 +200,36 @@ def _longrope(own: Json, contents: Contents, architecture: Architecture) -> Json
 
 def write_keys(architecture: Architecture, settings: Json, config: ModelConfig) -> Json:
     """Return the keys of an architecture; settings: config.json of its family."""
-    own: Json = {}
+    meta: Json = {}
     for key, theirs in architecture.config_keys().items():
         derived = key == "attention.key_length" and config.d_model // config.heads == config.H
         if (value := settings.get(theirs)) is not None and not derived:
             whole = np.uint32 if key.endswith(COUNTS) else np.float32
-            own[key] = value if isinstance(value, bool) else whole(value)
-    for key, (absent, known) in architecture.only.items():
-        if known != absent:
-            own[key] = {bool: bool, int: np.uint32, float: np.float32}[type(known)](known)
+            meta[key] = value if isinstance(value, bool) else whole(value)
+    for key, (absent, expected) in architecture.only.items():
+        if expected != absent:
+            meta[key] = {bool: bool, int: np.uint32, float: np.float32}[type(expected)](expected)
     for rule in architecture.rules:
-        own |= rule.write(settings, config)
-    if config.positions == "rope" or "attention.key_length" in own:
-        own.setdefault("attention.value_length", np.uint32(config.H))
+        meta |= rule.write(settings, config)
+    if config.positions == "rope" or "attention.key_length" in meta:
+        meta.setdefault("attention.value_length", np.uint32(config.H))
     if config.positions == "rope":
-        own.setdefault("rope.dimension_count", np.uint32(config.rope.width(config.H)))
+        meta.setdefault("rope.dimension_count", np.uint32(config.rope.width(config.H)))
     if config.positions == "rope" and config.rope.scaling.kind == "longrope":
         ours = config.rope.scaling
-        own["rope.scaling.type"] = "longrope"
-        own["rope.scaling.original_context_length"] = np.uint32(ours.original_context)
-        own["rope.scaling.attn_factor"] = np.float32(ours.attention or 1.0)
+        meta["rope.scaling.type"] = "longrope"
+        meta["rope.scaling.original_context_length"] = np.uint32(ours.original_context)
+        meta["rope.scaling.attn_factor"] = np.float32(ours.attention or 1.0)
     scaling = settings.get("rope_scaling") or {}
     if scaling.get("rope_type") in ("linear", "yarn"):
-        own["rope.scaling.type"] = scaling["rope_type"]
-        own["rope.scaling.factor"] = np.float32(scaling["factor"])
+        meta["rope.scaling.type"] = scaling["rope_type"]
+        meta["rope.scaling.factor"] = np.float32(scaling["factor"])
         if scaling["rope_type"] == "yarn":
             before = scaling["original_max_position_embeddings"]
-            own["rope.scaling.original_context_length"] = np.uint32(before)
+            meta["rope.scaling.original_context_length"] = np.uint32(before)
             for bound in ("fast", "slow"):
-                own[f"rope.scaling.yarn_beta_{bound}"] = np.float32(scaling[f"beta_{bound}"])
-    return {f"{architecture.name}.{key}": value for key, value in own.items()}
+                meta[f"rope.scaling.yarn_beta_{bound}"] = np.float32(scaling[f"beta_{bound}"])
+    return {f"{architecture.name}.{key}": value for key, value in meta.items()}
 
 
 def rope_factors(theta: float, pairs: int, scaling: Json) -> np.ndarray:

@@ -60,14 +60,14 @@ def positive(values: Json, key: str, default: float | None = None) -> float:
 
 def same_as(key: str) -> Callable[[Json], Any]:
     """Return the value of another key."""
-    return lambda own: own.get(key)
+    return lambda meta: meta.get(key)
 
 
 def divided(key: str, by: str) -> Callable[[Json], int | None]:
     """Return the value of a key divided by that of another; None if one is no number above 0."""
 
-    def divide(own: Json) -> int | None:
-        many, few = own.get(key), own.get(by)
+    def divide(meta: Json) -> int | None:
+        many, few = meta.get(key), meta.get(by)
         return many // few if type(many) is int and type(few) is int and few > 0 else None
 
     return divide
@@ -76,8 +76,8 @@ def divided(key: str, by: str) -> Callable[[Json], int | None]:
 def one_by_root(key: str) -> Callable[[Json], float | None]:
     """Return 1 / sqrt(value of a key); None if that is no number above 0."""
 
-    def scale(own: Json) -> float | None:
-        width = own.get(key)
+    def scale(meta: Json) -> float | None:
+        width = meta.get(key)
         if not isinstance(width, int) or width <= 0:
             return None
         return float(str(np.float32(width**-0.5)))  # as a file would say it
@@ -109,8 +109,8 @@ class Rule(NamedTuple):
     write: Callable[[Json, ModelConfig], Json]
 
 
-def _read_windows(own: Json, tensors: Collection[str]) -> Json:
-    layers, window, pattern = own["block_count"], own.get(WINDOW), own[PATTERN]
+def _read_windows(meta: Json, tensors: Collection[str]) -> Json:
+    layers, window, pattern = meta["block_count"], meta.get(WINDOW), meta[PATTERN]
     if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
         return {}  # which is refused as what it is
     if not window:
@@ -134,29 +134,29 @@ def _write_windows(settings: Json, config: ModelConfig) -> Json:
 WINDOWS = Rule((WINDOW, PATTERN), _read_windows, _write_windows)
 
 
-def _read_both_sides(own: Json, tensors: Collection[str]) -> Json:
-    pattern = own[PATTERN]
-    if type(pattern) is int and type(own["block_count"]) is int and pattern > 0:
-        count = min(max(own["block_count"], 0), MAX_LAYERS)
-        own = {**own, PATTERN: [layer % pattern != 0 for layer in range(count)]}
-    fields = _read_windows(own, tensors)
+def _read_both_sides(meta: Json, tensors: Collection[str]) -> Json:
+    pattern = meta[PATTERN]
+    if type(pattern) is int and type(meta["block_count"]) is int and pattern > 0:
+        count = min(max(meta["block_count"], 0), MAX_LAYERS)
+        meta = {**meta, PATTERN: [layer % pattern != 0 for layer in range(count)]}
+    fields = _read_windows(meta, tensors)
     window = fields.pop("sliding_window", None)
     return fields | ({"local_attention": window} if window else {})
 
 
 def _write_both_sides(settings: Json, config: ModelConfig) -> Json:
-    own = _write_windows({"sliding_window": settings.get("local_attention"), **settings}, config)
-    local = own[PATTERN]
+    meta = _write_windows({"sliding_window": settings.get("local_attention"), **settings}, config)
+    local = meta[PATTERN]
     nth = next((n for n in range(1, len(local) + 1) if all(
         one == (layer % n != 0) for layer, one in enumerate(local))), None)  # fmt: skip
-    return own if nth is None else own | {PATTERN: np.uint32(nth)}
+    return meta if nth is None else meta | {PATTERN: np.uint32(nth)}
 
 
 # Windows of encoders, as wide as both sides together; the first of each few layers has none.
 BOTH_SIDES = Rule((WINDOW, PATTERN), _read_both_sides, _write_both_sides)
 HIDDEN_ACT = Rule(
     ("hidden_act",),
-    lambda own, tensors: {"hidden_activation": own["hidden_act"]},
+    lambda meta, tensors: {"hidden_activation": meta["hidden_act"]},
     lambda settings, config: {"hidden_act": settings["hidden_activation"]},
 )
 
@@ -167,9 +167,9 @@ def query_scalar(layers: int, width: int) -> Rule:
     layers: by which llama.cpp knows these; width: what it divides by the root of there.
     """
 
-    def read(own: Json, tensors: Collection[str]) -> Json:
-        known = own["block_count"] == layers
-        return {"query_pre_attn_scalar": width if known else own["attention.key_length"]}
+    def read(meta: Json, tensors: Collection[str]) -> Json:
+        known = meta["block_count"] == layers
+        return {"query_pre_attn_scalar": width if known else meta["attention.key_length"]}
 
     return Rule((), read, lambda settings, config: {})
 
@@ -177,18 +177,18 @@ def query_scalar(layers: int, width: int) -> Rule:
 # StableLM's feed-forward is beside the attention where a layer has one norm.
 ONE_NORM = Rule(
     ("use_parallel_residual",),
-    lambda own, tensors: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors},
+    lambda meta, tensors: {"use_parallel_residual": "blk.0.ffn_norm.weight" not in tensors},
     lambda settings, config: {"use_parallel_residual": settings["use_parallel_residual"]},
 )
 
 
-def _read_derived(own: Json, tensors: Collection[str]) -> Json:
+def _read_derived(meta: Json, tensors: Collection[str]) -> Json:
     for key, other, times in (
         ("feed_forward_length", "embedding_length", 4),
         ("attention.head_count_kv", "attention.head_count", 1),
     ):
-        if type(own[other]) is int and own[key] != times * own[other]:
-            raise ValueError(f"{key}={own[key]!r:.40} is not known here; known is {times} {other}")
+        if type(meta[other]) is int and meta[key] != times * meta[other]:
+            raise ValueError(f"{key}={meta[key]!r:.40} is not known here; known is {times} {other}")
     return {}
 
 
@@ -200,12 +200,12 @@ DERIVED = Rule(
 )
 
 
-def _read_falcon(own: Json, tensors: Collection[str]) -> Json:
-    heads, two = own["attention.head_count_kv"], "blk.0.attn_norm_2.weight" in tensors
+def _read_falcon(meta: Json, tensors: Collection[str]) -> Json:
+    heads, two = meta["attention.head_count_kv"], "blk.0.attn_norm_2.weight" in tensors
     return {
         "num_kv_heads": heads,
         "multi_query": heads == 1,
-        "new_decoder_architecture": two or heads not in (1, own["attention.head_count"]),
+        "new_decoder_architecture": two or heads not in (1, meta["attention.head_count"]),
         "num_ln_in_parallel_attn": 1 + two,
     }
 
@@ -217,17 +217,17 @@ FALCON = Rule(
 )
 
 
-def _read_exaone(own: Json, tensors: Collection[str]) -> Json:
+def _read_exaone(meta: Json, tensors: Collection[str]) -> Json:
     # llama.cpp has windows in the model of 32 B alone, and knows it by its depth.
-    window = own[WINDOW] if own["block_count"] == 64 else 0
-    return _read_windows({**own, WINDOW: window}, tensors)
+    window = meta[WINDOW] if meta["block_count"] == 64 else 0
+    return _read_windows({**meta, WINDOW: window}, tensors)
 
 
 EXAONE = Rule((WINDOW, PATTERN), _read_exaone, _write_windows)
 
 
-def _read_depth(own: Json, tensors: Collection[str]) -> Json:
-    many, ahead = own["block_count"], own["nextn_predict_layers"]
+def _read_depth(meta: Json, tensors: Collection[str]) -> Json:
+    many, ahead = meta["block_count"], meta["nextn_predict_layers"]
     known = type(many) is int and type(ahead) is int
     return {"num_hidden_layers": many - ahead if known else many}
 
@@ -243,9 +243,9 @@ DEPTH = Rule(
 # Of 128 experts' model llama.cpp knows that it normalises no queries.
 LLAMA4 = Rule(
     ("interleave_moe_layer_step",),
-    lambda own, tensors: {
-        "interleave_moe_layer_step": own["interleave_moe_layer_step"],
-        "use_qk_norm": own["expert_count"] != 128,
+    lambda meta, tensors: {
+        "interleave_moe_layer_step": meta["interleave_moe_layer_step"],
+        "use_qk_norm": meta["expert_count"] != 128,
     },
     lambda settings, config: {
         "interleave_moe_layer_step": np.uint32(min(settings["moe_layers"], default=0) + 1)
@@ -253,17 +253,17 @@ LLAMA4 = Rule(
 )
 
 
-def _read_latent(own: Json, tensors: Collection[str]) -> Json:
-    part = "_mla" if own["attention.key_length_mla"] else ""  # which older files lack
-    width, turned = own[f"attention.key_length{part}"], own["rope.dimension_count"]
+def _read_latent(meta: Json, tensors: Collection[str]) -> Json:
+    part = "_mla" if meta["attention.key_length_mla"] else ""  # which older files lack
+    width, turned = meta[f"attention.key_length{part}"], meta["rope.dimension_count"]
     known = type(width) is int and type(turned) is int
-    scale = own["rope.scaling.yarn_log_multiplier"]
+    scale = meta["rope.scaling.yarn_log_multiplier"]
     scales = dict.fromkeys(("mscale", "mscale_all_dim"), float(str(np.float32(scale * 10))))
     return {
-        "num_key_value_heads": own["attention.head_count"],
+        "num_key_value_heads": meta["attention.head_count"],
         "qk_nope_head_dim": width - turned if known else width,
         "qk_rope_head_dim": turned,
-        "v_head_dim": own[f"attention.value_length{part}"],
+        "v_head_dim": meta[f"attention.value_length{part}"],
         **({"rope_scaling": scales} if scale else {}),
     }
 
@@ -271,7 +271,7 @@ def _read_latent(own: Json, tensors: Collection[str]) -> Json:
 def _write_latent(settings: Json, config: ModelConfig) -> Json:
     latent = config.latent
     assert latent is not None
-    own: Json = {
+    meta: Json = {
         "attention.head_count_kv": 1,
         "attention.key_length": latent.kv_rank + latent.rope_width,
         "attention.value_length": latent.kv_rank,
@@ -281,7 +281,7 @@ def _write_latent(settings: Json, config: ModelConfig) -> Json:
     }
     scale = (settings.get("rope_scaling") or {}).get("mscale_all_dim")
     more = {"rope.scaling.yarn_log_multiplier": np.float32(scale / 10)} if scale else {}
-    return {key: np.uint32(value) for key, value in own.items()} | more
+    return {key: np.uint32(value) for key, value in meta.items()} | more
 
 
 LATENT = Rule(
@@ -297,20 +297,20 @@ LATENT = Rule(
 # T5's feed-forward is gated, and then no ReLU, where a layer has a gate.
 T5_FEED = Rule(
     (),
-    lambda own, tensors: {
+    lambda meta, tensors: {
         "feed_forward_proj": "gated-gelu" if "enc.blk.0.ffn_gate.weight" in tensors else "relu"
     },
     lambda settings, config: {},
 )
 
 
-def _read_delta(own: Json, tensors: Collection[str]) -> Json:
-    inner, heads = own["ssm.inner_size"], own["ssm.time_step_rank"]
+def _read_delta(meta: Json, tensors: Collection[str]) -> Json:
+    inner, heads = meta["ssm.inner_size"], meta["ssm.time_step_rank"]
     if type(inner) is not int or type(heads) is not int or heads < 1 or inner % heads:
         raise ValueError(f"ssm.inner_size={inner!r:.40} is no multiple of ssm.time_step_rank")
     return {
         "linear_value_head_dim": inner // heads,
-        "full_attention_interval": own["full_attention_interval"],
+        "full_attention_interval": meta["full_attention_interval"],
     }
 
 
@@ -332,12 +332,12 @@ def _write_sections(settings: Json, config: ModelConfig) -> Json:
 
 
 # The pairs that turn with each position in an image; those of a text are one number three times.
-IMAGE_ROPE = Rule((), lambda own, tensors: {}, _write_sections)
+IMAGE_ROPE = Rule((), lambda meta, tensors: {}, _write_sections)
 
 
-def _read_sparsity(own: Json, tensors: Collection[str]) -> Json:
+def _read_sparsity(meta: Json, tensors: Collection[str]) -> Json:
     """Return the shares of the feed-forward that are cut, of their normal quantiles."""
-    given = own["activation_sparsity_scale"]
+    given = meta["activation_sparsity_scale"]
     many = given if isinstance(given, list) else [given]
     if not all(type(one) in (int, float) for one in many):
         raise ValueError(f"activation_sparsity_scale={given!r:.40} is no number for each layer")

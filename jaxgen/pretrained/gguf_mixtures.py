@@ -91,7 +91,7 @@ MIXTURES = (
     Architecture(
         name="llama",
         family="mixtral",
-        when=lambda own, tensors: bool(own.get("expert_count")),
+        when=lambda meta, tensors: bool(meta.get("expert_count")),
         rows=rows.PRE + rows.SUBLAYERS + rows.EXPERTS,
         turned=True,
         settings={"sliding_window": None},
@@ -148,7 +148,7 @@ MIXTURES = (
     ),
     Architecture(
         family="deepseek_v3",
-        when=lambda own, tensors: own.get("expert_gating_func") == 2,
+        when=lambda meta, tensors: meta.get("expert_gating_func") == 2,
         settings={"rope_interleave": True},
         only={"expert_gating_func": (1, 2)},
         **_DEEPSEEK,

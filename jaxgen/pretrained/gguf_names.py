@@ -56,7 +56,7 @@ _T5: dict[str, Any] = {
     "settings": {"relative_attention_max_distance": 128},
 }
 _UMT5: dict[str, Any] = _T5 | {
-    "when": lambda own, tensors: "enc.blk.1.attn_rel_b.weight" in tensors,
+    "when": lambda meta, tensors: "enc.blk.1.attn_rel_b.weight" in tensors,
     "tables": rows.T5_TABLES,
     "rows": rows.T5_OWN_BIASES + rows.T5_DECODER,
     "encoder_rows": rows.T5_OWN_BIASES + rows.T5_ENCODER,
@@ -75,7 +75,7 @@ ARCHITECTURES = (
     Architecture(
         name="llama",
         family="llama",
-        when=lambda own, tensors: not own.get("expert_count"),
+        when=lambda meta, tensors: not meta.get("expert_count"),
         turned=True,
         flags=_BIASES,
     ),
@@ -156,14 +156,14 @@ ARCHITECTURES = (
     Architecture(
         name="olmo2",
         family="olmo2",
-        when=lambda own, tensors: not own.get(WINDOW),
+        when=lambda meta, tensors: not meta.get(WINDOW),
         rows=rows.OUT + rows.OVER_HEADS,
         settings=UNTIED,
     ),
     Architecture(
         name="olmo2",
         family="olmo3",
-        when=lambda own, tensors: bool(own.get(WINDOW)),
+        when=lambda meta, tensors: bool(meta.get(WINDOW)),
         rows=rows.OUT + rows.OVER_HEADS,
         rules=(WINDOWS,),
         settings=UNTIED,
@@ -265,6 +265,6 @@ ARCHITECTURES = (
 NAMES = tuple(dict.fromkeys(one.name for one in ARCHITECTURES))
 
 
-def architecture_named(name: str, own: Json, tensors: Collection[str]) -> Architecture:
+def architecture_named(name: str, meta: Json, tensors: Collection[str]) -> Architecture:
     """Return the architecture of a name in NAMES that a file of these keys and tensors is of."""
-    return next(one for one in ARCHITECTURES if one.name == name and one.when(own, tensors))
+    return next(one for one in ARCHITECTURES if one.name == name and one.when(meta, tensors))

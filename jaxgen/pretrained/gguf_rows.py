@@ -152,7 +152,7 @@ def delta(values: str) -> tuple[Row, ...]:
     """Return the rows of both; values: the order of the value heads, "KG" or "GK"."""
     rule = "attn/rate"  # which only layers of the delta rule have
     mixed = tuple(f"attn/{x}" for x in "qkv")
-    own = tuple(
+    sublayers = tuple(
         row._replace(unless=rule) if row.theirs.startswith("attn") else row
         for row in SUBLAYERS
         if not row.theirs.startswith("attn_q.")
@@ -161,7 +161,7 @@ def delta(values: str) -> tuple[Row, ...]:
         *AFTER,
         Row("attn_q.weight", ("attn/q", "attn/gate"), "N*H,D", unless=rule),
         Row("attn_q.bias", ("attn/q_bias", "attn/gate_bias"), "N*H", unless=rule),
-        *own,
+        *sublayers,
         Row("attn_qkv.weight", mixed, f"*{values}H,D", beside=rule),
         Row("attn_gate.weight", ("attn/gate",), f"{values}H,D", beside=rule),
         Row("ssm_conv1d.weight", tuple(f"{x}_conv" for x in mixed), f"*{values}H,W"),

@@ -117,8 +117,8 @@ def write_model(
     forms = {
         n: (blocks[n] or _form(n, theirs.shape, kind), theirs.shape) for n, theirs in wanted.items()
     }
-    if form is None and (own := {"Q4_0", "Q8_0"} & {kind for kind, _ in forms.values()}):
-        metadata["general.file_type"] = np.uint32(FILE_TYPES[min(own)])
+    if form is None and (block_kinds := {"Q4_0", "Q8_0"} & {kind for kind, _ in forms.values()}):
+        metadata["general.file_type"] = np.uint32(FILE_TYPES[min(block_kinds)])
     factors = _rope_factors(config, settings)
     forms |= {key: ("F32", array.shape) for key, array in factors.items()}
 
@@ -151,10 +151,10 @@ def _blocks(theirs: Theirs, flat: Json, by_path: coded.Sites, form: Form | None)
     codes = coded.gather(theirs, flat, by_path) if form in (None, "q8_0", "q4_0") else None
     if codes is None or codes.zero is not None or codes.group % FORMATS["Q8_0"].values:
         return None
-    own = "Q4_0" if codes.bits == 4 else "Q8_0"  # whose scales are float16
-    if codes.scale.max() > np.finfo(np.float16).max or (own == "Q8_0" and form == "q4_0"):
+    stored = "Q4_0" if codes.bits == 4 else "Q8_0"  # whose scales are float16
+    if codes.scale.max() > np.finfo(np.float16).max or (stored == "Q8_0" and form == "q4_0"):
         return None
-    return own if form is None else FORMS[form]
+    return stored if form is None else FORMS[form]
 
 
 def _check(draft: Path, name: str, config: ModelConfig, tokenizer: Tokenizer | None) -> None:

@@ -136,6 +136,13 @@ def test_flac_is_the_same_samples(tmp_path):
         read_sound(tmp_path / "b.flac")
 
 
+@pytest.mark.parametrize("loud", [1.5, np.nan])
+def test_samples_that_a_file_would_clip_are_refused(tmp_path, loud):
+    with pytest.raises(ConfigError, match=f"samples reach {loud}; divide them"):
+        write_wav(tmp_path / "a.wav", np.asarray([0.0, loud]), 8000)
+    assert not (tmp_path / "a.wav").exists()
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match="is no file"):
         read_sound(tmp_path / "none.wav")

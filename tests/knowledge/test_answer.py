@@ -49,11 +49,15 @@ def test_every_citation_stands_in_its_document(session, opened, docs):
         assert any(hit.start <= one.start and one.end <= hit.end for hit in said.hits)
         assert one.quote in "".join(DOCS.values()) and not one.quote.startswith("#")
     assert ask(session, opened, QUESTION, quotes=0).citations == []
+    every = ask(session, opened, "owls hunt", quotes=9, count=1)
+    assert every.hits[0].text.startswith("#") and every.citations
+    assert not any(one.quote.startswith("#") for one in every.citations)
 
 
 def test_passages_that_leave_no_room_are_left_out(session, opened):
-    said = ask(session, opened, "leave heron owls water fish night does", count=9, quotes=0)
-    assert 0 < len(said.hits) < 9
+    question = "leave heron owls water fish night does"
+    said = ask(session, opened, question, count=9, quotes=0)
+    assert 0 < len(said.hits) < len(opened.search(question, 9))
     prompt, hits = answer._prompt(session, QUESTION, said.hits)
     assert all(hit.text in prompt for hit in hits) and QUESTION in prompt
 

@@ -13,7 +13,7 @@ from jaxgen.errors import CheckpointError, ConfigError, DataError
 from jaxgen.pretrained.preprocessor import PREPROCESSOR, read_log_mel
 from jaxgen.text import tasks
 from jaxgen.text.loaded_model import open_model
-from jaxgen.text.tasks import subtitles
+from jaxgen.text.tasks import subtitles, transcription
 from jaxgen.text.tasks.transcription import Segment, Speech, Transcript
 
 ONCE = Speech(temperatures=(0.0,))
@@ -70,6 +70,21 @@ def test_an_unlikely_text_is_drawn_again_and_silence_has_none(model):
     assert tasks.transcribe(model, [hum(0.8)], silent)[0].segments == ()
 
 
+CUTS = {  # ids, 100 being <|0.00|>: pieces of a window of 90 frames, and frames to move on
+    "no time": ([7], [(0, 90, [7])], 90),
+    "one time": ([100, 7, 110], [(0, 20, [100, 7, 110])], 90),
+    "a pair": ([100, 7, 110, 110, 8], [(0, 20, [100, 7, 110])], 20),
+    "two closed": ([100, 7, 110, 110, 8, 120],
+                   [(0, 20, [100, 7, 110]), (20, 40, [110, 8, 120])], 90),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_window_is_cut_at_pairs_of_times_and_the_rest_is_heard_again(name):
+    ids, pieces, moved = CUTS[name]
+    assert transcription._cut(ids, 100, 90) == (pieces, moved)
+
+
 def test_a_session_transcribes(model, tmp_path):
     session = jaxgen.open(model.home)
     write_wav(tmp_path / "a.wav", hum(0.8, rate=8000), 8000)
@@ -82,6 +97,8 @@ WRONG = {
     r"temperatures=\[\]": (hum(0.1), {"temperatures": ()}),
     "timestamps=False: sound 0 of 1.5 s": (hum(1.5), {"timestamps": False}),
     r"sound 0 is \[0\]": (np.zeros(0, np.float32), {}),
+    r"sound 0 is int16; give floats": (np.zeros(5, np.int16), {}),
+    "sound 0 holds samples that are NaN": (np.full(5, np.nan, np.float32), {}),
     r"sound 0 is \[5, 2\]": (np.zeros((5, 2), np.float32), {}),
 }
 

@@ -70,8 +70,10 @@ def read_sound(path: str | os.PathLike, rate: int = 16000) -> Float[np.ndarray, 
 
 
 def write_wav(path: str | os.PathLike, samples: Float[np.ndarray, "T"], rate: int) -> None:
-    """Write samples [T] from -1 to 1 as a WAV file of 16 bits and one channel."""
-    data = np.clip(np.round(np.asarray(samples) * 32767), -32768, 32767).astype("<i2").tobytes()
+    """Write samples [T] as a WAV file of 16 bits and one channel; ConfigError beyond -1 to 1."""
+    if not (np.abs(samples) <= 1).all():
+        raise ConfigError(f"samples reach {np.abs(samples).max()}; divide them, 1 is the loudest")
+    data = np.round(np.asarray(samples) * 32767).astype("<i2").tobytes()
     form = struct.pack("<HHIIHH", PCM, 1, rate, 2 * rate, 2, 16)
     body = b"WAVE" + _chunk(b"fmt ", form) + _chunk(b"data", data)
     Path(path).write_bytes(_chunk(b"RIFF", body))

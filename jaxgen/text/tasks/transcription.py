@@ -162,7 +162,7 @@ def listen(
 
     Args:
       model: a Whisper model with its tokenizer.
-      sounds: files, or samples [T] at the rate of the model's front end (16000).
+      sounds: files, or float samples [T], -1 to 1, at the rate of the model's front end (16000).
       settings: a `Speech`.
       batch: sounds read at once; the text of each is as if alone.
 
@@ -217,11 +217,16 @@ def _check(model: LoadedModel, tokens: SpeechTokens, settings: Speech) -> None:
 
 
 def _begin(front: LogMel, number: int, sound: SoundLike, settings: Speech) -> _Listener:
-    """Return a sound with its frames; ConfigError for one that has no samples, or too many."""
-    samples = sound
-    if not isinstance(sound, np.ndarray):
-        samples = read_sound(sound, front.sampling_rate)
-    samples = np.asarray(samples, np.float32)
+    """Return a sound with its frames; ConfigError for samples that are none, or too many."""
+    is_array = isinstance(sound, np.ndarray)
+    samples = sound if is_array else read_sound(sound, front.sampling_rate)
+    if samples.dtype.kind != "f":
+        raise ConfigError(
+            f"sound {number} is {samples.dtype}; give floats from -1 to 1 (int16 / 32768)"
+        )
+    if not np.isfinite(samples).all():
+        raise ConfigError(f"sound {number} holds samples that are NaN or infinite")
+    samples = samples.astype(np.float32)
     if samples.ndim != 1 or not samples.size:
         raise ConfigError(f"sound {number} is {list(samples.shape)}; give samples [T], one or more")
     seconds = samples.size / front.sampling_rate
