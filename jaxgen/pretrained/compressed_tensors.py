@@ -7,6 +7,7 @@ points are packed along a column. Source: https://github.com/vllm-project/compre
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,6 +175,10 @@ def opened(folder: Path, about: Json, stored: Mapping[str, Tensor]) -> Mapping[s
     dtype = {"bfloat16": "BF16", "float16": "F16"}.get(named, "F32")
     scales = [name for name in stored if name.endswith(".weight_scale")]
     matrices, used = {}, {name for name in stored if name.endswith(OTHERS)}
+    if used:
+        kinds = sorted({name.rpartition(".")[2] for name in used})
+        warnings.warn(f"{folder}: {', '.join(kinds)} of quantised inputs or caches are ignored",
+                      stacklevel=3)  # fmt: skip
     for name in scales:
         home = name.removesuffix(".weight_scale")
         parts = {
@@ -222,4 +227,11 @@ def _check(folder: Path, quantisation: Json) -> bool:
                 f"a scale for each channel or group"
             )
     inputs = [scheme.get("input_activations") or {} for scheme in schemes]
-    return all(one.get("dynamic") is True and one.get("num_bits") == 8 for one in inputs)
+    rounded = [one.get("dynamic") is True and one.get("num_bits") == 8 for one in inputs]
+    if any(inputs) and not all(rounded):
+        warnings.warn(
+            f"{folder}: input_activations of quantization_config is ignored, and no inputs are "
+            f"rounded: that is for 8 bits, dynamic=true, in all config_groups",
+            stacklevel=4,
+        )
+    return all(rounded)

@@ -14,7 +14,7 @@ from jaxgen.compress.matrix import compress_matrix
 from jaxgen.compress.recipe import Recipe
 from jaxgen.errors import CheckpointError
 from jaxgen.ops.int8 import Int8
-from jaxgen.pretrained import coded
+from jaxgen.pretrained import coded, compressed_tensors
 from jaxgen.pretrained.compressed_tensors import pack, unpack
 from jaxgen.store import gguf, safetensors
 from jaxgen.tree import flatten, unflatten
@@ -158,3 +158,22 @@ def test_a_damaged_matrix_is_named(tmp_path):
         safetensors.write_safetensors(path, shapes, changed.__getitem__, {})
         with pytest.raises(CheckpointError, match=said):
             jaxgen.load(tmp_path / "hub")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names", "part"),
+    [
+        ({"num_bits": 8, "dynamic": False}, [], "input_activations .* is ignored"),
+        ({"num_bits": 4, "dynamic": True}, [], "input_activations .* is ignored"),
+        (None, ["a.k_scale", "a.v_scale"], "k_scale, v_scale of quantised inputs or caches"),
+    ],
+)
+def test_what_is_not_read_of_a_quantised_folder_is_said(inputs, names, part, tmp_path):
+    scheme = {"weights": {"type": "int", "num_bits": 8}, "input_activations": inputs}
+    config = {"format": "int-quantized", "config_groups": {"group_0": scheme}}
+    about = {compressed_tensors.QUANTISATION: config}
+    shapes = dict.fromkeys(names, ("float32", (1,)))
+    safetensors.write_safetensors(tmp_path / "x", shapes, lambda _: np.ones(1, np.float32), {})
+    stored = safetensors.open_file(tmp_path / "x")
+    with pytest.warns(UserWarning, match=part):
+        assert not compressed_tensors.opened(tmp_path, about, stored)
