@@ -48,7 +48,7 @@ train: {{steps: {STEPS}, batch: 8, warmup: 5, log_every: 1, validate_every: 30,
   validate_batches: 4}}
 checkpoint: {{every: 10}}
 """
-PRIVACY = "track: [], privacy: {noise_multiplier: 4.0, delta: 1.0e-4, expected: 2.0, seed: 7}"
+PRIVACY = "privacy: {noise_multiplier: 4.0, delta: 1.0e-4, expected: 2.0, seed: 7}"
 WORDS = "the of a to in is it return value list string object number function class if".split()
 PRELOADED = ["jaxgen.run.training", "jaxgen.cli.app", "orbax.checkpoint", "grain", "rich.progress"]
 START = 8.0  # seconds, at most, that a process takes until it trains

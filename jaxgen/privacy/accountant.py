@@ -8,10 +8,8 @@ data sets are neighbours where one has a unit more.
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
 from math import exp, expm1, log
 from types import ModuleType
 from typing import Any, Literal
@@ -43,19 +41,9 @@ class Mechanism:
     @property
     def overflow(self) -> float:
         """The chance of a step to draw more units than fit."""
-        await_imports()
         from scipy.stats import binom
 
         return float(binom.sf(self.size, self.population, self.rate))
-
-
-def await_imports() -> None:
-    """Wait for another thread that imports torch, as tensorboardX does: SciPy asks torch for names.
-
-    Until that import has ended there are none, and SciPy fails.
-    """
-    if "torch" in sys.modules:
-        import_module("torch")
 
 
 def dp_accounting() -> ModuleType:
@@ -71,7 +59,6 @@ def dp_accounting() -> ModuleType:
 
 def largest_expected(population: int, size: int, *, accountant: Kind = "pld") -> float:
     """Return the expected units of a step that overflow `size` with a chance of OVERFLOW."""
-    await_imports()
     from scipy.optimize import brentq
     from scipy.stats import binom
 
@@ -106,7 +93,6 @@ def epsilon(
     """
     if not steps:
         return 0.0
-    await_imports()
     if accountant == "pld":
         return float(_composed(mechanism, steps, interval).get_epsilon_for_delta(delta))
     return _renyi(mechanism, steps, delta)

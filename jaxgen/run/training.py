@@ -44,7 +44,7 @@ from jaxgen.run.watchdog import Watchdog
 from jaxgen.store import directory
 from jaxgen.store.checkpoints import Restored
 from jaxgen.store.steps import Step
-from jaxgen.train import flops, goodput, schedule
+from jaxgen.train import events, flops, goodput, schedule
 from jaxgen.train.early_stopping import EarlyStopping, validation_losses
 from jaxgen.train.log import METRICS, Log, Mute
 from jaxgen.train.loop import Callbacks, fit, is_validation_due, should_dispatch_ahead
@@ -195,7 +195,10 @@ def _log_of(run: Run, **more: Any) -> Log | Mute:
     """Return what writes the run's log, which is uploaded with each checkpoint of a bucket."""
     if not run.group.first:
         return Mute()
-    more |= {"track": run.settings.train.track, "config": sets.as_dict(run.settings)}
+    track = run.settings.train.track
+    if run.budget is not None and "tensorboard" in track:
+        events.load()
+    more |= {"track": track, "config": sets.as_dict(run.settings)}
     log = Log(run.folder, check=run.before_save[0], **more)
     run.before_save.insert(0, log.upload)
     return log

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ ABSENT = 'no TensorBoard events: pip install "jaxgen[track]" to have them'
 def installed() -> bool:
     """Return whether events can be written here."""
     return find_spec("tensorboardX") is not None
+
+
+def load() -> None:
+    """Import tensorboardX now, and not in the log's thread, where SciPy is called meanwhile.
+
+    tensorboardX imports torch where it is installed, and SciPy asks a torch that is half imported
+    for names that it does not have yet.
+    """
+    if installed():
+        import_module("tensorboardX")
 
 
 class Events:
