@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,9 +208,8 @@ def interrupt(trainer: Trainer, number: int, place: str, chance, usual: float) -
     before = trainer.steps()
     if place == "preparing data":
         for shard in (trainer.cache / "data").glob("[0-9a-f]*"):
-            for file in shard.iterdir():
-                file.unlink()
-            shard.rmdir()
+            if shard.is_dir():  # beside digests.json
+                shutil.rmtree(shard)
     trainer.start()
     where = wait(trainer, place, chance, usual)
     complete = trainer.steps()
