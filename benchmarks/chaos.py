@@ -197,7 +197,7 @@ def wait(trainer: Trainer, place: str, chance: random.Random, usual: float) -> s
 def check_start(trainer: Trainer, newest: int | None) -> None:
     """The process began where it had to: at the newest checkpoint, or from the beginning."""
     said = trainer.said()
-    if "compiling" in said or "resuming" in said:
+    if "compiling the training step" in said or "resuming" in said:
         resumed = f"resuming at step {newest} of {STEPS}"
         assert (resumed in said) if newest is not None else ("resuming" not in said), said
         assert "warning" not in said, said
