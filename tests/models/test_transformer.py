@@ -35,7 +35,7 @@ VARIANTS = {
         "position_offset": 2,
         "token_types": 2,
     },
-    "waves": {"positions": "sinusoid_t2t", "position_offset": 2},
+    "waves": {"positions": "sinusoid_t2t", "position_offset": 2, "biases": "no_keys"},
     "projected_tokens": {"embed": jaxgen.Embed(width=10, project="tokens", norm="tokens")},
     "learned_relative": {"positions": "learned_relative", "relative_buckets": 6},
     "sinusoid": {
