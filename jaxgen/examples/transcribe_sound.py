@@ -40,7 +40,8 @@ def show_steps(path: Path) -> None:
     )  # fmt: skip
     params = jaxgen.init(config, jax.random.key(0))
     memory = jaxgen.encode(params, config, media=frames[None])
-    tokens = jaxgen.generate(params, config, [[1]], jax.random.key(1), length=5, memory=memory)
+    prompt = np.ones((1, 1), np.int32)
+    tokens = jaxgen.generate(params, config, prompt, jax.random.key(1), length=5, memory=memory)
     print(f"memory {memory.state.shape}; a decoder that was never trained writes {tokens[0]}")
 
 
