@@ -11,7 +11,7 @@ from jaxgen.models.families.rows import Row, linear
 UNUSED = """
     activation_dropout classifier_proj_size decoder_layerdrop encoder_layerdrop forced_decoder_ids
     mask_feature_length mask_feature_min_masks mask_feature_prob mask_time_length
-    mask_time_min_masks mask_time_prob median_filter_width num_hidden_layers
+    mask_time_min_masks mask_time_prob median_filter_width num_hidden_layers num_key_value_heads
 """
 SIZES = {"stem.channels": "num_mel_bins", "stem.size": "max_source_positions"}
 
