@@ -50,6 +50,10 @@ def ask(
     home, which, adapters = paths.adapted(run, step, adapter)
     questions = inputs.texts(question, None)
     opened = open_index(index, encoder, verify)
+    if opened.threshold is None:
+        terminal.say(
+            f"answers are not held back: `jaxgen calibrate {index} QUESTIONS` sets from when"
+        )
     from jaxgen.knowledge import answer
     from jaxgen.text.session import open_session
 

@@ -119,7 +119,10 @@ def search(
     """
     opened = open_index(index, encoder, verify)
     for words in inputs.texts(question, None):
-        for hit in opened.search(words, count, method=method, exact=exact):
+        hits = opened.search(words, count, method=method, exact=exact)
+        if not hits:
+            terminal.say(f"no passage of the index fits {words!r:.80}")
+        for hit in hits:
             if json:
                 outputs.put([json_format.dumps(hit._asdict(), ensure_ascii=False) + "\n"])
                 continue

@@ -193,6 +193,8 @@ def test_the_verbs_index_and_search(docs, encoder, tmp_path, monkeypatch, capsys
     assert app.main(["search", "i", "heron", "--json", "--passages", "1"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["text"] == text_of(row["document"])[row["start"] : row["end"]]
+    assert app.main(["search", "i", "zzzz", "--method", "bm25"]) == 0
+    assert "no passage of the index fits 'zzzz'" in capsys.readouterr().err
     wrong = {
         ("search", "i", " "): 2,
         ("search", "absent", "x"): 4,
