@@ -1,11 +1,15 @@
 """The whole suite runs under jaxtyping and beartype: a wrong shape in a signature is an error."""
 
 import ctypes
+import faulthandler
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,11 +31,22 @@ from memory_bucket import bucket  # noqa: F401 - a fixture
 
 MEMORY = 2 * 2**30  # bytes of a worker, after which it forgets its programs
 MAPS = 25_000  # of the 65,530 pieces of memory that Linux lets a process map
+# Seconds that each phase of a test may take, none of a night's; the end of a `with` or of a fixture
+# that hangs then as well is given as long as AGAIN. What never comes back to Python, faulthandler
+# (pyproject.toml) ends a little later, with its worker.
+LIMIT = float(os.environ.get("JAXGEN_TEST_LIMIT", 300))
+AGAIN = 5.0
+STALE = 86400.0  # seconds after which programs are those of a session that was killed
+hung = []  # ids of the tests that took longer
 
 # A program is compiled once for all tests, workers and processes that tests start. In a folder that
 # the caller names it is kept for the next time as well. JAX reads this when it is imported.
 CACHE, PROGRAMS = "JAX_COMPILATION_CACHE_DIR", None
 if CACHE not in os.environ:
+    for old in Path(tempfile.gettempdir()).glob("programs-*"):
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > STALE:
+                shutil.rmtree(old)
     PROGRAMS = os.environ[CACHE] = tempfile.mkdtemp(prefix="programs-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
@@ -45,6 +60,31 @@ gc.set_threshold(50_000, 20, 50)
 def pytest_unconfigure():
     if PROGRAMS is not None:  # in the workers it is there before they start
         shutil.rmtree(PROGRAMS, ignore_errors=True)
+    if hung:  # Python would wait at its end for the threads that still hang
+        faulthandler.dump_traceback_later(AGAIN, exit=True)
+
+
+def _limited(item):
+    def stop(number, frame):
+        hung.append(item.nodeid)
+        faulthandler.dump_traceback(sys.__stderr__)
+        pytest.fail(f"no end after {LIMIT:g} s; the stacks of all threads are in its stderr")
+
+    if "JAXGEN_NIGHTLY" in os.environ:
+        faulthandler.cancel_dump_traceback_later()
+        return (yield)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LIMIT, AGAIN)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_limited)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_limited)
+pytest_runtest_teardown = pytest.hookimpl(wrapper=True)(_limited)
 
 
 @pytest.hookimpl(trylast=True)
