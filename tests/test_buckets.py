@@ -1,15 +1,17 @@
 """Paths in buckets behave as paths, and what goes wrong there is one line."""
 
 import ast
+import gc
 import io
 import pickle
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import jaxgen
-from jaxgen import bucket_requests, files, terminal
+from jaxgen import bucket_requests, buckets, files, terminal
 from jaxgen.buckets import BucketPath, Spool
 from jaxgen.errors import BusyError, ConfigError
 from jaxgen.profile import take
@@ -88,6 +90,34 @@ def test_what_no_bucket_has_is_never_attempted(bucket, method):
     assert not bucket.calls
 
 
+def test_an_upload_in_parts_is_there_once_it_has_ended_and_not_when_it_fails(bucket, monkeypatch):
+    monkeypatch.setattr(buckets, "PART", 1 << 8)
+    path, raw = files.to_path(RUN) / "big", bytes(range(256)) * 9
+    with path.open("xb") as file:
+        file.write(raw[:10])
+        assert file.write(raw[10:]) == len(raw) - 10 and not path.exists()
+    assert path.read_bytes() == raw
+    with pytest.raises(KeyError), (path.parent / "half").open("xb") as file:
+        file.write(raw)
+        raise KeyError
+
+    def drop(error, method, key):
+        if method == "upload":
+            raise error
+
+    for error, words in (
+        (OSError("reset"), "is not uploaded: reset; start again"),
+        (FileNotFoundError("bkt"), "there is no bucket gs://bkt"),
+    ):
+        bucket.before = partial(drop, error)
+        with pytest.raises(BusyError, match=words), (path.parent / "half").open("xb") as file:
+            file.write(raw)
+    bucket.before = lambda method, key: None
+    del file
+    gc.collect()
+    assert not (path.parent / "half").exists()
+
+
 def test_of_two_that_create_an_object_one_succeeds(bucket):
     path = files.to_path(RUN) / "LOCK"
     assert path.create(b"mine") and not path.create(b"yours")
@@ -107,6 +137,12 @@ def test_a_dropped_connection_is_tried_again(bucket, error):
     assert len(bucket.calls) == 3 and (files.to_path(RUN) / "a").read_bytes() == b"x"
 
 
+def answered(code):
+    error = RuntimeError("no")
+    error.code = code
+    return error
+
+
 @pytest.mark.parametrize(
     "error, calls, words",
     [
@@ -115,6 +151,10 @@ def test_a_dropped_connection_is_tried_again(bucket, error):
         (OSError("Forbidden: x\nline two"), 1, "access is refused"),
         (type("NoCredentialsError", (Exception,), {})(), 1, "access is refused"),
         (FileNotFoundError("NoSuchBucket"), 1, "there is no bucket gs://bkt; make it"),
+        (FileNotFoundError("bkt/run/a"), 1, "there is no bucket gs://bkt; make it"),
+        (answered(400), 1, "the bucket refuses"),
+        (answered(429), bucket_requests.TRIES, "no answer after"),
+        (answered(503), bucket_requests.TRIES, "no answer after"),
     ],
 )
 def test_what_stays_wrong_is_one_line_that_names_the_path(bucket, error, calls, words):
@@ -143,6 +183,9 @@ def test_a_bucket_that_is_slow_or_silent_says_so_and_is_not_asked_for_ever(
     with pytest.raises(BusyError, match=f"^{RUN}/a: no answer after 1 attempts"):
         (files.to_path(RUN) / "a").exists()
     assert f"{RUN}/a: no answer for 0 s\n" in capsys.readouterr().err
+    bucket.before = lambda method, key: time.sleep(0.1)
+    (files.to_path(RUN) / "a").write_bytes(b"an upload is as slow as it is large")
+    assert not capsys.readouterr().err
 
 
 def test_a_new_folder_is_uploaded_with_what_makes_it_whole_last(bucket):
@@ -188,6 +231,10 @@ def test_a_spool_goes_on_and_uploads_what_changed(bucket):
     spool.upload()
     assert len([method for method, _ in bucket.calls if method == "put_file"]) == 1
     assert (home / "log.txt").read_bytes() == b"one\ntwo\n"
+    (spool.folder / "events").mkdir()
+    (spool.folder / "events" / "one").write_bytes(b"1")
+    spool.upload()
+    assert (home / "events" / "one").read_bytes() == b"1"
 
 
 # Where files are opened without a path of `files.to_path`: places that are local by nature.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen import files
-from jaxgen.errors import BusyError, CheckpointError
+from jaxgen.errors import CheckpointError
 from jaxgen.store import manifest
 from jaxgen.store.manifest import DamageError, Manifest
 
@@ -31,19 +31,15 @@ def is_there(path: Path) -> bool:
 def new_step(path: Path) -> Iterator[Path]:
     """Yield the folder in which to write a step, which is there when the block succeeds.
 
-    Its manifest must be written last, for in a bucket it is written where it stays.
+    Its manifest must be written last, for in a bucket it is written where it stays; and there it
+    is left on failure, for `remove_leftovers`: the step may be one of another owner by then.
     """
-    if not files.in_bucket(path):
-        with files.new_folder(path) as draft:
-            yield draft
-        return
-    files.remove(path)
-    try:
+    if files.in_bucket(path):
+        files.remove(path)
         yield path
-    except BaseException:
-        with suppress(BusyError):
-            files.remove(path)
-        raise
+        return
+    with files.new_folder(path) as draft:
+        yield draft
 
 
 def list_steps(folder: Path) -> list[int]:

@@ -37,7 +37,7 @@ def write_step(
     """Write this process's shards of a step, and wait until the step is complete on disk.
 
     replaced: replace a damaged step of this number. A sound one is compared instead. before: called
-    by process 0 before it writes the manifest.
+    by process 0 before it writes anything, and again before the manifest.
     Raises CheckpointError or BusyError, in all processes, if any of them fails.
     """
     sums = shards.digests(mine)
@@ -48,10 +48,12 @@ def write_step(
     size = sum(array.nbytes for array in mine.values())
     with ExitStack() as unfinished:
         folders: list[Path] = []
-        group.on_primary(
-            "save: begin",
-            lambda: folders.append(unfinished.enter_context(directory.new_step(target))),
-        )
+
+        def begin() -> None:
+            before()
+            folders.append(unfinished.enter_context(directory.new_step(target)))
+
+        group.on_primary("save: begin", begin)
         name = group.sync("save: folder", decide=lambda _: folders[0].name)
         own = Path(shards.FOLDER) / f"{group.index:05d}.safetensors"
         folder = target.parent / name

@@ -1,5 +1,7 @@
 """Text, and the shards made of it, are the same wherever they lie; shards are read in parts."""
 
+import os
+
 import numpy as np
 import pytest
 from data_makers import bytes_tokenizer, shard_of, stories, write_lines
@@ -7,6 +9,7 @@ from data_makers import bytes_tokenizer, shard_of, stories, write_lines
 from jaxgen import data, files
 from jaxgen.data import ranges
 from jaxgen.data.shard import open_shard
+from jaxgen.errors import BusyError
 
 HOME = "gs://bkt/text"
 
@@ -84,3 +87,69 @@ def test_a_shard_of_other_content_is_not_taken_for_the_one_before(bucket, tmp_pa
     files.to_path(f"{HOME}/train.tokens").write_bytes(raw)
     second = open_shard(files.to_path(f"{HOME}/train.tokens"), verify=False)
     assert not second.tokens[:4].any() and second.tokens[4] == 4
+
+
+@pytest.fixture
+def pair(bucket, tmp_path, monkeypatch):
+    """A shard here, and a function that opens the same in a bucket."""
+    monkeypatch.setattr(ranges, "BLOCK", 4096)
+    here = shard_of(tmp_path, [9_000], vocab_size=200_000)
+
+    def there(name="train"):
+        uploaded(here.path, f"{HOME}/{name}.tokens")
+        return open_shard(files.to_path(f"{HOME}/{name}.tokens"), verify=False).tokens
+
+    return here.tokens, there
+
+
+@pytest.mark.parametrize("key", [slice(8000, 3000, -7), slice(3, 3), slice(None, None, 5000), -1])
+def test_any_index_is_numpys(pair, key):
+    here, there = pair
+    assert np.array_equal(there()[key], here[key])
+    mask = np.arange(9_000) % 4_000 == 3_999
+    assert np.array_equal(there()[mask], here[mask])
+
+
+def test_what_is_read_is_the_readers_own_and_blocks_are_those_of_a_file_and_a_start(
+    pair, bucket, monkeypatch
+):
+    here, there = pair
+    numbers = there()[10:20]
+    numbers[:] = 0
+    assert np.array_equal(there()[10:20], here[10:20])
+    for change in (lambda: None, lambda: monkeypatch.setattr("jaxgen.host.machine", lambda: "b")):
+        change()
+        shard = there("other")
+        bucket.calls.clear()
+        assert np.array_equal(shard[10:20], here[10:20]) and fetched(bucket) == 1
+
+
+def test_a_block_is_there_only_once_it_is_whole(pair, monkeypatch):
+    here, there = pair
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ranges.np, "frombuffer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        there()[:9]
+    assert np.array_equal(there()[:9], here[:9])
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(pair):
+    _, there = pair
+    shard, path = there(), files.to_path(f"{HOME}/train.tokens")
+    path.write_bytes(path.read_bytes()[:9_000])
+    with pytest.raises(BusyError, match="has shrunk"):
+        shard[:]
+
+
+def test_blocks_that_nobody_used_for_days_go_and_anothers_folder_is_not_taken(pair, tmp_path):
+    _, there = pair
+    there()[:9]
+    home = tmp_path / f"jaxgen-ranges-{os.getuid()}"
+    old = home / "old.blocks"
+    old.write_bytes(b"")
+    os.utime(old, (0, 0))
+    there()
+    assert not old.exists() and len(list(home.iterdir())) == 2
+    home.rename(tmp_path / "elsewhere")
+    home.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BusyError, match="is another user's; set TMPDIR"):
+        there()

@@ -106,14 +106,43 @@ def test_a_damaged_step_is_passed_over(bucket, what):
     assert opened().verify(2)
 
 
-def test_a_run_that_is_held_no_more_saves_nothing(bucket):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_run_that_is_held_no_more_writes_nothing_and_leaves_what_the_new_owner_has(bucket, late):
+    asked = []
+
     def refuse():
-        raise BusyError("taken")
+        asked.append(None)
+        if len(asked) > late:
+            # The new owner has come to the same step meanwhile.
+            bucket.calls.clear()
+            if late:
+                save(opened(), 2)
+            raise BusyError("taken")
 
     save(opened(), 1)
     with pytest.raises(BusyError, match="taken"):
         save(opened(before=refuse), 2)
-    assert opened().steps() == [1]
+    assert opened().steps() == ([1, 2] if late else [1])
+    if late:
+        assert_sound(2)
+    else:
+        assert not [call for call in bucket.calls if call[0] in ("open", "pipe_file", "rm_file")]
+    checkpoints = opened(before=refuse)
+    checkpoints.add_metric(1, 2.5, {})
+    with pytest.raises(BusyError, match="taken"):
+        checkpoints.wait()
+    assert opened().about(1).metric is None
+
+
+def test_what_an_interrupted_save_has_left_is_no_part_of_the_step(bucket):
+    stray = files.to_path(f"{RUN}/checkpoints/00000001/pieces/00001.safetensors")
+    save(opened(), 1)
+    raw = stray.with_name("00000.safetensors").read_bytes()
+    files.remove(stray.parent.parent)
+    stray.write_bytes(raw)
+    save(opened(), 1)
+    assert_sound(1)
+    assert not stray.exists()
 
 
 def test_a_step_with_other_arrays_is_not_replaced(bucket):
@@ -140,8 +169,12 @@ def rewrite(number=1, **changes):
     path.write_bytes(json.dumps(record(number) | changes).encode())
 
 
-def test_a_second_writer_of_this_machine_is_refused_at_once(bucket, hasty):
+def test_a_second_writer_of_this_machine_is_refused_at_once(bucket, hasty, monkeypatch):
+    monkeypatch.setattr(lease.Lease, "_renew", lambda self: None)
+    # What is left where an owner was killed as it took the folder decides nothing.
+    (files.to_path(RUN) / "LOCK/00000000").write_bytes(b'{"released": true}')
     with lock_of(files.to_path(RUN)):
+        (files.to_path(RUN) / "LOCK/00000000").write_bytes(b'{"released": true}')
         before = time.monotonic()
         with pytest.raises(BusyError, match=rf"{RUN} is in use by process \d+ on .* since"):
             lock_of(files.to_path(RUN)).__enter__()
@@ -151,13 +184,50 @@ def test_a_second_writer_of_this_machine_is_refused_at_once(bucket, hasty):
     assert [path.name for path in (files.to_path(RUN) / "LOCK").iterdir()] == ["00000002"]
 
 
+@pytest.mark.parametrize("here", ["one", ""])
 def test_a_second_writer_of_another_machine_is_refused_once_the_owner_renews(
-    bucket, hasty, monkeypatch
+    bucket, hasty, monkeypatch, here
 ):
+    """One that can't tell which machine it is on is on another: pids say nothing then."""
+    monkeypatch.setattr("jaxgen.host.machine", lambda: here)
     with lock_of(files.to_path(RUN)):
-        monkeypatch.setattr("jaxgen.host.machine", lambda: "another")
+        monkeypatch.setattr("jaxgen.host.machine", lambda: here and "another")
+        monkeypatch.setattr("jaxgen.host.birth", lambda pid: "later")
         with pytest.raises(BusyError, match="is in use by process"):
             lock_of(files.to_path(RUN)).__enter__()
+
+
+@pytest.mark.parametrize("end", ["released", "removed"])
+def test_a_folder_that_is_given_back_while_another_waits_is_taken(bucket, hasty, monkeypatch, end):
+    monkeypatch.setattr(lease.Lease, "_renew", lambda self: None)
+    with lock_of(files.to_path(RUN)):
+        rewrite(machine="another")
+        looks = []
+
+        def give_back(method, key):
+            if method == "cat_file":
+                looks.append(key)
+            if len(looks) == 2:
+                bucket.before = lambda method, key: None
+                if end == "released":
+                    rewrite(released=True)
+                else:
+                    (files.to_path(RUN) / "LOCK/00000001").unlink()
+
+        bucket.before = give_back
+        with lock_of(files.to_path(RUN)) as lock:
+            lock.check()
+        assert looks
+
+
+def test_a_lock_that_was_removed_is_not_made_again_and_fences_its_owner(bucket, hasty):
+    with lock_of(files.to_path(RUN)) as lock:
+        path = lock._object(1)
+        path.unlink()
+        time.sleep(3 * lease.RENEWAL)
+        with pytest.raises(BusyError, match="is held no more"):
+            lock.check()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("gone", [{"birth": "0"}, {"machine": "another"}, {"released": True}])
