@@ -21,10 +21,11 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path, PosixPath
 from typing import Any
 
-from jaxgen.bucket_requests import one_line, request
+from jaxgen.bucket_requests import UPLOADS, one_line, request
 from jaxgen.errors import BusyError
 
 BLOCK = 1 << 20  # bytes read at once where a file is read in order
@@ -222,11 +223,27 @@ class BucketPath(PosixPath):
 
     def _check_bucket(self, error: Exception, method: str) -> None:
         """Raise BusyError if it is the bucket that is not there."""
-        if method in ("pipe_file", "put_file") or any(word in str(error) for word in MISSING):
+        missing = method in UPLOADS or any(word in str(error) for word in MISSING)
+        try:
+            missing or _look_for_bucket(self.scheme, self.parts[1])
+        except FileNotFoundError:
+            missing = True
+        if missing:
             raise BusyError(
                 f"{self}: there is no bucket {self.scheme}://{self.parts[1]}; make it, or correct "
                 f"its name"
             ) from error
+
+
+@lru_cache
+def _look_for_bucket(scheme: str, bucket: str) -> None:
+    """Raise FileNotFoundError for a bucket of Google's that is not there.
+
+    gcsfs says of an object in it what it says of any; s3fs says `MISSING`.
+    """
+    if scheme == "gs":
+        # Not "info", for which many that may write objects have no permission.
+        request(f"{scheme}://{bucket}", scheme, "ls", bucket, max_results=1)
 
 
 def _error(kind: type[OSError], code: int, path: Path) -> OSError:

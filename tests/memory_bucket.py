@@ -44,6 +44,7 @@ class MemoryBucket:
             self.before(method, key)
             if method == "open":
                 return Upload(self, key, *arguments, **more)
+            more.pop("max_results", None)
             answer = getattr(self.system, method)(key, *arguments, **more)
             if method == "info" and answer["type"] == "file":
                 content = self.system.cat_file(key)
@@ -58,10 +59,12 @@ class MemoryBucket:
 @pytest.fixture
 def bucket(monkeypatch):
     """Yield what stands behind every gs:// and s3:// path; the pauses between attempts are none."""
-    from jaxgen import bucket_requests  # after the hook that checks types is there
+    from jaxgen import bucket_requests, buckets  # after the hook that checks types is there
 
     system = MemoryBucket()
     system.system.store.clear()
+    system.system.makedirs("bkt", exist_ok=True)
+    buckets._look_for_bucket.cache_clear()
     monkeypatch.setattr(bucket_requests, "_file_system", lambda scheme: system)
     monkeypatch.setattr(bucket_requests, "PAUSE", 0.0)
     yield system

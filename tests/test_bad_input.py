@@ -85,6 +85,8 @@ ADDRESSES = {
     "rungs in a bucket": ["ladder", ".", "--recipes", "int8", "--out", "s3://b/x"],
     "an audit in a bucket": ["audit", ".", "--out", "s3://b/x"],
     "texts into a bucket": ["generate", ".", "--prompt", "a", "--output", "gs://b/x.txt"],
+    "subtitles into a bucket": ["transcribe", ".", "a.wav", "--output", "gs://b/x.srt"],
+    "figures into a bucket": ["bench", "train", "--out", "gs://b/x"],
     "vectors into a bucket": ["embed", ".", "a", "--output", "gs://b/x.json"],
 }
 CONFIG = {

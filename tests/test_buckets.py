@@ -100,6 +100,9 @@ def test_an_upload_in_parts_is_there_once_it_has_ended_and_not_when_it_fails(buc
     with pytest.raises(KeyError), (path.parent / "half").open("xb") as file:
         file.write(raw)
         raise KeyError
+    del file  # which fsspec would close now
+    gc.collect()
+    assert not (path.parent / "half").exists()
 
     def drop(error, method, key):
         if method == "upload":
@@ -112,16 +115,26 @@ def test_an_upload_in_parts_is_there_once_it_has_ended_and_not_when_it_fails(buc
         bucket.before = partial(drop, error)
         with pytest.raises(BusyError, match=words), (path.parent / "half").open("xb") as file:
             file.write(raw)
-    bucket.before = lambda method, key: None
-    del file
-    gc.collect()
-    assert not (path.parent / "half").exists()
+        bucket.before = lambda method, key: None
+        del file
+        gc.collect()
+        assert not (path.parent / "half").exists()
 
 
 def test_of_two_that_create_an_object_one_succeeds(bucket):
     path = files.to_path(RUN) / "LOCK"
     assert path.create(b"mine") and not path.create(b"yours")
     assert path.create(b"mine")  # whose first answer was lost
+
+
+def test_a_bucket_that_is_not_there_is_told_from_an_object_that_is_not(bucket):
+    assert not files.to_path("gs://bkt/absent").exists()
+    assert not files.to_path("gs://bkt/other").exists()
+    assert [key for method, key in bucket.calls if method == "ls"] == ["bkt"]
+    path = files.to_path("gs://none/run")
+    for look in (path.exists, path.read_bytes, path.is_dir, lambda: files.matches(str(path), "x")):
+        with pytest.raises(BusyError, match="there is no bucket gs://none; make it, or correct"):
+            look()
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("late")])

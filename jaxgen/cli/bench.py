@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 from cyclopts import Parameter
 
 import jaxgen
+from jaxgen import files
 from jaxgen.errors import BusyError, ConfigError, nearest
 
 
@@ -102,6 +103,7 @@ def bench(
 
 def _places(out: str | None) -> tuple[Path, Path]:
     """Return (folder of the scripts, folder of the results)."""
+    files.refuse_bucket(out or "", "give --out of this machine")
     package = Path(jaxgen.__file__).parent
     source, packed = package.parent / FOLDER, package / FOLDER
     if (source / "sides.py").is_file():

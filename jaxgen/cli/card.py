@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from jaxgen import files
 from jaxgen.cli import paths
 from jaxgen.errors import ConfigError
 
@@ -54,6 +54,6 @@ def card(
     from jaxgen.report import card as cards
 
     text = cards.make_card(folder, licence=licence, data_licence=data_licence, reviewed=notes)
-    path = folder / "README.md" if out is None else Path(out)
+    path = folder / "README.md" if out is None else files.to_path(out)
     cards.write_card(text, path)
     print(f"wrote {path}")

@@ -60,10 +60,10 @@ def train(
     if isinstance(what, Mapping):
         if out is None:
             raise ConfigError("train: out=None, but a config without a file needs it; give out=")
-        from jaxgen import run, settings
+        from jaxgen import files, run, settings
 
         built = run.build_settings(settings.override(what, overrides))
-        folder, cache = Path(out), paths.cache()
+        folder, cache = files.to_path(out), paths.cache()
         work = partial(run.train, built, folder, cache=cache, force=force, step=step)
     else:
         several = [what] if isinstance(what, str | os.PathLike) else what

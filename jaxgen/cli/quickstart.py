@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jaxgen import terminal
+from jaxgen import files, terminal
 from jaxgen.cli import arguments, exits, paths, start
 from jaxgen.cli.arguments import Out, Overrides
 from jaxgen.run.signals import StopRequest
@@ -23,7 +21,7 @@ def quickstart(*overrides: Overrides, out: Out = None) -> None:
         jaxgen quickstart --out runs/second train.steps=100 model.layers=2
     """
     arguments.check_overrides(overrides)
-    folder = Path(out) if out else paths.RUNS / "quickstart"
+    folder = files.to_path(out) if out else paths.RUNS / "quickstart"
     cache = paths.cache()
     terminal.say(f"training the quickstart in {folder}")
     from jaxgen.report import quickstart as first

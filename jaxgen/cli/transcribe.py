@@ -107,6 +107,7 @@ def _targets(
                 f"FOLDER"
             )
         return form or "text", None
+    files.refuse_bucket(output, "give --output of this machine")
     target = Path(output)
     suffix = target.suffix
     if len(names) == 1 and suffix and not target.is_dir():

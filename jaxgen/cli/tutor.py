@@ -79,9 +79,9 @@ def tutor(
             ask: Write double(x).
             test: assert double(4) == 8
     """
-    path = Path(exercises)
+    path = files.to_path(exercises)
     rows = read_exercises(path)
-    keep = Path(record) if record else path.with_name(f"{path.stem}.record.json")
+    keep = files.to_path(record) if record else path.with_name(f"{path.stem}.record.json")
     known = _read_record(keep, rows)
     phrase = None if model is None else _phrasing(model)
     left = [row for row in rows if not known[row.name].solved]

@@ -8,6 +8,7 @@ import pytest
 
 import jaxgen
 from jaxgen import run
+from jaxgen.buckets import BucketPath
 from jaxgen.errors import ConfigError
 from jaxgen.train import display
 from jaxgen.train.display import Reading
@@ -37,11 +38,12 @@ def test_a_config_is_a_mapping_a_file_or_a_mistake(monkeypatch):
     monkeypatch.setitem(vars(run), "train", lambda *words, **more: calls.append((words, more)))
     mapping = {"data": {"files": "my.txt"}, "train": FAST}
     assert jaxgen.train(mapping, out="x", train={"steps": 5}, force=True) == Path("x")
+    assert isinstance(jaxgen.train(mapping, out="gs://bkt/x"), BucketPath)
     (settings, folder), more = calls[0]
     assert (settings.train.steps, settings.train.batch, folder) == (5, 4, Path("x"))
     assert settings.data.files == ("my.txt",) and more["force"]
     assert jaxgen.train("debug", train={"warmup": 0}) == Path("runs/debug")
-    assert calls[1][0][0].train.warmup == 0
+    assert calls[2][0][0].train.warmup == 0
     with pytest.raises(ConfigError, match="train: what=3 is an integer"):
         jaxgen.train(3)
     with pytest.raises(ConfigError, match=r"train: minute= .*did you mean 'minutes'\?"):

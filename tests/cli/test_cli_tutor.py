@@ -46,6 +46,12 @@ def test_a_learner_is_helped_and_goes_on_where_they_ended(tutor, tmp_path):
     assert rows["sum"]["hints"] == 2 and all(row["solved"] for row in rows.values())
 
 
+def test_a_record_may_lie_in_a_bucket(tutor, bucket):
+    words = ("--record", "gs://bkt/anna.json")
+    tutor("4", "/quit", words=words)
+    assert "1 of 3 solved already" in tutor("/quit", words=words).out
+
+
 def test_code_comes_from_a_file_too(tutor, tmp_path):
     (tmp_path / "code.py").write_text("def double(x):\n\n    return 2 * x\n")
     told = tutor("/skip", "/skip", "/file none.py", "/file code.py")

@@ -96,6 +96,8 @@ def test_objects_are_made_once_read_by_ranges_and_left_out_when_an_upload_fails(
     assert [one.name for one in files.below(path)] == ["big", "one"]
     with pytest.raises(BusyError, match="there is no bucket"):
         files.write(f"{home[0]}-absent/a", "")
+    with pytest.raises(BusyError, match="there is no bucket"):
+        files.to_path(f"{home[0]}-absent/a").exists()
 
 
 def test_a_server_that_says_nothing_is_not_waited_for_long(home):
