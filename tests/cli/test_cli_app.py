@@ -11,6 +11,7 @@ import pytest
 
 import jaxgen as package
 from jaxgen import run
+from jaxgen.buckets import BucketPath
 from jaxgen.cli import paths, train
 from jaxgen.errors import nearest
 from jaxgen.settings import fields_help
@@ -138,7 +139,12 @@ def test_quickstart_passes_folder_and_overrides(jaxgen, monkeypatch):
     monkeypatch.setattr("jaxgen.report.quickstart.quickstart", lambda *a, **_: calls.append(a))
     jaxgen("quickstart")
     jaxgen("quickstart", "--out", "x", "train.steps=5")
-    assert calls == [(Path("runs/quickstart"), ()), (Path("x"), ("train.steps=5",))]
+    jaxgen("quickstart", "--out", "gs://bkt/x")
+    assert calls == [
+        (Path("runs/quickstart"), ()),
+        (Path("x"), ("train.steps=5",)),
+        (BucketPath("gs://bkt/x"), ()),
+    ]
 
 
 def test_being_told_to_stop_passes_its_exit_code_on(jaxgen, config, monkeypatch):
