@@ -225,7 +225,8 @@ class BucketPath(PosixPath):
         """Raise BusyError if it is the bucket that is not there."""
         missing = method in UPLOADS or any(word in str(error) for word in MISSING)
         try:
-            missing or _look_for_bucket(self.scheme, self.parts[1])
+            if not missing:
+                _look_for_bucket(self.scheme, self.parts[1])
         except FileNotFoundError:
             missing = True
         if missing:
