@@ -10,11 +10,15 @@ from jaxtyping import Array, Float
 
 from jaxgen.adapters.adapter import plain
 from jaxgen.adapters.sites import Site
-from jaxgen.compress import codes, masks, scaling, sweep
+from jaxgen.compress import masks, scaling, sweep
 from jaxgen.compress.layerwise import Statistics
 from jaxgen.compress.recipe import Recipe
 from jaxgen.errors import ConfigError
-from jaxgen.ops.grid import round_to_nearest
+from jaxgen.ops.grid import Grid, Steps, round_to_nearest
+from jaxgen.ops.input_scaled import InputScaled
+from jaxgen.ops.int4 import Int4
+from jaxgen.pretrained import coded
+from jaxgen.pretrained.coded import Codes
 
 
 class Result(NamedTuple):
@@ -98,7 +102,8 @@ def _quantise(
     outer, inner = site.sizes(site.outer), site.sizes(site.inner)
     grid = recipe.grid
     if grid is None:
-        leaf = codes.nf4_leaf(w, outer, len(inner))
+        matrix = Int4.of(w.T, 1)
+        leaf = Int4(matrix.values, matrix.scale, matrix.largest.reshape(outer), len(inner))
         return leaf, _numbers(leaf, site)
     nearest, grid_steps = round_to_nearest(w, grid)
     numbers, factor = nearest, None
@@ -111,10 +116,20 @@ def _quantise(
         factor = scaling.smooth(w, statistics.most, recipe.strength)
     if factor is not None:
         numbers, grid_steps = round_to_nearest(w * factor, grid)
-    leaf = codes.leaf(
-        *(numbers, grid_steps, grid, outer, len(inner)), activations=recipe.activations
-    )
-    return codes.with_factor(leaf, factor, inner), nearest
+    codes = codes_of(numbers, grid_steps, grid)
+    codes = codes._replace(rounds_inputs=recipe.activations == "int8")
+    leaf = coded.to_leaf(codes, outer, len(inner))
+    if factor is not None:
+        leaf = InputScaled(leaf, (1 / factor).reshape(inner))
+    return leaf, nearest
+
+
+def codes_of(numbers: Float[Array, "O I"], grid_steps: Steps, grid: Grid) -> Codes:
+    """Return the integers of numbers that lie on a grid."""
+    by_column = grid_steps.by_column(numbers.shape[1])
+    integers = jnp.round(numbers / by_column.scale + by_column.zero).astype(jnp.int8)
+    zero = None if grid.symmetric else grid_steps.zero.astype(jnp.int8)
+    return Codes(integers, grid_steps.scale, zero, grid.bits)
 
 
 @jax.jit

@@ -32,17 +32,6 @@ class Int4Groups:
     zero: Any  # [output axes, groups] uint8, or None: 8 everywhere
     num_contracted: int = field(metadata={"static": True})
 
-    @classmethod
-    def of_codes(
-        cls, codes: Array, scale: Array, zero: Array | None, num_contracted: int
-    ) -> Int4Groups:
-        """Pack integers [O, I], nibble - zero; scales and zero points are [output axes, groups]."""
-        offset: Any = ZERO
-        if zero is not None:
-            offset = jnp.repeat(zero.reshape(len(codes), -1), codes.shape[1] // zero.shape[-1], 1)
-        nibbles = (codes + offset).astype(jnp.uint8).reshape(len(codes), -1, 2)
-        return cls(nibbles[..., 0] | nibbles[..., 1] << 4, scale, zero, num_contracted)
-
     def widened(self) -> Int8Blocks:
         """Return exactly the same numbers as int8 values; leading axes of a stack stay."""
         lead = self.values.shape[:-1]

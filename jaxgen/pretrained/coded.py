@@ -28,9 +28,9 @@ class Codes(NamedTuple):
     None of symmetric ones. rounds_inputs: whether inputs are rounded to int8 as well.
     """
 
-    integers: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray | None
+    integers: Any
+    scale: Any
+    zero: Any
     bits: int
     rounds_inputs: bool = False
 
@@ -70,7 +70,7 @@ def of_leaf(leaf: Any) -> Codes | None:
 
 
 def to_leaf(codes: Codes, outer: tuple[int, ...], num_contracted: int) -> Any:
-    """Return a weight of integers [outputs, inputs], 8 of them symmetric; outer: output axes."""
+    """Return a weight of integers [outputs, inputs], of 8 bits symmetric; outer: output axes."""
     scale = codes.scale.reshape(*outer, -1)
     if codes.bits == 4:
         nibbles = (codes.integers + np.int8(ZERO)).astype(np.uint8)

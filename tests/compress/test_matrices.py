@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.compress import codes, masks, scaling, sweep
+from jaxgen.compress import masks, scaling, sweep
+from jaxgen.compress.matrix import codes_of
 from jaxgen.ops import grid as grids
 from jaxgen.ops.grid import Grid
+from jaxgen.pretrained.coded import to_leaf
 
 OUT, IN, ROWS = 12, 64, 256
 GRIDS = [Grid(8), Grid(4), Grid(4, 32), Grid(4, 32, symmetric=False), Grid(8, 32)]
@@ -52,8 +54,8 @@ def test_rounding_is_to_the_nearest_number_of_the_grid(problem, grid):
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_leaf_multiplies_as_the_numbers_that_it_was_made_of(problem, grid):
     w, x = problem
-    numbers, found = grids.round_to_nearest(jnp.asarray(w), grid)
-    leaf = codes.leaf(numbers, found, grid, (3, 4), 2)
+    numbers, grid_steps = grids.round_to_nearest(jnp.asarray(w), grid)
+    leaf = to_leaf(codes_of(numbers, grid_steps, grid), (3, 4), 2)
     rows = jnp.asarray(x[:6]).reshape(2, 3, 8, 8)
     got = leaf.contract("BTNH,NHKG->BTKG", rows, "float32")
     np.testing.assert_allclose(got, (x[:6] @ numbers.T).reshape(2, 3, 3, 4), rtol=1e-4, atol=1e-4)
@@ -62,8 +64,8 @@ def test_a_leaf_multiplies_as_the_numbers_that_it_was_made_of(problem, grid):
 def test_int4_packs_two_numbers_to_a_byte_and_widens_to_the_same(problem):
     w, _ = problem
     for grid in (Grid(4, 32), Grid(4, 32, symmetric=False)):
-        numbers, found = grids.round_to_nearest(jnp.asarray(w), grid)
-        leaf = codes.leaf(numbers, found, grid, (OUT,), 1)
+        numbers, grid_steps = grids.round_to_nearest(jnp.asarray(w), grid)
+        leaf = to_leaf(codes_of(numbers, grid_steps, grid), (OUT,), 1)
         assert leaf.values.shape == (OUT, IN // 2) and leaf.values.dtype == jnp.uint8
         wide = leaf.widened()
         back = wide.values.reshape(OUT, 2, 32) * wide.scale[..., None]

@@ -8,21 +8,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import jax  # noqa: E402
+from quantised_weights import RECIPES, quantise  # noqa: E402
 
 import jaxgen  # noqa: E402
-from jaxgen.adapters.sites import sites  # noqa: E402
-from jaxgen.compress.matrix import compress_matrix  # noqa: E402
-from jaxgen.compress.recipe import Recipe  # noqa: E402
-from jaxgen.tree import flatten, unflatten  # noqa: E402
 
 IDS = np.arange(24).reshape(2, 12)
-RECIPES = {
-    "int8": {"format": "int8"},
-    "int8-g32": {"format": "int8", "group": 32},
-    "w8a8": {"format": "int8", "activations": "int8"},
-    "int4-g32": {"format": "int4", "group": 32},
-    "int4-g64-zeros": {"format": "int4", "group": 64, "symmetric": False},
-}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -31,11 +21,7 @@ def test_transformers_opens_it(tmp_path, name):
         vocab_size=64, context=32, layers=1, d_model=64, heads=2, d_ff=64, norm="rms",
         positions="rope", feed="swiglu", biases="none", output="untied",
     )  # fmt: skip
-    flat, recipe = flatten(jaxgen.init(config, jax.random.key(0))), Recipe(**RECIPES[name])
-    for path, site in sites(config).items():
-        leaf = compress_matrix(flat[path][0], site, recipe, None).leaf
-        flat[path] = jax.tree.map(lambda x: x[None], leaf)
-    params = unflatten(flat)
+    params = quantise(config, jaxgen.init(config, jax.random.key(0)), name)
     jaxgen.save(tmp_path / "hub", config, params, layout="hf")
     # Of zero points that stay packed, version 0.20 expects another shape than it writes itself.
     options = transformers.utils.quantization_config.CompressedTensorsConfig(dequantize=True)

@@ -5,13 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from quantised_weights import RECIPES, quantise
 from test_gguf_written import model, of_letters
 
 import jaxgen
 from jaxgen.adapters.sites import sites
 from jaxgen.cli.app import main
-from jaxgen.compress.matrix import compress_matrix
-from jaxgen.compress.recipe import Recipe
 from jaxgen.errors import CheckpointError
 from jaxgen.ops.int8 import Int8
 from jaxgen.pretrained import coded, compressed_tensors
@@ -20,26 +19,20 @@ from jaxgen.store import gguf, safetensors
 from jaxgen.tree import flatten, unflatten
 
 IDS = np.arange(24).reshape(2, 12)
-RECIPES = {
-    "int8": {"format": "int8"},
-    "int8-g32": {"format": "int8", "group": 32},
-    "w8a8": {"format": "int8", "activations": "int8"},
-    "int4-g32": {"format": "int4", "group": 32},
-    "int4-g64-zeros": {"format": "int4", "group": 64, "symmetric": False},
+SIZES = {
+    "llama": {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32},
+    "gpt2": {"n_embd": 128, "n_inner": 128},
+    "gpt_neox": {"hidden_size": 128, "intermediate_size": 128},
+    "falcon-grouped": {"hidden_size": 128, "ffn_hidden_size": 128},
 }
 
 
-def quantised(recipe, name="llama", tables=True):
+def quantised(recipe, family="llama", tables=True):
     """Return a model of 128 inputs whose layers are quantised, and perhaps its tables."""
-    sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}
-    config, params = model(name, vocab_size=320, **sizes)
-    by_path, flat = sites(config), flatten(params)
-    for path, site in by_path.items():
-        one = lambda w, site=site: compress_matrix(w, site, Recipe(**recipe), None).leaf  # noqa: E731
-        leaves = [one(w) for w in flat[path]]
-        flat[path] = jax.tree.map(lambda *each: np.stack(each), *leaves)
+    config, params = model(family, vocab_size=320, **SIZES.get(family, SIZES["llama"]))
+    flat = flatten(quantise(config, params, recipe))
     if tables:
-        for path in ("embed/tokens", "unembed/tokens"):
+        for path in {"embed/tokens", "unembed/tokens"} & flat.keys():
             flat[path] = Int8.of_transposed(flat[path], 1)
     return config, unflatten(flat)
 
@@ -48,9 +41,16 @@ def logits(config, params):
     return np.asarray(jaxgen.apply(params, config, IDS).logits)
 
 
-@pytest.mark.parametrize("name", ["int8", "int8-g32", "int4-g32"])
-def test_a_gguf_file_holds_the_same_integers_and_numbers(tmp_path, name):
-    config, params = quantised(RECIPES[name])
+# Those after the first have queries, keys and values in one tensor, in orders of their own.
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        *(("int8", "llama"), ("int8-g32", "llama"), ("int4-g32", "llama"), ("int8", "gpt2")),
+        *(("int4-g32", "phi3"), ("int8-g32", "gpt_neox"), ("int8", "falcon-grouped")),
+    ],
+)
+def test_a_gguf_file_holds_the_same_integers_and_numbers(tmp_path, name, family):
+    config, params = quantised(name, family)
     jaxgen.save(tmp_path / "m.gguf", config, params, layout="gguf", tokenizer=of_letters())
     kinds = {t.dtype for t in gguf.open_file(tmp_path / "m.gguf").tensors.values()}
     assert kinds == ({"Q4_0", "Q8_0", "F32"} if "int4" in name else {"Q8_0", "F32"})
@@ -63,10 +63,13 @@ def test_a_gguf_file_holds_the_same_integers_and_numbers(tmp_path, name):
             np.testing.assert_array_equal(numbers[path][layer], dense)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_folder_of_compressed_tensors_is_read_as_it_was_written(tmp_path, name):
-    config, params = quantised(RECIPES[name])
-    jaxgen.save(tmp_path / "hub", config, params, layout="hf")
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [*((name, "llama") for name in RECIPES), ("int4-g64-zeros", "phi3"), ("int8", "gpt_neox")],
+)
+def test_a_folder_of_compressed_tensors_is_read_as_it_was_written(tmp_path, name, family):
+    config, params = quantised(name, family)
+    jaxgen.save(tmp_path / "hub", config, params, layout="hf", family=family)
     about = json.loads((tmp_path / "hub" / "config.json").read_text())["quantization_config"]
     assert about["config_groups"]["group_0"]["weights"]["symmetric"] is ("zeros" not in name)
     plain, stored = (jaxgen.load(tmp_path / "hub", weights=w)[1] for w in ("plain", "stored"))
@@ -85,7 +88,7 @@ def test_a_folder_of_compressed_tensors_is_read_as_it_was_written(tmp_path, name
 def test_what_has_no_such_form_is_written_as_numbers_and_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("jaxgen.pretrained.hub_parity.can_compare", lambda: False)
-    config, params = quantised(RECIPES["int4-g64-zeros"])
+    config, params = quantised("int4-g64-zeros")
     jaxgen.save(tmp_path / "own", config, params, tokenizer=of_letters())
     jaxgen.save(tmp_path / "hub", config, params, layout="hf", tokenizer=of_letters())
     tables, layers = 2 * 320 * 128, sum(np.prod(s.shape) for s in sites(config).values()) * 2
@@ -127,7 +130,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_other_ways_of_quantising_are_refused_by_name(tmp_path, name):
     change, said = BAD[name]
-    config, params = quantised(RECIPES["int8"], tables=False)
+    config, params = quantised("int8", tables=False)
     jaxgen.save(tmp_path / "hub", config, params, layout="hf")
     path = tmp_path / "hub" / "config.json"
     about = json.loads(path.read_text())
@@ -142,7 +145,7 @@ def test_other_ways_of_quantising_are_refused_by_name(tmp_path, name):
 
 
 def test_a_damaged_matrix_is_named(tmp_path):
-    config, params = quantised(RECIPES["int4-g32"], tables=False)
+    config, params = quantised("int4-g32", tables=False)
     jaxgen.save(tmp_path / "hub", config, params, layout="hf")
     path = tmp_path / "hub" / "model.safetensors"
     opened = safetensors.open_file(path)
