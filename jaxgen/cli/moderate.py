@@ -44,7 +44,7 @@ def moderate(
     after), each of which reads all of a text here, whatever its when; audit, a log of
     prompts refused and texts changed (what is never drawn leaves no line in it). Case,
     accents, look-alikes and digits for letters count as the word, unless fold says
-    otherwise:
+    otherwise; letters with blanks or dots between them (d a m n) are other words:
         rules:
           - {name: rude, words: [damn, heck], action: forbid}
           - {name: codes, regex: ['PRJ-[0-9]{4}'], action: stop, where: [prompt, text]}

@@ -108,7 +108,9 @@ PATTERNS: dict[Kind, Pattern] = {
     "key": Pattern(
         r"\b(?:sk-(?:proj-|ant-)?" + _LETTERS + r"{20,200}"
         r"|gh[pousr]_[A-Za-z0-9]{36,40}|github_pat_[A-Za-z0-9_]{40,100}|glpat-" + _LETTERS + r"{20}"
-        r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza" + _LETTERS + r"{35}|xox[abprs]-[A-Za-z0-9-]{10,80}"
+        r"|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza" + _LETTERS + r"{35}"
+        r"|(?:xoxe\.)?xox[a-z]-[A-Za-z0-9%-]{10,250}"
+        r"|xapp-\d-[A-Za-z0-9-]{10,200}|hooks\.slack\.com/[a-z]{5,12}/[A-Za-z0-9+/]{30,80}"
         r"|[rs]k_(?:live|test)_[A-Za-z0-9]{16,100}|hf_[A-Za-z0-9]{30,40}"
         r"|npm_[A-Za-z0-9]{36}|pypi-" + _LETTERS + r"{50,200}"
         r"|eyJ" + _LETTERS + r"{10,200}\." + _LETTERS + r"{10,200}\." + _LETTERS + r"{10,80})\b"

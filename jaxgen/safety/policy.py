@@ -54,7 +54,9 @@ class Rule:
     action: Action = settings.option(
         "forbid: never drawn; mask: shown as ***; stop: the text ends before it", "forbid"
     )
-    words: tuple[str, ...] = settings.option("words and phrases", ())
+    words: tuple[str, ...] = settings.option(
+        "words and phrases; letters with blanks or dots between them, as in s p a m, are others", ()
+    )
     words_file: Path | None = settings.option("a file with one a line; # begins a comment", None)
     whole: bool = settings.option(
         "words match whole words alone, where a script has blanks between them", True

@@ -33,5 +33,7 @@ def test_transformers_opens_it(tmp_path, name):
         logits = theirs(torch.tensor(IDS)).logits.numpy()
     ours = np.asarray(jaxgen.apply(params, config, IDS).logits)
     # Where inputs are rounded, torch has another scale for them: 1 / 127.5 of the largest.
-    near = 1e-2 if name == "w8a8" else 2e-5
-    np.testing.assert_allclose(ours, logits, atol=near * np.abs(logits).max())
+    near, size = 1e-2 if name == "w8a8" else 2e-5, np.abs(logits).max()
+    np.testing.assert_allclose(ours, logits, atol=near * size)
+    scheme = getattr(theirs.model.layers[0].mlp.up_proj, "quantization_scheme", None)
+    assert bool(scheme and scheme.input_activations) == (name == "w8a8")

@@ -12,7 +12,7 @@ import jaxgen
 from jaxgen.adapters.sites import sites
 from jaxgen.cli.app import main
 from jaxgen.errors import CheckpointError
-from jaxgen.ops.int8 import Int8
+from jaxgen.ops.int8 import Int8, Int8Activations
 from jaxgen.pretrained import coded, compressed_tensors
 from jaxgen.pretrained.compressed_tensors import pack, unpack
 from jaxgen.store import gguf, safetensors
@@ -78,10 +78,11 @@ def test_a_folder_of_compressed_tensors_is_read_as_it_was_written(tmp_path, name
     if name != "w8a8":
         np.testing.assert_allclose(logits(config, plain), wanted, rtol=1e-4, atol=1e-5)
     for path in sites(config):
-        one, other = (flatten(tree)[path] for tree in (stored, params))
+        read, other = (flatten(tree)[path] for tree in (stored, params))
+        assert isinstance(read, Int8Activations) == (name == "w8a8")
         if hasattr(other, "widened"):
             other = jax.jit(type(other).widened)(other)
-        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        for x, y in zip(jax.tree.leaves(read), jax.tree.leaves(other), strict=True):
             np.testing.assert_array_equal(x, y)
 
 

@@ -172,7 +172,11 @@ FOUND = {
     ],
     "key": [
         "sk-abcdefghij0123456789", "ghp_" + "a1B2" * 9, "AKIAIOSFODNN7EXAMPLE",
-        "xoxb-123456789-abcDEF", "AIza" + "Sy0aB" * 7, "hf_" + "aB3" * 11,
+        "xoxb-123456789-abcDEF", "xoxe.xoxp-1-" + "Ab0" * 55, "xoxe-1-" + "Mi0xLT" * 25,
+        "xapp-1-A012ABCD0EF-2489451744666-" + "bfe134bb" * 8,
+        "xoxc-8457637785707-4270930576081-1605019044329-" + "30d7846f" * 8,
+        "hooks.slack.com/services/T012ABCDE/B0123ABCD/" + "a1B2" * 6,
+        "AIza" + "Sy0aB" * 7, "hf_" + "aB3" * 11,
         "glpat-abcdef0123456789abcd", "-----BEGIN RSA PRIVATE KEY-----",
     ],
     "card": [
