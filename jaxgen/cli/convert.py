@@ -54,18 +54,17 @@ def convert(
     folder, which, adapters = paths.adapted(source, step, adapter)
     target = files.to_path(out)
     layout = _layout(target, to, dtype)
-    plain = None if layout == "gguf" or dtype in BLOCKS else dtype
     start.prepare_jax(paths.cache())
     from jaxgen import tree
     from jaxgen.models import api
-    from jaxgen.pretrained import assets, hub_parity, hub_read, model
+    from jaxgen.pretrained import assets, model
 
     with exits.in_folder(folder):
         model.check_new(target)
         if layout == "peft":
             _write_adapter(folder, which, target)
             return
-        config, params, num_coded = _load(folder, which, plain, adapters)
+        config, params = _load(folder, which, None if layout == "gguf" else dtype, adapters)
         source_assets = assets.read_assets(folder)
         model.save(
             *(target, config, params),
@@ -76,25 +75,23 @@ def convert(
             family=family,
             dtype=dtype if layout == "gguf" else None,
         )
-        hub = None if adapters else _hub(folder, hub_read)
-        hub = target if layout == "hf" else hub
         try:
             if layout != "gguf":
                 assets.copy_beside(folder, target)
             compared = f"not measured: the numbers are rounded to {dtype}"
             if layout != "gguf" or dtype is None:
-                compared = _parity(hub, target, source_assets.tokenizer, hub_parity, model)
+                hub = target if layout == "hf" else None if adapters else folder
+                compared = _parity(hub, target, source_assets.tokenizer)
         except BaseException:  # what was not compared to the end is no result
             files.remove(target)
             raise
-    numbers = f"{tree.count(api.abstract(config)):,}, {dtype or config.param_dtype}"
-    if num_coded:
-        numbers += f"; {_kept(num_coded, model.num_coded(target), source)}"
+        changes = _describe_quantised(folder, target, params, source)
+    numbers = f"{tree.count(api.abstract(config)):,}, {dtype or config.param_dtype}{changes}"
     _say(target, layout, numbers, source_assets, compared)
 
 
-def _load(folder: Path, step: Any, dtype: Any, adapters: Any) -> tuple[Any, Any, int]:
-    """Return (config, params, how many numbers are quantised), with adapters merged.
+def _load(folder: Path, step: Any, dtype: Any, adapters: Any) -> tuple[Any, Any]:
+    """Return (config, params), with adapters merged.
 
     Integers stay, but beneath an adapter, where a dtype is given, and of GGUF files.
     """
@@ -103,23 +100,38 @@ def _load(folder: Path, step: Any, dtype: Any, adapters: Any) -> tuple[Any, Any,
     from jaxgen.adapters.adapter import merge
     from jaxgen.pretrained import hub_read, model
 
-    num_coded = 0 if folder.is_file() else model.num_coded(folder)
-    if not num_coded:
+    if folder.is_file() or not model.num_coded(folder):
         config, params = model.load(folder, step=step, dtype=dtype, adapter=adapters)
-        return config, merge(params, config), 0
+        return config, merge(params, config)
     weights = "plain" if adapters or dtype else "stored"
-    own = None if not hub_read.is_hub(folder) else dtype
-    config, params = model.load(folder, step=step, dtype=own, weights=weights, adapter=adapters)
+    read_dtype = dtype if hub_read.is_hub(folder) else None
+    config, params = model.load(
+        folder, step=step, dtype=read_dtype, weights=weights, adapter=adapters
+    )
     if weights == "plain":
         config = config.replace(param_dtype=dtype or config.param_dtype)
         params = jax.tree.map(lambda x: x.astype(config.param_dtype), merge(params, config))
-    return config, params, num_coded
+    return config, params
 
 
-def _kept(before: int, after: int, source: str) -> str:
-    if after >= before:
-        return f"{before:,} of them quantised, with the integers of {source}"
-    return f"{before - after:,} of {before:,} quantised numbers of {source} are written in full"
+def _describe_quantised(folder: Path, target: Path, params: Any, source: str) -> str:
+    """Return what became of the numbers that are quantised in the source; "" if there are none."""
+    from jaxgen import tree
+    from jaxgen.ops.int8 import Int8Activations
+    from jaxgen.pretrained import model
+
+    before = model.num_coded(folder)
+    after = min(model.num_coded(target), before)
+    if after < before:
+        text = (
+            f"; {before - after:,} of {before:,} quantised numbers of {source} are written in full"
+        )
+    elif before and not folder.is_file():
+        text = f"; {before:,} of them quantised, with the integers of {source}"
+    else:
+        return ""
+    rounds = any(isinstance(leaf, Int8Activations) for leaf in tree.flatten(params).values())
+    return text + (", and inputs are rounded no more" if rounds and target.is_file() else "")
 
 
 def _say(target: Path, layout: Layout, numbers: str, source_assets: Any, compared: str) -> None:
@@ -165,12 +177,11 @@ def _write_adapter(folder: Path, step: Any, target: Path) -> None:
     terminal.print_rows([*rows, ("adapted weights", weights)])
 
 
-def _hub(folder: Path, hub_read) -> Path | None:
-    return folder if folder.is_dir() and hub_read.is_hub(folder) else None
+def _parity(hub: Path | None, target: Path, tokenizer: Any) -> str:
+    """Compare with transformers; hub: the source or the target, whichever it opens."""
+    from jaxgen.pretrained import hub_parity, hub_read, model
 
-
-def _parity(hub: Path | None, target: Path, tokenizer, hub_parity, model) -> str:
-    if hub is None:
+    if hub is None or not hub.is_dir() or not hub_read.is_hub(hub):
         return "not measured: neither is a folder that transformers opens"
     if files.in_bucket(hub):
         return "not measured: transformers opens no folder in a bucket"

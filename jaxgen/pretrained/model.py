@@ -248,54 +248,54 @@ def save(
     folder = files.to_path(path)
     check_new(folder)
     _check_shapes(folder, params, config, quantised=True)
-    about = generation_config or GenerationConfig()
-    if about.labels and len(about.labels) != config.classes:
-        about = replace(about, labels=())
-    if config.head != "classes":
-        about = replace(about, problem_type=None)
     if layout != "hf" and family is not None:
         raise ConfigError(f"family={family!r} has no effect with layout={layout}; drop it")
-    if layout == "gguf":
-        _save_gguf(folder, config, params, tokenizer, about, chat_template, dtype)
-        return
-    if dtype is not None:
+    if layout != "gguf" and dtype is not None:
         raise ConfigError(f"dtype={dtype!r} has no effect with layout={layout}; drop it")
+    generation = generation_config or GenerationConfig()
+    if generation.labels and len(generation.labels) != config.classes:
+        generation = replace(generation, labels=())
+    if config.head != "classes":
+        generation = replace(generation, problem_type=None)
+    assets: dict[str, Any] = {"tokenizer": tokenizer, "generation_config": generation}
+    if layout == "gguf":
+        if folder.suffix != gguf.SUFFIX:
+            raise ConfigError(f"{folder}: the name of a GGUF file ends with {gguf.SUFFIX}")
+        with files.new_file(folder) as draft:
+            assets |= {"chat_template": chat_template, "form": dtype}
+            gguf_write.write_model(draft, config, params, **assets)
+        return
     with files.new_folder(folder) as draft:
         if layout == "hf":
-            hub_write.write_hub(
-                *(draft, config, params),
-                tokenizer=tokenizer,
-                generation_config=about,
-                model_type=family,
-            )
+            hub_write.write_hub(draft, config, params, **assets, model_type=family)
             if chat_template is not None:
                 hub_write.write_template(draft, chat_template)
-            return
-        arrays, notes = leaves.to_arrays(tree.flatten(params))
-        shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in arrays.items()}
-        form = {"format": "jaxgen", **notes}
-        safetensors.write_safetensors(
-            draft / WEIGHTS, shapes, lambda name: np.asarray(arrays[name]), form
-        )
-        files.write(draft / CONFIG, settings_yaml.to_yaml({"model": settings.as_dict(config)}))
-        write_generation_config(draft, about)
-        if chat_template is not None:
-            write_chat_template(draft, chat_template)
-        if tokenizer is not None:
-            tokenizer.save(draft / "tokenizer")
+        else:
+            _write_folder(draft, config, params, **assets, chat_template=chat_template)
 
 
-def _save_gguf(path: Path, config, params, tokenizer, about, template, dtype) -> None:
-    if path.suffix != gguf.SUFFIX:
-        raise ConfigError(f"{path}: the name of a GGUF file ends with {gguf.SUFFIX}")
-    with files.new_file(path) as draft:
-        gguf_write.write_model(
-            *(draft, config, params),
-            tokenizer=tokenizer,
-            generation_config=about,
-            chat_template=template,
-            form=dtype,
-        )
+def _write_folder(
+    draft: Path,
+    config: ModelConfig,
+    params: api.Params,
+    *,
+    tokenizer: Tokenizer | None,
+    generation_config: GenerationConfig,
+    chat_template: ChatTemplate | None,
+) -> None:
+    """Write a folder of our own layout."""
+    arrays, notes = leaves.to_arrays(tree.flatten(params))
+    shapes = {name: (leaf.dtype.name, tuple(leaf.shape)) for name, leaf in arrays.items()}
+    safetensors.write_safetensors(
+        *(draft / WEIGHTS, shapes, lambda name: np.asarray(arrays[name])),
+        {"format": "jaxgen", **notes},
+    )
+    files.write(draft / CONFIG, settings_yaml.to_yaml({"model": settings.as_dict(config)}))
+    write_generation_config(draft, generation_config)
+    if chat_template is not None:
+        write_chat_template(draft, chat_template)
+    if tokenizer is not None:
+        tokenizer.save(draft / "tokenizer")
 
 
 def check_new(folder: Path) -> None:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from jaxgen.errors import ConfigError
 from jaxgen.tokens import modelproto, pipelines
-from jaxgen.tokens.huggingface import BYTE_OF, HuggingFace
+from jaxgen.tokens.huggingface import HuggingFace
 from jaxgen.tokens.marks import MASKS, SENTINEL, SENTINELS
 from jaxgen.tokens.modelproto import CONTROL, NORMAL, USER_DEFINED, Proto
+from jaxgen.tokens.piece_bytes import BYTE_OF
 from jaxgen.tokens.pieces import SPACE, Pieces
 from jaxgen.tokens.pipelines import Json
 from jaxgen.tokens.plain import Bytes, Chars

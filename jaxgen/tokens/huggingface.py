@@ -14,15 +14,13 @@ from typing import Any
 
 from jaxgen import files
 from jaxgen.errors import CheckpointError, DataError, MissingPackageError
-from jaxgen.tokens import folder, protocol
+from jaxgen.tokens import folder, piece_bytes, protocol
 from jaxgen.tokens.pair import Pair, TokenSpan, check_room, goes_on
 from jaxgen.tokens.protocol import Special, Surface
 
 MAX_VOCAB = 10_000_000
-STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 # An engine is in one of two modes, and threads share it: of a text it may never be in the other.
 _MODE = threading.Lock()
-BYTE = re.compile("<0x[0-9A-Fa-f]{2}>", re.ASCII)
 
 
 class HuggingFace:
@@ -76,14 +74,14 @@ class HuggingFace:
         """Return (the bytes of each id, if they are known; whether decoding is joining them)."""
         decoder = self._engine.decoder
         # As the library read it: in its own spelling, with all defaults.
-        steps = [] if decoder is None else _steps(json.loads(decoder.__getstate__()))
-        read = _reader(steps)
+        steps = [] if decoder is None else piece_bytes.steps(json.loads(decoder.__getstate__()))
+        read = piece_bytes.reader(steps)
         if read is None:
             return None, False
         silent |= {row["content"] for row in about.get("added_tokens") or [] if row.get("special")}
         names = [self._names.get(i, "") for i in range(self.vocab_size)]
         pieces = tuple(b"" if name in silent else read(name) for name in names)
-        drops = _drops_space(steps)
+        drops = piece_bytes.drops_space(steps)
         # Metaspace drops all marks of a text's first piece and keeps a space that is none, where
         # a Surface drops one space.
         mark = steps[0].get("replacement") if drops else None
@@ -355,55 +353,3 @@ def _guard(kind: type[Exception], function: Any, *args: Any, **kwargs: Any) -> A
         raise
     except BaseException as error:  # PanicException, of Rust, is no Exception
         raise kind(f"the tokenizers library refuses: {' '.join(str(error).split())}") from error
-
-
-def _steps(decoder: dict[str, Any]) -> list[dict[str, Any]]:
-    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-
-
-def _reader(steps: list[dict[str, Any]]) -> Callable[[str], bytes] | None:
-    """Return what makes a piece's bytes where a decoder does nothing but join them, else None.
-
-    Every setting of every step counts: what is not known here is left to the library.
-    """
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
-        return _byte_level
-    if kinds in (["Fuse"], ["ByteFallback", "Fuse"]):
-        return partial(_spaced, " ", bytes_too="ByteFallback" in kinds)
-    if kinds == ["Metaspace"]:
-        return partial(_spaced, steps[0]["replacement"], bytes_too=False)
-    kinds = kinds[:-1] if steps[-1:] == [STRIP] else kinds
-    if kinds in (["Replace", "Fuse"], ["Replace", "ByteFallback", "Fuse"]):
-        mark = steps[0]["pattern"].get("String")
-        if mark and steps[0]["content"] == " ":
-            return partial(_spaced, mark, bytes_too="ByteFallback" in kinds)
-    return None
-
-
-def _drops_space(steps: list[dict[str, Any]]) -> bool:
-    """Return whether the steps, which `_reader` knows, drop the first space of a text."""
-    return steps[-1] == STRIP or steps[0].get("prepend_scheme", "never") != "never"
-
-
-def _spaced(mark: str, name: str, *, bytes_too: bool) -> bytes:
-    if bytes_too and BYTE.fullmatch(name):
-        return bytes([int(name[3:5], 16)])
-    return name.replace(mark, " ").encode()
-
-
-def _byte_level(name: str) -> bytes:
-    try:
-        return bytes(BYTE_OF[character] for character in name)
-    except KeyError:
-        return name.encode()
-
-
-def _byte_of() -> dict[str, int]:
-    """Return GPT-2's printable character of each byte, reversed (its encoder.py)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(rest)}
-
-
-BYTE_OF = _byte_of()

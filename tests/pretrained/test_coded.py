@@ -102,10 +102,22 @@ def test_what_has_no_such_form_is_written_as_numbers_and_named(tmp_path, monkeyp
         assert said[target] in capsys.readouterr().out
     assert main(["convert", str(tmp_path / "hub"), str(tmp_path / "again"), "--to", "jaxgen"]) == 0
     assert f"{layers:,} of them quantised, with the integers" in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "m.gguf"), str(tmp_path / "t"), "--to", "jaxgen"]) == 0
+    assert f"{tables:,} of {tables:,} quantised numbers of" in capsys.readouterr().out
     words = [str(tmp_path / "own"), str(tmp_path / "wide"), "--to", "jaxgen", "--dtype", "bfloat16"]
     assert main(["convert", *words]) == 0
     config, params = jaxgen.load(tmp_path / "wide")
     assert {str(leaf.dtype) for leaf in flatten(params).values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("w8a8", True), ("int8", False)])
+def test_a_gguf_file_whose_inputs_are_rounded_no_more_is_named(
+    tmp_path, monkeypatch, capsys, name, rounds
+):
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "cache"))
+    jaxgen.save(tmp_path / "own", *quantised(name), tokenizer=of_letters())
+    assert main(["convert", str(tmp_path / "own"), str(tmp_path / "m.gguf")]) == 0
+    assert ("inputs are rounded no more" in capsys.readouterr().out) == rounds
 
 
 @pytest.mark.parametrize("bits", [4, 8])
