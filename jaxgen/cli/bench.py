@@ -82,6 +82,7 @@ def bench(
         if name not in BENCHES:
             hint = nearest(name, BENCHES) or f"; there are {', '.join(BENCHES)}"
             raise ConfigError(f"{name}: no such benchmark{hint}")
+    scripts, results = _places(out)
     chosen = {name: BENCHES[name] for name in names or BENCHES}
     lacking = {p for one in chosen.values() for p in one.needs if find_spec(p) is None}
     if lacking:
@@ -89,7 +90,6 @@ def bench(
             f"{', '.join(sorted(lacking))} not installed; add the peers with "
             f'pip install "jaxgen[bench]"'
         )
-    scripts, results = _places(out)
     for name, one in chosen.items():
         words = one.full if length == "full" else one.brief
         print(f"jaxgen bench {name}: {one.script} {' '.join(words)}", file=sys.stderr, flush=True)
