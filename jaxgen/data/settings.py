@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxgen import arguments
+from jaxgen.data.augment.settings import AugmentSettings
 from jaxgen.data.canaries import CanarySettings
 from jaxgen.errors import ConfigError
 from jaxgen.settings import option
@@ -66,6 +67,12 @@ class DataSettings:
         "a malformed file, line or row ends the run, or is skipped and counted", "stop"
     )
     workers: int = option("processes that make batches; 0: a thread of this one", 0)
+    augment: tuple[AugmentSettings, ...] = option(
+        "objective.name=classes: changes of the training texts, in this order, as a list of kind "
+        "(replace, insert, swap, delete, keyboard, ocr, pieces, counterfactual, variants, mixup, "
+        "balance), rate, chance, file, similarity, alpha",
+        (),
+    )
     canaries: CanarySettings = dataclasses.field(default_factory=CanarySettings)
 
     def __post_init__(self) -> None:

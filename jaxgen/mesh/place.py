@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
@@ -206,6 +207,18 @@ def manual() -> dict[str, int]:
     """Return the mesh axes, with sizes, along which this code is written per device by hand."""
     mesh = jax.sharding.get_abstract_mesh()
     return {} if mesh.empty else {axis: mesh.shape[axis] for axis in mesh.manual_axes}
+
+
+def global_rows(rows: int) -> tuple[Any, int]:
+    """Return (index of this device's first row, rows of all), in code written per device.
+
+    rows: those of one device. Elsewhere a program has all rows: (0, rows).
+    """
+    index, count = jnp.zeros((), jnp.int32), 1
+    for axis, size in manual().items():
+        if size > 1:
+            index, count = index * size + jax.lax.axis_index(axis), count * size
+    return index * rows, count * rows
 
 
 def _free() -> dict[str, int]:

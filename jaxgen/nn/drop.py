@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxgen.mesh import place
 from jaxgen.ops.random import DropoutRng, dropout
@@ -33,9 +32,4 @@ class Drop(nn.Module):
 
     def rng(self, rows: int) -> DropoutRng:
         """Return the source of the mask of an array of `rows` rows: all, or one device's."""
-        axes = {axis: size for axis, size in place.manual().items() if size > 1}
-        index, count = jnp.zeros((), jnp.int32), 1
-        for axis, size in axes.items():
-            index, count = index * size + jax.lax.axis_index(axis), count * size
-        key = self.make_rng("dropout")
-        return DropoutRng(key, 1.0 - self.rate, index * rows, count * rows)
+        return DropoutRng(self.make_rng("dropout"), 1.0 - self.rate, *place.global_rows(rows))

@@ -12,6 +12,7 @@ from jaxgen.config import ModelConfig
 from jaxgen.nn.norm import Norm
 from jaxgen.nn.weight import weight
 from jaxgen.ops.contract import add_bias, contract, lookup
+from jaxgen.ops.perturbed import unperturbed
 from jaxgen.ops.positions import sinusoid
 
 
@@ -85,7 +86,7 @@ class Embed(nn.Module):
             x = Norm(config, name="norm")(x)
         if own.width is not None and own.project == "sum":
             x = self._projected(x)
-        return x, table
+        return x, unperturbed(table)
 
     def _projected(self, x: jax.Array) -> jax.Array:
         """Return x [B, T, width of the tables] in the model's width."""

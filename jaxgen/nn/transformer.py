@@ -25,6 +25,7 @@ from jaxgen.ops import cache as caches
 from jaxgen.ops.experts import RouterStats
 from jaxgen.ops.masks import Order, cross_mask, make_mask
 from jaxgen.ops.memory import Memory
+from jaxgen.ops.perturbed import of_source
 from jaxgen.ops.positions import slopes
 
 Part = Literal["encode", "decode"]
@@ -85,7 +86,7 @@ class Transformer(nn.Module):
             shared = config.towers.tokens == "shared" and config.stem is None
             table = Tokens(config, name="embed")() if shared else None
             encoder = Encoder(config.encoder(), self.deterministic, name="encoder")
-            x = encoder(inputs, table)
+            x = encoder(inputs, of_source(table))
             return Hidden(x, x, None, None)
         x, table, cache = _tower(self, inputs, None)
         features, table = self._head(x, table, inputs.segments)

@@ -92,7 +92,8 @@ class Run:
     @cached_property
     def objective(self):
         model = self.settings.model
-        return objective.make(self.settings.objective, self.tokenizer, model.topology)
+        own = self.settings.data.augment
+        return objective.make(self.settings.objective, self.tokenizer, model.topology, own)
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from jaxgen.data.augment.rows import Augmented
+from jaxgen.data.augment.settings import AugmentSettings
 from jaxgen.data.objectives.alphabet import Alphabet
 from jaxgen.data.objectives.make import make_objective
 from jaxgen.data.objectives.settings import ObjectiveSettings
@@ -11,8 +13,18 @@ from jaxgen.tokens import marks
 from jaxgen.tokens.protocol import Tokenizer
 
 
-def make(settings: ObjectiveSettings, tokenizer: Tokenizer, topology: str) -> Maker:
-    """Return what makes rows of token shards; ConfigError if the tokenizer does not allow it."""
+def make(
+    settings: ObjectiveSettings,
+    tokenizer: Tokenizer,
+    topology: str,
+    augment: tuple[AugmentSettings, ...] = (),
+) -> Maker:
+    """Return what makes rows of token shards; ConfigError if the tokenizer does not allow it.
+
+    augment: changes of the training texts.
+    """
+    if augment:
+        return Augmented(augment, tokenizer)
     if settings.name == "pairs" and hasattr(tokenizer, "encode_target"):
         raise ConfigError(
             "a Marian tokenizer has a model for each side, which objective.name=pairs does not "

@@ -11,6 +11,7 @@ from jaxgen import arguments, files, settings_yaml
 from jaxgen import settings as sets
 from jaxgen.adapters.settings import AdapterSettings
 from jaxgen.config import ModelConfig
+from jaxgen.data.augment.rows import check as check_augment
 from jaxgen.data.labels import labels_of
 from jaxgen.data.objectives.settings import CHATS, PREFERENCES, ObjectiveSettings
 from jaxgen.data.settings import DataSettings
@@ -30,7 +31,7 @@ from jaxgen.store.steps import run_and_step
 from jaxgen.text.request import Generation
 from jaxgen.tokens.protocol import Tokenizer
 from jaxgen.tokens.settings import TokenizerSettings
-from jaxgen.train import quantised
+from jaxgen.train import adversarial, quantised
 from jaxgen.train.settings import (
     UNPAIRED,
     DistillSettings,
@@ -45,6 +46,7 @@ FREE = (
     *("mesh.", "checkpoint.", "sample.", "data.", "train.log_every", "train.validate_every"),
     *("train.validate_batches", "train.early_stopping", "train.track"),
 )
+BOUND = ("data.augment",)  # but for these
 # What decides of the steps to come alone, and may change where a run is told to go on.
 ONWARD = (
     *("train.steps", "train.epochs", "train.learning_rate", "train.schedule", "train.warmup"),
@@ -130,6 +132,8 @@ class Settings:
         quantised.check(self.train.quantize, self.model, self.adapter.kind, self.objective.name)
         check_private(self)
         check_federated(self)
+        adversarial.check(self)
+        check_augment(self)
         kind = self.tokenizer.kind
         if kind == "init" and self.init_from is None:
             raise ConfigError("tokenizer.kind=init needs init_from: a folder with a tokenizer")
@@ -391,7 +395,9 @@ def differences(
 
     onward: whether that may be. Raises ConfigError that shows each field that may not differ.
     """
-    found = [row for row in sets.diff(kept, asked) if not row[0].startswith(FREE)]
+    found = [
+        row for row in sets.diff(kept, asked) if not row[0].startswith(FREE) or row[0] in BOUND
+    ]
     later = [row for row in found if row[0] in ONWARD]
     wrong = [row for row in found if not (onward and row in later)]
     if not wrong:

@@ -10,29 +10,39 @@ import optax
 
 from jaxgen.run import privacy, shapes
 from jaxgen.run.settings import Settings
-from jaxgen.train import federated, preferences, private, quantised
+from jaxgen.train import adversarial, federated, mixup, preferences, private, quantised
 from jaxgen.train.distill import distill_loss
 from jaxgen.train.losses import causal_loss
 from jaxgen.train.policy import policy_loss
+from jaxgen.train.settings import PERTURBING, SMOOTHING
 from jaxgen.train.step import train_step
 
 
 def loss_of(settings: Settings, base: Any = None) -> Callable:
     """Return the loss with its options fixed; base: the parameters beneath an adapter."""
-    loss = objective_loss(settings)
-    adapter = shapes.adapter(settings)
+    own, adapter = settings.train.adversarial, shapes.adapter(settings)
+    loss = objective_loss(settings, trained=True)
+
+    def attach(params: Any, key: Any) -> Any:
+        return shapes.attached(settings, adapter, base, params, key)
+
+    if own.kind in PERTURBING:
+        return adversarial.perturbed(loss, own, attach)
     if adapter is None:
         return loss
-
-    def beside(params: Any, config: Any, batch: Any, key: Any = None) -> Any:
-        return loss(shapes.attached(settings, adapter, base, params, key), config, batch, key)
-
-    return beside
+    return lambda params, config, batch, key=None: loss(attach(params, key), config, batch, key)
 
 
-def objective_loss(settings: Settings) -> Callable:
-    """Return the loss of a run's objective with its options fixed, of whole parameters."""
-    loss, form = _objective_loss(settings), settings.train.quantize
+def objective_loss(settings: Settings, *, trained: bool = False) -> Callable:
+    """Return the loss of a run's objective with its options fixed, of whole parameters.
+
+    trained: with what no validation has, the divergence of train.adversarial and mixup.
+    """
+    loss, form = _objective_loss(settings, trained), settings.train.quantize
+    own = settings.train.adversarial
+    if trained and own.kind in SMOOTHING:
+        more = {"smoothing": settings.train.smoothing, "z": settings.train.z_loss}
+        loss = partial(adversarial.smooth_loss, settings=own, **more)
     if form is None:
         return loss
 
@@ -42,7 +52,7 @@ def objective_loss(settings: Settings) -> Callable:
     return rounded
 
 
-def _objective_loss(settings: Settings) -> Callable:
+def _objective_loss(settings: Settings, trained: bool) -> Callable:
     train, name = settings.train, settings.objective.name
     if name in preferences.LOSSES:
         loss = preferences.LOSSES[name]
@@ -59,6 +69,11 @@ def _objective_loss(settings: Settings) -> Callable:
             temperature=policy.temperature,
             chunk=train.loss_chunk,
         )
+    for one in settings.data.augment if trained else ():
+        if one.kind == "mixup":
+            return partial(
+                mixup.mixup_loss, alpha=one.alpha, smoothing=train.smoothing, z=train.z_loss
+            )
     if settings.distill.teacher is not None:
         return partial(distill_loss, settings=settings.distill)
     return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)

@@ -12,6 +12,109 @@ from jaxgen.errors import ConfigError
 from jaxgen.privacy.settings import FederatedSettings, PrivacySettings
 from jaxgen.settings import changed, option
 
+# Kinds of train.adversarial by what they do; what null means for each: (epsilon, weight, start).
+PERTURBING, SMOOTHING = ("fgm", "pgd", "freelb", "neftune"), ("vat", "smart", "rdrop")
+ASCENDING = ("pgd", "freelb", "vat", "smart")  # in several steps
+_ADVERSARIAL = {
+    "fgm": (1.0, 0.5, 0.0),
+    "pgd": (1.0, 0.5, 0.0),
+    "freelb": (1.0, 1.0, 1.0),
+    "neftune": (5.0, 1.0, 1.0),
+    "vat": (1.0, 1.0, 0.1),
+    "smart": (1.0, 1.0, 0.1),
+    "rdrop": (0.0, 1.0, 0.0),
+}
+
+
+@arguments.checked(
+    **dict.fromkeys(("epsilon", "step_size"), above(0)),
+    weight=above(0),
+    steps=at_least(1),
+    start=between(0, 1),
+)
+@dataclass(frozen=True, kw_only=True)
+class AdversarialSettings:
+    """What is added to the vectors of tokens in training; ConfigError names the field at fault."""
+
+    kind: Literal["fgm", "pgd", "freelb", "vat", "smart", "neftune", "rdrop"] | None = option(
+        "fgm, pgd: also learn where the loss is higher; freelb: on the way there; vat, smart: "
+        "predict alike there; rdrop: predict alike under two draws of dropout; neftune: noise; "
+        "null: none",
+        None,
+    )
+    epsilon: float | None = option(
+        "most that is added to the vectors of a row; neftune: its alpha; null: 1, of neftune 5",
+        None,
+    )
+    norm: Literal["l2", "linf"] = option("length of a row's vectors together, or of a number", "l2")
+    steps: int | None = option("pgd, freelb, vat, smart: steps of the ascent; null: 3", None)
+    step_size: float | None = option(
+        "length of a step; null: 2.5 * epsilon / steps; vat: how far it looks, null: epsilon / 10",
+        None,
+    )
+    start: float | None = option(
+        "noise that the ascent starts with, as part of epsilon; null: 0 for pgd, 1 for freelb, 0.1 "
+        "for vat and smart",
+        None,
+    )
+    weight: float | None = option(
+        "fgm, pgd: part of the loss that is taken there, 1 at most; vat, smart, rdrop: of the "
+        "divergence; null: 0.5, or 1",
+        None,
+    )
+
+    def __post_init__(self) -> None:
+        uses: dict[str, tuple[str, ...]] = {
+            "epsilon": (*PERTURBING, "vat", "smart"),
+            "norm": ("fgm", *ASCENDING),
+            "steps": ASCENDING,
+            "step_size": ASCENDING,
+            "start": ASCENDING,
+            "weight": ("fgm", "pgd", *SMOOTHING),
+        }
+        for name, kinds in uses.items():
+            if self.kind not in kinds and name in changed(self):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} has no effect with kind={self.kind}; remove it, "
+                    f"or set kind={', '.join(kinds)}"
+                )
+        if self.kind in ("vat", "smart") and self.start == 0:
+            raise ConfigError(f"start=0 leaves kind={self.kind} where nothing grows; give 0.1")
+        if self.kind in ("fgm", "pgd") and self.share > 1:
+            raise ConfigError(f"weight={self.weight} is a part of the loss: 1 at most")
+
+    @property
+    def on(self) -> bool:
+        """Whether the loss is changed at all."""
+        return self.kind is not None
+
+    @property
+    def size(self) -> float:
+        """Epsilon, where it is null that of the kind."""
+        return _ADVERSARIAL[self.kind or "fgm"][0] if self.epsilon is None else self.epsilon
+
+    @property
+    def share(self) -> float:
+        """Weight, where it is null that of the kind."""
+        return _ADVERSARIAL[self.kind or "fgm"][1] if self.weight is None else self.weight
+
+    @property
+    def noise(self) -> float:
+        """Start, where it is null that of the kind."""
+        return _ADVERSARIAL[self.kind or "fgm"][2] if self.start is None else self.start
+
+    @property
+    def number(self) -> int:
+        """Steps of the ascent; of fgm one."""
+        return 1 if self.kind == "fgm" else 3 if self.steps is None else self.steps
+
+    @property
+    def stride(self) -> float:
+        """Length of a step; of fgm all of epsilon."""
+        if self.step_size is not None or self.kind == "fgm":
+            return self.step_size or self.size
+        return self.size / 10 if self.kind == "vat" else 2.5 * self.size / self.number
+
 
 @arguments.checked(
     **dict.fromkeys(("steps", "batch", "accumulate", "patience", "log_every"), at_least(1)),
@@ -92,6 +195,7 @@ class TrainSettings:
     validate_batches: int | None = option("batches of a validation; null: the whole split", None)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     federated: FederatedSettings = field(default_factory=FederatedSettings)
+    adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
 
     def __post_init__(self) -> None:
         if self.validate_every != "epoch" and self.validate_every < 1:

@@ -46,6 +46,7 @@ ELSEWHERE = {
     "track",
     "privacy",
     "federated",
+    "adversarial",
     "zeros",
     "quantize",
     "epochs",
