@@ -76,7 +76,7 @@ def init(config: ModelConfig, key: PRNGKeyArray) -> Params:
     >>> jaxgen.init(config, jax.random.key(0))["layers"]["attn"]["q"].shape
     (2, 8, 2, 4)
     """
-    return _unboxed(_boxed(config, key))
+    return _unboxed(_boxed(config, {"params": key}))
 
 
 @arguments.checked
@@ -130,7 +130,8 @@ def _is_of_experts(letters: str) -> bool:
 @lru_cache(maxsize=64)
 def _shapes(config: ModelConfig) -> Any:
     """Return the boxes of all parameters, of shapes alone: traced once a config."""
-    boxes = jax.eval_shape(lambda: _boxed(config, jax.random.key(0)))
+    key = jax.random.key(0)
+    boxes = jax.eval_shape(lambda: _boxed(config, {"params": key, "shapes": key}))
     # Without what a mesh in force here might have added, for the next caller has another.
     return tree.map_paths(
         lambda path, box: box.replace(value=jax.ShapeDtypeStruct(box.value.shape, box.value.dtype)),
@@ -138,24 +139,24 @@ def _shapes(config: ModelConfig) -> Any:
     )
 
 
-def _boxed(config: ModelConfig, key: PRNGKeyArray):
+def _boxed(config: ModelConfig, keys: dict[str, PRNGKeyArray]):
     zeros = jnp.zeros((1, 2), jnp.int32)
     inputs = read = Inputs(zeros, zeros)
     if config.stem is not None:
         places = jnp.zeros((1, config.stem.vectors), jnp.int32)
         read = Inputs(places, places, media=jnp.zeros((1, *config.stem.shape)))
     if config.topology != "encoder_decoder":
-        return _initialized(config, "decode", key, read)
-    encoder = _initialized(config, "encode", key, read)
+        return _initialized(config, "decode", keys, read)
+    encoder = _initialized(config, "encode", keys, read)
     # A weight's key depends on its path alone, so the shared table comes out the same twice.
     state = jnp.zeros((1, 2, config.memory_width), config.compute_dtype)
-    decoder = _initialized(config, "decode", key, inputs._replace(memory=Memory(state, zeros)))
+    decoder = _initialized(config, "decode", keys, inputs._replace(memory=Memory(state, zeros)))
     return decoder | {"encoder": encoder["encoder"]}
 
 
-def _initialized(config, part: Part, key, inputs: Inputs) -> dict[str, Any]:
+def _initialized(config, part: Part, keys, inputs: Inputs) -> dict[str, Any]:
     model = Transformer(config, deterministic=True, part=part)
-    return dict(model.init({"params": key}, inputs)["params"])
+    return dict(model.init(keys, inputs)["params"])
 
 
 def _unboxed(boxes) -> Params:

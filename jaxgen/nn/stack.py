@@ -62,7 +62,11 @@ def through_layers(
             part = body(config, deterministic, extra, parent=None)
             carry = _through_steps(module, part, params, first // period, carry, context)
         else:
-            scanned = _scan(body, config, periods, unroll)
+            # A layer is traced twice to draw weights: shared ones are made before the loop, and the
+            # keys of all are those of the second tracing. Shapes need no keys.
+            shapes_alone = config.weight_sets is None and module.has_rng("shapes")
+            twice = module.is_initializing() and not shapes_alone
+            scanned = _scan(body, config, periods, unroll, twice)
             layers = scanned(config, deterministic, extra, name="layers")
             numbers, sets = first + jnp.arange(periods) * period, config.weight_sets or 1
             carry, _ = layers(carry, numbers if sets == 1 else numbers.reshape(sets, -1), context)
@@ -178,15 +182,16 @@ def _flatten_runs(module: nn.Module, sets: int) -> None:
             module.put_variable(name, "layers", one)
 
 
-def _scan(body, config: ModelConfig, periods: int, unroll: int) -> Any:
+def _scan(body, config: ModelConfig, periods: int, unroll: int, twice: bool) -> Any:
     """Return the class of so many periods: a loop, or one over each set of weights in another."""
     sets = config.weight_sets
     if sets is None or sets == 1:
-        return _loop(body, periods, unroll, shared=sets == 1)
-    return _loop(_loop(body, periods // sets, unroll, shared=True), sets, 1, shared=False)
+        return _loop(body, periods, unroll, twice, shared=sets == 1)
+    run = _loop(body, periods // sets, unroll, twice, shared=True)
+    return _loop(run, sets, 1, twice, shared=False)
 
 
-def _loop(body, periods: int, unroll: int, *, shared: bool) -> Any:
+def _loop(body, periods: int, unroll: int, twice: bool, *, shared: bool) -> Any:
     axes: Any = (0, nn.broadcast)
     axes_of: Any = dict.fromkeys(COLLECTIONS, 0) | ({} if shared else {"params": 0})
     return nn.scan(
@@ -198,4 +203,5 @@ def _loop(body, periods: int, unroll: int, *, shared: bool) -> Any:
         length=periods,
         unroll=min(unroll, periods),
         metadata_params={nn.PARTITION_NAME: STACK_AXIS},
+        check_constancy_invariants=twice,
     )

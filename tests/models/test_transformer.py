@@ -6,6 +6,7 @@ import typing
 from functools import lru_cache
 
 import as_users
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -373,6 +374,20 @@ def test_every_parameter_reaches_the_logits(config):
         if path.endswith("k_bias") and config.score_cap is None and config.positions != "rope":
             continue
         assert jnp.abs(grad).max() > 0, path
+
+
+def test_a_scanned_layer_is_traced_once():
+    config, calls = BASE.replace(d_model=12), []
+
+    def counted(method, args, kwargs, context):
+        calls.append((type(context.module).__name__, context.method_name))
+        return method(*args, **kwargs)
+
+    with nn.intercept_methods(counted):
+        params = jaxgen.abstract(config)
+        assert calls.count(("Block", "__call__")) == 1
+        jax.eval_shape(lambda p: jaxgen.apply(p, config, [[1, 2]]).logits, params)
+        assert calls.count(("Block", "__call__")) == 2
 
 
 def test_layers_of_a_scanned_stack_start_different():

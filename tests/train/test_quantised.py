@@ -33,21 +33,20 @@ def params():
 
 @pytest.mark.parametrize("form", quantised.GRIDS)
 def test_a_rounded_weight_has_the_numbers_of_the_recipe_and_the_gradient_of_its_own(params, form):
-    rounded = tree.flatten(quantised.straight_through(params, CONFIG, form))
+    def energy(params):
+        out = tree.flatten(quantised.straight_through(params, CONFIG, form))
+        return sum(jnp.sum(leaf**2) for leaf in out.values()), out
+
+    grads, rounded = jax.jit(jax.grad(energy, has_aux=True))(params)
+    weights = tree.flatten(params)
     for path, site in sites(CONFIG).items():
-        weight = tree.flatten(params)[path]
+        weight = weights[path]
         leaf = matrix.compress_matrix(weight[1], site, PRESETS[form], None).leaf
         numbers = of_leaf(leaf).numbers().T.reshape(site.shape)
         np.testing.assert_array_equal(rounded[path][1], numbers)
-        assert float(jnp.abs(rounded[path] - weight).max()) > 0
-    same = {path for path, leaf in tree.flatten(params).items() if leaf is rounded[path]}
-    assert same == tree.flatten(params).keys() - sites(CONFIG).keys()
-
-    def energy(params):
-        out = tree.flatten(quantised.straight_through(params, CONFIG, form))
-        return sum(jnp.sum(leaf**2) for leaf in out.values())
-
-    for path, grad in tree.flatten(jax.grad(energy)(params)).items():
+    same = {path for path, leaf in weights.items() if np.array_equal(leaf, rounded[path])}
+    assert same == weights.keys() - sites(CONFIG).keys()
+    for path, grad in tree.flatten(grads).items():
         np.testing.assert_array_equal(grad, 2 * rounded[path])
 
 
