@@ -16,7 +16,9 @@ import jaxgen
 from jaxgen.cli import (
     answer,
     ask,
+    attack,
     audit,
+    augment,
     bench,
     bias,
     card,
@@ -93,6 +95,8 @@ VERBS = (
     (report.report, "report", "RUN [RUN ...] [OPTIONS]"),
     (card.card, "card", "RUN [--license NAME] [--reviewed ITEM=NOTE ...] [--out FILE]"),
     (audit.audit, "audit", "RUN [--shadows N] [OPTIONS]"),
+    (attack.attack, "attack", "RUN --data FILE [OPTIONS]"),
+    (augment.augment, "augment", "FILE --kind KIND [--copies N] [OPTIONS]"),
     (explain.explain, "explain", "RUN --prompt TEXT [--target TEXT] [OPTIONS]"),
     (measure.measure, "measure", "TEXTS [--references FILE] [OPTIONS]"),
     (translate.translate, "translate", "RUN [TEXT ...] [OPTIONS]"),
