@@ -1,8 +1,10 @@
 """Pairs: read from two sides, packed side by side, shuffled as a function of the step."""
 
+import bisect
 import gzip
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -144,7 +146,9 @@ def test_forms_that_the_text_does_not_have_are_refused(fields, form, part):
         list(data.documents(data.DataSettings(**fields), form=form))
 
 
-def test_docstrings_are_pairs_of_source_and_summary():
+def test_docstrings_are_pairs_of_source_and_summary(tmp_path, monkeypatch):
+    shutil.copy(bisect.__file__, tmp_path)  # all of the library: tests/data/test_corpora.py
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     found = list(data.documents(data.DataSettings(corpus="python-docstrings"), form="pairs"))
     insort = next(document for document in found if document.source == "bisect.py")
     assert insort.target == "Insert item x in list a, and keep it sorted assuming a is sorted."

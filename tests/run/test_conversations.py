@@ -1,6 +1,8 @@
 """Prompts with completions, and chats, train a decoder; the run then answers as it was taught."""
 
 import json
+import shutil
+import textwrap
 
 import numpy as np
 import pytest
@@ -239,7 +241,9 @@ def test_a_corpus_without_chats_is_refused():
         list(data.documents(settings, form="messages"))
 
 
-def test_docstrings_are_chats_that_ask_for_a_function():
+def test_docstrings_are_chats_that_ask_for_a_function(tmp_path, monkeypatch):
+    shutil.copy(textwrap.__file__, tmp_path)  # all of the library: tests/data/test_corpora.py
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     settings = data.DataSettings(corpus="python-docstrings")
     found = {document.text for document in data.documents(settings, form="messages")}
     (said,) = [text for text in found if '"What does textwrap.dedent do?"' in text]

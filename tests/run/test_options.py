@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgen import data, tokens, tree
-from jaxgen.run import training
+from jaxgen.run import step, training
 from jaxgen.run.settings import build_settings, resolve
+from jaxgen.train.losses import causal_loss
 from jaxgen.train.state import evaluation_params
 
 # fmt: off
@@ -41,6 +44,8 @@ CHANGES = {
     "ema": {"ema": 0.5},  # of what is validated and saved for use
     "seed": {"seed": 1},
 }
+# What acts on the model or its loss; the others act on gradients and updates, whatever they are of.
+OF_THE_LOSS = {"batch", "accumulate", "smoothing", "z_loss", "seed"}
 # These change how, not what: they have tests of their own.
 ELSEWHERE = {
     "track",
@@ -74,37 +79,44 @@ def corpus(tmp_path_factory):
     return tokenizer, data.prepare(settings, tokenizer, home / "cache")
 
 
-def trained(corpus, changes):
+def distance(params, config, batch, key=None, **_):
+    """A loss that is compiled in no time."""
+    return sum(jnp.sum((leaf - 0.1) ** 2) for leaf in jax.tree.leaves(params))
+
+
+def trained(corpus, changes, loss=distance):
     """The parameters after the steps of a run, without its folder."""
     tokenizer, shards = corpus
     settings = build_settings(BASE | {"train": BASE["train"] | changes})
-    run = training.Run(resolve(settings, tokenizer), Path(), tokenizer, shards)
-    state, batches = run.fresh(), run.batches()
-    for _ in range(settings.train.steps):
-        state, _ = run.step(state, {k: v for k, v in next(batches).items() if k != "index"})
-    batches.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "causal_loss", loss)
+        run = training.Run(resolve(settings, tokenizer), Path(), tokenizer, shards)
+        state, batches = run.fresh(), run.batches()
+        for _ in range(settings.train.steps):
+            state, _ = run.step(state, {k: v for k, v in next(batches).items() if k != "index"})
+        batches.close()
     return {path: np.asarray(leaf) for path, leaf in tree.flatten(evaluation_params(state)).items()}
 
 
 @pytest.fixture(scope="module")
 def plain(corpus):
-    return trained(corpus, {})
+    """Return what comes out of no option, of wsd alone, and of no option with the real loss."""
+    losses = {"plain": ({}, distance), "wsd": ({"schedule": "wsd"}, distance)}
+    losses["real"] = {}, causal_loss
+    return {name: trained(corpus, *how) for name, how in losses.items()}
 
 
-@pytest.fixture(scope="module")
-def plain_wsd(corpus):
-    return trained(corpus, {"schedule": "wsd"})
-
-
-def test_the_same_options_give_the_same_parameters(corpus, plain):
-    again = trained(corpus, {})
-    assert all((again[path] == leaf).all() for path, leaf in plain.items())
+@pytest.mark.parametrize(("name", "loss"), [("plain", distance), ("real", causal_loss)])
+def test_the_same_options_give_the_same_parameters(corpus, plain, name, loss):
+    again = trained(corpus, {}, loss)
+    assert all((again[path] == leaf).all() for path, leaf in plain[name].items())
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_option_of_training_changes_the_result(corpus, plain, plain_wsd, name):
-    found = trained(corpus, CHANGES[name])
-    reference = plain_wsd if name == "decay" else plain
+def test_each_option_of_training_changes_the_result(corpus, plain, name):
+    real = name in OF_THE_LOSS
+    found = trained(corpus, CHANGES[name], causal_loss if real else distance)
+    reference = plain["real" if real else "wsd" if name == "decay" else "plain"]
     assert any((found[path] != leaf).any() for path, leaf in reference.items())
 
 
