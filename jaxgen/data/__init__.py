@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxgen.data.labels import labels_of
     from jaxgen.data.loader import Batches, batches, in_order
     from jaxgen.data.pack import documents_of
+    from jaxgen.data.parts import Part, join_parts, prepare_part
     from jaxgen.data.reading import documents
     from jaxgen.data.rounds import round_batches
     from jaxgen.data.settings import DataSettings, Form
@@ -30,6 +31,7 @@ __all__ = [
     "Document",
     "Form",
     "Pair",
+    "Part",
     "Tally",
     "TokenShard",
     "assigned",
@@ -39,10 +41,12 @@ __all__ = [
     "documents_of",
     "in_order",
     "index_copies",
+    "join_parts",
     "labels_of",
     "open_shard",
     "poisson_batches",
     "prepare",
+    "prepare_part",
     "python_docs",
     "python_docstrings",
     "round_batches",

@@ -13,14 +13,15 @@ import numpy as np
 from jaxgen.data.pack import Batch, share
 from jaxgen.data.parallel import watch_parent
 from jaxgen.data.pump import Pump
-from jaxgen.data.random import hash_seed, stream_keys
+from jaxgen.data.random import hash_seed, permuted, stream_keys
 from jaxgen.data.rows import AS_IT_LIES, Maker, Rows, causal
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError, DataError
 
-FORMAT = 1
+FORMAT = 2
 AHEAD = 4  # batches that wait, made, for the training step
 STEPS = 1 << 40  # as good as endless
+MANY = 1 << 24  # rows of an epoch from which on grain's shuffle, 22 us a row, is not ours
 PATIENCE = 120.0  # seconds without a batch after which the workers are taken for lost
 
 
@@ -34,14 +35,14 @@ class Order:
     def __init__(
         self, rows: Rows, batch: int, seed: int, process: tuple[int, int], repeat: int = 1
     ) -> None:
-        import grain
-
         self.rows, self.batch, self.seed, self.repeat = rows, batch, seed, repeat
         self.count, self.mine = rows.count, share(batch, process)
-        if self.count >= 2**32:
-            raise ConfigError(f"model.context makes {self.count} rows; at most 2^32 - 1 work")
-        # grain takes 32 bits of seed; ours may have 63, and neighbours should not share epochs.
-        self._order = grain.MapDataset.range(self.count).seed(hash_seed(seed, 0)).shuffle().repeat()
+        if self.count < MANY:
+            import grain
+
+            # grain takes 32 bits of seed; ours may have 63, and neighbours should not share epochs.
+            seeded = grain.MapDataset.range(self.count).seed(hash_seed(seed, 0))
+            self._order = seeded.shuffle().repeat()
 
     def __len__(self) -> int:
         return STEPS
@@ -49,8 +50,19 @@ class Order:
     def __getitem__(self, index: int) -> Batch:
         first = index // self.repeat * self.batch
         places = np.arange(first + self.mine.start, first + self.mine.stop, dtype=np.int64)
-        rows = np.asarray([self._order[int(position)] for position in places], np.int64)
-        return self.rows.batch(rows, places // self.count, stream_keys(self.seed, places))
+        return self.rows.batch(
+            self._rows_at(places), places // self.count, stream_keys(self.seed, places)
+        )
+
+    def _rows_at(self, places: np.ndarray) -> np.ndarray:
+        """Return which row comes at each place of the endless order."""
+        if self.count < MANY:
+            return np.asarray([self._order[int(place)] for place in places], np.int64)
+        epochs, rows = places // self.count, places % self.count
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            rows[now] = permuted(rows[now], self.count, hash_seed(self.seed, int(epoch) + 1))
+        return rows
 
 
 @runtime_checkable
@@ -135,6 +147,9 @@ class Batches:
         """
         step, own = state.get("step"), self.state()
         state = {"objective": "causal"} | state  # there was no other once
+        if state.get("format") == 1 and self._order.count < MANY:
+            # It told tokens by the sha256 of their file.
+            own |= {"format": 1, "tokens": self._order.rows.shard.checksum}
         for name, label in NAMES.items():
             if state.get(name) != own[name]:
                 raise DataError(
@@ -162,7 +177,7 @@ NAMES = {
     "seed": "train.seed",
     "batch": "train.batch",
     "context": "model.context",
-    "tokens": "data (sha256 of the training tokens)",
+    "tokens": "data (digest of the training tokens)",
     "objective": "objective",
 }
 

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from jaxgen.data.shard import TokenShard
 from jaxgen.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
+BLOCK = 1 << 16  # documents looked at together
 
 
 def rows_per_epoch(shard: TokenShard, context: int) -> int:
@@ -32,19 +33,15 @@ def cut(
     the row's first document, 2 for its next, 0 for padding; positions: [B, T] int32, from 0 at the
     row's beginning and at each document's; index: [B] int64, `starts`, -1 for rows of padding.
     """
-    count = len(shard.tokens)
     windows = starts[:, None] + np.arange(context + 1)
-    around = windows % count
-    document = np.searchsorted(shard.offsets, around.astype(np.uint64), side="right") - 1
-    turn = windows - around  # 0, or N after the text has gone on at its beginning
-    begin = shard.offsets[document].astype(np.int64) + turn
-    number = document + (turn // count) * shard.documents
-    tokens = shard.tokens[around].astype(np.int32)
+    tokens = shard.tokens[windows % len(shard.tokens)].astype(np.int32)
+    begun = _begun(shard, starts, context + 1)
     inside = windows[:, 1:] < ends[:, None]  # a token without a target is padding as well
-    within = (number[:, 1:] == number[:, :-1]) & inside
-    fresh = np.ones_like(number[:, :-1])
-    fresh[:, 1:] = number[:, 1:-1] != number[:, :-2]
-    positions = windows[:, :-1] - np.maximum(begin[:, :-1], starts[:, None])
+    within = ~begun[:, 1:] & inside
+    fresh = begun[:, :-1]
+    fresh[:, 0] = True
+    places = np.broadcast_to(np.arange(context), fresh.shape)
+    positions = places - np.maximum.accumulate(np.where(fresh, places, 0), axis=1)
     return {
         "tokens": np.where(inside, tokens[:, :-1], 0).astype(np.int32),
         "targets": np.where(within, tokens[:, 1:], 0).astype(np.int32),
@@ -55,13 +52,31 @@ def cut(
     }
 
 
+def _begun(shard: TokenShard, starts: Int[np.ndarray, "B"], width: int) -> Bool[np.ndarray, "B W"]:
+    """Return at which of the tokens that follow each start a document begins."""
+    count, documents = len(shard.tokens), shard.documents
+    # Only the two ends of a row are searched for: there may be very many documents.
+    ends = np.stack([starts, starts + width - 1])
+    number = np.searchsorted(shard.offsets[:-1], (ends % count).astype(np.uint64), side="right") - 1
+    first, last = number + ends // count * documents  # after the last document comes the first
+    sizes = last - first
+    row = np.repeat(np.arange(len(starts)), sizes)
+    number = np.arange(1, sizes.sum() + 1) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
+    turn, number = np.divmod(number, documents)
+    place = shard.offsets[number].astype(np.int64) + turn * count - starts[row]
+    begun = np.zeros((len(starts), width), bool)
+    begun[row, place] = True
+    return begun
+
+
 def check_room(shard: TokenShard, context: int, *, whole_row: bool) -> None:
     """Raise DataError where there is nothing to predict, or less than the one row wanted."""
     if context < 1:
         raise ConfigError(f"context={context} must be at least 1")
     count = len(shard.tokens)
-    longest = int(np.diff(shard.offsets.astype(np.int64)).max()) if shard.documents else 0
-    if longest < 2:
+    # Block by block: there may be more documents than the memory holds numbers.
+    blocks = range(0, shard.documents, BLOCK)
+    if not any((np.diff(shard.offsets[at : at + BLOCK + 1]) > 1).any() for at in blocks):
         raise DataError(
             f"{shard.path}: none of its {shard.documents} documents has 2 tokens, so there is "
             f"nothing to predict; give longer ones"

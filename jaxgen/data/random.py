@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from jaxtyping import Float, UInt64
+from jaxtyping import Float, Int, UInt64
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+ROUNDS = 6  # of a Feistel network; four are enough for a permutation that looks random
 
 
 def hash_seed(seed: int, number: int) -> int:
@@ -38,6 +39,25 @@ def uniform(
 def order(keys: UInt64[np.ndarray, "B"], count: int, *, stream: int) -> np.ndarray:
     """Return a random permutation of 0 .. count - 1 for each key: [B, count]."""
     return np.argsort(uniform(keys, count, stream=stream), axis=1, kind="stable")
+
+
+def permuted(places: Int[np.ndarray, "B"], count: int, seed: int) -> Int[np.ndarray, "B"]:
+    """Return the images of places under a random permutation of 0 .. count - 1, up to 2^62.
+
+    Nothing is kept of it: a Feistel network (Luby and Rackoff 1988) permutes the least power of
+    four that holds count, and what falls outside goes round again (Black and Rogaway 2002).
+    """
+    half = np.uint64(max((count - 1).bit_length() + 1, 2) // 2)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = stream_keys(seed, np.arange(ROUNDS))
+    images, outside = places.astype(np.uint64), np.arange(len(places))
+    while outside.size:
+        left, right = images[outside] >> half, images[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        images[outside] = (left << half) | right
+        outside = outside[images[outside] >= np.uint64(count)]
+    return images.astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -57,10 +57,7 @@ class RangedArray:
             elif begin > end:
                 self._fetch(np.arange(self._block(end + 1), self._block(begin) + 1))
         else:
-            places = np.asarray(key)
-            if places.dtype == bool:
-                places = np.flatnonzero(places)
-            self._fetch(np.unique(self._block(np.where(places < 0, places + len(self), places))))
+            self._fetch(np.unique(self._block(places_of(key, len(self)))))
         # A copy: what numpy makes of a map must not be one that asks for nothing.
         return np.array(self._array[key])
 
@@ -82,6 +79,14 @@ class RangedArray:
                     raise BusyError(f"{self.path} has shrunk while it was read; start again")
                 self._content[begin:end] = np.frombuffer(raw, np.uint8)
                 self._fetched[run] = 1
+
+
+def places_of(key: Any, count: int) -> np.ndarray:
+    """Return the places, from 0 up, that an array of places or of truths names among `count`."""
+    places = np.asarray(key)
+    if places.dtype == bool:
+        places = np.flatnonzero(places)
+    return np.where(places < 0, places + count, places)
 
 
 def _map(path: Path, size: int) -> np.ndarray:

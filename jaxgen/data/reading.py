@@ -64,6 +64,7 @@ def documents(
     *,
     form: Form = "text",
     files: Sequence[str] | None = None,
+    only: Sequence[Source] | None = None,
 ) -> Iterator[Document]:
     """Yield the corpus: .jsonl one document a line, .parquet one a row, any other one a file.
 
@@ -71,7 +72,7 @@ def documents(
     the b of the object a, unless there is a field of that name. form: pairs and classes have two
     sides, from two parallel files, line by line, or from two fields of a record; messages are
     chats, whose text is the record as JSON. files: globs to read instead of settings.files, which
-    leave out what is validation or test text.
+    leave out what is validation or test text; only: what they match, of which no more is read.
 
     A byte order mark is dropped, CRLF becomes LF; texts that are empty are left out and counted.
     Raises DataError for a malformed record unless settings.on_bad_record is "skip", ConfigError
@@ -89,8 +90,9 @@ def documents(
         keys = (settings.field, settings.user_field)
     if form in RECORDS_OF:
         keys = Whole(form, MAIN_FIELDS.get(form) or messages_field(settings.field))
-    read = split_sources(settings).train if files is None else sources(files, settings.sides)
-    for source in read:
+    if only is None:
+        only = split_sources(settings).train if files is None else sources(files, settings.sides)
+    for source in only:
         yield from _of_source(source, keys, settings, tally)
 
 

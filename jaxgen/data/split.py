@@ -12,13 +12,18 @@ from jaxgen.data.document import Document
 from jaxgen.data.messages import words_of
 from jaxgen.data.reading import documents
 from jaxgen.data.settings import FEW, WHOLE, DataSettings, Form
+from jaxgen.data.sources import Sources
 from jaxgen.data.streams import Tally
 
 SPLITS = ("train", "valid", "test")
 
 
 def assigned(
-    settings: DataSettings, tally: Tally | None = None, *, form: Form = "text"
+    settings: DataSettings,
+    tally: Tally | None = None,
+    *,
+    form: Form = "text",
+    only: Sources | None = None,
 ) -> Iterator[tuple[str, Document]]:
     """Yield (split, document) in the order of the corpus; errors are those of `documents`.
 
@@ -26,17 +31,21 @@ def assigned(
     documents move none of the old. tail: all text in a row is cut at two characters, train first,
     then valid, then test; a document that lies across a cut becomes two, but for one with a
     target: of those the documents are counted. valid_files and test_files follow as they are, and
-    canaries as training text.
+    canaries as training text. only: the files of each split that are read, of split=hash.
     """
-    if split_kind(settings, form) == "hash":
-        for document in documents(settings, tally, form=form):
+    if only is not None or split_kind(settings, form) == "hash":
+        mine = None if only is None else only.train
+        for document in documents(settings, tally, form=form, only=mine):
             yield _by_hash(document.text, settings), document
     else:
         yield from (_tail if form == "text" else _tail_whole)(settings, tally, form)
     for split, files in (("valid", settings.valid_files), ("test", settings.test_files)):
+        mine = None if only is None else getattr(only, split)
         if files:
-            for document in documents(settings, tally, form=form, files=files):
+            for document in documents(settings, tally, form=form, files=files, only=mine):
                 yield split, document
+    if only is not None:
+        return
     for document in canary_documents(settings.canaries):
         yield "train", document
 

@@ -146,7 +146,7 @@ def _data(folder: Path, settings: Settings, licence: str | None) -> list[tuple[s
     held = own.valid_files or (f"{valid:.1%} of it for validation, {test:.1%} for a last test",)
     return [
         ("text", own.corpus or ", ".join(own.files) or "unknown"),
-        ("sha256", digests.get("data", "unknown")),
+        ("digest", digests.get("text", "unknown")),
         ("licence of the text", licence or "not stated"),
         ("held out", ", ".join(held)),
     ]

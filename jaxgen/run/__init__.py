@@ -12,7 +12,7 @@ from jaxgen import lazy
 if TYPE_CHECKING:
     from jaxgen.run.evaluation import evaluate
     from jaxgen.run.folder import changed_settings
-    from jaxgen.run.inputs import tokenize
+    from jaxgen.run.inputs import tokenize, tokenize_part
     from jaxgen.run.settings import Settings, build_settings, read_settings
     from jaxgen.run.sizes import text_settings
     from jaxgen.run.training import resume, train
@@ -26,6 +26,7 @@ __all__ = [
     "resume",
     "text_settings",
     "tokenize",
+    "tokenize_part",
     "train",
 ]
 

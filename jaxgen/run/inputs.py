@@ -14,6 +14,7 @@ from jaxgen import data, tokens
 from jaxgen.data.objectives.settings import CHATS
 from jaxgen.data.preferences import EACH
 from jaxgen.data.settings import WHOLE
+from jaxgen.errors import BusyError, ConfigError
 from jaxgen.files import human
 from jaxgen.run import conversations
 from jaxgen.run.folder import ENVIRONMENT
@@ -69,29 +70,40 @@ def prepare(
     *,
     folder: Path | None = None,
     silent: bool = False,
+    joined: int | None = None,
 ) -> data.Corpus:
     """Return the corpus as token shards in the cache, written now unless they are there.
 
-    folder: of the run, whose chat template is taken if it has one.
+    folder: of the run, whose chat template is taken if it has one. joined: it is made of so many
+    parts, which are there.
     """
-    encoder: Any = tokenizer
-    if settings.objective.name in CHATS:
-        encoder = conversations.encoder_of(settings, tokenizer, folder)
-    with bar("writing token shards", silent=silent) as progress:
-        corpus = data.prepare(
-            settings.data,
-            encoder,
-            cache / "data",
-            form=settings.objective.form,
-            labels=settings.objective.labels,
-            dropout=settings.tokenizer.dropout,
-            draws=settings.tokenizer.draws,
-            progress=progress,
-        )
-        progress.close("reused token shards" if corpus.reused else "wrote token shards")
+    encoder, options = _encoding(settings, tokenizer, folder)
+    if joined is not None:
+        corpus = data.join_parts(settings.data, encoder, cache / "data", joined, **options)
+    else:
+        with bar("writing token shards", silent=silent) as progress:
+            draws = settings.tokenizer.draws
+            corpus = data.prepare(
+                settings.data, encoder, cache / "data", draws=draws, progress=progress, **options
+            )
+            progress.close("reused token shards" if corpus.reused else "wrote token shards")
     for note in () if silent else corpus.notes:
         print(note, file=sys.stderr, flush=True)
     return corpus
+
+
+def _encoding(
+    settings: Settings, tokenizer: Tokenizer, folder: Path | None
+) -> tuple[Any, dict[str, Any]]:
+    """Return what encodes the text of a run, and how it is read."""
+    encoder: Any = tokenizer
+    if settings.objective.name in CHATS:
+        encoder = conversations.encoder_of(settings, tokenizer, folder)
+    return encoder, {
+        "form": settings.objective.form,
+        "labels": settings.objective.labels,
+        "dropout": settings.tokenizer.dropout,
+    }
 
 
 def changed_text(folder: Path, corpus: data.Corpus) -> str | None:
@@ -100,27 +112,36 @@ def changed_text(folder: Path, corpus: data.Corpus) -> str | None:
     Where its files lie and what they are called does not count: only the text, and its split.
     """
     try:
-        begun = json.loads((folder / ENVIRONMENT).read_bytes())["digests"]["data"]
+        begun = json.loads((folder / ENVIRONMENT).read_bytes())["digests"]["text"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # a run without a record; its checkpoints have the digest as well
+        return None  # a run without a record; its checkpoints tell the text as well
     if begun == corpus.digest:
         return None
     return (
-        f"the text is not what {folder} was begun with (sha256 {begun[:12]}, now "
+        f"the text is not what {folder} was begun with (digest {begun[:12]}, now "
         f"{corpus.digest[:12]}): put it back, or say where it is with data.files=[...]"
     )
 
 
-def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
-    """Return facts of the corpus, as (name, value) rows, after preparing it."""
-    tokenizer = make_tokenizer(settings)
-    settings = resolve(settings, tokenizer)
-    corpus = prepare(settings, tokenizer, cache)
+def tokenize(
+    settings: Settings, *, cache: Path, joined: int | None = None, tokenizer_to: Path | None = None
+) -> list[tuple[str, str]]:
+    """Return facts of the corpus, as (name, value) rows, after preparing it.
+
+    joined: of so many parts; tokenizer_to: a new folder for the tokenizer.
+    """
+    if tokenizer_to is not None and tokenizer_to.exists():
+        raise BusyError(f"{tokenizer_to} is there already; give --tokenizer-to another name")
+    settings, tokenizer = _with_tokenizer(settings, parted=joined is not None)
+    corpus = prepare(settings, tokenizer, cache, joined=joined)
     rows = [
         ("tokenizer", f"{settings.tokenizer.kind}, {tokenizer.vocab_size} ids"),
         ("shards", f"{corpus.folder} ({'reused' if corpus.reused else 'written'})"),
         ("digest", corpus.digest),
     ]
+    if tokenizer_to is not None:
+        tokenizer.save(tokenizer_to)
+        rows[:1] = [("tokenizer", f"{rows[0][1]}, in {tokenizer_to}")]
     for name in ("train", "valid", "test"):
         shard = getattr(corpus, name)
         count, size = len(shard.tokens), shard.text_bytes
@@ -134,3 +155,32 @@ def tokenize(settings: Settings, *, cache: Path) -> list[tuple[str, str]]:
         ratio = f", {size / count:.2f} bytes a token" if count else ""
         rows.append((name, f"{shard.documents} documents, {human(size)}, {count:,} tokens{ratio}"))
     return rows + [(f"skipped: {why}", str(n)) for why, n in corpus.skipped.items()]
+
+
+def tokenize_part(settings: Settings, part: data.Part, *, cache: Path) -> list[tuple[str, str]]:
+    """Prepare a part of the corpus, unless that is done, and return facts of it."""
+    settings, tokenizer = _with_tokenizer(settings, parted=True)
+    encoder, options = _encoding(settings, tokenizer, None)
+    with bar(f"part {part.number} of {part.of}") as progress:
+        record, reused = data.prepare_part(
+            settings.data, encoder, cache / "data", part, progress=progress, **options
+        )
+        progress.close("it was there" if reused else "written")
+    counts = zip(record["tokens"].items(), record["documents"].values(), strict=True)
+    return [
+        ("part", f"{part.number} of {part.of} ({'reused' if reused else 'written'})"),
+        ("files", str(len(record["files"]))),
+        *((name, f"{documents} documents, {n:,} tokens") for (name, n), documents in counts),
+    ]
+
+
+def _with_tokenizer(settings: Settings, *, parted: bool) -> tuple[Settings, Tokenizer]:
+    kind = settings.tokenizer.kind
+    if parted and kind in (*TRAINED, "chars"):
+        raise ConfigError(
+            f"tokenizer.kind={kind} is made of all the text, which no part has; make one of some "
+            f"of it (jaxgen tokenize CONFIG tokenizer.kind=bpe data.files=[SOME] --tokenizer-to "
+            f"tok), then give tokenizer.kind=file tokenizer.file=tok/tokenizer.model"
+        )
+    tokenizer = make_tokenizer(settings)
+    return resolve(settings, tokenizer), tokenizer

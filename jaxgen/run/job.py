@@ -187,7 +187,7 @@ class Run:
         more: Any = {"keep_last": keep.keep_last, "keep_best": keep.keep_best}
         more |= {"verify": keep.verify, "group": self.group}
         more["before"] = lambda: [action() for action in self.before_save]
-        fingerprints = {"tokenizer": self.tokenizer.fingerprint, "data": self.corpus.digest}
+        fingerprints = {"tokenizer": self.tokenizer.fingerprint, "text": self.corpus.digest}
         return Checkpoints(self.folder / CHECKPOINTS, fingerprints=fingerprints, **more)
 
     def check(self) -> None:

@@ -146,6 +146,6 @@ def _write_identity(run: Run) -> None:
         copy_assets(run.settings.init_from, run.folder)
     if (template := run.new_chat_template) is not None:
         write_chat_template(run.folder, template)
-    about = {"data": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
+    about = {"text": run.corpus.digest, "tokenizer": run.tokenizer.fingerprint}
     files.write_json(run.folder / ENVIRONMENT, facts.environment() | {"digests": about})
     files.write(run.folder / CONFIG, sets.dump(run.settings))

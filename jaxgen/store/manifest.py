@@ -21,6 +21,7 @@ from jaxgen.store.pytree_io import Leaf
 NAME = "manifest.json"
 FORMAT = 2  # the newest we read: 1 has whole arrays, 2 the pieces of several processes
 NEEDS = "0.1.0"  # the first jaxgen that reads them
+LATER = ("text",)  # fingerprints that the first checkpoints lack
 
 
 class DamageError(Exception):
@@ -75,6 +76,8 @@ def plain(extra: Mapping[str, Any]) -> dict[str, Any]:
 def refuse_others(folder: Path, manifest: Manifest, mine: Mapping[str, str]) -> None:
     """Raise ConfigError, naming it, if a fingerprint of mine is not that of a checkpoint."""
     for name, own in mine.items():
+        if name in LATER and name not in manifest.fingerprints:
+            continue
         its = manifest.fingerprints.get(name)
         if its != own:
             raise ConfigError(

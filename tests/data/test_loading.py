@@ -167,8 +167,14 @@ def test_a_position_in_another_text_or_a_damaged_one_is_refused(tmp_path):
     make = {"context": 8, "batch": 3, "seed": 1}
     batches = data.batches(shard_of(tmp_path / "a", LENGTHS), **make)
     other = data.batches(shard_of(tmp_path / "b", [*LENGTHS, 9]), **make)
-    with pytest.raises(DataError, match="sha256 of the training tokens"):
+    with pytest.raises(DataError, match="digest of the training tokens"):
         batches.restore(other.state())
+    # The first format told tokens by the sha256 of their file.
+    held = {"format": 1, "tokens": batches.rows.shard.checksum, "step": 5}
+    batches.restore(batches.state() | held)
+    assert batches.state()["step"] == 5
+    with pytest.raises(DataError, match="digest of the training tokens"):
+        batches.restore(other.state() | held | {"tokens": other.rows.shard.checksum})
     for step in (-1, None, "3", True):
         with pytest.raises(DataError, match="step="):
             batches.restore(batches.state() | {"step": step})

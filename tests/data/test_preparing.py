@@ -245,11 +245,11 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(tmp_path):
 
 
 def test_tokenising_in_processes_gives_the_same_shards(tmp_path, monkeypatch):
-    from jaxgen.data import corpus
+    from jaxgen.data import writing
 
     settings, alone = prepared(tmp_path)
     monkeypatch.setattr(parallel, "WORTH_IT", 0)
-    monkeypatch.setattr(corpus, "CHUNK", 500)
+    monkeypatch.setattr(writing, "CHUNK", 500)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     together = data.prepare(settings, bytes_tokenizer(), tmp_path / "other")
     assert not together.reused

@@ -45,7 +45,7 @@ def test_a_card_says_what_the_files_say_and_names_them(run):
         "| steps | 20 of 20 |",
         "| time | 1.00 h on ? x unknown |",
         "| licence of the text | not stated |",
-        "| sha256 | unknown |",
+        "| digest | unknown |",
         "- [x] **bias**: scores were compared between groups of people. Ann: 0.1 \\| 0.2",
     ):
         assert line in card, line
@@ -115,6 +115,6 @@ def test_a_card_follows_the_settings(run, lines, parts, absent):
     for section, fields in (yaml.safe_load(lines) or {}).items():
         config[section] = config.get(section, {}) | fields
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    (run / "env.json").write_text(json.dumps({"digests": {"data": "abc123"}}))
+    (run / "env.json").write_text(json.dumps({"digests": {"text": "abc123"}}))
     card = make_card(run)
-    assert all(part in card for part in (*parts, "| sha256 | abc123 |")) and absent not in card
+    assert all(part in card for part in (*parts, "| digest | abc123 |")) and absent not in card
