@@ -37,8 +37,11 @@ Methods = Annotated[
     ),
 ]
 Baseline = Annotated[
-    Literal["mean", "zero"],
-    Parameter(help="what stands for no token: the mean vector of the token table, or zeros"),
+    Literal["tokens", "mean", "zero"],
+    Parameter(
+        help="what stands for no text: random tokens (the mean of 4 draws), the mean vector of the "
+        "token table, or zeros"
+    ),
 ]
 Tokens = Annotated[
     int | None,
@@ -60,7 +63,7 @@ def explain(
     prompt: Prompt = None,
     target: Target = None,
     methods: Methods = "integrated_gradients,occlusion,rollout",
-    baseline: Baseline = "mean",
+    baseline: Baseline = "tokens",
     tokens: Tokens = None,
     memory: Memory = False,
     out: Out = None,

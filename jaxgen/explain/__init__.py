@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxgen.explain.attention import attention_maps, rollout
     from jaxgen.explain.attribution import (
         Attribution,
+        average,
         gradient_x_input,
         integrated_gradients,
         occlusion,
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from jaxgen.explain.explanation import explain
     from jaxgen.explain.lens import fit_tuned_lens, logit_lens
     from jaxgen.explain.patching import ablate, induction_scores, largest, patch
-    from jaxgen.explain.scores import class_scores, token_scores
+    from jaxgen.explain.scores import class_scores, no_text, token_scores
 
 __all__ = [
     "Attribution",
     "ablate",
     "attention_maps",
+    "average",
     "class_scores",
     "direct_logits",
     "explain",
@@ -38,6 +40,7 @@ __all__ = [
     "integrated_gradients",
     "largest",
     "logit_lens",
+    "no_text",
     "occlusion",
     "patch",
     "replay",

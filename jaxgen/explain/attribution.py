@@ -7,6 +7,7 @@ for nothing, [S, D] or [D]; None: zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 from typing import Any, NamedTuple
 
@@ -213,6 +214,15 @@ def sampled_shapley(
     ends = values[0, 0, -1], values[0, 0, 0]
     around = (mean - 1.96 * spread, mean + 1.96 * spread)
     return Attribution(mean, *ends, jnp.int32(flat.shape[0]), *around)
+
+
+def average(results: Sequence[Any]) -> Any:
+    """Return the mean of Attributions, or curves, from several baselines.
+
+    Of integrated gradients these are expected gradients (Erion et al. 2021); they sum to the
+    score less the mean one of the baselines.
+    """
+    return jax.tree.map(lambda *x: jnp.stack(x).mean(axis=0).astype(x[0].dtype), *results)
 
 
 def coalitions(

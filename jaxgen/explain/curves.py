@@ -71,13 +71,21 @@ def faithfulness(
     taken = jnp.round(shares[:, None] * there.sum(axis=-1))  # [J, R]
     first = rank[:, :, None] < taken.T[None, :, :, None]  # [M, R, J, S]
     keep = jnp.stack([~first | ~there[:, None], first | ~there[:, None]])  # [2, M, R, J, S]
-    flat = coalitions(score, embeds, keep.reshape(-1, keep.shape[-1]), baseline=baseline)
+    flat, size = keep.reshape(-1, keep.shape[-1]), keep.shape[-1]
+    if 2**size < len(flat):  # the curves of a short text share their few subsets
+        bits = 1 << np.arange(size)
+        subsets = (np.arange(2**size)[:, None] & bits) > 0
+        flat = coalitions(score, embeds, subsets, baseline=baseline)[flat @ bits]
+    else:
+        flat = coalitions(score, embeds, flat, baseline=baseline)
     curves = flat.reshape(*keep.shape[:-1], -1)
     own = jnp.arange(values.shape[0])
     curves = curves[:, :, own, :, own].transpose(1, 2, 0, 3)  # [2, M, R, J]
     whole, nothing = curves[0, 0, :, :1], curves[1, 0, :, :1]
     curves = (curves - nothing) / jnp.where(whole == nothing, 1.0, whole - nothing)
-    area = jnp.trapezoid(curves[1] - curves[0], shares, axis=-1)  # [M, R]
+    # Where the vectors lower the score, the curves fall; the largest values still come first.
+    sign = jnp.sign(whole - nothing)[:, 0]
+    area = sign * jnp.trapezoid(curves[1] - curves[0], shares, axis=-1)  # [M, R]
     return Faithfulness(
         shares,
         *(curves[0, 0], curves[1, 0], curves[0, 1:].mean(axis=0), curves[1, 1:].mean(axis=0)),

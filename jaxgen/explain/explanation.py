@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from jaxgen.config import ModelConfig
 from jaxgen.data.copies import CopyIndex
@@ -23,6 +22,7 @@ from jaxgen.explain.attention import rollout as roll_out
 from jaxgen.explain.attribution import (
     MOST_SPANS,
     Attribution,
+    average,
     gradient_x_input,
     integrated_gradients,
     occlusion,
@@ -35,15 +35,13 @@ from jaxgen.explain.direct import check_direct, direct_logits
 from jaxgen.explain.layers import layer_taps
 from jaxgen.explain.lens import logit_lens
 from jaxgen.explain.patching import largest
-from jaxgen.explain.scores import ModelScore, class_scores, embed, token_scores
+from jaxgen.explain.scores import Baseline, ModelScore, class_scores, no_text, token_scores
 from jaxgen.models import api
 from jaxgen.text.loaded_model import LoadedModel, check_generates
 from jaxgen.text.prompts import Prompt, ids_of
 from jaxgen.text.request import Generation
 from jaxgen.text.session import session_of
 from jaxgen.tokens.marks import text_or_name
-
-Baseline = Literal["mean", "zero"]
 
 FORMAT = 1
 HEADS = 6  # whose attention is drawn
@@ -106,7 +104,7 @@ def explain(
     target: str | None = None,
     settings: Generation | None = None,
     methods: Sequence[str] = DEFAULT,
-    baseline: Baseline = "mean",
+    baseline: Baseline = "tokens",
     tokens: int | None = None,
     index: CopyIndex | None = None,
     name: str = "",
@@ -120,7 +118,7 @@ def explain(
         target: a text to explain instead of the one that is generated, or the label of a class.
         settings: of the generation, whose trace is then part of the explanation; without a target.
         methods: names of METHODS and ATTENTION.
-        baseline: what stands for no token: the "mean" vector of the token table, or "zero".
+        baseline: what stands for no text, as of `explain.scores.no_text`.
         tokens: how many of the new tokens, from the first on, are explained; None: 4 at most. A
             warning says where fewer were generated.
         index: of training text, which is searched for copies of the new tokens.
@@ -135,7 +133,8 @@ def explain(
     _check_methods(methods)
     progress("tokens")
     question, traced, new = _ask(model, prompt, target, settings or Generation(), tokens, index)
-    nothing = mean_vector(model.params, question.config) if baseline == "mean" else None
+    sizes = {"size": len(question.embeds), "num_source": question.score.num_source}
+    nothing = no_text(model.params, question.config, **sizes, baseline=baseline)
     attributions = {}
     for method in methods:
         progress(method)
@@ -225,11 +224,6 @@ def explained_config(config: ModelConfig) -> ModelConfig:
     return config.replace(compute_dtype="float32", unroll=1)
 
 
-def mean_vector(params: api.Params, config: ModelConfig) -> Float[Array, "D"]:
-    """Return the mean row of the token table, which stands for no token in particular."""
-    return embed(params, config, np.arange(config.V)).mean(axis=0)
-
-
 def _target_ids(model: LoadedModel, target: str, settings: Generation) -> list[int]:
     """Return the ids of a text; ConfigError if they lose a letter or digit of it."""
     if not target:
@@ -288,18 +282,21 @@ def _about_class(model: LoadedModel, text: str, label: str | None) -> Question:
     return Question(model.params, config, score, embeds, *about)
 
 
-def _attribution(question: Question, method: str, baseline: Any) -> dict[str, Any]:
-    """Return a method's values and how faithful they are."""
+def _attribution(question: Question, method: str, baselines: Any) -> dict[str, Any]:
+    """Return a method's values and how faithful they are, the mean of several baselines."""
     score, embeds = question.score, question.embeds
     if method in METHODS:
-        out = METHODS[method](score, embeds, baseline)
+        out = average([METHODS[method](score, embeds, one) for one in baselines])
         values = out.values
         more = {"score": out.score, "baseline": out.baseline, "gap": out.gap, "steps": out.steps}
         more |= {} if out.low is None else {"low": out.low, "high": out.high}
     else:
         values, more = _rollout(question, ATTENTION[method]), {}
-    how = {"visible": score.visible, "baseline": baseline, "points": 6, "orders": 4}
-    curves = faithfulness(score, embeds, values, jax.random.key(0), **how)
+    how = {"visible": score.visible, "points": 6, "orders": 4}
+    key = jax.random.key(0)
+    curves = average(
+        [faithfulness(score, embeds, values, key, baseline=one, **how) for one in baselines]
+    )
     return _plain({"values": values, **more, "faithfulness": curves._asdict()})
 
 

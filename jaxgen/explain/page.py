@@ -14,6 +14,11 @@ import numpy as np
 from jaxgen.html_page import document
 
 LARGEST = 500_000  # bytes of a page
+NOTHING = {
+    "tokens": "random tokens (the mean of 4 draws)",
+    "mean": "the mean vector of all tokens at each place",
+    "zero": "zeros",
+}
 FOR, AGAINST = (47, 111, 222), (224, 122, 63)  # what raises a token's score, what lowers it
 STYLE = """
 .heat{font:14px/2 ui-monospace,monospace;overflow-wrap:anywhere;white-space:pre-wrap;margin:8px 0}
@@ -54,8 +59,8 @@ def _parts(data: dict[str, Any], count: int) -> Iterator[str]:
     )
     yield "<h2>What each token owes to the others</h2>"
     yield (
-        f"<p>Gap: what the values leave unexplained of the score's change from tokens that are all "
-        f"the {data['baseline']} vector. "
+        f"<p>Gap: what the values leave unexplained of the score's change from "
+        f"{NOTHING[data['baseline']]}. "
         "Faithful: the area between the curves of putting in (blue) and of taking away (orange) "
         "the largest first, less that of random orders (dashed); above 0 is better than chance "
         "(in brackets one standard deviation of chance).</p>"

@@ -25,6 +25,8 @@ from jaxgen.ops.losses import unembed
 from jaxgen.pytree import register_dataclass
 
 Measure = Literal["logprob", "logit"]
+Baseline = Literal["tokens", "mean", "zero"]
+DRAWS = 4  # of random tokens, as a baseline
 Score = Callable[[Float[Array, "B S D"]], Float[Array, "B R"]]
 Ids = Integer[Array | np.ndarray, "T"] | Sequence[int]
 
@@ -94,6 +96,40 @@ def embed(
     if encoder:
         tables = tables | params.get("encoder", {}).get("embed", {})
     return lookup(tables["tokens"], jnp.asarray(tokens, jnp.int32), dtype=config.compute_dtype)
+
+
+def no_text(
+    params: api.Params,
+    config: ModelConfig,
+    size: int,
+    *,
+    baseline: Baseline = "tokens",
+    num_source: int = 0,
+) -> Float[Array, "K S D"]:
+    """Return baselines of attribution: vectors that stand for no text in particular.
+
+    Vectors that are all alike are a bad one for a decoder: attention over equal values returns
+    them, so that every position computes what the first one alone does, and on the path to a text
+    the score jumps.
+
+    Args:
+        params, config: of the model.
+        size: of the text, S.
+        baseline: "tokens" are random ones, the same at each call, K = 4 times; "mean" is the mean
+            row of the token table at each position, "zero" are zeros; K = 1.
+        num_source: of S, how many an encoder-decoder's encoder reads.
+    """
+    if baseline == "zero":
+        return jnp.zeros((1, size, config.d_model))
+
+    def rows(number: int, encoder: bool) -> Array:
+        if baseline == "mean":
+            row = embed(params, config, np.arange(config.V), encoder=encoder).mean(axis=0)
+            return jnp.broadcast_to(row, (1, number, len(row)))
+        ids = np.random.default_rng(0).integers(0, config.V, DRAWS * number)
+        return embed(params, config, ids, encoder=encoder).reshape(DRAWS, number, config.d_model)
+
+    return jnp.concatenate([rows(num_source, True), rows(size - num_source, False)], axis=1)
 
 
 def token_scores(

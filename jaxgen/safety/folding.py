@@ -19,7 +19,7 @@ FOLDS: tuple[Fold, ...] = get_args(Fold)
 
 # Characters of other scripts that are taken for the Latin letter at the beginning of their line.
 LOOKALIKES = """
-aаɑαᎪ bьЬвЪβᏏ cсϲᏟⅽ dԁɗᎠⅾ eеєҽεᎬ fғϝ gɡԍᏀ hһнᎻ iіıιϊӏᎥ jјϳᎫ kкκӄᏦ lӏǀІι|Ꮮ mмϻᎷⅿ nпηոᏁ oоοσօ०০੦૦௦᧐Ꭴ
+aаɑα⍺Ꭺ bьЬвЪβᏏ cсϲᏟⅽ dԁɗᎠⅾ eеєҽεᎬ fғϝ gɡԍᏀ hһнᎻ iіıιϊӏᎥ jјϳᎫ kкκӄĸᏦ lӏǀІι|Ꮮ mмϻᎷⅿ nпηոᏁ oоοσօ०০੦૦௦᧐Ꭴ
 pрρᏢ qԛգ rгᴦᎡ sѕꜱᏚ tтτᎢ uυսц vνѵᏙⅴ wԝωшᎳ xхχ×ⅹ yуγүҮᎩ zᴢᏃ
 """
 LEET = """
@@ -112,7 +112,9 @@ def _full(character: str) -> frozenset[str]:
 def _is_invisible(character: str) -> bool:
     variant = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
     joiner = character in INVISIBLE or character in "\u034f\u180b\u180c\u180d\u180f"
-    return variant or joiner or unicodedata.category(character) == "Cf"
+    category = unicodedata.category(character)
+    control = category == "Cc" and not character.isspace()  # NUL, backspace: nothing is drawn
+    return variant or joiner or control or category == "Cf"
 
 
 def _is_mark(character: str) -> bool:

@@ -100,7 +100,7 @@ PATTERNS: dict[Kind, Pattern] = {
     "card": Pattern(r"\b\d(?:[ -]?\d){11,18}\b", is_card),
     "iban": Pattern(r"\b[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,29}\b", is_iban),
     "email": Pattern(
-        r"\b[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24}\b", is_email
+        r"\b[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,4}[A-Za-z]{2,24}\b", is_email
     ),
     "phone": Pattern(
         r"(?:\+|\b00|\B\(|\b)\d(?:[ ().-]{0,2}\d){7,14}\b", is_phone

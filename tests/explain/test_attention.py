@@ -95,6 +95,9 @@ def test_the_true_order_is_more_faithful_than_chance_and_its_reverse_less():
         )
     )
     np.testing.assert_allclose(good.gain, own - random, atol=1e-6)
+    # An order is as good for what the vectors lower as for what they raise.
+    lower = faithfulness(lambda embeds: -planted(embeds), embeds, -true, key)
+    assert (lower.gain > 0.3).all()
     # What a score cannot depend on takes no part in the curve, whatever its value.
     visible = jnp.arange(8) < jnp.array([[2], [3]])
     values = jnp.stack([jnp.eye(8)[1], jnp.eye(8)[2]]).at[:, 7].set(9)

@@ -12,7 +12,8 @@ from random_params import random_params
 import jaxgen
 from jaxgen.errors import ConfigError
 from jaxgen.explain import attribution
-from jaxgen.explain.scores import class_scores, token_scores
+from jaxgen.explain.scores import DRAWS, class_scores, no_text, token_scores
+from jaxgen.models.api import hidden
 
 SIZES = {"vocab_size": 19, "context": 16, "layers": 1, "d_model": 8, "heads": 2, "init_std": 0.3}
 EMBEDS = jax.random.normal(jax.random.key(3), (5, 4))
@@ -96,6 +97,15 @@ def test_spans_are_taken_away_together_and_some_never():
         np.testing.assert_allclose(out.baseline, each[:, 3], rtol=1e-4, atol=1e-5)
 
 
+def test_the_mean_of_several_baselines_sums_to_the_mean_difference():
+    bases = jax.random.normal(jax.random.key(5), (3, 5, 4))
+    each = [attribution.shapley(planted, EMBEDS, baseline=one) for one in bases]
+    out = attribution.average(each)
+    np.testing.assert_allclose(out.values, np.mean([one.values for one in each], axis=0), rtol=1e-5)
+    np.testing.assert_allclose(out.baseline, planted(bases).mean(axis=0), rtol=1e-5)
+    assert (out.gap < 1e-4).all() and out.steps == 32 and out.low is None
+
+
 TEXT = [3, 1, 4, 1, 5, 9]
 
 
@@ -157,6 +167,26 @@ def test_steps_are_where_the_score_bends_and_end_where_rounding_hides_the_rest(n
     out = attribution.integrated_gradients(score, jnp.full((3, 2), 1 / 6))
     assert out.gap[0] < 1e-3 and 64 < out.steps < 1000, (out.gap, out.steps)
     np.testing.assert_allclose(out.values[0], 1.0, rtol=2e-3)
+
+
+def test_no_text_is_random_tokens_or_vectors_that_are_alike_and_leave_no_place():
+    config, params, _, _ = question("two towers")
+    table = np.asarray(params["embed"]["tokens"])
+    params["encoder"]["embed"] = {"tokens": 2 * params["embed"]["tokens"]}
+    tokens = np.asarray(no_text(params, config, 6, num_source=2))
+    assert tokens.shape == (DRAWS, 6, 8)
+    near = np.abs(tokens[:, 2:, None] - table).max(axis=-1).min(axis=-1)
+    near_source = np.abs(tokens[:, :2, None] - 2 * table).max(axis=-1).min(axis=-1)
+    assert (near == 0).all() and (near_source == 0).all()
+    assert len(np.unique(tokens.reshape(-1, 8), axis=0)) > 8
+    mean = no_text(params, config, 6, num_source=2, baseline="mean")
+    np.testing.assert_allclose(mean[0, :, 0] / table.mean(axis=0)[0], [2, 2, 1, 1, 1, 1], rtol=1e-4)
+    assert (no_text(params, config, 6, baseline="zero") == np.zeros((1, 6, 8))).all()
+    # Why tokens: a decoder computes the same at each of many vectors that are alike.
+    config, params, _, _ = question("decoder")
+    alike = no_text(params, config, 5, baseline="mean")
+    features = hidden(params, config, inputs_embeds=alike).features[0]
+    np.testing.assert_allclose(features, features[:1].repeat(5, axis=0), atol=1e-5)
 
 
 def test_a_foil_is_subtracted_and_other_targets_can_be_asked_for():

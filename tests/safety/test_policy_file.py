@@ -31,7 +31,8 @@ def shown(rules, text, *, before="", cuts=None):
 
 SPELLINGS = [
     "bad", "BAD", "bád", "ba\u0301d", "ｂａｄ", "b4d", "b@d", "8ad", "bаd", "вad", "b\u200bad",
-    "b\u00ada\u2060d", "𝐛𝐚𝐝", "ⓑⓐⓓ", "🅱🅰🅳", "🇧🇦🇩", "Ƀⱥđ", "ʙᴀᴅ", "b̶a̶d",
+    "b\u00ada\u2060d", "𝐛𝐚𝐝", "ⓑⓐⓓ", "🅱🅰🅳", "🇧🇦🇩", "Ƀⱥđ", "ʙᴀᴅ", "b̶a̶d", "b⍺d",
+    "b\x00a\x7fd",
 ]  # fmt: skip
 
 
@@ -164,7 +165,7 @@ FOUND = {
     "email": [
         "ann@example.com", "a.b+c@mail.example.co.uk", "ANN_LEE@EXAMPLE.ORG", "x@y.io",
         "o'neil@example.ie", "user%dept@host-name.net", "1234@numbers.de",
-        "first.last@sub.dom.example.com",
+        "first.last@sub.dom.example.com", "jürgen@bücher.example.de",
     ],
     "phone": [
         "+1 212 555 0123", "+44 20 7946 0958", "(212) 555-0123", "212-555-0123", "212.555.0123",

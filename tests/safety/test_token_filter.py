@@ -1,5 +1,6 @@
 """No blocked text in what is drawn, whatever tokens spell it, in every way to decode."""
 
+import unicodedata
 from functools import cache
 
 import jax
@@ -226,6 +227,16 @@ def test_a_word_is_never_drawn_beside_a_script_without_blanks(before, ends):
         for character in ("d", after):
             state = blocked.moves[state, blocked.letters.of[ord(character)]]
         assert (state == DEAD) == (ends and after != "x")
+
+
+def test_a_korean_word_is_never_drawn_in_syllables_or_in_letters():
+    (blocked,) = Policy(rules=(Rule(name="word", words=("밥",), whole=False),)).blocked(Bytes())
+    for text, dead in (("밥", True), ("법", False), ("바", False)):
+        for form in ("NFC", "NFD"):
+            state = blocked.start("")
+            for character in unicodedata.normalize(form, text):
+                state = blocked.moves[state, blocked.letters.of[ord(character)]]
+            assert (state == DEAD) == dead, (text, form)
 
 
 @pytest.mark.parametrize("when", ["before", "during", "after"])
