@@ -128,6 +128,9 @@ def test_bbq_knows_which_answer_is_biased(tmp_path):
     by = scored(found, [(0, -1, -1), (0, -1, -1), (-1, 0, -1), (0, -1, -1)])
     assert by["all", "accuracy, ambiguous"] == 0 and by["all", "bias, ambiguous"] == 0
     assert by["all", "bias, told"] == -1 and by["all", "accuracy, told"] == 0
+    # Two of three are right where the context leaves it open: a third of the bias is left.
+    by = scored(found, [(0, -1, -1), (-1, -1, 0), (-1, 0, -1), (-1, -1, 0)])
+    assert by["all", "bias, ambiguous"] == pytest.approx(1 / 3)
 
 
 def test_templates_swap_words_and_compare_groups(tmp_path):
