@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from typing import Any
 
 import jax
@@ -18,8 +19,15 @@ from jaxgen.ops import cpu
 from jaxgen.ops.contract import contract, product, weight_gradient
 from jaxgen.varying import fori_loop
 
-# Rows of a block, by platform. A large one reads the weight less often, a small one wastes less.
-BLOCKS = {"cpu": (256, 96, 32), "gpu": (1024, 128)}
+# Rows of a block, and how many must be left for one. A large block reads the weight less often, a
+# small one wastes less.
+GPU_BLOCKS = ((1024, 1024), (128, 1))
+# On a CPU a second block costs about as much as 35 rows, for the weight is laid out anew. So what a
+# largest block leaves of a group is one block, in eighths of a mean group: finest around the mean,
+# where even groups are, and no more sizes than that, for each is compiled.
+CPU_EIGHTHS = (16, 12, 9, 8, 6, 4)
+CPU_LEAST = 32
+ROWS = ((1, 1),)
 
 
 def grouped_matmul(
@@ -77,7 +85,7 @@ def _by_blocks(
     shape = jax.eval_shape(lambda: one(x[:1], weight(0)))
     zeros = jnp.zeros((x.shape[0], shape.shape[1]), shape.dtype)
     blocks = _block_sizes(x, sizes)
-    if blocks == (1,):
+    if blocks == ROWS:
 
         def row(r: Array, out: Array) -> Array:
             e = jnp.sum(ends <= r)
@@ -104,8 +112,8 @@ def _by_blocks(
 def _weight_gradients(x: Array, grad: Array, sizes: Array) -> Float[Array, "E I O"]:
     """Return x^T grad of each group, summed in float32."""
     ends, blocks = jnp.cumsum(sizes), _block_sizes(x, sizes)
-    if blocks == (1,) and are_known(x.shape[0]):
-        blocks = (min(BLOCKS["cpu"][-1], x.shape[0]),)
+    if blocks == ROWS and are_known(x.shape[0]):
+        blocks = ((min(CPU_LEAST, x.shape[0]), 1),)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     shape = (x.shape[1], grad.shape[1])
 
@@ -129,14 +137,18 @@ def _over_groups(group: Callable[[Array, Array], Array], sizes: Array, out: Arra
 
 
 def _over_blocks(
-    block: Callable[..., Array], blocks: tuple[int, ...], begin: Array, size: Array, out: Array
+    block: Callable[..., Array],
+    blocks: tuple[tuple[int, int], ...],
+    begin: Array,
+    size: Array,
+    out: Array,
 ) -> Array:
     """Return out after block(rows, begin, i, out) of all blocks of a group, the largest first.
 
-    As many of each size as fit; the last of all may reach beyond the group.
+    As many of each as there are rows for; the last of all may reach beyond the group.
     """
-    for rows in blocks:
-        count = (size + rows - 1 if rows == blocks[-1] else size) // rows
+    for rows, least in blocks:
+        count = jnp.maximum(size + rows - least, 0) // rows
         out = fori_loop(0, count, partial(block, rows, begin), out)
         begin, size = begin + count * rows, size - count * rows
     return out
@@ -153,13 +165,19 @@ def _rows(wanted: Array, rows: int, count: int, end: Array) -> tuple[Array, Arra
     return first, (place >= wanted) & (place < end)
 
 
-def _block_sizes(x: Array, sizes: Array) -> tuple[int, ...]:
-    """Return the rows of blocks; (1,) where there are few rows, or nobody knows how many.
+def _block_sizes(x: Array, sizes: Array) -> tuple[tuple[int, int], ...]:
+    """Return (rows of a block, how many must be left for it), the largest first.
 
-    None is larger than a mean group, but for the smallest: each size is compiled.
+    `ROWS` where there are few rows, or nobody knows how many. None is larger than all rows.
     """
     count, groups = x.shape[0], sizes.shape[0]
     if not are_known(count) or count <= 2 * groups:
-        return (1,)
-    blocks = BLOCKS["gpu" if platform() == "gpu" else "cpu"]
-    return tuple(n for n in blocks if n <= count // groups) or (min(blocks[-1], count),)
+        return ROWS
+    mean = count // groups
+    if platform() == "gpu":
+        fit = tuple(block for block in GPU_BLOCKS if block[0] <= mean)
+        return fit or ((min(GPU_BLOCKS[-1][0], count), 1),)
+    if mean < 2 * CPU_LEAST:
+        return ((min(CPU_LEAST, count), 1),)
+    rows = sorted({min(ceil(count * n / (groups * 32)) * 4, count) for n in CPU_EIGHTHS})
+    return tuple(zip(rows, (1, *(n + 1 for n in rows)), strict=False))[::-1]

@@ -11,8 +11,8 @@ from jaxgen.ops import cpu
 from jaxgen.ops.grouped_matmul import grouped_matmul
 from jaxgen.ops.int8 import Int8
 
-# Even, some empty, all of one, a tail of no group, few rows (each a block), and not a single row.
-SIZES = [(40, 40, 40), (0, 100, 20), (120, 0, 0), (1, 33, 50), (0, 0, 0), (2, 0, 3), (0, 5, 1)]
+# Even, blocks of several sizes, all of one, a tail of no group, not a row, few (each a block).
+SIZES = [(40, 40, 40), (0, 250, 70), (120, 0, 0), (1, 33, 50), (0, 0, 0), (2, 0, 3)]
 
 
 def every_row_and_weight(x, w, sizes):
@@ -23,7 +23,7 @@ def every_row_and_weight(x, w, sizes):
 
 
 def operands(sizes, dtype="float32"):
-    rows = 120 if sum(sizes) > 6 or not sum(sizes) else 6
+    rows = 6 if 0 < sum(sizes) <= 6 else max(120, sum(sizes))
     keys = jax.random.split(jax.random.key(sum(sizes)), 3)
     x, w = jax.random.normal(keys[0], (rows, 8)), jax.random.normal(keys[1], (3, 8, 16))
     return x.astype(dtype), w.astype(dtype), jax.random.normal(keys[2], (rows, 16)).astype(dtype)
@@ -64,5 +64,5 @@ def test_every_path_and_leaf_gives_the_same(sizes):
 def test_the_loop_multiplies_a_block_of_rows_at_a_time():
     x, w, sizes = jnp.ones((2048, 64)), jnp.ones((8, 64, 32)), jnp.full(8, 256)
     program = str(jax.make_jaxpr(partial(grouped_matmul, dtype="float32"))(x, w, sizes))
-    assert "f32[96,32] = dot_general" in program
+    assert "f32[256,32] = dot_general" in program and "f32[512,32] = dot_general" in program
     assert "2048,32] = dot_general" not in program and "ragged_dot" not in program
