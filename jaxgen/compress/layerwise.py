@@ -126,15 +126,6 @@ def layer_sites(config: ModelConfig, layer: int) -> dict[str, Site]:
     }
 
 
-def layer_params(params: api.Params, config: ModelConfig, layer: int) -> Any:
-    """Return the parameters of one layer."""
-    path, index = layer_path(config, layer)
-    node: Any = params
-    for name in path.split("/"):
-        node = node[name]
-    return node if index is None else jax.tree.map(lambda leaf: leaf[index], node)
-
-
 def embed(params: api.Params, config: ModelConfig, rows: np.ndarray | None) -> list[jax.Array]:
     """Return the stream [B, T, D] before the first layer, in parts of rows [N, T]; none of None."""
     parts = [] if rows is None else batches(rows)

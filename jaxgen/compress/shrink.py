@@ -16,6 +16,7 @@ from jaxgen.compress.recipe import Recipe
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
+from jaxgen.nn.stack import layer_params
 
 HOME = "layers/"
 
@@ -62,7 +63,7 @@ def importance(params: api.Params, config: ModelConfig, rows: np.ndarray) -> Imp
     shared, by_layer = layerwise.shared_params(params), []
     stream = layerwise.embed(params, config, rows)
     for layer in range(config.layers):
-        own = layerwise.layer_params(params, config, layer)
+        own = layer_params(params, config, layer)
         stats = layerwise.statistics(own, shared, config, layer, stream)
         after = [layerwise.run_layer(own, shared, config, layer, x) for x in stream]
         near = np.mean([float(_cosine(x, y)) for x, y in zip(stream, after, strict=True)])

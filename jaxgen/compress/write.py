@@ -26,7 +26,7 @@ from jaxgen.compress.recipe import Recipe
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
 from jaxgen.models import api
-from jaxgen.nn.stack import layer_path
+from jaxgen.nn.stack import layer_params, layer_path
 from jaxgen.ops.int8 import Int8
 from jaxgen.pretrained import leaves
 from jaxgen.pretrained.assets import MAX_RECEIPT
@@ -71,7 +71,7 @@ def compress_layers(
         stream = layerwise.embed(params, config, rows)
         for layer in range(config.layers):
             start, path = time.monotonic(), _part(folder, layer)
-            own = layerwise.layer_params(params, config, layer)
+            own = layer_params(params, config, layer)
             record = _sound(path)
             if record is None:
                 stats = layerwise.statistics(own, shared, config, layer, stream)

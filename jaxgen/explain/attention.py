@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Integer
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.explain.layers import check_attention, head_outputs, layer_params, layer_taps
+from jaxgen.explain.layers import check_attention, head_outputs
 from jaxgen.models import api
+from jaxgen.nn.stack import layer_params, layer_taps
 
 Weighing = Literal["probs", "values"]
 Ids = Integer[Array | np.ndarray, "B T"]

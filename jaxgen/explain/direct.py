@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, Integer
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.explain.layers import check_attention, layer_params, layer_taps
+from jaxgen.explain.layers import check_attention
 from jaxgen.models import api
+from jaxgen.nn.stack import layer_params, layer_taps
 from jaxgen.ops.contract import contract
 from jaxgen.ops.memory import Memory
 

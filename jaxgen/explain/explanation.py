@@ -32,11 +32,11 @@ from jaxgen.explain.attribution import (
 from jaxgen.explain.curves import faithfulness
 from jaxgen.explain.decode_trace import Trace, trace
 from jaxgen.explain.direct import check_direct, direct_logits
-from jaxgen.explain.layers import layer_taps
 from jaxgen.explain.lens import logit_lens
 from jaxgen.explain.patching import largest
 from jaxgen.explain.scores import Baseline, ModelScore, class_scores, no_text, token_scores
 from jaxgen.models import api
+from jaxgen.nn.stack import layer_taps
 from jaxgen.text.loaded_model import LoadedModel, check_generates
 from jaxgen.text.prompts import Prompt, ids_of
 from jaxgen.text.request import Generation

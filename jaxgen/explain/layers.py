@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from jaxgen.config import ModelConfig
 from jaxgen.errors import ConfigError
-from jaxgen.nn.stack import layer_path, taps_path
+from jaxgen.nn.stack import layer_taps
 from jaxgen.ops.contract import contract
 
 
@@ -23,21 +22,6 @@ def check_attention(config: ModelConfig) -> None:
             f"mixer={'+'.join(sorted(mixers))}: such layers have no attention to show; take a "
             f"gradient, or occlusion"
         )
-
-
-def layer_params(params: Any, config: ModelConfig, layer: int) -> Any:
-    """Return the parameters of one layer of a tower, {"attn": {"o": ...}, ...}."""
-    path, index = layer_path(config, layer)
-    for name in path.split("/"):
-        params = params[name]
-    return params if index is None else jax.tree.map(lambda leaf: leaf[index], params)
-
-
-def layer_taps(taps: dict[str, Array], config: ModelConfig, layer: int) -> dict[str, Array]:
-    """Return the taps of one layer by their names in it, as "attn/probs"."""
-    path, index = taps_path(config, layer)
-    own = {name[len(path) + 1 :]: x for name, x in taps.items() if name.startswith(f"{path}/")}
-    return own if index is None else {name: x[index] for name, x in own.items()}
 
 
 def stack_taps(taps: dict[str, Array], config: ModelConfig, name: str) -> Float[Array, "L ..."]:

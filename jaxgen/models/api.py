@@ -26,7 +26,7 @@ from jaxgen.models.parameters import axes as axes
 from jaxgen.models.parameters import fits
 from jaxgen.models.parameters import fits_draft as fits_draft
 from jaxgen.models.parameters import init as init
-from jaxgen.nn.stack import taps_path
+from jaxgen.nn.stack import layer_taps
 from jaxgen.nn.transformer import Hidden, Inputs, Part, Transformer
 from jaxgen.ops import cache as caches
 from jaxgen.ops.experts import RouterStats
@@ -199,19 +199,23 @@ def hidden(
     cache: caches.Cache | None = None,
     memory: Memory | None = None,
     prefix: Ids | None = None,
+    taps: tuple[str, ...] = (),
     order: Order | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Hidden:
     """Return hidden states, features and output table, for losses that chunk the logits.
 
-    With experts also the sums of which the router's losses are made (`ops.experts.RouterStats`).
+    With experts also the sums of which the router's losses are made (`ops.experts.RouterStats`),
+    and the activations `taps`, as of `apply`.
 
     order: "running" promises that the given positions rise by one inside each segment, which lets
     kernels skip what causal masks hide; None trusts only positions that were left to us.
     """
     given = positions, segments, types, cache, memory, prefix, order, inputs_embeds, media
     inputs = read_inputs(config, tokens, *given)
-    return _forward(params, config, inputs, key, router=bool(config.experts.number))[0]
+    router = bool(config.experts.number)
+    out, seen = _forward(params, config, inputs, key, taps=bool(taps), router=router)
+    return out._replace(taps=_taps(seen, taps)) if taps else out
 
 
 @arguments.checked(**_INPUTS)
@@ -308,10 +312,7 @@ def early_logits(
     flat = _taps(seen, ("*",))
 
     def state(layer: int) -> Array:
-        if not layer:
-            return flat["embedded"]
-        path, index = taps_path(config, layer - 1)
-        return flat[f"{path}/out"] if index is None else flat[f"{path}/out"][index]
+        return layer_taps(flat, config, layer - 1)["out"] if layer else flat["embedded"]
 
     early = [_logits(config, out._replace(features=state(layer))) for layer in layers]
     assert config.head == "lm" and layers

@@ -173,6 +173,21 @@ def taps_path(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     return ("layers" if period == 1 else f"layers/{layer % period}"), layer // period
 
 
+def layer_params(params: Any, config: ModelConfig, layer: int) -> Any:
+    """Return the parameters of one layer of a tower, {"attn": {"o": ...}, ...}."""
+    path, index = layer_path(config, layer)
+    for name in path.split("/"):
+        params = params[name]
+    return params if index is None else jax.tree.map(lambda leaf: leaf[index], params)
+
+
+def layer_taps(taps: dict[str, Any], config: ModelConfig, layer: int) -> dict[str, Any]:
+    """Return the taps of one layer by their names in it, as "attn/probs"."""
+    path, index = taps_path(config, layer)
+    own = {name[len(path) + 1 :]: x for name, x in taps.items() if name.startswith(f"{path}/")}
+    return own if index is None else {name: x[index] for name, x in own.items()}
+
+
 def _flatten_runs(module: nn.Module, sets: int) -> None:
     """Put what layers left behind, run after run of each set of weights, in one row of layers."""
     for name in COLLECTIONS if sets > 1 else ():

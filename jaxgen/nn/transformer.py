@@ -61,7 +61,7 @@ class Hidden(NamedTuple):
     """The last hidden states, the factors of the logits, and the cache.
 
     Logits are `ops.losses.unembed(features, table)`; without a head, table is None. router: sums
-    over the tokens of each layer with experts, stacked, where they are asked for.
+    over the tokens of each layer with experts, stacked, where they are asked for; taps: so as well.
     """
 
     state: jax.Array
@@ -69,6 +69,7 @@ class Hidden(NamedTuple):
     table: Any
     cache: caches.Cache | None
     router: RouterStats | None = None
+    taps: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 class Transformer(nn.Module):

@@ -211,11 +211,13 @@ def _policy(
 ) -> Iterator[tuple[str, str]]:
     """Yield what a policy is measured by: the likeliest completion of each prompt."""
     measured = run.rollouts.validate(params, batches, split)
-    yield "prompts", f"{measured['prompts']:,.0f}"
-    for name, what in (("reward", "reward"), ("exact", "exact answers")):
+    prompts, length = measured.get("prompts"), measured.get("length")
+    yield "prompts" if prompts else "tokens", f"{prompts or measured['tokens']:,.0f}"
+    for name in ("reward", "exact", "divergence", "hidden", "attention"):
         if name in measured:
-            yield what, f"{measured[name]:.4f}"
-    yield "length", f"{measured['length']:.2f} tokens"
+            yield {"exact": "exact answers"}.get(name, name), f"{measured[name]:.4f}"
+    if length is not None:
+        yield "length", f"{length:.2f} tokens"
 
 
 def _fitted(batches: Iterator[Batch]) -> Iterator[Batch]:

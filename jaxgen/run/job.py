@@ -120,7 +120,7 @@ class Run:
     @cached_property
     def teacher(self) -> Teacher:
         """The model that is learnt from, of distill.teacher."""
-        return read_teacher(self.settings, self.tokenizer, self.folder)
+        return read_teacher(self.settings, self.tokenizer, self.folder, self.corpus.digest)
 
     @cached_property
     def rollouts(self) -> Rollouts:
@@ -327,7 +327,7 @@ class Run:
         )
         if self.reads_reference:
             batches.then = lambda batch: self.references["train"].add(batch)
-        if self.settings.distill.teacher is not None:
+        if self.settings.distill.teacher is not None and not self.is_policy:
             batches.then = lambda batch: self.teacher.add(batch)
         return batches
 

@@ -6,7 +6,7 @@ checkpoint makes the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -31,15 +31,17 @@ from jaxgen.text.model_steps import model_step
 from jaxgen.train import policy
 from jaxgen.train.log_probs import TEXTS
 from jaxgen.train.state import State
+from jaxgen.train.validate import validate_loss
 
 ROLLOUT = 0x6A09E667  # folded into a step's key for what is sampled
 
 
 class Rollouts:
-    """Makes a step's batch of completions with their advantages from a batch of prompts.
+    """Makes a step's batch of completions from a batch of prompts: with advantages, or a teacher's.
 
     run: a `job.Run` of objective.name=policy. Completions of `policy.iterations` steps in a row are
     the same; all but the first are learnt with the log-probabilities of the model that wrote them.
+    With distill.teacher what it says of them takes the place of rewards (Agarwal et al. 2024).
     """
 
     def __init__(self, run: Any) -> None:
@@ -48,7 +50,9 @@ class Rollouts:
         self._latest: tuple[Batch, dict[str, float]] | None = None
 
     def check(self) -> None:
-        """Raise ConfigError where there is neither a reward nor an answer to compare with."""
+        """Raise ConfigError where there is no reward, no answer to compare with and no teacher."""
+        if self.settings.distill.teacher is not None:
+            return
         first = self.run.ordered_rows("train").record(0)
         if self.settings.policy.reward is None and not rewards.has_answers([first]):
             raise ConfigError(
@@ -74,6 +78,10 @@ class Rollouts:
         sampler = chain(temperature(asked.temperature))
         ids = self._write(params, prompts, key, sampler)
         batch = self._lay(prompts, ids)
+        mine = share(len(ids), place.own_rows(self.run.mesh, len(ids)))
+        if self.settings.distill.teacher is not None:
+            batch = self.run.teacher.add({name: x[mine] for name, x in batch.items()})
+            return batch, {"length": float(np.mean([*map(len, ids)]))}
         judged, metrics = self._judge("train", prompts["record"], ids)
         if asked.needs_old:
             batch["old"] = self._logps(params, batch)
@@ -86,13 +94,17 @@ class Rollouts:
         known = policy.advantages(jax.numpy.asarray(judged), asked.group, scale=scale)
         batch["advantage"] = np.asarray(known, np.float32)
         metrics["reward_std"] = float(judged.reshape(-1, asked.group).std(1, ddof=1).mean())
-        mine = share(len(judged), place.own_rows(self.run.mesh, len(judged)))
         return {name: x[mine] for name, x in batch.items()}, metrics
 
     def validate(
         self, params: Any, batches: Iterable[Batch], split: str = "valid"
     ) -> dict[str, float]:
-        """Return means over the likeliest completion of each prompt, with loss: less the reward."""
+        """Return means over the likeliest completion of each prompt, with loss: less the reward.
+
+        With a teacher the loss is that of distillation, and `divergence` and further parts of it.
+        """
+        if self.settings.distill.teacher is not None:
+            return validate_loss(self._taught_loss, params, self._taught(params, batches))
         sums, count = dict[str, float](), 0
         for prompts in batches:
             ids = self._write(params, prompts, jax.random.key(0), greedy())
@@ -104,6 +116,17 @@ class Rollouts:
             raise DataError("the split has no prompt; give it more")
         means = {name: value / count for name, value in sums.items()}
         return {"loss": -means["reward"], **means, "prompts": count}
+
+    @cached_property
+    def _taught_loss(self) -> Any:
+        return self.run.judge()
+
+    def _taught(self, params: Any, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the likeliest completions of prompts with what the teacher says of them."""
+        for prompts in batches:
+            ids = self._write(params, prompts, jax.random.key(0), greedy())
+            batch = self.run.teacher.add(self._lay(prompts, ids))
+            yield self._placed({name: x for name, x in batch.items() if name != "index"})
 
     @cached_property
     def stop(self) -> np.ndarray:

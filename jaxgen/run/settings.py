@@ -23,6 +23,7 @@ from jaxgen.models import presets
 from jaxgen.pretrained import sources
 from jaxgen.pretrained.generation_config import read_generation_config
 from jaxgen.run import rewards
+from jaxgen.run.check_distill import check_distill
 from jaxgen.run.check_private import check_federated, check_private
 from jaxgen.run.objective import rows_needed, start_of
 from jaxgen.settings import option
@@ -128,7 +129,7 @@ class Settings:
         self._check_adapter()
         self._check_preference()
         self._check_policy()
-        self._check_distill()
+        check_distill(self)
         quantised.check(self.train.quantize, self.model, self.adapter.kind, self.objective.name)
         check_private(self)
         check_federated(self)
@@ -240,25 +241,6 @@ class Settings:
                     f"within which a run can't be saved"
                 )
 
-    def _check_distill(self) -> None:
-        distill, train, name = self.distill, self.train, self.objective.name
-        if distill.teacher is None:
-            if distill != DistillSettings():
-                raise ConfigError(
-                    "the distill section has no effect without a teacher; give distill.teacher"
-                )
-            return
-        if name not in ("causal", "chat") or self.model.topology != "decoder":
-            raise ConfigError(
-                f"distill.teacher is for objective.name=causal or chat of a decoder, not {name} of "
-                f"topology={self.model.topology}"
-            )
-        if train.smoothing or train.z_loss or train.loss_chunk or self.model.experts.number:
-            raise ConfigError(
-                "train.smoothing, train.z_loss, train.loss_chunk and model.experts don't go with "
-                "distill.teacher; remove them"
-            )
-
 
 def read_settings(config: Path, assignments: Sequence[str] = ()) -> Settings:
     """Return the Settings of a YAML file with "section.key=value" overrides; ConfigError if bad.
@@ -357,7 +339,9 @@ def resolve(settings: Settings, tokenizer: Tokenizer) -> Settings:
         objective=objective,
         policy=replace(settings.policy, reward=rewards.absolute(settings.policy.reward)),
         distill=replace(
-            settings.distill, teacher=teacher and sources.local_path(teacher).absolute()
+            settings.distill,
+            teacher=teacher and sources.local_path(teacher).absolute(),
+            keep=settings.distill.keep and settings.distill.keep.absolute(),
         ),
     )
 

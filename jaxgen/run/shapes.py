@@ -124,7 +124,7 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
         shapes = dict.fromkeys(texts, (rows, 2, width))
         shapes |= {"reference": (rows, 2)} if settings.preference.has_reference else {}
         shapes[LABEL if wanted.name == "feedback" else MARGIN] = (rows,)
-    if wanted.name == "policy":
+    if wanted.name == "policy" and settings.distill.teacher is None:
         shapes["advantage"] = (rows,)
         shapes |= {"old": (rows, width)} if settings.policy.needs_old else {}
         shapes |= {"reference": (rows, width)} if settings.policy.beta else {}
@@ -134,7 +134,13 @@ def batch(settings: Settings) -> dict[str, jax.ShapeDtypeStruct]:
         top = settings.distill.top
         shapes["teacher"] = (rows, width, settings.model.V if top is None else top + 1)
         shapes |= {} if top is None else {"teacher_ids": (rows, width, top)}
-    real = ("teacher", "weights", "reference", "old", "advantage", LABEL, MARGIN, LOST)
+        pairs, model = len(settings.distill.layers), settings.model
+        if settings.distill.hidden:
+            shapes["teacher_hidden"] = (rows, pairs, width, model.d_model)
+        if settings.distill.attention:
+            shapes["teacher_attention"] = (rows, pairs, model.heads, width, width)
+    real = ("weights", "reference", "old", "advantage", LABEL, MARGIN, LOST)
+    real += ("teacher", "teacher_hidden", "teacher_attention")
     kinds: dict[str, Any] = dict.fromkeys(real, jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, kinds.get(name, jnp.int32))

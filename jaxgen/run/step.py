@@ -57,6 +57,8 @@ def _objective_loss(settings: Settings, trained: bool) -> Callable:
     if name in preferences.LOSSES:
         loss = preferences.LOSSES[name]
         return partial(loss, settings=settings.preference, chunk=train.loss_chunk)
+    if settings.distill.teacher is not None:
+        return partial(distill_loss, settings=settings.distill)
     if name == "policy":
         policy = settings.policy
         length = settings.objective.completion(settings.row_length)
@@ -74,8 +76,6 @@ def _objective_loss(settings: Settings, trained: bool) -> Callable:
             return partial(
                 mixup.mixup_loss, alpha=one.alpha, smoothing=train.smoothing, z=train.z_loss
             )
-    if settings.distill.teacher is not None:
-        return partial(distill_loss, settings=settings.distill)
     return partial(causal_loss, smoothing=train.smoothing, z=train.z_loss, chunk=train.loss_chunk)
 
 

@@ -1,10 +1,18 @@
-"""The teacher of a run: another model of the same tokenizer, asked batch by batch."""
+"""The teacher of a run: another model of the same tokenizer, asked batch by batch.
+
+What it says may be kept in a folder (`distill.keep`): a file for each batch, named by the digest of
+its inputs, that begins with the digest of the rest. Then a batch is asked for once, whatever runs
+come, and the teacher's weights are in memory only while batches are missing.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +21,18 @@ import numpy as np
 
 from jaxgen import files
 from jaxgen.adapters.base import fingerprint
-from jaxgen.config import ModelConfig
-from jaxgen.errors import ConfigError
+from jaxgen.errors import CheckpointError, ConfigError
 from jaxgen.models import api
 from jaxgen.pretrained.assets import read_tokenizer
 from jaxgen.pretrained.model import load
+from jaxgen.run.check_distill import check_teacher
 from jaxgen.run.folder import TEACHER
 from jaxgen.run.settings import Settings
 from jaxgen.store.steps import run_and_step
 from jaxgen.tokens import Tokenizer
-from jaxgen.train.distill import teach
+from jaxgen.train.distill import taps_of, teach
+
+INPUTS = ("tokens", "segments", "positions")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +40,30 @@ class Teacher:
     """A model whose probabilities are put into batches; its weights may be quantised."""
 
     ask: Any  # (params, tokens, segments, positions) -> what a batch holds
-    params: api.Params
+    read: Callable[[], api.Params]
+    keep: Path | None
+
+    @cached_property
+    def params(self) -> api.Params:
+        """Its weights, read once they are needed."""
+        return self.read()
 
     def add(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Return a batch with what the teacher says of it."""
-        inputs = (batch[name] for name in ("tokens", "segments", "positions"))
-        return {**batch, **jax.device_get(self.ask(self.params, *inputs))}
+        """Return a batch with what the teacher says of it; CheckpointError for a damaged file."""
+        inputs = [np.asarray(batch[name]) for name in INPUTS]
+        if self.keep is None:
+            return {**batch, **jax.device_get(self.ask(self.params, *inputs))}
+        path = self.keep / f"{sha256(b''.join(x.tobytes() for x in inputs)).hexdigest()}.npz"
+        if not path.exists():
+            raw = BytesIO()
+            np.savez(raw, **jax.device_get(self.ask(self.params, *inputs)))
+            files.write(path, sha256(raw.getvalue()).digest() + raw.getvalue())
+        with files.refusals(path):
+            content = path.read_bytes()
+        if sha256(content[32:]).digest() != content[:32]:
+            raise CheckpointError(f"{path} is damaged; remove it, and the teacher is asked again")
+        with np.load(BytesIO(content[32:]), allow_pickle=False) as said:
+            return {**batch, **said}
 
 
 def _tokenizer_file(home: Path) -> str:
@@ -44,67 +72,61 @@ def _tokenizer_file(home: Path) -> str:
     return next((str(home / name) for name in names if (home / name).is_file()), "...")
 
 
-def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path) -> Teacher:
-    """Return the teacher of a run; its digest stays in the run's folder.
+def read_teacher(settings: Settings, tokenizer: Tokenizer, folder: Path, data: str) -> Teacher:
+    """Return the teacher of a run; its digest stays in the run's folder, and in that of its words.
 
-    Raises ConfigError for one of another tokenizer or kind, a context that is too short, or one
-    that is not the same as when the run began.
+    data: digest of the run's text. Raises ConfigError for one of another tokenizer or kind, layers
+    that don't fit, a context that is too short, or one that is not the same as when the run, or
+    distill.keep, began.
     """
-    distill = settings.distill
-    assert distill.teacher is not None
-    home = run_and_step(distill.teacher)[0]
+    distill, teacher = settings.distill, settings.distill.teacher
+    assert teacher is not None
+    home = run_and_step(teacher)[0]
     if read_tokenizer(home).fingerprint != tokenizer.fingerprint:
         raise ConfigError(
-            f"distill.teacher={distill.teacher} has another tokenizer; begin the student with it "
+            f"distill.teacher={teacher} has another tokenizer; begin the student with it "
             f"(init_from, or tokenizer.kind=file and tokenizer.file={_tokenizer_file(home)}), or "
             f"let it learn from texts that the teacher writes: `jaxgen generate`, then data.files"
         )
-    config, params = load(distill.teacher)
-    _check(config, settings)
-    _check_same(params, folder / TEACHER, distill.teacher)
+    config, params = load(teacher)
+    check_teacher(config, settings)
+    digest = _digest(params)
+    _check_same({"sha256": digest}, folder / TEACHER, teacher)
+    student, keep = settings.model, distill.keep
+    if keep is not None:
+        said = {"top": distill.top, "temperature": distill.temperature, "vocabulary": student.V}
+        with files.refusals(keep):
+            keep.mkdir(parents=True, exist_ok=True)
+        _check_same({"sha256": digest, "data": data, **said}, keep / TEACHER, teacher)
 
     @jax.jit
     def ask(params: api.Params, tokens: Any, segments: Any, positions: Any) -> dict[str, Any]:
-        out = api.apply(params, config, tokens, segments=segments, positions=positions)
+        where = {"segments": segments, "positions": positions}
+        out = api.apply(params, config, tokens, taps=taps_of(distill), **where)
         assert out.logits is not None
-        return teach(out.logits[..., : settings.model.V], distill)
+        return teach(out.logits[..., : student.V], distill, out.taps, config, student)
 
-    return Teacher(ask, params)
+    def read() -> api.Params:
+        return load(teacher)[1]
 
-
-def _check(config: ModelConfig, settings: Settings) -> None:
-    name, model = settings.distill.teacher, settings.model
-    if config.topology != "decoder" or config.head != "lm":
-        raise ConfigError(
-            f"distill.teacher={name} has topology={config.topology} and head={config.head}; it "
-            f"must be a decoder with head=lm"
-        )
-    if config.V < model.V:
-        raise ConfigError(
-            f"distill.teacher={name} knows {config.V} ids, fewer than model.vocab_size={model.V}"
-        )
-    top = settings.distill.top
-    if top is not None and top >= model.V:
-        raise ConfigError(
-            f"distill.top={top} must be less than model.vocab_size={model.V}; null: all tokens"
-        )
-    if config.longest < model.context:
-        raise ConfigError(
-            f"distill.teacher={name} has a context of {config.longest}, shorter than "
-            f"model.context={model.context}; give a shorter one"
-        )
+    return Teacher(ask, read if keep else lambda: params, keep)
 
 
-def _check_same(params: api.Params, path: Path, name: Path) -> None:
-    """Write the digest of a teacher; ConfigError if the run has begun with another one."""
+def _digest(params: api.Params) -> str:
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(params))}
-    digest = sha256(json.dumps(fingerprint(leaves)).encode()).hexdigest()
+    return sha256(json.dumps(fingerprint(leaves)).encode()).hexdigest()
+
+
+def _check_same(known: dict[str, Any], path: Path, name: Path) -> None:
+    """Write what is known of a teacher; ConfigError if a file begun earlier says otherwise."""
     if not path.exists():
         if path.parent.exists():
-            files.write_json(path, {"teacher": str(name), "sha256": digest})
+            files.write_json(path, {"teacher": str(name), **known})
         return
-    if files.read_json(path, "record of a teacher", 1 << 16).get("sha256") != digest:
+    before = files.read_json(path, "record of a teacher", 1 << 16)
+    if names := [key for key in known if before.get(key) != known[key]]:
+        what = "model" if names == ["sha256"] else f"one (its {' and '.join(names)})"
         raise ConfigError(
-            f"distill.teacher={name} is not the model that the run began with ({path}); restore "
-            f"it, or give another --out"
+            f"distill.teacher={name} is not the {what} that {path} was begun with; restore it, or "
+            f"give another {'--out' if len(known) == 1 else 'distill.keep'}"
         )

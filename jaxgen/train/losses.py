@@ -294,7 +294,11 @@ def positions_at_once(logits: int) -> int:
 
 
 def read(
-    params: api.Params, config: ModelConfig, batch: dict[str, Array], key: PRNGKeyArray | None
+    params: api.Params,
+    config: ModelConfig,
+    batch: dict[str, Array],
+    key: PRNGKeyArray | None,
+    taps: tuple[str, ...] = (),
 ) -> api.Hidden:
     """Return what the model makes of a batch, up to the logits."""
     memory = None
@@ -318,5 +322,6 @@ def read(
         memory=memory,
         prefix=batch.get("prefix") if config.prompt == "both" else None,
         order="running",
+        taps=taps,
         key=key if memory is None else decoder_key,
     )

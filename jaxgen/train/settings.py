@@ -266,7 +266,10 @@ class PolicySettings:
         return self.iterations > 1 or (self.loss == "rloo" and self.beta > 0)
 
 
-@arguments.checked
+@arguments.checked(
+    beta=Range(0, 1, above=True, below=True), temperature=above(0), top=at_least(1),
+    weight=Range(0, 1, above=True), hidden=at_least(0), attention=at_least(0),
+)  # fmt: skip
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
     """How a model learns from another one; raises ConfigError naming the field at fault."""
@@ -277,20 +280,36 @@ class DistillSettings:
         None,
     )
     loss: Literal["forward", "reverse", "jensen_shannon"] = option(
-        "divergence: KL(teacher, student), KL(student, teacher), or of both to their mean",
+        "divergence: KL(teacher, student), KL(student, teacher), or of both to their mixture",
         "forward",
     )
+    beta: float = option("jensen_shannon: the teacher's share of the mixture", 0.5)
     temperature: float = option("what the logits of both are divided by", 1.0)
     weight: float = option("of the divergence; the text itself gets the rest", 0.5)
     top: int | None = option("likeliest tokens of the teacher that are told apart; null: all", None)
+    keep: Path | None = option(
+        "folder that keeps what the teacher says of each batch, for this run and others; with top",
+        None,
+    )
+    layers: tuple[tuple[int, int], ...] = option(
+        "[layer, the teacher's layer that it learns from], as [[1, 3], [2, 5]]; from 0", ()
+    )
+    hidden: float = option("weight of 1 less the cosine of the states behind those layers", 0.0)
+    attention: float = option("weight of KL(teacher, student) of their attention, by heads", 0.0)
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature={self.temperature} must be greater than 0")
-        if not 0 < self.weight <= 1:
-            raise ConfigError(f"weight={self.weight} must be greater than 0, and 1 at most")
-        if self.top is not None and self.top < 1:
-            raise ConfigError(f"top={self.top} must be at least 1, or null")
+        if self.beta != 0.5 and self.loss != "jensen_shannon":
+            raise ConfigError(f"beta={self.beta} has no effect with loss={self.loss}; remove it")
+        if bool(self.layers) != bool(self.hidden or self.attention):
+            raise ConfigError(
+                f"layers={self.layers}, hidden={self.hidden} and attention={self.attention}: give "
+                f"layers and a weight, or none of them"
+            )
+        if self.keep is not None and (self.top is None or self.layers):
+            raise ConfigError(
+                f"keep={self.keep} keeps probabilities of likely tokens; give top, as top=32, and "
+                f"no layers"
+            )
 
 
 # Losses of pairs by whether a reference model gives what they are relative to.

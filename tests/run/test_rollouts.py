@@ -169,6 +169,28 @@ def test_a_policy_that_was_killed_ends_with_the_same_bits_and_is_evaluated(
     assert "valid reward" in (run / "log.txt").read_text()
 
 
+def test_a_student_learns_its_own_texts_as_a_teacher_sees_them(home, tmp_path):
+    teacher = MODEL.replace(layers=3, d_model=16, heads=4)
+    jaxgen.save(home / "wise", teacher, random_params(teacher), tokenizer=Bytes())
+    layers = {"layers": [[0, 2]], "hidden": 1.0, "attention": 1.0}
+    taught = {"teacher": str(home / "wise"), "weight": 1.0, "loss": "jensen_shannon", "beta": 0.3}
+    sections = {"distill": taught | layers, "function": None}
+    run, cache = tmp_path / "run", home / "cache"
+    training.train(settings_of(home, **sections), run, cache=cache)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert {"length", "divergence", "hidden", "attention"} <= trained[0].keys()
+    valid = next(row for row in rows if row["kind"] == "valid")
+    parts = sum(valid[name] for name in ("divergence", "hidden", "attention"))
+    assert valid["loss"] == pytest.approx(parts, rel=1e-5)
+    shown = dict(evaluation.evaluate(run, cache=cache))
+    assert float(shown["divergence"]) == pytest.approx(valid["divergence"], abs=1e-3)
+    expected = digests(run, 4)
+    shutil.rmtree(run / "checkpoints/00000004")
+    training.resume(run, [], cache=cache)
+    assert digests(run, 4) == expected
+
+
 KNOWN = Completions(["a", "b"], ["1 ", "x"], [{"answer": 1}, {"answer": "y"}], np.zeros((2, 1)))
 
 
@@ -213,7 +235,9 @@ def test_a_reward_that_is_not_there_is_named(tmp_path, monkeypatch, name, part):
      ({"objective": {"target": 12}}, "objective.target=12 leaves no room for a prompt"),
      ({"policy": {"temperature": 0.0}}, "temperature=0.0 must be greater than 0"),
      ({"objective": {"name": "causal", "target": None}}, "the policy section has no effect"),
-     ({"train": {"z_loss": 0.1}}, "have no effect with objective.name=policy")],
+     ({"train": {"z_loss": 0.1}}, "have no effect with objective.name=policy"),
+     ({"distill": {"teacher": "x"}}, "give distill.weight=1 and no keep"),
+     ({"distill": {"teacher": "x", "weight": 1.0}}, "policy.reward has no effect with distill")],
 )  # fmt: skip
 def test_settings_that_no_policy_can_have_are_refused(home, sections, part):
     with pytest.raises(ConfigError) as error:

@@ -1,7 +1,9 @@
 """Distillation: divergences against plain sums, and a student whose run resumes bit for bit."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,12 @@ import pytest
 import jaxgen
 from jaxgen import tree
 from jaxgen.cli.app import main
-from jaxgen.errors import ConfigError
-from jaxgen.run import training
-from jaxgen.run.settings import build_settings
+from jaxgen.errors import CheckpointError, ConfigError
+from jaxgen.run import shapes, training
+from jaxgen.run.settings import build_settings, resolve
+from jaxgen.run.teacher import read_teacher
 from jaxgen.tokens.plain import Bytes
-from jaxgen.train.distill import distill_loss, divergence, log_probs, teach
+from jaxgen.train.distill import distill_loss, divergence, log_probs, taps_of, teach
 from jaxgen.train.settings import DistillSettings
 
 KINDS = ["forward", "reverse", "jensen_shannon"]
@@ -54,10 +57,14 @@ def test_the_loss_mixes_divergence_and_text_and_is_zero_at_the_teacher():
     batch |= {"weights": jnp.ones((2, 6)), "segments": jnp.ones((2, 6), jnp.int32)}
     batch["positions"] = jnp.broadcast_to(jnp.arange(6), (2, 6))
     own = jax.jit(lambda p: jaxgen.apply(p, config, tokens).logits)(params)
-    whole = DistillSettings(weight=1.0, temperature=2.0)
+    layers = {"layers": ((0, 0),), "hidden": 1.0, "attention": 1.0}
+    whole = DistillSettings(weight=1.0, temperature=2.0, **layers)
+    marks = {name: batch[name] for name in ("segments", "positions")}
+    taps = jax.jit(lambda p: jaxgen.apply(p, config, tokens, taps=taps_of(whole), **marks).taps)
+    said = teach(own, whole, taps(params), config, config)
 
     def total(params):
-        loss = distill_loss(params, config, {**batch, **teach(own, whole)}, settings=whole)
+        loss = distill_loss(params, config, {**batch, **said}, settings=whole)
         return loss.total, loss.weight
 
     (same, weight), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -102,6 +109,7 @@ def home(tmp_path_factory):
 def test_a_student_resumes_bit_for_bit_and_knows_its_teacher(home):
     cache = home / "cache"
     distill = {"teacher": str(home / "teacher"), "loss": "reverse", "top": 8, "weight": 1.0}
+    distill["keep"] = str(home / "kept")
     training.train(settings_of(home, distill=distill), home / "whole", cache=cache)
     shutil.copytree(home / "whole", home / "again")
     shutil.rmtree(home / "again" / "checkpoints" / "00000006")
@@ -109,11 +117,12 @@ def test_a_student_resumes_bit_for_bit_and_knows_its_teacher(home):
     one, two = (tree.flatten(jaxgen.load(home / name)[1]) for name in ("whole", "again"))
     for path, leaf in one.items():
         np.testing.assert_array_equal(leaf, two[path])
+    assert len([*(home / "kept").glob("*.npz")]) == 6  # of as many steps, each asked once
     rows = map(json.loads, (home / "whole" / "metrics.jsonl").open())
     apart = [row["divergence"] for row in rows if "divergence" in row]
     assert apart[0] > 1.1 * apart[-1]
     (home / "again" / "teacher.json").write_text('{"sha256": "another"}')
-    with pytest.raises(ConfigError, match="is not the model that the run began with"):
+    with pytest.raises(ConfigError, match=r"is not the model that .* was begun with"):
         training.resume(home / "again", ["train.steps=8"], cache=cache)
 
 
@@ -129,23 +138,48 @@ def test_a_teacher_is_found_by_its_name_in_runs(home, tmp_path, monkeypatch, cap
     assert "nobody" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_divergence_is_that_of_torch(kind):
-    torch = pytest.importorskip("torch")
-    kl = torch.nn.functional.kl_div
-    student, teacher = np.random.default_rng(1).normal(size=(2, 4, 32)).astype(np.float32) * 3
-    got = divergence(*(log_probs(jnp.asarray(x), None, 2.0) for x in (student, teacher)), kind)
-    p, q = (torch.log_softmax(torch.tensor(x) / 2.0, -1) for x in (student, teacher))
-    mixed = torch.logaddexp(p, q) - np.log(2.0)
-    far = {
-        "forward": lambda: kl(p, q, reduction="none", log_target=True),
-        "reverse": lambda: kl(q, p, reduction="none", log_target=True),
-        "jensen_shannon": lambda: (
-            kl(mixed, q, reduction="none", log_target=True)
-            + kl(mixed, p, reduction="none", log_target=True)
-        ) / 2,
-    }  # fmt: skip
-    np.testing.assert_allclose(got, far[kind]().sum(-1).numpy(), atol=1e-6, rtol=1e-6)
+def test_a_taught_batch_has_the_shapes_that_are_planned_for(home):
+    teacher = settings_of(home).model.replace(
+        vocab_size=260, layers=3, d_model=24, heads=4, head_dim=6
+    )
+    params = jaxgen.init(teacher, jax.random.key(2))
+    jaxgen.save(home / "wide", teacher, params, tokenizer=Bytes())
+    layers = {"layers": [[0, 2]], "hidden": 0.5, "attention": 2.0}
+    asked = settings_of(home, distill={"teacher": str(home / "wide"), "top": 3, **layers})
+    settings = resolve(asked, Bytes())
+    batch = {name: np.ones((4, 32), np.int32) for name in ("tokens", "segments")}
+    batch["positions"] = np.broadcast_to(np.arange(32), (4, 32))
+    said = read_teacher(settings, Bytes(), home / "nowhere", "").add(batch)
+    planned = shapes.batch(settings)
+    assert planned.keys() - {"targets", "weights"} == said.keys()
+    assert all(said[name].shape == planned[name].shape for name in said)
+    np.testing.assert_allclose(said["teacher_attention"].sum(-1), 1, atol=1e-5)
+    student = jaxgen.init(settings.model, jax.random.key(3))
+    batch |= {**said, "targets": batch["tokens"], "weights": np.ones((4, 32), np.float32)}
+    other = replace(asked.distill, layers=(), hidden=0.0, attention=0.0)
+    both, alone = jax.jit(lambda batch: [distill_loss(student, settings.model, batch, settings=own)
+                                         for own in (asked.distill, other)])(batch)  # fmt: skip
+    more = 0.5 * both.metrics["hidden"] + 2 * both.metrics["attention"]
+    np.testing.assert_allclose(both.total, alone.total + 128 * more, rtol=1e-4)
+    assert 0 < both.metrics["hidden"] < 2 and both.metrics["attention"] > 0
+
+
+def test_what_a_teacher_said_is_kept_for_its_text_and_damage_is_named(home):
+    distill = {"teacher": str(home / "teacher"), "top": 8, "keep": str(home / "said")}
+    ask = lambda data, **more: read_teacher(  # noqa: E731
+        resolve(settings_of(home, distill={**distill, **more}), Bytes()), Bytes(), home / "no", data
+    )
+    batch = {name: np.zeros((2, 4), np.int32) for name in ("tokens", "segments", "positions")}
+    first = ask("text").add(batch)
+    again = replace(ask("text"), ask=None, read=dict).add(batch)  # which asks no model
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    for data, more, part in (("other", {}, "(its data)"), ("text", {"top": 4}, "(its top)")):
+        with pytest.raises(ConfigError, match=re.escape(part)):
+            ask(data, **more)
+    (file,) = (home / "said").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match="is damaged; remove it"):
+        ask("text").add(batch)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +188,9 @@ def test_a_divergence_is_that_of_torch(kind):
      ({"temperature": 0.0}, "temperature=0.0 must be greater"),
      ({"top": 0}, "top=0 must be at least 1"),
      ({"weight": 0.9}, "has no effect without a teacher"),
+     ({"beta": 0.1}, "beta=0.1 has no effect with loss=forward"),
+     ({"layers": [[0, 1]]}, "give layers and a weight"), ({"hidden": 1.0}, "give layers and a wei"),
+     ({"layers": [["a", 1]]}, "layers"), ({"keep": "x"}, "give top, as top=32"),
      ({"tutor": "x"}, "unknown key 'distill.tutor'")],
 )  # fmt: skip
 def test_settings_without_sense_are_refused(tmp_path, section, said):
@@ -168,6 +205,11 @@ def test_a_teacher_of_another_kind_is_refused(home, tmp_path):
     distill = {"teacher": str(home / "teacher"), "top": 260}
     with pytest.raises(ConfigError, match=r"distill\.top=260 must be less than"):
         training.train(settings_of(home, distill=distill), tmp_path / "run", cache=home / "cache")
+    for layers, part in (([[1, 0]], "the model has no layer 1"), ([[0, 5]], "the teacher has no")):
+        distill = {"teacher": str(home / "teacher"), "layers": layers, "attention": 1.0}
+        settings = settings_of(home, distill=distill)
+        with pytest.raises(ConfigError, match=part):
+            read_teacher(resolve(settings, Bytes()), Bytes(), tmp_path, "")
     with pytest.raises(ConfigError, match=r"don't go with distill\.teacher"):
         more = {"steps": 6, "batch": 4, "smoothing": 0.1}
         settings_of(home, distill=distill, train=more)
