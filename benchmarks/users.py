@@ -1,15 +1,16 @@
 """What do adapters of as many users as rows cost a batch that decodes, and what memory?
 
     python benchmarks/users.py                          SmolLM2-135M, 8 users of rank 8, minutes
+    python benchmarks/users.py --compute float32        the model's arithmetic; else bfloat16
     python benchmarks/users.py --targets "*/q" "*/v"    adapters as PEFT trains them by default
     python benchmarks/users.py --targets "*/q" "*/v" --resident 1000     holds 1,000 of them, 3 GB
     python benchmarks/users.py --layers 2 --rounds 1    a smoke test, seconds
 
 Weights and adapters are drawn at random; the shapes are SmolLM2's. Sides, in turn in one process:
 the model alone, and the same rows each with an adapter of its own. At most 15 % longer is the
-bound for adapters of the default targets. With --resident all of those users are written into one
-bank, batches of some of them are answered while others come and go, each row is compared with the
-same row alone, and what was compiled meanwhile is counted.
+bound. With --resident all of those users are written into one bank, batches of some of them are
+answered while others come and go, each row is compared with the same row alone, and what was
+compiled meanwhile is counted.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", nargs="+", default=["all-linear"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--compute", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--resident", type=int, default=0, help="users in one bank")
     given = parser.parse_args()
     allocator.tune()
-    config = jaxgen.preset("smollm2-135m").replace(layers=given.layers)
+    sizes = {"layers": given.layers, "compute_dtype": given.compute}
+    config = jaxgen.preset("smollm2-135m").replace(**sizes)
     form = (given.rank, given.targets, given.dtype)
     params = serving.ready(jaxgen.init(config, jax.random.key(0)), config)
     if given.resident:

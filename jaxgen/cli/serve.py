@@ -49,6 +49,9 @@ class Decoding:
     cache: Annotated[Literal["plain", "int8"], Parameter(help="numbers of the key/value cache")] = (
         "plain"
     )
+    lookup: Annotated[
+        int, at_least(0), Parameter(help="tokens a step guesses from the text; for many quotes")
+    ] = 0
 
 
 FREE = Parameter(name="*")

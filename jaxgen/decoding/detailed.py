@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from jaxgen import arguments
 from jaxgen.arguments import at_least
+from jaxgen.decoding import snapshots
 from jaxgen.decoding.chain import NOT_FINITE, Chain, mark_not_finite
+from jaxgen.decoding.drafts import Draft
 from jaxgen.decoding.history import NO_TOKEN
 from jaxgen.decoding.loop import (
     LOOP,
@@ -21,9 +23,11 @@ from jaxgen.decoding.loop import (
     Observe,
     Step,
     Stops,
+    has_room,
     loop,
     make_spec,
 )
+from jaxgen.decoding.read_ahead import num_tokens, put
 from jaxgen.decoding.stop import Reason, StopStrings, ended_by
 from jaxgen.eager import compile_once
 from jaxgen.mesh.explicit import auto_inside, with_cache
@@ -50,7 +54,7 @@ class Decoded(NamedTuple):
     # Of speculation:
     guessed: Int[Array, "B"] | None = None  # drafted tokens that the model has read
     accepted: Int[Array, "B"] | None = None  # of them, those accepted
-    steps: Int[Array, ""] | None = None  # calls of the model
+    steps: Int[Array, ""] | None = None  # calls of the model; of `decode_detailed`, too
     # Arguments of the next chunk, of `decode_detailed`:
     cache: Any = None
     strings: StopStrings | None = None
@@ -69,7 +73,13 @@ class _Stats(NamedTuple):
     top_logprobs: Array
 
 
-@arguments.checked(**LOOP, top=at_least(0))
+def _has_room(path: str, cache: Any, call: arguments.Call) -> None:
+    given, draft = call.given, call.given.get("draft")
+    more = {} if draft is None else {"length": num_tokens(given["length"], draft)}
+    has_room(path, cache, arguments.Call(given | more))
+
+
+@arguments.checked(**LOOP | {"cache": _has_room}, top=at_least(0), calls=at_least(0))
 @compile_once
 @auto_inside("first", with_cache)
 def decode_detailed(
@@ -90,6 +100,8 @@ def decode_detailed(
     lengths: Int[Array, "B"] | np.ndarray | None = None,
     states: tuple[Any, ...] | None = None,
     wanted: Bool[Array | np.ndarray, ""] | bool = True,
+    calls: Count | None = None,
+    draft: Draft | None = None,
 ) -> Decoded:
     """Decode as `decode` does, with each token's log-probability and `top` alternatives.
 
@@ -101,6 +113,11 @@ def decode_detailed(
             processors.
         states: as in `decode_chunk`.
         wanted: False leaves the log-probabilities and alternatives of this call at 0.
+        calls: of the step at most, where they are fewer than `length`.
+        draft: `lookup(count)`: each call of the step, then (tokens [B, T], cache) -> (logits
+            [B, T, V], cache), reads `count` guesses, and those that equal the draws are kept. The
+            text is the same. `length` is the number of calls, for up to count + 1 tokens each, and
+            the cache needs room for `count` more; it can be rewound (`snapshots.rewind`).
 
     Returns:
         Decoded. Counts and reasons are of this call: a chunk of a request that ended before has
@@ -114,21 +131,23 @@ def decode_detailed(
     >>> jaxgen.decode_detailed(*args, top=1, stop=[2]).num_generated
     Array([2], dtype=int32)
     """
-    batch = first.shape[0]
+    batch, width = first.shape[0], num_tokens(length, draft)
+    if draft is not None:
+        snapshots.check_rewind(cache, draft.count + 1)
     about = (stop, strings, start, limit, prompt, lengths, states)
-    spec = make_spec(sample, first, key, length, *about)
+    spec = make_spec(sample, first, key, length, *about, draft)._replace(calls=calls)
 
     before = ended_by(spec.initial_stop_state, spec.is_stop(spec.first) & (jnp.asarray(start) > 0))
     stats = _Stats(
         jnp.zeros(batch, jnp.int32),
         jnp.where(first == NOT_FINITE, Reason.NOT_FINITE, before).astype(jnp.int32),
-        jnp.zeros((batch, length), jnp.float32),
-        jnp.full((batch, length, top), NO_TOKEN, jnp.int32),
-        jnp.zeros((batch, length, top), jnp.float32),
+        jnp.zeros((batch, width), jnp.float32),
+        jnp.full((batch, width, top), NO_TOKEN, jnp.int32),
+        jnp.zeros((batch, width, top), jnp.float32),
     )
-    state = loop(step, cache, spec, stats, _observe(spec, top, scores, wanted))
+    state = loop(step, cache, spec, stats, _observe(spec, top, scores, wanted), draft)
     after = None if strings is None else strings.at(state.stop_state)
-    more = {"strings": after, "states": state.states}
+    more = {"strings": after, "states": state.states, "steps": state.calls}
     return Decoded(state.tokens, *state.stats, cache=state.cache, **more)
 
 
@@ -157,9 +176,9 @@ def _observe(spec: DecodeSpec, top: int, scores: Scores, wanted: Any) -> Observe
         return _Stats(
             stats.num_generated + valid,
             jnp.where(alive, reason, stats.reason).astype(jnp.int32),
-            stats.logprobs.at[:, state.position].set(jnp.where(valid, chosen, 0.0)),
-            stats.top_ids.at[:, state.position].set(jnp.where(keep, ids, NO_TOKEN)),
-            stats.top_logprobs.at[:, state.position].set(jnp.where(keep, best, 0.0)),
+            put(stats.logprobs, state.position, jnp.where(valid, chosen, 0.0)),
+            put(stats.top_ids, state.position, jnp.where(keep, ids, NO_TOKEN)),
+            put(stats.top_logprobs, state.position, jnp.where(keep, best, 0.0)),
         )
 
     return observe

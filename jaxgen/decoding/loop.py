@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -13,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, PRNGKeyArray
 from jaxgen import arguments, arrays
 from jaxgen.arguments import at_least, between
 from jaxgen.decoding.chain import NOT_FINITE, initial_history, mark_not_finite, sampler
-from jaxgen.decoding.history import NO_TOKEN, History, append_token
+from jaxgen.decoding.history import NO_TOKEN, History, append_token, required_history
+from jaxgen.decoding.read_ahead import num_tokens, put, read_ahead
 from jaxgen.decoding.stop import StopStrings, has_stop_string
 from jaxgen.eager import compile_once
 from jaxgen.errors import ConfigError
@@ -41,6 +43,7 @@ def has_room(path: str, cache: Any, call: arguments.Call) -> None:
         return
     if limit is not None:
         length = min(length, int(limit.max()))
+    length += getattr(call.given.get("draft"), "count", 0)  # guesses are read before they are kept
     if used.size and int(used.max()) + length > capacity:
         raise ConfigError(
             f"{path} has {capacity} slots, of which {int(used.max())} are used: {length} new "
@@ -178,6 +181,7 @@ class DecodeSpec(NamedTuple):
     start: Any
     limit: Any
     history: History | None
+    calls: Any = None  # of the step at most, if these are fewer than `length`
 
     @property
     def initial_stop_state(self) -> Int[Array, "B"] | None:
@@ -209,12 +213,25 @@ class DecodeSpec(NamedTuple):
 
 
 def make_spec(
-    sample, first, key, length, stop, strings, start, limit, prompt, lengths, states=None
+    sample,
+    first,
+    key,
+    length,
+    stop,
+    strings,
+    start,
+    limit,
+    prompt,
+    lengths,
+    states=None,
+    draft=None,
 ) -> DecodeSpec:
     """Return the DecodeSpec for `decode`'s arguments; ConfigError if they lack a prompt."""
     first = jnp.asarray(first)
-    about = {"start": start, "states": states}
-    history = initial_history(sample, first.shape[0], length, prompt, lengths, **about)
+    requires = required_history(sample) if draft is None else "tokens"
+    about = {"start": start, "states": states, "requires": requires}
+    room = num_tokens(length, draft)
+    history = initial_history(sample, first.shape[0], room, prompt, lengths, **about)
     keys = request_keys(key, first.shape[0])
     stops = jnp.asarray(NO_STOP if stop is None else stop, jnp.int32)
     first = jnp.asarray(first, jnp.int32)  # the loop carries tokens of one type
@@ -249,7 +266,10 @@ def take_step(step: Step, tokens: Int[Array, "B"], cache: Any) -> tuple[Float[Ar
 
 
 class LoopState(NamedTuple):
-    """The carry of the decoding loop."""
+    """The carry of the decoding loop.
+
+    position: of the next token in `tokens`; [B] where guesses let rows get ahead of others.
+    """
 
     position: Array
     token: Array
@@ -259,6 +279,7 @@ class LoopState(NamedTuple):
     history: History | None  # if a processor requires it
     stop_state: Array | None  # of the stop-string automata, if there are any
     stats: Any
+    calls: Array  # of the step
 
     @property
     def states(self) -> tuple[Any, ...]:
@@ -270,18 +291,29 @@ Observe = Callable[[Any, LoopState, Array, Array, History | None], Any]
 
 
 def loop(
-    step: Step, cache: Any, spec: DecodeSpec, stats: Any, observe: Observe | None = None
+    step: Any,
+    cache: Any,
+    spec: DecodeSpec,
+    stats: Any,
+    observe: Observe | None = None,
+    draft: Any = None,
 ) -> LoopState:
     """Return the final state; `observe` updates its stats after each draw.
 
-    observe: (stats, state before the draw, logits, new token, history) -> stats.
+    observe: (stats, state before the draw, logits, new token, history) -> stats. draft: guesses
+    tokens, which the step (tokens [B, T], cache) -> (logits [B, T, V], cache) reads ahead.
     """
 
-    def going(state):
-        return (state.position < spec.length) & ~jnp.all(state.done)
+    most = spec.length if spec.calls is None else jnp.minimum(spec.calls, spec.length)
 
-    def body(state):
+    def going(state):
+        return (state.calls < most) & ~jnp.all(state.done)
+
+    def one_token(state):
         logits, cache = take_step(step, jnp.maximum(state.token, 0), state.cache)
+        return draw(state, logits)._replace(cache=cache, calls=state.calls + 1)
+
+    def draw(state, logits):
         number = jnp.broadcast_to(spec.start + state.position, spec.keys.shape)
         draw = jax.vmap(jax.random.fold_in)(spec.keys, number)
         history = state.history
@@ -293,9 +325,15 @@ def loop(
         )
         stop_state = spec.advance_stop_state(state.stop_state, new, state.done)
         done = state.done | spec.ends(new, spec.start + state.position + 1, stop_state)
-        tokens = state.tokens.at[:, state.position].set(new)
-        history = None if history is None else append_token(spec.sample, history, new)
-        return LoopState(state.position + 1, new, tokens, cache, done, history, stop_state, stats)
+        return state._replace(
+            position=state.position + 1,
+            token=new,
+            tokens=put(state.tokens, state.position, new),
+            done=done,
+            history=None if history is None else append_token(spec.sample, history, new),
+            stop_state=stop_state,
+            stats=stats,
+        )
 
     first = spec.first
     # A request of an earlier chunk may have ended with `first`.
@@ -303,9 +341,11 @@ def loop(
     done = spec.is_stop(first) & begun | (first == NOT_FINITE) | spec.is_spent(spec.start)
     stop_state = spec.initial_stop_state
     done = done if stop_state is None else done | has_stop_string(stop_state)
-    blank = jnp.broadcast_to(first[:, None], (first.shape[0], spec.length))
+    blank = jnp.broadcast_to(first[:, None], (first.shape[0], num_tokens(spec.length, draft)))
     zero = jnp.zeros((), jnp.int32)
-    state = LoopState(zero, first, blank, cache, done, spec.history, stop_state, stats)
-    state = while_loop(going, body, state)
-    tail = jnp.arange(spec.length) >= state.position
+    position = zero if draft is None else jnp.zeros_like(first)
+    state = LoopState(position, first, blank, cache, done, spec.history, stop_state, stats, zero)
+    ahead = partial(read_ahead, step, draft, spec.keys, draw)
+    state = while_loop(going, one_token if draft is None else ahead, state)
+    tail = jnp.arange(blank.shape[1]) >= state.position[..., None]
     return state._replace(tokens=jnp.where(tail, state.token[:, None], state.tokens))

@@ -57,6 +57,8 @@ class Engine:
       cache: "int8" keeps a byte of each number of the key/value cache.
       prefix_tokens: tokens of earlier prompts and texts whose keys and values are kept, so that a
         prompt that begins alike need not be read again; 0 keeps none.
+      lookup: tokens that each step reads ahead, copied from where the text began alike before, and
+        keeps if they are what is drawn: fewer steps for texts that quote; 0: none.
 
     Example:
       >>> import threading
@@ -84,6 +86,7 @@ class Engine:
         chunk=at_least(1),
         piece=at_least(1),
         prefix_tokens=at_least(0),
+        lookup=at_least(0),
     )
     def __init__(
         self,
@@ -96,6 +99,7 @@ class Engine:
         piece: int = 64,
         cache: Store = "plain",
         prefix_tokens: int = 8192,
+        lookup: int = 0,
     ) -> None:
         self.session, self.queue_size, users = session, queue, session.users
         if users is not None and users.bank.capacity - 1 < 2 * slots + 1:
@@ -108,10 +112,15 @@ class Engine:
             raise ConfigError(f"context={context} is more than the model's context={longest}")
         self.context = min(longest, CONTEXT) if context is None else context
         about = {"count": slots, "context": self.context, "chunk": chunk, "piece": piece}
-        about |= {"store": cache, "prefix_tokens": prefix_tokens}
+        about |= {"store": cache, "prefix_tokens": prefix_tokens, "lookup": lookup}
         self._counts: Counts = dict.fromkeys(COUNTED, 0)
         self._make_rounds = lambda: Rounds(Slots(session, **about), session.clock, self._counts)
         self._rounds = self._make_rounds() if _shares(session) else None
+        if lookup and self._rounds is None:
+            raise ConfigError(
+                f"lookup={lookup}, but texts of this model share no slots, where it acts; leave it "
+                f"out"
+            )
         self._slot_count = slots
         self._waiting: deque[Running] = deque()
         self._whole: deque[Whole | Work] = deque()

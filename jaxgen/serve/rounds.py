@@ -118,8 +118,8 @@ class Rounds:
             return
         decoded, members = self.slots.decode(steps)
         now = self.clock()
-        self._step_seconds = (now - begun) / max(int(decoded.num_generated.max()), 1)
-        self.counts["steps"] += int(decoded.num_generated.max())
+        self._step_seconds = (now - begun) / max(int(decoded.steps), 1)
+        self.counts["steps"] += int(decoded.steps)
         for at, one in members:
             tokens, before = decoded.tokens[at], len(one.state.tokens)
             detail = None if one.detail is None else _narrowed(decoded, one.detail)

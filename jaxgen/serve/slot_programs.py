@@ -17,10 +17,11 @@ from jaxtyping import Array
 
 from jaxgen.config import ModelConfig
 from jaxgen.decoding.detailed import Decoded, decode_detailed
-from jaxgen.models import api
+from jaxgen.decoding.drafts import lookup
+from jaxgen.models import api, serving
 from jaxgen.ops.cache import Cache, Store
 from jaxgen.ops.kv_buffer import KVBuffer
-from jaxgen.text.model_steps import model_step
+from jaxgen.text.model_steps import MultiTokenStep, model_step
 
 ROW, SLOT = 1, 3  # axes of a cache's arrays: L B K S H, or L B K S
 
@@ -58,7 +59,7 @@ def read_piece(params: api.Params, config: ModelConfig, row: Cache, tokens, coun
 
 @partial(
     jax.jit,
-    static_argnames=("config", "num_ids", "length", "top"),
+    static_argnames=("config", "num_ids", "length", "top", "ahead"),
     donate_argnames="cache",
 )
 def decode_rows(
@@ -70,20 +71,24 @@ def decode_rows(
     sample: Any,
     states: tuple[Any, ...],
     wanted: Any,
+    calls: Any,
     *,
     length: int,
     top: int,
+    ahead: int,
 ) -> tuple[Decoded, Cache]:
-    """Return up to `length` new tokens of every row, and the cache.
+    """Return the new tokens of every row after up to `calls` steps of `length`, and the cache.
 
-    A row whose text has ended writes on into slots past its length, which nobody sees.
+    A row whose text has ended writes on into slots past its length, which nobody sees. ahead: how
+    many guesses of a lookup a step reads; 0: none.
     """
     lengths = jnp.asarray(rows.lengths)
     cache = replace(cache, length=lengths - 1)  # the loop reads the last token itself
     first = jnp.take_along_axis(jnp.asarray(rows.tokens), lengths[:, None] - 1, axis=1)[:, 0]
     keys = jax.random.wrap_key_data(jnp.asarray(rows.keys), impl="threefry2x32")
+    reads = MultiTokenStep(serving.unroll(params, config), config, num_ids)
     found = decode_detailed(
-        model_step(params, config, num_ids),
+        reads if ahead else model_step(params, config, num_ids),
         *(cache, first, keys, sample, length),
         top=top,
         stop=rows.stops,
@@ -93,6 +98,8 @@ def decode_rows(
         lengths=rows.lengths,
         states=states,
         wanted=wanted,
+        calls=calls,
+        draft=lookup(ahead) if ahead else None,
     )
     return found._replace(cache=None), found.cache
 

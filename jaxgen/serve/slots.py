@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxgen.decoding import snapshots
 from jaxgen.decoding.detailed import Decoded
 from jaxgen.models import serving
 from jaxgen.ops.cache import Cache, Store
@@ -92,21 +93,25 @@ class Slots:
         piece: int,
         store: Store,
         prefix_tokens: int,
+        lookup: int,
     ) -> None:
         self.session, self.config, self.count = session, session.config, count
         self.store: Store = store
-        piece = min(piece, context)
+        piece, self.lookup = min(piece, context), lookup
         self.chunk, self.widths = min(chunk, context), tuple(sorted({max(piece // 4, 1), piece}))
         self.num_ids = min(session.tokenizer.vocab_size, self.config.V)
         self.chain = SlotChain(session.tokenizer, self.num_ids, count, session.policy)
         self.sizes = _doublings(4, count) if count > 2 else []
         self.sizes = sorted({1, *self.sizes, count})
-        self.capacities = sorted({*_doublings(SMALLEST, context), context})
+        self._most_new = self.chunk * (lookup + 1) + lookup  # tokens that a chunk writes
+        self.capacities = sorted({*_doublings(SMALLEST, context - 1), context + lookup})
         self.unrolled = serving.is_unrolled(session.params)
         self.running: list[Running | None] = []  # of each row
         self.cache: Cache | None = None
         self.capacity, self._idle = 0, 0
         first = self._empty(1, self.capacities[0])
+        if lookup:
+            snapshots.check_rewind(first, lookup + 1)
         shares = first.full is not None and first.sliding is None and first.state is None
         blocks = prefix_tokens // BLOCK if shares else 0
         self.prefixes = Prefixes(blocks, BLOCK) if blocks else None
@@ -144,7 +149,7 @@ class Slots:
             self._params([one.user])
             one.owner = self._present(one.user)
             one.user = one.owner and one.owner[0]
-        needed = max(len(one.prompt) + self.chunk, self.capacity if self.live else 0)
+        needed = max(len(one.prompt) + self._most_new, self.capacity if self.live else 0)
         row = self._empty(1, self._capacity_for(needed))
         if self.prefixes is None or self.pool is None:
             return row
@@ -205,7 +210,7 @@ class Slots:
         filters = [one.filters if one else self.chain.neutral.filters for one in self.running]
         sample, states = self.chain.chain(rows, automata, filters)
         wanted = np.asarray(any(one.detail is not None for one in self.live))
-        outputs = self._decode(self._rows(rows, steps), sample, states, wanted)
+        outputs = self._decode(self._rows(rows), sample, states, wanted, np.int32(steps))
         members = [(at, one) for at, one in enumerate(self.running) if one is not None]
         if self._automata is not None:
             after = np.asarray(outputs.states[GROUPS.index(STRUCTURE)][0])
@@ -217,11 +222,12 @@ class Slots:
                 one.filters = filters[at].tolist()
         return jax.tree.map(np.asarray, outputs.without_cache()), members
 
-    def _decode(self, rows: programs.SlotRows, sample: Any, states: Any, wanted: Any) -> Decoded:
+    def _decode(self, rows: programs.SlotRows, *chain: Any) -> Decoded:
         assert self.cache is not None
         params = self._params([one and one.user for one in self.running])
-        read = (params, self.config, self.num_ids, self.cache, rows, sample, states, wanted)
-        found, self.cache = programs.decode_rows(*read, length=self.chunk, top=TOP)
+        read = (params, self.config, self.num_ids, self.cache, rows, *chain)
+        sizes = {"length": self.chunk, "top": TOP, "ahead": self.lookup}
+        found, self.cache = programs.decode_rows(*read, **sizes)
         return found
 
     def _params(self, users: Sequence[str | None]) -> Any:
@@ -234,7 +240,7 @@ class Slots:
         users = self.session.users
         return (user, users.serials[user]) if users and user in users.serials else None
 
-    def _rows(self, rows: Sequence[ChainRow], steps: int) -> programs.SlotRows:
+    def _rows(self, rows: Sequence[ChainRow]) -> programs.SlotRows:
         arrays = programs.SlotRows(
             tokens=np.zeros((len(rows), self.capacity), np.int32),
             lengths=np.ones(len(rows), np.int32),
@@ -247,11 +253,11 @@ class Slots:
             if one is not None:
                 arrays.tokens[at, : one.length] = one.tokens[: one.length]
                 arrays.lengths[at], arrays.start[at] = one.length, one.start
-                arrays.limits[at], arrays.keys[at] = one.start + min(steps, one.left), one.key
+                arrays.limits[at], arrays.keys[at] = one.start + one.left, one.key
         return arrays
 
     def _needed(self, *more: Running) -> int:
-        return max((one.length for one in (*self.live, *more)), default=0) + self.chunk
+        return max((one.length for one in (*self.live, *more)), default=0) + self._most_new
 
     def _capacity_for(self, tokens: int) -> int:
         return next((c for c in self.capacities if c >= tokens), self.capacities[-1])
@@ -330,8 +336,8 @@ class Slots:
                 neutral = [self.chain.neutral] * size
                 filters = [self.chain.neutral.filters] * size
                 chained = self.chain.chain(neutral, [0] * size, filters)
-                about = (self._rows(neutral, 1), *chained)
-                jax.block_until_ready(self._decode(*about, np.asarray(False)))
+                about = (self._rows(neutral), *chained, np.asarray(False), np.int32(1))
+                jax.block_until_ready(self._decode(*about))
                 self.cache = programs.put_row(self.cache, rows[capacity], 0)
                 programs.take_row(self.cache, 0)
                 if self.pool is not None:

@@ -86,6 +86,29 @@ def test_speculative_draws_have_the_target_s_distribution(name):
     assert 0 < int(found.accepted.sum()) < int(found.guessed.sum())
 
 
+def test_reading_ahead_gives_the_draws_of_decoding_in_fewer_calls():
+    first, cache, key = jnp.arange(V), jnp.zeros(V, jnp.int32), jax.random.key(7)
+    prompt, limit = jnp.stack([jnp.zeros_like(first), first], 1), jnp.array([20, 7, 20, 20])
+    sample = jaxgen.chain(jaxgen.repetition_penalty(0.6), jaxgen.temperature(0.7))
+    args, about = (cache, first, key, sample, 20), {"top": 2, "prompt": prompt, "limit": limit}
+    wanted = jaxgen.decode_detailed(trigram, *args, **about, stop=[1])
+    read, draft = jaxgen.multi_token_step(trigram), jaxgen.lookup(3)
+    found = jaxgen.decode_detailed(read, *args, **about, stop=[1], draft=draft)
+    assert found.num_generated.tolist() == wanted.num_generated.tolist()
+    assert found.reason.tolist() == wanted.reason.tolist() and found.steps < wanted.steps
+    for row, made in enumerate(wanted.num_generated.tolist()):
+        assert found.tokens[row, :made].tolist() == wanted.tokens[row, :made].tolist()
+        assert found.top_ids[row, :made].tolist() == wanted.top_ids[row, :made].tolist()
+        np.testing.assert_allclose(found.logprobs[row, :made], wanted.logprobs[row, :made], 1e-5)
+    short = jaxgen.decode_detailed(read, *args, **about, draft=draft, calls=2)
+    assert short.steps == 2 and 2 <= short.num_generated.min() <= short.num_generated.max() <= 8
+    with pytest.raises(errors.ConfigError, match="cache has 4 slots"):
+        small = jaxgen.empty_cache(
+            jaxgen.ModelConfig(vocab_size=V, context=4, layers=1, d_model=4, heads=1), V, 4
+        )
+        jaxgen.decode_detailed(read, small, *args[1:4], 1, **about, draft=draft)
+
+
 def test_a_structure_is_kept_while_guesses_come_and_go():
     trie = structure.trie([[0, 0, 2, 0], [3, 3, 0], [2]], 1, V)
     first, stop = jnp.arange(V), jnp.array([1])

@@ -380,6 +380,34 @@ def test_a_context_may_be_shorter_than_a_piece_and_a_chunk():
         assert is_answer(ear.ended()[0], session.run([prompt])[0][0])
 
 
+def test_steps_that_read_ahead_give_the_same_texts_in_fewer_steps(engine, session, monkeypatch):
+    monkeypatch.setattr(slots, "SMALLEST", 64)
+    repeats = Generation(max_new_tokens=20, temperature=0.0, bias=("a=40",))
+    prompts = [
+        Prompt("aaaa", repeats),
+        Prompt("Hi, Hi", replace(LONG, max_new_tokens=30)),
+        Prompt("a1 a1", Generation(regex="(a1 ){4}", max_new_tokens=14, temperature=0.0)),
+        Prompt("abab" * 14, replace(LONG, max_new_tokens=7)),
+        Prompt(SYSTEM, Generation(**SET, max_new_tokens=20, seed=2)),
+    ]
+    with Engine(session, slots=1, chunk=4, piece=8, lookup=3) as ahead:
+        ahead.warm_up()
+        pairs = [(Ear(), Ear()) for _ in prompts]
+        for prompt, pair in zip(prompts, pairs, strict=True):
+            for one, ear in zip((engine, ahead), pair, strict=True):
+                one.submit(prompt, ear, detail=2)
+        for plain, ear in pairs:
+            assert is_answer(ear.ended()[0], plain.ended()[0][-1].completion)
+        before, ear = settled(ahead), Ear()
+        ahead.submit(prompts[0], ear)
+        assert len(ear.ended()[0][-1].completion.tokens) == 20
+        after = settled(ahead)
+        assert after.steps - before.steps < 10 and after.compilations == 0
+    monkeypatch.setattr(engines, "_shares", lambda session: False)
+    with pytest.raises(errors.ConfigError, match="lookup=3, but texts of this model share no"):
+        Engine(session, lookup=3)
+
+
 def test_layers_with_a_window_and_a_cache_of_bytes():
     config = replace(CONFIG, layers=2, window=8, pattern=("local", "global"))
     session = session_on(config, random_params(config), Bytes())
