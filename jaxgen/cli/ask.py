@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 from jaxgen import terminal
 from jaxgen.cli import exits, flags, inputs, outputs, paths, texts
 from jaxgen.cli.arguments import Adapters, Step, at_least
-from jaxgen.cli.index import Count, Encoder, Home, Verify, open_index
+from jaxgen.cli.index import Count, Encoder, Home, Verify, headed, open_index
 from jaxgen.errors import ConfigError
 
 
@@ -47,6 +48,7 @@ def ask(
     for name in ("samples", "n_best", "top_logprobs"):
         if wanted.gives(name):
             raise ConfigError(f"--{name.replace('_', '-')} has no effect on an answer; drop it")
+    _check_order(run, index)
     home, which, adapters = paths.adapted(run, step, adapter)
     questions = inputs.texts(question, None)
     opened = open_index(index, encoder, verify)
@@ -60,9 +62,15 @@ def ask(
     with exits.in_folder(home), flags.named():
         session = open_session(home, step=which, adapter=adapters)
         texts.tell_defaults(wanted, session.model.generation_config)
-        for words in questions:
+        for heading, words in headed(questions):
             said = answer.ask(session, opened, words, wanted, count=count, quotes=quotes)
-            outputs.put([_object(words, said) if json else _shown(said)])
+            outputs.put([_object(words, said) if json else f"{heading}{_shown(said)}"])
+
+
+def _check_order(run: str, index: str) -> None:
+    """Raise ConfigError where an index stands in the place of the model."""
+    if any(Path(run).glob("[0-9]*/*.npy")):
+        raise ConfigError(f"{run} is an index, and the model comes first: jaxgen ask {index} {run}")
 
 
 def calibrate(

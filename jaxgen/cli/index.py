@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,6 +91,8 @@ def index(
     except DataError as error:
         text = str(error).replace("data.on_bad_record=skip", "--on-bad-record skip")
         raise DataError(re.sub(r"data\.files ", "", text)) from error
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("field=", "--field ")) from error
     rows = [("index", out), ("documents", f"{built.documents:,}")]
     rows += [("passages", f"{built.passages:,}")]
     if encoder is not None:
@@ -118,8 +121,12 @@ def search(
         jaxgen search docs.index "raise" --method bm25 --passages 3 --json
     """
     opened = open_index(index, encoder, verify)
-    for words in inputs.texts(question, None):
-        hits = opened.search(words, count, method=method, exact=exact)
+    for heading, words in headed(inputs.texts(question, None)):
+        try:
+            hits = opened.search(words, count, method=method, exact=exact)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("method=", "--method ")) from error
+        outputs.put([heading * (not json)])
         if not hits:
             terminal.say(f"no passage of the index fits {words!r:.80}")
         for hit in hits:
@@ -128,6 +135,15 @@ def search(
                 continue
             where = f"{hit.document}:{hit.start}-{hit.end}"
             outputs.put([f"{hit.score:.4f}  {where}\n{_indented(hit.shown)}\n\n"])
+
+
+def headed(questions: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (heading, question) of each; of a single one the heading is empty."""
+    several = len(questions)
+    return [
+        (f"=== {n} of {several}: {question}\n" if several > 1 else "", question)
+        for n, question in enumerate(questions, 1)
+    ]
 
 
 def open_index(home: str, encoder: str | None = None, verify: Literal["full", "off"] = "full"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ import numpy as np
 from jaxgen.decoding.chain import chain
 from jaxgen.decoding.processors.structure import trie
 from jaxgen.errors import ConfigError
-from jaxgen.knowledge import folder
+from jaxgen.knowledge import bm25, folder
 from jaxgen.knowledge.index import COUNT, Hit, Index
 from jaxgen.knowledge.passages import HEADINGS, sentences
 from jaxgen.pretrained.chat_template import Message, has_chat_template
@@ -30,6 +32,7 @@ ASK = (
 QUOTE = '\n\nThe passages say: "'  # what a quote is copied after
 SENTENCE = 300  # characters of a quote at most
 LENGTH = 128  # tokens of it at most
+NEARLY = 0.8  # of what the best quote shares with the answer, that the model may copy instead
 
 
 class Citation(NamedTuple):
@@ -196,7 +199,11 @@ def _prompt(session: Session, question: str, hits: Sequence[Hit]) -> tuple[Text,
 def _quoted(
     session: Session, index: Index, prompt: Text, text: str, hits: Sequence[Hit], quotes: int
 ) -> list[Citation]:
-    """Return sentences of the passages, each copied token by token after the answer."""
+    """Return sentences of the passages, each copied token by token after the answer.
+
+    Those that share most with the answer are left to the model to choose from; none where no
+    sentence has a word of it that others lack.
+    """
     encode, stop = session.tokenizer.encode, session.tokenizer.special.eos
     if stop is None:
         raise ConfigError("quotes need a tokenizer with an end of text; ask with quotes=0")
@@ -211,15 +218,32 @@ def _quoted(
                 spans.setdefault(ids, place)
     read = [*session.ids(prompt), *encode(text + QUOTE)]
     citations: list[Citation] = []
-    while spans and len(citations) < quotes:
-        ids = _copied(session, read, list(spans), stop)
+    shared = _shared(text, {ids: place.quote for ids, place in spans.items()})
+    while shared and len(citations) < quotes:
+        best = max(shared.values())
+        fitting = [ids for ids, weight in shared.items() if weight >= NEARLY * best]
+        ids = _copied(session, read, fitting, stop)
         if ids is None:
             break
-        citations.append(spans.pop(ids))
+        citations.append(spans[ids])
+        del shared[ids]
         read = [*read, *ids, *encode(f'"{QUOTE}')]
     for citation in citations:
         assert is_verified(index, citation), citation
     return citations
+
+
+def _shared(answer: str, quotes: Mapping[tuple[int, ...], str]) -> dict[tuple[int, ...], float]:
+    """Return how much quotes share with an answer: its words, weighed by how rare they are."""
+    of = {ids: set(bm25.words(quote)) for ids, quote in quotes.items()}
+    counts = Counter(word for some in of.values() for word in some)
+    rare = {word for word, count in counts.items() if count <= max(len(of) / 2, 1)}
+    own = rare & set(bm25.words(answer))
+    weights = {
+        ids: sum(math.log1p(len(of) / counts[word]) for word in some & own)
+        for ids, some in of.items()
+    }
+    return {ids: weight for ids, weight in weights.items() if weight}
 
 
 def _copied(

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxgen.data.corpus import listed
 from jaxgen.data.document import Document
 from jaxgen.data.reading import documents
-from jaxgen.data.settings import DataSettings
+from jaxgen.data.settings import FIELD, DataSettings
 from jaxgen.data.sources import RECORDS, kind_of, text_below
 from jaxgen.data.streams import Tally
 from jaxgen.errors import ConfigError, DataError
@@ -47,6 +48,7 @@ def read_documents(
                 )
         if not Path(word).exists() and not any(c in word for c in "*?["):
             raise DataError(f"{word} does not exist; correct the path of the documents")
+    _check_field(field, words)
     settings = DataSettings(files=tuple(words), field=field, on_bad_record=on_bad_record)
     tally = Tally()
     names, texts, table, begin = list[bytes](), list[bytes](), list[list[int]](), 0
@@ -62,12 +64,24 @@ def read_documents(
         begin += len(raw)
     if left_out:
         warnings.warn(f"left out as empty or no text: {listed(left_out)}", stacklevel=3)
+        if any(path.suffix.lower() == ".pdf" for path in left_out):
+            warnings.warn("PDF is not read: make text of it first (pdftotext)", stacklevel=3)
     if tally.skipped:
-        said = ", ".join(f"{count} of {what}" for what, count in tally.skipped.items())
+        said = ", ".join(f"{count} ({what})" for what, count in tally.skipped.items())
         warnings.warn(f"left out: {said}", stacklevel=3)
     if not table:
         raise DataError(f"{words[0]} holds no text that can be searched; give other documents")
     return names, texts, np.asarray(table, np.int64)
+
+
+def _check_field(field: str, words: Sequence[str]) -> None:
+    """Raise ConfigError for a field where no document has any."""
+    globs = (Path(path) for word in words for path in (glob(word, recursive=True) or [word]))
+    found = (one for path in globs for one in (text_below(path)[0] if path.is_dir() else [path]))
+    if field != FIELD and not any(kind_of(path) in RECORDS for path in found):
+        raise ConfigError(
+            f"field={field} has no effect: no document is a .jsonl or .parquet file; drop it"
+        )
 
 
 def _named(read: Iterator[Document]) -> Iterator[tuple[str, str]]:

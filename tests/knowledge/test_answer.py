@@ -39,7 +39,16 @@ def ask(session, opened, question, **more):
     return answer.ask(session, opened, question, max_new_tokens=4, temperature=0.0, **more)
 
 
-def test_every_citation_stands_in_its_document(session, opened, docs):
+SAID = "A heron stands in water and eats fish, but does it sing? Owls hunt at night, they say."
+
+
+@pytest.fixture
+def fluent(monkeypatch, session):
+    """What an untrained model would say if it could."""
+    monkeypatch.setattr(type(session), "generate", lambda *args, **more: SAID)
+
+
+def test_every_citation_stands_in_its_document(session, opened, docs, fluent):
     said = ask(session, opened, QUESTION, quotes=3, count=3)
     assert len(said.citations) == 3 == len({one.quote for one in said.citations})
     for one in said.citations:
@@ -52,6 +61,20 @@ def test_every_citation_stands_in_its_document(session, opened, docs):
     every = ask(session, opened, "owls hunt", quotes=9, count=1)
     assert every.hits[0].text.startswith("#") and every.citations
     assert not any(one.quote.startswith("#") for one in every.citations)
+
+
+def test_the_quote_is_the_sentence_that_shares_most_with_the_answer(opened, session):
+    hits = opened.search("heron water owls hunt eats", 9)
+    for answered, quoted in (
+        ("It eats fish, I think.", "It eats fish!"),
+        ("Water: there a heron stands.", "A heron stands in the water."),
+        ("Owls hunt at night, as they say.", "Owls hunt at night."),
+        ("Bananas are yellow.", None),
+    ):
+        found = answer._quoted(session, opened, QUESTION, answered, hits, 1)
+        assert [one.quote.strip() for one in found] == ([] if quoted is None else [quoted]), (
+            answered
+        )
 
 
 def test_passages_that_leave_no_room_are_left_out(session, opened):
@@ -99,7 +122,7 @@ def test_a_threshold_tells_what_is_there_from_what_is_not(session, docs, tmp_pat
             answer.calibrate(opened, wrong)
 
 
-def test_the_verbs_ask_and_calibrate(home, docs, tmp_path, capsys):
+def test_the_verbs_ask_and_calibrate(home, docs, tmp_path, capsys, fluent):
     place = str(tmp_path / "index")
     index.build([docs], place, size=60, overlap=0)
     few = ["--max-new-tokens", "4", "--temperature", "0"]
@@ -113,6 +136,11 @@ def test_the_verbs_ask_and_calibrate(home, docs, tmp_path, capsys):
     assert "1.0000" in capsys.readouterr().out
     assert app.main(["ask", str(home), place, "walrus granite cake oven", *few]) == 0
     assert answer.NOT_THERE in capsys.readouterr().out
+    assert app.main(["ask", str(home), place, "granite", "owls", *few, "--verify", "off"]) == 0
+    shown = capsys.readouterr().out
+    assert "=== 1 of 2: granite\n" in shown and "=== 2 of 2: owls\n" in shown
+    assert app.main(["ask", place, str(home), "x"]) == 2
+    assert f"is an index, and the model comes first: jaxgen ask {home}" in capsys.readouterr().err
     wrong = {
         ("ask", str(home), place, " "): 2,
         ("ask", str(home), str(home), "x"): 4,

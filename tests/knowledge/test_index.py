@@ -89,7 +89,7 @@ def test_a_field_of_records_is_read_and_a_bad_record_is_left_out_if_asked(tmp_pa
     (tmp_path / "a.jsonl").write_text('{"body": "Gold is rare."}\n{"body": \n')
     with pytest.raises(DataError, match="on_bad_record=skip"):
         index.build([tmp_path / "a.jsonl"], tmp_path / "index", field="body")
-    with pytest.warns(UserWarning, match="left out: 1 of "):
+    with pytest.warns(UserWarning, match=r"left out: 1 \(not JSON\)"):
         index.build([tmp_path / "a.jsonl"], tmp_path / "index", field="body", on_bad_record="skip")
     (hit,) = index.open_index(tmp_path / "index").search("gold")
     assert hit.text == "Gold is rare."
@@ -195,6 +195,14 @@ def test_the_verbs_index_and_search(docs, encoder, tmp_path, monkeypatch, capsys
     assert row["text"] == text_of(row["document"])[row["start"] : row["end"]]
     assert app.main(["search", "i", "zzzz", "--method", "bm25"]) == 0
     assert "no passage of the index fits 'zzzz'" in capsys.readouterr().err
+    assert app.main(["search", "i", "heron", "granite", "--method", "bm25"]) == 0
+    assert "=== 2 of 2: granite\n" in capsys.readouterr().out
+    assert app.main(["index", str(docs), "--out", "w", "--field", "text"]) == 0
+    capsys.readouterr()
+    assert app.main(["search", "w", "heron", "--method", "dense"]) == 2
+    assert "--method dense needs vectors" in capsys.readouterr().err
+    assert app.main(["index", str(docs / "birds.md"), "--out", "w", "--field", "body"]) == 2
+    assert "--field body has no effect: no document is a .jsonl" in capsys.readouterr().err
     wrong = {
         ("search", "i", " "): 2,
         ("search", "absent", "x"): 4,
